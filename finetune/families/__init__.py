@@ -1,0 +1,36 @@
+"""Every model family this project knows. To add one: one file here, and one line in ``FAMILIES``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.families.base import Encoded, Family, ImageTokens, ModulePaths, attention_modules, bare_model
+from finetune.families.qwen_vl import QwenVLFamily
+
+FAMILIES: tuple[Family, ...] = (QwenVLFamily(),)
+
+__all__ = [
+    "FAMILIES",
+    "Encoded",
+    "Family",
+    "ImageTokens",
+    "ModulePaths",
+    "attention_modules",
+    "bare_model",
+    "family_of",
+]
+
+
+def family_of(config: Any) -> Family:
+    """The family that a configuration belongs to.
+
+    Raises ValueError where no family knows it, with the model type found and the families there are.
+    """
+    for family in FAMILIES:
+        if family.matches(config):
+            return family
+    raise ValueError(
+        f"no known model family for a configuration of type {getattr(config, 'model_type', None)!r} "
+        f"(known: {', '.join(family.name for family in FAMILIES)}); "
+        "a family is one file in finetune/families/ and one line in its __init__.py"
+    )

@@ -1,0 +1,120 @@
+"""What a model family is: where its parts are, how it reads a conversation, where its images lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from finetune.conversation import Conversation
+
+
+@dataclass(frozen=True)
+class ModulePaths:
+    """Dotted names of a family's parts inside the bare (not PEFT-wrapped) model.
+
+    ``language_layers`` and ``vision_layers`` are ModuleLists; ``*_attention`` is the attribute, inside one
+    layer, of the module that calls the attention interface. ``connector_attention`` is the full dotted name of
+    the cross-attention of a resampler, or None where the connector has no attention.
+    """
+
+    language: tuple[str, ...]
+    language_layers: str
+    language_attention: str
+    vision: tuple[str, ...]
+    vision_layers: str
+    vision_attention: str
+    connector: tuple[str, ...]
+    connector_attention: str | None
+    never_trained: tuple[str, ...] = ()  # parameters that are tables, not weights (fixed position tables)
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Where one image lies in the token sequence and which pixels of the original image each cell stands for.
+
+    positions           Int[tokens]: index in the sequence of each of the image's tokens, in order
+    grid                (rows, columns) of cells
+    cell_boxes_pixels   Float[rows * columns, 4]: x0 y0 x1 y1 of each cell, row-major, in original pixels
+    image_size_pixels   (width, height) of the original image
+    through_connector   True: tokens are a resampler's queries, cells are patches, and a row over tokens becomes
+                        a row over cells by composing it with the connector's attention [tokens, cells].
+                        False: token i is cell i.
+    """
+
+    positions: np.ndarray
+    grid: tuple[int, int]
+    cell_boxes_pixels: np.ndarray
+    image_size_pixels: tuple[int, int]
+    through_connector: bool
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as the model reads it.
+
+    input_ids      Int[tokens]
+    labels         Int[tokens], -100 where not trained on
+    turn_spans     for each turn, (start, end) of its content's tokens (role header and terminator excluded)
+    images         one ImageTokens for each image, in order
+    media          tensors that the collator concatenates on their first axis (pixel_values, ...)
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    turn_spans: tuple[tuple[int, int], ...]
+    images: tuple[ImageTokens, ...] = ()
+    media: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Family(Protocol):
+    """The questions that the rest of the project asks of a family; one implementation is one file."""
+
+    name: str
+    paths: ModulePaths
+    lora_targets: tuple[str, ...]  # default suffixes of LoRA targets, inside ``paths.language`` only
+
+    def matches(self, config: Any) -> bool:
+        """Is this configuration of this family? Decided by what it says, never by a path or a name."""
+
+    def encode(
+        self, processor: Any, conversation: Conversation, *, add_generation_prompt: bool = False
+    ) -> Encoded:
+        """Read one conversation; with ``add_generation_prompt`` it ends where an answer would begin."""
+
+    def load_image(self, ref: Any) -> Any:
+        """Open one image as the family does, with an error that names it."""
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The transformers model below PEFT and distributed wrappers."""
+    while True:
+        if hasattr(model, "get_base_model"):  # PeftModel
+            model = model.get_base_model()
+        elif model.__class__.__name__ in ("DistributedDataParallel", "DeepSpeedEngine", "OptimizedModule"):
+            model = getattr(model, "module", None) or model._orig_mod
+        else:
+            return model
+
+
+def attention_modules(model: nn.Module, family: Family) -> dict[str, nn.Module]:
+    """Every module that attends, by the name under which its rows are reported.
+
+    ``layer_N`` language layers, ``visual_attn`` the connector's cross-attention, ``vision_layer_N`` the tower.
+    """
+    return dict(_attention_modules(bare_model(model), family.paths))
+
+
+def _attention_modules(model: nn.Module, paths: ModulePaths) -> Iterator[tuple[str, nn.Module]]:
+    for index, layer in enumerate(model.get_submodule(paths.language_layers)):  # type: ignore[arg-type]
+        yield f"layer_{index}", layer.get_submodule(paths.language_attention)
+    if paths.connector_attention is not None:
+        yield "visual_attn", model.get_submodule(paths.connector_attention)
+    for index, layer in enumerate(model.get_submodule(paths.vision_layers)):  # type: ignore[arg-type]
+        yield f"vision_layer_{index}", layer.get_submodule(paths.vision_attention)
