@@ -1,0 +1,82 @@
+"""The small vocabulary, in the file format of `qwen.tiktoken`.
+
+A line holds a token's bytes in base64 and its rank. The 256 single bytes come first, in the order of the published
+file, so that any text can be encoded; then the merges, learned from the words of the demo until each is one token.
+The 217 special tokens follow the ranks and stand in no file.
+"""
+
+import base64
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import regex
+
+from finetune.demo.questions import SEPARATOR, all_texts
+
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Qwen's pre-tokenisation; merges never cross its pieces."""
+
+N_SPECIAL = 217
+"""<|endoftext|> <|im_start|> <|im_end|>, <|extra_0|> to <|extra_204|>, and the nine of images, boxes and references."""
+IMAGE_START = 3 + 205 + 6
+"""Position of <img> among the special tokens."""
+
+CHAT_WORDS = (
+    "system", "user", "assistant", "You are a helpful assistant.", "Picture 1: ", "Picture 2: ", "\n", "\n\n"
+)  # fmt: skip
+
+
+def byte_order() -> list[bytes]:
+    """The 256 bytes in the order of the published file: the printable ones first."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [bytes([byte]) for byte in (*printable, *(byte for byte in range(256) if byte not in printable))]
+
+
+def learn_ranks(texts: Iterable[str]) -> list[bytes]:
+    """Tokens by rank: the bytes, then byte pairs merged by frequency until every word of `texts` is one token.
+
+    Words are the pieces of Qwen's pattern; `|` in a text splits further and is no part of it.
+    Ties are broken by the bytes, so the result depends on the texts alone.
+    """
+    words = Counter(
+        piece.encode() for text in texts for part in text.split(SEPARATOR) for piece in regex.findall(SPLIT_PATTERN, part)
+    )
+    split = {word: [bytes([byte]) for byte in word] for word in words}
+    ranks = byte_order()
+    while True:
+        pairs: Counter[tuple[bytes, bytes]] = Counter()
+        for word, parts in split.items():
+            for pair in zip(parts, parts[1:], strict=False):
+                pairs[pair] += words[word]
+        if not pairs:
+            return ranks
+        first, second = max(pairs, key=lambda pair: (pairs[pair], pair))
+        ranks.append(first + second)
+        for word, parts in split.items():
+            split[word] = _merge(parts, first, second)
+
+
+def _merge(parts: list[bytes], first: bytes, second: bytes) -> list[bytes]:
+    merged: list[bytes] = []
+    for part in parts:
+        if merged and merged[-1] == first and part == second:
+            merged[-1] = first + second
+        else:
+            merged.append(part)
+    return merged
+
+
+def demo_ranks() -> list[bytes]:
+    """The demo's own vocabulary."""
+    return learn_ranks([*CHAT_WORDS, *all_texts()])
+
+
+def write_ranks(ranks: list[bytes], path: Path) -> None:
+    """Writes the file, atomically."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ranks)))
+    os.replace(temporary, path)
