@@ -1,0 +1,422 @@
+"""The probe picture: base | now | difference over the dimmed original, for one probe. Drawn with PIL alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+
+from diagnostics.fonts import drawable, text_font
+
+Box = tuple[float, float, float, float]
+
+# One width for every picture, so that thumbnails line up; type is sized to be read at a third of it.
+WIDTH, MARGIN, GUTTER = 1080, 24, 18
+PANEL = (WIDTH - 2 * MARGIN - 2 * GUTTER) // 3
+PANEL_HEIGHT_MAX = 400
+INK, SOFT, FAINT, PAPER = (28, 30, 36), (98, 103, 115), (221, 224, 230), (255, 255, 255)
+GOOD, BAD = (20, 122, 88), (190, 62, 40)
+LESS, MORE = (64, 156, 255), (255, 138, 51)  # difference: looks less, looks more; told apart by the colour-blind
+
+
+class RegionReading(NamedTuple):
+    """What one region drew in one layer: share of the attention to the image, and the same over its area."""
+
+    region: str
+    mass_before: float
+    mass_after: float
+    enrichment_before: float
+    enrichment_after: float
+
+
+@dataclass(frozen=True)
+class CellMap:
+    """Attention over the cells of one image.
+
+    density            Float[rows * columns]: times the even share; 1 is what looking everywhere alike gives
+    grid               (rows, columns)
+    boxes_pixels       Float[rows * columns, 4]: x0 y0 x1 y1 of each cell in pixels of the original
+    """
+
+    density: np.ndarray
+    grid: tuple[int, int]
+    boxes_pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """One key layer of one probe: its maps before and now, and the readings printed below them."""
+
+    layer: int
+    before: CellMap
+    after: CellMap
+    readings: tuple[RegionReading, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one model answered: its own words ("" where it was not asked) and log p(answer) - log p(foil)."""
+
+    said: str
+    margin_nats: float | None
+
+
+@dataclass(frozen=True)
+class ProbeSheet:
+    """Everything written and drawn on one probe's picture.
+
+    picture       the original image, any size
+    regions       name → boxes in pixels of the original; the first is the one that is judged
+    base_step, step   training steps of the two models
+    """
+
+    probe_id: str
+    group: str
+    picture: Image.Image
+    question: str
+    answer: str
+    foil: str | None
+    regions: Mapping[str, Sequence[Box]]
+    base_step: int
+    step: int
+    before: Outcome
+    after: Outcome
+
+
+class Scale(NamedTuple):
+    """Where the colours end: ``top`` times the even share, shared by base and now, and ± ``swing`` for the
+    difference; ``peak`` is the highest cell of both maps, which may lie beyond the colours."""
+
+    top: float
+    swing: float
+    peak: float
+
+
+def shared_scale(before: CellMap, after: CellMap) -> Scale:
+    """One colour scale for base and now, fixed by both.
+
+    It ends at the larger 99th percentile of the two maps, not at the maximum: one sink cell would otherwise
+    leave everything else black. At least 2 (twice the even share), so that noise over an even map stays dark.
+    """
+    both = [before.density, after.density]
+    difference = np.abs(after.density - before.density)
+    return Scale(
+        top=float(max(2.0, *(np.percentile(values, 99) for values in both))),
+        swing=float(max(1.0, np.percentile(difference, 99))),
+        peak=float(max(values.max() for values in both)),
+    )
+
+
+def draw_probe(sheet: ProbeSheet, layers: Sequence[LayerMaps]) -> Image.Image:
+    """Base | now | difference, one row for each of ``layers``, under one header and over one caption.
+
+    With one layer it is the TensorBoard picture, with all key layers the archive picture. The picture is
+    1080 pixels wide; its height follows from the image's aspect ratio and the caption's length.
+
+    Raises:
+        ValueError: no layer, or Chinese to be written and no font that has it.
+    """
+    if not layers:
+        raise ValueError(f"probe {sheet.probe_id}: no key layer to draw; expected at least one")
+    pen = _Pen(text_font("".join(_words(sheet))))
+    panel = _panel_size(sheet.picture.size)
+    dimmed = dim(sheet.picture, panel)
+    parts = [_header(sheet, layers, pen)]
+    parts += [_layer_row(sheet, maps, dimmed, pen, titled=len(layers) > 1) for maps in layers]
+    parts.append(_caption(sheet, pen))
+    page = Image.new("RGB", (WIDTH, sum(part.height for part in parts)), PAPER)
+    top = 0
+    for part in parts:
+        page.paste(part, (0, top))
+        top += part.height
+    return page
+
+
+def encode_png(picture: Image.Image, *, colours: int = 256) -> bytes:
+    """PNG bytes with a palette of ``colours``: about a quarter of the size of true colour, no visible banding
+    at the sizes these pictures are looked at."""
+    buffer = io.BytesIO()
+    picture.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(
+        buffer, format="PNG", compress_level=6
+    )
+    return buffer.getvalue()
+
+
+def dim(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The original at ``size`` (width, height), greyed and darkened so that the map over it can be read."""
+    small = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return ImageEnhance.Brightness(ImageEnhance.Color(small).enhance(0.35)).enhance(0.5)
+
+
+def cells_to_pixels(
+    cells: CellMap, values: Float[np.ndarray, "cells"], image_size: tuple[int, int], size: tuple[int, int]
+) -> Float[np.ndarray, "height width"]:
+    """``values`` of the cells laid over a picture drawn at ``size`` (width, height), smoothly between centres.
+
+    ``image_size`` is (width, height) of the original, in whose pixels the boxes are. Cells outside the image
+    (a padded border) are cut away, and parts of the image that no cell covers are 0.
+    """
+    rows, columns = cells.grid
+    left, top = cells.boxes_pixels[:, :2].min(axis=0)
+    right, bottom = cells.boxes_pixels[:, 2:].max(axis=0)
+    across, down = size[0] / image_size[0], size[1] / image_size[1]
+    extent = (max(1, round((right - left) * across)), max(1, round((bottom - top) * down)))
+    grid = Image.fromarray(np.ascontiguousarray(values.reshape(rows, columns), dtype=np.float32), mode="F")
+    canvas = Image.new("F", size, 0.0)
+    canvas.paste(grid.resize(extent, Image.Resampling.BILINEAR), (round(left * across), round(top * down)))
+    return np.asarray(canvas)
+
+
+def heat_over(
+    dimmed: Image.Image, pixels: Float[np.ndarray, "height width"], top: float
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The map in colour over the dimmed picture: 0 leaves the picture, ``top`` and more is brightest."""
+    level = np.clip(pixels / top, 0.0, 1.0)
+    colour = heat_colours()[(level * 255).astype(np.uint8)]
+    return _blend(np.asarray(dimmed), colour, 0.9 * level**0.7)
+
+
+def difference_over(
+    dimmed: Image.Image, pixels: Float[np.ndarray, "height width"], swing: float
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The difference over the dimmed picture: blue looks less, orange looks more, 0 leaves the picture."""
+    level = np.clip(pixels / swing, -1.0, 1.0)
+    colour = np.where(level[..., None] < 0, LESS, MORE)
+    return _blend(np.asarray(dimmed), colour, 0.9 * np.abs(level) ** 0.8)
+
+
+@lru_cache(maxsize=1)
+def heat_colours() -> UInt8[np.ndarray, "256 3"]:
+    """Matplotlib's inferno without its black end: perceptually even, and safe for the colour-blind."""
+    return (matplotlib.colormaps["inferno"](np.linspace(0.22, 1.0, 256))[:, :3] * 255).astype(np.uint8)
+
+
+def _blend(below: np.ndarray, above: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+    return (below + opacity[..., None] * (above - below.astype(np.float32))).round().astype(np.uint8)
+
+
+class _Pen:
+    """Text of one font in several sizes, with what the font lacks spelled out."""
+
+    def __init__(self, font: Path) -> None:
+        self.font = font
+
+    def write(
+        self,
+        draw: ImageDraw.ImageDraw,
+        at: tuple[float, float],
+        text: str,
+        size: int,
+        colour: tuple[int, int, int] = INK,
+        anchor: str = "la",
+    ) -> float:
+        """Write one line and return where it ends on the right."""
+        text = drawable(text, self.font)
+        face = _face(self.font, size)
+        draw.text(at, text, font=face, fill=colour, anchor=anchor)
+        return at[0] + (face.getlength(text) if anchor[0] == "l" else 0)
+
+    def width(self, text: str, size: int) -> float:
+        return _face(self.font, size).getlength(drawable(text, self.font))
+
+    def fit(self, text: str, size: int, width: float) -> str:
+        """``text`` cut to ``width`` pixels, with an ellipsis where something is missing."""
+        text = " ".join(text.split())
+        if self.width(text, size) <= width:
+            return text
+        while text and self.width(text + "…", size) > width:
+            text = text[: -max(1, len(text) // 12)]
+        return text + "…"
+
+
+@lru_cache(maxsize=32)
+def _face(font: Path, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(font), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _words(sheet: ProbeSheet) -> tuple[str, ...]:
+    texts = (sheet.probe_id, sheet.group, sheet.question, sheet.answer, sheet.foil or "", *sheet.regions)
+    return (*texts, sheet.before.said, sheet.after.said)
+
+
+def _panel_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    width, height = image_size
+    scale = min(PANEL / width, PANEL_HEIGHT_MAX / height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _header(sheet: ProbeSheet, layers: Sequence[LayerMaps], pen: _Pen) -> Image.Image:
+    part = Image.new("RGB", (WIDTH, 104), PAPER)
+    draw = ImageDraw.Draw(part)
+    which = f"layer {layers[0].layer}" if len(layers) == 1 else f"{len(layers)} key layers"
+    right = f"{which}  ·  step {sheet.step}"
+    room = WIDTH - 2 * MARGIN - pen.width(right, 28) - 30
+    title = pen.fit(sheet.probe_id, 32, room)
+    end = pen.write(draw, (MARGIN, 42), title, 32, anchor="ls")
+    group = pen.fit(sheet.group, 24, room - (end - MARGIN) - 18) if end + 120 < MARGIN + room else ""
+    pen.write(draw, (end + 18, 42), group, 24, SOFT, anchor="ls")
+    pen.write(draw, (WIDTH - MARGIN, 42), right, 28, SOFT, anchor="rs")
+    draw.line((MARGIN, 58, WIDTH - MARGIN, 58), fill=FAINT, width=2)
+    base = "base" if sheet.base_step == 0 else f"base · step {sheet.base_step}"
+    for column, name in enumerate((base, "now", "difference")):
+        pen.write(draw, (_column(column), 92), name, 26, anchor="ls")
+    return part
+
+
+def _layer_row(
+    sheet: ProbeSheet, maps: LayerMaps, dimmed: Image.Image, pen: _Pen, *, titled: bool
+) -> Image.Image:
+    """Three panels, their region readings below, and the colour bars with their numbers."""
+    size = dimmed.size
+    scale = shared_scale(maps.before, maps.after)
+    laid = [
+        cells_to_pixels(maps.before, maps.before.density, sheet.picture.size, size),
+        cells_to_pixels(maps.after, maps.after.density, sheet.picture.size, size),
+    ]
+    panels = [heat_over(dimmed, pixels, scale.top) for pixels in laid]
+    panels.append(difference_over(dimmed, laid[1] - laid[0], scale.swing))
+    above = 40 if titled else 4
+    part = Image.new("RGB", (WIDTH, above + size[1] + 128), PAPER)
+    draw = ImageDraw.Draw(part)
+    if titled:
+        pen.write(draw, (MARGIN, 28), f"layer {maps.layer}", 26, SOFT, anchor="ls")
+    for column, panel in enumerate(panels):
+        picture = Image.fromarray(panel)
+        _draw_regions(picture, sheet, pen, named=column == 0)
+        part.paste(picture, (_column(column) + (PANEL - size[0]) // 2, above))
+    _write_readings(draw, maps.readings[:1], above + size[1] + 34, pen)
+    _colour_bars(part, draw, scale, above + size[1] + 64, pen)
+    return part
+
+
+def _draw_regions(picture: Image.Image, sheet: ProbeSheet, pen: _Pen, *, named: bool) -> None:
+    """Outline every box: the judged region in white, the others thinner and fainter; dark beneath for contrast."""
+    draw = ImageDraw.Draw(picture)
+    across, down = picture.width / sheet.picture.width, picture.height / sheet.picture.height
+    for rank, (name, boxes) in reversed(list(enumerate(sheet.regions.items()))):
+        colour, line = ((255, 255, 255), 3) if rank == 0 else ((176, 182, 194), 1)
+        for x0, y0, x1, y1 in boxes:
+            box = (x0 * across, y0 * down, x1 * across - 1, y1 * down - 1)
+            draw.rectangle((box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1), outline=(0, 0, 0), width=line + 2)
+            draw.rectangle(box, outline=colour, width=line)
+        if named and rank == 0 and boxes:
+            x, y = boxes[0][0] * across, boxes[0][1] * down
+            _name_tag(draw, name, (x, y), picture.size, pen)
+
+
+def _name_tag(
+    draw: ImageDraw.ImageDraw, name: str, corner: tuple[float, float], size: tuple[int, int], pen: _Pen
+) -> None:
+    name = pen.fit(name, 20, size[0] - 14)
+    width = pen.width(name, 20) + 12
+    left = min(max(0.0, corner[0] - 1), size[0] - width)
+    top = corner[1] - 28 if corner[1] >= 28 else min(corner[1] + 4, size[1] - 26)
+    draw.rectangle((left, top, left + width, top + 26), fill=(255, 255, 255))
+    pen.write(draw, (left + 6, top + 20), name, 20, anchor="ls")
+
+
+def _write_readings(
+    draw: ImageDraw.ImageDraw, readings: Sequence[RegionReading], baseline: int, pen: _Pen
+) -> None:
+    for reading in readings:
+        gain = reading.mass_after - reading.mass_before
+        lines = (
+            (f"{reading.mass_before:.1%}", f"{reading.enrichment_before:.2f}× even share", INK),
+            (f"{reading.mass_after:.1%}", f"{reading.enrichment_after:.2f}× even share", INK),
+            (
+                f"{gain * 100:+.1f} points",
+                f"{reading.enrichment_after - reading.enrichment_before:+.2f}×",
+                INK if abs(gain) < 0.0005 else _darker(MORE) if gain > 0 else _darker(LESS),
+            ),
+        )
+        for column, (mass, enrichment, colour) in enumerate(lines):
+            end = pen.write(draw, (_column(column), baseline), mass, 28, colour, anchor="ls")
+            pen.write(draw, (end + 10, baseline), enrichment, 21, SOFT, anchor="ls")
+
+
+def _colour_bars(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top: int, pen: _Pen) -> None:
+    """One bar under base and now together, one under the difference; on the grey of a dimmed picture."""
+    wide = 2 * PANEL + GUTTER
+    ground = Image.new("RGB", (wide, 12), (62, 64, 70))
+    ramp = np.tile(np.linspace(0, scale.top, wide, dtype=np.float32), (12, 1))
+    part.paste(Image.fromarray(heat_over(ground, ramp, scale.top)), (_column(0), top))
+    swing = np.tile(np.linspace(-scale.swing, scale.swing, PANEL, dtype=np.float32), (12, 1))
+    part.paste(
+        Image.fromarray(difference_over(ground.crop((0, 0, PANEL, 12)), swing, scale.swing)), (_column(2), top)
+    )
+    beyond = f" (peak {scale.peak:.1f})" if scale.peak > scale.top * 1.05 else ""
+    below = top + 34
+    pen.write(draw, (_column(0), below), "0", 19, SOFT, anchor="ls")
+    pen.write(
+        draw, (_column(0) + wide / 2, below), "attention, times the even share", 19, SOFT, anchor="ms"
+    )
+    pen.write(draw, (_column(0) + wide, below), f"{scale.top:.1f}×{beyond}", 19, SOFT, anchor="rs")
+    pen.write(draw, (_column(2), below), f"-{scale.swing:.1f}× less", 19, SOFT, anchor="ls")
+    pen.write(draw, (_column(2) + PANEL, below), f"more +{scale.swing:.1f}×", 19, SOFT, anchor="rs")
+
+
+def _caption(sheet: ProbeSheet, pen: _Pen) -> Image.Image:
+    part = Image.new("RGB", (WIDTH, 168), PAPER)
+    draw = ImageDraw.Draw(part)
+    draw.line((MARGIN, 4, WIDTH - MARGIN, 4), fill=FAINT, width=2)
+    pen.write(draw, (MARGIN, 44), pen.fit(sheet.question, 27, WIDTH - 2 * MARGIN), 27, anchor="ls")
+    end = _labelled(draw, (MARGIN, 82), "right", sheet.answer, GOOD, pen)
+    if sheet.foil is not None:
+        _labelled(draw, (end + 36, 82), "wrong", sheet.foil, BAD, pen)
+    half = (WIDTH - 2 * MARGIN) // 2
+    for column, (name, outcome) in enumerate((("base", sheet.before), ("now", sheet.after))):
+        _answer_line(draw, (MARGIN + column * half, 138), name, outcome, half - 20, pen)
+    return part
+
+
+def _labelled(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[float, float],
+    label: str,
+    text: str,
+    colour: tuple[int, int, int],
+    pen: _Pen,
+) -> float:
+    end = pen.write(draw, at, label, 21, SOFT, anchor="ls")
+    return pen.write(draw, (end + 10, at[1]), pen.fit(text, 25, WIDTH * 0.4), 25, colour, anchor="ls")
+
+
+def _answer_line(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[float, float],
+    name: str,
+    outcome: Outcome,
+    width: int,
+    pen: _Pen,
+) -> None:
+    """A pill with the margin, green where the right answer leads, then what the model said."""
+    x, y = at
+    if outcome.margin_nats is None:
+        pill, colour = f"{name}", SOFT
+    else:
+        pill, colour = f"{name} {outcome.margin_nats:+.2f} nats", GOOD if outcome.margin_nats > 0 else BAD
+    wide = pen.width(pill, 23) + 28
+    draw.rounded_rectangle((x, y - 28, x + wide, y + 12), radius=20, fill=colour)
+    pen.write(draw, (x + 14, y), pill, 23, PAPER, anchor="ls")
+    said = f"“{outcome.said}”" if outcome.said else "not asked to answer"
+    room = width - wide - 14
+    pen.write(
+        draw, (x + wide + 14, y), pen.fit(said, 25, room), 25, INK if outcome.said else SOFT, anchor="ls"
+    )
+
+
+def _column(index: int) -> int:
+    return MARGIN + index * (PANEL + GUTTER)
+
+
+def _darker(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The same hue, dark enough to be read as text on paper."""
+    return tuple(round(channel * 0.68) for channel in colour)  # type: ignore[return-value]
