@@ -1,0 +1,95 @@
+"""QwenVLConfig: the configuration that published Qwen-VL checkpoints carry, read as it is."""
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+PUBLISHED_VISUAL: dict[str, Any] = {
+    "heads": 16,
+    "image_size": 448,
+    "image_start_id": 151857,
+    "layers": 48,
+    "mlp_ratio": 4.9231,
+    "output_dim": 4096,
+    "patch_size": 14,
+    "width": 1664,
+}
+PUBLISHED_N_QUERIES = 256  # published configurations leave n_queries out and mean this
+
+
+class QwenVLConfig(PreTrainedConfig):
+    """Qwen-VL (arXiv 2308.12966): a ViT, a one-layer resampler and the Qwen-7B language model.
+
+    ``visual`` keeps the shape of the published dictionary: ``heads image_size image_start_id layers mlp_ratio
+    output_dim patch_size width``, and ``n_queries`` (256 where it is left out). ``image_start_id`` is the id
+    of ``<img>``; ``</img>`` and ``<imgpad>`` follow it.
+
+    ``intermediate_size`` counts both branches of the gated MLP: each is half of it.
+    """
+
+    model_type = "qwen"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 151936
+    hidden_size: int = 4096
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    kv_channels: int = 128
+    intermediate_size: int = 22016
+    max_position_embeddings: int = 8192
+    seq_length: int = 2048
+    emb_dropout_prob: float = 0.0
+    attn_dropout_prob: float = 0.0
+    layer_norm_epsilon: float = 1e-6
+    initializer_range: float = 0.02
+    no_bias: bool = True
+    rotary_pct: float = 1.0
+    rotary_emb_base: float = 10000
+    use_dynamic_ntk: bool = True
+    use_logn_attn: bool = True
+    use_cache: bool = True
+    scale_attn_weights: bool = True
+    tie_word_embeddings: bool = False
+    visual: dict | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.visual = dict(PUBLISHED_VISUAL if self.visual is None else self.visual)
+        self.visual.setdefault("n_queries", PUBLISHED_N_QUERIES)
+        super().__post_init__(**kwargs)
+        self._check()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read a configuration file's dictionary; a text-only Qwen is refused here.
+
+        Qwen-7B and Qwen-VL share ``model_type: "qwen"``; what tells them apart is the ``visual`` dictionary.
+        """
+        if not isinstance(config_dict.get("visual"), dict):
+            where = config_dict.get("_name_or_path") or "this configuration"
+            raise ValueError(
+                f"{where}: found model_type 'qwen' without a 'visual' dictionary: a text-only Qwen, "
+                "which has no eyes to fine-tune. Expected a Qwen-VL checkpoint such as Qwen/Qwen-VL-Chat."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    def _check(self) -> None:
+        assert self.visual is not None
+        missing = sorted(set(PUBLISHED_VISUAL) - set(self.visual))
+        if missing:
+            raise ValueError(f"QwenVLConfig.visual: missing {missing}; found {sorted(self.visual)}")
+        if self.visual["output_dim"] != self.hidden_size:
+            raise ValueError(
+                f"QwenVLConfig.visual['output_dim'] is {self.visual['output_dim']}, expected hidden_size "
+                f"{self.hidden_size}: the resampler's output is written into the word embeddings"
+            )
+        for name, count in (("n_queries", self.visual["n_queries"]), ("patches", self.n_patches)):
+            if int(count**0.5) ** 2 != count:
+                raise ValueError(f"QwenVLConfig.visual: {name} is {count}, expected a square number")
+        if self.rotary_pct != 1.0:
+            raise ValueError(f"QwenVLConfig.rotary_pct is {self.rotary_pct}; Qwen-VL rotates whole heads (1.0)")
+
+    @property
+    def n_patches(self) -> int:
+        """Patches of one image, as the ViT sees it."""
+        assert self.visual is not None
+        return (self.visual["image_size"] // self.visual["patch_size"]) ** 2

@@ -1,0 +1,110 @@
+"""Qwen-VL's markup: ``<ref>``, ``<box>``, ``<quad>`` and ``<img>`` in text; boxes in thousandths of the image."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw
+
+_PARTS = re.compile(r"<(img|ref|box|quad)>(.*?)</\1>", re.DOTALL)
+_BOX = re.compile(
+    r"(?:<ref>(?P<ref>.*?)</ref>)?\s*"
+    r"(?P<boxes>(?:<box>\s*\(\s*\d+\s*,\s*\d+\s*\)\s*,\s*\(\s*\d+\s*,\s*\d+\s*\)\s*</box>)+)",
+    re.DOTALL,
+)
+_NUMBERS = re.compile(r"\d+")
+THOUSANDTHS = 1000
+_COLOURS = ("#e4572e", "#17bebb", "#ffc914", "#2e86ab", "#76b041", "#a23b72", "#f18f01", "#3b1f2b")
+
+
+class Box(NamedTuple):
+    """A box of the text: corners in [0, 1000), thousandths of the image; ``ref`` is the phrase it belongs to."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    ref: str | None = None
+
+    def to_pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Corners in pixels of an image of this size."""
+        return (
+            self.x0 * width / THOUSANDTHS,
+            self.y0 * height / THOUSANDTHS,
+            self.x1 * width / THOUSANDTHS,
+            self.y1 * height / THOUSANDTHS,
+        )
+
+    @classmethod
+    def from_pixels(
+        cls, box: Sequence[float], width: int, height: int, ref: str | None = None
+    ) -> "Box":
+        """Thousandths from pixels x0 y0 x1 y1, clipped to [0, 999].
+
+        Worked example: (112, 0, 224, 100) in a 448 × 200 image → (250, 0, 500, 500).
+        """
+        sizes = (width, height, width, height)
+        scaled = (min(max(int(v * THOUSANDTHS / size), 0), THOUSANDTHS - 1) for v, size in zip(box, sizes, strict=True))
+        return cls(*scaled, ref=ref)
+
+    def to_markup(self) -> str:
+        ref = "" if self.ref is None else f"<ref>{self.ref}</ref>"
+        return f"{ref}<box>({self.x0},{self.y0}),({self.x1},{self.y1})</box>"
+
+
+def parse_boxes(text: str) -> list[Box]:
+    """Every box in the text, with the phrase before it where there is one; a phrase may have several boxes."""
+    found = []
+    for match in _BOX.finditer(text):
+        for box in re.findall(r"<box>.*?</box>", match["boxes"], re.DOTALL):
+            found.append(Box(*map(int, _NUMBERS.findall(box)), ref=match["ref"]))
+    return found
+
+
+def draw_boxes(image: Image.Image, text: str, *, font: Any = None) -> Image.Image:
+    """A copy of the image with the text's boxes drawn on it, labelled with their phrases."""
+    drawn = image.convert("RGB")
+    draw = ImageDraw.Draw(drawn)
+    line = max(2, round(min(image.size) / 150))
+    colours: dict[str | None, str] = {}
+    for box in parse_boxes(text):
+        colour = colours.setdefault(box.ref, _COLOURS[len(colours) % len(_COLOURS)])
+        x0, y0, x1, y1 = box.to_pixels(*image.size)
+        draw.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=colour, width=line)
+        if box.ref:
+            draw.text((min(x0, x1) + line, min(y0, y1) + line), box.ref, fill=colour, font=font)
+    return drawn
+
+
+def from_list_format(items: Sequence[dict[str, Any]]) -> str:
+    """[{"image": "a.jpg"}, {"text": "find "}, {"ref": "the dog", "box": [[1,2,3,4]]}] → text with markup.
+
+    Raises ValueError naming the item that has none of the known keys.
+    """
+    text, n_images = "", 0
+    for number, item in enumerate(items):
+        if "image" in item:
+            n_images += 1
+            text += f"Picture {n_images}: <img>{item['image']}</img>\n"
+        elif "text" in item:
+            text += str(item["text"])
+        elif "box" in item:
+            text += f"<ref>{item['ref']}</ref>" if "ref" in item else ""
+            text += "".join(Box(*map(int, box)).to_markup() for box in item["box"])
+        else:
+            raise ValueError(f"item {number}: found keys {sorted(item)}, expected one of image, text, box (with ref)")
+    return text
+
+
+def to_list_format(text: str) -> list[dict[str, str]]:
+    """Text with markup as its parts, in order."""
+    parts: list[dict[str, str]] = []
+    start = 0
+    for match in _PARTS.finditer(text):
+        if match.start() > start:
+            parts.append({"text": text[start : match.start()]})
+        parts.append({{"img": "image"}.get(match[1], match[1]): match[2]})
+        start = match.end()
+    if start < len(text):
+        parts.append({"text": text[start:]})
+    return parts

@@ -1,0 +1,421 @@
+"""Qwen-VL for today's transformers: same names, same numbers as the model of 2023, no remote code."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from finetune.qwen_vl.configuration import QwenVLConfig
+from finetune.qwen_vl.visual import (
+    CrossAttention,
+    Resampler,
+    VisionBlock,
+    VisionTransformer,
+    attention_function,
+    sincos_table,
+)
+
+
+def ntk_alpha(length: int, seq_length: int) -> float:
+    """The dynamic NTK factor of a call of ``length`` tokens: 1 up to seq_length, then 3, 7, 15, … per doubling."""
+    return max(2 ** math.ceil(math.log(length / seq_length, 2) + 1) - 1, 1)
+
+
+def rotary_angles(
+    positions: Int[Tensor, "batch tokens"], config: QwenVLConfig, alpha: float
+) -> tuple[Float[Tensor, "batch 1 tokens width"], Float[Tensor, "batch 1 tokens width"]]:
+    """Cosine and sine of the rotary embedding, fp32.
+
+    Computed in each call and not kept: a cached table is state, and in the original its factor leaked from
+    evaluation into training.
+    """
+    width = config.kv_channels
+    base = config.rotary_emb_base * alpha ** (width / (width - 2))
+    exponents = torch.arange(0, width, 2, device=positions.device).float() / width
+    angles = positions[..., None].float() * (1.0 / (base**exponents))
+    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(
+    x: Float[Tensor, "batch heads tokens width"], cosine: Tensor, sine: Tensor
+) -> Float[Tensor, "batch heads tokens width"]:
+    first, second = x.float().chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (x.float() * cosine + turned * sine).type_as(x)
+
+
+def logn_scale(
+    positions: Int[Tensor, "batch tokens"], seq_length: int
+) -> Float[Tensor, "batch 1 tokens 1"]:
+    """log_seq_length(position + 1), at least 1: queries past the trained length are sharpened."""
+    return (torch.log(positions.float() + 1) / math.log(seq_length)).clamp(min=1.0)[:, None, :, None]
+
+
+class QwenVLRMSNorm(nn.Module):
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        return (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.epsilon)).type_as(x) * self.weight
+
+
+class QwenVLAttention(nn.Module):
+    is_causal = True
+    num_key_value_groups = 1
+
+    def __init__(self, config: QwenVLConfig, layer_index: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_index
+        self.head_dim = config.kv_channels
+        self.scaling = config.kv_channels**-0.5 if config.scale_attn_weights else 1.0
+        width = config.kv_channels * config.num_attention_heads
+        self.c_attn = nn.Linear(config.hidden_size, 3 * width)
+        self.c_proj = nn.Linear(width, config.hidden_size, bias=not config.no_bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens hidden"],
+        attention_mask: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+        logn: Tensor | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[Float[Tensor, "batch tokens hidden"], Tensor | None]:
+        query, key, value = (
+            part.unflatten(-1, (self.config.num_attention_heads, self.head_dim)).transpose(1, 2)
+            for part in self.c_attn(x).chunk(3, dim=-1)
+        )
+        query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if logn is not None:
+            query = query * logn.to(query.dtype)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        out, weights = attention_function(self.config)(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.config.attn_dropout_prob if self.training else 0.0,
+            **kwargs,
+        )
+        return self.c_proj(out.flatten(-2)), weights
+
+
+class QwenVLMLP(nn.Module):
+    def __init__(self, config: QwenVLConfig) -> None:
+        super().__init__()
+        hidden, bias = config.intermediate_size // 2, not config.no_bias
+        self.w1 = nn.Linear(config.hidden_size, hidden, bias=bias)
+        self.w2 = nn.Linear(config.hidden_size, hidden, bias=bias)
+        self.c_proj = nn.Linear(hidden, config.hidden_size, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.w1(x) * F.silu(self.w2(x)))  # w2 is the gate
+
+
+class QwenVLBlock(GradientCheckpointingLayer):
+    def __init__(self, config: QwenVLConfig, layer_index: int) -> None:
+        super().__init__()
+        self.ln_1 = QwenVLRMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.attn = QwenVLAttention(config, layer_index)
+        self.ln_2 = QwenVLRMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.mlp = QwenVLMLP(config)
+
+    def forward(self, x: Float[Tensor, "batch tokens hidden"], **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        attended, weights = self.attn(self.ln_1(x), **kwargs)
+        x = x + attended
+        return x + self.mlp(self.ln_2(x)), weights
+
+
+class QwenVLPreTrainedModel(PreTrainedModel):
+    config_class = QwenVLConfig
+    base_model_prefix = "transformer"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["QwenVLBlock", "VisionBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
+            init.normal_(module.weight, std=std)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, QwenVLRMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, CrossAttention):
+            init.normal_(module.in_proj_weight, std=std)
+            init.zeros_(module.in_proj_bias)
+        elif isinstance(module, Resampler):
+            n_queries, width = module.pos_embed.shape
+            init.copy_(module.pos_embed, sincos_table(width, int(n_queries**0.5)))
+            init.normal_(module.query, std=std)
+        elif isinstance(module, VisionTransformer):
+            width = module.positional_embedding.shape[1]
+            init.normal_(module.positional_embedding, std=width**-0.5)
+            init.normal_(module.proj, std=module.proj.shape[0] ** -0.5)
+
+
+class QwenVLModel(QwenVLPreTrainedModel):
+    """Everything but the language head: word embeddings, eye, and the language layers."""
+
+    def __init__(self, config: QwenVLConfig) -> None:
+        super().__init__(config)
+        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.drop = nn.Dropout(config.emb_dropout_prob)
+        self.h = nn.ModuleList(QwenVLBlock(config, i) for i in range(config.num_hidden_layers))
+        self.ln_f = QwenVLRMSNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.visual = VisionTransformer(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.wte = value
+
+    def image_slots(self, input_ids: Int[Tensor, "batch tokens"], n_images: int) -> Bool[Tensor, "batch tokens"]:
+        """Where image features go: the n_queries tokens after each ``<img>``.
+
+        Raises ValueError where images and pictures differ in number, or where a slot run is cut.
+        """
+        assert self.config.visual is not None
+        start_id, n_queries = self.config.visual["image_start_id"], self.config.visual["n_queries"]
+        # A slot may hold any id, but never <img>: the original writes bytes (ids below 256) or <imgpad> there.
+        rows, columns = (input_ids == start_id).nonzero(as_tuple=True)
+        if len(rows) != n_images:
+            raise ValueError(
+                f"input_ids hold {len(rows)} <img> tokens (id {start_id}) and pixel_values {n_images} images; "
+                "expected one picture for each <img>, in the order of the batch"
+            )
+        slots = torch.zeros_like(input_ids, dtype=torch.bool)
+        if n_images == 0:
+            return slots
+        ends = columns + n_queries + 1
+        inside = ends < input_ids.shape[1]
+        closed = inside & (input_ids[rows, ends.clamp(max=input_ids.shape[1] - 1)] == start_id + 1)
+        if not bool(closed.all()):
+            row, column = (int(x[~closed][0]) for x in (rows, columns))
+            raise ValueError(
+                f"input_ids[{row}]: the image at token {column} is cut: expected </img> (id {start_id + 1}) "
+                f"{n_queries + 1} tokens after <img>; a sequence must never be truncated inside an image"
+            )
+        offsets = torch.arange(1, n_queries + 1, device=input_ids.device)
+        slots[rows[:, None], columns[:, None] + offsets] = True
+        return slots
+
+    def _embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> Float[Tensor, "batch tokens hidden"]:
+        embeddings = self.wte(input_ids)
+        slots = self.image_slots(input_ids, 0 if pixel_values is None else len(pixel_values))
+        if pixel_values is not None and len(pixel_values):
+            features = self.visual(pixel_values).to(embeddings.dtype)
+            # Out of place: under LoRA the embeddings are a leaf that requires grad.
+            return embeddings.masked_scatter(slots[..., None], features)
+        if self._eye_must_run():
+            size = self.visual.image_size
+            blank = torch.zeros(1, 3, size, size, device=embeddings.device, dtype=embeddings.dtype)
+            return embeddings + 0.0 * self.visual(blank).sum().to(embeddings.dtype)
+        return embeddings
+
+    def _eye_must_run(self) -> bool:
+        """A training batch without an image must still touch every trained parameter of the eye.
+
+        Otherwise ranks with and without images wait for different gradients (ZeRO, DDP), and under ZeRO-3,
+        where weights are gathered as they are used, for different weights.
+        """
+        parameters = self.visual.parameters()
+        return self.training and any(p.requires_grad or hasattr(p, "ds_id") for p in parameters)
+
+    def _ntk_alpha(self, length: int, past: int, cache: Cache | None) -> float:
+        """Training never rescales; a call without a past chooses by its length; decoding keeps that choice.
+
+        The choice travels with the cache and not with the model: what was generated before can't change
+        what comes next.
+        """
+        if self.training or not self.config.use_dynamic_ntk:
+            return 1.0
+        if past == 0:
+            alpha = ntk_alpha(length, self.config.seq_length)
+            if cache is not None:
+                cache.qwen_vl_ntk_alpha = alpha  # type: ignore[attr-defined]
+            return alpha
+        return getattr(cache, "qwen_vl_ntk_alpha", 1.0)  # a cache made elsewhere: as in the original, 1
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch tokens"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "batch tokens"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "batch tokens hidden"] | None = None,
+        pixel_values: Float[Tensor, "images 3 height width"] | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("expected exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self._embed(input_ids, pixel_values)
+        elif pixel_values is not None:
+            raise ValueError("pixel_values need input_ids: inputs_embeds do not say where the images lie")
+        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        length = inputs_embeds.shape[1]
+        if position_ids is None:
+            position_ids = (torch.arange(length, device=inputs_embeds.device) + past)[None]
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        rotary = rotary_angles(position_ids, self.config, self._ntk_alpha(length, past, past_key_values))
+        logn = None
+        if self.config.use_logn_attn and not self.training:
+            logn = logn_scale(position_ids, self.config.seq_length)
+
+        output_hidden_states = self._asked("output_hidden_states", output_hidden_states)
+        output_attentions = self._asked("output_attentions", output_attentions)
+        x = self.drop(inputs_embeds)
+        states, attentions = [x], []
+        for block in self.h:
+            x, weights = block(
+                x, attention_mask=mask, rotary=rotary, logn=logn, past_key_values=past_key_values, **kwargs
+            )
+            if output_hidden_states:
+                states.append(x)
+            if output_attentions:
+                attentions.append(self._weights_or_explain(weights))
+        x = self.ln_f(x)
+        return BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=(*states[:-1], x) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+    def _asked(self, name: str, value: bool | None) -> bool:
+        return bool(getattr(self.config, name, False) if value is None else value)
+
+    def _weights_or_explain(self, weights: Tensor | None) -> Tensor:
+        if weights is None:
+            raise ValueError(
+                f"output_attentions=True: found attention implementation {self.config._attn_implementation!r}, "
+                "which never forms the weights; use diagnostics.AttentionExtractor (exact rows, any kernel) "
+                "or attn_implementation='eager'"
+            )
+        return weights
+
+
+class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
+    """Qwen-VL with its language head. Loads published checkpoints (853 tensors) as they are."""
+
+    def __init__(self, config: QwenVLConfig) -> None:
+        super().__init__(config)
+        self.transformer = QwenVLModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.transformer.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.transformer.wte = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head = value
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch tokens"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "batch tokens"] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "batch tokens hidden"] | None = None,
+        pixel_values: Float[Tensor, "images 3 height width"] | None = None,
+        labels: Int[Tensor, "batch tokens"] | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Logits [batch, tokens, vocabulary], and with ``labels`` (-100 = not trained on) the loss in nats a token.
+
+        An image in ``input_ids`` is ``<img>`` + n_queries slots + ``</img>``; whatever ids stand in the slots
+        are replaced by what the eye sees of ``pixel_values``, in the order of the images in the batch.
+
+        Raises ValueError where an image is cut, or where images and pictures differ in number.
+        """
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            **{key: value for key, value in kwargs.items() if key != "num_items_in_batch"},
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels.long(),
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=kwargs.get("num_items_in_batch"),
+            )
+        result = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return result.to_tuple() if return_dict is False else result
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, past_key_values: Cache | None = None, pixel_values: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The pictures go in with the prompt; decoding steps have them in the cache."""
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        has_past = past_key_values is not None and past_key_values.get_seq_length() > 0
+        inputs["pixel_values"] = None if has_past else pixel_values
+        return inputs
