@@ -1,0 +1,23 @@
+"""What a model looks at, before and after training. ``from diagnostics import AttentionExtractor, …``.
+
+Names are loaded when they are asked for, so that reading records needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "AttentionExtractor": "diagnostics.capture",
+    "AttentionMonitor": "diagnostics.monitor",
+    "AttentionVisualizer": "diagnostics.plots",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'diagnostics' has no attribute {name!r}; it has {', '.join(_HOMES)}")
+    return getattr(import_module(_HOMES[name]), name)
