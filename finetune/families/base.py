@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from finetune.conversation import Conversation
+    from finetune.conversation import Conversation, ImageRef
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,23 @@ class Family(Protocol):
         """Is this configuration of this family? Decided by what it says, never by a path or a name."""
 
     def encode(
-        self, processor: Any, conversation: Conversation, *, add_generation_prompt: bool = False
+        self,
+        processor: Any,
+        conversation: Conversation,
+        *,
+        add_generation_prompt: bool = False,
+        media: bool = True,
     ) -> Encoded:
-        """Read one conversation; with ``add_generation_prompt`` it ends where an answer would begin."""
+        """Read one conversation; with ``add_generation_prompt`` it ends where an answer would begin.
 
-    def load_image(self, ref: Any) -> Any:
-        """Open one image as the family does, with an error that names it."""
+        ``media=False`` opens no picture and gives ids, labels and spans only: for counting tokens.
+        """
+
+    def load_image(self, ref: ImageRef) -> Any:
+        """Open one image as the family does (a PIL image), with an error that names it."""
+
+    def stop_token_ids(self, processor: Any) -> tuple[int, ...]:
+        """Tokens at which an answer ends."""
 
 
 def bare_model(model: nn.Module) -> nn.Module:

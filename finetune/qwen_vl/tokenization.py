@@ -270,3 +270,7 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         return to_list_format(text)
 
 
+
+
+class QWenTokenizer(QwenVLTokenizer):
+    """The name under which published checkpoints ask for their tokenizer (``tokenizer_config.json``)."""
