@@ -99,7 +99,9 @@ def _candidates() -> list[Path]:
     if package is not None and package.origin is not None:
         found += sorted((Path(package.origin).parent / "fonts").glob("*Sans*CJK*Regular*"), key=_preference)
     known = [path for path in map(Path, font_manager.findSystemFonts()) if _preference(path) < len(_KNOWN)]
-    return found + sorted(known, key=lambda path: (_preference(path), "regular" not in path.name.lower(), path))
+    return found + sorted(
+        known, key=lambda path: (_preference(path), "regular" not in path.name.lower(), path)
+    )
 
 
 def _preference(path: Path) -> int:
