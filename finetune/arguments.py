@@ -1,0 +1,383 @@
+"""The flags of ``finetune.py``: groups, the translation of old flags, and the checks that need two groups.
+
+Nothing here imports model code, so ``--help`` and a mistyped flag answer at once.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from transformers import HfArgumentParser
+
+DEFAULT_OUTPUT_DIR = "output_qwen"
+
+
+@dataclass
+class ModelArguments:
+    """Which model."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Checkpoint: a hub name, a model folder or an adapter folder. Without it and without "
+                          "--data_path, the embedded demo."},
+    )  # fmt: skip
+    cache_dir: str | None = field(default=None, metadata={"help": "Where the hub's downloads are kept."})
+
+
+@dataclass
+class DataArguments:
+    """What it learns from."""
+
+    data_path: str | None = field(
+        default=None, metadata={"help": "Training data: a JSON list of {id, conversations: [{from, value}]}."}
+    )
+    eval_data_path: str | None = field(default=None, metadata={"help": "Evaluation data, in the same format."})
+    lazy_preprocess: bool = field(
+        default=False,
+        metadata={"help": "Accepted as in 2023. Images are always decoded lazily, by the data loader."},
+    )
+    model_max_length: int = field(
+        default=8192, metadata={"help": "Most tokens of a sample. Longer samples are never cut, see next."}
+    )
+    on_bad_sample: Literal["error", "drop"] = field(
+        default="error",
+        metadata={"help": "What happens to samples over --model_max_length: stop with their names, or leave "
+                          "them out and say which."},
+    )  # fmt: skip
+
+
+@dataclass
+class AdaptationArguments:
+    """Which parameters train, and how."""
+
+    use_lora: bool = field(default=False, metadata={"help": "Train low-rank adapters of the language layers."})
+    q_lora: bool = field(
+        default=False, metadata={"help": "LoRA over language layers that are quantised to 4 bit (NF4) on loading."}
+    )
+    fix_vit: bool = field(default=True, metadata={"help": "Keep the vision tower as it is, in every mode."})
+    train_connector: bool | None = field(
+        default=None,
+        metadata={"help": "Train what joins vision and language (the resampler). Default: yes in full "
+                          "fine-tuning, no with LoRA."},
+    )  # fmt: skip
+    train_embeddings: bool = field(
+        default=False,
+        metadata={"help": "With LoRA: train the word embeddings and the output layer too, as is wise for a base "
+                          "model that has not seen the chat format's tokens."},
+    )  # fmt: skip
+    lora_r: int = field(default=64, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=16, metadata={"help": "Adapters are scaled by alpha / r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the adapters' input."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Linear layers that get an adapter, as endings of names inside the language layers. "
+                          "Default: the family's (Qwen-VL: c_attn attn.c_proj w1 w2)."},
+    )  # fmt: skip
+    lora_weight_path: str = field(
+        default="", metadata={"help": "An adapter folder to start from, instead of fresh adapters."}
+    )
+    lora_bias: Literal["none", "all", "lora_only"] = field(
+        default="none", metadata={"help": "Which biases train along."}
+    )
+
+
+@dataclass
+class MonitorArguments:
+    """What is watched while it learns."""
+
+    monitor: bool = field(default=False, metadata={"help": "Probe attention at each checkpoint and compare at the end."})
+    probes: str | None = field(default=None, metadata={"help": "The probe file."})
+    key_layers: str = field(
+        default="auto", metadata={"help": "Language layers to draw: auto (four, evenly spaced) or 8,16,24,31."}
+    )
+    probe_steps: int | None = field(
+        default=None, metadata={"help": "Probe every N steps. Default: whenever a checkpoint is saved."}
+    )
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """Every flag of transformers' Trainer; only defaults differ, and what a run of ours does with its folder."""
+
+    output_dir: str | None = field(default=DEFAULT_OUTPUT_DIR, metadata={"help": "Where the run's files go."})
+    report_to: None | str | list[str] = field(
+        default="tensorboard", metadata={"help": "Where curves go: tensorboard, none, or another integration."}
+    )
+    optim: str = field(default="adamw_torch", metadata={"help": "The optimizer."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide NaN losses from the curves. Off: a loss that is not finite stops."}
+    )
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Has no meaning for this data."})
+    prediction_loss_only: bool = field(
+        default=True, metadata={"help": "Evaluate the loss without keeping logits, which would fill the memory."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete what an earlier run left in --output_dir, and start anew."}
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Show what would be trained (a sample with its labels, the parameters) and stop."},
+    )
+
+    def __post_init__(self) -> None:
+        # transformers refuses --bf16 on a machine without an accelerator unless told that this is meant.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """All groups of one run."""
+
+    model: ModelArguments
+    data: DataArguments
+    adaptation: AdaptationArguments
+    monitor: MonitorArguments
+    training: TrainingArguments
+
+    @property
+    def lora(self) -> bool:
+        return self.adaptation.use_lora or self.adaptation.q_lora
+
+    @property
+    def train_connector(self) -> bool:
+        chosen = self.adaptation.train_connector
+        return (not self.lora) if chosen is None else chosen
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flags of 2023
+# ---------------------------------------------------------------------------------------------------------------------
+
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps",  # below 1, warmup_steps is a ratio
+    "no_cuda": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "push_to_hub_token": "hub_token",
+    "push_to_hub_model_id": "hub_model_id",
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+"""Old name → new name. Applied only where the installed transformers knows the new name alone, or both."""
+
+BOOLEAN_VALUES = {
+    "group_by_length": ("train_sampling_strategy", "group_by_length"),
+    "adafactor": ("optim", "adafactor"),
+}
+"""A flag that was a switch → the flag and the value that it switched to."""
+
+DROPPED = {
+    "save_safetensors": "weights are always saved as safetensors",
+    "fp16_opt_level": "apex is gone",
+    "fp16_backend": "mixed precision is torch's own",
+    "half_precision_backend": "mixed precision is torch's own",
+    "sharded_ddp": "use --deepspeed or --fsdp",
+    "fsdp_min_num_params": "say it in --fsdp_config",
+    "fsdp_transformer_layer_cls_to_wrap": "say it in --fsdp_config",
+    "use_mps_device": "the device is found by itself",
+    "use_ipex": "torch has it built in",
+    "jit_mode_eval": "use --torch_compile",
+    "torchdynamo": "use --torch_compile",
+    "tpu_num_cores": "the device is found by itself",
+    "tpu_metrics_debug": "use --debug",
+    "past_index": "no model of today needs it",
+    "mp_parameters": "SageMaker's launcher is gone",
+    "ray_scope": "there is no search here",
+    "use_legacy_prediction_loop": "there is only one loop",
+    "dispatch_batches": "say it in --accelerator_config",
+    "include_inputs_for_metrics": "evaluation keeps the loss alone",
+    "push_to_hub_organization": "say it in --hub_model_id",
+    "xpu_backend": "use --ddp_backend",
+}
+"""Flags that transformers dropped, and why nothing is lost."""
+
+
+def translate(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags of 2023 → flags of the installed transformers, and one line for each that changed.
+
+    ``["--warmup_ratio", "0.01", "--save_safetensors", "False"]`` becomes ``["--warmup_steps", "0.01"]`` and two
+    lines. ``--flag value``, ``--flag=value`` and a switch without a value are understood.
+    """
+    known = {f.name for f in dataclasses.fields(TrainingArguments)}
+    translated: list[str] = []
+    lines: list[str] = []
+    for name, values in _flags(argv):
+        new, said = _translate_one(name, values, known)
+        translated += new
+        lines += said
+    return translated, lines
+
+
+def _flags(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Split into (flag name, its values); what stands before the first flag has the name ''."""
+    name, values = "", list[str]()
+    for token in argv:
+        if not token.startswith("--"):
+            values.append(token)
+            continue
+        if name or values:
+            yield name, values
+        head, equals, value = token[2:].partition("=")
+        name, values = head, [value] if equals else []
+    if name or values:
+        yield name, values
+
+
+def _translate_one(name: str, values: list[str], known: set[str]) -> tuple[list[str], list[str]]:
+    shown = " ".join([f"--{name}", *values])
+    new_name = RENAMED.get(name)
+    if new_name in known:
+        new = [f"--{new_name}", *values]
+        return new, [f"{shown}: is {' '.join(new)} today, and used as that"]
+    if name in known:
+        return _rejoin(name, values), []
+    if name in BOOLEAN_VALUES:
+        new_name, value = BOOLEAN_VALUES[name]
+        new = [f"--{new_name}", value] if _truth(name, values) else []
+        return new, [f"{shown}: is {' '.join(new) if new else 'the default'} today, and used as that"]
+    if name == "logging_dir":
+        if len(values) != 1:
+            raise ValueError(f"--logging_dir: found {len(values)} values, expected one folder")
+        os.environ["TENSORBOARD_LOGGING_DIR"] = values[0]
+        return [], [f"{shown}: gone from transformers; TensorBoard's files go there all the same"]
+    if name in DROPPED:
+        return [], [f"{shown}: gone from transformers, ignored; {DROPPED[name]}"]
+    return _rejoin(name, values), []
+
+
+def _rejoin(name: str, values: list[str]) -> list[str]:
+    return [f"--{name}", *values] if name else values
+
+
+def _truth(name: str, values: list[str]) -> bool:
+    if not values:
+        return True
+    word = values[0].lower()
+    if len(values) > 1 or word not in ("true", "false", "yes", "no", "1", "0"):
+        raise ValueError(f"--{name}: found {' '.join(values)!r}, expected True or False")
+    return word in ("true", "yes", "1")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parsing and checking
+# ---------------------------------------------------------------------------------------------------------------------
+
+GROUPS = (ModelArguments, DataArguments, AdaptationArguments, MonitorArguments, TrainingArguments)
+
+
+def parser() -> HfArgumentParser:
+    return HfArgumentParser(
+        GROUPS,
+        description="Fine-tune a Qwen-VL and see where its attention goes. Without flags: the embedded demo.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def has_value(argv: Sequence[str], name: str) -> bool:
+    """Is the flag given?"""
+    return any(given == name for given, _ in _flags(argv))
+
+
+def merge(defaults: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """Default flags, with those the user gives in their place: ``argv`` wins, flag by flag."""
+    given = {name for name, _ in _flags(argv)}
+    kept = [token for name, values in _flags(defaults) if name not in given for token in _rejoin(name, values)]
+    return [*kept, *argv]
+
+
+def parse(argv: Sequence[str]) -> tuple[Arguments, list[str]]:
+    """Read flags; returns the arguments and the lines that say what was translated.
+
+    Raises ValueError where flags contradict each other or name files that are not there. An unknown flag ends
+    the program with argparse's own message.
+    """
+    translated, lines = translate(argv)
+    groups: tuple[Any, ...] = parser().parse_args_into_dataclasses(args=translated, look_for_args_file=False)
+    arguments = Arguments(*groups)
+    check(arguments)
+    return arguments, lines
+
+
+def check(arguments: Arguments) -> None:
+    """The checks that need two flags together, before anything takes time.
+
+    Raises ValueError that lists every contradiction found, each with what was found, expected, and what to do.
+    """
+    faults = [*_check_sources(arguments), *_check_numbers(arguments), *_check_deepspeed(arguments)]
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def _check_sources(arguments: Arguments) -> Iterator[str]:
+    model, data, monitor, training = arguments.model, arguments.data, arguments.monitor, arguments.training
+    if model.model_name_or_path is None:
+        yield "--model_name_or_path: missing; give a checkpoint (with neither it nor --data_path the demo runs)"
+    if data.data_path is None:
+        yield "--data_path: missing; give the JSON file with the training conversations"
+    for name, path in (("data_path", data.data_path), ("eval_data_path", data.eval_data_path)):
+        if path is not None and not Path(path).is_file():
+            yield f"--{name}: there is no file {path!r} (working directory {os.getcwd()})"
+    if monitor.monitor and monitor.probes is None:
+        yield "--monitor True: needs --probes FILE, the images and questions to watch"
+    if monitor.probes is not None and not Path(monitor.probes).is_file():
+        yield f"--probes: there is no file {monitor.probes!r} (working directory {os.getcwd()})"
+    if not monitor.monitor and monitor.probes is not None:
+        yield "--probes: given without --monitor True; add it, or leave the probes out"
+    if str(training.eval_strategy.value) != "no" and data.eval_data_path is None:
+        yield f"--eval_strategy {training.eval_strategy.value}: needs --eval_data_path"
+    if monitor.probe_steps is not None and monitor.probe_steps < 1:
+        yield f"--probe_steps: found {monitor.probe_steps}, expected at least 1"
+    if monitor.key_layers != "auto" and not all(part.strip().isdigit() for part in monitor.key_layers.split(",")):
+        yield f"--key_layers: found {monitor.key_layers!r}, expected auto or layer numbers such as 8,16,24,31"
+
+
+def _check_numbers(arguments: Arguments) -> Iterator[str]:
+    adaptation, data, training = arguments.adaptation, arguments.data, arguments.training
+    if data.model_max_length < 1:
+        yield f"--model_max_length: found {data.model_max_length}, expected at least 1"
+    if arguments.lora and adaptation.lora_r < 1:
+        yield f"--lora_r: found {adaptation.lora_r}, expected at least 1"
+    if not 0 <= adaptation.lora_dropout < 1:
+        yield f"--lora_dropout: found {adaptation.lora_dropout}, expected 0 ≤ p < 1"
+    if not arguments.lora:
+        for name, unwanted in (
+            ("lora_target_modules", adaptation.lora_target_modules is not None),
+            ("lora_weight_path", bool(adaptation.lora_weight_path)),
+            ("train_embeddings", adaptation.train_embeddings),
+        ):
+            if unwanted:
+                yield f"--{name}: only has a meaning with --use_lora or --q_lora; add one, or leave it out"
+    if training.bf16 and training.fp16:
+        yield "--bf16 and --fp16: choose one"
+
+
+def _check_deepspeed(arguments: Arguments) -> Iterator[str]:
+    training = arguments.training
+    if not training.deepspeed:
+        return
+    config = training.deepspeed
+    if isinstance(config, str):
+        config = json.loads(Path(config).read_text(encoding="utf-8"))
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if arguments.adaptation.q_lora and stage == 3:
+        yield "--q_lora with ZeRO-3: 4-bit weights cannot be sharded; use ds_config_zero2.json"
+    if config.get("scheduler", {}).get("type") and not training.warmup_steps:
+        yield (
+            f"--deepspeed: its scheduler {config['scheduler']['type']} rejects a warm-up of 0 steps; give --warmup_steps, "
+            "or take 'scheduler' out of the file so that --lr_scheduler_type decides"
+        )
+
+
+def key_layers(text: str) -> Literal["auto"] | list[int]:
+    """``"8,16,24,31"`` → ``[8, 16, 24, 31]``; ``"auto"`` stays."""
+    return "auto" if text == "auto" else [int(part) for part in text.split(",")]
