@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -125,7 +125,7 @@ class AttentionExtractor:
             for module in self._modules.values():
                 _WATCHERS.pop(module, None)
 
-    def __enter__(self) -> AttentionExtractor:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

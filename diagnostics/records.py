@@ -1,13 +1,32 @@
-"""AttentionRecord: what one model did with one probe, enough to redraw and remeasure it without the model."""
+"""AttentionRecord: what one model did with one probe, enough to redraw and remeasure it without the model.
+
+On disk a record is one safetensors file: the arrays as they are, and everything else as JSON under the key
+``attention_record`` of the header, so that safetensors and NumPy alone open it::
+
+    rows                      Float32[layers, heads, queries, keys]
+    visual_share              Float32[all layers, heads]
+    region_mass/NAME          Float32[all layers, heads]
+    connector/I               Float32[image tokens, cells]
+    image/I/positions         Int64[tokens]
+    image/I/cell_boxes_pixels Float64[cells, 4]
+"""
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from finetune.families.base import ImageTokens
+
+VERSION = 1
+HEADER = "attention_record"
 
 
 class Query(NamedTuple):
@@ -86,3 +105,114 @@ class AttentionRecord:
     visual_share: np.ndarray
     scores: Scores
     interventions: tuple[Intervention, ...] = field(default=())
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, complete or not at all; folders above it are made."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            save_file(
+                _arrays(self), temporary, metadata={HEADER: json.dumps(_header(self), ensure_ascii=False)}
+            )
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> AttentionRecord:
+        """Read what ``save`` wrote, arrays bit for bit.
+
+        Raises FileNotFoundError, and ValueError naming the file where it is broken, is no record, or is of another
+        version.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no attention record there")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: broken record ({error}); delete it and probe again") from error
+        if HEADER not in metadata:
+            raise ValueError(
+                f"{path}: found a safetensors file without {HEADER!r} in its header, expected a record"
+            )
+        header = json.loads(metadata[HEADER])
+        if header.get("version") != VERSION:
+            raise ValueError(f"{path}: found record version {header.get('version')!r}, expected {VERSION}")
+        try:
+            return _record(header, arrays)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: record without {error}; delete it and probe again") from error
+
+
+def _arrays(record: AttentionRecord) -> dict[str, np.ndarray]:
+    arrays = {"rows": record.rows, "visual_share": record.visual_share}
+    arrays |= {f"region_mass/{name}": mass for name, mass in record.region_mass.items()}
+    arrays |= {f"connector/{index}": weights for index, weights in enumerate(record.connector)}
+    for index, image in enumerate(record.image_tokens):
+        arrays[f"image/{index}/positions"] = image.positions
+        arrays[f"image/{index}/cell_boxes_pixels"] = image.cell_boxes_pixels
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _header(record: AttentionRecord) -> dict[str, Any]:
+    scores = record.scores
+    return {
+        "version": VERSION,
+        "probe_id": record.probe_id,
+        "group": record.group,
+        "step": record.step,
+        "model": record.model,
+        "tokens": list(record.tokens),
+        "queries": [query._asdict() for query in record.queries],
+        "layers": list(record.layers),
+        "regions": list(record.region_mass),
+        "connectors": len(record.connector),
+        "images": [
+            {
+                "grid": list(image.grid),
+                "image_size_pixels": list(image.image_size_pixels),
+                "through_connector": image.through_connector,
+            }
+            for image in record.image_tokens
+        ],
+        "scores": {
+            "answer_nats": scores.answer_nats,
+            "foil_nats": scores.foil_nats,
+            "generated": scores.generated,
+        },
+        "interventions": [intervention._asdict() for intervention in record.interventions],
+    }
+
+
+def _record(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> AttentionRecord:
+    return AttentionRecord(
+        probe_id=header["probe_id"],
+        group=header["group"],
+        step=header["step"],
+        model=header["model"],
+        tokens=tuple(header["tokens"]),
+        queries=tuple(Query(**query) for query in header["queries"]),
+        layers=tuple(header["layers"]),
+        rows=arrays["rows"],
+        image_tokens=tuple(
+            ImageTokens(
+                positions=arrays[f"image/{index}/positions"],
+                grid=(image["grid"][0], image["grid"][1]),
+                cell_boxes_pixels=arrays[f"image/{index}/cell_boxes_pixels"],
+                image_size_pixels=(image["image_size_pixels"][0], image["image_size_pixels"][1]),
+                through_connector=image["through_connector"],
+            )
+            for index, image in enumerate(header["images"])
+        ),
+        connector=tuple(arrays[f"connector/{index}"] for index in range(header["connectors"])),
+        region_mass={name: arrays[f"region_mass/{name}"] for name in header["regions"]},
+        visual_share=arrays["visual_share"],
+        scores=Scores(**header["scores"]),
+        interventions=tuple(
+            Intervention(**{**one, "control_margins_nats": tuple(one["control_margins_nats"])})
+            for one in header["interventions"]
+        ),
+    )

@@ -1,0 +1,129 @@
+"""Attention over tokens → over cells of the image → over pixels of the original image.
+
+Aspect ratio and resizing need no undoing here: cells carry their boxes in pixels of the original image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from finetune.families.base import ImageTokens
+
+Box = Sequence[float]  # x0 y0 x1 y1, pixels of the original image
+
+
+def image_row(
+    row: Float[np.ndarray, "*batch keys"], image: ImageTokens
+) -> Float[np.ndarray, "*batch tokens"]:
+    """The part of a row that lies on one image's tokens, in their order. Range [0, 1], not normalised."""
+    return row[..., image.positions]
+
+
+def cells_from_row(
+    row: Float[np.ndarray, "*batch keys"],
+    image: ImageTokens,
+    connector: Float[np.ndarray, "tokens cells"] | None = None,
+) -> Float[np.ndarray, "*batch cells"]:
+    """Where in the image did a language-model row look? Shares over cells; each row sums to 1.
+
+    With a resampler a token is a query that has read the whole picture, so the row is composed with what each query
+    read: p = a_I @ R. Queries are never taken for a grid. Without one, token i is cell i and p = a_I. Then p / Σ p, so
+    that how *much* the row looked at the image (the visual share) stays out of *where*.
+
+    A row of two queries [.3, .1] and R = [[1, 0, 0], [.5, 0, .5]] give [.35, 0, .05] / .4 = [.875, 0, .125].
+    A row without any attention on the image gives zeros.
+
+    Raises ValueError where the connector's attention is missing, or of another shape than the image's.
+    """
+    tokens = image_row(row, image).astype(np.float64)
+    cells = image.grid[0] * image.grid[1]
+    if image.through_connector:
+        expected = (len(image.positions), cells)
+        if connector is None or connector.shape != expected:
+            found = "none" if connector is None else connector.shape
+            raise ValueError(
+                f"connector attention: found {found}, expected {expected} for an image through a connector"
+            )
+        tokens = tokens @ connector.astype(np.float64)
+    elif tokens.shape[-1] != cells:
+        raise ValueError(
+            f"image tokens: found {tokens.shape[-1]}, expected {cells} for a grid of {image.grid}"
+        )
+    total = tokens.sum(-1, keepdims=True)
+    return np.divide(tokens, total, out=np.zeros_like(tokens), where=total > 0)
+
+
+def pixel_map(
+    cells: Float[np.ndarray, " cells"], image: ImageTokens, *, smooth: bool = False
+) -> Float[np.ndarray, "height width"]:
+    """Shares over cells as a map over the original image: the share of attention on each pixel.
+
+    Each cell fills its own box, also where its border cuts a pixel, so the map sums to what lies inside the image.
+    ``smooth`` interpolates between the cells' centres instead (for looking at, not for measuring), same sum.
+    """
+    width, height = image.image_size_pixels
+    boxes = np.asarray(image.cell_boxes_pixels, np.float64)
+    if smooth:
+        return _interpolated(cells, boxes.reshape(*image.grid, 4), width, height)
+    x0, y0, x1, y1 = boxes.T
+    density = cells / np.maximum((x1 - x0) * (y1 - y0), 1e-12)
+    return (_overlap(y0, y1, height) * density[:, None]).T @ _overlap(x0, x1, width)
+
+
+def region_coverage(boxes: Sequence[Box], image: ImageTokens) -> Float[np.ndarray, " cells"]:
+    """What share of each cell is covered by a region's boxes? Range [0, 1]; overlapping boxes count once."""
+    cells = np.asarray(image.cell_boxes_pixels, np.float64)
+    area = np.maximum((cells[:, 2] - cells[:, 0]) * (cells[:, 3] - cells[:, 1]), 1e-12)
+    covered = sum((_shared_area(cells, piece) for piece in disjoint_boxes(boxes)), np.zeros(len(cells)))
+    return np.clip(covered / area, 0.0, 1.0)
+
+
+def disjoint_boxes(boxes: Sequence[Box]) -> list[tuple[float, float, float, float]]:
+    """The union of boxes as boxes that do not overlap."""
+    columns = sorted({edge for box in boxes for edge in (box[0], box[2])})
+    rows = sorted({edge for box in boxes for edge in (box[1], box[3])})
+    return [
+        (x0, y0, x1, y1)
+        for y0, y1 in zip(rows, rows[1:], strict=False)
+        for x0, x1 in zip(columns, columns[1:], strict=False)
+        if any(box[0] <= x0 and x1 <= box[2] and box[1] <= y0 and y1 <= box[3] for box in boxes)
+    ]
+
+
+def union_area_pixels(boxes: Sequence[Box]) -> float:
+    """Area that boxes cover together, pixels²."""
+    return float(sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in disjoint_boxes(boxes)))
+
+
+def shared_area_pixels(first: Sequence[Box], second: Sequence[Box]) -> float:
+    """Area that two regions have in common, pixels²."""
+    pieces = np.asarray(disjoint_boxes(first), np.float64).reshape(-1, 4)
+    return float(sum(_shared_area(pieces, piece).sum() for piece in disjoint_boxes(second)))
+
+
+def _shared_area(cells: Float[np.ndarray, "cells 4"], box: Box) -> Float[np.ndarray, " cells"]:
+    width = np.minimum(cells[:, 2], box[2]) - np.maximum(cells[:, 0], box[0])
+    height = np.minimum(cells[:, 3], box[3]) - np.maximum(cells[:, 1], box[1])
+    return np.clip(width, 0, None) * np.clip(height, 0, None)
+
+
+def _overlap(
+    start: Float[np.ndarray, " cells"], end: Float[np.ndarray, " cells"], pixels: int
+) -> Float[np.ndarray, "cells pixels"]:
+    """How much of each pixel, along one axis, lies between start and end."""
+    edge = np.arange(pixels, dtype=np.float64)
+    return np.clip(np.minimum(end[:, None], edge + 1) - np.maximum(start[:, None], edge), 0, None)
+
+
+def _interpolated(
+    cells: Float[np.ndarray, " cells"], boxes: Float[np.ndarray, "rows columns 4"], width: int, height: int
+) -> Float[np.ndarray, "height width"]:
+    centre_x = (boxes[0, :, 0] + boxes[0, :, 2]) / 2
+    centre_y = (boxes[:, 0, 1] + boxes[:, 0, 3]) / 2
+    values = cells.reshape(boxes.shape[:2])
+    across = np.stack([np.interp(np.arange(width) + 0.5, centre_x, row) for row in values])
+    down = np.stack([np.interp(np.arange(height) + 0.5, centre_y, column) for column in across.T], axis=1)
+    return down * (cells.sum() / max(down.sum(), 1e-12))

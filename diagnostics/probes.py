@@ -1,0 +1,296 @@
+"""The probe file: read, validate, write. A probe is a question with a right answer, a wrong one, and where to look."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+VERSION = 1
+FIELDS = ("id", "group", "images", "question", "answer", "foil", "regions", "phrases", "relation")
+REQUIRED = ("id", "group", "images", "question", "answer")
+FILE_NAME = re.compile(r"(?!\.)[\w.\-]{1,120}")  # letters of any script, digits, _ . -
+ORIENTATION = 0x0112  # EXIF; 5 to 8 are turned by a quarter
+MAX_SHOWN_FAULTS = 50
+
+BoxPixels = tuple[float, float, float, float]
+
+
+class Relation(NamedTuple):
+    """A phrase that relates two regions: {"phrase": "on", "subject": "cat", "object": "table"}."""
+
+    phrase: str
+    subject: str
+    object: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question put to the model at every checkpoint.
+
+    id, group        unique, usable as a file name; free text ("retention", "neighbour" have a meaning of their own)
+    images           files, in reading order; regions are places in the first
+    question, answer, foil    foil is the wrong answer set against the right one, or None
+    regions          name → boxes x0 y0 x1 y1 in pixels of the first image as it is shown (EXIF turned upright)
+    phrases          a phrase of question or answer → the region it should look at
+    relation         two regions in a relation, or None
+    """
+
+    id: str
+    group: str
+    images: tuple[Path, ...]
+    question: str
+    answer: str
+    foil: str | None = None
+    regions: Mapping[str, tuple[BoxPixels, ...]] = field(default_factory=dict)
+    phrases: Mapping[str, str] = field(default_factory=dict)
+    relation: Relation | None = None
+
+    @property
+    def main_region(self) -> str | None:
+        """The region that claims are about: that of the answer's phrase, else of the first phrase, else the
+        relation's subject, else the first region; None where the probe has no region."""
+        of_answer = [region for phrase, region in self.phrases.items() if phrase in self.answer]
+        subject = [self.relation.subject] if self.relation else []
+        return next(iter([*of_answer, *self.phrases.values(), *subject, *self.regions]), None)
+
+
+class Fault(NamedTuple):
+    """One thing wrong in a probe file, in words: where (probe and field), found, expected and what to do."""
+
+    where: str
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: found {self.found}; expected {self.expected}"
+
+
+def read_probes(path: str | Path) -> tuple[Probe, ...]:
+    """Read a probe file of version 1. Image paths are relative to the file.
+
+    Raises FileNotFoundError, and ValueError that lists every fault of the file at once, each with the probe's index
+    and id, field, found and expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no probe file there")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}); mend the file at that place") from error
+    faults = [Fault(where, found, expected) for where, found, expected in _file_faults(content, path.parent)]
+    if faults:
+        shown = "\n".join(f"  {fault}" for fault in faults[:MAX_SHOWN_FAULTS])
+        rest = f"\n  … and {len(faults) - MAX_SHOWN_FAULTS} more" if len(faults) > MAX_SHOWN_FAULTS else ""
+        raise ValueError(f"{path}: {len(faults)} fault(s) in the probe file:\n{shown}{rest}")
+    return tuple(_probe(entry, path.parent) for entry in content["probes"])
+
+
+def write_probes(probes: Iterable[Probe], path: str | Path) -> None:
+    """Write probes as used, complete or not at all. Images stay where they are; paths are relative to the file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"version": VERSION, "probes": [_entry(probe, path.parent) for probe in probes]}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def image_size_pixels(path: Path) -> tuple[int, int]:
+    """(width, height) of an image as it is shown, from its header alone. Raises OSError where it cannot be read."""
+    with Image.open(path) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(ORIENTATION, 1) >= 5 else (width, height)
+
+
+def _probe(entry: Mapping[str, Any], folder: Path) -> Probe:
+    relation = entry.get("relation")
+    return Probe(
+        id=entry["id"],
+        group=entry["group"],
+        images=tuple(folder / image for image in entry["images"]),
+        question=entry["question"],
+        answer=entry["answer"],
+        foil=entry.get("foil"),
+        regions={
+            name: tuple((b[0], b[1], b[2], b[3]) for b in boxes)
+            for name, boxes in (entry.get("regions") or {}).items()
+        },
+        phrases=dict(entry.get("phrases") or {}),
+        relation=Relation(**relation) if relation else None,
+    )
+
+
+def _entry(probe: Probe, folder: Path) -> dict[str, Any]:
+    return {
+        "id": probe.id,
+        "group": probe.group,
+        "images": [Path(os.path.relpath(image, folder)).as_posix() for image in probe.images],
+        "question": probe.question,
+        "answer": probe.answer,
+        "foil": probe.foil,
+        "regions": {name: [list(box) for box in boxes] for name, boxes in probe.regions.items()},
+        "phrases": dict(probe.phrases),
+        "relation": probe.relation._asdict() if probe.relation else None,
+    }
+
+
+FaultWords = tuple[str, str, str]
+
+
+def _file_faults(content: Any, folder: Path) -> Iterator[FaultWords]:
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        found = repr(content.get("version")) if isinstance(content, dict) else f"a {type(content).__name__}"
+        yield "version", found, f'{{"version": {VERSION}, "probes": […]}}'
+        return
+    entries = content.get("probes")
+    if not isinstance(entries, list) or not entries:
+        yield (
+            "probes",
+            "none" if not entries else f"a {type(entries).__name__}",
+            "a list of at least one probe",
+        )
+        return
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            yield f"probe {index}", f"a {type(entry).__name__}", "an object with " + ", ".join(REQUIRED)
+            continue
+        for where, found, expected in _entry_faults(entry, folder):
+            yield f"probe {index} (id {entry.get('id')!r}): {where}", found, expected
+    ids = Counter(
+        entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)
+    )
+    for name, count in ids.items():
+        if count > 1:
+            where = [
+                index
+                for index, entry in enumerate(entries)
+                if isinstance(entry, dict) and entry.get("id") == name
+            ]
+            yield (
+                f"probes {', '.join(map(str, where))}: id",
+                f"{name!r} {count} times",
+                "each id once; rename the others",
+            )
+
+
+def _entry_faults(entry: Mapping[str, Any], folder: Path) -> Iterator[FaultWords]:
+    yield from _text_faults(entry)
+    images = entry.get("images")
+    size = None
+    if not _is_list_of(images, str) or not images:
+        yield "images", repr(images), "a list with at least one path, relative to the probe file"
+    else:
+        sizes = [_size_or_reason(folder / image) for image in images]
+        for image, one in zip(images, sizes, strict=True):
+            if isinstance(one, str):
+                yield (
+                    "images",
+                    f"{image} ({one})",
+                    f"an image at {folder / image}; correct the path or add the file",
+                )
+        size = sizes[0]
+    yield from _region_faults(entry.get("regions"), None if isinstance(size, str) else size)
+    yield from _reference_faults(entry)
+
+
+def _text_faults(entry: Mapping[str, Any]) -> Iterator[FaultWords]:
+    for name in sorted(set(entry) - set(FIELDS)):
+        yield name, "an unknown field", "one of " + ", ".join(FIELDS)
+    for name in ("id", "group", "question", "answer"):
+        if not isinstance(entry.get(name), str) or not entry[name].strip():
+            yield name, repr(entry.get(name)), "text that is not empty"
+    identity, foil = entry.get("id"), entry.get("foil")
+    if isinstance(identity, str) and identity.strip() and not FILE_NAME.fullmatch(identity):
+        yield (
+            "id",
+            repr(identity),
+            "a file name: letters, digits, '_', '-', '.', at most 120, not starting with '.'",
+        )
+    if foil is not None and (not isinstance(foil, str) or not foil.strip()):
+        yield "foil", repr(foil), "the wrong answer as text, or null"
+    elif foil is not None and foil == entry.get("answer"):
+        yield "foil", f"{foil!r}, the answer itself", "a wrong answer to set against it, or null"
+
+
+def _region_faults(regions: Any, size: tuple[int, int] | None) -> Iterator[FaultWords]:
+    if regions is not None and not isinstance(regions, dict):
+        yield "regions", repr(regions), "an object: name → list of boxes [x0, y0, x1, y1]"
+        return
+    for name, boxes in (regions or {}).items():
+        if not isinstance(boxes, list) or not boxes:
+            yield f"regions.{name}", repr(boxes), "a list of at least one box [x0, y0, x1, y1]"
+            continue
+        for index, box in enumerate(boxes):
+            where = f"regions.{name}[{index}]"
+            if not _is_list_of(box, int, float) or len(box) != 4:
+                yield where, repr(box), "four numbers x0, y0, x1, y1 in pixels of the first image"
+            elif not (box[0] < box[2] and box[1] < box[3]):
+                yield where, f"{box}, an empty box", "x0 < x1 and y0 < y1; swap the corners"
+            elif size and not (0 <= box[0] and 0 <= box[1] and box[2] <= size[0] and box[3] <= size[1]):
+                yield (
+                    where,
+                    f"{box}",
+                    f"a box inside its image of {size[0]}×{size[1]} pixels (original, not resized)",
+                )
+
+
+def _reference_faults(entry: Mapping[str, Any]) -> Iterator[FaultWords]:
+    regions = entry.get("regions") if isinstance(entry.get("regions"), dict) else {}
+    known = "one of the regions: " + (", ".join(regions) or "there are none")
+    phrases = entry.get("phrases")
+    if phrases is not None and not isinstance(phrases, dict):
+        yield "phrases", repr(phrases), "an object: phrase → region"
+        phrases = None
+    for phrase, region in (phrases or {}).items():
+        if not phrase or not any(phrase in str(entry.get(name, "")) for name in ("question", "answer")):
+            yield "phrases", repr(phrase), "words that stand in the question or the answer, letter for letter"
+        if region not in regions:
+            yield f"phrases.{phrase}", repr(region), known
+    relation = entry.get("relation")
+    if relation is None:
+        return
+    if not isinstance(relation, dict) or set(relation) != set(Relation._fields):
+        yield "relation", repr(relation), 'null or {"phrase": …, "subject": a region, "object": a region}'
+        return
+    for end in ("subject", "object"):
+        if relation[end] not in regions:
+            yield f"relation.{end}", repr(relation[end]), known
+
+
+def _is_list_of(value: Any, *kinds: type) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, kinds) and not isinstance(one, bool) for one in value
+    )
+
+
+def _size_or_reason(path: Path) -> tuple[int, int] | str:
+    if not path.is_file():
+        return "no such file"
+    stat = path.stat()
+    return _cached_size(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=4096)
+def _cached_size(path: Path, _modified: int, _bytes: int) -> tuple[int, int] | str:
+    try:
+        return image_size_pixels(path)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return f"not readable as an image: {error}"
+
+
+def groups_of(probes: Sequence[Probe]) -> dict[str, list[Probe]]:
+    """Probes by group, in the order in which groups appear."""
+    groups: dict[str, list[Probe]] = {}
+    for probe in probes:
+        groups.setdefault(probe.group, []).append(probe)
+    return groups

@@ -1,0 +1,85 @@
+"""Maps by hand on grids that are not square, and images that are not either."""
+
+import numpy as np
+import pytest
+
+from diagnostics.geometry import (
+    cells_from_row,
+    disjoint_boxes,
+    pixel_map,
+    region_coverage,
+    shared_area_pixels,
+    union_area_pixels,
+)
+from finetune.families.base import ImageTokens
+
+
+def an_image(grid, size, positions, *, through_connector=False) -> ImageTokens:
+    """A regular grid over the whole image."""
+    (rows, columns), (width, height) = grid, size
+    boxes = [
+        (c * width / columns, r * height / rows, (c + 1) * width / columns, (r + 1) * height / rows)
+        for r in range(rows)
+        for c in range(columns)
+    ]
+    return ImageTokens(np.array(positions), grid, np.array(boxes, float), size, through_connector)
+
+
+def test_a_row_is_composed_with_the_connector():
+    image = an_image((1, 3), (30, 10), [4, 2], through_connector=True)
+    row = np.array([0.5, 0, 0.1, 0.1, 0.3])
+    connector = np.array([[1, 0, 0], [0.5, 0, 0.5]])
+    np.testing.assert_allclose(cells_from_row(row, image, connector), [0.875, 0, 0.125])
+
+
+def test_without_a_connector_token_i_is_cell_i_and_leading_axes_are_kept():
+    image = an_image((2, 1), (10, 30), [3, 0])
+    rows = np.array([[[0.1, 0.5, 0.0, 0.4]], [[0.0, 1.0, 0.0, 0.0]]], np.float32)
+    np.testing.assert_allclose(cells_from_row(rows, image), [[[0.8, 0.2]], [[0, 0]]], atol=1e-7)
+
+
+def test_wrong_shapes_say_found_and_expected():
+    resampled = an_image((1, 3), (30, 10), [4, 2], through_connector=True)
+    with pytest.raises(ValueError, match=r"found none, expected \(2, 3\)"):
+        cells_from_row(np.ones(5), resampled)
+    with pytest.raises(ValueError, match=r"found \(3, 2\), expected \(2, 3\)"):
+        cells_from_row(np.ones(5), resampled, np.ones((3, 2)))
+    with pytest.raises(ValueError, match=r"image tokens: found 2, expected 3 for a grid of \(1, 3\)"):
+        cells_from_row(np.ones(5), an_image((1, 3), (30, 10), [4, 2]))
+
+
+def test_pixels_have_their_cells_attention_rows_before_columns():
+    image = an_image((2, 3), (6, 2), range(6))
+    picture = pixel_map(np.array([0.1, 0.2, 0.3, 0.0, 0.4, 0.0]), image)
+    np.testing.assert_allclose(
+        picture, [[0.05, 0.05, 0.1, 0.1, 0.15, 0.15], [0, 0, 0.2, 0.2, 0, 0]], atol=1e-12
+    )
+
+
+def test_cells_smaller_or_larger_than_pixels_lose_nothing():
+    cells = np.array([0.5, 0.25, 0.25])
+    picture = pixel_map(cells, an_image((1, 3), (2, 5), range(3)))
+    np.testing.assert_allclose(picture[0], [(0.5 + 0.125) / 5, (0.125 + 0.25) / 5], atol=1e-12)
+    assert picture.shape == (5, 2) and picture.sum() == pytest.approx(1)
+
+
+def test_smooth_maps_keep_sum_and_order_and_are_not_blocks():
+    cells = np.array([0.0, 0.0, 0.5, 0.1, 0.1, 0.3])
+    picture = pixel_map(cells, an_image((2, 3), (30, 20), range(6)), smooth=True)
+    assert picture.shape == (20, 30) and picture.sum() == pytest.approx(1)
+    assert np.unravel_index(picture.argmax(), picture.shape)[1] >= 25
+    assert picture.argmax(1)[0] >= 25 and picture[0, 22] > picture[0, 18] > picture[0, 12] == 0
+
+
+def test_coverage_is_fractional_and_overlapping_boxes_count_once():
+    image = an_image((1, 3), (30, 10), range(3))
+    np.testing.assert_allclose(region_coverage([(5, 0, 15, 10)], image), [0.5, 0.5, 0])
+    np.testing.assert_allclose(region_coverage([(20, 0, 26, 10), (24, 0, 30, 5)], image), [0, 0, 0.8])
+    np.testing.assert_allclose(region_coverage([(20, 0, 30, 10)] * 2, image), [0, 0, 1])
+
+
+def test_unions_and_shared_areas():
+    boxes = [(0, 0, 4, 4), (2, 2, 6, 6)]
+    assert union_area_pixels(boxes) == 28
+    assert sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in disjoint_boxes(boxes)) == 28
+    assert shared_area_pixels(boxes, [(3, 0, 10, 3)]) == 1 * 3 + 2 * 1  # x 3–4 by y 0–3, and x 4–6 by y 2–3
