@@ -6,6 +6,7 @@ Aspect ratio and resizing need no undoing here: cells carry their boxes in pixel
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
@@ -87,8 +88,8 @@ def disjoint_boxes(boxes: Sequence[Box]) -> list[tuple[float, float, float, floa
     rows = sorted({edge for box in boxes for edge in (box[1], box[3])})
     return [
         (x0, y0, x1, y1)
-        for y0, y1 in zip(rows, rows[1:], strict=False)
-        for x0, x1 in zip(columns, columns[1:], strict=False)
+        for y0, y1 in pairwise(rows)
+        for x0, x1 in pairwise(columns)
         if any(box[0] <= x0 and x1 <= box[2] and box[1] <= y0 and y1 <= box[3] for box in boxes)
     ]
 
