@@ -1,0 +1,232 @@
+"""Fine-tune a vision-language model, and watch where its attention goes.
+
+    python finetune.py --model_name_or_path Qwen/Qwen-VL-Chat --data_path data.json --use_lora True --output_dir out
+    python finetune.py --help
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, set_seed
+
+from finetune import adaptation, arguments, checkpoint, conversation, data, families, run_folder, trainer
+from finetune.arguments import Arguments
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the program; returns its exit code."""
+    try:
+        args, lines = arguments.parse(with_demo(argv))
+        say(*lines)
+        return run(args)
+    except ValueError as error:
+        if isinstance(error, trainer.TrainingStopped) or "--log_level debug" in " ".join(argv):
+            raise
+        if is_main():
+            print(f"finetune.py: {error}", file=sys.stderr)
+        return 1
+
+
+def run(args: Arguments) -> int:
+    """Arguments → model → data → trainer (+ attention monitor) → save."""
+    training = args.training
+    probes = read_probes(args)
+    conversations = conversation.read_qwen_vl(args.data.data_path)
+    evaluation = conversation.read_qwen_vl(args.data.eval_data_path) if args.data.eval_data_path else None
+    marks = run_folder.fingerprint(args, training.world_size)
+    start = begin(args, marks)
+    say(*start.lines)
+    if start.how == "finished":
+        return 0
+
+    config, processor, family = open_checkpoint(args)
+    train_set = build_dataset(args, conversations, processor, family)
+    eval_set = build_dataset(args, evaluation, processor, family) if evaluation else None
+    set_seed(training.seed)
+    plan = plan_of(args)
+    model = build_model(args, family, plan)
+    describe(model, family, plan, train_set, processor)
+    if training.dry_run:
+        say("a dry run: nothing was trained, nothing was written")
+        return 0
+
+    if is_main():
+        run_folder.write_run(Path(training.output_dir), marks, finished=False)
+    resumed_step = run_folder.step_of(start.checkpoint) if start.checkpoint else None
+    writer = trainer.summary_writer(training, resumed_step)
+    watchers = [monitor(args, processor, probes, writer)] if args.monitor.monitor else []
+    built = trainer.build_trainer(model, processor, training, train_set, eval_set, writer=writer, callbacks=watchers)
+    built.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+    built.save_model(training.output_dir)
+    built.accelerator.wait_for_everyone()
+    if is_main():
+        run_folder.write_run(Path(training.output_dir), marks, finished=True)
+        say(f"the trained {'adapter' if args.lora else 'model'} and its processor are in {training.output_dir}")
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stations
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def with_demo(argv: Sequence[str]) -> Sequence[str]:
+    """Without a model and without data, the embedded demo's flags; flags that are given win."""
+    given = {"model_name_or_path", "data_path", "help", "h"}
+    if any(arguments.has_value(argv, name) for name in given) or "-h" in argv:
+        return argv
+    from finetune.demo import settings
+
+    flags = settings.prepared_flags(processes=int(os.environ.get("WORLD_SIZE", "1")))
+    merged = arguments.merge(flags, argv)
+    say("no model and no data given: the embedded demo, as if called with", "  " + " ".join(merged))
+    return merged
+
+
+def read_probes(args: Arguments) -> Any:
+    """The probe file, read before anything that takes time, so that its faults are known at once."""
+    if not args.monitor.monitor:
+        return None
+    from diagnostics.probes import read_probes as read
+
+    return read(str(args.monitor.probes))
+
+
+def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:
+    """New run, resumed run or finished run: decided by the first process, for all."""
+    training = args.training
+
+    def decide() -> run_folder.Start:
+        return run_folder.begin(
+            Path(training.output_dir),
+            marks,
+            resume=training.resume_from_checkpoint,
+            overwrite=training.overwrite_output_dir and not training.dry_run,
+            world_size=training.world_size,
+            deepspeed=bool(training.deepspeed),
+        )
+
+    return run_folder.Start("new", None, ()) if training.dry_run else decided_by_first(decide)
+
+
+def open_checkpoint(args: Arguments) -> tuple[Any, Any, families.Family]:
+    """Configuration, processor and family of the model: no weights yet."""
+    name, cache = str(args.model.model_name_or_path), args.model.cache_dir
+    config = checkpoint.load_config(name, cache_dir=cache)
+    return config, checkpoint.load_processor(name, cache_dir=cache), families.family_of(config)
+
+
+def build_dataset(
+    args: Arguments, conversations: Sequence[conversation.Conversation], processor: Any, family: families.Family
+) -> data.ConversationDataset:
+    return data.build_dataset(
+        conversations,
+        processor,
+        family,
+        max_length=args.data.model_max_length,
+        on_bad_sample=args.data.on_bad_sample,
+        say=say,
+    )
+
+
+def plan_of(args: Arguments) -> adaptation.Plan:
+    chosen = args.adaptation
+    return adaptation.Plan(
+        lora=args.lora,
+        vision=not chosen.fix_vit,
+        connector=args.train_connector,
+        embeddings=chosen.train_embeddings,
+        targets=tuple(chosen.lora_target_modules) if chosen.lora_target_modules else None,
+        rank=chosen.lora_r,
+        alpha=chosen.lora_alpha,
+        dropout=chosen.lora_dropout,
+        bias=chosen.lora_bias,
+        adapter=chosen.lora_weight_path,
+    )
+
+
+def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan) -> Any:
+    """The model with what trains unfrozen.
+
+    Frozen weights rest in the precision that computes. Trained ones are fp32 (torch's mixed precision adds small
+    updates to them), unless DeepSpeed keeps fp32 copies of its own.
+    """
+    training = args.training
+    compute = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
+    whole = args.lora or bool(training.deepspeed)
+    model, _ = checkpoint.load(
+        str(args.model.model_name_or_path),
+        dtype=compute if whole else torch.float32,
+        quantize=args.adaptation.q_lora,
+        for_training=True,
+        cache_dir=args.model.cache_dir,
+    )
+    return adaptation.adapt(model, family, plan, master_weights=not training.deepspeed)
+
+
+def describe(
+    model: Any, family: families.Family, plan: adaptation.Plan, train_set: data.ConversationDataset, processor: Any
+) -> None:
+    """Say what trains: the first sample with its labels, and the parameters by component."""
+    say(
+        data.show_sample(train_set[0], processor),
+        f"{len(train_set):,} samples, {sum(train_set.lengths):,} tokens, longest {max(train_set.lengths):,}",
+        adaptation.table_text(adaptation.table(model, family)),
+    )
+    frozen = adaptation.left_frozen(model, family, plan)
+    if frozen:
+        say(f"stays as it is, because an adapter cannot hold it: {', '.join(frozen)}")
+
+
+def monitor(args: Arguments, processor: Any, probes: Any, writer: Any) -> TrainerCallback:
+    from diagnostics import AttentionMonitor
+
+    return AttentionMonitor(
+        processor=processor,
+        probes=probes,
+        output_dir=args.training.output_dir,
+        key_layers=arguments.key_layers(args.monitor.key_layers),
+        probe_steps=args.monitor.probe_steps,
+        tb_writer=writer,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Processes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def is_main() -> bool:
+    """Is this the first process of the run?"""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(*lines: str) -> None:
+    """Print on the first process alone."""
+    if is_main():
+        for line in lines:
+            print(line, flush=True)
+
+
+def decided_by_first(decide: Any) -> Any:
+    """What ``decide()`` gives on the first process, on every process; its ValueError is raised on each."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    outcome: list[Any] = [None]
+    if is_main():
+        try:
+            outcome = [decide()]
+        except ValueError as error:
+            outcome = [error]
+    if distributed:
+        torch.distributed.broadcast_object_list(outcome, src=0)
+    if isinstance(outcome[0], ValueError):
+        raise outcome[0]
+    return outcome[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

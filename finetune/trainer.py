@@ -1,0 +1,193 @@
+"""The Hugging Face Trainer we build: token-normalised loss, guards, checkpoints that say when they are whole."""
+
+import functools
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from finetune import run_folder
+from finetune.arguments import TrainingArguments
+from finetune.data import IGNORED, Collator, ConversationDataset
+
+
+class TrainingStopped(ValueError):
+    """Training cannot go on: the loss is not finite, or what should learn gets no gradient."""
+
+
+def token_loss(
+    outputs: Any,
+    labels: Int[Tensor, "batch tokens"],
+    num_items_in_batch: Tensor | int | None = None,
+    *,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Cross-entropy in nats, summed over trained tokens, divided by their number in the whole step.
+
+    ``num_items_in_batch`` counts the tokens of all micro-batches of all processes. Averaging micro-batch means
+    instead would weigh a token in a short answer more than one in a long answer, and the result would depend on
+    how a step is cut into micro-batches. Families differ in whether their own loss does this, so none is asked.
+    """
+    targets = labels[:, 1:]
+    trained = targets != IGNORED
+    # Only rows that are trained on become fp32: a batch of 2,048 tokens has 1.2 GB of logits in fp32.
+    predictions = outputs["logits"][:, :-1][trained].float()
+    total = F.cross_entropy(predictions, targets[trained], reduction="sum", label_smoothing=label_smoothing)
+    return total / (trained.sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+class FinetuneTrainer(Trainer):
+    """Trainer for :class:`ConversationDataset`. Beyond transformers' own:
+
+    - the loss is normalised by tokens, the same for every family;
+    - a loss that is not finite stops, with the batch's samples by name;
+    - a checkpoint is marked once every process has written its part, and only then are older ones deleted;
+    - training that was finished when it was killed is not trained further.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        args: TrainingArguments = kwargs["args"]
+        self.keep_checkpoints = args.save_total_limit
+        args.save_total_limit = None  # deleting is done here, after the mark
+        loss = functools.partial(token_loss, label_smoothing=args.label_smoothing_factor)
+        super().__init__(**kwargs, compute_loss_func=loss)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        indices = inputs.pop("sample_indices")
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        loss = result[0] if isinstance(result, tuple) else result
+        if model.training and not torch.isfinite(loss):
+            raise TrainingStopped(self._not_finite(loss, indices))
+        return result
+
+    def _not_finite(self, loss: Tensor, indices: Tensor) -> str:
+        dataset = self.train_dataset
+        assert isinstance(dataset, ConversationDataset)
+        names = "\n".join(f"  {dataset.conversations[i].source}" for i in indices.tolist())
+        return (
+            f"the loss is {loss.item()} in step {self.state.global_step + 1}; the batch held\n{names}\n"
+            "a smaller --learning_rate, --bf16 instead of --fp16, or a look at these samples may help"
+        )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy == "group_by_length" and isinstance(dataset, ConversationDataset):
+            size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            return LengthGroupedSampler(size, lengths=dataset.lengths)
+        return super()._get_train_sampler(train_dataset)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Transformers looks at max_steps after a step, so a run killed after its last one would take one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(self.args.output_dir)
+            newest = folder / f"checkpoint-{self.state.global_step}"
+            run_folder.mark_complete(newest, processes=self.args.world_size)
+            self._delete_old(folder, newest)
+
+    def _delete_old(self, folder: Path, newest: Path) -> None:
+        if not self.keep_checkpoints:
+            return
+        kept = {newest, Path(self.state.best_model_checkpoint or newest)}
+        older = [path for path in run_folder.checkpoints(folder) if path not in kept]
+        for path in older[: max(0, len(older) + 1 - self.keep_checkpoints)]:
+            shutil.rmtree(path)
+
+
+class GradientCheck(TrainerCallback):
+    """After the first step, a trainable tensor that got no gradient is an error: it would never learn.
+
+    Zero is not "no gradient": the first half of a fresh LoRA adapter has exactly zero, because its other half is.
+    Gradients are noticed as they are computed: DeepSpeed moves them away before anyone can look at ``.grad``.
+    """
+
+    def __init__(self) -> None:
+        self.missing: set[str] = set()
+        self.handles: list[Any] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
+        assert model is not None
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self.missing.add(name)
+                self.handles.append(parameter.register_hook(functools.partial(self._seen, name)))
+
+    def _seen(self, name: str, gradient: Tensor) -> None:
+        self.missing.discard(name)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not self.handles:
+            return
+        self._forget()
+        if self.missing:
+            names = "\n".join(f"  {name}" for name in sorted(self.missing))
+            raise TrainingStopped(f"{len(self.missing)} trainable tensors got no gradient in the first step:\n{names}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+
+def log_folder(output_dir: str | None) -> Path:
+    """Where TensorBoard's files go: ``OUTPUT_DIR/runs``, or the environment's TENSORBOARD_LOGGING_DIR."""
+    return Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or Path(output_dir or ".") / "runs")
+
+
+def summary_writer(args: TrainingArguments, resumed_step: int | None) -> Any | None:
+    """The run's one TensorBoard writer, on the first process; None where it is not wanted.
+
+    After a resume, what was logged beyond the checkpoint is purged from view.
+    """
+    if "tensorboard" not in (args.report_to or []) or args.process_index != 0:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    purge = None if resumed_step is None else resumed_step + 1
+    return SummaryWriter(str(log_folder(args.output_dir)), purge_step=purge)
+
+
+def build_trainer(
+    model: nn.Module,
+    processor: Any,
+    args: TrainingArguments,
+    train: ConversationDataset,
+    evaluation: ConversationDataset | None,
+    *,
+    writer: Any | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> FinetuneTrainer:
+    """A Trainer over these parts. ``callbacks`` see the end of training before the writer is closed."""
+    args.report_to = [name for name in args.report_to or [] if name != "tensorboard"]
+    shown = [TensorBoardCallback(tb_writer=writer)] if writer is not None else []
+    pad_id = processor.tokenizer.pad_token_id
+    assert pad_id is not None
+    return FinetuneTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        data_collator=Collator(pad_id),
+        processing_class=processor,
+        callbacks=[GradientCheck(), *callbacks, *shown],
+    )
