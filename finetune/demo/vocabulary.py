@@ -2,7 +2,7 @@
 
 A line holds a token's bytes in base64 and its rank. The 256 single bytes come first, in the order of the published
 file, so that any text can be encoded; then the merges, learned from the words of the demo until each is one token.
-The 217 special tokens follow the ranks and stand in no file.
+Qwen's 217 special tokens follow the ranks and stand in no file.
 """
 
 import base64
@@ -14,16 +14,7 @@ from pathlib import Path
 import regex
 
 from finetune.demo.questions import SEPARATOR, all_texts
-
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""Qwen's pre-tokenisation; merges never cross its pieces."""
-
-N_SPECIAL = 217
-"""<|endoftext|> <|im_start|> <|im_end|>, <|extra_0|> to <|extra_204|>, and the nine of images, boxes and references."""
-IMAGE_START = 3 + 205 + 6
-"""Position of <img> among the special tokens."""
+from finetune.qwen_vl.tokenization import SPLIT_PATTERN
 
 CHAT_WORDS = (
     "system", "user", "assistant", "You are a helpful assistant.", "Picture 1: ", "Picture 2: ", "\n", "\n\n"

@@ -32,7 +32,9 @@ class QwenVLFamily:
     lora_targets = ("c_attn", "attn.c_proj", "w1", "w2")
 
     def matches(self, config: Any) -> bool:
-        return getattr(config, "model_type", None) == "qwen" and isinstance(getattr(config, "visual", None), dict)
+        return getattr(config, "model_type", None) == "qwen" and isinstance(
+            getattr(config, "visual", None), dict
+        )
 
     def encode(
         self,
@@ -45,7 +47,9 @@ class QwenVLFamily:
         """With ``media=False`` no picture is opened: ids, labels and spans only, for counting tokens."""
         from finetune.qwen_vl.chatml import encode_chat
 
-        chat = encode_chat(processor.tokenizer, conversation.turns, add_generation_prompt=add_generation_prompt)
+        chat = encode_chat(
+            processor.tokenizer, conversation.turns, add_generation_prompt=add_generation_prompt
+        )
         images: list[ImageTokens] = []
         pixels: list[torch.Tensor] = []
         if media:

@@ -10,7 +10,11 @@ from finetune.qwen_vl.tokenization import BOX, QUAD, REF, QwenVLTokenizer
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 IGNORED = -100
-_USER_MARKUP = (*REF, *BOX, *QUAD)  # what may be a special token in a person's words; <|im_start|> is text there
+_USER_MARKUP = (
+    *REF,
+    *BOX,
+    *QUAD,
+)  # what may be a special token in a person's words; <|im_start|> is text there
 
 
 class ChatML(NamedTuple):

@@ -86,7 +86,9 @@ class QwenVLConfig(PreTrainedConfig):
             if int(count**0.5) ** 2 != count:
                 raise ValueError(f"QwenVLConfig.visual: {name} is {count}, expected a square number")
         if self.rotary_pct != 1.0:
-            raise ValueError(f"QwenVLConfig.rotary_pct is {self.rotary_pct}; Qwen-VL rotates whole heads (1.0)")
+            raise ValueError(
+                f"QwenVLConfig.rotary_pct is {self.rotary_pct}; Qwen-VL rotates whole heads (1.0)"
+            )
 
     @property
     def n_patches(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 ImageSource = str | os.PathLike | bytes | Image.Image
-MAX_PIXELS = 100_000_000  # a 10,000 × 10,000 picture takes 300 MB as RGB; beyond that it is an accident or an attack
+MAX_PIXELS = (
+    100_000_000  # a 10,000 × 10,000 picture takes 300 MB as RGB; beyond that it is an accident or an attack
+)
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -38,7 +41,11 @@ def load_image(source: ImageSource) -> Image.Image:
         if upright.mode in _SIXTEEN_BIT:
             return _from_sixteen_bit(upright)
         return upright.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:  # what PIL raises while decoding a cut or corrupt file
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+    ) as error:  # what PIL raises while decoding a cut or corrupt file
         raise ValueError(f"image {name}: found a broken file ({error}); save or download it again") from error
 
 
@@ -50,9 +57,16 @@ def _name_of(source: ImageSource) -> str:
     return repr(os.fspath(source))
 
 
+def _reader(source: str | os.PathLike | bytes) -> Image.Image:
+    warnings.simplefilter(
+        "ignore", Image.DecompressionBombWarning
+    )  # our own limit, checked by the caller, says more
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
 def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+        with warnings.catch_warnings(), _reader(source) as opened:
             if opened.size[0] * opened.size[1] <= MAX_PIXELS:
                 opened.load()
             return opened

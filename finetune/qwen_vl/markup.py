@@ -36,15 +36,16 @@ class Box(NamedTuple):
         )
 
     @classmethod
-    def from_pixels(
-        cls, box: Sequence[float], width: int, height: int, ref: str | None = None
-    ) -> "Box":
+    def from_pixels(cls, box: Sequence[float], width: int, height: int, ref: str | None = None) -> "Box":
         """Thousandths from pixels x0 y0 x1 y1, clipped to [0, 999].
 
         Worked example: (112, 0, 224, 100) in a 448 × 200 image → (250, 0, 500, 500).
         """
         sizes = (width, height, width, height)
-        scaled = (min(max(int(v * THOUSANDTHS / size), 0), THOUSANDTHS - 1) for v, size in zip(box, sizes, strict=True))
+        scaled = (
+            min(max(int(v * THOUSANDTHS / size), 0), THOUSANDTHS - 1)
+            for v, size in zip(box, sizes, strict=True)
+        )
         return cls(*scaled, ref=ref)
 
     def to_markup(self) -> str:
@@ -92,7 +93,9 @@ def from_list_format(items: Sequence[dict[str, Any]]) -> str:
             text += f"<ref>{item['ref']}</ref>" if "ref" in item else ""
             text += "".join(Box(*map(int, box)).to_markup() for box in item["box"])
         else:
-            raise ValueError(f"item {number}: found keys {sorted(item)}, expected one of image, text, box (with ref)")
+            raise ValueError(
+                f"item {number}: found keys {sorted(item)}, expected one of image, text, box (with ref)"
+            )
     return text
 
 

@@ -17,7 +17,6 @@ from finetune.qwen_vl.configuration import QwenVLConfig
 from finetune.qwen_vl.visual import (
     CrossAttention,
     Resampler,
-    VisionBlock,
     VisionTransformer,
     attention_function,
     sincos_table,
@@ -53,9 +52,7 @@ def rotate(
     return (x.float() * cosine + turned * sine).type_as(x)
 
 
-def logn_scale(
-    positions: Int[Tensor, "batch tokens"], seq_length: int
-) -> Float[Tensor, "batch 1 tokens 1"]:
+def logn_scale(positions: Int[Tensor, "batch tokens"], seq_length: int) -> Float[Tensor, "batch 1 tokens 1"]:
     """log_seq_length(position + 1), at least 1: queries past the trained length are sharpened."""
     return (torch.log(positions.float() + 1) / math.log(seq_length)).clamp(min=1.0)[:, None, :, None]
 
@@ -198,7 +195,9 @@ class QwenVLModel(QwenVLPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.wte = value
 
-    def image_slots(self, input_ids: Int[Tensor, "batch tokens"], n_images: int) -> Bool[Tensor, "batch tokens"]:
+    def image_slots(
+        self, input_ids: Int[Tensor, "batch tokens"], n_images: int
+    ) -> Bool[Tensor, "batch tokens"]:
         """Where image features go: the n_queries tokens after each ``<img>``.
 
         Raises ValueError where images and pictures differ in number, or where a slot run is cut.
@@ -412,7 +411,11 @@ class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
         return result.to_tuple() if return_dict is False else result
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, past_key_values: Cache | None = None, pixel_values: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        past_key_values: Cache | None = None,
+        pixel_values: Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """The pictures go in with the prompt; decoding steps have them in the cache."""
         inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)

@@ -91,13 +91,19 @@ class QwenVLProcessor(ProcessorMixin):
         What a published checkpoint leaves out (picture size, slots an image) is read from its ``config.json``.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only") if key in kwargs}
+        hub = {
+            key: kwargs[key]
+            for key in ("cache_dir", "revision", "token", "local_files_only")
+            if key in kwargs
+        }
         saved = _read_json(name, "preprocessor_config.json", hub)
         config = _read_json(name, "config.json", hub)
         tokenizer_settings = {}
         if saved is None:
             if config is None:
-                raise ValueError(f"{name}: found neither preprocessor_config.json nor config.json of a Qwen-VL")
+                raise ValueError(
+                    f"{name}: found neither preprocessor_config.json nor config.json of a Qwen-VL"
+                )
             visual = QwenVLConfig.from_dict({**config, "_name_or_path": name}).visual
             saved = {"image_size": visual["image_size"], "patch_size": visual["patch_size"]}
             tokenizer_settings = {"image_tokens": visual["n_queries"]}
@@ -160,7 +166,9 @@ class QwenVLProcessor(ProcessorMixin):
 
     def _encode(self, prompt: str) -> tuple[list[int], list[ImageSource]]:
         if isinstance(prompt, RenderedChat):
-            chat = encode_chat(self.tokenizer, prompt.turns, add_generation_prompt=prompt.add_generation_prompt)
+            chat = encode_chat(
+                self.tokenizer, prompt.turns, add_generation_prompt=prompt.add_generation_prompt
+            )
             return chat.input_ids, list(prompt.images)
         parts = split_images(prompt)
         ids, _ = encode_parts(self.tokenizer, parts)
@@ -196,7 +204,10 @@ class QwenVLProcessor(ProcessorMixin):
         put them and nowhere else; ``tokenize=True`` gives ids, and with ``return_dict`` all model inputs.
         """
         batched = bool(conversation) and not isinstance(conversation[0], Mapping)
-        chats = [self._render(chat, add_generation_prompt) for chat in (conversation if batched else [conversation])]
+        chats = [
+            self._render(chat, add_generation_prompt)
+            for chat in (conversation if batched else [conversation])
+        ]
         if not tokenize:
             return chats if batched else chats[0]
         inputs = self(text=chats, return_tensors=return_tensors, **kwargs)
@@ -204,9 +215,15 @@ class QwenVLProcessor(ProcessorMixin):
 
     def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> RenderedChat:
         turns, images = messages_to_turns(messages)
-        text = "" if turns and turns[0].role == "system" else f"{IM_START}system\nYou are a helpful assistant.{IM_END}\n"
+        text = (
+            ""
+            if turns and turns[0].role == "system"
+            else f"{IM_START}system\nYou are a helpful assistant.{IM_END}\n"
+        )
         for turn in turns:
-            words = (f"<img>{part.written}</img>" if isinstance(part, ImageRef) else part for part in turn.parts)
+            words = (
+                f"<img>{part.written}</img>" if isinstance(part, ImageRef) else part for part in turn.parts
+            )
             text += f"{IM_START}{turn.role}\n{''.join(words)}{IM_END}\n"
         rendered = RenderedChat(text + (f"{IM_START}assistant\n" if add_generation_prompt else ""))
         rendered.turns, rendered.images = turns, images
@@ -240,7 +257,9 @@ def split_images(text: str) -> tuple[str | ImageRef, ...]:
     return tuple(part for part in (*parts, rest) if part != "")
 
 
-def messages_to_turns(messages: Sequence[Mapping[str, Any]]) -> tuple[tuple[Turn, ...], tuple[ImageSource, ...]]:
+def messages_to_turns(
+    messages: Sequence[Mapping[str, Any]],
+) -> tuple[tuple[Turn, ...], tuple[ImageSource, ...]]:
     """Chat messages as turns and their pictures; each image part is written ``Picture n: <img>…</img>\\n``.
 
     Raises ValueError naming the message whose role or part is unknown.
@@ -260,7 +279,9 @@ def messages_to_turns(messages: Sequence[Mapping[str, Any]]) -> tuple[tuple[Turn
                 if part.get("type") == "text":
                     parts.append(part["text"])
                     continue
-                source = next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), None)
+                source = next(
+                    (part[key] for key in ("image", "path", "url") if part.get(key) is not None), None
+                )
                 if source is None:
                     raise ValueError(
                         f"message {number}: found a part with keys {sorted(part)}, expected "
@@ -283,6 +304,10 @@ def _flatten(images: Any) -> Iterator[ImageSource]:
 
 def _read_json(name: str, file: str, hub: dict[str, Any]) -> dict[str, Any] | None:
     path = cached_file(
-        name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=True, **hub
+        name,
+        file,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=True,
+        **hub,
     )
     return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))

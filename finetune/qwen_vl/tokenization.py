@@ -176,7 +176,9 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         special = next((token for token in SPECIAL_TOKENS if token in path), None)
         if len(content) > self.image_tokens or special:
             if strict and special:
-                raise ValueError(f"image path {path[:80]!r}: found the special token {special!r} in it; rename the file")
+                raise ValueError(
+                    f"image path {path[:80]!r}: found the special token {special!r} in it; rename the file"
+                )
             if strict:
                 raise ValueError(
                     f"The content in <img>..</img> is too long: found {len(content)} bytes, the run has "
@@ -205,7 +207,9 @@ class QwenVLTokenizer(PreTrainedTokenizer):
 
     def _convert_id_to_token(self, index: int) -> bytes | str:  # type: ignore[override]
         if index not in self._pieces:
-            raise ValueError(f"found id {index}, expected one of the {len(self._pieces)} of {self.vocab_file}")
+            raise ValueError(
+                f"found id {index}, expected one of the {len(self._pieces)} of {self.vocab_file}"
+            )
         return self._pieces[index]
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
@@ -268,8 +272,6 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         from finetune.qwen_vl.markup import to_list_format
 
         return to_list_format(text)
-
-
 
 
 class QWenTokenizer(QwenVLTokenizer):

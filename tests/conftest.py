@@ -1,0 +1,31 @@
+"""Shared by all tests: the package path, the golden folder, and small models built from configurations."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def qwen_vocabulary() -> Path:
+    """The real qwen.tiktoken, as the package dashscope carries it."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("dashscope")
+    assert spec is not None and spec.origin is not None, (
+        "tests need the package dashscope (requirements-dev.txt)"
+    )
+    return Path(spec.origin).parent / "resources" / "qwen.tiktoken"
