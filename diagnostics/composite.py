@@ -143,17 +143,21 @@ def draw_probe(sheet: ProbeSheet, layers: Sequence[LayerMaps]) -> Image.Image:
     return page
 
 
-def encode_png(picture: Image.Image) -> bytes:
-    """PNG bytes with 256 colours of the picture's own, dithered so that smooth maps show no bands.
+def encode_png(picture: Image.Image, *, width: int = WIDTH) -> bytes:
+    """PNG bytes at ``width`` pixels, with 256 colours of the picture's own, dithered so that maps show no bands.
 
-    At most one byte a pixel before compression; about 120 kB for one layer, two thirds of true colour.
+    At most one byte a pixel before compression: about 120 kB for one layer, two thirds of true colour.
     """
-    # The palette comes from a thumbnail (a tenth of the time), the dithering only happens with a given palette.
-    thumbnail = picture.resize((picture.width // 4, picture.height // 4), Image.Resampling.NEAREST)
+    if width != picture.width:
+        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.BOX)
+    # The palette comes from a thumbnail (a tenth of the time); dithering happens only with a palette given.
+    thumbnail = picture.resize((picture.width // 6, picture.height // 6), Image.Resampling.NEAREST)
+    for index, colour in enumerate((PAPER, FAINT, SOFT, INK, GOOD, BAD)):  # which a thumbnail may miss
+        thumbnail.paste(colour, (index * 12, 0, index * 12 + 12, 12))
     palette = thumbnail.quantize(256, method=Image.Quantize.MEDIANCUT)
     buffer = io.BytesIO()
     picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(
-        buffer, format="PNG", compress_level=6
+        buffer, format="PNG", compress_level=4
     )
     return buffer.getvalue()
 
@@ -189,32 +193,44 @@ def cells_to_pixels(
     return np.asarray(canvas)
 
 
-def heat_over(
-    dimmed: Image.Image, pixels: Float[np.ndarray, "height width"], top: float
-) -> UInt8[np.ndarray, "height width 3"]:
+def heat_over(dimmed: Image.Image, pixels: Float[np.ndarray, "height width"], top: float) -> Image.Image:
     """The map in colour over the dimmed picture: 0 leaves the picture, ``top`` and more is brightest."""
-    level = np.clip(pixels / top, 0.0, 1.0)
-    colour = heat_colours()[(level * 255).astype(np.uint8)]
-    return _blend(np.asarray(dimmed), colour, 0.9 * level**0.7)
+    return _tint(dimmed, np.clip(pixels * (255 / top), 0, 255), heat_colours())
 
 
 def difference_over(
     dimmed: Image.Image, pixels: Float[np.ndarray, "height width"], swing: float
-) -> UInt8[np.ndarray, "height width 3"]:
+) -> Image.Image:
     """The difference over the dimmed picture: blue looks less, orange looks more, 0 leaves the picture."""
-    level = np.clip(pixels / swing, -1.0, 1.0)
-    colour = np.where(level[..., None] < 0, LESS, MORE)
-    return _blend(np.asarray(dimmed), colour, 0.9 * np.abs(level) ** 0.8)
+    return _tint(dimmed, np.clip(pixels * (127.5 / swing) + 127.5, 0, 255), difference_colours())
 
 
 @lru_cache(maxsize=1)
-def heat_colours() -> UInt8[np.ndarray, "256 3"]:
-    """Matplotlib's inferno without its black end: perceptually even, and safe for the colour-blind."""
-    return (matplotlib.colormaps["inferno"](np.linspace(0.22, 1.0, 256))[:, :3] * 255).astype(np.uint8)
+def heat_colours() -> UInt8[np.ndarray, "256 4"]:
+    """Red, green, blue and opacity of a level: matplotlib's inferno without its black end, which is perceptually
+    even and safe for the colour-blind."""
+    level = np.linspace(0.0, 1.0, 256)
+    colours = matplotlib.colormaps["inferno"](0.22 + 0.78 * level)
+    colours[:, 3] = 0.9 * level**0.7
+    return (colours * 255).round().astype(np.uint8)
 
 
-def _blend(below: np.ndarray, above: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-    return (below + opacity[..., None] * (above - below.astype(np.float32))).round().astype(np.uint8)
+@lru_cache(maxsize=1)
+def difference_colours() -> UInt8[np.ndarray, "256 4"]:
+    """Blue, nothing, orange: the sign is the hue, the size is the opacity."""
+    level = np.linspace(-1.0, 1.0, 256)
+    opacity = 0.9 * np.abs(level) ** 0.8 * 255
+    hue = np.where(level[:, None] < 0, LESS, MORE)
+    return np.concatenate([hue, opacity[:, None]], axis=1).round().astype(np.uint8)
+
+
+def _tint(
+    below: Image.Image, level: Float[np.ndarray, "height width"], colours: UInt8[np.ndarray, "256 4"]
+) -> Image.Image:
+    above = Image.fromarray(np.take(colours, level.astype(np.uint8), axis=0))
+    tinted = below.copy()
+    tinted.paste(above, mask=above)
+    return tinted
 
 
 class _Pen:
@@ -303,9 +319,8 @@ def _layer_row(
     if titled:
         pen.write(draw, (MARGIN, 28), f"layer {maps.layer}", 26, SOFT, anchor="ls")
     for column, panel in enumerate(panels):
-        picture = Image.fromarray(panel)
-        _draw_regions(picture, sheet, pen, named=column == 0)
-        part.paste(picture, (_column(column) + (PANEL - size[0]) // 2, above))
+        _draw_regions(panel, sheet, pen, named=column == 0)
+        part.paste(panel, (_column(column) + (PANEL - size[0]) // 2, above))
     _write_readings(draw, maps.readings, above + size[1] + 34, pen)
     _colour_bars(part, draw, scale, above + size[1] + 64, pen)
     return part
@@ -365,14 +380,8 @@ def _write_readings(
 def _colour_bars(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top: int, pen: _Pen) -> None:
     """One bar under base and now together, one under the difference; on the grey of a dimmed picture."""
     wide = 2 * PANEL + GUTTER
-    ground = Image.new("RGB", (wide, 12), (62, 64, 70))
-    ramp = np.tile(np.linspace(0, scale.top, wide, dtype=np.float32), (12, 1))
-    part.paste(Image.fromarray(heat_over(ground, ramp, scale.top)), (_column(0), top))
-    swing = np.tile(np.linspace(-scale.swing, scale.swing, PANEL, dtype=np.float32), (12, 1))
-    part.paste(
-        Image.fromarray(difference_over(ground.crop((0, 0, PANEL, 12)), swing, scale.swing)),
-        (_column(2), top),
-    )
+    for bar, column in zip(_bars(), (0, 2), strict=True):
+        part.paste(bar, (_column(column), top))
     beyond = f" (peak {scale.peak:.1f})" if scale.peak > scale.top * 1.05 else ""
     below = top + 34
     pen.write(draw, (_column(0), below), "0", 19, SOFT, anchor="ls")
@@ -380,6 +389,16 @@ def _colour_bars(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top
     pen.write(draw, (_column(0) + wide, below), f"{scale.top:.1f}×{beyond}", 19, SOFT, anchor="rs")
     pen.write(draw, (_column(2), below), f"-{scale.swing:.1f}× less", 19, SOFT, anchor="ls")
     pen.write(draw, (_column(2) + PANEL, below), f"more +{scale.swing:.1f}×", 19, SOFT, anchor="rs")
+
+
+@lru_cache(maxsize=1)
+def _bars() -> tuple[Image.Image, Image.Image]:
+    """Both colour bars, on the grey of a dimmed picture."""
+    wide = 2 * PANEL + GUTTER
+    ground = Image.new("RGB", (wide, 12), (62, 64, 70))
+    heat = np.tile(np.linspace(0, 1, wide), (12, 1))
+    swing = np.tile(np.linspace(-1, 1, PANEL), (12, 1))
+    return heat_over(ground, heat, 1.0), difference_over(ground.crop((0, 0, PANEL, 12)), swing, 1.0)
 
 
 def _caption(sheet: ProbeSheet, pen: _Pen) -> Image.Image:

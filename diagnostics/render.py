@@ -1,0 +1,410 @@
+"""Drawing beside the training: a process of low priority that turns records into pictures.
+
+The monitor starts it (``Renderer``) and talks to it in lines of JSON: ``{"step": 50}`` on its standard input asks
+for the pictures of a step; it answers on its standard output with what it has drawn. It reads records only, so a
+training step never waits for it, and its death costs pictures, not a run. By hand it draws the archive anew::
+
+    python -m diagnostics.render --attention_dir OUTPUT/attention --steps 50 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from diagnostics.composite import Outcome, ProbeSheet, draw_probe, encode_png
+from diagnostics.pairs import ProbePair, pair_all, pairs_by_group
+from diagnostics.plots import layers_heads_figure
+from diagnostics.probes import Probe, read_probes
+from diagnostics.records import AttentionRecord
+from diagnostics.tensorboard import SHOWN_PER_GROUP, TaggedPicture, map_tag, overview_tag, shown_probes
+
+logger = logging.getLogger(__name__)
+
+ARCHIVE_WIDTH = 720
+"""Pixels; an archive picture of three layers is about 180 kB then."""
+NICENESS = 15
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+class Rendered(NamedTuple):
+    """One step's pictures for TensorBoard, and what could not be drawn, in words."""
+
+    step: int
+    pictures: tuple[TaggedPicture, ...]
+    problems: tuple[str, ...]
+
+
+class Renderer:
+    """The drawing process, seen from the training.
+
+    >>> renderer = Renderer(output_dir / "attention")
+    >>> renderer.submit(50)            # returns at once
+    >>> for step in renderer.poll():   # what has been drawn since the last call
+    ...     board.write_pictures(step.pictures, step.step)
+    >>> renderer.close(timeout=120)    # the rest, with a progress bar
+
+    No method raises for a failure of the process: that is logged once as a warning, ``problem`` says it in words,
+    and everything asked afterwards is a no-op.
+    """
+
+    def __init__(self, attention_dir: str | Path, *, shown_per_group: int = SHOWN_PER_GROUP) -> None:
+        self.attention_dir = Path(attention_dir)
+        self.shown_per_group = shown_per_group
+        self.problem: str | None = None
+        self._process: subprocess.Popen[str] | None = None
+        self._messages: queue.SimpleQueue[dict[str, object]] = queue.SimpleQueue()
+        self._waiting: list[int] = []
+        self._told = False
+
+    def start(self) -> None:
+        """Start the process; ``submit`` does it by itself when it is not running."""
+        self._scratch = tempfile.TemporaryDirectory(prefix="attention-pictures-")
+        command = [sys.executable, "-m", "diagnostics.render", "--attention_dir", str(self.attention_dir.resolve())]
+        command += ["--scratch_dir", self._scratch.name, "--shown_per_group", str(self.shown_per_group)]
+        paths = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+        # One thread, and no accelerator: this process must not compete for what the training uses.
+        quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+        self._errors = Path(self._scratch.name) / "errors.txt"
+        try:
+            with self._errors.open("w") as errors:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    env={**os.environ, **quiet},
+                    start_new_session=True,  # Ctrl-C ends the training; this process ends when its input does
+                )
+        except OSError as error:
+            self._fail(f"could not be started: {error}")
+            return
+        threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
+
+    def submit(self, step: int) -> None:
+        """Ask for the pictures of a step whose records are complete. Returns at once."""
+        if self._process is None and self.problem is None:
+            self.start()
+        if self._process is None or self._process.stdin is None or self.problem is not None:
+            return
+        try:
+            self._process.stdin.write(json.dumps({"step": step}) + "\n")
+            self._process.stdin.flush()
+            self._waiting.append(step)
+        except OSError:
+            self._fail(self._last_words())
+
+    def poll(self) -> list[Rendered]:
+        """What has been drawn since the last call. Returns at once."""
+        rendered = [done for message in self._drain() if (done := self._received(message)) is not None]
+        if self._process is not None and self._process.poll() is not None and self._waiting:
+            # The last lines may still be on their way from the reading thread.
+            rendered += [done for message in self._drain() if (done := self._received(message)) is not None]
+            if self._waiting:
+                self._fail(self._last_words())
+        return rendered
+
+    def close(self, timeout: float = 300.0) -> list[Rendered]:
+        """Wait for what was asked for, at most ``timeout`` seconds, and end the process."""
+        if self._process is None:
+            return []
+        if self._process.stdin is not None:
+            try:
+                self._process.stdin.close()
+            except OSError:
+                logger.debug("the drawing process was gone before its input was closed")
+        rendered = self._wait(time.monotonic() + timeout)
+        if self._process.poll() is None and self._waiting:
+            self._fail(f"was not done after {timeout:.0f} s; steps {self._waiting} lack pictures")
+        self._end()
+        return rendered
+
+    def _wait(self, deadline: float) -> list[Rendered]:
+        rendered: list[Rendered] = []
+        with tqdm(desc="drawing attention", unit="picture", disable=not self._waiting, leave=False) as bar:
+            while self._waiting and self.problem is None and time.monotonic() < deadline:
+                for message in self._drain():
+                    if "drawn" in message:
+                        bar.total, bar.n = int(str(message["of"])), int(str(message["drawn"]))
+                        bar.refresh()
+                    done = self._received(message)
+                    rendered += [] if done is None else [done]
+                rendered += self.poll()
+                time.sleep(0.05)
+        return rendered
+
+    def _end(self) -> None:
+        assert self._process is not None
+        try:
+            self._process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+        self._scratch.cleanup()
+
+    def _listen(self, lines: IO[str]) -> None:
+        for line in lines:
+            self._messages.put(json.loads(line))
+
+    def _drain(self) -> Iterator[dict[str, object]]:
+        while not self._messages.empty():
+            yield self._messages.get()
+
+    def _received(self, message: Mapping[str, object]) -> Rendered | None:
+        """A finished step, its pictures read from the scratch folder; None for a report of progress."""
+        if "done" not in message:
+            return None
+        step, problems = int(str(message["done"])), tuple(message["problems"])  # type: ignore[arg-type]
+        if step in self._waiting:
+            self._waiting.remove(step)
+        if problems and not self._told:
+            self._told = True
+            logger.warning("step %d: %d pictures could not be drawn, first: %s", step, len(problems), problems[0])
+        pictures = []
+        for entry in message["pictures"]:  # type: ignore[attr-defined]
+            path = Path(entry["path"])
+            pictures.append(TaggedPicture(entry["tag"], path.read_bytes(), tuple(entry["size"])))
+            path.unlink()
+        return Rendered(step, tuple(pictures), problems)
+
+    def _last_words(self) -> str:
+        words = self._errors.read_text(errors="replace").strip().splitlines()
+        return f"ended early: {words[-1]}" if words else "ended early, without a word"
+
+    def _fail(self, problem: str) -> None:
+        if self.problem is None:
+            self.problem = f"the drawing of attention pictures {problem}"
+            self._waiting.clear()
+            logger.warning(
+                "%s. Training goes on; draw later with: python -m diagnostics.render --attention_dir %s",
+                self.problem,
+                self.attention_dir,
+            )
+
+
+@dataclass
+class Archive:
+    """Records of a run, and the pictures drawn of them. The baseline is read once."""
+
+    attention_dir: Path
+    probes: Sequence[Probe]
+    baseline: Mapping[str, AttentionRecord]
+
+    @classmethod
+    def open(cls, attention_dir: str | Path) -> Archive:
+        attention_dir = Path(attention_dir)
+        return cls(attention_dir, read_probes(attention_dir / "probes.json"), load_step(attention_dir, 0))
+
+    def pairs(self, step: int) -> list[ProbePair]:
+        """Every probe, base against ``step``."""
+        return pair_all(self.probes, self.baseline, self.baseline if step == 0 else load_step(self.attention_dir, step))
+
+    def picture_path(self, probe_id: str, step: int) -> Path:
+        return self.attention_dir / "images" / probe_id / f"step-{step:06d}.png"
+
+    def missing_steps(self) -> list[int]:
+        """Steps after the baseline with records and without all their pictures, as a killed run leaves them."""
+        return [
+            step
+            for step in recorded_steps(self.attention_dir)
+            if step > 0 and not all(self.picture_path(probe.id, step).is_file() for probe in self.probes)
+        ]
+
+
+def recorded_steps(attention_dir: str | Path) -> list[int]:
+    """Steps that have a folder of records, ascending."""
+    folders = Path(attention_dir).glob("step-[0-9]*")
+    return sorted(int(folder.name.removeprefix("step-")) for folder in folders if any(folder.glob("*.safetensors")))
+
+
+def load_step(attention_dir: str | Path, step: int) -> dict[str, AttentionRecord]:
+    """Every record of one step, by probe."""
+    return load_records(Path(attention_dir) / f"step-{step:06d}")
+
+
+def load_records(folder: str | Path) -> dict[str, AttentionRecord]:
+    """Every record in a folder, by probe.
+
+    Raises:
+        ValueError: the folder has none.
+    """
+    records = [AttentionRecord.load(path) for path in sorted(Path(folder).glob("*.safetensors"))]
+    if not records:
+        raise ValueError(f"{folder}: no attention records there; expected ID.safetensors of at least one probe")
+    return {record.probe_id: record for record in records}
+
+
+def probe_sheet(pair: ProbePair) -> ProbeSheet:
+    """What is drawn and written on one probe's picture."""
+    probe, before, after = pair.probe, pair.before, pair.after
+    return ProbeSheet(
+        probe_id=probe.id,
+        group=probe.group,
+        picture=open_picture(probe.images[0]),
+        question=probe.question,
+        answer=probe.answer,
+        foil=probe.foil,
+        regions={name: probe.regions[name] for name in pair.region_order()},
+        base_step=before.step,
+        step=after.step,
+        before=Outcome(before.scores.generated, before.scores.margin_nats),
+        after=Outcome(after.scores.generated, after.scores.margin_nats),
+    )
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture as it is shown: upright, in colour.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except OSError as error:
+        raise ValueError(f"cannot draw over {path}: {error}") from error
+
+
+def overview_png(pairs: Sequence[ProbePair]) -> TaggedPicture | None:
+    """A group's layers x heads picture: mean region mass over its probes; None where none has a region."""
+    with_region = [pair for pair in pairs if pair.region is not None]
+    if not with_region:
+        return None
+    before, after = (
+        np.mean([getattr(pair, side).region_mass[pair.region] for pair in with_region], axis=0)
+        for side in ("before", "after")
+    )
+    group, step = pairs[0].probe.group, pairs[0].after.step
+    regions = sorted({pair.region for pair in with_region if pair.region is not None})
+    where = regions[0] if len(regions) == 1 else "each probe's region"
+    figure = layers_heads_figure(
+        before,
+        after,
+        title=f"{group}: attention on {where}, mean of {len(with_region)} probes, step {step}",
+        key_layers=pairs[0].after.layers,
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    return TaggedPicture(overview_tag(group), buffer.getvalue(), Image.open(buffer).size)
+
+
+def render_archive(archive: Archive, step: int) -> Iterator[str | None]:
+    """Draw the archive picture of every probe at one step; yields, for each, None or what went wrong."""
+    for pair in archive.pairs(step):
+        try:
+            picture = draw_probe(probe_sheet(pair), pair.maps())
+            write_atomically(archive.picture_path(pair.probe.id, step), encode_png(picture, width=ARCHIVE_WIDTH))
+            yield None
+        except (ValueError, OSError) as error:  # one bad picture, a full disk: the others are still drawn
+            yield f"picture of probe {pair.probe.id}: {error}"
+
+
+def render_board(pairs: Sequence[ProbePair], per_group: int) -> Iterator[TaggedPicture | str]:
+    """The pictures for TensorBoard: a probe's for each key layer, a group's layers x heads; or what went wrong."""
+    for pair in shown_probes(pairs, per_group):
+        try:
+            sheet = probe_sheet(pair)
+            for maps in pair.maps():
+                picture = draw_probe(sheet, [maps])
+                yield TaggedPicture(map_tag(sheet.group, sheet.probe_id, maps.layer), encode_png(picture), picture.size)
+        except (ValueError, OSError) as error:
+            yield f"picture of probe {pair.probe.id}: {error}"
+    for group in pairs_by_group(pairs).values():
+        overview = overview_png(group)
+        if overview is not None:
+            yield overview
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """The whole file or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve the monitor on standard input, or draw ``--steps`` by hand."""
+    parser = argparse.ArgumentParser(prog="python -m diagnostics.render", description=__doc__)
+    parser.add_argument("--attention_dir", type=Path, required=True, help="the run's attention/ folder")
+    parser.add_argument("--steps", type=int, nargs="*", help="draw these steps' archive (none named: all that lack it)")
+    parser.add_argument("--scratch_dir", type=Path, help="serve the monitor, handing pictures over in this folder")
+    parser.add_argument("--shown_per_group", type=int, default=SHOWN_PER_GROUP)
+    options = parser.parse_args(arguments)
+    if options.scratch_dir is None:
+        _draw_by_hand(Archive.open(options.attention_dir), options.steps)
+    else:
+        os.nice(NICENESS)
+        _serve(options.attention_dir, options.scratch_dir, options.shown_per_group, sys.stdin)
+
+
+def _draw_by_hand(archive: Archive, steps: Sequence[int] | None) -> None:
+    for step in steps or archive.missing_steps():
+        bar = tqdm(render_archive(archive, step), desc=f"step {step}", total=len(archive.probes), unit="picture")
+        for problem in bar:
+            if problem is not None:
+                bar.write(problem)
+
+
+def _serve(attention_dir: Path, scratch_dir: Path, per_group: int, requests: Iterable[str]) -> None:
+    """Draw each step asked for: first what TensorBoard shows, then the archive."""
+    archive = None
+    for line in requests:
+        step = int(json.loads(line)["step"])
+        pictures: list[dict[str, object]] = []
+        problems: list[str] = []
+        if archive is None:
+            archive = Archive.open(attention_dir)
+            problems += _catch_up(archive, step)
+        for number, drawn in enumerate(render_board(archive.pairs(step), per_group)):
+            if isinstance(drawn, str):
+                problems.append(drawn)
+                continue
+            path = scratch_dir / f"step-{step:06d}-{number:04d}.png"
+            path.write_bytes(drawn.png)
+            pictures.append({"tag": drawn.tag, "path": str(path), "size": drawn.size})
+        # The baseline against itself has no difference to keep: the archive begins with the first checkpoint.
+        for number, problem in enumerate(render_archive(archive, step) if step > 0 else (), start=1):
+            problems += [] if problem is None else [problem]
+            if number % 10 == 0:
+                _say({"step": step, "drawn": number, "of": len(archive.probes)})
+        _say({"done": step, "pictures": pictures, "problems": problems})
+
+
+def _catch_up(archive: Archive, before_step: int) -> list[str]:
+    """Draw what a run that was killed has left undrawn, earlier than ``before_step``; returns what went wrong."""
+    problems: list[str] = []
+    for step in archive.missing_steps():
+        if step < before_step:
+            try:
+                problems += filter(None, render_archive(archive, step))
+            except ValueError as error:  # records of only some probes: the step is probed again if it matters
+                problems.append(f"step {step}: {error}")
+    return problems
+
+
+def _say(message: Mapping[str, object]) -> None:
+    print(json.dumps(message), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""What the monitor writes into TensorBoard. The only place with tag names.
+
+Tags (G a group, L a key layer, ID a probe that is shown):
+
+    accuracy/G                       share of probes with a positive margin
+    margin_nats/G                    mean of log p(answer) - log p(foil)
+    region_mass/G/layer_L            share of the attention to the image on the judged region
+    enrichment/G/layer_L             the same over the region's share of the image; 1 is looking anywhere
+    visual_share/layer_L             share of the answer query's attention on image tokens, all probes
+    drift_jsd_nats/layer_L           how far the attention within the image has moved from the base, all probes
+    maps: G/ID/layer_L               the probe picture: base | now | difference
+    layers x heads/G                 region mass of every layer and head: base | now | difference
+    probes/G/ID                      text card: prompt, right and wrong answer, what was answered
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from diagnostics.pairs import ProbePair, pairs_by_group
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+SHOWN_PER_GROUP = 3
+"""Probes of each group whose pictures and cards go to TensorBoard; the archive on disk has all."""
+
+
+class TaggedPicture(NamedTuple):
+    """An encoded picture and where it belongs; ``size`` is (width, height) in pixels."""
+
+    tag: str
+    png: bytes
+    size: tuple[int, int]
+
+
+def map_tag(group: str, probe_id: str, layer: int) -> str:
+    """Tag of a probe picture; its first part gathers a group's pictures under one heading."""
+    return f"maps: {_part(group)}/{probe_id}/layer_{layer}"
+
+
+def overview_tag(group: str) -> str:
+    """Tag of a group's layers x heads picture."""
+    return f"layers x heads/{_part(group)}"
+
+
+def scalars(pairs: Sequence[ProbePair]) -> dict[str, float]:
+    """Tag → value of every scalar of one step; means over probes, and over heads where there are heads.
+
+    Groups without a foil have no accuracy and margin, groups without a region no mass and enrichment.
+    """
+    values: dict[str, list[float]] = defaultdict(list)
+    for pair in pairs:
+        group = _part(pair.probe.group)
+        margin = pair.after.scores.margin_nats
+        if margin is not None:
+            values[f"accuracy/{group}"].append(float(margin > 0))
+            values[f"margin_nats/{group}"].append(margin)
+        for layer in pair.layers:
+            reading = pair.reading(layer)
+            if reading is not None:
+                values[f"region_mass/{group}/layer_{layer.layer}"].append(reading.mass_after)
+                values[f"enrichment/{group}/layer_{layer.layer}"].append(reading.enrichment_after)
+            share = float(pair.after.visual_share[layer.layer].mean())
+            values[f"visual_share/layer_{layer.layer}"].append(share)
+            values[f"drift_jsd_nats/layer_{layer.layer}"].append(layer.drift_jsd_nats)
+    return {tag: float(np.mean(of_probes)) for tag, of_probes in values.items()}
+
+
+def layout(pairs: Sequence[ProbePair]) -> dict[str, dict[str, list[Any]]]:
+    """The custom-scalars page: every group in one chart, for the questions in the order one asks them."""
+    groups = [_part(group) for group in pairs_by_group(pairs)]
+    layers = [layer.layer for layer in pairs[0].layers]
+
+    def lines(tags: Iterable[str]) -> list[Any]:
+        return ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
+
+    return {
+        "1 What does it answer?": {
+            "accuracy": lines(f"accuracy/{group}" for group in groups),
+            "margin, nats": lines(f"margin_nats/{group}" for group in groups),
+        },
+        "2 Does it look at the region?": {
+            f"enrichment, {group}": lines(f"enrichment/{group}/layer_{layer}" for layer in layers)
+            for group in groups
+        },
+        "3 How far has it moved?": {
+            "drift, nats": lines(f"drift_jsd_nats/layer_{layer}" for layer in layers),
+            "visual share": lines(f"visual_share/layer_{layer}" for layer in layers),
+        },
+    }
+
+
+def shown_probes(pairs: Sequence[ProbePair], per_group: int = SHOWN_PER_GROUP) -> list[ProbePair]:
+    """The first ``per_group`` of each group, in file order: chosen before anything was trained, not by result."""
+    return [pair for group in pairs_by_group(pairs).values() for pair in group[:per_group]]
+
+
+def card(pair: ProbePair) -> str:
+    """Markdown: what was asked, what would be right, what was answered at the start and now."""
+    probe = pair.probe
+    rows = [
+        "| | answer | margin, nats |",
+        "|---|---|---|",
+        _card_row(f"base (step {pair.before.step})", pair.before.scores.generated, pair.before.scores.margin_nats),
+        _card_row(f"now (step {pair.after.step})", pair.after.scores.generated, pair.after.scores.margin_nats),
+    ]
+    words = [f"**{_escape(probe.question)}**", f"right: {_escape(probe.answer)}"]
+    words += [f"wrong: {_escape(probe.foil)}"] if probe.foil is not None else []
+    region = [f"judged on the region *{_escape(pair.region)}*"] if pair.region is not None else []
+    return "\n\n".join([*words, "\n".join(rows), *region])
+
+
+class AttentionBoard:
+    """Writes one step after another to a SummaryWriter that someone else owns and closes.
+
+    A closed SummaryWriter opens a new event file when it is written to; ``flush`` is called after each step, so
+    that nothing is lost whoever closes it.
+    """
+
+    def __init__(self, writer: SummaryWriter) -> None:
+        self.writer = writer
+        self._has_layout = False
+
+    def write_step(self, pairs: Sequence[ProbePair], step: int, *, per_group: int = SHOWN_PER_GROUP) -> None:
+        """Scalars of every group, and the cards of the probes that are shown."""
+        if not self._has_layout:
+            self.writer.add_custom_scalars(layout(pairs))
+            self._has_layout = True
+        for tag, value in scalars(pairs).items():
+            self.writer.add_scalar(tag, value, step)
+        for pair in shown_probes(pairs, per_group):
+            self.writer.add_text(f"probes/{_part(pair.probe.group)}/{pair.probe.id}", card(pair), step)
+        self.writer.flush()
+
+    def write_pictures(self, pictures: Iterable[TaggedPicture], step: int) -> None:
+        """Pictures as they are encoded: ``add_image`` would decode and encode them again on this thread."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        # No public method of SummaryWriter takes a ready Summary; this one also reopens a closed writer.
+        file_writer = self.writer._get_file_writer()
+        for picture in pictures:
+            width, height = picture.size
+            image = Summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=picture.png
+            )
+            file_writer.add_summary(Summary(value=[Summary.Value(tag=picture.tag, image=image)]), step)
+        self.writer.flush()
+
+
+def open_command(log_dir: str | Path) -> str:
+    """The command that opens the logs and keeps every image: TensorBoard's own default keeps ten of each tag."""
+    return f"tensorboard --logdir {shlex.quote(str(log_dir))} --samples_per_plugin images=1000,text=1000"
+
+
+def _card_row(name: str, said: str, margin: float | None) -> str:
+    verdict = "" if margin is None else "right · " if margin > 0 else "wrong · "
+    number = "no foil" if margin is None else f"{verdict}{margin:+.2f}"
+    return f"| {name} | {_escape(said) or '*not asked*'} | {number} |"
+
+
+def _escape(text: str) -> str:
+    """Text inside a Markdown table: one line, nothing that Markdown would read."""
+    flat = " ".join(text.split())
+    return "".join(f"\\{c}" if c in r"\`*_{}[]()#+-!|<>" else c for c in flat)
+
+
+def _part(group: str) -> str:
+    """A group's name as one part of a tag: TensorBoard splits tags at slashes."""
+    return group.replace("/", "-")
