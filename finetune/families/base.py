@@ -107,9 +107,9 @@ def bare_model(model: nn.Module) -> nn.Module:
     """The transformers model below PEFT and distributed wrappers."""
     while True:
         if hasattr(model, "get_base_model"):  # PeftModel
-            model = model.get_base_model()
+            model = model.get_base_model()  # type: ignore[operator]
         elif model.__class__.__name__ in ("DistributedDataParallel", "DeepSpeedEngine", "OptimizedModule"):
-            model = getattr(model, "module", None) or model._orig_mod
+            model = getattr(model, "module", None) or model._orig_mod  # type: ignore[assignment]
         else:
             return model
 
@@ -123,9 +123,9 @@ def attention_modules(model: nn.Module, family: Family) -> dict[str, nn.Module]:
 
 
 def _attention_modules(model: nn.Module, paths: ModulePaths) -> Iterator[tuple[str, nn.Module]]:
-    for index, layer in enumerate(model.get_submodule(paths.language_layers)):  # type: ignore[arg-type]
+    for index, layer in enumerate(model.get_submodule(paths.language_layers).children()):
         yield f"layer_{index}", layer.get_submodule(paths.language_attention)
     if paths.connector_attention is not None:
         yield "visual_attn", model.get_submodule(paths.connector_attention)
-    for index, layer in enumerate(model.get_submodule(paths.vision_layers)):  # type: ignore[arg-type]
+    for index, layer in enumerate(model.get_submodule(paths.vision_layers).children()):
         yield f"vision_layer_{index}", layer.get_submodule(paths.vision_attention)

@@ -29,7 +29,7 @@ class QwenVLFamily:
         connector_attention="transformer.visual.attn_pool.attn",
         never_trained=("transformer.visual.attn_pool.pos_embed",),
     )
-    lora_targets = ("c_attn", "attn.c_proj", "w1", "w2")
+    lora_targets: tuple[str, ...] = ("c_attn", "attn.c_proj", "w1", "w2")
 
     def matches(self, config: Any) -> bool:
         return getattr(config, "model_type", None) == "qwen" and isinstance(

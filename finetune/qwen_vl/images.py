@@ -121,7 +121,7 @@ class QwenVLImageProcessor(BaseImageProcessor):
     def preprocess(
         self, images: ImageSource | Sequence[ImageSource], return_tensors: str | None = "pt", **_: Any
     ) -> BatchFeature:
-        sources = images if isinstance(images, (list, tuple)) else [images]
+        sources: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
         pixel_values = torch.stack([self.pixels(source) for source in sources])
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 

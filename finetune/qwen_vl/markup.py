@@ -46,7 +46,8 @@ class Box(NamedTuple):
             min(max(int(v * THOUSANDTHS / size), 0), THOUSANDTHS - 1)
             for v, size in zip(box, sizes, strict=True)
         )
-        return cls(*scaled, ref=ref)
+        x0, y0, x1, y1 = scaled
+        return cls(x0, y0, x1, y1, ref)
 
     def to_markup(self) -> str:
         ref = "" if self.ref is None else f"<ref>{self.ref}</ref>"
@@ -58,7 +59,8 @@ def parse_boxes(text: str) -> list[Box]:
     found = []
     for match in _BOX.finditer(text):
         for box in re.findall(r"<box>.*?</box>", match["boxes"], re.DOTALL):
-            found.append(Box(*map(int, _NUMBERS.findall(box)), ref=match["ref"]))
+            x0, y0, x1, y1 = map(int, _NUMBERS.findall(box))
+            found.append(Box(x0, y0, x1, y1, match["ref"]))
     return found
 
 
@@ -91,7 +93,7 @@ def from_list_format(items: Sequence[dict[str, Any]]) -> str:
             text += str(item["text"])
         elif "box" in item:
             text += f"<ref>{item['ref']}</ref>" if "ref" in item else ""
-            text += "".join(Box(*map(int, box)).to_markup() for box in item["box"])
+            text += "".join(Box(x0, y0, x1, y1).to_markup() for x0, y0, x1, y1 in item["box"])
         else:
             raise ValueError(
                 f"item {number}: found keys {sorted(item)}, expected one of image, text, box (with ref)"

@@ -279,13 +279,14 @@ class QwenVLModel(QwenVLPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds = self._embed(input_ids, pixel_values)
         elif pixel_values is not None:
             raise ValueError("pixel_values need input_ids: inputs_embeds do not say where the images lie")
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        assert inputs_embeds is not None
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         length = inputs_embeds.shape[1]
         if position_ids is None:

@@ -91,7 +91,7 @@ class QwenVLProcessor(ProcessorMixin):
         What a published checkpoint leaves out (picture size, slots an image) is read from its ``config.json``.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        hub = {
+        hub: dict[str, Any] = {
             key: kwargs[key]
             for key in ("cache_dir", "revision", "token", "local_files_only")
             if key in kwargs
