@@ -96,6 +96,11 @@ class AttentionExtractor:
         return tuple(self._modules)
 
     @property
+    def language_names(self) -> tuple[str, ...]:
+        """``layer_0`` to the last language layer, in order."""
+        return tuple(name for name in self._modules if name.startswith("layer_"))
+
+    @property
     def attention_weights(self) -> dict[str, np.ndarray]:
         """Rows of the last pass over a sequence; see the class. Copied from the device on each access."""
         return {name: _joined(name, calls) for name, calls in self._rows.items()}

@@ -56,11 +56,10 @@ class Probe:
 
     @property
     def main_region(self) -> str | None:
-        """The region that claims are about: that of the answer's phrase, else of the first phrase, else the
-        relation's subject, else the first region; None where the probe has no region."""
-        of_answer = [region for phrase, region in self.phrases.items() if phrase in self.answer]
-        subject = [self.relation.subject] if self.relation else []
-        return next(iter([*of_answer, *self.phrases.values(), *subject, *self.regions]), None)
+        """The region that claims are about: that of the answer as a phrase, else of the first phrase, else the first
+        region; None where the probe has no region."""
+        of_answer = [region for phrase, region in self.phrases.items() if phrase == self.answer]
+        return next(iter([*of_answer, *self.phrases.values(), *self.regions]), None)
 
 
 class Fault(NamedTuple):

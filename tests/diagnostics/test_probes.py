@@ -48,7 +48,7 @@ def test_a_sound_file_is_read_and_written_again_elsewhere(folder):
     probes = read_probes(path)
     assert probes[0].images == (folder / "images" / "pearl.png",)
     assert probes[0].regions["spheres"] == ((41, 30, 63, 52), (38, 60, 66, 80))
-    assert [probe.main_region for probe in probes] == ["spheres", "body", None]
+    assert [probe.main_region for probe in probes] == ["spheres", "spheres", None]
     assert probes[1].relation.subject == "body" and probes[2].foil is None
     assert {name: len(group) for name, group in groups_of(probes).items()} == {
         "sphere-building": 1, "spatial-relation": 1, "retention": 1}  # fmt: skip
