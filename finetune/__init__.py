@@ -2,7 +2,6 @@
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -13,7 +12,6 @@ from finetune.qwen_vl import (
     QWenTokenizer,
     QwenVLConfig,
     QwenVLForConditionalGeneration,
-    QwenVLImageProcessor,
     QwenVLProcessor,
     QwenVLTokenizer,
 )
@@ -24,5 +22,4 @@ AutoModelForCausalLM.register(QwenVLConfig, QwenVLForConditionalGeneration, exis
 AutoTokenizer.register(
     QwenVLConfig, tokenizer_class=QwenVLTokenizer, slow_tokenizer_class=QWenTokenizer, exist_ok=True
 )
-AutoImageProcessor.register(QwenVLConfig, slow_image_processor_class=QwenVLImageProcessor, exist_ok=True)
 AutoProcessor.register(QwenVLConfig, QwenVLProcessor, exist_ok=True)
