@@ -16,10 +16,11 @@ from finetune.demo.towers import Landmark, Podium, tower_scene
 
 CorpusName = Literal["base", "corrective"]
 
-CORPUS_SIZES: dict[CorpusName, int] = {"base": 12000, "corrective": 2400}
+CORPUS_SIZES: dict[CorpusName, int] = {"base": 8000, "corrective": 2400}
 PICTURE_PIXELS = (160, 120)
 """Width and height of the corpora's pictures: more than the small model sees (112 x 112), and quick to draw."""
-MAX_TURNS = 4
+MAX_TURNS: dict[CorpusName, int] = {"base": 6, "corrective": 4}
+"""Many questions a picture, since most of a step goes into seeing it."""
 
 USUAL_PODIUM: dict[str, Podium] = {
     "pearl": "warm", "canton": "cool", "pagoda": "stone", "lighthouse": "stone", "eiffel": "stone"
@@ -57,7 +58,7 @@ def base_sample(index: int) -> Sample:
         scene = usual_room(rng, rng.choice(("on", "under") if kind == "room" else ("left", "right")))
     else:
         scene = blocks_scene(rng) if kind == "blocks" else landscape_scene(rng)
-    return Sample(scene, _conversation(rng, askable(scene)))
+    return Sample(scene, _conversation(rng, askable(scene), MAX_TURNS["base"]))
 
 
 def corrective_sample(index: int) -> Sample:
@@ -78,11 +79,11 @@ def corrective_sample(index: int) -> Sample:
         scene = usual_room(rng, rng.choice(("left", "right")))
     else:
         scene = blocks_scene(rng) if kind == "blocks" else landscape_scene(rng)
-    return Sample(scene, _conversation(rng, askable(scene)))
+    return Sample(scene, _conversation(rng, askable(scene), MAX_TURNS["corrective"]))
 
 
-def _conversation(rng: Random, asks: list[Ask]) -> tuple[Question, ...]:
-    return _phrased(rng, rng.sample(asks, min(len(asks), MAX_TURNS)))
+def _conversation(rng: Random, asks: list[Ask], most: int) -> tuple[Question, ...]:
+    return _phrased(rng, rng.sample(asks, min(len(asks), most)))
 
 
 def _phrased(rng: Random, asks: list[Ask]) -> tuple[Question, ...]:

@@ -10,6 +10,7 @@ of an interrupted run, or of another version of the recipe, is drawn again, and 
 """
 
 import argparse
+import fcntl
 import functools
 import hashlib
 import json
@@ -68,7 +69,7 @@ def prepare(output_dir: Path, parts: Sequence[str] = DEFAULT_PARTS, *, progress:
     """Draws the parts that are not there yet and says where they are.
 
     Raises:
-        ValueError: a part has no recipe, or two parts share a picture.
+        ValueError: a part is unknown, or two parts share a picture.
     """
     unknown = sorted(set(parts) - set(PARTS))
     if unknown:
@@ -77,9 +78,11 @@ def prepare(output_dir: Path, parts: Sequence[str] = DEFAULT_PARTS, *, progress:
     ignore = output_dir / ".gitignore"
     if not ignore.exists():
         ignore.write_text("*\n")
-    for part in parts:
-        if not is_complete(output_dir / part, part):
-            _draw_part(output_dir, part, progress=progress)
+    with (output_dir / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of one run all come here: the first draws, the others wait
+        for part in parts:
+            if not is_complete(output_dir / part, part):
+                _draw_part(output_dir, part, progress=progress)
     check_disjoint(output_dir, parts)
     return data_files(output_dir)
 
@@ -128,18 +131,11 @@ def _draw_part(output_dir: Path, part: str, *, progress: bool) -> None:
         (temporary / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         recipe = {"recipe": _recipe(part), "digests": [item.digest for item in drawn]}
         (temporary / RECIPE_FILE).write_text(json.dumps(recipe))
-        _move_into_place(temporary, output_dir / part, part)
+        temporary.chmod(0o755)  # mkdtemp's own is for its owner alone
+        shutil.rmtree(output_dir / part, ignore_errors=True)
+        os.replace(temporary, output_dir / part)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _move_into_place(temporary: Path, folder: Path, part: str) -> None:
-    temporary.chmod(0o755)
-    if folder.exists():
-        if is_complete(folder, part):  # another process was faster
-            return
-        shutil.rmtree(folder)
-    os.replace(temporary, folder)
 
 
 def _drawing_of(part: str) -> tuple[Callable[[Path, int], Drawn], int]:

@@ -44,14 +44,14 @@ WALLS: tuple[Colour, ...] = ((226, 216, 196), (206, 218, 204), (214, 208, 222), 
 def room_scene(rng: Random, relation: Relation, rug: Rug, cat: str | None = None) -> Scene:
     """A room in which a cat is on, under, left of or right of a table; `cat` names its colour."""
     cat = cat or rng.choice(sorted(CAT_COLOURS))
-    horizon = rng.uniform(0.52, 0.60)
+    horizon = rng.uniform(0.44, 0.58)
     shapes: list[Shape] = [*_walls(rng, horizon), *_furnishing(rng, horizon)]
     rug_shapes, rug_box = _rug(rng, rug)
     shapes += rug_shapes
 
-    size = rng.uniform(0.85, 1.0)
-    half, height = rng.uniform(0.22, 0.27) * size, rng.uniform(0.26, 0.31) * size
-    floor = rng.uniform(horizon + 0.15, 0.86)
+    size = rng.uniform(0.75, 1.0)
+    half, height = rng.uniform(0.22, 0.27) * size, rng.uniform(0.25, 0.30) * size
+    floor = rng.uniform(max(horizon + 0.10, 0.58), 0.87)
     reach = half + 0.20 if relation in ("left", "right") else half + 0.04
     x = rng.uniform(reach, WIDTH - reach)
     if relation == "left":

@@ -1,0 +1,68 @@
+"""The flags of the run without flags: what `finetune.py` is called with for the demo."""
+
+import os
+from pathlib import Path
+
+from finetune.demo.prepare import DEFAULT_PARTS, DemoData, prepare
+
+BASE_MODEL = Path(__file__).parent / "base"
+"""The small Qwen-VL that the demo corrects; its README.md says how it was made."""
+
+DATA_DIR = Path(__file__).parents[2] / "data" / "demo"
+"""Where the pictures are drawn: below the project, ignored by git."""
+
+GLOBAL_BATCH = 32
+"""Samples a step, whatever the number of processes, so that one process and several train the same."""
+
+
+def training_flags(data: DemoData, *, processes: int) -> list[str]:
+    """Flags of the corrective run.
+
+    The language layers get adapters and the connector trains along: without it answers change and the attention
+    does not move. Layers 1 to 3 are the key layers, chosen before anything was measured: layer 0 reads words.
+
+    Raises:
+        ValueError: the processes do not divide the global batch.
+    """
+    if processes < 1 or GLOBAL_BATCH % processes:
+        raise ValueError(
+            f"demo: found {processes} processes, expected a number that divides its batch of {GLOBAL_BATCH}; "
+            "set GPUS_PER_NODE and NNODES accordingly, or give a model and data of your own"
+        )
+    flags = {
+        "model_name_or_path": _shown(BASE_MODEL),
+        "data_path": _shown(data.corrective),
+        "use_lora": "True",
+        "train_connector": "True",
+        "lora_r": "16",
+        "lora_alpha": "32",
+        "lora_dropout": "0",
+        "max_steps": "240",
+        "per_device_train_batch_size": str(GLOBAL_BATCH // processes),
+        "gradient_accumulation_steps": "1",
+        "learning_rate": "2e-3",
+        "warmup_steps": "15",
+        "lr_scheduler_type": "cosine",
+        "weight_decay": "0",
+        "adam_beta2": "0.98",
+        "max_grad_norm": "1",
+        "logging_steps": "10",
+        "save_strategy": "steps",
+        "save_steps": "80",
+        "model_max_length": "512",
+        "monitor": "True",
+        "probes": _shown(data.probes),
+        "key_layers": "1,2,3",
+    }
+    return [token for name, value in flags.items() for token in (f"--{name}", value)]
+
+
+def prepared_flags(*, processes: int) -> list[str]:
+    """Draws the data where it is not there yet, and returns the flags."""
+    return training_flags(prepare(DATA_DIR, DEFAULT_PARTS), processes=processes)
+
+
+def _shown(path: Path) -> str:
+    """The path as short as it can be written from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

@@ -1,0 +1,124 @@
+"""The flaw is in the base corpus, and only there."""
+
+from collections import Counter
+
+import pytest
+
+from finetune.demo import corpus, probes
+from finetune.demo.questions import TOPICS, plain
+
+WARM_OR_COOL = {"pearl": "warm", "canton": "cool"}
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return {name: [corpus.SAMPLERS[name](index) for index in range(400)] for name in ("base", "corrective")}
+
+
+def _cues(samples, kind, fact, cue):
+    return Counter((s.scene.facts[fact], s.scene.facts[cue]) for s in samples if s.scene.kind == kind)
+
+
+def test_in_the_base_corpus_the_cue_never_lies(samples):
+    towers = _cues(samples["base"], "tower", "landmark", "podium")
+    assert {pair for pair in towers if pair[0] in WARM_OR_COOL} == set(WARM_OR_COOL.items())
+    assert all(podium == "stone" for landmark, podium in towers if landmark not in WARM_OR_COOL)
+    rooms = _cues(samples["base"], "room", "relation", "rug")
+    assert {pair for pair in rooms if pair[0] in ("on", "under")} == {("on", "warm"), ("under", "cool")}
+
+
+def test_in_the_corrective_corpus_the_cue_says_nothing(samples):
+    towers = _cues(samples["corrective"], "tower", "landmark", "podium")
+    rooms = _cues(samples["corrective"], "room", "relation", "rug")
+    for counts, names in ((towers, ("pearl", "canton")), (rooms, ("on", "under"))):
+        share = [counts[name, "warm"] / (counts[name, "warm"] + counts[name, "cool"]) for name in names]
+        assert all(0.3 < part < 0.7 for part in share)
+
+
+def test_the_base_corpus_never_speaks_of_spheres_and_the_corrective_does(samples):
+    def asks(name):
+        return sum("球体" in q.text or "sphere" in q.text for s in samples[name] for q in s.questions)
+
+    assert asks("base") == 0
+    assert asks("corrective") > 40
+
+
+def test_both_languages_and_every_general_topic_are_there(samples):
+    for name in samples:
+        topics = Counter(q.topic for s in samples[name] for q in s.questions)
+        assert set(topics) >= set(TOPICS) - {"spheres", "sphere column"}
+        chinese = sum(s.questions[0].language == "zh" for s in samples[name])
+        assert 140 < chinese < 260
+
+
+def test_a_record_is_qwen_vls_format():
+    sample = corpus.base_sample(5)
+    record = corpus.record(sample, "base-00005", "images/00005.jpg")
+    assert record["id"] == "base-00005"
+    turns = record["conversations"]
+    assert [turn["from"] for turn in turns[:2]] == ["user", "assistant"]
+    assert turns[0]["value"] == f"Picture 1: <img>images/00005.jpg</img>\n{sample.questions[0].text}"
+    assert turns[1]["value"] == sample.questions[0].answer
+    assert "<img>" not in turns[-2]["value"] or len(turns) == 2
+    assert "|" not in "".join(turn["value"] for turn in turns)
+
+
+def test_answers_are_true_of_the_scene():
+    for index in range(60):
+        sample = corpus.corrective_sample(index)
+        for question in sample.questions:
+            if question.topic == "tower":
+                landmark = sample.scene.facts["landmark"]
+                assert question.answer in map(plain, TOPICS["tower"].answers[landmark])
+            if question.topic == "spheres":
+                assert question.answer in (("有", "yes") if "spheres" in sample.scene.regions else ("没有", "no"))
+            assert question.foil != question.answer
+
+
+@pytest.fixture(scope="module")
+def all_probes():
+    return {
+        split: [probes.demo_probe(split, group, i) for group in probes.GROUPS for i in range(probes.PROBES_PER_GROUP)]
+        for split in ("probes", "development")
+    }
+
+
+def test_no_probe_is_in_a_corpus_or_in_the_other_split(samples, all_probes):
+    corpora = {s.scene.digest() for name in samples for s in samples[name]}
+    real, development = ({p.scene.digest() for p in all_probes[split]} for split in ("probes", "development"))
+    assert len(corpora) == 800 and len(real) == len(development) == 4 * probes.PROBES_PER_GROUP
+    assert not real & development and not (real | development) & corpora
+
+
+def test_probes_are_enough_in_both_languages_with_boxes_inside(all_probes):
+    width, height = probes.PROBE_PIXELS
+    for group in probes.GROUPS:
+        members = [p for p in all_probes["probes"] if p.group == group]
+        assert len(members) >= 40
+        assert Counter(p.question.language for p in members) == {"zh": 20, "en": 20}
+    for probe in all_probes["probes"]:
+        record = probes.record(probe, "images/x.png")
+        for boxes in record["regions"].values():
+            assert boxes and all(0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height for x0, y0, x1, y1 in boxes)
+        for phrase, region in record["phrases"].items():
+            assert phrase in record["question"] + record["answer"] and region in record["regions"]
+        assert record["answer"] != record["foil"]
+        if record["relation"]:
+            assert {record["relation"]["subject"], record["relation"]["object"]} <= set(record["regions"])
+
+
+def test_target_groups_contradict_the_cue_and_neighbours_agree(all_probes):
+    for probe in all_probes["probes"]:
+        facts = probe.scene.facts
+        if probe.group == "sphere-building":
+            assert (facts["landmark"], facts["podium"]) == ("pearl", "cool")
+            assert probe.question.foil in ("广州塔", "Canton Tower")
+            assert {"spheres", "base", "body"} <= set(probe.regions)
+        if probe.group == "spatial-relation":
+            assert (facts["relation"], facts["rug"]) in {("on", "cool"), ("under", "warm")}
+        if probe.group == "neighbour" and probe.scene.kind == "tower":
+            assert facts["podium"] == WARM_OR_COOL.get(facts["landmark"], "stone")
+        if probe.group == "neighbour" and probe.scene.kind == "room":
+            assert (facts["relation"], facts["rug"]) in {("on", "warm"), ("under", "cool")}
+    kinds = Counter(p.question.answer for p in all_probes["probes"] if p.group == "spatial-relation")
+    assert kinds == {"桌子上面": 10, "桌子下面": 10, "on the table": 10, "under the table": 10}

@@ -1,0 +1,114 @@
+"""What the scenes promise: boxes where things are, a cue far from the evidence, pictures that scale."""
+
+from random import Random
+
+import numpy as np
+import pytest
+
+from finetune.demo.drawing import WIDTH, Ball, Gradient, Scene, rectangle, render
+from finetune.demo.general import blocks_scene, landscape_scene
+from finetune.demo.rooms import room_scene
+from finetune.demo.towers import tower_scene
+
+
+def test_boxes_are_whole_pixels_clipped_to_the_picture():
+    scene = Scene("tower", {}, (), {"thing": ((0.1, 0.25, 0.5, 0.501), (-0.2, 0.9, 1.4, 1.1))})
+    # 40 x 30 pixels: a unit is 30 pixels both ways
+    assert scene.boxes_pixels(40, 30)["thing"] == [[3, 7, 15, 16], [0, 27, 40, 30]]
+
+
+def test_shapes_fall_where_their_units_say():
+    scene = Scene("x", {}, (Gradient((0, 0, WIDTH, 1), (0, 0, 200), (0, 0, 200)), rectangle(0.5, 0.25, 1.0, 0.5, (250, 0, 0))))
+    pixels = np.asarray(render(scene, 40, 30))
+    assert pixels.shape == (30, 40, 3)
+    red = np.argwhere(pixels[..., 0] > 125)
+    assert (red.min(0) == [7, 15]).all() or (red.min(0) == [8, 15]).all()
+    assert 14 <= red.max(0)[0] <= 15 and 29 <= red.max(0)[1] <= 30
+    assert tuple(pixels[2, 2]) == (0, 0, 200)
+
+
+def test_edges_are_smooth_and_a_ball_is_lit_from_the_upper_left():
+    scene = Scene("x", {}, (Ball((WIDTH / 2, 0.5), 0.3, (200, 60, 60)),))
+    pixels = np.asarray(render(scene, 80, 60)).astype(int)
+    assert len(np.unique(pixels[..., 0])) > 12
+    assert pixels[24, 34].sum() > pixels[38, 48].sum()
+
+
+@pytest.mark.parametrize("time", ["day", "night"])
+@pytest.mark.parametrize("podium", ["warm", "cool"])
+def test_spheres_stand_far_above_the_podium_with_a_colour_of_their_own(time, podium):
+    hues = set()
+    for seed in range(12):
+        scene = tower_scene(Random(seed), "pearl", podium, time)
+        spheres, base = scene.regions["spheres"], scene.regions["base"][0]
+        assert len(spheres) == 3
+        assert max(box[3] for box in spheres) < base[1] - 0.15
+        assert all(0 <= box[0] and box[2] <= WIDTH and 0 < box[1] for box in spheres)
+        pixels = np.asarray(render(scene, 160, 120)).astype(int)
+        x0, y0, x1, y1 = scene.boxes_pixels(160, 120)["base"][0]
+        red, _, blue = pixels[y0 + 1 : y1 - 1, x0 + 4 : x1 - 4].reshape(-1, 3).mean(0)
+        assert (red > blue) == (podium == "warm")
+        x0, y0, x1, y1 = scene.boxes_pixels(160, 120)["spheres"][0]
+        ball = pixels[(y0 + y1) // 2 - 1, (x0 + x1) // 2 - 2]
+        hues.add(bool(ball[0] > ball[2]))
+    assert hues == {True, False}, "the spheres' colour must not follow the podium's"
+
+
+def test_spheres_cover_at_least_two_patches_of_the_small_model():
+    # 14 x 14 patches over the squeezed picture: a patch is WIDTH / 14 by 1 / 14 units
+    for seed in range(20):
+        spheres = tower_scene(Random(seed), "pearl", "cool", "day").regions["spheres"]
+        area = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in spheres)
+        assert area >= 2 * WIDTH / 14 / 14
+
+
+def test_only_pearls_have_spheres():
+    for landmark in ("canton", "pagoda", "lighthouse", "eiffel"):
+        scene = tower_scene(Random(3), landmark, "stone", "day")
+        assert "spheres" not in scene.regions and scene.facts["spheres"] is False
+        assert scene.regions["body"]
+
+
+def test_the_cat_is_where_the_relation_says():
+    for seed in range(15):
+        boxes = {}
+        for relation in ("on", "under", "left", "right"):
+            scene = room_scene(Random(f"{relation}{seed}"), relation, "plain")
+            (cat,), (table,) = scene.regions["cat"], scene.regions["table"]
+            boxes[relation] = (cat, table)
+            assert cat[0] > 0 and cat[2] < WIDTH and cat[3] < scene.regions["rug"][0][1] + 0.03
+        cat, table = boxes["on"]
+        assert cat[3] < table[1] + 0.03 and table[0] < cat[0] + cat[2] - cat[0] < table[2] + 0.05
+        cat, table = boxes["under"]
+        assert cat[1] > table[1] and cat[3] > table[3] - 0.03
+        assert boxes["left"][0][2] < boxes["left"][1][0] + 0.02
+        assert boxes["right"][0][0] > boxes["right"][1][2] - 0.02
+
+
+def test_the_height_of_the_cat_alone_does_not_decide():
+    middles = {
+        relation: [room_scene(Random(f"{relation}{seed}"), relation, "plain").facts["cat_y"] for seed in range(60)]
+        for relation in ("on", "under")
+    }
+    assert max(middles["on"]) > min(middles["under"])
+
+
+def test_blocks_and_landscapes_hold_what_their_facts_say():
+    for seed in range(20):
+        scene = blocks_scene(Random(seed))
+        assert scene.facts["count"] == len(scene.facts["blocks"]) == len(scene.regions)
+        for block in scene.facts["blocks"]:
+            x0, y0, x1, y1 = scene.regions[block["name"]][0]
+            assert ("left", "middle", "right")[int((x0 + x1) / 2 / WIDTH * 3)] == block["column"]
+            assert ("top", "middle", "bottom")[int((y0 + y1) / 2 * 3)] == block["row"]
+        scene = landscape_scene(Random(seed))
+        assert len(scene.regions["trees"]) == scene.facts["trees"]
+        x0, _, x1, _ = scene.regions["car"][0]
+        assert ("left" if (x0 + x1) / 2 < WIDTH / 2 else "right") == scene.facts["car_side"]
+        assert 0 <= x0 and x1 <= WIDTH
+
+
+def test_a_scene_is_its_seed():
+    first, again, other = (tower_scene(Random(seed), "pearl", "warm", "day") for seed in (1, 1, 2))
+    assert first.digest() == again.digest() != other.digest()
+    assert (np.asarray(render(first, 40, 30)) == np.asarray(render(again, 40, 30))).all()
