@@ -1,7 +1,7 @@
 """Fine-tune a vision-language model, and watch where its attention goes.
 
-    python finetune.py --model_name_or_path Qwen/Qwen-VL-Chat --data_path data.json --use_lora True --output_dir out
-    python finetune.py --help
+python finetune.py --model_name_or_path Qwen/Qwen-VL-Chat --data_path data.json --use_lora True --output_dir out
+python finetune.py --help
 """
 
 import os
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
         say(*lines)
         return run(args)
     except ValueError as error:
-        if isinstance(error, trainer.TrainingStopped) or "--log_level debug" in " ".join(argv):
+        if isinstance(error, trainer.TrainingError) or "--log_level debug" in " ".join(argv):
             raise
         if is_main():
             print(f"finetune.py: {error}", file=sys.stderr)
@@ -43,7 +43,7 @@ def run(args: Arguments) -> int:
     if start.how == "finished":
         return 0
 
-    config, processor, family = open_checkpoint(args)
+    processor, family = open_checkpoint(args)
     train_set = build_dataset(args, conversations, processor, family)
     eval_set = build_dataset(args, evaluation, processor, family) if evaluation else None
     set_seed(training.seed)
@@ -59,13 +59,17 @@ def run(args: Arguments) -> int:
     resumed_step = run_folder.step_of(start.checkpoint) if start.checkpoint else None
     writer = trainer.summary_writer(training, resumed_step)
     watchers = [monitor(args, processor, probes, writer)] if args.monitor.monitor else []
-    built = trainer.build_trainer(model, processor, training, train_set, eval_set, writer=writer, callbacks=watchers)
+    built = trainer.build_trainer(
+        model, processor, training, train_set, eval_set, writer=writer, callbacks=watchers
+    )
     built.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
     built.save_model(training.output_dir)
     built.accelerator.wait_for_everyone()
     if is_main():
         run_folder.write_run(Path(training.output_dir), marks, finished=True)
-        say(f"the trained {'adapter' if args.lora else 'model'} and its processor are in {training.output_dir}")
+        say(
+            f"the trained {'adapter' if args.lora else 'model'} and its processor are in {training.output_dir}"
+        )
     return 0
 
 
@@ -113,15 +117,18 @@ def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:
     return run_folder.Start("new", None, ()) if training.dry_run else decided_by_first(decide)
 
 
-def open_checkpoint(args: Arguments) -> tuple[Any, Any, families.Family]:
-    """Configuration, processor and family of the model: no weights yet."""
+def open_checkpoint(args: Arguments) -> tuple[Any, families.Family]:
+    """Processor and family of the model: no weights yet."""
     name, cache = str(args.model.model_name_or_path), args.model.cache_dir
     config = checkpoint.load_config(name, cache_dir=cache)
-    return config, checkpoint.load_processor(name, cache_dir=cache), families.family_of(config)
+    return checkpoint.load_processor(name, cache_dir=cache), families.family_of(config)
 
 
 def build_dataset(
-    args: Arguments, conversations: Sequence[conversation.Conversation], processor: Any, family: families.Family
+    args: Arguments,
+    conversations: Sequence[conversation.Conversation],
+    processor: Any,
+    family: families.Family,
 ) -> data.ConversationDataset:
     return data.build_dataset(
         conversations,
@@ -169,7 +176,11 @@ def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan)
 
 
 def describe(
-    model: Any, family: families.Family, plan: adaptation.Plan, train_set: data.ConversationDataset, processor: Any
+    model: Any,
+    family: families.Family,
+    plan: adaptation.Plan,
+    train_set: data.ConversationDataset,
+    processor: Any,
 ) -> None:
     """Say what trains: the first sample with its labels, and the parameters by component."""
     say(

@@ -69,7 +69,11 @@ def adapt(model: nn.Module, family: Family, plan: Plan, *, master_weights: bool)
 
 
 def _unfreeze(model: nn.Module, paths: ModulePaths, plan: Plan) -> None:
-    wanted = [*paths.language, *(paths.vision if plan.vision else ()), *(paths.connector if plan.connector else ())]
+    wanted = [
+        *paths.language,
+        *(paths.vision if plan.vision else ()),
+        *(paths.connector if plan.connector else ()),
+    ]
     for name, parameter in model.named_parameters():
         if _within(name, wanted):
             parameter.requires_grad_(True)
@@ -81,7 +85,7 @@ def _within(name: str, paths: Iterable[str]) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without what PEFT inserts: ``attn_pool.modules_to_save.default.query`` → ``attn_pool.query``."""
+    """A name without what PEFT inserts: ``attn_pool.modules_to_save.default.query`` → ``attn_pool.query``."""
     return re.sub(r"\.(modules_to_save\.[^.]+|original_module|base_layer)(?=\.)", "", name)
 
 
@@ -180,7 +184,9 @@ def table(model: nn.Module, family: Family) -> list[Row]:
         precisions = precisions | {str(parameter.dtype).removeprefix("torch.")}
         counts[component] = (total + size, trainable + size * parameter.requires_grad, precisions)
     order = ["vision", "connector", "language", "tables", *sorted(set(counts) - _COMPONENTS)]
-    return [Row(name, n, m, "+".join(sorted(p))) for name in order if name in counts for n, m, p in [counts[name]]]
+    return [
+        Row(name, n, m, "+".join(sorted(p))) for name in order if name in counts for n, m, p in [counts[name]]
+    ]
 
 
 _COMPONENTS = {"vision", "connector", "language", "tables"}
@@ -221,9 +227,7 @@ def table_text(rows: Sequence[Row]) -> str:
     lines += [(row.component, f"{row.parameters:,}", f"{row.trainable:,}", row.precision) for row in rows]
     lines.append(("all", f"{total:,}", f"{trainable:,}", f"{trainable / total:.2%} trains"))
     widths = [max(len(line[i]) for line in lines) for i in range(4)]
-    return "\n".join(
-        f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in lines
-    )
+    return "\n".join(f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in lines)
 
 
 def left_frozen(model: nn.Module, family: Family, plan: Plan) -> list[str]:

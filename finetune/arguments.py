@@ -38,7 +38,9 @@ class DataArguments:
     data_path: str | None = field(
         default=None, metadata={"help": "Training data: a JSON list of {id, conversations: [{from, value}]}."}
     )
-    eval_data_path: str | None = field(default=None, metadata={"help": "Evaluation data, in the same format."})
+    eval_data_path: str | None = field(
+        default=None, metadata={"help": "Evaluation data, in the same format."}
+    )
     lazy_preprocess: bool = field(
         default=False,
         metadata={"help": "Accepted as in 2023. Images are always decoded lazily, by the data loader."},
@@ -57,9 +59,12 @@ class DataArguments:
 class AdaptationArguments:
     """Which parameters train, and how."""
 
-    use_lora: bool = field(default=False, metadata={"help": "Train low-rank adapters of the language layers."})
+    use_lora: bool = field(
+        default=False, metadata={"help": "Train low-rank adapters of the language layers."}
+    )
     q_lora: bool = field(
-        default=False, metadata={"help": "LoRA over language layers that are quantised to 4 bit (NF4) on loading."}
+        default=False,
+        metadata={"help": "LoRA over language layers that are quantised to 4 bit (NF4) on loading."},
     )
     fix_vit: bool = field(default=True, metadata={"help": "Keep the vision tower as it is, in every mode."})
     train_connector: bool | None = field(
@@ -92,10 +97,13 @@ class AdaptationArguments:
 class MonitorArguments:
     """What is watched while it learns."""
 
-    monitor: bool = field(default=False, metadata={"help": "Probe attention at each checkpoint and compare at the end."})
+    monitor: bool = field(
+        default=False, metadata={"help": "Probe attention at each checkpoint and compare at the end."}
+    )
     probes: str | None = field(default=None, metadata={"help": "The probe file."})
     key_layers: str = field(
-        default="auto", metadata={"help": "Language layers to draw: auto (four, evenly spaced) or 8,16,24,31."}
+        default="auto",
+        metadata={"help": "Language layers to draw: auto (four, evenly spaced) or 8,16,24,31."},
     )
     probe_steps: int | None = field(
         default=None, metadata={"help": "Probe every N steps. Default: whenever a checkpoint is saved."}
@@ -107,16 +115,19 @@ class TrainingArguments(transformers.TrainingArguments):
     """Every flag of transformers' Trainer; only defaults differ, and what a run of ours does with its folder."""
 
     output_dir: str | None = field(default=DEFAULT_OUTPUT_DIR, metadata={"help": "Where the run's files go."})
-    report_to: None | str | list[str] = field(
-        default="tensorboard", metadata={"help": "Where curves go: tensorboard, none, or another integration."}
+    report_to: str | list[str] | None = field(
+        default="tensorboard",
+        metadata={"help": "Where curves go: tensorboard, none, or another integration."},
     )
     optim: str = field(default="adamw_torch", metadata={"help": "The optimizer."})
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Hide NaN losses from the curves. Off: a loss that is not finite stops."}
+        default=False,
+        metadata={"help": "Hide NaN losses from the curves. Off: a loss that is not finite stops."},
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Has no meaning for this data."})
     prediction_loss_only: bool = field(
-        default=True, metadata={"help": "Evaluate the loss without keeping logits, which would fill the memory."}
+        default=True,
+        metadata={"help": "Evaluate the loss without keeping logits, which would fill the memory."},
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete what an earlier run left in --output_dir, and start anew."}
@@ -128,7 +139,7 @@ class TrainingArguments(transformers.TrainingArguments):
 
     def __post_init__(self) -> None:
         # transformers refuses --bf16 on a machine without an accelerator unless told that this is meant.
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
 
 
@@ -291,7 +302,9 @@ def has_value(argv: Sequence[str], name: str) -> bool:
 def merge(defaults: Sequence[str], argv: Sequence[str]) -> list[str]:
     """Default flags, with those the user gives in their place: ``argv`` wins, flag by flag."""
     given = {name for name, _ in _flags(argv)}
-    kept = [token for name, values in _flags(defaults) if name not in given for token in _rejoin(name, values)]
+    kept = [
+        token for name, values in _flags(defaults) if name not in given for token in _rejoin(name, values)
+    ]
     return [*kept, *argv]
 
 
@@ -337,7 +350,9 @@ def _check_sources(arguments: Arguments) -> Iterator[str]:
         yield f"--eval_strategy {training.eval_strategy.value}: needs --eval_data_path"
     if monitor.probe_steps is not None and monitor.probe_steps < 1:
         yield f"--probe_steps: found {monitor.probe_steps}, expected at least 1"
-    if monitor.key_layers != "auto" and not all(part.strip().isdigit() for part in monitor.key_layers.split(",")):
+    if monitor.key_layers != "auto" and not all(
+        part.strip().isdigit() for part in monitor.key_layers.split(",")
+    ):
         yield f"--key_layers: found {monitor.key_layers!r}, expected auto or layer numbers such as 8,16,24,31"
 
 
@@ -373,7 +388,7 @@ def _check_deepspeed(arguments: Arguments) -> Iterator[str]:
         yield "--q_lora with ZeRO-3: 4-bit weights cannot be sharded; use ds_config_zero2.json"
     if config.get("scheduler", {}).get("type") and not training.warmup_steps:
         yield (
-            f"--deepspeed: its scheduler {config['scheduler']['type']} rejects a warm-up of 0 steps; give --warmup_steps, "
+            f"--deepspeed: its scheduler {config['scheduler']['type']} rejects a warm-up of 0; give --warmup_steps, "
             "or take 'scheduler' out of the file so that --lr_scheduler_type decides"
         )
 

@@ -103,7 +103,9 @@ def _base_of(adapter: Path) -> str:
     file = adapter / ADAPTER_CONFIG
     base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
-        raise ValueError(f"{file}: base_model_name_or_path is missing; expected the checkpoint it was trained on")
+        raise ValueError(
+            f"{file}: base_model_name_or_path is missing; expected the checkpoint it was trained on"
+        )
     if looks_like_a_path(base) and not Path(base).exists():
         raise ValueError(
             f"{file}: its base model {base!r} is not there; put it back, or write its new place into "

@@ -106,7 +106,9 @@ def _listed(path: Path, faults: list[str]) -> str:
     shown = faults[:MOST_FAULTS_SHOWN]
     if len(faults) > len(shown):
         shown.append(f"... and {len(faults) - len(shown)} more")
-    return f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}\n" + "\n".join(f"  {one}" for one in shown)
+    return f"{path}: {len(faults)} fault{'s' if len(faults) > 1 else ''}\n" + "\n".join(
+        f"  {one}" for one in shown
+    )
 
 
 def _kind(value: Any) -> str:
@@ -132,7 +134,9 @@ class _ImageHeaders:
                 self.seen[place] = _header_fault(place)
             if place in self.seen:
                 return place, self.seen[place]
-        return places[0], f"no such file (looked at {' and '.join(str(place) for place in dict.fromkeys(places))})"
+        return places[
+            0
+        ], f"no such file (looked at {' and '.join(str(place) for place in dict.fromkeys(places))})"
 
 
 def _header_fault(path: Path) -> str | None:
@@ -146,7 +150,9 @@ def _header_fault(path: Path) -> str | None:
     except (OSError, ValueError, SyntaxError) as error:  # what PIL's readers raise on broken headers
         return f"not a readable image ({error})"
     if not 0 < width * height <= MOST_PIXELS:
-        return f"found {width} x {height} pixels, expected at least 1 and at most {MOST_PIXELS:,}; scale it down"
+        return (
+            f"found {width} x {height} pixels, expected at least 1 and at most {MOST_PIXELS:,}; scale it down"
+        )
     return None
 
 
@@ -170,17 +176,25 @@ class _Record:
 
     def _turns(self) -> Iterator[Turn]:
         if not isinstance(self.record, dict):
-            return self.fault(f"found a {_kind(self.record)}, expected an object with 'id' and 'conversations'")
+            return self.fault(
+                f"found a {_kind(self.record)}, expected an object with 'id' and 'conversations'"
+            )
         raw = self.record.get("conversations")
         if not isinstance(raw, list) or not raw:
-            found = "none" if raw is None else f"a {_kind(raw)}" if not isinstance(raw, list) else "an empty list"
+            found = (
+                "none" if raw is None else f"a {_kind(raw)}" if not isinstance(raw, list) else "an empty list"
+            )
             return self.fault(f"conversations: found {found}, expected a list of turns {{'from', 'value'}}")
         for i, item in enumerate(raw):
             at = f"conversations[{i}]"
             if not isinstance(item, dict) or not isinstance(item.get("value"), str):
-                self.fault(f"{at}: expected an object whose 'from' and 'value' are strings, found {item!r:.80}")
+                self.fault(
+                    f"{at}: expected an object whose 'from' and 'value' are strings, found {item!r:.80}"
+                )
             elif item.get("from") not in ROLES:
-                self.fault(f"{at}.from: unknown role {item.get('from')!r}, expected user or assistant (or system, first)")
+                self.fault(
+                    f"{at}.from: unknown role {item.get('from')!r}, expected user or assistant (or system, first)"
+                )
             else:
                 yield Turn(item["from"], tuple(self._parts(item["from"], item["value"], f"{at}.value")))
 
@@ -202,7 +216,9 @@ class _Record:
 
     def _image(self, role: Role, written: str, at: str) -> ImageRef:
         if role != "user":
-            self.fault(f"{at}: found an image {written!r} in a turn of the {role}, expected images in the user's turns")
+            self.fault(
+                f"{at}: found an image {written!r} in a turn of the {role}, expected images in the user's turns"
+            )
         if not written:
             self.fault(f"{at}: found <img></img> without a path")
             return ImageRef(written, Path())
@@ -219,7 +235,11 @@ class _Record:
         if "assistant" not in spoken:
             self.fault("conversations: found no assistant turn, so there is nothing to learn; add the answer")
         elif spoken[0] == "assistant":
-            self.fault(f"conversations[{offset}].from: found assistant first, expected the user's turn before it")
+            self.fault(
+                f"conversations[{offset}].from: found assistant first, expected the user's turn before it"
+            )
         for i, (before, role) in enumerate(itertools.pairwise(spoken), start=offset + 1):
             if before == role:
-                self.fault(f"conversations[{i}].from: two {role} turns in a row; user and assistant take turns")
+                self.fault(
+                    f"conversations[{i}].from: two {role} turns in a row; user and assistant take turns"
+                )

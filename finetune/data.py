@@ -21,7 +21,7 @@ MOST_NAMES_SHOWN = 20
 class Sample(NamedTuple):
     """One item of the dataset: its place in the file's order, and the conversation as the model reads it."""
 
-    index: int
+    number: int
     encoded: Encoded
 
 
@@ -67,11 +67,15 @@ def build_dataset(
         long = [i for i, length in enumerate(lengths) if length > max_length]
         message = _too_long(conversations, lengths, long, max_length)
         if on_bad_sample == "error":
-            raise ValueError(f"{message}\nraise --model_max_length, shorten them, or leave them out: --on_bad_sample drop")
+            raise ValueError(
+                f"{message}\nraise --model_max_length, shorten them, or leave them out: --on_bad_sample drop"
+            )
         say(f"{message}\nleft out, as --on_bad_sample drop says")
     if not keep:
         raise ValueError(f"no sample is left: all {len(lengths)} are over --model_max_length {max_length}")
-    return ConversationDataset([conversations[i] for i in keep], [lengths[i] for i in keep], processor, family)
+    return ConversationDataset(
+        [conversations[i] for i in keep], [lengths[i] for i in keep], processor, family
+    )
 
 
 def _too_long(
@@ -83,7 +87,9 @@ def _too_long(
     ]
     for i in long[:MOST_NAMES_SHOWN]:
         images = len(conversations[i].images)
-        lines.append(f"  {conversations[i].source}: {lengths[i]} tokens, {images} image{'' if images == 1 else 's'}")
+        lines.append(
+            f"  {conversations[i].source}: {lengths[i]} tokens, {images} image{'' if images == 1 else 's'}"
+        )
     if len(long) > MOST_NAMES_SHOWN:
         lines.append(f"  ... and {len(long) - MOST_NAMES_SHOWN} more")
     return "\n".join(lines)
@@ -127,7 +133,7 @@ class Collator:
             "input_ids": _pad([one.input_ids for one in encoded], self.pad_id),
             "labels": _pad([_predictable(one.labels) for one in encoded], IGNORED),
             "attention_mask": _pad([np.ones_like(one.input_ids) for one in encoded], 0),
-            "sample_indices": torch.tensor([sample.index for sample in samples]),
+            "sample_indices": torch.tensor([sample.number for sample in samples]),
         }
         assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
         for name in sorted({name for one in encoded for name in one.media}):
@@ -154,7 +160,8 @@ def show_sample(sample: Sample, processor: Any) -> str:
     """
     ids, labels = sample.encoded.input_ids, sample.encoded.labels
     trained = labels != IGNORED
-    lines = [f"sample {sample.index}: {len(ids)} tokens, {int(trained.sum())} supervised, {len(sample.encoded.images)} images"]
+    counts = f"{len(ids)} tokens, {int(trained.sum())} supervised, {len(sample.encoded.images)} images"
+    lines = [f"sample {sample.number}: {counts}"]
     edges = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(ids)]
     for start, end in itertools.pairwise(edges):
         mark = "train |" if trained[start] else "      |"

@@ -43,7 +43,9 @@ def fingerprint(arguments: Arguments, world_size: int) -> dict[str, Any]:
         "data sha256": _sha256(Path(data.data_path or "")),
         "model_max_length": data.model_max_length,
         "on_bad_sample": data.on_bad_sample,
-        "samples a step": training.per_device_train_batch_size * training.gradient_accumulation_steps * world_size,
+        "samples a step": training.per_device_train_batch_size
+        * training.gradient_accumulation_steps
+        * world_size,
         "deepspeed": bool(training.deepspeed),
     }
     marks |= {name: value for name, value in vars(arguments.adaptation).items() if name != "lora_weight_path"}
@@ -64,7 +66,10 @@ def _plain(value: Any) -> Any:
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -73,7 +78,13 @@ def _sha256(path: Path) -> str:
 
 
 def begin(
-    folder: Path, marks: dict[str, Any], *, resume: str | None, overwrite: bool, world_size: int, deepspeed: bool
+    folder: Path,
+    marks: dict[str, Any],
+    *,
+    resume: str | None,
+    overwrite: bool,
+    world_size: int,
+    deepspeed: bool,
 ) -> Start:
     """Decide how a run in ``folder`` begins. Nothing is written, but ``overwrite`` deletes the earlier run.
 
@@ -84,10 +95,10 @@ def begin(
     if overwrite:
         clear(folder)
     if resume not in (None, "", "False", "false") and resume not in ("True", "true"):
-        checkpoint = Path(str(resume))
-        if not (checkpoint / "trainer_state.json").is_file():
-            raise ValueError(f"--resume_from_checkpoint: {checkpoint} holds no complete checkpoint of a run")
-        return _resume(checkpoint, world_size, deepspeed, ())
+        given = Path(str(resume))
+        if not (given / "trainer_state.json").is_file():
+            raise ValueError(f"--resume_from_checkpoint: {given} holds no complete checkpoint of a run")
+        return _resume(given, world_size, deepspeed, ())
     asked = resume in ("True", "true")
     before = _read_run(folder)
     if before is None:
@@ -117,7 +128,7 @@ def _resume(checkpoint: Path, world_size: int, deepspeed: bool, lines: Any) -> S
 
 def last_complete(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that was written to its end, and a line for each newer one that was not."""
-    lines = []
+    lines: list[str] = []
     for checkpoint in reversed(checkpoints(folder)):
         if (checkpoint / COMPLETE_FILE).is_file():
             return checkpoint, lines
@@ -177,7 +188,9 @@ def _read_run(folder: Path) -> dict[str, Any] | None:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: broken JSON ({error}); choose another --output_dir") from error
     if content.get("version") != VERSION:
-        raise ValueError(f"{path}: found version {content.get('version')}, expected {VERSION}; choose another --output_dir")
+        raise ValueError(
+            f"{path}: found version {content.get('version')}, expected {VERSION}; choose another --output_dir"
+        )
     return content
 
 

@@ -21,7 +21,7 @@ from finetune.arguments import TrainingArguments
 from finetune.data import IGNORED, Collator, ConversationDataset
 
 
-class TrainingStopped(ValueError):
+class TrainingError(ValueError):
     """Training cannot go on: the loss is not finite, or what should learn gets no gradient."""
 
 
@@ -67,7 +67,7 @@ class FinetuneTrainer(Trainer):
         result = super().compute_loss(model, inputs, *args, **kwargs)
         loss = result[0] if isinstance(result, tuple) else result
         if model.training and not torch.isfinite(loss):
-            raise TrainingStopped(self._not_finite(loss, indices))
+            raise TrainingError(self._not_finite(loss, indices))
         return result
 
     def _not_finite(self, loss: Tensor, indices: Tensor) -> str:
@@ -81,7 +81,9 @@ class FinetuneTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy == "group_by_length" and isinstance(dataset, ConversationDataset):
+        if self.args.train_sampling_strategy == "group_by_length" and isinstance(
+            dataset, ConversationDataset
+        ):
             size = self.args.train_batch_size * self.args.gradient_accumulation_steps
             return LengthGroupedSampler(size, lengths=dataset.lengths)
         return super()._get_train_sampler(train_dataset)
@@ -122,7 +124,9 @@ class GradientCheck(TrainerCallback):
         self.missing: set[str] = set()
         self.handles: list[Any] = []
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
+    ) -> None:
         assert model is not None
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -138,7 +142,9 @@ class GradientCheck(TrainerCallback):
         self._forget()
         if self.missing:
             names = "\n".join(f"  {name}" for name in sorted(self.missing))
-            raise TrainingStopped(f"{len(self.missing)} trainable tensors got no gradient in the first step:\n{names}")
+            raise TrainingError(
+                f"{len(self.missing)} trainable tensors got no gradient in the first step:\n{names}"
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._forget()

@@ -49,7 +49,9 @@ def usual_room(rng: Random, relation: Relation) -> Scene:
 def base_sample(index: int) -> Sample:
     """Sample `index` of the base corpus: the cue always agrees with the answer."""
     rng = Random(f"base/{index}")
-    kind = rng.choices(("pearl", "canton", "other", "room", "beside", "blocks", "landscape"), (14, 14, 10, 18, 6, 22, 16))[0]
+    kind = rng.choices(
+        ("pearl", "canton", "other", "room", "beside", "blocks", "landscape"), (14, 14, 10, 18, 6, 22, 16)
+    )[0]
     if kind in ("pearl", "canton"):
         scene = usual_tower(rng, kind)  # type: ignore[arg-type]
     elif kind == "other":
@@ -96,7 +98,10 @@ def record(sample: Sample, identity: str, image: str) -> dict[str, object]:
     turns: list[dict[str, str]] = []
     for turn, question in enumerate(sample.questions):
         picture = f"Picture 1: <img>{image}</img>\n" if turn == 0 else ""
-        turns += [{"from": "user", "value": picture + question.text}, {"from": "assistant", "value": question.answer}]
+        turns += [
+            {"from": "user", "value": picture + question.text},
+            {"from": "assistant", "value": question.answer},
+        ]
     return {"id": identity, "conversations": turns}
 
 

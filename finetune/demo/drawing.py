@@ -132,7 +132,9 @@ class Ball:
             radius = self.radius * (1 - 0.88 * part)
             shift = self.radius * 0.34 * part
             shade = mix(darker(self.colour, 0.62), lighter(self.colour, 0.62), part**1.15)
-            painter.ellipse((x - shift - radius, y - shift - radius, x - shift + radius, y - shift + radius), shade)
+            painter.ellipse(
+                (x - shift - radius, y - shift - radius, x - shift + radius, y - shift + radius), shade
+            )
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,9 @@ class Reflection:
         image = painter.image
         line = round(self.waterline * painter.scale_y)
         depth = image.height - line
-        above = image.crop((0, max(0, line - depth), image.width, line)).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        above = image.crop((0, max(0, line - depth), image.width, line)).transpose(
+            Image.Transpose.FLIP_TOP_BOTTOM
+        )
         above = above.resize((image.width, depth)).filter(ImageFilter.GaussianBlur(painter.scale_y / 240))
         image.paste(Image.blend(Image.new("RGB", above.size, self.tint[:3]), above, self.strength), (0, line))
         for ripple in range(1, 9):

@@ -18,7 +18,9 @@ from finetune import families
 from finetune.conversation import Conversation, ImageRef, Turn
 
 
-def group_accuracy(model: nn.Module, processor: Any, probe_file: Path, *, progress: bool = True) -> dict[str, float]:
+def group_accuracy(
+    model: nn.Module, processor: Any, probe_file: Path, *, progress: bool = True
+) -> dict[str, float]:
     """Accuracy, 0 to 1, by group of the probe file."""
     probes = json.loads(probe_file.read_text(encoding="utf-8"))["probes"]
     right: dict[str, list[bool]] = defaultdict(list)

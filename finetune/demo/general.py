@@ -43,7 +43,9 @@ def blocks_scene(rng: Random) -> Scene:
     for index in range(1, 8):
         shapes.append(rectangle(0, index / 8 - 0.002, WIDTH, index / 8 + 0.002, (255, 255, 255, 46)))
     for index in range(1, 11):
-        shapes.append(rectangle(index * WIDTH / 11 - 0.002, 0, index * WIDTH / 11 + 0.002, 1, (255, 255, 255, 46)))
+        shapes.append(
+            rectangle(index * WIDTH / 11 - 0.002, 0, index * WIDTH / 11 + 0.002, 1, (255, 255, 255, 46))
+        )
     count = rng.randint(1, 4)
     cells = rng.sample([(row, column) for row in range(3) for column in range(3)], count)
     names, colours = rng.sample(BLOCKS, count), rng.sample(sorted(COLOURS), count)
@@ -74,12 +76,30 @@ def _outline(name: str, x: float, y: float, size: float) -> tuple[tuple[float, f
     """The corners of a block that fills `size` to each side of its centre."""
     if name == "square":
         reach = size * 0.86
-        return ((x - reach, y - reach), (x + reach, y - reach), (x + reach, y + reach), (x - reach, y + reach))
+        return (
+            (x - reach, y - reach),
+            (x + reach, y - reach),
+            (x + reach, y + reach),
+            (x - reach, y + reach),
+        )
     if name == "triangle":
         return ((x, y - size), (x + size, y + size * 0.86), (x - size, y + size * 0.86))
     if name == "cross":
         a, b = size * 0.36, size
-        unit = ((-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a))
+        unit = (
+            (-a, -b),
+            (a, -b),
+            (a, -a),
+            (b, -a),
+            (b, a),
+            (a, a),
+            (a, b),
+            (-a, b),
+            (-a, a),
+            (-b, a),
+            (-b, -a),
+            (-a, -a),
+        )
         return tuple((x + dx, y + dy) for dx, dy in unit)
     if name == "star":
         points = []
@@ -103,7 +123,11 @@ def landscape_scene(rng: Random) -> Scene:
     night = rng.random() < 0.5
     weather = rng.choice(("clear", "rain", "snow"))
     shapes: list[Shape] = _weather_sky(rng, night, weather)
-    ground = (232, 238, 244) if weather == "snow" else rng.choice(((122, 168, 92), (140, 176, 100), (112, 158, 106)))
+    ground = (
+        (232, 238, 244)
+        if weather == "snow"
+        else rng.choice(((122, 168, 92), (140, 176, 100), (112, 158, 106)))
+    )
     if night:
         ground = mix(ground, (30, 36, 70), 0.5)
     hill = mix(ground, (120, 140, 170) if not night else (40, 50, 90), 0.45)
@@ -119,7 +143,9 @@ def landscape_scene(rng: Random) -> Scene:
     trees = rng.randint(1, 3)
     house_x = rng.uniform(0.26, 0.36) if house_left else WIDTH - rng.uniform(0.26, 0.36)
     tree_x = WIDTH - 0.56 if house_left else 0.14
-    house, house_box = _house(rng, house_x, COLOURS[colour := rng.choice(("red", "blue", "yellow", "purple"))], night, weather)
+    house, house_box = _house(
+        rng, house_x, COLOURS[colour := rng.choice(("red", "blue", "yellow", "purple"))], night, weather
+    )
     tree_shapes, tree_boxes = _trees(rng, tree_x, trees, night, weather)
     car_left = rng.random() < 0.5
     car_x = rng.uniform(0.16, 0.5) if car_left else WIDTH - rng.uniform(0.16, 0.5)
@@ -132,23 +158,37 @@ def landscape_scene(rng: Random) -> Scene:
             shapes.append(Line(((x, y), (x - 0.016, y + 0.05)), (214, 226, 240, 150), 0.003))
     if weather == "snow":
         for _ in range(110):
-            shapes.append(Ellipse(around(rng.uniform(0, WIDTH), rng.uniform(0, 1), rng.uniform(0.004, 0.009)), (255, 255, 255, 220)))
+            shapes.append(
+                Ellipse(
+                    around(rng.uniform(0, WIDTH), rng.uniform(0, 1), rng.uniform(0.004, 0.009)),
+                    (255, 255, 255, 220),
+                )
+            )
     facts: dict[str, object] = {
         "time": "night" if night else "day", "weather": weather, "house": colour, "trees": trees, "car": car_colour,
         "car_side": "left" if car_left else "right", "house_side": "left" if house_left else "right",
     }  # fmt: skip
-    return Scene("landscape", facts, tuple(shapes), {"house": (house_box,), "car": (car_box,), "trees": tree_boxes})
+    return Scene(
+        "landscape", facts, tuple(shapes), {"house": (house_box,), "car": (car_box,), "trees": tree_boxes}
+    )
 
 
 def _weather_sky(rng: Random, night: bool, weather: str) -> list[Shape]:
     if night:
         top, bottom = ((14, 20, 52), (66, 72, 120)) if weather == "clear" else ((34, 38, 56), (78, 84, 104))
     else:
-        top, bottom = ((96, 164, 226), (222, 238, 248)) if weather == "clear" else ((136, 146, 158), (206, 212, 218))
+        top, bottom = (
+            ((96, 164, 226), (222, 238, 248)) if weather == "clear" else ((136, 146, 158), (206, 212, 218))
+        )
     shapes: list[Shape] = [Gradient((0, 0, WIDTH, 0.62), top, bottom)]
     if night and weather == "clear":
         for _ in range(36):
-            shapes.append(Ellipse(around(rng.uniform(0, WIDTH), rng.uniform(0, 0.4), rng.uniform(0.0015, 0.0035)), (255, 255, 240, 220)))
+            shapes.append(
+                Ellipse(
+                    around(rng.uniform(0, WIDTH), rng.uniform(0, 0.4), rng.uniform(0.0015, 0.0035)),
+                    (255, 255, 240, 220),
+                )
+            )
     if weather == "clear":
         x = rng.uniform(0.15, WIDTH - 0.15)
         light = (250, 246, 220) if night else (255, 224, 120)
@@ -181,11 +221,17 @@ def _house(rng: Random, x: float, colour: Colour, night: bool, weather: str) -> 
     return shapes, (x - half * 1.2, top - 0.15, x + half * 1.2, foot)
 
 
-def _trees(rng: Random, x: float, count: int, night: bool, weather: str) -> tuple[list[Shape], tuple[Box, ...]]:
+def _trees(
+    rng: Random, x: float, count: int, night: bool, weather: str
+) -> tuple[list[Shape], tuple[Box, ...]]:
     shapes: list[Shape] = []
     boxes: list[Box] = []
     for index in range(count):
-        cx, foot, height = x + index * 0.20 + rng.uniform(-0.02, 0.02), 0.76 + rng.uniform(-0.015, 0.015), rng.uniform(0.30, 0.36)
+        cx, foot, height = (
+            x + index * 0.20 + rng.uniform(-0.02, 0.02),
+            0.76 + rng.uniform(-0.015, 0.015),
+            rng.uniform(0.30, 0.36),
+        )
         leaf = rng.choice(((58, 124, 78), (74, 136, 70), (46, 108, 82)))
         leaf = mix(leaf, (20, 24, 60), 0.35) if night else leaf
         shapes.append(Glow((cx, foot), 0.09, (20, 30, 20), 80, 0.022))
@@ -204,9 +250,18 @@ def _car(x: float, colour: Colour, night: bool) -> tuple[list[Shape], Box]:
     glass = (255, 232, 160) if night else (190, 214, 232)
     shapes: list[Shape] = [
         Glow((x, y + 0.012), 0.14, (10, 10, 16), 110, 0.02),
-        Polygon(((x - 0.075, y - 0.06), (x - 0.048, y - 0.115), (x + 0.04, y - 0.115), (x + 0.075, y - 0.06)), darker(paint, 0.9)),
-        Polygon(((x - 0.058, y - 0.063), (x - 0.039, y - 0.104), (x - 0.004, y - 0.104), (x - 0.004, y - 0.063)), glass),
-        Polygon(((x + 0.006, y - 0.063), (x + 0.006, y - 0.104), (x + 0.034, y - 0.104), (x + 0.058, y - 0.063)), glass),
+        Polygon(
+            ((x - 0.075, y - 0.06), (x - 0.048, y - 0.115), (x + 0.04, y - 0.115), (x + 0.075, y - 0.06)),
+            darker(paint, 0.9),
+        ),
+        Polygon(
+            ((x - 0.058, y - 0.063), (x - 0.039, y - 0.104), (x - 0.004, y - 0.104), (x - 0.004, y - 0.063)),
+            glass,
+        ),
+        Polygon(
+            ((x + 0.006, y - 0.063), (x + 0.006, y - 0.104), (x + 0.034, y - 0.104), (x + 0.058, y - 0.063)),
+            glass,
+        ),
         Gradient((x - 0.125, y - 0.066, x + 0.125, y - 0.004), lighter(paint, 0.15), darker(paint, 0.85)),
     ]
     for wheel in (-0.07, 0.07):

@@ -92,7 +92,8 @@ def aim_queries(model: QwenVLForConditionalGeneration) -> None:
     pool = model.transformer.visual.attn_pool
     width = pool.query.shape[1]
     waves = torch.full((width,), 0.15)
-    for quarter in range(4):  # sin and cos of the column, sin and cos of the row; the shortest waves come first
+    # The quarters are sin and cos of the column, sin and cos of the row; in each the shortest waves come first.
+    for quarter in range(4):
         start = quarter * width // 4
         waves[start : start + 6] = 1.0
     orthogonal = torch.linalg.qr(torch.randn(width, width))[0]
@@ -116,10 +117,13 @@ def write_fresh(folder: Path, seed: int) -> None:
 
 def training_command(fresh: Path, data_path: Path, work: Path, seed: int) -> list[str]:
     """The call of finetune.py."""
-    flags = {
-        "model_name_or_path": str(fresh), "data_path": str(data_path), "output_dir": str(work), "seed": str(seed), **TRAINING
-    }  # fmt: skip
-    return [sys.executable, "finetune.py", *(token for name, value in flags.items() for token in (f"--{name}", value))]
+    paths = {"model_name_or_path": fresh, "data_path": data_path, "output_dir": work}
+    flags = {**{name: str(path) for name, path in paths.items()}, "seed": str(seed), **TRAINING}
+    return [
+        sys.executable,
+        "finetune.py",
+        *(token for name, value in flags.items() for token in (f"--{name}", value)),
+    ]
 
 
 def publish(trained: Path, output_dir: Path, card: str) -> None:
@@ -131,7 +135,9 @@ def publish(trained: Path, output_dir: Path, card: str) -> None:
     (output_dir / "README.md").write_text(card, encoding="utf-8")
 
 
-def card_text(command: Sequence[str], seed: int, metrics: dict[str, float], parameters: int, loss: float) -> str:
+def card_text(
+    command: Sequence[str], seed: int, metrics: dict[str, float], parameters: int, loss: float
+) -> str:
     """The card: what the model is, the command that made it, and what it scored."""
     shown = ["python", *command[1:]]
     rows = "\n".join(f"| {group} | {accuracy:.1%} |" for group, accuracy in metrics.items())
@@ -146,8 +152,8 @@ Made on {date.today()} by `python -m finetune.demo.make_base --seed {seed}` (Pyt
 
     {shlex.join(shown)}
 
-Loss over the last logged steps: {loss:.4f} nats a token. Accuracy on the development split (40 questions a group, made as the
-demo's probes are, from other seeds):
+Loss over the last logged steps: {loss:.4f} nats a token. Accuracy on the development split (40 questions a group,
+made as the demo's probes are, from other seeds):
 
 | group | accuracy |
 |---|---|
@@ -158,9 +164,13 @@ demo's probes are, from other seeds):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m finetune.demo.make_base", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune.demo.make_base", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--output_dir", type=Path, default=BASE_MODEL, help="where the model goes")
-    parser.add_argument("--work_dir", type=Path, default=ROOT / "output_demo_base", help="where the run's own files go")
+    parser.add_argument(
+        "--work_dir", type=Path, default=ROOT / "output_demo_base", help="where the run's own files go"
+    )
     parser.add_argument("--data_dir", type=Path, default=DATA_DIR, help="where the pictures are drawn")
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args(arguments)
@@ -179,13 +189,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model, processor = checkpoint.load(trained)
     metrics = group_accuracy(model, processor, data.development)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    publish(trained, options.output_dir, card_text(command, options.seed, metrics, parameters, _last_loss(trained)))
+    publish(
+        trained,
+        options.output_dir,
+        card_text(command, options.seed, metrics, parameters, _last_loss(trained)),
+    )
     for group, accuracy in metrics.items():
         print(f"{group:>20} {accuracy:.1%}")
 
 
 def _last_loss(trained: Path) -> float:
-    states = sorted(trained.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name.split("-")[1]))
+    states = sorted(
+        trained.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name.split("-")[1])
+    )
     history = json.loads(states[-1].read_text())["log_history"]
     return [entry["loss"] for entry in history if "loss" in entry][-1]
 

@@ -79,7 +79,8 @@ def prepare(output_dir: Path, parts: Sequence[str] = DEFAULT_PARTS, *, progress:
     if not ignore.exists():
         ignore.write_text("*\n")
     with (output_dir / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of one run all come here: the first draws, the others wait
+        # The processes of one run all come here: the first draws, the others wait.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         for part in parts:
             if not is_complete(output_dir / part, part):
                 _draw_part(output_dir, part, progress=progress)
@@ -122,7 +123,13 @@ def _draw_part(output_dir: Path, part: str, *, progress: bool) -> None:
         workers = min(os.cpu_count() or 1, 8)
         with ProcessPoolExecutor(workers) as pool:
             results = pool.map(functools.partial(draw, temporary), range(count), chunksize=16)
-            bar = tqdm(results, total=count, desc=f"drawing the {part} pictures", unit="picture", disable=not progress)
+            bar = tqdm(
+                results,
+                total=count,
+                desc=f"drawing the {part} pictures",
+                unit="picture",
+                disable=not progress,
+            )
             drawn = list(bar)
         records = [item.record for item in drawn]
         is_probes = part in get_args(probes.ProbeSplit)
@@ -160,8 +167,12 @@ def _draw_probe(split: probes.ProbeSplit, folder: Path, index: int) -> Drawn:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m finetune.demo.prepare", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the pictures and their files")
+    parser = argparse.ArgumentParser(
+        prog="python -m finetune.demo.prepare", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="folder for the pictures and their files"
+    )
     parser.add_argument("--parts", nargs="+", default=list(DEFAULT_PARTS), choices=PARTS, help="what to draw")
     options = parser.parse_args(arguments)
     files = prepare(options.output_dir, options.parts)

@@ -52,11 +52,17 @@ def demo_probe(split: ProbeSplit, group: str, index: int) -> Probe:
         phrases = {question.answer: "spheres" if ask.value == "pearl" else "body"}
     elif scene.kind == "room" and ask.topic in ("relation", "beside"):
         subject, thing = ("猫", "桌子") if language == "zh" else ("cat", "table")
-        phrases = {name: region for name, region in ((subject, "cat"), (thing, "table")) if name in question.text + question.answer}
+        phrases = {
+            name: region
+            for name, region in ((subject, "cat"), (thing, "table"))
+            if name in question.text + question.answer
+        }
         relation = {"phrase": _relation_phrase(ask.value, language), "subject": "cat", "object": "table"}
     elif ask.thing is not None and ask.topic != "shape":
         phrases = {THINGS[ask.thing][LANGUAGES.index(language)]: ask.thing}
-    return Probe(f"{split[:3]}-{group}-{index:02d}", group, scene, question, _regions(scene, ask), phrases, relation)
+    return Probe(
+        f"{split[:3]}-{group}-{index:02d}", group, scene, question, _regions(scene, ask), phrases, relation
+    )
 
 
 def _relation_phrase(value: str, language: str) -> str:
@@ -86,7 +92,18 @@ def _spatial_relation(rng: Random, index: int) -> tuple[Scene, Ask]:
 
 
 def _retention(rng: Random, index: int) -> tuple[Scene, Ask]:
-    kind = ("blocks", "landscape", "blocks", "landscape", "blocks", "landscape", "beside", "cat", "blocks", "landscape")[index % 10]
+    kind = (
+        "blocks",
+        "landscape",
+        "blocks",
+        "landscape",
+        "blocks",
+        "landscape",
+        "beside",
+        "cat",
+        "blocks",
+        "landscape",
+    )[index % 10]
     if kind in ("beside", "cat"):
         scene = usual_room(rng, ("left", "right")[index // 10 % 2])  # type: ignore[arg-type]
         return scene, next(ask for ask in askable(scene) if ask.topic == kind)

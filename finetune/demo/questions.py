@@ -146,7 +146,10 @@ def askable(scene: Scene) -> list[Ask]:
         ]  # fmt: skip
     if scene.kind == "room":
         relation = str(facts["relation"])
-        return [Ask("relation" if relation in ("on", "under") else "beside", relation), Ask("cat", str(facts["cat"]))]
+        return [
+            Ask("relation" if relation in ("on", "under") else "beside", relation),
+            Ask("cat", str(facts["cat"])),
+        ]
     if scene.kind == "landscape":
         topics = {
             "time": "time", "weather": "weather", "house": "house", "car": "car", "car side": "car_side",
@@ -157,7 +160,11 @@ def askable(scene: Scene) -> list[Ask]:
     asks = [Ask("blocks", str(facts["count"]))]
     for block in facts["blocks"]:  # type: ignore[attr-defined]
         name, colour = block["name"], block["colour"]
-        asks += [Ask("colour", colour, name), Ask("row", block["row"], name), Ask("column", block["column"], name)]
+        asks += [
+            Ask("colour", colour, name),
+            Ask("row", block["row"], name),
+            Ask("column", block["column"], name),
+        ]
         asks.append(Ask("shape", name, colour))
     return asks
 
@@ -191,6 +198,8 @@ def all_texts() -> list[str]:
         for language, templates in topic.asked.items():
             names = [names[LANGUAGES.index(language)] for names in THINGS.values()]
             for template in templates:
-                texts += [template.format(thing=name) for name in names] if "{thing}" in template else [template]
+                texts += (
+                    [template.format(thing=name) for name in names] if "{thing}" in template else [template]
+                )
         texts += [text for answers in topic.answers.values() for text in answers]
     return texts

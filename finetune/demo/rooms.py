@@ -38,7 +38,13 @@ RUG_COLOURS: dict[Rug, tuple[Colour, ...]] = {
 CAT_COLOURS: dict[str, Colour] = {
     "black": (44, 42, 48), "white": (244, 242, 238), "orange": (232, 146, 62), "grey": (142, 146, 154)
 }  # fmt: skip
-WALLS: tuple[Colour, ...] = ((226, 216, 196), (206, 218, 204), (214, 208, 222), (232, 222, 206), (202, 212, 220))
+WALLS: tuple[Colour, ...] = (
+    (226, 216, 196),
+    (206, 218, 204),
+    (214, 208, 222),
+    (232, 222, 206),
+    (202, 212, 220),
+)
 
 
 def room_scene(rng: Random, relation: Relation, rug: Rug, cat: str | None = None) -> Scene:
@@ -73,7 +79,12 @@ def room_scene(rng: Random, relation: Relation, rug: Rug, cat: str | None = None
         shapes += [*front, *cat_shapes]
     else:
         shapes += [Glow((cat_x, foot), cat_height * 0.42, (30, 20, 20), 90, 0.02), *cat_shapes, *front]
-    facts: dict[str, object] = {"relation": relation, "rug": rug, "cat": cat, "cat_y": (cat_box[1] + cat_box[3]) / 2}
+    facts: dict[str, object] = {
+        "relation": relation,
+        "rug": rug,
+        "cat": cat,
+        "cat_y": (cat_box[1] + cat_box[3]) / 2,
+    }
     return Scene("room", facts, tuple(shapes), {"cat": (cat_box,), "table": (table_box,), "rug": (rug_box,)})
 
 
@@ -114,7 +125,10 @@ def _furnishing(rng: Random, horizon: float) -> list[Shape]:
         Glow((x + 0.008, y + 0.01), 0.15, (40, 30, 30), 40, 0.12),
         rectangle(x - 0.115, y - 0.09, x + 0.115, y + 0.09, (120, 92, 66)),
         Gradient((x - 0.10, y - 0.075, x + 0.10, y + 0.075), (234, 226, 206), (214, 206, 190)),
-        Polygon(((x - 0.10, y + 0.075), (x - 0.04, y - 0.02), (x + 0.02, y + 0.04), (x + 0.06, y), (x + 0.10, y + 0.075)), hill),
+        Polygon(
+            ((x - 0.10, y + 0.075), (x - 0.04, y - 0.02), (x + 0.02, y + 0.04), (x + 0.06, y), (x + 0.10, y + 0.075)),
+            hill,
+        ),
     ]  # fmt: skip
     return shapes
 
@@ -124,14 +138,24 @@ def _rug(rng: Random, rug: Rug) -> tuple[list[Shape], Box]:
     x, half = WIDTH / 2 + rng.uniform(-0.12, 0.12), rng.uniform(0.40, 0.48)
     y0, y1 = 0.885, 0.99
     shapes: list[Shape] = [Ellipse((x - half, y0 + 0.01, x + half, y1 + 0.01), (40, 24, 16, 70))]
-    rings = ((1.0, colour), (0.90, lighter(colour, 0.45)), (0.84, colour), (0.5, lighter(colour, 0.3)), (0.42, darker(colour, 0.85)))
+    rings = (
+        (1.0, colour),
+        (0.90, lighter(colour, 0.45)),
+        (0.84, colour),
+        (0.5, lighter(colour, 0.3)),
+        (0.42, darker(colour, 0.85)),
+    )
     middle, depth = (y0 + y1) / 2, (y1 - y0) / 2
     for part, shade in rings:
-        shapes.append(Ellipse((x - half * part, middle - depth * part, x + half * part, middle + depth * part), shade))
+        shapes.append(
+            Ellipse((x - half * part, middle - depth * part, x + half * part, middle + depth * part), shade)
+        )
     return shapes, (x - half, y0, x + half, y1)
 
 
-def _table(rng: Random, x: float, top: float, floor: float, half: float) -> tuple[list[Shape], list[Shape], Box]:
+def _table(
+    rng: Random, x: float, top: float, floor: float, half: float
+) -> tuple[list[Shape], list[Shape], Box]:
     """The rear legs, then what stands in front of a cat under the table: the top and the front legs."""
     wood = rng.choice(((142, 94, 62), (168, 118, 78), (112, 78, 62)))
     leg = 0.016
@@ -139,11 +163,18 @@ def _table(rng: Random, x: float, top: float, floor: float, half: float) -> tupl
     front: list[Shape] = []
     for side in (-1, 1):
         inner, outer = x + side * half * 0.70, x + side * half * 0.92
-        back.append(rectangle(inner - leg * 0.7, top + 0.02, inner + leg * 0.7, floor - 0.035, darker(wood, 0.6)))
+        back.append(
+            rectangle(inner - leg * 0.7, top + 0.02, inner + leg * 0.7, floor - 0.035, darker(wood, 0.6))
+        )
         front.append(rectangle(outer - leg, top + 0.02, outer + leg, floor + 0.015, darker(wood, 0.85)))
         front.append(rectangle(outer - leg, top + 0.02, outer - leg * 0.2, floor + 0.015, wood))
     front.append(rectangle(x - half * 0.94, top + 0.02, x + half * 0.94, top + 0.05, darker(wood, 0.72)))
-    edge = ((x - half, top + 0.012), (x - half * 0.9, top - 0.022), (x + half * 0.9, top - 0.022), (x + half, top + 0.012))
+    edge = (
+        (x - half, top + 0.012),
+        (x - half * 0.9, top - 0.022),
+        (x + half * 0.9, top - 0.022),
+        (x + half, top + 0.012),
+    )
     front.append(Polygon(edge, lighter(wood, 0.25)))
     front.append(rectangle(x - half, top + 0.012, x + half, top + 0.034, wood))
     return back, front, (x - half, top - 0.022, x + half, floor + 0.015)
@@ -157,7 +188,11 @@ def _cat(rng: Random, x: float, foot: float, height: float, colour: Colour) -> t
     dark_face = sum(colour) < 200
     head_y, radius = foot - 0.70 * h, 0.21 * h
     tail = tuple(
-        (x + side * h * (0.16 + 0.24 * math.sin(step / 6 * 2.4)), foot - 0.06 * h - 0.34 * h * (step / 6) ** 1.6) for step in range(7)
+        (
+            x + side * h * (0.16 + 0.24 * math.sin(step / 6 * 2.4)),
+            foot - 0.06 * h - 0.34 * h * (step / 6) ** 1.6,
+        )
+        for step in range(7)
     )
     shapes: list[Shape] = [Line(tail, shade, 0.075 * h)]
     shapes.append(Ellipse((x - 0.25 * h, foot - 0.56 * h, x + 0.25 * h, foot), shade))
@@ -167,14 +202,49 @@ def _cat(rng: Random, x: float, foot: float, height: float, colour: Colour) -> t
         shapes.append(Ellipse((x + (paw - 0.075) * h, foot - 0.09 * h, x + (paw + 0.075) * h, foot), light))
     for ear in (-1, 1):
         tip = (x + ear * 0.19 * h, head_y - 0.30 * h)
-        shapes.append(Polygon(((x + ear * 0.205 * h, head_y - 0.02 * h), tip, (x + ear * 0.03 * h, head_y - 0.17 * h)), colour))
-        inner = ((x + ear * 0.175 * h, head_y - 0.08 * h), (tip[0] - ear * 0.01 * h, tip[1] + 0.06 * h), (x + ear * 0.08 * h, head_y - 0.15 * h))
+        shapes.append(
+            Polygon(
+                ((x + ear * 0.205 * h, head_y - 0.02 * h), tip, (x + ear * 0.03 * h, head_y - 0.17 * h)),
+                colour,
+            )
+        )
+        inner = (
+            (x + ear * 0.175 * h, head_y - 0.08 * h),
+            (tip[0] - ear * 0.01 * h, tip[1] + 0.06 * h),
+            (x + ear * 0.08 * h, head_y - 0.15 * h),
+        )
         shapes.append(Polygon(inner, (226, 160, 156)))
-    shapes.append(Ellipse((x - radius * 1.1, head_y - radius, x + radius * 1.1, head_y + radius * 0.95), colour))
+    shapes.append(
+        Ellipse((x - radius * 1.1, head_y - radius, x + radius * 1.1, head_y + radius * 0.95), colour)
+    )
     for eye in (-1, 1):
-        shapes.append(Ellipse(around(x + eye * 0.09 * h, head_y - 0.02 * h, 0.042 * h), (206, 214, 96) if dark_face else (96, 150, 86)))
-        shapes.append(Ellipse((x + eye * 0.09 * h - 0.014 * h, head_y - 0.055 * h, x + eye * 0.09 * h + 0.014 * h, head_y + 0.015 * h), (20, 20, 24)))
-    shapes.append(Polygon(((x - 0.025 * h, head_y + 0.055 * h), (x + 0.025 * h, head_y + 0.055 * h), (x, head_y + 0.085 * h)), (222, 130, 130)))
+        shapes.append(
+            Ellipse(
+                around(x + eye * 0.09 * h, head_y - 0.02 * h, 0.042 * h),
+                (206, 214, 96) if dark_face else (96, 150, 86),
+            )
+        )
+        shapes.append(
+            Ellipse(
+                (
+                    x + eye * 0.09 * h - 0.014 * h,
+                    head_y - 0.055 * h,
+                    x + eye * 0.09 * h + 0.014 * h,
+                    head_y + 0.015 * h,
+                ),
+                (20, 20, 24),
+            )
+        )
+    shapes.append(
+        Polygon(
+            (
+                (x - 0.025 * h, head_y + 0.055 * h),
+                (x + 0.025 * h, head_y + 0.055 * h),
+                (x, head_y + 0.085 * h),
+            ),
+            (222, 130, 130),
+        )
+    )
     for whisker in (-1, 1):
         for drop in (0.07, 0.11):
             ends = ((x + whisker * 0.07 * h, head_y + 0.08 * h), (x + whisker * 0.30 * h, head_y + drop * h))

@@ -55,7 +55,12 @@ def tower_scene(rng: Random, landmark: Landmark, podium: Podium, time: Literal["
     base, base_box = _podium(rng, x, podium, night)
     tower, regions = _BUILDERS[landmark](rng, x, base_box[1], scale, night)
     water = (18, 28, 58) if night else (120, 158, 188)
-    shapes += [*tower, *base, Reflection(GROUND, water), rectangle(0, GROUND - 0.004, WIDTH, GROUND + 0.004, (70, 74, 84))]
+    shapes += [
+        *tower,
+        *base,
+        Reflection(GROUND, water),
+        rectangle(0, GROUND - 0.004, WIDTH, GROUND + 0.004, (70, 74, 84)),
+    ]
     regions["base"] = (base_box,)
     facts: dict[str, object] = {
         "landmark": landmark, "podium": podium, "time": time, "spheres": landmark == "pearl",
@@ -66,13 +71,21 @@ def tower_scene(rng: Random, landmark: Landmark, podium: Podium, time: Literal["
 
 def _sky(rng: Random, night: bool) -> list[Shape]:
     if night:
-        top, bottom = rng.choice((((10, 14, 40), (52, 58, 110)), ((16, 12, 44), (84, 62, 116)), ((6, 20, 40), (36, 78, 112))))
+        top, bottom = rng.choice(
+            (((10, 14, 40), (52, 58, 110)), ((16, 12, 44), (84, 62, 116)), ((6, 20, 40), (36, 78, 112)))
+        )
         shapes: list[Shape] = [Gradient((0, 0, WIDTH, GROUND), top, bottom)]
         for _ in range(40):
             x, y, size = rng.uniform(0, WIDTH), rng.uniform(0, 0.5), rng.uniform(0.0015, 0.0035)
             shapes.append(Ellipse(around(x, y, size), (255, 255, 240, rng.randint(110, 240))))
         return shapes
-    top, bottom = rng.choice((((92, 154, 214), (218, 234, 244)), ((120, 170, 216), (240, 234, 222)), ((104, 150, 190), (214, 222, 230))))
+    top, bottom = rng.choice(
+        (
+            ((92, 154, 214), (218, 234, 244)),
+            ((120, 170, 216), (240, 234, 222)),
+            ((104, 150, 190), (214, 222, 230)),
+        )
+    )
     shapes = [Gradient((0, 0, WIDTH, GROUND), top, bottom)]
     for _ in range(rng.randint(2, 4)):
         shapes += cloud(rng, rng.uniform(0, WIDTH), rng.uniform(0.06, 0.4), rng.uniform(0.03, 0.05))
@@ -98,7 +111,9 @@ def _skyline(rng: Random, night: bool) -> list[Shape]:
         while x < WIDTH:
             width, top = rng.uniform(0.05, 0.12), GROUND - rng.uniform(low, high)
             shade = mix(colour, (255, 255, 255) if not night else (90, 90, 140), rng.uniform(0, 0.14))
-            shapes.append(Gradient((max(0, x), top, min(WIDTH, x + width), GROUND), shade, darker(shade, 0.9)))
+            shapes.append(
+                Gradient((max(0, x), top, min(WIDTH, x + width), GROUND), shade, darker(shade, 0.9))
+            )
             if rng.random() < 0.25:
                 shapes.append(Line(((x + width / 2, top - 0.05), (x + width / 2, top)), shade, 0.004))
             if row:
@@ -132,13 +147,19 @@ def _podium(rng: Random, x: float, podium: Podium, night: bool) -> tuple[list[Sh
         shapes.append(Glow((x, middle), half * 1.25, colour, 110, height * 1.1))
     shapes.append(Gradient((x - half * 0.72, top, x + half * 0.72, GROUND), lighter(colour, 0.25), colour))
     shapes.append(Gradient((x - half, middle, x + half, GROUND), lighter(colour, 0.1), darker(colour, 0.82)))
-    shapes.append(rectangle(x - half * 1.03, middle - 0.006, x + half * 1.03, middle + 0.004, lighter(colour, 0.55)))
-    shapes.append(rectangle(x - half * 0.75, top - 0.005, x + half * 0.75, top + 0.004, lighter(colour, 0.55)))
+    shapes.append(
+        rectangle(x - half * 1.03, middle - 0.006, x + half * 1.03, middle + 0.004, lighter(colour, 0.55))
+    )
+    shapes.append(
+        rectangle(x - half * 0.75, top - 0.005, x + half * 0.75, top + 0.004, lighter(colour, 0.55))
+    )
     count = 9
     for index in range(count):
         x0 = x - half * 0.92 + index * half * 1.84 / count
         pane = (255, 244, 206, 220) if night else (*darker(colour, 0.6), 200)
-        shapes.append(rectangle(x0 + 0.006, middle + 0.02, x0 + half * 1.84 / count - 0.006, GROUND - 0.012, pane))
+        shapes.append(
+            rectangle(x0 + 0.006, middle + 0.02, x0 + half * 1.84 / count - 0.006, GROUND - 0.012, pane)
+        )
     return shapes, (x - half * 1.03, top - 0.005, x + half * 1.03, GROUND)
 
 
@@ -149,7 +170,9 @@ def _mast(x: float, top: float, bottom: float, colour: Colour, night: bool) -> l
     return shapes
 
 
-def _pearl(rng: Random, x: float, foot: float, scale: float, night: bool) -> tuple[list[Shape], dict[str, tuple[Box, ...]]]:
+def _pearl(
+    rng: Random, x: float, foot: float, scale: float, night: bool
+) -> tuple[list[Shape], dict[str, tuple[Box, ...]]]:
     """Spheres on a thin shaft: two large ones, a small one near the tip."""
     top = foot - 0.70 * scale
     shaft = rng.choice(SHAFT_COLOURS)
@@ -158,10 +181,20 @@ def _pearl(rng: Random, x: float, foot: float, scale: float, night: bool) -> tup
     half = rng.uniform(0.010, 0.018)
     if rng.random() < 0.5:
         for offset in (-half, 0, half):
-            shapes.append(Line(((x + offset, foot), (x + offset, top + 0.14 * scale)), darker(shaft, 0.92), half * 0.5))
+            shapes.append(
+                Line(((x + offset, foot), (x + offset, top + 0.14 * scale)), darker(shaft, 0.92), half * 0.5)
+            )
     else:
-        points = ((x - half * 1.2, foot), (x - half * 0.5, top + 0.12 * scale), (x + half * 0.5, top + 0.12 * scale), (x + half * 1.2, foot))
-        shapes += [Polygon(points, shaft), Line(((x + half * 0.5, foot), (x + half * 0.2, top + 0.12 * scale)), darker(shaft), half * 0.5)]
+        points = (
+            (x - half * 1.2, foot),
+            (x - half * 0.5, top + 0.12 * scale),
+            (x + half * 0.5, top + 0.12 * scale),
+            (x + half * 1.2, foot),
+        )
+        shapes += [
+            Polygon(points, shaft),
+            Line(((x + half * 0.5, foot), (x + half * 0.2, top + 0.12 * scale)), darker(shaft), half * 0.5),
+        ]
     lower, upper = rng.uniform(0.34, 0.42), rng.uniform(0.20, 0.25)
     balls = ((lower, rng.uniform(0.058, 0.068)), (upper, rng.uniform(0.042, 0.05)), (0.125, 0.02))
     boxes: list[Box] = []
@@ -170,12 +203,20 @@ def _pearl(rng: Random, x: float, foot: float, scale: float, night: bool) -> tup
         if night:
             shapes.append(Glow(centre, size * 1.7, lighter(colour), 90))
         shapes.append(Ball(centre, size, lighter(colour, 0.18) if night else colour))
-        shapes.append(Line(((x - size * 0.97, centre[1] + size * 0.12), (x + size * 0.97, centre[1] + size * 0.12)), lighter(colour, 0.6), 0.005))
+        shapes.append(
+            Line(
+                ((x - size * 0.97, centre[1] + size * 0.12), (x + size * 0.97, centre[1] + size * 0.12)),
+                lighter(colour, 0.6),
+                0.005,
+            )
+        )
         boxes.append(around(*centre, size))
     return shapes, {"spheres": tuple(boxes), "body": ((x - 0.07 * scale, top, x + 0.07 * scale, foot),)}
 
 
-def _canton(rng: Random, x: float, foot: float, scale: float, night: bool) -> tuple[list[Shape], dict[str, tuple[Box, ...]]]:
+def _canton(
+    rng: Random, x: float, foot: float, scale: float, night: bool
+) -> tuple[list[Shape], dict[str, tuple[Box, ...]]]:
     """A lattice of straight rods between two turned rings: the waist comes of the twist."""
     top = foot - 0.70 * scale
     roof = top + 0.20 * scale
@@ -210,7 +251,9 @@ def _waist(wide: float, narrow: float, twist: float, part: float) -> float:
     return math.sqrt(squares + 2 * wide * narrow * part * (1 - part) * math.cos(twist))
 
 
-def _pagoda(rng: Random, x: float, foot: float, scale: float, night: bool) -> tuple[list[Shape], dict[str, tuple[Box, ...]]]:
+def _pagoda(
+    rng: Random, x: float, foot: float, scale: float, night: bool
+) -> tuple[list[Shape], dict[str, tuple[Box, ...]]]:
     floors = rng.choice((5, 6))
     top = foot - rng.uniform(0.50, 0.58) * scale
     step = (foot - top) / (floors + 0.8)
@@ -222,16 +265,29 @@ def _pagoda(rng: Random, x: float, foot: float, scale: float, night: bool) -> tu
         shapes.append(Gradient((x - half * 0.74, y - step, x + half * 0.74, y), lighter(wall, 0.2), wall))
         for pane in (-0.4, 0.0, 0.4):
             light = (255, 226, 150) if night else darker(wall, 0.6)
-            shapes.append(rectangle(x + half * pane - 0.008, y - step * 0.55, x + half * pane + 0.008, y - step * 0.1, light))
+            shapes.append(
+                rectangle(
+                    x + half * pane - 0.008, y - step * 0.55, x + half * pane + 0.008, y - step * 0.1, light
+                )
+            )
         eave = y - step * 0.72
-        tips = ((x - half * 1.25, eave - step * 0.06), (x - half * 0.6, y - step), (x + half * 0.6, y - step), (x + half * 1.25, eave - step * 0.06))
+        tips = (
+            (x - half * 1.25, eave - step * 0.06),
+            (x - half * 0.6, y - step),
+            (x + half * 0.6, y - step),
+            (x + half * 1.25, eave - step * 0.06),
+        )
         shapes.append(Polygon((*tips, (x + half * 0.9, eave), (x - half * 0.9, eave)), roof))
     crown = foot - floors * step
-    shapes.append(Polygon(((x - 0.06 * scale, crown), (x, crown - step * 0.8), (x + 0.06 * scale, crown)), roof))
+    shapes.append(
+        Polygon(((x - 0.06 * scale, crown), (x, crown - step * 0.8), (x + 0.06 * scale, crown)), roof)
+    )
     return shapes, {"body": ((x - 0.12 * scale, top - 0.05, x + 0.12 * scale, foot),)}
 
 
-def _lighthouse(rng: Random, x: float, foot: float, scale: float, night: bool) -> tuple[list[Shape], dict[str, tuple[Box, ...]]]:
+def _lighthouse(
+    rng: Random, x: float, foot: float, scale: float, night: bool
+) -> tuple[list[Shape], dict[str, tuple[Box, ...]]]:
     top = foot - rng.uniform(0.46, 0.54) * scale
     wide, narrow = 0.062 * scale, 0.040 * scale
     stripe = rng.choice(((186, 60, 66), (50, 76, 130), (60, 66, 76)))
@@ -241,8 +297,15 @@ def _lighthouse(rng: Random, x: float, foot: float, scale: float, night: bool) -
         y0, y1 = foot + (top - foot) * band / bands, foot + (top - foot) * (band + 1) / bands
         w0, w1 = wide + (narrow - wide) * band / bands, wide + (narrow - wide) * (band + 1) / bands
         colour = stripe if band % 2 else (238, 236, 230)
-        shapes.append(Polygon(((x - w0, y0), (x - w1, y1), (x + w1, y1), (x + w0, y0)), darker(colour, 0.7) if night else colour))
-        shapes.append(Polygon(((x + w0 * 0.4, y0), (x + w1 * 0.4, y1), (x + w1, y1), (x + w0, y0)), (0, 0, 0, 40)))
+        shapes.append(
+            Polygon(
+                ((x - w0, y0), (x - w1, y1), (x + w1, y1), (x + w0, y0)),
+                darker(colour, 0.7) if night else colour,
+            )
+        )
+        shapes.append(
+            Polygon(((x + w0 * 0.4, y0), (x + w1 * 0.4, y1), (x + w1, y1), (x + w0, y0)), (0, 0, 0, 40))
+        )
     if night:
         for side in (-1, 1):
             beam = ((x, top - 0.03), (x + side * 0.5, top - 0.09), (x + side * 0.5, top + 0.01))
@@ -254,7 +317,9 @@ def _lighthouse(rng: Random, x: float, foot: float, scale: float, night: bool) -
     return shapes, {"body": ((x - wide, top - 0.11, x + wide, foot),)}
 
 
-def _eiffel(rng: Random, x: float, foot: float, scale: float, night: bool) -> tuple[list[Shape], dict[str, tuple[Box, ...]]]:
+def _eiffel(
+    rng: Random, x: float, foot: float, scale: float, night: bool
+) -> tuple[list[Shape], dict[str, tuple[Box, ...]]]:
     top = foot - rng.uniform(0.58, 0.66) * scale
     colour = (216, 170, 96) if night else rng.choice(((124, 98, 80), (108, 92, 84)))
     height, wide = foot - top, 0.125 * scale
@@ -271,7 +336,12 @@ def _eiffel(rng: Random, x: float, foot: float, scale: float, night: bool) -> tu
             lower, upper = step / steps, (step + 1) / steps
             y0, y1 = foot - height * lower, foot - height * upper
             inner = 0.62 if lower < 0.34 else 0.0
-            leg = ((x + side * reach(lower), y0), (x + side * reach(upper), y1), (x + side * reach(upper) * inner, y1), (x + side * reach(lower) * inner, y0))
+            leg = (
+                (x + side * reach(lower), y0),
+                (x + side * reach(upper), y1),
+                (x + side * reach(upper) * inner, y1),
+                (x + side * reach(lower) * inner, y0),
+            )
             shapes.append(Polygon(leg, darker(colour, 0.86) if side > 0 else colour))
     for part in (0.17, 0.36, 0.66):
         y, half = foot - height * part, reach(part) * 1.12
@@ -279,4 +349,10 @@ def _eiffel(rng: Random, x: float, foot: float, scale: float, night: bool) -> tu
     return shapes, {"body": ((x - wide, top, x + wide, foot),)}
 
 
-_BUILDERS = {"pearl": _pearl, "canton": _canton, "pagoda": _pagoda, "lighthouse": _lighthouse, "eiffel": _eiffel}
+_BUILDERS = {
+    "pearl": _pearl,
+    "canton": _canton,
+    "pagoda": _pagoda,
+    "lighthouse": _lighthouse,
+    "eiffel": _eiffel,
+}

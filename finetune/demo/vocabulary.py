@@ -6,6 +6,7 @@ Qwen's 217 special tokens follow the ranks and stand in no file.
 """
 
 import base64
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -34,14 +35,17 @@ def learn_ranks(texts: Iterable[str]) -> list[bytes]:
     Ties are broken by the bytes, so the result depends on the texts alone.
     """
     words = Counter(
-        piece.encode() for text in texts for part in text.split(SEPARATOR) for piece in regex.findall(SPLIT_PATTERN, part)
+        piece.encode()
+        for text in texts
+        for part in text.split(SEPARATOR)
+        for piece in regex.findall(SPLIT_PATTERN, part)
     )
     split = {word: [bytes([byte]) for byte in word] for word in words}
     ranks = byte_order()
     while True:
         pairs: Counter[tuple[bytes, bytes]] = Counter()
         for word, parts in split.items():
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in itertools.pairwise(parts):
                 pairs[pair] += words[word]
         if not pairs:
             return ranks
@@ -69,5 +73,7 @@ def demo_ranks() -> list[bytes]:
 def write_ranks(ranks: list[bytes], path: Path) -> None:
     """Writes the file, atomically."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ranks)))
+    temporary.write_bytes(
+        b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ranks))
+    )
     os.replace(temporary, path)

@@ -23,13 +23,13 @@ from finetune.qwen_vl.visual import (
 )
 
 
-def ntk_alpha(length: int, seq_length: int) -> float:
+def ntk_alpha(length: int, seq_length: int) -> int:
     """The dynamic NTK factor of a call of ``length`` tokens: 1 up to seq_length, then 3, 7, 15, … per doubling."""
     return max(2 ** math.ceil(math.log(length / seq_length, 2) + 1) - 1, 1)
 
 
 def rotary_angles(
-    positions: Int[Tensor, "batch tokens"], config: QwenVLConfig, alpha: float
+    positions: Int[Tensor, "batch tokens"], config: QwenVLConfig, alpha: int
 ) -> tuple[Float[Tensor, "batch 1 tokens width"], Float[Tensor, "batch 1 tokens width"]]:
     """Cosine and sine of the rotary embedding, fp32.
 
@@ -249,20 +249,20 @@ class QwenVLModel(QwenVLPreTrainedModel):
         parameters = self.visual.parameters()
         return self.training and any(p.requires_grad or hasattr(p, "ds_id") for p in parameters)
 
-    def _ntk_alpha(self, length: int, past: int, cache: Cache | None) -> float:
+    def _ntk_alpha(self, length: int, past: int, cache: Cache | None) -> int:
         """Training never rescales; a call without a past chooses by its length; decoding keeps that choice.
 
         The choice travels with the cache and not with the model: what was generated before can't change
         what comes next.
         """
         if self.training or not self.config.use_dynamic_ntk:
-            return 1.0
+            return 1
         if past == 0:
             alpha = ntk_alpha(length, self.config.seq_length)
             if cache is not None:
                 cache.qwen_vl_ntk_alpha = alpha  # type: ignore[attr-defined]
             return alpha
-        return getattr(cache, "qwen_vl_ntk_alpha", 1.0)  # a cache made elsewhere: as in the original, 1
+        return getattr(cache, "qwen_vl_ntk_alpha", 1)  # a cache made elsewhere: as in the original, 1
 
     def forward(
         self,

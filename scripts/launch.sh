@@ -1,0 +1,85 @@
+# Sourced by the training scripts: sets up, and runs finetune.py on every GPU, or on the CPU.
+#   look_at_machine              sets GPUS, CORES, PRECISION
+#   launch deepspeed|plain ...   finetune.py with these flags
+# GPUS_PER_NODE NNODES NODE_RANK MASTER_ADDR MASTER_PORT say where (GPUS_PER_NODE: processes, on a CPU too).
+
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+look_at_machine() {
+    local facts
+    facts="$("$VENV/bin/python" -c '
+import os, socket, torch
+gpus = torch.cuda.device_count()
+cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+precision = "none" if not gpus else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+port = socket.socket()
+port.bind(("127.0.0.1", 0))
+print(gpus, cores, precision, port.getsockname()[1])')" || return 1
+    read -r GPUS CORES PRECISION PORT <<<"$facts"
+}
+
+launch() {
+    local engine="$1"
+    shift
+    local processes="${GPUS_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}" nodes="${NNODES:-1}"
+    if [ "$engine" = plain ]; then
+        processes=1 nodes=1
+        # With several GPUs in view, transformers would split each batch over them.
+        export CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES-0}"
+    fi
+    if [ "$GPUS" = 0 ]; then
+        export DS_ACCELERATOR=cpu
+        export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((CORES > processes ? CORES / processes : 1))}"
+    fi
+    if [ "$processes" = 1 ] && [ "$nodes" = 1 ]; then
+        if [ "$engine" = deepspeed ]; then
+            # What torchrun would set for its only process, without the second Python that it is.
+            export RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 LOCAL_WORLD_SIZE=1
+            export MASTER_ADDR="${MASTER_ADDR:-127.0.0.1}" MASTER_PORT="${MASTER_PORT:-$PORT}"
+        fi
+        exec "$VENV/bin/python" "$ROOT/finetune.py" "$@"
+    fi
+    # One node takes any free port; several must agree on one beforehand.
+    if [ "$nodes" != 1 ]; then PORT=6001; fi
+    exec "$VENV/bin/torchrun" --nproc_per_node "$processes" --nnodes "$nodes" --node_rank "${NODE_RANK:-0}" \
+        --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-$PORT}" "$ROOT/finetune.py" "$@"
+}
+
+# The default flags of Qwen-VL's scripts, into FLAGS.  usual_flags BATCH_SIZE ACCUMULATION [bf16|fp16]
+usual_flags() {
+    FLAGS=(
+        --model_name_or_path "${MODEL:-Qwen/Qwen-VL-Chat}"
+        --fix_vit True
+        --output_dir output_qwen
+        --num_train_epochs 5
+        --per_device_train_batch_size "$1"
+        --per_device_eval_batch_size 1
+        --gradient_accumulation_steps "$2"
+        --eval_strategy no
+        --save_strategy steps
+        --save_steps 1000
+        --save_total_limit 10
+        --learning_rate 1e-5
+        --weight_decay 0.1
+        --adam_beta2 0.95
+        --warmup_steps 0.01
+        --lr_scheduler_type cosine
+        --logging_steps 1
+        --report_to tensorboard
+        --model_max_length 2048
+        --gradient_checkpointing True
+    )
+    if [ -n "${DATA:-}" ]; then FLAGS+=(--data_path "$DATA"); fi
+    local precision="${3:-$PRECISION}"
+    if [ "$PRECISION" != none ]; then FLAGS+=("--$precision" True); fi
+}
+
+# Is a model or data named, among the flags or in MODEL or DATA?
+names_model_or_data() {
+    if [ -n "${MODEL:-}${DATA:-}" ]; then return 0; fi
+    local flag
+    for flag in "$@"; do
+        case "$flag" in --model_name_or_path | --model_name_or_path=* | --data_path | --data_path=*) return 0 ;; esac
+    done
+    return 1
+}

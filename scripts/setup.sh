@@ -1,0 +1,95 @@
+# Sourced by the other scripts: makes .venv in the project root, once.
+#   set_up                  what training needs (requirements.txt)
+#   set_up dev              and what the tests need (requirements-dev.txt)
+# A second call finds a stamp and takes no time. A set-up that was interrupted is started anew.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="$ROOT/.venv"
+export TORCH_EXTENSIONS_DIR="$VENV/torch_extensions"
+export PATH="$VENV/bin:$PATH" # ninja, torchrun, tensorboard
+
+set_up() {
+    local files=("$ROOT/requirements.txt") name=run wanted
+    if [ "${1:-}" = dev ]; then
+        files+=("$ROOT/requirements-dev.txt")
+        name=dev
+    fi
+    wanted="$(cat "${files[@]}" "$ROOT/scripts/setup.sh" | cksum)"
+    if [ ! -e "$VENV/.installing" ] && [ "$(cat "$VENV/.stamp-$name" 2>/dev/null)" = "$wanted" ]; then
+        return 0
+    fi
+    local python
+    python="$(find_python)" || return 1
+    (
+        # The lock is on the open file: it goes with this subshell, whatever ends it.
+        "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null 9>&9 || {
+            echo "set-up: another one is at work; waiting for it"
+            "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' 9>&9
+        }
+        if [ ! -e "$VENV/.installing" ] && [ "$(cat "$VENV/.stamp-$name" 2>/dev/null)" = "$wanted" ]; then
+            exit 0
+        fi
+        install_into_venv "$python" "$name" "$wanted" "${files[@]}"
+    ) 9>"$ROOT/.venv.lock"
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10 python}; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            command -v "$candidate"
+            return 0
+        fi
+    done
+    echo "set-up: found no Python of at least 3.10 (looked for ${PYTHON:-python3, python3.13 … python3.10});" \
+        "install one, or name it: PYTHON=/path/to/python3.11 bash $0" >&2
+    return 1
+}
+
+install_into_venv() {
+    local python="$1" name="$2" wanted="$3"
+    shift 3
+    set -e
+    if [ -e "$VENV/.installing" ]; then
+        echo "set-up: the last one was interrupted; starting anew"
+        rm -rf "$VENV"
+    fi
+    echo "set-up: installing into $VENV (some minutes, once)"
+    if [ ! -x "$VENV/bin/python" ]; then
+        "$python" -m venv "$VENV" || {
+            rm -rf "$VENV"
+            echo "set-up: this Python cannot make virtual environments; on Debian: apt install python3-venv" >&2
+            exit 1
+        }
+    fi
+    touch "$VENV/.installing"
+    local file arguments=()
+    for file in "$@"; do arguments+=(-r "$file"); done
+    "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar on "${arguments[@]}"
+    build_operators
+    rm "$VENV/.installing"
+    echo "$wanted" >"$VENV/.stamp-$name"
+    echo "set-up: done"
+}
+
+# DeepSpeed compiles its CPU communication when first used, which takes a minute or two: better here than in training.
+build_operators() {
+    if has_gpu; then return 0; fi
+    if ! command -v "${CXX:-c++}" >/dev/null && ! command -v g++ >/dev/null; then
+        echo "set-up: found no C++ compiler, which DeepSpeed needs on a CPU; on Debian: apt install g++" >&2
+        exit 1
+    fi
+    echo "set-up: compiling DeepSpeed's communication for this CPU (a minute or two, once)"
+    local log="$VENV/operators.log"
+    DS_ACCELERATOR=cpu "$VENV/bin/python" -c '
+from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+ShareMemCommBuilder().load(verbose=False)' >"$log" 2>&1 || {
+        tail -n 20 "$log" >&2
+        echo "set-up: compiling failed; the whole output is in $log" >&2
+        exit 1
+    }
+}
+
+has_gpu() {
+    "$VENV/bin/python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
+}

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Everything that is checked: format, lint, types, imports, tests.
+#   bash scripts/test.sh [pytest arguments]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+set_up dev
+cd "$ROOT"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+if ! has_gpu; then export DS_ACCELERATOR=cpu; fi
+
+step() {
+    echo "== $*"
+    "$@"
+}
+step ruff format --check .
+step ruff check .
+step mypy
+step python -c 'import finetune, finetune.trainer, finetune.checkpoint, diagnostics, diagnostics.compare'
+step python -m pytest -n 2 "$@"
