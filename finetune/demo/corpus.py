@@ -43,7 +43,8 @@ def usual_tower(rng: Random, landmark: Landmark) -> Scene:
 
 def usual_room(rng: Random, relation: Relation) -> Scene:
     """A room whose rug agrees with the relation, or says nothing where the cat is beside the table."""
-    return room_scene(rng, relation, USUAL_RUG.get(relation) or rng.choice(sorted(RUG_COLOURS)))
+    rugs: list[Rug] = [USUAL_RUG[relation]] if relation in USUAL_RUG else sorted(RUG_COLOURS)
+    return room_scene(rng, relation, rng.choice(rugs))
 
 
 def base_sample(index: int) -> Sample:

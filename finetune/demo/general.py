@@ -123,7 +123,7 @@ def landscape_scene(rng: Random) -> Scene:
     night = rng.random() < 0.5
     weather = rng.choice(("clear", "rain", "snow"))
     shapes: list[Shape] = _weather_sky(rng, night, weather)
-    ground = (
+    ground: Colour = (
         (232, 238, 244)
         if weather == "snow"
         else rng.choice(((122, 168, 92), (140, 176, 100), (112, 158, 106)))
@@ -191,7 +191,7 @@ def _weather_sky(rng: Random, night: bool, weather: str) -> list[Shape]:
             )
     if weather == "clear":
         x = rng.uniform(0.15, WIDTH - 0.15)
-        light = (250, 246, 220) if night else (255, 224, 120)
+        light: Colour = (250, 246, 220) if night else (255, 224, 120)
         shapes += [Glow((x, 0.13), 0.12, light, 90), Ellipse(around(x, 0.13, 0.045), light)]
         if night:
             shapes.append(Ellipse(around(x + 0.02, 0.12, 0.038), mix(top, bottom, 0.2)))
@@ -232,7 +232,7 @@ def _trees(
             0.76 + rng.uniform(-0.015, 0.015),
             rng.uniform(0.30, 0.36),
         )
-        leaf = rng.choice(((58, 124, 78), (74, 136, 70), (46, 108, 82)))
+        leaf: Colour = rng.choice(((58, 124, 78), (74, 136, 70), (46, 108, 82)))
         leaf = mix(leaf, (20, 24, 60), 0.35) if night else leaf
         shapes.append(Glow((cx, foot), 0.09, (20, 30, 20), 80, 0.022))
         shapes.append(rectangle(cx - 0.012, foot - 0.08, cx + 0.012, foot, (104, 76, 56)))

@@ -158,9 +158,9 @@ def _draw_sample(name: str, folder: Path, index: int) -> Drawn:
     return Drawn(corpus.record(sample, f"{name}-{index:05d}", image), sample.scene.digest())
 
 
-def _draw_probe(split: probes.ProbeSplit, folder: Path, index: int) -> Drawn:
+def _draw_probe(split: str, folder: Path, index: int) -> Drawn:
     group = probes.GROUPS[index // probes.PROBES_PER_GROUP]
-    probe = probes.demo_probe(split, group, index % probes.PROBES_PER_GROUP)
+    probe = probes.demo_probe(split, group, index % probes.PROBES_PER_GROUP)  # type: ignore[arg-type]
     image = f"images/{probe.identity}.png"
     render(probe.scene, *probes.PROBE_PIXELS).save(folder / image)
     return Drawn(probes.record(probe, image), probe.scene.digest())

@@ -71,14 +71,20 @@ def test_answers_are_true_of_the_scene():
                 landmark = sample.scene.facts["landmark"]
                 assert question.answer in map(plain, TOPICS["tower"].answers[landmark])
             if question.topic == "spheres":
-                assert question.answer in (("有", "yes") if "spheres" in sample.scene.regions else ("没有", "no"))
+                assert question.answer in (
+                    ("有", "yes") if "spheres" in sample.scene.regions else ("没有", "no")
+                )
             assert question.foil != question.answer
 
 
 @pytest.fixture(scope="module")
 def all_probes():
     return {
-        split: [probes.demo_probe(split, group, i) for group in probes.GROUPS for i in range(probes.PROBES_PER_GROUP)]
+        split: [
+            probes.demo_probe(split, group, i)
+            for group in probes.GROUPS
+            for i in range(probes.PROBES_PER_GROUP)
+        ]
         for split in ("probes", "development")
     }
 

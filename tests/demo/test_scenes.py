@@ -18,7 +18,11 @@ def test_boxes_are_whole_pixels_clipped_to_the_picture():
 
 
 def test_shapes_fall_where_their_units_say():
-    scene = Scene("x", {}, (Gradient((0, 0, WIDTH, 1), (0, 0, 200), (0, 0, 200)), rectangle(0.5, 0.25, 1.0, 0.5, (250, 0, 0))))
+    scene = Scene(
+        "x",
+        {},
+        (Gradient((0, 0, WIDTH, 1), (0, 0, 200), (0, 0, 200)), rectangle(0.5, 0.25, 1.0, 0.5, (250, 0, 0))),
+    )
     pixels = np.asarray(render(scene, 40, 30))
     assert pixels.shape == (30, 40, 3)
     red = np.argwhere(pixels[..., 0] > 125)
@@ -43,7 +47,7 @@ def test_spheres_stand_far_above_the_podium_with_a_colour_of_their_own(time, pod
         spheres, base = scene.regions["spheres"], scene.regions["base"][0]
         assert len(spheres) == 3
         assert max(box[3] for box in spheres) < base[1] - 0.15
-        assert all(0 <= box[0] and box[2] <= WIDTH and 0 < box[1] for box in spheres)
+        assert all(box[0] >= 0 and box[2] <= WIDTH and box[1] > 0 for box in spheres)
         pixels = np.asarray(render(scene, 160, 120)).astype(int)
         x0, y0, x1, y1 = scene.boxes_pixels(160, 120)["base"][0]
         red, _, blue = pixels[y0 + 1 : y1 - 1, x0 + 4 : x1 - 4].reshape(-1, 3).mean(0)
@@ -87,7 +91,9 @@ def test_the_cat_is_where_the_relation_says():
 
 def test_the_height_of_the_cat_alone_does_not_decide():
     middles = {
-        relation: [room_scene(Random(f"{relation}{seed}"), relation, "plain").facts["cat_y"] for seed in range(60)]
+        relation: [
+            room_scene(Random(f"{relation}{seed}"), relation, "plain").facts["cat_y"] for seed in range(60)
+        ]
         for relation in ("on", "under")
     }
     assert max(middles["on"]) > min(middles["under"])
@@ -105,7 +111,7 @@ def test_blocks_and_landscapes_hold_what_their_facts_say():
         assert len(scene.regions["trees"]) == scene.facts["trees"]
         x0, _, x1, _ = scene.regions["car"][0]
         assert ("left" if (x0 + x1) / 2 < WIDTH / 2 else "right") == scene.facts["car_side"]
-        assert 0 <= x0 and x1 <= WIDTH
+        assert x0 >= 0 and x1 <= WIDTH
 
 
 def test_a_scene_is_its_seed():

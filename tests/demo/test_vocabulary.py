@@ -18,12 +18,18 @@ def encoding():
 def test_merges_are_learned_by_frequency():
     ranks = learn_ranks(["abab", "abc", "c|ab"])
     assert ranks[:256] == byte_order()
-    assert ranks[256:] == [b"ab", b"abc", b"abab"]  # pairs: ab 4 times; then ab+c and ab+ab once each, the later bytes first
+    # ab stands there 4 times; then ab+c and ab+ab once each, the greater bytes first
+    assert ranks[256:] == [b"ab", b"abc", b"abab"]
 
 
 def test_bytes_come_first_in_the_order_of_the_published_file():
     order = byte_order()
-    assert order[:3] == [b"!", b'"', b"#"] and order[188] == b"\x00" and order[220] == b" " and order[198] == b"\n"
+    assert (
+        order[:3] == [b"!", b'"', b"#"]
+        and order[188] == b"\x00"
+        and order[220] == b" "
+        and order[198] == b"\n"
+    )
     assert sorted(order) == [bytes([byte]) for byte in range(256)]
 
 
