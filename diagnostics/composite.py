@@ -163,15 +163,14 @@ def encode_png(picture: Image.Image, *, width: int = WIDTH) -> bytes:
 
 
 def dim(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The original at ``size`` (width, height), greyed and darkened so that the map over it can be read.
-
-    Bright pictures are darkened more than dark ones: a night scene would vanish.
-    """
+    """The original at ``size`` (width, height), greyed and darkened so that the map over it can be read."""
     small = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
-    mean = float(np.asarray(small).mean())
-    return ImageEnhance.Brightness(ImageEnhance.Color(small).enhance(0.45)).enhance(
-        float(np.clip(78 / max(mean, 1.0), 0.5, 1.0))
-    )
+    return ImageEnhance.Brightness(ImageEnhance.Color(small).enhance(0.45)).enhance(dimming(small))
+
+
+def dimming(picture: Image.Image) -> float:
+    """What share of its brightness a picture keeps, [0.5, 1]: bright ones less, or a night scene would vanish."""
+    return float(np.clip(78 / max(float(np.asarray(picture).mean()), 1.0), 0.5, 1.0))
 
 
 def cells_to_pixels(
