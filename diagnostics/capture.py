@@ -1,9 +1,10 @@
 """The only file that knows how attention is obtained: exact rows beside the real kernel, and keys taken away.
 
-Every model of transformers looks its kernel up by name in ``AttentionInterface`` and calls it with q and k as they
-enter the product (after rotary embedding, norms and the cache). So the extractor gives each kernel in use a second
-name, whose function calls the real kernel with the very same arguments, and then computes the softmax of the wanted
-query rows alone, in fp32. The output of the model is that of the real kernel, bit for bit.
+Every model of transformers looks its kernel up by name in ``AttentionInterface`` and calls it with q and k as
+they enter the product (after rotary embedding, norms and the cache). So the extractor gives each kernel in
+use a second name, whose function calls the real kernel with the very same arguments, and then computes the
+softmax of the wanted query rows alone, in fp32. The output of the model is that of the real kernel, bit for
+bit.
 """
 
 from __future__ import annotations
@@ -46,22 +47,26 @@ class AttentionExtractor:
     - ``visual_attn``     np.float32 (images, heads, queries, patches), the connector's cross-attention
     - ``vision_layer_N``  np.float32 (images, heads, patches, patches), the vision tower
 
-    Rows are probabilities before dropout; each sums to 1, a padded query's is all 0 or what its kernel makes of it.
-    ``decode_weights`` has what generation adds: ``layer_N`` → a list with one array for each cached step since that
-    pass, (batch, heads, tokens of the step, keys so far), every new token's row whatever ``query_tokens`` says.
+    Rows are probabilities before dropout; each sums to 1, a padded query's is all 0 or what its kernel makes
+    of it. ``decode_weights`` has what generation adds: ``layer_N`` → a list with one array for each cached
+    step since that pass, (batch, heads, tokens of the step, keys so far), every new token's row whatever
+    ``query_tokens`` says.
 
     key_layers     language layers by index; None: all of them; []: none (to take keys away only)
     heads          heads of the language layers by index; None: all
     query_tokens   positions of the rows to keep, from the end where negative: a list for all of the batch, or
-                   Int[batch, queries], one list for each kept sequence; None: every row, a square for each layer
+                   Int[batch, queries], one list for each kept sequence; None: every row, a square for each
+                   layer
     sequences      which sequences of the batch to keep; None: all
     images         which images of the pass to keep for ``visual_attn`` and ``vision_layer_N``; None: all
     vision_layers  layers of the vision tower by index
     connector      keep the connector's rows, where the family's connector attends
 
-    Cost: k·q of the wanted rows in fp32, queries × keys numbers a head; never keys × keys unless every row is asked.
+    Cost: k·q of the wanted rows in fp32, queries × keys numbers a head; never keys × keys unless every row is
+    asked.
 
-    Raises ValueError where a layer does not exist, another extractor is attached, or a kernel cannot be observed.
+    Raises ValueError where a layer does not exist, another extractor is attached, or a kernel cannot be
+    observed.
     """
 
     def __init__(
@@ -92,7 +97,8 @@ class AttentionExtractor:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every module that attends, in the words of ``attention_weights``; only some of them are captured."""
+        """Every module that attends, in the words of ``attention_weights``; only some of them are
+        captured."""
         return tuple(self._modules)
 
     @property
@@ -140,10 +146,11 @@ class AttentionExtractor:
     def knocked_out(self, blocked: Mapping[str, Bool[Tensor, "batch query key"]]) -> Iterator[None]:
         """Take keys away from queries while the block lasts.
 
-        ``blocked`` has, by the names of ``attention_weights`` (captured or not), Bool[batch or images, queries or 1,
-        keys]: True where a query may not see a key. Queries count in the whole sequence, also under a cache; keys
-        beyond the mask's are left alone. The mask is handed to the real kernel, so the same path is used as without;
-        only flash kernels, which take no mask, are replaced by SDPA in the modules named.
+        ``blocked`` has, by the names of ``attention_weights`` (captured or not), Bool[batch or images,
+        queries or 1, keys]: True where a query may not see a key. Queries count in the whole sequence, also
+        under a cache; keys beyond the mask's are left alone. The mask is handed to the real kernel, so the
+        same path is used as without; only flash kernels, which take no mask, are replaced by SDPA in the
+        modules named.
 
         Raises ValueError for an unknown name.
         """
@@ -180,8 +187,8 @@ class AttentionExtractor:
         for name, module in self._modules.items():
             _WATCHERS[module] = _Watcher(self, name)
 
-    # Rows are taken while the whole model's forward runs: activation checkpointing runs layers again in backward,
-    # and those calls must not be taken for new ones.
+    # Rows are taken while the whole model's forward runs: activation checkpointing runs layers again in
+    # backward, # and those calls must not be taken for new ones.
     def _begin(self, *_: object) -> None:
         self._inside, self._touched, self._new_sequence = True, set(), False
 
@@ -266,7 +273,8 @@ class _Watcher:
 
 
 def observe_kernel(kernel: str) -> str:
-    """The name under which ``kernel`` runs with its rows observed; registered, with its mask function, on first use.
+    """The name under which ``kernel`` runs with its rows observed; registered, with its mask function, on
+    first use.
 
     Raises ValueError for kernels that hide their mask (flex, paged).
     """
@@ -300,7 +308,8 @@ def observe_kernel(kernel: str) -> str:
 def real_kernel(kernel: str, module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
     """The function that ``kernel`` means for ``module``.
 
-    Eager has no entry in transformers' table: it is a function of the file, or the package, that wrote the module.
+    Eager has no entry in transformers' table: it is a function of the file, or the package, that wrote the
+    module.
     """
     return ALL_ATTENTION_FUNCTIONS[kernel] if kernel != "eager" else _eager_kernel(type(module))
 
@@ -335,8 +344,9 @@ def attention_rows(
 ) -> Float[Tensor, "kept heads rows key"]:
     """softmax(q·k·scale + mask) of chosen query rows, in fp32, as ``kernel`` would have it. Range [0, 1].
 
-    ``positions`` count in this call's queries. Grouped keys are not repeated: each group's queries are multiplied
-    with their one key head. A row that may see no key is all 0. Raises ValueError for terms that rows cannot show.
+    ``positions`` count in this call's queries. Grouped keys are not repeated: each group's queries are
+    multiplied with their one key head. A row that may see no key is all 0. Raises ValueError for terms that
+    rows cannot show.
     """
     present = [term for term in UNSUPPORTED_TERMS if kwargs.get(term) is not None]
     if present:
@@ -366,7 +376,8 @@ def _rules(
     query: Tensor, key: Tensor, mask: Tensor | None, kernel: str, module: nn.Module, sequences: Tensor, positions: Tensor,
     kwargs: Mapping[str, Any],
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """What the kernel lets each chosen row see: (Bool[kept, 1 or heads, rows, keys] or None, additive or None)."""
+    """What the kernel lets each chosen row see: (Bool[kept, 1 or heads, rows, keys] or None, additive or
+    None)."""
     keys = torch.arange(key.shape[2], device=query.device)
     if mask is not None and mask.ndim == 4:
         mask = mask[..., : key.shape[2]].expand(query.shape[0], -1, -1, -1)[sequences]
@@ -393,7 +404,8 @@ def _rules(
 def _causal_offset(
     kernel: str, module: nn.Module, queries: int, keys: int, kwargs: Mapping[str, Any], *, masked: bool
 ) -> int | None:
-    """Row i sees keys up to i + offset; None: no causal rule beside the mask. Each kernel has its own rule."""
+    """Row i sees keys up to i + offset; None: no causal rule beside the mask. Each kernel has its own
+    rule."""
     is_causal = kwargs.get("is_causal")
     is_causal = (
         getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -446,9 +458,10 @@ def self_check(
 ) -> None:
     """Prove, on one input, that what will be shown is what the model does. Silent where all is well.
 
-    In turn: the logits with capture are those without, bit for bit; every row has its shape and sums to 1; rows ×
-    values give the very output of the kernel; and taking keys away through the same path changes the logits, in each
-    key layer and in the connector. Run it in eval mode, under no_grad, with at least two tokens.
+    In turn: the logits with capture are those without, bit for bit; every row has its shape and sums to 1;
+    rows × values give the very output of the kernel; and taking keys away through the same path changes the
+    logits, in each key layer and in the connector. Run it in eval mode, under no_grad, with at least two
+    tokens.
 
     Raises ValueError naming the first layer that fails, with found and expected.
     """
@@ -515,7 +528,8 @@ def _all_but_own(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def _disagreement(rows: Tensor, value: Tensor, output: Tensor, positions: Tensor) -> float:
-    """Largest |rows × values − kernel output|, relative to the largest output, over rows that see anything."""
+    """Largest |rows × values − kernel output|, relative to the largest output, over rows that see
+    anything."""
     value = value.float().repeat_interleave(rows.shape[1] // value.shape[1], dim=1)
     index = positions[:, None, :, None].expand(-1, rows.shape[1], -1, value.shape[-1])
     true = output.transpose(1, 2).float().gather(2, index)

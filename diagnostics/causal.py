@@ -1,4 +1,5 @@
-"""Does the model need what it looks at? Take a region away, from the picture or from attention, and its controls."""
+"""Does the model need what it looks at? Take a region away, from the picture or from attention, and its
+controls."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ OCCLUSION, KNOCKOUT = "occlusion", "knockout"
 def occlude(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     """The RGB picture with a region hidden: each box takes the mean colour of the ring around it.
 
-    Not black: a black box is a thing to look at. The region's other boxes are left out of the ring; a box that leaves
-    no ring (it fills the picture) takes the mean of the picture.
+    Not black: a black box is a thing to look at. The region's other boxes are left out of the ring; a box
+    that leaves no ring (it fills the picture) takes the mean of the picture.
     """
     pixels = np.asarray(picture.convert("RGB"))
     hidden = np.zeros(pixels.shape[:2], bool)
@@ -74,7 +75,8 @@ def blocked_patches(cells: Sequence[Bool[np.ndarray, " cells"] | None]) -> Bool[
 def blocked_tokens(
     cells: Sequence[tuple[ImageTokens, Bool[np.ndarray, " cells"]] | None], length: int
 ) -> Bool[Tensor, "batch queries keys"]:
-    """The same without a resampler: in each sequence, tokens after the image may not look at the region's tokens."""
+    """The same without a resampler: in each sequence, tokens after the image may not look at the region's
+    tokens."""
     blocked = torch.zeros(len(cells), length, length, dtype=torch.bool)
     for row, one in enumerate(cells):
         if one is not None:

@@ -30,9 +30,9 @@ def cells_from_row(
 ) -> Float[np.ndarray, "*batch cells"]:
     """Where in the image did a language-model row look? Shares over cells; each row sums to 1.
 
-    With a resampler a token is a query that has read the whole picture, so the row is composed with what each query
-    read: p = a_I @ R. Queries are never taken for a grid. Without one, token i is cell i and p = a_I. Then p / Σ p, so
-    that how *much* the row looked at the image (the visual share) stays out of *where*.
+    With a resampler a token is a query that has read the whole picture, so the row is composed with what each
+    query read: p = a_I @ R. Queries are never taken for a grid. Without one, token i is cell i and p = a_I.
+    Then p / Σ p, so that how *much* the row looked at the image (the visual share) stays out of *where*.
 
     A row of two queries [.3, .1] and R = [[1, 0, 0], [.5, 0, .5]] give [.35, 0, .05] / .4 = [.875, 0, .125].
     A row without any attention on the image gives zeros.
@@ -62,8 +62,9 @@ def pixel_map(
 ) -> Float[np.ndarray, "height width"]:
     """Shares over cells as a map over the original image: the share of attention on each pixel.
 
-    Each cell fills its own box, also where its border cuts a pixel, so the map sums to what lies inside the image.
-    ``smooth`` interpolates between the cells' centres instead (for looking at, not for measuring), same sum.
+    Each cell fills its own box, also where its border cuts a pixel, so the map sums to what lies inside the
+    image. ``smooth`` interpolates between the cells' centres instead (for looking at, not for measuring),
+    same sum.
     """
     width, height = image.image_size_pixels
     boxes = np.asarray(image.cell_boxes_pixels, np.float64)

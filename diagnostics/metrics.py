@@ -1,7 +1,8 @@
 """Numbers of attention: pure functions of arrays, each with unit, range and source.
 
-a is one query's attention row (one layer, head), I the image keys, w the share of each cell that a region covers,
-p the shares over cells, Σ p = 1 (``geometry.cells_from_row``). Any number of leading axes (layers, heads, …) is kept.
+a is one query's attention row (one layer, head), I the image keys, w the share of each cell that a region
+covers, p the shares over cells, Σ p = 1 (``geometry.cells_from_row``). Any number of leading axes (layers,
+heads, …) is kept.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ def enrichment(
 ) -> Float[np.ndarray, "*batch"]:
     """How many times more than its area's share does the region get? E = M / (Σ w / cells).
 
-    Unit: times, range [0, cells / Σ w]; 1 is what looking anywhere gives. p = [.5, .25, .25], w = [1, .5, 0] give
-    .625 / .5 = 1.25. Compare with area-matched random regions (``random_regions``): the middle of pictures wins often.
+    Unit: times, range [0, cells / Σ w]; 1 is what looking anywhere gives. p = [.5, .25, .25], w = [1, .5, 0]
+    give .625 / .5 = 1.25. Compare with area-matched random regions (``random_regions``): the middle of
+    pictures wins often.
 
     Raises ValueError for a region that covers no cell.
     """
@@ -56,7 +58,8 @@ def enrichment(
 def entropy(cells: Float[np.ndarray, "*batch cells"]) -> Float[np.ndarray, "*batch"]:
     """How spread is the attention? −Σ p log p / log(cells). Unit: share of the largest entropy, range [0, 1].
 
-    Its shape only: it says nothing of where, and does not predict correctness ("VLM reliability probe", 2026).
+    Its shape only: it says nothing of where, and does not predict correctness ("VLM reliability probe",
+    2026).
     """
     logs = np.log(cells, out=np.zeros_like(cells, dtype=np.float64), where=cells > 0)
     return -(cells * logs).sum(-1) / np.log(cells.shape[-1])
@@ -65,8 +68,8 @@ def entropy(cells: Float[np.ndarray, "*batch cells"]) -> Float[np.ndarray, "*bat
 def pointing_game(
     cells: Float[np.ndarray, "*batch cells"], coverage: Float[np.ndarray, " cells"]
 ) -> Bool[np.ndarray, "*batch"]:
-    """Does the strongest cell touch the region? (Zhang et al. 2016, arXiv 1608.00507, section 4.1; a cell stands for
-    their tolerance of 15 pixels.) Sinks win the argmax: read it beside the mass."""
+    """Does the strongest cell touch the region? (Zhang et al. 2016, arXiv 1608.00507, section 4.1; a cell
+    stands for their tolerance of 15 pixels.) Sinks win the argmax: read it beside the mass."""
     return coverage[cells.argmax(-1)] > 0
 
 
@@ -75,8 +78,8 @@ def jensen_shannon_nats(
 ) -> Float[np.ndarray, "*batch"]:
     """How far did the attention move? ½ KL(p‖m) + ½ KL(q‖m), m = (p + q) / 2. Unit: nats, range [0, ln 2].
 
-    Finite and symmetric where KL is not: a cell may have no attention at all. [1, 0] against [.5, .5] gives .2158.
-    Source: Lin 1991, "Divergence measures based on the Shannon entropy".
+    Finite and symmetric where KL is not: a cell may have no attention at all. [1, 0] against [.5, .5] gives
+    .2158. Source: Lin 1991, "Divergence measures based on the Shannon entropy".
     """
     middle = (first + second) / 2
     return np.maximum((_kl_nats(first, middle) + _kl_nats(second, middle)) / 2, 0.0)
@@ -85,11 +88,12 @@ def jensen_shannon_nats(
 def random_regions(
     boxes: Sequence[Box], image_size_pixels: tuple[int, int], *, count: int, name: str
 ) -> list[list[tuple[float, float, float, float]]]:
-    """Regions of the very same shape and area elsewhere in the image, the control of every claim about a region.
+    """Regions of the very same shape and area elsewhere in the image, the control of every claim about a
+    region.
 
-    The boxes are moved together, and mirrored at times, to places drawn uniformly; one that shares nothing with the
-    region is taken at once, else the one that shares least (a region that fills the picture has nowhere to go). The
-    same ``name`` (a probe's id) gives the same regions on every machine, step and rank.
+    The boxes are moved together, and mirrored at times, to places drawn uniformly; one that shares nothing
+    with the region is taken at once, else the one that shares least (a region that fills the picture has
+    nowhere to go). The same ``name`` (a probe's id) gives the same regions on every machine, step and rank.
     """
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     return [_random_region(np.asarray(boxes, np.float64), image_size_pixels, rng) for _ in range(count)]

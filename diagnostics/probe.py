@@ -1,18 +1,19 @@
-"""One model, one probe: encode → capture → geometry → metrics → record. Monitor, comparison and web page use this."""
+"""One model, one probe: encode → capture → geometry → metrics → record. Monitor, comparison and web page use
+this."""
 
 from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GenerationConfig
@@ -34,7 +35,8 @@ MAX_BYTES_OF_A_CHARACTER = 4  # UTF-8
 
 
 def user_parts(probe: Probe, images: Sequence[Any] | None = None) -> tuple[str | ImageRef, ...]:
-    """A probe's prompt as Qwen-VL's data writes it: ``Picture 1: `` image ``\\n`` question, images numbered from 1.
+    """A probe's prompt as Qwen-VL's data writes it: ``Picture 1: `` image ``\\n`` question, images numbered
+    from 1.
 
     ``images`` are pictures in place of the probe's files (occluded ones), in the same order.
     """
@@ -52,12 +54,13 @@ class Prober:
 
     key_layers   language layers whose rows are kept (region mass and visual share are measured in all)
     generate     let the model answer in its own words too
-    occlusion, knockout   take the probe's region away from the picture, or from attention, and measure the margin again
+    occlusion, knockout   take the probe's region away from the picture, or from attention, and measure the
+                          margin again
     controls     the same with so many area-matched random regions
     batch_size   sequences in one forward
 
-    The model's state is restored after each run (``observing``). Raises ValueError naming the probe where an answer
-    or a phrase cannot be placed in the tokens.
+    The model's state is restored after each run (``observing``). Raises ValueError naming the probe where an
+    answer or a phrase cannot be placed in the tokens.
     """
 
     def __init__(
@@ -88,45 +91,43 @@ class Prober:
 
     def run(self, probe: Probe, step: int, model_name: str) -> AttentionRecord:
         """One probe → its record."""
-        return next(self.run_all(step, model_name, probes=[probe]))
+        [record] = self.run_all(step, model_name, probes=[probe])
+        return record
 
     def run_all(
         self, step: int, model_name: str, *, probes: Sequence[Probe] | None = None, progress: bool = False
-    ) -> Iterator[AttentionRecord]:
-        """Every probe (or those given) → records, in order, as they are made; answers are generated in batches.
-
-        The model is in eval mode between the first record and the last: use them up before training goes on.
-        """
+    ) -> list[AttentionRecord]:
+        """Every probe (or those given) → records, in order; answers are generated in batches."""
         chosen = self.probes if probes is None else tuple(probes)
         with observing(self.model):
             answers = self._generate(chosen, progress=progress) if self.generate else [""] * len(chosen)
-            with AttentionExtractor(self.model, family=self.family, sequences=[], images=[]) as extractor:
-                bar = tqdm(
-                    chosen, desc=f"probing step {step}", unit="probe", disable=not progress, leave=False
-                )
-                for probe, answer in zip(bar, answers, strict=True):
-                    yield self._record(extractor, probe, step, model_name, answer)
+            bar = tqdm(chosen, desc=f"probing step {step}", unit="probe", disable=not progress, leave=False)
+            with AttentionExtractor(self.model, family=self.family) as extractor:
+                return [
+                    self._record(extractor, probe, step, model_name, answer)
+                    for probe, answer in zip(bar, answers, strict=True)
+                ]
 
     def self_check(self) -> None:
-        """Prove capture on the first probe, in the key layers and the connector. Raises ValueError if it fails."""
-        case = self._case(self.probes[0], self.probes[0].answer)
+        """Prove capture on the first probe, in the key layers and the connector. Raises ValueError if it
+        fails."""
+        probe = self.probes[0]
         with observing(self.model):
-            self_check(self.model, self._inputs([case]), key_layers=self.key_layers, family=self.family)
+            inputs = padded([self._encode(probe, probe.answer)], self._device, left=False)
+            self_check(self.model, inputs, key_layers=self.key_layers, family=self.family)
 
     def _record(
         self, extractor: AttentionExtractor, probe: Probe, step: int, model_name: str, generated: str
     ) -> AttentionRecord:
-        answer = self._case(probe, probe.answer)
-        foil = None if probe.foil is None else self._case(probe, probe.foil, like=answer)
+        answer = self._encode(probe, probe.answer)
+        foil = None if probe.foil is None else self._encode(probe, probe.foil, like=answer)
         tokens = self._token_texts(answer)
         queries = _queries(probe, answer, foil, tokens)
-        cases, tried = [answer], []
-        if foil is not None:
-            tried = _trials(probe, self.kinds, self.controls, answer.encoded.images[0])
-            cases += [foil, *self._tried(probe, tried, answer, foil)]
-        scores, weights = self._scores(extractor, cases, [query.position for query in queries])
+        scores, weights = self._observe(extractor, answer, foil, [query.position for query in queries])
+        trials = _trials(probe, self.kinds, self.controls, answer.images[0]) if foil is not None else []
+        margins = [] if foil is None else self._margins(extractor, probe, answer, foil, trials)
         rows = np.stack([weights[f"layer_{layer}"][0] for layer in range(len(extractor.language_names))])
-        rows = rows[..., : len(answer.encoded.input_ids)]
+        rows = rows[..., : len(answer.input_ids)]
         connector = tuple(weights["visual_attn"].mean(1)) if "visual_attn" in weights else ()
         return AttentionRecord(
             probe_id=probe.id,
@@ -137,79 +138,106 @@ class Prober:
             queries=tuple(queries),
             layers=self.key_layers,
             rows=rows[list(self.key_layers)],
-            image_tokens=answer.encoded.images,
+            image_tokens=answer.images,
             connector=connector,
-            region_mass=_region_masses(probe, rows[:, :, 0], answer.encoded.images, connector),
-            visual_share=_visual_share(rows[:, :, 0], answer.encoded.images),
+            region_mass=_region_masses(probe, rows[:, :, 0], answer.images, connector),
+            visual_share=_visual_share(rows[:, :, 0], answer.images),
             scores=Scores(scores[0], None if foil is None else scores[1], generated),
-            interventions=tuple(_interventions(tried, scores[2:])),
+            interventions=tuple(_interventions(trials, margins)),
         )
 
-    def _case(self, probe: Probe, reply: str, *, like: _Case | None = None, images: Any = None) -> _Case:
-        """One sequence to score. ``like`` lends its pictures, so that no picture is opened twice."""
+    def _encode(
+        self, probe: Probe, reply: str, *, like: Encoded | None = None, images: Any = None
+    ) -> Encoded:
+        """Prompt and reply. ``like`` lends its pictures, so that no picture is opened twice."""
         turns = (Turn("user", user_parts(probe, images)), Turn("assistant", (reply,)))
         conversation = Conversation(turns, source=f"probe {probe.id}")
         encoded = self.family.encode(self.processor, conversation, media=like is None)
         start, end = encoded.turn_spans[-1]
         if start == end:
             raise ValueError(f"probe {probe.id}: {reply!r} has no tokens, expected at least one")
-        if like is not None:
-            encoded = Encoded(
-                encoded.input_ids, encoded.labels, encoded.turn_spans, like.encoded.images, like.encoded.media
-            )
-        return _Case(encoded, None)
+        return encoded if like is None else replace(encoded, images=like.images, media=like.media)
 
-    def _tried(self, probe: Probe, trials: Sequence[_Trial], answer: _Case, foil: _Case) -> Iterator[_Case]:
-        """Answer and foil again for each trial, its region taken away."""
-        pictures = (
-            [self.family.load_image(ImageRef(path.name, path)) for path in probe.images] if trials else []
-        )
-        for trial in trials:
-            if trial.kind == KNOCKOUT:
-                cells = region_cells(answer.encoded.images[0], trial.boxes)
-                yield from (_Case(answer.encoded, cells), _Case(foil.encoded, cells))
-            else:
-                assert probe.foil is not None
-                hidden = self._case(
-                    probe, probe.answer, images=[occlude(pictures[0], trial.boxes), *pictures[1:]]
-                )
-                yield from (hidden, self._case(probe, probe.foil, like=hidden))
-
-    def _scores(
-        self, extractor: AttentionExtractor, cases: Sequence[_Case], positions: Sequence[int]
+    def _observe(
+        self, extractor: AttentionExtractor, answer: Encoded, foil: Encoded | None, positions: Sequence[int]
     ) -> tuple[list[float], dict[str, np.ndarray]]:
-        """log p of each case's reply, nats, and the rows of the first case at ``positions``, in every layer."""
-        scores: list[float] = []
-        weights: dict[str, np.ndarray] = {}
+        """log p of answer and foil, summed over their tokens, nats; the answer's rows at ``positions``."""
+        batch = [answer] if foil is None else [answer, foil]
+        inputs = padded(batch, self._device, left=False)
+        first = min(one.turn_spans[-1][0] for one in batch) - 1
+        kept = inputs["input_ids"].shape[1] - first
+        extractor.sequences, extractor.images = [0], list(range(len(answer.images)))
+        extractor.query_tokens = list(positions)
+        logits = self.model(**inputs, use_cache=False, logits_to_keep=kept).logits[:, -kept:]
+        nats = []
+        for row, one in enumerate(batch):
+            start, end = one.turn_spans[-1]
+            wanted = inputs["input_ids"][row, start:end]
+            nats.append(_summed_nats(logits[row, start - 1 - first : end - 1 - first], wanted))
+        return torch.stack(nats).tolist(), extractor.attention_weights
+
+    def _margins(
+        self,
+        extractor: AttentionExtractor,
+        probe: Probe,
+        answer: Encoded,
+        foil: Encoded,
+        trials: Sequence[_Trial],
+    ) -> list[float]:
+        """log p(answer) − log p(foil) after each trial, nats.
+
+        What answer and foil share cancels: the prompt up to the token where they part is read once for each
+        trial, and both ends go on from its cache.
+        """
+        cases = list(self._tried(probe, trials, answer))
+        shared = _parted(answer, foil)
+        tails = [torch.from_numpy(one.input_ids[shared : one.turn_spans[-1][1]]) for one in (answer, foil)]
+        extractor.sequences, extractor.images, extractor.query_tokens = [], [], None  # scores only
+        margins: list[float] = []
         for start in range(0, len(cases), self.batch_size):
             batch = cases[start : start + self.batch_size]
-            extractor.clear()
-            extractor.sequences = [0] if start == 0 else []
-            extractor.images = list(range(len(batch[0].encoded.images))) if start == 0 else []
-            extractor.query_tokens = [*positions] if start == 0 else None
-            with extractor.knocked_out(_blocked(batch, extractor.language_names)):
-                scores += self._reply_nats(batch)
-            weights = extractor.attention_weights if start == 0 else weights
-        return scores, weights
+            blocked = _blocked(batch, extractor.language_names)
+            prompts = [replace(case.encoded, input_ids=case.encoded.input_ids[:shared]) for case in batch]
+            margins += self._tail_margins(extractor, prompts, tails, blocked)
+        return margins
 
-    def _reply_nats(self, batch: Sequence[_Case]) -> list[float]:
-        """log p of each reply given its prompt, summed over its tokens, nats; softmax in fp32."""
-        inputs = self._inputs(batch)
-        first = min(case.span[0] for case in batch) - 1
-        kept = inputs["input_ids"].shape[1] - first
-        logits = self.model(**inputs, use_cache=False, logits_to_keep=kept).logits
-        if logits.shape[1] != kept:  # the model keeps them all
-            logits = logits[:, first:]
-        nats = []
-        for row, case in enumerate(batch):
-            start, end = case.span
-            predictions = logits[row, start - 1 - first : end - 1 - first].float().log_softmax(-1)
-            wanted = inputs["input_ids"][row, start:end, None]
-            nats.append(predictions.gather(1, wanted).sum())
-        return torch.stack(nats).tolist()
+    def _tail_margins(
+        self,
+        extractor: AttentionExtractor,
+        prompts: Sequence[Encoded],
+        tails: Sequence[Tensor],
+        blocked: Mapping[str, Tensor],
+    ) -> list[float]:
+        """How much likelier the first tail is than the second after each prompt, nats."""
+        with extractor.knocked_out(blocked):
+            inputs = padded(prompts, self._device, left=False)
+            read = self.model(**inputs, use_cache=True, logits_to_keep=1)
+        logits = read.logits[:, -1:].repeat_interleave(2, dim=0)  # [trial, tail], tails within a trial
+        if max(len(tail) for tail in tails) > 1:
+            cache = read.past_key_values
+            cache.batch_repeat_interleave(2)
+            ends = nn.utils.rnn.pad_sequence([tail[:-1] for tail in tails], batch_first=True)
+            ends = ends.repeat(len(prompts), 1).to(self._device)
+            twice = {name: mask.repeat_interleave(2, dim=0) for name, mask in blocked.items()}
+            with extractor.knocked_out(twice):
+                rest = self.model(input_ids=ends, past_key_values=cache, use_cache=True).logits
+            logits = torch.cat([logits, rest], dim=1)
+        nats = [
+            _summed_nats(logits[row, : len(tails[row % 2])], tails[row % 2]) for row in range(len(logits))
+        ]
+        return (torch.stack(nats[::2]) - torch.stack(nats[1::2])).tolist()
 
-    def _inputs(self, batch: Sequence[_Case]) -> dict[str, Tensor]:
-        return padded([case.encoded for case in batch], self._device, left=False)
+    def _tried(self, probe: Probe, trials: Sequence[_Trial], answer: Encoded) -> Iterator[_Case]:
+        """The answer's sequence again for each trial, its region taken away."""
+        hides = any(trial.kind == OCCLUSION for trial in trials)
+        refs = [ImageRef(path.name, path) for path in probe.images] if hides else []
+        pictures = [self.family.load_image(ref) for ref in refs]
+        for trial in trials:
+            if trial.kind == KNOCKOUT:
+                yield _Case(answer, region_cells(answer.images[0], trial.boxes))
+            else:
+                images = [occlude(pictures[0], trial.boxes), *pictures[1:]]
+                yield _Case(self._encode(probe, probe.answer, images=images), None)
 
     @property
     def _device(self) -> torch.device:
@@ -238,8 +266,8 @@ class Prober:
         return self.family.encode(self.processor, conversation, add_generation_prompt=True)
 
     def _decoded(self, reply: list[int], stops: Sequence[int]) -> str:
-        """The reply up to its end. Embeddings outnumber tokens (151,936 for 151,860 in Qwen-VL), so a model gone
-        astray can say what no token spells: that reads as U+FFFD."""
+        """The reply up to its end. Embeddings outnumber tokens (151,936 for 151,860 in Qwen-VL), so a model
+        gone astray can say what no token spells: that reads as U+FFFD."""
         tokenizer = self.processor.tokenizer
         said = reply[: next((at for at, token in enumerate(reply) if token in stops), None)]
         runs = groupby(said, key=lambda token: token < len(tokenizer))
@@ -248,25 +276,19 @@ class Prober:
             for is_known, run in runs
         ).strip()
 
-    def _token_texts(self, case: _Case) -> list[str]:
-        slots = {int(position) for image in case.encoded.images for position in image.positions}
-        return token_texts(self.processor.tokenizer, case.encoded.input_ids.tolist(), slots)
+    def _token_texts(self, encoded: Encoded) -> list[str]:
+        slots = {int(position) for image in encoded.images for position in image.positions}
+        return token_texts(self.processor.tokenizer, encoded.input_ids.tolist(), slots)
 
 
-@dataclass(frozen=True)
-class _Case:
+class _Case(NamedTuple):
     """A sequence to score, and the cells of its first image that attention may not read."""
 
     encoded: Encoded
     knocked_out: np.ndarray | None
 
-    @property
-    def span(self) -> tuple[int, int]:
-        return self.encoded.turn_spans[-1]
 
-
-@dataclass(frozen=True)
-class _Trial:
+class _Trial(NamedTuple):
     """One region to take away; a control is a random one of the same shape."""
 
     kind: str
@@ -277,8 +299,9 @@ class _Trial:
 
 @contextmanager
 def observing(model: nn.Module) -> Iterator[None]:
-    """Look at a model without leaving a trace: eval mode and no gradients inside; train flags of every module, caching
-    and all random states (Python, NumPy, torch, each GPU) afterwards as before, also after an exception.
+    """Look at a model without leaving a trace: eval mode and no gradients inside; train flags of every
+    module, caching and all random states (Python, NumPy, torch, each GPU) afterwards as before, also after an
+    exception.
 
     So a training run with probes has the losses and weights of one without, bit for bit.
     """
@@ -303,7 +326,8 @@ def observing(model: nn.Module) -> Iterator[None]:
 
 
 def padded(batch: Sequence[Encoded], device: torch.device, *, left: bool) -> dict[str, Tensor]:
-    """Encoded conversations as one batch: input_ids, attention_mask [batch, tokens], media joined in order."""
+    """Encoded conversations as one batch: input_ids, attention_mask [batch, tokens], media joined in
+    order."""
     width = max(len(one.input_ids) for one in batch)
     ids = torch.zeros(len(batch), width, dtype=torch.long)
     mask = torch.zeros(len(batch), width, dtype=torch.long)
@@ -320,8 +344,8 @@ def padded(batch: Sequence[Encoded], device: torch.device, *, left: bool) -> dic
 def token_texts(tokenizer: Any, ids: Sequence[int], image_positions: Collection[int] = ()) -> list[str]:
     """The text of each token, so that joined they are the whole; an image's token reads ``<image>``.
 
-    A character cut by a token border (a byte-level vocabulary does it to rare Chinese) belongs to the token that
-    completes it; the ones before have "".
+    A character cut by a token border (a byte-level vocabulary does it to rare Chinese) belongs to the token
+    that completes it; the ones before have "".
     """
     texts: list[str] = []
     pending: list[int] = []
@@ -339,7 +363,8 @@ def token_texts(tokenizer: Any, ids: Sequence[int], image_positions: Collection[
 
 
 def find_phrase(phrase: str, texts: Sequence[str], start: int, end: int) -> int | None:
-    """Index of the token, within start..end, that completes the phrase's first appearance; None where there is none."""
+    """Index of the token, within start..end, that completes the phrase's first appearance; None where there
+    is none."""
     read = ""
     wanted = unicodedata.normalize("NFC", phrase)
     for index in range(start, end):
@@ -349,25 +374,36 @@ def find_phrase(phrase: str, texts: Sequence[str], start: int, end: int) -> int 
     return None
 
 
-def _queries(probe: Probe, answer: _Case, foil: _Case | None, texts: Sequence[str]) -> list[Query]:
-    """The answer query first: the token before the first at which answer and foil part; then one for each phrase,
-    the token that completes it, in the question if it stands there, else in the answer."""
-    start, end = answer.span
-    ids = answer.encoded.input_ids[start:end].tolist()
-    others = [] if foil is None else foil.encoded.input_ids[slice(*foil.span)].tolist()
-    parted = next(
-        (at for at, (one, other) in enumerate(zip(ids, others, strict=False)) if one != other), None
-    )
-    at = (parted if parted is not None else min(len(ids) - 1, len(others))) if others else 0
-    queries = [Query(start + at - 1, "answer", texts[start + at])]
-    user_start, user_end = answer.encoded.turn_spans[-2]
-    after_images = max([user_start, *(int(image.positions.max()) + 1 for image in answer.encoded.images)])
+def _parted(answer: Encoded, foil: Encoded) -> int:
+    """Index of the first token where the two replies differ, or where the shorter ends."""
+    start, end = answer.turn_spans[-1]
+    pairs = zip(answer.input_ids[start:end], foil.input_ids[slice(*foil.turn_spans[-1])], strict=False)
+    common = list(pairs)
+    return start + next((at for at, (one, other) in enumerate(common) if one != other), len(common))
+
+
+def _summed_nats(
+    logits: Float[Tensor, "tokens vocabulary"], tokens: Int[Tensor, " tokens"]
+) -> Float[Tensor, ""]:
+    """Σ log p of the tokens, softmax in fp32."""
+    return logits.float().log_softmax(-1).gather(1, tokens.to(logits.device)[:, None]).sum()
+
+
+def _queries(probe: Probe, answer: Encoded, foil: Encoded | None, texts: Sequence[str]) -> list[Query]:
+    """The answer query first: the token before the first at which answer and foil part; then one for each
+    phrase, the token that completes it, in the question if it stands there, else in the answer."""
+    start, end = answer.turn_spans[-1]
+    told = start if foil is None else min(_parted(answer, foil), end - 1)
+    queries = [Query(told - 1, "answer", texts[told])]
+    user_start, user_end = answer.turn_spans[-2]
+    after_images = max([user_start, *(int(image.positions.max()) + 1 for image in answer.images)])
     for phrase in probe.phrases:
         place = find_phrase(phrase, texts, after_images, user_end)
         place = find_phrase(phrase, texts, start, end) if place is None else place
         if place is None:
             raise ValueError(
-                f"probe {probe.id}: phrase {phrase!r} not found in the tokens of question or answer, {texts[after_images:end]}"
+                f"probe {probe.id}: phrase {phrase!r} not found in the tokens of question or answer, "
+                f"{texts[after_images:end]}"
             )
         queries.append(Query(place, f"phrase:{phrase}", phrase))
     return queries
@@ -387,9 +423,8 @@ def _trials(probe: Probe, kinds: Sequence[str], controls: int, image: ImageToken
     ]
 
 
-def _interventions(trials: Sequence[_Trial], scores: Sequence[float]) -> Iterator[Intervention]:
-    """Scores come in pairs, answer and foil, in the order of the trials."""
-    margins = [right - wrong for right, wrong in zip(scores[::2], scores[1::2], strict=True)]
+def _interventions(trials: Sequence[_Trial], margins: Sequence[float]) -> Iterator[Intervention]:
+    """Each kind's region and controls together."""
     for kind in dict.fromkeys(trial.kind for trial in trials):
         of_kind = [
             (trial, margin) for trial, margin in zip(trials, margins, strict=True) if trial.kind == kind
@@ -401,7 +436,8 @@ def _interventions(trials: Sequence[_Trial], scores: Sequence[float]) -> Iterato
 
 
 def _blocked(batch: Sequence[_Case], language: Sequence[str]) -> dict[str, Tensor]:
-    """What attention may not read in this batch: patches at the resampler, or tokens in every language layer."""
+    """What attention may not read in this batch: patches at the resampler, or tokens in every language
+    layer."""
     if all(case.knocked_out is None for case in batch):
         return {}
     if batch[0].encoded.images[0].through_connector:

@@ -1,4 +1,5 @@
-"""The probe file: read, validate, write. A probe is a question with a right answer, a wrong one, and where to look."""
+"""The probe file: read, validate, write. A probe is a question with a right answer, a wrong one, and where to
+look."""
 
 from __future__ import annotations
 
@@ -36,10 +37,12 @@ class Relation(NamedTuple):
 class Probe:
     """One question put to the model at every checkpoint.
 
-    id, group        unique, usable as a file name; free text ("retention", "neighbour" have a meaning of their own)
+    id, group        unique, usable as a file name; free text ("retention", "neighbour" have a meaning of
+                     their own)
     images           files, in reading order; regions are places in the first
     question, answer, foil    foil is the wrong answer set against the right one, or None
-    regions          name → boxes x0 y0 x1 y1 in pixels of the first image as it is shown (EXIF turned upright)
+    regions          name → boxes x0 y0 x1 y1 in pixels of the first image as it is shown (EXIF turned
+                     upright)
     phrases          a phrase of question or answer → the region it should look at
     relation         two regions in a relation, or None
     """
@@ -56,8 +59,8 @@ class Probe:
 
     @property
     def main_region(self) -> str | None:
-        """The region that claims are about: that of the answer as a phrase, else of the first phrase, else the first
-        region; None where the probe has no region."""
+        """The region that claims are about: that of the answer as a phrase, else of the first phrase, else
+        the first region; None where the probe has no region."""
         of_answer = [region for phrase, region in self.phrases.items() if phrase == self.answer]
         return next(iter([*of_answer, *self.phrases.values(), *self.regions]), None)
 
@@ -76,8 +79,8 @@ class Fault(NamedTuple):
 def read_probes(path: str | Path) -> tuple[Probe, ...]:
     """Read a probe file of version 1. Image paths are relative to the file.
 
-    Raises FileNotFoundError, and ValueError that lists every fault of the file at once, each with the probe's index
-    and id, field, found and expected.
+    Raises FileNotFoundError, and ValueError that lists every fault of the file at once, each with the probe's
+    index and id, field, found and expected.
     """
     path = Path(path)
     if not path.is_file():
@@ -95,7 +98,8 @@ def read_probes(path: str | Path) -> tuple[Probe, ...]:
 
 
 def write_probes(probes: Iterable[Probe], path: str | Path) -> None:
-    """Write probes as used, complete or not at all. Images stay where they are; paths are relative to the file."""
+    """Write probes as used, complete or not at all. Images stay where they are; paths are relative to the
+    file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"version": VERSION, "probes": [_entry(probe, path.parent) for probe in probes]}
@@ -105,7 +109,8 @@ def write_probes(probes: Iterable[Probe], path: str | Path) -> None:
 
 
 def image_size_pixels(path: Path) -> tuple[int, int]:
-    """(width, height) of an image as it is shown, from its header alone. Raises OSError where it cannot be read."""
+    """(width, height) of an image as it is shown, from its header alone. Raises OSError where it cannot be
+    read."""
     with Image.open(path) as image:
         width, height = image.size
         return (height, width) if image.getexif().get(ORIENTATION, 1) >= 5 else (width, height)

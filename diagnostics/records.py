@@ -123,8 +123,8 @@ class AttentionRecord:
     def load(cls, path: str | Path) -> AttentionRecord:
         """Read what ``save`` wrote, arrays bit for bit.
 
-        Raises FileNotFoundError, and ValueError naming the file where it is broken, is no record, or is of another
-        version.
+        Raises FileNotFoundError, and ValueError naming the file where it is broken, is no record, or is of
+        another version.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no attention record there")

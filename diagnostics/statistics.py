@@ -1,4 +1,5 @@
-"""Is a difference more than chance, and what may be claimed? Paired, clustered, seeded; pure functions of arrays."""
+"""Is a difference more than chance, and what may be claimed? Paired, clustered, seeded; pure functions of
+arrays."""
 
 from __future__ import annotations
 
@@ -69,10 +70,12 @@ class Verdict(NamedTuple):
 def bootstrap_mean(
     values: Float[np.ndarray, " probes"], clusters: Sequence[Hashable] | None = None, *, seed: int = 0
 ) -> Interval:
-    """Mean of values with its 95 % percentile bootstrap interval, clusters drawn whole. In the unit of the values.
+    """Mean of values with its 95 % percentile bootstrap interval, clusters drawn whole. In the unit of the
+    values.
 
-    Probes that share an image are not independent: whole images are drawn with replacement (cluster bootstrap,
-    Davison & Hinkley 1997, section 3.8). Give paired differences for a paired interval. Non-finite values are an error.
+    Probes that share an image are not independent: whole images are drawn with replacement (cluster
+    bootstrap, Davison & Hinkley 1997, section 3.8). Give paired differences for a paired interval. Non-finite
+    values are an error.
 
     Raises ValueError for no values, and where values and clusters differ in number.
     """
@@ -110,8 +113,8 @@ def paired_change(
 def sign_flip_p(differences: Float[np.ndarray, " probes"], *, seed: int = 0) -> float:
     """Two-sided p that the paired differences have mean 0. Range [1 / flips, 1].
 
-    Under no effect each difference is as likely with the other sign (Fisher 1935); all flips are tried up to 12
-    differences, else 10,000 random ones, with the observed one counted among them. [1, 2, 3] gives 2 / 8.
+    Under no effect each difference is as likely with the other sign (Fisher 1935); all flips are tried up to
+    12 differences, else 10,000 random ones, with the observed one counted among them. [1, 2, 3] gives 2 / 8.
     """
     differences = np.asarray(differences, np.float64)
     count = len(differences)
@@ -125,7 +128,8 @@ def sign_flip_p(differences: Float[np.ndarray, " probes"], *, seed: int = 0) -> 
 
 
 def benjamini_hochberg(p_values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """p-values adjusted for how many were asked: below q, at most a share q of the hits is false. Range [0, 1].
+    """p-values adjusted for how many were asked: below q, at most a share q of the hits is false. Range [0,
+    1].
 
     784 heads give 39 hits at .05 by chance alone. [.01, .02, .04] become [.03, .03, .04].
     Source: Benjamini & Hochberg 1995; adjusted values after Yekutieli & Benjamini 1999.
@@ -141,8 +145,8 @@ def benjamini_hochberg(p_values: Float[np.ndarray, "*shape"]) -> Float[np.ndarra
 def verdict(numbers: GroupNumbers) -> Verdict:
     """What may be said of a group. "corrected" only where answers, attention and cause all agree.
 
-    Groups named ``retention`` and ``neighbour`` are asked whether they were kept: their accuracy after is at least
-    97 % of that before. Fewer than 20 probes decide nothing.
+    Groups named ``retention`` and ``neighbour`` are asked whether they were kept: their accuracy after is at
+    least 97 % of that before. Fewer than 20 probes decide nothing.
     """
     if numbers.probes < ENOUGH_PROBES:
         reason = f"{numbers.probes} probes cannot tell a change from chance; at least {ENOUGH_PROBES} can."
