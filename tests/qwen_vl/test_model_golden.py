@@ -242,3 +242,11 @@ def test_attention_maps_under_eager(golden_model, golden_case):
         out = golden_model("A", "eager")(**inputs, output_attentions=True)
     for layer in (1, 3):
         assert (out.attentions[layer] - case[f"lm_attn.{layer}"]).abs().max() < TOLERANCE
+
+
+def test_the_kernel_can_be_changed_on_a_living_model(golden_model, golden_case):
+    inputs, case = golden_case("A", "one_image")
+    model = golden_model("A", "sdpa")
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        assert model(**inputs, output_attentions=True).attentions[0] is not None
