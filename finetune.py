@@ -6,6 +6,7 @@ python finetune.py --help
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,14 @@ def with_demo(argv: Sequence[str]) -> Sequence[str]:
     given = {"model_name_or_path", "data_path", "help", "h"}
     if any(arguments.has_value(argv, name) for name in given) or "-h" in argv:
         return argv
-    from finetune.demo import settings
+    from finetune.demo import prepare, settings
 
+    # One process draws the pictures; the others of its machine wait for them.
+    parts = prepare.DEFAULT_PARTS
+    while os.environ.get("LOCAL_RANK", "0") != "0" and not all(
+        prepare.is_complete(settings.DATA_DIR / part, part) for part in parts
+    ):
+        time.sleep(0.5)
     flags = settings.prepared_flags(processes=int(os.environ.get("WORLD_SIZE", "1")))
     merged = arguments.merge(flags, argv)
     say("no model and no data given: the embedded demo, as if called with", "  " + " ".join(merged))
@@ -94,6 +101,8 @@ def with_demo(argv: Sequence[str]) -> Sequence[str]:
 def read_probes(args: Arguments) -> Any:
     """The probe file, read before anything that takes time, so that its faults are known at once."""
     if not args.monitor.monitor:
+        if args.monitor.probes:
+            say("--probes is given, but --monitor is not True: nothing is watched")
         return None
     from diagnostics.probes import read_probes as read
 

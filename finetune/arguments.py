@@ -115,7 +115,7 @@ class TrainingArguments(transformers.TrainingArguments):
     """Every flag of transformers' Trainer; only defaults differ, and what a run of ours does with its folder."""
 
     output_dir: str | None = field(default=DEFAULT_OUTPUT_DIR, metadata={"help": "Where the run's files go."})
-    report_to: str | list[str] | None = field(
+    report_to: None | str | list[str] = field(  # noqa: RUF036  (the order that HfArgumentParser reads)
         default="tensorboard",
         metadata={"help": "Where curves go: tensorboard, none, or another integration."},
     )
@@ -344,8 +344,6 @@ def _check_sources(arguments: Arguments) -> Iterator[str]:
         yield "--monitor True: needs --probes FILE, the images and questions to watch"
     if monitor.probes is not None and not Path(monitor.probes).is_file():
         yield f"--probes: there is no file {monitor.probes!r} (working directory {os.getcwd()})"
-    if not monitor.monitor and monitor.probes is not None:
-        yield "--probes: given without --monitor True; add it, or leave the probes out"
     if str(training.eval_strategy.value) != "no" and data.eval_data_path is None:
         yield f"--eval_strategy {training.eval_strategy.value}: needs --eval_data_path"
     if monitor.probe_steps is not None and monitor.probe_steps < 1:
@@ -357,7 +355,7 @@ def _check_sources(arguments: Arguments) -> Iterator[str]:
 
 
 def _check_numbers(arguments: Arguments) -> Iterator[str]:
-    adaptation, data, training = arguments.adaptation, arguments.data, arguments.training
+    adaptation, data = arguments.adaptation, arguments.data
     if data.model_max_length < 1:
         yield f"--model_max_length: found {data.model_max_length}, expected at least 1"
     if arguments.lora and adaptation.lora_r < 1:
@@ -372,8 +370,6 @@ def _check_numbers(arguments: Arguments) -> Iterator[str]:
         ):
             if unwanted:
                 yield f"--{name}: only has a meaning with --use_lora or --q_lora; add one, or leave it out"
-    if training.bf16 and training.fp16:
-        yield "--bf16 and --fp16: choose one"
 
 
 def _check_deepspeed(arguments: Arguments) -> Iterator[str]:

@@ -86,7 +86,8 @@ def resolve(name_or_path: str | Path) -> tuple[str, Path | None]:
             )
         return str(name_or_path), None
     if (path / MODEL_CONFIG).is_file():
-        return str(path), None
+        # Absolute, because adapters write down the name of their base.
+        return os.path.abspath(path), None
     if not (path / ADAPTER_CONFIG).is_file():
         raise ValueError(
             f"{path}: found neither {MODEL_CONFIG} nor {ADAPTER_CONFIG}; expected the folder of a model or an adapter"
@@ -111,7 +112,7 @@ def _base_of(adapter: Path) -> str:
             f"{file}: its base model {base!r} is not there; put it back, or write its new place into "
             "base_model_name_or_path"
         )
-    return str(base)
+    return os.path.abspath(base) if Path(base).exists() else str(base)
 
 
 def _config(base_name: str, cache_dir: str | None) -> Any:

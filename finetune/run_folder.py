@@ -38,8 +38,8 @@ def fingerprint(arguments: Arguments, world_size: int) -> dict[str, Any]:
     """What decides the outcome of a run: model, data (by content) and the flags of training."""
     model, data, training = arguments.model, arguments.data, arguments.training
     marks: dict[str, Any] = {
-        "model_name_or_path": model.model_name_or_path,
-        "data_path": data.data_path,
+        "model_name_or_path": _place(model.model_name_or_path),
+        "data_path": _place(data.data_path),
         "data sha256": _sha256(Path(data.data_path or "")),
         "model_max_length": data.model_max_length,
         "on_bad_sample": data.on_bad_sample,
@@ -62,6 +62,11 @@ _TRAINING_MARKS = (
 
 def _plain(value: Any) -> Any:
     return getattr(value, "value", value)
+
+
+def _place(name: str | None) -> str | None:
+    """A folder or file, wherever it is called from; a hub name stays."""
+    return os.path.abspath(name) if name is not None and Path(name).exists() else name
 
 
 def _sha256(path: Path) -> str:
