@@ -299,12 +299,12 @@ def _verdict(
             control_cost_nats=occlusion.control if occlusion is not None and has_control else None,
         )
     )
-    return Verdict(claim.verdict, (*claim.reasons, *_layer_reason(judged, pairs)))
+    return Verdict(claim.verdict, (*claim.reasons, *_layer_reason(claim.verdict, judged, pairs)))
 
 
-def _layer_reason(judged: LayerEnrichment | None, pairs: Sequence[ProbePair]) -> list[str]:
-    if judged is None:
-        return []
+def _layer_reason(claim: str, judged: LayerEnrichment | None, pairs: Sequence[ProbePair]) -> list[str]:
+    if judged is None or claim in ("kept", "forgot", "broke a neighbour", "too few probes"):
+        return []  # these verdicts rest on answers alone
     layers = [layer.layer for layer in pairs[0].layers]
     return [
         f"Attention is that of layer {judged.layer}, of the key layers {', '.join(map(str, layers))} fixed before "

@@ -92,7 +92,7 @@ def _verdict_card(name: str, group: Mapping[str, Any]) -> str:
     return (
         f'<article class="verdict"><header><h3>{html.escape(name)}</h3><span class="pill {kind}">'
         f'{html.escape(group["verdict"])}</span><span class="soft">{group["probes"]} probes</span></header>'
-        f'<div class="figures">{"".join(figures)}</div><ul>{reasons}</ul></article>'
+        f'<div class="figures">{"".join(figures)}</div><details open><summary>why</summary><ul>{reasons}</ul></details></article>'
     )
 
 
@@ -104,7 +104,7 @@ def _accuracy_figure(change: Mapping[str, float] | None) -> str:
         for kind, side in (("was", "before"), ("is", "after"))
     )
     return _figure(
-        "right", _change(f"{change['before']:.0%}", f"{change['after']:.0%}"), f'<div class="bar pair">{bars}</div>'
+        "right", _change(_percent(change["before"]), _percent(change["after"])), f'<div class="bar pair">{bars}</div>'
     )
 
 
@@ -134,6 +134,11 @@ def _change(before: str, after: str) -> str:
     return f"<i>{before} →</i> {after}"
 
 
+def _percent(share: float) -> str:
+    """Whole per cents without a decimal, others with one: 2.5 % of 40 probes is one probe."""
+    return f"{share:.0%}" if abs(share * 100 - round(share * 100)) < 0.05 else f"{share:.1%}"
+
+
 def _scored(pairs: Sequence[ProbePair]) -> dict[str, list[ProbePair]]:
     return pairs_by_group([pair for pair in pairs if pair.after.scores.margin_nats is not None])
 
@@ -158,7 +163,7 @@ def _margin_chart(name: str, pairs: Sequence[ProbePair]) -> str:
             f'<circle class="{kind}" cx="{right}" cy="{y(after):.1f}" r="2.4" opacity=".6"/>'
         )
     ends = "".join(
-        f'<text x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:+.0f}</text>'
+        f'<text x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{_tick(value)}</text>'
         for value in _apart([low, 0.0, high], span)
     )
     right_before, right_after = (sum(pair[side] > 0 for pair in margins) for side in (0, 1))
@@ -171,51 +176,45 @@ def _margin_chart(name: str, pairs: Sequence[ProbePair]) -> str:
     )
 
 
+def _tick(value: float) -> str:
+    return f"{value:+.0f}" if abs(value) >= 9.5 else f"{value:+.1f}" if value else "0"
+
+
 def _apart(values: Sequence[float], span: float) -> list[float]:
     """Axis labels without those that would be written over zero's."""
     return [value for value in values if value == 0 or abs(value) > span * 0.09]
 
 
 def _forest(groups: Mapping[str, Any]) -> str:
-    """Change of enrichment with its interval, a row for each group and key layer."""
+    """Change of enrichment with its interval, a row for each group and key layer, all on one scale."""
     rows = [(name, one) for name, group in groups.items() for one in group["enrichment_by_layer"]]
     if not rows:
         return '<p class="soft">No probe names a region, so nothing is said of attention.</p>'
     low = min(0.0, *(one["ci95"][0] for _, one in rows))
     high = max(0.0, *(one["ci95"][1] for _, one in rows))
-    span = max(high - low, 1e-6)
-    width, left, right, step = 860, 250, 650, 26
-
-    def x(value: float) -> float:
-        return left + (value - low) / span * (right - left)
-
-    drawn, y, previous = [], 8, None
+    margin = max(high - low, 1e-6) * 0.04
+    ends = (low - margin, high + margin)
+    drawn, previous = [], None
     for name, one in rows:
-        y += step + (12 if previous is not None and name != previous else 0)
-        drawn.append(_forest_row(name if name != previous else "", one, x, y))
+        drawn.append(_forest_row(name if name != previous else "", one, ends))
         previous = name
-    return (
-        f'<svg viewBox="0 0 {width} {y + 34}" role="img" aria-label="change of enrichment by group and key layer">'
-        f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="14" y2="{y + 12}"/>{"".join(drawn)}'
-        f'<text x="{x(0):.1f}" y="{y + 30}" text-anchor="middle">0, no change</text></svg>'
-    )
+    return "".join(drawn)
 
 
-def _forest_row(name: str, one: Mapping[str, Any], x: Any, y: int) -> str:
+def _forest_row(name: str, one: Mapping[str, Any], ends: tuple[float, float]) -> str:
+    def at(value: float) -> str:
+        return f"{(value - ends[0]) / (ends[1] - ends[0]):.2%}"
+
     low, high = one["ci95"]
     kind = "more" if low > 0 else "less" if high < 0 else "none"
+    width = f"{(high - low) / (ends[1] - ends[0]):.2%}"
     return (
-        f'<text class="strong" x="0" y="{y + 4}">{html.escape(_short(name, 26))}</text>'
-        f'<text x="240" y="{y + 4}" text-anchor="end">layer {one["layer"]}</text>'
-        f'<line class="{kind}" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y}" y2="{y}" stroke-width="3" stroke-linecap="round"/>'
-        f'<circle class="{kind}" cx="{x(one["difference"]):.1f}" cy="{y}" r="5"/>'
-        f'<text x="860" y="{y + 4}" text-anchor="end">{one["before"]:.2f}× → {one["after"]:.2f}×'
-        f" ({one['difference']:+.2f})</text>"
+        f'<div class="row{" first" if name else ""}"><b>{html.escape(name)}</b><span>layer {one["layer"]}</span>'
+        f'<div class="track {kind}" role="img" aria-label="change {one["difference"]:+.2f}, interval {low:+.2f} to '
+        f'{high:+.2f}"><i class="zero" style="left:{at(0)}"></i><i class="ci" style="left:{at(low)};width:{width}"></i>'
+        f'<i class="dot" style="left:{at(one["difference"])}"></i></div>'
+        f'<span class="numbers">{one["before"]:.2f}× → {one["after"]:.2f}×</span></div>'
     )
-
-
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _data(comparison: Mapping[str, Any], pairs: Sequence[ProbePair]) -> Json:
