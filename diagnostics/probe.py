@@ -34,6 +34,13 @@ IMAGE_TOKEN_TEXT = "<image>"
 MAX_BYTES_OF_A_CHARACTER = 4  # UTF-8
 
 
+def auto_key_layers(model: nn.Module, family: Family | None = None) -> tuple[int, ...]:
+    """Four language layers, evenly spaced, the last among them: of 32 they are 8, 16, 24, 31; of 4, 1, 2, 3."""
+    bare = bare_model(model)
+    count = len(bare.get_submodule((family or family_of(bare.config)).paths.language_layers))
+    return tuple(sorted({min(round(quarter * count / 4), count - 1) for quarter in (1, 2, 3, 4)}))
+
+
 def user_parts(probe: Probe, images: Sequence[Any] | None = None) -> tuple[str | ImageRef, ...]:
     """A probe's prompt as Qwen-VL's data writes it: ``Picture 1: `` image ``\\n`` question, images numbered
     from 1.
@@ -58,6 +65,7 @@ class Prober:
                           margin again
     controls     the same with so many area-matched random regions
     batch_size   sequences in one forward
+    autocast     the precision of a training that mixes them (bf16 or fp16 over fp32 weights); None: the weights'
 
     The model's state is restored after each run (``observing``). Raises ValueError naming the probe where an
     answer or a phrase cannot be placed in the tokens.
@@ -76,6 +84,7 @@ class Prober:
         controls: int = CONTROLS,
         max_new_tokens: int = MAX_NEW_TOKENS,
         batch_size: int = BATCH_SIZE,
+        autocast: torch.dtype | None = None,
         family: Family | None = None,
     ) -> None:
         self.model = bare_model(model)
@@ -88,6 +97,7 @@ class Prober:
         self.controls = controls
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
+        self.autocast = autocast
 
     def run(self, probe: Probe, step: int, model_name: str) -> AttentionRecord:
         """One probe → its record."""
@@ -99,7 +109,7 @@ class Prober:
     ) -> list[AttentionRecord]:
         """Every probe (or those given) → records, in order; answers are generated in batches."""
         chosen = self.probes if probes is None else tuple(probes)
-        with observing(self.model):
+        with self._looking():
             answers = self._generate(chosen, progress=progress) if self.generate else [""] * len(chosen)
             bar = tqdm(chosen, desc=f"probing step {step}", unit="probe", disable=not progress, leave=False)
             with AttentionExtractor(self.model, family=self.family) as extractor:
@@ -112,9 +122,16 @@ class Prober:
         """Prove capture on the first probe, in the key layers and the connector. Raises ValueError if it
         fails."""
         probe = self.probes[0]
-        with observing(self.model):
+        with self._looking():
             inputs = padded([self._encode(probe, probe.answer)], self._device, left=False)
             self_check(self.model, inputs, key_layers=self.key_layers, family=self.family)
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        is_mixed = self.autocast is not None
+        mixed = torch.autocast(self._device.type, dtype=self.autocast, enabled=is_mixed)
+        with observing(self.model), mixed:
+            yield
 
     def _record(
         self, extractor: AttentionExtractor, probe: Probe, step: int, model_name: str, generated: str

@@ -1,0 +1,317 @@
+"""AttentionMonitor under the Trainer of transformers: what it leaves, what it does not touch, what it survives."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from diagnostics import monitor as monitor_module
+from diagnostics.monitor import AttentionMonitor
+from diagnostics.probe import Prober, auto_key_layers, user_parts
+from diagnostics.probes import read_probes, write_probes
+from diagnostics.records import AttentionRecord
+from finetune.conversation import Conversation, Turn
+from finetune.families import family_of
+
+PROBES = 3
+
+
+class Samples(Dataset):
+    """Each probe's own question and answer, padded to one length."""
+
+    def __init__(self, model, processor, probes) -> None:
+        family = family_of(model.config)
+        self.encoded = [
+            family.encode(
+                processor, Conversation((Turn("user", user_parts(probe)), Turn("assistant", (probe.answer,))))
+            )
+            for probe in probes
+        ]
+        self.width = max(len(one.input_ids) for one in self.encoded)
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        one = self.encoded[index % len(self.encoded)]
+        ids = torch.zeros(self.width, dtype=torch.long)
+        ids[: len(one.input_ids)] = torch.from_numpy(one.input_ids)
+        labels = torch.full((self.width,), -100)
+        labels[: len(one.labels)] = torch.from_numpy(one.labels)
+        mask = torch.zeros(self.width, dtype=torch.long)
+        mask[: len(one.input_ids)] = 1
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "attention_mask": mask,
+            "pixel_values": one.media["pixel_values"][0],
+        }
+
+
+class Losses(TrainerCallback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_log(self, args, state, control, logs=None, **_) -> None:
+        self.values += [logs["loss"]] if "loss" in logs else []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("monitor")
+
+
+@pytest.fixture(scope="module")
+def processor(folder):
+    return tiny_processor(folder)
+
+
+@pytest.fixture(scope="module")
+def probe_file(folder):
+    write_probes(tiny_probes(folder, PROBES), folder / "probes.json")
+    return folder / "probes.json"
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch):
+    """Pictures have tests of their own; the process that draws them takes seconds to start."""
+
+    class Undrawn:
+        asked: list[int] = []
+
+        def __init__(self, attention_dir) -> None:
+            Undrawn.asked = []
+
+        def submit(self, step: int) -> None:
+            Undrawn.asked.append(step)
+
+        def poll(self) -> list:
+            return []
+
+        def close(self) -> list:
+            return []
+
+    monkeypatch.setattr("diagnostics.render.Renderer", Undrawn)
+    return Undrawn
+
+
+def train(output_dir, processor, probe_file, callbacks, *, resume=False, **changes):
+    """Four steps with dropout; a checkpoint at each second."""
+    settings = {"max_steps": 4, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-3, **changes}
+    args = TrainingArguments(
+        str(output_dir),
+        per_device_train_batch_size=2,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        **settings,
+    )
+    model = tiny_model(attn_dropout_prob=0.1)
+    samples = Samples(model, processor, read_probes(probe_file))
+    losses = Losses()
+    trainer = Trainer(model, args, train_dataset=samples, callbacks=[losses, *callbacks])
+    trainer.train(resume_from_checkpoint=resume)
+    return losses.values, {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, processor, probe_file):
+    """One monitored run that the tests below look at."""
+    output_dir = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        asked: list[int] = []
+
+        class Undrawn:
+            def __init__(self, attention_dir) -> None: ...
+            def submit(self, step: int) -> None:
+                asked.append(step)
+
+            def poll(self) -> list:
+                return []
+
+            def close(self) -> list:
+                return []
+
+        patch.setattr("diagnostics.render.Renderer", Undrawn)
+        outcome = train(output_dir, processor, probe_file, [AttentionMonitor(processor, probe_file)])
+    return output_dir, outcome, asked
+
+
+def test_a_run_with_the_monitor_has_the_losses_and_weights_of_one_without(
+    run, tmp_path, processor, probe_file
+):
+    losses, weights = run[1]
+    plain_losses, plain_weights = train(tmp_path, processor, probe_file, [])
+    assert losses == plain_losses and len(losses) == 4
+    assert all(torch.equal(weights[name], plain_weights[name]) for name in plain_weights)
+
+
+def test_what_a_run_leaves(run):
+    output_dir, _, asked = run
+    attention = output_dir / "attention"
+    assert sorted(path.name for path in attention.iterdir()) == [
+        "probes.json", "step-000000", "step-000002", "step-000004"]  # fmt: skip
+    assert [probe.id for probe in read_probes(attention / "probes.json")] == ["disc-0", "disc-1", "disc-2"]
+    for step, kinds in ((0, 2), (2, 0), (4, 2)):
+        folder = attention / f"step-{step:06d}"
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "complete.json", "disc-0.safetensors", "disc-1.safetensors", "disc-2.safetensors"]  # fmt: skip
+        record = AttentionRecord.load(folder / "disc-1.safetensors")
+        assert (record.step, record.layers, len(record.interventions)) == (step, (1, 2), kinds)
+        assert json.loads((folder / "complete.json").read_text())["full"] is (kinds == 2)
+    assert asked == [0, 2, 4]
+    comparison = json.loads((output_dir / "comparison" / "comparison.json").read_text())
+    assert comparison["groups"]["sphere-building"]["probes"] == 2
+    assert (output_dir / "comparison" / "index.html").is_file() and any((output_dir / "runs").iterdir())
+
+
+def test_records_are_of_the_model_as_it_was(run, processor, probe_file):
+    probes = read_probes(probe_file)
+    [record] = Prober(tiny_model(), processor, key_layers=(1, 2), probes=probes).run_all(
+        0, "", probes=probes[:1]
+    )
+    baseline = AttentionRecord.load(run[0] / "attention" / "step-000000" / "disc-0.safetensors")
+    assert baseline.scores == record.scores
+    last = AttentionRecord.load(run[0] / "attention" / "step-000004" / "disc-0.safetensors")
+    assert last.scores.answer_nats > baseline.scores.answer_nats  # it was trained on this very answer
+
+
+def test_a_killed_run_skips_its_baseline_and_makes_up_for_its_checkpoint(
+    tmp_path, processor, probe_file, run
+):
+    class Killed(TrainerCallback):
+        def on_save(self, args, state, control, **_) -> None:
+            raise KeyboardInterrupt  # before the monitor has probed this checkpoint
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, processor, probe_file, [Killed(), AttentionMonitor(processor, probe_file)])
+    base = tmp_path / "attention" / "step-000000" / "complete.json"
+    written = base.stat().st_mtime_ns
+    assert not (tmp_path / "attention" / "step-000002").exists()
+    _, weights = train(
+        tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file)], resume=True
+    )
+    assert base.stat().st_mtime_ns == written
+    assert all(torch.equal(weights[name], run[1][1][name]) for name in weights)
+    for path in sorted((run[0] / "attention").rglob("*.safetensors")):
+        again = AttentionRecord.load(tmp_path / "attention" / path.parent.name / path.name)
+        assert again.scores == AttentionRecord.load(path).scores
+
+
+def test_resuming_without_a_baseline_says_what_is_missing(tmp_path, processor, probe_file):
+    train(tmp_path, processor, probe_file, [], max_steps=2)
+    with pytest.raises(ValueError, match=r"step-000000: found no complete baseline .* goes on from step 2"):
+        train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file)], resume=True)
+
+
+def test_probe_steps_probes_at_its_multiples_alone(tmp_path, processor, probe_file):
+    watcher = AttentionMonitor(processor, probe_file, probe_steps=3, key_layers=[0], generate=False)
+    train(tmp_path, processor, probe_file, [watcher])
+    assert sorted(path.name for path in (tmp_path / "attention").glob("step-*")) == [
+        "step-000000", "step-000003", "step-000004"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"), [("save", "records could not be written"), ("probe", "could not be probed")]
+)
+def test_later_failures_are_told_once_and_training_goes_on(tmp_path, processor, probe_file, monkeypatch, caplog, broken, told):  # fmt: skip
+    def fail(*_, **__):
+        raise OSError("No space left on device")
+
+    class BreakAtFirstStep(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_) -> None:
+            target = (AttentionMonitor, "_save") if broken == "save" else (Prober, "_observe")
+            monkeypatch.setattr(*target, fail)
+
+    with caplog.at_level(logging.WARNING, logger=monitor_module.__name__):
+        losses, _ = train(
+            tmp_path,
+            processor,
+            probe_file,
+            [BreakAtFirstStep(), AttentionMonitor(processor, probe_file, probe_steps=1)],
+        )
+    assert len(losses) == 4
+    messages = [record.getMessage() for record in caplog.records if told in record.getMessage()]
+    assert (
+        len(messages) == 1 and "No space left on device" in messages[0] and "training goes on" in messages[0]
+    )
+
+
+def test_wrong_wiring_ends_the_run_at_its_start(tmp_path, processor, probe_file, monkeypatch):
+    with pytest.raises(ValueError, match="no language layer 7; expected 0 to 2"):
+        train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file, key_layers=[7])])
+    true = monitor_module.Prober.self_check
+    assert callable(true)
+    from diagnostics import capture
+
+    rows = capture.attention_rows
+    monkeypatch.setattr(capture, "attention_rows", lambda *a, **k: rows(*a, **k).flip(1))
+    with pytest.raises(ValueError, match="rows × values differ from the kernel's output"):
+        train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file)])
+
+
+def test_wrong_arguments_are_errors(processor, probe_file):
+    with pytest.raises(ValueError, match="probe_steps: found 0, expected at least 1"):
+        AttentionMonitor(processor, probe_file, probe_steps=0)
+    with pytest.raises(ValueError, match="probes: found none"):
+        AttentionMonitor(processor, [])
+
+
+def test_key_layers_are_spread_evenly():
+    assert auto_key_layers(tiny_model()) == (1, 2)
+    assert auto_key_layers(tiny_model(num_hidden_layers=8)) == (2, 4, 6, 7)
+
+
+TWO_RANKS = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{root!r}, {tests!r}]
+import test_monitor as t
+from diagnostics.monitor import AttentionMonitor
+from tiny_qwen_vl import tiny_processor
+
+class Undrawn:
+    def __init__(self, attention_dir): pass
+    submit = lambda self, step: None
+    poll = close = lambda self: []
+
+import diagnostics.render
+diagnostics.render.Renderer = Undrawn
+folder = Path({folder!r})
+t.train({output!r}, tiny_processor(folder), folder / "probes.json",
+        [AttentionMonitor(tiny_processor(folder), folder / "probes.json")], max_steps=1)
+"""
+
+
+def test_two_ranks_share_the_probes_and_the_first_writes(tmp_path, folder, probe_file, run):
+    script = tmp_path / "train.py"
+    tests, root = Path(__file__).parent, Path(__file__).parents[2]
+    output = tmp_path / "out"
+    script.write_text(
+        TWO_RANKS.format(root=str(root), tests=str(tests), folder=str(folder), output=str(output))
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=29617",
+        str(script),
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for probe in ("disc-0", "disc-1", "disc-2"):
+        two = AttentionRecord.load(output / "attention" / "step-000000" / f"{probe}.safetensors")
+        one = AttentionRecord.load(run[0] / "attention" / "step-000000" / f"{probe}.safetensors")
+        assert two.scores.answer_nats == pytest.approx(one.scores.answer_nats, abs=1e-5)
+        assert two.interventions[0].margin_nats == pytest.approx(one.interventions[0].margin_nats, abs=1e-4)
+    assert (output / "comparison" / "comparison.json").is_file()
