@@ -101,7 +101,9 @@ def begin(
         clear(folder)
     if resume not in (None, "", "False", "false") and resume not in ("True", "true"):
         given = Path(str(resume))
-        if not (given / "trainer_state.json").is_file():
+        # A checkpoint of ours says when it is whole; one of another program can only be believed.
+        needed = COMPLETE_FILE if (given.parent / RUN_FILE).is_file() else "trainer_state.json"
+        if not (given / needed).is_file():
             raise ValueError(f"--resume_from_checkpoint: {given} holds no complete checkpoint of a run")
         return _resume(given, world_size, deepspeed, ())
     asked = resume in ("True", "true")

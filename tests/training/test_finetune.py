@@ -1,0 +1,243 @@
+"""finetune.py as a whole: what a run leaves, what it refuses, and what happens when it is killed."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from finetune import run_folder
+from finetune.checkpoint import load
+from tests.training.test_adaptation import batch
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "--per_device_train_batch_size 4 --max_steps 4 --save_steps 2 --logging_steps 1 --learning_rate 1e-2 --lora_r 4 "
+    "--disable_tqdm True"
+).split()
+
+
+@pytest.fixture(scope="module")
+def program() -> ModuleType:
+    """finetune.py; the package has the same name, so it is loaded from its file."""
+    spec = importlib.util.spec_from_file_location("finetune_program", ROOT / "finetune.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def flags(checkpoint_folder: Path, data_file: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    def make(*more: str) -> list[str]:
+        sources = ["--model_name_or_path", str(checkpoint_folder), "--data_path", str(data_file)]
+        return [*sources, "--output_dir", str(tmp_path / "out"), *SMALL, *more]
+
+    return make
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {
+        tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]
+    }
+
+
+def test_a_lora_run_leaves_what_was_agreed(
+    program: ModuleType, flags, tmp_path: Path, checkpoint_folder: Path, capsys
+):
+    assert program.main(flags("--use_lora", "True", "--train_connector", "True")) == 0
+    out = tmp_path / "out"
+    shown = capsys.readouterr().out
+    assert "language: adapters" in shown and "connector: trained copy" in shown
+    assert "an adapter cannot hold it: transformer.visual.proj" in shown
+    for folder in (out, out / "checkpoint-2", out / "checkpoint-4"):
+        assert {
+            "adapter_model.safetensors",
+            "adapter_config.json",
+            "qwen.tiktoken",
+            "preprocessor_config.json",
+        } <= {path.name for path in folder.iterdir()}
+    curves = scalars(out / "runs")
+    assert sorted(curves["train/loss"]) == [1, 2, 3, 4]
+    assert curves["train/loss"][4] < curves["train/loss"][1]
+    assert "train/learning_rate" in curves
+    plain = PeftModel.from_pretrained(
+        AutoModelForImageTextToText.from_pretrained(checkpoint_folder), str(out)
+    ).eval()
+    ours, _ = load(out)
+    with torch.no_grad():
+        assert torch.equal(plain(**batch()).logits, ours(**batch()).logits)
+
+    # The same command again has nothing to do; another one is refused before any work.
+    assert program.main(flags("--use_lora", "True", "--train_connector", "True")) == 0
+    assert "this very run is finished" in capsys.readouterr().out
+    assert program.main(flags("--use_lora", "True", "--seed", "7")) == 1
+    assert "seed: 42 there, 7 now" in capsys.readouterr().err
+
+
+def test_full_fine_tuning_without_the_vision_tower(
+    program: ModuleType, flags, tmp_path: Path, checkpoint_folder: Path
+):
+    assert program.main(flags("--max_steps", "1", "--save_strategy", "no")) == 0
+    before = load_file(checkpoint_folder / "model.safetensors")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    tower = {name for name in before if name.startswith("transformer.visual.") and "attn_pool" not in name}
+    tower -= {
+        "transformer.visual.proj",
+        "transformer.visual.ln_post.weight",
+        "transformer.visual.ln_post.bias",
+    }
+    assert same == tower | {"transformer.visual.attn_pool.pos_embed"}
+
+
+def test_fix_vit_false_moves_the_tower_in_both_modes(
+    program: ModuleType, flags, tmp_path: Path, checkpoint_folder: Path
+):
+    name = "transformer.visual.transformer.resblocks.0.mlp.c_fc.weight"
+    before = load_file(checkpoint_folder / "model.safetensors")[name]
+    assert program.main(flags("--fix_vit", "False", "--max_steps", "1", "--save_strategy", "no")) == 0
+    assert not torch.equal(load_file(tmp_path / "out" / "model.safetensors")[name], before)
+    lora = ("--use_lora", "True", "--fix_vit", "False", "--output_dir", str(tmp_path / "lora"))
+    assert program.main(flags(*lora, "--max_steps", "1", "--save_strategy", "no")) == 0
+    saved = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    assert not torch.equal(saved[f"base_model.model.{name}"], before)
+
+
+def test_qlora_and_bf16_and_checkpointing_run_on_a_cpu(program: ModuleType, flags, tmp_path: Path):
+    more = ("--q_lora", "True", "--bf16", "True", "--gradient_checkpointing", "True", "--max_steps", "2")
+    assert program.main(flags(*more, "--save_strategy", "no")) == 0
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_a_dry_run_shows_and_writes_nothing(program: ModuleType, flags, tmp_path: Path, capsys):
+    assert program.main(flags("--use_lora", "True", "--dry_run", "True")) == 0
+    shown = capsys.readouterr().out
+    assert "  train | yes <|im_end|>⏎" in shown and "language: adapters" in shown and "a dry run" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def write(path: Path, content: object) -> str:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        (None, ("--model_max_length", "80"), "of 12 samples are over --model_max_length 80"),
+        (
+            None,
+            ("--use_lora", "True", "--lora_target_modules", "c_attn", "q_proj"),
+            "q_proj matches no linear layer",
+        ),
+        ("", (), "the file is empty"),
+        ("[{]", (), "broken JSON at line 1, column 3"),
+        ([{"conversations": [{"from": "bot", "value": "x"}]}], (), "unknown role 'bot'"),
+        (
+            [
+                {
+                    "conversations": [
+                        {"from": "user", "value": "<img>gone.png</img>"},
+                        {"from": "assistant", "value": "x"},
+                    ]
+                }
+            ],
+            (),
+            "image 'gone.png': no such file",
+        ),
+    ],
+)
+def test_wrong_inputs_are_told_in_one_message_before_training(
+    program: ModuleType, flags, tmp_path: Path, capsys, content, more: tuple[str, ...], message: str
+):
+    data = () if content is None else ("--data_path", write(tmp_path / "bad.json", content))
+    assert program.main(flags(*more, *data)) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("finetune.py: ") and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def environment(**changes: str) -> dict[str, str]:
+    quiet = {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONWARNINGS": "ignore",
+    }
+    extensions = {"TORCH_EXTENSIONS_DIR": str(ROOT / ".venv" / "torch_extensions")}
+    path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return {**os.environ, **extensions, **quiet, **path, **changes}
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, f"the run ended with {process.returncode} before {path}"
+        assert time.monotonic() < end, f"no {path} after {seconds} s"
+        time.sleep(0.02)
+
+
+def test_a_run_killed_half_way_ends_with_the_same_files(program: ModuleType, flags, tmp_path: Path, capsys):
+    more = ("--use_lora", "True", "--max_steps", "30", "--save_steps", "3", "--save_total_limit", "3")
+    straight = (*more, "--output_dir", str(tmp_path / "straight"))
+    assert program.main(flags(*straight)) == 0
+    command = [sys.executable, str(ROOT / "finetune.py"), *flags(*more)]
+    out = tmp_path / "out"
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as killed:
+        wait_for(out / "checkpoint-6" / run_folder.COMPLETE_FILE, killed)
+        with contextlib.suppress(ProcessLookupError):
+            killed.send_signal(signal.SIGKILL)
+    assert not (out / "adapter_model.safetensors").exists()
+    # A checkpoint whose writing was cut short is passed over.
+    newest = run_folder.checkpoints(out)[-1]
+    half = out / "checkpoint-29"
+    half.mkdir()
+    (half / "adapter_config.json").write_text("{")
+    capsys.readouterr()
+    assert program.main(flags(*more)) == 0
+    shown = capsys.readouterr().out
+    assert f"{half}: was not written to its end; skipped" in shown
+    assert f"going on from {newest}" in shown or "skipped" in shown
+    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "straight", out))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert scalars(tmp_path / "straight" / "runs")["train/loss"] == scalars(out / "runs")["train/loss"]
+
+
+def test_two_processes_under_deepspeed_train_the_same(program: ModuleType, flags, tmp_path: Path):
+    """ZeRO-2, 2 x 2 samples, against one process without DeepSpeed, 4 samples."""
+    more = ("--use_lora", "True", "--lora_dropout", "0")
+    assert program.main(flags(*more, "--output_dir", str(tmp_path / "one"))) == 0
+    two = (*more, "--per_device_train_batch_size", "2", "--deepspeed", str(ROOT / "ds_config_zero2.json"))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        str(ROOT / "finetune.py"), *flags(*two),
+    ]  # fmt: skip
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("language: adapters") == 1  # the first process speaks alone
+    one, both = (scalars(tmp_path / name / "runs")["train/loss"] for name in ("one", "out"))
+    assert list(both) == [1, 2, 3, 4]
+    assert list(both.values()) == pytest.approx(list(one.values()), abs=1e-4)
+    marker = json.loads((tmp_path / "out" / "checkpoint-4" / run_folder.COMPLETE_FILE).read_text())
+    assert marker["processes"] == 2
+    a, b = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "out"))
+    assert all(torch.allclose(a[name], b[name], atol=2e-3) for name in a)

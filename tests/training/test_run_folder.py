@@ -1,0 +1,144 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune import run_folder
+from finetune.arguments import parse
+from finetune.run_folder import Start, begin
+
+MARKS = {"learning_rate": 1e-3, "lora_target_modules": ["w1"], "seed": 42}
+
+
+def start(folder: Path, marks: dict = MARKS, **changes) -> Start:
+    options = {"resume": None, "overwrite": False, "world_size": 1, "deepspeed": False}
+    return begin(folder, marks, **{**options, **changes})
+
+
+def add_checkpoint(folder: Path, step: int, *, complete: bool = True, processes: int = 1) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    if complete:
+        run_folder.mark_complete(checkpoint, processes=processes)
+    return checkpoint
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path) -> Path:
+    """A run that was killed: three checkpoints, the newest half-written."""
+    folder = tmp_path / "out"
+    run_folder.write_run(folder, MARKS, finished=False)
+    for step in (50, 100):
+        add_checkpoint(folder, step)
+    add_checkpoint(folder, 1000, complete=False)
+    return folder
+
+
+def test_a_new_folder_starts_anew(tmp_path: Path):
+    assert start(tmp_path / "out") == Start("new", None, ())
+    (tmp_path / "notes.txt").write_text("mine")
+    assert start(tmp_path).how == "new"
+
+
+def test_the_same_command_goes_on_from_the_last_complete_checkpoint(unfinished: Path):
+    found = start(unfinished)
+    assert (found.how, found.checkpoint) == ("resume", unfinished / "checkpoint-100")
+    assert found.lines == (
+        f"{unfinished / 'checkpoint-1000'}: was not written to its end; skipped",
+        f"going on from {unfinished / 'checkpoint-100'}",
+    )
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path: Path):
+    run_folder.write_run(tmp_path, MARKS, finished=False)
+    assert start(tmp_path).how == "new"
+
+
+def test_a_finished_run_says_so(tmp_path: Path):
+    run_folder.write_run(tmp_path, MARKS, finished=True)
+    add_checkpoint(tmp_path, 50)
+    found = start(tmp_path)
+    assert found.how == "finished" and "this very run is finished" in found.lines[0]
+
+
+def test_another_run_is_not_touched(unfinished: Path):
+    with pytest.raises(ValueError) as caught:
+        start(unfinished, MARKS | {"seed": 1})
+    message = str(caught.value)
+    assert "holds another run:\n  seed: 42 there, 1 now" in message
+    assert "learning_rate" not in message
+    assert "--resume_from_checkpoint True" in message and "--overwrite_output_dir True" in message
+
+
+def test_another_run_goes_on_when_asked(unfinished: Path):
+    assert start(unfinished, MARKS | {"seed": 1}, resume="True").checkpoint == unfinished / "checkpoint-100"
+
+
+def test_content_of_unknown_origin_is_refused(tmp_path: Path):
+    add_checkpoint(tmp_path, 7)
+    with pytest.raises(ValueError, match=r"holds another run \(checkpoint-7\) without a run\.json"):
+        start(tmp_path)
+    with pytest.raises(ValueError, match=r"without a run\.json"):
+        start(tmp_path, overwrite=True)
+    assert (tmp_path / "checkpoint-7").exists()
+
+
+def test_overwriting_deletes_the_run_and_nothing_else(unfinished: Path):
+    for name in ("runs", "attention", "comparison", "mine"):
+        (unfinished / name).mkdir()
+    for name in ("adapter_model.safetensors", "notes.txt"):
+        (unfinished / name).write_text("")
+    assert start(unfinished, MARKS | {"seed": 1}, overwrite=True).how == "new"
+    assert sorted(path.name for path in unfinished.iterdir()) == ["mine", "notes.txt"]
+
+
+def test_a_named_checkpoint_must_be_one(unfinished: Path, tmp_path: Path):
+    assert (
+        start(unfinished, resume=str(unfinished / "checkpoint-50")).checkpoint == unfinished / "checkpoint-50"
+    )
+    with pytest.raises(ValueError, match=r"--resume_from_checkpoint: .*nothing holds no complete checkpoint"):
+        start(unfinished, resume=str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match=r"checkpoint-1000 holds no complete checkpoint"):
+        start(unfinished, resume=str(unfinished / "checkpoint-1000"))
+    with pytest.raises(ValueError, match=r"--resume_from_checkpoint True: .*holds no complete checkpoint"):
+        start(tmp_path / "empty", resume="True")
+
+
+def test_deepspeed_needs_as_many_processes_as_before(tmp_path: Path):
+    run_folder.write_run(tmp_path, MARKS, finished=False)
+    add_checkpoint(tmp_path, 50, processes=2)
+    assert start(tmp_path, world_size=1).how == "resume"
+    with pytest.raises(
+        ValueError, match=r"saved by 2 processes under DeepSpeed, and there are 1 now.*GPUS_PER_NODE=2"
+    ):
+        start(tmp_path, world_size=1, deepspeed=True)
+
+
+def test_checkpoints_are_ordered_by_step(tmp_path: Path):
+    for step in (1000, 50, 200):
+        add_checkpoint(tmp_path, step)
+    assert [run_folder.step_of(path) for path in run_folder.checkpoints(tmp_path)] == [50, 200, 1000]
+
+
+def test_the_fingerprint_knows_model_data_and_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = tmp_path / "d.json"
+    data.write_text("[1]")
+
+    def marks(*flags: str, processes: int = 1) -> dict:
+        args, _ = parse(["--model_name_or_path", "m", "--data_path", str(data), "--output_dir", "o", *flags])
+        return run_folder.fingerprint(args, processes)
+
+    before = marks()
+    assert json.loads(json.dumps(before)) == before
+    assert marks("--logging_steps", "3", "--save_steps", "7") == before
+    assert marks("--learning_rate", "1") != before
+    assert marks("--use_lora", "True", "--lora_r", "4") != before
+    # The same samples a step, cut differently, are the same run.
+    assert (
+        marks("--per_device_train_batch_size", "4")
+        == marks("--per_device_train_batch_size", "2", processes=2)
+        == marks("--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "4")
+    )
+    data.write_text("[2]")
+    assert marks()["data sha256"] != before["data sha256"]

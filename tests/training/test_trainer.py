@@ -1,0 +1,185 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from finetune import checkpoint, run_folder
+from finetune.adaptation import Plan, adapt
+from finetune.arguments import TrainingArguments
+from finetune.conversation import read_qwen_vl
+from finetune.data import ConversationDataset, build_dataset
+from finetune.families.qwen_vl import QwenVLFamily
+from finetune.trainer import FinetuneTrainer, GradientCheck, TrainingError, build_trainer, token_loss
+
+FAMILY = QwenVLFamily()
+
+
+def test_loss_by_hand():
+    # Three positions over two words. Position 0 predicts token 1 (trained), 1 predicts 2 (not), 2 predicts nothing.
+    logits = torch.tensor([[[0.0, math.log(3.0)], [9.0, -9.0], [5.0, 5.0]]])
+    labels = torch.tensor([[0, 1, -100]])
+    assert token_loss({"logits": logits}, labels).item() == pytest.approx(-math.log(3 / 4))
+    assert token_loss({"logits": logits}, labels, 5).item() == pytest.approx(-math.log(3 / 4) / 5)
+    smoothed = token_loss({"logits": logits}, labels, label_smoothing=0.2).item()
+    assert smoothed == pytest.approx(0.9 * -math.log(3 / 4) + 0.1 * -math.log(1 / 4))
+
+
+def test_micro_batches_add_up_to_the_batch():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 6, 9), torch.randint(9, (4, 6))
+    labels[0, 2:] = -100
+    labels[2] = -100
+    labels[:, 0] = -100
+    count = (labels[:, 1:] != -100).sum()
+    whole = token_loss({"logits": logits}, labels, count)
+    parts = [token_loss({"logits": logits[i : i + 2]}, labels[i : i + 2], count) for i in (0, 2)]
+    assert torch.allclose(whole, sum(parts))
+    assert torch.allclose(whole, F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()))
+
+
+@pytest.fixture
+def dataset(checkpoint_folder: Path, data_file: Path) -> ConversationDataset:
+    processor = checkpoint.load_processor(checkpoint_folder)
+    return build_dataset(read_qwen_vl(data_file), processor, FAMILY, max_length=200, on_bad_sample="error")
+
+
+def make(checkpoint_folder: Path, dataset: ConversationDataset, folder: Path, **changes) -> FinetuneTrainer:
+    torch.manual_seed(3)
+    model, processor = checkpoint.load(checkpoint_folder, for_training=True)
+    model = adapt(
+        model, FAMILY, Plan(lora=True, vision=False, connector=True, rank=4, dropout=0.0), master_weights=True
+    )
+    settings = {
+        "output_dir": str(folder), "report_to": "none", "max_steps": 2, "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, "seed": 5,
+    }  # fmt: skip
+    return build_trainer(model, processor, TrainingArguments(**{**settings, **changes}), dataset, None)
+
+
+def losses(trainer: FinetuneTrainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_the_loss_does_not_depend_on_how_a_step_is_cut(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path
+):
+    results = []
+    for size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        trainer = make(
+            checkpoint_folder,
+            dataset,
+            tmp_path,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=3,
+        )
+        trainer.train()
+        results.append(losses(trainer))
+    assert results[1] == pytest.approx(results[0], abs=2e-5)
+    assert results[2] == pytest.approx(results[0], abs=2e-5)
+    assert results[0][2] < results[0][0]
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path
+):
+    trainer = make(checkpoint_folder, dataset, tmp_path)
+    with torch.no_grad():
+        next(p for p in trainer.model.parameters() if p.requires_grad).fill_(float("nan"))
+    with pytest.raises(
+        TrainingError,
+        match=r"the loss is nan in step 1; the batch held\n.*data\.json: record \d+ \(id 'sample",
+    ):
+        trainer.train()
+
+
+def test_a_trainable_tensor_without_gradient_is_an_error(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path
+):
+    trainer = make(checkpoint_folder, dataset, tmp_path)
+    trainer.model.base_model.model.register_parameter("idle", torch.nn.Parameter(torch.zeros(2)))
+    with pytest.raises(
+        TrainingError, match=r"1 trainable tensors got no gradient in the first step:\n  .*idle"
+    ):
+        trainer.train()
+
+
+def test_the_gradient_check_leaves_no_hook_behind():
+    layer = torch.nn.Linear(2, 3)
+    check = GradientCheck()
+    check.on_train_begin(None, None, None, model=layer)
+    layer(torch.ones(1, 2)).sum().backward()
+    check.on_step_end(None, None, None)
+    assert not check.handles and not layer.weight._backward_hooks
+
+
+def test_old_checkpoints_go_only_when_the_new_one_is_whole(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    marked: list[tuple[str, list[str]]] = []
+    mark = run_folder.mark_complete
+
+    def spy(folder: Path, **options) -> None:
+        marked.append((folder.name, sorted(path.name for path in tmp_path.glob("checkpoint-*"))))
+        mark(folder, **options)
+
+    monkeypatch.setattr(run_folder, "mark_complete", spy)
+    trainer = make(
+        checkpoint_folder,
+        dataset,
+        tmp_path,
+        save_strategy="steps",
+        save_steps=1,
+        max_steps=3,
+        save_total_limit=1,
+    )
+    trainer.train()
+    assert marked[1] == ("checkpoint-2", ["checkpoint-1", "checkpoint-2"])
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_a_resumed_run_has_the_same_losses_and_weights(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path
+):
+    def run(folder: Path, resume: str | None = None) -> FinetuneTrainer:
+        trainer = make(checkpoint_folder, dataset, folder, save_strategy="steps", save_steps=2, max_steps=5)
+        trainer.model.peft_config["default"].lora_dropout = 0.3
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.ModuleDict) and isinstance(
+                dict(module.items()).get("default"), torch.nn.Identity
+            ):
+                module["default"] = torch.nn.Dropout(0.3)  # random numbers must come back too
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    straight = run(tmp_path / "a")
+    resumed = run(tmp_path / "b", str(tmp_path / "a" / "checkpoint-2"))
+    assert losses(resumed) == losses(straight)
+    for name, weight in straight.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+    # One that was killed after its last step takes no further one.
+    again = run(tmp_path / "c", str(tmp_path / "a" / "checkpoint-5"))
+    assert again.state.global_step == 5
+    assert torch.equal(
+        again.model.state_dict()[name := next(iter(straight.model.state_dict()))],
+        straight.model.state_dict()[name],
+    )
+
+
+def test_grouping_by_length_asks_for_no_sample(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = make(checkpoint_folder, dataset, tmp_path, train_sampling_strategy="group_by_length")
+    monkeypatch.setattr(ConversationDataset, "__getitem__", lambda *_: pytest.fail("a sample was read"))
+    order = list(trainer._get_train_sampler())
+    assert sorted(order) == list(range(12))
+    assert dataset.lengths[order[0]] == max(dataset.lengths)
+
+
+def test_evaluation_is_the_loss_alone(checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path):
+    trainer = make(checkpoint_folder, dataset, tmp_path, per_device_eval_batch_size=5)
+    trainer.eval_dataset = dataset
+    metrics = trainer.evaluate()
+    assert 5 < metrics["eval_loss"] < 8
