@@ -118,7 +118,9 @@ def report(
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=("small", "published"), default="small")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")

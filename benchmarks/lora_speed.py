@@ -71,7 +71,9 @@ def main() -> None:
         json.dumps(
             {
                 "date": datetime.date.today().isoformat(),
-                "machine": torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()}, CPU",
+                "machine": torch.cuda.get_device_name()
+                if args.device == "cuda"
+                else f"{platform.machine()}, CPU",
                 "torch": torch.__version__,
                 "shape": args.shape,
                 "dtype": str(dtype),
@@ -100,7 +102,9 @@ def sample(config: QwenVLConfig, tokens: int, device: str, dtype: torch.dtype) -
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=("small", "published"), default="published")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tokens", type=int, default=2048)
