@@ -44,11 +44,11 @@ def run(args: Arguments) -> int:
     if start.how == "finished":
         return 0
 
-    processor, family = open_checkpoint(args)
+    plan = plan_of(args)
+    processor, family = open_checkpoint(args, plan)
     train_set = build_dataset(args, conversations, processor, family)
     eval_set = build_dataset(args, evaluation, processor, family) if evaluation else None
     set_seed(training.seed)
-    plan = plan_of(args)
     model = build_model(args, family, plan)
     describe(model, family, plan, train_set, processor)
     if training.dry_run:
@@ -126,11 +126,14 @@ def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:
     return run_folder.Start("new", None, ()) if training.dry_run else decided_by_first(decide)
 
 
-def open_checkpoint(args: Arguments) -> tuple[Any, families.Family]:
-    """Processor and family of the model: no weights yet."""
+def open_checkpoint(args: Arguments, plan: adaptation.Plan) -> tuple[Any, families.Family]:
+    """Processor and family of the model, whose modules are checked against the plan: no weights yet."""
     name, cache = str(args.model.model_name_or_path), args.model.cache_dir
     config = checkpoint.load_config(name, cache_dir=cache)
-    return checkpoint.load_processor(name, cache_dir=cache), families.family_of(config)
+    family = families.family_of(config)
+    if plan.targets is not None:
+        adaptation.target_pattern(checkpoint.skeleton(config), family, plan.targets)
+    return checkpoint.load_processor(name, cache_dir=cache), family
 
 
 def build_dataset(

@@ -143,9 +143,14 @@ def four_bit(config: Any, family: Family, *, compute_dtype: torch.dtype | None) 
     )
 
 
-def _linear_outside_language(config: Any, family: Family) -> Iterator[str]:
+def skeleton(config: Any) -> nn.Module:
+    """The model of a configuration without weights (on the meta device): its modules and shapes."""
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+        return AutoModelForImageTextToText.from_config(config)
+
+
+def _linear_outside_language(config: Any, family: Family) -> Iterator[str]:
+    model = skeleton(config)
     inside = f"{family.paths.language_layers}."
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and not name.startswith(inside):

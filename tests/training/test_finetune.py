@@ -23,10 +23,10 @@ from finetune.checkpoint import load
 from tests.training.test_adaptation import batch
 
 ROOT = Path(__file__).parents[2]
-SMALL = (
-    "--per_device_train_batch_size 4 --max_steps 4 --save_steps 2 --logging_steps 1 --learning_rate 1e-2 --lora_r 4 "
-    "--disable_tqdm True"
-).split()
+SMALL = [
+    "--per_device_train_batch_size", "4", "--max_steps", "4", "--save_steps", "2", "--logging_steps", "1",
+    "--learning_rate", "1e-2", "--lora_r", "4", "--disable_tqdm", "True",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
