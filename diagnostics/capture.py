@@ -12,8 +12,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
-from typing import Any, Self
+from functools import cache, reduce
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -136,7 +136,7 @@ class AttentionExtractor:
             for module in self._modules.values():
                 _WATCHERS.pop(module, None)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> AttentionExtractor:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -188,7 +188,7 @@ class AttentionExtractor:
             _WATCHERS[module] = _Watcher(self, name)
 
     # Rows are taken while the whole model's forward runs: activation checkpointing runs layers again in
-    # backward, # and those calls must not be taken for new ones.
+    # backward, and those calls must not be taken for new ones.
     def _begin(self, *_: object) -> None:
         self._inside, self._touched, self._new_sequence = True, set(), False
 
@@ -210,66 +210,79 @@ class AttentionExtractor:
         self._touched.add(name)
 
 
+class Call(NamedTuple):
+    """One call of an attention kernel, as the model made it.
+
+    kernel               its name: "sdpa", "eager", "flash_attention_2", …
+    module               the attention module that calls
+    query, key, value    Float[batch, heads or kv_heads, queries or keys, dim]
+    mask                 Bool or additive Float[batch or 1, heads or 1, queries or 1, keys], or flash's
+                         Bool[batch, keys], or None
+    options              scaling, dropout and what else the module passes
+    """
+
+    kernel: str
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    options: Mapping[str, Any]
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """(queries, keys)."""
+        return self.query.shape[2], self.key.shape[2]
+
+    @property
+    def is_flash(self) -> bool:
+        return "flash" in self.kernel
+
+    def run(self) -> tuple[Tensor, Any]:
+        """The real kernel's output, Float[batch, queries, heads, dim], and what else it returns."""
+        function = real_kernel(self.kernel, self.module)
+        return function(self.module, self.query, self.key, self.value, self.mask, **self.options)
+
+
 class _Watcher:
     """What happens around the real kernel of one attention module."""
 
     def __init__(self, owner: AttentionExtractor, name: str) -> None:
         self.owner = owner
         self.name = name
+        self.is_language = name.startswith("layer_")
 
-    def run(
-        self,
-        kernel: str,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Any]:
-        owner, name = self.owner, self.name
-        is_language = name.startswith("layer_")
-        if (blocked := owner._blocked.get(name)) is not None and owner._inside:
-            start = key.shape[2] - query.shape[2] if is_language else 0
-            mask = _mask_without(blocked, kernel, module, query, key, mask, kwargs, start=start)
-            kernel = "sdpa" if "flash" in kernel else kernel
-        output = real_kernel(kernel, module)(module, query, key, value, mask, **kwargs)
-        cached = is_language and query.shape[2] < key.shape[2]
-        if owner._inside:
-            owner._new_sequence |= is_language and not cached
-            if name in owner._wanted:
-                self._observe(kernel, module, query, key, value, mask, kwargs, output[0], cached=cached)
+    def run(self, call: Call) -> tuple[Tensor, Any]:
+        owner = self.owner
+        if not owner._inside:
+            return call.run()
+        queries, keys = call.lengths
+        if (blocked := owner._blocked.get(self.name)) is not None:
+            mask = _mask_without(call, blocked, start=keys - queries if self.is_language else 0)
+            call = call._replace(mask=mask, kernel="sdpa" if call.is_flash else call.kernel)
+        output = call.run()
+        is_cached = self.is_language and queries < keys
+        owner._new_sequence |= self.is_language and not is_cached
+        if self.name in owner._wanted:
+            self._observe(call, output[0], is_cached=is_cached)
         return output
 
     @torch.no_grad()
-    def _observe(
-        self, kernel: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any],
-        output: Tensor, *, cached: bool,
-    ) -> None:  # fmt: skip
-        owner = self.owner
-        is_language = self.name.startswith("layer_")
-        kept = owner.sequences if is_language else owner.images
-        chosen = _indices(
-            kept, query.shape[0], f"{self.name}: {'sequence' if is_language else 'image'}", query.device
-        )
-        heads = _indices(
-            owner.heads if is_language else None, query.shape[1], f"{self.name}: head", query.device
-        )
-        tokens = None if cached or not is_language else owner.query_tokens
-        positions = _positions(tokens, len(chosen), query.shape[2], self.name, query.device)
-        rows = attention_rows(
-            query,
-            key,
-            mask,
-            kernel=kernel,
-            module=module,
-            sequences=chosen,
-            positions=positions,
-            kwargs=kwargs,
-        )
+    def _observe(self, call: Call, output: Tensor, *, is_cached: bool) -> None:
+        owner, name = self.owner, self.name
+        batch, heads, queries, _ = call.query.shape
+        device = call.query.device
+        if self.is_language:
+            sequences = _indices(owner.sequences, batch, f"{name}: sequence", device)
+        else:
+            sequences = _indices(owner.images, batch, f"{name}: image", device)
+        kept_heads = _indices(owner.heads if self.is_language else None, heads, f"{name}: head", device)
+        tokens = owner.query_tokens if self.is_language and not is_cached else None
+        positions = _positions(tokens, len(sequences), queries, name, device)
+        rows = attention_rows(call, sequences, positions)
         if owner._proof is not None:
-            owner._proof[self.name] = _disagreement(rows, value[chosen], output[chosen], positions)
-        owner._store(self.name, rows[:, heads], cached=cached)
+            owner._proof[name] = _disagreement(rows, call.value[sequences], output[sequences], positions)
+        owner._store(name, rows[:, kept_heads], cached=is_cached)
 
 
 def observe_kernel(kernel: str) -> str:
@@ -293,10 +306,9 @@ def observe_kernel(kernel: str) -> str:
             attention_mask: Any = None,
             **kwargs: Any,
         ) -> tuple[Tensor, Any]:
+            call = Call(kernel, module, query, key, value, attention_mask, kwargs)
             watcher = _WATCHERS.get(module)
-            if watcher is None:
-                return real_kernel(kernel, module)(module, query, key, value, attention_mask, **kwargs)
-            return watcher.run(kernel, module, query, key, value, attention_mask, kwargs)
+            return call.run() if watcher is None else watcher.run(call)
 
         AttentionInterface.register(name, observed)
     # A name without a mask function would be handed no mask at all: not even the causal one.
@@ -332,39 +344,33 @@ def _eager_kernel(cls: type[nn.Module]) -> Callable[..., tuple[Tensor, Any]]:
 
 
 def attention_rows(
-    query: Float[Tensor, "batch heads query dim"],
-    key: Float[Tensor, "batch kv_heads key dim"],
-    attention_mask: Tensor | None,
-    *,
-    kernel: str,
-    module: nn.Module,
-    sequences: Int[Tensor, " kept"],
-    positions: Int[Tensor, "kept rows"],
-    kwargs: Mapping[str, Any],
+    call: Call, sequences: Int[Tensor, " kept"], positions: Int[Tensor, "kept rows"]
 ) -> Float[Tensor, "kept heads rows key"]:
-    """softmax(q·k·scale + mask) of chosen query rows, in fp32, as ``kernel`` would have it. Range [0, 1].
+    """softmax(q·k·scale + mask) of chosen rows of a call, in fp32, as its kernel would have it. Range [0, 1].
 
-    ``positions`` count in this call's queries. Grouped keys are not repeated: each group's queries are
-    multiplied with their one key head. A row that may see no key is all 0. Raises ValueError for terms that
-    rows cannot show.
+    ``sequences`` are places in the batch, ``positions`` places among this call's queries. Grouped keys are not
+    repeated: each group's queries are multiplied with their one key head. A row that may see no key is all 0.
+
+    Raises ValueError for terms that rows cannot show.
     """
-    present = [term for term in UNSUPPORTED_TERMS if kwargs.get(term) is not None]
+    present = [term for term in UNSUPPORTED_TERMS if call.options.get(term) is not None]
     if present:
-        raise ValueError(
-            f"{type(module).__name__} adds {', '.join(present)} to its attention; its rows cannot be shown"
+        module = type(call.module).__name__
+        raise ValueError(f"{module} adds {', '.join(present)} to its attention; its rows cannot be shown")
+    batch, heads, _, dim = call.query.shape
+    kept, rows = positions.shape
+    with torch.autocast(call.query.device.type, enabled=False):
+        query = (
+            call.query[sequences].gather(2, positions[:, None, :, None].expand(-1, heads, -1, dim)).float()
         )
-    batch, heads, _, dim = query.shape
-    groups = heads // key.shape[1]
-    with torch.autocast(query.device.type, enabled=False):
-        chosen = query[sequences].gather(2, positions[:, None, :, None].expand(-1, heads, -1, dim)).float()
-        keys = (key if key.shape[0] == batch else key.expand(batch, -1, -1, -1))[sequences].float()
-        folded = chosen.reshape(len(sequences), key.shape[1], groups * positions.shape[1], dim)
-        scores = (folded @ keys.transpose(2, 3)).view(len(sequences), heads, positions.shape[1], key.shape[2])
-        scale = kwargs.get("scaling")
+        key = call.key.expand(batch, -1, -1, -1)[sequences].float()
+        folded = query.reshape(kept, key.shape[1], heads // key.shape[1] * rows, dim)
+        scores = (folded @ key.transpose(2, 3)).view(kept, heads, rows, key.shape[2])
+        scale = call.options.get("scaling")
         scores *= dim**-0.5 if scale is None else scale
-        if (cap := kwargs.get("softcap")) is not None:
+        if (cap := call.options.get("softcap")) is not None:
             scores = torch.tanh(scores / cap) * cap
-        allowed, bias = _rules(query, key, attention_mask, kernel, module, sequences, positions, kwargs)
+        allowed, bias = _rules(call, sequences, positions)
         if bias is not None:
             scores += bias.float()
         if allowed is None:
@@ -372,81 +378,67 @@ def attention_rows(
         return scores.masked_fill(~allowed, float("-inf")).softmax(-1).nan_to_num(0.0)
 
 
-def _rules(
-    query: Tensor, key: Tensor, mask: Tensor | None, kernel: str, module: nn.Module, sequences: Tensor, positions: Tensor,
-    kwargs: Mapping[str, Any],
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """What the kernel lets each chosen row see: (Bool[kept, 1 or heads, rows, keys] or None, additive or
-    None)."""
-    keys = torch.arange(key.shape[2], device=query.device)
+def _rules(call: Call, sequences: Tensor, positions: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """What the kernel lets chosen rows see: (Bool[kept, 1 or heads, rows, keys] or None, additive or None)."""
+    queries, keys = call.lengths
+    mask = call.mask
     if mask is not None and mask.ndim == 4:
-        mask = mask[..., : key.shape[2]].expand(query.shape[0], -1, -1, -1)[sequences]
+        mask = mask[..., :keys].expand(call.query.shape[0], -1, -1, -1)[sequences]
         if mask.shape[2] > 1:
-            index = positions[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
-            mask = mask.gather(2, index)
+            mask = mask.gather(2, positions[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
         return (mask, None) if mask.dtype == torch.bool else (None, mask)
-    offset = _causal_offset(kernel, module, query.shape[2], key.shape[2], kwargs, masked=mask is not None)
-    rows = positions[:, None, :, None] + (key.shape[2] - query.shape[2] if "flash" in kernel else 0)
-    allowed = None if offset is None else keys <= positions[:, None, :, None] + offset
-    if "flash" in kernel and kwargs.get("sliding_window"):
-        near = rows - keys < kwargs["sliding_window"]
-        allowed = near if allowed is None else allowed & near
-    if (bounds := kwargs.get("cu_seq_lens_q")) is not None:  # packed: each token sees its own stretch alone
-        stretch = torch.bucketize(keys, bounds[1:].to(keys), right=True)
-        same = stretch[positions][:, None, :, None] == stretch
-        allowed = same if allowed is None else allowed & same
-    if mask is not None:  # flash: Bool or Int[batch, keys], 1 where a token is real
-        real = mask[sequences, -key.shape[2] :].bool()[:, None, None, :]
-        allowed = real if allowed is None else allowed & real
-    return allowed, None
+    row = positions[:, None, :, None]
+    key = torch.arange(keys, device=positions.device)
+    rules = []
+    if (offset := _causal_offset(call)) is not None:
+        rules.append(key <= row + offset)
+    if call.is_flash and (window := call.options.get("sliding_window")):
+        rules.append(row + keys - queries - key < window)
+    if (
+        bounds := call.options.get("cu_seq_lens_q")
+    ) is not None:  # packed: a token sees its own stretch alone
+        stretch = torch.bucketize(key, bounds[1:].to(key), right=True)
+        rules.append(stretch[positions][:, None, :, None] == stretch)
+    if mask is not None:
+        rules.append(mask[sequences, -keys:].bool()[:, None, None, :])
+    return (reduce(torch.logical_and, rules) if rules else None), None
 
 
-def _causal_offset(
-    kernel: str, module: nn.Module, queries: int, keys: int, kwargs: Mapping[str, Any], *, masked: bool
-) -> int | None:
-    """Row i sees keys up to i + offset; None: no causal rule beside the mask. Each kernel has its own
-    rule."""
-    is_causal = kwargs.get("is_causal")
-    is_causal = (
-        getattr(module, "is_causal", True) if is_causal is None else is_causal
-    )  # the kernels' own default
-    if kernel == "eager" or not is_causal:
+def _causal_offset(call: Call) -> int | None:
+    """Row i sees keys up to i + offset; None: no causal rule beside the mask. Each kernel has its own rule."""
+    queries, keys = call.lengths
+    is_causal = call.options.get("is_causal")
+    if is_causal is None:
+        is_causal = getattr(call.module, "is_causal", True)  # the kernels' own default
+    if call.kernel == "eager" or not is_causal:
         return None  # eager applies its mask and nothing else
-    if "flash" in kernel:
+    if call.is_flash:
         return keys - queries  # aligned at the end
-    return 0 if queries > 1 and not masked else None  # sdpa without a mask: aligned at the start
+    return 0 if queries > 1 and call.mask is None else None  # sdpa without a mask: aligned at the start
 
 
-def _mask_without(
-    blocked: Tensor, kernel: str, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None,
-    kwargs: dict[str, Any], *, start: int,
-) -> Tensor:  # fmt: skip
-    """The kernel's mask with the blocked keys taken out, in the form that the kernel takes.
+def _mask_without(call: Call, blocked: Bool[Tensor, "batch query key"], *, start: int) -> Tensor:
+    """The call's mask with the blocked keys taken out, in the form that its kernel takes.
 
     ``start`` is the place in the whole sequence of this call's first query (0 but for cached steps).
     """
-    queries, keys = query.shape[2], key.shape[2]
-    out = torch.zeros(blocked.shape[0], queries, keys, dtype=torch.bool, device=query.device)
-    known = min(keys, blocked.shape[2])
-    part = blocked[:, :, :known].to(query.device)
-    if blocked.shape[1] == 1:
-        out[:, :, :known] = part
-    else:
-        part = part[:, start : start + queries]
-        out[:, : part.shape[1], :known] = part
-    if mask is not None and mask.ndim == 4 and mask.dtype != torch.bool:
-        return mask[..., :keys].masked_fill(out[:, None], torch.finfo(mask.dtype).min)
-    if mask is not None and mask.ndim == 4:
-        return mask[..., :keys] & ~out[:, None]
-    every = torch.arange(query.shape[0], device=query.device)
-    positions = torch.arange(queries, device=query.device).expand(query.shape[0], -1)
-    allowed, _ = _rules(query, key, mask, kernel, module, every, positions, kwargs)
-    seen = ~out[:, None] if allowed is None else allowed & ~out[:, None]
-    if kernel != "eager":
-        return seen.expand(query.shape[0], -1, queries, keys)
-    return torch.zeros(seen.shape, dtype=query.dtype, device=query.device).masked_fill(
-        ~seen, torch.finfo(query.dtype).min
-    )
+    batch, _, queries, _ = call.query.shape
+    keys = call.key.shape[2]
+    device = call.query.device
+    part = blocked[:, :, :keys].to(device)
+    part = part if part.shape[1] == 1 else part[:, start : start + queries]
+    out = torch.zeros(blocked.shape[0], 1, queries, keys, dtype=torch.bool, device=device)
+    out[:, 0, : queries if part.shape[1] == 1 else part.shape[1], : part.shape[2]] = part
+    if call.mask is not None and call.mask.ndim == 4:
+        mask = call.mask[..., :keys]
+        return mask & ~out if mask.dtype == torch.bool else mask.masked_fill(out, torch.finfo(mask.dtype).min)
+    every = torch.arange(batch, device=device)
+    allowed, _ = _rules(call, every, torch.arange(queries, device=device).expand(batch, -1))
+    seen = (~out if allowed is None else allowed & ~out).expand(batch, -1, queries, keys)
+    if call.kernel != "eager":
+        return seen
+    dtype = call.query.dtype
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def self_check(

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from finetune.families.base import ImageTokens
 
-Box = Sequence[float]  # x0 y0 x1 y1, pixels of the original image
+Box = Sequence[float | int]  # x0 y0 x1 y1, pixels of the original image
 
 
 def image_row(
@@ -85,8 +85,8 @@ def region_coverage(boxes: Sequence[Box], image: ImageTokens) -> Float[np.ndarra
 
 def disjoint_boxes(boxes: Sequence[Box]) -> list[tuple[float, float, float, float]]:
     """The union of boxes as boxes that do not overlap."""
-    columns = sorted({edge for box in boxes for edge in (box[0], box[2])})
-    rows = sorted({edge for box in boxes for edge in (box[1], box[3])})
+    columns = sorted({edge for box in boxes for edge in (float(box[0]), float(box[2]))})
+    rows = sorted({edge for box in boxes for edge in (float(box[1]), float(box[3]))})
     return [
         (x0, y0, x1, y1)
         for y0, y1 in pairwise(rows)

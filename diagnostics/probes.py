@@ -240,7 +240,7 @@ def _region_faults(regions: Any, size: tuple[int, int] | None) -> Iterator[Fault
                 yield where, repr(box), "four numbers x0, y0, x1, y1 in pixels of the first image"
             elif not (box[0] < box[2] and box[1] < box[3]):
                 yield where, f"{box}, an empty box", "x0 < x1 and y0 < y1; swap the corners"
-            elif size and not (0 <= box[0] and 0 <= box[1] and box[2] <= size[0] and box[3] <= size[1]):
+            elif size and (min(box) < 0 or box[2] > size[0] or box[3] > size[1]):
                 yield (
                     where,
                     f"{box}",

@@ -222,7 +222,8 @@ def _cause_reason(numbers: GroupNumbers) -> str:
         return "What hiding the region costs was not measured."
     return (
         f"Hiding the region costs {cost.after:+.2f} nats of margin after, {cost.before:+.2f} before "
-        f"({_ci(cost.difference)}); hiding random boxes of its shape costs {control[1]:+.2f} after, {control[0]:+.2f} before."
+        f"({_ci(cost.difference)}); hiding random boxes of its shape costs {control[1]:+.2f} after, "
+        f"{control[0]:+.2f} before."
     )
 
 

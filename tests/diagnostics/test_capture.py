@@ -9,7 +9,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from diagnostics import capture
-from diagnostics.capture import AttentionExtractor, attention_rows, self_check
+from diagnostics.capture import AttentionExtractor, Call, attention_rows, self_check
 from finetune.families.base import ModulePaths
 
 PATHS = ModulePaths(
@@ -197,9 +197,9 @@ def test_knock_out_in_a_cached_step_counts_queries_in_the_whole_sequence(model):
 
 
 def test_knock_out_of_an_unknown_module_names_the_known_ones(model):
+    blocked = {"layer_9": torch.zeros(1, 1, 7, dtype=torch.bool)}
     with extractor(model) as rows, pytest.raises(ValueError, match="no attention module 'layer_9'.*layer_0"):
-        with rows.knocked_out({"layer_9": torch.zeros(1, 1, 7, dtype=torch.bool)}):
-            pass
+        rows.knocked_out(blocked).__enter__()
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")
@@ -228,12 +228,11 @@ def test_bf16_rows_are_fp32_and_sum_to_one_also_under_autocast(model):
         np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
 
 
-def rows_of(query, key, mask, *, kernel, module=None, **kwargs):
+def rows_of(query, key, mask, *, kernel, module=None, **options):
+    call = Call(kernel, module or SimpleNamespace(is_causal=True), query, key, key, mask, options)
     return attention_rows(
-        query, key, mask, kernel=kernel, module=module or SimpleNamespace(is_causal=True),
-        sequences=torch.arange(query.shape[0]), positions=torch.arange(query.shape[2]).expand(query.shape[0], -1),
-        kwargs=kwargs,
-    )  # fmt: skip
+        call, torch.arange(query.shape[0]), torch.arange(query.shape[2]).expand(query.shape[0], -1)
+    )
 
 
 def test_each_kernel_has_its_own_causal_rule():

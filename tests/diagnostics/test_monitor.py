@@ -2,17 +2,19 @@
 
 import json
 import logging
+import multiprocessing
 import os
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from diagnostics import capture
 from diagnostics import monitor as monitor_module
 from diagnostics.monitor import AttentionMonitor
 from diagnostics.probe import Prober, auto_key_layers, user_parts
@@ -222,7 +224,9 @@ def test_probe_steps_probes_at_its_multiples_alone(tmp_path, processor, probe_fi
 @pytest.mark.parametrize(
     ("broken", "told"), [("save", "records could not be written"), ("probe", "could not be probed")]
 )
-def test_later_failures_are_told_once_and_training_goes_on(tmp_path, processor, probe_file, monkeypatch, caplog, broken, told):  # fmt: skip
+def test_later_failures_are_told_once_and_training_goes_on(
+    tmp_path, processor, probe_file, monkeypatch, caplog, broken, told
+):
     def fail(*_, **__):
         raise OSError("No space left on device")
 
@@ -248,10 +252,6 @@ def test_later_failures_are_told_once_and_training_goes_on(tmp_path, processor, 
 def test_wrong_wiring_ends_the_run_at_its_start(tmp_path, processor, probe_file, monkeypatch):
     with pytest.raises(ValueError, match="no language layer 7; expected 0 to 2"):
         train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file, key_layers=[7])])
-    true = monitor_module.Prober.self_check
-    assert callable(true)
-    from diagnostics import capture
-
     rows = capture.attention_rows
     monkeypatch.setattr(capture, "attention_rows", lambda *a, **k: rows(*a, **k).flip(1))
     with pytest.raises(ValueError, match="rows × values differ from the kernel's output"):
@@ -270,48 +270,58 @@ def test_key_layers_are_spread_evenly():
     assert auto_key_layers(tiny_model(num_hidden_layers=8)) == (2, 4, 6, 7)
 
 
-TWO_RANKS = """
-import sys
-from pathlib import Path
-sys.path[:0] = [{root!r}, {tests!r}]
-import test_monitor as t
-from diagnostics.monitor import AttentionMonitor
-from tiny_qwen_vl import tiny_processor
-
-class Undrawn:
-    def __init__(self, attention_dir): pass
-    submit = lambda self, step: None
-    poll = close = lambda self: []
-
-import diagnostics.render
-diagnostics.render.Renderer = Undrawn
-folder = Path({folder!r})
-t.train({output!r}, tiny_processor(folder), folder / "probes.json",
-        [AttentionMonitor(tiny_processor(folder), folder / "probes.json")], max_steps=1)
-"""
-
-
-def test_two_ranks_share_the_probes_and_the_first_writes(tmp_path, folder, probe_file, run):
-    script = tmp_path / "train.py"
-    tests, root = Path(__file__).parent, Path(__file__).parents[2]
-    output = tmp_path / "out"
-    script.write_text(
-        TWO_RANKS.format(root=str(root), tests=str(tests), folder=str(folder), output=str(output))
+def _one_rank(rank: int, port: int, output_dir: Path, probe_file: Path) -> None:
+    ranks = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    os.environ.update({name: str(value) for name, value in ranks.items()})
+    PartialState._reset_state()
+    processor = tiny_processor(output_dir.parent / f"rank-{rank}")
+    train(
+        output_dir,
+        processor,
+        probe_file,
+        [AttentionMonitor(processor, probe_file)],
+        max_steps=1,
+        ddp_backend="gloo",
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--master_port=29617",
-        str(script),
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_ranks_share_the_probes_and_the_first_writes(tmp_path, probe_file, run, monkeypatch):
+    monkeypatch.setattr(monitor_module.Prober, "run_all", _counting(Prober.run_all, tmp_path))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")  # a fresh interpreter would spend ten seconds on imports
+    for rank in (0, 1):
+        (tmp_path / f"rank-{rank}").mkdir()
+    arguments = [(rank, port, tmp_path / "out", probe_file) for rank in (0, 1)]
+    ranks = [context.Process(target=_one_rank, args=one) for one in arguments]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    probed = sorted(path.name for path in tmp_path.glob("probed-*"))
+    assert probed == ["probed-step-0-disc-0-disc-2", "probed-step-0-disc-1",
+                      "probed-step-1-disc-0-disc-2", "probed-step-1-disc-1"]  # fmt: skip
     for probe in ("disc-0", "disc-1", "disc-2"):
-        two = AttentionRecord.load(output / "attention" / "step-000000" / f"{probe}.safetensors")
+        two = AttentionRecord.load(tmp_path / "out" / "attention" / "step-000000" / f"{probe}.safetensors")
         one = AttentionRecord.load(run[0] / "attention" / "step-000000" / f"{probe}.safetensors")
         assert two.scores.answer_nats == pytest.approx(one.scores.answer_nats, abs=1e-5)
         assert two.interventions[0].margin_nats == pytest.approx(one.interventions[0].margin_nats, abs=1e-4)
-    assert (output / "comparison" / "comparison.json").is_file()
+    assert (tmp_path / "out" / "comparison" / "comparison.json").is_file()
+
+
+def _counting(run_all, folder: Path):
+    """``run_all`` that leaves a file naming the probes of each call."""
+
+    def counted(self, step, words, *, probes, progress):
+        (folder / "-".join(["probed", f"step-{step}", *(probe.id for probe in probes)])).touch()
+        return run_all(self, step, words, probes=probes, progress=progress)
+
+    return counted
