@@ -255,7 +255,9 @@ class CostChange:
 
 
 def _costs(pairs: Sequence[ProbePair], kind: str) -> CostChange | None:
-    tried = [(pair, cost(pair.before, kind, pair.region), cost(pair.after, kind, pair.region)) for pair in pairs]
+    tried = [
+        (pair, cost(pair.before, kind, pair.region), cost(pair.after, kind, pair.region)) for pair in pairs
+    ]
     measured: list[tuple[ProbePair, Cost, Cost]] = [
         (pair, before, after) for pair, before, after in tried if before is not None and after is not None
     ]
@@ -287,7 +289,9 @@ def _verdict(
     occlusion: CostChange | None,
 ) -> Verdict:
     if accuracy is None:
-        return Verdict("answers not measured", ("No probe of this group has a foil to set against its answer.",))
+        return Verdict(
+            "answers not measured", ("No probe of this group has a foil to set against its answer.",)
+        )
     has_control = occlusion is not None and all(map(math.isfinite, occlusion.control))
     claim = verdict(
         GroupNumbers(
@@ -344,9 +348,7 @@ def _by_layer(pairs: Sequence[ProbePair], value: Callable[[ProbePair, LayerPair]
 
 
 def _visual_share(pair: ProbePair, layer: LayerPair) -> dict[str, float]:
-    return {
-        side: float(getattr(pair, side).visual_share[layer.layer].mean()) for side in ("before", "after")
-    }
+    return {side: float(getattr(pair, side).visual_share[layer.layer].mean()) for side in ("before", "after")}
 
 
 def _probe(pair: ProbePair) -> Json:
@@ -445,7 +447,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--before", required=True, help="model folder, hub name, adapter folder or folder of records")
+    parser.add_argument(
+        "--before", required=True, help="model folder, hub name, adapter folder or folder of records"
+    )
     parser.add_argument("--after", required=True, help="the same")
     parser.add_argument("--probes", type=Path, help="probe file (default: the one beside the records)")
     parser.add_argument("--output_dir", type=Path, required=True, help="gets comparison/")
@@ -453,7 +457,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         comparison = compare_sources(
-            options.before, options.after, options.output_dir, probes_file=options.probes, key_layers=options.key_layers
+            options.before,
+            options.after,
+            options.output_dir,
+            probes_file=options.probes,
+            key_layers=options.key_layers,
         )
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"error: {error}\n")
@@ -493,7 +501,9 @@ def _probe_sources(
     from finetune.checkpoint import load, resolve  # torch and transformers only where a model is loaded
 
     filled = list(records)
-    adapter_base = resolve(sources[1])[0] if records[1] is None and resolve(sources[1])[1] is not None else None
+    adapter_base = (
+        resolve(sources[1])[0] if records[1] is None and resolve(sources[1])[1] is not None else None
+    )
     shares = records[0] is None and resolve(sources[0])[1] is None and _same_place(sources[0], adapter_base)
     loaded = None
     for index in (1, 0):
@@ -505,7 +515,9 @@ def _probe_sources(
         assert loaded is not None
         without_adapter = loaded[0].disable_adapter() if reuse else nullcontext()
         folder = output_dir / "attention" / ("before", "after")[index]
-        filled[index] = _probe_model(loaded, sources[index], index, probes, folder, key_layers, without_adapter)
+        filled[index] = _probe_model(
+            loaded, sources[index], index, probes, folder, key_layers, without_adapter
+        )
     return filled
 
 
@@ -541,7 +553,9 @@ def _layers(key_layers: str | tuple[int, ...], model: Any) -> tuple[int, ...]:
     try:
         return tuple(int(layer) for layer in key_layers.split(","))
     except ValueError as error:
-        raise ValueError(f"--key_layers: found {key_layers!r}; expected auto, or numbers as in 8,16,24,31") from error
+        raise ValueError(
+            f"--key_layers: found {key_layers!r}; expected auto, or numbers as in 8,16,24,31"
+        ) from error
 
 
 def _same_place(first: str, second: str | None) -> bool:
@@ -555,7 +569,9 @@ def _record_folder(source: str) -> Path | None:
         ValueError: the folder is there and is neither.
     """
     folder = Path(source).expanduser()
-    if not folder.is_dir() or any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if not folder.is_dir() or any(
+        (folder / name).is_file() for name in ("config.json", "adapter_config.json")
+    ):
         return None
     if not any(folder.glob("*.safetensors")):
         raise ValueError(
@@ -571,7 +587,9 @@ def _probe_file(given: Path | None, folders: Sequence[Path | None]) -> Path:
     beside = [folder.parent / "probes.json" for folder in folders if folder is not None]
     found = next((path for path in beside if path.is_file()), None)
     if found is None:
-        raise ValueError("--probes: no probe file given, and none beside the records; give the file to probe with")
+        raise ValueError(
+            "--probes: no probe file given, and none beside the records; give the file to probe with"
+        )
     return found
 
 

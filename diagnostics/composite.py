@@ -174,7 +174,7 @@ def dimming(picture: Image.Image) -> float:
 
 
 def cells_to_pixels(
-    cells: CellMap, values: Float[np.ndarray, "cells"], image_size: tuple[int, int], size: tuple[int, int]
+    cells: CellMap, values: Float[np.ndarray, cells], image_size: tuple[int, int], size: tuple[int, int]
 ) -> Float[np.ndarray, "height width"]:
     """``values`` of the cells laid over a picture drawn at ``size`` (width, height), smoothly between centres.
 

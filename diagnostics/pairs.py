@@ -147,7 +147,9 @@ def pair_all(
 
 
 def _readings(
-    before: Float[np.ndarray, " cells"], after: Float[np.ndarray, " cells"], weights: Float[np.ndarray, " cells"]
+    before: Float[np.ndarray, " cells"],
+    after: Float[np.ndarray, " cells"],
+    weights: Float[np.ndarray, " cells"],
 ) -> tuple[float, float, float, float]:
     mass = (float(region_mass(before, weights)), float(region_mass(after, weights)))
     return (*mass, float(enrichment(before, weights)), float(enrichment(after, weights)))
@@ -158,7 +160,11 @@ def _require_same(probe: Probe, before: AttentionRecord, after: AttentionRecord)
         ("probe_id", before.probe_id, after.probe_id),
         ("layers", before.layers, after.layers),
         ("grid", before.image_tokens[0].grid, after.image_tokens[0].grid),
-        ("image_size_pixels", before.image_tokens[0].image_size_pixels, after.image_tokens[0].image_size_pixels),
+        (
+            "image_size_pixels",
+            before.image_tokens[0].image_size_pixels,
+            after.image_tokens[0].image_size_pixels,
+        ),
     ):
         if first != second:
             raise ValueError(

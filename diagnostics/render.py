@@ -13,14 +13,17 @@ import argparse
 import io
 import json
 import logging
+import multiprocessing
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -30,7 +33,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from diagnostics.composite import Outcome, ProbeSheet, draw_probe, encode_png
-from diagnostics.pairs import ProbePair, pair_all, pairs_by_group
+from diagnostics.pairs import ProbePair, pair_all, pair_records, pairs_by_group
 from diagnostics.plots import layers_heads_figure
 from diagnostics.probes import Probe, read_probes
 from diagnostics.records import AttentionRecord
@@ -38,8 +41,9 @@ from diagnostics.tensorboard import SHOWN_PER_GROUP, TaggedPicture, map_tag, ove
 
 logger = logging.getLogger(__name__)
 
-ARCHIVE_WIDTH = 720
-"""Pixels; an archive picture of three layers is about 180 kB then."""
+ARCHIVE_WIDTH = 640
+"""Pixels; an archive picture of three layers is about 150 kB then."""
+WORKERS_MAX = 4
 NICENESS = 15
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,11 +81,22 @@ class Renderer:
     def start(self) -> None:
         """Start the process; ``submit`` does it by itself when it is not running."""
         self._scratch = tempfile.TemporaryDirectory(prefix="attention-pictures-")
-        command = [sys.executable, "-m", "diagnostics.render", "--attention_dir", str(self.attention_dir.resolve())]
+        command = [
+            sys.executable,
+            "-m",
+            "diagnostics.render",
+            "--attention_dir",
+            str(self.attention_dir.resolve()),
+        ]
         command += ["--scratch_dir", self._scratch.name, "--shown_per_group", str(self.shown_per_group)]
         paths = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
         # One thread, and no accelerator: this process must not compete for what the training uses.
-        quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+        quiet = {
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": paths,
+            "PYTHONUNBUFFERED": "1",
+        }
         self._errors = Path(self._scratch.name) / "errors.txt"
         try:
             with self._errors.open("w") as errors:
@@ -156,7 +171,7 @@ class Renderer:
         try:
             self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)  # it and its helpers: it leads a session of its own
             self._process.wait()
         self._process = None
         self._scratch.cleanup()
@@ -178,7 +193,9 @@ class Renderer:
             self._waiting.remove(step)
         if problems and not self._told:
             self._told = True
-            logger.warning("step %d: %d pictures could not be drawn, first: %s", step, len(problems), problems[0])
+            logger.warning(
+                "step %d: %d pictures could not be drawn, first: %s", step, len(problems), problems[0]
+            )
         pictures = []
         for entry in message["pictures"]:  # type: ignore[attr-defined]
             path = Path(entry["path"])
@@ -216,7 +233,16 @@ class Archive:
 
     def pairs(self, step: int) -> list[ProbePair]:
         """Every probe, base against ``step``."""
-        return pair_all(self.probes, self.baseline, self.baseline if step == 0 else load_step(self.attention_dir, step))
+        return pair_all(
+            self.probes, self.baseline, self.baseline if step == 0 else load_step(self.attention_dir, step)
+        )
+
+    def without_records(self) -> Archive:
+        """The same place, light enough to be sent to another process."""
+        return Archive(self.attention_dir, (), {})
+
+    def record_path(self, probe_id: str, step: int) -> Path:
+        return self.attention_dir / f"step-{step:06d}" / f"{probe_id}.safetensors"
 
     def picture_path(self, probe_id: str, step: int) -> Path:
         return self.attention_dir / "images" / probe_id / f"step-{step:06d}.png"
@@ -233,7 +259,9 @@ class Archive:
 def recorded_steps(attention_dir: str | Path) -> list[int]:
     """Steps that have a folder of records, ascending."""
     folders = Path(attention_dir).glob("step-[0-9]*")
-    return sorted(int(folder.name.removeprefix("step-")) for folder in folders if any(folder.glob("*.safetensors")))
+    return sorted(
+        int(folder.name.removeprefix("step-")) for folder in folders if any(folder.glob("*.safetensors"))
+    )
 
 
 def load_step(attention_dir: str | Path, step: int) -> dict[str, AttentionRecord]:
@@ -249,7 +277,9 @@ def load_records(folder: str | Path) -> dict[str, AttentionRecord]:
     """
     records = [AttentionRecord.load(path) for path in sorted(Path(folder).glob("*.safetensors"))]
     if not records:
-        raise ValueError(f"{folder}: no attention records there; expected ID.safetensors of at least one probe")
+        raise ValueError(
+            f"{folder}: no attention records there; expected ID.safetensors of at least one probe"
+        )
     return {record.probe_id: record for record in records}
 
 
@@ -307,15 +337,33 @@ def overview_png(pairs: Sequence[ProbePair]) -> TaggedPicture | None:
     return TaggedPicture(overview_tag(group), buffer.getvalue(), Image.open(buffer).size)
 
 
-def render_archive(archive: Archive, step: int) -> Iterator[str | None]:
+def render_archive(archive: Archive, step: int, pool: Executor | None = None) -> Iterator[str | None]:
     """Draw the archive picture of every probe at one step; yields, for each, None or what went wrong."""
-    for pair in archive.pairs(step):
-        try:
-            picture = draw_probe(probe_sheet(pair), pair.maps())
-            write_atomically(archive.picture_path(pair.probe.id, step), encode_png(picture, width=ARCHIVE_WIDTH))
-            yield None
-        except (ValueError, OSError) as error:  # one bad picture, a full disk: the others are still drawn
-            yield f"picture of probe {pair.probe.id}: {error}"
+    if pool is None:
+        yield from (draw_archive_picture(archive, probe, step) for probe in archive.probes)
+        return
+    asked = [
+        pool.submit(draw_archive_picture, archive.without_records(), probe, step) for probe in archive.probes
+    ]
+    yield from (future.result() for future in as_completed(asked))
+
+
+def draw_archive_picture(archive: Archive, probe: Probe, step: int) -> str | None:
+    """Draw one probe's picture, from its two records on disk; returns None or what went wrong."""
+    try:
+        records = (AttentionRecord.load(archive.record_path(probe.id, at)) for at in (0, step))
+        pair = pair_records(probe, *records)
+        picture = draw_probe(probe_sheet(pair), pair.maps())
+        write_atomically(archive.picture_path(probe.id, step), encode_png(picture, width=ARCHIVE_WIDTH))
+    except (ValueError, OSError) as error:  # one bad picture, a full disk: the others are still drawn
+        return f"picture of probe {probe.id}: {error}"
+    return None
+
+
+def drawing_pool() -> ProcessPoolExecutor:
+    """Processes that draw side by side; forked, so that they start at once and share what is loaded."""
+    workers = min(WORKERS_MAX, os.cpu_count() or 1)
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"))
 
 
 def render_board(pairs: Sequence[ProbePair], per_group: int) -> Iterator[TaggedPicture | str]:
@@ -325,7 +373,9 @@ def render_board(pairs: Sequence[ProbePair], per_group: int) -> Iterator[TaggedP
             sheet = probe_sheet(pair)
             for maps in pair.maps():
                 picture = draw_probe(sheet, [maps])
-                yield TaggedPicture(map_tag(sheet.group, sheet.probe_id, maps.layer), encode_png(picture), picture.size)
+                yield TaggedPicture(
+                    map_tag(sheet.group, sheet.probe_id, maps.layer), encode_png(picture), picture.size
+                )
         except (ValueError, OSError) as error:
             yield f"picture of probe {pair.probe.id}: {error}"
     for group in pairs_by_group(pairs).values():
@@ -346,8 +396,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Serve the monitor on standard input, or draw ``--steps`` by hand."""
     parser = argparse.ArgumentParser(prog="python -m diagnostics.render", description=__doc__)
     parser.add_argument("--attention_dir", type=Path, required=True, help="the run's attention/ folder")
-    parser.add_argument("--steps", type=int, nargs="*", help="draw these steps' archive (none named: all that lack it)")
-    parser.add_argument("--scratch_dir", type=Path, help="serve the monitor, handing pictures over in this folder")
+    parser.add_argument(
+        "--steps", type=int, nargs="*", help="draw these steps' archive (none named: all that lack it)"
+    )
+    parser.add_argument(
+        "--scratch_dir", type=Path, help="serve the monitor, handing pictures over in this folder"
+    )
     parser.add_argument("--shown_per_group", type=int, default=SHOWN_PER_GROUP)
     options = parser.parse_args(arguments)
     if options.scratch_dir is None:
@@ -358,48 +412,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _draw_by_hand(archive: Archive, steps: Sequence[int] | None) -> None:
-    for step in steps or archive.missing_steps():
-        bar = tqdm(render_archive(archive, step), desc=f"step {step}", total=len(archive.probes), unit="picture")
-        for problem in bar:
-            if problem is not None:
-                bar.write(problem)
+    with drawing_pool() as pool:
+        for step in steps or archive.missing_steps():
+            drawn = render_archive(archive, step, pool)
+            bar = tqdm(drawn, desc=f"step {step}", total=len(archive.probes), unit="picture")
+            for problem in bar:
+                if problem is not None:
+                    bar.write(problem)
 
 
 def _serve(attention_dir: Path, scratch_dir: Path, per_group: int, requests: Iterable[str]) -> None:
     """Draw each step asked for: first what TensorBoard shows, then the archive."""
     archive = None
-    for line in requests:
-        step = int(json.loads(line)["step"])
-        pictures: list[dict[str, object]] = []
-        problems: list[str] = []
-        if archive is None:
-            archive = Archive.open(attention_dir)
-            problems += _catch_up(archive, step)
-        for number, drawn in enumerate(render_board(archive.pairs(step), per_group)):
-            if isinstance(drawn, str):
-                problems.append(drawn)
-                continue
-            path = scratch_dir / f"step-{step:06d}-{number:04d}.png"
-            path.write_bytes(drawn.png)
-            pictures.append({"tag": drawn.tag, "path": str(path), "size": drawn.size})
-        # The baseline against itself has no difference to keep: the archive begins with the first checkpoint.
-        for number, problem in enumerate(render_archive(archive, step) if step > 0 else (), start=1):
-            problems += [] if problem is None else [problem]
-            if number % 10 == 0:
-                _say({"step": step, "drawn": number, "of": len(archive.probes)})
-        _say({"done": step, "pictures": pictures, "problems": problems})
+    with drawing_pool() as pool:
+        for line in requests:
+            step = int(json.loads(line)["step"])
+            left = []
+            if archive is None:
+                archive = Archive.open(attention_dir)
+                left = [missing for missing in archive.missing_steps() if missing < step]
+            pictures, problems = _draw_board(archive, step, per_group, scratch_dir)
+            # First what a killed run has left undrawn. The baseline against itself has no difference to keep.
+            for undrawn in [*left, *([step] if step > 0 else [])]:
+                for number, problem in enumerate(render_archive(archive, undrawn, pool), start=1):
+                    problems += [] if problem is None else [problem]
+                    if number % 10 == 0:
+                        _say({"step": undrawn, "drawn": number, "of": len(archive.probes)})
+            _say({"done": step, "pictures": pictures, "problems": problems})
 
 
-def _catch_up(archive: Archive, before_step: int) -> list[str]:
-    """Draw what a run that was killed has left undrawn, earlier than ``before_step``; returns what went wrong."""
+def _draw_board(
+    archive: Archive, step: int, per_group: int, scratch_dir: Path
+) -> tuple[list[dict[str, object]], list[str]]:
+    """TensorBoard's pictures into the scratch folder; their tags and places, and what went wrong."""
+    pictures: list[dict[str, object]] = []
     problems: list[str] = []
-    for step in archive.missing_steps():
-        if step < before_step:
-            try:
-                problems += filter(None, render_archive(archive, step))
-            except ValueError as error:  # records of only some probes: the step is probed again if it matters
-                problems.append(f"step {step}: {error}")
-    return problems
+    for number, drawn in enumerate(render_board(archive.pairs(step), per_group)):
+        if isinstance(drawn, str):
+            problems.append(drawn)
+            continue
+        path = scratch_dir / f"step-{step:06d}-{number:04d}.png"
+        path.write_bytes(drawn.png)
+        pictures.append({"tag": drawn.tag, "path": str(path), "size": drawn.size})
+    return pictures, problems
 
 
 def _say(message: Mapping[str, object]) -> None:

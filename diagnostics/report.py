@@ -47,7 +47,9 @@ def report_html(comparison: Mapping[str, Any], pairs: Sequence[ProbePair]) -> st
         "MARGIN_CHARTS": "\n".join(_margin_chart(name, members) for name, members in _scored(pairs).items()),
         "FOREST": _forest(groups),
         # "</script>" inside a question would end the data; JSON may write "<" as an escape.
-        "DATA": json.dumps(_data(comparison, pairs), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
+        "DATA": json.dumps(_data(comparison, pairs), ensure_ascii=False, allow_nan=False).replace(
+            "<", "\\u003c"
+        ),
     }
     page = TEMPLATE.read_text(encoding="utf-8")
     for name, text in parts.items():
@@ -92,7 +94,8 @@ def _verdict_card(name: str, group: Mapping[str, Any]) -> str:
     return (
         f'<article class="verdict"><header><h3>{html.escape(name)}</h3><span class="pill {kind}">'
         f'{html.escape(group["verdict"])}</span><span class="soft">{group["probes"]} probes</span></header>'
-        f'<div class="figures">{"".join(figures)}</div><details open><summary>why</summary><ul>{reasons}</ul></details></article>'
+        f'<div class="figures">{"".join(figures)}</div>'
+        f"<details open><summary>why</summary><ul>{reasons}</ul></details></article>"
     )
 
 
@@ -104,7 +107,9 @@ def _accuracy_figure(change: Mapping[str, float] | None) -> str:
         for kind, side in (("was", "before"), ("is", "after"))
     )
     return _figure(
-        "right", _change(_percent(change["before"]), _percent(change["after"])), f'<div class="bar pair">{bars}</div>'
+        "right",
+        _change(_percent(change["before"]), _percent(change["after"])),
+        f'<div class="bar pair">{bars}</div>',
     )
 
 
@@ -119,7 +124,9 @@ def _attention_figure(enrichment: Mapping[str, Any]) -> str:
 def _cost_figure(cost: Mapping[str, Any]) -> str:
     control = cost["control"]
     known = None not in control.values()
-    below = f"random boxes {control['before']:+.2f} → {control['after']:+.2f} nats" if known else "nats of margin"
+    below = (
+        f"random boxes {control['before']:+.2f} → {control['after']:+.2f} nats" if known else "nats of margin"
+    )
     return _figure("hiding it costs", _change(f"{cost['before']:+.2f}", f"{cost['after']:+.2f}"), below)
 
 
@@ -145,7 +152,9 @@ def _scored(pairs: Sequence[ProbePair]) -> dict[str, list[ProbePair]]:
 
 def _margin_chart(name: str, pairs: Sequence[ProbePair]) -> str:
     """Margin before → after, a line a probe; every group on its own scale, with its ends written."""
-    margins = [(pair.before.scores.margin_nats or 0.0, pair.after.scores.margin_nats or 0.0) for pair in pairs]
+    margins = [
+        (pair.before.scores.margin_nats or 0.0, pair.after.scores.margin_nats or 0.0) for pair in pairs
+    ]
     low, high = min(0.0, *(min(both) for both in margins)), max(0.0, *(max(both) for both in margins))
     span = max(high - low, 1e-6)
     width, height, left, right = 260, 190, 44, 216
@@ -237,9 +246,16 @@ def _probe_data(pair: ProbePair, entry: Mapping[str, Any]) -> Json:
     width, height = picture.size
     image = pair.after.image_tokens[0]
     by_size = np.array([width, height, width, height], dtype=float)
-    corners = np.concatenate([image.cell_boxes_pixels[:, :2].min(axis=0), image.cell_boxes_pixels[:, 2:].max(axis=0)])
-    regions = [(name, [_rounded(np.array(box) / by_size) for box in pair.probe.regions[name]]) for name in pair.region_order()]
-    small = picture.resize((PICTURE_WIDTH, max(1, round(PICTURE_WIDTH * height / width))), Image.Resampling.LANCZOS)
+    corners = np.concatenate(
+        [image.cell_boxes_pixels[:, :2].min(axis=0), image.cell_boxes_pixels[:, 2:].max(axis=0)]
+    )
+    regions = [
+        (name, [_rounded(np.array(box) / by_size) for box in pair.probe.regions[name]])
+        for name in pair.region_order()
+    ]
+    small = picture.resize(
+        (PICTURE_WIDTH, max(1, round(PICTURE_WIDTH * height / width))), Image.Resampling.LANCZOS
+    )
     costs = entry["occlusion_nats"]
     return {
         **{name: entry[name] for name in ("id", "group", "question", "answer", "foil", "region")},

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,26 +76,26 @@ def scalars(pairs: Sequence[ProbePair]) -> dict[str, float]:
 
 def layout(pairs: Sequence[ProbePair]) -> dict[str, dict[str, list[Any]]]:
     """The custom-scalars page: every group in one chart, for the questions in the order one asks them."""
+    tags = list(scalars(pairs))
+
+    def lines(start: str) -> list[Any]:
+        return ["Multiline", [f"^{re.escape(tag)}$" for tag in tags if tag.startswith(start)]]
+
     groups = [_part(group) for group in pairs_by_group(pairs)]
-    layers = [layer.layer for layer in pairs[0].layers]
-
-    def lines(tags: Iterable[str]) -> list[Any]:
-        return ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
-
-    return {
-        "1 What does it answer?": {
-            "accuracy": lines(f"accuracy/{group}" for group in groups),
-            "margin, nats": lines(f"margin_nats/{group}" for group in groups),
-        },
+    pages = {
+        "1 What does it answer?": {"accuracy": lines("accuracy/"), "margin, nats": lines("margin_nats/")},
         "2 Does it look at the region?": {
-            f"enrichment, {group}": lines(f"enrichment/{group}/layer_{layer}" for layer in layers)
-            for group in groups
+            f"enrichment, {group}": lines(f"enrichment/{group}/layer_") for group in groups
         },
         "3 How far has it moved?": {
-            "drift, nats": lines(f"drift_jsd_nats/layer_{layer}" for layer in layers),
-            "visual share": lines(f"visual_share/layer_{layer}" for layer in layers),
+            "drift, nats": lines("drift_jsd_nats/"),
+            "visual share": lines("visual_share/"),
         },
     }
+    filled = {
+        page: {name: chart for name, chart in charts.items() if chart[1]} for page, charts in pages.items()
+    }
+    return {page: charts for page, charts in filled.items() if charts}
 
 
 def shown_probes(pairs: Sequence[ProbePair], per_group: int = SHOWN_PER_GROUP) -> list[ProbePair]:
@@ -109,8 +109,12 @@ def card(pair: ProbePair) -> str:
     rows = [
         "| | answer | margin, nats |",
         "|---|---|---|",
-        _card_row(f"base (step {pair.before.step})", pair.before.scores.generated, pair.before.scores.margin_nats),
-        _card_row(f"now (step {pair.after.step})", pair.after.scores.generated, pair.after.scores.margin_nats),
+        _card_row(
+            f"base (step {pair.before.step})", pair.before.scores.generated, pair.before.scores.margin_nats
+        ),
+        _card_row(
+            f"now (step {pair.after.step})", pair.after.scores.generated, pair.after.scores.margin_nats
+        ),
     ]
     words = [f"**{_escape(probe.question)}**", f"right: {_escape(probe.answer)}"]
     words += [f"wrong: {_escape(probe.foil)}"] if probe.foil is not None else []
@@ -148,9 +152,7 @@ class AttentionBoard:
         file_writer = self.writer._get_file_writer()
         for picture in pictures:
             width, height = picture.size
-            image = Summary.Image(
-                height=height, width=width, colorspace=3, encoded_image_string=picture.png
-            )
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=picture.png)
             file_writer.add_summary(Summary(value=[Summary.Value(tag=picture.tag, image=image)]), step)
         self.writer.flush()
 

@@ -30,13 +30,17 @@ def connector(cell: int, strength: float) -> np.ndarray:
     return np.tile(row, (5, 1))
 
 
-def record(probe: Probe, step: int, *, cell: int, strength: float, margin: float, said: str) -> AttentionRecord:
+def record(
+    probe: Probe, step: int, *, cell: int, strength: float, margin: float, said: str
+) -> AttentionRecord:
     """A record whose attention lies on one cell; ``margin`` nats between answer and foil."""
     rows = np.full((len(LAYERS), HEADS, 1, 12), 1 / 12, np.float32)
     hidden = tuple(
         intervention
         for kind in ("occlusion", "knockout")
-        for intervention in [Intervention(kind, probe.main_region or "", margin - 0.5 * step / 10, (margin - 0.1,))]
+        for intervention in [
+            Intervention(kind, probe.main_region or "", margin - 0.5 * step / 10, (margin - 0.1,))
+        ]
         if probe.main_region is not None
     )
     return AttentionRecord(

@@ -1,0 +1,126 @@
+"""The drawing process: the archive, what goes to TensorBoard, and that its death costs pictures only."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from show_samples import LAYERS, run_folder
+
+from diagnostics import render
+from diagnostics.composite import LayerMaps, ProbeSheet, draw_probe
+from diagnostics.render import ARCHIVE_WIDTH, Archive, Renderer, load_records, main, recorded_steps
+
+
+def pictures(attention: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(path.relative_to(attention / "images")): Image.open(path).size
+        for path in attention.glob("images/*/*.png")
+    }
+
+
+def test_by_hand_it_draws_the_archive_that_is_missing(tmp_path: Path) -> None:
+    attention = run_folder(tmp_path, per_group=1, steps=(0, 10, 20))
+    main(["--attention_dir", str(attention), "--steps", "20"])
+    assert set(pictures(attention)) == {"sphere-building-0/step-000020.png", "retention-0/step-000020.png"}
+    assert Archive.open(attention).missing_steps() == [10]
+    main(["--attention_dir", str(attention), "--steps"])
+    drawn = pictures(attention)
+    assert len(drawn) == 4 and {width for width, _ in drawn.values()} == {ARCHIVE_WIDTH}
+    assert not list(attention.rglob("*.tmp"))
+
+
+def test_a_step_is_asked_for_and_comes_back_with_pictures(tmp_path: Path) -> None:
+    attention = run_folder(tmp_path, per_group=2, steps=(0, 10))
+    renderer = Renderer(attention, shown_per_group=1)
+    started = time.monotonic()
+    renderer.submit(0)
+    renderer.submit(10)
+    assert time.monotonic() - started < 1.0
+    base, now = renderer.close(timeout=60)
+    assert (base.step, now.step) == (0, 10) and base.problems == now.problems == ()
+    tags = {picture.tag for picture in now.pictures}
+    maps = {f"maps: {g}/{g}-0/layer_{n}" for g in ("sphere-building", "retention") for n in LAYERS}
+    assert tags == maps | {"layers x heads/sphere-building"}
+    assert all(picture.png.startswith(b"\x89PNG") and picture.size[0] > 900 for picture in now.pictures)
+    # the archive has every probe, and nothing of the baseline set against itself
+    assert len(pictures(attention)) == 4 and all(
+        name.endswith("step-000010.png") for name in pictures(attention)
+    )
+    assert renderer.problem is None and renderer.close() == []
+
+
+def test_what_a_killed_run_left_undrawn_is_drawn_by_the_next(tmp_path: Path) -> None:
+    attention = run_folder(tmp_path, per_group=1, steps=(0, 10, 20))
+    render._serve(attention, tmp_path, 1, ['{"step": 20}'])
+    assert Archive.open(attention).missing_steps() == []
+
+
+def test_one_picture_that_cannot_be_drawn_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attention = run_folder(tmp_path, per_group=2, steps=(0, 10))
+
+    def draw_or_fail(sheet: ProbeSheet, layers: list[LayerMaps]) -> Image.Image:
+        if sheet.probe_id == "sphere-building-1":
+            raise ValueError("no font with Chinese glyphs")
+        return draw_probe(sheet, layers)
+
+    monkeypatch.setattr(render, "draw_probe", draw_or_fail)
+    render._serve(attention, tmp_path, 1, ['{"step": 10}'])
+    done = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert done["problems"] == ["picture of probe sphere-building-1: no font with Chinese glyphs"]
+    assert len(pictures(attention)) == 3 and len(done["pictures"]) == 5
+
+
+def test_what_could_not_be_drawn_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    renderer = Renderer(tmp_path)
+    for step in (10, 20):
+        message = {
+            "done": step,
+            "pictures": [],
+            "problems": [f"picture of probe {n}: no font" for n in range(3)],
+        }
+        assert renderer._received(message) == (step, (), tuple(message["problems"]))  # type: ignore[arg-type]
+    assert caplog.messages == ["step 10: 3 pictures could not be drawn, first: picture of probe 0: no font"]
+
+
+def test_its_death_is_told_once_and_nothing_raises(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    renderer = Renderer(tmp_path)
+    renderer.submit(10)
+    assert renderer.close(timeout=60) == []
+    renderer.submit(20)
+    assert renderer.poll() == [] and renderer.close() == []
+    (told,) = caplog.messages
+    assert "drawing of attention pictures ended early" in told and "Training goes on" in told
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    never = Renderer(tmp_path)
+    never.submit(10)
+    assert never.close() == [] and never.problem is not None and "could not be started" in never.problem
+
+
+def test_one_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeper = tmp_path / "sleeper"
+    sleeper.write_text("#!/bin/sh\nsleep 60\n")
+    sleeper.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(sleeper))
+    renderer = Renderer(tmp_path)
+    renderer.submit(10)
+    started = time.monotonic()
+    assert renderer.close(timeout=0.2) == [] and time.monotonic() - started < 10
+    assert (
+        renderer.problem is not None
+        and "was not done after 0 s; steps [10] lack pictures" in renderer.problem
+    )
+
+
+def test_records_that_are_not_there_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "step-000010").mkdir()
+    assert recorded_steps(tmp_path) == []
+    with pytest.raises(ValueError, match="step-000010: no attention records there"):
+        load_records(tmp_path / "step-000010")
