@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import TrainerCallback, set_seed
@@ -19,59 +19,89 @@ from finetune.arguments import Arguments
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the program; returns its exit code."""
+    """Run the program; returns its exit code.
+
+    What is wrong with flags, data, probes or the output folder is one message, before any training. So is what
+    stops training on purpose; any other error in training shows where it happened.
+    """
     try:
-        args, lines = arguments.parse(with_demo(argv))
-        say(*lines)
-        return run(args)
+        ready = prepare(argv)
     except ValueError as error:
-        if isinstance(error, trainer.TrainingError) or "--log_level debug" in " ".join(argv):
-            raise
-        if is_main():
-            print(f"finetune.py: {error}", file=sys.stderr)
-        return 1
+        return fail(error)
+    if ready is None:
+        return 0
+    try:
+        train(ready)
+    except trainer.TrainingError as error:
+        return fail(error)
+    return 0
 
 
-def run(args: Arguments) -> int:
-    """Arguments → model → data → trainer (+ attention monitor) → save."""
-    training = args.training
+class Ready(NamedTuple):
+    """A run that has passed every check."""
+
+    args: Arguments
+    marks: dict[str, Any]
+    start: run_folder.Start
+    model: Any
+    processor: Any
+    train_set: data.ConversationDataset
+    eval_set: data.ConversationDataset | None
+    probes: Any
+
+
+def prepare(argv: Sequence[str]) -> Ready | None:
+    """Flags → model and data; None where nothing is left to train.
+
+    Raises ValueError with everything that is found wrong.
+    """
+    args, lines = arguments.parse(with_demo(argv))
+    say(*lines)
     probes = read_probes(args)
-    conversations = conversation.read_qwen_vl(args.data.data_path)
+    conversations = conversation.read_qwen_vl(str(args.data.data_path))
     evaluation = conversation.read_qwen_vl(args.data.eval_data_path) if args.data.eval_data_path else None
-    marks = run_folder.fingerprint(args, training.world_size)
+    marks = run_folder.fingerprint(args, args.training.world_size)
     start = begin(args, marks)
     say(*start.lines)
     if start.how == "finished":
-        return 0
+        return None
 
     plan = plan_of(args)
     processor, family = open_checkpoint(args, plan)
     train_set = build_dataset(args, conversations, processor, family)
     eval_set = build_dataset(args, evaluation, processor, family) if evaluation else None
-    set_seed(training.seed)
+    set_seed(args.training.seed)
     model = build_model(args, family, plan)
     describe(model, family, plan, train_set, processor)
-    if training.dry_run:
+    if args.training.dry_run:
         say("a dry run: nothing was trained, nothing was written")
-        return 0
+        return None
+    return Ready(args, marks, start, model, processor, train_set, eval_set, probes)
 
+
+def train(ready: Ready) -> None:
+    """Train (and watch), save the result, and mark the run as finished."""
+    args, training = ready.args, ready.args.training
+    folder, resumed_from = Path(str(training.output_dir)), ready.start.checkpoint
     if is_main():
-        run_folder.write_run(Path(training.output_dir), marks, finished=False)
-    resumed_step = run_folder.step_of(start.checkpoint) if start.checkpoint else None
-    writer = trainer.summary_writer(training, resumed_step)
-    watchers = [monitor(args, processor, probes, writer)] if args.monitor.monitor else []
+        run_folder.write_run(folder, ready.marks, finished=False)
+    writer = trainer.summary_writer(training, run_folder.step_of(resumed_from) if resumed_from else None)
+    watchers = [monitor(args, ready.processor, ready.probes, writer)] if args.monitor.monitor else []
     built = trainer.build_trainer(
-        model, processor, training, train_set, eval_set, writer=writer, callbacks=watchers
+        ready.model,
+        ready.processor,
+        training,
+        ready.train_set,
+        ready.eval_set,
+        writer=writer,
+        callbacks=watchers,
     )
-    built.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
-    built.save_model(training.output_dir)
+    built.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
+    built.save_model(str(folder))
     built.accelerator.wait_for_everyone()
     if is_main():
-        run_folder.write_run(Path(training.output_dir), marks, finished=True)
-        say(
-            f"the trained {'adapter' if args.lora else 'model'} and its processor are in {training.output_dir}"
-        )
-    return 0
+        run_folder.write_run(folder, ready.marks, finished=True)
+        say(f"the trained {'adapter' if args.lora else 'model'} and its processor are in {folder}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -115,7 +145,7 @@ def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:
 
     def decide() -> run_folder.Start:
         return run_folder.begin(
-            Path(training.output_dir),
+            Path(str(training.output_dir)),
             marks,
             resume=training.resume_from_checkpoint,
             overwrite=training.overwrite_output_dir and not training.dry_run,
@@ -226,6 +256,13 @@ def monitor(args: Arguments, processor: Any, probes: Any, writer: Any) -> Traine
 def is_main() -> bool:
     """Is this the first process of the run?"""
     return os.environ.get("RANK", "0") == "0"
+
+
+def fail(error: Exception) -> int:
+    """Say what is wrong, on the first process alone; returns the exit code."""
+    if is_main():
+        print(f"finetune.py: {error}", file=sys.stderr)
+    return 1
 
 
 def say(*lines: str) -> None:
