@@ -255,18 +255,24 @@ class CostChange:
 
 
 def _costs(pairs: Sequence[ProbePair], kind: str) -> CostChange | None:
-    tried = [
-        (pair, cost(pair.before, kind, pair.region), cost(pair.after, kind, pair.region)) for pair in pairs
-    ]
-    measured: list[tuple[ProbePair, Cost, Cost]] = [
-        (pair, before, after) for pair, before, after in tried if before is not None and after is not None
-    ]
+    measured: list[tuple[ProbePair, Cost, Cost]] = []
+    for pair in pairs:
+        before, after = (cost(record, kind, pair.region) for record in (pair.before, pair.after))
+        if before is not None and after is not None:
+            measured.append((pair, before, after))
     if not measured:
         return None
-    before, after = (np.array([one[side].region for one in measured]) for side in (1, 2))
-    control = tuple(float(np.mean([one[side].control for one in measured])) for side in (1, 2))
-    change = paired_change(before, after, clusters=_images([one[0] for one in measured]))
-    return CostChange(change, (control[0], control[1]))
+    members, before_costs, after_costs = zip(*measured, strict=True)
+    change = paired_change(
+        np.array([one.region for one in before_costs]),
+        np.array([one.region for one in after_costs]),
+        clusters=_images(members),
+    )
+    control = (
+        float(np.mean([one.control for one in before_costs])),
+        float(np.mean([one.control for one in after_costs])),
+    )
+    return CostChange(change, control)
 
 
 def _costs_json(costs: CostChange | None) -> Json | None:
@@ -505,7 +511,7 @@ def _probe_sources(
         resolve(sources[1])[0] if records[1] is None and resolve(sources[1])[1] is not None else None
     )
     shares = records[0] is None and resolve(sources[0])[1] is None and _same_place(sources[0], adapter_base)
-    loaded = None
+    loaded: tuple[Any, Any] | None = None
     for index in (1, 0):
         if filled[index] is not None:
             continue

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -46,6 +46,9 @@ ARCHIVE_WIDTH = 640
 WORKERS_MAX = 4
 NICENESS = 15
 _ROOT = Path(__file__).resolve().parent.parent
+
+
+Message = dict[str, Any]  # one line of JSON from the drawing process: progress, or a step that is done
 
 
 class Rendered(NamedTuple):
@@ -74,7 +77,7 @@ class Renderer:
         self.shown_per_group = shown_per_group
         self.problem: str | None = None
         self._process: subprocess.Popen[str] | None = None
-        self._messages: queue.SimpleQueue[dict[str, object]] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._waiting: list[int] = []
         self._told = False
 
@@ -158,7 +161,7 @@ class Renderer:
             while self._waiting and self.problem is None and time.monotonic() < deadline:
                 for message in self._drain():
                     if "drawn" in message:
-                        bar.total, bar.n = int(str(message["of"])), int(str(message["drawn"]))
+                        bar.total, bar.n = message["of"], message["drawn"]
                         bar.refresh()
                     done = self._received(message)
                     rendered += [] if done is None else [done]
@@ -180,15 +183,15 @@ class Renderer:
         for line in lines:
             self._messages.put(json.loads(line))
 
-    def _drain(self) -> Iterator[dict[str, object]]:
+    def _drain(self) -> Iterator[Message]:
         while not self._messages.empty():
             yield self._messages.get()
 
-    def _received(self, message: Mapping[str, object]) -> Rendered | None:
+    def _received(self, message: Message) -> Rendered | None:
         """A finished step, its pictures read from the scratch folder; None for a report of progress."""
         if "done" not in message:
             return None
-        step, problems = int(str(message["done"])), tuple(message["problems"])  # type: ignore[arg-type]
+        step, problems = message["done"], tuple(message["problems"])
         if step in self._waiting:
             self._waiting.remove(step)
         if problems and not self._told:
@@ -197,7 +200,7 @@ class Renderer:
                 "step %d: %d pictures could not be drawn, first: %s", step, len(problems), problems[0]
             )
         pictures = []
-        for entry in message["pictures"]:  # type: ignore[attr-defined]
+        for entry in message["pictures"]:
             path = Path(entry["path"])
             pictures.append(TaggedPicture(entry["tag"], path.read_bytes(), tuple(entry["size"])))
             path.unlink()
@@ -443,9 +446,9 @@ def _serve(attention_dir: Path, scratch_dir: Path, per_group: int, requests: Ite
 
 def _draw_board(
     archive: Archive, step: int, per_group: int, scratch_dir: Path
-) -> tuple[list[dict[str, object]], list[str]]:
+) -> tuple[list[Message], list[str]]:
     """TensorBoard's pictures into the scratch folder; their tags and places, and what went wrong."""
-    pictures: list[dict[str, object]] = []
+    pictures: list[Message] = []
     problems: list[str] = []
     for number, drawn in enumerate(render_board(archive.pairs(step), per_group)):
         if isinstance(drawn, str):
@@ -457,7 +460,7 @@ def _draw_board(
     return pictures, problems
 
 
-def _say(message: Mapping[str, object]) -> None:
+def _say(message: Message) -> None:
     print(json.dumps(message), flush=True)
 
 

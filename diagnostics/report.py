@@ -73,14 +73,9 @@ def _lead(comparison: Mapping[str, Any]) -> str:
     before, after = comparison["before"], comparison["after"]
     layers = ", ".join(map(str, comparison["key_layers"]))
     return (
-        f"<b>{_model_name(before)}</b> before, <b>{_model_name(after)}</b> after; {len(comparison['probes'])} probes, "
+        f"<b>{html.escape(before['model'])}</b> before, <b>{html.escape(after['model'])}</b> after; {len(comparison['probes'])} probes, "
         f"key layers {layers}."
     )
-
-
-def _model_name(model: Mapping[str, Any]) -> str:
-    name = html.escape(str(model["model"]))
-    return f"{name} (step {model['step']})" if f"{model['step']}" not in name else name
 
 
 def _verdict_card(name: str, group: Mapping[str, Any]) -> str:

@@ -1,0 +1,171 @@
+"""What a comparison says, from made-up records whose numbers are known."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from show_samples import probes, records, run_folder
+
+from diagnostics.compare import (
+    LayerEnrichment,
+    _judged_layer,
+    compare,
+    compare_sources,
+    comparison_of,
+    main,
+    table,
+)
+from diagnostics.pairs import Cost, cost, pair_all, pair_records
+from diagnostics.probes import Relation
+from diagnostics.statistics import Change, Interval
+
+
+def test_the_numbers_of_a_group(tmp_path: Path) -> None:
+    of = probes(tmp_path, per_group=20)
+    comparison = comparison_of(pair_all(of, records(of, 0), records(of, 10)))
+    assert comparison["version"] == 1 and comparison["key_layers"] == [1, 3]
+    assert comparison["before"] == {"model": "base", "step": 0}
+    assert comparison["after"] == {"model": "checkpoint-10", "step": 10}
+    group = comparison["groups"]["sphere-building"]
+    assert group["probes"] == 20 and group["verdict"] == "corrected"
+    assert (group["accuracy"]["before"], group["accuracy"]["after"]) == (0.0, 1.0)
+    margins = [(-1.5 - i / 10, 2.0 + i / 10) for i in range(20)]
+    assert group["margin_nats"]["before"] == pytest.approx(sum(m[0] for m in margins) / 20)
+    assert group["margin_nats"]["after"] == pytest.approx(sum(m[1] for m in margins) / 20)
+    low, high = group["margin_nats"]["ci95"]
+    assert low < group["margin_nats"]["difference"] < high
+    assert group["margin_nats"]["difference"] == pytest.approx(3.5 + 1.9)
+    enrichment = group["enrichment"]
+    assert enrichment["region"] == "spheres" and enrichment["layer"] in (1, 3)
+    assert enrichment["before"] == pytest.approx(0.5 / 23 * 24) and enrichment["after"] == pytest.approx(12.0)
+    assert enrichment["ci95"][0] > 11 and enrichment["p_adjusted"] < 0.001
+    assert [one["layer"] for one in group["enrichment_by_layer"]] == [1, 3]
+    # the sample's region costs half a nat after training and nothing before; random regions always a tenth
+    occlusion = group["occlusion_nats"]
+    assert (occlusion["before"], occlusion["after"]) == pytest.approx((0.0, 0.5))
+    assert occlusion["control"] == pytest.approx({"before": 0.1, "after": 0.1})
+    assert group["knockout_nats"]["control"]["after"] == pytest.approx(0.1)
+    assert set(group["drift_jsd_nats"]) == {"1", "3"} and group["drift_jsd_nats"]["1"] > 0.1
+    assert group["visual_share"]["3"]["after"] == pytest.approx(5 / 12)
+    assert group["said_the_answer"] == {"before": 0.0, "after": 1.0}
+    assert any("fixed before training" in reason for reason in group["reasons"])
+    kept = comparison["groups"]["retention"]
+    assert kept["verdict"] == "kept" and kept["enrichment"] is None and kept["occlusion_nats"] is None
+
+
+def test_the_numbers_of_a_probe(tmp_path: Path) -> None:
+    of = probes(tmp_path)
+    entry = comparison_of(pair_all(of, records(of, 0), records(of, 10)))["probes"][1]
+    assert entry["id"] == "sphere-building-1" and entry["region"] == "spheres"
+    assert entry["said"] == {"before": "广州塔", "after": "东方明珠"}
+    assert entry["margin_nats"] == pytest.approx({"before": -1.6, "after": 2.1})
+    assert entry["correct"] == {"before": False, "after": True}
+    mass = entry["layers"][0]["regions"]["spheres"]["mass"]
+    assert mass == pytest.approx({"before": 0.5 / 23, "after": 0.5})
+    # the body covers the cells of rows 1 to 3 in column 2, the bottom one of them (number 20) seen before
+    assert entry["layers"][1]["regions"]["body"]["mass"]["before"] == pytest.approx(0.5 + 2 * 0.5 / 23)
+
+
+def test_few_probes_decide_nothing(tmp_path: Path) -> None:
+    of = probes(tmp_path)
+    groups = comparison_of(pair_all(of, records(of, 0), records(of, 10)))["groups"]
+    assert {group["verdict"] for group in groups.values()} == {"too few probes"}
+
+
+def test_without_a_foil_nothing_is_claimed(tmp_path: Path) -> None:
+    of = [replace(probe, foil=None) for probe in probes(tmp_path)]
+    groups = comparison_of(pair_all(of, records(of, 0), records(of, 10)))["groups"]
+    assert groups["sphere-building"]["verdict"] == "answers not measured"
+    assert (
+        groups["sphere-building"]["accuracy"] is None and groups["sphere-building"]["occlusion_nats"] is None
+    )
+
+
+def test_both_ends_of_a_relation_are_reported(tmp_path: Path) -> None:
+    of = [
+        replace(probe, relation=Relation("on", "spheres", "body")) if probe.regions else probe
+        for probe in probes(tmp_path)
+    ]
+    relation = comparison_of(pair_all(of, records(of, 0), records(of, 10)))["groups"]["sphere-building"][
+        "relation_enrichment"
+    ]
+    assert relation["subject"][0]["after"] == pytest.approx(12.0)
+    assert relation["object"][1]["layer"] == 3 and relation["object"][1]["difference"] == pytest.approx(
+        0.0, abs=1e-6
+    )
+
+
+def test_the_best_layer_must_survive_that_several_were_looked_at() -> None:
+    def at(layer: int, low: float, chance: float) -> LayerEnrichment:
+        return LayerEnrichment(layer, "spheres", Change(1.0, 1.5, Interval(0.5, low, 0.9)), chance)
+
+    judged = _judged_layer([at(8, -0.2, 0.9), at(16, 0.1, 0.01)])
+    assert judged is not None and judged.layer == 16
+    judged = _judged_layer([at(8, -0.2, 0.9), at(16, 0.1, 0.08)])
+    assert judged is not None and judged.layer == 8
+    assert _judged_layer([]) is None
+
+
+def test_a_cost_is_margin_lost(tmp_path: Path) -> None:
+    record = records(probes(tmp_path), 10)["sphere-building-0"]
+    assert cost(record, "occlusion", "spheres") == pytest.approx(Cost(0.5, 0.1))
+    assert cost(record, "occlusion", "body") is None
+
+
+def test_records_that_cannot_be_set_against_each_other_are_an_error(tmp_path: Path) -> None:
+    of = probes(tmp_path)
+    before, after = records(of, 0), records(of, 10)
+    other = replace(after["retention-0"], layers=(1, 2))
+    with pytest.raises(
+        ValueError, match=r"retention-0: records differ in layers: \(1, 3\) before .* \(1, 2\) after"
+    ):
+        pair_records(of[3], before["retention-0"], other)
+    del after["retention-1"]
+    with pytest.raises(ValueError, match="1 of 6 probes lack a record before or after .retention-1."):
+        compare(before, after, tmp_path, probes=of)
+
+
+def test_the_command_compares_folders_of_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    attention = run_folder(tmp_path, per_group=20)
+    folders = ["--before", str(attention / "step-000000"), "--after", str(attention / "step-000010")]
+    main([*folders, "--output_dir", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "0.0% → 100.0%" in printed and "sphere-building: corrected" in printed
+    assert str(tmp_path / "out" / "comparison" / "index.html") in printed
+    comparison = json.loads((tmp_path / "out" / "comparison" / "comparison.json").read_text())
+    assert set(comparison) == {"version", "before", "after", "key_layers", "groups", "probes"}
+    assert (tmp_path / "out" / "comparison" / "index.html").stat().st_size > 20_000
+
+
+def test_the_table_lines_up_chinese(tmp_path: Path) -> None:
+    of = [replace(probe, group="球体建筑") if probe.regions else probe for probe in probes(tmp_path)]
+    lines = table(comparison_of(pair_all(of, records(of, 0), records(of, 10)))).splitlines()
+    assert lines[2].startswith("球体建筑   3") and lines[3].startswith("retention  3")
+
+
+@pytest.mark.parametrize(
+    ("before", "probe_file", "message"),
+    [
+        ("empty", None, "found neither config.json, adapter_config.json nor records"),
+        ("orphan", None, "--probes: no probe file given, and none beside the records"),
+    ],
+)
+def test_sources_that_cannot_be_compared(
+    tmp_path: Path, before: str, probe_file: Path | None, message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    of = probes(tmp_path)
+    records(of, 0)["retention-0"].save(tmp_path / "orphan" / "retention-0.safetensors")
+    source = str(tmp_path / before)
+    with pytest.raises(ValueError, match=message):
+        compare_sources(source, source, tmp_path / "out", probes_file=probe_file)
+
+
+def test_the_command_says_what_is_wrong_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        main(["--before", str(tmp_path / "empty"), "--after", "x", "--output_dir", str(tmp_path)])
+    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
