@@ -1,0 +1,207 @@
+"""The shell entry points, over a Python that only writes down what it is asked."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TRAINING = sorted(path.name for path in (ROOT / "scripts").glob("finetune_*.sh"))
+
+PYTHON = f"""#!/usr/bin/env bash
+# A Python that makes empty environments and installs nothing, and tells what it was asked.
+here="$(cd "$(dirname "$0")" && pwd)"
+case "$1 $2" in
+    "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$0" "$3/bin/torchrun" && echo "made venv" >>"$LOG" ;;
+    "-m pip") echo "pip ${{*:3}}" >>"$LOG"; sleep "${{PIP_SECONDS:-0}}"; exit "${{PIP_EXIT:-0}}" ;;
+    "-c "*sched_getaffinity*) echo "${{MACHINE:-0 8 none 4321}}" ;;
+    "-c "*) exec {sys.executable} "$@" ;;
+    *) echo "$(basename "$0") $*"; env | grep -E "^(OMP|RANK|WORLD|DS_|MASTER|CUDA_V)" | sort ;;
+esac
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The scripts in a folder of their own, with requirements that are never read."""
+    folder = tmp_path / "a project"
+    shutil.copytree(ROOT / "scripts", folder / "scripts")
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        (folder / name).write_text(f"nothing of {name}\n")
+    python = tmp_path / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    return folder
+
+
+def call(project: Path, command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    environment = {
+        **kept,
+        "PYTHON": str(project.parent / "python"),
+        "LOG": str(project.parent / "log"),
+        **variables,
+    }
+    # Compiling is DeepSpeed's own and takes minutes.
+    prelude = "build_operators() { echo compiled >>$LOG; }; "
+    return subprocess.run(
+        ["bash", "-c", f"source scripts/setup.sh; {prelude}{command}"],
+        cwd=project, env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def log(project: Path) -> list[str]:
+    path = project.parent / "log"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return lines
+
+
+def test_set_up_installs_once(project: Path):
+    first = call(project, "set_up")
+    assert first.returncode == 0 and first.stdout.endswith("set-up: done\n")
+    made, installed, compiled = log(project)
+    assert (made, compiled) == ("made venv", "compiled")
+    assert installed.startswith("pip install ") and installed.endswith(f"-r {project}/requirements.txt")
+    second = call(project, "set_up")
+    assert (second.returncode, second.stdout, log(project)) == (0, "", [])
+
+
+def test_the_tests_need_more_and_get_it_into_the_same_place(project: Path):
+    call(project, "set_up")
+    log(project)
+    call(project, "set_up dev")
+    installed, _ = log(project)
+    assert installed.endswith(f"-r {project}/requirements.txt -r {project}/requirements-dev.txt")
+    call(project, "set_up dev; set_up")
+    assert log(project) == []
+
+
+def test_new_requirements_are_installed(project: Path):
+    call(project, "set_up")
+    log(project)
+    (project / "requirements.txt").write_text("something new\n")
+    call(project, "set_up")
+    assert [line.split()[0] for line in log(project)] == ["pip", "compiled"]
+
+
+def test_an_interrupted_set_up_is_started_anew(project: Path):
+    broken = call(project, "set_up", PIP_EXIT="1")
+    assert broken.returncode != 0 and "done" not in broken.stdout
+    log(project)
+    (project / ".venv" / "half.txt").write_text("left behind")
+    repaired = call(project, "set_up")
+    assert repaired.returncode == 0 and "interrupted; starting anew" in repaired.stdout
+    assert log(project)[0] == "made venv"
+    assert not (project / ".venv" / "half.txt").exists()
+
+
+def test_two_set_ups_at_once_install_once(project: Path):
+    both = call(project, "set_up & set_up & wait", PIP_SECONDS="1")
+    assert "another one is at work; waiting for it" in both.stdout
+    assert [line.split()[0] for line in log(project)] == ["made", "pip", "compiled"]
+
+
+def test_an_old_python_is_refused(project: Path):
+    old = project.parent / "old"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    done = call(project, "set_up", PYTHON=str(old))
+    assert done.returncode != 0 and "found no Python of at least 3.10" in done.stderr
+    assert not (project / ".venv").exists()
+
+
+def run(project: Path, script: str, *flags: str, **variables: str) -> tuple[list[str], dict[str, str]]:
+    """What a training script would start: its words, and the variables that matter."""
+    set_up = call(project, "set_up")
+    assert set_up.returncode == 0, set_up.stderr
+    words = " ".join(f"'{flag}'" for flag in flags)
+    done = call(project, f"exec bash scripts/{script} {words}", **variables)
+    assert done.returncode == 0, done.stderr
+    first, *rest = done.stdout.splitlines()
+    return first.split(), dict(line.split("=", 1) for line in rest)
+
+
+def value(words: list[str], flag: str) -> str:
+    """The last value of a flag, which is the one that argparse takes."""
+    return [words[i + 1] for i, word in enumerate(words[:-1]) if word == flag][-1]
+
+
+def test_without_flags_finetune_py_chooses_the_demo(project: Path):
+    words, variables = run(project, "finetune_lora_ds.sh")
+    assert words[0] == "python" and "--model_name_or_path" not in words and "--use_lora" not in words
+    assert (
+        value(words, "--deepspeed") == f"{project}/ds_config_zero2.json".split()[-1] or "--deepspeed" in words
+    )
+    assert variables["DS_ACCELERATOR"] == "cpu" and variables["OMP_NUM_THREADS"] == "8"
+    assert (variables["RANK"], variables["WORLD_SIZE"], variables["MASTER_PORT"]) == ("0", "1", "4321")
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_flags_win_over_the_usual_ones(project: Path, script: str):
+    words, _ = run(project, script, "--data_path", "d.json", "--learning_rate", "3e-4")
+    assert value(words, "--model_name_or_path") == "Qwen/Qwen-VL-Chat"
+    assert value(words, "--learning_rate") == "3e-4" and words.count("--learning_rate") == 2
+    assert (value(words, "--weight_decay"), value(words, "--adam_beta2")) == ("0.1", "0.95")
+    assert (value(words, "--num_train_epochs"), value(words, "--model_max_length")) == ("5", "2048")
+    assert "--bf16" not in words and "--fp16" not in words  # no GPU here
+
+
+@pytest.mark.parametrize(
+    ("script", "size", "accumulation", "adapter", "engine", "precision"),
+    [
+        ("finetune_ds.sh", "1", "16", None, "ds_config_zero3.json", "--bf16"),
+        ("finetune_lora_ds.sh", "2", "8", "--use_lora", "ds_config_zero2.json", "--bf16"),
+        ("finetune_lora_single_gpu.sh", "1", "8", "--use_lora", None, "--bf16"),
+        ("finetune_qlora_ds.sh", "2", "8", "--q_lora", "ds_config_zero2.json", "--fp16"),
+        ("finetune_qlora_single_gpu.sh", "1", "8", "--q_lora", None, "--fp16"),
+    ],
+)
+def test_the_usual_flags_of_each_script_on_a_gpu(
+    project: Path,
+    script: str,
+    size: str,
+    accumulation: str,
+    adapter: str | None,
+    engine: str | None,
+    precision: str,
+):
+    words, variables = run(project, script, MACHINE="1 8 bf16 4321", DATA="d.json", MODEL="m")
+    assert value(words, "--per_device_train_batch_size") == size
+    assert value(words, "--gradient_accumulation_steps") == accumulation
+    assert (value(words, "--data_path"), value(words, "--model_name_or_path")) == ("d.json", "m")
+    assert [name for name in ("--use_lora", "--q_lora") if name in words] == ([adapter] if adapter else [])
+    assert ("--deepspeed" in words) == (engine is not None)
+    assert engine is None or any(word.endswith(engine) for word in words)
+    assert value(words, precision) == "True"
+    assert "DS_ACCELERATOR" not in variables
+    assert (variables.get("CUDA_VISIBLE_DEVICES") == "0") == (engine is None)
+
+
+def test_every_gpu_gets_a_process(project: Path):
+    words, _ = run(project, "finetune_lora_ds.sh", MACHINE="4 8 bf16 4321")
+    assert words[0] == "torchrun" and value(words, "--nproc_per_node") == "4"
+    assert value(words, "--master_port") == "4321"
+
+
+def test_processes_and_nodes_are_the_callers(project: Path):
+    words, variables = run(project, "finetune_lora_ds.sh", GPUS_PER_NODE="2")
+    assert (value(words, "--nproc_per_node"), value(words, "--nnodes")) == ("2", "1")
+    assert variables["OMP_NUM_THREADS"] == "4"
+    nodes = {"NNODES": "3", "NODE_RANK": "2", "MASTER_ADDR": "10.0.0.7", "GPUS_PER_NODE": "1"}
+    words, _ = run(project, "finetune_ds.sh", "--data_path", "d", **nodes)
+    assert (value(words, "--nnodes"), value(words, "--node_rank")) == ("3", "2")
+    assert (value(words, "--master_addr"), value(words, "--master_port")) == ("10.0.0.7", "6001")
+
+
+def test_the_deepspeed_files_leave_optimizer_and_schedule_to_the_flags():
+    import json
+
+    for stage in (2, 3):
+        config = json.loads((ROOT / f"ds_config_zero{stage}.json").read_text())
+        assert config["zero_optimization"]["stage"] == stage
+        assert config["zero_optimization"]["overlap_comm"] is False  # it has given losses of 0 and NaN
+        assert "optimizer" not in config and "scheduler" not in config
