@@ -10,7 +10,7 @@ bit.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, reduce
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -92,6 +93,8 @@ class AttentionExtractor:
         self.images = None if images is None else list(images)
         self._blocked: dict[str, Tensor] = {}
         self._proof: dict[str, float] | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._kernels: list[tuple[PreTrainedConfig, str]] = []
         self.clear()
         self._attach()
 
@@ -171,16 +174,17 @@ class AttentionExtractor:
                 "another AttentionExtractor is attached to this model; call its remove() first, or ask one extractor "
                 "for all the layers"
             )
-        configs = {id(m.config): m.config for m in self._model.modules() if _is_config(vars(m).get("config"))}
+        found = (vars(module).get("config") for module in self._model.modules())
+        configs = {id(config): config for config in found if isinstance(config, PreTrainedConfig)}.values()
         kernels = [
-            (c, c._attn_implementation) for c in configs.values() if c._attn_implementation is not None
+            (config, str(config._attn_implementation)) for config in configs if config._attn_implementation
         ]
         observed = [observe_kernel(kernel) for _, kernel in kernels]
-        self._hooks: list[Any] = [
+        self._hooks = [
             self._model.register_forward_pre_hook(self._begin),
             self._model.register_forward_hook(self._end, always_call=True),
         ]
-        self._kernels: list[tuple[PreTrainedConfig, str]] = kernels
+        self._kernels = kernels
         for (config, _), name in zip(kernels, observed, strict=True):
             config._attn_implementation_internal = name
         _EXTRACTORS[self._model] = self
@@ -323,11 +327,14 @@ def real_kernel(kernel: str, module: nn.Module) -> Callable[..., tuple[Tensor, A
     Eager has no entry in transformers' table: it is a function of the file, or the package, that wrote the
     module.
     """
-    return ALL_ATTENTION_FUNCTIONS[kernel] if kernel != "eager" else _eager_kernel(type(module))
+    if kernel != "eager":
+        return ALL_ATTENTION_FUNCTIONS[kernel]
+    return _eager_kernel(type(module))  # type: ignore[arg-type]  # torch's annotations hide that classes are hashable
 
 
 @cache
-def _eager_kernel(cls: type[nn.Module]) -> Callable[..., tuple[Tensor, Any]]:
+def _eager_kernel(cls: Hashable) -> Callable[..., tuple[Tensor, Any]]:
+    assert isinstance(cls, type)
     for base in cls.__mro__:
         package = base.__module__.rpartition(".")[0] + "."
         siblings = (
@@ -590,10 +597,6 @@ def _joined(name: str, calls: Sequence[Tensor]) -> np.ndarray:
 
 def _to_numpy(rows: Tensor) -> np.ndarray:
     return rows.cpu().numpy()
-
-
-def _is_config(value: object) -> bool:
-    return isinstance(value, PreTrainedConfig)
 
 
 def _span(names: Iterable[str]) -> str:

@@ -82,7 +82,7 @@ class AttentionMonitor(TrainerCallback):
         self.key_layers = key_layers
         self.probe_steps = probe_steps
         self.tb_writer = tb_writer
-        chosen = {"controls": controls, "batch_size": batch_size, "generate": generate}
+        chosen: dict[str, Any] = {"controls": controls, "batch_size": batch_size, "generate": generate}
         self._settings = {name: value for name, value in chosen.items() if value is not None}
         self._baseline: dict[str, AttentionRecord] = {}
         self._renderer: Renderer | None = None

@@ -37,7 +37,8 @@ MAX_BYTES_OF_A_CHARACTER = 4  # UTF-8
 def auto_key_layers(model: nn.Module, family: Family | None = None) -> tuple[int, ...]:
     """Four language layers, evenly spaced, the last among them: of 32 they are 8, 16, 24, 31; of 4, 1, 2, 3."""
     bare = bare_model(model)
-    count = len(bare.get_submodule((family or family_of(bare.config)).paths.language_layers))
+    paths = (family or family_of(bare.config)).paths
+    count = sum(1 for _ in bare.get_submodule(paths.language_layers).children())
     return tuple(sorted({min(round(quarter * count / 4), count - 1) for quarter in (1, 2, 3, 4)}))
 
 
@@ -267,14 +268,13 @@ class Prober:
             do_sample=False, num_beams=1, repetition_penalty=1.0, max_new_tokens=self.max_new_tokens,
             eos_token_id=stops, pad_token_id=stops[0], use_cache=True,
         )  # fmt: skip
+        generate: Any = self.model.generate
         answers: list[str] = []
         starts = range(0, len(probes), self.batch_size)
         for start in tqdm(starts, desc="answering", unit="batch", disable=not progress, leave=False):
             prompts = [self._prompt(probe) for probe in probes[start : start + self.batch_size]]
             inputs = padded(prompts, self._device, left=True)
-            replies = self.model.generate(**inputs, generation_config=config)[
-                :, inputs["input_ids"].shape[1] :
-            ]
+            replies = generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
             answers += [self._decoded(reply, stops) for reply in replies.tolist()]
         return answers
 

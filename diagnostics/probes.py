@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -170,21 +169,14 @@ def _file_faults(content: Any, folder: Path) -> Iterator[FaultWords]:
             continue
         for where, found, expected in _entry_faults(entry, folder):
             yield f"probe {index} (id {entry.get('id')!r}): {where}", found, expected
-    ids = Counter(
-        entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)
-    )
-    for name, count in ids.items():
-        if count > 1:
-            where = [
-                index
-                for index, entry in enumerate(entries)
-                if isinstance(entry, dict) and entry.get("id") == name
-            ]
-            yield (
-                f"probes {', '.join(map(str, where))}: id",
-                f"{name!r} {count} times",
-                "each id once; rename the others",
-            )
+    places: dict[str, list[int]] = {}
+    for index, entry in enumerate(entries):
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str):
+            places.setdefault(entry["id"], []).append(index)
+    for name, at in places.items():
+        if len(at) > 1:
+            found = f"{name!r} {len(at)} times"
+            yield f"probes {', '.join(map(str, at))}: id", found, "each id once; rename the others"
 
 
 def _entry_faults(entry: Mapping[str, Any], folder: Path) -> Iterator[FaultWords]:
@@ -249,7 +241,8 @@ def _region_faults(regions: Any, size: tuple[int, int] | None) -> Iterator[Fault
 
 
 def _reference_faults(entry: Mapping[str, Any]) -> Iterator[FaultWords]:
-    regions = entry.get("regions") if isinstance(entry.get("regions"), dict) else {}
+    given = entry.get("regions")
+    regions: dict[str, Any] = given if isinstance(given, dict) else {}
     known = "one of the regions: " + (", ".join(regions) or "there are none")
     phrases = entry.get("phrases")
     if phrases is not None and not isinstance(phrases, dict):
