@@ -41,8 +41,9 @@ launch() {
     fi
     # One node takes any free port; several must agree on one beforehand.
     if [ "$nodes" != 1 ]; then PORT=6001; fi
+    # Without the --, torchrun takes --monitor for a beginning of its own --monitor-interval.
     exec "$VENV/bin/torchrun" --nproc_per_node "$processes" --nnodes "$nodes" --node_rank "${NODE_RANK:-0}" \
-        --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-$PORT}" "$ROOT/finetune.py" "$@"
+        --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-$PORT}" -- "$ROOT/finetune.py" "$@"
 }
 
 # The default flags of Qwen-VL's scripts, into FLAGS.  usual_flags BATCH_SIZE ACCUMULATION [bf16|fp16]
