@@ -70,12 +70,9 @@ def headline(groups: Mapping[str, Any]) -> str:
 
 
 def _lead(comparison: Mapping[str, Any]) -> str:
-    before, after = comparison["before"], comparison["after"]
+    before, after = (html.escape(str(comparison[side]["model"])) for side in ("before", "after"))
     layers = ", ".join(map(str, comparison["key_layers"]))
-    return (
-        f"<b>{html.escape(before['model'])}</b> before, <b>{html.escape(after['model'])}</b> after; {len(comparison['probes'])} probes, "
-        f"key layers {layers}."
-    )
+    return f"<b>{before}</b> before, <b>{after}</b> after; {len(comparison['probes'])} probes, key layers {layers}."
 
 
 def _verdict_card(name: str, group: Mapping[str, Any]) -> str:

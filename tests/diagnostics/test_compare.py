@@ -4,8 +4,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from peft import LoraConfig, get_peft_model
 from show_samples import probes, records, run_folder
+from tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 
 from diagnostics.compare import (
     LayerEnrichment,
@@ -17,8 +20,11 @@ from diagnostics.compare import (
     table,
 )
 from diagnostics.pairs import Cost, cost, pair_all, pair_records
-from diagnostics.probes import Relation
+from diagnostics.probe import Prober
+from diagnostics.probes import Relation, write_probes
+from diagnostics.render import load_records
 from diagnostics.statistics import Change, Interval
+from finetune.checkpoint import load
 
 
 def test_the_numbers_of_a_group(tmp_path: Path) -> None:
@@ -169,3 +175,36 @@ def test_the_command_says_what_is_wrong_in_one_line(
     with pytest.raises(SystemExit) as stopped:
         main(["--before", str(tmp_path / "empty"), "--after", "x", "--output_dir", str(tmp_path)])
     assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_models_and_adapters_are_probed_and_their_records_kept(tmp_path: Path) -> None:
+    """One loaded model serves both sides of a LoRA: with the adapter off it is the base, number for number."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir()
+    tiny_model().save_pretrained(base)
+    tiny_processor(base).save_pretrained(base)
+    model = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False))
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(adapter)
+    of = tiny_probes(tmp_path)
+    write_probes(of, tmp_path / "probes.json")
+
+    out = tmp_path / "out"
+    comparison = compare_sources(
+        str(base), str(adapter), out, probes_file=tmp_path / "probes.json", key_layers="0,2"
+    )
+
+    assert comparison["key_layers"] == [0, 2] and comparison["after"]["model"] == str(adapter)
+    entry = comparison["probes"][0]
+    assert entry["margin_nats"]["before"] != pytest.approx(entry["margin_nats"]["after"])
+    before = load_records(out / "attention" / "before")
+    alone = Prober(*load(base), key_layers=(0, 2), probes=of).run(of[0], 0, "base")
+    assert before["disc-0"].scores == alone.scores
+    np.testing.assert_array_equal(before["disc-0"].rows, alone.rows)
+    # the records that were kept are a source of their own
+    again = compare_sources(
+        str(out / "attention" / "before"), str(out / "attention" / "after"), tmp_path / "again"
+    )
+    assert again["probes"] == comparison["probes"]
+    with pytest.raises(ValueError, match="--key_layers: found 'x'; expected auto, or numbers"):
+        compare_sources(str(base), str(adapter), out, probes_file=tmp_path / "probes.json", key_layers="x")
