@@ -7,12 +7,14 @@ python finetune.py --help
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from transformers import TrainerCallback, set_seed
+from transformers.utils import logging
 
 from finetune import adaptation, arguments, checkpoint, conversation, data, families, run_folder, trainer
 from finetune.arguments import Arguments
@@ -24,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
     What is wrong with flags, data, probes or the output folder is one message, before any training. So is what
     stops training on purpose; any other error in training shows where it happened.
     """
+    quieten()
     try:
         ready = prepare(argv)
     except ValueError as error:
@@ -256,6 +259,16 @@ def monitor(args: Arguments, processor: Any, probes: Any, writer: Any) -> Traine
 def is_main() -> bool:
     """Is this the first process of the run?"""
     return os.environ.get("RANK", "0") == "0"
+
+
+def quieten() -> None:
+    """Leave out other people's deprecations, and what every process but the first would repeat."""
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"(transformers|torch|peft|accelerate|deepspeed)\."
+    )
+    if not is_main():
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
 
 
 def fail(error: Exception) -> int:

@@ -133,9 +133,7 @@ def value(words: list[str], flag: str) -> str:
 def test_without_flags_finetune_py_chooses_the_demo(project: Path):
     words, variables = run(project, "finetune_lora_ds.sh")
     assert words[0] == "python" and "--model_name_or_path" not in words and "--use_lora" not in words
-    assert (
-        value(words, "--deepspeed") == f"{project}/ds_config_zero2.json".split()[-1] or "--deepspeed" in words
-    )
+    assert any(word.endswith("ds_config_zero2.json") for word in words)
     assert variables["DS_ACCELERATOR"] == "cpu" and variables["OMP_NUM_THREADS"] == "8"
     assert (variables["RANK"], variables["WORLD_SIZE"], variables["MASTER_PORT"]) == ("0", "1", "4321")
 
@@ -185,6 +183,8 @@ def test_every_gpu_gets_a_process(project: Path):
     words, _ = run(project, "finetune_lora_ds.sh", MACHINE="4 8 bf16 4321")
     assert words[0] == "torchrun" and value(words, "--nproc_per_node") == "4"
     assert value(words, "--master_port") == "4321"
+    # torchrun takes no flag of ours for one of its own.
+    assert words.index("--") < words.index("--deepspeed")
 
 
 def test_processes_and_nodes_are_the_callers(project: Path):
