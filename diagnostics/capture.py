@@ -168,6 +168,15 @@ class AttentionExtractor:
         finally:
             self._blocked = before
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep no rows while the block lasts; keys are knocked out all the same."""
+        wanted, self._wanted = self._wanted, set()
+        try:
+            yield
+        finally:
+            self._wanted = wanted
+
     def _attach(self) -> None:
         if self._model in _EXTRACTORS:
             raise ValueError(

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,16 +108,25 @@ class Prober:
     def run_all(
         self, step: int, model_name: str, *, probes: Sequence[Probe] | None = None, progress: bool = False
     ) -> list[AttentionRecord]:
-        """Every probe (or those given) → records, in order; answers are generated in batches."""
+        """Every probe (or those given) → records, in order; each with its foil in one batch with others."""
         chosen = self.probes if probes is None else tuple(probes)
-        with self._looking():
-            answers = self._generate(chosen, progress=progress) if self.generate else [""] * len(chosen)
-            bar = tqdm(chosen, desc=f"probing step {step}", unit="probe", disable=not progress, leave=False)
-            with AttentionExtractor(self.model, family=self.family) as extractor:
-                return [
-                    self._record(extractor, probe, step, model_name, answer)
-                    for probe, answer in zip(bar, answers, strict=True)
-                ]
+        size = max(self.batch_size // 2, 1)
+        records: list[AttentionRecord] = []
+        bar = tqdm(
+            total=len(chosen), desc=f"probing step {step}", unit="probe", disable=not progress, leave=False
+        )
+        with bar, self._looking(), AttentionExtractor(self.model, family=self.family) as extractor:
+            for start in range(0, len(chosen), size):
+                asked = [self._ask(probe) for probe in chosen[start : start + size]]
+                with extractor.paused():
+                    replies = self._generate([one.answer for one in asked])
+                seen = self._observe(extractor, asked)
+                for one, reply, what in zip(asked, replies, seen, strict=True):
+                    with extractor.paused():
+                        interventions = list(self._intervene(extractor, one))
+                    records.append(self._record(one, what, reply, interventions, step, model_name))
+                    bar.update()
+        return records
 
     def self_check(self) -> None:
         """Prove capture on the first probe, in the key layers and the connector. Raises ValueError if it
@@ -134,34 +143,39 @@ class Prober:
         with observing(self.model), mixed:
             yield
 
-    def _record(
-        self, extractor: AttentionExtractor, probe: Probe, step: int, model_name: str, generated: str
-    ) -> AttentionRecord:
+    def _ask(self, probe: Probe) -> _Asked:
         answer = self._encode(probe, probe.answer)
         foil = None if probe.foil is None else self._encode(probe, probe.foil, like=answer)
-        tokens = self._token_texts(answer)
-        queries = _queries(probe, answer, foil, tokens)
-        scores, weights = self._observe(extractor, answer, foil, [query.position for query in queries])
-        trials = _trials(probe, self.kinds, self.controls, answer.images[0]) if foil is not None else []
-        margins = [] if foil is None else self._margins(extractor, probe, answer, foil, trials)
-        rows = np.stack([weights[f"layer_{layer}"][0] for layer in range(len(extractor.language_names))])
-        rows = rows[..., : len(answer.input_ids)]
-        connector = tuple(weights["visual_attn"].mean(1)) if "visual_attn" in weights else ()
+        slots = {int(position) for image in answer.images for position in image.positions}
+        tokens = token_texts(self.processor.tokenizer, answer.input_ids.tolist(), slots)
+        return _Asked(probe, answer, foil, tuple(tokens), tuple(_queries(probe, answer, foil, tokens)))
+
+    def _record(
+        self,
+        asked: _Asked,
+        seen: _Seen,
+        reply: str,
+        interventions: Iterable[Intervention],
+        step: int,
+        model_name: str,
+    ) -> AttentionRecord:
+        probe, images = asked.probe, asked.answer.images
+        answer_rows = seen.rows[:, :, 0]
         return AttentionRecord(
             probe_id=probe.id,
             group=probe.group,
             step=step,
             model=model_name,
-            tokens=tuple(tokens),
-            queries=tuple(queries),
+            tokens=asked.tokens,
+            queries=asked.queries,
             layers=self.key_layers,
-            rows=rows[list(self.key_layers)],
-            image_tokens=answer.images,
-            connector=connector,
-            region_mass=_region_masses(probe, rows[:, :, 0], answer.images, connector),
-            visual_share=_visual_share(rows[:, :, 0], answer.images),
-            scores=Scores(scores[0], None if foil is None else scores[1], generated),
-            interventions=tuple(_interventions(trials, margins)),
+            rows=seen.rows[list(self.key_layers)],
+            image_tokens=images,
+            connector=seen.connector,
+            region_mass=_region_masses(probe, answer_rows, images, seen.connector),
+            visual_share=_visual_share(answer_rows, images),
+            scores=Scores(seen.answer_nats, seen.foil_nats, reply),
+            interventions=tuple(interventions),
         )
 
     def _encode(
@@ -176,23 +190,50 @@ class Prober:
             raise ValueError(f"probe {probe.id}: {reply!r} has no tokens, expected at least one")
         return encoded if like is None else replace(encoded, images=like.images, media=like.media)
 
-    def _observe(
-        self, extractor: AttentionExtractor, answer: Encoded, foil: Encoded | None, positions: Sequence[int]
-    ) -> tuple[list[float], dict[str, np.ndarray]]:
-        """log p of answer and foil, summed over their tokens, nats; the answer's rows at ``positions``."""
-        batch = [answer] if foil is None else [answer, foil]
+    def _observe(self, extractor: AttentionExtractor, asked: Sequence[_Asked]) -> list[_Seen]:
+        """log p of answers and foils, summed over their tokens, nats, and the answers' rows, in one forward."""
+        answers, foils = [one.answer for one in asked], [one.foil for one in asked if one.foil is not None]
+        most = max(len(one.queries) for one in asked)
+        positions = [[query.position for query in one.queries] for one in asked]
+        extractor.query_tokens = torch.tensor([row + row[:1] * (most - len(row)) for row in positions])
+        extractor.sequences = list(range(len(answers)))
+        extractor.images = list(range(sum(len(answer.images) for answer in answers)))
+        nats = iter(self._reply_nats([*answers, *foils]))
+        answer_nats = [next(nats) for _ in answers]
+        foil_nats = [None if one.foil is None else next(nats) for one in asked]
+        weights = extractor.attention_weights
+        rows = np.stack([weights[name] for name in extractor.language_names], axis=1)
+        maps = iter(weights["visual_attn"].mean(1) if "visual_attn" in weights else ())
+        return [
+            _Seen(
+                answer_nats[at],
+                foil_nats[at],
+                rows[at][:, :, : len(one.queries), : len(one.answer.input_ids)],
+                tuple(islice(maps, len(one.answer.images))),
+            )
+            for at, one in enumerate(asked)
+        ]
+
+    def _reply_nats(self, batch: Sequence[Encoded]) -> list[float]:
+        """log p of each reply given its prompt, summed over its tokens, nats."""
         inputs = padded(batch, self._device, left=False)
         first = min(one.turn_spans[-1][0] for one in batch) - 1
         kept = inputs["input_ids"].shape[1] - first
-        extractor.sequences, extractor.images = [0], list(range(len(answer.images)))
-        extractor.query_tokens = list(positions)
         logits = self.model(**inputs, use_cache=False, logits_to_keep=kept).logits[:, -kept:]
         nats = []
         for row, one in enumerate(batch):
             start, end = one.turn_spans[-1]
             wanted = inputs["input_ids"][row, start:end]
             nats.append(_summed_nats(logits[row, start - 1 - first : end - 1 - first], wanted))
-        return torch.stack(nats).tolist(), extractor.attention_weights
+        return torch.stack(nats).tolist()
+
+    def _intervene(self, extractor: AttentionExtractor, asked: _Asked) -> Iterator[Intervention]:
+        """The margin with the region taken away, in each kind; nothing without foil or region."""
+        if asked.foil is None:
+            return
+        trials = _trials(asked.probe, self.kinds, self.controls, asked.answer.images[0])
+        margins = self._margins(extractor, asked.probe, asked.answer, asked.foil, trials)
+        yield from _interventions(trials, margins)
 
     def _margins(
         self,
@@ -210,7 +251,6 @@ class Prober:
         cases = list(self._tried(probe, trials, answer))
         shared = _parted(answer, foil)
         tails = [torch.from_numpy(one.input_ids[shared : one.turn_spans[-1][1]]) for one in (answer, foil)]
-        extractor.sequences, extractor.images, extractor.query_tokens = [], [], None  # scores only
         margins: list[float] = []
         for start in range(0, len(cases), self.batch_size):
             batch = cases[start : start + self.batch_size]
@@ -261,26 +301,20 @@ class Prober:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _generate(self, probes: Sequence[Probe], *, progress: bool) -> list[str]:
-        """The model's own greedy answers."""
+    def _generate(self, answers: Sequence[Encoded]) -> list[str]:
+        """The model's own greedy replies to the same prompts; "" for each where it is not to be asked."""
+        if not self.generate:
+            return [""] * len(answers)
         stops = list(self.family.stop_token_ids(self.processor))
         config = GenerationConfig(
             do_sample=False, num_beams=1, repetition_penalty=1.0, max_new_tokens=self.max_new_tokens,
             eos_token_id=stops, pad_token_id=stops[0], use_cache=True,
         )  # fmt: skip
+        prompts = [replace(one, input_ids=one.input_ids[: one.turn_spans[-1][0]]) for one in answers]
+        inputs = padded(prompts, self._device, left=True)
         generate: Any = self.model.generate
-        answers: list[str] = []
-        starts = range(0, len(probes), self.batch_size)
-        for start in tqdm(starts, desc="answering", unit="batch", disable=not progress, leave=False):
-            prompts = [self._prompt(probe) for probe in probes[start : start + self.batch_size]]
-            inputs = padded(prompts, self._device, left=True)
-            replies = generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
-            answers += [self._decoded(reply, stops) for reply in replies.tolist()]
-        return answers
-
-    def _prompt(self, probe: Probe) -> Encoded:
-        conversation = Conversation((Turn("user", user_parts(probe)),), source=f"probe {probe.id}")
-        return self.family.encode(self.processor, conversation, add_generation_prompt=True)
+        replies = generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+        return [self._decoded(reply, stops) for reply in replies.tolist()]
 
     def _decoded(self, reply: list[int], stops: Sequence[int]) -> str:
         """The reply up to its end. Embeddings outnumber tokens (151,936 for 151,860 in Qwen-VL), so a model
@@ -293,9 +327,24 @@ class Prober:
             for is_known, run in runs
         ).strip()
 
-    def _token_texts(self, encoded: Encoded) -> list[str]:
-        slots = {int(position) for image in encoded.images for position in image.positions}
-        return token_texts(self.processor.tokenizer, encoded.input_ids.tolist(), slots)
+
+class _Asked(NamedTuple):
+    """A probe as the model reads it."""
+
+    probe: Probe
+    answer: Encoded
+    foil: Encoded | None
+    tokens: tuple[str, ...]
+    queries: tuple[Query, ...]
+
+
+class _Seen(NamedTuple):
+    """What one forward showed of a probe: Float32[all layers, heads, queries, keys], and the connector's maps."""
+
+    answer_nats: float
+    foil_nats: float | None
+    rows: np.ndarray
+    connector: tuple[np.ndarray, ...]
 
 
 class _Case(NamedTuple):

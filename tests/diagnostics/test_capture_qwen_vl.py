@@ -119,3 +119,14 @@ def test_under_peft_in_training_gradients_are_those_without_capture():
 
     for watched, plain in zip(gradients(watch=True), gradients(watch=False), strict=True):
         assert torch.equal(watched, plain)
+
+
+@torch.no_grad()
+def test_paused_keeps_nothing_and_goes_on_afterwards():
+    model, inputs = tiny_model(), inputs_of()
+    with AttentionExtractor(model, [1]) as extractor:
+        with extractor.paused():
+            model(**inputs)
+        assert extractor.attention_weights == {}
+        model(**inputs)
+        assert set(extractor.attention_weights) == {"layer_1", "visual_attn"}

@@ -154,10 +154,10 @@ def test_knock_out_is_the_margin_with_the_regions_patches_unread(model, processo
 
 
 def test_generated_is_the_greedy_answer_of_a_prompt_alone(model, processor, probes, records):
-    prober = Prober(model, processor, key_layers=[1], probes=probes)
     for probe, record in zip(probes, records, strict=True):
-        ids = prober._prompt(probe).input_ids.tolist()
-        pixels = prober._prompt(probe).media["pixel_values"]
+        conversation = Conversation((Turn("user", user_parts(probe)),))
+        prompt = family_of(model.config).encode(processor, conversation, add_generation_prompt=True)
+        ids, pixels = prompt.input_ids.tolist(), prompt.media["pixel_values"]
         reply: list[int] = []
         while len(reply) < 16 and (not reply or reply[-1] not in (257, 258, 256)):
             with torch.no_grad():
