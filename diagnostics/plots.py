@@ -176,7 +176,7 @@ def layers_heads_figure(
             f"before has shape {before.shape}, after {after.shape}; expected the same [layers, heads]"
         )
     layers, heads = before.shape
-    figure = Figure(figsize=(11, min(9.0, max(3.2, 1.6 + 0.2 * layers))), layout="constrained")
+    figure = Figure(figsize=(8, min(7.0, max(2.8, 1.5 + 0.16 * layers))), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
     top = float(max(before.max(), after.max(), 1e-9))
     swing = float(max(np.abs(after - before).max(), 1e-9))
@@ -198,7 +198,7 @@ def layers_heads_figure(
     panels[0].set_yticks(
         sorted(key_layers) if key_layers else range(0, layers, max(1, math.ceil(layers / 12))),
     )
-    figure.suptitle(title, fontproperties=font_properties(title), fontsize=13)
+    figure.suptitle(title, fontproperties=font_properties(title), fontsize=11)
     return figure
 
 

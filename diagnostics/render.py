@@ -240,6 +240,11 @@ class Archive:
             self.probes, self.baseline, self.baseline if step == 0 else load_step(self.attention_dir, step)
         )
 
+    def pair(self, probe: Probe, step: int) -> ProbePair:
+        """One probe, base against ``step``, read from the disk."""
+        before, after = (AttentionRecord.load(self.record_path(probe.id, at)) for at in (0, step))
+        return pair_records(probe, before, after)
+
     def without_records(self) -> Archive:
         """The same place, light enough to be sent to another process."""
         return Archive(self.attention_dir, (), {})
@@ -336,26 +341,21 @@ def overview_png(pairs: Sequence[ProbePair]) -> TaggedPicture | None:
         key_layers=pairs[0].after.layers,
     )
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
+    figure.savefig(buffer, format="png", dpi=120)
     return TaggedPicture(overview_tag(group), buffer.getvalue(), Image.open(buffer).size)
 
 
-def render_archive(archive: Archive, step: int, pool: Executor | None = None) -> Iterator[str | None]:
+def render_archive(archive: Archive, step: int, pool: Executor) -> Iterator[str | None]:
     """Draw the archive picture of every probe at one step; yields, for each, None or what went wrong."""
-    if pool is None:
-        yield from (draw_archive_picture(archive, probe, step) for probe in archive.probes)
-        return
-    asked = [
-        pool.submit(draw_archive_picture, archive.without_records(), probe, step) for probe in archive.probes
-    ]
+    light = archive.without_records()
+    asked = [pool.submit(draw_archive_picture, light, probe, step) for probe in archive.probes]
     yield from (future.result() for future in as_completed(asked))
 
 
 def draw_archive_picture(archive: Archive, probe: Probe, step: int) -> str | None:
-    """Draw one probe's picture, from its two records on disk; returns None or what went wrong."""
+    """Draw one probe's picture of all key layers, from its records on disk; returns None or what went wrong."""
     try:
-        records = (AttentionRecord.load(archive.record_path(probe.id, at)) for at in (0, step))
-        pair = pair_records(probe, *records)
+        pair = archive.pair(probe, step)
         picture = draw_probe(probe_sheet(pair), pair.maps())
         write_atomically(archive.picture_path(probe.id, step), encode_png(picture, width=ARCHIVE_WIDTH))
     except (ValueError, OSError) as error:  # one bad picture, a full disk: the others are still drawn
@@ -363,28 +363,40 @@ def draw_archive_picture(archive: Archive, probe: Probe, step: int) -> str | Non
     return None
 
 
+def render_board(
+    archive: Archive, step: int, pool: Executor, per_group: int = SHOWN_PER_GROUP
+) -> Iterator[TaggedPicture | str]:
+    """The pictures for TensorBoard: a probe's for each key layer, a group's layers x heads; or what went wrong."""
+    pairs = archive.pairs(step)
+    light = archive.without_records()
+    asked = [
+        pool.submit(draw_board_pictures, light, pair.probe, step) for pair in shown_probes(pairs, per_group)
+    ]
+    overviews = [overview_png(group) for group in pairs_by_group(pairs).values()]
+    for future in asked:
+        yield from future.result()
+    yield from (overview for overview in overviews if overview is not None)
+
+
+def draw_board_pictures(archive: Archive, probe: Probe, step: int) -> list[TaggedPicture | str]:
+    """Draw one probe's pictures for TensorBoard, one for each key layer; or say what went wrong."""
+    drawn: list[TaggedPicture | str] = []
+    try:
+        pair = archive.pair(probe, step)
+        sheet = probe_sheet(pair)
+        for maps in pair.maps():
+            picture = draw_probe(sheet, [maps])
+            tag = map_tag(sheet.group, sheet.probe_id, maps.layer)
+            drawn.append(TaggedPicture(tag, encode_png(picture), picture.size))
+    except (ValueError, OSError) as error:
+        drawn.append(f"picture of probe {probe.id}: {error}")
+    return drawn
+
+
 def drawing_pool() -> ProcessPoolExecutor:
     """Processes that draw side by side; forked, so that they start at once and share what is loaded."""
     workers = min(WORKERS_MAX, os.cpu_count() or 1)
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"))
-
-
-def render_board(pairs: Sequence[ProbePair], per_group: int) -> Iterator[TaggedPicture | str]:
-    """The pictures for TensorBoard: a probe's for each key layer, a group's layers x heads; or what went wrong."""
-    for pair in shown_probes(pairs, per_group):
-        try:
-            sheet = probe_sheet(pair)
-            for maps in pair.maps():
-                picture = draw_probe(sheet, [maps])
-                yield TaggedPicture(
-                    map_tag(sheet.group, sheet.probe_id, maps.layer), encode_png(picture), picture.size
-                )
-        except (ValueError, OSError) as error:
-            yield f"picture of probe {pair.probe.id}: {error}"
-    for group in pairs_by_group(pairs).values():
-        overview = overview_png(group)
-        if overview is not None:
-            yield overview
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -434,7 +446,7 @@ def _serve(attention_dir: Path, scratch_dir: Path, per_group: int, requests: Ite
             if archive is None:
                 archive = Archive.open(attention_dir)
                 left = [missing for missing in archive.missing_steps() if missing < step]
-            pictures, problems = _draw_board(archive, step, per_group, scratch_dir)
+            pictures, problems = _draw_board(archive, step, per_group, scratch_dir, pool)
             # First what a killed run has left undrawn. The baseline against itself has no difference to keep.
             for undrawn in [*left, *([step] if step > 0 else [])]:
                 for number, problem in enumerate(render_archive(archive, undrawn, pool), start=1):
@@ -445,12 +457,12 @@ def _serve(attention_dir: Path, scratch_dir: Path, per_group: int, requests: Ite
 
 
 def _draw_board(
-    archive: Archive, step: int, per_group: int, scratch_dir: Path
+    archive: Archive, step: int, per_group: int, scratch_dir: Path, pool: Executor
 ) -> tuple[list[Message], list[str]]:
     """TensorBoard's pictures into the scratch folder; their tags and places, and what went wrong."""
     pictures: list[Message] = []
     problems: list[str] = []
-    for number, drawn in enumerate(render_board(archive.pairs(step), per_group)):
+    for number, drawn in enumerate(render_board(archive, step, pool, per_group)):
         if isinstance(drawn, str):
             problems.append(drawn)
             continue

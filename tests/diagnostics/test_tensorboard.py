@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from show_samples import probes, records
+from show_samples import probes, records, run_folder
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSORS, EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
 from diagnostics.pairs import ProbePair, pair_all
-from diagnostics.render import overview_png, render_board
+from diagnostics.render import Archive, drawing_pool, overview_png, render_board
 from diagnostics.tensorboard import (
     AttentionBoard,
     TaggedPicture,
@@ -30,6 +30,13 @@ def pairs(tmp_path: Path) -> list[ProbePair]:
 def read(folder: Path) -> EventAccumulator:
     events = EventAccumulator(str(folder), size_guidance={IMAGES: 0, TENSORS: 0})
     return events.Reload()
+
+
+def drawn_pictures(attention: Path, per_group: int) -> list[TaggedPicture]:
+    with drawing_pool() as pool:
+        drawn = list(render_board(Archive.open(attention), 10, pool, per_group))
+    assert all(isinstance(one, TaggedPicture) for one in drawn)
+    return drawn  # type: ignore[return-value]
 
 
 def test_scalars_are_means_over_the_probes_of_now(pairs: list[ProbePair]) -> None:
@@ -69,9 +76,9 @@ def test_a_step_is_written_into_a_writer_that_someone_else_owns(
 
 
 def test_pictures_go_in_as_they_are_encoded_also_after_the_writer_was_closed(
-    tmp_path: Path, pairs: list[ProbePair]
+    tmp_path: Path,
 ) -> None:
-    pictures = [drawn for drawn in render_board(pairs, 1) if isinstance(drawn, TaggedPicture)]
+    pictures = drawn_pictures(run_folder(tmp_path, per_group=1), 1)
     writer = SummaryWriter(str(tmp_path / "runs"))
     board = AttentionBoard(writer)
     board.write_pictures(pictures, 10)
@@ -87,8 +94,8 @@ def test_pictures_go_in_as_they_are_encoded_also_after_the_writer_was_closed(
     assert len(events.Tags()["images"]) == 5
 
 
-def test_the_log_of_a_checkpoint_is_bounded(pairs: list[ProbePair]) -> None:
-    pictures = [drawn for drawn in render_board(pairs, 3) if isinstance(drawn, TaggedPicture)]
+def test_the_log_of_a_checkpoint_is_bounded(tmp_path: Path) -> None:
+    pictures = drawn_pictures(run_folder(tmp_path, per_group=4), 3)
     assert len(pictures) == 2 * 3 * 2 + 1
     assert all(len(picture.png) <= picture.size[0] * picture.size[1] for picture in pictures)
 
