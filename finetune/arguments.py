@@ -129,6 +129,9 @@ class TrainingArguments(transformers.TrainingArguments):
         default=True,
         metadata={"help": "Evaluate the loss without keeping logits, which would fill the memory."},
     )
+    logging_dir: str | None = field(
+        default=None, metadata={"help": "Where TensorBoard's files go. Default: OUTPUT_DIR/runs."}
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete what an earlier run left in --output_dir, and start anew."}
     )
@@ -255,11 +258,6 @@ def _translate_one(name: str, values: list[str], known: set[str]) -> tuple[list[
         new_name, value = BOOLEAN_VALUES[name]
         new = [f"--{new_name}", value] if _truth(name, values) else []
         return new, [f"{shown}: is {' '.join(new) if new else 'the default'} today, and used as that"]
-    if name == "logging_dir":
-        if len(values) != 1:
-            raise ValueError(f"--logging_dir: found {len(values)} values, expected one folder")
-        os.environ["TENSORBOARD_LOGGING_DIR"] = values[0]
-        return [], [f"{shown}: gone from transformers; TensorBoard's files go there all the same"]
     if name in DROPPED:
         return [], [f"{shown}: gone from transformers, ignored; {DROPPED[name]}"]
     return _rejoin(name, values), []

@@ -1,7 +1,6 @@
 """The Hugging Face Trainer we build: token-normalised loss, guards, checkpoints that say when they are whole."""
 
 import functools
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,9 +154,9 @@ class GradientCheck(TrainerCallback):
         self.handles.clear()
 
 
-def log_folder(output_dir: str | None) -> Path:
-    """Where TensorBoard's files go: ``OUTPUT_DIR/runs``, or the environment's TENSORBOARD_LOGGING_DIR."""
-    return Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or Path(output_dir or ".") / "runs")
+def log_folder(args: TrainingArguments) -> Path:
+    """Where TensorBoard's files go: ``OUTPUT_DIR/runs``, or ``--logging_dir``."""
+    return Path(args.logging_dir or Path(str(args.output_dir)) / "runs")
 
 
 def summary_writer(args: TrainingArguments, resumed_step: int | None) -> Any | None:
@@ -170,7 +169,7 @@ def summary_writer(args: TrainingArguments, resumed_step: int | None) -> Any | N
     from torch.utils.tensorboard import SummaryWriter
 
     purge = None if resumed_step is None else resumed_step + 1
-    return SummaryWriter(str(log_folder(args.output_dir)), purge_step=purge)
+    return SummaryWriter(str(log_folder(args)), purge_step=purge)
 
 
 def build_trainer(
