@@ -75,6 +75,7 @@ def prepare(argv: Sequence[str]) -> Ready | None:
     eval_set = build_dataset(args, evaluation, processor, family) if evaluation else None
     set_seed(args.training.seed)
     model = build_model(args, family, plan)
+    check_key_layers(args, model, family)
     describe(model, family, plan, train_set, processor)
     if args.training.dry_run:
         say("a dry run: nothing was trained, nothing was written")
@@ -238,6 +239,14 @@ def describe(
         say(f"stays as it is, because an adapter cannot hold it: {', '.join(frozen)}")
 
 
+def check_key_layers(args: Arguments, model: Any, family: families.Family) -> None:
+    """Raises ValueError for a key layer that the model does not have."""
+    count = len(families.bare_model(model).get_submodule(family.paths.language_layers))
+    wrong = [layer for layer in args.monitor.chosen_layers() if layer >= count]
+    if wrong:
+        raise ValueError(f"--key_layers: found {wrong}, expected layers of this model, 0 to {count - 1}")
+
+
 def monitor(args: Arguments, processor: Any, probes: Any, writer: Any) -> TrainerCallback:
     from diagnostics import AttentionMonitor
 
@@ -245,7 +254,7 @@ def monitor(args: Arguments, processor: Any, probes: Any, writer: Any) -> Traine
         processor=processor,
         probes=probes,
         output_dir=args.training.output_dir,
-        key_layers=arguments.key_layers(args.monitor.key_layers),
+        key_layers=args.monitor.chosen_layers() or "auto",
         probe_steps=args.monitor.probe_steps,
         tb_writer=writer,
     )
@@ -275,6 +284,8 @@ def fail(error: Exception) -> int:
     """Say what is wrong, on the first process alone; returns the exit code."""
     if is_main():
         print(f"finetune.py: {error}", file=sys.stderr)
+    else:
+        time.sleep(5)  # the launcher ends all processes when one has ended: the first must have spoken
     return 1
 
 

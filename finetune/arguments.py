@@ -109,6 +109,10 @@ class MonitorArguments:
         default=None, metadata={"help": "Probe every N steps. Default: whenever a checkpoint is saved."}
     )
 
+    def chosen_layers(self) -> tuple[int, ...]:
+        """``"8,16,24,31"`` → ``(8, 16, 24, 31)``; () for ``"auto"``."""
+        return () if self.key_layers == "auto" else tuple(int(part) for part in self.key_layers.split(","))
+
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
@@ -385,8 +389,3 @@ def _check_deepspeed(arguments: Arguments) -> Iterator[str]:
             f"--deepspeed: its scheduler {config['scheduler']['type']} rejects a warm-up of 0; give --warmup_steps, "
             "or take 'scheduler' out of the file so that --lr_scheduler_type decides"
         )
-
-
-def key_layers(text: str) -> Literal["auto"] | list[int]:
-    """``"8,16,24,31"`` → ``[8, 16, 24, 31]``; ``"auto"`` stays."""
-    return "auto" if text == "auto" else [int(part) for part in text.split(",")]

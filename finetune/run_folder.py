@@ -113,13 +113,22 @@ def begin(
     elif not asked:
         _refuse_other(folder, before["marks"], marks)
         if before["finished"]:
-            return Start("finished", None, (f"{folder}: this very run is finished; nothing is left to do",))
+            return Start("finished", None, _farewell(folder))
     checkpoint, lines = last_complete(folder)
     if checkpoint is None:
         if asked:
             raise ValueError(f"--resume_from_checkpoint True: {folder} holds no complete checkpoint")
         return Start("new", None, tuple(lines))
     return _resume(checkpoint, world_size, deepspeed, lines)
+
+
+def _farewell(folder: Path) -> tuple[str, ...]:
+    report = folder / "comparison" / "index.html"
+    return (
+        f"{folder}: this very run is finished; nothing is left to do",
+        *([f"before and after, side by side: {report}"] if report.is_file() else []),
+        "to train it again: another --output_dir, or --overwrite_output_dir True",
+    )
 
 
 def _resume(checkpoint: Path, world_size: int, deepspeed: bool, lines: Any) -> Start:

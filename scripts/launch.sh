@@ -72,7 +72,8 @@ usual_flags() {
     )
     if [ -n "${DATA:-}" ]; then FLAGS+=(--data_path "$DATA"); fi
     local precision="${3:-$PRECISION}"
-    if [ "$PRECISION" != none ]; then FLAGS+=("--$precision" True); fi
+    # Pictures are decoded by other processes, so that a GPU need not wait for them.
+    if [ "$PRECISION" != none ]; then FLAGS+=("--$precision" True --dataloader_num_workers 4); fi
 }
 
 # Is a model or data named, among the flags or in MODEL or DATA?

@@ -123,5 +123,5 @@ def test_the_connector_trains_in_full_mode_and_not_under_lora_unless_told():
 
 
 def test_key_layers():
-    assert arguments.key_layers("auto") == "auto"
-    assert arguments.key_layers("8,16, 24") == [8, 16, 24]
+    assert arguments.MonitorArguments().chosen_layers() == ()
+    assert arguments.MonitorArguments(key_layers="8,16, 24").chosen_layers() == (8, 16, 24)

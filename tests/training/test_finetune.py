@@ -126,6 +126,12 @@ def test_qlora_and_bf16_and_checkpointing_run_on_a_cpu(program: ModuleType, flag
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
+def test_evaluation_and_workers(program: ModuleType, flags, tmp_path: Path, data_file: Path):
+    more = ("--eval_data_path", str(data_file), "--evaluation_strategy", "steps", "--eval_steps", "2")
+    assert program.main(flags("--use_lora", "True", *more, "--dataloader_num_workers", "1")) == 0
+    assert sorted(scalars(tmp_path / "out" / "runs")["eval/loss"]) == [2, 4]
+
+
 def test_a_dry_run_shows_and_writes_nothing(program: ModuleType, flags, tmp_path: Path, capsys):
     assert program.main(flags("--use_lora", "True", "--dry_run", "True")) == 0
     shown = capsys.readouterr().out
@@ -147,6 +153,7 @@ def write(path: Path, content: object) -> str:
             ("--use_lora", "True", "--lora_target_modules", "c_attn", "q_proj"),
             "q_proj matches no linear layer",
         ),
+        (None, ("--key_layers", "0,2"), "--key_layers: found [2], expected layers of this model, 0 to 1"),
         ("", (), "the file is empty"),
         ("[{]", (), "broken JSON at line 1, column 3"),
         ([{"conversations": [{"from": "bot", "value": "x"}]}], (), "unknown role 'bot'"),
@@ -237,6 +244,7 @@ def test_two_processes_under_deepspeed_train_the_same(program: ModuleType, flags
     one, both = (scalars(tmp_path / name / "runs")["train/loss"] for name in ("one", "out"))
     assert list(both) == [1, 2, 3, 4]
     assert list(both.values()) == pytest.approx(list(one.values()), abs=1e-4)
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 1  # and writes alone
     marker = json.loads((tmp_path / "out" / "checkpoint-4" / run_folder.COMPLETE_FILE).read_text())
     assert marker["processes"] == 2
     a, b = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "out"))
