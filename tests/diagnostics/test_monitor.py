@@ -293,6 +293,8 @@ def _one_rank(rank: int, port: int, output_dir: Path, probe_file: Path) -> None:
 
 def test_two_ranks_share_the_probes_and_the_first_writes(tmp_path, probe_file, run, monkeypatch):
     monkeypatch.setattr(monitor_module.Prober, "run_all", _counting(Prober.run_all, tmp_path))
+    for name in ("_save", "_open_board", "_show", "_finish"):
+        monkeypatch.setattr(AttentionMonitor, name, _signed(getattr(AttentionMonitor, name), name, tmp_path))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -304,17 +306,29 @@ def test_two_ranks_share_the_probes_and_the_first_writes(tmp_path, probe_file, r
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in ranks] == [0, 0]
     probed = sorted(path.name for path in tmp_path.glob("probed-*"))
     assert probed == ["probed-step-0-disc-0-disc-2", "probed-step-0-disc-1",
                       "probed-step-1-disc-0-disc-2", "probed-step-1-disc-1"]  # fmt: skip
+    writers = sorted(path.name for path in tmp_path.glob("_*-by-*"))
+    assert writers == ["_finish-by-0", "_open_board-by-0", "_save-by-0", "_show-by-0"]
     for probe in ("disc-0", "disc-1", "disc-2"):
         two = AttentionRecord.load(tmp_path / "out" / "attention" / "step-000000" / f"{probe}.safetensors")
         one = AttentionRecord.load(run[0] / "attention" / "step-000000" / f"{probe}.safetensors")
         assert two.scores.answer_nats == pytest.approx(one.scores.answer_nats, abs=1e-5)
         assert two.interventions[0].margin_nats == pytest.approx(one.interventions[0].margin_nats, abs=1e-4)
     assert (tmp_path / "out" / "comparison" / "comparison.json").is_file()
+
+
+def _signed(method, name: str, folder: Path):
+    """``method`` that leaves a file naming the rank that called it."""
+
+    def signed(self, *args, **kwargs):
+        (folder / f"{name}-by-{os.environ['RANK']}").touch()
+        return method(self, *args, **kwargs)
+
+    return signed
 
 
 def _counting(run_all, folder: Path):
