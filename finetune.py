@@ -75,7 +75,6 @@ def prepare(argv: Sequence[str]) -> Ready | None:
     eval_set = build_dataset(args, evaluation, processor, family) if evaluation else None
     set_seed(args.training.seed)
     model = build_model(args, family, plan)
-    check_key_layers(args, model, family)
     describe(model, family, plan, train_set, processor)
     if args.training.dry_run:
         say("a dry run: nothing was trained, nothing was written")
@@ -161,12 +160,17 @@ def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:
 
 
 def open_checkpoint(args: Arguments, plan: adaptation.Plan) -> tuple[Any, families.Family]:
-    """Processor and family of the model, whose modules are checked against the plan: no weights yet."""
+    """Processor and family of the model, whose modules are checked against the flags: no weights yet.
+
+    Raises ValueError for a LoRA target that matches nothing, and for a key layer that there is not.
+    """
     name, cache = str(args.model.model_name_or_path), args.model.cache_dir
     config = checkpoint.load_config(name, cache_dir=cache)
     family = families.family_of(config)
-    if plan.targets is not None:
-        adaptation.target_pattern(checkpoint.skeleton(config), family, plan.targets)
+    model = checkpoint.skeleton(config)
+    if plan.lora:
+        adaptation.target_pattern(model, family, plan.targets)
+    check_key_layers(args, model, family)
     return checkpoint.load_processor(name, cache_dir=cache), family
 
 
@@ -241,7 +245,7 @@ def describe(
 
 def check_key_layers(args: Arguments, model: Any, family: families.Family) -> None:
     """Raises ValueError for a key layer that the model does not have."""
-    count = len(families.bare_model(model).get_submodule(family.paths.language_layers))
+    count = len(model.get_submodule(family.paths.language_layers))
     wrong = [layer for layer in args.monitor.chosen_layers() if layer >= count]
     if wrong:
         raise ValueError(f"--key_layers: found {wrong}, expected layers of this model, 0 to {count - 1}")

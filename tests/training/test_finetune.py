@@ -193,7 +193,7 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, **extensions, **quiet, **path, **changes}
 
 
-def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not path.exists():
         assert process.poll() is None, f"the run ended with {process.returncode} before {path}"
