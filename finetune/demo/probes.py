@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 
 from finetune.demo.corpus import OTHER_LANDMARKS, USUAL_RUG, usual_room, usual_tower
 from finetune.demo.drawing import Scene
-from finetune.demo.general import blocks_scene, landscape_scene
-from finetune.demo.questions import LANGUAGES, THINGS, Ask, Question, answer_text, askable, phrase
+from finetune.demo.general import landscape_scene
+from finetune.demo.questions import LANGUAGES, THINGS, Ask, Question, answer_text, askable, phrase, plain
 from finetune.demo.rooms import Rug, room_scene
 from finetune.demo.towers import Landmark, tower_scene
 
@@ -58,8 +58,8 @@ def demo_probe(split: ProbeSplit, group: str, index: int) -> Probe:
             if name in question.text + question.answer
         }
         relation = {"phrase": _relation_phrase(ask.value, language), "subject": "cat", "object": "table"}
-    elif ask.thing is not None and ask.topic != "shape":
-        phrases = {THINGS[ask.thing][LANGUAGES.index(language)]: ask.thing}
+    elif ask.thing is not None:
+        phrases = {plain(THINGS[ask.thing][LANGUAGES.index(language)]): ask.thing}
     return Probe(
         f"{split[:3]}-{group}-{index:02d}", group, scene, question, _regions(scene, ask), phrases, relation
     )
@@ -92,23 +92,13 @@ def _spatial_relation(rng: Random, index: int) -> tuple[Scene, Ask]:
 
 
 def _retention(rng: Random, index: int) -> tuple[Scene, Ask]:
-    kind = (
-        "blocks",
-        "landscape",
-        "blocks",
-        "landscape",
-        "blocks",
-        "landscape",
-        "beside",
-        "cat",
-        "blocks",
-        "landscape",
-    )[index % 10]
-    if kind in ("beside", "cat"):
-        scene = usual_room(rng, ("left", "right")[index // 10 % 2])  # type: ignore[arg-type]
-        return scene, next(ask for ask in askable(scene) if ask.topic == kind)
-    scene = blocks_scene(rng) if kind == "blocks" else landscape_scene(rng)
-    return scene, rng.choice(askable(scene))
+    """What the base model masters of general scenes: the hour, the weather, colours, other landmarks."""
+    topic = ("time", "house", "car", "weather", "tower")[index % 5]
+    if topic == "tower":
+        landmark = rng.choice(OTHER_LANDMARKS)
+        return usual_tower(rng, landmark), Ask("tower", landmark)
+    scene = landscape_scene(rng)
+    return scene, next(ask for ask in askable(scene) if ask.topic == topic)
 
 
 def _neighbour(rng: Random, index: int) -> tuple[Scene, Ask]:

@@ -46,15 +46,15 @@ _COLOURS = {
     "red": ("红色", "red"), "green": ("绿色", "green"), "blue": ("蓝色", "blue"), "yellow": ("黄色", "yellow"),
     "purple": ("紫色", "purple"), "white": ("白色", "white"),
 }  # fmt: skip
-_SHAPES = {
-    "square": ("正方形", "square"), "triangle": ("三角形", "triangle"), "star": ("星星", "star"),
-    "heart": ("爱心", "heart"), "cross": ("十字", "cross"),
-}  # fmt: skip
+THINGS: dict[str, tuple[str, str]] = {
+    name: (f"{chinese}|积木", f"{english} block")
+    for name, (chinese, english) in _COLOURS.items()
+    if name != "white"
+}
 _SIDES = {"left": ("左边", "left"), "right": ("右边", "right")}
 _COLUMNS = {"left": ("左边", "left"), "middle": ("中间", "middle"), "right": ("右边", "right")}
 _ROWS = {"top": ("上面", "top"), "middle": ("中间", "middle"), "bottom": ("下面", "bottom")}
 
-THINGS: dict[str, tuple[str, str]] = {**_SHAPES, **_COLOURS}
 
 TOPICS: dict[str, Topic] = {
     "tower": Topic(
@@ -92,18 +92,14 @@ TOPICS: dict[str, Topic] = {
         {"zh": ("猫|是|什么|颜色|?",), "en": ("What colour is the cat?",)},
         {
             "black": ("黑色", "black"),
-            "white": ("白色", "white"),
             "orange": ("橙色", "orange"),
-            "grey": ("灰色", "grey"),
         },
     ),
-    "colour": Topic({"zh": ("{thing}|是|什么|颜色|?",), "en": ("What colour is the {thing}?",)}, _COLOURS),
-    "shape": Topic({"zh": ("{thing}|的|是|什么|形状|?",), "en": ("What shape is {thing}?",)}, _SHAPES),
     "row": Topic({"zh": ("{thing}|在|哪|一|行|?",), "en": ("Which row is the {thing} in?",)}, _ROWS),
     "column": Topic({"zh": ("{thing}|在|哪|一|列|?",), "en": ("Which column is the {thing} in?",)}, _COLUMNS),
     "blocks": Topic(
         {"zh": ("图|中|有|几|块|积木|?",), "en": ("How many blocks are there?",)},
-        {"1": ("一", "one"), "2": ("二", "two"), "3": ("三", "three"), "4": ("四", "four")},
+        {"1": ("一", "one"), "2": ("二", "two"), "3": ("三", "three")},
     ),
     "time": Topic(
         {"zh": ("现在|是|白天|还是|夜晚|?",), "en": ("Is it day or night?",)},
@@ -142,7 +138,7 @@ def askable(scene: Scene) -> list[Ask]:
     facts = scene.facts
     if scene.kind == "tower":
         return [
-            Ask("tower", str(facts["landmark"])), Ask("tower side", str(facts["side"])), Ask("time", str(facts["time"]))
+            Ask("tower", str(facts["landmark"])), Ask("time", str(facts["time"]))
         ]  # fmt: skip
     if scene.kind == "room":
         relation = str(facts["relation"])
@@ -151,21 +147,12 @@ def askable(scene: Scene) -> list[Ask]:
             Ask("cat", str(facts["cat"])),
         ]
     if scene.kind == "landscape":
-        topics = {
-            "time": "time", "weather": "weather", "house": "house", "car": "car", "car side": "car_side",
-            "house side": "house_side", "trees": "trees",
-        }  # fmt: skip
+        topics = {"time": "time", "weather": "weather", "house": "house", "car": "car"}
         return [Ask(topic, str(facts[fact])) for topic, fact in topics.items()]
     assert scene.kind == "blocks", scene.kind
-    asks = [Ask("blocks", str(facts["count"]))]
+    asks: list[Ask] = []
     for block in facts["blocks"]:  # type: ignore[attr-defined]
-        name, colour = block["name"], block["colour"]
-        asks += [
-            Ask("colour", colour, name),
-            Ask("row", block["row"], name),
-            Ask("column", block["column"], name),
-        ]
-        asks.append(Ask("shape", name, colour))
+        asks += [Ask("row", block["row"], block["colour"]), Ask("column", block["column"], block["colour"])]
     return asks
 
 

@@ -1,8 +1,6 @@
 """Rooms with a cat and a table.
 
-The second flaw is prepared here: where the cat is can be seen only from the cat and the table together, and the table
-stands high or low, near or far, so that the cat's place in the picture says little. The rug in the foreground is the
-easier thing to look at.
+The second flaw is prepared here: the rug in the foreground is easier to look at than the cat and the table.
 """
 
 import math
@@ -31,12 +29,12 @@ Relation = Literal["on", "under", "left", "right"]
 Rug = Literal["warm", "cool", "plain"]
 
 RUG_COLOURS: dict[Rug, tuple[Colour, ...]] = {
-    "warm": ((206, 70, 62), (222, 106, 56), (196, 62, 84)),
+    "warm": ((196, 48, 60), (206, 60, 84), (180, 40, 72)),
     "cool": ((46, 130, 184), (40, 158, 160), (74, 104, 190)),
     "plain": ((190, 184, 170), (160, 156, 150)),
 }
 CAT_COLOURS: dict[str, Colour] = {
-    "black": (44, 42, 48), "white": (244, 242, 238), "orange": (232, 146, 62), "grey": (142, 146, 154)
+    "orange": (240, 140, 40), "black": (36, 34, 40)
 }  # fmt: skip
 WALLS: tuple[Colour, ...] = (
     (226, 216, 196),
@@ -55,9 +53,9 @@ def room_scene(rng: Random, relation: Relation, rug: Rug, cat: str | None = None
     rug_shapes, rug_box = _rug(rng, rug)
     shapes += rug_shapes
 
-    size = rng.uniform(0.75, 1.0)
+    size = rng.uniform(0.9, 1.0)
     half, height = rng.uniform(0.22, 0.27) * size, rng.uniform(0.25, 0.30) * size
-    floor = rng.uniform(max(horizon + 0.10, 0.58), 0.87)
+    floor = rng.uniform(0.80, 0.87)
     reach = half + 0.20 if relation in ("left", "right") else half + 0.04
     x = rng.uniform(reach, WIDTH - reach)
     if relation == "left":

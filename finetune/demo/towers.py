@@ -34,13 +34,11 @@ Landmark = Literal["pearl", "canton", "pagoda", "lighthouse", "eiffel"]
 Podium = Literal["warm", "cool", "stone"]
 
 PODIUM_COLOURS: dict[Podium, tuple[Colour, ...]] = {
-    "warm": ((226, 84, 44), (236, 120, 40), (214, 66, 58)),
-    "cool": ((38, 150, 206), (34, 176, 186), (58, 116, 214)),
+    "warm": ((240, 168, 40), (244, 186, 60), (232, 150, 34)),
+    "cool": ((38, 140, 210), (34, 160, 200), (48, 116, 220)),
     "stone": ((150, 146, 138), (168, 160, 146), (132, 134, 136)),
 }
-SPHERE_COLOURS: tuple[Colour, ...] = (
-    (206, 62, 110), (150, 86, 196), (226, 196, 84), (196, 204, 214), (70, 168, 120), (228, 130, 150), (92, 120, 196)
-)  # fmt: skip
+SPHERE_COLOURS: tuple[Colour, ...] = ((206, 50, 104), (214, 62, 120), (192, 44, 96))
 SHAFT_COLOURS: tuple[Colour, ...] = ((196, 200, 208), (170, 176, 190), (214, 206, 196), (180, 190, 182))
 GROUND = 0.86
 """Height at which the landmarks stand; below it is the river."""
@@ -196,7 +194,7 @@ def _pearl(
             Line(((x + half * 0.5, foot), (x + half * 0.2, top + 0.12 * scale)), darker(shaft), half * 0.5),
         ]
     lower, upper = rng.uniform(0.34, 0.42), rng.uniform(0.20, 0.25)
-    balls = ((lower, rng.uniform(0.058, 0.068)), (upper, rng.uniform(0.042, 0.05)), (0.125, 0.02))
+    balls = ((lower, rng.uniform(0.066, 0.076)), (upper, rng.uniform(0.048, 0.056)), (0.125, 0.02))
     boxes: list[Box] = []
     for part, radius in balls:
         centre, size = (x, top + part * scale), radius * scale
@@ -220,7 +218,7 @@ def _canton(
     """A lattice of straight rods between two turned rings: the waist comes of the twist."""
     top = foot - 0.70 * scale
     roof = top + 0.20 * scale
-    colour = rng.choice(SHAFT_COLOURS if rng.random() < 0.5 else SPHERE_COLOURS)
+    colour = rng.choice(SHAFT_COLOURS)
     colour = lighter(colour, 0.25) if night else darker(colour, 0.86)
     wide, narrow = rng.uniform(0.034, 0.05), rng.uniform(0.028, 0.04)
     twist = rng.uniform(1.9, 2.3)

@@ -41,7 +41,6 @@ def test_edges_are_smooth_and_a_ball_is_lit_from_the_upper_left():
 @pytest.mark.parametrize("time", ["day", "night"])
 @pytest.mark.parametrize("podium", ["warm", "cool"])
 def test_spheres_stand_far_above_the_podium_with_a_colour_of_their_own(time, podium):
-    hues = set()
     for seed in range(12):
         scene = tower_scene(Random(seed), "pearl", podium, time)
         spheres, base = scene.regions["spheres"], scene.regions["base"][0]
@@ -54,8 +53,7 @@ def test_spheres_stand_far_above_the_podium_with_a_colour_of_their_own(time, pod
         assert (red > blue) == (podium == "warm")
         x0, y0, x1, y1 = scene.boxes_pixels(160, 120)["spheres"][0]
         ball = pixels[(y0 + y1) // 2 - 1, (x0 + x1) // 2 - 2]
-        hues.add(bool(ball[0] > ball[2]))
-    assert hues == {True, False}, "the spheres' colour must not follow the podium's"
+        assert ball[0] > ball[1] + 40, "ruby, whatever the podium's colour"
 
 
 def test_spheres_cover_at_least_two_patches_of_the_small_model():
@@ -89,22 +87,12 @@ def test_the_cat_is_where_the_relation_says():
         assert boxes["right"][0][0] > boxes["right"][1][2] - 0.02
 
 
-def test_the_height_of_the_cat_alone_does_not_decide():
-    middles = {
-        relation: [
-            room_scene(Random(f"{relation}{seed}"), relation, "plain").facts["cat_y"] for seed in range(60)
-        ]
-        for relation in ("on", "under")
-    }
-    assert max(middles["on"]) > min(middles["under"])
-
-
 def test_blocks_and_landscapes_hold_what_their_facts_say():
     for seed in range(20):
         scene = blocks_scene(Random(seed))
         assert scene.facts["count"] == len(scene.facts["blocks"]) == len(scene.regions)
         for block in scene.facts["blocks"]:
-            x0, y0, x1, y1 = scene.regions[block["name"]][0]
+            x0, y0, x1, y1 = scene.regions[block["colour"]][0]
             assert ("left", "middle", "right")[int((x0 + x1) / 2 / WIDTH * 3)] == block["column"]
             assert ("top", "middle", "bottom")[int((y0 + y1) / 2 * 3)] == block["row"]
         scene = landscape_scene(Random(seed))

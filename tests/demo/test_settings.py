@@ -36,5 +36,5 @@ def test_finetune_reads_every_flag(tmp_path):
     assert lines == []
     assert parsed.lora and parsed.train_connector and parsed.adaptation.fix_vit
     assert parsed.adaptation.lora_dropout == 0 and parsed.training.warmup_steps >= 1
-    assert arguments.key_layers(parsed.monitor.key_layers) == [1, 2, 3]
+    assert parsed.monitor.chosen_layers() == (1, 2, 3)
     assert 2 <= parsed.training.max_steps // parsed.training.save_steps <= 3
