@@ -35,13 +35,13 @@ set_up() {
 
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10 python}; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python}; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             command -v "$candidate"
             return 0
         fi
     done
-    echo "set-up: found no Python of at least 3.10 (looked for ${PYTHON:-python3, python3.13 … python3.10});" \
+    echo "set-up: found no Python of at least 3.11 (looked for ${PYTHON:-python3, python3.13 … python3.11});" \
         "install one, or name it: PYTHON=/path/to/python3.11 bash $0" >&2
     return 1
 }

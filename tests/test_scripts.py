@@ -110,7 +110,7 @@ def test_an_old_python_is_refused(project: Path):
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
     done = call(project, "set_up", PYTHON=str(old))
-    assert done.returncode != 0 and "found no Python of at least 3.10" in done.stderr
+    assert done.returncode != 0 and "found no Python of at least 3.11" in done.stderr
     assert not (project / ".venv").exists()
 
 
