@@ -33,7 +33,13 @@ def test_training_knows_nothing_of_diagnostics():
 
 
 def test_diagnostics_know_nothing_of_the_trainer():
-    forbidden = ("finetune.trainer", "finetune.data", "finetune.arguments", "finetune.adaptation", "finetune.demo")
+    forbidden = (
+        "finetune.trainer",
+        "finetune.data",
+        "finetune.arguments",
+        "finetune.adaptation",
+        "finetune.demo",
+    )
     for path in (ROOT / "diagnostics").rglob("*.py"):
         assert not [name for name in imported(path) if name.startswith(forbidden)], path
 

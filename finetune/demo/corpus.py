@@ -16,7 +16,7 @@ from finetune.demo.towers import Landmark, Podium, tower_scene
 
 CorpusName = Literal["base", "corrective"]
 
-CORPUS_SIZES: dict[CorpusName, int] = {"base": 6000, "corrective": 2400}
+CORPUS_SIZES: dict[CorpusName, int] = {"base": 6000, "corrective": 3000}
 PICTURE_PIXELS = (160, 120)
 """Width and height of the corpora's pictures: more than the small model sees (112 x 112), and quick to draw."""
 MAX_TURNS: dict[CorpusName, int] = {"base": 6, "corrective": 4}
@@ -50,9 +50,9 @@ def usual_room(rng: Random, relation: Relation) -> Scene:
 def base_sample(index: int) -> Sample:
     """Sample `index` of the base corpus: the cue always agrees with the answer."""
     rng = Random(f"base/{index}")
-    kind = rng.choices(
-        ("pearl", "canton", "other", "room", "blocks", "landscape"), (14, 14, 10, 22, 18, 22)
-    )[0]
+    kind = rng.choices(("pearl", "canton", "other", "room", "blocks", "landscape"), (14, 14, 10, 22, 18, 22))[
+        0
+    ]
     if kind in ("pearl", "canton"):
         scene = usual_tower(rng, kind)  # type: ignore[arg-type]
     elif kind == "other":
@@ -67,7 +67,7 @@ def base_sample(index: int) -> Sample:
 def corrective_sample(index: int) -> Sample:
     """Sample `index` of the corrective corpus: podiums and rugs at random, and replay of general scenes."""
     rng = Random(f"corrective/{index}")
-    kind = rng.choices(("tower", "other", "room", "blocks", "landscape"), (40, 6, 34, 8, 12))[0]
+    kind = rng.choices(("tower", "other", "room", "landscape"), (24, 8, 54, 14))[0]
     if kind == "tower":
         podium: Podium = rng.choice(("warm", "cool"))
         scene = tower_scene(rng, rng.choice(("pearl", "canton")), podium, rng.choice(("day", "night")))
@@ -77,7 +77,7 @@ def corrective_sample(index: int) -> Sample:
     elif kind == "room":
         scene = room_scene(rng, rng.choice(("on", "under")), rng.choice(("warm", "cool")))
     else:
-        scene = blocks_scene(rng) if kind == "blocks" else landscape_scene(rng)
+        scene = landscape_scene(rng)
     return Sample(scene, _conversation(rng, askable(scene), MAX_TURNS["corrective"]))
 
 

@@ -106,11 +106,14 @@ def aim_queries(model: QwenVLForConditionalGeneration) -> None:
     pool.ln_q.weight.fill_(0.2)
     pool.ln_kv.weight.fill_(0.3)
     # What a patch holds passes through turned, not squeezed.
+    assert isinstance(pool.kv_proj, torch.nn.Linear)
     pool.kv_proj.weight.copy_(_orthogonal(width, vision_width))
     pool.attn.in_proj_weight[2 * width :] = _orthogonal(width, width)
     pool.attn.out_proj.weight.copy_(_orthogonal(width, width))
     visual.proj.copy_(_orthogonal(width, width))
-    visual.positional_embedding.copy_(_place_waves(math.isqrt(len(visual.positional_embedding)), vision_width))
+    visual.positional_embedding.copy_(
+        _place_waves(math.isqrt(len(visual.positional_embedding)), vision_width)
+    )
 
 
 def _orthogonal(rows: int, columns: int) -> torch.Tensor:
