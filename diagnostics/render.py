@@ -423,6 +423,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _draw_by_hand(Archive.open(options.attention_dir), options.steps)
     else:
         os.nice(NICENESS)
+        if hasattr(os, "SCHED_IDLE"):
+            # Nice alone leaves drawing a share of the cores, and a training step waits for its slowest thread.
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         _serve(options.attention_dir, options.scratch_dir, options.shown_per_group, sys.stdin)
 
 

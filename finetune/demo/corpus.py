@@ -67,7 +67,7 @@ def base_sample(index: int) -> Sample:
 def corrective_sample(index: int) -> Sample:
     """Sample `index` of the corrective corpus: podiums and rugs at random, and replay of general scenes."""
     rng = Random(f"corrective/{index}")
-    kind = rng.choices(("tower", "other", "room", "landscape"), (24, 8, 54, 14))[0]
+    kind = rng.choices(("tower", "other", "room", "landscape"), (22, 8, 58, 12))[0]
     if kind == "tower":
         podium: Podium = rng.choice(("warm", "cool"))
         scene = tower_scene(rng, rng.choice(("pearl", "canton")), podium, rng.choice(("day", "night")))
