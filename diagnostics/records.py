@@ -3,12 +3,15 @@
 On disk a record is one safetensors file: the arrays as they are, and everything else as JSON under the key
 ``attention_record`` of the header, so that safetensors and NumPy alone open it::
 
-    rows                      Float32[layers, heads, queries, keys]
-    visual_share              Float32[all layers, heads]
-    region_mass/NAME          Float32[all layers, heads]
-    connector/I               Float32[image tokens, cells]
-    image/I/positions         Int64[tokens]
-    image/I/cell_boxes_pixels Float64[cells, 4]
+    rows                           Float32[layers, heads, queries, keys]
+    visual_share                   Float32[all layers, heads]
+    region_mass/NAME               Float32[all layers, heads]
+    connector/I                    Float32[image tokens, cells]
+    image/I/positions              Int64[tokens]
+    image/I/cell_boxes_pixels      Float64[cells, 4]
+
+and, where measured, ``random_mass/NAME``, ``sinks``, ``region_mass_without_sinks/NAME``, ``head_entropy``,
+``highest_logit``, ``maps/NAME``, ``relation/NAME`` and ``curves/NAME``, of the shapes that ``AttentionRecord`` gives.
 """
 
 from __future__ import annotations
@@ -25,8 +28,10 @@ from safetensors.numpy import save_file
 
 from finetune.families.base import ImageTokens
 
-VERSION = 1
+VERSION = 2
 HEADER = "attention_record"
+NAMED = ("region_mass", "random_mass", "region_mass_without_sinks", "maps", "relation", "curves")
+OPTIONAL = ("sinks", "head_entropy", "highest_logit")
 
 
 class Query(NamedTuple):
@@ -63,12 +68,19 @@ class Scores:
 
 class Intervention(NamedTuple):
     """The margin after something was taken away. ``kind`` is "occlusion" or "knockout"; ``region`` names it;
-    ``control_margins_nats`` are the margins after the same was done to area-matched random regions."""
+    ``control_margins_nats`` are the margins after the same was done to area-matched random regions; ``layers`` is
+    the window (first, last) of language layers in which the answer query was cut from the region, None where the
+    region was taken away everywhere."""
 
     kind: str
     region: str
     margin_nats: float
     control_margins_nats: tuple[float, ...]
+    layers: tuple[int, int] | None = None
+
+
+def _nothing() -> np.ndarray:
+    return np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,17 @@ class AttentionRecord:
                            the image that lies on the region, range [0, 1]
     visual_share           Float32[all layers, heads]: attention of the answer query on image tokens, [0, 1]
     scores, interventions  what was answered, and what hiding or masking a region did to it
+
+    Measured where asked for, empty otherwise:
+
+    random_mass            region name → Float32[all layers, heads]: mean mass on area-matched random regions, [0, 1]
+    sinks                  Bool[layers, keys]: tokens that are attention sinks in each key layer
+    region_mass_without_sinks   as region_mass, of rows whose sink keys are 0; only where there are sinks
+    head_entropy           Float32[all layers, heads]: entropy of the answer query's whole row over its largest, [0, 1]
+    highest_logit          Float32[all layers, heads]: highest attention logit of the answer query
+    maps                   name → Float32[layers, cells]: "relative", "gradient"; "rollout" Float32[1, cells]
+    relation               name → Float32[…]: readings of a probe with a relation (``diagnostics.relations``)
+    curves                 name → Float32[points]: margins in nats while the picture is hidden or shown bit by bit
     """
 
     probe_id: str
@@ -104,7 +127,15 @@ class AttentionRecord:
     region_mass: dict[str, np.ndarray]
     visual_share: np.ndarray
     scores: Scores
-    interventions: tuple[Intervention, ...] = field(default=())
+    interventions: tuple[Intervention, ...] = ()
+    random_mass: dict[str, np.ndarray] = field(default_factory=dict)
+    sinks: np.ndarray = field(default_factory=_nothing)
+    region_mass_without_sinks: dict[str, np.ndarray] = field(default_factory=dict)
+    head_entropy: np.ndarray = field(default_factory=_nothing)
+    highest_logit: np.ndarray = field(default_factory=_nothing)
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
+    relation: dict[str, np.ndarray] = field(default_factory=dict)
+    curves: dict[str, np.ndarray] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, complete or not at all; folders above it are made."""
@@ -149,7 +180,9 @@ class AttentionRecord:
 
 def _arrays(record: AttentionRecord) -> dict[str, np.ndarray]:
     arrays = {"rows": record.rows, "visual_share": record.visual_share}
-    arrays |= {f"region_mass/{name}": mass for name, mass in record.region_mass.items()}
+    arrays |= {name: getattr(record, name) for name in OPTIONAL if getattr(record, name).size}
+    for named in NAMED:
+        arrays |= {f"{named}/{name}": array for name, array in getattr(record, named).items()}
     arrays |= {f"connector/{index}": weights for index, weights in enumerate(record.connector)}
     for index, image in enumerate(record.image_tokens):
         arrays[f"image/{index}/positions"] = image.positions
@@ -168,7 +201,7 @@ def _header(record: AttentionRecord) -> dict[str, Any]:
         "tokens": list(record.tokens),
         "queries": [query._asdict() for query in record.queries],
         "layers": list(record.layers),
-        "regions": list(record.region_mass),
+        "names": {named: list(getattr(record, named)) for named in NAMED},  # safetensors keeps no order
         "connectors": len(record.connector),
         "images": [
             {
@@ -208,11 +241,21 @@ def _record(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> AttentionR
             for index, image in enumerate(header["images"])
         ),
         connector=tuple(arrays[f"connector/{index}"] for index in range(header["connectors"])),
-        region_mass={name: arrays[f"region_mass/{name}"] for name in header["regions"]},
         visual_share=arrays["visual_share"],
         scores=Scores(**header["scores"]),
         interventions=tuple(
-            Intervention(**{**one, "control_margins_nats": tuple(one["control_margins_nats"])})
+            Intervention(
+                **{
+                    **one,
+                    "control_margins_nats": tuple(one["control_margins_nats"]),
+                    "layers": None if one["layers"] is None else (one["layers"][0], one["layers"][1]),
+                }
+            )
             for one in header["interventions"]
         ),
+        **{name: arrays[name] for name in OPTIONAL if name in arrays},
+        **{
+            named: {name: arrays[f"{named}/{name}"] for name in names}
+            for named, names in header["names"].items()
+        },
     )

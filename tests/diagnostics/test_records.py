@@ -36,7 +36,18 @@ def a_record(**changes) -> AttentionRecord:
         },
         visual_share=rng.random((4, 3), dtype=np.float32),
         scores=Scores(-0.25, -3.5, "东方明珠"),
-        interventions=(Intervention("occlusion", "spheres", -1.5, (3.0, 2.5)),),
+        interventions=(
+            Intervention("occlusion", "spheres", -1.5, (3.0, 2.5)),
+            Intervention("knockout", "spheres", -1.0, (3.0,), layers=(2, 5)),
+        ),
+        random_mass={"spheres": rng.random((4, 3), dtype=np.float32)},
+        sinks=rng.random((2, 9)) > 0.5,
+        highest_logit=rng.random((4, 3), dtype=np.float32),
+        maps={
+            "relative": rng.random((2, 6), dtype=np.float32),
+            "gradient": rng.random((2, 6), dtype=np.float32),
+        },
+        curves={"deletion": np.array([3.0, 1.0], np.float32)},
     )
     return dataclasses.replace(record, **changes)
 
