@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -51,13 +51,16 @@ class AttentionExtractor:
     Rows are probabilities before dropout; each sums to 1, a padded query's is all 0 or what its kernel makes
     of it. ``decode_weights`` has what generation adds: ``layer_N`` → a list with one array for each cached
     step since that pass, (batch, heads, tokens of the step, keys so far), every new token's row whatever
-    ``query_tokens`` says.
+    ``query_tokens`` says. ``highest_logits`` has what the largest probability of a row was made of: ``layer_N``
+    → np.float32 (batch, heads, query tokens).
 
     key_layers     language layers by index; None: all of them; []: none (to take keys away only)
     heads          heads of the language layers by index; None: all
     query_tokens   positions of the rows to keep, from the end where negative: a list for all of the batch, or
                    Int[batch, queries], one list for each kept sequence; None: every row, a square for each
                    layer
+    vision_tokens  the same for the rows of ``vision_layer_N``, by place in the tower's sequence: a list for all
+                   images, or Int[images, queries], one list for each kept image; None: every row
     sequences      which sequences of the batch to keep; None: all
     images         which images of the pass to keep for ``visual_attn`` and ``vision_layer_N``; None: all
     vision_layers  layers of the vision tower by index
@@ -77,6 +80,7 @@ class AttentionExtractor:
         *,
         heads: Sequence[int] | None = None,
         query_tokens: Sequence[int] | Int[Tensor, "batch query"] | None = None,
+        vision_tokens: Sequence[int] | Int[Tensor, "images query"] | None = None,
         sequences: Sequence[int] | None = None,
         images: Sequence[int] | None = None,
         vision_layers: Sequence[int] = (),
@@ -89,9 +93,11 @@ class AttentionExtractor:
         self._wanted = _wanted_names(self._modules, key_layers, vision_layers, connector=connector)
         self.heads = None if heads is None else list(heads)
         self.query_tokens = query_tokens
+        self.vision_tokens = vision_tokens
         self.sequences = None if sequences is None else list(sequences)
         self.images = None if images is None else list(images)
         self._blocked: dict[str, Tensor] = {}
+        self._tap: Tap | None = None
         self._proof: dict[str, float] | None = None
         self._hooks: list[RemovableHandle] = []
         self._kernels: list[tuple[PreTrainedConfig, str]] = []
@@ -119,9 +125,18 @@ class AttentionExtractor:
         """Rows of each cached step since that pass; see the class. Copied from the device on each access."""
         return {name: [_to_numpy(step) for step in steps] for name, steps in self._steps.items()}
 
+    @property
+    def highest_logits(self) -> dict[str, np.ndarray]:
+        """The highest attention logit of each language row that ``attention_weights`` has, over the keys that it
+        may see: scaled, soft-capped and biased, as it enters the softmax; unbounded, −inf where a row sees no
+        key. One that grows from checkpoint to checkpoint, while entropy falls, tells of a collapse (Zhai et al.,
+        σReparam, ICML 2023). Copied from the device on each access."""
+        return {name: _to_numpy(highest) for name, highest in self._highest.items()}
+
     def clear(self) -> None:
         """Forget the rows seen so far."""
         self._rows: dict[str, list[Tensor]] = {}
+        self._highest: dict[str, Tensor] = {}
         self._steps: dict[str, list[Tensor]] = {}
         self._inside = False
         self._touched: set[str] = set()
@@ -177,6 +192,20 @@ class AttentionExtractor:
         finally:
             self._wanted = wanted
 
+    @contextmanager
+    def tapped(self, tap: Tap) -> Iterator[None]:
+        """While the block lasts, call ``tap(name, call, output)`` after the kernel of every attention module, and
+        let the model go on with what it returns.
+
+        ``output`` is the kernel's, Float[batch, queries, heads, dim], before the projection. Called with
+        gradients as the model runs, in the order of the forward.
+        """
+        before, self._tap = self._tap, tap
+        try:
+            yield
+        finally:
+            self._tap = before
+
     def _attach(self) -> None:
         if self._model in _EXTRACTORS:
             raise ValueError(
@@ -209,6 +238,7 @@ class AttentionExtractor:
         self._inside = False
         if self._new_sequence:
             self._rows = {name: rows for name, rows in self._rows.items() if name in self._touched}
+            self._highest = {name: rows for name, rows in self._highest.items() if name in self._touched}
             self._steps = {name: [] for name in self._steps if name in self._touched}
 
     def _store(self, name: str, rows: Tensor, *, cached: bool) -> None:
@@ -257,6 +287,11 @@ class Call(NamedTuple):
         return function(self.module, self.query, self.key, self.value, self.mask, **self.options)
 
 
+Tap: TypeAlias = Callable[
+    [str, Call, Tensor], Tensor
+]  # name, call, kernel's output → the output to go on with
+
+
 class _Watcher:
     """What happens around the real kernel of one attention module."""
 
@@ -278,6 +313,8 @@ class _Watcher:
         owner._new_sequence |= self.is_language and not is_cached
         if self.name in owner._wanted:
             self._observe(call, output[0], is_cached=is_cached)
+        if owner._tap is not None:
+            output = (owner._tap(self.name, call, output[0]), *output[1:])
         return output
 
     @torch.no_grad()
@@ -290,12 +327,19 @@ class _Watcher:
         else:
             sequences = _indices(owner.images, batch, f"{name}: image", device)
         kept_heads = _indices(owner.heads if self.is_language else None, heads, f"{name}: head", device)
-        tokens = owner.query_tokens if self.is_language and not is_cached else None
-        positions = _positions(tokens, len(sequences), queries, name, device)
-        rows = attention_rows(call, sequences, positions)
+        positions = _positions(self._tokens(is_cached), len(sequences), queries, name, device)
+        logits = attention_logits(call, sequences, positions)
+        if self.is_language and not is_cached:
+            owner._highest[name] = _highest(call, logits)[:, kept_heads]
+        rows = attention_rows(logits)
         if owner._proof is not None:
             owner._proof[name] = _disagreement(rows, call.value[sequences], output[sequences], positions)
         owner._store(name, rows[:, kept_heads], cached=is_cached)
+
+    def _tokens(self, is_cached: bool) -> Sequence[int] | Tensor | None:
+        if self.is_language:
+            return None if is_cached else self.owner.query_tokens
+        return self.owner.vision_tokens if self.name.startswith("vision_layer_") else None
 
 
 def observe_kernel(kernel: str) -> str:
@@ -359,13 +403,14 @@ def _eager_kernel(cls: Hashable) -> Callable[..., tuple[Tensor, Any]]:
     )
 
 
-def attention_rows(
+def attention_logits(
     call: Call, sequences: Int[Tensor, " kept"], positions: Int[Tensor, "kept rows"]
 ) -> Float[Tensor, "kept heads rows key"]:
-    """softmax(q·k·scale + mask) of chosen rows of a call, in fp32, as its kernel would have it. Range [0, 1].
+    """q·k·scale + mask of chosen rows of a call, in fp32: what its kernel takes the softmax of. −inf where a row
+    may not see a key.
 
     ``sequences`` are places in the batch, ``positions`` places among this call's queries. Grouped keys are not
-    repeated: each group's queries are multiplied with their one key head. A row that may see no key is all 0.
+    repeated: each group's queries are multiplied with their one key head.
 
     Raises ValueError for terms that rows cannot show.
     """
@@ -376,22 +421,32 @@ def attention_rows(
     batch, heads, _, dim = call.query.shape
     kept, rows = positions.shape
     with torch.autocast(call.query.device.type, enabled=False):
-        query = (
-            call.query[sequences].gather(2, positions[:, None, :, None].expand(-1, heads, -1, dim)).float()
-        )
+        query = call.query[sequences[:, None], :, positions].transpose(1, 2).float()
         key = call.key.expand(batch, -1, -1, -1)[sequences].float()
         folded = query.reshape(kept, key.shape[1], heads // key.shape[1] * rows, dim)
-        scores = (folded @ key.transpose(2, 3)).view(kept, heads, rows, key.shape[2])
+        logits = (folded @ key.transpose(2, 3)).view(kept, heads, rows, key.shape[2])
         scale = call.options.get("scaling")
-        scores *= dim**-0.5 if scale is None else scale
+        logits *= dim**-0.5 if scale is None else scale
         if (cap := call.options.get("softcap")) is not None:
-            scores = torch.tanh(scores / cap) * cap
+            logits = torch.tanh(logits / cap) * cap
         allowed, bias = _rules(call, sequences, positions)
         if bias is not None:
-            scores += bias.float()
-        if allowed is None:
-            return scores.softmax(-1)
-        return scores.masked_fill(~allowed, float("-inf")).softmax(-1).nan_to_num(0.0)
+            logits += bias.float()
+        return logits if allowed is None else logits.masked_fill_(~allowed, float("-inf"))
+
+
+def attention_rows(logits: Float[Tensor, "*rows key"]) -> Float[Tensor, "*rows key"]:
+    """Attention logits → probabilities, range [0, 1], each row's sum 1. A row that may see no key is all 0."""
+    blind = logits.amax(-1, keepdim=True).isneginf()
+    return logits.softmax(-1).masked_fill_(blind, 0.0)
+
+
+def _highest(call: Call, logits: Float[Tensor, "kept heads rows key"]) -> Float[Tensor, "kept heads rows"]:
+    """The largest logit of each row. A mask that adds forbids by its type's lowest number: −inf here too."""
+    highest = logits.amax(-1)
+    if call.mask is None or not call.mask.is_floating_point():
+        return highest
+    return highest.masked_fill(highest <= torch.finfo(call.mask.dtype).min / 2, float("-inf"))
 
 
 def _rules(call: Call, sequences: Tensor, positions: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -399,9 +454,11 @@ def _rules(call: Call, sequences: Tensor, positions: Tensor) -> tuple[Tensor | N
     queries, keys = call.lengths
     mask = call.mask
     if mask is not None and mask.ndim == 4:
-        mask = mask[..., :keys].expand(call.query.shape[0], -1, -1, -1)[sequences]
+        mask = mask[..., :keys].expand(call.query.shape[0], -1, -1, -1)
         if mask.shape[2] > 1:
-            mask = mask.gather(2, positions[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+            mask = mask[sequences[:, None], :, positions].transpose(1, 2)
+        else:
+            mask = mask[sequences]
         return (mask, None) if mask.dtype == torch.bool else (None, mask)
     row = positions[:, None, :, None]
     key = torch.arange(keys, device=positions.device)
@@ -583,15 +640,14 @@ def _positions(
 ) -> Int[Tensor, "kept rows"]:
     if tokens is None:
         return torch.arange(length, device=device).expand(kept, -1)
+    token, whole = ("vision token", "image") if name.startswith("vision") else ("query token", "sequence")
     positions = torch.as_tensor(tokens, device=device, dtype=torch.long)
     positions = positions.expand(kept, -1) if positions.ndim == 1 else positions
     if positions.shape[0] != kept:
-        raise ValueError(f"{name}: query tokens for {positions.shape[0]} sequences, expected {kept}")
+        raise ValueError(f"{name}: {token}s for {positions.shape[0]} {whole}s, expected {kept}")
     wrong = positions[(positions >= length) | (positions < -length)]
     if len(wrong):
-        raise ValueError(
-            f"{name}: query token {int(wrong[0])} does not exist; the sequence has {length} tokens"
-        )
+        raise ValueError(f"{name}: {token} {int(wrong[0])} does not exist; the {whole} has {length} tokens")
     return positions % length
 
 

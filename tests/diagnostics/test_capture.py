@@ -9,7 +9,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from diagnostics import capture
-from diagnostics.capture import AttentionExtractor, Call, attention_rows, self_check
+from diagnostics.capture import AttentionExtractor, Call, attention_logits, attention_rows, self_check
 from finetune.families.base import ModulePaths
 
 PATHS = ModulePaths(
@@ -77,6 +77,38 @@ def test_logits_are_bit_identical_with_capture_attached(kernel):
         plain = model(**inputs).logits
         with extractor(model):
             assert torch.equal(model(**inputs).logits, plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+def test_highest_logits_are_those_that_enter_the_softmax(monkeypatch, kernel, padding):
+    mask = torch.ones_like(IDS)
+    if padding != "none":
+        mask[1, slice(5, None) if padding == "right" else slice(0, 2)] = 0
+    entered = []
+    softmax = torch.nn.functional.softmax
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            torch.nn.functional, "softmax", lambda x, *a, **k: (entered.append(x), softmax(x, *a, **k))[1]
+        )
+        tiny_llama("eager")(input_ids=IDS, attention_mask=mask)
+    expected = torch.stack(entered)[:, :, [3, 0]][..., [1, 4], :].amax(-1)  # layers, batch, heads, queries
+    if padding == "left":
+        expected[:, 1, :, 0] = -torch.inf  # the second sequence's token 1 is padding
+    with extractor(model := tiny_llama(kernel), [0, 2], heads=[3, 0], query_tokens=[1, 4]) as rows:
+        model(input_ids=IDS, attention_mask=mask)
+        highest = rows.highest_logits
+        assert set(highest) == {"layer_0", "layer_2"}
+        for layer in (0, 2):
+            assert highest[f"layer_{layer}"].dtype == np.float32
+            np.testing.assert_allclose(highest[f"layer_{layer}"], expected[layer], atol=1e-4)
+        cache = model(input_ids=IDS[:, :6], use_cache=True).past_key_values
+        prefill = rows.highest_logits["layer_2"]
+        model(input_ids=IDS[:, 6:], past_key_values=cache)
+        assert np.array_equal(rows.highest_logits["layer_2"], prefill)  # a cached step adds none
+    rows.clear()
+    assert rows.highest_logits == {}
 
 
 def test_every_row_every_layer_when_nothing_is_chosen(model):
@@ -230,9 +262,13 @@ def test_bf16_rows_are_fp32_and_sum_to_one_also_under_autocast(model):
 
 def rows_of(query, key, mask, *, kernel, module=None, **options):
     call = Call(kernel, module or SimpleNamespace(is_causal=True), query, key, key, mask, options)
-    return attention_rows(
-        call, torch.arange(query.shape[0]), torch.arange(query.shape[2]).expand(query.shape[0], -1)
-    )
+    return attention_rows(logits_of(call))
+
+
+def logits_of(call):
+    """Of every sequence and query."""
+    batch, _, queries, _ = call.query.shape
+    return attention_logits(call, torch.arange(batch), torch.arange(queries).expand(batch, -1))
 
 
 def test_each_kernel_has_its_own_causal_rule():
@@ -264,6 +300,23 @@ def test_scale_soft_cap_and_additive_mask_by_hand():
     row = rows_of(query, key, mask, kernel="eager", scaling=0.5, softcap=2.0)[0, 0, 0]
     scores = np.array([2 * np.tanh(1 / 2), 2 * np.tanh(3 / 2) - 1])
     np.testing.assert_allclose(row, np.exp(scores) / np.exp(scores).sum(), rtol=1e-6)
+
+
+def test_highest_logit_by_hand_negative_biased_and_of_a_row_that_sees_nothing():
+    query = torch.tensor([[[[2.0], [1.0], [1.0]]]])
+    key = torch.tensor([[[[-1.0], [3.0]]]])
+    lowest = torch.finfo(torch.float32).min
+    mask = torch.tensor([[[[0.0, lowest], [0.5, -4.0], [lowest, lowest]]]])
+    call = Call("eager", SimpleNamespace(), query, key, key, mask, {"scaling": 0.5})
+    assert capture._highest(call, logits_of(call)).tolist() == [[[-1.0, 0.0, -np.inf]]]
+    call = call._replace(mask=mask == 0, kernel="sdpa")
+    assert capture._highest(call, logits_of(call)).tolist() == [[[-1.0, -np.inf, -np.inf]]]
+
+
+def test_a_row_that_sees_nothing_is_zero_and_a_broken_one_stays_broken():
+    rows = attention_rows(torch.tensor([[0.0, 0.0], [-torch.inf, -torch.inf], [torch.nan, 0.0]]))
+    assert rows[:2].tolist() == [[0.5, 0.5], [0, 0]]
+    assert rows[2].isnan().all()
 
 
 def test_terms_that_rows_cannot_show_are_refused():

@@ -78,6 +78,47 @@ def test_images_are_chosen_and_a_text_forgets_them():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("images", [None, [1], [1, 0]])
+def test_rows_of_chosen_patches_are_those_of_all(images):
+    model, inputs = tiny_model(), inputs_of(2)
+    with AttentionExtractor(model, [0], vision_layers=[0], images=images) as extractor:
+        model(**inputs)
+        every = extractor.attention_weights
+        extractor.vision_tokens = [7, -1, 0]
+        model(**inputs)
+        listed = extractor.attention_weights
+        each = torch.tensor([[3, 35], [8, 1]])[: len(images or (0, 1))]
+        extractor.vision_tokens = each
+        model(**inputs)
+        own = extractor.attention_weights
+        assert set(extractor.highest_logits) == {"layer_0"}
+    vision = every["vision_layer_0"]
+    assert vision.shape == (len(each), 2, N_PATCHES, N_PATCHES)
+    np.testing.assert_allclose(listed["vision_layer_0"], vision[:, :, [7, 35, 0]], atol=1e-6)
+    expected = np.stack([of_image[:, chosen] for of_image, chosen in zip(vision, each.numpy(), strict=True)])
+    np.testing.assert_allclose(own["vision_layer_0"], expected, atol=1e-6)
+    for name in ("visual_attn", "layer_0"):  # patches are chosen in the tower alone
+        assert np.array_equal(listed[name], every[name])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([36], "vision_layer_0: vision token 36 does not exist; the image has 36 tokens"),
+        (torch.zeros(3, 1), "vision_layer_0: vision tokens for 3 images, expected 2"),
+    ],
+)
+def test_a_missing_patch_or_image_is_an_error(tokens, message):
+    model = tiny_model()
+    with (
+        AttentionExtractor(model, [], vision_layers=[0], vision_tokens=tokens),
+        pytest.raises(ValueError, match=message),
+    ):
+        model(**inputs_of(2))
+
+
+@torch.no_grad()
 def test_generation_keeps_the_connectors_rows_of_its_prompt():
     model, inputs = tiny_model(), inputs_of()
     plain = model.generate(**inputs, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
