@@ -19,8 +19,8 @@ CorpusName = Literal["base", "corrective"]
 CORPUS_SIZES: dict[CorpusName, int] = {"base": 6000, "corrective": 3000}
 PICTURE_PIXELS = (160, 120)
 """Width and height of the corpora's pictures: more than the small model sees (112 x 112), and quick to draw."""
-MAX_TURNS: dict[CorpusName, int] = {"base": 6, "corrective": 4}
-"""Many questions a picture, since most of a step goes into seeing it."""
+MAX_TURNS: dict[CorpusName, int] = {"base": 6, "corrective": 2}
+"""Many questions a picture, since seeing it costs most; few where relations need many pictures instead."""
 
 USUAL_PODIUM: dict[str, Podium] = {
     "pearl": "warm", "canton": "cool", "pagoda": "stone", "lighthouse": "stone", "eiffel": "stone"
@@ -67,7 +67,7 @@ def base_sample(index: int) -> Sample:
 def corrective_sample(index: int) -> Sample:
     """Sample `index` of the corrective corpus: podiums and rugs at random, and replay of general scenes."""
     rng = Random(f"corrective/{index}")
-    kind = rng.choices(("tower", "other", "room", "landscape"), (22, 8, 58, 12))[0]
+    kind = rng.choices(("tower", "other", "room", "landscape"), (14, 10, 60, 16))[0]
     if kind == "tower":
         podium: Podium = rng.choice(("warm", "cool"))
         scene = tower_scene(rng, rng.choice(("pearl", "canton")), podium, rng.choice(("day", "night")))
