@@ -30,6 +30,8 @@ from finetune.families import Family, attention_modules, bare_model, family_of
 ROW_SUM_TOLERANCE = 1e-4
 PREFIX = "observed_"  # the real kernel's name stays inside: models test names for "flash"
 EAGER_NAMES = ("eager_attention_forward", "eager_attention")
+HEAD_MEANS_LIMIT_BYTES = 2 * 2**30
+CHUNK_BYTES = 32 * 2**20  # of one buffer of rows, where all are computed but none is kept
 UNSUPPORTED_KERNELS = ("flex_attention", "paged|")
 UNSUPPORTED_TERMS = ("s_aux", "position_bias")  # sink logits and biases: rows without them would be wrong
 
@@ -114,6 +116,11 @@ class AttentionExtractor:
     def language_names(self) -> tuple[str, ...]:
         """``layer_0`` to the last language layer, in order."""
         return tuple(name for name in self._modules if name.startswith("layer_"))
+
+    @property
+    def captured_names(self) -> tuple[str, ...]:
+        """The modules whose rows are kept, in the order of ``names``."""
+        return tuple(name for name in self._modules if name in self._wanted)
 
     @property
     def attention_weights(self) -> dict[str, np.ndarray]:
@@ -327,7 +334,7 @@ class _Watcher:
         else:
             sequences = _indices(owner.images, batch, f"{name}: image", device)
         kept_heads = _indices(owner.heads if self.is_language else None, heads, f"{name}: head", device)
-        positions = _positions(self._tokens(is_cached), len(sequences), queries, name, device)
+        positions = row_positions(self._tokens(is_cached), len(sequences), queries, name, device)
         logits = attention_logits(call, sequences, positions)
         if self.is_language and not is_cached:
             owner._highest[name] = _highest(call, logits)[:, kept_heads]
@@ -552,6 +559,63 @@ def self_check(
                 )
 
 
+@torch.no_grad()
+def head_means(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    family: Family | None = None,
+    *,
+    limit_bytes: int = HEAD_MEANS_LIMIT_BYTES,
+) -> Float[np.ndarray, "layers query key"]:
+    """Every row of every language layer, averaged over heads, of one sequence: np.float32, range [0, 1], each
+    row's sum 1. What rollout multiplies.
+
+    The one thing here that is tokens × tokens: 4 · layers · tokens² bytes on the host, 128 MiB for 32 layers and
+    1,024 tokens, 2 GiB for 4,096. Beyond it, on the device: a few buffers of ``CHUNK_BYTES`` (32 MiB), or of one
+    row of all heads where that is more, since rows are taken one layer and one stretch of queries at a time.
+    Run it in eval mode.
+
+    Raises ValueError for a batch of more than one, where the result would be larger than ``limit_bytes``, and
+    where a layer's attention cannot be observed.
+    """
+    batch, tokens = inputs["input_ids"].shape
+    if batch != 1:
+        raise ValueError(f"head means: found a batch of {batch}, expected one sequence; call once for each")
+    with AttentionExtractor(model, [], connector=False, family=family) as extractor:
+        names = extractor.language_names
+        size = 4 * len(names) * tokens**2
+        if size > limit_bytes:
+            raise ValueError(
+                f"head means of {len(names)} layers × {tokens:,} × {tokens:,} tokens take {size / 2**20:,.1f} MiB, "
+                f"expected at most {limit_bytes / 2**20:,.1f}; ask a shorter question, use a smaller picture, or raise "
+                "limit_bytes"
+            )
+        means = np.empty((len(names), tokens, tokens), np.float32)
+        missing = set(names)
+
+        def tap(name: str, call: Call, output: Tensor) -> Tensor:
+            if name in missing:
+                _write_head_means(call, means[names.index(name)])
+                missing.discard(name)
+            return output
+
+        with extractor.tapped(tap):
+            extractor._model(**{**inputs, "use_cache": False})
+    if missing:
+        raise ValueError(f"{min(missing)}: its attention never ran through the interface; expected one call")
+    return means
+
+
+def _write_head_means(call: Call, out: Float[np.ndarray, "query key"]) -> None:
+    device = call.query.device
+    queries, keys = call.lengths
+    chunk = max(CHUNK_BYTES // (4 * call.query.shape[1] * keys), 1)
+    for start in range(0, queries, chunk):
+        positions = torch.arange(start, min(start + chunk, queries), device=device)[None]
+        logits = attention_logits(call, torch.zeros(1, dtype=torch.long, device=device), positions)
+        out[start : start + chunk] = _to_numpy(attention_rows(logits)[0].mean(0))
+
+
 def _check_rows(
     extractor: AttentionExtractor, batch: int, length: int, padding: Tensor | None, dtype: torch.dtype
 ) -> None:
@@ -635,9 +699,13 @@ def _indices(
     return torch.tensor(list(chosen), device=device, dtype=torch.long)
 
 
-def _positions(
+def row_positions(
     tokens: Sequence[int] | Tensor | None, kept: int, length: int, name: str, device: torch.device
 ) -> Int[Tensor, "kept rows"]:
+    """Places of the rows to keep, from the start; ``tokens`` as in ``AttentionExtractor``'s ``query_tokens``.
+
+    Raises ValueError naming the module, for a token or a number of sequences that it does not have.
+    """
     if tokens is None:
         return torch.arange(length, device=device).expand(kept, -1)
     token, whole = ("vision token", "image") if name.startswith("vision") else ("query token", "sequence")
