@@ -25,15 +25,8 @@ from diagnostics.probes import Probe, read_probes, write_probes
 from diagnostics.records import AttentionRecord
 from diagnostics.render import load_records, write_atomically
 from diagnostics.report import report_html
-from diagnostics.statistics import (
-    Change,
-    GroupNumbers,
-    Verdict,
-    benjamini_hochberg,
-    paired_change,
-    sign_flip_p,
-    verdict,
-)
+from diagnostics.statistics import Change, benjamini_hochberg, paired_change, sign_flip_p
+from diagnostics.verdicts import GroupNumbers, Verdict, verdict
 
 VERSION = 1
 SIGNIFICANT = 0.05

@@ -1,10 +1,13 @@
-"""Is a difference more than chance, and what may be claimed? Paired, clustered, seeded; pure functions of
-arrays."""
+"""Is a difference more than chance, how large is it, and how many probes would show it? Paired, clustered, seeded;
+pure functions of arrays. What may be claimed of it: ``diagnostics.verdicts``."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -12,13 +15,14 @@ from jaxtyping import Float
 
 SAMPLES = 10_000
 EXACT_UP_TO = 12  # sign flips of so few differences are all tried: 4,096
-ENOUGH_PROBES = 20  # five pairs cannot go below p = 1/16
-KEPT_SHARE = {"retention": 0.97, "neighbour": 0.95}  # of the accuracy before; less is a loss
-RETENTION, NEIGHBOUR = "retention", "neighbour"
+POOLED = 4_000_000  # values of the null distribution that all heads share: a second of one core
+ROUNDING = 1e-4  # smaller relative changes come from another batch or kernel, not from training
+NO_EFFECT = 0.01  # standard deviations; below it no affordable number of probes would show anything
 
 
 class Interval(NamedTuple):
-    """A mean and the interval that holds it with 95 % confidence, in the unit of what was measured."""
+    """A mean and the interval that holds it with 95 % confidence (or the level asked for), in the unit of what was
+    measured."""
 
     mean: float
     low: float
@@ -42,57 +46,33 @@ class Change:
     difference: Interval
 
 
-@dataclass(frozen=True)
-class GroupNumbers:
-    """What a verdict on one group rests on.
-
-    accuracy             share of probes with a positive margin
-    enrichment           of the region, in the key layer fixed beforehand, times; None: no regions
-    occlusion_cost_nats  margin lost by hiding the region; None: not measured
-    control_cost_nats    margin lost by hiding area-matched random boxes, (before, after); None: not measured
-    """
-
-    group: str
-    probes: int
-    accuracy: Change
-    enrichment: Change | None = None
-    occlusion_cost_nats: Change | None = None
-    control_cost_nats: tuple[float, float] | None = None
-
-
-class Verdict(NamedTuple):
-    """A claim in a few words, and one plain sentence for each thing that it rests on."""
-
-    verdict: str
-    reasons: tuple[str, ...]
+# ---------------------------------------------------------------- intervals
 
 
 def bootstrap_mean(
-    values: Float[np.ndarray, " probes"], clusters: Sequence[Hashable] | None = None, *, seed: int = 0
+    values: Float[np.ndarray, " probes"],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> Interval:
-    """Mean of values with its 95 % percentile bootstrap interval, clusters drawn whole. In the unit of the
-    values.
+    """Mean of values with its percentile bootstrap interval, clusters drawn whole. In the unit of the values.
 
     Probes that share an image are not independent: whole images are drawn with replacement (cluster
-    bootstrap, Davison & Hinkley 1997, section 3.8). Give paired differences for a paired interval. Non-finite
-    values are an error.
+    bootstrap, Davison & Hinkley 1997, section 3.8). Give paired differences for a paired interval.
 
-    Raises ValueError for no values, and where values and clusters differ in number.
+    Raises ValueError for no values, for values that are not finite, where values and clusters differ in number, and
+    for a level outside (0, 1).
     """
-    values = np.asarray(values, np.float64)
-    if len(values) == 0 or not np.isfinite(values).all():
-        raise ValueError(f"bootstrap: found {len(values)} values, expected at least one, all finite")
-    names = list(range(len(values))) if clusters is None else list(clusters)
-    if len(names) != len(values):
+    if not 0 < level < 1:
         raise ValueError(
-            f"bootstrap: found {len(names)} clusters for {len(values)} values, expected one for each"
+            f"bootstrap: found level {level}, expected a share above 0 and below 1, such as 0.95"
         )
-    index = {name: at for at, name in enumerate(dict.fromkeys(names))}
-    member = np.array([index[name] for name in names])
+    values, member = _clustered(values, clusters, "bootstrap")
     sums, counts = np.bincount(member, values), np.bincount(member)
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (SAMPLES, len(sums)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    drawn = _draws(len(sums), seed)
+    means = (drawn @ sums) / (drawn @ counts)
+    low, high = np.percentile(means, [50 - 50 * level, 50 + 50 * level])
     return Interval(float(values.mean()), float(low), float(high))
 
 
@@ -102,29 +82,131 @@ def paired_change(
     clusters: Sequence[Hashable] | None = None,
     *,
     seed: int = 0,
+    level: float = 0.95,
 ) -> Change:
     """Means before and after, and the bootstrap interval of the difference of the same probes."""
     before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
-    return Change(
-        float(before.mean()), float(after.mean()), bootstrap_mean(after - before, clusters, seed=seed)
-    )
+    interval = bootstrap_mean(after - before, clusters, seed=seed, level=level)
+    return Change(float(before.mean()), float(after.mean()), interval)
 
 
-def sign_flip_p(differences: Float[np.ndarray, " probes"], *, seed: int = 0) -> float:
+# ---------------------------------------------------------------- chance
+
+
+def sign_flip_p(
+    differences: Float[np.ndarray, " probes"],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    seed: int = 0,
+) -> float:
     """Two-sided p that the paired differences have mean 0. Range [1 / flips, 1].
 
-    Under no effect each difference is as likely with the other sign (Fisher 1935); all flips are tried up to
-    12 differences, else 10,000 random ones, with the observed one counted among them. [1, 2, 3] gives 2 / 8.
+    Under no effect each difference is as likely with the other sign (Fisher 1935); the differences of one cluster
+    (image) change their sign together. All flips are tried up to 12 clusters, else 10,000 random ones, with the
+    observed one counted among them. [1, 2, 3] gives 2 / 8; with the first two in one cluster, 2 / 4.
+
+    Raises ValueError as ``bootstrap_mean`` does.
     """
-    differences = np.asarray(differences, np.float64)
-    count = len(differences)
-    if count <= EXACT_UP_TO:
-        signs = 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
-    else:
-        signs = np.random.default_rng(seed).choice([-1, 1], (SAMPLES, count))
-    flipped = np.abs(signs @ differences)
-    as_large = int((flipped >= abs(differences.sum()) - 1e-12).sum())
-    return as_large / len(signs) if count <= EXACT_UP_TO else (as_large + 1) / (len(signs) + 1)
+    differences, member = _clustered(differences, clusters, "sign flips")
+    sums = np.bincount(member, differences)
+    signs, exact = _signs(len(sums), SAMPLES, seed)
+    flipped = np.abs(signs @ sums)
+    as_large = int((flipped >= abs(sums.sum()) - 1e-12 * np.abs(sums).sum()).sum())
+    return as_large / len(signs) if exact else (as_large + 1) / (len(signs) + 1)
+
+
+def relative_change(
+    before: Float[np.ndarray, "*shape"], after: Float[np.ndarray, "*shape"]
+) -> Float[np.ndarray, "*shape"]:
+    """By what share of their mean did numbers change? 2 (after − before) / (after + before). Range [−2, 2].
+
+    Attention changes by factors: one probe's region starts at .2 times its share and another's at 20, and of plain
+    differences only the second would be seen. This is the logarithm of the ratio for small changes, needs no
+    constant where attention is 0, lets no single probe weigh more than 2, and only changes its sign when before and
+    after are exchanged, which is what sign flips rest on. 1 → 3 gives 1; 3 → 1 gives −1; 0 → 0 gives 0. Mass and
+    enrichment give the same number. Changes below 1/10,000 count as 0: they are rounding.
+
+    Raises ValueError for negative or non-finite numbers, and where the shapes differ.
+    """
+    before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    if before.shape != after.shape:
+        raise ValueError(
+            f"relative change: found shapes {before.shape} before and {after.shape} after, expected the same probes"
+        )
+    if not (np.isfinite(before).all() and np.isfinite(after).all() and min(before.min(), after.min()) >= 0):
+        raise ValueError("relative change: found negative or non-finite numbers, expected shares or times")
+    total = before + after
+    change = np.divide(2 * (after - before), total, out=np.zeros_like(total), where=total > 0)
+    return np.where(np.abs(change) < ROUNDING, 0.0, change)
+
+
+def head_tests(
+    before: Float[np.ndarray, "probes layers heads"],
+    after: Float[np.ndarray, "probes layers heads"],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    seed: int = 0,
+) -> Float[np.ndarray, "layers heads"]:
+    """Two-sided p for each head that its attention (mass or enrichment, ≥ 0) did not change. Range (0, 1].
+
+    Sign flips of ``relative_change``, whole clusters at once and the same flips for every head. The statistic is the
+    sum over clusters divided by the root of its sum of squares: Student's t in other clothes, so that heads of large
+    and small variation have the same scale. Hence one null distribution for all: the flipped statistics of all heads
+    together, millions of values instead of 10,000, and p can be as small as 1e-6, which correcting for 784 to 3,136
+    heads needs. Pooling assumes that the statistic is distributed alike in all heads when nothing changed; it is so
+    up to the tails of each head's own differences, and ``benchmarks/calibration.py`` measures that it suffices.
+    No p goes below 2 / 2^clusters, what a single head's flips can show at best; a head that changed in no probe, and
+    one whose mean difference and mean relative change disagree in sign, has p = 1.
+
+    Raises ValueError as ``relative_change`` and ``bootstrap_mean`` do.
+    Source: one null distribution pooled over all tests, Storey & Tibshirani 2003, PNAS 100:9440.
+    """
+    before, after = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    change = relative_change(before, after).reshape(len(before), -1)
+    _, member = _clustered(np.zeros(len(change)), clusters, "head tests")
+    sums = _cluster_sums(change, member)
+    scale = np.sqrt((sums**2).sum(0))
+    one_way = sums.sum(0) * (after - before).reshape(len(before), -1).sum(0) > 0
+    heads = np.flatnonzero((scale > 0) & one_way)
+    p_values = np.ones(change.shape[1])
+    varied = scale > 0
+    if len(heads):
+        null, exact = _pooled_null(sums[:, varied] / scale[varied], seed)
+        observed = np.abs(sums[:, heads].sum(0)) / scale[heads]
+        as_large = len(null) - np.searchsorted(null, observed.astype(np.float32) * (1 - 1e-6))
+        p = as_large / len(null) if exact else (as_large + 1) / (len(null) + 1)
+        p_values[heads] = np.maximum(p, 2.0 ** (1 - len(sums)))
+    return p_values.reshape(before.shape[1:])
+
+
+def significant_heads(
+    before_by_group: Mapping[str, Float[np.ndarray, "probes layers heads"]],
+    after_by_group: Mapping[str, Float[np.ndarray, "probes layers heads"]],
+    clusters_by_group: Mapping[str, Sequence[Hashable] | None],
+    *,
+    seed: int = 0,
+) -> dict[str, Float[np.ndarray, "layers heads"]]:
+    """p of ``head_tests`` adjusted for every group, layer and head looked at: group → p. Range (0, 1].
+
+    One comparison is one family (``benjamini_hochberg`` over all of it): below .05, at most 5 % of the heads named,
+    in whatever group, are expected to be named by chance. Key layers: one "head" each, its mean over heads.
+
+    Raises ValueError as ``head_tests`` does, and where the three do not name the same groups.
+    """
+    for what, given in (("after", after_by_group), ("clusters", clusters_by_group)):
+        if set(given) != set(before_by_group):
+            raise ValueError(
+                f"significant heads: found groups {sorted(given)} in {what}, expected {sorted(before_by_group)}"
+            )
+    chances = {
+        name: head_tests(before, after_by_group[name], clusters_by_group[name], seed=seed)
+        for name, before in before_by_group.items()
+    }
+    if not chances:
+        return {}
+    adjusted = benjamini_hochberg(np.concatenate([p.ravel() for p in chances.values()]))
+    parts = np.split(adjusted, np.cumsum([p.size for p in chances.values()])[:-1])
+    return {name: part.reshape(p.shape) for (name, p), part in zip(chances.items(), parts, strict=True)}
 
 
 def benjamini_hochberg(p_values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
@@ -142,92 +224,111 @@ def benjamini_hochberg(p_values: Float[np.ndarray, "*shape"]) -> Float[np.ndarra
     return adjusted.reshape(np.shape(p_values))
 
 
-def verdict(numbers: GroupNumbers) -> Verdict:
-    """What may be said of a group. "corrected" only where answers, attention and cause all agree.
+def alpha_of_look(look: int, alpha: float = 0.05) -> float:
+    """The error that the look-th look (1, 2, …) at a running training may spend: alpha · 6 / (π² look²).
 
-    Groups named ``retention`` and ``neighbour`` are asked whether they were kept: their accuracy after is at
-    least 97 % or 95 % of that before. Fewer than 20 probes decide nothing.
+    Who looks at every checkpoint and stops at the first significant one is fooled far more often than alpha. These
+    shares sum to alpha over any number of looks, however many come (Σ 1 / k² = π² / 6, a Bonferroni bound with
+    unequal weights). Range (0, alpha): .030, .0076, .0034, … for .05.
+
+    Raises ValueError for a look before the first.
     """
-    if numbers.probes < ENOUGH_PROBES:
-        reason = f"{numbers.probes} probes cannot tell a change from chance; at least {ENOUGH_PROBES} can."
-        return Verdict("too few probes", (reason,))
-    if numbers.group in (RETENTION, NEIGHBOUR):
-        return _kept(numbers)
-    answers, attention = numbers.accuracy.difference, numbers.enrichment
-    cause = _cause_agrees(numbers)
-    reasons = tuple(
-        filter(None, (_accuracy_reason(numbers), _attention_reason(numbers), _cause_reason(numbers)))
-    )
-    moved = attention is not None and attention.difference.is_above_zero
-    if answers.is_below_zero:
-        return Verdict("answers got worse", reasons)
-    if not answers.is_above_zero:
-        return Verdict("attention moved, answers did not" if moved else "it did not move", reasons)
-    if attention is None:
-        return Verdict("answers changed, attention not measured", reasons)
-    if not moved:
-        return Verdict("answers changed, attention did not", reasons)
-    if cause is None:
-        return Verdict("answers and attention changed, cause not measured", reasons)
-    return Verdict("corrected" if cause else "answers and attention changed, cause does not agree", reasons)
+    if look < 1:
+        raise ValueError(f"looks: found look {look}, expected 1 for the first")
+    return alpha * 6 / (math.pi * look) ** 2
 
 
-def _kept(numbers: GroupNumbers) -> Verdict:
-    before, after = numbers.accuracy.before, numbers.accuracy.after
-    share = KEPT_SHARE[numbers.group]
-    kept = after >= share * before
-    lost = "forgot" if numbers.group == RETENTION else "broke a neighbour"
-    reason = (
-        f"{after:.1%} of the probes are right, {before:.1%} were: "
-        f"{'at least' if kept else 'less than'} {share:.0%} of what it was."
-    )
-    return Verdict("kept" if kept else lost, (reason,))
+# ---------------------------------------------------------------- size
 
 
-def _cause_agrees(numbers: GroupNumbers) -> bool | None:
-    """Hiding the region costs more margin after than before, and more than hiding random boxes does."""
-    cost, control = numbers.occlusion_cost_nats, numbers.control_cost_nats
-    if cost is None or control is None:
+def effect_size(
+    differences: Float[np.ndarray, " probes"], clusters: Sequence[Hashable] | None = None
+) -> float | None:
+    """How large is a change beside how much it varies? Cohen's d of paired differences (d_z) with Hedges' correction
+    for few. Unit: standard deviations of the difference; .2 small, .5 medium, .8 large.
+
+    p and the interval's width depend on how many probes there are; this does not. Each cluster's mean counts as one
+    difference. [1, 2, 3] gives 2 / 1 · (1 − 3 / (4 · 2 − 1)) = 1.143. All zeros give 0; None where the differences do
+    not vary, or one cluster alone is there: d has no meaning then.
+
+    Raises ValueError as ``bootstrap_mean`` does.
+    Source: d_z in Lakens 2013, Frontiers in Psychology 4:863; correction after Hedges 1981.
+    """
+    differences, member = _clustered(differences, clusters, "effect size")
+    means = np.bincount(member, differences) / np.bincount(member)
+    if not means.any():
+        return 0.0
+    spread = float(means.std(ddof=1)) if len(means) > 1 else 0.0
+    if spread <= 1e-9 * float(np.abs(means).max()):
         return None
-    return cost.difference.is_above_zero and cost.after > control[1]
+    return float(means.mean()) / spread * (1 - 3 / (4 * (len(means) - 1) - 1))
 
 
-def _accuracy_reason(numbers: GroupNumbers) -> str:
-    change = numbers.accuracy
-    return (
-        f"The right answer is likelier than the wrong one in {change.after:.1%} of the probes, {change.before:.1%} "
-        f"before ({_ci(change.difference, percent=True)})."
-    )
+def probes_needed(effect: float | None, *, power: float = 0.95, alpha: float = 0.05) -> int | None:
+    """How many probes (each with an image of its own) find a paired change of this size, at the given power, in a
+    two-sided t-test at level alpha? None where the effect is nearly 0 (below .01) or unknown.
+
+    ((z(1 − α/2) + z(power)) / d)² + z(1 − α/2)² / 2, rounded up: the normal approximation with the correction for
+    Student's t (Guenther 1981, The American Statistician 35:243), within one of the exact number. d = .5 needs 54,
+    d = .8 needs 23.
+    """
+    if effect is None or abs(effect) < NO_EFFECT:
+        return None
+    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
+    return math.ceil(((z_alpha + z_power) / effect) ** 2 + z_alpha**2 / 2)
 
 
-def _attention_reason(numbers: GroupNumbers) -> str:
-    change = numbers.enrichment
-    if change is None:
-        return "These probes name no region, so nothing is said of attention."
-    verb = (
-        "rose"
-        if change.difference.is_above_zero
-        else "fell"
-        if change.difference.is_below_zero
-        else "did not move"
-    )
-    return (
-        f"Attention on the region {verb}: {change.before:.2f} times its area's share before, {change.after:.2f} after "
-        f"({_ci(change.difference)})."
-    )
+# ---------------------------------------------------------------- clusters, draws, flips
 
 
-def _cause_reason(numbers: GroupNumbers) -> str:
-    cost, control = numbers.occlusion_cost_nats, numbers.control_cost_nats
-    if cost is None or control is None:
-        return "What hiding the region costs was not measured."
-    return (
-        f"Hiding the region costs {cost.after:+.2f} nats of margin after, {cost.before:+.2f} before "
-        f"({_ci(cost.difference)}); hiding random boxes of its shape costs {control[1]:+.2f} after, "
-        f"{control[0]:+.2f} before."
-    )
+def _clustered(
+    values: Float[np.ndarray, " probes"], clusters: Sequence[Hashable] | None, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values as float64, and the index of each one's cluster."""
+    values = np.asarray(values, np.float64)
+    if len(values) == 0 or not np.isfinite(values).all():
+        raise ValueError(f"{what}: found {len(values)} values, expected at least one, all finite")
+    names = list(range(len(values))) if clusters is None else list(clusters)
+    if len(names) != len(values):
+        raise ValueError(
+            f"{what}: found {len(names)} clusters for {len(values)} values, expected one for each"
+        )
+    index = {name: at for at, name in enumerate(dict.fromkeys(names))}
+    return values, np.array([index[name] for name in names])
 
 
-def _ci(interval: Interval, *, percent: bool = False) -> str:
-    low, high = (f"{value:+.1%}" if percent else f"{value:+.2f}" for value in interval[1:])
-    return f"95 % interval of the difference {low} to {high}"
+def _cluster_sums(
+    values: Float[np.ndarray, "probes heads"], member: np.ndarray
+) -> Float[np.ndarray, "clusters heads"]:
+    sums = np.zeros((int(member.max()) + 1, values.shape[1]))
+    np.add.at(sums, member, values)
+    return sums
+
+
+@lru_cache(maxsize=8)
+def _draws(clusters: int, seed: int) -> Float[np.ndarray, "samples clusters"]:
+    """How often each cluster is drawn in each bootstrap sample. Kept: a comparison asks for the same ones often."""
+    drawn = np.random.default_rng(seed).integers(0, clusters, (SAMPLES, clusters))
+    drawn += np.arange(SAMPLES)[:, None] * clusters
+    counts = np.bincount(drawn.ravel(), minlength=SAMPLES * clusters)
+    return counts.reshape(SAMPLES, clusters).astype(np.float64)
+
+
+@lru_cache(maxsize=8)
+def _signs(clusters: int, flips: int, seed: int) -> tuple[Float[np.ndarray, "flips clusters"], bool]:
+    """Signs for each cluster, and whether these are all there are."""
+    if clusters <= EXACT_UP_TO:
+        bits = (np.arange(2**clusters)[:, None] >> np.arange(clusters)) & 1
+        return 1.0 - 2.0 * bits, True
+    return np.random.default_rng(seed).choice([-1.0, 1.0], (flips, clusters)), False
+
+
+def _pooled_null(
+    scaled: Float[np.ndarray, "clusters heads"], seed: int
+) -> tuple[Float[np.ndarray, " values"], bool]:
+    """|statistic| of all heads under sign flips, sorted, and whether every flip was tried."""
+    flips = int(np.clip(POOLED // scaled.shape[1], 1_000, SAMPLES))
+    signs, exact = _signs(len(scaled), flips, seed)
+    null = np.abs(signs.astype(np.float32) @ scaled.astype(np.float32)).ravel()
+    null.sort()
+    return null, exact

@@ -1,17 +1,20 @@
-"""Intervals and p-values against known cases, and verdicts that claim no more than they may."""
+"""Intervals, p-values and effect sizes against known cases."""
 
 import numpy as np
 import pytest
 
 from diagnostics.statistics import (
-    Change,
-    GroupNumbers,
     Interval,
+    alpha_of_look,
     benjamini_hochberg,
     bootstrap_mean,
+    effect_size,
+    head_tests,
     paired_change,
+    probes_needed,
+    relative_change,
     sign_flip_p,
-    verdict,
+    significant_heads,
 )
 
 
@@ -64,62 +67,151 @@ def test_benjamini_hochberg_by_hand_keeps_shape_and_order():
     np.testing.assert_allclose(benjamini_hochberg(np.array([0.9, 0.01, 0.8])), [0.9, 0.03, 0.9])
 
 
-UP, NOT, DOWN = Interval(1, 0.5, 1.5), Interval(0, -0.5, 0.5), Interval(-1, -1.5, -0.5)
+def test_intervals_at_another_level_are_nested():
+    values = np.random.default_rng(2).normal(0.3, 1.0, 50)
+    wide, usual, narrow = (bootstrap_mean(values, level=level) for level in (0.99, 0.95, 0.5))
+    assert wide.low < usual.low < narrow.low < narrow.high < usual.high < wide.high
+    half = 2.576 * values.std() / np.sqrt(50)
+    assert wide.high == pytest.approx(values.mean() + half, abs=0.05)
+    assert paired_change(np.zeros(50), values, level=0.99).difference == wide
+    with pytest.raises(ValueError, match="found level 95, expected a share above 0 and below 1"):
+        bootstrap_mean(values, level=95)
 
 
-def numbers(
-    group="sphere-building", probes=40, accuracy=UP, attention=UP, cause=UP, control=(0.1, 0.2)
-) -> GroupNumbers:
-    return GroupNumbers(
-        group,
-        probes,
-        Change(0.1, 0.95, accuracy),
-        None if attention is None else Change(6.4, 7.6, attention),
-        None if cause is None else Change(0.2, 3.8, cause),
-        control,
-    )
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (numbers(), "corrected"),
-        (numbers(cause=NOT), "answers and attention changed, cause does not agree"),
-        (numbers(control=(0.1, 4.0)), "answers and attention changed, cause does not agree"),
-        (numbers(cause=None), "answers and attention changed, cause not measured"),
-        (numbers(attention=NOT), "answers changed, attention did not"),
-        (numbers(attention=DOWN), "answers changed, attention did not"),
-        (numbers(attention=None), "answers changed, attention not measured"),
-        (numbers(accuracy=NOT), "attention moved, answers did not"),
-        (numbers(accuracy=NOT, attention=NOT), "it did not move"),
-        (numbers(accuracy=DOWN), "answers got worse"),
-        (numbers(probes=19), "too few probes"),
-    ],
-)
-def test_a_correction_is_claimed_only_where_all_three_agree(given, expected):
-    assert verdict(given).verdict == expected
-    assert all(reason.endswith(".") for reason in verdict(given).reasons)
-
-
-def test_reasons_give_the_numbers():
-    accuracy, attention, cause = verdict(numbers()).reasons
-    assert "95.0% of the probes, 10.0% before" in accuracy and "+50.0% to +150.0%" in accuracy
-    assert "rose: 6.40 times its area's share before, 7.60 after" in attention
-    assert "costs +3.80 nats of margin after, +0.20 before" in cause and "+0.20 after, +0.10 before" in cause
-
-
-@pytest.mark.parametrize(
-    ("group", "after", "expected"),
-    [
-        ("retention", 0.97, "kept"),
-        ("retention", 0.96, "forgot"),
-        ("neighbour", 1.0, "kept"),
-        ("neighbour", 0.5, "broke a neighbour"),
-    ],
-)
-def test_what_was_known_must_be_kept(group, after, expected):
-    result = verdict(GroupNumbers(group, 40, Change(1.0, after, NOT)))
+def test_sign_flips_turn_whole_images():
+    assert sign_flip_p(np.array([1.0, 2.0, 3.0]), ["a", "a", "b"]) == 2 / 4
     assert (
-        result.verdict == expected
-        and f"{after:.1%} of the probes are right, 100.0% were" in result.reasons[0]
+        sign_flip_p(np.array([1.0, -1.0, 3.0]), ["a", "a", "b"]) == 1.0 - 0.0
+    )  # image a has nothing to flip
+    ten_probes_an_image = np.repeat([1.0, 1.2, 0.9, -0.1], 10)
+    assert sign_flip_p(ten_probes_an_image) < 0.001
+    assert sign_flip_p(ten_probes_an_image, np.repeat([0, 1, 2, 3], 10).tolist()) == 4 / 16
+    with pytest.raises(ValueError, match="found 1 clusters for 2 values"):
+        sign_flip_p(np.array([1.0, 2.0]), ["a"])
+
+
+def test_relative_change_by_hand_and_symmetric():
+    before, after = (
+        np.array([[1.0, 3.0, 0.0], [2.0, 0.0, 1.0]]),
+        np.array([[3.0, 1.0, 0.0], [2.0, 5.0, 1.00009]]),
     )
+    np.testing.assert_allclose(relative_change(before, after), [[1, -1, 0], [0, 2, 0]])
+    np.testing.assert_array_equal(relative_change(after, before), -relative_change(before, after))
+    with pytest.raises(ValueError, match="negative or non-finite"):
+        relative_change(np.array([-1.0]), np.array([1.0]))
+    with pytest.raises(ValueError, match=r"shapes \(1,\) before and \(2,\) after"):
+        relative_change(np.ones(1), np.ones(2))
+
+
+def random_heads(probes: int, layers: int, heads: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Enrichment before and after of which neither is ahead: two draws around one level for each probe."""
+    rng = np.random.default_rng(seed)
+    level = rng.lognormal(0, 0.8, (probes, 1, 1))
+    first, second = level * rng.lognormal(0, 0.3, (2, probes, layers, heads))
+    return first, second
+
+
+def test_heads_that_did_not_change_are_named_as_often_as_said():
+    before, after = random_heads(40, 20, 30)
+    p = head_tests(before, after)
+    assert p.shape == (20, 30)
+    for level in (0.5, 0.05):  # 600 heads: within four standard errors
+        assert (p < level).mean() == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / 600))
+    np.testing.assert_array_equal(head_tests(after, before), p)
+
+
+def test_the_head_that_changed_is_found_where_it_is():
+    before, after = random_heads(40, 5, 7)
+    after[:, 3, 2] *= 2
+    before[:, 1, 6] *= 1.8
+    p = head_tests(before, after)
+    assert p[3, 2] < 1e-5 and p[1, 6] < 1e-5
+    adjusted = significant_heads({"tower": before}, {"tower": after}, {"tower": None})["tower"]
+    assert set(zip(*np.nonzero(adjusted < 0.05), strict=True)) == {(3, 2), (1, 6)}
+
+
+def test_one_head_alone_has_the_p_of_its_own_flips():
+    before, after = random_heads(9, 1, 1, seed=1)
+    expected = sign_flip_p(relative_change(before, after).ravel())
+    assert head_tests(before, after)[0, 0] == pytest.approx(expected)
+    before, after = random_heads(30, 1, 1, seed=4)
+    after *= 1.2
+    expected = sign_flip_p(relative_change(before, after).ravel())
+    assert head_tests(before, after)[0, 0] == pytest.approx(expected, abs=0.02)
+
+
+def test_pooling_reaches_below_what_one_head_alone_can_show():
+    before, after = random_heads(40, 16, 24)
+    after[:, 5, 7] *= 3
+    assert head_tests(before, after)[5, 7] < 1e-6 < sign_flip_p((after - before)[:, 5, 7])
+
+
+def test_few_images_cannot_be_significant():
+    """Six images of ten probes each: every head rises in all of them, and 2 / 2^6 is the least that flips show."""
+    before = np.ones((60, 4, 3))
+    after = 2 + np.random.default_rng(0).uniform(0, 0.1, (60, 4, 3))
+    images = np.repeat(np.arange(6), 10).tolist()
+    assert head_tests(before, after, images).min() == 2 / 64
+    assert head_tests(before, after).max() < 1e-5
+
+
+def test_nothing_changed_gives_one():
+    before, _ = random_heads(30, 2, 3)
+    after = before.copy()
+    after[:, 0, 1] *= 2
+    after[:, 1, 1] *= 1.00005  # another batch: rounding
+    p = head_tests(before, after)
+    assert p[0, 1] < 1e-4 and (np.delete(p.ravel(), 1) == 1).all()
+    assert (head_tests(before, before) == 1).all()
+
+
+def test_a_mean_that_fell_while_most_probes_rose_is_no_finding():
+    before = np.tile(np.array([1.0] * 30 + [1000.0] * 2)[:, None, None], (1, 2, 1))
+    after = np.tile(np.array([2.0] * 30 + [500.0] * 2)[:, None, None], (1, 2, 1))
+    assert (head_tests(before, after) == 1).all()
+    assert (head_tests(before[:30], after[:30]) < 1e-3).all()
+
+
+def test_all_groups_are_one_family():
+    calm = random_heads(40, 10, 20, seed=1)
+    marked = random_heads(40, 2, 3, seed=2)
+    marked[1][:, 1, 2] *= 1.27
+    alone = significant_heads({"tower": marked[0]}, {"tower": marked[1]}, {"tower": None})["tower"]
+    both = significant_heads(
+        {"tower": marked[0], "cat": calm[0]},
+        {"tower": marked[1], "cat": calm[1]},
+        {"tower": None, "cat": None},
+    )
+    assert both["tower"].shape == (2, 3) and both["cat"].shape == (10, 20)
+    raw = {name: head_tests(*pair) for name, pair in (("tower", marked), ("cat", calm))}
+    expected = benjamini_hochberg(np.concatenate([raw["tower"].ravel(), raw["cat"].ravel()]))
+    np.testing.assert_array_equal(np.concatenate([both["tower"].ravel(), both["cat"].ravel()]), expected)
+    assert both["tower"][1, 2] > alone[1, 2]
+    assert significant_heads({}, {}, {}) == {}
+    with pytest.raises(ValueError, match=r"found groups \['cat'\] in clusters, expected \['tower'\]"):
+        significant_heads({"tower": marked[0]}, {"tower": marked[1]}, {"cat": None})
+
+
+def test_effect_size_by_hand():
+    assert effect_size(np.array([1.0, 2.0, 3.0])) == pytest.approx(2 * (1 - 3 / 7))
+    assert effect_size(np.array([-1.0, -2.0, -3.0])) == pytest.approx(-2 * (1 - 3 / 7))
+    by_image = effect_size(np.array([0.5, 1.5, 2.0, 2.0, 3.0]), ["a", "a", "b", "b", "c"])
+    assert by_image == pytest.approx(2 * (1 - 3 / 7))
+    assert effect_size(np.zeros(4)) == 0
+    assert effect_size(np.full(4, 0.3)) is None and effect_size(np.array([1.0])) is None
+
+
+def test_probes_needed_against_the_exact_numbers():
+    """Of the noncentral t, two-sided .05: power .95 takes 327, 54 and 23 pairs; power .8 takes 34 for .5."""
+    assert [probes_needed(size) for size in (0.2, 0.5, -0.8)] == [327, 54, 23]
+    assert probes_needed(0.5, power=0.8) == pytest.approx(34, abs=1)
+    assert probes_needed(0.5, alpha=0.01) > 54  # type: ignore[operator]
+    assert probes_needed(0.001) is None and probes_needed(None) is None
+
+
+def test_all_looks_together_spend_alpha():
+    spent = [alpha_of_look(look) for look in range(1, 100_001)]
+    assert sum(spent) == pytest.approx(0.05, abs=1e-6) and sum(spent) < 0.05
+    assert spent[1] == pytest.approx(spent[0] / 4) and alpha_of_look(3, 0.1) == pytest.approx(2 * spent[2])
+    with pytest.raises(ValueError, match="found look 0, expected 1 for the first"):
+        alpha_of_look(0)
