@@ -1,5 +1,7 @@
 """Intervals, p-values and effect sizes against known cases."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -130,20 +132,50 @@ def test_the_head_that_changed_is_found_where_it_is():
     assert set(zip(*np.nonzero(adjusted < 0.05), strict=True)) == {(3, 2), (1, 6)}
 
 
-def test_one_head_alone_has_the_p_of_its_own_flips():
-    before, after = random_heads(9, 1, 1, seed=1)
-    expected = sign_flip_p(relative_change(before, after).ravel())
-    assert head_tests(before, after)[0, 0] == pytest.approx(expected)
-    before, after = random_heads(30, 1, 1, seed=4)
-    after *= 1.2
-    expected = sign_flip_p(relative_change(before, after).ravel())
-    assert head_tests(before, after)[0, 0] == pytest.approx(expected, abs=0.02)
+def test_signed_ranks_by_hand():
+    """Relative changes +1, −.4 and +1/3 have ranks 3, −2 and 1: 4 of 6 rise, as extreme as 4 of the 8 flips and their
+    mirrors: {4, 5, 6} and {0, 1, 2} of the sums 0 1 2 3 3 4 5 6."""
+    before, after = np.array([1.0, 3.0, 2.5]), np.array([3.0, 2.0, 3.5])
+    assert head_tests(before[:, None, None], after[:, None, None]).item() == 6 / 8
+    up = head_tests(np.ones((4, 2, 3)), np.full((4, 2, 3), 2.0))
+    np.testing.assert_array_equal(up, np.full((2, 3), 2 / 16))
+    with_none = head_tests(np.ones((6, 1, 1)), np.array([2.0, 1, 2, 3, 1, 2])[:, None, None])
+    assert with_none.item() == 2 / 16  # probes without a change are left out
 
 
-def test_pooling_reaches_below_what_one_head_alone_can_show():
+@pytest.mark.parametrize("probes", [9, 12])
+def test_signed_ranks_are_sign_flips_of_ranks(probes):
+    before, after = random_heads(probes, 2, 3, seed=probes)
+    change = relative_change(before, after)
+    ranks = np.sign(change) * (np.abs(change).argsort(0).argsort(0) + 1)
+    agree = ranks.sum(0) * (after - before).sum(0) > 0
+    for layer, head in np.argwhere(agree):
+        expected = sign_flip_p(ranks[:, layer, head])
+        assert head_tests(before, after)[layer, head] == pytest.approx(expected)
+    assert agree.any()
+
+
+def test_p_goes_as_low_as_thousands_of_heads_need():
     before, after = random_heads(40, 16, 24)
     after[:, 5, 7] *= 3
-    assert head_tests(before, after)[5, 7] < 1e-6 < sign_flip_p((after - before)[:, 5, 7])
+    assert 2.0**-39 <= head_tests(before, after)[5, 7] < 1e-9 < sign_flip_p((after - before)[:, 5, 7])
+
+
+def test_an_outlier_does_not_hide_what_the_others_share():
+    before, after = random_heads(40, 1, 2)
+    after *= 1.6
+    before[0], after[0] = 200.0, 100.0
+    changed = head_tests(before[:, :, :1], after[:, :, :1]).item()
+    assert changed == 1  # the mean fell: no claim
+    after[0] = 210.0
+    assert head_tests(before, after).max() < 1e-3
+
+
+def test_thousands_of_heads_take_a_moment():
+    before, after = random_heads(40, 32, 32)
+    start = time.perf_counter()
+    head_tests(before, after)
+    assert time.perf_counter() - start < 3
 
 
 def test_few_images_cannot_be_significant():

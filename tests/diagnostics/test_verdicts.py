@@ -16,6 +16,7 @@ from diagnostics.verdicts import (
 )
 
 UP, NOT, DOWN = Interval(1, 0.5, 1.5), Interval(0, -0.5, 0.5), Interval(-1, -1.5, -0.5)
+WIDE = Interval(1, -0.2, 3)
 
 
 def numbers(
@@ -67,6 +68,10 @@ KNOCKOUT = {"knockout_cost_nats": Change(0.1, 2.0, UP), "knockout_control_nats":
         (numbers(attention=None), "answers changed, attention not measured"),
         (numbers(accuracy=NOT), "attention moved, answers did not"),
         (numbers(accuracy=NOT, attention=NOT), "it did not move"),
+        (numbers(accuracy=NOT, attention=DOWN), "attention moved, answers did not"),
+        (numbers(attention=DOWN, enrichment_chance=0.01), "answers changed, attention did not"),
+        (numbers(attention=WIDE, enrichment_chance=0.01), "corrected"),
+        (numbers(attention=WIDE), "answers changed, attention did not"),
         (numbers(accuracy=NOT, enrichment_chance=0.2), "it did not move"),
         (numbers(accuracy=NOT, attention=None), "it did not move"),
         (numbers(accuracy=DOWN), "answers got worse"),
@@ -113,6 +118,7 @@ def test_reasons_of_what_did_not_happen():
     accuracy, attention, cause = verdict(numbers(accuracy=NOT, attention=NOT, control=(0.1, 4.0))).reasons
     assert "chance alone could explain that (95 % interval of the change -50 % to +50 %)" in accuracy
     assert "chance alone could explain that" in attention and "+4.00 (not less), +0.10 before" in cause
+    assert "most probes share that" in verdict(numbers(attention=WIDE, enrichment_chance=0.01)).reasons[1]
     assert "every group and layer looked at is counted" in verdict(numbers(enrichment_chance=0.3)).reasons[1]
     assert "chance does not explain that (95 %" in verdict(numbers(attention=DOWN)).reasons[1]
     assert "name no region" in verdict(numbers(attention=None)).reasons[1]
@@ -156,13 +162,13 @@ def test_what_was_known_must_be_kept(group, probes, after, expected, turn):
 
 
 def test_the_judged_layer_must_survive_that_several_were_looked_at():
-    def changes(*low: float) -> list[Change]:
-        return [Change(1.0, 1.5, Interval(0.5, one, 0.9)) for one in low]
+    def changes(*means: float) -> list[Change]:
+        return [Change(1.0, 1 + mean, Interval(mean, mean - 0.3, mean + 0.3)) for mean in means]
 
-    assert judged_layer(changes(-0.2, 0.1, 0.05), [0.9, 0.01, 0.001]) == 1
-    assert judged_layer(changes(-0.2, 0.1, 0.05), [0.9, 0.08, 0.04]) == 2
+    assert judged_layer(changes(0.2, 0.4, -0.1), [0.04, 0.001, 0.001]) == 1
+    assert judged_layer(changes(0.2, 0.4, 0.1), [0.9, 0.08, 0.04]) == 2
     assert judged_layer(changes(0.3, 0.1, 0.2), [0.9, 0.08, 0.06]) == 1
-    assert judged_layer(changes(-0.2, -0.1), [0.001, 0.001]) == 0
+    assert judged_layer(changes(-0.1, -0.2), [0.001, 0.001]) == 1
     assert judged_layer(changes(0.1, 0.2), [0.04, 0.04], alpha=0.01) == 0
     with pytest.raises(ValueError, match="found 0 changes and 0 chances"):
         judged_layer([], [])
