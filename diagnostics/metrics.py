@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from diagnostics.geometry import Box, region_coverage, shared_area_pixels
+from diagnostics.geometry import Box, disjoint_boxes, region_coverage
 from finetune.families.base import ImageTokens
 
 CANDIDATES = 64  # places tried for one random region before the least overlapping is taken
@@ -416,22 +416,29 @@ def _random_region(
     boxes: Float[np.ndarray, "boxes 4"], size: tuple[int, int], rng: np.random.Generator
 ) -> list[tuple[float, float, float, float]]:
     low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
+    pieces = np.array(disjoint_boxes(boxes.tolist()))  # moved along: found once, not at each place tried
     best: tuple[float, list[tuple[float, float, float, float]]] | None = None
     for _ in range(CANDIDATES):
-        moved = boxes - np.tile(low, 2)
+        moved = np.concatenate([boxes, pieces]) - np.tile(low, 2)
         for axis, extent in enumerate(high - low):
             if rng.random() < 0.5:
                 moved[:, [axis, axis + 2]] = extent - moved[:, [axis + 2, axis]]
         room = np.maximum(np.asarray(size) - (high - low), 0)
         moved += np.tile([rng.integers(0, int(extent) + 1) for extent in room], 2)
-        region = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in moved]
-        shared = shared_area_pixels(region, boxes.tolist())
+        region = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in moved[: len(boxes)]]
+        shared = _shared_area(moved[len(boxes) :], pieces)
         if best is None or shared < best[0]:
             best = shared, region
         if shared == 0:
             break
     assert best is not None
     return best[1]
+
+
+def _shared_area(first: Float[np.ndarray, "some 4"], second: Float[np.ndarray, "others 4"]) -> float:
+    """Area that two sets of boxes have in common; within a set none overlap."""
+    sides = np.minimum(first[:, None, 2:], second[:, 2:]) - np.maximum(first[:, None, :2], second[:, :2])
+    return float(np.clip(sides, 0, None).prod(-1).sum())
 
 
 def _kl_nats(

@@ -35,9 +35,10 @@ def sink_dimensions(
     """
     if len(hidden) < 3:
         raise ValueError(f"sinks: found {len(hidden)} tokens, expected at least 3; give the whole prompt")
-    sizes = np.abs(_normalised(hidden))
-    largest, median = sizes.max(0), np.median(sizes, 0)
-    return np.flatnonzero((largest >= threshold) & (largest >= STANDS_OUT * median))
+    sizes = np.abs(hidden) / _root_mean_squares(hidden)
+    largest = sizes.max(0)
+    massive = np.flatnonzero(largest >= threshold)
+    return massive[largest[massive] >= STANDS_OUT * np.median(sizes[:, massive], 0)]
 
 
 def sink_tokens(
@@ -52,7 +53,7 @@ def sink_tokens(
 
     Raises ValueError for values that are not finite.
     """
-    marked = np.abs(_normalised(hidden)[..., dimensions])
+    marked = np.abs(hidden[..., dimensions]) / _root_mean_squares(hidden)
     return marked.max(-1, initial=0.0) >= threshold
 
 
@@ -78,11 +79,14 @@ def without_sinks(
     return np.where(sinks, 0, rows).astype(rows.dtype)
 
 
-def _normalised(hidden: Float[np.ndarray, "*batch tokens width"]) -> Float[np.ndarray, "*batch tokens width"]:
-    """RMSNorm without weights."""
-    wide = hidden.astype(np.float64)  # a massive fp16 activation overflows when squared
-    if not np.isfinite(wide).all():
+def _root_mean_squares(
+    hidden: Float[np.ndarray, "*batch tokens width"],
+) -> Float[np.ndarray, "*batch tokens 1"]:
+    """What RMSNorm divides each token by."""
+    # Summed in fp64: a massive fp16 activation overflows when squared.
+    squares = np.einsum("...w,...w->...", hidden, hidden, dtype=np.float64)[..., None]
+    if not np.isfinite(squares).all():
         raise ValueError(
-            "sinks: found hidden states that are not finite, expected numbers; the layer overflowed"
+            "sinks: found hidden states that are not finite, expected numbers; the layer overflowed, read it in fp32"
         )
-    return wide / np.sqrt((wide**2).mean(-1, keepdims=True) + RMS_EPS)
+    return np.sqrt(squares / hidden.shape[-1] + RMS_EPS)

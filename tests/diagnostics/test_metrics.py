@@ -99,6 +99,7 @@ def test_iou_of_the_box_around_the_attention():
     np.testing.assert_allclose(
         iou(np.stack([[corner, np.full(20, 1 / 20)]]), wide.ravel(), (4, 5)), [[4 / 6, 0]]
     )
+    assert iou(np.full(14, 1 / 14), np.eye(14)[3], (2, 7)) == 0  # rounding leaves one cell above its mean
     assert iou(one_cell((4, 5), (0, 0)), wide.ravel(), (4, 5)) == 0
     # Far from each other, the box spans both: rows 0..1 of columns 0..4, the region is one of its 10 cells.
     assert iou(one_cell((4, 5), (0, 0), (0, 4)), one_cell((4, 5), (1, 3)), (4, 5)) == pytest.approx(1 / 10)
