@@ -166,8 +166,12 @@ def test_under_peft_in_training_gradients_are_those_without_capture():
 def test_paused_keeps_nothing_and_goes_on_afterwards():
     model, inputs = tiny_model(), inputs_of()
     with AttentionExtractor(model, [1]) as extractor:
+        model(**inputs)
+        assert extractor.captured_names == ("layer_1", "visual_attn")
         with extractor.paused():
             model(**inputs)
-        assert extractor.attention_weights == {}
+            assert extractor.captured_names == ()
+        assert extractor.attention_weights == extractor.highest_logits == {}
         model(**inputs)
         assert set(extractor.attention_weights) == {"layer_1", "visual_attn"}
+        assert set(extractor.highest_logits) == {"layer_1"}
