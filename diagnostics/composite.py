@@ -1,4 +1,5 @@
-"""The probe picture: base | now | difference over the dimmed original, for one probe. Drawn with PIL alone."""
+"""The probe picture, base | now | difference over the dimmed original, and the strip over steps. Drawn with PIL
+alone."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ Box = tuple[float, float, float, float]
 WIDTH, MARGIN, GUTTER = 1080, 24, 18
 PANEL = (WIDTH - 2 * MARGIN - 2 * GUTTER) // 3
 PANEL_HEIGHT_MAX = 400
+STRIP_PANEL_MIN = 200  # of a strip: below it the numbers under a panel run into each other
 INK, SOFT, FAINT, PAPER = (28, 30, 36), (98, 103, 115), (221, 224, 230), (255, 255, 255)
 GOOD, BAD = (20, 122, 88), (190, 62, 40)
 LESS, MORE = (
@@ -94,6 +96,24 @@ class ProbeSheet:
     after: Outcome
 
 
+class StripPanel(NamedTuple):
+    """One checkpoint on a strip; ``mass`` and ``enrichment`` are the judged region's, None where there is none."""
+
+    step: int
+    map: CellMap
+    mass: float | None
+    enrichment: float | None
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One key layer of one probe over the steps of a training."""
+
+    layer: int
+    panels: tuple[StripPanel, ...]
+
+
 class Scale(NamedTuple):
     """Where the colours end: ``top`` times the even share, shared by base and now, and ± ``swing`` for the
     difference; ``peak`` is the highest cell of both maps, which may lie beyond the colours."""
@@ -109,13 +129,22 @@ def shared_scale(before: CellMap, after: CellMap) -> Scale:
     It ends at the larger 99th percentile of the two maps, not at the maximum: one sink cell would otherwise
     leave everything else black. At least 2 (twice the even share), so that noise over an even map stays dark.
     """
-    both = [before.density, after.density]
-    difference = np.abs(after.density - before.density)
+    return series_scale([before, after])
+
+
+def series_scale(maps: Sequence[CellMap]) -> Scale:
+    """One colour scale for maps over steps, as ``shared_scale`` for two; differences are those from the first."""
+    differences = [np.abs(cells.density - maps[0].density) for cells in maps]
     return Scale(
-        top=float(max(2.0, *(np.percentile(values, 99) for values in both))),
-        swing=float(max(1.0, np.percentile(difference, 99))),
-        peak=float(max(values.max() for values in both)),
+        top=common_top(maps),
+        swing=float(max(1.0, *(np.percentile(difference, 99) for difference in differences))),
+        peak=float(max(cells.density.max() for cells in maps)),
     )
+
+
+def common_top(maps: Sequence[CellMap]) -> float:
+    """Where the colours of maps end that are seen side by side, of one picture or of several; ``shared_scale``."""
+    return float(max(2.0, *(np.percentile(cells.density, 99) for cells in maps)))
 
 
 def draw_probe(sheet: ProbeSheet, layers: Sequence[LayerMaps]) -> Image.Image:
@@ -135,12 +164,42 @@ def draw_probe(sheet: ProbeSheet, layers: Sequence[LayerMaps]) -> Image.Image:
     parts = [_header(sheet, layers, pen)]
     parts += [_layer_row(sheet, maps, dimmed, pen, titled=len(layers) > 1) for maps in layers]
     parts.append(_caption(sheet, pen))
-    page = Image.new("RGB", (WIDTH, sum(part.height for part in parts)), PAPER)
-    top = 0
-    for part in parts:
-        page.paste(part, (0, top))
-        top += part.height
-    return page
+    return _stacked(parts)
+
+
+def draw_strip(sheet: ProbeSheet, strips: Sequence[Strip]) -> Image.Image:
+    """One probe over the steps of a training: a row for each key layer, a panel for each step, one colour scale a row.
+
+    Margin and region mass stand under each panel. The picture is at least 1080 pixels wide, more where the panels
+    need it.
+
+    Raises:
+        ValueError: no layer, no step, or Chinese to be written and no font that has it.
+    """
+    if not strips or not strips[0].panels:
+        raise ValueError(
+            f"probe {sheet.probe_id}: no step to draw; expected at least one key layer and one step"
+        )
+    pen = _Pen(text_font("".join(_words(sheet))))
+    panels = len(strips[0].panels)
+    wide = max(STRIP_PANEL_MIN, min(PANEL, (WIDTH - 2 * MARGIN - (panels - 1) * GUTTER) // panels))
+    size = _panel_size(sheet.picture.size, wide)
+    width = max(WIDTH, 2 * MARGIN + panels * wide + (panels - 1) * GUTTER)
+    parts = [_strip_title(sheet, strips[0], width, pen)]
+    dimmed = dim(sheet.picture, size)
+    parts += [_strip_row(sheet, strip, dimmed, wide, width, pen) for strip in strips]
+    return _stacked(parts)
+
+
+def map_panel(
+    picture: Image.Image, boxes: Sequence[Box], cells: CellMap, top: float, width: int
+) -> Image.Image:
+    """One map over the dimmed picture with one region's boxes, ``width`` pixels wide; ``top`` ends the colours."""
+    size = (width, max(1, round(width * picture.height / picture.width)))
+    pixels = cells_to_pixels(cells, cells.density, picture.size, size)
+    panel = heat_over(dim(picture, size), pixels, top)
+    _outline(panel, boxes, picture.size, (255, 255, 255), 2)
+    return panel
 
 
 def encode_png(picture: Image.Image, *, width: int = WIDTH) -> bytes:
@@ -276,9 +335,18 @@ def _words(sheet: ProbeSheet) -> tuple[str, ...]:
     return (*texts, sheet.before.said, sheet.after.said)
 
 
-def _panel_size(image_size: tuple[int, int]) -> tuple[int, int]:
+def _stacked(parts: Sequence[Image.Image]) -> Image.Image:
+    page = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), PAPER)
+    top = 0
+    for part in parts:
+        page.paste(part, (0, top))
+        top += part.height
+    return page
+
+
+def _panel_size(image_size: tuple[int, int], panel: int = PANEL) -> tuple[int, int]:
     width, height = image_size
-    scale = min(PANEL / width, PANEL_HEIGHT_MAX / height)
+    scale = min(panel / width, PANEL_HEIGHT_MAX / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
@@ -327,18 +395,30 @@ def _layer_row(
 
 def _draw_regions(picture: Image.Image, sheet: ProbeSheet, pen: _Pen, *, named: bool) -> None:
     """Outline every box: the judged region in white, the others thinner and fainter; dark beneath for contrast."""
-    draw = ImageDraw.Draw(picture)
     across, down = picture.width / sheet.picture.width, picture.height / sheet.picture.height
     for rank, (name, boxes) in reversed(list(enumerate(sheet.regions.items()))):
         colour, line = ((255, 255, 255), 2) if rank == 0 else ((176, 182, 194), 1)
-        for x0, y0, x1, y1 in boxes:
-            # Outside the box, so that a small region is not covered by its own outline.
-            box = (x0 * across - line, y0 * down - line, x1 * across + line - 1, y1 * down + line - 1)
-            draw.rectangle((box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1), outline=(20, 20, 24))
-            draw.rectangle(box, outline=colour, width=line)
+        _outline(picture, boxes, sheet.picture.size, colour, line)
         if named and rank == 0 and boxes:
             x, y = boxes[0][0] * across, boxes[0][1] * down
-            _name_tag(draw, name, (x, y), picture.size, pen)
+            _name_tag(ImageDraw.Draw(picture), name, (x, y), picture.size, pen)
+
+
+def _outline(
+    drawn: Image.Image,
+    boxes: Sequence[Box],
+    image_size: tuple[int, int],
+    colour: tuple[int, int, int],
+    line: int,
+) -> None:
+    """Boxes in pixels of an original of ``image_size``, outlined on a picture of it drawn at another size."""
+    draw = ImageDraw.Draw(drawn)
+    across, down = drawn.width / image_size[0], drawn.height / image_size[1]
+    for x0, y0, x1, y1 in boxes:
+        # Outside the box, so that a small region is not covered by its own outline.
+        box = (x0 * across - line, y0 * down - line, x1 * across + line - 1, y1 * down + line - 1)
+        draw.rectangle((box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1), outline=(20, 20, 24))
+        draw.rectangle(box, outline=colour, width=line)
 
 
 def _name_tag(
@@ -448,6 +528,64 @@ def _answer_line(
     pen.write(
         draw, (x + wide + 14, y), pen.fit(said, 25, room), 25, INK if outcome.said else SOFT, anchor="ls"
     )
+
+
+def _strip_title(sheet: ProbeSheet, strip: Strip, width: int, pen: _Pen) -> Image.Image:
+    part = Image.new("RGB", (width, 132), PAPER)
+    draw = ImageDraw.Draw(part)
+    room = width - 2 * MARGIN
+    steps = f"steps {strip.panels[0].step} to {strip.panels[-1].step}"
+    title = pen.fit(f"{sheet.probe_id}", 32, room - pen.width(steps, 28) - 30)
+    end = pen.write(draw, (MARGIN, 42), title, 32, anchor="ls")
+    pen.write(draw, (end + 18, 42), pen.fit(sheet.group, 24, width - end - 260), 24, SOFT, anchor="ls")
+    pen.write(draw, (width - MARGIN, 42), steps, 28, SOFT, anchor="rs")
+    draw.line((MARGIN, 58, width - MARGIN, 58), fill=FAINT, width=2)
+    pen.write(draw, (MARGIN, 94), pen.fit(sheet.question, 27, room * 0.5), 27, anchor="ls")
+    end = _labelled(draw, (MARGIN + room * 0.52, 94), "right", sheet.answer, GOOD, pen)
+    if sheet.foil is not None and end + 120 < width:
+        pen.write(draw, (end + 24, 94), "wrong", 21, SOFT, anchor="ls")
+        start = end + 34 + pen.width("wrong", 21)
+        pen.write(draw, (start, 94), pen.fit(sheet.foil, 25, width - MARGIN - start), 25, BAD, anchor="ls")
+    return part
+
+
+def _strip_row(
+    sheet: ProbeSheet, strip: Strip, dimmed: Image.Image, wide: int, width: int, pen: _Pen
+) -> Image.Image:
+    """One key layer: step above, margin and mass below each panel, the scale of all of them at the end."""
+    scale = series_scale([panel.map for panel in strip.panels])
+    part = Image.new("RGB", (width, dimmed.height + 176), PAPER)
+    draw = ImageDraw.Draw(part)
+    pen.write(draw, (MARGIN, 24), f"layer {strip.layer}", 24, SOFT, anchor="ls")
+    for index, panel in enumerate(strip.panels):
+        left = MARGIN + index * (wide + GUTTER)
+        pixels = cells_to_pixels(panel.map, panel.map.density, sheet.picture.size, dimmed.size)
+        drawn = heat_over(dimmed, pixels, scale.top)
+        _draw_regions(drawn, sheet, pen, named=index == 0)
+        pen.write(draw, (left, 58), "base" if panel.step == 0 else f"step {panel.step}", 24, anchor="ls")
+        part.paste(drawn, (left, 68))
+        _strip_numbers(draw, panel, left, 68 + dimmed.height + 30, wide, pen)
+    _strip_bar(part, draw, scale, part.height - 34, pen)
+    return part
+
+
+def _strip_numbers(
+    draw: ImageDraw.ImageDraw, panel: StripPanel, left: int, baseline: int, wide: int, pen: _Pen
+) -> None:
+    """Margin in the colour of right or wrong; mass and enrichment of the judged region."""
+    margin = panel.outcome.margin_nats
+    if margin is not None:
+        pen.write(draw, (left, baseline), f"{margin:+.2f} nats", 23, GOOD if margin > 0 else BAD, anchor="ls")
+    if panel.mass is not None:
+        mass = f"{panel.mass:.1%} · {panel.enrichment:.1f}×"
+        pen.write(draw, (left, baseline + 28), pen.fit(mass, 21, wide), 21, SOFT, anchor="ls")
+
+
+def _strip_bar(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top: int, pen: _Pen) -> None:
+    bar = _bars()[0]
+    part.paste(bar, (MARGIN, top))
+    end = pen.write(draw, (MARGIN + bar.width + 12, top + 14), f"{scale.top:.1f}×", 19, SOFT, anchor="ls")
+    pen.write(draw, (end + 10, top + 14), "the even share, all steps alike", 19, SOFT, anchor="ls")
 
 
 def _column(index: int) -> int:

@@ -1,10 +1,12 @@
 """Drawing beside the training: a process of low priority that turns records into pictures.
 
 The monitor starts it (``Renderer``) and talks to it in lines of JSON: ``{"step": 50}`` on its standard input asks
-for the pictures of a step; it answers on its standard output with what it has drawn. It reads records only, so a
-training step never waits for it, and its death costs pictures, not a run. By hand it draws the archive anew::
+for the pictures of a step, ``{"strips": true}`` for those over all steps; it answers on its standard output with what
+it has drawn. It reads records only, so a training step never waits for it, and its death costs pictures, not a run.
+By hand it draws the archive anew::
 
     python -m diagnostics.render --attention_dir OUTPUT/attention --steps 50 100
+    python -m diagnostics.render --attention_dir OUTPUT/attention --strips
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from diagnostics.composite import Outcome, ProbeSheet, draw_probe, encode_png
+from diagnostics.composite import Outcome, ProbeSheet, Strip, draw_probe, draw_strip, encode_png
+from diagnostics.evolution import Evolution, evenly_chosen, evolution_of, strip_maps
 from diagnostics.pairs import ProbePair, pair_all, pair_records, pairs_by_group
 from diagnostics.plots import layers_heads_figure
 from diagnostics.probes import Probe, read_probes
@@ -45,6 +48,9 @@ ARCHIVE_WIDTH = 640
 """Pixels; an archive picture of three layers is about 150 kB then."""
 WORKERS_MAX = 4
 NICENESS = 15
+STRIPS = "strips"  # what is asked for and answered in place of a step
+STRIP_STEPS_MAX = 8
+"""Panels of a strip; of more steps these many are taken evenly, the first and the last among them."""
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -78,7 +84,7 @@ class Renderer:
         self.problem: str | None = None
         self._process: subprocess.Popen[str] | None = None
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._waiting: list[int] = []
+        self._waiting: list[int | str] = []
         self._told = False
 
     def start(self) -> None:
@@ -119,14 +125,21 @@ class Renderer:
 
     def submit(self, step: int) -> None:
         """Ask for the pictures of a step whose records are complete. Returns at once."""
+        self._ask({"step": step}, step)
+
+    def submit_strips(self) -> None:
+        """Ask for the strip of every probe over the steps recorded so far: the archive's last. Returns at once."""
+        self._ask({STRIPS: True}, STRIPS)
+
+    def _ask(self, request: Message, awaited: int | str) -> None:
         if self._process is None and self.problem is None:
             self.start()
         if self._process is None or self._process.stdin is None or self.problem is not None:
             return
         try:
-            self._process.stdin.write(json.dumps({"step": step}) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            self._waiting.append(step)
+            self._waiting.append(awaited)
         except OSError:
             self._fail(self._last_words())
 
@@ -188,7 +201,8 @@ class Renderer:
             yield self._messages.get()
 
     def _received(self, message: Message) -> Rendered | None:
-        """A finished step, its pictures read from the scratch folder; None for a report of progress."""
+        """A finished step, its pictures read from the scratch folder; None for a report of progress, and for strips,
+        which stay in the archive."""
         if "done" not in message:
             return None
         step, problems = message["done"], tuple(message["problems"])
@@ -197,8 +211,13 @@ class Renderer:
         if problems and not self._told:
             self._told = True
             logger.warning(
-                "step %d: %d pictures could not be drawn, first: %s", step, len(problems), problems[0]
+                "%s: %d pictures could not be drawn, first: %s",
+                step if step == STRIPS else f"step {step}",
+                len(problems),
+                problems[0],
             )
+        if step == STRIPS:
+            return None
         pictures = []
         for entry in message["pictures"]:
             path = Path(entry["path"])
@@ -255,6 +274,9 @@ class Archive:
     def picture_path(self, probe_id: str, step: int) -> Path:
         return self.attention_dir / "images" / probe_id / f"step-{step:06d}.png"
 
+    def strip_path(self, probe_id: str) -> Path:
+        return self.attention_dir / "images" / probe_id / "strip.png"
+
     def missing_steps(self) -> list[int]:
         """Steps after the baseline with records and without all their pictures, as a killed run leaves them."""
         return [
@@ -289,6 +311,22 @@ def load_records(folder: str | Path) -> dict[str, AttentionRecord]:
             f"{folder}: no attention records there; expected ID.safetensors of at least one probe"
         )
     return {record.probe_id: record for record in records}
+
+
+def load_evolution(attention_dir: str | Path, *, steps_max: int | None = None) -> Evolution:
+    """Every recorded step of a run, or at most ``steps_max`` of them, evenly chosen with the first and the last.
+
+    Raises:
+        ValueError: no step has records, or they are not of the same probes, layers and pictures.
+    """
+    steps = recorded_steps(attention_dir)
+    if not steps:
+        raise ValueError(
+            f"{attention_dir}: found no step-NNNNNN folder with records; expected those that a monitored run leaves"
+        )
+    if steps_max is not None:
+        steps = [steps[index] for index in evenly_chosen(len(steps), steps_max)]
+    return evolution_of({step: load_step(attention_dir, step) for step in steps})
 
 
 def probe_sheet(pair: ProbePair) -> ProbeSheet:
@@ -363,6 +401,29 @@ def draw_archive_picture(archive: Archive, probe: Probe, step: int) -> str | Non
     return None
 
 
+def render_strips(archive: Archive, pool: Executor) -> Iterator[str | None]:
+    """Draw the strip of every probe over the recorded steps; yields, for each, None or what went wrong."""
+    light = archive.without_records()
+    steps = recorded_steps(archive.attention_dir)
+    chosen = [steps[index] for index in evenly_chosen(len(steps), STRIP_STEPS_MAX)]
+    asked = [pool.submit(draw_archive_strip, light, probe, chosen) for probe in archive.probes]
+    yield from (future.result() for future in as_completed(asked))
+
+
+def draw_archive_strip(archive: Archive, probe: Probe, steps: Sequence[int]) -> str | None:
+    """Draw one probe over steps, every key layer, from its records on disk; returns None or what went wrong."""
+    try:
+        records = {step: AttentionRecord.load(archive.record_path(probe.id, step)) for step in steps}
+        evolution = evolution_of({step: {probe.id: record} for step, record in records.items()})
+        strips: list[Strip] = [strip_maps(probe, evolution, layer) for layer in evolution.layers]
+        sheet = probe_sheet(pair_records(probe, records[steps[0]], records[steps[-1]]))
+        picture = draw_strip(sheet, strips)
+        write_atomically(archive.strip_path(probe.id), encode_png(picture, width=picture.width * 2 // 3))
+    except (ValueError, OSError) as error:  # one bad picture, a full disk: the others are still drawn
+        return f"strip of probe {probe.id}: {error}"
+    return None
+
+
 def render_board(
     archive: Archive, step: int, pool: Executor, per_group: int = SHOWN_PER_GROUP
 ) -> Iterator[TaggedPicture | str]:
@@ -415,12 +476,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--steps", type=int, nargs="*", help="draw these steps' archive (none named: all that lack it)"
     )
     parser.add_argument(
+        "--strips", action="store_true", help="draw every probe over the recorded steps: images/ID/strip.png"
+    )
+    parser.add_argument(
         "--scratch_dir", type=Path, help="serve the monitor, handing pictures over in this folder"
     )
     parser.add_argument("--shown_per_group", type=int, default=SHOWN_PER_GROUP)
     options = parser.parse_args(arguments)
     if options.scratch_dir is None:
-        _draw_by_hand(Archive.open(options.attention_dir), options.steps)
+        _draw_by_hand(Archive.open(options.attention_dir), options.steps, strips=options.strips)
     else:
         os.nice(NICENESS)
         if hasattr(os, "SCHED_IDLE"):
@@ -429,14 +493,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _serve(options.attention_dir, options.scratch_dir, options.shown_per_group, sys.stdin)
 
 
-def _draw_by_hand(archive: Archive, steps: Sequence[int] | None) -> None:
+def _draw_by_hand(archive: Archive, steps: Sequence[int] | None, *, strips: bool) -> None:
+    """The archive of ``steps``; every missing step where ``[]`` is given, or nothing at all was asked for."""
+    undrawn = archive.missing_steps() if steps == [] or (steps is None and not strips) else steps or []
     with drawing_pool() as pool:
-        for step in steps or archive.missing_steps():
-            drawn = render_archive(archive, step, pool)
-            bar = tqdm(drawn, desc=f"step {step}", total=len(archive.probes), unit="picture")
-            for problem in bar:
-                if problem is not None:
-                    bar.write(problem)
+        for step in undrawn:
+            _draw_with_bar(render_archive(archive, step, pool), f"step {step}", len(archive.probes))
+        if strips:
+            _draw_with_bar(render_strips(archive, pool), "strips", len(archive.probes))
+
+
+def _draw_with_bar(drawn: Iterator[str | None], what: str, total: int) -> None:
+    bar = tqdm(drawn, desc=what, total=total, unit="picture")
+    for problem in bar:
+        if problem is not None:
+            bar.write(problem)
 
 
 def _serve(attention_dir: Path, scratch_dir: Path, per_group: int, requests: Iterable[str]) -> None:
@@ -444,19 +515,32 @@ def _serve(attention_dir: Path, scratch_dir: Path, per_group: int, requests: Ite
     archive = None
     with drawing_pool() as pool:
         for line in requests:
-            step = int(json.loads(line)["step"])
+            asked = json.loads(line)
             left = []
+            if STRIPS in asked:
+                archive = archive or Archive.open(attention_dir)
+                drawn = _counted(render_strips(archive, pool), STRIPS, len(archive.probes))
+                _say({"done": STRIPS, "pictures": [], "problems": drawn})
+                continue
+            step = int(asked["step"])
             if archive is None:
                 archive = Archive.open(attention_dir)
                 left = [missing for missing in archive.missing_steps() if missing < step]
             pictures, problems = _draw_board(archive, step, per_group, scratch_dir, pool)
             # First what a killed run has left undrawn. The baseline against itself has no difference to keep.
             for undrawn in [*left, *([step] if step > 0 else [])]:
-                for number, problem in enumerate(render_archive(archive, undrawn, pool), start=1):
-                    problems += [] if problem is None else [problem]
-                    if number % 10 == 0:
-                        _say({"step": undrawn, "drawn": number, "of": len(archive.probes)})
+                problems += _counted(render_archive(archive, undrawn, pool), undrawn, len(archive.probes))
             _say({"done": step, "pictures": pictures, "problems": problems})
+
+
+def _counted(drawn: Iterator[str | None], what: int | str, total: int) -> list[str]:
+    """Problems of pictures as they are drawn; how far it is, is said at times."""
+    problems: list[str] = []
+    for number, problem in enumerate(drawn, start=1):
+        problems += [] if problem is None else [problem]
+        if number % 10 == 0:
+            _say({"step": what, "drawn": number, "of": total})
+    return problems
 
 
 def _draw_board(

@@ -39,7 +39,7 @@ def test_a_step_is_asked_for_and_comes_back_with_pictures(tmp_path: Path) -> Non
     renderer.submit(0)
     renderer.submit(10)
     assert time.monotonic() - started < 1.0
-    base, now = renderer.close(timeout=60)
+    base, now = renderer.close(timeout=300)
     assert (base.step, now.step) == (0, 10) and base.problems == now.problems == ()
     tags = {picture.tag for picture in now.pictures}
     maps = {f"maps: {g}/{g}-0/layer_{n}" for g in ("sphere-building", "retention") for n in LAYERS}
