@@ -154,8 +154,8 @@ def head_tests(
     and known: all 2^clusters flips are counted, none drawn, so that p goes as far below 1 / 10,000 as correcting for
     784 to 3,136 heads needs. Four clusters that all rise: 2 / 16.
 
-    Clusters without a change are left out. A head that changed in no probe has p = 1, and so has one whose mean fell
-    while most of its probes rose, or the reverse: nothing could be claimed of it in one sentence.
+    Clusters without a change are left out; a head that changed in no probe has p = 1. Which way a head changed is the
+    sign of ``bootstrap_mean(relative_change(…))``: plain means can say the reverse where a few probes weigh most.
 
     Raises ValueError as ``relative_change`` does, and where probes and clusters differ in number.
     Source: Wilcoxon 1945, Biometrics Bulletin 1:80.
@@ -168,9 +168,8 @@ def head_tests(
     ranks = np.abs(sums).argsort(0, kind="stable").argsort(0) + 1 - (len(sums) - counted)
     rising = np.where(sums > 0, ranks, 0).sum(0)
     total = counted * (counted + 1) // 2
-    rises = np.sign(2 * rising - total)
     p_values = np.ones(change.shape[1])
-    for head in np.flatnonzero(rises * (after - before).sum(0).ravel() > 0):
+    for head in np.flatnonzero(counted):
         p_values[head] = _signed_rank_tails(int(counted[head]))[max(rising[head], total[head] - rising[head])]
     return np.minimum(p_values, 1.0).reshape(before.shape[1:])
 

@@ -39,7 +39,8 @@ class GroupNumbers:
     probes, images           how many; probes that share an image count once as evidence (None: none share)
     accuracy                 share of probes with a positive margin
     enrichment               of the region, in the key layer that ``judged_layer`` names, times
-    enrichment_chance        p of that change, adjusted for every group and key layer looked at
+    enrichment_relative      mean ``relative_change`` of the same: what a typical probe's attention changed by
+    enrichment_chance        p of it (``significant_heads``), adjusted for every group and key layer looked at
     occlusion_cost_nats      margin lost by hiding the region in the picture
     control_cost_nats        margin lost by hiding area-matched random boxes, (before, after)
     occlusion_over_control   cost of the region − cost of the random boxes, after, paired by probe
@@ -58,6 +59,7 @@ class GroupNumbers:
     knockout_control_nats: tuple[float, float] | None = None
     knockout_over_control: Interval | None = None
     images: int | None = None
+    enrichment_relative: Interval | None = None
     enrichment_chance: float | None = None
     effect_size: float | None = None
 
@@ -110,23 +112,28 @@ def verdict(numbers: GroupNumbers, *, level: float = 0.95) -> Verdict:
     return Verdict(_claim(numbers, causes), reasons)
 
 
-def judged_layer(changes: Sequence[Change], chances: Sequence[float], *, alpha: float = SIGNIFICANT) -> int:
+def judged_layer(
+    relative: Sequence[Interval], chances: Sequence[float], *, alpha: float = SIGNIFICANT
+) -> int:
     """Index of the key layer that the verdict on attention rests on.
+
+    relative    mean ``relative_change`` of each key layer, with its interval
+    chances     p of ``significant_heads`` for each
 
     Several layers were fixed beforehand, so taking the best needs paying for: of those whose rise stays significant
     when adjusted for all that were looked at, the one that chance explains least; where none does, the one with the
-    lowest lower bound. The three layers with rises of +.2, +.4 and −.1 and p of .04, .001 and .001: the second.
+    lowest lower bound. Three layers with +.2, +.4 and −.1 and p of .04, .001 and .001: the second.
 
-    Raises ValueError for no layers, and where changes and chances differ in number.
+    Raises ValueError for no layers, and where the two differ in number.
     """
-    if not changes or len(changes) != len(chances):
+    if not relative or len(relative) != len(chances):
         raise ValueError(
-            f"key layers: found {len(changes)} changes and {len(chances)} chances, expected one each"
+            f"key layers: found {len(relative)} changes and {len(chances)} chances, expected one each"
         )
-    risen = [at for at, chance in enumerate(chances) if chance < alpha and changes[at].difference.mean > 0]
+    risen = [at for at, chance in enumerate(chances) if chance < alpha and relative[at].mean > 0]
     if risen:
         return min(risen, key=chances.__getitem__)
-    return min(range(len(changes)), key=lambda at: changes[at].difference.low)
+    return min(range(len(relative)), key=lambda at: relative[at].low)
 
 
 def _claim(numbers: GroupNumbers, causes: Sequence[_Cause]) -> str:
@@ -167,14 +174,25 @@ def _images(numbers: GroupNumbers) -> int:
 
 def _moved(numbers: GroupNumbers) -> str | None:
     """Where attention moved, if it did. The chance decides where it is given: it counts how many were looked at, and
-    finds a rise that the probes share even where the mean's interval is wide because they differ by magnitudes."""
-    if numbers.enrichment is None:
+    finds what the probes share even where an interval is wide because they differ by magnitudes."""
+    interval, chance = _attention(numbers), numbers.enrichment_chance
+    if interval is None:
         return None
-    interval, chance = numbers.enrichment.difference, numbers.enrichment_chance
-    shown = interval.is_above_zero or interval.is_below_zero if chance is None else chance < SIGNIFICANT
+    shown = _is_clear(interval) if chance is None else chance < SIGNIFICANT
     if not shown:
         return None
     return "to the region" if interval.mean > 0 else "away from the region"
+
+
+def _attention(numbers: GroupNumbers) -> Interval | None:
+    """The interval that says which way attention changed: of the typical probe where that was given."""
+    if numbers.enrichment is None:
+        return None
+    return numbers.enrichment_relative or numbers.enrichment.difference
+
+
+def _is_clear(interval: Interval) -> bool:
+    return interval.is_above_zero or interval.is_below_zero
 
 
 def _causes(numbers: GroupNumbers) -> list[_Cause]:
@@ -222,23 +240,32 @@ def _accuracy_reason(change: Change, level: float) -> str:
 
 
 def _attention_reason(numbers: GroupNumbers, level: float) -> str:
-    change = numbers.enrichment
-    if change is None:
+    change, interval = numbers.enrichment, _attention(numbers)
+    if change is None or interval is None:
         return "These probes name no region, so nothing is said of attention."
-    clear = change.difference.is_above_zero or change.difference.is_below_zero
     words = "chance alone could explain that"
     if _moved(numbers):
-        words = (
-            "chance does not explain that"
-            if clear
-            else "most probes share that, so chance does not explain it"
-        )
-    elif clear:
+        words = "chance does not explain that"
+        if not _is_clear(interval):
+            words = "most probes share that, so chance does not explain it"
+    elif _is_clear(interval):
         words += " once every group and layer looked at is counted"
-    return (
+    means = (
         f"The region gets {change.after:.2f} times the attention that its size alone would bring, {change.before:.2f} "
-        f"before; {words} ({_interval(change.difference, level)})."
+        "before"
     )
+    if numbers.enrichment_relative is None:
+        return f"{means}; {words} ({_interval(interval, level)})."
+    mean, low, high = map(_factor, interval)
+    return (
+        f"{means}, and in a typical probe {mean:.2f} times what it got before; {words} ({_percent(level)} interval "
+        f"{low:.2f} to {high:.2f} times)."
+    )
+
+
+def _factor(relative: float) -> float:
+    """after / before of a relative change 2 (after − before) / (after + before): 1 is three times."""
+    return (2 + relative) / max(2 - relative, 1e-6)
 
 
 def _cause_reasons(causes: Sequence[_Cause], level: float) -> list[str]:
@@ -258,7 +285,7 @@ def _cause_reasons(causes: Sequence[_Cause], level: float) -> list[str]:
 
 
 def _chance(interval: Interval) -> str:
-    if interval.is_above_zero or interval.is_below_zero:
+    if _is_clear(interval):
         return "chance does not explain that"
     return "chance alone could explain that"
 

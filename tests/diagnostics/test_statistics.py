@@ -148,11 +148,9 @@ def test_signed_ranks_are_sign_flips_of_ranks(probes):
     before, after = random_heads(probes, 2, 3, seed=probes)
     change = relative_change(before, after)
     ranks = np.sign(change) * (np.abs(change).argsort(0).argsort(0) + 1)
-    agree = ranks.sum(0) * (after - before).sum(0) > 0
-    for layer, head in np.argwhere(agree):
+    for layer, head in np.ndindex(2, 3):
         expected = sign_flip_p(ranks[:, layer, head])
         assert head_tests(before, after)[layer, head] == pytest.approx(expected)
-    assert agree.any()
 
 
 def test_p_goes_as_low_as_thousands_of_heads_need():
@@ -165,10 +163,7 @@ def test_an_outlier_does_not_hide_what_the_others_share():
     before, after = random_heads(40, 1, 2)
     after *= 1.6
     before[0], after[0] = 200.0, 100.0
-    changed = head_tests(before[:, :, :1], after[:, :, :1]).item()
-    assert changed == 1  # the mean fell: no claim
-    after[0] = 210.0
-    assert head_tests(before, after).max() < 1e-3
+    assert head_tests(before, after).max() < 1e-3 < 0.5 < sign_flip_p((after - before)[:, 0, 0])
 
 
 def test_thousands_of_heads_take_a_moment():
@@ -195,13 +190,6 @@ def test_nothing_changed_gives_one():
     p = head_tests(before, after)
     assert p[0, 1] < 1e-4 and (np.delete(p.ravel(), 1) == 1).all()
     assert (head_tests(before, before) == 1).all()
-
-
-def test_a_mean_that_fell_while_most_probes_rose_is_no_finding():
-    before = np.tile(np.array([1.0] * 30 + [1000.0] * 2)[:, None, None], (1, 2, 1))
-    after = np.tile(np.array([2.0] * 30 + [500.0] * 2)[:, None, None], (1, 2, 1))
-    assert (head_tests(before, after) == 1).all()
-    assert (head_tests(before[:30], after[:30]) < 1e-3).all()
 
 
 def test_all_groups_are_one_family():

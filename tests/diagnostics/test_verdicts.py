@@ -72,6 +72,9 @@ KNOCKOUT = {"knockout_cost_nats": Change(0.1, 2.0, UP), "knockout_control_nats":
         (numbers(attention=DOWN, enrichment_chance=0.01), "answers changed, attention did not"),
         (numbers(attention=WIDE, enrichment_chance=0.01), "corrected"),
         (numbers(attention=WIDE), "answers changed, attention did not"),
+        (numbers(attention=DOWN, enrichment_relative=UP), "corrected"),
+        (numbers(enrichment_relative=DOWN, enrichment_chance=0.01), "answers changed, attention did not"),
+        (numbers(attention=None, enrichment_relative=UP), "answers changed, attention not measured"),
         (numbers(accuracy=NOT, enrichment_chance=0.2), "it did not move"),
         (numbers(accuracy=NOT, attention=None), "it did not move"),
         (numbers(accuracy=DOWN), "answers got worse"),
@@ -112,6 +115,14 @@ def test_reasons_give_the_numbers_in_plain_words():
         "Keeping the answer from looking at the region costs +2.00 nats of margin, +0.10"
     )
     assert "costs +0.30 (not clearly less), +0.00 before." in knockout
+
+
+def test_the_typical_probe_is_given_as_a_factor():
+    typical = numbers(enrichment_relative=Interval(1, 0.4, 1.2), enrichment_chance=0.001)
+    assert verdict(typical).reasons[1] == (
+        "The region gets 7.60 times the attention that its size alone would bring, 6.40 before, and in a typical probe "
+        "3.00 times what it got before; chance does not explain that (95 % interval 1.50 to 4.00 times)."
+    )
 
 
 def test_reasons_of_what_did_not_happen():
@@ -162,8 +173,8 @@ def test_what_was_known_must_be_kept(group, probes, after, expected, turn):
 
 
 def test_the_judged_layer_must_survive_that_several_were_looked_at():
-    def changes(*means: float) -> list[Change]:
-        return [Change(1.0, 1 + mean, Interval(mean, mean - 0.3, mean + 0.3)) for mean in means]
+    def changes(*means: float) -> list[Interval]:
+        return [Interval(mean, mean - 0.3, mean + 0.3) for mean in means]
 
     assert judged_layer(changes(0.2, 0.4, -0.1), [0.04, 0.001, 0.001]) == 1
     assert judged_layer(changes(0.2, 0.4, 0.1), [0.9, 0.08, 0.04]) == 2
