@@ -6,7 +6,7 @@ colour scale (``strip_maps``). Reads records alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,26 +113,24 @@ def series_of(probes: Sequence[Probe], evolution: Evolution) -> Json:
     Raises:
         ValueError: a probe has no records.
     """
-    groups = groups_of(probes)
-    # Maps once: [steps, layers, cells] of each probe.
-    maps = {probe.id: _maps(evolution.of(probe.id)) for probe in probes}
-    scored = {name: [p for p in members if p.foil is not None] for name, members in groups.items()}
-    judged = {name: [p for p in members if p.main_region is not None] for name, members in groups.items()}
+    read = {probe.id: _read(probe, evolution) for probe in probes}
+    margins: dict[str, list[np.ndarray]] = {}
+    enrichments: dict[str, list[np.ndarray]] = {}
+    for name, members in groups_of(probes).items():
+        for one in (read[probe.id] for probe in members):
+            if one.margins_nats is not None:
+                margins.setdefault(name, []).append(one.margins_nats)
+            if one.enrichment is not None:
+                enrichments.setdefault(name, []).append(one.enrichment)
     return {
         "steps": list(evolution.steps),
         "names": list(evolution.names),
-        "accuracy": _by_group(evolution, scored, lambda margin: float(margin > 0)),
-        "margin_nats": _by_group(evolution, scored, lambda margin: margin),
-        "enrichment": {
-            name: _by_layer(evolution, [_enrichments(probe, evolution, maps[probe.id]) for probe in members])
-            for name, members in judged.items()
-            if members
-        },
-        "drift_jsd_nats": _by_layer(
-            evolution, [jensen_shannon_nats(of_probe, of_probe[:1]) for of_probe in maps.values()]
-        ),
-        "visual_share": _by_layer(evolution, [_visual_shares(evolution.of(probe.id)) for probe in probes]),
-        "trajectories": {name: _trajectory(of_probe) for name, of_probe in maps.items()},
+        "accuracy": {name: _means([one > 0 for one in of_group]) for name, of_group in margins.items()},
+        "margin_nats": {name: _means(of_group) for name, of_group in margins.items()},
+        "enrichment": {name: _by_layer(evolution, of_group) for name, of_group in enrichments.items()},
+        "drift_jsd_nats": _by_layer(evolution, [one.drift_jsd_nats for one in read.values()]),
+        "visual_share": _by_layer(evolution, [one.visual_share for one in read.values()]),
+        "trajectories": {name: one.trajectory for name, one in read.items()},
     }
 
 
@@ -180,60 +178,68 @@ def evenly_chosen(count: int, most: int) -> list[int]:
     return [round(place) for place in np.linspace(0, count - 1, most)]
 
 
+@dataclass(frozen=True)
+class _ProbeSeries:
+    """One probe over all steps.
+
+    margins_nats       Float[steps]; None without a foil
+    enrichment         Float[steps, layers] of the judged region; None where there is none
+    drift_jsd_nats     Float[steps, layers], from the first step
+    visual_share       Float[steps, layers], mean over heads
+    trajectory         as series of comparison.json has it
+    """
+
+    margins_nats: np.ndarray | None
+    enrichment: np.ndarray | None
+    drift_jsd_nats: np.ndarray
+    visual_share: np.ndarray
+    trajectory: Json
+
+
+def _read(probe: Probe, evolution: Evolution) -> _ProbeSeries:
+    """A probe's numbers from one pass over its records, which may lie on a disk and be large."""
+    records = evolution.of(probe.id)
+    maps, image, region = _maps(records), records[0].image_tokens[0], probe.main_region
+    plane = principal_plane(maps.reshape(len(maps), -1))
+    return _ProbeSeries(
+        margins_nats=None if probe.foil is None else np.array([_margin(record) for record in records]),
+        enrichment=None
+        if region is None
+        else enrichment(maps, region_coverage(probe.regions[region], image)),
+        drift_jsd_nats=jensen_shannon_nats(maps, maps[:1]),
+        visual_share=np.stack([record.visual_share[list(record.layers)].mean(axis=1) for record in records]),
+        trajectory={
+            "points": [[float(x), float(y)] for x, y in plane.points],
+            "explained": float(plane.explained_share),
+        },
+    )
+
+
 def _maps(records: Sequence[AttentionRecord]) -> Float[np.ndarray, "steps layers cells"]:
     return np.stack([layer_cells(record) for record in records])
 
 
-def _by_group(
-    evolution: Evolution, groups: Mapping[str, Sequence[Probe]], value: Callable[[float], float]
-) -> dict[str, list[float]]:
-    """The mean over a group's probes of what ``value`` makes of a margin, at each step."""
-    return {
-        name: [
-            float(np.mean([value(_margin(step, records[probe.id])) for probe in members]))
-            for step, records in zip(evolution.steps, evolution.records, strict=True)
-        ]
-        for name, members in groups.items()
-        if members
-    }
-
-
-def _margin(step: int, record: AttentionRecord) -> float:
+def _margin(record: AttentionRecord) -> float:
     margin = record.scores.margin_nats
     if margin is None:
         raise ValueError(
-            f"probe {record.probe_id}: found no score of the foil at step {step}; expected one, probe that checkpoint "
-            "again with the same probe file"
+            f"probe {record.probe_id}: found no score of the foil at step {record.step}; expected one, probe that "
+            "checkpoint again with the same probe file"
         )
     return margin
 
 
-def _enrichments(
-    probe: Probe, evolution: Evolution, maps: Float[np.ndarray, "steps layers cells"]
-) -> Float[np.ndarray, "steps layers"]:
-    assert probe.main_region is not None
-    image = evolution.of(probe.id)[0].image_tokens[0]
-    return enrichment(maps, region_coverage(probe.regions[probe.main_region], image))
-
-
-def _visual_shares(records: Sequence[AttentionRecord]) -> Float[np.ndarray, "steps layers"]:
-    return np.stack([record.visual_share[list(record.layers)].mean(axis=1) for record in records])
+def _means(values: Sequence[Float[np.ndarray, " steps"]]) -> list[float]:
+    """The mean over probes at each step."""
+    return [float(value) for value in np.mean(values, axis=0)]
 
 
 def _by_layer(
     evolution: Evolution, values: Sequence[Float[np.ndarray, "steps layers"]]
 ) -> dict[str, list[float]]:
-    """Mean over probes; JSON has words for keys."""
+    """The mean over probes at each step, by key layer; JSON has words for keys."""
     means = np.mean(values, axis=0)
     return {str(layer): [float(v) for v in means[:, row]] for row, layer in enumerate(evolution.layers)}
-
-
-def _trajectory(maps: Float[np.ndarray, "steps layers cells"]) -> Json:
-    plane = principal_plane(maps.reshape(len(maps), -1))
-    return {
-        "points": [[float(x), float(y)] for x, y in plane.points],
-        "explained": float(plane.explained_share),
-    }
 
 
 def _require_same_probes(first_step: int, first: Records, step: int, records: Records) -> None:

@@ -1,0 +1,242 @@
+"""The report's charts as SVG and HTML text: pure functions of numbers, drawn once, readable without a script.
+
+Colours and type are the page's own (``report_template.html``), so that they follow paper and the dark.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+LINE_KINDS = 6
+"""Colours of lines in the template; a seventh line takes the first again, dashed."""
+LABEL_HEIGHT, NAME_LENGTH = 13.0, 16
+
+
+class Line(NamedTuple):
+    """One line of a chart; ``values`` has one number for each place on the axis below. ``faint`` is for a control."""
+
+    name: str
+    values: Sequence[float]
+    faint: bool = False
+
+
+class _Frame(NamedTuple):
+    """Where numbers lie on the paper: left, right, top, bottom in its units, and the ends of both axes."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+
+    def x(self, value: float) -> float:
+        span = self.x_high - self.x_low
+        return self.left + (value - self.x_low) / span * (self.right - self.left) if span else self.left
+
+    def y(self, value: float) -> float:
+        return self.bottom - (value - self.y_low) / (self.y_high - self.y_low) * (self.bottom - self.top)
+
+
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    places: Sequence[float],
+    *,
+    unit: str,
+    ends: tuple[float, float] | None = None,
+    as_percent: bool = False,
+) -> str:
+    """Lines over ``places`` (training steps, shares of the picture), each named at its right end.
+
+    ``ends`` fixes the scale; else it holds 0 and everything drawn.
+    """
+    values = [value for line in lines for value in line.values]
+    low, high = ends or (min(0.0, *values), max(0.0, *values))
+    high = high if high > low else low + 1.0
+    frame = _Frame(38, 176, 20, 150, places[0], places[-1], low, high)
+
+    def tick(value: float) -> str:
+        return percent_words(value) if as_percent else tick_words(value, plain=low >= 0)
+
+    axis = "".join(
+        f'<text x="{frame.left - 6}" y="{frame.y(value) + 4:.1f}" text-anchor="end">{tick(value)}</text>'
+        for value in apart([low, 0.0, high] if low < 0 < high else [low, high], high - low)
+    )
+    below = "".join(
+        f'<text x="{frame.x(place):.1f}" y="168" text-anchor="{anchor}">{tick_words(place, plain=True)}</text>'
+        for place, anchor in ((places[0], "start"), (places[-1], "end"))
+    )
+    zero = f'<line class="zero" x1="{frame.left}" x2="{frame.right}" y1="{frame.y(0):.1f}" y2="{frame.y(0):.1f}"/>'
+    words = ", ".join(f"{line.name} {tick(line.values[0])} to {tick(line.values[-1])}" for line in lines)
+    return (
+        f'<div class="chart"><h3>{html.escape(title)}</h3><svg viewBox="0 0 280 174" role="img" '
+        f'aria-label="{html.escape(f"{title}: {words}")}">{zero}{axis}{below}{_drawn(lines, places, frame)}'
+        f'<text x="{(frame.left + frame.right) / 2}" y="168" text-anchor="middle">{html.escape(unit)}</text>'
+        "</svg></div>"
+    )
+
+
+def _drawn(lines: Sequence[Line], places: Sequence[float], frame: _Frame) -> str:
+    heights = spread([frame.y(line.values[-1]) for line in lines], LABEL_HEIGHT)
+    lift = max(0.0, frame.top - min(heights))  # names pushed above the frame would stand in the title
+    parts = []
+    for index, (line, height) in enumerate(zip(lines, heights, strict=True)):
+        points = [
+            f"{frame.x(place):.1f},{frame.y(v):.1f}" for place, v in zip(places, line.values, strict=True)
+        ]
+        kind = f"line c{index % LINE_KINDS}{' again' if index >= LINE_KINDS else ''}{' faint' if line.faint else ''}"
+        dots = "".join(
+            '<circle cx="{}" cy="{}" r="2.2"/>'.format(*point.split(","))
+            for point in points
+            if not line.faint
+        )
+        parts.append(
+            f'<g class="{kind}"><polyline points="{" ".join(points)}"/>{dots}'
+            f'<text x="{frame.right + 8}" y="{height + lift + 4:.1f}">{html.escape(_short(line.name))}</text></g>'
+        )
+    return "".join(parts)
+
+
+def _short(name: str) -> str:
+    """A name that fits beside its line; the whole of it is in the chart's words."""
+    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
+
+
+def spread(heights: Sequence[float], room: float) -> list[float]:
+    """Heights moved apart until ``room`` lies between neighbours, their order and middle kept.
+
+    [10, 10] with room 12 → [4, 16].
+    """
+    if not heights:
+        return []
+    order = np.argsort(heights, kind="stable")
+    moved = np.array(heights, dtype=float)[order]
+    for _ in range(200):  # settles in a few rounds; each pushes every close pair half the missing way
+        gaps = np.diff(moved)
+        missing = np.clip(room - gaps, 0, None)
+        if missing.max(initial=0.0) < 0.05:
+            break
+        moved[:-1] -= missing / 2
+        moved[1:] += missing / 2
+    result = np.empty_like(moved)
+    result[order] = moved
+    return [float(value) for value in result]
+
+
+def margin_chart(name: str, margins: Sequence[tuple[float, float]]) -> str:
+    """Margin before → after, a line a probe; every group on its own scale, with its ends written."""
+    low, high = min(0.0, *(min(both) for both in margins)), max(0.0, *(max(both) for both in margins))
+    span = max(high - low, 1e-6)
+    width, height, left, right = 260, 190, 44, 216
+
+    def y(margin: float) -> float:
+        return 14 + (high - margin) / span * (height - 44)
+
+    lines = []
+    for before, after in margins:
+        kind = "good" if after > 0 else "bad"
+        lines.append(
+            f'<line class="{kind}" x1="{left}" x2="{right}" y1="{y(before):.1f}" y2="{y(after):.1f}" '
+            f'stroke-opacity=".4" stroke-width="1.3"/>'
+            f'<circle class="{"good" if before > 0 else "bad"}" cx="{left}" cy="{y(before):.1f}" r="2.4" opacity=".6"/>'
+            f'<circle class="{kind}" cx="{right}" cy="{y(after):.1f}" r="2.4" opacity=".6"/>'
+        )
+    ends = "".join(
+        f'<text x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{tick_words(value)}</text>'
+        for value in apart([low, 0.0, high], span)
+    )
+    right_before, right_after = (sum(pair[side] > 0 for pair in margins) for side in (0, 1))
+    return (
+        f'<div class="chart"><h3>{html.escape(name)}</h3><svg viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{html.escape(name)}: {right_before} of {len(margins)} right before, {right_after} after">'
+        f'<line class="zero" x1="{left - 4}" x2="{right + 4}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>{ends}{"".join(lines)}'
+        f'<text class="strong" x="{left}" y="{height - 6}" text-anchor="middle">{right_before} right</text>'
+        f'<text class="strong" x="{right}" y="{height - 6}" text-anchor="middle">{right_after} right</text></svg></div>'
+    )
+
+
+def forest(groups: Mapping[str, Any]) -> str:
+    """Change of enrichment with its interval, a row for each group and key layer, all on one scale."""
+    rows = [(name, one) for name, group in groups.items() for one in group["enrichment_by_layer"]]
+    if not rows:
+        return '<p class="soft">No probe names a region, so nothing is said of attention.</p>'
+    low = min(0.0, *(one["ci95"][0] for _, one in rows))
+    high = max(0.0, *(one["ci95"][1] for _, one in rows))
+    margin = max(high - low, 1e-6) * 0.04
+    ends = (low - margin, high + margin)
+    drawn, previous = [], None
+    for name, one in rows:
+        drawn.append(_forest_row(name if name != previous else "", one, ends))
+        previous = name
+    return "".join(drawn)
+
+
+def _forest_row(name: str, one: Mapping[str, Any], ends: tuple[float, float]) -> str:
+    def at(value: float) -> str:
+        return f"{(value - ends[0]) / (ends[1] - ends[0]):.2%}"
+
+    low, high = one["ci95"]
+    kind = "more" if low > 0 else "less" if high < 0 else "none"
+    width = f"{(high - low) / (ends[1] - ends[0]):.2%}"
+    return (
+        f'<div class="row{" first" if name else ""}"><b>{html.escape(name)}</b><span>layer {one["layer"]}</span>'
+        f'<div class="track {kind}" role="img" aria-label="change {one["difference"]:+.2f}, interval {low:+.2f} to '
+        f'{high:+.2f}"><i class="zero" style="left:{at(0)}"></i><i class="ci" style="left:{at(low)};width:{width}"></i>'
+        f'<i class="dot" style="left:{at(one["difference"])}"></i></div>'
+        f'<span class="numbers">{one["before"]:.2f}× → {one["after"]:.2f}×</span></div>'
+    )
+
+
+def share_bars(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """Shares before and after by name, two bars each, the largest after first."""
+    names = sorted(dict.fromkeys([*before, *after]), key=lambda name: -after.get(name, 0.0))
+    rows = []
+    for name in names:
+        was, now = before.get(name, 0.0), after.get(name, 0.0)
+        rows.append(
+            f"<div><span>{html.escape(name)}</span>{pair_of_bars(was, now)}"
+            f"<span class=numbers>{percent_words(was)} → <b>{percent_words(now)}</b></span></div>"
+        )
+    return f'<div class="shares">{"".join(rows)}</div>'
+
+
+def pair_of_bars(before: float, after: float) -> str:
+    """Two shares as thin bars, before above after."""
+    bars = "".join(
+        f'<div><span class="{kind}" style="width:{share:.1%}"></span></div>'
+        for kind, share in (("was", before), ("is", after))
+    )
+    return f'<div class="bar pair">{bars}</div>'
+
+
+def tick_words(value: float, *, plain: bool = False) -> str:
+    """A number beside an axis: no more digits than can be told apart there."""
+    digits = 0 if abs(value) >= 9.5 or value == round(value) else 1 if abs(value) >= 0.5 else 2
+    return f"{value:.{digits}f}" if plain or not value else f"{value:+.{digits}f}"
+
+
+def apart(values: Sequence[float], span: float) -> list[float]:
+    """Axis labels without those that would be written over zero's."""
+    return [value for value in dict.fromkeys(values) if value == 0 or abs(value) > span * 0.09]
+
+
+def percent_words(share: float) -> str:
+    """Whole per cents without a decimal, others with one: 2.5 % of 40 probes is one probe."""
+    return f"{share:.0%}" if abs(share * 100 - round(share * 100)) < 0.05 else f"{share:.1%}"
+
+
+def inline_picture(picture: Image.Image) -> str:
+    """A picture as an address that holds all of it: ``data:image/webp;base64,…``."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="WEBP", quality=80, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
