@@ -60,7 +60,7 @@ def main() -> None:
         "numpy": np.__version__,
         "scipy": scipy.__version__,
         "repeats": args.repeats,
-        "unit": "milliseconds a probe, median",
+        "unit": "milliseconds of CPU time a probe, median",
         "shapes": {
             name: shape._asdict() | milliseconds(shape, args.repeats) for name, shape in SHAPES.items()
         },
@@ -75,15 +75,15 @@ def main() -> None:
 
 
 def milliseconds(shape: Shape, repeats: int) -> dict[str, dict[str, float]]:
-    """Median of each measure; a first run of each, not counted, warms up."""
+    """Median of each measure; a first run of each, not counted, warms up. CPU time: others may use the machine."""
     medians = {}
     for name, measure in tqdm(measures(shape).items(), desc=f"{shape.layers} layers", file=sys.stderr):
         seconds = []
         for turn in range(repeats + 1):
-            start = time.perf_counter()
+            start = time.process_time()
             measure()
             if turn:
-                seconds.append(time.perf_counter() - start)
+                seconds.append(time.process_time() - start)
         medians[name] = round(statistics.median(seconds) * 1000, 4)
     return {"milliseconds": medians}
 
