@@ -3,19 +3,20 @@ controls."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool
-from PIL import Image, ImageDraw
+from jaxtyping import Bool, Float, Int
+from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
 from diagnostics.geometry import Box, region_coverage
 from finetune.families import ImageTokens
 
 BORDER_SHARE = 0.15  # of a box's longer side: the ring whose mean colour fills it
-OCCLUSION, KNOCKOUT = "occlusion", "knockout"
+BLUR_SHARE = 0.1  # of the longer side: what is left when a picture is hidden bit by bit
 
 
 def occlude(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
@@ -62,6 +63,81 @@ def region_cells(image: ImageTokens, boxes: Sequence[Box]) -> Bool[np.ndarray, "
     return cells
 
 
+def region_tokens(
+    image: ImageTokens, boxes: Sequence[Box], connector: Float[np.ndarray, "tokens cells"] | None
+) -> Int[np.ndarray, " tokens"]:
+    """Places in the sequence of the image tokens that stand for a region.
+
+    Without a resampler they are the region's cells. A resampler's tokens each read the whole picture: those that
+    read the region most are taken, as many as its share of the picture, at least one.
+    """
+    if not image.through_connector:
+        return image.positions[region_cells(image, boxes)]
+    assert connector is not None
+    coverage = region_coverage(boxes, image)
+    count = min(max(1, round(float(coverage.mean()) * len(connector))), len(connector) - 1)
+    return np.sort(image.positions[np.argsort(-(connector @ coverage), kind="stable")[:count]])
+
+
+def window_of(layer: int, layers: int) -> tuple[int, int]:
+    """First and last layer of the knock-out window around a key layer: ± a sixteenth of the model, 2 of 32 layers.
+
+    One layer alone says little, since the others carry the same facts on (Geva et al. 2023, "Dissecting recall of
+    factual associations in auto-regressive language models", cut windows for that reason).
+    """
+    reach = layers // 16
+    return max(layer - reach, 0), min(layer + reach, layers - 1)
+
+
+def veil(picture: Image.Image, image: ImageTokens, hidden: Bool[np.ndarray, " cells"]) -> Image.Image:
+    """The RGB picture with cells hidden: they show a strongly blurred copy.
+
+    Blurred and not black, so that no edges come in that the model never saw (Petsiuk et al. 2018, "RISE", who start
+    insertion there). Cells that hang over the picture's edge are cut off there.
+    """
+    shown = picture.convert("RGB")
+    blurred = shown.filter(ImageFilter.GaussianBlur(BLUR_SHARE * max(shown.size)))
+    mask = Image.new("L", shown.size, 0)
+    draw = ImageDraw.Draw(mask)
+    for box in image.cell_boxes_pixels[hidden]:
+        rows, columns = _slices(box.round())
+        if columns.start < columns.stop and rows.start < rows.stop:
+            draw.rectangle((columns.start, rows.start, columns.stop - 1, rows.stop - 1), fill=255)
+    return Image.composite(blurred, shown, mask)
+
+
+def most_looked_at(cells: Float[np.ndarray, " cells"], share: float) -> Bool[np.ndarray, " cells"]:
+    """The cells with the most attention, as many as ``share`` of all of them."""
+    chosen = np.zeros(len(cells), bool)
+    chosen[np.argsort(-cells, kind="stable")[: round(share * len(cells))]] = True
+    return chosen
+
+
+def shifted_elsewhere(
+    cells: Float[np.ndarray, " cells"], grid: tuple[int, int], *, name: str
+) -> Float[np.ndarray, " cells"]:
+    """The same map somewhere else on the grid, around its edges: the control of insertion and deletion.
+
+    Every share of it hides as many cells, in the same pattern. The same ``name`` gives the same place everywhere.
+    """
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    rows, columns = grid
+    by = (
+        int(rng.integers(rows // 4, rows - rows // 4 + 1)),
+        int(rng.integers(columns // 4, columns - columns // 4 + 1)),
+    )
+    return np.roll(cells.reshape(grid), by, axis=(0, 1)).ravel()
+
+
+def curve_area(margins: Float[np.ndarray, " points"], shares: Sequence[float]) -> float:
+    """Mean margin along a curve, nats: the trapezoid area over shares from 0 to 1.
+
+    Low for deletion and high for insertion say that the map names what the answer needs (Petsiuk et al. 2018);
+    compare with the control's.
+    """
+    return float(np.trapezoid(margins, shares))
+
+
 def blocked_patches(cells: Sequence[Bool[np.ndarray, " cells"] | None]) -> Bool[Tensor, "images 1 cells"]:
     """For ``AttentionExtractor.knocked_out`` at a resampler: which patches no query of an image may read.
 
@@ -70,6 +146,14 @@ def blocked_patches(cells: Sequence[Bool[np.ndarray, " cells"] | None]) -> Bool[
     width = next(len(one) for one in cells if one is not None)
     rows = [np.zeros(width, bool) if one is None else one for one in cells]
     return torch.from_numpy(np.stack(rows))[:, None]
+
+
+def blocked_in_tower(blocked: Bool[Tensor, "images 1 cells"]) -> Bool[Tensor, "images cells cells"]:
+    """The same inside the vision tower, whose patches are the cells: those of a region may be read by each other alone.
+
+    Cutting the region off behind the tower is not enough: its patches have told the others by then.
+    """
+    return blocked & ~blocked.transpose(1, 2)
 
 
 def blocked_tokens(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -378,8 +379,8 @@ def random_regions(
     with the region is taken at once, else the one that shares least (a region that fills the picture has
     nowhere to go). The same ``name`` (a probe's id) gives the same regions on every machine, step and rank.
     """
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    return [_random_region(np.asarray(boxes, np.float64), image_size_pixels, rng) for _ in range(count)]
+    region = tuple((float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in boxes)
+    return [list(one) for one in _random_regions(region, tuple(image_size_pixels), count, name)]
 
 
 def random_coverages(
@@ -410,6 +411,16 @@ def _hull(chosen: Bool[np.ndarray, "*batch rows columns"]) -> Int[np.ndarray, "*
         starts.append(any_chosen.argmax(-1))
         ends.append(np.where(any_chosen.any(-1), any_chosen.shape[-1] - any_chosen[..., ::-1].argmax(-1), 0))
     return np.stack([*starts, *ends], -1)
+
+
+@lru_cache(
+    maxsize=8192
+)  # a probe is asked again at every checkpoint, and a region with nowhere to go takes 100 ms
+def _random_regions(
+    region: tuple[tuple[float, float, float, float], ...], size: tuple[int, int], count: int, name: str
+) -> tuple[tuple[tuple[float, float, float, float], ...], ...]:
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    return tuple(tuple(_random_region(np.array(region), size, rng)) for _ in range(count))
 
 
 def _random_region(

@@ -7,11 +7,11 @@ It takes the model from the event and never holds a Trainer, so any Trainer of t
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,18 +20,22 @@ from torch import distributed, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from diagnostics.probe import Prober, auto_key_layers
+from diagnostics.archive import RecordArchive
+from diagnostics.calibration import Calibration, calibrate, check_apart, held_out
+from diagnostics.depth import DEPTHS, WATCH, Depth, cost_words
+from diagnostics.probe import BATCH_SIZE, Prober, auto_key_layers
 from diagnostics.probes import Probe, read_probes, write_probes
 from diagnostics.records import AttentionRecord
+from diagnostics.verdicts import CORRECTED
 
 if TYPE_CHECKING:
+    from diagnostics.cases import TrainingSample
+    from diagnostics.pairs import ProbePair
     from diagnostics.render import Rendered, Renderer
     from diagnostics.tensorboard import AttentionBoard
 
 logger = logging.getLogger(__name__)
 
-COMPLETE = "complete.json"
-VERSION = 1
 FAILURES = (RuntimeError, ValueError, OSError)  # out of memory is a RuntimeError, a full disk an OSError
 
 
@@ -41,10 +45,18 @@ class AttentionMonitor(TrainerCallback):
     processor      the model's, as for training
     probes         a probe file, or probes already read
     output_dir     gets ``attention/``, ``runs/`` and ``comparison/``; None: the run's own
-    key_layers     language layers whose maps are kept, or "auto": four, evenly spaced
+    key_layers     language layers whose maps are kept, or "auto": chosen on the untrained model (``calibration``)
+    calibration_probes   a probe file, or probes, to choose them on, of other pictures than ``probes``; None: every
+                   fifth picture of ``probes``, which is then left out of the verdicts, or four layers evenly spaced
+                   where too few would be left
+    depth          "quick", "full" or a ``Depth``: what is measured at both ends of the run
     probe_steps    probe every so many steps; None: whenever a checkpoint is saved
+    stop_when      "corrected": end training once every group is (and what must be kept, is); measured at every
+                   checkpoint then, at the whole depth, each look paid for (``statistics.alpha_of_look``)
+    stop_patience  at so many checkpoints in a row
+    samples        what is trained on; the report shows those that bear on its cases
     tb_writer      the run's SummaryWriter, closed by its owner; None: one of its own in ``output_dir/runs``
-    controls, generate, batch_size    as for ``Prober``
+    batch_size     as for ``Prober``
 
     At the start wrong wiring raises: a broken probe file, a layer that does not exist, capture that fails its
     self-check. Later on a failure is reported once, and training goes on.
@@ -64,27 +76,41 @@ class AttentionMonitor(TrainerCallback):
         output_dir: str | Path | None = None,
         *,
         key_layers: Literal["auto"] | Sequence[int] = "auto",
+        calibration_probes: str | Path | Sequence[Probe] | None = None,
+        depth: str | Depth = "quick",
         probe_steps: int | None = None,
+        stop_when: str | None = None,
+        stop_patience: int = 2,
+        samples: Sequence[TrainingSample] = (),
         tb_writer: Any | None = None,
-        controls: int | None = None,
-        generate: bool = True,
         batch_size: int | None = None,
     ) -> None:
         if probe_steps is not None and probe_steps < 1:
             raise ValueError(
                 f"probe_steps: found {probe_steps}, expected at least 1, or None for every checkpoint"
             )
+        if stop_when not in (None, CORRECTED):
+            raise ValueError(f'stop_when: found {stop_when!r}, expected "{CORRECTED}" or None')
+        if stop_patience < 1:
+            raise ValueError(f"stop_patience: found {stop_patience}, expected at least 1 checkpoint")
         self.processor = processor
-        self.probes = read_probes(probes) if isinstance(probes, str | Path) else tuple(probes)
+        self.probes = _read(probes)
         if not self.probes:
             raise ValueError("probes: found none, expected at least one")
+        self.calibration_probes = () if calibration_probes is None else _read(calibration_probes)
+        check_apart(self.calibration_probes, self.probes)
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.key_layers = key_layers
+        self.depth = _depth(depth)
         self.probe_steps = probe_steps
+        self.stop_when = stop_when
+        self.stop_patience = stop_patience
+        self.samples = tuple(samples)
         self.tb_writer = tb_writer
-        chosen: dict[str, Any] = {"controls": controls, "batch_size": batch_size, "generate": generate}
-        self._settings = {name: value for name, value in chosen.items() if value is not None}
+        self.batch_size = BATCH_SIZE if batch_size is None else batch_size
+        self._judged: tuple[Probe, ...] = self.probes
         self._baseline: dict[str, AttentionRecord] = {}
+        self._looks = self._corrected_looks = 0
         self._renderer: Renderer | None = None
         self._board: AttentionBoard | None = None
         self._owns_writer = False
@@ -97,73 +123,168 @@ class AttentionMonitor(TrainerCallback):
         """Self-check, the baseline, and what a killed run has missed at the step that it goes on from."""
         self.output_dir = self.output_dir or Path(str(args.output_dir))
         model = event["model"]
-        self._layers = auto_key_layers(model) if self.key_layers == "auto" else tuple(self.key_layers)
-        self._prober(args, model, full=True).self_check()
+        self._layers = self._chosen_layers(args, state, model)
+        self._archive = RecordArchive(self.attention_dir, [probe.id for probe in self.probes], self._layers)
+        self._prober(args, model, self.depth).self_check()
         if state.is_world_process_zero:
             with self._reporting("probes.json could not be written"):
                 write_probes(self.probes, self.attention_dir / "probes.json")
             self._open_board()
-        if not self._everywhere(self._is_complete(0, full=True)):
-            self._require_start(state)
-            self._baseline = self._probe(args, state, model, step=0, full=True, words=_base_words(model))
+        if not self._everywhere(self._archive.is_complete(0, self.depth)):
+            self._require_start(
+                state, self._archive.folder(0), "complete baseline of these probes and layers"
+            )
+            if state.is_world_process_zero:
+                print(cost_words(self.depth, self.probes, len(self._layers)), flush=True)
+            self._baseline = self._probe(
+                args, state, model, step=0, depth=self.depth, words=_base_words(model)
+            )
         elif state.is_world_process_zero:
             with self._reporting("the baseline could not be read"):
-                self._baseline = self._load(0)
+                self._baseline = self._archive.load(0)
         if state.is_world_process_zero and state.global_step == 0:
             self._show(0, self._baseline)
         if state.global_step > 0 and self._is_due(state) and state.global_step < state.max_steps:
-            self._probe_unless_complete(args, state, model, full=False)
+            self._probe_unless_complete(args, state, model, WATCH)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
         """With ``probe_steps``: probe at its multiples."""
         if self.probe_steps is not None and self._is_due(state) and state.global_step < state.max_steps:
-            self._probe_now(args, state, event["model"], full=False)
+            self._look(args, state, control, event["model"])
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
         """Without ``probe_steps``: probe at every checkpoint; the last is left to the end of training."""
         if self.probe_steps is None and state.global_step < state.max_steps:
-            self._probe_now(args, state, event["model"], full=False)
+            self._look(args, state, control, event["model"])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
         """Probe once more, with interventions, and compare with the baseline."""
-        self._probe_unless_complete(args, state, event["model"], full=True)
+        self._probe_unless_complete(args, state, event["model"], self.depth)
         if state.is_world_process_zero:
             self._finish(state.global_step)
+
+    def _look(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module
+    ) -> None:
+        """Probe at a checkpoint, and end training where that was asked for and the correction took."""
+        records = self._probe_now(args, state, model, WATCH if self.stop_when is None else self.depth)
+        if self.stop_when is not None and self._everywhere(self._has_taken(records)):
+            control.should_training_stop = True
+
+    def _has_taken(self, records: Mapping[str, AttentionRecord]) -> bool:
+        """Has every group been corrected, at as many checkpoints in a row as patience asks?
+
+        A look that finds by chance what is not there is one more chance to stop, so each look pays for itself.
+        """
+        from diagnostics.comparison import comparison_of
+        from diagnostics.pairs import pair_all
+        from diagnostics.report import headline
+        from diagnostics.statistics import alpha_of_look
+        from diagnostics.verdicts import requirement, shortfalls
+
+        if not records:
+            return False
+        self._looks += 1
+        level = 1 - alpha_of_look(self._looks)
+        groups = comparison_of(pair_all(self._judged, self._baseline, records), level=level)["groups"]
+        short = shortfalls(requirement(CORRECTED, groups), groups)
+        self._corrected_looks = 0 if short else self._corrected_looks + 1
+        print(f"look {self._looks}: {headline(groups)}", flush=True)
+        if self._corrected_looks < self.stop_patience:
+            return False
+        print(f"corrected at {self._corrected_looks} checkpoints in a row: training ends here", flush=True)
+        return True
 
     def _is_due(self, state: TrainerState) -> bool:
         """Is the present step one at which to probe? A checkpoint is, and only from one does a run go on."""
         return self.probe_steps is None or state.global_step % self.probe_steps == 0
 
-    def _require_start(self, state: TrainerState) -> None:
+    def _require_start(self, state: TrainerState, path: Path, what: str) -> None:
         if state.global_step > 0:
             raise ValueError(
-                f"{self._folder(0)}: found no complete baseline of these probes and layers, and this run goes on from "
-                f"step {state.global_step}, where the untrained model is gone; expected the records of step 0. Start "
-                "anew in another output folder, or go on without the monitor"
+                f"{path}: found no {what}, and this run goes on from step {state.global_step}, where the untrained "
+                "model is gone; expected what step 0 left. Start anew in another output folder, or go on without the "
+                "monitor"
             )
 
     # --- what ------------------------------------------------------------------------------------------------
+    def _chosen_layers(
+        self, args: TrainingArguments, state: TrainerState, model: nn.Module
+    ) -> tuple[int, ...]:
+        """The key layers: those given, those that an earlier start of this run chose, or those chosen now."""
+        if self.key_layers != "auto":
+            return tuple(self.key_layers)
+        path = self.attention_dir / "calibration.json"
+        # The first rank's, on every rank: the choice must be one, and the folder need not be shared.
+        found = _gathered(Calibration.load(path) if path.is_file() else None)[0]
+        if found is None:
+            self._require_start(state, path, "key layers that were chosen on the untrained model")
+            found = self._calibrated(args, state, model)
+        own = set(found.probes)
+        if not self.calibration_probes:
+            self._judged = tuple(probe for probe in self.probes if probe.id not in own)
+        if state.is_world_process_zero:
+            print(f"key layers: {found.why}", flush=True)
+            with self._reporting("calibration.json could not be written"):
+                found.save(path)
+        return found.layers
+
+    def _calibrated(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> Calibration:
+        evenly = auto_key_layers(model)
+        probes = self.calibration_probes or held_out(self.probes)
+        depth = replace(WATCH, generate=False)
+        prober = Prober(
+            model, self.processor, key_layers=evenly, probes=probes, depth=depth, autocast=_autocast(args)
+        )
+        first = state.is_world_process_zero
+        parts = []
+        if probes:
+            parts = self._shared_out(
+                probes, lambda share: prober.run_all(0, "base", probes=share, progress=first)
+            )
+        records = {record.probe_id: record for part, _ in parts for record in part}
+        failures = [failure for _, failure in parts if failure is not None]
+        if failures:
+            raise failures[0]
+        return calibrate(probes, records, evenly=evenly)
+
+    def _shared_out(
+        self, probes: Sequence[Probe], run: Callable[[Sequence[Probe]], list[AttentionRecord]]
+    ) -> list[tuple[list[AttentionRecord], Exception | None]]:
+        """What every rank makes of its share of probes, on every rank: records, and the failure if one came."""
+        rank, ranks = _rank()
+        in_step = is_deepspeed_zero3_enabled()
+        failure: Exception | None = None
+        records: list[AttentionRecord] = []
+        try:
+            records = run(probes if in_step else probes[rank::ranks])
+        except FAILURES as error:
+            failure = error
+        # Every rank arrives here, whatever happened to it: the others would wait for it for ever.
+        return [(records, failure)] if in_step else _gathered((records, failure))
+
     def _probe_unless_complete(
-        self, args: TrainingArguments, state: TrainerState, model: nn.Module, *, full: bool
+        self, args: TrainingArguments, state: TrainerState, model: nn.Module, depth: Depth
     ) -> None:
-        if not self._everywhere(self._is_complete(state.global_step, full=full)):
-            self._probe_now(args, state, model, full=full)
+        if not self._everywhere(self._archive.is_complete(state.global_step, depth)):
+            self._probe_now(args, state, model, depth)
 
     def _probe_now(
-        self, args: TrainingArguments, state: TrainerState, model: nn.Module, *, full: bool
-    ) -> None:
+        self, args: TrainingArguments, state: TrainerState, model: nn.Module, depth: Depth
+    ) -> dict[str, AttentionRecord]:
         step = state.global_step
         records = self._probe(
-            args, state, model, step=step, full=full, words=f"{args.output_dir} at step {step}"
+            args, state, model, step=step, depth=depth, words=f"{args.output_dir} at step {step}"
         )
         if records:
             self._show(step, records)
+        return records
 
     def _probe(
         self,
@@ -172,25 +293,18 @@ class AttentionMonitor(TrainerCallback):
         model: nn.Module,
         *,
         step: int,
-        full: bool,
+        depth: Depth,
         words: str,
     ) -> dict[str, AttentionRecord]:
         """Probe on all ranks and write on the first. Returns the records there, nothing elsewhere or on failure.
 
         The baseline's failure is raised: a run that cannot be compared should end in its first minute.
         """
-        first, rank, ranks = state.is_world_process_zero, *_rank()
-        in_step = is_deepspeed_zero3_enabled()
-        share = self.probes if in_step else self.probes[rank::ranks]
-        prober = self._prober(args, model, full=full)
-        failure: Exception | None = None
-        records: list[AttentionRecord] = []
-        try:
-            records = prober.run_all(step, words, probes=share, progress=first)
-        except FAILURES as error:
-            failure = error
-        # Every rank arrives here, whatever happened to it: the others would wait for it for ever.
-        outcomes = [(records, failure)] if in_step else _gathered((records, failure))
+        first = state.is_world_process_zero
+        prober = self._prober(args, model, depth)
+        outcomes = self._shared_out(
+            self.probes, lambda share: prober.run_all(step, words, probes=share, progress=first)
+        )
         failures = [error for _, error in outcomes if error is not None]
         if failures and step == 0:
             raise failures[0]
@@ -202,20 +316,19 @@ class AttentionMonitor(TrainerCallback):
         found = {record.probe_id: record for part, _ in outcomes for record in part}
         ordered = {probe.id: found[probe.id] for probe in self.probes}
         with self._reporting("records could not be written"):
-            self._save(step, ordered, full=full)
+            self._archive.save(step, ordered, depth)
             return ordered
         return {}
 
-    def _prober(self, args: TrainingArguments, model: nn.Module, *, full: bool) -> Prober:
+    def _prober(self, args: TrainingArguments, model: nn.Module, depth: Depth) -> Prober:
         return Prober(
             model,
             self.processor,
             key_layers=self._layers,
             probes=self.probes,
-            occlusion=full,
-            knockout=full,
+            depth=depth,
+            batch_size=self.batch_size,
             autocast=_autocast(args),
-            **self._settings,
         )
 
     # --- on disk ---------------------------------------------------------------------------------------------
@@ -224,44 +337,6 @@ class AttentionMonitor(TrainerCallback):
         """Where records and pictures of this run lie."""
         assert self.output_dir is not None
         return self.output_dir / "attention"
-
-    def _folder(self, step: int) -> Path:
-        return self.attention_dir / f"step-{step:06d}"
-
-    def _marks(self, step: int, *, full: bool) -> dict[str, Any]:
-        """What makes records of a step the ones that are wanted."""
-        ids = [probe.id for probe in self.probes]
-        return {
-            "version": VERSION,
-            "step": step,
-            "probes": ids,
-            "key_layers": list(self._layers),
-            "full": full,
-        }
-
-    def _save(self, step: int, records: Mapping[str, AttentionRecord], *, full: bool) -> None:
-        folder = self._folder(step)
-        (folder / COMPLETE).unlink(missing_ok=True)
-        for name, record in records.items():
-            record.save(folder / f"{name}.safetensors")
-        temporary = folder / f".{COMPLETE}.tmp"
-        temporary.write_text(
-            json.dumps(self._marks(step, full=full), ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        os.replace(temporary, folder / COMPLETE)
-
-    def _is_complete(self, step: int, *, full: bool) -> bool:
-        path = self._folder(step) / COMPLETE
-        if not path.is_file():
-            return False
-        found = json.loads(path.read_text(encoding="utf-8"))
-        wanted = self._marks(step, full=full)
-        there = all((self._folder(step) / f"{probe.id}.safetensors").is_file() for probe in self.probes)
-        return there and found in (wanted, {**wanted, "full": True})
-
-    def _load(self, step: int) -> dict[str, AttentionRecord]:
-        folder = self._folder(step)
-        return {probe.id: AttentionRecord.load(folder / f"{probe.id}.safetensors") for probe in self.probes}
 
     def _everywhere(self, answer: bool) -> bool:
         """The first rank's answer, on every rank: folders need not be shared between machines."""
@@ -289,12 +364,21 @@ class AttentionMonitor(TrainerCallback):
         """Numbers at once, pictures when the drawing process has them."""
         from diagnostics.pairs import pair_all
 
+        pairs = pair_all(self.probes, self._baseline, records)
+        self._warn_of_loss([pair for pair in pairs if pair.probe in self._judged], step)
         with self._reporting("TensorBoard could not be written"):
             if self._board is not None:
-                self._board.write_step(pair_all(self.probes, self._baseline, records), step)
+                self._board.write_step(pairs, step)
         if self._renderer is not None:
             self._renderer.submit(step)
             self._write_pictures(self._renderer.poll())
+
+    def _warn_of_loss(self, pairs: Sequence[ProbePair], step: int) -> None:
+        """Say at the checkpoint, and not at the end, that something is being forgotten."""
+        from diagnostics.comparison import lost_groups
+
+        for sentence in lost_groups(pairs):
+            logger.warning("attention monitor: step %d: %s", step, sentence)
 
     def _write_pictures(self, rendered: Sequence[Rendered]) -> None:
         with self._reporting("TensorBoard could not be written"):
@@ -310,7 +394,23 @@ class AttentionMonitor(TrainerCallback):
             self._write_pictures(self._renderer.close())
         assert self.output_dir is not None
         with self._reporting("the comparison could not be made"):
-            comparison = compare(self._baseline, self._load(step), self.output_dir, probes=self.probes)
+            ids = [probe.id for probe in self._judged]
+            series = {
+                one: self._archive.stored(one, ids) for one in self._archive.steps(WATCH) if one <= step
+            }
+            missing = [one for one in (0, step) if one not in series]
+            if missing:
+                raise ValueError(f"the records of step {missing[0]} are not there")
+            comparison = compare(
+                series[0],
+                series[step],
+                self.output_dir,
+                probes=self._judged,
+                series=series,
+                samples=self.samples,
+            )
+            if self._board is not None:
+                self._board.write_verdicts(comparison, step)
             print(table(comparison), flush=True)
             print(
                 f"before and after, side by side: {self.output_dir / 'comparison' / 'index.html'}", flush=True
@@ -333,6 +433,18 @@ class AttentionMonitor(TrainerCallback):
             logger.warning(
                 "attention monitor: %s (%s: %s); training goes on", what, type(error).__name__, error
             )
+
+
+def _read(probes: str | Path | Sequence[Probe]) -> tuple[Probe, ...]:
+    return read_probes(probes) if isinstance(probes, str | Path) else tuple(probes)
+
+
+def _depth(depth: str | Depth) -> Depth:
+    if isinstance(depth, Depth):
+        return depth
+    if depth not in DEPTHS:
+        raise ValueError(f"depth: found {depth!r}, expected {' or '.join(DEPTHS)}")
+    return DEPTHS[depth]
 
 
 def _base_words(model: nn.Module) -> str:

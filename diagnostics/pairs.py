@@ -110,15 +110,34 @@ def layer_cells(record: AttentionRecord) -> Float[np.ndarray, "layers cells"]:
     return cells_from_row(record.rows[:, :, 0].mean(axis=1), record.image_tokens[0], connector)
 
 
-def cost(record: AttentionRecord, kind: str, region: str | None) -> Cost | None:
-    """What occlusion or knock-out of ``region`` costs, or None where it was not tried (or there is no foil)."""
+def cost(
+    record: AttentionRecord, kind: str, region: str | None, layers: tuple[int, int] | None = None
+) -> Cost | None:
+    """What occlusion or knock-out of ``region`` costs, or None where it was not tried (or there is no foil).
+
+    ``layers`` is the window of a knock-out; None: everywhere.
+    """
     margin = record.scores.margin_nats
     for one in record.interventions:
-        if one.kind == kind and one.region == region and margin is not None:
+        if (one.kind, one.region, one.layers) == (kind, region, layers) and margin is not None:
             controls = one.control_margins_nats
             control = margin - float(np.mean(controls)) if controls else float("nan")
             return Cost(margin - one.margin_nats, control)
     return None
+
+
+def decisive_region(record: AttentionRecord, kind: str) -> str | None:
+    """Which region does the model's own answer rest on: the one without which it leads by the least?
+
+    Right or wrong, the answer that leads is the model's own; its lead is the margin's size. None where fewer than two
+    regions were taken away in this way, so that there is nothing to tell apart.
+    """
+    margin = record.scores.margin_nats
+    tried = [one for one in record.interventions if one.kind == kind and one.layers is None]
+    if margin is None or len(tried) < 2:
+        return None
+    own = 1.0 if margin > 0 else -1.0
+    return min(tried, key=lambda one: own * one.margin_nats).region
 
 
 def pairs_by_group(pairs: Sequence[ProbePair]) -> dict[str, list[ProbePair]]:

@@ -1,11 +1,10 @@
-"""One model, one probe: encode → capture → geometry → metrics → record. Monitor, comparison and web page use
+"""One model, one probe: read → capture → geometry → metrics → record. Monitor, comparison and web page use
 this."""
 
 from __future__ import annotations
 
 import random
-import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby, islice
@@ -13,25 +12,38 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from diagnostics.capture import AttentionExtractor, self_check
-from diagnostics.causal import KNOCKOUT, OCCLUSION, blocked_patches, blocked_tokens, occlude, region_cells
-from diagnostics.geometry import Box, cells_from_row, region_coverage
-from diagnostics.metrics import random_regions, region_mass, visual_share
+from diagnostics.capture import AttentionExtractor, head_means, self_check
+from diagnostics.depth import QUICK, Depth
+from diagnostics.geometry import cells_from_row, region_coverage
+from diagnostics.gradients import gradient_rows
+from diagnostics.hidden import HiddenStates
+from diagnostics.metrics import (
+    gradient_weighted,
+    random_coverages,
+    region_mass,
+    relative_attention,
+    rollout,
+    row_entropy,
+    visual_share,
+)
 from diagnostics.probes import Probe
-from diagnostics.records import AttentionRecord, Intervention, Query, Scores
-from finetune.conversation import Conversation, ImageRef, Turn
+from diagnostics.reading import Reader, Reading, padded
+from diagnostics.records import AttentionRecord, Scores
+from diagnostics.relations import read_relation
+from diagnostics.sinks import sink_dimensions, sink_tokens, without_sinks
+from diagnostics.trials import TrialRunner, summed_nats
 from finetune.families import Encoded, Family, ImageTokens, bare_model, family_of
 
-CONTROLS = 2  # random regions set against each region; averaged over a group's probes
 MAX_NEW_TOKENS = 16
 BATCH_SIZE = 16
-IMAGE_TOKEN_TEXT = "<image>"
-MAX_BYTES_OF_A_CHARACTER = 4  # UTF-8
+RANDOM_REGIONS = 16
+"""Area-matched random regions whose mean mass is chance; they cost arithmetic alone."""
+GENERIC_QUESTION = "Write a general description of the image."  # relative attention: Zhang et al., ICLR 2025
 
 
 def auto_key_layers(model: nn.Module, family: Family | None = None) -> tuple[int, ...]:
@@ -42,29 +54,11 @@ def auto_key_layers(model: nn.Module, family: Family | None = None) -> tuple[int
     return tuple(sorted({min(round(quarter * count / 4), count - 1) for quarter in (1, 2, 3, 4)}))
 
 
-def user_parts(probe: Probe, images: Sequence[Any] | None = None) -> tuple[str | ImageRef, ...]:
-    """A probe's prompt as Qwen-VL's data writes it: ``Picture 1: `` image ``\\n`` question, images numbered
-    from 1.
-
-    ``images`` are pictures in place of the probe's files (occluded ones), in the same order.
-    """
-    parts: list[str | ImageRef] = []
-    text = ""
-    for number, path in enumerate(probe.images, start=1):
-        source = path if images is None else images[number - 1]
-        parts += [f"{text}Picture {number}: ", ImageRef(path.name, source)]
-        text = "\n"
-    return (*parts, text + probe.question)
-
-
 class Prober:
     """Puts probes to one model and measures where it looks and what it needs.
 
     key_layers   language layers whose rows are kept (region mass and visual share are measured in all)
-    generate     let the model answer in its own words too
-    occlusion, knockout   take the probe's region away from the picture, or from attention, and measure the
-                          margin again
-    controls     the same with so many area-matched random regions
+    depth        what is measured beside scores and attention (``diagnostics.depth``)
     batch_size   sequences in one forward
     autocast     the precision of a training that mixes them (bf16 or fp16 over fp32 weights); None: the weights'
 
@@ -79,10 +73,7 @@ class Prober:
         *,
         key_layers: Sequence[int],
         probes: Sequence[Probe],
-        generate: bool = True,
-        occlusion: bool = True,
-        knockout: bool = True,
-        controls: int = CONTROLS,
+        depth: Depth = QUICK,
         max_new_tokens: int = MAX_NEW_TOKENS,
         batch_size: int = BATCH_SIZE,
         autocast: torch.dtype | None = None,
@@ -91,14 +82,14 @@ class Prober:
         self.model = bare_model(model)
         self.processor = processor
         self.family = family or family_of(self.model.config)
+        self.reader = Reader(self.family, processor)
         self.key_layers = tuple(key_layers)
         self.probes = tuple(probes)
-        self.generate = generate
-        self.kinds = tuple(kind for kind, on in ((OCCLUSION, occlusion), (KNOCKOUT, knockout)) if on)
-        self.controls = controls
+        self.depth = depth
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.autocast = autocast
+        self._sink_dimensions: dict[str, np.ndarray] | None = None
 
     def run(self, probe: Probe, step: int, model_name: str) -> AttentionRecord:
         """One probe → its record."""
@@ -110,21 +101,16 @@ class Prober:
     ) -> list[AttentionRecord]:
         """Every probe (or those given) → records, in order; each with its foil in one batch with others."""
         chosen = self.probes if probes is None else tuple(probes)
-        size = max(self.batch_size // 2, 1)
         records: list[AttentionRecord] = []
         bar = tqdm(
             total=len(chosen), desc=f"probing step {step}", unit="probe", disable=not progress, leave=False
         )
-        with bar, self._looking(), AttentionExtractor(self.model, family=self.family) as extractor:
+        size = max(self.batch_size // 2, 1)
+        with bar, self._looking():
             for start in range(0, len(chosen), size):
-                asked = [self._ask(probe) for probe in chosen[start : start + size]]
-                with extractor.paused():
-                    replies = self._generate([one.answer for one in asked])
-                seen = self._observe(extractor, asked)
-                for one, reply, what in zip(asked, replies, seen, strict=True):
-                    with extractor.paused():
-                        interventions = list(self._intervene(extractor, one))
-                    records.append(self._record(one, what, reply, interventions, step, model_name))
+                asked = [self.reader.read(probe) for probe in chosen[start : start + size]]
+                for one, record in zip(asked, self._seen_and_tried(asked, step, model_name), strict=True):
+                    records.append(self._with_more(record, one))
                     bar.update()
         return records
 
@@ -133,7 +119,7 @@ class Prober:
         fails."""
         probe = self.probes[0]
         with self._looking():
-            inputs = padded([self._encode(probe, probe.answer)], self._device, left=False)
+            inputs = padded([self.reader.encode(probe, probe.answer)], self._device, left=False)
             self_check(self.model, inputs, key_layers=self.key_layers, family=self.family)
 
     @contextmanager
@@ -143,25 +129,25 @@ class Prober:
         with observing(self.model), mixed:
             yield
 
-    def _ask(self, probe: Probe) -> _Asked:
-        answer = self._encode(probe, probe.answer)
-        foil = None if probe.foil is None else self._encode(probe, probe.foil, like=answer)
-        slots = {int(position) for image in answer.images for position in image.positions}
-        tokens = token_texts(self.processor.tokenizer, answer.input_ids.tolist(), slots)
-        return _Asked(probe, answer, foil, tuple(tokens), tuple(_queries(probe, answer, foil, tokens)))
+    def _seen_and_tried(self, asked: Sequence[Reading], step: int, model_name: str) -> list[AttentionRecord]:
+        """Scores, attention, the model's own answers, and what is left when regions are taken away."""
+        with AttentionExtractor(self.model, family=self.family) as extractor:
+            seen = self._observe(extractor, asked)
+            with extractor.paused():
+                replies = self._generate([one.answer for one in asked])
+                runner = TrialRunner(self.model, self.reader, extractor, batch_size=self.batch_size)
+                return [
+                    self._record(one, what, reply, runner, step, model_name)
+                    for one, reply, what in zip(asked, replies, seen, strict=True)
+                ]
 
     def _record(
-        self,
-        asked: _Asked,
-        seen: _Seen,
-        reply: str,
-        interventions: Iterable[Intervention],
-        step: int,
-        model_name: str,
+        self, asked: Reading, seen: _Seen, reply: str, runner: TrialRunner, step: int, model_name: str
     ) -> AttentionRecord:
         probe, images = asked.probe, asked.answer.images
+        connector = seen.connector[0] if seen.connector else None
         answer_rows = seen.rows[:, :, 0]
-        return AttentionRecord(
+        record = AttentionRecord(
             probe_id=probe.id,
             group=probe.group,
             step=step,
@@ -172,25 +158,33 @@ class Prober:
             rows=seen.rows[list(self.key_layers)],
             image_tokens=images,
             connector=seen.connector,
-            region_mass=_region_masses(probe, answer_rows, images, seen.connector),
-            visual_share=_visual_share(answer_rows, images),
+            region_mass=_masses(probe, answer_rows, seen, images),
+            visual_share=visual_share(answer_rows, _image_positions(asked.answer)).astype(np.float32),
             scores=Scores(seen.answer_nats, seen.foil_nats, reply),
-            interventions=tuple(interventions),
+            interventions=tuple(runner.interventions(asked, self.depth, self.key_layers, connector)),
+            random_mass=_masses(probe, answer_rows, seen, images, at_random=True),
+            sinks=seen.sinks,
+            region_mass_without_sinks=_masses_without_sinks(
+                probe, answer_rows, seen, images, self.key_layers
+            ),
+            head_entropy=row_entropy(answer_rows, asked.queries[0].position + 1).astype(np.float32),
+            highest_logit=seen.highest_logit,
         )
+        margin = record.scores.margin_nats
+        if not self.depth.curves or margin is None or not probe.regions:
+            return record
+        order = cells_from_row(record.rows[:, :, 0].mean((0, 1)), images[0], connector)
+        return replace(record, curves=runner.curves(asked, order, margin))
 
-    def _encode(
-        self, probe: Probe, reply: str, *, like: Encoded | None = None, images: Any = None
-    ) -> Encoded:
-        """Prompt and reply. ``like`` lends its pictures, so that no picture is opened twice."""
-        turns = (Turn("user", user_parts(probe, images)), Turn("assistant", (reply,)))
-        conversation = Conversation(turns, source=f"probe {probe.id}")
-        encoded = self.family.encode(self.processor, conversation, media=like is None)
-        start, end = encoded.turn_spans[-1]
-        if start == end:
-            raise ValueError(f"probe {probe.id}: {reply!r} has no tokens, expected at least one")
-        return encoded if like is None else replace(encoded, images=like.images, media=like.media)
+    def _with_more(self, record: AttentionRecord, asked: Reading) -> AttentionRecord:
+        """What needs another extractor than the one that watches scores and trials."""
+        if self.depth.relations and asked.probe.relation is not None:
+            record = replace(record, relation=read_relation(self.model, self.reader, asked.probe))
+        if self.depth.maps and asked.answer.images:
+            record = replace(record, maps=self._further_maps(record, asked))
+        return record
 
-    def _observe(self, extractor: AttentionExtractor, asked: Sequence[_Asked]) -> list[_Seen]:
+    def _observe(self, extractor: AttentionExtractor, asked: Sequence[Reading]) -> list[_Seen]:
         """log p of answers and foils, summed over their tokens, nats, and the answers' rows, in one forward."""
         answers, foils = [one.answer for one in asked], [one.foil for one in asked if one.foil is not None]
         most = max(len(one.queries) for one in asked)
@@ -198,11 +192,15 @@ class Prober:
         extractor.query_tokens = torch.tensor([row + row[:1] * (most - len(row)) for row in positions])
         extractor.sequences = list(range(len(answers)))
         extractor.images = list(range(sum(len(answer.images) for answer in answers)))
-        nats = iter(self._reply_nats([*answers, *foils]))
+        with HiddenStates(self.model, self.key_layers, family=self.family) as states:
+            nats = iter(self._reply_nats([*answers, *foils]))
         answer_nats = [next(nats) for _ in answers]
         foil_nats = [None if one.foil is None else next(nats) for one in asked]
         weights = extractor.attention_weights
         rows = np.stack([weights[name] for name in extractor.language_names], axis=1)
+        logits = extractor.highest_logits
+        highest = np.stack([logits[name][:, :, 0] for name in extractor.language_names], axis=1)
+        sinks = self._sinks(states.hidden_states, [len(one.input_ids) for one in answers])
         maps = iter(weights["visual_attn"].mean(1) if "visual_attn" in weights else ())
         return [
             _Seen(
@@ -210,8 +208,24 @@ class Prober:
                 foil_nats[at],
                 rows[at][:, :, : len(one.queries), : len(one.answer.input_ids)],
                 tuple(islice(maps, len(one.answer.images))),
+                highest[at],
+                sinks[at],
             )
             for at, one in enumerate(asked)
+        ]
+
+    def _sinks(self, hidden: Mapping[str, np.ndarray], lengths: Sequence[int]) -> list[np.ndarray]:
+        """Bool[key layers, tokens] for each sequence. Which dimensions mark a sink is found on the first batch and
+        stays, so that all probes of a model are read by one rule."""
+        names = [f"layer_{layer}" for layer in self.key_layers]
+        if self._sink_dimensions is None:
+            self._sink_dimensions = {}
+            for name in names:
+                found = [sink_dimensions(hidden[name][row, :length]) for row, length in enumerate(lengths)]
+                self._sink_dimensions[name] = np.unique(np.concatenate(found))
+        return [
+            np.stack([sink_tokens(hidden[name][row, :length], self._sink_dimensions[name]) for name in names])
+            for row, length in enumerate(lengths)
         ]
 
     def _reply_nats(self, batch: Sequence[Encoded]) -> list[float]:
@@ -224,78 +238,63 @@ class Prober:
         for row, one in enumerate(batch):
             start, end = one.turn_spans[-1]
             wanted = inputs["input_ids"][row, start:end]
-            nats.append(_summed_nats(logits[row, start - 1 - first : end - 1 - first], wanted))
+            nats.append(summed_nats(logits[row, start - 1 - first : end - 1 - first], wanted))
         return torch.stack(nats).tolist()
 
-    def _intervene(self, extractor: AttentionExtractor, asked: _Asked) -> Iterator[Intervention]:
-        """The margin with the region taken away, in each kind; nothing without foil or region."""
-        if asked.foil is None:
-            return
-        trials = _trials(asked.probe, self.kinds, self.controls, asked.answer.images[0])
-        margins = self._margins(extractor, asked.probe, asked.answer, asked.foil, trials)
-        yield from _interventions(trials, margins)
-
-    def _margins(
-        self,
-        extractor: AttentionExtractor,
-        probe: Probe,
-        answer: Encoded,
-        foil: Encoded,
-        trials: Sequence[_Trial],
-    ) -> list[float]:
-        """log p(answer) − log p(foil) after each trial, nats.
-
-        What answer and foil share cancels: the prompt up to the token where they part is read once for each
-        trial, and both ends go on from its cache.
-        """
-        cases = list(self._tried(probe, trials, answer))
-        shared = _parted(answer, foil)
-        tails = [torch.from_numpy(one.input_ids[shared : one.turn_spans[-1][1]]) for one in (answer, foil)]
-        margins: list[float] = []
-        for start in range(0, len(cases), self.batch_size):
-            batch = cases[start : start + self.batch_size]
-            blocked = _blocked(batch, extractor.language_names)
-            prompts = [replace(case.encoded, input_ids=case.encoded.input_ids[:shared]) for case in batch]
-            margins += self._tail_margins(extractor, prompts, tails, blocked)
-        return margins
-
-    def _tail_margins(
-        self,
-        extractor: AttentionExtractor,
-        prompts: Sequence[Encoded],
-        tails: Sequence[Tensor],
-        blocked: Mapping[str, Tensor],
-    ) -> list[float]:
-        """How much likelier the first tail is than the second after each prompt, nats."""
-        with extractor.knocked_out(blocked):
-            inputs = padded(prompts, self._device, left=False)
-            read = self.model(**inputs, use_cache=True, logits_to_keep=1)
-        logits = read.logits[:, -1:].repeat_interleave(2, dim=0)  # [trial, tail], tails within a trial
-        if max(len(tail) for tail in tails) > 1:
-            cache = read.past_key_values
-            cache.batch_repeat_interleave(2)
-            ends = nn.utils.rnn.pad_sequence([tail[:-1] for tail in tails], batch_first=True)
-            ends = ends.repeat(len(prompts), 1).to(self._device)
-            twice = {name: mask.repeat_interleave(2, dim=0) for name, mask in blocked.items()}
-            with extractor.knocked_out(twice):
-                rest = self.model(input_ids=ends, past_key_values=cache, use_cache=True).logits
-            logits = torch.cat([logits, rest], dim=1)
-        nats = [
-            _summed_nats(logits[row, : len(tails[row % 2])], tails[row % 2]) for row in range(len(logits))
-        ]
-        return (torch.stack(nats[::2]) - torch.stack(nats[1::2])).tolist()
-
-    def _tried(self, probe: Probe, trials: Sequence[_Trial], answer: Encoded) -> Iterator[_Case]:
-        """The answer's sequence again for each trial, its region taken away."""
-        hides = any(trial.kind == OCCLUSION for trial in trials)
-        refs = [ImageRef(path.name, path) for path in probe.images] if hides else []
-        pictures = [self.family.load_image(ref) for ref in refs]
-        for trial in trials:
-            if trial.kind == KNOCKOUT:
-                yield _Case(answer, region_cells(answer.images[0], trial.boxes))
+    def _further_maps(self, record: AttentionRecord, asked: Reading) -> dict[str, np.ndarray]:
+        """The maps that the depth asks for: Float32[key layers, cells], rollout's Float32[1, cells]."""
+        image = asked.answer.images[0]
+        connector = record.connector[0] if record.connector else None
+        inputs = padded([asked.answer], self._device, left=False)
+        place = record.queries[0].position
+        maps: dict[str, np.ndarray] = {}
+        for name in self.depth.maps:
+            if name == "relative":
+                here = cells_from_row(record.rows[:, :, 0].mean(1), image, connector)
+                maps[name] = relative_attention(here, self._generic_cells(asked.probe))
+            elif name == "gradient":
+                rows = self._gradient_weighted(asked, inputs, place)
+                maps[name] = cells_from_row(rows, image, connector)
             else:
-                images = [occlude(pictures[0], trial.boxes), *pictures[1:]]
-                yield _Case(self._encode(probe, probe.answer, images=images), None)
+                means = head_means(self.model, inputs, family=self.family)
+                maps[name] = cells_from_row(rollout(means, place), image, connector)[None]
+        return {name: cells.astype(np.float32) for name, cells in maps.items()}
+
+    def _gradient_weighted(
+        self, asked: Reading, inputs: Mapping[str, Tensor], place: int
+    ) -> Float[np.ndarray, "layers keys"]:
+        """Rows weighed by what a little more attention would do to the answer's log probability."""
+        start, end = asked.answer.turn_spans[-1]
+
+        def objective(logits: Tensor) -> Tensor:
+            return summed_nats(logits[0, start - 1 : end - 1], inputs["input_ids"][0, start:end])
+
+        found = gradient_rows(
+            self.model,
+            inputs,
+            objective,
+            key_layers=self.key_layers,
+            query_tokens=[place],
+            family=self.family,
+        )
+        names = [f"layer_{layer}" for layer in self.key_layers]
+        return np.stack(
+            [gradient_weighted(found.rows[name][0, :, 0], found.gradients[name][0, :, 0]) for name in names]
+        )
+
+    def _generic_cells(self, probe: Probe) -> Float[np.ndarray, "layers cells"]:
+        """The key layers' maps of the last prompt token where nothing in particular is asked."""
+        generic = replace(probe, question=GENERIC_QUESTION, phrases={}, relation=None)
+        encoded = self.reader.encode(generic, probe.answer)
+        place = encoded.turn_spans[-1][0] - 1
+        with AttentionExtractor(
+            self.model, self.key_layers, query_tokens=[place], images=[0], family=self.family
+        ) as extractor:
+            self.model(**padded([encoded], self._device, left=False), use_cache=False, logits_to_keep=1)
+            weights = extractor.attention_weights
+        rows = np.stack([weights[f"layer_{layer}"][0, :, 0].mean(0) for layer in self.key_layers])
+        connector = weights["visual_attn"][0].mean(0) if "visual_attn" in weights else None
+        return cells_from_row(rows, encoded.images[0], connector)
 
     @property
     def _device(self) -> torch.device:
@@ -303,7 +302,7 @@ class Prober:
 
     def _generate(self, answers: Sequence[Encoded]) -> list[str]:
         """The model's own greedy replies to the same prompts; "" for each where it is not to be asked."""
-        if not self.generate:
+        if not self.depth.generate:
             return [""] * len(answers)
         stops = list(self.family.stop_token_ids(self.processor))
         config = GenerationConfig(
@@ -328,39 +327,16 @@ class Prober:
         ).strip()
 
 
-class _Asked(NamedTuple):
-    """A probe as the model reads it."""
-
-    probe: Probe
-    answer: Encoded
-    foil: Encoded | None
-    tokens: tuple[str, ...]
-    queries: tuple[Query, ...]
-
-
 class _Seen(NamedTuple):
-    """What one forward showed of a probe: Float32[all layers, heads, queries, keys], and the connector's maps."""
+    """What one forward showed of a probe: Float32[all layers, heads, queries, keys], the connector's maps,
+    Float32[all layers, heads] of the answer query's highest logits, and Bool[key layers, keys] of sinks."""
 
     answer_nats: float
     foil_nats: float | None
     rows: np.ndarray
     connector: tuple[np.ndarray, ...]
-
-
-class _Case(NamedTuple):
-    """A sequence to score, and the cells of its first image that attention may not read."""
-
-    encoded: Encoded
-    knocked_out: np.ndarray | None
-
-
-class _Trial(NamedTuple):
-    """One region to take away; a control is a random one of the same shape."""
-
-    kind: str
-    region: str
-    boxes: Sequence[Box]
-    is_control: bool
+    highest_logit: np.ndarray
+    sinks: np.ndarray
 
 
 @contextmanager
@@ -391,151 +367,47 @@ def observing(model: nn.Module) -> Iterator[None]:
             torch.cuda.set_rng_state_all(on_gpus)
 
 
-def padded(batch: Sequence[Encoded], device: torch.device, *, left: bool) -> dict[str, Tensor]:
-    """Encoded conversations as one batch: input_ids, attention_mask [batch, tokens], media joined in
-    order."""
-    width = max(len(one.input_ids) for one in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    mask = torch.zeros(len(batch), width, dtype=torch.long)
-    for row, one in enumerate(batch):
-        count = len(one.input_ids)
-        place = slice(width - count, None) if left else slice(0, count)
-        ids[row, place] = torch.from_numpy(np.asarray(one.input_ids))
-        mask[row, place] = 1
-    media = {name: torch.cat([one.media[name] for one in batch]) for name in batch[0].media}
-    inputs = {"input_ids": ids, "attention_mask": mask, **media}
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
-
-
-def token_texts(tokenizer: Any, ids: Sequence[int], image_positions: Collection[int] = ()) -> list[str]:
-    """The text of each token, so that joined they are the whole; an image's token reads ``<image>``.
-
-    A character cut by a token border (a byte-level vocabulary does it to rare Chinese) belongs to the token
-    that completes it; the ones before have "".
-    """
-    texts: list[str] = []
-    pending: list[int] = []
-    for position, token in enumerate(ids):
-        if position in image_positions:
-            texts.append(IMAGE_TOKEN_TEXT)
-            pending = []
-            continue
-        pending.append(token)
-        text = str(tokenizer.decode(pending))
-        is_cut = text.endswith("\N{REPLACEMENT CHARACTER}") and len(pending) < MAX_BYTES_OF_A_CHARACTER
-        texts.append("" if is_cut else text)
-        pending = pending if is_cut else []
-    return texts
-
-
-def find_phrase(phrase: str, texts: Sequence[str], start: int, end: int) -> int | None:
-    """Index of the token, within start..end, that completes the phrase's first appearance; None where there
-    is none."""
-    read = ""
-    wanted = unicodedata.normalize("NFC", phrase)
-    for index in range(start, end):
-        read += texts[index]
-        if wanted in unicodedata.normalize("NFC", read):
-            return index
-    return None
-
-
-def _parted(answer: Encoded, foil: Encoded) -> int:
-    """Index of the first token where the two replies differ, or where the shorter ends."""
-    start, end = answer.turn_spans[-1]
-    pairs = zip(answer.input_ids[start:end], foil.input_ids[slice(*foil.turn_spans[-1])], strict=False)
-    common = list(pairs)
-    return start + next((at for at, (one, other) in enumerate(common) if one != other), len(common))
-
-
-def _summed_nats(
-    logits: Float[Tensor, "tokens vocabulary"], tokens: Int[Tensor, " tokens"]
-) -> Float[Tensor, ""]:
-    """Σ log p of the tokens, softmax in fp32."""
-    return logits.float().log_softmax(-1).gather(1, tokens.to(logits.device)[:, None]).sum()
-
-
-def _queries(probe: Probe, answer: Encoded, foil: Encoded | None, texts: Sequence[str]) -> list[Query]:
-    """The answer query first: the token before the first at which answer and foil part; then one for each
-    phrase, the token that completes it, in the question if it stands there, else in the answer."""
-    start, end = answer.turn_spans[-1]
-    told = start if foil is None else min(_parted(answer, foil), end - 1)
-    queries = [Query(told - 1, "answer", texts[told])]
-    user_start, user_end = answer.turn_spans[-2]
-    after_images = max([user_start, *(int(image.positions.max()) + 1 for image in answer.images)])
-    for phrase in probe.phrases:
-        place = find_phrase(phrase, texts, after_images, user_end)
-        place = find_phrase(phrase, texts, start, end) if place is None else place
-        if place is None:
-            raise ValueError(
-                f"probe {probe.id}: phrase {phrase!r} not found in the tokens of question or answer, "
-                f"{texts[after_images:end]}"
-            )
-        queries.append(Query(place, f"phrase:{phrase}", phrase))
-    return queries
-
-
-def _trials(probe: Probe, kinds: Sequence[str], controls: int, image: ImageTokens) -> list[_Trial]:
-    """What is taken away: the main region, and random ones of its shape, in each of the kinds."""
-    region = probe.main_region
-    if region is None or not kinds:
-        return []
-    boxes = probe.regions[region]
-    others = random_regions(boxes, image.image_size_pixels, count=controls, name=probe.id)
-    return [
-        _Trial(kind, region, one, is_control=index > 0)
-        for kind in kinds
-        for index, one in enumerate([boxes, *others])
-    ]
-
-
-def _interventions(trials: Sequence[_Trial], margins: Sequence[float]) -> Iterator[Intervention]:
-    """Each kind's region and controls together."""
-    for kind in dict.fromkeys(trial.kind for trial in trials):
-        of_kind = [
-            (trial, margin) for trial, margin in zip(trials, margins, strict=True) if trial.kind == kind
-        ]
-        [(region, margin)] = [(trial.region, margin) for trial, margin in of_kind if not trial.is_control]
-        yield Intervention(
-            kind, region, margin, tuple(margin for trial, margin in of_kind if trial.is_control)
-        )
-
-
-def _blocked(batch: Sequence[_Case], language: Sequence[str]) -> dict[str, Tensor]:
-    """What attention may not read in this batch: patches at the resampler, or tokens in every language
-    layer."""
-    if all(case.knocked_out is None for case in batch):
-        return {}
-    if batch[0].encoded.images[0].through_connector:
-        others = [None] * (len(batch[0].encoded.images) - 1)  # regions are in the first image
-        return {
-            "visual_attn": blocked_patches([one for case in batch for one in (case.knocked_out, *others)])
-        }
-    cells = [
-        None if case.knocked_out is None else (case.encoded.images[0], case.knocked_out) for case in batch
-    ]
-    blocked = blocked_tokens(cells, max(len(case.encoded.input_ids) for case in batch))
-    return dict.fromkeys(language, blocked)
-
-
-def _region_masses(
+def _masses(
     probe: Probe,
     rows: Float[np.ndarray, "layers heads keys"],
+    seen: _Seen,
     images: Sequence[ImageTokens],
-    connector: Sequence[np.ndarray],
+    *,
+    at_random: bool = False,
 ) -> dict[str, np.ndarray]:
+    """Region name → Float32[layers, heads]: share of the attention to the image on it, or on random regions of its
+    shape."""
     if not probe.regions:
         return {}
-    cells = cells_from_row(rows, images[0], connector[0] if connector else None)
-    coverage = {name: region_coverage(boxes, images[0]) for name, boxes in probe.regions.items()}
-    return {name: region_mass(cells, weights).astype(np.float32) for name, weights in coverage.items()}
+    image = images[0]
+    cells = cells_from_row(rows, image, seen.connector[0] if seen.connector else None)
+    found: dict[str, np.ndarray] = {}
+    for name, boxes in probe.regions.items():
+        if at_random:
+            coverage = random_coverages(boxes, image, count=RANDOM_REGIONS, name=probe.id).mean(0)
+        else:
+            coverage = region_coverage(boxes, image)
+        found[name] = region_mass(cells, coverage).astype(np.float32)
+    return found
 
 
-def _visual_share(
-    rows: Float[np.ndarray, "layers heads keys"], images: Sequence[ImageTokens]
-) -> Float[np.ndarray, "layers heads"]:
-    positions = np.concatenate([image.positions for image in images])
-    return visual_share(rows, positions).astype(np.float32)
+def _masses_without_sinks(
+    probe: Probe,
+    rows: Float[np.ndarray, "layers heads keys"],
+    seen: _Seen,
+    images: Sequence[ImageTokens],
+    key_layers: Sequence[int],
+) -> dict[str, np.ndarray]:
+    """The same of rows whose sinks are 0. A layer's sinks are known in key layers; others go by the nearest below,
+    since a sink, once there, stays through the layers."""
+    if not seen.sinks.any():
+        return {}
+    nearest = np.maximum(np.searchsorted(list(key_layers), np.arange(len(rows)), side="right") - 1, 0)
+    return _masses(probe, without_sinks(rows, seen.sinks[nearest][:, None]), seen, images)
+
+
+def _image_positions(encoded: Encoded) -> np.ndarray:
+    return np.concatenate([image.positions for image in encoded.images] or [np.zeros(0, np.int64)])
 
 
 def _configs(model: nn.Module) -> list[Any]:

@@ -221,6 +221,10 @@ def _header(record: AttentionRecord) -> dict[str, Any]:
 
 
 def _record(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> AttentionRecord:
+    optional: dict[str, Any] = {name: arrays[name] for name in OPTIONAL if name in arrays}
+    named: dict[str, Any] = {
+        kind: {name: arrays[f"{kind}/{name}"] for name in names} for kind, names in header["names"].items()
+    }
     return AttentionRecord(
         probe_id=header["probe_id"],
         group=header["group"],
@@ -253,9 +257,6 @@ def _record(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> AttentionR
             )
             for one in header["interventions"]
         ),
-        **{name: arrays[name] for name in OPTIONAL if name in arrays},
-        **{
-            named: {name: arrays[f"{named}/{name}"] for name in names}
-            for named, names in header["names"].items()
-        },
+        **optional,
+        **named,
     )

@@ -11,6 +11,7 @@ Tags (G a group, L a key layer, ID a probe that is shown):
     maps: G/ID/layer_L               the probe picture: base | now | difference
     layers x heads/G                 region mass of every layer and head: base | now | difference
     probes/G/ID                      text card: prompt, right and wrong answer, what was answered
+    verdict/G                        text card at the end: what may be claimed, and why
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -142,6 +143,15 @@ class AttentionBoard:
             self.writer.add_scalar(tag, value, step)
         for pair in shown_probes(pairs, per_group):
             self.writer.add_text(f"probes/{_part(pair.probe.group)}/{pair.probe.id}", card(pair), step)
+        self.writer.flush()
+
+    def write_verdicts(self, comparison: Mapping[str, Any], step: int) -> None:
+        """What may be claimed of each group, with its reasons."""
+        for name, group in comparison["groups"].items():
+            reasons = "\n".join(f"- {_escape(reason)}" for reason in group["reasons"])
+            self.writer.add_text(
+                f"verdict/{_part(name)}", f"**{_escape(group['verdict'])}**\n\n{reasons}", step
+            )
         self.writer.flush()
 
     def write_pictures(self, pictures: Iterable[TaggedPicture], step: int) -> None:

@@ -10,20 +10,12 @@ from peft import LoraConfig, get_peft_model
 from show_samples import probes, records, run_folder
 from tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 
-from diagnostics.compare import (
-    LayerEnrichment,
-    _judged_layer,
-    compare,
-    compare_sources,
-    comparison_of,
-    main,
-    table,
-)
+from diagnostics.compare import compare, compare_sources, main, table
+from diagnostics.comparison import comparison_of
 from diagnostics.pairs import Cost, cost, pair_all, pair_records
 from diagnostics.probe import Prober
 from diagnostics.probes import Relation, write_probes
 from diagnostics.render import load_records
-from diagnostics.statistics import Change, Interval
 from finetune.checkpoint import load
 
 
@@ -102,17 +94,6 @@ def test_both_ends_of_a_relation_are_reported(tmp_path: Path) -> None:
     )
 
 
-def test_the_best_layer_must_survive_that_several_were_looked_at() -> None:
-    def at(layer: int, low: float, chance: float) -> LayerEnrichment:
-        return LayerEnrichment(layer, "spheres", Change(1.0, 1.5, Interval(0.5, low, 0.9)), chance)
-
-    judged = _judged_layer([at(8, -0.2, 0.9), at(16, 0.1, 0.01)])
-    assert judged is not None and judged.layer == 16
-    judged = _judged_layer([at(8, -0.2, 0.9), at(16, 0.1, 0.08)])
-    assert judged is not None and judged.layer == 8
-    assert _judged_layer([]) is None
-
-
 def test_a_cost_is_margin_lost(tmp_path: Path) -> None:
     record = records(probes(tmp_path), 10)["sphere-building-0"]
     assert cost(record, "occlusion", "spheres") == pytest.approx(Cost(0.5, 0.1))
@@ -140,7 +121,7 @@ def test_the_command_compares_folders_of_records(tmp_path: Path, capsys: pytest.
     assert "0.0% → 100.0%" in printed and "sphere-building: corrected" in printed
     assert str(tmp_path / "out" / "comparison" / "index.html") in printed
     comparison = json.loads((tmp_path / "out" / "comparison" / "comparison.json").read_text())
-    assert set(comparison) == {"version", "before", "after", "key_layers", "groups", "probes"}
+    assert set(comparison) == {"version", "before", "after", "key_layers", "collapse", "groups", "probes"}
     assert (tmp_path / "out" / "comparison" / "index.html").stat().st_size > 20_000
 
 

@@ -16,9 +16,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from diagnostics import capture
 from diagnostics import monitor as monitor_module
+from diagnostics.archive import RecordArchive
 from diagnostics.monitor import AttentionMonitor
-from diagnostics.probe import Prober, auto_key_layers, user_parts
+from diagnostics.probe import Prober, auto_key_layers
 from diagnostics.probes import read_probes, write_probes
+from diagnostics.reading import user_parts
 from diagnostics.records import AttentionRecord
 from finetune.conversation import Conversation, Turn
 from finetune.families import family_of
@@ -160,15 +162,15 @@ def test_what_a_run_leaves(run):
     output_dir, _, asked = run
     attention = output_dir / "attention"
     assert sorted(path.name for path in attention.iterdir()) == [
-        "probes.json", "step-000000", "step-000002", "step-000004"]  # fmt: skip
+        "calibration.json", "probes.json", "step-000000", "step-000002", "step-000004"]  # fmt: skip
     assert [probe.id for probe in read_probes(attention / "probes.json")] == ["disc-0", "disc-1", "disc-2"]
-    for step, kinds in ((0, 2), (2, 0), (4, 2)):
+    for step, kinds in ((0, 4), (2, 0), (4, 4)):  # two regions in two ways
         folder = attention / f"step-{step:06d}"
         assert sorted(path.name for path in folder.iterdir()) == [
             "complete.json", "disc-0.safetensors", "disc-1.safetensors", "disc-2.safetensors"]  # fmt: skip
         record = AttentionRecord.load(folder / "disc-1.safetensors")
         assert (record.step, record.layers, len(record.interventions)) == (step, (1, 2), kinds)
-        assert json.loads((folder / "complete.json").read_text())["full"] is (kinds == 2)
+        assert json.loads((folder / "complete.json").read_text())["depth"] == ("quick" if kinds else "watch")
     assert asked == [0, 2, 4]
     comparison = json.loads((output_dir / "comparison" / "comparison.json").read_text())
     assert comparison["groups"]["sphere-building"]["probes"] == 2
@@ -210,12 +212,15 @@ def test_a_killed_run_skips_its_baseline_and_makes_up_for_its_checkpoint(
 
 def test_resuming_without_a_baseline_says_what_is_missing(tmp_path, processor, probe_file):
     train(tmp_path, processor, probe_file, [], max_steps=2)
-    with pytest.raises(ValueError, match=r"step-000000: found no complete baseline .* goes on from step 2"):
+    with pytest.raises(ValueError, match=r"calibration.json: found no key layers .* goes on from step 2"):
         train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file)], resume=True)
+    with pytest.raises(ValueError, match=r"step-000000: found no complete baseline .* goes on from step 2"):
+        watcher = AttentionMonitor(processor, probe_file, key_layers=[1])
+        train(tmp_path, processor, probe_file, [watcher], resume=True)
 
 
 def test_probe_steps_probes_at_its_multiples_alone(tmp_path, processor, probe_file):
-    watcher = AttentionMonitor(processor, probe_file, probe_steps=3, key_layers=[0], generate=False)
+    watcher = AttentionMonitor(processor, probe_file, probe_steps=3, key_layers=[0])
     train(tmp_path, processor, probe_file, [watcher])
     assert sorted(path.name for path in (tmp_path / "attention").glob("step-*")) == [
         "step-000000", "step-000003", "step-000004"]  # fmt: skip
@@ -232,7 +237,7 @@ def test_later_failures_are_told_once_and_training_goes_on(
 
     class BreakAtFirstStep(TrainerCallback):
         def on_step_begin(self, args, state, control, **_) -> None:
-            target = (AttentionMonitor, "_save") if broken == "save" else (Prober, "_observe")
+            target = (RecordArchive, "save") if broken == "save" else (Prober, "_observe")
             monkeypatch.setattr(*target, fail)
 
     with caplog.at_level(logging.WARNING, logger=monitor_module.__name__):
@@ -293,8 +298,10 @@ def _one_rank(rank: int, port: int, output_dir: Path, probe_file: Path) -> None:
 
 def test_two_ranks_share_the_probes_and_the_first_writes(tmp_path, probe_file, run, monkeypatch):
     monkeypatch.setattr(monitor_module.Prober, "run_all", _counting(Prober.run_all, tmp_path))
-    for name in ("_save", "_open_board", "_show", "_finish"):
-        monkeypatch.setattr(AttentionMonitor, name, _signed(getattr(AttentionMonitor, name), name, tmp_path))
+    for of, name in (
+        (RecordArchive, "save"), (AttentionMonitor, "_open_board"), (AttentionMonitor, "_show"),
+        (AttentionMonitor, "_finish")):  # fmt: skip
+        monkeypatch.setattr(of, name, _signed(getattr(of, name), name, tmp_path))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -311,8 +318,8 @@ def test_two_ranks_share_the_probes_and_the_first_writes(tmp_path, probe_file, r
     probed = sorted(path.name for path in tmp_path.glob("probed-*"))
     assert probed == ["probed-step-0-disc-0-disc-2", "probed-step-0-disc-1",
                       "probed-step-1-disc-0-disc-2", "probed-step-1-disc-1"]  # fmt: skip
-    writers = sorted(path.name for path in tmp_path.glob("_*-by-*"))
-    assert writers == ["_finish-by-0", "_open_board-by-0", "_save-by-0", "_show-by-0"]
+    writers = sorted(path.name for path in tmp_path.glob("*-by-*"))
+    assert writers == ["_finish-by-0", "_open_board-by-0", "_show-by-0", "save-by-0"]
     for probe in ("disc-0", "disc-1", "disc-2"):
         two = AttentionRecord.load(tmp_path / "out" / "attention" / "step-000000" / f"{probe}.safetensors")
         one = AttentionRecord.load(run[0] / "attention" / "step-000000" / f"{probe}.safetensors")

@@ -10,13 +10,18 @@ from tiny_qwen_vl import N_HEADS, N_LAYERS, N_PATCHES, N_QUERIES, tiny_model, ti
 
 from diagnostics.capture import AttentionExtractor
 from diagnostics.causal import occlude, region_cells
+from diagnostics.depth import QUICK, WATCH
 from diagnostics.geometry import cells_from_row, region_coverage
 from diagnostics.metrics import random_regions
-from diagnostics.probe import Prober, find_phrase, observing, token_texts, user_parts
+from diagnostics.probe import Prober, observing
+from diagnostics.reading import find_phrase, token_texts, user_parts
 from finetune.conversation import Conversation, ImageRef, Turn
 from finetune.families import family_of
 
 KEY_LAYERS = (0, 2)
+TWO_CONTROLS = replace(QUICK, controls=2)
+SILENT = replace(WATCH, generate=False)
+SILENT_TRIALS = replace(QUICK, generate=False)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,9 @@ def model():
 @pytest.fixture(scope="module")
 def records(model, processor, probes):
     return list(
-        Prober(model, processor, key_layers=KEY_LAYERS, probes=probes, batch_size=5).run_all(50, "tiny")
+        Prober(
+            model, processor, key_layers=KEY_LAYERS, probes=probes, batch_size=5, depth=TWO_CONTROLS
+        ).run_all(50, "tiny")
     )
 
 
@@ -134,8 +141,8 @@ def test_occlusion_is_the_margin_with_the_region_painted_over(model, processor, 
             model, encoded(model, processor, probe, probe.foil, hidden)
         )
 
-    [occlusion] = [one for one in record.interventions if one.kind == "occlusion"]
-    assert occlusion.region == "disc"
+    occlusion, corner = [one for one in record.interventions if one.kind == "occlusion"]
+    assert (occlusion.region, corner.region) == ("disc", "corner")
     assert occlusion.margin_nats == pytest.approx(margin(probe.regions["disc"]), abs=1e-4)
     assert occlusion.control_margins_nats == pytest.approx([margin(boxes) for boxes in controls], abs=1e-4)
     assert abs(occlusion.margin_nats - record.scores.margin_nats) > 1e-3
@@ -145,8 +152,10 @@ def test_knock_out_is_the_margin_with_the_regions_patches_unread(model, processo
     probe, record = probes[1], records[1]
     answer, foil = (encoded(model, processor, probe, reply) for reply in (probe.answer, probe.foil))
     cells = region_cells(answer.images[0], probe.regions["disc"])
-    blocked = {"visual_attn": torch.from_numpy(cells)[None, None]}
-    [knockout] = [one for one in record.interventions if one.kind == "knockout"]
+    unread = torch.from_numpy(cells)
+    tower = unread[None, :] & ~unread[:, None]  # [reader, read]: nobody outside the region reads inside
+    blocked = {"visual_attn": unread[None, None], "vision_layer_0": tower[None]}
+    knockout, _ = [one for one in record.interventions if one.kind == "knockout"]
     expected = nats(model, answer, blocked) - nats(model, foil, blocked)
     assert knockout.margin_nats == pytest.approx(expected, abs=1e-4)
     assert len(knockout.control_margins_nats) == 2
@@ -171,12 +180,10 @@ def test_generated_is_the_greedy_answer_of_a_prompt_alone(model, processor, prob
 
 def test_without_foil_regions_or_interventions_nothing_is_made_up(model, processor, probes):
     bare = replace(probes[1], foil=None, regions={}, phrases={})
-    record = Prober(model, processor, key_layers=[1], probes=[bare], generate=False).run(bare, 0, "tiny")
+    record = Prober(model, processor, key_layers=[1], probes=[bare], depth=SILENT_TRIALS).run(bare, 0, "tiny")
     assert record.scores.margin_nats is None and record.scores.generated == ""
     assert record.region_mass == {} and record.interventions == () and len(record.queries) == 1
-    record = Prober(
-        model, processor, key_layers=[1], probes=probes, generate=False, occlusion=False, knockout=False
-    ).run(probes[0], 0, "tiny")
+    record = Prober(model, processor, key_layers=[1], probes=probes, depth=SILENT).run(probes[0], 0, "tiny")
     assert record.interventions == () and record.scores.margin_nats is not None
 
 
@@ -184,11 +191,11 @@ def test_two_images_number_themselves_and_regions_stay_with_the_first(model, pro
     pair = replace(probes[1], images=(probes[1].images[0], probes[0].images[0]))
     assert [part if isinstance(part, str) else part.written for part in user_parts(pair)] == [
         "Picture 1: ", "1.png", "\nPicture 2: ", "0.png", "\n球在哪里? the disc"]  # fmt: skip
-    record = Prober(model, processor, key_layers=[1], probes=[pair], generate=False, batch_size=3).run(
+    record = Prober(model, processor, key_layers=[1], probes=[pair], depth=SILENT_TRIALS, batch_size=3).run(
         pair, 0, "tiny"
     )
     assert len(record.image_tokens) == len(record.connector) == 2
-    single = Prober(model, processor, key_layers=[1], probes=[pair], generate=False)
+    single = Prober(model, processor, key_layers=[1], probes=[pair], depth=SILENT_TRIALS)
     again = single.run(pair, 0, "tiny")
     for one, other in zip(record.interventions, again.interventions, strict=True):
         assert one.margin_nats == pytest.approx(other.margin_nats, abs=1e-4)
@@ -267,5 +274,5 @@ def test_phrases_are_found_where_they_end():
 def test_a_phrase_that_is_not_in_the_tokens_names_the_probe(model, processor, probes):
     lost = replace(probes[0], phrases={"猫": "disc"})
     with pytest.raises(ValueError, match="probe disc-0: phrase '猫' not found"):
-        Prober(model, processor, key_layers=[1], probes=[lost], generate=False).run(lost, 0, "tiny")
+        Prober(model, processor, key_layers=[1], probes=[lost], depth=SILENT_TRIALS).run(lost, 0, "tiny")
     assert model.config._attn_implementation == "sdpa"  # also after an error
