@@ -210,8 +210,11 @@ def _map(pair: ProbePair, layer: LayerPair, side: str) -> CellMap:
 
 
 def _title(pair: ProbePair) -> str:
-    said = pair.before.scores.generated or pair.probe.foil or ""
-    return f"It said “{html.escape(said)}”. Right is “{html.escape(pair.probe.answer)}”."
+    said = pair.before.scores.generated
+    words = (
+        f"It said “{html.escape(said)}”." if said else f"“{html.escape(pair.probe.foil or '')}” was likelier."
+    )
+    return f"{words} Right is “{html.escape(pair.probe.answer)}”."
 
 
 def _wrong_words(pair: ProbePair) -> str:

@@ -205,7 +205,7 @@ def share_bars(before: Mapping[str, float], after: Mapping[str, float]) -> str:
         was, now = before.get(name, 0.0), after.get(name, 0.0)
         rows.append(
             f"<div><span>{html.escape(name)}</span>{pair_of_bars(was, now)}"
-            f"<span class=numbers>{percent_words(was)} → <b>{percent_words(now)}</b></span></div>"
+            f'<span class="numbers">{percent_words(was)} → <b>{percent_words(now)}</b></span></div>'
         )
     return f'<div class="shares">{"".join(rows)}</div>'
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,40 +13,67 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from diagnostics.composite import CellMap, LayerMaps, difference_colours, dimming, heat_colours, shared_scale
-from diagnostics.pairs import ProbePair, pairs_by_group
+from diagnostics.cards import pill, verdict_card, warnings
+from diagnostics.cases import TrainingSample, case_html, choose_cases
+from diagnostics.charts import Line, forest, inline_picture, line_chart, margin_chart
+from diagnostics.composite import CellMap, difference_colours, dimming, heat_colours, series_scale
+from diagnostics.evolution import Evolution, evenly_chosen
+from diagnostics.geometry import cells_from_row, region_coverage
+from diagnostics.metrics import enrichment, region_mass
+from diagnostics.pairs import ProbePair, layer_cells, pairs_by_group
+from diagnostics.records import AttentionRecord
 from diagnostics.render import open_picture
+from diagnostics.sinks import without_sinks
 
 Json = dict[str, Any]
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 PICTURE_WIDTH = 440
 """Pixels; a picture is 5 to 20 kB then, and 160 probes make a file of a few MB."""
+SLIDER_STEPS_MAX = 12
+"""Checkpoints whose maps are in the file; of more, these many evenly, the first and the last among them."""
+TIME_STEPS_MIN = 3  # two checkpoints are before and after, which the page shows anyway
 
-# The words of a verdict → how its pill is coloured; what is neither good nor bad stays amber.
-_GOOD, _BAD = ("corrected", "kept"), ("forgot", "broke a neighbour", "answers got worse")
 
-
-def report_html(comparison: Mapping[str, Any], pairs: Sequence[ProbePair]) -> str:
+def report_html(
+    comparison: Mapping[str, Any],
+    pairs: Sequence[ProbePair],
+    *,
+    evolution: Evolution | None = None,
+    samples: Sequence[TrainingSample] = (),
+) -> str:
     """The report as one HTML text: no network, no other file.
 
     Args:
         comparison: content of comparison.json.
         pairs: the same probes' records, for pictures and maps.
+        evolution: records of all checkpoints; with more than two, each probe gets a slider over steps.
+        samples: what was trained on, all or part of it; the cases show those that have their answer.
 
     Raises:
-        ValueError: a probe's picture cannot be read.
+        ValueError: a picture cannot be read, or a probe is not in the evolution.
     """
     groups = comparison["groups"]
+    with_time = evolution if evolution is not None and len(evolution.steps) >= TIME_STEPS_MIN else None
+    cases = choose_cases(comparison, pairs, samples)
     parts = {
         "TITLE": "Before and after: what the model looks at",
         "HEADLINE": html.escape(headline(groups)),
         "LEAD": _lead(comparison),
-        "VERDICTS": "\n".join(_verdict_card(name, group) for name, group in groups.items()),
-        "MARGIN_CHARTS": "\n".join(_margin_chart(name, members) for name, members in _scored(pairs).items()),
-        "FOREST": _forest(groups),
+        "WARNINGS": "".join(
+            f'<p class="warning" role="alert">{html.escape(one)}</p>' for one in warnings(comparison)
+        ),
+        "CASES": "\n".join(
+            case_html(case, groups[case.group], pill(groups[case.group]["verdict"])) for case in cases
+        ),
+        "VERDICTS": "\n".join(verdict_card(name, group) for name, group in groups.items()),
+        "MARGIN_CHARTS": "\n".join(
+            margin_chart(name, _margins(members)) for name, members in _scored(pairs).items()
+        ),
+        "FOREST": forest(groups),
+        "TIME": _time(comparison.get("series")),
         # "</script>" inside a question would end the data; JSON may write "<" as an escape.
-        "DATA": json.dumps(_data(comparison, pairs), ensure_ascii=False, allow_nan=False).replace(
+        "DATA": json.dumps(_data(comparison, pairs, with_time), ensure_ascii=False, allow_nan=False).replace(
             "<", "\\u003c"
         ),
     }
@@ -70,158 +96,66 @@ def headline(groups: Mapping[str, Any]) -> str:
 
 
 def _lead(comparison: Mapping[str, Any]) -> str:
-    before, after = (html.escape(str(comparison[side]["model"])) for side in ("before", "after"))
+    before, after = (_model_words(str(comparison[side]["model"])) for side in ("before", "after"))
     layers = ", ".join(map(str, comparison["key_layers"]))
-    return f"<b>{before}</b> before, <b>{after}</b> after; {len(comparison['probes'])} probes, key layers {layers}."
+    return f"{before} before, {after} after; {len(comparison['probes'])} probes, key layers {layers}."
 
 
-def _verdict_card(name: str, group: Mapping[str, Any]) -> str:
-    kind = "good" if group["verdict"] in _GOOD else "bad" if group["verdict"] in _BAD else ""
-    figures = [_accuracy_figure(group["accuracy"])]
-    if group["enrichment"] is not None:
-        figures.append(_attention_figure(group["enrichment"]))
-    if group["occlusion_nats"] is not None:
-        figures.append(_cost_figure(group["occlusion_nats"]))
-    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in group["reasons"])
-    return (
-        f'<article class="verdict"><header><h3>{html.escape(name)}</h3><span class="pill {kind}">'
-        f'{html.escape(group["verdict"])}</span><span class="soft">{group["probes"]} probes</span></header>'
-        f'<div class="figures">{"".join(figures)}</div>'
-        f"<details open><summary>why</summary><ul>{reasons}</ul></details></article>"
-    )
-
-
-def _accuracy_figure(change: Mapping[str, float] | None) -> str:
-    if change is None:
-        return _figure("right", "not measured", "no foil to set against the answer")
-    bars = "".join(
-        f'<div><span class="{kind}" style="position:absolute;inset:0 auto 0 0;width:{change[side]:.1%}"></span></div>'
-        for kind, side in (("was", "before"), ("is", "after"))
-    )
-    return _figure(
-        "right",
-        _change(_percent(change["before"]), _percent(change["after"])),
-        f'<div class="bar pair">{bars}</div>',
-    )
-
-
-def _attention_figure(enrichment: Mapping[str, Any]) -> str:
-    low, high = enrichment["ci95"]
-    below = f"change {low:+.2f} to {high:+.2f}, layer {enrichment['layer']}"
-    region = enrichment["region"]
-    label = "attention on its region" if region == "each probe's own" else f"attention on {region}"
-    return _figure(label, _change(f"{enrichment['before']:.2f}×", f"{enrichment['after']:.2f}×"), below)
-
-
-def _cost_figure(cost: Mapping[str, Any]) -> str:
-    control = cost["control"]
-    known = None not in control.values()
-    below = (
-        f"random boxes {control['before']:+.2f} → {control['after']:+.2f} nats" if known else "nats of margin"
-    )
-    return _figure("hiding it costs", _change(f"{cost['before']:+.2f}", f"{cost['after']:+.2f}"), below)
-
-
-def _figure(label: str, number: str, below: str) -> str:
-    return (
-        f'<div class="figure"><small>{html.escape(label)}</small><div class="change">{number}</div>'
-        f"<small>{below}</small></div>"
-    )
-
-
-def _change(before: str, after: str) -> str:
-    return f"<i>{before} →</i> {after}"
-
-
-def _percent(share: float) -> str:
-    """Whole per cents without a decimal, others with one: 2.5 % of 40 probes is one probe."""
-    return f"{share:.0%}" if abs(share * 100 - round(share * 100)) < 0.05 else f"{share:.1%}"
+def _model_words(model: str) -> str:
+    """A path by its last two parts, all of it on pointing at it: /work/towers/base → towers/base."""
+    short = "/".join(model.rstrip("/").split("/")[-2:])
+    return f'<b title="{html.escape(model)}">{html.escape(short)}</b>'
 
 
 def _scored(pairs: Sequence[ProbePair]) -> dict[str, list[ProbePair]]:
     return pairs_by_group([pair for pair in pairs if pair.after.scores.margin_nats is not None])
 
 
-def _margin_chart(name: str, pairs: Sequence[ProbePair]) -> str:
-    """Margin before → after, a line a probe; every group on its own scale, with its ends written."""
-    margins = [
-        (pair.before.scores.margin_nats or 0.0, pair.after.scores.margin_nats or 0.0) for pair in pairs
-    ]
-    low, high = min(0.0, *(min(both) for both in margins)), max(0.0, *(max(both) for both in margins))
-    span = max(high - low, 1e-6)
-    width, height, left, right = 260, 190, 44, 216
+def _margins(pairs: Sequence[ProbePair]) -> list[tuple[float, float]]:
+    return [(pair.before.scores.margin_nats or 0.0, pair.after.scores.margin_nats or 0.0) for pair in pairs]
 
-    def y(margin: float) -> float:
-        return 14 + (high - margin) / span * (height - 44)
 
-    lines = []
-    for before, after in margins:
-        kind = "good" if after > 0 else "bad"
-        lines.append(
-            f'<line class="{kind}" x1="{left}" x2="{right}" y1="{y(before):.1f}" y2="{y(after):.1f}" '
-            f'stroke-opacity=".4" stroke-width="1.3"/>'
-            f'<circle class="{"good" if before > 0 else "bad"}" cx="{left}" cy="{y(before):.1f}" r="2.4" opacity=".6"/>'
-            f'<circle class="{kind}" cx="{right}" cy="{y(after):.1f}" r="2.4" opacity=".6"/>'
+def _time(series: Mapping[str, Any] | None) -> str:
+    """Charts over training steps; nothing with fewer than three checkpoints."""
+    if series is None or len(series["steps"]) < TIME_STEPS_MIN:
+        return ""
+    steps = series["steps"]
+    charts = [
+        line_chart(
+            "right answers",
+            [Line(name, values) for name, values in series["accuracy"].items()],
+            steps,
+            unit="step",
+            ends=(0.0, 1.0),
+            as_percent=True,
         )
-    ends = "".join(
-        f'<text x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{_tick(value)}</text>'
-        for value in _apart([low, 0.0, high], span)
-    )
-    right_before, right_after = (sum(pair[side] > 0 for pair in margins) for side in (0, 1))
+    ]
+    drift = [Line(f"layer {layer}", values) for layer, values in series["drift_jsd_nats"].items()]
+    charts.append(line_chart("distance of the maps from the first, nats", drift, steps, unit="step"))
+    charts += [
+        line_chart(
+            f"attention on its region, times: {name}",
+            [Line(f"layer {layer}", values) for layer, values in by_layer.items()],
+            steps,
+            unit="step",
+        )
+        for name, by_layer in series["enrichment"].items()
+    ]
     return (
-        f'<div class="chart"><h3>{html.escape(name)}</h3><svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{html.escape(name)}: {right_before} of {len(margins)} right before, {right_after} after">'
-        f'<line class="zero" x1="{left - 4}" x2="{right + 4}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>{ends}{"".join(lines)}'
-        f'<text class="strong" x="{left}" y="{height - 6}" text-anchor="middle">{right_before} right</text>'
-        f'<text class="strong" x="{right}" y="{height - 6}" text-anchor="middle">{right_after} right</text></svg></div>'
+        '<h2>How it came about</h2><p class="note">The same probes at every checkpoint. Distance is the Jensen–Shannon '
+        "divergence of a map from the first checkpoint’s, mean over all probes: 0 is the same map, 0.69 nothing in "
+        'common. It says that attention moved, not why.</p><section class="charts">'
+        + "".join(charts)
+        + "</section>"
     )
 
 
-def _tick(value: float) -> str:
-    return f"{value:+.0f}" if abs(value) >= 9.5 else f"{value:+.1f}" if value else "0"
-
-
-def _apart(values: Sequence[float], span: float) -> list[float]:
-    """Axis labels without those that would be written over zero's."""
-    return [value for value in values if value == 0 or abs(value) > span * 0.09]
-
-
-def _forest(groups: Mapping[str, Any]) -> str:
-    """Change of enrichment with its interval, a row for each group and key layer, all on one scale."""
-    rows = [(name, one) for name, group in groups.items() for one in group["enrichment_by_layer"]]
-    if not rows:
-        return '<p class="soft">No probe names a region, so nothing is said of attention.</p>'
-    low = min(0.0, *(one["ci95"][0] for _, one in rows))
-    high = max(0.0, *(one["ci95"][1] for _, one in rows))
-    margin = max(high - low, 1e-6) * 0.04
-    ends = (low - margin, high + margin)
-    drawn, previous = [], None
-    for name, one in rows:
-        drawn.append(_forest_row(name if name != previous else "", one, ends))
-        previous = name
-    return "".join(drawn)
-
-
-def _forest_row(name: str, one: Mapping[str, Any], ends: tuple[float, float]) -> str:
-    def at(value: float) -> str:
-        return f"{(value - ends[0]) / (ends[1] - ends[0]):.2%}"
-
-    low, high = one["ci95"]
-    kind = "more" if low > 0 else "less" if high < 0 else "none"
-    width = f"{(high - low) / (ends[1] - ends[0]):.2%}"
-    return (
-        f'<div class="row{" first" if name else ""}"><b>{html.escape(name)}</b><span>layer {one["layer"]}</span>'
-        f'<div class="track {kind}" role="img" aria-label="change {one["difference"]:+.2f}, interval {low:+.2f} to '
-        f'{high:+.2f}"><i class="zero" style="left:{at(0)}"></i><i class="ci" style="left:{at(low)};width:{width}"></i>'
-        f'<i class="dot" style="left:{at(one["difference"])}"></i></div>'
-        f'<span class="numbers">{one["before"]:.2f}× → {one["after"]:.2f}×</span></div>'
-    )
-
-
-def _data(comparison: Mapping[str, Any], pairs: Sequence[ProbePair]) -> Json:
+def _data(comparison: Mapping[str, Any], pairs: Sequence[ProbePair], evolution: Evolution | None) -> Json:
     """What the page's script draws: pictures, maps as bytes, and the words of each probe."""
     judged = [group["enrichment"]["layer"] for group in comparison["groups"].values() if group["enrichment"]]
     layers = comparison["key_layers"]
+    trajectories = (comparison.get("series") or {}).get("trajectories", {}) if evolution is not None else {}
+    chosen = [] if evolution is None else evenly_chosen(len(evolution.steps), SLIDER_STEPS_MAX)
     return {
         "names": ["base" if comparison["before"]["step"] == 0 else "before", "now"],
         "groups": list(comparison["groups"]),
@@ -229,7 +163,17 @@ def _data(comparison: Mapping[str, Any], pairs: Sequence[ProbePair]) -> Json:
         "start_layer": judged[0] if judged else layers[-1],
         "heat": _base64(heat_colours().tobytes()),
         "swing": _base64(difference_colours().tobytes()),
-        "probes": [_probe_data(pair, entry) for pair, entry in zip(pairs, comparison["probes"], strict=True)],
+        "steps": [] if evolution is None else [evolution.steps[index] for index in chosen],
+        "all_steps": [] if evolution is None else list(evolution.steps),
+        "sinks": any(record.sinks.any() for pair in pairs for record in (pair.before, pair.after)),
+        "probes": [
+            {
+                **_probe_data(pair, entry),
+                **_time_data(pair, evolution, chosen, trajectories),
+                "layers": _layers_data(pair, _over_steps(pair, evolution, chosen)),
+            }
+            for pair, entry in zip(pairs, comparison["probes"], strict=True)
+        ],
     }
 
 
@@ -254,45 +198,92 @@ def _probe_data(pair: ProbePair, entry: Mapping[str, Any]) -> Json:
         "said": [entry["said"]["before"], entry["said"]["after"]],
         "margin": [entry["margin_nats"]["before"], entry["margin_nats"]["after"]],
         "cost": None if costs is None else [costs["before"], costs["after"]],
-        "picture": _inline_picture(small),
+        "decides": [entry["decides"][side] for side in ("before", "after")] if entry.get("decides") else None,
+        "picture": inline_picture(small),
         "width": width,
         "height": height,
         "dim": dimming(small),
         "boxes": regions,
         "grid": list(image.grid),
         "extent": _rounded(corners / by_size),
-        "layers": [_layer_data(maps) for maps in pair.maps()],
     }
 
 
-def _layer_data(maps: LayerMaps) -> Json:
-    """Two maps as one byte a cell, and the scale that both share."""
-    scale = shared_scale(maps.before, maps.after)
-    reading = maps.readings[0] if maps.readings else None
+def _time_data(
+    pair: ProbePair, evolution: Evolution | None, chosen: Sequence[int], trajectories: Mapping[str, Any]
+) -> Json:
+    """Margins at the slider's steps, and the path of the probe's maps over all of them."""
+    if evolution is None:
+        return {}
+    records = evolution.of(pair.probe.id)
+    path = trajectories.get(pair.probe.id)
     return {
-        "layer": maps.layer,
-        "before": _levels(maps.before, scale.peak),
-        "after": _levels(maps.after, scale.peak),
+        "margins": [records[index].scores.margin_nats for index in chosen],
+        "path": None if path is None else {**path, "points": [_rounded(point) for point in path["points"]]},
+    }
+
+
+def _over_steps(pair: ProbePair, evolution: Evolution | None, chosen: Sequence[int]) -> list[AttentionRecord]:
+    if evolution is None:
+        return []
+    records = evolution.of(pair.probe.id)
+    return [records[index] for index in chosen]
+
+
+def _layers_data(pair: ProbePair, over_steps: Sequence[AttentionRecord]) -> list[Json]:
+    """A probe's maps in every key layer; where it has sinks, also as they are without."""
+    records = [pair.before, pair.after, *over_steps]
+    maps = np.stack([layer_cells(record) for record in records])
+    has_sinks = any(record.sinks.any() for record in records)
+    bare = np.stack([cells_without_sinks(record) for record in records]) if has_sinks else None
+    return [
+        {
+            "layer": layer,
+            **_layer_data(pair, maps[:, row]),
+            **({} if bare is None else {"bare": _layer_data(pair, bare[:, row])}),
+        }
+        for row, layer in enumerate(pair.after.layers)
+    ]
+
+
+def cells_without_sinks(record: AttentionRecord) -> Float[np.ndarray, "layers cells"]:
+    """As ``layer_cells``, of rows whose sink keys are 0: where the answer query looked apart from its sinks."""
+    if not record.sinks.size:
+        return layer_cells(record)
+    rows = without_sinks(record.rows[:, :, 0].mean(axis=1), record.sinks)
+    return cells_from_row(rows, record.image_tokens[0], record.connector[0] if record.connector else None)
+
+
+def _layer_data(pair: ProbePair, cells: Float[np.ndarray, "maps cells"]) -> Json:
+    """Maps as one byte a cell on the scale that all share: before, after, then one for each step of the slider."""
+    image = pair.after.image_tokens[0]
+    maps = [CellMap(one * one.size, image.grid, image.cell_boxes_pixels) for one in cells]
+    scale = series_scale(maps)
+    levels = [_levels(one, scale.peak) for one in maps]
+    return {
+        "before": levels[0],
+        "after": levels[1],
+        "over": levels[2:],
         "peak": round(scale.peak, 4),
         "top": round(scale.top, 4),
         "swing": round(scale.swing, 4),
-        "reading": None
-        if reading is None
-        else {
-            "mass": [reading.mass_before, reading.mass_after],
-            "enrichment": [reading.enrichment_before, reading.enrichment_after],
-        },
+        "reading": _reading(pair, cells),
+    }
+
+
+def _reading(pair: ProbePair, cells: Float[np.ndarray, "maps cells"]) -> Json | None:
+    """Mass and enrichment of the judged region on each map; None where there is no region."""
+    if pair.region is None:
+        return None
+    coverage = region_coverage(pair.probe.regions[pair.region], pair.after.image_tokens[0])
+    return {
+        "mass": _rounded(region_mass(cells, coverage)),
+        "enrichment": _rounded(enrichment(cells, coverage)),
     }
 
 
 def _levels(cells: CellMap, peak: float) -> str:
     return _base64((cells.density * (255 / max(peak, 1e-9))).round().astype(np.uint8).tobytes())
-
-
-def _inline_picture(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="WEBP", quality=80, method=4)
-    return "data:image/webp;base64," + _base64(buffer.getvalue())
 
 
 def _base64(content: bytes) -> str:
