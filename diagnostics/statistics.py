@@ -149,10 +149,10 @@ def head_tests(
 
     Sign flips of the ranks of ``relative_change`` (Wilcoxon's signed ranks; whole clusters, by the sum of their
     changes). Ranks for two reasons. How much attention changes by differs by magnitudes between probes, and ranks
-    find a gain that all share where sums are drowned by a few (``benchmarks/calibration.py``: 96 % against 79 % of
-    gains of 30 % on the noisiest of the demo's groups). And the null distribution is then the same for every head
-    and known: all 2^clusters flips are counted, none drawn, so that p goes as far below 1 / 10,000 as correcting for
-    784 to 3,136 heads needs. Four clusters that all rise: 2 / 16.
+    find a gain that all share where sums are drowned by a few. And the null distribution is then the same for every
+    head and known: all 2^clusters flips are counted, none drawn, so that p goes as far below 1 / 10,000 as correcting
+    for 784 to 3,136 heads needs. Four clusters that all rise: 2 / 16. False findings and power are measured in
+    ``benchmarks/calibration.py``.
 
     Clusters without a change are left out; a head that changed in no probe has p = 1. Which way a head changed is the
     sign of ``bootstrap_mean(relative_change(…))``: plain means can say the reverse where a few probes weigh most.

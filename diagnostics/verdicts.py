@@ -90,14 +90,14 @@ def verdict(numbers: GroupNumbers, *, level: float = 0.95) -> Verdict:
     """What may be said of a group. "corrected" only where answers, attention and cause all agree.
 
     - answers: the interval of accuracy's change lies above 0
-    - attention: enrichment rose, with a chance below .05 after adjustment (or an interval above 0 where no chance is
-      given)
+    - attention: enrichment rose, with a chance below 1 − level after adjustment (or an interval above 0 where no
+      chance is given)
     - cause: taking the region away costs more margin after than before, and more than random regions of its size:
       hidden in the picture, and cut from attention where that was measured too (then both must agree)
 
     Groups named ``retention`` and ``neighbour`` are asked whether they were kept: their accuracy after is at least
     97 % or 95 % of that before. Fewer than 20 probes, or 20 images, decide nothing. ``level`` is that of the
-    intervals given, for the words.
+    intervals given.
     """
     if min(numbers.probes, _images(numbers)) < ENOUGH_PROBES:
         return Verdict(TOO_FEW, (_too_few_reason(numbers),))
@@ -109,7 +109,7 @@ def verdict(numbers: GroupNumbers, *, level: float = 0.95) -> Verdict:
         _attention_reason(numbers, level),
         *_cause_reasons(causes, level),
     )
-    return Verdict(_claim(numbers, causes), reasons)
+    return Verdict(_claim(numbers, causes, level), reasons)
 
 
 def judged_layer(
@@ -136,15 +136,15 @@ def judged_layer(
     return min(range(len(relative)), key=lambda at: relative[at].low)
 
 
-def _claim(numbers: GroupNumbers, causes: Sequence[_Cause]) -> str:
+def _claim(numbers: GroupNumbers, causes: Sequence[_Cause], level: float) -> str:
     answers, attention = numbers.accuracy.difference, numbers.enrichment
     if answers.is_below_zero:
         return WORSE
     if not answers.is_above_zero:
-        return ATTENTION_ALONE if _moved(numbers) else NOT_MOVED
+        return ATTENTION_ALONE if _moved(numbers, level) else NOT_MOVED
     if attention is None:
         return NO_ATTENTION
-    if _moved(numbers) != "to the region":
+    if _moved(numbers, level) != "to the region":
         return ANSWERS_ALONE
     if not causes:
         return NO_CAUSE
@@ -172,13 +172,13 @@ def _images(numbers: GroupNumbers) -> int:
     return numbers.probes if numbers.images is None else numbers.images
 
 
-def _moved(numbers: GroupNumbers) -> str | None:
+def _moved(numbers: GroupNumbers, level: float) -> str | None:
     """Where attention moved, if it did. The chance decides where it is given: it counts how many were looked at, and
     finds what the probes share even where an interval is wide because they differ by magnitudes."""
     interval, chance = _attention(numbers), numbers.enrichment_chance
     if interval is None:
         return None
-    shown = _is_clear(interval) if chance is None else chance < SIGNIFICANT
+    shown = _is_clear(interval) if chance is None else chance < 1 - level
     if not shown:
         return None
     return "to the region" if interval.mean > 0 else "away from the region"
@@ -244,7 +244,7 @@ def _attention_reason(numbers: GroupNumbers, level: float) -> str:
     if change is None or interval is None:
         return "These probes name no region, so nothing is said of attention."
     words = "chance alone could explain that"
-    if _moved(numbers):
+    if _moved(numbers, level):
         words = "chance does not explain that"
         if not _is_clear(interval):
             words = "most probes share that, so chance does not explain it"

@@ -117,6 +117,12 @@ def test_reasons_give_the_numbers_in_plain_words():
     assert "costs +0.30 (not clearly less), +0.00 before." in knockout
 
 
+def test_a_stricter_level_asks_more_of_chance():
+    given = numbers(enrichment_chance=0.02)
+    assert verdict(given).verdict == "corrected"
+    assert verdict(given, level=0.99).verdict == "answers changed, attention did not"
+
+
 def test_the_typical_probe_is_given_as_a_factor():
     typical = numbers(enrichment_relative=Interval(1, 0.4, 1.2), enrichment_chance=0.001)
     assert verdict(typical).reasons[1] == (
