@@ -19,6 +19,9 @@ from transformers.utils import logging
 from finetune import adaptation, arguments, checkpoint, conversation, data, families, run_folder, trainer
 from finetune.arguments import Arguments
 
+SAMPLES_SHOWN_FROM = 2000
+"""The report of a run shows a few training samples, out of this many first ones."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code.
@@ -40,6 +43,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+class Probes(NamedTuple):
+    """What is watched, and what its key layers are chosen on; () where nothing is."""
+
+    judged: Any = ()
+    calibration: Any = ()
+
+
 class Ready(NamedTuple):
     """A run that has passed every check."""
 
@@ -50,7 +60,7 @@ class Ready(NamedTuple):
     processor: Any
     train_set: data.ConversationDataset
     eval_set: data.ConversationDataset | None
-    probes: Any
+    probes: Probes
 
 
 def prepare(argv: Sequence[str]) -> Ready | None:
@@ -89,7 +99,7 @@ def train(ready: Ready) -> None:
     if is_main():
         run_folder.write_run(folder, ready.marks, finished=False)
     writer = trainer.summary_writer(training, run_folder.step_of(resumed_from) if resumed_from else None)
-    watchers = [monitor(args, ready.processor, ready.probes, writer)] if args.monitor.monitor else []
+    watchers = [monitor(ready, writer)] if args.monitor.monitor else []
     built = trainer.build_trainer(
         ready.model,
         ready.processor,
@@ -131,15 +141,19 @@ def with_demo(argv: Sequence[str]) -> Sequence[str]:
     return merged
 
 
-def read_probes(args: Arguments) -> Any:
-    """The probe file, read before anything that takes time, so that its faults are known at once."""
+def read_probes(args: Arguments) -> Probes:
+    """The probe files, read before anything that takes time, so that their faults are known at once."""
     if not args.monitor.monitor:
         if args.monitor.probes:
             say("--probes is given, but --monitor is not True: nothing is watched")
-        return None
+        return Probes()
+    from diagnostics.calibration import check_apart
     from diagnostics.probes import read_probes as read
 
-    return read(str(args.monitor.probes))
+    calibration = args.monitor.calibration_probes
+    found = Probes(read(str(args.monitor.probes)), read(calibration) if calibration is not None else ())
+    check_apart(found.calibration, found.judged)
+    return found
 
 
 def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:
@@ -251,15 +265,23 @@ def check_key_layers(args: Arguments, model: Any, family: families.Family) -> No
         raise ValueError(f"--key_layers: found {wrong}, expected layers of this model, 0 to {count - 1}")
 
 
-def monitor(args: Arguments, processor: Any, probes: Any, writer: Any) -> TrainerCallback:
+def monitor(ready: Ready, writer: Any) -> TrainerCallback:
     from diagnostics import AttentionMonitor
+    from diagnostics.cases import TrainingSample
 
+    args = ready.args
+    shown = conversation.questions(ready.train_set.conversations[:SAMPLES_SHOWN_FROM])
     return AttentionMonitor(
-        processor=processor,
-        probes=probes,
+        processor=ready.processor,
+        probes=ready.probes.judged,
         output_dir=args.training.output_dir,
         key_layers=args.monitor.chosen_layers() or "auto",
+        calibration_probes=ready.probes.calibration or None,
+        depth=args.monitor.probe_depth,
         probe_steps=args.monitor.probe_steps,
+        stop_when=args.monitor.stop_when,
+        stop_patience=args.monitor.stop_patience,
+        samples=[TrainingSample(*one) for one in shown],
         tb_writer=writer,
     )
 

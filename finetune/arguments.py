@@ -103,10 +103,28 @@ class MonitorArguments:
     probes: str | None = field(default=None, metadata={"help": "The probe file."})
     key_layers: str = field(
         default="auto",
-        metadata={"help": "Language layers to draw: auto (four, evenly spaced) or 8,16,24,31."},
+        metadata={"help": "Language layers to judge by: auto (chosen on the untrained model) or 8,16,24,31."},
+    )
+    calibration_probes: str | None = field(
+        default=None,
+        metadata={
+            "help": "A probe file, of other pictures, to choose the key layers on. Default: a fifth of the probes."
+        },
+    )
+    probe_depth: Literal["quick", "full"] = field(
+        default="quick",
+        metadata={
+            "help": "How much is measured at both ends of the run: full adds windows, curves, more controls."
+        },
     )
     probe_steps: int | None = field(
         default=None, metadata={"help": "Probe every N steps. Default: whenever a checkpoint is saved."}
+    )
+    stop_when: Literal["corrected"] | None = field(
+        default=None, metadata={"help": "corrected: end training once every group of probes is."}
+    )
+    stop_patience: int = field(
+        default=2, metadata={"help": "With --stop_when: at so many checkpoints in a row."}
     )
 
     def chosen_layers(self) -> tuple[int, ...]:
@@ -344,8 +362,13 @@ def _check_sources(arguments: Arguments) -> Iterator[str]:
             yield f"--{name}: there is no file {path!r} (working directory {os.getcwd()})"
     if monitor.monitor and monitor.probes is None:
         yield "--monitor True: needs --probes FILE, the images and questions to watch"
-    if monitor.probes is not None and not Path(monitor.probes).is_file():
-        yield f"--probes: there is no file {monitor.probes!r} (working directory {os.getcwd()})"
+    for name, path in (("probes", monitor.probes), ("calibration_probes", monitor.calibration_probes)):
+        if path is not None and not Path(path).is_file():
+            yield f"--{name}: there is no file {path!r} (working directory {os.getcwd()})"
+    if monitor.stop_when is not None and not monitor.monitor:
+        yield f"--stop_when {monitor.stop_when}: needs --monitor True, nothing else knows when"
+    if monitor.stop_patience < 1:
+        yield f"--stop_patience: found {monitor.stop_patience}, expected at least 1 checkpoint"
     if str(training.eval_strategy.value) != "no" and data.eval_data_path is None:
         yield f"--eval_strategy {training.eval_strategy.value}: needs --eval_data_path"
     if monitor.probe_steps is not None and monitor.probe_steps < 1:

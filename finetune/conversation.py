@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +43,21 @@ class Conversation:
     @property
     def images(self) -> tuple[ImageRef, ...]:
         return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef))
+
+
+def questions(conversations: Sequence[Conversation]) -> list[tuple[Path, str, str]]:
+    """(picture, question, answer) of every turn about one picture on disk, as a person would read it."""
+    found: list[tuple[Path, str, str]] = []
+    for one in conversations:
+        paths = [ref.path for ref in one.images if isinstance(ref.path, Path)]
+        if len(paths) != 1:
+            continue
+        for asked, answered in itertools.pairwise(one.turns):
+            if (asked.role, answered.role) == ("user", "assistant"):
+                text = "".join(part for part in asked.parts if isinstance(part, str))
+                answer = "".join(part for part in answered.parts if isinstance(part, str))
+                found.append((paths[0], text.removeprefix("Picture 1: ").strip(), answer))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
