@@ -379,7 +379,7 @@ def calibrate(repeats: int) -> dict[str, Any]:
         {
             "noise": name,
             "key_layers_that_rise": risen,
-            **power((4, 4), noise, 40, 0.3, repeats, planted_layers=risen),
+            **power((4, 4), noise, 40, 0.3, 3 * repeats, planted_layers=risen),
         }
         for name, noise in tqdm(MEASURED.items(), desc="power of 40 probes", disable=None)
         for risen in (KEY_LAYERS, 1)
