@@ -183,7 +183,8 @@ def _heads(
     chance = benjamini_hochberg(head_tests(random, region, pictures))
     gain = region - random
     effect = gain.mean(0) / np.maximum(gain.std(0, ddof=1), 1e-12)
-    stands = (chance < SIGNIFICANT) & (effect > 0) & (share >= elbow(share.ravel()))
+    looks = (share > elbow(share.ravel())) | (share.min() == share.max())
+    stands = (chance < SIGNIFICANT) & (effect > 0) & looks
     order = np.argsort(-np.where(stands, effect, -np.inf), axis=None, kind="stable")[: int(stands.sum())]
     places = np.unravel_index(order[:HEADS_WANTED], effect.shape)
     return tuple((int(layer), int(head)) for layer, head in zip(*places, strict=True))
