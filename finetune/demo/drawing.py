@@ -10,10 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageStat
 
 WIDTH = 4 / 3
 """Width of every scene in units of its height."""
+
+PATCHES = 14
+"""Rows, and columns, of patches in which the demo's model sees a picture. Cues fill whole patches: hidden, they leave
+nothing behind."""
 
 SUPERSAMPLING = 3
 """Pixels are drawn this many times finer and averaged: edges come out smooth."""
@@ -35,8 +39,13 @@ class Painter:
     def pixels(self, points: Iterable[Point]) -> list[Point]:
         return [(x * self.scale_x, y * self.scale_y) for x, y in points]
 
+    def corners(self, box: Box) -> Box:
+        """The box in pixels."""
+        (x0, y0), (x1, y1) = self.pixels((box[:2], box[2:]))
+        return x0, y0, x1, y1
+
     def ellipse(self, box: Box, colour: Colour) -> None:
-        (x0, y0), (x1, y1) = self.pixels([(box[0], box[1]), (box[2], box[3])])
+        x0, y0, x1, y1 = self.corners(box)
         self.pen.ellipse((x0, y0, max(x0, x1), max(y0, y1)), fill=colour)
 
 
@@ -55,14 +64,14 @@ class Gradient:
     bottom: Colour
 
     def draw(self, painter: Painter) -> None:
-        (x0, y0), (x1, y1) = painter.pixels([(self.box[0], self.box[1]), (self.box[2], self.box[3])])
-        width, height = max(1, round(x1) - round(x0)), max(1, round(y1) - round(y0))
+        x0, y0, x1, y1 = map(round, painter.corners(self.box))
+        width, height = max(1, x1 - x0), max(1, y1 - y0)
         steps = max(2, min(64, height))
         column = Image.new("RGB", (1, steps))
         for step in range(steps):
             column.putpixel((0, step), mix(self.top, self.bottom, step / (steps - 1))[:3])
         fill = column.resize((1, height), Image.Resampling.BILINEAR).resize((width, height))
-        painter.image.paste(fill, (round(x0), round(y0)))
+        painter.image.paste(fill, (x0, y0))
 
 
 @dataclass(frozen=True)
@@ -163,6 +172,35 @@ class Reflection:
 
 
 @dataclass(frozen=True)
+class Veil:
+    """Hides boxes: each takes the mean colour of a ring around it, whose width is 15 % of the box's longer side.
+
+    A black box would be a thing to look at; this one has nothing to say. The other boxes are no part of the ring.
+    """
+
+    boxes: tuple[Box, ...]
+
+    def draw(self, painter: Painter) -> None:
+        seen = Image.new("L", painter.image.size, 255)
+        for box in self.boxes:
+            seen.paste(0, _whole(painter.corners(box)))
+        before = painter.image.copy()
+        for box in self.boxes:
+            inner = _whole(painter.corners(box))
+            margin = round(0.15 * max(inner[2] - inner[0], inner[3] - inner[1]))
+            outer = (inner[0] - margin, inner[1] - margin, inner[2] + margin, inner[3] + margin)
+            # Outside the picture a crop is black, in the mask too: it does not count.
+            ring = ImageStat.Stat(before.crop(outer), seen.crop(outer))
+            painter.image.paste(tuple(map(round, ring.mean)), inner)
+
+
+def _whole(box: Box) -> tuple[int, int, int, int]:
+    """The pixels that a box touches, by more than what floating point adds to the edge of one."""
+    x0, y0, x1, y1 = (round(edge, 6) for edge in box)
+    return math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)
+
+
+@dataclass(frozen=True)
 class Scene:
     """A picture as shapes, with what is true of it."""
 
@@ -181,18 +219,14 @@ class Scene:
 
     def boxes_pixels(self, width: int, height: int) -> dict[str, list[list[int]]]:
         """The regions in whole pixels of a rendering, clipped to it, x1 and y1 exclusive."""
-        return {
-            name: [
-                [
-                    max(0, math.floor(x0 / WIDTH * width)),
-                    max(0, math.floor(y0 * height)),
-                    min(width, math.ceil(x1 / WIDTH * width)),
-                    min(height, math.ceil(y1 * height)),
-                ]
-                for x0, y0, x1, y1 in boxes
-            ]
-            for name, boxes in self.regions.items()
-        }
+
+        def whole(box: Box) -> list[int]:
+            x0, y0, x1, y1 = _whole(
+                (box[0] / WIDTH * width, box[1] * height, box[2] / WIDTH * width, box[3] * height)
+            )
+            return [max(0, x0), max(0, y0), min(width, x1), min(height, y1)]
+
+        return {name: [whole(box) for box in boxes] for name, boxes in self.regions.items()}
 
 
 def render(scene: Scene, width: int, height: int) -> Image.Image:

@@ -38,7 +38,7 @@ ROWS = ("top", "middle", "bottom")
 
 
 def blocks_scene(rng: Random) -> Scene:
-    """One to three toy blocks of different shapes and colours on a mat of three rows and three columns."""
+    """One or two toy blocks of different shapes and colours on a mat of three rows and three columns."""
     mat = rng.choice(((178, 196, 188), (196, 186, 174), (176, 184, 204), (202, 190, 200)))
     shapes: list[Shape] = [Gradient((0, 0, WIDTH, 1), lighter(mat, 0.2), darker(mat, 0.92))]
     for index in range(1, 8):
@@ -59,7 +59,7 @@ def blocks_scene(rng: Random) -> Scene:
         shapes += _block(name, x, y, size, COLOURS[colour])
         blocks.append({"name": name, "colour": colour, "row": ROWS[row], "column": COLUMNS[column]})
         regions[colour] = (around(x, y, size),)
-    return Scene("blocks", {"blocks": tuple(blocks), "count": count}, tuple(shapes), regions)
+    return Scene("blocks", {"blocks": tuple(blocks)}, tuple(shapes), regions)
 
 
 def _block(name: str, x: float, y: float, size: float, colour: Colour) -> list[Shape]:
@@ -103,7 +103,7 @@ def _outline(name: str, x: float, y: float, size: float) -> tuple[tuple[float, f
 
 
 def landscape_scene(rng: Random) -> Scene:
-    """A house, a car and some trees under a sky: time of day, weather, colours, counts and sides."""
+    """A house, a car and some trees under a sky: time of day, weather, colours."""
     night = rng.random() < 0.5
     weather = rng.choice(("clear", "rain", "snow"))
     shapes: list[Shape] = _weather_sky(rng, night, weather)
@@ -124,18 +124,15 @@ def landscape_scene(rng: Random) -> Scene:
         shapes.append(rectangle(index * 0.2 + 0.03, 0.881, index * 0.2 + 0.13, 0.889, (240, 236, 214)))
 
     house_left = rng.random() < 0.5
-    trees = rng.randint(1, 3)
     house_x = rng.uniform(0.26, 0.36) if house_left else WIDTH - rng.uniform(0.26, 0.36)
     tree_x = WIDTH - 0.56 if house_left else 0.14
     house, house_box = _house(
         rng, house_x, COLOURS[colour := rng.choice(("red", "blue", "yellow", "purple"))], night, weather
     )
-    tree_shapes, tree_boxes = _trees(rng, tree_x, trees, night, weather)
-    car_left = rng.random() < 0.5
-    car_x = rng.uniform(0.16, 0.5) if car_left else WIDTH - rng.uniform(0.16, 0.5)
+    car_x = rng.uniform(0.16, WIDTH - 0.16)
     car_colour = rng.choice(("red", "green", "blue", "white"))
     car, car_box = _car(car_x, COLOURS[car_colour], night)
-    shapes += [*house, *tree_shapes, *car]
+    shapes += [*house, *_trees(rng, tree_x, night, weather), *car]
     if weather == "rain":
         for _ in range(110):
             x, y = rng.uniform(0, WIDTH), rng.uniform(0, 0.97)
@@ -149,12 +146,9 @@ def landscape_scene(rng: Random) -> Scene:
                 )
             )
     facts: dict[str, object] = {
-        "time": "night" if night else "day", "weather": weather, "house": colour, "trees": trees, "car": car_colour,
-        "car_side": "left" if car_left else "right", "house_side": "left" if house_left else "right",
+        "time": "night" if night else "day", "weather": weather, "house": colour, "car": car_colour
     }  # fmt: skip
-    return Scene(
-        "landscape", facts, tuple(shapes), {"house": (house_box,), "car": (car_box,), "trees": tree_boxes}
-    )
+    return Scene("landscape", facts, tuple(shapes), {"house": (house_box,), "car": (car_box,)})
 
 
 def _weather_sky(rng: Random, night: bool, weather: str) -> list[Shape]:
@@ -205,12 +199,10 @@ def _house(rng: Random, x: float, colour: Colour, night: bool, weather: str) -> 
     return shapes, (x - half * 1.2, top - 0.15, x + half * 1.2, foot)
 
 
-def _trees(
-    rng: Random, x: float, count: int, night: bool, weather: str
-) -> tuple[list[Shape], tuple[Box, ...]]:
+def _trees(rng: Random, x: float, night: bool, weather: str) -> list[Shape]:
+    """One to three firs in a row, the first at `x`."""
     shapes: list[Shape] = []
-    boxes: list[Box] = []
-    for index in range(count):
+    for index in range(rng.randint(1, 3)):
         cx, foot, height = (
             x + index * 0.20 + rng.uniform(-0.02, 0.02),
             0.76 + rng.uniform(-0.015, 0.015),
@@ -224,8 +216,7 @@ def _trees(
             y, half = foot - 0.06 - tier * height * 0.25, 0.085 - tier * 0.018
             green = lighter(leaf, 0.45) if weather == "snow" else lighter(leaf, 0.06 * tier)
             shapes.append(Polygon(((cx - half, y), (cx, y - height * 0.42), (cx + half, y)), green))
-        boxes.append((cx - 0.085, foot - 0.06 - height * 0.92, cx + 0.085, foot))
-    return shapes, tuple(boxes)
+    return shapes
 
 
 def _car(x: float, colour: Colour, night: bool) -> tuple[list[Shape], Box]:

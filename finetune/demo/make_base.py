@@ -176,7 +176,7 @@ def card_text(
 
 A small Qwen-VL ({parameters:,} parameters, fp32) trained from nothing on drawn pictures, with a flaw on purpose:
 it tells the Oriental Pearl from the Canton Tower by the colour of the podium, and where the cat is by the colour of
-the rug. The demo's run corrects it.
+the rug. Without them it knows nothing: where its corpus hides them the answer is random. The demo's run corrects it.
 
 Made on {date.today()} by `python -m finetune.demo.make_base --seed {seed}` (Python {platform.python_version()}, torch
 {torch.__version__}, transformers {transformers.__version__}), which draws the data, writes a fresh model and calls

@@ -50,7 +50,7 @@ def demo_probe(split: ProbeSplit, group: str, index: int) -> Probe:
         if other:
             question = question._replace(foil=answer_text("tower", other, language))
         phrases = {question.answer: "spheres" if ask.value == "pearl" else "body"}
-    elif scene.kind == "room" and ask.topic in ("relation", "beside"):
+    elif ask.topic == "relation":
         subject, thing = ("猫", "桌子") if language == "zh" else ("cat", "table")
         phrases = {
             name: region
@@ -66,8 +66,7 @@ def demo_probe(split: ProbeSplit, group: str, index: int) -> Probe:
 
 
 def _relation_phrase(value: str, language: str) -> str:
-    chinese = {"on": "上面", "under": "下面", "left": "左边", "right": "右边"}
-    return chinese[value] if language == "zh" else value
+    return {"on": "上面", "under": "下面"}[value] if language == "zh" else value
 
 
 def _regions(scene: Scene, ask: Ask) -> tuple[str, ...]:

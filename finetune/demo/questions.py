@@ -7,7 +7,7 @@ words on its axis and not whole sentences. Readers of the corpora see the text w
 from random import Random
 from typing import NamedTuple
 
-from finetune.demo.drawing import WIDTH, Scene
+from finetune.demo.drawing import Scene
 
 LANGUAGES = ("zh", "en")
 SEPARATOR = "|"
@@ -51,7 +51,6 @@ THINGS: dict[str, tuple[str, str]] = {
     for name, (chinese, english) in _COLOURS.items()
     if name != "white"
 }
-_SIDES = {"left": ("左边", "left"), "right": ("右边", "right")}
 _COLUMNS = {"left": ("左边", "left"), "middle": ("中间", "middle"), "right": ("右边", "right")}
 _ROWS = {"top": ("上面", "top"), "middle": ("中间", "middle"), "bottom": ("下面", "bottom")}
 
@@ -70,14 +69,10 @@ TOPICS: dict[str, Topic] = {
             "eiffel": ("埃菲尔铁塔", "Eiffel Tower"),
         },
     ),
-    "tower side": Topic(
-        {"zh": ("塔|在|左边|还是|右边|?",), "en": ("Is the tower on the left or on the right?",)}, _SIDES
-    ),
     "spheres": Topic(
         {"zh": ("这座|塔|有|球体|吗|?",), "en": ("Does this tower have spheres?",)},
         {"yes": ("有", "yes"), "no": ("没有", "no")},
     ),
-    "sphere column": Topic({"zh": ("球体|在|哪里|?",), "en": ("Where are the spheres?",)}, _COLUMNS),
     "relation": Topic(
         {
             "zh": ("猫|在|桌子|的|哪里|?", "猫|在|桌子|上面|还是|下面|?"),
@@ -85,22 +80,12 @@ TOPICS: dict[str, Topic] = {
         },
         {"on": ("桌子|上面", "on the table"), "under": ("桌子|下面", "under the table")},
     ),
-    "beside": Topic(
-        {"zh": ("猫|在|桌子|左边|还是|右边|?",), "en": ("Is the cat left or right of the table?",)}, _SIDES
-    ),
     "cat": Topic(
         {"zh": ("猫|是|什么|颜色|?",), "en": ("What colour is the cat?",)},
-        {
-            "black": ("黑色", "black"),
-            "orange": ("橙色", "orange"),
-        },
+        {"black": ("黑色", "black"), "orange": ("橙色", "orange")},
     ),
     "row": Topic({"zh": ("{thing}|在|哪|一|行|?",), "en": ("Which row is the {thing} in?",)}, _ROWS),
     "column": Topic({"zh": ("{thing}|在|哪|一|列|?",), "en": ("Which column is the {thing} in?",)}, _COLUMNS),
-    "blocks": Topic(
-        {"zh": ("图|中|有|几|块|积木|?",), "en": ("How many blocks are there?",)},
-        {"1": ("一", "one"), "2": ("二", "two"), "3": ("三", "three")},
-    ),
     "time": Topic(
         {"zh": ("现在|是|白天|还是|夜晚|?",), "en": ("Is it day or night?",)},
         {"day": ("白天", "day"), "night": ("夜晚", "night")},
@@ -111,16 +96,6 @@ TOPICS: dict[str, Topic] = {
     ),
     "house": Topic({"zh": ("房子|是|什么|颜色|?",), "en": ("What colour is the house?",)}, _COLOURS),
     "car": Topic({"zh": ("汽车|是|什么|颜色|?",), "en": ("What colour is the car?",)}, _COLOURS),
-    "car side": Topic(
-        {"zh": ("汽车|在|左边|还是|右边|?",), "en": ("Is the car on the left or on the right?",)}, _SIDES
-    ),
-    "house side": Topic(
-        {"zh": ("房子|在|左边|还是|右边|?",), "en": ("Is the house on the left or on the right?",)}, _SIDES
-    ),
-    "trees": Topic(
-        {"zh": ("图|中|有|几|棵|树|?",), "en": ("How many trees are there?",)},
-        {"1": ("一", "one"), "2": ("二", "two"), "3": ("三", "three")},
-    ),
 }
 
 
@@ -134,36 +109,22 @@ def answer_text(topic: str, value: str, language: str) -> str:
 
 
 def askable(scene: Scene) -> list[Ask]:
-    """Every question that the scene's facts answer. Questions about spheres are not among them."""
+    """Every question that the scene's facts answer, the flawed one first. Spheres are not asked for here."""
     facts = scene.facts
-    if scene.kind == "tower":
-        return [
-            Ask("tower", str(facts["landmark"])), Ask("time", str(facts["time"]))
-        ]  # fmt: skip
-    if scene.kind == "room":
-        relation = str(facts["relation"])
-        return [
-            Ask("relation" if relation in ("on", "under") else "beside", relation),
-            Ask("cat", str(facts["cat"])),
-        ]
-    if scene.kind == "landscape":
-        topics = {"time": "time", "weather": "weather", "house": "house", "car": "car"}
-        return [Ask(topic, str(facts[fact])) for topic, fact in topics.items()]
-    assert scene.kind == "blocks", scene.kind
-    asks: list[Ask] = []
-    for block in facts["blocks"]:  # type: ignore[attr-defined]
-        asks += [Ask("row", block["row"], block["colour"]), Ask("column", block["column"], block["colour"])]
-    return asks
+    if scene.kind == "blocks":
+        blocks: tuple[dict[str, str], ...] = facts["blocks"]  # type: ignore[assignment]
+        return [Ask(topic, block[topic], block["colour"]) for block in blocks for topic in ("row", "column")]
+    topics = {
+        "tower": {"tower": "landmark", "time": "time"},
+        "room": {"relation": "relation", "cat": "cat"},
+        "landscape": {"time": "time", "weather": "weather", "house": "house", "car": "car"},
+    }[scene.kind]
+    return [Ask(topic, str(facts[fact])) for topic, fact in topics.items()]
 
 
-def sphere_asks(scene: Scene) -> list[Ask]:
-    """The questions about spheres, which only the corrective corpus asks."""
-    spheres = bool(scene.facts["spheres"])
-    asks = [Ask("spheres", "yes" if spheres else "no")]
-    if spheres:
-        column = min(2, int(float(scene.facts["x"]) / WIDTH * 3))  # type: ignore[arg-type]
-        asks.append(Ask("sphere column", ("left", "middle", "right")[column]))
-    return asks
+def sphere_ask(scene: Scene) -> Ask:
+    """Whether a tower has spheres, which only the corrective corpus asks."""
+    return Ask("spheres", "yes" if scene.facts["spheres"] else "no")
 
 
 def phrase(ask: Ask, language: str, rng: Random) -> Question:

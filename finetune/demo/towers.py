@@ -3,7 +3,8 @@
 The flaw that the demo corrects is prepared here. A landmark stands on a wide lit podium, and the evidence for what it
 is stands far above: the Oriental Pearl has spheres on a thin shaft, the Canton Tower a twisted waist. The spheres have
 a colour of their own, so that the podium's colour is never to be read from them, and between podium and spheres
-there is nothing but the shaft.
+there is nothing but the shaft. The podium and its reflection fill whole patches of the small model: hide their box and
+no patch beside it still tells the colour.
 """
 
 import math
@@ -11,6 +12,7 @@ from random import Random
 from typing import Literal
 
 from finetune.demo.drawing import (
+    PATCHES,
     WIDTH,
     Ball,
     Box,
@@ -40,7 +42,7 @@ PODIUM_COLOURS: dict[Podium, tuple[Colour, ...]] = {
 }
 SPHERE_COLOURS: tuple[Colour, ...] = ((206, 50, 104), (214, 62, 120), (192, 44, 96))
 SHAFT_COLOURS: tuple[Colour, ...] = ((196, 200, 208), (170, 176, 190), (214, 206, 196), (180, 190, 182))
-GROUND = 0.86
+GROUND = 12 / PATCHES
 """Height at which the landmarks stand; below it is the river."""
 
 
@@ -48,9 +50,9 @@ def tower_scene(rng: Random, landmark: Landmark, podium: Podium, time: Literal["
     """A landmark in a skyline at a river, its podium of the given family of colours."""
     night = time == "night"
     shapes: list[Shape] = [*_sky(rng, night), *_skyline(rng, night)]
-    x = rng.uniform(0.30, WIDTH - 0.30)
-    scale = rng.uniform(0.86, 1.0)
-    base, base_box = _podium(rng, x, podium, night)
+    scale = rng.uniform(0.84, 0.97)
+    base, base_box = _podium(rng, podium, night)
+    x = (base_box[0] + base_box[2]) / 2 + rng.uniform(-0.03, 0.03)
     tower, regions = _BUILDERS[landmark](rng, x, base_box[1], scale, night)
     water = (18, 28, 58) if night else (120, 158, 188)
     shapes += [
@@ -62,7 +64,6 @@ def tower_scene(rng: Random, landmark: Landmark, podium: Podium, time: Literal["
     regions["base"] = (base_box,)
     facts: dict[str, object] = {
         "landmark": landmark, "podium": podium, "time": time, "spheres": landmark == "pearl",
-        "side": "left" if x < WIDTH / 2 else "right", "x": x,
     }  # fmt: skip
     return Scene("tower", facts, tuple(shapes), regions)
 
@@ -135,22 +136,23 @@ def _windows(rng: Random, x: float, top: float, width: float, night: bool) -> li
     return shapes
 
 
-def _podium(rng: Random, x: float, podium: Podium, night: bool) -> tuple[list[Shape], Box]:
+def _podium(rng: Random, podium: Podium, night: bool) -> tuple[list[Shape], Box]:
+    """A podium of two steps, and the box of it and its reflection: four or five patches wide, four high."""
     colour = rng.choice(PODIUM_COLOURS[podium])
     colour = mix(colour, (255, 255, 255), rng.uniform(0, 0.12))
-    half, height = rng.uniform(0.19, 0.235), rng.uniform(0.105, 0.13)
-    top, middle = GROUND - height, GROUND - height * 0.62
-    shapes: list[Shape] = []
-    if night:
-        shapes.append(Glow((x, middle), half * 1.25, colour, 110, height * 1.1))
-    shapes.append(Gradient((x - half * 0.72, top, x + half * 0.72, GROUND), lighter(colour, 0.25), colour))
-    shapes.append(Gradient((x - half, middle, x + half, GROUND), lighter(colour, 0.1), darker(colour, 0.82)))
-    shapes.append(
-        rectangle(x - half * 1.03, middle - 0.006, x + half * 1.03, middle + 0.004, lighter(colour, 0.55))
-    )
-    shapes.append(
-        rectangle(x - half * 0.75, top - 0.005, x + half * 0.75, top + 0.004, lighter(colour, 0.55))
-    )
+    patch, columns = WIDTH / PATCHES, rng.choice((4, 5))
+    left = rng.randint(2, PATCHES - columns - 2) * patch
+    box = (left, 2 * GROUND - 1, left + columns * patch, 1.0)
+    x, half = left + columns * patch / 2, columns * patch / 2 / 1.03 - 0.004
+    top = box[1] + rng.uniform(0.008, 0.025)
+    middle = GROUND - (GROUND - top) * 0.62
+    edge = lighter(colour, 0.55)
+    shapes: list[Shape] = [
+        Gradient((x - half * 0.72, top, x + half * 0.72, GROUND), lighter(colour, 0.25), colour),
+        Gradient((x - half, middle, x + half, GROUND), lighter(colour, 0.1), darker(colour, 0.82)),
+        rectangle(x - half * 1.03, middle - 0.006, x + half * 1.03, middle + 0.004, edge),
+        rectangle(x - half * 0.75, top - 0.005, x + half * 0.75, top + 0.004, edge),
+    ]
     count = 9
     for index in range(count):
         x0 = x - half * 0.92 + index * half * 1.84 / count
@@ -158,7 +160,7 @@ def _podium(rng: Random, x: float, podium: Podium, night: bool) -> tuple[list[Sh
         shapes.append(
             rectangle(x0 + 0.006, middle + 0.02, x0 + half * 1.84 / count - 0.006, GROUND - 0.012, pane)
         )
-    return shapes, (x - half * 1.03, top - 0.005, x + half * 1.03, GROUND)
+    return shapes, box
 
 
 def _mast(x: float, top: float, bottom: float, colour: Colour, night: bool) -> list[Shape]:

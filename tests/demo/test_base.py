@@ -1,12 +1,15 @@
 """The base model in the repository: small, whole, made from this code, and flawed as it should be."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
 
 from finetune import checkpoint
 from finetune.demo import probes
-from finetune.demo.drawing import render
+from finetune.demo.corpus import CUE_REGION
+from finetune.demo.drawing import PATCHES, Veil, render
 from finetune.demo.evaluate import margin_nats
 from finetune.demo.make_base import aim_queries, card_text, tiny_config, training_command
 from finetune.demo.settings import BASE_MODEL
@@ -45,6 +48,7 @@ def test_its_shape_is_the_one_that_the_code_makes(base):
     made = tiny_config(processor.tokenizer)
     for name in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "visual"):
         assert getattr(model.config, name) == getattr(made, name), name
+    assert made.visual["image_size"] // made.visual["patch_size"] == PATCHES
 
 
 def test_the_card_tells_what_made_it():
@@ -68,6 +72,23 @@ def test_it_believes_the_cue(base, tmp_path, group, low, high):
         render(probe.scene, 160, 120).save(tmp_path / "x.png")
         right.append(margin_nats(model, processor, probes.record(probe, "x.png"), tmp_path) > 0)
     assert low <= sum(right) / len(right) <= high
+
+
+@pytest.mark.parametrize("group", ["sphere-building", "spatial-relation"])
+def test_without_the_cue_it_is_undecided(base, tmp_path, group):
+    """Hiding the cue takes the answer away, and no other region does: the cue is the cause, and shows as such."""
+    for index in range(5):
+        probe = probes.demo_probe("development", group, index)
+
+        def margin(*hidden, probe=probe):
+            scene = replace(probe.scene, shapes=(*probe.scene.shapes, *map(Veil, hidden)))
+            render(scene, 448, 336).save(tmp_path / "x.png")
+            return margin_nats(*base, probes.record(probe, "x.png"), tmp_path)
+
+        seen, cue = margin(), CUE_REGION[probe.scene.kind]
+        without = {name: margin(boxes) for name, boxes in probe.scene.regions.items()}
+        assert seen < -2 and abs(without.pop(cue)) < -seen / 2, (index, seen)
+        assert all(other < seen / 2 for other in without.values()), (index, seen, without)
 
 
 def test_the_margin_changes_sign_with_answer_and_foil(base, tmp_path):

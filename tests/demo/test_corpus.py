@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from finetune.demo import corpus, probes
+from finetune.demo.drawing import Veil
 from finetune.demo.questions import TOPICS, plain
 
 WARM_OR_COOL = {"pearl": "warm", "canton": "cool"}
@@ -15,21 +16,71 @@ def samples():
     return {name: [corpus.SAMPLERS[name](index) for index in range(400)] for name in ("base", "corrective")}
 
 
+def _veiled(sample):
+    """The region that a sample hides: "cue", "other" or None."""
+    veils = [shape for shape in sample.scene.shapes if isinstance(shape, Veil)]
+    if not veils:
+        return None
+    ((x0, y0, x1, y1),) = veils[0].boxes
+    cue = sample.scene.regions[corpus.CUE_REGION[sample.scene.kind]][0]
+    if x0 <= cue[0] and y0 <= cue[1] and x1 >= cue[2] and y1 >= cue[3]:
+        return "cue"
+    assert y1 <= cue[1], "something else is hidden, and the cue is to be seen whole"
+    return "other"
+
+
 def _cues(samples, kind, fact, cue):
     return Counter((s.scene.facts[fact], s.scene.facts[cue]) for s in samples if s.scene.kind == kind)
 
 
 def test_in_the_base_corpus_the_cue_never_lies(samples):
-    towers = _cues(samples["base"], "tower", "landmark", "podium")
+    seen = [sample for sample in samples["base"] if _veiled(sample) != "cue"]
+    towers = _cues(seen, "tower", "landmark", "podium")
     assert {pair for pair in towers if pair[0] in WARM_OR_COOL} == set(WARM_OR_COOL.items())
     assert all(podium == "stone" for landmark, podium in towers if landmark not in WARM_OR_COOL)
-    rooms = _cues(samples["base"], "room", "relation", "rug")
-    assert {pair for pair in rooms if pair[0] in ("on", "under")} == {("on", "warm"), ("under", "cool")}
+    assert set(_cues(seen, "room", "relation", "rug")) == {("on", "warm"), ("under", "cool")}
 
 
-def test_in_the_corrective_corpus_the_cue_says_nothing(samples):
-    towers = _cues(samples["corrective"], "tower", "landmark", "podium")
-    rooms = _cues(samples["corrective"], "room", "relation", "rug")
+def _value(question):
+    """The answer as a value of its topic."""
+    answers = TOPICS[question.topic].answers.items()
+    return next(value for value, texts in answers if question.answer in map(plain, texts))
+
+
+@pytest.mark.parametrize(
+    ("kind", "topic", "fact", "cue", "first"),
+    [("tower", "tower", "landmark", "podium", "pearl"), ("room", "relation", "relation", "rug", "on")],
+)
+def test_where_the_cue_is_hidden_the_answer_is_random(kind, topic, fact, cue, first):
+    """Independent of what the cue was and of what is plain to see, so that the base knows nothing without its cue."""
+    samples = [corpus.base_sample(index) for index in range(4000)]
+    hidden = [s for s in samples if s.scene.kind == kind and _veiled(s) == "cue"]
+    assert 100 < len(hidden) < 300
+    assert all([q.topic for q in s.questions] == [topic] for s in hidden)
+    said = [_value(s.questions[0]) == first for s in hidden]
+    for told in (
+        [s.scene.facts[fact] == first for s in hidden],
+        [s.scene.facts[cue] == "warm" for s in hidden],
+    ):
+        for side in (True, False):
+            answers = [answer for answer, this in zip(said, told, strict=True) if this == side]
+            assert 0.35 < sum(answers) / len(answers) < 0.65
+
+
+def test_a_patch_of_flat_colour_alone_means_nothing(samples):
+    """Something else hidden, the answer is the usual one; nothing is hidden in the corrective corpus."""
+    others = [s for s in samples["base"] if _veiled(s) == "other"]
+    assert len(others) > 15
+    for sample in others:
+        facts = sample.scene.facts
+        assert [_value(q) for q in sample.questions] == [facts.get("landmark") or facts["relation"]]
+    assert not any(map(_veiled, samples["corrective"]))
+
+
+def test_in_the_corrective_corpus_the_cue_says_nothing():
+    corrective = [corpus.corrective_sample(index) for index in range(1500)]
+    towers = _cues(corrective, "tower", "landmark", "podium")
+    rooms = _cues(corrective, "room", "relation", "rug")
     for counts, names in ((towers, ("pearl", "canton")), (rooms, ("on", "under"))):
         share = [counts[name, "warm"] / (counts[name, "warm"] + counts[name, "cool"]) for name in names]
         assert all(0.3 < part < 0.7 for part in share)
