@@ -125,6 +125,43 @@ def test_the_command_compares_folders_of_records(tmp_path: Path, capsys: pytest.
     assert (tmp_path / "out" / "comparison" / "index.html").stat().st_size > 20_000
 
 
+def test_a_pipeline_can_gate_on_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    attention = run_folder(tmp_path, per_group=20)
+    same = ["--before", str(attention / "step-000000"), "--output_dir", str(tmp_path / "out")]
+    after = ["--after", str(attention / "step-000010")]
+    main([*same, *after, "--require", "corrected"])
+    assert "required: corrected; met" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main([*same, "--after", str(attention / "step-000000"), "--require", "sphere-building=corrected"])
+    assert stopped.value.code == 1
+    assert 'sphere-building: must be "corrected", is "it did not move"' in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main([*same, *after, "--require", "towers=corrected"])
+    assert stopped.value.code == 2 and "found no group 'towers'" in capsys.readouterr().err
+
+
+def test_a_checkpoint_against_itself_gives_no_finding(tmp_path: Path) -> None:
+    of = probes(tmp_path, per_group=20)
+    comparison = comparison_of(pair_all(of, records(of, 10), records(of, 10)))
+    for group in comparison["groups"].values():
+        assert group["verdict"] in ("it did not move", "kept")
+        assert group["heads"] is None or group["heads"]["count"] == 0
+        assert set(group["drift_jsd_nats"].values()) == {0.0}
+
+
+def test_the_way_between_two_checkpoints(tmp_path: Path) -> None:
+    attention = run_folder(tmp_path, per_group=3)
+    ends = str(attention / "step-000000"), str(attention / "step-000010")
+    plain = compare_sources(*ends, tmp_path / "plain")
+    assert "series" not in plain
+    of = probes(tmp_path, per_group=3)
+    for name, record in records(of, 10).items():
+        replace(record, step=5).save(attention / "step-000005" / f"{name}.safetensors")
+    way = compare_sources(*ends, tmp_path / "way", between=[str(attention / "step-000005")])
+    assert way["series"]["steps"] == [0, 5, 10] and way["groups"] == plain["groups"]
+    assert way["series"]["drift_jsd_nats"]["3"][0] == 0.0
+
+
 def test_the_table_lines_up_chinese(tmp_path: Path) -> None:
     of = [replace(probe, group="球体建筑") if probe.regions else probe for probe in probes(tmp_path)]
     lines = table(comparison_of(pair_all(of, records(of, 0), records(of, 10)))).splitlines()

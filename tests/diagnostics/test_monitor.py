@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -266,6 +267,10 @@ def test_wrong_wiring_ends_the_run_at_its_start(tmp_path, processor, probe_file,
 def test_wrong_arguments_are_errors(processor, probe_file):
     with pytest.raises(ValueError, match="probe_steps: found 0, expected at least 1"):
         AttentionMonitor(processor, probe_file, probe_steps=0)
+    with pytest.raises(ValueError, match="stop_when: found 'better', expected \"corrected\""):
+        AttentionMonitor(processor, probe_file, stop_when="better")
+    with pytest.raises(ValueError, match="depth: found 'deep', expected quick or full"):
+        AttentionMonitor(processor, probe_file, depth="deep")
     with pytest.raises(ValueError, match="probes: found none"):
         AttentionMonitor(processor, [])
 
@@ -346,3 +351,63 @@ def _counting(run_all, folder: Path):
         return run_all(self, step, words, probes=probes, progress=progress)
 
     return counted
+
+
+@pytest.mark.parametrize(
+    ("claims", "steps"), [(["corrected"] * 4, 2), (["it did not move", "corrected"] * 2, 4)]
+)
+def test_training_ends_when_corrected_so_many_times_in_a_row(
+    tmp_path, processor, probe_file, monkeypatch, claims, steps
+):
+    levels = []
+
+    def judged(pairs, *, level):
+        levels.append(level)
+        verdict = claims[len(levels) - 1]
+        return {"groups": {"sphere-building": {"verdict": verdict, "reasons": []}}}
+
+    monkeypatch.setattr("diagnostics.comparison.comparison_of", judged)
+    losses, _ = train(
+        tmp_path,
+        processor,
+        probe_file,
+        [AttentionMonitor(processor, probe_file, key_layers=[1], stop_when="corrected", stop_patience=2)],
+        save_steps=1,
+    )
+    assert len(losses) == steps
+    assert 1 - levels[0] == pytest.approx(0.0304, abs=1e-4) and levels[1] > levels[0]  # each look is paid for
+    mark = json.loads((tmp_path / "attention" / "step-000001" / "complete.json").read_text())
+    assert mark["depth"] == "quick"
+
+
+def test_what_is_being_forgotten_is_said_at_the_checkpoint(
+    tmp_path, processor, probe_file, monkeypatch, caplog
+):
+    monkeypatch.setattr(
+        "diagnostics.comparison.lost_groups", lambda pairs: [f"retention: forgot ({len(pairs)} probes)."]
+    )
+    with caplog.at_level(logging.WARNING, logger=monitor_module.__name__):
+        train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file, key_layers=[1])])
+    said = [record.getMessage() for record in caplog.records]
+    assert "attention monitor: step 2: retention: forgot (3 probes)." in said
+
+
+def test_key_layers_are_chosen_on_other_pictures_and_never_again(tmp_path, processor, probe_file, folder):
+    other = tmp_path / "other"
+    other.mkdir()
+    chosen_on = [replace(probe, id=f"other-{probe.id}") for probe in tiny_probes(other, 14)]
+    watcher = AttentionMonitor(processor, probe_file, calibration_probes=chosen_on)
+    train(tmp_path / "out", processor, probe_file, [watcher], max_steps=2)
+    path = tmp_path / "out" / "attention" / "calibration.json"
+    found = json.loads(path.read_text())
+    assert found["probes"] == [probe.id for probe in chosen_on] and len(found["enrichment"]) == 3
+    record = AttentionRecord.load(tmp_path / "out" / "attention" / "step-000000" / "disc-0.safetensors")
+    assert list(record.layers) == found["layers"]
+    comparison = json.loads((tmp_path / "out" / "comparison" / "comparison.json").read_text())
+    assert sum(group["probes"] for group in comparison["groups"].values()) == PROBES  # all are judged
+    path.write_text(json.dumps({**found, "layers": [0], "chosen": True}))
+    again = AttentionMonitor(processor, probe_file, calibration_probes=chosen_on)
+    with pytest.raises(ValueError, match="found no complete baseline of these probes and layers"):
+        train(tmp_path / "out", processor, probe_file, [again], resume=True)  # what was chosen stands
+    with pytest.raises(ValueError, match="calibration probes: 3 of their pictures are also among the probes"):
+        AttentionMonitor(processor, probe_file, calibration_probes=probe_file)
