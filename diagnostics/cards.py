@@ -178,8 +178,11 @@ def _curves(group: Mapping[str, Any]) -> str:
     if not curves:
         return ""
     charts = "".join(
-        line_chart(title, _curve_lines(kind, curves), CURVE_SHARES, unit="share of the picture")
-        for kind, title in (("deletion", "hiding, most looked at first"), ("insertion", "showing, the same"))
+        line_chart(title, _curve_lines(kind, curves), CURVE_SHARES, unit=unit)
+        for kind, title, unit in (
+            ("deletion", "hiding, most looked at first", "share hidden"),
+            ("insertion", "showing, the same", "share shown"),
+        )
         if kind in curves
     )
     return _more(

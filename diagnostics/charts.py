@@ -238,5 +238,5 @@ def percent_words(share: float) -> str:
 def inline_picture(picture: Image.Image) -> str:
     """A picture as an address that holds all of it: ``data:image/webp;base64,…``."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="WEBP", quality=80, method=4)
+    picture.save(buffer, format="WEBP", quality=80, method=2)  # twice as fast as 4, a tenth larger
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -144,7 +144,7 @@ def _time(series: Mapping[str, Any] | None) -> str:
     return (
         '<h2>How it came about</h2><p class="note">The same probes at every checkpoint. Distance is the Jensen–Shannon '
         "divergence of a map from the first checkpoint’s, mean over all probes: 0 is the same map, 0.69 nothing in "
-        'common. It says that attention moved, not why.</p><section class="charts">'
+        'common. It says that attention moved, not why.</p><section class="charts over">'
         + "".join(charts)
         + "</section>"
     )

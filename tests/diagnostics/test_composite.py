@@ -11,18 +11,25 @@ from diagnostics.composite import (
     GUTTER,
     MARGIN,
     PANEL,
+    STRIP_PANEL_MIN,
     WIDTH,
     CellMap,
     LayerMaps,
     Outcome,
     ProbeSheet,
     RegionReading,
+    Strip,
+    StripPanel,
     cells_to_pixels,
+    common_top,
     difference_over,
     dimming,
     draw_probe,
+    draw_strip,
     encode_png,
     heat_over,
+    map_panel,
+    series_scale,
     shared_scale,
 )
 
@@ -153,3 +160,68 @@ def test_without_a_chinese_font_chinese_is_an_error_and_english_is_not(
         question="What?", answer="blue", foil="red", before=Outcome("red", -1.0), after=Outcome("", 1.0)
     )
     assert draw_probe(english, [layer()]).width == WIDTH
+
+
+def strip(cells: tuple[int, ...], layer: int = 3, share: float = 0.9) -> Strip:
+    return Strip(
+        layer,
+        tuple(
+            StripPanel(10 * n, one_cell(cell, share), 0.25, 6.0, Outcome("", float(n) - 0.5))
+            for n, cell in enumerate(cells)
+        ),
+    )
+
+
+def middle(page: np.ndarray, column: int, panel: int, cell: int) -> np.ndarray:
+    """The pixel in the middle of a cell, of one panel of the first row of a strip."""
+    row, across = divmod(cell, 6)
+    top = 132 + 68 + round(panel * 80 / 120 * (row + 0.5) / 4)
+    return page[top, MARGIN + column * (panel + GUTTER) + round(panel * (across + 0.5) / 6)]
+
+
+def test_a_scale_of_many_maps_holds_the_brightest_and_the_largest_change() -> None:
+    faint, middling, bright = one_cell(20, 0.2), one_cell(14, 0.4), one_cell(8, 0.9)
+    scale = series_scale([faint, bright, middling])
+    assert scale.top == common_top([bright, faint]) == pytest.approx(np.percentile(bright.density, 99))
+    assert scale.peak == pytest.approx(0.9 * 24)
+    # from the first map, not from the one before
+    assert scale.swing == pytest.approx(np.percentile(np.abs(bright.density - faint.density), 99))
+    assert series_scale([faint, bright]) == shared_scale(faint, bright)
+
+
+def test_a_strip_has_a_panel_for_each_step_and_a_row_for_each_layer() -> None:
+    one = draw_strip(sheet(regions={}), [strip((20, 14, 8))])
+    page = np.asarray(one.convert("RGB")).astype(int)
+    assert one.width == WIDTH
+    for column, cell in enumerate((20, 14, 8)):
+        assert middle(page, column, PANEL, cell).sum() > 450
+        for other in {20, 14, 8} - {cell}:
+            assert middle(page, column, PANEL, other).sum() < 350
+    assert draw_strip(sheet(), [strip((20, 14, 8)), strip((8, 8, 8), layer=5)]).height > 1.6 * one.height
+
+
+def test_a_strip_has_one_scale_for_all_its_steps() -> None:
+    steps = strip((8, 8), share=0.9).panels[0], strip((8,), share=0.3).panels[0]._replace(step=10)
+    page = np.asarray(draw_strip(sheet(regions={}), [Strip(3, steps)]).convert("RGB")).astype(int)
+    assert middle(page, 0, PANEL, 8).sum() > middle(page, 1, PANEL, 8).sum() + 100
+
+
+def test_a_strip_of_many_steps_grows_wider_and_not_unreadable() -> None:
+    wide = draw_strip(sheet(), [strip((8,) * 8)])
+    assert wide.width == 2 * MARGIN + 8 * STRIP_PANEL_MIN + 7 * GUTTER > WIDTH
+    unread = Strip(3, (StripPanel(0, one_cell(8), None, None, Outcome("", None)),))
+    assert draw_strip(sheet(regions={}, foil=None), [unread]).width == WIDTH
+    with pytest.raises(ValueError, match="pearl-03: no step to draw"):
+        draw_strip(sheet(), [])
+    with pytest.raises(ValueError, match="pearl-03: no step to draw"):
+        draw_strip(sheet(), [Strip(3, ())])
+
+
+def test_a_map_alone_keeps_the_pictures_shape_and_has_its_boxes() -> None:
+    grey = Image.new("RGB", SIZE, (90, 90, 90))
+    panel = map_panel(grey, [(40, 20, 60, 40)], one_cell(20), 20.0, 240)
+    assert panel.size == (240, 160)
+    pixels = np.asarray(panel).astype(int)
+    assert pixels[140, 100].sum() > 450  # cell 20: row 3, column 2
+    assert (pixels[60, 79] > 240).all() and (pixels[39, 100] > 240).all()  # left and upper side of the box
+    assert (pixels[60, 100] < 240).all()

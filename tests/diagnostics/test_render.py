@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,16 @@ from show_samples import LAYERS, run_folder
 
 from diagnostics import render
 from diagnostics.composite import LayerMaps, ProbeSheet, draw_probe
-from diagnostics.render import ARCHIVE_WIDTH, Archive, Renderer, load_records, main, recorded_steps
+from diagnostics.render import (
+    ARCHIVE_WIDTH,
+    STRIP_STEPS_MAX,
+    Archive,
+    Renderer,
+    load_evolution,
+    load_records,
+    main,
+    recorded_steps,
+)
 
 
 def pictures(attention: Path) -> dict[str, tuple[int, int]]:
@@ -124,3 +134,63 @@ def test_records_that_are_not_there_are_an_error(tmp_path: Path) -> None:
     assert recorded_steps(tmp_path) == []
     with pytest.raises(ValueError, match="step-000010: no attention records there"):
         load_records(tmp_path / "step-000010")
+
+
+def test_strips_are_drawn_over_the_recorded_steps_and_nothing_else(tmp_path: Path) -> None:
+    attention = run_folder(tmp_path, per_group=1, steps=(0, 10, 20))
+    main(["--attention_dir", str(attention), "--strips"])
+    assert set(pictures(attention)) == {"sphere-building-0/strip.png", "retention-0/strip.png"}
+    main(["--attention_dir", str(attention), "--strips", "--steps", "20"])
+    assert len(pictures(attention)) == 4
+
+
+def test_of_many_steps_a_strip_has_some_with_both_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attention = run_folder(tmp_path, per_group=1, steps=tuple(range(0, 110, 10)))
+    asked: list[list[int]] = []
+
+    def draw(archive: Archive, probe: object, steps: list[int]) -> None:
+        asked.append(steps)
+
+    class Here:
+        def submit(self, work: object, *given: object) -> Future[None]:
+            done: Future[None] = Future()
+            done.set_result(work(*given))  # type: ignore[operator]
+            return done
+
+    monkeypatch.setattr(render, "draw_archive_strip", draw)
+    assert list(render.render_strips(Archive.open(attention), Here())) == [None, None]  # type: ignore[arg-type]
+    assert len(asked[0]) == STRIP_STEPS_MAX and (asked[0][0], asked[0][-1]) == (0, 100)
+
+
+def test_a_strip_that_cannot_be_drawn_says_why(tmp_path: Path) -> None:
+    attention = run_folder(tmp_path, per_group=1, steps=(0, 10))
+    archive = Archive.open(attention)
+    archive.record_path("retention-0", 10).unlink()
+    problem = render.draw_archive_strip(archive, archive.probes[1], [0, 10])
+    assert problem is not None and problem.startswith("strip of probe retention-0: ")
+
+
+def test_strips_are_asked_for_like_a_step_and_stay_in_the_archive(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attention = run_folder(tmp_path, per_group=1, steps=(0, 10))
+    render._serve(attention, tmp_path, 1, ['{"strips": true}'])
+    done = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert done == {"done": "strips", "pictures": [], "problems": []}
+    assert set(pictures(attention)) == {"sphere-building-0/strip.png", "retention-0/strip.png"}
+    renderer = Renderer(attention)
+    renderer._waiting = ["strips", 10]
+    assert renderer._received(done) is None and renderer._waiting == [10]
+
+
+def test_an_evolution_is_read_from_a_run(tmp_path: Path) -> None:
+    attention = run_folder(tmp_path, per_group=1, steps=(0, 10, 20, 30))
+    assert load_evolution(attention).steps == (0, 10, 20, 30)
+    assert load_evolution(attention, steps_max=3).steps == (0, 20, 30)
+    (attention / "step-000010" / "retention-0.safetensors").unlink()
+    with pytest.raises(ValueError, match="step 10: found no record of probe retention-0, which step 0 has"):
+        load_evolution(attention)
+    with pytest.raises(ValueError, match="found no step-NNNNNN folder with records"):
+        load_evolution(tmp_path)
