@@ -114,8 +114,9 @@ def _size(group: Mapping[str, Any]) -> str:
     effect, needed = group.get("effect_size"), group.get("probes_needed")
     if effect is None:
         return ""
-    enough = "" if needed is None else f"; about {needed} probes are needed to find one of this size"
-    return f'<p class="size">Change of attention: effect size {effect:+.2f}{enough}, {group["probes"]} are here.</p>'
+    here = f"in {group['probes']} probes"
+    enough = here if needed is None else f"{here}; about {needed} would show one of this size"
+    return f'<p class="size">Change of attention: effect size {effect:+.2f} {enough}.</p>'
 
 
 def _decides(group: Mapping[str, Any]) -> str:

@@ -165,9 +165,7 @@ def _told(members: Sequence[ProbePair]) -> ProbePair | None:
 def _beside(case: ProbePair, pairs: Sequence[ProbePair]) -> ProbePair | None:
     """A probe right before: of the same answer and question, else the same answer, else the same two answers."""
     probe = case.probe
-    right = [
-        pair for pair in pairs if pair.before.scores.margin_nats is not None and _margin(pair, "before") > 0
-    ]
+    right = [pair for pair in pairs if _was_right(pair)]
     same_two = [pair for pair in right if {pair.probe.answer, pair.probe.foil} == {probe.answer, probe.foil}]
     same_answer = [pair for pair in right if pair.probe.answer == probe.answer]
     same_question = [pair for pair in same_answer if pair.probe.question == probe.question]
@@ -176,6 +174,13 @@ def _beside(case: ProbePair, pairs: Sequence[ProbePair]) -> ProbePair | None:
         if with_layer:
             return with_layer[0]
     return None
+
+
+def _was_right(pair: ProbePair) -> bool:
+    """Did the right answer lead before training, and was it what the model said where it was asked to speak?"""
+    scores, answer = pair.before.scores, pair.probe.answer
+    said = not scores.generated or answer.lower() in scores.generated.lower()
+    return scores.margin_nats is not None and scores.margin_nats > 0 and said
 
 
 def _matching(pair: ProbePair, samples: Sequence[TrainingSample]) -> tuple[TrainingSample, ...]:
@@ -226,9 +231,13 @@ def _said_words(pair: ProbePair, side: str) -> str:
     right, foil = html.escape(pair.probe.answer), html.escape(pair.probe.foil or "")
     likelier, other = (right, foil) if margin > 0 else (foil, right)
     kind = "right" if margin > 0 else "wrong"
-    if said:
-        return f'It answered <b class="{kind}">“{html.escape(said)}”</b>.'
-    return f'It held <b class="{kind}">“{likelier}”</b> for likelier than “{other}”.'
+    held = f'It held <b class="{kind}">“{likelier}”</b> for likelier than “{other}”.'
+    if not said:
+        return held
+    quoted = html.escape(said)
+    if likelier.lower() in quoted.lower() or not margin > 0:
+        return f'It answered <b class="{kind}">“{quoted}”</b>.'
+    return f"It answered “{quoted}”. {held}"
 
 
 def _attention_words(pair: ProbePair, layer: LayerPair, side: str) -> str:

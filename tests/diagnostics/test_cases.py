@@ -196,3 +196,25 @@ def test_a_model_that_was_not_asked_to_speak_is_quoted_by_likelihood(of: list[Pr
     assert 'It held <b class="wrong">“广州塔”</b> for likelier than “东方明珠”.' in text
     assert 'It held <b class="right">“东方明珠”</b> for likelier than “广州塔”.' in text
     assert "<h3>“广州塔” was likelier. Right is “东方明珠”.</h3>" in text
+
+
+def speaking(pair: ProbePair, said: str) -> ProbePair:
+    """The pair whose model says ``said``, before and after."""
+    return replace(
+        pair,
+        before=replace(pair.before, scores=replace(pair.before.scores, generated=said)),
+        after=replace(pair.after, scores=replace(pair.after.scores, generated=said)),
+    )
+
+
+def test_one_that_led_but_said_something_else_is_not_called_right(of: list[Probe]) -> None:
+    pairs = made(of, {f"{GROUP}-0": (-1.0, 2.0)})
+    assert chosen(pairs)[0].beside is pairs[1]
+    mumbling = [pairs[0], speaking(pairs[1], "tower tower"), *pairs[2:]]
+    assert chosen(mumbling)[0].beside is pairs[2]
+    mumbling = [speaking(pairs[0], "tower & tower"), *pairs[1:]]
+    comparison = comparison_of(mumbling)
+    (case,) = choose_cases(comparison, mumbling)
+    text = case_html(case, comparison["groups"][GROUP], "")
+    assert 'It answered <b class="wrong">“tower &amp; tower”</b>.' in text
+    assert 'It answered “tower &amp; tower”. It held <b class="right">“东方明珠”</b> for likelier' in text

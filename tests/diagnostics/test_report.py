@@ -161,7 +161,7 @@ def test_a_card_shows_what_decides_which_heads_moved_and_how_many_probes_it_take
     # the surest first
     assert page.index("layer 1, head 6: 10% → 40%") < page.index("layer 1, head 1: 10% → 40%")
     assert "layer 1, head 0:" not in page
-    assert "effect size +1.23; about 11 probes are needed to find one of this size, 2 are here" in page
+    assert "effect size +1.23 in 2 probes; about 11 would show one of this size." in page
     assert "random places 0.97× → 1.03×" in page and "without sinks 0.50× → 9.00×" in page
 
 
