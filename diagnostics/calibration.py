@@ -26,6 +26,7 @@ from diagnostics.verdicts import ENOUGH_PROBES, KEPT_SHARE
 
 VERSION = 1
 LAYERS_WANTED = 4
+"""At most, and never more than half of a model's layers: a choice leaves something out."""
 HEADS_WANTED = 10
 SIGNIFICANT = 0.05
 LEAST_PROBES = 12
@@ -125,7 +126,7 @@ def calibrate(
 ) -> Calibration:
     """Choose key layers and heads from the untrained model's records of calibration probes.
 
-    Layers: up to four whose attention on the probe's region, mean over heads, is above that on area-matched random
+    Layers: up to four (or half of them) whose attention on the probe's region, mean over heads, is above that on area-matched random
     regions with adjusted p < .05, by effect size. Heads: up to ten by the same test over all layers and heads, among
     those that look at the picture at all (visual share above the elbow of all heads: Kang et al., "Your large
     vision-language model only needs a few attention heads for visual grounding", CVPR 2025). Probes that the model
@@ -146,8 +147,9 @@ def calibrate(
     gain = (region - random).mean(-1)  # [probes, layers]
     chance = benjamini_hochberg(np.array([sign_flip_p(one, pictures) for one in gain.T]))
     effects = [effect_size(one, pictures) or 0.0 for one in gain.T]
+    most = max(1, min(LAYERS_WANTED, gain.shape[1] // 2))
     found = [layer for layer in range(gain.shape[1]) if effects[layer] > 0 and chance[layer] < SIGNIFICANT]
-    best = sorted(sorted(found, key=lambda layer: -effects[layer])[:LAYERS_WANTED])
+    best = sorted(sorted(found, key=lambda layer: -effects[layer])[:most])
     share = np.stack([record.visual_share for _, record in used]).mean(0)
     heads = _heads(region, random, pictures, share)
     of = "answered right" if used is right else "of any answer"

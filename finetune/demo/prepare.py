@@ -28,7 +28,7 @@ from finetune.demo import corpus, probes
 from finetune.demo.drawing import render
 
 PARTS = ("corrective", "probes", "base", "development")
-DEFAULT_PARTS = ("corrective", "probes")
+DEFAULT_PARTS = ("corrective", "probes", "development")
 RECIPE_FILE = "recipe.json"
 _SOURCES = ("drawing", "towers", "rooms", "general", "questions", "corpus", "probes")
 

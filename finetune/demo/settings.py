@@ -19,7 +19,7 @@ def training_flags(data: DemoData, *, processes: int) -> list[str]:
     """Flags of the corrective run.
 
     The language layers get adapters and the connector trains along: without it answers change and the attention
-    does not move. Layers 1 to 3 are the key layers, chosen before anything was measured: layer 0 reads words.
+    does not move. The key layers are chosen on the base model, on the development split.
 
     Raises:
         ValueError: the processes do not divide the global batch.
@@ -52,7 +52,7 @@ def training_flags(data: DemoData, *, processes: int) -> list[str]:
         "model_max_length": "512",
         "monitor": "True",
         "probes": _shown(data.probes),
-        "key_layers": "1,2,3",
+        "calibration_probes": _shown(data.development),
     }
     return [token for name, value in flags.items() for token in (f"--{name}", value)]
 

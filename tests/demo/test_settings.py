@@ -27,7 +27,7 @@ def test_processes_that_do_not_divide_the_batch_are_refused():
 
 def test_finetune_reads_every_flag(tmp_path):
     files = data_files(tmp_path)
-    for path in (files.corrective, files.probes):
+    for path in (files.corrective, files.probes, files.development):
         path.parent.mkdir()
         path.write_text("[]")
     parsed, lines = arguments.parse(
@@ -36,5 +36,5 @@ def test_finetune_reads_every_flag(tmp_path):
     assert lines == []
     assert parsed.lora and parsed.train_connector and parsed.adaptation.fix_vit
     assert parsed.adaptation.lora_dropout == 0 and parsed.training.warmup_steps >= 1
-    assert parsed.monitor.chosen_layers() == (1, 2, 3)
+    assert parsed.monitor.key_layers == "auto" and parsed.monitor.calibration_probes == str(files.development)
     assert 2 <= parsed.training.max_steps // parsed.training.save_steps <= 3
