@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from diagnostics.charts import inline_picture
+from diagnostics.charts import inline_picture, percent_words
 from diagnostics.composite import CellMap, common_top, map_panel
 from diagnostics.evolution import evenly_chosen
 from diagnostics.pairs import LayerPair, ProbePair, pairs_by_group
@@ -130,12 +130,12 @@ def summary(case: Case, group: Mapping[str, Any]) -> str:
         if was[0] != now[0]:
             sentences.append(
                 f"Its answer hung on <b>{html.escape(was[0])}</b> before (hiding that took most from it in "
-                f"{was[1]:.0%} of the pictures), and hangs on <b>{html.escape(now[0])}</b> now ({now[1]:.0%})."
+                f"{percent_words(was[1])} of the pictures), and hangs on <b>{html.escape(now[0])}</b> now ({percent_words(now[1])})."
             )
         else:
             sentences.append(
-                f"Its answer hangs on <b>{html.escape(now[0])}</b>, before ({was[1]:.0%} of the pictures) and after "
-                f"({now[1]:.0%})."
+                f"Its answer hangs on <b>{html.escape(now[0])}</b>, before ({percent_words(was[1])} of the pictures) and after "
+                f"({percent_words(now[1])})."
             )
     return " ".join(sentences)
 
