@@ -126,17 +126,7 @@ def summary(case: Case, group: Mapping[str, Any]) -> str:
         )
     decides = group.get("decides")
     if decides and decides["before"] and decides["after"]:
-        was, now = (_most(decides[side]) for side in ("before", "after"))
-        if was[0] != now[0]:
-            sentences.append(
-                f"Its answer hung on <b>{html.escape(was[0])}</b> before (hiding that took most from it in "
-                f"{percent_words(was[1])} of the pictures), and hangs on <b>{html.escape(now[0])}</b> now ({percent_words(now[1])})."
-            )
-        else:
-            sentences.append(
-                f"Its answer hangs on <b>{html.escape(now[0])}</b>, before ({percent_words(was[1])} of the pictures) and after "
-                f"({percent_words(now[1])})."
-            )
+        sentences.append(_decides_words(*(_most(decides[side]) for side in ("before", "after"))))
     return " ".join(sentences)
 
 
@@ -145,6 +135,21 @@ def _chosen_words(case: Case) -> str:
     if case.went_right:
         return f"This is the middle one, by its margin, of those that were corrected{script}."
     return f"No question of this group went from wrong to right; this is the middle one of those still wrong{script}."
+
+
+def _decides_words(was: tuple[str, float], now: tuple[str, float]) -> str:
+    """Which region the group's answers hang on, before and after: name and share of the probes."""
+    (first, share), (second, share_now) = was, now
+    if first == second:
+        return (
+            f"Its answer hangs on <b>{html.escape(first)}</b>, before ({percent_words(share)} of the pictures) and "
+            f"after ({percent_words(share_now)})."
+        )
+    return (
+        f"Its answer hung on <b>{html.escape(first)}</b> before (hiding that took most from it in "
+        f"{percent_words(share)} of the pictures), and hangs on <b>{html.escape(second)}</b> now "
+        f"({percent_words(share_now)})."
+    )
 
 
 def _most(shares: Mapping[str, float]) -> tuple[str, float]:
