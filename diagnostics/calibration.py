@@ -126,11 +126,11 @@ def calibrate(
 ) -> Calibration:
     """Choose key layers and heads from the untrained model's records of calibration probes.
 
-    Layers: up to four (or half of them) whose attention on the probe's region, mean over heads, is above that on area-matched random
-    regions with adjusted p < .05, by effect size. Heads: up to ten by the same test over all layers and heads, among
-    those that look at the picture at all (visual share above the elbow of all heads: Kang et al., "Your large
-    vision-language model only needs a few attention heads for visual grounding", CVPR 2025). Probes that the model
-    answers right are used, or all where those are fewer than 12: a model that errs may well look elsewhere.
+    Layers: up to four (or half of them) whose attention on the probe's region, mean over heads, is above that on
+    area-matched random regions with adjusted p < .05, by effect size. Heads: up to ten by the same test over all layers
+    and heads, among those that look at the picture at all (visual share above the elbow of all heads: Kang et al.,
+    "Your large vision-language model only needs a few attention heads for visual grounding", CVPR 2025). Probes that
+    the model answers right are used, or all where those are fewer than 12: a model that errs may well look elsewhere.
 
     ``evenly`` are the layers that stand where nothing can be chosen; ``chosen`` and ``why`` say so.
     """

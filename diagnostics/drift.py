@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import linprog
-from scipy.sparse import csr_array
 
 from diagnostics.metrics import jensen_shannon_nats
 
@@ -185,6 +183,9 @@ def _carried(
     moved = float(np.abs(difference).sum()) / 2
     if moved == 0 or furthest == 0:
         return 0.0
+    from scipy.optimize import linprog  # half a second, and drawing never needs it
+    from scipy.sparse import csr_array
+
     count = len(edges)
     steps = csr_array(
         (np.tile([1.0, -1.0], count), edges.ravel(), np.arange(0, 2 * count + 1, 2)),

@@ -391,6 +391,7 @@ class AttentionMonitor(TrainerCallback):
         from diagnostics.tensorboard import open_command
 
         if self._renderer is not None:
+            self._renderer.submit_strips()
             self._write_pictures(self._renderer.close())
         assert self.output_dir is not None
         with self._reporting("the comparison could not be made"):

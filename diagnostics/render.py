@@ -38,7 +38,7 @@ from diagnostics.composite import Outcome, ProbeSheet, Strip, draw_probe, draw_s
 from diagnostics.evolution import Evolution, evenly_chosen, evolution_of, strip_maps
 from diagnostics.pairs import ProbePair, pair_all, pair_records, pairs_by_group
 from diagnostics.plots import layers_heads_figure
-from diagnostics.probes import Probe, read_probes
+from diagnostics.probes import Probe, groups_of, read_probes
 from diagnostics.records import AttentionRecord
 from diagnostics.tensorboard import SHOWN_PER_GROUP, TaggedPicture, map_tag, overview_tag, shown_probes
 
@@ -128,7 +128,8 @@ class Renderer:
         self._ask({"step": step}, step)
 
     def submit_strips(self) -> None:
-        """Ask for the strip of every probe over the steps recorded so far: the archive's last. Returns at once."""
+        """Ask for the strips of each group's first probes over the steps recorded so far: the archive's last. Returns
+        at once; ``--strips`` by hand draws all of them."""
         self._ask({STRIPS: True}, STRIPS)
 
     def _ask(self, request: Message, awaited: int | str) -> None:
@@ -401,12 +402,17 @@ def draw_archive_picture(archive: Archive, probe: Probe, step: int) -> str | Non
     return None
 
 
-def render_strips(archive: Archive, pool: Executor) -> Iterator[str | None]:
-    """Draw the strip of every probe over the recorded steps; yields, for each, None or what went wrong."""
+def first_of_groups(probes: Sequence[Probe], count: int) -> list[Probe]:
+    """The first ``count`` probes of each group: those that TensorBoard shows."""
+    return [probe for members in groups_of(probes).values() for probe in members[:count]]
+
+
+def render_strips(archive: Archive, pool: Executor, probes: Sequence[Probe]) -> Iterator[str | None]:
+    """Draw the strips of probes over the recorded steps; yields, for each, None or what went wrong."""
     light = archive.without_records()
     steps = recorded_steps(archive.attention_dir)
     chosen = [steps[index] for index in evenly_chosen(len(steps), STRIP_STEPS_MAX)]
-    asked = [pool.submit(draw_archive_strip, light, probe, chosen) for probe in archive.probes]
+    asked = [pool.submit(draw_archive_strip, light, probe, chosen) for probe in probes]
     yield from (future.result() for future in as_completed(asked))
 
 
@@ -500,7 +506,7 @@ def _draw_by_hand(archive: Archive, steps: Sequence[int] | None, *, strips: bool
         for step in undrawn:
             _draw_with_bar(render_archive(archive, step, pool), f"step {step}", len(archive.probes))
         if strips:
-            _draw_with_bar(render_strips(archive, pool), "strips", len(archive.probes))
+            _draw_with_bar(render_strips(archive, pool, archive.probes), "strips", len(archive.probes))
 
 
 def _draw_with_bar(drawn: Iterator[str | None], what: str, total: int) -> None:
@@ -519,7 +525,8 @@ def _serve(attention_dir: Path, scratch_dir: Path, per_group: int, requests: Ite
             left = []
             if STRIPS in asked:
                 archive = archive or Archive.open(attention_dir)
-                drawn = _counted(render_strips(archive, pool), STRIPS, len(archive.probes))
+                shown = first_of_groups(archive.probes, SHOWN_PER_GROUP)
+                drawn = _counted(render_strips(archive, pool, shown), STRIPS, len(shown))
                 _say({"done": STRIPS, "pictures": [], "problems": drawn})
                 continue
             step = int(asked["step"])

@@ -1,7 +1,7 @@
 """Conversations → batches: lazy decoding, lengths that are checked before training, padding to the longest."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -156,28 +156,32 @@ def _pad(rows: Sequence[np.ndarray], value: int) -> Int[Tensor, "batch tokens"]:
 def show_sample(sample: Sample, processor: Any) -> str:
     """A sample as text: each run of tokens that trains, and each that doesn't, on a line of its own.
 
-    Runs of one repeated id (image slots) are written once with their count.
+    An image's slots are written as their count: whatever ids stand in them are replaced by the picture.
     """
     ids, labels = sample.encoded.input_ids, sample.encoded.labels
     trained = labels != IGNORED
+    slots = np.zeros(len(ids), bool)
+    for image in sample.encoded.images:
+        slots[image.positions] = True
     counts = f"{len(ids)} tokens, {int(trained.sum())} supervised, {len(sample.encoded.images)} images"
     lines = [f"sample {sample.number}: {counts}"]
-    edges = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(ids)]
-    for start, end in itertools.pairwise(edges):
+    for start, end in _runs(trained):
         mark = "train |" if trained[start] else "      |"
-        lines.append(f"  {mark} {_readable(ids[start:end], processor)}")
+        lines.append(f"  {mark} {_readable(ids[start:end], slots[start:end], processor)}")
     return "\n".join(lines)
 
 
-def _readable(ids: np.ndarray, processor: Any) -> str:
-    """Ids decoded, with line breaks made visible and long runs of one id shortened."""
-    edges = [0, *(np.flatnonzero(np.diff(ids)) + 1).tolist(), len(ids)]
-    text, plain = "", list[int]()
-    for start, end in itertools.pairwise(edges):
-        if end - start < 4:
-            plain += ids[start:end].tolist()
-            continue
-        text += processor.tokenizer.decode(plain) if plain else ""
-        text += f"{processor.tokenizer.decode([int(ids[start])])}×{end - start}"
-        plain = []
-    return (text + (processor.tokenizer.decode(plain) if plain else "")).replace("\n", "⏎")
+def _readable(ids: np.ndarray, slots: np.ndarray, processor: Any) -> str:
+    """Ids decoded, with line breaks made visible."""
+    parts = [
+        f"({end - start} image tokens)"
+        if slots[start]
+        else processor.tokenizer.decode(ids[start:end].tolist())
+        for start, end in _runs(slots)
+    ]
+    return "".join(parts).replace("\n", "⏎")
+
+
+def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Start and end of each run of one value."""
+    return itertools.pairwise([0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)])

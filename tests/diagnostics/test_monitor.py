@@ -98,6 +98,9 @@ def no_drawing(monkeypatch):
         def submit(self, step: int) -> None:
             Undrawn.asked.append(step)
 
+        def submit_strips(self) -> None:
+            pass
+
         def poll(self) -> list:
             return []
 
@@ -138,6 +141,8 @@ def run(tmp_path_factory, processor, probe_file):
             def __init__(self, attention_dir) -> None: ...
             def submit(self, step: int) -> None:
                 asked.append(step)
+
+            def submit_strips(self) -> None: ...
 
             def poll(self) -> list:
                 return []

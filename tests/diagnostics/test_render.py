@@ -160,7 +160,10 @@ def test_of_many_steps_a_strip_has_some_with_both_ends(
             return done
 
     monkeypatch.setattr(render, "draw_archive_strip", draw)
-    assert list(render.render_strips(Archive.open(attention), Here())) == [None, None]  # type: ignore[arg-type]
+    assert list(render.render_strips(Archive.open(attention), Here(), Archive.open(attention).probes)) == [
+        None,
+        None,
+    ]  # type: ignore[arg-type]
     assert len(asked[0]) == STRIP_STEPS_MAX and (asked[0][0], asked[0][-1]) == (0, 100)
 
 
