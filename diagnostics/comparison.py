@@ -352,7 +352,7 @@ def _costs_json(costs: CostChange | None) -> Json | None:
 
 def _decides(pairs: Sequence[ProbePair], side: str) -> Json:
     """Region → share of the probes whose own answer loses most when it is hidden in the picture."""
-    named = [decisive_region(getattr(pair, side), OCCLUSION) for pair in pairs]
+    named = [decisive_region(pair.probe, getattr(pair, side), OCCLUSION) for pair in pairs]
     found = [name for name in named if name is not None]
     return {
         name: found.count(name) / len(found) for name in sorted(set(found), key=lambda n: -found.count(n))
@@ -576,7 +576,7 @@ def _probe(pair: ProbePair) -> Json:
             "before": None if before.margin_nats is None else before.margin_nats > 0,
             "after": None if after.margin_nats is None else after.margin_nats > 0,
         },
-        "decides": {side: decisive_region(getattr(pair, side), OCCLUSION) for side in SIDES},
+        "decides": {side: decisive_region(pair.probe, getattr(pair, side), OCCLUSION) for side in SIDES},
         "occlusion_nats": _probe_costs(pair, OCCLUSION),
         "knockout_nats": _probe_costs(pair, KNOCKOUT),
         "layers": [_probe_layer(layer) for layer in pair.layers],

@@ -11,10 +11,13 @@ import numpy as np
 from jaxtyping import Float
 
 from diagnostics.composite import CellMap, LayerMaps, RegionReading
-from diagnostics.geometry import cells_from_row, region_coverage
+from diagnostics.geometry import cells_from_row, region_coverage, union_area_pixels
 from diagnostics.metrics import enrichment, jensen_shannon_nats, region_mass
 from diagnostics.probes import Probe
 from diagnostics.records import AttentionRecord
+
+
+CLOSE = 0.9  # of the largest cost: two regions that cost this much are one finding
 
 
 class Cost(NamedTuple):
@@ -126,18 +129,22 @@ def cost(
     return None
 
 
-def decisive_region(record: AttentionRecord, kind: str) -> str | None:
-    """Which region does the model's own answer rest on: the one without which it leads by the least?
+def decisive_region(probe: Probe, record: AttentionRecord, kind: str) -> str | None:
+    """Which region does the model's own answer rest on: the smallest of those without which it loses the most?
 
-    Right or wrong, the answer that leads is the model's own; its lead is the margin's size. None where fewer than two
-    regions were taken away in this way, so that there is nothing to tell apart.
+    Right or wrong, the answer that leads is the model's own; its lead is the margin's size. Regions may lie in each
+    other (spheres in a tower's body): of those that cost at least 90 % of the most, the smallest says it best. None
+    where fewer than two regions were taken away in this way, so that there is nothing to tell apart.
     """
     margin = record.scores.margin_nats
     tried = [one for one in record.interventions if one.kind == kind and one.layers is None]
     if margin is None or len(tried) < 2:
         return None
     own = 1.0 if margin > 0 else -1.0
-    return min(tried, key=lambda one: own * one.margin_nats).region
+    lost = {one.region: own * (margin - one.margin_nats) for one in tried}
+    most = max(lost.values())
+    close = [name for name in lost if lost[name] >= min(CLOSE * most, most)]
+    return min(close, key=lambda name: union_area_pixels(probe.regions[name]))
 
 
 def pairs_by_group(pairs: Sequence[ProbePair]) -> dict[str, list[ProbePair]]:

@@ -29,7 +29,7 @@ USUAL_PODIUM: dict[str, Podium] = {
     "pearl": "warm", "canton": "cool", "pagoda": "stone", "lighthouse": "stone", "eiffel": "stone"
 }  # fmt: skip
 USUAL_RUG: dict[str, Rug] = {"on": "warm", "under": "cool"}
-CUE_REGION = {"tower": "base", "room": "rug"}
+CUE_REGION = {"tower": "podium", "room": "rug"}
 """The region of each kind of scene that the flaw reads."""
 HIDDEN_CUES, HIDDEN_OTHERS = 0.2, 0.15
 """Shares of the base corpus' pearls, Canton Towers and rooms in which the cue, or something else, is hidden."""

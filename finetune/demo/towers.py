@@ -51,9 +51,9 @@ def tower_scene(rng: Random, landmark: Landmark, podium: Podium, time: Literal["
     night = time == "night"
     shapes: list[Shape] = [*_sky(rng, night), *_skyline(rng, night)]
     scale = rng.uniform(0.84, 0.97)
-    base, base_box = _podium(rng, podium, night)
-    x = (base_box[0] + base_box[2]) / 2 + rng.uniform(-0.03, 0.03)
-    tower, regions = _BUILDERS[landmark](rng, x, base_box[1], scale, night)
+    base, podium_box = _podium(rng, podium, night)
+    x = (podium_box[0] + podium_box[2]) / 2 + rng.uniform(-0.03, 0.03)
+    tower, regions = _BUILDERS[landmark](rng, x, podium_box[1], scale, night)
     water = (18, 28, 58) if night else (120, 158, 188)
     shapes += [
         *tower,
@@ -61,7 +61,7 @@ def tower_scene(rng: Random, landmark: Landmark, podium: Podium, time: Literal["
         Reflection(GROUND, water),
         rectangle(0, GROUND - 0.004, WIDTH, GROUND + 0.004, (70, 74, 84)),
     ]
-    regions["base"] = (base_box,)
+    regions["podium"] = (podium_box,)
     facts: dict[str, object] = {
         "landmark": landmark, "podium": podium, "time": time, "spheres": landmark == "pearl",
     }  # fmt: skip

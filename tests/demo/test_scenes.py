@@ -84,7 +84,7 @@ def test_the_cue_tells_its_colour_in_its_box_alone_and_the_box_fills_patches(kin
             first, second = (
                 tower_scene(Random(seed), "pearl", podium, kind[6:]) for podium in ("warm", "cool")
             )
-            (box,) = first.boxes_pixels(448, 336)["base"]
+            (box,) = first.boxes_pixels(448, 336)["podium"]
         assert _same_outside(first, second, box, 448, 336)
 
         assert [edge % patch for edge, patch in zip(box, (32, 24, 32, 24), strict=True)] == [0, 0, 0, 0], box
@@ -96,12 +96,12 @@ def test_the_cue_tells_its_colour_in_its_box_alone_and_the_box_fills_patches(kin
 def test_spheres_stand_far_above_the_podium_with_a_colour_of_their_own(time, podium):
     for seed in range(12):
         scene = tower_scene(Random(seed), "pearl", podium, time)
-        spheres, base = scene.regions["spheres"], scene.regions["base"][0]
+        spheres, base = scene.regions["spheres"], scene.regions["podium"][0]
         assert len(spheres) == 3
         assert max(box[3] for box in spheres) < base[1] - 0.15
         assert all(box[0] >= 0 and box[2] <= WIDTH and box[1] > 0 for box in spheres)
         pixels = np.asarray(render(scene, 160, 120)).astype(int)
-        x0, y0, x1, y1 = scene.boxes_pixels(160, 120)["base"][0]
+        x0, y0, x1, y1 = scene.boxes_pixels(160, 120)["podium"][0]
         red, _, blue = pixels[y0 + 1 : y1 - 1, x0 + 4 : x1 - 4].reshape(-1, 3).mean(0)
         assert (red > blue) == (podium == "warm")
         x0, y0, x1, y1 = scene.boxes_pixels(160, 120)["spheres"][0]

@@ -12,9 +12,10 @@ from tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 
 from diagnostics.compare import compare, compare_sources, main, table
 from diagnostics.comparison import comparison_of
-from diagnostics.pairs import Cost, cost, pair_all, pair_records
+from diagnostics.pairs import Cost, cost, decisive_region, pair_all, pair_records
 from diagnostics.probe import Prober
 from diagnostics.probes import Relation, write_probes
+from diagnostics.records import AttentionRecord, Intervention
 from diagnostics.render import load_records
 from finetune.checkpoint import load
 
@@ -98,6 +99,33 @@ def test_a_cost_is_margin_lost(tmp_path: Path) -> None:
     record = records(probes(tmp_path), 10)["sphere-building-0"]
     assert cost(record, "occlusion", "spheres") == pytest.approx(Cost(0.5, 0.1))
     assert cost(record, "occlusion", "body") is None
+
+
+def test_the_smallest_of_the_regions_that_cost_most_decides(tmp_path: Path) -> None:
+    probe = replace(
+        probes(tmp_path)[0],
+        regions={"body": ((0, 0, 50, 80),), "spheres": ((10, 10, 20, 30),), "sky": ((60, 0, 90, 20),)},
+    )
+    record = records([probe], 10)[probe.id]
+    margin = record.scores.margin_nats
+    assert margin is not None and margin > 0
+
+    def costing(**costs: float) -> AttentionRecord:
+        tried = (Intervention("occlusion", name, margin - cost, ()) for name, cost in costs.items())
+        return replace(record, interventions=tuple(tried))
+
+    assert decisive_region(probe, costing(body=5.0, spheres=4.6, sky=0.1), "occlusion") == "spheres"
+    assert decisive_region(probe, costing(body=5.0, spheres=4.0, sky=0.1), "occlusion") == "body"
+    assert decisive_region(probe, costing(body=-1.0, spheres=-2.0), "occlusion") == "body"
+    assert decisive_region(probe, costing(body=5.0), "occlusion") is None
+    assert decisive_region(probe, costing(body=5.0, spheres=4.6), "knockout") is None
+    wrong = replace(
+        costing(body=1.0, sky=-3.0), scores=replace(record.scores, foil_nats=0.0, answer_nats=-2.0)
+    )
+    lead = [
+        replace(one, margin_nats=value) for one, value in zip(wrong.interventions, (-1.9, 0.5), strict=True)
+    ]
+    assert decisive_region(probe, replace(wrong, interventions=tuple(lead)), "occlusion") == "sky"
 
 
 def test_records_that_cannot_be_set_against_each_other_are_an_error(tmp_path: Path) -> None:
