@@ -119,13 +119,15 @@ def test_the_smallest_of_the_regions_that_cost_most_decides(tmp_path: Path) -> N
     assert decisive_region(probe, costing(body=-1.0, spheres=-2.0), "occlusion") == "body"
     assert decisive_region(probe, costing(body=5.0), "occlusion") is None
     assert decisive_region(probe, costing(body=5.0, spheres=4.6), "knockout") is None
-    wrong = replace(
-        costing(body=1.0, sky=-3.0), scores=replace(record.scores, foil_nats=0.0, answer_nats=-2.0)
+    led_by_the_foil = replace(
+        costing(),
+        scores=replace(record.scores, answer_nats=-2.0, foil_nats=0.0),
+        interventions=(
+            Intervention("occlusion", "body", -1.9, ()),
+            Intervention("occlusion", "sky", 0.5, ()),
+        ),
     )
-    lead = [
-        replace(one, margin_nats=value) for one, value in zip(wrong.interventions, (-1.9, 0.5), strict=True)
-    ]
-    assert decisive_region(probe, replace(wrong, interventions=tuple(lead)), "occlusion") == "sky"
+    assert decisive_region(probe, led_by_the_foil, "occlusion") == "sky"
 
 
 def test_records_that_cannot_be_set_against_each_other_are_an_error(tmp_path: Path) -> None:
