@@ -18,9 +18,10 @@ from diagnostics.causal import curve_area
 from diagnostics.depth import CURVE_SHARES, KNOCKOUT, OCCLUSION
 from diagnostics.drift import drift
 from diagnostics.geometry import region_coverage
-from diagnostics.metrics import collapse
+from diagnostics.metrics import auc, collapse, entropy, iou, nss, pointing_game
 from diagnostics.pairs import Cost, LayerPair, ProbePair, cost, decisive_region, pairs_by_group
 from diagnostics.records import AttentionRecord
+from diagnostics.sinks import sink_share
 from diagnostics.statistics import (
     Change,
     Interval,
@@ -86,6 +87,8 @@ def _group(
         "said_the_answer": _said_the_answer(pairs),
         "enrichment": None if judged is None else judged.json(),
         "enrichment_by_layer": [one.json() for one in by_layer],
+        "localisation": _localisation(pairs),
+        "further_maps": _further_maps(pairs),
         "heads": _heads(pairs, head_chances),
         "effect_size": effect,
         "probes_needed": probes_needed(effect),
@@ -97,6 +100,7 @@ def _group(
         "knockout_windows": _windows(pairs),
         "curves": _curves(pairs),
         "visual_share": _by_layer(pairs, _visual_share),
+        "sink_share": _sink_share(pairs),
         "drift_jsd_nats": _by_layer(pairs, lambda pair, layer: layer.drift_jsd_nats),
         "drift": _by_layer(pairs, _drift),
         "verdict": claim.verdict,
@@ -258,6 +262,83 @@ def _without_sinks(pairs: Sequence[ProbePair], layer: int, level: float) -> Chan
         for side in SIDES
     )
     return paired_change(before, after, _images(found), level=level)
+
+
+def _localisation(pairs: Sequence[ProbePair]) -> Json | None:
+    """Other measures of the same maps, mean over heads first and then over probes: pointing game, IoU, AUC, NSS, and
+    the entropy of the map; for each key layer. null without regions (or with one that covers every cell)."""
+    found: Json = {}
+    for index, layer in enumerate(pairs[0].layers):
+        scores: dict[str, list[tuple[float, float]]] = {}
+        for pair in pairs:
+            coverage = _coverage(pair)
+            if coverage is None or coverage.min() > 0:
+                continue
+            maps = pair.layers[index].before, pair.layers[index].after
+            grid = pair.after.image_tokens[0].grid
+            for name, measure in _MAP_MEASURES.items():
+                both = tuple(float(measure(cells, coverage, grid)) for cells in maps)
+                scores.setdefault(name, []).append((both[0], both[1]))
+        if scores:
+            found[str(layer.layer)] = {
+                name: dict(zip(SIDES, map(float, np.mean(values, axis=0)), strict=True))
+                for name, values in scores.items()
+            }
+    return found or None
+
+
+_MAP_MEASURES: dict[str, Callable[..., Any]] = {
+    "pointing_game": lambda cells, coverage, _: pointing_game(cells, coverage),
+    "iou": iou,
+    "auc": lambda cells, coverage, _: auc(cells, coverage),
+    "nss": lambda cells, coverage, _: nss(cells, coverage),
+    "entropy": lambda cells, coverage, _: entropy(cells),
+}
+
+
+def _further_maps(pairs: Sequence[ProbePair]) -> Json | None:
+    """Mean NSS of the judged region on the further maps that were asked for, by layer ("all" for rollout): it reads any
+    map, also relative attention's, which has negative cells. null where none was asked for."""
+    found: Json = {}
+    measured = [pair for pair in pairs if pair.region is not None and pair.before.maps and pair.after.maps]
+    for name in dict.fromkeys(name for pair in measured for name in pair.after.maps):
+        layers = [*map(str, measured[0].after.layers)] if name != "rollout" else ["all"]
+        found[name] = {}
+        for row, layer in enumerate(layers):
+            found[name][layer] = {
+                side: float(np.mean([_nss(getattr(pair, side).maps[name][row], pair) for pair in measured]))
+                for side in SIDES
+            }
+    return found or None
+
+
+def _nss(cells: Float[np.ndarray, " cells"], pair: ProbePair) -> float:
+    coverage = _coverage(pair)
+    assert coverage is not None
+    return float(nss(cells, coverage))
+
+
+def _sink_share(pairs: Sequence[ProbePair]) -> Json | None:
+    """Layer → share of the answer query's attention on the sinks found there, mean over heads and probes; null where
+    no record has any."""
+    if not any(getattr(pair, side).sinks.any() for pair in pairs for side in SIDES):
+        return None
+    return {
+        str(layer): {
+            side: float(np.mean([_on_sinks(getattr(pair, side), row) for pair in pairs])) for side in SIDES
+        }
+        for row, layer in enumerate(pairs[0].after.layers)
+    }
+
+
+def _on_sinks(record: AttentionRecord, row: int) -> float:
+    return float(sink_share(record.rows[row, :, 0], record.sinks[row]).mean())
+
+
+def _coverage(pair: ProbePair) -> Float[np.ndarray, " cells"] | None:
+    if pair.region is None:
+        return None
+    return region_coverage(pair.probe.regions[pair.region], pair.after.image_tokens[0])
 
 
 def _share(pair: ProbePair) -> float:

@@ -16,7 +16,6 @@ from diagnostics.metrics import enrichment, jensen_shannon_nats, region_mass
 from diagnostics.probes import Probe
 from diagnostics.records import AttentionRecord
 
-
 CLOSE = 0.9  # of the largest cost: two regions that cost this much are one finding
 
 

@@ -170,6 +170,38 @@ def test_a_pipeline_can_gate_on_it(tmp_path: Path, capsys: pytest.CaptureFixture
     assert stopped.value.code == 2 and "found no group 'towers'" in capsys.readouterr().err
 
 
+def test_other_measures_of_the_same_maps(tmp_path: Path) -> None:
+    of = probes(tmp_path, per_group=3)
+    before, after = records(of, 0), records(of, 10)
+    group = comparison_of(pair_all(of, before, after))["groups"]["sphere-building"]
+    found = group["localisation"]["3"]
+    assert set(found) == {"pointing_game", "iou", "auc", "nss", "entropy"}
+    assert found["nss"]["after"] > found["nss"]["before"] and found["auc"]["after"] > found["auc"]["before"]
+    assert group["further_maps"] is None and group["sink_share"] is None
+    retention = comparison_of(pair_all(of, before, after))["groups"]["retention"]
+    assert retention["localisation"] is None
+
+    def with_more(record: AttentionRecord) -> AttentionRecord:
+        sinks = np.zeros((2, record.rows.shape[-1]), bool)
+        sinks[:, 0] = True
+        cells = record.image_tokens[0].grid[0] * record.image_tokens[0].grid[1]
+        region = np.zeros(cells)
+        region[0] = -1.0
+        return replace(
+            record, sinks=sinks, maps={"relative": np.stack([region, region]), "rollout": region[None]}
+        )
+
+    more = [{name: with_more(record) for name, record in side.items()} for side in (before, after)]
+    group = comparison_of(pair_all(of, *more))["groups"]["sphere-building"]
+    record = more[1]["sphere-building-0"]
+    assert group["sink_share"]["1"]["after"] == pytest.approx(
+        np.mean([more[1][f"sphere-building-{i}"].rows[0, :, 0, 0].mean() for i in range(3)])
+    )
+    assert set(group["further_maps"]) == {"relative", "rollout"} and record.layers == (1, 3)
+    assert set(group["further_maps"]["relative"]) == {"1", "3"}
+    assert set(group["further_maps"]["rollout"]) == {"all"}
+
+
 def test_a_checkpoint_against_itself_gives_no_finding(tmp_path: Path) -> None:
     of = probes(tmp_path, per_group=20)
     comparison = comparison_of(pair_all(of, records(of, 10), records(of, 10)))
