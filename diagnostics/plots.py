@@ -185,7 +185,7 @@ def layers_heads_figure(
             values, cmap="inferno", vmin=0.0, vmax=top, aspect="auto", interpolation="nearest"
         )
         axes.set_title(name, loc="left")
-    figure.colorbar(shown, ax=list(panels[:2]), label=unit, fraction=0.04, pad=0.02)
+    figure.colorbar(shown, ax=list(panels[:2]), fraction=0.04, pad=0.02)
     changed = panels[2].imshow(
         after - before, cmap=_LESS_MORE, vmin=-swing, vmax=swing, aspect="auto", interpolation="nearest"
     )
@@ -198,7 +198,8 @@ def layers_heads_figure(
     panels[0].set_yticks(
         sorted(key_layers) if key_layers else range(0, layers, max(1, math.ceil(layers / 12))),
     )
-    figure.suptitle(title, fontproperties=font_properties(title), fontsize=11)
+    # The unit beside the bar would lie over the next panel's title where there are few layers.
+    figure.suptitle(f"{title}\n{unit}", fontproperties=font_properties(title), fontsize=11)
     return figure
 
 
