@@ -16,6 +16,7 @@ from diagnostics.metrics import enrichment, jensen_shannon_nats, region_mass
 from diagnostics.probes import Probe
 from diagnostics.records import AttentionRecord
 
+SIDES = ("before", "after")
 CLOSE = 0.9  # of the largest cost: two regions that cost this much are one finding
 
 
@@ -144,6 +145,11 @@ def decisive_region(probe: Probe, record: AttentionRecord, kind: str) -> str | N
     most = max(lost.values())
     close = [name for name in lost if lost[name] >= min(CLOSE * most, most)]
     return min(close, key=lambda name: union_area_pixels(probe.regions[name]))
+
+
+def images_of(pairs: Sequence[ProbePair]) -> list[str]:
+    """The picture of each pair: probes that share one are one cluster."""
+    return [str(pair.probe.images[0].resolve()) for pair in pairs]
 
 
 def pairs_by_group(pairs: Sequence[ProbePair]) -> dict[str, list[ProbePair]]:

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -43,6 +43,16 @@ class Change:
     before: float
     after: float
     difference: Interval
+
+    def json(self) -> dict[str, Any]:
+        """As comparison.json has it; ``ci95`` keeps its name at any level."""
+        low, high = self.difference.low, self.difference.high
+        return {
+            "before": self.before,
+            "after": self.after,
+            "difference": self.difference.mean,
+            "ci95": [low, high],
+        }
 
 
 # ---------------------------------------------------------------- intervals

@@ -70,16 +70,6 @@ class Losses(TrainerCallback):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("monitor")
-
-
-@pytest.fixture(scope="module")
-def processor(folder):
-    return tiny_processor(folder)
-
-
-@pytest.fixture(scope="module")
 def probe_file(folder):
     write_probes(tiny_probes(folder, PROBES), folder / "probes.json")
     return folder / "probes.json"

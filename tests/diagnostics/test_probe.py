@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_qwen_vl import N_HEADS, N_LAYERS, N_PATCHES, N_QUERIES, tiny_model, tiny_probes, tiny_processor
+from tiny_qwen_vl import N_HEADS, N_LAYERS, N_PATCHES, N_QUERIES, tiny_model, tiny_probes
 
 from diagnostics.capture import AttentionExtractor
 from diagnostics.causal import occlude, region_cells
@@ -25,23 +25,8 @@ SILENT_TRIALS = replace(QUICK, generate=False)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("probe")
-
-
-@pytest.fixture(scope="module")
-def processor(folder):
-    return tiny_processor(folder)
-
-
-@pytest.fixture(scope="module")
 def probes(folder):
     return tiny_probes(folder)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
 
 
 @pytest.fixture(scope="module")

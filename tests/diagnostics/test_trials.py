@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_qwen_vl import N_LAYERS, N_QUERIES, tiny_model, tiny_probes, tiny_processor
+from tiny_qwen_vl import N_LAYERS, N_QUERIES, tiny_probes
 
 from diagnostics.capture import AttentionExtractor
 from diagnostics.causal import (
@@ -30,24 +30,9 @@ ONE_CONTROL = replace(FULL, controls=1, generate=False)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("trials")
-
-
-@pytest.fixture(scope="module")
-def processor(folder):
-    return tiny_processor(folder)
-
-
-@pytest.fixture(scope="module")
 def probe(folder):
     relation = Relation("the", "disc", "corner")
     return replace(tiny_probes(folder, 1)[0], phrases={"球": "disc", "disc": "corner"}, relation=relation)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
 
 
 @pytest.fixture(scope="module")
