@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 SAMPLES = 10_000
+FAMILIES = 2  # of tests in one comparison: key layers, and all heads
 EXACT_UP_TO = 12  # sign flips of so few differences are all tried: 4,096
 ROUNDING = 1e-4  # smaller relative changes come from another batch or kernel, not from training
 NO_EFFECT = 0.01  # standard deviations; below it no affordable number of probes would show anything
@@ -191,8 +192,10 @@ def significant_heads(
 ) -> dict[str, Float[np.ndarray, "layers heads"]]:
     """p of ``head_tests`` adjusted for every group, layer and head looked at: group → p. Range (0, 1].
 
-    One comparison is one family (``benjamini_hochberg`` over all of it): below .05, at most 5 % of the heads named,
-    in whatever group, are expected to be named by chance. Key layers: one "head" each, its mean over heads.
+    All groups of one comparison are one family (``benjamini_hochberg`` over all of it): below .05, at most 5 % of the
+    heads named, in whatever group, are expected to be named by chance. Key layers are the other family that a
+    comparison asks: one "head" each, its mean over heads. So each p is doubled, and where nothing changed at all, 5 %
+    bounds the comparisons that find anything in either.
 
     Raises ValueError as ``head_tests`` does, and where the three do not name the same groups.
     """
@@ -207,7 +210,8 @@ def significant_heads(
     }
     if not chances:
         return {}
-    adjusted = benjamini_hochberg(np.concatenate([p.ravel() for p in chances.values()]))
+    joined = np.concatenate([p.ravel() for p in chances.values()])
+    adjusted = np.minimum(FAMILIES * benjamini_hochberg(joined), 1.0)
     parts = np.split(adjusted, np.cumsum([p.size for p in chances.values()])[:-1])
     return {name: part.reshape(p.shape) for (name, p), part in zip(chances.items(), parts, strict=True)}
 

@@ -90,3 +90,15 @@ def test_pictures_on_both_sides_are_an_error(tmp_path):
 
 def test_the_elbow():
     assert elbow(np.array([0.0, 0.0, 0.0, 0.1, 0.9, 1.0])) == pytest.approx(0.1)
+
+
+def test_of_many_layers_the_surest_are_chosen(tmp_path):
+    of, found = planted(tmp_path, gain=1.0)
+    gains = np.array([1.15, 3.0, 1.15, 2.5, 1.15, 2.0], np.float32)[:, None]
+    raised = {
+        name: replace(
+            record, region_mass={region: mass * gains for region, mass in record.region_mass.items()}
+        )
+        for name, record in found.items()
+    }
+    assert calibrate(of, raised, evenly=(0,)).layers == (1, 3, 5)
