@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -20,15 +19,21 @@ class HiddenStates:
     the model's last pass over a sequence (a plain forward, or a prefill; steps that go on from a cache are
     ignored), ``layer_N`` → np.float32 (batch, tokens, width): the residual stream before the layer's first norm.
 
-    layers   language layers by index; None: all
+    layers      language layers by index; None: all
+    sequences   which sequences of the batch to keep; None: all
 
-    Memory: batch × tokens × width numbers of fp32 a layer, on the model's device.
+    Memory: sequences × tokens × width numbers a layer, in the model's precision and on its device.
 
     Raises ValueError where a layer does not exist.
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[int] | None = None, *, family: Family | None = None
+        self,
+        model: nn.Module,
+        layers: Sequence[int] | None = None,
+        *,
+        sequences: Sequence[int] | None = None,
+        family: Family | None = None,
     ) -> None:
         bare = bare_model(model)
         paths = (family or family_of(bare.config)).paths
@@ -37,6 +42,7 @@ class HiddenStates:
         for index in chosen:
             if not 0 <= index < len(found):
                 raise ValueError(f"no language layer {index}; expected 0 to {len(found) - 1}")
+        self._sequences = None if sequences is None else list(sequences)
         self._states: dict[str, Tensor] = {}
         self._is_reading = False
         self._hooks: list[RemovableHandle] = [
@@ -50,7 +56,7 @@ class HiddenStates:
     @property
     def hidden_states(self) -> dict[str, np.ndarray]:
         """States of the last pass over a sequence; see the class. Copied from the device on each access."""
-        return {name: states.cpu().numpy() for name, states in self._states.items()}
+        return {name: states.float().cpu().numpy() for name, states in self._states.items()}
 
     def remove(self) -> None:
         """Give the model back as it was. Doing it twice does no harm; states stay readable."""
@@ -77,7 +83,7 @@ class HiddenStates:
         def keep(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
             if self._is_reading:
                 states = arguments[0] if arguments else options["hidden_states"]
-                # a copy: some models add to the residual stream in place
-                self._states[name] = states.detach().to(torch.float32, copy=True)
+                kept = states.detach() if self._sequences is None else states.detach()[self._sequences]
+                self._states[name] = kept.clone()  # some models add to the residual stream in place
 
         return keep

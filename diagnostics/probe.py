@@ -192,7 +192,8 @@ class Prober:
         extractor.query_tokens = torch.tensor([row + row[:1] * (most - len(row)) for row in positions])
         extractor.sequences = list(range(len(answers)))
         extractor.images = list(range(sum(len(answer.images) for answer in answers)))
-        with HiddenStates(self.model, self.key_layers, family=self.family) as states:
+        kept = range(len(answers))
+        with HiddenStates(self.model, self.key_layers, sequences=kept, family=self.family) as states:
             nats = iter(self._reply_nats([*answers, *foils]))
         answer_nats = [next(nats) for _ in answers]
         foil_nats = [None if one.foil is None else next(nats) for one in asked]

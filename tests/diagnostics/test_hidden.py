@@ -27,6 +27,17 @@ def test_states_are_those_that_enter_the_layers():
 
 
 @torch.no_grad()
+def test_only_the_sequences_wanted_are_kept():
+    model = tiny_llama()
+    with HiddenStates(model, [1], family=FAMILY) as states:
+        model(input_ids=IDS)
+        every = states.hidden_states["layer_1"]
+    with HiddenStates(model, [1], sequences=[1], family=FAMILY) as states:
+        model(input_ids=IDS)
+    assert np.array_equal(states.hidden_states["layer_1"], every[1:2])
+
+
+@torch.no_grad()
 def test_all_layers_of_qwen_vl_under_peft_in_bf16_when_none_is_named():
     lora = LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False)
     model, inputs = get_peft_model(tiny_model(), lora).to(torch.bfloat16).eval(), inputs_of(2)
