@@ -192,7 +192,11 @@ class AttentionMonitor(TrainerCallback):
             return False
         self._looks += 1
         level = 1 - alpha_of_look(self._looks)
-        groups = comparison_of(pair_all(self._judged, self._baseline, records), level=level)["groups"]
+        groups: dict[str, Any] = {}
+        with self._reporting("a checkpoint could not be compared with the baseline"):
+            groups = comparison_of(pair_all(self._judged, self._baseline, records), level=level)["groups"]
+        if not groups:
+            return False  # said above; the other ranks wait for an answer
         short = shortfalls(requirement(CORRECTED, groups), groups)
         self._corrected_looks = 0 if short else self._corrected_looks + 1
         print(f"look {self._looks}: {headline(groups)}", flush=True)
@@ -240,7 +244,13 @@ class AttentionMonitor(TrainerCallback):
         probes = self.calibration_probes or held_out(self.probes)
         depth = replace(WATCH, generate=False)
         prober = Prober(
-            model, self.processor, key_layers=evenly, probes=probes, depth=depth, autocast=_autocast(args)
+            model,
+            self.processor,
+            key_layers=evenly,
+            probes=probes,
+            depth=depth,
+            batch_size=self.batch_size,
+            autocast=_autocast(args),
         )
         first = state.is_world_process_zero
         parts = []
@@ -364,11 +374,12 @@ class AttentionMonitor(TrainerCallback):
         """Numbers at once, pictures when the drawing process has them."""
         from diagnostics.pairs import pair_all
 
-        pairs = pair_all(self.probes, self._baseline, records)
-        self._warn_of_loss([pair for pair in pairs if pair.probe in self._judged], step)
-        with self._reporting("TensorBoard could not be written"):
-            if self._board is not None:
-                self._board.write_step(pairs, step)
+        with self._reporting("a checkpoint could not be compared with the baseline"):
+            pairs = pair_all(self.probes, self._baseline, records)
+            self._warn_of_loss([pair for pair in pairs if pair.probe in self._judged], step)
+            with self._reporting("TensorBoard could not be written"):
+                if self._board is not None:
+                    self._board.write_step(pairs, step)
         if self._renderer is not None:
             self._renderer.submit(step)
             self._write_pictures(self._renderer.poll())

@@ -406,3 +406,20 @@ def test_key_layers_are_chosen_on_other_pictures_and_never_again(tmp_path, proce
         train(tmp_path / "out", processor, probe_file, [again], resume=True)  # what was chosen stands
     with pytest.raises(ValueError, match="calibration probes: 3 of their pictures are also among the probes"):
         AttentionMonitor(processor, probe_file, calibration_probes=probe_file)
+
+
+def test_a_baseline_that_cannot_be_compared_with_does_not_end_training(
+    tmp_path, processor, probe_file, monkeypatch, caplog
+):
+    """The one of a run that went on may be unreadable; the other ranks wait for the first one's answer, too."""
+
+    class Forgetting(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_) -> None:
+            watcher._baseline = {}
+
+    watcher = AttentionMonitor(processor, probe_file, key_layers=[1], stop_when="corrected")
+    with caplog.at_level(logging.WARNING, logger=monitor_module.__name__):
+        losses, _ = train(tmp_path, processor, probe_file, [Forgetting(), watcher])
+    assert len(losses) == 4
+    told = [r.getMessage() for r in caplog.records if "could not be compared with the base" in r.getMessage()]
+    assert len(told) == 1 and "3 of 3 probes lack a record" in told[0]
