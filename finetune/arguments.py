@@ -29,6 +29,10 @@ class ModelArguments:
                           "--data_path, the embedded demo."},
     )  # fmt: skip
     cache_dir: str | None = field(default=None, metadata={"help": "Where the hub's downloads are kept."})
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = field(
+        default="sdpa",
+        metadata={"help": "The attention kernel. flash_attention_2 needs flash-attn, imported only then."},
+    )
 
 
 @dataclass
@@ -36,10 +40,54 @@ class DataArguments:
     """What it learns from."""
 
     data_path: str | None = field(
-        default=None, metadata={"help": "Training data: a JSON list of {id, conversations: [{from, value}]}."}
+        default=None,
+        metadata={"help": "Training data: a file of Qwen-VL, LLaVA, ShareGPT or OpenAI conversations (.json, "
+                          ".jsonl, .parquet), or a folder of parquet or of Hugging Face datasets."},
+    )  # fmt: skip
+    corrective_data: list[str] | None = field(
+        default=None,
+        metadata={"help": "Corrective data mixed in: FILE:0.3 is a share of 30 % of the samples, FILE:x2 is "
+                          "each sample twice an epoch, FILE alone each once."},
+    )  # fmt: skip
+    replay_data: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Data of earlier training, replayed against forgetting; written as corrective data is."
+        },
     )
     eval_data_path: str | None = field(
-        default=None, metadata={"help": "Evaluation data, in the same format."}
+        default=None, metadata={"help": "Evaluation data, in any of the same formats."}
+    )
+    data_format: Literal["auto", "qwen-vl", "llava", "sharegpt", "openai"] = field(
+        default="auto",
+        metadata={
+            "help": "How the data is written. auto: recognised from what its records hold, or refused."
+        },
+    )
+    image_folder: str | None = field(
+        default=None,
+        metadata={"help": "Where image paths of the data begin, beside the data file's folder and the working "
+                          "directory."},
+    )  # fmt: skip
+    box_units: Literal["pixels", "thousandths"] | None = field(
+        default=None,
+        metadata={"help": "What the numbers of bbox_2d and objects.bbox in the data are: pixels of the picture "
+                          "as it is stored, or thousandths. <box> markup is thousandths always."},
+    )  # fmt: skip
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read samples when it is their turn: nothing is checked or counted ahead."},
+    )
+    packing: bool = field(
+        default=False,
+        metadata={"help": "Put several short samples into one row of --model_max_length tokens; they do not see "
+                          "each other."},
+    )  # fmt: skip
+    min_pixels: int | None = field(
+        default=None, metadata={"help": "Least pixels of a picture (families of dynamic resolution)."}
+    )
+    max_pixels: int | None = field(
+        default=None, metadata={"help": "Most pixels of a picture (families of dynamic resolution)."}
     )
     lazy_preprocess: bool = field(
         default=False,
@@ -48,10 +96,11 @@ class DataArguments:
     model_max_length: int = field(
         default=8192, metadata={"help": "Most tokens of a sample. Longer samples are never cut, see next."}
     )
-    on_bad_sample: Literal["error", "drop"] = field(
+    on_bad_sample: Literal["error", "drop", "shrink"] = field(
         default="error",
-        metadata={"help": "What happens to samples over --model_max_length: stop with their names, or leave "
-                          "them out and say which."},
+        metadata={"help": "What happens to samples with faults or over --model_max_length: stop with all of "
+                          "them named, leave them out and say which, or (shrink) make the pictures of too long ones smaller, "
+                          "where the family's pictures may be, and stop at all else."},
     )  # fmt: skip
 
 
@@ -65,6 +114,29 @@ class AdaptationArguments:
     q_lora: bool = field(
         default=False,
         metadata={"help": "LoRA over language layers that are quantised to 4 bit (NF4) on loading."},
+    )
+    use_dora: bool = field(
+        default=False,
+        metadata={"help": "With LoRA: train magnitudes beside directions (DoRA, arXiv 2402.09353)."},
+    )
+    vision: Literal["frozen", "lora", "full"] | None = field(
+        default=None, metadata={"help": "How the vision tower trains. Default: as --fix_vit says."}
+    )
+    connector: Literal["frozen", "lora", "full"] | None = field(
+        default=None, metadata={"help": "How the connector trains. Default: as --train_connector says."}
+    )
+    language: Literal["frozen", "lora", "full"] | None = field(
+        default=None,
+        metadata={"help": "How the language model trains. Default: lora with --use_lora, else full."},
+    )
+    vision_learning_rate: float | None = field(
+        default=None, metadata={"help": "The vision tower's own. Default: --learning_rate."}
+    )
+    connector_learning_rate: float | None = field(
+        default=None, metadata={"help": "The connector's own. Default: --learning_rate."}
+    )
+    language_learning_rate: float | None = field(
+        default=None, metadata={"help": "The language model's own. Default: --learning_rate."}
     )
     fix_vit: bool = field(default=True, metadata={"help": "Keep the vision tower as it is, in every mode."})
     train_connector: bool | None = field(
@@ -91,6 +163,22 @@ class AdaptationArguments:
     lora_bias: Literal["none", "all", "lora_only"] = field(
         default="none", metadata={"help": "Which biases train along."}
     )
+
+
+@dataclass
+class EvaluationArguments:
+    """What is generated at each evaluation, beside the loss (--eval_strategy, --eval_data_path)."""
+
+    eval_generate: int = field(
+        default=0,
+        metadata={
+            "help": "Answers generated greedily for so many evaluation samples; exact match is counted."
+        },
+    )
+    eval_pictures: int = field(
+        default=4, metadata={"help": "How many of them TensorBoard shows, picture and answer together."}
+    )
+    eval_max_new_tokens: int = field(default=64, metadata={"help": "Most tokens of a generated answer."})
 
 
 @dataclass
@@ -175,6 +263,7 @@ class Arguments:
     model: ModelArguments
     data: DataArguments
     adaptation: AdaptationArguments
+    evaluation: EvaluationArguments
     monitor: MonitorArguments
     training: TrainingArguments
 
@@ -302,7 +391,14 @@ def _truth(name: str, values: list[str]) -> bool:
 # Parsing and checking
 # ---------------------------------------------------------------------------------------------------------------------
 
-GROUPS = (ModelArguments, DataArguments, AdaptationArguments, MonitorArguments, TrainingArguments)
+GROUPS = (
+    ModelArguments,
+    DataArguments,
+    AdaptationArguments,
+    EvaluationArguments,
+    MonitorArguments,
+    TrainingArguments,
+)
 
 
 def parser() -> HfArgumentParser:

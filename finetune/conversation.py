@@ -19,18 +19,50 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image inside a turn: ``written`` as the user wrote it, ``path`` where it is to be opened."""
+    """An image inside a turn.
+
+    written       as the user wrote it
+    path          where it is to be opened
+    data          the encoded file itself, where the data set holds pictures inside; else None
+    size_pixels   (width, height) of the upright picture, where the reader has seen its header; else None
+    max_pixels    at most so many pixels for this picture, below the processor's own budget; else None
+    """
 
     written: str
     path: Path
+    data: bytes | None = field(default=None, compare=False, repr=False)
+    size_pixels: tuple[int, int] | None = field(default=None, compare=False)
+    max_pixels: int | None = None
+
+
+@dataclass(frozen=True)
+class BoxRef:
+    """Boxes inside a turn: where a phrase lies in an image. Each family writes them in its own way.
+
+    written   as the user wrote them, phrase and markup together
+    boxes     x0 y0 x1 y1 of each, as fractions of the upright image's width and height, 0 to 1
+    label     the phrase they belong to, or None
+    image     which of the conversation's images, counted from 0
+    style     how ``written`` is written: "qwen-vl" (<ref>, <box>, thousandths), or "json" (bbox_2d), or
+              "placeholder"
+    """
+
+    written: str
+    boxes: tuple[tuple[float, float, float, float], ...]
+    label: str | None = None
+    image: int = 0
+    style: str = "qwen-vl"
+
+
+Part = str | ImageRef | BoxRef
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn; ``parts`` are text and images in reading order (text may hold ``<ref>``/``<box>`` markup)."""
+    """One turn; ``parts`` are text, images and boxes in reading order."""
 
     role: Role
-    parts: tuple[str | ImageRef, ...]
+    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True)

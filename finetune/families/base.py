@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -64,6 +64,7 @@ class Encoded:
     turn_spans     for each turn, (start, end) of its content's tokens (role header and terminator excluded)
     images         one ImageTokens for each image, in order
     media          tensors that the collator concatenates on their first axis (pixel_values, ...)
+    per_token      further Int[tokens] arrays that go with the ids (mm_token_type_ids); padded with 0
     """
 
     input_ids: np.ndarray
@@ -71,6 +72,7 @@ class Encoded:
     turn_spans: tuple[tuple[int, int], ...]
     images: tuple[ImageTokens, ...] = ()
     media: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    per_token: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Family(Protocol):
@@ -93,7 +95,9 @@ class Family(Protocol):
     ) -> Encoded:
         """Read one conversation; with ``add_generation_prompt`` it ends where an answer would begin.
 
-        ``media=False`` opens no picture and gives ids, labels and spans only: for counting tokens.
+        Boxes are written as the family was trained on them, for the picture as it is after the family's resize.
+        ``media=False`` opens no picture, at most its header, and gives ids, labels and spans only: for counting
+        tokens.
         """
 
     def load_image(self, ref: ImageRef) -> Any:
@@ -101,6 +105,26 @@ class Family(Protocol):
 
     def stop_token_ids(self, processor: Any) -> tuple[int, ...]:
         """Tokens at which an answer ends."""
+
+    def set_pixel_budget(self, processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> None:
+        """Write the least and most pixels of a picture into the processor, the only place that is read.
+
+        Raises ValueError where the family's pictures all have one size, or where the budget is impossible.
+        """
+
+    def blank(self, processor: Any) -> Encoded:
+        """The shortest token sequence with one picture, no label trained.
+
+        It goes to the end of a row that has no picture, so that every process computes the same modules;
+        nothing before it can attend to it.
+        """
+
+    def packed(self, config: Any, samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """What a model needs beside ids and media so that samples in one row do not see each other.
+
+        samples   the row's samples, in order
+        Returns tensors with a batch axis of 1 (position_ids, ...); they replace ``attention_mask``.
+        """
 
 
 def bare_model(model: nn.Module) -> nn.Module:

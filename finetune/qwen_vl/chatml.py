@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from finetune.conversation import ImageRef, Turn
+from finetune.conversation import BoxRef, ImageRef, Part, Turn
 from finetune.qwen_vl.tokenization import BOX, QUAD, REF, QwenVLTokenizer
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -28,7 +28,7 @@ class ChatML(NamedTuple):
     image_starts: list[int]
 
 
-def encode_parts(tokenizer: QwenVLTokenizer, parts: Sequence[str | ImageRef]) -> tuple[list[int], list[int]]:
+def encode_parts(tokenizer: QwenVLTokenizer, parts: Sequence[Part]) -> tuple[list[int], list[int]]:
     """Ids of text and images in reading order, and the index of each ``<img>`` in them."""
     ids: list[int] = []
     starts: list[int] = []
@@ -37,7 +37,8 @@ def encode_parts(tokenizer: QwenVLTokenizer, parts: Sequence[str | ImageRef]) ->
             starts.append(len(ids))
             ids += tokenizer.image_slots(part.written, strict=False)
         else:
-            ids += tokenizer.encode_text(part, allowed_special=_USER_MARKUP)
+            text = part.written if isinstance(part, BoxRef) else part
+            ids += tokenizer.encode_text(text, allowed_special=_USER_MARKUP)
     return ids, starts
 
 
