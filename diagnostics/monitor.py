@@ -174,10 +174,10 @@ class AttentionMonitor(TrainerCallback):
     ) -> None:
         """Probe at a checkpoint, and end training where that was asked for and the correction took."""
         records = self._probe_now(args, state, model, WATCH if self.stop_when is None else self.depth)
-        if self.stop_when is not None and self._everywhere(self._has_taken(records)):
+        if self.stop_when is not None and self._everywhere(self._has_taken(records, state.global_step)):
             control.should_training_stop = True
 
-    def _has_taken(self, records: Mapping[str, AttentionRecord]) -> bool:
+    def _has_taken(self, records: Mapping[str, AttentionRecord], step: int) -> bool:
         """Has every group been corrected, at as many checkpoints in a row as patience asks?
 
         A look that finds by chance what is not there is one more chance to stop, so each look pays for itself.
@@ -190,7 +190,8 @@ class AttentionMonitor(TrainerCallback):
 
         if not records:
             return False
-        self._looks += 1
+        # Those of before a restart have been paid for too.
+        self._looks = max(self._looks + 1, sum(0 < look <= step for look in self._archive.steps(self.depth)))
         level = 1 - alpha_of_look(self._looks)
         groups: dict[str, Any] = {}
         with self._reporting("a checkpoint could not be compared with the baseline"):

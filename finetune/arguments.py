@@ -99,8 +99,8 @@ class DataArguments:
     on_bad_sample: Literal["error", "drop", "shrink"] = field(
         default="error",
         metadata={"help": "What happens to samples with faults or over --model_max_length: stop with all of "
-                          "them named, leave them out and say which, or (shrink) make the pictures of too long ones smaller, "
-                          "where the family's pictures may be, and stop at all else."},
+                          "them named, leave them out and say which, or shrink the pictures of too long ones "
+                          "(families of dynamic resolution) and stop at other faults."},
     )  # fmt: skip
 
 

@@ -4,6 +4,8 @@ import json
 import logging
 import multiprocessing
 import os
+import re
+import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+import diagnostics.compare  # noqa: F401  (first imported while something is replaced, it would keep the replacement)
 from diagnostics import capture
 from diagnostics import monitor as monitor_module
 from diagnostics.archive import RecordArchive
@@ -423,3 +426,15 @@ def test_a_baseline_that_cannot_be_compared_with_does_not_end_training(
     assert len(losses) == 4
     told = [r.getMessage() for r in caplog.records if "could not be compared with the base" in r.getMessage()]
     assert len(told) == 1 and "3 of 3 probes lack a record" in told[0]
+
+
+def test_looks_before_a_restart_are_paid_for(tmp_path, processor, probe_file, capsys):
+    def watcher() -> AttentionMonitor:
+        return AttentionMonitor(processor, probe_file, key_layers=[1], stop_when="corrected")
+
+    train(tmp_path, processor, probe_file, [watcher()], save_steps=1)
+    assert re.findall(r"^look (\d+):", capsys.readouterr().out, re.MULTILINE) == ["1", "2", "3"]
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    train(tmp_path, processor, probe_file, [watcher()], save_steps=1, resume=True)
+    assert re.findall(r"^look (\d+):", capsys.readouterr().out, re.MULTILINE) == ["3"]
