@@ -46,6 +46,7 @@ def load(
     if quantize:
         options["quantization_config"] = four_bit(config, family, compute_dtype=dtype)
     model: nn.Module = AutoModelForImageTextToText.from_pretrained(base_name, **options)
+    _keep_four_bit_layout(model)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=for_training)
     if device is not None and not quantize:
@@ -141,6 +142,24 @@ def four_bit(config: Any, family: Family, *, compute_dtype: torch.dtype | None) 
         bnb_4bit_compute_dtype=compute_dtype or torch.float32,
         llm_int8_skip_modules=sorted(_linear_outside_language(config, family)),
     )
+
+
+def _keep_four_bit_layout(model: nn.Module) -> None:
+    """Leave 4-bit weights as they were quantised, on every CPU.
+
+    Trap: where a CPU has AVX512-BF16, bitsandbytes 0.50 re-packs a layer for inference the first time that it runs
+    in eval mode on an input without gradient (a probe, an evaluation), and does not undo that for training. The
+    packed layer computes in bf16 and passes no gradient on, so what lies below it learns from the residual stream
+    alone; scales come back rounded to bf16; and rows shorter than a block of 64 crash. The answer must not depend
+    on the machine, so no layer may re-pack. On a GPU this changes nothing.
+    """
+    if not getattr(model, "is_loaded_in_4bit", False):  # transformers writes it for 4-bit models alone
+        return
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def skeleton(config: Any) -> nn.Module:
