@@ -46,7 +46,7 @@ class DataArguments:
     )  # fmt: skip
     corrective_data: list[str] | None = field(
         default=None,
-        metadata={"help": "Corrective data mixed in: FILE:0.3 is a share of 30 % of the samples, FILE:x2 is "
+        metadata={"help": "Corrective data mixed in: FILE:0.3 is a share of 30 %% of the samples, FILE:x2 is "
                           "each sample twice an epoch, FILE alone each once."},
     )  # fmt: skip
     replay_data: list[str] | None = field(
