@@ -9,6 +9,7 @@ bit.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from finetune.families import Family, attention_modules, bare_model, family_of
+from finetune.families.tower import TowerSequence, joined
 
 ROW_SUM_TOLERANCE = 1e-4
 PREFIX = "observed_"  # the real kernel's name stays inside: models test names for "flash"
@@ -48,7 +50,9 @@ class AttentionExtractor:
 
     - ``layer_N``         np.float32 (batch, heads, query tokens, key tokens), language layers
     - ``visual_attn``     np.float32 (images, heads, queries, patches), the connector's cross-attention
-    - ``vision_layer_N``  np.float32 (images, heads, patches, patches), the vision tower
+    - ``vision_layer_N``  np.float32 (images, heads, patches, patches), the vision tower; in towers that reorder or
+      window their patches (the family's ``tower_sequences``) patches are row-major here all the same, and what
+      lies in another window gets 0
 
     Rows are probabilities before dropout; each sums to 1, a padded query's is all 0 or what its kernel makes
     of it. ``decode_weights`` has what generation adds: ``layer_N`` → a list with one array for each cached
@@ -61,8 +65,9 @@ class AttentionExtractor:
     query_tokens   positions of the rows to keep, from the end where negative: a list for all of the batch, or
                    Int[batch, queries], one list for each kept sequence; None: every row, a square for each
                    layer
-    vision_tokens  the same for the rows of ``vision_layer_N``, by place in the tower's sequence: a list for all
-                   images, or Int[images, queries], one list for each kept image; None: every row
+    vision_tokens  the same for the rows of ``vision_layer_N``, by place in the tower's sequence (by patch where
+                   the family says which patch is where): a list for all images, or Int[images, queries], one list
+                   for each kept image; None: every row
     sequences      which sequences of the batch to keep; None: all
     images         which images of the pass to keep for ``visual_attn`` and ``vision_layer_N``; None: all
     vision_layers  layers of the vision tower by index
@@ -92,6 +97,7 @@ class AttentionExtractor:
         self._model = bare_model(model)
         self.family = family or family_of(self._model.config)
         self._modules = attention_modules(self._model, self.family)
+        self._tower = self._model.get_submodule(self.family.paths.vision_layers.rpartition(".")[0])
         self._wanted = _wanted_names(self._modules, key_layers, vision_layers, connector=connector)
         self.heads = None if heads is None else list(heads)
         self.query_tokens = query_tokens
@@ -125,7 +131,8 @@ class AttentionExtractor:
     @property
     def attention_weights(self) -> dict[str, np.ndarray]:
         """Rows of the last pass over a sequence; see the class. Copied from the device on each access."""
-        return {name: _joined(name, calls) for name, calls in self._rows.items()}
+        whole = {name: _joined(name, calls) for name, calls in self._rows.items()}
+        return whole | {name: self._by_patch(name) for name in self._pieces}
 
     @property
     def decode_weights(self) -> dict[str, list[np.ndarray]]:
@@ -145,9 +152,15 @@ class AttentionExtractor:
         self._rows: dict[str, list[Tensor]] = {}
         self._highest: dict[str, Tensor] = {}
         self._steps: dict[str, list[Tensor]] = {}
+        self._pieces: dict[str, list[_Piece]] = {}
+        self._patches: dict[int, int] = {}  # of each image of the pass that the pieces are of
         self._inside = False
         self._touched: set[str] = set()
         self._new_sequence = False
+        self._is_ahead = False
+        self._ahead: set[str] = set()  # seen by a tower before the forward that it runs for
+        self._inputs: dict[str, Any] = {}  # what the tower's forward was given
+        self._towers: dict[str, _Tower] = {}
 
     def remove(self) -> None:
         """Give the model back as it was. Doing it twice does no harm; rows stay readable."""
@@ -228,6 +241,7 @@ class AttentionExtractor:
         self._hooks = [
             self._model.register_forward_pre_hook(self._begin),
             self._model.register_forward_hook(self._end, always_call=True),
+            *self._tower_hooks(),
         ]
         self._kernels = kernels
         for (config, _), name in zip(kernels, observed, strict=True):
@@ -239,14 +253,36 @@ class AttentionExtractor:
     # Rows are taken while the whole model's forward runs: activation checkpointing runs layers again in
     # backward, and those calls must not be taken for new ones.
     def _begin(self, *_: object) -> None:
-        self._inside, self._touched, self._new_sequence = True, set(), False
+        self._inside, self._touched, self._new_sequence = True, self._ahead, False
+        self._ahead = set()
 
     def _end(self, *_: object) -> None:
         self._inside = False
         if self._new_sequence:
             self._rows = {name: rows for name, rows in self._rows.items() if name in self._touched}
             self._highest = {name: rows for name, rows in self._highest.items() if name in self._touched}
+            self._pieces = {name: pieces for name, pieces in self._pieces.items() if name in self._touched}
             self._steps = {name: [] for name in self._steps if name in self._touched}
+
+    # ``generate`` runs the tower of some families ahead of the model's forward, to which its pictures belong.
+    def _tower_hooks(self) -> Iterator[RemovableHandle]:
+        paths = self.family.paths
+        inside = (paths.vision_layers, paths.connector_attention)
+        for root in dict.fromkeys(path.rpartition(".")[0] for path in inside if path is not None):
+            module = self._model.get_submodule(root)
+            yield module.register_forward_pre_hook(self._begin_tower, with_kwargs=True)
+            yield module.register_forward_hook(self._end_tower, always_call=True)
+
+    def _begin_tower(self, module: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
+        if module is self._tower:
+            given = inspect.signature(module.forward).bind_partial(*arguments, **options).arguments
+            self._inputs, self._towers = dict(given), {}
+        if not self._inside:
+            self._inside, self._is_ahead, self._touched = True, True, self._ahead
+
+    def _end_tower(self, *_: object) -> None:
+        if self._is_ahead:
+            self._inside, self._is_ahead, self._ahead = False, False, self._touched
 
     def _store(self, name: str, rows: Tensor, *, cached: bool) -> None:
         if cached:
@@ -258,6 +294,102 @@ class AttentionExtractor:
             if name.startswith("layer_"):
                 self._steps[name] = []
         self._touched.add(name)
+
+    def _store_piece(self, name: str, piece: _Piece) -> None:
+        if name not in self._touched:
+            self._pieces[name] = []
+        self._pieces[name].append(piece)
+        self._touched.add(name)
+
+    # Towers that reorder or window their patches: which patch is where is the family's to say.
+    def _sequences_of(self, name: str, call: Call) -> list[TowerSequence] | None:
+        if not name.startswith("vision_layer_"):
+            return None
+        if name not in self._towers:
+            index = int(name.removeprefix("vision_layer_"))
+            self._towers[name] = _Tower(
+                name, self.family.tower_sequences(self._model.config, index, self._inputs)
+            )
+            self._patches = self._towers[name].patches
+        return self._towers[name].next(call)
+
+    def _asks_for(self, sequence: TowerSequence) -> np.ndarray:
+        """Bool[places]: which rows of a sequence are to be kept."""
+        kept = sequence.patch >= 0
+        if self.images is not None:
+            kept &= np.isin(sequence.image, self.images)
+        if self.vision_tokens is None:
+            return kept
+        asked = [
+            (sequence.image == image) & np.isin(sequence.patch, self._patches_asked(at, image))
+            for at, image in enumerate(self.images if self.images is not None else sorted(self._patches))
+        ]
+        return kept & np.any(asked, axis=0)
+
+    def _patches_asked(self, at: int, image: int) -> Int[np.ndarray, " rows"]:
+        """The patches of the at-th kept image whose rows are wanted, from the start."""
+        count = self._patches[image]
+        if self.vision_tokens is None:
+            return np.arange(count)
+        tokens = np.asarray(self.vision_tokens)
+        return (tokens if tokens.ndim == 1 else tokens[at]) % count
+
+    def _by_patch(self, name: str) -> np.ndarray:
+        """Rows and keys of a tower's layer put back in the order of patches: (images, heads, patches, patches)."""
+        patches = self._patches
+        images = self.images if self.images is not None else sorted(patches)
+        if len({patches[image] for image in images}) > 1:
+            sizes = ", ".join(f"{patches[image]:,}" for image in images)
+            raise ValueError(
+                f"{name}: found images of {sizes} patches, expected one size for one array; ask for one at a time: "
+                "images=[0]"
+            )
+        return np.stack(
+            [
+                _image_rows(self._pieces[name], image, self._patches_asked(at, image), patches[image])
+                for at, image in enumerate(images)
+            ]
+        )
+
+
+class _Piece(NamedTuple):
+    """Rows of one sequence of a tower: of which places they are, Int[rows], and Float[heads, rows, places]."""
+
+    sequence: TowerSequence
+    places: np.ndarray
+    rows: Tensor
+
+
+class _Tower:
+    """The sequences of one vision layer in a pass, taken up as its kernel is called."""
+
+    def __init__(self, name: str, sequences: Sequence[TowerSequence] | None) -> None:
+        self.name, self.sequences, self.taken = name, sequences, 0
+
+    @property
+    def patches(self) -> dict[int, int]:
+        """How many patches each image has."""
+        if not self.sequences:
+            return {}
+        every = joined(list(self.sequences))
+        return {int(i): int(every.patch[every.image == i].max()) + 1 for i in np.unique(every.image)}
+
+    def next(self, call: Call) -> list[TowerSequence] | None:
+        """Those of this call; None where sequences are images and places are patches."""
+        if self.sequences is None:
+            return None
+        if call.is_flash and call.options.get("cu_seq_lens_q") is not None:
+            found = [joined(self.sequences)]  # one call; the kernel keeps the stretches apart
+        else:
+            found = list(self.sequences[self.taken : self.taken + call.query.shape[0]])
+            self.taken += len(found)
+        lengths = [len(one) for one in found]
+        if len(found) != call.query.shape[0] or set(lengths) != {call.lengths[0]}:
+            raise ValueError(
+                f"{self.name}: its kernel was called with {call.query.shape[0]} sequences of {call.lengths[0]} places, "
+                f"expected {lengths} as the family says: these are not the tower's patches"
+            )
+        return found
 
 
 class Call(NamedTuple):
@@ -312,14 +444,19 @@ class _Watcher:
         if not owner._inside:
             return call.run()
         queries, keys = call.lengths
+        sequences = owner._sequences_of(self.name, call)
         if (blocked := owner._blocked.get(self.name)) is not None:
+            blocked = blocked if sequences is None else _by_place(blocked, sequences)
             mask = _mask_without(call, blocked, start=keys - queries if self.is_language else 0)
             call = call._replace(mask=mask, kernel="sdpa" if call.is_flash else call.kernel)
         output = call.run()
         is_cached = self.is_language and queries < keys
         owner._new_sequence |= self.is_language and not is_cached
         if self.name in owner._wanted:
-            self._observe(call, output[0], is_cached=is_cached)
+            if sequences is None:
+                self._observe(call, output[0], is_cached=is_cached)
+            else:
+                self._observe_tower(call, output[0], sequences)
         if owner._tap is not None:
             output = (owner._tap(self.name, call, output[0]), *output[1:])
         return output
@@ -342,6 +479,20 @@ class _Watcher:
         if owner._proof is not None:
             owner._proof[name] = _disagreement(rows, call.value[sequences], output[sequences], positions)
         owner._store(name, rows[:, kept_heads], cached=is_cached)
+
+    @torch.no_grad()
+    def _observe_tower(self, call: Call, output: Tensor, sequences: Sequence[TowerSequence]) -> None:
+        owner, device = self.owner, call.query.device
+        for at, sequence in enumerate(sequences):
+            places = np.flatnonzero(owner._asks_for(sequence))
+            if len(places):
+                positions = torch.from_numpy(places).to(device)[None]
+                logits = attention_logits(call, torch.tensor([at], device=device), positions)
+                rows = attention_rows(logits)
+                if owner._proof is not None:
+                    wrong = _disagreement(rows, call.value[[at]], output[[at]], positions)
+                    owner._proof[self.name] = max(wrong, owner._proof.get(self.name, 0.0))
+                owner._store_piece(self.name, _Piece(sequence, places, rows[0]))
 
     def _tokens(self, is_cached: bool) -> Sequence[int] | Tensor | None:
         if self.is_language:
@@ -726,6 +877,41 @@ def _joined(name: str, calls: Sequence[Tensor]) -> np.ndarray:
             f"{name} attends in windows of unequal size, {[tuple(c.shape) for c in calls]}: no single array"
         )
     return _to_numpy(torch.cat(list(calls)) if len(calls) > 1 else calls[0])
+
+
+def _image_rows(
+    pieces: Sequence[_Piece], image: int, rows: Int[np.ndarray, " rows"], patches: int
+) -> Float[np.ndarray, "heads rows patches"]:
+    """An image's rows out of the sequences that its patches lie in; what is in another sequence gets 0."""
+    out = np.zeros((pieces[0].rows.shape[0], len(rows), patches), np.float32)
+    for piece in pieces:
+        own = (piece.sequence.image == image) & (piece.sequence.patch >= 0)
+        keys = np.flatnonzero(own)
+        values = _to_numpy(piece.rows)[:, :, keys]
+        of = np.where(own[piece.places], piece.sequence.patch[piece.places], -1)
+        at, taken = np.nonzero(rows[:, None] == of[None, :])
+        out[:, at[:, None], piece.sequence.patch[keys][None, :]] = values[:, taken]
+    return out
+
+
+def _by_place(
+    blocked: Bool[Tensor, "images query key"], sequences: Sequence[TowerSequence]
+) -> Bool[Tensor, "sequences query key"]:
+    """A knock-out by patch → by place of the sequences; class tokens are left alone."""
+    found = []
+    for one in sequences:
+        image, patch = torch.from_numpy(one.image), torch.from_numpy(one.patch)
+        keys = blocked.to("cpu")[image.clamp(max=len(blocked) - 1)]  # places, query or 1, patches
+        keys = keys[torch.arange(len(one)), :, patch.clamp(min=0)]  # places as keys, query or 1
+        keys &= (patch >= 0)[:, None]
+        rows = keys.T if keys.shape[1] == 1 else keys[:, patch.clamp(min=0)].T
+        same = (
+            (image[:, None] == image[None, :])
+            if rows.shape[0] > 1
+            else torch.ones(1, len(one), dtype=torch.bool)
+        )
+        found.append(rows & same)
+    return torch.stack(found)
 
 
 def _to_numpy(rows: Tensor) -> np.ndarray:

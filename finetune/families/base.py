@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from finetune.conversation import Conversation, ImageRef
+    from finetune.families.tower import TowerSequence
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,15 @@ class Family(Protocol):
 
         samples   the row's samples, in order
         Returns tensors with a batch axis of 1 (position_ids, ...); they replace ``attention_mask``.
+        """
+
+    def tower_sequences(
+        self, config: Any, layer: int, inputs: Mapping[str, Any]
+    ) -> list[TowerSequence] | None:
+        """The sequences within which a layer of the vision tower attends, in the order in which it is called.
+
+        inputs   what the forward of the tower (the module above its layers) was given, by its parameters' names
+        None: one sequence an image, whose places are its patches, row-major.
         """
 
 

@@ -87,3 +87,6 @@ class QwenVLFamily:
             image_size_pixels=(width, height),
             through_connector=True,
         )
+
+    def tower_sequences(self, config: Any, layer: int, inputs: Any) -> None:
+        """One sequence a picture, its patches row-major."""
