@@ -85,7 +85,7 @@ def prepare(argv: Sequence[str]) -> Ready | None:
     eval_set = build_dataset(args, evaluation, processor, family) if evaluation else None
     set_seed(args.training.seed)
     model = build_model(args, family, plan)
-    describe(model, family, plan, train_set, processor)
+    describe(args, model, family, plan, train_set, processor)
     if args.training.dry_run:
         say("a dry run: nothing was trained, nothing was written")
         return None
@@ -106,6 +106,7 @@ def train(ready: Ready) -> None:
         training,
         ready.train_set,
         ready.eval_set,
+        rates=rates_of(args),
         writer=writer,
         callbacks=watchers,
     )
@@ -183,7 +184,7 @@ def open_checkpoint(args: Arguments, plan: adaptation.Plan) -> tuple[Any, famili
     family = families.family_of(config)
     model = checkpoint.skeleton(config)
     if plan.lora:
-        adaptation.target_pattern(model, family, plan.targets)
+        adaptation.target_pattern(model, family, plan)
     check_key_layers(args, model, family)
     return checkpoint.load_processor(name, cache_dir=cache), family
 
@@ -207,17 +208,20 @@ def build_dataset(
 def plan_of(args: Arguments) -> adaptation.Plan:
     chosen = args.adaptation
     return adaptation.Plan(
-        lora=args.lora,
-        vision=not chosen.fix_vit,
-        connector=args.train_connector,
+        **args.modes,
         embeddings=chosen.train_embeddings,
         targets=tuple(chosen.lora_target_modules) if chosen.lora_target_modules else None,
         rank=chosen.lora_r,
         alpha=chosen.lora_alpha,
         dropout=chosen.lora_dropout,
         bias=chosen.lora_bias,
+        dora=chosen.use_dora,
         adapter=chosen.lora_weight_path,
     )
+
+
+def rates_of(args: Arguments) -> adaptation.Rates:
+    return adaptation.Rates(args.training.learning_rate, args.own_rates, args.training.weight_decay)
 
 
 def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan) -> Any:
@@ -228,7 +232,7 @@ def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan)
     """
     training = args.training
     compute = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
-    whole = args.lora or bool(training.deepspeed)
+    whole = plan.lora or plan.language == "frozen" or bool(training.deepspeed)
     model, _ = checkpoint.load(
         str(args.model.model_name_or_path),
         dtype=compute if whole else torch.float32,
@@ -240,6 +244,7 @@ def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan)
 
 
 def describe(
+    args: Arguments,
     model: Any,
     family: families.Family,
     plan: adaptation.Plan,
@@ -250,7 +255,7 @@ def describe(
     say(
         data.show_sample(train_set[0], processor),
         f"{len(train_set):,} samples, {sum(train_set.lengths):,} tokens, longest {max(train_set.lengths):,}",
-        adaptation.table_text(adaptation.table(model, family)),
+        adaptation.table_text(adaptation.table(model, family, rates_of(args))),
     )
     frozen = adaptation.left_frozen(model, family, plan)
     if frozen:

@@ -35,18 +35,7 @@ def main() -> None:
     torch.set_default_dtype(torch.float32)
     model.gradient_checkpointing_enable()
     model.enable_input_require_grads()
-    plan = Plan(
-        lora=True,
-        vision=False,
-        connector=False,
-        embeddings=False,
-        targets=None,
-        rank=64,
-        alpha=16,
-        dropout=0.05,
-        bias="none",
-        adapter="",
-    )
+    plan = Plan(language="lora", rank=64, alpha=16, dropout=0.05)
     model = adapt(model, family_of(config), plan, master_weights=False).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     batch = sample(config, args.tokens, args.device, dtype)

@@ -1,87 +1,117 @@
-"""What trains: freezing by component, LoRA inside the language layers, and the table that shows it.
+"""What trains: each component frozen, by adapters or in full, and the table that shows it.
 
-Components are those of the family's ``ModulePaths``: vision, connector, language. Everything starts frozen.
+Components are those of the family's ``ModulePaths``: vision, connector, language. Everything starts frozen, and each
+component has a mode of its own:
 
-             | vision                   | connector                        | language
-    full     | unless ``fix_vit``       | unless ``train_connector False`` | yes
-    LoRA     | if ``fix_vit False``     | if ``train_connector True``      | adapters only
+    frozen   stays as it is
+    lora     adapters beside its linear layers: the family's, in language layers; all of them, elsewhere
+    full     trains in full. Where another component has adapters, this is one of PEFT's ``modules_to_save``: a copy
+             beside the original, so that the adapter folder is complete and ``disable_adapter()`` still gives the
+             model as it was. Where none has, the model itself trains and is saved whole
 
-Under LoRA, a component that trains in full does so as PEFT's ``modules_to_save``: a copy beside the original, so
-that the adapter folder is complete and ``disable_adapter()`` still gives the model as it was. An adapter cannot
-hold parameters that hang on a parent module (Qwen-VL's ``visual.proj``): those stay frozen, and the table says so.
+An adapter cannot hold parameters that hang on a parent module (Qwen-VL's ``visual.proj``), and LoRA cannot reach
+matrices that are no linear layer (Qwen-VL's ``attn_pool.attn.in_proj_weight``): those stay frozen, and it is said.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers.trainer_pt_utils import get_parameter_names
 
+from finetune.arguments import Mode
 from finetune.families.base import Family, ModulePaths, bare_model
+
+COMPONENTS = ("vision", "connector", "language")
+OTHER = "other"  # parameters that a family's paths leave out
+TABLES = "tables"  # parameters that no mode trains
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to train. ``targets`` None: the family's own. ``adapter``: a folder to go on from."""
+    """What is to train, component by component.
 
-    lora: bool
-    vision: bool
-    connector: bool
+    embeddings   with adapters: word embeddings and output layer train too, in full
+    targets      endings of names of linear layers inside the language layers; None: the family's own
+    bias         with adapters: "all" biases of components in mode lora, those beside an adapter ("lora_only"), "none"
+    dora         adapters with magnitudes (Liu et al. 2024, arXiv 2402.09353)
+    adapter      an adapter folder to go on from; rank, scale and dropout are then its own
+    """
+
+    vision: Mode = "frozen"
+    connector: Mode = "frozen"
+    language: Mode = "lora"
     embeddings: bool = False
     targets: tuple[str, ...] | None = None
     rank: int = 64
     alpha: int = 16
     dropout: float = 0.05
     bias: str = "none"
+    dora: bool = False
     adapter: str = ""
+
+    @property
+    def modes(self) -> dict[str, Mode]:
+        return {"vision": self.vision, "connector": self.connector, "language": self.language}
+
+    @property
+    def lora(self) -> bool:
+        """Are there adapters at all?"""
+        return "lora" in self.modes.values()
+
+    def having(self, mode: Mode) -> tuple[str, ...]:
+        """The components of this mode."""
+        return tuple(component for component, chosen in self.modes.items() if chosen == mode)
 
 
 def adapt(model: nn.Module, family: Family, plan: Plan, *, master_weights: bool) -> nn.Module:
-    """Freeze, add adapters, unfreeze what the plan says.
+    """Freeze, add adapters, unfreeze what the plan says. A model on the meta device stays there.
 
     master_weights   True: trainable tensors become fp32, as torch's own mixed precision needs them.
                      False: they keep their precision (DeepSpeed holds fp32 copies itself)
 
-    Returns the model, a PeftModel with LoRA. Raises ValueError for a target that matches nothing, and where
-    nothing would train.
+    Returns the model, a PeftModel with LoRA. Raises ValueError for a target that matches nothing, for an adapter
+    folder without what the plan trains, and where nothing would train.
     """
     model.requires_grad_(False)
     if plan.lora:
         model = _with_adapters(model, family, plan)
-    else:
-        _unfreeze(model, family.paths, plan)
     for name, parameter in bare_model(model).named_parameters():
-        if _is_table(name, family.paths) or (plan.lora and _stray_bias(name, family.paths)):
-            parameter.requires_grad_(False)
-        elif parameter.requires_grad and master_weights:
+        parameter.requires_grad_(_trains(name, parameter, family.paths, plan))
+        if parameter.requires_grad and master_weights:
             parameter.data = parameter.data.float()
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("nothing would train: every component is frozen")
+        raise ValueError(
+            "nothing would train: every component is frozen; expected at least one of --vision, --connector and "
+            "--language to be lora or full"
+        )
+    if plan.adapter:
+        _check_adapter(model, family, plan)
     return model
 
 
+def _trains(name: str, parameter: nn.Parameter, paths: ModulePaths, plan: Plan) -> bool:
+    component = component_of(name, paths)
+    if component == TABLES:
+        return False
+    if not plan.lora:
+        return plan.modes.get(component) == "full"
+    # PEFT has marked what it trains: adapters, copies and biases. It knows no components, so its bias="all" reaches
+    # every one of them, and an adapter folder may hold more than is to go on training.
+    if ".modules_to_save." in name and plan.embeddings and component == "language":
+        return parameter.requires_grad
+    wanted = "full" if ".modules_to_save." in name else "lora"
+    return parameter.requires_grad and plan.modes.get(component) == wanted
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Full fine-tuning
+# Names
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _unfreeze(model: nn.Module, paths: ModulePaths, plan: Plan) -> None:
-    wanted = [
-        *paths.language,
-        *(paths.vision if plan.vision else ()),
-        *(paths.connector if plan.connector else ()),
-    ]
-    for name, parameter in model.named_parameters():
-        if _within(name, wanted):
-            parameter.requires_grad_(True)
-
-
-def _within(name: str, paths: Iterable[str]) -> bool:
-    """Is a parameter, or module, at one of these dotted paths or below it?"""
-    return any(name == path or name.startswith(f"{path}.") for path in paths)
 
 
 def plain_name(name: str) -> str:
@@ -89,8 +119,30 @@ def plain_name(name: str) -> str:
     return re.sub(r"\.(modules_to_save\.[^.]+|original_module|base_layer)(?=\.)", "", name)
 
 
-def _is_table(name: str, paths: ModulePaths) -> bool:
-    return _within(plain_name(name), paths.never_trained)
+def component_of(name: str, paths: ModulePaths) -> str:
+    """vision, connector, language, "tables" (never trained) or "other": that of the longest path which leads there.
+
+    Paths may lie inside each other, as a merger inside the tower's module does.
+    """
+    plain = plain_name(name)
+    if _within(plain, paths.never_trained):
+        return TABLES
+    found = [
+        (len(path), component)
+        for component, prefixes in _paths_of(paths).items()
+        for path in prefixes
+        if _within(plain, (path,))
+    ]
+    return max(found)[1] if found else OTHER
+
+
+def _paths_of(paths: ModulePaths) -> dict[str, tuple[str, ...]]:
+    return {"vision": paths.vision, "connector": paths.connector, "language": paths.language}
+
+
+def _within(name: str, paths: Iterable[str]) -> bool:
+    """Is a parameter, or module, at one of these dotted paths or below it?"""
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -99,37 +151,53 @@ def _is_table(name: str, paths: ModulePaths) -> bool:
 
 
 def _with_adapters(model: nn.Module, family: Family, plan: Plan) -> nn.Module:
-    if plan.adapter:
+    on_meta = next(model.parameters()).device.type == "meta"
+    if plan.adapter and not on_meta:
         return PeftModel.from_pretrained(model, plan.adapter, is_trainable=True)
-    saved = full_modules(model, family.paths, plan)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=plan.rank,
-        lora_alpha=plan.alpha,
-        lora_dropout=plan.dropout,
-        bias=plan.bias,
-        target_modules=target_pattern(model, family, plan.targets),
-        modules_to_save=saved or None,
-    )
-    # PEFT's own autocast would turn adapters to fp32 under DeepSpeed too, where adapt() decides.
-    return get_peft_model(model, config, autocast_adapter_dtype=False)
+    if plan.adapter:
+        config = LoraConfig.from_pretrained(plan.adapter)
+    else:
+        saved, tied = full_modules(model, family.paths, plan)
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=plan.rank,
+            lora_alpha=plan.alpha,
+            lora_dropout=plan.dropout,
+            bias=plan.bias,
+            use_dora=plan.dora,
+            target_modules=target_pattern(model, family, plan),
+            modules_to_save=saved or None,
+            ensure_weight_tying=tied,
+        )
+    where: AbstractContextManager[Any] = torch.device("meta") if on_meta else nullcontext()
+    with where:
+        # PEFT's own autocast would turn adapters to fp32 under DeepSpeed too, where adapt() decides.
+        return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
-def target_pattern(model: nn.Module, family: Family, targets: Sequence[str] | None = None) -> str:
-    """A regular expression for PEFT that matches the wanted linear layers, and only inside the language layers.
+def target_pattern(model: nn.Module, family: Family, plan: Plan) -> str:
+    """A regular expression for PEFT that matches, as a whole, the names of the linear layers that get an adapter.
 
-    ``("c_attn", "attn.c_proj")`` → ``transformer\\.h\\.\\d+\\.(?:.+\\.)?(?:c_attn|attn\\.c_proj)``: endings of names at
-    dots. A name that vision tower and language model share can't leak into the tower.
+    ``Plan(vision="lora", targets=("c_attn", "w1"))`` gives
+    ``transformer\\.visual\\.transformer\\.resblocks\\.\\d+\\.attn\\.in_proj|…|transformer\\.h\\.\\d+\\.(?:.+\\.)?(?:c_attn|w1)``:
+    each component's own paths, so that a name which vision tower and language model share can't leak.
 
-    Raises ValueError where one of the targets matches nothing, with the endings that there are.
+    Raises ValueError where one of the targets matches nothing, with the endings that there are, and where a
+    component has no linear layer.
     """
+    patterns = []
+    for component in plan.having("lora"):
+        if component == "language":
+            patterns.append(_language_pattern(model, family, plan.targets))
+        else:
+            patterns += _all_layers(model, family.paths, component)
+    return "|".join(patterns)
+
+
+def _language_pattern(model: nn.Module, family: Family, targets: Sequence[str] | None) -> str:
     wanted = tuple(targets or family.lora_targets)
     layers = family.paths.language_layers
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(f"{layers}.")
-    ]
+    names = [name for name in _linear_layers(model, family.paths) if name.startswith(f"{layers}.")]
     missing = [target for target in wanted if not any(name.endswith(f".{target}") for name in names)]
     if missing:
         prefix = re.compile(rf"{re.escape(layers)}\.\d+\.")
@@ -142,21 +210,85 @@ def target_pattern(model: nn.Module, family: Family, targets: Sequence[str] | No
     return rf"{re.escape(layers)}\.\d+\.(?:.+\.)?(?:{endings})"
 
 
-def full_modules(model: nn.Module, paths: ModulePaths, plan: Plan) -> list[str]:
-    """Modules that train in full beside the adapters, by their full names."""
-    names = [*(paths.vision if plan.vision else ()), *(paths.connector if plan.connector else ())]
+def _all_layers(model: nn.Module, paths: ModulePaths, component: str) -> list[str]:
+    """A pattern for each kind of linear layer of a component: names with their layer numbers left open."""
+    names = [name for name in _linear_layers(model, paths) if component_of(name, paths) == component]
+    if not names:
+        raise ValueError(
+            f"--{component} lora: found no linear layer below {', '.join(_paths_of(paths)[component])}, "
+            f"expected one to adapt; give --{component} full, or --{component} frozen"
+        )
+    return list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\\?\.)", r"\\d+", re.escape(name)) for name in names))
+
+
+def _linear_layers(model: nn.Module, paths: ModulePaths) -> Iterator[str]:
+    """Names of linear layers that an adapter can change.
+
+    Trap: ``nn.MultiheadAttention`` never calls its ``out_proj``, it takes the weight out of it: an adapter there would
+    be computed by nobody and learn nothing. Its ``in_proj_weight`` is no module at all.
+    """
+    for name, module in model.named_modules():
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if (
+            isinstance(module, nn.Linear)
+            and not isinstance(parent, nn.MultiheadAttention)
+            and not _within(name, paths.never_trained)
+        ):
+            yield name
+
+
+def full_modules(model: nn.Module, paths: ModulePaths, plan: Plan) -> tuple[list[str], bool]:
+    """Modules that train in full beside the adapters, by their full names; and are embedding and output layer tied?
+
+    Raises ValueError where a copy of the language model would break a tie inside it.
+    """
     modules = dict(model.named_modules())
-    found = [name for name in names if name in modules]
-    if plan.embeddings:
-        named = {id(module): name for name, module in modules.items()}
-        ends = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
-        found += [named[id(end)] for end in ends if end is not None]
-    return found
+    names = [path for component in plan.having("full") for path in _paths_of(paths)[component]]
+    found = [one for name in names if name in modules for one in _callable_modules(name, modules[name])]
+    if plan.language != "full" and not plan.embeddings:
+        return found, False
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    tied = outputs is not None and outputs.weight is inputs.weight
+    if plan.language == "full":
+        if tied:
+            raise ValueError(
+                "--language full beside adapters: the copy that trains would lose the tie between word embeddings and "
+                f"output layer; give --language lora, or no lora ({', '.join(f'--{c}' for c in plan.having('lora'))})"
+            )
+        return found, False
+    named = {id(module): name for name, module in modules.items()}
+    ends = (inputs,) if tied or outputs is None else (inputs, outputs)
+    return [*found, *(named[id(end)] for end in ends)], tied
 
 
-def _stray_bias(name: str, paths: ModulePaths) -> bool:
-    """PEFT's ``bias="all"`` reaches every component; ours means those of the language model."""
-    return ".modules_to_save." not in name and not _within(plain_name(name), paths.language)
+def _callable_modules(name: str, module: nn.Module) -> Iterator[str]:
+    """The module, or the members of a list of modules: PEFT can only copy what is called."""
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        for key, child in module.named_children():
+            yield from _callable_modules(f"{name}.{key}", child)
+    else:
+        yield name
+
+
+def _check_adapter(model: nn.Module, family: Family, plan: Plan) -> None:
+    """An adapter folder to go on from must hold what the plan trains.
+
+    Raises ValueError with what it holds, what was expected, and what to do.
+    """
+    rows = table(model, family)
+    held = {(row.component, row.how) for row in rows}
+    for component in (*plan.having("lora"), *plan.having("full")):
+        how = "adapters" if plan.modes[component] == "lora" else "trained copy"
+        if (component, how) not in held:
+            there = ", ".join(f"{c}: {h}" for c, h in sorted(held) if h in ("adapters", "trained copy"))
+            raise ValueError(
+                f"--lora_weight_path {plan.adapter}: found {there or 'nothing that the flags train'}, expected "
+                f"{component}: {how}; give --{component} as it was trained, or leave --lora_weight_path out"
+            )
+    if plan.dora and not any(".lora_magnitude_vector." in name for name, _ in model.named_parameters()):
+        raise ValueError(
+            f"--lora_weight_path {plan.adapter}: was trained without --use_dora; leave --use_dora out, or start anew"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -164,82 +296,163 @@ def _stray_bias(name: str, paths: ModulePaths) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates, and the weight decay of matrices. ``own``: components that have a rate of their own."""
+
+    learning_rate: float
+    own: Mapping[str, float] = field(default_factory=dict)
+    weight_decay: float = 0.0
+
+    def of(self, component: str) -> float:
+        return self.own.get(component, self.learning_rate)
+
+
 class Row(NamedTuple):
-    """One component: how many parameters it has, how many of them train, and in which precision they are."""
+    """Tensors of one component that are treated alike."""
 
     component: str
+    how: str  # frozen, adapters, trained copy, full, biases
+    tensors: int
     parameters: int
-    trainable: int
+    trainable: int  # parameters that train
+    learning_rate: float | None  # None: not known, or nothing trains
+    weight_decay: float | None
     precision: str
 
+    @property
+    def label(self) -> str:
+        return f"{self.component}: {self.how}"
 
-def table(model: nn.Module, family: Family) -> list[Row]:
-    """Parameters by component. Copies that PEFT keeps beside frozen originals count as adapter, as LoRA does."""
-    paths = family.paths
-    counts: dict[str, tuple[int, int, set[str]]] = {}
-    for name, parameter in bare_model(model).named_parameters():
-        component = _component(name, paths)
-        total, trainable, precisions = counts.get(component, (0, 0, set()))
-        size = _size(parameter)
-        precisions = precisions | {str(parameter.dtype).removeprefix("torch.")}
-        counts[component] = (total + size, trainable + size * parameter.requires_grad, precisions)
-    order = ["vision", "connector", "language", "tables", *sorted(set(counts) - _COMPONENTS)]
+
+def decaying(model: nn.Module) -> set[str]:
+    """Names of the tensors that weight decay is for: matrices, and neither biases nor norms.
+
+    That is transformers' rule and one more: it tells norms by class or name, and would shrink those of families with
+    names of their own (Qwen's ``ln_1``, an RMSNorm) and DoRA's magnitudes. All those have one axis.
+    """
+    by_name = get_parameter_names(
+        model, [nn.LayerNorm], [r"bias", r"layernorm", r"rmsnorm", r"(?:^|[._])norm(?:$|\.)"]
+    )
+    axes = {name: len(_shape(parameter)) for name, parameter in model.named_parameters()}
+    return {name for name in by_name if axes.get(name, 0) > 1}
+
+
+def how_trained(name: str, parameter: nn.Parameter, *, adapted: bool) -> str:
+    """frozen, adapters, trained copy, full, or biases (of a component that has adapters)."""
+    if ".lora_" in name:
+        return "adapters"
+    if not parameter.requires_grad:
+        return "frozen"
+    if ".modules_to_save." in name:
+        return "trained copy"
+    return "biases" if adapted and name.endswith(".bias") else "full"
+
+
+def table(model: nn.Module, family: Family, rates: Rates | None = None) -> list[Row]:
+    """What trains and what doesn't, by component, kind and weight decay.
+
+    Copies that PEFT keeps beside frozen originals count, as adapters do: parameters add up to those of the model.
+    """
+    bare = bare_model(model)
+    decays = decaying(bare)
+    named = dict(bare.named_parameters())
+    adapted = {component_of(name, family.paths) for name in named if ".lora_" in name}
+    groups: dict[tuple[int, str, str, bool], list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        component = component_of(name, family.paths)
+        how = how_trained(name, parameter, adapted=component in adapted)
+        key = (_ORDER.index(component), component, how, parameter.requires_grad and name not in decays)
+        groups.setdefault(key, []).append(parameter)
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0], item[0][2] != "frozen", *item[0][2:]))
     return [
-        Row(name, n, m, "+".join(sorted(p))) for name in order if name in counts for n, m, p in [counts[name]]
+        _row(component, how, parameters, rates, decays=not plain)
+        for (_, component, how, plain), parameters in ordered
     ]
 
 
-_COMPONENTS = {"vision", "connector", "language", "tables"}
+_ORDER = (*COMPONENTS, TABLES, OTHER)
 
 
-def _component(name: str, paths: ModulePaths) -> str:
-    part = _part(name, paths)
-    if ".lora_" in name:
-        return f"{part}: adapters"
-    if ".modules_to_save." in name and part != "tables":
-        return f"{part}: trained copy"
-    return part
-
-
-def _part(name: str, paths: ModulePaths) -> str:
-    plain = plain_name(name)
-    parts = (
-        ("tables", paths.never_trained),
-        ("vision", paths.vision),
-        ("connector", paths.connector),
-        ("language", paths.language),
+def _row(
+    component: str, how: str, parameters: Sequence[nn.Parameter], rates: Rates | None, *, decays: bool
+) -> Row:
+    trains = any(parameter.requires_grad for parameter in parameters)
+    known = rates if trains else None
+    return Row(
+        component=component,
+        how=how,
+        tensors=len(parameters),
+        parameters=sum(map(_size, parameters)),
+        trainable=sum(_size(parameter) for parameter in parameters if parameter.requires_grad),
+        learning_rate=known.of(component) if known else None,
+        weight_decay=(known.weight_decay if decays else 0.0) if known else None,
+        precision="+".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})),
     )
-    return next((part for part, prefixes in parts if _within(plain, prefixes)), "other")
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """ZeRO-3 keeps a shard here and the whole shape there."""
+    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def _size(parameter: nn.Parameter) -> int:
-    if hasattr(parameter, "ds_numel"):  # ZeRO-3 keeps a shard here and the whole size there
-        return int(parameter.ds_numel)
     if parameter.dtype == torch.uint8:  # two 4-bit weights in each byte
         return parameter.numel() * 2
-    return parameter.numel()
+    return _shape(parameter).numel()
 
 
 def table_text(rows: Sequence[Row]) -> str:
-    """The table as lines of equal columns."""
+    """The table as lines of equal columns, below 100 characters each."""
     total, trainable = sum(row.parameters for row in rows), sum(row.trainable for row in rows)
-    lines = [("component", "parameters", "trainable", "precision")]
-    lines += [(row.component, f"{row.parameters:,}", f"{row.trainable:,}", row.precision) for row in rows]
-    lines.append(("all", f"{total:,}", f"{trainable:,}", f"{trainable / total:.2%} trains"))
-    widths = [max(len(line[i]) for line in lines) for i in range(4)]
-    return "\n".join(f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}" for a, b, c, d in lines)
+    cells = [("what", "tensors", "parameters", "trainable", "rate", "decay", "precision")]
+    cells += [
+        (
+            row.label,
+            f"{row.tensors:,}",
+            f"{row.parameters:,}",
+            f"{row.trainable:,}",
+            _number(row.learning_rate),
+            _number(row.weight_decay),
+            row.precision,
+        )
+        for row in rows
+    ]
+    tensors = sum(row.tensors for row in rows)
+    cells.append(
+        ("all", f"{tensors:,}", f"{total:,}", f"{trainable:,}", "", "", f"{trainable / total:.2%} trains")
+    )
+    widths = [max(len(line[i]) for line in cells) for i in range(6)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in range(1, 6)), line[6]])
+        for line in cells
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
 
 
 def left_frozen(model: nn.Module, family: Family, plan: Plan) -> list[str]:
-    """Parameters of components that train under LoRA, which an adapter cannot hold: bare ones of a parent module."""
+    """What a component that trains under adapters keeps as it is, because no adapter can hold or reach it.
+
+    full   bare parameters of a parent module: ``modules_to_save`` copies modules
+    lora   matrices that are no linear layer: in ``attn_pool.attn.in_proj_weight``, say, or a convolution
+
+    Layer numbers are written as N, each name once. Norms and biases of a component with adapters are not listed: LoRA
+    leaves them alone by design.
+    """
     if not plan.lora:
         return []
-    paths = family.paths
-    wanted = [*(paths.vision if plan.vision else ()), *(paths.connector if plan.connector else ())]
-    return list(_bare(model, wanted))
-
-
-def _bare(model: nn.Module, wanted: Sequence[str]) -> Iterator[str]:
-    for name, parameter in bare_model(model).named_parameters():
-        if name in wanted and isinstance(parameter, nn.Parameter):
-            yield name
+    named = dict(bare_model(model).named_parameters())
+    twice = {plain_name(name) for name in named if ".modules_to_save." in name}
+    beside = {plain_name(name).rpartition(".lora_")[0] for name in named if ".lora_" in name}
+    found = []
+    for name, parameter in named.items():
+        plain, component = plain_name(name), component_of(name, family.paths)
+        mode = plan.modes.get(component)
+        held = mode == "full" and plain not in twice
+        unreached = mode == "lora" and component != "language" and plain.rpartition(".")[0] not in beside
+        if ".lora_" not in name and (held or (unreached and len(_shape(parameter)) > 1)):
+            found.append(re.sub(r"(?<=\.)\d+(?=\.)", "N", plain))
+    return list(dict.fromkeys(found))

@@ -18,6 +18,9 @@ from transformers import HfArgumentParser
 
 DEFAULT_OUTPUT_DIR = "output_qwen"
 
+Mode = Literal["frozen", "lora", "full"]
+"""How a component trains."""
+
 
 @dataclass
 class ModelArguments:
@@ -268,13 +271,39 @@ class Arguments:
     training: TrainingArguments
 
     @property
+    def modes(self) -> dict[str, Mode]:
+        """Component → frozen, lora or full: what is asked for by name, else what the flags of 2023 say.
+
+        The connector trains in full unless the language layers have adapters.
+        """
+        chosen = self.adaptation
+        language: Mode = chosen.language or ("lora" if chosen.use_lora or chosen.q_lora else "full")
+        along = language != "lora" if chosen.train_connector is None else chosen.train_connector
+        return {
+            "vision": chosen.vision or ("frozen" if chosen.fix_vit else "full"),
+            "connector": chosen.connector or ("full" if along else "frozen"),
+            "language": language,
+        }
+
+    @property
     def lora(self) -> bool:
-        return self.adaptation.use_lora or self.adaptation.q_lora
+        """Are there adapters, in whichever component?"""
+        return "lora" in self.modes.values()
 
     @property
     def train_connector(self) -> bool:
-        chosen = self.adaptation.train_connector
-        return (not self.lora) if chosen is None else chosen
+        return self.modes["connector"] != "frozen"
+
+    @property
+    def own_rates(self) -> dict[str, float]:
+        """Component → its own learning rate, of those that are given one."""
+        chosen = self.adaptation
+        given = {
+            "vision": chosen.vision_learning_rate,
+            "connector": chosen.connector_learning_rate,
+            "language": chosen.language_learning_rate,
+        }
+        return {component: rate for component, rate in given.items() if rate is not None}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -442,7 +471,13 @@ def check(arguments: Arguments) -> None:
 
     Raises ValueError that lists every contradiction found, each with what was found, expected, and what to do.
     """
-    faults = [*_check_sources(arguments), *_check_numbers(arguments), *_check_deepspeed(arguments)]
+    faults = [
+        *_check_sources(arguments),
+        *_check_numbers(arguments),
+        *_check_deepspeed(arguments),
+        *_check_modes(arguments),
+        *_check_rates(arguments),
+    ]
     if faults:
         raise ValueError("\n".join(faults))
 
@@ -483,14 +518,74 @@ def _check_numbers(arguments: Arguments) -> Iterator[str]:
         yield f"--lora_r: found {adaptation.lora_r}, expected at least 1"
     if not 0 <= adaptation.lora_dropout < 1:
         yield f"--lora_dropout: found {adaptation.lora_dropout}, expected 0 ≤ p < 1"
+
+
+def _check_modes(arguments: Arguments) -> Iterator[str]:
+    """Each component's mode against the flags of 2023, and what has a meaning with adapters alone."""
+    chosen, modes = arguments.adaptation, arguments.modes
+    short = "q_lora" if chosen.q_lora else "use_lora"
+    if modes["language"] != "lora" and (chosen.use_lora or chosen.q_lora):
+        reason = ", and 4-bit weights train in no other way" if chosen.q_lora else ""
+        yield (
+            f"--{short} True with --language {modes['language']}: it asks for adapters of the language layers{reason}; "
+            "leave out one of the two (other components have adapters by --vision lora and --connector lora)"
+        )
+    if not chosen.fix_vit and modes["vision"] == "frozen":
+        yield "--fix_vit False with --vision frozen: they contradict each other; leave out --fix_vit"
+    along = chosen.train_connector
+    if along is not None and along != (modes["connector"] != "frozen"):
+        yield (
+            f"--train_connector {along} with --connector {modes['connector']}: they contradict each other; "
+            "leave out --train_connector"
+        )
+    if all(mode == "frozen" for mode in modes.values()):
+        yield "every component is frozen: nothing would train; give --vision, --connector or --language lora or full"
+    if chosen.lora_target_modules is not None and modes["language"] != "lora":
+        yield (
+            "--lora_target_modules: only has a meaning with --use_lora or --q_lora, because it names layers of the "
+            f"language model, and --language is {modes['language']}; add one, or leave it out"
+        )
+    if chosen.train_embeddings and modes["language"] == "full":
+        yield "--train_embeddings: they are part of a language model that trains in full; leave it out"
     if not arguments.lora:
         for name, unwanted in (
-            ("lora_target_modules", adaptation.lora_target_modules is not None),
-            ("lora_weight_path", bool(adaptation.lora_weight_path)),
-            ("train_embeddings", adaptation.train_embeddings),
+            ("lora_weight_path", bool(chosen.lora_weight_path)),
+            ("train_embeddings", chosen.train_embeddings and modes["language"] == "frozen"),
+            ("use_dora", chosen.use_dora),
+            ("lora_bias", chosen.lora_bias != "none"),
         ):
             if unwanted:
-                yield f"--{name}: only has a meaning with --use_lora or --q_lora; add one, or leave it out"
+                yield f"--{name}: only has a meaning with adapters; add --use_lora True, or leave it out"
+
+
+# They make their own groups of parameters.
+_WITHOUT_GROUPS = ("galore", "apollo", "lomo", "adalomo")
+
+
+def _check_rates(arguments: Arguments) -> Iterator[str]:
+    own, training = arguments.own_rates, arguments.training
+    for component, rate in own.items():
+        if rate <= 0:
+            yield f"--{component}_learning_rate: found {rate}, expected more than 0"
+        if arguments.modes[component] == "frozen":
+            yield (
+                f"--{component}_learning_rate {rate}: --{component} is frozen; give --{component} lora or full, "
+                "or leave the rate out"
+            )
+    if not own:
+        return
+    optim = str(getattr(training.optim, "value", training.optim))
+    if optim.startswith(_WITHOUT_GROUPS):
+        yield f"--optim {optim}: knows one learning rate alone; take adamw_torch, or leave out the others"
+    config = training.deepspeed
+    if isinstance(config, str):
+        config = json.loads(Path(config).read_text(encoding="utf-8"))
+    for section in ("optimizer", "scheduler"):
+        if section in (config or {}):
+            yield (
+                f"--deepspeed: its {section!r} knows one learning rate alone, and {', '.join(own)} has its own; take "
+                f"{section!r} out of the file, so that the flags decide"
+            )
 
 
 def _check_deepspeed(arguments: Arguments) -> Iterator[str]:

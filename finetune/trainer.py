@@ -15,13 +15,11 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from finetune import run_folder
+from finetune import optimizer, run_folder
+from finetune.adaptation import Rates
 from finetune.arguments import TrainingArguments
 from finetune.data import IGNORED, Collator, ConversationDataset
-
-
-class TrainingError(ValueError):
-    """Training cannot go on: the loss is not finite, or what should learn gets no gradient."""
+from finetune.guards import GradientCheck, TrainingError
 
 
 def token_loss(
@@ -50,12 +48,17 @@ class FinetuneTrainer(Trainer):
 
     - the loss is normalised by tokens, the same for every family;
     - a loss that is not finite stops, with the batch's samples by name;
+    - what should learn and gets no gradient stops;
+    - each component has its learning rate;
     - a checkpoint is marked once every process has written its part, and only then are older ones deleted;
     - training that was finished when it was killed is not trained further.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    optimizer_cls_and_kwargs: Any
+
+    def __init__(self, *, rates: Rates, gradients: GradientCheck, **kwargs: Any) -> None:
         args: TrainingArguments = kwargs["args"]
+        self.rates, self.gradients = rates, gradients
         self.keep_checkpoints = args.save_total_limit
         args.save_total_limit = None  # deleting is done here, after the mark
         loss = functools.partial(token_loss, label_smoothing=args.label_smoothing_factor)
@@ -63,11 +66,26 @@ class FinetuneTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         indices = inputs.pop("sample_indices")
+        if model.training and self.gradients.watching:
+            self.gradients.saw_batch(pictures=self._has_pictures(indices))
         result = super().compute_loss(model, inputs, *args, **kwargs)
         loss = result[0] if isinstance(result, tuple) else result
         if model.training and not torch.isfinite(loss):
             raise TrainingError(self._not_finite(loss, indices))
         return result
+
+    def _has_pictures(self, indices: Tensor) -> bool:
+        dataset = self.train_dataset
+        assert isinstance(dataset, ConversationDataset)
+        return any(dataset.conversations[i].images for i in indices.tolist())
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.optimizer_cls_and_kwargs is None:
+            dataset, whole = self.train_dataset, self.model if model is None else model
+            assert isinstance(dataset, ConversationDataset)
+            choice = optimizer.Choice(*self.get_optimizer_cls_and_kwargs(self.args, whole))
+            self.optimizer_cls_and_kwargs = optimizer.with_groups(choice, whole, dataset.family, self.rates)
+        return super().create_optimizer(model)
 
     def _not_finite(self, loss: Tensor, indices: Tensor) -> str:
         dataset = self.train_dataset
@@ -112,48 +130,6 @@ class FinetuneTrainer(Trainer):
             shutil.rmtree(path)
 
 
-class GradientCheck(TrainerCallback):
-    """After the first step, a trainable tensor that got no gradient is an error: it would never learn.
-
-    Zero is not "no gradient": the first half of a fresh LoRA adapter has exactly zero, because its other half is.
-    Gradients are noticed as they are computed: DeepSpeed moves them away before anyone can look at ``.grad``.
-    """
-
-    def __init__(self) -> None:
-        self.missing: set[str] = set()
-        self.handles: list[Any] = []
-
-    def on_train_begin(
-        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
-    ) -> None:
-        assert model is not None
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                self.missing.add(name)
-                self.handles.append(parameter.register_hook(functools.partial(self._seen, name)))
-
-    def _seen(self, name: str, gradient: Tensor) -> None:
-        self.missing.discard(name)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not self.handles:
-            return
-        self._forget()
-        if self.missing:
-            names = "\n".join(f"  {name}" for name in sorted(self.missing))
-            raise TrainingError(
-                f"{len(self.missing)} trainable tensors got no gradient in the first step:\n{names}"
-            )
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._forget()
-
-    def _forget(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
-
-
 def log_folder(args: TrainingArguments) -> Path:
     """Where TensorBoard's files go: ``OUTPUT_DIR/runs``, or ``--logging_dir``."""
     return Path(args.logging_dir or Path(str(args.output_dir)) / "runs")
@@ -179,10 +155,15 @@ def build_trainer(
     train: ConversationDataset,
     evaluation: ConversationDataset | None,
     *,
+    rates: Rates | None = None,
     writer: Any | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> FinetuneTrainer:
-    """A Trainer over these parts. ``callbacks`` see the end of training before the writer is closed."""
+    """A Trainer over these parts. ``callbacks`` see the end of training before the writer is closed.
+
+    rates   None: ``args.learning_rate`` and ``args.weight_decay`` for every component
+    """
+    gradients = GradientCheck(train.family)
     args.report_to = [name for name in args.report_to or [] if name != "tensorboard"]
     shown = [TensorBoardCallback(tb_writer=writer)] if writer is not None else []
     pad_id = processor.tokenizer.pad_token_id
@@ -194,5 +175,7 @@ def build_trainer(
         eval_dataset=evaluation,
         data_collator=Collator(pad_id),
         processing_class=processor,
-        callbacks=[GradientCheck(), *callbacks, *shown],
+        rates=rates or Rates(args.learning_rate, weight_decay=args.weight_decay),
+        gradients=gradients,
+        callbacks=[gradients, optimizer.ComponentRates(), *callbacks, *shown],
     )

@@ -8,15 +8,15 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from finetune import checkpoint
-from finetune.adaptation import Plan, Row, adapt, left_frozen, plain_name, table, table_text, target_pattern
+from finetune.adaptation import Plan, adapt, left_frozen, plain_name, table, target_pattern
 from finetune.families.base import attention_modules, bare_model
 from finetune.families.qwen_vl import QwenVLFamily
 from finetune.qwen_vl import QwenVLConfig, QwenVLForConditionalGeneration
 from tests.training.conftest import IMAGE_START_ID, N_QUERIES, tiny_config
 
 FAMILY = QwenVLFamily()
-LORA = Plan(lora=True, vision=False, connector=False, rank=4, dropout=0.0)
-FULL = Plan(lora=False, vision=False, connector=True)
+LORA = Plan(language="lora", rank=4, dropout=0.0)
+FULL = Plan(connector="full", language="full")
 TABLE = "transformer.visual.attn_pool.pos_embed"
 
 
@@ -50,9 +50,9 @@ def test_lora_reaches_128_modules_of_the_published_shape():
     adapted = adapt(model, FAMILY, replace(LORA, rank=64), master_weights=False)
     assert sum(name.endswith("lora_A") for name, _ in adapted.named_modules()) == 128
     assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == 112_197_632
-    rows = {row.component: row for row in table(adapted, FAMILY)}
+    rows = {row.label: row for row in table(adapted, FAMILY)}
     assert rows["language: adapters"].trainable == 112_197_632
-    assert rows["vision"].parameters == 1_842_770_688
+    assert rows["vision: frozen"].parameters == 1_842_770_688
 
 
 def test_lora_stays_inside_the_language_layers(model: nn.Module):
@@ -64,19 +64,20 @@ def test_lora_stays_inside_the_language_layers(model: nn.Module):
 
 def test_targets_end_at_dots(model: nn.Module):
     assert (
-        target_pattern(model, FAMILY, ("attn.c_proj",)) == r"transformer\.h\.\d+\.(?:.+\.)?(?:attn\.c_proj)"
+        target_pattern(model, FAMILY, replace(LORA, targets=("attn.c_proj",)))
+        == r"transformer\.h\.\d+\.(?:.+\.)?(?:attn\.c_proj)"
     )
     with pytest.raises(
         ValueError, match=r"--lora_target_modules: proj, q_proj matches no linear layer below"
     ):
-        target_pattern(model, FAMILY, ("w1", "proj", "q_proj"))
+        target_pattern(model, FAMILY, replace(LORA, targets=("w1", "proj", "q_proj")))
 
 
 def test_an_unmatched_target_lists_what_there_is(model: nn.Module):
     with pytest.raises(
         ValueError, match=r"expected some of: attn\.c_attn, attn\.c_proj, mlp\.c_proj, mlp\.w1, mlp\.w2"
     ):
-        target_pattern(model, FAMILY, ("in_proj",))  # the vision tower's
+        target_pattern(model, FAMILY, replace(LORA, targets=("in_proj",)))  # the vision tower's
 
 
 def test_full_mode_trains_everything_but_a_fixed_vision_tower_and_the_tables(model: nn.Module):
@@ -91,22 +92,22 @@ def test_full_mode_trains_everything_but_a_fixed_vision_tower_and_the_tables(mod
 
 
 def test_full_mode_may_train_the_vision_tower_but_never_the_tables(model: nn.Module):
-    adapt(model, FAMILY, replace(FULL, vision=True), master_weights=True)
+    adapt(model, FAMILY, replace(FULL, vision="full"), master_weights=True)
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == {TABLE}
 
 
 def test_full_mode_without_connector(model: nn.Module):
-    adapt(model, FAMILY, replace(FULL, connector=False), master_weights=True)
+    adapt(model, FAMILY, replace(FULL, connector="frozen"), master_weights=True)
     assert not any("visual" in name for name in trained(model))
 
 
 def test_lora_with_connector_and_vision_trains_them_but_not_the_tables(model: nn.Module):
-    adapted = adapt(model, FAMILY, replace(LORA, connector=True, vision=True), master_weights=True)
+    adapted = adapt(model, FAMILY, replace(LORA, connector="full", vision="full"), master_weights=True)
     names = trained(adapted)
     assert "transformer.visual.attn_pool.query" in names
     assert "transformer.visual.transformer.resblocks.0.attn.in_proj.weight" in names
     assert not any("pos_embed" in name for name in names)
-    assert left_frozen(adapted, FAMILY, replace(LORA, connector=True, vision=True)) == [
+    assert left_frozen(adapted, FAMILY, replace(LORA, connector="full", vision="full")) == [
         "transformer.visual.positional_embedding",
         "transformer.visual.proj",
     ]
@@ -116,13 +117,13 @@ def test_lora_with_connector_and_vision_trains_them_but_not_the_tables(model: nn
 
 
 def test_trained_weights_are_fp32_and_frozen_ones_keep_their_precision(model: nn.Module):
-    adapted = adapt(model.bfloat16(), FAMILY, replace(LORA, connector=True), master_weights=True)
+    adapted = adapt(model.bfloat16(), FAMILY, replace(LORA, connector="full"), master_weights=True)
     for name, parameter in adapted.named_parameters():
         assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16), name
 
 
 @pytest.mark.parametrize(
-    "plan", [LORA, replace(LORA, connector=True), replace(LORA, connector=True, embeddings=True)]
+    "plan", [LORA, replace(LORA, connector="full"), replace(LORA, connector="full", embeddings=True)]
 )
 def test_an_adapter_is_complete_for_plain_peft(plan: Plan, checkpoint_folder: Path, tmp_path: Path):
     base, _ = checkpoint.load(checkpoint_folder, for_training=True)
@@ -143,12 +144,12 @@ def test_an_adapter_is_complete_for_plain_peft(plan: Plan, checkpoint_folder: Pa
 
 def test_an_adapter_can_be_trained_further(checkpoint_folder: Path, tmp_path: Path):
     base, _ = checkpoint.load(checkpoint_folder, for_training=True)
-    adapted = adapt(base, FAMILY, replace(LORA, connector=True), master_weights=True)
+    adapted = adapt(base, FAMILY, replace(LORA, connector="full"), master_weights=True)
     perturb(adapted)
     adapted.save_pretrained(tmp_path)
     wanted = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
     base, _ = checkpoint.load(checkpoint_folder, for_training=True)
-    again = adapt(base, FAMILY, replace(LORA, connector=True, adapter=str(tmp_path)), master_weights=True)
+    again = adapt(base, FAMILY, replace(LORA, connector="full", adapter=str(tmp_path)), master_weights=True)
     found = {name: p for name, p in again.named_parameters() if p.requires_grad}
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -165,16 +166,22 @@ def test_nothing_to_train_is_an_error(model: nn.Module):
         paths = replace(QwenVLFamily.paths, language=())
 
     with pytest.raises(ValueError, match="nothing would train"):
-        adapt(model, Deaf(), replace(FULL, connector=False), master_weights=True)
+        adapt(model, Deaf(), replace(FULL, connector="frozen"), master_weights=True)
 
 
 def test_the_table_adds_up(model: nn.Module):
-    adapted = adapt(model, FAMILY, replace(LORA, connector=True), master_weights=True)
+    adapted = adapt(model, FAMILY, replace(LORA, connector="full"), master_weights=True)
     rows = table(adapted, FAMILY)
-    assert [row.component for row in rows][:4] == ["vision", "connector", "language", "tables"]
+    assert [row.label for row in rows] == [
+        "vision: frozen",
+        "connector: frozen",
+        "connector: trained copy",
+        "connector: trained copy",
+        "language: frozen",
+        "language: adapters",
+        "tables: frozen",
+    ]
     assert sum(row.parameters for row in rows) == sum(p.numel() for p in adapted.parameters())
     assert sum(row.trainable for row in rows) == sum(
         p.numel() for p in adapted.parameters() if p.requires_grad
     )
-    text = table_text([Row("vision", 3000, 0, "float32"), Row("language", 1000, 1000, "bfloat16")])
-    assert text.splitlines()[-1].split() == ["all", "4,000", "1,000", "25.00%", "trains"]

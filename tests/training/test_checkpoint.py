@@ -18,7 +18,7 @@ def adapter(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     """An adapter folder without a processor of its own, and its logits."""
     folder = tmp_path_factory.mktemp("adapter")
     base, _ = checkpoint.load(checkpoint_folder, for_training=True)
-    adapted = adapt(base, QwenVLFamily(), replace(LORA, connector=True), master_weights=True)
+    adapted = adapt(base, QwenVLFamily(), replace(LORA, connector="full"), master_weights=True)
     perturb(adapted)
     adapted.save_pretrained(folder)
     with torch.no_grad():
