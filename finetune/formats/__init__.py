@@ -1,0 +1,124 @@
+"""How data is written: the four formats, and recognising which one a file is in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+from finetune.conversation import Conversation
+from finetune.formats import llava, openai, qwen_vl, sharegpt
+from finetune.formats.boxes import BoxUnits, with_boxes
+from finetune.formats.record import Record, Spoken, kind
+
+MOST_SHAPES_SHOWN = 5
+
+
+class Format(NamedTuple):
+    """A way of writing conversations; one module each.
+
+    may_be   could a record, with these roles and this text, be written so?
+    turns    a record's turns; what is wrong with it is a fault of the record
+    """
+
+    name: str
+    shape: str
+    may_be: Callable[[Mapping[str, Any], set[str], str], bool]
+    turns: Callable[[Record], list[Spoken]]
+    text_key: str
+
+    def read(self, record: Record, source: str, units: BoxUnits | None) -> Conversation:
+        """The conversation of a record; it is to be used only where the record has no fault."""
+        turns = with_boxes(record, self.turns(record), units, self.text_key)
+        return Conversation(turns, source)
+
+
+FORMATS = (
+    Format(qwen_vl.NAME, qwen_vl.SHAPE, qwen_vl.may_be, qwen_vl.turns, "value"),
+    Format(llava.NAME, llava.SHAPE, llava.may_be, llava.turns, "value"),
+    Format(sharegpt.NAME, sharegpt.SHAPE, sharegpt.may_be, sharegpt.turns, "value"),
+    Format(openai.NAME, openai.SHAPE, openai.may_be, openai.turns, "content"),
+)
+"""Where records have no picture, several fit and read them alike; the first of them is taken."""
+
+
+def named(name: str) -> Format:
+    return next(one for one in FORMATS if one.name == name)
+
+
+class Recognised(NamedTuple):
+    """The format of a file, and in words what that rests on."""
+
+    format: Format
+    because: str
+
+
+def recognise(name: str, records: Sequence[tuple[str, Any]]) -> Recognised:
+    """The one format that all records have that have a known shape at all.
+
+    name      of the file, for errors
+    records   (words that name it, content) of each that is looked at
+
+    Raises ValueError, with what was found and the known shapes, where there is none or not one for all.
+    """
+    fitting = [(where, content, _fitting(content)) for where, content in records]
+    known = [names for _, _, names in fitting if names]
+    common = frozenset.intersection(*known) if known else frozenset()
+    if not common:
+        raise ValueError(_unrecognised(name, fitting))
+    chosen = next(one for one in FORMATS if one.name in common)
+    others = [one.name for one in FORMATS if one.name in common and one is not chosen]
+    looked = f"{len(known):,} records looked at"
+    if others:
+        return Recognised(chosen, f"recognised from {looked}; {' and '.join(others)} would read them alike")
+    return Recognised(chosen, f"recognised from {looked}")
+
+
+def _fitting(content: Any) -> frozenset[str]:
+    """Names of the formats that a record may be in."""
+    if not isinstance(content, Mapping) or ("messages" in content) == ("conversations" in content):
+        return frozenset()
+    items = content.get("messages", content.get("conversations"))
+    if not isinstance(items, list):
+        return frozenset()
+    said = [item for item in items if isinstance(item, Mapping)]
+    roles = {str(item.get("role" if "messages" in content else "from")) for item in said}
+    known = roles & sharegpt.ROLES.keys()
+    text = "".join(item["value"] for item in said if isinstance(item.get("value"), str))
+    return frozenset(one.name for one in FORMATS if known - {"system"} and one.may_be(content, known, text))
+
+
+def _unrecognised(name: str, fitting: Sequence[tuple[str, Any, frozenset[str]]]) -> str:
+    shapes = Counter((_shape(content), " or ".join(sorted(names))) for _, content, names in fitting)
+    first = {
+        (_shape(content), " or ".join(sorted(names))): where for where, content, names in reversed(fitting)
+    }
+    mixed = any(names for _, _, names in fitting)
+    lines = [
+        f"{name}: its records are written in several formats" if mixed else f"{name}: the format is not known"
+    ]
+    for (shape, names), count in shapes.most_common(MOST_SHAPES_SHOWN):
+        fits = f" ({names})" if names else ""
+        lines.append(
+            f"  found in {count:,} of {len(fitting):,} looked at: {shape}{fits}; {first[shape, names]} first"
+        )
+    if len(shapes) > MOST_SHAPES_SHOWN:
+        lines.append(f"  ... and {len(shapes) - MOST_SHAPES_SHOWN} more")
+    lines.append("  expected one of")
+    lines += [f"    {one.name:9} {one.shape}" for one in FORMATS]
+    lines.append(
+        "  say which is meant, and what differs from it is named record by record: --data_format llava"
+    )
+    return "\n".join(lines)
+
+
+def _shape(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return f"a {kind(content)}"
+    return "keys " + ", ".join(sorted(map(str, content))) if content else "an object without keys"
+
+
+def spread(count: int, most: int) -> Iterator[int]:
+    """At most ``most`` places, evenly over 0 to ``count`` - 1; the first is among them."""
+    return islice(range(0, count, max(1, -(-count // most))), most)

@@ -1,0 +1,309 @@
+"""Boxes in the texts of a conversation: markup, JSON or placeholders → ``BoxRef``, in fractions of the picture.
+
+    <ref>the dog</ref><box>(250,0),(500,500)</box>       thousandths of the picture, always
+    {"bbox_2d": [112, 0, 224, 100], "label": "the dog"}  pixels or thousandths, as ``box_units`` says
+    <ref-object><bbox> beside objects: {"ref": ["the dog"], "bbox": [[112, 0, 224, 100]]}    the same
+
+Each of them in a picture of 448 × 200 is the box (0.25, 0, 0.5, 0.5). Pixels are those of the upright picture, as
+a person sees it. What stands between boxes stays text, so a list of JSON objects keeps its brackets and commas.
+``<quad>`` stays text.
+
+Which picture a box belongs to: the one that ``"image": 0`` or ``objects.image_id: [0]`` names, counted from 0; else
+the only picture of the conversation; else the last one before the box.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from finetune.conversation import BoxRef, ImageRef, Part, Turn
+from finetune.formats.record import Record, Spoken, joined, kind
+
+BoxUnits = Literal["pixels", "thousandths"]
+Fractions = tuple[float, float, float, float]
+
+THOUSANDTHS = 1000
+SLACK_PIXELS = 1e-3  # corners computed from x + width may lie so far outside
+_NUMBER = r"\s*(-?\d+)\s*"
+_BOX = rf"<box>\s*\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)\s*</box>"
+_ONE_BOX = re.compile(_BOX)
+_MARKUP = re.compile(rf"(?:<ref>(?P<ref>(?:(?!</?ref>).)*)</ref>\s*)?(?P<boxes>(?:{_BOX})+)", re.DOTALL)
+_PLACEHOLDER = re.compile(r"(?:(?P<ref><ref-object>)\s*)?(?P<bbox><bbox>)|(?P<alone><ref-object>)")
+_JSON_KEY = re.compile(r'"bbox_2d"')
+_JSON_KEYS = {"bbox_2d", "label", "image"}
+_DECODER = json.JSONDecoder()
+
+
+class _Found(NamedTuple):
+    """What a stretch of text stands for."""
+
+    start: int
+    end: int
+    part: str | BoxRef
+
+
+def with_boxes(
+    record: Record, spoken: Sequence[Spoken], units: BoxUnits | None, text_key: str
+) -> tuple[Turn, ...]:
+    """The turns, with the boxes of users and assistants found in their texts; what is wrong is a fault."""
+    images = [part for turn in spoken for part in turn.parts if isinstance(part, ImageRef)]
+    places = _Places(record, images, units)
+    turns = []
+    for turn in spoken:
+        places.at = f"{turn.at}.{text_key}"
+        parts: list[Part] = []
+        for part in turn.parts:
+            if isinstance(part, str) and turn.role != "system":
+                parts += places.split(part)
+            else:
+                places.seen += isinstance(part, ImageRef)
+                parts.append(part)
+        turns.append(Turn(turn.role, joined(parts)))
+    if not record.faults:
+        places.objects.close()
+    return tuple(turns)
+
+
+class _Places:
+    """Finds boxes in texts, and the picture that each is about.
+
+    at     the field being read
+    seen   how many pictures came before it
+    """
+
+    def __init__(self, record: Record, images: Sequence[ImageRef], units: BoxUnits | None) -> None:
+        self.record, self.images, self.units = record, images, units
+        self.objects = _Objects(record)
+        self.at, self.seen = "", 0
+        self.asked_for_units = False
+
+    def split(self, text: str) -> Iterator[str | BoxRef]:
+        """A text's words and boxes in reading order; joined, the words as written are the text again."""
+        position = 0
+        found_ones = [*self._markup(text), *self._json(text), *self._placeholders(text)]
+        for found in sorted(found_ones, key=lambda one: one.start):
+            if found.start < position:
+                self.record.fault(
+                    f"{self.at}: found a box inside another one's {text[found.start : found.end]!r:.80}"
+                )
+                continue
+            if found.start > position:
+                yield text[position : found.start]
+            if found.part != "":
+                yield found.part
+            position = found.end
+        if position < len(text) or not text:
+            yield text[position:]
+
+    def _markup(self, text: str) -> Iterator[_Found]:
+        if "box>" not in text:
+            return
+        for match in _MARKUP.finditer(text):
+            corners = [[int(one) for one in box] for box in _ONE_BOX.findall(match["boxes"])]
+            yield from self._found(match.span(), text, corners, "thousandths", match["ref"], None, "qwen-vl")
+        rest = _MARKUP.sub("", text)
+        if "<box>" in rest or "</box>" in rest:
+            self.record.fault(
+                f"{self.at}: found a <box> that is not written <box>(x0,y0),(x1,y1)</box>, in whole thousandths of "
+                "the picture"
+            )
+
+    def _json(self, text: str) -> Iterator[_Found]:
+        end = 0
+        for key in _JSON_KEY.finditer(text):
+            if key.start() < end:
+                self.record.fault(
+                    f"{self.at}: found bbox_2d twice in one object, expected one object for each"
+                )
+                continue
+            found = _object_around(text, key.start(), end)
+            if found is None:
+                self.record.fault(
+                    f"{self.at}: found bbox_2d outside an object, expected "
+                    '{"bbox_2d": [x0, y0, x1, y1], "label": ...}'
+                )
+                continue
+            start, end, content = found
+            yield from self._json_object(text, start, end, content)
+
+    def _json_object(self, text: str, start: int, end: int, content: Mapping[str, Any]) -> Iterator[_Found]:
+        label, numbers = content.get("label"), content["bbox_2d"]
+        unknown = sorted(content.keys() - _JSON_KEYS)
+        if unknown:
+            self.record.fault(
+                f"{self.at}: found {', '.join(map(repr, unknown))} beside bbox_2d, expected label and image alone; "
+                "what else is to be said belongs outside the object"
+            )
+        elif label is not None and not isinstance(label, str):
+            self.record.fault(f"{self.at}: found a {kind(label)} as the label of bbox_2d, expected text")
+        elif self._units_known("bbox_2d"):
+            several = (
+                isinstance(numbers, list) and bool(numbers) and all(isinstance(one, list) for one in numbers)
+            )
+            corners = numbers if several else [numbers]
+            yield from self._found(
+                (start, end), text, corners, self.units, label, content.get("image"), "json"
+            )
+
+    def _placeholders(self, text: str) -> Iterator[_Found]:
+        for match in _PLACEHOLDER.finditer(text):
+            label = self.objects.next_ref() if match["ref"] or match["alone"] else None
+            if match["alone"]:
+                yield _Found(*match.span(), label or "")
+                continue
+            box = self.objects.next_box()
+            if box is not None and self._units_known("objects.bbox"):
+                numbers, image = box
+                yield from self._found(match.span(), text, [numbers], self.units, label, image, "placeholder")
+
+    def _units_known(self, what: str) -> bool:
+        if self.units is None and not self.asked_for_units:
+            self.asked_for_units = True
+            self.record.fault(
+                f"{self.at}: {what} may be pixels or thousandths of the picture, and nothing says which; "
+                "give --box_units pixels or --box_units thousandths"
+            )
+        return self.units is not None
+
+    def _found(
+        self,
+        span: tuple[int, int],
+        text: str,
+        corners: Sequence[Any],
+        units: BoxUnits | None,
+        label: str | None,
+        named: Any,
+        style: str,
+    ) -> Iterator[_Found]:
+        """The box reference of a stretch of text, or its faults."""
+        image = self._image(named)
+        if image is None:
+            return
+        size = (THOUSANDTHS, THOUSANDTHS) if units == "thousandths" else self.images[image].size_pixels
+        if size is None:
+            return  # the picture cannot be read, which is a fault already
+        try:
+            boxes = tuple(fractions(one, units, size) for one in corners)
+        except ValueError as error:
+            return self.record.fault(f"{self.at}: {error}")
+        yield _Found(*span, BoxRef(text[slice(*span)], boxes, label, image, style))
+
+    def _image(self, named: Any) -> int | None:
+        count = len(self.images)
+        if not count:
+            self.record.fault(
+                f"{self.at}: found a box, and no picture in the conversation that it could be in"
+            )
+        elif named is not None:
+            if isinstance(named, int) and not isinstance(named, bool) and 0 <= named < count:
+                return named
+            self.record.fault(
+                f"{self.at}: a box is in picture {named!r}, expected 0 to {count - 1}, counted from 0"
+            )
+        elif count == 1:
+            return 0
+        elif self.seen:
+            return self.seen - 1
+        else:
+            self.record.fault(
+                f"{self.at}: found a box before the first of {count} pictures; say which it is in "
+                '("image": 0, objects.image_id), or write it behind its picture'
+            )
+        return None
+
+
+def fractions(numbers: Any, units: BoxUnits | None, size: tuple[int, int]) -> Fractions:
+    """x0 y0 x1 y1 as fractions of a picture's width and height, from pixels or from thousandths.
+
+    size   width and height in those units
+    ``fractions([112, 0, 224, 100], "pixels", (448, 200))`` → ``(0.25, 0.0, 0.5, 0.5)``.
+
+    Raises ValueError where that is no box of the picture.
+    """
+    if not isinstance(numbers, list | tuple) or len(numbers) != 4 or not all(map(_is_number, numbers)):
+        raise ValueError(f"found the box {numbers!r:.80}, expected four numbers x0, y0, x1, y1")
+    x0, y0, x1, y1 = numbers
+    if x1 <= x0 or y1 <= y0:
+        raise ValueError(f"found the box {list(numbers)}, expected x0 < x1 and y0 < y1")
+    width, height = size
+    slack = SLACK_PIXELS if units == "pixels" else 0.0
+    if min(x0, y0) < -slack or x1 > width + slack or y1 > height + slack:
+        raise ValueError(
+            f"found the box {list(numbers)} in {units}, expected it inside the picture, {width} × {height} {units}"
+        )
+    return max(x0 / width, 0.0), max(y0 / height, 0.0), min(x1 / width, 1.0), min(y1 / height, 1.0)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _object_around(text: str, key: int, begin: int) -> tuple[int, int, Mapping[str, Any]] | None:
+    """Start, end and content of the JSON object at whose top level the key at ``key`` stands."""
+    start = text.rfind("{", begin, key)
+    while start >= 0:
+        try:
+            content, end = _DECODER.raw_decode(text, start)
+        except json.JSONDecodeError:
+            content, end = None, 0
+        if isinstance(content, dict) and end > key:
+            return (start, end, content) if "bbox_2d" in content else None
+        start = text.rfind("{", begin, start)
+    return None
+
+
+class _Objects:
+    """``objects`` beside the conversation: phrases and boxes, handed out to placeholders in order."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        given = record.content.get("objects") if isinstance(record.content, Mapping) else None
+        self.given = given if isinstance(given, Mapping) else {}
+        if given is not None and not isinstance(given, Mapping):
+            record.fault(f"objects: found a {kind(given)}, expected an object with ref and bbox")
+        for key in self.given.keys() - {"ref", "bbox", "image_id"}:
+            record.fault(f"objects.{key}: is not read here, expected ref, bbox and image_id; see --box_units")
+        self.refs, self.boxes, self.images = (self._list(key) for key in ("ref", "bbox", "image_id"))
+        self.asked = {"ref": 0, "bbox": 0}
+
+    def _list(self, key: str) -> list[Any]:
+        found = self.given.get(key)
+        if found is not None and not isinstance(found, list):
+            self.record.fault(f"objects.{key}: found a {kind(found)}, expected a list")
+        return found if isinstance(found, list) else []
+
+    def next_ref(self) -> str | None:
+        index = self._ask("ref")
+        ref = self.refs[index] if index < len(self.refs) else None
+        if ref is not None and not isinstance(ref, str):
+            self.record.fault(f"objects.ref[{index}]: found a {kind(ref)}, expected text")
+            return None
+        return ref
+
+    def next_box(self) -> tuple[Any, int | None] | None:
+        """Four numbers and the picture they are in, where it is named; None where no box is left."""
+        index = self._ask("bbox")
+        if index >= len(self.boxes):
+            return None
+        return self.boxes[index], self.images[index] if index < len(self.images) else None
+
+    def _ask(self, key: str) -> int:
+        self.asked[key] += 1
+        return self.asked[key] - 1
+
+    def close(self) -> None:
+        """A fault where the text asks for more or fewer phrases or boxes than there are."""
+        for key, placeholder, given in (("ref", "<ref-object>", self.refs), ("bbox", "<bbox>", self.boxes)):
+            if self.asked[key] != len(given):
+                self.record.fault(
+                    f"objects.{key}: found {len(given)}, and {self.asked[key]} {placeholder} in the text, expected "
+                    "one for each"
+                )
+        if self.images and len(self.images) != len(self.boxes):
+            self.record.fault(
+                f"objects.image_id: found {len(self.images)} for {len(self.boxes)} boxes, expected one for each"
+            )

@@ -1,0 +1,238 @@
+"""How long samples are, before training: counted in parallel, without opening a picture, and kept for the next run."""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from finetune.cache import cache_folder, write_whole
+from finetune.conversation import Conversation, ImageRef, Turn
+from finetune.families.base import Family
+from finetune.images import size_of
+from finetune.parallel import in_chunks
+from finetune.reading import Conversations, fingerprint
+
+COUNTING = 1
+"""Raised whenever counting changes, so that what older versions kept is counted anew."""
+IGNORED = -100
+MOST_NAMES_SHOWN = 20
+
+
+class Lengths(NamedTuple):
+    """What each sample weighs, in tokens.
+
+    tokens           all of them
+    trained_tokens   those that are learned; the first of a sample is never one, nothing predicts it
+    image_tokens     places of pictures among them
+    images           pictures
+    """
+
+    tokens: Int[np.ndarray, "samples"]
+    trained_tokens: Int[np.ndarray, "samples"]
+    image_tokens: Int[np.ndarray, "samples"]
+    images: Int[np.ndarray, "samples"]
+
+
+def measure(
+    conversations: Sequence[Conversation],
+    processor: Any,
+    family: Family,
+    *,
+    workers: int | None = None,
+    cache_dir: str | Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Lengths:
+    """Count every sample's tokens; no picture is opened, at most its header.
+
+    Counts are kept under a key made of what decides them: the conversations, the family, every file of the
+    processor, and the version of counting. A kept file that is broken is counted anew, and said.
+
+    workers     processes that count; None: as many as there are cores for
+    cache_dir   where counts are kept; None: ``finetune.cache.cache_folder()``
+
+    Raises ValueError that names the samples without a single token to learn.
+    """
+    digest = _digest(conversations, workers)
+    key = _key(digest, len(conversations), processor, family)
+    path = (cache_folder() if cache_dir is None else Path(cache_dir)) / "lengths" / f"{key}.counts"
+    counts = _kept(path, len(conversations), say)
+    if counts is None:
+        counts = _counted(conversations, processor, family, workers)
+        _keep(path, counts, say)
+    lengths = Lengths(*(counts[:, i].copy() for i in range(len(Lengths._fields))))
+    _check_learnable(conversations, lengths)
+    return lengths
+
+
+def shrink(
+    conversation: Conversation, processor: Any, family: Family, max_length: int
+) -> Conversation | None:
+    """The conversation with its largest pictures bounded in pixels, as little as makes it fit ``max_length`` tokens.
+
+    All pictures get one bound (``ImageRef.max_pixels``), so small ones stay as they are. None where the text
+    alone, with pictures as small as the family takes them, is too long.
+
+    Raises ValueError where the family's pictures all have one size: they cannot be shrunk.
+    """
+    bounds = [_pixels(ref) for ref in conversation.images]
+    if _tokens(conversation, processor, family) <= max_length:
+        return conversation
+    if not bounds:
+        return None
+    low, high = 1, max(bounds)
+    if _tokens(_bounded(conversation, low), processor, family) > max_length:
+        _check_shrinkable(conversation, processor, family)
+        return None
+    # low fits and high does not; sizes are rounded to patches, so the last percent changes nothing.
+    while high > low + max(1, low // 100):
+        middle = round((low * high) ** 0.5)
+        fits = _tokens(_bounded(conversation, middle), processor, family) <= max_length
+        low, high = (middle, high) if fits else (low, middle)
+    return _bounded(conversation, low)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Counting
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _counted(
+    conversations: Sequence[Conversation], processor: Any, family: Family, workers: int | None
+) -> Int[np.ndarray, "samples 4"]:
+    slots = len(family.blank(processor).images[0].positions)
+
+    def work(chunk: range) -> Int[np.ndarray, "samples 4"]:
+        rows = [_count(conversations[i], processor, family, slots) for i in chunk]
+        return np.array(rows, np.int64).reshape(-1, len(Lengths._fields))
+
+    parts = in_chunks(work, len(conversations), workers=workers, doing="counting tokens")
+    return np.concatenate([np.empty((0, len(Lengths._fields)), np.int64), *(part for _, part in parts)])
+
+
+def _count(
+    conversation: Conversation, processor: Any, family: Family, slots: int
+) -> tuple[int, int, int, int]:
+    """One row of ``Lengths``; ``slots`` are a picture's tokens where the family's pictures all have as many."""
+    try:
+        encoded = family.encode(processor, conversation, media=False)
+    except ValueError as error:
+        raise ValueError(f"{conversation.source}: {error}") from error
+    images = len(conversation.images)
+    kinds = encoded.per_token.get("mm_token_type_ids")
+    in_images = images * slots if kinds is None else int((kinds == 1).sum())
+    return len(encoded.input_ids), int((encoded.labels[1:] != IGNORED).sum()), in_images, images
+
+
+def _tokens(conversation: Conversation, processor: Any, family: Family) -> int:
+    return len(family.encode(processor, conversation, media=False).input_ids)
+
+
+def _check_learnable(conversations: Sequence[Conversation], lengths: Lengths) -> None:
+    empty = np.flatnonzero(lengths.trained_tokens == 0)
+    if len(empty):
+        names = [f"  {conversations[int(i)].source}" for i in empty[:MOST_NAMES_SHOWN]]
+        if len(empty) > len(names):
+            names.append(f"  ... and {len(empty) - len(names):,} more")
+        raise ValueError(
+            "\n".join([f"{len(empty):,} of {len(conversations):,} samples have no token to learn:", *names])
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Keeping
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _digest(conversations: Sequence[Conversation], workers: int | None) -> str:
+    """Of all that the conversations' tokens depend on."""
+    if isinstance(conversations, Conversations) and conversations.digest is not None:
+        return conversations.digest
+
+    def work(chunk: range) -> bytes:
+        hashed = hashlib.sha256()
+        for i in chunk:
+            hashed.update(fingerprint(conversations[i]))
+        return hashed.digest()
+
+    parts = in_chunks(work, len(conversations), workers=workers, doing="reading samples")
+    return hashlib.sha256(b"".join(part for _, part in parts)).hexdigest()
+
+
+def _key(digest: str, count: int, processor: Any, family: Family) -> str:
+    """The processor counts by what it saves: vocabulary, chat template, pixel budget, slots of a picture."""
+    hashed = hashlib.sha256(f"{COUNTING} {family.name} {count} {digest}".encode())
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        for file in sorted(Path(folder).rglob("*")):
+            if file.is_file():
+                hashed.update(f"\n{file.relative_to(folder)} {file.stat().st_size}\n".encode())
+                hashed.update(file.read_bytes())
+    return hashed.hexdigest()
+
+
+def _kept(path: Path, count: int, say: Callable[[str], None]) -> Int[np.ndarray, "samples 4"] | None:
+    """The counts of an earlier run, or None."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        say(f"{path}: token counts of an earlier run cannot be read ({error.strerror}); counting anew")
+        return None
+    counts, checksum = content[:-32], content[-32:]
+    columns = len(Lengths._fields)
+    if hashlib.sha256(counts).digest() != checksum or len(counts) != count * columns * 8:
+        say(f"{path}: the token counts of an earlier run are broken; counting anew")
+        return None
+    return np.frombuffer(counts, "<i8").reshape(count, columns)
+
+
+def _keep(path: Path, counts: Int[np.ndarray, "samples 4"], say: Callable[[str], None]) -> None:
+    content = counts.astype("<i8").tobytes()
+    try:
+        write_whole(path, lambda file: file.write(content + hashlib.sha256(content).digest()))
+    except OSError as error:
+        say(f"{path}: token counts cannot be kept ({error.strerror}), so the next run counts again")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shrinking
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _pixels(ref: ImageRef) -> int:
+    """Pixels of a picture as it is now given to the family."""
+    width, height = ref.size_pixels or size_of(ref)
+    return min(width * height, ref.max_pixels or width * height)
+
+
+def _bounded(conversation: Conversation, most: int) -> Conversation:
+    """The conversation with no picture above ``most`` pixels."""
+    turns = [
+        Turn(
+            turn.role,
+            tuple(
+                replace(part, max_pixels=most)
+                if isinstance(part, ImageRef) and _pixels(part) > most
+                else part
+                for part in turn.parts
+            ),
+        )
+        for turn in conversation.turns
+    ]
+    return replace(conversation, turns=tuple(turns))
+
+
+def _check_shrinkable(conversation: Conversation, processor: Any, family: Family) -> None:
+    large = ImageRef("large", Path("large"), size_pixels=(4096, 4000))
+    one = Conversation((Turn("user", (large,)), Turn("assistant", ("a",))))
+    if _tokens(one, processor, family) == _tokens(_bounded(one, 1), processor, family):
+        raise ValueError(
+            f"{conversation.source}: too long, and the pictures of {family.name} all take as many tokens, so none "
+            "can be shrunk; use --on_bad_sample drop, or raise --model_max_length"
+        )

@@ -1,0 +1,75 @@
+"""Work on many samples in several processes, in order, with a progress bar."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+CHUNK = 256
+"""Samples that a process does at a time. Digests are taken over chunks, so another number is another digest."""
+WORTH_A_PROCESS = 2000
+"""Fewer samples than so many for each process are done sooner without it."""
+
+Result = TypeVar("Result")
+_work: Callable[[range], Any] | None = None  # of a worker process
+
+
+def default_workers() -> int:
+    """The processor cores of this process, shared with the other processes of the run on this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def in_chunks(
+    work: Callable[[range], Result], count: int, *, workers: int | None, doing: str
+) -> Iterator[tuple[range, Result]]:
+    """``work`` done on every chunk of 0 to ``count`` - 1, in order, beside the chunk itself.
+
+    workers   processes; None: as many as the machine has cores for, where there is enough to do
+    doing     the words of the progress bar, which is shown after two seconds, on the first process of the run
+    """
+    chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    if workers is None:
+        workers = min(default_workers(), count // WORTH_A_PROCESS)
+    silent = os.environ.get("RANK", "0") != "0"
+    with tqdm(total=count, desc=doing, unit="sample", delay=2, disable=silent) as bar:
+        for chunk, result in zip(chunks, _results(work, chunks, workers), strict=True):
+            yield chunk, result
+            bar.update(len(chunk))
+
+
+def _results(work: Callable[[range], Result], chunks: list[range], workers: int) -> Iterator[Result]:
+    if workers <= 1 or len(chunks) <= 1:
+        yield from map(work, chunks)
+        return
+    # Forked: a fresh process would import torch and transformers again, several seconds each. The children use
+    # neither threads nor a device, so what Python says about forking beside threads does not touch them.
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(min(workers, len(chunks)), fork, initializer=_begin, initargs=(work,)) as pool:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+            results = pool.map(_do, chunks)  # forks here
+        try:
+            yield from results
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                f"one of {workers} processes that read the data was ended from outside, mostly for want of memory"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin(work: Callable[[range], Any]) -> None:
+    global _work
+    _work = work
+
+
+def _do(chunk: range) -> Any:
+    assert _work is not None
+    return _work(chunk)
