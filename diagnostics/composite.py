@@ -7,15 +7,14 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance
 
-from diagnostics.fonts import drawable, text_font
+from finetune.fonts import Pen, text_font
 
 Box = tuple[float, float, float, float]
 
@@ -158,7 +157,7 @@ def draw_probe(sheet: ProbeSheet, layers: Sequence[LayerMaps]) -> Image.Image:
     """
     if not layers:
         raise ValueError(f"probe {sheet.probe_id}: no key layer to draw; expected at least one")
-    pen = _Pen(text_font("".join(_words(sheet))))
+    pen = Pen(text_font("".join(_words(sheet))), INK)
     panel = _panel_size(sheet.picture.size)
     dimmed = dim(sheet.picture, panel)
     parts = [_header(sheet, layers, pen)]
@@ -180,7 +179,7 @@ def draw_strip(sheet: ProbeSheet, strips: Sequence[Strip]) -> Image.Image:
         raise ValueError(
             f"probe {sheet.probe_id}: no step to draw; expected at least one key layer and one step"
         )
-    pen = _Pen(text_font("".join(_words(sheet))))
+    pen = Pen(text_font("".join(_words(sheet))), INK)
     panels = len(strips[0].panels)
     wide = max(STRIP_PANEL_MIN, min(PANEL, (WIDTH - 2 * MARGIN - (panels - 1) * GUTTER) // panels))
     size = _panel_size(sheet.picture.size, wide)
@@ -291,45 +290,6 @@ def _tint(
     return tinted
 
 
-class _Pen:
-    """Text of one font in several sizes, with what the font lacks spelled out."""
-
-    def __init__(self, font: Path) -> None:
-        self.font = font
-
-    def write(
-        self,
-        draw: ImageDraw.ImageDraw,
-        at: tuple[float, float],
-        text: str,
-        size: int,
-        colour: tuple[int, int, int] = INK,
-        anchor: str = "la",
-    ) -> float:
-        """Write one line and return where it ends on the right."""
-        text = drawable(text, self.font)
-        face = _face(self.font, size)
-        draw.text(at, text, font=face, fill=colour, anchor=anchor)
-        return at[0] + (face.getlength(text) if anchor[0] == "l" else 0)
-
-    def width(self, text: str, size: int) -> float:
-        return _face(self.font, size).getlength(drawable(text, self.font))
-
-    def fit(self, text: str, size: int, width: float) -> str:
-        """``text`` cut to ``width`` pixels, with an ellipsis where something is missing."""
-        text = " ".join(text.split())
-        if self.width(text, size) <= width:
-            return text
-        while text and self.width(text + "…", size) > width:
-            text = text[: -max(1, len(text) // 12)]
-        return text + "…"
-
-
-@lru_cache(maxsize=32)
-def _face(font: Path, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(font), size, layout_engine=ImageFont.Layout.BASIC)
-
-
 def _words(sheet: ProbeSheet) -> tuple[str, ...]:
     texts = (sheet.probe_id, sheet.group, sheet.question, sheet.answer, sheet.foil or "", *sheet.regions)
     return (*texts, sheet.before.said, sheet.after.said)
@@ -350,7 +310,7 @@ def _panel_size(image_size: tuple[int, int], panel: int = PANEL) -> tuple[int, i
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _header(sheet: ProbeSheet, layers: Sequence[LayerMaps], pen: _Pen) -> Image.Image:
+def _header(sheet: ProbeSheet, layers: Sequence[LayerMaps], pen: Pen) -> Image.Image:
     part = Image.new("RGB", (WIDTH, 104), PAPER)
     draw = ImageDraw.Draw(part)
     which = f"layer {layers[0].layer}" if len(layers) == 1 else f"{len(layers)} key layers"
@@ -369,7 +329,7 @@ def _header(sheet: ProbeSheet, layers: Sequence[LayerMaps], pen: _Pen) -> Image.
 
 
 def _layer_row(
-    sheet: ProbeSheet, maps: LayerMaps, dimmed: Image.Image, pen: _Pen, *, titled: bool
+    sheet: ProbeSheet, maps: LayerMaps, dimmed: Image.Image, pen: Pen, *, titled: bool
 ) -> Image.Image:
     """Three panels, their region readings below, and the colour bars with their numbers."""
     size = dimmed.size
@@ -393,7 +353,7 @@ def _layer_row(
     return part
 
 
-def _draw_regions(picture: Image.Image, sheet: ProbeSheet, pen: _Pen, *, named: bool) -> None:
+def _draw_regions(picture: Image.Image, sheet: ProbeSheet, pen: Pen, *, named: bool) -> None:
     """Outline every box: the judged region in white, the others thinner and fainter; dark beneath for contrast."""
     across, down = picture.width / sheet.picture.width, picture.height / sheet.picture.height
     for rank, (name, boxes) in reversed(list(enumerate(sheet.regions.items()))):
@@ -422,7 +382,7 @@ def _outline(
 
 
 def _name_tag(
-    draw: ImageDraw.ImageDraw, name: str, corner: tuple[float, float], size: tuple[int, int], pen: _Pen
+    draw: ImageDraw.ImageDraw, name: str, corner: tuple[float, float], size: tuple[int, int], pen: Pen
 ) -> None:
     name = pen.fit(name, 20, size[0] - 14)
     width = pen.width(name, 20) + 12
@@ -433,7 +393,7 @@ def _name_tag(
 
 
 def _write_readings(
-    draw: ImageDraw.ImageDraw, readings: Sequence[RegionReading], baseline: int, pen: _Pen
+    draw: ImageDraw.ImageDraw, readings: Sequence[RegionReading], baseline: int, pen: Pen
 ) -> None:
     """The judged region's mass and enrichment below each panel."""
     for reading in readings[:1]:
@@ -456,7 +416,7 @@ def _write_readings(
                 )
 
 
-def _colour_bars(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top: int, pen: _Pen) -> None:
+def _colour_bars(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top: int, pen: Pen) -> None:
     """One bar under base and now together, one under the difference; on the grey of a dimmed picture."""
     wide = 2 * PANEL + GUTTER
     for bar, column in zip(_bars(), (0, 2), strict=True):
@@ -480,7 +440,7 @@ def _bars() -> tuple[Image.Image, Image.Image]:
     return heat_over(ground, heat, 1.0), difference_over(ground.crop((0, 0, PANEL, 12)), swing, 1.0)
 
 
-def _caption(sheet: ProbeSheet, pen: _Pen) -> Image.Image:
+def _caption(sheet: ProbeSheet, pen: Pen) -> Image.Image:
     part = Image.new("RGB", (WIDTH, 168), PAPER)
     draw = ImageDraw.Draw(part)
     draw.line((MARGIN, 4, WIDTH - MARGIN, 4), fill=FAINT, width=2)
@@ -500,7 +460,7 @@ def _labelled(
     label: str,
     text: str,
     colour: tuple[int, int, int],
-    pen: _Pen,
+    pen: Pen,
 ) -> float:
     end = pen.write(draw, at, label, 21, SOFT, anchor="ls")
     return pen.write(draw, (end + 10, at[1]), pen.fit(text, 25, WIDTH * 0.4), 25, colour, anchor="ls")
@@ -512,7 +472,7 @@ def _answer_line(
     name: str,
     outcome: Outcome,
     width: int,
-    pen: _Pen,
+    pen: Pen,
 ) -> None:
     """A pill with the margin, green where the right answer leads, then what the model said."""
     x, y = at
@@ -530,7 +490,7 @@ def _answer_line(
     )
 
 
-def _strip_title(sheet: ProbeSheet, strip: Strip, width: int, pen: _Pen) -> Image.Image:
+def _strip_title(sheet: ProbeSheet, strip: Strip, width: int, pen: Pen) -> Image.Image:
     part = Image.new("RGB", (width, 132), PAPER)
     draw = ImageDraw.Draw(part)
     room = width - 2 * MARGIN
@@ -550,7 +510,7 @@ def _strip_title(sheet: ProbeSheet, strip: Strip, width: int, pen: _Pen) -> Imag
 
 
 def _strip_row(
-    sheet: ProbeSheet, strip: Strip, dimmed: Image.Image, wide: int, width: int, pen: _Pen
+    sheet: ProbeSheet, strip: Strip, dimmed: Image.Image, wide: int, width: int, pen: Pen
 ) -> Image.Image:
     """One key layer: step above, margin and mass below each panel, the scale of all of them at the end."""
     scale = series_scale([panel.map for panel in strip.panels])
@@ -570,7 +530,7 @@ def _strip_row(
 
 
 def _strip_numbers(
-    draw: ImageDraw.ImageDraw, panel: StripPanel, left: int, baseline: int, wide: int, pen: _Pen
+    draw: ImageDraw.ImageDraw, panel: StripPanel, left: int, baseline: int, wide: int, pen: Pen
 ) -> None:
     """Margin in the colour of right or wrong; mass and enrichment of the judged region."""
     margin = panel.outcome.margin_nats
@@ -581,7 +541,7 @@ def _strip_numbers(
         pen.write(draw, (left, baseline + 28), pen.fit(mass, 21, wide), 21, SOFT, anchor="ls")
 
 
-def _strip_bar(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top: int, pen: _Pen) -> None:
+def _strip_bar(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top: int, pen: Pen) -> None:
     bar = _bars()[0]
     part.paste(bar, (MARGIN, top))
     end = pen.write(draw, (MARGIN + bar.width + 12, top + 14), f"{scale.top:.1f}×", 19, SOFT, anchor="ls")

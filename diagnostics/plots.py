@@ -11,10 +11,11 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.image import AxesImage
 from PIL import Image, ImageOps
 
-from diagnostics.fonts import drawable, font_properties, text_font
+from finetune.fonts import drawable, text_font
 
 # Less is blue and more is orange, as on the probe pictures.
 _LESS_MORE = LinearSegmentedColormap.from_list(
@@ -107,7 +108,7 @@ class AttentionVisualizer:
         )
         figure, axes = self._one_axes()
         shown = _overlay(axes, picture, density, density.max())
-        axes.set_title(title, loc="left", fontproperties=font_properties(title))
+        axes.set_title(title, loc="left", fontproperties=_font_properties(title))
         figure.colorbar(shown, ax=axes, label="attention, times the even share", fraction=0.03, pad=0.01)
         return figure
 
@@ -140,7 +141,7 @@ class AttentionVisualizer:
         top = max(density.max() for density in maps)
         for axes, density, token in zip(panels.flat, maps, text_tokens, strict=False):
             shown = _overlay(axes, picture, density, top)
-            axes.set_title(_label(token), fontproperties=font_properties(token))
+            axes.set_title(_label(token), fontproperties=_font_properties(token))
         for axes in panels.flat[len(maps) :]:
             axes.remove()
         figure.colorbar(
@@ -199,7 +200,7 @@ def layers_heads_figure(
         sorted(key_layers) if key_layers else range(0, layers, max(1, math.ceil(layers / 12))),
     )
     # The unit beside the bar would lie over the next panel's title where there are few layers.
-    figure.suptitle(f"{title}\n{unit}", fontproperties=font_properties(title), fontsize=11)
+    figure.suptitle(f"{title}\n{unit}", fontproperties=_font_properties(title), fontsize=11)
     return figure
 
 
@@ -295,12 +296,17 @@ def _label(token: str) -> str:
     return drawable(shown, text_font(shown)).replace("$", r"\$")
 
 
+def _font_properties(text: str) -> FontProperties:
+    """The font to write ``text`` with; asks for nothing global (no rcParams, no font registry)."""
+    return FontProperties(fname=str(text_font(text)))
+
+
 def _token_ticks(axes: Axes, which: str, labels: Sequence[str]) -> None:
     every = max(1, math.ceil(len(labels) / _LABELS_MAX))
     places = list(range(0, len(labels), every))
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_ticks(places, [labels[place] for place in places])
-    font = font_properties("".join(labels))
+    font = _font_properties("".join(labels))
     font.set_size(9 if len(places) <= 32 else 7)
     for text in axis.get_ticklabels():
         text.set_fontproperties(font)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diagnostics import fonts
 from diagnostics.composite import (
     GUTTER,
     MARGIN,
@@ -32,6 +31,7 @@ from diagnostics.composite import (
     series_scale,
     shared_scale,
 )
+from finetune import fonts
 
 SIZE, GRID = (120, 80), (4, 6)
 BOXES = np.array([[20 * c, 20 * r, 20 * c + 20, 20 * r + 20] for r in range(4) for c in range(6)], float)
@@ -142,12 +142,6 @@ def test_png_has_the_width_asked_for_and_is_small() -> None:
     assert len(png) < 200_000
     white = Image.open(io.BytesIO(encode_png(page))).convert("RGB").getpixel((3, 3))
     assert min(white) > 250  # type: ignore[type-var, arg-type]
-
-
-def test_what_the_font_lacks_is_spelled_out() -> None:
-    assert fonts.drawable("a\U0001f600b", fonts.latin_font()) in ("a[U+1F600]b", "a\U0001f600b")
-    assert fonts.drawable("东", fonts.latin_font()) == "[U+4E1C]"
-    assert fonts.drawable("a\nb", fonts.latin_font()) == "a b"
 
 
 def test_without_a_chinese_font_chinese_is_an_error_and_english_is_not(

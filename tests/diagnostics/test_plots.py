@@ -8,8 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diagnostics.fonts import chinese_font
 from diagnostics.plots import AttentionVisualizer, layers_heads_figure
+from finetune.fonts import chinese_font
 
 PICTURE = Image.new("RGB", (60, 30), (100, 120, 140))
 TOKENS = ["图", " ", "\n", "$x$", "tower"]
