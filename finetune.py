@@ -16,7 +16,17 @@ import torch
 from transformers import TrainerCallback, set_seed
 from transformers.utils import logging
 
-from finetune import adaptation, arguments, checkpoint, conversation, data, families, run_folder, trainer
+from finetune import (
+    adaptation,
+    arguments,
+    checkpoint,
+    conversation,
+    data,
+    families,
+    reading,
+    run_folder,
+    trainer,
+)
 from finetune.arguments import Arguments
 
 SAMPLES_SHOWN_FROM = 2000
@@ -71,8 +81,8 @@ def prepare(argv: Sequence[str]) -> Ready | None:
     args, lines = arguments.parse(with_demo(argv))
     say(*lines)
     probes = read_probes(args)
-    conversations = conversation.read_qwen_vl(str(args.data.data_path))
-    evaluation = conversation.read_qwen_vl(args.data.eval_data_path) if args.data.eval_data_path else None
+    conversations = read_data(args, str(args.data.data_path))
+    evaluation = read_data(args, args.data.eval_data_path) if args.data.eval_data_path else None
     marks = run_folder.fingerprint(args, args.training.world_size)
     start = begin(args, marks)
     say(*start.lines)
@@ -187,6 +197,20 @@ def open_checkpoint(args: Arguments, plan: adaptation.Plan) -> tuple[Any, famili
         adaptation.target_pattern(model, family, plan)
     check_key_layers(args, model, family)
     return checkpoint.load_processor(name, cache_dir=cache), family
+
+
+def read_data(args: Arguments, path: str) -> Sequence[conversation.Conversation]:
+    """The conversations of one source, as the data flags say; raises ValueError with every fault found in it."""
+    chosen = args.data
+    return reading.read(
+        path,
+        data_format=chosen.data_format,
+        image_folder=chosen.image_folder,
+        box_units=chosen.box_units,
+        on_bad_sample=chosen.on_bad_sample,
+        streaming=chosen.streaming,
+        say=say,
+    )
 
 
 def build_dataset(

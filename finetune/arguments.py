@@ -74,8 +74,8 @@ class DataArguments:
     )  # fmt: skip
     box_units: Literal["pixels", "thousandths"] | None = field(
         default=None,
-        metadata={"help": "What the numbers of bbox_2d and objects.bbox in the data are: pixels of the picture "
-                          "as it is stored, or thousandths. <box> markup is thousandths always."},
+        metadata={"help": "What the numbers of bbox_2d and objects.bbox in the data are: pixels of the upright "
+                          "picture, or thousandths. <box> markup is thousandths always."},
     )  # fmt: skip
     streaming: bool = field(
         default=False,
@@ -487,10 +487,12 @@ def _check_sources(arguments: Arguments) -> Iterator[str]:
     if model.model_name_or_path is None:
         yield "--model_name_or_path: missing; give a checkpoint (with neither it nor --data_path the demo runs)"
     if data.data_path is None:
-        yield "--data_path: missing; give the JSON file with the training conversations"
+        yield "--data_path: missing; give the file or folder with the training conversations"
     for name, path in (("data_path", data.data_path), ("eval_data_path", data.eval_data_path)):
-        if path is not None and not Path(path).is_file():
-            yield f"--{name}: there is no file {path!r} (working directory {os.getcwd()})"
+        if path is not None and not Path(path).exists():
+            yield f"--{name}: there is no file or folder {path!r} (working directory {os.getcwd()})"
+    if data.image_folder is not None and not Path(data.image_folder).is_dir():
+        yield f"--image_folder: there is no folder {data.image_folder!r} (working directory {os.getcwd()})"
     if monitor.monitor and monitor.probes is None:
         yield "--monitor True: needs --probes FILE, the images and questions to watch"
     for name, path in (("probes", monitor.probes), ("calibration_probes", monitor.calibration_probes)):

@@ -81,15 +81,19 @@ def questions(conversations: Sequence[Conversation]) -> list[tuple[Path, str, st
     """(picture, question, answer) of every turn about one picture on disk, as a person would read it."""
     found: list[tuple[Path, str, str]] = []
     for one in conversations:
-        paths = [ref.path for ref in one.images if isinstance(ref.path, Path)]
-        if len(paths) != 1:
+        paths = [ref.path for ref in one.images if ref.data is None]
+        if len(paths) != 1 or len(one.images) != 1:
             continue
         for asked, answered in itertools.pairwise(one.turns):
             if (asked.role, answered.role) == ("user", "assistant"):
-                text = "".join(part for part in asked.parts if isinstance(part, str))
-                answer = "".join(part for part in answered.parts if isinstance(part, str))
-                found.append((paths[0], text.removeprefix("Picture 1: ").strip(), answer))
+                found.append((paths[0], _words(asked).removeprefix("Picture 1: ").strip(), _words(answered)))
     return found
+
+
+def _words(turn: Turn) -> str:
+    """A turn without its pictures, boxes as they were written."""
+    words = (part.written if isinstance(part, BoxRef) else part for part in turn.parts)
+    return "".join(part for part in words if isinstance(part, str))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
