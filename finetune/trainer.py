@@ -1,7 +1,6 @@
 """The Hugging Face Trainer we build: token-normalised loss, guards, checkpoints that say when they are whole."""
 
 import functools
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from finetune import optimizer, run_folder
+from finetune import optimizer
 from finetune.adaptation import Rates
 from finetune.arguments import TrainingArguments
 from finetune.data import IGNORED, Collator, ConversationDataset
 from finetune.guards import GradientCheck, TrainingError
+from finetune.saving import SavingTrainer
 
 
 def token_loss(
@@ -43,14 +43,13 @@ def token_loss(
     return total / (trained.sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-class FinetuneTrainer(Trainer):
+class FinetuneTrainer(SavingTrainer):
     """Trainer for :class:`ConversationDataset`. Beyond transformers' own:
 
     - the loss is normalised by tokens, the same for every family;
     - a loss that is not finite stops, with the batch's samples by name;
     - what should learn and gets no gradient stops;
     - each component has its learning rate;
-    - a checkpoint is marked once every process has written its part, and only then are older ones deleted;
     - training that was finished when it was killed is not trained further.
     """
 
@@ -59,8 +58,6 @@ class FinetuneTrainer(Trainer):
     def __init__(self, *, rates: Rates, gradients: GradientCheck, **kwargs: Any) -> None:
         args: TrainingArguments = kwargs["args"]
         self.rates, self.gradients = rates, gradients
-        self.keep_checkpoints = args.save_total_limit
-        args.save_total_limit = None  # deleting is done here, after the mark
         loss = functools.partial(token_loss, label_smoothing=args.label_smoothing_factor)
         super().__init__(**kwargs, compute_loss_func=loss)
 
@@ -111,23 +108,6 @@ class FinetuneTrainer(Trainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            folder = Path(self.args.output_dir)
-            newest = folder / f"checkpoint-{self.state.global_step}"
-            run_folder.mark_complete(newest, processes=self.args.world_size)
-            self._delete_old(folder, newest)
-
-    def _delete_old(self, folder: Path, newest: Path) -> None:
-        if not self.keep_checkpoints:
-            return
-        kept = {newest, Path(self.state.best_model_checkpoint or newest)}
-        older = [path for path in run_folder.checkpoints(folder) if path not in kept]
-        for path in older[: max(0, len(older) + 1 - self.keep_checkpoints)]:
-            shutil.rmtree(path)
 
 
 def log_folder(args: TrainingArguments) -> Path:

@@ -1,0 +1,234 @@
+"""The tensors of a checkpoint's files against those of a model: is each there, and does each have a place?
+
+Files name tensors otherwise than a model does. Three renamings, all undone here:
+
+- transformers writes the names of earlier releases: ``model.language_model.layers.0`` of Qwen2.5-VL and of LLaVA is
+  ``model.layers.0`` in the file. Trap: its Trainer looks for the model's own names when it goes on from a checkpoint,
+  finds one tensor of 45 in a small Qwen2.5-VL (5.23), says so in a warning, and trains the rest from the base again.
+- PEFT leaves out the adapter's name and what it wraps modules in
+- a tensor that two modules share is written once
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from finetune.families.base import bare_model
+
+Shape = tuple[int, ...]
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin")
+MOST_NAMES_SHOWN = 10
+
+_PEFT_WRAPS = re.compile(r"\.(modules_to_save\.[^.]+|base_layer)(?=\.)")
+_PEFT_NAMES = re.compile(r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.[^.]+")
+_PEFT_PREFIX = "base_model.model."
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files with weights in a folder: an adapter's, or else a model's; of two formats, safetensors alone."""
+    for names in ((ADAPTER_FILES[0],), (ADAPTER_FILES[1],), *((pattern,) for pattern in MODEL_FILES)):
+        found = sorted(path for name in names for path in folder.glob(name))
+        if found:
+            return found
+    return []
+
+
+def shapes(folder: Path) -> dict[str, Shape]:
+    """Name in the file → shape, of every tensor saved in a folder. Headers alone are read, no weights.
+
+    Raises ValueError for a file that is cut short or is no file of weights.
+    """
+    found: dict[str, Shape] = {}
+    for path in weight_files(folder):
+        found |= _shapes_of(path)
+    return found
+
+
+def _shapes_of(path: Path) -> dict[str, Shape]:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        content = torch.load(path, map_location="meta", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error}); it was cut short, or holds no weights; "
+            "copy it again, or take an earlier checkpoint"
+        ) from error
+    return {name: tuple(tensor.shape) for name, tensor in content.items()}
+
+
+def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name in the file and tensor, one at a time."""
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    yield name, file.get_tensor(name)
+        else:
+            yield from torch.load(path, map_location="cpu", weights_only=True, mmap=True).items()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def places(model: nn.Module) -> dict[str, Tensor]:
+    """Name in the file → the model's tensor that it is the content of.
+
+    A PeftModel's files may hold adapters, trained copies and biases; a model's hold all of it. Of a tensor that
+    modules share, every name is here.
+    """
+    if isinstance(model, PeftModel):
+        return {_peft_file_name(name): tensor for name, tensor in _peft_tensors(model)}
+    state = model.state_dict(keep_vars=True)
+    return {file_name: state[name] for name, file_name in _file_names(model, list(state)).items()}
+
+
+def _peft_tensors(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if ".original_module." not in name:
+            yield name, tensor
+
+
+def _peft_file_name(name: str) -> str:
+    """``….c_attn.lora_A.default.weight`` → ``….c_attn.lora_A.weight``, as PEFT writes it.
+
+    DoRA's magnitudes lose their last part too: ``….lora_magnitude_vector.default.weight`` →
+    ``….lora_magnitude_vector``.
+    """
+    plain = _PEFT_NAMES.sub(r"\1", re.sub(r"\.modules_to_save\.[^.]+(?=\.)", "", name))
+    return plain.removesuffix(".weight") if plain.endswith(".lora_magnitude_vector.weight") else plain
+
+
+def _file_names(model: nn.Module, names: list[str]) -> dict[str, str]:
+    """Name in the model → name in the file, as transformers writes it.
+
+    Its own renaming is applied to tensors of one number each, which say afterwards where they went.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    bare: Any = bare_model(model)
+    renamed = revert_weight_conversion(bare, {name: torch.tensor([i]) for i, name in enumerate(names)})
+    if sorted(int(tag) for tag in renamed.values() if tag.numel() == 1) != list(range(len(names))):
+        raise ValueError(
+            f"{type(bare).__name__}: its files hold weights in other pieces than the model does, which a run cannot "
+            "go on from; train it with adapters (--use_lora True)"
+        )
+    return {names[int(tag)]: file_name for file_name, tag in renamed.items()}
+
+
+def whole_shape(tensor: Tensor) -> Shape:
+    """The shape of a tensor; under ZeRO-3 that of the whole, of which a shard lies here."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The two against each other
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def not_saved(model: nn.Module, folder: Path) -> list[str]:
+    """A line for each tensor that a checkpoint of this model must hold and that ``folder`` does not."""
+    homes, found = places(model), shapes(folder)
+    return [*_missing(model, homes, found), *_misshapen(homes, found)]
+
+
+def restore(model: nn.Module, folder: Path) -> None:
+    """Put every tensor of a checkpoint back into the model that it was saved from, in the model's precision.
+
+    Raises ValueError, before anything is changed, where a tensor is missing, has no place, or has another shape.
+    """
+    homes, found = places(model), shapes(folder)
+    faults = [*_missing(model, homes, found), *_misshapen(homes, found), *_homeless(homes, found)]
+    if faults:
+        raise ValueError(
+            f"{folder}: is no checkpoint of this run's model:\n{listed(faults)}\n"
+            "give the flags that it was trained with, or start anew in another --output_dir"
+        )
+    with torch.no_grad():
+        for name, tensor in tensors(folder):
+            homes[name].copy_(tensor)
+
+
+def _missing(model: nn.Module, homes: Mapping[str, Tensor], found: Mapping[str, Shape]) -> Iterator[str]:
+    """With adapters, what trains: the base is opened beside it. Without, every parameter."""
+    adapted = isinstance(model, PeftModel)
+    there = {id(homes[name]) for name in found if name in homes}  # a tensor of two names is written under one
+    for name, tensor in homes.items():
+        wanted = tensor.requires_grad if adapted else isinstance(tensor, nn.Parameter)
+        if wanted and id(tensor) not in there:
+            yield f"{name}: found none in the files, expected {list(whole_shape(tensor))}"
+            there.add(id(tensor))
+
+
+def _misshapen(homes: Mapping[str, Tensor], found: Mapping[str, Shape]) -> Iterator[str]:
+    for name, tensor in homes.items():
+        if name in found and found[name] != whole_shape(tensor):
+            yield f"{name}: found {list(found[name])} in the files, expected {list(whole_shape(tensor))}"
+
+
+def _homeless(homes: Mapping[str, Tensor], found: Mapping[str, Shape]) -> Iterator[str]:
+    for name, shape in found.items():
+        if name not in homes:
+            yield f"{name}: found {list(shape)} in the files, expected no such tensor"
+
+
+def listed(faults: list[str]) -> str:
+    """Faults, one a line, the first few of many."""
+    shown = [f"  {fault}" for fault in faults[:MOST_NAMES_SHOWN]]
+    more = len(faults) - len(shown)
+    return "\n".join([*shown, *([f"  and {more} more"] if more else [])])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# An adapter against a base
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def unfit(base: nn.Module, adapter: Path) -> list[str]:
+    """A line for each tensor of an adapter that was made for a base of another size than this one.
+
+    Names that the base does not have are none of these: PEFT may know them from an earlier release.
+    """
+    modules, parameters = dict(base.named_modules()), dict(base.named_parameters())
+    faults = []
+    for name, shape in shapes(adapter).items():
+        expected = _expected_shape(name.removeprefix(_PEFT_PREFIX), shape, modules, parameters)
+        if expected is not None and expected != shape:
+            faults.append(
+                f"{name}: found {list(shape)} in the adapter, expected {list(expected)} for this base"
+            )
+    return faults
+
+
+def _expected_shape(
+    name: str, shape: Shape, modules: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]
+) -> Shape | None:
+    """The shape that an adapter's tensor has for this base; None where the base does not say."""
+    stem, dot, part = name.partition(".lora_")
+    if not dot:
+        own = parameters.get(_PEFT_WRAPS.sub("", name))
+        return None if own is None or own.dtype == torch.uint8 else tuple(own.shape)
+    module: Any = modules.get(stem)
+    if not isinstance(module, nn.Linear):
+        return None
+    if part.startswith("A."):
+        return (shape[0], module.in_features)
+    if part.startswith("B."):
+        return (module.out_features, shape[-1])
+    return (module.out_features,) if part.startswith("magnitude") else None
