@@ -11,7 +11,9 @@ from typing import Any
 _HOMES = {
     "AttentionExtractor": "diagnostics.capture",
     "AttentionMonitor": "diagnostics.monitor",
+    "AttentionRecord": "diagnostics.records",
     "AttentionVisualizer": "diagnostics.plots",
+    "to_bertviz": "diagnostics.bertviz",
 }
 
 __all__ = list(_HOMES)
