@@ -25,6 +25,7 @@ from finetune import (
     families,
     reading,
     run_folder,
+    stopping,
     trainer,
 )
 from finetune.arguments import Arguments
@@ -37,19 +38,27 @@ def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code.
 
     What is wrong with flags, data, probes or the output folder is one message, before any training. So is what
-    stops training on purpose; any other error in training shows where it happened.
+    stops training on purpose; any other error in training shows where it happened. A signal to stop and Ctrl-C are
+    a line that says how to go on.
     """
     quieten()
     try:
         ready = prepare(argv)
     except ValueError as error:
         return fail(error)
+    except KeyboardInterrupt:
+        return ended("interrupted; nothing had been trained", stopping.INTERRUPTED)
     if ready is None:
         return 0
     try:
         train(ready)
     except trainer.TrainingError as error:
         return fail(error)
+    except stopping.Stopped as stopped:
+        return ended(str(stopped), stopped.status)
+    except KeyboardInterrupt:
+        folder = Path(str(ready.args.training.output_dir))
+        return ended(stopping.interrupted(folder), stopping.INTERRUPTED)
     return 0
 
 
@@ -118,9 +127,13 @@ def train(ready: Ready) -> None:
         ready.eval_set,
         rates=rates_of(args),
         writer=writer,
-        callbacks=watchers,
+        callbacks=[stopping.StopOnSignal(), *watchers],
     )
-    built.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
+    try:
+        built.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
+    finally:
+        if writer is not None:
+            writer.close()  # a run that is told to stop has logged too
     built.save_model(str(folder))
     built.accelerator.wait_for_everyone()
     if is_main():
@@ -257,6 +270,12 @@ def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan)
     training = args.training
     compute = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
     whole = plan.lora or plan.language == "frozen" or bool(training.deepspeed)
+    if training.deepspeed and torch.distributed.is_initialized():
+        import deepspeed
+
+        # ZeRO-3 shards while loading. On a CPU nobody else has told DeepSpeed of the processes by then, and it
+        # would take itself for the only one.
+        deepspeed.init_distributed(auto_mpi_discovery=False)
     model, _ = checkpoint.load(
         str(args.model.model_name_or_path),
         dtype=compute if whole else torch.float32,
@@ -342,6 +361,13 @@ def fail(error: Exception) -> int:
     else:
         time.sleep(5)  # the launcher ends all processes when one has ended: the first must have spoken
     return 1
+
+
+def ended(line: str, status: int) -> int:
+    """Say how it ended before its end, on the first process alone; returns the exit code."""
+    if is_main():
+        print(f"\nfinetune.py: {line}", file=sys.stderr, flush=True)
+    return status
 
 
 def say(*lines: str) -> None:

@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+)
 
 import finetune.families as families
 from finetune.families.base import Family
@@ -163,9 +169,13 @@ def _keep_four_bit_layout(model: nn.Module) -> None:
 
 
 def skeleton(config: Any) -> nn.Module:
-    """The model of a configuration without weights (on the meta device): its modules and shapes."""
+    """The model of a configuration without weights (on the meta device): its modules and shapes.
+
+    Trap: ``from_config`` would shard it under ZeRO-3, which fails on the meta device.
+    """
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
+        model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config)
+    return model.to(config.dtype) if config.dtype is not None else model
 
 
 def _linear_outside_language(config: Any, family: Family) -> Iterator[str]:
