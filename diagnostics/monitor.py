@@ -150,7 +150,9 @@ class AttentionMonitor(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
-        """With ``probe_steps``: probe at its multiples."""
+        """With ``probe_steps``: probe at its multiples, unless training stops here: then the end of it measures."""
+        if control.should_training_stop:
+            return
         if self.probe_steps is not None and self._is_due(state) and state.global_step < state.max_steps:
             self._look(args, state, control, event["model"])
 
