@@ -22,6 +22,7 @@ from finetune import (
     checkpoint,
     conversation,
     data,
+    evaluation,
     families,
     reading,
     run_folder,
@@ -91,7 +92,7 @@ def prepare(argv: Sequence[str]) -> Ready | None:
     say(*lines)
     probes = read_probes(args)
     conversations = read_data(args, str(args.data.data_path))
-    evaluation = read_data(args, args.data.eval_data_path) if args.data.eval_data_path else None
+    held_out = read_data(args, args.data.eval_data_path) if args.data.eval_data_path else None
     marks = run_folder.fingerprint(args, args.training.world_size)
     start = begin(args, marks)
     say(*start.lines)
@@ -101,7 +102,7 @@ def prepare(argv: Sequence[str]) -> Ready | None:
     plan = plan_of(args)
     processor, family = open_checkpoint(args, plan)
     train_set = build_dataset(args, conversations, processor, family)
-    eval_set = build_dataset(args, evaluation, processor, family) if evaluation else None
+    eval_set = build_dataset(args, held_out, processor, family) if held_out else None
     set_seed(args.training.seed)
     model = build_model(args, family, plan)
     describe(args, model, family, plan, train_set, processor)
@@ -127,7 +128,7 @@ def train(ready: Ready) -> None:
         ready.eval_set,
         rates=rates_of(args),
         writer=writer,
-        callbacks=[stopping.StopOnSignal(), *watchers],
+        callbacks=[stopping.StopOnSignal(), *evaluators(ready, writer), *watchers],
     )
     try:
         built.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
@@ -311,6 +312,22 @@ def check_key_layers(args: Arguments, model: Any, family: families.Family) -> No
     wrong = [layer for layer in args.monitor.chosen_layers() if layer >= count]
     if wrong:
         raise ValueError(f"--key_layers: found {wrong}, expected layers of this model, 0 to {count - 1}")
+
+
+def evaluators(ready: Ready, writer: Any) -> list[TrainerCallback]:
+    """What generates answers at each evaluation, where that is asked for."""
+    chosen = ready.args.evaluation
+    if ready.eval_set is None or not chosen.eval_generate:
+        return []
+    callback = evaluation.GenerateAtEvaluation(
+        ready.eval_set,
+        count=chosen.eval_generate,
+        pictures=chosen.eval_pictures,
+        max_new_tokens=chosen.eval_max_new_tokens,
+        writer=writer,
+    )
+    say(*callback.remarks())
+    return [callback]
 
 
 def monitor(ready: Ready, writer: Any) -> TrainerCallback:

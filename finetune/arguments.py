@@ -477,6 +477,7 @@ def check(arguments: Arguments) -> None:
         *_check_deepspeed(arguments),
         *_check_modes(arguments),
         *_check_rates(arguments),
+        *_check_evaluation(arguments),
     ]
     if faults:
         raise ValueError("\n".join(faults))
@@ -588,6 +589,30 @@ def _check_rates(arguments: Arguments) -> Iterator[str]:
                 f"--deepspeed: its {section!r} knows one learning rate alone, and {', '.join(own)} has its own; take "
                 f"{section!r} out of the file, so that the flags decide"
             )
+
+
+def _check_evaluation(arguments: Arguments) -> Iterator[str]:
+    chosen, training = arguments.evaluation, arguments.training
+    for name, found, least in (
+        ("eval_generate", chosen.eval_generate, 0),
+        ("eval_pictures", chosen.eval_pictures, 0),
+        ("eval_max_new_tokens", chosen.eval_max_new_tokens, 1),
+    ):
+        if found < least:
+            yield f"--{name}: found {found}, expected at least {least}"
+    evaluates = str(training.eval_strategy.value) != "no" or training.eval_on_start
+    if training.eval_on_start and arguments.data.eval_data_path is None:
+        yield "--eval_on_start: needs --eval_data_path"
+    if chosen.eval_generate > 0 and not evaluates:
+        yield (
+            f"--eval_generate {chosen.eval_generate}: answers are generated when the run evaluates, and it never "
+            "does; give --eval_strategy steps (or epoch) and --eval_data_path, or leave it out"
+        )
+    if chosen.eval_generate > 0 and training.fsdp:
+        yield (
+            f"--eval_generate {chosen.eval_generate} with --fsdp: its shards cannot generate; use --deepspeed, or "
+            "leave --eval_generate out and evaluate the loss alone"
+        )
 
 
 def _check_deepspeed(arguments: Arguments) -> Iterator[str]:

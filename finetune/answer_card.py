@@ -1,0 +1,78 @@
+"""One evaluated sample as a picture: what was shown and asked, what was expected, what the model answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageOps
+
+from finetune.fonts import Pen, text_font
+
+WIDTH, MARGIN, GUTTER = 720, 20, 10
+PICTURE_HEIGHT_MAX = 420
+MOST_PICTURES = 4
+INK, SOFT, PAPER = (28, 30, 36), (98, 103, 115), (255, 255, 255)
+GOOD, BAD = (20, 122, 88), (190, 62, 40)
+_LABEL, _TEXT = 16, 22  # sizes of type in pixels
+_LINE = 31
+_MOST_LINES = 6
+
+
+@dataclass(frozen=True)
+class AnswerCard:
+    """What is written and drawn; ``title`` names the sample, ``note`` says what else there is to know ("")."""
+
+    pictures: Sequence[Image.Image]
+    title: str
+    question: str
+    expected: str
+    generated: str
+    is_right: bool
+    note: str = ""
+
+
+def draw_answer(card: AnswerCard) -> Image.Image:
+    """The card as a picture of 720 pixels' width; its height follows from the pictures and the texts.
+
+    Raises ValueError where there is Chinese to be written and no font that has it.
+    """
+    rows = [
+        ("", card.title, SOFT),
+        ("question", card.question, INK),
+        ("expected", card.expected, INK),
+        ("answer", card.generated or "(nothing)", GOOD if card.is_right else BAD),
+        ("", card.note, SOFT),
+    ]
+    pen = Pen(text_font("".join(text for _, text, _ in rows)), INK)
+    parts = [_pictures(card.pictures[:MOST_PICTURES])] if card.pictures else []
+    parts += [_row(pen, label, text, colour) for label, text, colour in rows if text]
+    page = Image.new("RGB", (WIDTH, 2 * MARGIN + sum(part.height for part in parts)), PAPER)
+    ImageDraw.Draw(page).rectangle((0, 0, 7, page.height), fill=GOOD if card.is_right else BAD)
+    top = MARGIN
+    for part in parts:
+        page.paste(part, (MARGIN, top))
+        top += part.height
+    return page
+
+
+def _pictures(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Side by side, each in an equal share of the width and in its own shape."""
+    share = (WIDTH - 2 * MARGIN - (len(pictures) - 1) * GUTTER) // len(pictures)
+    fitted = [ImageOps.contain(picture.convert("RGB"), (share, PICTURE_HEIGHT_MAX)) for picture in pictures]
+    strip = Image.new("RGB", (WIDTH - 2 * MARGIN, max(one.height for one in fitted) + MARGIN), PAPER)
+    for column, one in enumerate(fitted):
+        strip.paste(one, (column * (share + GUTTER), 0))
+    return strip
+
+
+def _row(pen: Pen, label: str, text: str, colour: tuple[int, int, int]) -> Image.Image:
+    indent = 96 if label else 0
+    size = _TEXT if label else _LABEL
+    lines = pen.lines(text, size, WIDTH - 2 * MARGIN - indent, _MOST_LINES)
+    row = Image.new("RGB", (WIDTH - 2 * MARGIN, len(lines) * _LINE), PAPER)
+    draw = ImageDraw.Draw(row)
+    pen.write(draw, (0, _TEXT + 1), label, _LABEL, SOFT, anchor="ls")
+    for number, line in enumerate(lines):
+        pen.write(draw, (indent, number * _LINE + _TEXT + 1), line, size, colour, anchor="ls")
+    return row
