@@ -64,19 +64,22 @@ def read(
     checked = _check(records, layout, workers)
     if checked.faults:
         _tell(path, checked, len(records), on_bad_sample, say)
-    say(f"{path}: {len(checked.kept):,} samples, {len(checked.sizes):,} pictures, {chosen.name} ({because})")
+    counts = f"{_count(len(checked.kept), 'sample')}, {_count(len(checked.sizes), 'picture')}"
+    say(f"{path}: {counts}, {chosen.name} ({because})")
     return Conversations(records, layout, checked)
 
 
 def _format_of(path: Path, records: Records, data_format: DataFormat) -> tuple[Format, str]:
     if data_format != "auto":
         return named(data_format), "as --data_format says"
-    looked = []
+    looked, broken = [], []
     for index in spread(len(records), LOOKED_AT):
         try:
             looked.append((records.name(index)[0], records[index]))
-        except ValueError:  # a broken line; it becomes a fault when everything is checked
-            continue
+        except ValueError as error:  # becomes a fault when everything is checked
+            broken.append(f"{_where(records.name(index), None)}: {error}")
+    if not looked:
+        raise ValueError(_listed(path, broken))
     return recognise(str(path), looked)
 
 
@@ -251,11 +254,14 @@ def _tell(
 
 
 def _listed(path: Path, faults: Sequence[str]) -> str:
-    heading = f"{path}: {len(faults):,} fault{'s' if len(faults) > 1 else ''}"
-    return "\n".join([heading, *_shown(faults, MOST_FAULTS_SHOWN)])
+    return "\n".join([f"{path}: {_count(len(faults), 'fault')}", *_shown(faults, MOST_FAULTS_SHOWN)])
 
 
 def _shown(lines: Sequence[str], most: int) -> Iterable[str]:
     yield from (f"  {one}" for one in lines[:most])
     if len(lines) > most:
         yield f"  ... and {len(lines) - most:,} more"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

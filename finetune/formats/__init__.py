@@ -79,36 +79,38 @@ def _fitting(content: Any) -> frozenset[str]:
     """Names of the formats that a record may be in."""
     if not isinstance(content, Mapping) or ("messages" in content) == ("conversations" in content):
         return frozenset()
-    items = content.get("messages", content.get("conversations"))
-    if not isinstance(items, list):
-        return frozenset()
-    said = [item for item in items if isinstance(item, Mapping)]
-    roles = {str(item.get("role" if "messages" in content else "from")) for item in said}
+    said, roles = _said(content)
     known = roles & sharegpt.ROLES.keys()
     text = "".join(item["value"] for item in said if isinstance(item.get("value"), str))
     return frozenset(one.name for one in FORMATS if known - {"system"} and one.may_be(content, known, text))
 
 
+def _said(content: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], set[str]]:
+    """The turns of a record, in whichever format, and who speaks in them."""
+    key = "role" if "messages" in content else "from"
+    items = content.get("messages", content.get("conversations"))
+    said = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
+    return said, {str(item[key]) for item in said if key in item}
+
+
 def _unrecognised(name: str, fitting: Sequence[tuple[str, Any, frozenset[str]]]) -> str:
-    shapes = Counter((_shape(content), " or ".join(sorted(names))) for _, content, names in fitting)
-    first = {
-        (_shape(content), " or ".join(sorted(names))): where for where, content, names in reversed(fitting)
-    }
+    first: dict[str, str] = {}
+    shapes: Counter[str] = Counter()
+    for where, content, names in fitting:
+        shape = _shape(content) + (f" ({' or '.join(sorted(names))})" if names else "")
+        shapes[shape] += 1
+        first.setdefault(shape, where)
     mixed = any(names for _, _, names in fitting)
-    lines = [
-        f"{name}: its records are written in several formats" if mixed else f"{name}: the format is not known"
-    ]
-    for (shape, names), count in shapes.most_common(MOST_SHAPES_SHOWN):
-        fits = f" ({names})" if names else ""
-        lines.append(
-            f"  found in {count:,} of {len(fitting):,} looked at: {shape}{fits}; {first[shape, names]} first"
-        )
+    found = "its records are written in several formats" if mixed else "the format is not known"
+    lines = [f"{name}: {found}"]
+    for shape, count in shapes.most_common(MOST_SHAPES_SHOWN):
+        lines.append(f"  found in {count:,} of {len(fitting):,} looked at: {shape}; {first[shape]} first")
     if len(shapes) > MOST_SHAPES_SHOWN:
         lines.append(f"  ... and {len(shapes) - MOST_SHAPES_SHOWN} more")
     lines.append("  expected one of")
     lines += [f"    {one.name:9} {one.shape}" for one in FORMATS]
     lines.append(
-        "  say which is meant, and what differs from it is named record by record: --data_format llava"
+        "  say with --data_format which is meant; what differs from it is then named record by record"
     )
     return "\n".join(lines)
 
@@ -116,7 +118,12 @@ def _unrecognised(name: str, fitting: Sequence[tuple[str, Any, frozenset[str]]])
 def _shape(content: Any) -> str:
     if not isinstance(content, Mapping):
         return f"a {kind(content)}"
-    return "keys " + ", ".join(sorted(map(str, content))) if content else "an object without keys"
+    keys = "keys " + ", ".join(sorted(map(str, content))) if content else "an object without keys"
+    unknown = sorted(_said(content)[1] - sharegpt.ROLES.keys())
+    roles = (
+        f", unknown role{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}" if unknown else ""
+    )
+    return f"{keys}{roles}"[:300]
 
 
 def spread(count: int, most: int) -> Iterator[int]:

@@ -127,7 +127,7 @@ def json_lines(path: Path) -> JsonRecords:
                 if not starts and line.lstrip().startswith(b"["):
                     raise ValueError(f"{path}: found a list, expected one object a line; call the file .json")
                 starts.append(position)
-                ends.append(position + len(line))
+                ends.append(position + len(line.rstrip(b"\r\n")))
                 lines.append(number)
             position += len(line)
     if not starts:
@@ -225,23 +225,36 @@ class ArrowRecords:
     """
 
     def __init__(self, dataset: Any) -> None:
+        self.features = dataset.features
         self.dataset = dataset.with_format("arrow")  # pictures stay bytes, they are not decoded here
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return _without_nulls(self.dataset[index : index + 1].to_pylist()[0])
+        return _plain(self.dataset[index : index + 1].to_pylist()[0], self.features)
 
     def name(self, index: int) -> tuple[str, ...]:
         return (f"record {index}",)
 
 
-def _without_nulls(value: Any) -> Any:
-    """Arrow gives every row all keys of its column; those that a row does not have are null."""
+def _plain(value: Any, feature: Any) -> Any:
+    """A value as JSON would have it.
+
+    Columns of mixed values are kept as texts of JSON. Arrow gives every row all keys of its column; those that a
+    row does not have are null, and left out.
+    """
+    import datasets
+
+    if isinstance(feature, datasets.Json) and isinstance(value, str):
+        return _plain(json.loads(value), None)
     if isinstance(value, Mapping):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
-    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+        inner = feature if isinstance(feature, Mapping) else {}
+        return {key: _plain(one, inner.get(key)) for key, one in value.items() if one is not None}
+    if isinstance(value, list):
+        inner = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else None
+        return [_plain(one, inner) for one in value]
+    return value
 
 
 def _folder(path: Path, cache_dir: Path) -> ArrowRecords:
