@@ -430,6 +430,12 @@ GROUPS = (
 )
 
 
+def default_values() -> dict[str, Any]:
+    """Flag → what it is where nobody gives it."""
+    every = [one for group in GROUPS for one in dataclasses.fields(group)]
+    return {one.name: one.default for one in every if one.default is not dataclasses.MISSING}
+
+
 def parser() -> HfArgumentParser:
     return HfArgumentParser(
         GROUPS,

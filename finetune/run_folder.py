@@ -5,13 +5,21 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from finetune.arguments import Arguments
+from finetune.arguments import Arguments, default_values
 
 RUN_FILE = "run.json"
 COMPLETE_FILE = "complete.json"
+STATE_FILE = "trainer_state.json"
+OPTIMIZER_FILES = (
+    "optimizer*",
+    "global_step*",
+    "rank*-optimizer.pt",
+    "pytorch_model_fsdp*",
+)  # torch, DeepSpeed, FSDP
 VERSION = 1
 OUR_FOLDERS = ("runs", "attention", "comparison")
 OUR_FILES = re.compile(
@@ -40,24 +48,44 @@ def fingerprint(arguments: Arguments, world_size: int) -> dict[str, Any]:
     marks: dict[str, Any] = {
         "model_name_or_path": _place(model.model_name_or_path),
         "data_path": _place(data.data_path),
-        "data sha256": _sha256(Path(data.data_path or "")),
-        "model_max_length": data.model_max_length,
-        "on_bad_sample": data.on_bad_sample,
+        "data sha256": _content(Path(data.data_path or ""), names_alone=data.streaming),
         "samples a step": training.per_device_train_batch_size
         * training.gradient_accumulation_steps
         * world_size,
         "deepspeed": bool(training.deepspeed),
     }
+    for name in ("corrective_data", "replay_data"):
+        for text in getattr(data, name) or ():
+            marks |= _source_marks(name, text, names_alone=data.streaming)
     marks |= {name: value for name, value in vars(arguments.adaptation).items() if name != "lora_weight_path"}
+    marks |= {"lora_weight_path": _place(arguments.adaptation.lora_weight_path)}
+    marks |= {name: getattr(data, name) for name in _DATA_MARKS} | {"image_folder": _place(data.image_folder)}
     marks |= {name: _plain(getattr(training, name)) for name in _TRAINING_MARKS}
     return marks
 
 
-_TRAINING_MARKS = (
-    "learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim",
-    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "seed", "data_seed", "bf16",
-    "fp16", "train_sampling_strategy",
+_DATA_MARKS = (
+    "model_max_length", "on_bad_sample", "data_format", "box_units", "streaming", "packing", "min_pixels", "max_pixels",
 )  # fmt: skip
+
+_TRAINING_MARKS = (
+    "learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
+    "weight_decay", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
+    "label_smoothing_factor", "neftune_noise_alpha", "seed", "data_seed", "bf16", "fp16", "train_sampling_strategy",
+    "dataloader_drop_last", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
+)  # fmt: skip
+
+
+def _source_marks(flag: str, text: str, *, names_alone: bool) -> dict[str, Any]:
+    """``("corrective_data", "towers.json:x2")`` → its place, how much of it, and its content."""
+    from finetune.mixture import parse_source
+
+    spec = parse_source(text)
+    place = _place(str(spec.path))
+    return {
+        f"{flag} {place}": {"share": spec.share, "repeat": spec.repeat},
+        f"{flag} {place} sha256": _content(Path(spec.path), names_alone=names_alone),
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -66,15 +94,39 @@ def _plain(value: Any) -> Any:
 
 def _place(name: str | None) -> str | None:
     """A folder or file, wherever it is called from; a hub name stays."""
-    return os.path.abspath(name) if name is not None and Path(name).exists() else name
+    return os.path.abspath(name) if name and Path(name).exists() else name
+
+
+def _content(path: Path, *, names_alone: bool) -> str:
+    """SHA-256 of a file, or of all files of a folder with their names.
+
+    names_alone   of names and sizes, for data that is too much to be read ahead (``--streaming``)
+    """
+    if path.is_file() and not names_alone:
+        return _sha256(path)
+    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        content = str(file.stat().st_size) if names_alone else _sha256(file)
+        digest.update(f"{file.relative_to(path) if path.is_dir() else file.name}\0{content}\0".encode())
+    return digest.hexdigest()
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A line for each mark that is another; a flag that an earlier release did not write had its default."""
+    defaults = default_values()
+    there = {name: before.get(name, defaults.get(name)) for name in {*before, *now}}
+    here = {name: now.get(name, defaults.get(name)) for name in there}
+    return [
+        f"  {name}: {there[name]!r} there, {here[name]!r} now"
+        for name in sorted(there)
+        if there[name] != here[name]
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -101,10 +153,12 @@ def begin(
         clear(folder)
     if resume not in (None, "", "False", "false") and resume not in ("True", "true"):
         given = Path(str(resume))
-        # A checkpoint of ours says when it is whole; one of another program can only be believed.
-        needed = COMPLETE_FILE if (given.parent / RUN_FILE).is_file() else "trainer_state.json"
-        if not (given / needed).is_file():
-            raise ValueError(f"--resume_from_checkpoint: {given} holds no complete checkpoint of a run")
+        fault = damage(given, ours=(given.parent / RUN_FILE).is_file())
+        if fault is not None:
+            raise ValueError(
+                f"--resume_from_checkpoint: {given} holds no complete checkpoint of a run: {fault}; take another, or "
+                "start from its weights alone (--model_name_or_path, or --lora_weight_path for adapters)"
+            )
         return _resume(given, world_size, deepspeed, ())
     asked = resume in ("True", "true")
     before = _read_run(folder)
@@ -132,8 +186,8 @@ def _farewell(folder: Path) -> tuple[str, ...]:
 
 
 def _resume(checkpoint: Path, world_size: int, deepspeed: bool, lines: Any) -> Start:
-    marker = checkpoint / COMPLETE_FILE
-    saved_by = json.loads(marker.read_text())["processes"] if marker.is_file() else world_size
+    marker = _read_marker(checkpoint)
+    saved_by = marker["processes"] if marker is not None else world_size
     if deepspeed and saved_by != world_size:
         raise ValueError(
             f"{checkpoint}: saved by {saved_by} processes under DeepSpeed, and there are {world_size} now; "
@@ -143,13 +197,62 @@ def _resume(checkpoint: Path, world_size: int, deepspeed: bool, lines: Any) -> S
 
 
 def last_complete(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that was written to its end, and a line for each newer one that was not."""
+    """The newest checkpoint that is whole, and a line for each newer one that is not."""
     lines: list[str] = []
     for checkpoint in reversed(checkpoints(folder)):
-        if (checkpoint / COMPLETE_FILE).is_file():
+        fault = damage(checkpoint, ours=True)
+        if fault is None:
             return checkpoint, lines
-        lines.append(f"{checkpoint}: was not written to its end; skipped")
+        lines.append(f"{checkpoint}: {fault}; skipped")
     return None, lines
+
+
+def damage(checkpoint: Path, *, ours: bool) -> str | None:
+    """Why a run cannot go on from a checkpoint; None where it can.
+
+    A checkpoint of ours (``ours``) says itself when it is whole and which files it has, of how many bytes. Of another
+    program's, and of one that an earlier release marked, the files are looked at: is each a whole file of its format?
+    """
+    marker = _read_marker(checkpoint)
+    if marker is None and ours:
+        return "was not written to its end"
+    if not (checkpoint / STATE_FILE).is_file():
+        return f"holds no {STATE_FILE}, which transformers' Trainer leaves in each checkpoint"
+    for name, size in (marker or {}).get("files", {}).items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is gone since it was written"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes, of {size:,} when it was written"
+    cut = next((path.name for path in sorted(checkpoint.glob("*")) if _is_cut_short(path)), None)
+    if cut is not None:
+        return f"{cut} was cut short"
+    if not [path for pattern in OPTIMIZER_FILES for path in checkpoint.glob(pattern)]:
+        return "holds no optimizer state (was it saved with --save_only_model True?)"
+    return None
+
+
+def _read_marker(checkpoint: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((checkpoint / COMPLETE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _is_cut_short(path: Path) -> bool:
+    """Does a file of weights end before its format says that it does?"""
+    if path.suffix in (".pt", ".pth", ".bin"):
+        return not zipfile.is_zipfile(path)  # torch's format; a zip file's table of contents is its end
+    if path.suffix != ".safetensors":
+        return False
+    with path.open("rb") as file:
+        header = file.read(8)
+        length = int.from_bytes(header, "little")
+        if len(header) < 8 or path.stat().st_size < 8 + length:
+            return True
+        tensors = json.loads(file.read(length))
+    ends = [content["data_offsets"][1] for name, content in tensors.items() if name != "__metadata__"]
+    return path.stat().st_size != 8 + length + max(ends, default=0)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -165,7 +268,9 @@ def step_of(checkpoint: Path) -> int:
 
 def mark_complete(checkpoint: Path, *, processes: int) -> None:
     """Say that a checkpoint is whole. To be called when every process has written its part."""
-    write_json(checkpoint / COMPLETE_FILE, {"version": VERSION, "processes": processes})
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE_FILE)
+    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
+    write_json(checkpoint / COMPLETE_FILE, {"version": VERSION, "processes": processes, "files": sizes})
 
 
 def write_run(folder: Path, marks: dict[str, Any], *, finished: bool) -> None:
@@ -223,11 +328,7 @@ def _refuse_foreign(folder: Path) -> None:
 def _refuse_other(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     # Through JSON, as the marks of before went: tuples become lists.
     now = json.loads(json.dumps(now))
-    different = [
-        f"  {name}: {before.get(name)!r} there, {now.get(name)!r} now"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
+    different = _differences(before, now)
     if different:
         raise ValueError(
             f"--output_dir {folder}: holds another run:\n" + "\n".join(different) + "\n"

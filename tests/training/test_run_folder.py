@@ -1,7 +1,10 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from finetune import run_folder
 from finetune.arguments import parse
@@ -19,6 +22,8 @@ def add_checkpoint(folder: Path, step: int, *, complete: bool = True, processes:
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
+    torch.save({"state": torch.zeros(7)}, checkpoint / "optimizer.pt")
+    save_file({"w": torch.zeros(5, 3)}, checkpoint / "adapter_model.safetensors")
     if complete:
         run_folder.mark_complete(checkpoint, processes=processes)
     return checkpoint
@@ -60,6 +65,73 @@ def test_a_finished_run_says_so(tmp_path: Path):
     add_checkpoint(tmp_path, 50)
     found = start(tmp_path)
     assert found.how == "finished" and "this very run is finished" in found.lines[0]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (
+            lambda c: cut(c / "adapter_model.safetensors"),
+            "adapter_model.safetensors has 131 bytes, of 132 when it was",
+        ),
+        (lambda c: (c / "optimizer.pt").unlink(), "optimizer.pt is gone since it was written"),
+        (lambda c: (c / "complete.json").write_text("{"), "was not written to its end"),
+    ],
+    ids=["cut short", "gone", "half a mark"],
+)
+def test_a_checkpoint_that_was_harmed_later_is_passed_over(unfinished: Path, harm, words: str):
+    harm(unfinished / "checkpoint-100")
+    found = start(unfinished)
+    assert found.checkpoint == unfinished / "checkpoint-50"
+    assert found.lines[1].startswith(f"{unfinished / 'checkpoint-100'}: {words}")
+    assert found.lines[1].endswith("; skipped")
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda c: None, None),
+        (lambda c: cut(c / "adapter_model.safetensors"), "adapter_model.safetensors was cut short"),
+        (
+            lambda c: (c / "adapter_model.safetensors").write_bytes(b"\7\0\0"),
+            "adapter_model.safetensors was cut short",
+        ),
+        (lambda c: cut(c / "optimizer.pt"), "optimizer.pt was cut short"),
+        (
+            lambda c: (c / "optimizer.pt").unlink(),
+            "holds no optimizer state (was it saved with --save_only_model",
+        ),
+        (
+            lambda c: (c / "trainer_state.json").unlink(),
+            "holds no trainer_state.json, which transformers' Trainer",
+        ),
+    ],
+    ids=["whole", "cut weights", "cut header", "cut optimizer", "weights alone", "of no Trainer"],
+)
+def test_a_checkpoint_of_another_trainer_is_looked_at_before_it_is_believed(
+    tmp_path: Path, harm, words: str | None
+):
+    foreign = add_checkpoint(tmp_path / "theirs", 3, complete=False)
+    harm(foreign)
+    if words is None:
+        assert start(tmp_path / "out", resume=str(foreign)).checkpoint == foreign
+        return
+    with pytest.raises(
+        ValueError, match=f"--resume_from_checkpoint: .*{re.escape(words)}.*--lora_weight_path"
+    ):
+        start(tmp_path / "out", resume=str(foreign))
+
+
+def test_marks_of_an_earlier_release_name_no_files(unfinished: Path):
+    checkpoint = unfinished / "checkpoint-100"
+    (checkpoint / "complete.json").write_text('{"version": 1, "processes": 1}')
+    assert start(unfinished).checkpoint == checkpoint
+    cut(checkpoint / "optimizer.pt")
+    assert start(unfinished).checkpoint == unfinished / "checkpoint-50"
 
 
 def test_another_run_is_not_touched(unfinished: Path):
@@ -142,3 +214,52 @@ def test_the_fingerprint_knows_model_data_and_flags(tmp_path: Path, monkeypatch:
     )
     data.write_text("[2]")
     assert marks()["data sha256"] != before["data sha256"]
+    for flags in (
+        ("--packing", "True"), ("--box_units", "pixels"), ("--image_folder", str(tmp_path)), ("--max_pixels", "9000"),
+        ("--use_lora", "True", "--use_dora", "True"), ("--vision", "lora"), ("--connector_learning_rate", "1e-4"),
+        ("--streaming", "True"), ("--data_format", "qwen-vl"), ("--use_lora", "True", "--lora_weight_path", "a"),
+    ):  # fmt: skip
+        name = flags[-2].removeprefix("--")
+        assert [
+            line for line in run_folder._differences(marks(), marks(*flags)) if line.startswith(f"  {name}:")
+        ]
+
+
+def test_a_run_of_an_earlier_release_goes_on(tmp_path: Path):
+    """Its marks lack the flags that came later; those have their default now."""
+    data = tmp_path / "d.json"
+    data.write_text("[1]")
+    flags = ["--model_name_or_path", "m", "--data_path", str(data), "--output_dir", "o"]
+    now = run_folder.fingerprint(parse(flags)[0], 1)
+    first_release = {
+        "model_name_or_path", "data_path", "data sha256", "model_max_length", "on_bad_sample", "samples a step",
+        "deepspeed", "use_lora", "q_lora", "fix_vit", "train_connector", "train_embeddings", "lora_r", "lora_alpha",
+        "lora_dropout", "lora_target_modules", "lora_bias", "learning_rate", "num_train_epochs", "max_steps",
+        "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "adam_beta1", "adam_beta2", "adam_epsilon",
+        "max_grad_norm", "label_smoothing_factor", "seed", "data_seed", "bf16", "fp16", "train_sampling_strategy",
+    }  # fmt: skip
+    before = {name: value for name, value in now.items() if name in first_release}
+    assert len(before) == len(first_release) < len(now)
+    run_folder.write_run(tmp_path / "out", before, finished=False)
+    assert start(tmp_path / "out", now).how == "new"
+    other = run_folder.fingerprint(parse([*flags, "--packing", "True"])[0], 1)
+    with pytest.raises(ValueError, match="packing: False there, True now"):
+        start(tmp_path / "out", other)
+
+
+def test_a_folder_of_data_is_known_by_its_files(tmp_path: Path):
+    folder = tmp_path / "data"
+    (folder / "part").mkdir(parents=True)
+    (folder / "part" / "a.parquet").write_text("one")
+    (folder / "b.parquet").write_text("two")
+
+    def content(*, names_alone: bool = False) -> str:
+        return run_folder._content(folder, names_alone=names_alone)
+
+    before, sizes = content(), content(names_alone=True)
+    (folder / "b.parquet").write_text("owt")
+    assert content() != before and content(names_alone=True) == sizes
+    (folder / "b.parquet").write_text("two")
+    assert content() == before
+    (folder / "b.parquet").rename(folder / "c.parquet")
+    assert content() != before and content(names_alone=True) != sizes
