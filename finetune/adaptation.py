@@ -156,6 +156,8 @@ def _with_adapters(model: nn.Module, family: Family, plan: Plan) -> nn.Module:
         return PeftModel.from_pretrained(model, plan.adapter, is_trainable=True)
     if plan.adapter:
         config = LoraConfig.from_pretrained(plan.adapter)
+        config.inference_mode = False
+        config.base_model_name_or_path = None  # a model without weights has no name, and PEFT compares them
     else:
         saved, tied = full_modules(model, family.paths, plan)
         config = LoraConfig(
@@ -275,15 +277,18 @@ def _check_adapter(model: nn.Module, family: Family, plan: Plan) -> None:
 
     Raises ValueError with what it holds, what was expected, and what to do.
     """
-    rows = table(model, family)
-    held = {(row.component, row.how) for row in rows}
+    held = {
+        (component_of(name, family.paths), "adapters" if ".lora_" in name else "trained copy")
+        for name, _ in bare_model(model).named_parameters()
+        if ".lora_" in name or ".modules_to_save." in name
+    }
     for component in (*plan.having("lora"), *plan.having("full")):
         how = "adapters" if plan.modes[component] == "lora" else "trained copy"
         if (component, how) not in held:
-            there = ", ".join(f"{c}: {h}" for c, h in sorted(held) if h in ("adapters", "trained copy"))
+            there = ", ".join(f"{c}: {h}" for c, h in sorted(held) if c in COMPONENTS)
             raise ValueError(
-                f"--lora_weight_path {plan.adapter}: found {there or 'nothing that the flags train'}, expected "
-                f"{component}: {how}; give --{component} as it was trained, or leave --lora_weight_path out"
+                f"--lora_weight_path {plan.adapter}: found {there}, expected {component}: {how}; "
+                f"give --{component} as it was trained, or leave --lora_weight_path out"
             )
     if plan.dora and not any(".lora_magnitude_vector." in name for name, _ in model.named_parameters()):
         raise ValueError(
