@@ -249,11 +249,11 @@ def _plain(value: Any, feature: Any) -> Any:
     if isinstance(feature, datasets.Json) and isinstance(value, str):
         return _plain(json.loads(value), None)
     if isinstance(value, Mapping):
-        inner = feature if isinstance(feature, Mapping) else {}
-        return {key: _plain(one, inner.get(key)) for key, one in value.items() if one is not None}
+        inside = feature if isinstance(feature, Mapping) else {}
+        return {key: _plain(one, inside.get(key)) for key, one in value.items() if one is not None}
     if isinstance(value, list):
-        inner = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else None
-        return [_plain(one, inner) for one in value]
+        each = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else None
+        return [_plain(one, each) for one in value]
     return value
 
 
