@@ -1,7 +1,9 @@
 # Sourced by the training scripts: sets up, and runs finetune.py on every GPU, or on the CPU.
 #   look_at_machine              sets GPUS, CORES, PRECISION
 #   launch deepspeed|plain ...   finetune.py with these flags
-# GPUS_PER_NODE NNODES NODE_RANK MASTER_ADDR MASTER_PORT say where (GPUS_PER_NODE: processes, on a CPU too).
+# GPUS_PER_NODE NNODES NODE_RANK MASTER_ADDR MASTER_PORT say where (GPUS_PER_NODE: processes, on a CPU too). On several
+# machines the same command is given on each, with its own NODE_RANK; scripts/slurm.sbatch does that.
+# SIGTERM and SIGUSR1 save and stop: the status is 143 or 138, and the same command goes on.
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -40,10 +42,32 @@ launch() {
         exec "$VENV/bin/python" "$ROOT/finetune.py" "$@"
     fi
     # One node takes any free port; several must agree on one beforehand.
-    if [ "$nodes" != 1 ]; then PORT=6001; fi
+    if [ "$nodes" != 1 ]; then
+        PORT=6001
+        : "${NODE_RANK:?is not set: NNODES=$nodes machines need a number each, NODE_RANK=0 to $((nodes - 1))}"
+        : "${MASTER_ADDR:?is not set: NNODES=$nodes machines need the address of the one with NODE_RANK=0}"
+    fi
     # Without the --, torchrun takes --monitor for a beginning of its own --monitor-interval.
-    exec "$VENV/bin/torchrun" --nproc_per_node "$processes" --nnodes "$nodes" --node_rank "${NODE_RANK:-0}" \
+    stoppable "$VENV/bin/torchrun" --nproc_per_node "$processes" --nnodes "$nodes" --node_rank "${NODE_RANK:-0}" \
         --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-$PORT}" -- "$ROOT/finetune.py" "$@"
+}
+
+# Runs torchrun, which by itself dies of SIGUSR1, gives its processes 30 s after SIGTERM, and then ends with status 1.
+stoppable() {
+    local status=0 stopped=0
+    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}" # seconds to save in
+    "$@" &
+    local child=$!
+    trap 'stopped=143; kill -TERM $child' TERM
+    trap 'stopped=138; kill -TERM $child' USR1
+    trap 'stopped=130' INT # a terminal sends it to torchrun too
+    wait "$child" || status=$?
+    # A signal ends wait before its time.
+    while kill -0 "$child" 2>/dev/null; do
+        status=0
+        wait "$child" || status=$?
+    done
+    exit "$((status != 0 && stopped != 0 ? stopped : status))"
 }
 
 # The default flags of Qwen-VL's scripts, into FLAGS.  usual_flags BATCH_SIZE ACCUMULATION [bf16|fp16]

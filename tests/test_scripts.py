@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -195,6 +197,118 @@ def test_processes_and_nodes_are_the_callers(project: Path):
     words, _ = run(project, "finetune_ds.sh", "--data_path", "d", **nodes)
     assert (value(words, "--nnodes"), value(words, "--node_rank")) == ("3", "2")
     assert (value(words, "--master_addr"), value(words, "--master_port")) == ("10.0.0.7", "6001")
+
+
+@pytest.mark.parametrize("name", ["NODE_RANK", "MASTER_ADDR"])
+def test_several_machines_must_say_which_they_are(project: Path, name: str):
+    call(project, "set_up")
+    nodes = {"NNODES": "3", "NODE_RANK": "2", "MASTER_ADDR": "10.0.0.7"}
+    del nodes[name]
+    done = call(project, "exec bash scripts/finetune_ds.sh --data_path d", **nodes)
+    assert done.returncode != 0 and f"{name}: is not set: NNODES=3 machines need" in done.stderr
+
+
+def test_shell_files_are_read_by_bash():
+    for path in [*(ROOT / "scripts").glob("*.sh"), ROOT / "scripts" / "slurm.sbatch"]:
+        subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+# What stands in for torchrun: it takes a while, ends as told, and says which signal it got.
+PATIENT = """#!/usr/bin/env bash
+trap 'echo got TERM >>"$LOG"; sleep 0.3; exit 1' TERM
+echo started >>"$LOG"
+for _ in $(seq 100); do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_reaches_every_process_and_its_end_is_waited_for(project: Path, number: int, status: int):
+    call(project, "set_up")
+    log(project)
+    (project / ".venv" / "bin" / "torchrun").write_text(PATIENT)
+    environment = {**os.environ, "LOG": str(project.parent / "log"), "GPUS_PER_NODE": "2"}
+    with subprocess.Popen(
+        ["bash", "scripts/finetune_ds.sh", "--data_path", "d"], cwd=project, env=environment
+    ) as running:
+        wait_for_log(project, "started", running)
+        running.send_signal(number)
+        assert running.wait(20) == status
+    assert log(project) == ["started", "got TERM"]
+
+
+def wait_for_log(project: Path, word: str, running: subprocess.Popen) -> None:
+    end = time.monotonic() + 20
+    path = project.parent / "log"
+    while not (path.exists() and word in path.read_text()):
+        assert running.poll() is None and time.monotonic() < end, "it did not begin"
+        time.sleep(0.02)
+
+
+SCONTROL = """#!/usr/bin/env bash
+case "$1 $2" in
+    "show hostnames") printf '%s-node\\n' first second ;;
+    requeue*) echo "$*" >>"$LOG" ;;
+esac
+"""
+# Every task at once, as SLURM does, with its number; a signal goes to all of them.
+SRUN = """#!/usr/bin/env bash
+SLURM_NODEID=0 "$@" & a=$!
+SLURM_NODEID=1 "$@" & b=$!
+trap 'kill -TERM $a $b' TERM
+status=0
+wait $a || status=$?
+while kill -0 $a 2>/dev/null || kill -0 $b 2>/dev/null; do wait $a || status=$?; wait $b || status=$?; done
+exit $status
+"""
+TRAINING = """#!/usr/bin/env bash
+echo "$NODE_RANK of $NNODES at $MASTER_ADDR:$MASTER_PORT, $GPUS_PER_NODE processes: $*" >>"$LOG"
+trap 'exit 143' TERM
+for _ in $(seq "${TENTHS:-0}"); do sleep 0.1; done
+"""
+
+
+@pytest.fixture
+def cluster(project: Path) -> dict[str, str]:
+    """A cluster of two machines that are this one, and a training script that only says where it runs."""
+    call(project, "set_up")
+    log(project)
+    tools = project.parent / "bin"
+    tools.mkdir()
+    scripts = {
+        tools / "srun": SRUN,
+        tools / "scontrol": SCONTROL,
+        project / "scripts" / "finetune_lora_ds.sh": TRAINING,
+    }
+    for path, text in scripts.items():
+        path.write_text(text)
+        path.chmod(0o755)
+    return {
+        **os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "LOG": str(project.parent / "log"),
+        "PYTHON": str(project.parent / "python"), "SLURM_SUBMIT_DIR": str(project), "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "x[1-2]", "SLURM_JOB_ID": "123456", "SLURM_GPUS_ON_NODE": "8",
+    }  # fmt: skip
+
+
+def test_slurm_starts_each_machine_with_its_number(project: Path, cluster: dict[str, str]):
+    command = ["bash", str(project / "scripts" / "slurm.sbatch"), "--data_path", "a file.json"]
+    subprocess.run(command, env=cluster, check=True, timeout=30)
+    assert sorted(log(project)) == [
+        f"{rank} of 2 at first-node:33456, 8 processes: --data_path a file.json" for rank in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize(("number", "again"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_slurm_goes_on_in_the_next_job_when_time_is_up_and_not_when_cancelled(
+    project: Path, cluster: dict[str, str], number: int, again: bool
+):
+    command = ["bash", str(project / "scripts" / "slurm.sbatch")]
+    with subprocess.Popen(command, env={**cluster, "TENTHS": "100"}, stdout=subprocess.DEVNULL) as job:
+        wait_for_log(project, "1 of 2", job)
+        wait_for_log(project, "0 of 2", job)
+        time.sleep(0.2)
+        job.send_signal(number)
+        assert job.wait(20) == 143
+    assert ("requeue 123456" in log(project)) is again
 
 
 def test_the_deepspeed_files_leave_optimizer_and_schedule_to_the_flags():
