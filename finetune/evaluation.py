@@ -420,7 +420,7 @@ class GenerateAtEvaluation(TrainerCallback):
         ]
         card = AnswerCard(
             pictures=pictures,
-            title=f"{question.source} · {question.name} · step {step}",
+            title=f"{question.source} · {question.name} · step {step} · {'right' if answer.is_right else 'wrong'}",
             question=question.asked,
             expected=question.expected,
             generated=answer.said,
