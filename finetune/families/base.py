@@ -76,6 +76,38 @@ class Encoded:
     per_token: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class AttentionShape:
+    """What one attention module is.
+
+    heads        query heads
+    key_heads    key and value heads: fewer than ``heads`` where they are shared (grouped queries)
+    head_width   numbers in a head's query or key
+    looks        from what it looks at what, in words: "tokens at tokens before them"
+    """
+
+    heads: int
+    key_heads: int
+    head_width: int
+    looks: str
+
+
+@dataclass(frozen=True)
+class ImageArithmetic:
+    """How a picture becomes tokens.
+
+    resized_pixels   (width, height) after the family's resize
+    patches          (rows, columns) that the vision tower sees
+    tokens           of the picture in the prompt, its markers not counted
+    words            the same as one line of arithmetic
+    """
+
+    resized_pixels: tuple[int, int]
+    patches: tuple[int, int]
+    tokens: int
+    words: str
+
+
 class Family(Protocol):
     """The questions that the rest of the project asks of a family; one implementation is one file."""
 
@@ -107,6 +139,12 @@ class Family(Protocol):
     def stop_token_ids(self, processor: Any) -> tuple[int, ...]:
         """Tokens at which an answer ends."""
 
+    def load_processor(self, name_or_path: str, **hub: Any) -> Any:
+        """The processor of a checkpoint, from a folder or a hub name.
+
+        hub   ``cache_dir``, ``revision`` and the like
+        """
+
     def set_pixel_budget(self, processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> None:
         """Write the least and most pixels of a picture into the processor, the only place that is read.
 
@@ -124,7 +162,8 @@ class Family(Protocol):
         """What a model needs beside ids and media so that samples in one row do not see each other.
 
         samples   the row's samples, in order
-        Returns tensors with a batch axis of 1 (position_ids, ...); they replace ``attention_mask``.
+        Returns tensors with a batch axis of 1 (position_ids, ...); they replace ``attention_mask``. The call must
+        say ``use_cache=False``: where there is a cache, transformers does not look for samples in a row.
         """
 
     def tower_sequences(
@@ -135,6 +174,20 @@ class Family(Protocol):
         inputs   what the forward of the tower (the module above its layers) was given, by its parameters' names
         None: one sequence an image, whose places are its patches, row-major.
         """
+
+    def attention_shape(self, config: Any, name: str) -> AttentionShape | None:
+        """Of the module ``layer_N``, ``visual_attn`` or ``vision_layer_N``; None: the layer has no attention map
+        (linear attention)."""
+
+    def image_arithmetic(self, config: Any, size_pixels: tuple[int, int]) -> ImageArithmetic:
+        """What becomes of a picture of (width, height) pixels, by the configuration alone."""
+
+
+def restarting_positions(samples: Sequence[Encoded]) -> torch.Tensor:
+    """Int64[tokens of the row]: each sample's tokens counted from 0. Samples of 3 and 2: [0, 1, 2, 0, 1]."""
+    import torch
+
+    return torch.cat([torch.arange(len(one.input_ids)) for one in samples])
 
 
 def bare_model(model: nn.Module) -> nn.Module:

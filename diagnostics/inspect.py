@@ -1,0 +1,326 @@
+"""The architecture of a model, from its configuration alone: no weights are read.
+
+    python -m diagnostics.inspect MODEL [--json | --mermaid] [--tokens N] [--picture WxH]
+
+MODEL is a hub name, a model folder, or an adapter folder (whose base is shown).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from finetune.checkpoint import load_config, skeleton
+from finetune.families import Family, attention_modules, family_of
+from finetune.families.base import ImageArithmetic
+
+PICTURE = (1280, 720)
+"""Width and height of the example: neither square nor a multiple of any patch."""
+TOKENS = 1024
+BYTES = 4  # a map is kept in fp32
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of the model: its modules (dotted names), its layers, and how many parameters it has."""
+
+    name: str
+    modules: tuple[str, ...]
+    layers: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class AttentionKind:
+    """Modules that attend alike: ``first`` and ``last`` are the names under which their rows are reported.
+
+    heads, key_heads, head_width   of one module; all 0 where the layers have no attention map
+    map_bytes                      one layer's whole map of one sequence, all heads, fp32
+    """
+
+    first: str
+    last: str
+    count: int
+    module: str
+    heads: int
+    key_heads: int
+    head_width: int
+    looks: str
+    queries: int
+    keys: int
+    map_bytes: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What ``inspect`` shows."""
+
+    name: str
+    family: str
+    model_type: str
+    parameters: int
+    components: tuple[Component, ...]
+    attention: tuple[AttentionKind, ...]
+    picture: ImageArithmetic
+    tokens: int
+
+
+def architecture(
+    config: Any, *, name: str, tokens: int = TOKENS, picture: tuple[int, int] = PICTURE
+) -> Architecture:
+    """Read a configuration.
+
+    tokens    length of the prompt for which maps are counted
+    picture   (width, height) in pixels of the example
+
+    Raises ValueError for a configuration of no known family.
+    """
+    family = family_of(config)
+    model = skeleton(config)
+    image = family.image_arithmetic(config, picture)
+    return Architecture(
+        name=name,
+        family=family.name,
+        model_type=str(config.model_type),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        components=tuple(_components(model, family)),
+        attention=tuple(_attention(model, family, config, image, tokens)),
+        picture=image,
+        tokens=tokens,
+    )
+
+
+def _components(model: nn.Module, family: Family) -> Iterator[Component]:
+    paths = family.paths
+    layers = {"vision": paths.vision_layers, "connector": None, "language": paths.language_layers}
+    parts = {"vision": paths.vision, "connector": paths.connector, "language": paths.language}
+    sizes = dict.fromkeys((*parts, "other"), 0)
+    for name, parameter in model.named_parameters():
+        owner = _owner(name, parts)
+        sizes[owner] += parameter.numel()
+    for part, modules in parts.items():
+        below = layers[part]
+        count = 0 if below is None else len(list(model.get_submodule(below).children()))
+        yield Component(part, tuple(modules), count, sizes[part])
+    if sizes["other"]:
+        yield Component("other", (), 0, sizes["other"])
+
+
+def _owner(name: str, parts: dict[str, tuple[str, ...]]) -> str:
+    """The part whose path reaches furthest into a name: a connector may lie inside the tower's module."""
+    found = [
+        (len(path), part)
+        for part, paths in parts.items()
+        for path in paths
+        if f"{name}.".startswith(f"{path}.")
+    ]
+    return max(found)[1] if found else "other"
+
+
+def _attention(
+    model: nn.Module, family: Family, config: Any, image: ImageArithmetic, tokens: int
+) -> Iterator[AttentionKind]:
+    patches = image.patches[0] * image.patches[1]
+    names = {id(module): name for name, module in model.named_modules()}
+    kinds: list[AttentionKind] = []
+    for name, module in attention_modules(model, family).items():
+        queries, keys = (tokens, tokens) if name.startswith("layer_") else (patches, patches)
+        if name == "visual_attn":
+            queries = image.tokens
+        shape = family.attention_shape(config, name)
+        heads, key_heads, width, looks = (
+            (0, 0, 0, "no attention map (linear attention)")
+            if shape is None
+            else (shape.heads, shape.key_heads, shape.head_width, shape.looks)
+        )
+        size = heads * queries * keys * BYTES
+        one = AttentionKind(
+            name, name, 1, names[id(module)], heads, key_heads, width, looks, queries, keys, size
+        )
+        if kinds and _alike(kinds[-1], one):
+            one = _grown(kinds.pop(), one)
+        kinds.append(one)
+    yield from kinds
+
+
+def _alike(before: AttentionKind, now: AttentionKind) -> bool:
+    def key(kind: AttentionKind) -> tuple[Any, ...]:
+        return (kind.first.rstrip("0123456789"), kind.heads, kind.key_heads, kind.head_width, kind.looks)
+
+    return key(before) == key(now)
+
+
+def _grown(before: AttentionKind, now: AttentionKind) -> AttentionKind:
+    return AttentionKind(**{**asdict(before), "last": now.last, "count": before.count + 1})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Showing it
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def table(found: Architecture) -> str:
+    """For people: components, pictures, attention, and what its maps weigh."""
+    lines = [f"{found.name}: {found.family} ({found.model_type}), {found.parameters:,} parameters", ""]
+    lines += _columns(
+        [("component", "layers", "parameters", "share", "modules")]
+        + [
+            (
+                part.name,
+                str(part.layers or ""),
+                f"{part.parameters:,}",
+                f"{part.parameters / found.parameters:.1%}",
+                ", ".join(part.modules),
+            )
+            for part in found.components
+        ]
+    )
+    lines += ["", f"a picture: {found.picture.words}", ""]
+    lines += _columns(
+        [("attention", "module", "heads", "key heads", "width", "looks", f"maps at {found.tokens:,} tokens")]
+        + [
+            (
+                kind.first if kind.count == 1 else f"{kind.first} … {kind.last}",
+                kind.module,
+                str(kind.heads or "-"),
+                str(kind.key_heads or "-"),
+                str(kind.head_width or "-"),
+                kind.looks,
+                _weight(kind),
+            )
+            for kind in found.attention
+        ]
+    )
+    return "\n".join(lines)
+
+
+def _weight(kind: AttentionKind) -> str:
+    """What all maps of a kind weigh, as the product that it is."""
+    if not kind.heads:
+        return "-"
+    size = _size(kind.count * kind.map_bytes)
+    return f"{kind.count} × {kind.heads} × {kind.queries:,} × {kind.keys:,} = {size}"
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def mermaid(found: Architecture) -> str:
+    """A flow chart, as Markdown renders it."""
+    rows, columns = found.picture.patches
+    by_name = {part.name: part for part in found.components}
+    kinds = {
+        kind.first.rpartition("_")[0] if kind.first != "visual_attn" else kind.first: kind
+        for kind in found.attention
+    }
+
+    def box(key: str, title: str, *facts: str) -> str:
+        return f'    {key}["{"<br/>".join([title, *facts])}"]'
+
+    def heads(kind: AttentionKind | None) -> list[str]:
+        return [] if kind is None or not kind.heads else [f"{kind.heads} heads × {kind.head_width}"]
+
+    vision, connector, language = (by_name[name] for name in ("vision", "connector", "language"))
+    return "\n".join(
+        [
+            "flowchart LR",
+            box(
+                "picture",
+                "picture",
+                f"{found.picture.resized_pixels[0]} × {found.picture.resized_pixels[1]} pixels",
+            ),
+            box(
+                "vision",
+                "vision tower",
+                f"{vision.layers} layers",
+                *heads(kinds.get("vision_layer")),
+                f"{vision.parameters:,} parameters",
+            ),
+            box(
+                "connector",
+                "connector",
+                *heads(kinds.get("visual_attn")),
+                f"{connector.parameters:,} parameters",
+            ),
+            box("text", "text"),
+            box(
+                "language",
+                "language model",
+                f"{language.layers} layers",
+                *heads(kinds.get("layer")),
+                f"{language.parameters:,} parameters",
+            ),
+            box("answer", "answer"),
+            "    picture --> vision",
+            f'    vision -- "{rows} × {columns} patches" --> connector',
+            f'    connector -- "{found.picture.tokens} tokens" --> language',
+            "    text --> language --> answer",
+        ]
+    )
+
+
+def to_json(found: Architecture) -> str:
+    """The same for programs, with the size of all maps in bytes."""
+    return json.dumps(asdict(found), ensure_ascii=False, indent=1)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the program; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        config = load_config(arguments.model)
+        found = architecture(config, name=arguments.model, tokens=arguments.tokens, picture=arguments.picture)
+    except (ValueError, OSError) as error:
+        print(f"inspect: {error}", file=sys.stderr)
+        return 1
+    print(to_json(found) if arguments.json else mermaid(found) if arguments.mermaid else table(found))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m diagnostics.inspect", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("model", metavar="MODEL", help="hub name, model folder or adapter folder")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="for programs")
+    shown.add_argument("--mermaid", action="store_true", help="a flow chart for Markdown")
+    parser.add_argument(
+        "--tokens", type=_positive, default=TOKENS, help="length that maps are counted for (%(default)s)"
+    )
+    parser.add_argument(
+        "--picture", type=_picture, default=PICTURE, metavar="WxH", help="example in pixels (1280x720)"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {value}, expected at least 1")
+    return value
+
+
+def _picture(text: str) -> tuple[int, int]:
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected width x height in pixels, as in 1280x720")
+    return int(width), int(height)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
