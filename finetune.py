@@ -5,6 +5,7 @@ python finetune.py --help
 """
 
 import os
+import socket
 import sys
 import time
 import warnings
@@ -90,6 +91,7 @@ def prepare(argv: Sequence[str]) -> Ready | None:
     """
     args, lines = arguments.parse(with_demo(argv))
     say(*lines)
+    checkpoint.check_kernel(args.model.attn_implementation, precision_of(args))
     probes = read_probes(args)
     conversations = read_data(args, str(args.data.data_path))
     held_out = read_data(args, args.data.eval_data_path) if args.data.eval_data_path else None
@@ -195,7 +197,11 @@ def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:
             deepspeed=bool(training.deepspeed),
         )
 
-    return run_folder.Start("new", None, ()) if training.dry_run else decided_by_first(decide)
+    if training.dry_run:
+        return run_folder.Start("new", None, ())
+    start = decided_by_first(decide)
+    require_everywhere(start.checkpoint)
+    return start
 
 
 def open_checkpoint(args: Arguments, plan: adaptation.Plan) -> tuple[Any, families.Family]:
@@ -262,14 +268,19 @@ def rates_of(args: Arguments) -> adaptation.Rates:
     return adaptation.Rates(args.training.learning_rate, args.own_rates, args.training.weight_decay)
 
 
+def precision_of(args: Arguments) -> torch.dtype:
+    """What training computes in."""
+    training = args.training
+    return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
+
+
 def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan) -> Any:
     """The model with what trains unfrozen.
 
     Frozen weights rest in the precision that computes. Trained ones are fp32 (torch's mixed precision adds small
     updates to them), unless DeepSpeed keeps fp32 copies of its own.
     """
-    training = args.training
-    compute = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
+    training, compute = args.training, precision_of(args)
     whole = plan.lora or plan.language == "frozen" or bool(training.deepspeed)
     if training.deepspeed and torch.distributed.is_initialized():
         import deepspeed
@@ -283,6 +294,7 @@ def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan)
         quantize=args.adaptation.q_lora,
         for_training=True,
         cache_dir=args.model.cache_dir,
+        attn_implementation=args.model.attn_implementation,
     )
     return adaptation.adapt(model, family, plan, master_weights=not training.deepspeed)
 
@@ -408,6 +420,22 @@ def decided_by_first(decide: Any) -> Any:
     if isinstance(outcome[0], ValueError):
         raise outcome[0]
     return outcome[0]
+
+
+def require_everywhere(folder: Path | None) -> None:
+    """Raises ValueError where a machine of the run does not have the checkpoint that the first goes on from."""
+    if folder is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    seen: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(
+        seen, (socket.gethostname(), (folder / run_folder.STATE_FILE).is_file())
+    )
+    without = sorted({host for host, there in seen if not there})
+    if without:
+        raise ValueError(
+            f"{folder}: is not there on {', '.join(without)}; copy it there, or share --output_dir between the "
+            "machines. A run on disks of their own saves everywhere with --save_on_each_node True"
+        )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from transformers import (
     AutoProcessor,
     BitsAndBytesConfig,
 )
+from transformers.utils import is_flash_attn_2_available
 
 import finetune.families as families
-from finetune.families.base import Family
+from finetune import weights
+from finetune.families.base import Family, bare_model
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
@@ -32,6 +35,8 @@ def load(
     quantize: bool = False,
     for_training: bool = False,
     cache_dir: str | None = None,
+    attn_implementation: str | None = None,
+    base: str | None = None,
 ) -> tuple[nn.Module, Any]:
     """Open a checkpoint.
 
@@ -40,26 +45,77 @@ def load(
     device         where the model goes; None: it stays where it was loaded
     quantize       language layers to 4 bit (NF4) while loading
     for_training   an adapter's tensors stay trainable, and the model keeps its train mode to the caller
+    attn_implementation   the attention kernel; None: torch's own (SDPA) wherever the model can use it
+    base           another base for an adapter than the one that it names
 
     Returns the model (a PeftModel for an adapter folder) and its processor.
 
-    Raises ValueError where the checkpoint, or an adapter's base, cannot be found or is of no known family.
+    Raises ValueError where the checkpoint, or an adapter's base, cannot be found or is of no known family, where an
+    adapter was made for another base, and where the kernel cannot be used.
     """
-    base_name, adapter = resolve(name_or_path)
+    base_name, adapter = resolve(name_or_path, base=base)
     config = _config(base_name, cache_dir)
     family = families.family_of(config)
-    options: dict[str, Any] = {"dtype": dtype if dtype is not None else "auto", "cache_dir": cache_dir}
+    if attn_implementation is not None:
+        check_kernel(attn_implementation)
+    options: dict[str, Any] = {
+        "dtype": dtype if dtype is not None else "auto",
+        "cache_dir": cache_dir,
+        **({} if attn_implementation is None else {"attn_implementation": attn_implementation}),
+    }
     if quantize:
         options["quantization_config"] = four_bit(config, family, compute_dtype=dtype)
     model: nn.Module = AutoModelForImageTextToText.from_pretrained(base_name, **options)
     _keep_four_bit_layout(model)
     if adapter is not None:
-        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=for_training)
+        model = with_adapter(model, adapter, trainable=for_training)
     if device is not None and not quantize:
         model = model.to(device)
     if not for_training:
         model.eval()
-    return model, load_processor(name_or_path, cache_dir=cache_dir)
+    return model, load_processor(name_or_path, cache_dir=cache_dir, base=base)
+
+
+def with_adapter(model: nn.Module, adapter: str | Path, *, trainable: bool) -> PeftModel:
+    """A base with an adapter of its kind, every tensor of which has found its place.
+
+    Raises ValueError where the adapter was made for a base of another size or another kind.
+    """
+    folder = Path(adapter)
+    faults = weights.unfit(model, folder)
+    if not faults:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # told below, as an error
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        faults = weights.misplaced(adapted, folder)
+    if faults:
+        name = getattr(bare_model(model), "name_or_path", "this model")
+        raise ValueError(
+            f"{folder}: an adapter of another model than {name}:\n{weights.listed(faults)}\n"
+            f"give the base that it was trained on ({ADAPTER_CONFIG} there says which)"
+        )
+    return adapted
+
+
+def check_kernel(name: str, computes_in: torch.dtype | None = None) -> None:
+    """Raises ValueError, before weights are loaded, where a flash kernel is not installed or cannot run.
+
+    computes_in   the precision of training, where it is known
+    """
+    if not name.startswith("flash_attention"):
+        return
+    faults = []
+    if not torch.cuda.is_available():
+        faults.append("found no GPU, expected one of NVIDIA's or AMD's")
+    if computes_in == torch.float32:
+        faults.append("found training in float32, expected --bf16 True or --fp16 True")
+    if not is_flash_attn_2_available():
+        faults.append("found no package flash-attn that works here; its wheel must match torch and CUDA")
+    if faults:
+        raise ValueError(
+            f"--attn_implementation {name}: {'; '.join(faults)}. Without it: --attn_implementation sdpa, the default, "
+            "which has flash kernels of torch's own"
+        )
 
 
 def load_config(name_or_path: str | Path, *, cache_dir: str | None = None) -> Any:
@@ -67,9 +123,9 @@ def load_config(name_or_path: str | Path, *, cache_dir: str | None = None) -> An
     return _config(resolve(name_or_path)[0], cache_dir)
 
 
-def load_processor(name_or_path: str | Path, *, cache_dir: str | None = None) -> Any:
+def load_processor(name_or_path: str | Path, *, cache_dir: str | None = None, base: str | None = None) -> Any:
     """The processor of a checkpoint: an adapter folder's own where it has one, else its base's."""
-    base_name, adapter = resolve(name_or_path)
+    base_name, adapter = resolve(name_or_path, base=base)
     if adapter is not None and any((adapter / name).is_file() for name in _PROCESSOR_FILES):
         return AutoProcessor.from_pretrained(str(adapter))
     return AutoProcessor.from_pretrained(base_name, cache_dir=cache_dir)
@@ -78,8 +134,8 @@ def load_processor(name_or_path: str | Path, *, cache_dir: str | None = None) ->
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
-def resolve(name_or_path: str | Path) -> tuple[str, Path | None]:
-    """(base checkpoint, adapter folder or None).
+def resolve(name_or_path: str | Path, *, base: str | None = None) -> tuple[str, Path | None]:
+    """(base checkpoint, adapter folder or None). ``base`` stands in for the one that an adapter names.
 
     Raises ValueError for a folder that holds neither a model nor an adapter, and for an adapter whose base is
     a folder that is not there.
@@ -99,7 +155,7 @@ def resolve(name_or_path: str | Path) -> tuple[str, Path | None]:
         raise ValueError(
             f"{path}: found neither {MODEL_CONFIG} nor {ADAPTER_CONFIG}; expected the folder of a model or an adapter"
         )
-    return _base_of(path), path
+    return resolve(base)[0] if base is not None else _base_of(path), path
 
 
 def looks_like_a_path(name: str) -> bool:

@@ -216,6 +216,23 @@ def unfit(base: nn.Module, adapter: Path) -> list[str]:
     return faults
 
 
+def misplaced(adapted: PeftModel, adapter: Path) -> list[str]:
+    """A line for each tensor that a loaded adapter lacks in the files, and for each in the files without a place.
+
+    Those that an earlier release of transformers named otherwise, as PEFT knows, come in pairs of one each.
+    """
+    homes, found = places(adapted), shapes(adapter)
+    own = {name for name in homes if ".lora_" in name}
+    own |= {_peft_file_name(name) for name, _ in adapted.named_parameters() if ".modules_to_save." in name}
+    missing, homeless = sorted(own - found.keys()), sorted(found.keys() - homes.keys())
+    if len(missing) == len(homeless):
+        return []
+    return [
+        *(f"{name}: found none in the adapter" for name in missing),
+        *(f"{name}: found {list(found[name])} in the adapter, expected no such tensor" for name in homeless),
+    ]
+
+
 def _expected_shape(
     name: str, shape: Shape, modules: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]
 ) -> Shape | None:

@@ -34,13 +34,13 @@ def tiny_config(**changes: Any) -> QwenVLConfig:
     return QwenVLConfig(**{**settings, **changes})
 
 
-def write_checkpoint(folder: Path, *, seed: int = 0) -> Path:
-    """Weights, configuration and processor of a tiny random model."""
+def write_checkpoint(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Weights, configuration and processor of a tiny random model; ``changes`` to its configuration."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [b"%s %d" % (base64.b64encode(bytes([byte])), byte) for byte in range(N_BYTES)]
     (folder / "qwen.tiktoken").write_bytes(b"\n".join(lines) + b"\n")
     torch.manual_seed(seed)
-    QwenVLForConditionalGeneration(tiny_config()).save_pretrained(folder)
+    QwenVLForConditionalGeneration(tiny_config(**changes)).save_pretrained(folder)
     tokenizer = QwenVLTokenizer(str(folder / "qwen.tiktoken"), image_tokens=N_QUERIES)
     QwenVLProcessor(QwenVLImageProcessor(image_size=12, patch_size=4), tokenizer).save_pretrained(folder)
     return folder
