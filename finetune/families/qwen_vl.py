@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from finetune.conversation import Conversation, ImageRef
-from finetune.families.base import Encoded, ImageTokens, ModulePaths
+from finetune.conversation import BoxRef, Conversation, ImageRef, Part, Turn
+from finetune.families.base import (
+    AttentionShape,
+    Encoded,
+    ImageArithmetic,
+    ImageTokens,
+    ModulePaths,
+    restarting_positions,
+)
+from finetune.families.boxes import as_markup
+
+IGNORED = -100
 
 
 class QwenVLFamily:
@@ -47,9 +59,8 @@ class QwenVLFamily:
         """With ``media=False`` no picture is opened: ids, labels and spans only, for counting tokens."""
         from finetune.qwen_vl.chatml import encode_chat
 
-        chat = encode_chat(
-            processor.tokenizer, conversation.turns, add_generation_prompt=add_generation_prompt
-        )
+        turns = [Turn(turn.role, tuple(map(_in_own_markup, turn.parts))) for turn in conversation.turns]
+        chat = encode_chat(processor.tokenizer, turns, add_generation_prompt=add_generation_prompt)
         images: list[ImageTokens] = []
         pixels: list[torch.Tensor] = []
         if media:
@@ -66,9 +77,9 @@ class QwenVLFamily:
         )
 
     def load_image(self, ref: ImageRef) -> Any:
-        from finetune.qwen_vl.images import load_image
+        from finetune.images import open_image
 
-        return load_image(ref.path)
+        return open_image(ref.path if ref.data is None else ref)
 
     def stop_token_ids(self, processor: Any) -> tuple[int, ...]:
         """Tokens at which an answer ends."""
@@ -88,5 +99,69 @@ class QwenVLFamily:
             through_connector=True,
         )
 
+    def load_processor(self, name_or_path: str, **hub: Any) -> Any:
+        from finetune.qwen_vl import QwenVLProcessor
+
+        return QwenVLProcessor.from_pretrained(name_or_path, **hub)
+
+    def set_pixel_budget(self, processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> None:
+        """Every picture becomes a square of one size, so there is nothing to set."""
+        if min_pixels is None and max_pixels is None:
+            return
+        side = processor.image_processor.image_size
+        raise ValueError(
+            f"--min_pixels, --max_pixels: {self.name} squeezes every picture to {side} × {side} pixels, "
+            f"{processor.tokenizer.image_tokens} tokens; leave them out"
+        )
+
+    def blank(self, processor: Any) -> Encoded:
+        """``<img>``, slots, ``</img>``: a picture of zeros, the mean colour."""
+        side = processor.image_processor.image_size
+        ids = np.array(processor.tokenizer.image_slots(), dtype=np.int64)
+        return Encoded(
+            input_ids=ids,
+            labels=np.full_like(ids, IGNORED),
+            turn_spans=(),
+            images=(self._image_tokens(processor, 0, (side, side)),),
+            media={"pixel_values": torch.zeros(1, 3, side, side)},
+        )
+
+    def packed(self, config: Any, samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """``position_ids`` [1, tokens] that start again at 0: transformers' masks keep apart what restarts."""
+        return {"position_ids": restarting_positions(samples)[None]}
+
     def tower_sequences(self, config: Any, layer: int, inputs: Any) -> None:
         """One sequence a picture, its patches row-major."""
+
+    def attention_shape(self, config: Any, name: str) -> AttentionShape:
+        if name.startswith("layer_"):
+            heads = config.num_attention_heads
+            return AttentionShape(heads, heads, config.kv_channels, "tokens at tokens before them")
+        if name == "visual_attn":
+            from finetune.qwen_vl.visual import RESAMPLER_HEAD_WIDTH
+
+            width = config.visual["output_dim"]
+            heads = max(width // RESAMPLER_HEAD_WIDTH, 1)
+            return AttentionShape(heads, heads, width // heads, "queries at patches of the picture")
+        heads = config.visual["heads"]
+        return AttentionShape(
+            heads, heads, config.visual["width"] // heads, "patches at patches of the picture"
+        )
+
+    def image_arithmetic(self, config: Any, size_pixels: tuple[int, int]) -> ImageArithmetic:
+        side, patch, queries = (config.visual[name] for name in ("image_size", "patch_size", "n_queries"))
+        cells = side // patch
+        words = (
+            f"{size_pixels[0]} × {size_pixels[1]} pixels, squeezed to {side} × {side} → {cells} × {cells} patches of "
+            f"{patch} → {queries} queries → {queries} tokens"
+        )
+        return ImageArithmetic((side, side), (cells, cells), queries, words)
+
+
+def _in_own_markup(part: Part) -> Part:
+    """Boxes that were not written in Qwen-VL's markup, in it (Bai et al. 2023, arXiv 2308.12966, section 2.2)."""
+    if not isinstance(part, BoxRef) or part.style == "qwen-vl":
+        return part
+    return replace(
+        part, written=as_markup(part, ref_marks=("<ref>", "</ref>"), box_marks=("<box>", "</box>"))
+    )

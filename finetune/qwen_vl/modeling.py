@@ -254,7 +254,8 @@ class QwenVLModel(QwenVLPreTrainedModel):
         return self.training and any(p.requires_grad or hasattr(p, "ds_id") for p in parameters)
 
     def _ntk_alpha(self, length: int, past: int, cache: Cache | None) -> int:
-        """Training never rescales; a call without a past chooses by its length; decoding keeps that choice.
+        """Training never rescales; a call without a past chooses by its length, that of its longest sample where
+        several share a row; decoding keeps that choice.
 
         The choice travels with the cache and not with the model: what was generated before can't change
         what comes next.
@@ -293,6 +294,9 @@ class QwenVLModel(QwenVLPreTrainedModel):
         assert inputs_embeds is not None
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         length = inputs_embeds.shape[1]
+        reach = length
+        if position_ids is not None and attention_mask is None and past == 0 and not self.training:
+            reach = int(position_ids.max()) + 1  # samples in one row: as far as the longest goes
         if position_ids is None:
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past)[None]
         mask = create_causal_mask(
@@ -302,7 +306,7 @@ class QwenVLModel(QwenVLPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        rotary = rotary_angles(position_ids, self.config, self._ntk_alpha(length, past, past_key_values))
+        rotary = rotary_angles(position_ids, self.config, self._ntk_alpha(reach, past, past_key_values))
         logn = None
         if self.config.use_logn_attn and not self.training:
             logn = logn_scale(position_ids, self.config.seq_length)

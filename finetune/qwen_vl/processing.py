@@ -13,7 +13,7 @@ from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import cached_file
 
-from finetune.conversation import ImageRef, Turn
+from finetune.conversation import BoxRef, ImageRef, Turn
 from finetune.qwen_vl.chatml import encode_chat, encode_parts
 from finetune.qwen_vl.configuration import QwenVLConfig
 from finetune.qwen_vl.images import ImageSource, QwenVLImageProcessor
@@ -222,7 +222,9 @@ class QwenVLProcessor(ProcessorMixin):
         )
         for turn in turns:
             words = (
-                f"<img>{part.written}</img>" if isinstance(part, ImageRef) else part for part in turn.parts
+                part if isinstance(part, str) else f"<img>{part.written}</img>"
+                for part in turn.parts
+                if not isinstance(part, BoxRef)  # messages hold none
             )
             text += f"{IM_START}{turn.role}\n{''.join(words)}{IM_END}\n"
         rendered = RenderedChat(text + (f"{IM_START}assistant\n" if add_generation_prompt else ""))
