@@ -25,6 +25,7 @@ from finetune import (
     data,
     evaluation,
     families,
+    kernels,
     reading,
     run_folder,
     stopping,
@@ -212,6 +213,7 @@ def open_checkpoint(args: Arguments, plan: adaptation.Plan) -> tuple[Any, famili
     name, cache = str(args.model.model_name_or_path), args.model.cache_dir
     config = checkpoint.load_config(name, cache_dir=cache)
     family = families.family_of(config)
+    kernels.prepare(args.training, config.model_type)
     model = checkpoint.skeleton(config)
     if plan.lora:
         adaptation.target_pattern(model, family, plan)
