@@ -1,0 +1,347 @@
+"""An adapter or a checkpoint → a model folder that anything can load.
+
+    python -m finetune.export out/checkpoint-80 --output_dir merged
+
+Adapters are merged into the base as it was published, never into its 4-bit copy: the sum of the two would be rounded to
+4 bits again, and most of what was learned with it (QwenLM/Qwen-VL#281). The folder is written beside its place, opened
+afresh, compared with what it was made from, and only then given its name.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from PIL import Image
+from torch import Tensor, nn
+from transformers.utils import logging
+
+import finetune.families as families
+from finetune import checkpoint, run_folder, weights
+from finetune.conversation import Conversation, ImageRef, Turn
+from finetune.families.base import bare_model
+
+DTYPES = {
+    "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+    "float16": torch.float16, "fp16": torch.float16,
+}  # fmt: skip
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest difference of a logit, as a share of the largest logit. About 12 units in the last place of the sixteen-bit
+types: base and adapter round twice at each layer where the merged weight rounds once."""
+
+QUESTION = "What is in the picture, and where is it?"
+PICTURE_PIXELS = (93, 61)  # width and height, not square
+
+
+class Difference(NamedTuple):
+    """How far two models' logits are apart on the built-in prompt.
+
+    largest   of any token and word
+    scale     the largest logit
+    """
+
+    largest: float
+    scale: float
+
+    @property
+    def share(self) -> float:
+        return self.largest / max(self.scale, 1e-30)
+
+    def __str__(self) -> str:
+        return f"{self.largest:.2g} ({self.share:.1e} of the largest logit)"
+
+
+class History(NamedTuple):
+    """What the run that trained a checkpoint says of itself; None where it is not known."""
+
+    dtype: torch.dtype | None = None
+    four_bit: bool = False
+
+
+class Exported(NamedTuple):
+    """An exported folder, and how its logits differ.
+
+    saved      from base and adapter, both in the precision of the export
+    adapter    base with the adapter from base alone; None for a full model
+    four_bit   the exported model from the 4-bit base with the adapter, as it was trained; None without QLoRA
+    """
+
+    folder: Path
+    dtype: torch.dtype
+    saved: Difference
+    adapter: Difference | None
+    four_bit: Difference | None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the program; returns its exit code."""
+    flags = parser().parse_args(argv)
+    try:
+        export(
+            flags.checkpoint,
+            flags.output_dir,
+            dtype=DTYPES[flags.dtype] if flags.dtype else None,
+            base=flags.base,
+            device=flags.device,
+            max_shard_size=flags.max_shard_size,
+            cache_dir=flags.cache_dir,
+        )
+    except ValueError as error:
+        print(f"finetune.export: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nfinetune.export: interrupted; nothing is left behind", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m finetune.export",
+        description="Merge an adapter into its base, or take the weights out of a checkpoint, and check the result.",
+    )
+    made.add_argument("checkpoint", help="an adapter folder, a checkpoint-N of a run, or a model folder")
+    made.add_argument("--output_dir", required=True, help="where the model goes; new or empty")
+    made.add_argument(
+        "--dtype", choices=DTYPES, help="precision of the weights; default: that of training, else the base's"
+    )
+    made.add_argument("--base", help="another place of the base than the one that the adapter names")
+    made.add_argument("--device", default="cpu", help="where it is merged and compared (cuda:0 is faster)")
+    made.add_argument("--max_shard_size", default="5GB", help="most bytes of a weight file")
+    made.add_argument("--cache_dir", help="where the hub's downloads are kept")
+    return made
+
+
+def export(
+    source: str | Path,
+    output_dir: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    base: str | None = None,
+    device: str = "cpu",
+    max_shard_size: str = "5GB",
+    cache_dir: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Exported:
+    """Write a model folder with processor and generation configuration, and prove that it is the same model.
+
+    source          an adapter folder, a checkpoint of a run, a model folder or a hub name
+    output_dir      a folder that is new or empty; it appears when everything is done
+    dtype           precision of the weights; None: that of training where the run says it, else the base's
+    base            a base in another place than the one that the adapter names
+    max_shard_size  most bytes of one weight file
+
+    Raises ValueError where source or output folder will not do, and where the written model's logits differ from
+    those of base and adapter by more than ``TOLERANCE``; nothing is left behind then.
+    """
+    folder = _new_folder(Path(output_dir))
+    _require_weights(Path(source))
+    history = history_of(Path(source))
+    options: dict[str, Any] = {"base": base, "device": device, "cache_dir": cache_dir}
+
+    say(f"opening {source} in {_name(dtype or history.dtype)}")
+    model, processor = checkpoint.load(source, dtype=dtype or history.dtype, **options)
+    dtype = bare_model(model).dtype
+    before = logits(model, processor)
+    effect = _effect(model, processor, before)
+
+    partial = folder.with_name(f"{folder.name}.partial")
+    try:
+        say(f"{'merging' if effect else 'writing'} in {_name(dtype)}")
+        _write(model, processor, partial, dtype, max_shard_size)
+        del model
+        say("opening what was written, and comparing")
+        fresh, its_processor = checkpoint.load(partial, device=device)
+        after = logits(fresh, its_processor)
+        del fresh
+        saved = difference(before, after)
+        _require_same(saved, effect, dtype, say)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    four_bit = _against_four_bit(source, after, options, dtype, say) if history.four_bit else None
+    say(f"done: {folder} ({_gib(folder):.2f} GiB)")
+    return Exported(folder, dtype, saved, effect, four_bit)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stations
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def history_of(source: Path) -> History:
+    """Precision and quantisation of the run that left ``source`` in its folder."""
+    path = next(
+        (
+            one / run_folder.RUN_FILE
+            for one in (source, source.parent)
+            if (one / run_folder.RUN_FILE).is_file()
+        ),
+        None,
+    )
+    if path is None:
+        return History()
+    marks = json.loads(path.read_text(encoding="utf-8"))["marks"]
+    dtype = torch.bfloat16 if marks.get("bf16") else torch.float16 if marks.get("fp16") else torch.float32
+    return History(dtype, bool(marks.get("q_lora")))
+
+
+def _new_folder(folder: Path) -> Path:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"--output_dir {folder}: holds something already; give a new folder, or empty this one"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _require_weights(source: Path) -> None:
+    """DeepSpeed may leave shards alone, which only its own script can put together."""
+    if (source / checkpoint.MODEL_CONFIG).is_file() and not weights.weight_files(source):
+        shards = sorted(source.glob("global_step*"))
+        remedy = "copy it again, or take another checkpoint"
+        if shards:
+            remedy = (
+                f"they are DeepSpeed's shards in {shards[0].name}; put them together first:\n"
+                f"  python {source}/zero_to_fp32.py {source} {source} --safe_serialization\n"
+                "or train with stage3_gather_16bit_weights_on_model_save true"
+            )
+        raise ValueError(f"{source}: found {checkpoint.MODEL_CONFIG} and no weights; {remedy}")
+
+
+def _effect(model: nn.Module, processor: Any, adapted: Float[Tensor, "tokens words"]) -> Difference | None:
+    if not isinstance(model, PeftModel):
+        return None
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Careful, disabling adapter"
+        )  # trained biases stay; so be it
+        with model.disable_adapter():
+            return difference(adapted, logits(model, processor))
+
+
+def _write(model: nn.Module, processor: Any, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of an export that was killed
+    merged: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model  # type: ignore[operator]
+    merged = merged.to(dtype)  # trained copies were fp32
+    _untie(merged)
+    needed = sum(p.numel() * p.element_size() for p in merged.parameters())
+    free = shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise ValueError(
+            f"{folder.parent}: found {free / 2**30:.1f} GiB free, expected {needed / 2**30:.1f} for the weights"
+        )
+    merged.save_pretrained(folder, max_shard_size=max_shard_size)
+    processor.save_pretrained(folder)
+
+
+def _untie(model: Any) -> None:
+    """Word embeddings and output layer that trained apart are no longer one matrix; the configuration must say so."""
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    if None in ends or torch.equal(ends[0].weight, ends[1].weight):
+        return
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+def _require_same(
+    saved: Difference, effect: Difference | None, dtype: torch.dtype, say: Callable[[str], None]
+) -> None:
+    allowed = TOLERANCE[dtype]
+    said = f"logits of the written model differ by {saved}; allowed in {_name(dtype)}: {allowed:.0e}"
+    if effect is not None:
+        said += f"; the adapter moved them by {effect}"
+    if not saved.share <= allowed:  # NaN is not
+        raise ValueError(f"{said}. It is not the same model, and was not kept; --dtype float32 rounds least")
+    say(said)
+    if effect is not None and effect.share <= allowed:
+        say(
+            f"what the adapter moved is below what {_name(dtype)} resolves here: --dtype float32 compares more finely"
+        )
+
+
+def _against_four_bit(
+    source: str | Path,
+    merged: Float[Tensor, "tokens words"],
+    options: dict[str, Any],
+    dtype: torch.dtype,
+    say: Callable[[str], None],
+) -> Difference:
+    """It was trained over 4-bit weights and is merged into those that they were rounded from: how much is that?"""
+    model, processor = checkpoint.load(source, dtype=dtype, quantize=True, **options)
+    found = difference(logits(model, processor), merged)
+    say(
+        f"it was trained over a 4-bit base, and merged into the base itself: that alone moves logits by {found}, "
+        "which is the rounding of the base to 4 bits and no fault of the merge"
+    )
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Comparing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def logits(model: nn.Module, processor: Any) -> Float[Tensor, "tokens words"]:
+    """A model's logits, fp32 on the CPU, at every token of a built-in prompt with a built-in picture."""
+    bare: Any = bare_model(model)
+    prompt = Conversation(
+        (Turn("user", (_picture(), QUESTION)), Turn("assistant", ("",))), "the built-in prompt"
+    )
+    encoded = families.family_of(bare.config).encode(processor, prompt)
+    inputs = {
+        "input_ids": torch.from_numpy(encoded.input_ids)[None],
+        "attention_mask": torch.ones(1, len(encoded.input_ids), dtype=torch.long),
+        **{name: torch.from_numpy(np.asarray(values))[None] for name, values in encoded.per_token.items()},
+        **encoded.media,
+    }
+    with torch.no_grad():
+        found = model.eval()(**{name: tensor.to(bare.device) for name, tensor in inputs.items()}).logits
+    return found[0].float().cpu()
+
+
+def _picture() -> ImageRef:
+    """Colours that change over both sides, so that no patch is like another."""
+    width, height = PICTURE_PIXELS
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    content = BytesIO()
+    Image.fromarray(
+        np.stack([x, y, (x * y / 255 + 40 * np.sin(x / 9)) % 256], axis=-1).astype(np.uint8)
+    ).save(content, "PNG")
+    return ImageRef("the built-in picture", Path("built-in.png"), data=content.getvalue())
+
+
+def difference(a: Float[Tensor, "tokens words"], b: Float[Tensor, "tokens words"]) -> Difference:
+    """NaN where either has one."""
+    if a.shape != b.shape:
+        raise ValueError(
+            f"the prompt has {list(b.shape)} logits (tokens, words) as written, expected {list(a.shape)}: "
+            "another processor or vocabulary was saved"
+        )
+    return Difference((a - b).abs().max().item(), a.abs().max().item())
+
+
+def _name(dtype: torch.dtype | None) -> str:
+    return "the precision in which it is stored" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def _gib(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*")) / 2**30
+
+
+if __name__ == "__main__":
+    logging.set_verbosity_error()
+    sys.exit(main(sys.argv[1:]))
