@@ -25,6 +25,7 @@ from finetune import (
     data,
     evaluation,
     families,
+    mixture,
     kernels,
     reading,
     run_folder,
@@ -94,7 +95,7 @@ def prepare(argv: Sequence[str]) -> Ready | None:
     say(*lines)
     checkpoint.check_kernel(args.model.attn_implementation, precision_of(args))
     probes = read_probes(args)
-    conversations = read_data(args, str(args.data.data_path))
+    mixed = read_mixture(args)
     held_out = read_data(args, args.data.eval_data_path) if args.data.eval_data_path else None
     marks = run_folder.fingerprint(args, args.training.world_size)
     start = begin(args, marks)
@@ -104,7 +105,7 @@ def prepare(argv: Sequence[str]) -> Ready | None:
 
     plan = plan_of(args)
     processor, family = open_checkpoint(args, plan)
-    train_set = build_dataset(args, conversations, processor, family)
+    train_set = build_dataset(args, mixed.conversations, processor, family)
     eval_set = build_dataset(args, held_out, processor, family) if held_out else None
     set_seed(args.training.seed)
     model = build_model(args, family, plan)
@@ -152,7 +153,7 @@ def train(ready: Ready) -> None:
 
 def with_demo(argv: Sequence[str]) -> Sequence[str]:
     """Without a model and without data, the embedded demo's flags; flags that are given win."""
-    given = {"model_name_or_path", "data_path", "help", "h"}
+    given = {"model_name_or_path", "data_path", "corrective_data", "replay_data", "help", "h"}
     if any(arguments.has_value(argv, name) for name in given) or "-h" in argv:
         return argv
     from finetune.demo import prepare, settings
@@ -233,6 +234,25 @@ def read_data(args: Arguments, path: str) -> Sequence[conversation.Conversation]
         streaming=chosen.streaming,
         say=say,
     )
+
+
+def read_mixture(args: Arguments) -> mixture.Mixture:
+    """All training sources that the flags name, read, and what each epoch takes of them."""
+    chosen, training = args.data, args.training
+    specs: list[tuple[mixture.SourceRole, mixture.SourceSpec]] = []
+    if chosen.data_path is not None:
+        specs.append(("base", mixture.SourceSpec(chosen.data_path)))
+    specs += [("corrective", mixture.parse_source(text)) for text in chosen.corrective_data or ()]
+    specs += [("replay", mixture.parse_source(text)) for text in chosen.replay_data or ()]
+    names = mixture.unique_names([spec.path for _, spec in specs])
+    sources = [
+        mixture.Source(name, read_data(args, spec.path), role, spec.share, spec.repeat)
+        for name, (role, spec) in zip(names, specs, strict=True)
+    ]
+    mixed = mixture.Mixture(sources, training.seed if training.data_seed is None else training.data_seed)
+    if len(sources) > 1:
+        say(mixed.table_text())
+    return mixed
 
 
 def build_dataset(

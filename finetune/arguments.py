@@ -16,6 +16,8 @@ import torch
 import transformers
 from transformers import HfArgumentParser
 
+from finetune import mixture
+
 DEFAULT_OUTPUT_DIR = "output_qwen"
 
 Mode = Literal["frozen", "lora", "full"]
@@ -479,6 +481,7 @@ def check(arguments: Arguments) -> None:
     """
     faults = [
         *_check_sources(arguments),
+        *_check_mixture(arguments),
         *_check_numbers(arguments),
         *_check_deepspeed(arguments),
         *_check_modes(arguments),
@@ -493,7 +496,7 @@ def _check_sources(arguments: Arguments) -> Iterator[str]:
     model, data, monitor, training = arguments.model, arguments.data, arguments.monitor, arguments.training
     if model.model_name_or_path is None:
         yield "--model_name_or_path: missing; give a checkpoint (with neither it nor --data_path the demo runs)"
-    if data.data_path is None:
+    if data.data_path is None and not data.corrective_data:
         yield "--data_path: missing; give the file or folder with the training conversations"
     for name, path in (("data_path", data.data_path), ("eval_data_path", data.eval_data_path)):
         if path is not None and not Path(path).exists():
@@ -517,6 +520,12 @@ def _check_sources(arguments: Arguments) -> Iterator[str]:
         part.strip().isdigit() for part in monitor.key_layers.split(",")
     ):
         yield f"--key_layers: found {monitor.key_layers!r}, expected auto or layer numbers such as 8,16,24,31"
+
+
+def _check_mixture(arguments: Arguments) -> Iterator[str]:
+    data = arguments.data
+    if data.corrective_data or data.replay_data:
+        yield from mixture.spec_faults(data.data_path, data.corrective_data or (), data.replay_data or ())
 
 
 def _check_numbers(arguments: Arguments) -> Iterator[str]:
