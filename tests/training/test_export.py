@@ -191,6 +191,6 @@ def test_shards_alone_come_with_the_command_that_joins_them(tmp_path: Path):
         export.export(tmp_path, tmp_path / "new")
     (tmp_path / "global_step7").mkdir()
     with pytest.raises(
-        ValueError, match=r"shards in global_step7; put them together first: python .*zero_to_fp32\.py"
+        ValueError, match=r"shards in global_step7; put them together first:\n  python .*zero_to_fp32\.py"
     ):
         export.export(tmp_path, tmp_path / "new")
