@@ -37,8 +37,9 @@ DTYPES = {
 }  # fmt: skip
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest difference of a logit, as a share of the largest logit. About 12 units in the last place of the sixteen-bit
-types: base and adapter round twice at each layer where the merged weight rounds once."""
+"""Largest difference of a logit, as a share of the largest logit. Base and adapter round at other places than the
+merged weight does: by 1e-6, 1.2e-3 and 1.1e-2 at most, over three adapters of the demo's base that moved logits by
+5e-2 to 5e-1."""
 
 QUESTION = "What is in the picture, and where is it?"
 PICTURE_PIXELS = (93, 61)  # width and height, not square
@@ -344,4 +345,5 @@ def _gib(folder: Path) -> float:
 
 if __name__ == "__main__":
     logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\.")
     sys.exit(main(sys.argv[1:]))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from finetune.arguments import Arguments, default_values
+from finetune.mixture import parse_source
 
 RUN_FILE = "run.json"
 COMPLETE_FILE = "complete.json"
@@ -78,8 +79,6 @@ _TRAINING_MARKS = (
 
 def _source_marks(flag: str, text: str, *, names_alone: bool) -> dict[str, Any]:
     """``("corrective_data", "towers.json:x2")`` → its place, how much of it, and its content."""
-    from finetune.mixture import parse_source
-
     spec = parse_source(text)
     place = _place(str(spec.path))
     return {

@@ -27,6 +27,7 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin")
 MOST_NAMES_SHOWN = 10
 
+_PEFT_COPIES = re.compile(r"\.modules_to_save\.[^.]+(?=\.)")
 _PEFT_WRAPS = re.compile(r"\.(modules_to_save\.[^.]+|base_layer)(?=\.)")
 _PEFT_NAMES = re.compile(r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.[^.]+")
 _PEFT_PREFIX = "base_model.model."
@@ -94,25 +95,27 @@ def places(model: nn.Module) -> dict[str, Tensor]:
     modules share, every name is here.
     """
     if isinstance(model, PeftModel):
-        return {_peft_file_name(name): tensor for name, tensor in _peft_tensors(model)}
+        return {
+            file_name: tensor
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+            for file_name in _peft_file_names(name)
+        }
     state = model.state_dict(keep_vars=True)
     return {file_name: state[name] for name, file_name in _file_names(model, list(state)).items()}
 
 
-def _peft_tensors(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if ".original_module." not in name:
-            yield name, tensor
-
-
-def _peft_file_name(name: str) -> str:
-    """``….c_attn.lora_A.default.weight`` → ``….c_attn.lora_A.weight``, as PEFT writes it.
+def _peft_file_names(name: str) -> Iterator[str]:
+    """The name in an adapter's file: ``….c_attn.lora_A.default.weight`` → ``….c_attn.lora_A.weight``.
 
     DoRA's magnitudes lose their last part too: ``….lora_magnitude_vector.default.weight`` →
-    ``….lora_magnitude_vector``.
+    ``….lora_magnitude_vector``. With ``bias="all"`` PEFT writes biases of trained copies a second time, under names
+    that keep its own words.
     """
-    plain = _PEFT_NAMES.sub(r"\1", re.sub(r"\.modules_to_save\.[^.]+(?=\.)", "", name))
-    return plain.removesuffix(".weight") if plain.endswith(".lora_magnitude_vector.weight") else plain
+    plain = _PEFT_NAMES.sub(r"\1", _PEFT_COPIES.sub("", name))
+    yield plain.removesuffix(".weight") if plain.endswith(".lora_magnitude_vector.weight") else plain
+    if plain != name and ".modules_to_save." in name:
+        yield name
+        yield _PEFT_COPIES.sub(".modules_to_save", name)
 
 
 def _file_names(model: nn.Module, names: list[str]) -> dict[str, str]:
@@ -166,14 +169,18 @@ def restore(model: nn.Module, folder: Path) -> None:
 
 
 def _missing(model: nn.Module, homes: Mapping[str, Tensor], found: Mapping[str, Shape]) -> Iterator[str]:
-    """With adapters, what trains: the base is opened beside it. Without, every parameter."""
+    """With adapters, what trains: the base is opened beside it. Without, every parameter.
+
+    Of a tensor with several names an adapter's file must have the first, a model's file any.
+    """
     adapted = isinstance(model, PeftModel)
-    there = {id(homes[name]) for name in found if name in homes}  # a tensor of two names is written under one
+    names: dict[int, list[str]] = {}
     for name, tensor in homes.items():
-        wanted = tensor.requires_grad if adapted else isinstance(tensor, nn.Parameter)
-        if wanted and id(tensor) not in there:
-            yield f"{name}: found none in the files, expected {list(whole_shape(tensor))}"
-            there.add(id(tensor))
+        if tensor.requires_grad if adapted else isinstance(tensor, nn.Parameter):
+            names.setdefault(id(tensor), []).append(name)
+    for first, *others in names.values():
+        if first not in found and (adapted or not any(other in found for other in others)):
+            yield f"{first}: found none in the files, expected {list(whole_shape(homes[first]))}"
 
 
 def _misshapen(homes: Mapping[str, Tensor], found: Mapping[str, Shape]) -> Iterator[str]:
@@ -223,7 +230,9 @@ def misplaced(adapted: PeftModel, adapter: Path) -> list[str]:
     """
     homes, found = places(adapted), shapes(adapter)
     own = {name for name in homes if ".lora_" in name}
-    own |= {_peft_file_name(name) for name, _ in adapted.named_parameters() if ".modules_to_save." in name}
+    own |= {
+        next(_peft_file_names(name)) for name, _ in adapted.named_parameters() if ".modules_to_save." in name
+    }
     missing, homeless = sorted(own - found.keys()), sorted(found.keys() - homes.keys())
     if len(missing) == len(homeless):
         return []

@@ -212,6 +212,20 @@ def test_the_fingerprint_knows_model_data_and_flags(tmp_path: Path, monkeypatch:
         == marks("--per_device_train_batch_size", "2", processes=2)
         == marks("--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "4")
     )
+    more = tmp_path / "more.json"
+    more.write_text("[3]")
+    mixed = marks("--corrective_data", f"{more}:0.3")
+    assert json.loads(json.dumps(mixed)) == mixed
+    twice = marks("--corrective_data", f"{more}:x2")
+    lines = run_folder._differences(mixed, twice)
+    assert len(lines) == 1 and lines[0].startswith(f"  corrective_data {more}: ") and "0.3" in lines[0]
+    assert len(run_folder._differences(before, mixed)) == 2  # where it is and how much of it, and its content
+    assert marks("--replay_data", f"{more}:0.3") != mixed
+    more.write_text("[4]")
+    assert [
+        line.split(":")[0]
+        for line in run_folder._differences(mixed, marks("--corrective_data", f"{more}:0.3"))
+    ] == [f"  corrective_data {more} sha256"]
     data.write_text("[2]")
     assert marks()["data sha256"] != before["data sha256"]
     for flags in (
