@@ -25,8 +25,8 @@ from finetune import (
     data,
     evaluation,
     families,
-    mixture,
     kernels,
+    mixture,
     reading,
     run_folder,
     stopping,
@@ -105,7 +105,7 @@ def prepare(argv: Sequence[str]) -> Ready | None:
 
     plan = plan_of(args)
     processor, family = open_checkpoint(args, plan)
-    train_set = build_dataset(args, mixed.conversations, processor, family)
+    train_set = build_dataset(args, mixed, processor, family)
     eval_set = build_dataset(args, held_out, processor, family) if held_out else None
     set_seed(args.training.seed)
     model = build_model(args, family, plan)
@@ -131,6 +131,7 @@ def train(ready: Ready) -> None:
         ready.train_set,
         ready.eval_set,
         rates=rates_of(args),
+        packing=args.data.packing,
         writer=writer,
         callbacks=[stopping.StopOnSignal(), *evaluators(ready, writer), *watchers],
     )
@@ -257,16 +258,17 @@ def read_mixture(args: Arguments) -> mixture.Mixture:
 
 def build_dataset(
     args: Arguments,
-    conversations: Sequence[conversation.Conversation],
+    source: mixture.Mixture | Sequence[conversation.Conversation],
     processor: Any,
     family: families.Family,
 ) -> data.ConversationDataset:
     return data.build_dataset(
-        conversations,
+        source,
         processor,
         family,
         max_length=args.data.model_max_length,
         on_bad_sample=args.data.on_bad_sample,
+        streaming=args.data.streaming,
         say=say,
     )
 
@@ -332,7 +334,10 @@ def describe(
     """Say what trains: the first sample with its labels, and the parameters by component."""
     say(
         data.show_sample(train_set[0], processor),
-        f"{len(train_set):,} samples, {sum(train_set.lengths):,} tokens, longest {max(train_set.lengths):,}",
+        f"{len(train_set):,} samples"
+        if train_set.lengths is None
+        else f"{len(train_set):,} samples, {train_set.lengths.tokens.sum():,} tokens, longest "
+        f"{train_set.lengths.tokens.max():,}",
         adaptation.table_text(adaptation.table(model, family, rates_of(args))),
     )
     frozen = adaptation.left_frozen(model, family, plan)
@@ -406,8 +411,8 @@ def quieten() -> None:
 
 
 def fail(error: Exception) -> int:
-    """Say what is wrong, on the first process alone; returns the exit code."""
-    if is_main():
+    """Say what is wrong, on the first process alone or on the one that alone knows; returns the exit code."""
+    if is_main() or isinstance(error, trainer.BatchError):
         print(f"finetune.py: {error}", file=sys.stderr)
     else:
         time.sleep(5)  # the launcher ends all processes when one has ended: the first must have spoken
