@@ -25,7 +25,7 @@ from diagnostics import AttentionMonitor
 from diagnostics.probes import read_probes
 from finetune import checkpoint
 from finetune.conversation import read_qwen_vl
-from finetune.data import Collator, build_dataset
+from finetune.data import Collator, Sample, build_dataset
 from finetune.demo.prepare import DEFAULT_PARTS, prepare
 from finetune.demo.settings import BASE_MODEL, DATA_DIR
 from finetune.families import family_of
@@ -86,6 +86,17 @@ def main() -> None:
     print(json.dumps(report, indent=1))
 
 
+class Plain:
+    """Batches for transformers' own Trainer: a sample a row, and what the model takes alone."""
+
+    def __init__(self, collator: Collator) -> None:
+        self.collator = collator
+
+    def __call__(self, samples: list[Sample]) -> dict[str, Any]:
+        batch = self.collator([[sample] for sample in samples])
+        return {name: values for name, values in batch.items() if name != "about"}
+
+
 def run(args: argparse.Namespace, conversations: Any, probes: Any, *, monitored: bool) -> Clock:
     model, processor = checkpoint.load(BASE_MODEL, for_training=True)
     dataset = build_dataset(
@@ -117,7 +128,7 @@ def run(args: argparse.Namespace, conversations: Any, probes: Any, *, monitored:
             model=model,
             args=training,
             train_dataset=dataset,
-            data_collator=Collator(processor.tokenizer.pad_token_id),
+            data_collator=Plain(Collator(processor.tokenizer.pad_token_id, dataset.family.blank(processor))),
             callbacks=callbacks,
         )
         trainer.train()

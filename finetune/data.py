@@ -1,144 +1,421 @@
-"""Conversations → batches: lazy decoding, lengths that are checked before training, padding to the longest."""
+"""Dataset and collator: conversations → encoded samples → batches."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from finetune.conversation import Conversation
 from finetune.families.base import Encoded, Family
+from finetune.lengths import IGNORED, Lengths, measure, shrink
+from finetune.mixture import Mixture, Source
+from finetune.ordering import Row
 
-IGNORED = -100  # a label that is not trained on
 MOST_NAMES_SHOWN = 20
+
+OnBadSample = Literal["error", "drop", "shrink"]
 
 
 class Sample(NamedTuple):
-    """One item of the dataset: its place in the file's order, and the conversation as the model reads it."""
+    """One item of the dataset.
+
+    number    its place in the dataset
+    encoded   the conversation as the model reads it
+    source    which of the mixture's sources it comes from
+    """
 
     number: int
     encoded: Encoded
+    source: int = 0
+
+
+class Fault(NamedTuple):
+    """A sample that could not be read: its place in the dataset, and what is wrong with it."""
+
+    number: int
+    message: str
 
 
 class ConversationDataset(Dataset[Sample]):
-    """Conversations, encoded when asked for: images are decoded in the data loader's workers.
+    """Conversations of a mixture, encoded when asked for: images are decoded in the data loader's workers.
 
-    ``lengths`` are the samples' token counts, known before training.
+    conversations   all sources, one after another
+    lengths         tokens of each, known before training; None with streaming, where nothing is counted ahead
+    mixture         the sources, and the order of an epoch
+    source_of       Int[samples], which source each comes from
     """
 
     def __init__(
-        self, conversations: Sequence[Conversation], lengths: Sequence[int], processor: Any, family: Family
+        self,
+        mixture: Mixture,
+        lengths: Lengths | None,
+        processor: Any,
+        family: Family,
+        *,
+        max_length: int,
+        on_bad_sample: OnBadSample,
     ) -> None:
-        assert len(conversations) == len(lengths)
-        self.conversations, self.lengths = list(conversations), list(lengths)
+        assert lengths is None or len(lengths.tokens) == len(mixture.conversations)
+        self.mixture, self.conversations, self.lengths = mixture, mixture.conversations, lengths
+        self.source_of = mixture.source_of  # the mixture makes it anew each time
         self.processor, self.family = processor, family
+        self.max_length, self.on_bad_sample = max_length, on_bad_sample
 
     def __len__(self) -> int:
         return len(self.conversations)
 
     def __getitem__(self, index: int) -> Sample:
-        encoded = self.family.encode(self.processor, self.conversations[index])
-        assert len(encoded.input_ids) == self.lengths[index], self.conversations[index].source
-        return Sample(index, encoded)
+        """Raises ValueError that names the sample where it cannot be read, and with streaming where it is too long."""
+        conversation = self.conversations[index]
+        try:
+            encoded = self.family.encode(self.processor, conversation)
+        except ValueError as error:
+            raise ValueError(f"{conversation.source}: {error}") from error
+        if self.lengths is None:
+            encoded = self._fitting(conversation, encoded)
+        elif len(encoded.input_ids) != self.lengths.tokens[index]:
+            raise ValueError(
+                f"{conversation.source}: found {len(encoded.input_ids)} tokens, expected "
+                f"{self.lengths.tokens[index]} as counted before training; its file or its pictures have changed since"
+            )
+        return Sample(index, encoded, int(self.source_of[index]))
+
+    def _fitting(self, conversation: Conversation, encoded: Encoded) -> Encoded:
+        """What ``build_dataset`` checks ahead, for one sample."""
+        if not (encoded.labels[1:] != IGNORED).any():
+            raise ValueError(f"{conversation.source}: no token to learn")
+        if len(encoded.input_ids) <= self.max_length:
+            return encoded
+        if self.on_bad_sample == "shrink":
+            smaller = shrink(conversation, self.processor, self.family, self.max_length)
+            if smaller is not None:
+                return self.family.encode(self.processor, smaller)
+        raise ValueError(
+            f"{_weight(conversation, len(encoded.input_ids))}, over --model_max_length {self.max_length}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is let in
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def build_dataset(
-    conversations: Sequence[Conversation],
+    mixture: Mixture | Sequence[Conversation],
     processor: Any,
     family: Family,
     *,
     max_length: int,
-    on_bad_sample: Literal["error", "drop"],
+    on_bad_sample: OnBadSample,
+    streaming: bool = False,
+    workers: int | None = None,
     say: Callable[[str], None] = print,
 ) -> ConversationDataset:
     """Count every sample's tokens, and let none in that is longer than ``max_length``: a sample is never cut.
 
-    Raises ValueError with the counts and the samples' names where one is too long (``on_bad_sample="error"``),
-    or where none is left.
+    mixture         plain conversations are a mixture of one source
+    on_bad_sample   too long samples are an error, left out ("drop"), or their pictures are made smaller ("shrink")
+    streaming       nothing is counted ahead; samples are checked when it is their turn
+    workers         processes that count; None: as many as there are cores for
+
+    Raises ValueError with the counts and the samples' names where one stays too long, where one has nothing to learn,
+    or where a source has none left.
     """
-    lengths = count_tokens(conversations, processor, family)
-    keep = [i for i, length in enumerate(lengths) if length <= max_length]
-    if len(keep) < len(lengths):
-        long = [i for i, length in enumerate(lengths) if length > max_length]
-        message = _too_long(conversations, lengths, long, max_length)
-        if on_bad_sample == "error":
-            raise ValueError(
-                f"{message}\nraise --model_max_length, shorten them, or leave them out: --on_bad_sample drop"
-            )
-        say(f"{message}\nleft out, as --on_bad_sample drop says")
-    if not keep:
-        raise ValueError(f"no sample is left: all {len(lengths)} are over --model_max_length {max_length}")
+    mixed = mixture if isinstance(mixture, Mixture) else Mixture([Source("all", mixture, "base")], 0)
+    lengths = None
+    if not streaming:
+        fit = Fitting(processor, family, max_length, on_bad_sample, say)
+        counted = [
+            measure(one.conversations, processor, family, workers=workers, say=say) for one in mixed.sources
+        ]
+        sources, parts = zip(*fit.sources(mixed.sources, counted), strict=True)
+        lengths = Lengths(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        mixed = Mixture(sources, mixed.seed)
     return ConversationDataset(
-        [conversations[i] for i in keep], [lengths[i] for i in keep], processor, family
+        mixed, lengths, processor, family, max_length=max_length, on_bad_sample=on_bad_sample
     )
 
 
-def _too_long(
-    conversations: Sequence[Conversation], lengths: Sequence[int], long: Sequence[int], max_length: int
-) -> str:
-    lines = [
-        f"{len(long)} of {len(lengths)} samples are over --model_max_length {max_length}; "
-        "cutting them could cut through an image"
-    ]
-    for i in long[:MOST_NAMES_SHOWN]:
-        images = len(conversations[i].images)
-        lines.append(
-            f"  {conversations[i].source}: {lengths[i]} tokens, {images} image{'' if images == 1 else 's'}"
-        )
-    if len(long) > MOST_NAMES_SHOWN:
-        lines.append(f"  ... and {len(long) - MOST_NAMES_SHOWN} more")
-    return "\n".join(lines)
+class Selected(Sequence[Conversation]):
+    """Some of the conversations, in their order, some of them in another form.
 
-
-def count_tokens(conversations: Sequence[Conversation], processor: Any, family: Family) -> list[int]:
-    """Tokens of each conversation; no picture is opened.
-
-    Raises ValueError that names the samples without a single token to learn.
+    kept      Int[samples]: which
+    changed   place in ``conversations`` → what stands there instead
     """
-    lengths, empty = [], []
-    for conversation in tqdm(conversations, desc="counting tokens", unit="sample", delay=2):
-        encoded = family.encode(processor, conversation, media=False)
-        lengths.append(len(encoded.input_ids))
-        if not (encoded.labels[1:] != IGNORED).any():
-            empty.append(conversation.source)
-    if empty:
-        shown = "\n".join(f"  {name}" for name in empty[:MOST_NAMES_SHOWN])
-        raise ValueError(f"{len(empty)} of {len(lengths)} samples have no token to learn:\n{shown}")
-    return lengths
+
+    def __init__(
+        self,
+        conversations: Sequence[Conversation],
+        kept: Int[np.ndarray, "samples"],
+        changed: Mapping[int, Conversation],
+    ) -> None:
+        self.conversations, self.kept, self.changed = conversations, kept, changed
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Conversation]: ...
+    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        place = int(self.kept[index])
+        return self.changed[place] if place in self.changed else self.conversations[place]
+
+
+class Fitting(NamedTuple):
+    """How samples over the length are dealt with."""
+
+    processor: Any
+    family: Family
+    max_length: int
+    on_bad_sample: OnBadSample
+    say: Callable[[str], None]
+
+    def sources(
+        self, given: Sequence[Source], counted: Sequence[Lengths]
+    ) -> Iterator[tuple[Source, Lengths]]:
+        """Each source with the samples that fit, and their lengths."""
+        pairs = list(zip(given, counted, strict=True))
+        changed: list[dict[int, Conversation]] = [
+            self._shrunk(source, lengths) if self.on_bad_sample == "shrink" else {}
+            for source, lengths in pairs
+        ]
+        long = [
+            [i for i in np.flatnonzero(lengths.tokens > self.max_length).tolist() if i not in smaller]
+            for (_, lengths), smaller in zip(pairs, changed, strict=True)
+        ]
+        if any(long):
+            self._tell(pairs, long)
+        for (source, lengths), smaller, left_out in zip(pairs, changed, long, strict=True):
+            yield self._selected(source, lengths, smaller, left_out)
+
+    def _shrunk(self, source: Source, lengths: Lengths) -> dict[int, Conversation]:
+        """Those that fit with smaller pictures."""
+        found = {}
+        for i in np.flatnonzero(lengths.tokens > self.max_length).tolist():
+            smaller = shrink(source.conversations[i], self.processor, self.family, self.max_length)
+            if smaller is not None:
+                found[i] = smaller
+        if found:
+            self.say(
+                f"{source.name}: the pictures of {len(found):,} of {len(lengths.tokens):,} samples are made smaller, "
+                f"so that these fit --model_max_length {self.max_length}"
+            )
+        return found
+
+    def _tell(self, pairs: Sequence[tuple[Source, Lengths]], long: Sequence[Sequence[int]]) -> None:
+        """Raise what is too long, or say what is left out."""
+        count, samples = sum(map(len, long)), sum(len(lengths.tokens) for _, lengths in pairs)
+        lines = [
+            _weight(source.conversations[i], int(lengths.tokens[i]))
+            for (source, lengths), several in zip(pairs, long, strict=True)
+            for i in several[:MOST_NAMES_SHOWN]
+        ][:MOST_NAMES_SHOWN]
+        if count > len(lines):
+            lines.append(f"... and {count - len(lines):,} more")
+        message = "\n  ".join(
+            [
+                f"{count:,} of {samples:,} samples are over --model_max_length {self.max_length}; "
+                "cutting them could cut through an image",
+                *lines,
+            ]
+        )
+        if self.on_bad_sample == "error":
+            raise ValueError(
+                f"{message}\nraise --model_max_length, shorten them, or leave them out: --on_bad_sample drop"
+            )
+        if self.on_bad_sample == "shrink":
+            raise ValueError(
+                f"{message}\nthey stay too long with the smallest pictures; raise --model_max_length, or leave them "
+                "out: --on_bad_sample drop"
+            )
+        self.say(f"{message}\nleft out, as --on_bad_sample drop says")
+
+    def _selected(
+        self, source: Source, lengths: Lengths, smaller: Mapping[int, Conversation], left_out: Sequence[int]
+    ) -> tuple[Source, Lengths]:
+        if not smaller and not left_out:
+            return source, lengths
+        kept = np.setdiff1d(np.arange(len(lengths.tokens)), left_out)
+        if not len(kept):
+            raise ValueError(
+                f"{source.name}: no sample is left: all {len(lengths.tokens)} are over --model_max_length "
+                f"{self.max_length}"
+            )
+        if smaller:
+            anew = measure(list(smaller.values()), self.processor, self.family, say=self.say)
+            columns = [column.copy() for column in lengths]
+            for column, values in zip(columns, anew, strict=True):
+                column[list(smaller)] = values
+            lengths = Lengths(*columns)
+        chosen = Selected(source.conversations, kept, dict(smaller))
+        return source._replace(conversations=chosen), Lengths(*(column[kept] for column in lengths))
+
+
+def _weight(conversation: Conversation, tokens: int) -> str:
+    images = len(conversation.images)
+    return f"{conversation.source}: {tokens} tokens, {images} image{'' if images == 1 else 's'}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Rows(Dataset[list[Sample | Fault]]):
+    """What the data loader asks for: the samples of a row. One that cannot be read is told, not raised: a worker's
+    exception would reach the trainer as a traceback, and without the others of its batch."""
+
+    def __init__(self, dataset: ConversationDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: Row) -> list[Sample | Fault]:
+        return [self._sample(index) for index in row]
+
+    def _sample(self, index: int) -> Sample | Fault:
+        try:
+            return self.dataset[index]
+        except ValueError as error:
+            return Fault(index, str(error))
 
 
 class Collator:
-    """Samples → one batch, padded on the right to its longest sample.
+    """Rows of samples → one batch, padded on the right to its longest row.
 
     input_ids       Int[batch, tokens], padding has ``pad_id``
-    labels          Int[batch, tokens], -100 where not trained on, padding included
+    labels          Int[batch, tokens], -100 where not trained on, padding and the first token of a sample included
     attention_mask  Int[batch, tokens], 0 on padding. It comes from the lengths, not from the ids: a ``pad_id``
-                    that a text contains is seen
-    sample_indices  Int[batch], the samples' numbers in the dataset, so that a broken batch can be named
-    and the family's media, joined on their first axis in the order of the batch
+                    that a text contains is seen. Packed rows have what ``Family.packed`` gives instead
+    and the family's further values of each token, and its media, joined on their first axis in the order of the batch
+
+    about           what the trainer wants to know, and no model:
+        samples     Int[samples], their numbers in the dataset, so that a broken batch can be named
+        sample_sources   Int[samples], the source of each of them
+        sources     Int[batch, tokens], the source of each token
+        kept        Int[positions], where in any row a token stands whose successor is trained: at least one
+        pictures    Int[], how many there are, a blank one not counted
+        faults      number in the dataset → what is wrong, of the samples that could not be read
+
+    pad_id          of padding
+    blank           ``Family.blank``: the row of a batch that has no sample (the last of an epoch, of more processes
+                    than samples), and what follows a batch without pictures
+    blank_pictures  let a blank picture follow where a batch has none, so that every process computes the same modules
+    packed          ``Family.packed`` for the model, where rows hold several samples; None: one sample a row
     """
 
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
+    def __init__(
+        self,
+        pad_id: int,
+        blank: Encoded,
+        *,
+        blank_pictures: bool = False,
+        packed: Callable[[Sequence[Encoded]], Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        self.pad_id, self.blank, self.blank_pictures, self.packed = pad_id, blank, blank_pictures, packed
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        assert samples
-        encoded = [sample.encoded for sample in samples]
-        batch = {
-            "input_ids": _pad([one.input_ids for one in encoded], self.pad_id),
-            "labels": _pad([_predictable(one.labels) for one in encoded], IGNORED),
-            "attention_mask": _pad([np.ones_like(one.input_ids) for one in encoded], 0),
-            "sample_indices": torch.tensor([sample.number for sample in samples]),
+    def __call__(self, rows: Sequence[Sequence[Sample | Fault]]) -> dict[str, Any]:
+        read = [[one for one in row if isinstance(one, Sample)] for row in rows]
+        read = [row for row in read if row]
+        pieces = self._with_blank([[sample.encoded for sample in row] for row in read])
+        labels = _pad([_joined([_predictable(one.labels) for one in row]) for row in pieces], IGNORED)
+        batch: dict[str, Any] = {
+            "input_ids": _pad([_ids(row) for row in pieces], self.pad_id),
+            "labels": labels,
         }
-        assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape
-        for name in sorted({name for one in encoded for name in one.media}):
-            batch[name] = torch.cat([one.media[name] for one in encoded if name in one.media])
+        batch |= self._apart(pieces) | _per_token(pieces) | _media(pieces)
+        samples = [sample for row in read for sample in row]
+        batch["about"] = {
+            "samples": torch.tensor([sample.number for sample in samples], dtype=torch.long),
+            "sample_sources": torch.tensor([sample.source for sample in samples], dtype=torch.long),
+            "sources": _sources(read, labels.shape),
+            "kept": _kept(labels),
+            "pictures": torch.tensor(sum(len(sample.encoded.images) for sample in samples)),
+            "faults": {one.number: one.message for row in rows for one in row if isinstance(one, Fault)},
+        }
         return batch
+
+    def _with_blank(self, pieces: list[list[Encoded]]) -> list[list[Encoded]]:
+        if not pieces:
+            return [[self.blank]]
+        if not self.blank_pictures or any(one.media for row in pieces for one in row):
+            return pieces
+        shortest = min(range(len(pieces)), key=lambda i: _length(pieces[i]))
+        return [[*row, self.blank] if i == shortest else row for i, row in enumerate(pieces)]
+
+    def _apart(self, pieces: Sequence[Sequence[Encoded]]) -> dict[str, Tensor]:
+        """What tells text from padding, and samples from each other."""
+        if self.packed is None:
+            return {"attention_mask": _pad([np.ones_like(_ids(row)) for row in pieces], 0)}
+        longest = max(map(_length, pieces))
+        # Padding is a sample of its own: nobody sees it, and it sees nobody.
+        filled = [[*row, *self._padding(longest - _length(row), row[0])] for row in pieces]
+        parts = [self.packed(row) for row in filled]
+        return {name: torch.cat([part[name] for part in parts], dim=-2) for name in parts[0]}
+
+    def _padding(self, length: int, like: Encoded) -> list[Encoded]:
+        if not length:
+            return []
+        ids = np.full(length, self.pad_id)
+        kinds = {name: np.zeros(length, np.int64) for name in like.per_token}
+        return [Encoded(ids, np.full(length, IGNORED), (), per_token=kinds)]
+
+
+def _length(row: Sequence[Encoded]) -> int:
+    return sum(len(one.input_ids) for one in row)
+
+
+def _ids(row: Sequence[Encoded]) -> Int[np.ndarray, "tokens"]:
+    return _joined([one.input_ids for one in row])
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays)
+
+
+def _per_token(pieces: Sequence[Sequence[Encoded]]) -> dict[str, Tensor]:
+    """The family's further values of each token: all samples have the same ones."""
+    names = {frozenset(one.per_token) for row in pieces for one in row}
+    assert len(names) == 1, (
+        f"samples of one batch differ in what their tokens have: {sorted(map(sorted, names))}"
+    )
+    (found,) = names
+    return {
+        name: _pad([_joined([one.per_token[name] for one in row]) for row in pieces], 0)
+        for name in sorted(found)
+    }
+
+
+def _media(pieces: Sequence[Sequence[Encoded]]) -> dict[str, Tensor]:
+    media = [one.media for row in pieces for one in row]
+    names = sorted({name for one in media for name in one})
+    return {name: torch.cat([one[name] for one in media if name in one]) for name in names}
+
+
+def _sources(read: Sequence[Sequence[Sample]], shape: torch.Size) -> Int[Tensor, "batch tokens"]:
+    sources = torch.zeros(shape, dtype=torch.long)
+    for i, row in enumerate(read):
+        start = 0
+        for sample in row:
+            end = start + len(sample.encoded.input_ids)
+            sources[i, start:end] = sample.source
+            start = end
+    return sources
+
+
+def _kept(labels: Int[Tensor, "batch tokens"]) -> Int[Tensor, "positions"]:
+    kept = (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]
+    return kept if len(kept) else torch.zeros(1, dtype=torch.long)
 
 
 def _predictable(labels: np.ndarray) -> np.ndarray:

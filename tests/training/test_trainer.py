@@ -1,9 +1,7 @@
-import math
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from finetune import checkpoint, run_folder
 from finetune.adaptation import Plan, adapt
@@ -12,32 +10,9 @@ from finetune.conversation import read_qwen_vl
 from finetune.data import ConversationDataset, build_dataset
 from finetune.families.qwen_vl import QwenVLFamily
 from finetune.guards import TrainingError
-from finetune.trainer import FinetuneTrainer, build_trainer, token_loss
+from finetune.trainer import FinetuneTrainer, build_trainer
 
 FAMILY = QwenVLFamily()
-
-
-def test_loss_by_hand():
-    # Three positions over two words. Position 0 predicts token 1 (trained), 1 predicts 2 (not), 2 predicts nothing.
-    logits = torch.tensor([[[0.0, math.log(3.0)], [9.0, -9.0], [5.0, 5.0]]])
-    labels = torch.tensor([[0, 1, -100]])
-    assert token_loss({"logits": logits}, labels).item() == pytest.approx(-math.log(3 / 4))
-    assert token_loss({"logits": logits}, labels, 5).item() == pytest.approx(-math.log(3 / 4) / 5)
-    smoothed = token_loss({"logits": logits}, labels, label_smoothing=0.2).item()
-    assert smoothed == pytest.approx(0.9 * -math.log(3 / 4) + 0.1 * -math.log(1 / 4))
-
-
-def test_micro_batches_add_up_to_the_batch():
-    torch.manual_seed(0)
-    logits, labels = torch.randn(4, 6, 9), torch.randint(9, (4, 6))
-    labels[0, 2:] = -100
-    labels[2] = -100
-    labels[:, 0] = -100
-    count = (labels[:, 1:] != -100).sum()
-    whole = token_loss({"logits": logits}, labels, count)
-    parts = [token_loss({"logits": logits[i : i + 2]}, labels[i : i + 2], count) for i in (0, 2)]
-    assert torch.allclose(whole, sum(parts))
-    assert torch.allclose(whole, F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()))
 
 
 @pytest.fixture
@@ -156,16 +131,6 @@ def test_a_resumed_run_has_the_same_losses_and_weights(
         again.model.state_dict()[name := next(iter(straight.model.state_dict()))],
         straight.model.state_dict()[name],
     )
-
-
-def test_grouping_by_length_asks_for_no_sample(
-    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    trainer = make(checkpoint_folder, dataset, tmp_path, train_sampling_strategy="group_by_length")
-    monkeypatch.setattr(ConversationDataset, "__getitem__", lambda *_: pytest.fail("a sample was read"))
-    order = list(trainer._get_train_sampler())
-    assert sorted(order) == list(range(12))
-    assert dataset.lengths[order[0]] == max(dataset.lengths)
 
 
 def test_evaluation_is_the_loss_alone(checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path):
