@@ -28,6 +28,7 @@ from finetune.arguments import TrainingArguments
 from finetune.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.data import ConversationDataset
 from finetune.families.base import Encoded, Family, bare_model
+from finetune.preview import short_name
 
 logger = logging.getLogger(__name__)
 
@@ -152,9 +153,8 @@ def _question(conversation: Conversation, processor: Any, family: Family, source
     answer = encoded.input_ids[slice(*encoded.turn_spans[-1])].tolist()
     expected = processor.tokenizer.decode(answer).strip()
     asked = next((turn for turn in reversed(conversation.turns) if turn.role == "user"), None)
-    name = re.split(r"[/\\]", conversation.source)[-1]
     words = "" if asked is None else _words(asked)
-    return Question(conversation, expected, words, len(answer), source, name)
+    return Question(conversation, expected, words, len(answer), source, short_name(conversation))
 
 
 def _words(turn: Turn) -> str:

@@ -335,19 +335,19 @@ def estimate_text(step: Step, device: tuple[str, int] | None) -> str:
         "logits": f"{step.rows:,} rows of {step.vocabulary:,} words",
     }
     lines = [
-        f"  {name:<12}{_gib(size):>10}  {notes.get(name, '')}".rstrip()
+        f"  {name:<12}{gibibytes(size):>10}  {notes.get(name, '')}".rstrip()
         for name, size in found._asdict().items()
     ]
-    return "\n".join([*lines, f"  {'peak':<12}{_gib(found.peak):>10}  {verdict(found.peak, device)}"])
+    return "\n".join([*lines, f"  {'peak':<12}{gibibytes(found.peak):>10}  {verdict(found.peak, device)}"])
 
 
 def verdict(peak: float, device: tuple[str, int] | None) -> str:
-    """``of 80.0 GiB (NVIDIA H100): fits``; only the reserve's size is said where there is no device to compare with."""
-    reserve = f"and about {_gib(RESERVE_BYTES)} for the device's own context and fragments"
+    """``+ 1.5 GiB that the device keeps for itself; NVIDIA H100 has 80.0 GiB: fits``"""
+    reserve = f"+ {gibibytes(RESERVE_BYTES)} that a device keeps for itself"
     if device is None:
         return reserve
     name, memory = device
-    return f"{reserve}, of {_gib(memory)} ({name}): {'fits' if fits(peak, memory) else 'DOES NOT FIT'}"
+    return f"{reserve}; {name} has {gibibytes(memory)}: {'fits' if fits(peak, memory) else 'DOES NOT FIT'}"
 
 
 def fits(peak: float, memory: float) -> bool:
@@ -362,7 +362,7 @@ def advice(step: Step, batch: int, memory: float) -> list[str]:
     """
     lines = []
     for words, changed in _changes(step, batch):
-        lines.append(f"{words}: {_gib(estimate(changed).peak)}")
+        lines.append(f"{words}: {gibibytes(estimate(changed).peak)}")
         if fits(estimate(changed).peak, memory):
             return lines
     return [
@@ -400,5 +400,6 @@ def _under_deepspeed(step: Step, stage: int) -> Step:
     return replace(step, parameters=lighter, sharding=sharding, is_mixed=False)
 
 
-def _gib(size: float) -> str:
+def gibibytes(size: float) -> str:
+    """``12.3 GiB``, or MiB below a tenth of one."""
     return f"{size / GIB:,.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.1f} MiB"

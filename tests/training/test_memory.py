@@ -244,5 +244,5 @@ def test_the_text_names_every_kind():
         "weights", "gradients", "optimizer", "activations", "logits", "peak",
     ]  # fmt: skip
     assert "8,192 rows of 151,936 words" in text and "no activation checkpointing" in text
-    assert verdict(10 * GIB, ("a GPU", 24 * GIB)).endswith("of 24.0 GiB (a GPU): fits")
+    assert verdict(10 * GIB, ("a GPU", 24 * GIB)).endswith("; a GPU has 24.0 GiB: fits")
     assert verdict(23 * GIB, ("a GPU", 24 * GIB)).endswith("DOES NOT FIT")  # the reserve counts

@@ -1,0 +1,364 @@
+"""What a run would train on, train and need, told before it starts: samples with their labels, lengths, memory, steps.
+
+``--dry_run`` tells all of it without loading a weight; every run begins with the short form.
+"""
+
+import itertools
+import json
+import math
+import os
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import nn
+
+from finetune import memory
+from finetune.arguments import TrainingArguments
+from finetune.conversation import Conversation
+from finetune.families.base import Encoded, Family, bare_model
+from finetune.lengths import IGNORED, Lengths
+
+MOST_SAMPLES_SHOWN = 3
+"""Sources of which a sample is shown: the formats of corrective data and base may differ, and so may their faults."""
+BINS, BAR = 8, 40
+_TRAINED, _NOT_TRAINED, _SLOTS, _PLAIN = "\033[1;32m", "\033[2m", "\033[36m", "\033[0m"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A sample and its labels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def wants_colour(stream: TextIO | None = None) -> bool:
+    """Colour on a terminal; ``NO_COLOR`` (no-color.org) forbids it, ``FORCE_COLOR`` asks for it anywhere else."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return (sys.stdout if stream is None else stream).isatty()
+
+
+def sample_text(encoded: Encoded, processor: Any, *, name: str, colour: bool) -> str:
+    """A sample as the model reads it: each run of tokens that trains, and each that doesn't, on a line of its own.
+
+    An image's slots are written as their count: whatever ids stand in them are replaced by the picture. Control tokens
+    are written out, line breaks are ``⏎``. With ``colour``, what trains is bold green and the rest is dim.
+    """
+    ids, trained = encoded.input_ids, encoded.labels != IGNORED
+    trained[:1] = False  # nothing predicts the first token
+    slots = np.zeros(len(ids), bool)
+    for image in encoded.images:
+        slots[image.positions] = True
+    count = len(encoded.images)
+    lines = [
+        f"{name}: {len(ids):,} tokens, {int(trained.sum()):,} trained, {count} image{'s' * (count != 1)}"
+    ]
+    for start, end in _runs(trained):
+        mark, shade = ("train |", _TRAINED) if trained[start] else ("      |", _NOT_TRAINED)
+        text = _readable(ids[start:end], slots[start:end], processor, shade if colour else "")
+        lines.append(f"  {shade}{mark} {text}{_PLAIN}" if colour else f"  {mark} {text}")
+    return "\n".join(lines)
+
+
+def _readable(ids: np.ndarray, slots: np.ndarray, processor: Any, shade: str) -> str:
+    """Ids decoded; an image's slots in a colour of their own where there is one, then back to ``shade``."""
+    parts = []
+    for start, end in _runs(slots):
+        if not slots[start]:
+            parts.append(visible(processor.tokenizer.decode(ids[start:end].tolist())))
+        else:
+            written = f"({end - start} image tokens)"
+            parts.append(f"{_PLAIN}{_SLOTS}{written}{_PLAIN}{shade}" if shade else written)
+    return "".join(parts)
+
+
+def visible(text: str) -> str:
+    """Text on one line, with what a terminal would obey written out: ``"a\\n\\x1b[2J"`` → ``"a⏎␛[2J"``.
+
+    Data may hold escape sequences and marks that turn the direction of writing; none of them may act here.
+    """
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    code = ord(character)
+    if character == "\n":
+        return "⏎"
+    if code < 0x20:
+        return chr(0x2400 + code)
+    turns_writing = 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+    if turns_writing or unicodedata.category(character) == "Cc":
+        return f"[U+{code:04X}]"
+    return character
+
+
+def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Start and end of each run of one value."""
+    return itertools.pairwise([0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Lengths
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Samples(NamedTuple):
+    """What there is to train on.
+
+    lengths      None where samples are streamed and nothing was counted
+    names        of the sources
+    source_of    Int[samples]: each sample's source
+    """
+
+    conversations: Sequence[Conversation]
+    lengths: Lengths | None
+    names: tuple[str, ...]
+    source_of: Int[np.ndarray, "samples"]
+
+
+def samples_of(dataset: Any) -> Samples:
+    """A dataset's samples by source."""
+    mixture = dataset.mixture
+    if mixture is None:
+        return Samples(
+            dataset.conversations, dataset.lengths, ("data",), np.zeros(len(dataset.conversations), int)
+        )
+    return Samples(dataset.conversations, dataset.lengths, mixture.names, np.asarray(mixture.source_of))
+
+
+def source_table(samples: Samples) -> str:
+    """Samples, tokens, trained tokens and pictures of each source, and its longest sample by name."""
+    lengths = samples.lengths
+    assert lengths is not None
+    cells = [("source", "samples", "tokens", "trained", "", "pictures", "longest", "")]
+    everything = np.arange(len(lengths.tokens))
+    groups = [(name, everything[samples.source_of == i]) for i, name in enumerate(samples.names)]
+    if len(groups) > 1:
+        groups.append(("all", everything))
+    for name, members in groups:
+        if not len(members):
+            cells.append((name, "0", "0", "0", "", "0", "", ""))
+            continue
+        tokens, trained = int(lengths.tokens[members].sum()), int(lengths.trained_tokens[members].sum())
+        longest = members[int(lengths.tokens[members].argmax())]
+        cells.append(
+            (
+                name,
+                f"{len(members):,}",
+                f"{tokens:,}",
+                f"{trained:,}",
+                f"({trained / tokens:.0%})",
+                f"{int(lengths.images[members].sum()):,}",
+                f"{int(lengths.tokens[longest]):,}",
+                short_name(samples.conversations[int(longest)]),
+            )
+        )
+    return _columns(cells, left=(0, 7))
+
+
+def short_name(conversation: Conversation) -> str:
+    """A sample's name without its file's folder: ``"/a/b.json: record 3 (id '1/2')"`` → ``"b.json: record 3 …"``."""
+    path, colon, rest = conversation.source.partition(": ")
+    return path.replace("\\", "/").rsplit("/", 1)[-1] + colon + rest
+
+
+def picture_text(samples: Samples) -> str:
+    """Tokens a picture: least, median and most, by source where there are several."""
+    lengths = samples.lengths
+    assert lengths is not None
+    lines = []
+    for i, name in enumerate(samples.names):
+        members = (samples.source_of == i) & (lengths.images > 0)
+        if not members.any():
+            continue
+        each = np.repeat(lengths.image_tokens[members] / lengths.images[members], lengths.images[members])
+        low, middle, high = each.min(), np.median(each), each.max()
+        told = f"{low:,.0f} in each" if low == high else f"{low:,.0f} to {high:,.0f}, median {middle:,.0f}"
+        mean = " (a sample's mean where it has several)" if low != high and lengths.images.max() > 1 else ""
+        lines.append(f"tokens a picture{f', {name}' if len(samples.names) > 1 else ''}: {told}{mean}")
+    return "\n".join(lines) if lines else "no pictures"
+
+
+def histogram(tokens: Int[np.ndarray, "samples"]) -> str:
+    """How many samples are how long, in up to eight steps of equal width: a line and a bar for each."""
+    low, high = int(tokens.min()), int(tokens.max())
+    bins = min(BINS, high - low + 1)
+    edges = np.linspace(low, high + 1, bins + 1).round().astype(int)
+    counts, _ = np.histogram(tokens, edges)
+    cells = [
+        (f"{start:,}", "-", f"{end - 1:,}", f"{count:,}", "█" * math.ceil(BAR * count / counts.max()))
+        for (start, end), count in zip(itertools.pairwise(edges.tolist()), counts.tolist(), strict=True)
+    ]
+    return "\n".join(f"  {line}" for line in _columns(cells, left=(4,)).splitlines())
+
+
+def _columns(cells: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """Lines of equal columns, flush right but for those named."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if place in left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Schedule(NamedTuple):
+    """rows_a_step are samples, or packs of samples, over all processes."""
+
+    rows_an_epoch: int
+    rows_a_step: int
+    steps_an_epoch: int
+    steps: int
+
+
+def schedule(rows: int, args: TrainingArguments) -> Schedule:
+    """Optimizer steps as the Trainer counts them: the last step of an epoch is one, however few rows are left."""
+    batches = math.ceil(math.ceil(rows / args.per_device_train_batch_size) / args.world_size)
+    an_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * an_epoch)
+    a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return Schedule(rows, a_step, an_epoch, steps)
+
+
+def schedule_text(found: Schedule, args: TrainingArguments, *, rows: str = "samples") -> str:
+    """``3 steps an epoch of 12 samples, 9 in all; 4 samples a step (2 a device × 2 accumulated × 1 process)``"""
+    size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    processes = f"{args.world_size} process{'es' * (args.world_size != 1)}"
+    parts = f"{size} a device × {accumulated} accumulated × {processes}"
+    return (
+        f"{_steps(found.steps_an_epoch)} an epoch of {found.rows_an_epoch:,} {rows}, {found.steps:,} in all "
+        f"({found.steps / found.steps_an_epoch:.3g} epochs); {found.rows_a_step:,} {rows} a step ({parts})"
+    )
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} step{'s' * (count != 1)}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def quantise_outline(model: nn.Module, family: Family) -> None:
+    """Give a model on the meta device the shapes of 4-bit weights where loading with ``--q_lora`` would."""
+    layers = bare_model(model).get_submodule(family.paths.language_layers)
+    for name, module in layers.named_modules():
+        if isinstance(module, nn.Linear) and ".lora_" not in name:
+            packed = torch.empty(((module.weight.numel() + 1) // 2, 1), dtype=torch.uint8, device="meta")
+            module.weight = nn.Parameter(packed, requires_grad=False)
+
+
+def memory_step(
+    model: nn.Module,
+    family: Family,
+    args: TrainingArguments,
+    *,
+    longest: Encoded,
+    tokens: int,
+    precision: torch.dtype,
+) -> memory.Step | None:
+    """A training step whose samples are all as long as the longest; None where the layers' layout is not known.
+
+    longest     that sample, with its pictures
+    tokens      of a row: the longest's, or what packing fills it up to
+    precision   what training computes in
+    """
+    bare: Any = bare_model(model)
+    paths, batch = family.paths, args.per_device_train_batch_size
+    language = memory.layer_of(bare, paths.language_layers, paths.language_attention)
+    if language is None:
+        return None
+    stacks = [memory.Stack(*language, tokens=batch * tokens)]
+    if any(parameter.requires_grad for parameter in bare.get_submodule(paths.vision_layers).parameters()):
+        tower = memory.layer_of(bare, paths.vision_layers, paths.vision_attention)
+        if tower is None:
+            return None
+        stacks.append(memory.Stack(*tower, tokens=batch * patches(longest, bare.config)))
+    width = precision.itemsize
+    is_mixed = width < memory.FP32 and not args.deepspeed
+    vocabulary = bare.config.get_text_config().vocab_size
+    words = [
+        one for one in bare.modules() if isinstance(one, nn.Embedding) and one.num_embeddings == vocabulary
+    ]
+    stream_width = max(one.weight.element_size() for one in words) if is_mixed else width
+    trained = int((longest.labels[1:] != IGNORED).sum()) * tokens // len(longest.labels)
+    return memory.Step(
+        parameters=memory.parameters_of(model),
+        stacks=tuple(stacks),
+        vocabulary=vocabulary,
+        rows=batch * tokens,
+        trained_rows=batch * trained,
+        width=width,
+        stream_width=stream_width,
+        is_mixed=is_mixed,
+        checkpointing=checkpoints_activations(args),
+        optimizer=str(getattr(args.optim, "value", args.optim)),
+        sharding=sharding_of(args),
+    )
+
+
+def checkpoints_activations(args: TrainingArguments) -> bool:
+    """transformers 5.23 has a new name for the flag; older ones know only the old one."""
+    return any(getattr(args, name, False) for name in ("activation_checkpointing", "gradient_checkpointing"))
+
+
+def patches(encoded: Encoded, config: Any) -> int:
+    """Patches of all pictures of a sample: cells, each of them merge × merge patches where the family merges them."""
+    cells = sum(rows * columns for rows, columns in (image.grid for image in encoded.images))
+    merge = getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1)
+    return cells * merge**2
+
+
+def sharding_of(args: TrainingArguments) -> memory.Sharding:
+    """What DeepSpeed's configuration says of sharing out and putting aside."""
+    if not args.deepspeed:
+        return memory.Sharding(ranks=args.world_size)
+    given = args.deepspeed
+    config = given if isinstance(given, dict) else json.loads(Path(given).read_text(encoding="utf-8"))
+    zero = config.get("zero_optimization", {})
+    aside = {
+        name: zero.get(f"offload_{name}", {}).get("device", "none") != "none"
+        for name in ("optimizer", "param")
+    }
+    return memory.Sharding(
+        stage=zero.get("stage", 0),
+        ranks=args.world_size,
+        is_deepspeed=True,
+        offloads_optimizer=aside["optimizer"],
+        offloads_weights=aside["param"],
+    )
+
+
+def memory_text(step: memory.Step | None, tokens: int, batch: int, device: tuple[str, int] | None) -> str:
+    """The estimate with its title, and what would help where it does not fit."""
+    if step is None:
+        return "memory: not estimated, the layers of this model are of a layout that is not known"
+    title = f"memory of a step, estimated for a batch of {batch} × {tokens:,} tokens"
+    lines = [title, memory.estimate_text(step, device)]
+    if device is not None and not memory.fits(memory.estimate(step).peak, device[1]):
+        lines.append("what would help, one after another, and the peak then:")
+        lines += [f"  {line}" for line in memory.advice(step, batch, device[1])]
+    return "\n".join(lines)
+
+
+def memory_line(step: memory.Step | None, device: tuple[str, int] | None) -> str:
+    """The short form: the peak alone."""
+    if step is None:
+        return "memory: not estimated"
+    peak = memory.estimate(step).peak
+    return f"memory: about {memory.gibibytes(peak)} at the longest samples, {memory.verdict(peak, device)}"

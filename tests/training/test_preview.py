@@ -1,0 +1,319 @@
+"""What is told before a run: labels in colour, lengths by source, steps, memory; a dry run needs no weights."""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from finetune import adaptation, checkpoint
+from finetune.adaptation import Plan, adapt
+from finetune.arguments import TrainingArguments
+from finetune.conversation import Conversation, Turn
+from finetune.families.base import Encoded, ImageTokens
+from finetune.families.qwen_vl import QwenVLFamily
+from finetune.lengths import Lengths
+from finetune.memory import GIB, Sharding
+from finetune.preview import (
+    Samples,
+    Schedule,
+    histogram,
+    memory_line,
+    memory_step,
+    memory_text,
+    patches,
+    picture_text,
+    quantise_outline,
+    sample_text,
+    samples_of,
+    schedule,
+    schedule_text,
+    sharding_of,
+    source_table,
+    visible,
+    wants_colour,
+)
+
+FAMILY = QwenVLFamily()
+GREEN, DIM, CYAN, PLAIN = "\033[1;32m", "\033[2m", "\033[36m", "\033[0m"
+
+
+# --- a sample and its labels ---------------------------------------------------------------------------------------
+
+
+class Letters:
+    """A processor whose token n is the n-th letter; 0 is a line break."""
+
+    class tokenizer:  # noqa: N801  (as processors have it)
+        @staticmethod
+        def decode(ids: list[int]) -> str:
+            return "".join("\n" if one == 0 else chr(96 + one) for one in ids)
+
+
+def sample(labels: list[int]) -> Encoded:
+    """``ab(2 image tokens)c⏎de`` with these labels."""
+    picture = ImageTokens(np.array([2, 3]), (1, 2), np.zeros((2, 4)), (20, 14), False)
+    return Encoded(np.array([1, 2, 9, 9, 3, 0, 4, 5]), np.array(labels), ((0, 5), (5, 8)), (picture,))
+
+
+def test_each_run_of_labels_is_a_line_of_its_own():
+    text = sample_text(sample([-100] * 5 + [0, 4, -100]), Letters, name="d.json: record 3", colour=False)
+    assert text.splitlines() == [
+        "d.json: record 3: 8 tokens, 2 trained, 1 image",
+        "        | ab(2 image tokens)c",
+        "  train | ⏎d",
+        "        | e",
+    ]
+
+
+def test_labels_in_colour():
+    text = sample_text(sample([-100] * 5 + [0, 4, 5]), Letters, name="x", colour=True)
+    assert text.splitlines()[1:] == [
+        f"  {DIM}      | ab{PLAIN}{CYAN}(2 image tokens){PLAIN}{DIM}c{PLAIN}",
+        f"  {GREEN}train | ⏎de{PLAIN}",
+    ]
+
+
+def test_the_first_token_is_not_trained_for_nothing_predicts_it():
+    text = sample_text(sample([1, 2] + [-100] * 6), Letters, name="x", colour=False)
+    assert "8 tokens, 1 trained" in text and text.splitlines()[1:3] == ["        | a", "  train | b"]
+
+
+def test_the_labels_themselves_are_left_alone():
+    encoded = sample([1, 2] + [-100] * 6)
+    sample_text(encoded, Letters, name="x", colour=False)
+    assert encoded.labels[0] == 1
+
+
+def test_nothing_in_data_can_command_the_terminal():
+    assert visible("a\n\t\x1b[2J\x9b1m\x7f\u202eb") == "a⏎␉␛[2J[U+009B]1m[U+007F][U+202E]b"
+    assert visible("塔 é 👩\u200d🚀 <|im_end|>") == "塔 é 👩\u200d🚀 <|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("variables", "terminal", "expected"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"FORCE_COLOR": "1"}, False, True),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, True, False),
+        ({"NO_COLOR": ""}, True, True),
+    ],
+)
+def test_colour_is_for_terminals_and_for_who_asks(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], terminal: bool, expected: bool
+):
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal  # type: ignore[method-assign]
+    assert wants_colour(stream) is expected
+
+
+# --- lengths -------------------------------------------------------------------------------------------------------
+
+
+def samples(
+    names: tuple[str, ...] = ("base", "spheres"), source_of: tuple[int, ...] = (0, 1, 0, 1)
+) -> Samples:
+    turns = (Turn("user", ("a",)), Turn("assistant", ("b",)))
+    conversations = [Conversation(turns, f"/home/x/d.json: record {i} (id 'a/b')") for i in range(4)]
+    lengths = Lengths(
+        np.array([10, 40, 30, 1000]),
+        np.array([5, 10, 15, 200]),
+        np.array([0, 8, 24, 900]),
+        np.array([0, 1, 2, 3]),
+    )
+    return Samples(conversations, lengths, names, np.array(source_of))
+
+
+def test_the_table_of_sources_by_hand():
+    assert [line.split() for line in source_table(samples()).splitlines()] == [
+        ["source", "samples", "tokens", "trained", "pictures", "longest"],
+        ["base", "2", "40", "20", "(50%)", "2", "30", "d.json:", "record", "2", "(id", "'a/b')"],
+        ["spheres", "2", "1,040", "210", "(20%)", "4", "1,000", "d.json:", "record", "3", "(id", "'a/b')"],
+        ["all", "4", "1,080", "230", "(21%)", "6", "1,000", "d.json:", "record", "3", "(id", "'a/b')"],
+    ]
+    assert source_table(samples(("data",), (0, 0, 0, 0))).splitlines()[1:][0].split()[0] == "data"
+    assert len(source_table(samples(("data",), (0, 0, 0, 0))).splitlines()) == 2
+    empty = source_table(samples(("base", "empty"), (0, 0, 0, 0))).splitlines()[2]
+    assert empty.split() == ["empty", "0", "0", "0", "0"]
+
+
+def test_tokens_a_picture_by_hand():
+    """12 and 12 of one sample, 8 of another, three times 300 of a third."""
+    assert picture_text(samples()).splitlines() == [
+        "tokens a picture, base: 12 in each",
+        "tokens a picture, spheres: 8 to 300, median 300 (a sample's mean where it has several)",
+    ]
+    assert picture_text(samples(("data",), (0, 0, 0, 0))) == (
+        "tokens a picture: 8 to 300, median 156 (a sample's mean where it has several)"
+    )
+    none = samples(("data",), (0, 0, 0, 0))
+    assert (
+        picture_text(none._replace(lengths=none.lengths._replace(images=np.zeros(4, int)))) == "no pictures"
+    )  # type: ignore[union-attr]
+
+
+def test_a_coarse_histogram_by_hand():
+    lines = histogram(np.array([1] * 3 + [9] + [16] * 40)).splitlines()
+    assert [line.split()[:4] for line in lines][:2] == [["1", "-", "2", "3"], ["3", "-", "4", "0"]]
+    assert lines[-1].split() == ["15", "-", "16", "40", "█" * 40]
+    assert lines[0].count("█") == 3 and lines[4].count("█") == 1 and lines[1].count("█") == 0
+    assert histogram(np.array([7, 7])).split() == ["7", "-", "7", "2", "█" * 40]
+
+
+def test_a_dataset_without_a_mixture_is_one_source():
+    lengths = samples().lengths
+    plain = samples_of(SimpleNamespace(conversations=[1, 2], lengths=lengths, mixture=None))
+    assert plain.names == ("data",) and plain.source_of.tolist() == [0, 0]
+    mixture = SimpleNamespace(names=("a", "b"), source_of=[1, 0])
+    mixed = samples_of(SimpleNamespace(conversations=[1, 2], lengths=lengths, mixture=mixture))
+    assert mixed.names == ("a", "b") and mixed.source_of.tolist() == [1, 0]
+
+
+# --- steps ---------------------------------------------------------------------------------------------------------
+
+
+def arguments(**changes: Any) -> Any:
+    settings = {
+        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "world_size": 1, "max_steps": -1,
+        "num_train_epochs": 3.0, "deepspeed": None, "optim": "adamw_torch", "activation_checkpointing": False,
+    }  # fmt: skip
+    return SimpleNamespace(**{**settings, **changes})
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "expected"),
+    [
+        (12, {}, (12, 4, 3, 9)),
+        (13, {}, (13, 4, 4, 12)),  # 7 batches: 2 and 2 and 2 and 1
+        (13, {"world_size": 3}, (13, 12, 2, 6)),  # 3 batches on the busiest process
+        (1, {"world_size": 4}, (1, 16, 1, 3)),
+        (13, {"max_steps": 5}, (13, 4, 4, 5)),
+        (13, {"num_train_epochs": 0.6}, (13, 4, 4, 3)),
+    ],
+)
+def test_steps_are_counted_as_the_trainer_does(rows: int, changes: dict[str, Any], expected: tuple[int, ...]):
+    assert schedule(rows, arguments(**changes)) == expected
+
+
+def test_steps_in_words():
+    text = schedule_text(Schedule(13, 4, 4, 10), arguments())
+    assert text == (
+        "4 steps an epoch of 13 samples, 10 in all (2.5 epochs); 4 samples a step "
+        "(2 a device × 2 accumulated × 1 process)"
+    )
+    assert "1 step an epoch of 3 packs" in schedule_text(
+        Schedule(3, 4, 1, 3), arguments(world_size=2), rows="packs"
+    )
+
+
+# --- memory, without weights ---------------------------------------------------------------------------------------
+
+
+PLANS = [
+    Plan(language="full", connector="full"), Plan(rank=4, connector="full"), Plan(rank=4, dora=True, embeddings=True),
+    Plan(rank=4, vision="lora", connector="lora"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_outline_without_weights_has_the_table_and_the_memory_of_the_model(
+    checkpoint_folder: Path, plan: Plan, dtype: torch.dtype
+):
+    real, processor = checkpoint.load(checkpoint_folder, dtype=dtype, for_training=True)
+    outline = checkpoint.skeleton(checkpoint.load_config(checkpoint_folder)).to(dtype)
+    models = [adapt(model, FAMILY, plan, master_weights=True) for model in (real, outline)]
+    assert all(parameter.is_meta for parameter in models[1].parameters())
+    tables = [adaptation.table(model, FAMILY) for model in models]
+    assert tables[0] == tables[1]
+    longest = encoded(processor)
+    steps = [
+        memory_step(model, FAMILY, arguments(), longest=longest, tokens=70, precision=dtype)
+        for model in models
+    ]
+    assert steps[0] == steps[1] and steps[0] is not None
+
+
+def test_an_outline_in_four_bit_is_what_loading_makes(checkpoint_folder: Path):
+    real, processor = checkpoint.load(
+        checkpoint_folder, dtype=torch.bfloat16, quantize=True, for_training=True
+    )
+    outline = checkpoint.skeleton(checkpoint.load_config(checkpoint_folder)).to(torch.bfloat16)
+    models = [adapt(model, FAMILY, Plan(rank=4), master_weights=True) for model in (real, outline)]
+    quantise_outline(models[1], FAMILY)
+    tables = [adaptation.table(model, FAMILY) for model in models]
+    assert tables[0] == tables[1] and any("uint8" in row.precision for row in tables[0])
+    longest = encoded(processor)
+    steps = [
+        memory_step(model, FAMILY, arguments(), longest=longest, tokens=70, precision=torch.bfloat16)
+        for model in models
+    ]
+    assert steps[0] == steps[1] and steps[0] is not None
+
+
+def encoded(processor: Any) -> Encoded:
+    turns = (Turn("user", ("what is it?",)), Turn("assistant", ("yes yes",)))
+    return FAMILY.encode(processor, Conversation(turns))
+
+
+def test_a_step_is_of_a_batch_of_the_longest(checkpoint_folder: Path):
+    model, processor = checkpoint.load(checkpoint_folder, dtype=torch.bfloat16, for_training=True)
+    model = adapt(model, FAMILY, Plan(rank=4, vision="full"), master_weights=True)
+    turns = (Turn("user", ("what?",)), Turn("assistant", ("yes",)))
+    longest = FAMILY.encode(processor, Conversation(turns))
+    cells = ImageTokens(np.arange(4), (3, 5), np.zeros((15, 4)), (20, 14), True)
+    longest = Encoded(longest.input_ids, longest.labels, longest.turn_spans, (cells, cells))
+    tokens = 2 * len(longest.input_ids)  # packed into a row of twice its length
+    step = memory_step(
+        model, FAMILY, arguments(activation_checkpointing=True), longest=longest, tokens=tokens,
+        precision=torch.bfloat16,
+    )  # fmt: skip
+    assert step is not None
+    assert [(stack.depth, stack.tokens) for stack in step.stacks] == [(2, 2 * tokens), (1, 2 * 2 * 15)]
+    assert step.rows == 2 * tokens and step.trained_rows == 2 * 2 * int((longest.labels[1:] != -100).sum())
+    assert (step.width, step.stream_width, step.is_mixed, step.checkpointing) == (2, 2, True, True)
+    assert step.vocabulary == 480
+    merging = SimpleNamespace(vision_config=SimpleNamespace(spatial_merge_size=2))
+    assert patches(longest, merging) == 2 * 15 * 4
+    assert "MiB at the longest samples" in memory_line(step, None)
+    assert "what would help" in memory_text(step, tokens, 2, ("a GPU", GIB))
+    assert "what would help" not in memory_text(step, tokens, 2, None)
+    assert "not known" in memory_text(None, 9, 2, None) and memory_line(None, None) == "memory: not estimated"
+
+
+def test_what_deepspeed_shares_out(tmp_path: Path):
+    assert sharding_of(arguments(world_size=2)) == Sharding(ranks=2)
+    config = {
+        "zero_optimization": {
+            "stage": 3,
+            "offload_optimizer": {"device": "cpu"},
+            "offload_param": {"device": "none"},
+        }
+    }
+    expected = Sharding(3, 4, is_deepspeed=True, offloads_optimizer=True, offloads_weights=False)
+    assert sharding_of(arguments(deepspeed=config, world_size=4)) == expected
+    root = Path(__file__).parents[2]
+    for stage in (2, 3):
+        found = sharding_of(arguments(deepspeed=str(root / f"ds_config_zero{stage}.json")))
+        assert (found.stage, found.offloads_optimizer) == (stage, False)
+
+
+def test_checkpointing_goes_by_both_names(tmp_path: Path, checkpoint_folder: Path):
+    model, processor = checkpoint.load(checkpoint_folder, for_training=True)
+    model = adapt(model, FAMILY, Plan(rank=4), master_weights=True)
+    for name in ("activation_checkpointing", "gradient_checkpointing"):
+        args = TrainingArguments(output_dir=str(tmp_path), report_to="none", **{name: True})
+        step = memory_step(
+            model, FAMILY, args, longest=encoded(processor), tokens=70, precision=torch.float32
+        )
+        assert step is not None and step.checkpointing
+        assert step.optimizer == "adamw_torch"
