@@ -91,18 +91,19 @@ def user_parts(probe: Probe, images: Sequence[Any] | None = None) -> tuple[str |
 
 
 def padded(batch: Sequence[Encoded], device: torch.device, *, left: bool) -> dict[str, Tensor]:
-    """Encoded conversations as one batch: input_ids, attention_mask [batch, tokens], media joined in
-    order."""
+    """Encoded conversations as one batch: input_ids, attention_mask and what the family has for each token
+    [batch, tokens], padded with 0; media joined in order. Ids may be cut to a prompt's."""
     width = max(len(one.input_ids) for one in batch)
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    mask = torch.zeros(len(batch), width, dtype=torch.long)
+    names = ("input_ids", "attention_mask", *batch[0].per_token)
+    inputs = {name: torch.zeros(len(batch), width, dtype=torch.long) for name in names}
     for row, one in enumerate(batch):
         count = len(one.input_ids)
         place = slice(width - count, None) if left else slice(0, count)
-        ids[row, place] = torch.from_numpy(np.asarray(one.input_ids))
-        mask[row, place] = 1
-    media = {name: torch.cat([one.media[name] for one in batch]) for name in batch[0].media}
-    inputs = {"input_ids": ids, "attention_mask": mask, **media}
+        inputs["input_ids"][row, place] = torch.from_numpy(np.asarray(one.input_ids))
+        inputs["attention_mask"][row, place] = 1
+        for name, values in one.per_token.items():
+            inputs[name][row, place] = torch.from_numpy(np.asarray(values[:count]))
+    inputs |= {name: torch.cat([one.media[name] for one in batch]) for name in batch[0].media}
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 

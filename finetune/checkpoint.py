@@ -14,7 +14,6 @@ from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForImageTextToText,
-    AutoProcessor,
     BitsAndBytesConfig,
 )
 from transformers.utils import is_flash_attn_2_available
@@ -126,9 +125,10 @@ def load_config(name_or_path: str | Path, *, cache_dir: str | None = None) -> An
 def load_processor(name_or_path: str | Path, *, cache_dir: str | None = None, base: str | None = None) -> Any:
     """The processor of a checkpoint: an adapter folder's own where it has one, else its base's."""
     base_name, adapter = resolve(name_or_path, base=base)
+    family = families.family_of(AutoConfig.from_pretrained(base_name, cache_dir=cache_dir))
     if adapter is not None and any((adapter / name).is_file() for name in _PROCESSOR_FILES):
-        return AutoProcessor.from_pretrained(str(adapter))
-    return AutoProcessor.from_pretrained(base_name, cache_dir=cache_dir)
+        return family.load_processor(str(adapter))
+    return family.load_processor(base_name, cache_dir=cache_dir)
 
 
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")

@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.families.base import Encoded, Family, ImageTokens, ModulePaths, attention_modules, bare_model
+from finetune.families.qwen2_5_vl import Qwen25VLFamily
+from finetune.families.qwen2_vl import Qwen2VLFamily
+from finetune.families.qwen3_vl import Qwen3VLFamily, Qwen3VLMoeFamily
 from finetune.families.qwen_vl import QwenVLFamily
 
-FAMILIES: tuple[Family, ...] = (QwenVLFamily(),)
+FAMILIES: tuple[Family, ...] = (
+    QwenVLFamily(),
+    Qwen2VLFamily(),
+    Qwen25VLFamily(),
+    Qwen3VLFamily(),
+    Qwen3VLMoeFamily(),
+)
 
 __all__ = [
     "FAMILIES",

@@ -1,0 +1,54 @@
+"""Qwen2.5-VL (2025): a tower that attends within windows, boxes in pixels of the resized picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune.conversation import BoxRef
+from finetune.families import tower
+from finetune.families.base import ModulePaths
+from finetune.families.boxes import as_json, in_pixels
+from finetune.families.qwen_grid import QwenGridFamily, Size
+from finetune.families.tower import TowerSequence
+
+
+class Qwen25VLFamily(QwenGridFamily):
+    name = "qwen2.5-vl"
+    model_type = "qwen2_5_vl"
+    paths = ModulePaths(
+        language=("model.language_model", "lm_head"),
+        language_layers="model.language_model.layers",
+        language_attention="self_attn",
+        vision=("model.visual.patch_embed", "model.visual.blocks"),
+        vision_layers="model.visual.blocks",
+        vision_attention="attn",
+        connector=("model.visual.merger",),
+        connector_attention=None,
+    )
+    published_pixels = (3136, 12_845_056)
+
+    def processor_class(self) -> Any:
+        from finetune.families.qwen_processors import Qwen2_5_VLProcessor
+
+        return Qwen2_5_VLProcessor
+
+    def written_boxes(self, ref: BoxRef, resized: Size) -> Sequence[str]:
+        """``{"bbox_2d": [14, 0, 28, 84], "label": "dog"}`` in pixels of the picture as the model gets it, not of the
+        file (Bai et al. 2025, arXiv 2502.13923, section 2.2; the object as in its grounding examples)."""
+        return (as_json(ref, [in_pixels(box, resized) for box in ref.boxes]),)
+
+    def tower_sequences(
+        self, config: Any, layer: int, inputs: Mapping[str, Any]
+    ) -> list[TowerSequence] | None:
+        vision = config.vision_config
+        merge = vision.spatial_merge_size
+        side = vision.window_size // (merge * vision.patch_size)
+        order = tower.windows_by_frame if layer in vision.fullatt_block_indexes else tower.windows
+        return order(inputs["grid_thw"].tolist(), merge, side)
+
+    def tower_looks(self, config: Any, layer: int) -> str:
+        vision = config.vision_config
+        if layer in vision.fullatt_block_indexes:
+            return "patches at patches of the picture"
+        return f"patches at patches of their window, {vision.window_size} × {vision.window_size} pixels"

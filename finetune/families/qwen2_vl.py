@@ -1,0 +1,47 @@
+"""Qwen2-VL (2024): a token for each cell of a picture, boxes in thousandths between markers of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from finetune.conversation import BoxRef
+from finetune.families.base import ModulePaths
+from finetune.families.boxes import THOUSANDTHS, in_thousandths
+from finetune.families.chat import Control
+from finetune.families.qwen_grid import QwenGridFamily, Size
+
+
+class Qwen2VLFamily(QwenGridFamily):
+    name = "qwen2-vl"
+    model_type = "qwen2_vl"
+    paths = ModulePaths(
+        language=("model.language_model", "lm_head"),
+        language_layers="model.language_model.layers",
+        language_attention="self_attn",
+        vision=("model.visual.patch_embed", "model.visual.blocks"),
+        vision_layers="model.visual.blocks",
+        vision_attention="attn",
+        connector=("model.visual.merger",),
+        connector_attention=None,
+    )
+    published_pixels = (3136, 12_845_056)
+
+    def processor_class(self) -> Any:
+        from finetune.families.qwen_processors import Qwen2VLProcessor
+
+        return Qwen2VLProcessor
+
+    def tower_width(self, config: Any) -> int:
+        return config.vision_config.embed_dim  # its hidden_size is that of the language model
+
+    def written_boxes(self, ref: BoxRef, resized: Size) -> Sequence[str | Control]:
+        """``<|object_ref_start|>dog<|object_ref_end|><|box_start|>(250,0),(500,999)<|box_end|>``, in thousandths from 0
+        to 999 (Wang et al. 2024, arXiv 2409.12191, section 2.2)."""
+        pieces: list[str | Control] = []
+        if ref.label is not None:
+            pieces += [Control("<|object_ref_start|>"), ref.label, Control("<|object_ref_end|>")]
+        for box in ref.boxes:
+            x0, y0, x1, y1 = in_thousandths(box, most=THOUSANDTHS - 1)
+            pieces += [Control("<|box_start|>"), f"({x0},{y0}),({x1},{y1})", Control("<|box_end|>")]
+        return pieces

@@ -1,0 +1,45 @@
+"""Qwen3-VL (2025): mergers at several depths of the tower (deep stack), boxes in thousandths as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from finetune.conversation import BoxRef
+from finetune.families.base import ModulePaths
+from finetune.families.boxes import as_json, in_thousandths
+from finetune.families.qwen_grid import QwenGridFamily, Size
+
+
+class Qwen3VLFamily(QwenGridFamily):
+    name = "qwen3-vl"
+    model_type = "qwen3_vl"
+    paths = ModulePaths(
+        language=("model.language_model", "lm_head"),
+        language_layers="model.language_model.layers",
+        language_attention="self_attn",
+        vision=("model.visual.patch_embed", "model.visual.pos_embed", "model.visual.blocks"),
+        vision_layers="model.visual.blocks",
+        vision_attention="attn",
+        connector=("model.visual.merger", "model.visual.deepstack_merger_list"),
+        connector_attention=None,
+    )
+    published_pixels = (65_536, 16_777_216)
+
+    def processor_class(self) -> Any:
+        from finetune.families.qwen_processors import Qwen3VLProcessor
+
+        return Qwen3VLProcessor
+
+    def written_boxes(self, ref: BoxRef, resized: Size) -> Sequence[str]:
+        """``{"bbox_2d": [250, 0, 500, 1000], "label": "dog"}`` in thousandths of the picture, whatever its size (its
+        grounding examples; Qwen2.5-VL's objects look the same and hold pixels)."""
+        return (as_json(ref, [in_thousandths(box) for box in ref.boxes]),)
+
+
+class Qwen3VLMoeFamily(Qwen3VLFamily):
+    """Mixtures of experts: their weights are no linear layers of their own, so adapters go to attention alone."""
+
+    name = "qwen3-vl-moe"
+    model_type = "qwen3_vl_moe"
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -1,0 +1,361 @@
+"""What Qwen2-VL, Qwen2.5-VL and Qwen3-VL share: pictures of any shape become grids of cells, a token for each.
+
+A picture is resized to whole cells of ``patch_size · merge_size`` pixels a side, keeping its shape as nearly as that
+allows; patches of ``patch_size`` go through the tower, and a merger makes one token of ``merge_size²`` of them:
+
+    100 × 75 pixels → 112 × 84, cells of 28 → 8 × 6 patches → 4 × 3 cells
+    → <|vision_start|> 12 × <|image_pad|> <|vision_end|>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from finetune.conversation import BoxRef, Conversation, ImageRef
+from finetune.families import tower
+from finetune.families.base import (
+    AttentionShape,
+    Encoded,
+    ImageArithmetic,
+    ImageTokens,
+    ModulePaths,
+    restarting_positions,
+)
+from finetune.families.chat import Control, Picture, Piece, encode_chat
+from finetune.families.tower import TowerSequence
+from finetune.images import open_image, size_of
+
+IGNORED = -100
+IMAGE = 1  # in mm_token_type_ids: 0 text, 1 picture, 2 video
+VISION_START, VISION_END, IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
+IM_END, END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
+MOST_ELONGATED = 200  # of width to height, or the other way round: transformers' own bound
+
+Size = tuple[int, int]  # width, height in pixels
+
+
+class QwenGridFamily:
+    """All but what a family's file says: modules, the processor, how boxes are written, how the tower attends."""
+
+    name: str
+    model_type: ClassVar[str]
+    paths: ModulePaths
+    lora_targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    published_pixels: ClassVar[
+        tuple[int, int]
+    ]  # least and most pixels of a picture, as published processors say
+
+    def written_boxes(self, ref: BoxRef, resized: Size) -> Sequence[str | Control]:
+        """Boxes as the family was trained to read and say them; ``resized``: their picture, after the resize."""
+        raise NotImplementedError
+
+    def processor_class(self) -> Any:
+        """The class of the family's processor; imported when it is asked for."""
+        raise NotImplementedError
+
+    def matches(self, config: Any) -> bool:
+        return getattr(config, "model_type", None) == self.model_type and hasattr(config, "vision_config")
+
+    # --- conversations -----------------------------------------------------------------------------------
+    def encode(
+        self,
+        processor: Any,
+        conversation: Conversation,
+        *,
+        add_generation_prompt: bool = False,
+        media: bool = True,
+    ) -> Encoded:
+        """Through the model's own chat template. With ``media=False`` pictures' headers tell their sizes."""
+        refs = conversation.images
+        opened = [self.load_image(ref) for ref in refs] if media else []
+        sizes = [one.size for one in opened] if media else [_size(ref) for ref in refs]
+        budgets = [_budget(processor, ref) for ref in refs]
+        resized = [
+            resize(processor, size, budget, _name(ref))
+            for ref, size, budget in zip(refs, sizes, budgets, strict=True)
+        ]
+        chat = encode_chat(
+            processor,
+            self._pieces(processor, conversation, resized),
+            image_token=IMAGE_PAD,
+            end_of_turn=IM_END,
+            add_generation_prompt=add_generation_prompt,
+        )
+        ids = np.array(chat.input_ids, dtype=np.int64)
+        kinds = np.zeros_like(ids)
+        for start, size in zip(chat.image_starts, resized, strict=True):
+            kinds[start : start + _tokens(processor, size)] = IMAGE
+        return Encoded(
+            input_ids=ids,
+            labels=np.array(chat.labels, dtype=np.int64),
+            turn_spans=tuple(chat.turn_spans),
+            images=tuple(
+                image_tokens(start, _grid(processor, new), size)
+                for start, new, size in zip(chat.image_starts, resized, sizes, strict=True)
+            )
+            if media
+            else (),
+            media=_pixels(processor, opened, budgets, resized),
+            per_token={"mm_token_type_ids": kinds},
+        )
+
+    def _pieces(
+        self, processor: Any, conversation: Conversation, resized: Sequence[Size]
+    ) -> list[tuple[Any, list[Piece]]]:
+        """Each turn as its role and what it is made of."""
+        sizes = iter(resized)
+        turns: list[tuple[Any, list[Piece]]] = []
+        for turn in conversation.turns:
+            pieces: list[Piece] = []
+            for part in turn.parts:
+                if isinstance(part, ImageRef):
+                    pieces.append(Picture(_tokens(processor, next(sizes))))
+                elif isinstance(part, BoxRef):
+                    pieces += self.written_boxes(part, resized[part.image])
+                else:
+                    pieces.append(part)
+            turns.append((turn.role, pieces))
+        return turns
+
+    def load_image(self, ref: ImageRef) -> Any:
+        return open_image(ref.path if ref.data is None else ref)
+
+    def stop_token_ids(self, processor: Any) -> tuple[int, ...]:
+        """Tokens at which an answer ends."""
+        return tuple(processor.tokenizer.convert_tokens_to_ids([IM_END, END_OF_TEXT]))
+
+    # --- processor ---------------------------------------------------------------------------------------
+    def load_processor(self, name_or_path: str, **hub: Any) -> Any:
+        return self.processor_class().from_pretrained(name_or_path, **hub)
+
+    def set_pixel_budget(self, processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> None:
+        """Written into ``image_processor.size``, which resizing reads and ``save_pretrained`` keeps.
+
+        Trap: the attributes ``min_pixels`` and ``max_pixels``, known from older releases, are read by nobody.
+        """
+        least, most = _processor_budget(processor)
+        least = least if min_pixels is None else min_pixels
+        most = most if max_pixels is None else max_pixels
+        cell = cell_side(processor) ** 2
+        if most < cell:
+            raise ValueError(
+                f"--max_pixels {most:,}: expected at least {cell:,}, one cell of {self.name} "
+                f"({cell_side(processor)} × {cell_side(processor)} pixels, one token)"
+            )
+        if not 0 < least <= most:
+            raise ValueError(
+                f"--min_pixels {least:,}{'' if min_pixels else ' (the processor says so)'}, --max_pixels {most:,}"
+                f"{'' if max_pixels else ' (the processor says so)'}: expected 0 < min_pixels <= max_pixels; give both"
+            )
+        processor.image_processor.size = _size_dict(least, most)
+
+    # --- rows --------------------------------------------------------------------------------------------
+    def blank(self, processor: Any) -> Encoded:
+        """``<|vision_start|><|image_pad|><|vision_end|>``: one cell of zeros, the mean colour."""
+        image = processor.image_processor
+        ids = processor.tokenizer.convert_tokens_to_ids([VISION_START, IMAGE_PAD, VISION_END])
+        numbers = 3 * image.temporal_patch_size * image.patch_size**2
+        side = cell_side(processor)
+        return Encoded(
+            input_ids=np.array(ids, dtype=np.int64),
+            labels=np.full(3, IGNORED, dtype=np.int64),
+            turn_spans=(),
+            images=(image_tokens(1, (1, 1), (side, side)),),
+            media={
+                "pixel_values": torch.zeros(image.merge_size**2, numbers),
+                "image_grid_thw": torch.tensor([[1, image.merge_size, image.merge_size]]),
+            },
+            per_token={"mm_token_type_ids": np.array([0, IMAGE, 0], dtype=np.int64)},
+        )
+
+    def packed(self, config: Any, samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """``position_ids`` [4, 1, tokens]: each sample's tokens counted from 0, then time, row and column.
+
+        Trap: with the last three alone, transformers does not see where samples begin, and they see each other.
+        """
+        rotary = torch.cat([rotary_positions(one) for one in samples], dim=1)
+        return {"position_ids": torch.cat([restarting_positions(samples)[None], rotary])[:, None]}
+
+    # --- configuration alone -----------------------------------------------------------------------------
+    def tower_sequences(
+        self, config: Any, layer: int, inputs: Mapping[str, Any]
+    ) -> list[TowerSequence] | None:
+        return tower.frames(inputs["grid_thw"].tolist(), config.vision_config.spatial_merge_size)
+
+    def attention_shape(self, config: Any, name: str) -> AttentionShape:
+        if name.startswith("layer_"):
+            text = config.text_config
+            # Qwen3 says it, Qwen2 shares the hidden size among its heads.
+            width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+            heads, key_heads = text.num_attention_heads, text.num_key_value_heads
+            return AttentionShape(heads, key_heads, width, "tokens at tokens before them")
+        vision = config.vision_config
+        width = self.tower_width(config) // vision.num_heads
+        looks = self.tower_looks(config, int(name.removeprefix("vision_layer_")))
+        return AttentionShape(vision.num_heads, vision.num_heads, width, looks)
+
+    def tower_width(self, config: Any) -> int:
+        """Numbers for each patch between the tower's layers."""
+        return config.vision_config.hidden_size
+
+    def tower_looks(self, config: Any, layer: int) -> str:
+        return "patches at patches of the picture"
+
+    def image_arithmetic(self, config: Any, size_pixels: Size) -> ImageArithmetic:
+        vision = config.vision_config
+        patch, merge = vision.patch_size, vision.spatial_merge_size
+        width, height = _resized(size_pixels, patch * merge, self.published_pixels, f"of {size_pixels}")
+        rows, columns = height // patch, width // patch
+        tokens = rows * columns // merge**2
+        words = (
+            f"{size_pixels[0]} × {size_pixels[1]} pixels, resized to {width} × {height} → {columns} × {rows} patches "
+            f"of {patch} → merged {merge} × {merge} → {columns // merge} × {rows // merge} = {tokens} tokens"
+        )
+        return ImageArithmetic((width, height), (rows, columns), tokens, words)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sizes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def cell_side(processor: Any) -> int:
+    """Pixels a side of what becomes one token."""
+    return processor.image_processor.patch_size * processor.image_processor.merge_size
+
+
+def resize(processor: Any, size: Size, budget: tuple[int, int], name: str) -> Size:
+    """(width, height) after the resize, in whole cells; ``budget``: least and most pixels.
+
+    Raises ValueError, with the picture's name, where it is too elongated.
+    """
+    return _resized(size, cell_side(processor), budget, name)
+
+
+def _resized(size: Size, cell: int, budget: tuple[int, int], name: str) -> Size:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    width, height = size
+    if max(size) > MOST_ELONGATED * min(size):
+        raise ValueError(
+            f"image {name}: found {width} × {height} pixels, expected no side more than {MOST_ELONGATED} times the "
+            "other; cut it, or leave it out"
+        )
+    new_height, new_width = smart_resize(height, width, cell, min_pixels=budget[0], max_pixels=budget[1])
+    return new_width, new_height
+
+
+def _processor_budget(processor: Any) -> tuple[int, int]:
+    size = processor.image_processor.size
+    return size["shortest_edge"], size["longest_edge"]
+
+
+def _budget(processor: Any, ref: ImageRef) -> tuple[int, int]:
+    """Least and most pixels of one picture: the processor's, and no more than it may have itself."""
+    least, most = _processor_budget(processor)
+    most = most if ref.max_pixels is None else min(most, ref.max_pixels)
+    return min(least, most), most
+
+
+def _size_dict(least: int, most: int) -> Any:
+    from transformers.image_utils import SizeDict
+
+    # "Edges" by name; what they hold are pixels of the whole picture.
+    return SizeDict(shortest_edge=least, longest_edge=most)
+
+
+def _size(ref: ImageRef) -> Size:
+    return ref.size_pixels or size_of(ref.path if ref.data is None else ref)
+
+
+def _name(ref: ImageRef) -> str:
+    return repr(ref.written or str(ref.path))
+
+
+def _grid(processor: Any, resized: Size) -> tuple[int, int]:
+    """(rows, columns) of cells."""
+    side = cell_side(processor)
+    return resized[1] // side, resized[0] // side
+
+
+def _tokens(processor: Any, resized: Size) -> int:
+    rows, columns = _grid(processor, resized)
+    return rows * columns
+
+
+def _pixels(
+    processor: Any, pictures: Sequence[Any], budgets: Sequence[tuple[int, int]], resized: Sequence[Size]
+) -> dict[str, torch.Tensor]:
+    """``pixel_values`` Float[patches of all, 3 · frames · patch²], ``image_grid_thw`` Int[pictures, 3] in patches."""
+    if not pictures:
+        return {}
+    found = [
+        processor.image_processor(picture, size=dict(_size_dict(*budget)), return_tensors="pt")
+        for picture, budget in zip(pictures, budgets, strict=True)
+    ]
+    grids = torch.cat([one["image_grid_thw"] for one in found])
+    patch = processor.image_processor.patch_size
+    expected = [[1, height // patch, width // patch] for width, height in resized]
+    assert grids.tolist() == expected, (
+        f"counted {expected} patches, the image processor made {grids.tolist()}"
+    )
+    return {"pixel_values": torch.cat([one["pixel_values"] for one in found]), "image_grid_thw": grids}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Places
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def image_tokens(start: int, grid: tuple[int, int], size: Size) -> ImageTokens:
+    """A picture of (width, height) pixels whose cells are the tokens from ``start`` on, row by row.
+
+    The resize stretches both sides to whole cells, so all cells are of one size in the original too.
+    """
+    rows, columns = grid
+    x, y = np.linspace(0, size[0], columns + 1), np.linspace(0, size[1], rows + 1)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    return ImageTokens(
+        positions=start + np.arange(rows * columns),
+        grid=grid,
+        cell_boxes_pixels=np.stack([x[column], y[row], x[column + 1], y[row + 1]], axis=1),
+        image_size_pixels=size,
+        through_connector=False,
+    )
+
+
+def rotary_positions(encoded: Encoded) -> torch.Tensor:
+    """Time, row and column of each token: Int64[3, tokens], as the models' own ``get_rope_index`` (Wang et al. 2024,
+    arXiv 2409.12191, section 2.1).
+
+    Text counts on in all three; a picture keeps one time, its rows and columns count from there, and text goes on
+    behind the longer side. Two tokens, a picture of 1 × 2 cells, one token:
+
+        time    0 1 2 2 4
+        row     0 1 2 2 4
+        column  0 1 2 3 4
+    """
+    positions = np.zeros((3, len(encoded.input_ids)), dtype=np.int64)
+    place = following = 0
+    for image in encoded.images:
+        start, (rows, columns) = int(image.positions[0]), image.grid
+        positions[:, place:start] = following + np.arange(start - place)
+        following += start - place
+        row, column = np.divmod(np.arange(rows * columns), columns)
+        place = start + rows * columns
+        positions[:, start:place] = following + np.stack([np.zeros_like(row), row, column])
+        following += max(rows, columns)
+    positions[:, place:] = following + np.arange(positions.shape[1] - place)
+    return torch.from_numpy(positions)
