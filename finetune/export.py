@@ -151,31 +151,33 @@ def export(
     history = history_of(Path(source))
     options: dict[str, Any] = {"base": base, "device": device, "cache_dir": cache_dir}
 
-    say(f"opening {source} in {_name(dtype or history.dtype)}")
-    model, processor = checkpoint.load(source, dtype=dtype or history.dtype, **options)
-    dtype = bare_model(model).dtype
+    wanted = dtype or history.dtype
+    say(f"opening {source} in {_name(wanted)}")
+    model, processor = checkpoint.load(source, dtype=wanted, **options)
+    bare: Any = bare_model(model)
+    stored: torch.dtype = bare.config.dtype  # not of some tensor: trained copies are fp32
     before = logits(model, processor)
     effect = _effect(model, processor, before)
 
     partial = folder.with_name(f"{folder.name}.partial")
     try:
-        say(f"{'merging' if effect else 'writing'} in {_name(dtype)}")
-        _write(model, processor, partial, dtype, max_shard_size)
-        del model
+        say(f"{'merging' if effect else 'writing'} in {_name(stored)}")
+        _write(model, processor, partial, stored, max_shard_size)
+        del model, bare
         say("opening what was written, and comparing")
         fresh, its_processor = checkpoint.load(partial, device=device)
         after = logits(fresh, its_processor)
         del fresh
         saved = difference(before, after)
-        _require_same(saved, effect, dtype, say)
+        _require_same(saved, effect, stored, say)
         if folder.exists():
             folder.rmdir()
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    four_bit = _against_four_bit(source, after, options, dtype, say) if history.four_bit else None
+    four_bit = _against_four_bit(source, after, options, stored, say) if history.four_bit else None
     say(f"done: {folder} ({_gib(folder):.2f} GiB)")
-    return Exported(folder, dtype, saved, effect, four_bit)
+    return Exported(folder, stored, saved, effect, four_bit)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
