@@ -27,6 +27,7 @@ from finetune import (
     families,
     kernels,
     mixture,
+    packing,
     reading,
     run_folder,
     stopping,
@@ -119,6 +120,8 @@ def prepare(argv: Sequence[str]) -> Ready | None:
 def train(ready: Ready) -> None:
     """Train (and watch), save the result, and mark the run as finished."""
     args, training = ready.args, ready.args.training
+    if args.data.packing:
+        say(packing.kernel_note(args.model.attn_implementation, args.data.model_max_length))
     folder, resumed_from = Path(str(training.output_dir)), ready.start.checkpoint
     if is_main():
         run_folder.write_run(folder, ready.marks, finished=False)

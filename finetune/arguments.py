@@ -244,6 +244,10 @@ class TrainingArguments(transformers.TrainingArguments):
         default=True,
         metadata={"help": "Evaluate the loss without keeping logits, which would fill the memory."},
     )
+    dataloader_persistent_workers: bool = field(
+        default=True,
+        metadata={"help": "Keep the data loader's workers from one epoch to the next."},
+    )
     logging_dir: str | None = field(
         default=None, metadata={"help": "Where TensorBoard's files go. Default: OUTPUT_DIR/runs."}
     )
@@ -484,6 +488,7 @@ def check(arguments: Arguments) -> None:
         *_check_mixture(arguments),
         *_check_numbers(arguments),
         *_check_deepspeed(arguments),
+        *_check_loop(arguments),
         *_check_modes(arguments),
         *_check_rates(arguments),
         *_check_evaluation(arguments),
@@ -630,6 +635,27 @@ def _check_evaluation(arguments: Arguments) -> Iterator[str]:
         )
 
 
+def _check_loop(arguments: Arguments) -> Iterator[str]:
+    data, training = arguments.data, arguments.training
+    strategy = training.train_sampling_strategy
+    if data.streaming and data.packing:
+        yield "--packing with --streaming: rows are filled by token counts, and streaming counts none; leave out one"
+    if data.streaming and strategy == "group_by_length":
+        yield "--train_sampling_strategy group_by_length with --streaming: streaming counts no lengths; leave out one"
+    if data.packing and strategy == "group_by_length":
+        yield "--packing with --train_sampling_strategy group_by_length: packed rows are alike anyway; leave out one"
+    if strategy == "batch_rebalance":
+        yield (
+            "--train_sampling_strategy batch_rebalance: would give each number of processes another order; found it, "
+            "expected random, sequential or group_by_length, or --packing True, which fills every row"
+        )
+    if training.n_gpu > 1:
+        yield (
+            f"one process and {training.n_gpu} GPUs: pictures cannot be divided by torch's DataParallel; start one "
+            f"process a GPU (torchrun --nproc_per_node {training.n_gpu} finetune.py ...), or set CUDA_VISIBLE_DEVICES=0"
+        )
+
+
 def _check_deepspeed(arguments: Arguments) -> Iterator[str]:
     training = arguments.training
     if not training.deepspeed:
@@ -637,7 +663,15 @@ def _check_deepspeed(arguments: Arguments) -> Iterator[str]:
     config = training.deepspeed
     if isinstance(config, str):
         config = json.loads(Path(config).read_text(encoding="utf-8"))
-    stage = config.get("zero_optimization", {}).get("stage", 0)
+    zero = config.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    overlap = zero.get("overlap_comm")
+    if overlap or (overlap is None and stage == 3):
+        found = "true" if overlap else "missing, which with stage 3 means true"
+        yield (
+            f'--deepspeed: "overlap_comm" is {found}; gradients that are reduced beside the backward pass have given '
+            'losses of 0 and NaN; expected "overlap_comm": false in "zero_optimization"'
+        )
     if arguments.adaptation.q_lora and stage == 3:
         yield "--q_lora with ZeRO-3: 4-bit weights cannot be sharded; use ds_config_zero2.json"
     if config.get("scheduler", {}).get("type") and not training.warmup_steps:
