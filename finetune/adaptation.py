@@ -97,8 +97,6 @@ def adapt(model: nn.Module, family: Family, plan: Plan, *, master_weights: bool)
 
 def _trains(name: str, parameter: nn.Parameter, paths: ModulePaths, plan: Plan) -> bool:
     component = component_of(name, paths)
-    if component == TABLES:
-        return False
     if not plan.lora:
         return plan.modes.get(component) == "full"
     # PEFT has marked what it trains: adapters, copies and biases. It knows no components, so its bias="all" reaches
@@ -199,7 +197,7 @@ def target_pattern(model: nn.Module, family: Family, plan: Plan) -> str:
 def _language_pattern(model: nn.Module, family: Family, targets: Sequence[str] | None) -> str:
     wanted = tuple(targets or family.lora_targets)
     layers = family.paths.language_layers
-    names = [name for name in _linear_layers(model, family.paths) if name.startswith(f"{layers}.")]
+    names = [name for name in _linear_layers(model) if name.startswith(f"{layers}.")]
     missing = [target for target in wanted if not any(name.endswith(f".{target}") for name in names)]
     if missing:
         prefix = re.compile(rf"{re.escape(layers)}\.\d+\.")
@@ -214,7 +212,7 @@ def _language_pattern(model: nn.Module, family: Family, targets: Sequence[str] |
 
 def _all_layers(model: nn.Module, paths: ModulePaths, component: str) -> list[str]:
     """A pattern for each kind of linear layer of a component: names with their layer numbers left open."""
-    names = [name for name in _linear_layers(model, paths) if component_of(name, paths) == component]
+    names = [name for name in _linear_layers(model) if component_of(name, paths) == component]
     if not names:
         raise ValueError(
             f"--{component} lora: found no linear layer below {', '.join(_paths_of(paths)[component])}, "
@@ -223,7 +221,7 @@ def _all_layers(model: nn.Module, paths: ModulePaths, component: str) -> list[st
     return list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\\?\.)", r"\\d+", re.escape(name)) for name in names))
 
 
-def _linear_layers(model: nn.Module, paths: ModulePaths) -> Iterator[str]:
+def _linear_layers(model: nn.Module) -> Iterator[str]:
     """Names of linear layers that an adapter can change.
 
     Trap: ``nn.MultiheadAttention`` never calls its ``out_proj``, it takes the weight out of it: an adapter there would
@@ -231,11 +229,7 @@ def _linear_layers(model: nn.Module, paths: ModulePaths) -> Iterator[str]:
     """
     for name, module in model.named_modules():
         parent = model.get_submodule(name.rpartition(".")[0])
-        if (
-            isinstance(module, nn.Linear)
-            and not isinstance(parent, nn.MultiheadAttention)
-            and not _within(name, paths.never_trained)
-        ):
+        if isinstance(module, nn.Linear) and not isinstance(parent, nn.MultiheadAttention):
             yield name
 
 
@@ -259,8 +253,7 @@ def full_modules(model: nn.Module, paths: ModulePaths, plan: Plan) -> tuple[list
             )
         return found, False
     named = {id(module): name for name, module in modules.items()}
-    ends = (inputs,) if tied or outputs is None else (inputs, outputs)
-    return [*found, *(named[id(end)] for end in ends)], tied
+    return [*found, *(named[id(end)] for end in (inputs, outputs) if end is not None)], tied
 
 
 def _callable_modules(name: str, module: nn.Module) -> Iterator[str]:

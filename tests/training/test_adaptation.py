@@ -1,3 +1,4 @@
+import copy
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -494,11 +495,18 @@ def tied() -> nn.Module:
     )
 
 
-def test_tied_embeddings_stay_tied(tied: nn.Module):
+def test_tied_embeddings_stay_tied(tied: nn.Module, tmp_path: Path):
+    fresh = copy.deepcopy(tied)
     assert tied.lm_head.weight is tied.model.language_model.embed_tokens.weight
     adapted = adapt(tied, TiedFamily(), replace(LORA, embeddings=True), master_weights=True)
     inputs, outputs = bare_model(adapted).model.language_model.embed_tokens, bare_model(adapted).lm_head
     assert outputs.weight is inputs.weight and inputs.weight.requires_grad
+    perturb(adapted)
+    adapted.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(fresh, str(tmp_path))
+    ids = torch.tensor([[3, 5, 8]])
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(input_ids=ids).logits, adapted.eval()(input_ids=ids).logits)
 
 
 def test_a_copy_of_a_tied_language_model_is_refused(tied: nn.Module):

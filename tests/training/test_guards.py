@@ -1,5 +1,6 @@
 """The gradient check: what it stops, what it lets pass, and that nothing of it is left behind."""
 
+import math
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from finetune.conversation import read_qwen_vl
 from finetune.data import ConversationDataset, build_dataset
 from finetune.families.base import bare_model
 from finetune.families.qwen_vl import QwenVLFamily
-from finetune.guards import GradientCheck, TrainingError
+from finetune.guards import GradientCheck, TrainingError, _is_anything
 from finetune.qwen_vl import QwenVLForConditionalGeneration
 from finetune.trainer import FinetuneTrainer, build_trainer
 from tests.training.conftest import tiny_config
@@ -217,7 +218,8 @@ def test_under_zero_3_the_other_half_may_lie_elsewhere(two_processes: list[torch
         model = adapted(Plan(rank=4))
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:
-                parameter.ds_tensor = torch.zeros(0)  # this process's shard
+                nn.init.normal_(parameter)
+                parameter.ds_tensor = torch.zeros(0)  # this process's shard is all that it may look at
         return Step(model)
 
     with pytest.raises(TrainingError, match="8 trainable tensors"):  # B alone: as far as is known it is zero
@@ -226,6 +228,14 @@ def test_under_zero_3_the_other_half_may_lie_elsewhere(two_processes: list[torch
     two_processes.append(torch.ones(2 * len(one.check.names) + 1, dtype=torch.long))
     with pytest.raises(TrainingError, match="16 trainable tensors"):
         one(batch(), scale=0.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "anything"),
+    [([0.0, 0.0], False), ([0.0, -2.0], True), ([3.0, 0.0], True), ([0.0, math.nan], True), ([], False)],
+)
+def test_zero_is_zero_alone(values: list[float], anything: bool):
+    assert bool(_is_anything(torch.tensor(values))) is anything
 
 
 # ---------------------------------------------------------------------------------------------------------------------
