@@ -5,6 +5,7 @@ python finetune.py --help
 """
 
 import os
+import runpy
 import socket
 import sys
 import time
@@ -12,6 +13,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: the answer to --help, and to a flag that there is not.
+    runpy.run_path(str(Path(__file__).parent / "finetune" / "help.py"))["answer"](sys.argv[1:])
 
 import torch
 from transformers import TrainerCallback, set_seed
@@ -28,6 +33,7 @@ from finetune import (
     kernels,
     mixture,
     packing,
+    preview,
     reading,
     run_folder,
     stopping,
@@ -108,12 +114,13 @@ def prepare(argv: Sequence[str]) -> Ready | None:
     processor, family = open_checkpoint(args, plan)
     train_set = build_dataset(args, mixed, processor, family)
     eval_set = build_dataset(args, held_out, processor, family) if held_out else None
-    set_seed(args.training.seed)
-    model = build_model(args, family, plan)
-    describe(args, model, family, plan, train_set, processor)
     if args.training.dry_run:
+        describe(args, outline(args, family, plan), plan, train_set, whole=True)
         say("a dry run: nothing was trained, nothing was written")
         return None
+    set_seed(args.training.seed)
+    model = build_model(args, family, plan)
+    describe(args, model, plan, train_set)
     return Ready(args, marks, start, model, processor, train_set, eval_set, probes)
 
 
@@ -307,8 +314,7 @@ def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan)
     Frozen weights rest in the precision that computes. Trained ones are fp32 (torch's mixed precision adds small
     updates to them), unless DeepSpeed keeps fp32 copies of its own.
     """
-    training, compute = args.training, precision_of(args)
-    whole = plan.lora or plan.language == "frozen" or bool(training.deepspeed)
+    training = args.training
     if training.deepspeed and torch.distributed.is_initialized():
         import deepspeed
 
@@ -317,7 +323,7 @@ def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan)
         deepspeed.init_distributed(auto_mpi_discovery=False)
     model, _ = checkpoint.load(
         str(args.model.model_name_or_path),
-        dtype=compute if whole else torch.float32,
+        dtype=resting_precision(args, plan),
         quantize=args.adaptation.q_lora,
         for_training=True,
         cache_dir=args.model.cache_dir,
@@ -326,26 +332,42 @@ def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan)
     return adaptation.adapt(model, family, plan, master_weights=not training.deepspeed)
 
 
+def resting_precision(args: Arguments, plan: adaptation.Plan) -> torch.dtype:
+    """What weights are loaded in: fp32 where the model itself trains and nobody else keeps fp32 copies."""
+    whole = plan.lora or plan.language == "frozen" or bool(args.training.deepspeed)
+    return precision_of(args) if whole else torch.float32
+
+
+def outline(args: Arguments, family: families.Family, plan: adaptation.Plan) -> Any:
+    """The model that ``build_model`` would build, without weights: its modules, shapes and precisions."""
+    config = checkpoint.load_config(str(args.model.model_name_or_path), cache_dir=args.model.cache_dir)
+    model = checkpoint.skeleton(config).to(resting_precision(args, plan))
+    model = adaptation.adapt(model, family, plan, master_weights=not args.training.deepspeed)
+    if args.adaptation.q_lora:
+        preview.quantise_outline(model, family)
+    return model
+
+
 def describe(
     args: Arguments,
     model: Any,
-    family: families.Family,
     plan: adaptation.Plan,
     train_set: data.ConversationDataset,
-    processor: Any,
+    *,
+    whole: bool = False,
 ) -> None:
-    """Say what trains: the first sample with its labels, and the parameters by component."""
-    say(
-        data.show_sample(train_set[0], processor),
-        f"{len(train_set):,} samples"
-        if train_set.lengths is None
-        else f"{len(train_set):,} samples, {train_set.lengths.tokens.sum():,} tokens, longest "
-        f"{train_set.lengths.tokens.max():,}",
-        adaptation.table_text(adaptation.table(model, family, rates_of(args))),
+    """Say what trains on what: briefly before training, wholly for a dry run."""
+    family = train_set.family
+    told = preview.Preview(
+        model, train_set, args.training, packing=args.data.packing, precision=precision_of(args)
     )
+    say(told.samples(most=preview.MOST_SAMPLES_SHOWN) if whole else told.samples())
+    say(told.lengths() if whole else told.lengths_line())
+    say(adaptation.table_text(adaptation.table(model, family, rates_of(args))))
     frozen = adaptation.left_frozen(model, family, plan)
     if frozen:
         say(f"stays as it is, because an adapter cannot hold it: {', '.join(frozen)}")
+    say(told.device_memory() if whole else told.device_memory_line(), told.steps())
 
 
 def check_key_layers(args: Arguments, model: Any, family: families.Family) -> None:

@@ -136,11 +136,9 @@ def questions_of(dataset: ConversationDataset, count: int) -> list[Question]:
 
 
 def source_names(dataset: ConversationDataset) -> list[str]:
-    """The source of each sample; one name for all where the data is not a mixture."""
-    mixture = getattr(dataset, "mixture", None)
-    if mixture is None:
-        return ["all"] * len(dataset.conversations)
-    return [mixture.names[source] for source in mixture.source_of]
+    """The source of each sample."""
+    names = dataset.mixture.names
+    return [names[source] for source in dataset.source_of.tolist()]
 
 
 def _up_to_answer(conversation: Conversation) -> Conversation:

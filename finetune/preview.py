@@ -3,6 +3,7 @@
 ``--dry_run`` tells all of it without loading a weight; every run begins with the short form.
 """
 
+import inspect
 import itertools
 import json
 import math
@@ -10,6 +11,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -21,13 +23,130 @@ from torch import nn
 from finetune import memory
 from finetune.arguments import TrainingArguments
 from finetune.conversation import Conversation
+from finetune.data import ConversationDataset, Sample
 from finetune.families.base import Encoded, Family, bare_model
 from finetune.lengths import IGNORED, Lengths
+from finetune.ordering import Schedule, StepShape
 
 MOST_SAMPLES_SHOWN = 3
 """Sources of which a sample is shown: the formats of corrective data and base may differ, and so may their faults."""
 BINS, BAR = 8, 40
 _TRAINED, _NOT_TRAINED, _SLOTS, _PLAIN = "\033[1;32m", "\033[2m", "\033[36m", "\033[0m"
+
+
+class Samples(NamedTuple):
+    """What there is to train on.
+
+    names        of the sources
+    source_of    Int[samples]: each sample's source
+    """
+
+    conversations: Sequence[Conversation]
+    lengths: Lengths
+    names: tuple[str, ...]
+    source_of: Int[np.ndarray, "samples"]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A run before it starts. Each part is text for people.
+
+    model       with what trains unfrozen; it may be on the meta device, without weights
+    precision   what training computes in
+    """
+
+    model: nn.Module
+    dataset: ConversationDataset
+    args: TrainingArguments
+    packing: bool
+    precision: torch.dtype
+
+    def samples(self, *, most: int = 1) -> str:
+        """A sample of each source, of the first ``most`` sources, with its labels."""
+        dataset, shown = self.dataset, []
+        for number in range(min(most, len(dataset.mixture.names))):
+            sample = self._first_of(number)
+            name = short_name(dataset.conversations[sample.number])
+            shown.append(sample_text(sample.encoded, dataset.processor, name=name, colour=wants_colour()))
+        return "\n".join(shown)
+
+    def lengths(self) -> str:
+        """Sources, tokens a picture, and how long samples are."""
+        found = self._counted()
+        if found is None:
+            return self.lengths_line()
+        return "\n".join(
+            [
+                source_table(found),
+                picture_text(found),
+                "samples of so many tokens:",
+                histogram(found.lengths.tokens),
+            ]
+        )
+
+    def lengths_line(self) -> str:
+        """The same in a line for each source, and one of pictures."""
+        found = self._counted()
+        if found is None:
+            return f"{len(self.dataset):,} samples, streamed: nothing was counted ahead"
+        return f"{source_table(found)}\n{picture_text(found)}"
+
+    def device_memory(self) -> str:
+        """What a step needs, kind by kind, and what would help where it does not fit."""
+        tokens = self._row_tokens()
+        return memory_text(self._step(), tokens, self.args.per_device_train_batch_size, memory.device_bytes())
+
+    def device_memory_line(self) -> str:
+        return memory_line(self._step(), memory.device_bytes())
+
+    def steps(self) -> str:
+        """Optimizer steps of an epoch and of the run, and samples of a step."""
+        dataset, args = self.dataset, self.args
+        schedule = Schedule(
+            dataset.mixture.order,
+            StepShape(args.per_device_train_batch_size, args.world_size, args.gradient_accumulation_steps),
+            tokens=None if dataset.lengths is None else dataset.lengths.tokens,
+            capacity=dataset.max_length if self.packing else None,
+            drop_last=args.dataloader_drop_last,
+        )
+        return step_text(schedule, args, len(dataset.mixture.order(0)))
+
+    def _counted(self) -> Samples | None:
+        dataset = self.dataset
+        if dataset.lengths is None:
+            return None
+        return Samples(dataset.conversations, dataset.lengths, dataset.mixture.names, dataset.source_of)
+
+    def _first_of(self, source: int) -> Sample:
+        """The first sample of a source that can be read; with streaming, bad ones may be left out."""
+        dataset = self.dataset
+        skips = dataset.lengths is None and dataset.on_bad_sample == "drop"
+        for index in np.flatnonzero(dataset.source_of == source).tolist():
+            try:
+                return dataset[index]
+            except ValueError:
+                if not skips:
+                    raise
+        raise ValueError(f"{dataset.mixture.names[source]}: found no sample that can be read")
+
+    def _longest(self) -> Sample:
+        lengths = self.dataset.lengths
+        return self._first_of(0) if lengths is None else self.dataset[int(lengths.tokens.argmax())]
+
+    def _row_tokens(self) -> int:
+        """Tokens of the longest row: of the longest sample, or up to what rows are packed; the most, if uncounted."""
+        lengths = self.dataset.lengths
+        return self.dataset.max_length if lengths is None or self.packing else int(lengths.tokens.max())
+
+    def _step(self) -> memory.Step | None:
+        return memory_step(
+            self.model,
+            self.dataset.family,
+            self.args,
+            longest=self._longest().encoded,
+            tokens=self._row_tokens(),
+            precision=self.precision,
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -108,34 +227,9 @@ def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Samples(NamedTuple):
-    """What there is to train on.
-
-    lengths      None where samples are streamed and nothing was counted
-    names        of the sources
-    source_of    Int[samples]: each sample's source
-    """
-
-    conversations: Sequence[Conversation]
-    lengths: Lengths | None
-    names: tuple[str, ...]
-    source_of: Int[np.ndarray, "samples"]
-
-
-def samples_of(dataset: Any) -> Samples:
-    """A dataset's samples by source."""
-    mixture = dataset.mixture
-    if mixture is None:
-        return Samples(
-            dataset.conversations, dataset.lengths, ("data",), np.zeros(len(dataset.conversations), int)
-        )
-    return Samples(dataset.conversations, dataset.lengths, mixture.names, np.asarray(mixture.source_of))
-
-
 def source_table(samples: Samples) -> str:
     """Samples, tokens, trained tokens and pictures of each source, and its longest sample by name."""
     lengths = samples.lengths
-    assert lengths is not None
     cells = [("source", "samples", "tokens", "trained", "", "pictures", "longest", "")]
     everything = np.arange(len(lengths.tokens))
     groups = [(name, everything[samples.source_of == i]) for i, name in enumerate(samples.names)]
@@ -171,7 +265,6 @@ def short_name(conversation: Conversation) -> str:
 def picture_text(samples: Samples) -> str:
     """Tokens a picture: least, median and most, by source where there are several."""
     lengths = samples.lengths
-    assert lengths is not None
     lines = []
     for i, name in enumerate(samples.names):
         members = (samples.source_of == i) & (lengths.images > 0)
@@ -216,32 +309,21 @@ def _columns(cells: Sequence[Sequence[str]], left: Sequence[int]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Schedule(NamedTuple):
-    """rows_a_step are samples, or packs of samples, over all processes."""
+def step_text(schedule: Schedule, args: TrainingArguments, samples: int) -> str:
+    """``3 steps an epoch of 12 samples, 9 in all (3 epochs); 4 samples a step (2 a device × 2 accumulated × …)``
 
-    rows_an_epoch: int
-    rows_a_step: int
-    steps_an_epoch: int
-    steps: int
-
-
-def schedule(rows: int, args: TrainingArguments) -> Schedule:
-    """Optimizer steps as the Trainer counts them: the last step of an epoch is one, however few rows are left."""
-    batches = math.ceil(math.ceil(rows / args.per_device_train_batch_size) / args.world_size)
-    an_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * an_epoch)
-    a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return Schedule(rows, a_step, an_epoch, steps)
-
-
-def schedule_text(found: Schedule, args: TrainingArguments, *, rows: str = "samples") -> str:
-    """``3 steps an epoch of 12 samples, 9 in all; 4 samples a step (2 a device × 2 accumulated × 1 process)``"""
-    size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    processes = f"{args.world_size} process{'es' * (args.world_size != 1)}"
-    parts = f"{size} a device × {accumulated} accumulated × {processes}"
+    schedule   as the Trainer follows it
+    samples    of an epoch, packed or not
+    """
+    shape, an_epoch = schedule.shape, schedule.steps(0)
+    steps = args.max_steps if args.max_steps > 0 else schedule.steps_of(args.num_train_epochs)
+    rows = "samples" if schedule.capacity is None else "packed rows"
+    packed = "" if schedule.capacity is None else f" in {len(schedule.rows(0)):,} packed rows"
+    processes = f"{shape.processes} process{'es' * (shape.processes != 1)}"
     return (
-        f"{_steps(found.steps_an_epoch)} an epoch of {found.rows_an_epoch:,} {rows}, {found.steps:,} in all "
-        f"({found.steps / found.steps_an_epoch:.3g} epochs); {found.rows_a_step:,} {rows} a step ({parts})"
+        f"{_steps(an_epoch)} an epoch of {samples:,} samples{packed}, {steps:,} in all "
+        f"({steps / an_epoch:.3g} epochs); {shape.rows * shape.accumulation * shape.processes:,} {rows} a step "
+        f"({shape.rows} a device × {shape.accumulation} accumulated × {processes})"
     )
 
 
@@ -297,11 +379,14 @@ def memory_step(
     ]
     stream_width = max(one.weight.element_size() for one in words) if is_mixed else width
     trained = int((longest.labels[1:] != IGNORED).sum()) * tokens // len(longest.labels)
+    # Logits are asked for where any row of the batch has a trained token; at worst the rows' have none in common.
+    keeps = "logits_to_keep" in inspect.signature(bare.forward).parameters
+    positions = min(tokens, batch * trained) if keeps else tokens
     return memory.Step(
         parameters=memory.parameters_of(model),
         stacks=tuple(stacks),
         vocabulary=vocabulary,
-        rows=batch * tokens,
+        rows=batch * positions,
         trained_rows=batch * trained,
         width=width,
         stream_width=stream_width,

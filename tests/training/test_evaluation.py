@@ -92,11 +92,15 @@ def test_samples_are_chosen_evenly_over_sources_and_within_them():
     assert choose(["a"] * 4, 0) == []
 
 
-def dataset(processor: Any, conversations: list[Conversation], names: tuple[str, ...] = ()) -> Any:
-    """What evaluation asks of a dataset; every sample is of a source of its own where names are given."""
-    mixture = SimpleNamespace(names=names, source_of=np.arange(len(names))) if names else None
+def dataset(processor: Any, conversations: list[Conversation], names: tuple[str, ...] = ("all",)) -> Any:
+    """What evaluation asks of a dataset; every sample is of a source of its own where several are named."""
+    source_of = np.arange(len(names)) if len(names) > 1 else np.zeros(len(conversations), int)
     return SimpleNamespace(
-        conversations=conversations, processor=processor, family=FAMILY, mixture=mixture, lengths=None
+        conversations=conversations,
+        processor=processor,
+        family=FAMILY,
+        mixture=SimpleNamespace(names=names),
+        source_of=source_of,
     )
 
 

@@ -17,9 +17,9 @@ from finetune.families.base import Encoded, ImageTokens
 from finetune.families.qwen_vl import QwenVLFamily
 from finetune.lengths import Lengths
 from finetune.memory import GIB, Sharding
+from finetune.ordering import Schedule, StepShape
 from finetune.preview import (
     Samples,
-    Schedule,
     histogram,
     memory_line,
     memory_step,
@@ -28,11 +28,9 @@ from finetune.preview import (
     picture_text,
     quantise_outline,
     sample_text,
-    samples_of,
-    schedule,
-    schedule_text,
     sharding_of,
     source_table,
+    step_text,
     visible,
     wants_colour,
 )
@@ -169,15 +167,6 @@ def test_a_coarse_histogram_by_hand():
     assert histogram(np.array([7, 7])).split() == ["7", "-", "7", "2", "█" * 40]
 
 
-def test_a_dataset_without_a_mixture_is_one_source():
-    lengths = samples().lengths
-    plain = samples_of(SimpleNamespace(conversations=[1, 2], lengths=lengths, mixture=None))
-    assert plain.names == ("data",) and plain.source_of.tolist() == [0, 0]
-    mixture = SimpleNamespace(names=("a", "b"), source_of=[1, 0])
-    mixed = samples_of(SimpleNamespace(conversations=[1, 2], lengths=lengths, mixture=mixture))
-    assert mixed.names == ("a", "b") and mixed.source_of.tolist() == [1, 0]
-
-
 # --- steps ---------------------------------------------------------------------------------------------------------
 
 
@@ -189,29 +178,33 @@ def arguments(**changes: Any) -> Any:
     return SimpleNamespace(**{**settings, **changes})
 
 
+def steps_of(rows: int, *, capacity: int | None = None, **changes: Any) -> str:
+    args = arguments(**changes)
+    shape = StepShape(args.per_device_train_batch_size, args.world_size, args.gradient_accumulation_steps)
+    tokens = np.full(rows, 40)
+    return step_text(Schedule(lambda _: np.arange(rows), shape, tokens=tokens, capacity=capacity), args, rows)
+
+
 @pytest.mark.parametrize(
     ("rows", "changes", "expected"),
     [
-        (12, {}, (12, 4, 3, 9)),
-        (13, {}, (13, 4, 4, 12)),  # 7 batches: 2 and 2 and 2 and 1
-        (13, {"world_size": 3}, (13, 12, 2, 6)),  # 3 batches on the busiest process
-        (1, {"world_size": 4}, (1, 16, 1, 3)),
-        (13, {"max_steps": 5}, (13, 4, 4, 5)),
-        (13, {"num_train_epochs": 0.6}, (13, 4, 4, 3)),
+        (12, {}, "3 steps an epoch of 12 samples, 9 in all (3 epochs); 4 samples a step"),
+        (13, {}, "4 steps an epoch of 13 samples, 12 in all (3 epochs); 4 samples a step"),
+        (13, {"world_size": 3}, "2 steps an epoch of 13 samples, 6 in all (3 epochs); 12 samples a step"),
+        (1, {"world_size": 4}, "1 step an epoch of 1 samples, 3 in all (3 epochs); 16 samples a step"),
+        (13, {"max_steps": 10}, "4 steps an epoch of 13 samples, 10 in all (2.5 epochs); 4 samples a step"),
+        (
+            13,
+            {"capacity": 90},
+            "2 steps an epoch of 13 samples in 7 packed rows, 6 in all (3 epochs); 4 packed rows",
+        ),
     ],
 )
-def test_steps_are_counted_as_the_trainer_does(rows: int, changes: dict[str, Any], expected: tuple[int, ...]):
-    assert schedule(rows, arguments(**changes)) == expected
-
-
-def test_steps_in_words():
-    text = schedule_text(Schedule(13, 4, 4, 10), arguments())
-    assert text == (
-        "4 steps an epoch of 13 samples, 10 in all (2.5 epochs); 4 samples a step "
-        "(2 a device × 2 accumulated × 1 process)"
-    )
-    assert "1 step an epoch of 3 packs" in schedule_text(
-        Schedule(3, 4, 1, 3), arguments(world_size=2), rows="packs"
+def test_steps_in_words(rows: int, changes: dict[str, Any], expected: str):
+    assert steps_of(rows, **changes).startswith(expected)
+    processes = changes.get("world_size", 1)
+    assert steps_of(rows, **changes).endswith(
+        f"(2 a device × 2 accumulated × {processes} process{'es' if processes > 1 else ''})"
     )
 
 
@@ -279,7 +272,10 @@ def test_a_step_is_of_a_batch_of_the_longest(checkpoint_folder: Path):
     )  # fmt: skip
     assert step is not None
     assert [(stack.depth, stack.tokens) for stack in step.stacks] == [(2, 2 * tokens), (1, 2 * 2 * 15)]
-    assert step.rows == 2 * tokens and step.trained_rows == 2 * 2 * int((longest.labels[1:] != -100).sum())
+    trained = 2 * int((longest.labels[1:] != -100).sum())
+    assert (
+        step.rows == 2 * 2 * trained and step.trained_rows == 2 * trained
+    )  # rows with none in common, at worst
     assert (step.width, step.stream_width, step.is_mixed, step.checkpointing) == (2, 2, True, True)
     assert step.vocabulary == 480
     merging = SimpleNamespace(vision_config=SimpleNamespace(spatial_merge_size=2))
