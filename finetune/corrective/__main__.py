@@ -1,0 +1,286 @@
+"""Corrective training data and probes, made from pictures with boxes.
+
+    python -m finetune.corrective --images photos --boxes instances.json --output_dir towers
+    python -m finetune.corrective --images photos --boxes boxes.json --names names.json --templates spheres \\
+        --language zh --output_dir towers
+
+OUT/corrective.json is training data for finetune.py (--corrective_data OUT/corrective.json:0.3), OUT/probes.json are
+probes of other pictures (--monitor True --probes OUT/probes.json).
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from finetune.corrective import buildings, general, own, relations
+from finetune.corrective.annotations import read_scenes
+from finetune.corrective.choosing import Asked, count, for_probes, for_training, hold_out
+from finetune.corrective.geometry import RELATIONS
+from finetune.corrective.names import Names, read_names
+from finetune.corrective.scenes import Language, Question, Scene
+from finetune.corrective.writing import DATA_FILE, PROBE_FILE, write
+
+LEAST_PROBES, GOOD_PROBES = 20, 40
+"""Groups below the first are reported as too few to judge by; the second is what a verdict is sure with."""
+BUILT_IN = ("relations", "spheres")
+
+Ask = Callable[[Scene, Random], Iterator[Question]]
+
+
+class Made(NamedTuple):
+    """What a call made."""
+
+    scenes: list[Scene]
+    training: list[Asked]
+    probes: list[Asked]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code. What is wrong with the input is one message."""
+    options = parser().parse_args(arguments)
+    try:
+        made = make(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(summary(made, options.output_dir)))
+    return 0
+
+
+def make(options: argparse.Namespace) -> Made:
+    """Pictures → questions → the two files.
+
+    Raises ValueError with everything that is found wrong with flags, annotations, names or templates.
+    """
+    _check(options)
+    scenes = read_scenes(
+        options.boxes,
+        options.images,
+        box_units=options.box_units,
+        on_bad_picture=options.on_bad_picture,
+    )
+    categories = {thing.category for scene in scenes for thing in scene.things}
+    names = Names() if options.names is None else read_names(options.names, categories)
+    language = None if options.language == "both" else options.language
+    questions = _asked(scenes, _asking(options, names, categories, language), options.seed)
+    if not any(one.trained for several in questions.values() for one in several):
+        raise ValueError(_nothing(options, categories))
+    train_on, held_out = hold_out(scenes, questions, options.held_out, options.seed)
+    training = for_training(
+        scenes,
+        {place: questions[place] for place in train_on},
+        per_picture=options.per_picture,
+        most=options.most_samples,
+        seed=options.seed,
+    )
+    probes = for_probes(
+        scenes,
+        {place: questions[place] for place in held_out},
+        per_group=options.probes_per_group,
+        seed=options.seed,
+    )
+    for what, found in (("training sample", training), ("probe", probes)):
+        if not found:
+            raise ValueError(
+                f"{len(train_on)} pictures to train on and {len(held_out)} held out give no {what}; give more "
+                "pictures, or another --held_out"
+            )
+    write(options.output_dir, training, probes, overwrite=options.overwrite)
+    if names.without_chinese:
+        print(
+            f"without a Chinese name, written as they are: {', '.join(sorted(names.without_chinese))}; see --names"
+        )
+    return Made(scenes, training, probes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stations
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m finetune.corrective",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("--images", type=Path, required=True, help="the folder of the pictures")
+    add(
+        "--boxes",
+        type=Path,
+        required=True,
+        help="COCO's annotations (.json), or training data with <ref> and <box>",
+    )
+    add("--output_dir", type=Path, required=True, help=f"where {DATA_FILE} and {PROBE_FILE} go")
+    add(
+        "--templates",
+        nargs="+",
+        default=["relations"],
+        metavar="relations|spheres|FILE",
+        help="what is asked (default: relations)",
+    )
+    add(
+        "--relations",
+        nargs="+",
+        default=list(RELATIONS),
+        choices=RELATIONS,
+        help="those to train; the others are probed as neighbours (default: all)",
+    )
+    add("--names", type=Path, help="names of categories, and which buildings are mistaken for which (.json)")
+    add("--language", choices=("zh", "en", "both"), default="both", help="(default: both)")
+    add("--held_out", type=float, default=0.2, help="share of the pictures that are probes (default: 0.2)")
+    add("--per_picture", type=int, default=6, help="most training questions a picture (default: 6)")
+    add("--most_samples", type=int, help="most training samples in all (default: no bound)")
+    add("--probes_per_group", type=int, default=GOOD_PROBES, help="most probes a group (default: 40)")
+    add(
+        "--box_units",
+        choices=("pixels", "thousandths"),
+        help="what bbox_2d and objects.bbox are, in training data that has them",
+    )
+    add(
+        "--on_bad_picture",
+        choices=("error", "drop"),
+        default="error",
+        help="stop at pictures with faults, or leave them out (default: error)",
+    )
+    add("--overwrite", type=_truth, default=False, metavar="True", help="replace files that are there")
+    add("--seed", type=int, default=0, help="of every choice made by chance (default: 0)")
+    return made
+
+
+def _truth(word: str) -> bool:
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"found {word!r}, expected True or False")
+    return word.lower() == "true"
+
+
+def _check(options: argparse.Namespace) -> None:
+    faults = []
+    if not options.images.is_dir():
+        faults.append(f"--images: there is no folder {str(options.images)!r}")
+    for flag, path in (("boxes", options.boxes), ("names", options.names)):
+        if path is not None and not path.exists():
+            faults.append(f"--{flag}: there is no file {str(path)!r}")
+    for template in options.templates:
+        if template not in BUILT_IN and not Path(template).is_file():
+            faults.append(
+                f"--templates: found {template!r}, expected {', '.join(BUILT_IN)} or a file of your own"
+            )
+    if "spheres" in options.templates and options.names is None:
+        faults.append(
+            "--templates spheres: needs --names, which says what the buildings are called and mistaken for"
+        )
+    if not 0 < options.held_out < 1:
+        faults.append(
+            f"--held_out: found {options.held_out:g}, expected a share between 0 and 1, such as 0.2"
+        )
+    for flag in ("per_picture", "most_samples", "probes_per_group"):
+        value = getattr(options, flag)
+        if value is not None and value < 1:
+            faults.append(f"--{flag}: found {value}, expected at least 1")
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def _asking(
+    options: argparse.Namespace, names: Names, categories: set[str], language: Language | None
+) -> list[Ask]:
+    """What asks about a picture, one for each kind of question; what must not be forgotten is asked always."""
+    asking: list[Ask] = []
+    for template in options.templates:
+        if template == "relations":
+            asking.append(
+                lambda scene, rng: relations.ask(scene, names, set(options.relations), language, rng)
+            )
+        elif template == "spheres":
+            if not names.buildings:
+                raise ValueError(
+                    f"{options.names}: found no building; give one a foil, the name that it is mistaken for"
+                )
+            asking.append(lambda scene, rng: buildings.ask(scene, names, language, rng))
+        else:
+            read = own.read_templates(Path(template), categories, language)
+            asking += [functools.partial(_ask_own, one, names, language) for one in read]
+    corrected = names.buildings.keys() | buildings.evidence_names(names).keys()
+    return [*asking, lambda scene, rng: general.ask(scene, names, categories - corrected, language, rng)]
+
+
+def _ask_own(
+    template: own.Template, names: Names, language: Language | None, scene: Scene, rng: Random
+) -> Iterator[Question]:
+    return template.ask(scene, names, language, rng)
+
+
+def _asked(scenes: Sequence[Scene], asking: Sequence[Ask], seed: int) -> dict[int, list[Question]]:
+    """Place of a picture → every question about it; pictures that a correction has no question about are left out."""
+    found: dict[int, list[Question]] = {}
+    for place, scene in enumerate(tqdm(scenes, desc="asking", unit="picture", delay=2)):
+        rng = Random(f"ask/{seed}/{scene.digest}")
+        questions = [question for ask in asking for question in ask(scene, rng)]
+        if any(one.group != general.GROUP for one in questions):
+            found[place] = questions
+    return found
+
+
+def _nothing(options: argparse.Namespace, categories: set[str]) -> str:
+    shown = sorted(categories)[:20]
+    return (
+        f"{options.boxes}: no picture gives a question of --templates {' '.join(options.templates)}. The categories "
+        f"are {', '.join(shown)}. relations needs two things of which there is one each, clearly placed; spheres needs one "
+        "building of --names in a picture"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is said at the end
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def summary(made: Made, folder: Path) -> list[str]:
+    """The two files by kind, the groups with too few probes, and two samples."""
+    pictures = {one.scene.digest for one in made.training}, {one.scene.digest for one in made.probes}
+    lines = [
+        f"{folder / DATA_FILE}: {len(made.training):,} samples of {len(pictures[0]):,} pictures",
+        *_counts(made.training, lambda one: f"{one.question.topic}, {one.question.form}"),
+        f"{folder / PROBE_FILE}: {len(made.probes):,} probes of {len(pictures[1]):,} other pictures",
+        *_counts(made.probes, lambda one: one.question.group),
+    ]
+    groups = count(made.probes, lambda one: one.question.group)
+    for group, probes in groups.items():
+        if probes < LEAST_PROBES:
+            lines.append(
+                f"{group}: {probes} probes, expected at least {LEAST_PROBES}, better {GOOD_PROBES}: fewer are reported "
+                "as too few to judge by; give more pictures, or a larger --held_out"
+            )
+    if general.GROUP not in groups:
+        lines.append(
+            f"{general.GROUP}: no probes; of all categories none is left that is not corrected itself, so annotate "
+            "other things too, or add probes of what must not be forgotten by hand"
+        )
+    for name, asked in (("a sample", made.training[0]), ("a probe", made.probes[0])):
+        lines.append(f"{name} ({asked.scene.image.name}):")
+        lines += [f"  {asked.question.text}", f"    {asked.question.answer}"]
+    return lines
+
+
+def _counts(asked: Sequence[Asked], key: Callable[[Asked], str]) -> Iterator[str]:
+    """A line for each kind: how many, and how often each answer is right."""
+    kinds = count(asked, key)
+    width = max(map(len, kinds))
+    for kind, number in kinds.items():
+        labels = count([one for one in asked if key(one) == kind], lambda one: one.question.label)
+        shown = ", ".join(f"{label} {times}" for label, times in list(labels.items())[:4]) + (
+            ", ..." if len(labels) > 4 else ""
+        )
+        yield f"  {kind.ljust(width)}  {number:6,}  {shown}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

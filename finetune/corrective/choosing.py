@@ -1,0 +1,148 @@
+"""Which pictures are held out for probes, and which of all possible questions are asked."""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from finetune.corrective.scenes import Question, Scene
+
+
+class Asked(NamedTuple):
+    """A question about a picture."""
+
+    scene: Scene
+    question: Question
+
+
+def hold_out(
+    scenes: Sequence[Scene], questions: Mapping[int, Sequence[Question]], share: float, seed: int
+) -> tuple[list[int], list[int]]:
+    """Pictures for training, and pictures for probes: places in ``scenes``, in order.
+
+    Every topic gives its share, as far as pictures can be divided: pictures are sorted by the topics that they can
+    be asked about, and every 1 / share-th is held out. Copies of a file go to one side together.
+    """
+    copies: dict[str, list[int]] = defaultdict(list)
+    for place in sorted(questions):
+        copies[scenes[place].digest].append(place)
+    shuffled = sorted(copies)
+    random.Random(f"hold out/{seed}").shuffle(shuffled)
+
+    def topics(digest: str) -> tuple[tuple[str, str], ...]:
+        found = {(one.group, one.topic) for place in copies[digest] for one in questions[place]}
+        return tuple(sorted(found))
+
+    ordered = sorted(shuffled, key=topics)  # stable, so that within the same topics chance decides
+    exact = Fraction(str(share))
+    held = {digest for index, digest in enumerate(ordered) if int((index + 1) * exact) > int(index * exact)}
+    sides: tuple[list[int], list[int]] = ([], [])
+    for digest in ordered:
+        sides[digest in held].extend(copies[digest])
+    return sorted(sides[0]), sorted(sides[1])
+
+
+def for_training(
+    scenes: Sequence[Scene],
+    questions: Mapping[int, Sequence[Question]],
+    *,
+    per_picture: int,
+    most: int | None,
+    seed: int,
+) -> list[Asked]:
+    """At most ``per_picture`` questions of each picture, at most ``most`` in all, in the order of chance.
+
+    Kinds of question that were asked least come first. Where answers contrast (yes and no, left and right), what one
+    of them has too much is taken out again, so that the answer cannot be guessed from the form of the question.
+    """
+    wanted = {place: [one for one in several if one.trained] for place, several in questions.items()}
+    asked = _evenly(wanted, per_picture, seed)
+    chosen = _balanced([Asked(scenes[place], question) for place, question in asked])
+    random.Random(f"order/{seed}").shuffle(chosen)
+    return chosen if most is None or most >= len(chosen) else _balanced(chosen[:most])
+
+
+def for_probes(
+    scenes: Sequence[Scene],
+    questions: Mapping[int, Sequence[Question]],
+    *,
+    per_group: int,
+    seed: int,
+) -> list[Asked]:
+    """At most ``per_group`` questions of each group, no picture twice in a group, groups one after another.
+
+    Probes of one picture would rise and fall together, and count as less than their number says.
+    """
+    groups = sorted({one.group for several in questions.values() for one in several if one.probed})
+    chosen: list[Asked] = []
+    for group in groups:
+        taken: set[str] = set()
+        wanted = {
+            place: [one for one in several if one.probed and one.group == group]
+            for place, several in questions.items()
+        }
+        for place, question in _evenly(wanted, 1, seed):
+            if scenes[place].digest not in taken and len(taken) < per_group:
+                taken.add(scenes[place].digest)
+                chosen.append(Asked(scenes[place], question))
+    return chosen
+
+
+def _evenly(
+    questions: Mapping[int, Sequence[Question]], most: int, seed: int
+) -> Iterator[tuple[int, Question]]:
+    """At most ``most`` questions of each picture, of the kinds that were chosen least until then.
+
+    Which is least is asked from coarse to fine: the answers, the topic with its answers, then form and language too.
+    """
+    places = [place for place in sorted(questions) if questions[place]]
+    random.Random(f"pictures/{seed}").shuffle(places)
+    counts: Counter[tuple[str, ...]] = Counter()
+    for place in places:
+        left = list(questions[place])
+        random.Random(f"questions/{seed}/{place}").shuffle(left)
+        for _ in range(min(most, len(left))):
+            best = min(left, key=lambda one: [counts[key] for key in _keys(one)])
+            counts.update(_keys(best))
+            left.remove(best)
+            yield place, best
+
+
+def _keys(question: Question) -> tuple[tuple[str, ...], ...]:
+    group, topic, form, label, language = question.kind
+    return (
+        ("topic", group, topic),
+        ("form", group, topic, form),
+        ("answer", group, topic, form, label),
+        ("language", group, topic, form, label, language),
+    )
+
+
+def _balanced(asked: Sequence[Asked]) -> list[Asked]:
+    """Without what the more frequent of contrasting answers has too much, in the same order."""
+    groups: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for _, question in asked:
+        if question.contrast:
+            groups[_contrast(question)][question.label] += 1
+    allowed = {key: min(counts.values()) if len(counts) > 1 else 0 for key, counts in groups.items()}
+    kept: list[Asked] = []
+    used: Counter[tuple[str, ...]] = Counter()
+    for one in asked:
+        question = one.question
+        key = (*_contrast(question), question.label)
+        if not question.contrast or used[key] < allowed[_contrast(question)]:
+            used[key] += 1
+            kept.append(one)
+    return kept
+
+
+def _contrast(question: Question) -> tuple[str, ...]:
+    """Within what answers contrast: yes and no for each relation, left and right over both relations."""
+    topic = question.topic if question.label in ("yes", "no") else ""
+    return (question.group, topic, question.form)
+
+
+def count(asked: Iterable[Asked], key: Callable[[Asked], str]) -> dict[str, int]:
+    """How many there are of each, in the order of their names."""
+    return dict(sorted(Counter(map(key, asked)).items()))

@@ -1,0 +1,281 @@
+"""What categories are called in Chinese and English, and what can carry or hold what.
+
+The 80 categories of COCO (Lin et al., arXiv 1405.0312) are known. Others come from ``--names``:
+
+    {"pearl tower": {"zh": "东方明珠", "en": "the Oriental Pearl Tower", "foil": "canton tower",
+                     "evidence": ["sphere"]},
+     "canton tower": {"zh": "广州塔", "en": "the Canton Tower", "foil": "pearl tower"},
+     "sphere": {"zh": "球体", "en": "sphere"},
+     "shelf": {"zh": "架子", "en": "shelf", "en_plural": "shelves", "carries": ["book", "vase"]}}
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from finetune.corrective.scenes import Language
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a category is called, and what may be asked of it.
+
+    zh, en      as it stands in a sentence; en with "the" where it is the name of one thing alone
+    en_a        with its indefinite article, where that is not a or an by the first letter ("broccoli")
+    en_plural   where it is not made with -s; the same as ``en`` for words that are plural ("skis")
+    carries     categories that may be on it; holds: that may be inside it
+    foil        what a building is mistaken for, by language; only buildings have one
+    evidence    categories of the parts by which a building is told
+    kind        what sort of building it is, by language
+    group       of the probes that ask for its name
+    """
+
+    zh: str
+    en: str
+    en_a: str | None = None
+    en_plural: str | None = None
+    carries: tuple[str, ...] = ()
+    holds: tuple[str, ...] = ()
+    foil: Mapping[Language, str] | None = None
+    evidence: tuple[str, ...] = ()
+    kind: Mapping[Language, str] = field(default_factory=lambda: {"zh": "塔", "en": "tower"})
+    group: str | None = None
+
+    @property
+    def plural(self) -> bool:
+        """Does English say "are" of it?"""
+        return self.en_plural == self.en
+
+    @property
+    def many(self) -> str:
+        """English plural: sphere → spheres, box → boxes, lorry → lorries."""
+        if self.en_plural is not None:
+            return self.en_plural
+        if self.en.endswith(("s", "x", "ch", "sh")):
+            return f"{self.en}es"
+        return f"{self.en[:-1]}ies" if self.en.endswith("y") and self.en[-2] not in "aeo" else f"{self.en}s"
+
+    def bare(self, language: Language) -> str:
+        """The noun alone, as a phrase that stands in every sentence about it: 猫, cat."""
+        return self.zh if language == "zh" else self.en.removeprefix("the ")
+
+    def the(self, language: Language) -> str:
+        """猫, the cat."""
+        return self.zh if language == "zh" else f"the {self.bare(language)}"
+
+    def a(self, language: Language) -> str:
+        """猫, a cat, an apple, skis, the Oriental Pearl Tower."""
+        if language == "zh":
+            return self.zh
+        if self.en.startswith("the ") or self.plural:
+            return self.en
+        return self.en_a or f"{'an' if self.en[0].lower() in 'aeiou' else 'a'} {self.en}"
+
+
+_FOOD = (
+    "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake",
+)  # fmt: skip
+_SMALL = (
+    *_FOOD, "backpack", "handbag", "frisbee", "sports ball", "bottle", "wine glass", "cup", "fork", "knife", "spoon",
+    "bowl", "laptop", "mouse", "remote", "keyboard", "cell phone", "book", "vase", "scissors", "teddy bear",
+    "toothbrush", "hair drier", "cat", "bird",
+)  # fmt: skip
+_HOUSEHOLD = (*_SMALL, "potted plant", "tv", "clock", "toaster", "microwave", "suitcase")
+_RIDER = ("person",)
+
+_COCO: dict[str, tuple[str, str]] = {
+    "person": ("人", "person"), "bicycle": ("自行车", "bicycle"), "car": ("汽车", "car"),
+    "motorcycle": ("摩托车", "motorcycle"), "airplane": ("飞机", "airplane"), "bus": ("公交车", "bus"),
+    "train": ("火车", "train"), "truck": ("卡车", "truck"), "boat": ("船", "boat"),
+    "traffic light": ("红绿灯", "traffic light"), "fire hydrant": ("消防栓", "fire hydrant"),
+    "stop sign": ("停车标志", "stop sign"), "parking meter": ("停车计时器", "parking meter"),
+    "bench": ("长椅", "bench"), "bird": ("鸟", "bird"), "cat": ("猫", "cat"), "dog": ("狗", "dog"),
+    "horse": ("马", "horse"), "sheep": ("绵羊", "sheep"), "cow": ("牛", "cow"), "elephant": ("大象", "elephant"),
+    "bear": ("熊", "bear"), "zebra": ("斑马", "zebra"), "giraffe": ("长颈鹿", "giraffe"),
+    "backpack": ("双肩包", "backpack"), "umbrella": ("雨伞", "umbrella"), "handbag": ("手提包", "handbag"),
+    "tie": ("领带", "tie"), "suitcase": ("行李箱", "suitcase"), "frisbee": ("飞盘", "frisbee"),
+    "skis": ("滑雪双板", "skis"), "snowboard": ("滑雪单板", "snowboard"), "sports ball": ("球", "ball"),
+    "kite": ("风筝", "kite"), "baseball bat": ("棒球棒", "baseball bat"),
+    "baseball glove": ("棒球手套", "baseball glove"), "skateboard": ("滑板", "skateboard"),
+    "surfboard": ("冲浪板", "surfboard"), "tennis racket": ("网球拍", "tennis racket"), "bottle": ("瓶子", "bottle"),
+    "wine glass": ("酒杯", "wine glass"), "cup": ("杯子", "cup"), "fork": ("叉子", "fork"), "knife": ("刀", "knife"),
+    "spoon": ("勺子", "spoon"), "bowl": ("碗", "bowl"), "banana": ("香蕉", "banana"), "apple": ("苹果", "apple"),
+    "sandwich": ("三明治", "sandwich"), "orange": ("橙子", "orange"), "broccoli": ("西兰花", "broccoli"),
+    "carrot": ("胡萝卜", "carrot"), "hot dog": ("热狗", "hot dog"), "pizza": ("披萨", "pizza"),
+    "donut": ("甜甜圈", "donut"), "cake": ("蛋糕", "cake"), "chair": ("椅子", "chair"), "couch": ("沙发", "couch"),
+    "potted plant": ("盆栽", "potted plant"), "bed": ("床", "bed"), "dining table": ("餐桌", "dining table"),
+    "toilet": ("马桶", "toilet"), "tv": ("电视", "TV"), "laptop": ("笔记本电脑", "laptop"),
+    "mouse": ("鼠标", "computer mouse"), "remote": ("遥控器", "remote control"), "keyboard": ("键盘", "keyboard"),
+    "cell phone": ("手机", "cell phone"), "microwave": ("微波炉", "microwave"), "oven": ("烤箱", "oven"),
+    "toaster": ("烤面包机", "toaster"), "sink": ("水槽", "sink"), "refrigerator": ("冰箱", "refrigerator"),
+    "book": ("书", "book"), "clock": ("时钟", "clock"), "vase": ("花瓶", "vase"), "scissors": ("剪刀", "scissors"),
+    "teddy bear": ("泰迪熊", "teddy bear"), "hair drier": ("吹风机", "hair dryer"),
+    "toothbrush": ("牙刷", "toothbrush"),
+}  # fmt: skip
+_CARRIES: dict[str, tuple[str, ...]] = {
+    "dining table": _HOUSEHOLD, "bench": (*_SMALL, "dog"), "couch": (*_SMALL, "dog"),
+    "bed": (*_SMALL, "dog", "suitcase"), "chair": _SMALL, "suitcase": ("cat",), "laptop": ("cat",), "keyboard": ("cat",), "tv": ("cat",),
+    "refrigerator": ("cat", "microwave", "toaster", "potted plant", "vase"),
+    **dict.fromkeys(("skateboard", "surfboard", "snowboard", "skis", "horse", "elephant", "motorcycle"), _RIDER),
+    "bicycle": ("person", "cat", "bird"),
+}  # fmt: skip
+_HOLDS: dict[str, tuple[str, ...]] = {
+    "bowl": (*_FOOD, "spoon"), "cup": ("spoon", "toothbrush"), "sink": ("cup", "bowl", "fork", "knife", "spoon", "cat"),
+    "oven": _FOOD, "microwave": _FOOD, "refrigerator": (*_FOOD, "bottle"),
+    "suitcase": ("cat", "teddy bear", "book", "laptop"), "toilet": (), "vase": (),
+}  # fmt: skip
+_ODD = {
+    "broccoli": {"en_a": "broccoli"}, "skis": {"en_plural": "skis"}, "scissors": {"en_plural": "scissors"},
+    "knife": {"en_plural": "knives"}, "person": {"en_plural": "people"},
+}  # fmt: skip
+
+COCO: dict[str, Name] = {
+    category: replace(
+        Name(zh, en, carries=_CARRIES.get(category, ()), holds=_HOLDS.get(category, ())),
+        **_ODD.get(category, {}),  # type: ignore[arg-type]
+    )
+    for category, (zh, en) in _COCO.items()
+}
+
+
+class Names:
+    """Names by category: given ones, then COCO's, then the category itself.
+
+    without_chinese   categories asked for that have no Chinese name
+    """
+
+    def __init__(self, given: Mapping[str, Name] | None = None) -> None:
+        self.given = dict(given or {})
+        self.without_chinese: set[str] = set()
+
+    def __getitem__(self, category: str) -> Name:
+        known = self.given.get(category) or COCO.get(category)
+        return known or Name(category, category)
+
+    def word(self, category: str, language: Language) -> Name:
+        """The name for a sentence in this language; where Chinese has none it is noted."""
+        if language == "zh" and category not in self.given and category not in COCO:
+            self.without_chinese.add(category)
+        return self[category]
+
+    @property
+    def buildings(self) -> dict[str, Name]:
+        """Categories that have a wrong name set against their own."""
+        return {category: name for category, name in self.given.items() if name.foil is not None}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading --names
+# ---------------------------------------------------------------------------------------------------------------------
+
+_TEXTS = ("zh", "en", "en_a", "en_plural", "group")
+_LISTS = ("carries", "holds", "evidence")
+_KEYS = (*_TEXTS, *_LISTS, "foil", "kind")
+
+
+def read_names(path: Path, categories: Iterable[str]) -> Names:
+    """Read a file of names.
+
+    categories   that the annotations have: whatever the file names besides is a fault, mostly a misspelt word
+
+    Raises ValueError with every fault: which category and field, found, expected.
+    """
+    content = load_json(path)
+    if not isinstance(content, dict) or not content:
+        raise ValueError(
+            f'{path}: expected an object of categories: {{"sphere": {{"zh": "球体", "en": "sphere"}}}}'
+        )
+    known = {*categories, *content, *COCO}
+    faults = [
+        f"{category!r}: {fault}"
+        for category, entry in content.items()
+        for fault in _entry_faults(category, entry, content, known, set(categories))
+    ]
+    if faults:
+        raise ValueError(listed(path, faults))
+    return Names({category: _name(category, entry, content) for category, entry in content.items()})
+
+
+def load_json(path: Path) -> Any:
+    """A JSON file's content; raises ValueError that names file and place."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def listed(path: Path, faults: list[str], most: int = 50) -> str:
+    """Faults of a file, one a line, the first few of many."""
+    shown = [f"  {fault}" for fault in faults[:most]]
+    more = [f"  ... and {len(faults) - most:,} more"] if len(faults) > most else []
+    return "\n".join([f"{path}: {len(faults):,} fault{'' if len(faults) == 1 else 's'}", *shown, *more])
+
+
+def unknown_word(word: str, known: Iterable[str]) -> str:
+    """``found 'catt', expected one of the categories: cat (closest), dog, ...``"""
+    words = sorted(known)
+    close = difflib.get_close_matches(word, words, n=1)
+    shown = ", ".join(words[:20]) + (f" and {len(words) - 20} more" if len(words) > 20 else "")
+    return f"found {word!r}, expected one of {shown}" + (f"; did you mean {close[0]!r}?" if close else "")
+
+
+def _entry_faults(
+    category: str, entry: Any, content: Mapping[str, Any], known: set[str], annotated: set[str]
+) -> Iterator[str]:
+    if not isinstance(entry, dict):
+        yield f'expected an object {{"zh": ..., "en": ...}}, found {entry!r:.80}'
+        return
+    for key in sorted(set(entry) - set(_KEYS)):
+        yield f"{key}: unknown, expected {', '.join(_KEYS)}"
+    for key in _TEXTS:
+        needed = key in ("zh", "en")
+        if (needed or key in entry) and not _is_text(entry.get(key)):
+            yield f"{key}: found {entry.get(key)!r}, expected text"
+    for key in _LISTS:
+        words = entry.get(key, [])
+        if not isinstance(words, list) or not all(_is_text(word) for word in words):
+            yield f"{key}: found {words!r:.80}, expected a list of categories"
+            continue
+        for word in words:
+            if word not in known:
+                yield f"{key}: {unknown_word(word, annotated | set(content))}"
+    yield from _pair_faults("kind", entry.get("kind"), ())
+    yield from _pair_faults("foil", entry.get("foil"), [other for other in content if other != category])
+    if "evidence" in entry and "foil" not in entry:
+        yield "evidence: is of a building, which needs a foil too: the name that it is mistaken for"
+    if category not in annotated and "foil" in entry:
+        yield f"is in no annotation: {unknown_word(category, annotated)}"
+
+
+def _pair_faults(key: str, value: Any, others: Iterable[str]) -> Iterator[str]:
+    others = list(others)
+    if value is None or (isinstance(value, str) and value in others):
+        return
+    if isinstance(value, dict) and set(value) == {"zh", "en"} and all(map(_is_text, value.values())):
+        return
+    also = " or another category of this file" if key == "foil" else ""
+    yield f'{key}: found {value!r:.80}, expected {{"zh": ..., "en": ...}}{also}'
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _name(category: str, entry: Mapping[str, Any], content: Mapping[str, Any]) -> Name:
+    known = COCO.get(category)
+    foil = entry.get("foil")
+    if isinstance(foil, str):
+        foil = {"zh": content[foil]["zh"], "en": content[foil]["en"]}
+    fields = {key: entry[key] for key in (*_TEXTS, "kind") if key in entry}
+    fields |= {key: tuple(entry[key]) for key in _LISTS if key in entry}
+    inherited = {"carries": known.carries, "holds": known.holds} if known else {}
+    return Name(**{**inherited, **fields, "foil": foil})

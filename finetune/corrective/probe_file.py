@@ -1,0 +1,115 @@
+"""The rules of probe files, version 1, for the side that writes them.
+
+Training must not import what measures it, so the rules stand here once more; a test holds them to those by which the
+monitor reads the file.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.images import size_of
+
+VERSION = 1
+REQUIRED = ("id", "group", "question", "answer")
+FIELDS = (*REQUIRED, "images", "foil", "regions", "phrases", "relation")
+IDENTITY = re.compile(r"(?!\.)[\w.\-]{1,120}")
+
+
+def faults(content: Any, folder: Path) -> list[str]:
+    """What is wrong with the content of a probe file that lies in ``folder``; [] for nothing."""
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        return [f'expected {{"version": {VERSION}, "probes": [...]}}']
+    probes = content.get("probes")
+    if not isinstance(probes, list) or not probes:
+        return ["probes: expected a list of at least one"]
+    found = [
+        f"probe {index}: {fault}" for index, probe in enumerate(probes) for fault in _faults(probe, folder)
+    ]
+    identities = Counter(str(probe.get("id")) for probe in probes if isinstance(probe, dict))
+    return [*found, *(f"id {one!r}: found {times} times" for one, times in identities.items() if times > 1)]
+
+
+def _faults(probe: Any, folder: Path) -> Iterator[str]:
+    if not isinstance(probe, dict):
+        yield f"expected an object, found {probe!r:.80}"
+        return
+    for key in sorted(set(probe) - set(FIELDS)):
+        yield f"{key}: unknown"
+    for key in REQUIRED:
+        if not _is_text(probe.get(key)):
+            yield f"{key}: found {probe.get(key)!r:.80}, expected text"
+    if _is_text(probe.get("id")) and not IDENTITY.fullmatch(probe["id"]):
+        yield f"id: found {probe['id']!r}, expected letters, digits, _ - . that can be a file's name"
+    foil = probe.get("foil")
+    if foil is not None and (not _is_text(foil) or foil == probe.get("answer")):
+        yield f"foil: found {foil!r}, expected another text than the answer, or null"
+    yield from _place_faults(probe, folder)
+    yield from _reference_faults(probe)
+
+
+def _place_faults(probe: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """Pictures, and boxes in the first of them."""
+    images = probe.get("images")
+    size = None
+    if not isinstance(images, list) or not images or not all(isinstance(one, str) for one in images):
+        yield f"images: found {images!r:.80}, expected a list of paths"
+    else:
+        for number, image in enumerate(images):
+            try:
+                found = size_of(folder / image)
+                size = found if number == 0 else size
+            except ValueError as error:
+                yield f"images: {error}"
+    regions = probe.get("regions")
+    if regions is not None and not isinstance(regions, dict):
+        yield f"regions: found {regions!r:.80}, expected names with boxes"
+        return
+    for name, boxes in (regions or {}).items():
+        if not isinstance(boxes, list) or not boxes:
+            yield f"regions.{name}: found {boxes!r:.80}, expected a list of boxes"
+            continue
+        for box in boxes:
+            if not _is_box(box, size):
+                yield f"regions.{name}: found {box!r:.80}, expected x0 < x1, y0 < y1 inside the picture"
+
+
+def _is_box(box: Any, size: tuple[int, int] | None) -> bool:
+    if not isinstance(box, list) or len(box) != 4:
+        return False
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in box):
+        return False
+    x0, y0, x1, y1 = box
+    inside = size is None or (min(box) >= 0 and x1 <= size[0] and y1 <= size[1])
+    return x0 < x1 and y0 < y1 and inside
+
+
+def _reference_faults(probe: Mapping[str, Any]) -> Iterator[str]:
+    """Phrases and the relation, against the texts and the regions."""
+    given = probe.get("regions")
+    regions = given if isinstance(given, dict) else {}
+    said = (str(probe.get("question", "")), str(probe.get("answer", "")))
+    phrases = probe.get("phrases")
+    if phrases is not None and not isinstance(phrases, dict):
+        yield f"phrases: found {phrases!r:.80}, expected phrase → region"
+        phrases = None
+    for phrase, region in (phrases or {}).items():
+        if not phrase or not any(phrase in text for text in said):
+            yield f"phrases: {phrase!r} stands neither in the question nor in the answer"
+        if region not in regions:
+            yield f"phrases.{phrase}: found {region!r}, which is no region"
+    relation = probe.get("relation")
+    if relation is None:
+        return
+    if not isinstance(relation, dict) or set(relation) != {"phrase", "subject", "object"}:
+        yield f"relation: found {relation!r:.80}, expected phrase, subject, object"
+        return
+    for end in ("subject", "object"):
+        if relation[end] not in regions:
+            yield f"relation.{end}: found {relation[end]!r}, which is no region"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())

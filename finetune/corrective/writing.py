@@ -1,0 +1,113 @@
+"""The two files that come out: training data in Qwen-VL's format, and probes. Each whole and checked, or not at all."""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune import reading
+from finetune.corrective import probe_file
+from finetune.corrective.choosing import Asked
+from finetune.corrective.names import listed
+from finetune.corrective.scenes import Box, Scene
+
+DATA_FILE, PROBE_FILE = "corrective.json", "probes.json"
+
+
+def write(folder: Path, training: Sequence[Asked], probes: Sequence[Asked], *, overwrite: bool) -> None:
+    """Write both files, after reading them back by the rules of those who will use them.
+
+    Raises ValueError where a picture is on both sides, or where the folder holds other files of these names.
+    """
+    check_apart(training, probes)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = _probe_names(probes)
+    contents: dict[str, Any] = {
+        DATA_FILE: [_sample(f"corrective-{i:06d}", one, folder) for i, one in enumerate(training)],
+        PROBE_FILE: {
+            "version": probe_file.VERSION,
+            "probes": [_probe(name, one, folder) for name, one in zip(names, probes, strict=True)],
+        },
+    }
+    texts = {
+        name: json.dumps(content, ensure_ascii=False, indent=1) + "\n" for name, content in contents.items()
+    }
+    for name, text in texts.items():
+        _check_free(folder / name, text, overwrite)
+    partial = {name: folder / f".{os.getpid()}.{name}" for name in texts}
+    try:
+        for name, text in texts.items():
+            partial[name].write_text(text, encoding="utf-8")
+        _check(partial[DATA_FILE], partial[PROBE_FILE])
+        for name in texts:
+            os.replace(partial[name], folder / name)
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+
+
+def check_apart(training: Sequence[Asked], probes: Sequence[Asked]) -> None:
+    """Raises ValueError where a picture, by its content, is both trained on and probed."""
+    both = {one.scene.digest for one in training} & {one.scene.digest for one in probes}
+    if both:
+        names = sorted(str(one.scene.image) for one in probes if one.scene.digest in both)
+        raise ValueError(f"{len(both)} pictures are trained on and probed: {', '.join(names[:5])}")
+
+
+def _check_free(path: Path, text: str, overwrite: bool) -> None:
+    if path.is_file() and not overwrite and path.read_text(encoding="utf-8", errors="replace") != text:
+        raise ValueError(
+            f"{path}: is there already, with other content; give another --output_dir, or --overwrite True"
+        )
+
+
+def _check(data: Path, probes: Path) -> None:
+    """Both files as those read them who will use them."""
+    reading.read(data, data_format="qwen-vl", say=lambda _: None)
+    faults = probe_file.faults(json.loads(probes.read_text(encoding="utf-8")), probes.parent)
+    if faults:
+        raise ValueError(listed(probes, faults))
+
+
+def _sample(identity: str, asked: Asked, folder: Path) -> dict[str, Any]:
+    value = f"Picture 1: <img>{_relative(asked.scene, folder)}</img>\n{asked.question.text}"
+    turns = [{"from": "user", "value": value}, {"from": "assistant", "value": asked.question.answer}]
+    return {"id": identity, "conversations": turns}
+
+
+def _probe(identity: str, asked: Asked, folder: Path) -> dict[str, Any]:
+    question = asked.question
+    return {
+        "id": identity,
+        "group": question.group,
+        "images": [_relative(asked.scene, folder)],
+        "question": question.text,
+        "answer": question.answer,
+        "foil": question.foil,
+        "regions": {name: [_plain(box) for box in boxes] for name, boxes in question.regions.items()},
+        "phrases": dict(question.phrases),
+        "relation": None if question.relation is None else dict(question.relation),
+    }
+
+
+def _probe_names(probes: Sequence[Asked]) -> list[str]:
+    """``spatial-relation-007``; of a group's name only what can be a file's."""
+    numbers: Counter[str] = Counter()
+    names = []
+    for one in probes:
+        stem = re.sub(r"[^\w\-]+", "-", one.question.group).strip("-")[:100] or "group"
+        names.append(f"{stem}-{numbers[stem]:03d}")
+        numbers[stem] += 1
+    return names
+
+
+def _relative(scene: Scene, folder: Path) -> str:
+    return Path(os.path.relpath(scene.image, folder)).as_posix()
+
+
+def _plain(box: Box) -> list[float]:
+    """Hundredths of a pixel are enough, and whole numbers stay whole."""
+    return [int(value) if value == int(value) else round(value, 2) for value in box]
