@@ -77,7 +77,10 @@ def recognise(name: str, records: Sequence[tuple[str, Any]]) -> Recognised:
 
 def _fitting(content: Any) -> frozenset[str]:
     """Names of the formats that a record may be in."""
-    if not isinstance(content, Mapping) or ("messages" in content) == ("conversations" in content):
+    if not isinstance(content, Mapping):
+        return frozenset()
+    content = {key: value for key, value in content.items() if value is not None}
+    if ("messages" in content) == ("conversations" in content):
         return frozenset()
     said, roles = _said(content)
     known = roles & sharegpt.ROLES.keys()

@@ -232,28 +232,22 @@ class ArrowRecords:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return _plain(self.dataset[index : index + 1].to_pylist()[0], self.features)
+        return _decoded(self.dataset[index : index + 1].to_pylist()[0], self.features)
 
     def name(self, index: int) -> tuple[str, ...]:
         return (f"record {index}",)
 
 
-def _plain(value: Any, feature: Any) -> Any:
-    """A value as JSON would have it.
-
-    Columns of mixed values are kept as texts of JSON. Arrow gives every row all keys of its column; those that a
-    row does not have are null, and left out.
-    """
+def _decoded(value: Any, feature: Any) -> Any:
+    """A value with its columns of mixed values, which are kept as texts of JSON, read."""
     import datasets
 
     if isinstance(feature, datasets.Json) and isinstance(value, str):
-        return _plain(json.loads(value), None)
-    if isinstance(value, Mapping):
-        inside = feature if isinstance(feature, Mapping) else {}
-        return {key: _plain(one, inside.get(key)) for key, one in value.items() if one is not None}
-    if isinstance(value, list):
-        each = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else None
-        return [_plain(one, each) for one in value]
+        return json.loads(value)
+    if isinstance(value, Mapping) and isinstance(feature, Mapping):
+        return {key: _decoded(one, feature.get(key)) for key, one in value.items()}
+    if isinstance(value, list) and isinstance(feature, datasets.List | datasets.LargeList):
+        return [_decoded(one, feature.feature) for one in value]
     return value
 
 

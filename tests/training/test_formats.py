@@ -147,6 +147,40 @@ def test_every_format_reads_alike_from_every_container(
     assert all(image.size_pixels == sizes[image.path.name] for one in found for image in one.images)
 
 
+@pytest.mark.parametrize("container", ["data.json", "data.parquet"])
+def test_what_is_null_is_not_there(folder: Path, container: str):
+    picture = chat(("human", "<image>\nwhat?"), ("gpt", "a dog"), image=None, images=["a.png"], messages=None)
+    text = chat(("human", "hi"), ("gpt", "ho"), image=None, images=None, messages=None)
+    if container == "data.json":
+        path = write(folder, [picture, text])
+    else:
+        path = folder / container
+        datasets.Dataset.from_list([picture, text]).to_parquet(path)
+    said: list[str] = []
+    assert [shown(folder, one) for one in read(path, say=said.append)] == [ONE, TEXT]
+    assert ", sharegpt (recognised" in said[-1]
+
+
+def test_text_of_many_bytes_a_letter_and_any_layout(folder: Path):
+    record = chat(("human", "<image>\n这座塔是什么? 🗼"), ("gpt", "东方明珠"), image="a.png", id="é")
+    dense = json.dumps(record, ensure_ascii=False)
+    layouts = {
+        "a.json": json.dumps([record] * 3, ensure_ascii=False, indent=2),
+        "b.json": f"\ufeff [{dense}\n,\t{dense},{dense} ]\n",
+        "c.jsonl": f"\ufeff{dense}\r\n\r\n  {dense}\r\n{dense}",
+        "d.json": f"\ufeff{dense}\n{dense}\n{dense}\n",
+    }
+    for name, content in layouts.items():
+        (folder / name).write_bytes(content.encode())
+        found = quietly(folder / name)
+        assert len(found) == 3
+        for one in found:
+            assert shown(folder, one) == [
+                ("user", "a.png", "\n这座塔是什么? 🗼"),
+                ("assistant", "东方明珠"),
+            ], name
+
+
 def test_each_format_has_a_case_above():
     assert {name for name, _, _ in WRITTEN} == {one.name for one in FORMATS}
 
