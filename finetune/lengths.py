@@ -14,6 +14,7 @@ from finetune.cache import cache_folder, write_whole
 from finetune.conversation import Conversation, ImageRef, Turn
 from finetune.families.base import Family
 from finetune.images import size_of
+from finetune.mixture import Joined
 from finetune.parallel import in_chunks
 from finetune.reading import Conversations, fingerprint
 
@@ -57,6 +58,12 @@ def measure(
 
     Raises ValueError that names the samples without a single token to learn.
     """
+    if isinstance(conversations, Joined):  # each source by itself: another one beside it changes no key
+        apart = [
+            measure(one, processor, family, workers=workers, cache_dir=cache_dir, say=say)
+            for one in conversations.sequences
+        ]
+        return Lengths(*(np.concatenate(columns) for columns in zip(*apart, strict=True)))
     digest = _digest(conversations, workers)
     key = _key(digest, len(conversations), processor, family)
     path = (cache_folder() if cache_dir is None else Path(cache_dir)) / "lengths" / f"{key}.counts"

@@ -14,6 +14,7 @@ from finetune.conversation import Conversation, ImageRef, Turn
 from finetune.families.base import Encoded, ImageTokens
 from finetune.families.qwen_vl import QwenVLFamily
 from finetune.lengths import Lengths, measure, shrink
+from finetune.mixture import Joined
 from finetune.qwen_vl import QwenVLProcessor
 from finetune.reading import read
 from tests.training.conftest import N_QUERIES
@@ -94,10 +95,20 @@ def test_counts_are_kept_and_belong_to_what_decides_them(tmp_path: Path):
     assert not counted(list(SAMPLES), Processor(), family)
     assert counted(SAMPLES[:2], Processor(), family)
     assert counted(SAMPLES, Processor(max_pixels=9), family)
+    assert counted(SAMPLES, Processor(max_pixels=8), family)
     assert counted([*SAMPLES[:2], sample("", "y", (70, 20), (30, 20))], Processor(), family)
     assert counted([*SAMPLES[:2], sample("", "x", (71, 20), (30, 20))], Processor(), family)
     family.name = "other"
     assert counted(SAMPLES, Processor(), family)
+
+
+def test_sources_of_a_mixture_are_kept_apart(tmp_path: Path):
+    family = Grid()
+    measure(SAMPLES, Processor(), family, cache_dir=tmp_path)
+    before = family.encoded
+    found = measure(Joined([SAMPLES[:1], SAMPLES]), Processor(), family, cache_dir=tmp_path)
+    assert found.tokens.tolist() == [5, 5, 18, 21] and found.images.tolist() == [0, 0, 1, 2]
+    assert family.encoded == before + 2  # the other source's one sample, and the blank
 
 
 def test_what_is_kept_is_what_was_counted(tmp_path: Path):
