@@ -42,6 +42,9 @@ CONTROL = (
     "<|box_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 IDS = {token: N_BYTES + i for i, token in enumerate(CONTROL)}
+LINE_BREAKS = (
+    "ĊĊ"  # two line breaks in one token: the only merge, and one that reaches across borders of turns
+)
 PATCH, MERGE = 4, 2
 CELL = PATCH * MERGE
 LEAST_PIXELS, MOST_PIXELS = 2 * CELL * CELL, 24 * CELL * CELL
@@ -84,13 +87,13 @@ class Tiny:
 
 
 def byte_tokenizer() -> Qwen2Tokenizer:
-    """Every byte a token, in the order of GPT-2's byte alphabet; then the control tokens."""
+    """Every byte a token, in the order of GPT-2's byte alphabet; then the control tokens; then ``LINE_BREAKS``."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     alphabet = {character: i for i, character in enumerate(sorted(ByteLevel.alphabet()))}
     tokenizer = Qwen2Tokenizer(
-        vocab={**alphabet, **IDS},
-        merges=[],
+        vocab={**alphabet, **IDS, LINE_BREAKS: N_BYTES + len(CONTROL)},
+        merges=[("Ċ", "Ċ")],
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         unk_token=None,
@@ -135,7 +138,7 @@ def built(model_class: Any, config: Any, *, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
+            if parameter.ndim > 1 and not name.endswith("attn_pool.pos_embed"):  # that is a table
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     return model
 
