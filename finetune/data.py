@@ -1,6 +1,5 @@
 """Dataset and collator: conversations → encoded samples → batches."""
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
@@ -428,37 +427,3 @@ def _pad(rows: Sequence[np.ndarray], value: int) -> Int[Tensor, "batch tokens"]:
     for i, row in enumerate(rows):
         padded[i, : len(row)] = torch.from_numpy(np.asarray(row))
     return padded
-
-
-def show_sample(sample: Sample, processor: Any) -> str:
-    """A sample as text: each run of tokens that trains, and each that doesn't, on a line of its own.
-
-    An image's slots are written as their count: whatever ids stand in them are replaced by the picture.
-    """
-    ids, labels = sample.encoded.input_ids, sample.encoded.labels
-    trained = labels != IGNORED
-    slots = np.zeros(len(ids), bool)
-    for image in sample.encoded.images:
-        slots[image.positions] = True
-    counts = f"{len(ids)} tokens, {int(trained.sum())} supervised, {len(sample.encoded.images)} images"
-    lines = [f"sample {sample.number}: {counts}"]
-    for start, end in _runs(trained):
-        mark = "train |" if trained[start] else "      |"
-        lines.append(f"  {mark} {_readable(ids[start:end], slots[start:end], processor)}")
-    return "\n".join(lines)
-
-
-def _readable(ids: np.ndarray, slots: np.ndarray, processor: Any) -> str:
-    """Ids decoded, with line breaks made visible."""
-    parts = [
-        f"({end - start} image tokens)"
-        if slots[start]
-        else processor.tokenizer.decode(ids[start:end].tolist())
-        for start, end in _runs(slots)
-    ]
-    return "".join(parts).replace("\n", "⏎")
-
-
-def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Start and end of each run of one value."""
-    return itertools.pairwise([0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)])

@@ -118,14 +118,16 @@ class Preview:
         return Samples(dataset.conversations, dataset.lengths, dataset.mixture.names, dataset.source_of)
 
     def _first_of(self, source: int) -> Sample:
-        """The first sample of a source that can be read; with streaming, bad ones may be left out."""
+        """The first sample of a source, with a picture if one has; with streaming, bad ones may be left out."""
         dataset = self.dataset
-        skips = dataset.lengths is None and dataset.on_bad_sample == "drop"
-        for index in np.flatnonzero(dataset.source_of == source).tolist():
+        members = np.flatnonzero(dataset.source_of == source)
+        if dataset.lengths is not None:
+            return dataset[int(members[np.argmax(dataset.lengths.images[members] > 0)])]
+        for index in members.tolist():
             try:
                 return dataset[index]
             except ValueError:
-                if not skips:
+                if dataset.on_bad_sample != "drop":
                     raise
         raise ValueError(f"{dataset.mixture.names[source]}: found no sample that can be read")
 

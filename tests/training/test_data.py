@@ -9,7 +9,7 @@ import torch
 
 from finetune.checkpoint import load_processor
 from finetune.conversation import Conversation, ImageRef, Turn
-from finetune.data import Collator, ConversationDataset, Fault, Rows, Sample, build_dataset, show_sample
+from finetune.data import Collator, ConversationDataset, Fault, Rows, Sample, build_dataset
 from finetune.families.base import Encoded
 from finetune.families.qwen_vl import QwenVLFamily
 from finetune.mixture import Mixture, Source
@@ -286,11 +286,3 @@ def test_labels_are_the_content_of_the_answer_and_the_frames(processor, tmp_path
     assert labels[end] == IM_END
     user_start, user_end = sample.encoded.turn_spans[0]
     assert (labels[user_start:user_end] == -100).all()
-
-
-def test_a_sample_is_shown_with_its_labels(processor, conversations):
-    dataset = build(conversations, processor)
-    shown = show_sample(dataset[0], processor)
-    assert shown.splitlines()[0] == f"sample 0: {dataset.lengths.tokens[0]} tokens, 13 supervised, 0 images"
-    assert "  train | yes <|im_end|>⏎" in shown
-    assert "        | user⏎say it" in shown
