@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from diagnostics import AttentionMonitor
 from diagnostics.probes import read_probes
 from finetune import checkpoint
-from finetune.conversation import read_qwen_vl
 from finetune.data import Collator, Sample, build_dataset
 from finetune.demo.prepare import DEFAULT_PARTS, prepare
 from finetune.demo.settings import BASE_MODEL, DATA_DIR
 from finetune.families import family_of
+from finetune.reading import read
 
 
 class Clock(TrainerCallback):
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     args = parser.parse_args()
     made = prepare(DATA_DIR, DEFAULT_PARTS)
-    conversations = read_qwen_vl(str(made.corrective))
+    conversations = read(made.corrective)
     probes = read_probes(str(made.probes))[::20]
     plain, watched = [], []
     losses = set()

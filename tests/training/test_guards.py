@@ -13,12 +13,12 @@ from torch import nn
 from finetune import checkpoint
 from finetune.adaptation import Plan, adapt
 from finetune.arguments import TrainingArguments
-from finetune.conversation import read_qwen_vl
 from finetune.data import ConversationDataset, build_dataset
 from finetune.families.base import bare_model
 from finetune.families.qwen_vl import QwenVLFamily
 from finetune.guards import GradientCheck, TrainingError, _is_anything
 from finetune.qwen_vl import QwenVLForConditionalGeneration
+from finetune.reading import read
 from finetune.trainer import FinetuneTrainer, build_trainer
 from tests.training.conftest import tiny_config
 from tests.training.test_adaptation import batch
@@ -247,7 +247,7 @@ def test_zero_is_zero_alone(values: list[float], anything: bool):
 def trainer(checkpoint_folder: Path, data_file: Path, tmp_path: Path) -> FinetuneTrainer:
     model, processor = checkpoint.load(checkpoint_folder, for_training=True)
     dataset: ConversationDataset = build_dataset(
-        read_qwen_vl(data_file), processor, FAMILY, max_length=200, on_bad_sample="error"
+        read(data_file), processor, FAMILY, max_length=200, on_bad_sample="error"
     )
     args = TrainingArguments(
         output_dir=str(tmp_path), report_to="none", max_steps=3, per_device_train_batch_size=1, save_strategy="no",

@@ -12,12 +12,12 @@ from transformers.trainer_pt_utils import get_parameter_names
 from finetune import arguments, checkpoint
 from finetune.adaptation import Plan, Rates, adapt, decaying, plain_name
 from finetune.arguments import TrainingArguments
-from finetune.conversation import read_qwen_vl
 from finetune.data import ConversationDataset, build_dataset
 from finetune.families.base import bare_model
 from finetune.families.qwen_vl import QwenVLFamily
 from finetune.optimizer import Choice, parameter_groups, with_groups
 from finetune.qwen_vl import QwenVLForConditionalGeneration
+from finetune.reading import read
 from finetune.trainer import FinetuneTrainer, build_trainer
 from tests.training.conftest import tiny_config
 
@@ -87,7 +87,7 @@ def test_whatever_transformers_spares_is_spared(model: nn.Module):
 @pytest.fixture(scope="module")
 def dataset(checkpoint_folder: Path, data_file: Path) -> ConversationDataset:
     processor = checkpoint.load_processor(checkpoint_folder)
-    return build_dataset(read_qwen_vl(data_file), processor, FAMILY, max_length=200, on_bad_sample="error")
+    return build_dataset(read(data_file), processor, FAMILY, max_length=200, on_bad_sample="error")
 
 
 def make(

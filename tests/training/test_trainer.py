@@ -6,10 +6,10 @@ import torch
 from finetune import checkpoint, run_folder
 from finetune.adaptation import Plan, adapt
 from finetune.arguments import TrainingArguments
-from finetune.conversation import read_qwen_vl
 from finetune.data import ConversationDataset, build_dataset
 from finetune.families.qwen_vl import QwenVLFamily
 from finetune.guards import TrainingError
+from finetune.reading import read
 from finetune.trainer import FinetuneTrainer, build_trainer
 
 FAMILY = QwenVLFamily()
@@ -18,7 +18,7 @@ FAMILY = QwenVLFamily()
 @pytest.fixture
 def dataset(checkpoint_folder: Path, data_file: Path) -> ConversationDataset:
     processor = checkpoint.load_processor(checkpoint_folder)
-    return build_dataset(read_qwen_vl(data_file), processor, FAMILY, max_length=200, on_bad_sample="error")
+    return build_dataset(read(data_file), processor, FAMILY, max_length=200, on_bad_sample="error")
 
 
 def make(checkpoint_folder: Path, dataset: ConversationDataset, folder: Path, **changes) -> FinetuneTrainer:
