@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from finetune.corrective import buildings, general, own, relations
 from finetune.corrective.annotations import read_scenes
-from finetune.corrective.choosing import Asked, count, for_probes, for_training, hold_out
+from finetune.corrective.choosing import Asked, Topics, count, for_probes, for_training, hold_out, topics_of
 from finetune.corrective.geometry import RELATIONS
 from finetune.corrective.names import Names, read_names
 from finetune.corrective.scenes import Language, Question, Scene
@@ -68,23 +68,20 @@ def make(options: argparse.Namespace) -> Made:
     categories = {thing.category for scene in scenes for thing in scene.things}
     names = Names() if options.names is None else read_names(options.names, categories)
     language = None if options.language == "both" else options.language
-    questions = _asked(scenes, _asking(options, names, categories, language), options.seed)
-    if not any(one.trained for several in questions.values() for one in several):
+    asking = _asking(options, names, categories, language)
+
+    def ask(place: int) -> list[Question]:
+        rng = Random(f"ask/{options.seed}/{scenes[place].digest}")
+        return [question for one in asking for question in one(scenes[place], rng)]
+
+    # Of all pictures only the topics are held: the questions themselves would fill the memory.
+    topics, trained = _topics(len(scenes), ask)
+    if not trained:
         raise ValueError(_nothing(options, categories))
-    train_on, held_out = hold_out(scenes, questions, options.held_out, options.seed)
-    training = for_training(
-        scenes,
-        {place: questions[place] for place in train_on},
-        per_picture=options.per_picture,
-        most=options.most_samples,
-        seed=options.seed,
-    )
-    probes = for_probes(
-        scenes,
-        {place: questions[place] for place in held_out},
-        per_group=options.probes_per_group,
-        seed=options.seed,
-    )
+    train_on, held_out = hold_out(scenes, topics, options.held_out, options.seed)
+    bounds = {"per_picture": options.per_picture, "most": options.most_samples, "seed": options.seed}
+    training = for_training(scenes, train_on, ask, **bounds)
+    probes = for_probes(scenes, topics, held_out, ask, per_group=options.probes_per_group, seed=options.seed)
     for what, found in (("training sample", training), ("probe", probes)):
         if not found:
             raise ValueError(
@@ -218,23 +215,25 @@ def _ask_own(
     return template.ask(scene, names, language, rng)
 
 
-def _asked(scenes: Sequence[Scene], asking: Sequence[Ask], seed: int) -> dict[int, list[Question]]:
-    """Place of a picture → every question about it; pictures that a correction has no question about are left out."""
-    found: dict[int, list[Question]] = {}
-    for place, scene in enumerate(tqdm(scenes, desc="asking", unit="picture", delay=2)):
-        rng = Random(f"ask/{seed}/{scene.digest}")
-        questions = [question for ask in asking for question in ask(scene, rng)]
+def _topics(count: int, ask: Callable[[int], Sequence[Question]]) -> tuple[dict[int, Topics], bool]:
+    """What each picture can be asked about, pictures left out that a correction has no question about; and whether
+    any question can be trained."""
+    found: dict[int, Topics] = {}
+    trained = False
+    for place in tqdm(range(count), desc="asking", unit="picture", delay=2):
+        questions = ask(place)
         if any(one.group != general.GROUP for one in questions):
-            found[place] = questions
-    return found
+            found[place] = topics_of(questions)
+            trained |= any(one.trained for one in questions)
+    return found, trained
 
 
 def _nothing(options: argparse.Namespace, categories: set[str]) -> str:
     shown = sorted(categories)[:20]
     return (
         f"{options.boxes}: no picture gives a question of --templates {' '.join(options.templates)}. The categories "
-        f"are {', '.join(shown)}. relations needs two things of which there is one each, clearly placed; spheres needs one "
-        "building of --names in a picture"
+        f"are {', '.join(shown)}. relations needs two things of which there is one each, clearly placed; spheres "
+        "needs one building of --names in a picture"
     )
 
 
@@ -276,8 +275,8 @@ def _counts(asked: Sequence[Asked], key: Callable[[Asked], str]) -> Iterator[str
     width = max(map(len, kinds))
     for kind, number in kinds.items():
         labels = count([one for one in asked if key(one) == kind], lambda one: one.question.label)
-        shown = ", ".join(f"{label} {times}" for label, times in list(labels.items())[:4]) + (
-            ", ..." if len(labels) > 4 else ""
+        shown = ", ".join(f"{label} {times}" for label, times in list(labels.items())[:6]) + (
+            ", ..." if len(labels) > 6 else ""
         )
         yield f"  {kind.ljust(width)}  {number:6,}  {shown}"
 

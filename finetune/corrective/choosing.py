@@ -1,10 +1,14 @@
 """Which pictures are held out for probes, and which of all possible questions are asked."""
 
+import itertools
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import NamedTuple
+
+from tqdm import tqdm
 
 from finetune.corrective.scenes import Question, Scene
 
@@ -16,8 +20,18 @@ class Asked(NamedTuple):
     question: Question
 
 
+Topics = frozenset[tuple[str, str]]
+"""Groups and topics that a picture can be asked about."""
+Ask = Callable[[int], Sequence[Question]]
+"""Place of a picture → every question about it, the same ones each time."""
+
+
+def topics_of(questions: Iterable[Question]) -> Topics:
+    return frozenset((question.group, question.topic) for question in questions)
+
+
 def hold_out(
-    scenes: Sequence[Scene], questions: Mapping[int, Sequence[Question]], share: float, seed: int
+    scenes: Sequence[Scene], topics: Mapping[int, Topics], share: float, seed: int
 ) -> tuple[list[int], list[int]]:
     """Pictures for training, and pictures for probes: places in ``scenes``, in order.
 
@@ -25,16 +39,15 @@ def hold_out(
     be asked about, and every 1 / share-th is held out. Copies of a file go to one side together.
     """
     copies: dict[str, list[int]] = defaultdict(list)
-    for place in sorted(questions):
+    for place in sorted(topics):
         copies[scenes[place].digest].append(place)
     shuffled = sorted(copies)
     random.Random(f"hold out/{seed}").shuffle(shuffled)
 
-    def topics(digest: str) -> tuple[tuple[str, str], ...]:
-        found = {(one.group, one.topic) for place in copies[digest] for one in questions[place]}
-        return tuple(sorted(found))
+    def asked(digest: str) -> list[tuple[str, str]]:
+        return sorted(frozenset().union(*(topics[place] for place in copies[digest])))
 
-    ordered = sorted(shuffled, key=topics)  # stable, so that within the same topics chance decides
+    ordered = sorted(shuffled, key=asked)  # stable, so that within the same topics chance decides
     exact = Fraction(str(share))
     held = {digest for index, digest in enumerate(ordered) if int((index + 1) * exact) > int(index * exact)}
     sides: tuple[list[int], list[int]] = ([], [])
@@ -44,28 +57,32 @@ def hold_out(
 
 
 def for_training(
-    scenes: Sequence[Scene],
-    questions: Mapping[int, Sequence[Question]],
-    *,
-    per_picture: int,
-    most: int | None,
-    seed: int,
+    scenes: Sequence[Scene], places: Sequence[int], ask: Ask, *, per_picture: int, most: int | None, seed: int
 ) -> list[Asked]:
     """At most ``per_picture`` questions of each picture, at most ``most`` in all, in the order of chance.
 
     Kinds of question that were asked least come first. Where answers contrast (yes and no, left and right), what one
     of them has too much is taken out again, so that the answer cannot be guessed from the form of the question.
     """
-    wanted = {place: [one for one in several if one.trained] for place, several in questions.items()}
-    asked = _evenly(wanted, per_picture, seed)
+    asked = itertools.islice(_evenly(places, ask, _is_trained, per_picture, seed), most)
     chosen = _balanced([Asked(scenes[place], question) for place, question in asked])
     random.Random(f"order/{seed}").shuffle(chosen)
-    return chosen if most is None or most >= len(chosen) else _balanced(chosen[:most])
+    return chosen
+
+
+def _is_trained(question: Question) -> bool:
+    return question.trained
+
+
+def _is_probe_of(group: str, question: Question) -> bool:
+    return question.probed and question.group == group
 
 
 def for_probes(
     scenes: Sequence[Scene],
-    questions: Mapping[int, Sequence[Question]],
+    topics: Mapping[int, Topics],
+    places: Sequence[int],
+    ask: Ask,
     *,
     per_group: int,
     seed: int,
@@ -74,33 +91,31 @@ def for_probes(
 
     Probes of one picture would rise and fall together, and count as less than their number says.
     """
-    groups = sorted({one.group for several in questions.values() for one in several if one.probed})
     chosen: list[Asked] = []
-    for group in groups:
+    for group in sorted({group for place in places for group, _ in topics[place]}):
+        with_it = [place for place in places if any(group == one for one, _ in topics[place])]
         taken: set[str] = set()
-        wanted = {
-            place: [one for one in several if one.probed and one.group == group]
-            for place, several in questions.items()
-        }
-        for place, question in _evenly(wanted, 1, seed):
-            if scenes[place].digest not in taken and len(taken) < per_group:
+        for place, question in _evenly(with_it, ask, partial(_is_probe_of, group), 1, seed):
+            if scenes[place].digest not in taken:
                 taken.add(scenes[place].digest)
                 chosen.append(Asked(scenes[place], question))
+            if len(taken) == per_group:
+                break
     return chosen
 
 
 def _evenly(
-    questions: Mapping[int, Sequence[Question]], most: int, seed: int
+    places: Sequence[int], ask: Ask, wanted: Callable[[Question], bool], most: int, seed: int
 ) -> Iterator[tuple[int, Question]]:
     """At most ``most`` questions of each picture, of the kinds that were chosen least until then.
 
-    Which is least is asked from coarse to fine: the answers, the topic with its answers, then form and language too.
+    Which is least is asked from coarse to fine: the topic, then form, answer and language too.
     """
-    places = [place for place in sorted(questions) if questions[place]]
-    random.Random(f"pictures/{seed}").shuffle(places)
+    shuffled = list(places)
+    random.Random(f"pictures/{seed}").shuffle(shuffled)
     counts: Counter[tuple[str, ...]] = Counter()
-    for place in places:
-        left = list(questions[place])
+    for place in tqdm(shuffled, desc="choosing", unit="picture", delay=2):
+        left = [question for question in ask(place) if wanted(question)]
         random.Random(f"questions/{seed}/{place}").shuffle(left)
         for _ in range(min(most, len(left))):
             best = min(left, key=lambda one: [counts[key] for key in _keys(one)])

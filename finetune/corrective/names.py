@@ -117,7 +117,8 @@ _COCO: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 _CARRIES: dict[str, tuple[str, ...]] = {
     "dining table": _HOUSEHOLD, "bench": (*_SMALL, "dog"), "couch": (*_SMALL, "dog"),
-    "bed": (*_SMALL, "dog", "suitcase"), "chair": _SMALL, "suitcase": ("cat",), "laptop": ("cat",), "keyboard": ("cat",), "tv": ("cat",),
+    "bed": (*_SMALL, "dog", "suitcase"), "chair": _SMALL,
+    **dict.fromkeys(("suitcase", "laptop", "keyboard", "tv"), ("cat",)),
     "refrigerator": ("cat", "microwave", "toaster", "potted plant", "vase"),
     **dict.fromkeys(("skateboard", "surfboard", "snowboard", "skis", "horse", "elephant", "motorcycle"), _RIDER),
     "bicycle": ("person", "cat", "bird"),

@@ -50,15 +50,15 @@ _ASKED: dict[Language, dict[str, tuple[str, ...]]] = {
         "side": ("On which side of {o} {is} {s} in the picture?", "In the picture, on which side of {o} {is} {s}?"),
         "where": ("Where {is} {s} in the picture?", "In this picture, where {is} {s}?"),
         "what": ("What is {place} in the picture?", "In this picture, what is {place}?"),
-        "find": ("Find {s} that {is} {place}.", "Mark {s} that {is} {place} with a box."),
+        "find": ("Find {s} that {is} {place}.", "Draw a box around {s} that {is} {place}."),
     },
     "zh": {
-        "yes or no": ("图中{s}在{place}吗？", "请看图：{s}在{place}吗？", "图中{s}在不在{place}？"),
-        "left or right": ("图中{s}在{o}的左边还是右边？", "从图中看，{s}在{o}的右边还是左边？"),
-        "above or below": ("图中{s}在{o}的上方还是下方？", "从图中看，{s}在{o}的下方还是上方？"),
-        "side": ("图中{s}在{o}的哪一边？", "从图中看，{s}在{o}的哪边？"),
-        "where": ("图中{s}在哪里？", "图中{s}在什么地方？"),
-        "what": ("图中{place}有什么？", "请看图：{place}有什么？"),
+        "yes or no": ("图中的{s}在{place}吗？", "请看图：{s}在{place}吗？", "图中的{s}在不在{place}？"),
+        "left or right": ("图中的{s}在{o}的左边还是右边？", "从图中看，{s}在{o}的右边还是左边？"),
+        "above or below": ("图中的{s}在{o}的上方还是下方？", "从图中看，{s}在{o}的下方还是上方？"),
+        "side": ("图中的{s}在{o}的哪一边？", "从图中看，{s}在{o}的哪边？"),
+        "where": ("图中的{s}在哪里？", "图中的{s}在什么地方？"),
+        "what": ("图中的{place}有什么？", "请看图：{place}有什么？"),
         "find": ("请框出{place}的{s}。", "请在图中找到{place}的{s}，并把它框出来。"),
     },
 }  # fmt: skip
@@ -147,7 +147,7 @@ class _Pair:
             where, elsewhere = self._where(self.relation), self._where(_ELSEWHERE[self.relation])
             yield self._question("where", where, elsewhere, self.relation, rng)
             other = self._not_there()
-            if other is not None:
+            if other is not None and self.subject.category != "person":  # nobody asks "what" of people
                 right, wrong = self.name.a(self.language), other.a(self.language)
                 yield self._question("what", right, wrong, self.relation, rng)
         yield self._question("find", self._markup(), None, self.relation, rng, probed=False)
