@@ -1,8 +1,9 @@
 """What is told before a run: labels in colour, lengths by source, steps, memory; a dry run needs no weights."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from finetune.preview import (
     visible,
     wants_colour,
 )
+from tests.training.test_finetune import flags, program  # noqa: F401  (fixtures)
 
 FAMILY = QwenVLFamily()
 GREEN, DIM, CYAN, PLAIN = "\033[1;32m", "\033[2m", "\033[36m", "\033[0m"
@@ -313,3 +315,78 @@ def test_checkpointing_goes_by_both_names(tmp_path: Path, checkpoint_folder: Pat
         )
         assert step is not None and step.checkpointing
         assert step.optimizer == "adamw_torch"
+
+
+# --- the program ---------------------------------------------------------------------------------------------------
+
+
+def dry(program: ModuleType, flags: Callable[..., list[str]], *more: str) -> int:  # noqa: F811
+    return program.main(flags("--use_lora", "True", "--dry_run", "True", *more))
+
+
+def test_a_dry_run_loads_no_weight_and_tells_everything(
+    program: ModuleType,  # noqa: F811
+    flags: Callable[..., list[str]],  # noqa: F811
+    data_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: pytest.fail("weights were loaded"))
+    second = tmp_path / "second"
+    second.mkdir()
+    (second / "spheres.json").write_text(data_file.read_text().replace("<img>", f"<img>{data_file.parent}/"))
+    assert dry(program, flags, "--corrective_data", f"{second / 'spheres.json'}:0.25") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("  train | yes yes <|im_end|>⏎") == 2  # a sample of each source, one with a picture
+    assert "<img>(4 image tokens)</img>⏎what?" in shown
+    rows = {line.split()[0]: line.split()[1] for line in shown.splitlines() if "json: record 7" in line}
+    assert rows == {"data": "12", "spheres": "12", "all": "24"}
+    assert "tokens a picture, data: 4 in each\ntokens a picture, spheres: 4 in each" in shown
+    assert "samples of so many tokens:" in shown and "language: adapters" in shown
+    assert "memory of a step, estimated for a batch of 4 × 98 tokens" in shown and "\n  peak " in shown
+    assert (
+        "16 samples, 4 in all (1 epochs); 4 samples a step (4 a device × 1 accumulated × 1 process)" in shown
+    )
+    assert shown.splitlines()[-1] == "a dry run: nothing was trained, nothing was written"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_begins_with_the_short_form_of_the_same(
+    program: ModuleType,  # noqa: F811
+    flags: Callable[..., list[str]],  # noqa: F811
+    capsys: pytest.CaptureFixture,
+):
+    more = ("--max_steps", "1", "--save_strategy", "no")
+    assert dry(program, flags, *more) == 0
+    whole = capsys.readouterr().out.splitlines()
+    assert program.main(flags("--use_lora", "True", *more)) == 0
+    brief = capsys.readouterr().out.splitlines()
+    table = [line for line in whole if line.startswith(("vision", "connector", "language", "all"))]
+    assert table == [line for line in brief if line.startswith(("vision", "connector", "language", "all"))]
+    assert [line for line in brief if line.startswith("memory: about ")]
+    [steps] = [line for line in whole if " samples a step (" in line]
+    assert steps in brief and "tokens a picture: 4 in each" in brief
+    assert "samples of so many tokens:" not in brief
+
+
+def test_a_dry_run_of_an_adapter_to_go_on_from_of_packed_rows_and_of_a_stream(
+    program: ModuleType,  # noqa: F811
+    flags: Callable[..., list[str]],  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+):
+    assert program.main(flags("--use_lora", "True", "--max_steps", "1", "--save_strategy", "no")) == 0
+    elsewhere = ("--output_dir", str(tmp_path / "other"))
+    assert dry(program, flags, "--lora_weight_path", str(tmp_path / "out"), *elsewhere) == 0
+    assert "language: adapters" in capsys.readouterr().out
+    assert dry(program, flags, "--packing", "True", "--model_max_length", "200", *elsewhere) == 0
+    shown = capsys.readouterr().out
+    assert "12 samples in 6 packed rows" in shown and "for a batch of 4 × 200 tokens" in shown
+    assert dry(program, flags, "--streaming", "True", "--model_max_length", "300", *elsewhere) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "12 samples, streamed: nothing was counted ahead" in shown
+        and "for a batch of 4 × 300 tokens" in shown
+    )
+    assert not (tmp_path / "other").exists()
