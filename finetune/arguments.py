@@ -568,6 +568,12 @@ def _check_modes(arguments: Arguments) -> Iterator[str]:
             "--lora_target_modules: only has a meaning with --use_lora or --q_lora, because it names layers of the "
             f"language model, and --language is {modes['language']}; add one, or leave it out"
         )
+    # bitsandbytes casts a 4-bit layer's bias, in place, to the precision that computes.
+    if chosen.q_lora and chosen.lora_bias != "none" and (arguments.training.bf16 or arguments.training.fp16):
+        yield (
+            f"--lora_bias {chosen.lora_bias} with --q_lora in half precision: biases of 4-bit layers would be rounded "
+            "to it at every step, and small updates lost; leave out --lora_bias, or --bf16 and --fp16"
+        )
     if chosen.train_embeddings and modes["language"] == "full":
         yield "--train_embeddings: they are part of a language model that trains in full; leave it out"
     if not arguments.lora:

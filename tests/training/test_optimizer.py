@@ -272,6 +272,10 @@ def test_flags_of_2023_give_the_defaults(flags: str, modes: tuple[str, ...], fol
         ("--vision lora --train_embeddings True", "--train_embeddings: they are part of"),
         ("--language frozen --train_embeddings True", "--train_embeddings: only has a meaning with adapters"),
         ("--use_dora True", "--use_dora: only has a meaning with adapters; add --use_lora True"),
+        (
+            "--q_lora True --lora_bias all --bf16 True",
+            "biases of 4-bit layers would be rounded to it at every step",
+        ),
         ("--lora_bias all", "--lora_bias: only has a meaning with adapters"),
         ("--lora_weight_path w", "--lora_weight_path: only has a meaning with adapters"),
     ],
