@@ -69,7 +69,7 @@ def recognise(name: str, records: Sequence[tuple[str, Any]]) -> Recognised:
         raise ValueError(_unrecognised(name, fitting))
     chosen = next(one for one in FORMATS if one.name in common)
     others = [one.name for one in FORMATS if one.name in common and one is not chosen]
-    looked = f"{len(known):,} records looked at"
+    looked = f"{len(known):,} record{'' if len(known) == 1 else 's'} looked at"
     if others:
         return Recognised(chosen, f"recognised from {looked}; {' and '.join(others)} would read them alike")
     return Recognised(chosen, f"recognised from {looked}")

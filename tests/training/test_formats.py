@@ -234,7 +234,7 @@ def test_where_two_formats_read_alike_it_says_so(folder: Path):
     assert (
         shown(folder, read(write(folder, [chat(("human", "hi"), ("gpt", "ho"))]), say=said.append)[0]) == TEXT
     )
-    assert "llava (recognised from 1 records looked at; sharegpt would read them alike)" in said[0]
+    assert "llava (recognised from 1 record looked at; sharegpt would read them alike)" in said[0]
 
 
 @pytest.mark.parametrize(
