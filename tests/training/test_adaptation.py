@@ -495,6 +495,11 @@ def tied() -> nn.Module:
     )
 
 
+def test_embeddings_mean_the_output_layer_too(model: nn.Module):
+    names = trained(adapt(model, FAMILY, replace(LORA, embeddings=True), master_weights=True))
+    assert {name for name in names if ".lora_" not in name} == {"transformer.wte.weight", "lm_head.weight"}
+
+
 def test_tied_embeddings_stay_tied(tied: nn.Module, tmp_path: Path):
     fresh = copy.deepcopy(tied)
     assert tied.lm_head.weight is tied.model.language_model.embed_tokens.weight
