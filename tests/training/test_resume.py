@@ -16,7 +16,11 @@ from safetensors.torch import load_file
 from finetune import run_folder, trainer
 from tests.training.test_finetune import program, scalars  # noqa: F401  (a fixture)
 
-STEPS, SAVED, KILLED = 7, 3, 4  # 3 steps are an epoch: killed in the second, in the middle of a saving interval
+STEPS, SAVED, KILLED = (
+    7,
+    3,
+    4,
+)  # 3 steps are an epoch: killed in the second, in the middle of a saving interval
 LORA = ("--use_lora", "True", "--lora_r", "4", "--lora_dropout", "0.3", "--train_connector", "True")
 MODES = {"lora": LORA, "qlora": (*LORA, "--q_lora", "True"), "full": ("--fix_vit", "False")}
 
@@ -35,13 +39,18 @@ def flags(checkpoint_folder: Path, data_file: Path, tmp_path: Path) -> Callable[
     return make
 
 
-def status_of_child(work: Callable[[], int]) -> int:
-    """Run ``work`` in a process of its own, forked so that nothing is imported anew; its exit status."""
+def started(work: Callable[[], int]) -> int:
+    """``work`` in a process of its own, forked so that nothing is imported anew; its number."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python 3.12 warns of every fork
         child = os.fork()
     if child == 0:
         os._exit(work())
+    return child
+
+
+def status_of(child: int) -> int:
+    """The exit status of a process, when it has ended; of one that a signal ended, the number below 0."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -59,7 +68,7 @@ def run(program: ModuleType, flags: list[str], number: int, step: int = KILLED) 
         trainer.FinetuneTrainer.training_step = then_signalled  # type: ignore[method-assign]
         return program.main(flags)
 
-    return status_of_child(work)
+    return status_of(started(work))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -98,7 +107,9 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(
     assert run_folder.last_complete(out) == (newest, [])
     shown = capfd.readouterr()
     if number == signal.SIGTERM:
-        assert f"SIGTERM: training stops here, saved in {newest}; the same command goes on from it" in shown.err
+        assert (
+            f"SIGTERM: training stops here, saved in {newest}; the same command goes on from it" in shown.err
+        )
         assert "Traceback" not in shown.err
     assert program.main(again) == 0
     assert f"going on from {newest}" in capfd.readouterr().out
