@@ -1,0 +1,52 @@
+"""Trouble: under ZeRO-3 training hangs when one process has a picture in its batch and another has none: each waits for
+weights, or for gradients, that the other never asks for.
+
+Promise: where processes share weights or gradients of the eye, a batch without pictures gets a blank one at the end of
+a row, which trains nothing and which nothing sees; training goes on as it does with one process.
+"""
+
+from pathlib import Path
+
+import torch
+
+from finetune.data import Collator
+from finetune.families.qwen_vl import QwenVLFamily
+from tests.training.side_by_side import assert_same, in_two_processes, run
+from tests.training.test_packing import difference, parts  # noqa: F401  (a fixture)
+
+
+def test_zero_3_with_texts_and_pictures_trains_what_one_process_does(
+    checkpoint_folder: Path, data_file: Path, tmp_path: Path
+):
+    """Each process has one or two rows a batch, a third of the samples are texts, and the model's own help is off."""
+    two = in_two_processes(checkpoint_folder, data_file)["zero-3"]
+    assert two["shards"] > 40 and two["blank"]
+    assert_same(run(checkpoint_folder, data_file, tmp_path, "plain"), two)
+
+
+def test_the_blank_picture_changes_no_loss_and_no_gradient(parts):  # noqa: F811
+    model, processor, dataset = parts
+    family = QwenVLFamily()
+    blank = family.blank(processor)
+    assert len(blank.media["pixel_values"]) == 1 and (blank.labels == -100).all()
+    texts = [[dataset[0]], [dataset[3]]]
+    alone = Collator(0, blank)(texts)
+    seeing = Collator(0, blank, blank_pictures=True)(texts)
+    assert "pixel_values" not in alone and len(seeing["pixel_values"]) == 1
+    found = []
+    for batch in (alone, seeing):
+        model.zero_grad()
+        kept, labels = batch.pop("about")["kept"], batch.pop("labels")
+        logits = model(**batch, logits_to_keep=kept).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, kept + 1].flatten())
+        loss.backward()
+        gradients = {
+            name: p.grad.clone()
+            for name, p in model.named_parameters()
+            if p.grad is not None and ".visual." not in name
+        }
+        found.append((loss.item(), gradients))
+        assert all(
+            p.grad is None or not p.grad.any() for name, p in model.named_parameters() if ".visual." in name
+        )
+    assert abs(found[0][0] - found[1][0]) < 1e-6 and difference(found[0][1], found[1][1]) < 1e-6
