@@ -220,7 +220,8 @@ def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:
 def open_checkpoint(args: Arguments, plan: adaptation.Plan) -> tuple[Any, families.Family]:
     """Processor and family of the model, whose modules are checked against the flags: no weights yet.
 
-    Raises ValueError for a LoRA target that matches nothing, and for a key layer that there is not.
+    Raises ValueError for a LoRA target that matches nothing, for a key layer that there is not, and for a pixel budget
+    that the family cannot keep.
     """
     name, cache = str(args.model.model_name_or_path), args.model.cache_dir
     config = checkpoint.load_config(name, cache_dir=cache)
@@ -230,7 +231,9 @@ def open_checkpoint(args: Arguments, plan: adaptation.Plan) -> tuple[Any, famili
     if plan.lora:
         adaptation.target_pattern(model, family, plan)
     check_key_layers(args, model, family)
-    return checkpoint.load_processor(name, cache_dir=cache), family
+    processor = checkpoint.load_processor(name, cache_dir=cache)
+    family.set_pixel_budget(processor, min_pixels=args.data.min_pixels, max_pixels=args.data.max_pixels)
+    return processor, family
 
 
 def read_data(args: Arguments, path: str) -> Sequence[conversation.Conversation]:
