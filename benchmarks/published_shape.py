@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.lora_speed import sample
 from finetune.adaptation import Plan, adapt, component_of
 from finetune.families import family_of
-from finetune.families.base import Family
+from finetune.families.base import Family, bare_model
 from finetune.loss import step_loss, token_nats
 from finetune.qwen_vl import QwenVLConfig, QwenVLForConditionalGeneration
 
@@ -234,9 +234,10 @@ def counted(model: nn.Module, config: Any, family: Family) -> Callable[[int], fl
     frozen, trained = language_weights(model, family)
     attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.kv_channels
     eyes, connector = picture_flops(config)
-    if any(
-        p.requires_grad for n, p in model.named_parameters() if component_of(n, family.paths) == "connector"
-    ):
+    trains = {
+        component_of(n, family.paths) for n, p in bare_model(model).named_parameters() if p.requires_grad
+    }
+    if "connector" in trains:
         connector *= 3
 
     def flops(tokens: int) -> float:
@@ -248,7 +249,7 @@ def counted(model: nn.Module, config: Any, family: Family) -> Callable[[int], fl
 def language_weights(model: nn.Module, family: Family) -> tuple[int, int]:
     """Elements of the language model's matrices that multiply (not the embeddings): (frozen, trained)."""
     sizes = {False: 0, True: 0}
-    for name, module in model.named_modules():
+    for name, module in bare_model(model).named_modules():
         if isinstance(module, nn.Linear) and component_of(f"{name}.weight", family.paths) == "language":
             sizes[bool(module.weight.requires_grad)] += module.in_features * module.out_features
     return sizes[False], sizes[True]
