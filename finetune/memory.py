@@ -135,7 +135,8 @@ class Estimate(NamedTuple):
 
     @property
     def peak(self) -> float:
-        """All of them together: they meet at the end of a forward pass, from the second step on."""
+        """All of them together: they meet at the end of a forward pass, from the second step on, where a step has
+        several micro-batches. With one, gradients come as activations go, and this is more than is needed."""
         return sum(self)
 
 
