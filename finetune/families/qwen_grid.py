@@ -143,7 +143,8 @@ class QwenGridFamily:
     def set_pixel_budget(self, processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> None:
         """Written into ``image_processor.size``, which resizing reads and ``save_pretrained`` keeps.
 
-        Trap: the attributes ``min_pixels`` and ``max_pixels``, known from older releases, are read by nobody.
+        Trap: attributes ``min_pixels`` and ``max_pixels``, where somebody has set them, overrule it in calls, and what
+        counts tokens without a picture does not see them. They go.
         """
         least, most = _processor_budget(processor)
         least = least if min_pixels is None else min_pixels
@@ -159,6 +160,8 @@ class QwenGridFamily:
                 f"--min_pixels {least:,}{'' if min_pixels else ' (the processor says so)'}, --max_pixels {most:,}"
                 f"{'' if max_pixels else ' (the processor says so)'}: expected 0 < min_pixels <= max_pixels; give both"
             )
+        for name in ("min_pixels", "max_pixels"):
+            vars(processor.image_processor).pop(name, None)
         processor.image_processor.size = _size_dict(least, most)
 
     # --- rows --------------------------------------------------------------------------------------------
