@@ -1,16 +1,23 @@
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from finetune import checkpoint, run_folder
+from finetune import trainer as trainer_module
 from finetune.adaptation import Plan, adapt
 from finetune.arguments import TrainingArguments
 from finetune.data import ConversationDataset, build_dataset
 from finetune.families.qwen_vl import QwenVLFamily
 from finetune.guards import TrainingError
+from finetune.mixture import Mixture, Source
+from finetune.qwen_vl import QwenVLForConditionalGeneration
 from finetune.reading import read
-from finetune.trainer import FinetuneTrainer, build_trainer
+from finetune.trainer import BatchError, FinetuneTrainer, build_trainer
+from tests.training.conftest import write_data
 
 FAMILY = QwenVLFamily()
 
@@ -29,7 +36,9 @@ def make(checkpoint_folder: Path, dataset: ConversationDataset, folder: Path, **
         "output_dir": str(folder), "report_to": "none", "max_steps": 2, "per_device_train_batch_size": 4,
         "learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, "seed": 5,
     }  # fmt: skip
-    return build_trainer(model, processor, TrainingArguments(**{**settings, **changes}), dataset, None)
+    packing = changes.pop("packing", False)
+    args = TrainingArguments(**{**settings, **changes})
+    return build_trainer(model, processor, args, dataset, None, packing=packing)
 
 
 def losses(trainer: FinetuneTrainer) -> list[float]:
@@ -138,3 +147,159 @@ def test_evaluation_is_the_loss_alone(checkpoint_folder: Path, dataset: Conversa
     trainer.eval_dataset = dataset
     metrics = trainer.evaluate()
     assert 5 < metrics["eval_loss"] < 8
+
+
+def test_steps_ask_for_logits_of_trained_tokens_alone_and_for_no_cache(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    forward, asked = QwenVLForConditionalGeneration.forward, []
+
+    def seen(self, input_ids, logits_to_keep=0, use_cache=None, **rest):
+        outputs = forward(self, input_ids, logits_to_keep=logits_to_keep, use_cache=use_cache, **rest)
+        asked.append((use_cache, outputs.logits.shape[1], input_ids.shape[1]))
+        return outputs
+
+    monkeypatch.setattr(QwenVLForConditionalGeneration, "forward", seen)
+    make(checkpoint_folder, dataset, tmp_path).train()
+    assert len(asked) == 2
+    assert all(cache is False and 0 < logits < tokens / 2 for cache, logits, tokens in asked)
+
+
+def test_a_model_that_gives_all_logits_trains_the_same(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path
+):
+    some, every = (make(checkpoint_folder, dataset, tmp_path) for _ in range(2))
+    every.keeps_logits = False
+    some.train()
+    every.train()
+    assert losses(some) == pytest.approx(losses(every), abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def mixed(checkpoint_folder: Path, data_file: Path) -> ConversationDataset:
+    """12 samples, and the 3 longest of them once more under another name."""
+    processor = checkpoint.load_processor(checkpoint_folder)
+    conversations = list(read(data_file, say=lambda _: None))
+    sources = [
+        Source("base", conversations, "base"), Source("spheres", conversations[9:], "corrective", None, 2)
+    ]  # fmt: skip
+    return build_dataset(Mixture(sources, 4), processor, FAMILY, max_length=200, on_bad_sample="error")
+
+
+def test_a_packed_run_resumed_in_its_second_epoch_goes_on_exactly(
+    checkpoint_folder: Path, mixed: ConversationDataset, tmp_path: Path
+):
+    """Steps of an epoch are those of its packed rows; order, counts and losses come back as they would have been."""
+
+    def run(folder: Path, resume: str | None = None) -> FinetuneTrainer:
+        trainer = make(
+            checkpoint_folder, mixed, folder, packing=True, per_device_train_batch_size=1, save_strategy="steps",
+            save_steps=1, max_steps=-1, num_train_epochs=2, gradient_accumulation_steps=2, learning_rate=1e-3,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    straight = run(tmp_path / "a")
+    first, second = (straight.schedule.steps(epoch) for epoch in range(2))
+    assert straight.state.global_step == first + second and len(straight.schedule.rows(0)) < 18
+    middle = tmp_path / "a" / f"checkpoint-{first + 1}"
+    resumed = run(tmp_path / "b", str(middle))
+    logs = [
+        {step["step"]: step for step in trainer.state.log_history if "loss" in step}
+        for trainer in (straight, resumed)
+    ]
+    assert logs[0].keys() == logs[1].keys() == {*range(1, first + second + 1)}
+    for step, here in logs[0].items():
+        there = logs[1][step]
+        assert {k: v for k, v in here.items() if "waiting" not in k} == {
+            k: v for k, v in there.items() if "waiting" not in k
+        }
+    last = logs[1][first + second]
+    assert (last["samples by source/base"], last["samples by source/spheres"]) == (24, 12)
+
+
+def test_losses_by_source_are_means_over_their_tokens(
+    checkpoint_folder: Path, mixed: ConversationDataset, tmp_path: Path
+):
+    trainer = make(checkpoint_folder, mixed, tmp_path, per_device_eval_batch_size=4)
+    trainer.eval_dataset = mixed
+    metrics = trainer.evaluate()
+    nats, tokens = torch.zeros(2), torch.zeros(2)
+    model = trainer.model.eval()
+    for number in range(len(mixed)):
+        sample = mixed[number]
+        ids, labels = (torch.tensor(x)[None] for x in (sample.encoded.input_ids, sample.encoded.labels))
+        with torch.no_grad():
+            logits = model(input_ids=ids, **sample.encoded.media).logits[:, :-1].flatten(0, 1)
+        total = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum")
+        nats[sample.source] += total
+        tokens[sample.source] += (labels[:, 1:] != -100).sum()
+    assert metrics["eval_loss"] == pytest.approx((nats.sum() / tokens.sum()).item(), abs=1e-5)
+    for index, name in enumerate(("base", "spheres")):
+        expected = (nats[index] / tokens[index]).item()
+        assert metrics[f"eval_loss by source/{name}"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_workers_change_no_loss(checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path):
+    found = []
+    for workers in (0, 2):
+        trainer = make(checkpoint_folder, dataset, tmp_path, max_steps=5, dataloader_num_workers=workers)
+        trainer.train()
+        found.append(losses(trainer))
+    assert found[0] == found[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samples that turn out bad on the way
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(checkpoint_folder: Path, tmp_path: Path) -> Callable[[str], ConversationDataset]:
+    """12 samples, two of whose pictures are cut in the middle: their headers are whole."""
+    data = write_data(tmp_path / "data")
+    for number in (1, 7):
+        picture = tmp_path / "data" / f"{number}.png"
+        picture.write_bytes(picture.read_bytes()[:-30])
+    processor = checkpoint.load_processor(checkpoint_folder)
+
+    def build(on_bad_sample: Any) -> ConversationDataset:
+        conversations = read(data, streaming=True, say=lambda _: None)
+        return build_dataset(
+            conversations, processor, FAMILY, max_length=200, on_bad_sample=on_bad_sample, streaming=True
+        )
+
+    return build
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_sample_on_the_way_ends_training_by_name(
+    checkpoint_folder: Path, broken: Callable[[str], ConversationDataset], tmp_path: Path, workers: int
+):
+    trainer = make(checkpoint_folder, broken("error"), tmp_path, max_steps=3, dataloader_num_workers=workers)
+    with pytest.raises(
+        BatchError, match=r"(?s)\(id 'sample-[17]'\): image '.*png'.*--on_bad_sample drop"
+    ) as caught:
+        trainer.train()
+    assert "Traceback" not in str(caught.value)
+
+
+def test_bad_samples_are_left_out_and_said_at_the_end(
+    checkpoint_folder: Path,
+    broken: Callable[[str], ConversationDataset],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    said: list[str] = []
+    monkeypatch.setattr(trainer_module.logger, "warning", said.append)
+    # One row a batch: a batch of a bad sample alone is a step that trains nothing.
+    trainer = make(
+        checkpoint_folder, broken("drop"), tmp_path, max_steps=12, per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step == 12 and all(math.isfinite(loss) for loss in losses(trainer))
+    (line,) = said
+    assert line.startswith("2 samples could not be read, and were left out:")
+    assert "(id 'sample-1')" in line and "(id 'sample-7')" in line
+    assert trainer.samples_by_source.tolist() == [20]
