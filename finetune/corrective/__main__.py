@@ -216,13 +216,12 @@ def _ask_own(
 
 
 def _topics(count: int, ask: Callable[[int], Sequence[Question]]) -> tuple[dict[int, Topics], bool]:
-    """What each picture can be asked about, pictures left out that a correction has no question about; and whether
-    any question can be trained."""
+    """What each picture can be asked about, of those that can be; and whether any question can be trained."""
     found: dict[int, Topics] = {}
     trained = False
     for place in tqdm(range(count), desc="asking", unit="picture", delay=2):
         questions = ask(place)
-        if any(one.group != general.GROUP for one in questions):
+        if questions:
             found[place] = topics_of(questions)
             trained |= any(one.trained for one in questions)
     return found, trained

@@ -99,8 +99,8 @@ class _Building:
         for part in sorted(self.parts.keys() | (others - there - set(self.name.evidence))):
             yes, no = _HAS[language]
             right, wrong = (yes, no) if part in self.parts else (no, yes)
-            label = "yes" if part in self.parts else "no"
-            yield self._about(part, "has", language, rng, right, wrong, label, contrast=True)
+            label, against = ("yes", "no") if part in self.parts else ("no", "yes")
+            yield self._about(part, "has", language, rng, right, wrong, label, against=against)
 
     def _count(self, language: Language, rng: Random) -> Iterator[Question]:
         for part, boxes in self.parts.items():
@@ -128,7 +128,7 @@ class _Building:
         foil: str | None,
         label: str,
         *,
-        contrast: bool = False,
+        against: str | None = None,
         probed: bool = True,
     ) -> Question:
         name, kind = self.names.word(part, language), self.name.kind[language]
@@ -145,7 +145,7 @@ class _Building:
             answer=answer,
             label=label,
             foil=foil,
-            contrast=contrast,
+            against=against,
             probed=probed,
             regions={**self.parts, self.category: (self.box,)},
             phrases=dict(list(found.items())[:1]),

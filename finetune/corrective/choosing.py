@@ -64,7 +64,7 @@ def for_training(
     Kinds of question that were asked least come first. Where answers contrast (yes and no, left and right), what one
     of them has too much is taken out again, so that the answer cannot be guessed from the form of the question.
     """
-    asked = itertools.islice(_evenly(places, ask, _is_trained, per_picture, seed), most)
+    asked = itertools.islice(_evenly(_shuffled(places, seed), ask, _is_trained, per_picture, seed), most)
     chosen = _balanced([Asked(scenes[place], question) for place, question in asked])
     random.Random(f"order/{seed}").shuffle(chosen)
     return chosen
@@ -89,13 +89,19 @@ def for_probes(
 ) -> list[Asked]:
     """At most ``per_group`` questions of each group, no picture twice in a group, groups one after another.
 
-    Probes of one picture would rise and fall together, and count as less than their number says.
+    Probes of one picture would rise and fall together, and count as less than their number says. Where there are more
+    pictures than are wanted, those wait that would make one answer more frequent than the one against it. Where all
+    are wanted, those with the fewest kinds of question come first, and the others make up for them.
     """
     chosen: list[Asked] = []
     for group in sorted({group for place in places for group, _ in topics[place]}):
-        with_it = [place for place in places if any(group == one for one, _ in topics[place])]
+        pool = _shuffled([place for place in places if any(group == one for one, _ in topics[place])], seed)
+        wanted = partial(_is_probe_of, group)
+        spare = len(pool) > per_group
+        if not spare:
+            pool = sorted(pool, key=partial(_freedom, ask, wanted))
         taken: set[str] = set()
-        for place, question in _evenly(with_it, ask, partial(_is_probe_of, group), 1, seed):
+        for place, question in _evenly(pool, ask, wanted, 1, seed, patient=spare):
             if scenes[place].digest not in taken:
                 taken.add(scenes[place].digest)
                 chosen.append(Asked(scenes[place], question))
@@ -104,22 +110,51 @@ def for_probes(
     return chosen
 
 
-def _evenly(
-    places: Sequence[int], ask: Ask, wanted: Callable[[Question], bool], most: int, seed: int
-) -> Iterator[tuple[int, Question]]:
-    """At most ``most`` questions of each picture, of the kinds that were chosen least until then.
+def _freedom(ask: Ask, wanted: Callable[[Question], bool], place: int) -> int:
+    """Kinds of question that there are of a picture."""
+    return len({question.kind for question in ask(place) if wanted(question)})
 
-    Which is least is asked from coarse to fine: the topic, then form, answer and language too.
-    """
+
+def _shuffled(places: Sequence[int], seed: int) -> list[int]:
     shuffled = list(places)
     random.Random(f"pictures/{seed}").shuffle(shuffled)
+    return shuffled
+
+
+def _evenly(
+    places: Sequence[int],
+    ask: Ask,
+    wanted: Callable[[Question], bool],
+    most: int,
+    seed: int,
+    *,
+    patient: bool = False,
+) -> Iterator[tuple[int, Question]]:
+    """At most ``most`` questions of each picture, in this order, of the kinds that were chosen least until then.
+
+    An answer that was chosen less often than the one against it comes before all. Which kind was chosen least is asked
+    from coarse to fine: the topic, then form, answer and language too.
+
+    patient   a picture that has only answers that are ahead of those against them waits until all others had their turn
+    """
+    waiting: list[int] = []
     counts: Counter[tuple[str, ...]] = Counter()
-    for place in tqdm(shuffled, desc="choosing", unit="picture", delay=2):
+
+    def rank(question: Question) -> list[int]:
+        contrast = _contrast(question)
+        ahead = counts[(*contrast, question.label)] - counts[(*contrast, question.against or question.label)]
+        return [ahead, *(counts[key] for key in _keys(question))]
+
+    turns = itertools.chain(zip(places, itertools.repeat(patient)), zip(waiting, itertools.repeat(False)))
+    for place, may_wait in tqdm(turns, desc="choosing", unit="picture", delay=2, total=len(places)):
         left = [question for question in ask(place) if wanted(question)]
+        if may_wait and left and min(map(rank, left))[0] > 0:
+            waiting.append(place)
+            continue
         random.Random(f"questions/{seed}/{place}").shuffle(left)
         for _ in range(min(most, len(left))):
-            best = min(left, key=lambda one: [counts[key] for key in _keys(one)])
-            counts.update(_keys(best))
+            best = min(left, key=rank)
+            counts.update([*_keys(best), (*_contrast(best), best.label)])
             left.remove(best)
             yield place, best
 
@@ -135,27 +170,29 @@ def _keys(question: Question) -> tuple[tuple[str, ...], ...]:
 
 
 def _balanced(asked: Sequence[Asked]) -> list[Asked]:
-    """Without what the more frequent of contrasting answers has too much, in the same order."""
-    groups: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
-    for _, question in asked:
-        if question.contrast:
-            groups[_contrast(question)][question.label] += 1
-    allowed = {key: min(counts.values()) if len(counts) > 1 else 0 for key, counts in groups.items()}
-    kept: list[Asked] = []
+    """Without what an answer has more, in its language, than the one against it, in the same order."""
+    counts = Counter(_said(question, question.label) for _, question in asked if question.against)
     used: Counter[tuple[str, ...]] = Counter()
+    kept: list[Asked] = []
     for one in asked:
         question = one.question
-        key = (*_contrast(question), question.label)
-        if not question.contrast or used[key] < allowed[_contrast(question)]:
-            used[key] += 1
-            kept.append(one)
+        if question.against is not None:
+            own = _said(question, question.label)
+            used[own] += 1
+            if used[own] > counts[_said(question, question.against)]:
+                continue
+        kept.append(one)
     return kept
 
 
+def _said(question: Question, label: str) -> tuple[str, ...]:
+    return (*_contrast(question), question.language, label)
+
+
 def _contrast(question: Question) -> tuple[str, ...]:
-    """Within what answers contrast: yes and no for each relation, left and right over both relations."""
+    """Within what answers contrast: yes and no for each relation, left and right over both."""
     topic = question.topic if question.label in ("yes", "no") else ""
-    return (question.group, topic, question.form)
+    return ("contrast", question.group, topic, question.form)
 
 
 def count(asked: Iterable[Asked], key: Callable[[Asked], str]) -> dict[str, int]:

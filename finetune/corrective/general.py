@@ -46,6 +46,7 @@ def ask(
             text=rng.choice(_ASKED[chosen]).format(Is=verb, a=name.a(chosen)),
             answer=yes if seen else no,
             label="yes" if seen else "no",
+            against="no" if seen else "yes",
             foil=no if seen else yes,
             trained=False,
             regions={category: scene.boxes_of(category)} if seen else {},

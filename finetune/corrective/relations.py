@@ -134,7 +134,8 @@ class _Pair:
     def questions(self, verdict: bool, rng: Random) -> Iterator[Question]:
         yes, no = _YES_NO[self.language]
         answer, foil = (yes, no) if verdict else (no, yes)
-        yield self._question("yes or no", answer, foil, "yes" if verdict else "no", rng, contrast=True)
+        label, against = ("yes", "no") if verdict else ("no", "yes")
+        yield self._question("yes or no", answer, foil, label, rng, against=against)
         if not verdict:
             return
         if self.relation in OPPOSITE:
@@ -142,7 +143,7 @@ class _Pair:
             for form in forms:
                 answers = _ANSWERS[self.language][form]
                 right, wrong = answers[self.relation], answers[OPPOSITE[self.relation]]
-                yield self._question(form, right, wrong, self.relation, rng, contrast=True)
+                yield self._question(form, right, wrong, self.relation, rng, against=OPPOSITE[self.relation])
         if self.relation in _ELSEWHERE:
             where, elsewhere = self._where(self.relation), self._where(_ELSEWHERE[self.relation])
             yield self._question("where", where, elsewhere, self.relation, rng)
@@ -160,7 +161,7 @@ class _Pair:
         label: str,
         rng: Random,
         *,
-        contrast: bool = False,
+        against: str | None = None,
         probed: bool = True,
     ) -> Question:
         text = rng.choice(_ASKED[self.language][form]).format(**self._words(form))
@@ -174,7 +175,7 @@ class _Pair:
             answer=answer,
             label=label,
             foil=foil,
-            contrast=contrast,
+            against=against,
             probed=probed,
             regions={thing.category: (thing.box,) for _, thing in self._named()},
             phrases=phrases_in(f"{text}\n{answer}", said),

@@ -66,7 +66,7 @@ class Question:
     topic      what it is about: a relation, a building, a template. Pictures are held out topic by topic
     form       how it is asked; questions of all forms and labels are chosen equally often
     label      which of the form's answers is right, whatever the language
-    contrast   whether the labels of this form are to be trained exactly equally often (yes and no, left and right)
+    against    the label that is to be trained exactly as often (no against yes, left of against right of), or None
     trained    whether it may be a training sample
     probed     whether it may be a probe; answers that are boxes may not
     regions, phrases, relation   as in the probe file
@@ -80,7 +80,7 @@ class Question:
     answer: str
     label: str
     foil: str | None = None
-    contrast: bool = False
+    against: str | None = None
     trained: bool = True
     probed: bool = True
     regions: Mapping[str, tuple[Box, ...]] = field(default_factory=dict)

@@ -381,7 +381,16 @@ def test_a_template_file_says_its_version(tmp_path: Path):
 
 
 def question(topic: str, label: str = "yes", group: str = "g", **more) -> Question:
-    return Question(group, topic, "yes or no", "en", f"{topic}?", label, label, **{"contrast": True, **more})
+    return Question(
+        group,
+        topic,
+        "yes or no",
+        "en",
+        f"{topic}?",
+        label,
+        label,
+        **{"against": {"yes": "no", "no": "yes"}.get(label), **more},
+    )
 
 
 def test_every_topic_gives_its_share_and_copies_stay_together():
@@ -404,7 +413,7 @@ def test_contrasting_answers_are_equally_frequent():
         return [
             question("on", "no" if place % 10 == 0 else "yes"),
             question("inside", "yes"),
-            question("on", "on", contrast=False),
+            question("on", "on"),
         ]
 
     chosen = for_training(scenes, range(100), ask, per_picture=3, most=None, seed=0)
@@ -418,8 +427,8 @@ def test_rare_questions_come_first():
     scenes = [scene(digest=str(i)) for i in range(60)]
 
     def ask(place: int) -> list[Question]:
-        rare = [question("rare", contrast=False)] if place % 6 == 0 else []
-        return [*rare, question("often", contrast=False), question("often too", contrast=False)]
+        rare = [question("rare", "x")] if place % 6 == 0 else []
+        return [*rare, question("often", "x"), question("often too", "x")]
 
     chosen = for_training(scenes, range(60), ask, per_picture=1, most=None, seed=0)
     counts = Counter(one.question.topic for one in chosen)
@@ -440,3 +449,18 @@ def test_a_picture_is_probed_once_in_a_group():
     every = for_probes(scenes, topics, range(40), ask, per_group=100, seed=0)
     assert len(every) == 20 and all(isinstance(one, Asked) for one in every)
     assert all(one.question.group <= other.question.group for one, other in pairwise(every))
+
+
+@pytest.mark.parametrize(("pictures", "per_group", "expected"), [(60, 12, 6), (60, 60, 30), (12, 40, 6)])
+def test_probes_say_no_as_often_as_yes(pictures, per_group, expected):
+    """Every other picture can only be asked what is answered no; the rest have another question too."""
+    scenes = [scene(digest=str(i)) for i in range(pictures)]
+
+    def ask(place: int) -> list[Question]:
+        return [question("on", "no")] if place % 2 else [question("on", "yes"), question("on", "on")]
+
+    topics = {i: topics_of(ask(i)) for i in range(pictures)}
+    probes = for_probes(scenes, topics, range(pictures), ask, per_group=per_group, seed=0)
+    labels = Counter(one.question.label for one in probes)
+    assert len(probes) == min(pictures, per_group)
+    assert abs(labels["yes"] - labels["no"]) <= 1 and labels["no"] >= expected - 2
