@@ -195,6 +195,9 @@ def measuring(output: str, run: Callable[[str, Any], None]) -> dict[str, float]:
     began = time.perf_counter()
 
     class Meter(TrainerCallback):
+        def __init__(self) -> None:
+            self.seen = seen
+
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             seen["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
             seen["before_seconds"] = time.perf_counter() - began
@@ -259,8 +262,7 @@ def summary(measured: Mapping[str, Sequence[dict[str, float]]], samples: int) ->
         for way in (*OURS,)
         if way in measured and other in measured
     }
-    same = len({round(count) for way, count in tokens.items() if way != "packed"}) == 1
-    return {"ways": ways, "ratios": ratios, "same_tokens": same}
+    return {"ways": ways, "ratios": ratios, "same_tokens": len(set(tokens.values())) == 1}
 
 
 def describe(turns: Sequence[dict[str, float]], samples: int) -> dict[str, Any]:
@@ -313,7 +315,12 @@ def ours(job: Job) -> Callable[[str, Any], None]:
         program.trainer.build_trainer = build_trainer
         ready = program.prepare([*common_flags(job, output), *our_flags(job), *OURS[job.way]])
         assert ready is not None
+        tokens = ready.train_set.lengths.tokens
+        if job.way == "packed":  # as many rows as hold the samples of a batch of the others
+            rows = round(job.batch * float(tokens.mean()) / job.max_length)
+            ready.args.training.per_device_train_batch_size = max(1, rows)
         program.train(ready)
+        meter.seen["tokens"] = float(tokens.sum())  # packed rows have no mask that tells padding apart
 
     return run
 
@@ -504,7 +511,7 @@ def llamafactory(job: Job) -> Callable[[str, Any], None]:
                 "dataset_dir": job.folder,
                 "media_dir": str(Path(job.data).parent),
                 "template": "qwen2_vl",
-                "cutoff_len": job.max_length,
+                "cutoff_len": 100 * job.max_length,  # it would cut
                 "overwrite_cache": True,
                 "image_max_pixels": job.max_pixels,
                 "disable_gradient_checkpointing": True,
@@ -525,8 +532,8 @@ def llamafactory(job: Job) -> Callable[[str, Any], None]:
 def write_data(folder: Path, samples: int) -> Path:
     """``samples`` conversations as messages with an image list, which every way reads, and their pictures.
 
-    One sample in eight has no picture. Pictures have 0.02 to 0.5 megapixels and are never square; answers have 8 to
-    400 characters, most of them short (log-uniform).
+    One sample in eight has no picture. Pictures have 0.02 to 0.2 megapixels and are never square; answers have 8 to
+    400 characters, most of them short (both log-uniform).
     """
     import numpy as np
     from PIL import Image
@@ -537,7 +544,7 @@ def write_data(folder: Path, samples: int) -> Path:
     for i in range(samples):
         images = []
         if i % 8:
-            pixels, shape = 10 ** draw.uniform(4.3, 5.7), draw.uniform(0.5, 0.9)
+            pixels, shape = 10 ** draw.uniform(4.3, 5.3), draw.uniform(0.5, 0.9)
             size = round((pixels * shape) ** 0.5), round((pixels / shape) ** 0.5)
             noise = np.random.default_rng(i).integers(
                 0, 256, (size[1] // 8 + 1, size[0] // 8 + 1, 3), np.uint8
@@ -673,7 +680,7 @@ def write_byte_processor(folder: Path) -> dict[str, int]:
         "chat_template.json": {"chat_template": CHATML},
         "preprocessor_config.json": {
             "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor",
-            "min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
+            "min_pixels": 3136, "max_pixels": 12_845_056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
             "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
         },
     }  # fmt: skip
@@ -744,7 +751,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--llamafactory", help="the Python of an environment that has it")
     parser.add_argument("--ways", nargs="+", choices=ORDER, default=None, help="default: all that there are")
     parser.add_argument("--modes", nargs="+", choices=("lora", "full"), default=("lora", "full"))
-    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=48)
     parser.add_argument(
         "--batch", type=int, default=8, help="samples of an optimiser step, over all processes"
     )
@@ -755,9 +762,9 @@ def arguments() -> argparse.Namespace:
         "--threads", type=int, help="of torch in a process; default: the cores that no worker needs"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--max_length", type=int, default=2048)
+    parser.add_argument("--max_length", type=int, default=768, help="of a sample, and of a packed row")
     parser.add_argument(
-        "--max_pixels", type=int, default=100_352, help="of a picture, where they differ in size"
+        "--max_pixels", type=int, default=250_880, help="of a picture, where they differ in size"
     )
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--output", type=Path, help="a JSON file; it is printed in any case")
