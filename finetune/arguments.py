@@ -655,6 +655,8 @@ def _check_loop(arguments: Arguments) -> Iterator[str]:
             "--train_sampling_strategy batch_rebalance: would give each number of processes another order; found it, "
             "expected random, sequential or group_by_length, or --packing True, which fills every row"
         )
+    if training.fsdp and training.use_cpu:
+        yield "--fsdp: accelerate leaves it out on a CPU, and every process would hold the whole model; leave it out"
     if training.n_gpu > 1:
         yield (
             f"one process and {training.n_gpu} GPUs: pictures cannot be divided by torch's DataParallel; start one "

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from transformers.utils import logging
 
@@ -39,7 +40,8 @@ class GradientCheck(TrainerCallback):
     - rows of an embedding that no token used; the tensor as a whole has some
 
     Gradients are noticed as they are computed, by hooks that go after the verdict: DeepSpeed moves gradients away
-    before anyone can look at ``.grad``.
+    before anyone can look at ``.grad``. FSDP computes with other tensors than the parameters, whose hooks are never
+    called: there ``.grad`` is looked at before the optimizer's step.
     """
 
     def __init__(self, family: Family) -> None:
@@ -48,6 +50,7 @@ class GradientCheck(TrainerCallback):
         self.levels = self.partners = torch.zeros(0)
         self.pictures = False
         self.handles: dict[str, Any] = {}
+        self.shards: dict[int, nn.Parameter] = {}
 
     @property
     def watching(self) -> bool:
@@ -68,6 +71,8 @@ class GradientCheck(TrainerCallback):
         self.partners = torch.ones_like(self.levels)
         for index, (name, parameter) in enumerate(trained.items()):
             self.handles[name] = parameter.register_hook(functools.partial(self._seen, index))
+            if isinstance(parameter, DTensor):
+                self.shards[index] = parameter
             partner = trained.get(_partner(name))
             if partner is not None:
                 self.partners[index] = _is_anything(_values(partner))
@@ -75,6 +80,11 @@ class GradientCheck(TrainerCallback):
     def _seen(self, index: int, gradient: Tensor) -> None:
         level = torch.where(_is_anything(gradient.detach()), THERE, ZERO).to(self.levels)
         self.levels[index] = torch.maximum(self.levels[index], level)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for index, parameter in self.shards.items():
+            if parameter.grad is not None:
+                self._seen(index, _local(parameter.grad))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not self.watching:
@@ -118,6 +128,8 @@ class GradientCheck(TrainerCallback):
             handle = self.handles.pop(name, None)
             if handle is not None:
                 handle.remove()
+        if not self.handles:
+            self.shards.clear()
 
 
 def _partner(name: str) -> str:
@@ -130,8 +142,12 @@ def _partner(name: str) -> str:
 
 
 def _values(parameter: nn.Parameter) -> Tensor:
-    """The values here: under ZeRO-3 this process's shard, which may be empty."""
-    return getattr(parameter, "ds_tensor", parameter).detach()
+    """The values here: under ZeRO-3 and FSDP this process's shard, which may be empty."""
+    return _local(getattr(parameter, "ds_tensor", parameter)).detach()
+
+
+def _local(values: Tensor) -> Tensor:
+    return values.to_local() if isinstance(values, DTensor) else values
 
 
 def _is_anything(values: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from unittest.mock import patch
 
 import torch
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.tensor import DTensor
 
 from finetune import checkpoint
 from finetune.adaptation import Plan, adapt
@@ -25,16 +27,22 @@ from finetune.families.qwen_vl import QwenVLFamily
 from finetune.mixture import Mixture, Source
 from finetune.qwen_vl.modeling import QwenVLModel
 from finetune.reading import read
-from finetune.trainer import build_trainer
+from finetune.trainer import FinetuneTrainer, build_trainer
 
 ROOT = Path(__file__).parents[2]
 FAMILY = QwenVLFamily()
 EPOCHS, STEP_ROWS = 2, 4
 
+FSDP = {
+    "fsdp": True,
+    "fsdp_config": {"transformer_layer_cls_to_wrap": ["QwenVLBlock", "VisionBlock"]},
+}
+
 SCENARIOS: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulated": {"gradient_accumulation_steps": 2},
     "packed": {"packing": True},
+    "fsdp": FSDP,
     "zero-3": {"deepspeed": str(ROOT / "ds_config_zero3.json")},
 }
 """Changes to a run whose steps have ``STEP_ROWS`` rows, of texts and pictures, over all processes."""
@@ -45,6 +53,14 @@ def start_afresh() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     for name in [name for name in os.environ if name.startswith(("FSDP_", "ACCELERATE_"))]:
         del os.environ[name]
+
+
+def share_out_by_fsdp(trainer: FinetuneTrainer) -> None:
+    """accelerate takes FSDP on GPUs alone, and plain DDP on a CPU; torch's FSDP works on both."""
+    state = trainer.accelerator.state
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+    state.distributed_type = DistributedType.FSDP
+    trainer.is_fsdp_enabled = True
 
 
 def run(checkpoint_folder: Path, data: Path, out: Path, scenario: str) -> dict[str, Any]:
@@ -72,10 +88,12 @@ def run(checkpoint_folder: Path, data: Path, out: Path, scenario: str) -> dict[s
     )  # fmt: skip
     model = adapt(model, FAMILY, plan, master_weights="deepspeed" not in settings)
     trainer = build_trainer(model, processor, args, dataset, dataset, packing=packing)
+    if scenario == "fsdp":
+        share_out_by_fsdp(trainer)
     with patch.object(QwenVLModel, "_eye_must_run", lambda self: False):
         trainer.train()
         trainer.evaluate()
-    shards = [p for p in trainer.model.parameters() if hasattr(p, "ds_id")]
+    shards = [p for p in trainer.model.parameters() if hasattr(p, "ds_id") or isinstance(p, DTensor)]
     names = ("loss", "grad_norm", "loss by source/", "samples by source/", "eval_loss")
     return {
         "logs": [
