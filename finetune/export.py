@@ -155,14 +155,14 @@ def export(
     say(f"opening {source} in {_name(wanted)}")
     model, processor = checkpoint.load(source, dtype=wanted, **options)
     bare: Any = bare_model(model)
-    stored: torch.dtype = bare.config.dtype  # not of some tensor: trained copies are fp32
+    stored: torch.dtype = bare.config.dtype
     before = logits(model, processor)
     effect = _effect(model, processor, before)
 
     partial = folder.with_name(f"{folder.name}.partial")
     try:
         say(f"{'merging' if effect else 'writing'} in {_name(stored)}")
-        _write(model, processor, partial, stored, max_shard_size)
+        _write(model, processor, partial, max_shard_size)
         del model, bare
         say("opening what was written, and comparing")
         fresh, its_processor = checkpoint.load(partial, device=device)
@@ -236,10 +236,9 @@ def _effect(model: nn.Module, processor: Any, adapted: Float[Tensor, "tokens wor
             return difference(adapted, logits(model, processor))
 
 
-def _write(model: nn.Module, processor: Any, folder: Path, dtype: torch.dtype, max_shard_size: str) -> None:
+def _write(model: nn.Module, processor: Any, folder: Path, max_shard_size: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of an export that was killed
     merged: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model  # type: ignore[operator]
-    merged = merged.to(dtype)  # trained copies were fp32
     _untie(merged)
     needed = sum(p.numel() * p.element_size() for p in merged.parameters())
     free = shutil.disk_usage(folder.parent).free
