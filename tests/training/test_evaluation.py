@@ -35,6 +35,8 @@ from finetune.evaluation import (
 )
 from finetune.families.base import Encoded
 from finetune.families.qwen_vl import QwenVLFamily
+from finetune.memory import layer_of
+from tests.families.tiny_families import ALL, Tiny
 from tests.training.test_finetune import flags, program, scalars  # noqa: F401  (fixtures)
 
 FAMILY = QwenVLFamily()
@@ -208,6 +210,26 @@ def test_answers_are_the_likeliest_tokens_one_after_another(loaded, pictures: li
             token < len(processor.tokenizer) for token in known
         )  # else the texts below are cut differently
         assert (answer.said, answer.ended) == (processor.tokenizer.decode(known).strip(), ended)
+
+
+@pytest.mark.parametrize("tiny", ALL.values(), ids=ALL)
+def test_every_family_answers_alike_alone_and_beside_a_longer_prompt(
+    tiny: Tiny, pictures: list[Path], tmp_path: Path
+):
+    model, processor = tiny.model().eval(), tiny.processor(tmp_path)
+    seen = several_turns(pictures[0]).turns[:2]
+    heard = (Turn("user", ("say it, please",)), Turn("assistant", ("no",)))
+    data = dataset(processor, [Conversation(seen), Conversation(heard)])
+    data.family = tiny.family
+    questions = questions_of(data, 2)
+    assert [(one.asked, one.expected) for one in questions] == [("what?", "blue"), ("say it, please", "no")]
+    together, alone = (
+        Generator(model, processor, tiny.family, max_new_tokens=5, batch_size=size).answer(questions, [0, 1])
+        for size in (2, 1)
+    )
+    assert together == alone
+    layer = layer_of(model, tiny.family.paths.language_layers, tiny.family.paths.language_attention)
+    assert (layer is None) == ("moe" in tiny.family.name)  # experts are no linear layers: said, not guessed
 
 
 def test_an_answer_ends_at_a_stop_and_unknown_tokens_are_visible(loaded):
