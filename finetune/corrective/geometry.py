@@ -17,9 +17,10 @@ is ``None``. Sizes are those of the smaller of the two boxes, w wide and h high.
                no   a gap of twice the larger width
 
 ``on`` and ``inside`` cannot be told from "in front of" by boxes: ask only for pairs that are known to carry or hold
-one another (``names.Name``). The margins are ours, set by hand on photographs; the thought that boxes decide relations
-of the picture's plane, and that doubtful pairs are to be left out, is that of Liu, Emerson and Collier, "Visual spatial
-reasoning", TACL 2023, section 3.
+one another (``names.Name``). ``above`` and ``below`` are of the picture, not of the world: who sits behind a pizza is
+above it, so questions say "in the picture". The margins are ours, set by hand on photographs; the thought that boxes
+decide relations of the picture's plane, and that doubtful pairs are to be left out, is that of Liu, Emerson and
+Collier, "Visual spatial reasoning", TACL 2023, section 3.
 """
 
 from collections.abc import Callable

@@ -50,7 +50,9 @@ _ASKED: dict[Language, dict[str, tuple[str, ...]]] = {
         "side": ("On which side of {o} {is} {s} in the picture?", "In the picture, on which side of {o} {is} {s}?"),
         "where": ("Where {is} {s} in the picture?", "In this picture, where {is} {s}?"),
         "what": ("What is {place} in the picture?", "In this picture, what is {place}?"),
-        "find": ("Find {s} that {is} {place}.", "Draw a box around {s} that {is} {place}."),
+        "find": (
+            "Find {s} that {is} {place} in the picture.", "In this picture, draw a box around {s} that {is} {place}.",
+        ),
     },
     "zh": {
         "yes or no": ("图中的{s}在{place}吗？", "请看图：{s}在{place}吗？", "图中的{s}在不在{place}？"),
@@ -59,7 +61,7 @@ _ASKED: dict[Language, dict[str, tuple[str, ...]]] = {
         "side": ("图中的{s}在{o}的哪一边？", "从图中看，{s}在{o}的哪边？"),
         "where": ("图中的{s}在哪里？", "图中的{s}在什么地方？"),
         "what": ("图中的{place}有什么？", "请看图：{place}有什么？"),
-        "find": ("请框出{place}的{s}。", "请在图中找到{place}的{s}，并把它框出来。"),
+        "find": ("请框出图中{place}的{s}。", "请在图中找到{place}的{s}，并把它框出来。"),
     },
 }  # fmt: skip
 _YES_NO: dict[Language, tuple[str, str]] = {"en": ("yes", "no"), "zh": ("在", "不在")}

@@ -183,8 +183,8 @@ def test_sentences_in_english():
     assert "what is on the bench" in what.text.lower() and (what.answer, what.foil) == ("a cat", "an apple")
     (find,) = asked(ROOM, topic="on", form="find")
     assert find.text in (
-        "Find the cat that is on the bench.",
-        "Draw a box around the cat that is on the bench.",
+        "Find the cat that is on the bench in the picture.",
+        "In this picture, draw a box around the cat that is on the bench.",
     )
     # 100 / 640 and 200 / 640 of the width, 100 / 480 and 200 / 480 of the height.
     assert find.answer == "<ref>the cat</ref><box>(156,208),(312,416)</box>" and not find.probed
@@ -225,6 +225,9 @@ def test_boxes_alone_put_nobody_on_a_table():
     behind = scene(("person", (100, 50, 200, 210)), ("dining table", (80, 190, 300, 300)))
     assert not asked(behind, topic="on")
     assert asked(scene(("cup", (100, 150, 130, 210)), ("dining table", (80, 190, 300, 300))), topic="on")
+    assert not asked(
+        scene(("sandwich", CAT), ("oven", (80, 80, 300, 300))), topic="inside"
+    )  # it is on the stove
     ridden = scene(
         ("person", (100, 50, 200, 210)), ("horse", (80, 150, 300, 300)), ("dog", (400, 0, 450, 90))
     )
