@@ -1,5 +1,7 @@
 """Fine-tuning of vision-language models. Importing this package teaches the Auto classes Qwen-VL."""
 
+import logging
+
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -15,6 +17,9 @@ from finetune.qwen_vl import (
     QwenVLProcessor,
     QwenVLTokenizer,
 )
+
+# On some CPUs bitsandbytes says, at its first import, which kernel of a hub it could not fetch. None is ever fetched here.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 AutoConfig.register("qwen", QwenVLConfig, exist_ok=True)
 AutoModelForImageTextToText.register(QwenVLConfig, QwenVLForConditionalGeneration, exist_ok=True)
