@@ -79,7 +79,8 @@ def test_a_sample_with_nothing_to_learn_is_an_error_that_names_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ):
-    monkeypatch.setenv("ATTENTION_FINETUNE_CACHE", str(tmp_path / "counts"))  # of a family that masks everything
+    # Counts of their own: this family masks everything.
+    monkeypatch.setenv("ATTENTION_FINETUNE_CACHE", str(tmp_path / "counts"))
     encode = QwenVLFamily.encode
 
     def masked(self, *args, **kwargs):
