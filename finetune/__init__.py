@@ -18,7 +18,7 @@ from finetune.qwen_vl import (
     QwenVLTokenizer,
 )
 
-# On some CPUs bitsandbytes says, at its first import, which kernel of a hub it could not fetch. None is ever fetched here.
+# On some CPUs bitsandbytes says, when first imported, which kernel of a hub it could not fetch. None is fetched here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 AutoConfig.register("qwen", QwenVLConfig, exist_ok=True)
