@@ -36,7 +36,7 @@ SourceRole = Literal["base", "corrective", "replay"]
 
 MOST_TIMES = 4
 """Text seen up to four times teaches nearly as much as new text, and soon after nothing more (Muennighoff et al.,
-"Scaling data-constrained language models", arXiv 2305.16264, section 5); a source above is pointed out."""
+"Scaling data-constrained language models", arXiv 2305.16264); a source above is pointed out."""
 BLOCK = 65_536
 """Passes over a small source are drawn so many samples at a time: one generator for each would take seconds."""
 

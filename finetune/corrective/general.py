@@ -1,8 +1,8 @@
 """Questions that a correction must not change the answers of: what is in the picture at all?
 
 Asked in probes of the group ``retention`` alone, never trained: whether a category is there, yes and no equally often
-(POPE: Li et al., "Evaluating object hallucination in large vision-language models", arXiv 2305.10355, section 4,
-its random setting). What is not annotated counts as not there, so a "no" is asked only of categories that the
+(POPE: Li et al., "Evaluating object hallucination in large vision-language models", arXiv 2305.10355, of which this is
+the random setting). What is not annotated counts as not there, so a "no" is asked only of categories that the
 annotation file knows, and of none that a correction is about.
 """
 

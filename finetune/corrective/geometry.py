@@ -18,9 +18,9 @@ is ``None``. Sizes are those of the smaller of the two boxes, w wide and h high.
 
 ``on`` and ``inside`` cannot be told from "in front of" by boxes: ask only for pairs that are known to carry or hold
 one another (``names.Name``). ``above`` and ``below`` are of the picture, not of the world: who sits behind a pizza is
-above it, so questions say "in the picture". The margins are ours, set by hand on photographs; the thought that boxes
-decide relations of the picture's plane, and that doubtful pairs are to be left out, is that of Liu, Emerson and
-Collier, "Visual spatial reasoning", TACL 2023, section 3.
+above it, so questions say "in the picture". Relations read off annotated boxes are not new (the test sets from COCO
+and GQA of Kamath, Hessel and Chang, "What's 'up' with vision-language models?", arXiv 2310.19785); the margins, and
+what is too doubtful to ask, are ours, set by hand.
 """
 
 from collections.abc import Callable
