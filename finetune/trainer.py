@@ -408,14 +408,16 @@ class FinetuneTrainer(SavingTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         result = super().train(*args, **kwargs)
         if self._dataset.on_bad_sample == "drop":
-            faults = sorted({*_of_all_processes([*self.left_out])})
-            if faults:
-                shown = [*faults[:MOST_NAMES_SHOWN], "..."] if len(faults) > MOST_NAMES_SHOWN else faults
-                lines = "\n  ".join(
-                    [f"{len(faults):,} samples could not be read, and were left out:", *shown]
-                )
-                logger.warning(lines)
+            self._say_left_out()
         return result
+
+    def _say_left_out(self) -> None:
+        faults = sorted({*_of_all_processes([*self.left_out])})
+        if not faults:
+            return
+        heading = f"{len(faults):,} sample{'s' if len(faults) > 1 else ''} could not be read, left out:"
+        more = [f"... and {len(faults) - MOST_NAMES_SHOWN:,} more"] if len(faults) > MOST_NAMES_SHOWN else []
+        logger.warning("\n  ".join([heading, *faults[:MOST_NAMES_SHOWN], *more]))
 
     # --- optimizer -----------------------------------------------------------------------------------------------
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

@@ -300,6 +300,6 @@ def test_bad_samples_are_left_out_and_said_at_the_end(
     trainer.train()
     assert trainer.state.global_step == 12 and all(math.isfinite(loss) for loss in losses(trainer))
     (line,) = said
-    assert line.startswith("2 samples could not be read, and were left out:")
+    assert line.startswith("2 samples could not be read, left out:")
     assert "(id 'sample-1')" in line and "(id 'sample-7')" in line
     assert trainer.samples_by_source.tolist() == [20]
