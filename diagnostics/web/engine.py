@@ -4,17 +4,44 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from torch import nn
+import numpy as np
+import torch
+from jaxtyping import Bool
+from PIL import Image
+from torch import Tensor, nn
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from diagnostics.web.look import Look
-from finetune.conversation import Turn
+import finetune
+from diagnostics.capture import AttentionExtractor
+from diagnostics.hidden import HiddenStates
+from diagnostics.probe import auto_key_layers
+from diagnostics.reading import padded, token_texts
+from diagnostics.sinks import sink_dimensions, sink_tokens
+from diagnostics.web.look import ANSWER, OTHER, QUESTION, Look, SeenImage
+from diagnostics.web.memory import available_bytes, need, require
+from diagnostics.web.rows import ReplyRows
+from finetune.checkpoint import load, load_config, resolve
+from finetune.conversation import Conversation, ImageRef, Turn
+from finetune.families import Encoded, attention_modules, bare_model, family_of
 
 Mode: TypeAlias = Literal["text", "full", "low"]
+EMBEDDED = Path(finetune.__file__).parent / "demo" / "base"
 CACHE_BYTES = 512 * 2**20
 MAX_NEW_TOKENS = 256
+LOW_PIXELS = (
+    512 * 28 * 28
+)  # 512 tokens a picture where a token is 28 × 28 pixels; a resampler's count is fixed
+THUMBNAIL_PIXELS = 768  # the longer side of a picture on the screen
+POLL_SECONDS = 0.1
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
 class Partial(NamedTuple):
@@ -37,15 +64,37 @@ class Engine:
 
     mode          "text": replies alone; "full": with the attention of all language layers, connector and the
                   tower's last layer; "low": of the key layers and the connector, from pictures capped in size
-    cache_bytes   memory of a session's looks: one look takes at most half of it (before and after fit together)
+    cache_bytes   memory of a session's looks: the rows of one look take at most half of it (before and after fit
+                  together)
+    name          what people call the checkpoint; None: as the model says
 
     Nothing of a conversation stays here: what was seen goes out with the reply's last ``Partial``.
     """
 
     def __init__(
-        self, model: nn.Module, processor: Any, *, mode: Mode, cache_bytes: int = CACHE_BYTES
+        self,
+        model: nn.Module,
+        processor: Any,
+        *,
+        mode: Mode,
+        cache_bytes: int = CACHE_BYTES,
+        name: str | None = None,
     ) -> None:
-        raise NotImplementedError
+        self.model = model.eval()
+        self.processor = processor
+        self.mode = mode
+        self.cache_bytes = cache_bytes
+        self.name = name or str(bare_model(model).name_or_path)
+        self.family = family_of(bare_model(model).config)
+        modules = attention_modules(model, self.family)
+        language = [int(name[6:]) for name in modules if name.startswith("layer_")]
+        tower = [int(name[13:]) for name in modules if name.startswith("vision_layer_")]
+        self._key_layers = auto_key_layers(model, self.family)
+        chosen = {"text": (), "full": tuple(language), "low": self._key_layers}
+        self.layers: tuple[int, ...] = chosen[mode]
+        self.vision_layers: tuple[int, ...] = (tower[-1],) if mode == "full" else ()
+        self._adapter_is_off = False
+        self._line = _Line()
 
     @classmethod
     def load(
@@ -59,33 +108,48 @@ class Engine:
         """Open a checkpoint (hub name, model folder or adapter folder; None: the embedded demo) on the GPU, if there
         is one and ``cpu_only`` does not forbid it. Mode "low" loads 4-bit language layers on a GPU.
 
-        Logs the memory that it needs before it loads. Raises ValueError, with advice, where that is not there.
+        Says what memory it needs before it loads. Raises ValueError, with advice, where that is not there.
         """
-        raise NotImplementedError
-
-    @property
-    def name(self) -> str:
-        """The checkpoint, as it was given."""
-        raise NotImplementedError
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Language layers whose rows its looks have; () in mode "text"."""
-        raise NotImplementedError
+        path = EMBEDDED if checkpoint is None else checkpoint
+        on_gpu = torch.cuda.is_available() and not cpu_only
+        device = torch.device("cuda" if on_gpu else "cpu")
+        four_bit = mode == "low" and on_gpu
+        needed = need(
+            load_config(path),
+            four_bit=four_bit,
+            looks_bytes=0 if mode == "text" else cache_bytes / 2,
+            on_gpu=on_gpu,
+            adapter=resolve(path)[1],
+        )
+        found = available_bytes(device)
+        print(f"{path} {needed}", flush=True)
+        require(needed, found, name=str(path), advice=_advice(mode, on_gpu=on_gpu))
+        dtype = torch.bfloat16 if four_bit else None
+        model, processor = load(path, device=device, quantize=four_bit, dtype=dtype)
+        return cls(model, processor, mode=mode, cache_bytes=cache_bytes, name=str(path))
 
     @property
     def has_adapter(self) -> bool:
         """Can its adapter be turned off (``adapter_off``)?"""
-        raise NotImplementedError
+        return not self._adapter_is_off and hasattr(self.model, "disable_adapter")  # peft's models alone
 
     def adapter_off(self) -> Engine:
         """The same model without its adapter: same weights in memory, same queue. Raises ValueError without one."""
-        raise NotImplementedError
+        if not self.has_adapter:
+            raise ValueError(
+                f"{self.name}: has no adapter to turn off; give an adapter folder as the checkpoint"
+            )
+        other = self._beside(self.model, self.processor, name=f"{self.name} (adapter off)")
+        other._adapter_is_off = True
+        return other
 
     def with_checkpoint(self, checkpoint: str | Path) -> Engine:
         """Another checkpoint beside this one, in the same mode and queue. Raises ValueError where there is no memory
         for both; drop the engine to free it."""
-        raise NotImplementedError
+        loaded = Engine.load(
+            checkpoint, mode=self.mode, cpu_only=self._device.type == "cpu", cache_bytes=self.cache_bytes
+        )
+        return self._beside(loaded.model, loaded.processor, name=loaded.name)
 
     def reply(
         self, turns: Sequence[Turn], *, stop: threading.Event, max_new_tokens: int = MAX_NEW_TOKENS
@@ -97,4 +161,335 @@ class Engine:
 
         Raises ValueError, in words, for a conversation that cannot be answered.
         """
-        raise NotImplementedError
+        if not turns or turns[-1].role != "user":
+            found = f"a turn of the {turns[-1].role}" if turns else "no turn"
+            raise ValueError(f"conversation: found {found} at its end, expected the user's question")
+        job = _Job(tuple(turns), stop, max_new_tokens)
+        self._line.enter(job, self._answer)
+        try:
+            yield from self._line.told(job)
+        finally:
+            job.left.set()
+            self._line.leave(job)
+
+    def rows_that_fit(self, tokens: int) -> int:
+        """How many rows, over so many tokens, half of the cache can take; at least one."""
+        shape = self.family.attention_shape(bare_model(self.model).config, f"layer_{self.layers[-1]}")
+        assert shape is not None, "a layer without attention has no rows"
+        return max(int(self.cache_bytes / 2 / (len(self.layers) * shape.heads * tokens * 2)), 1)
+
+    def _beside(self, model: nn.Module, processor: Any, *, name: str) -> Engine:
+        other = Engine(model, processor, mode=self.mode, cache_bytes=self.cache_bytes, name=name)
+        other._line = self._line
+        return other
+
+    def _answer(self, job: _Job) -> None:
+        """In the thread of the line: read, generate, and tell what was seen."""
+        prompt = self._read(job.turns)
+        with ExitStack() as stack:
+            if self._adapter_is_off:
+                stack.enter_context(self.model.disable_adapter())
+            watch = stack.enter_context(_Watch(self, prompt.encoded)) if self.layers else None
+            said, text = self._generate(prompt.encoded, job)
+        if not job.left.is_set():
+            look = self._look(prompt, said, watch) if watch is not None and said else None
+            job.tell(Partial(text, True, look))
+
+    def _read(self, turns: Sequence[Turn]) -> _Prompt:
+        """Every picture is opened once, for the model and for the screen."""
+        pictures: list[Image.Image] = []
+        read = [Turn(turn.role, tuple(self._opened(part, pictures) for part in turn.parts)) for turn in turns]
+        conversation = Conversation(tuple(read), source="the conversation")
+        encoded = self.family.encode(self.processor, conversation, add_generation_prompt=True)
+        return _Prompt(encoded, tuple(pictures))
+
+    def _opened(self, part: Any, pictures: list[Image.Image]) -> Any:
+        if not isinstance(part, ImageRef):
+            return part
+        picture: Any = self.family.load_image(part)
+        pictures.append(picture)
+        most = part.max_pixels
+        if self.mode == "low":
+            most = LOW_PIXELS if most is None else min(most, LOW_PIXELS)
+        return ImageRef(part.written, picture, max_pixels=most)
+
+    def _generate(self, encoded: Encoded, job: _Job) -> tuple[list[int], str]:
+        """Greedy: the reply's tokens without the one that ends it, and its text. Tells each token."""
+        stops = self.family.stop_token_ids(self.processor)
+        length = len(encoded.input_ids)
+        config = GenerationConfig(
+            do_sample=False, num_beams=1, repetition_penalty=1.0, use_cache=True,
+            max_new_tokens=self._room(length, job.max_new_tokens),
+            eos_token_id=list(stops), pad_token_id=stops[0],
+        )  # fmt: skip
+        stream = _Stream(job, self.processor.tokenizer, length, stops)
+        generate: Any = bare_model(self.model).generate
+        with torch.no_grad():
+            generate(
+                **padded([encoded], self._device, left=True),
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([stream]),
+            )
+        return stream.said, reply_text(self.processor.tokenizer, stream.said).strip()
+
+    def _room(self, length: int, wanted: int) -> int:
+        """Tokens that the reply may have, so that the conversation stays within what the model can read."""
+        limit = bare_model(self.model).config.get_text_config().max_position_embeddings
+        if length >= limit:
+            raise ValueError(
+                f"the conversation has {length:,} tokens and the model reads at most {limit:,}; start a new one, or "
+                "send fewer pictures"
+            )
+        return min(wanted, limit - length)
+
+    def _look(self, prompt: _Prompt, said: Sequence[int], watch: _Watch) -> Look:
+        encoded = prompt.encoded
+        tokens = self._texts(encoded, said)
+        positions, rows = watch.rows(len(tokens))
+        return Look(
+            tokens=tokens,
+            kinds=tuple(_kinds(encoded, len(said))),
+            layers=self.layers,
+            positions=positions,
+            rows=rows,
+            connector=watch.connector(),
+            vision=watch.vision(),
+            sinks=watch.sinks(len(tokens)),
+            images=tuple(
+                SeenImage(where, _thumbnail(picture))
+                for where, picture in zip(encoded.images, prompt.pictures, strict=True)
+            ),
+        )
+
+    def _texts(self, encoded: Encoded, said: Sequence[int]) -> tuple[str, ...]:
+        ids = [*encoded.input_ids.tolist(), *said]
+        slots = _image_slots(encoded)
+        unknown = {at for at, token in enumerate(ids) if token >= len(self.processor.tokenizer)} - slots
+        texts = token_texts(self.processor.tokenizer, ids, slots | unknown)
+        return tuple(UNKNOWN if at in unknown else text for at, text in enumerate(texts))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+class _Prompt(NamedTuple):
+    encoded: Encoded
+    pictures: tuple[Image.Image, ...]
+
+
+@dataclass(eq=False)
+class _Job:
+    """One reply that was asked for: ``stop`` ends it, ``left`` says that nobody listens any more."""
+
+    turns: tuple[Turn, ...]
+    stop: threading.Event
+    max_new_tokens: int
+    left: threading.Event = field(default_factory=threading.Event)
+    news: SimpleQueue[Partial | BaseException] = field(default_factory=SimpleQueue)
+
+    @property
+    def is_over(self) -> bool:
+        return self.stop.is_set() or self.left.is_set()
+
+    def tell(self, news: Partial | BaseException) -> None:
+        self.news.put(news)
+
+
+class _Line:
+    """Jobs one after another, first come, first served, in a thread of their own.
+
+    A listener who goes away without a word holds nobody up: the thread does not wait for listeners.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reply")
+        self._lock = threading.Lock()
+        self._jobs: list[_Job] = []
+
+    def enter(self, job: _Job, work: Any) -> None:
+        with self._lock:
+            self._jobs.append(job)
+        self._thread.submit(self._run, job, work)
+
+    def leave(self, job: _Job) -> None:
+        with self._lock:
+            if job in self._jobs:
+                self._jobs.remove(job)
+
+    def ahead(self, job: _Job) -> int:
+        """How many come before, the one that is being served included."""
+        with self._lock:
+            return self._jobs.index(job) if job in self._jobs else 0
+
+    def told(self, job: _Job) -> Iterator[Partial]:
+        """What is told of a job, until it is done; while it waits, its place whenever that changes."""
+        waiting = 0
+        while True:
+            try:
+                news = job.news.get(timeout=POLL_SECONDS)
+            except Empty:
+                ahead = self.ahead(job)
+                if ahead and job.stop.is_set():
+                    yield Partial("", True, None)
+                    return
+                if ahead not in (0, waiting):
+                    waiting = ahead
+                    yield Partial("", False, None, waiting)
+                continue
+            if isinstance(news, BaseException):
+                raise news
+            yield news
+            if news.done:
+                return
+
+    def _run(self, job: _Job, work: Any) -> None:
+        try:
+            if job.is_over:
+                job.tell(Partial("", True, None))
+            else:
+                work(job)
+        except BaseException as error:  # whatever it is, the one who asked is told, and the next is served
+            job.tell(_in_words(error))
+        finally:
+            self.leave(job)
+
+
+class _Stream(StoppingCriteria):
+    """Tells each token of a reply as it is chosen, and ends the reply when nobody wants more of it."""
+
+    def __init__(self, job: _Job, tokenizer: Any, start: int, stops: Sequence[int]) -> None:
+        self.said: list[int] = []
+        self._job, self._tokenizer, self._start, self._stops = job, tokenizer, start, stops
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Bool[Tensor, " batch"]:
+        token = int(input_ids[0, -1])
+        if token not in self._stops:
+            self.said.append(token)
+            text = reply_text(self._tokenizer, self.said)
+            self._job.tell(Partial(text.rstrip(UNKNOWN).lstrip(), False, None))
+        return torch.tensor([self._job.is_over], device=input_ids.device)
+
+
+class _Watch:
+    """What one reply's generation looked at; attached to the model while the ``with`` block lasts."""
+
+    def __init__(self, engine: Engine, encoded: Encoded) -> None:
+        self._engine = engine
+        self._encoded = encoded
+        slots = _image_slots(encoded)
+        text = [at for at in range(len(encoded.input_ids)) if at not in slots]
+        names = [f"layer_{layer}" for layer in engine.layers]
+        self._rows = ReplyRows(names, torch.tensor(text[-engine.rows_that_fit(len(encoded.input_ids)) :]))
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _Watch:
+        engine = self._engine
+        options: dict[str, Any] = {"vision_layers": engine.vision_layers, "family": engine.family}
+        self._extractor = self._stack.enter_context(AttentionExtractor(engine.model, [], **options))
+        self._stack.enter_context(self._extractor.tapped(self._rows))
+        self._states = self._stack.enter_context(
+            HiddenStates(engine.model, engine._key_layers, family=engine.family)
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def rows(self, tokens: int) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """Int[queries] and layer → Float16[heads, queries, tokens]: as many of the last rows as fit the budget."""
+        prompt = len(self._encoded.input_ids)
+        positions = np.array([*self._rows.positions.tolist(), *range(prompt, self._rows.length)])
+        kept = min(len(positions), self._engine.rows_that_fit(tokens))
+        found = {}
+        for layer in self._engine.layers:
+            rows = self._rows.rows(f"layer_{layer}", kept).numpy()
+            # The last token of a reply that was cut off was never read: nothing looks at it.
+            found[layer] = np.pad(rows, ((0, 0), (0, 0), (0, tokens - rows.shape[2])))
+        return positions[len(positions) - kept :], found
+
+    def connector(self) -> tuple[np.ndarray, ...]:
+        rows = self._extractor.attention_weights.get("visual_attn", ())
+        return tuple(one.astype(np.float16) for one in rows)
+
+    def vision(self) -> dict[int, tuple[np.ndarray, ...]]:
+        """Pictures of one conversation may differ in size, so each is asked for alone."""
+        found: dict[int, tuple[np.ndarray, ...]] = {}
+        if not self._encoded.images:
+            return found
+        for layer in self._engine.vision_layers:
+            found[layer] = tuple(
+                self._of_image(f"vision_layer_{layer}", image) for image in range(len(self._encoded.images))
+            )
+        return found
+
+    def _of_image(self, name: str, image: int) -> np.ndarray:
+        self._extractor.images = [image]
+        rows = self._extractor.attention_weights[name]
+        return rows[image if len(rows) > 1 else 0].astype(np.float16)
+
+    def sinks(self, tokens: int) -> Bool[np.ndarray, "layers tokens"]:
+        """A layer's sinks are looked for in key layers; others go by the nearest below, since a sink, once there,
+        stays."""
+        found = []
+        for states in (one[0] for one in self._states.hidden_states.values()):
+            found.append(np.zeros(tokens, bool))
+            found[-1][: len(states)] = sink_tokens(states, sink_dimensions(states))
+        nearest = np.searchsorted(self._engine._key_layers, self._engine.layers, side="right") - 1
+        return np.stack(found)[np.maximum(nearest, 0)]
+
+
+def reply_text(tokenizer: Any, said: Sequence[int]) -> str:
+    """The text of a reply. Embeddings outnumber tokens (151,936 for 151,860 in Qwen-VL), so a model gone astray can
+    say what no token spells: that reads as U+FFFD, as does a character that is not complete yet."""
+    runs = groupby(said, key=lambda token: token < len(tokenizer))
+    return "".join(str(tokenizer.decode(list(run))) if is_known else UNKNOWN for is_known, run in runs)
+
+
+def _kinds(encoded: Encoded, said: int) -> Iterator[str]:
+    """Of each token of the prompt, then of the answer; the question is the last turn's text after its pictures."""
+    slots = {
+        int(position): image for image, where in enumerate(encoded.images) for position in where.positions
+    }
+    start, end = encoded.turn_spans[-1]
+    after_images = max([start, *(at + 1 for at in slots if start <= at < end)])
+    for at in range(len(encoded.input_ids)):
+        if at in slots:
+            yield f"image {slots[at]}"
+        else:
+            yield QUESTION if after_images <= at < end else OTHER
+    yield from [ANSWER] * said
+
+
+def _image_slots(encoded: Encoded) -> set[int]:
+    return {int(position) for image in encoded.images for position in image.positions}
+
+
+def _thumbnail(picture: Image.Image) -> Image.Image:
+    small = picture.copy()
+    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    return small
+
+
+def _in_words(error: BaseException) -> BaseException:
+    """Memory that ran out, in words; other errors are in words already, or faults that must be seen as they are."""
+    if not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return error
+    told = ValueError(
+        "the model ran out of memory on this conversation; send fewer or smaller pictures, start a new one, or run "
+        "with --low-memory"
+    )
+    told.__cause__ = error
+    return told
+
+
+def _advice(mode: Mode, *, on_gpu: bool) -> list[str]:
+    """What takes less memory, cheapest first."""
+    advice = []
+    if mode == "full":
+        advice.append(
+            "--low-memory" + (" (4-bit language layers)" if on_gpu else " (less attention is kept)")
+        )
+    if on_gpu:
+        advice.append("--cpu-only, where the machine has more memory than its GPU (slow)")
+    return [*advice, "a smaller checkpoint"]

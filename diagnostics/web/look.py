@@ -78,6 +78,19 @@ class Look:
         boxes = sum(one.tokens.cell_boxes_pixels.nbytes + one.tokens.positions.nbytes for one in self.images)
         return sum(array.nbytes for array in arrays) + pictures + boxes
 
+    @cached_property
+    def connector_means(self) -> tuple[Float[np.ndarray, "queries patches"], ...]:
+        """For each image what the resampler's queries read, the mean of its heads; float32."""
+        return tuple(rows.mean(0, dtype=np.float32) for rows in self.connector)
+
+    @cached_property
+    def vision_means(self) -> dict[int, tuple[Float[np.ndarray, "heads patches"], ...]]:
+        """Layer of the tower → for each image what its patches look at, on the whole; float32."""
+        return {
+            layer: tuple(rows.mean(1, dtype=np.float32) for rows in images)
+            for layer, images in self.vision.items()
+        }
+
     def row_of(self, token: int) -> int:
         """Which of the kept rows tells what this token looked at? Its place along ``queries``.
 

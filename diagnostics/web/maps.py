@@ -13,8 +13,11 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Float, Int
 
-from diagnostics.geometry import Box
+from diagnostics.geometry import Box, cells_from_row, region_coverage
+from diagnostics.metrics import visual_share
+from diagnostics.sinks import without_sinks
 from diagnostics.web.look import Look
+from finetune.families.base import ImageTokens
 
 MEAN = -1
 Part: TypeAlias = Literal["language", "connector", "vision"]
@@ -36,8 +39,8 @@ class TextMap(NamedTuple):
 class ImageMap(NamedTuple):
     """Where in a picture.
 
-    cells      Float64[rows, columns]: shares of the attention to this picture, sum 1 (all 0 where there is none);
-               cells have one size and fill the picture
+    cells      Float64[rows, columns]: shares of the attention to this picture, sum 1 (all 0 where there is none). Of
+               the grid of ``ImageTokens``; in part "vision" of the tower's patches, which may be finer
     mass       share of the whole row that lies on this picture, 0 to 1 (1 for connector and vision)
     image      which picture
     token      the token that looks; None: several, or a part without tokens
@@ -75,7 +78,14 @@ def text_map(
     look: Look, layer: int, head: int, window: tuple[int, int], *, with_sinks: bool = True
 ) -> TextMap:
     """Which tokens of the window (start, end) look at which of them? Each by its own row, as the model has it."""
-    raise NotImplementedError
+    start, end = window
+    if not 0 <= start < end <= len(look.tokens):
+        raise ValueError(
+            f"window {start} to {end}: expected a stretch of the {len(look.tokens)} tokens, start before end"
+        )
+    places = np.flatnonzero((look.positions >= start) & (look.positions < end))
+    rows = _rows(look, layer, head, places, with_sinks=with_sinks)[:, start:end]
+    return TextMap(rows, look.positions[places], np.arange(start, end))
 
 
 def image_map(
@@ -86,28 +96,46 @@ def image_map(
     image: int = 0,
     part: Part = "language",
     with_sinks: bool = True,
+    *,
+    patch: int | None = None,
 ) -> ImageMap:
     """Where in the picture?
 
     language    did the tokens look; through a resampler, composed with what its queries read
     connector   do the resampler's queries look, on the whole (layer and tokens are not read)
-    vision      do the patches of the tower look, on the whole, in layer ``layer`` (tokens are not read)
+    vision      do the patches of the tower look in layer ``layer`` (tokens are not read): on the whole, or one of
+                them, ``patch``
     """
-    raise NotImplementedError
+    if part == "connector":
+        return _connector_map(look, head, image)
+    if part == "vision":
+        return _vision_map(look, layer, head, image, patch)
+    seen = _image(look, image)
+    row = _rows(look, layer, head, _places(look, tokens), with_sinks=with_sinks).mean(0)
+    cells = cells_from_row(row, seen, _connector(look, image)).reshape(seen.grid)
+    one = tokens[0] if len(tokens) == 1 else None
+    return ImageMap(cells, float(visual_share(row, seen.positions)), image, one)
 
 
 def cross_maps(
     look: Look, layer: int, head: int, tokens: Sequence[int], *, with_sinks: bool = True
 ) -> list[ImageMap]:
     """One map for each token and picture, token by token: ``image_map`` of each."""
-    raise NotImplementedError
+    return [
+        image_map(look, layer, head, [token], image, with_sinks=with_sinks)
+        for token in tokens
+        for image in range(len(look.images))
+    ]
 
 
 def overview(
     look: Look, tokens: Sequence[int], image: int = 0, box: Box | None = None, *, with_sinks: bool = True
 ) -> Overview:
     """Which layers and heads look at the picture; with a box (pixels of the original), at the box?"""
-    raise NotImplementedError
+    if box is not None:
+        return Overview(box_numbers(look, box, tokens, image, with_sinks=with_sinks).enrichment, "times")
+    rows = _rows_by_layer(look, tokens, with_sinks=with_sinks)
+    return Overview(visual_share(rows, _image(look, image).positions), "share")
 
 
 def who_looks(
@@ -115,7 +143,18 @@ def who_looks(
 ) -> Float[np.ndarray, " tokens"]:
     """How much does each token look at one cell of the picture (row-major)? Share of its whole row, as ``row_of``
     reads it; NaN where a token has no row."""
-    raise NotImplementedError
+    seen = _image(look, image)
+    cells = seen.grid[0] * seen.grid[1]
+    if not 0 <= patch < cells:
+        raise ValueError(f"patch {patch} does not exist; picture {image} has {cells}, counted from 0")
+    places = np.arange(len(look.positions))
+    rows = _rows(look, layer, head, places, with_sinks=with_sinks)[:, seen.positions]
+    connector = _connector(look, image)
+    shares = rows[:, patch] if connector is None else rows @ connector[:, patch]
+    has_row = [look.has_row(token) for token in range(len(look.tokens))]
+    found = np.full(len(look.tokens), np.nan)
+    found[has_row] = shares[[look.row_of(int(token)) for token in np.flatnonzero(has_row)]]
+    return found
 
 
 def box_numbers(
@@ -123,6 +162,108 @@ def box_numbers(
 ) -> BoxNumbers:
     """Mass and enrichment of a box (pixels of the original picture) by layer and head.
 
+    As ``metrics.region_mass`` and ``metrics.enrichment`` of ``cells_from_row``, but the box is carried back through
+    the connector once, instead of every row through it: a · (R w) for (a R) · w.
+
     tokens   whose rows; None: the answer's
+
+    Raises ValueError for a box that lies outside the picture, or has no area.
     """
-    raise NotImplementedError
+    seen = _image(look, image)
+    coverage = region_coverage([box], seen)
+    if not coverage.any():
+        width, height = seen.image_size_pixels
+        raise ValueError(
+            f"box {[round(float(edge)) for edge in box]}: covers nothing of the picture, expected x0 < x1 and y0 < y1 "
+            f"within {width} × {height} pixels"
+        )
+    rows = _rows_by_layer(look, look.answer if tokens is None else tokens, with_sinks=with_sinks)
+    on_image = rows[..., seen.positions].astype(np.float64)
+    connector = _connector(look, image)
+    if connector is None:
+        inside, total = on_image @ coverage, on_image.sum(-1)
+    else:
+        inside, total = on_image @ (connector @ coverage), on_image @ connector.sum(-1)
+    mass = np.divide(inside, total, out=np.zeros_like(inside), where=total > 0)
+    return BoxNumbers(mass, mass / coverage.mean())
+
+
+def _rows(
+    look: Look, layer: int, head: int, places: Int[np.ndarray, " chosen"], *, with_sinks: bool
+) -> Float[np.ndarray, "chosen keys"]:
+    """Kept rows of a language layer, of one head or the mean of all."""
+    if layer not in look.rows:
+        raise ValueError(f"layer {layer} was not captured; expected one of {list(look.layers)}")
+    rows = _one_head(look.rows[layer][:, places], head, f"layer {layer}")
+    return rows if with_sinks else without_sinks(rows, look.sinks[look.layers.index(layer)])
+
+
+def _rows_by_layer(
+    look: Look, tokens: Sequence[int], *, with_sinks: bool
+) -> Float[np.ndarray, "layers heads keys"]:
+    """The mean of the tokens' rows in every captured layer and head."""
+    places = _places(look, tokens)
+    rows = np.stack([look.rows[layer][:, places].mean(1, dtype=np.float32) for layer in look.layers])
+    return rows if with_sinks else without_sinks(rows, look.sinks[:, None])
+
+
+def _places(look: Look, tokens: Sequence[int]) -> Int[np.ndarray, " tokens"]:
+    if not tokens:
+        raise ValueError("found no tokens, expected at least one: choose a token of the answer")
+    return np.array([look.row_of(token) for token in tokens])
+
+
+def _one_head(
+    rows: Float[np.ndarray, "heads *queries keys"], head: int, what: str
+) -> Float[np.ndarray, "*queries keys"]:
+    if head == MEAN:
+        return rows.mean(0, dtype=np.float32)
+    if not 0 <= head < len(rows):
+        raise ValueError(f"{what} has no head {head}; expected 0 to {len(rows) - 1}, or {MEAN} for the mean")
+    return rows[head].astype(np.float32)
+
+
+def _image(look: Look, image: int) -> ImageTokens:
+    if not 0 <= image < len(look.images):
+        raise ValueError(
+            f"picture {image} does not exist; the conversation has {len(look.images)}, counted from 0"
+        )
+    return look.images[image].tokens
+
+
+def _connector(look: Look, image: int) -> Float[np.ndarray, "tokens cells"] | None:
+    """What each of the picture's tokens read, the mean of the connector's heads; None where token i is cell i."""
+    return look.connector_means[image] if look.images[image].tokens.through_connector else None
+
+
+def _connector_map(look: Look, head: int, image: int) -> ImageMap:
+    grid = _image(look, image).grid
+    if not look.connector:
+        raise ValueError(
+            "this model's connector has no attention: its image tokens are cells of the picture; choose language or "
+            "vision"
+        )
+    return ImageMap(
+        _shares(_one_head(look.connector[image], head, "the connector").mean(0), grid), 1.0, image, None
+    )
+
+
+def _vision_map(look: Look, layer: int, head: int, image: int, patch: int | None) -> ImageMap:
+    grid = _image(look, image).grid
+    if layer not in look.vision:
+        kept = f"expected one of {sorted(look.vision)}" if look.vision else "none was: not in this mode"
+        raise ValueError(f"layer {layer} of the vision tower was not captured; {kept}")
+    rows = look.vision[layer][image]
+    if patch is None:
+        rows = look.vision_means[layer][image][:, None]
+    elif not 0 <= patch < rows.shape[1]:
+        raise ValueError(f"patch {patch} does not exist; picture {image} has {rows.shape[1]}, counted from 0")
+    else:
+        rows = rows[:, [patch]]
+    found = _one_head(rows, head, f"layer {layer} of the vision tower")[0]
+    finer = round((len(found) / (grid[0] * grid[1])) ** 0.5)  # patches that were merged into one cell, a side
+    return ImageMap(_shares(found, (grid[0] * finer, grid[1] * finer)), 1.0, image, None)
+
+
+def _shares(cells: Float[np.ndarray, " cells"], grid: tuple[int, int]) -> Float[np.ndarray, "rows columns"]:
+    return (cells.astype(np.float64) / max(float(cells.sum()), 1e-12)).reshape(grid)

@@ -1,0 +1,367 @@
+// The attention pane. Given by the page: element, props (value, texts), server (facts, view, save_probe), watch.
+// One state, one question to the server after each change, one drawing of its answer.
+
+const pane = element.querySelector(".pane");
+const state = { language: "en", look: null, facts: null, seen: null };
+let parts = {};
+const latencies = [];
+pane.latencies = latencies; // milliseconds from a change to the pixels; read by tests
+
+const t = (key) => props.texts[state.language][key];
+
+function follow() {
+  const value = props.value ? JSON.parse(props.value) : {};
+  const spoken = value.language || "en";
+  const renamed = spoken !== state.language;
+  state.language = spoken;
+  state.room = value.room;
+  if (value.look === undefined || value.look === null) { state.look = null; state.facts = null; empty(); return; }
+  if (value.look !== state.look) open(value.look);
+  else if (renamed && state.facts) { build(); change(["overview"]); }
+}
+
+function empty() {
+  pane.replaceChildren(make("p", { className: "note", textContent: t("nothing_yet") }));
+}
+
+function trouble(words) {
+  pane.querySelector(".trouble")?.remove();
+  pane.prepend(make("p", { className: "note trouble", role: "alert", textContent: words }));
+}
+
+async function open(look) {
+  state.look = look;
+  const facts = await call("facts", [state.room, look]);
+  if (!facts || state.look !== look) return;
+  Object.assign(state, { facts, part: "language", layer: facts.layers.language.length - 1, head: -1, sinks: true,
+    tokens: facts.answer.slice(0, 1), image: 0, box: null, patch: null, shows: "mass",
+    window: [Math.max(0, facts.tokens.length - 24), facts.tokens.length] });
+  build();
+  change(["overview"]);
+}
+
+async function call(name, question) {
+  let answer;
+  try { answer = await server[name](...question); } catch (error) { trouble(t("lost")); return null; }
+  if (answer && answer.error) { trouble(answer.error); return null; }
+  pane.querySelector(".trouble")?.remove();
+  return answer;
+}
+
+/** What a person sees of a token: blanks as signs. */
+const visible = (text) => text.replace(/\n/g, "↵").replace(/ /g, "·") || "∅";
+
+function build() {
+  const { facts } = state;
+  parts = { chips: new Map() };
+  const chips = make("div", { className: "chips" });
+  for (const position of facts.answer) {
+    const chip = make("button", { type: "button", className: "chip", textContent: visible(facts.tokens[position].text) });
+    chip.dataset.position = position;
+    chip.addEventListener("click", () => toggle(position));
+    parts.chips.set(position, chip);
+    chips.append(chip);
+  }
+  const all = make("button", { type: "button", className: "plain", textContent: t("all_tokens") });
+  all.addEventListener("click", () => { state.tokens = state.tokens.length === facts.answer.length ? facts.answer.slice(0, 1) : [...facts.answer]; change(["overview", "box"]); });
+  const body = make("div", { className: "body" },
+    section("answer", t("answer"), make("p", { className: "quiet", textContent: facts.question }), make("div", { className: "row" }, chips, all)),
+    controls(),
+    make("div", { className: "plots" }, imagePlot(), overviewPlot(), textPlot(), crossPlot(), matrixPlot(), boxPart(), whoPart()),
+    legend());
+  pane.replaceChildren(body);
+}
+
+const section = (name, title, ...children) => make("section", { className: name }, make("h3", { textContent: title }), ...children);
+
+function controls() {
+  parts.layer = slider(t("layer"), (value) => { state.layer = value; change(); });
+  parts.head = slider(t("head"), (value) => { state.head = value; change(); });
+  const offered = ["language", "connector", "vision"].filter((part) => state.facts.layers[part].length);
+  parts.part = choice(offered.map((part) => [part, t(part === "language" ? "language_part" : part)]), (part) => {
+    state.part = part;
+    state.patch = null;
+    state.layer = state.facts.layers[part].length - 1;
+    state.head = -1;
+    change(["overview"]);
+  });
+  parts.sinks = make("input", { type: "checkbox", className: "sinks" });
+  parts.sinks.addEventListener("change", () => { state.sinks = parts.sinks.checked; change(["overview"]); });
+  const row = make("section", { className: "controls" }, parts.part.whole, parts.layer.whole, parts.head.whole,
+    make("label", { className: "tick", title: t("sinks_help") }, parts.sinks, make("span", { textContent: t("with_sinks") })));
+  if (state.facts.images.length > 1) {
+    parts.images = choice(state.facts.images.map((_, i) => [String(i), `${t("picture")} ${i + 1}`]), (image) => {
+      Object.assign(state, { image: Number(image), box: null, patch: null, shows: "mass" });
+      change(["overview"]);
+    });
+    row.append(parts.images.whole);
+  }
+  return row;
+}
+
+function imagePlot() {
+  parts.image = make("canvas", { className: "image", role: "img", "aria-label": t("where_in_picture") });
+  parts.imageWords = make("p", { className: "words" });
+  let start = null;
+  parts.image.addEventListener("pointerdown", (event) => { start = fraction(parts.image, event); parts.image.setPointerCapture(event.pointerId); event.preventDefault(); });
+  parts.image.addEventListener("pointermove", (event) => { if (start) { state.box = between(start, fraction(parts.image, event)); drawImage(); } });
+  parts.image.addEventListener("pointerup", (event) => {
+    if (!start) return;
+    const begun = start, end = fraction(parts.image, event);
+    start = null;
+    const drawn = Math.min(Math.abs(end[0] - begun[0]), Math.abs(end[1] - begun[1])) > 0.02;
+    if (drawn) { state.box = between(begun, end); state.patch = null; state.shows = "box_mass"; }
+    else { state.box = null; state.patch = cellAt(end); state.shows = "mass"; }
+    change(["overview", "box"]);
+  });
+  return section("image-plot", t("where_in_picture"), parts.image, parts.imageWords, make("p", { className: "quiet", textContent: t("touch_help") }));
+}
+
+function between(start, end) {
+  return [Math.min(start[0], end[0]), Math.min(start[1], end[1]), Math.max(start[0], end[0]), Math.max(start[1], end[1])];
+}
+
+function cellAt([x, y]) {
+  const found = cellBoxes(state.facts.images[state.image], state.seen?.image).findIndex(([x0, y0, x1, y1]) => x0 <= x && x < x1 && y0 <= y && y < y1);
+  return found < 0 ? null : found;
+}
+
+function overviewPlot() {
+  parts.overview = make("canvas", { className: "overview", role: "img", "aria-label": t("overview") });
+  parts.overview.addEventListener("click", (event) => {
+    if (!state.seen?.overview) return;
+    const [x, y] = fraction(parts.overview, event);
+    const values = state.seen.overview;
+    Object.assign(state, { part: "language", layer: Math.floor(y * values.length), head: Math.floor(x * values[0].length) });
+    change();
+  });
+  parts.shows = choice(["mass", "box_mass", "box_enrichment"].map((one) => [one, t(one)]), (one) => { state.shows = one; change(["overview"]); });
+  parts.overviewWords = make("p", { className: "words" });
+  return section("overview-plot", t("overview"), parts.shows.whole,
+    make("div", { className: "axes" }, make("span", { className: "down", textContent: `${t("layer")} ↓` }), parts.overview, make("span", { className: "across", textContent: `${t("head")} →` })), parts.overviewWords);
+}
+
+function textPlot() {
+  parts.text = make("div", { className: "tokens" });
+  parts.textWords = make("p", { className: "words" });
+  return section("text-plot", t("where_in_text"), parts.text, parts.textWords);
+}
+
+function crossPlot() {
+  parts.cross = make("div", { className: "cross" });
+  parts.crossWords = make("p", { className: "words" });
+  return section("cross-plot", t("each_token"), parts.cross, parts.crossWords);
+}
+
+function matrixPlot() {
+  const count = state.facts.tokens.length;
+  parts.matrix = make("canvas", { className: "matrix", role: "img", "aria-label": t("text_attention") });
+  parts.matrixWords = make("p", { className: "words" });
+  const move = (index) => (value) => {
+    state.window[index] = value;
+    if (index === 0) state.window[1] = Math.min(count, Math.max(state.window[1], value + 1), value + 64);
+    else state.window[0] = Math.max(0, Math.min(state.window[0], value - 1), value - 64);
+    change();
+  };
+  parts.from = slider(t("from_token"), move(0));
+  parts.to = slider(t("to_token"), move(1));
+  Object.assign(parts.from.range, { min: 0, max: count - 1 });
+  Object.assign(parts.to.range, { min: 1, max: count });
+  parts.matrix.addEventListener("pointermove", (event) => {
+    const map = state.seen?.matrix;
+    if (!map) return;
+    const [x, y] = fraction(parts.matrix, event);
+    const row = Math.floor(y * map.rows.length), column = Math.floor(x * map.columns.length);
+    const name = (position) => visible(state.facts.tokens[position].text);
+    parts.matrixWords.textContent = `${name(map.rows[row])} → ${name(map.columns[column])}: ${percent(map.values[row][column])}`;
+  });
+  return section("matrix-plot", t("text_attention"), make("div", { className: "row" }, parts.from.whole, parts.to.whole), make("div", { className: "scroll" }, parts.matrix), parts.matrixWords);
+}
+
+function boxPart() {
+  parts.boxWords = make("p", { className: "words", textContent: t("no_box") });
+  parts.boxTable = make("div", { className: "scroll" });
+  const field = (name, value) => make("label", { className: "field" }, make("span", { textContent: t(name) }), make("input", { name, value, type: "text", autocomplete: "off" }));
+  parts.probe = make("form", { className: "probe", hidden: true },
+    field("id", ""), field("group", "sphere-building"), field("region", "region"), field("question", state.facts.question),
+    field("answer", state.facts.reply), field("foil", ""), make("button", { type: "submit", className: "plain", textContent: t("save_probe") }));
+  parts.saved = make("p", { className: "words saved", role: "status" });
+  parts.probe.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const written = Object.fromEntries([...new FormData(parts.probe)].map(([name, value]) => [name, value.trim()]));
+    const saved = await call("save_probe", [state.room, state.look, { ...written, box: state.box, image: state.image }]);
+    if (saved) parts.saved.textContent = saved.words;
+  });
+  return section("box-part", t("box"), parts.boxWords, parts.boxTable, parts.probe, parts.saved);
+}
+
+function whoPart() {
+  parts.who = make("div", { className: "tokens" });
+  return section("who-part", t("who_looks"), parts.who);
+}
+
+function legend() {
+  parts.scale = make("span");
+  parts.cache = make("span", { className: "cache" });
+  const bar = make("canvas", { className: "bar" });
+  colourBar(bar);
+  return make("footer", { className: "legend" }, make("span", { textContent: "0" }), bar, parts.scale, parts.cache);
+}
+
+function toggle(position) {
+  const kept = state.tokens.filter((one) => one !== position);
+  state.tokens = kept.length === state.tokens.length ? [...kept, position].sort((a, b) => a - b) : kept.length ? kept : state.tokens;
+  change(["overview", "box"]);
+}
+
+// --- asking and drawing -------------------------------------------------------------------------------------------
+
+let due = new Set();
+
+function change(also = []) {
+  also.forEach((one) => due.add(one));
+  state.changed ??= performance.now();
+  press();
+  ask();
+}
+
+/** Controls show what was chosen at once; the maps follow. */
+function press() {
+  const { facts } = state;
+  const layers = facts.layers[state.part];
+  parts.part.press(state.part);
+  Object.assign(parts.layer.range, { min: 0, max: Math.max(layers.length - 1, 0), disabled: layers.length < 2 });
+  parts.layer.range.value = state.layer;
+  parts.layer.say(String(layers[state.layer]));
+  Object.assign(parts.head.range, { min: -1, max: facts.heads[state.part] - 1 });
+  parts.head.range.value = state.head;
+  parts.head.say(state.head < 0 ? t("mean") : String(state.head));
+  parts.sinks.checked = state.sinks;
+  parts.sinks.disabled = state.part !== "language";
+  parts.images?.press(String(state.image));
+  parts.from.range.value = state.window[0];
+  parts.to.range.value = state.window[1];
+  parts.from.say(String(state.window[0]));
+  parts.to.say(String(state.window[1] - 1));
+  parts.shows.press(state.shows);
+  parts.shows.whole.hidden = !state.box;
+  parts.chips.forEach((chip, position) => chip.setAttribute("aria-pressed", state.tokens.includes(position)));
+}
+
+const ask = newestOnly(async () => {
+  if (!state.facts) return;
+  const began = state.changed ?? performance.now();
+  state.changed = null;
+  const wanted = [...due];
+  due = new Set();
+  const { part, layer, head, sinks, tokens, image, box, patch, window, shows } = state;
+  const seen = await call("view", [state.room, state.look, { part, layer, head, sinks, tokens, image, box, patch, window, shows, wanted }]);
+  if (!seen) return;
+  state.seen = { ...state.seen, ...seen };
+  await draw();
+  requestAnimationFrame(() => { latencies.push(performance.now() - began); pane.dataset.drawn = String(latencies.length); });
+});
+
+async function draw() {
+  const { seen, facts } = state;
+  const cross = seen.cross || [];
+  // One scale for every picture on the page: times the even share.
+  state.most = top(cross.flatMap((one) => one.cells), top(seen.image ? seen.image.cells : [], 1));
+  await drawImage();
+  await drawCross();
+  drawTokens(parts.text, seen.text);
+  parts.textWords.textContent = seen.text ? t("text_words").replace("{text}", percent(seen.text_mass)).replace("{image}", percent(seen.image_mass)) : t("language_only");
+  if (seen.matrix) {
+    parts.matrix.hidden = false;
+    const side = Math.max(6, Math.min(22, Math.floor(620 / Math.max(seen.matrix.columns.length, 1))));
+    state.mostText = top(seen.matrix.values.flat(), 1e-6);
+    drawMatrix(parts.matrix, seen.matrix.values, state.mostText, { side });
+    parts.matrixWords.textContent = t("matrix_words").replace("{rows}", seen.matrix.rows.length).replace("{most}", percent(state.mostText));
+  } else { parts.matrix.hidden = true; parts.matrixWords.textContent = t("language_only"); }
+  drawOverview();
+  drawNumbers();
+  drawTokens(parts.who, seen.who ? seen.who : null);
+  if (!seen.who) parts.who.replaceChildren(make("p", { className: "quiet", textContent: t("no_patch") }));
+  parts.scale.textContent = t("scale_words").replace("{most}", state.most.toFixed(1));
+  parts.cache.textContent = t("cache_words").replace("{looks}", seen.cache.looks).replace("{used}", seen.cache.used).replace("{limit}", seen.cache.limit);
+}
+
+async function drawImage() {
+  const image = state.facts.images[state.image];
+  if (!image) { parts.imageWords.textContent = t("no_picture"); parts.image.hidden = true; return; }
+  const seen = state.seen?.image, values = seen?.cells ?? null;
+  parts.image.hidden = false;
+  await drawCells(parts.image, image, seen, overPicture(state.most), state.box);
+  if (state.patch !== null && !state.box) drawBox(parts.image, cellBoxes(image, seen)[state.patch]);
+  const mass = seen?.mass ?? null;
+  parts.imageWords.textContent = !values ? t("no_map") : mass === null ? t("shape_only") : t("mass_words").replace("{mass}", percent(mass));
+}
+
+async function drawCross() {
+  const cross = state.seen.cross || [];
+  const image = state.facts.images[state.image];
+  const figures = await Promise.all(cross.map(async (map) => {
+    const { token, mass } = map;
+    const canvas = make("canvas", { role: "img", "aria-label": visible(state.facts.tokens[token].text) });
+    await drawCells(canvas, image, map, overPicture(state.most), state.box);
+    return make("figure", {}, canvas, make("figcaption", { textContent: `${visible(state.facts.tokens[token].text)} · ${percent(mass)}` }));
+  }));
+  parts.cross.replaceChildren(...figures);
+  const left = state.tokens.length - cross.length;
+  parts.crossWords.textContent = !cross.length ? t("language_only") : left > 0 ? t("more_tokens").replace("{left}", left) : "";
+}
+
+/** Tokens on ground of their share; the tokens of a picture are one. `values` is a share for each token, or null. */
+function drawTokens(where, values) {
+  if (!values) { where.replaceChildren(); return; }
+  const most = top(values, 1e-6);
+  const pieces = [];
+  state.facts.runs.forEach(({ start, end, image }) => {
+    const share = values.slice(start, end).reduce((sum, value) => sum + (value ?? 0), 0);
+    const level = image === null ? (values[start] ?? 0) / most : 0;
+    const piece = make("span", { className: image === null ? "token" : "token picture" , title: percent(share) });
+    piece.textContent = image === null ? visible(state.facts.tokens[start].text) : `${t("picture")} ${image + 1} · ${percent(share)}`;
+    if (image === null && values[start] === null) piece.classList.add("unread");
+    else if (image === null) { piece.style.background = rgba(heat(level), 0.15 + 0.85 * level); piece.style.color = level > 0.6 ? "#000" : level > 0.12 ? "#fff" : ""; }
+    pieces.push(piece);
+  });
+  where.replaceChildren(...pieces);
+}
+
+function drawOverview() {
+  const { overview } = state.seen;
+  if (!overview) { parts.overview.hidden = true; return; }
+  parts.overview.hidden = false;
+  const most = top(overview.flat(), 1e-6);
+  const side = Math.max(7, Math.min(44, Math.floor(400 / overview[0].length)));
+  drawMatrix(parts.overview, overview, most, { side, chosen: state.part === "language" ? [state.layer, state.head] : null });
+  const chosen = overview[Math.min(state.layer, overview.length - 1)];
+  const here = state.head < 0 ? chosen.reduce((sum, value) => sum + value, 0) / chosen.length : chosen[state.head];
+  const form = state.shows === "box_enrichment" ? times : percent;
+  parts.overviewWords.textContent = t("overview_words").replace("{here}", form(here)).replace("{most}", form(most));
+}
+
+function drawNumbers() {
+  const numbers = state.box ? state.seen.box : null;
+  parts.probe.hidden = !state.box;
+  if (!numbers) { parts.boxWords.textContent = t("no_box"); parts.boxTable.replaceChildren(); return; }
+  const layers = state.facts.layers.language;
+  const mean = (line) => line.reduce((sum, value) => sum + value, 0) / line.length;
+  parts.boxWords.textContent = t("box_words").replace("{area}", percent(numbers.area));
+  const heads = numbers.mass[0].map((_, head) => head).slice(0, 32);
+  const table = make("table", {}, make("thead", {}, row("th", [t("layer"), t("mean"), ...heads.map((head) => `${t("head")} ${head}`)])));
+  const lines = make("tbody");
+  numbers.mass.forEach((mass, i) => {
+    const cell = (share, ratio) => `${percent(share)} · ${times(ratio)}`;
+    const line = row("td", [layers[i], cell(mean(mass), mean(numbers.enrichment[i])), ...heads.map((head) => cell(mass[head], numbers.enrichment[i][head]))]);
+    if (i === state.layer && state.part === "language") line.className = "here";
+    lines.append(line);
+  });
+  table.append(lines);
+  parts.boxTable.replaceChildren(table);
+}
+
+const row = (tag, words) => make("tr", {}, ...words.map((text) => make(tag, { textContent: String(text) })));
+
+watch("value", follow);
+follow();

@@ -1,0 +1,131 @@
+// The before / after pane: frames of one question, one for each checkpoint. Given by the page: element, props, server,
+// watch. Two frames side by side with their difference; with more frames the slider plays over them.
+
+const pane = element.querySelector(".pane");
+const state = { language: "en", frames: null, seen: null };
+let parts = {}, playing = null;
+const latencies = [];
+pane.latencies = latencies;
+
+const t = (key) => props.texts[state.language][key];
+
+function follow() {
+  const value = props.value ? JSON.parse(props.value) : {};
+  state.language = value.language || "en";
+  state.room = value.room;
+  stop();
+  if (!value.looks || !value.looks.length) { state.looks = null; pane.replaceChildren(make("p", { className: "note", textContent: t("nothing_compared") })); return; }
+  if (JSON.stringify(value.looks) === JSON.stringify(state.looks)) { build(); ask(); return; }
+  open(value.looks);
+}
+
+function trouble(words) {
+  pane.querySelector(".trouble")?.remove();
+  pane.prepend(make("p", { className: "note trouble", role: "alert", textContent: words }));
+}
+
+async function open(looks) {
+  state.looks = looks;
+  const facts = await call("facts", [state.room, looks]);
+  if (!facts || state.looks !== looks) return;
+  Object.assign(state, { facts, layer: facts.layers.length - 1, head: -1, token: 0, before: 0, after: looks.length - 1 });
+  build();
+  ask();
+}
+
+async function call(name, question) {
+  let answer;
+  try { answer = await server[name](...question); } catch (error) { trouble(t("lost")); return null; }
+  if (answer && answer.error) { trouble(answer.error); return null; }
+  return answer;
+}
+
+function build() {
+  const { facts } = state;
+  const last = facts.frames.length - 1;
+  const moved = (name) => (value) => { state[name] = value; state.changed ??= performance.now(); ask(); };
+  parts = { layer: slider(t("layer"), moved("layer")), head: slider(t("head"), moved("head")), token: slider(t("answer_token"), moved("token")) };
+  Object.assign(parts.layer.range, { min: 0, max: facts.layers.length - 1 });
+  Object.assign(parts.head.range, { min: -1, max: facts.heads - 1 });
+  Object.assign(parts.token.range, { min: 0, max: facts.answer_tokens - 1, disabled: facts.answer_tokens < 2 });
+  const controls = make("section", { className: "controls" }, parts.layer.whole, parts.head.whole, parts.token.whole);
+  if (last > 1) {
+    parts.frame = slider(t("checkpoint"), (value) => { state.after = value; show(); });
+    Object.assign(parts.frame.range, { min: 0, max: last });
+    parts.play = make("button", { type: "button", className: "plain play", textContent: t("play") });
+    parts.play.addEventListener("click", () => playing ? stop() : play());
+    controls.append(parts.frame.whole, parts.play);
+  }
+  const side = (name) => {
+    parts[name] = make("canvas", { role: "img", "aria-label": t(name) });
+    parts[`${name}Title`] = make("h3");
+    parts[`${name}Answer`] = make("p", { className: "said" });
+    parts[`${name}Words`] = make("p", { className: "words" });
+    return make("section", { className: name }, parts[`${name}Title`], parts[`${name}Answer`], parts[name], parts[`${name}Words`]);
+  };
+  parts.scale = make("span");
+  const bar = make("canvas", { className: "bar" });
+  colourBar(bar);
+  pane.replaceChildren(make("div", { className: "body" }, controls,
+    make("div", { className: "plots three" }, side("before"), side("after"), side("difference")),
+    make("footer", { className: "legend" }, make("span", { textContent: "0" }), bar, parts.scale)));
+}
+
+function play() {
+  parts.play.textContent = t("pause");
+  playing = setInterval(() => { state.after = (state.after + 1) % state.facts.frames.length; show(); }, 900);
+}
+
+function stop() {
+  if (playing) clearInterval(playing);
+  playing = null;
+  if (parts.play) parts.play.textContent = t("play");
+}
+
+const ask = newestOnly(async () => {
+  if (!state.facts) return;
+  const began = state.changed ?? performance.now();
+  state.changed = null;
+  const { layer, head, token } = state;
+  const seen = await call("compare", [state.room, state.looks, { layer, head, token }]);
+  if (!seen) return;
+  state.seen = seen;
+  await show();
+  requestAnimationFrame(() => { latencies.push(performance.now() - began); pane.dataset.drawn = String(latencies.length); });
+});
+
+async function show() {
+  const { facts, seen } = state;
+  parts.layer.range.value = state.layer;
+  parts.layer.say(String(facts.layers[state.layer]));
+  parts.head.range.value = state.head;
+  parts.head.say(state.head < 0 ? t("mean") : String(state.head));
+  parts.token.range.value = state.token;
+  parts.token.say(String(state.token + 1));
+  if (parts.frame) { parts.frame.range.value = state.after; parts.frame.say(facts.frames[state.after].name); }
+  // One scale over all checkpoints, so that playing shows change and nothing else.
+  const most = top(seen.flatMap((map) => map.cells || []), 1);
+  for (const name of ["before", "after"]) {
+    const at = state[name], map = seen[at];
+    parts[`${name}Title`].textContent = `${t(name)}: ${facts.frames[at].name}`;
+    parts[`${name}Answer`].textContent = facts.frames[at].answer;
+    parts[`${name}Words`].textContent = map.cells ? `${visible(map.token)} · ${t("mass_words").replace("{mass}", percent(map.mass))}` : t("no_picture");
+    if (map.cells) await drawCells(parts[name], facts.image, map, overPicture(most));
+  }
+  parts.differenceTitle.textContent = t("difference");
+  parts.differenceAnswer.textContent = facts.frames[state.before].answer === facts.frames[state.after].answer ? t("same_answer") : t("other_answer");
+  const [one, two] = [seen[state.before], seen[state.after]];
+  if (one.cells && two.cells) {
+    const swing = two.cells.map((value, cell) => value - one.cells[cell]);
+    await drawCells(parts.difference, facts.image, { ...two, cells: swing }, difference(most));
+    parts.differenceWords.textContent = t("difference_words").replace("{moved}", percent(one.cells.reduce((sum, value, cell) => sum + Math.abs(value - two.cells[cell]), 0) / 2 / one.cells.length))
+      .replace("{mass}", `${two.mass >= one.mass ? "+" : "−"}${percent(Math.abs(two.mass - one.mass))}`);
+  }
+  parts.scale.textContent = t("scale_words").replace("{most}", most.toFixed(1));
+  pane.dataset.after = String(state.after);
+}
+
+const visible = (text) => text.replace(/\n/g, "↵").replace(/ /g, "·") || "∅";
+
+watch("value", follow);
+follow();

@@ -1,0 +1,161 @@
+// Drawing on canvases from numbers. Shared by both panes; knows nothing of what the numbers mean.
+
+const HEAT = [[46, 15, 92], [87, 15, 109], [137, 34, 105], [187, 55, 84], [228, 90, 49], [249, 142, 8], [248, 203, 52], [252, 254, 164]];
+const LESS = [64, 156, 255], MORE = [255, 138, 51];
+
+/** A level of [0, 1] as [red, green, blue]: inferno without its black end, so that little is told from nothing. */
+function heat(level) {
+  const place = Math.min(Math.max(level, 0), 1) * (HEAT.length - 1);
+  const low = Math.min(Math.floor(place), HEAT.length - 2);
+  return HEAT[low].map((value, i) => Math.round(value + (place - low) * (HEAT[low + 1][i] - value)));
+}
+
+const rgba = (colour, opacity) => `rgba(${colour[0]},${colour[1]},${colour[2]},${opacity})`;
+
+/** Element of a tag with properties and children; a property with a dash or "role" is an attribute. */
+function make(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.includes("-") || name === "role" || name === "list") made.setAttribute(name, value);
+    else made[name] = value;
+  }
+  made.append(...children);
+  return made;
+}
+
+const loaded = new Map();
+
+/** The picture of a data address, decoded once. */
+function picture(address) {
+  if (!loaded.has(address)) {
+    if (loaded.size > 24) loaded.delete(loaded.keys().next().value);
+    const image = new Image();
+    image.src = address;
+    loaded.set(address, image.decode().then(() => image));
+  }
+  return loaded.get(address);
+}
+
+/** Boxes of a map's cells, fractions of the picture. A map that is finer than the picture's own cells (the patches of
+ *  a tower) divides it evenly. */
+function cellBoxes(image, map) {
+  if (!map || map.cells.length === image.boxes.length) return image.boxes;
+  const [rows, columns] = map.grid;
+  return map.cells.map((_, i) => {
+    const row = Math.floor(i / columns), column = i % columns;
+    return [column / columns, row / rows, (column + 1) / columns, (row + 1) / rows];
+  });
+}
+
+/** A map's cells over the dimmed picture; without a map the picture alone. `image` has src and boxes; `paint(value)`
+ *  gives a colour with its opacity. */
+async function drawCells(canvas, image, map, paint, box = null) {
+  const boxes = cellBoxes(image, map), values = map ? map.cells : null;
+  const shown = await picture(image.src);
+  canvas.width = shown.naturalWidth;
+  canvas.height = shown.naturalHeight;
+  const pen = canvas.getContext("2d");
+  pen.filter = values ? "grayscale(0.75) brightness(0.6)" : "none";
+  pen.drawImage(shown, 0, 0);
+  pen.filter = "none";
+  (values || []).forEach((value, cell) => {
+    const [x0, y0, x1, y1] = boxes[cell];
+    const left = Math.round(x0 * canvas.width), top = Math.round(y0 * canvas.height);
+    pen.fillStyle = paint(value);
+    pen.fillRect(left, top, Math.round(x1 * canvas.width) - left, Math.round(y1 * canvas.height) - top);
+  });
+  if (box) drawBox(canvas, box);
+}
+
+function drawBox(canvas, box) {
+  const pen = canvas.getContext("2d");
+  const line = Math.max(2, canvas.width / 160);
+  const corners = [box[0] * canvas.width, box[1] * canvas.height, (box[2] - box[0]) * canvas.width, (box[3] - box[1]) * canvas.height];
+  pen.lineWidth = line * 2;
+  pen.strokeStyle = "rgba(0,0,0,.7)";
+  pen.strokeRect(...corners);
+  pen.lineWidth = line;
+  pen.strokeStyle = "#fff";
+  pen.strokeRect(...corners);
+}
+
+const overPicture = (most) => (value) => rgba(heat(value / most), Math.min(0.92, 0.12 + 0.8 * Math.min(value / most, 1)));
+const difference = (most) => (value) => rgba(value < 0 ? LESS : MORE, Math.min(Math.abs(value) / most, 1) * 0.9);
+
+/** A matrix as squares; `chosen` is [row, column] to mark. Values that are null stay empty. */
+function drawMatrix(canvas, values, most, { side = 22, chosen = null } = {}) {
+  const rows = values.length, columns = rows ? values[0].length : 0;
+  canvas.width = columns * side;
+  canvas.height = rows * side;
+  const pen = canvas.getContext("2d");
+  const gap = side > 8 ? 1 : 0;
+  values.forEach((line, row) => line.forEach((value, column) => {
+    if (value === null) return;
+    pen.fillStyle = rgba(heat(value / most), 1);
+    pen.fillRect(column * side, row * side, side - gap, side - gap);
+  }));
+  if (!chosen) return;
+  pen.lineWidth = 3;
+  for (const [colour, width] of [["#000", 5], ["#fff", 2.5]]) {
+    pen.strokeStyle = colour;
+    pen.lineWidth = width;
+    const row = chosen[0], column = chosen[1];
+    if (column < 0) pen.strokeRect(1.5, row * side + 1.5, columns * side - 4, side - 4);
+    else pen.strokeRect(column * side + 2, row * side + 2, side - 5, side - 5);
+  }
+}
+
+/** Where a pointer is on a canvas, as fractions of its width and height. */
+function fraction(canvas, event) {
+  const frame = canvas.getBoundingClientRect();
+  const clip = (value) => Math.min(Math.max(value, 0), 0.9999);
+  return [clip((event.clientX - frame.left) / frame.width), clip((event.clientY - frame.top) / frame.height)];
+}
+
+const percent = (share) => share === null ? "–" : (100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0) + " %";
+const times = (value) => value === null ? "–" : value.toFixed(value < 10 ? 2 : 1) + " ×";
+const top = (values, least) => values.reduce((most, value) => Math.max(most, value ?? 0), least);
+
+/** One question to the server at a time; while it is out only the newest of the others waits. */
+function newestOnly(send) {
+  let out = false, waiting = null;
+  return async function ask(question) {
+    if (out) { waiting = question; return; }
+    out = true;
+    try { await send(question); } finally {
+      out = false;
+      if (waiting !== null) { const next = waiting; waiting = null; ask(next); }
+    }
+  };
+}
+
+/** A slider with its name and its number. */
+function slider(name, onInput) {
+  const range = make("input", { type: "range", "aria-label": name });
+  const shown = make("output");
+  range.addEventListener("input", () => onInput(Number(range.value)));
+  const label = make("span", { textContent: name });
+  const whole = make("label", { className: "slider" }, label, range, shown);
+  return { whole, range, label, say: (text) => { shown.textContent = text; } };
+}
+
+/** A row of buttons of which one is pressed. */
+function choice(options, onChoose) {
+  const whole = make("div", { className: "choice", role: "group" });
+  for (const [value, text] of options) {
+    const button = make("button", { type: "button", textContent: text });
+    button.dataset.value = value;
+    button.addEventListener("click", () => onChoose(value));
+    whole.append(button);
+  }
+  const press = (value) => whole.querySelectorAll("button").forEach((one) => one.setAttribute("aria-pressed", one.dataset.value === value));
+  return { whole, press };
+}
+
+/** The colour bar: from nothing to `most`. */
+function colourBar(canvas) {
+  canvas.width = 200;
+  canvas.height = 10;
+  const pen = canvas.getContext("2d");
+  for (let x = 0; x < 200; x++) { pen.fillStyle = rgba(heat(x / 199), 1); pen.fillRect(x, 0, 1, 10); }
+}

@@ -1,0 +1,90 @@
+"""A box drawn on the page becomes a probe in the file that was named at the start, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diagnostics.probes import FILE_NAME, Probe, read_probes, write_probes
+from diagnostics.web.look import Look
+from diagnostics.web.page_rooms import Asked
+from diagnostics.web.page_views import box_pixels
+
+PROBES_MAX = 1000
+"""A page that is open to many must not fill a disk."""
+_TEXTS = ("id", "group", "region", "question", "answer", "foil")
+
+
+class ProbeFile:
+    """Probes that visitors add to; pictures go into ``images/`` beside the file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).resolve()
+        self._writing = threading.Lock()
+
+    def add(self, look: Look, asked: Asked, written: Mapping[str, Any]) -> Probe:
+        """Append one probe and read the whole file again, as every user of it does.
+
+        written   ``id group region question answer foil`` as texts, ``image``, and ``box`` in fractions of the picture
+
+        Raises ValueError naming the field, and leaves file and pictures as they were.
+        """
+        texts = {name: str(written.get(name) or "").strip() for name in _TEXTS}
+        if not FILE_NAME.fullmatch(texts["id"]):
+            raise ValueError(
+                f"id: found {texts['id']!r}, expected a name of letters, digits, '_', '-' and '.', at most 120"
+            )
+        for name in ("group", "region", "question", "answer"):
+            if not texts[name]:
+                raise ValueError(f"{name}: found nothing, expected some text")
+        image = written.get("image")
+        if not isinstance(image, int) or not 0 <= image < len(asked.pictures):
+            raise ValueError(f"image: found {image!r}, expected one of the {len(asked.pictures)} pictures")
+        box = box_pixels(look, written.get("box"), image)
+        with self._writing:
+            return self._append(texts, asked, image, box)
+
+    def _append(
+        self, texts: Mapping[str, str], asked: Asked, image: int, box: tuple[float, float, float, float]
+    ) -> Probe:
+        before = read_probes(self.path) if self.path.is_file() else ()
+        if any(probe.id == texts["id"] for probe in before):
+            raise ValueError(f"id: {texts['id']!r} is in {self.path.name} already; choose another")
+        if len(before) >= PROBES_MAX:
+            raise ValueError(f"{self.path.name} has {len(before)} probes, the most that this page writes")
+        place = self.path.parent / "images" / f"{texts['id']}.png"
+        if place.exists():
+            raise ValueError(f"id: {place.name} is in {place.parent.name}/ already; choose another")
+        probe = Probe(
+            texts["id"],
+            texts["group"],
+            (place,),
+            texts["question"],
+            texts["answer"],
+            texts["foil"] or None,
+            {texts["region"]: ((round(box[0], 1), round(box[1], 1), round(box[2], 1), round(box[3], 1)),)},
+            {texts["answer"]: texts["region"]},
+        )
+        place.parent.mkdir(parents=True, exist_ok=True)
+        asked.pictures[image].open().save(place)
+        try:
+            self._check_and_write((*before, probe))
+        except ValueError:
+            place.unlink()
+            raise
+        return probe
+
+    def _check_and_write(self, probes: tuple[Probe, ...]) -> None:
+        trial = self.path.with_name(f".{self.path.name}.trial")
+        try:
+            write_probes(probes, trial)
+            read_probes(trial)
+            trial.replace(self.path)
+        finally:
+            trial.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return len(json.loads(self.path.read_text(encoding="utf-8"))["probes"]) if self.path.is_file() else 0
