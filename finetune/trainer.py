@@ -271,9 +271,8 @@ class FinetuneTrainer(SavingTrainer):
         """The micro-batch's share in the step's mean nats per trained token (see ``loss.step_loss``)."""
         about, labels = inputs.pop("about"), inputs.pop("labels")
         inputs.pop("skip_logits", None)  # of Liger's own loss, which is not this one
-        self._meet(
-            Batch(about, self._dataset if model.training else self.judged, *labels.shape), model.training
-        )
+        dataset = self._dataset if model.training else self.judged
+        self._meet(Batch(about, dataset, *labels.shape), training=model.training)
         kept = about["kept"]
         # A cache is of no use here, and with one some families let the samples of a packed row see each other.
         outputs = model(**inputs, use_cache=False, **({"logits_to_keep": kept} if self.keeps_logits else {}))
@@ -287,12 +286,11 @@ class FinetuneTrainer(SavingTrainer):
         if model.training:
             self._check_loss(value.item(), len(nats))
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            value = value * (
-                self.accelerator.num_processes // self.get_tp_size()
-            )  # gradients are averaged over them
+            # The gradients of these processes will be averaged.
+            value = value * (self.accelerator.num_processes // self.get_tp_size())
         return (value, outputs) if return_outputs else value
 
-    def _meet(self, batch: Batch, training: bool) -> None:
+    def _meet(self, batch: Batch, *, training: bool) -> None:
         """What a batch says of itself: faults, pictures, samples."""
         self.batches = [*self.batches, batch] if training else [batch]
         faults = batch.about["faults"].values()
