@@ -320,7 +320,8 @@ def ours(job: Job) -> Callable[[str, Any], None]:
             rows = round(job.batch * float(tokens.mean()) / job.max_length)
             ready.args.training.per_device_train_batch_size = max(1, rows)
         program.train(ready)
-        meter.seen["tokens"] = float(tokens.sum())  # packed rows have no mask that tells padding apart
+        # Packed rows have no mask that tells padding apart. Each process counts its share.
+        meter.seen["tokens"] = float(tokens.sum()) / int(os.environ.get("WORLD_SIZE", "1"))
 
     return run
 
