@@ -1,4 +1,4 @@
-// The attention pane. Given by the page: element, props (value, texts), server (facts, view, save_probe), watch.
+// The attention pane. Given by the page: TEXTS, element, props (value), server (facts, view, save_probe), watch.
 // One state, one question to the server after each change, one drawing of its answer.
 
 const pane = element.querySelector(".pane");
@@ -7,7 +7,7 @@ let parts = {};
 const latencies = [];
 pane.latencies = latencies; // milliseconds from a change to the pixels; read by tests
 
-const t = (key) => props.texts[state.language][key];
+const t = (key) => TEXTS[state.language][key];
 
 function follow() {
   const value = props.value ? JSON.parse(props.value) : {};
@@ -189,7 +189,7 @@ function boxPart() {
   parts.probe.addEventListener("submit", async (event) => {
     event.preventDefault();
     const written = Object.fromEntries([...new FormData(parts.probe)].map(([name, value]) => [name, value.trim()]));
-    const saved = await call("save_probe", [state.room, state.look, { ...written, box: state.box, image: state.image }]);
+    const saved = await call("save_probe", [state.room, state.look, { ...written, language: state.language, box: state.box, image: state.image }]);
     if (saved) parts.saved.textContent = saved.words;
   });
   return section("box-part", t("box"), parts.boxWords, parts.boxTable, parts.probe, parts.saved);

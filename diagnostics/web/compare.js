@@ -1,13 +1,13 @@
-// The before / after pane: frames of one question, one for each checkpoint. Given by the page: element, props, server,
+// The before / after pane: frames of one question, one for each checkpoint. Given by the page: TEXTS, element, props, server,
 // watch. Two frames side by side with their difference; with more frames the slider plays over them.
 
 const pane = element.querySelector(".pane");
-const state = { language: "en", frames: null, seen: null };
+const state = { language: "en", looks: null, seen: null };
 let parts = {}, playing = null;
 const latencies = [];
 pane.latencies = latencies;
 
-const t = (key) => props.texts[state.language][key];
+const t = (key) => TEXTS[state.language][key];
 
 function follow() {
   const value = props.value ? JSON.parse(props.value) : {};
@@ -26,7 +26,7 @@ function trouble(words) {
 
 async function open(looks) {
   state.looks = looks;
-  const facts = await call("facts", [state.room, looks]);
+  const facts = await call("compare_facts", [state.room, looks]);
   if (!facts || state.looks !== looks) return;
   Object.assign(state, { facts, layer: facts.layers.length - 1, head: -1, token: 0, before: 0, after: looks.length - 1 });
   build();
@@ -87,9 +87,9 @@ const ask = newestOnly(async () => {
   const began = state.changed ?? performance.now();
   state.changed = null;
   const { layer, head, token } = state;
-  const seen = await call("compare", [state.room, state.looks, { layer, head, token }]);
+  const seen = await call("compare_view", [state.room, state.looks, { layer, head, token }]);
   if (!seen) return;
-  state.seen = seen;
+  state.seen = seen.frames;
   await show();
   requestAnimationFrame(() => { latencies.push(performance.now() - began); pane.dataset.drawn = String(latencies.length); });
 });

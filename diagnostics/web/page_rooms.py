@@ -47,8 +47,8 @@ class Upload:
                 width, height = picture.size
                 if width * height > PIXELS_MAX:
                     raise ValueError(
-                        f"{path.name}: found {width} × {height} pixels, expected at most {PIXELS_MAX // 10**6} million; "
-                        "scale it down"
+                        f"{path.name}: found {width} × {height} pixels, expected at most "
+                        f"{PIXELS_MAX // 10**6} million; scale it down"
                     )
                 picture.load()
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:

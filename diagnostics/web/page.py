@@ -1,0 +1,511 @@
+"""The page: chat, attention, before / after. Gradio holds it together; the panes draw themselves from numbers.
+
+``Page`` answers what visitors do, ``build`` lays it out, ``serve`` starts it, closed to all but this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it asks the network then
+
+import gradio as gr
+from PIL import ImageFont
+
+from diagnostics.web import page_views
+from diagnostics.web.engine import CACHE_BYTES, Engine
+from diagnostics.web.page_checkpoints import Checkpoints
+from diagnostics.web.page_probes import ProbeFile
+from diagnostics.web.page_rooms import (
+    FILE_MAX_BYTES,
+    QUESTION_MAX_CHARACTERS,
+    Asked,
+    Room,
+    Rooms,
+    Upload,
+    user_turn,
+)
+from diagnostics.web.page_views import Frame, Json
+from diagnostics.web.texts import TEXTS, Language
+from finetune.fonts import text_font
+from finetune.qwen_vl.markup import draw_boxes, parse_boxes, to_list_format
+
+logger = logging.getLogger(__name__)
+
+Messages: TypeAlias = list[dict[str, Any]]
+_HERE = Path(__file__).parent
+_PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+FONTS = ["system-ui", "Noto Sans CJK SC", "sans-serif"]  # of the visitor's machine: nothing is fetched
+
+
+def in_words(method: Callable[..., Json]) -> Callable[[list[Any]], Json]:
+    """What the browser gets for a wish that cannot be met: ``{"error": words}``. Other failures stay in the log."""
+
+    def answered(asked: list[Any]) -> Json:
+        try:
+            return method(*asked) if isinstance(asked, list) else {"error": "expected a list of arguments"}
+        except ValueError as error:
+            return {"error": str(error)}
+        except Exception:  # the visitor must not see a path or a line of code
+            logger.exception("%s failed", method.__name__)
+            return {"error": "this could not be drawn; the server's log says why"}
+
+    answered.__name__ = method.__name__  # the browser calls it by this; its own arguments come as one list
+    return answered
+
+
+class Page:
+    """What a visitor can do, each in a room of its own."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        checkpoints: Sequence[Path] = (),
+        probe_file: str | Path = "probes_saved.json",
+        cache_bytes: int = CACHE_BYTES,
+        folder: Path,
+    ) -> None:
+        self.engine = engine
+        self.checkpoints = Checkpoints(engine, checkpoints)
+        self.probe_file = ProbeFile(probe_file)
+        self.rooms = Rooms(cache_bytes)
+        self.folder = folder  # drawn boxes, until the server ends
+
+    # --- chat -----------------------------------------------------------------------------------------------------
+
+    def send(self, key: str, message: Json | None, language: Language) -> Iterator[tuple[Any, ...]]:
+        """A question with its pictures: (chat, input, attention pane, question and picture to compare)."""
+        room = self._room(key)
+        with _one_at_a_time(room):
+            try:
+                uploads = [Upload.read(path) for path in (message or {}).get("files") or ()]
+                room.ask((message or {}).get("text") or "", uploads)
+            except ValueError as error:
+                raise gr.Error(str(error)) from error
+            yield from self._answer(key, room, language)
+
+    def again(self, key: str, language: Language) -> Iterator[tuple[Any, ...]]:
+        """The last question once more."""
+        room = self._room(key)
+        with _one_at_a_time(room):
+            if room.take_back_answer():
+                yield from self._answer(key, room, language)
+
+    def stop(self, key: str) -> None:
+        """End the answer that is being written."""
+        self._room(key).stop.set()
+
+    def clear(self, key: str, language: Language) -> tuple[Any, ...]:
+        """Forget the conversation and what it looked at."""
+        self._room(key).clear()
+        return [], None, self.pane(key, None, language), "", None
+
+    def _answer(self, key: str, room: Room, language: Language) -> Iterator[tuple[Any, ...]]:
+        room.stop.clear()
+        nothing = gr.skip()
+        yield self._messages(room, "…"), gr.update(value=None), nothing, nothing, nothing
+        text, look, done = "", None, False
+        try:
+            for partial in self.engine.reply(tuple(room.turns), stop=room.stop):
+                text, look, done = partial.text, partial.look or look, partial.done
+                words = TEXTS[language]["waiting"].format(n=partial.waiting) if partial.waiting else text
+                yield self._messages(room, words or "…"), nothing, nothing, nothing, nothing
+        except ValueError as error:
+            room.take_back_question()
+            yield self._messages(room), nothing, nothing, nothing, nothing
+            raise gr.Error(str(error)) from error
+        finally:
+            if not done and room.turns and room.turns[-1].role == "user":  # the visitor left, or it failed
+                room.take_back_question()
+        if not room.turns:  # cleared while it was written
+            yield [], nothing, nothing, nothing, nothing
+            return
+        room.answered(text, look)
+        pane = self.pane(key, look.key if look else None, language)
+        yield self._messages(room), nothing, pane, room.said[-1][0], self._picture(room)
+
+    def _messages(self, room: Room, writing: str | None = None) -> Messages:
+        """The conversation as the chat shows it; ``writing`` is the answer so far."""
+        messages: Messages = []
+        at = 0
+        for (question, answer), count in zip(room.said, room.added, strict=True):
+            shown = room.pictures[at : at + count]
+            at += count
+            messages += [_says("user", {"path": str(self._file(upload))}) for upload in shown]
+            messages += [_says("user", question)] if question else []
+            if answer:
+                messages.append(_says("assistant", readable(answer)))
+                if parse_boxes(answer) and at:
+                    messages.append(
+                        _says("assistant", {"path": str(self._boxed(room.pictures[at - 1], answer))})
+                    )
+        if writing is not None:
+            messages.append(_says("assistant", readable(writing)))
+        return messages
+
+    def _file(self, upload: Upload) -> Path:
+        """The picture as a file for the chat, upright and no larger than the screen needs; written once."""
+        place = self.folder / f"{abs(hash(upload.data)):x}.jpg"
+        if not place.is_file():
+            small = upload.open().convert("RGB")
+            small.thumbnail((1024, 1024))
+            small.save(place, quality=90)
+        return place
+
+    def _boxed(self, upload: Upload, answer: str) -> Path:
+        place = self.folder / f"{abs(hash((upload.data, answer))):x}.png"
+        if not place.is_file():
+            picture = upload.open().convert("RGB")
+            factor = max(1, round(480 / max(picture.size)))
+            picture = picture.resize((picture.width * factor, picture.height * factor))
+            draw_boxes(picture, answer, font=ImageFont.truetype(str(text_font(answer)), 18)).save(place)
+        return place
+
+    def _picture(self, room: Room) -> str | None:
+        return str(self._file(room.pictures[-1])) if room.pictures else None
+
+    # --- attention ------------------------------------------------------------------------------------------------
+
+    def pane(self, key: str, look: str | None, language: Language) -> str:
+        """What the attention pane is told: whose look, and in which language."""
+        return json.dumps({"room": key, "look": look, "language": language})
+
+    def facts(self, key: str, look: str) -> Json:
+        """See ``page_views.facts``."""
+        found, asked = self._look(key, look)
+        return page_views.facts(found, asked.question, asked.reply)
+
+    def view(self, key: str, look: str, asked: Json) -> Json:
+        """See ``page_views.view``."""
+        return page_views.view(self._look(key, look)[0], asked, self._room(key).looks)
+
+    def save_probe(self, key: str, look: str, written: Json) -> Json:
+        """Append a drawn box to the probe file."""
+        found, asked = self._look(key, look)
+        probe = self.probe_file.add(found, asked, written)
+        language: Language = "zh" if written.get("language") == "zh" else "en"
+        words = TEXTS[language]["saved"]
+        return {"words": words.format(id=probe.id, n=len(self.probe_file), file=self.probe_file.path.name)}
+
+    # --- before / after -------------------------------------------------------------------------------------------
+
+    def compare(
+        self, key: str, language: Language, chosen: Sequence[str], question: str, picture: str | None
+    ) -> Iterator[tuple[Any, str]]:
+        """One question to several checkpoints, in order: (pane, words on how far it is)."""
+        room, words = self._room(key), TEXTS[language]
+        names = {value: name for name, value in self.checkpoints.names(words["adapter_off"])}
+        with _one_at_a_time(room):
+            room.stop.clear()
+            try:
+                uploads = (Upload.read(picture),) if picture else ()
+                if not question.strip():
+                    raise ValueError("nothing was asked; write a question")
+                turn = user_turn(question.strip(), uploads, 0)
+                looks: list[str] = []
+                for number, one in enumerate(chosen, start=1):
+                    name = names.get(one, one)
+                    yield gr.skip(), words["asking"].format(name=name, n=number, of=len(chosen))
+                    *_, last = self.checkpoints.engine(one).reply((turn,), stop=room.stop)
+                    if last.look is None:
+                        raise ValueError(f"{name}: gave no answer to look at; ask something else")
+                    looks.append(room.keep(last.look, Asked(question.strip(), last.text, uploads, name)))
+            except ValueError as error:
+                raise gr.Error(str(error)) from error
+        value = json.dumps({"room": key, "looks": looks, "language": language})
+        yield value, words["compared"].format(n=len(looks))
+
+    def compare_facts(self, key: str, looks: list[str]) -> Json:
+        """See ``page_views.compare_facts``."""
+        return page_views.compare_facts(self._frames(key, looks))
+
+    def compare_view(self, key: str, looks: list[str], asked: Json) -> Json:
+        """See ``page_views.compare``."""
+        return {"frames": page_views.compare(self._frames(key, looks), asked)}
+
+    def _frames(self, key: str, looks: list[str]) -> list[Frame]:
+        found = [self._look(key, look) for look in looks]
+        return [Frame(asked.name, readable(asked.reply), look) for look, asked in found]
+
+    def _room(self, key: object) -> Room:
+        try:
+            return self.rooms.get(key)
+        except ValueError as error:
+            raise gr.Error(str(error)) from error
+
+    def _look(self, key: str, name: str) -> tuple[Any, Asked]:
+        room = self.rooms.get(key)
+        look = room.looks.get(name)
+        if look is None:
+            limit = room.looks.limit_bytes // 2**20
+            raise ValueError(
+                f"this answer's attention had to make room for newer ones ({limit} MB are kept); ask again"
+            )
+        return look, room.asked[name]
+
+
+class _one_at_a_time:  # noqa: N801 - read as a statement
+    """A visitor's second request while the first is being answered is refused in words."""
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+
+    def __enter__(self) -> None:
+        if not self.room.busy.acquire(blocking=False):
+            raise gr.Error("the last answer is still being written; stop it, or wait")
+
+    def __exit__(self, *_: object) -> None:
+        self.room.busy.release()
+
+
+def readable(text: str) -> str:
+    """An answer without markup: phrases stay, the corners of their boxes go (they are drawn); a box without a phrase
+    shows its corners."""
+    words, named = "", False
+    for part in to_list_format(text):
+        if "box" in part:
+            words += "" if named else f"[{part['box']}]"
+        else:
+            words += next(iter(part.values()))
+            named = "ref" in part
+    return words
+
+
+def _says(role: str, content: Any) -> Json:
+    return {"role": role, "content": content}
+
+
+def _script(*names: str) -> str:
+    return "\n".join((_HERE / name).read_text(encoding="utf-8") for name in names)
+
+
+# --- layout -------------------------------------------------------------------------------------------------------
+
+
+class Worded(NamedTuple):
+    """A component whose ``property`` is the text ``key`` in the visitor's language."""
+
+    component: Any
+    property: str
+    key: str
+
+
+def build(page: Page, *, attention: bool, example: tuple[Path, str] | None = None) -> gr.Blocks:
+    """The page; without ``attention`` the chat alone. ``example`` is a picture and a question to try."""
+    words = TEXTS["en"]
+    with gr.Blocks(
+        title=words["title"], analytics_enabled=False, delete_cache=(600, 3600), fill_width=True
+    ) as blocks:
+        key = gr.State("")
+        with gr.Row(elem_id="top"):
+            title = gr.Markdown(words["title"], elem_id="title")
+            language = gr.Radio(
+                [("English", "en"), ("中文", "zh")],
+                value="en",
+                show_label=False,
+                container=False,
+                elem_id="language",
+            )
+        worded = [Worded(title, "value", "title")]
+        with gr.Tabs():
+            with gr.Tab(words["chat"]) as tab:
+                chat = _chat(page, example, worded)
+            worded.append(Worded(tab, "label", "chat"))
+            if attention:
+                with gr.Tab(words["attention"]) as tab:
+                    seen: Any = _pane("attention", page.facts, page.view, page.save_probe)
+                worded.append(Worded(tab, "label", "attention"))
+                with gr.Tab(words["compare"]) as tab:
+                    comparison = _comparison(page, key, language, worded)
+                worded.append(Worded(tab, "label", "compare"))
+            else:
+                seen, comparison = gr.State(""), Comparison(gr.State(""), gr.State(None), gr.State(""))
+        _wire_chat(page, chat, key, language, [chat.messages, chat.message, seen, *comparison[:2]])
+        _wire_language(language, [seen, comparison.pane], worded)
+        _wire_visit(page, blocks, key, language, seen)
+    return blocks
+
+
+class Chat(NamedTuple):
+    """The chat's components."""
+
+    messages: gr.Chatbot
+    message: gr.MultimodalTextbox
+    stop: gr.Button
+    again: gr.Button
+    clear: gr.Button
+
+
+class Comparison(NamedTuple):
+    """What a finished turn fills in, and the pane."""
+
+    question: Any
+    picture: Any
+    pane: Any
+
+
+def _chat(page: Page, example: tuple[Path, str] | None, worded: list[Worded]) -> Chat:
+    words = TEXTS["en"]
+    messages = gr.Chatbot(
+        show_label=False,
+        height="58vh",
+        elem_id="chat",
+        render_markdown=False,  # a picture's address in an answer would be fetched from outside
+        buttons=["copy"],
+    )
+    message = gr.MultimodalTextbox(
+        placeholder=words["ask"],
+        show_label=False,
+        file_types=["image"],
+        file_count="multiple",
+        sources=["upload"],
+        max_plain_text_length=QUESTION_MAX_CHARACTERS,
+        elem_id="message",
+    )
+    with gr.Row(elem_id="buttons"):
+        stop, again, clear = (
+            gr.Button(words[name], elem_id=name, size="sm", min_width=90)
+            for name in ("stop", "again", "clear")
+        )
+    if example is not None:
+        gr.Examples([[{"text": example[1], "files": [str(example[0])]}]], message, label="")
+    gr.Markdown(f"`{page.engine.name}`", elem_id="model")
+    worded += [Worded(button, "value", str(button.elem_id)) for button in (stop, again, clear)]
+    worded.append(Worded(message, "placeholder", "ask"))
+    return Chat(messages, message, stop, again, clear)
+
+
+def _wire_chat(page: Page, chat: Chat, key: gr.State, language: gr.Radio, outputs: list[Any]) -> None:
+    message, many = chat.message, {"concurrency_limit": None, "show_progress": "hidden", **_PRIVATE}
+    message.submit(page.send, [key, message, language], outputs, **many)
+    chat.again.click(page.again, [key, language], outputs, **many)
+    chat.stop.click(page.stop, key, None, queue=False, **_PRIVATE)
+    chat.clear.click(page.clear, [key, language], outputs, queue=False, **_PRIVATE)
+
+
+def _wire_language(language: gr.Radio, panes: list[Any], worded: Sequence[Worded]) -> None:
+    def reworded(spoken: Language, *told: str) -> list[Any]:
+        texts = TEXTS[spoken]
+        panes = [json.dumps({**json.loads(one or "{}"), "language": spoken}) for one in told]
+        return [*panes, *({**gr.update(), one.property: texts[one.key]} for one in worded)]
+
+    components = [*panes, *(one.component for one in worded)]
+    language.change(reworded, [language, *panes], components, queue=False, show_progress="hidden", **_PRIVATE)
+
+
+def _wire_visit(page: Page, blocks: gr.Blocks, key: gr.State, language: gr.Radio, seen: Any) -> None:
+    """A visitor gets a room on loading the page, in the browser's language; it is cleared on leaving."""
+    held: dict[str, str] = {}
+
+    def enter(request: gr.Request) -> tuple[str, Language, str]:
+        room = page.rooms.open()
+        if request.session_hash:
+            held[request.session_hash] = room
+        spoken: Language = (
+            "zh" if request.headers.get("accept-language", "").lower().startswith("zh") else "en"
+        )
+        return room, spoken, page.pane(room, None, spoken)
+
+    def leave(request: gr.Request) -> None:
+        page.rooms.close(held.pop(request.session_hash or "", ""))
+
+    blocks.load(enter, None, [key, language, seen], show_progress="hidden", **_PRIVATE)
+    blocks.unload(leave)
+
+
+def _comparison(page: Page, key: gr.State, language: gr.Radio, worded: list[Worded]) -> Comparison:
+    words, names = TEXTS["en"], page.checkpoints.names()
+    with gr.Row():
+        before = gr.Dropdown(names, value=names[0][1], label=words["before"], elem_id="before")
+        after = gr.Dropdown(names, value=names[-1][1], label=words["after"], elem_id="after")
+    with gr.Row():
+        picture = gr.Image(
+            type="filepath",
+            image_mode=None,
+            sources=["upload"],
+            label=words["picture_box"],
+            height=180,
+            scale=1,
+        )
+        with gr.Column(scale=2):
+            question = gr.Textbox(
+                label=words["question_box"], max_length=QUESTION_MAX_CHARACTERS, elem_id="question"
+            )
+            with gr.Row():
+                go = gr.Button(words["compare_go"], variant="primary", elem_id="compare_go")
+                every = gr.Button(words["play_all"], elem_id="play_all", interactive=len(names) > 2)
+                stop = gr.Button(words["stop"], elem_id="compare_stop")
+            status = gr.Markdown(words["one_checkpoint"] if len(names) < 2 else "", elem_id="compare_status")
+    pane = _pane("compare", page.compare_facts, page.compare_view)
+    worded += [Worded(before, "label", "before"), Worded(after, "label", "after")]
+    worded += [Worded(picture, "label", "picture_box"), Worded(question, "label", "question_box")]
+    worded += [
+        Worded(go, "value", "compare_go"),
+        Worded(every, "value", "play_all"),
+        Worded(stop, "value", "stop"),
+    ]
+
+    def pair(key: str, spoken: Language, one: str, two: str, asked: str, shown: str | None) -> Iterator[Any]:
+        yield from page.compare(key, spoken, (one, two), asked, shown)
+
+    def all_of_them(key: str, spoken: Language, asked: str, shown: str | None) -> Iterator[Any]:
+        yield from page.compare(key, spoken, [name for _, name in names], asked, shown)
+
+    many = {"concurrency_limit": None, "show_progress": "hidden", **_PRIVATE}
+    go.click(pair, [key, language, before, after, question, picture], [pane, status], **many)
+    every.click(all_of_them, [key, language, question, picture], [pane, status], **many)
+    stop.click(page.stop, key, None, queue=False, **_PRIVATE)
+    return Comparison(question, picture, pane)
+
+
+def _pane(name: str, *functions: Callable[..., Json]) -> gr.HTML:
+    """A pane that draws itself: its script asks the server functions and nothing else."""
+    return gr.HTML(
+        value="{}",
+        html_template="<div class='pane'></div>",
+        css_template=(_HERE / "pane.css").read_text(encoding="utf-8"),
+        js_on_load=f"const TEXTS = {json.dumps(TEXTS)};\n" + _script("heat.js", f"{name}.js"),
+        server_functions=[in_words(function) for function in functions],
+        elem_id=f"{name}-pane",
+    )
+
+
+def serve(
+    blocks: gr.Blocks,
+    *,
+    server_name: str = "127.0.0.1",
+    server_port: int = 8000,
+    share: bool = False,
+    auth: tuple[str, str] | None = None,
+    inbrowser: bool = False,
+    wait: bool = True,
+) -> str:
+    """Start the page and return its address. No file is served but what visitors sent and the page drew for them."""
+    blocks.queue(api_open=False)
+    _, address, _ = blocks.launch(
+        server_name=server_name,
+        server_port=server_port,
+        share=share,
+        auth=auth,
+        inbrowser=inbrowser,
+        prevent_thread_lock=not wait,
+        max_file_size=FILE_MAX_BYTES,
+        allowed_paths=[],
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        show_error=False,
+        quiet=True,
+        theme=gr.themes.Base(primary_hue="orange", font=FONTS, font_mono=["monospace"]),
+        css=(_HERE / "page.css").read_text(encoding="utf-8"),
+    )
+    return address

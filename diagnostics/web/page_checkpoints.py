@@ -1,0 +1,68 @@
+"""The models that a question can be put to: that of the chat, it without its adapter, and those named at the start."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from diagnostics.web.engine import Engine
+
+_STEP = re.compile(r"checkpoint-(\d+)")
+_WEIGHTS = ("config.json", "adapter_config.json")
+
+
+def find_checkpoints(folders: Sequence[str | Path]) -> list[Path]:
+    """Checkpoints in these folders, by step: a folder that is one, and the ``checkpoint-N`` inside it.
+
+    Raises ValueError for a folder without any.
+    """
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        numbered = [
+            (int(match[1]), path)
+            for path in folder.glob("checkpoint-*")
+            if (match := _STEP.fullmatch(path.name))
+        ]
+        inside = [path for _, path in sorted(numbered)] + [folder]
+        here = [path for path in inside if any((path / name).is_file() for name in _WEIGHTS)]
+        if not here:
+            raise ValueError(
+                f"--checkpoints {folder}: found no checkpoint, expected a model or adapter folder, or a run's folder "
+                "with checkpoint-N in it"
+            )
+        found += here
+    return list(dict.fromkeys(found))
+
+
+class Checkpoints:
+    """Engines by the names that the page offers. Beside the chat's own model one other is kept open."""
+
+    def __init__(self, engine: Engine, paths: Sequence[Path]) -> None:
+        self._engine = engine
+        self._paths = {str(path): path for path in paths}
+        self._open: tuple[str, Engine] | None = None
+        self._opening = threading.Lock()
+
+    def names(self, adapter_off: str = "{name}, adapter off") -> list[tuple[str, str]]:
+        """(words for a person, key) of each, in the order of training: the bare model first."""
+        bare = (
+            [(adapter_off.format(name=self._engine.name), "adapter_off")] if self._engine.has_adapter else []
+        )
+        own = [(self._engine.name, "own")]
+        return bare + own + [(name, name) for name in self._paths]
+
+    def engine(self, key: str) -> Engine:
+        """Raises ValueError for a key that was not offered, or where there is no memory for another model."""
+        if key == "own":
+            return self._engine
+        if key == "adapter_off":
+            return self._engine.adapter_off()
+        if key not in self._paths:
+            raise ValueError(f"checkpoint: found {key!r}, expected one of the list")
+        with self._opening:
+            if self._open is None or self._open[0] != key:
+                self._open = None  # before the next is opened: there may be no room for three
+                self._open = (key, self._engine.with_checkpoint(self._paths[key]))
+            return self._open[1]

@@ -1,0 +1,80 @@
+"""The web demo: chat with a vision-language model, and see what it looks at.
+
+python web_demo_mm.py --visualize-attention
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+EXAMPLE = (Path(__file__).parent / "docs" / "images" / "tower.png", "这座塔是什么?")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Flags of the demo; those of Qwen-VL's 2023 ``web_demo_mm.py`` keep their names."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument(
+        "-c", "--checkpoint-path", help="model folder, adapter folder or hub name; without it the demo"
+    )
+    made.add_argument("--visualize-attention", action="store_true", help="show what each answer looked at")
+    made.add_argument(
+        "--checkpoints", nargs="+", default=[], metavar="FOLDER", help="others, for before / after"
+    )
+    made.add_argument(
+        "--probe-file", default="probes_saved.json", help="where drawn boxes are saved as probes"
+    )
+    made.add_argument(
+        "--low-memory", action="store_true", help="4-bit on a GPU, key layers only, smaller pictures"
+    )
+    made.add_argument("--cpu-only", action="store_true", help="leave the GPU alone")
+    made.add_argument("--server-port", type=int, default=8000)
+    made.add_argument("--server-name", default="127.0.0.1", help="0.0.0.0 opens it to your network")
+    made.add_argument("--share", action="store_true", help="a public address, through a server of Gradio's")
+    made.add_argument("--auth", metavar="USER:PASSWORD", help="ask visitors for these")
+    made.add_argument("--inbrowser", action="store_true", help="open a browser")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> None:
+    flags = parser()
+    given = flags.parse_args(arguments)
+    user, colon, password = (given.auth or "").partition(":")
+    if given.auth and not (user and password):
+        flags.error("--auth: expected USER:PASSWORD, both not empty")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with tempfile.TemporaryDirectory(prefix="web-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # what visitors send goes when the server does
+        from diagnostics.web.engine import Engine
+        from diagnostics.web.page import Page, build, serve
+        from diagnostics.web.page_checkpoints import find_checkpoints
+
+        try:
+            checkpoints = find_checkpoints(given.checkpoints)
+            mode = "low" if given.low_memory else "full" if given.visualize_attention else "text"
+            engine = Engine.load(given.checkpoint_path, mode=mode, cpu_only=given.cpu_only)
+        except (OSError, ValueError) as error:
+            flags.exit(1, f"{error}\n")
+        page = Page(engine, checkpoints=checkpoints, probe_file=given.probe_file, folder=Path(folder))
+        blocks = build(
+            page, attention=given.visualize_attention, example=EXAMPLE if EXAMPLE[0].is_file() else None
+        )
+        open_to_all = given.share or given.server_name not in ("127.0.0.1", "localhost", "::1")
+        if open_to_all and not given.auth:
+            logging.warning("open to others without a password; --auth USER:PASSWORD asks for one")
+        logging.info("http://%s:%s", given.server_name, given.server_port)
+        serve(
+            blocks,
+            server_name=given.server_name,
+            server_port=given.server_port,
+            share=given.share,
+            auth=(user, password) if colon else None,
+            inbrowser=given.inbrowser,
+        )
+
+
+if __name__ == "__main__":
+    main()
