@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from diagnostics.capture import AttentionExtractor
 from diagnostics.hidden import HiddenStates
 from diagnostics.probe import auto_key_layers
 from diagnostics.reading import padded, token_texts
-from diagnostics.sinks import sink_dimensions, sink_tokens
+from diagnostics.sinks import THRESHOLD, sink_dimensions, sink_tokens
 from diagnostics.web.look import ANSWER, OTHER, QUESTION, Look, SeenImage
 from diagnostics.web.memory import available_bytes, need, require
 from diagnostics.web.rows import ReplyRows
@@ -89,10 +90,15 @@ class Engine:
         modules = attention_modules(model, self.family)
         language = [int(name[6:]) for name in modules if name.startswith("layer_")]
         tower = [int(name[13:]) for name in modules if name.startswith("vision_layer_")]
-        self._key_layers = auto_key_layers(model, self.family)
-        chosen = {"text": (), "full": tuple(language), "low": self._key_layers}
+        key_layers = auto_key_layers(model, self.family)
+        chosen = {"text": (), "full": tuple(language), "low": key_layers}
         self.layers: tuple[int, ...] = chosen[mode]
         self.vision_layers: tuple[int, ...] = (tower[-1],) if mode == "full" else ()
+        config: Any = bare_model(model).config
+        can_have_sinks = (
+            config.get_text_config().hidden_size >= THRESHOLD**2
+        )  # |RMSNorm(x)_d| is at most √width
+        self.sink_layers = key_layers if can_have_sinks else ()
         self._adapter_is_off = False
         self._line = _Line()
 
@@ -188,7 +194,8 @@ class Engine:
         prompt = self._read(job.turns)
         with ExitStack() as stack:
             if self._adapter_is_off:
-                stack.enter_context(self.model.disable_adapter())
+                adapted: Any = self.model
+                stack.enter_context(adapted.disable_adapter())
             watch = stack.enter_context(_Watch(self, prompt.encoded)) if self.layers else None
             said, text = self._generate(prompt.encoded, job)
         if not job.left.is_set():
@@ -234,7 +241,8 @@ class Engine:
 
     def _room(self, length: int, wanted: int) -> int:
         """Tokens that the reply may have, so that the conversation stays within what the model can read."""
-        limit = bare_model(self.model).config.get_text_config().max_position_embeddings
+        config: Any = bare_model(self.model).config
+        limit = config.get_text_config().max_position_embeddings
         if length >= limit:
             raise ValueError(
                 f"the conversation has {length:,} tokens and the model reads at most {limit:,}; start a new one, or "
@@ -376,67 +384,71 @@ class _Watch:
 
     def __init__(self, engine: Engine, encoded: Encoded) -> None:
         self._engine = engine
-        self._encoded = encoded
         slots = _image_slots(encoded)
         text = [at for at in range(len(encoded.input_ids)) if at not in slots]
         names = [f"layer_{layer}" for layer in engine.layers]
-        self._rows = ReplyRows(names, torch.tensor(text[-engine.rows_that_fit(len(encoded.input_ids)) :]))
+        names += [f"vision_layer_{layer}" for layer in engine.vision_layers]
+        self._rows = ReplyRows(names, text[-engine.rows_that_fit(len(encoded.input_ids)) :])
+        self._tower_inputs: dict[str, Any] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> _Watch:
-        engine = self._engine
-        options: dict[str, Any] = {"vision_layers": engine.vision_layers, "family": engine.family}
-        self._extractor = self._stack.enter_context(AttentionExtractor(engine.model, [], **options))
-        self._stack.enter_context(self._extractor.tapped(self._rows))
-        self._states = self._stack.enter_context(
-            HiddenStates(engine.model, engine._key_layers, family=engine.family)
-        )
+        engine, enter = self._engine, self._stack.enter_context
+        extractor = enter(AttentionExtractor(engine.model, [], connector=False, family=engine.family))
+        enter(extractor.tapped(self._rows))
+        self._states = enter(HiddenStates(engine.model, engine.sink_layers, family=engine.family))
+        tower = bare_model(engine.model).get_submodule(engine.family.paths.vision_layers.rpartition(".")[0])
+        hook = tower.register_forward_pre_hook(self._keep_tower_inputs, with_kwargs=True)
+        self._stack.callback(hook.remove)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def _keep_tower_inputs(self, tower: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
+        given = inspect.signature(tower.forward).bind_partial(*arguments, **options).arguments
+        self._tower_inputs = dict(given)
+
     def rows(self, tokens: int) -> tuple[np.ndarray, dict[int, np.ndarray]]:
         """Int[queries] and layer → Float16[heads, queries, tokens]: as many of the last rows as fit the budget."""
-        prompt = len(self._encoded.input_ids)
-        positions = np.array([*self._rows.positions.tolist(), *range(prompt, self._rows.length)])
-        kept = min(len(positions), self._engine.rows_that_fit(tokens))
+        most = self._engine.rows_that_fit(tokens)
         found = {}
         for layer in self._engine.layers:
-            rows = self._rows.rows(f"layer_{layer}", kept).numpy()
-            # The last token of a reply that was cut off was never read: nothing looks at it.
-            found[layer] = np.pad(rows, ((0, 0), (0, 0), (0, tokens - rows.shape[2])))
-        return positions[len(positions) - kept :], found
+            rows = self._rows.rows(f"layer_{layer}", most).numpy()
+            if (
+                unread := tokens - rows.shape[2]
+            ):  # the last token of a reply that was cut off: nothing looks at it
+                rows = np.pad(rows, ((0, 0), (0, 0), (0, unread)))
+            found[layer] = rows
+        return self._rows.positions[-most:], found
 
     def connector(self) -> tuple[np.ndarray, ...]:
-        rows = self._extractor.attention_weights.get("visual_attn", ())
-        return tuple(one.astype(np.float16) for one in rows)
+        """For each image Float16[heads, queries, patches]; none where the connector does not attend."""
+        return tuple(rows.numpy() for rows in self._rows.connector())
 
     def vision(self) -> dict[int, tuple[np.ndarray, ...]]:
-        """Pictures of one conversation may differ in size, so each is asked for alone."""
-        found: dict[int, tuple[np.ndarray, ...]] = {}
-        if not self._encoded.images:
-            return found
+        """Layer of the tower → for each image Float16[heads, patches, patches]."""
+        if not self._tower_inputs:
+            return {}
+        config = bare_model(self._engine.model).config
+        found = {}
         for layer in self._engine.vision_layers:
-            found[layer] = tuple(
-                self._of_image(f"vision_layer_{layer}", image) for image in range(len(self._encoded.images))
-            )
+            sequences = self._engine.family.tower_sequences(config, layer, self._tower_inputs)
+            rows = self._rows.tower(f"vision_layer_{layer}", sequences)
+            found[layer] = tuple(one.numpy() for one in rows)
         return found
-
-    def _of_image(self, name: str, image: int) -> np.ndarray:
-        self._extractor.images = [image]
-        rows = self._extractor.attention_weights[name]
-        return rows[image if len(rows) > 1 else 0].astype(np.float16)
 
     def sinks(self, tokens: int) -> Bool[np.ndarray, "layers tokens"]:
         """A layer's sinks are looked for in key layers; others go by the nearest below, since a sink, once there,
         stays."""
-        found = []
-        for states in (one[0] for one in self._states.hidden_states.values()):
-            found.append(np.zeros(tokens, bool))
-            found[-1][: len(states)] = sink_tokens(states, sink_dimensions(states))
-        nearest = np.searchsorted(self._engine._key_layers, self._engine.layers, side="right") - 1
-        return np.stack(found)[np.maximum(nearest, 0)]
+        found = np.zeros((len(self._engine.layers), tokens), bool)
+        if not self._engine.sink_layers:
+            return found
+        states = [one[0] for one in self._states.hidden_states.values()]
+        marked = np.stack([sink_tokens(one, sink_dimensions(one)) for one in states])
+        nearest = np.searchsorted(self._engine.sink_layers, self._engine.layers, side="right") - 1
+        found[:, : marked.shape[1]] = marked[np.maximum(nearest, 0)]
+        return found
 
 
 def reply_text(tokenizer: Any, said: Sequence[int]) -> str:

@@ -1,96 +1,131 @@
-"""Rows of attention of a reply, taken while it is generated, at the price of a reference a token."""
+"""Rows of attention of a reply, taken while it is generated, at the price of a few references a token."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from diagnostics.capture import Call, attention_logits, attention_rows
+from finetune.families.tower import TowerSequence, joined
+
+CONNECTOR = "visual_attn"
 
 
 class ReplyRows:
-    """What did the prompt's text and each token of the reply look at? A tap for ``AttentionExtractor.tapped``.
+    """What did the prompt's text, each token of the reply, the connector and the tower look at? A tap for
+    ``AttentionExtractor.tapped``.
 
-    The prefill's rows are computed as it runs. Of a cached step only the query is kept: the cache never changes a
-    key, so the last step's keys are those that every step before it saw, and the rows of all steps are one product
-    at the end. A product for each step and layer would cost a small model a tenth of its time.
+    While the model generates only queries are kept. A cache never changes a key, so the last step's keys are those
+    that every token before it saw, and the rows of a layer are one product when the reply has been told. A product
+    for each token and layer would cost a small model a tenth of its time.
 
-    names       language layers, ``layer_N``
-    positions   Int[rows], ascending: which rows of the prompt to keep
+    names       language layers, ``layer_N``, each causal, and layers of the tower, ``vision_layer_N``
+    positions   ascending: which rows of the prompt to keep
 
     One sequence, without padding.
     """
 
-    def __init__(self, names: Collection[str], positions: Int[Tensor, " rows"]) -> None:
-        self.positions = positions
+    def __init__(self, names: Collection[str], positions: Sequence[int]) -> None:
         self._names = frozenset(names)
-        self._prompt: dict[str, Tensor] = {}
-        self._length = 0
-        self._steps: dict[str, list[Tensor]] = {name: [] for name in names}
+        self._prompt_positions = np.array(positions, dtype=np.int64)
+        self._prompt = 0
+        self._queries: dict[str, list[Tensor]] = {}
         self._last: dict[str, Call] = {}
+        self._eyes: dict[str, list[Call]] = {}  # of connector and tower
 
     def __call__(self, name: str, call: Call, output: Tensor) -> Tensor:
-        if name in self._names:
+        if name == CONNECTOR or (name in self._names and not name.startswith("layer_")):
+            self._eyes.setdefault(name, []).append(call)
+        elif name in self._names:
             queries, keys = call.lengths
             if queries == keys:
                 self._begin(name, call)
             else:
-                self._steps[name].append(call.query)
+                self._queries[name].append(call.query)
                 self._last[name] = call
         return output
 
     @property
-    def steps(self) -> int:
-        """Tokens of the reply that have a row."""
-        return max(map(len, self._steps.values()), default=0)
-
-    @property
-    def length(self) -> int:
-        """Tokens that the model has read: prompt and steps."""
-        return self._length + self.steps
+    def positions(self) -> np.ndarray:
+        """Int[rows], ascending: the tokens that have a row."""
+        steps = max((len(kept) - 1 for kept in self._queries.values()), default=0)
+        return np.append(self._prompt_positions, np.arange(self._prompt, self._prompt + steps))
 
     @torch.no_grad()
-    def rows(self, name: str, most: int) -> Float[Tensor, "heads rows tokens"]:
-        """The last ``most`` rows of a layer in half precision, on the CPU: the prompt's, then the steps'.
+    def rows(self, name: str, most: int) -> Float[Tensor, "heads rows keys"]:
+        """The last ``most`` rows of a layer over the tokens read, in half precision, on the CPU.
 
         Raises ValueError where the model's cache forgets keys.
         """
-        of_steps = min(most, self.steps)
-        of_prompt = min(most - of_steps, len(self.positions))
-        prompt = self._prompt[name]
-        out = torch.zeros(prompt.shape[0], of_prompt + of_steps, self.length, dtype=torch.half)
-        out[:, :of_prompt, : self._length] = prompt[:, prompt.shape[1] - of_prompt :].cpu()
-        if of_steps:
-            out[:, of_prompt:] = self._step_rows(name, of_steps).cpu()
-        return out
-
-    @torch.no_grad()
-    def _begin(self, name: str, call: Call) -> None:
-        self._length = call.lengths[0]
-        self._steps[name] = []
-        places = self.positions.to(call.query.device)[None]
-        logits = attention_logits(call, torch.zeros(1, dtype=torch.long, device=places.device), places)
-        self._prompt[name] = attention_rows(logits)[0].half()
-
-    def _step_rows(self, name: str, most: int) -> Float[Tensor, "heads steps tokens"]:
-        last = self._last[name]
+        last, positions = self._last[name], self.positions[-most:]
         keys = last.lengths[1]
-        if keys != self.length:
+        if keys != self.positions[-1] + 1:
             raise ValueError(
-                f"{name}: its cache holds {keys} of {self.length} tokens; a cache that forgets cannot be shown"
+                f"{name}: its cache holds {keys} of {self.positions[-1] + 1} tokens; a cache that forgets keys cannot "
+                "be shown"
             )
-        device = last.query.device
-        place = torch.arange(self.length - most, self.length, device=device)[:, None]
-        key = torch.arange(keys, device=device)
+        place = torch.from_numpy(positions).to(last.query.device)[:, None]
+        key = torch.arange(keys, device=place.device)
         allowed = key <= place
         if window := last.options.get("sliding_window"):
             allowed &= place - key < window
-        call = last._replace(
-            kernel="sdpa", query=torch.cat(self._steps[name][-most:], dim=2), mask=allowed[None, None]
-        )
-        every = torch.arange(most, device=device)[None]
-        logits = attention_logits(call, torch.zeros(1, dtype=torch.long, device=device), every)
-        return attention_rows(logits)[0].half()
+        query = torch.cat(self._queries[name], dim=2)[:, :, -len(positions) :]
+        # A mask of four axes is all the rule there is, whatever the kernel.
+        return _every_row(last._replace(query=query, mask=allowed[None, None]))[0].half().cpu()
+
+    @torch.no_grad()
+    def connector(self) -> list[Float[Tensor, "heads queries patches"]]:
+        """What the connector's queries looked at, image by image, in half precision, on the CPU; none where it does
+        not attend."""
+        return [rows for call in self._eyes.get(CONNECTOR, ()) for rows in _every_row(call).half().cpu()]
+
+    @torch.no_grad()
+    def tower(
+        self, name: str, sequences: Sequence[TowerSequence] | None
+    ) -> list[Float[Tensor, "heads patches patches"]]:
+        """What the patches of each image looked at in a layer of the tower, row-major, in half precision, on the CPU;
+        0 where a patch lies in another window.
+
+        sequences   the family's ``tower_sequences``; None: one an image, its places are its patches
+        """
+        calls = self._eyes.get(name, [])
+        rows = [one for call in calls for one in _every_row(call).half().cpu()]
+        if sequences is None:
+            return rows
+        if len(rows) == 1:  # a kernel that keeps several sequences apart in one call
+            sequences = [joined(list(sequences))]
+        return _by_patch(rows, sequences)
+
+    def _begin(self, name: str, call: Call) -> None:
+        self._prompt = call.lengths[0]
+        places = torch.from_numpy(self._prompt_positions).to(call.query.device)
+        kept = call.query[:, :, places]
+        self._queries[name] = [kept]
+        self._last[name] = call._replace(query=kept, value=call.key)  # the prompt's others may go
+
+
+def _every_row(call: Call) -> Float[Tensor, "batch heads queries keys"]:
+    batch, queries = call.query.shape[0], call.query.shape[2]
+    every = torch.arange(max(batch, queries), device=call.query.device)
+    return attention_rows(attention_logits(call, every[:batch], every[:queries].expand(batch, -1)))
+
+
+def _by_patch(
+    rows: Sequence[Float[Tensor, "heads places places"]], sequences: Sequence[TowerSequence]
+) -> list[Float[Tensor, "heads patches patches"]]:
+    """Rows and keys put back in the order of patches, image by image."""
+    every = joined(list(sequences))
+    found = []
+    for image in range(int(every.image.max()) + 1):
+        patches = int(every.patch[every.image == image].max()) + 1
+        out = torch.zeros(rows[0].shape[0], patches, patches, dtype=torch.half)
+        for one, sequence in zip(rows, sequences, strict=True):
+            places = np.flatnonzero((sequence.image == image) & (sequence.patch >= 0))
+            patch = torch.from_numpy(sequence.patch[places])
+            out[:, patch[:, None], patch] = one[:, places[:, None], places]
+        found.append(out)
+    return found
