@@ -289,6 +289,8 @@ def test_the_building_that_it_is_mistaken_for_is_a_neighbour(towers: Names):
     assert set(found) == {"name", "has"}
     assert (found["name"].group, found["name"].foil) == ("neighbour", "the Oriental Pearl Tower")
     assert (found["has"].answer, found["has"].phrases) == ("no", {})
+    beside = scene(("canton tower", (100, 100, 200, 400)), ("sphere", (0, 0, 9, 9)))
+    assert set(about(beside, towers, "en")) == {"name"}  # a sphere whose place says nothing about the tower
     assert not about(scene(("pearl tower", CAT), ("canton tower", BENCH)), towers, "en")
     unseen = about(scene(("pearl tower", (100, 100, 200, 400))), towers, "en")
     assert set(unseen) == {"name"} and not unseen["name"].probed  # of its spheres nothing is known here

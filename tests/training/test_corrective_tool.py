@@ -187,6 +187,30 @@ def test_pictures_with_faults_can_be_left_out(rooms: Path, tmp_path: Path, capsy
     )
 
 
+def test_crowds_and_rounding(rooms: Path, tmp_path: Path):
+    """A crowd is no box, only a word that cannot be meant; up to a pixel outside is cut, as COCO rounds."""
+    content = json.loads((rooms / "instances.json").read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    content["annotations"][1]["bbox"] = [-0.5, 24, 65, 12]
+    del content["images"][0]["width"]
+    (tmp_path / "changed.json").write_text(json.dumps(content))
+    first = read_scenes(tmp_path / "changed.json", rooms / "pictures", say=lambda _: None)[0]
+    assert first.crowds == {"cat"} and [thing.category for thing in first.things] == ["bench", "apple"]
+    assert first.things[0].box == (0, 24, 64, 36)
+
+
+def test_files_that_are_no_annotations(rooms: Path, tmp_path: Path):
+    path = tmp_path / "boxes.json"
+    for text, words in (
+        ("{", "boxes.json: broken JSON at line 1"),
+        ('{"images": []}', "images: found none, expected a list; COCO's file has"),
+        ("[]", "the list is empty"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            read_scenes(path, rooms / "pictures", say=lambda _: None)
+
+
 def test_boxes_without_names_are_refused(rooms: Path, tmp_path: Path):
     turns = [
         {"from": "user", "value": "<img>room-000.png</img>where?"},
