@@ -108,22 +108,26 @@ def prepare(args: argparse.Namespace, way: Way) -> tuple[Callable[[int], float],
     flops = counted(model, config, family)
 
     def step(tokens: int) -> float:
-        losses = []
+        total = 0.0
         for _ in range(args.accumulation):
             batch = {
                 key: value.expand(args.batch, *value.shape[1:])
                 for key, value in sample(config, tokens, args.device, torch.bfloat16).items()
             }
-            labels = batch.pop("labels")[:, 1:]
-            in_step = args.accumulation * int((labels != -100).sum())
+            targets = batch.pop("labels")[:, 1:]
+            kept = (
+                (targets != -100).any(0).nonzero().flatten()
+            )  # as the trainer: no logits but of trained tokens
+            in_step = args.accumulation * int((targets != -100).sum())
             with torch.autocast(torch.device(args.device).type, torch.bfloat16):
-                loss = step_loss(token_nats(model(**batch).logits[:, :-1], labels), in_step)
+                logits = model(**batch, use_cache=False, logits_to_keep=kept).logits
+                loss = step_loss(token_nats(logits, targets[:, kept]), in_step)
             loss.backward()
-            losses.append(loss.detach())
+            total += loss.item()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return float(torch.stack(losses).sum())
+        return total
 
     return step, flops
 
@@ -226,32 +230,36 @@ def counted(model: nn.Module, config: Any, family: Family) -> Callable[[int], fl
     """Model FLOPs of one sample of so many tokens with one picture, forward and backward.
 
     A weight matrix costs 2 FLOPs a token in the forward pass, 2 for the gradient of its input, and 2 for its own
-    where it trains: 6 N of appendix B, and 4 N for weights that rest under adapters. Attention costs
-    12 · layers · heads · width · tokens a token (4 of them forward), counted over all pairs as there, though half of
-    them are masked. Eyes and connector come before everything that has a gradient, so they count forward alone,
-    unless they train.
+    where it trains: 6 N of appendix B, and 4 N for weights that rest under adapters. The output layer has the trained
+    tokens alone, all but the picture's. Attention costs 12 · layers · heads · width · tokens a token (4 of them
+    forward), counted over all pairs as there, though half of them are masked. Eyes and connector come before
+    everything that has a gradient, so they count forward alone, unless they train.
     """
-    frozen, trained = language_weights(model, family)
+    bare = bare_model(model)
+    frozen, trained = matrices(bare.get_submodule(family.paths.language_layers))
+    head = matrices(bare.get_output_embeddings())
     attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.kv_channels
     eyes, connector = picture_flops(config)
-    trains = {
-        component_of(n, family.paths) for n, p in bare_model(model).named_parameters() if p.requires_grad
-    }
-    if "connector" in trains:
+    if any(
+        p.requires_grad for n, p in bare.named_parameters() if component_of(n, family.paths) == "connector"
+    ):
         connector *= 3
 
     def flops(tokens: int) -> float:
-        return tokens * (4 * frozen + 6 * trained + attention * tokens) + eyes + connector
+        ids = sample(config, tokens, "cpu", torch.float32)["labels"][:, 1:]
+        shown = int((ids != -100).sum())
+        layers = tokens * (4 * frozen + 6 * trained + attention * tokens)
+        return layers + shown * (4 * head[0] + 6 * head[1]) + eyes + connector
 
     return flops
 
 
-def language_weights(model: nn.Module, family: Family) -> tuple[int, int]:
-    """Elements of the language model's matrices that multiply (not the embeddings): (frozen, trained)."""
+def matrices(module: nn.Module) -> tuple[int, int]:
+    """Elements of the weight matrices inside a module: (frozen, trained)."""
     sizes = {False: 0, True: 0}
-    for name, module in bare_model(model).named_modules():
-        if isinstance(module, nn.Linear) and component_of(f"{name}.weight", family.paths) == "language":
-            sizes[bool(module.weight.requires_grad)] += module.in_features * module.out_features
+    for linear in module.modules():
+        if isinstance(linear, nn.Linear):
+            sizes[bool(linear.weight.requires_grad)] += linear.in_features * linear.out_features
     return sizes[False], sizes[True]
 
 
