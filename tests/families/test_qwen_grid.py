@@ -8,7 +8,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from transformers import AutoImageProcessor
+from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
+from diagnostics.capture import AttentionExtractor
+from diagnostics.reading import padded
 from finetune.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.families.base import AttentionShape
 from finetune.families.qwen_grid import cell_side, image_tokens, resize, rotary_positions
@@ -336,3 +340,47 @@ def test_shapes_of_attention(tiny):
     windowed = tiny.family.name == "qwen2.5-vl"
     assert ("window, 16 × 16 pixels" in tower.looks) == windowed
     assert tiny.family.attention_shape(config, "vision_layer_1").looks == "patches at patches of the picture"
+
+
+# --- looking ---------------------------------------------------------------------------------------------
+def tower_rows_by_hand(model, inputs, layer):
+    """A layer's attention over all patches in the tower's order, and (row, column) of each, from the model alone."""
+    taken = {}
+
+    def take(module, arguments, options):
+        taken.update(options, hidden=arguments[0] if arguments else options["hidden_states"])
+
+    attention = model.model.visual.blocks[layer].attn
+    handle = attention.register_forward_pre_hook(take, with_kwargs=True)
+    model(**inputs)
+    handle.remove()
+    length = len(taken["hidden"])
+    q, k, _ = attention.qkv(taken["hidden"]).reshape(length, 3, attention.num_heads, -1).permute(1, 0, 2, 3)
+    q, k = apply_rotary_pos_emb_vision(q, k, *taken["position_embeddings"])
+    stretch = torch.bucketize(torch.arange(length), taken["cu_seqlens"][1:], right=True)
+    logits = torch.einsum("qhd,khd->hqk", q, k) * attention.scaling
+    logits = logits.masked_fill(stretch[:, None] != stretch[None], float("-inf"))
+    places = get_vision_position_ids(inputs["image_grid_thw"], MERGE)
+    if hasattr(model.config.vision_config, "window_size"):
+        window = model.config.vision_config.window_size
+        order, _ = get_vision_window_index(inputs["image_grid_thw"], MERGE, window, PATCH)
+        places = places.reshape(-1, MERGE**2, 2)[order].reshape(-1, 2)
+    return logits.softmax(-1).numpy(), places.numpy()
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_rows_of_the_tower_lie_over_the_picture(tiny, processor, layer):
+    """One picture, patches row-major, whatever order the tower reads them in."""
+    model = tiny.model()
+    encoded = tiny.family.encode(processor, about(picture((90, 33))))
+    inputs = padded([encoded], torch.device("cpu"), left=False)
+    with torch.no_grad():
+        expected, places = tower_rows_by_hand(model, inputs, layer)
+        with AttentionExtractor(model, [0], vision_layers=[layer], family=tiny.family) as seen:
+            model(**inputs)
+    _, rows, columns = inputs["image_grid_thw"][0].tolist()
+    assert rows != columns
+    row_major = np.argsort(places[:, 0] * columns + places[:, 1])
+    found = seen.attention_weights[f"vision_layer_{layer}"][0]
+    assert np.abs(found - expected[:, row_major][:, :, row_major]).max() < 1e-6
+    assert not (row_major == np.arange(rows * columns)).all()
