@@ -363,3 +363,16 @@ def test_training_and_the_monitor_take_what_it_makes(program, flags, call, tmp_p
     assert {probe.group for probe in ready.probes.judged} == {"retention", "spatial-relation"}
     shown = capsys.readouterr().out
     assert re.search(r"corrective  corrective .* (29|30|31)\.\d%", shown), shown
+
+
+def test_corrective_data_is_enough(program, checkpoint_folder, call, tmp_path: Path, capsys, monkeypatch):  # noqa: F811
+    assert main(call("--probes_per_group", "3", "--most_samples", "40")) == 0
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    given = ["--model_name_or_path", str(checkpoint_folder), "--use_lora", "True", "--dry_run", "True"]
+    assert program.main([*given, "--corrective_data", f"out/{DATA_FILE}:x2", "--output_dir", "run"]) == 0
+    shown = capsys.readouterr().out
+    count = len(left(tmp_path / "out")[0])
+    assert f"epoch of {2 * count} samples" in shown
+    assert program.main([*given, "--corrective_data", f"out/{DATA_FILE}:0.3", "--output_dir", "run"]) == 1
+    assert "the shares 0.3 add up to 0.3, and no source has the rest" in capsys.readouterr().err
