@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.families.base import Encoded, Family, ImageTokens, ModulePaths, attention_modules, bare_model
+from finetune.families.gemma3 import Gemma3Family
+from finetune.families.llava import LlavaFamily
 from finetune.families.qwen2_5_vl import Qwen25VLFamily
 from finetune.families.qwen2_vl import Qwen2VLFamily
 from finetune.families.qwen3_vl import Qwen3VLFamily, Qwen3VLMoeFamily
@@ -16,6 +18,8 @@ FAMILIES: tuple[Family, ...] = (
     Qwen25VLFamily(),
     Qwen3VLFamily(),
     Qwen3VLMoeFamily(),
+    LlavaFamily(),
+    Gemma3Family(),
 )
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""A family that the project does not have, in one file: LLaVA's shape (CLIP, two linear layers, Llama).
+"""A family that the project does not have, in one file: LLaVA's shape, but CLIP, two linear layers, Mistral.
 
 Chats are ``USER: words<|end|>ASSISTANT: words<|end|>``; every picture becomes a square of 20 × 20 pixels, 5 × 5 tokens;
 boxes are percent of the picture. It stands the same contract tests as those that are built in.
@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from transformers import (
     CLIPVisionConfig,
-    LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    MistralConfig,
     Qwen2Tokenizer,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -62,7 +62,7 @@ class InventedFamily:
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj")
 
     def matches(self, config: Any) -> bool:
-        return config.model_type == "llava" and config.vision_config.model_type == "clip_vision_model"
+        return config.model_type == "llava" and config.text_config.model_type == "mistral"
 
     def encode(
         self,
@@ -167,9 +167,9 @@ def config() -> LlavaConfig:
         hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=SIDE,
         patch_size=PATCH,
     )  # fmt: skip
-    text = LlamaConfig(
+    text = MistralConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=270,
-        max_position_embeddings=512,
+        max_position_embeddings=512, num_key_value_heads=4, sliding_window=None,
     )  # fmt: skip
     return LlavaConfig(vision_config=vision, text_config=text, image_token_id=257)
 

@@ -71,12 +71,17 @@ class Tiny:
     """A family with a model of its own.
 
     default_system   what its template says first where a conversation has no system turn; "" for nothing
+    unpackable       words of the error that packing is; "" where samples may share a row
+    tower_patches    of one call of the tower, where it sees more or less than the cells of one picture; 0: a multiple
+                     of the cells
     """
 
     family: Family
     model: Callable[[], nn.Module]
     processor: Callable[[Path], Any]
     default_system: str = ""
+    tower_patches: int = 0
+    unpackable: str = ""
 
     def write(self, folder: Path) -> Path:
         """A checkpoint folder."""
