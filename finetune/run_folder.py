@@ -49,7 +49,7 @@ def fingerprint(arguments: Arguments, world_size: int) -> dict[str, Any]:
     marks: dict[str, Any] = {
         "model_name_or_path": _place(model.model_name_or_path),
         "data_path": _place(data.data_path),
-        "data sha256": _content(Path(data.data_path or ""), names_alone=data.streaming),
+        "data sha256": data.data_path and _content(Path(data.data_path), names_alone=data.streaming),
         "samples a step": training.per_device_train_batch_size
         * training.gradient_accumulation_steps
         * world_size,

@@ -277,3 +277,16 @@ def test_a_folder_of_data_is_known_by_its_files(tmp_path: Path):
     assert content() == before
     (folder / "b.parquet").rename(folder / "c.parquet")
     assert content() != before and content(names_alone=True) != sizes
+
+
+def test_without_a_base_the_working_directory_is_not_taken_for_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "towers.json").write_text("[]")
+    flags = ["--model_name_or_path", str(tmp_path), "--corrective_data", "towers.json"]
+    before = run_folder.fingerprint(parse(flags)[0], 1)
+    (tmp_path / "notes.txt").write_text("written meanwhile")
+    assert run_folder.fingerprint(parse(flags)[0], 1) == before
+    (tmp_path / "towers.json").write_text("[1]")
+    assert run_folder.fingerprint(parse(flags)[0], 1) != before
