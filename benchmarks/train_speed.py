@@ -28,6 +28,7 @@ import os
 import platform
 import random
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -78,6 +79,7 @@ def main() -> None:
     if args.job is not None:
         serve(Job(**json.loads(args.job)))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the ways' processes too
     with tempfile.TemporaryDirectory(prefix="train_speed_") as folder:
         data = write_data(Path(folder) / "data", args.samples)
         model = args.model if Path(args.model).is_dir() else str(write_model(Path(folder) / "model", args))
@@ -775,6 +777,10 @@ def arguments() -> argparse.Namespace:
         args.ways = [way for way in ORDER if way != "llamafactory" or args.llamafactory]
     if "llamafactory" in args.ways and not args.llamafactory and args.job is None:
         parser.error("--ways llamafactory: needs --llamafactory PYTHON")
+    if "llamafactory" in args.ways and args.processes > 1 and args.job is None:
+        parser.error(
+            "--processes above 1: LLaMA-Factory takes down the process group after one turn; leave it out"
+        )
     if args.batch % (args.processes * args.accumulation):
         parser.error(f"--batch {args.batch}: expected a multiple of processes × accumulation")
     return args
