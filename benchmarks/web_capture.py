@@ -3,10 +3,10 @@
 python benchmarks/web_capture.py                                      the embedded demo on this machine
 python benchmarks/web_capture.py --checkpoint Qwen/Qwen-VL-Chat --tokens 128
 
-Prints one JSON object: medians in seconds of three things, and their ratios. ``answer`` is the model's own answer to
-the question; ``long`` the same that is not let end before ``--tokens`` tokens: until the last of them is told.
-``look`` is how long after the long reply's last token its look is there, and ``slider_p95_ms`` how long one map takes,
-at the 95th percentile, over layers, heads, tokens and parts.
+Prints one JSON object: medians and ratios. ``answer`` is the model's own answer to the question, ``long`` one that is
+not let end before ``--tokens`` tokens; ``seconds`` until the last token is told, ``cpu_seconds`` what the process spent
+on it (which a busy machine does not change), ``look_after_seconds`` from there until the look is there.
+``slider_p95_ms`` is how long one map takes, at the 95th percentile, over layers, heads and tokens.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ def main() -> None:
     for engine in engines.values():
         never_ending(engine)
     report["long"] = in_turns(engines, question, args.tokens, args.repeats)
-    look = replied(watching, question, args.tokens)[2]
+    look = replied(watching, question, args.tokens).look
     assert look is not None
     print(json.dumps(header(args) | report | {"slider_p95_ms": slider_milliseconds(look)}, indent=1))
 
@@ -67,34 +68,47 @@ def in_turns(
     engines: dict[str, Engine], question: tuple[Turn, ...], tokens: int, repeats: int
 ) -> dict[str, object]:
     """Seconds until the text is complete, taken in turns so that a busy moment hits both alike."""
-    texts: dict[str, list[float]] = {name: [] for name in engines}
-    looks: list[float] = []
-    said: dict[str, str] = {}
+    replies: dict[str, list[Reply]] = {name: [] for name in engines}
     for turn in range(repeats + 2):
         for name, engine in sorted(engines.items(), reverse=bool(turn % 2)):
-            told, whole, look, said[name] = replied(engine, question, tokens)
-            if turn >= 2:  # the first two warm up
-                texts[name].append(told)
-                looks += [whole - told] if look is not None else []
-    assert said["plain"] == said["watching"], "watching changed the answer"
-    pairs = [watched / plain for plain, watched in zip(texts["plain"], texts["watching"], strict=True)]
-    medians = {name: statistics.median(seconds) for name, seconds in texts.items()}
+            replies[name].append(replied(engine, question, tokens))
+    plain, watching = replies["plain"][2:], replies["watching"][2:]  # the first two warm up
+    assert {one.text for one in plain} == {one.text for one in watching}, "watching changed the answer"
     return {
-        "median_seconds": {name: round(seconds, 5) for name, seconds in medians.items()},
-        "watching_over_plain": round(medians["watching"] / medians["plain"], 4),
-        "watching_over_plain_median_of_pairs": round(statistics.median(pairs), 4),
-        "look_after_seconds": round(statistics.median(looks), 5),
+        "seconds": ratios([one.told for one in plain], [one.told for one in watching]),
+        "cpu_seconds": ratios([one.cpu for one in plain], [one.cpu for one in watching]),
+        "look_after_seconds": round(statistics.median(one.whole - one.told for one in watching), 5),
         "repeats": repeats,
     }
 
 
-def replied(engine: Engine, question: tuple[Turn, ...], tokens: int) -> tuple[float, float, Look | None, str]:
-    """Seconds until the last token was told, seconds until the look came, the look, and the text."""
-    start = told = time.perf_counter()
+def ratios(plain: list[float], watching: list[float]) -> dict[str, float]:
+    pairs = [watched / alone for alone, watched in zip(plain, watching, strict=True)]
+    medians = statistics.median(plain), statistics.median(watching)
+    return {
+        "plain": round(medians[0], 5),
+        "watching": round(medians[1], 5),
+        "watching_over_plain": round(medians[1] / medians[0], 4),
+        "median_of_pairs": round(statistics.median(pairs), 4),
+    }
+
+
+class Reply(NamedTuple):
+    """Seconds, and seconds of all cores, until the last token was told; seconds until the look came."""
+
+    told: float
+    cpu: float
+    whole: float
+    look: Look | None
+    text: str
+
+
+def replied(engine: Engine, question: tuple[Turn, ...], tokens: int) -> Reply:
+    start, cpu = time.perf_counter(), time.process_time()
     for partial in engine.reply(question, stop=threading.Event(), max_new_tokens=tokens):
         if not partial.done:
-            told = time.perf_counter()
-    return told - start, time.perf_counter() - start, partial.look, partial.text
+            told, spent = time.perf_counter() - start, time.process_time() - cpu
+    return Reply(told, spent, time.perf_counter() - start, partial.look, partial.text)
 
 
 def slider_milliseconds(look: Look) -> dict[str, float]:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Bool
+from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
@@ -137,7 +138,7 @@ class Engine:
     @property
     def has_adapter(self) -> bool:
         """Can its adapter be turned off (``adapter_off``)?"""
-        return not self._adapter_is_off and hasattr(self.model, "disable_adapter")  # peft's models alone
+        return not self._adapter_is_off and isinstance(self.model, PeftModel)
 
     def adapter_off(self) -> Engine:
         """The same model without its adapter: same weights in memory, same queue. Raises ValueError without one."""
