@@ -13,7 +13,7 @@ from finetune.families.gemma3 import Gemma3Family
 from tests.families.tiny_families import Tiny, built
 
 SIDE, PATCH, CELLS = 24, 4, 3  # 6 × 6 patches, 2 × 2 of which are a token
-WINDOW = 5  # shorter than a picture's block
+GEMMA3_WINDOW = 5  # shorter than a picture's block
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>",
            "<end_of_image>", "<image_soft_token>")  # fmt: skip
 LETTERS = "".join(map(chr, range(33, 127))) + "▁\n"
@@ -54,7 +54,7 @@ def gemma3_processor(folder: Path) -> Any:
 def gemma3_config() -> Gemma3Config:
     text = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-        "intermediate_size": 48, "vocab_size": 400, "sliding_window": WINDOW, "query_pre_attn_scalar": 8,
+        "intermediate_size": 48, "vocab_size": 400, "sliding_window": GEMMA3_WINDOW, "query_pre_attn_scalar": 8,
         "layer_types": ["sliding_attention", "full_attention"], "max_position_embeddings": 512,
     }  # fmt: skip
     vision = {

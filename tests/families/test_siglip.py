@@ -1,0 +1,251 @@
+"""Families with SigLIP eyes: cells where pixels are, rows of tower and language layers, probes, processors on disk."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torch import nn
+
+from diagnostics.capture import AttentionExtractor
+from diagnostics.probe import Prober
+from diagnostics.probes import Probe
+from diagnostics.reading import padded
+from finetune.conversation import BoxRef, Conversation, ImageRef, Turn
+from finetune.families.base import attention_modules
+from tests.families.tiny_siglip import GEMMA3_WINDOW, SIGLIPS
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=[*SIGLIPS])
+def tiny(request):
+    return SIGLIPS[request.param]
+
+
+@pytest.fixture(scope="module")
+def processor(tiny, tmp_path_factory):
+    return tiny.processor(tmp_path_factory.mktemp("processor"))
+
+
+@pytest.fixture(scope="module")
+def model(tiny) -> nn.Module:
+    return tiny.model()
+
+
+def noise(size, seed=0):
+    numbers = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(numbers)
+
+
+def about(*pictures, question="what?", answer="it"):
+    refs = tuple(ImageRef(str(i), one) for i, one in enumerate(pictures))
+    answer = answer if isinstance(answer, tuple) else (answer,)
+    return Conversation((Turn("user", (*refs, question)), Turn("assistant", answer)))
+
+
+def ids(processor, *pieces):
+    """Token ids of names of control tokens and of letters, one by one: what is expected, written by hand."""
+    found = processor.tokenizer.convert_tokens_to_ids([*pieces])
+    assert None not in found and processor.tokenizer.unk_token_id not in found
+    return found
+
+
+# --- places ----------------------------------------------------------------------------------------------
+def read_by_language(model, family, inputs):
+    """What enters the first language layer: Float[tokens, width]. The tower's patches do not see each other."""
+    taken = {}
+    silent = [one for name, one in attention_modules(model, family).items() if name.startswith("vision")]
+    hooks = [
+        one.register_forward_hook(lambda *given: (torch.zeros_like(given[2][0]), None)) for one in silent
+    ]
+    first = model.get_submodule(family.paths.language_layers)[0]
+
+    def take(module, arguments, options):
+        taken["hidden"] = arguments[0] if arguments else options["hidden_states"]
+
+    hooks.append(first.register_forward_pre_hook(take, with_kwargs=True))
+    with torch.no_grad():
+        model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    return taken["hidden"][0]
+
+
+@pytest.mark.parametrize("size", [(301, 203), (203, 301), (97, 251), (640, 113)])
+def test_the_pixels_of_a_cell_move_its_token(tiny, processor, model, size):
+    """Alone, but for a picture's overview and what is not a picture's (which stay)."""
+    plain, family = Image.new("RGB", size, (90, 120, 150)), tiny.family
+    image = family.encode(processor, about(plain)).images[0]
+    rows, columns = image.grid
+    cell = columns * (rows // 2) + columns - 1 if rows > 1 else columns - 1
+    assert (
+        cell != (cell % columns) * rows + cell // columns
+    )  # not the same place with rows and columns changed
+    x0, y0, x1, y1 = image.cell_boxes_pixels[cell]
+    marked = plain.copy()
+    spot = (0.7 * x0 + 0.3 * x1, 0.7 * y0 + 0.3 * y1, 0.3 * x0 + 0.7 * x1, 0.3 * y0 + 0.7 * y1)
+    ImageDraw.Draw(marked).rectangle(spot, fill=(255, 0, 0))
+    before, after = (
+        read_by_language(model, family, padded([family.encode(processor, about(one))], CPU, left=False))
+        for one in (plain, marked)
+    )
+    moved = (before - after).abs().amax(-1) > 1e-6
+    assert [i for i, at in enumerate(image.positions) if moved[at]] == [cell]
+    named = set(image.positions.tolist())
+    others = [int(at) for at in moved.nonzero() if int(at) not in named]
+    ids = family.encode(processor, about(plain)).input_ids
+    assert {int(ids[at]) for at in others} <= {model.config.image_token_id}  # the overview's
+
+
+# --- rows ------------------------------------------------------------------------------------------------
+def test_rows_of_the_tower_are_its_own(tiny, processor, model):
+    """Against the product computed again from what enters the layer."""
+    inputs = padded([tiny.family.encode(processor, about(noise((50, 31))))], CPU, left=False)
+    attention = attention_modules(model, tiny.family)["vision_layer_1"]
+    taken = {}
+
+    def take(module, arguments, options):
+        taken["hidden"] = arguments[0] if arguments else options["hidden_states"]
+
+    hook = attention.register_forward_pre_hook(take, with_kwargs=True)
+    with torch.no_grad(), AttentionExtractor(model, [], vision_layers=[1], family=tiny.family) as seen:
+        model(**inputs)
+        hidden = taken["hidden"]
+        shape = tiny.family.attention_shape(model.config, "vision_layer_1")
+        parts = (*hidden.shape[:2], shape.heads, shape.head_width)
+        query, key = (one(hidden).view(parts).transpose(1, 2) for one in (attention.q_proj, attention.k_proj))
+        expected = (query @ key.transpose(2, 3) * shape.head_width**-0.5).softmax(-1).numpy()
+    hook.remove()
+    np.testing.assert_allclose(seen.attention_weights["vision_layer_1"], expected, atol=1e-6)
+
+
+def gemma3_sees(encoded, layer):
+    """Before them and, inside one picture, after them; in the first layer no further back than the window."""
+    place = np.arange(len(encoded.input_ids))
+    picture = np.full(len(place), -1)
+    for number, image in enumerate(encoded.images):
+        picture[image.positions] = number
+    back = place[:, None] - place
+    together = (picture[:, None] == picture) & (picture >= 0)
+    return ((back >= 0) | together) & (back < (GEMMA3_WINDOW if layer == 0 else len(place)))
+
+
+SEES = {"gemma3": gemma3_sees}
+
+
+def test_a_row_has_weight_where_its_token_may_look_and_nowhere_else(tiny, processor, model):
+    encoded = tiny.family.encode(processor, about(noise((50, 31)), noise((31, 50), 1)))
+    with torch.no_grad(), AttentionExtractor(model, None, family=tiny.family) as seen:
+        model(**padded([encoded], CPU, left=False))
+    for layer in (0, 1):
+        rows = seen.attention_weights[f"layer_{layer}"][0]
+        assert ((rows > 0).any(0) == SEES[tiny.family.name](encoded, layer)).all()
+        assert np.isfinite(seen.highest_logits[f"layer_{layer}"]).all()
+
+
+def test_two_probes(tiny, processor, model, tmp_path):
+    probes = []
+    for i, size in enumerate([(90, 47), (47, 90)]):
+        noise(size, i).save(tmp_path / f"{i}.png")
+        box = (3, 3, 30, 40)
+        probes.append(
+            Probe(
+                f"p{i}",
+                "g",
+                (tmp_path / f"{i}.png",),
+                "what now?",
+                "a cow",
+                "a cat",
+                {"it": (box,)},
+                {"cow": "it"},
+            )
+        )
+    prober = Prober(model, processor, key_layers=[0, 1], probes=probes, family=tiny.family)
+    prober.self_check()
+    for record in prober.run_all(0, "tiny"):
+        assert np.isfinite(record.scores.answer_nats) and np.isfinite(record.scores.foil_nats)
+        assert "a cow" in "".join(record.tokens) and record.rows.shape[:2] == (2, 4)
+        np.testing.assert_allclose(record.rows.sum(-1), 1, atol=1e-5)
+        assert {one.kind for one in record.interventions} == {"occlusion", "knockout"}
+
+
+# --- Gemma 3 ---------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def gemma3(tmp_path_factory):
+    return SIGLIPS["gemma3"].family, SIGLIPS["gemma3"].processor(tmp_path_factory.mktemp("gemma3"))
+
+
+def test_gemma3_tokens_by_hand(gemma3):
+    family, processor = gemma3
+    said = Conversation(
+        (
+            Turn("system", ("be", "g")),
+            Turn("user", ("a", ImageRef("x", noise((50, 31))), "b?")),
+            Turn("assistant", ("now",)),
+        )
+    )
+    found = family.encode(processor, said)
+    block = ["<start_of_image>", *["<image_soft_token>"] * 9, "<end_of_image>"]
+    expected = [
+        "<bos>", "<start_of_turn>", *"user", "\n", *"beg", "\n\n", "a", "\n\n", *block, "\n\n", *"b?",
+        "<end_of_turn>", "\n", "<start_of_turn>", *"model", "\n", "n", "ow", "<end_of_turn>", "\n",
+    ]  # fmt: skip
+    assert found.input_ids.tolist() == ids(processor, *expected)
+    learned = [one for one in found.labels.tolist() if one != -100]
+    assert learned == ids(processor, "n", "ow", "<end_of_turn>")
+    assert found.per_token["token_type_ids"].tolist() == [int(one == block[1]) for one in expected]
+    assert found.images[0].positions.tolist() == [*range(14, 23)]
+
+
+@pytest.mark.parametrize("question", ["what?", "  two\n\nlines, 塔 "])
+def test_gemma3_reads_as_its_own_processor_does(gemma3, question):
+    _, processor = gemma3
+    family, pictures = gemma3[0], [noise((50, 31)), noise((31, 50), 1)]
+    found = family.encode(processor, about(*pictures, question=question.strip()), add_generation_prompt=False)
+    content = [*({"type": "image", "image": one} for one in pictures), {"type": "text", "text": question}]
+    messages = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": [{"type": "text", "text": "it"}]},
+    ]
+    expected = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+    assert found.input_ids.tolist() == expected["input_ids"][0].tolist()
+    assert found.per_token["token_type_ids"].tolist() == expected["token_type_ids"][0].tolist()
+    assert torch.equal(found.media["pixel_values"], expected["pixel_values"])
+
+
+def test_gemma3_crops_are_refused(gemma3, tmp_path):
+    family, processor = gemma3
+    processor.save_pretrained(tmp_path / "plain")
+    assert family.load_processor(tmp_path / "plain").image_seq_length == 9
+    processor.image_processor.do_pan_and_scan = True
+    processor.save_pretrained(tmp_path / "crops")
+    processor.image_processor.do_pan_and_scan = None
+    with pytest.raises(ValueError, match="found do_pan_and_scan true.*set it to false"):
+        family.load_processor(tmp_path / "crops")
+
+
+def test_gemma3_writes_boxes_in_thousandths(gemma3):
+    family, processor = gemma3
+    ref = BoxRef("as written", ((0.25, 0.0, 0.5, 1.0),), "the dog")
+    found = family.encode(processor, about(noise((50, 31)), answer=("see ", ref)))
+    said = processor.tokenizer.decode(found.input_ids[slice(*found.turn_spans[-1])].tolist())
+    assert said == 'see {"bbox_2d": [250, 0, 500, 1000], "label": "the dog"}'
+
+
+def test_gemma3_numbers_of_the_published_model():
+    from transformers import Gemma3Config
+
+    vision = {"image_size": 896, "patch_size": 14, "hidden_size": 1152, "num_attention_heads": 16}
+    config, family = Gemma3Config(vision_config=vision), SIGLIPS["gemma3"].family
+    found = family.image_arithmetic(config, (1600, 900))
+    assert (found.resized_pixels, found.patches, found.tokens) == ((896, 896), (64, 64), 256)
+    assert found.words.endswith("64 × 64 patches of 14 → mean of 4 × 4 → 16 × 16 = 256 tokens")
+    assert "none further back than 4,095" in family.attention_shape(config, "layer_0").looks
+    assert "further" not in family.attention_shape(config, "layer_5").looks
+
+
+def test_gemma3_pictures_have_one_size(gemma3):
+    family, processor = gemma3
+    with pytest.raises(ValueError, match="all become 24 × 24 pixels"):
+        family.set_pixel_budget(processor, min_pixels=None, max_pixels=9)
+    family.set_pixel_budget(processor, min_pixels=None, max_pixels=None)
