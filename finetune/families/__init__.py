@@ -6,6 +6,7 @@ from typing import Any
 
 from finetune.families.base import Encoded, Family, ImageTokens, ModulePaths, attention_modules, bare_model
 from finetune.families.gemma3 import Gemma3Family
+from finetune.families.idefics3 import Idefics3Family, SmolVLMFamily
 from finetune.families.llava import LlavaFamily
 from finetune.families.qwen2_5_vl import Qwen25VLFamily
 from finetune.families.qwen2_vl import Qwen2VLFamily
@@ -20,6 +21,8 @@ FAMILIES: tuple[Family, ...] = (
     Qwen3VLMoeFamily(),
     LlavaFamily(),
     Gemma3Family(),
+    Idefics3Family(),
+    SmolVLMFamily(),
 )
 
 __all__ = [

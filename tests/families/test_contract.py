@@ -143,12 +143,13 @@ PREFIX = {"language": "layer_", "connector": "visual_attn", "vision": "vision_la
 
 
 # --- conversations ---------------------------------------------------------------------------------------
-def test_answers_and_their_ends_are_learned_and_no_other_words(family, processor, encoded):
+def test_answers_and_their_ends_are_learned_and_no_other_words(tiny, family, processor, encoded):
     for conversation, found in zip(conversations(), encoded, strict=True):
         assert len(found.turn_spans) == len(conversation.turns)
         for turn, (start, end) in zip(conversation.turns, found.turn_spans, strict=True):
             if turn.role == "assistant":
-                assert processor.tokenizer.decode(found.input_ids[start:end].tolist()) == words(turn)
+                said = processor.tokenizer.decode(found.input_ids[start:end].tolist())
+                assert said == tiny.lead + words(turn)
                 assert found.labels[start : end + 1].tolist() == found.input_ids[start : end + 1].tolist()
                 assert found.input_ids[end] in family.stop_token_ids(processor)
             else:

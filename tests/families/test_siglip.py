@@ -12,6 +12,7 @@ from diagnostics.probes import Probe
 from diagnostics.reading import padded
 from finetune.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.families.base import attention_modules
+from finetune.families.idefics3 import tiles_of
 from tests.families.tiny_siglip import GEMMA3_WINDOW, SIGLIPS
 
 CPU = torch.device("cpu")
@@ -71,30 +72,28 @@ def read_by_language(model, family, inputs):
     return taken["hidden"][0]
 
 
+@pytest.mark.parametrize("corner", ["upper right", "lower left"])
 @pytest.mark.parametrize("size", [(301, 203), (203, 301), (97, 251), (640, 113)])
-def test_the_pixels_of_a_cell_move_its_token(tiny, processor, model, size):
-    """Alone, but for a picture's overview and what is not a picture's (which stay)."""
+def test_the_pixels_of_a_cell_move_its_token(tiny, processor, model, size, corner):
+    """Most by far of the picture's cells (resizing spreads a little), and beside them the overview alone."""
     plain, family = Image.new("RGB", size, (90, 120, 150)), tiny.family
-    image = family.encode(processor, about(plain)).images[0]
+    found = family.encode(processor, about(plain))
+    image = found.images[0]
     rows, columns = image.grid
-    cell = columns * (rows // 2) + columns - 1 if rows > 1 else columns - 1
-    assert (
-        cell != (cell % columns) * rows + cell // columns
-    )  # not the same place with rows and columns changed
+    cell = columns - 1 if corner == "upper right" else columns * (rows - 1)
     x0, y0, x1, y1 = image.cell_boxes_pixels[cell]
     marked = plain.copy()
-    spot = (0.7 * x0 + 0.3 * x1, 0.7 * y0 + 0.3 * y1, 0.3 * x0 + 0.7 * x1, 0.3 * y0 + 0.7 * y1)
+    spot = (0.6 * x0 + 0.4 * x1, 0.6 * y0 + 0.4 * y1, 0.4 * x0 + 0.6 * x1, 0.4 * y0 + 0.6 * y1)
     ImageDraw.Draw(marked).rectangle(spot, fill=(255, 0, 0))
     before, after = (
         read_by_language(model, family, padded([family.encode(processor, about(one))], CPU, left=False))
         for one in (plain, marked)
     )
-    moved = (before - after).abs().amax(-1) > 1e-6
-    assert [i for i, at in enumerate(image.positions) if moved[at]] == [cell]
-    named = set(image.positions.tolist())
-    others = [int(at) for at in moved.nonzero() if int(at) not in named]
-    ids = family.encode(processor, about(plain)).input_ids
-    assert {int(ids[at]) for at in others} <= {model.config.image_token_id}  # the overview's
+    moved = (before - after).abs().sum(-1).numpy()
+    cells = moved[image.positions]
+    assert cells.argmax() == cell and cells[cell] > 3 * np.delete(cells, cell).max()
+    others = np.setdiff1d(moved.nonzero()[0], image.positions)
+    assert set(found.input_ids[others].tolist()) <= {model.config.image_token_id}
 
 
 # --- rows ------------------------------------------------------------------------------------------------
@@ -130,7 +129,11 @@ def gemma3_sees(encoded, layer):
     return ((back >= 0) | together) & (back < (GEMMA3_WINDOW if layer == 0 else len(place)))
 
 
-SEES = {"gemma3": gemma3_sees}
+def causal(encoded, layer):
+    return np.tri(len(encoded.input_ids), dtype=bool)
+
+
+SEES = {"gemma3": gemma3_sees, "idefics3": causal, "smolvlm": causal}
 
 
 def test_a_row_has_weight_where_its_token_may_look_and_nowhere_else(tiny, processor, model):
@@ -249,3 +252,131 @@ def test_gemma3_pictures_have_one_size(gemma3):
     with pytest.raises(ValueError, match="all become 24 × 24 pixels"):
         family.set_pixel_budget(processor, min_pixels=None, max_pixels=9)
     family.set_pixel_budget(processor, min_pixels=None, max_pixels=None)
+
+
+# --- Idefics3 and SmolVLM --------------------------------------------------------------------------------
+@pytest.fixture(scope="module", params=["idefics3", "smolvlm"])
+def tiled(request, tmp_path_factory):
+    one = SIGLIPS[request.param]
+    return one.family, one.processor(tmp_path_factory.mktemp("tiled"))
+
+
+def test_tiles_tokens_by_hand(tiled):
+    """Two rows, three columns of tiles, then the overview; a small picture's budget leaves one view."""
+    family, processor = tiled
+    wide, small = ImageRef("x", noise((90, 50))), ImageRef("y", noise((31, 50), 1), max_pixels=300)
+    said = Conversation((Turn("user", (wide, small, "b?")), Turn("assistant", ("red",))))
+    found = family.encode(processor, said)
+    around, view = "<fake_token_around_image>", ["<image>"] * 4
+    upper, lower = ([one for c in (1, 2, 3) for one in (around, f"<row_{r}_col_{c}>", *view)] for r in (1, 2))
+    overview = [around, "<global-img>", *view, around]
+    expected = [
+        "<|im_start|>", *"User:", *upper, "Ċ", *lower, "ĊĊ", *overview, *overview, *"b?",
+        "<end_of_utterance>", "Ċ", *"Assistant:", "Ġr", *"ed", "<end_of_utterance>", "Ċ",
+    ]  # fmt: skip
+    assert found.input_ids.tolist() == ids(processor, *expected)
+    assert [one for one in found.labels.tolist() if one != -100] == ids(
+        processor, "Ġr", *"ed", "<end_of_utterance>"
+    )
+    assert [one.grid for one in found.images] == [(4, 6), (2, 2)]
+    starts = [at for at, one in enumerate(expected) if one == "<image>"][::4]
+    first, second = (starts[i] + np.arange(4) for i in (0, 1))
+    assert found.images[0].positions[:4].tolist() == [*first[:2], *second[:2]]
+    assert found.images[0].positions[6:10].tolist() == [*first[2:], *second[2:]]
+    assert found.images[1].positions.tolist() == [*range(starts[7], starts[7] + 4)]
+    assert starts[6] not in found.images[0].positions  # the overview is no cell
+    assert found.media["pixel_values"].shape == (8, 1, 3, 16, 16)
+
+
+def test_tiles_are_read_as_transformers_own_processor_reads_them(tiled):
+    from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
+
+    family, processor = tiled
+    own = Idefics3Processor(
+        processor.image_processor, processor.tokenizer, processor.image_seq_len, processor.chat_template
+    )
+    pictures = [noise((90, 50)), noise((31, 50), 1)]
+    for question, before in (("what?", False), ("where now?", True)):
+        shown = [{"type": "image"}] * 2
+        words = [{"type": "text", "text": question}]
+        messages = [{"role": "user", "content": words + shown if before else shown + words}]
+        refs = [ImageRef("x", one) for one in pictures]
+        parts = (question, *refs) if before else (*refs, question)
+        found = family.encode(processor, Conversation((Turn("user", parts),)), add_generation_prompt=True)
+        text = own.apply_chat_template(messages, add_generation_prompt=True)
+        expected = own(text=text, images=[pictures], return_tensors="pt", add_special_tokens=False)
+        assert found.input_ids.tolist() == expected["input_ids"][0].tolist()
+        views = expected["pixel_values"][0]
+        assert torch.equal(found.media["pixel_values"][:, 0], views)
+        assert expected["pixel_attention_mask"].all()
+
+
+SHAPES = [(w, h) for w in (1, 7, 16, 33, 48, 97, 640) for h in (1, 15, 32, 47, 301)]
+
+
+@pytest.mark.parametrize("longest", [16, 32, 48, 80])
+def test_tiles_are_counted_as_the_image_processor_cuts_them(longest):
+    pictures = SIGLIPS["idefics3"].family.image_processor_class()(
+        size={"longest_edge": longest}, max_image_size={"longest_edge": 16}, return_row_col_info=True
+    )
+    for size in SHAPES:
+        made = pictures([[noise(size)]], return_tensors="pt")
+        assert tiles_of(size, longest, 16) == (made["rows"][0][0] or 1, made["cols"][0][0] or 1), size
+
+
+def test_a_budget_of_pixels_is_whole_tiles(tiled):
+    family, processor = tiled
+    try:
+        family.set_pixel_budget(processor, min_pixels=None, max_pixels=5 * 16 * 16)
+        assert processor.image_processor.size["longest_edge"] == 32
+        grid = family.encode(processor, about(noise((90, 50)))).images[0].grid
+        assert grid == (4, 4)
+        with pytest.raises(ValueError, match=r"--max_pixels 255: expected at least 256, one tile"):
+            family.set_pixel_budget(processor, min_pixels=None, max_pixels=255)
+        with pytest.raises(ValueError, match="leave it out, and give --max_pixels alone"):
+            family.set_pixel_budget(processor, min_pixels=9, max_pixels=None)
+    finally:
+        processor.image_processor.size = {"longest_edge": 48}
+
+
+def test_a_picture_s_own_budget_is_kept(tiled):
+    family, processor = tiled
+    views = []
+    for budget in (10**6, 9 * 256, 6 * 256, 6 * 256 - 1, 2 * 256, 1):
+        ref = ImageRef("x", noise((90, 50)), max_pixels=budget)
+        found = family.encode(processor, Conversation((Turn("user", (ref,)),)))
+        views.append(len(found.media["pixel_values"]))
+    assert views == [7, 7, 7, 5, 1, 1]
+
+
+def test_a_blank_tile_is_not_taken_for_padding(tiled):
+    family, processor = tiled
+    assert (family.blank(processor).media["pixel_values"] != 0).all()
+    assert family.blank(processor).input_ids.tolist() == ids(
+        processor, "<fake_token_around_image>", "<global-img>", *["<image>"] * 4, "<fake_token_around_image>"
+    )
+
+
+def test_settings_of_videos_are_kept(tmp_path):
+    one = SIGLIPS["smolvlm"]
+    processor = one.processor(tmp_path)
+    processor.videos = {"num_frames": 64, "video_processor_type": "SmolVLMVideoProcessor"}
+    processor.save_pretrained(tmp_path)
+    again = one.family.load_processor(tmp_path)
+    assert type(again).__name__ == "SmolVLMProcessor" and again.videos["num_frames"] == 64
+    assert again.image_seq_len == 4 and again.chat_template == processor.chat_template
+
+
+def test_tiles_of_the_published_models():
+    from transformers import Idefics3Config, SmolVLMConfig
+
+    family = SIGLIPS["smolvlm"].family
+    vision = {"image_size": 512, "patch_size": 16, "hidden_size": 768, "num_attention_heads": 12}
+    found = family.image_arithmetic(SmolVLMConfig(vision_config=vision, scale_factor=4), (1600, 900))
+    assert (found.resized_pixels, found.patches, found.tokens) == ((2048, 1536), (96, 128), 13 * 64)
+    assert "4 × 3 tiles of 512 and an overview" in found.words and found.words.endswith(
+        "13 × 64 = 832 tokens"
+    )
+    vision = {"image_size": 364, "patch_size": 14, "hidden_size": 1152, "num_attention_heads": 16}
+    config = Idefics3Config(vision_config=vision, scale_factor=2)
+    assert SIGLIPS["idefics3"].family.image_arithmetic(config, (364, 364)).tokens == 17 * 169

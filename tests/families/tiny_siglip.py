@@ -6,12 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Processor, GemmaTokenizer
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3Processor,
+    GemmaTokenizer,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Qwen2Tokenizer,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+)
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from finetune.families.gemma3 import Gemma3Family
+from finetune.families.idefics3 import Idefics3Family, SmolVLMFamily
 from tests.families.tiny_families import Tiny, built
 
+# --- Gemma 3 ---------------------------------------------------------------------------------------------
 SIDE, PATCH, CELLS = 24, 4, 3  # 6 × 6 patches, 2 × 2 of which are a token
 GEMMA3_WINDOW = 5  # shorter than a picture's block
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>",
@@ -72,4 +84,73 @@ def gemma3() -> nn.Module:
     return built(Gemma3ForConditionalGeneration, gemma3_config())
 
 
-SIGLIPS = {"gemma3": Tiny(Gemma3Family(), gemma3, gemma3_processor, unpackable="cannot share a row")}
+# --- Idefics3 and SmolVLM --------------------------------------------------------------------------------
+TILE, TILE_PATCH, FACTOR = 16, 4, 2  # 4 × 4 patches a tile, 2 × 2 tokens
+LONGEST = 3 * TILE
+TILE_TOKENS = (TILE // TILE_PATCH // FACTOR) ** 2
+MARKS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<fake_token_around_image>", "<image>", "<end_of_utterance>",
+    "<global-img>", *(f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)),
+)  # fmt: skip
+# Whether a space follows the colon depends on what a turn begins with, and a prompt ends without one: as published.
+CHAT = (
+    "<|im_start|>{% for message in messages %}{{ message.role | capitalize }}"
+    "{{ ':' if message.content[0].type == 'image' else ': ' }}{% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+def byte_level_tokenizer() -> Qwen2Tokenizer:
+    """Every byte a token, line breaks and `` r`` merged in twos, then the marks."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = {letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    merges = [("Ċ", "Ċ"), ("Ġ", "r")]
+    words = [*MARKS, *map("".join, merges)]
+    vocab = {**letters, **{word: len(letters) + i for i, word in enumerate(words)}}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab, merges=merges, eos_token="<end_of_utterance>", pad_token="<|im_end|>", unk_token=None
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": [*MARKS]})
+    assert len(tokenizer) == len(vocab)
+    return tokenizer
+
+
+def tiles_processor(family: Idefics3Family) -> Any:
+    pictures = family.image_processor_class()(
+        size={"longest_edge": LONGEST}, max_image_size={"longest_edge": TILE}
+    )
+    return family.processor(pictures, byte_level_tokenizer(), TILE_TOKENS, CHAT)
+
+
+def tiles(model_class: Any, config_class: Any) -> nn.Module:
+    ids = dict(zip(MARKS, byte_level_tokenizer().convert_tokens_to_ids([*MARKS]), strict=True))
+    text = {
+        "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 300, "max_position_embeddings": 1024,
+        "pad_token_id": ids["<|im_end|>"], "bos_token_id": ids["<|im_start|>"],
+        "eos_token_id": ids["<end_of_utterance>"],
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "image_size": TILE, "patch_size": TILE_PATCH,
+    }  # fmt: skip
+    config = config_class(
+        text_config=text, vision_config=vision, scale_factor=FACTOR, image_token_id=ids["<image>"]
+    )
+    return built(model_class, config)
+
+
+def of_tiles(family: Idefics3Family, model_class: Any, config_class: Any) -> Tiny:
+    return Tiny(
+        family, lambda: tiles(model_class, config_class), lambda folder: tiles_processor(family),
+        tower_patches=(TILE // TILE_PATCH) ** 2, lead=" ",
+    )  # fmt: skip
+
+
+SIGLIPS = {
+    "gemma3": Tiny(Gemma3Family(), gemma3, gemma3_processor, unpackable="cannot share a row"),
+    "idefics3": of_tiles(Idefics3Family(), Idefics3ForConditionalGeneration, Idefics3Config),
+    "smolvlm": of_tiles(SmolVLMFamily(), SmolVLMForConditionalGeneration, SmolVLMConfig),
+}

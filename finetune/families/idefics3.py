@@ -1,0 +1,460 @@
+"""Idefics3 (2024) and SmolVLM (2025): a picture is cut into square tiles, and seen once more as a whole.
+
+A picture's longer side becomes ``size`` pixels, both sides are stretched to whole tiles of ``max_image_size``, and a
+small overview follows; each of them is read by the tower alone and gives the same number of tokens:
+
+    1600 × 900 pixels → 2048 × 1152 → 2048 × 1536 → 3 rows × 4 columns of 512 + overview → 13 × 64 tokens
+    → <fake_token_around_image> <row_1_col_1> 64 × <image> <fake_…> <row_1_col_2> 64 × <image> … \\n … \\n\\n
+      <fake_…> <global-img> 64 × <image> <fake_…>
+
+Cells are the tokens of the tiles. Those of the overview, of the marks and of line breaks are tokens of the prompt and
+no cells: what attention falls on them is at no place of the picture. A picture of one tile is its overview, and cells
+are the overview's tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune.conversation import BoxRef, Conversation, ImageRef
+from finetune.families.base import (
+    AttentionShape,
+    Encoded,
+    ImageArithmetic,
+    ImageTokens,
+    ModulePaths,
+    restarting_positions,
+)
+from finetune.families.boxes import as_json, in_thousandths
+from finetune.families.chat import Picture, Piece, encode_chat
+from finetune.families.tower import TowerSequence
+from finetune.images import open_image, size_of
+
+IGNORED = -100
+AROUND, IMAGE, OVERVIEW = "<fake_token_around_image>", "<image>", "<global-img>"
+END = "<end_of_utterance>"
+BLANK_PIXEL = 1.0  # white: a picture of zeros is taken for padding, and left out
+
+Size = tuple[int, int]  # width, height in pixels
+
+
+class Idefics3Family:
+    name = "idefics3"
+    model_type = "idefics3"
+    paths = ModulePaths(
+        language=("model.text_model", "lm_head"),
+        language_layers="model.text_model.layers",
+        language_attention="self_attn",
+        vision=("model.vision_model",),
+        vision_layers="model.vision_model.encoder.layers",
+        vision_attention="self_attn",
+        connector=("model.connector",),
+        connector_attention=None,
+    )
+    lora_targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    published_longest = 4  # tiles of the longer side, as published processors say
+
+    def matches(self, config: Any) -> bool:
+        return getattr(config, "model_type", None) == self.model_type and hasattr(config, "vision_config")
+
+    # --- conversations -----------------------------------------------------------------------------------
+    def encode(
+        self,
+        processor: Any,
+        conversation: Conversation,
+        *,
+        add_generation_prompt: bool = False,
+        media: bool = True,
+    ) -> Encoded:
+        """Through the model's own chat template. With ``media=False`` pictures' headers tell their sizes."""
+        refs = conversation.images
+        opened = [self.load_image(ref) for ref in refs] if media else []
+        sizes = [one.size for one in opened] if media else [_size(ref) for ref in refs]
+        longest = [_longest(processor, ref, size) for ref, size in zip(refs, sizes, strict=True)]
+        tiles = [
+            tiles_of(size, side, _tile(processor)) if processor.image_processor.do_image_splitting else (1, 1)
+            for size, side in zip(sizes, longest, strict=True)
+        ]
+        chat = encode_chat(
+            _Template(processor, tiles),
+            _turns(processor, conversation, tiles),
+            image_token=IMAGE,
+            end_of_turn=END,
+            add_generation_prompt=add_generation_prompt,
+        )
+        return Encoded(
+            input_ids=np.array(chat.input_ids, dtype=np.int64),
+            labels=np.array(chat.labels, dtype=np.int64),
+            turn_spans=tuple(chat.turn_spans),
+            images=tuple(_places(chat.image_starts, tiles, sizes, processor.image_seq_len)) if media else (),
+            media=_pixels(processor, opened, longest, tiles),
+        )
+
+    def load_image(self, ref: ImageRef) -> Any:
+        return open_image(ref.path if ref.data is None else ref)
+
+    def stop_token_ids(self, processor: Any) -> tuple[int, ...]:
+        """Tokens at which an answer ends."""
+        end, eos = processor.tokenizer.convert_tokens_to_ids(END), processor.tokenizer.eos_token_id
+        return tuple(dict.fromkeys((end, eos)))
+
+    # --- processor ---------------------------------------------------------------------------------------
+    def load_processor(self, name_or_path: str, **hub: Any) -> Any:
+        """Transformers' own, but resizing with Pillow whatever is installed, and without its video half."""
+        from transformers import AutoTokenizer
+        from transformers.models.auto.video_processing_auto import get_video_processor_config
+        from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
+
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
+        settings, _ = Idefics3Processor.get_processor_dict(name_or_path, **hub)
+        template = settings.get("chat_template") or tokenizer.chat_template
+        if isinstance(template, dict):  # several by name
+            template = template.get("default")
+        if template is None:
+            raise ValueError(
+                f"{name_or_path}: found no chat template, expected chat_template.jinja, chat_template.json, or one in "
+                "tokenizer_config.json; copy it from the model this one was made from"
+            )
+        pictures = self.image_processor_class().from_pretrained(name_or_path, **hub)
+        videos = get_video_processor_config(name_or_path, **hub)
+        return self.processor(pictures, tokenizer, settings.get("image_seq_len", 169), template, videos)
+
+    def image_processor_class(self) -> Any:
+        from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+        return Idefics3ImageProcessorPil
+
+    def processor(
+        self,
+        pictures: Any,
+        tokenizer: Any,
+        image_seq_len: int,
+        template: str,
+        videos: dict[str, Any] | None = None,
+    ) -> Any:
+        from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
+
+        return Idefics3Processor(pictures, tokenizer, image_seq_len, chat_template=template)
+
+    def set_pixel_budget(self, processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> None:
+        """Written into ``image_processor.size``, as the longest side of whole tiles that keeps any shape below it.
+
+        Raises ValueError for ``min_pixels``: every picture's longer side is made as long as it may be.
+        """
+        if min_pixels is not None:
+            raise ValueError(
+                f"--min_pixels {min_pixels:,}: small pictures of {self.name} are always made as large as large ones; "
+                "leave it out, and give --max_pixels alone"
+            )
+        if max_pixels is None:
+            return
+        tile = _tile(processor)
+        if max_pixels < tile**2:
+            raise ValueError(
+                f"--max_pixels {max_pixels:,}: expected at least {tile**2:,}, one tile of {self.name} "
+                f"({tile} × {tile} pixels)"
+            )
+        if not processor.image_processor.do_image_splitting:
+            raise ValueError(
+                f"--max_pixels {max_pixels:,}: this processor cuts no tiles (do_image_splitting is false), so all "
+                f"pictures become {tile} × {tile} pixels; leave it out"
+            )
+        processor.image_processor.size = _size_dict(math.isqrt(max_pixels) // tile * tile)
+
+    # --- rows --------------------------------------------------------------------------------------------
+    def blank(self, processor: Any) -> Encoded:
+        """``<fake_token_around_image><global-img>``, a white tile, ``<fake_token_around_image>``."""
+        tile, count = _tile(processor), processor.image_seq_len
+        around, image = processor.tokenizer.convert_tokens_to_ids([AROUND, IMAGE])
+        # A mark may be a control token or, in older vocabularies, several tokens of text.
+        mark = processor.tokenizer(OVERVIEW, add_special_tokens=False)["input_ids"]
+        ids = np.array([around, *mark, *[image] * count, around], dtype=np.int64)
+        return Encoded(
+            input_ids=ids,
+            labels=np.full_like(ids, IGNORED),
+            turn_spans=(),
+            images=(image_tokens([1 + len(mark)], (1, 1), (tile, tile), count),),
+            media={"pixel_values": torch.full((1, 1, 3, tile, tile), BLANK_PIXEL)},
+        )
+
+    def packed(self, config: Any, samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """``position_ids`` [1, tokens]: each sample's tokens counted from 0, by which transformers tells them apart."""
+        return {"position_ids": restarting_positions(samples)[None]}
+
+    # --- configuration alone -----------------------------------------------------------------------------
+    def tower_sequences(
+        self, config: Any, layer: int, inputs: Mapping[str, Any]
+    ) -> list[TowerSequence] | None:
+        """None: to the tower a tile is an image. Which tiles are one picture's it is not told; in the order of calls
+        they are a picture's tiles row by row, then its overview, then the next picture's."""
+        return None
+
+    def attention_shape(self, config: Any, name: str) -> AttentionShape:
+        if name.startswith("layer_"):
+            text = config.text_config
+            heads = text.num_attention_heads
+            width = getattr(text, "head_dim", None) or text.hidden_size // heads
+            return AttentionShape(heads, text.num_key_value_heads, width, "tokens at tokens before them")
+        vision = config.vision_config
+        heads = vision.num_attention_heads
+        return AttentionShape(heads, heads, vision.hidden_size // heads, "patches at patches of the tile")
+
+    def image_arithmetic(self, config: Any, size_pixels: Size) -> ImageArithmetic:
+        vision, factor = config.vision_config, config.scale_factor
+        tile, side = vision.image_size, vision.image_size // vision.patch_size
+        rows, columns = tiles_of(size_pixels, self.published_longest * tile, tile)
+        views = _views((rows, columns))
+        count = (side // factor) ** 2
+        words = (
+            f"{size_pixels[0]} × {size_pixels[1]} pixels, resized to {columns * tile} × {rows * tile} → {columns} × "
+            f"{rows} tiles of {tile}{' and an overview' if views > 1 else ''} → {side} × {side} patches of "
+            f"{vision.patch_size} each → merged {factor} × {factor} → {views} × {count} = {views * count} tokens"
+        )
+        return ImageArithmetic(
+            (columns * tile, rows * tile), (rows * side, columns * side), views * count, words
+        )
+
+
+class SmolVLMFamily(Idefics3Family):
+    """The same shape under another name; its processor reads videos too, which are not trained here."""
+
+    name = "smolvlm"
+    model_type = "smolvlm"
+
+    def image_processor_class(self) -> Any:
+        from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+        return SmolVLMImageProcessorPil
+
+    def processor(
+        self,
+        pictures: Any,
+        tokenizer: Any,
+        image_seq_len: int,
+        template: str,
+        videos: dict[str, Any] | None = None,
+    ) -> Any:
+        from finetune.families.idefics3_processors import SmolVLMProcessor
+
+        return SmolVLMProcessor(pictures, tokenizer, image_seq_len, template, videos)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _views(tiles: tuple[int, int]) -> int:
+    """Pictures that the tower sees of one: its tiles and an overview, or the overview alone."""
+    return 1 if tiles == (1, 1) else tiles[0] * tiles[1] + 1
+
+
+def _turns(
+    processor: Any, conversation: Conversation, tiles: Sequence[tuple[int, int]]
+) -> list[tuple[Any, list[Piece]]]:
+    """Each turn as its role and what it is made of; a picture is as many places as the tower sees of it.
+
+    Boxes are ``{"bbox_2d": [250, 0, 500, 1000], "label": "dog"}`` in thousandths of the picture: the family was
+    trained on no boxes of its own, so this is what other families' data look like.
+    """
+    shown = iter(tiles)
+    turns: list[tuple[Any, list[Piece]]] = []
+    for turn in conversation.turns:
+        pieces: list[Piece] = []
+        for part in turn.parts:
+            if isinstance(part, ImageRef):
+                pieces += [Picture(processor.image_seq_len)] * _views(next(shown))
+            elif isinstance(part, BoxRef):
+                pieces.append(as_json(part, [in_thousandths(box) for box in part.boxes]))
+            else:
+                pieces.append(part)
+        turns.append((turn.role, pieces))
+    return turns
+
+
+class _Template:
+    """The model's chat template, with what its processor makes of a picture.
+
+    Two traps. The template writes ``User:`` or ``User: `` by whether a turn begins with a picture, so a mark may not
+    come before it. And a prompt ends in ``Assistant:``, so the space after it is the answer's: " yes", one token.
+
+    tiles   (rows, columns) of each picture
+    """
+
+    def __init__(self, processor: Any, tiles: Sequence[tuple[int, int]]) -> None:
+        self.processor, self.tokenizer, self.tiles = processor, processor.tokenizer, tiles
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        shown = iter(self.tiles)
+        opens = [message["content"][0]["text"] for message in messages]
+        given = [
+            {**message, "content": _picture_first(_one_each(message["content"], shown))}
+            for message in messages
+        ]
+        written = self.processor.apply_chat_template(given, tokenize=False, **_without(options, "tokenize"))
+        for message, mark in zip(messages, opens, strict=True):
+            written = written.replace(f"{IMAGE}{mark}", f"{mark}{IMAGE}")
+            if message["role"] == "assistant":
+                written = written.replace(f": {mark}", f":{mark} ")
+        first, *rest = written.split(IMAGE)
+        layouts = [_layout(tiles) + after for tiles, after in zip(self.tiles, rest, strict=True)]
+        return first + "".join(layouts)
+
+
+def _without(options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != name}
+
+
+def _one_each(
+    content: Sequence[Mapping[str, Any]], shown: Iterator[tuple[int, int]]
+) -> list[Mapping[str, Any]]:
+    """A turn's parts with one for each picture, not one for each tile."""
+    found: list[Mapping[str, Any]] = []
+    skipped = 0
+    for part in content:
+        if part["type"] != "image":
+            found.append(part)
+        elif skipped:
+            skipped -= 1
+        else:
+            skipped = _views(next(shown)) - 1
+            found.append(part)
+    return found
+
+
+def _picture_first(content: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The mark at the start of a turn goes behind its first picture, where the turn begins with one."""
+    mark, *parts = content
+    return [parts[0], mark, *parts[1:]] if parts and parts[0]["type"] == "image" else content
+
+
+def _layout(tiles: tuple[int, int]) -> str:
+    """What stands for a picture: ``<image>`` once for each view, between marks that say which it is."""
+    overview = f"{AROUND}{OVERVIEW}{IMAGE}{AROUND}"
+    if tiles == (1, 1):
+        return overview
+    rows = [
+        "".join(f"{AROUND}<row_{row + 1}_col_{column + 1}>{IMAGE}" for column in range(tiles[1]))
+        for row in range(tiles[0])
+    ]
+    return "".join(f"{row}\n" for row in rows) + f"\n{overview}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sizes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def tiles_of(size: Size, longest: int, tile: int) -> tuple[int, int]:
+    """(rows, columns) of tiles of a picture of (width, height), its longer side made ``longest`` pixels.
+
+    The arithmetic of transformers' image processor, roundings included: 1600 × 900 with 2048 and 512 → (3, 4).
+    """
+    from transformers.models.idefics3 import image_processing_pil_idefics3 as theirs
+
+    width, height = size
+    height, width = theirs._resize_output_size_rescale_to_max_len(height, width, max_len=longest)
+    height, width = theirs._resize_output_size_scale_below_upper_bound(
+        height, width, max_len=theirs.MAX_IMAGE_SIZE
+    )
+    shape = width / height
+    if width >= height:
+        columns = math.ceil(width / tile)
+        return math.ceil(int(columns * tile / shape) / tile), columns
+    rows = math.ceil(height / tile)
+    return rows, math.ceil(int(rows * tile * shape) / tile)
+
+
+def _tile(processor: Any) -> int:
+    return processor.image_processor.max_image_size["longest_edge"]
+
+
+def _size_dict(longest: int) -> Any:
+    from transformers.image_utils import SizeDict
+
+    return SizeDict(longest_edge=longest)
+
+
+def _longest(processor: Any, ref: ImageRef, size: Size) -> int:
+    """Pixels of the longer side: the processor's, or as many whole tiles as the picture's own budget allows (one, where
+    it allows less)."""
+    most, tile = processor.image_processor.size["longest_edge"], _tile(processor)
+    if ref.max_pixels is None:
+        return most
+    for longest in range(most, tile, -tile):
+        if math.prod(tiles_of(size, longest, tile)) * tile**2 <= ref.max_pixels:
+            return longest
+    return min(most, tile)
+
+
+def _size(ref: ImageRef) -> Size:
+    return ref.size_pixels or size_of(ref.path if ref.data is None else ref)
+
+
+def _pixels(
+    processor: Any,
+    pictures: Sequence[Any],
+    longest: Sequence[int],
+    tiles: Sequence[tuple[int, int]],
+) -> dict[str, torch.Tensor]:
+    """``pixel_values`` Float[views of all pictures, 1, 3, tile, tile]: each view goes as a picture of its own, so that
+    batches need no padding, and no ``pixel_attention_mask``."""
+    if not pictures:
+        return {}
+    found = []
+    for picture, side, expected in zip(pictures, longest, tiles, strict=True):
+        views = processor.image_processor(
+            [[picture]], size=dict(_size_dict(side)), return_tensors="pt", return_row_col_info=True
+        )
+        made = (views["rows"][0][0] or 1, views["cols"][0][0] or 1)
+        assert made == expected, f"counted {expected} tiles, the image processor made {made}"
+        found.append(views["pixel_values"][0][:, None])
+    return {"pixel_values": torch.cat(found)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Places
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _places(
+    starts: Sequence[int], tiles: Sequence[tuple[int, int]], sizes: Sequence[Size], count: int
+) -> Iterator[ImageTokens]:
+    """starts   the first token of each view, of one picture after another"""
+    at = 0
+    for one, size in zip(tiles, sizes, strict=True):
+        yield image_tokens(starts[at : at + one[0] * one[1]], one, size, count)
+        at += _views(one)
+
+
+def image_tokens(starts: Sequence[int], tiles: tuple[int, int], size: Size, count: int) -> ImageTokens:
+    """A picture of (width, height) pixels whose tiles' tokens begin at ``starts``, ``count`` in each.
+
+    The resize stretches both sides to whole tiles, so all cells are of one size in the original too. 1 × 2 tiles of
+    2 × 2 tokens from 5 and 11 on, positions row by row over the picture: [[5, 6, 11, 12], [7, 8, 13, 14]].
+    """
+    side = math.isqrt(count)
+    rows, columns = tiles[0] * side, tiles[1] * side
+    places = np.asarray(starts).reshape(*tiles, 1, 1) + np.arange(count).reshape(1, 1, side, side)
+    x, y = np.linspace(0, size[0], columns + 1), np.linspace(0, size[1], rows + 1)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    return ImageTokens(
+        positions=places.transpose(0, 2, 1, 3).reshape(-1),
+        grid=(rows, columns),
+        cell_boxes_pixels=np.stack([x[column], y[row], x[column + 1], y[row + 1]], axis=1),
+        image_size_pixels=size,
+        through_connector=False,
+    )
