@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -88,17 +87,20 @@ class Engine:
         self.cache_bytes = cache_bytes
         self.name = name or str(bare_model(model).name_or_path)
         self.family = family_of(bare_model(model).config)
-        modules = attention_modules(model, self.family)
-        language = [int(name[6:]) for name in modules if name.startswith("layer_")]
-        tower = [int(name[13:]) for name in modules if name.startswith("vision_layer_")]
-        key_layers = auto_key_layers(model, self.family)
-        chosen = {"text": (), "full": tuple(language), "low": key_layers}
-        self.layers: tuple[int, ...] = chosen[mode]
-        self.vision_layers: tuple[int, ...] = (tower[-1],) if mode == "full" else ()
         config: Any = bare_model(model).config
-        can_have_sinks = (
-            config.get_text_config().hidden_size >= THRESHOLD**2
-        )  # |RMSNorm(x)_d| is at most √width
+        names = [
+            name
+            for name in attention_modules(model, self.family)
+            if self.family.attention_shape(config, name) is not None
+        ]
+        language = [int(name[6:]) for name in names if name.startswith("layer_")]
+        tower = [int(name[13:]) for name in names if name.startswith("vision_layer_")]
+        key_layers = auto_key_layers(model, self.family)
+        low = tuple(layer for layer in key_layers if layer in language)
+        self.layers: tuple[int, ...] = {"text": (), "full": tuple(language), "low": low}[mode]
+        self.vision_layers: tuple[int, ...] = tuple(tower[-1:]) if mode == "full" else ()
+        # |RMSNorm(x)_d| is at most √width, so narrow models have no sinks to look for.
+        can_have_sinks = config.get_text_config().hidden_size >= THRESHOLD**2
         self.sink_layers = key_layers if can_have_sinks else ()
         self._adapter_is_off = False
         self._line = _Line()
@@ -131,8 +133,8 @@ class Engine:
         found = available_bytes(device)
         print(f"{path} {needed}", flush=True)
         require(needed, found, name=str(path), advice=_advice(mode, on_gpu=on_gpu))
-        dtype = torch.bfloat16 if four_bit else None
-        model, processor = load(path, device=device, quantize=four_bit, dtype=dtype)
+        half = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float16
+        model, processor = load(path, device=device, quantize=four_bit, dtype=half if four_bit else None)
         return cls(model, processor, mode=mode, cache_bytes=cache_bytes, name=str(path))
 
     @property
@@ -308,18 +310,27 @@ class _Job:
 class _Line:
     """Jobs one after another, first come, first served, in a thread of their own.
 
-    A listener who goes away without a word holds nobody up: the thread does not wait for listeners.
+    A listener who goes away without a word holds nobody up: the thread does not wait for listeners. And nobody waits
+    for the thread at the end of the process: it is a daemon.
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reply")
         self._lock = threading.Lock()
         self._jobs: list[_Job] = []
+        self._work: SimpleQueue[tuple[_Job, Callable[[_Job], None]]] = SimpleQueue()
+        self._thread: threading.Thread | None = None
 
-    def enter(self, job: _Job, work: Any) -> None:
+    def enter(self, job: _Job, work: Callable[[_Job], None]) -> None:
         with self._lock:
             self._jobs.append(job)
-        self._thread.submit(self._run, job, work)
+            self._work.put((job, work))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="reply", daemon=True)
+                self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            self._run(*self._work.get())  # in no variable here: nothing of a job stays while the thread waits
 
     def leave(self, job: _Job) -> None:
         with self._lock:
@@ -352,7 +363,7 @@ class _Line:
             if news.done:
                 return
 
-    def _run(self, job: _Job, work: Any) -> None:
+    def _run(self, job: _Job, work: Callable[[_Job], None]) -> None:
         try:
             if job.is_over:
                 job.tell(Partial("", True, None))
@@ -436,7 +447,8 @@ class _Watch:
         for layer in self._engine.vision_layers:
             sequences = self._engine.family.tower_sequences(config, layer, self._tower_inputs)
             rows = self._rows.tower(f"vision_layer_{layer}", sequences)
-            found[layer] = tuple(one.numpy() for one in rows)
+            if rows:  # some models do not run their tower's last layers
+                found[layer] = tuple(one.numpy() for one in rows)
         return found
 
     def sinks(self, tokens: int) -> Bool[np.ndarray, "layers tokens"]:

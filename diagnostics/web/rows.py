@@ -88,13 +88,13 @@ class ReplyRows:
         self, name: str, sequences: Sequence[TowerSequence] | None
     ) -> list[Float[Tensor, "heads patches patches"]]:
         """What the patches of each image looked at in a layer of the tower, row-major, in half precision, on the CPU;
-        0 where a patch lies in another window.
+        0 where a patch lies in another window; none where the layer did not run.
 
         sequences   the family's ``tower_sequences``; None: one an image, its places are its patches
         """
         calls = self._eyes.get(name, [])
         rows = [one for call in calls for one in _every_row(call).half().cpu()]
-        if sequences is None:
+        if sequences is None or not rows:
             return rows
         if len(rows) == 1:  # a kernel that keeps several sequences apart in one call
             sequences = [joined(list(sequences))]

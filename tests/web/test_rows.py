@@ -1,0 +1,90 @@
+"""Rows of a reply from calls made by hand, where no small model has the case."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from diagnostics.capture import Call
+from diagnostics.web.rows import ReplyRows
+from finetune.families.tower import TowerSequence
+
+
+def call(query: torch.Tensor, key: torch.Tensor, *, kernel: str = "sdpa", **options) -> Call:
+    return Call(kernel, nn.Identity(), query, key, key, None, options)
+
+
+def sequence(image, patch) -> TowerSequence:
+    return TowerSequence(np.array(image), np.array(patch))
+
+
+def softmax_rows(query: torch.Tensor, key: torch.Tensor) -> np.ndarray:
+    """Float[heads, queries, keys] without any rule."""
+    return (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(-1)[0].numpy()
+
+
+@pytest.fixture
+def drawn():
+    generator = torch.Generator().manual_seed(0)
+    return lambda *shape: torch.randn(*shape, generator=generator)
+
+
+def test_prompt_and_steps_under_a_window_of_two_with_shared_key_heads(drawn):
+    query, key = drawn(1, 4, 5, 8), drawn(1, 2, 5, 8)  # three tokens of prompt, two steps
+    taken = ReplyRows(["layer_0"], [0, 2])
+    taken("layer_0", call(query[:, :, :3], key[:, :, :3], sliding_window=2), query)
+    taken("layer_1", call(query[:, :, :3], key[:, :, :3]), query)  # not asked for
+    for at in (3, 4):
+        taken("layer_0", call(query[:, :, [at]], key[:, :, : at + 1], sliding_window=2), query)
+    rows = taken.rows("layer_0", 99).numpy()
+    assert taken.positions.tolist() == [0, 2, 3, 4] and rows.shape == (4, 4, 5)
+    whole = key.repeat_interleave(2, dim=1)
+    for place, position in enumerate([0, 2, 3, 4]):
+        seen = slice(max(position - 1, 0), position + 1)
+        expected = np.zeros((4, 5), np.float32)
+        expected[:, seen] = softmax_rows(query[:, :, [position]], whole[:, :, seen])[:, 0]
+        np.testing.assert_allclose(rows[:, place], expected, atol=1e-3)
+    np.testing.assert_array_equal(taken.rows("layer_0", 2), rows[:, 2:])
+
+
+def test_a_cache_that_forgets_keys_is_refused(drawn):
+    query, key = drawn(1, 2, 4, 8), drawn(1, 2, 4, 8)
+    taken = ReplyRows(["layer_0"], [0, 1])
+    taken("layer_0", call(query[:, :, :3], key[:, :, :3]), query)
+    taken("layer_0", call(query[:, :, [3]], key[:, :, 1:3]), query)
+    with pytest.raises(ValueError, match="layer_0: its cache holds 2 of 4 tokens"):
+        taken.rows("layer_0", 9)
+
+
+def test_a_tower_s_windows_and_class_token_are_undone(drawn):
+    """Image 0 has three patches in two windows, out of order; image 1 one patch behind a class token."""
+    windows = [sequence([0, 0], [2, 0]), sequence([0], [1]), sequence([1, 1], [-1, 0])]
+    taken, expected = ReplyRows(["vision_layer_3"], []), np.zeros((2, 3, 3), np.float32)
+    seen = []
+    for one in windows:
+        query, key = drawn(1, 2, len(one), 8), drawn(1, 2, len(one), 8)
+        taken("vision_layer_3", call(query, key, is_causal=False), query)
+        seen.append(softmax_rows(query, key))
+    expected[:, [2, 2, 0, 0], [2, 0, 2, 0]] = seen[0].reshape(2, 4)
+    expected[:, 1, 1] = seen[1][:, 0, 0]
+    first, second = taken.tower("vision_layer_3", windows)
+    np.testing.assert_allclose(first, expected, atol=1e-3)
+    np.testing.assert_allclose(second, seen[2][:, 1:, 1:], atol=1e-3)
+
+
+def test_a_flash_kernel_s_one_call_for_several_sequences(drawn):
+    images = [sequence([0, 0], [1, 0]), sequence([1, 1, 1], [0, 2, 1])]
+    query, key = drawn(1, 2, 5, 8), drawn(1, 2, 5, 8)
+    bounds = torch.tensor([0, 2, 5])
+    taken = ReplyRows(["vision_layer_0"], [])
+    one = call(query, key, kernel="flash_attention_2", is_causal=False, cu_seq_lens_q=bounds)
+    taken("vision_layer_0", one, query)
+    first, second = taken.tower("vision_layer_0", images)
+    np.testing.assert_allclose(first, softmax_rows(query[:, :, [1, 0]], key[:, :, [1, 0]]), atol=1e-3)
+    np.testing.assert_allclose(second, softmax_rows(query[:, :, [2, 4, 3]], key[:, :, [2, 4, 3]]), atol=1e-3)
+
+
+def test_what_did_not_run_has_no_rows():
+    taken = ReplyRows(["vision_layer_0"], [])
+    assert taken.connector() == [] and taken.tower("vision_layer_0", None) == []
+    assert taken.tower("vision_layer_0", [sequence([0], [0])]) == []
