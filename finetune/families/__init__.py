@@ -8,6 +8,7 @@ from finetune.families.base import Encoded, Family, ImageTokens, ModulePaths, at
 from finetune.families.gemma3 import Gemma3Family
 from finetune.families.idefics3 import Idefics3Family, SmolVLMFamily
 from finetune.families.llava import LlavaFamily
+from finetune.families.llava_onevision import LlavaOnevisionFamily
 from finetune.families.qwen2_5_vl import Qwen25VLFamily
 from finetune.families.qwen2_vl import Qwen2VLFamily
 from finetune.families.qwen3_vl import Qwen3VLFamily, Qwen3VLMoeFamily
@@ -20,6 +21,7 @@ FAMILIES: tuple[Family, ...] = (
     Qwen3VLFamily(),
     Qwen3VLMoeFamily(),
     LlavaFamily(),
+    LlavaOnevisionFamily(),
     Gemma3Family(),
     Idefics3Family(),
     SmolVLMFamily(),

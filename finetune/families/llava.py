@@ -219,16 +219,18 @@ def chat_template(name: str, settings: Mapping[str, Any], tokenizer: Any) -> str
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def square_tokens(start: int, side: int, size: Size) -> ImageTokens:
+def square_tokens(start: int, side: int, size: Size, *, edges: np.ndarray | None = None) -> ImageTokens:
     """A picture of (width, height) pixels in the middle of a square of side × side tokens from ``start`` on.
+
+    edges   side + 1 fractions of the square, where tokens begin and end; None: all are of one size
 
     Cells are the tokens that show any of the picture, cut to it; those of margins alone are left out. 100 × 75 pixels
     in 4 × 4 tokens of 25 pixels, 12 above and 13 below: all four rows, the first and the last of 13 and 12 pixels.
     """
     longest = max(size)
     left, top = ((longest - length) // 2 for length in size)
-    x = np.clip(np.linspace(0, longest, side + 1) - left, 0, size[0])
-    y = np.clip(np.linspace(0, longest, side + 1) - top, 0, size[1])
+    edges = longest * (np.linspace(0, 1, side + 1) if edges is None else edges)
+    x, y = np.clip(edges - left, 0, size[0]), np.clip(edges - top, 0, size[1])
     rows, columns = np.flatnonzero(np.diff(y) > 0), np.flatnonzero(np.diff(x) > 0)
     row, column = (axis.reshape(-1) for axis in np.meshgrid(rows, columns, indexing="ij"))
     return ImageTokens(

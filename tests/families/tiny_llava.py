@@ -15,12 +15,21 @@ from transformers import (
     LlamaTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     LlavaProcessor,
+    Qwen2Config,
+    Qwen2Tokenizer,
+    SiglipVisionConfig,
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
+)
 
 from finetune.families.llava import LlavaFamily
-from tests.families.tiny_families import Tiny, built
+from finetune.families.llava_onevision import LlavaOnevisionFamily, processor_class
+from tests.families.tiny_families import LINE_BREAKS, Tiny, built
 
 IMAGE, PAD = "<image>", "<pad>"
 LLAVA_SIDE, LLAVA_PATCH = 20, 4
@@ -77,4 +86,74 @@ def llava_processor(folder: Path) -> Any:
     )  # fmt: skip
 
 
-LLAVAS = {"llava-1.5": Tiny(LlavaFamily(), llava, llava_processor, tower_patches=25)}
+# Tiles of 18 pixels, 4 × 4 patches of 4: the last 2 pixels of a tile are in no patch.
+TILE, TILE_PATCH, TILE_SIDE = 18, 4, 4
+PINPOINTS = [[18, 18], [18, 36], [18, 54], [36, 18], [36, 36], [36, 54], [54, 18], [54, 36], [54, 54]]
+MOST_TILES = 3
+ONEVISION_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ '\n' + content['text'] }}{% endfor %}"
+    "{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ '\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}"
+    "{{'<|im_end|>'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def qwen_tokenizer(*control: str) -> Qwen2Tokenizer:
+    """Every byte a token, then two line breaks in one, then the control tokens."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    letters = {letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = Qwen2Tokenizer(
+        vocab={**letters, LINE_BREAKS: len(letters)},
+        merges=[("Ċ", "Ċ")],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token=None,
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", *control]})
+    return tokenizer
+
+
+def qwen_text(tokenizer: Qwen2Tokenizer) -> Qwen2Config:
+    return Qwen2Config(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=len(tokenizer), max_position_embeddings=512, bos_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+
+
+def onevision() -> nn.Module:
+    tokenizer = qwen_tokenizer(IMAGE, "<video>")
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=TILE,
+        patch_size=TILE_PATCH, vision_use_head=False,
+    )  # fmt: skip
+    config = LlavaOnevisionConfig(
+        vision_config=vision, text_config=qwen_text(tokenizer), image_grid_pinpoints=PINPOINTS,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        video_token_id=tokenizer.convert_tokens_to_ids("<video>"), vision_aspect_ratio=f"anyres_max_{MOST_TILES}",
+    )  # fmt: skip
+    return built(LlavaOnevisionForConditionalGeneration, config)
+
+
+def onevision_processor(folder: Path) -> Any:
+    pictures = LlavaOnevisionImageProcessorPil(
+        size={"height": TILE, "width": TILE}, image_grid_pinpoints=PINPOINTS
+    )
+    return processor_class()(
+        pictures, qwen_tokenizer(IMAGE, "<video>"), num_image_tokens=TILE_SIDE**2,
+        vision_feature_select_strategy="full", chat_template=ONEVISION_TEMPLATE,
+        vision_aspect_ratio=f"anyres_max_{MOST_TILES}",
+    )  # fmt: skip
+
+
+LLAVAS = {
+    "llava-1.5": Tiny(LlavaFamily(), llava, llava_processor, tower_patches=25),
+    "llava-onevision": Tiny(
+        LlavaOnevisionFamily(), onevision, onevision_processor, tower_patches=TILE_SIDE**2
+    ),
+}
