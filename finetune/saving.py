@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer
 
 from finetune import run_folder, weights
@@ -49,6 +49,7 @@ class SavingTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As transformers' own; what cannot be written is one message."""
+        self._tables = gathered_tables(self.model)
         if _internal_call:  # a checkpoint: see there
             super().save_model(output_dir, _internal_call)
             return
@@ -57,6 +58,9 @@ class SavingTrainer(Trainer):
             super().save_model(output_dir)
         if self.args.should_save:
             self.require_trained(folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, None if state_dict is None else {**self._tables, **state_dict})
 
     def require_trained(self, folder: Path) -> None:
         """Raises TrainingError where a trained tensor is not in the folder's files."""
@@ -117,6 +121,25 @@ class SavingTrainer(Trainer):
             weights.restore(self.accelerator.unwrap_model(model), folder)
         except ValueError as error:
             raise TrainingError(str(error)) from error
+
+
+def gathered_tables(model: nn.Module) -> dict[str, Tensor]:
+    """Frozen tensors of modules that PEFT trains a copy of, whole, where ZeRO-3 has shards; else nothing.
+
+    PEFT saves such a copy as it is, tables too (Qwen-VL's ``pos_embed``), and transformers gathers for it what trains.
+    Every process must call this.
+    """
+    frozen = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if ".modules_to_save." in name and not parameter.requires_grad and hasattr(parameter, "ds_id")
+    }
+    if not frozen:
+        return {}
+    import deepspeed  # .zero is an attribute, no module
+
+    with deepspeed.zero.GatheredParameters(list(frozen.values())):
+        return {name: parameter.detach().cpu().clone() for name, parameter in frozen.items()}
 
 
 def is_write_failure(error: Exception) -> bool:

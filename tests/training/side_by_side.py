@@ -44,6 +44,10 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "packed": {"packing": True},
     "fsdp": FSDP,
     "zero-3": {"deepspeed": str(ROOT / "ds_config_zero3.json")},
+    "zero-3 adapters": {
+        "deepspeed": str(ROOT / "ds_config_zero3.json"),
+        "plan": Plan(vision="frozen", connector="full", language="lora", rank=4, dropout=0.0),
+    },
 }
 """Changes to a run whose steps have ``STEP_ROWS`` rows, of texts and pictures, over all processes."""
 
@@ -80,7 +84,7 @@ def run(checkpoint_folder: Path, data: Path, out: Path, scenario: str) -> dict[s
         [Source("base", conversations, "base"), Source("text", conversations[::3], "corrective", None, 2)], 7
     )
     dataset = build_dataset(mixed, processor, FAMILY, max_length=250, on_bad_sample="error")
-    plan = Plan(vision="full", connector="full", language="full")
+    plan = settings.pop("plan", Plan(vision="full", connector="full", language="full"))
     args = TrainingArguments(
         output_dir=str(out / scenario), report_to="none", num_train_epochs=EPOCHS, learning_rate=1e-3, logging_steps=1,
         per_device_train_batch_size=STEP_ROWS // world // accumulation, per_device_eval_batch_size=2,
@@ -93,6 +97,8 @@ def run(checkpoint_folder: Path, data: Path, out: Path, scenario: str) -> dict[s
     with patch.object(QwenVLModel, "_eye_must_run", lambda self: False):
         trainer.train()
         trainer.evaluate()
+    if plan.lora:
+        trainer.save_model()
     shards = [p for p in trainer.model.parameters() if hasattr(p, "ds_id") or isinstance(p, DTensor)]
     names = ("loss", "grad_norm", "loss by source/", "samples by source/", "eval_loss")
     return {

@@ -82,7 +82,10 @@ def test_a_switch_takes_only_true_or_false():
     [
         (("--data_path", "d.json"), r"--model_name_or_path: missing"),
         (("--model_name_or_path", "m"), r"--data_path: missing"),
-        (("--model_name_or_path", "m", "--data_path", "no.json"), r"--data_path: there is no file or folder 'no.json'"),
+        (
+            ("--model_name_or_path", "m", "--data_path", "no.json"),
+            r"--data_path: there is no file or folder 'no.json'",
+        ),
         ((*BASE, "--monitor", "True"), r"--monitor True: needs --probes"),
         ((*BASE, "--monitor", "True", "--probes", "no.json"), r"--probes: there is no file 'no.json'"),
         ((*BASE, "--eval_strategy", "steps"), r"--eval_strategy steps: needs --eval_data_path"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from finetune.data import Collator
 from finetune.families.qwen_vl import QwenVLFamily
@@ -24,6 +25,25 @@ def test_sharded_weights_train_what_one_process_does(
     two = in_two_processes(checkpoint_folder, data_file)[sharding]
     assert two["shards"] >= shards and two["blank"]
     assert_same(run(checkpoint_folder, data_file, tmp_path, "plain"), two)
+
+
+def test_what_zero_3_saves_of_adapters_and_a_trained_connector_is_whole(
+    checkpoint_folder: Path, data_file: Path
+):
+    """The connector's copy is saved with its frozen table, which transformers does not gather by itself."""
+    in_two_processes(checkpoint_folder, data_file)
+    saved = load_file(data_file.parent / "two processes" / "zero-3 adapters" / "adapter_model.safetensors")
+    base = load_file(checkpoint_folder / "model.safetensors")
+    connector = {
+        name.removeprefix("base_model.model."): values
+        for name, values in saved.items()
+        if "attn_pool" in name
+    }
+    table = "transformer.visual.attn_pool.pos_embed"
+    assert len(connector) > 5 and torch.equal(connector.pop(table), base[table])
+    assert all(values.shape == base[name].shape for name, values in connector.items())
+    assert sum(not torch.equal(values, base[name]) for name, values in connector.items()) > 5
+    assert sum(".lora_" in name for name in saved) == 16
 
 
 def test_the_blank_picture_changes_no_loss_and_no_gradient(parts):  # noqa: F811
