@@ -18,7 +18,7 @@ from finetune.mixture import Joined
 from finetune.parallel import in_chunks
 from finetune.reading import Conversations, fingerprint
 
-COUNTING = 1
+COUNTING = 2
 """Raised whenever counting changes, so that what older versions kept is counted anew."""
 IGNORED = -100
 MOST_NAMES_SHOWN = 20
@@ -111,10 +111,11 @@ def shrink(
 def _counted(
     conversations: Sequence[Conversation], processor: Any, family: Family, workers: int | None
 ) -> Int[np.ndarray, "samples 4"]:
-    slots = len(family.blank(processor).images[0].positions)
+    blank = family.blank(processor)
+    slot = int(blank.input_ids[blank.images[0].positions[0]])
 
     def work(chunk: range) -> Int[np.ndarray, "samples 4"]:
-        rows = [_count(conversations[i], processor, family, slots) for i in chunk]
+        rows = [_count(conversations[i], processor, family, slot) for i in chunk]
         return np.array(rows, np.int64).reshape(-1, len(Lengths._fields))
 
     parts = in_chunks(work, len(conversations), workers=workers, doing="counting tokens")
@@ -122,16 +123,15 @@ def _counted(
 
 
 def _count(
-    conversation: Conversation, processor: Any, family: Family, slots: int
+    conversation: Conversation, processor: Any, family: Family, slot: int
 ) -> tuple[int, int, int, int]:
-    """One row of ``Lengths``; ``slots`` are a picture's tokens where the family's pictures all have as many."""
+    """One row of ``Lengths``; ``slot`` is the token that stands in a picture's places, and nowhere else."""
     try:
         encoded = family.encode(processor, conversation, media=False)
     except ValueError as error:
         raise ValueError(f"{conversation.source}: {error}") from error
     images = len(conversation.images)
-    kinds = encoded.per_token.get("mm_token_type_ids")
-    in_images = images * slots if kinds is None else int((kinds == 1).sum())
+    in_images = int((encoded.input_ids == slot).sum())
     return len(encoded.input_ids), int((encoded.labels[1:] != IGNORED).sum()), in_images, images
 
 

@@ -13,6 +13,7 @@ from diagnostics.reading import padded
 from finetune.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.families.base import attention_modules
 from finetune.families.idefics3 import tiles_of
+from finetune.lengths import measure
 from tests.families.tiny_siglip import GEMMA3_WINDOW, SIGLIPS
 
 CPU = torch.device("cpu")
@@ -380,3 +381,12 @@ def test_tiles_of_the_published_models():
     vision = {"image_size": 364, "patch_size": 14, "hidden_size": 1152, "num_attention_heads": 16}
     config = Idefics3Config(vision_config=vision, scale_factor=2)
     assert SIGLIPS["idefics3"].family.image_arithmetic(config, (364, 364)).tokens == 17 * 169
+
+
+def test_tokens_of_pictures_are_counted_with_every_view(tiled, tmp_path):
+    """Two pictures of 7 views and one, 4 tokens each, without opening them."""
+    family, processor = tiled
+    refs = (ImageRef("x", noise((90, 50))), ImageRef("y", noise((31, 50), 1), max_pixels=300))
+    said = Conversation((Turn("user", (*refs, "?")), Turn("assistant", ("red",))))
+    counted = measure([said], processor, family, workers=1, cache_dir=tmp_path, say=pytest.fail)
+    assert counted.image_tokens.tolist() == [8 * 4]
