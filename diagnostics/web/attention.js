@@ -35,15 +35,21 @@ async function open(look) {
   if (!facts || state.look !== look) return;
   Object.assign(state, { facts, part: "language", layer: facts.layers.language.length - 1, head: -1, sinks: true,
     tokens: facts.answer.slice(0, 1), image: 0, box: null, patch: null, shows: "mass",
-    window: [Math.max(0, facts.tokens.length - 24), facts.tokens.length] });
+    window: [lastText(facts), facts.tokens.length] });
   build();
   change(["overview"]);
 }
 
-async function call(name, question) {
+/** Where the text map begins: after the last picture, at most 24 tokens back. */
+function lastText({ runs, tokens }) {
+  const picture = runs.findLast((run) => run.image !== null);
+  return Math.max(tokens.length - 24, picture ? Math.min(picture.end, tokens.length - 2) : 0, 0);
+}
+
+async function call(name, question, complain = trouble) {
   let answer;
-  try { answer = await server[name](...question); } catch (error) { trouble(t("lost")); return null; }
-  if (answer && answer.error) { trouble(answer.error); return null; }
+  try { answer = await server[name](...question); } catch (error) { complain(t("lost")); return null; }
+  if (answer && answer.error) { complain(answer.error); return null; }
   pane.querySelector(".trouble")?.remove();
   return answer;
 }
@@ -67,7 +73,9 @@ function build() {
   const body = make("div", { className: "body" },
     section("answer", t("answer"), make("p", { className: "quiet", textContent: facts.question }), make("div", { className: "row" }, chips, all)),
     controls(),
-    make("div", { className: "plots" }, imagePlot(), overviewPlot(), textPlot(), crossPlot(), matrixPlot(), boxPart(), whoPart()),
+    make("div", { className: "plots" },
+      make("div", { className: "column" }, imagePlot(), boxPart(), whoPart()),
+      make("div", { className: "column" }, overviewPlot(), crossPlot(), textPlot(), matrixPlot())),
     legend());
   pane.replaceChildren(body);
 }
@@ -130,15 +138,16 @@ function overviewPlot() {
   parts.overview = make("canvas", { className: "overview", role: "img", "aria-label": t("overview") });
   parts.overview.addEventListener("click", (event) => {
     if (!state.seen?.overview) return;
-    const [x, y] = fraction(parts.overview, event);
-    const values = state.seen.overview;
-    Object.assign(state, { part: "language", layer: Math.floor(y * values.length), head: Math.floor(x * values[0].length) });
+    const [layer, head] = squareAt(parts.overview, event);
+    if (state.seen.overview[layer]?.[head] === undefined) return;
+    if (state.part !== "language") state.patch = null;
+    Object.assign(state, { part: "language", layer, head });
     change();
   });
   parts.shows = choice(["mass", "box_mass", "box_enrichment"].map((one) => [one, t(one)]), (one) => { state.shows = one; change(["overview"]); });
   parts.overviewWords = make("p", { className: "words" });
   return section("overview-plot", t("overview"), parts.shows.whole,
-    make("div", { className: "axes" }, make("span", { className: "down", textContent: `${t("layer")} ↓` }), parts.overview, make("span", { className: "across", textContent: `${t("head")} →` })), parts.overviewWords);
+    make("div", { className: "scroll" }, parts.overview), parts.overviewWords);
 }
 
 function textPlot() {
@@ -170,8 +179,8 @@ function matrixPlot() {
   parts.matrix.addEventListener("pointermove", (event) => {
     const map = state.seen?.matrix;
     if (!map) return;
-    const [x, y] = fraction(parts.matrix, event);
-    const row = Math.floor(y * map.rows.length), column = Math.floor(x * map.columns.length);
+    const [row, column] = squareAt(parts.matrix, event);
+    if (map.values[row]?.[column] === undefined) return;
     const name = (position) => visible(state.facts.tokens[position].text);
     parts.matrixWords.textContent = `${name(map.rows[row])} → ${name(map.columns[column])}: ${percent(map.values[row][column])}`;
   });
@@ -181,16 +190,17 @@ function matrixPlot() {
 function boxPart() {
   parts.boxWords = make("p", { className: "words", textContent: t("no_box") });
   parts.boxTable = make("div", { className: "scroll" });
-  const field = (name, value) => make("label", { className: "field" }, make("span", { textContent: t(name) }), make("input", { name, value, type: "text", autocomplete: "off" }));
+  const field = (name, value) => make("label", { className: "field" }, make("span", { textContent: t(name) }), make("input", { name: name === "right_answer" ? "answer" : name, value, type: "text", autocomplete: "off" }));
   parts.probe = make("form", { className: "probe", hidden: true },
     field("id", ""), field("group", "sphere-building"), field("region", "region"), field("question", state.facts.question),
-    field("answer", state.facts.reply), field("foil", ""), make("button", { type: "submit", className: "plain", textContent: t("save_probe") }));
+    field("right_answer", state.facts.reply), field("foil", ""), make("button", { type: "submit", className: "plain", textContent: t("save_probe") }));
   parts.saved = make("p", { className: "words saved", role: "status" });
   parts.probe.addEventListener("submit", async (event) => {
     event.preventDefault();
     const written = Object.fromEntries([...new FormData(parts.probe)].map(([name, value]) => [name, value.trim()]));
-    const saved = await call("save_probe", [state.room, state.look, { ...written, language: state.language, box: state.box, image: state.image }]);
-    if (saved) parts.saved.textContent = saved.words;
+    const say = (words) => { parts.saved.textContent = words; };
+    const saved = await call("save_probe", [state.room, state.look, { ...written, language: state.language, box: state.box, image: state.image }], say);
+    if (saved) say(saved.words);
   });
   return section("box-part", t("box"), parts.boxWords, parts.boxTable, parts.probe, parts.saved);
 }
@@ -273,9 +283,11 @@ async function draw() {
   parts.textWords.textContent = seen.text ? t("text_words").replace("{text}", percent(seen.text_mass)).replace("{image}", percent(seen.image_mass)) : t("language_only");
   if (seen.matrix) {
     parts.matrix.hidden = false;
-    const side = Math.max(6, Math.min(22, Math.floor(620 / Math.max(seen.matrix.columns.length, 1))));
-    state.mostText = top(seen.matrix.values.flat(), 1e-6);
-    drawMatrix(parts.matrix, seen.matrix.values, state.mostText, { side });
+    const { rows, columns, values } = seen.matrix;
+    const name = (position) => visible(facts.tokens[position].text);
+    state.mostText = top(values.flat(), 1e-6);
+    const side = Math.max(7, Math.min(24, Math.floor(520 / Math.max(columns.length, 1))));
+    drawMatrix(parts.matrix, values, state.mostText, { side, rowNames: rows.map(name), columnNames: columns.map(name) });
     parts.matrixWords.textContent = t("matrix_words").replace("{rows}", seen.matrix.rows.length).replace("{most}", percent(state.mostText));
   } else { parts.matrix.hidden = true; parts.matrixWords.textContent = t("language_only"); }
   drawOverview();
@@ -291,7 +303,7 @@ async function drawImage() {
   if (!image) { parts.imageWords.textContent = t("no_picture"); parts.image.hidden = true; return; }
   const seen = state.seen?.image, values = seen?.cells ?? null;
   parts.image.hidden = false;
-  await drawCells(parts.image, image, seen, overPicture(state.most), state.box);
+  await drawCells(parts.image, image, seen, overPicture(state.most), { box: state.box });
   if (state.patch !== null && !state.box) drawBox(parts.image, cellBoxes(image, seen)[state.patch]);
   const mass = seen?.mass ?? null;
   parts.imageWords.textContent = !values ? t("no_map") : mass === null ? t("shape_only") : t("mass_words").replace("{mass}", percent(mass));
@@ -303,7 +315,7 @@ async function drawCross() {
   const figures = await Promise.all(cross.map(async (map) => {
     const { token, mass } = map;
     const canvas = make("canvas", { role: "img", "aria-label": visible(state.facts.tokens[token].text) });
-    await drawCells(canvas, image, map, overPicture(state.most), state.box);
+    await drawCells(canvas, image, map, overPicture(state.most), { box: state.box, width: 220 });
     return make("figure", {}, canvas, make("figcaption", { textContent: `${visible(state.facts.tokens[token].text)} · ${percent(mass)}` }));
   }));
   parts.cross.replaceChildren(...figures);
@@ -322,7 +334,7 @@ function drawTokens(where, values) {
     const piece = make("span", { className: image === null ? "token" : "token picture" , title: percent(share) });
     piece.textContent = image === null ? visible(state.facts.tokens[start].text) : `${t("picture")} ${image + 1} · ${percent(share)}`;
     if (image === null && values[start] === null) piece.classList.add("unread");
-    else if (image === null) { piece.style.background = rgba(heat(level), 0.15 + 0.85 * level); piece.style.color = level > 0.6 ? "#000" : level > 0.12 ? "#fff" : ""; }
+    else if (image === null && level > 0.05) { piece.style.background = rgba(heat(level), 1); piece.style.color = level > 0.55 ? "#000" : "#fff"; }
     pieces.push(piece);
   });
   where.replaceChildren(...pieces);
@@ -333,8 +345,10 @@ function drawOverview() {
   if (!overview) { parts.overview.hidden = true; return; }
   parts.overview.hidden = false;
   const most = top(overview.flat(), 1e-6);
-  const side = Math.max(7, Math.min(44, Math.floor(400 / overview[0].length)));
-  drawMatrix(parts.overview, overview, most, { side, chosen: state.part === "language" ? [state.layer, state.head] : null });
+  const side = Math.max(7, Math.min(36, Math.floor(480 / overview[0].length)));
+  const names = state.facts.layers.language.map(String);
+  const heads = overview[0].map((_, head) => String(head));
+  drawMatrix(parts.overview, overview, most, { side, rowNames: names, columnNames: heads, chosen: state.part === "language" ? [state.layer, state.head] : null });
   const chosen = overview[Math.min(state.layer, overview.length - 1)];
   const here = state.head < 0 ? chosen.reduce((sum, value) => sum + value, 0) / chosen.length : chosen[state.head];
   const form = state.shows === "box_enrichment" ? times : percent;

@@ -23,19 +23,6 @@ function make(tag, properties = {}, ...children) {
   return made;
 }
 
-const loaded = new Map();
-
-/** The picture of a data address, decoded once. */
-function picture(address) {
-  if (!loaded.has(address)) {
-    if (loaded.size > 24) loaded.delete(loaded.keys().next().value);
-    const image = new Image();
-    image.src = address;
-    loaded.set(address, image.decode().then(() => image));
-  }
-  return loaded.get(address);
-}
-
 /** Boxes of a map's cells, fractions of the picture. A map that is finer than the picture's own cells (the patches of
  *  a tower) divides it evenly. */
 function cellBoxes(image, map) {
@@ -47,17 +34,34 @@ function cellBoxes(image, map) {
   });
 }
 
+const grounds = new Map();
+
+/** The picture on a canvas of at most so many pixels across, dimmed or as it is; made once. */
+async function ground(address, width, dimmed) {
+  const key = `${width} ${dimmed} ${address}`;
+  if (grounds.has(key)) return grounds.get(key);
+  const image = new Image();
+  image.src = address;
+  await image.decode();
+  const scale = Math.min(1, width / image.naturalWidth);
+  const canvas = make("canvas", { width: Math.round(image.naturalWidth * scale), height: Math.round(image.naturalHeight * scale) });
+  const pen = canvas.getContext("2d");
+  pen.filter = dimmed ? "grayscale(0.75) brightness(0.6)" : "none";
+  pen.drawImage(image, 0, 0, canvas.width, canvas.height);
+  if (grounds.size > 24) grounds.delete(grounds.keys().next().value);
+  grounds.set(key, canvas);
+  return canvas;
+}
+
 /** A map's cells over the dimmed picture; without a map the picture alone. `image` has src and boxes; `paint(value)`
  *  gives a colour with its opacity. */
-async function drawCells(canvas, image, map, paint, box = null) {
+async function drawCells(canvas, image, map, paint, { box = null, width = 640 } = {}) {
   const boxes = cellBoxes(image, map), values = map ? map.cells : null;
-  const shown = await picture(image.src);
-  canvas.width = shown.naturalWidth;
-  canvas.height = shown.naturalHeight;
+  const shown = await ground(image.src, width, Boolean(values));
+  canvas.width = shown.width;
+  canvas.height = shown.height;
   const pen = canvas.getContext("2d");
-  pen.filter = values ? "grayscale(0.75) brightness(0.6)" : "none";
   pen.drawImage(shown, 0, 0);
-  pen.filter = "none";
   (values || []).forEach((value, cell) => {
     const [x0, y0, x1, y1] = boxes[cell];
     const left = Math.round(x0 * canvas.width), top = Math.round(y0 * canvas.height);
@@ -82,12 +86,34 @@ function drawBox(canvas, box) {
 const overPicture = (most) => (value) => rgba(heat(value / most), Math.min(0.92, 0.12 + 0.8 * Math.min(value / most, 1)));
 const difference = (most) => (value) => rgba(value < 0 ? LESS : MORE, Math.min(Math.abs(value) / most, 1) * 0.9);
 
-/** A matrix as squares; `chosen` is [row, column] to mark. Values that are null stay empty. */
-function drawMatrix(canvas, values, most, { side = 22, chosen = null } = {}) {
+/** A matrix as squares, with names at its rows and columns where there is room; `chosen` is [row, column] to mark, a
+ *  whole row where the column is below 0. Values that are null stay empty. */
+function drawMatrix(canvas, values, most, { side = 22, chosen = null, rowNames = [], columnNames = [] } = {}) {
   const rows = values.length, columns = rows ? values[0].length : 0;
-  canvas.width = columns * side;
-  canvas.height = rows * side;
   const pen = canvas.getContext("2d");
+  const font = "12px system-ui, sans-serif";
+  pen.font = font;
+  const room = (names) => side < 13 ? 0 : Math.min(84, Math.ceil(names.reduce((most, name) => Math.max(most, pen.measureText(name).width), 0)) + 8);
+  const left = room(rowNames), upright = room(columnNames) <= side + 2;
+  const above = upright && side >= 13 ? 20 : room(columnNames);
+  const sharp = window.devicePixelRatio || 1;
+  const width = left + columns * side, height = above + rows * side;
+  Object.assign(canvas, { width: width * sharp, height: height * sharp, squares: { left: left / width, above: above / height, rows, columns } });
+  canvas.style.width = `${width}px`;
+  pen.scale(sharp, sharp);
+  pen.font = font;
+  pen.fillStyle = getComputedStyle(canvas).color;
+  pen.textBaseline = "middle";
+  if (left) rowNames.forEach((name, row) => { pen.textAlign = "right"; pen.fillText(shortened(pen, name), left - 5, above + (row + 0.5) * side); });
+  if (above) columnNames.forEach((name, column) => {
+    pen.save();
+    pen.translate(left + (column + 0.5) * side, above - 5);
+    if (upright) { pen.textAlign = "center"; pen.translate(0, -5); }
+    else { pen.textAlign = "left"; pen.rotate(-Math.PI / 2); }
+    pen.fillText(shortened(pen, name), 0, 0);
+    pen.restore();
+  });
+  pen.translate(left, above);
   const gap = side > 8 ? 1 : 0;
   values.forEach((line, row) => line.forEach((value, column) => {
     if (value === null) return;
@@ -95,14 +121,26 @@ function drawMatrix(canvas, values, most, { side = 22, chosen = null } = {}) {
     pen.fillRect(column * side, row * side, side - gap, side - gap);
   }));
   if (!chosen) return;
-  pen.lineWidth = 3;
-  for (const [colour, width] of [["#000", 5], ["#fff", 2.5]]) {
+  for (const [colour, thick] of [["#000", 5], ["#fff", 2.5]]) {
     pen.strokeStyle = colour;
-    pen.lineWidth = width;
-    const row = chosen[0], column = chosen[1];
-    if (column < 0) pen.strokeRect(1.5, row * side + 1.5, columns * side - 4, side - 4);
+    pen.lineWidth = thick;
+    const [row, column] = chosen;
+    if (column < 0) pen.strokeRect(2, row * side + 2, columns * side - 5, side - 5);
     else pen.strokeRect(column * side + 2, row * side + 2, side - 5, side - 5);
   }
+}
+
+function shortened(pen, name) {
+  let kept = name;
+  while (kept.length > 1 && pen.measureText(kept).width > 76) kept = kept.slice(0, -1);
+  return kept === name ? name : `${kept.slice(0, -1)}…`;
+}
+
+/** [row, column] of a matrix below a pointer. */
+function squareAt(canvas, event) {
+  const [x, y] = fraction(canvas, event);
+  const { left, above, rows, columns } = canvas.squares;
+  return [Math.floor((y - above) / (1 - above) * rows), Math.floor((x - left) / (1 - left) * columns)];
 }
 
 /** Where a pointer is on a canvas, as fractions of its width and height. */
@@ -112,7 +150,7 @@ function fraction(canvas, event) {
   return [clip((event.clientX - frame.left) / frame.width), clip((event.clientY - frame.top) / frame.height)];
 }
 
-const percent = (share) => share === null ? "–" : (100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0) + " %";
+const percent = (share) => share === null ? "–" : (100 * share).toFixed(share >= 0.0995 || share === 0 ? 0 : share < 0.00095 ? 2 : 1) + " %";
 const times = (value) => value === null ? "–" : value.toFixed(value < 10 ? 2 : 1) + " ×";
 const top = (values, least) => values.reduce((most, value) => Math.max(most, value ?? 0), least);
 

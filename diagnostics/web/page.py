@@ -19,7 +19,7 @@ from PIL import ImageFont
 
 from diagnostics.web import page_views
 from diagnostics.web.engine import CACHE_BYTES, Engine
-from diagnostics.web.page_checkpoints import Checkpoints
+from diagnostics.web.page_checkpoints import Checkpoints, short_name
 from diagnostics.web.page_probes import ProbeFile
 from diagnostics.web.page_rooms import (
     FILE_MAX_BYTES,
@@ -200,7 +200,7 @@ class Page:
     ) -> Iterator[tuple[Any, str]]:
         """One question to several checkpoints, in order: (pane, words on how far it is)."""
         room, words = self._room(key), TEXTS[language]
-        names = {value: name for name, value in self.checkpoints.names(words["adapter_off"])}
+        names = {one: name for name, one in self.checkpoints.names()}
         with _one_at_a_time(room):
             room.stop.clear()
             try:
@@ -374,8 +374,8 @@ def _chat(page: Page, example: tuple[Path, str] | None, worded: list[Worded]) ->
             for name in ("stop", "again", "clear")
         )
     if example is not None:
-        gr.Examples([[{"text": example[1], "files": [str(example[0])]}]], message, label="")
-    gr.Markdown(f"`{page.engine.name}`", elem_id="model")
+        gr.Examples([[{"text": example[1], "files": [str(example[0])]}]], message, label="Example · 示例")
+    gr.Markdown(f"`{short_name(page.engine.name)}`", elem_id="model")
     worded += [Worded(button, "value", str(button.elem_id)) for button in (stop, again, clear)]
     worded.append(Worded(message, "placeholder", "ask"))
     return Chat(messages, message, stop, again, clear)
@@ -386,7 +386,8 @@ def _wire_chat(page: Page, chat: Chat, key: gr.State, language: gr.Radio, output
     message.submit(page.send, [key, message, language], outputs, **many)
     chat.again.click(page.again, [key, language], outputs, **many)
     chat.stop.click(page.stop, key, None, queue=False, **_PRIVATE)
-    chat.clear.click(page.clear, [key, language], outputs, queue=False, **_PRIVATE)
+    for cleared in (chat.clear.click, chat.messages.clear):
+        cleared(page.clear, [key, language], outputs, queue=False, **_PRIVATE)
 
 
 def _wire_language(language: gr.Radio, panes: list[Any], worded: Sequence[Worded]) -> None:

@@ -36,6 +36,12 @@ def find_checkpoints(folders: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def short_name(checkpoint: str) -> str:
+    """A checkpoint as visitors read it: the last two parts of a path, for the rest is this machine's own business."""
+    parts = Path(checkpoint).parts
+    return checkpoint if len(parts) <= 2 else "/".join(parts[-2:])
+
+
 class Checkpoints:
     """Engines by the names that the page offers. Beside the chat's own model one other is kept open."""
 
@@ -45,13 +51,11 @@ class Checkpoints:
         self._open: tuple[str, Engine] | None = None
         self._opening = threading.Lock()
 
-    def names(self, adapter_off: str = "{name}, adapter off") -> list[tuple[str, str]]:
+    def names(self) -> list[tuple[str, str]]:
         """(words for a person, key) of each, in the order of training: the bare model first."""
-        bare = (
-            [(adapter_off.format(name=self._engine.name), "adapter_off")] if self._engine.has_adapter else []
-        )
-        own = [(self._engine.name, "own")]
-        return bare + own + [(name, name) for name in self._paths]
+        own = short_name(self._engine.name)
+        bare = [(f"{own} − adapter", "adapter_off")] if self._engine.has_adapter else []
+        return [*bare, (own, "own"), *((short_name(name), name) for name in self._paths)]
 
     def engine(self, key: str) -> Engine:
         """Raises ValueError for a key that was not offered, or where there is no memory for another model."""

@@ -150,10 +150,8 @@ def _language(look: Look, wish: Wish) -> Json:
         "matrix": _matrix(look, wish),
     }
     if look.images:
-        seen["cross"] = [
-            {"token": token, **_shown(_language_map(look, wish, [token]), with_mass=True)}
-            for token in wish.tokens[:CROSS_MAX]
-        ]
+        chosen = ((token, _language_map(look, wish, [token])) for token in wish.tokens[:CROSS_MAX])
+        seen["cross"] = [{"token": token, **_shown(found, with_mass=True)} for token, found in chosen]
         if wish.patch is not None:
             who = maps.who_looks(look, wish.layer, wish.head, wish.patch, wish.image, with_sinks=wish.sinks)
             seen["who"] = _numbers(who)

@@ -1,0 +1,285 @@
+"""The page in a real browser, with the embedded model: chat, tokens, sliders, a box, before / after."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+
+from diagnostics.probes import read_probes
+from diagnostics.web.engine import Engine
+from diagnostics.web.page import Page, build, serve
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None,
+        reason="needs chromium and chromedriver (Debian: apt-get install chromium-driver)",
+    ),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Gradio's queue, about its own use of pandas
+]
+
+ROOT = Path(__file__).parents[2]
+TOWER = ROOT / "docs" / "images" / "tower.png"
+ATTENTION, COMPARE = "#attention-pane .pane", "#compare-pane .pane"
+LATENCY_P95_MS = 150.0
+"""What the page promises on a machine that has nothing else to do."""
+BUSY = 3.0  # of a machine that runs the other tests beside
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("web")
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GRADIO_TEMP_DIR", str(folder / "served"))
+        engine = Engine.load(None, mode="full", cpu_only=True)
+        others = [moved_model(folder / "output" / f"checkpoint-{step}", step) for step in (20, 100)]
+        page = Page(engine, checkpoints=others, probe_file=folder / "probes.json", folder=folder)
+        blocks = build(page, attention=True)
+        from test_page import free_port
+
+        yield serve(blocks, server_port=free_port(), wait=False)
+        blocks.close(verbose=False)
+
+
+def moved_model(folder: Path, step: int) -> Path:
+    """The embedded model with its language attention moved a little: another checkpoint."""
+    shutil.copytree(ROOT / "finetune" / "demo" / "base", folder)
+    weights = load_file(folder / "model.safetensors")
+    random = np.random.default_rng(step)
+    for name, values in weights.items():
+        if "c_attn.weight" in name:
+            weights[name] = values + random.normal(0, step / 2000, values.shape).astype(values.dtype)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[webdriver.Chrome]:
+    options = Options()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    made = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield made
+    made.quit()
+
+
+class Visit:
+    """A visitor's hands and eyes."""
+
+    def __init__(
+        self, driver: webdriver.Chrome, address: str, *, width: int, theme: str, language: str
+    ) -> None:
+        self.driver = driver
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        driver.get(f"{address}?__theme={theme}")
+        self.until(lambda: self.all("#message textarea"))
+        time.sleep(0.5)  # the room's key comes with the page's first event
+        label = {"en": "English", "zh": "中文"}[language]
+        next(one for one in self.all("#language label") if one.text == label).click()
+
+    def all(self, selector: str) -> list[Any]:
+        return self.driver.find_elements("css selector", selector)
+
+    def one(self, selector: str) -> Any:
+        return self.until(lambda: next((found for found in self.all(selector) if found.is_displayed()), None))
+
+    def js(self, code: str, *given: Any) -> Any:
+        return self.driver.execute_script(code, *given)
+
+    def until(self, met: Callable[[], Any], seconds: float = 30) -> Any:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if found := met():
+                return found
+            time.sleep(0.05)
+        raise AssertionError(f"not within {seconds} s; the browser says {self.driver.get_log('browser')}")
+
+    def tab(self, number: int) -> None:
+        self.all("button[role=tab]")[number].click()
+
+    def ask(self, question: str, *pictures: Path) -> None:
+        before = len(self.all("#chat .bot"))
+        for picture in pictures:
+            self.all("#message input[type=file]")[0].send_keys(str(picture))
+            self.until(lambda: self.all("#message img"))
+        box = self.one("#message textarea")
+        box.send_keys(question, Keys.ENTER)
+        self.until(
+            lambda: len(self.all("#chat .bot")) > before and "…" not in self.all("#chat .bot")[-1].text
+        )
+
+    def drawn(self, pane: str = ATTENTION) -> int:
+        return int(self.js("return document.querySelector(arguments[0])?.dataset.drawn || 0", pane))
+
+    def changes(self, act: Callable[[], Any], pane: str = ATTENTION) -> None:
+        """Do something, and wait until the pane has been drawn anew."""
+        before = self.drawn(pane)
+        act()
+        self.until(lambda: self.drawn(pane) > before)
+
+    def slide(self, name: int, value: int, pane: str = ATTENTION) -> None:
+        code = (
+            "const r = document.querySelectorAll(arguments[0])[arguments[1]]; r.value = arguments[2];"
+            "r.dispatchEvent(new Event('input', {bubbles: true}))"
+        )
+        self.changes(lambda: self.js(code, f"{pane} .controls input[type=range]", name, value), pane)
+
+    def pixels(self, selector: str) -> str:
+        return self.js("return document.querySelector(arguments[0]).toDataURL()", selector)
+
+    def words(self, selector: str) -> str:
+        return self.js("return document.querySelector(arguments[0]).textContent", selector)
+
+    def drag(self, selector: str, start: tuple[int, int], way: tuple[int, int]) -> None:
+        canvas = self.one(selector)
+        self.js("arguments[0].scrollIntoView({block: 'center'})", canvas)
+        chain = ActionChains(self.driver).move_to_element_with_offset(canvas, *start).click_and_hold()
+        chain.move_by_offset(*way).release().perform()
+
+
+@pytest.mark.parametrize(("width", "theme", "language"), [(1280, "light", "en"), (390, "dark", "zh")])
+def test_chat_and_attention(address, driver, width, theme, language):
+    visit = Visit(driver, address, width=width, theme=theme, language=language)
+    visit.ask("Which tower is this?", TOWER)
+    assert "Tower" in visit.all("#chat .bot")[-1].text or "Pearl" in visit.all("#chat .bot")[-1].text
+
+    visit.tab(1)  # filled already: nothing is pressed
+    visit.until(visit.drawn)
+    heading = visit.words(f"{ATTENTION} .image-plot h3")
+    assert heading == {"en": "Where in the picture", "zh": "看图片的哪里"}[language]
+    image, words = f"{ATTENTION} canvas.image", f"{ATTENTION} .image-plot .words"
+    assert "%" in visit.words(words) and "MB" in visit.words(f"{ATTENTION} .cache")
+
+    shown = visit.pixels(image)
+    visit.slide(0, 1)
+    assert visit.pixels(image) != shown
+    shown = visit.pixels(image)
+    visit.slide(1, 2)
+    assert visit.pixels(image) != shown
+
+    chips = visit.all(f"{ATTENTION} .chip")
+    visit.changes(chips[1].click)
+    assert [chip.get_attribute("aria-pressed") for chip in chips[:2]] == ["true", "true"]
+    assert len(visit.all(f"{ATTENTION} .cross canvas")) == 2
+
+    for name in ("vision", "connector", "language"):
+        shown = visit.pixels(image)
+        visit.changes(visit.one(f'{ATTENTION} [data-value="{name}"]').click)
+        assert visit.pixels(image) != shown
+
+    visit.drag(image, (-30, -40), (60, 60))
+    visit.until(lambda: visit.all(f"{ATTENTION} .box-part tbody tr"))
+    assert len(visit.all(f"{ATTENTION} .box-part tbody tr")) == 4
+    visit.drag(image, (20, 20), (0, 0))
+    visit.until(lambda: visit.all(f"{ATTENTION} .who-part .token"))
+
+    assert visit.js("return document.documentElement.scrollWidth <= innerWidth"), (
+        "the page is wider than the screen"
+    )
+    assert not [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def test_the_overview_chooses(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(1)
+    visit.until(visit.drawn)
+    overview = visit.one(f"{ATTENTION} canvas.overview")
+    visit.js("arguments[0].scrollIntoView({block: 'center'})", overview)
+    size = overview.size
+    corner = (size["width"] // 2 - 10, size["height"] // 2 - 10)  # the last layer's last head
+    visit.changes(ActionChains(driver).move_to_element_with_offset(overview, *corner).click().perform)
+    values = visit.js(
+        "return [...document.querySelectorAll(arguments[0])].map(one => one.value)",
+        f"{ATTENTION} .controls input[type=range]",
+    )
+    assert values == ["3", "3"]
+
+
+def test_a_change_is_on_screen_soon(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(1)
+    visit.until(visit.drawn)
+    for turn in range(20):
+        visit.slide(turn % 2, turn // 2 % 4)
+    took = visit.js("return document.querySelector(arguments[0]).latencies", ATTENTION)[1:]
+    assert np.percentile(took, 95) < LATENCY_P95_MS * BUSY, took
+
+
+def test_a_box_is_saved_as_a_probe(address, driver, folder):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(1)
+    visit.until(visit.drawn)
+    visit.drag(f"{ATTENTION} canvas.image", (-60, -60), (80, 100))
+    visit.until(lambda: visit.all(f"{ATTENTION} .box-part tbody tr"))
+    visit.one(f'{ATTENTION} input[name="foil"]').send_keys("Tokyo Tower")
+    visit.one(f"{ATTENTION} .probe button").click()  # no id yet
+    visit.until(lambda: "id: found ''" in visit.words(f"{ATTENTION} .saved"))
+    visit.one(f'{ATTENTION} input[name="id"]').send_keys("tower-1")
+    visit.one(f"{ATTENTION} .probe button").click()
+    visit.until(lambda: "tower-1" in visit.words(f"{ATTENTION} .saved"))
+    (probe,) = read_probes(folder / "probes.json")
+    ((x0, y0, x1, y1),) = probe.regions["region"]
+    assert 0 < x0 < x1 and 0 < y0 < y1 and probe.foil == "Tokyo Tower"
+
+
+def test_before_and_after(address, driver):
+    visit = Visit(driver, address, width=1280, theme="dark", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(2)  # question and picture are those of the chat
+    assert visit.one("#question textarea, #question input").get_attribute("value") == "Which tower is this?"
+    visit.one("#play_all").click()
+    visit.until(lambda: visit.drawn(COMPARE), 60)
+    assert [len(visit.all(f"{COMPARE} .{side} canvas")) for side in ("before", "after", "difference")] == [
+        1,
+        1,
+        1,
+    ]
+    before, after = (visit.pixels(f"{COMPARE} .{side} canvas") for side in ("before", "after"))
+    assert before != after
+    visit.one(f"{COMPARE} .play").click()
+    visit.until(lambda: visit.pixels(f"{COMPARE} .after canvas") != after)
+    assert visit.pixels(f"{COMPARE} .before canvas") == before
+    visit.one(f"{COMPARE} .play").click()
+    visit.slide(0, 0, COMPARE)
+    assert visit.pixels(f"{COMPARE} .before canvas") != before
+
+
+def test_no_other_host_is_asked(address, driver):
+    driver.get_log("performance")
+    visit = Visit(driver, address, width=1280, theme="light", language="zh")
+    visit.ask("这座塔是什么?", TOWER)
+    visit.tab(1)
+    visit.until(visit.drawn)
+    messages = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
+    asked = {
+        one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"
+    }
+    assert asked and not [url for url in asked if not url.startswith((address, "data:", "blob:"))]

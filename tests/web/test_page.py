@@ -1,0 +1,552 @@
+"""The page without a browser: limits, rooms, numbers, probes, and what the server refuses."""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+import web_demo_mm
+from diagnostics.probes import read_probes
+from diagnostics.web import page_rooms, page_views
+from diagnostics.web.engine import Partial
+from diagnostics.web.look import Look, LookCache, SeenImage
+from diagnostics.web.page import Page, build, in_words, readable, serve
+from diagnostics.web.page_checkpoints import Checkpoints, find_checkpoints
+from diagnostics.web.page_probes import ProbeFile
+from diagnostics.web.page_rooms import Asked, Rooms, Upload, user_turn
+from diagnostics.web.texts import TEXTS
+from finetune.conversation import ImageRef
+from finetune.families.base import ImageTokens
+
+TOKENS = ("<s>", "<image>", "<image>", "<image>", "<image>", "<image>", "<image>", "what", "?", "a", " cat")
+KINDS = ("other", *["image 0"] * 6, "question", "question", "answer", "answer")
+GRID = (2, 3)
+SIZE = (90, 40)  # pixels, width and height
+
+
+def a_look(*, seed: int = 0) -> Look:
+    """Two layers, two heads; token i is cell i of a grid of 2 × 3; rows of the question and the answer."""
+    random = np.random.default_rng(seed)
+    positions = np.array([0, 7, 8, 9])
+    rows = {}
+    for layer in (1, 3):
+        made = random.random((2, len(positions), len(TOKENS)))
+        made *= np.arange(len(TOKENS))[None, None] <= positions[None, :, None]
+        rows[layer] = (made / made.sum(-1, keepdims=True)).astype(np.float16)
+    row, column = np.divmod(np.arange(6), 3)
+    boxes = np.stack([column * 30, row * 20, column * 30 + 30, row * 20 + 20], 1).astype(float)
+    image = SeenImage(ImageTokens(np.arange(1, 7), GRID, boxes, SIZE, False), Image.new("RGB", SIZE, "navy"))
+    sinks = np.zeros((2, len(TOKENS)), bool)
+    sinks[:, 0] = True
+    return Look(TOKENS, KINDS, (1, 3), positions, rows, (), {}, sinks, (image,))
+
+
+WISH = {
+    "part": "language",
+    "layer": 1,
+    "head": -1,
+    "tokens": [9],
+    "image": 0,
+    "sinks": True,
+    "box": None,
+    "patch": None,
+    "window": [7, 11],
+    "wanted": ["overview"],
+}
+
+
+class FakeEngine:
+    """Says what it is told, word by word; stops where it is asked to; fails at questions that say so."""
+
+    name = "/somewhere/output/checkpoint-20"
+    has_adapter = False
+
+    def __init__(self) -> None:
+        self.asked: list[tuple] = []
+        self.words = ["a ", "a cat"]
+
+    def reply(self, turns, *, stop, max_new_tokens=0) -> Iterator[Partial]:
+        self.asked.append(turns)
+        if "fail" in turns[-1].parts[-1]:
+            raise ValueError("the conversation is too long; clear it")
+        text = ""
+        for word in self.words:
+            if stop.is_set():
+                break
+            text = word
+            yield Partial(text, False, None)
+        yield Partial(text, True, a_look())
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "cat.png"
+    Image.new("RGB", SIZE, "navy").save(path)
+    return path
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Page:
+    return Page(FakeEngine(), probe_file=tmp_path / "probes.json", folder=tmp_path)  # type: ignore[arg-type]
+
+
+def ask(page: Page, key: str, text: str, *files: Path) -> list:
+    return list(page.send(key, {"text": text, "files": [str(file) for file in files]}, "en"))
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def test_both_languages_say_the_same_things():
+    assert TEXTS["en"].keys() == TEXTS["zh"].keys()
+    for key, words in TEXTS["en"].items():
+        assert set(re.findall(r"{\w+}", words)) == set(re.findall(r"{\w+}", TEXTS["zh"][key])), key
+
+
+def test_every_word_of_the_scripts_is_there():
+    folder = Path(page_views.__file__).parent
+    for script in ("attention.js", "compare.js"):
+        used = set(re.findall(r'\bt\("(\w+)"\)', (folder / script).read_text(encoding="utf-8")))
+        assert used and used <= TEXTS["en"].keys()
+
+
+def test_markup_is_read_out():
+    assert readable("<ref>the cat</ref><box>(1,2),(3,4)</box> sleeps") == "the cat sleeps"
+    assert readable("<box>(1,2),(3,4)</box>") == "[(1,2),(3,4)]"
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_no_picture_is_refused_in_words(tmp_path):
+    path = tmp_path / "cat.png"
+    path.write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"cat.png: not readable as a picture .* PNG or JPEG"):
+        Upload.read(path)
+
+
+def test_pixels_are_counted_before_anything_is_decoded(picture, monkeypatch):
+    monkeypatch.setattr(page_rooms, "PIXELS_MAX", SIZE[0] * SIZE[1] - 1)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="found 90 × 40 pixels"):
+        Upload.read(picture)
+
+
+def test_bytes_are_limited(picture, monkeypatch):
+    monkeypatch.setattr(page_rooms, "FILE_MAX_BYTES", picture.stat().st_size - 1)
+    with pytest.raises(ValueError, match=r"cat.png: found .* MB"):
+        Upload.read(picture)
+
+
+def test_pictures_of_a_conversation_are_limited(page, picture):
+    key = page.rooms.open()
+    ask(page, key, "what?", *[picture] * 6)
+    with pytest.raises(gr.Error, match="found 7, expected at most 6"):
+        ask(page, key, "and this?", picture)
+    assert len(page.rooms.get(key).turns) == 2
+
+
+def test_pictures_are_numbered_on(picture):
+    upload = Upload.read(picture)
+    turn = user_turn("which?", [upload, upload], 1)
+    assert [part if isinstance(part, str) else "IMAGE" for part in turn.parts] == [
+        *("Picture 2: ", "IMAGE", "\nPicture 3: ", "IMAGE", "\nwhich?")
+    ]
+    assert isinstance(turn.parts[1], ImageRef) and turn.parts[1].data == picture.read_bytes()
+
+
+# --- conversation -----------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_streams_and_its_look_follows(page, picture):
+    key = page.rooms.open()
+    steps = ask(page, key, "what?", picture)
+    said = [step[0][-1]["content"] for step in steps]
+    assert said == ["…", "a ", "a cat", "a cat", "a cat"]
+    told = json.loads(steps[-1][2])
+    assert page.facts(key, told["look"])["reply"] == "a cat"
+    assert steps[-1][3] == "what?" and Path(steps[-1][4]).is_file()  # the same question, ready to compare
+
+
+def test_turns_are_remembered_and_forgotten(page):
+    key = page.rooms.open()
+    ask(page, key, "one?")
+    ask(page, key, "two?")
+    assert [turn.role for turn in page.engine.asked[-1]] == ["user", "assistant", "user"]
+    page.clear(key, "en")
+    ask(page, key, "three?")
+    assert len(page.engine.asked[-1]) == 1
+
+
+def test_answering_again_asks_the_same(page):
+    key = page.rooms.open()
+    ask(page, key, "one?")
+    list(page.again(key, "en"))
+    assert page.engine.asked[0] == page.engine.asked[1]
+    assert page.rooms.get(key).said == [("one?", "a cat")]
+
+
+def test_stop_keeps_what_was_written(page):
+    key = page.rooms.open()
+    steps = page.send(key, {"text": "what?", "files": []}, "en")
+    next(steps), next(steps)
+    page.stop(key)
+    *_, last = steps
+    assert last[0][-1]["content"] == "a "
+    assert page.rooms.get(key).said == [("what?", "a ")]
+
+
+def test_a_visitor_who_leaves_while_it_writes(page):
+    key = page.rooms.open()
+    steps = page.send(key, {"text": "what?", "files": []}, "en")
+    next(steps), next(steps)
+    steps.close()
+    room = page.rooms.get(key)
+    assert room.turns == [] and not room.busy.locked()
+
+
+def test_cleared_while_it_writes(page):
+    key = page.rooms.open()
+    steps = page.send(key, {"text": "what?", "files": []}, "en")
+    next(steps), next(steps)
+    page.clear(key, "en")
+    *_, last = steps
+    assert last[0] == [] and page.rooms.get(key).turns == [] and len(page.rooms.get(key).looks) == 0
+
+
+def test_a_question_that_fails_goes_and_says_why(page, picture):
+    key = page.rooms.open()
+    ask(page, key, "one?", picture)
+    with pytest.raises(gr.Error, match="too long"):
+        ask(page, key, "fail", picture)
+    room = page.rooms.get(key)
+    assert len(room.turns) == 2 and len(room.pictures) == 1 and not room.busy.locked()
+
+
+def test_one_question_at_a_time(page):
+    key = page.rooms.open()
+    steps = page.send(key, {"text": "what?", "files": []}, "en")
+    next(steps)
+    with pytest.raises(gr.Error, match="still being written"):
+        ask(page, key, "and?")
+
+
+def test_boxes_of_an_answer_are_drawn_on_the_last_picture(page, picture):
+    page.engine.words = ["<ref>cat</ref><box>(100,100),(800,900)</box>"]
+    key = page.rooms.open()
+    shown = ask(page, key, "where?", picture)[-1][0]
+    drawn = Image.open(shown[-1]["content"]["path"])
+    assert shown[-2]["content"] == "cat"
+    assert len(set(drawn.get_flattened_data())) > 1 and drawn.width / drawn.height == SIZE[0] / SIZE[1]
+
+
+# --- rooms ------------------------------------------------------------------------------------------------------------
+
+
+def test_visitors_do_not_see_each_other(page):
+    mine, other = page.rooms.open(), page.rooms.open()
+    look = json.loads(ask(page, mine, "what?")[-1][2])["look"]
+    facts = in_words(page.facts)
+    assert "error" not in facts([mine, look])
+    assert "make room" in facts([other, look])["error"]
+    assert "session has ended" in facts(["guess", look])["error"]
+    assert "session has ended" in facts([None, look])["error"]
+
+
+def test_leaving_forgets_and_stops(page):
+    key = page.rooms.open()
+    ask(page, key, "what?")
+    room = page.rooms.get(key)
+    page.rooms.close(key)
+    assert room.stop.is_set() and not room.turns and not len(room.looks) and len(page.rooms) == 0
+
+
+def test_the_longest_silent_visitor_makes_room(monkeypatch):
+    monkeypatch.setattr(page_rooms, "ROOMS_MAX", 2)
+    rooms = Rooms(2**20)
+    first, second = rooms.open(), rooms.open()
+    rooms.get(first)
+    rooms.open()
+    assert rooms.get(first)
+    with pytest.raises(ValueError, match="load the page again"):
+        rooms.get(second)
+
+
+def test_a_look_that_had_to_go_says_so(page):
+    page.rooms.cache_bytes = a_look().bytes + 1
+    key = page.rooms.open()
+    first = json.loads(ask(page, key, "one?")[-1][2])["look"]
+    second = json.loads(ask(page, key, "two?")[-1][2])["look"]
+    assert "make room" in in_words(page.facts)([key, first])["error"]
+    assert page.facts(key, second)["question"] == "two?"
+    assert set(page.rooms.get(key).asked) == {second}
+
+
+def test_failures_are_not_shown(caplog):
+    def broken():
+        raise KeyError("/secret/path")
+
+    assert "secret" not in in_words(broken)([])["error"]
+    assert "broken failed" in caplog.text
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_map_is_times_the_even_share():
+    look = a_look()
+    seen = page_views.view(look, WISH, LookCache(2**20))
+    row = look.rows[3][:, look.row_of(9)].astype(np.float64).mean(0)
+    on_image = row[1:7]
+    assert seen["image"]["grid"] == list(GRID)
+    assert np.allclose(seen["image"]["cells"], on_image / on_image.sum() * 6, atol=2e-3)
+    assert seen["image"]["mass"] == pytest.approx(on_image.sum(), abs=1e-3)
+    assert seen["text_mass"] + seen["image_mass"] == pytest.approx(1, abs=1e-3)
+    assert np.allclose(seen["text"], row, atol=1e-3)
+    assert seen["cross"][0]["cells"] == seen["image"]["cells"]
+
+
+def test_head_and_sinks_are_followed():
+    look = a_look()
+    seen = page_views.view(look, {**WISH, "head": 1, "layer": 0, "sinks": False}, LookCache(2**20))
+    row = look.rows[1][1, look.row_of(9)].astype(np.float64)
+    assert seen["text"][0] == 0
+    kept = np.where(np.arange(len(row)) == 0, 0, row)
+    assert np.argmax(seen["text"]) == np.argmax(kept)
+
+
+def test_the_future_is_empty_and_not_nothing():
+    matrix = page_views.view(a_look(), WISH, LookCache(2**20))["matrix"]
+    assert (matrix["rows"], matrix["columns"]) == ([7, 8, 9], [7, 8, 9, 10])
+    assert [[value is None for value in line] for line in matrix["values"]] == [
+        [False, True, True, True],
+        [False, False, True, True],
+        [False, False, False, True],
+    ]
+
+
+def test_a_box_in_fractions_is_pixels_of_the_original():
+    assert page_views.box_pixels(a_look(), [0.5, 0.25, 1, 1], 0) == (45, 10, 90, 40)
+    seen = page_views.view(
+        a_look(), {**WISH, "box": [0, 0, 1 / 3, 0.5], "shows": "box_mass"}, LookCache(2**20)
+    )
+    assert seen["box"]["area"] == pytest.approx(1 / 6)
+    assert np.allclose(seen["box"]["enrichment"], np.array(seen["box"]["mass"]) * 6, atol=1e-2)
+    assert seen["overview"] == seen["box"]["mass"]
+
+
+def test_who_looks_at_a_patch():
+    look = a_look()
+    who = page_views.view(look, {**WISH, "patch": 4}, LookCache(2**20))["who"]
+    assert who[1] is None  # a picture's token has no row
+    assert who[9] == pytest.approx(float(look.rows[3][:, look.row_of(9), 5].astype(float).mean()), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("layer", 2, "layer: found 2, expected a whole number from 0 to 1"),
+        ("head", 2, "head: found 2"),
+        ("head", True, "head: found True"),
+        ("tokens", [], "tokens: found"),
+        ("tokens", ["x"], "token: found 'x'"),
+        ("part", "brain", "part: found 'brain', expected one of language"),
+        ("part", "vision", "layer: found 1"),
+        ("image", 1, "image: found 1"),
+        ("box", [0.5, 0.5, 0.5, 0.9], "box: found"),
+        ("box", "all", "box: found 'all'"),
+        ("patch", 6, "patch 6 does not exist"),
+    ],
+)
+def test_wishes_that_cannot_be_met(field, value, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        page_views.view(a_look(), {**WISH, field: value}, LookCache(2**20))
+
+
+def test_everything_is_json():
+    look = a_look()
+    json.dumps(page_views.facts(look, "q", "a"), allow_nan=False)
+    json.dumps(
+        page_views.view(look, {**WISH, "patch": 0, "box": [0, 0, 1, 1]}, LookCache(9)), allow_nan=False
+    )
+
+
+def test_tokens_of_a_picture_are_one_run():
+    runs = page_views.facts(a_look(), "q", "a")["runs"]
+    assert runs[:3] == [
+        {"start": 0, "end": 1, "image": None},
+        {"start": 1, "end": 7, "image": 0},
+        {"start": 7, "end": 8, "image": None},
+    ]
+
+
+# --- before / after ---------------------------------------------------------------------------------------------------
+
+
+def test_the_same_question_to_both(page, picture):
+    key = page.rooms.open()
+    *_, (value, words) = page.compare(key, "en", ("own", "own"), "what?", str(picture))
+    looks = json.loads(value)["looks"]
+    assert page.engine.asked[0] == page.engine.asked[1] and words == "2 answers compared."
+    facts = page.compare_facts(key, looks)
+    assert (
+        facts["layers"] == [1, 3] and [one["name"] for one in facts["frames"]] == ["output/checkpoint-20"] * 2
+    )
+    frames = page.compare_view(key, looks, {"layer": 0, "head": 1, "token": 1})["frames"]
+    assert [one["token"] for one in frames] == [" cat", " cat"] and frames[0]["cells"] == frames[1]["cells"]
+    with pytest.raises(gr.Error, match="expected one of the list"):
+        list(page.compare(key, "en", ("own", "/etc"), "what?", None))
+
+
+def test_checkpoints_are_found_by_step(tmp_path):
+    for name in ("checkpoint-100", "checkpoint-20", "runs"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        (tmp_path / "out" / name / "adapter_config.json").touch()
+    assert [path.name for path in find_checkpoints([tmp_path / "out"])] == ["checkpoint-20", "checkpoint-100"]
+    with pytest.raises(ValueError, match="found no checkpoint"):
+        find_checkpoints([tmp_path])
+
+
+def test_one_other_checkpoint_is_kept_open(tmp_path):
+    opened = []
+
+    class Engine(FakeEngine):
+        def with_checkpoint(self, path):
+            opened.append(path.name)
+            return FakeEngine()
+
+    choices = Checkpoints(Engine(), [tmp_path / "a", tmp_path / "b"])  # type: ignore[arg-type]
+    for name in ("a", "a", "b", "a"):
+        choices.engine(str(tmp_path / name))
+    assert opened == ["a", "b", "a"]
+
+
+# --- probes -----------------------------------------------------------------------------------------------------------
+
+
+def written(**changed) -> dict:
+    fields = {
+        "id": "cat-1",
+        "group": "cats",
+        "region": "cat",
+        "question": "what?",
+        "answer": "a dog",
+        "foil": "a cat",
+    }
+    return {**fields, "box": [0.5, 0.25, 1, 1], "image": 0, **changed}
+
+
+def test_a_box_becomes_a_probe(tmp_path, picture):
+    file = ProbeFile(tmp_path / "saved" / "probes.json")
+    asked = Asked("what?", "a cat", (Upload.read(picture),))
+    file.add(a_look(), asked, written())
+    file.add(a_look(), asked, written(id="cat-2", foil=""))
+    first, second = read_probes(file.path)
+    assert first.regions == {"cat": ((45, 10, 90, 40),)} and first.phrases == {"a dog": "cat"}
+    assert second.foil is None and len(file) == 2
+    assert Image.open(first.images[0]).size == SIZE
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"id": "../escaped"}, "id: found '../escaped'"),
+        ({"id": ".hidden"}, "id: found"),
+        ({"group": " "}, "group: found nothing"),
+        ({"box": None}, "box: found None"),
+        ({"image": 1}, "image: found 1"),
+        ({"foil": "a dog"}, "foil"),
+        ({"id": "cat-0"}, "in probes.json already"),
+    ],
+)
+def test_a_probe_that_is_not_valid_leaves_nothing(tmp_path, picture, changed, words):
+    file = ProbeFile(tmp_path / "saved" / "probes.json")
+    asked = Asked("what?", "a cat", (Upload.read(picture),))
+    file.add(a_look(), asked, written(id="cat-0"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=re.escape(words)):
+        file.add(a_look(), asked, written(**changed))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+# --- the server -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A served page of the fake engine; what is asked of it goes through ``serve``'s own settings."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
+    made = []
+
+    def start(**settings) -> str:
+        blocks = build(Page(FakeEngine(), folder=tmp_path), attention=True)  # type: ignore[arg-type]
+        made.append(blocks)
+        return serve(blocks, server_port=free_port(), wait=False, **settings)
+
+    yield start
+    for blocks in made:
+        blocks.close(verbose=False)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        return asked.getsockname()[1]
+
+
+def test_no_file_of_the_machine_is_served(server, tmp_path):
+    address = server()
+    assert address.startswith("http://127.0.0.1:")
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    root = Path(web_demo_mm.__file__).parent
+    for path in ("/etc/passwd", root / "README.md", "README.md", "probes_saved.json", secret):
+        for route in ("gradio_api/file=", "file=", "gradio_api/file/"):
+            assert httpx.get(f"{address}{route}{path}").status_code in (403, 404), (route, path)
+    page = httpx.get(address).text
+    assert not re.findall(r"(?:src|href)=\"https?://(?!127\.0\.0\.1)", page)
+
+
+def test_large_files_and_foreign_functions_are_refused(server, monkeypatch):
+    monkeypatch.setattr("diagnostics.web.page.FILE_MAX_BYTES", 1000)
+    address = server()
+    sent = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", io.BytesIO(b"x" * 2000))})
+    assert sent.status_code == 413
+    asked = {"data": ["guess", "look"], "component_id": 0, "fn_name": "facts", "session_hash": "x"}
+    ids = [one["id"] for one in httpx.get(f"{address}config").json()["components"] if one["type"] == "html"]
+    answer = httpx.post(f"{address}gradio_api/component_server", json={**asked, "component_id": ids[0]})
+    assert "session has ended" in answer.json()["error"]
+    assert (
+        httpx.post(f"{address}gradio_api/component_server", json={**asked, "fn_name": "send"}).status_code
+        >= 400
+    )
+
+
+def test_with_a_password_nothing_answers_without(server):
+    address = server(auth=("me", "secret"))
+    for route in ("config", "gradio_api/component_server", "gradio_api/upload"):
+        ask = httpx.get if route == "config" else httpx.post
+        assert ask(f"{address}{route}").status_code == 401, route
+
+
+def test_flags(capsys):
+    given = web_demo_mm.parser().parse_args([])
+    assert (given.server_name, given.server_port, given.share, given.auth) == ("127.0.0.1", 8000, False, None)
+    with pytest.raises(SystemExit):
+        web_demo_mm.main(["--auth", "me"])
+    assert "USER:PASSWORD" in capsys.readouterr().err
+
+
+def test_the_chat_alone(tmp_path):
+    blocks = build(Page(FakeEngine(), folder=tmp_path), attention=False)  # type: ignore[arg-type]
+    kinds = [one["type"] for one in blocks.get_config_file()["components"]]
+    assert "chatbot" in kinds and "html" not in kinds and kinds.count("tabitem") == 1
