@@ -25,6 +25,7 @@ from diagnostics.calibration import Calibration, calibrate, check_apart, held_ou
 from diagnostics.depth import DEPTHS, WATCH, Depth, cost_words
 from diagnostics.probe import BATCH_SIZE, Prober, auto_key_layers
 from diagnostics.probes import Probe, read_probes, write_probes
+from diagnostics.reading import check_processor
 from diagnostics.records import AttentionRecord
 from diagnostics.verdicts import CORRECTED
 
@@ -42,7 +43,7 @@ FAILURES = (RuntimeError, ValueError, OSError)  # out of memory is a RuntimeErro
 class AttentionMonitor(TrainerCallback):
     """Probes the model before the first step, at every checkpoint, and at the end; then compares.
 
-    processor      the model's, as for training
+    processor      the model's, as for training: transformers' (``AutoProcessor``) or this project's, not a tokenizer
     probes         a probe file, or probes already read
     output_dir     gets ``attention/``, ``runs/`` and ``comparison/``; None: the run's own
     key_layers     language layers whose maps are kept, or "auto": chosen on the untrained model (``calibration``)
@@ -93,6 +94,7 @@ class AttentionMonitor(TrainerCallback):
             raise ValueError(f'stop_when: found {stop_when!r}, expected "{CORRECTED}" or None')
         if stop_patience < 1:
             raise ValueError(f"stop_patience: found {stop_patience}, expected at least 1 checkpoint")
+        check_processor(processor)
         self.processor = processor
         self.probes = _read(probes)
         if not self.probes:

@@ -42,10 +42,12 @@ class Reading(NamedTuple):
 class Reader:
     """Reads probes with a model's processor.
 
-    Raises ValueError naming the probe where an answer or a phrase cannot be placed in the tokens.
+    Raises ValueError where the processor lacks a part, and naming the probe where an answer or a phrase cannot be
+    placed in the tokens.
     """
 
     def __init__(self, family: Family, processor: Any) -> None:
+        check_processor(processor)
         self.family = family
         self.processor = processor
 
@@ -73,6 +75,21 @@ class Reader:
         """The text of each token."""
         slots = {int(position) for image in encoded.images for position in image.positions}
         return token_texts(self.processor.tokenizer, encoded.input_ids.tolist(), slots)
+
+
+def check_processor(processor: Any) -> None:
+    """Processors of transformers and of families have no base in common: these two parts all of them have.
+
+    Raises ValueError saying what is missing.
+    """
+    missing = [
+        f".{name}" for name in ("tokenizer", "image_processor") if getattr(processor, name, None) is None
+    ]
+    if missing:
+        raise ValueError(
+            f"processor: found {type(processor).__name__}, without {' and '.join(missing)}; expected the model's "
+            "whole processor, as AutoProcessor.from_pretrained(…) gives it: probes are read with their pictures"
+        )
 
 
 def user_parts(probe: Probe, images: Sequence[Any] | None = None) -> tuple[str | ImageRef, ...]:

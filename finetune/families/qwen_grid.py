@@ -266,7 +266,18 @@ def _processor_budget(processor: Any) -> tuple[int, int]:
 
 
 def _budget(processor: Any, ref: ImageRef) -> tuple[int, int]:
-    """Least and most pixels of one picture: the processor's, and no more than it may have itself."""
+    """Least and most pixels of one picture: the processor's, and no more than it may have itself.
+
+    Raises ValueError where somebody has set an attribute that overrules ``size`` in calls: each picture's own bound
+    would be overruled too.
+    """
+    for name in ("min_pixels", "max_pixels"):
+        found = vars(processor.image_processor).get(name)
+        if found is not None:
+            raise ValueError(
+                f"processor: found image_processor.{name} = {found:,} set by hand, expected it in its size; "
+                f"load the processor with AutoProcessor.from_pretrained(…, {name}={found})"
+            )
     least, most = _processor_budget(processor)
     most = most if ref.max_pixels is None else min(most, ref.max_pixels)
     return min(least, most), most
