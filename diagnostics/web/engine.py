@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
+from math import isqrt
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -396,6 +397,7 @@ class _Watch:
 
     def __init__(self, engine: Engine, encoded: Encoded) -> None:
         self._engine = engine
+        self._images = encoded.images
         slots = _image_slots(encoded)
         text = [at for at in range(len(encoded.input_ids)) if at not in slots]
         names = [f"layer_{layer}" for layer in engine.layers]
@@ -439,15 +441,17 @@ class _Watch:
         return tuple(rows.numpy() for rows in self._rows.connector())
 
     def vision(self) -> dict[int, tuple[np.ndarray, ...]]:
-        """Layer of the tower → for each image Float16[heads, patches, patches]."""
+        """Layer of the tower → for each image Float16[heads, patches, patches]; without layers that did not run, and
+        where patches are not those of whole pictures (tiles)."""
         if not self._tower_inputs:
             return {}
         config = bare_model(self._engine.model).config
+        cells = [image.grid[0] * image.grid[1] for image in self._images]
         found = {}
         for layer in self._engine.vision_layers:
             sequences = self._engine.family.tower_sequences(config, layer, self._tower_inputs)
             rows = self._rows.tower(f"vision_layer_{layer}", sequences)
-            if rows:  # some models do not run their tower's last layers
+            if len(rows) == len(cells) and all(map(_divides, cells, (one.shape[1] for one in rows))):
                 found[layer] = tuple(one.numpy() for one in rows)
         return found
 
@@ -469,6 +473,11 @@ def reply_text(tokenizer: Any, said: Sequence[int]) -> str:
     say what no token spells: that reads as U+FFFD, as does a character that is not complete yet."""
     runs = groupby(said, key=lambda token: token < len(tokenizer))
     return "".join(str(tokenizer.decode(list(run))) if is_known else UNKNOWN for is_known, run in runs)
+
+
+def _divides(cells: int, patches: int) -> bool:
+    """Are a cell's patches a square of 1, 4, 9, …?"""
+    return patches % cells == 0 and isqrt(patches // cells) ** 2 == patches // cells
 
 
 def _kinds(encoded: Encoded, said: int) -> Iterator[str]:

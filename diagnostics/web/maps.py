@@ -251,7 +251,11 @@ def _connector_map(look: Look, head: int, image: int) -> ImageMap:
 def _vision_map(look: Look, layer: int, head: int, image: int, patch: int | None) -> ImageMap:
     grid = _image(look, image).grid
     if layer not in look.vision:
-        kept = f"expected one of {sorted(look.vision)}" if look.vision else "none was: not in this mode"
+        kept = (
+            f"expected one of {sorted(look.vision)}"
+            if look.vision
+            else "none was: not in this mode, or its patches are those of tiles"
+        )
         raise ValueError(f"layer {layer} of the vision tower was not captured; {kept}")
     rows = look.vision[layer][image]
     if patch is None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diagnostics.capture import Call, attention_logits, attention_rows
@@ -21,9 +21,10 @@ class ReplyRows:
 
     While the model generates only queries are kept. A cache never changes a key, so the last step's keys are those
     that every token before it saw, and the rows of a layer are one product when the reply has been told. A product
-    for each token and layer would cost a small model a tenth of its time.
+    for each token and layer would cost a small model a tenth of its time; it is paid where a cache with a sliding
+    window has begun to forget keys.
 
-    names       language layers, ``layer_N``, each causal, and layers of the tower, ``vision_layer_N``
+    names       language layers, ``layer_N``, causal where no mask of four axes says otherwise, and layers of the tower, ``vision_layer_N``
     positions   ascending: which rows of the prompt to keep
 
     One sequence, without padding.
@@ -35,8 +36,15 @@ class ReplyRows:
         self._prompt = 0
         self._queries: dict[str, list[Tensor]] = {}
         self._last: dict[str, Call] = {}
+        self._seen: dict[
+            str, Tensor
+        ] = {}  # Bool[heads or 1, rows, keys]: what the prompt's rows may see, if told
+        self._late: dict[
+            str, list[Tensor]
+        ] = {}  # rows of steps that saw the last keys alone: Float[heads, keys]
         self._eyes: dict[str, list[Call]] = {}  # of connector and tower
 
+    @torch.no_grad()
     def __call__(self, name: str, call: Call, output: Tensor) -> Tensor:
         if name == CONNECTOR or (name in self._names and not name.startswith("layer_")):
             self._eyes.setdefault(name, []).append(call)
@@ -44,38 +52,37 @@ class ReplyRows:
             queries, keys = call.lengths
             if queries == keys:
                 self._begin(name, call)
-            else:
+            elif keys == self._prompt + len(self._queries[name]):
                 self._queries[name].append(call.query)
                 self._last[name] = call
+            else:
+                self._late.setdefault(name, []).append(_every_row(call)[0, :, 0].half())
         return output
 
     @property
     def positions(self) -> np.ndarray:
         """Int[rows], ascending: the tokens that have a row."""
-        steps = max((len(kept) - 1 for kept in self._queries.values()), default=0)
+        steps = max((self._steps(name) for name in self._queries), default=0)
         return np.append(self._prompt_positions, np.arange(self._prompt, self._prompt + steps))
 
     @torch.no_grad()
     def rows(self, name: str, most: int) -> Float[Tensor, "heads rows keys"]:
-        """The last ``most`` rows of a layer over the tokens read, in half precision, on the CPU.
-
-        Raises ValueError where the model's cache forgets keys.
-        """
-        last, positions = self._last[name], self.positions[-most:]
-        keys = last.lengths[1]
-        if keys != self.positions[-1] + 1:
-            raise ValueError(
-                f"{name}: its cache holds {keys} of {self.positions[-1] + 1} tokens; a cache that forgets keys cannot "
-                "be shown"
-            )
-        place = torch.from_numpy(positions).to(last.query.device)[:, None]
-        key = torch.arange(keys, device=place.device)
-        allowed = key <= place
-        if window := last.options.get("sliding_window"):
-            allowed &= place - key < window
-        query = torch.cat(self._queries[name], dim=2)[:, :, -len(positions) :]
-        # A mask of four axes is all the rule there is, whatever the kernel.
-        return _every_row(last._replace(query=query, mask=allowed[None, None]))[0].half().cpu()
+        """The last ``most`` rows of a layer over the tokens read, in half precision, on the CPU."""
+        late = self._late.get(name, [])
+        early = len(self.positions) - len(late)
+        first = max(len(self.positions) - most, 0)
+        parts = [self._early_rows(name, self.positions[first:early])] if first < early else []
+        parts += [one.cpu()[:, None] for one in late[max(first - early, 0) :]]
+        out = torch.zeros(parts[0].shape[0], sum(part.shape[1] for part in parts), self.positions[-1] + 1)
+        out = out.half()
+        at = 0
+        for part in parts:
+            count, keys = part.shape[1:]
+            # A late row saw the tokens before it and itself; early rows begin at the first token.
+            end = keys if at < early - first else int(self.positions[first + at]) + 1
+            out[:, at : at + count, end - keys : end] = part
+            at += count
+        return out
 
     @torch.no_grad()
     def connector(self) -> list[Float[Tensor, "heads queries patches"]]:
@@ -103,9 +110,37 @@ class ReplyRows:
     def _begin(self, name: str, call: Call) -> None:
         self._prompt = call.lengths[0]
         places = torch.from_numpy(self._prompt_positions).to(call.query.device)
+        if call.mask is not None and call.mask.ndim == 4:
+            self._seen[name] = _allowed(
+                call.mask.expand(-1, -1, self._prompt, -1)[0, :, places, : self._prompt]
+            )
         kept = call.query[:, :, places]
         self._queries[name] = [kept]
         self._last[name] = call._replace(query=kept, value=call.key)  # the prompt's others may go
+
+    def _steps(self, name: str) -> int:
+        return len(self._queries[name]) - 1 + len(self._late.get(name, ()))
+
+    def _early_rows(self, name: str, positions: Int[np.ndarray, " rows"]) -> Float[Tensor, "heads rows keys"]:
+        """The last rows of those whose keys are all there, in one product."""
+        last = self._last[name]
+        place = torch.from_numpy(positions).to(last.query.device)[:, None]
+        key = torch.arange(last.lengths[1], device=place.device)
+        allowed = key <= place
+        if window := last.options.get("sliding_window"):
+            allowed &= place - key < window
+        if (seen := self._seen.get(name)) is not None and positions[0] < self._prompt:
+            seen = seen[:, -int((positions < self._prompt).sum()) :]
+            allowed = allowed.repeat(seen.shape[0], 1, 1)
+            allowed[:, : seen.shape[1], : self._prompt] = seen
+        query = torch.cat(self._queries[name], dim=2)[:, :, -len(positions) :]
+        # A mask of four axes is all the rule there is, whatever the kernel.
+        return _every_row(last._replace(query=query, mask=allowed.expand(1, -1, -1, -1)))[0].half().cpu()
+
+
+def _allowed(mask: Tensor) -> Tensor:
+    """A mask that adds forbids by its type's lowest number."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 def _every_row(call: Call) -> Float[Tensor, "batch heads queries keys"]:

@@ -368,7 +368,7 @@ def test_sinks_are_those_of_the_nearest_key_layer_below(processor, pictures, mon
     engine = Engine(tiny_model(), processor, mode="full")
     assert engine.sink_layers == ()  # 32 numbers wide: none can reach 20
     assert not ask(engine, question(pictures[0]))[-1].look.sinks.any()
-    engine.sink_layers = (1, 2)
+    engine.sink_layers = (0, 2)
     marks = iter([[0, 3], [5]])
     monkeypatch.setattr(engine_module, "sink_dimensions", lambda states: np.array(next(marks)))
     monkeypatch.setattr(

@@ -47,13 +47,37 @@ def test_prompt_and_steps_under_a_window_of_two_with_shared_key_heads(drawn):
     np.testing.assert_array_equal(taken.rows("layer_0", 2), rows[:, 2:])
 
 
-def test_a_cache_that_forgets_keys_is_refused(drawn):
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("most", [2, 99])
+def test_a_prompt_that_sees_itself_whole(drawn, adds, most):
+    """A prefix is not causal: its mask, one for all queries, says what may be seen."""
     query, key = drawn(1, 2, 4, 8), drawn(1, 2, 4, 8)
-    taken = ReplyRows(["layer_0"], [0, 1])
-    taken("layer_0", call(query[:, :, :3], key[:, :, :3]), query)
-    taken("layer_0", call(query[:, :, [3]], key[:, :, 1:3]), query)
-    with pytest.raises(ValueError, match="layer_0: its cache holds 2 of 4 tokens"):
-        taken.rows("layer_0", 9)
+    mask = torch.tensor([True, False, True])[None, None, None]
+    given = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min) if adds else mask
+    taken = ReplyRows(["layer_0"], [0, 2])
+    prompt = call(query[:, :, :3], key[:, :, :3])._replace(mask=given.expand(-1, -1, 3, -1))
+    taken("layer_0", prompt, query)
+    taken("layer_0", call(query[:, :, [3]], key), query)
+    expected = np.zeros((2, 3, 4), np.float32)
+    expected[:, :2, [0, 2]] = softmax_rows(query[:, :, [0, 2]], key[:, :, [0, 2]])
+    expected[:, 2] = softmax_rows(query[:, :, [3]], key)[:, 0]
+    np.testing.assert_allclose(taken.rows("layer_0", most), expected[:, -most:], atol=1e-3)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 99])
+def test_a_cache_that_forgets_keys(drawn, most):
+    """A window of three: the cache hands out the last three keys once there are four."""
+    query, key = drawn(1, 2, 6, 8), drawn(1, 2, 6, 8)
+    taken = ReplyRows(["layer_0"], [1])
+    taken("layer_0", call(query[:, :, :2], key[:, :, :2], sliding_window=3), query)
+    expected = np.zeros((2, 5, 6), np.float32)
+    expected[:, 0, :2] = softmax_rows(query[:, :, [1]], key[:, :, :2])[:, 0]
+    for at in range(2, 6):
+        seen = slice(max(at - 2, 0), at + 1)
+        taken("layer_0", call(query[:, :, [at]], key[:, :, seen], sliding_window=3), query)
+        expected[:, at - 1, seen] = softmax_rows(query[:, :, [at]], key[:, :, seen])[:, 0]
+    assert taken.positions.tolist() == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose(taken.rows("layer_0", most), expected[:, -most:], atol=1e-3)
 
 
 def test_a_tower_s_windows_and_class_token_are_undone(drawn):
