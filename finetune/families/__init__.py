@@ -7,6 +7,7 @@ from typing import Any
 from finetune.families.base import Encoded, Family, ImageTokens, ModulePaths, attention_modules, bare_model
 from finetune.families.gemma3 import Gemma3Family
 from finetune.families.idefics3 import Idefics3Family, SmolVLMFamily
+from finetune.families.internvl import InternVLFamily
 from finetune.families.llava import LlavaFamily
 from finetune.families.llava_onevision import LlavaOnevisionFamily
 from finetune.families.qwen2_5_vl import Qwen25VLFamily
@@ -22,6 +23,7 @@ FAMILIES: tuple[Family, ...] = (
     Qwen3VLMoeFamily(),
     LlavaFamily(),
     LlavaOnevisionFamily(),
+    InternVLFamily(),
     Gemma3Family(),
     Idefics3Family(),
     SmolVLMFamily(),

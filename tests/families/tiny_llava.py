@@ -11,6 +11,9 @@ from typing import Any
 from torch import nn
 from transformers import (
     CLIPVisionConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
     LlamaConfig,
     LlamaTokenizer,
     LlavaConfig,
@@ -20,15 +23,19 @@ from transformers import (
     LlavaProcessor,
     Qwen2Config,
     Qwen2Tokenizer,
+    Qwen3Config,
     SiglipVisionConfig,
 )
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
     LlavaOnevisionImageProcessorPil,
 )
 
+from finetune.families import internvl, llava_onevision
+from finetune.families.internvl import InternVLFamily
 from finetune.families.llava import LlavaFamily
-from finetune.families.llava_onevision import LlavaOnevisionFamily, processor_class
+from finetune.families.llava_onevision import LlavaOnevisionFamily
 from tests.families.tiny_families import LINE_BREAKS, Tiny, built
 
 IMAGE, PAD = "<image>", "<pad>"
@@ -102,8 +109,8 @@ ONEVISION_TEMPLATE = (
 )
 
 
-def qwen_tokenizer(*control: str) -> Qwen2Tokenizer:
-    """Every byte a token, then two line breaks in one, then the control tokens."""
+def qwen_tokenizer(*control: str, named: dict[str, str] | None = None) -> Qwen2Tokenizer:
+    """Every byte a token, then two line breaks in one, then the control tokens; ``named`` are attributes too."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     letters = {letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet()))}
@@ -113,6 +120,7 @@ def qwen_tokenizer(*control: str) -> Qwen2Tokenizer:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         unk_token=None,
+        **({} if named is None else {"extra_special_tokens": named}),
     )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", *control]})
     return tokenizer
@@ -126,7 +134,7 @@ def qwen_text(tokenizer: Qwen2Tokenizer) -> Qwen2Config:
     )  # fmt: skip
 
 
-def onevision() -> nn.Module:
+def tiny_onevision() -> nn.Module:
     tokenizer = qwen_tokenizer(IMAGE, "<video>")
     vision = SiglipVisionConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=TILE,
@@ -144,16 +152,62 @@ def onevision_processor(folder: Path) -> Any:
     pictures = LlavaOnevisionImageProcessorPil(
         size={"height": TILE, "width": TILE}, image_grid_pinpoints=PINPOINTS
     )
-    return processor_class()(
+    return llava_onevision.processor_class()(
         pictures, qwen_tokenizer(IMAGE, "<video>"), num_image_tokens=TILE_SIDE**2,
         vision_feature_select_strategy="full", chat_template=ONEVISION_TEMPLATE,
         vision_aspect_ratio=f"anyres_max_{MOST_TILES}",
     )  # fmt: skip
 
 
+# Tiles of 16 pixels, 4 × 4 patches of 4, 2 × 2 tokens.
+INTERN_TILE, INTERN_SIDE, INTERN_MOST = 16, 2, 6
+INTERN_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% elif content['type'] == 'text' %}"
+    "{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{'<|im_end|>\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<|im_start|>assistant\n' }}{% endif %}"
+)
+INTERN_NAMED = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+
+
+def intern_tokenizer() -> Qwen2Tokenizer:
+    return qwen_tokenizer("<ref>", "</ref>", "<box>", "</box>", named=INTERN_NAMED)
+
+
+def tiny_internvl() -> nn.Module:
+    """Norms of queries and keys in the tower and in the language model."""
+    tokenizer = intern_tokenizer()
+    vision = InternVLVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=INTERN_TILE,
+        patch_size=4, use_qk_norm=True, layer_scale_init_value=1.0,
+    )  # fmt: skip
+    text = Qwen3Config(**{**qwen_text(tokenizer).to_diff_dict(), "model_type": "qwen3"}, head_dim=16)
+    config = InternVLConfig(
+        vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=INTERN_SIDE**2, tie_word_embeddings=False,
+    )  # fmt: skip
+    return built(InternVLForConditionalGeneration, config)
+
+
+def internvl_processor(folder: Path) -> Any:
+    pictures = GotOcr2ImageProcessorPil(
+        size={"height": INTERN_TILE, "width": INTERN_TILE}, min_patches=1, max_patches=INTERN_MOST
+    )
+    return internvl.processor_class()(
+        pictures, intern_tokenizer(), image_seq_length=INTERN_SIDE**2, chat_template=INTERN_TEMPLATE
+    )
+
+
 LLAVAS = {
     "llava-1.5": Tiny(LlavaFamily(), llava, llava_processor, tower_patches=25),
     "llava-onevision": Tiny(
-        LlavaOnevisionFamily(), onevision, onevision_processor, tower_patches=TILE_SIDE**2
+        LlavaOnevisionFamily(), tiny_onevision, onevision_processor, tower_patches=TILE_SIDE**2
     ),
+    "internvl": Tiny(InternVLFamily(), tiny_internvl, internvl_processor, tower_patches=16),
 }

@@ -1,0 +1,327 @@
+"""InternVL in transformers' layout (InternVL3, InternVL3.5; 2025): pictures in tiles, and an overview behind them.
+
+A picture is stretched over as many tiles (of 448 × 448 pixels) as come nearest to its shape, at most 12; where it is
+more than one, the picture squeezed into one tile follows. A tile is 32 × 32 patches and a class token, which is left
+out; a pixel shuffle makes one of 2 × 2 patches, and two linear layers make a token of each:
+
+    1000 × 500 pixels → 896 × 448, 2 × 1 tiles and an overview → <img> 3 × 256 × <IMG_CONTEXT> </img>, 32 × 16 cells
+
+Cells are the tokens of the tiles, put side by side. The overview's are tokens of the prompt, not cells: of a place too,
+but of a coarser one, and a second count of it. Attention on them is in no map and in no share of the picture, and
+knocking a region out leaves them alone. A picture of one tile has no overview.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune.conversation import BoxRef, Conversation, ImageRef
+from finetune.families import tower
+from finetune.families.base import (
+    AttentionShape,
+    Encoded,
+    ImageArithmetic,
+    ImageTokens,
+    ModulePaths,
+    restarting_positions,
+)
+from finetune.families.boxes import in_thousandths
+from finetune.families.chat import Control, Picture, Piece, encode_chat
+from finetune.families.llava import chat_template, language_shape
+from finetune.families.tower import TowerSequence
+from finetune.images import open_image, size_of
+
+IGNORED = -100
+IMAGE, BEGIN, END = "<IMG_CONTEXT>", "<img>", "</img>"
+IM_END, END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
+PUBLISHED_TILES = (1, 12)  # least and most, as published processors say
+
+Size = tuple[int, int]  # width, height in pixels
+Grid = tuple[int, int]  # rows, columns
+
+
+class InternVLFamily:
+    name = "internvl"
+    paths = ModulePaths(
+        language=("model.language_model", "lm_head"),
+        language_layers="model.language_model.layers",
+        language_attention="self_attn",
+        vision=("model.vision_tower",),
+        vision_layers="model.vision_tower.encoder.layer",
+        vision_attention="attention",
+        connector=("model.multi_modal_projector",),
+        connector_attention=None,
+    )
+    lora_targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+
+    def matches(self, config: Any) -> bool:
+        """Before Qwen2 or Qwen3. Those before mixtures of experts, or with sinks in their attention, are others."""
+        return (
+            getattr(config, "model_type", None) == "internvl"
+            and config.vision_config.model_type == "internvl_vision"
+            and config.text_config.model_type in ("qwen2", "qwen3")
+        )
+
+    # --- conversations -----------------------------------------------------------------------------------
+    def encode(
+        self,
+        processor: Any,
+        conversation: Conversation,
+        *,
+        add_generation_prompt: bool = False,
+        media: bool = True,
+    ) -> Encoded:
+        """Through the model's own chat template. With ``media=False`` pictures' headers tell their sizes."""
+        refs = conversation.images
+        opened = [self.load_image(ref) for ref in refs] if media else []
+        sizes = [one.size for one in opened] if media else [_size(ref) for ref in refs]
+        bounds = [_bounds(processor, ref) for ref in refs]
+        tiles = [_tiles(size, _pixels(processor), bound) for size, bound in zip(sizes, bounds, strict=True)]
+        side = math.isqrt(processor.image_seq_length)
+        chat = encode_chat(
+            _Framed(processor),
+            _pieces(conversation, [_views(grid) * side**2 for grid in tiles]),
+            image_token=IMAGE,
+            end_of_turn=IM_END,
+            add_generation_prompt=add_generation_prompt,
+        )
+        places = zip(chat.image_starts, tiles, sizes, strict=True)
+        return Encoded(
+            input_ids=np.array(chat.input_ids, dtype=np.int64),
+            labels=np.array(chat.labels, dtype=np.int64),
+            turn_spans=tuple(chat.turn_spans),
+            images=tuple(tiled_tokens(at, grid, side, size) for at, grid, size in places) if media else (),
+            media=_media(processor, opened, bounds, tiles),
+        )
+
+    def load_image(self, ref: ImageRef) -> Any:
+        return open_image(ref.path if ref.data is None else ref)
+
+    def stop_token_ids(self, processor: Any) -> tuple[int, ...]:
+        return tuple(processor.tokenizer.convert_tokens_to_ids([IM_END, END_OF_TEXT]))
+
+    # --- processor ---------------------------------------------------------------------------------------
+    def load_processor(self, name_or_path: str, **hub: Any) -> Any:
+        """InternVLProcessor without its video half, which asks for torchvision."""
+        from transformers import AutoTokenizer
+        from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
+        settings, _ = processor_class().get_processor_dict(name_or_path, **hub)
+        kept = ("image_seq_length",)
+        return processor_class()(
+            GotOcr2ImageProcessorPil.from_pretrained(name_or_path, **hub),
+            tokenizer,
+            chat_template=chat_template(name_or_path, settings, tokenizer),
+            **{name: settings[name] for name in kept if name in settings},
+        )
+
+    def set_pixel_budget(self, processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> None:
+        """As whole tiles, the overview not counted: ``image_processor.min_patches`` and ``max_patches``."""
+        pictures, tile = processor.image_processor, _pixels(processor) ** 2
+        least = pictures.min_patches if min_pixels is None else math.ceil(min_pixels / tile)
+        most = pictures.max_patches if max_pixels is None else max_pixels // tile
+        if most < 1:
+            raise ValueError(
+                f"--max_pixels {max_pixels:,}: expected at least {tile:,}, one tile of {self.name}"
+            )
+        if not 1 <= least <= most:
+            raise ValueError(
+                f"--min_pixels, --max_pixels: found at least {least} and at most {most} tiles of {tile:,} pixels, "
+                "expected 1 <= least <= most; give both"
+            )
+        pictures.min_patches, pictures.max_patches = least, most
+
+    # --- rows --------------------------------------------------------------------------------------------
+    def blank(self, processor: Any) -> Encoded:
+        """``<img>``, one tile of zeros (the mean colour), ``</img>``."""
+        count, pixels = processor.image_seq_length, _pixels(processor)
+        names = [BEGIN, *[IMAGE] * count, END]
+        ids = np.array(processor.tokenizer.convert_tokens_to_ids(names), dtype=np.int64)
+        return Encoded(
+            input_ids=ids,
+            labels=np.full_like(ids, IGNORED),
+            turn_spans=(),
+            images=(tiled_tokens(1, (1, 1), math.isqrt(count), (pixels, pixels)),),
+            media={"pixel_values": torch.zeros(1, 3, pixels, pixels)},
+        )
+
+    def packed(self, config: Any, samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """``position_ids`` [1, tokens]: each sample's tokens counted from 0, by which transformers tells them apart."""
+        return {"position_ids": restarting_positions(samples)[None]}
+
+    # --- configuration alone -----------------------------------------------------------------------------
+    def tower_sequences(
+        self, config: Any, layer: int, inputs: Mapping[str, Any]
+    ) -> list[TowerSequence] | None:
+        """A class token and the patches of one tile, each tile a picture of its own: the tower is not told which
+        belong together. They come a picture's tiles row by row, then its overview, then the next picture's."""
+        rows, columns = _patches(config)
+        return tower.whole_images([rows * columns] * len(inputs["hidden_states"]), class_tokens=1)
+
+    def attention_shape(self, config: Any, name: str) -> AttentionShape:
+        if name.startswith("layer_"):
+            return language_shape(config.text_config)
+        vision = config.vision_config
+        heads = vision.num_attention_heads
+        return AttentionShape(
+            heads, heads, vision.hidden_size // heads, "patches at patches of their tile, and a class token"
+        )
+
+    def image_arithmetic(self, config: Any, size_pixels: Size) -> ImageArithmetic:
+        pixels = config.vision_config.image_size[0]
+        rows, columns = _tiles(size_pixels, pixels, PUBLISHED_TILES)
+        down, across = _patches(config)
+        merge = round(1 / config.downsample_ratio)
+        views, each = _views((rows, columns)), down * across // merge**2
+        words = (
+            f"{size_pixels[0]} × {size_pixels[1]} pixels, resized to {columns * pixels} × {rows * pixels} → {columns} "
+            f"× {rows} tiles of {pixels}{' and an overview' if views > 1 else ''} → {across} × {down} patches each → "
+            f"merged {merge} × {merge} → {views} × {each} = {views * each} tokens"
+        )
+        return ImageArithmetic(
+            (columns * pixels, rows * pixels), (rows * down, columns * across), views * each, words
+        )
+
+
+def processor_class() -> Any:
+    """transformers' processor without its video half; made when it is asked for."""
+    from transformers import InternVLProcessor
+
+    class PicturesProcessor(InternVLProcessor):
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return ["image_processor", "tokenizer"]
+
+    PicturesProcessor.__name__ = InternVLProcessor.__name__  # what is saved names transformers' own
+    return PicturesProcessor
+
+
+class _Framed:
+    """A processor whose chat template has ``<img>`` and ``</img>`` around a picture's place; transformers' own
+    processor puts them there after the template."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor, self.tokenizer = processor, processor.tokenizer
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        written = self.processor.apply_chat_template(messages, **options)
+        bare = written.replace(f"{BEGIN}{IMAGE}{END}", IMAGE)
+        return bare.replace(IMAGE, f"{BEGIN}{IMAGE}{END}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tiles
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def tiled_tokens(start: int, tiles: Grid, side: int, size: Size) -> ImageTokens:
+    """A picture of (width, height) pixels stretched over (rows, columns) of tiles, each of side × side tokens, tile
+    after tile from ``start`` on.
+
+    1 × 2 tiles of 2 × 2 tokens, from 0: cells, row by row, are tokens 0, 1, 4, 5 and 2, 3, 6, 7.
+    """
+    rows, columns = tiles[0] * side, tiles[1] * side
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    tile = row // side * tiles[1] + column // side
+    x, y = np.linspace(0, size[0], columns + 1), np.linspace(0, size[1], rows + 1)
+    return ImageTokens(
+        positions=start + tile * side**2 + row % side * side + column % side,
+        grid=(rows, columns),
+        cell_boxes_pixels=np.stack([x[column], y[row], x[column + 1], y[row + 1]], axis=1),
+        image_size_pixels=size,
+        through_connector=False,
+    )
+
+
+def _tiles(size: Size, pixels: int, bounds: tuple[int, int]) -> Grid:
+    """(rows, columns) of tiles for a picture of (width, height) pixels; ``bounds``: least and most tiles."""
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+    columns, rows = get_optimal_tiled_canvas((size[1], size[0]), (pixels, pixels), *bounds)
+    return rows, columns
+
+
+def _views(tiles: Grid) -> int:
+    """Pictures that the tower sees of one: its tiles, and an overview where they are several."""
+    count = tiles[0] * tiles[1]
+    return count if count == 1 else count + 1
+
+
+def _bounds(processor: Any, ref: ImageRef) -> tuple[int, int]:
+    """Least and most tiles of one picture: the processor's, and no more than it may have itself."""
+    least, most = processor.image_processor.min_patches, processor.image_processor.max_patches
+    if ref.max_pixels is not None:
+        most = max(min(most, ref.max_pixels // _pixels(processor) ** 2), 1)
+    return min(least, most), most
+
+
+def _pixels(processor: Any) -> int:
+    """Pixels a side of a tile."""
+    return processor.image_processor.size["height"]
+
+
+def _patches(config: Any) -> Grid:
+    """(rows, columns) of patches of a tile."""
+    vision = config.vision_config
+    return vision.image_size[0] // vision.patch_size[0], vision.image_size[1] // vision.patch_size[1]
+
+
+def _written_boxes(ref: BoxRef) -> Sequence[str | Control]:
+    """``<ref>dog</ref><box>[[250, 0, 500, 1000]]</box>`` in thousandths of the picture (InternVL's documentation, "Chat
+    data format", grounding and detection data)."""
+    label = () if ref.label is None else (Control("<ref>"), ref.label, Control("</ref>"))
+    corners = [list(in_thousandths(box)) for box in ref.boxes]
+    return (*label, Control("<box>"), str(corners), Control("</box>"))
+
+
+def _pieces(conversation: Conversation, counts: Sequence[int]) -> list[tuple[Any, list[Piece]]]:
+    """Each turn as its role and what it is made of."""
+    left = iter(counts)
+    turns: list[tuple[Any, list[Piece]]] = []
+    for turn in conversation.turns:
+        pieces: list[Piece] = []
+        for part in turn.parts:
+            if isinstance(part, ImageRef):
+                pieces.append(Picture(next(left)))
+            elif isinstance(part, BoxRef):
+                pieces += _written_boxes(part)
+            else:
+                pieces.append(part)
+        turns.append((turn.role, pieces))
+    return turns
+
+
+def _media(
+    processor: Any, opened: Sequence[Any], bounds: Sequence[tuple[int, int]], tiles: Sequence[Grid]
+) -> dict[str, torch.Tensor]:
+    """``pixel_values`` Float[tiles and overviews of all, 3, pixels, pixels]."""
+    if not opened:
+        return {}
+    found = []
+    for picture, (least, most), grid in zip(opened, bounds, tiles, strict=True):
+        # The processor's own file says False; transformers' processor overrules it in each call.
+        options = {"crop_to_patches": True, "min_patches": least, "max_patches": most}
+        pixels = processor.image_processor(picture, return_tensors="pt", **options)["pixel_values"]
+        assert len(pixels) == _views(grid), (
+            f"counted {_views(grid)} tiles, the image processor made {len(pixels)}"
+        )
+        found.append(pixels)
+    return {"pixel_values": torch.cat(found)}
+
+
+def _size(ref: ImageRef) -> Size:
+    return ref.size_pixels or size_of(ref.path if ref.data is None else ref)
