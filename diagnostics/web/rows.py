@@ -24,7 +24,8 @@ class ReplyRows:
     for each token and layer would cost a small model a tenth of its time; it is paid where a cache with a sliding
     window has begun to forget keys.
 
-    names       language layers, ``layer_N``, causal where no mask of four axes says otherwise, and layers of the tower, ``vision_layer_N``
+    names       language layers, ``layer_N``, causal where no mask of four axes says otherwise, and layers of the tower,
+                ``vision_layer_N``
     positions   ascending: which rows of the prompt to keep
 
     One sequence, without padding.
@@ -126,7 +127,7 @@ class ReplyRows:
         last = self._last[name]
         place = torch.from_numpy(positions).to(last.query.device)[:, None]
         key = torch.arange(last.lengths[1], device=place.device)
-        allowed = key <= place
+        allowed = (key <= place)[None]  # heads or 1, rows, keys
         if window := last.options.get("sliding_window"):
             allowed &= place - key < window
         if (seen := self._seen.get(name)) is not None and positions[0] < self._prompt:
