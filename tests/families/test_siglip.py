@@ -14,7 +14,7 @@ from finetune.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.families.base import attention_modules
 from finetune.families.idefics3 import tiles_of
 from finetune.lengths import measure
-from tests.families.tiny_siglip import GEMMA3_WINDOW, SIGLIPS
+from tests.families.tiny_siglip import GEMMA3_WINDOW, PALIGEMMA_WINDOW, SIGLIPS
 
 CPU = torch.device("cpu")
 
@@ -119,7 +119,7 @@ def test_rows_of_the_tower_are_its_own(tiny, processor, model):
     np.testing.assert_allclose(seen.attention_weights["vision_layer_1"], expected, atol=1e-6)
 
 
-def gemma3_sees(encoded, layer):
+def gemma3_sees(encoded, layer, config):
     """Before them and, inside one picture, after them; in the first layer no further back than the window."""
     place = np.arange(len(encoded.input_ids))
     picture = np.full(len(place), -1)
@@ -130,11 +130,25 @@ def gemma3_sees(encoded, layer):
     return ((back >= 0) | together) & (back < (GEMMA3_WINDOW if layer == 0 else len(place)))
 
 
-def causal(encoded, layer):
+def causal(encoded, layer, config):
     return np.tri(len(encoded.input_ids), dtype=bool)
 
 
-SEES = {"gemma3": gemma3_sees, "idefics3": causal, "smolvlm": causal}
+def paligemma_sees(encoded, layer, config):
+    """Pictures and question all of each other, the answer what is before it; Gemma 2's first layer has a window."""
+    place = np.arange(len(encoded.input_ids))
+    back = place[:, None] - place
+    prefix = place < encoded.turn_spans[-1][0]
+    window = PALIGEMMA_WINDOW if config.text_config.model_type == "gemma2" and layer == 0 else len(place)
+    return (prefix[:, None] & prefix) | ((back >= 0) & (back < window))
+
+
+SEES = {
+    "gemma3": gemma3_sees,
+    "idefics3": causal,
+    "smolvlm": causal,
+    "paligemma": paligemma_sees,
+}
 
 
 def test_a_row_has_weight_where_its_token_may_look_and_nowhere_else(tiny, processor, model):
@@ -143,7 +157,7 @@ def test_a_row_has_weight_where_its_token_may_look_and_nowhere_else(tiny, proces
         model(**padded([encoded], CPU, left=False))
     for layer in (0, 1):
         rows = seen.attention_weights[f"layer_{layer}"][0]
-        assert ((rows > 0).any(0) == SEES[tiny.family.name](encoded, layer)).all()
+        assert ((rows > 0).any(0) == SEES[tiny.family.name](encoded, layer, model.config)).all()
         assert np.isfinite(seen.highest_logits[f"layer_{layer}"]).all()
 
 
@@ -390,3 +404,95 @@ def test_tokens_of_pictures_are_counted_with_every_view(tiled, tmp_path):
     said = Conversation((Turn("user", (*refs, "?")), Turn("assistant", ("red",))))
     counted = measure([said], processor, family, workers=1, cache_dir=tmp_path, say=pytest.fail)
     assert counted.image_tokens.tolist() == [8 * 4]
+
+
+# --- PaliGemma -------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def paligemma(tmp_path_factory):
+    return SIGLIPS["paligemma"].family, SIGLIPS["paligemma"].processor(tmp_path_factory.mktemp("paligemma"))
+
+
+def test_paligemma_tokens_by_hand(paligemma):
+    """Pictures of the first question go before everything, later ones before their question, which is read causally."""
+    family, processor = paligemma
+    said = Conversation(
+        (
+            Turn("system", ("be",)),
+            Turn("user", ("a", ImageRef("x", noise((50, 31))), "b?")),
+            Turn("assistant", ("now",)),
+            Turn("user", ("c", ImageRef("y", noise((31, 50))), "d?")),
+            Turn("assistant", ("e",)),
+        )
+    )
+    found = family.encode(processor, said)
+    picture = ["<image>"] * 25
+    prefix = [*picture, "<bos>", *"be", "▁", *"ab?", "\n"]
+    suffix = ["n", "ow", "<eos>", *picture, *"cd?", "\n", "e", "<eos>"]
+    assert found.input_ids.tolist() == ids(processor, *prefix, *suffix)
+    assert found.per_token["token_type_ids"].tolist() == [0] * len(prefix) + [1] * len(suffix)
+    learned = [one for one in found.labels.tolist() if one != -100]
+    assert learned == ids(processor, "n", "ow", "<eos>", "e", "<eos>")
+    assert [one.positions[0] for one in found.images] == [0, len(prefix) + 3]
+
+
+def test_paligemma_reads_as_its_own_processor_does(paligemma):
+    family, processor = paligemma
+    pictures = [noise((50, 31)), noise((31, 50), 1)]
+    found = family.encode(processor, about(*pictures, question="what 塔?", answer="now it"))
+    text = "<image><image>what 塔?"
+    expected = processor(images=pictures, text=text, suffix="now it")
+    assert found.input_ids.tolist() == expected["input_ids"][0]
+    assert found.per_token["token_type_ids"].tolist() == expected["token_type_ids"][0]
+    assert found.labels.tolist() == expected["labels"][0].tolist()
+    assert np.array_equal(found.media["pixel_values"], np.stack(expected["pixel_values"]))
+
+
+def test_paligemma_writes_boxes_as_locations(paligemma):
+    family, processor = paligemma
+    boxes = ((0.25, 0.0, 0.5, 1.0), (0.1, 0.2, 0.3, 0.4))
+    ref = BoxRef("as written", boxes, "the dog")
+    found = family.encode(processor, about(noise((50, 31)), answer=("see ", ref)))
+    start, end = found.turn_spans[-1]
+    said = processor.tokenizer.decode(found.input_ids[start:end].tolist())
+    assert (
+        said
+        == "see <loc0000><loc0256><loc1023><loc0512> the dog ; <loc0204><loc0102><loc0409><loc0307> the dog"
+    )
+    assert processor.tokenizer.convert_tokens_to_ids("<loc1023>") in found.input_ids[start:end]
+
+
+def test_paligemma_s_processor_comes_back(paligemma, tmp_path):
+    family, processor = paligemma
+    processor.save_pretrained(tmp_path)
+    again = family.load_processor(tmp_path)
+    assert again.image_seq_length == 25 and len(again.tokenizer) == len(processor.tokenizer)
+    assert again.tokenizer.convert_tokens_to_ids("<image>") == processor.image_token_id
+
+
+def test_paligemma_s_answers_do_not_see_ahead():
+    """Gemma 2's soft-capped kernel included: what comes after an answer's token does not change it."""
+    for name in ("paligemma", "paligemma2"):
+        tiny = SIGLIPS[name]
+        model, processor = tiny.model(), tiny.processor(None)
+        first, second = (
+            padded([tiny.family.encode(processor, about(noise((50, 31)), answer=answer))], CPU, left=False)
+            for answer in ("abcd", "abxy")
+        )
+        with torch.no_grad():
+            one, other = model(**first).logits[0], model(**second).logits[0]
+        changed = (one != other).any(-1).nonzero()[:, 0]
+        assert changed.min() == len(one) - 3  # the third letter; the fourth and the end follow
+
+
+def test_paligemma_numbers_of_the_published_model():
+    from transformers import PaliGemmaConfig
+
+    vision = {"image_size": 448, "patch_size": 14, "hidden_size": 1152, "num_attention_heads": 16}
+    config, family = PaliGemmaConfig(vision_config=vision), SIGLIPS["paligemma"].family
+    found = family.image_arithmetic(config, (1600, 900))
+    assert (found.resized_pixels, found.patches, found.tokens) == ((448, 448), (32, 32), 1024)
+    shape = family.attention_shape(config, "layer_0")
+    assert (shape.heads, shape.key_heads, shape.head_width) == (8, 1, 256) and "further" not in shape.looks
+    two = SIGLIPS["paligemma2"].model().config
+    assert "none further back than 6" in family.attention_shape(two, "layer_0").looks
+    assert "further" not in family.attention_shape(two, "layer_1").looks

@@ -72,6 +72,7 @@ class Tiny:
 
     default_system   what its template says first where a conversation has no system turn; "" for nothing
     unpackable       words of the error that packing is; "" where samples may share a row
+    rows_first       boxes are written top, left, bottom, right
     lead             what an answer's tokens begin with beside its words: the space after ``Assistant:``
     tower_patches    of one call of the tower, where it sees more or less than the cells of one picture; 0: a multiple
                      of the cells
@@ -84,6 +85,7 @@ class Tiny:
     tower_patches: int = 0
     unpackable: str = ""
     lead: str = ""
+    rows_first: bool = False
 
     def write(self, folder: Path) -> Path:
         """A checkpoint folder."""

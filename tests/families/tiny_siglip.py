@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,19 @@ from transformers import (
     GemmaTokenizer,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
     Qwen2Tokenizer,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from finetune.families.gemma3 import Gemma3Family
 from finetune.families.idefics3 import Idefics3Family, SmolVLMFamily
+from finetune.families.paligemma import PaliGemmaFamily
 from tests.families.tiny_families import Tiny, built
 
 # --- Gemma 3 ---------------------------------------------------------------------------------------------
@@ -149,8 +155,56 @@ def of_tiles(family: Idefics3Family, model_class: Any, config_class: Any) -> Tin
     )  # fmt: skip
 
 
+# --- PaliGemma -------------------------------------------------------------------------------------------
+PALIGEMMA_SIDE, PALIGEMMA_PATCH = 20, 4
+PALIGEMMA_TOKENS = (PALIGEMMA_SIDE // PALIGEMMA_PATCH) ** 2
+PALIGEMMA_WINDOW = 7
+
+
+def paligemma_processor(folder: Path) -> Any:
+    size = {"height": PALIGEMMA_SIDE, "width": PALIGEMMA_SIDE}
+    pictures = SiglipImageProcessorPil(size=size, image_seq_length=PALIGEMMA_TOKENS)
+    return PaliGemmaProcessor(
+        pictures, sentencepiece_tokenizer(("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"))
+    )
+
+
+def paligemma(**text: Any) -> nn.Module:
+    tokenizer = paligemma_processor(Path()).tokenizer
+    text = {
+        "model_type": "gemma", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 1, "head_dim": 16, "intermediate_size": 48, "vocab_size": len(tokenizer),
+        "max_position_embeddings": 512, **text,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "image_size": PALIGEMMA_SIDE, "patch_size": PALIGEMMA_PATCH, "vision_use_head": False,
+    }  # fmt: skip
+    config = PaliGemmaConfig(
+        text_config=text, vision_config=vision, projection_dim=32, hidden_size=32,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    return built(PaliGemmaForConditionalGeneration, config)
+
+
+def paligemma2() -> nn.Module:
+    """On Gemma 2: windows in every other layer, attention logits soft-capped."""
+    return paligemma(
+        model_type="gemma2", num_key_value_heads=2, sliding_window=PALIGEMMA_WINDOW, query_pre_attn_scalar=8,
+        attn_logit_softcapping=2.0, final_logit_softcapping=5.0,
+    )  # fmt: skip
+
+
+def of_prefixes(model: Callable[[], nn.Module]) -> Tiny:
+    return Tiny(
+        PaliGemmaFamily(), model, paligemma_processor, unpackable="cannot share a row", rows_first=True
+    )
+
+
 SIGLIPS = {
     "gemma3": Tiny(Gemma3Family(), gemma3, gemma3_processor, unpackable="cannot share a row"),
     "idefics3": of_tiles(Idefics3Family(), Idefics3ForConditionalGeneration, Idefics3Config),
     "smolvlm": of_tiles(SmolVLMFamily(), SmolVLMForConditionalGeneration, SmolVLMConfig),
+    "paligemma": of_prefixes(paligemma),
+    "paligemma2": of_prefixes(paligemma2),
 }
