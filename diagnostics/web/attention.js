@@ -280,7 +280,7 @@ async function draw() {
   await drawImage();
   await drawCross();
   drawTokens(parts.text, seen.text);
-  parts.textWords.textContent = seen.text ? t("text_words").replace("{text}", percent(seen.text_mass)).replace("{image}", percent(seen.image_mass)) : t("language_only");
+  parts.textWords.textContent = seen.text ? t("text_words").replace("{text}", percent(seen.text_mass)).replace("{image}", percent(seen.image_mass)).replace("{most}", percent(brightest(seen.text))) : t("language_only");
   if (seen.matrix) {
     parts.matrix.hidden = false;
     const { rows, columns, values } = seen.matrix;
@@ -323,10 +323,13 @@ async function drawCross() {
   parts.crossWords.textContent = !cross.length ? t("language_only") : left > 0 ? t("more_tokens").replace("{left}", left) : "";
 }
 
+/** The highest share of a token of text: those of a picture are shown as one, without colour. */
+const brightest = (values) => top(state.facts.runs.filter((run) => run.image === null).map((run) => values[run.start]), 1e-6);
+
 /** Tokens on ground of their share; the tokens of a picture are one. `values` is a share for each token, or null. */
 function drawTokens(where, values) {
   if (!values) { where.replaceChildren(); return; }
-  const most = top(values, 1e-6);
+  const most = brightest(values);
   const pieces = [];
   state.facts.runs.forEach(({ start, end, image }) => {
     const share = values.slice(start, end).reduce((sum, value) => sum + (value ?? 0), 0);

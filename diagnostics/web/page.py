@@ -423,8 +423,8 @@ def _wire_visit(page: Page, blocks: gr.Blocks, key: gr.State, language: gr.Radio
 def _comparison(page: Page, key: gr.State, language: gr.Radio, worded: list[Worded]) -> Comparison:
     words, names = TEXTS["en"], page.checkpoints.names()
     with gr.Row():
-        before = gr.Dropdown(names, value=names[0][1], label=words["before"], elem_id="before")
-        after = gr.Dropdown(names, value=names[-1][1], label=words["after"], elem_id="after")
+        before = gr.Dropdown(names, value=names[0][1], label=words["before"], elem_id="before", min_width=260)
+        after = gr.Dropdown(names, value=names[-1][1], label=words["after"], elem_id="after", min_width=260)
     with gr.Row():
         picture = gr.Image(
             type="filepath",

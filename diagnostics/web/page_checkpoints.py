@@ -53,9 +53,11 @@ class Checkpoints:
 
     def names(self) -> list[tuple[str, str]]:
         """(words for a person, key) of each, in the order of training: the bare model first."""
-        own = short_name(self._engine.name)
-        bare = [(f"{own} − adapter", "adapter_off")] if self._engine.has_adapter else []
-        return [*bare, (own, "own"), *((short_name(name), name) for name in self._paths)]
+        own = (short_name(self._engine.name), "own")
+        others = [(short_name(name), name) for name in self._paths]
+        if not self._engine.has_adapter:
+            return [own, *others]
+        return [(f"{own[0]}, adapter off", "adapter_off"), *others, own]
 
     def engine(self, key: str) -> Engine:
         """Raises ValueError for a key that was not offered, or where there is no memory for another model."""

@@ -211,14 +211,15 @@ def test_the_overview_chooses(address, driver):
     visit.until(visit.drawn)
     overview = visit.one(f"{ATTENTION} canvas.overview")
     visit.js("arguments[0].scrollIntoView({block: 'center'})", overview)
-    size = overview.size
-    corner = (size["width"] // 2 - 10, size["height"] // 2 - 10)  # the last layer's last head
-    visit.changes(ActionChains(driver).move_to_element_with_offset(overview, *corner).click().perform)
-    values = visit.js(
-        "return [...document.querySelectorAll(arguments[0])].map(one => one.value)",
-        f"{ATTENTION} .controls input[type=range]",
+    place = visit.js(  # of layer 1, head 2, from the canvas' middle
+        "const {left, above} = arguments[0].squares, {width, height} = arguments[0].getBoundingClientRect();"
+        "return [(left + (1 - left) * 2.5 / 4 - 0.5) * width, (above + (1 - above) * 1.5 / 4 - 0.5) * height]",
+        overview,
     )
-    assert values == ["3", "3"]
+    click = ActionChains(driver).move_to_element_with_offset(overview, *map(round, place)).click()
+    visit.changes(click.perform)
+    code = "return [...document.querySelectorAll(arguments[0])].map(one => one.value)"
+    assert visit.js(code, f"{ATTENTION} .controls input[type=range]") == ["1", "2"]
 
 
 def test_a_change_is_on_screen_soon(address, driver):

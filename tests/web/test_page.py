@@ -201,6 +201,7 @@ def test_stop_keeps_what_was_written(page):
     *_, last = steps
     assert last[0][-1]["content"] == "a "
     assert page.rooms.get(key).said == [("what?", "a ")]
+    assert ask(page, key, "and now?")[-1][0][-1]["content"] == "a cat"  # stopped once, not for ever
 
 
 def test_a_visitor_who_leaves_while_it_writes(page):
@@ -421,6 +422,11 @@ def test_one_other_checkpoint_is_kept_open(tmp_path):
         def with_checkpoint(self, path):
             opened.append(path.name)
             return FakeEngine()
+
+    adapted = FakeEngine()
+    adapted.has_adapter = True
+    names = [name for _, name in Checkpoints(adapted, [tmp_path / "a"]).names()]  # type: ignore[arg-type]
+    assert names == ["adapter_off", str(tmp_path / "a"), "own"]
 
     choices = Checkpoints(Engine(), [tmp_path / "a", tmp_path / "b"])  # type: ignore[arg-type]
     for name in ("a", "a", "b", "a"):
