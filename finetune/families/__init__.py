@@ -46,13 +46,15 @@ __all__ = [
 def family_of(config: Any) -> Family:
     """The family that a configuration belongs to.
 
-    Raises ValueError where no family knows it, with the model type found and the families there are.
+    Raises ValueError where no family knows it, with the model type found, the families there are, and what to write.
     """
     for family in FAMILIES:
         if family.matches(config):
             return family
+    blind = "" if hasattr(config, "vision_config") else " (it has no vision_config: does the model see pictures?)"
     raise ValueError(
-        f"no known model family for a configuration of type {getattr(config, 'model_type', None)!r} "
-        f"(known: {', '.join(family.name for family in FAMILIES)}); "
-        "a family is one file in finetune/families/ and one line in its __init__.py"
+        f"no known model family for a configuration of type {getattr(config, 'model_type', None)!r}{blind}; known: "
+        f"{', '.join(family.name for family in FAMILIES)}. What is missing is one file in finetune/families/ that says "
+        "where its modules are, how it reads a conversation and where its pictures lie, and one line in __init__.py: "
+        "docs/add-a-family.md"
     )
