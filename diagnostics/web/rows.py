@@ -45,7 +45,6 @@ class ReplyRows:
         ] = {}  # rows of steps that saw the last keys alone: Float[heads, keys]
         self._eyes: dict[str, list[Call]] = {}  # of connector and tower
 
-    @torch.no_grad()
     def __call__(self, name: str, call: Call, output: Tensor) -> Tensor:
         if name == CONNECTOR or (name in self._names and not name.startswith("layer_")):
             self._eyes.setdefault(name, []).append(call)
@@ -57,7 +56,7 @@ class ReplyRows:
                 self._queries[name].append(call.query)
                 self._last[name] = call
             else:
-                self._late.setdefault(name, []).append(_every_row(call)[0, :, 0].half())
+                self._late.setdefault(name, []).append(_only_row(call))
         return output
 
     @property
@@ -108,6 +107,7 @@ class ReplyRows:
             sequences = [joined(list(sequences))]
         return _by_patch(rows, sequences)
 
+    @torch.no_grad()
     def _begin(self, name: str, call: Call) -> None:
         self._prompt = call.lengths[0]
         places = torch.from_numpy(self._prompt_positions).to(call.query.device)
@@ -142,6 +142,11 @@ class ReplyRows:
 def _allowed(mask: Tensor) -> Tensor:
     """A mask that adds forbids by its type's lowest number."""
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+@torch.no_grad()
+def _only_row(call: Call) -> Float[Tensor, "heads keys"]:
+    return _every_row(call)[0, :, 0].half()
 
 
 def _every_row(call: Call) -> Float[Tensor, "batch heads queries keys"]:

@@ -49,17 +49,17 @@ def test_prompt_and_steps_under_a_window_of_two_with_shared_key_heads(drawn):
 
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("most", [2, 99])
-def test_a_prompt_that_sees_itself_whole(drawn, adds, most):
-    """A prefix is not causal: its mask, one for all queries, says what may be seen."""
+def test_a_prompt_that_is_not_causal(drawn, adds, most):
+    """A mask says what each token of the prompt may see: the first one the last, too."""
     query, key = drawn(1, 2, 4, 8), drawn(1, 2, 4, 8)
-    mask = torch.tensor([True, False, True])[None, None, None]
+    mask = torch.tensor([[True, False, True], [True, True, True], [False, True, True]])[None, None]
     given = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min) if adds else mask
     taken = ReplyRows(["layer_0"], [0, 2])
-    prompt = call(query[:, :, :3], key[:, :, :3])._replace(mask=given.expand(-1, -1, 3, -1))
-    taken("layer_0", prompt, query)
+    taken("layer_0", call(query[:, :, :3], key[:, :, :3])._replace(mask=given), query)
     taken("layer_0", call(query[:, :, [3]], key), query)
     expected = np.zeros((2, 3, 4), np.float32)
-    expected[:, :2, [0, 2]] = softmax_rows(query[:, :, [0, 2]], key[:, :, [0, 2]])
+    expected[:, 0, [0, 2]] = softmax_rows(query[:, :, [0]], key[:, :, [0, 2]])[:, 0]
+    expected[:, 1, [1, 2]] = softmax_rows(query[:, :, [2]], key[:, :, [1, 2]])[:, 0]
     expected[:, 2] = softmax_rows(query[:, :, [3]], key)[:, 0]
     np.testing.assert_allclose(taken.rows("layer_0", most), expected[:, -most:], atol=1e-3)
 
