@@ -23,12 +23,12 @@ import numpy as np
 from jaxtyping import Float
 from torch import nn
 
-from diagnostics.capture import AttentionExtractor
+from diagnostics.capture import AttentionExtractor, in_all_layers
 from diagnostics.geometry import cells_from_row, region_coverage
 from diagnostics.metrics import enrichment, random_coverages
 from diagnostics.probes import Probe, Relation
 from diagnostics.reading import Reader, find_span, padded, text_spans
-from finetune.families import Encoded, ImageTokens
+from finetune.families import Encoded, ImageTokens, bare_model
 
 CONTROLS = 16
 
@@ -119,6 +119,7 @@ def _read(
     image = encoded.images[0]
     subject = region_coverage(probe.regions[probe.relation.subject], image)
     patches = np.flatnonzero(subject > 0)
+    vision = vision and _sees_cells(model, reader, image)
     count = sum(1 for _ in model.get_submodule(reader.family.paths.vision_layers).children())
     layers = key_vision_layers(count) if vision else ()
     with AttentionExtractor(
@@ -140,12 +141,21 @@ def _read(
         word = cells_from_row(np.stack(rows)[:, :, 0], image, connector)
         for end in ("subject", "object"):
             coverage = region_coverage(probe.regions[getattr(probe.relation, end)], image)
-            found[f"phrase/{end}"] = enrichment(word, coverage)
+            found[f"phrase/{end}"] = in_all_layers(model, reader.family, enrichment(word, coverage))
     if ends.nouns is not None:
-        found["nouns"] = np.stack(rows)[:, :, -1, list(ends.nouns[0])].sum(-1)
+        on_first = np.stack(rows)[:, :, -1, list(ends.nouns[0])].sum(-1)
+        found["nouns"] = in_all_layers(model, reader.family, on_first)
     if vision:
         found |= _read_vision(weights, layers, probe, probe.relation, image, subject[patches])
     return found
+
+
+def _sees_cells(model: nn.Module, reader: Reader, image: ImageTokens) -> bool:
+    """Are the tower's patches of the picture its cells? Counting a row does not tell: a tile of 32 × 32 patches has as
+    many as a picture of 2 × 2 tiles has cells, where 2 × 2 patches are merged."""
+    config = bare_model(model).config
+    rows, columns = reader.family.image_arithmetic(config, image.image_size_pixels).patches
+    return rows * columns == image.grid[0] * image.grid[1]
 
 
 def _read_vision(

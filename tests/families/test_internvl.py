@@ -11,8 +11,9 @@ from transformers import InternVLConfig
 from diagnostics.capture import AttentionExtractor
 from diagnostics.depth import QUICK
 from diagnostics.probe import Prober
-from diagnostics.probes import Probe
-from diagnostics.reading import padded
+from diagnostics.probes import Probe, Relation
+from diagnostics.reading import Reader, padded
+from diagnostics.relations import read_relation
 from finetune.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.families.base import AttentionShape
 from finetune.families.internvl import tiled_tokens
@@ -243,3 +244,18 @@ def test_probes_are_run(processor, model, tmp_path):
         assert record.region_mass["r"].min() > 0 and record.region_mass["r"].max() < 1
         assert {one.kind for one in record.interventions} == {"occlusion", "knockout"}
         assert np.isfinite([one.margin_nats for one in record.interventions]).all()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (16, 16)])
+def test_patches_of_a_tile_are_not_taken_for_cells(processor, model, tmp_path, size):
+    """32 × 32 pixels are 2 × 2 tiles: 16 cells, and each tile has 16 patches."""
+    picture(size).save(tmp_path / "a.png")
+    regions = {"cat": ((0, 0, 8, 8),), "table": ((8, 8, 16, 16),)}
+    phrases = {"cat": "cat", "table": "table"}
+    asked = "is the cat on the table?"
+    relation = Relation("on", "cat", "table")
+    probe = Probe("p", "g", (tmp_path / "a.png",), asked, "yes", "no", regions, phrases, relation)
+    with torch.no_grad():
+        found = read_relation(model, Reader(FAMILY, processor), probe)
+    assert {"phrase/subject", "phrase/object", "nouns"} <= found.keys()
+    assert "vision" not in found

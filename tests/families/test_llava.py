@@ -211,10 +211,15 @@ def test_a_budget_of_pixels_is_refused(processor):
 @pytest.mark.parametrize("media", [True, False])
 def test_boxes_are_fractions_of_the_padded_square(processor, media):
     """100 × 60 pixels in a square of 100 with margins of 20: a quarter down the picture is 20 + 15 pixels."""
-    ref = BoxRef("x", ((0.25, 0.25, 0.5, 1.0), (0.0, 0.0, 0.1, 0.5)), "dog</s>")
-    found = FAMILY.encode(processor, about(picture((100, 60)), answer=("see ", ref)), media=media)
-    answer = processor.tokenizer.decode(found.input_ids[slice(*found.turn_spans[-1])].tolist())
-    assert answer == "see dog</s> [0.25, 0.35, 0.50, 0.80], [0.00, 0.20, 0.10, 0.50]"
+    boxes = ((0.25, 0.25, 0.5, 1.0), (0.0, 0.0, 0.1, 0.5))
+    for size, said in (
+        ((100, 60), "[0.25, 0.35, 0.50, 0.80], [0.00, 0.20, 0.10, 0.50]"),
+        ((60, 100), "[0.35, 0.25, 0.50, 1.00], [0.20, 0.00, 0.26, 0.50]"),
+    ):
+        answer = ("see ", BoxRef("x", boxes, "dog</s>"))
+        found = FAMILY.encode(processor, about(picture(size), answer=answer), media=media)
+        learned = processor.tokenizer.decode(found.input_ids[slice(*found.turn_spans[-1])].tolist())
+        assert learned == f"see dog</s> {said}"
 
 
 # --- what attends ----------------------------------------------------------------------------------------
