@@ -21,8 +21,8 @@ class ReplyRows:
 
     While the model generates only queries are kept. A cache never changes a key, so the last step's keys are those
     that every token before it saw, and the rows of a layer are one product when the reply has been told. A product
-    for each token and layer would cost a small model a tenth of its time; it is paid where a cache with a sliding
-    window has begun to forget keys.
+    for each token and layer would be paid while the user waits; it is, where a cache with a sliding window has begun
+    to forget keys.
 
     names       language layers, ``layer_N``, causal where no mask of four axes says otherwise, and layers of the tower,
                 ``vision_layer_N``
