@@ -220,8 +220,8 @@ def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:
 def open_checkpoint(args: Arguments, plan: adaptation.Plan) -> tuple[Any, families.Family]:
     """Processor and family of the model, whose modules are checked against the flags: no weights yet.
 
-    Raises ValueError for a LoRA target that matches nothing, for a key layer that there is not, and for a pixel budget
-    that the family cannot keep.
+    Raises ValueError for a LoRA target that matches nothing, for a key layer that there is not, for a pixel budget that
+    the family cannot keep, and for packing where its samples cannot share a row.
     """
     name, cache = str(args.model.model_name_or_path), args.model.cache_dir
     config = checkpoint.load_config(name, cache_dir=cache)
@@ -233,6 +233,8 @@ def open_checkpoint(args: Arguments, plan: adaptation.Plan) -> tuple[Any, famili
     check_key_layers(args, model, family)
     processor = checkpoint.load_processor(name, cache_dir=cache)
     family.set_pixel_budget(processor, min_pixels=args.data.min_pixels, max_pixels=args.data.max_pixels)
+    if args.data.packing:
+        family.packed(config, [family.blank(processor)])  # here, not in the first batch
     return processor, family
 
 
@@ -374,11 +376,12 @@ def describe(
 
 
 def check_key_layers(args: Arguments, model: Any, family: families.Family) -> None:
-    """Raises ValueError for a key layer that the model does not have."""
-    count = len(model.get_submodule(family.paths.language_layers))
-    wrong = [layer for layer in args.monitor.chosen_layers() if layer >= count]
+    """Raises ValueError for a key layer that the model does not have, or that has no attention map."""
+    attending = families.base.attending_layers(model, family)
+    wrong = [layer for layer in args.monitor.chosen_layers() if layer not in attending]
     if wrong:
-        raise ValueError(f"--key_layers: found {wrong}, expected layers of this model, 0 to {count - 1}")
+        expected = families.base.layer_words(attending)
+        raise ValueError(f"--key_layers: found {wrong}, expected layers of this model, {expected}")
 
 
 def evaluators(ready: Ready, writer: Any) -> list[TrainerCallback]:

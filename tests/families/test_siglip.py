@@ -1,5 +1,9 @@
 """Families with SigLIP eyes: cells where pixels are, rows of tower and language layers, probes, processors on disk."""
 
+import importlib.util
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +21,7 @@ from finetune.lengths import measure
 from tests.families.tiny_siglip import GEMMA3_WINDOW, PALIGEMMA_WINDOW, SIGLIPS
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", params=[*SIGLIPS])
@@ -185,6 +190,20 @@ def test_two_probes(tiny, processor, model, tmp_path):
         assert "a cow" in "".join(record.tokens) and record.rows.shape[:2] == (2, 4)
         np.testing.assert_allclose(record.rows.sum(-1), 1, atol=1e-5)
         assert {one.kind for one in record.interventions} == {"occlusion", "knockout"}
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
+def test_packing_is_refused_before_training(name, tmp_path):
+    spec = importlib.util.spec_from_file_location("finetune_program", ROOT / "finetune.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    SIGLIPS[name].write(tmp_path / "model")
+    turns = [{"from": "user", "value": "a?"}, {"from": "assistant", "value": "b"}]
+    (tmp_path / "data.json").write_text(json.dumps([{"id": "1", "conversations": turns}]))
+    flags = ["--model_name_or_path", f"{tmp_path}/model", "--data_path", f"{tmp_path}/data.json", "--dry_run"]
+    with pytest.raises(ValueError, match=f"{name}: samples cannot share a row.*train without --packing"):
+        program.prepare([*flags, "--output_dir", f"{tmp_path}/out", "--packing", "True"])
+    assert program.prepare([*flags, "--output_dir", f"{tmp_path}/out"]) is None
 
 
 # --- Gemma 3 ---------------------------------------------------------------------------------------------
