@@ -130,12 +130,12 @@ class LlavaFamily:
                 name_or_path,
             )
         pictures.do_pad, pictures.do_center_crop = True, False
-        kept = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
+        needed = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
         return LlavaProcessor(
             pictures,
             tokenizer,
             chat_template=chat_template(name_or_path, settings, tokenizer),
-            **{name: settings[name] for name in kept if name in settings},
+            **said(name_or_path, settings, needed),
         )
 
     def set_pixel_budget(self, processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> None:
@@ -196,6 +196,20 @@ def language_shape(text: Any) -> AttentionShape:
     heads = text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
     return AttentionShape(heads, text.num_key_value_heads, width, "tokens at tokens before them")
+
+
+def said(name: str, settings: Mapping[str, Any], needed: Sequence[str]) -> dict[str, Any]:
+    """What a checkpoint's processor_config.json says, by which pictures' tokens are counted.
+
+    Raises ValueError where it says less; early revisions of published checkpoints did.
+    """
+    missing = [one for one in needed if settings.get(one) is None]
+    if missing:
+        raise ValueError(
+            f"{name}: processor_config.json says nothing of {', '.join(missing)}, by which the tokens of a picture are "
+            "counted; take the file from the published model's newest revision"
+        )
+    return {one: settings[one] for one in needed}
 
 
 def chat_template(name: str, settings: Mapping[str, Any], tokenizer: Any) -> str:

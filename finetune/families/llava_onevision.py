@@ -35,7 +35,7 @@ from finetune.families.base import (
 )
 from finetune.families.boxes import as_json, in_thousandths
 from finetune.families.chat import Picture, Piece, encode_chat
-from finetune.families.llava import TurnByTurn, chat_template, language_shape, square_tokens
+from finetune.families.llava import TurnByTurn, chat_template, language_shape, said, square_tokens
 from finetune.families.tower import TowerSequence
 from finetune.images import open_image, size_of
 
@@ -141,12 +141,12 @@ class LlavaOnevisionFamily:
 
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
         settings, _ = processor_class().get_processor_dict(name_or_path, **hub)
-        kept = ("num_image_tokens", "vision_feature_select_strategy", "vision_aspect_ratio")
+        needed = ("num_image_tokens", "vision_feature_select_strategy", "vision_aspect_ratio")
         return processor_class()(
             LlavaOnevisionImageProcessorPil.from_pretrained(name_or_path, **hub),
             tokenizer,
             chat_template=chat_template(name_or_path, settings, tokenizer),
-            **{name: settings[name] for name in kept if name in settings},
+            **said(name_or_path, {"vision_aspect_ratio": "anyres_max_9", **settings}, needed),
         )
 
     def set_pixel_budget(self, processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> None:

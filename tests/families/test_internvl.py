@@ -171,6 +171,23 @@ def test_what_is_saved_names_transformers_own_class(tmp_path):
     assert (saved["processor_class"], saved["image_seq_length"]) == ("InternVLProcessor", EACH)
 
 
+def test_folders_as_they_are_published_are_read(tmp_path):
+    """Settings of pictures in a file of their own, for a class that needs torchvision; a template in JSON."""
+    processor = TINY.processor(tmp_path)
+    processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    pictures = {**saved.pop("image_processor"), "image_processor_type": "GotOcr2ImageProcessorFast"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(saved))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(pictures))
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": processor.chat_template}))
+    loaded = FAMILY.load_processor(str(tmp_path))
+    conversation = about(picture((90, 61)), words="a<|im_end|>")
+    one, other = (FAMILY.encode(either, conversation) for either in (processor, loaded))
+    assert one.input_ids.tolist() == other.input_ids.tolist()
+    assert torch.equal(one.media["pixel_values"], other.media["pixel_values"])
+
+
 # --- what attends ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("tile", [0, 2])
