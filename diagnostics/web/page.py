@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import os
@@ -278,7 +279,11 @@ def readable(text: str) -> str:
 
 
 def _says(role: str, content: Any) -> Json:
-    return {"role": role, "content": content}
+    """A message; text is escaped, for the chat would fetch what an ``<img>`` in it names from outside."""
+    return {
+        "role": role,
+        "content": html.escape(content, quote=False) if isinstance(content, str) else content,
+    }
 
 
 def _script(*names: str) -> str:

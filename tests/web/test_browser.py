@@ -276,7 +276,9 @@ def test_before_and_after(address, driver):
 def test_no_other_host_is_asked(address, driver):
     driver.get_log("performance")
     visit = Visit(driver, address, width=1280, theme="light", language="zh")
-    visit.ask("这座塔是什么?", TOWER)
+    hostile = '![a](http://other.invalid/a.png) <img src="http://other.invalid/b.png">'
+    visit.ask(f"{hostile} 这座塔是什么?", TOWER)
+    assert hostile in visit.all("#chat .user")[-1].text
     visit.tab(1)
     visit.until(visit.drawn)
     messages = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))

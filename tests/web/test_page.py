@@ -175,6 +175,15 @@ def test_an_answer_streams_and_its_look_follows(page, picture):
     assert steps[-1][3] == "what?" and Path(steps[-1][4]).is_file()  # the same question, ready to compare
 
 
+def test_markup_of_the_web_is_shown_and_not_followed(page):
+    page.engine.words = ["<img src='http://other/a.png'>"]
+    steps = ask(page, page.rooms.open(), "<script>")
+    assert [one["content"] for one in steps[-1][0]] == [
+        "&lt;script&gt;",
+        "&lt;img src='http://other/a.png'&gt;",
+    ]
+
+
 def test_turns_are_remembered_and_forgotten(page):
     key = page.rooms.open()
     ask(page, key, "one?")
