@@ -42,7 +42,8 @@ class Calibration:
     heads         (layer, head) that look at named regions most, best first
     chosen        False where nothing stood out, or too few probes were there, so that layers are evenly spaced
     probes        ids of the probes it rests on; no verdict may use them
-    enrichment    for each language layer: times its area's share that the region gets, mean over heads and probes
+    enrichment    for each language layer: times its area's share that the region gets, mean over heads and probes;
+                  None, here and below, for a layer without an attention map
     by_chance     the same of area-matched random regions
     p_adjusted    for each language layer: chance of that difference, Benjamini-Hochberg over layers
     why           one sentence
@@ -52,9 +53,9 @@ class Calibration:
     heads: tuple[tuple[int, int], ...]
     chosen: bool
     probes: tuple[str, ...]
-    enrichment: tuple[float, ...]
-    by_chance: tuple[float, ...]
-    p_adjusted: tuple[float, ...]
+    enrichment: tuple[float | None, ...]
+    by_chance: tuple[float | None, ...]
+    p_adjusted: tuple[float | None, ...]
     why: str
 
     def save(self, path: Path) -> None:
@@ -144,14 +145,16 @@ def calibrate(
     pictures = [_picture(probe) for probe, _ in used]
     region = np.stack([_enrichment(probe, record, record.region_mass) for probe, record in used])
     random = np.stack([_enrichment(probe, record, record.random_mass) for probe, record in used])
+    attending = np.flatnonzero(np.isfinite(region).all((0, 2)))  # the others have no attention map
+    region, random = region[:, attending], random[:, attending]
     gain = (region - random).mean(-1)  # [probes, layers]
     chance = benjamini_hochberg(np.array([sign_flip_p(one, pictures) for one in gain.T]))
     effects = [effect_size(one, pictures) or 0.0 for one in gain.T]
     most = max(1, min(LAYERS_WANTED, gain.shape[1] // 2))
     found = [layer for layer in range(gain.shape[1]) if effects[layer] > 0 and chance[layer] < SIGNIFICANT]
-    best = sorted(sorted(found, key=lambda layer: -effects[layer])[:most])
-    share = np.stack([record.visual_share for _, record in used]).mean(0)
-    heads = _heads(region, random, pictures, share)
+    best = sorted(int(attending[place]) for place in sorted(found, key=lambda place: -effects[place])[:most])
+    share = np.stack([record.visual_share for _, record in used]).mean(0)[attending]
+    heads = tuple((int(attending[at]), head) for at, head in _heads(region, random, pictures, share))
     of = "answered right" if used is right else "of any answer"
     if best:
         why = (
@@ -169,11 +172,17 @@ def calibrate(
         heads,
         bool(best),
         names,
-        tuple(map(float, region.mean((0, 2)))),
-        tuple(map(float, random.mean((0, 2)))),
-        tuple(map(float, chance)),
+        _by_number(region.mean((0, 2)), attending),
+        _by_number(random.mean((0, 2)), attending),
+        _by_number(chance, attending),
         why,
     )
+
+
+def _by_number(values: np.ndarray, attending: np.ndarray) -> tuple[float | None, ...]:
+    """One for each layer up to the last that attends; None where a layer has no attention map."""
+    found = dict(zip(attending.tolist(), values.tolist(), strict=True))
+    return tuple(found.get(layer) for layer in range(int(attending[-1]) + 1))
 
 
 def _heads(

@@ -27,6 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from finetune.families import Family, attention_modules, bare_model, family_of
+from finetune.families.base import attending_layers, language_layers, layer_words
 from finetune.families.tower import TowerSequence, joined
 
 ROW_SUM_TOLERANCE = 1e-4
@@ -120,7 +121,7 @@ class AttentionExtractor:
 
     @property
     def language_names(self) -> tuple[str, ...]:
-        """``layer_0`` to the last language layer, in order."""
+        """``layer_0`` to the last language layer, in order; without those that have no attention map."""
         return tuple(name for name in self._modules if name.startswith("layer_"))
 
     @property
@@ -718,8 +719,8 @@ def head_means(
     *,
     limit_bytes: int = HEAD_MEANS_LIMIT_BYTES,
 ) -> Float[np.ndarray, "layers query key"]:
-    """Every row of every language layer, averaged over heads, of one sequence: np.float32, range [0, 1], each
-    row's sum 1. What rollout multiplies.
+    """Every row of every language layer that attends, averaged over heads, of one sequence: np.float32, range [0, 1],
+    each row's sum 1. What rollout multiplies.
 
     The one thing here that is tokens × tokens: 4 · layers · tokens² bytes on the host, 128 MiB for 32 layers and
     1,024 tokens, 2 GiB for 4,096. Beyond it, on the device: a few buffers of ``CHUNK_BYTES`` (32 MiB), or of one
@@ -765,6 +766,16 @@ def _write_head_means(call: Call, out: Float[np.ndarray, "query key"]) -> None:
         positions = torch.arange(start, min(start + chunk, queries), device=device)[None]
         logits = attention_logits(call, torch.zeros(1, dtype=torch.long, device=device), positions)
         out[start : start + chunk] = _to_numpy(attention_rows(logits)[0].mean(0))
+
+
+def in_all_layers(
+    model: nn.Module, family: Family, values: Float[np.ndarray, "attending ..."]
+) -> Float[np.ndarray, "layers ..."]:
+    """Numbers of the layers that attend → of all language layers, so that a layer's number is its place: np.float32,
+    NaN where a layer has no attention map."""
+    found = np.full((len(language_layers(model, family)), *values.shape[1:]), np.nan, np.float32)
+    found[list(attending_layers(model, family))] = values
+    return found
 
 
 def _check_rows(
@@ -827,9 +838,10 @@ def _wanted_names(
     language = [name for name in modules if name.startswith("layer_")]
     vision = [name for name in modules if name.startswith("vision_layer_")]
     wanted = set(language) if key_layers is None else {f"layer_{index}" for index in key_layers}
+    attending = [int(name.removeprefix("layer_")) for name in language]
     for name in sorted(wanted - set(language)):
         raise ValueError(
-            f"no language layer {name.removeprefix('layer_')}; expected 0 to {len(language) - 1}"
+            f"no language layer {name.removeprefix('layer_')}; expected {layer_words(attending)}"
         )
     for name in (f"vision_layer_{index}" for index in vision_layers):
         if name not in modules:

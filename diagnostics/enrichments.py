@@ -121,15 +121,21 @@ def layer_chances(groups: Mapping[str, Sequence[ProbePair]]) -> Heads:
 
 
 def head_chances(groups: Mapping[str, Sequence[ProbePair]]) -> Heads:
-    """p of every layer and head, adjusted for all of them in all groups."""
+    """p of every layer that attends and head, adjusted for all of them in all groups."""
     with_region = {name: [p for p in pairs if p.region is not None] for name, pairs in groups.items()}
     members = {name: pairs for name, pairs in with_region.items() if pairs}
     before, after = ({name: _masses(pairs, side) for name, pairs in members.items()} for side in SIDES)
     return significant_heads(before, after, {name: images_of(pairs) for name, pairs in members.items()})
 
 
-def _masses(pairs: Sequence[ProbePair], side: str) -> Float[np.ndarray, "probes layers heads"]:
-    return np.stack([getattr(pair, side).region_mass[pair.region] for pair in pairs])
+def _attending(pairs: Sequence[ProbePair]) -> list[int]:
+    """Numbers of the layers that have an attention map; the others' numbers are NaN."""
+    return np.flatnonzero(np.isfinite(pairs[0].before.visual_share).all(1)).tolist()
+
+
+def _masses(pairs: Sequence[ProbePair], side: str) -> Float[np.ndarray, "probes attending heads"]:
+    layers = _attending(pairs)
+    return np.stack([getattr(pair, side).region_mass[pair.region][layers] for pair in pairs])
 
 
 def heads(pairs: Sequence[ProbePair], chances: Float[np.ndarray, "layers heads"] | None) -> Json | None:
@@ -142,11 +148,12 @@ def heads(pairs: Sequence[ProbePair], chances: Float[np.ndarray, "layers heads"]
     order = np.argsort(chances, axis=None, kind="stable")
     count = int((chances < SIGNIFICANT).sum())
     listed = []
+    numbers = _attending(members)
     for place in order[: min(count, HEADS_LISTED)]:
         layer, head = divmod(int(place), chances.shape[1])
         listed.append(
             {
-                "layer": layer,
+                "layer": numbers[layer],
                 "head": head,
                 "before": float(before[:, layer, head].mean()),
                 "after": float(after[:, layer, head].mean()),

@@ -18,7 +18,7 @@ from torch import nn
 
 from finetune.checkpoint import load_config, skeleton
 from finetune.families import Family, attention_modules, family_of
-from finetune.families.base import ImageArithmetic
+from finetune.families.base import ImageArithmetic, language_layers
 
 PICTURE = (1280, 720)
 """Width and height of the example: neither square nor a multiple of any patch."""
@@ -129,7 +129,7 @@ def _attention(
     patches = image.patches[0] * image.patches[1]
     names = {id(module): name for name, module in model.named_modules()}
     kinds: list[AttentionKind] = []
-    for name, module in attention_modules(model, family).items():
+    for name, module in _layers(model, family):
         queries, keys = (tokens, tokens) if name.startswith("layer_") else (patches, patches)
         if name == "visual_attn":
             queries = image.tokens
@@ -147,6 +147,15 @@ def _attention(
             one = _grown(kinds.pop(), one)
         kinds.append(one)
     yield from kinds
+
+
+def _layers(model: nn.Module, family: Family) -> Iterator[tuple[str, nn.Module]]:
+    """What attends, by name, and between them the language layers that do not."""
+    attending = attention_modules(model, family)
+    for index, layer in enumerate(language_layers(model, family)):
+        name = f"layer_{index}"
+        yield name, attending.pop(name, layer)
+    yield from attending.items()
 
 
 def _alike(before: AttentionKind, now: AttentionKind) -> bool:
@@ -226,6 +235,7 @@ def mermaid(found: Architecture) -> str:
     kinds = {
         kind.first.rpartition("_")[0] if kind.first != "visual_attn" else kind.first: kind
         for kind in found.attention
+        if kind.heads
     }
 
     def box(key: str, title: str, *facts: str) -> str:

@@ -166,7 +166,8 @@ def layers_heads_figure(
     """One number for each layer and head, before, after and difference: the overview of the whole model.
 
     Args:
-        before, after: Float[layers, heads], same shape; e.g. the region mass of a group's mean.
+        before, after: Float[layers, heads], same shape; e.g. the region mass of a group's mean. Layers of NaN, which
+            have no attention map, stay blank.
         key_layers: layers marked beside the axis.
 
     Raises:
@@ -179,8 +180,8 @@ def layers_heads_figure(
     layers, heads = before.shape
     figure = Figure(figsize=(8, min(7.0, max(2.8, 1.5 + 0.16 * layers))), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    top = float(max(before.max(), after.max(), 1e-9))
-    swing = float(max(np.abs(after - before).max(), 1e-9))
+    top = float(max(np.nanmax(before), np.nanmax(after), 1e-9))
+    swing = float(max(np.nanmax(np.abs(after - before)), 1e-9))
     for axes, values, name in zip(panels, (before, after), names, strict=False):
         shown = axes.imshow(
             values, cmap="inferno", vmin=0.0, vmax=top, aspect="auto", interpolation="nearest"

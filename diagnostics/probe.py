@@ -4,9 +4,10 @@ this."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from diagnostics.capture import AttentionExtractor, head_means, self_check
+from diagnostics.capture import AttentionExtractor, head_means, in_all_layers, self_check
 from diagnostics.depth import QUICK, Depth
 from diagnostics.geometry import cells_from_row, region_coverage
 from diagnostics.gradients import gradient_rows
@@ -38,6 +39,7 @@ from diagnostics.relations import read_relation
 from diagnostics.sinks import sink_dimensions, sink_tokens, without_sinks
 from diagnostics.trials import TrialRunner, summed_nats
 from finetune.families import Encoded, Family, ImageTokens, bare_model, family_of
+from finetune.families.base import attending_layers, layer_words
 
 MAX_NEW_TOKENS = 16
 BATCH_SIZE = 16
@@ -47,11 +49,12 @@ GENERIC_QUESTION = "Write a general description of the image."  # relative atten
 
 
 def auto_key_layers(model: nn.Module, family: Family | None = None) -> tuple[int, ...]:
-    """Four language layers, evenly spaced, the last among them: of 32 they are 8, 16, 24, 31; of 4, 1, 2, 3."""
-    bare = bare_model(model)
-    paths = (family or family_of(bare.config)).paths
-    count = sum(1 for _ in bare.get_submodule(paths.language_layers).children())
-    return tuple(sorted({min(round(quarter * count / 4), count - 1) for quarter in (1, 2, 3, 4)}))
+    """Four language layers, evenly spaced, the last among them: of 32 they are 8, 16, 24, 31; of 4, 1, 2, 3. Of those
+    that attend, where some do not."""
+    attending = attending_layers(model, family or family_of(bare_model(model).config))
+    count = len(attending)
+    places = {min(round(quarter * count / 4), count - 1) for quarter in (1, 2, 3, 4)}
+    return tuple(attending[place] for place in sorted(places))
 
 
 class Prober:
@@ -62,8 +65,8 @@ class Prober:
     batch_size   sequences in one forward
     autocast     the precision of a training that mixes them (bf16 or fp16 over fp32 weights); None: the weights'
 
-    The model's state is restored after each run (``observing``). Raises ValueError naming the probe where an
-    answer or a phrase cannot be placed in the tokens.
+    The model's state is restored after each run (``observing``). Raises ValueError for a key layer that does not exist
+    or has no attention map, and naming the probe where an answer or a phrase cannot be placed in the tokens.
     """
 
     def __init__(
@@ -83,6 +86,10 @@ class Prober:
         self.processor = processor
         self.family = family or family_of(self.model.config)
         self.reader = Reader(self.family, processor)
+        self.attending = attending_layers(self.model, self.family)
+        for layer in key_layers:
+            if layer not in self.attending:
+                raise ValueError(f"no language layer {layer}; expected {layer_words(self.attending)}")
         self.key_layers = tuple(key_layers)
         self.probes = tuple(probes)
         self.depth = depth
@@ -147,6 +154,7 @@ class Prober:
         probe, images = asked.probe, asked.answer.images
         connector = seen.connector[0] if seen.connector else None
         answer_rows = seen.rows[:, :, 0]
+        whole = partial(in_all_layers, self.model, self.family)
         record = AttentionRecord(
             probe_id=probe.id,
             group=probe.group,
@@ -155,20 +163,21 @@ class Prober:
             tokens=asked.tokens,
             queries=asked.queries,
             layers=self.key_layers,
-            rows=seen.rows[list(self.key_layers)],
+            rows=seen.rows[[self.attending.index(layer) for layer in self.key_layers]],
             image_tokens=images,
             connector=seen.connector,
-            region_mass=_masses(probe, answer_rows, seen, images),
-            visual_share=visual_share(answer_rows, _image_positions(asked.answer)).astype(np.float32),
+            region_mass=_each(whole, _masses(probe, answer_rows, seen, images)),
+            visual_share=whole(visual_share(answer_rows, _image_positions(asked.answer))),
             scores=Scores(seen.answer_nats, seen.foil_nats, reply),
             interventions=tuple(runner.interventions(asked, self.depth, self.key_layers, connector)),
-            random_mass=_masses(probe, answer_rows, seen, images, at_random=True),
+            random_mass=_each(whole, _masses(probe, answer_rows, seen, images, at_random=True)),
             sinks=seen.sinks,
-            region_mass_without_sinks=_masses_without_sinks(
-                probe, answer_rows, seen, images, self.key_layers
+            region_mass_without_sinks=_each(
+                whole,
+                _masses_without_sinks(probe, answer_rows, seen, images, self.key_layers, self.attending),
             ),
-            head_entropy=row_entropy(answer_rows, asked.queries[0].position + 1).astype(np.float32),
-            highest_logit=seen.highest_logit,
+            head_entropy=whole(row_entropy(answer_rows, asked.queries[0].position + 1)),
+            highest_logit=whole(seen.highest_logit),
         )
         margin = record.scores.margin_nats
         if not self.depth.curves or margin is None or not probe.regions:
@@ -329,8 +338,8 @@ class Prober:
 
 
 class _Seen(NamedTuple):
-    """What one forward showed of a probe: Float32[all layers, heads, queries, keys], the connector's maps,
-    Float32[all layers, heads] of the answer query's highest logits, and Bool[key layers, keys] of sinks."""
+    """What one forward showed of a probe: Float32[attending layers, heads, queries, keys], the connector's maps,
+    Float32[attending layers, heads] of the answer query's highest logits, and Bool[key layers, keys] of sinks."""
 
     answer_nats: float
     foil_nats: float | None
@@ -398,13 +407,20 @@ def _masses_without_sinks(
     seen: _Seen,
     images: Sequence[ImageTokens],
     key_layers: Sequence[int],
+    attending: Sequence[int],
 ) -> dict[str, np.ndarray]:
     """The same of rows whose sinks are 0. A layer's sinks are known in key layers; others go by the nearest below,
     since a sink, once there, stays through the layers."""
     if not seen.sinks.any():
         return {}
-    nearest = np.maximum(np.searchsorted(list(key_layers), np.arange(len(rows)), side="right") - 1, 0)
+    nearest = np.maximum(np.searchsorted(list(key_layers), list(attending), side="right") - 1, 0)
     return _masses(probe, without_sinks(rows, seen.sinks[nearest][:, None]), seen, images)
+
+
+def _each(
+    change: Callable[[np.ndarray], np.ndarray], named: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    return {name: change(values) for name, values in named.items()}
 
 
 def _image_positions(encoded: Encoded) -> np.ndarray:

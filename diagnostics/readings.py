@@ -103,5 +103,7 @@ def collapse_of(pairs: Sequence[ProbePair]) -> Json | None:
         for what in ("head_entropy", "highest_logit")
         for side in SIDES
     ]
-    found = collapse(*means)
-    return {**found._asdict(), "lowest_entropy": found.lowest_entropy._asdict()}
+    attending = np.flatnonzero(np.isfinite(means[0]).all(1))  # the others have no attention map
+    found = collapse(*(one[attending] for one in means))
+    lowest = found.lowest_entropy._replace(layer=int(attending[found.lowest_entropy.layer]))
+    return {**found._asdict(), "lowest_entropy": lowest._asdict()}

@@ -32,6 +32,7 @@ from diagnostics.reading import Reader, Reading, padded, parted
 from diagnostics.records import Intervention
 from finetune.conversation import ImageRef
 from finetune.families import Encoded
+from finetune.families.base import language_layers
 
 MOST_OF_THE_PICTURE = 0.9
 
@@ -112,7 +113,7 @@ class TrialRunner:
                 continue
             ways: list[tuple[str, tuple[int, int] | None]] = [(kind, None) for kind in depth.kinds]
             if depth.windows and region == probe.main_region:
-                count = len(self.extractor.language_names)
+                count = len(language_layers(self.model, self.extractor.family))
                 ways += [(KNOCKOUT, window_of(layer, count)) for layer in key_layers]
             others = random_regions(
                 boxes, asked.answer.images[0].image_size_pixels, count=depth.controls, name=probe.id
@@ -171,7 +172,8 @@ class TrialRunner:
         logits = read.logits[:, -1:].repeat_interleave(2, dim=0)  # [case, tail], tails within a case
         if max(len(tail) for tail in tails) > 1:
             cache = read.past_key_values
-            cache.batch_repeat_interleave(2)
+            # Not ``batch_repeat_interleave``: caches of linear attention have none.
+            cache.reorder_cache(torch.arange(len(prompts), device=device).repeat_interleave(2))
             ends = nn.utils.rnn.pad_sequence([tail[:-1] for tail in tails], batch_first=True)
             ends = ends.repeat(len(prompts), 1).to(device)
             twice = {name: mask.repeat_interleave(2, dim=0) for name, mask in blocked.items()}
@@ -240,4 +242,8 @@ def _blocked(batch: Sequence[Case], names: Sequence[str], *, answer_query: int) 
 
 
 def _window(case: Case, language: Sequence[str]) -> Sequence[str]:
-    return [] if case.layers is None else language[case.layers[0] : case.layers[1] + 1]
+    """Of the layers that attend, those in the window."""
+    if case.layers is None:
+        return []
+    first, last = case.layers
+    return [name for name in language if first <= int(name.removeprefix("layer_")) <= last]

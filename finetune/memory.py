@@ -264,6 +264,8 @@ def layer_of(model: nn.Module, layers: str, attention: str) -> tuple[Layer, int]
     """
     stack = list(bare_model(model).get_submodule(layers).children())
     first = stack[0]
+    if not all(hasattr(layer, attention) for layer in stack):  # layers of several kinds (linear attention)
+        return None
     linears = [
         module
         for name, module in first.named_modules()

@@ -13,6 +13,7 @@ from finetune.families.llava_onevision import LlavaOnevisionFamily
 from finetune.families.paligemma import PaliGemmaFamily
 from finetune.families.qwen2_5_vl import Qwen25VLFamily
 from finetune.families.qwen2_vl import Qwen2VLFamily
+from finetune.families.qwen3_5 import Qwen35Family, Qwen35MoeFamily
 from finetune.families.qwen3_vl import Qwen3VLFamily, Qwen3VLMoeFamily
 from finetune.families.qwen_vl import QwenVLFamily
 
@@ -22,6 +23,8 @@ FAMILIES: tuple[Family, ...] = (
     Qwen25VLFamily(),
     Qwen3VLFamily(),
     Qwen3VLMoeFamily(),
+    Qwen35Family(),
+    Qwen35MoeFamily(),
     LlavaFamily(),
     LlavaOnevisionFamily(),
     InternVLFamily(),
@@ -51,7 +54,9 @@ def family_of(config: Any) -> Family:
     for family in FAMILIES:
         if family.matches(config):
             return family
-    blind = "" if hasattr(config, "vision_config") else " (it has no vision_config: does the model see pictures?)"
+    blind = (
+        "" if hasattr(config, "vision_config") else " (it has no vision_config: does the model see pictures?)"
+    )
     raise ValueError(
         f"no known model family for a configuration of type {getattr(config, 'model_type', None)!r}{blind}; known: "
         f"{', '.join(family.name for family in FAMILIES)}. What is missing is one file in finetune/families/ that says "

@@ -205,14 +205,37 @@ def attention_modules(model: nn.Module, family: Family) -> dict[str, nn.Module]:
     """Every module that attends, by the name under which its rows are reported.
 
     ``layer_N`` language layers, ``visual_attn`` the connector's cross-attention, ``vision_layer_N`` the tower.
+    Language layers without an attention map (the family's ``attention_shape`` is None) are not among them; the others
+    keep their numbers.
     """
-    return dict(_attention_modules(bare_model(model), family.paths))
+    return dict(_attention_modules(bare_model(model), family))
 
 
-def _attention_modules(model: nn.Module, paths: ModulePaths) -> Iterator[tuple[str, nn.Module]]:
-    for index, layer in enumerate(model.get_submodule(paths.language_layers).children()):
-        yield f"layer_{index}", layer.get_submodule(paths.language_attention)
+def _attention_modules(model: nn.Module, family: Family) -> Iterator[tuple[str, nn.Module]]:
+    paths = family.paths
+    layers = language_layers(model, family)
+    for index in attending_layers(model, family):
+        yield f"layer_{index}", layers[index].get_submodule(paths.language_attention)
     if paths.connector_attention is not None:
         yield "visual_attn", model.get_submodule(paths.connector_attention)
     for index, layer in enumerate(model.get_submodule(paths.vision_layers).children()):
         yield f"vision_layer_{index}", layer.get_submodule(paths.vision_attention)
+
+
+def language_layers(model: nn.Module, family: Family) -> list[nn.Module]:
+    """All of them, in order, whether they attend or not."""
+    return list(bare_model(model).get_submodule(family.paths.language_layers).children())
+
+
+def attending_layers(model: nn.Module, family: Family) -> tuple[int, ...]:
+    """Numbers of the language layers that have an attention map: of hybrids (linear attention) only some."""
+    config: Any = bare_model(model).config
+    numbers = range(len(language_layers(model, family)))
+    return tuple(at for at in numbers if family.attention_shape(config, f"layer_{at}") is not None)
+
+
+def layer_words(attending: Sequence[int]) -> str:
+    """Which layers can be asked for, in an error: "0 to 3", "3, 7 (the others have no attention map)"."""
+    if [*attending] == [*range(len(attending))]:
+        return f"0 to {len(attending) - 1}"
+    return f"{', '.join(map(str, attending))} (the others have no attention map)"

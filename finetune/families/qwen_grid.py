@@ -1,4 +1,4 @@
-"""What Qwen2-VL, Qwen2.5-VL and Qwen3-VL share: pictures of any shape become grids of cells, a token for each.
+"""What Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5 share: pictures of any shape become grids of cells, a token for each.
 
 A picture is resized to whole cells of ``patch_size · merge_size`` pixels a side, keeping its shape as nearly as that
 allows; patches of ``patch_size`` go through the tower, and a merger makes one token of ``merge_size²`` of them:
@@ -87,7 +87,7 @@ class QwenGridFamily:
             for ref, size, budget in zip(refs, sizes, budgets, strict=True)
         ]
         chat = encode_chat(
-            processor,
+            self.chat_template(processor),
             self._pieces(processor, conversation, resized),
             image_token=IMAGE_PAD,
             end_of_turn=IM_END,
@@ -110,6 +110,10 @@ class QwenGridFamily:
             media=_pixels(processor, opened, budgets, resized),
             per_token={"mm_token_type_ids": kinds},
         )
+
+    def chat_template(self, processor: Any) -> Any:
+        """What writes conversations: the processor, or one that has its ``tokenizer`` and ``apply_chat_template``."""
+        return processor
 
     def _pieces(
         self, processor: Any, conversation: Conversation, resized: Sequence[Size]
@@ -197,7 +201,7 @@ class QwenGridFamily:
     ) -> list[TowerSequence] | None:
         return tower.frames(inputs["grid_thw"].tolist(), config.vision_config.spatial_merge_size)
 
-    def attention_shape(self, config: Any, name: str) -> AttentionShape:
+    def attention_shape(self, config: Any, name: str) -> AttentionShape | None:
         if name.startswith("layer_"):
             text = config.text_config
             # Qwen3 says it, Qwen2 shares the hidden size among its heads.

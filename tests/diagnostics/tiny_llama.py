@@ -18,7 +18,9 @@ PATHS = ModulePaths(
     connector=(),
     connector_attention=None,
 )
-FAMILY = SimpleNamespace(name="llama", paths=PATHS)
+FAMILY = SimpleNamespace(
+    name="llama", paths=PATHS, attention_shape=lambda config, name: "any: all layers attend"
+)
 IDS = torch.tensor([[5, 6, 7, 8, 9, 3, 2], [1, 4, 4, 8, 1, 2, 6]])
 
 

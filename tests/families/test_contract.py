@@ -19,16 +19,17 @@ from finetune.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.data import Collator, Sample
 from finetune.evaluation import prompts
 from finetune.families import family_of
-from finetune.families.base import attention_modules, bare_model
+from finetune.families.base import attending_layers, attention_modules, bare_model
 from finetune.loss import token_nats
 from tests.families import invented
 from tests.families.tiny_families import ALL, Tiny
 from tests.families.tiny_llava import LLAVAS
+from tests.families.tiny_qwen3_5 import HYBRIDS
 from tests.families.tiny_siglip import SIGLIPS
 
 IGNORED = -100
 INVENTED = Tiny(invented.InventedFamily(), invented.model, invented.processor)
-FAMILIES = {**ALL, **LLAVAS, **SIGLIPS, "invented": INVENTED}
+FAMILIES = {**ALL, **HYBRIDS, **LLAVAS, **SIGLIPS, "invented": INVENTED}
 
 
 @pytest.fixture(scope="module", params=[*FAMILIES])
@@ -131,7 +132,9 @@ def test_every_parameter_is_of_a_component(family, model):
 
 def test_every_module_that_attends_is_found(family, model):
     modules = attention_modules(model, family)
-    assert {"layer_0", "layer_1", "vision_layer_0"} <= modules.keys()
+    attending = attending_layers(model, family)
+    assert len(attending) >= 2
+    assert {*(f"layer_{layer}" for layer in attending), "vision_layer_0"} <= modules.keys()
     for name, module in modules.items():
         shape = family.attention_shape(model.config, name)
         assert shape is not None and shape.heads % shape.key_heads == 0
@@ -370,20 +373,20 @@ def test_rows_of_attention_are_those_of_eager(family, processor, model, encoded)
     inputs = padded([encoded[1]], torch.device("cpu"), left=False)
     with torch.no_grad():
         plain = model(**inputs).logits
-        with AttentionExtractor(model, [0, 1], family=family) as seen:
+        with AttentionExtractor(model, attending_layers(model, family), family=family) as seen:
             assert torch.equal(model(**inputs).logits, plain)
         eager = copy.deepcopy(model)
         eager.set_attn_implementation("eager")
         expected = eager(**inputs, output_attentions=True).attentions
-    for layer in (0, 1):
-        assert np.abs(seen.attention_weights[f"layer_{layer}"] - expected[layer].numpy()).max() < 1e-6
+    for layer, rows in zip(attending_layers(model, family), expected, strict=True):
+        assert np.abs(seen.attention_weights[f"layer_{layer}"] - rows.numpy()).max() < 1e-6
 
 
 def test_rows_of_the_tower_are_over_the_patches_of_each_picture(tiny, family, processor, model, encoded):
     inputs = padded([encoded[2]], torch.device("cpu"), left=False)
     with (
         torch.no_grad(),
-        AttentionExtractor(model, [0], images=[0], vision_layers=[0], family=family) as seen,
+        AttentionExtractor(model, [], images=[0], vision_layers=[0], family=family) as seen,
     ):
         model(**inputs)
     rows = seen.attention_weights["vision_layer_0"]
