@@ -249,7 +249,8 @@ def data_address(picture: Image.Image) -> str:
     small = picture.convert("RGB")
     factor = PICTURE_MAX_PIXELS / max(small.size)
     # Small ones grow: a box and the borders of cells are drawn on them.
-    small = small.resize(tuple(max(1, round(side * factor)) for side in small.size), Image.Resampling.BICUBIC)
+    width, height = (max(1, round(side * factor)) for side in small.size)
+    small = small.resize((width, height), Image.Resampling.BICUBIC)
     out = io.BytesIO()
     small.save(out, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
