@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from diagnostics.capture import AttentionExtractor, head_means
 from diagnostics.causal import region_tokens
 from diagnostics.compare import compare
 from diagnostics.depth import FULL, QUICK
+from diagnostics.enrichments import heads
 from diagnostics.geometry import region_coverage
 from diagnostics.hidden import HiddenStates
 from diagnostics.inspect import architecture, mermaid, table
+from diagnostics.pairs import pair_all
 from diagnostics.plots import layers_heads_figure
-from diagnostics.probe import Prober, auto_key_layers
+from diagnostics.probe import Prober, _masses_without_sinks, auto_key_layers
 from diagnostics.reading import padded
 from finetune import memory
 from finetune.families.base import attending_layers, attention_modules, layer_words
@@ -83,7 +86,6 @@ def test_a_layer_without_a_map_cannot_be_asked_for(model, processor, asked):
 def test_training_refuses_a_key_layer_without_a_map(model):
     import importlib.util
     from pathlib import Path
-    from types import SimpleNamespace
 
     path = Path(__file__).parent.parent.parent / "finetune.py"
     spec = importlib.util.spec_from_file_location("finetune_program", path)
@@ -134,6 +136,19 @@ def test_numbers_of_all_layers_are_at_their_places(model, processor, records, pr
     assert record.visual_share[3] == pytest.approx(cells.sum(-1), abs=1e-5)
     mass = (cells @ region_coverage(probe.regions["disc"], encoded.images[0])) / cells.sum(-1)
     assert record.region_mass["disc"][3] == pytest.approx(mass, abs=1e-5)
+
+
+def test_sinks_are_left_out_of_the_layers_in_which_they_were_found(prober, asked):
+    """Rows that look at every token alike; in layer 3, and there alone, a cell of the region is a sink."""
+    encoded = prober.reader.encode(asked[0], "pearl")
+    image = encoded.images[0]
+    length = len(encoded.input_ids)
+    sinks = np.zeros((2, length), bool)
+    sinks[1, region_tokens(image, asked[0].regions["disc"], None)[0]] = True
+    rows = np.full((2, 4, length), 1 / length, np.float32)
+    seen = SimpleNamespace(sinks=sinks, connector=())
+    found = _masses_without_sinks(asked[0], rows, seen, [image], (1, 3), (1, 3))["disc"]
+    assert (found[1] < found[0]).all()
 
 
 def test_states_are_read_before_linear_layers_too(model, prober, asked):
@@ -213,6 +228,10 @@ def test_a_comparison_counts_the_layers_that_attend(prober, records, asked, tmp_
         raise AssertionError(f"{word} in comparison.json")
 
     json.loads((tmp_path / "comparison" / "comparison.json").read_text(), parse_constant=refuse)
+    chances = np.ones((2, 4))
+    chances[1, 2] = 0.01
+    (listed,) = heads(pair_all(asked, before, after), chances)["significant"]
+    assert (listed["layer"], listed["head"]) == (3, 2)
     mass = records[0].region_mass["disc"]
     panels = layers_heads_figure(mass, 2 * mass, title="t", key_layers=[1, 3]).axes
     assert panels[0].images[0].get_clim()[1] == pytest.approx(2 * np.nanmax(mass))
