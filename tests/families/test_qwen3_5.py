@@ -1,5 +1,6 @@
 """Qwen3.5: layers without an attention map keep their numbers, and nothing is measured, chosen or cut in them."""
 
+import copy
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -108,6 +109,9 @@ def test_inspect_names_layers_without_a_map(model):
     assert table(found).count("no attention map (linear attention)") == 2
     assert "4 layers<br/>4 heads × 8" in mermaid(found)
     assert found.components[2].layers == 4
+    turned = copy.deepcopy(model.config)
+    turned.text_config.layer_types = turned.text_config.layer_types[::-1]  # the last layer does not attend
+    assert "4 layers<br/>4 heads × 8" in mermaid(architecture(turned, name="turned"))
 
 
 def test_memory_of_a_step_is_not_guessed(model):
