@@ -8,6 +8,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from diagnostics.capture import AttentionExtractor
 from finetune.families import ModulePaths, tower
+from finetune.families.base import AttentionShape
 
 MERGE, SIDE = 2, 2  # a window holds 2 × 2 blocks of 2 × 2 patches
 GRIDS = [[1, 6, 10], [1, 8, 4]]  # (frames, rows, columns): windows are cut off at both borders
@@ -27,6 +28,9 @@ class Windowed:
         connector=("model.visual.merger",),
         connector_attention=None,
     )
+
+    def attention_shape(self, config, name):
+        return AttentionShape(4, 2, 6, "")
 
     def tower_sequences(self, config, layer, inputs):
         grids = inputs["grid_thw"].tolist()

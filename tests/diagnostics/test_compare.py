@@ -280,7 +280,8 @@ def test_models_and_adapters_are_probed_and_their_records_kept(tmp_path: Path) -
     before = load_records(out / "attention" / "before")
     alone = Prober(*load(base), key_layers=(0, 2), probes=of).run(of[0], 0, "base")
     assert before["disc-0"].scores == alone.scores
-    np.testing.assert_array_equal(before["disc-0"].rows, alone.rows)
+    # Alone and in a batch: some CPUs sum in another order then.
+    np.testing.assert_allclose(before["disc-0"].rows, alone.rows, rtol=1e-5, atol=1e-7)
     # the records that were kept are a source of their own
     again = compare_sources(
         str(out / "attention" / "before"), str(out / "attention" / "after"), tmp_path / "again"

