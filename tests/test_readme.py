@@ -56,3 +56,17 @@ def test_its_python_runs():
     (code,) = blocks("python")
     check = "\nassert extractor.attention_weights['layer_2'].ndim == 4, 'shape'"
     subprocess.run([sys.executable, "-c", code + check], check=True, cwd=ROOT, timeout=120)
+
+
+def test_flags_of_the_training_page_are_flags():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    known = {action.dest for action in arguments.parser()._actions} | {"deepspeed"}
+    commands = [text for text in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "finetune.py" in text]
+    used = {flag for text in commands for flag in re.findall(r"--(\w+)", text)}
+    prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    used |= {flag for flag in re.findall(r"`--(\w+)[ `]", prose) if not flag.endswith("_")}
+    assert {"corrective_data", "packing", "vision_learning_rate", "box_units"} <= used
+    assert used <= known, used - known
+    for link in re.findall(r"\]\(([\w-]+\.md)\)|`(scripts/[\w.]+)`", page):
+        name = (link[0] and f"docs/{link[0]}") or link[1]
+        assert (ROOT / name).is_file(), name
