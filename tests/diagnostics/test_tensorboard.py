@@ -86,7 +86,8 @@ def test_pictures_go_in_as_they_are_encoded_also_after_the_writer_was_closed(
     board.write_pictures(pictures, 20)
     events = read(tmp_path / "runs")
     tag = map_tag("sphere-building", "sphere-building-0", 1)
-    images = events.Images(tag)
+    # Files of one second are read in the order of their names, and file 10 comes before file 9.
+    images = sorted(events.Images(tag), key=lambda image: image.step)
     assert [image.step for image in images] == [10, 20]
     assert images[0].encoded_image_string == next(p.png for p in pictures if p.tag == tag)
     assert (images[0].width, images[0].height) == next(p.size for p in pictures if p.tag == tag)
