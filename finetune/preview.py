@@ -175,7 +175,7 @@ def sample_text(encoded: Encoded, processor: Any, *, name: str, colour: bool) ->
     trained[:1] = False  # nothing predicts the first token
     slots = np.zeros(len(ids), bool)
     for image in encoded.images:
-        slots[image.positions] = True
+        slots[image.all_positions] = True
     count = len(encoded.images)
     lines = [
         f"{name}: {len(ids):,} tokens, {int(trained.sum()):,} trained, {count} image{'s' * (count != 1)}"
