@@ -61,9 +61,7 @@ def region_cells(image: ImageTokens, boxes: Sequence[Box]) -> Bool[np.ndarray, "
     return _most_covered(coverage, count)
 
 
-def _most_covered(
-    coverage: Float[np.ndarray, " cells"], count: int
-) -> Bool[np.ndarray, " cells"]:
+def _most_covered(coverage: Float[np.ndarray, " cells"], count: int) -> Bool[np.ndarray, " cells"]:
     cells = np.zeros(len(coverage), bool)
     cells[np.argsort(-coverage, kind="stable")[:count]] = True
     return cells

@@ -75,11 +75,15 @@ def tiled(
         rows, columns = grid or (1, 1)
         row, column = np.divmod(places, side[1])
         own = [
-            _view(picture, (row + down * side[0]) * columns * side[1] + column + across * side[1], class_tokens)
+            _view(
+                picture, (row + down * side[0]) * columns * side[1] + column + across * side[1], class_tokens
+            )
             for down in range(rows)
             for across in range(columns)
         ]
-        overview = [] if grid is None else [_view(len(tiles) + picture, places, class_tokens, is_overview=True)]
+        overview = (
+            [] if grid is None else [_view(len(tiles) + picture, places, class_tokens, is_overview=True)]
+        )
         found += [*overview, *own] if overview_first else [*own, *overview]
     return found
 

@@ -56,8 +56,7 @@ def test_blocked_patches_leave_other_images_whole():
 
 def test_blocked_tokens_are_hidden_from_what_follows_the_image():
     image = an_image([1, 2, 3, 4, 5, 6], through_connector=False)
-    cells = np.array([False, True, False, False, False, True])
-    blocked = blocked_tokens([None, (image, cells)], 9)
+    blocked = blocked_tokens([None, (image, np.array([2, 6]))], 9)
     expected = torch.zeros(2, 9, 9, dtype=torch.bool)
     expected[1, 7:, [2, 6]] = True
     assert torch.equal(blocked, expected)
