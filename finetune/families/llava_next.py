@@ -4,8 +4,8 @@ A picture is fitted into the best of some canvases of whole tiles (of 336 pixels
 token left out), black around it. The tokens of the tiles, joined to one grid, lose the rows or columns of the margins,
 and get a newline token at each row's end; those of the overview (the picture squeezed into one tile) come before them:
 
-    1000 × 500 pixels → 672 × 672, 2 × 2 tiles → 48 × 48 patches, 12 rows above and 12 below are margins
-    → 576 of the overview, then 24 rows of 48 and a newline: 1,752 × <image>
+    1000 × 700 pixels → 672 × 672, 2 × 2 tiles → 48 × 48 patches, 7 rows above and 7 below are margins
+    → 576 of the overview, then 34 rows of 48 and a newline: 2,242 × <image>
 
 Cells are the tokens of the tiles; the overview's tokens are of the same places, only coarser
 (``ImageTokens.overview``). A newline is of no place: attention on it is in no map and in no share of the picture.
