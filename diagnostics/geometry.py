@@ -93,7 +93,7 @@ def token_weights(
 
 def _parts_of_overview(
     image: ImageTokens, overview: ImageTokens
-) -> tuple[Float[np.ndarray, "coarse rows"], Float[np.ndarray, "coarse columns"]]:
+) -> tuple[Float[np.ndarray, "coarse_rows rows"], Float[np.ndarray, "coarse_columns columns"]]:
     """Which part of each of the overview's rows lies on each row of cells, and of its columns on each column: their
     product is the part of a token's area that each cell has. Each row sums to 1."""
     parts = []

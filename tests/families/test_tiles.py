@@ -17,7 +17,7 @@ from diagnostics.geometry import cells_from_row, region_coverage
 from diagnostics.metrics import random_regions
 from diagnostics.probe import Prober
 from diagnostics.probes import Probe
-from diagnostics.reading import Reader, padded
+from diagnostics.reading import Reader, padded, text_spans
 from finetune.conversation import Conversation, ImageRef, Turn
 from finetune.families import attention_modules, tower
 from tests.families.tiny_llava import LLAVAS
@@ -111,6 +111,15 @@ def test_every_cell_of_an_overview_is_the_token_of_the_pixels_that_it_names(tiny
         moved = np.abs(after - before).sum(1)
         assert moved[overview.positions].argmax() == cell
         assert {*moved.nonzero()[0].tolist()} <= {*image.all_positions.tolist()}
+
+
+def test_a_question_begins_behind_the_picture_and_its_overview(tiny, processor):
+    encoded = tiny.family.encode(processor, about(picture((90, 33))))
+    image, (question, _) = encoded.images[0], text_spans(encoded)
+    assert question[0] > image.all_positions.max()
+    texts = Reader(tiny.family, processor).texts(encoded)
+    assert {texts[at] for at in image.all_positions} == {"<image>"}
+    assert "what?" in "".join(texts[question[0] : question[1]])
 
 
 def test_a_region_takes_its_overview_s_cells_along(tiny, processor):
