@@ -171,6 +171,7 @@ def test_a_bound_scales_the_picture_down_and_cells_stay_in_its_own_pixels(tmp_pa
     for one in (whole, bounded):
         image = one.images[0]
         assert image.image_size_pixels == (90, 61) and image.cell_boxes_pixels[-1, 2:].tolist() == [90, 61]
+        assert len(slots(model, one)) == OVERVIEW + image.grid[0] * (image.grid[1] + 1)
     FAMILY.set_pixel_budget(processor, min_pixels=None, max_pixels=18 * 18)
     processor.save_pretrained(tmp_path)
     loaded = FAMILY.load_processor(str(tmp_path))

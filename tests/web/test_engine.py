@@ -26,6 +26,7 @@ from diagnostics.web import engine as engine_module
 from diagnostics.web import maps
 from diagnostics.web.engine import Engine, Partial, reply_text
 from finetune.conversation import ImageRef, Turn
+from finetune.families import ImageTokens
 
 EMBEDDED = "这座塔是什么?"
 TOWER = Path(__file__).parents[2] / "docs" / "images" / "tower.png"
@@ -140,6 +141,20 @@ def test_rows_of_a_tower_that_reads_tiles_are_over_the_whole_picture(name, folde
     assert (flat.vision == {}) == (name == "llava-onevision")
     small = Engine(engine.model, engine.processor, mode="full", cache_bytes=2 * kept.nbytes - 2)
     assert ask(small, turns)[-1].look.vision == {}
+
+
+def test_margins_are_not_taken_for_finer_patches():
+    """24 × 72 patches of 1 × 3 tiles: 6 × 72 cells between margins are a quarter, but each is one patch."""
+    for grid, whole in (
+        ((24, 72), True),
+        ((12, 36), True),
+        ((6, 72), False),
+        ((24, 18), False),
+        ((20, 72), False),
+    ):
+        boxes = np.zeros((grid[0] * grid[1], 4))
+        image = ImageTokens(np.arange(len(boxes)), grid, boxes, (90, 30), False, tiles=(1, 3))
+        assert engine_module._divides(image, 24 * 72) == whole
 
 
 @pytest.mark.parametrize("name", GRIDS)
