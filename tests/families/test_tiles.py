@@ -251,6 +251,68 @@ def test_a_marked_patch_is_where_the_tower_s_sequences_say(tiny, processor, mode
         assert sequences[view].patch[place] == number and sequences[view].image[place] == 0
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_features_of_one_patch_move_its_cell_alone(tiny, processor, local, size):
+    """One patch is made louder before the tower's layers. What moves at the language model is the cell that has the
+    patch in its box; of the overview's patches, the overview's cell; nothing else. (Pooled tokens mix neighbours.)"""
+    encoded = tiny.family.encode(processor, about(picture(size)))
+    image = encoded.images[0]
+    inputs = padded([encoded], CPU, left=False)
+    layer = local.get_submodule(tiny.family.paths.vision_layers)[0]
+    given = seen_at(local, layer, inputs)
+    parameter = "hidden_states" if tiny.family.name == "internvl" else "inputs_embeds"
+    sequences = tiny.family.tower_sequences(local.config, 0, {parameter: given, "tiles": [image.tiles]})
+    before = read_by_language(local, tiny.family, encoded)
+    is_pooled = tiny.family.name == "llava-onevision" and image.tiles[0] * image.tiles[1] > 3
+    boxes = boxes_of_patches(tiny, local, image)
+    side = geometry(tiny, local)[1]
+    rng = np.random.default_rng(0)
+    for view in range(len(sequences)):
+        place = int(rng.integers(sequences[view].patch.argmin() + 1, given.shape[1]))
+        patch = int(sequences[view].patch[place])
+        if sequences[view].is_overview:
+            of, (row, column) = image.overview, np.divmod(patch, side)
+            width, height = size
+            box = (
+                column / side * width,
+                row / side * height,
+                (column + 1) / side * width,
+                (row + 1) / side * height,
+            )
+        else:
+            of, box = image, boxes[patch]
+        middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        x0, y0, x1, y1 = of.cell_boxes_pixels.T
+        has_it = (x0 <= middle[0]) & (middle[0] < x1) & (y0 <= middle[1]) & (middle[1] < y1)
+        hook = layer.register_forward_pre_hook(louder(view, place), with_kwargs=True)
+        moved = {*np.abs(read_by_language(local, tiny.family, encoded) - before).sum(1).nonzero()[0].tolist()}
+        hook.remove()
+        named = {*of.positions[has_it].tolist()}
+        is_whole = box[0] >= 0 and box[1] >= 0 and box[2] <= size[0] and box[3] <= size[1]
+        if is_pooled and not sequences[view].is_overview:
+            assert named <= moved or not is_whole
+        elif is_whole:
+            assert moved == named and len(named) == 1
+        else:
+            assert len(moved) <= 1 and moved <= {*of.positions.tolist()}
+
+
+def louder(view, place):
+    """A hook that changes one place of what enters a layer."""
+
+    def change(_, arguments, options):
+        hidden = arguments[0] if arguments else options["hidden_states"]
+        changed = hidden.clone()
+        changed[view, place] += torch.linspace(-1, 2, hidden.shape[-1])
+        return (
+            ((changed, *arguments[1:]), options)
+            if arguments
+            else (arguments, {**options, "hidden_states": changed})
+        )
+
+    return change
+
+
 def direct(model, family, layer, inputs):
     """Float[views, heads, patches, patches]: each view's attention in a layer of the tower, computed again."""
     module = attention_modules(model, family)[f"vision_layer_{layer}"]
