@@ -168,7 +168,7 @@ class AttentionExtractor:
         self._new_sequence = False
         self._is_ahead = False
         self._ahead: set[str] = set()  # seen by a tower before the forward that it runs for
-        self._given: dict[str, Any] = {}  # what the model's forward was given
+        self._given: tuple[Any, dict[str, Any]] = (), {}  # what the model's forward was given
         self._inputs: dict[str, Any] = {}  # that, and what the tower's forward was given
         self._towers: dict[str, _Tower] = {}
 
@@ -263,13 +263,13 @@ class AttentionExtractor:
 
     # Rows are taken while the whole model's forward runs: activation checkpointing runs layers again in
     # backward, and those calls must not be taken for new ones.
-    def _begin(self, module: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
-        self._given = _by_name(module, arguments, options)
+    def _begin(self, _: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
+        self._given = arguments, options
         self._inside, self._touched, self._new_sequence = True, self._ahead, False
         self._ahead = set()
 
     def _end(self, *_: object) -> None:
-        self._inside, self._given = False, {}
+        self._inside, self._given = False, ((), {})
         if self._new_sequence:
             self._rows = {name: rows for name, rows in self._rows.items() if name in self._touched}
             self._highest = {name: rows for name, rows in self._highest.items() if name in self._touched}
@@ -287,7 +287,8 @@ class AttentionExtractor:
 
     def _begin_tower(self, module: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
         if module is self._tower:
-            self._inputs, self._towers = {**self._given, **_by_name(module, arguments, options)}, {}
+            given = _by_name(self._model, *self._given)
+            self._inputs, self._towers = {**given, **_by_name(module, arguments, options)}, {}
             if self.tiles is not None:
                 self._inputs["tiles"] = self.tiles
         if not self._inside:
@@ -325,12 +326,15 @@ class AttentionExtractor:
             index = int(name.removeprefix("vision_layer_"))
             tower = _Tower(name, self.family.tower_sequences(self._model.config, index, self._inputs))
             self._towers[name], self._patches, self._pictures = tower, tower.patches, tower.pictures
-            for image in (self.images or ()) if tower.sequences else ():
-                if image not in self._patches:
-                    raise ValueError(
-                        f"{name}: image {image} does not exist; expected one of {sorted(self._patches)}"
-                    )
+            if tower.sequences and name in self._wanted:
+                self._check_images(name)
         return self._towers[name].next(call)
+
+    def _check_images(self, name: str) -> None:
+        for image in self.images or ():
+            if image not in self._patches:
+                known = sorted(self._patches)
+                raise ValueError(f"{name}: image {image} does not exist; expected one of {known}")
 
     def _asks_for(self, sequence: TowerSequence) -> np.ndarray:
         """Bool[places]: which rows of a sequence are to be kept."""
