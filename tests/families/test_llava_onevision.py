@@ -8,9 +8,11 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import LlavaOnevisionConfig
 
+from diagnostics.capture import AttentionExtractor
 from diagnostics.depth import QUICK
 from diagnostics.probe import Prober
 from diagnostics.probes import Probe
+from diagnostics.reading import padded
 from finetune.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.families.base import AttentionShape
 from tests.families.tiny_llava import IMAGE, LLAVAS, TILE, TILE_SIDE
@@ -221,6 +223,32 @@ def test_folders_as_they_are_published_are_read(tmp_path):
 
 
 # --- what attends ----------------------------------------------------------------------------------------
+def test_the_tower_s_rows_of_several_pictures_are_told_apart_by_what_the_model_is_given(processor, model):
+    """Two squares in one conversation, a picture in tiles in another: the overview of the last of three is image 5."""
+    squares = FAMILY.encode(processor, about(picture((36, 17)), picture((20, 50), 1)))
+    tiled = FAMILY.encode(processor, about(picture((36, 18), 2)))
+    inputs = padded([squares, tiled], torch.device("cpu"), left=False)
+    assert inputs["batch_num_images"].tolist() == [2, 1]
+    for tiles in (None, [None, None, (1, 2)]):
+        for image, patches in ((1, OVERVIEW), (2, 2 * OVERVIEW), (5, OVERVIEW)):
+            with (
+                torch.no_grad(),
+                AttentionExtractor(
+                    model, [0], images=[image], vision_layers=[0], tiles=tiles, family=FAMILY
+                ) as seen,
+            ):
+                model(**inputs)
+            rows = seen.attention_weights["vision_layer_0"]
+            assert rows.shape == (1, 2, patches, patches)
+            np.testing.assert_allclose(rows.sum(-1), 1, atol=1e-5)
+        with (
+            torch.no_grad(),
+            AttentionExtractor(model, [0], images=[3], vision_layers=[0], tiles=tiles, family=FAMILY),
+            pytest.raises(ValueError, match=r"image 3 does not exist; expected one of \[0, 1, 2, 5\]"),
+        ):
+            model(**inputs)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_the_configuration_alone_tells_the_tokens(processor, model, size):
     said = FAMILY.image_arithmetic(model.config, size)
