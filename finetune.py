@@ -38,6 +38,7 @@ from finetune import (
     run_folder,
     stopping,
     trainer,
+    videos,
 )
 from finetune.arguments import Arguments
 
@@ -246,6 +247,7 @@ def read_data(args: Arguments, path: str) -> Sequence[conversation.Conversation]
         data_format=chosen.data_format,
         image_folder=chosen.image_folder,
         box_units=chosen.box_units,
+        sampling=videos.Sampling(chosen.video_fps, chosen.video_max_frames),
         on_bad_sample=chosen.on_bad_sample,
         streaming=chosen.streaming,
         say=say,

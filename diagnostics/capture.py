@@ -52,8 +52,8 @@ class AttentionExtractor:
     - ``layer_N``         np.float32 (batch, heads, query tokens, key tokens), language layers
     - ``visual_attn``     np.float32 (images, heads, queries, patches), the connector's cross-attention
     - ``vision_layer_N``  np.float32 (images, heads, patches, patches), the vision tower; in towers that reorder or
-      window their patches (the family's ``tower_sequences``) patches are row-major here all the same, and what
-      lies in another window gets 0
+      window their patches (the family's ``tower_sequences``) patches are row-major here all the same, frame by frame
+      in a video, and what lies in another window or frame gets 0
 
     Rows are probabilities before dropout; each sums to 1, a padded query's is all 0 or what its kernel makes
     of it. ``decode_weights`` has what generation adds: ``layer_N`` → a list with one array for each cached
@@ -70,7 +70,8 @@ class AttentionExtractor:
                    the family says which patch is where): a list for all images, or Int[images, queries], one list
                    for each kept image; None: every row
     sequences      which sequences of the batch to keep; None: all
-    images         which images of the pass to keep for ``visual_attn`` and ``vision_layer_N``; None: all
+    images         which images of the pass to keep for ``visual_attn`` and ``vision_layer_N``, pictures first and then
+                   videos, as the towers get them; None: all
     vision_layers  layers of the vision tower by index
     connector      keep the connector's rows, where the family's connector attends
 
@@ -150,6 +151,9 @@ class AttentionExtractor:
 
     def clear(self) -> None:
         """Forget the rows seen so far."""
+        self._images = (
+            0  # of earlier calls of the tower in this pass: pictures come in one, videos in another
+        )
         self._rows: dict[str, list[Tensor]] = {}
         self._highest: dict[str, Tensor] = {}
         self._steps: dict[str, list[Tensor]] = {}
@@ -258,7 +262,7 @@ class AttentionExtractor:
         self._ahead = set()
 
     def _end(self, *_: object) -> None:
-        self._inside = False
+        self._inside, self._images, self._towers = False, 0, {}
         if self._new_sequence:
             self._rows = {name: rows for name, rows in self._rows.items() if name in self._touched}
             self._highest = {name: rows for name, rows in self._highest.items() if name in self._touched}
@@ -277,6 +281,7 @@ class AttentionExtractor:
     def _begin_tower(self, module: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
         if module is self._tower:
             given = inspect.signature(module.forward).bind_partial(*arguments, **options).arguments
+            self._images += next((len(tower.patches) for tower in self._towers.values()), 0)
             self._inputs, self._towers = dict(given), {}
         if not self._inside:
             self._inside, self._is_ahead, self._touched = True, True, self._ahead
@@ -308,10 +313,10 @@ class AttentionExtractor:
             return None
         if name not in self._towers:
             index = int(name.removeprefix("vision_layer_"))
-            self._towers[name] = _Tower(
-                name, self.family.tower_sequences(self._model.config, index, self._inputs)
-            )
-            self._patches = self._towers[name].patches
+            sequences = self.family.tower_sequences(self._model.config, index, self._inputs)
+            self._towers[name] = _Tower(name, sequences, first=self._images)
+            before = {image: count for image, count in self._patches.items() if image < self._images}
+            self._patches = before | self._towers[name].patches
         return self._towers[name].next(call)
 
     def _asks_for(self, sequence: TowerSequence) -> np.ndarray:
@@ -364,8 +369,11 @@ class _Piece(NamedTuple):
 class _Tower:
     """The sequences of one vision layer in a pass, taken up as its kernel is called."""
 
-    def __init__(self, name: str, sequences: Sequence[TowerSequence] | None) -> None:
+    def __init__(self, name: str, sequences: Sequence[TowerSequence] | None, *, first: int = 0) -> None:
+        """first   how many images earlier calls of the tower had"""
         self.name, self.sequences, self.taken = name, sequences, 0
+        if sequences is not None and first:
+            self.sequences = [TowerSequence(one.image + first, one.patch) for one in sequences]
 
     @property
     def patches(self) -> dict[int, int]:

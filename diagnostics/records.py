@@ -208,6 +208,7 @@ def _header(record: AttentionRecord) -> dict[str, Any]:
                 "grid": list(image.grid),
                 "image_size_pixels": list(image.image_size_pixels),
                 "through_connector": image.through_connector,
+                **({"seconds": list(image.seconds)} if image.seconds else {}),
             }
             for image in record.image_tokens
         ],
@@ -241,6 +242,7 @@ def _record(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> AttentionR
                 cell_boxes_pixels=arrays[f"image/{index}/cell_boxes_pixels"],
                 image_size_pixels=(image["image_size_pixels"][0], image["image_size_pixels"][1]),
                 through_connector=image["through_connector"],
+                seconds=tuple(image.get("seconds", ())),
             )
             for index, image in enumerate(header["images"])
         ),

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from finetune.conversation import Conversation
+from finetune.conversation import Conversation, VideoRef
 from finetune.families.base import Encoded, Family
 from finetune.lengths import IGNORED, Lengths, measure, shrink
 from finetune.mixture import Mixture, Source
@@ -260,8 +260,10 @@ class Fitting(NamedTuple):
 
 
 def _weight(conversation: Conversation, tokens: int) -> str:
-    images = len(conversation.images)
-    return f"{conversation.source}: {tokens} tokens, {images} image{'' if images == 1 else 's'}"
+    videos = sum(isinstance(ref, VideoRef) for ref in conversation.media)
+    images = len(conversation.media) - videos
+    also = f", {videos} video{'' if videos == 1 else 's'}" if videos else ""
+    return f"{conversation.source}: {tokens} tokens, {images} image{'' if images == 1 else 's'}{also}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
