@@ -130,7 +130,8 @@ def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise ValueError(f"video {str(path)!r}: there is no such file")
     try:
-        with av.open(str(path)) as container:
+        # A playlist may name addresses: only files are read.
+        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
             if not container.streams.video:
                 raise ValueError(f"video {str(path)!r}: found no pictures in it, expected a video")
             yield container.streams.video[0]

@@ -40,8 +40,7 @@ class Qwen3VLFamily(QwenGridFamily):
 
         image = processor.image_processor
         least, most = qwen_video.bounds(processor, self.video_pixels)
-        # An odd last frame is shown twice.
-        frames = len(ref.seconds) + -len(ref.seconds) % image.temporal_patch_size
+        frames = max(len(ref.seconds), image.temporal_patch_size)  # one alone is shown twice
         most = most if ref.max_pixels is None else min(most, frames * ref.max_pixels)
         height, width = smart_resize(
             frames,

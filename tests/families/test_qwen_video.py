@@ -112,8 +112,8 @@ def test_tokens_are_counted_without_opening_a_frame(tiny, processor, tmp_path):
 
 
 def test_an_odd_last_frame_is_shown_twice(tiny, processor):
-    odd = tiny.family.encode(processor, about(video(count=3)))
-    frames = [ImageRef("", still((50, 31), at)) for at in (0, 1, 2, 2)]
+    odd = tiny.family.encode(processor, about(video((40, 16), count=3)))
+    frames = [ImageRef("", still((40, 16), at)) for at in (0, 1, 2, 2)]
     even = tiny.family.encode(processor, about(video_of_frames(frames, "clip", 2.0)))
     assert torch.equal(odd.media["pixel_values_videos"], even.media["pixel_values_videos"])
     assert odd.images[0].seconds == (0.25, 1.0)  # the last stands for itself
@@ -205,8 +205,10 @@ def test_a_map_of_a_video_is_its_frames_one_below_another(tiny, processor):
 # --- rotary positions ------------------------------------------------------------------------------------
 @pytest.mark.parametrize("fps", [2.0, 0.7])
 def test_rotary_positions_are_the_model_s_own(tiny, processor, model, fps):
-    parts = ("a ", picture((50, 31)), "b ", video(fps=fps), "c ", picture(), video((31, 50), 3, fps=1.0))
+    longer = video((31, 50), 15, fps=1.0)  # more steps of time than rows or columns
+    parts = ("a ", picture((50, 31)), "b ", video(fps=fps), "c ", picture(), longer, "d ")
     encoded = tiny.family.encode(processor, about(*parts))
+    assert encoded.images[3].frames == 8 > max(encoded.images[3].frame(0).grid)
     grids = {name: grid for name, grid in encoded.media.items() if not name.startswith("pixel")}
     expected, _ = model.model.get_rope_index(
         torch.from_numpy(encoded.input_ids)[None],
@@ -217,6 +219,7 @@ def test_rotary_positions_are_the_model_s_own(tiny, processor, model, fps):
     assert torch.equal(found, expected[:, 0])
     if tiny.family.name == "qwen2.5-vl":  # in seconds: slower than the default of 1
         assert not torch.equal(rotary_positions(encoded), found)
+        assert encoded.media["second_per_grid_ts"].tolist() == pytest.approx([2 / fps, 2.0])
 
 
 def test_samples_with_videos_in_one_row_do_not_see_each_other(tiny, processor, model):
@@ -275,6 +278,7 @@ def test_rows_of_the_tower_are_those_of_each_alone(tiny, processor, model, layer
         alone = padded([tiny.family.encode(processor, about(part))], CPU, left=False)
         with torch.no_grad(), AttentionExtractor(model, [], vision_layers=[layer], images=[image]) as seen:
             model(**inputs)
+            model(**inputs)  # counts anew
         found = seen.attention_weights[name]
         with torch.no_grad(), AttentionExtractor(model, [], vision_layers=[layer]) as seen:
             model(**alone)
