@@ -32,12 +32,14 @@ class Lengths(NamedTuple):
     trained_tokens   those that are learned; the first of a sample is never one, nothing predicts it
     image_tokens     places of pictures among them; those of videos are not counted
     images           pictures, not frames
+    videos           videos
     """
 
     tokens: Int[np.ndarray, "samples"]
     trained_tokens: Int[np.ndarray, "samples"]
     image_tokens: Int[np.ndarray, "samples"]
     images: Int[np.ndarray, "samples"]
+    videos: Int[np.ndarray, "samples"]
 
 
 def measure(
@@ -111,11 +113,11 @@ def shrink(
 
 def _counted(
     conversations: Sequence[Conversation], processor: Any, family: Family, workers: int | None
-) -> Int[np.ndarray, "samples 4"]:
+) -> Int[np.ndarray, "samples columns"]:
     blank = family.blank(processor)
     slot = int(blank.input_ids[blank.images[0].positions[0]])
 
-    def work(chunk: range) -> Int[np.ndarray, "samples 4"]:
+    def work(chunk: range) -> Int[np.ndarray, "samples columns"]:
         rows = [_count(conversations[i], processor, family, slot) for i in chunk]
         return np.array(rows, np.int64).reshape(-1, len(Lengths._fields))
 
@@ -123,9 +125,7 @@ def _counted(
     return np.concatenate([np.empty((0, len(Lengths._fields)), np.int64), *(part for _, part in parts)])
 
 
-def _count(
-    conversation: Conversation, processor: Any, family: Family, slot: int
-) -> tuple[int, int, int, int]:
+def _count(conversation: Conversation, processor: Any, family: Family, slot: int) -> tuple[int, ...]:
     """One row of ``Lengths``; ``slot`` is the token that stands in a picture's places, and nowhere else."""
     try:
         encoded = family.encode(processor, conversation, media=False)
@@ -133,7 +133,8 @@ def _count(
         raise ValueError(f"{conversation.source}: {error}") from error
     images = sum(isinstance(ref, ImageRef) for ref in conversation.media)
     in_images = int((encoded.input_ids == slot).sum())
-    return len(encoded.input_ids), int((encoded.labels[1:] != IGNORED).sum()), in_images, images
+    trained = int((encoded.labels[1:] != IGNORED).sum())
+    return len(encoded.input_ids), trained, in_images, images, len(conversation.media) - images
 
 
 def _tokens(conversation: Conversation, processor: Any, family: Family) -> int:
@@ -183,7 +184,7 @@ def _key(digest: str, count: int, processor: Any, family: Family) -> str:
     return hashed.hexdigest()
 
 
-def _kept(path: Path, count: int, say: Callable[[str], None]) -> Int[np.ndarray, "samples 4"] | None:
+def _kept(path: Path, count: int, say: Callable[[str], None]) -> Int[np.ndarray, "samples columns"] | None:
     """The counts of an earlier run, or None."""
     try:
         content = path.read_bytes()
@@ -200,7 +201,7 @@ def _kept(path: Path, count: int, say: Callable[[str], None]) -> Int[np.ndarray,
     return np.frombuffer(counts, "<i8").reshape(count, columns)
 
 
-def _keep(path: Path, counts: Int[np.ndarray, "samples 4"], say: Callable[[str], None]) -> None:
+def _keep(path: Path, counts: Int[np.ndarray, "samples columns"], say: Callable[[str], None]) -> None:
     content = counts.astype("<i8").tobytes()
     try:
         write_whole(path, lambda file: file.write(content + hashlib.sha256(content).digest()))

@@ -12,7 +12,7 @@ from diagnostics.capture import AttentionExtractor
 from diagnostics.geometry import cells_from_row, pixel_map, region_coverage
 from diagnostics.reading import padded
 from finetune.conversation import Conversation, ImageRef, Turn
-from finetune.data import Collator, Sample
+from finetune.data import Collator, Sample, blank_video
 from finetune.families.base import attending_layers
 from finetune.families.qwen_video import rotary_positions
 from finetune.lengths import shrink
@@ -132,6 +132,7 @@ def test_a_family_that_reads_no_video_says_so(name, tmp_path):
     other = {**ALL, **LLAVAS}[name]
     with pytest.raises(ValueError, match=r"found the video 'clip', which this model does not read here"):
         other.family.encode(other.processor(tmp_path), about(video()))
+    assert blank_video(other.family, other.processor(tmp_path)) is None
 
 
 # --- pixels ----------------------------------------------------------------------------------------------
@@ -247,6 +248,38 @@ def test_samples_with_videos_in_one_row_do_not_see_each_other(tiny, processor, m
         found = together[start : start + len(expected)]
         assert (found - expected).abs().max() <= 3e-6 * expected.abs().max()
         start += len(expected)
+
+
+def test_every_batch_runs_the_tower_as_often_as_every_other(tiny, processor, model):
+    """Where weights are sharded a process with a picture alone must not wait for one with a video too."""
+    blank = tiny.family.blank(processor)
+    clip = blank_video(tiny.family, processor)
+    assert clip.images[0].grid == (1, 1) and (clip.labels == -100).all()
+    samples = {
+        "picture": tiny.family.encode(processor, about(picture())),
+        "video": tiny.family.encode(processor, about(video())),
+        "words": tiny.family.encode(processor, about()),
+        "both": tiny.family.encode(processor, about(video(), picture())),
+    }
+    collate = Collator(0, blank, blank_pictures=True, blank_video=clip)
+    calls = []
+    hook = model.model.visual.register_forward_hook(lambda *_: calls.append(1))
+    for rows in ([one] for one in samples.values()):
+        batch = collate([[Sample(encoded=one, number=0)] for one in rows])
+        assert {"pixel_values", "pixel_values_videos"} <= batch.keys()
+        labels, _ = batch.pop("labels"), batch.pop("about")
+        length = len(rows[0].input_ids)
+        assert (labels[0, length:] == -100).all()
+        calls.clear()
+        with torch.no_grad():
+            found = model(**batch, use_cache=False).logits[0, :length]
+            assert len(calls) == 2
+            alone = Collator(0, blank)([[Sample(encoded=rows[0], number=0)]])
+            del alone["labels"], alone["about"]
+            expected = model(**alone, use_cache=False).logits[0]
+        assert (found - expected).abs().max() <= 3e-6 * expected.abs().max()
+    hook.remove()
+    assert {"pixel_values", "pixel_values_videos"} <= collate([]).keys()  # a process without a sample
 
 
 # --- looking ---------------------------------------------------------------------------------------------
