@@ -27,6 +27,7 @@ from diagnostics.excerpts import (
     with_pictures_as_one_key,
 )
 from diagnostics.records import AttentionRecord
+from finetune.families.base import ImageTokens
 from finetune.fonts import Pen, drawable, text_font
 
 # Less is blue and more is orange, as on the probe pictures.
@@ -194,6 +195,50 @@ class AttentionVisualizer:
             shown = _overlay(axes, picture, density, top)
             page.title(axes, token, width=width, loc="center")
         for axes in panels.flat[len(maps) :]:
+            axes.remove()
+        page.heading(title)
+        page.bar(shown, list(page.figure.axes), "times the even share")
+        return page.figure
+
+    def visualize_video_attention(
+        self,
+        frames: Sequence[ImageLike],
+        attn_weights: Float[np.ndarray, " cells"],
+        video: ImageTokens,
+        *,
+        title: str = "",
+    ) -> Figure:
+        """Which frames of a video does the attention lie on, and where in them? One panel a frame, one colour scale.
+
+        Over each stands when it is and its share of the attention to the video.
+
+        Args:
+            frames: a picture for each of the video's frames, at most 24: of those that the model merges into one, any.
+            attn_weights: Float[cells] of the film strip, as ``geometry.cells_from_row`` gives it.
+            video: the film strip's layout, as the family's ``encode`` gives it.
+
+        Raises:
+            ValueError: not a video, another number of frames or cells than it has, or weights that are no map.
+        """
+        if not video.seconds or len(frames) != video.frames or not 1 <= len(frames) <= _PANELS_MAX:
+            raise ValueError(
+                f"frames has {len(frames)} pictures for a video of {len(video.seconds)} frames; expected one picture "
+                f"for each, at most {_PANELS_MAX}"
+            )
+        cells = np.asarray(attn_weights, dtype=np.float64)
+        density = _density(_as_map(cells, video.grid, "attn_weights"), "attn_weights")
+        shares = density.reshape(video.frames, -1).sum(1) / density.size
+        pictures = [_open(frame) for frame in frames]
+        page = _Page(self.figsize, "compressed")
+        columns, width = page.row(len(frames), pictures[0])
+        panels = page.figure.subplots(math.ceil(len(frames) / columns), columns, squeeze=False)
+        maps = np.split(density, video.frames)
+        for axes, picture, one, seconds, share in zip(
+            panels.flat, pictures, maps, video.seconds, shares, strict=False
+        ):
+            shown = _overlay(axes, picture, one, density.max())
+            page.title(axes, f"{seconds:.1f} s · {share:.0%}", width=width, loc="center")
+        for axes in panels.flat[len(frames) :]:
             axes.remove()
         page.heading(title)
         page.bar(shown, list(page.figure.axes), "times the even share")
