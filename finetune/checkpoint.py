@@ -5,10 +5,9 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -21,6 +20,9 @@ from transformers.utils import is_flash_attn_2_available
 import finetune.families as families
 from finetune import weights
 from finetune.families.base import Family, bare_model
+
+if TYPE_CHECKING:  # it takes two seconds to import, and configurations alone are read without it
+    from peft import PeftModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
@@ -75,11 +77,13 @@ def load(
     return model, load_processor(name_or_path, cache_dir=cache_dir, base=base)
 
 
-def with_adapter(model: nn.Module, adapter: str | Path, *, trainable: bool) -> PeftModel:
+def with_adapter(model: nn.Module, adapter: str | Path, *, trainable: bool) -> "PeftModel":
     """A base with an adapter of its kind, every tensor of which has found its place.
 
     Raises ValueError where the adapter was made for a base of another size or another kind.
     """
+    from peft import PeftModel
+
     folder = Path(adapter)
     faults = weights.unfit(model, folder)
     if not faults:
