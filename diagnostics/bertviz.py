@@ -16,7 +16,7 @@ def to_bertviz(record: AttentionRecord) -> dict[str, Any]:
     cross-attention. Layers keep their numbers; those that the record lacks are None and not included.
 
     cross_attention   list[Float32[1, heads, queries, keys]], one for each layer up to the last key layer
-    encoder_tokens    text of each key; an image's tokens are numbered: "<image 17>"
+    encoder_tokens    text of each key; an image's tokens are numbered: "<image 17>", an overview's "<overview 17>"
     decoder_tokens    text of each query
     include_layers    the key layers
     """
@@ -27,8 +27,9 @@ def to_bertviz(record: AttentionRecord) -> dict[str, Any]:
         rows[layer] = torch.from_numpy(record.rows[at].copy())[None]
     tokens = list(record.tokens)
     for image in record.image_tokens:
-        for number, position in enumerate(image.positions):
-            tokens[int(position)] = f"<image {number}>"
+        for name, one in (("image", image), ("overview", image.overview)):
+            for number, position in enumerate(() if one is None else one.positions):
+                tokens[int(position)] = f"<{name} {number}>"
     return {
         "cross_attention": rows,
         "encoder_tokens": tokens,

@@ -13,6 +13,7 @@ import inspect
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, reduce
 from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
@@ -51,9 +52,9 @@ class AttentionExtractor:
 
     - ``layer_N``         np.float32 (batch, heads, query tokens, key tokens), language layers
     - ``visual_attn``     np.float32 (images, heads, queries, patches), the connector's cross-attention
-    - ``vision_layer_N``  np.float32 (images, heads, patches, patches), the vision tower; in towers that reorder or
-      window their patches (the family's ``tower_sequences``) patches are row-major here all the same, frame by frame
-      in a video, and what lies in another window or frame gets 0
+    - ``vision_layer_N``  np.float32 (images, heads, patches, patches), the vision tower; in towers that reorder,
+      window or tile their patches (the family's ``tower_sequences``) patches are row-major over the whole picture
+      here all the same, frame by frame in a video, and what lies in another window, tile or frame gets 0
 
     Rows are probabilities before dropout; each sums to 1, a padded query's is all 0 or what its kernel makes
     of it. ``decode_weights`` has what generation adds: ``layer_N`` → a list with one array for each cached
@@ -70,9 +71,14 @@ class AttentionExtractor:
                    the family says which patch is where): a list for all images, or Int[images, queries], one list
                    for each kept image; None: every row
     sequences      which sequences of the batch to keep; None: all
-    images         which images of the pass to keep for ``visual_attn`` and ``vision_layer_N``, pictures first and then
-                   videos, as the towers get them; None: all
+    images         which images of the pass to keep for ``visual_attn`` and ``vision_layer_N``, in the order of the
+                   conversation, but pictures first and then videos, as the towers get them; None: all. The overview of
+                   image i of n, where it is read in tiles and once more as a whole, is image n + i, and kept only
+                   where it is named
     vision_layers  layers of the vision tower by index
+    tiles          (rows, columns) of the tiles of each image of the pass, None for one that is read as one, as in
+                   ``ImageTokens.tiles``. Only for ``vision_layer_N`` of a family with tiles; needed where the model
+                   is not told them itself (InternVL, Idefics3, SmolVLM, and any in ``generate``)
     connector      keep the connector's rows, where the family's connector attends
 
     Cost: k·q of the wanted rows in fp32, queries × keys numbers a head; never keys × keys unless every row is
@@ -93,6 +99,7 @@ class AttentionExtractor:
         sequences: Sequence[int] | None = None,
         images: Sequence[int] | None = None,
         vision_layers: Sequence[int] = (),
+        tiles: Sequence[tuple[int, int] | None] | None = None,
         connector: bool = True,
         family: Family | None = None,
     ) -> None:
@@ -106,6 +113,7 @@ class AttentionExtractor:
         self.vision_tokens = vision_tokens
         self.sequences = None if sequences is None else list(sequences)
         self.images = None if images is None else list(images)
+        self.tiles = None if tiles is None else list(tiles)
         self._blocked: dict[str, Tensor] = {}
         self._tap: Tap | None = None
         self._proof: dict[str, float] | None = None
@@ -159,12 +167,14 @@ class AttentionExtractor:
         self._steps: dict[str, list[Tensor]] = {}
         self._pieces: dict[str, list[_Piece]] = {}
         self._patches: dict[int, int] = {}  # of each image of the pass that the pieces are of
+        self._pictures: list[int] = []  # those that are no overview
         self._inside = False
         self._touched: set[str] = set()
         self._new_sequence = False
         self._is_ahead = False
         self._ahead: set[str] = set()  # seen by a tower before the forward that it runs for
-        self._inputs: dict[str, Any] = {}  # what the tower's forward was given
+        self._given: dict[str, Any] = {}  # what the model's forward was given
+        self._inputs: dict[str, Any] = {}  # that, and what the tower's forward was given
         self._towers: dict[str, _Tower] = {}
 
     def remove(self) -> None:
@@ -190,7 +200,8 @@ class AttentionExtractor:
         """Take keys away from queries while the block lasts.
 
         ``blocked`` has, by the names of ``attention_weights`` (captured or not), Bool[batch or images,
-        queries or 1, keys]: True where a query may not see a key. Queries count in the whole sequence, also
+        queries or 1, keys]: True where a query may not see a key (overviews, images of their own, see all where
+        it has no entry for them). Queries count in the whole sequence, also
         under a cache; keys beyond the mask's are left alone. The mask is handed to the real kernel, so the
         same path is used as without; only flash kernels, which take no mask, are replaced by SDPA in the
         modules named.
@@ -244,7 +255,7 @@ class AttentionExtractor:
         ]
         observed = [observe_kernel(kernel) for _, kernel in kernels]
         self._hooks = [
-            self._model.register_forward_pre_hook(self._begin),
+            self._model.register_forward_pre_hook(self._begin, with_kwargs=True),
             self._model.register_forward_hook(self._end, always_call=True),
             *self._tower_hooks(),
         ]
@@ -257,17 +268,28 @@ class AttentionExtractor:
 
     # Rows are taken while the whole model's forward runs: activation checkpointing runs layers again in
     # backward, and those calls must not be taken for new ones.
-    def _begin(self, *_: object) -> None:
+    def _begin(self, module: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
+        self._given = _by_name(module, arguments, options)
         self._inside, self._touched, self._new_sequence = True, self._ahead, False
         self._ahead = set()
 
     def _end(self, *_: object) -> None:
-        self._inside, self._images, self._towers = False, 0, {}
+        self._check_images()
+        self._inside, self._images, self._towers, self._given = False, 0, {}, {}
         if self._new_sequence:
             self._rows = {name: rows for name, rows in self._rows.items() if name in self._touched}
             self._highest = {name: rows for name, rows in self._highest.items() if name in self._touched}
             self._pieces = {name: pieces for name, pieces in self._pieces.items() if name in self._touched}
             self._steps = {name: [] for name in self._steps if name in self._touched}
+
+    def _check_images(self) -> None:
+        """All towers have run: were the images there that are to be kept?"""
+        name = next((name for name, tower in self._towers.items() if tower.sequences), None)
+        missing = [image for image in self.images or () if name is not None and image not in self._patches]
+        if missing:
+            raise ValueError(
+                f"{name}: image {missing[0]} does not exist; expected one of {sorted(self._patches)}"
+            )
 
     # ``generate`` runs the tower of some families ahead of the model's forward, to which its pictures belong.
     def _tower_hooks(self) -> Iterator[RemovableHandle]:
@@ -280,13 +302,16 @@ class AttentionExtractor:
 
     def _begin_tower(self, module: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
         if module is self._tower:
-            given = inspect.signature(module.forward).bind_partial(*arguments, **options).arguments
             self._images += next((len(tower.patches) for tower in self._towers.values()), 0)
-            self._inputs, self._towers = dict(given), {}
+            self._inputs, self._towers = {**self._given, **_by_name(module, arguments, options)}, {}
+            if self.tiles is not None:
+                self._inputs["tiles"] = self.tiles
         if not self._inside:
             self._inside, self._is_ahead, self._touched = True, True, self._ahead
 
-    def _end_tower(self, *_: object) -> None:
+    def _end_tower(self, module: nn.Module, *_: object) -> None:
+        if module is self._tower:
+            self._inputs = {}  # a cache is among them, and need not outlive its reader
         if self._is_ahead:
             self._inside, self._is_ahead, self._ahead = False, False, self._touched
 
@@ -309,26 +334,27 @@ class AttentionExtractor:
 
     # Towers that reorder or window their patches: which patch is where is the family's to say.
     def _sequences_of(self, name: str, call: Call) -> list[TowerSequence] | None:
-        if not name.startswith("vision_layer_"):
+        is_asked = name in self._wanted or name in self._blocked
+        if not is_asked or not name.startswith("vision_layer_"):
             return None
         if name not in self._towers:
             index = int(name.removeprefix("vision_layer_"))
             sequences = self.family.tower_sequences(self._model.config, index, self._inputs)
-            self._towers[name] = _Tower(name, sequences, first=self._images)
+            self._towers[name] = tower = _Tower(name, sequences, first=self._images)
             before = {image: count for image, count in self._patches.items() if image < self._images}
-            self._patches = before | self._towers[name].patches
+            self._patches = before | tower.patches
+            self._pictures = [image for image in self._pictures if image < self._images] + tower.pictures
         return self._towers[name].next(call)
 
     def _asks_for(self, sequence: TowerSequence) -> np.ndarray:
         """Bool[places]: which rows of a sequence are to be kept."""
-        kept = sequence.patch >= 0
-        if self.images is not None:
-            kept &= np.isin(sequence.image, self.images)
+        images = self.images if self.images is not None else self._pictures
+        kept = (sequence.patch >= 0) & np.isin(sequence.image, images)
         if self.vision_tokens is None:
             return kept
         asked = [
             (sequence.image == image) & np.isin(sequence.patch, self._patches_asked(at, image))
-            for at, image in enumerate(self.images if self.images is not None else sorted(self._patches))
+            for at, image in enumerate(images)
         ]
         return kept & np.any(asked, axis=0)
 
@@ -343,7 +369,7 @@ class AttentionExtractor:
     def _by_patch(self, name: str) -> np.ndarray:
         """Rows and keys of a tower's layer put back in the order of patches: (images, heads, patches, patches)."""
         patches = self._patches
-        images = self.images if self.images is not None else sorted(patches)
+        images = self.images if self.images is not None else self._pictures
         if len({patches[image] for image in images}) > 1:
             sizes = ", ".join(f"{patches[image]:,}" for image in images)
             raise ValueError(
@@ -373,7 +399,7 @@ class _Tower:
         """first   how many images earlier calls of the tower had"""
         self.name, self.sequences, self.taken = name, sequences, 0
         if sequences is not None and first:
-            self.sequences = [TowerSequence(one.image + first, one.patch) for one in sequences]
+            self.sequences = [replace(one, image=one.image + first) for one in sequences]
 
     @property
     def patches(self) -> dict[int, int]:
@@ -382,6 +408,12 @@ class _Tower:
             return {}
         every = joined(list(self.sequences))
         return {int(i): int(every.patch[every.image == i].max()) + 1 for i in np.unique(every.image)}
+
+    @property
+    def pictures(self) -> list[int]:
+        """The images that are no overview."""
+        found = [one.image for one in self.sequences or () if not one.is_overview]
+        return np.unique(np.concatenate(found)).tolist() if found else []
 
     def next(self, call: Call) -> list[TowerSequence] | None:
         """Those of this call; None where sequences are images and places are patches."""
@@ -920,6 +952,9 @@ def _by_place(
     """A knock-out by patch → by place of the sequences; class tokens are left alone."""
     found = []
     for one in sequences:
+        if one.is_overview and int(one.image[0]) >= len(blocked):
+            found.append(torch.zeros(1 if blocked.shape[1] == 1 else len(one), len(one), dtype=torch.bool))
+            continue
         image, patch = torch.from_numpy(one.image), torch.from_numpy(one.patch)
         keys = blocked.to("cpu")[image.clamp(max=len(blocked) - 1)]  # places, query or 1, patches
         keys = keys[torch.arange(len(one)), :, patch.clamp(min=0)]  # places as keys, query or 1
@@ -932,6 +967,12 @@ def _by_place(
         )
         found.append(rows & same)
     return torch.stack(found)
+
+
+def _by_name(module: nn.Module, arguments: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """What a forward was given, by its parameters' names."""
+    given = inspect.signature(module.forward).bind_partial(*arguments, **options).arguments
+    return dict(given)
 
 
 def _to_numpy(rows: Tensor) -> np.ndarray:

@@ -58,6 +58,10 @@ def region_cells(image: ImageTokens, boxes: Sequence[Box]) -> Bool[np.ndarray, "
             f"knock-out: the region covers {coverage.sum():.3g} of {len(coverage)} cells, expected more than 0 and "
             "not all; give a box that is a part of the picture"
         )
+    return _most_covered(coverage, count)
+
+
+def _most_covered(coverage: Float[np.ndarray, " cells"], count: int) -> Bool[np.ndarray, " cells"]:
     cells = np.zeros(len(coverage), bool)
     cells[np.argsort(-coverage, kind="stable")[:count]] = True
     return cells
@@ -68,11 +72,17 @@ def region_tokens(
 ) -> Int[np.ndarray, " tokens"]:
     """Places in the sequence of the image tokens that stand for a region.
 
-    Without a resampler they are the region's cells. A resampler's tokens each read the whole picture: those that
-    read the region most are taken, as many as its share of the picture, at least one.
+    Without a resampler they are the region's cells, and of an overview those that are coarser cells of it: as many as
+    its area there too, at least one. A resampler's tokens each read the whole picture: those that read the region
+    most are taken, as many as its share of the picture, at least one.
     """
     if not image.through_connector:
-        return image.positions[region_cells(image, boxes)]
+        own = image.positions[region_cells(image, boxes)]
+        if image.overview is None:
+            return own
+        coverage = region_coverage(boxes, image.overview)
+        coarse = _most_covered(coverage, max(1, round(float(coverage.sum()))))
+        return np.concatenate([own, image.overview.positions[coarse]])
     assert connector is not None
     coverage = region_coverage(boxes, image)
     count = min(max(1, round(float(coverage.mean()) * len(connector))), len(connector) - 1)
@@ -157,15 +167,15 @@ def blocked_in_tower(blocked: Bool[Tensor, "images 1 cells"]) -> Bool[Tensor, "i
 
 
 def blocked_tokens(
-    cells: Sequence[tuple[ImageTokens, Bool[np.ndarray, " cells"]] | None], length: int
+    chosen: Sequence[tuple[ImageTokens, Int[np.ndarray, " tokens"]] | None], length: int
 ) -> Bool[Tensor, "batch queries keys"]:
-    """The same without a resampler: in each sequence, tokens after the image may not look at the region's
-    tokens."""
-    blocked = torch.zeros(len(cells), length, length, dtype=torch.bool)
-    for row, one in enumerate(cells):
+    """The same without a resampler: in each sequence, tokens after the image (its overview too) may not look at the
+    region's tokens (``region_tokens``)."""
+    blocked = torch.zeros(len(chosen), length, length, dtype=torch.bool)
+    for row, one in enumerate(chosen):
         if one is not None:
-            image, chosen = one
-            blocked[row, int(image.positions.max()) + 1 :, torch.from_numpy(image.positions[chosen])] = True
+            image, tokens = one
+            blocked[row, int(image.all_positions.max()) + 1 :, torch.from_numpy(tokens)] = True
     return blocked
 
 

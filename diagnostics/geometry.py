@@ -16,13 +16,6 @@ from finetune.families.base import ImageTokens
 Box = Sequence[float | int]  # x0 y0 x1 y1, pixels of the original image
 
 
-def image_row(
-    row: Float[np.ndarray, "*batch keys"], image: ImageTokens
-) -> Float[np.ndarray, "*batch tokens"]:
-    """The part of a row that lies on one image's tokens, in their order. Range [0, 1], not normalised."""
-    return row[..., image.positions]
-
-
 def cells_from_row(
     row: Float[np.ndarray, "*batch keys"],
     image: ImageTokens,
@@ -30,16 +23,36 @@ def cells_from_row(
 ) -> Float[np.ndarray, "*batch cells"]:
     """Where in the image did a language-model row look? Shares over cells; each row sums to 1.
 
-    With a resampler a token is a query that has read the whole picture, so the row is composed with what each
-    query read: p = a_I @ R. Queries are never taken for a grid. Without one, token i is cell i and p = a_I.
-    Then p / Σ p, so that how *much* the row looked at the image (the visual share) stays out of *where*.
-
-    A row of two queries [.3, .1] and R = [[1, 0, 0], [.5, 0, .5]] give [.35, 0, .05] / .4 = [.875, 0, .125].
-    A row without any attention on the image gives zeros.
+    ``attention_on_cells`` over its sum, so that how *much* the row looked at the image (the visual share) stays out
+    of *where*. A row without any attention on the image gives zeros.
 
     Raises ValueError where the connector's attention is missing, or of another shape than the image's.
     """
-    tokens = image_row(row, image).astype(np.float64)
+    cells = attention_on_cells(row, image, connector)
+    total = cells.sum(-1, keepdims=True)
+    return np.divide(cells, total, out=np.zeros_like(cells), where=total > 0)
+
+
+def attention_on_cells(
+    row: Float[np.ndarray, "*batch keys"],
+    image: ImageTokens,
+    connector: Float[np.ndarray, "tokens cells"] | None = None,
+) -> Float[np.ndarray, "*batch cells"]:
+    """How much of a row lies on each cell of the image? Range [0, 1]; not normalised.
+
+    Token i is cell i: p = a_I. With a resampler a token is a query that has read the whole picture, so the row is
+    composed with what each query read: p = a_I @ R. Queries are never taken for a grid.
+
+    Two queries [.3, .1] and R = [[1, 0, 0], [.5, 0, .5]] give [.35, 0, .05].
+
+    An overview's tokens are of the same places, only coarser: what lies on one is shared out among the cells under it,
+    by area, so that the map has all the attention that lies on the picture, and each cell what its own token and its
+    part of the overview got. A row of four cells [.1, .2, 0, .1] in two columns and two rows, and an overview of one
+    token with .4 over all of it, give [.2, .3, .1, .2].
+
+    Raises ValueError as ``cells_from_row``.
+    """
+    tokens = row[..., image.positions].astype(np.float64)
     cells = image.grid[0] * image.grid[1]
     if image.through_connector:
         expected = (len(image.positions), cells)
@@ -53,8 +66,46 @@ def cells_from_row(
         raise ValueError(
             f"image tokens: found {tokens.shape[-1]}, expected {cells} for a grid of {image.grid}"
         )
-    total = tokens.sum(-1, keepdims=True)
-    return np.divide(tokens, total, out=np.zeros_like(tokens), where=total > 0)
+    if image.overview is None:
+        return tokens
+    down, across = _parts_of_overview(image, image.overview)
+    coarse = row[..., image.overview.positions].astype(np.float64)
+    coarse = coarse.reshape(*coarse.shape[:-1], *image.overview.grid)
+    return tokens + (down.T @ coarse @ across).reshape(tokens.shape)
+
+
+def token_weights(
+    weights: Float[np.ndarray, " cells"],
+    image: ImageTokens,
+    connector: Float[np.ndarray, "tokens cells"] | None = None,
+) -> Float[np.ndarray, " tokens"]:
+    """Weights of cells carried back to the image's tokens, in the order of ``image.all_positions``.
+
+    row[image.all_positions] · token_weights(w) is attention_on_cells(row) · w: one product for many rows, where the
+    weights are one set (a region's coverage, one cell).
+    """
+    own = weights if connector is None else connector @ weights
+    if image.overview is None:
+        return own
+    down, across = _parts_of_overview(image, image.overview)
+    return np.concatenate([own, (down @ weights.reshape(image.grid) @ across.T).ravel()])
+
+
+def _parts_of_overview(
+    image: ImageTokens, overview: ImageTokens
+) -> tuple[Float[np.ndarray, "coarse_rows rows"], Float[np.ndarray, "coarse_columns columns"]]:
+    """Which part of each of the overview's rows lies on each row of cells, and of its columns on each column: their
+    product is the part of a token's area that each cell has. Each row sums to 1."""
+    parts = []
+    for axis, line in ((1, (slice(None), 0)), (0, (0, slice(None)))):
+        coarse, fine = (
+            np.asarray(one.cell_boxes_pixels, np.float64).reshape(*one.grid, 4)[line][:, [axis, axis + 2]]
+            for one in (overview, image)
+        )
+        shared = np.minimum(coarse[:, None, 1], fine[:, 1]) - np.maximum(coarse[:, None, 0], fine[:, 0])
+        shared = np.clip(shared, 0, None)
+        parts.append(shared / np.maximum(shared.sum(-1, keepdims=True), 1e-12))
+    return parts[0], parts[1]
 
 
 def pixel_map(

@@ -424,7 +424,7 @@ def _each(
 
 
 def _image_positions(encoded: Encoded) -> np.ndarray:
-    return np.concatenate([image.positions for image in encoded.images] or [np.zeros(0, np.int64)])
+    return np.concatenate([image.all_positions for image in encoded.images] or [np.zeros(0, np.int64)])
 
 
 def _configs(model: nn.Module) -> list[Any]:

@@ -73,7 +73,7 @@ class Reader:
 
     def texts(self, encoded: Encoded) -> list[str]:
         """The text of each token."""
-        slots = {int(position) for image in encoded.images for position in image.positions}
+        slots = {int(position) for image in encoded.images for position in image.all_positions}
         return token_texts(self.processor.tokenizer, encoded.input_ids.tolist(), slots)
 
 
@@ -168,7 +168,7 @@ def find_span(phrase: str, texts: Sequence[str], start: int, end: int) -> range 
 def text_spans(encoded: Encoded) -> tuple[tuple[int, int], tuple[int, int]]:
     """Where question and answer stand: (start, end) in tokens of each. The question starts after the images."""
     user_start, user_end = encoded.turn_spans[-2]
-    after_images = max([user_start, *(int(image.positions.max()) + 1 for image in encoded.images)])
+    after_images = max([user_start, *(int(image.all_positions.max()) + 1 for image in encoded.images)])
     return (after_images, user_end), encoded.turn_spans[-1]
 
 

@@ -9,6 +9,7 @@ On disk a record is one safetensors file: the arrays as they are, and everything
     connector/I                    Float32[image tokens, cells]
     image/I/positions              Int64[tokens]
     image/I/cell_boxes_pixels      Float64[cells, 4]
+    image/I/overview/…             the same two of its overview, where it has one
 
 and, where measured, ``random_mass/NAME``, ``sinks``, ``region_mass_without_sinks/NAME``, ``head_entropy``,
 ``highest_logit``, ``maps/NAME``, ``relation/NAME`` and ``curves/NAME``, of the shapes that ``AttentionRecord`` gives.
@@ -185,8 +186,11 @@ def _arrays(record: AttentionRecord) -> dict[str, np.ndarray]:
         arrays |= {f"{named}/{name}": array for name, array in getattr(record, named).items()}
     arrays |= {f"connector/{index}": weights for index, weights in enumerate(record.connector)}
     for index, image in enumerate(record.image_tokens):
-        arrays[f"image/{index}/positions"] = image.positions
-        arrays[f"image/{index}/cell_boxes_pixels"] = image.cell_boxes_pixels
+        views = {"": image, "overview/": image.overview}
+        for name, one in views.items():
+            if one is not None:
+                arrays[f"image/{index}/{name}positions"] = one.positions
+                arrays[f"image/{index}/{name}cell_boxes_pixels"] = one.cell_boxes_pixels
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
@@ -209,6 +213,8 @@ def _header(record: AttentionRecord) -> dict[str, Any]:
                 "image_size_pixels": list(image.image_size_pixels),
                 "through_connector": image.through_connector,
                 **({"seconds": list(image.seconds)} if image.seconds else {}),
+                "overview": None if image.overview is None else list(image.overview.grid),
+                "tiles": None if image.tiles is None else list(image.tiles),
             }
             for image in record.image_tokens
         ],
@@ -236,15 +242,7 @@ def _record(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> AttentionR
         layers=tuple(header["layers"]),
         rows=arrays["rows"],
         image_tokens=tuple(
-            ImageTokens(
-                positions=arrays[f"image/{index}/positions"],
-                grid=(image["grid"][0], image["grid"][1]),
-                cell_boxes_pixels=arrays[f"image/{index}/cell_boxes_pixels"],
-                image_size_pixels=(image["image_size_pixels"][0], image["image_size_pixels"][1]),
-                through_connector=image["through_connector"],
-                seconds=tuple(image.get("seconds", ())),
-            )
-            for index, image in enumerate(header["images"])
+            _image(image, arrays, f"image/{index}/") for index, image in enumerate(header["images"])
         ),
         connector=tuple(arrays[f"connector/{index}"] for index in range(header["connectors"])),
         visual_share=arrays["visual_share"],
@@ -261,4 +259,23 @@ def _record(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> AttentionR
         ),
         **optional,
         **named,
+    )
+
+
+def _image(image: dict[str, Any], arrays: dict[str, np.ndarray], folder: str) -> ImageTokens:
+    """One image's tokens. Records from before they were kept say nothing of overview, tiles and seconds: none."""
+    coarse, tiles = image.get("overview"), image.get("tiles")
+    overview = None
+    if coarse is not None:
+        alike = {**image, "grid": coarse, "overview": None, "tiles": None, "through_connector": False}
+        overview = _image(alike, arrays, f"{folder}overview/")
+    return ImageTokens(
+        positions=arrays[f"{folder}positions"],
+        grid=(image["grid"][0], image["grid"][1]),
+        cell_boxes_pixels=arrays[f"{folder}cell_boxes_pixels"],
+        image_size_pixels=(image["image_size_pixels"][0], image["image_size_pixels"][1]),
+        through_connector=image["through_connector"],
+        seconds=tuple(image.get("seconds", ())),
+        overview=overview,
+        tiles=None if tiles is None else (tiles[0], tiles[1]),
     )

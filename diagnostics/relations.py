@@ -7,7 +7,8 @@ Each stands beside its control, since some attention goes everywhere:
     nouns, nouns/swapped           Float32[all layers, heads]: share of the later noun's row on the earlier noun, and
                                    the same where the two nouns are exchanged in question and answer
     vision, vision/control         Float32[vision layers, heads]: enrichment, on the object, of the vision tower's
-                                   rows of the subject's patches, and on area-matched random regions
+                                   rows of the subject's patches, and on area-matched random regions; a tower that
+                                   reads a picture in tiles sees 0 of an object in another tile
 
 The signal is diffuse: order is spread in strips over the background. Box-aligned attention predicts answers about
 spatial relations all the same ("AdaptVis: why is spatial reasoning hard for VLMs?", ICML 2025).
@@ -128,6 +129,7 @@ def _read(
         query_tokens=places,
         images=[0],
         vision_layers=layers,
+        tiles=[one.tiles for one in encoded.images],
         vision_tokens=patches.tolist(),
         family=reader.family,
     ) as extractor:

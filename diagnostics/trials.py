@@ -51,8 +51,8 @@ class Trial:
 
 
 class Case(NamedTuple):
-    """A sequence to score. At most one of ``cells`` (of the first image, that attention may not read anywhere) and
-    ``tokens`` (that the answer query may not read in ``layers``) is given."""
+    """A sequence to score. At most one of ``cells`` (of the first image, that neither tower nor resampler may read) and
+    ``tokens`` (that the answer query may not read in ``layers``, or nothing after the image anywhere) is given."""
 
     encoded: Encoded
     cells: np.ndarray | None = None
@@ -133,7 +133,7 @@ class TrialRunner:
             if trial.kind == OCCLUSION:
                 hidden = [occlude(pictures[0], trial.boxes), *pictures[1:]]
                 yield Case(self._with_pictures(asked, hidden))
-            elif trial.layers is None:
+            elif trial.layers is None and image.through_connector:
                 yield Case(asked.answer, cells=region_cells(image, trial.boxes))
             else:
                 tokens = region_tokens(image, trial.boxes, connector)
@@ -216,21 +216,23 @@ def _grouped(trials: Sequence[Trial], margins: Sequence[float]) -> list[Interven
 def _blocked(batch: Sequence[Case], names: Sequence[str], *, answer_query: int) -> dict[str, Tensor]:
     """What attention may not read in this batch, by the names of all modules that attend.
 
-    Cells: patches in the vision tower and at the resampler, or tokens in every language layer. Tokens: from the answer
-    query on, in the case's window alone.
+    Cells: patches in the vision tower and at the resampler. Tokens: from the answer query on in the case's window, or,
+    without one, after the image in every language layer.
     """
     language = [name for name in names if name.startswith("layer_")]
     blocked: dict[str, Tensor] = {}
     length = max(len(case.encoded.input_ids) for case in batch)
     if any(case.cells is not None for case in batch):
-        if batch[0].encoded.images[0].through_connector:
-            others = [None] * (len(batch[0].encoded.images) - 1)  # regions are in the first image
-            patches = blocked_patches([one for case in batch for one in (case.cells, *others)])
-            tower = [name for name in names if name.startswith("vision_layer_")]
-            blocked |= {"visual_attn": patches, **dict.fromkeys(tower, blocked_in_tower(patches))}
-        else:
-            chosen = [None if case.cells is None else (case.encoded.images[0], case.cells) for case in batch]
-            blocked |= dict.fromkeys(language, blocked_tokens(chosen, length))
+        others = [None] * (len(batch[0].encoded.images) - 1)  # regions are in the first image
+        patches = blocked_patches([one for case in batch for one in (case.cells, *others)])
+        tower = [name for name in names if name.startswith("vision_layer_")]
+        blocked |= {"visual_attn": patches, **dict.fromkeys(tower, blocked_in_tower(patches))}
+    if any(case.tokens is not None and case.layers is None for case in batch):
+        chosen = [
+            None if case.tokens is None or case.layers is not None else (case.encoded.images[0], case.tokens)
+            for case in batch
+        ]
+        blocked |= dict.fromkeys(language, blocked_tokens(chosen, length))
     windows = [_window(case, language) for case in batch]
     for name in dict.fromkeys(name for window in windows for name in window):
         mask = blocked.get(name, torch.zeros(len(batch), length, length, dtype=torch.bool)).clone()

@@ -63,6 +63,11 @@ def size_of(source: ImageSource) -> tuple[int, int]:
     return _upright(size, orientation)
 
 
+def told_size(ref: ImageRef) -> tuple[int, int]:
+    """(width, height) of a picture that need not be opened: as it is told, or by its header."""
+    return ref.size_pixels or size_of(ref.path if ref.data is None else ref)
+
+
 def _name_and_place(source: ImageSource) -> tuple[str, Path | bytes | Image.Image]:
     """What errors call the picture, and where its bytes are."""
     if isinstance(source, ImageRef):

@@ -176,7 +176,7 @@ def sample_text(encoded: Encoded, processor: Any, *, name: str, colour: bool) ->
     trained[:1] = False  # nothing predicts the first token
     slots = np.zeros(len(ids), int)
     for image in encoded.images:
-        slots[image.positions] = _VIDEO if image.seconds else _IMAGE
+        slots[image.all_positions] = _VIDEO if image.seconds else _IMAGE
     videos = sum(bool(image.seconds) for image in encoded.images)
     count = len(encoded.images) - videos
     also = f", {videos} video{'s' * (videos != 1)}" if videos else ""

@@ -32,7 +32,8 @@ from diagnostics.web.memory import available_bytes, need, require
 from diagnostics.web.rows import ReplyRows
 from finetune.checkpoint import load, load_config, resolve
 from finetune.conversation import Conversation, ImageRef, Turn
-from finetune.families import Encoded, attention_modules, bare_model, family_of
+from finetune.families import Encoded, ImageTokens, attention_modules, bare_model, family_of
+from finetune.families.tower import TowerSequence, joined
 
 Mode: TypeAlias = Literal["text", "full", "low"]
 EMBEDDED = Path(finetune.__file__).parent / "demo" / "base"
@@ -442,18 +443,31 @@ class _Watch:
 
     def vision(self) -> dict[int, tuple[np.ndarray, ...]]:
         """Layer of the tower → for each image Float16[heads, patches, patches]; without layers that did not run, and
-        where patches are not those of whole pictures (tiles)."""
+        where patches are not whole parts of cells, or their rows take more than half of the cache."""
         if not self._tower_inputs:
             return {}
-        config = bare_model(self._engine.model).config
-        cells = [image.grid[0] * image.grid[1] for image in self._images]
+        engine, images = self._engine, self._images
+        config = bare_model(engine.model).config
+        inputs = {**self._tower_inputs, "tiles": [image.tiles for image in images]}
         found = {}
-        for layer in self._engine.vision_layers:
-            sequences = self._engine.family.tower_sequences(config, layer, self._tower_inputs)
-            rows = self._rows.tower(f"vision_layer_{layer}", sequences)
-            if len(rows) == len(cells) and all(map(_divides, cells, (one.shape[1] for one in rows))):
+        for layer in engine.vision_layers:
+            name = f"vision_layer_{layer}"
+            sequences = engine.family.tower_sequences(config, layer, inputs)
+            if sequences is not None and self._bytes(name, sequences) > engine.cache_bytes / 2:
+                continue
+            rows = self._rows.tower(name, sequences)
+            if len(rows) == len(images) and all(map(_divides, images, (one.shape[1] for one in rows))):
                 found[layer] = tuple(one.numpy() for one in rows)
         return found
+
+    def _bytes(self, name: str, sequences: Sequence[TowerSequence]) -> int:
+        """Memory that a layer's rows over all patches of each picture take: most of it zeros, of a picture in tiles."""
+        engine = self._engine
+        shape = engine.family.attention_shape(bare_model(engine.model).config, name)
+        assert shape is not None, "a layer without attention has no rows"
+        every = joined([one for one in sequences if not one.is_overview])
+        patches = np.bincount(every.image[every.patch >= 0])
+        return 2 * shape.heads * int((patches**2).sum())
 
     def sinks(self, tokens: int) -> Bool[np.ndarray, "layers tokens"]:
         """A layer's sinks are looked for in key layers; others go by the nearest below, since a sink, once there,
@@ -475,15 +489,21 @@ def reply_text(tokenizer: Any, said: Sequence[int]) -> str:
     return "".join(str(tokenizer.decode(list(run))) if is_known else UNKNOWN for is_known, run in runs)
 
 
-def _divides(cells: int, patches: int) -> bool:
-    """Are a cell's patches a square of 1, 4, 9, …?"""
+def _divides(image: ImageTokens, patches: int) -> bool:
+    """Are a cell's patches a square of 1, 4, 9, …? Not where a picture in tiles has margins: patches, but no cells."""
+    cells = image.grid[0] * image.grid[1]
+    if image.tiles is not None:
+        side = isqrt(patches // (image.tiles[0] * image.tiles[1]))  # of a tile, in patches
+        rows, columns = (count * side for count in image.tiles)
+        if rows * image.grid[1] != columns * image.grid[0]:
+            return False
     return patches % cells == 0 and isqrt(patches // cells) ** 2 == patches // cells
 
 
 def _kinds(encoded: Encoded, said: int) -> Iterator[str]:
     """Of each token of the prompt, then of the answer; the question is the last turn's text after its pictures."""
     slots = {
-        int(position): image for image, where in enumerate(encoded.images) for position in where.positions
+        int(position): image for image, where in enumerate(encoded.images) for position in where.all_positions
     }
     start, end = encoded.turn_spans[-1]
     after_images = max([start, *(at + 1 for at in slots if start <= at < end)])
@@ -496,7 +516,7 @@ def _kinds(encoded: Encoded, said: int) -> Iterator[str]:
 
 
 def _image_slots(encoded: Encoded) -> set[int]:
-    return {int(position) for image in encoded.images for position in image.positions}
+    return {int(position) for image in encoded.images for position in image.all_positions}
 
 
 def _thumbnail(picture: Image.Image) -> Image.Image:

@@ -75,7 +75,10 @@ class Look:
         arrays = [self.positions, self.sinks, *self.rows.values(), *self.connector]
         arrays += [rows for layer in self.vision.values() for rows in layer]
         pictures = sum(3 * one.picture.width * one.picture.height for one in self.images)
-        boxes = sum(one.tokens.cell_boxes_pixels.nbytes + one.tokens.positions.nbytes for one in self.images)
+        views = [
+            view for one in self.images for view in (one.tokens, one.tokens.overview) if view is not None
+        ]
+        boxes = sum(one.cell_boxes_pixels.nbytes + one.positions.nbytes for one in views)
         return sum(array.nbytes for array in arrays) + pictures + boxes
 
     @cached_property

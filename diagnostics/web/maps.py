@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Float, Int
 
-from diagnostics.geometry import Box, cells_from_row, region_coverage
+from diagnostics.geometry import Box, cells_from_row, region_coverage, token_weights
 from diagnostics.metrics import visual_share
 from diagnostics.sinks import without_sinks
 from diagnostics.web.look import Look
@@ -114,7 +114,7 @@ def image_map(
     row = _rows(look, layer, head, _places(look, tokens), with_sinks=with_sinks).mean(0)
     cells = cells_from_row(row, seen, _connector(look, image)).reshape(seen.grid)
     one = tokens[0] if len(tokens) == 1 else None
-    return ImageMap(cells, float(visual_share(row, seen.positions)), image, one)
+    return ImageMap(cells, float(visual_share(row, seen.all_positions)), image, one)
 
 
 def cross_maps(
@@ -135,7 +135,7 @@ def overview(
     if box is not None:
         return Overview(box_numbers(look, box, tokens, image, with_sinks=with_sinks).enrichment, "times")
     rows = _rows_by_layer(look, tokens, with_sinks=with_sinks)
-    return Overview(visual_share(rows, _image(look, image).positions), "share")
+    return Overview(visual_share(rows, _image(look, image).all_positions), "share")
 
 
 def who_looks(
@@ -148,9 +148,9 @@ def who_looks(
     if not 0 <= patch < cells:
         raise ValueError(f"patch {patch} does not exist; picture {image} has {cells}, counted from 0")
     places = np.arange(len(look.positions))
-    rows = _rows(look, layer, head, places, with_sinks=with_sinks)[:, seen.positions]
-    connector = _connector(look, image)
-    shares = rows[:, patch] if connector is None else rows @ connector[:, patch]
+    rows = _rows(look, layer, head, places, with_sinks=with_sinks)[:, seen.all_positions]
+    one = (np.arange(cells) == patch).astype(np.float32)
+    shares = rows @ token_weights(one, seen, _connector(look, image))
     has_row = [look.has_row(token) for token in range(len(look.tokens))]
     found = np.full(len(look.tokens), np.nan)
     found[has_row] = shares[[look.row_of(int(token)) for token in np.flatnonzero(has_row)]]
@@ -163,7 +163,7 @@ def box_numbers(
     """Mass and enrichment of a box (pixels of the original picture) by layer and head.
 
     As ``metrics.region_mass`` and ``metrics.enrichment`` of ``cells_from_row``, but the box is carried back through
-    the connector once, instead of every row through it: a · (R w) for (a R) · w.
+    connector and overview once, instead of every row through them: a · (R w) for (a R) · w.
 
     tokens   whose rows; None: the answer's
 
@@ -178,12 +178,11 @@ def box_numbers(
             f"within {width} × {height} pixels"
         )
     rows = _rows_by_layer(look, look.answer if tokens is None else tokens, with_sinks=with_sinks)
-    on_image = rows[..., seen.positions].astype(np.float64)
-    connector = _connector(look, image)
-    if connector is None:
-        inside, total = on_image @ coverage, on_image.sum(-1)
-    else:
-        inside, total = on_image @ (connector @ coverage), on_image @ connector.sum(-1)
+    on_image = rows[..., seen.all_positions].astype(np.float64)
+    inside, total = (
+        on_image @ token_weights(weights, seen, _connector(look, image))
+        for weights in (coverage, np.ones_like(coverage))
+    )
     mass = np.divide(inside, total, out=np.zeros_like(inside), where=total > 0)
     return BoxNumbers(mass, mass / coverage.mean())
 
@@ -254,7 +253,7 @@ def _vision_map(look: Look, layer: int, head: int, image: int, patch: int | None
         kept = (
             f"expected one of {sorted(look.vision)}"
             if look.vision
-            else "none was: not in this mode, or its patches are those of tiles"
+            else "none was: not in this mode, or its patches are too many, or no whole number of each cell"
         )
         raise ValueError(f"layer {layer} of the vision tower was not captured; {kept}")
     rows = look.vision[layer][image]

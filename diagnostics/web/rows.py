@@ -95,7 +95,7 @@ class ReplyRows:
         self, name: str, sequences: Sequence[TowerSequence] | None
     ) -> list[Float[Tensor, "heads patches patches"]]:
         """What the patches of each image looked at in a layer of the tower, row-major, in half precision, on the CPU;
-        0 where a patch lies in another window; none where the layer did not run.
+        0 where a patch lies in another window or tile; none where the layer did not run. Without overviews.
 
         sequences   the family's ``tower_sequences``; None: one an image, its places are its patches
         """
@@ -161,7 +161,9 @@ def _by_patch(
     """Rows and keys put back in the order of patches, image by image."""
     every = joined(list(sequences))
     found = []
-    for image in range(int(every.image.max()) + 1):
+    for image in sorted(
+        {int(one) for sequence in sequences if not sequence.is_overview for one in sequence.image}
+    ):
         patches = int(every.patch[every.image == image].max()) + 1
         out = torch.zeros(rows[0].shape[0], patches, patches, dtype=torch.half)
         for one, sequence in zip(rows, sequences, strict=True):

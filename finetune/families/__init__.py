@@ -9,6 +9,7 @@ from finetune.families.gemma3 import Gemma3Family
 from finetune.families.idefics3 import Idefics3Family, SmolVLMFamily
 from finetune.families.internvl import InternVLFamily
 from finetune.families.llava import LlavaFamily
+from finetune.families.llava_next import LlavaNextFamily
 from finetune.families.llava_onevision import LlavaOnevisionFamily
 from finetune.families.paligemma import PaliGemmaFamily
 from finetune.families.qwen2_5_vl import Qwen25VLFamily
@@ -26,6 +27,7 @@ FAMILIES: tuple[Family, ...] = (
     Qwen35Family(),
     Qwen35MoeFamily(),
     LlavaFamily(),
+    LlavaNextFamily(),
     LlavaOnevisionFamily(),
     InternVLFamily(),
     Gemma3Family(),

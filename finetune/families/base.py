@@ -51,6 +51,10 @@ class ImageTokens:
                         a row over cells by composing it with the connector's attention [tokens, cells].
                         False: token i is cell i.
     seconds             of a video: when each of its frames is shown; () for an image
+    overview            the coarser tokens of the same picture, where it is read in tiles and once more as a whole:
+                        positions, grid and boxes of their own, never through a connector. They are no cells; what
+                        attention lies on them is spread over the cells under them (``diagnostics.geometry``)
+    tiles               (rows, columns) of the tiles that the tower reads it in, beside the overview; None: as one
     """
 
     positions: np.ndarray
@@ -59,6 +63,8 @@ class ImageTokens:
     image_size_pixels: tuple[int, int]
     through_connector: bool
     seconds: tuple[float, ...] = ()
+    overview: ImageTokens | None = None
+    tiles: tuple[int, int] | None = None
 
     @property
     def frames(self) -> int:
@@ -79,6 +85,13 @@ class ImageTokens:
             image_size_pixels=(width, height),
             through_connector=self.through_connector,
         )
+
+    @property
+    def all_positions(self) -> np.ndarray:
+        """Int[all tokens]: ``positions``, then the overview's. Newlines and marks, of no place, are not among them."""
+        if self.overview is None:
+            return self.positions
+        return np.concatenate([self.positions, self.overview.positions])
 
 
 @dataclass(frozen=True)
@@ -196,8 +209,12 @@ class Family(Protocol):
     ) -> list[TowerSequence] | None:
         """The sequences within which a layer of the vision tower attends, in the order in which it is called.
 
-        inputs   what the forward of the tower (the module above its layers) was given, by its parameters' names
+        inputs   what the forwards of the model and of the tower (the module above its layers) were given, by their
+                 parameters' names, the tower's where both have one; before a model's forward, the tower's alone.
+                 ``tiles``, where it is known: of each picture, as in ``ImageTokens``
         None: one sequence an image, whose places are its patches, row-major.
+
+        Raises ValueError where the inputs do not tell which tiles make which picture.
         """
 
     def attention_shape(self, config: Any, name: str) -> AttentionShape | None:

@@ -13,7 +13,7 @@ import functools
 import itertools
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -176,6 +176,11 @@ def _controls(tokenizer: Any, size: int) -> _Controls:
     ids = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     names = "|".join(re.escape(name) for name in sorted(ids, key=len, reverse=True))
     return _Controls(ids, re.compile(f"({_MARK.pattern}|{names})" if names else f"({_MARK.pattern})"))
+
+
+def control_tokens(tokenizer: Any) -> Mapping[str, int]:
+    """A tokenizer's control tokens and their ids."""
+    return _controls(tokenizer, len(tokenizer)).ids
 
 
 def _parsed(

@@ -7,9 +7,9 @@ small overview follows; each of them is read by the tower alone and gives the sa
     → <fake_token_around_image> <row_1_col_1> 64 × <image> <fake_…> <row_1_col_2> 64 × <image> … \\n … \\n\\n
       <fake_…> <global-img> 64 × <image> <fake_…>
 
-Cells are the tokens of the tiles. Those of the overview, of the marks and of line breaks are tokens of the prompt and
-no cells: what attention falls on them is at no place of the picture. A picture of one tile is its overview, and cells
-are the overview's tokens.
+Cells are the tokens of the tiles; the overview's tokens are of the same places, only coarser
+(``ImageTokens.overview``). Marks and line breaks are of no place: what attention falls on them is none on the picture.
+A picture of one tile is its overview, and cells are the overview's tokens.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from finetune.conversation import BoxRef, Conversation, ImageRef
+from finetune.families import tower
 from finetune.families.base import (
     AttentionShape,
     Encoded,
@@ -32,15 +33,14 @@ from finetune.families.base import (
 )
 from finetune.families.boxes import as_json, in_thousandths
 from finetune.families.chat import Picture, Piece, encode_chat
+from finetune.families.tiles import Size, squeezed_tokens
 from finetune.families.tower import TowerSequence
-from finetune.images import open_image, size_of
+from finetune.images import open_image, told_size
 
 IGNORED = -100
 AROUND, IMAGE, OVERVIEW = "<fake_token_around_image>", "<image>", "<global-img>"
 END = "<end_of_utterance>"
 BLANK_PIXEL = 1.0  # white: a picture of zeros is taken for padding, and left out
-
-Size = tuple[int, int]  # width, height in pixels
 
 
 class Idefics3Family:
@@ -82,7 +82,7 @@ class Idefics3Family:
         """Through the model's own chat template. With ``media=False`` pictures' headers tell their sizes."""
         refs = conversation.images
         opened = [self.load_image(ref) for ref in refs] if media else []
-        sizes = [one.size for one in opened] if media else [_size(ref) for ref in refs]
+        sizes = [one.size for one in opened] if media else [told_size(ref) for ref in refs]
         longest = [_longest(processor, ref, size) for ref, size in zip(refs, sizes, strict=True)]
         tiles = [
             tiles_of(size, side, _tile(processor)) if processor.image_processor.do_image_splitting else (1, 1)
@@ -198,9 +198,11 @@ class Idefics3Family:
     def tower_sequences(
         self, config: Any, layer: int, inputs: Mapping[str, Any]
     ) -> list[TowerSequence] | None:
-        """None: to the tower a tile is an image. Which tiles are one picture's it is not told; in the order of calls
-        they are a picture's tiles row by row, then its overview, then the next picture's."""
-        return None
+        """A picture's tiles, row by row, joined to one grid, then its overview. The model is not told which tiles make
+        a picture; ``inputs`` must."""
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        of_pictures = tower.told_tiles(inputs, len(inputs["inputs_embeds"]))
+        return tower.tiled(of_pictures, (side, side), overview_first=False)
 
     def attention_shape(self, config: Any, name: str) -> AttentionShape:
         if name.startswith("layer_"):
@@ -400,10 +402,6 @@ def _longest(processor: Any, ref: ImageRef, size: Size) -> int:
     return min(most, tile)
 
 
-def _size(ref: ImageRef) -> Size:
-    return ref.size_pixels or size_of(ref.path if ref.data is None else ref)
-
-
 def _pixels(
     processor: Any,
     pictures: Sequence[Any],
@@ -436,19 +434,21 @@ def _places(
     """starts   the first token of each view, of one picture after another"""
     at = 0
     for one, size in zip(tiles, sizes, strict=True):
-        yield image_tokens(starts[at : at + one[0] * one[1]], one, size, count)
+        yield image_tokens(starts[at : at + _views(one)], one, size, count)
         at += _views(one)
 
 
 def image_tokens(starts: Sequence[int], tiles: tuple[int, int], size: Size, count: int) -> ImageTokens:
-    """A picture of (width, height) pixels whose tiles' tokens begin at ``starts``, ``count`` in each.
+    """A picture of (width, height) pixels whose views' tokens begin at ``starts``, ``count`` in each: its tiles', and
+    after several the overview's.
 
     The resize stretches both sides to whole tiles, so all cells are of one size in the original too. 1 × 2 tiles of
     2 × 2 tokens from 5 and 11 on, positions row by row over the picture: [[5, 6, 11, 12], [7, 8, 13, 14]].
     """
-    side = math.isqrt(count)
+    side, is_one = math.isqrt(count), tiles == (1, 1)
+    cut = tiles[0] * tiles[1]
     rows, columns = tiles[0] * side, tiles[1] * side
-    places = np.asarray(starts).reshape(*tiles, 1, 1) + np.arange(count).reshape(1, 1, side, side)
+    places = np.asarray(starts[:cut]).reshape(*tiles, 1, 1) + np.arange(count).reshape(1, 1, side, side)
     x, y = np.linspace(0, size[0], columns + 1), np.linspace(0, size[1], rows + 1)
     row, column = np.divmod(np.arange(rows * columns), columns)
     return ImageTokens(
@@ -457,4 +457,6 @@ def image_tokens(starts: Sequence[int], tiles: tuple[int, int], size: Size, coun
         cell_boxes_pixels=np.stack([x[column], y[row], x[column + 1], y[row + 1]], axis=1),
         image_size_pixels=size,
         through_connector=False,
+        overview=None if is_one else squeezed_tokens(starts[cut], side, size),
+        tiles=None if is_one else tiles,
     )

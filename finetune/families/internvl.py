@@ -6,9 +6,8 @@ out; a pixel shuffle makes one of 2 × 2 patches, and two linear layers make a t
 
     1000 × 500 pixels → 896 × 448, 2 × 1 tiles and an overview → <img> 3 × 256 × <IMG_CONTEXT> </img>, 32 × 16 cells
 
-Cells are the tokens of the tiles, put side by side. The overview's are tokens of the prompt, not cells: of a place too,
-but of a coarser one, and a second count of it. Attention on them is in no map and in no share of the picture, and
-knocking a region out leaves them alone. A picture of one tile has no overview.
+Cells are the tokens of the tiles, put side by side; the overview's tokens are of the same places, only coarser
+(``ImageTokens.overview``). A picture of one tile has no overview.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ from finetune.families.base import (
 from finetune.families.boxes import in_thousandths
 from finetune.families.chat import Control, Picture, Piece, encode_chat
 from finetune.families.llava import chat_template, language_shape
+from finetune.families.tiles import Size, squeezed_tokens
 from finetune.families.tower import TowerSequence
-from finetune.images import open_image, size_of
+from finetune.images import open_image, told_size
 
 IGNORED = -100
 IMAGE, BEGIN, END = "<IMG_CONTEXT>", "<img>", "</img>"
 IM_END, END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
 PUBLISHED_TILES = (1, 12)  # least and most, as published processors say
 
-Size = tuple[int, int]  # width, height in pixels
 Grid = tuple[int, int]  # rows, columns
 
 
@@ -87,7 +86,7 @@ class InternVLFamily:
         """Through the model's own chat template. With ``media=False`` pictures' headers tell their sizes."""
         refs = conversation.images
         opened = [self.load_image(ref) for ref in refs] if media else []
-        sizes = [one.size for one in opened] if media else [_size(ref) for ref in refs]
+        sizes = [one.size for one in opened] if media else [told_size(ref) for ref in refs]
         bounds = [_bounds(processor, ref) for ref in refs]
         tiles = [_tiles(size, _pixels(processor), bound) for size, bound in zip(sizes, bounds, strict=True)]
         side = math.isqrt(processor.image_seq_length)
@@ -167,10 +166,10 @@ class InternVLFamily:
     def tower_sequences(
         self, config: Any, layer: int, inputs: Mapping[str, Any]
     ) -> list[TowerSequence] | None:
-        """A class token and the patches of one tile, each tile a picture of its own: the tower is not told which
-        belong together. They come a picture's tiles row by row, then its overview, then the next picture's."""
-        rows, columns = _patches(config)
-        return tower.whole_images([rows * columns] * len(inputs["hidden_states"]), class_tokens=1)
+        """A class token and the patches of one tile: a picture's tiles, row by row, joined to one grid, then its
+        overview. The model is not told which tiles make a picture; ``inputs`` must."""
+        of_pictures = tower.told_tiles(inputs, len(inputs["hidden_states"]))
+        return tower.tiled(of_pictures, _patches(config), overview_first=False, class_tokens=1)
 
     def attention_shape(self, config: Any, name: str) -> AttentionShape:
         if name.startswith("layer_"):
@@ -230,11 +229,12 @@ class _Framed:
 
 def tiled_tokens(start: int, tiles: Grid, side: int, size: Size) -> ImageTokens:
     """A picture of (width, height) pixels stretched over (rows, columns) of tiles, each of side × side tokens, tile
-    after tile from ``start`` on.
+    after tile from ``start`` on, and an overview after the last of several.
 
-    1 × 2 tiles of 2 × 2 tokens, from 0: cells, row by row, are tokens 0, 1, 4, 5 and 2, 3, 6, 7.
+    1 × 2 tiles of 2 × 2 tokens, from 0: cells, row by row, are tokens 0, 1, 4, 5 and 2, 3, 6, 7; 8 to 11 the overview.
     """
     rows, columns = tiles[0] * side, tiles[1] * side
+    is_one = tiles == (1, 1)
     row, column = np.divmod(np.arange(rows * columns), columns)
     tile = row // side * tiles[1] + column // side
     x, y = np.linspace(0, size[0], columns + 1), np.linspace(0, size[1], rows + 1)
@@ -244,6 +244,8 @@ def tiled_tokens(start: int, tiles: Grid, side: int, size: Size) -> ImageTokens:
         cell_boxes_pixels=np.stack([x[column], y[row], x[column + 1], y[row + 1]], axis=1),
         image_size_pixels=size,
         through_connector=False,
+        overview=None if is_one else squeezed_tokens(start + rows * columns, side, size),
+        tiles=None if is_one else tiles,
     )
 
 
@@ -321,7 +323,3 @@ def _media(
         )
         found.append(pixels)
     return {"pixel_values": torch.cat(found)}
-
-
-def _size(ref: ImageRef) -> Size:
-    return ref.size_pixels or size_of(ref.path if ref.data is None else ref)

@@ -28,9 +28,9 @@ from finetune.families.base import (
     ModulePaths,
     restarting_positions,
 )
-from finetune.families.chat import Picture, Piece, encode_chat
+from finetune.families.chat import Picture, Piece, control_tokens, encode_chat
 from finetune.families.tower import TowerSequence
-from finetune.images import open_image, size_of
+from finetune.images import open_image, told_size
 
 IGNORED = -100
 IMAGE = "<image>"
@@ -83,7 +83,7 @@ class LlavaFamily:
         """Through the model's own chat template, which puts the pictures of a turn before its words."""
         refs = conversation.images
         opened = [self.load_image(ref) for ref in refs] if media else []
-        sizes = [one.size for one in opened] if media else [_size(ref) for ref in refs]
+        sizes = [one.size for one in opened] if media else [told_size(ref) for ref in refs]
         cells = _side(processor)
         chat = encode_chat(
             TurnByTurn(processor, processor.tokenizer.eos_token),
@@ -256,7 +256,7 @@ def square_tokens(start: int, side: int, size: Size, *, edges: np.ndarray | None
     )
 
 
-def _written_boxes(ref: BoxRef, size: Size) -> str:
+def written_boxes(ref: BoxRef, size: Size) -> str:
     """``dog [0.25, 0.12, 0.50, 0.88]``: fractions of the padded square, two decimals, as in LLaVA-1.5's data for
     RefCOCO and Visual Genome (Liu et al. 2023, arXiv 2310.03744, appendix; the square by measuring that data)."""
     longest = max(size)
@@ -272,7 +272,7 @@ def _written_boxes(ref: BoxRef, size: Size) -> str:
 def _piece(part: Any, sizes: Sequence[Size], tokens: int) -> Piece:
     if isinstance(part, ImageRef):
         return Picture(tokens)
-    return _written_boxes(part, sizes[part.image]) if isinstance(part, BoxRef) else part
+    return written_boxes(part, sizes[part.image]) if isinstance(part, BoxRef) else part
 
 
 def _pixels(processor: Any) -> int:
@@ -286,15 +286,26 @@ def _side(processor: Any) -> int:
     return _pixels(processor) // processor.patch_size
 
 
-def _size(ref: ImageRef) -> Size:
-    return ref.size_pixels or size_of(ref.path if ref.data is None else ref)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Templates
 # ---------------------------------------------------------------------------------------------------------------------
 
 _ANSWER, _END = "\ufdd1", "\ufdd2"  # noncharacters of Unicode: no template writes them
+
+
+def end_of_answers(processor: Any) -> str:
+    """The control token that a chat template writes after an answer (``<|im_end|>``, ``<|eot_id|>``); where it writes
+    none, the tokenizer's own end (``</s>``)."""
+    asked = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+    answered = {"role": "assistant", "content": [{"type": "text", "text": _END}]}
+    written = processor.apply_chat_template([asked, answered], tokenize=False)
+    found = re.match(rf"\s*({_control_names(processor.tokenizer)})", written.partition(_END)[2])
+    return processor.tokenizer.eos_token if found is None else found[1]
+
+
+def _control_names(tokenizer: Any) -> str:
+    """A pattern that finds any of them, the longest first."""
+    return "|".join(map(re.escape, sorted(control_tokens(tokenizer), key=len, reverse=True)))
 
 
 class TurnByTurn:
@@ -355,7 +366,6 @@ class TurnByTurn:
         """One answer with the header of generation and an end."""
         answer = part.partition(_ANSWER)[2]
         words, _, rest = answer.partition(_END)
-        names = "|".join(map(re.escape, self.tokenizer.all_special_tokens))
-        if not re.match(rf"\s*(?:{names})", rest):
+        if not re.match(rf"\s*(?:{_control_names(self.tokenizer)})", rest):
             rest = self.end_of_turn + rest.removeprefix(" ")
         return prompt + words + rest

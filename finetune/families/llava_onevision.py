@@ -8,23 +8,22 @@ picture squeezed into one tile) come before them:
     768 × 500 pixels → 768 × 768, 2 × 2 tiles → 54 × 54 patches, 9 rows above and 9 below are margins
     → 729 of the overview, then 36 rows of 54 and a newline: 2,709 × <image>
 
-Cells are the tokens of the tiles. The overview's and the newlines' are tokens of the prompt, not cells: an overview's
-token is of a place too, but of a coarser one, and a second count of it; a newline is of none. Attention on them is in
-no map and in no share of the picture, and knocking a region out leaves the overview's tokens alone.
+Cells are the tokens of the tiles; the overview's tokens are of the same places, only coarser
+(``ImageTokens.overview``). A newline is of no place: attention on it is in no map and in no share of the picture.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from finetune.conversation import BoxRef, Conversation, ImageRef
-from finetune.families import tower
+from finetune.families import tiles, tower
 from finetune.families.base import (
     AttentionShape,
     Encoded,
@@ -36,30 +35,12 @@ from finetune.families.base import (
 from finetune.families.boxes import as_json, in_thousandths
 from finetune.families.chat import Picture, Piece, encode_chat
 from finetune.families.llava import TurnByTurn, chat_template, language_shape, said, square_tokens
+from finetune.families.tiles import Size, Tiling
 from finetune.families.tower import TowerSequence
-from finetune.images import open_image, size_of
+from finetune.images import open_image, told_size
 
 IGNORED = -100
 IMAGE, IM_END, END_OF_TEXT = "<image>", "<|im_end|>", "<|endoftext|>"
-POOLED_ABOVE = 1.1  # times as many a side as are allowed: transformers' and the authors' own bound
-
-Size = tuple[int, int]  # width, height in pixels
-
-
-@dataclass(frozen=True)
-class _Tiling:
-    """What decides a picture's tokens.
-
-    pixels      a side of a tile
-    side        tokens a side of a tile
-    canvases    (height, width) in pixels of those that a picture may be fitted into
-    most_tiles  as many tiles' tokens as are not pooled
-    """
-
-    pixels: int
-    side: int
-    canvases: Sequence[tuple[int, int]]
-    most_tiles: int
 
 
 class LlavaOnevisionFamily:
@@ -105,8 +86,8 @@ class LlavaOnevisionFamily:
         are tiled is told by how many the conversation has, as in training."""
         refs = conversation.images
         opened = [self.load_image(ref) for ref in refs] if media else []
-        sizes = [one.size for one in opened] if media else [_size(ref) for ref in refs]
-        bounded = [_bounded(processor, ref, size) for ref, size in zip(refs, sizes, strict=True)]
+        sizes = [one.size for one in opened] if media else [told_size(ref) for ref in refs]
+        bounded = [tiles.bounded(processor, ref, size) for ref, size in zip(refs, sizes, strict=True)]
         tiling, alone = _of_processor(processor), len(refs) == 1
         counts = [_count(tiling, one, ref, alone) for one, ref in zip(bounded, refs, strict=True)]
         chat = encode_chat(
@@ -150,18 +131,8 @@ class LlavaOnevisionFamily:
         )
 
     def set_pixel_budget(self, processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> None:
-        """``image_processor.max_pixels``: larger pictures are scaled down before a canvas is chosen for them.
-
-        The canvases themselves are in the model's configuration too, and must stay what they are there.
-        """
-        if min_pixels is not None:
-            raise ValueError(
-                f"--min_pixels: {self.name} fits every picture into at least one tile; leave it out"
-            )
-        if max_pixels is not None:
-            if max_pixels < 1:
-                raise ValueError(f"--max_pixels {max_pixels:,}: expected at least 1")
-            processor.image_processor.max_pixels = max_pixels
+        """Written as ``image_processor.max_pixels`` (``tiles.set_most_pixels``)."""
+        tiles.set_most_pixels(processor, self.name, min_pixels=min_pixels, max_pixels=max_pixels)
 
     # --- rows --------------------------------------------------------------------------------------------
     def blank(self, processor: Any) -> Encoded:
@@ -169,7 +140,7 @@ class LlavaOnevisionFamily:
         reached."""
         tiling = _of_processor(processor)
         size = (tiling.pixels, tiling.pixels)
-        count = _layout(tiling, size).tokens
+        count = tiles.layout(tiling, size).tokens
         ids = np.full(count, processor.tokenizer.convert_tokens_to_ids(IMAGE), dtype=np.int64)
         return Encoded(
             input_ids=ids,
@@ -191,10 +162,11 @@ class LlavaOnevisionFamily:
     def tower_sequences(
         self, config: Any, layer: int, inputs: Mapping[str, Any]
     ) -> list[TowerSequence] | None:
-        """Each tile and each overview a picture of its own, in that order: the tower is not told which belong
-        together, and no patch of one attends to another's."""
+        """A picture's overview, then its tiles, row by row, joined to the grid of its canvas: margins have patches too,
+        though no cells."""
         side = config.vision_config.image_size // config.vision_config.patch_size
-        return tower.whole_images([side**2] * len(inputs["inputs_embeds"]))
+        of_pictures = tiles.tiles_of_pass(config, inputs, len(inputs["inputs_embeds"]))
+        return tower.tiled(of_pictures, (side, side), overview_first=True)
 
     def attention_shape(self, config: Any, name: str) -> AttentionShape:
         if name.startswith("layer_"):
@@ -205,22 +177,8 @@ class LlavaOnevisionFamily:
 
     def image_arithmetic(self, config: Any, size_pixels: Size) -> ImageArithmetic:
         """Of a picture that is alone in its conversation."""
-        vision = config.vision_config
-        tiling = _Tiling(
-            vision.image_size,
-            vision.image_size // vision.patch_size,
-            config.image_grid_pinpoints,
-            _most_tiles(config.vision_aspect_ratio),
-        )
-        found = _layout(tiling, size_pixels)
-        height, width = found.canvas
-        rows, columns = (length // tiling.pixels * tiling.side for length in found.canvas)
-        words = (
-            f"{size_pixels[0]} × {size_pixels[1]} pixels, fitted into {width} × {height}, tiles of {tiling.pixels} → "
-            f"{columns} × {rows} patches → {found.columns} × {found.rows} without margins, pooled where too many → and "
-            f"{found.rows} newlines, after {tiling.side**2} of an overview = {found.tokens} tokens"
-        )
-        return ImageArithmetic((width, height), (rows, columns), found.tokens, words)
+        most = _most_tiles(config.vision_aspect_ratio)
+        return tiles.arithmetic(replace(tiles.of_config(config), most_tiles=most), size_pixels)
 
 
 def processor_class() -> Any:
@@ -241,106 +199,21 @@ def processor_class() -> Any:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """A picture's place among the tokens of its tiles.
-
-    canvas          (height, width) in pixels
-    rows, columns   of cells, margins cut off, pooled
-    y, x            the edges of rows and of columns in pixels of the picture: rows + 1 and columns + 1 numbers
-    tokens          the overview's and newlines included
-    """
-
-    canvas: tuple[int, int]
-    y: np.ndarray
-    x: np.ndarray
-    tokens: int
-
-    @property
-    def rows(self) -> int:
-        return len(self.y) - 1
-
-    @property
-    def columns(self) -> int:
-        return len(self.x) - 1
-
-
-def _layout(tiling: _Tiling, size: Size) -> _Layout:
-    """Of a picture of (width, height) pixels that is alone in its conversation."""
-    from transformers.image_processing_utils import select_best_resolution
-
-    width, height = size
-    canvas = select_best_resolution((height, width), list(tiling.canvases))
-    tiles = [length // tiling.pixels for length in canvas]
-    rows, columns = (count * tiling.side for count in tiles)
-    # The model finds the margins in whole tokens, by a rule of its own that need not agree with the pixels'.
-    if width / height > columns / rows:
-        above, left = (rows - int(round(height * (columns / width), 7))) // 2, 0
-    else:
-        above, left = 0, (columns - int(round(width * (rows / height), 7))) // 2
-    scale = min(canvas[0] / height, canvas[1] / width)
-    fitted = [
-        min(math.ceil(length * scale), most) for length, most in zip((height, width), canvas, strict=True)
-    ]
-    ratio = math.sqrt((rows - 2 * above) * (columns - 2 * left) / (tiling.most_tiles * tiling.side**2))
-    edges = []
-    for axis, (length, margin) in enumerate(((height, above), (width, left))):
-        kept = _tile_edges(tiling, tiles[axis])[margin : tiles[axis] * tiling.side - margin + 1]
-        if ratio > POOLED_ABOVE:
-            pooled = int((len(kept) - 1) // ratio)
-            kept = np.interp(np.linspace(0, len(kept) - 1, pooled + 1), np.arange(len(kept)), kept)
-        paste = (canvas[axis] - fitted[axis]) // 2
-        edge = np.clip((kept - paste) * length / fitted[axis], 0, length)
-        if len(edge) > 1:
-            edge[0], edge[-1] = (
-                0,
-                length,
-            )  # less than one token of the picture may be cut off with the margins
-        edges.append(edge)
-    y, x = edges
-    return _Layout(canvas, y, x, tiling.side**2 + (len(y) - 1) * len(x))
-
-
-def _tile_edges(tiling: _Tiling, tiles: int) -> np.ndarray:
-    """Where tokens begin along one axis of a canvas, in pixels. 27 patches of 14 reach over 378 of a tile's 384 pixels:
-    the last of a tile is given the 6 that no patch sees."""
-    patch = tiling.pixels // tiling.side
-    begin = np.arange(tiles)[:, None] * tiling.pixels + np.arange(tiling.side) * patch
-    return np.append(begin.reshape(-1), tiles * tiling.pixels).astype(float)
-
-
-def _tokens(tiling: _Tiling, start: int, bounded: Size, size: Size, alone: bool) -> ImageTokens:
+def _tokens(tiling: Tiling, start: int, bounded: Size, size: Size, alone: bool) -> ImageTokens:
     """Cells of a picture of (width, height) pixels, which the model gets scaled down to ``bounded``."""
-    if not alone:
-        return square_tokens(start, tiling.side, size, edges=_tile_edges(tiling, 1) / tiling.pixels)
-    found = _layout(tiling, bounded)
-    x, y = found.x * size[0] / bounded[0], found.y * size[1] / bounded[1]
-    row, column = np.divmod(np.arange(found.rows * found.columns), found.columns)
-    return ImageTokens(
-        positions=start + tiling.side**2 + row * (found.columns + 1) + column,
-        grid=(found.rows, found.columns),
-        cell_boxes_pixels=np.stack([x[column], y[row], x[column + 1], y[row + 1]], axis=1),
-        image_size_pixels=size,
-        through_connector=False,
-    )
+    if alone:
+        return tiles.picture_tokens(tiling, start, bounded, size)
+    return square_tokens(start, tiling.side, size, edges=tiles.tile_edges(tiling, 1) / tiling.pixels)
 
 
-def _count(tiling: _Tiling, size: Size, ref: ImageRef, alone: bool) -> int:
+def _count(tiling: Tiling, size: Size, ref: ImageRef, alone: bool) -> int:
     """Tokens of one picture. Of several, each is a square of one tile and a newline."""
-    if not alone:
-        return tiling.side**2 + 1
-    found = _layout(tiling, size)
-    if found.rows < 1 or found.columns < 1:
-        name = ref.written or str(ref.path)
-        raise ValueError(
-            f"image {name!r}: found {size[0]} × {size[1]} pixels, too thin for a row of tokens; cut it, or leave it out"
-        )
-    return found.tokens
+    return tiles.count(tiling, size, ref) if alone else tiling.side**2 + 1
 
 
-def _of_processor(processor: Any) -> _Tiling:
+def _of_processor(processor: Any) -> Tiling:
     size = processor.image_processor.size
-    return _Tiling(
+    return Tiling(
         size["shortest_edge"] or size["height"],
         math.isqrt(processor.num_image_tokens),
         processor.image_processor.image_grid_pinpoints,
@@ -374,10 +247,7 @@ def _pieces(conversation: Conversation, counts: Sequence[int]) -> list[tuple[Any
 def _pixels(processor: Any, opened: Sequence[Any], bounded: Sequence[Size]) -> dict[str, torch.Tensor]:
     """``pixel_values`` Float[overviews and tiles, 3, pixels, pixels], ``image_sizes`` Int[pictures, 2] (height, width),
     ``batch_num_images`` Int[1]."""
-    scaled = [
-        one if one.size == size else one.resize(size, resample=processor.image_processor.resample)
-        for one, size in zip(opened, bounded, strict=True)
-    ]
+    scaled = tiles.resized(processor, opened, bounded)
     # A list in a list is one conversation: then several pictures are not tiled.
     found = processor.image_processor([scaled], return_tensors="pt")
     return {
@@ -385,15 +255,3 @@ def _pixels(processor: Any, opened: Sequence[Any], bounded: Sequence[Size]) -> d
         "image_sizes": torch.as_tensor(found["image_sizes"]),
         "batch_num_images": torch.tensor([len(scaled)]),
     }
-
-
-def _bounded(processor: Any, ref: ImageRef, size: Size) -> Size:
-    """(width, height) with no more pixels than the processor and the picture itself allow, to the pixel below."""
-    bounds = [getattr(processor.image_processor, "max_pixels", None), ref.max_pixels]
-    most = min((one for one in bounds if one is not None), default=math.prod(size))
-    scale = min(1.0, math.sqrt(most / math.prod(size)))
-    return max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
-
-
-def _size(ref: ImageRef) -> Size:
-    return ref.size_pixels or size_of(ref.path if ref.data is None else ref)

@@ -2,12 +2,17 @@
 
 Towers read patches in orders of their own: in blocks that will be merged, in windows, tile by tile, frame by frame,
 with a class token before them. A map over an image needs the order undone.
+
+Tiles of one picture are joined here to one grid of patches, which is the picture's; between patches of two tiles there
+is no attention. An overview is a second, coarser view of its picture, so it is an image of its own: of picture i of n
+it is image n + i.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +23,14 @@ NO_PATCH = -1  # a class token, a register
 class TowerSequence:
     """One sequence within which a layer of the tower attends.
 
-    image   Int[places]: which of the pass's images each place belongs to
-    patch   Int[places]: which patch of that image, row-major in its grid (frame by frame in a video); −1: none
+    image         Int[places]: which of the pass's images each place belongs to
+    patch         Int[places]: which patch of that image, row-major in its grid (frame by frame in a video); −1: none
+    is_overview   of a picture that is read in tiles too
     """
 
     image: np.ndarray
     patch: np.ndarray
+    is_overview: bool = False
 
     def __len__(self) -> int:
         return len(self.patch)
@@ -45,6 +52,64 @@ def whole_images(patches: Sequence[int], *, class_tokens: int = 0) -> list[Tower
         )
         for image, count in enumerate(patches)
     ]
+
+
+def tiled(
+    tiles: Sequence[tuple[int, int] | None],
+    side: tuple[int, int],
+    *,
+    overview_first: bool,
+    class_tokens: int = 0,
+) -> list[TowerSequence]:
+    """One sequence a tile, a picture's tiles row by row, and its overview before or after them (LLaVA-NeXT, InternVL).
+
+    tiles   (rows, columns) of each picture's tiles; None: it is read as one, without an overview
+    side    (rows, columns) of a tile's patches
+
+    1 × 2 tiles of 2 × 2 patches and their overview: image 0 with patches [0, 1, 4, 5] and [2, 3, 6, 7], image 1 with
+    [0, 1, 2, 3].
+    """
+    places = np.arange(side[0] * side[1])
+    found = []
+    for picture, grid in enumerate(tiles):
+        rows, columns = grid or (1, 1)
+        row, column = np.divmod(places, side[1])
+        own = [
+            _view(
+                picture, (row + down * side[0]) * columns * side[1] + column + across * side[1], class_tokens
+            )
+            for down in range(rows)
+            for across in range(columns)
+        ]
+        overview = (
+            [] if grid is None else [_view(len(tiles) + picture, places, class_tokens, is_overview=True)]
+        )
+        found += [*overview, *own] if overview_first else [*own, *overview]
+    return found
+
+
+def _view(image: int, patch: np.ndarray, class_tokens: int, *, is_overview: bool = False) -> TowerSequence:
+    patch = np.concatenate([np.full(class_tokens, NO_PATCH), patch])
+    return TowerSequence(np.full(len(patch), image), patch, is_overview)
+
+
+def told_tiles(inputs: Mapping[str, Any], views: int) -> Sequence[tuple[int, int] | None]:
+    """The tiles of each picture, for towers whose model is not told which of their views make one.
+
+    inputs   as ``Family.tower_sequences`` gets them
+    views    tiles and overviews that the tower reads
+
+    Raises ValueError where they are several and nobody has said.
+    """
+    if "tiles" in inputs:
+        return inputs["tiles"]
+    if views == 1:
+        return [None]
+    raise ValueError(
+        f"rows of the vision tower: found {views} tiles and overviews, and nothing that tells which of them make one "
+        "picture; say so with tiles=[image.tiles for image in encoded.images], or [(rows, columns), …] of each "
+        "picture's tiles, None where it is read as one"
+    )
 
 
 def frames(grids: Sequence[Sequence[int]], merge: int) -> list[TowerSequence]:

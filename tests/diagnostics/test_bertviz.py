@@ -1,7 +1,7 @@
 """What bertviz is handed. Its own head view took this dictionary (bertviz 1.4.1, tried by hand)."""
 
 import numpy as np
-from test_records import a_record
+from test_records import a_record, with_overview
 
 from diagnostics.bertviz import to_bertviz
 
@@ -20,3 +20,7 @@ def test_rows_tokens_and_layers_go_where_bertviz_looks_for_them():
     assert handed["encoder_tokens"][first] == "<image 0>"
     others = set(range(len(record.tokens))) - {int(p) for p in record.image_tokens[0].positions}
     assert all(handed["encoder_tokens"][i] == record.tokens[i] for i in others)
+
+
+def test_an_overview_s_tokens_are_numbered_beside_the_cells():
+    assert to_bertviz(with_overview())["encoder_tokens"][:3] == ["<overview 0>", "<overview 1>", "<image 0>"]

@@ -1,11 +1,13 @@
 """What is taken away is the region, all of it and nothing else."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from diagnostics.causal import blocked_patches, blocked_tokens, occlude, region_cells
+from diagnostics.causal import blocked_patches, blocked_tokens, occlude, region_cells, region_tokens
 from finetune.families.base import ImageTokens
 
 
@@ -56,8 +58,28 @@ def test_blocked_patches_leave_other_images_whole():
 
 def test_blocked_tokens_are_hidden_from_what_follows_the_image():
     image = an_image([1, 2, 3, 4, 5, 6], through_connector=False)
-    cells = np.array([False, True, False, False, False, True])
-    blocked = blocked_tokens([None, (image, cells)], 9)
+    blocked = blocked_tokens([None, (image, np.array([2, 6]))], 9)
     expected = torch.zeros(2, 9, 9, dtype=torch.bool)
     expected[1, 7:, [2, 6]] = True
+    assert torch.equal(blocked, expected)
+
+
+def with_overview() -> ImageTokens:
+    """Tokens 1 to 6, and behind a mark an overview of the left and of the right half, tokens 8 and 9."""
+    halves = np.array([(0.0, 0, 15, 10), (15, 0, 30, 10)])
+    overview = ImageTokens(np.array([8, 9]), (1, 2), halves, (30, 10), False)
+    return replace(an_image(range(1, 7), through_connector=False), overview=overview, tiles=(1, 1))
+
+
+def test_a_region_of_a_picture_with_an_overview_is_in_both():
+    assert region_tokens(with_overview(), [(20, 5, 30, 10)], None).tolist() == [6, 9]
+    assert region_tokens(with_overview(), [(0, 0, 10, 10)], None).tolist() == [1, 4, 8]
+    # All of the overview may go, as long as a cell is left.
+    assert region_tokens(with_overview(), [(0, 0, 30, 8)], None).tolist() == [1, 2, 3, 4, 5, 8, 9]
+
+
+def test_what_follows_a_picture_follows_its_overview_too():
+    blocked = blocked_tokens([(with_overview(), np.array([6, 9]))], 12)
+    expected = torch.zeros(1, 12, 12, dtype=torch.bool)
+    expected[0, 10:, [6, 9]] = True
     assert torch.equal(blocked, expected)

@@ -1,14 +1,18 @@
 """Maps by hand on grids that are not square, and images that are not either."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from diagnostics.geometry import (
+    attention_on_cells,
     cells_from_row,
     disjoint_boxes,
     pixel_map,
     region_coverage,
     shared_area_pixels,
+    token_weights,
     union_area_pixels,
 )
 from finetune.families.base import ImageTokens
@@ -36,6 +40,61 @@ def test_without_a_connector_token_i_is_cell_i_and_leading_axes_are_kept():
     image = an_image((2, 1), (10, 30), [3, 0])
     rows = np.array([[[0.1, 0.5, 0.0, 0.4]], [[0.0, 1.0, 0.0, 0.0]]], np.float32)
     np.testing.assert_allclose(cells_from_row(rows, image), [[[0.8, 0.2]], [[0, 0]]], atol=1e-7)
+
+
+def with_overview() -> ImageTokens:
+    """Two rows and three columns of cells of 20 × 15 pixels, tokens 0 to 5; an overview of one row and two columns of
+    30 × 30 pixels, tokens 6 and 7: the first has the left column and half of the middle one."""
+    coarse = an_image((1, 2), (60, 30), [6, 7])
+    return replace(an_image((2, 3), (60, 30), range(6)), overview=coarse, tiles=(1, 1))
+
+
+def test_an_overview_s_attention_is_shared_out_among_the_cells_under_it_by_area():
+    """.36 on the first coarse token: .12 on each of the left column's two cells, .06 on each of the middle one's."""
+    row = np.array([0, 0.1, 0, 0, 0, 0.2, 0.36, 0, 0.34])
+    np.testing.assert_allclose(attention_on_cells(row, with_overview()), [0.12, 0.16, 0, 0.12, 0.06, 0.2])
+    np.testing.assert_allclose(
+        cells_from_row(row, with_overview()), np.array([0.12, 0.16, 0, 0.12, 0.06, 0.2]) / 0.66
+    )
+    other = np.array([0, 0, 0, 0, 0, 0, 0, 0.6, 0.4])
+    np.testing.assert_allclose(attention_on_cells(other, with_overview()), [0, 0.1, 0.2, 0, 0.1, 0.2])
+    both = attention_on_cells(np.stack([[row], [other]]), with_overview())
+    assert both.shape == (2, 1, 6)
+    np.testing.assert_allclose(both[1, 0], [0, 0.1, 0.2, 0, 0.1, 0.2])
+
+
+def test_the_docstring_s_case_of_an_overview():
+    coarse = an_image((1, 1), (40, 20), [4])
+    image = replace(an_image((2, 2), (40, 20), range(4)), overview=coarse)
+    np.testing.assert_allclose(
+        attention_on_cells(np.array([0.1, 0.2, 0, 0.1, 0.4]), image), [0.2, 0.3, 0.1, 0.2]
+    )
+
+
+@pytest.mark.parametrize("coarse", [(1, 2), (3, 2), (5, 4)])
+def test_attention_on_a_picture_is_all_in_its_map(coarse):
+    """Also where the overview has more rows than the picture's cells, which lie unevenly."""
+    rng = np.random.default_rng(0)
+    x, y = np.array([0, 7.0, 30, 41, 60]), np.array([0, 4.0, 21, 30])
+    row, column = np.divmod(np.arange(12), 4)
+    boxes = np.stack([x[column], y[row], x[column + 1], y[row + 1]], axis=1)
+    overview = an_image(coarse, (60, 30), range(12, 12 + coarse[0] * coarse[1]))
+    image = ImageTokens(np.arange(12), (3, 4), boxes, (60, 30), False, overview)
+    attention = rng.dirichlet(np.ones(40), 5)
+    cells = attention_on_cells(attention, image)
+    assert (cells >= attention[:, :12]).all()
+    np.testing.assert_allclose(cells.sum(-1), attention[:, image.all_positions].sum(-1))
+    # Carried back to tokens: the same product.
+    weights = rng.random(12)
+    np.testing.assert_allclose(
+        cells @ weights, attention[:, image.all_positions] @ token_weights(weights, image)
+    )
+
+
+def test_weights_are_carried_back_through_a_connector():
+    image = an_image((1, 3), (30, 10), [4, 2], through_connector=True)
+    connector = np.array([[1, 0, 0], [0.5, 0, 0.5]])
+    assert token_weights(np.array([0, 0, 1.0]), image, connector).tolist() == [0, 0.5]
 
 
 def test_wrong_shapes_say_found_and_expected():

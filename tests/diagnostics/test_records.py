@@ -80,6 +80,33 @@ def test_without_foil_or_connector(tmp_path):
     assert same(loaded, record) and loaded.scores.margin_nats is None
 
 
+def with_overview() -> AttentionRecord:
+    rng = np.random.default_rng(4)
+    overview = ImageTokens(np.array([0, 1]), (1, 2), rng.random((2, 4)), (120, 80), False)
+    image = ImageTokens(
+        np.arange(2, 8), (2, 3), rng.random((6, 4)), (120, 80), False, overview=overview, tiles=(2, 1)
+    )
+    return a_record(image_tokens=(image, a_record().image_tokens[0]), connector=())
+
+
+def test_an_overview_is_kept(tmp_path):
+    with_overview().save(tmp_path / "a.safetensors")
+    assert same(AttentionRecord.load(tmp_path / "a.safetensors"), with_overview())
+
+
+def test_records_from_before_overviews_were_kept_are_read(tmp_path):
+    """Their headers say nothing of overviews and tiles."""
+    path = tmp_path / "a.safetensors"
+    a_record().save(path)
+    with safe_open(path, framework="numpy") as file:
+        header = json.loads(file.metadata()["attention_record"])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    for image in header["images"]:
+        assert (image.pop("overview"), image.pop("tiles")) == (None, None)
+    save_file(arrays, path, metadata={"attention_record": json.dumps(header)})
+    assert same(AttentionRecord.load(path), a_record())
+
+
 def test_safetensors_and_numpy_alone_open_it(tmp_path):
     a_record().save(tmp_path / "a.safetensors")
     with safe_open(tmp_path / "a.safetensors", framework="numpy") as file:

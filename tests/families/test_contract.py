@@ -219,6 +219,23 @@ def test_images_lie_where_their_tokens_are(family, processor, encoded):
             assert image.cell_boxes_pixels[-1][2:].tolist() == pytest.approx([width, height])
             first, second = image.cell_boxes_pixels[:2]  # row-major: the second cell is right of the first
             assert second[0] == pytest.approx(first[2]) and second[1] == first[1]
+            assert (image.overview is None) == (image.tiles is None)
+            if image.overview is not None:
+                _check_overview(image, image.overview, found.input_ids)
+
+
+def _check_overview(image, overview, ids):
+    """All of the picture again in other tokens of it, coarser or as fine, with a cell for each of its own."""
+    rows, columns = overview.grid
+    assert len(overview.positions) == len(overview.cell_boxes_pixels) == rows * columns
+    assert {*overview.positions.tolist()}.isdisjoint(image.positions.tolist())
+    assert {*ids[image.all_positions].tolist()} == {ids[image.positions[0]]}
+    assert overview.image_size_pixels == image.image_size_pixels
+    assert not overview.through_connector and overview.overview is None
+    areas = np.prod(overview.cell_boxes_pixels[:, 2:] - overview.cell_boxes_pixels[:, :2], axis=1)
+    assert areas.sum() == pytest.approx(np.prod(image.image_size_pixels))
+    assert overview.cell_boxes_pixels[-1][2:].tolist() == pytest.approx(list(image.image_size_pixels))
+    assert overview.cell_boxes_pixels[1][0] == pytest.approx(overview.cell_boxes_pixels[0][2])
 
 
 def test_boxes_are_learned_in_the_family_s_own_words(tiny, family, processor):
@@ -386,7 +403,14 @@ def test_rows_of_the_tower_are_over_the_patches_of_each_picture(tiny, family, pr
     inputs = padded([encoded[2]], torch.device("cpu"), left=False)
     with (
         torch.no_grad(),
-        AttentionExtractor(model, [], images=[0], vision_layers=[0], family=family) as seen,
+        AttentionExtractor(
+            model,
+            [],
+            images=[0],
+            vision_layers=[0],
+            tiles=[one.tiles for one in encoded[2].images],
+            family=family,
+        ) as seen,
     ):
         model(**inputs)
     rows = seen.attention_weights["vision_layer_0"]

@@ -8,11 +8,10 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import InternVLConfig
 
-from diagnostics.capture import AttentionExtractor
 from diagnostics.depth import QUICK
 from diagnostics.probe import Prober
 from diagnostics.probes import Probe, Relation
-from diagnostics.reading import Reader, padded
+from diagnostics.reading import Reader
 from diagnostics.relations import read_relation
 from finetune.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.families.base import AttentionShape
@@ -74,6 +73,8 @@ def test_cells_by_hand():
     image = tiled_tokens(0, (1, 2), 2, (8, 6))
     assert image.grid == (2, 4) and image.positions.tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
     assert image.cell_boxes_pixels[5].tolist() == [2, 3, 4, 6]
+    assert image.overview.positions.tolist() == [8, 9, 10, 11] and image.tiles == (1, 2)
+    assert image.overview.cell_boxes_pixels[1].tolist() == [4, 0, 8, 3]
 
 
 @pytest.mark.parametrize("size", [*TILES])
@@ -97,11 +98,14 @@ def test_every_cell_is_the_token_of_the_pixels_that_it_names(processor, local, s
         assert len(found) == rows * columns or moved[rows * columns :].max() > 0
 
 
-def test_an_overview_is_no_cell(processor, model):
+def test_an_overview_has_cells_of_its_own(processor, model):
     encoded = FAMILY.encode(processor, about(picture((36, 17)), picture((16, 16), 1)))
     first, second = encoded.images
     found = slots(model, encoded)
     assert sorted(first.positions) == found[: 2 * EACH].tolist()
+    assert (
+        first.overview.positions.tolist() == found[2 * EACH : 3 * EACH].tolist() and second.overview is None
+    )
     assert second.positions.tolist() == found[3 * EACH :].tolist()
     assert len(encoded.media["pixel_values"]) == 4
 
@@ -189,32 +193,6 @@ def test_folders_as_they_are_published_are_read(tmp_path):
 
 
 # --- what attends ----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-@pytest.mark.parametrize("tile", [0, 2])
-def test_rows_of_the_tower_are_those_computed_again(processor, model, kernel, tile):
-    """Queries and keys behind their norms over all heads; the class token's row and column left out."""
-    encoded = FAMILY.encode(processor, about(picture((36, 17))))
-    inputs = padded([encoded], torch.device("cpu"), left=False)
-    attention = model.model.vision_tower.encoder.layer[1].attention
-    taken = []
-    handle = attention.register_forward_pre_hook(lambda module, arguments: taken.append(arguments[0]))
-    model.set_attn_implementation(kernel)
-    with (
-        torch.no_grad(),
-        AttentionExtractor(model, [0], vision_layers=[1], images=[tile], family=FAMILY) as seen,
-    ):
-        model(**inputs)
-    handle.remove()
-    model.set_attn_implementation("sdpa")
-    assert len(taken[0]) == 3
-    with torch.no_grad():
-        q = attention.q_norm(attention.q_proj(taken[0]))[tile].view(-1, 2, 8).transpose(0, 1)
-        k = attention.k_norm(attention.k_proj(taken[0]))[tile].view(-1, 2, 8).transpose(0, 1)
-        expected = (q @ k.transpose(1, 2) / 8**0.5).softmax(-1)[:, 1:, 1:].numpy()
-    assert seen.attention_weights["vision_layer_1"].shape == (1, 2, 16, 16)
-    assert np.abs(seen.attention_weights["vision_layer_1"][0] - expected).max() < 1e-6
-
-
 @pytest.mark.parametrize("size", [*TILES])
 def test_the_configuration_alone_tells_the_tokens(tmp_path, model, size):
     """By the published bounds of 1 to 12 tiles."""
@@ -256,7 +234,7 @@ def test_probes_are_run(processor, model, tmp_path):
     prober = Prober(model, processor, key_layers=[0, 1], probes=probes, depth=QUICK)
     prober.self_check()
     for record in prober.run_all(0, "tiny"):
-        cells = record.image_tokens[0].positions
+        cells = record.image_tokens[0].all_positions
         assert record.visual_share[:2] == pytest.approx(record.rows[:, :, 0, cells].sum(-1), abs=1e-6)
         assert record.region_mass["r"].min() > 0 and record.region_mass["r"].max() < 1
         assert {one.kind for one in record.interventions} == {"occlusion", "knockout"}

@@ -8,11 +8,9 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import LlavaOnevisionConfig
 
-from diagnostics.capture import AttentionExtractor
 from diagnostics.depth import QUICK
 from diagnostics.probe import Prober
 from diagnostics.probes import Probe
-from diagnostics.reading import padded
 from finetune.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.families.base import AttentionShape
 from tests.families.tiny_llava import IMAGE, LLAVAS, TILE, TILE_SIDE
@@ -106,20 +104,26 @@ def test_every_cell_is_the_token_of_the_pixels_that_it_names(processor, local, s
     assert in_overview
 
 
-def test_an_overview_and_newlines_are_no_cells(processor, model):
+def test_newlines_are_no_cells_and_an_overview_is_one_of_its_own(processor, model):
     encoded = FAMILY.encode(processor, about(picture((36, 17))))
     image, found = encoded.images[0], slots(model, encoded)
-    others = sorted({*found.tolist()} - {*image.positions.tolist()})
-    assert others[:OVERVIEW] == found[:OVERVIEW].tolist()
-    assert others[OVERVIEW:] == (found[OVERVIEW:].reshape(-1, image.grid[1] + 1)[:, -1]).tolist()
+    assert image.tiles == (1, 2) and image.overview.grid == (TILE_SIDE, TILE_SIDE)
+    assert image.overview.positions.tolist() == found[:OVERVIEW].tolist()
+    assert (
+        sorted({*found.tolist()} - {*image.all_positions.tolist()})
+        == (found[OVERVIEW:].reshape(-1, image.grid[1] + 1)[:, -1]).tolist()
+    )
 
 
 def test_cells_by_hand(processor):
-    """36 × 18 pixels: a canvas of 2 × 1 tiles of 18, 4 patches of 4 each, of which the last has 2 pixels more."""
+    """36 × 18 pixels: a canvas of 2 × 1 tiles of 18, 4 patches of 4 each, of which the last has 2 pixels more. The
+    overview has all of it in one tile: patches of 8 × 4 pixels, the last of 12 × 6."""
     image = FAMILY.encode(processor, about(picture((36, 18)))).images[0]
     assert image.grid == (4, 8)
     assert image.cell_boxes_pixels[:8, 0].tolist() == [0, 4, 8, 12, 18, 22, 26, 30]
     assert image.cell_boxes_pixels[-1].tolist() == [30, 12, 36, 18]
+    assert image.overview.cell_boxes_pixels[:4, 0].tolist() == pytest.approx([0, 8, 16, 24])
+    assert image.overview.cell_boxes_pixels[-1].tolist() == pytest.approx([24, 12, 36, 18])
 
 
 def test_several_pictures_are_squares_with_margins(processor, model):
@@ -133,6 +137,7 @@ def test_several_pictures_are_squares_with_margins(processor, model):
     assert wide.grid == (3, 4) and wide.cell_boxes_pixels[::4, 1].tolist() == [0, 7, 15]
     assert wide.cell_boxes_pixels[0].tolist() == [0, 0, 8, 7]
     assert wide.positions[0] == slots(model, encoded)[0] + 4
+    assert wide.overview is None and wide.tiles is None
     assert tall.positions[0] > wide.positions[-1] + 1
 
 
@@ -166,6 +171,7 @@ def test_a_bound_scales_the_picture_down_and_cells_stay_in_its_own_pixels(tmp_pa
     for one in (whole, bounded):
         image = one.images[0]
         assert image.image_size_pixels == (90, 61) and image.cell_boxes_pixels[-1, 2:].tolist() == [90, 61]
+        assert len(slots(model, one)) == OVERVIEW + image.grid[0] * (image.grid[1] + 1)
     FAMILY.set_pixel_budget(processor, min_pixels=None, max_pixels=18 * 18)
     processor.save_pretrained(tmp_path)
     loaded = FAMILY.load_processor(str(tmp_path))
@@ -215,39 +221,6 @@ def test_folders_as_they_are_published_are_read(tmp_path):
 
 
 # --- what attends ----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-@pytest.mark.parametrize("tile", [0, 2])
-def test_rows_of_the_tower_are_those_computed_again(processor, model, kernel, tile):
-    """Each tile is a picture of its own there, the overview the first."""
-    encoded = FAMILY.encode(processor, about(picture((36, 17))))
-    inputs = padded([encoded], torch.device("cpu"), left=False)
-    attention = model.model.vision_tower.encoder.layers[1].self_attn
-    taken = []
-    handle = attention.register_forward_pre_hook(
-        lambda module, arguments, options: taken.append(
-            arguments[0] if arguments else options["hidden_states"]
-        ),
-        with_kwargs=True,
-    )
-    model.set_attn_implementation(kernel)
-    with (
-        torch.no_grad(),
-        AttentionExtractor(model, [0], vision_layers=[1], images=[tile], family=FAMILY) as seen,
-    ):
-        model(**inputs)
-    handle.remove()
-    model.set_attn_implementation("sdpa")
-    assert len(taken[0]) == 3
-    with torch.no_grad():
-        q, k = (
-            part(taken[0])[tile].view(-1, 2, 8).transpose(0, 1)
-            for part in (attention.q_proj, attention.k_proj)
-        )
-        expected = (q @ k.transpose(1, 2) / 8**0.5).softmax(-1).numpy()
-    assert seen.attention_weights["vision_layer_1"].shape == (1, 2, OVERVIEW, OVERVIEW)
-    assert np.abs(seen.attention_weights["vision_layer_1"][0] - expected).max() < 1e-6
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_the_configuration_alone_tells_the_tokens(processor, model, size):
     said = FAMILY.image_arithmetic(model.config, size)
@@ -286,7 +259,7 @@ def test_probes_are_run(processor, model, tmp_path):
     prober = Prober(model, processor, key_layers=[0, 1], probes=probes, depth=QUICK)
     prober.self_check()
     for record in prober.run_all(0, "tiny"):
-        cells = record.image_tokens[0].positions
+        cells = record.image_tokens[0].all_positions
         assert record.visual_share[:2] == pytest.approx(record.rows[:, :, 0, cells].sum(-1), abs=1e-6)
         assert record.region_mass["r"].min() > 0 and record.region_mass["r"].max() < 1
         assert {one.kind for one in record.interventions} == {"occlusion", "knockout"}

@@ -104,8 +104,10 @@ def test_the_pixels_of_a_cell_move_its_token(tiny, processor, model, size, corne
 
 # --- rows ------------------------------------------------------------------------------------------------
 def test_rows_of_the_tower_are_its_own(tiny, processor, model):
-    """Against the product computed again from what enters the layer."""
-    inputs = padded([tiny.family.encode(processor, about(noise((50, 31))))], CPU, left=False)
+    """Against the product computed again from what enters the layer; of a picture that is read as one."""
+    shown = ImageRef("x", noise((50, 31)), max_pixels=300)
+    said = Conversation((Turn("user", (shown, "what?")), Turn("assistant", ("it",))))
+    inputs = padded([tiny.family.encode(processor, said)], CPU, left=False)
     attention = attention_modules(model, tiny.family)["vision_layer_1"]
     taken = {}
 
@@ -318,7 +320,9 @@ def test_tiles_tokens_by_hand(tiled):
     assert found.images[0].positions[:4].tolist() == [*first[:2], *second[:2]]
     assert found.images[0].positions[6:10].tolist() == [*first[2:], *second[2:]]
     assert found.images[1].positions.tolist() == [*range(starts[7], starts[7] + 4)]
-    assert starts[6] not in found.images[0].positions  # the overview is no cell
+    assert found.images[0].overview.positions.tolist() == [*range(starts[6], starts[6] + 4)]
+    assert found.images[0].tiles == (2, 3)
+    assert found.images[1].overview is None and found.images[1].tiles is None
     assert found.media["pixel_values"].shape == (8, 1, 3, 16, 16)
 
 

@@ -18,6 +18,9 @@ from transformers import (
     LlamaTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaProcessor,
@@ -28,6 +31,7 @@ from transformers import (
 )
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
     LlavaOnevisionImageProcessorPil,
 )
@@ -35,6 +39,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from finetune.families import internvl, llava_onevision
 from finetune.families.internvl import InternVLFamily
 from finetune.families.llava import LlavaFamily
+from finetune.families.llava_next import LlavaNextFamily
 from finetune.families.llava_onevision import LlavaOnevisionFamily
 from tests.families.tiny_families import LINE_BREAKS, Tiny, built
 
@@ -66,7 +71,7 @@ def llama_tokenizer() -> LlamaTokenizer:
     return tokenizer
 
 
-def llava() -> nn.Module:
+def clip_and_llama() -> tuple[CLIPVisionConfig, LlamaConfig]:
     vision = CLIPVisionConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=LLAVA_SIDE,
         patch_size=LLAVA_PATCH,
@@ -75,6 +80,11 @@ def llava() -> nn.Module:
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         vocab_size=len(llama_tokenizer()), max_position_embeddings=512, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
+    return vision, text
+
+
+def llava() -> nn.Module:
+    vision, text = clip_and_llama()
     image_token_id = llama_tokenizer().convert_tokens_to_ids(IMAGE)
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_id=image_token_id, image_seq_length=25
@@ -90,6 +100,31 @@ def llava_processor(folder: Path) -> Any:
     return LlavaProcessor(
         pictures, llama_tokenizer(), patch_size=LLAVA_PATCH, vision_feature_select_strategy="default",
         chat_template=LLAVA_TEMPLATE, num_additional_image_tokens=1,
+    )  # fmt: skip
+
+
+# Tiles of 20 pixels, 5 × 5 patches of 4.
+NEXT_SIDE = LLAVA_SIDE // LLAVA_PATCH
+NEXT_PINPOINTS = [[20, 40], [40, 20], [40, 40], [60, 20], [20, 60]]
+
+
+def tiny_next() -> nn.Module:
+    vision, text = clip_and_llama()
+    config = LlavaNextConfig(
+        vision_config=vision, text_config=text, image_grid_pinpoints=NEXT_PINPOINTS, image_seq_length=25,
+        image_token_index=llama_tokenizer().convert_tokens_to_ids(IMAGE),
+    )  # fmt: skip
+    return built(LlavaNextForConditionalGeneration, config)
+
+
+def next_processor(folder: Path, tokenizer: Any = None, template: str = LLAVA_TEMPLATE) -> Any:
+    size = {"height": LLAVA_SIDE, "width": LLAVA_SIDE}
+    pictures = LlavaNextImageProcessorPil(
+        size={"shortest_edge": LLAVA_SIDE}, crop_size=size, image_grid_pinpoints=NEXT_PINPOINTS
+    )
+    return LlavaNextProcessor(
+        pictures, tokenizer or llama_tokenizer(), patch_size=LLAVA_PATCH, vision_feature_select_strategy="default",
+        chat_template=template, num_additional_image_tokens=1,
     )  # fmt: skip
 
 
@@ -206,6 +241,7 @@ def internvl_processor(folder: Path) -> Any:
 
 LLAVAS = {
     "llava-1.5": Tiny(LlavaFamily(), llava, llava_processor, tower_patches=25),
+    "llava-next": Tiny(LlavaNextFamily(), tiny_next, next_processor, tower_patches=NEXT_SIDE**2),
     "llava-onevision": Tiny(
         LlavaOnevisionFamily(), tiny_onevision, onevision_processor, tower_patches=TILE_SIDE**2
     ),

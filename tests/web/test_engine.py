@@ -17,13 +17,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "diagnostics"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "families"))
 
 from tiny_families import GRIDS
+from tiny_llava import LLAVAS
 from tiny_qwen_vl import tiny_model, tiny_processor, write_picture
 
 from diagnostics import AttentionExtractor
 from diagnostics.reading import padded
 from diagnostics.web import engine as engine_module
+from diagnostics.web import maps
 from diagnostics.web.engine import Engine, Partial, reply_text
 from finetune.conversation import ImageRef, Turn
+from finetune.families import ImageTokens
 
 EMBEDDED = "这座塔是什么?"
 TOWER = Path(__file__).parents[2] / "docs" / "images" / "tower.png"
@@ -110,6 +113,48 @@ def test_rows_are_those_of_a_plain_forward(kernel, processor, pictures, monkeypa
     for image in range(2):
         np.testing.assert_allclose(look.connector[image], expected["visual_attn"][image], atol=1e-3)
         np.testing.assert_allclose(look.vision[0][image], expected["vision_layer_0"][image], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["internvl", "llava-onevision"])
+def test_rows_of_a_tower_that_reads_tiles_are_over_the_whole_picture(name, folder, monkeypatch):
+    """60 × 20 pixels are 3 × 1 tiles of either; and where they have margins, their patches are no parts of cells."""
+    Image.linear_gradient("L").resize((54, 18)).convert("RGB").save(folder / "wide.png")
+    Image.linear_gradient("L").resize((54, 11)).convert("RGB").save(folder / "flat.png")
+    (folder / name).mkdir(exist_ok=True)
+    engine = Engine(LLAVAS[name].model(), LLAVAS[name].processor(folder / name), mode="full")
+    said = told_ids(engine, monkeypatch)
+    turns = question(folder / "wide.png")
+    look = ask(engine, turns)[-1].look
+    image, vision = look.images[0].tokens, engine.vision_layers[0]
+    assert image.tiles == (1, 3) and image.overview is not None
+    expected = whole_forward(
+        engine, turns, look, said=said[0], key_layers=[0], vision_layers=[vision], images=[0], tiles=[(1, 3)]
+    )
+    [kept] = look.vision[vision]
+    np.testing.assert_allclose(kept, expected[f"vision_layer_{vision}"][0], atol=2e-3)
+    assert maps.image_map(look, vision, -1, [], part="vision").cells.shape == (4, 12)
+    kinds = np.array(look.kinds)
+    assert (kinds[image.all_positions] == "image 0").all() and (kinds == "image 0").sum() == len(
+        image.all_positions
+    )
+    flat = ask(engine, question(folder / "flat.png"))[-1].look
+    assert (flat.vision == {}) == (name == "llava-onevision")
+    small = Engine(engine.model, engine.processor, mode="full", cache_bytes=2 * kept.nbytes - 2)
+    assert ask(small, turns)[-1].look.vision == {}
+
+
+def test_margins_are_not_taken_for_finer_patches():
+    """24 × 72 patches of 1 × 3 tiles: 6 × 72 cells between margins are a quarter, but each is one patch."""
+    for grid, whole in (
+        ((24, 72), True),
+        ((12, 36), True),
+        ((6, 72), False),
+        ((24, 18), False),
+        ((20, 72), False),
+    ):
+        boxes = np.zeros((grid[0] * grid[1], 4))
+        image = ImageTokens(np.arange(len(boxes)), grid, boxes, (90, 30), False, tiles=(1, 3))
+        assert engine_module._divides(image, 24 * 72) == whole
 
 
 @pytest.mark.parametrize("name", GRIDS)

@@ -71,6 +71,43 @@ def look_without_connector(seed: int = 0) -> Look:
     )
 
 
+def look_with_overview() -> Look:
+    """Six cells and an overview of the left and of the right half of the picture, tokens 1 to 6 and 7 to 8."""
+    halves = np.array([(0.0, 0, 30, 40), (30, 0, 60, 40)])
+    overview = ImageTokens(np.array([7, 8]), (1, 2), halves, SIZE, False)
+    seen = replace(image_tokens(range(1, 7), through_connector=False), overview=overview, tiles=(1, 1))
+    rows = np.zeros((1, 2, 11), np.float16)
+    rows[0, 0] = [0, 0, 0, 0, 0, 0, 0.125, 0, 0.375, 0.5, 0]  # of "?", which wrote "a"
+    rows[0, 1] = [0, 0, 0.25, 0, 0, 0, 0, 0.25, 0, 0.25, 0.25]
+    return Look(
+        tokens=("<s>", *["<image>"] * 8, "?", "a"),
+        kinds=("other", *["image 0"] * 8, "question", "answer"),
+        layers=(0,),
+        positions=np.array([9, 10]),
+        rows={0: rows},
+        connector=(),
+        vision={},
+        sinks=np.zeros((1, 11), bool),
+        images=(SeenImage(seen, Image.new("RGB", SIZE)),),
+    )
+
+
+def test_an_overview_is_of_the_picture_in_every_map_and_number():
+    """.375 on the right half: .125 on each of the two cells of the right column, .0625 on those of the middle one."""
+    look = look_with_overview()
+    found = maps.image_map(look, 0, 0, [10])
+    np.testing.assert_allclose(
+        found.cells, np.array([[0, 0.0625, 0.125], [0, 0.0625, 0.25]]) / 0.5, atol=1e-3
+    )
+    assert found.mass == pytest.approx(0.5, abs=1e-3)
+    assert maps.overview(look, [10]).values[0, 0] == pytest.approx(0.5, abs=1e-3)
+    assert maps.box_numbers(look, (40, 20, 60, 40)).mass[0, 0] == pytest.approx(0.5, abs=1e-3)
+    assert maps.box_numbers(look, (0, 0, 20, 40)).mass[0, 0] == 0
+    who = maps.who_looks(look, 0, 0, 5)
+    assert who[[9, 10]] == pytest.approx([0.25, 0.25], abs=1e-3) and np.isnan(who[:9]).all()
+    assert look.bytes > replace(look, images=look_without_connector().images).bytes
+
+
 def test_a_token_of_the_answer_is_read_by_the_row_that_wrote_it_and_others_by_their_own():
     look = look_by_hand()
     assert look.answer == (5, 6) and look.heads == 2
@@ -159,7 +196,11 @@ def test_the_overview_has_a_share_for_each_layer_and_head():
     assert boxed.unit == "times"
 
 
-@pytest.mark.parametrize("look", [look_by_hand(), look_without_connector()], ids=["resampler", "cells"])
+@pytest.mark.parametrize(
+    "look",
+    [look_by_hand(), look_without_connector(), look_with_overview()],
+    ids=["resampler", "cells", "overview"],
+)
 def test_a_box_s_numbers_are_those_of_the_metrics(look):
     box = (10, 5, 47, 30)
     found = maps.box_numbers(look, box)
