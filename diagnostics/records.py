@@ -94,7 +94,8 @@ class AttentionRecord:
     tokens                 text of each token of prompt + answer, len = keys
     queries                the kept rows, len = rows.shape[2]; the first is the answer query
     layers                 indices of the key language layers, len = rows.shape[0]
-    rows                   Float32[layers, heads, queries, keys], each row sums to 1
+    rows                   Float32[layers, heads, queries, keys], each row sums to 1 (below 1 where a head has a
+                           sink logit)
     image_tokens           one for each image of the probe
     connector              one Float32[image tokens, cells] for each image (mean over the connector's heads),
                            or () where the family has no attending connector

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoModelForImageTextToText,
     BitsAndBytesConfig,
@@ -59,6 +60,7 @@ def load(
     family = families.family_of(config)
     if attn_implementation is not None:
         check_kernel(attn_implementation)
+        check_kernel_of(config, attn_implementation)
     options: dict[str, Any] = {
         "dtype": dtype if dtype is not None else "auto",
         "cache_dir": cache_dir,
@@ -118,6 +120,20 @@ def check_kernel(name: str, computes_in: torch.dtype | None = None) -> None:
         raise ValueError(
             f"--attn_implementation {name}: {'; '.join(faults)}. Without it: --attn_implementation sdpa, the default, "
             "which has flash kernels of torch's own"
+        )
+
+
+def check_kernel_of(config: Any, name: str) -> None:
+    """Raises ValueError, before weights are loaded, where the language model cannot run on SDPA: it has neither soft
+    caps (Gemma 2) nor sink logits (GPT-OSS), and without them it would be another model."""
+    text = getattr(config, "text_config", None)
+    if name != "sdpa" or type(text) not in MODEL_MAPPING:
+        return
+    language = MODEL_MAPPING[type(text)]
+    if not language._supports_sdpa:
+        raise ValueError(
+            f"--attn_implementation sdpa: the language model is a {language.__name__}, whose attention logits are "
+            "capped or have sinks, which SDPA cannot; give --attn_implementation eager"
         )
 
 
