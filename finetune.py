@@ -38,6 +38,7 @@ from finetune import (
     run_folder,
     stopping,
     trainer,
+    videos,
 )
 from finetune.arguments import Arguments
 
@@ -221,11 +222,13 @@ def open_checkpoint(args: Arguments, plan: adaptation.Plan) -> tuple[Any, famili
     """Processor and family of the model, whose modules are checked against the flags: no weights yet.
 
     Raises ValueError for a LoRA target that matches nothing, for a key layer that there is not, for a pixel budget that
-    the family cannot keep, and for packing where its samples cannot share a row.
+    the family cannot keep, for a kernel that the language model cannot run on, and for packing where samples of the
+    family cannot share a row.
     """
     name, cache = str(args.model.model_name_or_path), args.model.cache_dir
     config = checkpoint.load_config(name, cache_dir=cache)
     family = families.family_of(config)
+    checkpoint.check_kernel_of(config, args.model.attn_implementation)
     kernels.prepare(args.training, config.model_type)
     model = checkpoint.skeleton(config)
     if plan.lora:
@@ -246,6 +249,7 @@ def read_data(args: Arguments, path: str) -> Sequence[conversation.Conversation]
         data_format=chosen.data_format,
         image_folder=chosen.image_folder,
         box_units=chosen.box_units,
+        sampling=videos.Sampling(chosen.video_fps, chosen.video_max_frames),
         on_bad_sample=chosen.on_bad_sample,
         streaming=chosen.streaming,
         say=say,

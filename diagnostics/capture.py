@@ -13,6 +13,7 @@ import inspect
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, reduce
 from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
@@ -36,7 +37,8 @@ EAGER_NAMES = ("eager_attention_forward", "eager_attention")
 HEAD_MEANS_LIMIT_BYTES = 2 * 2**30
 CHUNK_BYTES = 32 * 2**20  # of one buffer of rows, where all are computed but none is kept
 UNSUPPORTED_KERNELS = ("flex_attention", "paged|")
-UNSUPPORTED_TERMS = ("s_aux", "position_bias")  # sink logits and biases: rows without them would be wrong
+UNSUPPORTED_TERMS = ("position_bias",)  # rows without it would be wrong
+SINK_LOGITS = "s_aux"  # transformers' name, in the options of a call
 
 _EXTRACTORS: WeakKeyDictionary[nn.Module, AttentionExtractor] = WeakKeyDictionary()  # by bare model
 _WATCHERS: WeakKeyDictionary[nn.Module, _Watcher] = WeakKeyDictionary()  # by attention module
@@ -53,13 +55,13 @@ class AttentionExtractor:
     - ``visual_attn``     np.float32 (images, heads, queries, patches), the connector's cross-attention
     - ``vision_layer_N``  np.float32 (images, heads, patches, patches), the vision tower; in towers that reorder,
       window or tile their patches (the family's ``tower_sequences``) patches are row-major over the whole picture
-      here all the same, and what lies in another window or tile gets 0
+      here all the same, frame by frame in a video, and what lies in another window, tile or frame gets 0
 
-    Rows are probabilities before dropout; each sums to 1, a padded query's is all 0 or what its kernel makes
-    of it. ``decode_weights`` has what generation adds: ``layer_N`` → a list with one array for each cached
-    step since that pass, (batch, heads, tokens of the step, keys so far), every new token's row whatever
-    ``query_tokens`` says. ``highest_logits`` has what the largest probability of a row was made of: ``layer_N``
-    → np.float32 (batch, heads, query tokens).
+    Rows are probabilities before dropout; each sums to 1, or to less where a head has a sink logit (GPT-OSS), which
+    takes a share of its own; a padded query's is all 0 or what its kernel makes of it. ``decode_weights`` has what
+    generation adds: ``layer_N`` → a list with one array for each cached step since that pass, (batch, heads, tokens of
+    the step, keys so far), every new token's row whatever ``query_tokens`` says. ``highest_logits`` has what the
+    largest probability of a row was made of: ``layer_N`` → np.float32 (batch, heads, query tokens).
 
     key_layers     language layers by index; None: all of them; []: none (to take keys away only)
     heads          heads of the language layers by index; None: all
@@ -71,8 +73,9 @@ class AttentionExtractor:
                    for each kept image; None: every row
     sequences      which sequences of the batch to keep; None: all
     images         which images of the pass to keep for ``visual_attn`` and ``vision_layer_N``, in the order of the
-                   conversation; None: all. The overview of image i of n, where it is read in tiles and once more as
-                   a whole, is image n + i, and kept only where it is named
+                   conversation, but pictures first and then videos, as the towers get them; None: all. The overview of
+                   image i of n, where it is read in tiles and once more as a whole, is image n + i, and kept only
+                   where it is named
     vision_layers  layers of the vision tower by index
     tiles          (rows, columns) of the tiles of each image of the pass, None for one that is read as one, as in
                    ``ImageTokens.tiles``. Only for ``vision_layer_N`` of a family with tiles; needed where the model
@@ -114,7 +117,7 @@ class AttentionExtractor:
         self.tiles = None if tiles is None else list(tiles)
         self._blocked: dict[str, Tensor] = {}
         self._tap: Tap | None = None
-        self._proof: dict[str, float] | None = None
+        self._proof: dict[str, _Proof] | None = None
         self._hooks: list[RemovableHandle] = []
         self._kernels: list[tuple[PreTrainedConfig, str]] = []
         self.clear()
@@ -157,6 +160,9 @@ class AttentionExtractor:
 
     def clear(self) -> None:
         """Forget the rows seen so far."""
+        self._images = (
+            0  # of earlier calls of the tower in this pass: pictures come in one, videos in another
+        )
         self._rows: dict[str, list[Tensor]] = {}
         self._highest: dict[str, Tensor] = {}
         self._steps: dict[str, list[Tensor]] = {}
@@ -269,12 +275,25 @@ class AttentionExtractor:
         self._ahead = set()
 
     def _end(self, *_: object) -> None:
-        self._inside, self._given = False, ((), {})
+        towers = self._towers
+        self._inside, self._images, self._towers, self._given = False, 0, {}, ((), {})
         if self._new_sequence:
             self._rows = {name: rows for name, rows in self._rows.items() if name in self._touched}
             self._highest = {name: rows for name, rows in self._highest.items() if name in self._touched}
             self._pieces = {name: pieces for name, pieces in self._pieces.items() if name in self._touched}
             self._steps = {name: [] for name in self._steps if name in self._touched}
+        self._check_images(towers)
+
+    def _check_images(self, towers: Mapping[str, _Tower]) -> None:
+        """All towers have run: were the images there that are to be kept?"""
+        name = next(
+            (name for name, tower in towers.items() if tower.sequences and name in self._wanted), None
+        )
+        missing = [image for image in self.images or () if name is not None and image not in self._patches]
+        if missing:
+            raise ValueError(
+                f"{name}: image {missing[0]} does not exist; expected one of {sorted(self._patches)}"
+            )
 
     # ``generate`` runs the tower of some families ahead of the model's forward, to which its pictures belong.
     def _tower_hooks(self) -> Iterator[RemovableHandle]:
@@ -287,6 +306,7 @@ class AttentionExtractor:
 
     def _begin_tower(self, module: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
         if module is self._tower:
+            self._images += next((len(tower.patches) for tower in self._towers.values()), 0)
             given = _by_name(self._model, *self._given)
             self._inputs, self._towers = {**given, **_by_name(module, arguments, options)}, {}
             if self.tiles is not None:
@@ -324,17 +344,12 @@ class AttentionExtractor:
             return None
         if name not in self._towers:
             index = int(name.removeprefix("vision_layer_"))
-            tower = _Tower(name, self.family.tower_sequences(self._model.config, index, self._inputs))
-            self._towers[name], self._patches, self._pictures = tower, tower.patches, tower.pictures
-            if tower.sequences and name in self._wanted:
-                self._check_images(name)
+            sequences = self.family.tower_sequences(self._model.config, index, self._inputs)
+            self._towers[name] = tower = _Tower(name, sequences, first=self._images)
+            before = {image: count for image, count in self._patches.items() if image < self._images}
+            self._patches = before | tower.patches
+            self._pictures = [image for image in self._pictures if image < self._images] + tower.pictures
         return self._towers[name].next(call)
-
-    def _check_images(self, name: str) -> None:
-        for image in self.images or ():
-            if image not in self._patches:
-                known = sorted(self._patches)
-                raise ValueError(f"{name}: image {image} does not exist; expected one of {known}")
 
     def _asks_for(self, sequence: TowerSequence) -> np.ndarray:
         """Bool[places]: which rows of a sequence are to be kept."""
@@ -382,11 +397,21 @@ class _Piece(NamedTuple):
     rows: Tensor
 
 
+class _Proof(NamedTuple):
+    """How far rows × values are from the kernel's output, relative to it, and whether rows may sum to less than 1."""
+
+    wrong: float
+    has_sink_logits: bool = False
+
+
 class _Tower:
     """The sequences of one vision layer in a pass, taken up as its kernel is called."""
 
-    def __init__(self, name: str, sequences: Sequence[TowerSequence] | None) -> None:
+    def __init__(self, name: str, sequences: Sequence[TowerSequence] | None, *, first: int = 0) -> None:
+        """first   how many images earlier calls of the tower had"""
         self.name, self.sequences, self.taken = name, sequences, 0
+        if sequences is not None and first:
+            self.sequences = [replace(one, image=one.image + first) for one in sequences]
 
     @property
     def patches(self) -> dict[int, int]:
@@ -476,7 +501,7 @@ class _Watcher:
         if (blocked := owner._blocked.get(self.name)) is not None:
             blocked = blocked if sequences is None else _by_place(blocked, sequences)
             mask = _mask_without(call, blocked, start=keys - queries if self.is_language else 0)
-            call = call._replace(mask=mask, kernel="sdpa" if call.is_flash else call.kernel)
+            call = _with_mask(call, mask)
         output = call.run()
         is_cached = self.is_language and queries < keys
         owner._new_sequence |= self.is_language and not is_cached
@@ -503,9 +528,10 @@ class _Watcher:
         logits = attention_logits(call, sequences, positions)
         if self.is_language and not is_cached:
             owner._highest[name] = _highest(call, logits)[:, kept_heads]
-        rows = attention_rows(logits)
+        rows = attention_rows(logits, sink_logits(call))
         if owner._proof is not None:
-            owner._proof[name] = _disagreement(rows, call.value[sequences], output[sequences], positions)
+            wrong = _disagreement(rows, call.value[sequences], output[sequences], positions)
+            owner._proof[name] = _Proof(wrong, sink_logits(call) is not None)
         owner._store(name, rows[:, kept_heads], cached=is_cached)
 
     @torch.no_grad()
@@ -516,10 +542,11 @@ class _Watcher:
             if len(places):
                 positions = torch.from_numpy(places).to(device)[None]
                 logits = attention_logits(call, torch.tensor([at], device=device), positions)
-                rows = attention_rows(logits)
+                rows = attention_rows(logits, sink_logits(call))
                 if owner._proof is not None:
                     wrong = _disagreement(rows, call.value[[at]], output[[at]], positions)
-                    owner._proof[self.name] = max(wrong, owner._proof.get(self.name, 0.0))
+                    before = owner._proof.get(self.name, _Proof(0.0))
+                    owner._proof[self.name] = _Proof(max(wrong, before.wrong), sink_logits(call) is not None)
                 owner._store_piece(self.name, _Piece(sequence, places, rows[0]))
 
     def _tokens(self, is_cached: bool) -> Sequence[int] | Tensor | None:
@@ -592,8 +619,8 @@ def _eager_kernel(cls: Hashable) -> Callable[..., tuple[Tensor, Any]]:
 def attention_logits(
     call: Call, sequences: Int[Tensor, " kept"], positions: Int[Tensor, "kept rows"]
 ) -> Float[Tensor, "kept heads rows key"]:
-    """q·k·scale + mask of chosen rows of a call, in fp32: what its kernel takes the softmax of. −inf where a row
-    may not see a key.
+    """q·k·scale + mask of chosen rows of a call, in fp32: what its kernel takes the softmax of, beside
+    ``sink_logits``. −inf where a row may not see a key.
 
     ``sequences`` are places in the batch, ``positions`` places among this call's queries. Grouped keys are not
     repeated: each group's queries are multiplied with their one key head.
@@ -621,8 +648,36 @@ def attention_logits(
         return logits if allowed is None else logits.masked_fill_(~allowed, float("-inf"))
 
 
-def attention_rows(logits: Float[Tensor, "*rows key"]) -> Float[Tensor, "*rows key"]:
-    """Attention logits → probabilities, range [0, 1], each row's sum 1. A row that may see no key is all 0."""
+def sink_logits(call: Call) -> Float[Tensor, " heads"] | None:
+    """One learnt logit a head, in fp32, that stands among a row's logits as if of one more key, which has no value.
+    None where the module has none.
+
+    Raises ValueError where the kernel does not take them: the model is then not the one that was trained.
+
+    Source: gpt-oss-120b & gpt-oss-20b Model Card (arXiv 2508.10925), section 2.2.
+    """
+    sinks = call.options.get(SINK_LOGITS)
+    if sinks is None:
+        return None
+    if call.kernel == "sdpa":
+        raise ValueError(
+            f"{type(call.module).__name__} has sink logits, which the kernel 'sdpa' leaves out; load the model with "
+            "attn_implementation='eager'"
+        )
+    return sinks.detach().to(call.query.dtype).float()  # as kernels take them
+
+
+def attention_rows(
+    logits: Float[Tensor, "*batch heads rows key"], sinks: Float[Tensor, " heads"] | None = None
+) -> Float[Tensor, "*batch heads rows key"]:
+    """Attention logits → probabilities, range [0, 1], each row's sum 1. A row that may see no key is all 0.
+
+    With ``sinks`` (``sink_logits``) each row has one logit more, and what falls to it is left out of the row, whose sum
+    is then below 1: logits [0, 0] beside a sink logit of log 2 give [1/4, 1/4].
+    """
+    if sinks is not None:
+        beside = sinks[:, None, None].expand(*logits.shape[:-1], 1)
+        return torch.cat([logits, beside], dim=-1).softmax(-1)[..., :-1]
     blind = logits.amax(-1, keepdim=True).isneginf()
     return logits.softmax(-1).masked_fill_(blind, 0.0)
 
@@ -676,6 +731,21 @@ def _causal_offset(call: Call) -> int | None:
     return 0 if queries > 1 and call.mask is None else None  # sdpa without a mask: aligned at the start
 
 
+def _with_mask(call: Call, mask: Tensor) -> Call:
+    """The call with another mask of four axes. Flash kernels take none, and are replaced by one that does: SDPA, or
+    eager where there are sink logits, which SDPA leaves out."""
+    if not call.is_flash:
+        return call._replace(mask=mask)
+    if call.options.get(SINK_LOGITS) is None:
+        return call._replace(mask=mask, kernel="sdpa")
+    return call._replace(mask=_additive(mask, call.query.dtype), kernel="eager")
+
+
+def _additive(seen: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+    """A mask as eager attention takes it: 0 where a key is seen, the lowest number where it is not."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
 def _mask_without(call: Call, blocked: Bool[Tensor, "batch query key"], *, start: int) -> Tensor:
     """The call's mask with the blocked keys taken out, in the form that its kernel takes.
 
@@ -694,10 +764,7 @@ def _mask_without(call: Call, blocked: Bool[Tensor, "batch query key"], *, start
     every = torch.arange(batch, device=device)
     allowed, _ = _rules(call, every, torch.arange(queries, device=device).expand(batch, -1))
     seen = (~out if allowed is None else allowed & ~out).expand(batch, -1, queries, keys)
-    if call.kernel != "eager":
-        return seen
-    dtype = call.query.dtype
-    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
+    return seen if call.kernel != "eager" else _additive(seen, call.query.dtype)
 
 
 def self_check(
@@ -709,9 +776,9 @@ def self_check(
 ) -> None:
     """Prove, on one input, that what will be shown is what the model does. Silent where all is well.
 
-    In turn: the logits with capture are those without, bit for bit; every row has its shape and sums to 1;
-    rows × values give the very output of the kernel; and taking keys away through the same path changes the
-    logits, in each key layer and in the connector. Run it in eval mode, under no_grad, with at least two
+    In turn: the logits with capture are those without, bit for bit; every row has its shape and sums to 1 (with sink
+    logits to 1 at most); rows × values give the very output of the kernel; and taking keys away through the same path
+    changes the logits, in each key layer and in the connector. Run it in eval mode, under no_grad, with at least two
     tokens.
 
     Raises ValueError naming the first layer that fails, with found and expected.
@@ -747,7 +814,7 @@ def head_means(
     limit_bytes: int = HEAD_MEANS_LIMIT_BYTES,
 ) -> Float[np.ndarray, "layers query key"]:
     """Every row of every language layer that attends, averaged over heads, of one sequence: np.float32, range [0, 1],
-    each row's sum 1. What rollout multiplies.
+    each row's sum 1 (with sink logits below 1). What rollout multiplies.
 
     The one thing here that is tokens × tokens: 4 · layers · tokens² bytes on the host, 128 MiB for 32 layers and
     1,024 tokens, 2 GiB for 4,096. Beyond it, on the device: a few buffers of ``CHUNK_BYTES`` (32 MiB), or of one
@@ -792,7 +859,7 @@ def _write_head_means(call: Call, out: Float[np.ndarray, "query key"]) -> None:
     for start in range(0, queries, chunk):
         positions = torch.arange(start, min(start + chunk, queries), device=device)[None]
         logits = attention_logits(call, torch.zeros(1, dtype=torch.long, device=device), positions)
-        out[start : start + chunk] = _to_numpy(attention_rows(logits)[0].mean(0))
+        out[start : start + chunk] = _to_numpy(attention_rows(logits, sink_logits(call))[0].mean(0))
 
 
 def in_all_layers(
@@ -825,14 +892,17 @@ def _check_rows(
         sums = rows.sum(-1)
         if name.startswith("layer_"):
             sums = sums.transpose(0, 2, 1)[real]
-        worst = float(np.abs(sums - 1).max())
+        proof = _Proof(0.0) if extractor._proof is None else extractor._proof[name]
+        off = sums - 1
+        worst = float(off.max() if proof.has_sink_logits else np.abs(off).max())
         if worst > ROW_SUM_TOLERANCE:
+            most = " at most" if proof.has_sink_logits else ""
             raise ValueError(
-                f"{name}: a row's sum is off by {worst:.3g}, expected 1 within {ROW_SUM_TOLERANCE}"
+                f"{name}: a row's sum is off by {worst:.3g}, expected 1{most} within {ROW_SUM_TOLERANCE}"
             )
-        if extractor._proof is not None and extractor._proof[name] > tolerance:
+        if proof.wrong > tolerance:
             raise ValueError(
-                f"{name}: rows × values differ from the kernel's output by {extractor._proof[name]:.3g} of its size, "
+                f"{name}: rows × values differ from the kernel's output by {proof.wrong:.3g} of its size, "
                 f"expected at most {tolerance}: the rows are not what the kernel used"
             )
 

@@ -117,6 +117,9 @@ def pixel_map(
     image. ``smooth`` interpolates between the cells' centres instead (for looking at, not for measuring),
     same sum.
     """
+    if smooth and image.frames > 1:  # not from one frame into the next
+        shares = np.asarray(cells).reshape(image.frames, -1)
+        return np.concatenate([pixel_map(one, image.frame(at), smooth=True) for at, one in enumerate(shares)])
     width, height = image.image_size_pixels
     boxes = np.asarray(image.cell_boxes_pixels, np.float64)
     if smooth:

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -82,7 +83,7 @@ def architecture(
     Raises ValueError for a configuration of no known family.
     """
     family = family_of(config)
-    model = skeleton(config)
+    model = skeleton(deepcopy(config))  # a model writes its kernels' names into its configuration
     image = family.image_arithmetic(config, picture)
     return Architecture(
         name=name,
@@ -143,7 +144,7 @@ def _attention(
         one = AttentionKind(
             name, name, 1, names[id(module)], heads, key_heads, width, looks, queries, keys, size
         )
-        if kinds and _alike(kinds[-1], one):
+        if kinds and _looks(kinds[-1]) == _looks(one):
             one = _grown(kinds.pop(), one)
         kinds.append(one)
     yield from kinds
@@ -158,11 +159,9 @@ def _layers(model: nn.Module, family: Family) -> Iterator[tuple[str, nn.Module]]
     yield from attending.items()
 
 
-def _alike(before: AttentionKind, now: AttentionKind) -> bool:
-    def key(kind: AttentionKind) -> tuple[Any, ...]:
-        return (kind.first.rstrip("0123456789"), kind.heads, kind.key_heads, kind.head_width, kind.looks)
-
-    return key(before) == key(now)
+def _looks(kind: AttentionKind) -> tuple[Any, ...]:
+    """What modules that attend alike have in common."""
+    return (kind.first.rstrip("0123456789"), kind.heads, kind.key_heads, kind.head_width, kind.looks)
 
 
 def _grown(before: AttentionKind, now: AttentionKind) -> AttentionKind:
@@ -176,10 +175,45 @@ def _grown(before: AttentionKind, now: AttentionKind) -> AttentionKind:
 
 def table(found: Architecture) -> str:
     """For people: components, pictures, attention, and what its maps weigh."""
-    lines = [f"{found.name}: {found.family} ({found.model_type}), {found.parameters:,} parameters", ""]
-    lines += _columns(
-        [("component", "layers", "parameters", "share", "modules")]
-        + [
+    return "\n".join(
+        [
+            f"{found.name}: {_summary(found)}",
+            "",
+            *_columns(_component_rows(found)),
+            "",
+            f"a picture: {found.picture.words}",
+            "",
+            *_columns(_attention_rows(found)),
+        ]
+    )
+
+
+def markdown(found: Architecture) -> str:
+    """The same as Markdown, for a text card: too narrow for the modules that attend and a column for each number."""
+    _, *kinds = _attention_rows(found)
+    attention = [("attention", "heads × width", "looks", f"maps at {found.tokens:,} tokens")]
+    for name, _, heads, key_heads, width, looks, weight in kinds:
+        shared = "" if key_heads == heads else f", {key_heads} key heads"
+        attention.append((name, "-" if heads == "-" else f"{heads} × {width}{shared}", looks, weight))
+    return "\n\n".join(
+        [
+            f"`{found.name}`: {_summary(found)}",
+            _markdown_table(_component_rows(found), code=(4,)),
+            f"a picture: {found.picture.words}",
+            _markdown_table(attention, code=(0,)),
+        ]
+    )
+
+
+def _summary(found: Architecture) -> str:
+    return f"{found.family} ({found.model_type}), {found.parameters:,} parameters"
+
+
+def _component_rows(found: Architecture) -> list[tuple[str, ...]]:
+    """The head of the table of components, and a row for each."""
+    return [
+        ("component", "layers", "parameters", "share", "modules"),
+        *(
             (
                 part.name,
                 str(part.layers or ""),
@@ -188,33 +222,55 @@ def table(found: Architecture) -> str:
                 ", ".join(part.modules),
             )
             for part in found.components
-        ]
-    )
-    lines += ["", f"a picture: {found.picture.words}", ""]
-    lines += _columns(
-        [("attention", "module", "heads", "key heads", "width", "looks", f"maps at {found.tokens:,} tokens")]
-        + [
+        ),
+    ]
+
+
+def _attention_rows(found: Architecture) -> list[tuple[str, ...]]:
+    """The head of the table of attention, and a row for each kind, wherever its layers lie."""
+    kinds: dict[tuple[Any, ...], list[AttentionKind]] = {}
+    for kind in found.attention:
+        kinds.setdefault(_looks(kind), []).append(kind)
+    return [
+        ("attention", "module", "heads", "key heads", "width", "looks", f"maps at {found.tokens:,} tokens"),
+        *(
             (
-                kind.first if kind.count == 1 else f"{kind.first} … {kind.last}",
-                kind.module,
-                str(kind.heads or "-"),
-                str(kind.key_heads or "-"),
-                str(kind.head_width or "-"),
-                kind.looks,
-                _weight(kind),
+                _names(alike),
+                alike[0].module,
+                str(alike[0].heads or "-"),
+                str(alike[0].key_heads or "-"),
+                str(alike[0].head_width or "-"),
+                alike[0].looks,
+                _weight(alike),
             )
-            for kind in found.attention
-        ]
-    )
-    return "\n".join(lines)
+            for alike in kinds.values()
+        ),
+    ]
 
 
-def _weight(kind: AttentionKind) -> str:
+def _names(alike: Sequence[AttentionKind]) -> str:
+    """ "layer_0 … layer_27" of one stretch, "layer_0 … 4, 6 … 10, 12" of several."""
+    if len(alike) == 1:
+        return alike[0].first if alike[0].count == 1 else f"{alike[0].first} … {alike[0].last}"
+    start = alike[0].first.rstrip("0123456789")
+    stretches = [(kind.first.removeprefix(start), kind.last.removeprefix(start)) for kind in alike]
+    return start + ", ".join(first if first == last else f"{first} … {last}" for first, last in stretches)
+
+
+def _weight(alike: Sequence[AttentionKind]) -> str:
     """What all maps of a kind weigh, as the product that it is."""
+    kind, count = alike[0], sum(one.count for one in alike)
     if not kind.heads:
         return "-"
-    size = _size(kind.count * kind.map_bytes)
-    return f"{kind.count} × {kind.heads} × {kind.queries:,} × {kind.keys:,} = {size}"
+    return f"{count} × {kind.heads} × {kind.queries:,} × {kind.keys:,} = {_size(count * kind.map_bytes)}"
+
+
+def _markdown_table(rows: Sequence[Sequence[str]], *, code: Sequence[int]) -> str:
+    """``code``: columns of names, whose underscores Markdown must not read."""
+    head, *body = rows
+    marked = [[f"`{cell}`" if at in code and cell else cell for at, cell in enumerate(row)] for row in body]
+    lines = [head, ["---"] * len(head), *marked]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -254,8 +254,9 @@ def row_entropy(
 
     ``keys_seen`` is position + 1 under a causal mask: divided by the log of all keys, early queries would seem
     sharp. A query that sees one key has no choice: 0. [.5, .25, .25, 0] with 3 keys to see gives 1.5 log 2 /
-    log 3 = .9464. As with ``entropy``, shape only. Source: Zhai et al. 2023, arXiv 2303.06296, who do not
-    normalise.
+    log 3 = .9464. As with ``entropy``, shape only: of a row that sums to less, beside a sink logit, what is left is
+    taken as a whole, or a head at rest would seem frozen on one token. Source: Zhai et al. 2023, arXiv 2303.06296,
+    who do not normalise.
 
     Raises ValueError where a row looks at more keys than it may see.
     """
@@ -267,6 +268,8 @@ def row_entropy(
             "the query itself (position + 1)"
         )
     wide = rows.astype(np.float64)
+    total = wide.sum(-1, keepdims=True)
+    wide = np.divide(wide, total, out=np.zeros_like(wide), where=total > 0)
     logs = np.log(wide, out=np.zeros_like(wide), where=wide > 0)
     return np.clip(-(wide * logs).sum(-1) / np.log(np.maximum(seen, 2)), 0.0, 1.0)
 

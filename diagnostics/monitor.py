@@ -132,6 +132,8 @@ class AttentionMonitor(TrainerCallback):
             with self._reporting("probes.json could not be written"):
                 write_probes(self.probes, self.attention_dir / "probes.json")
             self._open_board()
+            if state.global_step == 0:
+                self._write_architecture(model)
         if not self._everywhere(self._archive.is_complete(0, self.depth)):
             self._require_start(
                 state, self._archive.folder(0), "complete baseline of these probes and layers"
@@ -370,6 +372,16 @@ class AttentionMonitor(TrainerCallback):
                 self.tb_writer, self._owns_writer = SummaryWriter(str(self._log_dir)), True
             self._board = AttentionBoard(self.tb_writer)
 
+    def _write_architecture(self, model: nn.Module) -> None:
+        from diagnostics.inspect import architecture, markdown
+        from finetune.families import bare_model
+
+        # Any exception: a configuration may lack what only this card reads of it, and a card must not end a run.
+        with self._reporting("the architecture could not be written", Exception):
+            if self._board is not None:
+                found = architecture(bare_model(model).config, name=_base_words(model))
+                self._board.write_architecture(markdown(found))
+
     @property
     def _log_dir(self) -> Path:
         assert self.output_dir is not None
@@ -437,11 +449,13 @@ class AttentionMonitor(TrainerCallback):
             self.tb_writer.close()
 
     @contextmanager
-    def _reporting(self, what: str) -> Iterator[None]:
+    def _reporting(
+        self, what: str, failures: type[Exception] | tuple[type[Exception], ...] = FAILURES
+    ) -> Iterator[None]:
         """Nothing that is shown or written may end a training run."""
         try:
             yield
-        except FAILURES as error:
+        except failures as error:
             self._report(what, error)
 
     def _report(self, what: str, error: Exception) -> None:

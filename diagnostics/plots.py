@@ -5,17 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
-from finetune.fonts import drawable, text_font
+from diagnostics.excerpts import (
+    ANSWER,
+    layer_rows,
+    picture_density,
+    query_places,
+    query_words,
+    with_pictures_as_one_key,
+)
+from diagnostics.records import AttentionRecord
+from finetune.families.base import ImageTokens
+from finetune.fonts import Pen, drawable, text_font
 
 # Less is blue and more is orange, as on the probe pictures.
 _LESS_MORE = LinearSegmentedColormap.from_list(
@@ -24,21 +37,29 @@ _LESS_MORE = LinearSegmentedColormap.from_list(
 
 ImageLike = str | Path | Image.Image
 
-# More labels than this cannot be read on one axis; every n-th is written then.
-_LABELS_MAX = 64
+# Letters of the smallest page and of every page that is large enough, in points.
+_POINTS = (6.5, 10.0)
+# Lines of letters need so much of their size, Chinese ones (which are taller) too.
+_LEADING = 1.45
+_MEASURED = 64  # pixels: fonts are measured at one size and scaled
 # More token panels than this make a figure nobody reads; the caller chooses which tokens matter.
 _PANELS_MAX = 24
 
 
 class AttentionVisualizer:
-    """Draws attention as the extractor returns it.
+    """Draws attention as the extractor returns it, or as a record keeps it.
 
     >>> visualizer = AttentionVisualizer(figsize=(12, 8))
     >>> figure = visualizer.visualize_text_attention(rows, tokens, layer_idx=16)
     >>> figure.savefig("layer-16.png")
 
+    >>> record = AttentionRecord.load("attention/step-000050/pearl-night-03.safetensors")
+    >>> visualizer.visualize_cross_attention("pearl-night-03.png", record, layer_idx=16)
+
     Args:
-        figsize: width and height of a figure in inches.
+        figsize: width and height of a figure in inches. Letters, and how many tokens are written out, follow it.
+
+    Every method raises ValueError, with what to install, for Chinese where no font on this machine has it.
     """
 
     def __init__(self, figsize: tuple[float, float] = (12, 8)) -> None:
@@ -46,47 +67,49 @@ class AttentionVisualizer:
 
     def visualize_text_attention(
         self,
-        attn_matrix: np.ndarray,
-        tokens: Sequence[str],
-        layer_idx: int,
+        attn_matrix: np.ndarray | AttentionRecord,
+        tokens: Sequence[str] | None = None,
+        layer_idx: int | None = None,
         head_idx: int | None = None,
     ) -> Figure:
         """Which tokens does each token look at?
 
         Args:
             attn_matrix: Float[query key], Float[heads query key] or Float[1 heads query key], rows summing
-                to 1. Fewer queries than tokens are taken to be the last ones.
-            tokens: text of each key.
-            layer_idx: the layer's number, for the title.
+                to 1 (to less where the model has sink logits). Fewer queries than tokens are taken to be the last
+                ones. Or a record: its kept rows, each picture's tokens as one key.
+            tokens: text of each key; a record has its own.
+            layer_idx: the layer's number: for the title, and which of a record's layers.
             head_idx: one head, or None for the mean over heads.
 
         Raises:
-            ValueError: shapes that do not fit, or a head that is not there.
+            ValueError: shapes that do not fit, or a layer or head that is not there.
         """
-        matrix, heads = _one_matrix(attn_matrix, head_idx)
-        if matrix.shape[1] != len(tokens) or matrix.shape[0] > len(tokens):
-            raise ValueError(
-                f"attn_matrix has {matrix.shape[0]} queries and {matrix.shape[1]} keys, tokens has {len(tokens)}; "
-                "expected one token for each key and no more queries than keys"
-            )
-        figure, axes = self._one_axes()
+        if isinstance(attn_matrix, AttentionRecord):
+            matrix, heads, keys, queries = _record_matrix(attn_matrix, tokens, layer_idx, head_idx)
+        else:
+            matrix, heads, keys, queries = _array_matrix(attn_matrix, tokens, layer_idx, head_idx)
+        page = _Page(self.figsize)
+        axes = page.figure.add_subplot()
         shown = axes.imshow(matrix, cmap="magma", aspect="auto", vmin=0.0, interpolation="nearest")
-        labels = [_label(token) for token in tokens]
-        _token_ticks(axes, "x", labels)
-        _token_ticks(axes, "y", labels[len(labels) - matrix.shape[0] :])
-        axes.set_xlabel("key (looked at)")
-        axes.set_ylabel("query (looking)")
-        axes.set_title(f"Layer {layer_idx}, {_head_words(heads, head_idx)}", loc="left")
-        figure.colorbar(shown, ax=axes, label="share of attention", fraction=0.03, pad=0.01)
-        return figure
+        page.name_tokens(axes, keys, queries)
+        axes.set_xlabel("key (looked at)", fontsize=page.points)
+        axes.set_ylabel("query (looking)", fontsize=page.points)
+        page.title(axes, f"Layer {layer_idx}, {_head_words(heads, head_idx)}", width=0.7 * page.width)
+        page.bar(shown, axes, "share of attention")
+        return page.figure
 
     def visualize_image_attention(
         self,
         image_path: ImageLike,
-        attn_weights: np.ndarray,
+        attn_weights: np.ndarray | AttentionRecord,
         *,
         grid: tuple[int, int] | None = None,
         title: str = "",
+        layer_idx: int | None = None,
+        head_idx: int | None = None,
+        query: str | None = None,
+        image: int = 0,
     ) -> Figure:
         """Where in the image does the attention lie?
 
@@ -94,64 +117,194 @@ class AttentionVisualizer:
             image_path: a file or a PIL image.
             attn_weights: Float[rows columns]; or Float[cells]; or the extractor's "visual_attn",
                 Float[images heads queries cells], of which the first image's mean over heads and queries is drawn.
-            grid: (rows, columns) of the cells. May be left out for a square number of cells, since Qwen-VL
-                squeezes every image into a square; any other count needs it.
+                Or a record: one of its rows, over the pixels of the probe's picture.
+            grid: (rows, columns) of the cells of an array. May be left out for a square number of cells, since
+                Qwen-VL squeezes every image into a square; any other count needs it.
+            title: left out, a record says which layer, heads and token.
+            layer_idx, head_idx: of a record; head_idx None is the mean over heads.
+            query: which row of a record: "answer", or a phrase of the probe; None: the answer's.
+            image: which picture of a record that has several.
 
         Raises:
-            ValueError: weights that are no map: wrong shape, negative, not finite, or all zero.
+            ValueError: weights that are no map: wrong shape, negative, not finite, or all zero; a layer, head, row or
+                picture that the record has not.
         """
         picture = _open(image_path)
-        if attn_weights.ndim == 4:
-            attn_weights = attn_weights[0].mean(axis=(0, 1))
-        density = _density(
-            _as_map(np.asarray(attn_weights, dtype=np.float64), grid, "attn_weights"), "attn_weights"
-        )
-        figure, axes = self._one_axes()
+        if isinstance(attn_weights, AttentionRecord):
+            words, [(name, density)] = _record_maps(
+                attn_weights, picture, [query or ANSWER], layer_idx, head_idx, image, grid
+            )
+            title = title or f"{name} · {words}"
+        else:
+            _refuse_choices(
+                "attn_weights", layer_idx=layer_idx, head_idx=head_idx, query=query, image=image or None
+            )
+            if attn_weights.ndim == 4:
+                attn_weights = attn_weights[0].mean(axis=(0, 1))
+            density = _density(
+                _as_map(np.asarray(attn_weights, dtype=np.float64), grid, "attn_weights"), "attn_weights"
+            )
+        page = _Page(self.figsize, "compressed")
+        axes = page.figure.add_subplot()
         shown = _overlay(axes, picture, density, density.max())
-        axes.set_title(title, loc="left", fontproperties=_font_properties(title))
-        figure.colorbar(shown, ax=axes, label="attention, times the even share", fraction=0.03, pad=0.01)
-        return figure
+        page.heading(title)
+        page.bar(shown, axes, "times the even share")
+        return page.figure
 
     def visualize_cross_attention(
         self,
         image_path: ImageLike,
-        text_tokens: Sequence[str],
-        cross_attn_weights: np.ndarray,
+        text_tokens: Sequence[str] | AttentionRecord,
+        cross_attn_weights: np.ndarray | AttentionRecord | None = None,
         *,
         grid: tuple[int, int] | None = None,
+        layer_idx: int | None = None,
+        head_idx: int | None = None,
+        image: int = 0,
     ) -> Figure:
-        """Where does each of these tokens look? One panel a token, one colour scale for all.
+        """Where in the image does each of these tokens look? One panel a token, one colour scale for all.
 
         Args:
             image_path: a file or a PIL image.
-            text_tokens: the tokens that look, at most 24.
+            text_tokens: the tokens that look, at most 24. Of a record: "answer" and phrases of the probe, or the
+                record itself in their place, for all its rows.
             cross_attn_weights: Float[tokens cells], Float[tokens rows columns], or Float[heads tokens cells],
-                of which the mean over heads is drawn.
-            grid: (rows, columns) of the cells, as in ``visualize_image_attention``.
+                of which the mean over heads is drawn. Or a record.
+            grid: (rows, columns) of the cells of an array, as in ``visualize_image_attention``.
+            layer_idx, head_idx, image: which layer, head (None: the mean) and picture of a record.
 
         Raises:
-            ValueError: shapes that do not fit, or weights that are no map.
+            ValueError: shapes that do not fit, or weights that are no map; a layer, head, row or picture that the
+                record has not.
         """
-        maps = _token_maps(np.asarray(cross_attn_weights, dtype=np.float64), len(text_tokens), grid)
         picture = _open(image_path)
-        # Square panels on a landscape page: slightly more columns than rows.
-        columns = min(len(maps), max(1, math.ceil(math.sqrt(len(maps) * self.figsize[0] / self.figsize[1]))))
-        figure = Figure(figsize=self.figsize, layout="constrained")
-        panels = figure.subplots(math.ceil(len(maps) / columns), columns, squeeze=False)
+        record, names = _record_and_names(text_tokens, cross_attn_weights)
+        title = ""
+        if record is not None:
+            title, found = _record_maps(record, picture, names, layer_idx, head_idx, image, grid)
+            names, maps = [name for name, _ in found], [density for _, density in found]
+        else:
+            assert names is not None
+            _refuse_choices("cross_attn_weights", layer_idx=layer_idx, head_idx=head_idx, image=image or None)
+            maps = _token_maps(np.asarray(cross_attn_weights, dtype=np.float64), len(names), grid)
+        page = _Page(self.figsize, "compressed")
+        columns, width = page.row(len(maps), picture)
+        panels = page.figure.subplots(math.ceil(len(maps) / columns), columns, squeeze=False)
         top = max(density.max() for density in maps)
-        for axes, density, token in zip(panels.flat, maps, text_tokens, strict=False):
+        for axes, density, token in zip(panels.flat, maps, names, strict=False):
             shown = _overlay(axes, picture, density, top)
-            axes.set_title(_label(token), fontproperties=_font_properties(token))
+            page.title(axes, token, width=width, loc="center")
         for axes in panels.flat[len(maps) :]:
             axes.remove()
-        figure.colorbar(
-            shown, ax=list(figure.axes), label="attention, times the even share", fraction=0.03, pad=0.01
-        )
-        return figure
+        page.heading(title)
+        page.bar(shown, list(page.figure.axes), "times the even share")
+        return page.figure
 
-    def _one_axes(self) -> tuple[Figure, Axes]:
-        figure = Figure(figsize=self.figsize, layout="constrained")
-        return figure, figure.add_subplot()
+    def visualize_video_attention(
+        self,
+        frames: Sequence[ImageLike],
+        attn_weights: Float[np.ndarray, " cells"],
+        video: ImageTokens,
+        *,
+        title: str = "",
+    ) -> Figure:
+        """Which frames of a video does the attention lie on, and where in them? One panel a frame, one colour scale.
+
+        Over each stands when it is and its share of the attention to the video.
+
+        Args:
+            frames: a picture for each of the video's frames, at most 24: of those that the model merges into one, any.
+            attn_weights: Float[cells] of the film strip, as ``geometry.cells_from_row`` gives it.
+            video: the film strip's layout, as the family's ``encode`` gives it.
+
+        Raises:
+            ValueError: not a video, another number of frames or cells than it has, or weights that are no map.
+        """
+        if not video.seconds or len(frames) != video.frames or not 1 <= len(frames) <= _PANELS_MAX:
+            raise ValueError(
+                f"frames has {len(frames)} pictures for a video of {len(video.seconds)} frames; expected one picture "
+                f"for each, at most {_PANELS_MAX}"
+            )
+        cells = np.asarray(attn_weights, dtype=np.float64)
+        density = _density(_as_map(cells, video.grid, "attn_weights"), "attn_weights")
+        shares = density.reshape(video.frames, -1).sum(1) / density.size
+        pictures = [_open(frame) for frame in frames]
+        page = _Page(self.figsize, "compressed")
+        columns, width = page.row(len(frames), pictures[0])
+        panels = page.figure.subplots(math.ceil(len(frames) / columns), columns, squeeze=False)
+        maps = np.split(density, video.frames)
+        for axes, picture, one, seconds, share in zip(
+            panels.flat, pictures, maps, video.seconds, shares, strict=False
+        ):
+            shown = _overlay(axes, picture, one, density.max())
+            page.title(axes, f"{seconds:.1f} s · {share:.0%}", width=width, loc="center")
+        for axes in panels.flat[len(frames) :]:
+            axes.remove()
+        page.heading(title)
+        page.bar(shown, list(page.figure.axes), "times the even share")
+        return page.figure
+
+
+class _Page:
+    """One figure and its letters: as large as the page allows, and cut with an ellipsis rather than by its border."""
+
+    def __init__(
+        self, figsize: tuple[float, float], layout: Literal["constrained", "compressed"] = "constrained"
+    ) -> None:
+        self.figure = Figure(figsize=figsize, layout=layout)
+        self.width, self.height = (72 * inches for inches in figsize)  # in points
+        self.points = float(np.clip(min(self.width, self.height) / 32, *_POINTS))
+
+    @property
+    def _beside(self) -> float:
+        """Points that the colour bar, its ticks and its label take."""
+        return 6.5 * self.points
+
+    def title(self, axes: Axes, text: str, *, width: float, loc: Literal["left", "center"] = "left") -> None:
+        """What stands over one panel, ``width`` points wide at most."""
+        axes.set_title(_fitted(text, self.points, width), loc=loc, fontproperties=_font(text, self.points))
+
+    def heading(self, text: str) -> None:
+        """What stands over all panels, if anything."""
+        if not text:
+            return
+        shown = _fitted(text, 1.1 * self.points, 0.95 * self.width)
+        self.figure.suptitle(shown, fontproperties=_font(text, 1.1 * self.points))
+
+    def bar(self, shown: AxesImage, axes: Axes | list[Axes], unit: str) -> None:
+        """The colour bar, as wide on a small page as on a large one."""
+        share = 2 * self.points / self.width  # of the panels, which may be narrower than the page
+        bar = self.figure.colorbar(shown, ax=axes, fraction=share, pad=0.01, aspect=self.height / self.points)
+        bar.set_label(unit, fontsize=self.points)
+        bar.ax.tick_params(labelsize=0.9 * self.points)
+        bar.locator = MaxNLocator(nbins=max(2, int(self.height / 60)))
+        bar.update_ticks()
+
+    def row(self, panels: int, picture: Image.Image) -> tuple[int, float]:
+        """How many panels stand in a row so that the pictures are largest, and how many points wide each is then."""
+
+        def scale(columns: int) -> float:
+            across = (self.width - self._beside) / columns - 0.5 * self.points
+            down = self.height / math.ceil(panels / columns) - 2.2 * self.points
+            return min(across / picture.width, down / picture.height)
+
+        columns = max(range(1, panels + 1), key=scale)
+        return columns, scale(columns) * picture.width
+
+    def name_tokens(self, axes: Axes, keys: Sequence[str], queries: Sequence[str]) -> None:
+        """Both axes' tokens: as many as can be read, every n-th where they are too many."""
+        size = 0.9 * self.points
+        across = [_fitted(token, size, 0.3 * self.height) for token in keys]
+        down = [_fitted(token, size, 0.25 * self.width) for token in queries]
+        widest, margin = (max(_text_width(label, size) for label in labels) for labels in (across, down))
+        room = self.width - margin - self._beside - 4 * self.points
+        lying, upright = (
+            math.ceil(len(across) * step / room) for step in (widest + 0.6 * size, _LEADING * size)
+        )
+        below = 1.5 * size if lying <= upright else widest
+        _ticks(axes.xaxis, across, size, min(lying, upright), rotation=0 if lying <= upright else 90)
+        room = self.height - below - 7 * self.points
+        _ticks(axes.yaxis, down, size, math.ceil(len(down) * _LEADING * size / room), rotation=0)
 
 
 def layers_heads_figure(
@@ -201,8 +354,99 @@ def layers_heads_figure(
         sorted(key_layers) if key_layers else range(0, layers, max(1, math.ceil(layers / 12))),
     )
     # The unit beside the bar would lie over the next panel's title where there are few layers.
-    figure.suptitle(f"{title}\n{unit}", fontproperties=_font_properties(title), fontsize=11)
+    figure.suptitle(f"{title}\n{unit}", fontproperties=_font(title, 11))
     return figure
+
+
+class _Matrix(NamedTuple):
+    """Float[query key] of one head or of the mean over ``heads``, and the words of keys and queries."""
+
+    values: np.ndarray
+    heads: int
+    keys: list[str]
+    queries: list[str]
+
+
+def _record_matrix(
+    record: AttentionRecord, tokens: Sequence[str] | None, layer: int | None, head: int | None
+) -> _Matrix:
+    """Of a record's kept rows."""
+    if tokens is not None and len(tokens) != len(record.tokens):
+        raise ValueError(
+            f"tokens has {len(tokens)}, the record of {record.probe_id!r} has {len(record.tokens)} keys; expected one "
+            "text for each, or none: a record has its own"
+        )
+    rows = layer_rows(record, layer, head)
+    matrix, keys = with_pictures_as_one_key(record, rows, tokens or record.tokens)
+    return _Matrix(matrix, record.rows.shape[1], keys, [query_words(query) for query in record.queries])
+
+
+def _array_matrix(
+    attention: np.ndarray, tokens: Sequence[str] | None, layer: int | None, head: int | None
+) -> _Matrix:
+    """Of the extractor's rows, the last of the sequence where they are fewer than its tokens."""
+    if tokens is None or layer is None:
+        raise ValueError(
+            "attn_matrix is an array, which tells neither its tokens nor its layer; expected both: "
+            "visualize_text_attention(attn_matrix, tokens, layer_idx)"
+        )
+    matrix, heads = _one_matrix(attention, head)
+    if matrix.shape[1] != len(tokens) or matrix.shape[0] > len(tokens):
+        raise ValueError(
+            f"attn_matrix has {matrix.shape[0]} queries and {matrix.shape[1]} keys, tokens has {len(tokens)}; "
+            "expected one token for each key and no more queries than keys"
+        )
+    return _Matrix(matrix, heads, list(tokens), list(tokens[len(tokens) - matrix.shape[0] :]))
+
+
+def _record_maps(
+    record: AttentionRecord,
+    picture: Image.Image,
+    names: Sequence[str] | None,
+    layer: int | None,
+    head: int | None,
+    image: int,
+    grid: tuple[int, int] | None,
+) -> tuple[str, list[tuple[str, np.ndarray]]]:
+    """Which layer and heads, in words; and of each chosen row its name and its density over the picture."""
+    if grid is not None:
+        raise ValueError(f"grid is {grid}, but a record knows the cells of its pictures; leave grid out")
+    rows = layer_rows(record, layer, head)
+    places = query_places(record, names)
+    if not 1 <= len(places) <= _PANELS_MAX:
+        raise ValueError(f"text_tokens names {len(places)} rows; expected 1 to {_PANELS_MAX}, one panel each")
+    maps = [(query_words(record.queries[at]), picture_density(record, rows[at], image)) for at in places]
+    if picture.size != record.image_tokens[image].image_size_pixels:
+        raise ValueError(
+            f"the picture is {picture.width} x {picture.height} pixels, that of the record of {record.probe_id!r} was "
+            "{} x {}; expected the probe's own picture".format(*record.image_tokens[image].image_size_pixels)
+        )
+    return f"layer {layer}, {_head_words(record.rows.shape[1], head)}", maps
+
+
+def _record_and_names(
+    tokens: Sequence[str] | AttentionRecord, weights: np.ndarray | AttentionRecord | None
+) -> tuple[AttentionRecord | None, Sequence[str] | None]:
+    """The record, wherever it was given, and the tokens that were named (None: all of the record's)."""
+    if isinstance(tokens, AttentionRecord):
+        if weights is not None:
+            raise ValueError(
+                "text_tokens is a record and cross_attn_weights was given too; expected the record alone, or names of "
+                "its rows as text_tokens and the record as cross_attn_weights"
+            )
+        return tokens, None
+    if weights is None:
+        raise ValueError("cross_attn_weights is missing; expected an array or a record beside text_tokens")
+    return (weights, tokens) if isinstance(weights, AttentionRecord) else (None, tokens)
+
+
+def _refuse_choices(name: str, **choices: object) -> None:
+    """An array has nothing to choose from, and a choice without effect would be taken for one that had it."""
+    given = [f"{choice}={value!r}" for choice, value in choices.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} with {name} as an array; expected a record, or the array of that choice alone"
+        )
 
 
 def _one_matrix(attention: np.ndarray, head: int | None) -> tuple[np.ndarray, int]:
@@ -293,23 +537,32 @@ def _label(token: str) -> str:
     """A token for a tick or a title: white space made visible, what the font lacks spelled out."""
     shown = token.replace("\n", "\\n").replace("\t", "\\t")
     shown = shown if shown.strip() else "·" * max(1, len(shown))
+    return drawable(shown, text_font(shown))
+
+
+def _fitted(token: str, size: float, width: float) -> str:
+    """A token's label of at most ``width`` points, with an ellipsis where it is longer."""
+    shown = _label(token)
+    while len(shown) > 1 and _text_width(shown, size) > width:
+        shown = shown[: -2 if shown.endswith("…") else -1] + "…"
     # matplotlib would read $…$ as mathematics
-    return drawable(shown, text_font(shown)).replace("$", r"\$")
+    return shown.replace("$", r"\$")
 
 
-def _font_properties(text: str) -> FontProperties:
+def _text_width(text: str, size: float) -> float:
+    """Points that one line takes."""
+    return Pen(text_font(text)).width(text.replace(r"\$", "$"), _MEASURED) * size / _MEASURED
+
+
+def _font(text: str, size: float) -> FontProperties:
     """The font to write ``text`` with; asks for nothing global (no rcParams, no font registry)."""
-    return FontProperties(fname=str(text_font(text)))
+    return FontProperties(fname=str(text_font(text)), size=size)
 
 
-def _token_ticks(axes: Axes, which: str, labels: Sequence[str]) -> None:
-    every = max(1, math.ceil(len(labels) / _LABELS_MAX))
-    places = list(range(0, len(labels), every))
-    axis = axes.xaxis if which == "x" else axes.yaxis
+def _ticks(axis: Axis, labels: Sequence[str], size: float, every: int, *, rotation: int) -> None:
+    places = range(0, len(labels), every)
     axis.set_ticks(places, [labels[place] for place in places])
-    font = _font_properties("".join(labels))
-    font.set_size(9 if len(places) <= 32 else 7)
+    font = _font("".join(labels), size)
     for text in axis.get_ticklabels():
         text.set_fontproperties(font)
-        if which == "x":
-            text.set_rotation(90 if len(places) > 12 else 45)
+        text.set_rotation(rotation)

@@ -94,7 +94,8 @@ class AttentionRecord:
     tokens                 text of each token of prompt + answer, len = keys
     queries                the kept rows, len = rows.shape[2]; the first is the answer query
     layers                 indices of the key language layers, len = rows.shape[0]
-    rows                   Float32[layers, heads, queries, keys], each row sums to 1
+    rows                   Float32[layers, heads, queries, keys], each row sums to 1 (below 1 where a head has a
+                           sink logit)
     image_tokens           one for each image of the probe
     connector              one Float32[image tokens, cells] for each image (mean over the connector's heads),
                            or () where the family has no attending connector
@@ -212,6 +213,7 @@ def _header(record: AttentionRecord) -> dict[str, Any]:
                 "grid": list(image.grid),
                 "image_size_pixels": list(image.image_size_pixels),
                 "through_connector": image.through_connector,
+                **({"seconds": list(image.seconds)} if image.seconds else {}),
                 "overview": None if image.overview is None else list(image.overview.grid),
                 "tiles": None if image.tiles is None else list(image.tiles),
             }
@@ -262,7 +264,7 @@ def _record(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> AttentionR
 
 
 def _image(image: dict[str, Any], arrays: dict[str, np.ndarray], folder: str) -> ImageTokens:
-    """One image's tokens. Records from before overviews were kept say nothing of overview and tiles: they have none."""
+    """One image's tokens. Records from before they were kept say nothing of overview, tiles and seconds: none."""
     coarse, tiles = image.get("overview"), image.get("tiles")
     overview = None
     if coarse is not None:
@@ -274,6 +276,7 @@ def _image(image: dict[str, Any], arrays: dict[str, np.ndarray], folder: str) ->
         cell_boxes_pixels=arrays[f"{folder}cell_boxes_pixels"],
         image_size_pixels=(image["image_size_pixels"][0], image["image_size_pixels"][1]),
         through_connector=image["through_connector"],
+        seconds=tuple(image.get("seconds", ())),
         overview=overview,
         tiles=None if tiles is None else (tiles[0], tiles[1]),
     )

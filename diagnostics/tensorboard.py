@@ -11,6 +11,7 @@ Tags (G a group, L a key layer, ID a probe that is shown):
     maps: G/ID/layer_L               the probe picture: base | now | difference
     layers x heads/G                 region mass of every layer and head: base | now | difference
     probes/G/ID                      text card: prompt, right and wrong answer, what was answered
+    architecture                     text card at the start: parts, parameters, what attends, what a picture becomes
     verdict/G                        text card at the end: what may be claimed, and why
 """
 
@@ -133,6 +134,11 @@ class AttentionBoard:
     def __init__(self, writer: SummaryWriter) -> None:
         self.writer = writer
         self._has_layout = False
+
+    def write_architecture(self, words: str) -> None:
+        """What is trained, as Markdown."""
+        self.writer.add_text("architecture", words, 0)
+        self.writer.flush()
 
     def write_step(self, pairs: Sequence[ProbePair], step: int, *, per_group: int = SHOWN_PER_GROUP) -> None:
         """Scalars of every group, and the cards of the probes that are shown."""

@@ -79,6 +79,12 @@ class DataArguments:
         metadata={"help": "What the numbers of bbox_2d and objects.bbox in the data are: pixels of the upright "
                           "picture, or thousandths. <box> markup is thousandths always."},
     )  # fmt: skip
+    video_fps: float = field(
+        default=2.0, metadata={"help": "Frames a second that are taken of a video file."}
+    )
+    video_max_frames: int = field(
+        default=32, metadata={"help": "Most frames of a video; of a longer one they are further apart."}
+    )
     streaming: bool = field(
         default=False,
         metadata={"help": "Read samples when it is their turn: nothing is checked or counted ahead."},
@@ -508,6 +514,10 @@ def _check_sources(arguments: Arguments) -> Iterator[str]:
             yield f"--{name}: there is no file or folder {path!r} (working directory {os.getcwd()})"
     if data.image_folder is not None and not Path(data.image_folder).is_dir():
         yield f"--image_folder: there is no folder {data.image_folder!r} (working directory {os.getcwd()})"
+    if not data.video_fps > 0:
+        yield f"--video_fps: found {data.video_fps:g}, expected frames a second, more than 0"
+    if data.video_max_frames < 2:
+        yield f"--video_max_frames: found {data.video_max_frames}, expected at least 2"
     if monitor.monitor and monitor.probes is None:
         yield "--monitor True: needs --probes FILE, the images and questions to watch"
     for name, path in (("probes", monitor.probes), ("calibration_probes", monitor.calibration_probes)):

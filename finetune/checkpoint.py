@@ -5,13 +5,13 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoModelForImageTextToText,
     BitsAndBytesConfig,
@@ -21,6 +21,9 @@ from transformers.utils import is_flash_attn_2_available
 import finetune.families as families
 from finetune import weights
 from finetune.families.base import Family, bare_model
+
+if TYPE_CHECKING:  # it takes two seconds to import, and configurations alone are read without it
+    from peft import PeftModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
@@ -57,6 +60,7 @@ def load(
     family = families.family_of(config)
     if attn_implementation is not None:
         check_kernel(attn_implementation)
+        check_kernel_of(config, attn_implementation)
     options: dict[str, Any] = {
         "dtype": dtype if dtype is not None else "auto",
         "cache_dir": cache_dir,
@@ -75,11 +79,13 @@ def load(
     return model, load_processor(name_or_path, cache_dir=cache_dir, base=base)
 
 
-def with_adapter(model: nn.Module, adapter: str | Path, *, trainable: bool) -> PeftModel:
+def with_adapter(model: nn.Module, adapter: str | Path, *, trainable: bool) -> "PeftModel":
     """A base with an adapter of its kind, every tensor of which has found its place.
 
     Raises ValueError where the adapter was made for a base of another size or another kind.
     """
+    from peft import PeftModel
+
     folder = Path(adapter)
     faults = weights.unfit(model, folder)
     if not faults:
@@ -114,6 +120,20 @@ def check_kernel(name: str, computes_in: torch.dtype | None = None) -> None:
         raise ValueError(
             f"--attn_implementation {name}: {'; '.join(faults)}. Without it: --attn_implementation sdpa, the default, "
             "which has flash kernels of torch's own"
+        )
+
+
+def check_kernel_of(config: Any, name: str) -> None:
+    """Raises ValueError, before weights are loaded, where the language model cannot run on SDPA: it has neither soft
+    caps (Gemma 2) nor sink logits (GPT-OSS), and without them it would be another model."""
+    text = getattr(config, "text_config", None)
+    if name != "sdpa" or type(text) not in MODEL_MAPPING:
+        return
+    language = MODEL_MAPPING[type(text)]
+    if not language._supports_sdpa:
+        raise ValueError(
+            f"--attn_implementation sdpa: the language model is a {language.__name__}, whose attention logits are "
+            "capped or have sinks, which SDPA cannot; give --attn_implementation eager"
         )
 
 

@@ -30,13 +30,35 @@ class ImageRef:
 
 
 @dataclass(frozen=True)
+class VideoRef:
+    """A video inside a turn: frames in order of time, all of one size.
+
+    written       as the user wrote it
+    seconds       when each frame is shown
+    frames        the frames as pictures, where they are files of their own; () for frames of ``path``
+    path          a video file, or the working directory where ``frames`` are given
+    at            which frames of ``path`` are taken, counted from 0
+    size_pixels   (width, height) of a frame
+    max_pixels    at most so many pixels for a frame, below the processor's own budget; else None
+    """
+
+    written: str
+    seconds: tuple[float, ...]
+    frames: tuple[ImageRef, ...] = ()
+    path: Path = Path()
+    at: tuple[int, ...] = ()
+    size_pixels: tuple[int, int] | None = field(default=None, compare=False)
+    max_pixels: int | None = None
+
+
+@dataclass(frozen=True)
 class BoxRef:
     """Boxes inside a turn: where a phrase lies in an image. Each family writes them in its own way.
 
     written   as the user wrote them, phrase and markup together
     boxes     x0 y0 x1 y1 of each, as fractions of the upright image's width and height, 0 to 1
     label     the phrase they belong to, or None
-    image     which of the conversation's images, counted from 0
+    image     which of the conversation's images and videos, counted from 0
     style     how ``written`` is written: "qwen-vl" (<ref>, <box>, thousandths), or "json" (bbox_2d), or
               "placeholder"
     """
@@ -48,12 +70,12 @@ class BoxRef:
     style: str = "qwen-vl"
 
 
-Part = str | ImageRef | BoxRef
+Part = str | ImageRef | VideoRef | BoxRef
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn; ``parts`` are text, images and boxes in reading order."""
+    """One turn; ``parts`` are text, images, videos and boxes in reading order."""
 
     role: Role
     parts: tuple[Part, ...]
@@ -67,20 +89,33 @@ class Conversation:
     source: str = field(default="conversation", compare=False)
 
     @property
+    def media(self) -> tuple[ImageRef | VideoRef, ...]:
+        """Images and videos, in order."""
+        parts = (part for turn in self.turns for part in turn.parts)
+        return tuple(part for part in parts if isinstance(part, ImageRef | VideoRef))
+
+    @property
     def images(self) -> tuple[ImageRef, ...]:
-        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, ImageRef))
+        """Images, in order. Raises ValueError where there is a video: who reads images alone would lose it in
+        silence."""
+        videos = [one for one in self.media if isinstance(one, VideoRef)]
+        if videos:
+            raise ValueError(
+                f"{self.source}: found the video {videos[0].written!r}, which this model does not read here; expected "
+                "images alone, or a model of Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Qwen3.5"
+            )
+        return tuple(one for one in self.media if isinstance(one, ImageRef))
 
 
 def questions(conversations: Sequence[Conversation]) -> list[tuple[Path, str, str]]:
     """(picture, question, answer) of every turn about one picture on disk, as a person would read it."""
     found: list[tuple[Path, str, str]] = []
     for one in conversations:
-        paths = [ref.path for ref in one.images if ref.data is None]
-        if len(paths) != 1 or len(one.images) != 1:
+        if len(one.media) != 1 or not isinstance(ref := one.media[0], ImageRef) or ref.data is not None:
             continue
         for asked, answered in itertools.pairwise(one.turns):
             if (asked.role, answered.role) == ("user", "assistant"):
-                found.append((paths[0], _words(asked).removeprefix("Picture 1: ").strip(), _words(answered)))
+                found.append((ref.path, _words(asked).removeprefix("Picture 1: ").strip(), _words(answered)))
     return found
 
 

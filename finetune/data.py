@@ -1,15 +1,17 @@
 """Dataset and collator: conversations → encoded samples → batches."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, overload
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, cast, overload
 
 import numpy as np
 import torch
 from jaxtyping import Int
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from finetune.conversation import Conversation
+from finetune.conversation import Conversation, ImageRef, Turn, VideoRef
 from finetune.families.base import Encoded, Family
 from finetune.lengths import IGNORED, Lengths, measure, shrink
 from finetune.mixture import Mixture, Source
@@ -260,8 +262,10 @@ class Fitting(NamedTuple):
 
 
 def _weight(conversation: Conversation, tokens: int) -> str:
-    images = len(conversation.images)
-    return f"{conversation.source}: {tokens} tokens, {images} image{'' if images == 1 else 's'}"
+    videos = sum(isinstance(ref, VideoRef) for ref in conversation.media)
+    images = len(conversation.media) - videos
+    also = f", {videos} video{'' if videos == 1 else 's'}" if videos else ""
+    return f"{conversation.source}: {tokens} tokens, {images} image{'' if images == 1 else 's'}{also}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -310,6 +314,7 @@ class Collator:
     blank           ``Family.blank``: the row of a batch that has no sample (the last of an epoch, of more processes
                     than samples), and what follows a batch without pictures
     blank_pictures  let a blank picture follow where a batch has none, so that every process computes the same modules
+    blank_video     and this a batch without videos: the tower has a call of its own for them
     packed          ``Family.packed`` for the model, where rows hold several samples; None: one sample a row
     """
 
@@ -319,9 +324,11 @@ class Collator:
         blank: Encoded,
         *,
         blank_pictures: bool = False,
+        blank_video: Encoded | None = None,
         packed: Callable[[Sequence[Encoded]], Mapping[str, Tensor]] | None = None,
     ) -> None:
-        self.pad_id, self.blank, self.blank_pictures, self.packed = pad_id, blank, blank_pictures, packed
+        self.pad_id, self.blank, self.packed = pad_id, blank, packed
+        self.must_have = [blank] * blank_pictures + ([] if blank_video is None else [blank_video])
 
     def __call__(self, rows: Sequence[Sequence[Sample | Fault]]) -> dict[str, Any]:
         read = [[one for one in row if isinstance(one, Sample)] for row in rows]
@@ -346,11 +353,12 @@ class Collator:
 
     def _with_blank(self, pieces: list[list[Encoded]]) -> list[list[Encoded]]:
         if not pieces:
-            return [[self.blank]]
-        if not self.blank_pictures or any(one.media for row in pieces for one in row):
-            return pieces
-        shortest = min(range(len(pieces)), key=lambda i: _length(pieces[i]))
-        return [[*row, self.blank] if i == shortest else row for i, row in enumerate(pieces)]
+            return [self.must_have or [self.blank]]
+        for blank in self.must_have:
+            if not any(blank.media.keys() & one.media.keys() for row in pieces for one in row):
+                shortest = min(range(len(pieces)), key=lambda i: _length(pieces[i]))
+                pieces = [[*row, blank] if i == shortest else row for i, row in enumerate(pieces)]
+        return pieces
 
     def _apart(self, pieces: Sequence[Sequence[Encoded]]) -> dict[str, Tensor]:
         """What tells text from padding, and samples from each other."""
@@ -368,6 +376,17 @@ class Collator:
         ids = np.full(length, self.pad_id)
         kinds = {name: np.zeros(length, np.int64) for name in like.per_token}
         return [Encoded(ids, np.full(length, IGNORED), (), per_token=kinds)]
+
+
+def blank_video(family: Family, processor: Any) -> Encoded | None:
+    """A short sequence with the smallest video, no label trained; None where the family reads no videos."""
+    still = ImageRef("blank", cast(Any, Image.new("RGB", (8, 8))), size_pixels=(8, 8))
+    video = VideoRef("blank", (0.0,), frames=(still,), size_pixels=(8, 8), max_pixels=1)
+    try:
+        found = family.encode(processor, Conversation((Turn("user", (video,)),)))
+    except ValueError:  # what reads pictures alone refuses every video
+        return None
+    return replace(found, labels=np.full_like(found.labels, IGNORED))
 
 
 def _length(row: Sequence[Encoded]) -> int:

@@ -10,7 +10,7 @@ import math
 import random
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, groupby, zip_longest
@@ -25,15 +25,17 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from finetune.answer_card import AnswerCard, draw_answer
 from finetune.arguments import TrainingArguments
-from finetune.conversation import BoxRef, Conversation, ImageRef, Turn
+from finetune.conversation import BoxRef, Conversation, ImageRef, Turn, VideoRef
 from finetune.data import ConversationDataset
 from finetune.families.base import Encoded, Family, bare_model
 from finetune.preview import short_name
+from finetune.videos import open_frames
 
 logger = logging.getLogger(__name__)
 
 FAILURES = (RuntimeError, ValueError, OSError)  # out of memory is a RuntimeError, a full disk an OSError
 MOST_CHARACTERS_SHOWN = 400
+MOST_FRAMES_SHOWN = 4  # of a video
 
 
 class Question(NamedTuple):
@@ -159,11 +161,20 @@ def _words(turn: Turn) -> str:
     """A turn's text for people: without pictures, and without the ``Picture 1: `` before them."""
     text = ""
     for part in turn.parts:
-        if isinstance(part, ImageRef):
-            text = re.sub(r"Picture \d+: ?$", "", text)
+        if isinstance(part, ImageRef | VideoRef):
+            text = re.sub(r"(Picture|Video) \d+: ?$", "", text)
         else:
             text += part.written if isinstance(part, BoxRef) else part
     return text.strip()
+
+
+def _shown(ref: ImageRef | VideoRef, load_image: Callable[[ImageRef], Any]) -> Sequence[Any]:
+    """The picture; of a video some frames, from its first to its last."""
+    if isinstance(ref, ImageRef):
+        return [load_image(ref)]
+    frames = open_frames(ref, load_image)
+    places = np.linspace(0, len(frames) - 1, min(len(frames), MOST_FRAMES_SHOWN)).round().astype(int)
+    return [frames[place] for place in places]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -410,7 +421,9 @@ class GenerateAtEvaluation(TrainerCallback):
     def _write_picture(self, place: int, answer: Answer, step: int) -> None:
         assert self.writer is not None
         question = self.questions[answer.number]
-        pictures = [self.family.load_image(ref) for ref in question.conversation.images]
+        pictures = [
+            picture for ref in question.conversation.media for picture in _shown(ref, self.family.load_image)
+        ]
         turns = sum(turn.role == "assistant" for turn in question.conversation.turns) - 1
         notes = [
             f"after {turns} earlier answer{'s' if turns > 1 else ''}" if turns else "",

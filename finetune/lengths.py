@@ -11,14 +11,15 @@ import numpy as np
 from jaxtyping import Int
 
 from finetune.cache import cache_folder, write_whole
-from finetune.conversation import Conversation, ImageRef, Turn
+from finetune.conversation import Conversation, ImageRef, Turn, VideoRef
 from finetune.families.base import Family
 from finetune.images import size_of
 from finetune.mixture import Joined
 from finetune.parallel import in_chunks
 from finetune.reading import Conversations, fingerprint
+from finetune.videos import frame_size
 
-COUNTING = 2
+COUNTING = 3
 """Raised whenever counting changes, so that what older versions kept is counted anew."""
 IGNORED = -100
 MOST_NAMES_SHOWN = 20
@@ -29,14 +30,16 @@ class Lengths(NamedTuple):
 
     tokens           all of them
     trained_tokens   those that are learned; the first of a sample is never one, nothing predicts it
-    image_tokens     places of pictures among them
-    images           pictures
+    image_tokens     places of pictures among them; those of videos are not counted
+    images           pictures, not frames
+    videos           videos
     """
 
     tokens: Int[np.ndarray, "samples"]
     trained_tokens: Int[np.ndarray, "samples"]
     image_tokens: Int[np.ndarray, "samples"]
     images: Int[np.ndarray, "samples"]
+    videos: Int[np.ndarray, "samples"]
 
 
 def measure(
@@ -81,12 +84,12 @@ def shrink(
 ) -> Conversation | None:
     """The conversation with its largest pictures bounded in pixels, as little as makes it fit ``max_length`` tokens.
 
-    All pictures get one bound (``ImageRef.max_pixels``), so small ones stay as they are. None where the text
+    All pictures and frames get one bound (``ImageRef.max_pixels``), so small ones stay as they are. None where the text
     alone, with pictures as small as the family takes them, is too long.
 
     Raises ValueError where the family's pictures all have one size: they cannot be shrunk.
     """
-    bounds = [_pixels(ref) for ref in conversation.images]
+    bounds = [_pixels(ref) for ref in conversation.media]
     if _tokens(conversation, processor, family) <= max_length:
         return conversation
     if not bounds:
@@ -110,11 +113,11 @@ def shrink(
 
 def _counted(
     conversations: Sequence[Conversation], processor: Any, family: Family, workers: int | None
-) -> Int[np.ndarray, "samples 4"]:
+) -> Int[np.ndarray, "samples columns"]:
     blank = family.blank(processor)
     slot = int(blank.input_ids[blank.images[0].positions[0]])
 
-    def work(chunk: range) -> Int[np.ndarray, "samples 4"]:
+    def work(chunk: range) -> Int[np.ndarray, "samples columns"]:
         rows = [_count(conversations[i], processor, family, slot) for i in chunk]
         return np.array(rows, np.int64).reshape(-1, len(Lengths._fields))
 
@@ -122,17 +125,16 @@ def _counted(
     return np.concatenate([np.empty((0, len(Lengths._fields)), np.int64), *(part for _, part in parts)])
 
 
-def _count(
-    conversation: Conversation, processor: Any, family: Family, slot: int
-) -> tuple[int, int, int, int]:
+def _count(conversation: Conversation, processor: Any, family: Family, slot: int) -> tuple[int, ...]:
     """One row of ``Lengths``; ``slot`` is the token that stands in a picture's places, and nowhere else."""
     try:
         encoded = family.encode(processor, conversation, media=False)
     except ValueError as error:
         raise ValueError(f"{conversation.source}: {error}") from error
-    images = len(conversation.images)
+    images = sum(isinstance(ref, ImageRef) for ref in conversation.media)
     in_images = int((encoded.input_ids == slot).sum())
-    return len(encoded.input_ids), int((encoded.labels[1:] != IGNORED).sum()), in_images, images
+    trained = int((encoded.labels[1:] != IGNORED).sum())
+    return len(encoded.input_ids), trained, in_images, images, len(conversation.media) - images
 
 
 def _tokens(conversation: Conversation, processor: Any, family: Family) -> int:
@@ -182,7 +184,7 @@ def _key(digest: str, count: int, processor: Any, family: Family) -> str:
     return hashed.hexdigest()
 
 
-def _kept(path: Path, count: int, say: Callable[[str], None]) -> Int[np.ndarray, "samples 4"] | None:
+def _kept(path: Path, count: int, say: Callable[[str], None]) -> Int[np.ndarray, "samples columns"] | None:
     """The counts of an earlier run, or None."""
     try:
         content = path.read_bytes()
@@ -199,7 +201,7 @@ def _kept(path: Path, count: int, say: Callable[[str], None]) -> Int[np.ndarray,
     return np.frombuffer(counts, "<i8").reshape(count, columns)
 
 
-def _keep(path: Path, counts: Int[np.ndarray, "samples 4"], say: Callable[[str], None]) -> None:
+def _keep(path: Path, counts: Int[np.ndarray, "samples columns"], say: Callable[[str], None]) -> None:
     content = counts.astype("<i8").tobytes()
     try:
         write_whole(path, lambda file: file.write(content + hashlib.sha256(content).digest()))
@@ -212,20 +214,20 @@ def _keep(path: Path, counts: Int[np.ndarray, "samples 4"], say: Callable[[str],
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _pixels(ref: ImageRef) -> int:
-    """Pixels of a picture as it is now given to the family."""
-    width, height = ref.size_pixels or size_of(ref)
+def _pixels(ref: ImageRef | VideoRef) -> int:
+    """Pixels of a picture, or of a frame, as it is now given to the family."""
+    width, height = frame_size(ref) if isinstance(ref, VideoRef) else ref.size_pixels or size_of(ref)
     return min(width * height, ref.max_pixels or width * height)
 
 
 def _bounded(conversation: Conversation, most: int) -> Conversation:
-    """The conversation with no picture above ``most`` pixels."""
+    """The conversation with no picture or frame above ``most`` pixels."""
     turns = [
         Turn(
             turn.role,
             tuple(
                 replace(part, max_pixels=most)
-                if isinstance(part, ImageRef) and _pixels(part) > most
+                if isinstance(part, ImageRef | VideoRef) and _pixels(part) > most
                 else part
                 for part in turn.parts
             ),

@@ -31,6 +31,7 @@ from finetune.ordering import Schedule, StepShape
 MOST_SAMPLES_SHOWN = 3
 """Sources of which a sample is shown: the formats of corrective data and base may differ, and so may their faults."""
 BINS, BAR = 8, 40
+_IMAGE, _VIDEO = 1, 2  # of a token that is a place of one
 _TRAINED, _NOT_TRAINED, _SLOTS, _PLAIN = "\033[1;32m", "\033[2m", "\033[36m", "\033[0m"
 
 
@@ -173,12 +174,14 @@ def sample_text(encoded: Encoded, processor: Any, *, name: str, colour: bool) ->
     """
     ids, trained = encoded.input_ids, encoded.labels != IGNORED
     trained[:1] = False  # nothing predicts the first token
-    slots = np.zeros(len(ids), bool)
+    slots = np.zeros(len(ids), int)
     for image in encoded.images:
-        slots[image.all_positions] = True
-    count = len(encoded.images)
+        slots[image.all_positions] = _VIDEO if image.seconds else _IMAGE
+    videos = sum(bool(image.seconds) for image in encoded.images)
+    count = len(encoded.images) - videos
+    also = f", {videos} video{'s' * (videos != 1)}" if videos else ""
     lines = [
-        f"{name}: {len(ids):,} tokens, {int(trained.sum()):,} trained, {count} image{'s' * (count != 1)}"
+        f"{name}: {len(ids):,} tokens, {int(trained.sum()):,} trained, {count} image{'s' * (count != 1)}{also}"
     ]
     for start, end in _runs(trained):
         mark, shade = ("train |", _TRAINED) if trained[start] else ("      |", _NOT_TRAINED)
@@ -188,13 +191,13 @@ def sample_text(encoded: Encoded, processor: Any, *, name: str, colour: bool) ->
 
 
 def _readable(ids: np.ndarray, slots: np.ndarray, processor: Any, shade: str) -> str:
-    """Ids decoded; an image's slots in a colour of their own where there is one, then back to ``shade``."""
+    """Ids decoded; slots of images and videos in a colour of their own where there is one, then back to ``shade``."""
     parts = []
     for start, end in _runs(slots):
         if not slots[start]:
             parts.append(visible(processor.tokenizer.decode(ids[start:end].tolist())))
         else:
-            written = f"({end - start} image tokens)"
+            written = f"({end - start} {'video' if slots[start] == _VIDEO else 'image'} tokens)"
             parts.append(f"{_PLAIN}{_SLOTS}{written}{_PLAIN}{shade}" if shade else written)
     return "".join(parts)
 

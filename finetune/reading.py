@@ -10,13 +10,14 @@ import numpy as np
 from jaxtyping import Int
 
 from finetune.cache import cache_folder
-from finetune.conversation import BoxRef, Conversation, ImageRef
+from finetune.conversation import Conversation, ImageRef, Part, VideoRef
 from finetune.formats import Format, named, recognise, spread
 from finetune.formats.boxes import BoxUnits
 from finetune.formats.containers import Records, open_records
-from finetune.formats.pictures import Finder, HeaderSizes, KnownSizes, Measure
+from finetune.formats.pictures import Finder, HeaderSizes, KnownSizes, Measure, NotedSizes
 from finetune.formats.record import Record
 from finetune.parallel import in_chunks
+from finetune.videos import SAMPLING, Sampling
 
 LOOKED_AT = 1000  # records from which the format is recognised
 MOST_FAULTS_SHOWN = 50
@@ -33,6 +34,7 @@ def read(
     image_folder: str | Path | None = None,
     box_units: BoxUnits | None = None,
     on_bad_sample: OnBadSample = "error",
+    sampling: Sampling = SAMPLING,
     streaming: bool = False,
     workers: int | None = None,
     say: Callable[[str], None] = print,
@@ -42,6 +44,7 @@ def read(
     data_format     how the records are written; "auto" recognises it from the records, or refuses
     image_folder    where relative paths of pictures begin; then the data's own folder, then the working directory
     box_units       what the numbers of bbox_2d and objects.bbox are
+    sampling        which frames of videos are taken
     on_bad_sample   what happens to records with faults: "drop" leaves them out and says which, "error" raises
                     ("shrink" is for samples that are too long; faults are as for "error")
     streaming       nothing is checked ahead: a fault raises when its conversation is asked for
@@ -55,7 +58,8 @@ def read(
     records = open_records(path, cache_folder())
     chosen, because = _format_of(path, records, data_format)
     folders = tuple(Path(one) for one in (image_folder,) if one is not None)
-    layout = Layout(path, chosen, (*folders, path if path.is_dir() else path.parent, Path.cwd()), box_units)
+    places = (*folders, path if path.is_dir() else path.parent, Path.cwd())
+    layout = Layout(path, chosen, places, box_units, sampling)
     if streaming:
         say(
             f"{path}: {len(records):,} samples, {chosen.name} ({because}); streaming, so nothing is checked ahead"
@@ -94,6 +98,7 @@ class Layout:
     format: Format
     folders: tuple[Path, ...]
     box_units: BoxUnits | None
+    sampling: Sampling = SAMPLING
 
     def read(self, records: Records, index: int, measure: Measure) -> tuple[Conversation | None, list[str]]:
         """The conversation of a record, and its faults; with faults there is none."""
@@ -104,7 +109,7 @@ class Layout:
         where = _where(records.name(index), content)
         if broken is not None:
             return None, [f"{where}: {broken}"]
-        record = Record(content, where, Finder(self.folders, measure))
+        record = Record(content, where, Finder(self.folders, measure, self.sampling))
         conversation = self.format.read(record, f"{self.path}: {where}", self.box_units)
         return (None, record.faults) if record.faults else (conversation, [])
 
@@ -161,7 +166,7 @@ class Checked(NamedTuple):
 
     kept            Int[samples]: the records without faults
     first_picture   Int[samples + 1]: where each sample's pictures begin in ``sizes``
-    sizes           Int[pictures, 2]: width and height of each, upright
+    sizes           Int[pictures, 2]: width and height of each, upright, frames among them, in the order of asking
     faults          of each faulty record, in order
     digest          of the kept conversations
     """
@@ -208,14 +213,14 @@ def _check_chunk(records: Records, layout: Layout, measure: HeaderSizes, chunk: 
     kept, pictures, sizes, faults = list[int](), list[int](), list[Any](), list[tuple[str, ...]]()
     hashed = hashlib.sha256()
     for index in chunk:
-        conversation, wrong = layout.read(records, index, measure)
+        noted = NotedSizes(measure)
+        conversation, wrong = layout.read(records, index, noted)
         if conversation is None:
             faults.append(tuple(wrong))
             continue
         kept.append(index)
-        images = conversation.images
-        pictures.append(len(images))
-        sizes += [image.size_pixels for image in images]
+        pictures.append(len(noted.sizes))
+        sizes += noted.sizes
         hashed.update(fingerprint(conversation))
     return _Part(kept, pictures, np.array(sizes, np.int32).reshape(-1, 2), faults, hashed.digest())
 
@@ -226,9 +231,11 @@ def fingerprint(conversation: Conversation) -> bytes:
     return repr(turns).encode(errors="surrogatepass")
 
 
-def _bare(part: str | ImageRef | BoxRef) -> Any:
+def _bare(part: Part) -> Any:
     if isinstance(part, ImageRef):
         return ("image", part.size_pixels, part.max_pixels)
+    if isinstance(part, VideoRef):
+        return ("video", part.size_pixels, part.max_pixels, part.seconds)
     return (
         part
         if isinstance(part, str)

@@ -67,6 +67,7 @@ def fingerprint(arguments: Arguments, world_size: int) -> dict[str, Any]:
 
 _DATA_MARKS = (
     "model_max_length", "on_bad_sample", "data_format", "box_units", "streaming", "packing", "min_pixels", "max_pixels",
+    "video_fps", "video_max_frames",
 )  # fmt: skip
 
 _TRAINING_MARKS = (

@@ -21,7 +21,7 @@ from transformers.utils import logging
 from finetune import loss, optimizer
 from finetune.adaptation import Rates, component_of
 from finetune.arguments import TrainingArguments
-from finetune.data import MOST_NAMES_SHOWN, Collator, ConversationDataset, Rows
+from finetune.data import MOST_NAMES_SHOWN, Collator, ConversationDataset, Rows, blank_video
 from finetune.families.base import Family, bare_model
 from finetune.guards import GradientCheck, TrainingError
 from finetune.ordering import Schedule, StepShape
@@ -180,10 +180,15 @@ class FinetuneTrainer(SavingTrainer):
         self, dataset: ConversationDataset, schedule: Schedule, packed: Any, persistent: bool
     ) -> DataLoader:
         args, workers = self.args, self.args.dataloader_num_workers
+        must_see = self._all_must_see()
+        may_have_videos = dataset.lengths is None or dataset.lengths.videos.any()
         collator = Collator(
             self.processing_class.tokenizer.pad_token_id,
             dataset.family.blank(self.processing_class),
-            blank_pictures=self._all_must_see(),
+            blank_pictures=must_see,
+            blank_video=blank_video(dataset.family, self.processing_class)
+            if must_see and may_have_videos
+            else None,
             packed=packed,
         )
         loader = DataLoader(

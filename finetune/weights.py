@@ -12,14 +12,16 @@ Files name tensors otherwise than a model does. Three renamings, all undone here
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from finetune.families.base import bare_model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 Shape = tuple[int, ...]
 
@@ -94,6 +96,8 @@ def places(model: nn.Module) -> dict[str, Tensor]:
     A PeftModel's files may hold adapters, trained copies and biases; a model's hold all of it. Of a tensor that
     modules share, every name is here.
     """
+    from peft import PeftModel
+
     if isinstance(model, PeftModel):
         return {
             file_name: tensor
@@ -173,6 +177,8 @@ def _missing(model: nn.Module, homes: Mapping[str, Tensor], found: Mapping[str, 
 
     Of a tensor with several names an adapter's file must have the first, a model's file any.
     """
+    from peft import PeftModel
+
     adapted = isinstance(model, PeftModel)
     names: dict[int, list[str]] = {}
     for name, tensor in homes.items():
@@ -223,7 +229,7 @@ def unfit(base: nn.Module, adapter: Path) -> list[str]:
     return faults
 
 
-def misplaced(adapted: PeftModel, adapter: Path) -> list[str]:
+def misplaced(adapted: "PeftModel", adapter: Path) -> list[str]:
     """A line for each tensor that a loaded adapter lacks in the files, and for each in the files without a place.
 
     Those that an earlier release of transformers named otherwise, as PEFT knows, come in pairs of one each.

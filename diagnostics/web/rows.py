@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diagnostics.capture import Call, attention_logits, attention_rows
+from diagnostics.capture import Call, attention_logits, attention_rows, sink_logits
 from finetune.families.tower import TowerSequence, joined
 
 CONNECTOR = "visual_attn"
@@ -152,7 +152,8 @@ def _only_row(call: Call) -> Float[Tensor, "heads keys"]:
 def _every_row(call: Call) -> Float[Tensor, "batch heads queries keys"]:
     batch, queries = call.query.shape[0], call.query.shape[2]
     every = torch.arange(max(batch, queries), device=call.query.device)
-    return attention_rows(attention_logits(call, every[:batch], every[:queries].expand(batch, -1)))
+    logits = attention_logits(call, every[:batch], every[:queries].expand(batch, -1))
+    return attention_rows(logits, sink_logits(call))
 
 
 def _by_patch(

@@ -40,6 +40,9 @@ class ModulePaths:
 class ImageTokens:
     """Where one image lies in the token sequence and which pixels of the original image each cell stands for.
 
+    A video is a film strip: an image that has its frames one below another, each frame one step of the model's time
+    (Qwen merges two pictures of the file into one). So whatever is true of an image's map is true of a video's.
+
     positions           Int[tokens]: index in the sequence of each of the image's tokens, in order
     grid                (rows, columns) of cells
     cell_boxes_pixels   Float[rows * columns, 4]: x0 y0 x1 y1 of each cell, row-major, in original pixels
@@ -47,6 +50,7 @@ class ImageTokens:
     through_connector   True: tokens are a resampler's queries, cells are patches, and a row over tokens becomes
                         a row over cells by composing it with the connector's attention [tokens, cells].
                         False: token i is cell i.
+    seconds             of a video: when each of its frames is shown; () for an image
     overview            the coarser tokens of the same picture, where it is read in tiles and once more as a whole:
                         positions, grid and boxes of their own, never through a connector. They are no cells; what
                         attention lies on them is spread over the cells under them (``diagnostics.geometry``)
@@ -58,8 +62,29 @@ class ImageTokens:
     cell_boxes_pixels: np.ndarray
     image_size_pixels: tuple[int, int]
     through_connector: bool
+    seconds: tuple[float, ...] = ()
     overview: ImageTokens | None = None
     tiles: tuple[int, int] | None = None
+
+    @property
+    def frames(self) -> int:
+        """Of a video; 1 for an image."""
+        return max(len(self.seconds), 1)
+
+    def frame(self, index: int) -> ImageTokens:
+        """One frame of a video as an image of its own. Raises IndexError for a frame that it does not have."""
+        if not 0 <= index < self.frames:
+            raise IndexError(f"frame {index}: found a video of {self.frames} frames, counted from 0")
+        rows, columns = self.grid[0] // self.frames, self.grid[1]
+        width, height = self.image_size_pixels[0], self.image_size_pixels[1] // self.frames
+        own = slice(index * rows * columns, (index + 1) * rows * columns)
+        return ImageTokens(
+            positions=self.positions[own],
+            grid=(rows, columns),
+            cell_boxes_pixels=self.cell_boxes_pixels[own] - np.array([0, height, 0, height]) * index,
+            image_size_pixels=(width, height),
+            through_connector=self.through_connector,
+        )
 
     @property
     def all_positions(self) -> np.ndarray:
@@ -76,7 +101,7 @@ class Encoded:
     input_ids      Int[tokens]
     labels         Int[tokens], -100 where not trained on
     turn_spans     for each turn, (start, end) of its content's tokens (role header and terminator excluded)
-    images         one ImageTokens for each image, in order
+    images         one ImageTokens for each image and video, in order
     media          tensors that the collator concatenates on their first axis (pixel_values, ...)
     per_token      further Int[tokens] arrays that go with the ids (mm_token_type_ids); padded with 0
     """

@@ -35,13 +35,20 @@ class Picture(NamedTuple):
     tokens: int
 
 
-Piece = str | Control | Picture
+class Slots(NamedTuple):
+    """A control token many times over, written as it is, past the template: the place of a video, or of a frame."""
+
+    token: str
+    tokens: int
+
+
+Piece = str | Control | Picture | Slots
 
 
 class Chat(NamedTuple):
     """input_ids, labels  of equal length; labels are -100 but for answers and the token that ends each
     turn_spans         (start, end) of each turn's content, its pictures' frames included
-    image_starts       index of each picture's first token"""
+    image_starts       index of the first token of each picture, and of each ``Slots``"""
 
     input_ids: list[int]
     labels: list[int]
@@ -75,15 +82,16 @@ def encode_chat(
     for kind, value in _parsed(processor, turns, add_generation_prompt):
         if kind == "piece":
             used.append(int(value))
-            writer.write(pieces[int(value)])
+            writer.piece(pieces[int(value)])
         elif kind in ("open", "close"):
             writer.mark(kind, int(value), alone=turns[int(value)][0] == "assistant")
         elif kind == "control" and value == image_token:
-            writer.picture(image_token, next(shown, Picture(0)))
+            writer.slots(Slots(image_token, next(shown, Picture(0)).tokens))
         else:
             writer.write(Control(value) if kind == "control" else value)
     writer.flush()
-    _check_complete(turns, writer, used == [*range(len(pieces))], len(pictures))
+    places = len(pictures) + sum(isinstance(piece, Slots) for piece in pieces)
+    _check_complete(turns, writer, used == [*range(len(pieces))], places)
     spans = [(writer.places["open", i], writer.places["close", i]) for i in range(len(turns))]
     return Chat(writer.ids, _labels(processor, turns, writer.ids, spans, end_of_turn), spans, writer.images)
 
@@ -92,7 +100,7 @@ class _Writer:
     """Ids of what is written, byte-pair merged from one control token to the next.
 
     ids      so far
-    images   the first place of each picture
+    images   the first place of each picture and of each ``Slots``
     places   the token at which each mark lies
     """
 
@@ -111,10 +119,16 @@ class _Writer:
         else:
             self._text += piece
 
-    def picture(self, token: str, picture: Picture) -> None:
+    def piece(self, piece: str | Slots) -> None:
+        if isinstance(piece, Slots):
+            self.slots(piece)
+        else:
+            self.write(piece)
+
+    def slots(self, slots: Slots) -> None:
         self.flush()
         self.images.append(len(self.ids))
-        self.ids += [self._id(token)] * picture.tokens
+        self.ids += [self._id(slots.token)] * slots.tokens
 
     def mark(self, kind: str, turn: int, *, alone: bool) -> None:
         """Note this place, "open" or "close" of a turn; ``alone``: no token may reach across it."""

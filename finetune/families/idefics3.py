@@ -281,7 +281,7 @@ def _turns(
                 pieces += [Picture(processor.image_seq_len)] * _views(next(shown))
             elif isinstance(part, BoxRef):
                 pieces.append(as_json(part, [in_thousandths(box) for box in part.boxes]))
-            else:
+            elif isinstance(part, str):
                 pieces.append(part)
         turns.append((turn.role, pieces))
     return turns

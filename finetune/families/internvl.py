@@ -301,7 +301,7 @@ def _pieces(conversation: Conversation, counts: Sequence[int]) -> list[tuple[Any
                 pieces.append(Picture(next(left)))
             elif isinstance(part, BoxRef):
                 pieces += _written_boxes(part)
-            else:
+            elif isinstance(part, str):
                 pieces.append(part)
         turns.append((turn.role, pieces))
     return turns

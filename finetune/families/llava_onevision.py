@@ -238,7 +238,7 @@ def _pieces(conversation: Conversation, counts: Sequence[int]) -> list[tuple[Any
                 pieces.append(Picture(next(left)))
             elif isinstance(part, BoxRef):
                 pieces.append(as_json(part, [in_thousandths(box) for box in part.boxes]))
-            else:
+            elif isinstance(part, str):
                 pieces.append(part)
         turns.append((turn.role, pieces))
     return turns

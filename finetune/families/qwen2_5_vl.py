@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from finetune.conversation import BoxRef
 from finetune.families import tower
-from finetune.families.base import ModulePaths
+from finetune.families.base import Encoded, ModulePaths
 from finetune.families.boxes import as_json, in_pixels
-from finetune.families.qwen_grid import QwenGridFamily, Size
+from finetune.families.qwen_grid import QwenGridFamily, Seen, Size
 from finetune.families.tower import TowerSequence
+
+SECONDS = "second_per_grid_ts"  # from one step of a video's time to the next, for each video
 
 
 class Qwen25VLFamily(QwenGridFamily):
@@ -27,6 +31,7 @@ class Qwen25VLFamily(QwenGridFamily):
         connector_attention=None,
     )
     published_pixels = (3136, 12_845_056)
+    video_pixels = (128 * 28 * 28, 768 * 28 * 28)
 
     def processor_class(self) -> Any:
         from finetune.families.qwen_processors import Qwen2_5_VLProcessor
@@ -37,6 +42,16 @@ class Qwen25VLFamily(QwenGridFamily):
         """``{"bbox_2d": [14, 0, 28, 84], "label": "dog"}`` in pixels of the picture as the model gets it, not of the
         file (Bai et al. 2025, arXiv 2502.13923, section 2.2; the object as in its grounding examples)."""
         return (as_json(ref, [in_pixels(box, resized) for box in ref.boxes]),)
+
+    def _media(self, processor: Any, seen: Sequence[Seen]) -> dict[str, torch.Tensor]:
+        media = super()._media(processor, seen)
+        seconds = [one.film.step for one in seen if one.film is not None]
+        return media | ({SECONDS: torch.tensor(seconds)} if seconds else {})
+
+    def steps_of_time(self, config: Any, encoded: Encoded) -> Sequence[float]:
+        """In seconds, not in frames (Bai et al. 2025, arXiv 2502.13923, section 2.1.2)."""
+        seconds = encoded.media.get(SECONDS, torch.zeros(0))
+        return (config.vision_config.tokens_per_second * seconds).tolist()
 
     def tower_sequences(
         self, config: Any, layer: int, inputs: Mapping[str, Any]

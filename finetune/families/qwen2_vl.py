@@ -26,6 +26,7 @@ class Qwen2VLFamily(QwenGridFamily):
         connector_attention=None,
     )
     published_pixels = (3136, 12_845_056)
+    video_pixels = (128 * 28 * 28, 768 * 28 * 28)
 
     def processor_class(self) -> Any:
         from finetune.families.qwen_processors import Qwen2VLProcessor

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from finetune.conversation import BoxRef
+from finetune.conversation import BoxRef, VideoRef
+from finetune.families import qwen_video
 from finetune.families.base import ModulePaths
 from finetune.families.boxes import as_json, in_thousandths
-from finetune.families.qwen_grid import QwenGridFamily, Size
+from finetune.families.qwen_grid import QwenGridFamily, Size, cell_side
 
 
 class Qwen3VLFamily(QwenGridFamily):
@@ -25,11 +26,32 @@ class Qwen3VLFamily(QwenGridFamily):
         connector_attention=None,
     )
     published_pixels = (65_536, 16_777_216)
+    video_pixels = (128 * 32 * 32, 768 * 32 * 32)
+    has_time_stamps = True
 
     def processor_class(self) -> Any:
         from finetune.families.qwen_processors import Qwen3VLProcessor
 
         return Qwen3VLProcessor
+
+    def resized_video(self, processor: Any, ref: VideoRef, size: Size) -> Size:
+        """The bounds are of all frames together: long videos have small ones."""
+        from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
+
+        image = processor.image_processor
+        least, most = qwen_video.bounds(processor, self.video_pixels)
+        frames = max(len(ref.seconds), image.temporal_patch_size)  # one alone is shown twice
+        most = most if ref.max_pixels is None else min(most, frames * ref.max_pixels)
+        height, width = smart_resize(
+            frames,
+            size[1],
+            size[0],
+            temporal_factor=image.temporal_patch_size,
+            factor=cell_side(processor),
+            min_pixels=min(least, most),
+            max_pixels=most,
+        )
+        return width, height
 
     def written_boxes(self, ref: BoxRef, resized: Size) -> Sequence[str]:
         """``{"bbox_2d": [250, 0, 500, 1000], "label": "dog"}`` in thousandths of the picture, whatever its size (its

@@ -1,4 +1,5 @@
 """What Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5 share: pictures of any shape become grids of cells, a token for each.
+Videos are ``qwen_video``'s.
 
 A picture is resized to whole cells of ``patch_size · merge_size`` pixels a side, keeping its shape as nearly as that
 allows; patches of ``patch_size`` go through the tower, and a merger makes one token of ``merge_size²`` of them:
@@ -10,13 +11,13 @@ allows; patches of ``patch_size`` go through the tower, and a merger makes one t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
-from finetune.conversation import BoxRef, Conversation, ImageRef
-from finetune.families import tower
+from finetune.conversation import BoxRef, Conversation, ImageRef, VideoRef
+from finetune.families import qwen_video, tower
 from finetune.families.base import (
     AttentionShape,
     Encoded,
@@ -26,8 +27,10 @@ from finetune.families.base import (
     restarting_positions,
 )
 from finetune.families.chat import Control, Picture, Piece, encode_chat
+from finetune.families.qwen_video import Film, rotary_positions
 from finetune.families.tower import TowerSequence
 from finetune.images import open_image, size_of
+from finetune.videos import frame_size, open_frames
 
 IGNORED = -100
 IMAGE = 1  # in mm_token_type_ids: 0 text, 1 picture, 2 video
@@ -57,6 +60,11 @@ class QwenGridFamily:
         tuple[int, int]
     ]  # least and most pixels of a picture, as published processors say
 
+    video_pixels: ClassVar[
+        tuple[int, int]
+    ]  # the same of a frame; of all frames together where they have time stamps
+    has_time_stamps: ClassVar[bool] = False  # between the frames of a video
+
     def written_boxes(self, ref: BoxRef, resized: Size) -> Sequence[str | Control]:
         """Boxes as the family was trained to read and say them; ``resized``: their picture, after the resize."""
         raise NotImplementedError
@@ -77,57 +85,86 @@ class QwenGridFamily:
         add_generation_prompt: bool = False,
         media: bool = True,
     ) -> Encoded:
-        """Through the model's own chat template. With ``media=False`` pictures' headers tell their sizes."""
-        refs = conversation.images
-        opened = [self.load_image(ref) for ref in refs] if media else []
-        sizes = [one.size for one in opened] if media else [_size(ref) for ref in refs]
-        budgets = [_budget(processor, ref) for ref in refs]
-        resized = [
-            resize(processor, size, budget, _name(ref))
-            for ref, size, budget in zip(refs, sizes, budgets, strict=True)
-        ]
+        """Through the model's own chat template. With ``media=False`` headers tell the sizes of pictures and videos."""
+        seen = [self._seen(processor, ref, opened=media) for ref in conversation.media]
         chat = encode_chat(
             self.chat_template(processor),
-            self._pieces(processor, conversation, resized),
+            self._pieces(processor, conversation, seen),
             image_token=IMAGE_PAD,
             end_of_turn=IM_END,
             add_generation_prompt=add_generation_prompt,
         )
         ids = np.array(chat.input_ids, dtype=np.int64)
         kinds = np.zeros_like(ids)
-        for start, size in zip(chat.image_starts, resized, strict=True):
-            kinds[start : start + _tokens(processor, size)] = IMAGE
+        starts = iter(chat.image_starts)
+        images = []
+        for one in seen:
+            # A video has a start for each frame behind a time stamp.
+            several = one.film is not None and self.has_time_stamps
+            places = [next(starts) for _ in range(one.film.grid[0] if one.film and several else 1)]
+            images.append(one.tokens(processor, places))
+            kinds[images[-1].positions] = IMAGE if one.film is None else qwen_video.VIDEO
         return Encoded(
             input_ids=ids,
             labels=np.array(chat.labels, dtype=np.int64),
             turn_spans=tuple(chat.turn_spans),
-            images=tuple(
-                image_tokens(start, _grid(processor, new), size)
-                for start, new, size in zip(chat.image_starts, resized, sizes, strict=True)
-            )
-            if media
-            else (),
-            media=_pixels(processor, opened, budgets, resized),
+            images=tuple(images) if media else (),
+            media=self._media(processor, seen) if media else {},
             per_token={"mm_token_type_ids": kinds},
         )
+
+    def _seen(self, processor: Any, ref: ImageRef | VideoRef, *, opened: bool) -> Seen:
+        """A picture or a video, opened or not, and what it will be resized to."""
+        if isinstance(ref, ImageRef):
+            picture = self.load_image(ref) if opened else None
+            size = _size(ref) if picture is None else picture.size
+            return Seen(size, resize(processor, size, _budget(processor, ref), _name(ref)), (picture,), ref)
+        frames = open_frames(ref, self.load_image) if opened else ()
+        size = frames[0].size if frames else frame_size(ref)
+        merged = processor.image_processor.temporal_patch_size
+        new = self.resized_video(processor, ref, size)
+        one = qwen_video.film(ref, size, new, cell=cell_side(processor), merged=merged)
+        return Seen(size, new, tuple(frames), ref, one)
+
+    def resized_video(self, processor: Any, ref: VideoRef, size: Size) -> Size:
+        """(width, height) of a video's frames after the resize: each within the bounds of a picture."""
+        least, most = qwen_video.bounds(processor, self.video_pixels)
+        most = most if ref.max_pixels is None else min(most, ref.max_pixels)
+        return _resized(size, cell_side(processor), (min(least, most), most), repr(ref.written))
+
+    def _media(self, processor: Any, seen: Sequence[Seen]) -> dict[str, torch.Tensor]:
+        pictures = [one for one in seen if one.film is None]
+        films = [(one, one.film) for one in seen if one.film is not None]
+        media = _pixels(processor, pictures)
+        if films:
+            merge = processor.image_processor.merge_size
+            grids = [(one.grid[0], one.grid[1] * merge, one.grid[2] * merge) for _, one in films]
+            values = [qwen_video.pixel_values(processor, one.frames, film) for one, film in films]
+            media |= {"pixel_values_videos": torch.cat(values), "video_grid_thw": torch.tensor(grids)}
+        return media
 
     def chat_template(self, processor: Any) -> Any:
         """What writes conversations: the processor, or one that has its ``tokenizer`` and ``apply_chat_template``."""
         return processor
 
     def _pieces(
-        self, processor: Any, conversation: Conversation, resized: Sequence[Size]
+        self, processor: Any, conversation: Conversation, seen: Sequence[Seen]
     ) -> list[tuple[Any, list[Piece]]]:
         """Each turn as its role and what it is made of."""
-        sizes = iter(resized)
+        shown = iter(seen)
+        written = qwen_video.with_times if self.has_time_stamps else qwen_video.without_times
         turns: list[tuple[Any, list[Piece]]] = []
         for turn in conversation.turns:
             pieces: list[Piece] = []
             for part in turn.parts:
                 if isinstance(part, ImageRef):
-                    pieces.append(Picture(_tokens(processor, next(sizes))))
+                    pieces.append(Picture(_tokens(processor, next(shown).resized)))
+                elif isinstance(part, VideoRef):
+                    film = next(shown).film
+                    assert film is not None
+                    pieces += written(film)
                 elif isinstance(part, BoxRef):
-                    pieces += self.written_boxes(part, resized[part.image])
+                    pieces += self.written_boxes(part, seen[part.image].resized)
                 else:
                     pieces.append(part)
             turns.append((turn.role, pieces))
@@ -192,8 +229,12 @@ class QwenGridFamily:
 
         Trap: with the last three alone, transformers does not see where samples begin, and they see each other.
         """
-        rotary = torch.cat([rotary_positions(one) for one in samples], dim=1)
+        rotary = torch.cat([rotary_positions(one, self.steps_of_time(config, one)) for one in samples], dim=1)
         return {"position_ids": torch.cat([restarting_positions(samples)[None], rotary])[:, None]}
+
+    def steps_of_time(self, config: Any, encoded: Encoded) -> Sequence[float]:
+        """How far the frames of each video are apart in the rotary positions; () where it is 1."""
+        return ()
 
     # --- configuration alone -----------------------------------------------------------------------------
     def tower_sequences(
@@ -269,7 +310,7 @@ def _processor_budget(processor: Any) -> tuple[int, int]:
     return size["shortest_edge"], size["longest_edge"]
 
 
-def _budget(processor: Any, ref: ImageRef) -> tuple[int, int]:
+def _budget(processor: Any, ref: ImageRef | VideoRef) -> tuple[int, int]:
     """Least and most pixels of one picture: the processor's, and no more than it may have itself.
 
     Raises ValueError where somebody has set an attribute that overrules ``size`` in calls: each picture's own bound
@@ -313,19 +354,40 @@ def _tokens(processor: Any, resized: Size) -> int:
     return rows * columns
 
 
-def _pixels(
-    processor: Any, pictures: Sequence[Any], budgets: Sequence[tuple[int, int]], resized: Sequence[Size]
-) -> dict[str, torch.Tensor]:
+class Seen(NamedTuple):
+    """A picture or a video that was opened, or whose header was read.
+
+    size      (width, height) in the file
+    resized   and as the tower gets it
+    frames    the picture, or the video's frames; of a header alone (None,) or ()
+    film      of a video
+    """
+
+    size: Size
+    resized: Size
+    frames: tuple[Any, ...]
+    ref: ImageRef | VideoRef
+    film: Film | None = None
+
+    def tokens(self, processor: Any, starts: Sequence[int]) -> ImageTokens:
+        if self.film is None:
+            return image_tokens(starts[0], _grid(processor, self.resized), self.size)
+        return qwen_video.video_tokens(starts, self.film, image_tokens)
+
+
+def _pixels(processor: Any, pictures: Sequence[Seen]) -> dict[str, torch.Tensor]:
     """``pixel_values`` Float[patches of all, 3 · frames · patch²], ``image_grid_thw`` Int[pictures, 3] in patches."""
     if not pictures:
         return {}
     found = [
-        processor.image_processor(picture, size=dict(_size_dict(*budget)), return_tensors="pt")
-        for picture, budget in zip(pictures, budgets, strict=True)
+        processor.image_processor(
+            one.frames[0], size=dict(_size_dict(*_budget(processor, one.ref))), return_tensors="pt"
+        )
+        for one in pictures
     ]
     grids = torch.cat([one["image_grid_thw"] for one in found])
     patch = processor.image_processor.patch_size
-    expected = [[1, height // patch, width // patch] for width, height in resized]
+    expected = [[1, one.resized[1] // patch, one.resized[0] // patch] for one in pictures]
     assert grids.tolist() == expected, (
         f"counted {expected} patches, the image processor made {grids.tolist()}"
     )
@@ -352,28 +414,3 @@ def image_tokens(start: int, grid: tuple[int, int], size: Size) -> ImageTokens:
         image_size_pixels=size,
         through_connector=False,
     )
-
-
-def rotary_positions(encoded: Encoded) -> torch.Tensor:
-    """Time, row and column of each token: Int64[3, tokens], as the models' own ``get_rope_index`` (Wang et al. 2024,
-    arXiv 2409.12191, section 2.1).
-
-    Text counts on in all three; a picture keeps one time, its rows and columns count from there, and text goes on
-    behind the longer side. Two tokens, a picture of 1 × 2 cells, one token:
-
-        time    0 1 2 2 4
-        row     0 1 2 2 4
-        column  0 1 2 3 4
-    """
-    positions = np.zeros((3, len(encoded.input_ids)), dtype=np.int64)
-    place = following = 0
-    for image in encoded.images:
-        start, (rows, columns) = int(image.positions[0]), image.grid
-        positions[:, place:start] = following + np.arange(start - place)
-        following += start - place
-        row, column = np.divmod(np.arange(rows * columns), columns)
-        place = start + rows * columns
-        positions[:, start:place] = following + np.stack([np.zeros_like(row), row, column])
-        following += max(rows, columns)
-    positions[:, place:] = following + np.arange(positions.shape[1] - place)
-    return torch.from_numpy(positions)

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from finetune.conversation import BoxRef, ImageRef, Part, Turn
+from finetune.conversation import BoxRef, ImageRef, Part, Turn, VideoRef
 from finetune.formats.record import Record, Spoken, joined, kind
 
 BoxUnits = Literal["pixels", "thousandths"]
@@ -54,7 +54,7 @@ def with_boxes(
     record: Record, spoken: Sequence[Spoken], units: BoxUnits | None, text_key: str
 ) -> tuple[Turn, ...]:
     """The turns, with the boxes of users and assistants found in their texts; what is wrong is a fault."""
-    images = [part for turn in spoken for part in turn.parts if isinstance(part, ImageRef)]
+    images = [part for turn in spoken for part in turn.parts if isinstance(part, ImageRef | VideoRef)]
     places = _Places(record, images, units)
     turns = []
     for turn in spoken:
@@ -64,7 +64,7 @@ def with_boxes(
             if isinstance(part, str) and turn.role != "system":
                 parts += places.split(part)
             else:
-                places.seen += isinstance(part, ImageRef)
+                places.seen += isinstance(part, ImageRef | VideoRef)
                 parts.append(part)
         turns.append(Turn(turn.role, joined(parts)))
     if not record.faults:
@@ -76,10 +76,10 @@ class _Places:
     """Finds boxes in texts, and the picture that each is about.
 
     at     the field being read
-    seen   how many pictures came before it
+    seen   how many pictures and videos came before it
     """
 
-    def __init__(self, record: Record, images: Sequence[ImageRef], units: BoxUnits | None) -> None:
+    def __init__(self, record: Record, images: Sequence[ImageRef | VideoRef], units: BoxUnits | None) -> None:
         self.record, self.images, self.units = record, images, units
         self.objects = _Objects(record)
         self.at, self.seen = "", 0
@@ -194,6 +194,11 @@ class _Places:
         image = self._image(named)
         if image is None:
             return
+        if isinstance(self.images[image], VideoRef):
+            return self.record.fault(
+                f"{self.at}: found a box in a video, expected boxes in pictures alone; write as text what the answer "
+                "is to say"
+            )
         size = (THOUSANDTHS, THOUSANDTHS) if units == "thousandths" else self.images[image].size_pixels
         if size is None:
             return  # the picture cannot be read, which is a fault already

@@ -10,7 +10,7 @@ from finetune.formats.record import Record, Spoken, joined
 
 NAME = "llava"
 SHAPE = (
-    '{"id", "image": path | [path, ...], "conversations": [{"from": "human" | "gpt", '
+    '{"id", "image": path | [path, ...] (or "video"), "conversations": [{"from": "human" | "gpt", '
     '"value": "<image>\\nWhat is this?"}]}'
 )
 ROLES: Mapping[str, Any] = {"system": "system", "human": "user", "gpt": "assistant"}
@@ -18,19 +18,23 @@ ROLES: Mapping[str, Any] = {"system": "system", "human": "user", "gpt": "assista
 
 def may_be(record: Mapping[str, Any], roles: set[str], text: str) -> bool:
     """Could the record be in this format?"""
-    return "conversations" in record and roles <= ROLES.keys() and not record.keys() & {"images", "system"}
+    return (
+        "conversations" in record
+        and roles <= ROLES.keys()
+        and not record.keys() & {"images", "videos", "system"}
+    )
 
 
 def turns(record: Record) -> list[Spoken]:
-    return conversation(record, "image", ROLES)
+    return conversation(record, "image", "video", ROLES)
 
 
-def conversation(record: Record, pictures: str, roles: Mapping[str, Any]) -> list[Spoken]:
-    """``conversations`` of ``from`` and ``value``, with the pictures under their own key."""
+def conversation(record: Record, pictures: str, videos: str, roles: Mapping[str, Any]) -> list[Spoken]:
+    """``conversations`` of ``from`` and ``value``, with the pictures and videos under their own keys."""
     if not isinstance(record.content, Mapping):
         list(record.items("conversations", ("from", "value")))
         return []
-    queue, found = Queue(record, pictures), []
+    queue, found = Queue(record, pictures, videos), []
     for at, item in record.items("conversations", ("from", "value")):
         role = record.role(f"{at}.from", item["from"], roles)
         if not isinstance(item["value"], str):

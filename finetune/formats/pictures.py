@@ -1,4 +1,4 @@
-"""Finding the pictures that records name: files, or bytes inside the data."""
+"""Finding the pictures and videos that records name: files, or bytes inside the data."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from urllib.parse import unquote
 import numpy as np
 from jaxtyping import Int
 
-from finetune.conversation import ImageRef
+from finetune.conversation import ImageRef, VideoRef
 from finetune.images import size_of
+from finetune.videos import SAMPLING, Sampling, video_of_file, video_of_frames
 
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 _DATA_URI = re.compile(r"data:image/[^;,]*;base64,")
@@ -25,19 +26,44 @@ Measure = Callable[[ImageRef], Size]
 
 
 class Finder:
-    """Finds pictures and gives each its size.
+    """Finds pictures and videos, and gives each its size.
 
-    folders   where relative paths may begin, the first that has the file wins
-    measure   gives a picture's upright size; raises ValueError for a broken one
+    folders    where relative paths may begin, the first that has the file wins
+    measure    gives a picture's upright size; raises ValueError for a broken one
+    sampling   which frames of videos are taken
     """
 
-    def __init__(self, folders: tuple[Path, ...], measure: Measure) -> None:
-        self.folders, self.measure = folders, measure
+    def __init__(
+        self,
+        folders: tuple[Path, ...],
+        measure: Measure,
+        sampling: Sampling = SAMPLING,
+    ) -> None:
+        self.folders, self.measure, self.sampling = folders, measure, sampling
 
     def find(self, spec: Any, at: str) -> ImageRef:
         """As ``Pictures.find`` says; ``at`` is what a picture without a path is called."""
         ref = self._ref(spec, at)
         return replace(ref, size_pixels=self.measure(ref))
+
+    def find_video(self, spec: Any, at: str) -> VideoRef:
+        """As ``Pictures.find_video`` says."""
+        fps = self.sampling.fps
+        if isinstance(spec, Mapping) and isinstance(spec.get("frames"), list):
+            spec, fps = spec["frames"], spec.get("fps", fps)
+            if not isinstance(fps, int | float) or isinstance(fps, bool):
+                raise ValueError(f"fps: found {fps!r:.80}, expected frames a second as a number")
+        if isinstance(spec, list):
+            frames = [self.find(one, f"{at}[{i}]") for i, one in enumerate(spec)]
+            return video_of_frames(frames, at, fps)
+        if isinstance(spec, Mapping):
+            spec = spec.get("path")
+        if not isinstance(spec, str) or not spec.strip():
+            raise ValueError(
+                f'found {spec!r:.80}, expected the path of a video, or {{"frames": [path, ...], "fps": number}}'
+            )
+        written = spec.strip()
+        return video_of_file(self._place(written, "video"), written, self.sampling)
 
     def _ref(self, spec: Any, at: str) -> ImageRef:
         if isinstance(spec, bytes):
@@ -54,17 +80,17 @@ class Finder:
             return ImageRef(at, Path(), data=_decoded(written))
         return ImageRef(written, self._place(written))
 
-    def _place(self, written: str) -> Path:
+    def _place(self, written: str, what: str = "image") -> Path:
         path = unquote(written.removeprefix("file://")) if written.startswith("file://") else written
         if _ADDRESS.match(path):
-            raise ValueError(f"image {written!r}: is an address, expected a file; download it first")
+            raise ValueError(f"{what} {written!r}: is an address, expected a file; download it first")
         given = Path(path).expanduser()
         places = [given] if given.is_absolute() else list(dict.fromkeys(one / given for one in self.folders))
         for place in places:
             if _is_file(place):
                 return place
         looked = " and ".join(str(place) for place in places)
-        raise ValueError(f"image {written!r}: no such file (looked at {looked}); see --image_folder")
+        raise ValueError(f"{what} {written!r}: no such file (looked at {looked}); see --image_folder")
 
 
 def _is_file(path: Path) -> bool:
@@ -110,8 +136,20 @@ class HeaderSizes:
         return found
 
 
+class NotedSizes:
+    """What another way of measuring gives, noted in ``sizes``."""
+
+    def __init__(self, measure: Measure) -> None:
+        self.measure = measure
+        self.sizes: list[Size] = []
+
+    def __call__(self, ref: ImageRef) -> Size:
+        self.sizes.append(self.measure(ref))
+        return self.sizes[-1]
+
+
 class KnownSizes:
-    """Sizes found before, handed out in the record's order of pictures.
+    """Sizes found before, handed out in the order in which they were asked for then.
 
     sizes   width and height of each
     """

@@ -22,7 +22,7 @@ def may_be(record: Mapping[str, Any], roles: set[str], text: str) -> bool:
     """Could the record be in this format?"""
     if "conversations" not in record or not roles <= ROLES.keys():
         return False
-    return "<image>" not in text and not record.keys() & {"image", "images", "system"}
+    return "<image>" not in text and not record.keys() & {"image", "images", "video", "videos", "system"}
 
 
 def turns(record: Record) -> list[Spoken]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from finetune.conversation import ImageRef, Part, Role
+from finetune.conversation import ImageRef, Part, Role, VideoRef
 
 
 class Spoken(NamedTuple):
@@ -22,13 +22,19 @@ class Spoken(NamedTuple):
 
 
 class Pictures(Protocol):
-    """Finds the pictures that records name."""
+    """Finds the pictures and videos that records name."""
 
     def find(self, spec: Any, at: str) -> ImageRef:
         """The picture of a path, an address, or ``{"bytes", "path"}``, with its size where that is known.
 
         at   the field that names it
         Raises ValueError with what is wrong with it, in words that go behind the field's name.
+        """
+
+    def find_video(self, spec: Any, at: str) -> VideoRef:
+        """The video of a path, or of ``{"frames": [path, ...], "fps": number}``; a list alone is its frames.
+
+        Raises as ``find``.
         """
 
 
@@ -49,6 +55,14 @@ class Record:
         except ValueError as error:
             self.fault(f"{at}: {error}")
             return ImageRef("", Path())
+
+    def video(self, spec: Any, at: str) -> VideoRef:
+        """The video that a field names; what is wrong with it is a fault."""
+        try:
+            return self.pictures.find_video(spec, at)
+        except ValueError as error:
+            self.fault(f"{at}: {error}")
+            return VideoRef("", (0.0,))
 
     def items(self, key: str, keys: tuple[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The turns under ``key``, each with its field; whatever is no object with both ``keys`` is a fault."""
@@ -79,10 +93,11 @@ class Record:
         """Faults of the conversation as a whole: who speaks when, answers without text, pictures in answers."""
         for turn in turns:
             text = "".join(part for part in turn.parts if isinstance(part, str))
-            images = [part for part in turn.parts if isinstance(part, ImageRef)]
-            if turn.role != "user" and images:
+            media = [part for part in turn.parts if isinstance(part, ImageRef | VideoRef)]
+            if turn.role != "user" and media:
+                found = "an image" if isinstance(media[0], ImageRef) else "a video"
                 self.fault(
-                    f"{turn.at}.{text_key}: found an image {images[0].written!r} in a turn of the {turn.role}, "
+                    f"{turn.at}.{text_key}: found {found} {media[0].written!r} in a turn of the {turn.role}, "
                     "expected images in the user's turns"
                 )
             elif turn.role == "assistant" and not text.strip():

@@ -11,20 +11,20 @@ from finetune.formats.record import Record, Spoken, kind
 NAME = "sharegpt"
 SHAPE = (
     '{"conversations": [{"from": "human" | "gpt" (or "user" | "assistant"), "value": "<image>What is this?"}], '
-    '"images": [path, ...], "system": text}'
+    '"images": [path, ...], "videos": [path, ...], "system": text}'
 )
 ROLES: Mapping[str, Any] = {**llava.ROLES, "user": "user", "assistant": "assistant"}
 
 
 def may_be(record: Mapping[str, Any], roles: set[str], text: str) -> bool:
     """Could the record be in this format?"""
-    if "conversations" not in record or "image" in record or not roles <= ROLES.keys():
+    if "conversations" not in record or record.keys() & {"image", "video"} or not roles <= ROLES.keys():
         return False
     return "<img>" not in text and "</img>" not in text
 
 
 def turns(record: Record) -> list[Spoken]:
-    found = llava.conversation(record, "images", ROLES)
+    found = llava.conversation(record, "images", "videos", ROLES)
     system = record.content.get("system") if isinstance(record.content, Mapping) else None
     if system is None or system == "":
         return found

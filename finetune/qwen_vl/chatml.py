@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from finetune.conversation import BoxRef, ImageRef, Part, Turn
+from finetune.conversation import BoxRef, ImageRef, Part, Turn, VideoRef
 from finetune.qwen_vl.tokenization import BOX, QUAD, REF, QwenVLTokenizer
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
@@ -36,7 +36,7 @@ def encode_parts(tokenizer: QwenVLTokenizer, parts: Sequence[Part]) -> tuple[lis
         if isinstance(part, ImageRef):
             starts.append(len(ids))
             ids += tokenizer.image_slots(part.written, strict=False)
-        else:
+        elif not isinstance(part, VideoRef):  # the family has refused it
             text = part.written if isinstance(part, BoxRef) else part
             ids += tokenizer.encode_text(text, allowed_special=_USER_MARKUP)
     return ids, starts

@@ -293,8 +293,14 @@ def test_a_row_that_sees_nothing_is_zero_and_a_broken_one_stays_broken():
 
 
 def test_terms_that_rows_cannot_show_are_refused():
-    with pytest.raises(ValueError, match="adds s_aux to its attention"):
-        rows_of(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 3, 2), None, kernel="sdpa", s_aux=torch.zeros(1))
+    with pytest.raises(ValueError, match="adds position_bias to its attention; its rows cannot be shown"):
+        rows_of(
+            torch.zeros(1, 1, 1, 2),
+            torch.zeros(1, 1, 3, 2),
+            None,
+            kernel="sdpa",
+            position_bias=torch.zeros(1),
+        )
     with pytest.raises(ValueError, match="'flex_attention' cannot be observed"):
         capture.observe_kernel("flex_attention")
 

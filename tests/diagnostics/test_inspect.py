@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from published_shapes import COUNTED, SHAPES
 from tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
+from transformers import AutoConfig
 
 from diagnostics.capture import AttentionExtractor
-from diagnostics.inspect import architecture, main, mermaid, table
+from diagnostics.inspect import architecture, main, markdown, mermaid, table
 from diagnostics.reading import Reader, padded
-from finetune.families import family_of
+from finetune.families import FAMILIES, family_of
 from finetune.qwen_vl import QwenVLConfig
 
 BASE = Path(__file__).parents[2] / "finetune" / "demo" / "base"
@@ -42,6 +44,64 @@ def test_the_published_qwen_vl_is_counted_to_the_last_parameter():
     assert "9,656,935,168" in shown and "layer_0 … layer_31" in shown and "4.00 GiB" in shown
     assert (
         "1280 × 720 pixels, squeezed to 448 × 448 → 32 × 32 patches of 14 → 256 queries → 256 tokens" in shown
+    )
+
+
+def published(name):
+    return AutoConfig.for_model(**SHAPES[name].config)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_published_models_are_counted_to_the_last_parameter(name):
+    found, shape = architecture(published(name), name=name), SHAPES[name]
+    assert found.parameters == shape.parameters
+    assert found.parameters == sum(part.parameters for part in found.components)
+    parts = {part.name: part for part in found.components}
+    assert set(parts) == {"vision", "connector", "language"} and all(
+        part.parameters for part in parts.values()
+    )
+    language = [kind for kind in found.attention if kind.first.startswith("layer_")]
+    vision = [kind for kind in found.attention if kind.first.startswith("vision_layer_")]
+    assert sum(kind.count for kind in language) == parts["language"].layers == shape.language[0]
+    assert sum(kind.count for kind in vision) == parts["vision"].layers == shape.vision[0]
+    for kind in language:
+        expected = (0, 0, 0) if kind.looks.startswith("no attention map") else shape.language[1:]
+        assert (kind.heads, kind.key_heads, kind.head_width) == expected
+    assert {(kind.heads, kind.key_heads, kind.head_width) for kind in vision} == {
+        (shape.vision[1], shape.vision[1], shape.vision[2])
+    }
+    for shown in (table(found), markdown(found)):
+        assert f"{shape.parameters:,} parameters" in shown and found.picture.words in shown
+        assert f"{found.picture.tokens}" in found.picture.words.replace(",", "")
+
+
+def test_every_family_has_a_published_shape():
+    """Qwen-VL's is the default configuration, above. Only two totals are our own count and nobody else's."""
+    assert {family_of(published(name)).name for name in SHAPES} | {"qwen-vl"} == {
+        one.name for one in FAMILIES
+    }
+    assert [name for name, shape in SHAPES.items() if shape.told == COUNTED] == [
+        "LLaVA-OneVision-Qwen2-7B",
+        "Idefics3-8B",
+    ]
+
+
+def test_layers_that_attend_alike_share_a_line_wherever_they_lie():
+    shown = table(architecture(published("Gemma-3-4B"), name="gemma"))
+    [near] = [line for line in shown.splitlines() if line.startswith("layer_0")]
+    [far] = [line for line in shown.splitlines() if line.startswith("layer_5")]
+    assert near.startswith("layer_0 … 4, 6 … 10, 12 … 16, 18 … 22, 24 … 28, 30 … 33 ")
+    assert "none further back than 1,023" in near and "29 × 8 × 1,024 × 1,024 = 928.0 MiB" in near
+    assert far.startswith("layer_5, 11, 17, 23, 29 ") and "5 × 8 × 1,024 × 1,024" in far
+
+
+def test_layers_without_a_map_are_told_apart():
+    card = markdown(architecture(published("Qwen3.5-9B"), name="q"))
+    [linear] = [line for line in card.splitlines() if line.startswith("| `layer_0")]
+    assert linear.endswith("28 … 30` | - | no attention map (linear attention) | - |")
+    assert any(
+        line.startswith("| `layer_3, 7, 11, 15, 19, 23, 27, 31` | 16 × 256, 4 key heads |")
+        for line in card.splitlines()
     )
 
 

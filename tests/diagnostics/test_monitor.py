@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -154,6 +155,7 @@ def test_a_run_with_the_monitor_has_the_losses_and_weights_of_one_without(
     losses, weights = run[1]
     plain_losses, plain_weights = train(tmp_path, processor, probe_file, [])
     assert losses == plain_losses and len(losses) == 4
+    assert not (tmp_path / "runs").exists()
     assert all(torch.equal(weights[name], plain_weights[name]) for name in plain_weights)
 
 
@@ -174,6 +176,44 @@ def test_what_a_run_leaves(run):
     comparison = json.loads((output_dir / "comparison" / "comparison.json").read_text())
     assert comparison["groups"]["sphere-building"]["probes"] == 2
     assert (output_dir / "comparison" / "index.html").is_file() and any((output_dir / "runs").iterdir())
+
+
+def architecture_cards(folder):
+    """(step, text) of every card, over all event files of a folder."""
+    events = [EventAccumulator(str(path)).Reload() for path in sorted(folder.glob("events.*"))]
+    tag = "architecture/text_summary"
+    found = [event for one in events if tag in one.Tags()["tensors"] for event in one.Tensors(tag)]
+    return [(event.step, event.tensor_proto.string_val[0].decode()) for event in found]
+
+
+def test_the_architecture_is_a_card_at_the_start(run, tmp_path, processor, probe_file):
+    [(step, card)] = architecture_cards(run[0] / "runs")
+    model = tiny_model()
+    assert step == 0 and f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
+    lines = card.splitlines()
+    assert "| component | layers | parameters | share | modules |" in lines
+    assert any(line.startswith("| language | 3 | ") and "transformer.h, " in line for line in lines)
+    assert any(line.startswith("| `layer_0 … layer_2` | 2 × 16 | tokens at tokens") for line in lines)
+    # A run that goes on has it already.
+    shutil.copytree(run[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    train(tmp_path / "run", processor, probe_file, [AttentionMonitor(processor, probe_file)], resume=True)
+    assert len(architecture_cards(tmp_path / "run" / "runs")) == 1
+
+
+def test_an_architecture_that_cannot_be_read_does_not_end_training(
+    tmp_path, processor, probe_file, monkeypatch, caplog
+):
+    def fail(*_, **__):
+        raise AttributeError("no attribute 'patch_size'")
+
+    monkeypatch.setattr("diagnostics.inspect.architecture", fail)
+    losses, _ = train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file)])
+    assert len(losses) == 4 and architecture_cards(tmp_path / "runs") == []
+    told = [
+        one.getMessage() for one in caplog.records if "architecture could not be written" in one.getMessage()
+    ]
+    assert len(told) == 1 and "patch_size" in told[0] and "training goes on" in told[0]
 
 
 def test_records_are_of_the_model_as_it_was(run, processor, probe_file):

@@ -14,6 +14,7 @@ from diagnostics.capture import AttentionExtractor
 from diagnostics.probe import Prober
 from diagnostics.probes import Probe
 from diagnostics.reading import padded
+from finetune import checkpoint
 from finetune.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.families.base import attention_modules
 from finetune.families.idefics3 import tiles_of
@@ -505,6 +506,20 @@ def test_paligemma_s_answers_do_not_see_ahead():
             one, other = model(**first).logits[0], model(**second).logits[0]
         changed = (one != other).any(-1).nonzero()[:, 0]
         assert changed.min() == len(one) - 3  # the third letter; the fourth and the end follow
+
+
+def test_paligemma2_needs_a_kernel_that_caps_logits(tmp_path):
+    tiny = SIGLIPS["paligemma2"]
+    tiny.model().save_pretrained(tmp_path)
+    tiny.processor(tmp_path).save_pretrained(tmp_path)
+    told = "sdpa: the language model is a Gemma2Model, whose attention logits are capped or .* eager"
+    with pytest.raises(ValueError, match=told):
+        checkpoint.load(tmp_path, attn_implementation="sdpa")
+    for kernel in (None, "eager"):  # left to transformers, the language model alone is eager
+        model, _ = checkpoint.load(tmp_path, attn_implementation=kernel)
+        assert model.config.text_config._attn_implementation == "eager"
+        assert model.config.vision_config._attn_implementation == ("sdpa" if kernel is None else "eager")
+    checkpoint.check_kernel_of(SIGLIPS["paligemma"].model().config, "sdpa")
 
 
 def test_paligemma_numbers_of_the_published_model():

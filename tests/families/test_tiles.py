@@ -391,13 +391,13 @@ def test_chosen_patches_and_what_is_kept_where_nothing_is_named(tiny, processor,
         sizes = " patches, expected one size for one array; ask for one at a time"
         with pytest.raises(ValueError, match=sizes):
             _ = seen.attention_weights
-        with (
-            AttentionExtractor(model, [0], images=[5], **options),
-            pytest.raises(
-                ValueError, match=r"vision_layer_0: image 5 does not exist; expected one of \[0, 1\]"
-            ),
-        ):
+        with AttentionExtractor(model, [0], images=[5], **options) as seen:
+            words = r"vision_layer_0: image 5 does not exist; expected one of \[0, 1\]"
+            with pytest.raises(ValueError, match=words):
+                model(**inputs)
+            seen.images = [0]
             model(**inputs)
+        np.testing.assert_allclose(seen.attention_weights["vision_layer_0"], whole, atol=1e-6)
     assert whole.shape[0] == 1  # the picture, without its overview
     np.testing.assert_allclose(some[0], whole[0][:, [7, whole.shape[-1] - 1, 0]], atol=1e-6)
 
@@ -448,6 +448,13 @@ def test_knocked_out_patches_of_a_picture_are_seen_by_none_and_overviews_are_lef
             found = seen.attention_weights["vision_layer_0"][0]
             empty = np.flatnonzero((found == 0).all((0, 1)))
             assert empty.tolist() == gone
+    # Images are chosen for rows; where none of the tower are kept, a choice from another pass does no harm.
+    with (
+        torch.no_grad(),
+        AttentionExtractor(model, [0], images=[9], tiles=[tiles], family=tiny.family) as seen,
+        seen.knocked_out({"vision_layer_0": blocked}),
+    ):
+        model(**inputs)
 
 
 def test_tiles_by_hand():

@@ -20,6 +20,7 @@ from transformers import AutoModelForImageTextToText
 
 from finetune import run_folder
 from finetune.checkpoint import load
+from tests.families.tiny_siglip import SIGLIPS
 from tests.training.test_adaptation import batch
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +138,19 @@ def test_a_dry_run_shows_and_writes_nothing(program: ModuleType, flags, tmp_path
     shown = capsys.readouterr().out
     assert "  train | yes yes <|im_end|>⏎" in shown and "language: adapters" in shown and "a dry run" in shown
     assert not (tmp_path / "out").exists()
+
+
+def test_a_kernel_that_the_language_model_cannot_run_on_is_told_before_weights(
+    program: ModuleType, flags, tmp_path: Path, capsys
+):
+    tiny = SIGLIPS["paligemma2"]
+    tiny.model().save_pretrained(tmp_path / "model")
+    tiny.processor(tmp_path).save_pretrained(tmp_path / "model")
+    model = ("--model_name_or_path", str(tmp_path / "model"), "--use_lora", "True", "--dry_run", "True")
+    assert program.main(flags(*model)) == 1
+    assert "the language model is a Gemma2Model" in capsys.readouterr().err
+    assert program.main(flags(*model, "--attn_implementation", "eager")) == 0
+    assert "a dry run" in capsys.readouterr().out
 
 
 def write(path: Path, content: object) -> str:

@@ -79,7 +79,13 @@ SAMPLES = [sample("abc", "de"), sample("a", "bcd", (70, 20)), sample("", "x", (7
 
 def test_what_a_sample_weighs_by_hand(tmp_path: Path):
     found = measure(SAMPLES, Processor(), Grid(), cache_dir=tmp_path)
-    assert [column.tolist() for column in found] == [[5, 18, 21], [2, 3, 1], [0, 14, 20], [0, 1, 2]]
+    assert [column.tolist() for column in found] == [
+        [5, 18, 21],
+        [2, 3, 1],
+        [0, 14, 20],
+        [0, 1, 2],
+        [0, 0, 0],
+    ]
     assert Lengths._fields == ("tokens", "trained_tokens", "image_tokens", "images")
 
 

@@ -129,6 +129,7 @@ def samples(
         np.array([5, 10, 15, 200]),
         np.array([0, 8, 24, 900]),
         np.array([0, 1, 2, 3]),
+        np.zeros(4, int),
     )
     return Samples(conversations, lengths, names, np.array(source_of))
 
