@@ -55,6 +55,18 @@ SHAPES = {
                 "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
             },
         }, 7_063_427_072, PUBLISHED, (32, 32, 32, 128), (24, 16, 64)),
+    "LLaVA-NeXT-Mistral-7B": Shape(
+        {
+            "model_type": "llava_next", "tie_word_embeddings": False,
+            "text_config": {
+                "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32064,
+            },
+            "vision_config": {
+                "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096,
+                "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+            },
+        }, 7_566_747_648, COUNTED, (32, 32, 8, 128), (24, 16, 64)),
     "LLaVA-OneVision-Qwen2-7B": Shape(
         {
             "model_type": "llava_onevision",
