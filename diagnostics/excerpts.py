@@ -97,12 +97,13 @@ def with_pictures_as_one_key(
     """
     rows, labels, kept = rows.copy(), list(tokens), np.ones(len(tokens), bool)
     for number, image in enumerate(record.image_tokens, start=1):
-        first = int(image.positions[0])
-        rows[:, first] = rows[:, image.positions].sum(axis=1)
-        kept[image.positions] = False
+        places = image.all_positions
+        first = int(places.min())
+        rows[:, first] = rows[:, places].sum(axis=1)
+        kept[places] = False
         kept[first] = True
         name = "picture" if len(record.image_tokens) == 1 else f"picture {number}"
-        labels[first] = f"{name} ({len(image.positions)} tokens)"
+        labels[first] = f"{name} ({len(places)} tokens)"
     return rows[:, kept], [label for label, keep in zip(labels, kept, strict=True) if keep]
 
 

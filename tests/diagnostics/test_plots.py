@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
+from diagnostics.excerpts import with_pictures_as_one_key
 from diagnostics.geometry import cells_from_row, pixel_map
 from diagnostics.plots import AttentionVisualizer, layers_heads_figure
 from diagnostics.records import AttentionRecord, Query, Scores
@@ -195,6 +196,18 @@ def test_a_record_tells_its_tokens_and_its_picture_is_one_key() -> None:
     assert axes.get_title(loc="left") == "Layer 16, mean over 2 heads"
     one = AttentionVisualizer().visualize_text_attention(record, layer_idx=8, head_idx=1)
     np.testing.assert_allclose(images(one)[0][:, 0], record.rows[0, 1, :, 0])
+
+
+def test_an_overview_is_part_of_its_picture_s_one_key() -> None:
+    record = a_record()
+    whole = record.image_tokens[0]
+    cells = replace(whole, positions=whole.positions[2:], grid=(1, len(whole.positions) - 2))
+    overview = replace(whole, positions=whole.positions[:2], grid=(1, 2), through_connector=False)
+    seen = replace(record, image_tokens=(replace(cells, overview=overview),))
+    shown, keys = with_pictures_as_one_key(seen, record.rows[1].mean(0), record.tokens)
+    expected, names = with_pictures_as_one_key(record, record.rows[1].mean(0), record.tokens)
+    assert keys == names and "picture (8 tokens)" in keys
+    np.testing.assert_allclose(shown, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("through_connector", [False, True])
