@@ -95,7 +95,7 @@ class AttentionVisualizer:
         axes.set_xlabel("key (looked at)", fontsize=page.points)
         axes.set_ylabel("query (looking)", fontsize=page.points)
         page.title(axes, f"Layer {layer_idx}, {_head_words(heads, head_idx)}", width=0.7 * page.width)
-        page.bar(shown, axes, "share of attention", page.width)
+        page.bar(shown, axes, "share of attention")
         return page.figure
 
     def visualize_image_attention(
@@ -144,11 +144,10 @@ class AttentionVisualizer:
                 _as_map(np.asarray(attn_weights, dtype=np.float64), grid, "attn_weights"), "attn_weights"
             )
         page = _Page(self.figsize, "compressed")
-        _, width = page.row(1, picture)
         axes = page.figure.add_subplot()
-        shown = _overlay(axes, picture, _grey(picture, width), density, density.max())
+        shown = _overlay(axes, picture, density, density.max())
         page.heading(title)
-        page.bar(shown, axes, "times the even share", width)
+        page.bar(shown, axes, "times the even share", across=page.row(1, picture)[1])
         return page.figure
 
     def visualize_cross_attention(
@@ -190,14 +189,14 @@ class AttentionVisualizer:
         page = _Page(self.figsize, "compressed")
         columns, width = page.row(len(maps), picture)
         panels = page.figure.subplots(math.ceil(len(maps) / columns), columns, squeeze=False)
-        top, below = max(density.max() for density in maps), _grey(picture, width)
+        top = max(density.max() for density in maps)
         for axes, density, token in zip(panels.flat, maps, names, strict=False):
-            shown = _overlay(axes, picture, below, density, top)
+            shown = _overlay(axes, picture, density, top)
             page.title(axes, token, width=width, loc="center")
         for axes in panels.flat[len(maps) :]:
             axes.remove()
         page.heading(title)
-        page.bar(shown, list(page.figure.axes), "times the even share", columns * width)
+        page.bar(shown, list(page.figure.axes), "times the even share", across=columns * width)
         return page.figure
 
 
@@ -227,9 +226,13 @@ class _Page:
         shown = _fitted(text, 1.1 * self.points, 0.95 * self.width)
         self.figure.suptitle(shown, fontproperties=_font(text, 1.1 * self.points))
 
-    def bar(self, shown: AxesImage, axes: Axes | list[Axes], unit: str, across: float) -> None:
-        """The colour bar of panels that take ``across`` points: a letter wide, whatever they are."""
-        share = 2 * self.points / across  # more than it needs: else it would be as short as it is narrow
+    def bar(
+        self, shown: AxesImage, axes: Axes | list[Axes], unit: str, *, across: float | None = None
+    ) -> None:
+        """The colour bar of panels that take ``across`` points (None: the page), a letter wide whatever they are."""
+        share = (
+            2 * self.points / (across or self.width)
+        )  # more than that: else it is as short as it is narrow
         bar = self.figure.colorbar(shown, ax=axes, fraction=share, pad=0.01, aspect=self.height / self.points)
         bar.set_label(unit, fontsize=self.points)
         bar.ax.tick_params(labelsize=0.9 * self.points)
@@ -466,12 +469,10 @@ def _token_maps(weights: np.ndarray, tokens: int, grid: tuple[int, int] | None) 
     return [_density(_as_map(row, grid, "cross_attn_weights"), "cross_attn_weights") for row in weights]
 
 
-def _overlay(
-    axes: Axes, picture: Image.Image, below: np.ndarray, density: np.ndarray, top: float
-) -> AxesImage:
-    """The map over the grey picture (``below``), in the picture's own pixels."""
+def _overlay(axes: Axes, picture: Image.Image, density: np.ndarray, top: float) -> AxesImage:
+    """The map over the grey picture, in the picture's own pixels."""
     extent = (-0.5, picture.width - 0.5, picture.height - 0.5, -0.5)
-    axes.imshow(below, cmap="gray", vmin=0, vmax=400, extent=extent)
+    axes.imshow(_grey(picture, axes), cmap="gray", vmin=0, vmax=400, extent=extent)
     shown = axes.imshow(density, cmap="inferno", vmin=0.0, vmax=top, extent=extent, interpolation="bilinear")
     # Grows with the attention, so that the picture shows where nobody looks. Smoothed as the colours are.
     shown.set_alpha(np.clip(density / top, 0.0, 1.0) ** 0.6 * 0.85)
@@ -479,11 +480,13 @@ def _overlay(
     return shown
 
 
-def _grey(picture: Image.Image, width: float) -> np.ndarray:
-    """The picture in grey for a panel ``width`` points wide, at 300 dots an inch: 24 panels of a photograph of 12
-    megapixels take 5 seconds so, and 26 with all its pixels."""
+def _grey(picture: Image.Image, axes: Axes) -> np.ndarray:
+    """The picture in grey, at 300 dots an inch of the panel's share of the page: 24 panels of a photograph of 12
+    megapixels take 4 seconds so, and 30 with all its pixels."""
+    place, figure = axes.get_subplotspec(), axes.get_figure(root=True)
+    assert place is not None and figure is not None
     small = ImageOps.grayscale(picture)
-    small.thumbnail((math.ceil(300 / 72 * width), picture.height))
+    small.thumbnail((math.ceil(300 * figure.get_figwidth() / place.get_gridspec().ncols), picture.height))
     return np.asarray(small)
 
 
