@@ -148,7 +148,7 @@ class AttentionVisualizer:
         axes = page.figure.add_subplot()
         shown = _overlay(axes, picture, density, density.max())
         page.heading(title)
-        page.bar(shown, axes, "times the even share")
+        page.bar(shown, axes, "times the even share", across=page.row(1, picture)[1])
         return page.figure
 
     def visualize_cross_attention(
@@ -197,7 +197,7 @@ class AttentionVisualizer:
         for axes in panels.flat[len(maps) :]:
             axes.remove()
         page.heading(title)
-        page.bar(shown, list(page.figure.axes), "times the even share")
+        page.bar(shown, list(page.figure.axes), "times the even share", across=columns * width)
         return page.figure
 
     def visualize_video_attention(
@@ -271,9 +271,13 @@ class _Page:
         shown = _fitted(text, 1.1 * self.points, 0.95 * self.width)
         self.figure.suptitle(shown, fontproperties=_font(text, 1.1 * self.points))
 
-    def bar(self, shown: AxesImage, axes: Axes | list[Axes], unit: str) -> None:
-        """The colour bar, as wide on a small page as on a large one."""
-        share = 2 * self.points / self.width  # of the panels, which may be narrower than the page
+    def bar(
+        self, shown: AxesImage, axes: Axes | list[Axes], unit: str, *, across: float | None = None
+    ) -> None:
+        """The colour bar of panels that take ``across`` points (None: the page), a letter wide whatever they are."""
+        share = (
+            2 * self.points / (across or self.width)
+        )  # more than that: else it is as short as it is narrow
         bar = self.figure.colorbar(shown, ax=axes, fraction=share, pad=0.01, aspect=self.height / self.points)
         bar.set_label(unit, fontsize=self.points)
         bar.ax.tick_params(labelsize=0.9 * self.points)
@@ -513,12 +517,22 @@ def _token_maps(weights: np.ndarray, tokens: int, grid: tuple[int, int] | None) 
 def _overlay(axes: Axes, picture: Image.Image, density: np.ndarray, top: float) -> AxesImage:
     """The map over the grey picture, in the picture's own pixels."""
     extent = (-0.5, picture.width - 0.5, picture.height - 0.5, -0.5)
-    axes.imshow(np.asarray(ImageOps.grayscale(picture)), cmap="gray", vmin=0, vmax=400, extent=extent)
+    axes.imshow(_grey(picture, axes), cmap="gray", vmin=0, vmax=400, extent=extent)
     shown = axes.imshow(density, cmap="inferno", vmin=0.0, vmax=top, extent=extent, interpolation="bilinear")
     # Grows with the attention, so that the picture shows where nobody looks. Smoothed as the colours are.
     shown.set_alpha(np.clip(density / top, 0.0, 1.0) ** 0.6 * 0.85)
     axes.set_axis_off()
     return shown
+
+
+def _grey(picture: Image.Image, axes: Axes) -> np.ndarray:
+    """The picture in grey, at 300 dots an inch of the panel's share of the page: 24 panels of a photograph of 12
+    megapixels take 4 seconds so, and 30 with all its pixels."""
+    place, figure = axes.get_subplotspec(), axes.get_figure(root=True)
+    assert place is not None and figure is not None
+    small = ImageOps.grayscale(picture)
+    small.thumbnail((math.ceil(300 * figure.get_figwidth() / place.get_gridspec().ncols), picture.height))
+    return np.asarray(small)
 
 
 def _open(image: ImageLike) -> Image.Image:

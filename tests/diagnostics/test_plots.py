@@ -262,8 +262,9 @@ def test_the_second_picture_of_a_record_is_its_own() -> None:
     )
     record = replace(record, image_tokens=(record.image_tokens[0], small))
     photograph = Image.new("RGB", (3000, 1000))
-    figure = AttentionVisualizer().visualize_image_attention(photograph, record, layer_idx=8, image=1)
+    figure = AttentionVisualizer((4, 3)).visualize_image_attention(photograph, record, layer_idx=8, image=1)
     picture, cells = figure.axes[0].get_images()
+    assert 900 < np.asarray(picture.get_array()).shape[1] <= 1200  # 300 dots an inch
     assert cells.get_extent() == picture.get_extent() == [-0.5, 2999.5, 999.5, -0.5]
     shown = np.asarray(cells.get_array())
     assert shown.shape == (171, 512)  # a map, not three million numbers
