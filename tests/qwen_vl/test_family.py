@@ -1,5 +1,6 @@
 """Qwen-VL as a family: boxes in its markup, a blank picture, several samples in one row, one size of pictures."""
 
+import copy
 import sys
 from pathlib import Path
 
@@ -97,22 +98,22 @@ def test_in_a_long_row_each_sample_is_rotated_by_its_own_length(model, encoded):
 
 
 def test_a_packed_row_has_the_gradients_of_its_samples_under_checkpointing(model, processor, encoded):
+    """In double precision: what differs in single is the order of summing, another on each kind of CPU."""
+    model = copy.deepcopy(model).double().train()
+
     def gradients(inputs_of_each):
         model.zero_grad()
         for inputs in inputs_of_each:
-            model(**inputs).logits.square().sum().backward()
+            pixels = inputs["pixel_values"].double()
+            model(**{**inputs, "pixel_values": pixels}).logits.square().sum().backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    alone = [row(model, processor, [one]) for one in encoded if one.media]
-    model.train()
-    expected = gradients(alone)
+    expected = gradients([row(model, processor, [one]) for one in encoded if one.media])
     model.gradient_checkpointing_enable()
     found = gradients([row(model, processor, [one for one in encoded if one.media])])
-    model.gradient_checkpointing_disable()
-    model.eval()
     assert found.keys() == expected.keys() and any("visual" in name for name in found)
     for name, gradient in expected.items():
-        assert (found[name] - gradient).abs().max() <= 1e-4 * gradient.abs().max(), name
+        assert (found[name] - gradient).abs().max() <= 1e-6 * gradient.abs().max(), name
 
 
 def test_positions_start_again_with_each_sample(model, encoded):
