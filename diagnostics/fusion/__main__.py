@@ -138,11 +138,14 @@ def _looked(
     """The viewer and every probe's case. What can be wrong without weights is told before they are loaded."""
     import torch  # only where there is something to do
 
-    from diagnostics.fusion.views import Viewer, check_resolutions
-    from finetune.checkpoint import load, load_config, load_processor
+    from diagnostics.fusion.views import Viewer, check_resolutions, check_vision_layers
+    from finetune.checkpoint import load, load_config, load_processor, skeleton
     from finetune.families import family_of
 
-    check_resolutions(resolutions, family_of(load_config(model_name)), load_processor(model_name))
+    config = load_config(model_name)
+    family = family_of(config)
+    check_resolutions(resolutions, family, load_processor(model_name))
+    check_vision_layers(vision_layers, skeleton(config), family)
     model, processor = load(model_name, device="cuda" if torch.cuda.is_available() else "cpu")
     viewer = Viewer(model, processor, vision_layers=vision_layers, resolutions=resolutions)
     viewer.self_check(probes[0])

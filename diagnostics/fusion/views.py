@@ -57,23 +57,20 @@ class Viewer:
         self.model = bare_model(model)
         self.family = family or family_of(self.model.config)
         self.reader = Reader(self.family, processor)
-        tower = [
-            int(name.removeprefix("vision_layer_"))
-            for name in attention_modules(self.model, self.family)
-            if name.startswith("vision_layer_")
-        ]
-        for layer in vision_layers or ():
-            if layer not in tower:
-                raise ValueError(f"no vision layer {layer}; expected 0 to {len(tower) - 1}")
-        self.vision_layers = tuple(tower[-1:]) if vision_layers is None else tuple(sorted(vision_layers))
+        self.vision_layers = check_vision_layers(vision_layers, self.model, self.family)
         self.resolutions = check_resolutions(resolutions, self.family, processor)
 
     def look_all(self, probes: Sequence[Probe], *, progress: bool = False) -> list[tuple[View, ...]]:
-        """Every probe's views, the one at full resolution first. Raises ValueError naming the probe where it cannot be
-        read, or not at a resolution."""
-        bar = tqdm(probes, desc="looking", unit="probe", disable=not progress, leave=False)
+        """Every probe's views, the one at full resolution first.
+
+        Raises ValueError naming the probe where it cannot be read, or not at a resolution; the latter before the model
+        is asked anything.
+        """
+        quiet = {"unit": "probe", "disable": not progress, "leave": False}
+        budgets = [self._budgets(probe) for probe in tqdm(probes, desc="reading", **quiet)]
+        bar = tqdm(zip(probes, budgets, strict=True), total=len(probes), desc="looking", **quiet)
         with observing(self.model), self._extractor() as extractor:
-            return [tuple(self._views(extractor, probe)) for probe in bar]
+            return [tuple(self._views(extractor, probe, pixels)) for probe, pixels in bar]
 
     def self_check(self, probe: Probe) -> None:
         """Prove capture on one probe. Raises ValueError if it fails."""
@@ -86,33 +83,36 @@ class Viewer:
     def _extractor(self) -> AttentionExtractor:
         return AttentionExtractor(self.model, None, query_tokens=[0], images=[0], family=self.family)
 
-    def _views(self, extractor: AttentionExtractor, probe: Probe) -> Iterator[View]:
-        whole = self.reader.read(probe)
-        if not whole.answer.images:
-            raise ValueError(f"probe {probe.id}: was read without a picture, expected at least one")
-        for share in self.resolutions:
-            if share == 1:
-                yield self._view(extractor, whole, "")
-            else:
-                yield self._view(extractor, self._smaller(probe, share, whole), f"at {share:g}")
+    def _views(
+        self, extractor: AttentionExtractor, probe: Probe, budgets: Sequence[int | None]
+    ) -> Iterator[View]:
+        for share, most_pixels in zip(self.resolutions, budgets, strict=True):
+            reading = self.reader.read(probe, max_pixels=most_pixels)
+            yield self._view(extractor, reading, "" if share == 1 else f"at {share:g}")
 
-    def _smaller(self, probe: Probe, share: float, whole: Reading) -> Reading:
-        """The probe with its first picture read in at most so large a share of the cells.
+    def _budgets(self, probe: Probe) -> list[int | None]:
+        """Most pixels of the first picture at each resolution; None: as it is read."""
+        if len(self.resolutions) == 1:
+            return [None]
+        image = self.reader.encode(probe, probe.answer).images[0]
+        return [None, *(self._budget(probe, share, image) for share in self.resolutions[1:])]
 
-        Budgets are in pixels, and what a picture is read at is the smaller of its own size, the processor's budget and
-        whole cells or tiles: so the budget falls until the cells do.
+    def _budget(self, probe: Probe, share: float, image: ImageTokens) -> int:
+        """Pixels with which the first picture is read in at most so large a share of the cells.
+
+        What a picture is read at is the smallest of its own size, the processor's budget, and whole cells or tiles: so
+        the budget falls until the cells do.
         """
-        image = whole.answer.images[0]
         most = share * len(image.cell_boxes_pixels)
-        budget = share * image.image_size_pixels[0] * image.image_size_pixels[1]
-        while budget >= 1:
-            reading = self.reader.read(probe, max_pixels=int(budget))
-            found = len(reading.answer.images[0].cell_boxes_pixels)
+        pixels = share * image.image_size_pixels[0] * image.image_size_pixels[1]
+        while pixels >= 1:
+            smaller = self.reader.encode(probe, probe.answer, max_pixels=int(pixels)).images[0]
+            found = len(smaller.cell_boxes_pixels)
             if found <= most:
-                return reading
-            budget *= min(most / found, LEAST_SHRINK)
+                return int(pixels)
+            pixels *= min(most / found, LEAST_SHRINK)
         raise ValueError(
-            f"probe {probe.id}: its picture is read in {len(image.cell_boxes_pixels)} cells and never in {most:.0f} or "
+            f"probe {probe.id}: its picture is read in {len(image.cell_boxes_pixels)} cells and never in {most:.1f} or "
             f"fewer, so it cannot be read at resolution {share:g}; expected a share nearer to 1, or larger pictures"
         )
 
@@ -163,6 +163,16 @@ class Viewer:
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+
+def check_vision_layers(layers: Sequence[int] | None, model: nn.Module, family: Family) -> tuple[int, ...]:
+    """Layers of the tower, in order; None: the last. Raises ValueError for one that is not there."""
+    names = [name for name in attention_modules(model, family) if name.startswith("vision_layer_")]
+    tower = [int(name.removeprefix("vision_layer_")) for name in names]
+    for layer in layers or ():
+        if layer not in tower:
+            raise ValueError(f"no vision layer {layer}; expected 0 to {len(tower) - 1}")
+    return tuple(tower[-1:]) if layers is None else tuple(sorted(set(layers)))
 
 
 def check_resolutions(resolutions: Sequence[float], family: Family, processor: Any) -> tuple[float, ...]:
