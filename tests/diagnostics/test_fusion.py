@@ -34,7 +34,7 @@ from diagnostics.fusion.recipes import (
 )
 from diagnostics.fusion.summary import json_of, table
 from diagnostics.probes import Probe
-from diagnostics.statistics import Interval
+from diagnostics.statistics import Interval, benjamini_hochberg, head_tests
 from finetune.families.base import ImageTokens
 
 GRID = (3, 5)
@@ -219,8 +219,11 @@ def test_scores_by_hand():
     assert pointed.tolist() == [True, False]
     both = score_singles(cases)
     assert list(both) == ["layer_0", "layer_1"]
-    # a map that is all 0 has its "strongest" cell at 0 and points nowhere
     assert both["layer_1"].pointed.tolist() == [False, False] and both["layer_1"].enrichment[1] == 0
+    # a map that is all 0 has its "strongest" cell at 0, and points nowhere all the same
+    everywhere = Case(cases[0].probe, cases[0].views, np.ones(CELLS), cases[0].picture)
+    assert score([nowhere], [everywhere]).pointed.tolist() == [False]
+    assert score([on], [everywhere]).pointed.tolist() == [True]
     lessons = lessons_of(cases)
     gains = np.array([(2.25 + 1.5) / 2 - 1, 0.0])
     assert lessons.layer == 0 and lessons.weights == pytest.approx(dict(enumerate(gains / gains.sum())))
@@ -354,10 +357,36 @@ def test_groups_are_judged_beside_all_and_chance_is_counted_over_both():
     found = judge(cases, sides(120))
     assert list(found) == [ALL, "towers", "rooms"]
     assert (found["towers"].layer, found["rooms"].layer) == ("layer_0", "layer_1")
-    alone = judge(cases[:60], sides(60))[ALL]
-    for own, among in zip(alone.recipes, found["towers"].recipes, strict=True):
-        assert own.enrichment == among.enrichment and own.against is not None and among.against is not None
-        assert own.against.p <= among.against.p * 3  # of three scopes at most three times the chance
+    lines = [line.against for one in found.values() for line in one.recipes]
+    raw = [raw_p(cases, scope, one, line.name) for scope, one in found.items() for line in one.recipes]
+    expected = benjamini_hochberg(np.array(raw))
+    assert [line.p for line in lines if line is not None] == pytest.approx(expected.tolist())
+    assert max(raw) < 1 and not np.allclose(raw, expected)
+
+
+def raw_p(cases, scope, judgement, name) -> float:
+    """Chance of one recipe alone, from the judged half's own numbers."""
+    own = [case for case in cases[1::2] if scope in (ALL, case.probe.group)]
+    single = score_singles(own)[judgement.single].enrichment
+    recipe = score([fused(name, case.views, judgement.lessons) for case in own], own).enrichment
+    return float(head_tests(single[:, None, None], recipe[:, None, None])[0, 0])
+
+
+def test_probes_of_one_picture_are_one_proof():
+    cases = group_of(np.random.default_rng(11), 60, [0.5, 0.3])
+    twice = [Case(case.probe, case.views, case.coverage, case.picture) for case in cases for _ in range(2)]
+    [alone], [doubled] = (
+        [
+            line.against
+            for line in judge(some, np.repeat(sides(60), times))[ALL].recipes
+            if line.name == "layers_mean"
+        ]
+        for some, times in ((cases, 1), (twice, 2))
+    )
+    assert alone is not None and doubled is not None
+    assert (doubled.p, doubled.p_pointing) == (alone.p, alone.p_pointing)
+    assert tuple(doubled.enrichment) == pytest.approx(tuple(alone.enrichment))
+    assert tuple(doubled.pointing) == pytest.approx(tuple(alone.pointing))
 
 
 def test_too_few_decide_nothing():
