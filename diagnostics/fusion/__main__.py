@@ -157,7 +157,6 @@ def _sheet(case: Case, judgements: Mapping[str, Judgement], *, chose: bool) -> F
     """By its group's judgement, where that has probes enough, else by that of all."""
     probe, own = case.probe, judgements.get(case.probe.group)
     judgement = judgements[ALL] if own is None or own.recipes[0].verdict == TOO_FEW else own
-    line = next(line for line in judgement.recipes if line.name == judgement.recipe)
     single = single_maps(case.views)[judgement.single]
     main = probe.main_region
     role = (
@@ -175,7 +174,7 @@ def _sheet(case: Case, judgements: Mapping[str, Judgement], *, chose: bool) -> F
             judgement.recipe, "best fusion", fused(judgement.recipe, case.views, judgement.lessons), case
         ),
         scope=judgement.scope,
-        verdict=line.verdict,
+        verdict=judgement.line(judgement.recipe).verdict,
         chose=chose,
     )
 

@@ -1,8 +1,12 @@
 """Is a fused map better than the best single one? Chosen on one half of the pictures, judged on the other.
 
-The best of many maps looks good on the pictures that made it the best. So the single map, the recipe and what recipes
+The best of many maps looks good on the pictures that made it the best. So the single maps, the recipe and what recipes
 learn (``Lessons``) are chosen on pictures that take no part in the claim; and a recipe is recommended only where it
-beats the single map, on the others, beyond chance.
+beats the single maps, on the others, beyond chance.
+
+Two measures, because they can disagree. Enrichment is linear: a mean of maps enriches a region by the mean of theirs,
+so it never beats the best of its parts on the same pictures. What it can do is hold its peak on the region more often,
+which the pointing game sees.
 """
 
 from __future__ import annotations
@@ -62,12 +66,12 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Against:
-    """A recipe against the chosen single map, on the same pictures, none of which chose either.
+    """A recipe against the best single map of each measure, on the same pictures, none of which chose any of them.
 
-    enrichment    recipe − single, times; 95 % interval, pictures drawn whole
-    pointing      recipe − single, share of probes; the same
-    p             signed ranks of the relative change of enrichment, two-sided, adjusted for all recipes and scopes
-    p_pointing    sign flips of the pointing game, two-sided, not adjusted
+    enrichment    recipe − best single map by enrichment, times; 95 % interval, pictures drawn whole
+    pointing      recipe − best single map by pointing, share of probes; the same
+    p             of enrichment: signed ranks of its relative change, two-sided
+    p_pointing    of pointing: sign flips, two-sided; both adjusted for all recipes, scopes and both measures
     effect        Cohen's d of the difference in enrichment; None where it does not vary
     """
 
@@ -101,11 +105,12 @@ class Judgement:
 
     chosen_on, judged_on   how many pictures each
     probes                 how many are judged
-    single, recipe         chosen by mean enrichment on the pictures that choose, of all single maps and all recipes
-    layer                  the best of the single maps that read the question: those of language layers
+    single, pointer        the best of all single maps by enrichment and by pointing, on the pictures that choose
+    layer                  the best, by enrichment, of the single maps that read the question: those of language layers
+    recipe                 the one recommended; where none is, the best by enrichment on the pictures that choose
     lessons                what recipes learned there
     singles, recipes       every map's line, in order
-    recommended            the recipe where it is better than ``single``, else ``layer``
+    recommended            ``recipe`` where it is better, else ``layer``
     why                    one sentence
 
     A recipe has to beat any single map, also the connector's and the tower's, which are the same whatever is asked:
@@ -117,6 +122,7 @@ class Judgement:
     judged_on: int
     probes: int
     single: str
+    pointer: str
     layer: str
     recipe: str
     lessons: Lessons
@@ -124,6 +130,10 @@ class Judgement:
     recipes: tuple[Line, ...]
     recommended: str
     why: str
+
+    def line(self, name: str) -> Line:
+        """The line of a map, by its name."""
+        return next(line for line in (*self.singles, *self.recipes) if line.name == name)
 
 
 # ---------------------------------------------------------------- cases and halves
@@ -204,18 +214,20 @@ def lessons_of(cases: Sequence[Case]) -> Lessons:
 
 @dataclass(frozen=True)
 class _Contest:
-    """A scope before chance is adjusted."""
+    """A scope before chance is adjusted; ``before`` is each recipe's mean enrichment where it is chosen, ``chances``
+    those of enrichment and pointing."""
 
     scope: str
     choosing: tuple[Case, ...]
     judging: tuple[Case, ...]
     single: str
+    pointer: str
     layer: str
-    recipe: str
     lessons: Lessons
+    before: Mapping[str, float]
     singles: Mapping[str, Score]
     recipes: Mapping[str, Score]
-    chances: Float[np.ndarray, " recipes"]
+    chances: Float[np.ndarray, "recipes 2"]
 
     @property
     def is_enough(self) -> bool:
@@ -227,10 +239,11 @@ def judge(
 ) -> dict[str, Judgement]:
     """Every scope's judgement: "all", then each group that has probes on both sides, where there is more than one.
 
-    A recipe is "better" where its enrichment is above the single map's on the judged pictures, by the bootstrap
-    interval of the difference and by signed ranks with p < .05 after Benjamini-Hochberg over all recipes and scopes,
-    and where it does not point worse (the interval of that difference is not below 0). "too few probes": fewer than 20
-    judged pictures, or fewer than 12 probes to choose on.
+    A recipe is "better" where its enrichment or its pointing is above that of the best single map of that measure, on
+    the judged pictures, with p < .05 after Benjamini-Hochberg over all recipes, scopes and both measures and an
+    interval above 0, and where the other measure is not below (its interval is not); "worse" is the reverse. "too few
+    probes": fewer than 20 judged pictures, or fewer than 12 probes to choose on. Of several that are better the one
+    that was best where it was chosen is recommended.
 
     Raises ValueError where one side has no case, where cases lie on both sides with one picture, and where nothing can
     be fused.
@@ -265,16 +278,30 @@ def judge(
 def _contest(scope: str, choosing: Sequence[Case], judging: Sequence[Case], names: Sequence[str]) -> _Contest:
     """Choose on one side, score on the other."""
     before = score_singles(choosing)
-    layer = _best({name: one for name, one in before.items() if name.startswith("layer_")})
-    single, lessons = _best(before), lessons_of(choosing)
-    recipe = _best({name: _score_recipe(name, choosing, lessons) for name in names})
+    by_enrichment = {name: float(one.enrichment.mean()) for name, one in before.items()}
+    by_pointing = {name: (float(one.pointed.mean()), by_enrichment[name]) for name, one in before.items()}
+    single, pointer = max(before, key=by_enrichment.__getitem__), max(before, key=by_pointing.__getitem__)
+    layer = max((name for name in before if name.startswith("layer_")), key=by_enrichment.__getitem__)
+    lessons = lessons_of(choosing)
     singles = score_singles(judging)
     recipes = {name: _score_recipe(name, judging, lessons) for name in names}
+    pictures = [case.picture for case in judging]
     ours = np.stack([one.enrichment for one in recipes.values()], 1)
     theirs = np.repeat(singles[single].enrichment[:, None], ours.shape[1], 1)
-    chances = head_tests(theirs[:, None], ours[:, None], [case.picture for case in judging])[0]
+    ranks = head_tests(theirs[:, None], ours[:, None], pictures)[0]
+    flips = [sign_flip_p(_hits(one, singles[pointer]), pictures) for one in recipes.values()]
     return _Contest(
-        scope, tuple(choosing), tuple(judging), single, layer, recipe, lessons, singles, recipes, chances
+        scope,
+        tuple(choosing),
+        tuple(judging),
+        single,
+        pointer,
+        layer,
+        lessons,
+        {name: float(_score_recipe(name, choosing, lessons).enrichment.mean()) for name in names},
+        singles,
+        recipes,
+        np.stack([ranks, np.array(flips)], 1),
     )
 
 
@@ -282,80 +309,73 @@ def _score_recipe(name: str, cases: Sequence[Case], lessons: Lessons) -> Score:
     return score([fused(name, case.views, lessons) for case in cases], cases)
 
 
-def _best(scores: Mapping[str, Score]) -> str:
-    return max(scores, key=lambda name: float(scores[name].enrichment.mean()))
+def _hits(own: Score, other: Score) -> Float[np.ndarray, " probes"]:
+    """1 where one map points to the region and the other does not, −1 the other way round."""
+    return own.pointed.astype(float) - other.pointed.astype(float)
 
 
-def _judgement(contest: _Contest, adjusted: Float[np.ndarray, " recipes"]) -> Judgement:
-    against = contest.singles[contest.single]
-    pictures = [case.picture for case in contest.judging]
+def _judgement(contest: _Contest, adjusted: Float[np.ndarray, "recipes 2"]) -> Judgement:
     recipes = tuple(
-        _recipe_line(name, one, against, float(p), pictures, is_enough=contest.is_enough)
-        for (name, one), p in zip(contest.recipes.items(), adjusted, strict=True)
+        _recipe_line(contest, name, *chances)
+        for name, chances in zip(contest.recipes, adjusted.tolist(), strict=True)
     )
     singles = tuple(
         Line(name, float(one.enrichment.mean()), float(one.pointed.mean()))
         for name, one in contest.singles.items()
     )
-    chosen = next(line for line in recipes if line.name == contest.recipe)
-    is_better = chosen.verdict == BETTER
+    better = [line for line in recipes if line.verdict == BETTER]
+    chosen = max(better or recipes, key=lambda line: contest.before[line.name])
     return Judgement(
         scope=contest.scope,
         chosen_on=len(_pictures(contest.choosing)),
         judged_on=len(_pictures(contest.judging)),
         probes=len(contest.judging),
         single=contest.single,
+        pointer=contest.pointer,
         layer=contest.layer,
-        recipe=contest.recipe,
+        recipe=chosen.name,
         lessons=contest.lessons,
         singles=singles,
         recipes=recipes,
-        recommended=contest.recipe if is_better else contest.layer,
+        recommended=chosen.name if better else contest.layer,
         why=_why(contest, chosen),
     )
 
 
-def _recipe_line(
-    name: str, own: Score, single: Score, p: float, pictures: Sequence[str], *, is_enough: bool
-) -> Line:
-    gain = own.enrichment - single.enrichment
-    hits = own.pointed.astype(float) - single.pointed.astype(float)
+def _recipe_line(contest: _Contest, name: str, p: float, p_pointing: float) -> Line:
+    own, pictures = contest.recipes[name], [case.picture for case in contest.judging]
+    gain = own.enrichment - contest.singles[contest.single].enrichment
     against = Against(
         enrichment=bootstrap_mean(gain, pictures),
-        pointing=bootstrap_mean(hits, pictures),
+        pointing=bootstrap_mean(_hits(own, contest.singles[contest.pointer]), pictures),
         p=p,
-        p_pointing=sign_flip_p(hits, pictures),
+        p_pointing=p_pointing,
         effect=effect_size(gain, pictures),
     )
-    verdict = verdict_of(against) if is_enough else TOO_FEW
+    verdict = verdict_of(against) if contest.is_enough else TOO_FEW
     return Line(name, float(own.enrichment.mean()), float(own.pointed.mean()), against, verdict)
 
 
 def verdict_of(against: Against) -> str:
     """ "better", "worse" or "not better", as ``judge`` says."""
-    is_sure = against.p < SIGNIFICANT
-    if is_sure and against.enrichment.is_above_zero and not against.pointing.is_below_zero:
+    measures = ((against.enrichment, against.p), (against.pointing, against.p_pointing))
+    rises = any(interval.is_above_zero and p < SIGNIFICANT for interval, p in measures)
+    falls = any(interval.is_below_zero and p < SIGNIFICANT for interval, p in measures)
+    if rises and not any(interval.is_below_zero for interval, _ in measures):
         return BETTER
-    return WORSE if is_sure and against.enrichment.is_below_zero else NOT_BETTER
+    return WORSE if falls and not any(interval.is_above_zero for interval, _ in measures) else NOT_BETTER
 
 
 def _why(contest: _Contest, chosen: Line) -> str:
-    assert chosen.against is not None
-    gain, points = chosen.against.enrichment, chosen.against.pointing.mean * 100
-    single = float(contest.singles[contest.single].enrichment.mean())
     judged = len(_pictures(contest.judging))
-    found = (
-        f"{chosen.name} {chosen.enrichment:.2f} against {contest.single} {single:.2f} times chance (difference "
-        f"{gain.mean:+.2f}, 95 % {gain.low:+.2f} to {gain.high:+.2f}, {p_words(chosen.against.p)}; pointing "
-        f"{points:+.0f} points), on {judged} pictures that chose neither"
-    )
+    found = f"{_compared(contest, chosen)}, on {judged} pictures that chose none of them"
+    if chosen.verdict == BETTER:
+        return f"Fusion is better here: {found}."
     blind = (
         ""
         if contest.single == contest.layer
         else f" {contest.single} is the same whatever is asked; of the maps that are not, {contest.layer} is best."
     )
-    if chosen.verdict == BETTER:
-        return f"Fusion is better here: {found}."
     if chosen.verdict == TOO_FEW:
         return (
             f"Too few probes to tell (found {len(contest.choosing)} to choose on and {judged} pictures to judge, "
@@ -363,6 +383,20 @@ def _why(contest: _Contest, chosen: Line) -> str:
         )
     worse = ", it is worse" if chosen.verdict == WORSE else ""
     return f"Fusion is not better here{worse}: {found}.{blind}"
+
+
+def _compared(contest: _Contest, chosen: Line) -> str:
+    """The numbers of a claim, both measures."""
+    assert chosen.against is not None
+    gain, hits = chosen.against.enrichment, chosen.against.pointing
+    single = float(contest.singles[contest.single].enrichment.mean())
+    pointer = float(contest.singles[contest.pointer].pointed.mean())
+    return (
+        f"{chosen.name} enriches {chosen.enrichment:.2f} times against {contest.single} {single:.2f} (difference "
+        f"{gain.mean:+.2f}, 95 % {gain.low:+.2f} to {gain.high:+.2f}, {p_words(chosen.against.p)}) and points "
+        f"{chosen.pointing:.0%} against {contest.pointer} {pointer:.0%} (difference {hits.mean * 100:+.0f} points, "
+        f"95 % {hits.low * 100:+.0f} to {hits.high * 100:+.0f}, {p_words(chosen.against.p_pointing)})"
+    )
 
 
 def p_words(p: float) -> str:

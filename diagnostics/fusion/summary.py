@@ -14,9 +14,12 @@ Json = dict[str, Any]
 
 
 def table(judgement: Judgement) -> str:
-    """One scope: every map's enrichment and pointing share on the judged pictures, each recipe against the single
-    map, and what to use."""
-    titles = ("map", "enrichment", "pointing", f"minus {judgement.single} [95 %]", "chance", "verdict")
+    """One scope: every map's enrichment and pointing share on the judged pictures, each recipe against the best single
+    map of either measure, and what to use."""
+    titles = (
+        *("map", "enrichment", f"minus {judgement.single} [95 %]", "chance"),
+        *("pointing", f"minus {judgement.pointer} [95 %]", "chance", "verdict"),
+    )
     rows = [titles, *(_row(line, judgement) for line in (*judgement.singles, *judgement.recipes))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(titles))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -30,16 +33,21 @@ def table(judgement: Judgement) -> str:
     )
 
 
-def _row(line: Line, judgement: Judgement) -> tuple[str, str, str, str, str, str]:
-    name = f"{line.name} *" if line.name in (judgement.single, judgement.recipe) else line.name
-    numbers = (name, f"{line.enrichment:.2f}×", f"{line.pointing:.0%}")
+def _row(line: Line, judgement: Judgement) -> tuple[str, ...]:
+    enrichment, pointing = f"{line.enrichment:.2f}×", f"{line.pointing:.0%}"
     if line.against is None:
-        return (*numbers, "", "", "best single map" if line.name == judgement.single else "")
-    gain = line.against.enrichment
+        best = {judgement.single: "best by enrichment", judgement.pointer: "best by pointing"}
+        word = "best by both" if len(best) == 1 else best.get(line.name, "")
+        return (line.name, enrichment, "", "", pointing, "", "", word if line.name in best else "")
+    gain, hits = line.against.enrichment, line.against.pointing
     return (
-        *numbers,
+        line.name,
+        enrichment,
         f"{gain.mean:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]",
         p_words(line.against.p),
+        pointing,
+        f"{hits.mean * 100:+.0f} [{hits.low * 100:+.0f}, {hits.high * 100:+.0f}] points",
+        p_words(line.against.p_pointing),
         line.verdict,
     )
 
@@ -69,6 +77,7 @@ def _scope(judgement: Judgement) -> Json:
         "pictures": {"chosen_on": judgement.chosen_on, "judged_on": judgement.judged_on},
         "probes_judged": judgement.probes,
         "single": judgement.single,
+        "pointer": judgement.pointer,
         "layer": judgement.layer,
         "recipe": judgement.recipe,
         "weights": {str(layer): weight for layer, weight in judgement.lessons.weights.items()},
@@ -87,7 +96,7 @@ def _line(line: Line) -> Json:
         "enrichment_gain": _interval(line.against.enrichment),
         "pointing_gain": _interval(line.against.pointing),
         "p_adjusted": line.against.p,
-        "p_pointing": line.against.p_pointing,
+        "p_pointing_adjusted": line.against.p_pointing,
         "effect_size": line.against.effect,
         "verdict": line.verdict,
     }

@@ -34,7 +34,7 @@ from diagnostics.fusion.recipes import (
 )
 from diagnostics.fusion.summary import json_of, table
 from diagnostics.probes import Probe
-from diagnostics.statistics import Interval, benjamini_hochberg, head_tests
+from diagnostics.statistics import Interval, benjamini_hochberg, head_tests, sign_flip_p
 from finetune.families.base import ImageTokens
 
 GRID = (3, 5)
@@ -339,6 +339,19 @@ def test_a_map_that_is_the_same_for_any_question_has_to_be_beaten_too():
     assert all(line.verdict in (NOT_BETTER, WORSE) for line in one.recipes)
 
 
+def test_each_measure_has_a_best_single_map_of_its_own():
+    """Layer 0 has most mass on the region, and its peak elsewhere; layer 1 a weak peak on it."""
+    mass, peak = np.zeros(CELLS), np.full(CELLS, 1 / 20)
+    mass[[0, 1, 2, 6, 7]] = 0.3, 0.175, 0.175, 0.175, 0.175
+    peak[1] = 0.3
+    one = judge([a_case(i, mass, peak) for i in range(60)], sides(60))[ALL]
+    assert (one.single, one.pointer) == ("layer_0", "layer_1")
+    mean = one.line("layers_mean")
+    assert mean.against is not None and mean.verdict == WORSE
+    assert mean.against.enrichment.mean == pytest.approx(mean.enrichment - one.line("layer_0").enrichment)
+    assert mean.against.pointing.mean == pytest.approx(mean.pointing - one.line("layer_1").pointing)
+
+
 def test_identical_layers_have_nothing_to_gain():
     rng = np.random.default_rng(4)
     cases = []
@@ -360,16 +373,20 @@ def test_groups_are_judged_beside_all_and_chance_is_counted_over_both():
     lines = [line.against for one in found.values() for line in one.recipes]
     raw = [raw_p(cases, scope, one, line.name) for scope, one in found.items() for line in one.recipes]
     expected = benjamini_hochberg(np.array(raw))
-    assert [line.p for line in lines if line is not None] == pytest.approx(expected.tolist())
-    assert max(raw) < 1 and not np.allclose(raw, expected)
+    found_p = np.array([(line.p, line.p_pointing) for line in lines if line is not None])
+    np.testing.assert_allclose(found_p, expected)
+    assert not np.allclose(raw, expected)
 
 
-def raw_p(cases, scope, judgement, name) -> float:
-    """Chance of one recipe alone, from the judged half's own numbers."""
+def raw_p(cases, scope, judgement, name) -> tuple[float, float]:
+    """Chances of one recipe alone, from the judged half's own numbers."""
     own = [case for case in cases[1::2] if scope in (ALL, case.probe.group)]
-    single = score_singles(own)[judgement.single].enrichment
-    recipe = score([fused(name, case.views, judgement.lessons) for case in own], own).enrichment
-    return float(head_tests(single[:, None, None], recipe[:, None, None])[0, 0])
+    singles = score_singles(own)
+    recipe = score([fused(name, case.views, judgement.lessons) for case in own], own)
+    single = singles[judgement.single].enrichment
+    ranks = head_tests(single[:, None, None], recipe.enrichment[:, None, None])[0, 0]
+    flips = sign_flip_p(recipe.pointed.astype(float) - singles[judgement.pointer].pointed.astype(float))
+    return float(ranks), flips
 
 
 def test_probes_of_one_picture_are_one_proof():
@@ -415,20 +432,31 @@ def test_what_cannot_be_judged_says_so():
         judge(single, sides(4))
 
 
+UP, DOWN, EVEN = (0.2, 0.1, 0.3), (-0.2, -0.3, -0.1), (0.1, -0.1, 0.3)
+
+
 @pytest.mark.parametrize(
-    ("gain", "pointing", "p", "expected"),
+    ("gain", "p", "pointing", "p_pointing", "expected"),
     [
-        ((1.0, 0.5, 1.5), (0.1, 0.0, 0.2), 0.01, BETTER),
-        ((1.0, 0.5, 1.5), (-0.1, -0.2, 0.1), 0.01, BETTER),  # pointing worse by chance
-        ((1.0, 0.5, 1.5), (-0.2, -0.3, -0.1), 0.01, NOT_BETTER),  # more mass, and its peak is elsewhere
-        ((1.0, 0.5, 1.5), (0.1, 0.0, 0.2), 0.06, NOT_BETTER),
-        ((1.0, -0.1, 2.1), (0.1, 0.0, 0.2), 0.01, NOT_BETTER),  # a few probes
-        ((-1.0, -1.5, -0.5), (0.1, 0.0, 0.2), 0.01, WORSE),
-        ((-1.0, -1.5, -0.5), (0.1, 0.0, 0.2), 0.06, NOT_BETTER),
+        (UP, 0.01, UP, 0.01, BETTER),
+        (UP, 0.01, EVEN, 0.5, BETTER),
+        (EVEN, 0.5, UP, 0.01, BETTER),  # no more mass, and its peak is on the region more often
+        (UP, 0.06, UP, 0.06, NOT_BETTER),
+        (EVEN, 0.01, EVEN, 0.01, NOT_BETTER),  # ranks find it, the mean does not: a few probes
+        (UP, 0.01, DOWN, 0.5, NOT_BETTER),  # more mass, and its peak is elsewhere
+        (DOWN, 0.5, UP, 0.01, NOT_BETTER),
+        (DOWN, 0.01, UP, 0.01, NOT_BETTER),
+        (DOWN, 0.01, EVEN, 0.5, WORSE),
+        (EVEN, 0.5, DOWN, 0.01, WORSE),
+        (DOWN, 0.06, DOWN, 0.06, NOT_BETTER),
+        (DOWN, 0.01, UP, 0.5, NOT_BETTER),
     ],
 )
-def test_better_means_more_on_the_region_beyond_chance_and_no_worse_a_peak(gain, pointing, p, expected):
-    assert verdict_of(Against(Interval(*gain), Interval(*pointing), p, 1.0, None)) == expected
+def test_better_means_better_in_one_measure_and_not_worse_in_the_other(
+    gain, p, pointing, p_pointing, expected
+):
+    against = Against(Interval(*gain), Interval(*pointing), p, p_pointing, None)
+    assert verdict_of(against) == expected
 
 
 def test_chance_alone_is_seldom_called_better():
