@@ -1,9 +1,10 @@
-"""Does fusing maps help on the demo? What ``python -m diagnostics.fusion`` found, without its probes, as one small file.
+"""Does fusing maps help on the demo? What ``python -m diagnostics.fusion`` found, without its probes, as one file.
 
 python -m finetune.demo.prepare --output_dir data/demo
 python -m diagnostics.fusion --model finetune/demo/base --probes data/demo/probes/probes.json \\
     --calibration_probes data/demo/development/probes.json --vision_layers 0 1 --output_dir fusion_base
-python -m diagnostics.fusion --model output_qwen … --output_dir fusion_corrected          the demo's own correction
+python -m diagnostics.fusion --model CORRECTED … --output_dir fusion_corrected     the base after finetune.py with the
+                                                           flags of finetune/demo/settings.py, without the monitor
 python benchmarks/fusion.py --runs base=fusion_base corrected=fusion_corrected
                                                            writes benchmarks/results/fusion_DATE_cpu.json
 """

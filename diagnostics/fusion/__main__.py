@@ -159,9 +159,7 @@ def _sheet(case: Case, judgements: Mapping[str, Judgement], *, chose: bool) -> F
     judgement = judgements[ALL] if own is None or own.recipes[0].verdict == TOO_FEW else own
     single = single_maps(case.views)[judgement.single]
     main = probe.main_region
-    role = (
-        "best single map" if judgement.single == judgement.layer else "best single map, same for any question"
-    )
+    role = "best single map" if judgement.single == judgement.layer else "best single map, question-blind"
     return FusionSheet(
         probe_id=probe.id,
         group=probe.group,
