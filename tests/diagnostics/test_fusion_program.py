@@ -152,6 +152,19 @@ def test_resolutions_are_shares_of_the_cells(tmp_path):
     np.testing.assert_array_equal(plain.layers[1], views[0].layers[1])
 
 
+def test_a_smaller_picture_is_smaller_for_answer_and_foil(tmp_path):
+    [probe] = some_probes(tmp_path, 1)
+    reader = Reader(GRID_MODEL.family, GRID_MODEL.processor(tmp_path))
+    whole, small = reader.read(probe), reader.read(probe, max_pixels=600)
+    assert whole.foil is not None and small.foil is not None
+    for one in (whole, small):
+        pictured = [encoded.per_token["mm_token_type_ids"].sum() for encoded in (one.answer, one.foil)]
+        assert pictured[0] == pictured[1] == np.prod(one.answer.images[0].grid)
+    assert len(small.answer.input_ids) < len(whole.answer.input_ids)
+    assert small.queries[0].text == whole.queries[0].text
+    assert small.queries[0].position < whole.queries[0].position
+
+
 def test_what_cannot_be_looked_at_says_so(tmp_path):
     tiny = GRID_MODEL
     model, processor = tiny.model(), tiny.processor(tmp_path)
