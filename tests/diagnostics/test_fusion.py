@@ -286,19 +286,34 @@ def test_one_good_layer_among_bad_ones_is_not_bettered():
     assert "Fusion is not better here" in table(one) and "use layer_1." in table(one)
 
 
+def strays(rng) -> list[np.ndarray]:
+    """Four maps with most of their mass on a cell elsewhere, each on one of its own, and some on all of the region."""
+    layers = []
+    for _ in range(4):
+        stray = np.zeros(CELLS)
+        stray[rng.choice([0, 3, 4, 5, 8, 9, 10, 11, 12, 13, 14])] = 0.6
+        stray[[1, 2, 6, 7]] = 0.1
+        layers.append(stray)
+    return layers
+
+
+def test_the_best_of_those_that_are_better_is_recommended():
+    """Carried through the tower all is on the region where maps are chosen, and nothing where they are judged: the
+    best where it is chosen, and no finding."""
+    rng = np.random.default_rng(12)
+    on, off = np.zeros(CELLS), np.zeros(CELLS)
+    on[[1, 2, 6, 7]], off[14] = 0.25, 1
+    choosing = [a_case(i, *strays(rng), through=[on] * 4) for i in range(30)]
+    judging = [a_case(30 + i, *strays(rng), through=[off] * 4) for i in range(40)]
+    one = judge([*choosing, *judging], [True] * 30 + [False] * 40)[ALL]
+    assert one.line("layer_through_tower").verdict == WORSE
+    assert one.recipe == one.recommended == "layers_product"
+
+
 def test_maps_that_look_where_the_rest_does_not_are_better_fused():
-    """Four layers, each sharp on the region in one picture of four and lost in the others: no one layer is good, their
-    product is where they agree."""
+    """Four layers, each lost at a place of its own: no one layer is good, their product is where they agree."""
     rng = np.random.default_rng(1)
-    cases = []
-    for number in range(80):
-        layers = []
-        for _ in range(4):
-            stray = np.zeros(CELLS)
-            stray[rng.choice([0, 3, 4, 5, 8, 9, 10, 11, 12, 13, 14])] = 0.6
-            stray[[1, 2, 6, 7]] = 0.1
-            layers.append(stray)
-        cases.append(a_case(number, *layers))
+    cases = [a_case(number, *strays(rng)) for number in range(80)]
     one = judge(cases, sides(80))[ALL]
     product = next(line for line in one.recipes if line.name == "layers_product")
     assert one.recipe == one.recommended == "layers_product" and product.verdict == BETTER
