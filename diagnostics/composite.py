@@ -201,6 +201,25 @@ def map_panel(
     return panel
 
 
+def outline_regions(
+    drawn: Image.Image,
+    regions: Mapping[str, Sequence[Box]],
+    image_size: tuple[int, int],
+    pen: Pen,
+    *,
+    named: bool,
+) -> None:
+    """Outline every box, given in pixels of an original of ``image_size``, on a picture of it drawn at another size:
+    the first region, which is judged, in white, with its name if ``named``; the others thinner and fainter."""
+    for rank, (name, boxes) in reversed(list(enumerate(regions.items()))):
+        colour, line = ((255, 255, 255), 2) if rank == 0 else ((176, 182, 194), 1)
+        _outline(drawn, boxes, image_size, colour, line)
+        if named and rank == 0 and boxes:
+            across, down = drawn.width / image_size[0], drawn.height / image_size[1]
+            corner = boxes[0][0] * across, boxes[0][1] * down
+            _name_tag(ImageDraw.Draw(drawn), name, corner, drawn.size, pen)
+
+
 def encode_png(picture: Image.Image, *, width: int = WIDTH) -> bytes:
     """PNG bytes at ``width`` pixels, with 256 colours of the picture's own, dithered so that maps show no bands.
 
@@ -346,22 +365,11 @@ def _layer_row(
     if titled:
         pen.write(draw, (MARGIN, 28), f"layer {maps.layer}", 26, SOFT, anchor="ls")
     for column, panel in enumerate(panels):
-        _draw_regions(panel, sheet, pen, named=column == 0)
+        outline_regions(panel, sheet.regions, sheet.picture.size, pen, named=column == 0)
         part.paste(panel, (_column(column) + (PANEL - size[0]) // 2, above))
     _write_readings(draw, maps.readings, above + size[1] + 34, pen)
     _colour_bars(part, draw, scale, above + size[1] + 64, pen)
     return part
-
-
-def _draw_regions(picture: Image.Image, sheet: ProbeSheet, pen: Pen, *, named: bool) -> None:
-    """Outline every box: the judged region in white, the others thinner and fainter; dark beneath for contrast."""
-    across, down = picture.width / sheet.picture.width, picture.height / sheet.picture.height
-    for rank, (name, boxes) in reversed(list(enumerate(sheet.regions.items()))):
-        colour, line = ((255, 255, 255), 2) if rank == 0 else ((176, 182, 194), 1)
-        _outline(picture, boxes, sheet.picture.size, colour, line)
-        if named and rank == 0 and boxes:
-            x, y = boxes[0][0] * across, boxes[0][1] * down
-            _name_tag(ImageDraw.Draw(picture), name, (x, y), picture.size, pen)
 
 
 def _outline(
@@ -521,7 +529,7 @@ def _strip_row(
         left = MARGIN + index * (wide + GUTTER)
         pixels = cells_to_pixels(panel.map, panel.map.density, sheet.picture.size, dimmed.size)
         drawn = heat_over(dimmed, pixels, scale.top)
-        _draw_regions(drawn, sheet, pen, named=index == 0)
+        outline_regions(drawn, sheet.regions, sheet.picture.size, pen, named=index == 0)
         pen.write(draw, (left, 58), "base" if panel.step == 0 else f"step {panel.step}", 24, anchor="ls")
         part.paste(drawn, (left, 68))
         _strip_numbers(draw, panel, left, 68 + dimmed.height + 30, wide, pen)

@@ -129,6 +129,41 @@ def pixel_map(
     return (_overlap(y0, y1, height) * density[:, None]).T @ _overlap(x0, x1, width)
 
 
+def resampled(
+    cells: Float[np.ndarray, "*batch cells"],
+    boxes_pixels: Float[np.ndarray, "cells 4"],
+    image: ImageTokens,
+) -> Float[np.ndarray, "*batch targets"]:
+    """A map over other cells of the same picture → over the cells of ``image``, by area.
+
+    A cell's share is spread evenly over its box, and each of the image's cells gets what lies inside it. Exact on
+    grids of any kind: nothing is interpolated, and shares are kept but for what lies outside all of the image's
+    cells. Boxes are x0 y0 x1 y1 in pixels of the original picture.
+
+    Three cells of 10 pixels with [.6, .3, .1] over two of 15: [.6 + .15, .15 + .1].
+    """
+    rows, columns = image.grid
+    onto = np.asarray(image.cell_boxes_pixels, np.float64).reshape(rows, columns, 4)
+    x0, y0, x1, y1 = np.asarray(boxes_pixels, np.float64).T
+    density = np.asarray(cells, np.float64) / np.maximum((x1 - x0) * (y1 - y0), 1e-12)
+    down = _shared_length(y0, y1, onto[:, 0, 1], onto[:, 0, 3])
+    across = _shared_length(x0, x1, onto[0, :, 0], onto[0, :, 2])
+    found = (density[..., None, :] * down.T) @ across
+    return found.reshape(*density.shape[:-1], rows * columns)
+
+
+def patch_boxes_pixels(image: ImageTokens, finer: int) -> Float[np.ndarray, "patches 4"]:
+    """The boxes of the tower's patches, where each cell is ``finer`` × ``finer`` of them: x0 y0 x1 y1 in pixels of
+    the original picture, row-major in the grid of patches (rows · finer, columns · finer)."""
+    rows, columns = image.grid
+    boxes = np.asarray(image.cell_boxes_pixels, np.float64).reshape(rows, columns, 4)
+    row, column = np.divmod(np.arange(rows * columns * finer**2), columns * finer)
+    x0, y0, x1, y1 = boxes[row // finer, column // finer].T
+    width, height = (x1 - x0) / finer, (y1 - y0) / finer
+    left, top = x0 + column % finer * width, y0 + row % finer * height
+    return np.stack([left, top, left + width, top + height], axis=1)
+
+
 def region_coverage(boxes: Sequence[Box], image: ImageTokens) -> Float[np.ndarray, " cells"]:
     """What share of each cell is covered by a region's boxes? Range [0, 1]; overlapping boxes count once."""
     cells = np.asarray(image.cell_boxes_pixels, np.float64)
@@ -166,12 +201,22 @@ def _shared_area(cells: Float[np.ndarray, "cells 4"], box: Box) -> Float[np.ndar
     return np.clip(width, 0, None) * np.clip(height, 0, None)
 
 
+def _shared_length(
+    start: Float[np.ndarray, " cells"],
+    end: Float[np.ndarray, " cells"],
+    from_: Float[np.ndarray, " targets"],
+    to: Float[np.ndarray, " targets"],
+) -> Float[np.ndarray, "cells targets"]:
+    """How much of each target, along one axis, lies between a cell's start and end."""
+    return np.clip(np.minimum(end[:, None], to) - np.maximum(start[:, None], from_), 0, None)
+
+
 def _overlap(
     start: Float[np.ndarray, " cells"], end: Float[np.ndarray, " cells"], pixels: int
 ) -> Float[np.ndarray, "cells pixels"]:
     """How much of each pixel, along one axis, lies between start and end."""
     edge = np.arange(pixels, dtype=np.float64)
-    return np.clip(np.minimum(end[:, None], edge + 1) - np.maximum(start[:, None], edge), 0, None)
+    return _shared_length(start, end, edge, edge + 1)
 
 
 def _interpolated(

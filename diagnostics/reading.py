@@ -51,19 +51,30 @@ class Reader:
         self.family = family
         self.processor = processor
 
-    def read(self, probe: Probe) -> Reading:
-        """The probe with its answer, its foil and the rows to keep."""
-        answer = self.encode(probe, probe.answer)
-        foil = None if probe.foil is None else self.encode(probe, probe.foil, like=answer)
+    def read(self, probe: Probe, *, max_pixels: int | None = None) -> Reading:
+        """The probe with its answer, its foil and the rows to keep.
+
+        max_pixels   at most so many of the first picture, below the processor's own budget
+        """
+        answer = self.encode(probe, probe.answer, max_pixels=max_pixels)
+        foil = (
+            None if probe.foil is None else self.encode(probe, probe.foil, like=answer, max_pixels=max_pixels)
+        )
         tokens = self.texts(answer)
         return Reading(probe, answer, foil, tuple(tokens), tuple(queries(probe, answer, foil, tokens)))
 
     def encode(
-        self, probe: Probe, reply: str, *, like: Encoded | None = None, images: Sequence[Any] | None = None
+        self,
+        probe: Probe,
+        reply: str,
+        *,
+        like: Encoded | None = None,
+        images: Sequence[Any] | None = None,
+        max_pixels: int | None = None,
     ) -> Encoded:
         """Prompt and reply. ``like`` lends its pictures, so that none is opened twice; ``images`` are pictures in
-        place of the probe's files."""
-        turns = (Turn("user", user_parts(probe, images)), Turn("assistant", (reply,)))
+        place of the probe's files; ``max_pixels`` is a budget of the first alone."""
+        turns = (Turn("user", user_parts(probe, images, max_pixels)), Turn("assistant", (reply,)))
         conversation = Conversation(turns, source=f"probe {probe.id}")
         encoded = self.family.encode(self.processor, conversation, media=like is None)
         start, end = encoded.turn_spans[-1]
@@ -92,17 +103,21 @@ def check_processor(processor: Any) -> None:
         )
 
 
-def user_parts(probe: Probe, images: Sequence[Any] | None = None) -> tuple[str | ImageRef, ...]:
+def user_parts(
+    probe: Probe, images: Sequence[Any] | None = None, max_pixels: int | None = None
+) -> tuple[str | ImageRef, ...]:
     """A probe's prompt as Qwen-VL's data writes it: ``Picture 1: `` image ``\\n`` question, images numbered
     from 1.
 
-    ``images`` are pictures in place of the probe's files (occluded ones), in the same order.
+    ``images`` are pictures in place of the probe's files (occluded ones), in the same order; ``max_pixels`` is a
+    budget of the first alone.
     """
     parts: list[str | ImageRef] = []
     text = ""
     for number, path in enumerate(probe.images, start=1):
         source = path if images is None else images[number - 1]
-        parts += [f"{text}Picture {number}: ", ImageRef(path.name, source)]
+        budget = max_pixels if number == 1 else None
+        parts += [f"{text}Picture {number}: ", ImageRef(path.name, source, max_pixels=budget)]
         text = "\n"
     return (*parts, text + probe.question)
 

@@ -53,6 +53,9 @@ def test_diagnostics_know_nothing_of_the_trainer():
         ("composite", ("capture", "monitor", "probe")),
         ("capture", ("geometry", "metrics", "plots", "records")),
         ("records", ("capture", "plots", "metrics", "probe")),
+        ("fusion/recipes", ("metrics", "plots", "composite", "capture", "probe")),
+        ("fusion/judging", ("plots", "composite", "capture", "probe", "fusion.views", "fusion.sheet")),
+        ("fusion/sheet", ("metrics", "capture", "probe", "fusion.recipes", "fusion.judging", "fusion.views")),
         ("probe", ("plots", "composite", "tensorboard", "monitor", "compare")),
     ],
 )

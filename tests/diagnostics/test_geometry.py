@@ -9,8 +9,10 @@ from diagnostics.geometry import (
     attention_on_cells,
     cells_from_row,
     disjoint_boxes,
+    patch_boxes_pixels,
     pixel_map,
     region_coverage,
+    resampled,
     shared_area_pixels,
     token_weights,
     union_area_pixels,
@@ -142,3 +144,63 @@ def test_unions_and_shared_areas():
     assert union_area_pixels(boxes) == 28
     assert sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in disjoint_boxes(boxes)) == 28
     assert shared_area_pixels(boxes, [(3, 0, 10, 3)]) == 1 * 3 + 2 * 1  # x 3–4 by y 0–3, and x 4–6 by y 2–3
+
+
+def uneven(rng, grid, size) -> ImageTokens:
+    """A grid whose rows and columns are of any height and width."""
+    (rows, columns), (width, height) = grid, size
+    x = np.sort([0, width, *rng.uniform(0, width, columns - 1)])
+    y = np.sort([0, height, *rng.uniform(0, height, rows - 1)])
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    boxes = np.stack([x[column], y[row], x[column + 1], y[row + 1]], axis=1)
+    return ImageTokens(np.arange(rows * columns), grid, boxes, size, False)
+
+
+def test_cells_are_moved_onto_others_by_area():
+    three, two = an_image((1, 3), (30, 10), range(3)), an_image((1, 2), (30, 10), range(2))
+    np.testing.assert_allclose(
+        resampled(np.array([0.6, 0.3, 0.1]), three.cell_boxes_pixels, two), [0.75, 0.25]
+    )
+    np.testing.assert_allclose(
+        resampled(np.array([0.75, 0.25]), two.cell_boxes_pixels, three), [0.5, 0.25 + 1 / 12, 1 / 6]
+    )
+    # rows before columns: two rows of one cell onto one row of two
+    tall, wide = an_image((2, 1), (30, 10), range(2)), an_image((1, 2), (30, 10), range(2))
+    np.testing.assert_allclose(resampled(np.array([0.9, 0.1]), tall.cell_boxes_pixels, wide), [0.5, 0.5])
+    half = ImageTokens(np.arange(1), (1, 1), np.array([[0.0, 0.0, 15.0, 10.0]]), (30, 10), False)
+    np.testing.assert_allclose(resampled(np.array([0.6, 0.3, 0.1]), three.cell_boxes_pixels, half), [0.75])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_moving_cells_keeps_mass_is_linear_and_exact_on_uneven_grids(seed):
+    rng = np.random.default_rng(seed)
+    size = (37, 23)
+    one, other = uneven(rng, (4, 3), size), uneven(rng, (2, 7), size)
+    cells = rng.dirichlet(np.ones(12), size=(2, 5))
+    moved = resampled(cells, one.cell_boxes_pixels, other)
+    assert moved.shape == (2, 5, 14)
+    np.testing.assert_allclose(moved.sum(-1), 1)
+    np.testing.assert_allclose(resampled(cells, one.cell_boxes_pixels, one), cells, atol=1e-12)
+    # each cell's share of a target by the boxes alone: coverage of the cell by the target's box
+    parts = np.stack([region_coverage([box], one) for box in other.cell_boxes_pixels.tolist()], axis=1)
+    np.testing.assert_allclose(moved, cells @ parts, atol=1e-12)
+    # an even map stays even: each target has its area's share
+    area = (one.cell_boxes_pixels[:, 2:] - one.cell_boxes_pixels[:, :2]).prod(1) / (37 * 23)
+    even = (other.cell_boxes_pixels[:, 2:] - other.cell_boxes_pixels[:, :2]).prod(1) / (37 * 23)
+    np.testing.assert_allclose(resampled(area, one.cell_boxes_pixels, other), even)
+
+
+def test_patches_are_parts_of_their_cells_row_major():
+    image = an_image((1, 2), (8, 6), range(2))
+    expected = [
+        *([0, 0, 2, 3], [2, 0, 4, 3], [4, 0, 6, 3], [6, 0, 8, 3]),
+        *([0, 3, 2, 6], [2, 3, 4, 6], [4, 3, 6, 6], [6, 3, 8, 6]),
+    ]
+    np.testing.assert_allclose(patch_boxes_pixels(image, 2), expected)
+    rng = np.random.default_rng(3)
+    some = uneven(rng, (3, 2), (20, 50))
+    np.testing.assert_allclose(patch_boxes_pixels(some, 1), some.cell_boxes_pixels)
+    fine = patch_boxes_pixels(some, 3)
+    assert fine.shape == (54, 4)
+    ones = resampled(np.full(54, 1 / 9), fine, some)
+    np.testing.assert_allclose(ones, np.ones(6))

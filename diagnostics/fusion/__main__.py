@@ -1,0 +1,220 @@
+"""Several maps of one picture as one: is that better than the best single map? Judged on pictures that did not choose.
+
+    python -m diagnostics.fusion --model X --probes P --output_dir O [--resolutions 1 0.5]
+
+X is a model folder, an adapter folder or a hub name. O gets fusion.json, and fusion/ID.png for each probe with a
+region: picture, best single map and fused map on one colour scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from diagnostics.calibration import check_apart
+from diagnostics.composite import CellMap, encode_png
+from diagnostics.fusion.judging import (
+    ALL,
+    TOO_FEW,
+    Case,
+    Judgement,
+    case_of,
+    choosing_half,
+    judge,
+    picture_of,
+    score,
+)
+from diagnostics.fusion.recipes import Map, fused, single_maps
+from diagnostics.fusion.sheet import FusionSheet, Shown, draw_sheet
+from diagnostics.fusion.summary import json_of, table
+from diagnostics.probes import Probe, read_probes
+from diagnostics.render import open_picture, write_atomically
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Look, judge, print the tables, write fusion.json and the pictures. Exit status: 0; 2 where something is wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        judgements = run(
+            options.model,
+            options.probes,
+            options.output_dir,
+            calibration_file=options.calibration_probes,
+            resolutions=options.resolutions,
+            vision_layers=options.vision_layers,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print("\n\n".join(table(one) for one in judgements.values()))
+    print(f"\nnumbers: {options.output_dir / 'fusion.json'}\npictures: {options.output_dir / 'fusion'}")
+
+
+def run(
+    model: str,
+    probes_file: Path,
+    output_dir: Path,
+    *,
+    calibration_file: Path | None = None,
+    resolutions: Sequence[float] = (1.0,),
+    vision_layers: Sequence[int] | None = None,
+) -> dict[str, Judgement]:
+    """What ``main`` prints, with fusion.json and the pictures written.
+
+    calibration_file   probes of other pictures to choose on; None: one picture in two of the probes
+    vision_layers      as in ``Viewer``
+
+    Raises ValueError and FileNotFoundError, before any weight is loaded, for what cannot be asked.
+    """
+    probes, chooses = _sides(probes_file, calibration_file)
+    left_out = sum(not probe.regions for probe in probes)
+    kept = [(probe, is_chosen) for probe, is_chosen in zip(probes, chooses, strict=True) if probe.regions]
+    probes, chooses = [probe for probe, _ in kept], [is_chosen for _, is_chosen in kept]
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if left_out:
+        print(f"{left_out} probes name no region, so nothing can be said of where they should look: left out")
+    viewer, cases = _looked(model, probes, resolutions, vision_layers)
+    judgements = judge(cases, chooses)
+    about = {
+        "model": model,
+        "probes_file": str(probes_file),
+        "calibration_file": None if calibration_file is None else str(calibration_file),
+        "probes_without_region": left_out,
+        "resolutions": list(viewer.resolutions),
+        "vision_layers": list(viewer.vision_layers),
+    }
+    content = json_of(judgements, cases, chooses, about)
+    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    write_atomically(output_dir / "fusion.json", text.encode())
+    for case, chose in tqdm([*zip(cases, chooses, strict=True)], desc="drawing", unit="picture", leave=False):
+        picture = draw_sheet(_sheet(case, judgements, chose=chose))
+        write_atomically(output_dir / "fusion" / f"{case.probe.id}.png", encode_png(picture))
+    return judgements
+
+
+def _sides(probes_file: Path, calibration_file: Path | None) -> tuple[list[Probe], list[bool]]:
+    """All probes, and which of them choose; those without a region are among them.
+
+    Raises ValueError where nothing can be judged, or nothing chosen.
+    """
+    judged = read_probes(probes_file)
+    if calibration_file is None:
+        with_region = [probe for probe in judged if probe.regions]
+        half = dict(zip((probe.id for probe in with_region), choosing_half(with_region), strict=True))
+        probes, chooses = list(judged), [bool(half.get(probe.id, False)) for probe in judged]
+    else:
+        choosing = read_probes(calibration_file)
+        check_apart(choosing, judged)
+        probes, chooses = [*choosing, *judged], [True] * len(choosing) + [False] * len(judged)
+    sides = [
+        {
+            picture_of(probe)
+            for probe, one in zip(probes, chooses, strict=True)
+            if one == side and probe.regions
+        }
+        for side in (True, False)
+    ]
+    if not all(sides):
+        raise ValueError(
+            f"{probes_file}: found {len(sides[0])} pictures with a region to choose on and {len(sides[1])} to judge, "
+            "expected at least one of each; a verdict needs 20 to judge"
+        )
+    return probes, chooses
+
+
+def _looked(
+    model_name: str,
+    probes: Sequence[Probe],
+    resolutions: Sequence[float],
+    vision_layers: Sequence[int] | None,
+) -> tuple[Any, list[Case]]:
+    """The viewer and every probe's case. What can be wrong without weights is told before they are loaded."""
+    import torch  # only where there is something to do
+
+    from diagnostics.fusion.views import Viewer, check_resolutions, check_vision_layers
+    from finetune.checkpoint import load, load_config, load_processor, skeleton
+    from finetune.families import family_of
+
+    config = load_config(model_name)
+    family = family_of(config)
+    check_resolutions(resolutions, family, load_processor(model_name))
+    check_vision_layers(vision_layers, skeleton(config), family)
+    model, processor = load(model_name, device="cuda" if torch.cuda.is_available() else "cpu")
+    viewer = Viewer(model, processor, vision_layers=vision_layers, resolutions=resolutions)
+    viewer.self_check(probes[0])
+    views = viewer.look_all(probes, progress=True)
+    return viewer, [case_of(probe, one) for probe, one in zip(probes, views, strict=True)]
+
+
+def _sheet(case: Case, judgements: Mapping[str, Judgement], *, chose: bool) -> FusionSheet:
+    """By its group's judgement, where that has probes enough, else by that of all."""
+    probe, own = case.probe, judgements.get(case.probe.group)
+    judgement = judgements[ALL] if own is None or own.recipes[0].verdict == TOO_FEW else own
+    single = single_maps(case.views)[judgement.single]
+    main = probe.main_region
+    role = "best single map" if judgement.single == judgement.layer else "best single map, question-blind"
+    return FusionSheet(
+        probe_id=probe.id,
+        group=probe.group,
+        picture=open_picture(probe.images[0]),
+        question=probe.question,
+        answer=probe.answer,
+        regions={name: probe.regions[name] for name in sorted(probe.regions, key=lambda name: name != main)},
+        single=_shown(judgement.single, role, single, case),
+        fused=_shown(
+            judgement.recipe, "best fusion", fused(judgement.recipe, case.views, judgement.lessons), case
+        ),
+        scope=judgement.scope,
+        verdict=judgement.line(judgement.recipe).verdict,
+        chose=chose,
+    )
+
+
+def _shown(name: str, role: str, cells: Map, case: Case) -> Shown:
+    image, own = case.views[0].image, score([cells], [case])
+    density = np.asarray(cells, np.float64) * len(cells)
+    cell_map = CellMap(density, image.grid, image.cell_boxes_pixels)
+    return Shown(name, role, cell_map, float(own.enrichment[0]), bool(own.pointed[0]))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m diagnostics.fusion",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="model folder, adapter folder or hub name")
+    parser.add_argument(
+        "--probes", type=Path, required=True, help="probe file; at least 40 pictures with regions"
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="gets fusion.json and fusion/ID.png")
+    parser.add_argument(
+        "--calibration_probes",
+        type=Path,
+        help="probe file, of other pictures, to choose maps on (default: one picture in two of --probes)",
+    )
+    parser.add_argument(
+        "--resolutions",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        help="shares of its pixels at which each picture is read, 1 among them (families of one size have 1 alone)",
+    )
+    parser.add_argument(
+        "--vision_layers",
+        type=int,
+        nargs="*",
+        help="layers of the vision tower (default: the last; nothing: none)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()
