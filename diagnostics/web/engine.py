@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from math import isqrt
 from pathlib import Path
@@ -22,14 +23,14 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 import finetune
-from diagnostics.capture import AttentionExtractor
+from diagnostics.capture import KernelTap
 from diagnostics.hidden import HiddenStates
 from diagnostics.probe import auto_key_layers
 from diagnostics.reading import padded, token_texts
 from diagnostics.sinks import THRESHOLD, sink_dimensions, sink_tokens
 from diagnostics.web.look import ANSWER, OTHER, QUESTION, Look, SeenImage
 from diagnostics.web.memory import available_bytes, need, require
-from diagnostics.web.rows import ReplyRows
+from diagnostics.web.rows import CONNECTOR, ReplyRows
 from finetune.checkpoint import load, load_config, resolve
 from finetune.conversation import Conversation, ImageRef, Turn
 from finetune.families import Encoded, attention_modules, bare_model, family_of
@@ -103,6 +104,10 @@ class Engine:
         # |RMSNorm(x)_d| is at most √width, so narrow models have no sinks to look for.
         can_have_sinks = config.get_text_config().hidden_size >= THRESHOLD**2
         self.sink_layers = key_layers if can_have_sinks else ()
+        self.watched = [f"layer_{layer}" for layer in self.layers]
+        self.watched += [f"vision_layer_{layer}" for layer in self.vision_layers]
+        self.tower = bare_model(model).get_submodule(self.family.paths.vision_layers.rpartition(".")[0])
+        self.kernels = KernelTap(self.model, [*self.watched, CONNECTOR], family=self.family)
         self._adapter_is_off = False
         self._line = _Line()
 
@@ -397,31 +402,27 @@ class _Watch:
 
     def __init__(self, engine: Engine, encoded: Encoded) -> None:
         self._engine = engine
-        self._images = encoded.images
-        slots = _image_slots(encoded)
-        text = [at for at in range(len(encoded.input_ids)) if at not in slots]
-        names = [f"layer_{layer}" for layer in engine.layers]
-        names += [f"vision_layer_{layer}" for layer in engine.vision_layers]
-        self._rows = ReplyRows(names, text[-engine.rows_that_fit(len(encoded.input_ids)) :])
-        self._tower_inputs: dict[str, Any] = {}
+        self._encoded = encoded
+        self._rows = ReplyRows(engine.watched, partial(_text_positions, engine, encoded))
+        self._tower_called: tuple[nn.Module, Any, dict[str, Any]] | None = None
+        self._states: HiddenStates | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> _Watch:
         engine, enter = self._engine, self._stack.enter_context
-        extractor = enter(AttentionExtractor(engine.model, [], connector=False, family=engine.family))
-        enter(extractor.tapped(self._rows))
-        self._states = enter(HiddenStates(engine.model, engine.sink_layers, family=engine.family))
-        tower = bare_model(engine.model).get_submodule(engine.family.paths.vision_layers.rpartition(".")[0])
-        hook = tower.register_forward_pre_hook(self._keep_tower_inputs, with_kwargs=True)
-        self._stack.callback(hook.remove)
+        enter(engine.kernels.tapped(self._rows))
+        if engine.sink_layers:  # a hook costs something in every forward
+            self._states = enter(HiddenStates(engine.model, engine.sink_layers, family=engine.family))
+        if engine.vision_layers:
+            hook = engine.tower.register_forward_pre_hook(self._keep_tower_inputs, with_kwargs=True)
+            self._stack.callback(hook.remove)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def _keep_tower_inputs(self, tower: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
-        given = inspect.signature(tower.forward).bind_partial(*arguments, **options).arguments
-        self._tower_inputs = dict(given)
+        self._tower_called = tower, arguments, options  # read when the reply has been told
 
     def rows(self, tokens: int) -> tuple[np.ndarray, dict[int, np.ndarray]]:
         """Int[queries] and layer → Float16[heads, queries, tokens]: as many of the last rows as fit the budget."""
@@ -443,13 +444,15 @@ class _Watch:
     def vision(self) -> dict[int, tuple[np.ndarray, ...]]:
         """Layer of the tower → for each image Float16[heads, patches, patches]; without layers that did not run, and
         where patches are not those of whole pictures (tiles)."""
-        if not self._tower_inputs:
+        if self._tower_called is None:
             return {}
+        tower, arguments, options = self._tower_called
+        inputs = dict(inspect.signature(tower.forward).bind_partial(*arguments, **options).arguments)
         config = bare_model(self._engine.model).config
-        cells = [image.grid[0] * image.grid[1] for image in self._images]
+        cells = [image.grid[0] * image.grid[1] for image in self._encoded.images]
         found = {}
         for layer in self._engine.vision_layers:
-            sequences = self._engine.family.tower_sequences(config, layer, self._tower_inputs)
+            sequences = self._engine.family.tower_sequences(config, layer, inputs)
             rows = self._rows.tower(f"vision_layer_{layer}", sequences)
             if len(rows) == len(cells) and all(map(_divides, cells, (one.shape[1] for one in rows))):
                 found[layer] = tuple(one.numpy() for one in rows)
@@ -459,7 +462,7 @@ class _Watch:
         """A layer's sinks are looked for in key layers; others go by the nearest below, since a sink, once there,
         stays."""
         found = np.zeros((len(self._engine.layers), tokens), bool)
-        if not self._engine.sink_layers:
+        if self._states is None:
             return found
         states = [one[0] for one in self._states.hidden_states.values()]
         marked = np.stack([sink_tokens(one, sink_dimensions(one)) for one in states])
@@ -497,6 +500,12 @@ def _kinds(encoded: Encoded, said: int) -> Iterator[str]:
 
 def _image_slots(encoded: Encoded) -> set[int]:
     return {int(position) for image in encoded.images for position in image.positions}
+
+
+def _text_positions(engine: Engine, encoded: Encoded) -> list[int]:
+    """The prompt's text, as much of its end as fits."""
+    slots, tokens = _image_slots(encoded), len(encoded.input_ids)
+    return [at for at in range(tokens) if at not in slots][-engine.rows_that_fit(tokens) :]
 
 
 def _thumbnail(picture: Image.Image) -> Image.Image:
