@@ -3,24 +3,35 @@
 python benchmarks/web_capture.py                                      the embedded demo on this machine
 python benchmarks/web_capture.py --checkpoint Qwen/Qwen-VL-Chat --tokens 128
 
-Prints one JSON object: medians and ratios. ``answer`` is the model's own answer to the question, ``long`` one that is
-not let end before ``--tokens`` tokens; ``seconds`` until the last token is told, ``cpu_seconds`` what the process spent
-on it (which a busy machine does not change), ``look_after_seconds`` from there until the look is there.
+Prints one JSON object. ``answer`` is the model's own answer to the question, ``long`` one that is not let end before
+``--tokens`` tokens. Both count from the read prompt to the last token: ``seconds``, and ``cpu_seconds`` of the thread
+that generates, which a busy machine changes little (with ``--threads`` above 1 those of the process). ``over_plain`` is
+the median over pairs that ran one after the other, with the range that holds 95 % of 2,000 bootstrap medians.
+
+plain       the reply alone
+watching    with what the page shows of it; ``look_after_seconds`` is from the last token until it is there
+matrices    what ``output_attentions=True`` costs beside it: eager attention, every matrix of every step returned
+eager       eager attention alone, so that its own part is known
+
 ``slider_p95_ms`` is how long one map takes, at the 95th percentile, over layers, heads and tokens.
 """
 
+from __future__ import annotations
+
 import argparse
 import datetime
+import gc
 import json
 import platform
 import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +42,7 @@ from diagnostics.web import maps
 from diagnostics.web.engine import Engine
 from diagnostics.web.look import Look
 from finetune.conversation import ImageRef, Turn
+from finetune.families import bare_model
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,18 +51,36 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     watching = Engine.load(args.checkpoint, mode="full", cpu_only=args.cpu_only)
-    plain = Engine(watching.model, watching.processor, mode="text")
     question = (
         Turn("user", ("Picture 1: ", ImageRef(str(args.picture), args.picture), f"\n{args.question}")),
     )
-    engines = {"plain": plain, "watching": watching}
-    report = {"answer": in_turns(engines, question, 256, args.repeats)}
-    for engine in engines.values():
-        never_ending(engine)
-    report["long"] = in_turns(engines, question, args.tokens, args.repeats)
-    look = replied(watching, question, args.tokens).look
+    clock = time.thread_time if args.threads == 1 else time.process_time
+    arms = {
+        "plain": Arm(Engine(watching.model, watching.processor, mode="text"), clock),
+        "watching": Arm(watching, clock),
+        "eager": Arm(eager(args), clock),
+        "matrices": Arm(with_matrices(eager(args)), clock),
+    }
+    report = {"answer": in_turns(arms, question, 256, args.pairs)}
+    for arm in arms.values():
+        never_ending(arm.engine)
+    report["long"] = in_turns(arms, question, args.tokens, args.long_pairs)
+    look = arms["watching"].reply(question, args.tokens).look
     assert look is not None
     print(json.dumps(header(args) | report | {"slider_p95_ms": slider_milliseconds(look)}, indent=1))
+
+
+def eager(args: argparse.Namespace) -> Engine:
+    """A model of its own, without attention kept, under the kernel that can return its matrices."""
+    engine = Engine.load(args.checkpoint, mode="text", cpu_only=args.cpu_only)
+    engine.model.set_attn_implementation("eager")
+    return engine
+
+
+def with_matrices(engine: Engine) -> Engine:
+    model = bare_model(engine.model)
+    model.generate = partial(model.generate, output_attentions=True, return_dict_in_generate=True)
+    return engine
 
 
 def never_ending(engine: Engine) -> None:
@@ -64,51 +94,90 @@ def never_ending(engine: Engine) -> None:
     engine.family = NeverEnding()
 
 
-def in_turns(
-    engines: dict[str, Engine], question: tuple[Turn, ...], tokens: int, repeats: int
-) -> dict[str, object]:
-    """Seconds until the text is complete, taken in turns so that a busy moment hits both alike."""
-    replies: dict[str, list[Reply]] = {name: [] for name in engines}
-    for turn in range(repeats + 2):
-        for name, engine in sorted(engines.items(), reverse=bool(turn % 2)):
-            replies[name].append(replied(engine, question, tokens))
-    plain, watching = replies["plain"][2:], replies["watching"][2:]  # the first two warm up
-    assert {one.text for one in plain} == {one.text for one in watching}, "watching changed the answer"
-    return {
-        "seconds": ratios([one.told for one in plain], [one.told for one in watching]),
-        "cpu_seconds": ratios([one.cpu for one in plain], [one.cpu for one in watching]),
-        "look_after_seconds": round(statistics.median(one.whole - one.told for one in watching), 5),
-        "repeats": repeats,
-    }
+class Arm:
+    """One way to answer, timed in the thread that generates: what follows the last token is not counted, and no wake-up
+    of the thread that listens."""
 
+    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
+        self.engine = engine
+        self._clock = clock
+        self._marks: list[tuple[float, float]] = []
+        read, look, done = engine._read, engine._look, engine._generate
 
-def ratios(plain: list[float], watching: list[float]) -> dict[str, float]:
-    pairs = [watched / alone for alone, watched in zip(plain, watching, strict=True)]
-    medians = statistics.median(plain), statistics.median(watching)
-    return {
-        "plain": round(medians[0], 5),
-        "watching": round(medians[1], 5),
-        "watching_over_plain": round(medians[1] / medians[0], 4),
-        "median_of_pairs": round(statistics.median(pairs), 4),
-    }
+        def reading(turns: Sequence[Turn]) -> Any:
+            prompt = read(turns)
+            self._mark()
+            return prompt
+
+        def looking(*given: Any) -> Any:
+            self._mark()  # watching ends here, its hooks taken off
+            return look(*given)
+
+        def generating(*given: Any) -> Any:
+            said = done(*given)
+            if not engine.layers:
+                self._mark()
+            return said
+
+        engine._read, engine._look, engine._generate = reading, looking, generating
+
+    def reply(self, question: tuple[Turn, ...], tokens: int) -> Reply:
+        self._marks.clear()
+        gc.collect()  # not in a reply, by chance of one arm more than of another
+        *_, last = self.engine.reply(question, stop=threading.Event(), max_new_tokens=tokens)
+        whole = time.perf_counter()
+        (began, cpu_began), (ended, cpu_ended) = self._marks
+        return Reply(ended - began, cpu_ended - cpu_began, whole - ended, last.look, last.text)
+
+    def _mark(self) -> None:
+        self._marks.append((time.perf_counter(), self._clock()))
 
 
 class Reply(NamedTuple):
-    """Seconds, and seconds of all cores, until the last token was told; seconds until the look came."""
+    """Seconds, and seconds of the processor, from the read prompt to the last token; seconds from there to the look."""
 
-    told: float
+    seconds: float
     cpu: float
-    whole: float
+    after: float
     look: Look | None
     text: str
 
 
-def replied(engine: Engine, question: tuple[Turn, ...], tokens: int) -> Reply:
-    start, cpu = time.perf_counter(), time.process_time()
-    for partial in engine.reply(question, stop=threading.Event(), max_new_tokens=tokens):
-        if not partial.done:
-            told, spent = time.perf_counter() - start, time.process_time() - cpu
-    return Reply(told, spent, time.perf_counter() - start, partial.look, partial.text)
+def in_turns(
+    arms: Mapping[str, Arm], question: tuple[Turn, ...], tokens: int, pairs: int
+) -> dict[str, object]:
+    """Every arm once in each round, and the order turned round after each, so that a busy moment hits all alike."""
+    replies: dict[str, list[Reply]] = {name: [] for name in arms}
+    for turn in range(pairs + 4):
+        for name in [*arms] if turn % 2 else [*reversed(arms)]:
+            replies[name].append(arms[name].reply(question, tokens))
+    kept = {name: all_of_them[4:] for name, all_of_them in replies.items()}  # the first ones warm up
+    assert {one.text for one in kept["plain"]} == {one.text for one in kept["watching"]}, "the answer changed"
+    return {
+        "pairs": pairs,
+        "seconds": beside_plain({name: [one.seconds for one in many] for name, many in kept.items()}),
+        "cpu_seconds": beside_plain({name: [one.cpu for one in many] for name, many in kept.items()}),
+        "look_after_seconds": round(statistics.median(one.after for one in kept["watching"]), 5),
+    }
+
+
+def beside_plain(spent: Mapping[str, Sequence[float]]) -> dict[str, object]:
+    plain = np.array(spent["plain"])
+    return {
+        name: {"median": round(float(np.median(times)), 5)}
+        | ({} if name == "plain" else over(np.array(times) / plain))
+        for name, times in spent.items()
+    }
+
+
+def over(ratios: np.ndarray) -> dict[str, object]:
+    """The median of the ratios of pairs, and where it would lie had other pairs been drawn."""
+    drawn = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+    return {
+        "over_plain": round(float(np.median(ratios)), 4),
+        "from_to": [round(float(low), 4), round(float(high), 4)],
+    }
 
 
 def slider_milliseconds(look: Look) -> dict[str, float]:
@@ -158,7 +227,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "tower.png")
     parser.add_argument("--question", default="这座塔是什么?")
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=25)
+    parser.add_argument("--pairs", type=int, default=200, help="of the model's own answer")
+    parser.add_argument("--long-pairs", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cpu-only", action="store_true")
     return parser.parse_args()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, reduce
@@ -40,8 +40,11 @@ UNSUPPORTED_KERNELS = ("flex_attention", "paged|")
 UNSUPPORTED_TERMS = ("position_bias",)  # rows without it would be wrong
 SINK_LOGITS = "s_aux"  # transformers' name, in the options of a call
 
-_EXTRACTORS: WeakKeyDictionary[nn.Module, AttentionExtractor] = WeakKeyDictionary()  # by bare model
+_EXTRACTORS: WeakKeyDictionary[nn.Module, AttentionExtractor | KernelTap] = (
+    WeakKeyDictionary()
+)  # by bare model
 _WATCHERS: WeakKeyDictionary[nn.Module, _Watcher] = WeakKeyDictionary()  # by attention module
+_LISTENERS: dict[nn.Module, _Listener] = {}  # the same of a KernelTap, while it taps
 
 
 class AttentionExtractor:
@@ -244,16 +247,8 @@ class AttentionExtractor:
             self._tap = before
 
     def _attach(self) -> None:
-        if self._model in _EXTRACTORS:
-            raise ValueError(
-                "another AttentionExtractor is attached to this model; call its remove() first, or ask one extractor "
-                "for all the layers"
-            )
-        found = (vars(module).get("config") for module in self._model.modules())
-        configs = {id(config): config for config in found if isinstance(config, PreTrainedConfig)}.values()
-        kernels = [
-            (config, str(config._attn_implementation)) for config in configs if config._attn_implementation
-        ]
+        _check_is_free(self._model)
+        kernels = _kernels_in_use(_configs(self._model))
         observed = [observe_kernel(kernel) for _, kernel in kernels]
         self._hooks = [
             self._model.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -555,6 +550,68 @@ class _Watcher:
         return self.owner.vision_tokens if self.name.startswith("vision_layer_") else None
 
 
+class KernelTap:
+    """Hands a tap every kernel call of some attention modules, and does nothing else: for one generation after another,
+    where a new ``AttentionExtractor`` each time would be felt. What can be prepared is; attaching sets a name.
+
+    names   as ``attention_weights`` has them
+
+    One at a time on a model, in the place of an extractor.
+    """
+
+    def __init__(self, model: nn.Module, names: Collection[str], *, family: Family | None = None) -> None:
+        self._model = bare_model(model)
+        modules = attention_modules(self._model, family or family_of(self._model.config))
+        self._modules = {name: module for name, module in modules.items() if name in names}
+        self._configs = _configs(self._model)
+
+    @contextmanager
+    def tapped(self, tap: Tap) -> Iterator[None]:
+        """While the block lasts, as ``AttentionExtractor.tapped``; also outside the model's own forward."""
+        _check_is_free(self._model)
+        kernels = _kernels_in_use(self._configs)
+        observed = [observe_kernel(kernel) for _, kernel in kernels]
+        _EXTRACTORS[self._model] = self
+        try:
+            _LISTENERS.update((module, _Listener(name, tap)) for name, module in self._modules.items())
+            for (config, _), kernel in zip(kernels, observed, strict=True):
+                config._attn_implementation_internal = kernel
+            yield
+        finally:
+            for config, kernel in kernels:
+                config._attn_implementation_internal = kernel
+            for module in self._modules.values():
+                _LISTENERS.pop(module, None)
+            del _EXTRACTORS[self._model]
+
+
+class _Listener(NamedTuple):
+    name: str
+    tap: Tap
+
+    def run(self, call: Call) -> tuple[Tensor, Any]:
+        output, more = call.run()
+        return self.tap(self.name, call, output), more
+
+
+def _check_is_free(model: nn.Module) -> None:
+    if model in _EXTRACTORS:
+        raise ValueError(
+            "another AttentionExtractor is attached to this model; call its remove() first, or ask one extractor "
+            "for all the layers"
+        )
+
+
+def _configs(model: nn.Module) -> list[PreTrainedConfig]:
+    """Every configuration that a module of the model reads, once."""
+    found = (vars(module).get("config") for module in model.modules())
+    return [*{id(config): config for config in found if isinstance(config, PreTrainedConfig)}.values()]
+
+
+def _kernels_in_use(configs: Iterable[PreTrainedConfig]) -> list[tuple[PreTrainedConfig, str]]:
+    return [(config, str(config._attn_implementation)) for config in configs if config._attn_implementation]
+
+
 def observe_kernel(kernel: str) -> str:
     """The name under which ``kernel`` runs with its rows observed; registered, with its mask function, on
     first use.
@@ -577,7 +634,7 @@ def observe_kernel(kernel: str) -> str:
             **kwargs: Any,
         ) -> tuple[Tensor, Any]:
             call = Call(kernel, module, query, key, value, attention_mask, kwargs)
-            watcher = _WATCHERS.get(module)
+            watcher = _LISTENERS.get(module) or _WATCHERS.get(module)
             return call.run() if watcher is None else watcher.run(call)
 
         AttentionInterface.register(name, observed)

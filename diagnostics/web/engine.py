@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from math import isqrt
 from pathlib import Path
@@ -22,14 +23,14 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 import finetune
-from diagnostics.capture import AttentionExtractor
+from diagnostics.capture import KernelTap
 from diagnostics.hidden import HiddenStates
 from diagnostics.probe import auto_key_layers
 from diagnostics.reading import padded, token_texts
 from diagnostics.sinks import THRESHOLD, sink_dimensions, sink_tokens
 from diagnostics.web.look import ANSWER, OTHER, QUESTION, Look, SeenImage
 from diagnostics.web.memory import available_bytes, need, require
-from diagnostics.web.rows import ReplyRows
+from diagnostics.web.rows import CONNECTOR, ReplyRows
 from finetune.checkpoint import load, load_config, resolve
 from finetune.conversation import Conversation, ImageRef, Turn
 from finetune.families import Encoded, ImageTokens, attention_modules, bare_model, family_of
@@ -104,6 +105,10 @@ class Engine:
         # |RMSNorm(x)_d| is at most √width, so narrow models have no sinks to look for.
         can_have_sinks = config.get_text_config().hidden_size >= THRESHOLD**2
         self.sink_layers = key_layers if can_have_sinks else ()
+        self.watched = [f"layer_{layer}" for layer in self.layers]
+        self.watched += [f"vision_layer_{layer}" for layer in self.vision_layers]
+        self.tower = bare_model(model).get_submodule(self.family.paths.vision_layers.rpartition(".")[0])
+        self.kernels = KernelTap(self.model, [*self.watched, CONNECTOR], family=self.family)
         self._adapter_is_off = False
         self._line = _Line()
 
@@ -398,31 +403,27 @@ class _Watch:
 
     def __init__(self, engine: Engine, encoded: Encoded) -> None:
         self._engine = engine
-        self._images = encoded.images
-        slots = _image_slots(encoded)
-        text = [at for at in range(len(encoded.input_ids)) if at not in slots]
-        names = [f"layer_{layer}" for layer in engine.layers]
-        names += [f"vision_layer_{layer}" for layer in engine.vision_layers]
-        self._rows = ReplyRows(names, text[-engine.rows_that_fit(len(encoded.input_ids)) :])
-        self._tower_inputs: dict[str, Any] = {}
+        self._encoded = encoded
+        self._rows = ReplyRows(engine.watched, partial(_text_positions, engine, encoded))
+        self._tower_called: tuple[nn.Module, Any, dict[str, Any]] | None = None
+        self._states: HiddenStates | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> _Watch:
         engine, enter = self._engine, self._stack.enter_context
-        extractor = enter(AttentionExtractor(engine.model, [], connector=False, family=engine.family))
-        enter(extractor.tapped(self._rows))
-        self._states = enter(HiddenStates(engine.model, engine.sink_layers, family=engine.family))
-        tower = bare_model(engine.model).get_submodule(engine.family.paths.vision_layers.rpartition(".")[0])
-        hook = tower.register_forward_pre_hook(self._keep_tower_inputs, with_kwargs=True)
-        self._stack.callback(hook.remove)
+        enter(engine.kernels.tapped(self._rows))
+        if engine.sink_layers:  # a hook costs something in every forward
+            self._states = enter(HiddenStates(engine.model, engine.sink_layers, family=engine.family))
+        if engine.vision_layers:
+            hook = engine.tower.register_forward_pre_hook(self._keep_tower_inputs, with_kwargs=True)
+            self._stack.callback(hook.remove)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def _keep_tower_inputs(self, tower: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
-        given = inspect.signature(tower.forward).bind_partial(*arguments, **options).arguments
-        self._tower_inputs = dict(given)
+        self._tower_called = tower, arguments, options  # read when the reply has been told
 
     def rows(self, tokens: int) -> tuple[np.ndarray, dict[int, np.ndarray]]:
         """Int[queries] and layer → Float16[heads, queries, tokens]: as many of the last rows as fit the budget."""
@@ -444,11 +445,14 @@ class _Watch:
     def vision(self) -> dict[int, tuple[np.ndarray, ...]]:
         """Layer of the tower → for each image Float16[heads, patches, patches]; without layers that did not run, and
         where patches are not whole parts of cells, or their rows take more than half of the cache."""
-        if not self._tower_inputs:
+        if self._tower_called is None:
             return {}
-        engine, images = self._engine, self._images
+        tower, arguments, options = self._tower_called
+        engine, images = self._engine, self._encoded.images
         config = bare_model(engine.model).config
-        inputs = {**self._tower_inputs, "tiles": [image.tiles for image in images]}
+        inputs = dict(inspect.signature(tower.forward).bind_partial(*arguments, **options).arguments)
+        inputs["tiles"] = [image.tiles for image in images]
+        usual = [engine.family.image_arithmetic(config, one.image_size_pixels).patches for one in images]
         found = {}
         for layer in engine.vision_layers:
             name = f"vision_layer_{layer}"
@@ -456,7 +460,7 @@ class _Watch:
             if sequences is not None and self._bytes(name, sequences) > engine.cache_bytes / 2:
                 continue
             rows = self._rows.tower(name, sequences)
-            if len(rows) == len(images) and all(map(_divides, images, (one.shape[1] for one in rows))):
+            if len(rows) == len(images) and all(map(_divides, images, (one.shape[1] for one in rows), usual)):
                 found[layer] = tuple(one.numpy() for one in rows)
         return found
 
@@ -473,7 +477,7 @@ class _Watch:
         """A layer's sinks are looked for in key layers; others go by the nearest below, since a sink, once there,
         stays."""
         found = np.zeros((len(self._engine.layers), tokens), bool)
-        if not self._engine.sink_layers:
+        if self._states is None:
             return found
         states = [one[0] for one in self._states.hidden_states.values()]
         marked = np.stack([sink_tokens(one, sink_dimensions(one)) for one in states])
@@ -489,14 +493,19 @@ def reply_text(tokenizer: Any, said: Sequence[int]) -> str:
     return "".join(str(tokenizer.decode(list(run))) if is_known else UNKNOWN for is_known, run in runs)
 
 
-def _divides(image: ImageTokens, patches: int) -> bool:
-    """Are a cell's patches a square of 1, 4, 9, …? Not where a picture in tiles has margins: patches, but no cells."""
+def _divides(image: ImageTokens, patches: int, usual: tuple[int, int]) -> bool:
+    """Are a cell's patches a square of 1, 4, 9, …? Not where margins have patches, but no cells: 24 × 24 of a picture
+    padded to a square, over 6 × 24 cells, would pass for 2 × 2 in each.
+
+    usual   (rows, columns) of patches by the configuration: the tower's own, where they are as many
+    """
     cells = image.grid[0] * image.grid[1]
+    rows, columns = usual
     if image.tiles is not None:
         side = isqrt(patches // (image.tiles[0] * image.tiles[1]))  # of a tile, in patches
         rows, columns = (count * side for count in image.tiles)
-        if rows * image.grid[1] != columns * image.grid[0]:
-            return False
+    if rows * columns == patches and rows * image.grid[1] != columns * image.grid[0]:
+        return False
     return patches % cells == 0 and isqrt(patches // cells) ** 2 == patches // cells
 
 
@@ -517,6 +526,12 @@ def _kinds(encoded: Encoded, said: int) -> Iterator[str]:
 
 def _image_slots(encoded: Encoded) -> set[int]:
     return {int(position) for image in encoded.images for position in image.all_positions}
+
+
+def _text_positions(engine: Engine, encoded: Encoded) -> list[int]:
+    """The prompt's text, as much of its end as fits."""
+    slots, tokens = _image_slots(encoded), len(encoded.input_ids)
+    return [at for at in range(tokens) if at not in slots][-engine.rows_that_fit(tokens) :]
 
 
 def _thumbnail(picture: Image.Image) -> Image.Image:

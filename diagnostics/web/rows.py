@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from diagnostics.capture import Call, attention_logits, attention_rows, sink_log
 from finetune.families.tower import TowerSequence, joined
 
 CONNECTOR = "visual_attn"
+THINNED_FROM_BYTES = 2**20
+"""Of the prompt's queries in one layer: more are thinned out to the wanted rows while the model runs, fewer later."""
 
 
 class ReplyRows:
@@ -26,29 +29,30 @@ class ReplyRows:
 
     names       language layers, ``layer_N``, causal where no mask of four axes says otherwise, and layers of the tower,
                 ``vision_layer_N``
-    positions   ascending: which rows of the prompt to keep
+    positions   ascending: which rows of the prompt to keep. Asked for when first needed, which for a short prompt is
+                after the reply
 
     One sequence, without padding.
     """
 
-    def __init__(self, names: Collection[str], positions: Sequence[int]) -> None:
+    def __init__(self, names: Collection[str], positions: Callable[[], Sequence[int] | np.ndarray]) -> None:
         self._names = frozenset(names)
-        self._prompt_positions = np.array(positions, dtype=np.int64)
+        self._layers = frozenset(name for name in names if name.startswith("layer_"))
+        self._wanted = positions
         self._prompt = 0
         self._queries: dict[str, list[Tensor]] = {}
         self._last: dict[str, Call] = {}
-        self._seen: dict[
-            str, Tensor
-        ] = {}  # Bool[heads or 1, rows, keys]: what the prompt's rows may see, if told
+        self._masks: dict[str, Tensor] = {}  # what the prompt may see, where that is told with four axes
         self._late: dict[
             str, list[Tensor]
         ] = {}  # rows of steps that saw the last keys alone: Float[heads, keys]
         self._eyes: dict[str, list[Call]] = {}  # of connector and tower
 
     def __call__(self, name: str, call: Call, output: Tensor) -> Tensor:
-        if name == CONNECTOR or (name in self._names and not name.startswith("layer_")):
-            self._eyes.setdefault(name, []).append(call)
-        elif name in self._names:
+        if name not in self._layers:
+            if name == CONNECTOR or name in self._names:
+                self._eyes.setdefault(name, []).append(call._replace(value=call.key))
+        else:
             queries, keys = call.lengths
             if queries == keys:
                 self._begin(name, call)
@@ -58,6 +62,10 @@ class ReplyRows:
             else:
                 self._late.setdefault(name, []).append(_only_row(call))
         return output
+
+    @cached_property
+    def _prompt_positions(self) -> Int[np.ndarray, " rows"]:
+        return np.array(self._wanted(), dtype=np.int64)
 
     @property
     def positions(self) -> np.ndarray:
@@ -107,17 +115,22 @@ class ReplyRows:
             sequences = [joined(list(sequences))]
         return _by_patch(rows, sequences)
 
-    @torch.no_grad()
     def _begin(self, name: str, call: Call) -> None:
-        self._prompt = call.lengths[0]
-        places = torch.from_numpy(self._prompt_positions).to(call.query.device)
+        query = call.query
+        self._prompt = query.shape[2]
+        if query.nbytes > THINNED_FROM_BYTES:
+            query = query.index_select(2, torch.from_numpy(self._prompt_positions).to(query.device))
+            call = call._replace(query=query, value=call.key)  # the prompt's others may go
+        self._queries[name] = [query]
+        self._last[name] = call
         if call.mask is not None and call.mask.ndim == 4:
-            self._seen[name] = _allowed(
-                call.mask.expand(-1, -1, self._prompt, -1)[0, :, places, : self._prompt]
-            )
-        kept = call.query[:, :, places]
-        self._queries[name] = [kept]
-        self._last[name] = call._replace(query=kept, value=call.key)  # the prompt's others may go
+            self._masks[name] = call.mask
+
+    def _kept_queries(self, name: str) -> Float[Tensor, "batch heads rows width"]:
+        first, *steps = self._queries[name]
+        if first.shape[2] != len(self._prompt_positions):
+            first = first[:, :, torch.from_numpy(self._prompt_positions).to(first.device)]
+        return torch.cat([first, *steps], dim=2)
 
     def _steps(self, name: str) -> int:
         return len(self._queries[name]) - 1 + len(self._late.get(name, ()))
@@ -130,11 +143,13 @@ class ReplyRows:
         allowed = (key <= place)[None]  # heads or 1, rows, keys
         if window := last.options.get("sliding_window"):
             allowed &= place - key < window
-        if (seen := self._seen.get(name)) is not None and positions[0] < self._prompt:
-            seen = seen[:, -int((positions < self._prompt).sum()) :]
+        of_prompt = int((positions < self._prompt).sum())
+        if (mask := self._masks.get(name)) is not None and of_prompt:
+            mask = mask.expand(-1, -1, self._prompt, -1)
+            seen = _allowed(mask[0, :, place[:of_prompt, 0], : self._prompt])
             allowed = allowed.repeat(seen.shape[0], 1, 1)
             allowed[:, : seen.shape[1], : self._prompt] = seen
-        query = torch.cat(self._queries[name], dim=2)[:, :, -len(positions) :]
+        query = self._kept_queries(name)[:, :, -len(positions) :]
         # A mask of four axes is all the rule there is, whatever the kernel.
         return _every_row(last._replace(query=query, mask=allowed.expand(1, -1, -1, -1)))[0].half().cpu()
 

@@ -153,7 +153,7 @@ def test_a_flash_kernel_is_replaced_by_one_that_knows_sinks():
 def test_rows_of_a_generated_reply_are_those_of_one_pass(model):
     given = one()
     names = [f"layer_{at}" for at in range(LAYERS)]
-    taken = ReplyRows(names, [0, 3, 10])
+    taken = ReplyRows(names, lambda: [0, 3, 10])
     with AttentionExtractor(model, [], family=FAMILY) as extractor, extractor.tapped(taken):
         reply = model.generate(**given, max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0)
     whole = {**given, "input_ids": reply, "attention_mask": torch.ones_like(reply)}

@@ -154,7 +154,17 @@ def test_margins_are_not_taken_for_finer_patches():
     ):
         boxes = np.zeros((grid[0] * grid[1], 4))
         image = ImageTokens(np.arange(len(boxes)), grid, boxes, (90, 30), False, tiles=(1, 3))
-        assert engine_module._divides(image, 24 * 72) == whole
+        assert engine_module._divides(image, 24 * 72, (24, 24)) == whole
+
+
+def test_a_picture_padded_to_a_square_is_not_taken_for_a_finer_one():
+    """24 × 24 patches over 6 × 24 cells are four for each, but not 2 × 2; of a picture resized otherwise than the
+    configuration says only the numbers tell."""
+    boxes = np.zeros((6 * 24, 4))
+    image = ImageTokens(np.arange(144), (6, 24), boxes, (96, 24), False)
+    assert not engine_module._divides(image, 24 * 24, (24, 24))
+    assert engine_module._divides(image, 12 * 48, (12, 48)) and engine_module._divides(image, 6 * 24, (6, 24))
+    assert engine_module._divides(image, 12 * 48, (20, 80))
 
 
 @pytest.mark.parametrize("name", GRIDS)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from diagnostics.capture import Call
+from diagnostics.web import rows as rows_module
 from diagnostics.web.rows import ReplyRows
 from finetune.families.tower import TowerSequence
 
@@ -29,11 +30,14 @@ def drawn():
     return lambda *shape: torch.randn(*shape, generator=generator)
 
 
-def test_prompt_and_steps_under_a_window_of_two_with_shared_key_heads(drawn):
+@pytest.mark.parametrize("thinned_from_bytes", [0, 2**20])
+def test_prompt_and_steps_under_a_window_of_two_with_shared_key_heads(drawn, thinned_from_bytes, monkeypatch):
+    monkeypatch.setattr(rows_module, "THINNED_FROM_BYTES", thinned_from_bytes)
     query, key = drawn(1, 4, 5, 8), drawn(1, 2, 5, 8)  # three tokens of prompt, two steps
-    taken = ReplyRows(["layer_0"], [0, 2])
+    taken = ReplyRows(["layer_0"], lambda: [0, 2])
     taken("layer_0", call(query[:, :, :3], key[:, :, :3], sliding_window=2), query)
     taken("layer_1", call(query[:, :, :3], key[:, :, :3]), query)  # not asked for
+    assert taken._queries["layer_0"][0].shape[2] == (2 if thinned_from_bytes == 0 else 3)
     for at in (3, 4):
         taken("layer_0", call(query[:, :, [at]], key[:, :, : at + 1], sliding_window=2), query)
     rows = taken.rows("layer_0", 99).numpy()
@@ -49,12 +53,14 @@ def test_prompt_and_steps_under_a_window_of_two_with_shared_key_heads(drawn):
 
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("most", [2, 99])
-def test_a_prompt_that_is_not_causal(drawn, adds, most):
+@pytest.mark.parametrize("thinned_from_bytes", [0, 2**20])
+def test_a_prompt_that_is_not_causal(drawn, adds, most, thinned_from_bytes, monkeypatch):
     """A mask says what each token of the prompt may see: the first one the last, too."""
+    monkeypatch.setattr(rows_module, "THINNED_FROM_BYTES", thinned_from_bytes)
     query, key = drawn(1, 2, 4, 8), drawn(1, 2, 4, 8)
     mask = torch.tensor([[True, False, True], [True, True, True], [False, True, True]])[None, None]
     given = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min) if adds else mask
-    taken = ReplyRows(["layer_0"], [0, 2])
+    taken = ReplyRows(["layer_0"], lambda: [0, 2])
     taken("layer_0", call(query[:, :, :3], key[:, :, :3])._replace(mask=given), query)
     taken("layer_0", call(query[:, :, [3]], key), query)
     expected = np.zeros((2, 3, 4), np.float32)
@@ -68,7 +74,7 @@ def test_a_prompt_that_is_not_causal(drawn, adds, most):
 def test_a_cache_that_forgets_keys(drawn, most):
     """A window of three: the cache hands out the last three keys once there are four."""
     query, key = drawn(1, 2, 6, 8), drawn(1, 2, 6, 8)
-    taken = ReplyRows(["layer_0"], [1])
+    taken = ReplyRows(["layer_0"], lambda: [1])
     taken("layer_0", call(query[:, :, :2], key[:, :, :2], sliding_window=3), query)
     expected = np.zeros((2, 5, 6), np.float32)
     expected[:, 0, :2] = softmax_rows(query[:, :, [1]], key[:, :, :2])[:, 0]
@@ -83,7 +89,7 @@ def test_a_cache_that_forgets_keys(drawn, most):
 def test_a_tower_s_windows_and_class_token_are_undone(drawn):
     """Image 0 has three patches in two windows, out of order; image 1 one patch behind a class token."""
     windows = [sequence([0, 0], [2, 0]), sequence([0], [1]), sequence([1, 1], [-1, 0])]
-    taken, expected = ReplyRows(["vision_layer_3"], []), np.zeros((2, 3, 3), np.float32)
+    taken, expected = ReplyRows(["vision_layer_3"], list), np.zeros((2, 3, 3), np.float32)
     seen = []
     for one in windows:
         query, key = drawn(1, 2, len(one), 8), drawn(1, 2, len(one), 8)
@@ -100,7 +106,7 @@ def test_a_flash_kernel_s_one_call_for_several_sequences(drawn):
     images = [sequence([0, 0], [1, 0]), sequence([1, 1, 1], [0, 2, 1])]
     query, key = drawn(1, 2, 5, 8), drawn(1, 2, 5, 8)
     bounds = torch.tensor([0, 2, 5])
-    taken = ReplyRows(["vision_layer_0"], [])
+    taken = ReplyRows(["vision_layer_0"], list)
     one = call(query, key, kernel="flash_attention_2", is_causal=False, cu_seq_lens_q=bounds)
     taken("vision_layer_0", one, query)
     first, second = taken.tower("vision_layer_0", images)
@@ -109,6 +115,6 @@ def test_a_flash_kernel_s_one_call_for_several_sequences(drawn):
 
 
 def test_what_did_not_run_has_no_rows():
-    taken = ReplyRows(["vision_layer_0"], [])
+    taken = ReplyRows(["vision_layer_0"], list)
     assert taken.connector() == [] and taken.tower("vision_layer_0", None) == []
     assert taken.tower("vision_layer_0", [sequence([0], [0])]) == []
