@@ -33,7 +33,7 @@ from diagnostics.web.rows import ReplyRows
 from finetune.checkpoint import load, load_config, resolve
 from finetune.conversation import Conversation, ImageRef, Turn
 from finetune.families import Encoded, ImageTokens, attention_modules, bare_model, family_of
-from finetune.families.tower import TowerSequence, joined
+from finetune.families.tower import TowerSequence, joined, laid_out
 
 Mode: TypeAlias = Literal["text", "full", "low"]
 EMBEDDED = Path(finetune.__file__).parent / "demo" / "base"
@@ -493,8 +493,9 @@ def _divides(image: ImageTokens, patches: int) -> bool:
     """Are a cell's patches a square of 1, 4, 9, …? Not where a picture in tiles has margins: patches, but no cells."""
     cells = image.grid[0] * image.grid[1]
     if image.tiles is not None:
-        side = isqrt(patches // (image.tiles[0] * image.tiles[1]))  # of a tile, in patches
-        rows, columns = (count * side for count in image.tiles)
+        down, across = laid_out(image.tiles)
+        side = isqrt(patches // (down * across))  # of a tile, in patches
+        rows, columns = down * side, across * side
         if rows * image.grid[1] != columns * image.grid[0]:
             return False
     return patches % cells == 0 and isqrt(patches // cells) ** 2 == patches // cells
