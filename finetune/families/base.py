@@ -239,6 +239,28 @@ def restarting_positions(samples: Sequence[Encoded]) -> torch.Tensor:
     return torch.cat([torch.arange(len(one.input_ids)) for one in samples])
 
 
+def joined_media(samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    """The media of a batch's samples, each joined on its first axis in their order.
+
+    Raises ValueError where a model takes videos as one array (LLaVA-OneVision) and they have different numbers of
+    frames.
+    """
+    import torch
+
+    joined = {}
+    for name in sorted({name for one in samples for name in one.media}):
+        found = [one.media[name] for one in samples if name in one.media]
+        frames = sorted({one.shape[1] for one in found}) if name == "pixel_values_videos" else []
+        if len(frames) > 1 and found[0].ndim == 5:
+            raise ValueError(
+                f"found videos of {frames[0]} and of {frames[-1]} frames in one batch, expected as many of each: the "
+                "model takes them as one array; put one sample in a batch (--per_device_train_batch_size 1, "
+                "--per_device_eval_batch_size 1, no --packing), or give every video as many frames"
+            )
+        joined[name] = torch.cat(found)
+    return joined
+
+
 def bare_model(model: nn.Module) -> nn.Module:
     """The transformers model below PEFT and distributed wrappers."""
     while True:
