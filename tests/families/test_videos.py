@@ -9,6 +9,7 @@ from diagnostics.reading import padded
 from finetune.conversation import ImageRef
 from finetune.data import Collator, Sample, blank_video
 from finetune.families.base import attending_layers
+from finetune.lengths import measure
 from finetune.videos import video_of_frames
 from tests.families.clips import CPU, about, grid_processor, picture, still, video
 from tests.families.tiny_families import ALL, GRIDS, MERGE
@@ -68,6 +69,17 @@ def test_tokens_are_counted_without_opening_a_frame(tiny, processor, tmp_path):
     assert counted.labels.tolist() == full.labels.tolist()
     with pytest.raises(ValueError, match=r"0\.png"):
         tiny.family.encode(processor, about(video_of_frames(refs, "clip", 2.0)))
+
+
+def test_places_of_pictures_are_counted_without_those_of_videos(tiny, processor, tmp_path):
+    clip, still = video(), picture()
+    conversations = [about(clip, "and ", still), about(still), about(clip), about()]
+    found = measure(conversations, processor, tiny.family, workers=1, cache_dir=tmp_path)
+    encoded = tiny.family.encode(processor, about(still))
+    slot = encoded.input_ids[encoded.images[0].positions[0]]
+    count = int((encoded.input_ids == slot).sum())
+    assert found.image_tokens.tolist() == [count, count, 0, 0]
+    assert found.images.tolist() == [1, 1, 0, 0] and found.videos.tolist() == [1, 0, 1, 0]
 
 
 def test_answers_alone_are_learned(tiny, processor):

@@ -86,7 +86,7 @@ def test_what_a_sample_weighs_by_hand(tmp_path: Path):
         [0, 1, 2],
         [0, 0, 0],
     ]
-    assert Lengths._fields == ("tokens", "trained_tokens", "image_tokens", "images")
+    assert Lengths._fields == ("tokens", "trained_tokens", "image_tokens", "images", "videos")
 
 
 def test_counts_are_kept_and_belong_to_what_decides_them(tmp_path: Path):
