@@ -11,6 +11,7 @@ from transformers.models.llava_onevision.processing_llava_onevision import Llava
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.video_utils import VideoMetadata
 
+from diagnostics.capture import AttentionExtractor
 from diagnostics.reading import padded
 from finetune.data import Collator, Sample
 from finetune.evaluation import prompts
@@ -106,7 +107,7 @@ def test_a_video_s_words_by_hand(name, tiny, processor):
 
 def test_words_are_those_of_transformers_own_processor(name, tiny, processor, monkeypatch):
     """Which is asked for a video's words alone: its pixels need torchvision."""
-    clip = video(count=5, fps=0.02)
+    clip = video(count=5, fps=0.03)
     text = processor.tokenizer.decode(tiny.family.encode(processor, about(clip)).input_ids.tolist())
     frames = {"pixel_values_videos": np.zeros((1, 5, 3, 8, 8))}
     if name == "internvl":
@@ -117,10 +118,10 @@ def test_words_are_those_of_transformers_own_processor(name, tiny, processor, mo
             image_seq_len=4, image_token="<image>", fake_image_token="<fake_token_around_image>",
             global_image_token="<global-img>",
         )  # fmt: skip
-        told = VideoMetadata(total_num_frames=5, fps=0.02, duration=250.0, frames_indices=[*range(5)])
+        told = VideoMetadata(total_num_frames=5, fps=0.03, duration=5 / 0.03, frames_indices=[*range(5)])
         given = {"pixel_values": frames["pixel_values_videos"], "video_metadata": [told]}
         expected = processing_smolvlm.SmolVLMProcessor.replace_video_token(ours, given, 0)
-        assert "five frames from a 0:04:10 " in expected and "Frame from 03:20:" in expected
+        assert "five frames from a 0:02:46 " in expected and "Frame from 01:06:" in expected
     else:
         expected = LlavaOnevisionProcessor.replace_video_token(processor, frames, 0)
     assert expected in text
@@ -273,6 +274,33 @@ def test_pooled_cells_by_hand():
     assert strip.cell_boxes_pixels[:3, 0] == pytest.approx(x[:3])
     assert strip.cell_boxes_pixels[2].tolist() == pytest.approx([x[2], 0, 44, 5 / 3 * 4])
     assert strip.cell_boxes_pixels[-1].tolist() == pytest.approx([x[2], 22 + 10 / 3 * 4, 44, 44])
+
+
+# --- looking ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("order", ["picture first", "video first"])
+def test_llava_onevision_s_inputs_tell_its_videos_and_overviews_are_numbered_behind_them(order):
+    tiny = FRAMES["odd llava-onevision"]
+    processor, model = tiny.processor(None), tiny.model()
+    parts = [picture((40, 22)), video(count=2)]
+    both = tiny.family.encode(processor, about(*(parts if order == "picture first" else parts[::-1])))
+    alone = tiny.family.encode(processor, about(parts[0]))
+    assert alone.images[0].tiles == (1, 2)
+
+    def rows(encoded, image, **told):
+        wanted = {"vision_layers": [1], "images": [image], "family": tiny.family}
+        with torch.no_grad(), AttentionExtractor(model, [], **wanted, **told) as seen:
+            model(**padded([encoded], CPU, left=False))
+        return seen.attention_weights["vision_layer_1"][0]
+
+    told = {"tiles": [one.tiles for one in both.images]}
+    patches = {0: 2 * 25, 1: 2 * 25, 2: 25}  # the picture's tiles, the video's frames, the picture's overview
+    for image, count in patches.items():
+        found = rows(both, image)
+        assert np.array_equal(found, rows(both, image, **told)) and found.shape[1:] == (count, count)
+    assert np.abs(rows(both, 0) - rows(alone, 0)).max() < 1e-6
+    assert np.abs(rows(both, 2) - rows(alone, 1)).max() < 1e-6
+    with pytest.raises(ValueError, match=r"image 3 does not exist; expected one of \[0, 1, 2\]"):
+        rows(both, 3)
 
 
 # --- settings --------------------------------------------------------------------------------------------
