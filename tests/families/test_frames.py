@@ -19,7 +19,7 @@ from finetune.families import films
 from finetune.families.idefics3 import in_words
 from finetune.lengths import shrink
 from tests.families.clips import CPU, about, clip_of, picture, video
-from tests.families.test_videos import FRAMES
+from tests.families.test_video_families import FRAMES
 
 BICUBIC, LANCZOS = Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
 SIDES = {"llava-onevision": 2, "odd llava-onevision": 3, "internvl": 2, "smolvlm": 2}  # tokens of a frame

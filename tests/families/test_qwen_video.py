@@ -1,5 +1,5 @@
 """Videos in Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: tokens, time stamps, pixels, cells, rotary positions. What they
-have in common with other families' is in ``test_videos``."""
+have in common with other families' is in ``test_video_families``."""
 
 import json
 
