@@ -299,6 +299,7 @@ def test_llava_onevision_s_inputs_tell_its_videos_and_overviews_are_numbered_beh
         assert np.array_equal(found, rows(both, image, **told)) and found.shape[1:] == (count, count)
     assert np.abs(rows(both, 0) - rows(alone, 0)).max() < 1e-6
     assert np.abs(rows(both, 2) - rows(alone, 1)).max() < 1e-6
+    assert np.abs(rows(both, 1) - rows(tiny.family.encode(processor, about(parts[1])), 0)).max() < 1e-6
     with pytest.raises(ValueError, match=r"image 3 does not exist; expected one of \[0, 1, 2\]"):
         rows(both, 3)
 
