@@ -92,7 +92,7 @@ class LlavaOnevisionFamily:
         Whether pictures are tiled is told by how many the conversation has, as in training."""
         refs = [ref for ref in conversation.media if isinstance(ref, ImageRef)]
         videos = [ref for ref in conversation.media if isinstance(ref, VideoRef)]
-        _check_alike(conversation, videos)
+        _check_alike(videos)
         opened = [self.load_image(ref) for ref in refs] if media else []
         sizes = [one.size for one in opened] if media else [told_size(ref) for ref in refs]
         bounded = [tiles.bounded(processor, ref, size) for ref, size in zip(refs, sizes, strict=True)]
@@ -116,14 +116,10 @@ class LlavaOnevisionFamily:
         frames = [open_frames(ref, self.load_image) for ref in videos]
         starts = _starts(processor, chat)
         stills = zip(starts[IMAGE], bounded, sizes, strict=True)
+        films_at = zip(starts[VIDEO], videos, frames, strict=True)
         found = {
             ImageRef: iter([_tokens(tiling, at, new, old, alone) for at, new, old in stills]),
-            VideoRef: iter(
-                [
-                    _strip(tiling, at, ref, of_it[0].size)
-                    for at, ref, of_it in zip(starts[VIDEO], videos, frames, strict=True)
-                ]
-            ),
+            VideoRef: iter([_strip(tiling, at, ref, its[0].size) for at, ref, its in films_at]),
         }
         return replace(
             encoded,
@@ -253,17 +249,17 @@ def _pooled(tiling: Tiling) -> int:
     return math.ceil(tiling.side / 2)
 
 
-def _check_alike(conversation: Conversation, videos: Sequence[VideoRef]) -> None:
+def _check_alike(videos: Sequence[VideoRef]) -> None:
     frames = [len(ref.seconds) for ref in videos]
     if len(set(frames)) > 1:
         raise ValueError(
-            f"{conversation.source}: found videos of {min(frames)} and of {max(frames)} frames, expected as many of "
-            "each: the model takes them as one array; give their frames as pictures, as many of each"
+            f"found videos of {min(frames)} and of {max(frames)} frames, expected as many of each: the model takes "
+            "them as one array; give their frames as pictures, as many of each"
         )
 
 
 def _starts(processor: Any, chat: Chat) -> dict[str, list[int]]:
-    """Where pictures and where videos begin, which a turn has in another order than its template."""
+    """Where pictures and where videos begin: a turn may have them in another order than its template."""
     found: dict[str, list[int]] = {IMAGE: [], VIDEO: []}
     image = processor.tokenizer.convert_tokens_to_ids(IMAGE)
     for start in chat.image_starts:
