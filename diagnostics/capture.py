@@ -28,7 +28,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from finetune.families import Family, attention_modules, bare_model, family_of
-from finetune.families.base import attending_layers, language_layers, layer_words
+from finetune.families.base import Tiles, attending_layers, language_layers, layer_words
 from finetune.families.tower import TowerSequence, joined
 
 ROW_SUM_TOLERANCE = 1e-4
@@ -76,13 +76,15 @@ class AttentionExtractor:
                    for each kept image; None: every row
     sequences      which sequences of the batch to keep; None: all
     images         which images of the pass to keep for ``visual_attn`` and ``vision_layer_N``, in the order of the
-                   conversation, but pictures first and then videos, as the towers get them; None: all. The overview of
-                   image i of n, where it is read in tiles and once more as a whole, is image n + i, and kept only
-                   where it is named
+                   conversation, but pictures first and then videos where towers get them in calls of their own
+                   (Qwen's, LLaVA-OneVision; not InternVL, SmolVLM); None: all. The overview of image i of n, videos
+                   counted, where it is read in tiles and once more as a whole, is image n + i, and kept only where it
+                   is named
     vision_layers  layers of the vision tower by index
-    tiles          (rows, columns) of the tiles of each image of the pass, None for one that is read as one, as in
-                   ``ImageTokens.tiles``. Only for ``vision_layer_N`` of a family with tiles; needed where the model
-                   is not told them itself (InternVL, Idefics3, SmolVLM, and any in ``generate``)
+    tiles          (rows, columns) of the tiles of each image of the pass, None for one that is read as one, (frames,)
+                   of a video, as in ``ImageTokens.tiles`` and in the order of the conversation. Only for
+                   ``vision_layer_N`` of a family with tiles; needed where the model is not told them itself (InternVL,
+                   Idefics3, SmolVLM, and any in ``generate``)
     connector      keep the connector's rows, where the family's connector attends
 
     Cost: k·q of the wanted rows in fp32, queries × keys numbers a head; never keys × keys unless every row is
@@ -103,7 +105,7 @@ class AttentionExtractor:
         sequences: Sequence[int] | None = None,
         images: Sequence[int] | None = None,
         vision_layers: Sequence[int] = (),
-        tiles: Sequence[tuple[int, int] | None] | None = None,
+        tiles: Sequence[Tiles | None] | None = None,
         connector: bool = True,
         family: Family | None = None,
     ) -> None:
@@ -301,9 +303,10 @@ class AttentionExtractor:
 
     def _begin_tower(self, module: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
         if module is self._tower:
-            self._images += next((len(tower.patches) for tower in self._towers.values()), 0)
+            self._images += next((len(tower.pictures) for tower in self._towers.values()), 0)
             given = _by_name(self._model, *self._given)
             self._inputs, self._towers = {**given, **_by_name(module, arguments, options)}, {}
+            self._inputs["images_before"] = self._images
             if self.tiles is not None:
                 self._inputs["tiles"] = self.tiles
         if not self._inside:
@@ -341,8 +344,7 @@ class AttentionExtractor:
             index = int(name.removeprefix("vision_layer_"))
             sequences = self.family.tower_sequences(self._model.config, index, self._inputs)
             self._towers[name] = tower = _Tower(name, sequences, first=self._images)
-            before = {image: count for image, count in self._patches.items() if image < self._images}
-            self._patches = before | tower.patches
+            self._patches = (self._patches if self._images else {}) | tower.patches
             self._pictures = [image for image in self._pictures if image < self._images] + tower.pictures
         return self._towers[name].next(call)
 

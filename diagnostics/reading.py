@@ -18,6 +18,7 @@ from diagnostics.probes import Probe
 from diagnostics.records import Query
 from finetune.conversation import Conversation, ImageRef, Turn
 from finetune.families import Encoded, Family
+from finetune.families.base import joined_media
 
 IMAGE_TOKEN_TEXT = "<image>"
 MAX_BYTES_OF_A_CHARACTER = 4  # UTF-8
@@ -135,7 +136,7 @@ def padded(batch: Sequence[Encoded], device: torch.device, *, left: bool) -> dic
         inputs["attention_mask"][row, place] = 1
         for name, values in one.per_token.items():
             inputs[name][row, place] = torch.from_numpy(np.asarray(values[:count]))
-    inputs |= {name: torch.cat([one.media[name] for one in batch]) for name in batch[0].media}
+    inputs |= joined_media(batch)
     return {name: tensor.to(device) for name, tensor in inputs.items()}
 
 

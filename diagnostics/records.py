@@ -278,5 +278,5 @@ def _image(image: dict[str, Any], arrays: dict[str, np.ndarray], folder: str) ->
         through_connector=image["through_connector"],
         seconds=tuple(image.get("seconds", ())),
         overview=overview,
-        tiles=None if tiles is None else (tiles[0], tiles[1]),
+        tiles=None if tiles is None else tuple(tiles),
     )

@@ -38,6 +38,7 @@ class VideoRef:
     frames        the frames as pictures, where they are files of their own; () for frames of ``path``
     path          a video file, or the working directory where ``frames`` are given
     at            which frames of ``path`` are taken, counted from 0
+    duration      of the whole video, in seconds; None: until its last frame is shown
     size_pixels   (width, height) of a frame
     max_pixels    at most so many pixels for a frame, below the processor's own budget; else None
     """
@@ -47,6 +48,7 @@ class VideoRef:
     frames: tuple[ImageRef, ...] = ()
     path: Path = Path()
     at: tuple[int, ...] = ()
+    duration: float | None = None
     size_pixels: tuple[int, int] | None = field(default=None, compare=False)
     max_pixels: int | None = None
 
@@ -102,7 +104,8 @@ class Conversation:
         if videos:
             raise ValueError(
                 f"{self.source}: found the video {videos[0].written!r}, which this model does not read here; expected "
-                "images alone, or a model of Qwen2-VL, Qwen2.5-VL, Qwen3-VL or Qwen3.5"
+                "images alone, or a model of Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, LLaVA-OneVision, InternVL or "
+                "SmolVLM"
             )
         return tuple(one for one in self.media if isinstance(one, ImageRef))
 

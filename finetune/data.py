@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from finetune.conversation import Conversation, ImageRef, Turn, VideoRef
-from finetune.families.base import Encoded, Family
+from finetune.families.base import Encoded, Family, joined_media
 from finetune.lengths import IGNORED, Lengths, measure, shrink
 from finetune.mixture import Mixture, Source
 from finetune.ordering import Row
@@ -415,9 +415,7 @@ def _per_token(pieces: Sequence[Sequence[Encoded]]) -> dict[str, Tensor]:
 
 
 def _media(pieces: Sequence[Sequence[Encoded]]) -> dict[str, Tensor]:
-    media = [one.media for row in pieces for one in row]
-    names = sorted({name for one in media for name in one})
-    return {name: torch.cat([one[name] for one in media if name in one]) for name in names}
+    return joined_media([one for row in pieces for one in row])
 
 
 def _sources(read: Sequence[Sequence[Sample]], shape: torch.Size) -> Int[Tensor, "batch tokens"]:

@@ -27,7 +27,7 @@ from finetune.answer_card import AnswerCard, draw_answer
 from finetune.arguments import TrainingArguments
 from finetune.conversation import BoxRef, Conversation, ImageRef, Turn, VideoRef
 from finetune.data import ConversationDataset
-from finetune.families.base import Encoded, Family, bare_model
+from finetune.families.base import Encoded, Family, bare_model, joined_media
 from finetune.preview import short_name
 from finetune.videos import open_frames
 
@@ -266,9 +266,7 @@ def prompts(batch: Sequence[Encoded]) -> dict[str, Tensor]:
         tensors[name] = torch.zeros(len(batch), max(ends), dtype=torch.long)
         for line, row, end in zip(tensors[name], rows, ends, strict=True):
             line[max(ends) - end :] = torch.from_numpy(np.asarray(row[:end]))
-    for name in sorted({name for one in batch for name in one.media}):
-        tensors[name] = torch.cat([one.media[name] for one in batch if name in one.media])
-    return tensors
+    return tensors | joined_media(batch)
 
 
 @contextmanager

@@ -126,15 +126,28 @@ def _counted(
 
 
 def _count(conversation: Conversation, processor: Any, family: Family, slot: int) -> tuple[int, ...]:
-    """One row of ``Lengths``; ``slot`` is the token that stands in a picture's places, and nowhere else."""
+    """One row of ``Lengths``; ``slot`` is the token that stands in a picture's places, and in some families in a
+    frame's."""
     try:
         encoded = family.encode(processor, conversation, media=False)
     except ValueError as error:
         raise ValueError(f"{conversation.source}: {error}") from error
     images = sum(isinstance(ref, ImageRef) for ref in conversation.media)
-    in_images = int((encoded.input_ids == slot).sum())
+    pictures = encoded
+    if 0 < images < len(conversation.media):  # a frame's places may be a picture's
+        pictures = family.encode(processor, _pictures_and_words(conversation), media=False)
+    in_images = int((pictures.input_ids == slot).sum()) if images else 0
     trained = int((encoded.labels[1:] != IGNORED).sum())
     return len(encoded.input_ids), trained, in_images, images, len(conversation.media) - images
+
+
+def _pictures_and_words(conversation: Conversation) -> Conversation:
+    """Without videos, and without boxes, which say of which image they are by number."""
+    turns = [
+        Turn(turn.role, tuple(part for part in turn.parts if isinstance(part, ImageRef | str)))
+        for turn in conversation.turns
+    ]
+    return replace(conversation, turns=tuple(turns))
 
 
 def _tokens(conversation: Conversation, processor: Any, family: Family) -> int:

@@ -235,7 +235,7 @@ def _bare(part: Part) -> Any:
     if isinstance(part, ImageRef):
         return ("image", part.size_pixels, part.max_pixels)
     if isinstance(part, VideoRef):
-        return ("video", part.size_pixels, part.max_pixels, part.seconds)
+        return ("video", part.size_pixels, part.max_pixels, part.seconds, part.duration)
     return (
         part
         if isinstance(part, str)

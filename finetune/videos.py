@@ -12,7 +12,7 @@ import numpy as np
 from finetune.conversation import ImageRef, VideoRef
 from finetune.images import size_of
 
-MERGED = 2  # frames that become one step of time in every family that reads videos
+MERGED = 2  # frames that become one step of time in Qwen's families; others merge none
 LEAST_FRAMES = 4  # of a file, as Qwen's processors take them
 
 
@@ -46,7 +46,8 @@ def video_of_file(path: Path, written: str, sampling: Sampling) -> VideoRef:
     wanted = min(max(count / rate * sampling.fps, LEAST_FRAMES), sampling.most, count)
     taken = max(int(wanted) // MERGED * MERGED, min(MERGED, count))
     at = np.linspace(0, count - 1, taken).round().astype(int).tolist()
-    return VideoRef(written, tuple(one / rate for one in at), path=path, at=tuple(at), size_pixels=size)
+    seconds = tuple(one / rate for one in at)
+    return VideoRef(written, seconds, path=path, at=tuple(at), duration=count / rate, size_pixels=size)
 
 
 def video_of_frames(frames: Sequence[ImageRef], written: str, fps: float) -> VideoRef:
@@ -61,7 +62,8 @@ def video_of_frames(frames: Sequence[ImageRef], written: str, fps: float) -> Vid
     sizes = [_size(ref) for ref in frames]
     _check_alike(sizes, written)
     seconds = tuple(at / fps for at in range(len(frames)))
-    return VideoRef(written, seconds, frames=tuple(frames), size_pixels=sizes[0])
+    duration = len(frames) / fps
+    return VideoRef(written, seconds, frames=tuple(frames), duration=duration, size_pixels=sizes[0])
 
 
 def frame_size(ref: VideoRef) -> tuple[int, int]:

@@ -34,7 +34,7 @@ from diagnostics.web.rows import CONNECTOR, ReplyRows
 from finetune.checkpoint import load, load_config, resolve
 from finetune.conversation import Conversation, ImageRef, Turn
 from finetune.families import Encoded, ImageTokens, attention_modules, bare_model, family_of
-from finetune.families.tower import TowerSequence, joined
+from finetune.families.tower import TowerSequence, joined, laid_out
 
 Mode: TypeAlias = Literal["text", "full", "low"]
 EMBEDDED = Path(finetune.__file__).parent / "demo" / "base"
@@ -502,8 +502,9 @@ def _divides(image: ImageTokens, patches: int, usual: tuple[int, int]) -> bool:
     cells = image.grid[0] * image.grid[1]
     rows, columns = usual
     if image.tiles is not None:
-        side = isqrt(patches // (image.tiles[0] * image.tiles[1]))  # of a tile, in patches
-        rows, columns = (count * side for count in image.tiles)
+        down, across = laid_out(image.tiles)
+        side = isqrt(patches // (down * across))  # of a tile, in patches
+        rows, columns = down * side, across * side
     if rows * columns == patches and rows * image.grid[1] != columns * image.grid[0]:
         return False
     return patches % cells == 0 and isqrt(patches // cells) ** 2 == patches // cells

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from finetune.families.tower import TowerSequence
 
 
+Tiles = tuple[int, int] | tuple[int]  # rows and columns; or the frames of a video
+
+
 @dataclass(frozen=True)
 class ModulePaths:
     """Dotted names of a family's parts inside the bare (not PEFT-wrapped) model.
@@ -41,7 +44,8 @@ class ImageTokens:
     """Where one image lies in the token sequence and which pixels of the original image each cell stands for.
 
     A video is a film strip: an image that has its frames one below another, each frame one step of the model's time
-    (Qwen merges two pictures of the file into one). So whatever is true of an image's map is true of a video's.
+    (Qwen merges two pictures of the file into one, other families none). So whatever is true of an image's map is true
+    of a video's.
 
     positions           Int[tokens]: index in the sequence of each of the image's tokens, in order
     grid                (rows, columns) of cells
@@ -54,7 +58,8 @@ class ImageTokens:
     overview            the coarser tokens of the same picture, where it is read in tiles and once more as a whole:
                         positions, grid and boxes of their own, never through a connector. They are no cells; what
                         attention lies on them is spread over the cells under them (``diagnostics.geometry``)
-    tiles               (rows, columns) of the tiles that the tower reads it in, beside the overview; None: as one
+    tiles               (rows, columns) of the tiles that the tower reads it in, beside the overview; (frames,) of a
+                        video whose frames it reads as pictures, without an overview; None: as one
     """
 
     positions: np.ndarray
@@ -64,7 +69,7 @@ class ImageTokens:
     through_connector: bool
     seconds: tuple[float, ...] = ()
     overview: ImageTokens | None = None
-    tiles: tuple[int, int] | None = None
+    tiles: Tiles | None = None
 
     @property
     def frames(self) -> int:
@@ -211,8 +216,10 @@ class Family(Protocol):
 
         inputs   what the forwards of the model and of the tower (the module above its layers) were given, by their
                  parameters' names, the tower's where both have one; before a model's forward, the tower's alone.
-                 ``tiles``, where it is known: of each picture, as in ``ImageTokens``
-        None: one sequence an image, whose places are its patches, row-major.
+                 ``tiles``, where it is known: of each image of the pass, as in ``ImageTokens``. ``images_before``: how
+                 many images earlier calls of the tower in this pass had (pictures in one, videos in another)
+        None: one sequence an image, whose places are its patches, row-major. Images are numbered from 0 in each call;
+        overviews from the number of images that the whole pass has.
 
         Raises ValueError where the inputs do not tell which tiles make which picture.
         """
@@ -230,6 +237,28 @@ def restarting_positions(samples: Sequence[Encoded]) -> torch.Tensor:
     import torch
 
     return torch.cat([torch.arange(len(one.input_ids)) for one in samples])
+
+
+def joined_media(samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    """The media of a batch's samples, each joined on its first axis in their order.
+
+    Raises ValueError where a model takes videos as one array (LLaVA-OneVision) and they have different numbers of
+    frames.
+    """
+    import torch
+
+    joined = {}
+    for name in sorted({name for one in samples for name in one.media}):
+        found = [one.media[name] for one in samples if name in one.media]
+        frames = sorted({one.shape[1] for one in found}) if name == "pixel_values_videos" else []
+        if len(frames) > 1 and found[0].ndim == 5:
+            raise ValueError(
+                f"found videos of {frames[0]} and of {frames[-1]} frames in one batch, expected as many of each: the "
+                "model takes them as one array; put one sample in a batch (--per_device_train_batch_size 1, "
+                "--per_device_eval_batch_size 1, no --packing), or give every video as many frames"
+            )
+        joined[name] = torch.cat(found)
+    return joined
 
 
 def bare_model(model: nn.Module) -> nn.Module:

@@ -30,9 +30,13 @@ class Control(str):
 
 
 class Picture(NamedTuple):
-    """The place of a picture, and how many tokens it takes."""
+    """The place of a picture or a video, and how many tokens it takes.
+
+    kind   what the template calls it: "image", or "video" where it is the template that says where a video goes
+    """
 
     tokens: int
+    kind: str = "image"
 
 
 class Slots(NamedTuple):
@@ -48,7 +52,7 @@ Piece = str | Control | Picture | Slots
 class Chat(NamedTuple):
     """input_ids, labels  of equal length; labels are -100 but for answers and the token that ends each
     turn_spans         (start, end) of each turn's content, its pictures' frames included
-    image_starts       index of the first token of each picture, and of each ``Slots``"""
+    image_starts       index of the first token of each picture and video, and of each ``Slots``, in order of tokens"""
 
     input_ids: list[int]
     labels: list[int]
@@ -62,6 +66,7 @@ def encode_chat(
     *,
     image_token: str,
     end_of_turn: str,
+    video_token: str | None = None,
     add_generation_prompt: bool = False,
 ) -> Chat:
     """Ids as ``apply_chat_template`` and the tokenizer give them, for words without control tokens.
@@ -70,6 +75,7 @@ def encode_chat(
     line break, an answer that begins with one has a token of its own for it.
 
     image_token   what the template writes for a picture; it is repeated
+    video_token   and for a video, where its place is the template's to say
     end_of_turn   what ends an answer, and is learned with it
 
     Raises ValueError where the template refuses the conversation, leaves something of it out, or does not end an
@@ -78,15 +84,18 @@ def encode_chat(
     pieces = [piece for _, content in turns for piece in content if not isinstance(piece, Picture)]
     pictures = [piece for _, content in turns for piece in content if isinstance(piece, Picture)]
     writer = _Writer(processor.tokenizer)
-    shown, used = iter(pictures), list[int]()
+    used = list[int]()
+    shown = {image_token: iter([one for one in pictures if one.kind == "image"])}
+    if video_token is not None:
+        shown[video_token] = iter([one for one in pictures if one.kind == "video"])
     for kind, value in _parsed(processor, turns, add_generation_prompt):
         if kind == "piece":
             used.append(int(value))
             writer.piece(pieces[int(value)])
         elif kind in ("open", "close"):
             writer.mark(kind, int(value), alone=turns[int(value)][0] == "assistant")
-        elif kind == "control" and value == image_token:
-            writer.slots(Slots(image_token, next(shown, Picture(0)).tokens))
+        elif kind == "control" and value in shown:
+            writer.slots(Slots(value, next(shown[value], Picture(0)).tokens))
         else:
             writer.write(Control(value) if kind == "control" else value)
     writer.flush()
@@ -204,7 +213,7 @@ def _rendered(
     messages = []
     for index, (role, content) in enumerate(turns):
         parts = [
-            {"type": "image"} if isinstance(piece, Picture) else _text(f"piece {next(numbers)}")
+            {"type": piece.kind} if isinstance(piece, Picture) else _text(f"piece {next(numbers)}")
             for piece in content
         ]
         messages.append({"role": role, "content": [_text(f"open {index}"), *parts, _text(f"close {index}")]})

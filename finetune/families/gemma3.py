@@ -63,6 +63,7 @@ class Gemma3Family:
         media: bool = True,
     ) -> Encoded:
         """Through the model's own chat template. All pictures have one size, so ``media=False`` reads no header."""
+        refs = conversation.images
         chat = encode_chat(
             _Template(processor),
             [
@@ -77,7 +78,7 @@ class Gemma3Family:
         kinds = np.zeros_like(ids)
         for start in chat.image_starts:
             kinds[start : start + processor.image_seq_length] = IMAGE
-        opened = [self.load_image(ref) for ref in conversation.images] if media else []
+        opened = [self.load_image(ref) for ref in refs] if media else []
         return Encoded(
             input_ids=ids,
             labels=np.array(chat.labels, dtype=np.int64),

@@ -10,19 +10,25 @@ small overview follows; each of them is read by the tower alone and gives the sa
 Cells are the tokens of the tiles; the overview's tokens are of the same places, only coarser
 (``ImageTokens.overview``). Marks and line breaks are of no place: what attention falls on them is none on the picture.
 A picture of one tile is its overview, and cells are the overview's tokens.
+
+SmolVLM reads videos too. Each frame is a picture of one tile, between the pictures in the order of the conversation:
+
+    You are provided the following series of four frames from a 0:00:02 [H:MM:SS] video.\\n
+    \\nFrame from 00:00: <fake_…> <global-img> 64 × <image> <fake_…> \\nFrame from 00:01: … \\n\\n
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from datetime import timedelta
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
-from finetune.conversation import BoxRef, Conversation, ImageRef
-from finetune.families import tower
+from finetune.conversation import BoxRef, Conversation, ImageRef, VideoRef
+from finetune.families import films, tower
 from finetune.families.base import (
     AttentionShape,
     Encoded,
@@ -32,10 +38,11 @@ from finetune.families.base import (
     restarting_positions,
 )
 from finetune.families.boxes import as_json, in_thousandths
-from finetune.families.chat import Picture, Piece, encode_chat
+from finetune.families.chat import Control, Picture, Piece, Slots, control_tokens, encode_chat
 from finetune.families.tiles import Size, squeezed_tokens
 from finetune.families.tower import TowerSequence
 from finetune.images import open_image, told_size
+from finetune.videos import frame_size, open_frames
 
 IGNORED = -100
 AROUND, IMAGE, OVERVIEW = "<fake_token_around_image>", "<image>", "<global-img>"
@@ -66,6 +73,7 @@ class Idefics3Family:
         "down_proj",
     )
     published_longest = 4  # tiles of the longer side, as published processors say
+    reads_videos: ClassVar[bool] = False
 
     def matches(self, config: Any) -> bool:
         return getattr(config, "model_type", None) == self.model_type and hasattr(config, "vision_config")
@@ -79,29 +87,38 @@ class Idefics3Family:
         add_generation_prompt: bool = False,
         media: bool = True,
     ) -> Encoded:
-        """Through the model's own chat template. With ``media=False`` pictures' headers tell their sizes."""
-        refs = conversation.images
-        opened = [self.load_image(ref) for ref in refs] if media else []
-        sizes = [one.size for one in opened] if media else [told_size(ref) for ref in refs]
-        longest = [_longest(processor, ref, size) for ref, size in zip(refs, sizes, strict=True)]
-        tiles = [
-            tiles_of(size, side, _tile(processor)) if processor.image_processor.do_image_splitting else (1, 1)
-            for size, side in zip(sizes, longest, strict=True)
-        ]
+        """Through the model's own chat template. With ``media=False`` headers tell the sizes of pictures and videos."""
+        refs = conversation.media if self.reads_videos else conversation.images
+        seen = [self._seen(processor, ref, opened=media) for ref in refs]
+        pictures = [one.tiles for one in seen if isinstance(one.ref, ImageRef)]
         chat = encode_chat(
-            _Template(processor, tiles),
-            _turns(processor, conversation, tiles),
+            _Template(processor, pictures),
+            _turns(processor, conversation, pictures),
             image_token=IMAGE,
             end_of_turn=END,
             add_generation_prompt=add_generation_prompt,
         )
+        starts = iter(chat.image_starts)
         return Encoded(
             input_ids=np.array(chat.input_ids, dtype=np.int64),
             labels=np.array(chat.labels, dtype=np.int64),
             turn_spans=tuple(chat.turn_spans),
-            images=tuple(_places(chat.image_starts, tiles, sizes, processor.image_seq_len)) if media else (),
-            media=_pixels(processor, opened, longest, tiles),
+            images=tuple(one.tokens(starts, processor.image_seq_len) for one in seen) if media else (),
+            media=_pixels(processor, seen) if media and seen else {},
         )
+
+    def _seen(self, processor: Any, ref: ImageRef | VideoRef, *, opened: bool) -> Seen:
+        """A picture or a video, opened or not, and the tiles it will be read in."""
+        if isinstance(ref, VideoRef):
+            frames = open_frames(ref, self.load_image) if opened else ()
+            size = frames[0].size if frames else frame_size(ref)
+            return Seen(ref, size, frames, (1, 1), _longest_of_videos(processor))
+        pictures = (self.load_image(ref),) if opened else ()
+        size = pictures[0].size if pictures else told_size(ref)
+        longest, tiles = _longest(processor, ref, size), (1, 1)
+        if processor.image_processor.do_image_splitting:
+            tiles = tiles_of(size, longest, _tile(processor))
+        return Seen(ref, size, pictures, tiles, longest)
 
     def load_image(self, ref: ImageRef) -> Any:
         return open_image(ref.path if ref.data is None else ref)
@@ -198,8 +215,9 @@ class Idefics3Family:
     def tower_sequences(
         self, config: Any, layer: int, inputs: Mapping[str, Any]
     ) -> list[TowerSequence] | None:
-        """A picture's tiles, row by row, joined to one grid, then its overview. The model is not told which tiles make
-        a picture; ``inputs`` must."""
+        """A picture's tiles, row by row, joined to one grid, then its overview; a video's frames, joined to a strip.
+        Pictures and videos are numbered together, in the order of the conversation. The model is not told which tiles
+        make a picture; ``inputs`` must."""
         side = config.vision_config.image_size // config.vision_config.patch_size
         of_pictures = tower.told_tiles(inputs, len(inputs["inputs_embeds"]))
         return tower.tiled(of_pictures, (side, side), overview_first=False)
@@ -231,10 +249,11 @@ class Idefics3Family:
 
 
 class SmolVLMFamily(Idefics3Family):
-    """The same shape under another name; its processor reads videos too, which are not trained here."""
+    """The same shape under another name, which reads videos too."""
 
     name = "smolvlm"
     model_type = "smolvlm"
+    reads_videos = True
 
     def image_processor_class(self) -> Any:
         from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
@@ -264,6 +283,92 @@ def _views(tiles: tuple[int, int]) -> int:
     return 1 if tiles == (1, 1) else tiles[0] * tiles[1] + 1
 
 
+class Seen(NamedTuple):
+    """A picture or a video that was opened, or whose header was read.
+
+    size      (width, height) in the file, of a frame
+    opened    the picture, or the video's frames; () of a header alone
+    tiles     (rows, columns) of the picture, or of each frame
+    longest   pixels of the longer side, before it is stretched to tiles
+    """
+
+    ref: ImageRef | VideoRef
+    size: Size
+    opened: Sequence[Any]
+    tiles: tuple[int, int]
+    longest: int
+
+    def tokens(self, starts: Iterator[int], count: int) -> ImageTokens:
+        """starts   the first token of each view of the picture, or of each frame; count: tokens of each"""
+        if isinstance(self.ref, ImageRef):
+            views = [next(starts) for _ in range(_views(self.tiles))]
+            return image_tokens(views, self.tiles, self.size, count)
+        seconds = self.ref.seconds
+        return films.strip(
+            [image_tokens([next(starts)], self.tiles, self.size, count) for _ in seconds], seconds
+        )
+
+
+def _frames(processor: Any, ref: VideoRef) -> list[Piece]:
+    """What stands for a video, as transformers' processor writes it: whole seconds, cut off."""
+    duration = ref.seconds[-1] if ref.duration is None else ref.duration
+    pieces: list[Piece] = [
+        f"You are provided the following series of {in_words(len(ref.seconds))} frames from a "
+        f"{timedelta(seconds=int(duration))} [H:MM:SS] video.\n"
+    ]
+    is_control = OVERVIEW in control_tokens(processor.tokenizer)
+    for seconds in ref.seconds:
+        minutes, rest = divmod(int(seconds), 60)
+        pieces += [
+            f"\nFrame from {minutes:02d}:{rest:02d}:",
+            Control(AROUND),
+            Control(OVERVIEW) if is_control else OVERVIEW,
+            Slots(IMAGE, processor.image_seq_len),
+            Control(AROUND),
+        ]
+    return [*pieces, "\n\n"]
+
+
+def in_words(number: int) -> str:
+    """How SmolVLM's prompts say the number of frames: 32 is thirty-two, 105 one hundred and five.
+
+    Raises ValueError above 999.
+    """
+    if number > 999:
+        raise ValueError(f"found a video of {number:,} frames, expected at most 999; take fewer of it")
+    if number >= 100:
+        rest = f" and {in_words(number % 100)}" if number % 100 else ""
+        return f"{_SMALL[number // 100]} hundred{rest}"
+    if number >= 20:
+        return _TENS[number // 10 - 2] + (f"-{_SMALL[number % 10]}" if number % 10 else "")
+    return _SMALL[number]
+
+
+_SMALL = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+
 def _turns(
     processor: Any, conversation: Conversation, tiles: Sequence[tuple[int, int]]
 ) -> list[tuple[Any, list[Piece]]]:
@@ -271,6 +376,8 @@ def _turns(
 
     Boxes are ``{"bbox_2d": [250, 0, 500, 1000], "label": "dog"}`` in thousandths of the picture: the family was
     trained on no boxes of its own, so this is what other families' data look like.
+
+    tiles   (rows, columns) of each picture
     """
     shown = iter(tiles)
     turns: list[tuple[Any, list[Piece]]] = []
@@ -279,9 +386,11 @@ def _turns(
         for part in turn.parts:
             if isinstance(part, ImageRef):
                 pieces += [Picture(processor.image_seq_len)] * _views(next(shown))
+            elif isinstance(part, VideoRef):
+                pieces += _frames(processor, part)
             elif isinstance(part, BoxRef):
                 pieces.append(as_json(part, [in_thousandths(box) for box in part.boxes]))
-            elif isinstance(part, str):
+            else:
                 pieces.append(part)
         turns.append((turn.role, pieces))
     return turns
@@ -402,40 +511,49 @@ def _longest(processor: Any, ref: ImageRef, size: Size) -> int:
     return min(most, tile)
 
 
-def _pixels(
-    processor: Any,
-    pictures: Sequence[Any],
-    longest: Sequence[int],
-    tiles: Sequence[tuple[int, int]],
-) -> dict[str, torch.Tensor]:
-    """``pixel_values`` Float[views of all pictures, 1, 3, tile, tile]: each view goes as a picture of its own, so that
-    batches need no padding, and no ``pixel_attention_mask``."""
-    if not pictures:
-        return {}
-    found = []
-    for picture, side, expected in zip(pictures, longest, tiles, strict=True):
-        views = processor.image_processor(
-            [[picture]], size=dict(_size_dict(side)), return_tensors="pt", return_row_col_info=True
-        )
-        made = (views["rows"][0][0] or 1, views["cols"][0][0] or 1)
-        assert made == expected, f"counted {expected} tiles, the image processor made {made}"
-        found.append(views["pixel_values"][0][:, None])
-    return {"pixel_values": torch.cat(found)}
+def _longest_of_videos(processor: Any) -> int:
+    """Pixels of a frame's longer side before it is squeezed into a tile: what the checkpoint's files say of videos,
+    or where they say nothing of pictures."""
+    said = processor.videos or {}
+    size = (
+        said.get("size") or said.get("video_sampling", {}).get("video_size") or processor.image_processor.size
+    )
+    return size["longest_edge"]
+
+
+def _pixels(processor: Any, seen: Sequence[Seen]) -> dict[str, torch.Tensor]:
+    """``pixel_values`` Float[views and frames of all, 1, 3, tile, tile], in the order of the conversation: each view
+    goes as a picture of its own, so that batches need no padding, and no ``pixel_attention_mask``."""
+    found = [
+        (_view_pixels if isinstance(one.ref, ImageRef) else _frame_pixels)(processor, one) for one in seen
+    ]
+    return {"pixel_values": torch.cat(found)[:, None]}
+
+
+def _view_pixels(processor: Any, one: Seen) -> torch.Tensor:
+    """Of a picture's tiles and its overview."""
+    views = processor.image_processor(
+        [[one.opened[0]]], size=dict(_size_dict(one.longest)), return_tensors="pt", return_row_col_info=True
+    )
+    made = (views["rows"][0][0] or 1, views["cols"][0][0] or 1)
+    assert made == one.tiles, f"counted {one.tiles} tiles, the image processor made {made}"
+    return views["pixel_values"][0]
+
+
+def _frame_pixels(processor: Any, one: Seen) -> torch.Tensor:
+    """Of a video's frames: the longer side first, then a square, as transformers' processor resizes them."""
+    from transformers.models.idefics3 import image_processing_pil_idefics3 as theirs
+
+    width, height = one.size
+    longest = min(one.longest, theirs.MAX_IMAGE_SIZE)
+    height, width = theirs._resize_output_size_rescale_to_max_len(height, width, max_len=longest)
+    tile = _tile(processor)
+    return films.pixels(processor, one.opened, [(width, height), (tile, tile)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Places
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _places(
-    starts: Sequence[int], tiles: Sequence[tuple[int, int]], sizes: Sequence[Size], count: int
-) -> Iterator[ImageTokens]:
-    """starts   the first token of each view, of one picture after another"""
-    at = 0
-    for one, size in zip(tiles, sizes, strict=True):
-        yield image_tokens(starts[at : at + _views(one)], one, size, count)
-        at += _views(one)
 
 
 def image_tokens(starts: Sequence[int], tiles: tuple[int, int], size: Size, count: int) -> ImageTokens:

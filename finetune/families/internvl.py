@@ -8,19 +8,23 @@ out; a pixel shuffle makes one of 2 × 2 patches, and two linear layers make a t
 
 Cells are the tokens of the tiles, put side by side; the overview's tokens are of the same places, only coarser
 (``ImageTokens.overview``). A picture of one tile has no overview.
+
+A video is its frames, each squeezed into one tile, between the pictures in the order of the conversation:
+
+    Frame1: <img> 256 × <IMG_CONTEXT> </img>\\nFrame2: <img> 256 × <IMG_CONTEXT> </img>\\n
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from finetune.conversation import BoxRef, Conversation, ImageRef
-from finetune.families import tower
+from finetune.conversation import BoxRef, Conversation, ImageRef, VideoRef
+from finetune.families import films, tower
 from finetune.families.base import (
     AttentionShape,
     Encoded,
@@ -30,11 +34,12 @@ from finetune.families.base import (
     restarting_positions,
 )
 from finetune.families.boxes import in_thousandths
-from finetune.families.chat import Control, Picture, Piece, encode_chat
+from finetune.families.chat import Control, Picture, Piece, Slots, encode_chat
 from finetune.families.llava import chat_template, language_shape
 from finetune.families.tiles import Size, squeezed_tokens
 from finetune.families.tower import TowerSequence
 from finetune.images import open_image, told_size
+from finetune.videos import frame_size, open_frames
 
 IGNORED = -100
 IMAGE, BEGIN, END = "<IMG_CONTEXT>", "<img>", "</img>"
@@ -83,28 +88,34 @@ class InternVLFamily:
         add_generation_prompt: bool = False,
         media: bool = True,
     ) -> Encoded:
-        """Through the model's own chat template. With ``media=False`` pictures' headers tell their sizes."""
-        refs = conversation.images
-        opened = [self.load_image(ref) for ref in refs] if media else []
-        sizes = [one.size for one in opened] if media else [told_size(ref) for ref in refs]
-        bounds = [_bounds(processor, ref) for ref in refs]
-        tiles = [_tiles(size, _pixels(processor), bound) for size, bound in zip(sizes, bounds, strict=True)]
+        """Through the model's own chat template. With ``media=False`` headers tell the sizes of pictures and videos."""
+        seen = [self._seen(processor, ref, opened=media) for ref in conversation.media]
         side = math.isqrt(processor.image_seq_length)
         chat = encode_chat(
             _Framed(processor),
-            _pieces(conversation, [_views(grid) * side**2 for grid in tiles]),
+            _pieces(conversation, seen, side**2),
             image_token=IMAGE,
             end_of_turn=IM_END,
             add_generation_prompt=add_generation_prompt,
         )
-        places = zip(chat.image_starts, tiles, sizes, strict=True)
+        starts = iter(chat.image_starts)
         return Encoded(
             input_ids=np.array(chat.input_ids, dtype=np.int64),
             labels=np.array(chat.labels, dtype=np.int64),
             turn_spans=tuple(chat.turn_spans),
-            images=tuple(tiled_tokens(at, grid, side, size) for at, grid, size in places) if media else (),
-            media=_media(processor, opened, bounds, tiles),
+            images=tuple(one.tokens(starts, side) for one in seen) if media else (),
+            media=_media(processor, seen) if media and seen else {},
         )
+
+    def _seen(self, processor: Any, ref: ImageRef | VideoRef, *, opened: bool) -> Seen:
+        """A picture or a video, opened or not, and the tiles it will be read in."""
+        if isinstance(ref, VideoRef):
+            frames = open_frames(ref, self.load_image) if opened else ()
+            return Seen(ref, frames[0].size if frames else frame_size(ref), frames, (1, 1))
+        pictures = (self.load_image(ref),) if opened else ()
+        size = pictures[0].size if pictures else told_size(ref)
+        bounds = _bounds(processor, ref)
+        return Seen(ref, size, pictures, _tiles(size, _pixels(processor), bounds), bounds)
 
     def load_image(self, ref: ImageRef) -> Any:
         return open_image(ref.path if ref.data is None else ref)
@@ -116,17 +127,20 @@ class InternVLFamily:
     def load_processor(self, name_or_path: str, **hub: Any) -> Any:
         """InternVLProcessor without its video half, which asks for torchvision."""
         from transformers import AutoTokenizer
+        from transformers.models.auto.video_processing_auto import get_video_processor_config
         from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
         settings, _ = processor_class().get_processor_dict(name_or_path, **hub)
         kept = ("image_seq_length",)
-        return processor_class()(
+        processor = processor_class()(
             GotOcr2ImageProcessorPil.from_pretrained(name_or_path, **hub),
             tokenizer,
             chat_template=chat_template(name_or_path, settings, tokenizer),
             **{name: settings[name] for name in kept if name in settings},
         )
+        processor.videos = get_video_processor_config(name_or_path, **hub)
+        return processor
 
     def set_pixel_budget(self, processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> None:
         """As whole tiles, the overview not counted: ``image_processor.min_patches`` and ``max_patches``."""
@@ -167,7 +181,8 @@ class InternVLFamily:
         self, config: Any, layer: int, inputs: Mapping[str, Any]
     ) -> list[TowerSequence] | None:
         """A class token and the patches of one tile: a picture's tiles, row by row, joined to one grid, then its
-        overview. The model is not told which tiles make a picture; ``inputs`` must."""
+        overview; a video's frames, joined to a strip. Pictures and videos are numbered together, in the order of the
+        conversation. The model is not told which tiles make a picture; ``inputs`` must."""
         of_pictures = tower.told_tiles(inputs, len(inputs["hidden_states"]))
         return tower.tiled(of_pictures, _patches(config), overview_first=False, class_tokens=1)
 
@@ -200,10 +215,8 @@ def processor_class() -> Any:
     """transformers' processor without its video half; made when it is asked for."""
     from transformers import InternVLProcessor
 
-    class PicturesProcessor(InternVLProcessor):
-        @classmethod
-        def get_attributes(cls) -> list[str]:
-            return ["image_processor", "tokenizer"]
+    class PicturesProcessor(films.KeepsVideoSettings, InternVLProcessor):
+        pass
 
     PicturesProcessor.__name__ = InternVLProcessor.__name__  # what is saved names transformers' own
     return PicturesProcessor
@@ -290,36 +303,77 @@ def _written_boxes(ref: BoxRef) -> Sequence[str | Control]:
     return (*label, Control("<box>"), str(corners), Control("</box>"))
 
 
-def _pieces(conversation: Conversation, counts: Sequence[int]) -> list[tuple[Any, list[Piece]]]:
-    """Each turn as its role and what it is made of."""
-    left = iter(counts)
+class Seen(NamedTuple):
+    """A picture or a video that was opened, or whose header was read.
+
+    size     (width, height) in the file, of a frame
+    opened   the picture, or the video's frames; () of a header alone
+    tiles    of the picture, or of each frame
+    bounds   least and most tiles of a picture
+    """
+
+    ref: ImageRef | VideoRef
+    size: Size
+    opened: Sequence[Any]
+    tiles: Grid
+    bounds: tuple[int, int] = (1, 1)
+
+    def tokens(self, starts: Iterator[int], side: int) -> ImageTokens:
+        """starts   the first token of the picture, or of each frame"""
+        if isinstance(self.ref, ImageRef):
+            return tiled_tokens(next(starts), self.tiles, side, self.size)
+        seconds = self.ref.seconds
+        stills = [tiled_tokens(next(starts), self.tiles, side, self.size) for _ in seconds]
+        return films.strip(stills, seconds)
+
+
+def _frames(ref: VideoRef, each: int) -> list[Piece]:
+    """What stands for a video, and the line break that the published templates put behind each picture and video."""
+    pieces: list[Piece] = []
+    for number in range(len(ref.seconds)):
+        pieces += [f"Frame{number + 1}: ", Control(BEGIN), Slots(IMAGE, each), Control(END), "\n"]
+    return pieces
+
+
+def _pieces(conversation: Conversation, seen: Sequence[Seen], each: int) -> list[tuple[Any, list[Piece]]]:
+    """Each turn as its role and what it is made of; ``each``: tokens of a tile."""
+    left = iter(seen)
     turns: list[tuple[Any, list[Piece]]] = []
     for turn in conversation.turns:
         pieces: list[Piece] = []
         for part in turn.parts:
             if isinstance(part, ImageRef):
-                pieces.append(Picture(next(left)))
+                pieces.append(Picture(_views(next(left).tiles) * each))
+            elif isinstance(part, VideoRef):
+                next(left)
+                pieces += _frames(part, each)
             elif isinstance(part, BoxRef):
                 pieces += _written_boxes(part)
-            elif isinstance(part, str):
+            else:
                 pieces.append(part)
         turns.append((turn.role, pieces))
     return turns
 
 
-def _media(
-    processor: Any, opened: Sequence[Any], bounds: Sequence[tuple[int, int]], tiles: Sequence[Grid]
-) -> dict[str, torch.Tensor]:
-    """``pixel_values`` Float[tiles and overviews of all, 3, pixels, pixels]."""
-    if not opened:
-        return {}
-    found = []
-    for picture, (least, most), grid in zip(opened, bounds, tiles, strict=True):
-        # The processor's own file says False; transformers' processor overrules it in each call.
-        options = {"crop_to_patches": True, "min_patches": least, "max_patches": most}
-        pixels = processor.image_processor(picture, return_tensors="pt", **options)["pixel_values"]
-        assert len(pixels) == _views(grid), (
-            f"counted {_views(grid)} tiles, the image processor made {len(pixels)}"
-        )
-        found.append(pixels)
-    return {"pixel_values": torch.cat(found)}
+def _media(processor: Any, seen: Sequence[Seen]) -> dict[str, torch.Tensor]:
+    """``pixel_values`` Float[tiles, overviews and frames, 3, pixels, pixels], in the order of the conversation."""
+    side = (_pixels(processor), _pixels(processor))
+    return {
+        "pixel_values": torch.cat([
+            _tile_pixels(processor, one)
+            if isinstance(one.ref, ImageRef)
+            else films.pixels(processor, one.opened, [side])
+            for one in seen
+        ])
+    }  # fmt: skip
+
+
+def _tile_pixels(processor: Any, one: Seen) -> torch.Tensor:
+    """Of a picture."""
+    # The processor's own file says False; transformers' processor overrules it in each call.
+    options = {"crop_to_patches": True, "min_patches": one.bounds[0], "max_patches": one.bounds[1]}
+    found = processor.image_processor(one.opened[0], return_tensors="pt", **options)["pixel_values"]
+    assert len(found) == _views(one.tiles), (
+        f"counted {_views(one.tiles)} tiles, the image processor made {len(found)}"
+    )
+    return found

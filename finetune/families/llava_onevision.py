@@ -10,6 +10,10 @@ picture squeezed into one tile) come before them:
 
 Cells are the tokens of the tiles; the overview's tokens are of the same places, only coarser
 (``ImageTokens.overview``). A newline is of no place: attention on it is in no map and in no share of the picture.
+
+A video's frames are squeezed into one tile each, and their tokens pooled to half as many a side, rounded up, without a
+newline but one after the last frame: 14 × 14 × <video> a frame, and one. They come to the tower in a call of their own,
+after the pictures, and all videos of a batch as one array: they must have as many frames.
 """
 
 from __future__ import annotations
@@ -22,25 +26,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.conversation import BoxRef, Conversation, ImageRef
-from finetune.families import tiles, tower
+from finetune.conversation import BoxRef, Conversation, ImageRef, VideoRef
+from finetune.families import films, tiles, tower
 from finetune.families.base import (
     AttentionShape,
     Encoded,
     ImageArithmetic,
     ImageTokens,
     ModulePaths,
+    Tiles,
     restarting_positions,
 )
 from finetune.families.boxes import as_json, in_thousandths
-from finetune.families.chat import Picture, Piece, encode_chat
+from finetune.families.chat import Chat, Picture, Piece, encode_chat
 from finetune.families.llava import TurnByTurn, chat_template, language_shape, said, square_tokens
-from finetune.families.tiles import Size, Tiling
+from finetune.families.tiles import Size, Tiling, squeezed_tokens
 from finetune.families.tower import TowerSequence
 from finetune.images import open_image, told_size
+from finetune.videos import open_frames
 
 IGNORED = -100
-IMAGE, IM_END, END_OF_TEXT = "<image>", "<|im_end|>", "<|endoftext|>"
+IMAGE, VIDEO, IM_END, END_OF_TEXT = "<image>", "<video>", "<|im_end|>", "<|endoftext|>"
 
 
 class LlavaOnevisionFamily:
@@ -82,9 +88,11 @@ class LlavaOnevisionFamily:
         add_generation_prompt: bool = False,
         media: bool = True,
     ) -> Encoded:
-        """Through the model's own chat template, which puts the pictures of a turn before its words. Whether pictures
-        are tiled is told by how many the conversation has, as in training."""
-        refs = conversation.images
+        """Through the model's own chat template, which puts a turn's pictures, then its videos, before its words.
+        Whether pictures are tiled is told by how many the conversation has, as in training."""
+        refs = [ref for ref in conversation.media if isinstance(ref, ImageRef)]
+        videos = [ref for ref in conversation.media if isinstance(ref, VideoRef)]
+        _check_alike(videos)
         opened = [self.load_image(ref) for ref in refs] if media else []
         sizes = [one.size for one in opened] if media else [told_size(ref) for ref in refs]
         bounded = [tiles.bounded(processor, ref, size) for ref, size in zip(refs, sizes, strict=True)]
@@ -92,18 +100,31 @@ class LlavaOnevisionFamily:
         counts = [_count(tiling, one, ref, alone) for one, ref in zip(bounded, refs, strict=True)]
         chat = encode_chat(
             TurnByTurn(processor, IM_END),
-            _pieces(conversation, counts),
+            _pieces(conversation, counts, tiling),
             image_token=IMAGE,
+            video_token=VIDEO,
             end_of_turn=IM_END,
             add_generation_prompt=add_generation_prompt,
         )
-        places = zip(chat.image_starts, bounded, sizes, strict=True)
-        return Encoded(
+        encoded = Encoded(
             input_ids=np.array(chat.input_ids, dtype=np.int64),
             labels=np.array(chat.labels, dtype=np.int64),
             turn_spans=tuple(chat.turn_spans),
-            images=tuple(_tokens(tiling, at, new, old, alone) for at, new, old in places) if media else (),
-            media=_pixels(processor, opened, bounded) if opened else {},
+        )
+        if not media:
+            return encoded
+        frames = [open_frames(ref, self.load_image) for ref in videos]
+        starts = _starts(processor, chat)
+        stills = zip(starts[IMAGE], bounded, sizes, strict=True)
+        films_at = zip(starts[VIDEO], videos, frames, strict=True)
+        found = {
+            ImageRef: iter([_tokens(tiling, at, new, old, alone) for at, new, old in stills]),
+            VideoRef: iter([_strip(tiling, at, ref, its[0].size) for at, ref, its in films_at]),
+        }
+        return replace(
+            encoded,
+            images=tuple(next(found[type(ref)]) for ref in conversation.media),
+            media=(_pixels(processor, opened, bounded) if opened else {}) | _video_pixels(processor, frames),
         )
 
     def load_image(self, ref: ImageRef) -> Any:
@@ -116,6 +137,7 @@ class LlavaOnevisionFamily:
     def load_processor(self, name_or_path: str, **hub: Any) -> Any:
         """LlavaOnevisionProcessor without its video half, which asks for torchvision."""
         from transformers import AutoTokenizer
+        from transformers.models.auto.video_processing_auto import get_video_processor_config
         from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
             LlavaOnevisionImageProcessorPil,
         )
@@ -123,12 +145,14 @@ class LlavaOnevisionFamily:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
         settings, _ = processor_class().get_processor_dict(name_or_path, **hub)
         needed = ("num_image_tokens", "vision_feature_select_strategy", "vision_aspect_ratio")
-        return processor_class()(
+        processor = processor_class()(
             LlavaOnevisionImageProcessorPil.from_pretrained(name_or_path, **hub),
             tokenizer,
             chat_template=chat_template(name_or_path, settings, tokenizer),
             **said(name_or_path, {"vision_aspect_ratio": "anyres_max_9", **settings}, needed),
         )
+        processor.videos = get_video_processor_config(name_or_path, **hub)
+        return processor
 
     def set_pixel_budget(self, processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> None:
         """Written as ``image_processor.max_pixels`` (``tiles.set_most_pixels``)."""
@@ -163,10 +187,11 @@ class LlavaOnevisionFamily:
         self, config: Any, layer: int, inputs: Mapping[str, Any]
     ) -> list[TowerSequence] | None:
         """A picture's overview, then its tiles, row by row, joined to the grid of its canvas: margins have patches too,
-        though no cells."""
+        though no cells. In a call after it a video's frames, joined to a strip: pictures are numbered first."""
         side = config.vision_config.image_size // config.vision_config.patch_size
-        of_pictures = tiles.tiles_of_pass(config, inputs, len(inputs["inputs_embeds"]))
-        return tower.tiled(of_pictures, (side, side), overview_first=True)
+        pictures, videos = _of_pass(config, inputs)
+        here = videos if videos and (inputs.get("images_before") or not pictures) else pictures
+        return tower.tiled(here, (side, side), overview_first=True, images=len(pictures) + len(videos))
 
     def attention_shape(self, config: Any, name: str) -> AttentionShape:
         if name.startswith("layer_"):
@@ -185,10 +210,8 @@ def processor_class() -> Any:
     """transformers' processor without its video half; made when it is asked for."""
     from transformers import LlavaOnevisionProcessor
 
-    class PicturesProcessor(LlavaOnevisionProcessor):
-        @classmethod
-        def get_attributes(cls) -> list[str]:
-            return ["image_processor", "tokenizer"]
+    class PicturesProcessor(films.KeepsVideoSettings, LlavaOnevisionProcessor):
+        pass
 
     PicturesProcessor.__name__ = LlavaOnevisionProcessor.__name__  # what is saved names transformers' own
     return PicturesProcessor
@@ -204,6 +227,57 @@ def _tokens(tiling: Tiling, start: int, bounded: Size, size: Size, alone: bool) 
     if alone:
         return tiles.picture_tokens(tiling, start, bounded, size)
     return square_tokens(start, tiling.side, size, edges=tiles.tile_edges(tiling, 1) / tiling.pixels)
+
+
+def _strip(tiling: Tiling, start: int, ref: VideoRef, size: Size) -> ImageTokens:
+    """A video of frames of (width, height) pixels, from ``start`` on."""
+    side = _pooled(tiling)
+    edges = np.interp(
+        np.linspace(0, tiling.side, side + 1), np.arange(tiling.side + 1), tiles.tile_edges(tiling, 1)
+    )
+    return films.strip(
+        [
+            squeezed_tokens(start + at * side**2, side, size, edges=edges / tiling.pixels)
+            for at in range(len(ref.seconds))
+        ],
+        ref.seconds,
+    )
+
+
+def _pooled(tiling: Tiling) -> int:
+    """Tokens a side of a frame."""
+    return math.ceil(tiling.side / 2)
+
+
+def _check_alike(videos: Sequence[VideoRef]) -> None:
+    frames = [len(ref.seconds) for ref in videos]
+    if len(set(frames)) > 1:
+        raise ValueError(
+            f"found videos of {min(frames)} and of {max(frames)} frames, expected as many of each: the model takes "
+            "them as one array; give their frames as pictures, as many of each"
+        )
+
+
+def _starts(processor: Any, chat: Chat) -> dict[str, list[int]]:
+    """Where pictures and where videos begin: a turn may have them in another order than its template."""
+    found: dict[str, list[int]] = {IMAGE: [], VIDEO: []}
+    image = processor.tokenizer.convert_tokens_to_ids(IMAGE)
+    for start in chat.image_starts:
+        found[IMAGE if chat.input_ids[start] == image else VIDEO].append(start)
+    return found
+
+
+def _of_pass(config: Any, inputs: Mapping[str, Any]) -> tuple[Sequence[Tiles | None], Sequence[Tiles | None]]:
+    """The tiles of a pass's pictures and of its videos, as told, or by what the model was given."""
+    if "tiles" in inputs:
+        told = inputs["tiles"]
+        videos = [one for one in told if one is not None and len(one) == 1]
+        return [one for one in told if one is None or len(one) == 2], videos
+    films_given = inputs.get("pixel_values_videos")
+    videos = [] if films_given is None else [(films_given.shape[1],)] * films_given.shape[0]
+    if videos and inputs.get("pixel_values") is None:
+        return [], videos
+    return tiles.tiles_of_pass(config, inputs, len(inputs["inputs_embeds"])), videos
 
 
 def _count(tiling: Tiling, size: Size, ref: ImageRef, alone: bool) -> int:
@@ -226,7 +300,9 @@ def _most_tiles(aspect_ratio: str) -> int:
     return int(aspect_ratio.removeprefix("anyres_max_"))
 
 
-def _pieces(conversation: Conversation, counts: Sequence[int]) -> list[tuple[Any, list[Piece]]]:
+def _pieces(
+    conversation: Conversation, counts: Sequence[int], tiling: Tiling
+) -> list[tuple[Any, list[Piece]]]:
     """Each turn as its role and what it is made of. The model was published without a word on how it writes boxes:
     they are JSON, in thousandths of the picture."""
     left = iter(counts)
@@ -236,9 +312,11 @@ def _pieces(conversation: Conversation, counts: Sequence[int]) -> list[tuple[Any
         for part in turn.parts:
             if isinstance(part, ImageRef):
                 pieces.append(Picture(next(left)))
+            elif isinstance(part, VideoRef):
+                pieces.append(Picture(len(part.seconds) * _pooled(tiling) ** 2 + 1, "video"))
             elif isinstance(part, BoxRef):
                 pieces.append(as_json(part, [in_thousandths(box) for box in part.boxes]))
-            elif isinstance(part, str):
+            else:
                 pieces.append(part)
         turns.append((turn.role, pieces))
     return turns
@@ -254,4 +332,14 @@ def _pixels(processor: Any, opened: Sequence[Any], bounded: Sequence[Size]) -> d
         "pixel_values": torch.cat(list(found["pixel_values"])),
         "image_sizes": torch.as_tensor(found["image_sizes"]),
         "batch_num_images": torch.tensor([len(scaled)]),
+    }
+
+
+def _video_pixels(processor: Any, frames: Sequence[Sequence[Any]]) -> dict[str, torch.Tensor]:
+    """``pixel_values_videos`` Float[videos, frames, 3, pixels, pixels]; ``frames``: those of each video."""
+    if not frames:
+        return {}
+    side = _of_processor(processor).pixels
+    return {
+        "pixel_values_videos": torch.stack([films.pixels(processor, one, [(side, side)]) for one in frames])
     }

@@ -67,7 +67,7 @@ class PaliGemmaFamily:
     ) -> Encoded:
         """As the family was trained; a prompt ends in a line break. All pictures have one size, so ``media=False``
         reads no header."""
-        count = processor.image_seq_length
+        refs, count = conversation.images, processor.image_seq_length
         chat = encode_chat(
             _Layout(processor),
             [(turn.role, [_piece(part, count) for part in turn.parts]) for turn in conversation.turns],
@@ -75,7 +75,7 @@ class PaliGemmaFamily:
             end_of_turn=processor.tokenizer.eos_token,
             add_generation_prompt=add_generation_prompt,
         )
-        opened = [self.load_image(ref) for ref in conversation.images] if media else []
+        opened = [self.load_image(ref) for ref in refs] if media else []
         pixels = (
             {"pixel_values": processor.image_processor(opened, return_tensors="pt")["pixel_values"]}
             if opened

@@ -59,12 +59,13 @@ class QwenVLFamily:
         """With ``media=False`` no picture is opened: ids, labels and spans only, for counting tokens."""
         from finetune.qwen_vl.chatml import encode_chat
 
+        refs = conversation.images
         turns = [Turn(turn.role, tuple(map(_in_own_markup, turn.parts))) for turn in conversation.turns]
         chat = encode_chat(processor.tokenizer, turns, add_generation_prompt=add_generation_prompt)
         images: list[ImageTokens] = []
         pixels: list[torch.Tensor] = []
         if media:
-            for ref, start in zip(conversation.images, chat.image_starts, strict=True):
+            for ref, start in zip(refs, chat.image_starts, strict=True):
                 picture = self.load_image(ref)
                 pixels.append(processor.image_processor.pixels(picture))
                 images.append(self._image_tokens(processor, start, picture.size))

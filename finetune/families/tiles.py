@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from finetune.conversation import ImageRef
-from finetune.families.base import ImageArithmetic, ImageTokens
+from finetune.families.base import ImageArithmetic, ImageTokens, Tiles
 from finetune.families.tower import told_tiles
 
 POOLED_ABOVE = 1.1  # times as many a side as are allowed: transformers' and the authors' own bound
@@ -172,7 +172,7 @@ def of_config(config: Any) -> Tiling:
     return Tiling(vision.image_size, side, config.image_grid_pinpoints)
 
 
-def tiles_of_pass(config: Any, inputs: Mapping[str, Any], views: int) -> Sequence[tuple[int, int] | None]:
+def tiles_of_pass(config: Any, inputs: Mapping[str, Any], views: int) -> Sequence[Tiles | None]:
     """(rows, columns) of the tiles of each picture that a tower reads: as told, or by the ``image_sizes`` that the
     model was given. None: it is read as one, since its conversation has several (``batch_num_images``).
 

@@ -5,16 +5,19 @@ with a class token before them. A map over an image needs the order undone.
 
 Tiles of one picture are joined here to one grid of patches, which is the picture's; between patches of two tiles there
 is no attention. An overview is a second, coarser view of its picture, so it is an image of its own: of picture i of n
-it is image n + i.
+it is image n + i. A video whose frames are read as pictures is joined to a film strip in the same way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from finetune.families.base import Tiles
 
 NO_PATCH = -1  # a class token, a register
 
@@ -55,24 +58,28 @@ def whole_images(patches: Sequence[int], *, class_tokens: int = 0) -> list[Tower
 
 
 def tiled(
-    tiles: Sequence[tuple[int, int] | None],
+    tiles: Sequence[Tiles | None],
     side: tuple[int, int],
     *,
     overview_first: bool,
     class_tokens: int = 0,
+    images: int | None = None,
 ) -> list[TowerSequence]:
     """One sequence a tile, a picture's tiles row by row, and its overview before or after them (LLaVA-NeXT, InternVL).
 
-    tiles   (rows, columns) of each picture's tiles; None: it is read as one, without an overview
-    side    (rows, columns) of a tile's patches
+    tiles    (rows, columns) of each picture's tiles; None: it is read as one, without an overview. (frames,) of a
+             video: its frames one below another, without an overview
+    side     (rows, columns) of a tile's patches
+    images   how many the whole pass has, from which overviews are numbered; None: those of this call
 
     1 × 2 tiles of 2 × 2 patches and their overview: image 0 with patches [0, 1, 4, 5] and [2, 3, 6, 7], image 1 with
     [0, 1, 2, 3].
     """
     places = np.arange(side[0] * side[1])
+    count = len(tiles) if images is None else images
     found = []
     for picture, grid in enumerate(tiles):
-        rows, columns = grid or (1, 1)
+        rows, columns = laid_out(grid)
         row, column = np.divmod(places, side[1])
         own = [
             _view(
@@ -81,11 +88,17 @@ def tiled(
             for down in range(rows)
             for across in range(columns)
         ]
-        overview = (
-            [] if grid is None else [_view(len(tiles) + picture, places, class_tokens, is_overview=True)]
-        )
+        has_overview = grid is not None and len(grid) == 2
+        overview = [_view(count + picture, places, class_tokens, is_overview=True)] if has_overview else []
         found += [*overview, *own] if overview_first else [*own, *overview]
     return found
+
+
+def laid_out(tiles: Tiles | None) -> tuple[int, int]:
+    """(rows, columns) of what the tower reads; a video's frames are below one another."""
+    if tiles is None:
+        return 1, 1
+    return tiles if len(tiles) == 2 else (tiles[0], 1)
 
 
 def _view(image: int, patch: np.ndarray, class_tokens: int, *, is_overview: bool = False) -> TowerSequence:
@@ -93,11 +106,11 @@ def _view(image: int, patch: np.ndarray, class_tokens: int, *, is_overview: bool
     return TowerSequence(np.full(len(patch), image), patch, is_overview)
 
 
-def told_tiles(inputs: Mapping[str, Any], views: int) -> Sequence[tuple[int, int] | None]:
-    """The tiles of each picture, for towers whose model is not told which of their views make one.
+def told_tiles(inputs: Mapping[str, Any], views: int) -> Sequence[Tiles | None]:
+    """The tiles of each image, for towers whose model is not told which of their views make one.
 
     inputs   as ``Family.tower_sequences`` gets them
-    views    tiles and overviews that the tower reads
+    views    tiles, overviews and frames that the tower reads
 
     Raises ValueError where they are several and nobody has said.
     """
@@ -108,7 +121,7 @@ def told_tiles(inputs: Mapping[str, Any], views: int) -> Sequence[tuple[int, int
     raise ValueError(
         f"rows of the vision tower: found {views} tiles and overviews, and nothing that tells which of them make one "
         "picture; say so with tiles=[image.tiles for image in encoded.images], or [(rows, columns), …] of each "
-        "picture's tiles, None where it is read as one"
+        "picture's tiles, None where it is read as one, (frames,) of a video"
     )
 
 

@@ -1,4 +1,5 @@
-"""Videos in Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: tokens, time stamps, pixels, cells, rows, packing."""
+"""Videos in Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: tokens, time stamps, pixels, cells, rotary positions. What they
+have in common with other families' is in ``test_video_families``."""
 
 import json
 
@@ -11,19 +12,14 @@ from torch.nn import functional as F
 from diagnostics.capture import AttentionExtractor
 from diagnostics.geometry import cells_from_row, pixel_map, region_coverage
 from diagnostics.reading import padded
-from finetune.conversation import Conversation, ImageRef, Turn
-from finetune.data import Collator, Sample, blank_video
-from finetune.families.base import attending_layers
+from finetune.conversation import ImageRef
 from finetune.families.qwen_video import rotary_positions
 from finetune.lengths import shrink
 from finetune.videos import video_of_frames
+from tests.families.clips import CPU, about, grid_processor, picture, still, video
 from tests.families.test_qwen_grid import tower_rows_by_hand
-from tests.families.tiny_families import ALL, CELL, GRIDS, IDS, MERGE, PATCH
-from tests.families.tiny_llava import LLAVAS
+from tests.families.tiny_families import GRIDS, IDS, MERGE, PATCH
 from tests.families.tiny_qwen3_5 import HYBRIDS
-
-LEAST, MOST = 2 * CELL**2, 12 * CELL**2
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", params=[*GRIDS, "qwen3.5"])
@@ -33,33 +29,12 @@ def tiny(request):
 
 @pytest.fixture(scope="module")
 def processor(tiny, tmp_path_factory):
-    made = tiny.processor(tmp_path_factory.mktemp("processor"))
-    # Qwen3-VL's are bounds of all frames together.
-    frames = 6 if tiny.family.has_time_stamps else 1
-    made.videos = {"size": {"shortest_edge": LEAST * frames, "longest_edge": MOST * frames}}
-    return made
+    return grid_processor(tiny, tmp_path_factory.mktemp("processor"))
 
 
 @pytest.fixture(scope="module")
 def model(tiny):
     return tiny.model()
-
-
-def still(size, seed):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8))
-
-
-def video(size=(50, 31), count=6, *, fps=2.0, seed=0):
-    frames = [ImageRef(f"frame {at}.png", still(size, seed + at)) for at in range(count)]
-    return video_of_frames(frames, "clip", fps)
-
-
-def picture(size=(30, 60), seed=90):
-    return ImageRef("a.png", still(size, seed))
-
-
-def about(*parts, answer="yes"):
-    return Conversation((Turn("user", (*parts, "what?")), Turn("assistant", (answer,))))
 
 
 # --- tokens ----------------------------------------------------------------------------------------------
@@ -94,23 +69,6 @@ def test_a_video_s_tokens_by_hand(tiny, processor):
     assert encoded.media["video_grid_thw"].tolist() == [[3, rows * MERGE, columns * MERGE]]
 
 
-def test_tokens_are_counted_without_opening_a_frame(tiny, processor, tmp_path):
-    """Files cut after their headers have a size and no pixels."""
-    refs = []
-    for at in range(3):
-        path = tmp_path / f"{at}.png"
-        still((50, 31), at).save(path)
-        refs.append(ImageRef(path.name, path))
-    full = tiny.family.encode(processor, about(video_of_frames(refs, "clip", 2.0)))
-    for ref in refs:
-        ref.path.write_bytes(ref.path.read_bytes()[:60])
-    counted = tiny.family.encode(processor, about(video_of_frames(refs, "clip", 2.0)), media=False)
-    assert counted.input_ids.tolist() == full.input_ids.tolist()
-    assert counted.labels.tolist() == full.labels.tolist()
-    with pytest.raises(ValueError, match=r"0\.png"):
-        tiny.family.encode(processor, about(video_of_frames(refs, "clip", 2.0)))
-
-
 def test_an_odd_last_frame_is_shown_twice(tiny, processor):
     odd = tiny.family.encode(processor, about(video((40, 16), count=3)))
     frames = [ImageRef("", still((40, 16), at)) for at in (0, 1, 2, 2)]
@@ -125,14 +83,6 @@ def test_too_long_a_video_gets_smaller_frames(tiny, processor):
     smaller = shrink(conversation, processor, tiny.family, long - 5)
     assert len(tiny.family.encode(processor, smaller, media=False).input_ids) <= long - 5
     assert smaller.media[0].max_pixels < 50 * 31
-
-
-@pytest.mark.parametrize("name", ["qwen-vl", "llava-1.5", "llava-onevision", "internvl"])
-def test_a_family_that_reads_no_video_says_so(name, tmp_path):
-    other = {**ALL, **LLAVAS}[name]
-    with pytest.raises(ValueError, match=r"found the video 'clip', which this model does not read here"):
-        other.family.encode(other.processor(tmp_path), about(video()))
-    assert blank_video(other.family, other.processor(tmp_path)) is None
 
 
 # --- pixels ----------------------------------------------------------------------------------------------
@@ -223,110 +173,7 @@ def test_rotary_positions_are_the_model_s_own(tiny, processor, model, fps):
         assert encoded.media["second_per_grid_ts"].tolist() == pytest.approx([2 / fps, 2.0])
 
 
-def test_samples_with_videos_in_one_row_do_not_see_each_other(tiny, processor, model):
-    if tiny.unpackable:
-        return
-    one = tiny.family.encode(processor, about(video(), "x "))
-    other = tiny.family.encode(processor, about(picture(), "longer ", video((31, 50), 4, seed=40)))
-    blank = tiny.family.blank(processor)
-    pack = Collator(0, blank, packed=lambda row: tiny.family.packed(model.config, row))
-    alone = Collator(0, blank)
-
-    def logits(collator, *samples):
-        batch = collator(
-            [[Sample(encoded=one, number=number, source=0) for number, one in enumerate(samples)]]
-        )
-        about = batch.pop("about")
-        assert int(about["pictures"]) == sum(len(one.images) for one in samples)
-        with torch.no_grad():
-            return model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).logits[0]
-
-    together = logits(pack, other, one)
-    start = 0
-    for sample in (other, one):
-        expected = logits(alone, sample)
-        found = together[start : start + len(expected)]
-        assert (found - expected).abs().max() <= 3e-6 * expected.abs().max()
-        start += len(expected)
-
-
-def test_every_batch_runs_the_tower_as_often_as_every_other(tiny, processor, model):
-    """Where weights are sharded a process with a picture alone must not wait for one with a video too."""
-    blank = tiny.family.blank(processor)
-    clip = blank_video(tiny.family, processor)
-    assert clip.images[0].grid == (1, 1) and (clip.labels == -100).all()
-    samples = {
-        "picture": tiny.family.encode(processor, about(picture())),
-        "video": tiny.family.encode(processor, about(video())),
-        "words": tiny.family.encode(processor, about()),
-        "both": tiny.family.encode(processor, about(video(), picture())),
-    }
-    collate = Collator(0, blank, blank_pictures=True, blank_video=clip)
-    calls = []
-    hook = model.model.visual.register_forward_hook(lambda *_: calls.append(1))
-    for rows in ([one] for one in samples.values()):
-        batch = collate([[Sample(encoded=one, number=0)] for one in rows])
-        assert {"pixel_values", "pixel_values_videos"} <= batch.keys()
-        labels, _ = batch.pop("labels"), batch.pop("about")
-        length = len(rows[0].input_ids)
-        assert (labels[0, length:] == -100).all()
-        calls.clear()
-        with torch.no_grad():
-            found = model(**batch, use_cache=False).logits[0, :length]
-            assert len(calls) == 2
-            alone = Collator(0, blank)([[Sample(encoded=rows[0], number=0)]])
-            del alone["labels"], alone["about"]
-            expected = model(**alone, use_cache=False).logits[0]
-        assert (found - expected).abs().max() <= 3e-6 * expected.abs().max()
-    hook.remove()
-    assert {"pixel_values", "pixel_values_videos"} <= collate([]).keys()  # a process without a sample
-
-
 # --- looking ---------------------------------------------------------------------------------------------
-def test_rows_are_those_of_eager_beside_a_picture(tiny, processor, model):
-    encoded = tiny.family.encode(processor, about(picture(), video()))
-    inputs = padded([encoded], CPU, left=False)
-    layers = attending_layers(model, tiny.family)
-    with torch.no_grad():
-        plain = model(**inputs).logits
-        with AttentionExtractor(model, layers, vision_layers=[0, 1], images=[0]) as seen:
-            assert torch.equal(model(**inputs).logits, plain)
-        model.set_attn_implementation("eager")
-        expected = model(**inputs, output_attentions=True).attentions
-        model.set_attn_implementation("sdpa")
-    for layer, rows in zip(layers, expected, strict=True):
-        assert np.abs(seen.attention_weights[f"layer_{layer}"] - rows.numpy()).max() < 1e-6
-
-
-@pytest.mark.parametrize("layer", [0, 1])
-@pytest.mark.parametrize("order", ["picture first", "video first"])
-def test_rows_of_the_tower_are_those_of_each_alone(tiny, processor, model, layer, order):
-    """Pictures are image 0, videos follow, whatever their order in the words; rows are those of a tower that sees one
-    of them alone, patches row-major, frame by frame."""
-    parts = [picture(), video()]
-    encoded = tiny.family.encode(processor, about(*(parts if order == "picture first" else reversed(parts))))
-    inputs = padded([encoded], CPU, left=False)
-    name = f"vision_layer_{layer}"
-    for image, part in enumerate(parts):
-        alone = padded([tiny.family.encode(processor, about(part))], CPU, left=False)
-        with torch.no_grad(), AttentionExtractor(model, [], vision_layers=[layer], images=[image]) as seen:
-            model(**inputs)
-            model(**inputs)  # counts anew
-        found = seen.attention_weights[name]
-        with torch.no_grad(), AttentionExtractor(model, [], vision_layers=[layer]) as seen:
-            model(**alone)
-        assert np.array_equal(found, seen.attention_weights[name])
-    steps, rows, columns = inputs["video_grid_thw"][0].tolist()
-    frames = found[0].reshape(-1, steps, rows * columns, steps, rows * columns)
-    for one in range(steps):  # a frame sees itself alone
-        assert np.abs(np.delete(frames[:, one], one, axis=2)).max() == 0
-        assert frames[:, one, :, one].sum(-1) == pytest.approx(1, abs=1e-5)
-    with pytest.raises(ValueError, match="found images of"), torch.no_grad():
-        with AttentionExtractor(model, [], vision_layers=[layer]) as seen:
-            model(**inputs)
-        seen.attention_weights  # noqa: B018 (two sizes have no common array)
-
-
 def test_a_frame_s_rows_of_the_tower_by_hand(tiny, processor, model):
     """A video of one step of time attends as a picture shown twice does: recomputed from queries and keys."""
     one = picture((90, 33))
@@ -343,45 +190,6 @@ def test_a_frame_s_rows_of_the_tower_by_hand(tiny, processor, model):
     row_major = np.argsort(places[:, 0] * columns + places[:, 1])
     found = seen.attention_weights["vision_layer_0"][0]
     assert np.abs(found - expected[:, row_major][:, :, row_major]).max() < 1e-6
-
-
-def test_rows_while_an_answer_is_written(tiny, processor, model):
-    """``generate`` runs the towers ahead of the forward; the rows are those of the plain forward."""
-    encoded = tiny.family.encode(processor, about(picture(), video()))
-    end = encoded.turn_spans[-1][0]
-    prompt = type(encoded)(
-        encoded.input_ids[:end], encoded.labels[:end], (), encoded.images, encoded.media,
-        {name: values[:end] for name, values in encoded.per_token.items()},
-    )  # fmt: skip
-    inputs = padded([prompt], CPU, left=False)
-    layers = attending_layers(model, tiny.family)
-    wanted = {"key_layers": layers, "vision_layers": [0], "images": [1]}
-    with torch.no_grad(), AttentionExtractor(model, **wanted) as plain:
-        model(**inputs)
-    with torch.no_grad(), AttentionExtractor(model, **wanted) as seen:
-        said = model.generate(**inputs, max_new_tokens=3, do_sample=False, pad_token_id=0, eos_token_id=-1)
-    assert said.shape[1] == end + 3
-    for name, rows in plain.attention_weights.items():
-        np.testing.assert_allclose(seen.attention_weights[name], rows, atol=1e-6)
-
-
-def test_taking_a_video_s_cells_away_changes_the_answer(tiny, processor, model):
-    encoded = tiny.family.encode(processor, about(picture(), video()))
-    clip = encoded.images[1]
-    inputs = padded([encoded], CPU, left=False)
-    length = len(encoded.input_ids)
-    blocked = torch.zeros(1, length, length, dtype=torch.bool)
-    blocked[:, int(clip.positions.max()) + 1 :, torch.from_numpy(clip.frame(1).positions)] = True
-    names = [f"layer_{layer}" for layer in attending_layers(model, tiny.family)]
-    with torch.no_grad(), AttentionExtractor(model) as seen:
-        plain = model(**inputs).logits
-        with seen.knocked_out(dict.fromkeys(names, blocked)):
-            changed = model(**inputs).logits
-    first = int(clip.positions.max()) + 1
-    assert torch.equal(plain[:, :first], changed[:, :first]) and not torch.equal(
-        plain[:, first:], changed[:, first:]
-    )
-    assert seen.attention_weights[names[-1]][0, :, first:, clip.frame(1).positions].max() == 0
 
 
 def test_settings_of_videos_come_from_the_checkpoint(tiny, processor, tmp_path):

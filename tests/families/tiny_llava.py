@@ -1,6 +1,6 @@
 """Tiny models and processors of the LLaVA family, from configurations: random weights, small vocabularies.
 
-Templates are those that the checkpoints for transformers are published with, their video parts left out.
+Templates are those that the checkpoints for transformers are published with; of their video parts only what is read.
 """
 
 from __future__ import annotations
@@ -135,6 +135,7 @@ MOST_TILES = 3
 ONEVISION_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}{{ '<video>' }}{% endfor %}"
     "{% if message['role'] != 'assistant' %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{{ '\n' + content['text'] }}{% endfor %}"
@@ -169,26 +170,30 @@ def qwen_text(tokenizer: Qwen2Tokenizer) -> Qwen2Config:
     )  # fmt: skip
 
 
-def tiny_onevision() -> nn.Module:
+def pinpoints(tile: int) -> list[list[int]]:
+    return [[side // TILE * tile for side in canvas] for canvas in PINPOINTS]
+
+
+def tiny_onevision(tile: int = TILE) -> nn.Module:
     tokenizer = qwen_tokenizer(IMAGE, "<video>")
     vision = SiglipVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=TILE,
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=tile,
         patch_size=TILE_PATCH, vision_use_head=False,
     )  # fmt: skip
     config = LlavaOnevisionConfig(
-        vision_config=vision, text_config=qwen_text(tokenizer), image_grid_pinpoints=PINPOINTS,
+        vision_config=vision, text_config=qwen_text(tokenizer), image_grid_pinpoints=pinpoints(tile),
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
         video_token_id=tokenizer.convert_tokens_to_ids("<video>"), vision_aspect_ratio=f"anyres_max_{MOST_TILES}",
     )  # fmt: skip
     return built(LlavaOnevisionForConditionalGeneration, config)
 
 
-def onevision_processor(folder: Path) -> Any:
+def onevision_processor(folder: Path, tile: int = TILE) -> Any:
     pictures = LlavaOnevisionImageProcessorPil(
-        size={"height": TILE, "width": TILE}, image_grid_pinpoints=PINPOINTS
+        size={"height": tile, "width": tile}, image_grid_pinpoints=pinpoints(tile)
     )
     return llava_onevision.processor_class()(
-        pictures, qwen_tokenizer(IMAGE, "<video>"), num_image_tokens=TILE_SIDE**2,
+        pictures, qwen_tokenizer(IMAGE, "<video>"), num_image_tokens=(tile // TILE_PATCH) ** 2,
         vision_feature_select_strategy="full", chat_template=ONEVISION_TEMPLATE,
         vision_aspect_ratio=f"anyres_max_{MOST_TILES}",
     )  # fmt: skip
@@ -239,6 +244,9 @@ def internvl_processor(folder: Path) -> Any:
     )
 
 
+# 5 × 5 patches a tile, which pooling does not divide: 3 × 3 tokens of a frame. The last 2 pixels are in no patch.
+ODD_TILE = 22
+
 LLAVAS = {
     "llava-1.5": Tiny(LlavaFamily(), llava, llava_processor, tower_patches=25),
     "llava-next": Tiny(LlavaNextFamily(), tiny_next, next_processor, tower_patches=NEXT_SIDE**2),
@@ -247,3 +255,9 @@ LLAVAS = {
     ),
     "internvl": Tiny(InternVLFamily(), tiny_internvl, internvl_processor, tower_patches=16),
 }
+ODD_ONEVISION = Tiny(
+    LlavaOnevisionFamily(),
+    lambda: tiny_onevision(ODD_TILE),
+    lambda folder: onevision_processor(folder, ODD_TILE),
+    tower_patches=(ODD_TILE // TILE_PATCH) ** 2,
+)

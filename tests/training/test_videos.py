@@ -15,6 +15,8 @@ from finetune.preview import sample_text
 from finetune.reading import read
 from finetune.videos import Sampling, frame_size, open_frames, video_of_file, video_of_frames
 from tests.families.tiny_families import GRIDS
+from tests.families.tiny_llava import LLAVAS
+from tests.families.tiny_siglip import SIGLIPS
 from tests.training.test_finetune import SMALL, program, scalars  # noqa: F401 (a fixture)
 
 FPS = 10
@@ -214,18 +216,19 @@ def test_how_many_frames_is_the_reader_s_to_say(folder: Path):
 
 
 # --- training --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen3-vl"])
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen3-vl", "llava-onevision", "internvl", "smolvlm"])
 def test_a_run_learns_from_videos_beside_pictures(
     program: ModuleType,  # noqa: F811
     folder: Path,
     capsys: pytest.CaptureFixture,
     name: str,
 ):
-    model = GRIDS[name].write(folder / "model")
+    model = {**GRIDS, **LLAVAS, **SIGLIPS}[name].write(folder / "model")
+    four = {"frames": [*FRAMES["frames"], "1.png"], "fps": 4}  # as many as are taken of the file
     records = [
         chat("<video>\nwhat?", videos=["clip.mp4"], images=[]),
         chat("<image>\nwhat?", images=["1.png"], videos=[]),
-        chat("<video> and <image>", videos=[FRAMES], images=["2.png"]),
+        chat("<video> and <image>", videos=[four], images=["2.png"]),
         chat("no picture", images=[], videos=[]),
     ]
     data = folder / "data.json"
