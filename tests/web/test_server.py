@@ -1,4 +1,4 @@
-"""The whole demo as a process of its own on loopback, spoken to as a browser speaks: ten at once, and those who mean ill."""
+"""The whole demo as a process of its own, spoken to as by a browser: ten at once, and those who mean ill."""
 
 from __future__ import annotations
 
