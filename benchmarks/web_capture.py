@@ -28,13 +28,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -78,8 +78,14 @@ def eager(args: argparse.Namespace) -> Engine:
 
 
 def with_matrices(engine: Engine) -> Engine:
-    model = bare_model(engine.model)
-    model.generate = partial(model.generate, output_attentions=True, return_dict_in_generate=True)
+    model: Any = bare_model(engine.model)
+    generate = model.generate
+
+    def with_all(*, generation_config: GenerationConfig, **given: Any) -> Any:
+        generation_config.update(output_attentions=True, return_dict_in_generate=True)
+        return generate(generation_config=generation_config, **given)
+
+    model.generate = with_all
     return engine
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import html
+import inspect
 import json
 import logging
 import os
@@ -46,10 +47,13 @@ FONTS = ["system-ui", "Noto Sans CJK SC", "sans-serif"]  # of the visitor's mach
 
 def in_words(method: Callable[..., Json]) -> Callable[[list[Any]], Json]:
     """What the browser gets for a wish that cannot be met: ``{"error": words}``. Other failures stay in the log."""
+    expected = tuple(inspect.signature(method).parameters)
 
     def answered(asked: list[Any]) -> Json:
         try:
-            return method(*asked) if isinstance(asked, list) else {"error": "expected a list of arguments"}
+            if not isinstance(asked, list) or len(asked) != len(expected):
+                raise ValueError(f"{method.__name__}: expected a list of {', '.join(expected)}")
+            return method(*asked)
         except ValueError as error:
             return {"error": str(error)}
         except Exception:  # the visitor must not see a path or a line of code
@@ -184,12 +188,12 @@ class Page:
 
     def view(self, key: str, look: str, asked: Json) -> Json:
         """See ``page_views.view``."""
-        return page_views.view(self._look(key, look)[0], asked, self._room(key).looks)
+        return page_views.view(self._look(key, look)[0], _fields(asked), self._room(key).looks)
 
     def save_probe(self, key: str, look: str, written: Json) -> Json:
         """Append a drawn box to the probe file."""
         found, asked = self._look(key, look)
-        probe = self.probe_file.add(found, asked, written)
+        probe = self.probe_file.add(found, asked, _fields(written))
         language: Language = "zh" if written.get("language") == "zh" else "en"
         words = TEXTS[language]["saved"]
         return {"words": words.format(id=probe.id, n=len(self.probe_file), file=self.probe_file.path.name)}
@@ -228,9 +232,11 @@ class Page:
 
     def compare_view(self, key: str, looks: list[str], asked: Json) -> Json:
         """See ``page_views.compare``."""
-        return {"frames": page_views.compare(self._frames(key, looks), asked)}
+        return {"frames": page_views.compare(self._frames(key, looks), _fields(asked))}
 
     def _frames(self, key: str, looks: list[str]) -> list[Frame]:
+        if not isinstance(looks, list) or not 1 <= len(looks) <= len(self.checkpoints.names()) + 1:
+            raise ValueError("looks: expected a list of the answers that were compared")
         found = [self._look(key, look) for look in looks]
         return [Frame(asked.name, readable(asked.reply), look) for look, asked in found]
 
@@ -242,7 +248,7 @@ class Page:
 
     def _look(self, key: str, name: str) -> tuple[Any, Asked]:
         room = self.rooms.get(key)
-        look = room.looks.get(name)
+        look = room.looks.get(name) if isinstance(name, str) else None
         if look is None:
             limit = room.looks.limit_bytes // 2**20
             raise ValueError(
@@ -263,6 +269,12 @@ class _one_at_a_time:  # noqa: N801 - read as a statement
 
     def __exit__(self, *_: object) -> None:
         self.room.busy.release()
+
+
+def _fields(given: Any) -> Json:
+    if not isinstance(given, dict):
+        raise ValueError("expected an object of fields")
+    return given
 
 
 def readable(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from diagnostics.probes import FILE_NAME, Probe, read_probes, write_probes
 from diagnostics.web.look import Look
-from diagnostics.web.page_rooms import Asked
+from diagnostics.web.page_rooms import QUESTION_MAX_CHARACTERS, Asked
 from diagnostics.web.page_views import box_pixels
 
 PROBES_MAX = 1000
@@ -33,6 +33,11 @@ class ProbeFile:
         Raises ValueError naming the field, and leaves file and pictures as they were.
         """
         texts = {name: str(written.get(name) or "").strip() for name in _TEXTS}
+        for name, text in texts.items():
+            if len(text) > QUESTION_MAX_CHARACTERS:
+                raise ValueError(
+                    f"{name}: found {len(text)} characters, expected at most {QUESTION_MAX_CHARACTERS}"
+                )
         if not FILE_NAME.fullmatch(texts["id"]):
             raise ValueError(
                 f"id: found {texts['id']!r}, expected a name of letters, digits, '_', '-' and '.', at most 120"
@@ -41,7 +46,7 @@ class ProbeFile:
             if not texts[name]:
                 raise ValueError(f"{name}: found nothing, expected some text")
         image = written.get("image")
-        if not isinstance(image, int) or not 0 <= image < len(asked.pictures):
+        if not isinstance(image, int) or isinstance(image, bool) or not 0 <= image < len(asked.pictures):
             raise ValueError(f"image: found {image!r}, expected one of the {len(asked.pictures)} pictures")
         box = box_pixels(look, written.get("box"), image)
         with self._writing:

@@ -51,7 +51,11 @@ class Upload:
                         f"{PIXELS_MAX // 10**6} million; scale it down"
                     )
                 picture.load()
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:  # Pillow's own limit comes before ours
+            raise ValueError(
+                f"{path.name}: found too many pixels, expected at most {PIXELS_MAX // 10**6} million; scale it down"
+            ) from error
+        except (OSError, SyntaxError) as error:
             raise ValueError(
                 f"{path.name}: not readable as a picture ({error}); send a PNG or JPEG"
             ) from error

@@ -59,8 +59,13 @@ class Wish:
         layers = part_layers(look)[part]
         tokens = asked.get("tokens")
         if not isinstance(tokens, list) or not tokens or len(tokens) > len(look.answer):
-            raise ValueError(f"tokens: found {tokens!r}, expected one or several of the answer's")
-        start, end = (_whole("window", value, 0, len(look.tokens)) for value in asked.get("window", (0, 1)))
+            raise ValueError(f"tokens: found {_told(tokens)}, expected one or several of the answer's")
+        window, wanted = asked.get("window", [0, 1]), asked.get("wanted", [])
+        if not isinstance(window, list) or len(window) != 2:
+            raise ValueError(f"window: found {_told(window)}, expected a start and an end")
+        if not isinstance(wanted, list):
+            raise ValueError(f"wanted: found {_told(wanted)}, expected a list of names")
+        start, end = (_whole("window", value, 0, len(look.tokens)) for value in window)
         image = _whole("image", asked.get("image"), 0, max(len(look.images) - 1, 0))
         patch = asked.get("patch")
         return cls(
@@ -74,7 +79,7 @@ class Wish:
             None if patch is None else _whole("patch", patch, 0, 10**6),
             (start, min(end, start + MATRIX_MAX)),
             _one_of("shows", asked.get("shows", "mass"), ("mass", "box_mass", "box_enrichment")),
-            frozenset(str(one) for one in asked.get("wanted", ())),
+            frozenset(map(str, wanted)),
         )
 
 
@@ -83,7 +88,7 @@ def box_pixels(look: Look, box: Any, image: int) -> tuple[float, float, float, f
     numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
     if not numbers or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
         raise ValueError(
-            f"box: found {box!r}, expected x0 y0 x1 y1 as fractions of the picture, x0 < x1, y0 < y1"
+            f"box: found {_told(box)}, expected x0 y0 x1 y1 as fractions of the picture, x0 < x1, y0 < y1"
         )
     width, height = look.images[image].tokens.image_size_pixels
     x0, y0, x1, y1 = box
@@ -306,11 +311,17 @@ def _numbers(values: Float[np.ndarray, " any"], digits: int = SHARE_DIGITS) -> l
 
 def _whole(name: str, value: Any, least: int, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"{name}: found {value!r}, expected a whole number from {least} to {most}")
+        raise ValueError(f"{name}: found {_told(value)}, expected a whole number from {least} to {most}")
     return value
 
 
 def _one_of(name: str, value: Any, known: Sequence[str]) -> Any:
     if value not in known:
-        raise ValueError(f"{name}: found {value!r}, expected one of {', '.join(known)}")
+        raise ValueError(f"{name}: found {_told(value)}, expected one of {', '.join(known)}")
     return value
+
+
+def _told(value: Any) -> str:
+    """A wrong value as an error quotes it, however long it is."""
+    written = repr(value)
+    return written if len(written) <= 60 else f"{written[:60]}…"
