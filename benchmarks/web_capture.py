@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +50,12 @@ ROOT = Path(__file__).parent.parent
 
 def main() -> None:
     args = arguments()
+    with redirect_stdout(sys.stderr):  # what loading says
+        report = measured(args)
+    print(json.dumps(report, indent=1))
+
+
+def measured(args: argparse.Namespace) -> dict[str, object]:
     torch.set_num_threads(args.threads)
     watching = Engine.load(args.checkpoint, mode="full", cpu_only=args.cpu_only)
     question = (
@@ -61,13 +68,13 @@ def main() -> None:
         "eager": Arm(eager(args), clock),
         "matrices": Arm(with_matrices(eager(args)), clock),
     }
-    report = {"answer": in_turns(arms, question, 256, args.pairs)}
+    report: dict[str, object] = {"answer": in_turns(arms, question, 256, args.pairs)}
     for arm in arms.values():
         never_ending(arm.engine)
     report["long"] = in_turns(arms, question, args.tokens, args.long_pairs)
     look = arms["watching"].reply(question, args.tokens).look
     assert look is not None
-    print(json.dumps(header(args) | report | {"slider_p95_ms": slider_milliseconds(look)}, indent=1))
+    return header(args) | report | {"slider_p95_ms": slider_milliseconds(look)}
 
 
 def eager(args: argparse.Namespace) -> Engine:
