@@ -218,6 +218,7 @@ def test_low_memory_keeps_key_layers_and_caps_pictures(folder, monkeypatch):
     many, few = (ask(one, question(write))[-1].look for one in (full, low))
     assert few.kinds.count("image 0") <= 6 < many.kinds.count("image 0")
     assert low.vision_layers == () and few.vision == {} and set(few.rows) == set(low.layers)
+    assert {rows.dtype for rows in few.rows.values()} == {np.dtype(np.float16)}
     deep = Engine(tiny_model(num_hidden_layers=8), processor, mode="low")
     assert deep.layers == (2, 4, 6, 7)
 
@@ -370,12 +371,53 @@ def test_another_checkpoint_stands_in_the_same_line(embedded):
     assert ask(other, tower_question())[-1].text == "广州塔"
 
 
-def test_memory_is_told_before_loading_and_refused_where_it_is_not_there(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("mode", "on_gpu", "weights", "attention", "helps"),
+    [
+        ("text", False, "3.8 MiB", False, "a smaller checkpoint"),
+        ("full", False, "3.8 MiB", True, "--low-memory (less attention is kept); a smaller checkpoint"),
+        ("low", False, "3.8 MiB", True, "a smaller checkpoint"),
+        (
+            "text",
+            True,
+            "3.8 MiB",
+            False,
+            "--cpu-only, where the machine has more memory than its GPU (slow); a ",
+        ),
+        ("full", True, "3.8 MiB", True, "--low-memory (4-bit language layers); --cpu-only, "),
+        ("low", True, "2.3 MiB", True, "--cpu-only, "),
+    ],
+)
+def test_memory_is_told_before_loading_and_refused_where_it_is_not_there(
+    mode, on_gpu, weights, attention, helps, monkeypatch, capsys
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
     monkeypatch.setattr(engine_module, "available_bytes", lambda device: 2**20)
     monkeypatch.setattr(engine_module, "load", lambda *_, **__: pytest.fail("it was loaded"))
-    with pytest.raises(ValueError, match=r"needs .* found 1.0 MiB free. What helps: --low-memory"):
-        Engine.load(None, mode="full", cpu_only=True)
-    assert "weights 3.8 MiB" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"needs .* found 1.0 MiB free. What helps: ") as told:
+        Engine.load(None, mode=mode)
+    assert str(told.value).partition("What helps: ")[2].startswith(helps)
+    said = capsys.readouterr().out
+    assert f"weights {weights}" in said and ("attention 0.2 GiB" in said) == attention
+
+
+def test_low_memory_loads_four_bits_on_a_gpu_and_nothing_else_does(monkeypatch):
+    asked = []
+
+    def load(path, *, device, quantize, dtype):
+        asked.append((device.type, quantize, dtype))
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(engine_module, "load", load)
+    monkeypatch.setattr(engine_module, "available_bytes", lambda device: 2**40)
+    for on_gpu in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda here=on_gpu: here)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: False)
+        for mode in ("text", "full", "low"):
+            with pytest.raises(ValueError, match="far enough"):
+                Engine.load(None, mode=mode)
+    gpu, cpu = ("cuda", False, None), ("cpu", False, None)
+    assert asked == [gpu, gpu, ("cuda", True, torch.float16), cpu, cpu, cpu]
 
 
 @pytest.mark.parametrize(
