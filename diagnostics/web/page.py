@@ -18,6 +18,8 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: i
 
 import gradio as gr
 from PIL import ImageFont
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from diagnostics.web import page_views
 from diagnostics.web.engine import CACHE_BYTES, Engine
@@ -42,6 +44,9 @@ logger = logging.getLogger(__name__)
 Messages: TypeAlias = list[dict[str, Any]]
 _HERE = Path(__file__).parent
 _PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+LOOPBACK = ("127.0.0.1", "localhost")
+"""The only names by which a page of this machine alone answers: a site that lets its own name lead here (DNS rebinding)
+is refused."""
 FONTS = ["system-ui", "Noto Sans CJK SC", "sans-serif"]  # of the visitor's machine: nothing is fetched
 
 
@@ -505,6 +510,7 @@ def serve(
     wait: bool = True,
 ) -> str:
     """Start the page and return its address. No file is served but what visitors sent and the page drew for them."""
+    hosts = LOOPBACK if server_name in LOOPBACK and not share else ("*",)
     blocks.queue(api_open=False)
     _, address, _ = blocks.launch(
         server_name=server_name,
@@ -523,6 +529,7 @@ def serve(
         pwa=False,
         show_error=False,
         quiet=True,
+        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[*hosts])]},
         theme=gr.themes.Base(primary_hue="orange", font=FONTS, font_mono=["monospace"]),
         css=(_HERE / "page.css").read_text(encoding="utf-8"),
     )
