@@ -151,6 +151,12 @@ class ImageArithmetic:
     words: str
 
 
+ATTENTION_LAYERS: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+FEED_FORWARD_LAYERS: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+DECODER_LAYERS = ATTENTION_LAYERS + FEED_FORWARD_LAYERS
+"""The linear modules of a decoder layer, as transformers calls them since Llama."""
+
+
 class Family(Protocol):
     """The questions that the rest of the project asks of a family; one implementation is one file."""
 

@@ -16,7 +16,14 @@ import numpy as np
 import torch
 
 from finetune.conversation import BoxRef, Conversation, ImageRef
-from finetune.families.base import AttentionShape, Encoded, ImageArithmetic, ImageTokens, ModulePaths
+from finetune.families.base import (
+    DECODER_LAYERS,
+    AttentionShape,
+    Encoded,
+    ImageArithmetic,
+    ImageTokens,
+    ModulePaths,
+)
 from finetune.families.boxes import as_json, in_thousandths
 from finetune.families.chat import Picture, Piece, encode_chat
 from finetune.families.tower import TowerSequence
@@ -40,15 +47,7 @@ class Gemma3Family:
         connector=("model.multi_modal_projector",),
         connector_attention=None,
     )
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
+    lora_targets = DECODER_LAYERS
 
     def matches(self, config: Any) -> bool:
         return getattr(config, "model_type", None) == "gemma3" and hasattr(config, "vision_config")

@@ -30,6 +30,7 @@ import torch
 from finetune.conversation import BoxRef, Conversation, ImageRef, VideoRef
 from finetune.families import films, tower
 from finetune.families.base import (
+    DECODER_LAYERS,
     AttentionShape,
     Encoded,
     ImageArithmetic,
@@ -63,15 +64,7 @@ class Idefics3Family:
         connector=("model.connector",),
         connector_attention=None,
     )
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
+    lora_targets = DECODER_LAYERS
     published_longest = 4  # tiles of the longer side, as published processors say
     reads_videos: ClassVar[bool] = False
 

@@ -26,6 +26,7 @@ import torch
 from finetune.conversation import BoxRef, Conversation, ImageRef, VideoRef
 from finetune.families import films, tower
 from finetune.families.base import (
+    DECODER_LAYERS,
     AttentionShape,
     Encoded,
     ImageArithmetic,
@@ -61,15 +62,7 @@ class InternVLFamily:
         connector=("model.multi_modal_projector",),
         connector_attention=None,
     )
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
+    lora_targets = DECODER_LAYERS
 
     def matches(self, config: Any) -> bool:
         """Before Qwen2 or Qwen3. Those before mixtures of experts, or with sinks in their attention, are others."""

@@ -21,6 +21,7 @@ import torch
 from finetune.conversation import BoxRef, Conversation, ImageRef
 from finetune.families import tower
 from finetune.families.base import (
+    DECODER_LAYERS,
     AttentionShape,
     Encoded,
     ImageArithmetic,
@@ -51,15 +52,7 @@ class LlavaFamily:
         connector=("model.multi_modal_projector",),
         connector_attention=None,
     )
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
+    lora_targets = DECODER_LAYERS
 
     def matches(self, config: Any) -> bool:
         """CLIP before Llama, a token for each patch. Other towers and language models came with other pictures and

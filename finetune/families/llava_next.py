@@ -23,6 +23,7 @@ import torch
 from finetune.conversation import BoxRef, Conversation, ImageRef
 from finetune.families import tiles, tower
 from finetune.families.base import (
+    DECODER_LAYERS,
     AttentionShape,
     Encoded,
     ImageArithmetic,
@@ -58,15 +59,7 @@ class LlavaNextFamily:
         connector=("model.multi_modal_projector", "model.image_newline"),
         connector_attention=None,
     )
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
+    lora_targets = DECODER_LAYERS
 
     def matches(self, config: Any) -> bool:
         """CLIP before Llama (Vicuna among them), Mistral or Qwen2, a token for each patch."""

@@ -29,6 +29,7 @@ import torch
 from finetune.conversation import BoxRef, Conversation, ImageRef, VideoRef
 from finetune.families import films, tiles, tower
 from finetune.families.base import (
+    DECODER_LAYERS,
     AttentionShape,
     Encoded,
     ImageArithmetic,
@@ -61,15 +62,7 @@ class LlavaOnevisionFamily:
         connector=("model.multi_modal_projector", "model.image_newline"),
         connector_attention=None,
     )
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
+    lora_targets = DECODER_LAYERS
 
     def matches(self, config: Any) -> bool:
         return (

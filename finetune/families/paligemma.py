@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from finetune.conversation import BoxRef, Conversation, ImageRef
-from finetune.families.base import AttentionShape, Encoded, ImageArithmetic, ModulePaths
+from finetune.families.base import DECODER_LAYERS, AttentionShape, Encoded, ImageArithmetic, ModulePaths
 from finetune.families.chat import Chat, Picture, Piece, encode_chat
 from finetune.families.gemma3 import image_tokens
 from finetune.families.tower import TowerSequence
@@ -43,15 +43,7 @@ class PaliGemmaFamily:
         connector=("model.multi_modal_projector",),
         connector_attention=None,
     )
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
+    lora_targets = DECODER_LAYERS
 
     def matches(self, config: Any) -> bool:
         return getattr(config, "model_type", None) == "paligemma" and hasattr(config, "vision_config")

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from finetune.families.base import AttentionShape, Encoded, ModulePaths
+from finetune.families.base import ATTENTION_LAYERS, FEED_FORWARD_LAYERS, AttentionShape, Encoded, ModulePaths
 from finetune.families.qwen3_vl import Qwen3VLFamily
 
 LINEAR = "linear_attention"  # in layer_types
+MIXERS = (*ATTENTION_LAYERS, "in_proj_qkv", "in_proj_z", "out_proj")
 
 
 class Qwen35Family(Qwen3VLFamily):
@@ -35,18 +36,7 @@ class Qwen35Family(Qwen3VLFamily):
         connector=("model.visual.merger",),
         connector_attention=None,
     )
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "in_proj_qkv",
-        "in_proj_z",
-        "out_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
+    lora_targets = MIXERS + FEED_FORWARD_LAYERS
 
     def chat_template(self, processor: Any) -> Any:
         return _WithoutThinking(processor)
@@ -71,15 +61,7 @@ class Qwen35MoeFamily(Qwen35Family):
 
     name = "qwen3.5-moe"
     model_type = "qwen3_5_moe"
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "in_proj_qkv",
-        "in_proj_z",
-        "out_proj",
-    )
+    lora_targets = MIXERS
 
 
 class _WithoutThinking:

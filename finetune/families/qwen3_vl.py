@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.conversation import BoxRef, VideoRef
 from finetune.families import qwen_video
-from finetune.families.base import ModulePaths
+from finetune.families.base import ATTENTION_LAYERS, ModulePaths
 from finetune.families.boxes import as_json, in_thousandths
 from finetune.families.qwen_grid import QwenGridFamily, Size, cell_side
 
@@ -64,4 +64,4 @@ class Qwen3VLMoeFamily(Qwen3VLFamily):
 
     name = "qwen3-vl-moe"
     model_type = "qwen3_vl_moe"
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    lora_targets = ATTENTION_LAYERS

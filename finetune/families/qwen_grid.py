@@ -19,6 +19,7 @@ import torch
 from finetune.conversation import BoxRef, Conversation, ImageRef, VideoRef
 from finetune.families import qwen_video, tower
 from finetune.families.base import (
+    DECODER_LAYERS,
     AttentionShape,
     Encoded,
     ImageArithmetic,
@@ -47,15 +48,7 @@ class QwenGridFamily:
     name: str
     model_type: ClassVar[str]
     paths: ModulePaths
-    lora_targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
+    lora_targets = DECODER_LAYERS
     published_pixels: ClassVar[
         tuple[int, int]
     ]  # least and most pixels of a picture, as published processors say

@@ -19,6 +19,7 @@ from finetune.families import films
 from finetune.families.idefics3 import in_words
 from finetune.lengths import shrink
 from tests.families.clips import CPU, about, clip_of, picture, video
+from tests.families.pictures import local_model
 from tests.families.test_video_families import FRAMES
 
 BICUBIC, LANCZOS = Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
@@ -43,13 +44,7 @@ def processor(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local(tiny):
-    """The model with a tower whose layers add nothing: its features are each of one patch alone."""
-    found = tiny.model()
-    with torch.no_grad():
-        for name, parameter in found.get_submodule(tiny.family.paths.vision_layers).named_parameters():
-            if any(f".{end}." in name for end in ("out_proj", "projection_layer", "fc2")):
-                parameter.zero_()
-    return found
+    return local_model(tiny)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from diagnostics.reading import padded
 from finetune.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.families.base import AttentionShape
 from finetune.families.llava import square_tokens
+from tests.families.pictures import about, picture
 from tests.families.tiny_llava import IMAGE, LLAVA_PATCH, LLAVA_SIDE, LLAVAS
 
 TINY = LLAVAS["llava-1.5"]
@@ -33,16 +34,6 @@ def processor(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model():
     return TINY.model()
-
-
-def picture(size, seed=0):
-    generator = np.random.default_rng(seed)
-    return Image.fromarray(generator.integers(0, 256, (size[1], size[0], 3), np.uint8))
-
-
-def about(*pictures, words="what?", answer=("yes",)):
-    refs = tuple(ImageRef(f"{i}.png", one) for i, one in enumerate(pictures))
-    return Conversation((Turn("user", (*refs, words)), Turn("assistant", answer)))
 
 
 def text(processor, ids):

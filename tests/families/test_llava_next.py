@@ -13,6 +13,7 @@ from diagnostics.probe import Prober
 from diagnostics.probes import Probe
 from finetune.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.families.base import AttentionShape
+from tests.families.pictures import about, features, local_model, picture, slots
 from tests.families.tiny_llava import IMAGE, LLAVA_SIDE, LLAVAS, NEXT_SIDE, next_processor, qwen_tokenizer
 
 TINY = LLAVAS["llava-next"]
@@ -56,34 +57,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def local():
-    """The model with a tower whose layers add nothing: its features are each of one patch alone."""
-    found = TINY.model()
-    with torch.no_grad():
-        for name, parameter in found.model.vision_tower.encoder.named_parameters():
-            if ".out_proj." in name or ".fc2." in name:
-                parameter.zero_()
-    return found
-
-
-def picture(size, seed=0):
-    generator = np.random.default_rng(seed)
-    return Image.fromarray(generator.integers(0, 256, (size[1], size[0], 3), np.uint8))
-
-
-def about(*pictures, words="what?", answer=("yes",), **of_each):
-    refs = tuple(ImageRef(f"{i}.png", one, **of_each) for i, one in enumerate(pictures))
-    return Conversation((Turn("user", (*refs, words)), Turn("assistant", answer)))
-
-
-def slots(model, encoded):
-    return np.flatnonzero(encoded.input_ids == model.config.image_token_id)
-
-
-@torch.no_grad()
-def features(model, encoded):
-    """What the model puts at a conversation's image tokens."""
-    found = model.model.get_image_features(**encoded.media, return_dict=True).pooler_output
-    return torch.cat(list(found)).numpy()
+    return local_model(TINY)
 
 
 # --- tiles -----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from diagnostics.reading import padded
 from finetune.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.families.base import AttentionShape
 from finetune.families.qwen_grid import cell_side, image_tokens, resize, rotary_positions
+from tests.families.pictures import about, picture
 from tests.families.tiny_families import CELL, GRIDS, IDS, LEAST_PIXELS, MERGE, MOST_PIXELS, PATCH
 from tests.families.tiny_qwen3_5 import HYBRIDS
 
@@ -37,16 +38,6 @@ def tiny(request):
 @pytest.fixture(scope="module")
 def processor(tiny, tmp_path_factory):
     return tiny.processor(tmp_path_factory.mktemp("processor"))
-
-
-def picture(size, seed=0):
-    generator = np.random.default_rng(seed)
-    return Image.fromarray(generator.integers(0, 256, (size[1], size[0], 3), np.uint8))
-
-
-def about(*pictures, words="what?", answer=("yes",), **of_each):
-    refs = tuple(ImageRef(f"{i}.png", one, **of_each) for i, one in enumerate(pictures))
-    return Conversation((Turn("user", (*refs, words)), Turn("assistant", answer)))
 
 
 # --- sizes -----------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from diagnostics.metrics import random_regions
 from diagnostics.probe import Prober
 from diagnostics.probes import Probe
 from diagnostics.reading import Reader, padded, text_spans
-from finetune.conversation import Conversation, ImageRef, Turn
 from finetune.families import attention_modules, tower
+from tests.families.pictures import about, local_model, picture
 from tests.families.tiny_llava import LLAVAS
 from tests.families.tiny_siglip import SIGLIPS
 
@@ -50,23 +50,7 @@ def model(tiny):
 
 @pytest.fixture(scope="module")
 def local(tiny):
-    """The model with a tower whose layers add nothing: its features are each of one patch alone."""
-    found = tiny.model()
-    with torch.no_grad():
-        for name, parameter in found.get_submodule(tiny.family.paths.vision_layers).named_parameters():
-            if any(f".{end}." in name for end in ("out_proj", "projection_layer", "fc2")):
-                parameter.zero_()
-    return found
-
-
-def picture(size, seed=0):
-    generator = np.random.default_rng(seed)
-    return Image.fromarray(generator.integers(0, 256, (size[1], size[0], 3), np.uint8))
-
-
-def about(*pictures, words="what?"):
-    refs = tuple(ImageRef(f"{i}.png", one) for i, one in enumerate(pictures))
-    return Conversation((Turn("user", (*refs, words)), Turn("assistant", ("it",))))
+    return local_model(tiny)
 
 
 def marked(plain, box):
