@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, reduce
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -27,7 +28,7 @@ from transformers import AttentionInterface, PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from finetune.families import Family, attention_modules, bare_model, family_of
+from finetune.families import Family, attention_copies, bare_model, copies_of, family_of
 from finetune.families.base import Tiles, attending_layers, language_layers, layer_words
 from finetune.families.tower import TowerSequence, joined
 
@@ -111,8 +112,8 @@ class AttentionExtractor:
     ) -> None:
         self._model = bare_model(model)
         self.family = family or family_of(self._model.config)
-        self._modules = attention_modules(self._model, self.family)
-        self._tower = self._model.get_submodule(self.family.paths.vision_layers.rpartition(".")[0])
+        self._modules = attention_copies(self._model, self.family)
+        self._tower_copies = copies_of(self._model, self.family.paths.vision_layers.rpartition(".")[0])
         self._wanted = _wanted_names(self._modules, key_layers, vision_layers, connector=connector)
         self.heads = None if heads is None else list(heads)
         self.query_tokens = query_tokens
@@ -192,7 +193,7 @@ class AttentionExtractor:
         self._hooks, self._kernels = [], []
         if _EXTRACTORS.get(self._model) is self:
             del _EXTRACTORS[self._model]
-            for module in self._modules.values():
+            for module in chain.from_iterable(self._modules.values()):
                 _WATCHERS.pop(module, None)
 
     def __enter__(self) -> AttentionExtractor:
@@ -261,8 +262,8 @@ class AttentionExtractor:
         for (config, _), name in zip(kernels, observed, strict=True):
             config._attn_implementation_internal = name
         _EXTRACTORS[self._model] = self
-        for name, module in self._modules.items():
-            _WATCHERS[module] = _Watcher(self, name)
+        for name, copies in self._modules.items():
+            _WATCHERS.update((module, _Watcher(self, name)) for module in copies)
 
     # Rows are taken while the whole model's forward runs: activation checkpointing runs layers again in
     # backward, and those calls must not be taken for new ones.
@@ -297,12 +298,12 @@ class AttentionExtractor:
         paths = self.family.paths
         inside = (paths.vision_layers, paths.connector_attention)
         for root in dict.fromkeys(path.rpartition(".")[0] for path in inside if path is not None):
-            module = self._model.get_submodule(root)
-            yield module.register_forward_pre_hook(self._begin_tower, with_kwargs=True)
-            yield module.register_forward_hook(self._end_tower, always_call=True)
+            for module in copies_of(self._model, root):
+                yield module.register_forward_pre_hook(self._begin_tower, with_kwargs=True)
+                yield module.register_forward_hook(self._end_tower, always_call=True)
 
     def _begin_tower(self, module: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
-        if module is self._tower:
+        if module in self._tower_copies:
             self._images += next((len(tower.pictures) for tower in self._towers.values()), 0)
             given = _by_name(self._model, *self._given)
             self._inputs, self._towers = {**given, **_by_name(module, arguments, options)}, {}
@@ -313,7 +314,7 @@ class AttentionExtractor:
             self._inside, self._is_ahead, self._touched = True, True, self._ahead
 
     def _end_tower(self, module: nn.Module, *_: object) -> None:
-        if module is self._tower:
+        if module in self._tower_copies:
             self._inputs = {}  # a cache is among them, and need not outlive its reader
         if self._is_ahead:
             self._inside, self._is_ahead, self._ahead = False, False, self._touched
@@ -563,8 +564,8 @@ class KernelTap:
 
     def __init__(self, model: nn.Module, names: Collection[str], *, family: Family | None = None) -> None:
         self._model = bare_model(model)
-        modules = attention_modules(self._model, family or family_of(self._model.config))
-        self._modules = {name: module for name, module in modules.items() if name in names}
+        modules = attention_copies(self._model, family or family_of(self._model.config))
+        self._modules = [(name, module) for name in names if name in modules for module in modules[name]]
         self._configs = _configs(self._model)
 
     @contextmanager
@@ -575,14 +576,14 @@ class KernelTap:
         observed = [observe_kernel(kernel) for _, kernel in kernels]
         _EXTRACTORS[self._model] = self
         try:
-            _LISTENERS.update((module, _Listener(name, tap)) for name, module in self._modules.items())
+            _LISTENERS.update((module, _Listener(name, tap)) for name, module in self._modules)
             for (config, _), kernel in zip(kernels, observed, strict=True):
                 config._attn_implementation_internal = kernel
             yield
         finally:
             for config, kernel in kernels:
                 config._attn_implementation_internal = kernel
-            for module in self._modules.values():
+            for _, module in self._modules:
                 _LISTENERS.pop(module, None)
             del _EXTRACTORS[self._model]
 
@@ -985,7 +986,7 @@ def _disagreement(rows: Tensor, value: Tensor, output: Tensor, positions: Tensor
 
 
 def _wanted_names(
-    modules: Mapping[str, nn.Module],
+    modules: Collection[str],
     key_layers: Sequence[int] | None,
     vision_layers: Sequence[int],
     *,

@@ -33,7 +33,7 @@ from diagnostics.web.memory import available_bytes, need, require
 from diagnostics.web.rows import CONNECTOR, ReplyRows
 from finetune.checkpoint import load, load_config, resolve
 from finetune.conversation import Conversation, ImageRef, Turn
-from finetune.families import Encoded, ImageTokens, attention_modules, bare_model, family_of
+from finetune.families import Encoded, ImageTokens, attention_modules, bare_model, copies_of, family_of
 from finetune.families.tower import TowerSequence, joined, laid_out
 
 Mode: TypeAlias = Literal["text", "full", "low"]
@@ -107,7 +107,7 @@ class Engine:
         self.sink_layers = key_layers if can_have_sinks else ()
         self.watched = [f"layer_{layer}" for layer in self.layers]
         self.watched += [f"vision_layer_{layer}" for layer in self.vision_layers]
-        self.tower = bare_model(model).get_submodule(self.family.paths.vision_layers.rpartition(".")[0])
+        self.towers = copies_of(bare_model(model), self.family.paths.vision_layers.rpartition(".")[0])
         self.kernels = KernelTap(self.model, [*self.watched, CONNECTOR], family=self.family)
         self._adapter_is_off = False
         self._line = _Line()
@@ -415,8 +415,9 @@ class _Watch:
         if engine.sink_layers:  # a hook costs something in every forward
             self._states = enter(HiddenStates(engine.model, engine.sink_layers, family=engine.family))
         if engine.vision_layers:
-            hook = engine.tower.register_forward_pre_hook(self._keep_tower_inputs, with_kwargs=True)
-            self._stack.callback(hook.remove)
+            for tower in engine.towers:
+                hook = tower.register_forward_pre_hook(self._keep_tower_inputs, with_kwargs=True)
+                self._stack.callback(hook.remove)
         return self
 
     def __exit__(self, *_: object) -> None:

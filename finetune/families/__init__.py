@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune.families.base import Encoded, Family, ImageTokens, ModulePaths, attention_modules, bare_model
+from finetune.families.base import (
+    Encoded,
+    Family,
+    ImageTokens,
+    ModulePaths,
+    attention_copies,
+    attention_modules,
+    bare_model,
+    copies_of,
+)
 from finetune.families.gemma3 import Gemma3Family
 from finetune.families.idefics3 import Idefics3Family, SmolVLMFamily
 from finetune.families.internvl import InternVLFamily
@@ -42,8 +51,10 @@ __all__ = [
     "Family",
     "ImageTokens",
     "ModulePaths",
+    "attention_copies",
     "attention_modules",
     "bare_model",
+    "copies_of",
     "family_of",
 ]
 

@@ -279,24 +279,45 @@ def bare_model(model: nn.Module) -> nn.Module:
 
 
 def attention_modules(model: nn.Module, family: Family) -> dict[str, nn.Module]:
-    """Every module that attends, by the name under which its rows are reported.
+    """Every module that attends, by the name under which its rows are reported: of several copies the one in use.
 
     ``layer_N`` language layers, ``visual_attn`` the connector's cross-attention, ``vision_layer_N`` the tower.
     Language layers without an attention map (the family's ``attention_shape`` is None) are not among them; the others
     keep their numbers.
     """
-    return dict(_attention_modules(bare_model(model), family))
+    model = bare_model(model)
+    return {name: model.get_submodule(path) for name, path in _attention_paths(model, family)}
 
 
-def _attention_modules(model: nn.Module, family: Family) -> Iterator[tuple[str, nn.Module]]:
+def attention_copies(model: nn.Module, family: Family) -> dict[str, list[nn.Module]]:
+    """``attention_modules`` with every copy of each (``copies_of``)."""
+    model = bare_model(model)
+    return {name: copies_of(model, path) for name, path in _attention_paths(model, family)}
+
+
+def copies_of(model: nn.Module, path: str) -> list[nn.Module]:
+    """The module at a path, as often as there is one: PEFT keeps what trains in full beside an adapter twice, and runs
+    the original while the adapter is off. What watches a module must watch all of them."""
+    found = _unwrapped(model)
+    for name in path.split("."):
+        found = [copy for one in found for copy in _unwrapped(one.get_submodule(name))]
+    return found
+
+
+def _unwrapped(module: nn.Module) -> list[nn.Module]:
+    if not hasattr(module, "modules_to_save"):
+        return [module]
+    return [*module.modules_to_save.values(), module.original_module]  # type: ignore[operator,union-attr,list-item]
+
+
+def _attention_paths(model: nn.Module, family: Family) -> Iterator[tuple[str, str]]:
     paths = family.paths
-    layers = language_layers(model, family)
     for index in attending_layers(model, family):
-        yield f"layer_{index}", layers[index].get_submodule(paths.language_attention)
+        yield f"layer_{index}", f"{paths.language_layers}.{index}.{paths.language_attention}"
     if paths.connector_attention is not None:
-        yield "visual_attn", model.get_submodule(paths.connector_attention)
-    for index, layer in enumerate(model.get_submodule(paths.vision_layers).children()):
-        yield f"vision_layer_{index}", layer.get_submodule(paths.vision_attention)
+        yield "visual_attn", paths.connector_attention
+    for index in range(len(list(model.get_submodule(paths.vision_layers).children()))):
+        yield f"vision_layer_{index}", f"{paths.vision_layers}.{index}.{paths.vision_attention}"
 
 
 def language_layers(model: nn.Module, family: Family) -> list[nn.Module]:

@@ -365,6 +365,31 @@ def test_an_adapter_off_answers_as_the_base_does_and_on_again_as_before(processo
         base.adapter_off()
 
 
+def test_an_adapter_with_a_connector_of_its_own_is_watched_on_and_off(processor, pictures):
+    """PEFT keeps such a connector twice, and calls one of the two."""
+    lora = LoraConfig(
+        r=2, target_modules=["c_attn"], init_lora_weights=False,
+        modules_to_save=["transformer.visual.attn_pool", "transformer.visual.transformer"],
+    )  # fmt: skip
+    base = Engine(tiny_model(), processor, mode="full")
+    torch.manual_seed(1)
+    adapted = Engine(get_peft_model(tiny_model(), lora), processor, mode="full")
+    with torch.no_grad():
+        for name, parameter in adapted.model.named_parameters():
+            if ".modules_to_save." in name:
+                parameter.add_(torch.randn_like(parameter))
+    plain, on, off = (
+        ask(one, question(pictures[0]))[-1].look for one in (base, adapted, adapted.adapter_off())
+    )
+    np.testing.assert_array_equal(off.connector[0], plain.connector[0])
+    last = max(plain.vision)
+    np.testing.assert_array_equal(off.vision[last][0], plain.vision[last][0])
+    assert on.connector[0].shape == off.connector[0].shape and not np.array_equal(
+        on.connector[0], off.connector[0]
+    )
+    assert not np.array_equal(on.vision[last][0], off.vision[last][0])
+
+
 def test_another_checkpoint_stands_in_the_same_line(embedded):
     other = embedded.with_checkpoint(engine_module.EMBEDDED)
     assert other._line is embedded._line and other.model is not embedded.model
