@@ -175,3 +175,28 @@ def test_paused_keeps_nothing_and_goes_on_afterwards():
         model(**inputs)
         assert set(extractor.attention_weights) == {"layer_1", "visual_attn"}
         assert set(extractor.highest_logits) == {"layer_1"}
+
+
+@torch.no_grad()
+def test_one_extractor_sees_the_copy_that_runs_whether_the_adapter_is_on_or_off():
+    """PEFT keeps what trains in full beside an adapter twice, and runs the original while the adapter is off."""
+    whole = ["transformer.visual.attn_pool", "transformer.visual.transformer"]
+    config = LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=whole)
+    base, inputs = tiny_model(), inputs_of(2)
+    model = get_peft_model(tiny_model(), config).eval()
+    for name, parameter in model.named_parameters():
+        if ".modules_to_save." in name:
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    with AttentionExtractor(base, [1], vision_layers=[0]) as extractor:
+        base(**inputs)
+        expected = extractor.attention_weights
+    with AttentionExtractor(model, [1], vision_layers=[0]) as extractor:
+        model(**inputs)
+        on = extractor.attention_weights
+        with model.disable_adapter():
+            model(**inputs)
+        off = extractor.attention_weights
+    assert set(on) == set(off) == {"layer_1", "visual_attn", "vision_layer_0"}
+    for name, rows in expected.items():
+        np.testing.assert_array_equal(off[name], rows)
+        assert np.abs(on[name] - rows).max() > 1e-3
