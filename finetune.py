@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 if __name__ == "__main__":
     # Before the imports below, which take seconds: the answer to --help, and to a flag that there is not.
     runpy.run_path(str(Path(__file__).parent / "finetune" / "help.py"))["answer"](sys.argv[1:])
+    import finetune  # noqa: F401 - before transformers' trainer: it silences what bitsandbytes says on import
 
 import torch
 from transformers import TrainerCallback, set_seed

@@ -4,17 +4,20 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     AutoModelForImageTextToText,
     BitsAndBytesConfig,
+    PreTrainedConfig,
 )
 from transformers.utils import is_flash_attn_2_available
 
@@ -52,6 +55,8 @@ def load(
 
     Returns the model (a PeftModel for an adapter folder) and its processor.
 
+    Code that comes with a checkpoint is never run.
+
     Raises ValueError where the checkpoint, or an adapter's base, cannot be found or is of no known family, where an
     adapter was made for another base, and where the kernel cannot be used.
     """
@@ -68,7 +73,10 @@ def load(
     }
     if quantize:
         options["quantization_config"] = four_bit(config, family, compute_dtype=dtype)
-    model: nn.Module = AutoModelForImageTextToText.from_pretrained(base_name, **options)
+    with _opened(base_name):
+        model: nn.Module = AutoModelForImageTextToText.from_pretrained(
+            base_name, trust_remote_code=False, **options
+        )
     _keep_four_bit_layout(model)
     if adapter is not None:
         model = with_adapter(model, adapter, trainable=for_training)
@@ -145,10 +153,12 @@ def load_config(name_or_path: str | Path, *, cache_dir: str | None = None) -> An
 def load_processor(name_or_path: str | Path, *, cache_dir: str | None = None, base: str | None = None) -> Any:
     """The processor of a checkpoint: an adapter folder's own where it has one, else its base's."""
     base_name, adapter = resolve(name_or_path, base=base)
-    family = families.family_of(AutoConfig.from_pretrained(base_name, cache_dir=cache_dir))
+    family = families.family_of(_config(base_name, cache_dir))
     if adapter is not None and any((adapter / name).is_file() for name in _PROCESSOR_FILES):
-        return family.load_processor(str(adapter))
-    return family.load_processor(base_name, cache_dir=cache_dir)
+        with _opened(str(adapter)):
+            return family.load_processor(str(adapter))
+    with _opened(base_name):
+        return family.load_processor(base_name, cache_dir=cache_dir)
 
 
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -198,8 +208,28 @@ def _base_of(adapter: Path) -> str:
     return os.path.abspath(base) if Path(base).exists() else str(base)
 
 
+@contextmanager
+def _opened(name: str) -> Iterator[None]:
+    """A folder that lacks a file, or a name that is neither a folder nor to be had from the hub, is one message."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).partition("\n")[0]
+        if Path(name).exists():
+            raise ValueError(f"{name}: {reason}") from error
+        raise ValueError(
+            f"{name}: there is no such folder (working directory {os.getcwd()}), and as a hub name it could not be "
+            f"opened: {reason}"
+        ) from error
+
+
 def _config(base_name: str, cache_dir: str | None) -> Any:
-    config = AutoConfig.from_pretrained(base_name, cache_dir=cache_dir)
+    with _opened(base_name):
+        written, _ = PreTrainedConfig.get_config_dict(base_name, cache_dir=cache_dir)
+        kind = written.get("model_type")
+        if kind not in CONFIG_MAPPING:  # before transformers asks whether to run the checkpoint's own code
+            raise families.unknown(kind, sees="vision_config" in written)
+        config = AutoConfig.from_pretrained(base_name, cache_dir=cache_dir, trust_remote_code=False)
     quantized = getattr(config, "quantization_config", None)
     if quantized is not None:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method

@@ -56,6 +56,7 @@ __all__ = [
     "bare_model",
     "copies_of",
     "family_of",
+    "unknown",
 ]
 
 
@@ -67,11 +68,14 @@ def family_of(config: Any) -> Family:
     for family in FAMILIES:
         if family.matches(config):
             return family
-    blind = (
-        "" if hasattr(config, "vision_config") else " (it has no vision_config: does the model see pictures?)"
-    )
-    raise ValueError(
-        f"no known model family for a configuration of type {getattr(config, 'model_type', None)!r}{blind}; known: "
+    raise unknown(getattr(config, "model_type", None), sees=hasattr(config, "vision_config"))
+
+
+def unknown(model_type: object, *, sees: bool) -> ValueError:
+    """The error for a configuration of no family; ``sees``: it has a vision part."""
+    blind = "" if sees else " (it has no vision_config: does the model see pictures?)"
+    return ValueError(
+        f"no known model family for a configuration of type {model_type!r}{blind}; known: "
         f"{', '.join(family.name for family in FAMILIES)}. What is missing is one file in finetune/families/ that says "
         "where its modules are, how it reads a conversation and where its pictures lie, and one line in __init__.py: "
         "docs/add-a-family.md"

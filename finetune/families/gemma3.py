@@ -26,6 +26,7 @@ from finetune.families.base import (
 )
 from finetune.families.boxes import as_json, in_thousandths
 from finetune.families.chat import Picture, Piece, encode_chat
+from finetune.families.tokenizer import load_tokenizer
 from finetune.families.tower import TowerSequence
 from finetune.images import open_image
 
@@ -104,12 +105,11 @@ class Gemma3Family:
 
         Raises ValueError where the processor cuts pictures into crops ("pan and scan").
         """
-        from transformers import AutoTokenizer
         from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
         from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 
         settings, _ = Gemma3Processor.get_processor_dict(name_or_path, **hub)
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
+        tokenizer = load_tokenizer(name_or_path, **hub)
         template = settings.get("chat_template") or tokenizer.chat_template
         if template is None:
             raise ValueError(

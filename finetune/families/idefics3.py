@@ -41,6 +41,7 @@ from finetune.families.base import (
 from finetune.families.boxes import as_json, in_thousandths
 from finetune.families.chat import Control, Picture, Piece, Slots, control_tokens, encode_chat
 from finetune.families.tiles import Size, squeezed_tokens
+from finetune.families.tokenizer import load_tokenizer
 from finetune.families.tower import TowerSequence
 from finetune.images import open_image, told_size
 from finetune.videos import frame_size, open_frames
@@ -124,11 +125,10 @@ class Idefics3Family:
     # --- processor ---------------------------------------------------------------------------------------
     def load_processor(self, name_or_path: str, **hub: Any) -> Any:
         """Transformers' own, but resizing with Pillow whatever is installed, and without its video half."""
-        from transformers import AutoTokenizer
         from transformers.models.auto.video_processing_auto import get_video_processor_config
         from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
+        tokenizer = load_tokenizer(name_or_path, **hub)
         settings, _ = Idefics3Processor.get_processor_dict(name_or_path, **hub)
         template = settings.get("chat_template") or tokenizer.chat_template
         if isinstance(template, dict):  # several by name

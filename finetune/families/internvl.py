@@ -38,6 +38,7 @@ from finetune.families.boxes import in_thousandths
 from finetune.families.chat import Control, Picture, Piece, Slots, encode_chat
 from finetune.families.llava import chat_template, language_shape
 from finetune.families.tiles import Size, squeezed_tokens
+from finetune.families.tokenizer import load_tokenizer
 from finetune.families.tower import TowerSequence
 from finetune.images import open_image, told_size
 from finetune.videos import frame_size, open_frames
@@ -119,11 +120,10 @@ class InternVLFamily:
     # --- processor ---------------------------------------------------------------------------------------
     def load_processor(self, name_or_path: str, **hub: Any) -> Any:
         """InternVLProcessor without its video half, which asks for torchvision."""
-        from transformers import AutoTokenizer
         from transformers.models.auto.video_processing_auto import get_video_processor_config
         from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
+        tokenizer = load_tokenizer(name_or_path, **hub)
         settings, _ = processor_class().get_processor_dict(name_or_path, **hub)
         kept = ("image_seq_length",)
         processor = processor_class()(

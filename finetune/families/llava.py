@@ -30,6 +30,7 @@ from finetune.families.base import (
     restarting_positions,
 )
 from finetune.families.chat import Picture, Piece, control_tokens, encode_chat
+from finetune.families.tokenizer import load_tokenizer
 from finetune.families.tower import TowerSequence
 from finetune.images import open_image, told_size
 
@@ -111,10 +112,10 @@ class LlavaFamily:
         Trap: the processors published for transformers cut the middle out instead: of a picture of 100 × 75 pixels a
         quarter is never seen, and boxes and regions there are of nothing.
         """
-        from transformers import AutoTokenizer, LlavaProcessor
+        from transformers import LlavaProcessor
         from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
+        tokenizer = load_tokenizer(name_or_path, **hub)
         settings, _ = LlavaProcessor.get_processor_dict(name_or_path, **hub)
         pictures = LlavaImageProcessorPil.from_pretrained(name_or_path, **hub)
         if not pictures.do_pad:

@@ -40,6 +40,7 @@ from finetune.families.llava import (
     written_boxes,
 )
 from finetune.families.tiles import Size, Tiling
+from finetune.families.tokenizer import load_tokenizer
 from finetune.families.tower import TowerSequence
 from finetune.images import open_image, told_size
 
@@ -119,10 +120,10 @@ class LlavaNextFamily:
     # --- processor ---------------------------------------------------------------------------------------
     def load_processor(self, name_or_path: str, **hub: Any) -> Any:
         """LlavaNextProcessor, resizing with Pillow whatever is installed."""
-        from transformers import AutoTokenizer, LlavaNextProcessor
+        from transformers import LlavaNextProcessor
         from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
+        tokenizer = load_tokenizer(name_or_path, **hub)
         settings, _ = LlavaNextProcessor.get_processor_dict(name_or_path, **hub)
         needed = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
         return LlavaNextProcessor(

@@ -42,6 +42,7 @@ from finetune.families.boxes import as_json, in_thousandths
 from finetune.families.chat import Chat, Picture, Piece, encode_chat
 from finetune.families.llava import TurnByTurn, chat_template, language_shape, said, square_tokens
 from finetune.families.tiles import Size, Tiling, squeezed_tokens
+from finetune.families.tokenizer import load_tokenizer
 from finetune.families.tower import TowerSequence
 from finetune.images import open_image, told_size
 from finetune.videos import open_frames
@@ -129,13 +130,12 @@ class LlavaOnevisionFamily:
     # --- processor ---------------------------------------------------------------------------------------
     def load_processor(self, name_or_path: str, **hub: Any) -> Any:
         """LlavaOnevisionProcessor without its video half, which asks for torchvision."""
-        from transformers import AutoTokenizer
         from transformers.models.auto.video_processing_auto import get_video_processor_config
         from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
             LlavaOnevisionImageProcessorPil,
         )
 
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
+        tokenizer = load_tokenizer(name_or_path, **hub)
         settings, _ = processor_class().get_processor_dict(name_or_path, **hub)
         needed = ("num_image_tokens", "vision_feature_select_strategy", "vision_aspect_ratio")
         processor = processor_class()(

@@ -22,6 +22,7 @@ from finetune.conversation import BoxRef, Conversation, ImageRef
 from finetune.families.base import DECODER_LAYERS, AttentionShape, Encoded, ImageArithmetic, ModulePaths
 from finetune.families.chat import Chat, Picture, Piece, encode_chat
 from finetune.families.gemma3 import image_tokens
+from finetune.families.tokenizer import load_tokenizer
 from finetune.families.tower import TowerSequence
 from finetune.images import open_image
 
@@ -94,11 +95,10 @@ class PaliGemmaFamily:
     # --- processor ---------------------------------------------------------------------------------------
     def load_processor(self, name_or_path: str, **hub: Any) -> Any:
         """Transformers' own; pictures are resized with Pillow, whatever else is installed."""
-        from transformers import AutoTokenizer
         from transformers.models.paligemma.processing_paligemma import PaliGemmaProcessor
         from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub)
+        tokenizer = load_tokenizer(name_or_path, **hub)
         pictures = SiglipImageProcessorPil.from_pretrained(name_or_path, **hub)
         return PaliGemmaProcessor(pictures, tokenizer)
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from transformers import AutoTokenizer
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 from transformers.models.qwen2_5_vl import processing_qwen2_5_vl
 from transformers.models.qwen2_vl import processing_qwen2_vl
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl import processing_qwen3_vl
 from transformers.processing_utils import ProcessorMixin
+
+from finetune.families.tokenizer import load_tokenizer
 
 
 class _Pictures(ProcessorMixin):
@@ -41,7 +42,7 @@ class _Pictures(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **hub: Any) -> Any:  # type: ignore[override]
         """From a folder or a hub name; ``hub``: ``cache_dir``, ``revision`` and the like."""
         name = os.fspath(pretrained_model_name_or_path)
-        tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+        tokenizer = load_tokenizer(name, **hub)
         settings, _ = cls.get_processor_dict(name, **hub)
         template = settings.get("chat_template") or tokenizer.chat_template
         if isinstance(template, dict):  # several by name

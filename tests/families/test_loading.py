@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from diagnostics.reading import padded
-from finetune.checkpoint import load
+from finetune.checkpoint import load, load_config, load_processor
 from finetune.conversation import Conversation, ImageRef, Turn
 from finetune.families import attention_modules, bare_model
-from tests.families.test_qwen_grid import picture
+from finetune.families.tokenizer import load_tokenizer
+from tests.families.pictures import picture
 from tests.families.tiny_families import GRIDS
 from tests.families.tiny_llava import LLAVAS
 from tests.families.tiny_siglip import SIGLIPS
@@ -93,6 +94,53 @@ def test_code_that_comes_with_a_checkpoint_never_runs(tiny, folder, tmp_path):
     (copy / "trap.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Trap: pass\n")
     model, _ = load(copy)
     assert not ran.exists() and bare_model(model).config.model_type == config["model_type"]
+
+
+@pytest.mark.parametrize("kind", ["brand_new_vl", None])
+def test_a_model_of_an_unknown_type_is_refused_and_its_code_not_asked_about(tmp_path, kind, monkeypatch):
+    """transformers asks on the terminal whether to run it, or advises a flag that there is not here."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    ran = tmp_path / "ran"
+    written = {"model_type": kind, "auto_map": {"AutoConfig": "trap.Trap"}}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    (tmp_path / "trap.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Trap: pass\n")
+    with pytest.raises(
+        ValueError, match=f"no known model family for a configuration of type {kind!r}.*known: "
+    ):
+        load_config(tmp_path)
+    assert not ran.exists()
+
+
+def test_a_tokenizer_of_the_checkpoints_own_code_is_not_run(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    copy, ran = tmp_path / "copy", tmp_path / "ran"
+    shutil.copytree(folder, copy)
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Trap", "auto_map": {"AutoTokenizer": ["trap.Trap", "trap.Trap"]}}
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    (copy / "trap.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Trap: pass\n")
+    load_processor(copy)  # transformers' own stands in
+    (copy / "config.json").write_text('{"model_type": "brand_new_vl"}')
+    with pytest.raises(
+        ValueError, match="its tokenizer is code that comes with the checkpoint, which is never"
+    ):
+        load_tokenizer(str(copy))
+    assert not ran.exists()
+
+
+def test_a_name_that_is_no_folder_and_cannot_be_had_is_one_message(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ValueError, match=r"someone/nothing: there is no such folder \(working directory .*as a hub name"
+    ):
+        load("someone/nothing", cache_dir=str(tmp_path))
+
+
+def test_a_folder_without_weights_is_one_message(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(ValueError, match=f"{copy}: .*no file named model.safetensors"):
+        load(copy)
 
 
 def test_what_is_saved_is_safetensors(tiny, folder):
