@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from diagnostics.charts import inline_picture, percent_words
-from diagnostics.composite import CellMap, common_top, map_panel
+from diagnostics.composite import CellMap, common_top, fitted, map_panel
 from diagnostics.evolution import evenly_chosen
 from diagnostics.pairs import LayerPair, ProbePair, pairs_by_group
 from diagnostics.render import open_picture
@@ -289,5 +289,4 @@ def _picture(picture: Image.Image, words: str) -> str:
 
 
 def _sized(picture: Image.Image, width: int) -> Image.Image:
-    height = max(1, round(width * picture.height / picture.width))
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
+    return picture.resize(fitted(picture.size, width, 2 * width), Image.Resampling.LANCZOS)

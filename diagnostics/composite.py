@@ -22,6 +22,7 @@ Box = tuple[float, float, float, float]
 WIDTH, MARGIN, GUTTER = 1080, 24, 18
 PANEL = (WIDTH - 2 * MARGIN - 2 * GUTTER) // 3
 PANEL_HEIGHT_MAX = 400
+LEAST_SIDE = 16
 STRIP_PANEL_MIN = 200  # of a strip: below it the numbers under a panel run into each other
 INK, SOFT, FAINT, PAPER = (28, 30, 36), (98, 103, 115), (221, 224, 230), (255, 255, 255)
 GOOD, BAD = (20, 122, 88), (190, 62, 40)
@@ -193,8 +194,9 @@ def draw_strip(sheet: ProbeSheet, strips: Sequence[Strip]) -> Image.Image:
 def map_panel(
     picture: Image.Image, boxes: Sequence[Box], cells: CellMap, top: float, width: int
 ) -> Image.Image:
-    """One map over the dimmed picture with one region's boxes, ``width`` pixels wide; ``top`` ends the colours."""
-    size = (width, max(1, round(width * picture.height / picture.width)))
+    """One map over the dimmed picture with one region's boxes, at most ``width`` pixels wide; ``top`` ends the
+    colours."""
+    size = fitted(picture.size, width, 2 * width)
     pixels = cells_to_pixels(cells, cells.density, picture.size, size)
     panel = heat_over(dim(picture, size), pixels, top)
     _outline(panel, boxes, picture.size, (255, 255, 255), 2)
@@ -324,9 +326,14 @@ def _stacked(parts: Sequence[Image.Image]) -> Image.Image:
 
 
 def _panel_size(image_size: tuple[int, int], panel: int = PANEL) -> tuple[int, int]:
-    width, height = image_size
-    scale = min(panel / width, PANEL_HEIGHT_MAX / height)
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    return fitted(image_size, panel, PANEL_HEIGHT_MAX)
+
+
+def fitted(image_size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
+    """The largest size of a picture's shape within ``width`` × ``height``; but a side is ``LEAST_SIDE`` at least, for a
+    line one pixel wide shows nothing: a picture of 5 × 900 in 480 × 400 is 16 × 400."""
+    scale = min(width / image_size[0], height / image_size[1])
+    return max(LEAST_SIDE, round(image_size[0] * scale)), max(LEAST_SIDE, round(image_size[1] * scale))
 
 
 def _header(sheet: ProbeSheet, layers: Sequence[LayerMaps], pen: Pen) -> Image.Image:

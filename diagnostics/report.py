@@ -16,7 +16,7 @@ from PIL import Image
 from diagnostics.cards import pill, verdict_card, warnings
 from diagnostics.cases import TrainingSample, case_html, choose_cases
 from diagnostics.charts import Line, forest, inline_picture, line_chart, margin_chart
-from diagnostics.composite import CellMap, difference_colours, dimming, heat_colours, series_scale
+from diagnostics.composite import CellMap, difference_colours, dimming, fitted, heat_colours, series_scale
 from diagnostics.evolution import Evolution, evenly_chosen
 from diagnostics.geometry import cells_from_row, region_coverage
 from diagnostics.metrics import enrichment, region_mass
@@ -28,7 +28,8 @@ from diagnostics.sinks import without_sinks
 Json = dict[str, Any]
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
-PICTURE_WIDTH = 440
+PICTURE_BOX = (440, 660)
+"""Most pixels of a picture, width and height."""
 """Pixels; a picture is 5 to 20 kB then, and 160 probes make a file of a few MB."""
 SLIDER_STEPS_MAX = 12
 """Checkpoints whose maps are in the file; of more, these many evenly, the first and the last among them."""
@@ -163,6 +164,7 @@ def _data(comparison: Mapping[str, Any], pairs: Sequence[ProbePair], evolution: 
         "start_layer": judged[0] if judged else layers[-1],
         "heat": _base64(heat_colours().tobytes()),
         "swing": _base64(difference_colours().tobytes()),
+        "box": PICTURE_BOX,
         "steps": [] if evolution is None else [evolution.steps[index] for index in chosen],
         "all_steps": [] if evolution is None else list(evolution.steps),
         "sinks": any(record.sinks.any() for pair in pairs for record in (pair.before, pair.after)),
@@ -189,9 +191,7 @@ def _probe_data(pair: ProbePair, entry: Mapping[str, Any]) -> Json:
         (name, [_rounded(np.array(box) / by_size) for box in pair.probe.regions[name]])
         for name in pair.region_order()
     ]
-    small = picture.resize(
-        (PICTURE_WIDTH, max(1, round(PICTURE_WIDTH * height / width))), Image.Resampling.LANCZOS
-    )
+    small = picture.resize(fitted(picture.size, *PICTURE_BOX), Image.Resampling.LANCZOS)
     costs = entry["occlusion_nats"]
     return {
         **{name: entry[name] for name in ("id", "group", "question", "answer", "foil", "region")},

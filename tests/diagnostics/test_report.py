@@ -16,7 +16,7 @@ from diagnostics.comparison import comparison_of
 from diagnostics.evolution import Evolution, evolution_of, series_of
 from diagnostics.pairs import pair_all
 from diagnostics.probes import Probe
-from diagnostics.report import PICTURE_WIDTH, SLIDER_STEPS_MAX, headline, report_html
+from diagnostics.report import PICTURE_BOX, SLIDER_STEPS_MAX, headline, report_html
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +92,28 @@ def test_maps_are_one_byte_a_cell_on_a_shared_scale(page: str) -> None:
 def test_pictures_are_inside_and_small(page: str) -> None:
     picture = data(page)["probes"][0]["picture"]
     image = Image.open(io.BytesIO(base64.b64decode(picture.removeprefix("data:image/webp;base64,"))))
-    assert image.size == (PICTURE_WIDTH, round(PICTURE_WIDTH * SIZE[1] / SIZE[0]))
+    assert image.size == (PICTURE_BOX[0], round(PICTURE_BOX[0] * SIZE[1] / SIZE[0]))
     assert len(page) < 400_000
 
 
 def test_it_reads_on_phone_on_paper_and_in_the_dark(page: str) -> None:
     assert 'name="viewport"' in page and "@media print" in page
     assert "prefers-color-scheme: dark" in page and "max-width: 700px" in page and "<noscript>" in page
+
+
+@pytest.mark.parametrize(
+    ("size", "drawn"), [((5, 900), (16, 660)), ((900, 5), (440, 16)), ((50, 200), (165, 660))]
+)
+def test_a_picture_of_any_shape_fits_its_box(
+    tmp_path: Path, size: tuple[int, int], drawn: tuple[int, int]
+) -> None:
+    """A column 440 wide of a picture of 1 : 40 was more than WebP can hold, and the report was lost."""
+    of, comparison, pairs = small(tmp_path)
+    Image.new("RGB", size, (90, 90, 90)).save(of[0].images[0])
+    content = data(report_html(comparison, pairs))
+    assert content["box"] == [*PICTURE_BOX]
+    picture = content["probes"][0]["picture"].removeprefix("data:image/webp;base64,")
+    assert Image.open(io.BytesIO(base64.b64decode(picture))).size == drawn
 
 
 # --- what further fields of a comparison add ------------------------------------------------------------------
