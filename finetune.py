@@ -114,7 +114,9 @@ def prepare(argv: Sequence[str]) -> Ready | None:
 
     plan = plan_of(args)
     processor, family = open_checkpoint(args, plan)
+    check_probes(args, probes, processor, family)
     train_set = build_dataset(args, mixed, processor, family)
+    say(*prompt_note(probes, train_set.conversations))
     eval_set = build_dataset(args, held_out, processor, family) if held_out else None
     if args.training.dry_run:
         describe(args, outline(args, family, plan), plan, train_set, whole=True)
@@ -196,6 +198,41 @@ def read_probes(args: Arguments) -> Probes:
     found = Probes(read(str(args.monitor.probes)), read(calibration) if calibration is not None else ())
     check_apart(found.calibration, found.judged)
     return found
+
+
+def check_probes(args: Arguments, probes: Probes, processor: Any, family: families.Family) -> None:
+    """Raises ValueError for probes that this model cannot read."""
+    if not probes.judged:
+        return
+    from diagnostics.reading import Reader
+
+    reader = Reader(family, processor)
+    for file, some in (
+        (args.monitor.probes, probes.judged),
+        (args.monitor.calibration_probes, probes.calibration),
+    ):
+        reader.check(some, str(file))
+
+
+def prompt_note(probes: Probes, trained: Sequence[conversation.Conversation]) -> list[str]:
+    """A line where probes ask otherwise than training does: what is judged is then not what was trained."""
+    if not probes.judged:
+        return []
+    from diagnostics.reading import user_parts
+
+    first = trained[:SAMPLES_SHOWN_FROM]
+    turns = [turn for one in first for turn in one.turns if turn.role == "user"]
+    data = {one for turn in turns if (one := conversation.numbers_pictures(turn)) is not None}
+    asked = {
+        conversation.numbers_pictures(conversation.Turn("user", user_parts(probe))) for probe in probes.judged
+    }
+    if not data or asked & data:
+        return []
+    wanted = '"Picture 1: <image>\\n…"' if True in data else '"<image>\\n…"'
+    return [
+        f'probes write {"" if True in asked else "no "}"Picture 1: " before a picture, the training data '
+        f"{'does' if True in data else 'does not'}: write {wanted} into their questions, and both are asked alike"
+    ]
 
 
 def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:

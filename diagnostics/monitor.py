@@ -25,9 +25,10 @@ from diagnostics.calibration import Calibration, calibrate, check_apart, held_ou
 from diagnostics.depth import DEPTHS, WATCH, Depth, cost_words
 from diagnostics.probe import BATCH_SIZE, Prober, auto_key_layers
 from diagnostics.probes import Probe, read_probes, write_probes
-from diagnostics.reading import check_processor
+from diagnostics.reading import Reader, check_processor
 from diagnostics.records import AttentionRecord
 from diagnostics.verdicts import CORRECTED
+from finetune.families import bare_model, family_of
 
 if TYPE_CHECKING:
     from diagnostics.cases import TrainingSample
@@ -125,6 +126,9 @@ class AttentionMonitor(TrainerCallback):
         """Self-check, the baseline, and what a killed run has missed at the step that it goes on from."""
         self.output_dir = self.output_dir or Path(str(args.output_dir))
         model = event["model"]
+        Reader(family_of(bare_model(model).config), self.processor).check(
+            (*self.calibration_probes, *self.probes), "probes"
+        )
         self._layers = self._chosen_layers(args, state, model)
         self._archive = RecordArchive(self.attention_dir, [probe.id for probe in self.probes], self._layers)
         self._prober(args, model, self.depth).self_check()

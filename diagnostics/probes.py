@@ -20,6 +20,8 @@ REQUIRED = ("id", "group", "images", "question", "answer")
 FILE_NAME = re.compile(r"(?!\.)[\w.\-]{1,120}")  # letters of any script, digits, _ . -
 ORIENTATION = 0x0112  # EXIF; 5 to 8 are turned by a quarter
 MAX_SHOWN_FAULTS = 50
+PLACEHOLDER = "<image>"
+"""In a question: a picture stands here."""
 
 BoxPixels = tuple[float, float, float, float]
 
@@ -39,7 +41,8 @@ class Probe:
     id, group        unique, usable as a file name; free text ("retention", "neighbour" have a meaning of
                      their own)
     images           files, in reading order; regions are places in the first
-    question, answer, foil    foil is the wrong answer set against the right one, or None
+    question, answer, foil    foil is the wrong answer set against the right one, or None. A question may say with
+                     ``<image>`` where each picture stands; otherwise they come before it, as in Qwen-VL's data
     regions          name → boxes x0 y0 x1 y1 in pixels of the first image as it is shown (EXIF turned
                      upright)
     phrases          a phrase of question or answer → the region it should look at
@@ -195,6 +198,9 @@ def _entry_faults(entry: Mapping[str, Any], folder: Path) -> Iterator[FaultWords
                     f"an image at {folder / image}; correct the path or add the file",
                 )
         size = sizes[0]
+        asked = str(entry.get("question")).count(PLACEHOLDER)
+        if asked not in (0, len(images)):
+            yield "question", f"{asked} × {PLACEHOLDER}", f"one for each of the {len(images)} images, or none"
     yield from _region_faults(entry.get("regions"), None if isinstance(size, str) else size)
     yield from _reference_faults(entry)
 

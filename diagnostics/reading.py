@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diagnostics.probes import Probe
+from diagnostics.probes import PLACEHOLDER, Probe
 from diagnostics.records import Query
 from finetune.conversation import Conversation, ImageRef, Turn
 from finetune.families import Encoded, Family
@@ -75,13 +75,40 @@ class Reader:
     ) -> Encoded:
         """Prompt and reply. ``like`` lends its pictures, so that none is opened twice; ``images`` are pictures in
         place of the probe's files; ``max_pixels`` is a budget of the first alone."""
-        turns = (Turn("user", user_parts(probe, images, max_pixels)), Turn("assistant", (reply,)))
+        encoded = self._encoded(probe, reply, user_parts(probe, images, max_pixels), media=like is None)
+        return encoded if like is None else replace(encoded, images=like.images, media=like.media)
+
+    def _encoded(
+        self, probe: Probe, reply: str, asked: tuple[str | ImageRef, ...], *, media: bool
+    ) -> Encoded:
+        turns = (Turn("user", asked), Turn("assistant", (reply,)))
         conversation = Conversation(turns, source=f"probe {probe.id}")
-        encoded = self.family.encode(self.processor, conversation, media=like is None)
+        encoded = self.family.encode(self.processor, conversation, media=media)
         start, end = encoded.turn_spans[-1]
         if start == end:
             raise ValueError(f"probe {probe.id}: {reply!r} has no tokens, expected at least one")
-        return encoded if like is None else replace(encoded, images=like.images, media=like.media)
+        return encoded
+
+    def check(self, probes: Sequence[Probe], source: str) -> None:
+        """Raises ValueError with every probe that the model cannot read, before it has any weights: pictures' sizes
+        are told by their headers. ``source``: the probes' file, for the message."""
+        faults = []
+        for probe in probes:
+            try:
+                self._check(probe)
+            except ValueError as error:
+                named = f"probe {probe.id}: "
+                faults.append(named + str(error).removeprefix(named))
+        if faults:
+            raise ValueError(
+                "\n  ".join([f"{source}: {len(faults)} probe(s) that this model cannot read:", *faults])
+            )
+
+    def _check(self, probe: Probe) -> None:
+        asked = user_parts(probe)
+        answer = self._encoded(probe, probe.answer, asked, media=False)
+        foil = None if probe.foil is None else self._encoded(probe, probe.foil, asked, media=False)
+        queries(probe, answer, foil, self.texts(answer))
 
     def texts(self, encoded: Encoded) -> list[str]:
         """The text of each token."""
@@ -107,20 +134,23 @@ def check_processor(processor: Any) -> None:
 def user_parts(
     probe: Probe, images: Sequence[Any] | None = None, max_pixels: int | None = None
 ) -> tuple[str | ImageRef, ...]:
-    """A probe's prompt as Qwen-VL's data writes it: ``Picture 1: `` image ``\\n`` question, images numbered
-    from 1.
+    """A probe's prompt as Qwen-VL's data writes it, ``Picture 1: `` image ``\\n`` question, images numbered from 1;
+    or, where the question has an ``<image>`` for each, with the images there and nothing added.
 
     ``images`` are pictures in place of the probe's files (occluded ones), in the same order; ``max_pixels`` is a
     budget of the first alone.
     """
-    parts: list[str | ImageRef] = []
-    text = ""
-    for number, path in enumerate(probe.images, start=1):
-        source = path if images is None else images[number - 1]
-        budget = max_pixels if number == 1 else None
-        parts += [f"{text}Picture {number}: ", ImageRef(path.name, source, max_pixels=budget)]
-        text = "\n"
-    return (*parts, text + probe.question)
+    sources = probe.images if images is None else images
+    refs = [
+        ImageRef(path.name, source, max_pixels=max_pixels if at == 0 else None)
+        for at, (path, source) in enumerate(zip(probe.images, sources, strict=True))
+    ]
+    if PLACEHOLDER in probe.question:
+        first, *texts = probe.question.split(PLACEHOLDER)
+        parts = [first, *(part for pair in zip(refs, texts, strict=True) for part in pair)]
+        return tuple(part for part in parts if part)
+    before = [f"{chr(10) if at else ''}Picture {at + 1}: " for at in range(len(refs))]
+    return (*(part for pair in zip(before, refs, strict=True) for part in pair), f"\n{probe.question}")
 
 
 def padded(batch: Sequence[Encoded], device: torch.device, *, left: bool) -> dict[str, Tensor]:

@@ -12,9 +12,11 @@ from diagnostics.calibration import calibrate, check_apart, held_out
 from diagnostics.depth import WATCH, Depth, cost_words
 from diagnostics.probe import Prober, auto_key_layers
 from diagnostics.probes import Probe, read_probes, write_probes
+from diagnostics.reading import Reader
 from diagnostics.records import AttentionRecord
 from diagnostics.render import load_records
 from finetune.checkpoint import load, resolve
+from finetune.families import bare_model, family_of
 
 Records = Mapping[str, AttentionRecord]
 
@@ -54,6 +56,7 @@ def records_of(
     judged = probes
     for at, model, processor, state in _models(sources, folders):
         with state:
+            Reader(family_of(bare_model(model).config), processor).check((*calibration, *probes), "probes")
             if layers is None:
                 layers, judged = _calibrated(model, processor, probes, calibration, output_dir)
             print(f"{sources[at]}: {cost_words(depth, probes, len(layers))}", flush=True)

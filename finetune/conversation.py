@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +121,14 @@ def questions(conversations: Sequence[Conversation]) -> list[tuple[Path, str, st
             if (asked.role, answered.role) == ("user", "assistant"):
                 found.append((ref.path, _words(asked).removeprefix("Picture 1: ").strip(), _words(answered)))
     return found
+
+
+def numbers_pictures(turn: Turn) -> bool | None:
+    """Does the turn write ``Picture 1: `` before a picture, as Qwen-VL's data does? None without a picture."""
+    for before, part in itertools.pairwise(("", *turn.parts)):
+        if isinstance(part, ImageRef):
+            return isinstance(before, str) and re.search(r"Picture \d+: ?$", before) is not None
+    return None
 
 
 def _words(turn: Turn) -> str:

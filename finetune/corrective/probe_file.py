@@ -54,8 +54,11 @@ def _place_faults(probe: Mapping[str, Any], folder: Path) -> Iterator[str]:
     """Pictures, and boxes in the first of them."""
     images = probe.get("images")
     size = None
+    placed = str(probe.get("question")).count("<image>")
     if not isinstance(images, list) or not images or not all(isinstance(one, str) for one in images):
         yield f"images: found {images!r:.80}, expected a list of paths"
+    elif placed not in (0, len(images)):
+        yield f"question: found {placed} × <image>, expected one for each of the {len(images)} images, or none"
     else:
         for number, image in enumerate(images):
             try:

@@ -257,7 +257,13 @@ def test_the_command_says_what_is_wrong_in_one_line(
     assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
-def test_models_and_adapters_are_probed_and_their_records_kept(tmp_path: Path) -> None:
+def refuse(*_: object) -> None:
+    raise ValueError("found 1 × 300 pixels")
+
+
+def test_models_and_adapters_are_probed_and_their_records_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One loaded model serves both sides of a LoRA: with the adapter off it is the base, number for number."""
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     base.mkdir()
@@ -287,5 +293,10 @@ def test_models_and_adapters_are_probed_and_their_records_kept(tmp_path: Path) -
         str(out / "attention" / "before"), str(out / "attention" / "after"), tmp_path / "again"
     )
     assert again["probes"] == comparison["probes"]
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="that this model cannot read"):
+        patched.setattr("diagnostics.reading.Reader._check", refuse)
+        compare_sources(
+            str(base), str(adapter), tmp_path / "no", probes_file=tmp_path / "probes.json", key_layers="0"
+        )
     with pytest.raises(ValueError, match="--key_layers: found 'x'; expected auto, or numbers"):
         compare_sources(str(base), str(adapter), out, probes_file=tmp_path / "probes.json", key_layers="x")

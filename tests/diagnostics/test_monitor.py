@@ -302,6 +302,19 @@ def test_wrong_wiring_ends_the_run_at_its_start(tmp_path, processor, probe_file,
         train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file)])
 
 
+def test_probes_that_the_model_cannot_read_end_the_run_before_its_first(
+    tmp_path, processor, probe_file, monkeypatch
+):
+    def cannot(self, probe):
+        raise ValueError("found 1 × 300 pixels")
+
+    monkeypatch.setattr("diagnostics.reading.Reader._check", cannot)
+    callback = AttentionMonitor(processor=processor, probes=probe_file, output_dir=tmp_path, key_layers=[1])
+    with pytest.raises(ValueError, match=r"cannot read:\n  probe disc-0: found 1 × 300 pixels"):
+        train(tmp_path, processor, probe_file, [callback])
+    assert not (tmp_path / "attention").exists()
+
+
 def test_wrong_arguments_are_errors(processor, probe_file):
     with pytest.raises(ValueError, match="probe_steps: found 0, expected at least 1"):
         AttentionMonitor(processor, probe_file, probe_steps=0)

@@ -261,3 +261,18 @@ def test_a_phrase_that_is_not_in_the_tokens_names_the_probe(model, processor, pr
     with pytest.raises(ValueError, match="probe disc-0: phrase '猫' not found"):
         Prober(model, processor, key_layers=[1], probes=[lost], depth=SILENT_TRIALS).run(lost, 0, "tiny")
     assert model.config._attn_implementation == "sdpa"  # also after an error
+
+
+def test_a_question_may_say_where_its_pictures_stand(probes):
+    probe = replace(
+        probes[0], images=probes[0].images[:1] * 2, question="Before <image> and after <image>: what?"
+    )
+    first, one, then, two, last = user_parts(probe, max_pixels=400)
+    assert (first, then, last) == ("Before ", " and after ", ": what?")
+    assert (one.path, one.max_pixels) == (probe.images[0], 400) and two.max_pixels is None
+    assert [
+        type(part) for part in user_parts(replace(probe, images=probe.images[:1], question="<image>\nwhat?"))
+    ] == [
+        ImageRef,
+        str,
+    ]

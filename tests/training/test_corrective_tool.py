@@ -316,7 +316,7 @@ CHANGES: list[dict] = [
     {"regions": {"cat": [[True, 2, 3, 4]]}}, {"regions": {"cat": [["1", 2, 3, 4]]}}, {"phrases": []},
     {"phrases": {"dog": "cat"}}, {"phrases": {"": "cat"}}, {"phrases": {"cat": "dog"}}, {"relation": "on"},
     {"relation": {"phrase": "on", "subject": "cat"}}, {"relation": {"phrase": "on", "subject": "dog", "object": "cat"}},
-    {"regions": {}},
+    {"regions": {}}, {"question": "Look: <image>where is the cat?"}, {"question": "<image><image>where is the cat?"},
 ]  # fmt: skip
 
 

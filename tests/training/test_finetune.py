@@ -15,11 +15,13 @@ from types import ModuleType
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from finetune import run_folder
 from finetune.checkpoint import load
+from tests.families.tiny_families import GRIDS
 from tests.families.tiny_siglip import SIGLIPS
 from tests.training.test_adaptation import batch
 
@@ -151,6 +153,50 @@ def test_a_kernel_that_the_language_model_cannot_run_on_is_told_before_weights(
     assert "the language model is a Gemma2Model" in capsys.readouterr().err
     assert program.main(flags(*model, "--attn_implementation", "eager")) == 0
     assert "a dry run" in capsys.readouterr().out
+
+
+def probe_file(folder: Path, question: str = "what?", size: tuple[int, int] = (30, 20)) -> tuple[str, ...]:
+    Image.new("RGB", size, (9, 90, 200)).save(folder / "probe.png")
+    probes = [
+        {"id": f"p-{i}", "group": "g", "images": ["probe.png"], "question": question, "answer": "yes"}
+        for i in (0, 1)
+    ]
+    return "--monitor", "True", "--probes", write(folder / "probes.json", {"version": 1, "probes": probes})
+
+
+def test_probes_that_the_model_cannot_read_are_told_before_weights(
+    program: ModuleType, flags, tmp_path: Path, capsys
+):
+    folder = GRIDS["qwen2.5-vl"].write(tmp_path)
+    model = ("--model_name_or_path", str(folder), "--use_lora", "True", *probe_file(tmp_path, size=(1, 300)))
+    assert program.main(flags(*model)) == 1
+    shown = capsys.readouterr().err
+    assert f"{tmp_path / 'probes.json'}: 2 probe(s) that this model cannot read:" in shown
+    assert (
+        "  probe p-1: image 'probe.png': found 1 × 300 pixels, expected no side more than 200 times" in shown
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "question", "note"),
+    [
+        ("Picture 1: <img>{}</img>\nwhat?", "what?", None),
+        ("Picture 1: <img>{}</img>\nwhat?", "<image>\nwhat?", '"Picture 1: <image>\\n…"'),
+        ("<img>{}</img>\nwhat?", "what?", 'write "<image>\\n…"'),
+        ("<img>{}</img>\nwhat?", "<image>\nwhat?", None),
+    ],
+)
+def test_probes_that_ask_otherwise_than_the_training_data_are_noticed(
+    program: ModuleType, flags, tmp_path: Path, capsys, value, question, note
+):
+    probes = probe_file(tmp_path, question)
+    asked = {"from": "user", "value": value.format("probe.png")}
+    sample = {"id": "a", "conversations": [asked, {"from": "assistant", "value": "yes"}]}
+    data = ("--data_path", write(tmp_path / "own.json", [sample] * 4))
+    assert program.main(flags(*data, "--use_lora", "True", "--dry_run", "True", *probes)) == 0
+    shown = capsys.readouterr().out
+    assert note in shown if note else "before a picture, the training data" not in shown
 
 
 def write(path: Path, content: object) -> str:
