@@ -11,6 +11,10 @@ from diagnostics.statistics import Change, Interval, probes_needed
 
 ENOUGH_PROBES = 20  # five pairs cannot go below p = 1/16
 SIGNIFICANT = 0.05
+LEAST_MOVE = 0.05
+"""Share of its attention that a region must gain or lose. The same question about the same picture gives the same
+number, so paired probes tell any change from chance: one step of training moves attention by thousandths, which
+corrects nothing."""
 KEPT_SHARE = {"retention": 0.97, "neighbour": 0.95}  # of the accuracy before; less is a loss
 RETENTION, NEIGHBOUR = "retention", "neighbour"
 
@@ -91,7 +95,7 @@ def verdict(numbers: GroupNumbers, *, level: float = 0.95) -> Verdict:
 
     - answers: the interval of accuracy's change lies above 0
     - attention: enrichment rose, with a chance below 1 − level after adjustment (or an interval above 0 where no
-      chance is given)
+      chance is given), and by 5 % at least
     - cause: taking the region away costs more margin after than before, and more than random regions of its size:
       hidden in the picture, and cut from attention where that was measured too (then both must agree)
 
@@ -173,15 +177,29 @@ def _images(numbers: GroupNumbers) -> int:
 
 
 def _moved(numbers: GroupNumbers, level: float) -> str | None:
-    """Where attention moved, if it did. The chance decides where it is given: it counts how many were looked at, and
-    finds what the probes share even where an interval is wide because they differ by magnitudes."""
+    """Where attention moved, if it did, and enough to count. The chance decides where it is given: it counts how many
+    were looked at, and finds what the probes share even where an interval is wide because they differ by magnitudes."""
+    size = _size(numbers)
+    if not _is_beyond_chance(numbers, level) or abs(size) < LEAST_MOVE:
+        return None
+    return "to the region" if size > 0 else "away from the region"
+
+
+def _is_beyond_chance(numbers: GroupNumbers, level: float) -> bool:
     interval, chance = _attention(numbers), numbers.enrichment_chance
     if interval is None:
-        return None
-    shown = _is_clear(interval) if chance is None else chance < 1 - level
-    if not shown:
-        return None
-    return "to the region" if interval.mean > 0 else "away from the region"
+        return False
+    return _is_clear(interval) if chance is None else chance < 1 - level
+
+
+def _size(numbers: GroupNumbers) -> float:
+    """What attention changed by, as a share of the mean of before and after; 0 where it was not measured."""
+    if numbers.enrichment is None:
+        return 0.0
+    if numbers.enrichment_relative is not None:
+        return numbers.enrichment_relative.mean
+    change = numbers.enrichment
+    return 2 * change.difference.mean / max(change.before + change.after, 1e-12)
 
 
 def _attention(numbers: GroupNumbers) -> Interval | None:
@@ -248,6 +266,11 @@ def _attention_reason(numbers: GroupNumbers, level: float) -> str:
         words = "chance does not explain that"
         if not _is_clear(interval):
             words = "most probes share that, so chance does not explain it"
+    elif _is_beyond_chance(numbers, level):
+        words = (
+            f"chance does not explain that, but {100 * abs(_size(numbers)):.3g} % is too little to "
+            f"count: a move is {_percent(LEAST_MOVE)} at least"
+        )
     elif _is_clear(interval):
         words += " once every group and layer looked at is counted"
     means = (

@@ -17,6 +17,12 @@ from diagnostics.verdicts import (
 
 UP, NOT, DOWN = Interval(1, 0.5, 1.5), Interval(0, -0.5, 0.5), Interval(-1, -1.5, -0.5)
 WIDE = Interval(1, -0.2, 3)
+SMALL, ENOUGH, LOST = (
+    Interval(0.0499, 0.04, 0.06),
+    Interval(0.0501, 0.04, 0.06),
+    Interval(-0.06, -0.07, -0.05),
+)
+FRUITLESS = "attention moved, answers did not"
 
 
 def numbers(
@@ -77,6 +83,12 @@ KNOCKOUT = {"knockout_cost_nats": Change(0.1, 2.0, UP), "knockout_control_nats":
         (numbers(attention=None, enrichment_relative=UP), "answers changed, attention not measured"),
         (numbers(accuracy=NOT, enrichment_chance=0.2), "it did not move"),
         (numbers(accuracy=NOT, attention=None), "it did not move"),
+        (numbers(accuracy=NOT, enrichment_relative=SMALL, enrichment_chance=0.001), "it did not move"),
+        (numbers(accuracy=NOT, enrichment_relative=ENOUGH, enrichment_chance=0.001), FRUITLESS),
+        (numbers(accuracy=NOT, enrichment_relative=LOST, enrichment_chance=0.001), FRUITLESS),
+        (numbers(enrichment_relative=SMALL, enrichment_chance=0.001), "answers changed, attention did not"),
+        (numbers(attention=Interval(0.3, 0.2, 0.4)), "answers changed, attention did not"),
+        (numbers(attention=Interval(0.4, 0.3, 0.5)), "corrected"),
         (numbers(accuracy=DOWN), "answers got worse"),
         (numbers(probes=19), "too few probes"),
         (numbers(probes=20), "corrected"),
@@ -128,6 +140,17 @@ def test_the_typical_probe_is_given_as_a_factor():
     assert verdict(typical).reasons[1] == (
         "The region gets 7.60 times the attention that its size alone would bring, 6.40 before, and in a typical probe "
         "3.00 times what it got before; chance does not explain that (95 % interval 1.50 to 4.00 times)."
+    )
+
+
+def test_a_move_too_small_to_count_is_said_to_be_one():
+    small = numbers(
+        accuracy=NOT, enrichment_relative=Interval(0.00064, 0.0005, 0.0008), enrichment_chance=0.001
+    )
+    assert verdict(small).reasons[1] == (
+        "The region gets 7.60 times the attention that its size alone would bring, 6.40 before, and in a typical probe "
+        "1.00 times what it got before; chance does not explain that, but 0.064 % is too little to count: a move is 5 % "
+        "at least (95 % interval 1.00 to 1.00 times)."
     )
 
 
