@@ -54,6 +54,8 @@ class Finder:
             if not isinstance(fps, int | float) or isinstance(fps, bool):
                 raise ValueError(f"fps: found {fps!r:.80}, expected frames a second as a number")
         if isinstance(spec, list):
+            if not spec:
+                raise ValueError("found an empty list, expected at least one frame")
             frames = [self.find(one, f"{at}[{i}]") for i, one in enumerate(spec)]
             return video_of_frames(frames, at, fps)
         if isinstance(spec, Mapping):

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple, Protocol
 
 from finetune.conversation import ImageRef, Part, Role, VideoRef
 
+UNHEARD = ("audio", "audios")
+"""Keys under which other trainers' data keeps sounds: left unread, ``<audio>`` would be learned as a word."""
+
 
 class Spoken(NamedTuple):
     """A turn as a format finds it, before its boxes are looked for.
@@ -102,6 +105,12 @@ class Record:
                 )
             elif turn.role == "assistant" and not text.strip():
                 self.fault(f"{turn.at}.{text_key}: found an empty answer, expected text to learn")
+        if isinstance(self.content, Mapping):
+            for key in (key for key in UNHEARD if self.content.get(key)):
+                self.fault(
+                    f"{key}: found {self.content[key]!r:.80}, expected pictures and videos alone: no model here hears; "
+                    "take the record out, or the sound out of the record"
+                )
         if not self.faults:
             self._check_order(turns, role_key)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import ProcessorMixin
 from transformers.models.qwen2_5_vl import processing_qwen2_5_vl
 
 import diagnostics.compare  # noqa: F401  (first imported while something is replaced, it would keep the replacement)
@@ -46,7 +46,7 @@ def processor(tmp_path):
 
 
 @pytest.fixture
-def place(tmp_path, processor, monkeypatch):
+def place(tmp_path, monkeypatch):
     """A folder with a checkpoint, a picture to train on, and probes; no process that draws."""
 
     class Undrawn:
@@ -60,8 +60,8 @@ def place(tmp_path, processor, monkeypatch):
         close = poll
 
     monkeypatch.setattr("diagnostics.render.Renderer", Undrawn)
-    monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda name, **_: processor)
     TINY.model().save_pretrained(tmp_path / "tiny")
+    TINY.processor(tmp_path).save_pretrained(tmp_path / "tiny")
     (tmp_path / "images").mkdir()
     noise(50, 31).save(tmp_path / "images" / "pearl.jpg")
     write_probes(probes(tmp_path), tmp_path / "probes.json")
@@ -132,13 +132,20 @@ def test_the_page_s_trainer_is_monitored_and_its_losses_are_those_without(place)
         assert torch.equal(value, watched["model"].state_dict()[name])
 
 
+def test_a_processor_of_transformers_serves_as_well(place, processor, monkeypatch):
+    """Where torchvision is installed, AutoProcessor gives one."""
+    monkeypatch.setattr("finetune.checkpoint.load_processor", lambda name: processor)
+    run(PLAIN)
+    check_left(place / "out")
+
+
 # --- TRL -------------------------------------------------------------------------------------------------
 @pytest.fixture
 def trl():
     return pytest.importorskip("trl")
 
 
-def test_the_page_s_trainer_of_trl_is_monitored(place, trl, processor):
+def test_the_page_s_trainer_of_trl_is_monitored(place, trl):
     short = PLAIN.split("\n\ndef conversation")[0]
     adapters = "processing_class=processor, peft_config=LoraConfig(target_modules=['q_proj']),"
     code = "from peft import LoraConfig\n" + WITH_TRL.replace("processing_class=processor,", adapters)

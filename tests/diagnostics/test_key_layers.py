@@ -59,6 +59,11 @@ def test_too_few_probes_choose_nothing(tmp_path):
     of, found = planted(tmp_path, gain=3.0, per_group=2)
     chosen = calibrate(of, found, evenly=(1, 3))
     assert not chosen.chosen and "cannot choose layers" in chosen.why
+    none = calibrate((), {}, evenly=(1, 3))
+    assert not none.chosen and none.layers == (1, 3)
+    assert none.why.startswith(
+        "no probe was set aside to choose layers on, since 20 pictures a group must be left"
+    )
 
 
 def test_a_calibration_comes_back(tmp_path):

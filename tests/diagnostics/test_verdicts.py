@@ -149,8 +149,8 @@ def test_a_move_too_small_to_count_is_said_to_be_one():
     )
     assert verdict(small).reasons[1] == (
         "The region gets 7.60 times the attention that its size alone would bring, 6.40 before, and in a typical probe "
-        "1.00 times what it got before; chance does not explain that, but 0.064 % is too little to count: a move is 5 % "
-        "at least (95 % interval 1.00 to 1.00 times)."
+        "1.00 times what it got before; chance does not explain that, but 0.064 % is too little to count: a move is 5 "
+        "% at least (95 % interval 1.00 to 1.00 times)."
     )
 
 
