@@ -140,14 +140,14 @@ def calibrate(
     used = right if len(right) >= LEAST_PROBES else usable
     names = tuple(probe.id for probe in probes)
     if len(used) < LEAST_PROBES:
-        found = (
+        words = (
             f"{len(used)} probes with a region cannot choose layers, {LEAST_PROBES} can"
             if probes
             else f"no probe was set aside to choose layers on, since {ENOUGH_PROBES} pictures a group must be left to "
             f"judge and {LEAST_PROBES} with a region chosen on; more probes, or calibration probes of their own "
             "(--calibration_probes), change that"
         )
-        why = f"{found}: they are evenly spaced."
+        why = f"{words}: they are evenly spaced."
         return Calibration(tuple(evenly), (), False, names, (), (), (), why)
     pictures = [_picture(probe) for probe, _ in used]
     region = np.stack([_enrichment(probe, record, record.region_mass) for probe, record in used])

@@ -233,16 +233,18 @@ def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def source_table(samples: Samples) -> str:
-    """Samples, tokens, trained tokens and pictures of each source, and its longest sample by name."""
+    """Samples, tokens, trained tokens, pictures and, if there are any, videos of each source, and its longest sample by
+    name."""
     lengths = samples.lengths
-    cells = [("source", "samples", "tokens", "trained", "", "pictures", "longest", "")]
+    media = {"pictures": lengths.images} | ({"videos": lengths.videos} if lengths.videos.any() else {})
+    cells = [("source", "samples", "tokens", "trained", "", *media, "longest", "")]
     everything = np.arange(len(lengths.tokens))
     groups = [(name, everything[samples.source_of == i]) for i, name in enumerate(samples.names)]
     if len(groups) > 1:
         groups.append(("all", everything))
     for name, members in groups:
         if not len(members):
-            cells.append((name, "0", "0", "0", "", "0", "", ""))
+            cells.append((name, "0", "0", "0", "", *("0" for _ in media), "", ""))
             continue
         tokens, trained = int(lengths.tokens[members].sum()), int(lengths.trained_tokens[members].sum())
         longest = members[int(lengths.tokens[members].argmax())]
@@ -253,12 +255,12 @@ def source_table(samples: Samples) -> str:
                 f"{tokens:,}",
                 f"{trained:,}",
                 f"({trained / tokens:.0%})",
-                f"{int(lengths.images[members].sum()):,}",
+                *(f"{int(count[members].sum()):,}" for count in media.values()),
                 f"{int(lengths.tokens[longest]):,}",
                 short_name(samples.conversations[int(longest)]),
             )
         )
-    return _columns(cells, left=(0, 7))
+    return _columns(cells, left=(0, len(cells[0]) - 1))
 
 
 def short_name(conversation: Conversation) -> str:

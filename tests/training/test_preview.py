@@ -143,6 +143,10 @@ def test_the_table_of_sources_by_hand():
     ]
     assert source_table(samples(("data",), (0, 0, 0, 0))).splitlines()[1:][0].split()[0] == "data"
     assert len(source_table(samples(("data",), (0, 0, 0, 0))).splitlines()) == 2
+    filmed = samples(("base", "films"), (0, 0, 1, 1))
+    filmed = filmed._replace(lengths=filmed.lengths._replace(videos=np.array([0, 0, 1, 2])))
+    table = [line.split() for line in source_table(filmed).splitlines()]
+    assert table[0][5:7] == ["videos", "longest"] and [row[6] for row in table[1:]] == ["0", "3", "3"]
     empty = source_table(samples(("base", "empty"), (0, 0, 0, 0))).splitlines()[2]
     assert empty.split() == ["empty", "0", "0", "0", "0"]
 
