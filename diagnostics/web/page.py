@@ -106,6 +106,8 @@ class Page:
         with _one_at_a_time(room):
             if room.take_back_answer():
                 yield from self._answer(key, room, language)
+            else:  # Gradio takes a generator that ends without a word for None in every output
+                yield (gr.skip(),) * 5
 
     def stop(self, key: str) -> None:
         """End the answer that is being written."""

@@ -202,6 +202,16 @@ def test_answering_again_asks_the_same(page):
     assert page.rooms.get(key).said == [("one?", "a cat")]
 
 
+def test_answering_again_where_nothing_was_asked_changes_nothing(page):
+    """Gradio sets every output to null where a generator yields nothing, and the input dies of it."""
+    key = page.rooms.open()
+    assert list(page.again(key, "en")) == [(gr.skip(),) * 5]
+    ask(page, key, "one?")
+    page.clear(key, "en")
+    assert list(page.again(key, "en")) == [(gr.skip(),) * 5]
+    assert len(page.engine.asked) == 1
+
+
 def test_stop_keeps_what_was_written(page):
     key = page.rooms.open()
     steps = page.send(key, {"text": "what?", "files": []}, "en")
