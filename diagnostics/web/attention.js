@@ -18,15 +18,23 @@ function follow() {
   if (value.look === undefined || value.look === null) { state.look = null; state.facts = null; empty(); return; }
   if (value.look !== state.look) open(value.look);
   else if (renamed && state.facts) { build(); change(["overview"]); }
+  if (renamed && state.trouble) trouble(state.trouble);
 }
 
 function empty() {
   pane.replaceChildren(make("p", { className: "note", textContent: t("nothing_yet") }));
 }
 
+/** `words` are those of every language, as the server sends them. */
 function trouble(words) {
+  quiet();
+  state.trouble = words;
+  pane.prepend(make("p", { className: "note trouble", role: "alert", textContent: words[state.language] }));
+}
+
+function quiet() {
+  state.trouble = null;
   pane.querySelector(".trouble")?.remove();
-  pane.prepend(make("p", { className: "note trouble", role: "alert", textContent: words }));
 }
 
 async function open(look) {
@@ -34,7 +42,7 @@ async function open(look) {
   const facts = await call("facts", [state.room, look]);
   if (!facts || state.look !== look) return;
   Object.assign(state, { facts, part: "language", layer: facts.layers.language.length - 1, head: -1, sinks: true,
-    tokens: facts.answer.slice(0, 1), image: 0, box: null, patch: null, shows: "mass",
+    tokens: facts.answer.slice(0, 1), image: 0, box: null, patch: null, shows: "mass", saved: null,
     window: [lastText(facts), facts.tokens.length] });
   build();
   change(["overview"]);
@@ -48,9 +56,9 @@ function lastText({ runs, tokens }) {
 
 async function call(name, question, complain = trouble) {
   let answer;
-  try { answer = await server[name](...question); } catch (error) { complain(t("lost")); return null; }
+  try { answer = await server[name](...question); } catch (error) { complain(inEvery("lost")); return null; }
   if (answer && answer.error) { complain(answer.error); return null; }
-  pane.querySelector(".trouble")?.remove();
+  quiet();
   return answer;
 }
 
@@ -194,12 +202,12 @@ function boxPart() {
   parts.probe = make("form", { className: "probe", hidden: true },
     field("id", ""), field("group", "sphere-building"), field("region", "region"), field("question", state.facts.question),
     field("right_answer", state.facts.reply), field("foil", ""), make("button", { type: "submit", className: "plain", textContent: t("save_probe") }));
-  parts.saved = make("p", { className: "words saved", role: "status" });
+  parts.saved = make("p", { className: "words saved", role: "status", textContent: state.saved?.[state.language] ?? "" });
   parts.probe.addEventListener("submit", async (event) => {
     event.preventDefault();
     const written = Object.fromEntries([...new FormData(parts.probe)].map(([name, value]) => [name, value.trim()]));
-    const say = (words) => { parts.saved.textContent = words; };
-    const saved = await call("save_probe", [state.room, state.look, { ...written, language: state.language, box: state.box, image: state.image }], say);
+    const say = (words) => { state.saved = words; parts.saved.textContent = words[state.language]; };
+    const saved = await call("save_probe", [state.room, state.look, { ...written, box: state.box, image: state.image }], say);
     if (saved) say(saved.words);
   });
   return section("box-part", t("box"), parts.boxWords, parts.boxTable, parts.probe, parts.saved);

@@ -150,6 +150,9 @@ function fraction(canvas, event) {
   return [clip((event.clientX - frame.left) / frame.width), clip((event.clientY - frame.top) / frame.height)];
 }
 
+/** A text of the page in every language, as the server's own words come. */
+const inEvery = (key) => Object.fromEntries(Object.entries(TEXTS).map(([language, texts]) => [language, texts[key]]));
+
 const percent = (share) => share === null ? "–" : (100 * share).toFixed(share >= 0.0995 || share === 0 ? 0 : share < 0.00095 ? 2 : 1) + " %";
 const times = (value) => value === null ? "–" : value.toFixed(value < 10 ? 2 : 1) + " ×";
 const top = (values, least) => values.reduce((most, value) => Math.max(most, value ?? 0), least);

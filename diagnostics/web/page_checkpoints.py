@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diagnostics.web.engine import Engine
+from diagnostics.web.texts import Words
 
 _STEP = re.compile(r"checkpoint-(\d+)")
 _WEIGHTS = ("config.json", "adapter_config.json")
@@ -51,13 +52,13 @@ class Checkpoints:
         self._open: tuple[str, Engine] | None = None
         self._opening = threading.Lock()
 
-    def names(self) -> list[tuple[str, str]]:
+    def names(self) -> list[tuple[Words, str]]:
         """(words for a person, key) of each, in the order of training: the bare model first."""
-        own = (short_name(self._engine.name), "own")
-        others = [(short_name(name), name) for name in self._paths]
+        own = (Words.of(short_name(self._engine.name)), "own")
+        others = [(Words.of(short_name(str(path))), key) for key, path in self._paths.items()]
         if not self._engine.has_adapter:
             return [own, *others]
-        return [(f"{own[0]}, adapter off", "adapter_off"), *others, own]
+        return [(Words("adapter_off", {"name": own[0]}), "adapter_off"), *others, own]
 
     def engine(self, key: str) -> Engine:
         """Raises ValueError for a key that was not offered, or where there is no memory for another model."""

@@ -12,6 +12,7 @@ from diagnostics.probes import FILE_NAME, Probe, read_probes, write_probes
 from diagnostics.web.look import Look
 from diagnostics.web.page_rooms import QUESTION_MAX_CHARACTERS, Asked
 from diagnostics.web.page_views import box_pixels
+from diagnostics.web.texts import RefusedError, Words
 
 PROBES_MAX = 1000
 """A page that is open to many must not fill a disk."""
@@ -35,16 +36,14 @@ class ProbeFile:
         texts = {name: str(written.get(name) or "").strip() for name in _TEXTS}
         for name, text in texts.items():
             if len(text) > QUESTION_MAX_CHARACTERS:
-                raise ValueError(
-                    f"{name}: found {len(text)} characters, expected at most {QUESTION_MAX_CHARACTERS}"
+                raise RefusedError(
+                    "field_long", field=_label(name), found=len(text), most=QUESTION_MAX_CHARACTERS
                 )
         if not FILE_NAME.fullmatch(texts["id"]):
-            raise ValueError(
-                f"id: found {texts['id']!r}, expected a name of letters, digits, '_', '-' and '.', at most 120"
-            )
+            raise RefusedError("id_wrong", found=repr(texts["id"]))
         for name in ("group", "region", "question", "answer"):
             if not texts[name]:
-                raise ValueError(f"{name}: found nothing, expected some text")
+                raise RefusedError("field_empty", field=_label(name))
         image = written.get("image")
         if not isinstance(image, int) or isinstance(image, bool) or not 0 <= image < len(asked.pictures):
             raise ValueError(f"image: found {image!r}, expected one of the {len(asked.pictures)} pictures")
@@ -57,12 +56,12 @@ class ProbeFile:
     ) -> Probe:
         before = read_probes(self.path) if self.path.is_file() else ()
         if any(probe.id == texts["id"] for probe in before):
-            raise ValueError(f"id: {texts['id']!r} is in {self.path.name} already; choose another")
+            raise RefusedError("id_taken", id=texts["id"], file=self.path.name)
         if len(before) >= PROBES_MAX:
-            raise ValueError(f"{self.path.name} has {len(before)} probes, the most that this page writes")
+            raise RefusedError("probes_many", file=self.path.name, found=len(before))
         place = self.path.parent / "images" / f"{texts['id']}.png"
         if place.exists():
-            raise ValueError(f"id: {place.name} is in {place.parent.name}/ already; choose another")
+            raise RefusedError("image_taken", image=place.name, folder=place.parent.name)
         probe = Probe(
             texts["id"],
             texts["group"],
@@ -93,3 +92,8 @@ class ProbeFile:
 
     def __len__(self) -> int:
         return len(json.loads(self.path.read_text(encoding="utf-8"))["probes"]) if self.path.is_file() else 0
+
+
+def _label(name: str) -> Words:
+    """A field as its form names it."""
+    return Words("right_answer" if name == "answer" else name)

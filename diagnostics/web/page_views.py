@@ -19,6 +19,7 @@ from PIL import Image
 from diagnostics.sinks import without_sinks
 from diagnostics.web import maps
 from diagnostics.web.look import Look, LookCache, SeenImage
+from diagnostics.web.texts import Words
 
 Json: TypeAlias = dict[str, Any]
 
@@ -268,7 +269,7 @@ def data_address(picture: Image.Image) -> str:
 class Frame:
     """One checkpoint's answer to the question that was put to all of them."""
 
-    name: str
+    name: Words
     reply: str
     look: Look
 
@@ -281,7 +282,7 @@ def compare_facts(frames: Sequence[Frame]) -> Json:
         "heads": min(one.look.heads for one in frames),
         "answer_tokens": max(len(one.look.answer) for one in frames),
         "image": _image_facts(first.images[0]) if first.images else None,
-        "frames": [{"name": one.name, "answer": one.reply} for one in frames],
+        "frames": [{"name": one.name.both(), "answer": one.reply} for one in frames],
     }
 
 

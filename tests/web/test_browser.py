@@ -164,7 +164,7 @@ class Visit:
 def test_chat_and_attention(address, driver, width, theme, language):
     visit = Visit(driver, address, width=width, theme=theme, language=language)
     visit.ask("Which tower is this?", TOWER)
-    assert "Tower" in visit.all("#chat .bot")[-1].text or "Pearl" in visit.all("#chat .bot")[-1].text
+    visit.until(lambda: "Tower" in visit.all("#chat .bot")[-1].text)
 
     visit.tab(1)  # filled already: nothing is pressed
     visit.until(visit.drawn)
@@ -199,6 +199,32 @@ def test_chat_and_attention(address, driver, width, theme, language):
     assert visit.js("return document.documentElement.scrollWidth <= innerWidth"), (
         "the page is wider than the screen"
     )
+    assert not [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def test_a_refusal_hides_nothing_and_gives_the_question_back(address, driver):
+    visit = Visit(driver, address, width=390, theme="light", language="zh")
+    visit.one("#again").click()  # nothing was asked yet
+    visit.ask("这座塔是什么?", TOWER)
+    box = visit.one("#message textarea")
+    visit.js(  # as if pasted
+        "const {set} = Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value');"
+        "set.call(arguments[0], '长'.repeat(3000));"
+        "arguments[0].dispatchEvent(new Event('input', {bubbles: true}))",
+        box,
+    )
+    box.send_keys(Keys.ENTER)
+    visit.until(lambda: "模型最多读取 2,048 个" in visit.words("#chat_status"))
+    visit.until(lambda: visit.one("#message textarea").get_attribute("value") == "长" * 3000)
+    answer = visit.all("#chat .bot")[-1]
+    visit.js("arguments[0].scrollIntoView({block: 'center'})", answer)
+    code = (
+        "const {x, y, width, height} = arguments[0].getBoundingClientRect();"
+        "return arguments[0].contains(document.elementFromPoint(x + width / 2, y + height / 2))"
+    )
+    assert visit.js(code, answer)
+    next(one for one in visit.all("#language label") if one.text == "English").click()
+    visit.until(lambda: "the model reads at most 2,048" in visit.words("#chat_status"))
     assert not [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
 
 
