@@ -139,7 +139,7 @@ class Engine:
             adapter=resolve(path)[1],
         )
         found = available_bytes(device)
-        print(f"{path} {needed}", flush=True)
+        print(f"{path}, mode {mode}, {needed}", flush=True)
         require(needed, found, name=str(path), advice=_advice(mode, on_gpu=on_gpu))
         half = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float16
         model, processor = load(path, device=device, quantize=four_bit, dtype=half if four_bit else None)

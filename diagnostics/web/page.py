@@ -269,7 +269,7 @@ class Page:
                 room.stop.clear()
                 if not question.strip():
                     raise RefusedError("no_question")
-                asked = Asked(question.strip(), "", (Upload.read(picture),) if picture else ())
+                asked = Asked(question.strip(), "", (self._chosen(room, picture),) if picture else ())
                 for words in self._ask_each(room, chosen, asked, looks):
                     yield gr.skip(), self._say(key, "compare", words, language)
             outcome = Words("compared", {"n": len(looks)})
@@ -279,6 +279,12 @@ class Page:
             outcome = words_of(error)
         pane = json.dumps({"room": key, "looks": looks, "language": language}) if looks else gr.skip()
         yield pane, self._say(key, "compare", outcome, language)
+
+    def _chosen(self, room: Room, path: str) -> Upload:
+        """The picture to compare by: as it was sent, where what is shown is the chat's smaller copy of it."""
+        shown = Path(path).read_bytes()
+        sent = (upload for upload in room.pictures if self._file(upload).read_bytes() == shown)
+        return next(sent, None) or Upload.read(path)
 
     def _ask_each(self, room: Room, chosen: Sequence[str], asked: Asked, looks: list[str]) -> Iterator[Words]:
         """Whose turn it is; each answer's look goes into ``looks``. An answer that was cut short is not compared."""
@@ -601,16 +607,17 @@ def serve(
     inbrowser: bool = False,
     wait: bool = True,
 ) -> str:
-    """Start the page and return its address. No file is served but what visitors sent and the page drew for them."""
+    """Start the page, tell its address in the log, and return it: at the end of the server, where ``wait`` is set. No
+    file is served but what visitors sent and the page drew for them."""
     hosts = LOOPBACK if server_name in LOOPBACK and not share else ("*",)
     blocks.queue(api_open=False)
-    _, address, _ = blocks.launch(
+    _, address, shared = blocks.launch(
         server_name=server_name,
         server_port=server_port,
         share=share,
         auth=auth,
         inbrowser=inbrowser,
-        prevent_thread_lock=not wait,
+        prevent_thread_lock=True,
         max_file_size=FILE_MAX_BYTES,
         allowed_paths=[],
         footer_links=[],
@@ -625,4 +632,10 @@ def serve(
         theme=gr.themes.Base(primary_hue="orange", font=FONTS, font_mono=["monospace"]),
         css=(_HERE / "page.css").read_text(encoding="utf-8"),
     )
+    logger.info("%s", " ".join(filter(None, (address, shared))))
+    if wait:
+        try:
+            blocks.block_thread()
+        finally:  # before the files go that it serves
+            blocks.close(verbose=False)
     return address

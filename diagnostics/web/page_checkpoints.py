@@ -9,6 +9,8 @@ from pathlib import Path
 
 from diagnostics.web.engine import Engine
 from diagnostics.web.texts import Words
+from finetune.checkpoint import load_config
+from finetune.families import family_of
 
 _STEP = re.compile(r"checkpoint-(\d+)")
 _WEIGHTS = ("config.json", "adapter_config.json")
@@ -17,7 +19,7 @@ _WEIGHTS = ("config.json", "adapter_config.json")
 def find_checkpoints(folders: Sequence[str | Path]) -> list[Path]:
     """Checkpoints in these folders, by step: a folder that is one, and the ``checkpoint-N`` inside it.
 
-    Raises ValueError for a folder without any.
+    A checkpoint that is named twice is listed once. Raises ValueError for a folder without any.
     """
     found: list[Path] = []
     for folder in map(Path, folders):
@@ -34,7 +36,17 @@ def find_checkpoints(folders: Sequence[str | Path]) -> list[Path]:
                 "with checkpoint-N in it"
             )
         found += here
-    return list(dict.fromkeys(found))
+    return list({path.resolve(): path for path in found}.values())
+
+
+def check_checkpoints(paths: Sequence[Path]) -> None:
+    """Raises ValueError, before a visitor chooses it, for one that cannot be opened: an adapter whose base is not
+    there, or a model of no known family."""
+    for path in paths:
+        try:
+            family_of(load_config(path))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--checkpoints {path}: {error}") from error
 
 
 def short_name(checkpoint: str) -> str:
@@ -48,7 +60,10 @@ class Checkpoints:
 
     def __init__(self, engine: Engine, paths: Sequence[Path]) -> None:
         self._engine = engine
-        self._paths = {str(path): path for path in paths}
+        own = Path(engine.name).resolve()
+        others = (path for path in paths if path.resolve() != own)
+        # Keys reach every browser; where a checkpoint lies is this machine's own business.
+        self._paths = {f"checkpoint {number}": path for number, path in enumerate(others)}
         self._open: tuple[str, Engine] | None = None
         self._opening = threading.Lock()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +55,7 @@ class ProbeFile:
     def _append(
         self, texts: Mapping[str, str], asked: Asked, image: int, box: tuple[float, float, float, float]
     ) -> Probe:
-        before = read_probes(self.path) if self.path.is_file() else ()
+        before = self._read(self.path) if self.path.is_file() else ()
         if any(probe.id == texts["id"] for probe in before):
             raise RefusedError("id_taken", id=texts["id"], file=self.path.name)
         if len(before) >= PROBES_MAX:
@@ -85,10 +86,18 @@ class ProbeFile:
         trial = self.path.with_name(f".{self.path.name}.trial")
         try:
             write_probes(probes, trial)
-            read_probes(trial)
+            self._read(trial)
             trial.replace(self.path)
         finally:
             trial.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> tuple[Probe, ...]:
+        """As ``read_probes``, but its errors are for visitors: they do not say where on this machine the file lies."""
+        try:
+            return read_probes(path)
+        except ValueError as error:
+            told = str(error).replace(str(path), self.path.name).replace(f"{path.parent}{os.sep}", "")
+            raise ValueError(told) from error
 
     def __len__(self) -> int:
         return len(json.loads(self.path.read_text(encoding="utf-8"))["probes"]) if self.path.is_file() else 0

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -489,14 +490,47 @@ def test_one_other_checkpoint_is_kept_open(tmp_path):
     adapted = FakeEngine()
     adapted.has_adapter = True
     names = [name for _, name in Checkpoints(adapted, [tmp_path / "a"]).names()]  # type: ignore[arg-type]
-    assert names == ["adapter_off", str(tmp_path / "a"), "own"]
+    assert names == ["adapter_off", "checkpoint 0", "own"]
     words = Checkpoints(adapted, []).names()[0][0]  # type: ignore[arg-type]
     assert words.spoken("zh") == "output/checkpoint-20,适配器关闭"
 
     choices = Checkpoints(Engine(), [tmp_path / "a", tmp_path / "b"])  # type: ignore[arg-type]
-    for name in ("a", "a", "b", "a"):
-        choices.engine(str(tmp_path / name))
+    for number in (0, 0, 1, 0):
+        choices.engine(f"checkpoint {number}")
     assert opened == ["a", "b", "a"]
+
+
+def test_no_place_of_a_checkpoint_is_told(tmp_path):
+    page = Page(FakeEngine(), checkpoints=[tmp_path / "runs" / "a"], folder=tmp_path)  # type: ignore[arg-type]
+    told = json.dumps(build(page, attention=True).get_config_file(), default=str)
+    assert "runs/a" in told and str(tmp_path / "runs") not in told
+
+
+def test_a_checkpoint_is_listed_once(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").touch()
+    monkeypatch.chdir(tmp_path)
+    found = find_checkpoints(["out", tmp_path / "out"])
+    assert len(found) == 1
+    engine = FakeEngine()
+    engine.name = str(tmp_path / "out")
+    assert [key for _, key in Checkpoints(engine, found).names()] == ["own"]  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_of_the_chat_s_picture_sees_what_was_sent(page, tmp_path):
+    """The chat shows a copy of at most 1024 pixels; the model reads the original in both tabs."""
+    path = tmp_path / "large.png"
+    Image.effect_noise((1500, 700), 50).save(path)
+    key = page.rooms.open()
+    shown = ask(page, key, "what?", path)[-1].picture
+    assert Image.open(shown).size == (1024, 478)
+    list(page.compare(key, "en", ("own",), "what?", shown))
+    references = [turns[0].parts[1] for turns in page.engine.asked]
+    assert [one.data for one in references] == [path.read_bytes()] * 2
+    other = tmp_path / "other.png"
+    Image.new("RGB", SIZE).save(other)
+    list(page.compare(key, "en", ("own",), "what?", str(other)))
+    assert page.engine.asked[-1][0].parts[1].data == other.read_bytes()
 
 
 # --- probes -----------------------------------------------------------------------------------------------------------
@@ -547,6 +581,18 @@ def test_a_probe_that_is_not_valid_leaves_nothing(tmp_path, picture, changed, wo
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_a_probe_file_with_faults_does_not_say_where_it_lies(tmp_path, picture):
+    file = ProbeFile(tmp_path / "probes.json")
+    asked = Asked("what?", "a cat", (Upload.read(picture),))
+    with pytest.raises(ValueError, match="fault") as raised:  # of the trial file
+        file.add(a_look(), asked, written(foil="a dog"))
+    assert str(tmp_path) not in str(raised.value)
+    file.path.write_text("{bad")
+    with pytest.raises(ValueError, match="^probes.json: not readable as JSON") as raised:
+        file.add(a_look(), asked, written())
+    assert str(tmp_path) not in str(raised.value)
+
+
 # --- the server -------------------------------------------------------------------------------------------------------
 
 
@@ -567,8 +613,6 @@ def server(tmp_path, monkeypatch):
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as asked:
         asked.bind(("127.0.0.1", 0))
         return asked.getsockname()[1]
@@ -616,6 +660,44 @@ def test_flags(capsys):
     with pytest.raises(SystemExit):
         web_demo_mm.main(["--auth", "me"])
     assert "USER:PASSWORD" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["99999", "-5", "0", "x"])
+def test_a_port_that_does_not_exist(capsys, port):
+    with pytest.raises(SystemExit):
+        web_demo_mm.main([f"--server-port={port}"])
+    assert (
+        f"--server-port: found '{port}', expected a whole number from 1 to 65535" in capsys.readouterr().err
+    )
+
+
+def refusal_of(capsys, *flags: str) -> str:
+    """What the program says as it ends."""
+    with pytest.raises(SystemExit) as ended:
+        web_demo_mm.main(["--server-port", str(free_port()), *flags])
+    assert ended.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_what_a_visitor_would_run_into_is_told_at_the_start(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # and as it was afterwards
+    monkeypatch.setattr("diagnostics.web.engine.Engine.load", lambda *_, **__: pytest.fail("loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = refusal_of(capsys, "--server-port", str(port))
+    assert told == (
+        f"--server-name 127.0.0.1 --server-port {port}: the page cannot listen there (Address already in use); "
+        "choose another port, or a name of this machine\n"
+    )
+    assert "--server-name 192.0.2.1 " in refusal_of(capsys, "--server-name", "192.0.2.1")
+    assert "--server-name no.invalid " in refusal_of(capsys, "--server-name", "no.invalid")
+    probes = tmp_path / "probes.json"
+    probes.write_text("{bad")
+    told = refusal_of(capsys, "--visualize-attention", "--probe-file", str(probes))
+    assert told.startswith(f"{probes}: not readable as JSON")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/nowhere/base"}')
+    told = refusal_of(capsys, "--checkpoints", str(tmp_path))
+    assert told.startswith(f"--checkpoints {tmp_path}: ") and "'/nowhere/base' is not there" in told
 
 
 def test_the_chat_alone(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import struct
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,19 +35,27 @@ PATIENCE_SECONDS = 120
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
-    """(address, process, folder). The log goes to a file, for a full pipe would stop it."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    command = [sys.executable, "web_demo_mm.py", "--visualize-attention", "--cpu-only"]
-    command += ["--server-port", str(port), "--probe-file", str(folder / "probes.json")]
+    """(address, process, folder)."""
+    folder = tmp_path_factory.mktemp("server")
+    with started(folder, "--visualize-attention", "--probe-file", str(folder / "probes.json")) as found:
+        yield *found, folder
+
+
+@contextmanager
+def started(folder: Path, *flags: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """(address, process), until it is ended. The log goes to a file, for a full pipe would stop it."""
+    port = free_port()
+    command = [sys.executable, "web_demo_mm.py", "--cpu-only", "--server-port", str(port), *flags]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=os.environ)
+        environment = {**os.environ, "TMPDIR": str(folder)}
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment)
     address = f"http://127.0.0.1:{port}"
     try:
         end = time.monotonic() + PATIENCE_SECONDS
         while not answers(address):
             assert process.poll() is None and time.monotonic() < end, (folder / "log").read_text()
             time.sleep(0.2)
-        yield address, process, folder
+        yield address, process
     finally:
         process.terminate()
         process.wait(timeout=20)
@@ -124,6 +134,16 @@ def guest(server) -> Iterator[Guest]:
     made = Guest(server[0])
     yield made
     made.close()
+
+
+def test_what_was_sent_goes_with_the_server(tmp_path):
+    with started(tmp_path) as (address, process):
+        sent = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", TOWER.read_bytes())})
+        assert Path(sent.json()[0]).is_relative_to(tmp_path) and Path(sent.json()[0]).is_file()
+        process.terminate()
+        assert process.wait(timeout=20) == 128 + signal.SIGTERM
+    log = (tmp_path / "log").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["log"] and "Traceback" not in log, log
 
 
 # --- many at once -----------------------------------------------------------------------------------------------------
