@@ -67,9 +67,10 @@ function build() {
   parts.scale = make("span");
   const bar = make("canvas", { className: "bar" });
   colourBar(bar);
+  parts.legend = make("footer", { className: "legend" }, make("span", { textContent: "0" }), bar, parts.scale);
   pane.replaceChildren(make("div", { className: "body" }, controls,
     make("div", { className: "plots three" }, side("before"), side("after"), side("difference")),
-    make("footer", { className: "legend" }, make("span", { textContent: "0" }), bar, parts.scale)));
+    parts.legend));
 }
 
 function play() {
@@ -111,11 +112,13 @@ async function show() {
     parts[`${name}Title`].textContent = `${t(name)}: ${facts.frames[at].name[state.language]}`;
     parts[`${name}Answer`].textContent = facts.frames[at].answer;
     parts[`${name}Words`].textContent = map.cells ? `${visible(map.token)} · ${t("mass_words").replace("{mass}", percent(map.mass))}` : t("no_picture");
+    parts[name].hidden = !map.cells;
     if (map.cells) await drawCells(parts[name], facts.image, map, overPicture(most));
   }
   parts.differenceTitle.textContent = t("difference");
   parts.differenceAnswer.textContent = facts.frames[state.before].answer === facts.frames[state.after].answer ? t("same_answer") : t("other_answer");
   const [one, two] = [seen[state.before], seen[state.after]];
+  parts.difference.hidden = parts.legend.hidden = !one.cells || !two.cells;
   if (one.cells && two.cells) {
     const swing = two.cells.map((value, cell) => value - one.cells[cell]);
     await drawCells(parts.difference, facts.image, { ...two, cells: swing }, difference(most));

@@ -532,10 +532,17 @@ def _wire_visit(page: Page, blocks: gr.Blocks, key: gr.State, language: gr.Radio
         )
         return room, spoken, page.pane(room, None, spoken)
 
+    def settle(room: str, offered: Language, now: Language) -> tuple[Language, str]:
+        chosen = offered if now == "en" else now  # Chinese was chosen while the page was loading
+        return chosen, page.pane(room, None, chosen)
+
     def leave(request: gr.Request) -> None:
         page.rooms.close(held.pop(request.session_hash or "", ""))
 
-    blocks.load(enter, None, [key, language, seen], show_progress="hidden", **_PRIVATE)
+    offered = gr.State("en")
+    quietly = {"show_progress": "hidden", **_PRIVATE}
+    entered = blocks.load(enter, None, [key, offered, seen], **quietly)
+    entered.then(settle, [key, offered, language], [language, seen], **quietly)
     blocks.unload(leave)
 
 

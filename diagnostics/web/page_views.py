@@ -29,6 +29,7 @@ CROSS_MAX = 12
 """Pictures of single tokens on the page at once."""
 SHARE_DIGITS = 5
 PICTURE_MAX_PIXELS = 640  # the longer side, on the page
+PICTURE_MIN_PIXELS = 40  # the shorter one: a strip is drawn thicker than it is, or nobody could click it
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def facts(look: Look, question: str, reply: str) -> Json:
         "answer": [token for token in look.answer if look.has_row(token)],
         "layers": {part: list(layers) for part, layers in part_layers(look).items()},
         "heads": part_heads(look),
+        "sinks": look.sinks.any(1).tolist(),
         "images": [_image_facts(image) for image in look.images],
     }
 
@@ -255,7 +257,7 @@ def data_address(picture: Image.Image) -> str:
     small = picture.convert("RGB")
     factor = PICTURE_MAX_PIXELS / max(small.size)
     # Small ones grow: a box and the borders of cells are drawn on them.
-    width, height = (max(1, round(side * factor)) for side in small.size)
+    width, height = (max(PICTURE_MIN_PIXELS, round(side * factor)) for side in small.size)
     small = small.resize((width, height), Image.Resampling.BICUBIC)
     out = io.BytesIO()
     small.save(out, "JPEG", quality=88)

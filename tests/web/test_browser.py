@@ -246,6 +246,66 @@ def test_the_overview_chooses(address, driver):
     assert visit.js(code, f"{ATTENTION} .controls input[type=range]") == ["1", "2"]
 
 
+def test_each_part_says_what_it_shows_and_no_more(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(1)
+    visit.until(visit.drawn)
+    image, words = f"{ATTENTION} canvas.image", f"{ATTENTION} .image-plot .words"
+    overview, who = f"{ATTENTION} .overview-plot .words", f"{ATTENTION} .who-part"
+    assert "here" in visit.words(overview)
+    visit.changes(lambda: visit.drag(image, (20, 20), (0, 0)))
+    (picture,) = visit.all(f"{who} .token.picture")
+    assert picture.text == "Picture 1" and "brightest" in visit.words(
+        f"{who} .words"
+    )  # it has no rows: not 0 %
+
+    visit.changes(visit.one(f'{ATTENTION} [data-value="vision"]').click)
+    visit.slide(1, 3)  # a head that the overview may not have
+    assert "here" not in visit.words(overview) and "NaN" not in visit.words(overview)
+    assert visit.words(f"{ATTENTION} .why") == "Only the last layer of the tower is kept."
+    assert "this part sees nothing else" in visit.words(words)
+    visit.changes(lambda: visit.drag(image, (20, 20), (0, 0)))
+    assert "patch that you clicked looks" in visit.words(words)
+    assert "choose Language" in visit.words(who)
+
+
+def test_a_box_and_a_patch_live_together_and_what_was_typed_stays(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(1)
+    visit.until(visit.drawn)
+    image, rows = f"{ATTENTION} canvas.image", f"{ATTENTION} .box-part tbody tr"
+    visit.changes(lambda: visit.drag(image, (-100, 0), (200, 2)))  # thin, but no click
+    assert len(visit.all(rows)) == 4
+    visit.changes(lambda: visit.drag(image, (20, 20), (1, 1)))
+    assert len(visit.all(rows)) == 4 and visit.all(f"{ATTENTION} .who-part .token")
+    for name in ("id", "foil"):
+        visit.one(f'{ATTENTION} input[name="{name}"]').send_keys(f"my {name}")
+    visit.changes(next(one for one in visit.all("#language label") if one.text == "中文").click)
+    typed = [visit.one(f'{ATTENTION} input[name="{name}"]').get_attribute("value") for name in ("id", "foil")]
+    assert typed == ["my id", "my foil"]
+    visit.changes(visit.one(f"{ATTENTION} .remove").click)
+    assert not visit.all(rows) and visit.all(f"{ATTENTION} .who-part .token")
+
+
+def test_a_conversation_without_a_picture(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?")
+    visit.tab(1)
+    visit.until(visit.drawn)
+    for plot in ("image-plot", "cross-plot", "overview-plot"):
+        assert visit.words(f"{ATTENTION} .{plot} .words") == "No picture in this conversation.", plot
+    assert "without the first" not in visit.words(f"{ATTENTION} .matrix-plot .words")
+    code = "const r = document.querySelector(arguments[0]); r.value = 0; r.dispatchEvent(new Event('input'))"
+    visit.changes(lambda: visit.js(code, f"{ATTENTION} .matrix-plot input"))
+    assert "without the first" in visit.words(f"{ATTENTION} .matrix-plot .words")
+    visit.tab(2)
+    visit.one("#compare_go").click()
+    visit.until(lambda: visit.drawn(COMPARE), 60)
+    assert not [one for one in visit.all(f"{COMPARE} canvas") if one.is_displayed()]
+
+
 def test_every_change_reaches_the_screen_and_is_timed(address, driver):
     visit = Visit(driver, address, width=1280, theme="light", language="en")
     visit.ask("Which tower is this?", TOWER)

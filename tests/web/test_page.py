@@ -1,5 +1,6 @@
 """The page without a browser: limits, rooms, numbers, probes, and what the server refuses."""
 
+import base64
 import io
 import json
 import re
@@ -120,8 +121,12 @@ def test_both_languages_say_the_same_things():
 def test_every_word_of_the_scripts_is_there():
     folder = Path(page_views.__file__).parent
     for script in ("attention.js", "compare.js"):
-        used = set(re.findall(r'\bt\("(\w+)"\)', (folder / script).read_text(encoding="utf-8")))
-        assert used and used <= TEXTS["en"].keys()
+        text = (folder / script).read_text(encoding="utf-8")
+        used = set(re.findall(r'\bt\("(\w+)"\)', text))
+        chosen = [
+            name for call in re.findall(r"\bt\(([^()]*)\)", text) for name in re.findall(r'"(\w+)"', call)
+        ]
+        assert used and {*used, *chosen} <= TEXTS["en"].keys()
 
 
 def test_markup_is_read_out():
@@ -419,6 +424,18 @@ def test_tokens_of_a_picture_are_one_run():
     ]
 
 
+def test_a_thin_picture_is_drawn_thick_enough_to_click():
+    def drawn(*size: int) -> tuple[int, int]:
+        address = page_views.data_address(Image.new("RGB", size))
+        return Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).size
+
+    assert drawn(4000, 8) == (640, 40) and drawn(8, 4000) == (40, 640) and drawn(90, 45) == (640, 320)
+
+
+def test_layers_without_sinks_are_told():
+    assert page_views.facts(a_look(), "q", "a")["sinks"] == [True, True]
+
+
 # --- before / after ---------------------------------------------------------------------------------------------------
 
 
@@ -698,6 +715,19 @@ def test_what_a_visitor_would_run_into_is_told_at_the_start(capsys, monkeypatch,
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/nowhere/base"}')
     told = refusal_of(capsys, "--checkpoints", str(tmp_path))
     assert told.startswith(f"--checkpoints {tmp_path}: ") and "'/nowhere/base' is not there" in told
+
+
+def test_a_language_that_was_chosen_while_the_page_was_loading_stays(page):
+    blocks = build(page, attention=True)
+    settle = next(one.fn for one in blocks.fns.values() if one.name == "settle")
+    found = {(offered, now): settle("room", offered, now) for offered in ("en", "zh") for now in ("en", "zh")}
+    assert {asked: spoken for asked, (spoken, _) in found.items()} == {
+        ("en", "en"): "en",
+        ("en", "zh"): "zh",
+        ("zh", "en"): "zh",
+        ("zh", "zh"): "zh",
+    }
+    assert all(json.loads(pane)["language"] == spoken for spoken, pane in found.values())
 
 
 def test_the_chat_alone(tmp_path):
