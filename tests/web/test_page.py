@@ -279,7 +279,9 @@ def test_boxes_of_an_answer_are_drawn_on_the_last_picture(page, picture):
     shown = ask(page, key, "where?", picture)[-1][0]
     drawn = Image.open(shown[-1]["content"]["path"])
     assert shown[-2]["content"] == "cat"
-    assert len(set(drawn.get_flattened_data())) > 1 and drawn.width / drawn.height == SIZE[0] / SIZE[1]
+    colours = set(drawn.get_flattened_data())
+    assert len(colours) > 1 and drawn.width / drawn.height == SIZE[0] / SIZE[1]
+    assert (0, 0, 0) in colours  # the ground of the label
 
 
 # --- rooms ------------------------------------------------------------------------------------------------------------
