@@ -171,8 +171,8 @@ class Page:
     def status(self, key: object, place: Place, language: Language) -> str:
         """What was last told there, in another language."""
         try:
-            words = self.rooms.get(key).status.get(place)
-        except ValueError:  # it has ended; whatever was told stays
+            words = self.rooms.get(key).status.get(place) if key else None  # the page is still loading
+        except ValueError:  # it has ended, and stays told
             return gr.skip()
         if words is None and place == "compare" and len(self.checkpoints.names()) < 2:
             words = Words("one_checkpoint")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from diagnostics.web.engine import Engine
 from diagnostics.web.texts import Words
 from finetune.checkpoint import load_config
 from finetune.families import family_of
+
+logger = logging.getLogger(__name__)
 
 _STEP = re.compile(r"checkpoint-(\d+)")
 _WEIGHTS = ("config.json", "adapter_config.json")
@@ -86,5 +89,15 @@ class Checkpoints:
         with self._opening:
             if self._open is None or self._open[0] != key:
                 self._open = None  # before the next is opened: there may be no room for three
-                self._open = (key, self._engine.with_checkpoint(self._paths[key]))
+                self._open = (key, self._opened(self._paths[key]))
             return self._open[1]
+
+    def _opened(self, path: Path) -> Engine:
+        try:
+            return self._engine.with_checkpoint(path)
+        except (OSError, ValueError) as error:  # for a visitor, who is not told where the checkpoint lies
+            logger.exception("%s cannot be opened", path)
+            told = str(error)
+            for written in (str(path.resolve()), str(path)):
+                told = told.replace(written, short_name(written))
+            raise ValueError(told) from error

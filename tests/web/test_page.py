@@ -474,7 +474,9 @@ def test_comparing_can_be_stopped_and_shows_those_that_are_done(page):
 
 def test_what_was_told_is_told_in_the_other_language(page):
     key = page.rooms.open()
-    assert page.status(key, "compare", "zh") == TEXTS["zh"]["one_checkpoint"]
+    assert (
+        page.status(key, "compare", "zh") == page.status("", "compare", "zh") == TEXTS["zh"]["one_checkpoint"]
+    )
     assert refused(ask(page, key, " ")) == TEXTS["en"]["nothing_asked"]
     assert page.status(key, "chat", "zh") == TEXTS["zh"]["nothing_asked"]
     ask(page, key, "what?")
@@ -523,6 +525,17 @@ def test_no_place_of_a_checkpoint_is_told(tmp_path):
     page = Page(FakeEngine(), checkpoints=[tmp_path / "runs" / "a"], folder=tmp_path)  # type: ignore[arg-type]
     told = json.dumps(build(page, attention=True).get_config_file(), default=str)
     assert "runs/a" in told and str(tmp_path / "runs") not in told
+
+
+def test_a_checkpoint_that_cannot_be_opened_does_not_say_where_it_lies(tmp_path):
+    class Engine(FakeEngine):
+        def with_checkpoint(self, path):
+            raise OSError(f"{path} needs 20 GiB")
+
+    place = tmp_path / "runs" / "checkpoint-20"
+    page = Page(Engine(), checkpoints=[place], folder=tmp_path)  # type: ignore[arg-type]
+    *_, (kept, words) = page.compare(page.rooms.open(), "en", ("own", "checkpoint 0"), "what?", None)
+    assert words == "runs/checkpoint-20 needs 20 GiB" and len(json.loads(kept)["looks"]) == 1
 
 
 def test_a_checkpoint_is_listed_once(tmp_path, monkeypatch):
