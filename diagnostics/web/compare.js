@@ -62,7 +62,8 @@ function build() {
     parts[`${name}Title`] = make("h3");
     parts[`${name}Answer`] = make("p", { className: "said" });
     parts[`${name}Words`] = make("p", { className: "words" });
-    return make("section", { className: name }, parts[`${name}Title`], parts[`${name}Answer`], parts[name], parts[`${name}Words`]);
+    const hidden = last === 0 && name !== "before"; // stopped after the first: nothing to compare it with
+    return make("section", { className: name, hidden }, parts[`${name}Title`], parts[`${name}Answer`], parts[name], parts[`${name}Words`]);
   };
   parts.scale = make("span");
   const bar = make("canvas", { className: "bar" });

@@ -474,7 +474,7 @@ def _chat(page: Page, example: tuple[Path, str] | None, worded: list[Worded | Ch
         max_plain_text_length=QUESTION_MAX_CHARACTERS,
         elem_id="message",
     )
-    status = gr.HTML(elem_id="chat_status", elem_classes="status")
+    status = gr.HTML(elem_id="chat_status", elem_classes="status", padding=False)
     with gr.Row(elem_id="buttons"):
         stop, again, clear = (
             gr.Button(words[name], elem_id=name, size="sm", min_width=90)
@@ -571,7 +571,7 @@ def _comparison(page: Page, key: gr.State, language: gr.Radio, worded: list[Word
                 every = gr.Button(words["play_all"], elem_id="play_all", interactive=len(names) > 2)
                 stop = gr.Button(words["stop"], elem_id="compare_stop")
             alone = html.escape(words["one_checkpoint"]) if len(names) < 2 else ""
-            status = gr.HTML(alone, elem_id="compare_status", elem_classes="status")
+            status = gr.HTML(alone, elem_id="compare_status", elem_classes="status", padding=False)
     pane = _pane("compare", page.compare_facts, page.compare_view)
     worded += [Choices(before, names), Choices(after, names)]
     worded += [Worded(before, "label", "before"), Worded(after, "label", "after")]

@@ -15,10 +15,12 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
+from test_page import free_port
 
 from diagnostics.probes import read_probes
 from diagnostics.web.engine import Engine
 from diagnostics.web.page import Page, build, serve
+from diagnostics.web.page_checkpoints import Checkpoints
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -49,8 +51,6 @@ def address(folder: Path) -> Iterator[str]:
         others = [moved_model(folder / "output" / f"checkpoint-{step}", step) for step in (20, 100)]
         page = Page(engine, checkpoints=others, probe_file=folder / "probes.json", folder=folder)
         blocks = build(page, attention=True)
-        from test_page import free_port
-
         yield serve(blocks, server_port=free_port(), wait=False)
         blocks.close(verbose=False)
 
@@ -357,6 +357,25 @@ def test_before_and_after(address, driver):
     visit.one(f"{COMPARE} .play").click()
     visit.slide(0, 0, COMPARE)
     assert visit.pixels(f"{COMPARE} .before canvas") != before
+
+
+def test_an_answer_that_is_alone_is_not_compared_with_itself(address, driver, monkeypatch):
+    visit = Visit(driver, address, width=390, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(2)
+
+    engine = Checkpoints.engine
+
+    def own_alone(self, key):
+        if key != "own":
+            raise ValueError("no memory for another model")
+        return engine(self, key)
+
+    monkeypatch.setattr(Checkpoints, "engine", own_alone)
+    visit.one("#compare_go").click()
+    visit.until(lambda: visit.drawn(COMPARE), 60)
+    assert "no memory for another model" in visit.words("#compare_status")
+    assert [one.is_displayed() for one in visit.all(f"{COMPARE} .three > section")] == [True, False, False]
 
 
 def test_no_other_host_is_asked(address, driver):
