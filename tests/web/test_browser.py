@@ -254,6 +254,14 @@ def test_each_part_says_what_it_shows_and_no_more(address, driver):
     image, words = f"{ATTENTION} canvas.image", f"{ATTENTION} .image-plot .words"
     overview, who = f"{ATTENTION} .overview-plot .words", f"{ATTENTION} .who-part"
     assert "here" in visit.words(overview)
+    visit.changes(visit.one(f"{ATTENTION} .sinks").click)
+    assert visit.words(f"{ATTENTION} .why") == "No sinks were found in this layer: nothing is left out."
+    code = "const r = document.querySelector(arguments[0]); r.value = 0; r.dispatchEvent(new Event('input'))"
+    visit.changes(lambda: visit.js(code, f"{ATTENTION} .matrix-plot input"))
+    squares = visit.js("return document.querySelector(arguments[0]).squares", f"{ATTENTION} canvas.matrix")
+    assert (
+        squares["columns"] == 64 and squares["left"] > 0 and squares["above"] > 0
+    )  # there is room for names
     visit.changes(lambda: visit.drag(image, (20, 20), (0, 0)))
     (picture,) = visit.all(f"{who} .token.picture")
     assert picture.text == "Picture 1" and "brightest" in visit.words(
