@@ -35,6 +35,7 @@ _LESS_MORE = LinearSegmentedColormap.from_list(
     "less_more", ["#1d6fd1", "#9cc8f5", "#f7f7f7", "#ffb066", "#c4560a"]
 )
 
+_UNSEEN = "#9a9a9a"  # a grey that the colours of shares do not have
 ImageLike = str | Path | Image.Image
 
 # Letters of the smallest page and of every page that is large enough, in points.
@@ -74,6 +75,10 @@ class AttentionVisualizer:
     ) -> Figure:
         """Which tokens does each token look at?
 
+        Of a square map that is 0 above its diagonal, that half is grey: those tokens come later and cannot be seen. The
+        first token sees itself alone, always at 1.0, which would leave the rest dark: the colour scale is that of the
+        other rows, and ends at their 98th percentile (at their highest, up to 50 entries). The bar says so.
+
         Args:
             attn_matrix: Float[query key], Float[heads query key] or Float[1 heads query key], rows summing
                 to 1 (to less where the model has sink logits). Fewer queries than tokens are taken to be the last
@@ -91,12 +96,17 @@ class AttentionVisualizer:
             matrix, heads, keys, queries = _array_matrix(attn_matrix, tokens, layer_idx, head_idx)
         page = _Page(self.figsize)
         axes = page.figure.add_subplot()
-        shown = axes.imshow(matrix, cmap="magma", aspect="auto", vmin=0.0, interpolation="nearest")
+        matrix = _without_future(matrix)
+        top = _scale_top(matrix)
+        axes.set_facecolor(_UNSEEN)
+        shown = axes.imshow(matrix, cmap="magma", aspect="auto", vmin=0.0, vmax=top, interpolation="nearest")
         page.name_tokens(axes, keys, queries)
         axes.set_xlabel("key (looked at)", fontsize=page.points)
         axes.set_ylabel("query (looking)", fontsize=page.points)
         page.title(axes, f"Layer {layer_idx}, {_head_words(heads, head_idx)}", width=0.7 * page.width)
-        page.bar(shown, axes, "share of attention")
+        page.bar(
+            shown, axes, "share of attention" + (f", clipped at {top:.2g}" if matrix.max() > top else "")
+        )
         return page.figure
 
     def visualize_image_attention(
@@ -401,6 +411,20 @@ def _array_matrix(
             "expected one token for each key and no more queries than keys"
         )
     return _Matrix(matrix, heads, list(tokens), list(tokens[len(tokens) - matrix.shape[0] :]))
+
+
+def _without_future(matrix: Float[np.ndarray, "queries keys"]) -> np.ma.MaskedArray:
+    """Above the diagonal of a causal map nothing is seen, which is not the same as a share of 0."""
+    future = np.triu(np.ones(matrix.shape, dtype=bool), k=1)
+    is_causal = matrix.shape[0] == matrix.shape[1] and not matrix[future].any()
+    return np.ma.masked_array(matrix, future & is_causal)
+
+
+def _scale_top(matrix: np.ma.MaskedArray) -> float:
+    """The 98th percentile of what rows with a choice look at (that of seaborn's ``heatmap(robust=True)``): the highest
+    is a sink's, or the second row's, which has at least .5 somewhere, whatever the model."""
+    chosen = matrix[matrix.count(axis=1) > 1].compressed()
+    return float(np.quantile(chosen, 0.98, method="higher")) if len(chosen) else 1.0
 
 
 def _record_maps(

@@ -18,15 +18,23 @@ function follow() {
   if (value.look === undefined || value.look === null) { state.look = null; state.facts = null; empty(); return; }
   if (value.look !== state.look) open(value.look);
   else if (renamed && state.facts) { build(); change(["overview"]); }
+  if (renamed && state.trouble) trouble(state.trouble);
 }
 
 function empty() {
   pane.replaceChildren(make("p", { className: "note", textContent: t("nothing_yet") }));
 }
 
+/** `words` are those of every language, as the server sends them. */
 function trouble(words) {
+  quiet();
+  state.trouble = words;
+  pane.prepend(make("p", { className: "note trouble", role: "alert", textContent: words[state.language] }));
+}
+
+function quiet() {
+  state.trouble = null;
   pane.querySelector(".trouble")?.remove();
-  pane.prepend(make("p", { className: "note trouble", role: "alert", textContent: words }));
 }
 
 async function open(look) {
@@ -34,7 +42,7 @@ async function open(look) {
   const facts = await call("facts", [state.room, look]);
   if (!facts || state.look !== look) return;
   Object.assign(state, { facts, part: "language", layer: facts.layers.language.length - 1, head: -1, sinks: true,
-    tokens: facts.answer.slice(0, 1), image: 0, box: null, patch: null, shows: "mass",
+    tokens: facts.answer.slice(0, 1), image: 0, box: null, patch: null, shows: "mass", saved: null,
     window: [lastText(facts), facts.tokens.length] });
   build();
   change(["overview"]);
@@ -48,9 +56,9 @@ function lastText({ runs, tokens }) {
 
 async function call(name, question, complain = trouble) {
   let answer;
-  try { answer = await server[name](...question); } catch (error) { complain(t("lost")); return null; }
+  try { answer = await server[name](...question); } catch (error) { complain(inEvery("lost")); return null; }
   if (answer && answer.error) { complain(answer.error); return null; }
-  pane.querySelector(".trouble")?.remove();
+  quiet();
   return answer;
 }
 
@@ -59,7 +67,9 @@ const visible = (text) => text.replace(/\n/g, "↵").replace(/ /g, "·") || "∅
 
 function build() {
   const { facts } = state;
-  parts = { chips: new Map() };
+  // In another language what was typed stays.
+  const typed = parts.probe && parts.look === state.look ? Object.fromEntries(new FormData(parts.probe)) : {};
+  parts = { chips: new Map(), look: state.look };
   const chips = make("div", { className: "chips" });
   for (const position of facts.answer) {
     const chip = make("button", { type: "button", className: "chip", textContent: visible(facts.tokens[position].text) });
@@ -74,7 +84,7 @@ function build() {
     section("answer", t("answer"), make("p", { className: "quiet", textContent: facts.question }), make("div", { className: "row" }, chips, all)),
     controls(),
     make("div", { className: "plots" },
-      make("div", { className: "column" }, imagePlot(), boxPart(), whoPart()),
+      make("div", { className: "column" }, imagePlot(), boxPart(typed), whoPart()),
       make("div", { className: "column" }, overviewPlot(), crossPlot(), textPlot(), matrixPlot())),
     legend());
   pane.replaceChildren(body);
@@ -97,6 +107,8 @@ function controls() {
   parts.sinks.addEventListener("change", () => { state.sinks = parts.sinks.checked; change(["overview"]); });
   const row = make("section", { className: "controls" }, parts.part.whole, parts.layer.whole, parts.head.whole,
     make("label", { className: "tick", title: t("sinks_help") }, parts.sinks, make("span", { textContent: t("with_sinks") })));
+  parts.why = make("span", { className: "quiet why" });
+  row.append(parts.why);
   if (state.facts.images.length > 1) {
     parts.images = choice(state.facts.images.map((_, i) => [String(i), `${t("picture")} ${i + 1}`]), (image) => {
       Object.assign(state, { image: Number(image), box: null, patch: null, shows: "mass" });
@@ -112,21 +124,30 @@ function imagePlot() {
   parts.imageWords = make("p", { className: "words" });
   let start = null;
   parts.image.addEventListener("pointerdown", (event) => { start = fraction(parts.image, event); parts.image.setPointerCapture(event.pointerId); event.preventDefault(); });
-  parts.image.addEventListener("pointermove", (event) => { if (start) { state.box = between(start, fraction(parts.image, event)); drawImage(); } });
+  parts.image.addEventListener("pointermove", (event) => { if (start) { state.drawing = between(start, fraction(parts.image, event)); drawImage(); } });
+  parts.image.addEventListener("pointercancel", () => { start = null; state.drawing = null; drawImage(); }); // a finger scrolls
   parts.image.addEventListener("pointerup", (event) => {
     if (!start) return;
     const begun = start, end = fraction(parts.image, event);
     start = null;
-    const drawn = Math.min(Math.abs(end[0] - begun[0]), Math.abs(end[1] - begun[1])) > 0.02;
-    if (drawn) { state.box = between(begun, end); state.patch = null; state.shows = "box_mass"; }
-    else { state.box = null; state.patch = cellAt(end); state.shows = "mass"; }
+    state.drawing = null;
+    if (Math.max(Math.abs(end[0] - begun[0]), Math.abs(end[1] - begun[1])) < CLICK) state.patch = cellAt(end);
+    else Object.assign(state, { box: between(begun, end), shows: state.box ? state.shows : "box_mass" });
     change(["overview", "box"]);
   });
-  return section("image-plot", t("where_in_picture"), parts.image, parts.imageWords, make("p", { className: "quiet", textContent: t("touch_help") }));
+  return section("image-plot", t("where_in_picture"), parts.image, parts.imageWords, make("p", { className: "quiet", textContent: state.facts.images.length ? t("touch_help") : "" }));
 }
 
+/** What is smaller than this part of the picture, both ways, is a click; a box is at least half as thick. */
+const CLICK = 0.02;
+
 function between(start, end) {
-  return [Math.min(start[0], end[0]), Math.min(start[1], end[1]), Math.max(start[0], end[0]), Math.max(start[1], end[1])];
+  const sides = [0, 1].map((axis) => {
+    const low = Math.min(start[axis], end[axis]), long = Math.abs(start[axis] - end[axis]);
+    const kept = Math.max(long, CLICK / 2), from = Math.min(Math.max(low - (kept - long) / 2, 0), 1 - kept);
+    return [from, Math.min(from + kept, 1)];
+  });
+  return [sides[0][0], sides[1][0], sides[0][1], sides[1][1]];
 }
 
 function cellAt([x, y]) {
@@ -187,27 +208,30 @@ function matrixPlot() {
   return section("matrix-plot", t("text_attention"), make("div", { className: "row" }, parts.from.whole, parts.to.whole), make("div", { className: "scroll" }, parts.matrix), parts.matrixWords);
 }
 
-function boxPart() {
+function boxPart(typed) {
   parts.boxWords = make("p", { className: "words", textContent: t("no_box") });
   parts.boxTable = make("div", { className: "scroll" });
-  const field = (name, value) => make("label", { className: "field" }, make("span", { textContent: t(name) }), make("input", { name: name === "right_answer" ? "answer" : name, value, type: "text", autocomplete: "off" }));
+  const field = (name, value, sent = name) => make("label", { className: "field" }, make("span", { textContent: t(name) }), make("input", { name: sent, value: typed[sent] ?? value, type: "text", autocomplete: "off" }));
   parts.probe = make("form", { className: "probe", hidden: true },
     field("id", ""), field("group", "sphere-building"), field("region", "region"), field("question", state.facts.question),
-    field("right_answer", state.facts.reply), field("foil", ""), make("button", { type: "submit", className: "plain", textContent: t("save_probe") }));
-  parts.saved = make("p", { className: "words saved", role: "status" });
+    field("right_answer", state.facts.reply, "answer"), field("foil", ""), make("button", { type: "submit", className: "plain", textContent: t("save_probe") }));
+  parts.saved = make("p", { className: "words saved", role: "status", textContent: state.saved?.[state.language] ?? "" });
   parts.probe.addEventListener("submit", async (event) => {
     event.preventDefault();
     const written = Object.fromEntries([...new FormData(parts.probe)].map(([name, value]) => [name, value.trim()]));
-    const say = (words) => { parts.saved.textContent = words; };
-    const saved = await call("save_probe", [state.room, state.look, { ...written, language: state.language, box: state.box, image: state.image }], say);
+    const say = (words) => { state.saved = words; parts.saved.textContent = words[state.language]; };
+    const saved = await call("save_probe", [state.room, state.look, { ...written, box: state.box, image: state.image }], say);
     if (saved) say(saved.words);
   });
-  return section("box-part", t("box"), parts.boxWords, parts.boxTable, parts.probe, parts.saved);
+  parts.remove = make("button", { type: "button", className: "plain remove", textContent: t("remove_box"), hidden: true });
+  parts.remove.addEventListener("click", () => { Object.assign(state, { box: null, shows: "mass" }); change(["overview"]); });
+  return section("box-part", t("box"), parts.boxWords, parts.remove, parts.boxTable, parts.probe, parts.saved);
 }
 
 function whoPart() {
   parts.who = make("div", { className: "tokens" });
-  return section("who-part", t("who_looks"), parts.who);
+  parts.whoWords = make("p", { className: "words" });
+  return section("who-part", t("who_looks"), parts.who, parts.whoWords);
 }
 
 function legend() {
@@ -248,6 +272,7 @@ function press() {
   parts.head.say(state.head < 0 ? t("mean") : String(state.head));
   parts.sinks.checked = state.sinks;
   parts.sinks.disabled = state.part !== "language";
+  parts.why.textContent = why(layers);
   parts.images?.press(String(state.image));
   parts.from.range.value = state.window[0];
   parts.to.range.value = state.window[1];
@@ -256,6 +281,12 @@ function press() {
   parts.shows.press(state.shows);
   parts.shows.whole.hidden = !state.box;
   parts.chips.forEach((chip, position) => chip.setAttribute("aria-pressed", state.tokens.includes(position)));
+}
+
+/** Why a control does nothing. */
+function why(layers) {
+  if (layers.length < 2) return t({ language: "one_layer", connector: "connector_layer", vision: "tower_layer" }[state.part]);
+  return state.part === "language" && !state.sinks && !state.facts.sinks[state.layer] ? t("no_sinks") : "";
 }
 
 const ask = newestOnly(async () => {
@@ -285,15 +316,16 @@ async function draw() {
     parts.matrix.hidden = false;
     const { rows, columns, values } = seen.matrix;
     const name = (position) => visible(facts.tokens[position].text);
-    state.mostText = top(values.flat(), 1e-6);
+    // The first token of all sees itself alone: that 100 % is none of the model's choice, and would make the rest dark.
+    state.mostText = top(values.filter((_, row) => rows[row] !== 0).flat(), 1e-6);
     const side = Math.max(7, Math.min(24, Math.floor(520 / Math.max(columns.length, 1))));
     drawMatrix(parts.matrix, values, state.mostText, { side, rowNames: rows.map(name), columnNames: columns.map(name) });
-    parts.matrixWords.textContent = t("matrix_words").replace("{rows}", seen.matrix.rows.length).replace("{most}", percent(state.mostText));
+    parts.matrixWords.textContent = t(rows[0] === 0 ? "matrix_first" : "matrix_words").replace("{rows}", seen.matrix.rows.length).replace("{most}", percent(state.mostText));
   } else { parts.matrix.hidden = true; parts.matrixWords.textContent = t("language_only"); }
   drawOverview();
   drawNumbers();
-  drawTokens(parts.who, seen.who ? seen.who : null);
-  if (!seen.who) parts.who.replaceChildren(make("p", { className: "quiet", textContent: t("no_patch") }));
+  drawTokens(parts.who, seen.who);
+  parts.whoWords.textContent = seen.who ? t("who_words").replace("{most}", percent(brightest(seen.who))) : t(!facts.images.length ? "no_picture" : state.patch === null ? "no_patch" : "who_language");
   parts.scale.textContent = t("scale_words").replace("{most}", state.most.toFixed(1));
   parts.cache.textContent = t("cache_words").replace("{looks}", seen.cache.looks).replace("{used}", seen.cache.used).replace("{limit}", seen.cache.limit);
 }
@@ -303,10 +335,11 @@ async function drawImage() {
   if (!image) { parts.imageWords.textContent = t("no_picture"); parts.image.hidden = true; return; }
   const seen = state.seen?.image, values = seen?.cells ?? null;
   parts.image.hidden = false;
-  await drawCells(parts.image, image, seen, overPicture(state.most), { box: state.box });
-  if (state.patch !== null && !state.box) drawBox(parts.image, cellBoxes(image, seen)[state.patch]);
+  await drawCells(parts.image, image, seen, overPicture(state.most), { box: state.drawing ?? state.box });
+  if (state.patch !== null) drawBox(parts.image, cellBoxes(image, seen)[state.patch]);
   const mass = seen?.mass ?? null;
-  parts.imageWords.textContent = !values ? t("no_map") : mass === null ? t("shape_only") : t("mass_words").replace("{mass}", percent(mass));
+  const shape = state.part === "vision" && state.patch !== null ? "patch_shape" : "shape_only";
+  parts.imageWords.textContent = !values ? t("no_map") : mass === null ? t(shape) : t("mass_words").replace("{mass}", percent(mass));
 }
 
 async function drawCross() {
@@ -320,7 +353,7 @@ async function drawCross() {
   }));
   parts.cross.replaceChildren(...figures);
   const left = state.tokens.length - cross.length;
-  parts.crossWords.textContent = !cross.length ? t("language_only") : left > 0 ? t("more_tokens").replace("{left}", left) : "";
+  parts.crossWords.textContent = !image ? t("no_picture") : !cross.length ? t("language_only") : left > 0 ? t("more_tokens").replace("{left}", left) : "";
 }
 
 /** The highest share of a token of text: those of a picture are shown as one, without colour. */
@@ -332,11 +365,12 @@ function drawTokens(where, values) {
   const most = brightest(values);
   const pieces = [];
   state.facts.runs.forEach(({ start, end, image }) => {
-    const share = values.slice(start, end).reduce((sum, value) => sum + (value ?? 0), 0);
+    const known = values.slice(start, end).filter((value) => value !== null); // a token without a row is not one that looks nowhere
+    const share = known.length ? known.reduce((sum, value) => sum + value, 0) : null;
     const level = image === null ? (values[start] ?? 0) / most : 0;
     const piece = make("span", { className: image === null ? "token" : "token picture" , title: percent(share) });
-    piece.textContent = image === null ? visible(state.facts.tokens[start].text) : `${t("picture")} ${image + 1} · ${percent(share)}`;
-    if (image === null && values[start] === null) piece.classList.add("unread");
+    piece.textContent = image === null ? visible(state.facts.tokens[start].text) : `${t("picture")} ${image + 1}${share === null ? "" : ` · ${percent(share)}`}`;
+    if (share === null) piece.classList.add("unread");
     else if (image === null && level > 0.05) { piece.style.background = rgba(heat(level), 1); piece.style.color = level > 0.55 ? "#000" : "#fff"; }
     pieces.push(piece);
   });
@@ -345,22 +379,23 @@ function drawTokens(where, values) {
 
 function drawOverview() {
   const { overview } = state.seen;
-  if (!overview) { parts.overview.hidden = true; return; }
+  if (!overview) { parts.overview.hidden = true; parts.overviewWords.textContent = t("no_picture"); return; }
   parts.overview.hidden = false;
   const most = top(overview.flat(), 1e-6);
   const side = Math.max(7, Math.min(36, Math.floor(480 / overview[0].length)));
   const names = state.facts.layers.language.map(String);
   const heads = overview[0].map((_, head) => String(head));
   drawMatrix(parts.overview, overview, most, { side, rowNames: names, columnNames: heads, chosen: state.part === "language" ? [state.layer, state.head] : null });
-  const chosen = overview[Math.min(state.layer, overview.length - 1)];
-  const here = state.head < 0 ? chosen.reduce((sum, value) => sum + value, 0) / chosen.length : chosen[state.head];
   const form = state.shows === "box_enrichment" ? times : percent;
+  if (state.part !== "language") { parts.overviewWords.textContent = t("overview_language").replace("{most}", form(most)); return; }
+  const chosen = overview[state.layer];
+  const here = state.head < 0 ? chosen.reduce((sum, value) => sum + value, 0) / chosen.length : chosen[state.head];
   parts.overviewWords.textContent = t("overview_words").replace("{here}", form(here)).replace("{most}", form(most));
 }
 
 function drawNumbers() {
   const numbers = state.box ? state.seen.box : null;
-  parts.probe.hidden = !state.box;
+  parts.probe.hidden = parts.remove.hidden = !state.box;
   if (!numbers) { parts.boxWords.textContent = t("no_box"); parts.boxTable.replaceChildren(); return; }
   const layers = state.facts.layers.language;
   const mean = (line) => line.reduce((sum, value) => sum + value, 0) / line.length;

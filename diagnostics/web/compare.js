@@ -19,9 +19,10 @@ function follow() {
   open(value.looks);
 }
 
+/** `words` are those of every language, as the server sends them. */
 function trouble(words) {
   pane.querySelector(".trouble")?.remove();
-  pane.prepend(make("p", { className: "note trouble", role: "alert", textContent: words }));
+  pane.prepend(make("p", { className: "note trouble", role: "alert", textContent: words[state.language] }));
 }
 
 async function open(looks) {
@@ -35,7 +36,7 @@ async function open(looks) {
 
 async function call(name, question) {
   let answer;
-  try { answer = await server[name](...question); } catch (error) { trouble(t("lost")); return null; }
+  try { answer = await server[name](...question); } catch (error) { trouble(inEvery("lost")); return null; }
   if (answer && answer.error) { trouble(answer.error); return null; }
   return answer;
 }
@@ -61,14 +62,16 @@ function build() {
     parts[`${name}Title`] = make("h3");
     parts[`${name}Answer`] = make("p", { className: "said" });
     parts[`${name}Words`] = make("p", { className: "words" });
-    return make("section", { className: name }, parts[`${name}Title`], parts[`${name}Answer`], parts[name], parts[`${name}Words`]);
+    const hidden = last === 0 && name !== "before"; // stopped after the first: nothing to compare it with
+    return make("section", { className: name, hidden }, parts[`${name}Title`], parts[`${name}Answer`], parts[name], parts[`${name}Words`]);
   };
   parts.scale = make("span");
   const bar = make("canvas", { className: "bar" });
   colourBar(bar);
+  parts.legend = make("footer", { className: "legend" }, make("span", { textContent: "0" }), bar, parts.scale);
   pane.replaceChildren(make("div", { className: "body" }, controls,
     make("div", { className: "plots three" }, side("before"), side("after"), side("difference")),
-    make("footer", { className: "legend" }, make("span", { textContent: "0" }), bar, parts.scale)));
+    parts.legend));
 }
 
 function play() {
@@ -102,19 +105,21 @@ async function show() {
   parts.head.say(state.head < 0 ? t("mean") : String(state.head));
   parts.token.range.value = state.token;
   parts.token.say(String(state.token + 1));
-  if (parts.frame) { parts.frame.range.value = state.after; parts.frame.say(facts.frames[state.after].name); }
+  if (parts.frame) { parts.frame.range.value = state.after; parts.frame.say(facts.frames[state.after].name[state.language]); }
   // One scale over all checkpoints, so that playing shows change and nothing else.
   const most = top(seen.flatMap((map) => map.cells || []), 1);
   for (const name of ["before", "after"]) {
     const at = state[name], map = seen[at];
-    parts[`${name}Title`].textContent = `${t(name)}: ${facts.frames[at].name}`;
+    parts[`${name}Title`].textContent = `${t(name)}: ${facts.frames[at].name[state.language]}`;
     parts[`${name}Answer`].textContent = facts.frames[at].answer;
     parts[`${name}Words`].textContent = map.cells ? `${visible(map.token)} · ${t("mass_words").replace("{mass}", percent(map.mass))}` : t("no_picture");
+    parts[name].hidden = !map.cells;
     if (map.cells) await drawCells(parts[name], facts.image, map, overPicture(most));
   }
   parts.differenceTitle.textContent = t("difference");
   parts.differenceAnswer.textContent = facts.frames[state.before].answer === facts.frames[state.after].answer ? t("same_answer") : t("other_answer");
   const [one, two] = [seen[state.before], seen[state.after]];
+  parts.difference.hidden = parts.legend.hidden = !one.cells || !two.cells;
   if (one.cells && two.cells) {
     const swing = two.cells.map((value, cell) => value - one.cells[cell]);
     await drawCells(parts.difference, facts.image, { ...two, cells: swing }, difference(most));

@@ -31,6 +31,7 @@ from diagnostics.sinks import THRESHOLD, sink_dimensions, sink_tokens
 from diagnostics.web.look import ANSWER, OTHER, QUESTION, Look, SeenImage
 from diagnostics.web.memory import available_bytes, need, require
 from diagnostics.web.rows import CONNECTOR, ReplyRows
+from diagnostics.web.texts import RefusedError
 from finetune.checkpoint import load, load_config, resolve
 from finetune.conversation import Conversation, ImageRef, Turn
 from finetune.families import Encoded, ImageTokens, attention_modules, bare_model, copies_of, family_of
@@ -138,7 +139,7 @@ class Engine:
             adapter=resolve(path)[1],
         )
         found = available_bytes(device)
-        print(f"{path} {needed}", flush=True)
+        print(f"{path}, mode {mode}, {needed}", flush=True)
         require(needed, found, name=str(path), advice=_advice(mode, on_gpu=on_gpu))
         half = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float16
         model, processor = load(path, device=device, quantize=four_bit, dtype=half if four_bit else None)
@@ -236,7 +237,7 @@ class Engine:
         length = len(encoded.input_ids)
         config = GenerationConfig(
             do_sample=False, num_beams=1, repetition_penalty=1.0, use_cache=True,
-            max_new_tokens=self._room(length, job.max_new_tokens),
+            max_new_tokens=self._room(length, job),
             eos_token_id=list(stops), pad_token_id=stops[0],
         )  # fmt: skip
         stream = _Stream(job, self.processor.tokenizer, length, stops)
@@ -249,16 +250,14 @@ class Engine:
             )
         return stream.said, reply_text(self.processor.tokenizer, stream.said).strip()
 
-    def _room(self, length: int, wanted: int) -> int:
+    def _room(self, length: int, job: _Job) -> int:
         """Tokens that the reply may have, so that the conversation stays within what the model can read."""
         config: Any = bare_model(self.model).config
         limit = config.get_text_config().max_position_embeddings
         if length >= limit:
-            raise ValueError(
-                f"the conversation has {length:,} tokens and the model reads at most {limit:,}; start a new one, or "
-                "send fewer pictures"
-            )
-        return min(wanted, limit - length)
+            key = "prompt_long" if len(job.turns) == 1 else "conversation_long"
+            raise RefusedError(key, found=f"{length:,}", most=f"{limit:,}")
+        return min(job.max_new_tokens, limit - length)
 
     def _look(self, prompt: _Prompt, said: Sequence[int], watch: _Watch) -> Look:
         encoded = prompt.encoded
@@ -546,10 +545,7 @@ def _in_words(error: BaseException) -> BaseException:
     """Memory that ran out, in words; other errors are in words already, or faults that must be seen as they are."""
     if not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return error
-    told = ValueError(
-        "the model ran out of memory on this conversation; send fewer or smaller pictures, start a new one, or run "
-        "with --low-memory"
-    )
+    told = RefusedError("no_memory")
     told.__cause__ = error
     return told
 

@@ -86,16 +86,17 @@ function drawBox(canvas, box) {
 const overPicture = (most) => (value) => rgba(heat(value / most), Math.min(0.92, 0.12 + 0.8 * Math.min(value / most, 1)));
 const difference = (most) => (value) => rgba(value < 0 ? LESS : MORE, Math.min(Math.abs(value) / most, 1) * 0.9);
 
-/** A matrix as squares, with names at its rows and columns where there is room; `chosen` is [row, column] to mark, a
+/** A matrix as squares, with names at its rows and columns, every n-th where they are too close; `chosen` is [row, column] to mark, a
  *  whole row where the column is below 0. Values that are null stay empty. */
 function drawMatrix(canvas, values, most, { side = 22, chosen = null, rowNames = [], columnNames = [] } = {}) {
   const rows = values.length, columns = rows ? values[0].length : 0;
   const pen = canvas.getContext("2d");
   const font = "12px system-ui, sans-serif";
   pen.font = font;
-  const room = (names) => side < 13 ? 0 : Math.min(84, Math.ceil(names.reduce((most, name) => Math.max(most, pen.measureText(name).width), 0)) + 8);
-  const left = room(rowNames), upright = room(columnNames) <= side + 2;
-  const above = upright && side >= 13 ? 20 : room(columnNames);
+  const every = Math.ceil(13 / side);
+  const room = (names) => Math.min(84, Math.ceil(names.reduce((most, name) => Math.max(most, pen.measureText(name).width), 0)) + 8);
+  const left = room(rowNames), upright = room(columnNames) <= every * side + 2;
+  const above = upright ? 20 : room(columnNames);
   const sharp = window.devicePixelRatio || 1;
   const width = left + columns * side, height = above + rows * side;
   Object.assign(canvas, { width: width * sharp, height: height * sharp, squares: { left: left / width, above: above / height, rows, columns } });
@@ -104,8 +105,9 @@ function drawMatrix(canvas, values, most, { side = 22, chosen = null, rowNames =
   pen.font = font;
   pen.fillStyle = getComputedStyle(canvas).color;
   pen.textBaseline = "middle";
-  if (left) rowNames.forEach((name, row) => { pen.textAlign = "right"; pen.fillText(shortened(pen, name), left - 5, above + (row + 0.5) * side); });
-  if (above) columnNames.forEach((name, column) => {
+  rowNames.forEach((name, row) => { if (row % every) return; pen.textAlign = "right"; pen.fillText(shortened(pen, name), left - 5, above + (row + 0.5) * side); });
+  columnNames.forEach((name, column) => {
+    if (column % every) return;
     pen.save();
     pen.translate(left + (column + 0.5) * side, above - 5);
     if (upright) { pen.textAlign = "center"; pen.translate(0, -5); }
@@ -149,6 +151,9 @@ function fraction(canvas, event) {
   const clip = (value) => Math.min(Math.max(value, 0), 0.9999);
   return [clip((event.clientX - frame.left) / frame.width), clip((event.clientY - frame.top) / frame.height)];
 }
+
+/** A text of the page in every language, as the server's own words come. */
+const inEvery = (key) => Object.fromEntries(Object.entries(TEXTS).map(([language, texts]) => [language, texts[key]]));
 
 const percent = (share) => share === null ? "–" : (100 * share).toFixed(share >= 0.0995 || share === 0 ? 0 : share < 0.00095 ? 2 : 1) + " %";
 const times = (value) => value === null ? "–" : value.toFixed(value < 10 ? 2 : 1) + " ×";

@@ -11,6 +11,8 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,13 +31,14 @@ from diagnostics.web.page_rooms import (
     FILE_MAX_BYTES,
     QUESTION_MAX_CHARACTERS,
     Asked,
+    Place,
     Room,
     Rooms,
     Upload,
     user_turn,
 )
 from diagnostics.web.page_views import Frame, Json
-from diagnostics.web.texts import TEXTS, Language
+from diagnostics.web.texts import TEXTS, Language, RefusedError, Words, words_of
 from finetune.fonts import text_font
 from finetune.qwen_vl.markup import draw_boxes, parse_boxes, to_list_format
 
@@ -51,7 +54,8 @@ FONTS = ["system-ui", "Noto Sans CJK SC", "sans-serif"]  # of the visitor's mach
 
 
 def in_words(method: Callable[..., Json]) -> Callable[[list[Any]], Json]:
-    """What the browser gets for a wish that cannot be met: ``{"error": words}``. Other failures stay in the log."""
+    """What the browser gets for a wish that cannot be met: ``{"error": words by language}``. Other failures stay in the
+    log."""
     expected = tuple(inspect.signature(method).parameters)
 
     def answered(asked: list[Any]) -> Json:
@@ -60,13 +64,24 @@ def in_words(method: Callable[..., Json]) -> Callable[[list[Any]], Json]:
                 raise ValueError(f"{method.__name__}: expected a list of {', '.join(expected)}")
             return method(*asked)
         except ValueError as error:
-            return {"error": str(error)}
+            return {"error": words_of(error).both()}
         except Exception:  # the visitor must not see a path or a line of code
             logger.exception("%s failed", method.__name__)
-            return {"error": "this could not be drawn; the server's log says why"}
+            return {"error": Words("not_drawn").both()}
 
     answered.__name__ = method.__name__  # the browser calls it by this; its own arguments come as one list
     return answered
+
+
+class Step(NamedTuple):
+    """What the chat's outputs become, in their order; what is left out stays as it is."""
+
+    messages: Any = gr.skip()
+    message: Any = gr.skip()
+    pane: Any = gr.skip()
+    question: Any = gr.skip()
+    picture: Any = gr.skip()
+    status: Any = gr.skip()
 
 
 class Page:
@@ -89,56 +104,87 @@ class Page:
 
     # --- chat -----------------------------------------------------------------------------------------------------
 
-    def send(self, key: str, message: Json | None, language: Language) -> Iterator[tuple[Any, ...]]:
-        """A question with its pictures: (chat, input, attention pane, question and picture to compare)."""
-        room = self._room(key)
-        with _one_at_a_time(room):
-            try:
+    def send(self, key: str, message: Json | None, language: Language) -> Iterator[Step]:
+        """A question with its pictures. What is refused is told beneath the input, for an error of Gradio's would lie
+        over the conversation."""
+        try:
+            room = self.rooms.get(key)
+            with _one_at_a_time(room):
                 uploads = [Upload.read(path) for path in (message or {}).get("files") or ()]
                 room.ask((message or {}).get("text") or "", uploads)
-            except ValueError as error:
-                raise gr.Error(str(error)) from error
-            yield from self._answer(key, room, language)
-
-    def again(self, key: str, language: Language) -> Iterator[tuple[Any, ...]]:
-        """The last question once more."""
-        room = self._room(key)
-        with _one_at_a_time(room):
-            if room.take_back_answer():
                 yield from self._answer(key, room, language)
+        except ValueError as error:
+            yield Step(status=self._say(key, "chat", words_of(error), language))
+
+    def again(self, key: str, language: Language) -> Iterator[Step]:
+        """The last question once more."""
+        try:
+            room = self.rooms.get(key)
+            with _one_at_a_time(room):
+                if room.take_back_answer():
+                    yield from self._answer(key, room, language)
+                else:  # Gradio takes a generator that ends without a word for None in every output
+                    yield Step()
+        except ValueError as error:
+            yield Step(status=self._say(key, "chat", words_of(error), language))
 
     def stop(self, key: str) -> None:
-        """End the answer that is being written."""
-        self._room(key).stop.set()
+        """End the answer that is being written; where the session has ended, none is."""
+        with suppress(ValueError):
+            self.rooms.get(key).stop.set()
 
-    def clear(self, key: str, language: Language) -> tuple[Any, ...]:
+    def clear(self, key: str, language: Language) -> Step:
         """Forget the conversation and what it looked at."""
-        self._room(key).clear()
-        return [], None, self.pane(key, None, language), "", None
+        try:
+            self.rooms.get(key).clear()
+        except ValueError as error:
+            return Step(status=self._say(key, "chat", words_of(error), language))
+        return Step([], None, self.pane(key, None, language), "", None, "")
 
-    def _answer(self, key: str, room: Room, language: Language) -> Iterator[tuple[Any, ...]]:
+    def _answer(self, key: str, room: Room, language: Language) -> Iterator[Step]:
+        """Raises ValueError for a question that the engine refuses, once it is back in the input."""
         room.stop.clear()
-        nothing = gr.skip()
-        yield self._messages(room, "…"), gr.update(value=None), nothing, nothing, nothing
+        yield Step(
+            self._messages(room, "…"), gr.update(value=None), status=self._say(key, "chat", None, language)
+        )
         text, look, done = "", None, False
         try:
             for partial in self.engine.reply(tuple(room.turns), stop=room.stop):
                 text, look, done = partial.text, partial.look or look, partial.done
                 words = TEXTS[language]["waiting"].format(n=partial.waiting) if partial.waiting else text
-                yield self._messages(room, words or "…"), nothing, nothing, nothing, nothing
-        except ValueError as error:
-            room.take_back_question()
-            yield self._messages(room), nothing, nothing, nothing, nothing
-            raise gr.Error(str(error)) from error
+                yield Step(self._messages(room, words or "…"))
+        except ValueError:
+            question, uploads = room.take_back_question()
+            files = [str(self._sent(upload)) for upload in uploads]
+            yield Step(self._messages(room), gr.update(value={"text": question, "files": files}))
+            raise
         finally:
             if not done and room.turns and room.turns[-1].role == "user":  # the visitor left, or it failed
                 room.take_back_question()
         if not room.turns:  # cleared while it was written
-            yield [], nothing, nothing, nothing, nothing
+            yield Step([])
             return
         room.answered(text, look)
         pane = self.pane(key, look.key if look else None, language)
-        yield self._messages(room), nothing, pane, room.said[-1][0], self._picture(room)
+        yield Step(self._messages(room), pane=pane, question=room.said[-1][0], picture=self._picture(room))
+
+    def status(self, key: object, place: Place, language: Language) -> str:
+        """What was last told there, in another language."""
+        try:
+            words = self.rooms.get(key).status.get(place) if key else None  # the page is still loading
+        except ValueError:  # it has ended, and stays told
+            return gr.skip()
+        if words is None and place == "compare" and len(self.checkpoints.names()) < 2:
+            words = Words("one_checkpoint")
+        return _as_html(words, language)
+
+    def _say(self, key: object, place: Place, words: Words | None, language: Language) -> str:
+        with suppress(ValueError):  # a session that has ended is told so all the same
+            told = self.rooms.get(key).status
+            told.pop(place, None)
+            if words is not None:
+                told[place] = words
+        return _as_html(words, language)
 
     def _messages(self, room: Room, writing: str | None = None) -> Messages:
         """The conversation as the chat shows it; ``writing`` is the answer so far."""
@@ -168,6 +214,13 @@ class Page:
             small.save(place, quality=90)
         return place
 
+    def _sent(self, upload: Upload) -> Path:
+        """The picture as a file as it was sent, under its own name."""
+        place = self.folder / f"{abs(hash(upload.data)):x}" / upload.name
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(upload.data)
+        return place
+
     def _boxed(self, upload: Upload, answer: str) -> Path:
         place = self.folder / f"{abs(hash((upload.data, answer))):x}.png"
         if not place.is_file():
@@ -193,43 +246,59 @@ class Page:
 
     def view(self, key: str, look: str, asked: Json) -> Json:
         """See ``page_views.view``."""
-        return page_views.view(self._look(key, look)[0], _fields(asked), self._room(key).looks)
+        return page_views.view(self._look(key, look)[0], _fields(asked), self.rooms.get(key).looks)
 
     def save_probe(self, key: str, look: str, written: Json) -> Json:
         """Append a drawn box to the probe file."""
         found, asked = self._look(key, look)
         probe = self.probe_file.add(found, asked, _fields(written))
-        language: Language = "zh" if written.get("language") == "zh" else "en"
-        words = TEXTS[language]["saved"]
-        return {"words": words.format(id=probe.id, n=len(self.probe_file), file=self.probe_file.path.name)}
+        saved = Words("saved", {"id": probe.id, "n": len(self.probe_file), "file": self.probe_file.path.name})
+        return {"words": saved.both()}
 
     # --- before / after -------------------------------------------------------------------------------------------
 
     def compare(
         self, key: str, language: Language, chosen: Sequence[str], question: str, picture: str | None
     ) -> Iterator[tuple[Any, str]]:
-        """One question to several checkpoints, in order: (pane, words on how far it is)."""
-        room, words = self._room(key), TEXTS[language]
-        names = {one: name for name, one in self.checkpoints.names()}
-        with _one_at_a_time(room):
-            room.stop.clear()
-            try:
-                uploads = (Upload.read(picture),) if picture else ()
+        """One question to several checkpoints, in order: (pane, words on how far it is). Stopped or refused on the way,
+        those that are done are shown."""
+        looks: list[str] = []
+        try:
+            room = self.rooms.get(key)
+            with _one_at_a_time(room):
+                room.stop.clear()
                 if not question.strip():
-                    raise ValueError("nothing was asked; write a question")
-                turn = user_turn(question.strip(), uploads, 0)
-                looks: list[str] = []
-                for number, one in enumerate(chosen, start=1):
-                    name = names.get(one, one)
-                    yield gr.skip(), words["asking"].format(name=name, n=number, of=len(chosen))
-                    *_, last = self.checkpoints.engine(one).reply((turn,), stop=room.stop)
-                    if last.look is None:
-                        raise ValueError(f"{name}: gave no answer to look at; ask something else")
-                    looks.append(room.keep(last.look, Asked(question.strip(), last.text, uploads, name)))
-            except ValueError as error:
-                raise gr.Error(str(error)) from error
-        value = json.dumps({"room": key, "looks": looks, "language": language})
-        yield value, words["compared"].format(n=len(looks))
+                    raise RefusedError("no_question")
+                asked = Asked(question.strip(), "", (self._chosen(room, picture),) if picture else ())
+                for words in self._ask_each(room, chosen, asked, looks):
+                    yield gr.skip(), self._say(key, "compare", words, language)
+            outcome = Words("compared", {"n": len(looks)})
+            if len(looks) < len(chosen):
+                outcome = Words("stopped", {"n": len(looks), "of": len(chosen)})
+        except ValueError as error:
+            outcome = words_of(error)
+        pane = json.dumps({"room": key, "looks": looks, "language": language}) if looks else gr.skip()
+        yield pane, self._say(key, "compare", outcome, language)
+
+    def _chosen(self, room: Room, path: str) -> Upload:
+        """The picture to compare by: as it was sent, where what is shown is the chat's smaller copy of it."""
+        shown = Path(path).read_bytes()
+        sent = (upload for upload in room.pictures if self._file(upload).read_bytes() == shown)
+        return next(sent, None) or Upload.read(path)
+
+    def _ask_each(self, room: Room, chosen: Sequence[str], asked: Asked, looks: list[str]) -> Iterator[Words]:
+        """Whose turn it is; each answer's look goes into ``looks``. An answer that was cut short is not compared."""
+        names = {key: name for name, key in self.checkpoints.names()}
+        turn = user_turn(asked.question, asked.pictures, 0)
+        for number, key in enumerate(chosen, start=1):
+            name = names.get(key, Words.of(key))
+            yield Words("asking", {"name": name, "n": number, "of": len(chosen)})
+            *_, last = self.checkpoints.engine(key).reply((turn,), stop=room.stop)
+            if room.stop.is_set():
+                return
+            if last.look is None:
+                raise RefusedError("no_answer", name=name)
+            looks.append(room.keep(last.look, replace(asked, reply=last.text, name=name)))
 
     def compare_facts(self, key: str, looks: list[str]) -> Json:
         """See ``page_views.compare_facts``."""
@@ -245,20 +314,11 @@ class Page:
         found = [self._look(key, look) for look in looks]
         return [Frame(asked.name, readable(asked.reply), look) for look, asked in found]
 
-    def _room(self, key: object) -> Room:
-        try:
-            return self.rooms.get(key)
-        except ValueError as error:
-            raise gr.Error(str(error)) from error
-
     def _look(self, key: str, name: str) -> tuple[Any, Asked]:
         room = self.rooms.get(key)
         look = room.looks.get(name) if isinstance(name, str) else None
         if look is None:
-            limit = room.looks.limit_bytes // 2**20
-            raise ValueError(
-                f"this answer's attention had to make room for newer ones ({limit} MB are kept); ask again"
-            )
+            raise RefusedError("made_room", limit=room.looks.limit_bytes // 2**20)
         return look, room.asked[name]
 
 
@@ -270,10 +330,15 @@ class _one_at_a_time:  # noqa: N801 - read as a statement
 
     def __enter__(self) -> None:
         if not self.room.busy.acquire(blocking=False):
-            raise gr.Error("the last answer is still being written; stop it, or wait")
+            raise RefusedError("busy")
 
     def __exit__(self, *_: object) -> None:
         self.room.busy.release()
+
+
+def _as_html(words: Words | None, language: Language) -> str:
+    """For a status line: names of files are quoted in it, and what they hold is not followed."""
+    return html.escape(words.spoken(language)).replace("\n", "<br>") if words else ""
 
 
 def _fields(given: Any) -> Json:
@@ -317,6 +382,19 @@ class Worded(NamedTuple):
     property: str
     key: str
 
+    def spoken(self, language: Language) -> Json:
+        return {self.property: TEXTS[language][self.key]}
+
+
+class Choices(NamedTuple):
+    """A list to choose a checkpoint from, by names in the visitor's language."""
+
+    component: gr.Dropdown
+    names: Sequence[tuple[Words, str]]
+
+    def spoken(self, language: Language) -> Json:
+        return {"choices": [(words.spoken(language), key) for words, key in self.names]}
+
 
 def build(page: Page, *, attention: bool, example: tuple[Path, str] | None = None) -> gr.Blocks:
     """The page; without ``attention`` the chat alone. ``example`` is a picture and a question to try."""
@@ -334,7 +412,7 @@ def build(page: Page, *, attention: bool, example: tuple[Path, str] | None = Non
                 container=False,
                 elem_id="language",
             )
-        worded = [Worded(title, "value", "title")]
+        worded: list[Worded | Choices] = [Worded(title, "value", "title")]
         with gr.Tabs():
             with gr.Tab(words["chat"]) as tab:
                 chat = _chat(page, example, worded)
@@ -347,9 +425,13 @@ def build(page: Page, *, attention: bool, example: tuple[Path, str] | None = Non
                     comparison = _comparison(page, key, language, worded)
                 worded.append(Worded(tab, "label", "compare"))
             else:
-                seen, comparison = gr.State(""), Comparison(gr.State(""), gr.State(None), gr.State(""))
-        _wire_chat(page, chat, key, language, [chat.messages, chat.message, seen, *comparison[:2]])
-        _wire_language(language, [seen, comparison.pane], worded)
+                seen, comparison = gr.State(""), Comparison(*(gr.State("") for _ in Comparison._fields))
+        outputs = Step(
+            chat.messages, chat.message, seen, comparison.question, comparison.picture, chat.status
+        )
+        _wire_chat(page, chat, key, language, list(outputs))
+        statuses: dict[Place, Any] = {"chat": chat.status, "compare": comparison.status}
+        _wire_language(page, key, language, [seen, comparison.pane], statuses, worded)
         _wire_visit(page, blocks, key, language, seen)
     return blocks
 
@@ -362,17 +444,19 @@ class Chat(NamedTuple):
     stop: gr.Button
     again: gr.Button
     clear: gr.Button
+    status: gr.HTML
 
 
 class Comparison(NamedTuple):
-    """What a finished turn fills in, and the pane."""
+    """What a finished turn fills in, the pane, and the line that says how far it is."""
 
     question: Any
     picture: Any
     pane: Any
+    status: Any
 
 
-def _chat(page: Page, example: tuple[Path, str] | None, worded: list[Worded]) -> Chat:
+def _chat(page: Page, example: tuple[Path, str] | None, worded: list[Worded | Choices]) -> Chat:
     words = TEXTS["en"]
     messages = gr.Chatbot(
         show_label=False,
@@ -390,6 +474,7 @@ def _chat(page: Page, example: tuple[Path, str] | None, worded: list[Worded]) ->
         max_plain_text_length=QUESTION_MAX_CHARACTERS,
         elem_id="message",
     )
+    status = gr.HTML(elem_id="chat_status", elem_classes="status", padding=False)
     with gr.Row(elem_id="buttons"):
         stop, again, clear = (
             gr.Button(words[name], elem_id=name, size="sm", min_width=90)
@@ -400,7 +485,7 @@ def _chat(page: Page, example: tuple[Path, str] | None, worded: list[Worded]) ->
     gr.Markdown(f"`{short_name(page.engine.name)}`", elem_id="model")
     worded += [Worded(button, "value", str(button.elem_id)) for button in (stop, again, clear)]
     worded.append(Worded(message, "placeholder", "ask"))
-    return Chat(messages, message, stop, again, clear)
+    return Chat(messages, message, stop, again, clear, status)
 
 
 def _wire_chat(page: Page, chat: Chat, key: gr.State, language: gr.Radio, outputs: list[Any]) -> None:
@@ -412,14 +497,26 @@ def _wire_chat(page: Page, chat: Chat, key: gr.State, language: gr.Radio, output
         cleared(page.clear, [key, language], outputs, queue=False, **_PRIVATE)
 
 
-def _wire_language(language: gr.Radio, panes: list[Any], worded: Sequence[Worded]) -> None:
-    def reworded(spoken: Language, *told: str) -> list[Any]:
-        texts = TEXTS[spoken]
-        panes = [json.dumps({**json.loads(one or "{}"), "language": spoken}) for one in told]
-        return [*panes, *({**gr.update(), one.property: texts[one.key]} for one in worded)]
+def _wire_language(
+    page: Page,
+    key: gr.State,
+    language: gr.Radio,
+    panes: list[Any],
+    statuses: dict[Place, Any],
+    worded: Sequence[Worded | Choices],
+) -> None:
+    components = list(dict.fromkeys(one.component for one in worded))
 
-    components = [*panes, *(one.component for one in worded)]
-    language.change(reworded, [language, *panes], components, queue=False, show_progress="hidden", **_PRIVATE)
+    def reworded(room: str, spoken: Language, *told: str) -> list[Any]:
+        panes = [json.dumps({**json.loads(one or "{}"), "language": spoken}) for one in told]
+        lines = [page.status(room, place, spoken) for place in statuses]
+        updates = {one: gr.update() for one in components}
+        for one in worded:
+            updates[one.component] |= one.spoken(spoken)
+        return [*panes, *lines, *updates.values()]
+
+    inputs, outputs = [key, language, *panes], [*panes, *statuses.values(), *components]
+    language.change(reworded, inputs, outputs, queue=False, show_progress="hidden", **_PRIVATE)
 
 
 def _wire_visit(page: Page, blocks: gr.Blocks, key: gr.State, language: gr.Radio, seen: Any) -> None:
@@ -435,24 +532,33 @@ def _wire_visit(page: Page, blocks: gr.Blocks, key: gr.State, language: gr.Radio
         )
         return room, spoken, page.pane(room, None, spoken)
 
+    def settle(room: str, offered: Language, now: Language) -> tuple[Language, str]:
+        chosen = offered if now == "en" else now  # Chinese was chosen while the page was loading
+        return chosen, page.pane(room, None, chosen)
+
     def leave(request: gr.Request) -> None:
         page.rooms.close(held.pop(request.session_hash or "", ""))
 
-    blocks.load(enter, None, [key, language, seen], show_progress="hidden", **_PRIVATE)
+    offered = gr.State("en")
+    quietly = {"show_progress": "hidden", **_PRIVATE}
+    entered = blocks.load(enter, None, [key, offered, seen], **quietly)
+    entered.then(settle, [key, offered, language], [language, seen], **quietly)
     blocks.unload(leave)
 
 
-def _comparison(page: Page, key: gr.State, language: gr.Radio, worded: list[Worded]) -> Comparison:
+def _comparison(page: Page, key: gr.State, language: gr.Radio, worded: list[Worded | Choices]) -> Comparison:
     words, names = TEXTS["en"], page.checkpoints.names()
+    shown = [(one.spoken("en"), name) for one, name in names]
     with gr.Row():
-        before = gr.Dropdown(names, value=names[0][1], label=words["before"], elem_id="before", min_width=260)
-        after = gr.Dropdown(names, value=names[-1][1], label=words["after"], elem_id="after", min_width=260)
+        before = gr.Dropdown(shown, value=names[0][1], label=words["before"], elem_id="before", min_width=260)
+        after = gr.Dropdown(shown, value=names[-1][1], label=words["after"], elem_id="after", min_width=260)
     with gr.Row():
         picture = gr.Image(
             type="filepath",
             image_mode=None,
             sources=["upload"],
             label=words["picture_box"],
+            placeholder=words["drop"],
             height=180,
             scale=1,
         )
@@ -464,15 +570,14 @@ def _comparison(page: Page, key: gr.State, language: gr.Radio, worded: list[Word
                 go = gr.Button(words["compare_go"], variant="primary", elem_id="compare_go")
                 every = gr.Button(words["play_all"], elem_id="play_all", interactive=len(names) > 2)
                 stop = gr.Button(words["stop"], elem_id="compare_stop")
-            status = gr.Markdown(words["one_checkpoint"] if len(names) < 2 else "", elem_id="compare_status")
+            alone = html.escape(words["one_checkpoint"]) if len(names) < 2 else ""
+            status = gr.HTML(alone, elem_id="compare_status", elem_classes="status", padding=False)
     pane = _pane("compare", page.compare_facts, page.compare_view)
+    worded += [Choices(before, names), Choices(after, names)]
     worded += [Worded(before, "label", "before"), Worded(after, "label", "after")]
-    worded += [Worded(picture, "label", "picture_box"), Worded(question, "label", "question_box")]
-    worded += [
-        Worded(go, "value", "compare_go"),
-        Worded(every, "value", "play_all"),
-        Worded(stop, "value", "stop"),
-    ]
+    worded += [Worded(picture, "label", "picture_box"), Worded(picture, "placeholder", "drop")]
+    worded += [Worded(question, "label", "question_box"), Worded(go, "value", "compare_go")]
+    worded += [Worded(every, "value", "play_all"), Worded(stop, "value", "stop")]
 
     def pair(key: str, spoken: Language, one: str, two: str, asked: str, shown: str | None) -> Iterator[Any]:
         yield from page.compare(key, spoken, (one, two), asked, shown)
@@ -484,7 +589,7 @@ def _comparison(page: Page, key: gr.State, language: gr.Radio, worded: list[Word
     go.click(pair, [key, language, before, after, question, picture], [pane, status], **many)
     every.click(all_of_them, [key, language, question, picture], [pane, status], **many)
     stop.click(page.stop, key, None, queue=False, **_PRIVATE)
-    return Comparison(question, picture, pane)
+    return Comparison(question, picture, pane, status)
 
 
 def _pane(name: str, *functions: Callable[..., Json]) -> gr.HTML:
@@ -509,16 +614,17 @@ def serve(
     inbrowser: bool = False,
     wait: bool = True,
 ) -> str:
-    """Start the page and return its address. No file is served but what visitors sent and the page drew for them."""
+    """Start the page, tell its address in the log, and return it: at the end of the server, where ``wait`` is set. No
+    file is served but what visitors sent and the page drew for them."""
     hosts = LOOPBACK if server_name in LOOPBACK and not share else ("*",)
     blocks.queue(api_open=False)
-    _, address, _ = blocks.launch(
+    _, address, shared = blocks.launch(
         server_name=server_name,
         server_port=server_port,
         share=share,
         auth=auth,
         inbrowser=inbrowser,
-        prevent_thread_lock=not wait,
+        prevent_thread_lock=True,
         max_file_size=FILE_MAX_BYTES,
         allowed_paths=[],
         footer_links=[],
@@ -533,4 +639,10 @@ def serve(
         theme=gr.themes.Base(primary_hue="orange", font=FONTS, font_mono=["monospace"]),
         css=(_HERE / "page.css").read_text(encoding="utf-8"),
     )
+    logger.info("%s", " ".join(filter(None, (address, shared))))
+    if wait:
+        try:
+            blocks.block_thread()
+        finally:  # before the files go that it serves
+            blocks.close(verbose=False)
     return address

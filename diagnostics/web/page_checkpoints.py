@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from diagnostics.web.engine import Engine
+from diagnostics.web.texts import Words
+from finetune.checkpoint import load_config
+from finetune.families import family_of
+
+logger = logging.getLogger(__name__)
 
 _STEP = re.compile(r"checkpoint-(\d+)")
 _WEIGHTS = ("config.json", "adapter_config.json")
@@ -16,7 +22,7 @@ _WEIGHTS = ("config.json", "adapter_config.json")
 def find_checkpoints(folders: Sequence[str | Path]) -> list[Path]:
     """Checkpoints in these folders, by step: a folder that is one, and the ``checkpoint-N`` inside it.
 
-    Raises ValueError for a folder without any.
+    A checkpoint that is named twice is listed once. Raises ValueError for a folder without any.
     """
     found: list[Path] = []
     for folder in map(Path, folders):
@@ -33,7 +39,17 @@ def find_checkpoints(folders: Sequence[str | Path]) -> list[Path]:
                 "with checkpoint-N in it"
             )
         found += here
-    return list(dict.fromkeys(found))
+    return list({path.resolve(): path for path in found}.values())
+
+
+def check_checkpoints(paths: Sequence[Path]) -> None:
+    """Raises ValueError, before a visitor chooses it, for one that cannot be opened: an adapter whose base is not
+    there, or a model of no known family."""
+    for path in paths:
+        try:
+            family_of(load_config(path))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--checkpoints {path}: {error}") from error
 
 
 def short_name(checkpoint: str) -> str:
@@ -47,17 +63,20 @@ class Checkpoints:
 
     def __init__(self, engine: Engine, paths: Sequence[Path]) -> None:
         self._engine = engine
-        self._paths = {str(path): path for path in paths}
+        own = Path(engine.name).resolve()
+        others = (path for path in paths if path.resolve() != own)
+        # Keys reach every browser; where a checkpoint lies is this machine's own business.
+        self._paths = {f"checkpoint {number}": path for number, path in enumerate(others)}
         self._open: tuple[str, Engine] | None = None
         self._opening = threading.Lock()
 
-    def names(self) -> list[tuple[str, str]]:
+    def names(self) -> list[tuple[Words, str]]:
         """(words for a person, key) of each, in the order of training: the bare model first."""
-        own = (short_name(self._engine.name), "own")
-        others = [(short_name(name), name) for name in self._paths]
+        own = (Words.of(short_name(self._engine.name)), "own")
+        others = [(Words.of(short_name(str(path))), key) for key, path in self._paths.items()]
         if not self._engine.has_adapter:
             return [own, *others]
-        return [(f"{own[0]}, adapter off", "adapter_off"), *others, own]
+        return [(Words("adapter_off", {"name": own[0]}), "adapter_off"), *others, own]
 
     def engine(self, key: str) -> Engine:
         """Raises ValueError for a key that was not offered, or where there is no memory for another model."""
@@ -70,5 +89,15 @@ class Checkpoints:
         with self._opening:
             if self._open is None or self._open[0] != key:
                 self._open = None  # before the next is opened: there may be no room for three
-                self._open = (key, self._engine.with_checkpoint(self._paths[key]))
+                self._open = (key, self._opened(self._paths[key]))
             return self._open[1]
+
+    def _opened(self, path: Path) -> Engine:
+        try:
+            return self._engine.with_checkpoint(path)
+        except (OSError, ValueError) as error:  # for a visitor, who is not told where the checkpoint lies
+            logger.exception("%s cannot be opened", path)
+            told = str(error)
+            for written in (str(path.resolve()), str(path)):
+                told = told.replace(written, short_name(written))
+            raise ValueError(told) from error

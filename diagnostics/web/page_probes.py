@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from diagnostics.probes import FILE_NAME, Probe, read_probes, write_probes
 from diagnostics.web.look import Look
 from diagnostics.web.page_rooms import QUESTION_MAX_CHARACTERS, Asked
 from diagnostics.web.page_views import box_pixels
+from diagnostics.web.texts import RefusedError, Words
 
 PROBES_MAX = 1000
 """A page that is open to many must not fill a disk."""
@@ -35,16 +37,14 @@ class ProbeFile:
         texts = {name: str(written.get(name) or "").strip() for name in _TEXTS}
         for name, text in texts.items():
             if len(text) > QUESTION_MAX_CHARACTERS:
-                raise ValueError(
-                    f"{name}: found {len(text)} characters, expected at most {QUESTION_MAX_CHARACTERS}"
+                raise RefusedError(
+                    "field_long", field=_label(name), found=len(text), most=QUESTION_MAX_CHARACTERS
                 )
         if not FILE_NAME.fullmatch(texts["id"]):
-            raise ValueError(
-                f"id: found {texts['id']!r}, expected a name of letters, digits, '_', '-' and '.', at most 120"
-            )
+            raise RefusedError("id_wrong", found=repr(texts["id"]))
         for name in ("group", "region", "question", "answer"):
             if not texts[name]:
-                raise ValueError(f"{name}: found nothing, expected some text")
+                raise RefusedError("field_empty", field=_label(name))
         image = written.get("image")
         if not isinstance(image, int) or isinstance(image, bool) or not 0 <= image < len(asked.pictures):
             raise ValueError(f"image: found {image!r}, expected one of the {len(asked.pictures)} pictures")
@@ -55,14 +55,14 @@ class ProbeFile:
     def _append(
         self, texts: Mapping[str, str], asked: Asked, image: int, box: tuple[float, float, float, float]
     ) -> Probe:
-        before = read_probes(self.path) if self.path.is_file() else ()
+        before = self._read(self.path) if self.path.is_file() else ()
         if any(probe.id == texts["id"] for probe in before):
-            raise ValueError(f"id: {texts['id']!r} is in {self.path.name} already; choose another")
+            raise RefusedError("id_taken", id=texts["id"], file=self.path.name)
         if len(before) >= PROBES_MAX:
-            raise ValueError(f"{self.path.name} has {len(before)} probes, the most that this page writes")
+            raise RefusedError("probes_many", file=self.path.name, found=len(before))
         place = self.path.parent / "images" / f"{texts['id']}.png"
         if place.exists():
-            raise ValueError(f"id: {place.name} is in {place.parent.name}/ already; choose another")
+            raise RefusedError("image_taken", image=place.name, folder=place.parent.name)
         probe = Probe(
             texts["id"],
             texts["group"],
@@ -86,10 +86,23 @@ class ProbeFile:
         trial = self.path.with_name(f".{self.path.name}.trial")
         try:
             write_probes(probes, trial)
-            read_probes(trial)
+            self._read(trial)
             trial.replace(self.path)
         finally:
             trial.unlink(missing_ok=True)
 
+    def _read(self, path: Path) -> tuple[Probe, ...]:
+        """As ``read_probes``, but its errors are for visitors: they do not say where on this machine the file lies."""
+        try:
+            return read_probes(path)
+        except ValueError as error:
+            told = str(error).replace(str(path), self.path.name).replace(f"{path.parent}{os.sep}", "")
+            raise ValueError(told) from error
+
     def __len__(self) -> int:
         return len(json.loads(self.path.read_text(encoding="utf-8"))["probes"]) if self.path.is_file() else 0
+
+
+def _label(name: str) -> Words:
+    """A field as its form names it."""
+    return Words("right_answer" if name == "answer" else name)

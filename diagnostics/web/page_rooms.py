@@ -9,12 +9,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from PIL import Image
 
 from diagnostics.web.look import Look, LookCache
+from diagnostics.web.texts import NO_WORDS, RefusedError, Words
 from finetune.conversation import ImageRef, Turn
 
+Place: TypeAlias = Literal["chat", "compare"]
 FILE_MAX_BYTES = 10 * 2**20
 PICTURES_MAX = 6
 PIXELS_MAX = 25_000_000
@@ -38,27 +41,20 @@ class Upload:
         path = Path(path)
         if path.stat().st_size > FILE_MAX_BYTES:
             found = path.stat().st_size / 2**20
-            raise ValueError(
-                f"{path.name}: found {found:.1f} MB, expected at most {FILE_MAX_BYTES // 2**20}; save it smaller"
+            raise RefusedError(
+                "file_large", file=path.name, found=f"{found:.1f}", most=FILE_MAX_BYTES // 2**20
             )
-        data = path.read_bytes()
+        data, most = path.read_bytes(), PIXELS_MAX // 10**6
         try:
             with Image.open(io.BytesIO(data)) as picture:
                 width, height = picture.size
                 if width * height > PIXELS_MAX:
-                    raise ValueError(
-                        f"{path.name}: found {width} × {height} pixels, expected at most "
-                        f"{PIXELS_MAX // 10**6} million; scale it down"
-                    )
+                    raise RefusedError("pixels_many", file=path.name, width=width, height=height, most=most)
                 picture.load()
         except Image.DecompressionBombError as error:  # Pillow's own limit comes before ours
-            raise ValueError(
-                f"{path.name}: found too many pixels, expected at most {PIXELS_MAX // 10**6} million; scale it down"
-            ) from error
-        except (OSError, SyntaxError) as error:
-            raise ValueError(
-                f"{path.name}: not readable as a picture ({error}); send a PNG or JPEG"
-            ) from error
+            raise RefusedError("pixels_too_many", file=path.name, most=most) from error
+        except (OSError, SyntaxError) as error:  # its words name an object in memory
+            raise RefusedError("no_image", file=path.name) from error
         return cls(path.name, data)
 
     def open(self) -> Image.Image:
@@ -78,7 +74,7 @@ class Asked:
     question: str
     reply: str
     pictures: tuple[Upload, ...]
-    name: str = ""  # the checkpoint that answered
+    name: Words = NO_WORDS  # the checkpoint that answered
 
 
 @dataclass
@@ -91,26 +87,20 @@ class Room:
     pictures: list[Upload] = field(default_factory=list)
     added: list[int] = field(default_factory=list)  # pictures that came with each question
     asked: dict[str, Asked] = field(default_factory=dict)  # by the key of its look
+    status: dict[Place, Words] = field(default_factory=dict)  # what was last told beneath input and question
     stop: threading.Event = field(default_factory=threading.Event)
     busy: threading.Lock = field(default_factory=threading.Lock)
 
     def ask(self, question: str, uploads: Sequence[Upload]) -> None:
         """Put a question: it becomes the last turn. Raises ValueError beyond the limits."""
         if not question.strip() and not uploads:
-            raise ValueError("nothing was asked; write a question, or add a picture")
+            raise RefusedError("nothing_asked")
         if len(question) > QUESTION_MAX_CHARACTERS:
-            raise ValueError(
-                f"the question: found {len(question)} characters, expected at most {QUESTION_MAX_CHARACTERS}"
-            )
-        if len(self.pictures) + len(uploads) > PICTURES_MAX:
-            raise ValueError(
-                f"pictures: found {len(self.pictures) + len(uploads)}, expected at most {PICTURES_MAX} in a "
-                "conversation; clear it and start again"
-            )
+            raise RefusedError("question_long", found=len(question), most=QUESTION_MAX_CHARACTERS)
+        if (found := len(self.pictures) + len(uploads)) > PICTURES_MAX:
+            raise RefusedError("pictures_many", found=found, most=PICTURES_MAX)
         if len(self.turns) >= TURNS_MAX:
-            raise ValueError(
-                f"this conversation has {TURNS_MAX} turns, which is the most; clear it and start again"
-            )
+            raise RefusedError("turns_many", most=TURNS_MAX)
         self.turns.append(user_turn(question, uploads, len(self.pictures)))
         self.said.append((question, ""))
         self.pictures += uploads
@@ -138,13 +128,17 @@ class Room:
             self.said[-1] = (self.said[-1][0], "")
         return bool(self.turns)
 
-    def take_back_question(self) -> None:
-        """A question that could not be answered goes, with its pictures."""
+    def take_back_question(self) -> tuple[str, list[Upload]]:
+        """A question that could not be answered goes, with its pictures. Returns both; nothing of an empty room."""
+        if not self.turns:
+            return "", []
         self.take_back_answer()
         self.turns.pop()
-        self.said.pop()
-        count = self.added.pop()
-        del self.pictures[len(self.pictures) - count :]
+        question, _ = self.said.pop()
+        start = len(self.pictures) - self.added.pop()
+        uploads = self.pictures[start:]
+        del self.pictures[start:]
+        return question, uploads
 
     def clear(self) -> None:
         """Forget everything that was said and seen."""
@@ -152,6 +146,7 @@ class Room:
         for kept in (self.turns, self.said, self.pictures, self.added):
             kept.clear()
         self.asked.clear()
+        self.status.pop("chat", None)
         self.looks.clear()
 
 
@@ -178,7 +173,7 @@ class Rooms:
         with self._lock:
             room = self._rooms.get(key) if isinstance(key, str) else None
             if room is None:
-                raise ValueError("this session has ended; load the page again")
+                raise RefusedError("session_ended")
             self._rooms.move_to_end(str(key))
             return room
 

@@ -19,6 +19,7 @@ from PIL import Image
 from diagnostics.sinks import without_sinks
 from diagnostics.web import maps
 from diagnostics.web.look import Look, LookCache, SeenImage
+from diagnostics.web.texts import Words
 
 Json: TypeAlias = dict[str, Any]
 
@@ -28,6 +29,7 @@ CROSS_MAX = 12
 """Pictures of single tokens on the page at once."""
 SHARE_DIGITS = 5
 PICTURE_MAX_PIXELS = 640  # the longer side, on the page
+PICTURE_MIN_PIXELS = 40  # the shorter one: a strip is drawn thicker than it is, or nobody could click it
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def facts(look: Look, question: str, reply: str) -> Json:
         "answer": [token for token in look.answer if look.has_row(token)],
         "layers": {part: list(layers) for part, layers in part_layers(look).items()},
         "heads": part_heads(look),
+        "sinks": look.sinks.any(1).tolist(),
         "images": [_image_facts(image) for image in look.images],
     }
 
@@ -254,7 +257,7 @@ def data_address(picture: Image.Image) -> str:
     small = picture.convert("RGB")
     factor = PICTURE_MAX_PIXELS / max(small.size)
     # Small ones grow: a box and the borders of cells are drawn on them.
-    width, height = (max(1, round(side * factor)) for side in small.size)
+    width, height = (max(PICTURE_MIN_PIXELS, round(side * factor)) for side in small.size)
     small = small.resize((width, height), Image.Resampling.BICUBIC)
     out = io.BytesIO()
     small.save(out, "JPEG", quality=88)
@@ -268,7 +271,7 @@ def data_address(picture: Image.Image) -> str:
 class Frame:
     """One checkpoint's answer to the question that was put to all of them."""
 
-    name: str
+    name: Words
     reply: str
     look: Look
 
@@ -281,7 +284,7 @@ def compare_facts(frames: Sequence[Frame]) -> Json:
         "heads": min(one.look.heads for one in frames),
         "answer_tokens": max(len(one.look.answer) for one in frames),
         "image": _image_facts(first.images[0]) if first.images else None,
-        "frames": [{"name": one.name, "answer": one.reply} for one in frames],
+        "frames": [{"name": one.name.both(), "answer": one.reply} for one in frames],
     }
 
 

@@ -1,6 +1,12 @@
-"""Every word on the page, in English and in Chinese; a test holds both to the same keys."""
+"""Every word on the page, in English and in Chinese; a test holds both to the same keys.
 
-from typing import Literal, TypeAlias
+``Words`` is what the page says before it is known in which language, ``RefusedError`` the error that says it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, TypeAlias
 
 Language: TypeAlias = Literal["en", "zh"]
 
@@ -15,7 +21,29 @@ TEXTS: dict[Language, dict[str, str]] = {
         "stop": "Stop",
         "again": "Answer again",
         "clear": "Clear",
+        "as_written": "{words}",
+        "drop": "Drop a picture here, or click to choose one",
         "waiting": "{n} before you",
+        "session_ended": "This session has ended; load the page again.",
+        "busy": "The last answer is still being written; stop it, or wait.",
+        "nothing_asked": "Nothing was asked; write a question, or add a picture.",
+        "no_question": "Nothing was asked; write a question.",
+        "question_long": "The question: found {found} characters, expected at most {most}.",
+        "pictures_many": "Pictures: found {found}, expected at most {most} in a conversation; clear it and start "
+        "again.",
+        "turns_many": "This conversation has {most} turns, which is the most; clear it and start again.",
+        "file_large": "{file}: found {found} MB, expected at most {most}; save it smaller.",
+        "pixels_many": "{file}: found {width} × {height} pixels, expected at most {most} million; scale it down.",
+        "pixels_too_many": "{file}: found too many pixels, expected at most {most} million; scale it down.",
+        "no_image": "{file}: not readable as a picture; send a PNG or JPEG.",
+        "prompt_long": "This question and its pictures have {found} tokens and the model reads at most {most}; shorten "
+        "the question, or send fewer pictures.",
+        "conversation_long": "The conversation has {found} tokens and the model reads at most {most}; shorten the "
+        "question, send fewer pictures, or clear it and start again.",
+        "no_memory": "The model ran out of memory on this conversation; send fewer or smaller pictures, start a new "
+        "one, or run with --low-memory.",
+        "not_drawn": "This could not be drawn; the server's log says why.",
+        "made_room": "This answer's attention had to make room for newer ones ({limit} MB are kept); ask again.",
         "nothing_yet": "Ask something in Chat. What the answer looked at appears here by itself.",
         "answer": "The answer, token by token: choose one or several",
         "all_tokens": "all / one",
@@ -27,18 +55,24 @@ TEXTS: dict[Language, dict[str, str]] = {
         "mean": "mean",
         "with_sinks": "with sinks",
         "sinks_help": "Tokens that attract attention and mean nothing; without them the rest is seen better",
+        "no_sinks": "No sinks were found in this layer: nothing is left out.",
+        "one_layer": "One layer is kept.",
+        "connector_layer": "The connector has one layer.",
+        "tower_layer": "Only the last layer of the tower is kept.",
         "picture": "Picture",
         "where_in_picture": "Where in the picture",
         "touch_help": "Click a patch: who looks at it. Drag a box: its share, by layer and head.",
         "no_picture": "No picture in this conversation.",
         "no_map": "Nothing was kept of this part.",
         "shape_only": "Shares within the picture; this part sees nothing else.",
+        "patch_shape": "Where the patch that you clicked looks: shares within the picture, all that this part sees.",
         "mass_words": "{mass} of this row lies on the picture",
         "overview": "Layers (down) × heads (across): click to choose",
         "mass": "on the picture",
         "box_mass": "in the box",
         "box_enrichment": "box, times its area",
         "overview_words": "here {here}, highest {most}",
+        "overview_language": "highest {most}; these are the language layers, a click goes to them",
         "where_in_text": "Where in the text",
         "text_words": "{text} on text, {image} on pictures; brightest {most}",
         "each_token": "Each chosen token by itself",
@@ -46,11 +80,15 @@ TEXTS: dict[Language, dict[str, str]] = {
         "language_only": "Only the language layers look at text.",
         "text_attention": "Text at text",
         "matrix_words": "{rows} tokens look (down) at tokens before them (across); brightest {most}.",
+        "matrix_first": "{rows} tokens look (down) at tokens before them (across); brightest {most}, without the "
+        "first, which sees itself alone.",
         "from_token": "from",
         "to_token": "to",
         "box": "Your box",
         "no_box": "Drag a box on the picture.",
-        "box_words": "It covers {area} of the picture. Share of the attention to the picture · times the even share:",
+        "box_words": "It covers {area} of the picture. Of what the language layers pay to the picture, the share in "
+        "the box · times the even share:",
+        "remove_box": "Remove the box",
         "save_probe": "Save as probe",
         "id": "id",
         "group": "group",
@@ -58,11 +96,19 @@ TEXTS: dict[Language, dict[str, str]] = {
         "question": "question",
         "right_answer": "right answer",
         "foil": "wrong answer",
+        "field_long": "{field}: found {found} characters, expected at most {most}.",
+        "field_empty": "{field}: found nothing, expected some text.",
+        "id_wrong": "id: found {found}, expected a name of letters, digits, '_', '-' and '.', at most 120.",
+        "id_taken": "id: '{id}' is in {file} already; choose another.",
+        "image_taken": "id: {image} is in {folder}/ already; choose another.",
+        "probes_many": "{file} has {found} probes, the most that this page writes.",
         "saved": "Saved: {id} is probe {n} of {file}.",
         "who_looks": "Who looks at the patch",
         "no_patch": "Click a patch of the picture.",
+        "who_words": "Shares of each token's attention; brightest {most}. Pale ones have none that is kept.",
+        "who_language": "Tokens look in the language layers only; choose Language.",
         "scale_words": "{most} × the even share (1 × is looking everywhere alike); one scale for all pictures",
-        "cache_words": "kept: {looks} answers, {used} of {limit} MB",
+        "cache_words": "answers kept: {looks}, {used} of {limit} MB",
         "lost": "The server does not answer. Is it still running? Load the page again.",
         "before": "Before",
         "after": "After",
@@ -71,7 +117,10 @@ TEXTS: dict[Language, dict[str, str]] = {
         "compare_go": "Compare",
         "play_all": "All checkpoints",
         "asking": "{name} ({n} of {of}) …",
-        "compared": "{n} answers compared.",
+        "compared": "Answers compared: {n}.",
+        "stopped": "Stopped; answers compared: {n} of {of}.",
+        "no_answer": "{name}: gave no answer to look at; ask something else.",
+        "adapter_off": "{name}, adapter off",
         "nothing_compared": "Choose two checkpoints, a picture and a question, then compare.",
         "one_checkpoint": "There is one model only. Name others at the start: --checkpoints output_qwen",
         "difference": "Difference",
@@ -94,7 +143,25 @@ TEXTS: dict[Language, dict[str, str]] = {
         "stop": "停止",
         "again": "重新回答",
         "clear": "清空",
+        "as_written": "{words}",
+        "drop": "将图片拖到这里,或点击选择",
         "waiting": "前面还有 {n} 人",
+        "session_ended": "会话已结束;请重新加载页面。",
+        "busy": "上一个回答还在生成;请先停止,或稍候。",
+        "nothing_asked": "还没有提问;请写下问题,或添加图片。",
+        "no_question": "还没有提问;请写下问题。",
+        "question_long": "问题有 {found} 个字符,最多 {most} 个。",
+        "pictures_many": "图片有 {found} 张,一段对话最多 {most} 张;请清空后重新开始。",
+        "turns_many": "这段对话已有 {most} 轮,达到上限;请清空后重新开始。",
+        "file_large": "{file}:有 {found} MB,最多 {most} MB;请另存为更小的文件。",
+        "pixels_many": "{file}:有 {width} × {height} 像素,最多 {most} 百万像素;请缩小图片。",
+        "pixels_too_many": "{file}:像素过多,最多 {most} 百万像素;请缩小图片。",
+        "no_image": "{file}:无法作为图片读取;请使用 PNG 或 JPEG。",
+        "prompt_long": "这个问题连同图片有 {found} 个词元,模型最多读取 {most} 个;请缩短问题,或减少图片。",
+        "conversation_long": "这段对话有 {found} 个词元,模型最多读取 {most} 个;请缩短问题、减少图片,或清空后重新开始。",
+        "no_memory": "模型在这段对话上内存不足;请减少或缩小图片,重新开始,或以 --low-memory 启动。",
+        "not_drawn": "无法绘制;原因见服务器日志。",
+        "made_room": "这次回答的注意力已为更新的回答让出空间(共保留 {limit} MB);请重新提问。",
         "nothing_yet": "请先在“对话”中提问。回答结束后,模型看了哪里会自动显示在这里。",
         "answer": "回答的每个词元:可选一个或多个",
         "all_tokens": "全选 / 单选",
@@ -106,18 +173,24 @@ TEXTS: dict[Language, dict[str, str]] = {
         "mean": "平均",
         "with_sinks": "包含汇点",
         "sinks_help": "汇点是吸引注意力却没有含义的词元;去掉后其余部分更清楚",
+        "no_sinks": "这一层没有找到汇点:没有去掉任何内容。",
+        "one_layer": "只保留了一层。",
+        "connector_layer": "连接器只有一层。",
+        "tower_layer": "只保留了视觉塔的最后一层。",
         "picture": "图片",
         "where_in_picture": "看图片的哪里",
         "touch_help": "点击一格:谁在看它。拖出一个框:各层各头落在框内的比例。",
         "no_picture": "这段对话没有图片。",
         "no_map": "这一部分没有保留数据。",
         "shape_only": "图片内部的比例;这一部分只看图片。",
+        "patch_shape": "你点击的那一格在看哪里:图片内部的比例;这一部分只看图片。",
         "mass_words": "这一行有 {mass} 落在图片上",
         "overview": "层(纵)× 头(横):点击选择",
         "mass": "落在图片上",
         "box_mass": "落在框内",
         "box_enrichment": "框内,相对面积的倍数",
         "overview_words": "此处 {here},最高 {most}",
+        "overview_language": "最高 {most};这里是语言层,点击即转到语言层",
         "where_in_text": "看文字的哪里",
         "text_words": "{text} 在文字上,{image} 在图片上;最亮 {most}",
         "each_token": "逐个查看所选词元",
@@ -125,11 +198,13 @@ TEXTS: dict[Language, dict[str, str]] = {
         "language_only": "只有语言层会看文字。",
         "text_attention": "文字看文字",
         "matrix_words": "{rows} 个词元(纵)看它们之前的词元(横);最亮 {most}。",
+        "matrix_first": "{rows} 个词元(纵)看它们之前的词元(横);最亮 {most},不计只能看到自己的第一个词元。",
         "from_token": "从",
         "to_token": "到",
         "box": "你画的框",
         "no_box": "请在图片上拖出一个框。",
-        "box_words": "它占图片的 {area}。图片注意力的比例 · 相对均匀分布的倍数:",
+        "box_words": "它占图片的 {area}。语言层的图片注意力落在框内的比例 · 相对均匀分布的倍数:",
+        "remove_box": "删除框",
         "save_probe": "存为探针",
         "id": "编号",
         "group": "分组",
@@ -137,9 +212,17 @@ TEXTS: dict[Language, dict[str, str]] = {
         "question": "问题",
         "right_answer": "正确答案",
         "foil": "错误答案",
+        "field_long": "{field}:有 {found} 个字符,最多 {most} 个。",
+        "field_empty": "{field}:不能为空。",
+        "id_wrong": "编号 {found}:应为字母、数字、“_”“-”“.”组成的名称,最多 120 个字符。",
+        "id_taken": "编号“{id}”已在 {file} 中;请换一个。",
+        "image_taken": "编号:{folder}/ 中已有 {image};请换一个。",
+        "probes_many": "{file} 已有 {found} 个探针,达到本页写入的上限。",
         "saved": "已保存:{id} 是 {file} 的第 {n} 个探针。",
         "who_looks": "谁在看这一格",
         "no_patch": "请点击图片中的一格。",
+        "who_words": "各词元注意力的比例;最亮 {most}。变淡的词元没有保留数据。",
+        "who_language": "只有语言层的词元会看图片;请选择“语言模型”。",
         "scale_words": "{most} × 均匀份额(1 × 表示处处相同);所有图片同一色标",
         "cache_words": "已保留 {looks} 次回答,{used} / {limit} MB",
         "lost": "服务器没有响应。它还在运行吗?请重新加载页面。",
@@ -151,6 +234,9 @@ TEXTS: dict[Language, dict[str, str]] = {
         "play_all": "所有检查点",
         "asking": "{name}(第 {n} 个,共 {of} 个)……",
         "compared": "已对比 {n} 个回答。",
+        "stopped": "已停止;已对比 {n} / {of} 个回答。",
+        "no_answer": "{name}:没有可查看的回答;请换一个问题。",
+        "adapter_off": "{name},适配器关闭",
         "nothing_compared": "请选择两个检查点、一张图片和一个问题,然后点击“对比”。",
         "one_checkpoint": "目前只有一个模型。启动时可指定其他检查点:--checkpoints output_qwen",
         "difference": "差异",
@@ -163,3 +249,45 @@ TEXTS: dict[Language, dict[str, str]] = {
         "difference_words": "橙色:更多,蓝色:更少。图片注意力有 {moved} 移到别处;落在图片上的比例 {mass}。",
     },
 }
+
+
+class Words(NamedTuple):
+    """Something that the page says, in whichever language it is asked for.
+
+    key      of ``TEXTS``
+    fields   what the text names; a field that is ``Words`` itself is said in the same language
+    """
+
+    key: str
+    fields: Mapping[str, object] = {}
+
+    @classmethod
+    def of(cls, text: str) -> Words:
+        """A text that is the same in every language."""
+        return cls("as_written", {"words": text})
+
+    def spoken(self, language: Language) -> str:
+        fields = {
+            name: one.spoken(language) if isinstance(one, Words) else one for name, one in self.fields.items()
+        }
+        return TEXTS[language][self.key].format(**fields)
+
+    def both(self) -> dict[Language, str]:
+        """For the browser, which knows its language."""
+        return {language: self.spoken(language) for language in TEXTS}
+
+
+NO_WORDS = Words.of("")
+
+
+class RefusedError(ValueError):
+    """A visitor's wish that cannot be met, in words of the page; as any error's, its own text is English."""
+
+    def __init__(self, key: str, **fields: object) -> None:
+        self.words = Words(key, fields)
+        super().__init__(self.words.spoken("en"))
+
+
+def words_of(error: ValueError) -> Words:
+    """What a visitor is told of an error; those of other modules are in English alone."""
+    return error.words if isinstance(error, RefusedError) else Words.of(str(error))

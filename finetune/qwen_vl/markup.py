@@ -75,7 +75,9 @@ def draw_boxes(image: Image.Image, text: str, *, font: Any = None) -> Image.Imag
         x0, y0, x1, y1 = box.to_pixels(*image.size)
         draw.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=colour, width=line)
         if box.ref:
-            draw.text((min(x0, x1) + line, min(y0, y1) + line), box.ref, fill=colour, font=font)
+            corner = (min(x0, x1) + line, min(y0, y1) + line)
+            draw.rectangle(draw.textbbox(corner, box.ref, font=font), fill="black")  # readable on any picture
+            draw.text(corner, box.ref, fill=colour, font=font)
     return drawn
 
 

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -52,6 +53,42 @@ def test_text_attention_labels_keys_and_the_last_queries() -> None:
     axes = AttentionVisualizer().visualize_text_attention(rows(), TOKENS, 1).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["图", "·", "\\n", r"\$x\$", "tower"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["·", "\\n", r"\$x\$", "tower"]
+
+
+def causal(queries: int) -> np.ndarray:
+    """Each token looks at all before it alike."""
+    return np.tril(np.ones((queries, queries))) / np.arange(1, queries + 1)[:, None]
+
+
+def test_the_future_is_grey_and_the_first_row_does_not_make_the_scale() -> None:
+    figure = AttentionVisualizer().visualize_text_attention(causal(3)[None], ["a", "b", "c"], 1)
+    (shown,) = figure.axes[0].get_images()
+    hidden = np.ma.getmaskarray(shown.get_array())
+    np.testing.assert_array_equal(hidden, [[0, 1, 1], [0, 0, 1], [0, 0, 0]])
+    assert to_hex(figure.axes[0].get_facecolor()) == "#9a9a9a"
+    assert shown.get_clim() == (0, 0.5)  # of the rows [.5 .5] and [⅓ ⅓ ⅓]
+    assert figure.axes[1].get_ylabel() == "share of attention, clipped at 0.5"
+
+
+def test_the_last_rows_of_a_long_text_are_not_black() -> None:
+    tokens = [str(number) for number in range(200)]
+    figure = AttentionVisualizer().visualize_text_attention(causal(200)[None], tokens, 1)
+    (shown,) = figure.axes[0].get_images()
+    assert shown.get_clim()[1] <= 10 / 200  # each of the last row's shares is 1 / 200
+    sink = 0.1 * causal(200)
+    sink[:, 0] += 0.9
+    figure = AttentionVisualizer().visualize_text_attention(sink[None], tokens, 1)
+    (shown,) = figure.axes[0].get_images()
+    assert shown.get_clim()[1] < 0.02
+
+
+def test_a_map_that_is_not_causal_is_shown_whole() -> None:
+    attention = rows(queries=5)
+    figure = AttentionVisualizer().visualize_text_attention(attention, TOKENS, 1)
+    (shown,) = figure.axes[0].get_images()
+    assert not np.ma.getmaskarray(shown.get_array()).any()
+    assert shown.get_clim() == (0, attention.mean(0).max())
+    assert figure.axes[1].get_ylabel() == "share of attention"
 
 
 @pytest.mark.skipif(chinese_font() is None, reason="needs a font with Chinese glyphs")
@@ -340,6 +377,7 @@ ZH = list("这座塔是什么?这是东方明珠")
 def figures(figsize: tuple[float, float], tokens: list[str]) -> Iterator[Figure]:
     visualizer = AttentionVisualizer(figsize=figsize)
     yield visualizer.visualize_text_attention(rows(2, len(tokens), len(tokens)), tokens, 16)
+    yield visualizer.visualize_text_attention(causal(len(tokens))[None], tokens, 16)
     weights = np.random.default_rng(5).random((min(len(tokens), 24), 2, 3))
     yield visualizer.visualize_image_attention(PICTURE, weights[0], title=" ".join(tokens[:9]))
     portrait = Image.new("RGB", (30, 80))

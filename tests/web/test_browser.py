@@ -15,10 +15,12 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
+from test_page import free_port
 
 from diagnostics.probes import read_probes
 from diagnostics.web.engine import Engine
 from diagnostics.web.page import Page, build, serve
+from diagnostics.web.page_checkpoints import Checkpoints
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -49,8 +51,6 @@ def address(folder: Path) -> Iterator[str]:
         others = [moved_model(folder / "output" / f"checkpoint-{step}", step) for step in (20, 100)]
         page = Page(engine, checkpoints=others, probe_file=folder / "probes.json", folder=folder)
         blocks = build(page, attention=True)
-        from test_page import free_port
-
         yield serve(blocks, server_port=free_port(), wait=False)
         blocks.close(verbose=False)
 
@@ -164,7 +164,7 @@ class Visit:
 def test_chat_and_attention(address, driver, width, theme, language):
     visit = Visit(driver, address, width=width, theme=theme, language=language)
     visit.ask("Which tower is this?", TOWER)
-    assert "Tower" in visit.all("#chat .bot")[-1].text or "Pearl" in visit.all("#chat .bot")[-1].text
+    visit.until(lambda: "Tower" in visit.all("#chat .bot")[-1].text)
 
     visit.tab(1)  # filled already: nothing is pressed
     visit.until(visit.drawn)
@@ -202,6 +202,32 @@ def test_chat_and_attention(address, driver, width, theme, language):
     assert not [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
 
 
+def test_a_refusal_hides_nothing_and_gives_the_question_back(address, driver):
+    visit = Visit(driver, address, width=390, theme="light", language="zh")
+    visit.one("#again").click()  # nothing was asked yet
+    visit.ask("这座塔是什么?", TOWER)
+    box = visit.one("#message textarea")
+    visit.js(  # as if pasted
+        "const {set} = Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value');"
+        "set.call(arguments[0], '长'.repeat(3000));"
+        "arguments[0].dispatchEvent(new Event('input', {bubbles: true}))",
+        box,
+    )
+    box.send_keys(Keys.ENTER)
+    visit.until(lambda: "模型最多读取 2,048 个" in visit.words("#chat_status"))
+    visit.until(lambda: visit.one("#message textarea").get_attribute("value") == "长" * 3000)
+    answer = visit.all("#chat .bot")[-1]
+    visit.js("arguments[0].scrollIntoView({block: 'center'})", answer)
+    code = (
+        "const {x, y, width, height} = arguments[0].getBoundingClientRect();"
+        "return arguments[0].contains(document.elementFromPoint(x + width / 2, y + height / 2))"
+    )
+    assert visit.js(code, answer)
+    next(one for one in visit.all("#language label") if one.text == "English").click()
+    visit.until(lambda: "the model reads at most 2,048" in visit.words("#chat_status"))
+    assert not [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
+
+
 def test_the_overview_chooses(address, driver):
     visit = Visit(driver, address, width=1280, theme="light", language="en")
     visit.ask("Which tower is this?", TOWER)
@@ -218,6 +244,74 @@ def test_the_overview_chooses(address, driver):
     visit.changes(click.perform)
     code = "return [...document.querySelectorAll(arguments[0])].map(one => one.value)"
     assert visit.js(code, f"{ATTENTION} .controls input[type=range]") == ["1", "2"]
+
+
+def test_each_part_says_what_it_shows_and_no_more(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(1)
+    visit.until(visit.drawn)
+    image, words = f"{ATTENTION} canvas.image", f"{ATTENTION} .image-plot .words"
+    overview, who = f"{ATTENTION} .overview-plot .words", f"{ATTENTION} .who-part"
+    assert "here" in visit.words(overview)
+    visit.changes(visit.one(f"{ATTENTION} .sinks").click)
+    assert visit.words(f"{ATTENTION} .why") == "No sinks were found in this layer: nothing is left out."
+    code = "const r = document.querySelector(arguments[0]); r.value = 0; r.dispatchEvent(new Event('input'))"
+    visit.changes(lambda: visit.js(code, f"{ATTENTION} .matrix-plot input"))
+    squares = visit.js("return document.querySelector(arguments[0]).squares", f"{ATTENTION} canvas.matrix")
+    assert (
+        squares["columns"] == 64 and squares["left"] > 0 and squares["above"] > 0
+    )  # there is room for names
+    visit.changes(lambda: visit.drag(image, (20, 20), (0, 0)))
+    (picture,) = visit.all(f"{who} .token.picture")
+    assert picture.text == "Picture 1" and "brightest" in visit.words(
+        f"{who} .words"
+    )  # it has no rows: not 0 %
+
+    visit.changes(visit.one(f'{ATTENTION} [data-value="vision"]').click)
+    visit.slide(1, 3)  # a head that the overview may not have
+    assert "here" not in visit.words(overview) and "NaN" not in visit.words(overview)
+    assert visit.words(f"{ATTENTION} .why") == "Only the last layer of the tower is kept."
+    assert "this part sees nothing else" in visit.words(words)
+    visit.changes(lambda: visit.drag(image, (20, 20), (0, 0)))
+    assert "patch that you clicked looks" in visit.words(words)
+    assert "choose Language" in visit.words(who)
+
+
+def test_a_box_and_a_patch_live_together_and_what_was_typed_stays(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(1)
+    visit.until(visit.drawn)
+    image, rows = f"{ATTENTION} canvas.image", f"{ATTENTION} .box-part tbody tr"
+    visit.changes(lambda: visit.drag(image, (-100, 0), (200, 2)))  # thin, but no click
+    assert len(visit.all(rows)) == 4
+    visit.changes(lambda: visit.drag(image, (20, 20), (1, 1)))
+    assert len(visit.all(rows)) == 4 and visit.all(f"{ATTENTION} .who-part .token")
+    for name in ("id", "foil"):
+        visit.one(f'{ATTENTION} input[name="{name}"]').send_keys(f"my {name}")
+    visit.changes(next(one for one in visit.all("#language label") if one.text == "中文").click)
+    typed = [visit.one(f'{ATTENTION} input[name="{name}"]').get_attribute("value") for name in ("id", "foil")]
+    assert typed == ["my id", "my foil"]
+    visit.changes(visit.one(f"{ATTENTION} .remove").click)
+    assert not visit.all(rows) and visit.all(f"{ATTENTION} .who-part .token")
+
+
+def test_a_conversation_without_a_picture(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?")
+    visit.tab(1)
+    visit.until(visit.drawn)
+    for plot in ("image-plot", "cross-plot", "overview-plot"):
+        assert visit.words(f"{ATTENTION} .{plot} .words") == "No picture in this conversation.", plot
+    assert "without the first" not in visit.words(f"{ATTENTION} .matrix-plot .words")
+    code = "const r = document.querySelector(arguments[0]); r.value = 0; r.dispatchEvent(new Event('input'))"
+    visit.changes(lambda: visit.js(code, f"{ATTENTION} .matrix-plot input"))
+    assert "without the first" in visit.words(f"{ATTENTION} .matrix-plot .words")
+    visit.tab(2)
+    visit.one("#compare_go").click()
+    visit.until(lambda: visit.drawn(COMPARE), 60)
+    assert not [one for one in visit.all(f"{COMPARE} canvas") if one.is_displayed()]
 
 
 def test_every_change_reaches_the_screen_and_is_timed(address, driver):
@@ -271,6 +365,25 @@ def test_before_and_after(address, driver):
     visit.one(f"{COMPARE} .play").click()
     visit.slide(0, 0, COMPARE)
     assert visit.pixels(f"{COMPARE} .before canvas") != before
+
+
+def test_an_answer_that_is_alone_is_not_compared_with_itself(address, driver, monkeypatch):
+    visit = Visit(driver, address, width=390, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(2)
+
+    engine = Checkpoints.engine
+
+    def own_alone(self, key):
+        if key != "own":
+            raise ValueError("no memory for another model")
+        return engine(self, key)
+
+    monkeypatch.setattr(Checkpoints, "engine", own_alone)
+    visit.one("#compare_go").click()
+    visit.until(lambda: visit.drawn(COMPARE), 60)
+    assert "no memory for another model" in visit.words("#compare_status")
+    assert [one.is_displayed() for one in visit.all(f"{COMPARE} .three > section")] == [True, False, False]
 
 
 def test_no_other_host_is_asked(address, driver):

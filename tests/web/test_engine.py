@@ -451,7 +451,11 @@ def test_low_memory_loads_four_bits_on_a_gpu_and_nothing_else_does(monkeypatch):
         ((), "found no turn at its end, expected the user's question"),
         ((Turn("user", ("a",)), Turn("assistant", ("b",))), "found a turn of the assistant"),
         ((Turn("user", (ImageRef("gone", Path("gone.png")), "a")),), "'gone.png': there is no such file"),
-        ((Turn("user", ("a" * 9000,)),), "reads at most 8,192; start a new one"),
+        ((Turn("user", ("a" * 9000,)),), "reads at most 8,192; shorten the question, or send fewer"),
+        (
+            (Turn("user", ("a",)), Turn("assistant", ("b",)), Turn("user", ("a" * 9000,))),
+            "reads at most 8,192; shorten the question, send fewer pictures, or clear it and start again",
+        ),
     ],
 )
 def test_what_cannot_be_answered_is_said_in_words_and_the_next_reply_comes(processor, turns, words):

@@ -1,8 +1,10 @@
 """The page without a browser: limits, rooms, numbers, probes, and what the server refuses."""
 
+import base64
 import io
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +99,12 @@ def page(tmp_path: Path) -> Page:
     return Page(FakeEngine(), probe_file=tmp_path / "probes.json", folder=tmp_path)  # type: ignore[arg-type]
 
 
+def refused(steps: list) -> str:
+    """What a question's refusal says; it changes nothing else, and the messages stay to be read."""
+    assert all(told == gr.skip() for told in steps[-1][:-1])
+    return steps[-1].status
+
+
 def ask(page: Page, key: str, text: str, *files: Path) -> list:
     return list(page.send(key, {"text": text, "files": [str(file) for file in files]}, "en"))
 
@@ -113,8 +121,12 @@ def test_both_languages_say_the_same_things():
 def test_every_word_of_the_scripts_is_there():
     folder = Path(page_views.__file__).parent
     for script in ("attention.js", "compare.js"):
-        used = set(re.findall(r'\bt\("(\w+)"\)', (folder / script).read_text(encoding="utf-8")))
-        assert used and used <= TEXTS["en"].keys()
+        text = (folder / script).read_text(encoding="utf-8")
+        used = set(re.findall(r'\bt\("(\w+)"\)', text))
+        chosen = [
+            name for call in re.findall(r"\bt\(([^()]*)\)", text) for name in re.findall(r'"(\w+)"', call)
+        ]
+        assert used and {*used, *chosen} <= TEXTS["en"].keys()
 
 
 def test_markup_is_read_out():
@@ -128,7 +140,7 @@ def test_markup_is_read_out():
 def test_a_file_that_is_no_picture_is_refused_in_words(tmp_path):
     path = tmp_path / "cat.png"
     path.write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"cat.png: not readable as a picture .* PNG or JPEG"):
+    with pytest.raises(ValueError, match="^cat.png: not readable as a picture; send a PNG or JPEG.$"):
         Upload.read(path)
 
 
@@ -148,8 +160,9 @@ def test_bytes_are_limited(picture, monkeypatch):
 def test_pictures_of_a_conversation_are_limited(page, picture):
     key = page.rooms.open()
     ask(page, key, "what?", *[picture] * 6)
-    with pytest.raises(gr.Error, match="found 7, expected at most 6"):
-        ask(page, key, "and this?", picture)
+    assert refused(ask(page, key, "and this?", picture)) == (
+        "Pictures: found 7, expected at most 6 in a conversation; clear it and start again."
+    )
     assert len(page.rooms.get(key).turns) == 2
 
 
@@ -168,7 +181,7 @@ def test_pictures_are_numbered_on(picture):
 def test_an_answer_streams_and_its_look_follows(page, picture):
     key = page.rooms.open()
     steps = ask(page, key, "what?", picture)
-    said = [step[0][-1]["content"] for step in steps]
+    said = [step.messages[-1]["content"] for step in steps]
     assert said == ["…", "a ", "a cat", "a cat", "a cat"]
     told = json.loads(steps[-1][2])
     assert page.facts(key, told["look"])["reply"] == "a cat"
@@ -200,6 +213,16 @@ def test_answering_again_asks_the_same(page):
     list(page.again(key, "en"))
     assert page.engine.asked[0] == page.engine.asked[1]
     assert page.rooms.get(key).said == [("one?", "a cat")]
+
+
+def test_answering_again_where_nothing_was_asked_changes_nothing(page):
+    """Gradio sets every output to null where a generator yields nothing, and the input dies of it."""
+    key = page.rooms.open()
+    assert list(page.again(key, "en")) == [(gr.skip(),) * 6]
+    ask(page, key, "one?")
+    page.clear(key, "en")
+    assert list(page.again(key, "en")) == [(gr.skip(),) * 6]
+    assert len(page.engine.asked) == 1
 
 
 def test_stop_keeps_what_was_written(page):
@@ -234,8 +257,11 @@ def test_cleared_while_it_writes(page):
 def test_a_question_that_fails_goes_and_says_why(page, picture):
     key = page.rooms.open()
     ask(page, key, "one?", picture)
-    with pytest.raises(gr.Error, match="too long"):
-        ask(page, key, "fail", picture)
+    *_, back, last = ask(page, key, "fail", picture)
+    assert "too long" in refused([last]) and back.messages[-1]["content"] == "a cat"
+    assert back.message["value"]["text"] == "fail"  # in the input again, with its picture
+    (file,) = back.message["value"]["files"]
+    assert Path(file).name == "cat.png" and Path(file).read_bytes() == picture.read_bytes()
     room = page.rooms.get(key)
     assert len(room.turns) == 2 and len(room.pictures) == 1 and not room.busy.locked()
 
@@ -244,8 +270,7 @@ def test_one_question_at_a_time(page):
     key = page.rooms.open()
     steps = page.send(key, {"text": "what?", "files": []}, "en")
     next(steps)
-    with pytest.raises(gr.Error, match="still being written"):
-        ask(page, key, "and?")
+    assert "still being written" in refused(ask(page, key, "and?"))
 
 
 def test_boxes_of_an_answer_are_drawn_on_the_last_picture(page, picture):
@@ -254,7 +279,9 @@ def test_boxes_of_an_answer_are_drawn_on_the_last_picture(page, picture):
     shown = ask(page, key, "where?", picture)[-1][0]
     drawn = Image.open(shown[-1]["content"]["path"])
     assert shown[-2]["content"] == "cat"
-    assert len(set(drawn.get_flattened_data())) > 1 and drawn.width / drawn.height == SIZE[0] / SIZE[1]
+    colours = set(drawn.get_flattened_data())
+    assert len(colours) > 1 and drawn.width / drawn.height == SIZE[0] / SIZE[1]
+    assert (0, 0, 0) in colours  # the ground of the label
 
 
 # --- rooms ------------------------------------------------------------------------------------------------------------
@@ -265,9 +292,10 @@ def test_visitors_do_not_see_each_other(page):
     look = json.loads(ask(page, mine, "what?")[-1][2])["look"]
     facts = in_words(page.facts)
     assert "error" not in facts([mine, look])
-    assert "make room" in facts([other, look])["error"]
-    assert "session has ended" in facts(["guess", look])["error"]
-    assert "session has ended" in facts([None, look])["error"]
+    assert "make room" in facts([other, look])["error"]["en"]
+    assert "session has ended" in facts(["guess", look])["error"]["en"]
+    assert "session has ended" in facts([None, look])["error"]["en"]
+    assert "session has ended" in refused(ask(page, "guess", "what?"))
 
 
 def test_leaving_forgets_and_stops(page):
@@ -294,7 +322,7 @@ def test_a_look_that_had_to_go_says_so(page):
     key = page.rooms.open()
     first = json.loads(ask(page, key, "one?")[-1][2])["look"]
     second = json.loads(ask(page, key, "two?")[-1][2])["look"]
-    assert "make room" in in_words(page.facts)([key, first])["error"]
+    assert "make room" in in_words(page.facts)([key, first])["error"]["en"]
     assert page.facts(key, second)["question"] == "two?"
     assert set(page.rooms.get(key).asked) == {second}
 
@@ -303,7 +331,8 @@ def test_failures_are_not_shown(caplog):
     def broken():
         raise KeyError("/secret/path")
 
-    assert "secret" not in in_words(broken)([])["error"]
+    error = in_words(broken)([])["error"]
+    assert error.keys() == TEXTS.keys() and "secret" not in str(error)
     assert "broken failed" in caplog.text
 
 
@@ -397,6 +426,18 @@ def test_tokens_of_a_picture_are_one_run():
     ]
 
 
+def test_a_thin_picture_is_drawn_thick_enough_to_click():
+    def drawn(*size: int) -> tuple[int, int]:
+        address = page_views.data_address(Image.new("RGB", size))
+        return Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).size
+
+    assert drawn(4000, 8) == (640, 40) and drawn(8, 4000) == (40, 640) and drawn(90, 45) == (640, 320)
+
+
+def test_layers_without_sinks_are_told():
+    assert page_views.facts(a_look(), "q", "a")["sinks"] == [True, True]
+
+
 # --- before / after ---------------------------------------------------------------------------------------------------
 
 
@@ -404,15 +445,50 @@ def test_the_same_question_to_both(page, picture):
     key = page.rooms.open()
     *_, (value, words) = page.compare(key, "en", ("own", "own"), "what?", str(picture))
     looks = json.loads(value)["looks"]
-    assert page.engine.asked[0] == page.engine.asked[1] and words == "2 answers compared."
+    assert page.engine.asked[0] == page.engine.asked[1] and words == "Answers compared: 2."
     facts = page.compare_facts(key, looks)
     assert (
-        facts["layers"] == [1, 3] and [one["name"] for one in facts["frames"]] == ["output/checkpoint-20"] * 2
+        facts["layers"] == [1, 3]
+        and [one["name"]["zh"] for one in facts["frames"]] == ["output/checkpoint-20"] * 2
     )
     frames = page.compare_view(key, looks, {"layer": 0, "head": 1, "token": 1})["frames"]
     assert [one["token"] for one in frames] == [" cat", " cat"] and frames[0]["cells"] == frames[1]["cells"]
-    with pytest.raises(gr.Error, match="expected one of the list"):
-        list(page.compare(key, "en", ("own", "/etc"), "what?", None))
+    *_, (kept, words) = page.compare(key, "en", ("own", "/etc"), "what?", None)
+    assert "expected one of the list" in words and len(json.loads(kept)["looks"]) == 1
+    assert list(page.compare(key, "zh", ("own",), " ", None)) == [(gr.skip(), TEXTS["zh"]["no_question"])]
+
+
+def test_comparing_can_be_stopped_and_shows_those_that_are_done(page):
+    key = page.rooms.open()
+    steps = page.compare(key, "en", ("own",) * 3, "what?", None)
+    next(steps), next(steps)  # the second is asked
+    page.stop(key)
+    *_, (value, words) = steps
+    assert len(json.loads(value)["looks"]) == 1 and words == "Stopped; answers compared: 1 of 3."
+    assert len(page.engine.asked) == 2  # the third is not asked any more
+    steps = page.compare(key, "en", ("own",), "what?", None)
+    next(steps)
+    page.stop(key)
+    assert list(steps) == [(gr.skip(), "Stopped; answers compared: 0 of 1.")]
+
+
+def test_what_was_told_is_told_in_the_other_language(page):
+    key = page.rooms.open()
+    assert (
+        page.status(key, "compare", "zh") == page.status("", "compare", "zh") == TEXTS["zh"]["one_checkpoint"]
+    )
+    assert refused(ask(page, key, " ")) == TEXTS["en"]["nothing_asked"]
+    assert page.status(key, "chat", "zh") == TEXTS["zh"]["nothing_asked"]
+    ask(page, key, "what?")
+    assert page.status(key, "chat", "zh") == ""
+    list(page.compare(key, "en", ("own", "own"), "what?", None))
+    assert page.status(key, "compare", "zh") == TEXTS["zh"]["compared"].format(n=2)
+
+
+def test_a_status_is_text_and_not_markup(page, tmp_path):
+    path = tmp_path / "<img src=x>.png"
+    path.write_bytes(b"")
+    assert refused(ask(page, page.rooms.open(), "", path)).startswith("&lt;img src=x&gt;.png: not readable")
 
 
 def test_checkpoints_are_found_by_step(tmp_path):
@@ -435,12 +511,58 @@ def test_one_other_checkpoint_is_kept_open(tmp_path):
     adapted = FakeEngine()
     adapted.has_adapter = True
     names = [name for _, name in Checkpoints(adapted, [tmp_path / "a"]).names()]  # type: ignore[arg-type]
-    assert names == ["adapter_off", str(tmp_path / "a"), "own"]
+    assert names == ["adapter_off", "checkpoint 0", "own"]
+    words = Checkpoints(adapted, []).names()[0][0]  # type: ignore[arg-type]
+    assert words.spoken("zh") == "output/checkpoint-20,适配器关闭"
 
     choices = Checkpoints(Engine(), [tmp_path / "a", tmp_path / "b"])  # type: ignore[arg-type]
-    for name in ("a", "a", "b", "a"):
-        choices.engine(str(tmp_path / name))
+    for number in (0, 0, 1, 0):
+        choices.engine(f"checkpoint {number}")
     assert opened == ["a", "b", "a"]
+
+
+def test_no_place_of_a_checkpoint_is_told(tmp_path):
+    page = Page(FakeEngine(), checkpoints=[tmp_path / "runs" / "a"], folder=tmp_path)  # type: ignore[arg-type]
+    told = json.dumps(build(page, attention=True).get_config_file(), default=str)
+    assert "runs/a" in told and str(tmp_path / "runs") not in told
+
+
+def test_a_checkpoint_that_cannot_be_opened_does_not_say_where_it_lies(tmp_path):
+    class Engine(FakeEngine):
+        def with_checkpoint(self, path):
+            raise OSError(f"{path} needs 20 GiB")
+
+    place = tmp_path / "runs" / "checkpoint-20"
+    page = Page(Engine(), checkpoints=[place], folder=tmp_path)  # type: ignore[arg-type]
+    *_, (kept, words) = page.compare(page.rooms.open(), "en", ("own", "checkpoint 0"), "what?", None)
+    assert words == "runs/checkpoint-20 needs 20 GiB" and len(json.loads(kept)["looks"]) == 1
+
+
+def test_a_checkpoint_is_listed_once(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").touch()
+    monkeypatch.chdir(tmp_path)
+    found = find_checkpoints(["out", tmp_path / "out"])
+    assert len(found) == 1
+    engine = FakeEngine()
+    engine.name = str(tmp_path / "out")
+    assert [key for _, key in Checkpoints(engine, found).names()] == ["own"]  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_of_the_chat_s_picture_sees_what_was_sent(page, tmp_path):
+    """The chat shows a copy of at most 1024 pixels; the model reads the original in both tabs."""
+    path = tmp_path / "large.png"
+    Image.effect_noise((1500, 700), 50).save(path)
+    key = page.rooms.open()
+    shown = ask(page, key, "what?", path)[-1].picture
+    assert Image.open(shown).size == (1024, 478)
+    list(page.compare(key, "en", ("own",), "what?", shown))
+    references = [turns[0].parts[1] for turns in page.engine.asked]
+    assert [one.data for one in references] == [path.read_bytes()] * 2
+    other = tmp_path / "other.png"
+    Image.new("RGB", SIZE).save(other)
+    list(page.compare(key, "en", ("own",), "what?", str(other)))
+    assert page.engine.asked[-1][0].parts[1].data == other.read_bytes()
 
 
 # --- probes -----------------------------------------------------------------------------------------------------------
@@ -491,6 +613,18 @@ def test_a_probe_that_is_not_valid_leaves_nothing(tmp_path, picture, changed, wo
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_a_probe_file_with_faults_does_not_say_where_it_lies(tmp_path, picture):
+    file = ProbeFile(tmp_path / "probes.json")
+    asked = Asked("what?", "a cat", (Upload.read(picture),))
+    with pytest.raises(ValueError, match="fault") as raised:  # of the trial file
+        file.add(a_look(), asked, written(foil="a dog"))
+    assert str(tmp_path) not in str(raised.value)
+    file.path.write_text("{bad")
+    with pytest.raises(ValueError, match="^probes.json: not readable as JSON") as raised:
+        file.add(a_look(), asked, written())
+    assert str(tmp_path) not in str(raised.value)
+
+
 # --- the server -------------------------------------------------------------------------------------------------------
 
 
@@ -511,8 +645,6 @@ def server(tmp_path, monkeypatch):
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as asked:
         asked.bind(("127.0.0.1", 0))
         return asked.getsockname()[1]
@@ -537,9 +669,10 @@ def test_large_files_and_foreign_functions_are_refused(server, monkeypatch):
     sent = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", io.BytesIO(b"x" * 2000))})
     assert sent.status_code == 413
     asked = {"data": ["guess", "look"], "component_id": 0, "fn_name": "facts", "session_hash": "x"}
-    ids = [one["id"] for one in httpx.get(f"{address}config").json()["components"] if one["type"] == "html"]
+    components = httpx.get(f"{address}config").json()["components"]
+    ids = [one["id"] for one in components if one["props"].get("elem_id") == "attention-pane"]
     answer = httpx.post(f"{address}gradio_api/component_server", json={**asked, "component_id": ids[0]})
-    assert "session has ended" in answer.json()["error"]
+    assert "session has ended" in answer.json()["error"]["en"]
     assert (
         httpx.post(f"{address}gradio_api/component_server", json={**asked, "fn_name": "send"}).status_code
         >= 400
@@ -561,7 +694,60 @@ def test_flags(capsys):
     assert "USER:PASSWORD" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("port", ["99999", "-5", "0", "x"])
+def test_a_port_that_does_not_exist(capsys, port):
+    with pytest.raises(SystemExit):
+        web_demo_mm.main([f"--server-port={port}"])
+    assert (
+        f"--server-port: found '{port}', expected a whole number from 1 to 65535" in capsys.readouterr().err
+    )
+
+
+def refusal_of(capsys, *flags: str) -> str:
+    """What the program says as it ends."""
+    with pytest.raises(SystemExit) as ended:
+        web_demo_mm.main(["--server-port", str(free_port()), *flags])
+    assert ended.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_what_a_visitor_would_run_into_is_told_at_the_start(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # and as it was afterwards
+    monkeypatch.setattr("diagnostics.web.engine.Engine.load", lambda *_, **__: pytest.fail("loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = refusal_of(capsys, "--server-port", str(port))
+    assert told == (
+        f"--server-name 127.0.0.1 --server-port {port}: the page cannot listen there (Address already in use); "
+        "choose another port, or a name of this machine\n"
+    )
+    assert "--server-name 192.0.2.1 " in refusal_of(capsys, "--server-name", "192.0.2.1")
+    assert "--server-name no.invalid " in refusal_of(capsys, "--server-name", "no.invalid")
+    probes = tmp_path / "probes.json"
+    probes.write_text("{bad")
+    told = refusal_of(capsys, "--visualize-attention", "--probe-file", str(probes))
+    assert told.startswith(f"{probes}: not readable as JSON")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/nowhere/base"}')
+    told = refusal_of(capsys, "--checkpoints", str(tmp_path))
+    assert told.startswith(f"--checkpoints {tmp_path}: ") and "'/nowhere/base' is not there" in told
+
+
+def test_a_language_that_was_chosen_while_the_page_was_loading_stays(page):
+    blocks = build(page, attention=True)
+    settle = next(one.fn for one in blocks.fns.values() if one.name == "settle")
+    found = {(offered, now): settle("room", offered, now) for offered in ("en", "zh") for now in ("en", "zh")}
+    assert {asked: spoken for asked, (spoken, _) in found.items()} == {
+        ("en", "en"): "en",
+        ("en", "zh"): "zh",
+        ("zh", "en"): "zh",
+        ("zh", "zh"): "zh",
+    }
+    assert all(json.loads(pane)["language"] == spoken for spoken, pane in found.values())
+
+
 def test_the_chat_alone(tmp_path):
     blocks = build(Page(FakeEngine(), folder=tmp_path), attention=False)  # type: ignore[arg-type]
-    kinds = [one["type"] for one in blocks.get_config_file()["components"]]
-    assert "chatbot" in kinds and "html" not in kinds and kinds.count("tabitem") == 1
+    components = blocks.get_config_file()["components"]
+    kinds = [one["type"] for one in components]
+    assert "chatbot" in kinds and kinds.count("tabitem") == 1
+    assert not [one for one in components if str(one["props"].get("elem_id")).endswith("-pane")]
