@@ -96,6 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory(prefix="web-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # what visitors send goes when the server does
+        import finetune  # noqa: F401 - before peft: it silences what bitsandbytes says on import
         from diagnostics.web.page import Page, build, serve
 
         try:

@@ -9,12 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = [path for package in ("finetune", "diagnostics") for path in (ROOT / package).rglob("*.py")]
+# Trap: CPython 3.11 shares the depth of this recursion between threads, so that a server's thread of another test may
+# break it ("AST constructor recursion depth mismatch"). While tests are collected there is none.
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 
 def imported(path: Path) -> set[str]:
     """Names of the project's modules that a file imports anywhere, ``TYPE_CHECKING`` blocks left out."""
     names: set[str] = set()
-    nodes = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    nodes = list(TREES[path].body)
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -90,7 +93,7 @@ def test_no_circle():
 
 def top_level(path: Path) -> set[str]:
     names: set[str] = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in TREES[path].body:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
