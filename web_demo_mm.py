@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,6 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
     if given.auth and not (user and password):
         flags.error("--auth: expected USER:PASSWORD, both not empty")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"(transformers|torch|peft|accelerate)\."
+    )
     signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory(prefix="web-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # what visitors send goes when the server does

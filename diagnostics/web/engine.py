@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -46,6 +47,7 @@ LOW_PIXELS = (
 )  # 512 tokens a picture where a token is 28 × 28 pixels; a resampler's count is fixed
 THUMBNAIL_PIXELS = 768  # the longer side of a picture on the screen
 POLL_SECONDS = 0.1
+CLOSING_SECONDS = 5.0
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -316,8 +318,8 @@ class _Job:
 class _Line:
     """Jobs one after another, first come, first served, in a thread of their own.
 
-    A listener who goes away without a word holds nobody up: the thread does not wait for listeners. And nobody waits
-    for the thread at the end of the process: it is a daemon.
+    A listener who goes away without a word holds nobody up: the thread does not wait for listeners. At the end of the
+    process it is told to end, within a token: a daemon that is cut off inside torch aborts the process.
     """
 
     def __init__(self) -> None:
@@ -325,6 +327,7 @@ class _Line:
         self._jobs: list[_Job] = []
         self._work: SimpleQueue[tuple[_Job, Callable[[_Job], None]]] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
 
     def enter(self, job: _Job, work: Callable[[_Job], None]) -> None:
         with self._lock:
@@ -333,9 +336,23 @@ class _Line:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="reply", daemon=True)
                 self._thread.start()
+                atexit.register(self.close)
+
+    def close(self) -> None:
+        """End the job at hand and the thread; those that wait are not served any more."""
+        self._closed.set()
+        with self._lock:
+            for job in self._jobs:
+                job.left.set()
+                job.tell(Partial("", True, None))
+        if self._thread is not None:
+            nothing = _Job((), threading.Event(), 0)
+            self._work.put((nothing, lambda _: None))  # wakes it where it waits
+            self._thread.join(CLOSING_SECONDS)
+        atexit.unregister(self.close)
 
     def _serve(self) -> None:
-        while True:
+        while not self._closed.is_set():
             self._run(*self._work.get())  # in no variable here: nothing of a job stays while the thread waits
 
     def leave(self, job: _Job) -> None:

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 Messages: TypeAlias = list[dict[str, Any]]
 _HERE = Path(__file__).parent
 _PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+NOTHING_SAID = "∅ (nothing was said · 没有回答)"
 LOOPBACK = ("127.0.0.1", "localhost")
 """The only names by which a page of this machine alone answers: a site that lets its own name lead here (DNS rebinding)
 is refused."""
@@ -190,13 +191,15 @@ class Page:
         """The conversation as the chat shows it; ``writing`` is the answer so far."""
         messages: Messages = []
         at = 0
-        for (question, answer), count in zip(room.said, room.added, strict=True):
+        for number, (question, answer) in enumerate(room.said):
+            count = room.added[number]
             shown = room.pictures[at : at + count]
             at += count
             messages += [_says("user", {"path": str(self._file(upload))}) for upload in shown]
             messages += [_says("user", question)] if question else []
-            if answer:
-                messages.append(_says("assistant", readable(answer)))
+            is_asked = number == len(room.said) - 1 and room.turns[-1].role == "user"
+            if answer or not is_asked:
+                messages.append(_says("assistant", readable(answer) or NOTHING_SAID))
                 if parse_boxes(answer) and at:
                     messages.append(
                         _says("assistant", {"path": str(self._boxed(room.pictures[at - 1], answer))})

@@ -502,3 +502,15 @@ def test_sinks_are_those_of_the_nearest_key_layer_below(processor, pictures, mon
     )
     sinks = ask(engine, question(pictures[0]))[-1].look.sinks
     assert [np.flatnonzero(row).tolist() for row in sinks] == [[0, 3], [0, 3], [5]]
+
+
+def test_a_line_that_is_closed_ends_its_job_and_its_thread(processor, pictures):
+    """At the end of the process: a thread that is cut off inside torch aborts it."""
+    engine = Engine(tiny_model(), processor, mode="full")
+    replies = engine.reply(question(pictures[0]), stop=threading.Event())
+    next(replies)
+    thread = engine._line._thread
+    engine._line.close()
+    assert not thread.is_alive()
+    *_, last = replies
+    assert last.done and last.look is None

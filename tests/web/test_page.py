@@ -236,6 +236,17 @@ def test_stop_keeps_what_was_written(page):
     assert ask(page, key, "and now?")[-1][0][-1]["content"] == "a cat"  # stopped once, not for ever
 
 
+def test_an_answer_without_a_word_is_said_to_be_one(page):
+    key = page.rooms.open()
+    page.engine.words = [""]
+    steps = ask(page, key, "what?")
+    assert [step[0][-1]["content"] for step in steps[:2]] == ["…", "…"]
+    assert steps[-1][0][-1] == {"role": "assistant", "content": "∅ (nothing was said · 没有回答)"}
+    page.engine.words = ["a cat"]
+    shown = ask(page, key, "and now?")[0][0]
+    assert [one["content"] for one in shown] == ["what?", "∅ (nothing was said · 没有回答)", "and now?", "…"]
+
+
 def test_a_visitor_who_leaves_while_it_writes(page):
     key = page.rooms.open()
     steps = page.send(key, {"text": "what?", "files": []}, "en")
