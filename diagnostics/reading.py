@@ -149,7 +149,7 @@ def user_parts(
         first, *texts = probe.question.split(PLACEHOLDER)
         parts = [first, *(part for pair in zip(refs, texts, strict=True) for part in pair)]
         return tuple(part for part in parts if part)
-    before = [f"{chr(10) if at else ''}Picture {at + 1}: " for at in range(len(refs))]
+    before = ["\n" * (at > 0) + f"Picture {at + 1}: " for at in range(len(refs))]
     return (*(part for pair in zip(before, refs, strict=True) for part in pair), f"\n{probe.question}")
 
 
