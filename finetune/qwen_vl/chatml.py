@@ -32,14 +32,16 @@ def encode_parts(tokenizer: QwenVLTokenizer, parts: Sequence[Part]) -> tuple[lis
     """Ids of text and images in reading order, and the index of each ``<img>`` in them."""
     ids: list[int] = []
     starts: list[int] = []
+    text = ""  # parts without an image between them are merged as one text, as in a rendered chat
     for part in parts:
         if isinstance(part, ImageRef):
+            ids += tokenizer.encode_text(text, allowed_special=_USER_MARKUP)
+            text = ""
             starts.append(len(ids))
             ids += tokenizer.image_slots(part.written, strict=False)
         elif not isinstance(part, VideoRef):  # the family has refused it
-            text = part.written if isinstance(part, BoxRef) else part
-            ids += tokenizer.encode_text(text, allowed_special=_USER_MARKUP)
-    return ids, starts
+            text += part.written if isinstance(part, BoxRef) else part
+    return ids + tokenizer.encode_text(text, allowed_special=_USER_MARKUP), starts
 
 
 def encode_chat(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +12,55 @@ from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import cached_file
 
-from finetune.conversation import BoxRef, ImageRef, Turn
-from finetune.qwen_vl.chatml import encode_chat, encode_parts
+from finetune.conversation import ImageRef
+from finetune.qwen_vl.batching import Fitting, Row
 from finetune.qwen_vl.configuration import QwenVLConfig
 from finetune.qwen_vl.images import ImageSource, QwenVLImageProcessor
-from finetune.qwen_vl.tokenization import IM_END, IM_START, QwenVLTokenizer
+from finetune.qwen_vl.options import check_options, check_variables, refuse
+from finetune.qwen_vl.rendering import IMAGE_MARKUP, flattened, render, unmarked, written
+from finetune.qwen_vl.tokenization import QwenVLTokenizer
 
-_IMAGE = re.compile(r"<img>(.*?)</img>", re.DOTALL)
-# For programs that only read the template; apply_chat_template below encodes turn by turn instead, so that
-# control tokens in a user's words stay words.
-CHAT_TEMPLATE = """\
-{%- if messages[0]['role'] != 'system' -%}
-{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
-{%- endif -%}
-{%- set pictures = namespace(count=0) -%}
-{%- for message in messages -%}
-{{ '<|im_start|>' + message['role'] + '\\n' }}
-{%- if message['content'] is string -%}
-{{ message['content'] }}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'text' -%}
-{{ part['text'] }}
-{%- else -%}
-{%- set pictures.count = pictures.count + 1 -%}
-{{ 'Picture ' ~ pictures.count ~ ': <img>' ~ (part['path'] or part['image'] or '') ~ '</img>\\n' }}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{{ '<|im_end|>\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{ '<|im_start|>assistant\\n' }}
-{%- endif -%}
-"""
+_HUB_OPTIONS = (
+    "cache_dir", "revision", "token", "local_files_only", "force_download", "proxies", "subfolder",
+)  # fmt: skip
+# What the Auto classes pass on, which changes nothing here: there is no remote code and no other backend.
+_AUTO_OPTIONS = ("trust_remote_code", "code_revision", "use_fast", "backend", "_from_auto", "_commit_hash")
+_IMAGE_SETTINGS = ("image_size", "patch_size", "image_mean", "image_std")
+_TOKENIZER_SETTINGS = (
+    "image_tokens", "errors", "padding_side", "truncation_side", "model_max_length", "eos_token", "pad_token",
+    "bos_token", "unk_token", "chat_template", "clean_up_tokenization_spaces",
+)  # fmt: skip
+_TEXT_OPTIONS = (
+    "padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side", "truncation_side",
+    "return_attention_mask", "add_special_tokens", "return_tensors", "verbose",
+)  # fmt: skip
+_UNMET_TEXT_OPTIONS = (
+    "stride", "return_overflowing_tokens", "return_offsets_mapping", "return_special_tokens_mask", "return_length",
+    "return_token_type_ids", "return_mm_token_type_ids", "return_text_replacement_offsets", "split_special_tokens",
+    "is_split_into_words", "text_pair", "text_target", "text_pair_target",
+)  # fmt: skip
+_CALL_OPTIONS = (*_TEXT_OPTIONS, "images", "text_kwargs", "images_kwargs", "common_kwargs")
+_CHAT_OPTIONS = (
+    "chat_template", "tools", "documents", "add_generation_prompt", "continue_final_message",
+    "return_assistant_tokens_mask", "tokenize", "return_tensors", "return_dict", "processor_kwargs",
+)  # fmt: skip
 
 
 class RenderedChat(str):
-    """A chat as text that remembers its turns, so that the processor knows control tokens from words."""
+    """A chat as text, with the pictures that its messages gave as pictures and that text can't hold.
 
-    turns: tuple[Turn, ...]
-    images: tuple[ImageSource, ...]
-    add_generation_prompt: bool
+    It equals the text as it reads, marks or not; cut or joined it is an ordinary string, which keeps its marks.
+    """
+
+    images: tuple[ImageSource | None, ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and (str.__eq__(self, other) or unmarked(self) == str(other))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
 
 
 class QwenVLProcessor(ProcessorMixin):
@@ -62,8 +68,8 @@ class QwenVLProcessor(ProcessorMixin):
 
     ``processor(text="Picture 1: <img>a.png</img>\\nWhat is this?")`` opens ``a.png``;
     ``processor(text="<img></img>What is this?", images=[picture])`` takes the pictures given, in order.
-    Text is a user's: ``<ref>``, ``<box>`` and ``<quad>`` are markup, ``<|im_start|>`` is text. Chats go through
-    :meth:`apply_chat_template`.
+    Text is rendered text: ``<|im_start|>`` in it is a control token, as in every processor of transformers. What
+    people say belongs into the messages of :meth:`apply_chat_template`, where it stays words.
     """
 
     def __init__(
@@ -71,11 +77,22 @@ class QwenVLProcessor(ProcessorMixin):
         image_processor: QwenVLImageProcessor,
         tokenizer: QwenVLTokenizer,
         chat_template: str | None = None,
-        **_: Any,
+        **unknown: Any,
     ) -> None:
+        check_options("QwenVLProcessor", unknown, ("image_processor", "tokenizer", "chat_template"))
         self.image_processor = image_processor
         self.tokenizer = tokenizer
-        self.chat_template = chat_template or CHAT_TEMPLATE
+        if chat_template is not None:
+            self.chat_template = chat_template
+
+    @property
+    def chat_template(self) -> str | dict[str, str]:  # type: ignore[override]
+        """The tokenizer's: one template, whichever of the two renders."""
+        return self.tokenizer.chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: str | dict[str, str]) -> None:
+        self.tokenizer.chat_template = template
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -89,150 +106,196 @@ class QwenVLProcessor(ProcessorMixin):
         """From a folder or hub name: a saved processor, or a published checkpoint, which has none.
 
         What a published checkpoint leaves out (picture size, slots an image) is read from its ``config.json``.
+        Further options are settings of the tokenizer (``padding_side="left"``) or of the pictures.
+
+        Raises TypeError for an option that is neither, ValueError where the folder holds no Qwen-VL.
         """
+        known = (*_HUB_OPTIONS, *_AUTO_OPTIONS, *_IMAGE_SETTINGS, *_TOKENIZER_SETTINGS)
+        check_options(f"{cls.__name__}.from_pretrained", _without(kwargs, known), known)
         name = os.fspath(pretrained_model_name_or_path)
-        hub: dict[str, Any] = {
-            key: kwargs[key]
-            for key in ("cache_dir", "revision", "token", "local_files_only")
-            if key in kwargs
-        }
+        hub = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
         saved = _read_json(name, "preprocessor_config.json", hub)
-        config = _read_json(name, "config.json", hub)
-        tokenizer_settings = {}
+        tokenizer_settings = {key: kwargs[key] for key in _TOKENIZER_SETTINGS if key in kwargs}
         if saved is None:
+            config = _read_json(name, "config.json", hub)
             if config is None:
                 raise ValueError(
                     f"{name}: found neither preprocessor_config.json nor config.json of a Qwen-VL"
                 )
             visual = QwenVLConfig.from_dict({**config, "_name_or_path": name}).visual
             saved = {"image_size": visual["image_size"], "patch_size": visual["patch_size"]}
-            tokenizer_settings = {"image_tokens": visual["n_queries"]}
-        image_processor = QwenVLImageProcessor.from_dict(saved)
+            tokenizer_settings = {"image_tokens": visual["n_queries"], **tokenizer_settings}
+        image_settings = {key: kwargs[key] for key in _IMAGE_SETTINGS if key in kwargs}
+        image_processor = QwenVLImageProcessor.from_dict({**saved, **image_settings})
         tokenizer = QwenVLTokenizer.from_pretrained(name, **hub, **tokenizer_settings)
         return cls(image_processor, tokenizer)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **_: Any) -> list[str]:  # type: ignore[override]
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **_: Any
+    ) -> list[str]:
         """Tokenizer, picture settings and chat template into a folder, from which Auto classes load them."""
+        refuse("save_pretrained", {"push_to_hub": push_to_hub}, "save first, then call processor.push_to_hub")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer._set_processor_class(type(self).__name__)
-        self.tokenizer.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)  # the chat template too
         settings = self.image_processor.to_dict() | {"processor_class": type(self).__name__}
-        for name, content in (
-            ("preprocessor_config.json", json.dumps(settings, indent=2, sort_keys=True) + "\n"),
-            ("chat_template.jinja", str(self.chat_template)),
-        ):
-            temporary = folder / f"{name}.partial"
-            temporary.write_text(content, encoding="utf-8")
-            os.replace(temporary, folder / name)
+        temporary = folder / "preprocessor_config.json.partial"
+        temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / "preprocessor_config.json")
         return [str(path) for path in folder.iterdir()]
 
     # --- text and images ---------------------------------------------------------------------------------
     def __call__(  # type: ignore[override]
         self,
-        images: ImageSource | Sequence[ImageSource] | None = None,
+        images: Any = None,
         text: str | Sequence[str] | None = None,
-        *,
-        padding: bool | str = True,
-        padding_side: str | None = None,
-        return_tensors: str | None = "pt",
-        **_: Any,
+        videos: Any = None,
+        audio: Any = None,
+        **options: Any,
     ) -> BatchFeature:
         """``input_ids``, ``attention_mask`` [batch, tokens] and ``pixel_values`` [images, 3, size, size].
 
-        Raises ValueError where the number of ``<img>…</img>`` and of images differ, or an image can't be read.
+        images    one, a list in the order of the text's ``<img>…</img>``, or such a list for each text. A path that is
+                  written between them is opened where no picture is given.
+        options   of text: padding (True), padding_side, pad_to_multiple_of, truncation, truncation_side, max_length,
+                  return_attention_mask; return_tensors ("pt"); all of them in ``text_kwargs`` too. ``images_kwargs``
+                  are those of the image processor.
+
+        Raises ValueError where the number of ``<img>…</img>`` and of images differ, an image can't be read, or
+        truncation would cut one; TypeError for an option that is not known.
         """
+        refuse("QwenVLProcessor", {"videos": videos, "audio": audio}, "Qwen-VL reads text and images")
+        text_options, image_options = _sorted_options(options)
         texts = [text] if isinstance(text, str) else list(text or [])
-        given = None if images is None else list(_flatten(images))
-        if not texts and given is not None:
-            return self.image_processor(given, return_tensors=return_tensors)
-        if not texts:
+        if not texts and images is None:
             raise ValueError("expected text, images or both")
-        rows, opened = [], []
-        for prompt in texts:
-            ids, sources = self._encode(prompt)
-            rows.append(ids)
-            opened += sources
-        if given is not None and len(given) != len(opened):
-            raise ValueError(
-                f"found {len(given)} images and {len(opened)} places for them in the text; "
-                "expected one <img></img> for each image"
-            )
-        sources = opened if given is None else given
-        data: dict[str, Any] = self._pad(rows, padding=padding, padding_side=padding_side)
+        if not texts:
+            return self.image_processor(_as_list(images), **image_options)
+        rows, places = list[Row](), list[list[Any]]()
+        for number, prompt in enumerate(texts):
+            if not isinstance(prompt, str):
+                raise ValueError(f"text {number}: expected a string, found {type(prompt).__name__}")
+            row, sources = self._row(prompt)
+            rows.append(row)
+            places.append(sources)
+        return self._inputs(rows, paired(places, images), text_options, image_options)
+
+    def _inputs(
+        self, rows: list[Row], sources: list[Any], text: dict[str, Any], image: dict[str, Any]
+    ) -> BatchFeature:
+        fitting = self._fitting(text)
+        data: dict[str, Any] = fitting.batch(fitting.cut(rows), self.tokenizer.pad_token_id)
+        if text.get("return_attention_mask") is False:
+            del data["attention_mask"]
         if sources:
-            data["pixel_values"] = self.image_processor(sources, return_tensors="pt")["pixel_values"]
-        return BatchFeature(data, tensor_type=return_tensors)
+            data["pixel_values"] = self.image_processor(sources, **{**image, "return_tensors": "pt"})[
+                "pixel_values"
+            ]
+        return BatchFeature(data, tensor_type=text.get("return_tensors", "pt"))
 
-    def _encode(self, prompt: str) -> tuple[list[int], list[ImageSource]]:
+    def _fitting(self, options: Mapping[str, Any]) -> Fitting:
+        tokenizer = self.tokenizer
+        for name in ("padding_side", "truncation_side"):
+            if options.get(name) not in (None, "left", "right"):
+                raise ValueError(f"{name}={options[name]!r}: expected 'left' or 'right'")
+        return Fitting(
+            padding=options.get("padding", True),
+            truncation=options.get("truncation"),
+            max_length=options.get("max_length"),
+            multiple=options.get("pad_to_multiple_of"),
+            left=(options.get("padding_side") or tokenizer.padding_side) == "left",
+            cut_left=(options.get("truncation_side") or tokenizer.truncation_side) == "left",
+            longest=tokenizer.model_max_length,
+        )
+
+    def _row(self, prompt: str, generated: Sequence[tuple[int, int]] | None = None) -> tuple[Row, list[Any]]:
+        """A text's tokens, and for each image in it the picture it names; None where it names none."""
+        row, sources = Row([], [], None), list[Any]()
+        pieces = self.tokenizer.read(prompt, strict=False)
+        for piece in pieces:
+            if piece.image is not None:
+                row.images.append((len(row.ids), len(row.ids) + len(piece.ids)))
+                sources.append(piece.image or None)
+            row.ids.extend(piece.ids)
         if isinstance(prompt, RenderedChat):
-            chat = encode_chat(
-                self.tokenizer, prompt.turns, add_generation_prompt=prompt.add_generation_prompt
-            )
-            return chat.input_ids, list(prompt.images)
-        parts = split_images(prompt)
-        ids, _ = encode_parts(self.tokenizer, parts)
-        return ids, [part.path for part in parts if isinstance(part, ImageRef)]
+            sources = _as_shown(sources, prompt.images)
+        if generated is None:
+            return row, sources
+        return row._replace(generated=self.tokenizer.generated_mask(prompt, pieces, generated)), sources
 
-    def _pad(self, rows: list[list[int]], *, padding: bool | str, padding_side: str | None) -> dict[str, Any]:
-        if padding is False:
-            return {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
-        width = max(map(len, rows))
-        left = (padding_side or self.tokenizer.padding_side) == "left"
-        data: dict[str, Any] = {"input_ids": [], "attention_mask": []}
-        for row in rows:
-            pad = width - len(row)
-            filler, seen = [self.tokenizer.pad_token_id] * pad, [1] * len(row)
-            data["input_ids"].append(filler + row if left else row + filler)
-            data["attention_mask"].append([0] * pad + seen if left else seen + [0] * pad)
-        return data
+    def _encode(self, prompt: str) -> tuple[list[int], list[Any]]:
+        row, sources = self._row(prompt)
+        return row.ids, sources
 
     # --- chats -------------------------------------------------------------------------------------------
     def apply_chat_template(  # type: ignore[override]
         self,
         conversation: Sequence[Any],
+        chat_template: str | None = None,
         *,
+        tools: Any = None,
+        documents: Any = None,
         add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        return_assistant_tokens_mask: bool = False,
         tokenize: bool = False,
+        return_tensors: str | None = "auto",
         return_dict: bool = False,
-        return_tensors: str | None = "pt",
+        processor_kwargs: dict[str, Any] | None = None,
+        sanitize_control_tokens: bool = True,
         **kwargs: Any,
     ) -> Any:
         """Messages ({"role", "content"}, content a string or a list of text and image parts) as a prompt.
 
-        ``tokenize=False`` gives text which this processor reads back with control tokens where the template
-        put them and nowhere else; ``tokenize=True`` gives ids, and with ``return_dict`` all model inputs.
+        ``tokenize=False`` gives text, which is an ordinary string: cut, joined or stored, this processor reads it back
+        with control tokens where the template put them and nowhere else. ``tokenize=True`` gives ids, and with
+        ``return_dict`` all model inputs: of one conversation as a tensor, of a batch as lists of their own lengths
+        unless ``padding`` or ``return_tensors`` is given.
+
+        Raises TypeError for an option that neither the processor nor the template knows.
         """
-        batched = bool(conversation) and not isinstance(conversation[0], Mapping)
-        chats = [
-            self._render(chat, add_generation_prompt)
-            for chat in (conversation if batched else [conversation])
-        ]
+        template = self._resolve_chat_template(chat_template)
+        options = {**{k: v for k, v in kwargs.items() if k in _CALL_OPTIONS}, **(processor_kwargs or {})}
+        variables = _without(kwargs, _CALL_OPTIONS)
+        check_variables(
+            "QwenVLProcessor.apply_chat_template", variables, template, (*_CHAT_OPTIONS, *_CALL_OPTIONS)
+        )
+        if return_assistant_tokens_mask and not (tokenize and return_dict):
+            raise ValueError("return_assistant_tokens_mask=True needs tokenize=True and return_dict=True")
+        if options and not tokenize:
+            raise ValueError(f"{', '.join(sorted(options))}: needs tokenize=True")
+        chats, batched = render(
+            conversation,
+            template=template,
+            tools=tools,
+            documents=documents,
+            generated=return_assistant_tokens_mask,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables={**self.tokenizer.special_tokens_map, **variables},
+        )
+        texts = [_with_pictures(chat.text, chat.images) for chat in chats]
         if not tokenize:
-            return chats if batched else chats[0]
-        inputs = self(text=chats, return_tensors=return_tensors, **kwargs)
+            return texts if batched else texts[0]
+        if return_tensors != "auto":
+            options["return_tensors"] = return_tensors
+        elif batched and not {"padding", "return_tensors", "text_kwargs"} & options.keys():
+            options |= {"padding": False, "return_tensors": None}
+        spans = [chat.generated if return_assistant_tokens_mask else None for chat in chats]
+        inputs = self._chat_inputs(texts, spans, options)
         return inputs if return_dict else inputs["input_ids"]
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> RenderedChat:
-        turns, images = messages_to_turns(messages)
-        text = (
-            ""
-            if turns and turns[0].role == "system"
-            else f"{IM_START}system\nYou are a helpful assistant.{IM_END}\n"
-        )
-        for turn in turns:
-            words = (
-                part if isinstance(part, str) else f"<img>{part.written}</img>"
-                for part in turn.parts
-                if not isinstance(part, BoxRef)  # messages hold none
-            )
-            text += f"{IM_START}{turn.role}\n{''.join(words)}{IM_END}\n"
-        rendered = RenderedChat(text + (f"{IM_START}assistant\n" if add_generation_prompt else ""))
-        rendered.turns, rendered.images = turns, images
-        rendered.add_generation_prompt = add_generation_prompt
-        return rendered
+    def _chat_inputs(
+        self, texts: Sequence[str], spans: Sequence[Any], options: dict[str, Any]
+    ) -> BatchFeature:
+        images = options.pop("images", None)
+        text_options, image_options = _sorted_options(options)
+        rows = [self._row(text, generated) for text, generated in zip(texts, spans, strict=True)]
+        sources = paired([sources for _, sources in rows], images)
+        return self._inputs([row for row, _ in rows], sources, text_options, image_options)
 
-    def decode(self, *args: Any, **kwargs: Any) -> str:
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
         return self.tokenizer.decode(*args, **kwargs)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
@@ -250,7 +313,7 @@ def split_images(text: str) -> tuple[str | ImageRef, ...]:
     """
     parts: list[str | ImageRef] = []
     start = 0
-    for match in _IMAGE.finditer(text):
+    for match in IMAGE_MARKUP.finditer(text):
         parts += [text[start : match.start()], ImageRef(match[1], Path(match[1]))]
         start = match.end()
     rest = text[start:]
@@ -259,49 +322,83 @@ def split_images(text: str) -> tuple[str | ImageRef, ...]:
     return tuple(part for part in (*parts, rest) if part != "")
 
 
-def messages_to_turns(
-    messages: Sequence[Mapping[str, Any]],
-) -> tuple[tuple[Turn, ...], tuple[ImageSource, ...]]:
-    """Chat messages as turns and their pictures; each image part is written ``Picture n: <img>…</img>\\n``.
+def paired(places: Sequence[Sequence[Any]], images: Any) -> list[Any]:
+    """The picture of each place, over all texts.
 
-    Raises ValueError naming the message whose role or part is unknown.
+    places   of each text: what is written there, None where nothing is
+    images   one, a flat list, a list for each text (None: none), or None: those that are written
+
+    As many pictures as places go in order; as many as places without a path go there.
+
+    Raises ValueError where pictures and places differ in number.
     """
-    turns: list[Turn] = []
-    images: list[ImageSource] = []
-    for number, message in enumerate(messages):
-        role, content = message.get("role"), message.get("content")
-        if role not in ("system", "user", "assistant"):
-            raise ValueError(f"message {number}: found role {role!r}, expected system, user or assistant")
-        parts: list[str | ImageRef] = []
-        if isinstance(content, str):
-            parts += split_images(content)
-            images += [part.path for part in parts if isinstance(part, ImageRef)]
-        else:
-            for part in content or ():
-                if part.get("type") == "text":
-                    parts.append(part["text"])
-                    continue
-                source = next(
-                    (part[key] for key in ("image", "path", "url") if part.get(key) is not None), None
-                )
-                if source is None:
-                    raise ValueError(
-                        f"message {number}: found a part with keys {sorted(part)}, expected "
-                        '{"type": "text", "text": …} or {"type": "image", "image": path or picture}'
-                    )
-                images.append(source)
-                written = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
-                parts += [f"Picture {len(images)}: ", ImageRef(written, Path(written)), "\n"]
-        turns.append(Turn(role, tuple(parts)))
-    return tuple(turns), tuple(images)
+    if images is None:
+        return [one for i, row in enumerate(places) for one in _filled(f"text {i}", row, [])]
+    given = _as_list(images)
+    if not any(isinstance(one, list | tuple) or one is None for one in given):
+        return _filled("the text", [place for row in places for place in row], given)
+    if len(given) != len(places):
+        raise ValueError(f"found lists of images for {len(given)} texts, and {len(places)} texts")
+    rows = zip(places, given, strict=True)
+    return [one for i, (row, own) in enumerate(rows) for one in _filled(f"text {i}", row, [*flattened(own)])]
 
 
-def _flatten(images: Any) -> Iterator[ImageSource]:
+def _filled(where: str, places: Sequence[Any], given: Sequence[Any]) -> list[Any]:
+    if len(given) == len(places):
+        return list(given)
+    empty = [place for place in places if place is None]
+    if len(given) != len(empty):
+        raise ValueError(
+            f"found {len(given)} images and {len(places)} places for them in {where}, {len(empty)} without a path; "
+            "expected one <img></img> for each image"
+        )
+    rest = iter(given)
+    return [next(rest) if place is None else place for place in places]
+
+
+def _as_list(images: Any) -> list[Any]:
     if isinstance(images, list | tuple):
-        for image in images:
-            yield from _flatten(image)
-    else:
-        yield images
+        return list(images)
+    several = getattr(images, "ndim", 0) == 4  # an array or a tensor: (images, …)
+    return list(images) if several else [images]
+
+
+def _as_shown(paths: Sequence[str | None], images: Sequence[Any]) -> list[Any]:
+    """The pictures of a chat, which its template must have written all, in order."""
+    if [path or "" for path in paths] != [written(image) for image in images]:
+        raise ValueError(
+            f"the chat template writes {len(paths)} images where the messages have {len(images)}, or puts them "
+            "elsewhere; expected <img>…</img> for each, in the order of the messages"
+        )
+    return list(images)
+
+
+def _with_pictures(text: str, images: tuple[Any, ...]) -> RenderedChat:
+    rendered = RenderedChat(text)
+    rendered.images = images
+    return rendered
+
+
+def _sorted_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of a call as those of text and those of images. Raises as ``__call__`` does."""
+    text, image, flat = dict[str, Any](), dict[str, Any](), dict(options)
+    for name, group in (("text_kwargs", text), ("images_kwargs", image)):
+        group.update(flat.pop(name, None) or {})
+    for name in ("videos_kwargs", "audio_kwargs"):
+        refuse("QwenVLProcessor", {name: flat.pop(name, None)}, "Qwen-VL reads text and images")
+    text |= flat.pop("common_kwargs", None) or {}
+    text |= flat
+    refuse(
+        "QwenVLProcessor",
+        {name: text.pop(name, None) for name in _UNMET_TEXT_OPTIONS},
+        "this processor does not give that; leave it out",
+    )
+    check_options("QwenVLProcessor", _without(text, _TEXT_OPTIONS), _CALL_OPTIONS)
+    return text, {"return_tensors": text.get("return_tensors", "pt"), **image}
+
+
+def _without(options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in names}
 
 
 def _read_json(name: str, file: str, hub: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,14 +2,19 @@
 
 import base64
 import binascii
+import itertools
 import os
+import re
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import tiktoken
 from transformers import PreTrainedTokenizer
+
+from finetune.qwen_vl.options import check_options, check_variables
+from finetune.qwen_vl.rendering import CHAT_TEMPLATE, MARK, render, unmarked
 
 VOCABULARY_NAME = "qwen.tiktoken"
 # How text is cut before byte-pair merging; part of the vocabulary, published with it.
@@ -29,7 +34,35 @@ CONTROL = (END_OF_TEXT, IM_START, IM_END, *(f"<|extra_{i}|>" for i in range(205)
 MARKUP = (*REF, *BOX, *QUAD, *IMAGE, IMAGE_PAD)
 SPECIAL_TOKENS = (*CONTROL, *MARKUP)  # ids follow the merge ranks, in this order
 
+_SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
+# Qwen-VL was trained on a role, a line break and the words, each merged by itself.
+_HEADER = re.compile(r"(?:system|user|assistant|tool)\n")
+
+# What options are called, for errors about unknown ones.
+_TOKENIZER_OPTIONS = (
+    "allowed_special", "add_special_tokens", "padding", "truncation", "max_length", "stride", "pad_to_multiple_of",
+    "padding_side", "return_tensors", "return_attention_mask", "return_token_type_ids", "return_special_tokens_mask",
+    "return_overflowing_tokens", "return_length", "split_special_tokens", "is_split_into_words", "verbose",
+)  # fmt: skip
+_CHAT_OPTIONS = (
+    "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "padding",
+    "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+)  # fmt: skip
+
 Specials = Literal["all"] | Collection[str]
+
+
+class Piece(NamedTuple):
+    """A stretch of rendered text that is merged by itself: words, one special token, or an image.
+
+    ids          its tokens
+    start, end   its characters in the text
+    image        the path between ``<img>`` and ``</img>``; None where it is no image"""
+
+    ids: list[int]
+    start: int
+    end: int
+    image: str | None = None
 
 
 def read_ranks(path: str | os.PathLike[str]) -> dict[bytes, int]:
@@ -55,8 +88,9 @@ def read_ranks(path: str | os.PathLike[str]) -> dict[bytes, int]:
 class QwenVLTokenizer(PreTrainedTokenizer):
     """Text ↔ ids. An image is ``<img>`` + ``image_tokens`` slots + ``</img>``; the slots hold its path's bytes.
 
-    ``tokenizer(text)`` parses special tokens, as Qwen's does. For words of a user, pass
-    ``allowed_special=MARKUP`` (or go through the processor): there ``<|im_start|>`` is text.
+    ``tokenizer(text)`` parses special tokens, as Qwen's and every other tokenizer does: text is what a chat was
+    rendered to. Words in the messages of :meth:`apply_chat_template` stay words, ``<|im_start|>`` among them, however
+    the rendering reaches the tokenizer. For a person's words without a chat, pass ``allowed_special=MARKUP``.
 
     Worked example, with the published vocabulary: "你好" → [108386]; "<box>" → [151853].
     """
@@ -83,7 +117,12 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         self._pieces |= {rank: token for token, rank in self.special_tokens.items()}
         # Loading what an older save wrote: the specials are ours, not additions to the vocabulary.
         kwargs.pop("added_tokens_decoder", None)
-        defaults = {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT, "padding_side": "right"}
+        defaults = {
+            "eos_token": END_OF_TEXT,
+            "pad_token": END_OF_TEXT,
+            "padding_side": "right",
+            "chat_template": CHAT_TEMPLATE,
+        }
         super().__init__(errors=errors, image_tokens=image_tokens, **(defaults | kwargs))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -147,14 +186,16 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         if IMAGE[0] not in allowed:
             return self._merge(text, allowed)
         ids: list[int] = []
-        for piece, is_path in self._split_images(text):
+        for start, end, is_path in self._split_images(text):
+            piece = text[start:end]
             ids += self.image_slots(piece) if is_path else self._merge(piece, allowed)
         return ids
 
     def _merge(self, text: str, allowed: set[str]) -> list[int]:
         return self._encoding.encode(text, allowed_special=allowed, disallowed_special=())
 
-    def _split_images(self, text: str) -> Iterator[tuple[str, bool]]:
+    def _split_images(self, text: str) -> Iterator[tuple[int, int, bool]]:
+        """(start, end) of each stretch of text, and of each path between ``<img>`` and ``</img>`` (True)."""
         start = 0
         while (opening := text.find(IMAGE[0], start)) >= 0:
             closing = text.find(IMAGE[1], opening)
@@ -162,10 +203,10 @@ class QwenVLTokenizer(PreTrainedTokenizer):
                 raise ValueError(
                     f"Unclosed image token: <img> at character {opening} of {text[:80]!r} has no </img> after it"
                 )
-            yield text[start:opening], False
-            yield text[opening + len(IMAGE[0]) : closing], True
+            yield start, opening, False
+            yield opening + len(IMAGE[0]), closing, True
             start = closing + len(IMAGE[1])
-        yield text[start:], False
+        yield start, len(text), False
 
     def image_slots(self, path: str = "", *, strict: bool = True) -> list[int]:
         """``<img>``, ``image_tokens`` slots, ``</img>``. The path's bytes stand in the slots, padded.
@@ -188,22 +229,154 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         padding = [self.img_pad_id] * (self.image_tokens - len(content))
         return [self.img_start_id, *content, *padding, self.img_end_id]
 
+    def read(self, text: str, *, strict: bool = True) -> list[Piece]:
+        """Rendered text as pieces: special tokens are control tokens but where they are marked as words.
+
+        Raises ValueError as ``encode_text`` does; with ``strict=False`` a path may be of any length.
+        """
+        pieces = list[Piece]()
+        for start, end, is_path in self._split_images(text):
+            if is_path:
+                path = unmarked(text[start:end])
+                ids = self.image_slots(unicodedata.normalize("NFC", path), strict=strict)
+                pieces.append(Piece(ids, start - len(IMAGE[0]), end + len(IMAGE[1]), path))
+            else:
+                pieces += self._read_text(text, start, end)
+        return pieces
+
+    def _read_text(self, text: str, start: int, end: int) -> Iterator[Piece]:
+        control = ""
+        for match in _SPECIAL.finditer(text, start, end):
+            yield from self._words(text, start, match.start(), after=control)
+            control, start = match[0], match.end()
+            yield Piece([self.special_tokens[control]], match.start(), start)
+        yield from self._words(text, start, end, after=control)
+
+    def _words(self, text: str, start: int, end: int, *, after: str) -> Iterator[Piece]:
+        header = _HEADER.match(text, start, end) if after == IM_START else None
+        cuts = [start, *([header.end()] if header else []), end]
+        for first, last in itertools.pairwise(cuts):
+            if first < last:
+                yield Piece(self._merge(_as_merged(text[first:last]), set()), first, last)
+
+    def generated_mask(
+        self, text: str, pieces: Sequence[Piece], spans: Sequence[tuple[int, int]]
+    ) -> list[int]:
+        """1 for each token of ``pieces`` that has a part in one of the spans (characters of ``text``), else 0."""
+        mask = list[int]()
+        for piece in pieces:
+            inside = [(max(a, piece.start), min(b, piece.end)) for a, b in spans]
+            inside = [(a, b) for a, b in inside if a < b]
+            if not inside or (piece.start, piece.end) in inside:
+                mask += [int(bool(inside))] * len(piece.ids)
+                continue
+            reached = [
+                tuple(len(_as_merged(text[piece.start : place]).encode()) for place in span)
+                for span in inside
+            ]
+            at = 0
+            for token in piece.ids:
+                width = len(self._pieces[token])  # words: pieces are bytes
+                mask.append(int(any(at < b and at + width > a for a, b in reached)))
+                at += width
+        return mask
+
     def tokenize(  # type: ignore[override]
-        self, text: str, allowed_special: Specials = "all", disallowed_special: Any = (), **_: Any
+        self,
+        text: str,
+        allowed_special: Specials = "all",
+        disallowed_special: Any = (),
+        *,
+        pair: str | None = None,
+        add_special_tokens: bool = False,
+        split_special_tokens: bool = False,
+        is_split_into_words: bool = False,
+        sanitize_control_tokens: bool = False,
+        return_offsets_mapping: bool = False,
+        **unknown: Any,
     ) -> list[bytes | str]:
         """Pieces of ``text``: bytes, and specials as str."""
-        return [self._pieces[i] for i in self.encode_text(text, allowed_special=allowed_special)]
+        check_options("QwenVLTokenizer", unknown, _TOKENIZER_OPTIONS)
+        if return_offsets_mapping:
+            raise NotImplementedError("return_offsets_mapping: QwenVLTokenizer has no offsets, leave it out")
+        if split_special_tokens:
+            ids = self.encode_text(unmarked(text), allowed_special=())
+        elif allowed_special == "all":
+            ids = [i for piece in self.read(text) for i in piece.ids]
+        else:
+            ids = self.encode_text(text, allowed_special=allowed_special)
+        return [self._pieces[i] for i in ids]
 
-    def _convert_token_to_id_with_added_voc(self, token: bytes | str) -> int:
+    # --- chats -------------------------------------------------------------------------------------------
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Sequence[Any],
+        tools: Any = None,
+        documents: Any = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        tokenize: bool = True,
+        sanitize_control_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        return_dict: bool = True,
+        return_assistant_tokens_mask: bool = False,
+        tokenizer_kwargs: dict[str, Any] | None = None,
+        **variables: Any,
+    ) -> Any:
+        """Messages as ids, or with ``tokenize=False`` as text; words in them that look like control tokens stay words.
+
+        Pictures are written by their paths. ``variables`` are the template's own.
+        """
+        if return_assistant_tokens_mask and not (tokenize and return_dict):
+            raise ValueError("return_assistant_tokens_mask=True needs tokenize=True and return_dict=True")
+        template = self.get_chat_template(chat_template, tools)
+        check_variables("QwenVLTokenizer.apply_chat_template", variables, template, _CHAT_OPTIONS)
+        chats, batched = render(
+            conversation,
+            template=template,
+            tools=tools,
+            documents=documents,
+            generated=return_assistant_tokens_mask,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables={**self.special_tokens_map, **variables},
+        )
+        texts = [chat.text for chat in chats]
+        if not tokenize:
+            return texts if batched else texts[0]
+        options = {"padding": padding, "truncation": truncation, "max_length": max_length}
+        options |= {"return_tensors": return_tensors, "add_special_tokens": False, **(tokenizer_kwargs or {})}
+        found = self(texts if batched else texts[0], **options)
+        if return_assistant_tokens_mask:
+            masks = [self.generated_mask(c.text, self.read(c.text), c.generated) for c in chats]
+            rows = found["input_ids"] if batched or options["return_tensors"] else [found["input_ids"]]
+            masks = [self._fitted(mask, len(row), options) for mask, row in zip(masks, rows, strict=True)]
+            found["assistant_masks"] = masks if batched or options["return_tensors"] else masks[0]
+            found.convert_to_tensors(options["return_tensors"])
+        return found if return_dict else found["input_ids"]
+
+    def _fitted(self, mask: list[int], width: int, options: dict[str, Any]) -> list[int]:
+        """A mask cut and padded as its row was."""
+        if len(mask) > width:
+            return mask[-width:] if self.truncation_side == "left" else mask[:width]
+        pad = [0] * (width - len(mask))
+        left = (options.get("padding_side") or self.padding_side) == "left"
+        return pad + mask if left else mask + pad
+
+    # --- tokens ↔ ids ------------------------------------------------------------------------------------
+    def _convert_token_to_id_with_added_voc(self, token: bytes | str) -> int | None:
         return self._convert_token_to_id(token)
 
-    def _convert_token_to_id(self, token: bytes | str) -> int:
+    def _convert_token_to_id(self, token: bytes | str) -> int | None:
+        """None for a token that is not of this vocabulary, which has no token for the unknown."""
         ids = self.special_tokens if isinstance(token, str) else self.mergeable_ranks
         if token in ids:
             return ids[token]  # type: ignore[index]
-        if isinstance(token, str) and token.encode() in self.mergeable_ranks:
-            return self.mergeable_ranks[token.encode()]
-        raise ValueError(f"found token {token!r}, which the vocabulary {self.vocab_file} does not hold")
+        return self.mergeable_ranks.get(token.encode()) if isinstance(token, str) else None
 
     def _convert_id_to_token(self, index: int) -> bytes | str:  # type: ignore[override]
         if index not in self._pieces:
@@ -272,6 +445,11 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         from finetune.qwen_vl.markup import to_list_format
 
         return to_list_format(text)
+
+
+def _as_merged(text: str) -> str:
+    """Rendered words as they are merged: without marks, and composed (NFC) as the original has them."""
+    return unicodedata.normalize("NFC", unmarked(text) if MARK in text else text)
 
 
 class QWenTokenizer(QwenVLTokenizer):

@@ -1,0 +1,28 @@
+"""Options of a call: obeyed, or refused by name."""
+
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from transformers.utils.chat_template_utils import _get_template_variables
+
+
+def check_options(caller: str, unknown: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raises TypeError naming the first of ``unknown``, and the known option that is nearest to it."""
+    for name in unknown:
+        near = get_close_matches(name, [*known], n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(known))}"
+        raise TypeError(f"{caller} has no option {name!r}{hint}")
+
+
+def refuse(caller: str, found: Mapping[str, Any], why: str) -> None:
+    """Raises ValueError naming options that were given a value and that nothing here can obey."""
+    asked = [name for name, value in found.items() if value]
+    if asked:
+        raise ValueError(f"{caller}: {', '.join(f'{name}={found[name]!r}' for name in asked)}: {why}")
+
+
+def check_variables(caller: str, variables: Collection[str], template: str, options: Collection[str]) -> None:
+    """Raises TypeError for a name that is neither an option of the call nor a variable that the template reads."""
+    own = _get_template_variables(template)
+    check_options(caller, dict.fromkeys(name for name in variables if name not in own), {*options, *own})
