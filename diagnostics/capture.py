@@ -9,11 +9,10 @@ bit.
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache, reduce
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
@@ -28,6 +27,7 @@ from transformers import AttentionInterface, PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from diagnostics.forwards import Forwards, by_name, follow
 from finetune.families import Family, attention_copies, bare_model, copies_of, family_of
 from finetune.families.base import Tiles, attending_layers, language_layers, layer_words
 from finetune.families.tower import TowerSequence, joined
@@ -53,7 +53,8 @@ class AttentionExtractor:
 
     Attached from construction until ``remove()`` (or the end of a ``with`` block); one at a time on a model.
 
-    ``attention_weights`` has, from the model's last pass over a sequence (a plain forward, or a prefill):
+    ``attention_weights`` has, from the model's last pass over a sequence (a plain forward, or ``generate`` as it reads
+    its prompt), and from no other: all is forgotten when the next pass begins, and what that one leaves out is absent:
 
     - ``layer_N``         np.float32 (batch, heads, query tokens, key tokens), language layers
     - ``visual_attn``     np.float32 (images, heads, queries, patches), the connector's cross-attention
@@ -64,14 +65,19 @@ class AttentionExtractor:
     Rows are probabilities before dropout; each sums to 1, or to less where a head has a sink logit (GPT-OSS), which
     takes a share of its own; a padded query's is all 0 or what its kernel makes of it. ``decode_weights`` has what
     generation adds: ``layer_N`` → a list with one array for each cached step since that pass, (batch, heads, tokens of
-    the step, keys so far), every new token's row whatever ``query_tokens`` says. ``highest_logits`` has what the
-    largest probability of a row was made of: ``layer_N`` → np.float32 (batch, heads, query tokens).
+    the step, keys so far), every new token's row whatever ``query_tokens`` says; steps that were taken back (``crop``)
+    are forgotten when the next one begins. ``highest_logits`` has what the largest probability of a row was made of:
+    ``layer_N`` → np.float32 (batch, heads, query tokens).
+
+    Keys of language layers are all tokens so far, by place in the whole sequence, whatever the cache keeps of them:
+    those that a sliding cache has forgotten get 0. A pass may go on from a kept prefix, and then has rows of the tokens
+    that it reads itself: over a cache that is not empty, a new picture, a prompt of ``generate``, and several tokens
+    where the forward before left another cache, are passes; all else are steps.
 
     key_layers     language layers by index; None: all of them; []: none (to take keys away only)
     heads          heads of the language layers by index; None: all
-    query_tokens   positions of the rows to keep, from the end where negative: a list for all of the batch, or
-                   Int[batch, queries], one list for each kept sequence; None: every row, a square for each
-                   layer
+    query_tokens   positions of the rows to keep, in the whole sequence, from its end where negative: a list for all of
+                   the batch, or Int[batch, queries], one list for each kept sequence; None: every row
     vision_tokens  the same for the rows of ``vision_layer_N``, by place in the tower's sequence (by patch where
                    the family says which patch is where): a list for all images, or Int[images, queries], one list
                    for each kept image; None: every row
@@ -92,7 +98,8 @@ class AttentionExtractor:
     asked.
 
     Raises ValueError where a layer does not exist, another extractor is attached, or a kernel cannot be
-    observed.
+    observed; while the model runs, where a token has no row in a pass, and under assisted decoding and
+    ``prefill_chunk_size``, which leave no pass that has the prompt's rows.
     """
 
     def __init__(
@@ -147,14 +154,23 @@ class AttentionExtractor:
 
     @property
     def attention_weights(self) -> dict[str, np.ndarray]:
-        """Rows of the last pass over a sequence; see the class. Copied from the device on each access."""
-        whole = {name: _joined(name, calls) for name, calls in self._rows.items()}
-        return whole | {name: self._by_patch(name) for name in self._pieces}
+        """Rows of the last pass over a sequence; see the class. Empty again when the model's next pass begins: copies
+        that were read before stay. Copied from the device on each access."""
+        whole = {name: _joined(name, calls) for name, calls in self._kept.rows.items()}
+        return whole | {name: self._by_patch(name) for name in self._kept.pieces}
 
     @property
     def decode_weights(self) -> dict[str, list[np.ndarray]]:
-        """Rows of each cached step since that pass; see the class. Copied from the device on each access."""
-        return {name: [_to_numpy(step) for step in steps] for name, steps in self._steps.items()}
+        """Rows of each cached step since that pass; see the class. Copied from the device on each access.
+
+        Raises ValueError where a step's sequences are not those of the pass, in its order (beam search).
+        """
+        if self._kept.regrouped:
+            raise ValueError(
+                f"decode_weights: {self._kept.regrouped}, so that rows of the steps belong to no one sequence of the "
+                "result; generate with num_beams=1, or read the finished sequence in one forward"
+            )
+        return {name: [_to_numpy(step.rows) for step in steps] for name, steps in self._kept.steps.items()}
 
     @property
     def highest_logits(self) -> dict[str, np.ndarray]:
@@ -162,24 +178,17 @@ class AttentionExtractor:
         may see: scaled, soft-capped and biased, as it enters the softmax; unbounded, −inf where a row sees no
         key. One that grows from checkpoint to checkpoint, while entropy falls, tells of a collapse (Zhai et al.,
         σReparam, ICML 2023). Copied from the device on each access."""
-        return {name: _to_numpy(highest) for name, highest in self._highest.items()}
+        return {name: _to_numpy(highest) for name, highest in self._kept.highest.items()}
 
     def clear(self) -> None:
         """Forget the rows seen so far."""
         self._images = (
             0  # of earlier calls of the tower in this pass: pictures come in one, videos in another
         )
-        self._rows: dict[str, list[Tensor]] = {}
-        self._highest: dict[str, Tensor] = {}
-        self._steps: dict[str, list[Tensor]] = {}
-        self._pieces: dict[str, list[_Piece]] = {}
-        self._patches: dict[int, int] = {}  # of each image of the pass that the pieces are of
-        self._pictures: list[int] = []  # those that are no overview
-        self._inside = False
-        self._touched: set[str] = set()
-        self._new_sequence = False
-        self._is_ahead = False
-        self._ahead: set[str] = set()  # seen by a tower before the forward that it runs for
+        self._kept = _Kept()
+        self._ahead = _Kept()  # seen by a tower before the forward that it runs for
+        self._forwards = Forwards()
+        self._inside = self._is_ahead = False
         self._given: tuple[Any, dict[str, Any]] = (), {}  # what the model's forward was given
         self._inputs: dict[str, Any] = {}  # that, and what the tower's forward was given
         self._towers: dict[str, _Tower] = {}
@@ -269,17 +278,44 @@ class AttentionExtractor:
     # backward, and those calls must not be taken for new ones.
     def _begin(self, _: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
         self._given = arguments, options
-        self._inside, self._touched, self._new_sequence = True, self._ahead, False
-        self._ahead = set()
+        self._forwards.begin(self._model, arguments, options)
+        if self._forwards.refused and any(name.startswith("layer_") for name in self._wanted):
+            raise ValueError(
+                f"{self._forwards.refused}: rows of the prompt cannot be told apart; leave that out while attention is "
+                "captured, or capture none (key_layers=[])"
+            )
+        if self._forwards.is_step:
+            self._take_up_steps()
+        else:
+            self._begin_pass(takes_ahead=self._forwards.takes_embeddings)
+        self._inside = True
 
-    def _end(self, *_: object) -> None:
+    def _begin_pass(self, *, takes_ahead: bool) -> None:
+        """takes_ahead   the forward goes on with what a tower made of pictures before it"""
+        self._kept = self._ahead if takes_ahead else _Kept()
+        self._ahead = _Kept()
+        if not takes_ahead:
+            self._images, self._towers = 0, {}
+
+    def _see_pictures(self) -> None:
+        """What began as a step has pictures, so it is a pass."""
+        self._forwards.is_pass()
+        self._kept = _Kept()
+
+    def _take_up_steps(self) -> None:
+        """What was taken back since the last step is forgotten; all, where this step goes on from another pass."""
+        kept, start = (_Kept() if self._forwards.is_alone else self._kept), self._forwards.start
+        kept.steps = {name: [*_before(start, steps)] for name, steps in kept.steps.items()}
+        kept.regrouped = kept.regrouped or self._forwards.regrouped
+        self._kept = kept
+
+    def _end(self, _: nn.Module, arguments: Any, output: Any) -> None:
         towers = self._towers
         self._inside, self._images, self._towers, self._given = False, 0, {}, ((), {})
-        if self._new_sequence:
-            self._rows = {name: rows for name, rows in self._rows.items() if name in self._touched}
-            self._highest = {name: rows for name, rows in self._highest.items() if name in self._touched}
-            self._pieces = {name: pieces for name, pieces in self._pieces.items() if name in self._touched}
-            self._steps = {name: [] for name in self._steps if name in self._touched}
+        self._forwards.end(output)
+        if output is None:
+            self._kept = _Kept()  # it raised: half a pass is none
+            return
         self._check_images(towers)
 
     def _check_images(self, towers: Mapping[str, _Tower]) -> None:
@@ -287,11 +323,10 @@ class AttentionExtractor:
         name = next(
             (name for name, tower in towers.items() if tower.sequences and name in self._wanted), None
         )
-        missing = [image for image in self.images or () if name is not None and image not in self._patches]
+        patches = self._kept.patches
+        missing = [image for image in self.images or () if name is not None and image not in patches]
         if missing:
-            raise ValueError(
-                f"{name}: image {missing[0]} does not exist; expected one of {sorted(self._patches)}"
-            )
+            raise ValueError(f"{name}: image {missing[0]} does not exist; expected one of {sorted(patches)}")
 
     # ``generate`` runs the tower of some families ahead of the model's forward, to which its pictures belong.
     def _tower_hooks(self) -> Iterator[RemovableHandle]:
@@ -303,38 +338,39 @@ class AttentionExtractor:
                 yield module.register_forward_hook(self._end_tower, always_call=True)
 
     def _begin_tower(self, module: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
+        if not self._inside:
+            self._inside = self._is_ahead = True
         if module in self._tower_copies:
             self._images += next((len(tower.pictures) for tower in self._towers.values()), 0)
-            given = _by_name(self._model, *self._given)
-            self._inputs, self._towers = {**given, **_by_name(module, arguments, options)}, {}
+            given = by_name(self._model, *self._given)
+            self._inputs, self._towers = {**given, **by_name(module, arguments, options)}, {}
             self._inputs["images_before"] = self._images
             if self.tiles is not None:
                 self._inputs["tiles"] = self.tiles
-        if not self._inside:
-            self._inside, self._is_ahead, self._touched = True, True, self._ahead
 
     def _end_tower(self, module: nn.Module, *_: object) -> None:
         if module in self._tower_copies:
             self._inputs = {}  # a cache is among them, and need not outlive its reader
         if self._is_ahead:
-            self._inside, self._is_ahead, self._ahead = False, False, self._touched
+            self._inside = self._is_ahead = False
 
-    def _store(self, name: str, rows: Tensor, *, cached: bool) -> None:
-        if cached:
-            self._steps.setdefault(name, []).append(rows)
-        elif name in self._touched and not name.startswith("layer_"):
-            self._rows[name].append(rows)  # towers that call once per image or window
+    @property
+    def _now(self) -> _Kept:
+        """Where what is seen now is kept."""
+        return self._ahead if self._is_ahead else self._kept
+
+    def _store(self, name: str, rows: Tensor) -> None:
+        if name.startswith("layer_"):
+            self._now.rows[name] = [rows]
+            self._now.steps[name] = []
         else:
-            self._rows[name] = [rows]
-            if name.startswith("layer_"):
-                self._steps[name] = []
-        self._touched.add(name)
+            self._now.rows.setdefault(name, []).append(rows)  # towers that call once per image or window
+
+    def _store_step(self, name: str, start: int, rows: Tensor) -> None:
+        self._now.steps.setdefault(name, []).append(_Step(start, rows))
 
     def _store_piece(self, name: str, piece: _Piece) -> None:
-        if name not in self._touched:
-            self._pieces[name] = []
-        self._pieces[name].append(piece)
-        self._touched.add(name)
+        self._now.pieces.setdefault(name, []).append(piece)
 
     # Towers that reorder or window their patches: which patch is where is the family's to say.
     def _sequences_of(self, name: str, call: Call) -> list[TowerSequence] | None:
@@ -345,25 +381,26 @@ class AttentionExtractor:
             index = int(name.removeprefix("vision_layer_"))
             sequences = self.family.tower_sequences(self._model.config, index, self._inputs)
             self._towers[name] = tower = _Tower(name, sequences, first=self._images)
-            self._patches = (self._patches if self._images else {}) | tower.patches
-            self._pictures = [image for image in self._pictures if image < self._images] + tower.pictures
+            now = self._now
+            now.patches = (now.patches if self._images else {}) | tower.patches
+            now.pictures = [image for image in now.pictures if image < self._images] + tower.pictures
         return self._towers[name].next(call)
 
     def _asks_for(self, sequence: TowerSequence) -> np.ndarray:
         """Bool[places]: which rows of a sequence are to be kept."""
-        images = self.images if self.images is not None else self._pictures
+        now = self._now
+        images = self.images if self.images is not None else now.pictures
         kept = (sequence.patch >= 0) & np.isin(sequence.image, images)
         if self.vision_tokens is None:
             return kept
         asked = [
-            (sequence.image == image) & np.isin(sequence.patch, self._patches_asked(at, image))
+            (sequence.image == image) & np.isin(sequence.patch, self._patches_asked(at, now.patches[image]))
             for at, image in enumerate(images)
         ]
         return kept & np.any(asked, axis=0)
 
-    def _patches_asked(self, at: int, image: int) -> Int[np.ndarray, " rows"]:
-        """The patches of the at-th kept image whose rows are wanted, from the start."""
-        count = self._patches[image]
+    def _patches_asked(self, at: int, count: int) -> Int[np.ndarray, " rows"]:
+        """The patches of the at-th kept image, which has ``count``, whose rows are wanted, from the start."""
         if self.vision_tokens is None:
             return np.arange(count)
         tokens = np.asarray(self.vision_tokens)
@@ -371,8 +408,8 @@ class AttentionExtractor:
 
     def _by_patch(self, name: str) -> np.ndarray:
         """Rows and keys of a tower's layer put back in the order of patches: (images, heads, patches, patches)."""
-        patches = self._patches
-        images = self.images if self.images is not None else self._pictures
+        patches = self._kept.patches
+        images = self.images if self.images is not None else self._kept.pictures
         if len({patches[image] for image in images}) > 1:
             sizes = ", ".join(f"{patches[image]:,}" for image in images)
             raise ValueError(
@@ -381,10 +418,37 @@ class AttentionExtractor:
             )
         return np.stack(
             [
-                _image_rows(self._pieces[name], image, self._patches_asked(at, image), patches[image])
+                _image_rows(
+                    self._kept.pieces[name], image, self._patches_asked(at, patches[image]), patches[image]
+                )
                 for at, image in enumerate(images)
             ]
         )
+
+
+class _Step(NamedTuple):
+    """Rows of one cached step, Float[sequences, heads, tokens, keys], and the place of its first token."""
+
+    start: int
+    rows: Tensor
+
+
+@dataclass
+class _Kept:
+    """What was seen of one pass over a sequence, by the names of ``attention_weights``, and of the steps after it.
+
+    patches    of each image of the pass that the pieces are of
+    pictures   those images that are no overview
+    regrouped  why the steps are of other sequences than the pass; "" if they are not
+    """
+
+    rows: dict[str, list[Tensor]] = field(default_factory=dict)
+    highest: dict[str, Tensor] = field(default_factory=dict)
+    pieces: dict[str, list[_Piece]] = field(default_factory=dict)
+    patches: dict[int, int] = field(default_factory=dict)
+    pictures: list[int] = field(default_factory=list)
+    steps: dict[str, list[_Step]] = field(default_factory=dict)
+    regrouped: str = ""
 
 
 class _Piece(NamedTuple):
@@ -452,6 +516,9 @@ class Call(NamedTuple):
     mask                 Bool or additive Float[batch or 1, heads or 1, queries or 1, keys], or flash's
                          Bool[batch, keys], or None
     options              scaling, dropout and what else the module passes
+    past                 tokens read before the first query: its place in the whole sequence. None in calls that are not
+                         over a sequence of tokens: the connector's, the tower's
+    keeps_keys           ``key`` stays as it is after the call; caches of fixed shape write over theirs
     """
 
     kernel: str
@@ -461,6 +528,8 @@ class Call(NamedTuple):
     value: Tensor
     mask: Tensor | None
     options: Mapping[str, Any]
+    past: int | None = None
+    keeps_keys: bool = True
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -470,6 +539,34 @@ class Call(NamedTuple):
     @property
     def is_flash(self) -> bool:
         return "flash" in self.kernel
+
+    @property
+    def first_key(self) -> int:
+        """The token that the first key is of: above 0 where a sliding cache has forgotten those before."""
+        queries, keys = self.lengths
+        return 0 if self.past is None else max(self.past + queries - keys, 0)
+
+    def of_tokens(self) -> Call:
+        """The call without keys that no token has filled yet, which a static cache hands over.
+
+        Raises ValueError where the kernel reads those keys too.
+        """
+        queries, keys = self.lengths
+        if self.past is None or self.past + queries >= keys:
+            return self
+        if self.is_flash and self.mask is None:
+            raise ValueError(
+                f"{self.kernel} over a cache of {keys} places, {self.past + queries} of them filled, was given no mask "
+                "and reads the empty ones; give the forward an attention_mask"
+            )
+        filled = slice(None, self.past + queries)
+        return self._replace(key=self.key[:, :, filled], value=self.value[:, :, filled])
+
+    def by_token(
+        self, rows: Float[Tensor, "kept heads rows keys"]
+    ) -> Float[Tensor, "kept heads rows tokens"]:
+        """Rows over the keys of ``of_tokens`` → over all tokens so far: 0 for those that the cache has forgotten."""
+        return nn.functional.pad(rows, (self.first_key, 0)) if self.first_key else rows
 
     def run(self) -> tuple[Tensor, Any]:
         """The real kernel's output, Float[batch, queries, heads, dim], and what else it returns."""
@@ -494,18 +591,21 @@ class _Watcher:
         owner = self.owner
         if not owner._inside:
             return call.run()
-        queries, keys = call.lengths
+        if self.is_language:
+            call = _placed(call, owner._forwards)
+        elif owner._forwards.is_step and not owner._is_ahead:
+            owner._see_pictures()
         sequences = owner._sequences_of(self.name, call)
         if (blocked := owner._blocked.get(self.name)) is not None:
             blocked = blocked if sequences is None else _by_place(blocked, sequences)
-            mask = _mask_without(call, blocked, start=keys - queries if self.is_language else 0)
-            call = _with_mask(call, mask)
+            call = (
+                call.of_tokens() if call.is_flash else call
+            )  # a mask of its is over tokens, not over places
+            call = _with_mask(call, _mask_without(call, blocked, start=call.past or 0))
         output = call.run()
-        is_cached = self.is_language and queries < keys
-        owner._new_sequence |= self.is_language and not is_cached
         if self.name in owner._wanted:
             if sequences is None:
-                self._observe(call, output[0], is_cached=is_cached)
+                self._observe(call.of_tokens(), output[0])
             else:
                 self._observe_tower(call, output[0], sequences)
         if owner._tap is not None:
@@ -513,24 +613,46 @@ class _Watcher:
         return output
 
     @torch.no_grad()
-    def _observe(self, call: Call, output: Tensor, *, is_cached: bool) -> None:
+    def _observe(self, call: Call, output: Tensor) -> None:
         owner, name = self.owner, self.name
-        batch, heads, queries, _ = call.query.shape
+        batch, heads, _, _ = call.query.shape
         device = call.query.device
         if self.is_language:
             sequences = _indices(owner.sequences, batch, f"{name}: sequence", device)
         else:
             sequences = _indices(owner.images, batch, f"{name}: image", device)
         kept_heads = _indices(owner.heads if self.is_language else None, heads, f"{name}: head", device)
-        positions = row_positions(self._tokens(is_cached), len(sequences), queries, name, device)
+        positions = self._positions(call, len(sequences))
         logits = attention_logits(call, sequences, positions)
-        if self.is_language and not is_cached:
-            owner._highest[name] = _highest(call, logits)[:, kept_heads]
         rows = attention_rows(logits, sink_logits(call))
         if owner._proof is not None:
             wrong = _disagreement(rows, call.value[sequences], output[sequences], positions)
             owner._proof[name] = _Proof(wrong, sink_logits(call) is not None)
-        owner._store(name, rows[:, kept_heads], cached=is_cached)
+        rows = call.by_token(rows[:, kept_heads])
+        if self.is_language and owner._forwards.is_step:
+            owner._store_step(name, owner._forwards.start, rows)
+            return
+        owner._store(name, rows)
+        if self.is_language:
+            owner._now.highest[name] = _highest(call, logits)[:, kept_heads]
+
+    def _positions(self, call: Call, kept: int) -> Int[Tensor, "kept rows"]:
+        """Places among this call's queries of the rows to keep: all of a step's."""
+        owner, name, device = self.owner, self.name, call.query.device
+        queries, _ = call.lengths
+        if not self.is_language:
+            tokens = owner.vision_tokens if name.startswith("vision_layer_") else None
+            return row_positions(tokens, kept, queries, name, device)
+        past = call.past or 0
+        if owner._forwards.is_step or owner.query_tokens is None:
+            return row_positions(None, kept, queries, name, device)
+        positions = row_positions(owner.query_tokens, kept, past + queries, name, device)
+        if past and len(early := positions[positions < past]):
+            raise ValueError(
+                f"{name}: query token {int(early[0])} was read by an earlier forward and is in the cache; this one "
+                f"has rows of tokens {past} to {past + queries - 1} alone: ask for those, or read all in one forward"
+            )
+        return positions - past
 
     @torch.no_grad()
     def _observe_tower(self, call: Call, output: Tensor, sequences: Sequence[TowerSequence]) -> None:
@@ -546,11 +668,6 @@ class _Watcher:
                     before = owner._proof.get(self.name, _Proof(0.0))
                     owner._proof[self.name] = _Proof(max(wrong, before.wrong), sink_logits(call) is not None)
                 owner._store_piece(self.name, _Piece(sequence, places, rows[0]))
-
-    def _tokens(self, is_cached: bool) -> Sequence[int] | Tensor | None:
-        if self.is_language:
-            return None if is_cached else self.owner.query_tokens
-        return self.owner.vision_tokens if self.name.startswith("vision_layer_") else None
 
 
 class KernelTap:
@@ -575,14 +692,18 @@ class KernelTap:
         kernels = _kernels_in_use(self._configs)
         observed = [observe_kernel(kernel) for _, kernel in kernels]
         _EXTRACTORS[self._model] = self
+        forwards = Forwards()
+        hooks = follow(self._model, forwards)
         try:
-            _LISTENERS.update((module, _Listener(name, tap)) for name, module in self._modules)
+            _LISTENERS.update((module, _Listener(name, tap, forwards)) for name, module in self._modules)
             for (config, _), kernel in zip(kernels, observed, strict=True):
                 config._attn_implementation_internal = kernel
             yield
         finally:
             for config, kernel in kernels:
                 config._attn_implementation_internal = kernel
+            for hook in hooks:
+                hook.remove()
             for _, module in self._modules:
                 _LISTENERS.pop(module, None)
             del _EXTRACTORS[self._model]
@@ -591,10 +712,17 @@ class KernelTap:
 class _Listener(NamedTuple):
     name: str
     tap: Tap
+    forwards: Forwards
 
     def run(self, call: Call) -> tuple[Tensor, Any]:
+        if self.name.startswith("layer_"):
+            call = _placed(call, self.forwards)
         output, more = call.run()
         return self.tap(self.name, call, output), more
+
+
+def _placed(call: Call, forwards: Forwards) -> Call:
+    return call._replace(past=forwards.start, keeps_keys=forwards.keeps_keys)
 
 
 def _check_is_free(model: nn.Module) -> None:
@@ -809,12 +937,11 @@ def _additive(seen: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor,
 def _mask_without(call: Call, blocked: Bool[Tensor, "batch query key"], *, start: int) -> Tensor:
     """The call's mask with the blocked keys taken out, in the form that its kernel takes.
 
-    ``start`` is the place in the whole sequence of this call's first query (0 but for cached steps).
+    ``start`` is the place in the whole sequence of this call's first query (0 but where it goes on from a cache).
     """
     batch, _, queries, _ = call.query.shape
-    keys = call.key.shape[2]
-    device = call.query.device
-    part = blocked[:, :, :keys].to(device)
+    keys, device = call.key.shape[2], call.query.device
+    part = blocked[:, :, call.first_key : call.first_key + keys].to(device)
     part = part if part.shape[1] == 1 else part[:, start : start + queries]
     out = torch.zeros(blocked.shape[0], 1, queries, keys, dtype=torch.bool, device=device)
     out[:, 0, : queries if part.shape[1] == 1 else part.shape[1], : part.shape[2]] = part
@@ -938,7 +1065,7 @@ def _check_rows(
     real = np.ones((batch, length), bool) if padding is None else padding.bool().cpu().numpy()
     tolerance = 1e-3 if dtype == torch.float32 else 3e-2
     missing = [
-        name for name in extractor._wanted if name.startswith("layer_") and name not in extractor._rows
+        name for name in extractor._wanted if name.startswith("layer_") and name not in extractor._kept.rows
     ]
     if missing:
         raise ValueError(
@@ -1086,10 +1213,14 @@ def _by_place(
     return torch.stack(found)
 
 
-def _by_name(module: nn.Module, arguments: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """What a forward was given, by its parameters' names."""
-    given = inspect.signature(module.forward).bind_partial(*arguments, **options).arguments
-    return dict(given)
+def _before(start: int, steps: Sequence[_Step]) -> Iterator[_Step]:
+    """Of steps, the rows of tokens before a place in the sequence."""
+    for step in steps:
+        left = start - step.start
+        if left >= step.rows.shape[2]:
+            yield step
+        elif left > 0:
+            yield _Step(step.start, step.rows[:, :, :left, :start])
 
 
 def _to_numpy(rows: Tensor) -> np.ndarray:

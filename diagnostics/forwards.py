@@ -1,0 +1,183 @@
+"""Which tokens does a forward of a model read, and does it begin a pass over a sequence or go on with one?
+
+Places of tokens come from the cache, before the forward writes to it. Numbers of queries and keys do not tell them: a
+static cache has keys that no token has filled yet, a sliding one has forgotten some, and a prompt that follows a kept
+prefix has fewer queries than keys, as a step has.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from weakref import ref
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import Cache, DynamicCache, GenerationMixin
+
+MEDIA = ("pixel_values", "mm_encoder_outputs")  # what their names begin with: pixel_values_videos, …
+EMBEDDED = ("mm_encoder_outputs", "inputs_embeds")
+# Stages of ``generate``, by private names: nothing else tells a prompt that follows a kept prefix from a step.
+_PROMPT = GenerationMixin._prefill.__code__
+_BEAMS = GenerationMixin._beam_search.__code__
+_ASSISTED = GenerationMixin._assisted_decoding.__code__
+
+
+class Forwards:
+    """Follows the forwards of one model: ``begin`` before each, ``end`` after it.
+
+    A forward is a pass over a sequence where its cache is empty, where it brings pictures, where it reads a prompt in
+    ``generate``, and where it reads several tokens from another cache than the forward before (a copy is another).
+    All else are steps, which go on from the pass, or from the steps before them.
+
+    start       tokens in the cache as the forward began: the place of its first token in the whole sequence
+    is_step     the forward that runs, or ran last, is one
+    is_alone    a step, but not of the pass before, which was over another sequence
+    takes_embeddings   the forward is given pictures that a tower has read before it
+    keeps_keys  keys that a kernel is given stay as they are: not those of static, quantised and offloaded caches
+    refused     in words: why ``generate`` as it was called leaves no pass that could be shown; "" if it does
+    regrouped   in words: why the batch's sequences are in another order than in the pass; "" if they are not
+    """
+
+    def __init__(self) -> None:
+        self.start = 0
+        self.is_step = self.is_alone = False
+        self.keeps_keys, self.takes_embeddings = True, False
+        self.refused = self.regrouped = ""
+        self._batch = self._tokens = 0
+        self._pass_end = self._end = 0
+        self._cache: Cache | None = None  # of the forward that runs
+        self._followed: ref[Cache] | None = None
+        self._keys: ref[Tensor] | None = None
+
+    def begin(self, model: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+        """``arguments`` and ``options`` as the model's forward is given them."""
+        given = by_name(model, arguments, options) if arguments else options
+        batch, self._tokens = _shape(given)
+        self._cache = given.get("past_key_values")
+        self.start = 0 if self._cache is None else int(self._cache.get_seq_length())
+        self.keeps_keys = self._cache is None or (
+            isinstance(self._cache, DynamicCache) and not self._cache.offloading
+        )
+        stage = _stage()
+        self.refused = stage.refusal
+        goes_on = self._goes_on()
+        self.is_step = (
+            self.start > 0
+            and not any(value is not None and name.startswith(MEDIA) for name, value in given.items())
+            and not stage.is_prompt
+            and (goes_on or self._tokens == 1)
+        )
+        self.is_alone = self.is_step and not goes_on
+        self.takes_embeddings = any(given.get(name) is not None for name in EMBEDDED)
+        if not self.is_step or self.is_alone:
+            self.regrouped = ""
+        elif stage.is_beam:
+            self.regrouped = "beam search puts the sequences in another order after each step"
+        elif batch != self._batch or not self._has_same_keys():
+            self.regrouped = "the cache's sequences were repeated, chosen or put in another order"
+        self._batch = batch
+
+    def is_pass(self) -> None:
+        """The forward that runs has turned out to bring pictures."""
+        self.is_step = self.is_alone = False
+        self.regrouped = ""
+
+    def end(self, output: Any) -> None:
+        """``output`` of the forward; None where it raised."""
+        cache = self._cache if output is None else _cache_of(output, self._cache)
+        self._followed = None if cache is None or output is None else ref(cache)
+        self._keys = _keys(cache)
+        self._end = self.start + self._tokens
+        if not self.is_step:
+            self._pass_end = self._end
+        elif self.is_alone:
+            self._pass_end = self.start
+        self._cache = None  # it need not outlive its reader
+
+    def _goes_on(self) -> bool:
+        """Is this the cache of the forward before, at most with steps taken back?"""
+        if self._cache is None or self._followed is None or self._followed() is not self._cache:
+            return False
+        return self._pass_end <= self.start <= self._end
+
+    def _has_same_keys(self) -> bool:
+        """Re-ordering makes tensors anew, and so does taking tokens back."""
+        if self.start < self._end or self._keys is None:
+            return True
+        return _same(_keys(self._cache), self._keys)
+
+
+def follow(model: nn.Module, forwards: Forwards) -> list[RemovableHandle]:
+    """Have a model tell of its forwards until the hooks are removed."""
+
+    def begin(_: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
+        forwards.begin(model, arguments, options)
+
+    def end(_: nn.Module, arguments: Any, output: Any) -> None:
+        forwards.end(output)
+
+    return [
+        model.register_forward_pre_hook(begin, with_kwargs=True),
+        model.register_forward_hook(end, always_call=True),
+    ]
+
+
+def by_name(module: nn.Module, arguments: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a forward was given, by its parameters' names."""
+    return dict(inspect.signature(module.forward).bind_partial(*arguments, **options).arguments)
+
+
+def _shape(given: Mapping[str, Any]) -> tuple[int, int]:
+    """(batch, tokens) of a forward; none where it was given neither ids nor embeddings, as it will say itself."""
+    tokens = given.get("input_ids")
+    tokens = given.get("inputs_embeds") if tokens is None else tokens
+    return (0, 0) if tokens is None else (int(tokens.shape[0]), int(tokens.shape[1]))
+
+
+def _cache_of(output: Any, given: Cache | None) -> Cache | None:
+    values = output.values() if isinstance(output, Mapping) else output
+    return next((value for value in values if isinstance(value, Cache)), given)
+
+
+def _keys(cache: Cache | None) -> ref[Tensor] | None:
+    """The first tensor of keys that a cache holds; none of one that keeps them in another form."""
+    for layer in () if cache is None else cache.layers:
+        keys = vars(layer).get("keys")
+        if keys is not None and keys.numel():
+            return ref(keys)
+    return None
+
+
+def _same(one: ref[Tensor] | None, other: ref[Tensor]) -> bool:
+    return one is not None and one() is other()
+
+
+class _Stage(NamedTuple):
+    """Where in ``generate`` a forward is called from; all False outside it."""
+
+    is_prompt: bool
+    is_beam: bool
+    refusal: str
+
+
+def _stage() -> _Stage:
+    codes, chunks = set(), 0
+    # Trap: a frame that is kept keeps all that its function holds, and its callers'.
+    frame = sys._getframe(1)
+    while frame is not None:
+        codes.add(frame.f_code)
+        if frame.f_code is _PROMPT:
+            chunks = len(frame.f_locals.get("input_chunks", ()))
+        frame = frame.f_back  # type: ignore[assignment]
+    refusal = ""
+    if _ASSISTED in codes:
+        refusal = (
+            "assisted decoding (assistant_model, prompt_lookup_num_tokens) reads drafts together with the prompt and "
+            "takes some back"
+        )
+    elif chunks > 1:
+        refusal = f"generate reads the prompt in {chunks} forwards (prefill_chunk_size)"
+    return _Stage(_PROMPT in codes, _BEAMS in codes, refusal)
