@@ -13,6 +13,7 @@ _HOMES = {
     "AttentionMonitor": "diagnostics.monitor",
     "AttentionRecord": "diagnostics.records",
     "AttentionVisualizer": "diagnostics.plots",
+    "remove_all": "diagnostics.watch",
     "to_bertviz": "diagnostics.bertviz",
 }
 

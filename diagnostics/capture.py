@@ -1,57 +1,45 @@
 """The only file that knows how attention is obtained: exact rows beside the real kernel, and keys taken away.
 
 Every model of transformers looks its kernel up by name in ``AttentionInterface`` and calls it with q and k as
-they enter the product (after rotary embedding, norms and the cache). So the extractor gives each kernel in
-use a second name, whose function calls the real kernel with the very same arguments, and then computes the
-softmax of the wanted query rows alone, in fp32. The output of the model is that of the real kernel, bit for
-bit.
+they enter the product (after rotary embedding, norms and the cache). So the extractor stands beside the kernel
+(``diagnostics.watch``): the real one is called with the very same arguments, and then the softmax of the wanted query
+rows alone is computed, in fp32. The output of the model is that of the real kernel, bit for bit.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, reduce
+from functools import reduce
 from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
-from transformers import AttentionInterface, PreTrainedConfig
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from diagnostics.forwards import Forwards, by_name, follow
+from diagnostics.forwards import Forwards, by_name
+from diagnostics.watch import Call, Watch, check_is_free
 from finetune.families import Family, attention_copies, bare_model, copies_of, family_of
 from finetune.families.base import Tiles, attending_layers, language_layers, layer_words
 from finetune.families.tower import TowerSequence, joined
 
 ROW_SUM_TOLERANCE = 1e-4
-PREFIX = "observed_"  # the real kernel's name stays inside: models test names for "flash"
-EAGER_NAMES = ("eager_attention_forward", "eager_attention")
 HEAD_MEANS_LIMIT_BYTES = 2 * 2**30
 CHUNK_BYTES = 32 * 2**20  # of one buffer of rows, where all are computed but none is kept
-UNSUPPORTED_KERNELS = ("flex_attention", "paged|")
 UNSUPPORTED_TERMS = ("position_bias",)  # rows without it would be wrong
 SINK_LOGITS = "s_aux"  # transformers' name, in the options of a call
-
-_EXTRACTORS: WeakKeyDictionary[nn.Module, AttentionExtractor | KernelTap] = (
-    WeakKeyDictionary()
-)  # by bare model
-_WATCHERS: WeakKeyDictionary[nn.Module, _Watcher] = WeakKeyDictionary()  # by attention module
-_LISTENERS: dict[nn.Module, _Listener] = {}  # the same of a KernelTap, while it taps
 
 
 class AttentionExtractor:
     """Which keys did each query look at, in chosen layers, while the model runs as it always does?
 
-    Attached from construction until ``remove()`` (or the end of a ``with`` block); one at a time on a model.
+    Attached from construction until ``remove()`` (or the end of a ``with`` block, ``diagnostics.remove_all(model)``, or
+    until it is dropped); one at a time on a model. It does not keep the model alive, and copies of the model are not
+    watched. While it is attached, compiled models run uncompiled.
 
     ``attention_weights`` has, from the model's last pass over a sequence (a plain forward, or ``generate`` as it reads
     its prompt), and from no other: all is forgotten when the next pass begins, and what that one leaves out is absent:
@@ -117,11 +105,12 @@ class AttentionExtractor:
         connector: bool = True,
         family: Family | None = None,
     ) -> None:
-        self._model = bare_model(model)
-        self.family = family or family_of(self._model.config)
-        self._modules = attention_copies(self._model, self.family)
-        self._tower_copies = copies_of(self._model, self.family.paths.vision_layers.rpartition(".")[0])
-        self._wanted = _wanted_names(self._modules, key_layers, vision_layers, connector=connector)
+        bare = bare_model(model)
+        self._bare = weakref.ref(bare)
+        self.family = family or family_of(bare.config)
+        modules = attention_copies(bare, self.family)
+        self._names = tuple(modules)
+        self._wanted = _wanted_names(self._names, key_layers, vision_layers, connector=connector)
         self.heads = None if heads is None else list(heads)
         self.query_tokens = query_tokens
         self.vision_tokens = vision_tokens
@@ -131,26 +120,24 @@ class AttentionExtractor:
         self._blocked: dict[str, Tensor] = {}
         self._tap: Tap | None = None
         self._proof: dict[str, _Proof] | None = None
-        self._hooks: list[RemovableHandle] = []
-        self._kernels: list[tuple[PreTrainedConfig, str]] = []
         self.clear()
-        self._attach()
+        self._attach(modules)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every module that attends, in the words of ``attention_weights``; only some of them are
         captured."""
-        return tuple(self._modules)
+        return self._names
 
     @property
     def language_names(self) -> tuple[str, ...]:
         """``layer_0`` to the last language layer, in order; without those that have no attention map."""
-        return tuple(name for name in self._modules if name.startswith("layer_"))
+        return tuple(name for name in self._names if name.startswith("layer_"))
 
     @property
     def captured_names(self) -> tuple[str, ...]:
         """The modules whose rows are kept, in the order of ``names``."""
-        return tuple(name for name in self._modules if name in self._wanted)
+        return tuple(name for name in self._names if name in self._wanted)
 
     @property
     def attention_weights(self) -> dict[str, np.ndarray]:
@@ -195,15 +182,7 @@ class AttentionExtractor:
 
     def remove(self) -> None:
         """Give the model back as it was. Doing it twice does no harm; rows stay readable."""
-        for hook in self._hooks:
-            hook.remove()
-        for config, kernel in self._kernels:
-            config._attn_implementation_internal = kernel
-        self._hooks, self._kernels = [], []
-        if _EXTRACTORS.get(self._model) is self:
-            del _EXTRACTORS[self._model]
-            for module in chain.from_iterable(self._modules.values()):
-                _WATCHERS.pop(module, None)
+        self._watch.close()
 
     def __enter__(self) -> AttentionExtractor:
         return self
@@ -225,9 +204,9 @@ class AttentionExtractor:
         Raises ValueError for an unknown name.
         """
         for name in blocked:
-            if name not in self._modules:
+            if name not in self._names:
                 raise ValueError(
-                    f"no attention module {name!r} to knock out; expected one of {_span(self._modules)}"
+                    f"no attention module {name!r} to knock out; expected one of {_span(self._names)}"
                 )
         before, self._blocked = self._blocked, {**self._blocked, **blocked}
         try:
@@ -258,25 +237,32 @@ class AttentionExtractor:
         finally:
             self._tap = before
 
-    def _attach(self) -> None:
-        _check_is_free(self._model)
-        kernels = _kernels_in_use(_configs(self._model))
-        observed = [observe_kernel(kernel) for _, kernel in kernels]
-        self._hooks = [
-            self._model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            self._model.register_forward_hook(self._end, always_call=True),
-            *self._tower_hooks(),
-        ]
-        self._kernels = kernels
-        for (config, _), name in zip(kernels, observed, strict=True):
-            config._attn_implementation_internal = name
-        _EXTRACTORS[self._model] = self
-        for name, copies in self._modules.items():
-            _WATCHERS.update((module, _Watcher(self, name)) for module in copies)
+    @property
+    def _model(self) -> Any:
+        """The bare model, which is there while it runs."""
+        return self._bare()
+
+    def _attach(self, modules: Mapping[str, Sequence[nn.Module]]) -> None:
+        check_is_free(chain.from_iterable(modules.values()))
+        bare, tower = self._model, self.family.paths.vision_layers.rpartition(".")[0]
+        self._watch = Watch(self, bare)
+        try:
+            for name, copies in modules.items():
+                for module in copies:
+                    self._watch.kernel(module, _Watcher(self, name))
+            self._watch.check_kernels()
+            self._watch.forward(bare, before=self._begin, after=self._end)
+            for module in self._towers_of(bare):
+                self._watch.forward(module, before=self._begin_tower, after=self._end_tower)
+        except BaseException:
+            self._watch.close()
+            raise
+        self._tower_copies = weakref.WeakSet(copies_of(bare, tower))
 
     # Rows are taken while the whole model's forward runs: activation checkpointing runs layers again in
     # backward, and those calls must not be taken for new ones.
     def _begin(self, _: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
+        self._watch.check_kernels()  # it may have been changed since
         self._given = arguments, options
         self._forwards.begin(self._model, arguments, options)
         if self._forwards.refused and any(name.startswith("layer_") for name in self._wanted):
@@ -309,7 +295,7 @@ class AttentionExtractor:
         kept.regrouped = kept.regrouped or self._forwards.regrouped
         self._kept = kept
 
-    def _end(self, _: nn.Module, arguments: Any, output: Any) -> None:
+    def _end(self, _: nn.Module, output: Any) -> None:
         towers = self._towers
         self._inside, self._images, self._towers, self._given = False, 0, {}, ((), {})
         self._forwards.end(output)
@@ -329,13 +315,11 @@ class AttentionExtractor:
             raise ValueError(f"{name}: image {missing[0]} does not exist; expected one of {sorted(patches)}")
 
     # ``generate`` runs the tower of some families ahead of the model's forward, to which its pictures belong.
-    def _tower_hooks(self) -> Iterator[RemovableHandle]:
+    def _towers_of(self, model: nn.Module) -> Iterator[nn.Module]:
         paths = self.family.paths
         inside = (paths.vision_layers, paths.connector_attention)
         for root in dict.fromkeys(path.rpartition(".")[0] for path in inside if path is not None):
-            for module in copies_of(self._model, root):
-                yield module.register_forward_pre_hook(self._begin_tower, with_kwargs=True)
-                yield module.register_forward_hook(self._end_tower, always_call=True)
+            yield from copies_of(model, root)
 
     def _begin_tower(self, module: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
         if not self._inside:
@@ -348,7 +332,7 @@ class AttentionExtractor:
             if self.tiles is not None:
                 self._inputs["tiles"] = self.tiles
 
-    def _end_tower(self, module: nn.Module, *_: object) -> None:
+    def _end_tower(self, module: nn.Module, output: Any) -> None:
         if module in self._tower_copies:
             self._inputs = {}  # a cache is among them, and need not outlive its reader
         if self._is_ahead:
@@ -507,73 +491,6 @@ class _Tower:
         return found
 
 
-class Call(NamedTuple):
-    """One call of an attention kernel, as the model made it.
-
-    kernel               its name: "sdpa", "eager", "flash_attention_2", …
-    module               the attention module that calls
-    query, key, value    Float[batch, heads or kv_heads, queries or keys, dim]
-    mask                 Bool or additive Float[batch or 1, heads or 1, queries or 1, keys], or flash's
-                         Bool[batch, keys], or None
-    options              scaling, dropout and what else the module passes
-    past                 tokens read before the first query: its place in the whole sequence. None in calls that are not
-                         over a sequence of tokens: the connector's, the tower's
-    keeps_keys           ``key`` stays as it is after the call; caches of fixed shape write over theirs
-    """
-
-    kernel: str
-    module: nn.Module
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    options: Mapping[str, Any]
-    past: int | None = None
-    keeps_keys: bool = True
-
-    @property
-    def lengths(self) -> tuple[int, int]:
-        """(queries, keys)."""
-        return self.query.shape[2], self.key.shape[2]
-
-    @property
-    def is_flash(self) -> bool:
-        return "flash" in self.kernel
-
-    @property
-    def first_key(self) -> int:
-        """The token that the first key is of: above 0 where a sliding cache has forgotten those before."""
-        queries, keys = self.lengths
-        return 0 if self.past is None else max(self.past + queries - keys, 0)
-
-    def of_tokens(self) -> Call:
-        """The call without keys that no token has filled yet, which a static cache hands over.
-
-        Raises ValueError where the kernel reads those keys too.
-        """
-        queries, keys = self.lengths
-        if self.past is None or self.past + queries >= keys:
-            return self
-        if self.is_flash and self.mask is None:
-            raise ValueError(
-                f"{self.kernel} over a cache of {keys} places, {self.past + queries} of them filled, was given no mask "
-                "and reads the empty ones; give the forward an attention_mask"
-            )
-        filled = slice(None, self.past + queries)
-        return self._replace(key=self.key[:, :, filled], value=self.value[:, :, filled])
-
-    def by_token(
-        self, rows: Float[Tensor, "kept heads rows keys"]
-    ) -> Float[Tensor, "kept heads rows tokens"]:
-        """Rows over the keys of ``of_tokens`` → over all tokens so far: 0 for those that the cache has forgotten."""
-        return nn.functional.pad(rows, (self.first_key, 0)) if self.first_key else rows
-
-    def run(self) -> tuple[Tensor, Any]:
-        """The real kernel's output, Float[batch, queries, heads, dim], and what else it returns."""
-        function = real_kernel(self.kernel, self.module)
-        return function(self.module, self.query, self.key, self.value, self.mask, **self.options)
-
-
 Tap: TypeAlias = Callable[
     [str, Call, Tensor], Tensor
 ]  # name, call, kernel's output → the output to go on with
@@ -583,13 +500,19 @@ class _Watcher:
     """What happens around the real kernel of one attention module."""
 
     def __init__(self, owner: AttentionExtractor, name: str) -> None:
-        self.owner = owner
+        self._owner = weakref.ref(owner)
         self.name = name
         self.is_language = name.startswith("layer_")
 
+    @property
+    def owner(self) -> AttentionExtractor:
+        owner = self._owner()
+        assert owner is not None, "a watch ends with its owner"
+        return owner
+
     def run(self, call: Call) -> tuple[Tensor, Any]:
-        owner = self.owner
-        if not owner._inside:
+        owner = self._owner()
+        if owner is None or not owner._inside:
             return call.run()
         if self.is_language:
             call = _placed(call, owner._forwards)
@@ -672,41 +595,42 @@ class _Watcher:
 
 class KernelTap:
     """Hands a tap every kernel call of some attention modules, and does nothing else: for one generation after another,
-    where a new ``AttentionExtractor`` each time would be felt. What can be prepared is; attaching sets a name.
+    where a new ``AttentionExtractor`` each time would be felt. What can be prepared is.
 
     names   as ``attention_weights`` has them
 
-    One at a time on a model, in the place of an extractor.
+    One at a time on a model, in the place of an extractor; it does not keep the model alive.
     """
 
     def __init__(self, model: nn.Module, names: Collection[str], *, family: Family | None = None) -> None:
-        self._model = bare_model(model)
-        modules = attention_copies(self._model, family or family_of(self._model.config))
-        self._modules = [(name, module) for name in names if name in modules for module in modules[name]]
-        self._configs = _configs(self._model)
+        bare = bare_model(model)
+        modules = attention_copies(bare, family or family_of(bare.config))
+        self._bare = weakref.ref(bare)
+        self._modules = [
+            (name, weakref.ref(module)) for name in names if name in modules for module in modules[name]
+        ]
 
     @contextmanager
     def tapped(self, tap: Tap) -> Iterator[None]:
-        """While the block lasts, as ``AttentionExtractor.tapped``; also outside the model's own forward."""
-        _check_is_free(self._model)
-        kernels = _kernels_in_use(self._configs)
-        observed = [observe_kernel(kernel) for _, kernel in kernels]
-        _EXTRACTORS[self._model] = self
+        """While the block lasts, as ``AttentionExtractor.tapped``; also outside the model's own forward.
+
+        Raises ValueError where the model is gone.
+        """
+        bare = self._bare()
+        found = [(name, module) for name, reference in self._modules if (module := reference()) is not None]
+        if bare is None or len(found) < len(self._modules):
+            raise ValueError("KernelTap: its model is gone; make a new one for the model in use")
+        check_is_free(module for _, module in found)
         forwards = Forwards()
-        hooks = follow(self._model, forwards)
+        watch = Watch(self, bare)
         try:
-            _LISTENERS.update((module, _Listener(name, tap, forwards)) for name, module in self._modules)
-            for (config, _), kernel in zip(kernels, observed, strict=True):
-                config._attn_implementation_internal = kernel
+            watch.forward(bare, before=forwards.begin, after=forwards.after)
+            for name, module in found:
+                watch.kernel(module, _Listener(name, tap, forwards))
+            watch.check_kernels()
             yield
         finally:
-            for config, kernel in kernels:
-                config._attn_implementation_internal = kernel
-            for hook in hooks:
-                hook.remove()
-            for _, module in self._modules:
-                _LISTENERS.pop(module, None)
-            del _EXTRACTORS[self._model]
+            watch.close()
 
 
 class _Listener(NamedTuple):
@@ -723,85 +647,6 @@ class _Listener(NamedTuple):
 
 def _placed(call: Call, forwards: Forwards) -> Call:
     return call._replace(past=forwards.start, keeps_keys=forwards.keeps_keys)
-
-
-def _check_is_free(model: nn.Module) -> None:
-    if model in _EXTRACTORS:
-        raise ValueError(
-            "another AttentionExtractor is attached to this model; call its remove() first, or ask one extractor "
-            "for all the layers"
-        )
-
-
-def _configs(model: nn.Module) -> list[PreTrainedConfig]:
-    """Every configuration that a module of the model reads, once."""
-    found = (vars(module).get("config") for module in model.modules())
-    return [*{id(config): config for config in found if isinstance(config, PreTrainedConfig)}.values()]
-
-
-def _kernels_in_use(configs: Iterable[PreTrainedConfig]) -> list[tuple[PreTrainedConfig, str]]:
-    return [(config, str(config._attn_implementation)) for config in configs if config._attn_implementation]
-
-
-def observe_kernel(kernel: str) -> str:
-    """The name under which ``kernel`` runs with its rows observed; registered, with its mask function, on
-    first use.
-
-    Raises ValueError for kernels that hide their mask (flex, paged).
-    """
-    if kernel.startswith(UNSUPPORTED_KERNELS) or kernel.startswith(PREFIX):
-        raise ValueError(
-            f"attention kernel {kernel!r} cannot be observed; load the model with 'sdpa', 'eager' or flash"
-        )
-    name = PREFIX + kernel
-    if name not in ALL_ATTENTION_FUNCTIONS:
-
-        def observed(
-            module: nn.Module,
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            attention_mask: Any = None,
-            **kwargs: Any,
-        ) -> tuple[Tensor, Any]:
-            call = Call(kernel, module, query, key, value, attention_mask, kwargs)
-            watcher = _LISTENERS.get(module) or _WATCHERS.get(module)
-            return call.run() if watcher is None else watcher.run(call)
-
-        AttentionInterface.register(name, observed)
-    # A name without a mask function would be handed no mask at all: not even the causal one.
-    if kernel in ALL_MASK_ATTENTION_FUNCTIONS and name not in ALL_MASK_ATTENTION_FUNCTIONS:
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[kernel])
-    return name
-
-
-def real_kernel(kernel: str, module: nn.Module) -> Callable[..., tuple[Tensor, Any]]:
-    """The function that ``kernel`` means for ``module``.
-
-    Eager has no entry in transformers' table: it is a function of the file, or the package, that wrote the
-    module.
-    """
-    if kernel != "eager":
-        return ALL_ATTENTION_FUNCTIONS[kernel]
-    return _eager_kernel(type(module))  # type: ignore[arg-type]  # torch's annotations hide that classes are hashable
-
-
-@cache
-def _eager_kernel(cls: Hashable) -> Callable[..., tuple[Tensor, Any]]:
-    assert isinstance(cls, type)
-    for base in cls.__mro__:
-        package = base.__module__.rpartition(".")[0] + "."
-        siblings = (
-            [name for name in sorted(sys.modules) if name.startswith(package)] if len(package) > 1 else []
-        )
-        for file in (base.__module__, *siblings):
-            for name in EAGER_NAMES:
-                if name in vars(sys.modules[file]):
-                    return vars(sys.modules[file])[name]
-    raise ValueError(
-        f"{cls.__name__} runs eager attention, but neither {cls.__module__} nor its package has a function "
-        f"{' or '.join(EAGER_NAMES)}; load the model with attn_implementation='sdpa'"
-    )
 
 
 def attention_logits(
@@ -925,8 +770,8 @@ def _with_mask(call: Call, mask: Tensor) -> Call:
     if not call.is_flash:
         return call._replace(mask=mask)
     if call.options.get(SINK_LOGITS) is None:
-        return call._replace(mask=mask, kernel="sdpa")
-    return call._replace(mask=_additive(mask, call.query.dtype), kernel="eager")
+        return call.under("sdpa", mask)
+    return call.under("eager", _additive(mask, call.query.dtype))
 
 
 def _additive(seen: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
@@ -1033,7 +878,7 @@ def head_means(
             return output
 
         with extractor.tapped(tap):
-            extractor._model(**{**inputs, "use_cache": False})
+            bare_model(model)(**{**inputs, "use_cache": False})
     if missing:
         raise ValueError(f"{min(missing)}: its attention never ran through the interface; expected one call")
     return means

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from weakref import ref
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import Cache, DynamicCache, GenerationMixin
 
 MEDIA = ("pixel_values", "mm_encoder_outputs")  # what their names begin with: pixel_values_videos, …
@@ -97,6 +96,10 @@ class Forwards:
             self._pass_end = self.start
         self._cache = None  # it need not outlive its reader
 
+    def after(self, _: nn.Module, output: Any) -> None:
+        """``end`` for ``Watch.forward``."""
+        self.end(output)
+
     def _goes_on(self) -> bool:
         """Is this the cache of the forward before, at most with steps taken back?"""
         if self._cache is None or self._followed is None or self._followed() is not self._cache:
@@ -108,21 +111,6 @@ class Forwards:
         if self.start < self._end or self._keys is None:
             return True
         return _same(_keys(self._cache), self._keys)
-
-
-def follow(model: nn.Module, forwards: Forwards) -> list[RemovableHandle]:
-    """Have a model tell of its forwards until the hooks are removed."""
-
-    def begin(_: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
-        forwards.begin(model, arguments, options)
-
-    def end(_: nn.Module, arguments: Any, output: Any) -> None:
-        forwards.end(output)
-
-    return [
-        model.register_forward_pre_hook(begin, with_kwargs=True),
-        model.register_forward_hook(end, always_call=True),
-    ]
 
 
 def by_name(module: nn.Module, arguments: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from diagnostics.watch import Watch
 from finetune.families import Family, bare_model, family_of
 
 
@@ -21,6 +22,8 @@ class HiddenStates:
 
     layers      language layers by index; None: all
     sequences   which sequences of the batch to keep; None: all
+
+    It does not keep the model alive, and is off when it is dropped.
 
     Memory: sequences × tokens × width numbers a layer, in the model's precision and on its device.
 
@@ -45,13 +48,12 @@ class HiddenStates:
         self._sequences = None if sequences is None else list(sequences)
         self._states: dict[str, Tensor] = {}
         self._is_reading = False
-        self._hooks: list[RemovableHandle] = [
-            bare.register_forward_pre_hook(self._begin, with_kwargs=True),
-            bare.register_forward_hook(self._end, always_call=True),
-        ]
+        self._numbers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+        self._watch = Watch(self, bare)
+        self._watch.forward(bare, before=self._begin, after=self._end)
         for index in chosen:
-            keep = self._keeper(f"layer_{index}")
-            self._hooks.append(found[index].register_forward_pre_hook(keep, with_kwargs=True))
+            self._numbers[found[index]] = index
+            self._watch.forward(found[index], before=self._keep)
 
     @property
     def hidden_states(self) -> dict[str, np.ndarray]:
@@ -60,9 +62,7 @@ class HiddenStates:
 
     def remove(self) -> None:
         """Give the model back as it was. Doing it twice does no harm; states stay readable."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._watch.close()
 
     def __enter__(self) -> HiddenStates:
         return self
@@ -76,14 +76,12 @@ class HiddenStates:
         cache = options.get("past_key_values")
         self._is_reading = cache is None or cache.get_seq_length() == 0
 
-    def _end(self, *_: object) -> None:
+    def _end(self, _: nn.Module, output: Any) -> None:
         self._is_reading = False
 
-    def _keeper(self, name: str) -> Any:
-        def keep(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-            if self._is_reading:
-                states = arguments[0] if arguments else options["hidden_states"]
-                kept = states.detach() if self._sequences is None else states.detach()[self._sequences]
-                self._states[name] = kept.clone()  # some models add to the residual stream in place
-
-        return keep
+    def _keep(self, layer: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if self._is_reading:
+            states = arguments[0] if arguments else options["hidden_states"]
+            kept = states.detach() if self._sequences is None else states.detach()[self._sequences]
+            # A copy: some models add to the residual stream in place.
+            self._states[f"layer_{self._numbers[layer]}"] = kept.clone()

@@ -28,6 +28,7 @@ from diagnostics.geometry import cells_from_row, patch_boxes_pixels, resampled
 from diagnostics.probe import auto_key_layers, observing
 from diagnostics.probes import Probe
 from diagnostics.reading import Reader, Reading, padded
+from diagnostics.watch import Watch
 from finetune.families import Family, ImageTokens, attention_modules, bare_model, family_of
 from finetune.families.tower import TowerSequence, joined
 
@@ -245,17 +246,15 @@ class _Eyes:
     def told_inputs(self) -> Iterator[None]:
         """While the block lasts, hear what the tower's forward is given: which patch is where depends on it."""
         tower = self._model.get_submodule(self._family.paths.vision_layers.rpartition(".")[0])
-
-        def keep(module: nn.Module, arguments: Any, options: Mapping[str, Any]) -> None:
-            self._inputs = dict(
-                inspect.signature(module.forward).bind_partial(*arguments, **options).arguments
-            )
-
-        hook = tower.register_forward_pre_hook(keep, with_kwargs=True)
+        watch = Watch(self, self._model)
+        watch.forward(tower, before=self._keep)
         try:
             yield
         finally:
-            hook.remove()
+            watch.close()
+
+    def _keep(self, module: nn.Module, arguments: Any, options: Mapping[str, Any]) -> None:
+        self._inputs = dict(inspect.signature(module.forward).bind_partial(*arguments, **options).arguments)
 
     def are_of(self, patches: int, pictures: int) -> bool:
         """Did every layer see so many patches of the first picture, and as many images as the prompt has pictures?"""

@@ -29,6 +29,7 @@ from diagnostics.hidden import HiddenStates
 from diagnostics.probe import auto_key_layers
 from diagnostics.reading import padded, token_texts
 from diagnostics.sinks import THRESHOLD, sink_dimensions, sink_tokens
+from diagnostics.watch import Watch
 from diagnostics.web.look import ANSWER, OTHER, QUESTION, Look, SeenImage
 from diagnostics.web.memory import available_bytes, need, require
 from diagnostics.web.rows import CONNECTOR, ReplyRows
@@ -428,12 +429,13 @@ class _Watch:
     def __enter__(self) -> _Watch:
         engine, enter = self._engine, self._stack.enter_context
         enter(engine.kernels.tapped(self._rows))
-        if engine.sink_layers:  # a hook costs something in every forward
+        if engine.sink_layers:  # being told of a layer costs something in every forward
             self._states = enter(HiddenStates(engine.model, engine.sink_layers, family=engine.family))
         if engine.vision_layers:
+            watch = Watch(self, bare_model(engine.model))
+            self._stack.callback(watch.close)
             for tower in engine.towers:
-                hook = tower.register_forward_pre_hook(self._keep_tower_inputs, with_kwargs=True)
-                self._stack.callback(hook.remove)
+                watch.forward(tower, before=self._keep_tower_inputs)
         return self
 
     def __exit__(self, *_: object) -> None:

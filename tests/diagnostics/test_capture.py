@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_llama import FAMILY, IDS, tiny_llama
 
-from diagnostics import capture
+from diagnostics import capture, watch
 from diagnostics.capture import AttentionExtractor, Call, attention_logits, attention_rows, self_check
 
 
@@ -126,7 +126,7 @@ def test_generation_keeps_the_prefill_and_every_step(model):
 
 def test_configs_and_hooks_are_restored_also_after_an_exception(model):
     with pytest.raises(RuntimeError, match="boom"), extractor(model):
-        assert model.config._attn_implementation == "observed_sdpa"
+        assert model.config._attn_implementation == "sdpa"
         raise RuntimeError("boom")
     assert model.config._attn_implementation == "sdpa"
     assert not model._forward_pre_hooks and not model._forward_hooks
@@ -302,7 +302,7 @@ def test_terms_that_rows_cannot_show_are_refused():
             position_bias=torch.zeros(1),
         )
     with pytest.raises(ValueError, match="'flex_attention' cannot be observed"):
-        capture.observe_kernel("flex_attention")
+        watch.check_kernel("flex_attention")
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ def test_the_kernel_that_is_in_use_when_it_taps_is_the_one_that_runs(model):
 def test_the_model_is_given_back_whatever_happens(model):
     tap = KernelTap(model, NAMES, family=FAMILY)
     with pytest.raises(KeyError), tap.tapped(lambda name, call, output: output):
-        assert model.config._attn_implementation == "observed_sdpa"
+        assert model.config._attn_implementation == "sdpa"
         raise KeyError
     assert model.config._attn_implementation == "sdpa"
     calls, _ = heard(tap, model)
