@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -22,7 +23,7 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available
 
 import finetune.families as families
-from finetune import weights
+from finetune import checkpoint_files, weights
 from finetune.families.base import Family, bare_model
 
 if TYPE_CHECKING:  # it takes two seconds to import, and configurations alone are read without it
@@ -73,7 +74,8 @@ def load(
     }
     if quantize:
         options["quantization_config"] = four_bit(config, family, compute_dtype=dtype)
-    with _opened(base_name):
+    checkpoint_files.check_weights(base_name)
+    with _opened(base_name), _built(config, base_name):
         model: nn.Module = AutoModelForImageTextToText.from_pretrained(
             base_name, trust_remote_code=False, **options
         )
@@ -154,10 +156,11 @@ def load_processor(name_or_path: str | Path, *, cache_dir: str | None = None, ba
     """The processor of a checkpoint: an adapter folder's own where it has one, else its base's."""
     base_name, adapter = resolve(name_or_path, base=base)
     family = families.family_of(_config(base_name, cache_dir))
+    checkpoint_files.check_processor(base_name if adapter is None else adapter)
     if adapter is not None and any((adapter / name).is_file() for name in _PROCESSOR_FILES):
-        with _opened(str(adapter)):
+        with _opened(str(adapter)), checkpoint_files.understood(adapter):
             return family.load_processor(str(adapter))
-    with _opened(base_name):
+    with _opened(base_name), checkpoint_files.understood(base_name):
         return family.load_processor(base_name, cache_dir=cache_dir)
 
 
@@ -223,13 +226,40 @@ def _opened(name: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _built(config: Any, name: str) -> Iterator[None]:
+    """A configuration that no model can be built from, or another than the weights are of, is one message."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of any kind; raised again where the configuration is not its cause
+        with checkpoint_files.understood(_config_of(name)):
+            skeleton(config)
+        if isinstance(error, SafetensorError):
+            raise ValueError(f"{name}: its weights cannot be read ({error}); copy them again") from error
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"{name}: its weights have other shapes than {MODEL_CONFIG} says (the table above names them); take the "
+            "file from the checkpoint that the weights belong to"
+        ) from error
+
+
+def _config_of(name: str) -> str:
+    """What messages call the configuration of a folder or hub name."""
+    return f"{name}/{MODEL_CONFIG}"
+
+
 def _config(base_name: str, cache_dir: str | None) -> Any:
+    checkpoint_files.check_config(base_name)
     with _opened(base_name):
         written, _ = PreTrainedConfig.get_config_dict(base_name, cache_dir=cache_dir)
         kind = written.get("model_type")
         if kind not in CONFIG_MAPPING:  # before transformers asks whether to run the checkpoint's own code
-            raise families.unknown(kind, sees="vision_config" in written)
-        config = AutoConfig.from_pretrained(base_name, cache_dir=cache_dir, trust_remote_code=False)
+            raise ValueError(f"{base_name}: {families.unknown(kind, sees='vision_config' in written)}")
+        with checkpoint_files.understood(_config_of(base_name)):
+            config = AutoConfig.from_pretrained(base_name, cache_dir=cache_dir, trust_remote_code=False)
     quantized = getattr(config, "quantization_config", None)
     if quantized is not None:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method

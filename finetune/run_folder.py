@@ -5,11 +5,12 @@ import json
 import os
 import re
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from finetune import fields, weights
 from finetune.arguments import Arguments, default_values
+from finetune.fields import NULL, OBJECT, TEXT, TRUTH, by_name, items, number, one_of, whole
 from finetune.mixture import parse_source
 
 RUN_FILE = "run.json"
@@ -22,6 +23,12 @@ OPTIMIZER_FILES = (
     "pytorch_model_fsdp*",
 )  # torch, DeepSpeed, FSDP
 VERSION = 1
+RUN_SHAPE = {"version": one_of(VERSION), "finished": TRUTH, "marks": OBJECT}
+MARKER_SHAPE = {"version": one_of(VERSION), "processes": whole(1), "files": by_name(whole(0))}
+STATE_SHAPE = {
+    "global_step": whole(0), "max_steps": whole(-1), "epoch": number(0) | NULL, "log_history": items(OBJECT),
+    "best_model_checkpoint": TEXT | NULL, "stateful_callbacks": OBJECT | NULL,
+}  # fmt: skip
 OUR_FOLDERS = ("runs", "attention", "comparison")
 OUR_FILES = re.compile(
     r"run\.json|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json|generation_config\.json"
@@ -117,6 +124,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _written(marks: dict[str, Any]) -> dict[str, Any]:
+    """Through JSON, as the marks of before went: tuples become lists."""
+    return json.loads(json.dumps(marks))
+
+
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A line for each mark that is another; a flag that an earlier release did not write had its default."""
     defaults = default_values()
@@ -151,16 +163,9 @@ def begin(
     """
     if overwrite:
         clear(folder)
-    if resume not in (None, "", "False", "false") and resume not in ("True", "true"):
-        given = Path(str(resume))
-        fault = damage(given, ours=(given.parent / RUN_FILE).is_file())
-        if fault is not None:
-            raise ValueError(
-                f"--resume_from_checkpoint: {given} holds no complete checkpoint of a run: {fault}; take another, or "
-                "start from its weights alone (--model_name_or_path, or --lora_weight_path for adapters)"
-            )
-        return _resume(given, world_size, deepspeed, ())
-    asked = resume in ("True", "true")
+    asked = _truth(resume)
+    if asked is None:
+        return _begin_from(Path(str(resume)), folder, marks, world_size, deepspeed)
     before = _read_run(folder)
     if before is None:
         _refuse_foreign(folder)
@@ -171,9 +176,44 @@ def begin(
     checkpoint, lines = last_complete(folder)
     if checkpoint is None:
         if asked:
-            raise ValueError(f"--resume_from_checkpoint True: {folder} holds no complete checkpoint")
+            raise ValueError(
+                "\n  ".join([f"--resume_from_checkpoint True: {folder} holds no complete checkpoint", *lines])
+            )
         return Start("new", None, tuple(lines))
-    return _resume(checkpoint, world_size, deepspeed, lines)
+    return _resume(checkpoint, world_size, deepspeed, [*lines, *_other_flags(before, marks)])
+
+
+def _truth(resume: str | None) -> bool | None:
+    """Is going on asked for (True) or not (False)? None where a checkpoint is named."""
+    word = (resume or "").lower()
+    if word in ("true", "yes", "1"):
+        return True
+    return False if word in ("", "false", "no", "0", "none") else None
+
+
+def _begin_from(given: Path, folder: Path, marks: dict[str, Any], world_size: int, deepspeed: bool) -> Start:
+    """From a checkpoint that is named, whatever its folder's name."""
+    fault = damage(given, ours=(given.parent / RUN_FILE).is_file())
+    if fault is not None:
+        newest, _ = last_complete(given)
+        meant = f" (it is a run's folder: its newest checkpoint is {newest})" if newest else ""
+        raise ValueError(
+            f"--resume_from_checkpoint: {given} holds no complete checkpoint of a run: {fault}{meant}; take another, "
+            "or start from its weights alone (--model_name_or_path, or --lora_weight_path for adapters)"
+        )
+    if folder.resolve() != given.resolve().parent:
+        before = _read_run(folder)
+        if before is None:
+            _refuse_foreign(folder)
+        else:
+            _refuse_other(folder, before["marks"], marks)
+    return _resume(given, world_size, deepspeed, _other_flags(_read_run(given.parent), marks))
+
+
+def _other_flags(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
+    """A line for each flag that was another when the checkpoint was written."""
+    different = [] if before is None else _differences(before["marks"], _written(now))
+    return ["going on with other flags than it began with:", *different] if different else []
 
 
 def _farewell(folder: Path) -> tuple[str, ...]:
@@ -192,6 +232,15 @@ def _resume(checkpoint: Path, world_size: int, deepspeed: bool, lines: Any) -> S
         raise ValueError(
             f"{checkpoint}: saved by {saved_by} processes under DeepSpeed, and there are {world_size} now; "
             f"go on with as many (GPUS_PER_NODE={saved_by}), or start anew in another --output_dir"
+        )
+    theirs = "global_step*" if deepspeed else "optimizer*"
+    with_deepspeed = any(checkpoint.glob("global_step*"))
+    if with_deepspeed != deepspeed:
+        there, here = ("with", "without") if with_deepspeed else ("without", "with")
+        raise ValueError(
+            f"{checkpoint}: saved {there} DeepSpeed, and this run is {here} it: its optimizer state cannot be read "
+            f"(expected {theirs}); {'give --deepspeed' if with_deepspeed else 'leave out --deepspeed'}, or start anew "
+            "in another --output_dir"
         )
     return Start("resume", checkpoint, (*lines, f"going on from {checkpoint}"))
 
@@ -213,18 +262,24 @@ def damage(checkpoint: Path, *, ours: bool) -> str | None:
     A checkpoint of ours (``ours``) says itself when it is whole and which files it has, of how many bytes. Of another
     program's, and of one that an earlier release marked, the files are looked at: is each a whole file of its format?
     """
+    if not checkpoint.is_dir():
+        return "there is no such folder"
     marker = _read_marker(checkpoint)
     if marker is None and ours:
         return "was not written to its end"
     if not (checkpoint / STATE_FILE).is_file():
         return f"holds no {STATE_FILE}, which transformers' Trainer leaves in each checkpoint"
+    try:
+        step_of(checkpoint)
+    except ValueError as error:
+        return str(error)
+    there = _sizes(checkpoint)
     for name, size in (marker or {}).get("files", {}).items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is gone since it was written"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size:,} bytes, of {size:,} when it was written"
-    cut = next((path.name for path in sorted(checkpoint.glob("*")) if _is_cut_short(path)), None)
+        if name not in there:
+            return f"{name[:80]} is gone since it was written"
+        if there[name] != size:
+            return f"{name} has {there[name]:,} bytes, of {size:,} when it was written"
+    cut = next((path.name for path in sorted(checkpoint.glob("*")) if weights.is_cut_short(path)), None)
     if cut is not None:
         return f"{cut} was cut short"
     if not [path for pattern in OPTIMIZER_FILES for path in checkpoint.glob(pattern)]:
@@ -233,44 +288,45 @@ def damage(checkpoint: Path, *, ours: bool) -> str | None:
 
 
 def _read_marker(checkpoint: Path) -> dict[str, Any] | None:
+    """What the mark of a checkpoint says; None where there is none, or half of one."""
     try:
-        return json.loads((checkpoint / COMPLETE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return fields.load(checkpoint / COMPLETE_FILE, MARKER_SHAPE, required=("processes",))
+    except ValueError:
         return None
 
 
-def _is_cut_short(path: Path) -> bool:
-    """Does a file of weights end before its format says that it does?"""
-    if path.suffix in (".pt", ".pth", ".bin"):
-        return not zipfile.is_zipfile(path)  # torch's format; a zip file's table of contents is its end
-    if path.suffix != ".safetensors":
-        return False
-    with path.open("rb") as file:
-        header = file.read(8)
-        length = int.from_bytes(header, "little")
-        if len(header) < 8 or path.stat().st_size < 8 + length:
-            return True
-        tensors = json.loads(file.read(length))
-    ends = [content["data_offsets"][1] for name, content in tensors.items() if name != "__metadata__"]
-    return path.stat().st_size != 8 + length + max(ends, default=0)
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file below a folder, by its path there; of all but the mark."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE_FILE)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The ``checkpoint-N`` folders, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=step_of)
+    # Digits alone: there are others ("²") that are no numbers to Python.
+    found = [
+        path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]{1,18}", path.name)
+    ]
+    return sorted(found, key=_number)
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def step_of(checkpoint: Path) -> int:
-    """``checkpoint-50`` → 50."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+    """The step that a checkpoint was saved after, as its Trainer wrote it down; the folder may have any name.
+
+    Raises ValueError for a state that is broken or of no Trainer.
+    """
+    state = fields.load(checkpoint / STATE_FILE, STATE_SHAPE, required=("global_step",))
+    return int(state["global_step"])
 
 
 def mark_complete(checkpoint: Path, *, processes: int) -> None:
     """Say that a checkpoint is whole. To be called when every process has written its part."""
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE_FILE)
-    sizes = {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in files}
-    write_json(checkpoint / COMPLETE_FILE, {"version": VERSION, "processes": processes, "files": sizes})
+    mark = {"version": VERSION, "processes": processes, "files": _sizes(checkpoint)}
+    write_json(checkpoint / COMPLETE_FILE, mark)
 
 
 def write_run(folder: Path, marks: dict[str, Any], *, finished: bool) -> None:
@@ -304,15 +360,7 @@ def _read_run(folder: Path) -> dict[str, Any] | None:
     path = folder / RUN_FILE
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: broken JSON ({error}); choose another --output_dir") from error
-    if content.get("version") != VERSION:
-        raise ValueError(
-            f"{path}: found version {content.get('version')}, expected {VERSION}; choose another --output_dir"
-        )
-    return content
+    return fields.load(path, RUN_SHAPE, required=tuple(RUN_SHAPE), remedy="choose another --output_dir")
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -326,9 +374,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _refuse_other(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    # Through JSON, as the marks of before went: tuples become lists.
-    now = json.loads(json.dumps(now))
-    different = _differences(before, now)
+    different = _differences(before, _written(now))
     if different:
         raise ValueError(
             f"--output_dir {folder}: holds another run:\n" + "\n".join(different) + "\n"

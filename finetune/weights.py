@@ -10,6 +10,7 @@ Files name tensors otherwise than a model does. Three renamings, all undone here
 """
 
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from finetune import fields
 from finetune.families.base import bare_model
+from finetune.fields import items, whole
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -47,6 +50,34 @@ def weight_files(folder: Path) -> list[Path]:
         if found:
             return found
     return []
+
+
+def is_cut_short(path: Path) -> bool:
+    """Does a file of weights or states end before its format says that it does, or is it no such file at all?
+
+    Other files are whole, as far as is known here.
+    """
+    if path.suffix in (".pt", ".pth", ".bin"):
+        return not zipfile.is_zipfile(path)  # torch's format; a zip file's table of contents is its end
+    if path.suffix != ".safetensors":
+        return False
+    with path.open("rb") as file:
+        header = file.read(8)
+        length = int.from_bytes(header, "little")
+        if len(header) < 8 or path.stat().st_size < 8 + length:
+            return True
+        text = file.read(length)
+    try:
+        tensors = fields.parse(text.decode("utf-8"), path.name)
+    except ValueError:
+        return True
+    offsets = items(whole(0), 2)
+    if not isinstance(tensors, dict):
+        return True
+    entries = [content for name, content in tensors.items() if name != "__metadata__"]
+    if not all(isinstance(one, dict) and offsets.fits(one.get("data_offsets")) for one in entries):
+        return True
+    return path.stat().st_size != 8 + length + max((one["data_offsets"][1] for one in entries), default=0)
 
 
 def shapes(folder: Path) -> dict[str, Shape]:

@@ -4,6 +4,9 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from finetune import fields
+from finetune.fields import OBJECT, TRUTH, number, whole
+
 PUBLISHED_VISUAL: dict[str, Any] = {
     "heads": 16,
     "image_size": 448,
@@ -15,6 +18,40 @@ PUBLISHED_VISUAL: dict[str, Any] = {
     "width": 1664,
 }
 PUBLISHED_N_QUERIES = 256  # published configurations leave n_queries out and mean this
+
+_SIZE = whole(1, 2**27)
+SHAPE: fields.Shape = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "kv_channels"), _SIZE),
+    **dict.fromkeys(("max_position_embeddings", "seq_length"), whole(1, 2**40)),
+    **dict.fromkeys(("emb_dropout_prob", "attn_dropout_prob", "layer_norm_epsilon"), number(0, 1)),
+    **dict.fromkeys(
+        (
+            "no_bias",
+            "use_dynamic_ntk",
+            "use_logn_attn",
+            "use_cache",
+            "scale_attn_weights",
+            "tie_word_embeddings",
+        ),
+        TRUTH,
+    ),
+    "intermediate_size": whole(2, 2**27),
+    "num_hidden_layers": whole(1, 2_000),
+    "num_attention_heads": whole(1, 2**17),
+    "initializer_range": number(0),
+    "rotary_pct": number(0, 1),
+    "rotary_emb_base": number(0, above=True),
+    "visual": OBJECT,
+}
+VISUAL_SHAPE: fields.Shape = {
+    **dict.fromkeys(("width", "output_dim", "n_queries"), _SIZE),
+    **dict.fromkeys(("image_size", "patch_size"), whole(1, 2**15)),
+    "heads": whole(1, 2**17),
+    "layers": whole(1, 2_000),
+    "mlp_ratio": number(0, 1_000, above=True),
+    "image_start_id": whole(0, 2**40),
+}
+"""What each field may hold; limits far beyond the published model, within which nothing takes for ever."""
 
 
 class QwenVLConfig(PreTrainedConfig):
@@ -53,10 +90,20 @@ class QwenVLConfig(PreTrainedConfig):
     visual: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.visual = dict(PUBLISHED_VISUAL if self.visual is None else self.visual)
-        self.visual.setdefault("n_queries", PUBLISHED_N_QUERIES)
+        if self.visual is None:
+            self.visual = dict(PUBLISHED_VISUAL)
+        self._check_fields()
+        self.visual = {"n_queries": PUBLISHED_N_QUERIES, **self.visual}
         super().__post_init__(**kwargs)
         self._check()
+
+    def _check_fields(self) -> None:
+        own = {name: getattr(self, name) for name in SHAPE}
+        found = [
+            *fields.faults(own, SHAPE),
+            *fields.faults(self.visual, VISUAL_SHAPE, required=sorted(PUBLISHED_VISUAL), at="visual."),
+        ]
+        fields.refuse(found, "QwenVLConfig")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -74,9 +121,6 @@ class QwenVLConfig(PreTrainedConfig):
 
     def _check(self) -> None:
         assert self.visual is not None
-        missing = sorted(set(PUBLISHED_VISUAL) - set(self.visual))
-        if missing:
-            raise ValueError(f"QwenVLConfig.visual: missing {missing}; found {sorted(self.visual)}")
         if self.visual["output_dim"] != self.hidden_size:
             raise ValueError(
                 f"QwenVLConfig.visual['output_dim'] is {self.visual['output_dim']}, expected hidden_size "
@@ -85,6 +129,20 @@ class QwenVLConfig(PreTrainedConfig):
         for name, count in (("n_queries", self.visual["n_queries"]), ("patches", self.n_patches)):
             if int(count**0.5) ** 2 != count:
                 raise ValueError(f"QwenVLConfig.visual: {name} is {count}, expected a square number")
+        for whole_name, size, part_name, part in (
+            ("visual['width']", self.visual["width"], "visual['heads']", self.visual["heads"]),
+            ("intermediate_size", self.intermediate_size, "the two branches of the MLP,", 2),
+            ("kv_channels", self.kv_channels, "the two halves that rotate,", 2),
+        ):
+            if size % part:
+                raise ValueError(
+                    f"QwenVLConfig.{whole_name} is {size}, expected a multiple of {part_name} {part}"
+                )
+        if self.visual["patch_size"] > self.visual["image_size"]:
+            raise ValueError(
+                f"QwenVLConfig.visual: patch_size is {self.visual['patch_size']}, expected at most image_size "
+                f"{self.visual['image_size']}"
+            )
         if self.rotary_pct != 1.0:
             raise ValueError(
                 f"QwenVLConfig.rotary_pct is {self.rotary_pct}; Qwen-VL rotates whole heads (1.0)"

@@ -68,12 +68,15 @@ class Piece(NamedTuple):
 def read_ranks(path: str | os.PathLike[str]) -> dict[bytes, int]:
     """A tiktoken file (one ``base64 rank`` a line) as bytes → rank.
 
-    Raises ValueError naming file and line where a line is not of that form.
+    Raises ValueError naming file and line where a line is not of that form, and where ranks or tokens are missing or
+    there twice: the ids of control tokens follow from the number of ranks, and tiktoken itself panics.
     """
     ranks: dict[bytes, int] = {}
+    lines = 0
     for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
         if not line:
             continue
+        lines += 1
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
@@ -82,6 +85,18 @@ def read_ranks(path: str | os.PathLike[str]) -> dict[bytes, int]:
                 f"{path}, line {number}: found {line[:60]!r}, expected a base64 token, a space and its rank "
                 "(the file may be cut, or a Git LFS pointer instead of the vocabulary)"
             ) from error
+    if lines != len(ranks) or sorted(ranks.values()) != list(range(lines)):
+        raise ValueError(
+            f"{path}: found {lines:,} lines with {len(ranks):,} tokens and {len(set(ranks.values())):,} ranks up to "
+            f"{max(ranks.values(), default=0):,}, expected each rank from 0 on once, with a token of its own; take the "
+            "file from the checkpoint that it belongs to"
+        )
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise ValueError(
+            f"{path}: found no token for {len(missing)} single bytes (the first is {missing[0]}), expected all 256, so "
+            "that every text can be written; take the file from the checkpoint that it belongs to"
+        )
     return ranks
 
 

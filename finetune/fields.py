@@ -1,0 +1,203 @@
+"""JSON that somebody else wrote, read field by field: what is found against what is expected, with the field's name.
+
+A table says what a file's fields may hold:
+
+    SHAPE = {"version": whole(1, 1), "visual": {"layers": whole(1, 1_000), "mlp_ratio": number(0, above=True)}}
+
+and :func:`check` answers all that is wrong in one ValueError: ``config.json: visual.layers: found "x", expected a whole
+number from 1 to 1,000``. Fields that the table does not name may hold anything.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Union
+
+MOST_FAULTS_SHOWN = 8
+MOST_CHARACTERS_SHOWN = 60
+
+
+class Kind(NamedTuple):
+    """What a field may hold, and the words for it that follow "expected"."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+    def __or__(self, other: "Kind") -> "Kind":  # type: ignore[override]
+        return Kind(f"{self.words} or {other.words}", lambda value: self.fits(value) or other.fits(value))
+
+
+Shape = Mapping[str, Union[Kind, "Shape"]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kinds
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def whole(least: int = 0, most: int | None = None) -> Kind:
+    """A whole number, 2.0 and 2e8 among them as JSON knows one kind of number alone."""
+    return Kind(
+        f"a whole number {_span(least, most)}",
+        lambda value: _is_number(value) and value == int(value) and _within(value, least, most),
+    )
+
+
+def number(least: float, most: float | None = None, *, above: bool = False) -> Kind:
+    """A finite number; ``above``: more than ``least``."""
+    words = f"a number above {least:g}" if above else f"a number {_span(least, most)}"
+    words += f" and at most {most:g}" if above and most is not None else ""
+    return Kind(
+        words,
+        lambda value: _is_number(value) and _within(value, least, most) and not (above and value == least),
+    )
+
+
+def one_of(*values: Any) -> Kind:
+    # By kind too: True equals 1.
+    known = [(type(value), value) for value in values]
+    return Kind(" or ".join(map(shown, values)), lambda value: (type(value), value) in known)
+
+
+def items(kind: Kind, count: int | None = None) -> Kind:
+    return Kind(
+        f"a list of {'' if count is None else f'{count}: '}{kind.words}",
+        lambda value: (
+            isinstance(value, list) and count in (None, len(value)) and all(kind.fits(one) for one in value)
+        ),
+    )
+
+
+def by_name(kind: Kind) -> Kind:
+    """An object of any names, whose values are all of one kind."""
+    return Kind(
+        f"an object of {kind.words} by name",
+        lambda value: isinstance(value, dict) and all(kind.fits(one) for one in value.values()),
+    )
+
+
+TEXT = Kind("text", lambda value: isinstance(value, str))
+TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
+NULL = Kind("null", lambda value: value is None)
+OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+
+
+def _is_number(value: Any) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (isinstance(value, int) or math.isfinite(value))
+    )
+
+
+def _within(value: float, least: float, most: float | None) -> bool:
+    return value >= least and (most is None or value <= most)
+
+
+def _span(least: float, most: float | None) -> str:
+    return f"of at least {least:,}" if most is None else f"from {least:,} to {most:,}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading and checking
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises ValueError where it cannot be read, is not UTF-8 or broken, and where it is nested beyond any use.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: found byte {error.start} that is not UTF-8, expected JSON") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str) -> Any:
+    """What JSON holds; ``where`` it stands begins the message of every ValueError."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: {_broken(text, error)}") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: is nested too deep to be read; is it the right file?") from error
+    except ValueError as error:  # Python reads no number of more than 4,300 digits
+        raise ValueError(f"{where}: found a number of thousands of digits; is it the right file?") from error
+
+
+def _broken(text: str, error: json.JSONDecodeError) -> str:
+    rest = text[error.pos :].lstrip()[:2]
+    if not text.strip():
+        return "the file is empty, expected JSON"
+    hint = "; JSON knows no comments: take it out" if rest in ("//", "/*") or rest[:1] == "#" else ""
+    return f"broken JSON at line {error.lineno}, column {error.colno} ({error.msg}){hint}"
+
+
+def faults(content: Any, shape: Shape, *, required: Sequence[str] = (), at: str = "") -> Iterator[str]:
+    """One for each field that holds something else than ``shape`` says, by the field's name.
+
+    required   names that must be there; ``at`` is what stands before every name
+    """
+    if not isinstance(content, dict):
+        yield (
+            f"{at.rstrip('.')}: found {shown(content)}, expected an object"
+            if at
+            else (f"found {shown(content)}, expected an object")
+        )
+        return
+    for name in required:
+        if name not in content:
+            yield f"{at}{name}: is missing"
+    for name, kind in shape.items():
+        if name not in content:
+            continue
+        value = content[name]
+        if not isinstance(kind, Kind):
+            yield from faults(value, kind, at=f"{at}{name}.")
+        elif not kind.fits(value):
+            yield f"{at}{name}: found {shown(value)}, expected {kind.words}"
+
+
+def check(content: Any, shape: Shape, where: str, *, required: Sequence[str] = (), remedy: str = "") -> None:
+    """Raises ValueError that begins with ``where`` and lists what is wrong, and ends with the remedy."""
+    refuse(list(islice(faults(content, shape, required=required), MOST_FAULTS_SHOWN + 1)), where, remedy)
+
+
+def load(path: Path, shape: Shape, *, required: Sequence[str] = (), remedy: str = "") -> Any:
+    """:func:`read`, and :func:`check` what is read."""
+    try:
+        content = read(path)
+    except ValueError as error:
+        raise ValueError(f"{error}\n{remedy}" if remedy else str(error)) from error
+    check(content, shape, str(path), required=required, remedy=remedy)
+    return content
+
+
+def refuse(found: Sequence[str], where: str, remedy: str = "") -> None:
+    """Raises ValueError where anything is found."""
+    if not found:
+        return
+    lines = [*found[:MOST_FAULTS_SHOWN], *(["…"] if len(found) > MOST_FAULTS_SHOWN else [])]
+    joined = lines[0] if len(lines) == 1 else "\n  ".join(["", *lines])
+    raise ValueError(f"{where}: {joined}".replace(": \n", ":\n") + (f"\n{remedy}" if remedy else ""))
+
+
+def shown(value: Any) -> str:
+    """A value as JSON writes it, cut where it is long."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**18:
+        return f"a number of {int(math.log10(abs(value))) + 1} digits"
+    if isinstance(value, dict | list):  # their text may be of any length and depth
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = repr(value)
+    # A lone surrogate cannot be printed.
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= MOST_CHARACTERS_SHOWN else text[: MOST_CHARACTERS_SHOWN - 1] + "…"
