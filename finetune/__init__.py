@@ -4,6 +4,8 @@ import logging
 
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -14,6 +16,8 @@ from finetune.qwen_vl import (
     QWenTokenizer,
     QwenVLConfig,
     QwenVLForConditionalGeneration,
+    QwenVLImageProcessor,
+    QwenVLModel,
     QwenVLProcessor,
     QwenVLTokenizer,
 )
@@ -22,9 +26,13 @@ from finetune.qwen_vl import (
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 AutoConfig.register("qwen", QwenVLConfig, exist_ok=True)
+AutoModel.register(QwenVLConfig, QwenVLModel, exist_ok=True)
 AutoModelForImageTextToText.register(QwenVLConfig, QwenVLForConditionalGeneration, exist_ok=True)
 AutoModelForCausalLM.register(QwenVLConfig, QwenVLForConditionalGeneration, exist_ok=True)
 AutoTokenizer.register(
     QwenVLConfig, tokenizer_class=QwenVLTokenizer, slow_tokenizer_class=QWenTokenizer, exist_ok=True
 )
 AutoProcessor.register(QwenVLConfig, QwenVLProcessor, exist_ok=True)
+AutoImageProcessor.register(
+    QwenVLConfig, image_processor_classes={"pil": QwenVLImageProcessor}, exist_ok=True
+)

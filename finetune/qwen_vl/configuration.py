@@ -1,6 +1,8 @@
 """QwenVLConfig: the configuration that published Qwen-VL checkpoints carry, read as it is."""
 
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -66,6 +68,9 @@ class QwenVLConfig(PreTrainedConfig):
 
     model_type = "qwen"
     keys_to_ignore_at_inference = ["past_key_values"]
+    auto_map: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {}
+    )  # no remote code, but what a checkpoint names
 
     vocab_size: int = 151936
     hidden_size: int = 4096
@@ -147,6 +152,12 @@ class QwenVLConfig(PreTrainedConfig):
             raise ValueError(
                 f"QwenVLConfig.rotary_pct is {self.rotary_pct}; Qwen-VL rotates whole heads (1.0)"
             )
+
+    @property
+    def image_token_id(self) -> int:
+        """``<img>``, which trainers must keep from being sampled: it would stand for a picture that is not there."""
+        assert self.visual is not None
+        return self.visual["image_start_id"]
 
     @property
     def n_patches(self) -> int:

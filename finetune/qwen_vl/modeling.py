@@ -12,6 +12,8 @@ from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+from transformers.utils.import_utils import is_tracing
 
 from finetune.qwen_vl.configuration import QwenVLConfig
 from finetune.qwen_vl.visual import (
@@ -20,12 +22,19 @@ from finetune.qwen_vl.visual import (
     VisionTransformer,
     attention_function,
     sincos_table,
+    with_grad_for_checkpoints,
 )
+
+BoolRows = Bool[Tensor, "batch tokens"]
+_OF_THE_LOSS = ("num_items_in_batch", "shift_labels")
 
 
 def ntk_alpha(length: int, seq_length: int) -> int:
     """The dynamic NTK factor of a call of ``length`` tokens: 1 up to seq_length, then 3, 7, 15, … per doubling."""
-    return max(2 ** math.ceil(math.log(length / seq_length, 2) + 1) - 1, 1)
+    alpha, reach = 1, seq_length
+    while length > reach:  # whole numbers, which a graph of any length below a bound can be made of
+        alpha, reach = 2 * alpha + 1, 2 * reach
+    return alpha
 
 
 def rotary_angles(
@@ -150,6 +159,7 @@ class QwenVLPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -199,50 +209,75 @@ class QwenVLModel(QwenVLPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.wte = value
 
-    def image_slots(
-        self, input_ids: Int[Tensor, "batch tokens"], n_images: int
-    ) -> Bool[Tensor, "batch tokens"]:
-        """Where image features go: the n_queries tokens after each ``<img>``.
+    def image_slots(self, image_starts: BoolRows, image_ends: BoolRows, n_images: int) -> BoolRows:
+        """Where image features go: the n_queries tokens between an ``<img>`` and the ``</img>`` that closes it.
 
-        Raises ValueError where images and pictures differ in number, or where a slot run is cut.
+        An ``<img>`` that nothing closes is no image: a model may write one. There is no control flow that depends on
+        the tokens, so graphs can be exported and compiled; there the checks are left out.
+
+        Raises ValueError where images and pictures differ in number, or where a run of slots is cut.
         """
         assert self.config.visual is not None
+        n_queries = self.config.visual["n_queries"]
+        closed = torch.zeros_like(image_starts)
+        closed[:, : -n_queries - 1] = image_starts[:, : -n_queries - 1] & image_ends[:, n_queries + 1 :]
+        if not is_tracing():
+            self._check_images(image_starts, closed, n_images)
+        length, images_before = closed.shape[1], closed.cumsum(-1)
+        opened, passed = (F.pad(images_before, (by, 0))[:, :length] for by in (1, n_queries + 1))
+        return opened > passed
+
+    def _check_images(self, starts: BoolRows, closed: BoolRows, n_images: int) -> None:
+        assert self.config.visual is not None
         start_id, n_queries = self.config.visual["image_start_id"], self.config.visual["n_queries"]
-        # A slot may hold any id, but never <img>: the original writes bytes (ids below 256) or <imgpad> there.
-        rows, columns = (input_ids == start_id).nonzero(as_tuple=True)
-        if len(rows) != n_images:
-            raise ValueError(
-                f"input_ids hold {len(rows)} <img> tokens (id {start_id}) and pixel_values {n_images} images; "
-                "expected one picture for each <img>, in the order of the batch"
-            )
-        slots = torch.zeros_like(input_ids, dtype=torch.bool)
-        if n_images == 0:
-            return slots
-        ends = columns + n_queries + 1
-        inside = ends < input_ids.shape[1]
-        closed = inside & (input_ids[rows, ends.clamp(max=input_ids.shape[1] - 1)] == start_id + 1)
-        if not bool(closed.all()):
-            row, column = (int(x[~closed][0]) for x in (rows, columns))
+        if int(closed.sum()) == n_images:
+            return
+        if int(starts.sum()) == n_images:
+            row, column = (starts & ~closed).nonzero()[0].tolist()
             raise ValueError(
                 f"input_ids[{row}]: the image at token {column} is cut: expected </img> (id {start_id + 1}) "
                 f"{n_queries + 1} tokens after <img>; a sequence must never be truncated inside an image"
             )
-        offsets = torch.arange(1, n_queries + 1, device=input_ids.device)
-        slots[rows[:, None], columns[:, None] + offsets] = True
-        return slots
+        raise ValueError(
+            f"input_ids hold {int(starts.sum())} <img> tokens (id {start_id}) and pixel_values {n_images} images; "
+            "expected one picture for each <img>, in the order of the batch"
+        )
 
-    def _embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> Float[Tensor, "batch tokens hidden"]:
-        embeddings = self.wte(input_ids)
-        slots = self.image_slots(input_ids, 0 if pixel_values is None else len(pixel_values))
-        if pixel_values is not None and len(pixel_values):
+    def image_marks(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None
+    ) -> tuple[BoolRows, BoolRows]:
+        """Where ``<img>`` and ``</img>`` stand; among embeddings they are known by being those of the two tokens."""
+        assert self.config.visual is not None
+        start_id = self.config.visual["image_start_id"]
+        if input_ids is not None:
+            return input_ids == start_id, input_ids == start_id + 1
+        assert inputs_embeds is not None
+        ids = torch.tensor([start_id, start_id + 1], device=inputs_embeds.device)
+        start, end = self.wte(ids).to(inputs_embeds.dtype)
+        return (inputs_embeds == start).all(-1), (inputs_embeds == end).all(-1)
+
+    def _embed(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, pixel_values: Tensor | None
+    ) -> Float[Tensor, "batch tokens hidden"]:
+        embeddings = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
+        n_images = 0 if pixel_values is None else pixel_values.shape[0]  # len() would fix it in a graph
+        if pixel_values is not None and n_images:
+            slots = self.image_slots(*self.image_marks(input_ids, inputs_embeds), n_images)
             features = self.visual(pixel_values).to(embeddings.dtype)
             # Out of place: under LoRA the embeddings are a leaf that requires grad.
             return embeddings.masked_scatter(slots[..., None], features)
+        if input_ids is not None and self._may_hold_images(input_ids):
+            self.image_slots(*self.image_marks(input_ids, None), 0)
         if self._eye_must_run():
             size = self.visual.image_size
             blank = torch.zeros(1, 3, size, size, device=embeddings.device, dtype=embeddings.dtype)
             return embeddings + 0.0 * self.visual(blank).sum().to(embeddings.dtype)
         return embeddings
+
+    def _may_hold_images(self, input_ids: Tensor) -> bool:
+        """Not a step of decoding, whose few tokens hold no whole image: looking would make a GPU wait at each token."""
+        assert self.config.visual is not None
+        return not is_tracing() and input_ids.shape[1] > self.config.visual["n_queries"] + 1
 
     def _eye_must_run(self) -> bool:
         """A training batch without an image must still touch every trained parameter of the eye.
@@ -253,7 +288,7 @@ class QwenVLModel(QwenVLPreTrainedModel):
         parameters = self.visual.parameters()
         return self.training and any(p.requires_grad or hasattr(p, "ds_id") for p in parameters)
 
-    def _ntk_alpha(self, length: int, past: int, cache: Cache | None) -> int:
+    def _ntk_alpha(self, length: int, past: int | Tensor, cache: Cache | None) -> int:
         """Training never rescales; a call without a past chooses by its length, that of its longest sample where
         several share a row; decoding keeps that choice.
 
@@ -262,13 +297,20 @@ class QwenVLModel(QwenVLPreTrainedModel):
         """
         if self.training or not self.config.use_dynamic_ntk:
             return 1
-        if past == 0:
-            alpha = ntk_alpha(length, self.config.seq_length)
+        kept: int | None = getattr(cache, "qwen_vl_ntk_alpha", None)
+        if isinstance(past, Tensor):
+            # A cache of fixed shape counts on the device. One token is decoding, and is not worth waiting for; more are
+            # a prompt, a new turn, or guesses of an assistant.
+            empty = length > 1 and (kept is None if is_tracing() else int(past) == 0)
+        else:
+            empty = past == 0
+        if empty:
+            kept = ntk_alpha(length, self.config.seq_length)
             if cache is not None:
-                cache.qwen_vl_ntk_alpha = alpha  # type: ignore[attr-defined]
-            return alpha
-        return getattr(cache, "qwen_vl_ntk_alpha", 1)  # a cache made elsewhere: as in the original, 1
+                cache.qwen_vl_ntk_alpha = kept  # type: ignore[attr-defined]
+        return 1 if kept is None else kept  # a cache made elsewhere: as in the original, 1
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Int[Tensor, "batch tokens"] | None = None,
@@ -284,18 +326,19 @@ class QwenVLModel(QwenVLPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
-        if input_ids is not None:
-            inputs_embeds = self._embed(input_ids, pixel_values)
-        elif pixel_values is not None:
-            raise ValueError("pixel_values need input_ids: inputs_embeds do not say where the images lie")
+        inputs_embeds = self._embed(input_ids, inputs_embeds, pixel_values)
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        assert inputs_embeds is not None
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past: int | Tensor = 0 if past_key_values is None else past_key_values.get_seq_length()
         length = inputs_embeds.shape[1]
         reach = length
-        if position_ids is not None and attention_mask is None and past == 0 and not self.training:
+        if (
+            position_ids is not None
+            and attention_mask is None
+            and not self.training
+            and self._stretches(length)
+        ):
             reach = int(position_ids.max()) + 1  # samples in one row: as far as the longest goes
         if position_ids is None:
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past)[None]
@@ -313,7 +356,7 @@ class QwenVLModel(QwenVLPreTrainedModel):
 
         output_hidden_states = self._asked("output_hidden_states", output_hidden_states)
         output_attentions = self._asked("output_attentions", output_attentions)
-        x = self.drop(inputs_embeds)
+        x = with_grad_for_checkpoints(self.drop(inputs_embeds), self.h)
         states, attentions = [x], []
         for block in self.h:
             x, weights = block(
@@ -331,6 +374,10 @@ class QwenVLModel(QwenVLPreTrainedModel):
             attentions=tuple(attentions) if output_attentions else None,
         )
 
+    def _stretches(self, length: int) -> bool:
+        """Is a row long enough for its angles to depend on how far its samples go?"""
+        return self.config.use_dynamic_ntk and length > self.config.seq_length
+
     def _asked(self, name: str, value: bool | None) -> bool:
         return bool(getattr(self.config, name, False) if value is None else value)
 
@@ -346,6 +393,8 @@ class QwenVLModel(QwenVLPreTrainedModel):
 
 class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
     """Qwen-VL with its language head. Loads published checkpoints (853 tensors) as they are."""
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # where tie_word_embeddings is set
 
     def __init__(self, config: QwenVLConfig) -> None:
         super().__init__(config)
@@ -365,6 +414,7 @@ class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head = value
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Int[Tensor, "batch tokens"] | None = None,
@@ -377,11 +427,12 @@ class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+    ) -> CausalLMOutputWithPast:
         """Logits [batch, tokens, vocabulary], and with ``labels`` (-100 = not trained on) the loss in nats a token.
+
+        ``shift_labels``, which say of each token what follows it, go before ``labels``.
 
         An image in ``input_ids`` is ``<img>`` + n_queries slots + ``</img>``; whatever ids stand in the slots
         are replaced by what the eye sees of ``pixel_values``, in the order of the images in the batch.
@@ -398,36 +449,78 @@ class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
-            **{key: value for key, value in kwargs.items() if key != "num_items_in_batch"},
+            return_dict=True,
+            **{key: value for key, value in kwargs.items() if key not in _OF_THE_LOSS},
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
-        if labels is not None:
+        if labels is not None or kwargs.get("shift_labels") is not None:
             loss = self.loss_function(
                 logits=logits,
-                labels=labels.long(),
+                labels=None if labels is None else labels.long(),
                 vocab_size=self.config.vocab_size,
-                num_items_in_batch=kwargs.get("num_items_in_batch"),
+                **{key: kwargs[key] for key in _OF_THE_LOSS if key in kwargs},
             )
-        result = CausalLMOutputWithPast(
+        return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        return result.to_tuple() if return_dict is False else result
 
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
+        *,
         past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The pictures go in with the prompt; decoding steps have them in the cache."""
-        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
-        has_past = past_key_values is not None and past_key_values.get_seq_length() > 0
-        inputs["pixel_values"] = None if has_past else pixel_values
+        """The pictures go in with the prompt. Of a prompt that goes on from a kept cache, those that it adds."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            **kwargs,
+        )
+        new = inputs.get("input_ids")
+        if pixel_values is None or new is None:
+            return inputs
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if isinstance(past, int) and past == 0 and inputs_embeds is None:
+            return {
+                **inputs,
+                "pixel_values": pixel_values,
+            }  # an assistant's prompt too, which is taken for decoding
+        counts = self._images_by_row(input_ids, None) if kwargs.get("is_first_iteration") else []
+        if sum(counts) == len(pixel_values):
+            added = self._images_by_row(new, None)
+            rows = zip(pixel_values.split(counts), added, strict=True)
+            kept = torch.cat([pictures[len(pictures) - count :] for pictures, count in rows])
+            inputs["pixel_values"] = kept if len(kept) else None
         return inputs
+
+    def _images_by_row(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> list[int]:
+        assert self.config.visual is not None
+        starts, ends = self.transformer.image_marks(input_ids, inputs_embeds)
+        run = self.config.visual["n_queries"] + 1
+        return (starts[:, :-run] & ends[:, run:]).sum(-1).tolist()
+
+    def _expand_inputs_for_generation(  # type: ignore[override]
+        self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Beams and several answers to a prompt: each has all the pictures of its row, in order."""
+        pixel_values, embeds = kwargs.pop("pixel_values", None), kwargs.get("inputs_embeds")
+        if pixel_values is not None and expand_size > 1:
+            counts = self._images_by_row(input_ids if embeds is None else None, embeds)
+            if sum(counts) == len(pixel_values):  # otherwise forward says what is wrong
+                rows = [row for row in pixel_values.split(counts) for _ in range(expand_size)]
+                pixel_values = torch.cat(rows)
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, input_ids=input_ids, **kwargs
+        )
+        return input_ids, kwargs if pixel_values is None else {**kwargs, "pixel_values": pixel_values}

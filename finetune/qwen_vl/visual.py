@@ -42,6 +42,18 @@ def attention_function(config: QwenVLConfig) -> Callable[..., tuple[Tensor, Tens
     return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention)
 
 
+def with_grad_for_checkpoints(x: Tensor, blocks: nn.ModuleList) -> Tensor:
+    """``x``, requiring gradients where reentrant checkpoints need that: they give none to the parameters of a block
+    whose input needs none, as that of the first block behind frozen layers."""
+    needed = (
+        torch.is_grad_enabled()
+        and not x.requires_grad
+        and any(getattr(block, "gradient_checkpointing", False) and block.training for block in blocks)
+        and any(parameter.requires_grad for parameter in blocks.parameters())
+    )
+    return x.detach().requires_grad_() if needed else x
+
+
 def resize_positions(table: Float[Tensor, "from width"], n_cells: int) -> Float[Tensor, "to width"]:
     """A square table of positions, bicubically resized to ``n_cells`` cells; the same where sizes agree."""
     source, target = int(table.shape[0] ** 0.5), int(n_cells**0.5)
@@ -119,6 +131,7 @@ class VisionStack(nn.Module):
         self.resblocks = nn.ModuleList(VisionBlock(config) for _ in range(config.visual["layers"]))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = with_grad_for_checkpoints(x, self.resblocks)
         for block in self.resblocks:
             x = block(x)
         return x
