@@ -74,10 +74,11 @@ class DataArguments:
         metadata={"help": "Where image paths of the data begin, beside the data file's folder and the working "
                           "directory."},
     )  # fmt: skip
-    box_units: Literal["pixels", "thousandths"] | None = field(
+    box_units: Literal["pixels", "thousandths", "text"] | None = field(
         default=None,
-        metadata={"help": "What the numbers of bbox_2d and objects.bbox in the data are: pixels of the upright "
-                          "picture, or thousandths. <box> markup is thousandths always."},
+        metadata={"help": "What the numbers of bbox_2d, bbox, point_2d and objects.bbox in the data are: pixels of the "
+                          "upright picture, thousandths, or text (words, trained as they are written). <box> and "
+                          "<|box_start|> markup is thousandths always."},
     )  # fmt: skip
     video_fps: float = field(
         default=2.0, metadata={"help": "Frames a second that are taken of a video file."}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
+BoxKey = Literal["bbox_2d", "bbox", "point_2d"]
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,13 @@ class BoxRef:
     """Boxes inside a turn: where a phrase lies in an image. Each family writes them in its own way.
 
     written   as the user wrote them, phrase and markup together
-    boxes     x0 y0 x1 y1 of each, as fractions of the upright image's width and height, 0 to 1
+    boxes     x0 y0 x1 y1 of each, as fractions of the upright image's width and height, 0 to 1; a point is x y x y;
+              () for a phrase that is marked and has no box
     label     the phrase they belong to, or None
     image     which of the conversation's images and videos, counted from 0
-    style     how ``written`` is written: "qwen-vl" (<ref>, <box>, thousandths), or "json" (bbox_2d), or
-              "placeholder"
+    style     how ``written`` is written: "qwen-vl" (<ref>, <box>, thousandths), "qwen2-vl" (<|box_start|>),
+              "internvl" (<box>[[...]]</box>), "json" (bbox_2d), or "placeholder"
+    key       under which JSON has them; "point_2d": they are points
     """
 
     written: str
@@ -71,6 +74,7 @@ class BoxRef:
     label: str | None = None
     image: int = 0
     style: str = "qwen-vl"
+    key: BoxKey = "bbox_2d"
 
 
 Part = str | ImageRef | VideoRef | BoxRef
@@ -78,10 +82,14 @@ Part = str | ImageRef | VideoRef | BoxRef
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn; ``parts`` are text, images, videos and boxes in reading order."""
+    """One turn; ``parts`` are text, images, videos and boxes in reading order.
+
+    trained   of an answer: is it learned? Data says so turn by turn (``"weight": 0``); other turns never are
+    """
 
     role: Role
     parts: tuple[Part, ...]
+    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ def questions(conversations: Sequence[Conversation]) -> list[tuple[Path, str, st
         if len(one.media) != 1 or not isinstance(ref := one.media[0], ImageRef) or ref.data is not None:
             continue
         for asked, answered in itertools.pairwise(one.turns):
-            if (asked.role, answered.role) == ("user", "assistant"):
+            if (asked.role, answered.role) == ("user", "assistant") and answered.trained:
                 found.append((ref.path, _words(asked).removeprefix("Picture 1: ").strip(), _words(answered)))
     return found
 

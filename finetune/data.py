@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from finetune.conversation import Conversation, ImageRef, Turn, VideoRef
-from finetune.families.base import Encoded, Family, joined_media
+from finetune.families.base import Encoded, Family, encode_for_training, joined_media
 from finetune.lengths import IGNORED, Lengths, measure, shrink
 from finetune.mixture import Mixture, Source
 from finetune.ordering import Row
@@ -74,7 +74,7 @@ class ConversationDataset(Dataset[Sample]):
         """Raises ValueError that names the sample where it cannot be read, and with streaming where it is too long."""
         conversation = self.conversations[index]
         try:
-            encoded = self.family.encode(self.processor, conversation)
+            encoded = encode_for_training(self.family, self.processor, conversation)
         except ValueError as error:
             raise ValueError(f"{conversation.source}: {error}") from error
         if self.lengths is None:
@@ -95,7 +95,7 @@ class ConversationDataset(Dataset[Sample]):
         if self.on_bad_sample == "shrink":
             smaller = shrink(conversation, self.processor, self.family, self.max_length)
             if smaller is not None:
-                return self.family.encode(self.processor, smaller)
+                return encode_for_training(self.family, self.processor, smaller)
         raise ValueError(
             f"{_weight(conversation, len(encoded.input_ids))}, over --model_max_length {self.max_length}"
         )

@@ -144,7 +144,9 @@ def source_names(dataset: ConversationDataset) -> list[str]:
 
 
 def _up_to_answer(conversation: Conversation) -> Conversation:
-    last = max(index for index, turn in enumerate(conversation.turns) if turn.role == "assistant")
+    last = max(
+        index for index, turn in enumerate(conversation.turns) if turn.role == "assistant" and turn.trained
+    )
     return replace(conversation, turns=conversation.turns[: last + 1])
 
 

@@ -12,14 +12,14 @@ from jaxtyping import Int
 
 from finetune.cache import cache_folder, write_whole
 from finetune.conversation import Conversation, ImageRef, Turn, VideoRef
-from finetune.families.base import Family
+from finetune.families.base import Family, encode_for_training
 from finetune.images import size_of
 from finetune.mixture import Joined
 from finetune.parallel import in_chunks
 from finetune.reading import Conversations, fingerprint
 from finetune.videos import frame_size
 
-COUNTING = 3
+COUNTING = 4
 """Raised whenever counting changes, so that what older versions kept is counted anew."""
 IGNORED = -100
 MOST_NAMES_SHOWN = 20
@@ -129,7 +129,7 @@ def _count(conversation: Conversation, processor: Any, family: Family, slot: int
     """One row of ``Lengths``; ``slot`` is the token that stands in a picture's places, and in some families in a
     frame's."""
     try:
-        encoded = family.encode(processor, conversation, media=False)
+        encoded = encode_for_training(family, processor, conversation, media=False)
     except ValueError as error:
         raise ValueError(f"{conversation.source}: {error}") from error
     images = sum(isinstance(ref, ImageRef) for ref in conversation.media)
@@ -144,7 +144,7 @@ def _count(conversation: Conversation, processor: Any, family: Family, slot: int
 def _pictures_and_words(conversation: Conversation) -> Conversation:
     """Without videos, and without boxes, which say of which image they are by number."""
     turns = [
-        Turn(turn.role, tuple(part for part in turn.parts if isinstance(part, ImageRef | str)))
+        replace(turn, parts=tuple(part for part in turn.parts if isinstance(part, ImageRef | str)))
         for turn in conversation.turns
     ]
     return replace(conversation, turns=tuple(turns))
@@ -236,9 +236,9 @@ def _pixels(ref: ImageRef | VideoRef) -> int:
 def _bounded(conversation: Conversation, most: int) -> Conversation:
     """The conversation with no picture or frame above ``most`` pixels."""
     turns = [
-        Turn(
-            turn.role,
-            tuple(
+        replace(
+            turn,
+            parts=tuple(
                 replace(part, max_pixels=most)
                 if isinstance(part, ImageRef | VideoRef) and _pixels(part) > most
                 else part

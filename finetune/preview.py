@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,14 @@ MOST_SAMPLES_SHOWN = 3
 BINS, BAR = 8, 40
 _IMAGE, _VIDEO = 1, 2  # of a token that is a place of one
 _TRAINED, _NOT_TRAINED, _SLOTS, _PLAIN = "\033[1;32m", "\033[2m", "\033[36m", "\033[0m"
+
+
+_CONTROL = re.compile(
+    r"<\|[\w-]+\|>|</?(?:img|imgpad|ref|box|quad|image|video|s|bos|eos|start_of_turn|end_of_turn|start_of_image|"
+    r"IMG_CONTEXT)>"
+)
+"""How control tokens of the families look. As a token it is one; in words it is what somebody typed."""
+_WORDS_NOTE = "  (a backslash before the name of a control token: here it is words)"
 
 
 class Samples(NamedTuple):
@@ -170,7 +179,8 @@ def sample_text(encoded: Encoded, processor: Any, *, name: str, colour: bool) ->
     """A sample as the model reads it: each run of tokens that trains, and each that doesn't, on a line of its own.
 
     An image's slots are written as their count: whatever ids stand in them are replaced by the picture. Control tokens
-    are written out, line breaks are ``⏎``. With ``colour``, what trains is bold green and the rest is dim.
+    are written out, words that spell one have a backslash before it, line breaks are ``⏎``. With ``colour``, what
+    trains is bold green and the rest is dim.
     """
     ids, trained = encoded.input_ids, encoded.labels != IGNORED
     trained[:1] = False  # nothing predicts the first token
@@ -187,6 +197,8 @@ def sample_text(encoded: Encoded, processor: Any, *, name: str, colour: bool) ->
         mark, shade = ("train |", _TRAINED) if trained[start] else ("      |", _NOT_TRAINED)
         text = _readable(ids[start:end], slots[start:end], processor, shade if colour else "")
         lines.append(f"  {shade}{mark} {text}{_PLAIN}" if colour else f"  {mark} {text}")
+    if any("\\<" in line for line in lines):
+        lines.append(_WORDS_NOTE)
     return "\n".join(lines)
 
 
@@ -195,10 +207,21 @@ def _readable(ids: np.ndarray, slots: np.ndarray, processor: Any, shade: str) ->
     parts = []
     for start, end in _runs(slots):
         if not slots[start]:
-            parts.append(visible(processor.tokenizer.decode(ids[start:end].tolist())))
+            parts.append(visible(_spelled(ids[start:end].tolist(), processor.tokenizer)))
         else:
             written = f"({end - start} {'video' if slots[start] == _VIDEO else 'image'} tokens)"
             parts.append(f"{_PLAIN}{_SLOTS}{written}{_PLAIN}{shade}" if shade else written)
+    return "".join(parts)
+
+
+def _spelled(ids: Sequence[int], tokenizer: Any) -> str:
+    """Ids decoded; what spells a control token in words has a backslash before it: ``\\<|im_end|>``."""
+    names = [tokenizer.decode([one]) for one in ids]
+    is_control = np.array([_CONTROL.fullmatch(name) is not None for name in names])
+    parts = []
+    for start, end in _runs(is_control):
+        text = tokenizer.decode(ids[start:end])
+        parts.append(text if is_control[start] else _CONTROL.sub(r"\\\g<0>", text))
     return "".join(parts)
 
 

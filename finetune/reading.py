@@ -1,7 +1,8 @@
 """Reading data: any of the known formats, checked before training, each conversation parsed when asked for."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
@@ -15,13 +16,16 @@ from finetune.formats import Format, named, recognise, spread
 from finetune.formats.boxes import BoxUnits
 from finetune.formats.containers import Records, open_records
 from finetune.formats.pictures import Finder, HeaderSizes, KnownSizes, Measure, NotedSizes
-from finetune.formats.record import Record
+from finetune.formats.record import Note, Record
+from finetune.listing import LONGEST_LINE, shortened, shown
 from finetune.parallel import in_chunks
 from finetune.videos import SAMPLING, Sampling
 
 LOOKED_AT = 1000  # records from which the format is recognised
 MOST_FAULTS_SHOWN = 50
 MOST_DROPPED_SHOWN = 20
+MOST_NOTES_SHOWN = 20
+STREAMED_AHEAD = 100  # records of which it is said what is not read, where not all are checked
 
 DataFormat = Literal["auto", "qwen-vl", "llava", "sharegpt", "openai"]
 OnBadSample = Literal["error", "drop", "shrink"]
@@ -64,13 +68,25 @@ def read(
         say(
             f"{path}: {len(records):,} samples, {chosen.name} ({because}); streaming, so nothing is checked ahead"
         )
+        for line in _noted(path, _looked_ahead(records, layout), "record looked at", "records looked at"):
+            say(line)
         return Conversations(records, layout, None)
     checked = _check(records, layout, workers)
     if checked.faults:
         _tell(path, checked, len(records), on_bad_sample, say)
     counts = f"{_count(len(checked.kept), 'sample')}, {_count(len(checked.sizes), 'picture')}"
     say(f"{path}: {counts}, {chosen.name} ({because})")
+    for line in _noted(path, checked.notes, "record", "records"):
+        say(line)
     return Conversations(records, layout, checked)
+
+
+def _noted(path: Path, notes: Counter[Note], one: str, several: str) -> Iterator[str]:
+    """A line for each kind of thing that is not read, the most frequent first."""
+    for note, number in notes.most_common(MOST_NOTES_SHOWN):
+        yield f"{path}: {note[0]} ({number:,} {one if number == 1 else several}) {note[1]}"
+    if len(notes) > MOST_NOTES_SHOWN:
+        yield f"{path}: ... and {len(notes) - MOST_NOTES_SHOWN:,} more kinds of keys are not read"
 
 
 def _format_of(path: Path, records: Records, data_format: DataFormat) -> tuple[Format, str]:
@@ -100,18 +116,34 @@ class Layout:
     box_units: BoxUnits | None
     sampling: Sampling = SAMPLING
 
-    def read(self, records: Records, index: int, measure: Measure) -> tuple[Conversation | None, list[str]]:
-        """The conversation of a record, and its faults; with faults there is none."""
+    def read(self, records: Records, index: int, measure: Measure) -> "Found":
+        """The conversation of a record, or its faults."""
         try:
             content, broken = records[index], None
         except ValueError as error:
             content, broken = None, str(error)
         where = _where(records.name(index), content)
         if broken is not None:
-            return None, [f"{where}: {broken}"]
+            return Found(None, [f"{where}: {broken}"], frozenset())
         record = Record(content, where, Finder(self.folders, measure, self.sampling))
-        conversation = self.format.read(record, f"{self.path}: {where}", self.box_units)
-        return (None, record.faults) if record.faults else (conversation, [])
+        try:
+            conversation = self.format.read(record, f"{self.path}: {where}", self.box_units)
+        except RecursionError:
+            return Found(None, [f"{where}: found lists or objects nested too deep to be read"], frozenset())
+        faults = [shortened(one) for one in record.faults]
+        return Found(None if faults else conversation, faults, frozenset(record.notes))
+
+
+class Found(NamedTuple):
+    """What a record was read as.
+
+    conversation   None where there are faults
+    notes          what is not read of it, in words that are the same for all records of the kind
+    """
+
+    conversation: Conversation | None
+    faults: list[str]
+    notes: frozenset[Note]
 
 
 def _where(name: tuple[str, ...], content: Any) -> str:
@@ -120,6 +152,12 @@ def _where(name: tuple[str, ...], content: Any) -> str:
     if isinstance(content, dict) and content.get("id") is not None:
         rest.append(f"id {content['id']!r:.80}")
     return f"{first} ({', '.join(rest)})" if rest else first
+
+
+def _looked_ahead(records: Records, layout: Layout) -> Counter[Note]:
+    """The notes of some records, where not all are checked."""
+    found = (layout.read(records, index, HeaderSizes()) for index in spread(len(records), STREAMED_AHEAD))
+    return Counter(note for one in found if one.conversation is not None for note in one.notes)
 
 
 class Conversations(Sequence[Conversation]):
@@ -147,13 +185,13 @@ class Conversations(Sequence[Conversation]):
             return [self[one] for one in range(*index.indices(len(self)))]
         place = range(len(self))[index]
         if self.checked is None:
-            conversation, faults = self.layout.read(self.records, place, HeaderSizes())
+            found = self.layout.read(self.records, place, HeaderSizes())
         else:
             number, sizes = int(self.checked.kept[place]), KnownSizes(self.checked.sizes_of(place))
-            conversation, faults = self.layout.read(self.records, number, sizes)
-        if conversation is None:
-            raise ValueError(_listed(self.layout.path, faults))
-        return conversation
+            found = self.layout.read(self.records, number, sizes)
+        if found.conversation is None:
+            raise ValueError(_listed(self.layout.path, found.faults))
+        return found.conversation
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,6 +206,7 @@ class Checked(NamedTuple):
     first_picture   Int[samples + 1]: where each sample's pictures begin in ``sizes``
     sizes           Int[pictures, 2]: width and height of each, upright, frames among them, in the order of asking
     faults          of each faulty record, in order
+    notes           what is not read, in words, and of how many of the kept records
     digest          of the kept conversations
     """
 
@@ -175,6 +214,7 @@ class Checked(NamedTuple):
     first_picture: Int[np.ndarray, "ends"]
     sizes: Int[np.ndarray, "pictures 2"]
     faults: tuple[tuple[str, ...], ...]
+    notes: Counter[Note]
     digest: str
 
     def sizes_of(self, place: int) -> Int[np.ndarray, "pictures 2"]:
@@ -188,6 +228,7 @@ class _Part(NamedTuple):
     pictures: list[int]
     sizes: Int[np.ndarray, "pictures 2"]
     faults: list[tuple[str, ...]]
+    notes: Counter[Note]
     digest: bytes
 
 
@@ -205,29 +246,31 @@ def _check(records: Records, layout: Layout, workers: int | None) -> Checked:
         first_picture=np.concatenate([[0], np.cumsum(pictures)]),
         sizes=np.concatenate([part.sizes for part in parts]),
         faults=tuple(one for part in parts for one in part.faults),
+        notes=sum((part.notes for part in parts), Counter[Note]()),
         digest=hashlib.sha256(b"".join(part.digest for part in parts)).hexdigest(),
     )
 
 
 def _check_chunk(records: Records, layout: Layout, measure: HeaderSizes, chunk: range) -> _Part:
     kept, pictures, sizes, faults = list[int](), list[int](), list[Any](), list[tuple[str, ...]]()
-    hashed = hashlib.sha256()
+    hashed, notes = hashlib.sha256(), Counter[Note]()
     for index in chunk:
         noted = NotedSizes(measure)
-        conversation, wrong = layout.read(records, index, noted)
-        if conversation is None:
-            faults.append(tuple(wrong))
+        found = layout.read(records, index, noted)
+        if found.conversation is None:
+            faults.append(tuple(found.faults))
             continue
         kept.append(index)
         pictures.append(len(noted.sizes))
         sizes += noted.sizes
-        hashed.update(fingerprint(conversation))
-    return _Part(kept, pictures, np.array(sizes, np.int32).reshape(-1, 2), faults, hashed.digest())
+        hashed.update(fingerprint(found.conversation))
+        notes.update(found.notes)
+    return _Part(kept, pictures, np.array(sizes, np.int32).reshape(-1, 2), faults, notes, hashed.digest())
 
 
 def fingerprint(conversation: Conversation) -> bytes:
-    """All of a conversation that its tokens depend on: roles, texts, boxes, sizes of pictures."""
-    turns = [(turn.role, [_bare(part) for part in turn.parts]) for turn in conversation.turns]
+    """All of a conversation that its tokens and labels depend on: roles, texts, boxes, sizes of pictures."""
+    turns = [(turn.role, turn.trained, [_bare(part) for part in turn.parts]) for turn in conversation.turns]
     return repr(turns).encode(errors="surrogatepass")
 
 
@@ -239,7 +282,7 @@ def _bare(part: Part) -> Any:
     return (
         part
         if isinstance(part, str)
-        else ("box", part.boxes, part.label, part.image, part.style, part.written)
+        else ("box", part.boxes, part.label, part.image, part.style, part.key, part.written)
     )
 
 
@@ -256,18 +299,12 @@ def _tell(
         raise ValueError(f"{_listed(path, faults)}\nno sample is left")
     left_out = [several[0] for several in checked.faults]
     lines = [f"{path}: {len(left_out):,} of {count:,} samples left out, as --on_bad_sample drop says"]
-    lines += _shown(left_out, MOST_DROPPED_SHOWN)
+    lines += shown(left_out, MOST_DROPPED_SHOWN, characters=MOST_DROPPED_SHOWN * LONGEST_LINE)
     say("\n".join(lines))
 
 
 def _listed(path: Path, faults: Sequence[str]) -> str:
-    return "\n".join([f"{path}: {_count(len(faults), 'fault')}", *_shown(faults, MOST_FAULTS_SHOWN)])
-
-
-def _shown(lines: Sequence[str], most: int) -> Iterable[str]:
-    yield from (f"  {one}" for one in lines[:most])
-    if len(lines) > most:
-        yield f"  ... and {len(lines) - most:,} more"
+    return "\n".join([f"{path}: {_count(len(faults), 'fault')}", *shown(faults, MOST_FAULTS_SHOWN)])
 
 
 def _count(number: int, what: str) -> str:

@@ -183,7 +183,7 @@ def _markup(
     for one in conversations:
         refs = one.images
         parts = [part for turn in one.turns for part in turn.parts if isinstance(part, BoxRef)]
-        for box in parts:
+        for box in (part for part in parts if part.boxes and part.key != "point_2d"):
             ref = refs[box.image]
             where = one.source.removeprefix(f"{path}: ")
             before = found.get(ref.path) or _Annotated(ref.path, where, None, (), frozenset(), ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from finetune.families.tower import TowerSequence
 
 
+IGNORED = -100
 Tiles = tuple[int, int] | tuple[int]  # rows and columns; or the frames of a video
 
 
@@ -236,6 +237,23 @@ class Family(Protocol):
 
     def image_arithmetic(self, config: Any, size_pixels: tuple[int, int]) -> ImageArithmetic:
         """What becomes of a picture of (width, height) pixels, by the configuration alone."""
+
+
+def encode_for_training(
+    family: Family, processor: Any, conversation: Conversation, *, media: bool = True
+) -> Encoded:
+    """``Family.encode``, with the labels of answers that are not to be learned (``Turn.trained``) taken out.
+
+    What is taken out is an answer's content and the token that ends it.
+    """
+    encoded = family.encode(processor, conversation, media=media)
+    if all(turn.trained for turn in conversation.turns):
+        return encoded
+    labels = encoded.labels.copy()
+    for turn, (start, end) in zip(conversation.turns, encoded.turn_spans, strict=True):
+        if not turn.trained:
+            labels[start : end + 1] = IGNORED
+    return replace(encoded, labels=labels)
 
 
 def restarting_positions(samples: Sequence[Encoded]) -> torch.Tensor:

@@ -41,6 +41,20 @@ def as_markup(ref: BoxRef, *, ref_marks: tuple[str, str], box_marks: tuple[str, 
 
 
 def as_json(ref: BoxRef, corners: Sequence[Corners]) -> str:
-    """``{"bbox_2d": [14, 0, 28, 84], "label": "dog"}``; of several boxes, objects with commas between."""
+    """``{"bbox_2d": [14, 0, 28, 84], "label": "dog"}``; of several boxes, objects with commas between.
+
+    A point is ``{"point_2d": [14, 0], ...}``. A phrase without a box is its words.
+    """
+    if not corners:
+        return ref.label or ""
     label = {} if ref.label is None else {"label": ref.label}
-    return ", ".join(json.dumps({"bbox_2d": [*box], **label}, ensure_ascii=False) for box in corners)
+    numbers = ([*box[:2]] if ref.key == "point_2d" else [*box] for box in corners)
+    return ", ".join(json.dumps({ref.key: one, **label}, ensure_ascii=False) for one in numbers)
+
+
+def without_box(ref: BoxRef) -> str | None:
+    """What a family of boxes alone writes for the rest: a phrase without a box is its words, a point is JSON in
+    thousandths. None for boxes."""
+    if ref.boxes and ref.key != "point_2d":
+        return None
+    return as_json(ref, [in_thousandths(box) for box in ref.boxes])

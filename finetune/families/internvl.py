@@ -34,7 +34,7 @@ from finetune.families.base import (
     ModulePaths,
     restarting_positions,
 )
-from finetune.families.boxes import in_thousandths
+from finetune.families.boxes import in_thousandths, without_box
 from finetune.families.chat import Control, Picture, Piece, Slots, encode_chat
 from finetune.families.llava import chat_template, language_shape
 from finetune.families.tiles import Size, squeezed_tokens
@@ -292,6 +292,10 @@ def _written_boxes(ref: BoxRef) -> Sequence[str | Control]:
     """``<ref>dog</ref><box>[[250, 0, 500, 1000]]</box>`` in thousandths of the picture (InternVL's documentation, "Chat
     data format", grounding and detection data)."""
     label = () if ref.label is None else (Control("<ref>"), ref.label, Control("</ref>"))
+    if not ref.boxes:
+        return label
+    if (written := without_box(ref)) is not None:
+        return (written,)
     corners = [list(in_thousandths(box)) for box in ref.boxes]
     return (*label, Control("<box>"), str(corners), Control("</box>"))
 

@@ -29,6 +29,7 @@ from finetune.families.base import (
     ModulePaths,
     restarting_positions,
 )
+from finetune.families.boxes import without_box
 from finetune.families.chat import Picture, Piece, control_tokens, encode_chat
 from finetune.families.tokenizer import load_tokenizer
 from finetune.families.tower import TowerSequence
@@ -253,6 +254,8 @@ def square_tokens(start: int, side: int, size: Size, *, edges: np.ndarray | None
 def written_boxes(ref: BoxRef, size: Size) -> str:
     """``dog [0.25, 0.12, 0.50, 0.88]``: fractions of the padded square, two decimals, as in LLaVA-1.5's data for
     RefCOCO and Visual Genome (Liu et al. 2023, arXiv 2310.03744, appendix; the square by measuring that data)."""
+    if (written := without_box(ref)) is not None:
+        return written
     longest = max(size)
     left, top = ((longest - length) // 2 for length in size)
     boxes = []

@@ -20,6 +20,7 @@ import torch
 
 from finetune.conversation import BoxRef, Conversation, ImageRef
 from finetune.families.base import DECODER_LAYERS, AttentionShape, Encoded, ImageArithmetic, ModulePaths
+from finetune.families.boxes import without_box
 from finetune.families.chat import Chat, Picture, Piece, encode_chat
 from finetune.families.gemma3 import image_tokens
 from finetune.families.tokenizer import load_tokenizer
@@ -204,6 +205,8 @@ def _piece(part: Any, count: int) -> Piece:
 def _written(ref: BoxRef) -> str:
     """``<loc0000><loc0256><loc0768><loc0512> dog``: top, left, bottom, right in 1024 bins of the picture (same paper,
     section 3.2.1); of several boxes, the same again after `` ; ``."""
+    if (written := without_box(ref)) is not None:
+        return written
     label = "" if ref.label is None else f" {ref.label}"
     return " ; ".join(
         "".join(f"<loc{min(math.floor(value * LOCATIONS), LOCATIONS - 1):04}>" for value in (y0, x0, y1, x1))

@@ -44,5 +44,6 @@ class Qwen2VLFamily(QwenGridFamily):
             pieces += [Control("<|object_ref_start|>"), ref.label, Control("<|object_ref_end|>")]
         for box in ref.boxes:
             x0, y0, x1, y1 = in_thousandths(box, most=THOUSANDTHS - 1)
-            pieces += [Control("<|box_start|>"), f"({x0},{y0}),({x1},{y1})", Control("<|box_end|>")]
+            numbers = f"({x0},{y0})" if ref.key == "point_2d" else f"({x0},{y0}),({x1},{y1})"
+            pieces += [Control("<|box_start|>"), numbers, Control("<|box_end|>")]
         return pieces

@@ -18,7 +18,7 @@ from finetune.families.base import (
     ModulePaths,
     restarting_positions,
 )
-from finetune.families.boxes import as_markup
+from finetune.families.boxes import as_markup, without_box
 
 IGNORED = -100
 
@@ -163,6 +163,8 @@ def _in_own_markup(part: Part) -> Part:
     """Boxes that were not written in Qwen-VL's markup, in it (Bai et al. 2023, arXiv 2308.12966, section 2.2)."""
     if not isinstance(part, BoxRef) or part.style == "qwen-vl":
         return part
+    if part.boxes and (written := without_box(part)) is not None:
+        return replace(part, written=written)
     return replace(
         part, written=as_markup(part, ref_marks=("<ref>", "</ref>"), box_marks=("<box>", "</box>"))
     )

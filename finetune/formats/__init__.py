@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from finetune.conversation import Conversation
 from finetune.formats import llava, openai, qwen_vl, sharegpt
 from finetune.formats.boxes import BoxUnits, with_boxes
-from finetune.formats.record import Record, Spoken, kind
+from finetune.formats.record import Record, Spoken, kind, spelling_of
 
-MOST_SHAPES_SHOWN = 5
+MOST_SHAPES_SHOWN = 3
 
 
 class Format(NamedTuple):
@@ -26,19 +26,18 @@ class Format(NamedTuple):
     shape: str
     may_be: Callable[[Mapping[str, Any], set[str], str], bool]
     turns: Callable[[Record], list[Spoken]]
-    text_key: str
 
     def read(self, record: Record, source: str, units: BoxUnits | None) -> Conversation:
         """The conversation of a record; it is to be used only where the record has no fault."""
-        turns = with_boxes(record, self.turns(record), units, self.text_key)
+        turns = with_boxes(record, self.turns(record), units)
         return Conversation(turns, source)
 
 
 FORMATS = (
-    Format(qwen_vl.NAME, qwen_vl.SHAPE, qwen_vl.may_be, qwen_vl.turns, "value"),
-    Format(llava.NAME, llava.SHAPE, llava.may_be, llava.turns, "value"),
-    Format(sharegpt.NAME, sharegpt.SHAPE, sharegpt.may_be, sharegpt.turns, "value"),
-    Format(openai.NAME, openai.SHAPE, openai.may_be, openai.turns, "content"),
+    Format(qwen_vl.NAME, qwen_vl.SHAPE, qwen_vl.may_be, qwen_vl.turns),
+    Format(llava.NAME, llava.SHAPE, llava.may_be, llava.turns),
+    Format(sharegpt.NAME, sharegpt.SHAPE, sharegpt.may_be, sharegpt.turns),
+    Format(openai.NAME, openai.SHAPE, openai.may_be, openai.turns),
 )
 """Where records have no picture, several fit and read them alike; the first of them is taken."""
 
@@ -83,17 +82,18 @@ def _fitting(content: Any) -> frozenset[str]:
     if ("messages" in content) == ("conversations" in content):
         return frozenset()
     said, roles = _said(content)
-    known = roles & sharegpt.ROLES.keys()
-    text = "".join(item["value"] for item in said if isinstance(item.get("value"), str))
+    known = roles & openai.ROLES.keys()
+    texts = [item.get(key) for item in said for key in ("value", "content")]
+    text = "".join(one for one in texts if isinstance(one, str))
     return frozenset(one.name for one in FORMATS if known - {"system"} and one.may_be(content, known, text))
 
 
 def _said(content: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], set[str]]:
     """The turns of a record, in whichever format, and who speaks in them."""
-    key = "role" if "messages" in content else "from"
     items = content.get("messages", content.get("conversations"))
     said = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
-    return said, {str(item[key]) for item in said if key in item}
+    spelled = [(item, keys) for item in said if (keys := spelling_of(item)) is not None]
+    return said, {str(item[keys[0]]) for item, keys in spelled}
 
 
 def _unrecognised(name: str, fitting: Sequence[tuple[str, Any, frozenset[str]]]) -> str:
@@ -110,6 +110,7 @@ def _unrecognised(name: str, fitting: Sequence[tuple[str, Any, frozenset[str]]])
         lines.append(f"  found in {count:,} of {len(fitting):,} looked at: {shape}; {first[shape]} first")
     if len(shapes) > MOST_SHAPES_SHOWN:
         lines.append(f"  ... and {len(shapes) - MOST_SHAPES_SHOWN} more")
+    lines += _first_turn(fitting)
     lines.append("  expected one of")
     lines += [f"    {one.name:9} {one.shape}" for one in FORMATS]
     lines.append(
@@ -122,11 +123,20 @@ def _shape(content: Any) -> str:
     if not isinstance(content, Mapping):
         return f"a {kind(content)}"
     keys = "keys " + ", ".join(sorted(map(str, content))) if content else "an object without keys"
-    unknown = sorted(_said(content)[1] - sharegpt.ROLES.keys())
+    unknown = sorted(_said(content)[1] - openai.ROLES.keys())
     roles = (
         f", unknown role{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}" if unknown else ""
     )
-    return f"{keys}{roles}"[:300]
+    return f"{keys}{roles}"[:160]
+
+
+def _first_turn(fitting: Sequence[tuple[str, Any, frozenset[str]]]) -> list[str]:
+    """A line that shows how turns are written that no format knows."""
+    for _, content, names in fitting:
+        said = _said(content)[0] if isinstance(content, Mapping) and not names else []
+        if said:
+            return [f"  a turn: {said[0]!r:.160}"]
+    return []
 
 
 def spread(count: int, most: int) -> Iterator[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +14,14 @@ import numpy as np
 from jaxtyping import Int
 
 from finetune.conversation import ImageRef, VideoRef
+from finetune.formats.finding import find_file
 from finetune.images import size_of
 from finetune.videos import SAMPLING, Sampling, video_of_file, video_of_frames
 
-_ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
-_DATA_URI = re.compile(r"data:image/[^;,]*;base64,")
+SHORTEST_BASE64 = 64
+LONGEST_PATH = 1024
+_FIRST_BYTES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+"""Of PNG, JPEG, GIF, WebP, BMP and TIFF; HEIC and AVIF have theirs behind a length."""
 
 Size = tuple[int, int]
 Measure = Callable[[ImageRef], Size]
@@ -70,46 +72,83 @@ class Finder:
     def _ref(self, spec: Any, at: str) -> ImageRef:
         if isinstance(spec, bytes):
             return ImageRef(at, Path(), data=spec)
-        if isinstance(spec, Mapping) and isinstance(spec.get("bytes"), bytes):
-            written = str(spec.get("path") or at)
-            return ImageRef(written, Path(written), data=spec["bytes"])
         if isinstance(spec, Mapping):
-            spec = spec.get("path")
+            return self._of_mapping(spec, at)
         if not isinstance(spec, str) or not spec.strip():
             raise ValueError(f"found {spec!r:.80}, expected the path of a picture, or its bytes")
         written = spec.strip()
-        if written.startswith("data:"):
-            return ImageRef(at, Path(), data=_decoded(written))
-        return ImageRef(written, self._place(written))
+        if written[:5].lower() == "data:":
+            return ImageRef(at, Path(), data=_of_address(written))
+        try:
+            return ImageRef(written, self._place(written))
+        except ValueError:
+            inside = _of_base64_alone(written)
+            if inside is None:
+                raise
+        return ImageRef(at, Path(), data=inside)
+
+    def _of_mapping(self, spec: Mapping[str, Any], at: str) -> ImageRef:
+        """``{"bytes", "path"}`` of Hugging Face's data sets; in JSON its bytes are base64."""
+        content = next((spec[key] for key in ("bytes", "base64") if spec.get(key)), None)
+        if isinstance(content, bytes):
+            written = str(spec.get("path") or at)
+            return ImageRef(written, Path(written), data=content)
+        if isinstance(content, str):
+            found = _of_base64(content)
+            if found is None:
+                raise ValueError(f"found {content!r:.80} as bytes, expected base64")
+            return ImageRef(at, Path(), data=found)
+        inner = spec.get("path") or spec.get("url")
+        if not isinstance(inner, str):
+            raise ValueError(f"found {spec!r:.80}, expected the path of a picture, or its bytes")
+        return self._ref(inner, at)
 
     def _place(self, written: str, what: str = "image") -> Path:
-        path = unquote(written.removeprefix("file://")) if written.startswith("file://") else written
-        if _ADDRESS.match(path):
-            raise ValueError(f"{what} {written!r}: is an address, expected a file; download it first")
-        given = Path(path).expanduser()
-        places = [given] if given.is_absolute() else list(dict.fromkeys(one / given for one in self.folders))
-        for place in places:
-            if _is_file(place):
-                return place
-        looked = " and ".join(str(place) for place in places)
-        raise ValueError(f"{what} {written!r}: no such file (looked at {looked}); see --image_folder")
+        return find_file(written, self.folders, what)
 
 
-def _is_file(path: Path) -> bool:
+def _of_address(address: str) -> bytes:
+    """What a ``data:`` address holds, whatever stands between ``data:`` and ``;base64,``.
+
+    ``data:image/png;base64,…``, ``data:image/PNG;charset=utf-8;BASE64,…``, ``data:;base64,…``.
+    """
+    head, comma, content = address.partition(",")
+    kind, *options = head[len("data:") :].lower().split(";")
+    is_picture = kind.strip() in ("", "application/octet-stream") or kind.strip().split("/")[0] == "image"
+    if not comma or not is_picture or "base64" not in [one.strip() for one in options]:
+        raise ValueError(f"found {address[:40]!r}, expected data:image/png;base64,... or the like")
+    found = _of_base64(unquote(content) if "%" in content else content)
+    if found is None:
+        raise ValueError(f"found a data: URI that is broken ({content[:40]!r}...), expected base64")
+    return found
+
+
+def _of_base64(text: str) -> bytes | None:
+    """Decoded, whatever alphabet it is in and wherever its lines break; None where it is no base64."""
+    plain = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
     try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file system takes: too long, or with a NUL in it
-        return False
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
 
 
-def _decoded(uri: str) -> bytes:
-    start = _DATA_URI.match(uri)
-    if start is None:
-        raise ValueError(f"found {uri[:40]!r}, expected data:image/png;base64,... or the like")
-    try:
-        return base64.b64decode(uri[start.end() :], validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"found a data: URI that is broken ({error}), expected base64") from error
+def _of_base64_alone(text: str) -> bytes | None:
+    """A picture's file as base64, without anything that says so; None where it is more likely a path.
+
+    Raises ValueError where it is too long for a path, and no picture.
+    """
+    found = _of_base64(text) if len(text) >= SHORTEST_BASE64 else None
+    if found is None and len(text) <= LONGEST_PATH:
+        return None
+    if found is None or not (found.startswith(_FIRST_BYTES) or found[4:8] == b"ftyp"):
+        if len(text) <= LONGEST_PATH:
+            return None
+        held = "text" if found is None else f"base64 of {len(found):,} bytes that begin with {found[:8]!r}"
+        raise ValueError(
+            f"found {len(text):,} letters, {held}, expected a path, or base64 of a picture's file (PNG, JPEG, ...; "
+            "bare pixels have no size)"
+        )
+    return found
 
 
 class HeaderSizes:

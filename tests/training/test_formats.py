@@ -215,6 +215,90 @@ def test_a_file_address_is_a_path(folder: Path):
     assert quietly(write(folder, [record]))[0].images[0].path == folder / "a b.png"
 
 
+ADDRESSES = {
+    "usual": "data:image/png;base64,{}", "without a kind": "data:;base64,{}", "bare kind": "data:image;base64,{}",
+    "with a charset": "data:image/png;charset=utf-8;base64,{}", "capital letters": "DATA:image/PNG;BASE64,{}",
+    "any bytes": "data:application/octet-stream;base64,{}", "alone": "{}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ADDRESSES)
+@pytest.mark.parametrize("lines", [False, True])
+def test_base64_is_read_however_its_address_is_written(folder: Path, name: str, lines: bool):
+    content = (folder / "b.png").read_bytes()
+    text = (base64.encodebytes if lines else base64.b64encode)(content).decode()
+    record = messages(("user", "<image>?"), ("assistant", "a"), images=[ADDRESSES[name].format(text)])
+    (found,) = quietly(write(folder, [record]))
+    assert found.images[0].data == content and found.images[0].size_pixels == (4, 9)
+
+
+def test_base64_of_another_alphabet_or_in_a_mapping_is_read(folder: Path):
+    content = (folder / "b.png").read_bytes()
+    urlsafe = base64.urlsafe_b64encode(content).decode().rstrip("=")
+    percent = base64.b64encode(content).decode().replace("+", "%2B").replace("=", "%3D")
+    for spec in (
+        f"data:;base64,{urlsafe}",
+        f"data:image/png;base64,{percent}",
+        {"bytes": urlsafe, "path": None},
+    ):
+        record = messages(("user", "<image>?"), ("assistant", "a"), images=[spec])
+        assert quietly(write(folder, [record]))[0].images[0].data == content
+
+
+def test_bare_pixels_in_base64_are_refused_in_few_words(folder: Path):
+    pixels = base64.b64encode(bytes(range(256)) * 3000).decode()
+    with pytest.raises(
+        ValueError, match=r"images\[0\]: found 1,024,000 letters, base64 of 768,000 bytes"
+    ) as caught:
+        quietly(write(folder, [messages(("user", "<image>?"), ("assistant", "a"), images=[pixels])]))
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("there", "written"),
+    [
+        ("e\u0301한.png", "\u00e9한.png"), ("\u00e9.png", "e\u0301.png"), ("sub/a.png", "sub\\a.png"),
+        ("sub/a.png", ".\\sub\\a.png"), ("a b.png", "a%20b.png"), ("a%20b.png", "a%20b.png"),
+        ("a b.png", "file:///FOLDER/a%20b.png"), ("a%20b.png", "FILE://localhost/FOLDER/a%20b.png"),
+        ("\u00e9/e\u0301.png", "e\u0301/\u00e9.png"),
+    ],
+)  # fmt: skip
+def test_a_file_is_found_however_its_name_is_spelled(folder: Path, there: str, written: str):
+    (folder / there).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (2, 3)).save(folder / there)
+    record = chat(("human", "<image>?"), ("gpt", "a"), image=written.replace("/FOLDER", str(folder)))
+    (found,) = quietly(write(folder, [record]))
+    assert found.images[0].path == folder / there
+
+
+@pytest.mark.parametrize(
+    ("there", "written", "near"),
+    [
+        ("images/A.PNG", "images/a.png", "images/A.PNG"), ("images/a.jpeg", "images/a.jpg", "images/a.jpeg"),
+        ("images/c.png", "D:\\data\\images\\c.png", "images/c.png"), ("c.png", "/home/bob/c.png", "c.png"),
+        ("c.png", "images/c.png", "c.png"),
+    ],
+)  # fmt: skip
+def test_a_missing_file_comes_with_one_that_is_near(folder: Path, there: str, written: str, near: str):
+    (folder / there).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (2, 3)).save(folder / there)
+    with pytest.raises(ValueError) as caught:
+        quietly(write(folder, [chat(("human", "<image>?"), ("gpt", "a"), image=written)]))
+    assert f"no such file (looked at {'' if written[0] == '/' else folder}" in str(caught.value)
+    assert f"; there is {folder / near}; see --image_folder" in str(caught.value)
+
+
+def test_links_to_nowhere_and_folders_are_named_as_such(folder: Path):
+    (folder / "link.png").symlink_to("gone.png")
+    (folder / "album").mkdir()
+    for written, message in (
+        ("link.png", "is a link to 'gone.png', and there is"),
+        ("album", r"is a folder \("),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quietly(write(folder, [chat(("human", "<image>?"), ("gpt", "a"), image=written)]))
+
+
 # --- recognising -----------------------------------------------------------------------------------------------------
 
 
@@ -242,8 +326,7 @@ def test_where_two_formats_read_alike_it_says_so(folder: Path):
     [
         {"text": "hi", "label": 1},
         {**chat(("human", "hi"), ("gpt", "ho")), **messages(("user", "hi"), ("assistant", "ho"))},
-        chat(("human", "hi"), ("assistant", "ho"), image="a.png"),
-        {"conversations": [{"role": "user", "content": "hi"}]},
+        {"conversations": [{"speaker": "user", "words": "hi"}]},
     ],
 )
 def test_an_unknown_shape_is_refused_with_what_there_is(folder: Path, record: Any):
@@ -254,6 +337,8 @@ def test_an_unknown_shape_is_refused_with_what_there_is(folder: Path, record: An
         f"data.json: the format is not known\n  found in 1 of 1 looked at: keys {', '.join(sorted(record))}"
         in message
     )
+    turns = record.get("conversations", [])
+    assert ("a turn: {'speaker': 'user', 'words': 'hi'}" in message) == any("speaker" in one for one in turns)
     assert "--data_format" in message and all(f"    {one.name} " in message for one in FORMATS)
 
 
@@ -313,7 +398,8 @@ USER, ANSWER = ("user", "<image>?"), ("assistant", "a")
         (messages(("user", 7), ANSWER), r"messages\[0\].content: found a number, expected text or a list of parts"),
         (messages(("user", [{"type": "audio", "audio": "v"}]), ANSWER), r"content\[0\]: found .*'audio'.* expected a"),
         (messages(("user", [{"type": "video", "video": "v"}]), ANSWER), r"content\[0\].video: video 'v': no such file"),
-        (messages(("user", "a"), ("tool", "b"), ANSWER), r"messages\[1\].role: unknown role 'tool'"),
+        (messages(("user", "a"), ("tool", "b"), ANSWER), r"messages\[1\].role: found a tool call or its result"),
+        (messages(("user", "a"), ("wizard", "b"), ANSWER), r"messages\[1\].role: unknown role 'wizard'"),
         (messages(("user", "a"), ("user", "b"), ANSWER), r"messages\[1\].role: two user turns in a row"),
         (messages(("user", "a"), ("assistant", [])), r"messages\[1\].content: found an empty answer"),
     ],

@@ -121,6 +121,94 @@ def test_json_without_boxes_stays_text(folder: Path):
     assert parse(folder, "find", answer, "wide.png")[1:] == [answer]
 
 
+@pytest.mark.parametrize("key", ["bbox_2d", "bbox"])
+def test_either_key_of_a_box_is_a_box(folder: Path, key: str):
+    (box,) = parse(folder, "find", f'{{"{key}": [112, 0, 224, 100]}}', "wide.png", units="pixels")[1:]
+    assert isinstance(box, BoxRef) and (box.boxes, box.key) == (((0.25, 0, 0.5, 0.5),), key)
+
+
+def test_points_are_two_numbers(folder: Path):
+    answer = '{"point_2d": [112, 50], "label": "dog"}'
+    assert parse(folder, "find", answer, "wide.png", units="pixels")[1:] == [
+        BoxRef(answer, ((0.25, 0.25, 0.25, 0.25),), "dog", 0, "json", "point_2d")
+    ]
+    answer = "<|box_start|>(250,500)<|box_end|>"
+    assert parse(folder, "find", answer, "wide.png")[1:] == [
+        BoxRef(answer, ((0.25, 0.5, 0.25, 0.5),), None, 0, "qwen2-vl", "point_2d")
+    ]
+    (point,) = parse(folder, "find", "<bbox>", "wide.png", units="pixels", objects={"bbox": [[448, 0]]})[1:]
+    assert isinstance(point, BoxRef) and (point.boxes, point.key) == (((1, 0, 1, 0),), "point_2d")
+
+
+def test_numbers_may_be_words_and_names_of_numbers_are(folder: Path):
+    answer = '{"bbox": [1, 2, 3, 4], "category": "dog"}'
+    assert parse(folder, "find", answer, "wide.png", units="text")[1:] == [answer]
+    asked = 'answer with {"bbox_2d": [x1, y1, x2, y2]} or {"point_2d": [x, y]}'
+    assert parse(folder, asked, "none", "wide.png") == [asked, "none"]
+    assert parse(folder, "hi", answer) == ["hi", answer]  # no picture that it could be in
+
+
+# --- the families' control tokens in data ----------------------------------------------------------------------------
+
+OBJECT = "<|object_ref_start|>the dog<|object_ref_end|>"
+
+
+def test_qwen2_vls_own_markup_is_boxes_and_phrases(folder: Path):
+    box = "<|box_start|>(250,0),(500,1000)<|box_end|>"
+    parts = parse(folder, f"find {OBJECT}", f"{OBJECT}{box} and {box}", "wide.png")
+    corners = ((0.25, 0.0, 0.5, 1.0),)
+    assert parts == [
+        "find ",
+        BoxRef(OBJECT, (), "the dog", 0, "qwen2-vl"),
+        BoxRef(OBJECT + box, corners, "the dog", 0, "qwen2-vl"),
+        " and ",
+        BoxRef(box, corners, None, 0, "qwen2-vl"),
+    ]
+
+
+def test_internvls_boxes_and_a_phrase_alone(folder: Path):
+    answer = "<ref>dogs</ref><box>[[250, 0, 500, 500], [0, 0, 1, 1]]</box>"
+    parts = parse(folder, "find <ref>the dogs</ref>", answer, "wide.png")
+    assert parts[1] == BoxRef("<ref>the dogs</ref>", (), "the dogs", 0, "qwen-vl")
+    assert parts[2] == BoxRef(answer, ((0.25, 0, 0.5, 0.5), (0, 0, 0.001, 0.001)), "dogs", 0, "internvl")
+
+
+def test_a_backslash_makes_words_of_markup_and_so_does_a_chat_without_pictures(folder: Path):
+    parts = parse(folder, "what is \\<|box_start|> and \\<box>?", "a \\<ref>mark\\</ref>", "wide.png")
+    assert parts == ["what is <|box_start|> and <box>?", "a <ref>mark</ref>"]
+    assert parse(folder, OBJECT, "<ref>note</ref>") == [OBJECT, "<ref>note</ref>"]
+
+
+WRITTEN = {
+    "qwen2-vl": "<|object_ref_start|>the dog<|object_ref_end|> <|object_ref_start|>the dog<|object_ref_end|>"
+    "<|box_start|>(250,0),(500,999)<|box_end|> <|box_start|>(250,500)<|box_end|>",
+    "qwen2.5-vl": 'the dog {"bbox_2d": [12, 0, 24, 16], "label": "the dog"} {"point_2d": [12, 8]}',
+    "qwen3-vl": 'the dog {"bbox_2d": [250, 0, 500, 1000], "label": "the dog"} {"point_2d": [250, 500]}',
+    "qwen-vl": '<ref>the dog</ref> <ref>the dog</ref><box>(250,0),(500,999)</box> {"point_2d": [250, 500]}',
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_each_family_gets_them_in_its_own_unit_and_control_tokens(folder: Path, name: str):
+    from tests.families.tiny_families import ALL
+
+    answer = f"{OBJECT} {OBJECT}<|box_start|>(250,0),(500,1000)<|box_end|> <|box_start|>(250,500)<|box_end|>"
+    record = {
+        "messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": answer}],
+        "images": ["small.png"],
+    }
+    Image.new("RGB", (50, 18)).save(folder / "small.png")
+    (folder / "data.json").write_text(json.dumps([record]), encoding="utf-8")
+    tiny = ALL[name]
+    processor = tiny.processor(folder)
+    (conversation,) = read(folder / "data.json", say=lambda _: None)
+    found = tiny.family.encode(processor, conversation)
+    ids = found.input_ids[slice(*found.turn_spans[-1])].tolist()
+    assert processor.tokenizer.decode(ids) == WRITTEN[name]
+    for mark in ("<|object_ref_start|>", "<|box_start|>") if name == "qwen2-vl" else ():
+        assert ids.count(processor.tokenizer.convert_tokens_to_ids(mark)) == 2
+
+
 # --- placeholders ----------------------------------------------------------------------------------------------------
 
 
@@ -218,6 +306,15 @@ def test_rounding_of_a_sum_is_no_fault_a_pixel_is():
         ("x", "pixels", ("wide.png",), {"objects": [1]}, r"objects: found a list, expected an object"),
         ("x", "pixels", ("wide.png",), {"objects": {"bbox": 1}}, r"objects.bbox: found a number, expected a list"),
         ("x", "pixels", ("wide.png",), {"objects": {"bbox_type": "real"}}, r"objects.bbox_type: is not read here"),
+        ('{"bbox": [1, 2, 3, 4]}', None, ("wide.png",), {}, r"bbox may be pixels or thousandths"),
+        ('{"point_2d": [1, 2, 3]}', "pixels", ("wide.png",), {}, r"found the point \[1, 2, 3\], expected two numbers"),
+        ('{"point_2d": [1, 201]}', "pixels", ("wide.png",), {}, r"the point \[1, 201\] in pixels, expected it inside"),
+        ('{"bbox": [1, 2, 3, 4], "kind": 5}', "pixels", ("wide.png",), {}, r"'kind' beside bbox.*--box_units text"),
+        ("<|box_start|>(1.5,2),(3,4)<|box_end|>", None, ("wide.png",), {}, r"found a <.box_start.> that is not writ"),
+        ("<|quad_start|>(1,2),(3,4),(5,6),(7,8)<|quad_end|>", None, ("wide.png",), {}, r"found a <.quad_start.> that"),
+        ("what is <|object_ref_start|>?", None, ("wide.png",), {}, r"a backslash makes a word of it"),
+        ("<|box_start|>(1,2),(3,4)<|box_end|>", None, (), {}, r"found a box, and no picture in the conversation"),
+        ('{"a":' * 9000 + '"bbox_2d": [1, 2, 3, 4]', "pixels", ("wide.png",), {}, r"found bbox_2d outside an object"),
         (
             "<bbox>", "pixels", ("wide.png",), {"objects": {"bbox": [[1, 2, 3, 4]], "image_id": [0, 0]}},
             r"objects.image_id: found 2 for 1 boxes",

@@ -1,0 +1,25 @@
+"""Long lists in messages: as many lines as a person reads, and how many more there are."""
+
+from collections.abc import Iterator, Sequence
+
+MOST_CHARACTERS = 1500
+"""Of all lines together: a message stays below 2 kB."""
+LONGEST_LINE = 600
+
+
+def shown(lines: Sequence[str], most: int, *, characters: int = MOST_CHARACTERS) -> Iterator[str]:
+    """The first lines, indented, ``most`` of them at most, and a line that counts the rest."""
+    left, count = characters, 0
+    for line in lines[:most]:
+        line = shortened(line)
+        if count and len(line.encode()) > left:
+            break
+        yield f"  {line}"
+        left, count = left - len(line.encode()), count + 1
+    if len(lines) > count:
+        yield f"  ... and {len(lines) - count:,} more"
+
+
+def shortened(line: str, most: int = LONGEST_LINE) -> str:
+    """A line without its middle, where it is longer than a message should be."""
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
