@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diagnostics.depth import DEPTHS, Depth
+from diagnostics.names import check_ids, record_name
 from diagnostics.records import AttentionRecord
 
 COMPLETE = "complete.json"
@@ -37,7 +38,7 @@ class StoredRecords(Mapping[str, AttentionRecord]):
         return self._kept[probe_id]
 
     def _path(self, probe_id: str) -> Path:
-        return self.folder / f"{probe_id}.safetensors"
+        return self.folder / record_name(probe_id)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.probe_ids)
@@ -54,6 +55,7 @@ class RecordArchive:
     """
 
     def __init__(self, attention_dir: Path, probe_ids: Sequence[str], key_layers: Sequence[int]) -> None:
+        check_ids(probe_ids)
         self.attention_dir = attention_dir
         self.probe_ids = tuple(probe_ids)
         self.key_layers = tuple(key_layers)
@@ -67,7 +69,7 @@ class RecordArchive:
         folder = self.folder(step)
         (folder / COMPLETE).unlink(missing_ok=True)
         for name, record in records.items():
-            record.save(folder / f"{name}.safetensors")
+            record.save(folder / record_name(name))
         temporary = folder / f".{COMPLETE}.tmp"
         text = json.dumps(self._marks(step) | _marks_of(depth), ensure_ascii=False)
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -81,7 +83,7 @@ class RecordArchive:
         found = json.loads(path.read_text(encoding="utf-8"))
         if {name: found.get(name) for name in self._marks(step)} != self._marks(step):
             return False
-        there = all((self.folder(step) / f"{name}.safetensors").is_file() for name in self.probe_ids)
+        there = all((self.folder(step) / record_name(name)).is_file() for name in self.probe_ids)
         rank = [*DEPTHS].index(depth.name) if depth.name in DEPTHS else -1
         has = [*DEPTHS].index(found["depth"]) if found["depth"] in DEPTHS else -1
         return there and has >= rank and set(depth.maps) <= set(found["maps"])

@@ -8,7 +8,6 @@ the named regions more than at area-matched random ones.
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from diagnostics.files import write_atomically
 from diagnostics.geometry import region_coverage
 from diagnostics.probes import Probe, groups_of
 from diagnostics.records import AttentionRecord
@@ -60,11 +60,8 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write as JSON, complete or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         content = {"version": VERSION, **asdict(self)}
-        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> Calibration:

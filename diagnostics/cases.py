@@ -17,7 +17,7 @@ from diagnostics.charts import inline_picture, percent_words
 from diagnostics.composite import CellMap, common_top, fitted, map_panel
 from diagnostics.evolution import evenly_chosen
 from diagnostics.pairs import LayerPair, ProbePair, pairs_by_group
-from diagnostics.render import open_picture
+from diagnostics.render import open_picture, picture_of
 
 NOT_TOLD = ("retention", "neighbour")
 """Groups of what should stay as it is: there is no wrong answer to tell of."""
@@ -84,7 +84,7 @@ def case_html(case: Case, group: Mapping[str, Any], pill: str) -> str:
     if beside is not None:
         maps.append(_map(beside, _layer(beside, case.layer), "before"))
     top = common_top(maps)
-    picture = open_picture(pair.probe.images[0])
+    picture = picture_of(pair)
     cells = [
         _step("The wrong answer", _picture(_sized(picture, WIDTH), "the picture"), _wrong_words(pair)),
         _step(
@@ -258,7 +258,7 @@ def _attention_words(pair: ProbePair, layer: LayerPair, side: str) -> str:
 
 
 def _beside_step(beside: ProbePair, layer: LayerPair, cells: CellMap, top: float) -> str:
-    picture = open_picture(beside.probe.images[0])
+    picture = picture_of(beside)
     said = beside.before.scores.generated or beside.probe.answer
     words = (
         f'Before training too, on another picture, it was right: <b class="right">“{html.escape(said)}”</b>. '

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -20,10 +21,10 @@ from diagnostics.cases import TrainingSample
 from diagnostics.comparison import comparison_of
 from diagnostics.depth import DEPTHS, MAPS, QUICK, Depth
 from diagnostics.evolution import evolution_of, series_of
+from diagnostics.files import check_writable, write_atomically
 from diagnostics.pairs import pair_all
 from diagnostics.probes import Probe
 from diagnostics.records import AttentionRecord
-from diagnostics.render import write_atomically
 from diagnostics.report import report_html
 from diagnostics.verdicts import requirement, shortfalls
 
@@ -63,11 +64,30 @@ def compare(
         evolution = evolution_of(series)
         comparison["series"] = series_of(probes, evolution)
     folder = Path(output_dir) / "comparison"
+    _require_finite(comparison)
     text = json.dumps(comparison, ensure_ascii=False, indent=1, allow_nan=False)
     page = report_html(comparison, pairs, evolution=evolution, samples=samples)
     write_atomically(folder / "comparison.json", (text + "\n").encode())
     write_atomically(folder / "index.html", page.encode())
     return comparison
+
+
+def _require_finite(content: Any, where: str = "comparison") -> None:
+    """Raises ValueError naming the number that JSON cannot hold."""
+    if isinstance(content, float) and not math.isfinite(content):
+        raise ValueError(
+            f"{where}: found {content}; expected a number: a model that was probed has overflowed there, probe it "
+            "again in another precision"
+        )
+    pairs = (
+        content.items()
+        if isinstance(content, dict)
+        else enumerate(content)
+        if isinstance(content, list)
+        else ()
+    )
+    for key, one in pairs:
+        _require_finite(one, f"{where}.{key}")
 
 
 def table(comparison: Json) -> str:
@@ -119,7 +139,7 @@ def _pad(text: str, width: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare what the command line names, print the table and say where the report is.
 
-    Exit status: 0; 1 where ``--require`` is not met; 2 where something given is wrong.
+    Exit status: 0; 1 where ``--require`` is not met; 2 where something given is wrong, or the report could not be made.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -134,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             depth=_depth(options.depth, options.maps),
         )
         required = requirement(options.require, comparison["groups"]) if options.require else {}
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(_told(f"error: {error}", 2))
     print(table(comparison))
     print(f"\nreport: {options.output_dir / 'comparison' / 'index.html'}")
@@ -201,8 +221,10 @@ def compare_sources(
     the output folder.
 
     Raises:
-        ValueError: a source is neither, or nothing says what to probe.
+        ValueError: a source is neither, nothing says what to probe, or the output folder cannot be written.
+        OSError: the disk is full.
     """
+    check_writable(output_dir)
     from diagnostics.sources import records_of  # torch only where there is something to do
 
     found = records_of(

@@ -85,8 +85,10 @@ def pair_records(probe: Probe, before: AttentionRecord, after: AttentionRecord) 
 
     Raises:
         ValueError: the records are of different probes, key layers or image layouts, so that a difference would
-            mean nothing.
+            mean nothing; or one of them lacks what the probe names.
     """
+    for record in (before, after):
+        _require_of(probe, record)
     _require_same(probe, before, after)
     image = after.image_tokens[0]
     coverage = {name: region_coverage(boxes, image) for name, boxes in probe.regions.items()}
@@ -186,10 +188,34 @@ def _readings(
     return (*mass, float(enrichment(before, weights)), float(enrichment(after, weights)))
 
 
+def _require_of(probe: Probe, record: AttentionRecord) -> None:
+    """Was this record made of this probe?"""
+    where = f"probe {probe.id}, record of step {record.step}"
+    if record.probe_id != probe.id:
+        raise ValueError(
+            f"{where}: found probe_id {record.probe_id!r}; expected {probe.id!r}, one record a probe"
+        )
+    if not record.image_tokens:
+        raise ValueError(f"{where}: found no picture; expected one at least, probe again")
+    regions = {*record.region_mass, *(one.region for one in record.interventions)}
+    for found, expected, what in (
+        (regions, probe.regions, "a region that the probe has not"),
+        (probe.regions, record.region_mass, "no numbers of the region"),
+    ):
+        if missing := sorted(set(found) - set(expected)):
+            raise ValueError(
+                f"{where}: found {what}: {', '.join(map(repr, missing[:5]))}; expected records of the same probe file: "
+                "give the one that was probed with, or probe again"
+            )
+
+
 def _require_same(probe: Probe, before: AttentionRecord, after: AttentionRecord) -> None:
     for what, first, second in (
         ("probe_id", before.probe_id, after.probe_id),
         ("layers", before.layers, after.layers),
+        ("heads", before.rows.shape[1], after.rows.shape[1]),
+        ("number of layers", len(before.visual_share), len(after.visual_share)),
+        ("regions", sorted(before.region_mass), sorted(after.region_mass)),
         ("grid", before.image_tokens[0].grid, after.image_tokens[0].grid),
         (
             "image_size_pixels",

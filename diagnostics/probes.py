@@ -5,21 +5,22 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
+from diagnostics.files import write_atomically
+from diagnostics.jsons import parsed_file, shown
+from diagnostics.names import EXPECTED, colliding, id_fault, same_file_words
+from finetune.images import open_image
 
 VERSION = 1
 FIELDS = ("id", "group", "images", "question", "answer", "foil", "regions", "phrases", "relation")
 REQUIRED = ("id", "group", "images", "question", "answer")
-FILE_NAME = re.compile(r"(?!\.)[\w.\-]{1,120}")  # letters of any script, digits, _ . -
-ORIENTATION = 0x0112  # EXIF; 5 to 8 are turned by a quarter
-MAX_SHOWN_FAULTS = 50
+MESSAGE_MAX = 1600  # bytes of faults in one message; more of them are counted
+FIELD_SHOWN = 200  # characters of a place, of what was found there, of what was expected
 PLACEHOLDER = "<image>"
 """In a question: a picture stands here."""
 
@@ -85,37 +86,36 @@ def read_probes(path: str | Path) -> tuple[Probe, ...]:
     index and id, field, found and expected.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no probe file there")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error}); mend the file at that place") from error
-    faults = [Fault(where, found, expected) for where, found, expected in _file_faults(content, path.parent)]
+    content = parsed_file(path, "probe file")
+    faults = [Fault(*map(_cut, words)) for words in _file_faults(content, path.parent)]
     if faults:
-        shown = "\n".join(f"  {fault}" for fault in faults[:MAX_SHOWN_FAULTS])
-        rest = f"\n  … and {len(faults) - MAX_SHOWN_FAULTS} more" if len(faults) > MAX_SHOWN_FAULTS else ""
-        raise ValueError(f"{path}: {len(faults)} fault(s) in the probe file:\n{shown}{rest}")
+        told = "\n".join(_within_limits(faults))
+        raise ValueError(f"{path}: {len(faults)} fault(s) in the probe file:\n{told}")
     return tuple(_probe(entry, path.parent) for entry in content["probes"])
+
+
+def _cut(words: str) -> str:
+    return words if len(words) <= FIELD_SHOWN else f"{words[:FIELD_SHOWN]}…"
+
+
+def _within_limits(faults: Sequence[Fault]) -> Iterator[str]:
+    """A line each, as many as fit a message that is still read."""
+    room = MESSAGE_MAX
+    for number, fault in enumerate(faults):
+        line = f"  {fault}"
+        room -= len(line.encode("utf-8", "replace")) + 1
+        if room < 0 and number:
+            yield f"  … and {len(faults) - number} more"
+            return
+        yield line
 
 
 def write_probes(probes: Iterable[Probe], path: str | Path) -> None:
     """Write probes as used, complete or not at all. Images stay where they are; paths are relative to the
     file."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"version": VERSION, "probes": [_entry(probe, path.parent) for probe in probes]}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def image_size_pixels(path: Path) -> tuple[int, int]:
-    """(width, height) of an image as it is shown, from its header alone. Raises OSError where it cannot be
-    read."""
-    with Image.open(path) as image:
-        width, height = image.size
-        return (height, width) if image.getexif().get(ORIENTATION, 1) >= 5 else (width, height)
+    write_atomically(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
 
 
 def _probe(entry: Mapping[str, Any], folder: Path) -> Probe:
@@ -155,7 +155,7 @@ FaultWords = tuple[str, str, str]
 
 def _file_faults(content: Any, folder: Path) -> Iterator[FaultWords]:
     if not isinstance(content, dict) or content.get("version") != VERSION:
-        found = repr(content.get("version")) if isinstance(content, dict) else f"a {type(content).__name__}"
+        found = shown(content.get("version")) if isinstance(content, dict) else f"a {type(content).__name__}"
         yield "version", found, f'{{"version": {VERSION}, "probes": […]}}'
         return
     entries = content.get("probes")
@@ -171,15 +171,18 @@ def _file_faults(content: Any, folder: Path) -> Iterator[FaultWords]:
             yield f"probe {index}", f"a {type(entry).__name__}", "an object with " + ", ".join(REQUIRED)
             continue
         for where, found, expected in _entry_faults(entry, folder):
-            yield f"probe {index} (id {entry.get('id')!r}): {where}", found, expected
+            yield f"probe {index} (id {shown(entry.get('id'))}): {where}", found, expected
     places: dict[str, list[int]] = {}
     for index, entry in enumerate(entries):
         if isinstance(entry, dict) and isinstance(entry.get("id"), str):
             places.setdefault(entry["id"], []).append(index)
     for name, at in places.items():
         if len(at) > 1:
-            found = f"{name!r} {len(at)} times"
+            found = f"{shown(name)} {len(at)} times"
             yield f"probes {', '.join(map(str, at))}: id", found, "each id once; rename the others"
+    for alike in colliding(places):
+        found, expected = same_file_words(alike)
+        yield f"probes {', '.join(str(places[one][0]) for one in alike)}: id", found, expected
 
 
 def _entry_faults(entry: Mapping[str, Any], folder: Path) -> Iterator[FaultWords]:
@@ -187,14 +190,14 @@ def _entry_faults(entry: Mapping[str, Any], folder: Path) -> Iterator[FaultWords
     images = entry.get("images")
     size = None
     if not _is_list_of(images, str) or not images:
-        yield "images", repr(images), "a list with at least one path, relative to the probe file"
+        yield "images", shown(images), "a list with at least one path, relative to the probe file"
     else:
         sizes = [_size_or_reason(folder / image) for image in images]
         for image, one in zip(images, sizes, strict=True):
             if isinstance(one, str):
                 yield (
                     "images",
-                    f"{image} ({one})",
+                    f"{image if len(image) <= 80 else image[:80] + '…'} ({one})",
                     f"an image at {folder / image}; correct the path or add the file",
                 )
         size = sizes[0]
@@ -210,32 +213,28 @@ def _text_faults(entry: Mapping[str, Any]) -> Iterator[FaultWords]:
         yield name, "an unknown field", "one of " + ", ".join(FIELDS)
     for name in ("id", "group", "question", "answer"):
         if not isinstance(entry.get(name), str) or not entry[name].strip():
-            yield name, repr(entry.get(name)), "text that is not empty"
+            yield name, shown(entry.get(name)), "text that is not empty"
     identity, foil = entry.get("id"), entry.get("foil")
-    if isinstance(identity, str) and identity.strip() and not FILE_NAME.fullmatch(identity):
-        yield (
-            "id",
-            repr(identity),
-            "a file name: letters, digits, '_', '-', '.', at most 120, not starting with '.'",
-        )
+    if isinstance(identity, str) and identity.strip() and (fault := id_fault(identity)) is not None:
+        yield "id", fault, EXPECTED
     if foil is not None and (not isinstance(foil, str) or not foil.strip()):
-        yield "foil", repr(foil), "the wrong answer as text, or null"
+        yield "foil", shown(foil), "the wrong answer as text, or null"
     elif foil is not None and foil == entry.get("answer"):
         yield "foil", f"{foil!r}, the answer itself", "a wrong answer to set against it, or null"
 
 
 def _region_faults(regions: Any, size: tuple[int, int] | None) -> Iterator[FaultWords]:
     if regions is not None and not isinstance(regions, dict):
-        yield "regions", repr(regions), "an object: name → list of boxes [x0, y0, x1, y1]"
+        yield "regions", shown(regions), "an object: name → list of boxes [x0, y0, x1, y1]"
         return
     for name, boxes in (regions or {}).items():
         if not isinstance(boxes, list) or not boxes:
-            yield f"regions.{name}", repr(boxes), "a list of at least one box [x0, y0, x1, y1]"
+            yield f"regions.{name}", shown(boxes), "a list of at least one box [x0, y0, x1, y1]"
             continue
         for index, box in enumerate(boxes):
             where = f"regions.{name}[{index}]"
             if not _is_list_of(box, int, float) or len(box) != 4:
-                yield where, repr(box), "four numbers x0, y0, x1, y1 in pixels of the first image"
+                yield where, shown(box), "four numbers x0, y0, x1, y1 in pixels of the first image"
             elif not (box[0] < box[2] and box[1] < box[3]):
                 yield where, f"{box}, an empty box", "x0 < x1 and y0 < y1; swap the corners"
             elif size and (min(box) < 0 or box[2] > size[0] or box[3] > size[1]):
@@ -252,22 +251,28 @@ def _reference_faults(entry: Mapping[str, Any]) -> Iterator[FaultWords]:
     known = "one of the regions: " + (", ".join(regions) or "there are none")
     phrases = entry.get("phrases")
     if phrases is not None and not isinstance(phrases, dict):
-        yield "phrases", repr(phrases), "an object: phrase → region"
+        yield "phrases", shown(phrases), "an object: phrase → region"
         phrases = None
     for phrase, region in (phrases or {}).items():
         if not phrase or not any(phrase in str(entry.get(name, "")) for name in ("question", "answer")):
-            yield "phrases", repr(phrase), "words that stand in the question or the answer, letter for letter"
-        if region not in regions:
-            yield f"phrases.{phrase}", repr(region), known
+            yield (
+                "phrases",
+                shown(phrase),
+                "words that stand in the question or the answer, letter for letter",
+            )
+        if not isinstance(region, str) or region not in regions:
+            yield f"phrases.{phrase}", shown(region), known
     relation = entry.get("relation")
     if relation is None:
         return
     if not isinstance(relation, dict) or set(relation) != set(Relation._fields):
-        yield "relation", repr(relation), 'null or {"phrase": …, "subject": a region, "object": a region}'
+        yield "relation", shown(relation), 'null or {"phrase": …, "subject": a region, "object": a region}'
         return
+    if not isinstance(relation["phrase"], str) or not relation["phrase"].strip():
+        yield "relation.phrase", shown(relation["phrase"]), "the words that relate the two, as text"
     for end in ("subject", "object"):
-        if relation[end] not in regions:
-            yield f"relation.{end}", repr(relation[end]), known
+        if not isinstance(relation[end], str) or relation[end] not in regions:
+            yield f"relation.{end}", shown(relation[end]), known
 
 
 def _is_list_of(value: Any, *kinds: type) -> bool:
@@ -277,18 +282,24 @@ def _is_list_of(value: Any, *kinds: type) -> bool:
 
 
 def _size_or_reason(path: Path) -> tuple[int, int] | str:
-    if not path.is_file():
-        return "no such file"
-    stat = path.stat()
+    try:
+        if not path.is_file():
+            return "no such file"
+        stat = path.stat()
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        return f"not readable: {error.strerror}"
     return _cached_size(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=4096)
 def _cached_size(path: Path, _modified: int, _bytes: int) -> tuple[int, int] | str:
+    """(width, height) of a picture as it is shown. All of it is decoded: one that is cut off would otherwise be found
+    after the model has been asked."""
     try:
-        return image_size_pixels(path)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        return f"not readable as an image: {error}"
+        return open_image(path).size
+    except ValueError as error:
+        told = str(error).removeprefix(f"image {os.fspath(path)!r}: ")
+        return f"not readable as an image: {told}"
 
 
 def groups_of(probes: Sequence[Probe]) -> dict[str, list[Probe]]:

@@ -18,7 +18,6 @@ and, where measured, ``random_mass/NAME``, ``sinks``, ``region_mass_without_sink
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,12 +26,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from diagnostics.files import in_place_of
+from diagnostics.jsons import parsed, shown
+from diagnostics.record_checks import NAMED, OPTIONAL, FieldError, check_arrays, check_header
 from finetune.families.base import ImageTokens
 
 VERSION = 2
 HEADER = "attention_record"
-NAMED = ("region_mass", "random_mass", "region_mass_without_sinks", "maps", "relation", "curves")
-OPTIONAL = ("sinks", "head_entropy", "highest_logit")
 
 
 class Query(NamedTuple):
@@ -140,44 +140,56 @@ class AttentionRecord:
     curves: dict[str, np.ndarray] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, complete or not at all; folders above it are made."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            save_file(
-                _arrays(self), temporary, metadata={HEADER: json.dumps(_header(self), ensure_ascii=False)}
-            )
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        """Write one safetensors file, complete or not at all; folders above it are made. Raises OSError naming it."""
+        metadata = {HEADER: json.dumps(_header(self), ensure_ascii=False)}
+        with in_place_of(Path(path)) as temporary:
+            try:
+                save_file(_arrays(self), temporary, metadata=metadata)
+            except SafetensorError as error:  # which is no OSError, also for a full disk
+                raise OSError(str(error)) from error
 
     @classmethod
     def load(cls, path: str | Path) -> AttentionRecord:
         """Read what ``save`` wrote, arrays bit for bit.
 
-        Raises FileNotFoundError, and ValueError naming the file where it is broken, is no record, or is of
+        Raises FileNotFoundError, and ValueError naming file and field where it is broken, is no record, or is of
         another version.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no attention record there")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: broken record ({error}); delete it and probe again") from error
+        metadata, arrays = _opened(Path(path))
         if HEADER not in metadata:
             raise ValueError(
                 f"{path}: found a safetensors file without {HEADER!r} in its header, expected a record"
             )
-        header = json.loads(metadata[HEADER])
-        if header.get("version") != VERSION:
-            raise ValueError(f"{path}: found record version {header.get('version')!r}, expected {VERSION}")
         try:
-            return _record(header, arrays)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path}: record without {error}; delete it and probe again") from error
+            header = parsed(metadata[HEADER])
+        except ValueError as error:
+            raise ValueError(f"{path}: {HEADER}: {error}") from error
+        if not isinstance(header, dict) or header.get("version") != VERSION:
+            found = header.get("version") if isinstance(header, dict) else header
+            raise ValueError(f"{path}: found record version {shown(found)}, expected {VERSION}")
+        try:
+            check_header(header)
+            check_arrays(header, arrays)
+        except FieldError as error:
+            raise ValueError(f"{path}: {error}; delete it and probe again") from error
+        return _record(header, arrays)
+
+
+def _opened(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Header and arrays of a safetensors file.
+
+    Raises FileNotFoundError, and ValueError where it cannot be read.
+    """
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no attention record there")
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError:
+        raise
+    # TypeError, AttributeError: a type that NumPy lacks (bfloat16, 8-bit floats)
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: broken record ({error}); delete it and probe again") from error
 
 
 def _arrays(record: AttentionRecord) -> dict[str, np.ndarray]:

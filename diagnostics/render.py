@@ -25,22 +25,25 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from diagnostics.composite import Outcome, ProbeSheet, Strip, draw_probe, draw_strip, encode_png
 from diagnostics.evolution import Evolution, evenly_chosen, evolution_of, strip_maps
+from diagnostics.files import check_writable, write_atomically
+from diagnostics.names import file_name, record_name
 from diagnostics.pairs import ProbePair, pair_all, pair_records, pairs_by_group
 from diagnostics.plots import layers_heads_figure
 from diagnostics.probes import Probe, groups_of, read_probes
 from diagnostics.records import AttentionRecord
 from diagnostics.tensorboard import SHOWN_PER_GROUP, TaggedPicture, map_tag, overview_tag, shown_probes
+from finetune.images import open_image
 
 logger = logging.getLogger(__name__)
 
@@ -270,13 +273,13 @@ class Archive:
         return Archive(self.attention_dir, (), {})
 
     def record_path(self, probe_id: str, step: int) -> Path:
-        return self.attention_dir / f"step-{step:06d}" / f"{probe_id}.safetensors"
+        return self.attention_dir / f"step-{step:06d}" / record_name(probe_id)
 
     def picture_path(self, probe_id: str, step: int) -> Path:
-        return self.attention_dir / "images" / probe_id / f"step-{step:06d}.png"
+        return self.attention_dir / "images" / file_name(probe_id) / f"step-{step:06d}.png"
 
     def strip_path(self, probe_id: str) -> Path:
-        return self.attention_dir / "images" / probe_id / "strip.png"
+        return self.attention_dir / "images" / file_name(probe_id) / "strip.png"
 
     def missing_steps(self) -> list[int]:
         """Steps after the baseline with records and without all their pictures, as a killed run leaves them."""
@@ -304,14 +307,23 @@ def load_records(folder: str | Path) -> dict[str, AttentionRecord]:
     """Every record in a folder, by probe.
 
     Raises:
-        ValueError: the folder has none.
+        ValueError: the folder has none, one that is broken, or two of one probe.
     """
-    records = [AttentionRecord.load(path) for path in sorted(Path(folder).glob("*.safetensors"))]
+    places: dict[str, Path] = {}
+    records: dict[str, AttentionRecord] = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        record = AttentionRecord.load(path)
+        if record.probe_id in records:
+            raise ValueError(
+                f"{path}: found a second record of probe {record.probe_id!r}, beside {places[record.probe_id].name}; "
+                "expected one of each, remove the copy"
+            )
+        records[record.probe_id], places[record.probe_id] = record, path
     if not records:
         raise ValueError(
             f"{folder}: no attention records there; expected ID.safetensors of at least one probe"
         )
-    return {record.probe_id: record for record in records}
+    return records
 
 
 def load_evolution(attention_dir: str | Path, *, steps_max: int | None = None) -> Evolution:
@@ -336,7 +348,7 @@ def probe_sheet(pair: ProbePair) -> ProbeSheet:
     return ProbeSheet(
         probe_id=probe.id,
         group=probe.group,
-        picture=open_picture(probe.images[0]),
+        picture=picture_of(pair),
         question=probe.question,
         answer=probe.answer,
         foil=probe.foil,
@@ -348,6 +360,21 @@ def probe_sheet(pair: ProbePair) -> ProbeSheet:
     )
 
 
+def picture_of(pair: ProbePair) -> Image.Image:
+    """The picture that a probe was asked about.
+
+    Raises:
+        ValueError: it cannot be read, or is another than the records': maps and boxes would lie beside what they mean.
+    """
+    picture, expected = open_picture(pair.probe.images[0]), pair.after.image_tokens[0].image_size_pixels
+    if picture.size != expected:
+        raise ValueError(
+            f"cannot draw over {pair.probe.images[0]}: found {picture.width} × {picture.height} pixels, the records of "
+            f"{pair.probe.id!r} were made of {expected[0]} × {expected[1]}; expected the picture that was probed with"
+        )
+    return picture
+
+
 def open_picture(path: Path) -> Image.Image:
     """A picture as it is shown: upright, in colour.
 
@@ -355,9 +382,8 @@ def open_picture(path: Path) -> Image.Image:
         ValueError: it cannot be read.
     """
     try:
-        with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except OSError as error:
+        return open_image(path)
+    except ValueError as error:
         raise ValueError(f"cannot draw over {path}: {error}") from error
 
 
@@ -388,7 +414,15 @@ def render_archive(archive: Archive, step: int, pool: Executor) -> Iterator[str 
     """Draw the archive picture of every probe at one step; yields, for each, None or what went wrong."""
     light = archive.without_records()
     asked = [pool.submit(draw_archive_picture, light, probe, step) for probe in archive.probes]
-    yield from (future.result() for future in as_completed(asked))
+    yield from map(_outcome, as_completed(asked))
+
+
+def _outcome(drawn: Future[str | None]) -> str | None:
+    """What went wrong, also where the process that was to draw is gone (most likely for want of memory)."""
+    try:
+        return drawn.result()
+    except BrokenExecutor as error:
+        return f"a drawing process ended early: {error}"
 
 
 def draw_archive_picture(archive: Archive, probe: Probe, step: int) -> str | None:
@@ -413,7 +447,7 @@ def render_strips(archive: Archive, pool: Executor, probes: Sequence[Probe]) -> 
     steps = recorded_steps(archive.attention_dir)
     chosen = [steps[index] for index in evenly_chosen(len(steps), STRIP_STEPS_MAX)]
     asked = [pool.submit(draw_archive_strip, light, probe, chosen) for probe in probes]
-    yield from (future.result() for future in as_completed(asked))
+    yield from map(_outcome, as_completed(asked))
 
 
 def draw_archive_strip(archive: Archive, probe: Probe, steps: Sequence[int]) -> str | None:
@@ -466,16 +500,11 @@ def drawing_pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """The whole file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve the monitor on standard input, or draw ``--steps`` by hand."""
+    """Serve the monitor on standard input, or draw ``--steps`` by hand.
+
+    Exit status by hand: 0; 1 where a picture could not be drawn; 2 where there is nothing to draw from.
+    """
     parser = argparse.ArgumentParser(prog="python -m diagnostics.render", description=__doc__)
     parser.add_argument("--attention_dir", type=Path, required=True, help="the run's attention/ folder")
     parser.add_argument(
@@ -490,7 +519,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shown_per_group", type=int, default=SHOWN_PER_GROUP)
     options = parser.parse_args(arguments)
     if options.scratch_dir is None:
-        _draw_by_hand(Archive.open(options.attention_dir), options.steps, strips=options.strips)
+        status = _by_hand(options.attention_dir, options.steps, strips=options.strips)
+        if status:
+            sys.exit(status)
     else:
         os.nice(NICENESS)
         if hasattr(os, "SCHED_IDLE"):
@@ -499,21 +530,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _serve(options.attention_dir, options.scratch_dir, options.shown_per_group, sys.stdin)
 
 
-def _draw_by_hand(archive: Archive, steps: Sequence[int] | None, *, strips: bool) -> None:
-    """The archive of ``steps``; every missing step where ``[]`` is given, or nothing at all was asked for."""
+def _by_hand(attention_dir: Path, steps: Sequence[int] | None, *, strips: bool) -> int:
+    """Draw, and say in one line what is missing. Returns the exit status."""
+    try:
+        check_writable(attention_dir / "images")
+        problems = _draw_by_hand(Archive.open(attention_dir), steps, strips=strips)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if problems:
+        rest = f", and {len(problems) - 1} more (above)" if len(problems) > 1 else ""
+        print(f"error: not drawn: {problems[0]}{rest}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _draw_by_hand(archive: Archive, steps: Sequence[int] | None, *, strips: bool) -> list[str]:
+    """The archive of ``steps``; every missing step where ``[]`` is given, or nothing at all was asked for. Returns what
+    could not be drawn."""
+    problems: list[str] = []
     undrawn = archive.missing_steps() if steps == [] or (steps is None and not strips) else steps or []
     with drawing_pool() as pool:
         for step in undrawn:
-            _draw_with_bar(render_archive(archive, step, pool), f"step {step}", len(archive.probes))
+            drawn = render_archive(archive, step, pool)
+            problems += _draw_with_bar(drawn, f"step {step}", len(archive.probes))
         if strips:
-            _draw_with_bar(render_strips(archive, pool, archive.probes), "strips", len(archive.probes))
+            drawn = render_strips(archive, pool, archive.probes)
+            problems += _draw_with_bar(drawn, "strips", len(archive.probes))
+    return problems
 
 
-def _draw_with_bar(drawn: Iterator[str | None], what: str, total: int) -> None:
+def _draw_with_bar(drawn: Iterator[str | None], what: str, total: int) -> list[str]:
+    problems: list[str] = []
     bar = tqdm(drawn, desc=what, total=total, unit="picture")
     for problem in bar:
         if problem is not None:
-            bar.write(problem)
+            bar.write(f"{what}: {problem}")
+            problems.append(f"{what}: {problem}")
+    return problems
 
 
 def _serve(attention_dir: Path, scratch_dir: Path, per_group: int, requests: Iterable[str]) -> None:

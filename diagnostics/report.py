@@ -22,7 +22,7 @@ from diagnostics.geometry import cells_from_row, region_coverage
 from diagnostics.metrics import enrichment, region_mass
 from diagnostics.pairs import ProbePair, layer_cells, pairs_by_group
 from diagnostics.records import AttentionRecord
-from diagnostics.render import open_picture
+from diagnostics.render import picture_of
 from diagnostics.sinks import without_sinks
 
 Json = dict[str, Any]
@@ -180,7 +180,7 @@ def _data(comparison: Mapping[str, Any], pairs: Sequence[ProbePair], evolution: 
 
 
 def _probe_data(pair: ProbePair, entry: Mapping[str, Any]) -> Json:
-    picture = open_picture(pair.probe.images[0])
+    picture = picture_of(pair)
     width, height = picture.size
     image = pair.after.image_tokens[0]
     by_size = np.array([width, height, width, height], dtype=float)

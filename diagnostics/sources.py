@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from diagnostics.calibration import calibrate, check_apart, held_out
 from diagnostics.depth import WATCH, Depth, cost_words
+from diagnostics.names import record_name
 from diagnostics.probe import Prober, auto_key_layers
 from diagnostics.probes import Probe, read_probes, write_probes
 from diagnostics.reading import Reader
@@ -102,7 +103,7 @@ def _probed(
     prober.self_check()
     records = {record.probe_id: record for record in prober.run_all(step, name, progress=True)}
     for probe_id, record in records.items():
-        record.save(folder / f"{probe_id}.safetensors")
+        record.save(folder / record_name(probe_id))
     return records
 
 

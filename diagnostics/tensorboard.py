@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from diagnostics.names import tag_part
 from diagnostics.pairs import ProbePair, pairs_by_group
 
 if TYPE_CHECKING:
@@ -45,12 +46,12 @@ class TaggedPicture(NamedTuple):
 
 def map_tag(group: str, probe_id: str, layer: int) -> str:
     """Tag of a probe picture; its first part gathers a group's pictures under one heading."""
-    return f"maps: {_part(group)}/{probe_id}/layer_{layer}"
+    return f"maps: {tag_part(group)}/{probe_id}/layer_{layer}"
 
 
 def overview_tag(group: str) -> str:
     """Tag of a group's layers x heads picture."""
-    return f"layers x heads/{_part(group)}"
+    return f"layers x heads/{tag_part(group)}"
 
 
 def scalars(pairs: Sequence[ProbePair]) -> dict[str, float]:
@@ -60,7 +61,7 @@ def scalars(pairs: Sequence[ProbePair]) -> dict[str, float]:
     """
     values: dict[str, list[float]] = defaultdict(list)
     for pair in pairs:
-        group = _part(pair.probe.group)
+        group = tag_part(pair.probe.group)
         margin = pair.after.scores.margin_nats
         if margin is not None:
             values[f"accuracy/{group}"].append(float(margin > 0))
@@ -83,7 +84,7 @@ def layout(pairs: Sequence[ProbePair]) -> dict[str, dict[str, list[Any]]]:
     def lines(start: str) -> list[Any]:
         return ["Multiline", [f"^{re.escape(tag)}$" for tag in tags if tag.startswith(start)]]
 
-    groups = [_part(group) for group in pairs_by_group(pairs)]
+    groups = [tag_part(group) for group in pairs_by_group(pairs)]
     pages = {
         "1 What does it answer?": {"accuracy": lines("accuracy/"), "margin, nats": lines("margin_nats/")},
         "2 Does it look at the region?": {
@@ -148,7 +149,7 @@ class AttentionBoard:
         for tag, value in scalars(pairs).items():
             self.writer.add_scalar(tag, value, step)
         for pair in shown_probes(pairs, per_group):
-            self.writer.add_text(f"probes/{_part(pair.probe.group)}/{pair.probe.id}", card(pair), step)
+            self.writer.add_text(f"probes/{tag_part(pair.probe.group)}/{pair.probe.id}", card(pair), step)
         self.writer.flush()
 
     def write_verdicts(self, comparison: Mapping[str, Any], step: int) -> None:
@@ -156,7 +157,7 @@ class AttentionBoard:
         for name, group in comparison["groups"].items():
             reasons = "\n".join(f"- {_escape(reason)}" for reason in group["reasons"])
             self.writer.add_text(
-                f"verdict/{_part(name)}", f"**{_escape(group['verdict'])}**\n\n{reasons}", step
+                f"verdict/{tag_part(name)}", f"**{_escape(group['verdict'])}**\n\n{reasons}", step
             )
         self.writer.flush()
 
@@ -188,8 +189,3 @@ def _escape(text: str) -> str:
     """Text inside a Markdown table: one line, nothing that Markdown would read."""
     flat = " ".join(text.split())
     return "".join(f"\\{c}" if c in r"\`*_{}[]()#+-!|<>" else c for c in flat)
-
-
-def _part(group: str) -> str:
-    """A group's name as one part of a tag: TensorBoard splits tags at slashes."""
-    return group.replace("/", "-")

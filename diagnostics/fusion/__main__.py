@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from diagnostics.calibration import check_apart
 from diagnostics.composite import CellMap, encode_png
+from diagnostics.files import check_writable, write_atomically
 from diagnostics.fusion.judging import (
     ALL,
     TOO_FEW,
@@ -34,8 +35,9 @@ from diagnostics.fusion.judging import (
 from diagnostics.fusion.recipes import Map, fused, single_maps
 from diagnostics.fusion.sheet import FusionSheet, Shown, draw_sheet
 from diagnostics.fusion.summary import json_of, table
+from diagnostics.names import file_name
 from diagnostics.probes import Probe, read_probes
-from diagnostics.render import open_picture, write_atomically
+from diagnostics.render import open_picture
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             resolutions=options.resolutions,
             vision_layers=options.vision_layers,
         )
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print("\n\n".join(table(one) for one in judgements.values()))
@@ -77,7 +79,7 @@ def run(
     left_out = sum(not probe.regions for probe in probes)
     kept = [(probe, is_chosen) for probe, is_chosen in zip(probes, chooses, strict=True) if probe.regions]
     probes, chooses = [probe for probe, _ in kept], [is_chosen for _, is_chosen in kept]
-    output_dir.mkdir(parents=True, exist_ok=True)
+    check_writable(output_dir)
     if left_out:
         print(f"{left_out} probes name no region, so nothing can be said of where they should look: left out")
     viewer, cases = _looked(model, probes, resolutions, vision_layers)
@@ -95,7 +97,7 @@ def run(
     write_atomically(output_dir / "fusion.json", text.encode())
     for case, chose in tqdm([*zip(cases, chooses, strict=True)], desc="drawing", unit="picture", leave=False):
         picture = draw_sheet(_sheet(case, judgements, chose=chose))
-        write_atomically(output_dir / "fusion" / f"{case.probe.id}.png", encode_png(picture))
+        write_atomically(output_dir / "fusion" / file_name(case.probe.id, ".png"), encode_png(picture))
     return judgements
 
 
@@ -105,6 +107,7 @@ def _sides(probes_file: Path, calibration_file: Path | None) -> tuple[list[Probe
     Raises ValueError where nothing can be judged, or nothing chosen.
     """
     judged = read_probes(probes_file)
+    _refuse_scope(judged, probes_file)
     if calibration_file is None:
         with_region = [probe for probe in judged if probe.regions]
         half = dict(zip((probe.id for probe in with_region), choosing_half(with_region), strict=True))
@@ -127,6 +130,16 @@ def _sides(probes_file: Path, calibration_file: Path | None) -> tuple[list[Probe
             "expected at least one of each; a verdict needs 20 to judge"
         )
     return probes, chooses
+
+
+def _refuse_scope(probes: Sequence[Probe], file: Path) -> None:
+    """Raises ValueError for a group of the name that stands for all of them: its numbers would take their place."""
+    named = next((probe for probe in probes if probe.group == ALL), None)
+    if named is not None:
+        raise ValueError(
+            f"{file}: probe {named.id}: found group {ALL!r}, which is what all groups together are called here; "
+            "expected another name, rename the group"
+        )
 
 
 def _looked(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diagnostics.probes import FILE_NAME, Probe, read_probes, write_probes
+from diagnostics.files import in_place_of
+from diagnostics.jsons import shown
+from diagnostics.names import BYTES_MAX, CHARACTERS_MAX, file_name, id_fault, same_file
+from diagnostics.probes import Probe, read_probes, write_probes
 from diagnostics.web.look import Look
 from diagnostics.web.page_rooms import QUESTION_MAX_CHARACTERS, Asked
 from diagnostics.web.page_views import box_pixels
 from diagnostics.web.texts import RefusedError, Words
+
+logger = logging.getLogger(__name__)
 
 PROBES_MAX = 1000
 """A page that is open to many must not fill a disk."""
@@ -40,8 +46,8 @@ class ProbeFile:
                 raise RefusedError(
                     "field_long", field=_label(name), found=len(text), most=QUESTION_MAX_CHARACTERS
                 )
-        if not FILE_NAME.fullmatch(texts["id"]):
-            raise RefusedError("id_wrong", found=repr(texts["id"]))
+        if id_fault(texts["id"]) is not None:
+            raise RefusedError("id_wrong", found=shown(texts["id"], 40), most=CHARACTERS_MAX, bytes=BYTES_MAX)
         for name in ("group", "region", "question", "answer"):
             if not texts[name]:
                 raise RefusedError("field_empty", field=_label(name))
@@ -56,11 +62,11 @@ class ProbeFile:
         self, texts: Mapping[str, str], asked: Asked, image: int, box: tuple[float, float, float, float]
     ) -> Probe:
         before = self._read(self.path) if self.path.is_file() else ()
-        if any(probe.id == texts["id"] for probe in before):
+        if any(same_file(probe.id) == same_file(texts["id"]) for probe in before):
             raise RefusedError("id_taken", id=texts["id"], file=self.path.name)
         if len(before) >= PROBES_MAX:
             raise RefusedError("probes_many", file=self.path.name, found=len(before))
-        place = self.path.parent / "images" / f"{texts['id']}.png"
+        place = self.path.parent / "images" / file_name(texts["id"], ".png")
         if place.exists():
             raise RefusedError("image_taken", image=place.name, folder=place.parent.name)
         probe = Probe(
@@ -73,12 +79,16 @@ class ProbeFile:
             {texts["region"]: ((round(box[0], 1), round(box[1], 1), round(box[2], 1), round(box[3], 1)),)},
             {texts["answer"]: texts["region"]},
         )
-        place.parent.mkdir(parents=True, exist_ok=True)
-        asked.pictures[image].open().save(place)
         try:
+            with in_place_of(place) as temporary:
+                asked.pictures[image].open().save(temporary, format="PNG")
             self._check_and_write((*before, probe))
-        except ValueError:
-            place.unlink()
+        except (ValueError, OSError) as error:
+            place.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                logger.warning("a probe could not be saved: %s", error)
+                # its words say where on this machine the file lies
+                raise RefusedError("not_written", file=self.path.name) from error
             raise
         return probe
 

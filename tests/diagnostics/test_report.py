@@ -14,7 +14,7 @@ from show_samples import LAYERS, SIZE, image_tokens, probes, record, records
 
 from diagnostics.comparison import comparison_of
 from diagnostics.evolution import Evolution, evolution_of, series_of
-from diagnostics.pairs import pair_all
+from diagnostics.pairs import ProbePair, pair_all
 from diagnostics.probes import Probe
 from diagnostics.report import PICTURE_BOX, SLIDER_STEPS_MAX, headline, report_html
 
@@ -110,10 +110,25 @@ def test_a_picture_of_any_shape_fits_its_box(
     """A column 440 wide of a picture of 1 : 40 was more than WebP can hold, and the report was lost."""
     of, comparison, pairs = small(tmp_path)
     Image.new("RGB", size, (90, 90, 90)).save(of[0].images[0])
+    pairs[0] = of_size(pairs[0], size)
     content = data(report_html(comparison, pairs))
     assert content["box"] == [*PICTURE_BOX]
     picture = content["probes"][0]["picture"].removeprefix("data:image/webp;base64,")
     assert Image.open(io.BytesIO(base64.b64decode(picture))).size == drawn
+
+
+def of_size(pair: ProbePair, size: tuple[int, int]) -> ProbePair:
+    """The pair as of a picture of another size."""
+    image = replace(pair.after.image_tokens[0], image_size_pixels=size)
+    sides = [replace(record, image_tokens=(image,)) for record in (pair.before, pair.after)]
+    return replace(pair, before=sides[0], after=sides[1])
+
+
+def test_a_picture_that_was_replaced_by_one_of_another_size_is_refused(tmp_path: Path) -> None:
+    of, comparison, pairs = small(tmp_path)
+    Image.new("RGB", (80, 120), (90, 90, 90)).save(of[0].images[0])
+    with pytest.raises(ValueError, match="found 80 × 120 pixels, .* were made of 120 × 80"):
+        report_html(comparison, pairs)
 
 
 # --- what further fields of a comparison add ------------------------------------------------------------------
