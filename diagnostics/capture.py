@@ -21,17 +21,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from diagnostics import flash
 from diagnostics.forwards import Forwards, by_name
 from diagnostics.watch import Call, Watch, check_is_free
 from finetune.families import Family, attention_copies, bare_model, copies_of, family_of
-from finetune.families.base import Tiles, attending_layers, language_layers, layer_words
+from finetune.families.base import Tiles, attending_layers, flash_fault, language_layers, layer_words
 from finetune.families.tower import TowerSequence, joined
 
 ROW_SUM_TOLERANCE = 1e-4
 HEAD_MEANS_LIMIT_BYTES = 2 * 2**30
 CHUNK_BYTES = 32 * 2**20  # of one buffer of rows, where all are computed but none is kept
 UNSUPPORTED_TERMS = ("position_bias",)  # rows without it would be wrong
-SINK_LOGITS = "s_aux"  # transformers' name, in the options of a call
+SINK_LOGITS, SOFT_CAP = "s_aux", "softcap"  # transformers' names, in the options of a call
+LEFT_OUT_BY_SDPA = {SINK_LOGITS: "has sink logits", SOFT_CAP: "caps its attention logits"}
 
 
 class AttentionExtractor:
@@ -251,6 +253,7 @@ class AttentionExtractor:
                 for module in copies:
                     self._watch.kernel(module, _Watcher(self, name))
             self._watch.check_kernels()
+            _check_masks(bare, self.family)
             self._watch.forward(bare, before=self._begin, after=self._end)
             for module in self._towers_of(bare):
                 self._watch.forward(module, before=self._begin_tower, after=self._end_tower)
@@ -263,6 +266,7 @@ class AttentionExtractor:
     # backward, and those calls must not be taken for new ones.
     def _begin(self, _: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
         self._watch.check_kernels()  # it may have been changed since
+        _check_masks(self._model, self.family)
         self._given = arguments, options
         self._forwards.begin(self._model, arguments, options)
         if self._forwards.refused and any(name.startswith("layer_") for name in self._wanted):
@@ -604,8 +608,8 @@ class KernelTap:
 
     def __init__(self, model: nn.Module, names: Collection[str], *, family: Family | None = None) -> None:
         bare = bare_model(model)
-        modules = attention_copies(bare, family or family_of(bare.config))
-        self._bare = weakref.ref(bare)
+        self._bare, self._family = weakref.ref(bare), family or family_of(bare.config)
+        modules = attention_copies(bare, self._family)
         self._modules = [
             (name, weakref.ref(module)) for name in names if name in modules for module in modules[name]
         ]
@@ -628,6 +632,7 @@ class KernelTap:
             for name, module in found:
                 watch.kernel(module, _Listener(name, tap, forwards))
             watch.check_kernels()
+            _check_masks(bare, self._family)
             yield
         finally:
             watch.close()
@@ -643,6 +648,17 @@ class _Listener(NamedTuple):
             call = _placed(call, self.forwards)
         output, more = call.run()
         return self.tap(self.name, call, output), more
+
+
+def _check_masks(model: nn.Module, family: Family) -> None:
+    """Raises ValueError where the language model runs a kernel that leaves out a part of the family's mask."""
+    fault = flash_fault(family)
+    for layer in attending_layers(model, family) if fault else ():
+        attention = model.get_submodule(
+            f"{family.paths.language_layers}.{layer}.{family.paths.language_attention}"
+        )
+        if "flash" in str(vars(attention)["config"]._attn_implementation):
+            raise ValueError(f"{fault}; load the model with attn_implementation='sdpa' or 'eager'")
 
 
 def _placed(call: Call, forwards: Forwards) -> Call:
@@ -664,16 +680,18 @@ def attention_logits(
     if present:
         module = type(call.module).__name__
         raise ValueError(f"{module} adds {', '.join(present)} to its attention; its rows cannot be shown")
+    _check_is_taken(call, SOFT_CAP)
     batch, heads, _, dim = call.query.shape
     kept, rows = positions.shape
+    precision = flash.computed_in(call) if call.is_flash else call.query.dtype
     with torch.autocast(call.query.device.type, enabled=False):
-        query = call.query[sequences[:, None], :, positions].transpose(1, 2).float()
-        key = call.key.expand(batch, -1, -1, -1)[sequences].float()
+        query = call.query[sequences[:, None], :, positions].transpose(1, 2).to(precision).float()
+        key = call.key.expand(batch, -1, -1, -1)[sequences].to(precision).float()
         folded = query.reshape(kept, key.shape[1], heads // key.shape[1] * rows, dim)
         logits = (folded @ key.transpose(2, 3)).view(kept, heads, rows, key.shape[2])
         scale = call.options.get("scaling")
         logits *= dim**-0.5 if scale is None else scale
-        if (cap := call.options.get("softcap")) is not None:
+        if (cap := call.options.get(SOFT_CAP)) is not None:
             logits = torch.tanh(logits / cap) * cap
         allowed, bias = _rules(call, sequences, positions)
         if bias is not None:
@@ -692,12 +710,23 @@ def sink_logits(call: Call) -> Float[Tensor, " heads"] | None:
     sinks = call.options.get(SINK_LOGITS)
     if sinks is None:
         return None
-    if call.kernel == "sdpa":
-        raise ValueError(
-            f"{type(call.module).__name__} has sink logits, which the kernel 'sdpa' leaves out; load the model with "
-            "attn_implementation='eager'"
-        )
+    _check_is_taken(call, SINK_LOGITS)
     return sinks.detach().to(call.query.dtype).float()  # as kernels take them
+
+
+def _check_is_taken(call: Call, term: str) -> None:
+    """Raises ValueError where a term of the module's attention is left out by its kernel, so that this is another
+    model than the one that was trained."""
+    if call.options.get(term) is None:
+        return
+    known_as = (SINK_LOGITS, "learnable_sink") if term == SINK_LOGITS else (term,)
+    if call.kernel == "sdpa" or (
+        call.is_flash and not any(flash.supports(call.kernel, name) for name in known_as)
+    ):
+        raise ValueError(
+            f"{type(call.module).__name__} {LEFT_OUT_BY_SDPA[term]}, which the kernel {call.kernel!r} leaves out; load "
+            "the model with attn_implementation='eager'"
+        )
 
 
 def attention_rows(
@@ -734,42 +763,23 @@ def _rules(call: Call, sequences: Tensor, positions: Tensor) -> tuple[Tensor | N
         else:
             mask = mask[sequences]
         return (mask, None) if mask.dtype == torch.bool else (None, mask)
-    row = positions[:, None, :, None]
-    key = torch.arange(keys, device=positions.device)
+    if call.is_flash:
+        return flash.seen(call, sequences, positions), None
     rules = []
-    if (offset := _causal_offset(call)) is not None:
-        rules.append(key <= row + offset)
-    if call.is_flash and (window := call.options.get("sliding_window")):
-        rules.append(row + keys - queries - key < window)
-    if (
-        bounds := call.options.get("cu_seq_lens_q")
-    ) is not None:  # packed: a token sees its own stretch alone
-        stretch = torch.bucketize(key, bounds[1:].to(key), right=True)
-        rules.append(stretch[positions][:, None, :, None] == stretch)
+    # Eager applies its mask and nothing else; sdpa without a mask is causal, aligned at the start.
+    if call.kernel != "eager" and queries > 1 and mask is None and flash.is_causal(call):
+        rules.append(torch.arange(keys, device=positions.device) <= positions[:, None, :, None])
     if mask is not None:
         rules.append(mask[sequences, -keys:].bool()[:, None, None, :])
     return (reduce(torch.logical_and, rules) if rules else None), None
 
 
-def _causal_offset(call: Call) -> int | None:
-    """Row i sees keys up to i + offset; None: no causal rule beside the mask. Each kernel has its own rule."""
-    queries, keys = call.lengths
-    is_causal = call.options.get("is_causal")
-    if is_causal is None:
-        is_causal = getattr(call.module, "is_causal", True)  # the kernels' own default
-    if call.kernel == "eager" or not is_causal:
-        return None  # eager applies its mask and nothing else
-    if call.is_flash:
-        return keys - queries  # aligned at the end
-    return 0 if queries > 1 and call.mask is None else None  # sdpa without a mask: aligned at the start
-
-
 def _with_mask(call: Call, mask: Tensor) -> Call:
     """The call with another mask of four axes. Flash kernels take none, and are replaced by one that does: SDPA, or
-    eager where there are sink logits, which SDPA leaves out."""
+    eager where there is something that SDPA leaves out."""
     if not call.is_flash:
         return call._replace(mask=mask)
-    if call.options.get(SINK_LOGITS) is None:
+    if all(call.options.get(term) is None for term in LEFT_OUT_BY_SDPA):
         return call.under("sdpa", mask)
     return call.under("eager", _additive(mask, call.query.dtype))
 

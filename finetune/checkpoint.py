@@ -24,7 +24,7 @@ from transformers.utils import is_flash_attn_2_available
 
 import finetune.families as families
 from finetune import checkpoint_files, weights
-from finetune.families.base import Family, bare_model
+from finetune.families.base import Family, bare_model, flash_fault
 
 if TYPE_CHECKING:  # it takes two seconds to import, and configurations alone are read without it
     from peft import PeftModel
@@ -134,8 +134,12 @@ def check_kernel(name: str, computes_in: torch.dtype | None = None) -> None:
 
 
 def check_kernel_of(config: Any, name: str) -> None:
-    """Raises ValueError, before weights are loaded, where the language model cannot run on SDPA: it has neither soft
-    caps (Gemma 2) nor sink logits (GPT-OSS), and without them it would be another model."""
+    """Raises ValueError, before weights are loaded, where the kernel would make another model of the language model:
+    SDPA has neither soft caps (Gemma 2) nor sink logits (GPT-OSS), flash kernels take no mask (Gemma 3, PaliGemma)."""
+    if "flash" in name and (fault := flash_fault(families.family_of(config))):
+        raise ValueError(
+            f"--attn_implementation {name}: {fault}; give sdpa, or eager where sdpa is refused too"
+        )
     text = getattr(config, "text_config", None)
     if name != "sdpa" or type(text) not in MODEL_MAPPING:
         return

@@ -256,6 +256,14 @@ def encode_for_training(
     return replace(encoded, labels=labels)
 
 
+def flash_fault(family: Family) -> str:
+    """Why flash kernels would make another model of a family; "" where they do not. They are given no mask, so that
+    tokens see those before them and no others, which transformers leaves unsaid."""
+    # A family says so where it is otherwise than nearly all: that is no question to ask of each.
+    ahead = getattr(family, "looks_ahead", "")
+    return f"{family.name}: {ahead}, which flash kernels cannot do" if ahead else ""
+
+
 def restarting_positions(samples: Sequence[Encoded]) -> torch.Tensor:
     """Int64[tokens of the row]: each sample's tokens counted from 0. Samples of 3 and 2: [0, 1, 2, 0, 1]."""
     import torch

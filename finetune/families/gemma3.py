@@ -49,6 +49,7 @@ class Gemma3Family:
         connector_attention=None,
     )
     lora_targets = DECODER_LAYERS
+    looks_ahead = "tokens of a picture see those after them in it"
 
     def matches(self, config: Any) -> bool:
         return getattr(config, "model_type", None) == "gemma3" and hasattr(config, "vision_config")

@@ -46,6 +46,7 @@ class PaliGemmaFamily:
         connector_attention=None,
     )
     lora_targets = DECODER_LAYERS
+    looks_ahead = "tokens of pictures and question see those after them"
 
     def matches(self, config: Any) -> bool:
         return getattr(config, "model_type", None) == "paligemma" and hasattr(config, "vision_config")

@@ -340,6 +340,8 @@ class QwenVLModel(QwenVLPreTrainedModel):
             and self._stretches(length)
         ):
             reach = int(position_ids.max()) + 1  # samples in one row: as far as the longest goes
+        # Flash kernels, which are given no mask, tell samples in one row by their positions.
+        kwargs["position_ids"] = position_ids
         if position_ids is None:
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past)[None]
         mask = create_causal_mask(

@@ -261,7 +261,8 @@ def test_flash_padding_window_and_packing_are_rebuilt():
     assert padded.tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0.5, 0.5, 0], [0] + [pytest.approx(1 / 3)] * 3]
     window = rows_of(query, key, None, kernel="flash_attention_2", sliding_window=2)[0, 0]
     assert window.tolist() == [[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0.5, 0.5]]
-    packed = rows_of(query, key, None, kernel="flash_attention_2", cu_seq_lens_q=torch.tensor([0, 1, 4]))[
+    bounds = dict.fromkeys(["cu_seq_lens_q", "cu_seq_lens_k"], torch.tensor([0, 1, 4]))
+    packed = rows_of(query, key, None, kernel="flash_attention_2", **bounds, max_length_q=3, max_length_k=3)[
         0, 0
     ]
     assert packed.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0.5, 0.5, 0], [0] + [pytest.approx(1 / 3)] * 3]
