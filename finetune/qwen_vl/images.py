@@ -1,9 +1,13 @@
-"""Turning pictures into Qwen-VL's pixels."""
+"""Turning pictures into Qwen-VL's pixels, in whatever form people have them."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -11,8 +15,21 @@ from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
+from finetune.conversation import ImageRef
 from finetune.images import ImageSource
 from finetune.images import open_image as load_image
+from finetune.qwen_vl.options import check_options, refuse
+from finetune.qwen_vl.rendering import flattened, from_base64
+
+_OPTIONS = (
+    "return_tensors", "do_resize", "do_convert_rgb", "do_rescale", "do_normalize", "image_mean", "image_std",
+    "input_data_format",
+)  # fmt: skip
+_CHANNELS = (1, 3, 4)
+_SECONDS_TO_WAIT = 20
+_MOST_BYTES = 200_000_000  # of a picture behind an address
+_LONGEST_PATH = 4096
+_SHORTEST_BASE64 = 64  # the smallest picture of any format takes more; below that, a string is a path
 
 
 class QwenVLImageProcessor(BaseImageProcessor):
@@ -37,19 +54,168 @@ class QwenVLImageProcessor(BaseImageProcessor):
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
 
-    def pixels(self, source: ImageSource) -> torch.Tensor:
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Saved settings; a published checkpoint, which has no file of its own for them, has them in config.json."""
+        from finetune.qwen_vl.configuration import QwenVLConfig
+
+        try:
+            return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        except OSError:
+            visual = QwenVLConfig.from_pretrained(pretrained_model_name_or_path).visual
+            assert visual is not None
+            return {"image_size": visual["image_size"], "patch_size": visual["patch_size"]}, kwargs
+
+    def pixels(
+        self,
+        source: Any,
+        *,
+        do_rescale: bool = True,
+        do_normalize: bool = True,
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
+        input_data_format: str | None = None,
+    ) -> torch.Tensor:
         """Float32[3, image_size, image_size] of one picture."""
-        resized = load_image(source).resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
-        values = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float().div(255)
-        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (self.image_mean, self.image_std))
+        picture = load_image(picture_of(source, input_data_format))
+        resized = picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        values = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()
+        if do_rescale:
+            values = values.div(255)
+        if not do_normalize:
+            return values
+        mean, std = (
+            torch.tensor(x).view(3, 1, 1)
+            for x in (image_mean or self.image_mean, image_std or self.image_std)
+        )
         return (values - mean) / std
 
-    def preprocess(
-        self, images: ImageSource | Sequence[ImageSource], return_tensors: str | None = "pt", **_: Any
-    ) -> BatchFeature:
-        sources: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
-        pixel_values = torch.stack([self.pixels(source) for source in sources])
+    def preprocess(self, images: Any, return_tensors: str | None = "pt", **options: Any) -> BatchFeature:
+        """``pixel_values`` of one picture, or of a list of them.
+
+        A picture is a path, an http(s) address, base64, bytes, a PIL image, or an array or tensor: [height, width],
+        [height, width, channels] or [channels, height, width], of 0 to 255, or of 0 to 1 as floats.
+
+        Raises ValueError naming a picture that can't be read, TypeError for an unknown option.
+        """
+        check_options(
+            "QwenVLImageProcessor", {k: v for k, v in options.items() if k not in _OPTIONS}, _OPTIONS
+        )
+        kept = {name: options.pop(name, None) is False for name in ("do_resize", "do_convert_rgb")}
+        refuse(
+            "QwenVLImageProcessor",
+            {name: "False" for name, off in kept.items() if off},
+            "Qwen-VL reads RGB pictures of one size",
+        )
+        given = {name: value for name, value in options.items() if value is not None}
+        sources = [*flattened([*images] if getattr(images, "ndim", 0) == 4 else [images])]
+        if not sources:
+            raise ValueError("QwenVLImageProcessor: expected a picture, found none")
+        pixel_values = torch.stack([self.pixels(source, **given) for source in sources])
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
-    def __call__(self, images: ImageSource | Sequence[ImageSource], **kwargs: Any) -> BatchFeature:
+    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
         return self.preprocess(images, **kwargs)
+
+
+def picture_of(source: Any, input_data_format: str | None = None) -> ImageSource:
+    """A picture as ``open_image`` takes it, from an array, an address or base64 too.
+
+    Raises ValueError for what is none, or can't be fetched.
+    """
+    if isinstance(source, torch.Tensor):
+        source = source.detach().cpu()
+        source = (source.float() if source.is_floating_point() else source).numpy()
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(_bytes_of(_channels_last(source, input_data_format)))
+    if isinstance(source, str):
+        return _behind(source)
+    if isinstance(source, bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, ImageRef | os.PathLike | bytes | Image.Image):
+        return source
+    raise ValueError(
+        f"expected a picture (path, address, base64, bytes, PIL image, array or tensor), found "
+        f"{type(source).__name__} {str(source)[:60]!r}"
+    )
+
+
+def _channels_last(array: np.ndarray, layout: str | None) -> np.ndarray:
+    shape = array.shape
+    if array.ndim == 2:
+        return array
+    first, last = array.ndim == 3 and shape[0] in _CHANNELS, array.ndim == 3 and shape[-1] in _CHANNELS
+    if layout is not None:
+        first, last = (first and "first" in str(layout).lower(), last and "last" in str(layout).lower())
+    if first == last:
+        raise ValueError(
+            f"an array of shape {shape} as a picture: expected [height, width, channels] or "
+            f"[channels, height, width] with 1, 3 or 4 channels"
+            + ("; say which by input_data_format='channels_first' or 'channels_last'" if first else "")
+        )
+    array = array.transpose(1, 2, 0) if first else array
+    return array[..., 0] if array.shape[-1] == 1 else array
+
+
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    least, most = (float(x) for x in (array.min(initial=0), array.max(initial=0)))
+    if not (least >= 0 and most <= 255):  # not a number is neither
+        raise ValueError(
+            f"an array as a picture: found values from {least:g} to {most:g}, expected 0 to 255, or 0 to 1 as "
+            "floats; give the picture as it was before it was normalised"
+        )
+    if np.issubdtype(array.dtype, np.floating):
+        array = np.round(array * 255 if most <= 1 else array)
+    return array.astype(np.uint8)
+
+
+def _behind(text: str) -> ImageSource:
+    if text.startswith(("http://", "https://")):
+        return ImageRef(text, Path(text), data=_fetched(text))
+    if text.startswith("data:"):
+        return from_base64(text, "a picture")
+    if len(text) >= _SHORTEST_BASE64 and _is_base64(text):
+        return from_base64(text, "a picture")
+    if len(text) > _LONGEST_PATH:
+        raise ValueError(
+            f"image {text[:60]!r}… ({len(text):,} characters): neither a path nor a picture in base64"
+        )
+    return text
+
+
+def _is_base64(text: str) -> bool:
+    """Long, of its letters alone, and no file: a path is often of such letters too."""
+    letters = "".join(text.split())
+    return len(letters) % 4 == 0 and letters.rstrip("=").isascii() and not _is_file(text) and _decodes(text)
+
+
+def _decodes(text: str) -> bool:
+    try:
+        from_base64(text, "")
+    except ValueError:
+        return False
+    return True
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return os.path.exists(path)
+    except (OSError, ValueError):  # longer than a path can be, or with a NUL
+        return False
+
+
+def _fetched(address: str) -> bytes:
+    try:
+        with urlopen(address, timeout=_SECONDS_TO_WAIT) as reply:
+            found = reply.read(_MOST_BYTES + 1)
+    except (URLError, OSError, ValueError) as error:
+        raise ValueError(
+            f"image {address[:200]!r}: could not be fetched ({error}); download it and give its path"
+        ) from error
+    if len(found) > _MOST_BYTES:
+        raise ValueError(f"image {address[:200]!r}: more than {_MOST_BYTES:,} bytes")
+    return found

@@ -39,6 +39,7 @@ _UNMET_TEXT_OPTIONS = (
     "return_token_type_ids", "return_mm_token_type_ids", "return_text_replacement_offsets", "split_special_tokens",
     "is_split_into_words", "text_pair", "text_target", "text_pair_target",
 )  # fmt: skip
+_BATCH_OPTIONS = {"padding", "return_tensors", "text_kwargs"}
 _CALL_OPTIONS = (*_TEXT_OPTIONS, "images", "text_kwargs", "images_kwargs", "common_kwargs")
 _CHAT_OPTIONS = (
     "chat_template", "tools", "documents", "add_generation_prompt", "continue_final_message",
@@ -250,8 +251,9 @@ class QwenVLProcessor(ProcessorMixin):
 
         ``tokenize=False`` gives text, which is an ordinary string: cut, joined or stored, this processor reads it back
         with control tokens where the template put them and nowhere else. ``tokenize=True`` gives ids, and with
-        ``return_dict`` all model inputs: of one conversation as a tensor, of a batch as lists of their own lengths
-        unless ``padding`` or ``return_tensors`` is given.
+        ``return_dict`` all model inputs: of one conversation as a tensor; of a batch, or with the mask of what the
+        assistant wrote, as lists of their own lengths unless ``padding`` or ``return_tensors`` is given, as trainers
+        expect.
 
         Raises TypeError for an option that neither the processor nor the template knows.
         """
@@ -280,7 +282,7 @@ class QwenVLProcessor(ProcessorMixin):
             return texts if batched else texts[0]
         if return_tensors != "auto":
             options["return_tensors"] = return_tensors
-        elif batched and not {"padding", "return_tensors", "text_kwargs"} & options.keys():
+        elif (batched or return_assistant_tokens_mask) and not _BATCH_OPTIONS & options.keys():
             options |= {"padding": False, "return_tensors": None}
         spans = [chat.generated if return_assistant_tokens_mask else None for chat in chats]
         inputs = self._chat_inputs(texts, spans, options)

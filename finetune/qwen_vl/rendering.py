@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _get_template_variables, render_jinja_template
 
 MARK = "\ufdd1"  # a noncharacter of Unicode: no text has it, no normalisation touches it, UTF-8 and JSON carry it
@@ -70,6 +71,10 @@ def unmarked(text: str) -> str:
     return text.replace("<" + MARK, "<")
 
 
+class RenderingError(TemplateError, ValueError):
+    """The template has no place for what is in a conversation; trainers know a template's refusal by this class."""
+
+
 class Rendered(NamedTuple):
     """One chat as text.
 
@@ -100,7 +105,7 @@ def render(
     known = _get_template_variables(template)
     for name, value in (("tools", tools), ("documents", documents)):
         if value and name not in known:
-            raise ValueError(
+            raise RenderingError(
                 f"{name}: found {len(value)} of them, and a chat template that does not read {name}; leave them "
                 "out, or give a chat_template that does"
             )
@@ -158,10 +163,10 @@ def _prepared(messages: Sequence[Any], template: str) -> tuple[list[dict[str, An
 def _check_role(where: str, message: Mapping[str, Any], template: str) -> None:
     role = message.get("role")
     if template == CHAT_TEMPLATE and role not in ("system", "user", "assistant"):
-        raise ValueError(f"{where}: found role {role!r}, expected system, user or assistant")
+        raise RenderingError(f"{where}: found role {role!r}, expected system, user or assistant")
     for key in _WORDS_OF_OTHER_KEYS:
         if message.get(key) and key not in template:
-            raise ValueError(
+            raise RenderingError(
                 f"{where}: the chat template does not read {key!r}, whose words would be lost; put them into "
                 "'content', or give a chat_template that reads them"
             )

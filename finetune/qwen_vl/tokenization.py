@@ -114,8 +114,13 @@ class QwenVLTokenizer(PreTrainedTokenizer):
     model_input_names = ["input_ids", "attention_mask"]
 
     def __init__(
-        self, vocab_file: str, errors: str = "replace", image_tokens: int = 256, **kwargs: Any
+        self, vocab_file: str | None = None, errors: str = "replace", image_tokens: int = 256, **kwargs: Any
     ) -> None:
+        if vocab_file is None:
+            raise ValueError(
+                f"{kwargs.get('name_or_path') or 'QwenVLTokenizer'}: found no {VOCABULARY_NAME}, which a Qwen-VL "
+                "checkpoint has beside its weights; copy it there, or give its path as vocab_file"
+            )
         self.vocab_file = vocab_file
         self.errors = errors
         self.image_tokens = image_tokens
@@ -187,6 +192,10 @@ class QwenVLTokenizer(PreTrainedTokenizer):
     def get_vocab(self) -> dict[Any, int]:
         """Pieces (bytes, and specials as str) → id."""
         return {**self.mergeable_ranks, **self.special_tokens}
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """The special tokens: what trainers know a control token by."""
+        return dict(self.special_tokens)
 
     # --- text → ids --------------------------------------------------------------------------------------
     def encode_text(self, text: str, *, allowed_special: Specials = "all") -> list[int]:

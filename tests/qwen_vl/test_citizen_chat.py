@@ -196,7 +196,7 @@ def test_the_mask_of_a_template_that_marks_part_of_an_answer(processor):
     template += "{% endfor %}"
     found = processor.apply_chat_template(
         [{"role": "user", "content": "ab cd"}], chat_template=template, tokenize=True, return_dict=True,
-        return_assistant_tokens_mask=True,
+        return_assistant_tokens_mask=True, return_tensors="pt",
     )  # fmt: skip
     assert processor.decode(found["input_ids"][0][found["assistant_masks"][0].bool()]) == " cd"
 
