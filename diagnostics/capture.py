@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from diagnostics import flash
-from diagnostics.forwards import Forwards, by_name
+from diagnostics.forwards import Forwards, by_name, check_is_whole, stage_of_generate
 from diagnostics.watch import Call, Watch, check_is_free
 from finetune.families import Family, attention_copies, bare_model, copies_of, family_of
 from finetune.families.base import Tiles, attending_layers, flash_fault, language_layers, layer_words
@@ -177,7 +177,7 @@ class AttentionExtractor:
         self._kept = _Kept()
         self._ahead = _Kept()  # seen by a tower before the forward that it runs for
         self._forwards = Forwards()
-        self._inside = self._is_ahead = False
+        self._inside = self._is_ahead = self._is_ahead_by_generate = False
         self._given: tuple[Any, dict[str, Any]] = (), {}  # what the model's forward was given
         self._inputs: dict[str, Any] = {}  # that, and what the tower's forward was given
         self._towers: dict[str, _Tower] = {}
@@ -270,6 +270,7 @@ class AttentionExtractor:
         self._given = arguments, options
         self._forwards.begin(self._model, arguments, options)
         if self._forwards.refused and any(name.startswith("layer_") for name in self._wanted):
+            self._kept = _Kept()
             raise ValueError(
                 f"{self._forwards.refused}: rows of the prompt cannot be told apart; leave that out while attention is "
                 "captured, or capture none (key_layers=[])"
@@ -282,10 +283,12 @@ class AttentionExtractor:
 
     def _begin_pass(self, *, takes_ahead: bool) -> None:
         """takes_ahead   the forward goes on with what a tower made of pictures before it"""
-        self._kept = self._ahead if takes_ahead else _Kept()
-        self._ahead = _Kept()
         if not takes_ahead:
-            self._images, self._towers = 0, {}
+            self._forget_ahead()
+        self._kept, self._ahead = self._ahead, _Kept()
+
+    def _forget_ahead(self) -> None:
+        self._ahead, self._images, self._towers = _Kept(), 0, {}
 
     def _see_pictures(self) -> None:
         """What began as a step has pictures, so it is a pass."""
@@ -328,6 +331,9 @@ class AttentionExtractor:
     def _begin_tower(self, module: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
         if not self._inside:
             self._inside = self._is_ahead = True
+            if (is_by_generate := stage_of_generate().is_generate) is not self._is_ahead_by_generate:
+                self._forget_ahead()  # pictures that someone embedded by hand, for no forward of the model
+                self._is_ahead_by_generate = is_by_generate
         if module in self._tower_copies:
             self._images += next((len(tower.pictures) for tower in self._towers.values()), 0)
             given = by_name(self._model, *self._given)
@@ -825,6 +831,7 @@ def self_check(
 
     Raises ValueError naming the first layer that fails, with found and expected.
     """
+    check_is_whole(inputs, "self-check")
     plain = model(**inputs).logits
     with AttentionExtractor(model, key_layers, family=family) as extractor:
         extractor._proof = {}
@@ -866,6 +873,7 @@ def head_means(
     Raises ValueError for a batch of more than one, where the result would be larger than ``limit_bytes``, and
     where a layer's attention cannot be observed.
     """
+    check_is_whole(inputs, "head means")
     batch, tokens = inputs["input_ids"].shape
     if batch != 1:
         raise ValueError(f"head means: found a batch of {batch}, expected one sequence; call once for each")

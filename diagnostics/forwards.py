@@ -19,6 +19,7 @@ from transformers import Cache, DynamicCache, GenerationMixin
 MEDIA = ("pixel_values", "mm_encoder_outputs")  # what their names begin with: pixel_values_videos, …
 EMBEDDED = ("mm_encoder_outputs", "inputs_embeds")
 # Stages of ``generate``, by private names: nothing else tells a prompt that follows a kept prefix from a step.
+_GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
 _PROMPT = GenerationMixin._prefill.__code__
 _BEAMS = GenerationMixin._beam_search.__code__
 _ASSISTED = GenerationMixin._assisted_decoding.__code__
@@ -34,7 +35,7 @@ class Forwards:
     start       tokens in the cache as the forward began: the place of its first token in the whole sequence
     is_step     the forward that runs, or ran last, is one
     is_alone    a step, but not of the pass before, which was over another sequence
-    takes_embeddings   the forward is given pictures that a tower has read before it
+    takes_embeddings  the forward is given embeddings, maybe of pictures that a tower has read before it
     keeps_keys  keys that a kernel is given stay as they are: not those of static, quantised and offloaded caches
     refused     in words: why ``generate`` as it was called leaves no pass that could be shown; "" if it does
     regrouped   in words: why the batch's sequences are in another order than in the pass; "" if they are not
@@ -60,7 +61,7 @@ class Forwards:
         self.keeps_keys = self._cache is None or (
             isinstance(self._cache, DynamicCache) and not self._cache.offloading
         )
-        stage = _stage()
+        stage = stage_of_generate()
         self.refused = stage.refusal
         goes_on = self._goes_on()
         self.is_step = (
@@ -113,6 +114,15 @@ class Forwards:
         return _same(_keys(self._cache), self._keys)
 
 
+def check_is_whole(inputs: Mapping[str, Any], asker: str) -> None:
+    """Raises ValueError for inputs that go on from a cache, where a whole sequence is to be read in one forward."""
+    if inputs.get("past_key_values") is not None:
+        raise ValueError(
+            f"{asker}: found past_key_values among the inputs, expected a whole sequence; give all of its tokens, "
+            "without a cache"
+        )
+
+
 def by_name(module: nn.Module, arguments: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """What a forward was given, by its parameters' names."""
     return dict(inspect.signature(module.forward).bind_partial(*arguments, **options).arguments)
@@ -126,7 +136,7 @@ def _shape(given: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _cache_of(output: Any, given: Cache | None) -> Cache | None:
-    values = output.values() if isinstance(output, Mapping) else output
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple) else ()
     return next((value for value in values if isinstance(value, Cache)), given)
 
 
@@ -143,15 +153,16 @@ def _same(one: ref[Tensor] | None, other: ref[Tensor]) -> bool:
     return one is not None and one() is other()
 
 
-class _Stage(NamedTuple):
+class Stage(NamedTuple):
     """Where in ``generate`` a forward is called from; all False outside it."""
 
+    is_generate: bool
     is_prompt: bool
     is_beam: bool
     refusal: str
 
 
-def _stage() -> _Stage:
+def stage_of_generate() -> Stage:
     codes, chunks = set(), 0
     # Trap: a frame that is kept keeps all that its function holds, and its callers'.
     frame = sys._getframe(1)
@@ -168,4 +179,4 @@ def _stage() -> _Stage:
         )
     elif chunks > 1:
         refusal = f"generate reads the prompt in {chunks} forwards (prefill_chunk_size)"
-    return _Stage(_PROMPT in codes, _BEAMS in codes, refusal)
+    return Stage(_GENERATE in codes, _PROMPT in codes, _BEAMS in codes, refusal)

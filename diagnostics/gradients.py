@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diagnostics.capture import AttentionExtractor, Call, row_positions
+from diagnostics.forwards import check_is_whole
 from finetune.families import Family, bare_model
 
 
@@ -47,14 +48,15 @@ def gradient_rows(
     module's mode is restored. For a batch, let the objective sum over the sequences: each one's gradients are
     then its own.
 
-    Raises ValueError for a layer or token that does not exist, an objective that is not a scalar made of the
-    logits, and under torch.inference_mode.
+    Raises ValueError for a layer or token that does not exist, inputs that go on from a cache, an objective
+    that is not a scalar made of the logits, and under torch.inference_mode.
 
     Source: the gradients that weigh attention in Chefer et al., Generic Attention-model Explainability
     (ICCV 2021), equation 5, where eager attention keeps the whole matrix for them.
     """
     if torch.is_inference_mode_enabled():
         raise ValueError("gradients need a graph: found torch.inference_mode, expected no_grad or nothing")
+    check_is_whole(inputs, "gradients")
     if key_layers is not None and not len(key_layers):
         raise ValueError("gradients: found no key layer, expected at least one")
     bare = bare_model(model)

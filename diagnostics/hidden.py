@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from torch import Tensor, nn
 
+from diagnostics.forwards import Forwards
 from diagnostics.watch import Watch
 from finetune.families import Family, bare_model, family_of
 
@@ -17,8 +18,9 @@ class HiddenStates:
     """What does each token carry into chosen language layers, while the model runs as it always does?
 
     Attached from construction until ``remove()`` (or the end of a ``with`` block). ``hidden_states`` has, from
-    the model's last pass over a sequence (a plain forward, or a prefill; steps that go on from a cache are
-    ignored), ``layer_N`` → np.float32 (batch, tokens, width): the residual stream before the layer's first norm.
+    the model's last pass over a sequence (a plain forward, or ``generate`` as it reads its prompt; steps that go on
+    from it are left out) and from no other, ``layer_N`` → np.float32 (batch, tokens, width): the residual stream before
+    the layer's first norm, of the tokens that the pass reads itself: not of a prefix that it has in its cache.
 
     layers      language layers by index; None: all
     sequences   which sequences of the batch to keep; None: all
@@ -27,7 +29,8 @@ class HiddenStates:
 
     Memory: sequences × tokens × width numbers a layer, in the model's precision and on its device.
 
-    Raises ValueError where a layer does not exist.
+    Raises ValueError where a layer does not exist; while the model runs, under assisted decoding and
+    ``prefill_chunk_size``, which leave no pass that has the whole prompt.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class HiddenStates:
         self._sequences = None if sequences is None else list(sequences)
         self._states: dict[str, Tensor] = {}
         self._is_reading = False
+        self._forwards = Forwards()
         self._numbers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
         self._watch = Watch(self, bare)
         self._watch.forward(bare, before=self._begin, after=self._end)
@@ -72,12 +76,22 @@ class HiddenStates:
 
     # States are taken while the whole model's forward runs: activation checkpointing runs layers again in
     # backward, and those calls must not be taken for new ones.
-    def _begin(self, _: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
-        cache = options.get("past_key_values")
-        self._is_reading = cache is None or cache.get_seq_length() == 0
+    def _begin(self, model: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
+        self._forwards.begin(model, arguments, options)
+        self._is_reading = not self._forwards.is_step
+        if self._is_reading or self._forwards.is_alone:
+            self._states = {}
+        if self._forwards.refused:
+            raise ValueError(
+                f"{self._forwards.refused}: states of the prompt cannot be told apart; leave that out while hidden "
+                "states are kept"
+            )
 
     def _end(self, _: nn.Module, output: Any) -> None:
+        self._forwards.end(output)
         self._is_reading = False
+        if output is None:
+            self._states = {}  # it raised: half a pass is none
 
     def _keep(self, layer: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         if self._is_reading:

@@ -24,15 +24,15 @@ class ReplyRows:
 
     While the model generates only queries are kept. A cache never changes a key, so the last step's keys are those
     that every token before it saw, and the rows of a layer are one product when the reply has been told. A product
-    for each token and layer would be paid while the user waits; it is, where a cache with a sliding window has begun
-    to forget keys.
+    for each token and layer would be paid while the user waits; it is, where a cache does not keep the keys: one with
+    a sliding window that has begun to forget them, and static, quantised and offloaded ones.
 
     names       language layers, ``layer_N``, causal where no mask of four axes says otherwise, and layers of the tower,
                 ``vision_layer_N``
     positions   ascending: which rows of the prompt to keep. Asked for when first needed, which for a short prompt is
                 after the reply
 
-    One sequence, without padding.
+    One sequence, without padding, read from its first token on and then token by token.
     """
 
     def __init__(self, names: Collection[str], positions: Callable[[], Sequence[int] | np.ndarray]) -> None:
@@ -46,6 +46,7 @@ class ReplyRows:
         self._late: dict[
             str, list[Tensor]
         ] = {}  # rows of steps that saw the last keys alone: Float[heads, keys]
+        self._told: dict[str, Tensor] = {}  # the prompt's rows, where they were due at once
         self._eyes: dict[str, list[Call]] = {}  # of connector and tower
 
     def __call__(self, name: str, call: Call, output: Tensor) -> Tensor:
@@ -53,15 +54,26 @@ class ReplyRows:
             if name == CONNECTOR or name in self._names:
                 self._eyes.setdefault(name, []).append(call._replace(value=call.key))
         else:
-            queries, keys = call.lengths
-            if queries == keys:
-                self._begin(name, call)
-            elif keys == self._prompt + len(self._queries[name]):
-                self._queries[name].append(call.query)
-                self._last[name] = call
-            else:
-                self._late.setdefault(name, []).append(_only_row(call))
+            self._read(name, call)
         return output
+
+    def _read(self, name: str, call: Call) -> None:
+        queries, keys = call.lengths
+        past = call.past
+        if past is None:  # a call by hand
+            past = 0 if queries == keys else self._prompt + self._steps(name)
+        if past == 0:
+            self._begin(name, call)
+        elif name not in self._queries or past != self._prompt + self._steps(name) or queries != 1:
+            raise ValueError(
+                f"{name}: found {queries} tokens read after {past} others, expected a prompt from its first token on "
+                "and then one token after another"
+            )
+        elif call.keeps_keys and keys == past + 1:
+            self._queries[name].append(call.query)
+            self._last[name] = call
+        else:
+            self._late.setdefault(name, []).append(_only_row(call))
 
     @cached_property
     def _prompt_positions(self) -> Int[np.ndarray, " rows"]:
@@ -79,7 +91,12 @@ class ReplyRows:
         late = self._late.get(name, [])
         early = len(self.positions) - len(late)
         first = max(len(self.positions) - most, 0)
-        parts = [self._early_rows(name, self.positions[first:early])] if first < early else []
+        parts = []
+        if first < early:
+            told = self._told.get(name)
+            parts = [
+                self._early_rows(name, self.positions[first:early]) if told is None else told[:, first:early]
+            ]
         parts += [one.cpu()[:, None] for one in late[max(first - early, 0) :]]
         out = torch.zeros(parts[0].shape[0], sum(part.shape[1] for part in parts), self.positions[-1] + 1)
         out = out.half()
@@ -118,6 +135,12 @@ class ReplyRows:
     def _begin(self, name: str, call: Call) -> None:
         query = call.query
         self._prompt = query.shape[2]
+        self._late.pop(name, None)
+        self._told.pop(name, None)
+        if not call.keeps_keys:
+            self._queries[name] = [query[:, :, :0]]
+            self._told[name] = _chosen_rows(call, self._prompt_positions)
+            return
         if query.nbytes > THINNED_FROM_BYTES:
             query = query.index_select(2, torch.from_numpy(self._prompt_positions).to(query.device))
             call = call._replace(query=query, value=call.key)  # the prompt's others may go
@@ -161,7 +184,16 @@ def _allowed(mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _only_row(call: Call) -> Float[Tensor, "heads keys"]:
-    return _every_row(call)[0, :, 0].half()
+    return call.by_token(_every_row(call.of_tokens()))[0, :, 0].half()
+
+
+@torch.no_grad()
+def _chosen_rows(call: Call, positions: Int[np.ndarray, " rows"]) -> Float[Tensor, "heads rows keys"]:
+    call = call.of_tokens()
+    device = call.query.device
+    places = torch.from_numpy(positions).to(device)[None]
+    logits = attention_logits(call, torch.zeros(1, dtype=torch.long, device=device), places)
+    return attention_rows(logits, sink_logits(call))[0].half().cpu()
 
 
 def _every_row(call: Call) -> Float[Tensor, "batch heads queries keys"]:
