@@ -19,8 +19,8 @@ PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
 NAMES = sorted(set(re.findall(r"`([^`]+)`", PROSE)))
 MODULES = (
     "finetune.families.base", "finetune.families.boxes", "finetune.families.chat", "finetune.families.tower",
-    "finetune.images", "diagnostics.capture", "diagnostics.watch", "tests.families.test_contract", "tests.families.tiny_families",
-    "tests.families.test_tiles",
+    "finetune.images", "diagnostics.capture", "diagnostics.watch", "tests.families.test_contract",
+    "tests.families.tiny_families", "tests.families.test_tiles",
 )  # fmt: skip
 OF_TRANSFORMERS = {"token_type_ids", "mm_token_type_ids"}
 
