@@ -68,9 +68,14 @@ def is_causal(call: Call) -> bool:
 
 def computed_in(call: Call) -> torch.dtype:
     """The precision in which the package multiplies: it is never given float32 where the model has another."""
-    if "config" not in vars(call.module):  # a call by hand, of no model
+    if _is_by_hand(call):
         return call.query.dtype
     return get_target_dtype(call.query, call.module) or call.query.dtype
+
+
+def _is_by_hand(call: Call) -> bool:
+    """Of no model: transformers' own rules of what counts are not asked."""
+    return "config" not in vars(call.module)
 
 
 def _window(call: Call) -> int | None:
@@ -89,6 +94,8 @@ def _places(call: Call) -> tuple[_Places, _Places]:
     if all(call.options.get(name) is not None for name in VARLEN):
         of_queries, of_keys = (call.options[name] for name in VARLEN[:2])
         return _stretches(of_queries, batch, queries), _stretches(of_keys, batch, keys)
+    if _is_by_hand(call) and (bounds := call.options.get(VARLEN[0])) is not None:
+        return _stretches(bounds, batch, queries), _stretches(bounds, batch, keys)
     positions = call.options.get("position_ids")
     if flash_utils._is_packed_sequence(positions, batch):
         (starts, _), _ = flash_utils.prepare_fa_kwargs_from_position_ids(positions)
