@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from finetune.conversation import Conversation, ImageRef, Turn, VideoRef
 from finetune.families.base import Encoded, Family, encode_for_training, joined_media
-from finetune.lengths import IGNORED, Lengths, measure, shrink
+from finetune.lengths import IGNORED, Lengths, count, faults_of, faults_text, measure, shrink
+from finetune.listing import shown
 from finetune.mixture import Mixture, Source
 from finetune.ordering import Row
 
@@ -124,15 +125,17 @@ def build_dataset(
     streaming       nothing is counted ahead; samples are checked when it is their turn
     workers         processes that count; None: as many as there are cores for
 
-    Raises ValueError with the counts and the samples' names where one stays too long, where one has nothing to learn,
-    or where a source has none left.
+    Samples that the family cannot read, and those without a token to learn, are an error or left out in the same way.
+
+    Raises ValueError with the counts and the samples' names where one stays too long or cannot be read, or where a
+    source has none left.
     """
     mixed = mixture if isinstance(mixture, Mixture) else Mixture([Source("all", mixture, "base")], 0)
     lengths = None
     if not streaming:
         fit = Fitting(processor, family, max_length, on_bad_sample, say)
         counted = [
-            measure(one.conversations, processor, family, workers=workers, say=say) for one in mixed.sources
+            count(one.conversations, processor, family, workers=workers, say=say) for one in mixed.sources
         ]
         sources, parts = zip(*fit.sources(mixed.sources, counted), strict=True)
         lengths = Lengths(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
@@ -184,7 +187,7 @@ class Fitting(NamedTuple):
         self, given: Sequence[Source], counted: Sequence[Lengths]
     ) -> Iterator[tuple[Source, Lengths]]:
         """Each source with the samples that fit, and their lengths."""
-        pairs = list(zip(given, counted, strict=True))
+        pairs = [self._readable(source, lengths) for source, lengths in zip(given, counted, strict=True)]
         changed: list[dict[int, Conversation]] = [
             self._shrunk(source, lengths) if self.on_bad_sample == "shrink" else {}
             for source, lengths in pairs
@@ -197,6 +200,19 @@ class Fitting(NamedTuple):
             self._tell(pairs, long)
         for (source, lengths), smaller, left_out in zip(pairs, changed, long, strict=True):
             yield self._selected(source, lengths, smaller, left_out)
+
+    def _readable(self, source: Source, lengths: Lengths) -> tuple[Source, Lengths]:
+        """The source without what this model cannot read. Raises ValueError where such samples are not dropped."""
+        faults = faults_of(source.conversations, lengths, self.processor, self.family)
+        if not faults:
+            return source, lengths
+        message = faults_text(faults, len(lengths.tokens))
+        if self.on_bad_sample != "drop":
+            raise ValueError(f"{message}\ncorrect them, or leave them out: --on_bad_sample drop")
+        if len(faults) == len(lengths.tokens):
+            raise ValueError(f"{message}\n{source.name}: no sample is left")
+        self.say(f"{message}\nleft out, as --on_bad_sample drop says")
+        return self._selected(source, lengths, {}, [*faults])
 
     def _shrunk(self, source: Source, lengths: Lengths) -> dict[int, Conversation]:
         """Those that fit with smaller pictures."""
@@ -214,19 +230,18 @@ class Fitting(NamedTuple):
 
     def _tell(self, pairs: Sequence[tuple[Source, Lengths]], long: Sequence[Sequence[int]]) -> None:
         """Raise what is too long, or say what is left out."""
-        count, samples = sum(map(len, long)), sum(len(lengths.tokens) for _, lengths in pairs)
-        lines = [
+        too_long, samples = sum(map(len, long)), sum(len(lengths.tokens) for _, lengths in pairs)
+        names = [
             _weight(source.conversations[i], int(lengths.tokens[i]))
             for (source, lengths), several in zip(pairs, long, strict=True)
             for i in several[:MOST_NAMES_SHOWN]
-        ][:MOST_NAMES_SHOWN]
-        if count > len(lines):
-            lines.append(f"... and {count - len(lines):,} more")
-        message = "\n  ".join(
+        ]
+        names += [""] * (too_long - len(names))  # counted, never shown
+        message = "\n".join(
             [
-                f"{count:,} of {samples:,} samples are over --model_max_length {self.max_length}; "
+                f"{too_long:,} of {samples:,} samples are over --model_max_length {self.max_length}; "
                 "cutting them could cut through an image",
-                *lines,
+                *shown(names, MOST_NAMES_SHOWN),
             ]
         )
         if self.on_bad_sample == "error":

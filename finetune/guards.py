@@ -48,7 +48,7 @@ class GradientCheck(TrainerCallback):
         self.family = family
         self.names: list[str] = []
         self.levels = self.partners = torch.zeros(0)
-        self.pictures = False
+        self.pictures = self.samples = False
         self.handles: dict[str, Any] = {}
         self.shards: dict[int, nn.Parameter] = {}
 
@@ -56,9 +56,11 @@ class GradientCheck(TrainerCallback):
     def watching(self) -> bool:
         return bool(self.handles)
 
-    def saw_batch(self, *, pictures: bool) -> None:
-        """To be called for each micro-batch of this process: has any of its samples a picture?"""
+    def saw_batch(self, *, pictures: bool, samples: bool = True) -> None:
+        """To be called for each micro-batch of this process: has any of its samples a picture, and has it samples at
+        all (they may all be left out)?"""
         self.pictures |= pictures
+        self.samples |= samples
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
@@ -66,7 +68,7 @@ class GradientCheck(TrainerCallback):
         assert model is not None
         self._forget(self.names)
         trained = {name: p for name, p in bare_model(model).named_parameters() if p.requires_grad}
-        self.names, self.pictures = [*trained], False
+        self.names, self.pictures, self.samples = [*trained], False, False
         self.levels = torch.full((len(trained),), ABSENT, device=args.device)
         self.partners = torch.ones_like(self.levels)
         for index, (name, parameter) in enumerate(trained.items()):
@@ -89,7 +91,9 @@ class GradientCheck(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not self.watching:
             return
-        found, pictures = self._of_all_processes()
+        found, pictures, samples = self._of_all_processes()
+        if not samples:
+            return  # all of them were left out: no gradient of this step says anything
         waiting = set() if pictures else {name for name in found if self._needs_a_picture(name)}
         self._forget([name for name in self.handles if name not in waiting])
         faults = {name: level for name, level in found.items() if name not in waiting}
@@ -105,20 +109,20 @@ class GradientCheck(TrainerCallback):
             )
         self._forget(self.names)
 
-    def _of_all_processes(self) -> tuple[dict[str, int], bool]:
-        """The tensors still watched whose gradient is at fault, with its level; and was there a picture?"""
-        pictures = torch.full_like(self.levels[:1], int(self.pictures))
-        seen = torch.cat([self.levels, self.partners, pictures])
+    def _of_all_processes(self) -> tuple[dict[str, int], bool, bool]:
+        """The tensors still watched whose gradient is at fault, with its level; was there a picture, a sample?"""
+        there = torch.tensor([self.pictures, self.samples]).to(self.levels)
+        seen = torch.cat([self.levels, self.partners, there])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
-        *numbers, any_pictures = seen.tolist()
+        *numbers, any_pictures, any_samples = seen.tolist()
         levels, partners = numbers[: len(self.names)], numbers[len(self.names) :]
         at_fault = {
             name: level
             for name, level, partner in zip(self.names, levels, partners, strict=True)
             if name in self.handles and level < THERE and not (level == ZERO and partner == 0)
         }
-        return at_fault, bool(any_pictures)
+        return at_fault, bool(any_pictures), bool(any_samples)
 
     def _needs_a_picture(self, name: str) -> bool:
         return component_of(name, self.family.paths) in ("vision", "connector")

@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,15 +23,21 @@ MAX_PIXELS = (
 )
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations whose width and height are exchanged
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error)
-"""What Pillow's readers raise on cut and corrupt files (found by cutting and corrupting some)."""
+_BROKEN = (
+    OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError,
+    ArithmeticError, MemoryError, struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow's readers raise on cut and corrupt files (found by cutting and corrupting some): nearly everything. Only
+calls of Pillow stand where these are caught."""
+_LONGEST_REASON = 200  # characters of what a reader says of a broken file
 
 
 def open_image(source: ImageSource) -> Image.Image:
     """One picture in RGB, upright, whatever its mode.
 
-    EXIF orientation is applied, so boxes and maps are those of the picture as a person sees it. 16-bit greys
-    are scaled to 8 bits, not clipped. Alpha is dropped, as the original Qwen-VL does.
+    EXIF orientation is applied, so boxes and maps are those of the picture as a person sees it. 16-bit greys and
+    floats are scaled to 8 bits, not clipped. Alpha is dropped, as the original Qwen-VL does. Of an animation it is the
+    first frame.
 
     Raises ValueError naming the picture where it is missing, broken, or larger than 100 megapixels.
     """
@@ -40,6 +47,8 @@ def open_image(source: ImageSource) -> Image.Image:
     with _naming_faults(name), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a broken EXIF block means no orientation
         upright = ImageOps.exif_transpose(opened)
+        if upright.mode == "F":
+            return _from_floats(upright)
         return _from_sixteen_bit(upright) if upright.mode in _SIXTEEN_BIT else upright.convert("RGB")
 
 
@@ -82,6 +91,8 @@ def _name_and_place(source: ImageSource) -> tuple[str, Path | bytes | Image.Imag
 
 
 def _stream(place: Path | bytes) -> IO[bytes]:
+    if (len(place) if isinstance(place, bytes) else place.stat().st_size) == 0:
+        raise ValueError("0 bytes")
     return io.BytesIO(place) if isinstance(place, bytes) else place.open("rb")
 
 
@@ -113,12 +124,17 @@ def _naming_faults(name: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise ValueError(f"image {name}: there is no such file") from error
+    except IsADirectoryError as error:
+        raise ValueError(f"image {name}: found a folder, expected a picture's file") from error
     except UnidentifiedImageError as error:
         raise ValueError(f"image {name}: found no picture in it (unknown or broken format)") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"image {name}: expected at most {MAX_PIXELS:,} pixels; {error}") from error
     except _BROKEN as error:
-        raise ValueError(f"image {name}: found a broken file ({error}); save or download it again") from error
+        reason = f"{error or type(error).__name__}"[:_LONGEST_REASON]
+        raise ValueError(
+            f"image {name}: found a broken file ({reason}); save or download it again"
+        ) from error
 
 
 def _upright(size: tuple[int, int], orientation: int | None) -> tuple[int, int]:
@@ -151,6 +167,16 @@ def _follows(stream: IO[bytes]) -> bool:
         pixels_seen |= kind == b"IDAT"
         stream.seek(length + 4, os.SEEK_CUR)
     return False
+
+
+def _from_floats(image: Image.Image) -> Image.Image:
+    """Of a picture whose values are floats: Pillow's own way cuts them at 0 and 255, so 0 to 1 would all be black."""
+    values = np.asarray(image, np.float64)
+    low, high = values.min(initial=0), values.max(initial=0)
+    if not np.isfinite(values).all() or low < 0 or high > 65535:
+        raise ValueError(f"values from {low:g} to {high:g}, expected 0 to 1, to 255 or to 65535")
+    scaled = values * 255 if high <= 1 else values if high <= 255 else values / 257
+    return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
 
 
 def _from_sixteen_bit(image: Image.Image) -> Image.Image:

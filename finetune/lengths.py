@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,21 +14,24 @@ from finetune.cache import cache_folder, write_whole
 from finetune.conversation import Conversation, ImageRef, Turn, VideoRef
 from finetune.families.base import Family, encode_for_training
 from finetune.images import size_of
+from finetune.listing import shown
 from finetune.mixture import Joined
 from finetune.parallel import in_chunks
 from finetune.reading import Conversations, fingerprint
 from finetune.videos import frame_size
 
-COUNTING = 4
+COUNTING = 5
 """Raised whenever counting changes, so that what older versions kept is counted anew."""
 IGNORED = -100
+NOTHING_TO_LEARN = "no token to learn"
+UNREADABLE = -1  # tokens of a sample that the family refuses
 MOST_NAMES_SHOWN = 20
 
 
 class Lengths(NamedTuple):
     """What each sample weighs, in tokens.
 
-    tokens           all of them
+    tokens           all of them; ``UNREADABLE`` where the family refuses the sample
     trained_tokens   those that are learned; the first of a sample is never one, nothing predicts it
     image_tokens     places of pictures among them; those of videos are not counted
     images           pictures, not frames
@@ -51,19 +54,40 @@ def measure(
     cache_dir: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Lengths:
+    """``count``, where every sample must be good.
+
+    Raises ValueError that names those that the family cannot read, and those without a single token to learn.
+    """
+    lengths = count(conversations, processor, family, workers=workers, cache_dir=cache_dir, say=say)
+    faults = faults_of(conversations, lengths, processor, family)
+    if faults:
+        raise ValueError(faults_text(faults, len(conversations)))
+    return lengths
+
+
+def count(
+    conversations: Sequence[Conversation],
+    processor: Any,
+    family: Family,
+    *,
+    workers: int | None = None,
+    cache_dir: str | Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Lengths:
     """Count every sample's tokens; no picture is opened, at most its header.
+
+    A sample that the family cannot read has ``UNREADABLE`` tokens: a picture too elongated for its grid, a video that
+    it does not read, a turn that its template refuses.
 
     Counts are kept under a key made of what decides them: the conversations, the family, every file of the
     processor, and the version of counting. A kept file that is broken is counted anew, and said.
 
     workers     processes that count; None: as many as there are cores for
     cache_dir   where counts are kept; None: ``finetune.cache.cache_folder()``
-
-    Raises ValueError that names the samples without a single token to learn.
     """
     if isinstance(conversations, Joined):  # each source by itself: another one beside it changes no key
         apart = [
-            measure(one, processor, family, workers=workers, cache_dir=cache_dir, say=say)
+            count(one, processor, family, workers=workers, cache_dir=cache_dir, say=say)
             for one in conversations.sequences
         ]
         return Lengths(*(np.concatenate(columns) for columns in zip(*apart, strict=True)))
@@ -74,9 +98,34 @@ def measure(
     if counts is None:
         counts = _counted(conversations, processor, family, workers)
         _keep(path, counts, say)
-    lengths = Lengths(*(counts[:, i].copy() for i in range(len(Lengths._fields))))
-    _check_learnable(conversations, lengths)
-    return lengths
+    return Lengths(*(counts[:, i].copy() for i in range(len(Lengths._fields))))
+
+
+def faults_of(
+    conversations: Sequence[Conversation], lengths: Lengths, processor: Any, family: Family
+) -> dict[int, str]:
+    """Place of each sample that cannot be trained on → what is wrong, with its name.
+
+    Those that the family cannot read are read once more, for their counts alone are kept.
+    """
+    found = {}
+    for i in np.flatnonzero(lengths.trained_tokens == 0).tolist():
+        conversation = conversations[i]
+        found[i] = f"{conversation.source}: {NOTHING_TO_LEARN}"
+        if lengths.tokens[i] == UNREADABLE:
+            try:
+                _count(conversation, processor, family, slot=0)
+            except ValueError as error:
+                found[i] = str(error)
+    return found
+
+
+def faults_text(faults: Mapping[int, str], samples: int) -> str:
+    """What ``faults_of`` found, as a message."""
+    unlearned = all(one.endswith(NOTHING_TO_LEARN) for one in faults.values())
+    how = "have no token to learn" if unlearned else "cannot be trained on with this model"
+    title = f"{len(faults):,} of {samples:,} samples {how}:"
+    return "\n".join([title, *shown([*faults.values()], MOST_NAMES_SHOWN)])
 
 
 def shrink(
@@ -118,11 +167,18 @@ def _counted(
     slot = int(blank.input_ids[blank.images[0].positions[0]])
 
     def work(chunk: range) -> Int[np.ndarray, "samples columns"]:
-        rows = [_count(conversations[i], processor, family, slot) for i in chunk]
+        rows = [_count_or_mark(conversations[i], processor, family, slot) for i in chunk]
         return np.array(rows, np.int64).reshape(-1, len(Lengths._fields))
 
     parts = in_chunks(work, len(conversations), workers=workers, doing="counting tokens")
     return np.concatenate([np.empty((0, len(Lengths._fields)), np.int64), *(part for _, part in parts)])
+
+
+def _count_or_mark(conversation: Conversation, processor: Any, family: Family, slot: int) -> tuple[int, ...]:
+    try:
+        return _count(conversation, processor, family, slot)
+    except ValueError:
+        return (UNREADABLE, *[0] * (len(Lengths._fields) - 1))
 
 
 def _count(conversation: Conversation, processor: Any, family: Family, slot: int) -> tuple[int, ...]:
@@ -152,17 +208,6 @@ def _pictures_and_words(conversation: Conversation) -> Conversation:
 
 def _tokens(conversation: Conversation, processor: Any, family: Family) -> int:
     return len(family.encode(processor, conversation, media=False).input_ids)
-
-
-def _check_learnable(conversations: Sequence[Conversation], lengths: Lengths) -> None:
-    empty = np.flatnonzero(lengths.trained_tokens == 0)
-    if len(empty):
-        names = [f"  {conversations[int(i)].source}" for i in empty[:MOST_NAMES_SHOWN]]
-        if len(empty) > len(names):
-            names.append(f"  ... and {len(empty) - len(names):,} more")
-        raise ValueError(
-            "\n".join([f"{len(empty):,} of {len(conversations):,} samples have no token to learn:", *names])
-        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

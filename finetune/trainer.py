@@ -24,6 +24,7 @@ from finetune.arguments import TrainingArguments
 from finetune.data import MOST_NAMES_SHOWN, Collator, ConversationDataset, Rows, blank_video
 from finetune.families.base import Family, bare_model
 from finetune.guards import GradientCheck, TrainingError
+from finetune.listing import shown
 from finetune.ordering import Schedule, StepShape
 from finetune.saving import SavingTrainer
 
@@ -130,6 +131,8 @@ class FinetuneTrainer(SavingTrainer):
         self.batches: list[Batch] = []
         self.left_out: set[str] = set()
         self.said_zero = False
+        self.step_tokens: list[int] = []  # trained in this process by each step since the last log
+        self.empty_steps = 0
 
     @property
     def names(self) -> Sequence[str]:
@@ -242,6 +245,8 @@ class FinetuneTrainer(SavingTrainer):
         for samples in self.schedule.trained(step):
             self.samples_by_source += np.bincount(source_of[samples], minlength=len(self.names))
         self.trained = self._tally(self._dataset)
+        self.step_tokens.clear()
+        self.empty_steps = 0
         epoch, steps_done = self.schedule.place(step)
         skipped = 0 if self.args.ignore_data_skip else steps_done * self.args.gradient_accumulation_steps
         return epoch, skipped
@@ -289,6 +294,9 @@ class FinetuneTrainer(SavingTrainer):
         tally.add(nats, token_sources, about["sample_sources"])
         value = loss.step_loss(nats, num_items_in_batch)
         if model.training:
+            if len(self.batches) == 1:
+                self.step_tokens.append(0)
+            self.step_tokens[-1] += len(nats)
             self._check_loss(value.item(), len(nats))
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # The gradients of these processes will be averaged.
@@ -300,12 +308,14 @@ class FinetuneTrainer(SavingTrainer):
         self.batches = [*self.batches, batch] if training else [batch]
         faults = batch.about["faults"].values()
         if faults and batch.dataset.on_bad_sample != "drop":
+            listed = [line.removeprefix("  ") for line in shown([*faults], MOST_NAMES_SHOWN)]
             raise BatchError(
-                "\n".join([*faults, "correct such samples, or leave them out: --on_bad_sample drop"])
+                "\n".join([*listed, "correct such samples, or leave them out: --on_bad_sample drop"])
             )
         self.left_out.update(faults)
         if training and self.gradients.watching:
-            self.gradients.saw_batch(pictures=bool(batch.about["pictures"]))
+            has_samples = bool(len(batch.about["samples"]))
+            self.gradients.saw_batch(pictures=bool(batch.about["pictures"]), samples=has_samples)
 
     def _check_loss(self, value: float, tokens: int) -> None:
         step, batch = self.state.global_step + 1, self.batches[-1]
@@ -378,7 +388,18 @@ class FinetuneTrainer(SavingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and "learning_rate" in logs:  # of training steps, on every process
             logs |= self._of_training()
+            _spread(logs, "loss", len(self.step_tokens), self._empty_steps_taken())
+        elif "train_loss" in logs:
+            _spread(logs, "train_loss", self.state.global_step, self.empty_steps + self._empty_steps_taken())
         super().log(logs, start_time)
+
+    def _empty_steps_taken(self) -> int:
+        """Steps since the last log whose samples were all left out, on every process; their loss is no 0."""
+        tokens = loss.reduced(torch.tensor(self.step_tokens, device=self.args.device))
+        found = int((tokens == 0).sum())
+        self.step_tokens.clear()
+        self.empty_steps += found
+        return found
 
     def _of_training(self) -> dict[str, float]:
         totals, names = self.trained.taken(), self.names
@@ -429,6 +450,15 @@ class FinetuneTrainer(SavingTrainer):
             choice = optimizer.Choice(*self.get_optimizer_cls_and_kwargs(self.args, whole))
             self.optimizer_cls_and_kwargs = optimizer.with_groups(choice, whole, self._family, self.rates)
         return super().create_optimizer(model)
+
+
+def _spread(logs: dict[str, float], name: str, steps: int, empty: int) -> None:
+    """Make a mean over steps one over those that trained; without any there is none."""
+    if empty and empty >= steps:
+        logs.pop(name)
+        logs.pop("grad_norm", None)
+    elif empty:
+        logs[name] *= steps / (steps - empty)
 
 
 def _of_all_processes(items: list[Any]) -> list[Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from finetune.checkpoint import load_processor
 from finetune.conversation import Conversation, ImageRef, Turn
@@ -14,6 +15,7 @@ from finetune.families.base import Encoded
 from finetune.families.qwen_vl import QwenVLFamily
 from finetune.mixture import Mixture, Source
 from finetune.reading import read
+from tests.families.tiny_families import GRIDS
 from tests.training.conftest import IMAGE_START_ID, N_QUERIES
 
 FAMILY = QwenVLFamily()
@@ -286,3 +288,43 @@ def test_labels_are_the_content_of_the_answer_and_the_frames(processor, tmp_path
     assert labels[end] == IM_END
     user_start, user_end = sample.encoded.turn_spans[0]
     assert (labels[user_start:user_end] == -100).all()
+
+
+# --- what a model cannot read --------
+
+
+def elongated(folder, bad=(1, 3)):
+    """Five samples, some with a picture that Qwen's grids refuse."""
+    for i in range(5):
+        Image.new("RGB", (2000, 5) if i in bad else (50 + i, 31)).save(folder / f"{i}.png")
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a"}]
+    records = [{"id": f"r{i}", "image": f"{i}.png", "messages": said} for i in range(5)]
+    (folder / "data.json").write_text(json.dumps(records), encoding="utf-8")
+    return read(folder / "data.json", workers=1, say=lambda _: None)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_every_picture_that_the_model_refuses_is_named_at_once(tmp_path, again):
+    tiny = GRIDS["qwen2-vl"]
+    conversations = elongated(tmp_path)
+    for _ in range(1 + again):  # counted, then kept
+        with pytest.raises(ValueError) as caught:
+            build(conversations, tiny.processor(tmp_path), family=tiny.family, max_length=999)
+    message = str(caught.value)
+    assert message.startswith("2 of 5 samples cannot be trained on with this model:\n  ")
+    for name in ("record 1 (id 'r1'): image '1.png': found 2000 × 5", "record 3 (id 'r3'): image '3.png'"):
+        assert name in message
+    assert message.endswith("--on_bad_sample drop") and len(message.encode()) < 2000
+
+
+def test_what_the_model_refuses_is_dropped_and_said(tmp_path):
+    tiny, said = GRIDS["qwen2-vl"], []
+    conversations = elongated(tmp_path)
+    options = {"family": tiny.family, "max_length": 999, "on_bad_sample": "drop"}
+    dataset = build(conversations, tiny.processor(tmp_path), say=said.append, **options)
+    kept = [dataset.conversations[i].source[-4:-2] for i in range(len(dataset))]
+    assert kept == ["r0", "r2", "r4"]
+    assert [len(dataset[i].encoded.images) for i in range(3)] == [1, 1, 1]
+    assert "2 of 5 samples" in said[0] and said[0].endswith("left out, as --on_bad_sample drop says")
+    with pytest.raises(ValueError, match="no sample is left"):
+        build(elongated(tmp_path, range(5)), tiny.processor(tmp_path), say=said.append, **options)

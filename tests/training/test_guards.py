@@ -193,7 +193,9 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
 def test_a_process_without_a_picture_believes_the_other(two_processes: list[torch.Tensor]):
     def state(check: GradientCheck) -> torch.Tensor:
-        return torch.cat([check.levels, check.partners, torch.tensor([int(check.pictures)])])
+        return torch.cat(
+            [check.levels, check.partners, torch.tensor([int(check.pictures), int(check.samples)])]
+        )
 
     with_picture, without = Step(adapted()), Step(adapted())
     with_picture(batch())
@@ -225,7 +227,7 @@ def test_under_zero_3_the_other_half_may_lie_elsewhere(two_processes: list[torch
     with pytest.raises(TrainingError, match="8 trainable tensors"):  # B alone: as far as is known it is zero
         step()(batch(), scale=0.0)
     one = step()
-    two_processes.append(torch.ones(2 * len(one.check.names) + 1, dtype=torch.long))
+    two_processes.append(torch.ones(2 * len(one.check.names) + 2, dtype=torch.long))
     with pytest.raises(TrainingError, match="16 trainable tensors"):
         one(batch(), scale=0.0)
 
@@ -258,15 +260,24 @@ def trainer(checkpoint_folder: Path, data_file: Path, tmp_path: Path) -> Finetun
     )
 
 
+def test_a_step_whose_samples_were_all_left_out_is_not_judged():
+    step = Step(adapted())
+    step.check.saw_batch(pictures=False, samples=False)
+    step.check.on_step_end(ARGS, None, None)
+    assert step.check.watching
+    step(batch())
+    assert not step.check.watching
+
+
 def test_the_trainer_tells_which_steps_have_pictures(
     trainer: FinetuneTrainer, monkeypatch: pytest.MonkeyPatch
 ):
     told: list[bool] = []
     saw = GradientCheck.saw_batch
 
-    def spy(self: GradientCheck, *, pictures: bool) -> None:
+    def spy(self: GradientCheck, *, pictures: bool, samples: bool) -> None:
         told.append(pictures)
-        saw(self, pictures=pictures)
+        saw(self, pictures=pictures, samples=samples)
 
     monkeypatch.setattr(GradientCheck, "saw_batch", spy)
     trainer.train()

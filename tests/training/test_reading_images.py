@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -115,3 +116,59 @@ def test_cut_and_harmed_files_are_errors_that_name_them(kind: str, capfd: pytest
                     opening(broken)
                 except ValueError as error:
                     assert str(error).startswith("image <")
+
+
+@pytest.mark.parametrize(
+    "raised", [RuntimeError, NotImplementedError, SyntaxError, AttributeError, MemoryError, zlib.error]
+)
+@pytest.mark.parametrize("opening", [open_image, size_of])
+def test_whatever_a_reader_raises_on_a_file_names_it_in_few_words(
+    opening: Any, raised: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "odd.avif").write_bytes(encoded("PNG", None))
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise raised("unimplemented " + "x" * 5000)
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(ValueError, match=r"odd\.avif': found a broken file \(unimplemented x") as caught:
+        opening(tmp_path / "odd.avif")
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("opening", [open_image, size_of])
+def test_an_empty_file_and_a_folder_are_named_as_such(opening: Any, tmp_path: Path):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "album.png").mkdir()
+    with pytest.raises(ValueError, match=r"empty\.png': found a broken file \(0 bytes\)"):
+        opening(tmp_path / "empty.png")
+    with pytest.raises(ValueError, match=r"album\.png': found a folder"):
+        opening(tmp_path / "album.png")
+    with pytest.raises(ValueError, match=r"\(0 bytes\)"):
+        opening(b"")
+
+
+@pytest.mark.parametrize("scale", [1.0, 255.0, 65535.0])
+def test_floats_are_scaled_not_cut(scale: float, tmp_path: Path):
+    values = np.array([[0.0, 0.25, 1.0]], np.float32) * scale
+    Image.fromarray(values).save(tmp_path / "f.tiff")
+    found = open_image(tmp_path / "f.tiff")
+    assert [found.getpixel((x, 0)) for x in range(3)] == [(0,) * 3, (64,) * 3, (255,) * 3]
+    Image.fromarray(np.array([[0.0, np.nan]], np.float32)).save(tmp_path / "nan.tiff")
+    with pytest.raises(ValueError, match="values from nan to nan, expected 0 to 1"):
+        open_image(tmp_path / "nan.tiff")
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"]
+)
+def test_every_mode_is_opened_in_rgb(mode: str):
+    for size in ((1, 1), (4, 3000)):
+        assert open_image(Image.new(mode, size)).mode == "RGB"
+
+
+def test_of_an_animation_it_is_the_first_frame(tmp_path: Path):
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert size_of(tmp_path / "a.gif") == (8, 6)
+    assert open_image(tmp_path / "a.gif").getpixel((3, 3)) == (255, 0, 0)

@@ -303,3 +303,25 @@ def test_bad_samples_are_left_out_and_said_at_the_end(
     assert line.startswith("2 samples could not be read, left out:")
     assert "(id 'sample-1')" in line and "(id 'sample-7')" in line
     assert trainer.samples_by_source.tolist() == [20]
+
+
+def test_a_step_whose_samples_were_all_left_out_logs_no_loss(
+    checkpoint_folder: Path, broken: Callable[[str], ConversationDataset], tmp_path: Path
+):
+    """Its loss would be 0, and pull the means of the steps beside it down."""
+    one = {
+        "per_device_train_batch_size": 1,
+        "max_steps": 12,
+        "learning_rate": 0.0,
+        "lr_scheduler_type": "constant",
+    }
+    every = make(checkpoint_folder, broken("drop"), tmp_path, logging_steps=1, **one)
+    every.train()
+    logged = {entry["step"]: entry["loss"] for entry in every.state.log_history if "loss" in entry}
+    assert len(logged) == 10 and 0 not in logged.values()
+    mean = make(checkpoint_folder, broken("drop"), tmp_path, logging_steps=12, **one)
+    mean.train()
+    (loss,) = [entry["loss"] for entry in mean.state.log_history if "loss" in entry]
+    assert loss == pytest.approx(sum(logged.values()) / 10, rel=1e-3)
+    whole = [entry["train_loss"] for entry in mean.state.log_history if "train_loss" in entry]
+    assert whole == [pytest.approx(loss, rel=1e-3)]
