@@ -1,5 +1,6 @@
 """Any checkpoint → model and processor: hub name, model folder, or adapter folder."""
 
+import functools
 import json
 import os
 import warnings
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -20,6 +21,9 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedConfig,
 )
+from transformers.core_model_loading import Transpose
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.modeling_utils import set_zero3_state
 from transformers.utils import is_flash_attn_2_available
 
 import finetune.families as families
@@ -74,11 +78,16 @@ def load(
     }
     if quantize:
         options["quantization_config"] = four_bit(config, family, compute_dtype=dtype)
+    sharded = is_deepspeed_zero3_enabled()
+    if sharded:
+        _compare_whole_shapes()
     checkpoint_files.check_weights(base_name)
     with _opened(base_name), _built(config, base_name):
         model: nn.Module = AutoModelForImageTextToText.from_pretrained(
             base_name, trust_remote_code=False, **options
         )
+    if sharded:
+        _save_under_the_names_read(model)
     _keep_four_bit_layout(model)
     if adapter is not None:
         model = with_adapter(model, adapter, trainable=for_training)
@@ -290,6 +299,43 @@ def four_bit(config: Any, family: Family, *, compute_dtype: torch.dtype | None) 
     )
 
 
+@functools.cache
+def _compare_whole_shapes() -> None:
+    """Let transformers compare files with whole shapes under ZeRO-3, when it loads and when it saves.
+
+    Trap: the experts of Qwen3-VL-MoE lie one way in published files and the other way in those of transformers 5, which
+    tells them apart by the model's shape (5.23). Under ZeRO-3 that is the shape of an empty shard: it turned all of
+    them round, and refused a checkpoint of its own.
+    """
+    convert = Transpose.convert
+
+    def comparing_whole(self: Transpose, *args: Any, model: Any = None, **kwargs: Any) -> dict[str, Tensor]:
+        return convert(self, *args, model=_WholeShapes(model), **kwargs)
+
+    Transpose.convert = comparing_whole  # type: ignore[method-assign]
+
+
+def _save_under_the_names_read(model: Any) -> None:
+    """Let a model that was loaded under ZeRO-3 be saved under the names that its files had.
+
+    Trap: transformers undoes, when it saves, each renaming that loading did. Under ZeRO-3 it takes those for done that
+    matched nothing (5.23), and writes names of no release (``model.model.layers.0``), which itself alone can read.
+    """
+    conversions = getattr(model, "_weight_conversions", None)  # written by loading, where there are any
+    if conversions is not None:
+        model._weight_conversions = [one for one in conversions if one.was_used()]
+
+
+class _WholeShapes:
+    """A model that is asked for the shapes of its parameters alone, and tells them whole."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def get_parameter(self, name: str) -> Tensor:
+        return torch.empty(weights.whole_shape(self.model.get_parameter(name)), device="meta")
+
+
 def _keep_four_bit_layout(model: nn.Module) -> None:
     """Leave 4-bit weights as they were quantised, on every CPU.
 
@@ -311,9 +357,11 @@ def _keep_four_bit_layout(model: nn.Module) -> None:
 def skeleton(config: Any) -> nn.Module:
     """The model of a configuration without weights (on the meta device): its modules and shapes.
 
-    Trap: ``from_config`` would shard it under ZeRO-3, which fails on the meta device.
+    Trap: under ZeRO-3 transformers shards and fills whatever ``_from_config`` builds, which fails on the meta device;
+    and all families but Qwen-VL build their towers and language models by it. ``set_zero3_state`` says that sharding
+    is taken care of, as it is while ``from_pretrained`` builds a whole model.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), set_zero3_state():
         model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config)
     return model.to(config.dtype) if config.dtype is not None else model
 

@@ -124,8 +124,8 @@ def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 def places(model: nn.Module) -> dict[str, Tensor]:
     """Name in the file → the model's tensor that it is the content of.
 
-    A PeftModel's files may hold adapters, trained copies and biases; a model's hold all of it. Of a tensor that
-    modules share, every name is here.
+    A PeftModel's files may hold adapters, trained copies and biases; a model's hold all of it but what they hold in
+    pieces (``pieces``). Of a tensor that modules share, every name is here.
     """
     from peft import PeftModel
 
@@ -136,7 +136,20 @@ def places(model: nn.Module) -> dict[str, Tensor]:
             for file_name in _peft_file_names(name)
         }
     state = model.state_dict(keep_vars=True)
-    return {file_name: state[name] for name, file_name in _file_names(model, list(state)).items()}
+    return {
+        file_name: state[name] for file_name, (name, _) in _file_names(model, state).items() if name is not None
+    }
+
+
+def pieces(model: nn.Module) -> dict[str, Shape]:
+    """Name in the file → shape, of what the files hold otherwise cut than the model does: Qwen3.5-MoE's experts, which
+    are one tensor a layer in the model and three an expert in the files. None with adapters."""
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        return {}
+    written = _file_names(model, model.state_dict(keep_vars=True))
+    return {file_name: shape for file_name, (name, shape) in written.items() if name is None}
 
 
 def _peft_file_names(name: str) -> Iterator[str]:
@@ -153,21 +166,18 @@ def _peft_file_names(name: str) -> Iterator[str]:
         yield _PEFT_COPIES.sub(".modules_to_save", name)
 
 
-def _file_names(model: nn.Module, names: list[str]) -> dict[str, str]:
-    """Name in the model → name in the file, as transformers writes it.
+def _file_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, tuple[str | None, Shape]]:
+    """Name in the file → (name in the model, shape), as transformers writes it; None for a piece of tensors.
 
-    Its own renaming is applied to tensors of one number each, which say afterwards where they went.
+    Its own renaming is applied to tensors without content; those that it only renames it hands back.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
     bare: Any = bare_model(model)
-    renamed = revert_weight_conversion(bare, {name: torch.tensor([i]) for i, name in enumerate(names)})
-    if sorted(int(tag) for tag in renamed.values() if tag.numel() == 1) != list(range(len(names))):
-        raise ValueError(
-            f"{type(bare).__name__}: its files hold weights in other pieces than the model does, which a run cannot "
-            "go on from; train it with adapters (--use_lora True)"
-        )
-    return {names[int(tag)]: file_name for file_name, tag in renamed.items()}
+    stand_ins = {name: torch.empty(whole_shape(tensor), device="meta") for name, tensor in state.items()}
+    names = {id(stand_in): name for name, stand_in in stand_ins.items()}
+    renamed = revert_weight_conversion(bare, stand_ins)
+    return {file_name: (names.get(id(one)), tuple(one.shape)) for file_name, one in renamed.items()}
 
 
 def whole_shape(tensor: Tensor) -> Shape:
@@ -183,7 +193,7 @@ def whole_shape(tensor: Tensor) -> Shape:
 def not_saved(model: nn.Module, folder: Path) -> list[str]:
     """A line for each tensor that a checkpoint of this model must hold and that ``folder`` does not."""
     homes, found = places(model), shapes(folder)
-    return [*_missing(model, homes, found), *_misshapen(homes, found)]
+    return [*_missing(model, homes, found), *_misshapen(homes, found), *_lost_pieces(model, found)]
 
 
 def restore(model: nn.Module, folder: Path) -> None:
@@ -192,15 +202,39 @@ def restore(model: nn.Module, folder: Path) -> None:
     Raises ValueError, before anything is changed, where a tensor is missing, has no place, or has another shape.
     """
     homes, found = places(model), shapes(folder)
-    faults = [*_missing(model, homes, found), *_misshapen(homes, found), *_homeless(homes, found)]
+    cut = pieces(model)
+    faults = [
+        *_missing(model, homes, found),
+        *_misshapen(homes, found),
+        *_homeless({**homes, **cut}, found),
+        *_lost_pieces(model, found),
+    ]
     if faults:
         raise ValueError(
             f"{folder}: is no checkpoint of this run's model:\n{listed(faults)}\n"
             "give the flags that it was trained with, or start anew in another --output_dir"
         )
     with torch.no_grad():
+        if cut:
+            _restore_joined(model, folder)
+            return
         for name, tensor in tensors(folder):
             homes[name].copy_(tensor)
+
+
+def _restore_joined(model: nn.Module, folder: Path) -> None:
+    """Where the files hold pieces, transformers' own loader joins them, in a second model in the CPU's memory."""
+    bare: Any = bare_model(model)
+    saved = type(bare).from_pretrained(folder, config=bare.config, dtype=bare.dtype).state_dict()
+    for name, tensor in bare.state_dict().items():
+        tensor.copy_(saved[name])
+
+
+def _lost_pieces(model: nn.Module, found: Mapping[str, Shape]) -> Iterator[str]:
+    for name, shape in pieces(model).items():
+        if found.get(name) != shape:
+            there = "none" if name not in found else str(list(found[name]))
+            yield f"{name}: found {there} in the files, expected {list(shape)}"
 
 
 def _missing(model: nn.Module, homes: Mapping[str, Tensor], found: Mapping[str, Shape]) -> Iterator[str]:
@@ -226,7 +260,7 @@ def _misshapen(homes: Mapping[str, Tensor], found: Mapping[str, Shape]) -> Itera
             yield f"{name}: found {list(found[name])} in the files, expected {list(whole_shape(tensor))}"
 
 
-def _homeless(homes: Mapping[str, Tensor], found: Mapping[str, Shape]) -> Iterator[str]:
+def _homeless(homes: Mapping[str, Any], found: Mapping[str, Shape]) -> Iterator[str]:
     for name, shape in found.items():
         if name not in homes:
             yield f"{name}: found {list(shape)} in the files, expected no such tensor"
