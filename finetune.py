@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from transformers.utils import logging
 
 from finetune import (
     adaptation,
+    adapters,
     arguments,
     checkpoint,
     conversation,
@@ -100,8 +102,10 @@ def prepare(argv: Sequence[str]) -> Ready | None:
 
     Raises ValueError with everything that is found wrong.
     """
-    args, lines = arguments.parse(with_demo(argv))
+    argv = with_demo(argv)
+    args, lines = arguments.parse(argv)
     say(*lines)
+    args = with_adapter(args, given={name for name in OF_THE_ADAPTER if arguments.has_value(argv, name)})
     checkpoint.check_kernel(args.model.attn_implementation, precision_of(args))
     probes = read_probes(args)
     mixed = read_mixture(args)
@@ -183,6 +187,62 @@ def with_demo(argv: Sequence[str]) -> Sequence[str]:
     merged = arguments.merge(flags, argv)
     say("no model and no data given: the embedded demo, as if called with", "  " + " ".join(merged))
     return merged
+
+
+OF_THE_ADAPTER = {
+    "lora_r": "r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "lora_bias": "bias",
+    "use_dora": "use_dora",
+}
+"""Flag → the field of an adapter's configuration that says it, where the flag is not given."""
+
+
+def with_adapter(args: Arguments, *, given: set[str]) -> Arguments:
+    """The arguments where an adapter is trained on: whichever of the two flags names it, its base is the model, and
+    what no flag says is as the adapter has it.
+
+    given   the flags of ``OF_THE_ADAPTER`` that the user gave
+
+    Raises ValueError, before anything is read, where the adapter cannot be trained on.
+    """
+    name, further = str(args.model.model_name_or_path), args.adaptation.lora_weight_path
+    base, adapter = checkpoint.resolve(name)
+    if adapter is None and not further:
+        if not args.training.dry_run:  # a dry run needs no weights
+            checkpoint.require_weights(base)
+        return args
+    if adapter is not None and further:
+        raise ValueError(
+            f"--model_name_or_path {name} and --lora_weight_path {further}: two adapters; give the model that the "
+            f"second was trained on, or merge the first: python -m finetune.export {name} --output_dir MERGED"
+        )
+    if not args.lora:
+        raise ValueError(
+            f"--model_name_or_path {name}: is an adapter, and the flags ask for training in full; merge it first "
+            f"(python -m finetune.export {name} --output_dir MERGED) and train that, or train the adapter itself "
+            "further: --use_lora True"
+        )
+    folder = adapter if adapter is not None else checkpoint.adapter_folder(further, flag="--lora_weight_path")
+    fields = adapters.check_fields(folder)
+    cache, other = args.model.cache_dir, args.adaptation.allow_other_base
+    checkpoint.check(
+        folder,
+        cache_dir=cache,
+        base=None if adapter is not None else base,
+        allow_other_base=other,
+        named_for_it=False,
+    )
+    own = {
+        flag: fields[field] for flag, field in OF_THE_ADAPTER.items() if flag not in given and field in fields
+    }
+    say(f"going on from the adapter {folder}, on {base}")
+    return replace(
+        args,
+        model=replace(args.model, model_name_or_path=base),
+        adaptation=replace(args.adaptation, lora_weight_path=str(folder), **own),
+    )
 
 
 def read_probes(args: Arguments) -> Probes:
@@ -269,10 +329,14 @@ def open_checkpoint(args: Arguments, plan: adaptation.Plan) -> tuple[Any, famili
     checkpoint.check_kernel_of(config, args.model.attn_implementation)
     kernels.prepare(args.training, config.model_type)
     model = checkpoint.skeleton(config)
-    if plan.lora:
-        adaptation.target_pattern(model, family, plan)
     check_key_layers(args, model, family)
-    processor = checkpoint.load_processor(name, cache_dir=cache)
+    if plan.adapter:
+        adaptation.adapt(model, family, plan, master_weights=False)
+    elif plan.lora:
+        adaptation.target_pattern(model, family, plan)
+    processor = checkpoint.load_processor(
+        plan.adapter or name, cache_dir=cache, base=name if plan.adapter else None
+    )
     family.set_pixel_budget(processor, min_pixels=args.data.min_pixels, max_pixels=args.data.max_pixels)
     if args.data.packing:
         family.packed(config, [family.blank(processor)])  # here, not in the first batch
@@ -411,6 +475,9 @@ def describe(
     say(told.samples(most=preview.MOST_SAMPLES_SHOWN) if whole else told.samples())
     say(told.lengths() if whole else told.lengths_line())
     say(adaptation.table_text(adaptation.table(model, family, rates_of(args))))
+    still = adaptation.not_trained_further(model, family) if plan.adapter else []
+    if still:
+        say(f"stays as the adapter has it, because no flag trains it: {', '.join(still)}")
     frozen = adaptation.left_frozen(model, family, plan)
     if frozen:
         say(f"stays as it is, because an adapter cannot hold it: {', '.join(frozen)}")

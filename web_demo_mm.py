@@ -32,6 +32,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--checkpoints", nargs="+", default=[], metavar="FOLDER", help="others, for before / after"
     )
+    made.add_argument("--base", metavar="FOLDER", help="where the base of adapters is, if not where they say")
+    made.add_argument(
+        "--allow-other-base",
+        "--allow_other_base",
+        action="store_true",
+        help="open adapters over other weights than they were trained on, as long as they fit",
+    )
     made.add_argument(
         "--probe-file", default="probes_saved.json", help="where drawn boxes are saved as probes"
     )
@@ -76,11 +83,12 @@ def opened(given: argparse.Namespace) -> tuple[Engine, list[Path]]:
 
     require_free(given.server_name, given.server_port)
     checkpoints = find_checkpoints(given.checkpoints)
-    check_checkpoints(checkpoints)
+    bases = {"base": given.base, "allow_other_base": given.allow_other_base}
+    check_checkpoints(checkpoints, **bases)
     if given.visualize_attention and Path(given.probe_file).exists():
         read_probes(given.probe_file)
     mode: Mode = "low" if given.low_memory else "full" if given.visualize_attention else "text"
-    return Engine.load(given.checkpoint_path, mode=mode, cpu_only=given.cpu_only), checkpoints
+    return Engine.load(given.checkpoint_path, mode=mode, cpu_only=given.cpu_only, **bases), checkpoints
 
 
 def _end(*_: object) -> None:

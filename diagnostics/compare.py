@@ -152,6 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             calibration_file=options.calibration_probes,
             key_layers=options.key_layers,
             depth=_depth(options.depth, options.maps),
+            base=options.base,
+            allow_other_base=options.allow_other_base,
         )
         required = requirement(options.require, comparison["groups"]) if options.require else {}
     except (ValueError, OSError) as error:
@@ -177,6 +179,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--after", required=True, help="the same")
     parser.add_argument(
         "--between", nargs="*", default=[], help="more of the same, in the order of training: the way there"
+    )
+    parser.add_argument("--base", help="where the base of adapters is, if not where they say")
+    parser.add_argument(
+        "--allow_other_base",
+        action="store_true",
+        help="open adapters over other weights than they were trained on, as long as they fit",
     )
     parser.add_argument("--probes", type=Path, help="probe file (default: the one beside the records)")
     parser.add_argument("--output_dir", type=Path, required=True, help="gets comparison/")
@@ -216,6 +224,8 @@ def compare_sources(
     calibration_file: Path | None = None,
     key_layers: str = "auto",
     depth: Depth = QUICK,
+    base: str | None = None,
+    allow_other_base: bool = False,
 ) -> Json:
     """Compare two models or folders of records, and the way between them; what is probed here leaves its records in
     the output folder.
@@ -234,6 +244,8 @@ def compare_sources(
         calibration_file=calibration_file,
         key_layers=key_layers,
         depth=depth,
+        base=base,
+        allow_other_base=allow_other_base,
     )
     series = dict(zip(found.steps, found.records, strict=True)) if between else None
     comparison = compare(found.records[0], found.records[-1], output_dir, probes=found.probes, series=series)

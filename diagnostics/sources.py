@@ -16,7 +16,7 @@ from diagnostics.probes import Probe, read_probes, write_probes
 from diagnostics.reading import Reader
 from diagnostics.records import AttentionRecord
 from diagnostics.render import load_records
-from finetune.checkpoint import load, resolve
+from finetune.checkpoint import check, load, resolve
 from finetune.families import bare_model, family_of
 
 Records = Mapping[str, AttentionRecord]
@@ -31,6 +31,19 @@ class Found(NamedTuple):
     steps: tuple[int, ...]
 
 
+class Opening(NamedTuple):
+    """How the adapters among the sources find their bases."""
+
+    base: str | None
+    allow_other_base: bool
+
+    def check(self, source: str) -> None:
+        check(source, **self._asdict())
+
+    def load(self, source: str) -> tuple[Any, Any]:
+        return load(source, **self._asdict())
+
+
 def records_of(
     sources: Sequence[str],
     output_dir: Path,
@@ -39,23 +52,31 @@ def records_of(
     calibration_file: Path | None,
     key_layers: str,
     depth: Depth,
+    base: str | None = None,
+    allow_other_base: bool = False,
 ) -> Found:
     """Load the sources that are records, and probe those that are models, each in turn.
 
     Where "before" is the very base of the adapter "after", one loaded model serves both, with the adapter switched
     off for the first.
 
+    base, allow_other_base   of adapters: as in ``finetune.checkpoint.load``
+
     Raises:
         ValueError: a source is neither, or nothing says what to probe, or layers and records do not fit.
     """
     folders = [_record_folder(source) for source in sources]
+    opening = Opening(base, allow_other_base)
+    for source, folder in zip(sources, folders, strict=True):
+        if folder is None:
+            opening.check(source)
     probes = read_probes(_probe_file(probes_file, folders))
     calibration = read_probes(calibration_file) if calibration_file is not None else ()
     check_apart(calibration, probes)
     records: dict[int, Records] = {at: load_records(one) for at, one in enumerate(folders) if one is not None}
     layers = _given_layers(key_layers, records.values())
     judged = probes
-    for at, model, processor, state in _models(sources, folders):
+    for at, model, processor, state in _models(sources, folders, opening):
         with state:
             Reader(family_of(bare_model(model).config), processor).check((*calibration, *probes), "probes")
             if layers is None:
@@ -70,14 +91,18 @@ def records_of(
 
 
 def _models(
-    sources: Sequence[str], folders: Sequence[Path | None]
+    sources: Sequence[str], folders: Sequence[Path | None], opening: Opening
 ) -> Iterator[tuple[int, Any, Any, AbstractContextManager[Any]]]:
     """Place, model, processor and the state to probe it in, of each source that is a model, "before" first so that
     it is what key layers are chosen on."""
     last = len(sources) - 1
-    shared = _adapter_base(sources[last]) if folders[last] is None else None
-    shares = folders[0] is None and resolve(sources[0])[1] is None and _same_place(sources[0], shared)
-    kept: tuple[Any, Any] | None = load(sources[last]) if shares else None
+    shared = _adapter_base(sources[last], opening.base) if folders[last] is None else None
+    shares = (
+        folders[0] is None
+        and _adapter_base(sources[0], opening.base) is None
+        and _same_place(sources[0], shared)
+    )
+    kept: tuple[Any, Any] | None = opening.load(sources[last]) if shares else None
     for at, source in enumerate(sources):
         if folders[at] is not None:
             continue
@@ -85,7 +110,7 @@ def _models(
             model, processor = kept
             yield at, model, processor, model.disable_adapter() if at == 0 else nullcontext()
         else:
-            model, processor = load(source)
+            model, processor = opening.load(source)
             yield at, model, processor, nullcontext()
 
 
@@ -147,8 +172,8 @@ def _steps(records: Sequence[Records], folders: Sequence[Path | None]) -> tuple[
     return steps if is_one_run else tuple(range(len(records)))
 
 
-def _adapter_base(source: str) -> str | None:
-    base, adapter = resolve(source)
+def _adapter_base(source: str, given: str | None) -> str | None:
+    base, adapter = resolve(source, base=given)
     return None if adapter is None else base
 
 

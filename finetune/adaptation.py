@@ -40,7 +40,7 @@ class Plan:
     targets      endings of names of linear layers inside the language layers; None: the family's own
     bias         with adapters: "all" biases of components in mode lora, those beside an adapter ("lora_only"), "none"
     dora         adapters with magnitudes (Liu et al. 2024, arXiv 2402.09353)
-    adapter      an adapter folder to go on from; rank, scale and dropout are then its own
+    adapter      an adapter folder to go on from: a rank, scale, bias or target other than its own is an error
     """
 
     vision: Mode = "frozen"
@@ -150,12 +150,15 @@ def _within(name: str, paths: Iterable[str]) -> bool:
 
 def _with_adapters(model: nn.Module, family: Family, plan: Plan) -> nn.Module:
     on_meta = next(model.parameters()).device.type == "meta"
-    if plan.adapter and not on_meta:
-        return PeftModel.from_pretrained(model, plan.adapter, is_trainable=True)
     if plan.adapter:
         config = LoraConfig.from_pretrained(plan.adapter)
         config.inference_mode = False
+        config.lora_dropout = plan.dropout
         config.base_model_name_or_path = None  # a model without weights has no name, and PEFT compares them
+        if not on_meta:
+            return PeftModel.from_pretrained(
+                model, plan.adapter, is_trainable=True, config=config, autocast_adapter_dtype=False
+            )
     else:
         saved, tied = full_modules(model, family.paths, plan)
         config = LoraConfig(
@@ -188,16 +191,16 @@ def target_pattern(model: nn.Module, family: Family, plan: Plan) -> str:
     patterns = []
     for component in plan.having("lora"):
         if component == "language":
-            patterns.append(_language_pattern(model, family, plan.targets))
+            patterns.append(_language_pattern(_linear_layers(model), family, plan.targets))
         else:
             patterns += _all_layers(model, family.paths, component)
     return "|".join(patterns)
 
 
-def _language_pattern(model: nn.Module, family: Family, targets: Sequence[str] | None) -> str:
+def _language_pattern(linear_layers: Iterable[str], family: Family, targets: Sequence[str] | None) -> str:
     wanted = tuple(targets or family.lora_targets)
     layers = family.paths.language_layers
-    names = [name for name in _linear_layers(model) if name.startswith(f"{layers}.")]
+    names = [name for name in linear_layers if name.startswith(f"{layers}.")]
     missing = [target for target in wanted if not any(name.endswith(f".{target}") for name in names)]
     if missing:
         prefix = re.compile(rf"{re.escape(layers)}\.\d+\.")
@@ -283,10 +286,79 @@ def _check_adapter(model: nn.Module, family: Family, plan: Plan) -> None:
                 f"--lora_weight_path {plan.adapter}: found {there}, expected {component}: {how}; "
                 f"give --{component} as it was trained, or leave --lora_weight_path out"
             )
-    if plan.dora and not any(".lora_magnitude_vector." in name for name, _ in model.named_parameters()):
-        raise ValueError(
-            f"--lora_weight_path {plan.adapter}: was trained without --use_dora; leave --use_dora out, or start anew"
+    faults = [
+        *_other_settings(model, plan),
+        *_other_targets(model, family, plan),
+        *_lacks_embeddings(model, plan),
+    ]
+    if faults:
+        raise ValueError("\n".join(f"--lora_weight_path {plan.adapter}: {fault}" for fault in faults))
+
+
+def _other_settings(model: Any, plan: Plan) -> Iterator[str]:
+    config = model.peft_config["default"]
+    for flag, asked, has in (
+        ("lora_r", plan.rank, config.r),
+        ("lora_alpha", plan.alpha, config.lora_alpha),
+        ("lora_bias", plan.bias, config.bias),
+        ("use_dora", plan.dora, config.use_dora),
+    ):
+        if asked != has:
+            yield f"was trained with --{flag} {has}, found --{flag} {asked}; leave it out, or start a new adapter"
+
+
+def _other_targets(model: nn.Module, family: Family, plan: Plan) -> Iterator[str]:
+    """Targets that are named must be those that the adapter has, no more and no fewer."""
+    if plan.targets is None or plan.language != "lora":
+        return
+    names = _linear_layers(bare_model(model))
+    linear = {plain_name(f"{name}.").removesuffix(".") for name in names if ".lora_" not in name}
+    pattern = re.compile(_language_pattern(linear, family, plan.targets))
+    asked = {name for name in linear if pattern.fullmatch(name)}
+    has = {
+        plain_name(name).partition(".lora_")[0]
+        for name, _ in bare_model(model).named_parameters()
+        if ".lora_" in name and component_of(name, family.paths) == "language"
+    }
+    if asked != has:
+        layers = re.compile(rf"{re.escape(family.paths.language_layers)}\.\d+\.")
+        found = ", ".join(sorted({layers.sub("", name) for name in has}))
+        yield (
+            f"has adapters of {found}, found --lora_target_modules {' '.join(plan.targets)}; leave it out, or start a "
+            "new adapter"
         )
+
+
+def _lacks_embeddings(model: Any, plan: Plan) -> Iterator[str]:
+    if not plan.embeddings:
+        return
+    copies = {
+        plain_name(name).rpartition(".")[0]
+        for name, _ in bare_model(model).named_parameters()
+        if ".modules_to_save." in name
+    }
+    bare: Any = bare_model(model)
+    inputs = bare.get_input_embeddings()
+    names = {plain_name(f"{name}.")[:-1] for name, module in bare.named_modules() if module is inputs}
+    if not names & copies:
+        yield (
+            "holds no word embeddings, found --train_embeddings True; leave it out, or start a new adapter, which may "
+            "hold them"
+        )
+
+
+def not_trained_further(model: nn.Module, family: Family) -> list[str]:
+    """What an adapter holds, and this run does not train: ``connector: trained copy``."""
+    held = [(name, p) for name, p in bare_model(model).named_parameters() if _HELD.search(name)]
+    kinds = {
+        (component_of(name, family.paths), "adapters" if ".lora_" in name else "trained copy")
+        for name, parameter in held
+        if not parameter.requires_grad and component_of(name, family.paths) in COMPONENTS
+    }
+    return [f"{component}: {how}" for component, how in sorted(kinds)]
+
+
+_HELD = re.compile(r"\.lora_|\.modules_to_save\.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

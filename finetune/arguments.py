@@ -170,7 +170,17 @@ class AdaptationArguments:
                           "Default: the family's (Qwen-VL: c_attn attn.c_proj w1 w2)."},
     )  # fmt: skip
     lora_weight_path: str = field(
-        default="", metadata={"help": "An adapter folder to start from, instead of fresh adapters."}
+        default="",
+        metadata={
+            "help": "An adapter folder to go on from, instead of fresh adapters. Rank, scale, targets and biases are "
+            "its own."
+        },
+    )
+    allow_other_base: bool = field(
+        default=False,
+        metadata={
+            "help": "Let an adapter be trained on over other weights than it was made on, as long as it fits."
+        },
     )
     lora_bias: Literal["none", "all", "lora_only"] = field(
         default="none", metadata={"help": "Which biases train along."}

@@ -1,7 +1,7 @@
 """Any checkpoint → model and processor: hub name, model folder, or adapter folder."""
 
+import copy
 import functools
-import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -27,13 +27,13 @@ from transformers.modeling_utils import set_zero3_state
 from transformers.utils import is_flash_attn_2_available
 
 import finetune.families as families
-from finetune import checkpoint_files, weights
+from finetune import adapters, checkpoint_files, weights
+from finetune.adapters import ADAPTER_CONFIG
 from finetune.families.base import Family, bare_model, flash_fault
 
 if TYPE_CHECKING:  # it takes two seconds to import, and configurations alone are read without it
     from peft import PeftModel
 
-ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
 
 
@@ -47,6 +47,7 @@ def load(
     cache_dir: str | None = None,
     attn_implementation: str | None = None,
     base: str | None = None,
+    allow_other_base: bool = False,
 ) -> tuple[nn.Module, Any]:
     """Open a checkpoint.
 
@@ -56,17 +57,17 @@ def load(
     quantize       language layers to 4 bit (NF4) while loading
     for_training   an adapter's tensors stay trainable, and the model keeps its train mode to the caller
     attn_implementation   the attention kernel; None: torch's own (SDPA) wherever the model can use it
-    base           another base for an adapter than the one that it names
+    base           another place of an adapter's base than the one that it names
+    allow_other_base   an adapter may be opened on other weights than it was made on, as long as it fits
 
     Returns the model (a PeftModel for an adapter folder) and its processor.
 
     Code that comes with a checkpoint is never run.
 
-    Raises ValueError where the checkpoint, or an adapter's base, cannot be found or is of no known family, where an
-    adapter was made for another base, and where the kernel cannot be used.
+    Raises ValueError where ``check`` does, and where the kernel cannot be used.
     """
+    config = check(name_or_path, cache_dir=cache_dir, base=base, allow_other_base=allow_other_base)
     base_name, adapter = resolve(name_or_path, base=base)
-    config = _config(base_name, cache_dir)
     family = families.family_of(config)
     if attn_implementation is not None:
         check_kernel(attn_implementation)
@@ -81,7 +82,6 @@ def load(
     sharded = is_deepspeed_zero3_enabled()
     if sharded:
         _compare_whole_shapes()
-    checkpoint_files.check_weights(base_name)
     with _opened(base_name), _built(config, base_name):
         model: nn.Module = AutoModelForImageTextToText.from_pretrained(
             base_name, trust_remote_code=False, **options
@@ -96,6 +96,43 @@ def load(
     if not for_training:
         model.eval()
     return model, load_processor(name_or_path, cache_dir=cache_dir, base=base)
+
+
+def check(
+    name_or_path: str | Path,
+    *,
+    cache_dir: str | None = None,
+    base: str | None = None,
+    allow_other_base: bool = False,
+    named_for_it: bool = True,
+) -> Any:
+    """Can the checkpoint be opened? Configurations and headers are read, and no weights; returns its configuration.
+
+    named_for_it   ``base`` was given as the place of this adapter's base, whatever name it has there
+
+    Raises ValueError where the checkpoint, or an adapter's base, cannot be found or is of no known family, where files
+    are missing or cut short, and where an adapter has fields that mean nothing, was made for another kind of base, or
+    on other weights.
+    """
+    base_name, adapter = resolve(name_or_path, base=base)
+    config = _config(base_name, cache_dir)
+    families.family_of(config)
+    require_weights(base_name)
+    if adapter is not None:
+        adapters.check_fit(adapter, lambda: skeleton(copy.deepcopy(config)), base_name)
+        if not allow_other_base:
+            adapters.check_base(
+                adapter, base_name, cache_dir=cache_dir, named_for_it=base is not None and named_for_it
+            )
+    return config
+
+
+def require_weights(base_name: str | Path) -> None:
+    """Raises ValueError, with file and remedy, where weights of a local folder are missing or cut short. Headers alone
+    are read."""
+    checkpoint_files.check_weights(base_name)
+    if Path(base_name).is_dir():
+        weights.require_all(Path(base_name))
 
 
 def with_adapter(model: nn.Module, adapter: str | Path, *, trainable: bool) -> "PeftModel":
@@ -197,11 +234,32 @@ def resolve(name_or_path: str | Path, *, base: str | None = None) -> tuple[str, 
     if (path / MODEL_CONFIG).is_file():
         # Absolute, because adapters write down the name of their base.
         return os.path.abspath(path), None
-    if not (path / ADAPTER_CONFIG).is_file():
+    if not adapters.is_adapter(path):
         raise ValueError(
             f"{path}: found neither {MODEL_CONFIG} nor {ADAPTER_CONFIG}; expected the folder of a model or an adapter"
         )
-    return resolve(base)[0] if base is not None else _base_of(path), path
+    if base is None:
+        return _base_of(path), path
+    base_name, inner = resolve(base)
+    if inner is not None:
+        raise ValueError(
+            f"--base {base}: is an adapter itself, expected a model; merge it first: python -m finetune.export {base} "
+            "--output_dir MERGED"
+        )
+    return base_name, path
+
+
+def adapter_folder(name: str, *, flag: str) -> Path:
+    """An adapter's folder by its name. Raises ValueError, and asks no network, where it is none."""
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise ValueError(
+            f"{flag}: there is no folder {_cut(name)!r} (working directory {os.getcwd()}); expected an adapter folder "
+            f"({ADAPTER_CONFIG}, {weights.ADAPTER_FILES[0]}); one of the hub has to be downloaded first"
+        )
+    if not adapters.is_adapter(path):
+        raise ValueError(f"{flag} {name}: found no {ADAPTER_CONFIG}, expected an adapter folder")
+    return path
 
 
 def looks_like_a_path(name: str) -> bool:
@@ -211,17 +269,19 @@ def looks_like_a_path(name: str) -> bool:
 
 def _base_of(adapter: Path) -> str:
     file = adapter / ADAPTER_CONFIG
-    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = adapters.read(adapter).get("base_model_name_or_path")
     if not base:
         raise ValueError(
-            f"{file}: base_model_name_or_path is missing; expected the checkpoint it was trained on"
+            f"{file}: base_model_name_or_path is missing, expected the checkpoint it was trained on; "
+            f"{adapters.WHICH_FLAG}"
         )
     if looks_like_a_path(base) and not Path(base).exists():
-        raise ValueError(
-            f"{file}: its base model {base!r} is not there; put it back, or write its new place into "
-            "base_model_name_or_path"
-        )
+        raise ValueError(f"{file}: its base model {_cut(base)!r} is not there; {adapters.WHICH_FLAG}")
     return os.path.abspath(base) if Path(base).exists() else str(base)
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 300 else f"{name[:297]}..."
 
 
 @contextmanager

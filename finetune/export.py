@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 import finetune.families as families
-from finetune import checkpoint, run_folder, weights
+from finetune import checkpoint, run_folder
 from finetune.conversation import Conversation, ImageRef, Turn
 from finetune.families.base import bare_model
 
@@ -94,6 +94,7 @@ def main(argv: Sequence[str]) -> int:
             flags.output_dir,
             dtype=DTYPES[flags.dtype] if flags.dtype else None,
             base=flags.base,
+            allow_other_base=flags.allow_other_base,
             device=flags.device,
             max_shard_size=flags.max_shard_size,
             cache_dir=flags.cache_dir,
@@ -118,6 +119,11 @@ def parser() -> argparse.ArgumentParser:
         "--dtype", choices=DTYPES, help="precision of the weights; default: that of training, else the base's"
     )
     made.add_argument("--base", help="another place of the base than the one that the adapter names")
+    made.add_argument(
+        "--allow_other_base",
+        action="store_true",
+        help="merge it into other weights than it was trained on, as long as it fits",
+    )
     made.add_argument("--device", default="cpu", help="where it is merged and compared (cuda:0 is faster)")
     made.add_argument("--max_shard_size", default="5GB", help="most bytes of a weight file")
     made.add_argument("--cache_dir", help="where the hub's downloads are kept")
@@ -130,6 +136,7 @@ def export(
     *,
     dtype: torch.dtype | None = None,
     base: str | None = None,
+    allow_other_base: bool = False,
     device: str = "cpu",
     max_shard_size: str = "5GB",
     cache_dir: str | None = None,
@@ -141,15 +148,17 @@ def export(
     output_dir      a folder that is new or empty; it appears when everything is done
     dtype           precision of the weights; None: that of training where the run says it, else the base's
     base            a base in another place than the one that the adapter names
+    allow_other_base   an adapter may be merged into other weights than it was trained on
     max_shard_size  most bytes of one weight file
 
     Raises ValueError where source or output folder will not do, and where the written model's logits differ from
     those of base and adapter by more than ``TOLERANCE``; nothing is left behind then.
     """
+    opening: dict[str, Any] = {"base": base, "allow_other_base": allow_other_base, "cache_dir": cache_dir}
+    checkpoint.check(source, **opening)
     folder = _new_folder(Path(output_dir))
-    _require_weights(Path(source))
     history = history_of(Path(source))
-    options: dict[str, Any] = {"base": base, "device": device, "cache_dir": cache_dir}
+    options = {**opening, "device": device}
 
     wanted = dtype or history.dtype
     say(f"opening {source} in {_name(wanted)}")
@@ -209,20 +218,6 @@ def _new_folder(folder: Path) -> Path:
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _require_weights(source: Path) -> None:
-    """DeepSpeed may leave shards alone, which only its own script can put together."""
-    if (source / checkpoint.MODEL_CONFIG).is_file() and not weights.weight_files(source):
-        shards = sorted(source.glob("global_step*"))
-        remedy = "copy it again, or take another checkpoint"
-        if shards:
-            remedy = (
-                f"they are DeepSpeed's shards in {shards[0].name}; put them together first:\n"
-                f"  python {source}/zero_to_fp32.py {source} {source} --safe_serialization\n"
-                "or train with stage3_gather_16bit_weights_on_model_save true"
-            )
-        raise ValueError(f"{source}: found {checkpoint.MODEL_CONFIG} and no weights; {remedy}")
 
 
 def _effect(model: nn.Module, processor: Any, adapted: Float[Tensor, "tokens words"]) -> Difference | None:

@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Trainer
 
-from finetune import run_folder, weights
+from finetune import adapters, run_folder, weights
 from finetune.arguments import TrainingArguments
+from finetune.families.base import bare_model
 from finetune.guards import TrainingError
 
 
@@ -61,6 +62,9 @@ class SavingTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, None if state_dict is None else {**self._tables, **state_dict})
+        folder, base = Path(output_dir or str(self.args.output_dir)), bare_model(self.model).name_or_path
+        if base and adapters.is_adapter(folder):
+            adapters.write_base(folder, str(base))
 
     def require_trained(self, folder: Path) -> None:
         """Raises TrainingError where a trained tensor is not in the folder's files."""

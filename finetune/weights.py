@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from finetune import fields
 from finetune.families.base import bare_model
-from finetune.fields import items, whole
+from finetune.fields import TEXT, by_name, items, whole
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -80,6 +80,76 @@ def is_cut_short(path: Path) -> bool:
     return path.stat().st_size != 8 + length + max((one["data_offsets"][1] for one in entries), default=0)
 
 
+def adapter_files(folder: Path) -> list[Path]:
+    return [folder / name for name in ADAPTER_FILES if (folder / name).is_file()][:1]
+
+
+def require_all(folder: Path) -> None:
+    """Raises ValueError, with file and remedy, where weights of a model folder are missing: all, or a part of them."""
+    for index in sorted(folder.glob("*.index.json")):
+        where = {"weight_map": by_name(TEXT)}
+        files = fields.load(index, where, remedy="copy or download it again").get("weight_map", {})
+        for name in sorted(set(files.values())):
+            if not (folder / name).is_file():
+                raise ValueError(
+                    f"{folder / name}: is not there, and {index.name} names it; copy or download it again"
+                )
+    if not weight_files(folder):
+        raise ValueError(f"{folder}: found config.json and no weights; {_remedy(folder)}")
+
+
+def _remedy(folder: Path) -> str:
+    """DeepSpeed may leave shards alone, which only its own script can put together."""
+    shards = sorted(folder.glob("global_step*"))
+    if not shards:
+        return "copy it again, or take another checkpoint"
+    return (
+        f"they are DeepSpeed's shards in {shards[0].name}; put them together first:\n"
+        f"  python {folder}/zero_to_fp32.py {folder} {folder} --safe_serialization\n"
+        "or train with stage3_gather_16bit_weights_on_model_save true"
+    )
+
+
+def local_folder(name: str, cache_dir: str | None = None) -> Path | None:
+    """Where a checkpoint's files lie on this machine: the folder itself, or the hub's copy of it. Asks no network."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(
+            name,
+            "config.json",
+            cache_dir=cache_dir,
+            local_files_only=True,
+            _raise_exceptions_for_missing_entries=False,
+        )
+    except (OSError, ValueError):
+        return None
+    return Path(found).parent if found else None
+
+
+def samples(folder: Path, count: int) -> Iterator[tuple[str, Shape, Tensor]]:
+    """Name, shape and the first ``count`` numbers of a middle row, of every tensor of a folder's files."""
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    kept = file.get_slice(name)
+                    shape = tuple(kept.get_shape())
+                    yield name, shape, kept[_row(shape, count)] if shape else file.get_tensor(name)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            for name, tensor in content.items():
+                yield name, tuple(tensor.shape), tensor[_row(tuple(tensor.shape), count)]
+
+
+def _row(shape: Shape, count: int) -> tuple[slice, ...]:
+    middle = [slice(size // 2, size // 2 + 1) for size in shape[:-1]]
+    return (*middle, slice(0, count)) if shape else ()
+
+
 def shapes(folder: Path) -> dict[str, Shape]:
     """Name in the file → shape, of every tensor saved in a folder. Headers alone are read, no weights.
 
@@ -98,11 +168,15 @@ def _shapes_of(path: Path) -> dict[str, Shape]:
                 return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         content = torch.load(path, map_location="meta", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error}); it was cut short, or holds no weights; "
-            "copy it again, or take an earlier checkpoint"
-        ) from error
+        raise ValueError(_unreadable(path, str(error)[:300])) from error
     return {name: tuple(tensor.shape) for name, tensor in content.items()}
+
+
+def _unreadable(path: Path, reason: str) -> str:
+    return (
+        f"{path}: cannot be read ({reason}); it was cut short, or holds no weights; "
+        "copy it again, or take an earlier checkpoint"
+    )
 
 
 def tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -137,7 +211,9 @@ def places(model: nn.Module) -> dict[str, Tensor]:
         }
     state = model.state_dict(keep_vars=True)
     return {
-        file_name: state[name] for file_name, (name, _) in _file_names(model, state).items() if name is not None
+        file_name: state[name]
+        for file_name, (name, _) in _file_names(model, state).items()
+        if name is not None
     }
 
 

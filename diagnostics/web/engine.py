@@ -34,7 +34,7 @@ from diagnostics.web.look import ANSWER, OTHER, QUESTION, Look, SeenImage
 from diagnostics.web.memory import available_bytes, need, require
 from diagnostics.web.rows import CONNECTOR, ReplyRows
 from diagnostics.web.texts import RefusedError
-from finetune.checkpoint import load, load_config, resolve
+from finetune.checkpoint import check, load, resolve
 from finetune.conversation import Conversation, ImageRef, Turn
 from finetune.families import Encoded, ImageTokens, attention_modules, bare_model, copies_of, family_of
 from finetune.families.tower import TowerSequence, joined, laid_out
@@ -114,6 +114,7 @@ class Engine:
         self.towers = copies_of(bare_model(model), self.family.paths.vision_layers.rpartition(".")[0])
         self.kernels = KernelTap(self.model, [*self.watched, CONNECTOR], family=self.family)
         self._adapter_is_off = False
+        self._bases: tuple[str | None, bool] = (None, False)
         self._line = _Line()
 
     @classmethod
@@ -124,9 +125,13 @@ class Engine:
         mode: Mode,
         cpu_only: bool = False,
         cache_bytes: int = CACHE_BYTES,
+        base: str | None = None,
+        allow_other_base: bool = False,
     ) -> Engine:
         """Open a checkpoint (hub name, model folder or adapter folder; None: the embedded demo) on the GPU, if there
         is one and ``cpu_only`` does not forbid it. Mode "low" loads 4-bit language layers on a GPU.
+
+        base, allow_other_base   of adapters: as in ``finetune.checkpoint.load``
 
         Says what memory it needs before it loads. Raises ValueError, with advice, where that is not there.
         """
@@ -135,18 +140,27 @@ class Engine:
         device = torch.device("cuda" if on_gpu else "cpu")
         four_bit = mode == "low" and on_gpu
         needed = need(
-            load_config(path),
+            check(path, base=base, allow_other_base=allow_other_base),
             four_bit=four_bit,
             looks_bytes=0 if mode == "text" else cache_bytes / 2,
             on_gpu=on_gpu,
-            adapter=resolve(path)[1],
+            adapter=resolve(path, base=base)[1],
         )
         found = available_bytes(device)
         print(f"{path}, mode {mode}, {needed}", flush=True)
         require(needed, found, name=str(path), advice=_advice(mode, on_gpu=on_gpu))
         half = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float16
-        model, processor = load(path, device=device, quantize=four_bit, dtype=half if four_bit else None)
-        return cls(model, processor, mode=mode, cache_bytes=cache_bytes, name=str(path))
+        model, processor = load(
+            path,
+            device=device,
+            quantize=four_bit,
+            dtype=half if four_bit else None,
+            base=base,
+            allow_other_base=allow_other_base,
+        )
+        made = cls(model, processor, mode=mode, cache_bytes=cache_bytes, name=str(path))
+        made._bases = (base, allow_other_base)
+        return made
 
     @property
     def has_adapter(self) -> bool:
@@ -166,8 +180,14 @@ class Engine:
     def with_checkpoint(self, checkpoint: str | Path) -> Engine:
         """Another checkpoint beside this one, in the same mode and queue. Raises ValueError where there is no memory
         for both; drop the engine to free it."""
+        base, allow_other_base = self._bases
         loaded = Engine.load(
-            checkpoint, mode=self.mode, cpu_only=self._device.type == "cpu", cache_bytes=self.cache_bytes
+            checkpoint,
+            mode=self.mode,
+            cpu_only=self._device.type == "cpu",
+            cache_bytes=self.cache_bytes,
+            base=base,
+            allow_other_base=allow_other_base,
         )
         return self._beside(loaded.model, loaded.processor, name=loaded.name)
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from diagnostics.web.engine import Engine
 from diagnostics.web.texts import Words
-from finetune.checkpoint import load_config
-from finetune.families import family_of
+from finetune.checkpoint import check
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +41,14 @@ def find_checkpoints(folders: Sequence[str | Path]) -> list[Path]:
     return list({path.resolve(): path for path in found}.values())
 
 
-def check_checkpoints(paths: Sequence[Path]) -> None:
+def check_checkpoints(
+    paths: Sequence[Path], *, base: str | None = None, allow_other_base: bool = False
+) -> None:
     """Raises ValueError, before a visitor chooses it, for one that cannot be opened: an adapter whose base is not
-    there, or a model of no known family."""
+    there or is another, files that were cut short, or a model of no known family."""
     for path in paths:
         try:
-            family_of(load_config(path))
+            check(path, base=base, allow_other_base=allow_other_base)
         except (OSError, ValueError) as error:
             raise ValueError(f"--checkpoints {path}: {error}") from error
 
