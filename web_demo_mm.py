@@ -83,12 +83,13 @@ def opened(given: argparse.Namespace) -> tuple[Engine, list[Path]]:
 
     require_free(given.server_name, given.server_port)
     checkpoints = find_checkpoints(given.checkpoints)
-    bases = {"base": given.base, "allow_other_base": given.allow_other_base}
+    named = {"base": given.base, "allow_other_base": given.allow_other_base}
+    bases = {name: value for name, value in named.items() if value}
     check_checkpoints(checkpoints, **bases)
     if given.visualize_attention and Path(given.probe_file).exists():
         read_probes(given.probe_file)
     mode: Mode = "low" if given.low_memory else "full" if given.visualize_attention else "text"
-    return Engine.load(given.checkpoint_path, mode=mode, cpu_only=given.cpu_only, **bases), checkpoints
+    return Engine.load(given.checkpoint_path, mode=mode, cpu_only=given.cpu_only, bases=bases), checkpoints
 
 
 def _end(*_: object) -> None:

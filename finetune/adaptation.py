@@ -301,10 +301,12 @@ def _other_settings(model: Any, plan: Plan) -> Iterator[str]:
         ("lora_r", plan.rank, config.r),
         ("lora_alpha", plan.alpha, config.lora_alpha),
         ("lora_bias", plan.bias, config.bias),
-        ("use_dora", plan.dora, config.use_dora),
     ):
         if asked != has:
             yield f"was trained with --{flag} {has}, found --{flag} {asked}; leave it out, or start a new adapter"
+    if plan.dora != config.use_dora:
+        how = "without" if plan.dora else "with"
+        yield f"was trained {how} --use_dora; leave --use_dora out, or start a new adapter"
 
 
 def _other_targets(model: nn.Module, family: Family, plan: Plan) -> Iterator[str]:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 import finetune.families as families
-from finetune import checkpoint, run_folder
+from finetune import checkpoint, run_folder, weights
 from finetune.conversation import Conversation, ImageRef, Turn
 from finetune.families.base import bare_model
 
@@ -155,6 +155,8 @@ def export(
     those of base and adapter by more than ``TOLERANCE``; nothing is left behind then.
     """
     opening: dict[str, Any] = {"base": base, "allow_other_base": allow_other_base, "cache_dir": cache_dir}
+    if (Path(source) / checkpoint.MODEL_CONFIG).is_file():
+        weights.require_whole(Path(source))
     checkpoint.check(source, **opening)
     folder = _new_folder(Path(output_dir))
     history = history_of(Path(source))

@@ -102,7 +102,7 @@ def _remedy(folder: Path) -> str:
     """DeepSpeed may leave shards alone, which only its own script can put together."""
     shards = sorted(folder.glob("global_step*"))
     if not shards:
-        return "copy it again, or take another checkpoint"
+        return "copy it again, or take another checkpoint (no file named model.safetensors is there)"
     return (
         f"they are DeepSpeed's shards in {shards[0].name}; put them together first:\n"
         f"  python {folder}/zero_to_fp32.py {folder} {folder} --safe_serialization\n"

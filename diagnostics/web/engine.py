@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,6 +42,7 @@ from finetune.families.tower import TowerSequence, joined, laid_out
 Mode: TypeAlias = Literal["text", "full", "low"]
 EMBEDDED = Path(finetune.__file__).parent / "demo" / "base"
 CACHE_BYTES = 512 * 2**20
+NO_BASES: Mapping[str, Any] = {}
 MAX_NEW_TOKENS = 256
 LOW_PIXELS = (
     512 * 28 * 28
@@ -114,7 +115,7 @@ class Engine:
         self.towers = copies_of(bare_model(model), self.family.paths.vision_layers.rpartition(".")[0])
         self.kernels = KernelTap(self.model, [*self.watched, CONNECTOR], family=self.family)
         self._adapter_is_off = False
-        self._bases: tuple[str | None, bool] = (None, False)
+        self._bases = NO_BASES
         self._line = _Line()
 
     @classmethod
@@ -125,13 +126,12 @@ class Engine:
         mode: Mode,
         cpu_only: bool = False,
         cache_bytes: int = CACHE_BYTES,
-        base: str | None = None,
-        allow_other_base: bool = False,
+        bases: Mapping[str, Any] = NO_BASES,
     ) -> Engine:
         """Open a checkpoint (hub name, model folder or adapter folder; None: the embedded demo) on the GPU, if there
         is one and ``cpu_only`` does not forbid it. Mode "low" loads 4-bit language layers on a GPU.
 
-        base, allow_other_base   of adapters: as in ``finetune.checkpoint.load``
+        bases   where adapters find theirs: ``base`` and ``allow_other_base`` of ``finetune.checkpoint.load``
 
         Says what memory it needs before it loads. Raises ValueError, with advice, where that is not there.
         """
@@ -140,11 +140,11 @@ class Engine:
         device = torch.device("cuda" if on_gpu else "cpu")
         four_bit = mode == "low" and on_gpu
         needed = need(
-            check(path, base=base, allow_other_base=allow_other_base),
+            check(path, **bases),
             four_bit=four_bit,
             looks_bytes=0 if mode == "text" else cache_bytes / 2,
             on_gpu=on_gpu,
-            adapter=resolve(path, base=base)[1],
+            adapter=resolve(path, base=bases.get("base"))[1],
         )
         found = available_bytes(device)
         print(f"{path}, mode {mode}, {needed}", flush=True)
@@ -155,11 +155,10 @@ class Engine:
             device=device,
             quantize=four_bit,
             dtype=half if four_bit else None,
-            base=base,
-            allow_other_base=allow_other_base,
+            **bases,
         )
         made = cls(model, processor, mode=mode, cache_bytes=cache_bytes, name=str(path))
-        made._bases = (base, allow_other_base)
+        made._bases = bases
         return made
 
     @property
@@ -180,14 +179,12 @@ class Engine:
     def with_checkpoint(self, checkpoint: str | Path) -> Engine:
         """Another checkpoint beside this one, in the same mode and queue. Raises ValueError where there is no memory
         for both; drop the engine to free it."""
-        base, allow_other_base = self._bases
         loaded = Engine.load(
             checkpoint,
             mode=self.mode,
             cpu_only=self._device.type == "cpu",
             cache_bytes=self.cache_bytes,
-            base=base,
-            allow_other_base=allow_other_base,
+            bases=self._bases,
         )
         return self._beside(loaded.model, loaded.processor, name=loaded.name)
 

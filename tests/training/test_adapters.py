@@ -122,7 +122,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         ((), ("--lora_alpha", "99"), "was trained with --lora_alpha 16, found --lora_alpha 99"),
         ((), ("--lora_r", "64"), "was trained with --lora_r 4, found --lora_r 64"),  # the default, but given
         ((), ("--lora_bias", "all"), "was trained with --lora_bias none, found --lora_bias all"),
-        ((), ("--use_dora", "True"), "was trained with --use_dora False, found --use_dora True"),
+        ((), ("--use_dora", "True"), "was trained without --use_dora; leave --use_dora out"),
         ((), ("--train_embeddings", "True"), "holds no word embeddings, found --train_embeddings True"),
         ((), ("--train_connector", "True"), "found language: adapters, expected connector: trained copy"),
         ((), ("--vision", "lora"), "found language: adapters, expected vision: adapters"),
