@@ -156,7 +156,7 @@ def export(
     """
     opening: dict[str, Any] = {"base": base, "allow_other_base": allow_other_base, "cache_dir": cache_dir}
     if (Path(source) / checkpoint.MODEL_CONFIG).is_file():
-        weights.require_whole(Path(source))
+        weights.require_all(Path(source))
     checkpoint.check(source, **opening)
     folder = _new_folder(Path(output_dir))
     history = history_of(Path(source))
