@@ -150,8 +150,7 @@ class Watch:
 
     def check_kernels(self) -> None:
         """Raises ValueError where a watched module is to run a kernel that cannot be observed."""
-        modules = filter(None, (reference() for reference in self._modules))
-        configs = (vars(module).get("config") for module in modules if module in _KERNELS)
+        configs = (vars(module).get("config") for module in self._watched() if module in _KERNELS)
         for config in {id(config): config for config in configs if config is not None}.values():
             check_kernel(str(config._attn_implementation))
 
@@ -178,14 +177,17 @@ class Watch:
 
     def touches(self, modules: Iterable[nn.Module]) -> bool:
         """Is any of the modules watched, or the model that is?"""
-        own = {self._model(), *(module() for module in self._modules)} - {None}
-        return not own.isdisjoint(modules)
+        return not {self._model(), *self._watched()}.isdisjoint(modules)
+
+    def _watched(self) -> list[nn.Module]:
+        """Those that are still there."""
+        return [module for reference in self._modules if (module := reference()) is not None]
 
     def close(self) -> None:
         """Leave the model as it was. Doing it twice does no harm."""
         for finalizer in self._finalizers:
             finalizer.detach()
-        for module in filter(None, (reference() for reference in self._modules)):
+        for module in self._watched():
             if module in _KERNELS and _KERNELS[module][0] is self:
                 del _KERNELS[module]
             if left := tuple(one for one in _FORWARDS.get(module, ()) if one.watch is not self):

@@ -293,15 +293,30 @@ def joined_media(samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     return joined
 
 
+# Class of a wrapper → where it keeps what it wraps. By name: most of them need not be installed.
+WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "DeepSpeedEngine": "module",
+    "OptimizedModule": "_orig_mod",  # torch.compile
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+}
+
+
 def bare_model(model: nn.Module) -> nn.Module:
-    """The transformers model below PEFT and distributed wrappers."""
+    """The transformers model below PEFT, distributed wrappers and torch.compile."""
     while True:
-        if hasattr(model, "get_base_model"):  # PeftModel
-            model = model.get_base_model()  # type: ignore[operator]
-        elif model.__class__.__name__ in ("DistributedDataParallel", "DeepSpeedEngine", "OptimizedModule"):
-            model = getattr(model, "module", None) or model._orig_mod  # type: ignore[assignment]
-        else:
+        model = _below_wrappers(model)
+        if not hasattr(model, "get_base_model"):  # PeftModel
             return model
+        model = model.get_base_model()  # type: ignore[operator]
+
+
+def _below_wrappers(module: nn.Module) -> nn.Module:
+    while names := [one.__name__ for one in type(module).__mro__ if one.__name__ in WRAPPERS]:
+        module = getattr(module, WRAPPERS[names[0]])
+    return module
 
 
 def attention_modules(model: nn.Module, family: Family) -> dict[str, nn.Module]:
@@ -312,7 +327,9 @@ def attention_modules(model: nn.Module, family: Family) -> dict[str, nn.Module]:
     keep their numbers.
     """
     model = bare_model(model)
-    return {name: model.get_submodule(path) for name, path in _attention_paths(model, family)}
+    return {
+        name: _below_wrappers(model.get_submodule(path)) for name, path in _attention_paths(model, family)
+    }
 
 
 def attention_copies(model: nn.Module, family: Family) -> dict[str, list[nn.Module]]:
@@ -331,6 +348,7 @@ def copies_of(model: nn.Module, path: str) -> list[nn.Module]:
 
 
 def _unwrapped(module: nn.Module) -> list[nn.Module]:
+    module = _below_wrappers(module)
     if not hasattr(module, "modules_to_save"):
         return [module]
     return [*module.modules_to_save.values(), module.original_module]  # type: ignore[operator,union-attr,list-item]
