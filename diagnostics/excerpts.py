@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from diagnostics.geometry import cells_from_row, pixel_map
 from diagnostics.records import AttentionRecord, Query
@@ -105,6 +105,15 @@ def with_pictures_as_one_key(
         name = "picture" if len(record.image_tokens) == 1 else f"picture {number}"
         labels[first] = f"{name} ({len(places)} tokens)"
     return rows[:, kept], [label for label, keep in zip(labels, kept, strict=True) if keep]
+
+
+def shown_keys(record: AttentionRecord) -> Int[np.ndarray, " shown"]:
+    """The place in the sequence of each key that ``with_pictures_as_one_key`` leaves: of a picture, its first token."""
+    kept = np.ones(len(record.tokens), bool)
+    for image in record.image_tokens:
+        kept[image.all_positions] = False
+        kept[image.all_positions.min()] = True
+    return np.flatnonzero(kept)
 
 
 def _query_place(record: AttentionRecord, name: str) -> int:

@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.image import AxesImage
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
@@ -24,18 +25,25 @@ from diagnostics.excerpts import (
     picture_density,
     query_places,
     query_words,
+    shown_keys,
     with_pictures_as_one_key,
 )
+from diagnostics.figure_inputs import as_array, as_tokens, check_weights
 from diagnostics.records import AttentionRecord
 from finetune.families.base import ImageTokens
 from finetune.fonts import Pen, drawable, text_font
+from finetune.images import open_image
 
 # Less is blue and more is orange, as on the probe pictures.
 _LESS_MORE = LinearSegmentedColormap.from_list(
     "less_more", ["#1d6fd1", "#9cc8f5", "#f7f7f7", "#ffb066", "#c4560a"]
 )
 
-_UNSEEN = "#9a9a9a"  # a grey that the colours of shares do not have
+_UNSEEN, _HATCH = "#9a9a9a", "#c4c4c4"  # greys that the colours of shares do not have
+_NO_VALUE = "#4fb3ff"  # nor this blue
+_SLIVER = 20
+"""Pictures longer than so many times their width are drawn wider: 4 × 3,000 pixels would be a line."""
+_BAR_MAX = 0.5  # of the panels beside it
 ImageLike = str | Path | Image.Image
 
 # Letters of the smallest page and of every page that is large enough, in points.
@@ -75,35 +83,42 @@ class AttentionVisualizer:
     ) -> Figure:
         """Which tokens does each token look at?
 
-        Of a square map that is 0 above its diagonal, that half is grey: those tokens come later and cannot be seen. The
+        Tokens that come later and get nothing (0, NaN or -inf) are hatched grey: they cannot be seen, which is not the
+        same as a share of 0. Where a token that can be seen has NaN, the place is blue, and the legend counts it. The
         first token sees itself alone, always at 1.0, which would leave the rest dark: the colour scale is that of the
         other rows, and ends at their 98th percentile (at their highest, up to 50 entries). The bar says so.
 
         Args:
             attn_matrix: Float[query key], Float[heads query key] or Float[1 heads query key], rows summing
-                to 1 (to less where the model has sink logits). Fewer queries than tokens are taken to be the last
-                ones. Or a record: its kept rows, each picture's tokens as one key.
-            tokens: text of each key; a record has its own.
+                to 1 (to less where the model has sink logits): an array, a tensor or lists. Fewer queries than tokens
+                are taken to be the last ones. Or a record: its kept rows, each picture's tokens as one key.
+            tokens: text of each key; a record has its own. As any tokenizer's ``convert_ids_to_tokens`` gives them
+                (texts, bytes, ``Ġtower``, None), or ids; None, with a layer: numbered from 0.
             layer_idx: the layer's number: for the title, and which of a record's layers.
             head_idx: one head, or None for the mean over heads.
 
         Raises:
-            ValueError: shapes that do not fit, or a layer or head that is not there.
+            ValueError: shapes that do not fit, a layer or head that is not there, or weights that are no attention:
+                negative, infinite, or all NaN.
         """
         if isinstance(attn_matrix, AttentionRecord):
-            matrix, heads, keys, queries = _record_matrix(attn_matrix, tokens, layer_idx, head_idx)
+            drawn = _record_matrix(attn_matrix, tokens, layer_idx, head_idx)
         else:
-            matrix, heads, keys, queries = _array_matrix(attn_matrix, tokens, layer_idx, head_idx)
+            drawn = _array_matrix(attn_matrix, tokens, layer_idx, head_idx)
+        matrix = np.ma.masked_array(drawn.values, drawn.is_future | np.isnan(drawn.values))
+        if not matrix.count():
+            raise ValueError(
+                "attn_matrix holds NaN alone; expected attention: the model that gave it has overflowed"
+            )
         page = _Page(self.figsize)
         axes = page.figure.add_subplot()
-        matrix = _without_future(matrix)
         top = _scale_top(matrix)
-        axes.set_facecolor(_UNSEEN)
         shown = axes.imshow(matrix, cmap="magma", aspect="auto", vmin=0.0, vmax=top, interpolation="nearest")
-        page.name_tokens(axes, keys, queries)
+        page.mark_unseen(axes, drawn)
+        page.name_tokens(axes, drawn.keys, drawn.queries)
         axes.set_xlabel("key (looked at)", fontsize=page.points)
         axes.set_ylabel("query (looking)", fontsize=page.points)
-        page.title(axes, f"Layer {layer_idx}, {_head_words(heads, head_idx)}", width=0.7 * page.width)
+        page.title(axes, f"Layer {layer_idx}, {_head_words(drawn.heads, head_idx)}", width=0.7 * page.width)
         page.bar(
             shown, axes, "share of attention" + (f", clipped at {top:.2g}" if matrix.max() > top else "")
         )
@@ -149,16 +164,15 @@ class AttentionVisualizer:
             _refuse_choices(
                 "attn_weights", layer_idx=layer_idx, head_idx=head_idx, query=query, image=image or None
             )
-            if attn_weights.ndim == 4:
-                attn_weights = attn_weights[0].mean(axis=(0, 1))
-            density = _density(
-                _as_map(np.asarray(attn_weights, dtype=np.float64), grid, "attn_weights"), "attn_weights"
-            )
+            weights = as_array(attn_weights, "attn_weights")
+            if weights.ndim == 4:
+                weights = weights[0].mean(axis=(0, 1))
+            density = _density(_as_map(weights, grid, "attn_weights"), "attn_weights")
         page = _Page(self.figsize, "compressed")
         axes = page.figure.add_subplot()
         shown = _overlay(axes, picture, density, density.max())
         page.heading(title)
-        page.bar(shown, axes, "times the even share", across=page.row(1, picture)[1])
+        page.bar(shown, axes, _unit(picture), across=page.row(1, picture)[1])
         return page.figure
 
     def visualize_cross_attention(
@@ -180,7 +194,8 @@ class AttentionVisualizer:
                 record itself in their place, for all its rows.
             cross_attn_weights: Float[tokens cells], Float[tokens rows columns], or Float[heads tokens cells],
                 of which the mean over heads is drawn. Or a record.
-            grid: (rows, columns) of the cells of an array, as in ``visualize_image_attention``.
+            grid: (rows, columns) of the cells of an array, as in ``visualize_image_attention``. Where heads are as many
+                as tokens, it says that these are not [tokens rows columns].
             layer_idx, head_idx, image: which layer, head (None: the mean) and picture of a record.
 
         Raises:
@@ -196,7 +211,8 @@ class AttentionVisualizer:
         else:
             assert names is not None
             _refuse_choices("cross_attn_weights", layer_idx=layer_idx, head_idx=head_idx, image=image or None)
-            maps = _token_maps(np.asarray(cross_attn_weights, dtype=np.float64), len(names), grid)
+            names = as_tokens(names, "text_tokens")
+            maps = _token_maps(as_array(cross_attn_weights, "cross_attn_weights"), len(names), grid)
         page = _Page(self.figsize, "compressed")
         columns, width = page.row(len(maps), picture)
         panels = page.figure.subplots(math.ceil(len(maps) / columns), columns, squeeze=False)
@@ -207,7 +223,7 @@ class AttentionVisualizer:
         for axes in panels.flat[len(maps) :]:
             axes.remove()
         page.heading(title)
-        page.bar(shown, list(page.figure.axes), "times the even share", across=columns * width)
+        page.bar(shown, list(page.figure.axes), _unit(picture), across=columns * width)
         return page.figure
 
     def visualize_video_attention(
@@ -235,7 +251,7 @@ class AttentionVisualizer:
                 f"frames has {len(frames)} pictures for a video of {len(video.seconds)} frames; expected one picture "
                 f"for each, at most {_PANELS_MAX}"
             )
-        cells = np.asarray(attn_weights, dtype=np.float64)
+        cells = as_array(attn_weights, "attn_weights")
         density = _density(_as_map(cells, video.grid, "attn_weights"), "attn_weights")
         shares = density.reshape(video.frames, -1).sum(1) / density.size
         pictures = [_open(frame) for frame in frames]
@@ -251,7 +267,7 @@ class AttentionVisualizer:
         for axes in panels.flat[len(frames) :]:
             axes.remove()
         page.heading(title)
-        page.bar(shown, list(page.figure.axes), "times the even share")
+        page.bar(shown, list(page.figure.axes), _unit(pictures[0]))
         return page.figure
 
 
@@ -264,6 +280,7 @@ class _Page:
         self.figure = Figure(figsize=figsize, layout=layout)
         self.width, self.height = (72 * inches for inches in figsize)  # in points
         self.points = float(np.clip(min(self.width, self.height) / 32, *_POINTS))
+        self.legend = 0.0  # points that a legend takes
 
     @property
     def _beside(self) -> float:
@@ -285,9 +302,8 @@ class _Page:
         self, shown: AxesImage, axes: Axes | list[Axes], unit: str, *, across: float | None = None
     ) -> None:
         """The colour bar of panels that take ``across`` points (None: the page), a letter wide whatever they are."""
-        share = (
-            2 * self.points / (across or self.width)
-        )  # more than that: else it is as short as it is narrow
+        # More than its width: else it is as short as it is narrow. Beside narrow panels, never most of the page.
+        share = min(2 * self.points / (across or self.width), _BAR_MAX)
         bar = self.figure.colorbar(shown, ax=axes, fraction=share, pad=0.01, aspect=self.height / self.points)
         bar.set_label(unit, fontsize=self.points)
         bar.ax.tick_params(labelsize=0.9 * self.points)
@@ -300,10 +316,33 @@ class _Page:
         def scale(columns: int) -> float:
             across = (self.width - self._beside) / columns - 0.5 * self.points
             down = self.height / math.ceil(panels / columns) - 2.2 * self.points
-            return min(across / picture.width, down / picture.height)
+            return min(across / wide, down / high)
 
+        wide, high = _drawn_size(picture)
         columns = max(range(1, panels + 1), key=scale)
-        return columns, scale(columns) * picture.width
+        return columns, scale(columns) * wide
+
+    def mark_unseen(self, axes: Axes, drawn: _Matrix) -> None:
+        """What has no colour of the scale: tokens that come later, and places without a value; and a legend of both."""
+        axes.set_facecolor(_UNSEEN)
+        axes.patch.set(hatch="////", edgecolor=_HATCH)
+        found = []
+        if drawn.is_future.any():
+            found.append(
+                Patch(facecolor=_UNSEEN, hatch="////", edgecolor=_HATCH, label="comes later, cannot be seen")
+            )
+        lacking = np.isnan(drawn.values) & ~drawn.is_future
+        if lacking.any():
+            over = np.ma.masked_array(np.ones(lacking.shape), ~lacking)
+            colours = ListedColormap([_NO_VALUE])
+            axes.imshow(over, cmap=colours, aspect="auto", interpolation="nearest")
+            found.append(Patch(facecolor=_NO_VALUE, label=f"no value (NaN): {int(lacking.sum()):,}"))
+        if found:
+            self.legend = 2 * self.points
+            self.figure.legend(
+                handles=found, loc="outside lower left", ncols=len(found), fontsize=0.9 * self.points, frameon=False,
+                borderaxespad=0.2, handlelength=1.5,
+            )  # fmt: skip
 
     def name_tokens(self, axes: Axes, keys: Sequence[str], queries: Sequence[str]) -> None:
         """Both axes' tokens: as many as can be read, every n-th where they are too many."""
@@ -317,7 +356,7 @@ class _Page:
         )
         below = 1.5 * size if lying <= upright else widest
         _ticks(axes.xaxis, across, size, min(lying, upright), rotation=0 if lying <= upright else 90)
-        room = self.height - below - 7 * self.points
+        room = self.height - below - 7 * self.points - self.legend
         _ticks(axes.yaxis, down, size, math.ceil(len(down) * _LEADING * size / room), rotation=0)
 
 
@@ -373,12 +412,14 @@ def layers_heads_figure(
 
 
 class _Matrix(NamedTuple):
-    """Float[query key] of one head or of the mean over ``heads``, and the words of keys and queries."""
+    """Float[query key] of one head or of the mean over ``heads``, NaN where nothing is known; the words of keys and
+    queries; and Bool[query key]: keys that come after the query, and get nothing."""
 
     values: np.ndarray
     heads: int
     keys: list[str]
     queries: list[str]
+    is_future: np.ndarray
 
 
 def _record_matrix(
@@ -391,40 +432,57 @@ def _record_matrix(
             "text for each, or none: a record has its own"
         )
     rows = layer_rows(record, layer, head)
-    matrix, keys = with_pictures_as_one_key(record, rows, tokens or record.tokens)
-    return _Matrix(matrix, record.rows.shape[1], keys, [query_words(query) for query in record.queries])
+    check_weights(rows, "the record's rows")
+    words = record.tokens if tokens is None else as_tokens(tokens, "tokens")
+    matrix, keys = with_pictures_as_one_key(record, rows, words)
+    positions = np.array([query.position for query in record.queries])
+    later = shown_keys(record)[None] > positions[:, None]
+    # Each row by itself: some models let the prompt's tokens see all of the prompt.
+    is_causal = ~((matrix > 0) & later).any(axis=1, keepdims=True)
+    queries = [query_words(query) for query in record.queries]
+    return _Matrix(matrix, record.rows.shape[1], keys, queries, later & is_causal)
 
 
 def _array_matrix(
     attention: np.ndarray, tokens: Sequence[str] | None, layer: int | None, head: int | None
 ) -> _Matrix:
     """Of the extractor's rows, the last of the sequence where they are fewer than its tokens."""
-    if tokens is None or layer is None:
+    if layer is None:
         raise ValueError(
             "attn_matrix is an array, which tells neither its tokens nor its layer; expected both: "
             "visualize_text_attention(attn_matrix, tokens, layer_idx)"
         )
-    matrix, heads = _one_matrix(attention, head)
-    if matrix.shape[1] != len(tokens) or matrix.shape[0] > len(tokens):
+    matrix, heads = _one_matrix(as_array(attention, "attn_matrix"), head)
+    words = as_tokens(range(matrix.shape[1]) if tokens is None else tokens, "tokens")
+    if matrix.shape[1] != len(words) or matrix.shape[0] > len(words):
         raise ValueError(
-            f"attn_matrix has {matrix.shape[0]} queries and {matrix.shape[1]} keys, tokens has {len(tokens)}; "
+            f"attn_matrix has {matrix.shape[0]} queries and {matrix.shape[1]} keys, tokens has {len(words)}; "
             "expected one token for each key and no more queries than keys"
         )
-    return _Matrix(matrix, heads, list(tokens), list(tokens[len(tokens) - matrix.shape[0] :]))
+    is_future = _future(matrix)
+    matrix = np.where(is_future, 0.0, matrix)
+    check_weights(matrix, "attn_matrix")
+    return _Matrix(matrix, heads, words, words[len(words) - matrix.shape[0] :], is_future)
 
 
-def _without_future(matrix: Float[np.ndarray, "queries keys"]) -> np.ma.MaskedArray:
-    """Above the diagonal of a causal map nothing is seen, which is not the same as a share of 0."""
-    future = np.triu(np.ones(matrix.shape, dtype=bool), k=1)
-    is_causal = matrix.shape[0] == matrix.shape[1] and not matrix[future].any()
-    return np.ma.masked_array(matrix, future & is_causal)
+def _future(matrix: Float[np.ndarray, "queries keys"]) -> np.ndarray:
+    """Bool[queries keys]: above the diagonal of a causal map, where nothing is seen. The queries are the last tokens.
+
+    Nothing is 0, or NaN or -inf as some masks leave it: the latter say so of their row, 0 only where all are so.
+    """
+    later = np.triu(np.ones(matrix.shape, dtype=bool), k=1 + matrix.shape[1] - matrix.shape[0])
+    is_marked = np.isnan(matrix) | np.isneginf(matrix)
+    sees_later = ((matrix != 0) & later & ~is_marked).any(axis=1, keepdims=True)
+    is_masked = (is_marked & later).any(axis=1, keepdims=True) & ~sees_later
+    return later & (is_masked | (not sees_later.any()))
 
 
 def _scale_top(matrix: np.ma.MaskedArray) -> float:
     """The 98th percentile of what rows with a choice look at (that of seaborn's ``heatmap(robust=True)``): the highest
     is a sink's, or the second row's, which has at least .5 somewhere, whatever the model."""
     chosen = matrix[matrix.count(axis=1) > 1].compressed()
-    return float(np.quantile(chosen, 0.98, method="higher")) if len(chosen) else 1.0
+    top = float(np.quantile(chosen, 0.98, method="higher")) if len(chosen) else 1.0
+    return top if top > 0 else 1.0  # all of it looks at nothing
 
 
 def _record_maps(
@@ -528,8 +586,9 @@ def _density(cells: np.ndarray, name: str) -> np.ndarray:
 def _token_maps(weights: np.ndarray, tokens: int, grid: tuple[int, int] | None) -> list[np.ndarray]:
     if not 1 <= tokens <= _PANELS_MAX:
         raise ValueError(f"text_tokens has {tokens} tokens; expected 1 to {_PANELS_MAX}, one panel each")
-    if weights.ndim == 3 and weights.shape[0] != tokens and weights.shape[1] == tokens:
-        weights = weights.mean(axis=0)
+    if weights.ndim == 3 and weights.shape[1] == tokens:
+        maps_too = weights.shape[0] == tokens and grid in (None, weights.shape[1:])
+        weights = weights if maps_too else weights.mean(axis=0)
     if weights.ndim not in (2, 3) or weights.shape[0] != tokens:
         raise ValueError(
             f"cross_attn_weights has shape {weights.shape} for {tokens} tokens; expected [tokens cells], "
@@ -545,6 +604,8 @@ def _overlay(axes: Axes, picture: Image.Image, density: np.ndarray, top: float) 
     shown = axes.imshow(density, cmap="inferno", vmin=0.0, vmax=top, extent=extent, interpolation="bilinear")
     # Grows with the attention, so that the picture shows where nobody looks. Smoothed as the colours are.
     shown.set_alpha(np.clip(density / top, 0.0, 1.0) ** 0.6 * 0.85)
+    wide, high = _drawn_size(picture)
+    axes.set_aspect((high / picture.height) / (wide / picture.width))
     axes.set_axis_off()
     return shown
 
@@ -555,20 +616,33 @@ def _grey(picture: Image.Image, axes: Axes) -> np.ndarray:
     place, figure = axes.get_subplotspec(), axes.get_figure(root=True)
     assert place is not None and figure is not None
     small = ImageOps.grayscale(picture)
-    small.thumbnail((math.ceil(300 * figure.get_figwidth() / place.get_gridspec().ncols), picture.height))
+    most = math.ceil(300 * figure.get_figwidth() / place.get_gridspec().ncols)
+    small.thumbnail((most, max(most, 1200)))
     return np.asarray(small)
 
 
+def _drawn_size(picture: Image.Image) -> tuple[float, float]:
+    """Width and height, in any unit, of the picture as it is drawn: true but for slivers, which could not be seen."""
+    longest = max(picture.size)
+    return max(picture.width, longest / _SLIVER), max(picture.height, longest / _SLIVER)
+
+
+def _unit(picture: Image.Image) -> str:
+    """What the colours of a map mean; and that a sliver is not drawn true."""
+    return "times the even share" + ("" if _drawn_size(picture) == picture.size else "; picture widened")
+
+
 def _open(image: ImageLike) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
+    """Upright and in RGB, whatever its mode: as the models are given it.
+
+    Raises ValueError naming the picture.
+    """
+    if not isinstance(image, str | Path | Image.Image):
+        raise ValueError(f"image_path is of type {type(image).__name__}; expected a file or a PIL image")
     try:
-        with Image.open(image) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except OSError as error:
-        raise ValueError(
-            f"cannot open the image {image}: {error}; expected a readable picture file"
-        ) from error
+        return open_image(image)
+    except ValueError as error:
+        raise ValueError(f"cannot open the image {image}: {error}") from error
 
 
 def _label(token: str) -> str:
