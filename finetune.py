@@ -102,7 +102,7 @@ def prepare(argv: Sequence[str]) -> Ready | None:
 
     Raises ValueError with everything that is found wrong.
     """
-    argv = with_demo(argv)
+    argv = with_demo(arguments.expanded(argv))
     args, lines = arguments.parse(argv)
     say(*lines)
     args = with_adapter(args, given={name for name in OF_THE_ADAPTER if arguments.has_value(argv, name)})

@@ -5,18 +5,17 @@ Nothing here imports model code, so ``--help`` and a mistyped flag answer at onc
 
 import argparse
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 import transformers
 from transformers import HfArgumentParser
 
-from finetune import mixture
+from finetune import deepspeed_file, fields, help, limits, mixture, packages, run_file
 
 DEFAULT_OUTPUT_DIR = "output_qwen"
 
@@ -271,6 +270,10 @@ class TrainingArguments(transformers.TrainingArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete what an earlier run left in --output_dir, and start anew."}
     )
+    config: str | None = field(
+        default=None,
+        metadata={"help": "A YAML file of flags (name: value, a line each). Flags beside it win."},
+    )
     dry_run: bool = field(
         default=False,
         metadata={"help": "Show what would be trained (a sample with its labels, the parameters) and stop."},
@@ -404,7 +407,7 @@ def _flags(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         if name or values:
             yield name, values
         head, equals, value = token[2:].partition("=")
-        name, values = head, [value] if equals else []
+        name, values = head.replace("-", "_"), [value] if equals else []
     if name or values:
         yield name, values
 
@@ -459,8 +462,14 @@ def default_values() -> dict[str, Any]:
     return {one.name: one.default for one in every if one.default is not dataclasses.MISSING}
 
 
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Not argparse's own, which repeats all flags in 20 kB."""
+        raise ValueError(f"{message} (python finetune.py --help lists all)")
+
+
 def parser() -> HfArgumentParser:
-    return HfArgumentParser(
+    return _Parser(
         GROUPS,
         description="Fine-tune a Qwen-VL and see where its attention goes. Without flags: the embedded demo.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -482,17 +491,119 @@ def merge(defaults: Sequence[str], argv: Sequence[str]) -> list[str]:
     return [*kept, *argv]
 
 
-def parse(argv: Sequence[str]) -> tuple[Arguments, list[str]]:
-    """Read flags; returns the arguments and the lines that say what was translated.
+def expanded(argv: Sequence[str]) -> list[str]:
+    """The command line with the flags of ``--config`` written out.
 
-    Raises ValueError where flags contradict each other or name files that are not there. An unknown flag ends
-    the program with argparse's own message.
+    Usual flags of a script, before ``--given``, give way to the file's, and those to the ones that are given.
+
+    Raises ValueError for a file that holds no flags, as :mod:`finetune.run_file` says.
     """
-    translated, lines = translate(argv)
-    groups: tuple[Any, ...] = parser().parse_args_into_dataclasses(args=translated, look_for_args_file=False)
-    arguments = Arguments(*groups)
+    usual, given = _parted(argv)
+    files = [value for name, values in _flags(given) if name == "config" for value in values]
+    if not files:
+        return merge(usual, given)
+    if len(files) > 1:
+        raise ValueError(f"--config: found {len(files)} files ({', '.join(files)}), expected one")
+    rest = [token for name, values in _flags(given) if name != "config" for token in _rejoin(name, values)]
+    return merge(usual, merge(run_file.flags_of(files[0]), rest))
+
+
+def _parted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The usual flags of a script and the given ones; all are given where there is no mark between them."""
+    if help.USUAL_END not in argv:
+        return [], [*argv]
+    at = [*argv].index(help.USUAL_END)
+    return [*argv[:at]], [*argv[at + 1 :]]
+
+
+def parse(argv: Sequence[str]) -> tuple[Arguments, list[str]]:
+    """Read flags; returns the arguments and the lines that say what was translated, and what may surprise.
+
+    Raises ValueError where a flag is unknown, a number is out of its limits, flags contradict each other, and where
+    they name files or packages that are not there.
+    """
+    argv = expanded(argv)
+    lines = _repeated(argv)
+    translated, more = translate(argv)
+    reader = parser()
+    _check_values(reader, translated)
+    namespace, _ = reader.parse_known_args(_joined(translated))
+    given = vars(namespace)
+    faults = [*limits.faults(given), *packages.faults(given), *_check_objects(given)]
+    deepspeed = given["deepspeed"]
+    faults += deepspeed_file.faults(deepspeed, given) if deepspeed and not faults else ()
+    if faults:
+        raise ValueError("\n".join(faults))
+    arguments = Arguments(*reader.parse_dict(given))
     check(arguments)
+    lines += [*more, *limits.remarks(given), *(deepspeed_file.remarks(deepspeed, given) if deepspeed else ())]
     return arguments, lines
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """Single values behind "=": argparse takes -1e-5 and -inf for flags of their own."""
+    return [
+        token
+        for name, values in _flags(argv)
+        for token in ([f"--{name}={values[0]}"] if len(values) == 1 else _rejoin(name, values))
+    ]
+
+
+def _repeated(argv: Sequence[str]) -> list[str]:
+    """A line for each flag that is given with different values: the last one counts."""
+    values: dict[str, list[list[str]]] = {}
+    for name, found in _flags(argv):
+        values.setdefault(name, []).append(found)
+    return [
+        f"--{name}: is given {len(found)} times; the last one counts: {' '.join(found[-1])}"
+        for name, found in values.items()
+        if name and any(one != found[-1] for one in found)
+    ]
+
+
+def _check_values(reader: HfArgumentParser, argv: Sequence[str]) -> None:
+    """Raises ValueError for words that belong to no flag, for flags that there are not, and for a value too many."""
+    several = {
+        name for action in reader._actions if action.nargs in ("+", "*") for name in action.option_strings
+    }
+    known = {name for action in reader._actions for name in action.option_strings}
+    faults = []
+    for name, values in _flags(argv):
+        flag = f"--{name}"
+        if not name:
+            faults.append(help.no_flag(values[0]))
+        elif flag not in known:
+            faults.append(help.no_such_flag(flag))
+        elif len(values) > 1 and flag not in several:
+            hint = _SEVERAL_FILES if name == "data_path" else ""
+            shown = " ".join(values)
+            faults.append(f"{flag}: found {len(values)} values ({shown[:120]}), expected one{hint}")
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+_SEVERAL_FILES = (
+    "; more files go into --replay_data (or --corrective_data): "
+    "FILE alone is each of its samples once an epoch"
+)
+
+# Of these, HfArgumentParser and transformers read what begins with "{", and take anything else for a file's name.
+_FILES_TOO = ("deepspeed", "fsdp_config", "accelerator_config")
+
+
+def _check_objects(given: dict[str, Any]) -> Iterator[str]:
+    """The flags whose value is a JSON object."""
+    for name in transformers.TrainingArguments._VALID_DICT_FIELDS:
+        value = given.get(name)
+        if not isinstance(value, str) or (name in _FILES_TOO and not value.startswith("{")):
+            continue
+        try:
+            found = fields.parse(value, f"--{name}")
+        except ValueError as error:
+            yield f"{error}; expected an object such as '{{\"key\": 1}}'"
+            continue
+        if not isinstance(found, dict):
+            yield f"--{name}: found {fields.shown(found)}, expected an object such as '{{\"key\": 1}}'"
 
 
 def check(arguments: Arguments) -> None:
@@ -503,7 +614,6 @@ def check(arguments: Arguments) -> None:
     faults = [
         *_check_sources(arguments),
         *_check_mixture(arguments),
-        *_check_numbers(arguments),
         *_check_deepspeed(arguments),
         *_check_loop(arguments),
         *_check_modes(arguments),
@@ -525,10 +635,6 @@ def _check_sources(arguments: Arguments) -> Iterator[str]:
             yield f"--{name}: there is no file or folder {path!r} (working directory {os.getcwd()})"
     if data.image_folder is not None and not Path(data.image_folder).is_dir():
         yield f"--image_folder: there is no folder {data.image_folder!r} (working directory {os.getcwd()})"
-    if not data.video_fps > 0:
-        yield f"--video_fps: found {data.video_fps:g}, expected frames a second, more than 0"
-    if data.video_max_frames < 2:
-        yield f"--video_max_frames: found {data.video_max_frames}, expected at least 2"
     if monitor.monitor and monitor.probes is None:
         yield "--monitor True: needs --probes FILE, the images and questions to watch"
     for name, path in (("probes", monitor.probes), ("calibration_probes", monitor.calibration_probes)):
@@ -536,12 +642,8 @@ def _check_sources(arguments: Arguments) -> Iterator[str]:
             yield f"--{name}: there is no file {path!r} (working directory {os.getcwd()})"
     if monitor.stop_when is not None and not monitor.monitor:
         yield f"--stop_when {monitor.stop_when}: needs --monitor True, nothing else knows when"
-    if monitor.stop_patience < 1:
-        yield f"--stop_patience: found {monitor.stop_patience}, expected at least 1 checkpoint"
     if str(training.eval_strategy.value) != "no" and data.eval_data_path is None:
         yield f"--eval_strategy {training.eval_strategy.value}: needs --eval_data_path"
-    if monitor.probe_steps is not None and monitor.probe_steps < 1:
-        yield f"--probe_steps: found {monitor.probe_steps}, expected at least 1"
     if monitor.key_layers != "auto" and not all(
         part.strip().isdigit() for part in monitor.key_layers.split(",")
     ):
@@ -552,16 +654,6 @@ def _check_mixture(arguments: Arguments) -> Iterator[str]:
     data = arguments.data
     if data.corrective_data or data.replay_data:
         yield from mixture.spec_faults(data.data_path, data.corrective_data or (), data.replay_data or ())
-
-
-def _check_numbers(arguments: Arguments) -> Iterator[str]:
-    adaptation, data = arguments.adaptation, arguments.data
-    if data.model_max_length < 1:
-        yield f"--model_max_length: found {data.model_max_length}, expected at least 1"
-    if arguments.lora and adaptation.lora_r < 1:
-        yield f"--lora_r: found {adaptation.lora_r}, expected at least 1"
-    if not 0 <= adaptation.lora_dropout < 1:
-        yield f"--lora_dropout: found {adaptation.lora_dropout}, expected 0 ≤ p < 1"
 
 
 def _check_modes(arguments: Arguments) -> Iterator[str]:
@@ -615,8 +707,6 @@ _WITHOUT_GROUPS = ("galore", "apollo", "lomo", "adalomo")
 def _check_rates(arguments: Arguments) -> Iterator[str]:
     own, training = arguments.own_rates, arguments.training
     for component, rate in own.items():
-        if rate <= 0:
-            yield f"--{component}_learning_rate: found {rate}, expected more than 0"
         if arguments.modes[component] == "frozen":
             yield (
                 f"--{component}_learning_rate {rate}: --{component} is frozen; give --{component} lora or full, "
@@ -627,26 +717,18 @@ def _check_rates(arguments: Arguments) -> Iterator[str]:
     optim = str(getattr(training.optim, "value", training.optim))
     if optim.startswith(_WITHOUT_GROUPS):
         yield f"--optim {optim}: knows one learning rate alone; take adamw_torch, or leave out the others"
-    config = training.deepspeed
-    if isinstance(config, str):
-        config = json.loads(Path(config).read_text(encoding="utf-8"))
+    config = deepspeed_file.read(training.deepspeed) if training.deepspeed else {}
+    where = deepspeed_file.name_of(training.deepspeed or "")
     for section in ("optimizer", "scheduler"):
-        if section in (config or {}):
+        if section in config:
             yield (
-                f"--deepspeed: its {section!r} knows one learning rate alone, and {', '.join(own)} has its own; take "
+                f"{where}: its {section!r} knows one learning rate alone, and {', '.join(own)} has its own; take "
                 f"{section!r} out of the file, so that the flags decide"
             )
 
 
 def _check_evaluation(arguments: Arguments) -> Iterator[str]:
     chosen, training = arguments.evaluation, arguments.training
-    for name, found, least in (
-        ("eval_generate", chosen.eval_generate, 0),
-        ("eval_pictures", chosen.eval_pictures, 0),
-        ("eval_max_new_tokens", chosen.eval_max_new_tokens, 1),
-    ):
-        if found < least:
-            yield f"--{name}: found {found}, expected at least {least}"
     evaluates = str(training.eval_strategy.value) != "no" or training.eval_on_start
     if training.eval_on_start and arguments.data.eval_data_path is None:
         yield "--eval_on_start: needs --eval_data_path"
@@ -689,22 +771,12 @@ def _check_deepspeed(arguments: Arguments) -> Iterator[str]:
     training = arguments.training
     if not training.deepspeed:
         return
-    config = training.deepspeed
-    if isinstance(config, str):
-        config = json.loads(Path(config).read_text(encoding="utf-8"))
-    zero = config.get("zero_optimization", {})
-    stage = zero.get("stage", 0)
-    overlap = zero.get("overlap_comm")
-    if overlap or (overlap is None and stage == 3):
-        found = "true" if overlap else "missing, which with stage 3 means true"
-        yield (
-            f'--deepspeed: "overlap_comm" is {found}; gradients that are reduced beside the backward pass have given '
-            'losses of 0 and NaN; expected "overlap_comm": false in "zero_optimization"'
-        )
+    config = deepspeed_file.read(training.deepspeed)
+    stage, where = config["zero_optimization"].get("stage", 0), deepspeed_file.name_of(training.deepspeed)
     if arguments.adaptation.q_lora and stage == 3:
         yield "--q_lora with ZeRO-3: 4-bit weights cannot be sharded; use ds_config_zero2.json"
     if config.get("scheduler", {}).get("type") and not training.warmup_steps:
         yield (
-            f"--deepspeed: its scheduler {config['scheduler']['type']} rejects a warm-up of 0; give --warmup_steps, "
+            f"{where}: its scheduler {config['scheduler']['type']} rejects a warm-up of 0; give --warmup_steps, "
             "or take 'scheduler' out of the file so that --lr_scheduler_type decides"
         )

@@ -7,6 +7,7 @@ library may be imported here.
 
 import ast
 import difflib
+import functools
 import importlib.util
 import os
 import shutil
@@ -19,6 +20,8 @@ from typing import Any, NamedTuple
 OURS = Path(__file__).with_name("arguments.py")
 BASE = "TrainingArguments"
 FLAG_COLUMNS = 34
+USUAL_END = "--given"
+"""Stands between the usual flags of a script and those that its user gives."""
 
 
 class Flag(NamedTuple):
@@ -41,9 +44,13 @@ def answer(argv: Sequence[str]) -> None:
     """End the program where there is nothing to do but to answer: with the help, or with a flag that there is not."""
     if {"-h", "--help"} & {*argv}:
         _end(help_text(), status=0, to=sys.stdout)
-    unknown = [name for name in map(_name, argv) if name and name not in known()]
-    if unknown:
-        _end("\n".join(_no_such_flag(name) for name in unknown), status=2, to=sys.stderr)
+    names = [name for name in map(_name, argv) if name and name != USUAL_END]
+    faults = [no_such_flag(name) for name in names if name not in known()]
+    for before, word in zip((USUAL_END, *argv), argv, strict=False):
+        if before == USUAL_END and not word.startswith("-"):
+            faults.append(no_flag(word))
+    if faults:
+        _end("\n".join(f"finetune.py: {fault}" for fault in faults), status=2, to=sys.stderr)
 
 
 def _name(token: str) -> str:
@@ -62,10 +69,17 @@ def _end(words: str, *, status: int, to: Any) -> None:
     raise SystemExit(status)
 
 
-def _no_such_flag(name: str) -> str:
+def no_such_flag(name: str) -> str:
+    """What to say of a flag that there is not."""
     near = difflib.get_close_matches(name, [one for one in known() if "-" not in one[2:]], n=2)
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"finetune.py: {name}: there is no such flag{meant} (python finetune.py --help lists all)"
+    return f"{name[:80]}: there is no such flag{meant} (python finetune.py --help lists all)"
+
+
+def no_flag(word: str) -> str:
+    """What to say of a word that belongs to no flag."""
+    meant = f"--config {word}" if word.endswith((".yaml", ".yml")) else "--data_path FILE, say"
+    return f"found {word[:80]!r}, which belongs to no flag; did you mean {meant}? (python finetune.py --help lists all)"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -88,6 +102,7 @@ def _group(one: ast.ClassDef) -> Group:
     return Group((ast.get_docstring(one) or one.name).splitlines()[0], tuple(_flags(one)))
 
 
+@functools.cache
 def known() -> set[str]:
     """Every flag that is understood, as it may be written, those of 2023 among them."""
     names = {f"--{name}" for table in ("RENAMED", "BOOLEAN_VALUES", "DROPPED") for name in _table(table)}

@@ -9,4 +9,4 @@ set_up
 look_at_machine
 
 usual_flags 1 16
-launch deepspeed "${FLAGS[@]}" --deepspeed "$ROOT/ds_config_zero3.json" "$@"
+launch deepspeed "${FLAGS[@]}" --deepspeed "$ROOT/ds_config_zero3.json" --given "$@"

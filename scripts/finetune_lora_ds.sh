@@ -14,4 +14,4 @@ if names_model_or_data "$@"; then
     usual_flags 2 8
     FLAGS+=(--use_lora True)
 fi
-launch deepspeed "${FLAGS[@]}" --deepspeed "$ROOT/ds_config_zero2.json" "$@"
+launch deepspeed "${FLAGS[@]}" --deepspeed "$ROOT/ds_config_zero2.json" --given "$@"

@@ -8,4 +8,4 @@ set_up
 look_at_machine
 
 usual_flags 1 8
-launch plain "${FLAGS[@]}" --use_lora True "$@"
+launch plain "${FLAGS[@]}" --use_lora True --given "$@"

@@ -9,4 +9,4 @@ set_up
 look_at_machine
 
 usual_flags 2 8 fp16
-launch deepspeed "${FLAGS[@]}" --q_lora True --deepspeed "$ROOT/ds_config_zero2.json" "$@"
+launch deepspeed "${FLAGS[@]}" --q_lora True --deepspeed "$ROOT/ds_config_zero2.json" --given "$@"

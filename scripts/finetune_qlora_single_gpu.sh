@@ -8,4 +8,4 @@ set_up
 look_at_machine
 
 usual_flags 1 8 fp16
-launch plain "${FLAGS[@]}" --q_lora True "$@"
+launch plain "${FLAGS[@]}" --q_lora True --given "$@"

@@ -1,6 +1,6 @@
 # Sourced by the training scripts: sets up, and runs finetune.py on every GPU, or on the CPU.
 #   look_at_machine              sets GPUS, CORES, PRECISION
-#   launch deepspeed|plain ...   finetune.py with these flags
+#   launch deepspeed|plain ...   finetune.py with these flags; --given parts the usual ones from the caller's
 # GPUS_PER_NODE NNODES NODE_RANK MASTER_ADDR MASTER_PORT say where (GPUS_PER_NODE: processes, on a CPU too). On several
 # machines the same command is given on each, with its own NODE_RANK; scripts/slurm.sbatch does that.
 # SIGTERM and SIGUSR1 save and stop: the status is 143 or 138, and the same command goes on.
@@ -100,12 +100,12 @@ usual_flags() {
     if [ "$PRECISION" != none ]; then FLAGS+=("--$precision" True --dataloader_num_workers 4); fi
 }
 
-# Is a model or data named, among the flags or in MODEL or DATA?
+# Is a model or data named: among the flags, in MODEL or DATA, or in a file of flags (which is not read here)?
 names_model_or_data() {
     if [ -n "${MODEL:-}${DATA:-}" ]; then return 0; fi
     local flag
     for flag in "$@"; do
-        case "$flag" in --model_name_or_path | --model_name_or_path=* | --data_path | --data_path=*) return 0 ;; esac
+        case "${flag%%=*}" in --model_name_or_path | --data_path | --config) return 0 ;; esac
     done
     return 1
 }

@@ -1,0 +1,251 @@
+"""DeepSpeed's configuration against the flags, before anything is loaded: types, precision, sizes, what has no effect.
+
+transformers fills in "auto" and compares the rest with the flags once the model is there; DeepSpeed reads its sections
+later still. All that they would refuse then is refused here, with the file's name and the field's.
+"""
+
+import difflib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune import fields
+from finetune.fields import NULL, OBJECT, TEXT, TRUTH, Kind, items, number, one_of, whole
+
+EXAMPLES = "ds_config_zero2.json and ds_config_zero3.json beside finetune.py are examples"
+
+
+def _auto(kind: Kind) -> Kind:
+    return (kind | one_of("auto"))._replace(words=f'{kind.words}, or "auto"')
+
+
+_SIZE = _auto(whole(1))
+_PRECISION = {"enabled": _auto(TRUTH), "auto_cast": TRUTH}
+_OFFLOAD = {"device": one_of("none", "cpu", "nvme"), "nvme_path": TEXT | NULL, "pin_memory": TRUTH}
+SHAPE: dict[str, fields.Kind | fields.Shape] = {
+    "train_batch_size": _SIZE,
+    "train_micro_batch_size_per_gpu": _SIZE,
+    "gradient_accumulation_steps": _SIZE,
+    "gradient_clipping": _auto(number(0)),
+    "steps_per_print": number(0) | NULL,
+    "wall_clock_breakdown": TRUTH,
+    "zero_allow_untested_optimizer": TRUTH,
+    "zero_force_ds_cpu_optimizer": TRUTH,
+    "bf16": _PRECISION,
+    "fp16": {
+        **_PRECISION,
+        "loss_scale": number(0),
+        **dict.fromkeys(("loss_scale_window", "initial_scale_power", "hysteresis"), whole(0)),
+        "min_loss_scale": number(0),
+    },
+    "zero_optimization": {
+        "stage": whole(0, 3),
+        "overlap_comm": _auto(TRUTH) | NULL,
+        **dict.fromkeys(("contiguous_gradients", "allgather_partitions", "reduce_scatter"), TRUTH),
+        **dict.fromkeys(("allgather_bucket_size", "sub_group_size"), whole(0)),
+        **dict.fromkeys(
+            ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
+            _auto(whole(0)),
+        ),
+        **dict.fromkeys(("stage3_max_live_parameters", "stage3_max_reuse_distance"), whole(0)),
+        "stage3_gather_16bit_weights_on_model_save": TRUTH,
+    },
+    "optimizer": {
+        "type": TEXT,
+        "params": {
+            **dict.fromkeys(("lr", "eps", "weight_decay"), _auto(number(0))),
+            "betas": _auto(items(number(0, 1), 2)),
+        },
+    },
+    "scheduler": {"type": TEXT, "params": OBJECT},
+}
+OTHERS = (
+    "activation_checkpointing", "aio", "amp", "autotuning", "checkpoint", "comms_logger", "communication_data_type",
+    "compression_training", "compile", "csv_monitor", "curriculum_learning", "data_efficiency", "data_types",
+    "dataloader_drop_last", "disable_allgather", "dump_state", "elasticity", "eigenvalue", "flops_profiler",
+    "gradient_predivide_factor", "memory_breakdown", "monitor_config", "prescale_gradients", "sparse_attention",
+    "sparse_gradients", "tensorboard", "tensor_parallel", "torch_autocast", "use_data_before_expert_parallelism",
+    "wandb",
+)  # fmt: skip
+OPTIMIZERS = (
+    "adam", "adamw", "lamb", "lion", "muon", "adagrad", "onebitadam", "onebitlamb", "zerooneadam", "muadam", "muadamw",
+    "musgd",
+)  # fmt: skip
+SCHEDULERS = ("LRRangeTest", "OneCycle", "WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
+
+
+def name_of(value: str | Mapping[str, Any]) -> str:
+    """What messages call it: a file by its name, JSON among the flags by the flag."""
+    return (
+        f"--deepspeed {value}"
+        if isinstance(value, str) and not value.lstrip().startswith("{")
+        else "--deepspeed"
+    )
+
+
+def read(value: str | Mapping[str, Any]) -> dict[str, Any]:
+    """``--deepspeed``: a file's name, JSON, or what an earlier reading made of it.
+
+    Raises ValueError where there is no such file, and where it is broken or of another shape.
+    """
+    if isinstance(value, Mapping):
+        content: Any = dict(value)
+    elif value.lstrip().startswith("{"):
+        content = fields.parse(value, "--deepspeed")
+    elif not Path(value).is_file():
+        raise ValueError(
+            f"--deepspeed: there is no file {value!r} (working directory {os.getcwd()}); {EXAMPLES}"
+        )
+    else:
+        try:
+            content = fields.read(Path(value))
+        except ValueError as error:
+            raise ValueError(f"--deepspeed {error}") from error
+    fields.check(content, SHAPE, name_of(value), required=("zero_optimization",), remedy=EXAMPLES)
+    return content
+
+
+def faults(value: str, given: Mapping[str, Any]) -> Iterator[str]:
+    """One for each thing in the file that cannot be, or that the flags say otherwise.
+
+    given   flag → value, of all groups
+    """
+    try:
+        config = read(value)
+    except ValueError as error:
+        yield str(error)
+        return
+    where = name_of(value)
+    found = [
+        *_unknown(config),
+        *_types(config),
+        *_mismatches(config, given),
+        *_overlap(config["zero_optimization"]),
+        *_offload(config, given),
+    ]
+    for fault in found or _zero_faults(config["zero_optimization"]):
+        yield f"{where}: {fault}"
+
+
+def remarks(value: str, given: Mapping[str, Any]) -> Iterator[str]:
+    """A line for what a flag asks and the file leaves undone."""
+    clipping = given.get("max_grad_norm")
+    if "gradient_clipping" not in read(value) and clipping:
+        yield (
+            f'{name_of(value)}: no "gradient_clipping": gradients are not clipped, though --max_grad_norm is '
+            f'{clipping:g}; "gradient_clipping": "auto" takes it from the flag'
+        )
+
+
+def _unknown(config: Mapping[str, Any]) -> Iterator[str]:
+    known = [*SHAPE, *OTHERS]
+    for name in config:
+        near = [] if name in known else difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if near:
+            yield f"{name[:80]}: DeepSpeed would pass over it; did you mean {near[0]}?"
+
+
+def _types(config: Mapping[str, Any]) -> Iterator[str]:
+    kind = config.get("optimizer", {}).get("type")
+    if kind is not None and kind.lower() not in OPTIMIZERS and not hasattr(torch.optim, kind):
+        yield f"optimizer.type: found {fields.shown(kind)}, expected AdamW or another of {', '.join(OPTIMIZERS)}"
+    kind = config.get("scheduler", {}).get("type")
+    if kind is not None and kind not in SCHEDULERS and not hasattr(torch.optim.lr_scheduler, kind):
+        yield f"scheduler.type: found {fields.shown(kind)}, expected one of {', '.join(SCHEDULERS)}"
+
+
+def _mismatches(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
+    """Numbers and precisions that stand in both places, and differ."""
+    rows, accumulated = given["per_device_train_batch_size"], given["gradient_accumulation_steps"]
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu")
+    if not any(name in config for name in sizes):
+        yield f'{sizes[1]}: is missing; expected "auto" (it takes --per_device_train_batch_size)'
+    if "gradient_accumulation_steps" not in config and accumulated != 1:
+        yield f'gradient_accumulation_steps: is missing, which means 1; the flag says {accumulated}; expected "auto"'
+    half = {name: bool(given.get(name) or given.get(f"{name}_full_eval")) for name in ("bf16", "fp16")}
+    params = config.get("optimizer", {}).get("params", {})
+    for field, found, flag, wanted in (
+        ("train_micro_batch_size_per_gpu", config.get(sizes[1]), "--per_device_train_batch_size", rows),
+        ("gradient_accumulation_steps", config.get("gradient_accumulation_steps"), "--gradient_accumulation_steps",
+         accumulated),
+        ("train_batch_size", config.get(sizes[0]),
+         f"{rows} a device × {accumulated} accumulated × {processes} processes", rows * accumulated * processes),
+        ("gradient_clipping", config.get("gradient_clipping"), "--max_grad_norm", given["max_grad_norm"]),
+        ("optimizer.params.lr", params.get("lr"), "--learning_rate", given["learning_rate"]),
+        ("optimizer.params.betas", params.get("betas"), "--adam_beta1 and --adam_beta2",
+         [given["adam_beta1"], given["adam_beta2"]]),
+        ("optimizer.params.eps", params.get("eps"), "--adam_epsilon", given["adam_epsilon"]),
+        ("optimizer.params.weight_decay", params.get("weight_decay"), "--weight_decay", given["weight_decay"]),
+        ("bf16.enabled", config.get("bf16", {}).get("enabled"), "--bf16", half["bf16"]),
+        ("fp16.enabled", config.get("fp16", {}).get("enabled"), "--fp16", half["fp16"]),
+    ):  # fmt: skip
+        if found is not None and found not in ("auto", wanted):
+            yield (
+                f"{field}: found {found if isinstance(found, list) else fields.shown(found)}, and {flag} says "
+                f"{wanted}; "
+                'give both the same, or write "auto" into the file'
+            )
+
+
+def _overlap(zero: Mapping[str, Any]) -> Iterator[str]:
+    stage, overlap = zero.get("stage", 0), zero.get("overlap_comm")
+    if overlap is True or (overlap in (None, "auto") and stage == 3):
+        found = {True: "true", None: "missing, which with stage 3 means true"}.get(
+            overlap, '"auto", which with stage 3 means true'
+        )
+        yield (
+            f'"overlap_comm" is {found}; gradients that are reduced beside the backward pass have given losses of 0 '
+            'and NaN; expected "overlap_comm": false in "zero_optimization"'
+        )
+
+
+def _offload(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
+    zero = config["zero_optimization"]
+    for name in ("offload_optimizer", "offload_param"):
+        part = zero.get(name)
+        if part is None:
+            continue
+        wrong = list(fields.faults(part, _OFFLOAD, at=f"zero_optimization.{name}."))
+        yield from wrong
+        if wrong or part.get("device", "none") == "none":
+            continue
+        if zero.get("stage", 0) < (2 if name == "offload_optimizer" else 3):
+            yield f"zero_optimization.{name}: stage {zero.get('stage', 0)} offloads none; take stage 3, or leave it out"
+        if part["device"] == "nvme" and not Path(part.get("nvme_path") or "").is_dir():
+            yield f"zero_optimization.{name}.nvme_path: found {fields.shown(part.get('nvme_path'))}, expected a folder"
+        if name == "offload_optimizer":
+            yield from _offloaded_optimizer(config, given)
+
+
+def _offloaded_optimizer(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
+    """DeepSpeed's Adam for the CPU takes the place of whatever --optim says, and is compiled when first used."""
+    field, optim = (
+        "zero_optimization.offload_optimizer",
+        str(getattr(given["optim"], "value", given["optim"])),
+    )
+    adam = optim.startswith(("adamw_torch", "adamw_bnb"))
+    if "optimizer" not in config and not adam and config.get("zero_force_ds_cpu_optimizer", True):
+        yield (
+            f"{field}: would put DeepSpeed's Adam in the place of --optim {optim}; take adamw_torch, or do not offload"
+        )
+    compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None and shutil.which("g++") is None:
+        yield f"{field}: DeepSpeed compiles its Adam for it, and found no C++ compiler; on Debian: apt install g++"
+
+
+def _zero_faults(zero: Mapping[str, Any]) -> Iterator[str]:
+    """What DeepSpeed itself says of its section; asked last, because importing it takes seconds."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**{name: value for name, value in zero.items() if value != "auto"})
+    except ValidationError as error:
+        for one in error.errors()[: fields.MOST_FAULTS_SHOWN]:
+            place = ".".join(["zero_optimization", *map(str, one["loc"])])
+            yield f"{place[:120]}: found {fields.shown(one['input'])}: {one['msg'][:200]}"
