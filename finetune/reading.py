@@ -68,6 +68,8 @@ def read(
         say(
             f"{path}: {len(records):,} samples, {chosen.name} ({because}); streaming, so nothing is checked ahead"
         )
+        for note in records.notes:
+            say(f"{path}: {note}")
         for line in _noted(path, _looked_ahead(records, layout), "record looked at", "records looked at"):
             say(line)
         return Conversations(records, layout, None)
@@ -76,6 +78,8 @@ def read(
         _tell(path, checked, len(records), on_bad_sample, say)
     counts = f"{_count(len(checked.kept), 'sample')}, {_count(len(checked.sizes), 'picture')}"
     say(f"{path}: {counts}, {chosen.name} ({because})")
+    for note in records.notes:
+        say(f"{path}: {note}")
     for line in _noted(path, checked.notes, "record", "records"):
         say(line)
     return Conversations(records, layout, checked)

@@ -1,22 +1,13 @@
 """Files and folders of records, each record read when it is asked for."""
 
 import json
-import os
 import re
-import weakref
-from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from jaxtyping import Int
+from finetune.formats.json_files import open_json
 
-from finetune.formats.record import kind
-
-_BOM = b"\xef\xbb\xbf"
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-_BLANK = re.compile(r"[ \t\r\n]*")
 _PART = re.compile(r"-\d+-of-\d+$")
 KNOWN = ".json (a list), .jsonl, .parquet, or a folder of parquet or of Hugging Face datasets (save_to_disk)"
 
@@ -32,11 +23,15 @@ class Records(Protocol):
     def name(self, index: int) -> tuple[str, ...]:
         """What a record is called: ``("record 4", "line 5")``."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is not read of the file, in words."""
+
 
 def open_records(path: Path, cache_dir: Path) -> Records:
     """The records of a file or folder.
 
-    cache_dir   where parquet is unpacked so that it can be read at any place
+    cache_dir   where parquet is unpacked so that it can be read at any place, and UTF-16 written as UTF-8
 
     Raises ValueError that says what was found and expected.
     """
@@ -48,169 +43,11 @@ def open_records(path: Path, cache_dir: Path) -> Records:
     try:
         if suffix == ".parquet":
             return _parquet([path], cache_dir)
-        if suffix in (".jsonl", ".ndjson"):
-            return json_lines(path)
-        if suffix == ".json":
-            return json_lines(path) if _holds_lines(path) else json_list(path)
+        if suffix in (".json", ".jsonl", ".ndjson"):
+            return open_json(path, cache_dir)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
     raise ValueError(f"{path}: found a file of kind {suffix or 'without a suffix'!r}, expected {KNOWN}")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# JSON
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class JsonRecords:
-    """Records in a JSON file, found by where they begin and end: 16 bytes a record are held, 24 with lines.
-
-    starts, ends   Int[records]: first byte of each record, and the byte behind its last
-    lines          Int[records]: the line of each, counted from 1; None in a list
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        starts: Int[np.ndarray, "records"],
-        ends: Int[np.ndarray, "records"],
-        lines: Int[np.ndarray, "records"] | None,
-    ) -> None:
-        self.path, self.starts, self.ends, self.lines = path, starts, ends, lines
-        self.stamp = _stamp(os.stat(path))
-        self._descriptor: int | None = None
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, index: int) -> Any:
-        start, end = int(self.starts[index]), int(self.ends[index])
-        # Not seek and read: processes that were forked share the file's position.
-        content = os.pread(self._opened(), end - start, start)
-        try:
-            return json.loads(content.decode())
-        except UnicodeDecodeError as error:
-            raise ValueError(f"byte {error.start} is not UTF-8; save the file as UTF-8") from error
-        except json.JSONDecodeError as error:
-            raise ValueError(f"broken JSON at column {error.colno}: {error.msg}") from error
-
-    def name(self, index: int) -> tuple[str, ...]:
-        line = () if self.lines is None else (f"line {self.lines[index]}",)
-        return (f"record {index}", *line)
-
-    def _opened(self) -> int:
-        if self._descriptor is None:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            weakref.finalize(self, os.close, descriptor)
-            if _stamp(os.fstat(descriptor)) != self.stamp:
-                raise ValueError(
-                    f"{self.path}: the file has changed since this run began; start the run again"
-                )
-            self._descriptor = descriptor
-        return self._descriptor
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_descriptor": None}
-
-
-def json_lines(path: Path) -> JsonRecords:
-    """One record a line; empty lines are passed over."""
-    starts, ends, lines = array("q"), array("q"), array("q")
-    with path.open("rb") as file:
-        head = file.read(3)
-        if head[:2] in _UTF_16:
-            raise ValueError(f"{path}: byte 0 is not UTF-8; save the file as UTF-8")
-        position = len(_BOM) if head == _BOM else 0
-        file.seek(position)
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                if not starts and line.lstrip().startswith(b"["):
-                    raise ValueError(f"{path}: found a list, expected one object a line; call the file .json")
-                starts.append(position)
-                ends.append(position + len(line.rstrip(b"\r\n")))
-                lines.append(number)
-            position += len(line)
-    if not starts:
-        raise ValueError(f"{path}: the file is empty; expected one conversation a line")
-    return JsonRecords(path, *(np.frombuffer(one, np.int64) for one in (starts, ends, lines)))
-
-
-def json_list(path: Path) -> JsonRecords:
-    """The items of one JSON list. The file is held as text once, while their places are looked for."""
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    if not text.strip("\ufeff \t\r\n"):
-        raise ValueError(f"{path}: the file is empty; expected a JSON list of conversations")
-    try:
-        spans = _items(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}; "
-            "expected one JSON list of conversations"
-        ) from error
-    if spans is None:
-        found = kind(json.loads(text.removeprefix("\ufeff")))
-        raise ValueError(f"{path}: found a JSON {found}, expected a list of conversations")
-    if not len(spans):
-        raise ValueError(f"{path}: the list is empty; expected at least one conversation")
-    return JsonRecords(path, spans[:, 0], spans[:, 1], None)
-
-
-def _items(text: str) -> Int[np.ndarray, "items 2"] | None:
-    """First byte, and byte behind the last, of each item of a JSON list in UTF-8; None where it is no list.
-
-    ``'[1, "ü"]'`` → ``[[1, 2], [4, 8]]``.
-
-    Raises json.JSONDecodeError.
-    """
-    decoder, spans = json.JSONDecoder(), array("q")
-    at = _behind_blanks(text, text.startswith("\ufeff"))
-    if text[at] != "[":
-        json.loads(text.removeprefix("\ufeff"))
-        return None
-    characters, offset = 0, 0  # how many of the text's characters were counted, and the bytes they take
-    separator = "["
-    while text[at : at + 1] == separator:
-        begin = _behind_blanks(text, at + 1)
-        if separator == "[" and text[begin : begin + 1] == "]":
-            at = begin
-            break
-        _, end = decoder.raw_decode(text, begin)
-        offset += len(text[characters:begin].encode())
-        spans.append(offset)
-        offset += len(text[begin:end].encode())
-        spans.append(offset)
-        characters = end
-        at, separator = _behind_blanks(text, end), ","
-    if text[at : at + 1] != "]":
-        raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-    if (rest := _behind_blanks(text, at + 1)) != len(text):
-        raise json.JSONDecodeError("Extra data", text, rest)
-    return np.frombuffer(spans, np.int64).reshape(-1, 2)
-
-
-def _behind_blanks(text: str, at: int) -> int:
-    match = _BLANK.match(text, at)
-    assert match is not None
-    return match.end()
-
-
-def _holds_lines(path: Path) -> bool:
-    """Is a .json file one object a line, as many tools write it?"""
-    with path.open("rb") as file:
-        first = file.readline().removeprefix(_BOM).strip()
-        if not first.startswith(b"{") or not any(line.strip() for line in file):
-            return False
-    try:
-        return isinstance(json.loads(first), dict)
-    except ValueError:
-        return False
-
-
-def _stamp(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -223,6 +60,8 @@ class ArrowRecords:
 
     dataset   datasets.Dataset
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, dataset: Any) -> None:
         self.features = dataset.features

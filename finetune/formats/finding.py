@@ -14,6 +14,8 @@ from urllib.parse import unquote
 from finetune.listing import shortened
 
 MOST_LISTED = 20_000  # names of a folder; in larger ones nothing near is looked for
+LONGEST_PATH = 4096  # of a file system
+MOST_FOLDERS = 32  # of a path, whose last ones are looked for below ours
 LONGEST_NAME = 160  # of a path in a message
 _FILE_URL = re.compile(r"file:(?://(?:localhost(?=/))?)?", re.IGNORECASE)
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
@@ -31,6 +33,8 @@ def find_file(written: str, folders: tuple[Path, ...], what: str) -> Path:
     Raises ValueError that says where it was looked for, and what lies near.
     """
     name = f"{what} {shortened(written, LONGEST_NAME)!r}"
+    if len(written) > LONGEST_PATH:
+        raise ValueError(f"{name}: no such file (no path has {len(written):,} letters)")
     spellings = [*dict.fromkeys(_spellings(written))]
     if _ADDRESS.match(spellings[0]):
         raise ValueError(f"{name}: is an address, expected a file; download it first")
@@ -93,7 +97,7 @@ def _near(path: str, folders: tuple[Path, ...]) -> Path | None:
             if near is not None and _is(near, Path.is_file):
                 return near
     whole = PureWindowsPath(path)  # its separators are those of both worlds
-    parts = whole.parts[1:]
+    parts = whole.parts[1:][-MOST_FOLDERS:]
     tails = (folder.joinpath(*parts[start:]) for start in range(len(parts)) for folder in folders)
     return next((tail for tail in tails if _is(tail, Path.is_file)), None)
 

@@ -94,7 +94,10 @@ def test_a_system_turn_may_come_first(folder: Path):
         ("[\n {'id'}]", r"data\.json: broken JSON at line 2, column 3"),
         ("[1", r"broken JSON at line 1, column 3: Expecting ',' delimiter"),
         ("[1] 2", r"broken JSON at line 1, column 5: Extra data"),
-        ("[1,]", r"broken JSON at line 1, column 4: "),
+        ("[1,]", r"record 0: found a number, expected an object"),
+        ("[1,,2]", r"broken JSON at line 1, column 4: "),
+        ('{"a": 1}, {"a": 2}', r"broken JSON at line 1, column 9: Extra data"),
+        ('{"train": [{"id": 1}], "test": [{}, {}]}', r"the lists 'train' \(1\), 'test' \(2\), expected one"),
         ("[]", r"the list is empty; expected at least one conversation"),
         ("5", r"found a JSON number, expected a list"),
         ({"id": 1}, r"found a JSON object, expected a list"),
@@ -133,9 +136,9 @@ def test_faults_are_named(folder: Path, content: Any, message: str):
     [
         ("data.csv", "a,b", r"found a file of kind '\.csv', expected \.json"),
         ("data.jsonl", "", r"the file is empty; expected one conversation a line"),
-        ("data.jsonl", "[\n1]", r"found a list, expected one object a line; call the file \.json"),
+        ("data.jsonl", "[\n1]", r"the format is not known\n  found in 1 of 1 looked at: a number"),
         ("data.parquet", "PAR", r"data\.parquet: cannot be read as parquet"),
-        ("data.jsonl", '{"id": 1,}\n', r"record 0 \(line 1\): broken JSON at column 10"),
+        ("data.jsonl", '{"id": 1 2}\n', r"record 0 \(line 1\): broken JSON at column 10"),
     ],
 )
 def test_wrong_containers_are_named(folder: Path, name: str, content: str, message: str):
@@ -147,9 +150,74 @@ def test_text_that_is_not_utf_8_is_named(folder: Path):
     (folder / "data.json").write_bytes(b'["\xff"]')
     with pytest.raises(ValueError, match=r"data\.json: byte 2 is not UTF-8"):
         read(folder / "data.json")
-    (folder / "data.jsonl").write_text("{}", encoding="utf-16")
-    with pytest.raises(ValueError, match=r"data\.jsonl: byte 0 is not UTF-8"):
+    (folder / "data.jsonl").write_bytes('{"a": "盒子盒子"}'.encode("gbk"))
+    with pytest.raises(
+        ValueError, match=r"1 fault\n.*byte 7 is not UTF-8; .*as GB18030 it would say '盒子盒子"
+    ):
         read(folder / "data.jsonl")
+    (folder / "data.json").write_bytes(b"\xff\xfe[\x00\x00")
+    with pytest.raises(ValueError, match=r"data\.json: found broken UTF-16, expected UTF-8"):
+        read(folder / "data.json")
+
+
+CHATS = [
+    {
+        "id": i,
+        "conversations": [{"from": "user", "value": f"第{i}?, }} ]"}, {"from": "assistant", "value": "塔"}],
+    }
+    for i in range(3)
+]
+DENSE = [json.dumps(one, ensure_ascii=False) for one in CHATS]
+PRETTY = [json.dumps(one, ensure_ascii=False, indent=1) for one in CHATS]
+LIST = json.dumps(CHATS, ensure_ascii=False)
+LAYOUTS = {
+    "concatenated": "".join(PRETTY), "pretty lines": "\n".join(PRETTY), "dense": "".join(DENSE),
+    "CRLF": "\r\n".join(PRETTY), "trailing commas": f"[{LIST[1:-1].replace(']}', '],}')},]",
+    "marks between": "\ufeff" + "\n\ufeff".join(DENSE), "wrapped": f'{{"version": "1", "data": {LIST}, "none": []}}',
+    "wrapped with commas": f'{{"data": [{LIST[1:-1]},],}}', "list": LIST,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_is_read_as_people_have_it(folder: Path, name: str, suffix: str, encoding: str):
+    (folder / f"data.{suffix}").write_bytes(LAYOUTS[name].encode(encoding))
+    said: list[str] = []
+    found = read(folder / f"data.{suffix}", workers=1, say=said.append)
+    assert [one.turns[0].parts for one in found] == [(f"第{i}?, }} ]",) for i in range(3)]
+    noted = [line.split(": ", 1)[1] for line in said[1:]]
+    wrapped = ["the records are those of the list 'data'", "key 'version' beside 'data' is not read"]
+    assert noted == {"wrapped": wrapped, "wrapped with commas": wrapped[:1]}.get(name, [])
+
+
+def test_trailing_commas_inside_lines_and_a_single_record_are_read(folder: Path):
+    lines = "\n".join(one.replace("]}", "],}") for one in DENSE)
+    assert len(read(write(folder, lines, "data.jsonl"), say=lambda _: None)) == 3
+    assert len(read(write(folder, DENSE[0]), say=lambda _: None)) == 1
+    (folder / "data.json").write_text(PRETTY[0], encoding="utf-8")
+    assert len(read(folder / "data.json", say=lambda _: None)) == 1
+
+
+@pytest.mark.parametrize("depth", [900, 50_000])
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+@pytest.mark.parametrize(
+    "wrap", ["{}", '{{"a": {}}}', '{{"conversations": {}}}', '{{"conversations": [{}]}}']
+)
+def test_values_nested_without_end_are_one_message(folder: Path, depth: int, name: str, wrap: str):
+    text = wrap.format("[" * depth + "]" * depth)
+    (folder / name).write_text(text if name.endswith("l") else f"[{text}]", encoding="utf-8")
+    for data_format in ("auto", "qwen-vl", "openai"):
+        with pytest.raises(ValueError) as caught:
+            read(folder / name, data_format=data_format, workers=1, say=lambda _: None)
+        assert len(str(caught.value).encode()) < 2000
+
+
+def test_a_number_of_thousands_of_digits_is_one_message(folder: Path):
+    for name, text in (("data.json", f"[{'1' * 9000}]"), ("data.jsonl", f'{{"a": {"1" * 9000}}}')):
+        with pytest.raises(ValueError, match=rf"(?s){name}: .*limit"):
+            (folder / name).write_text(text)
+            read(folder / name, workers=1, say=lambda _: None)
 
 
 def test_an_absurdly_large_image_is_named_from_its_header(folder: Path):
