@@ -45,6 +45,9 @@ from finetune import (
 )
 from finetune.arguments import Arguments
 
+UNSHOWN = 1
+"""The exit status where the weights are saved and something of the monitor's is missing."""
+
 SAMPLES_SHOWN_FROM = 2000
 """The report of a run shows a few training samples, out of this many first ones."""
 
@@ -66,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     if ready is None:
         return 0
     try:
-        train(ready)
+        missing = train(ready)
     except trainer.TrainingError as error:
         return fail(error)
     except stopping.Stopped as stopped:
@@ -74,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         folder = Path(str(ready.args.training.output_dir))
         return ended(stopping.interrupted(folder), stopping.INTERRUPTED)
-    return 0
+    return ended(missing, UNSHOWN) if missing else 0
 
 
 class Probes(NamedTuple):
@@ -132,8 +135,11 @@ def prepare(argv: Sequence[str]) -> Ready | None:
     return Ready(args, marks, start, model, processor, train_set, eval_set, probes)
 
 
-def train(ready: Ready) -> None:
-    """Train (and watch), save the result, and mark the run as finished."""
+def train(ready: Ready) -> str:
+    """Train (and watch), save the result, and mark the run as finished.
+
+    Returns a line about what the monitor could not show; "" where all is there.
+    """
     args, training = ready.args, ready.args.training
     if args.data.packing:
         say(packing.kernel_note(args.model.attn_implementation, args.data.model_max_length))
@@ -163,6 +169,7 @@ def train(ready: Ready) -> None:
     if is_main():
         run_folder.write_run(folder, ready.marks, finished=True)
         say(f"the trained {'adapter' if args.lora else 'model'} and its processor are in {folder}")
+    return "; ".join(what_is_missing(ready, watcher) for watcher in watchers if watcher.missing)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -509,13 +516,21 @@ def evaluators(ready: Ready, writer: Any) -> list[TrainerCallback]:
     return [callback]
 
 
-def monitor(ready: Ready, writer: Any) -> TrainerCallback:
+def monitor(ready: Ready, writer: Any) -> Any:
+    """The AttentionMonitor of this run. What is wrong at its start is one message, as whatever else is."""
     from diagnostics import AttentionMonitor
     from diagnostics.cases import TrainingSample
 
+    class Watcher(AttentionMonitor):
+        def on_train_begin(self, *event: Any, **more: Any) -> None:
+            try:
+                super().on_train_begin(*event, **more)
+            except ValueError as error:
+                raise trainer.TrainingError(f"--monitor: {error}") from error
+
     args = ready.args
     shown = conversation.questions(ready.train_set.conversations[:SAMPLES_SHOWN_FROM])
-    return AttentionMonitor(
+    return Watcher(
         processor=ready.processor,
         probes=ready.probes.judged,
         output_dir=args.training.output_dir,
@@ -527,6 +542,16 @@ def monitor(ready: Ready, writer: Any) -> TrainerCallback:
         stop_patience=args.monitor.stop_patience,
         samples=[TrainingSample(*one) for one in shown],
         tb_writer=writer,
+    )
+
+
+def what_is_missing(ready: Ready, watcher: Any) -> str:
+    """One line: what training should have shown and has not, and how to see it all the same."""
+    folder, name = ready.args.training.output_dir, ready.args.model.model_name_or_path
+    return (
+        f"the weights are saved, but {watcher.missing_words}. Pictures again: python -m diagnostics.render "
+        f"--attention_dir {folder}/attention; the comparison: python -m diagnostics.compare --before {name} --after "
+        f"{folder} --probes {ready.args.monitor.probes} --output_dir {folder}"
     )
 
 

@@ -90,7 +90,7 @@ def _require_finite(content: Any, where: str = "comparison") -> None:
         _require_finite(one, f"{where}.{key}")
 
 
-def table(comparison: Json) -> str:
+def table(comparison: Mapping[str, Any]) -> str:
     """The comparison for a terminal: one line a group, then the reasons of each verdict."""
     rows = [("group", "probes", "right", "margin, nats", "attention on region", "hiding it costs", "verdict")]
     for name, group in comparison["groups"].items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from diagnostics.probes import Probe
 
@@ -48,6 +50,16 @@ class Depth:
             count += CURVE_PICTURES * self.curves
         return count
 
+    def is_part_of(self, measured: Any) -> bool:
+        """Was all that this depth measures measured? ``measured``: the fields of a depth, as read from a file."""
+        if not isinstance(measured, Mapping):
+            return False
+        return all(
+            _covers(measured.get(one.name), getattr(self, one.name))
+            for one in fields(self)
+            if one.name != "name"
+        )
+
     def with_maps(self, *names: str) -> Depth:
         """The same with further maps.
 
@@ -57,6 +69,12 @@ class Depth:
             if name not in MAPS:
                 raise ValueError(f"further maps: found {name!r}, expected some of {', '.join(MAPS)}")
         return replace(self, maps=tuple(names))
+
+
+def _covers(found: Any, wanted: bool | int | tuple[str, ...]) -> bool:
+    if isinstance(wanted, tuple):
+        return isinstance(found, list | tuple) and all(name in found for name in wanted)
+    return isinstance(found, int) and found >= wanted
 
 
 WATCH = Depth("watch")

@@ -3,6 +3,12 @@
 It takes the model from the event and never holds a Trainer, so any Trainer of transformers or TRL can have it::
 
     Trainer(…, callbacks=[AttentionMonitor(processor=processor, probes="probes.json", output_dir="out")])
+
+A loop of one's own calls it by hand::
+
+    monitor.probe(0, model)                # before the first step
+    monitor.probe(50, model)               # as often as one likes
+    monitor.finish()
 """
 
 from __future__ import annotations
@@ -10,25 +16,44 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import distributed, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from diagnostics.archive import RecordArchive
+from diagnostics.archive import (
+    SUPERSEDED,
+    RecordArchive,
+    begun_there,
+    fault_words,
+    left_by_earlier,
+    recorded_steps,
+    set_aside,
+    step_folder,
+    whole_records,
+)
 from diagnostics.calibration import Calibration, calibrate, check_apart, held_out
 from diagnostics.depth import DEPTHS, WATCH, Depth, cost_words
+from diagnostics.identity import (
+    ModelMarks,
+    Run,
+    model_difference,
+    model_marks,
+    new_run,
+    probe_differences,
+    probe_marks,
+)
 from diagnostics.probe import BATCH_SIZE, Prober, auto_key_layers
 from diagnostics.probes import Probe, read_probes, write_probes
 from diagnostics.reading import Reader, check_processor
 from diagnostics.records import AttentionRecord
 from diagnostics.verdicts import CORRECTED
-from finetune.families import bare_model, family_of
+from finetune.families import Family, bare_model, family_of
 
 if TYPE_CHECKING:
     from diagnostics.cases import TrainingSample
@@ -38,7 +63,33 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FAILURES = (RuntimeError, ValueError, OSError)  # out of memory is a RuntimeError, a full disk an OSError
+T = TypeVar("T")
+LOGS_END = ".attention"
+"""How the names of this monitor's own event files end: those of others are never moved."""
+STATE_KEY = "attention monitor"
+"""Under which ``trainer_state.json`` names the monitored run."""
+LINE_MAX, REASON_MAX = 1000, 200
+"""Characters of the line that says what is missing, and of the reason of one thing in it."""
+EXPECTED = (RuntimeError, ValueError, OSError)  # out of memory is a RuntimeError, a full disk an OSError
+FAILURES = (Exception,)  # of any kind: hours of training must not end for want of a picture
+CHECKED_READINGS = 16
+"""Probes that are read again when a run goes on, to see that processor and template are as they were."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When and in what the model is probed.
+
+    step       of training; 0 is before the first
+    first      is this the first rank, which writes?
+    autocast   the precision of a training that mixes them; None: the weights'
+    words      of the model, for a person
+    """
+
+    step: int
+    first: bool
+    autocast: torch.dtype | None
+    words: str
 
 
 class AttentionMonitor(TrainerCallback):
@@ -67,8 +118,12 @@ class AttentionMonitor(TrainerCallback):
     have scores, answers and attention. Each rank probes its share, rank 0 writes; under ZeRO-3, where a forward needs
     every rank, all of them run all probes in step.
 
-    Records of a step count as complete when its ``complete.json`` is there: a run that was killed and goes on skips
-    what it has, and makes up for the checkpoint that it goes on from.
+    At step 0 a new training begins, and nothing that an earlier one left in the folder is taken for its own: that is
+    moved to ``earlier-N`` in ``output_dir``, with a line that says so. A run that was killed and goes on takes what it
+    has measured, where run, model, probes, layers and depth are the same, and is refused otherwise; it makes up for the
+    checkpoint that it goes on from, and for tags and pictures that were not written before the kill.
+
+    ``missing`` says what the run should have left and has not.
     """
 
     def __init__(
@@ -111,12 +166,19 @@ class AttentionMonitor(TrainerCallback):
         self.samples = tuple(samples)
         self.tb_writer = tb_writer
         self.batch_size = BATCH_SIZE if batch_size is None else batch_size
+        self._forget()
+
+    def _forget(self) -> None:
+        """As before any training: one monitor may see several, one after another."""
+        self.missing: list[str] = []
+        self._run: Run | None = None
         self._judged: tuple[Probe, ...] = self.probes
         self._baseline: dict[str, AttentionRecord] = {}
+        self._last: dict[str, AttentionRecord] = {}
         self._looks = self._corrected_looks = 0
         self._renderer: Renderer | None = None
         self._board: AttentionBoard | None = None
-        self._owns_writer = False
+        self._own_writer: Any | None = None
         self._reported: set[str] = set()
 
     # --- when ------------------------------------------------------------------------------------------------
@@ -125,35 +187,13 @@ class AttentionMonitor(TrainerCallback):
     ) -> None:
         """Self-check, the baseline, and what a killed run has missed at the step that it goes on from."""
         self.output_dir = self.output_dir or Path(str(args.output_dir))
-        model = event["model"]
-        Reader(family_of(bare_model(model).config), self.processor).check(
-            (*self.calibration_probes, *self.probes), "probes"
-        )
-        self._layers = self._chosen_layers(args, state, model)
-        self._archive = RecordArchive(self.attention_dir, [probe.id for probe in self.probes], self._layers)
-        self._prober(args, model, self.depth).self_check()
-        if state.is_world_process_zero:
-            with self._reporting("probes.json could not be written"):
-                write_probes(self.probes, self.attention_dir / "probes.json")
-            self._open_board()
-            if state.global_step == 0:
-                self._write_architecture(model)
-        if not self._everywhere(self._archive.is_complete(0, self.depth)):
-            self._require_start(
-                state, self._archive.folder(0), "complete baseline of these probes and layers"
-            )
-            if state.is_world_process_zero:
-                print(cost_words(self.depth, self.probes, len(self._layers)), flush=True)
-            self._baseline = self._probe(
-                args, state, model, step=0, depth=self.depth, words=_base_words(model)
-            )
-        elif state.is_world_process_zero:
-            with self._reporting("the baseline could not be read"):
-                self._baseline = self._archive.load(0)
-        if state.is_world_process_zero and state.global_step == 0:
-            self._show(0, self._baseline)
-        if state.global_step > 0 and self._is_due(state) and state.global_step < state.max_steps:
-            self._probe_unless_complete(args, state, model, WATCH)
+        at, model = _moment(args, state), event["model"]
+        self._begin(at, model, runs=_runs_of(state))
+        if at.step > 0 and self._is_due(state) and at.step < state.max_steps:
+            self._probe_unless_complete(at, model, WATCH)
+        assert self._run is not None
+        if self._run.run not in _runs_of(state):
+            _name_run(state, self._run.run)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
@@ -175,15 +215,215 @@ class AttentionMonitor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
         """Probe once more, with interventions, and compare with the baseline."""
-        self._probe_unless_complete(args, state, event["model"], self.depth)
-        if state.is_world_process_zero:
-            self._finish(state.global_step)
+        at, best = _moment(args, state), state.best_model_checkpoint
+        if args.load_best_model_at_end and best is not None:
+            # The model at the end is not the one that the last step left.
+            self._probe_now(
+                replace(at, words=f"{args.output_dir}: the best, {Path(best).name}"),
+                event["model"],
+                self.depth,
+            )
+        else:
+            self._probe_unless_complete(at, event["model"], self.depth)
+        if at.first:
+            self._finish(at.step)
+
+    # --- by hand ---------------------------------------------------------------------------------------------
+    def probe(self, step: int, model: nn.Module) -> dict[str, AttentionRecord]:
+        """Measure the model of one's own training loop, on every rank, and compare it with step 0 (on the first).
+
+        Step 0 is the model before training: it begins anew. A first call with a later step goes on with what is in
+        ``output_dir``. Each call measures the whole ``depth`` and brings ``comparison/`` up to date. Mixed precision is
+        that in which the call stands (``with torch.autocast(…)``, or a model that Accelerate has prepared).
+
+        Returns probe id → record on the first rank, nothing on the others or where it failed. Raises ValueError for
+        wrong wiring, and for a folder of another model, other probes or layers, in the first call.
+        """
+        if self.output_dir is None:
+            raise ValueError(
+                "output_dir: found none, expected a folder: without a Trainer nothing else names one"
+            )
+        if step < 0:
+            raise ValueError(f"step: found {step}, expected 0 (before training) or more")
+        at = Moment(step, _rank()[0] == 0, _ambient_autocast(model), f"{self.output_dir} at step {step}")
+        if step == 0 or self._run is None:
+            self._begin(at, model, runs=None)
+            if step == 0:
+                return dict(self._baseline)
+        records = self._probe_now(at, model, self.depth)
+        if records:
+            self._compare(step)
+        return records
+
+    def finish(self) -> None:
+        """The last pictures and the strips, for a loop that probes by hand; on every rank, or on the first alone."""
+        if self._run is not None and _rank()[0] == 0:
+            self._close()
+
+    # --- how -------------------------------------------------------------------------------------------------
+    def _begin(self, at: Moment, model: nn.Module, *, runs: Sequence[str] | None) -> None:
+        """Start anew at step 0, go on elsewhere. ``runs``: what the checkpoint that is gone on from says it is of; None
+        where there is no such checkpoint."""
+        self._forget()
+        Reader(family_of(bare_model(model).config), self.processor).check(
+            (*self.calibration_probes, *self.probes), "probes"
+        )
+        if at.step == 0:
+            self._begin_anew(at, model)
+        else:
+            self._go_on(at, model, runs)
+
+    def _begin_anew(self, at: Moment, model: nn.Module) -> None:
+        chosen = None if self.key_layers != "auto" else self._calibrated(at, model)
+        layers = self._given_layers(chosen)
+        self._prober(at, model, self.depth, layers).self_check()
+        run = new_run(model_marks(model), _base_words(model), self.probes, layers)
+        self._decided(lambda: self._make_room(run))
+        self._take(self._decided(lambda: run), chosen)
+        if at.first:
+            if chosen is not None:
+                with self._reporting("calibration.json could not be written", lacks="calibration.json"):
+                    chosen.save(self.attention_dir / "calibration.json")
+            self._write_probes()
+            self._open_board(at)
+            self._write_architecture(model)
+            print(cost_words(self.depth, self.probes, len(self._layers)), flush=True)
+        self._baseline = self._probe(replace(at, words=_base_words(model)), model, depth=self.depth)
+        if at.first:
+            self._show(0, self._baseline)
+
+    def _go_on(self, at: Moment, model: nn.Module, runs: Sequence[str] | None) -> None:
+        marks = model_marks(model)
+        run, chosen = self._decided(lambda: self._earlier(at, model, marks, runs))
+        self._take(run, chosen)
+        self._prober(at, model, self.depth, self._layers).self_check()
+        if not at.first:
+            return
+        self._baseline = self._archive.load(0)
+        beyond = self._archive.set_beyond_aside(at.step)
+        if beyond:
+            print(
+                f"{self.attention_dir}: steps {', '.join(map(str, beyond))} lie beyond step {at.step}, which training "
+                f"goes on from; their records and pictures were moved to {self.attention_dir / SUPERSEDED}",
+                flush=True,
+            )
+        self._write_probes()
+        self._open_board(at)
+        self._make_up(at.step)
+
+    def _given_layers(self, chosen: Calibration | None) -> tuple[int, ...]:
+        if chosen is not None:
+            return chosen.layers
+        assert not isinstance(self.key_layers, str)
+        return tuple(self.key_layers)
+
+    def _take(self, run: Run, chosen: Calibration | None) -> None:
+        """The run and what was chosen at its start hold from here on."""
+        self._run, self._layers = run, run.key_layers
+        self._archive = RecordArchive(
+            self.attention_dir, [probe.id for probe in self.probes], run.key_layers, run.run, run.as_json()
+        )
+        if chosen is None:
+            return
+        if not self.calibration_probes:
+            own = set(chosen.probes)
+            self._judged = tuple(probe for probe in self.probes if probe.id not in own)
+        if _rank()[0] == 0:
+            print(f"key layers: {chosen.why}", flush=True)
+
+    def _make_room(self, run: Run) -> None:
+        """Move what an earlier training left out of the way. One that only measured this very model is written over."""
+        if not left_by_earlier(self.attention_dir):
+            return
+        assert self.output_dir is not None
+        with suppress(ValueError):
+            before, steps = Run.from_json(begun_there(self.attention_dir)), recorded_steps(self.attention_dir)
+            if before.same_start(run) and steps == [0]:
+                (self.attention_dir / "calibration.json").unlink(missing_ok=True)
+                return
+        logs = [] if self.tb_writer is not None else self._log_dir.glob(f"*tfevents*{LOGS_END}")
+        found = [self.attention_dir, self.output_dir / "comparison", *logs]
+        place = set_aside(self.output_dir, [path for path in found if path.exists()])
+        print(
+            f"{self.output_dir}: holds what the monitor left of an earlier training, moved to {place}; this one begins "
+            "anew",
+            flush=True,
+        )
+
+    def _earlier(
+        self, at: Moment, model: nn.Module, marks: ModelMarks, runs: Sequence[str] | None
+    ) -> tuple[Run, Calibration | None]:
+        """The run that goes on, and how its layers were chosen. Raises ValueError where it is not this one."""
+        chosen, path = None, self.attention_dir / "calibration.json"
+        if self.key_layers == "auto":
+            chosen = Calibration.load(path) if path.is_file() else None
+            if chosen is None:
+                raise self._no_start(at, path, "key layers that were chosen on the untrained model")
+        layers = self._given_layers(chosen)
+        what, folder = "complete baseline of these probes and layers", step_folder(self.attention_dir, 0)
+        try:
+            run = Run.from_json(begun_there(self.attention_dir))
+        except ValueError as error:
+            raise self._no_start(at, folder, f"{what} ({error})") from error
+        archive = RecordArchive(self.attention_dir, [probe.id for probe in self.probes], layers, run.run)
+        other = (
+            probe_differences(run.probes, probe_marks(self.probes))
+            or (
+                f"layers {list(run.key_layers)} there, {list(layers)} now"
+                if run.key_layers != layers
+                else None
+            )
+            or model_difference(run.model, marks)
+            or ("the checkpoint is of another run" if runs is not None and run.run not in runs else None)
+            or archive.shortfall(0, self.depth)
+            or self._other_reading(archive, family_of(bare_model(model).config))
+        )
+        if other is not None:
+            raise self._no_start(at, folder, f"{what} ({other})")
+        return run, chosen
+
+    def _other_reading(self, archive: RecordArchive, family: Family) -> str | None:
+        """Why records of the baseline do not fit what would be measured now: broken, or of another tokenizer, template
+        or pixel budget."""
+        records, faults = whole_records(archive.folder(0), archive.probe_ids)
+        if faults:
+            return fault_words(faults)
+        reader = Reader(family, self.processor)
+        for probe in self.probes[:CHECKED_READINGS]:
+            record, now = records[probe.id], reader.layout(probe)
+            before = (record.tokens, tuple(image.grid for image in record.image_tokens))
+            if before != now:
+                return f"probe {probe.id} is read otherwise: the processor, its template or its pixel budget is another"
+        return None
+
+    def _no_start(self, at: Moment, path: Path, what: str) -> ValueError:
+        return ValueError(
+            f"{path}: found no {what}, and this run goes on from step {at.step}, where the untrained model is gone; "
+            "expected what step 0 left. Start anew in another output folder, or go on without the monitor"
+        )
+
+    def _make_up(self, step: int) -> None:
+        """Tags and pictures of steps that were measured and, when the run was killed, not yet shown."""
+        from diagnostics.pairs import pair_all
+
+        for done in [one for one in self._archive.steps(WATCH) if one <= step]:
+            with self._reporting(
+                "a checkpoint could not be compared with the baseline", lacks=f"step {done}"
+            ):
+                pairs = pair_all(self.probes, self._baseline, self._archive.load(done))
+                if self._board is None or self._renderer is None:
+                    return
+                with self._reporting("TensorBoard could not be written", lacks="TensorBoard"):
+                    self._board.write_step(pairs, done)
+                if self._board.lacks_pictures(pairs, done):
+                    self._renderer.submit(done)
 
     def _look(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module
     ) -> None:
         """Probe at a checkpoint, and end training where that was asked for and the correction took."""
-        records = self._probe_now(args, state, model, WATCH if self.stop_when is None else self.depth)
+        depth = WATCH if self.stop_when is None else self.depth
+        records = self._probe_now(_moment(args, state), model, depth)
         if self.stop_when is not None and self._everywhere(self._has_taken(records, state.global_step)):
             control.should_training_stop = True
 
@@ -220,37 +460,8 @@ class AttentionMonitor(TrainerCallback):
         """Is the present step one at which to probe? A checkpoint is, and only from one does a run go on."""
         return self.probe_steps is None or state.global_step % self.probe_steps == 0
 
-    def _require_start(self, state: TrainerState, path: Path, what: str) -> None:
-        if state.global_step > 0:
-            raise ValueError(
-                f"{path}: found no {what}, and this run goes on from step {state.global_step}, where the untrained "
-                "model is gone; expected what step 0 left. Start anew in another output folder, or go on without the "
-                "monitor"
-            )
-
     # --- what ------------------------------------------------------------------------------------------------
-    def _chosen_layers(
-        self, args: TrainingArguments, state: TrainerState, model: nn.Module
-    ) -> tuple[int, ...]:
-        """The key layers: those given, those that an earlier start of this run chose, or those chosen now."""
-        if self.key_layers != "auto":
-            return tuple(self.key_layers)
-        path = self.attention_dir / "calibration.json"
-        # The first rank's, on every rank: the choice must be one, and the folder need not be shared.
-        found = _gathered(Calibration.load(path) if path.is_file() else None)[0]
-        if found is None:
-            self._require_start(state, path, "key layers that were chosen on the untrained model")
-            found = self._calibrated(args, state, model)
-        own = set(found.probes)
-        if not self.calibration_probes:
-            self._judged = tuple(probe for probe in self.probes if probe.id not in own)
-        if state.is_world_process_zero:
-            print(f"key layers: {found.why}", flush=True)
-            with self._reporting("calibration.json could not be written"):
-                found.save(path)
-        return found.layers
-
-    def _calibrated(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> Calibration:
+    def _calibrated(self, at: Moment, model: nn.Module) -> Calibration:
         evenly = auto_key_layers(model)
         probes = self.calibration_probes or held_out(self.probes)
         depth = replace(WATCH, generate=False)
@@ -261,13 +472,12 @@ class AttentionMonitor(TrainerCallback):
             probes=probes,
             depth=depth,
             batch_size=self.batch_size,
-            autocast=_autocast(args),
+            autocast=at.autocast,
         )
-        first = state.is_world_process_zero
         parts = []
         if probes:
             parts = self._shared_out(
-                probes, lambda share: prober.run_all(0, "base", probes=share, progress=first)
+                probes, lambda share: prober.run_all(0, "base", probes=share, progress=at.first)
             )
         records = {record.probe_id: record for part, _ in parts for record in part}
         failures = [failure for _, failure in parts if failure is not None]
@@ -290,66 +500,49 @@ class AttentionMonitor(TrainerCallback):
         # Every rank arrives here, whatever happened to it: the others would wait for it for ever.
         return [(records, failure)] if in_step else _gathered((records, failure))
 
-    def _probe_unless_complete(
-        self, args: TrainingArguments, state: TrainerState, model: nn.Module, depth: Depth
-    ) -> None:
-        if not self._everywhere(self._archive.is_complete(state.global_step, depth)):
-            self._probe_now(args, state, model, depth)
+    def _probe_unless_complete(self, at: Moment, model: nn.Module, depth: Depth) -> None:
+        if not self._everywhere(self._archive.is_complete(at.step, depth)):
+            self._probe_now(at, model, depth)
 
-    def _probe_now(
-        self, args: TrainingArguments, state: TrainerState, model: nn.Module, depth: Depth
-    ) -> dict[str, AttentionRecord]:
-        step = state.global_step
-        records = self._probe(
-            args, state, model, step=step, depth=depth, words=f"{args.output_dir} at step {step}"
-        )
+    def _probe_now(self, at: Moment, model: nn.Module, depth: Depth) -> dict[str, AttentionRecord]:
+        self._last = records = self._probe(at, model, depth=depth)
         if records:
-            self._show(step, records)
+            self._show(at.step, records)
         return records
 
-    def _probe(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        model: nn.Module,
-        *,
-        step: int,
-        depth: Depth,
-        words: str,
-    ) -> dict[str, AttentionRecord]:
+    def _probe(self, at: Moment, model: nn.Module, *, depth: Depth) -> dict[str, AttentionRecord]:
         """Probe on all ranks and write on the first. Returns the records there, nothing elsewhere or on failure.
 
         The baseline's failure is raised: a run that cannot be compared should end in its first minute.
         """
-        first = state.is_world_process_zero
-        prober = self._prober(args, model, depth)
+        prober = self._prober(at, model, depth, self._layers)
         outcomes = self._shared_out(
-            self.probes, lambda share: prober.run_all(step, words, probes=share, progress=first)
+            self.probes, lambda share: prober.run_all(at.step, at.words, probes=share, progress=at.first)
         )
         failures = [error for _, error in outcomes if error is not None]
-        if failures and step == 0:
+        if failures and at.step == 0:
             raise failures[0]
         if failures:
-            self._report("a checkpoint could not be probed", failures[0])
+            self._report("a checkpoint could not be probed", failures[0], lacks=f"records of step {at.step}")
             return {}
-        if not first:
+        if not at.first:
             return {}
         found = {record.probe_id: record for part, _ in outcomes for record in part}
         ordered = {probe.id: found[probe.id] for probe in self.probes}
-        with self._reporting("records could not be written"):
-            self._archive.save(step, ordered, depth)
+        with self._reporting("records could not be written", lacks=f"records of step {at.step}"):
+            self._archive.save(at.step, ordered, depth)
             return ordered
         return {}
 
-    def _prober(self, args: TrainingArguments, model: nn.Module, depth: Depth) -> Prober:
+    def _prober(self, at: Moment, model: nn.Module, depth: Depth, layers: Sequence[int]) -> Prober:
         return Prober(
             model,
             self.processor,
-            key_layers=self._layers,
+            key_layers=layers,
             probes=self.probes,
             depth=depth,
             batch_size=self.batch_size,
-            autocast=_autocast(args),
+            autocast=at.autocast,
         )
 
     # --- on disk ---------------------------------------------------------------------------------------------
@@ -359,29 +552,51 @@ class AttentionMonitor(TrainerCallback):
         assert self.output_dir is not None
         return self.output_dir / "attention"
 
+    def _write_probes(self) -> None:
+        lacks = "probes.json, without which no picture is drawn"
+        with self._reporting("probes.json could not be written", lacks=lacks):
+            write_probes(self.probes, self.attention_dir / "probes.json")
+
+    def _decided(self, decide: Callable[[], T]) -> T:
+        """What ``decide()`` gives on the first rank, on every rank; its failure is raised on each."""
+        outcome: tuple[T | None, Exception | None] = (None, None)
+        if _rank()[0] == 0:
+            try:
+                outcome = decide(), None
+            except FAILURES as error:  # raised below: the other ranks wait
+                outcome = None, error
+        value, failure = _gathered(outcome)[0]
+        if failure is not None:
+            raise failure
+        return value
+
     def _everywhere(self, answer: bool) -> bool:
         """The first rank's answer, on every rank: folders need not be shared between machines."""
         return bool(_gathered(answer)[0])
 
     # --- showing: on the first rank alone --------------------------------------------------------------------
-    def _open_board(self) -> None:
+    def _open_board(self, at: Moment) -> None:
         from diagnostics.render import Renderer
-        from diagnostics.tensorboard import AttentionBoard
+        from diagnostics.tensorboard import AttentionBoard, written_tags
 
         self._renderer = Renderer(self.attention_dir)
-        with self._reporting("TensorBoard could not be written"):
-            if self.tb_writer is None:
+        with self._reporting("TensorBoard could not be written", lacks="TensorBoard"):
+            written = written_tags(self._log_dir) if at.step > 0 else ()
+            writer = self.tb_writer
+            if writer is None:
                 from torch.utils.tensorboard import SummaryWriter
 
-                self.tb_writer, self._owns_writer = SummaryWriter(str(self._log_dir)), True
-            self._board = AttentionBoard(self.tb_writer)
+                purge = at.step + 1 if at.step > 0 else None
+                writer = self._own_writer = SummaryWriter(
+                    str(self._log_dir), purge_step=purge, filename_suffix=LOGS_END
+                )
+            self._board = AttentionBoard(writer, written)
 
     def _write_architecture(self, model: nn.Module) -> None:
         from diagnostics.inspect import architecture, markdown
         from finetune.families import bare_model
 
-        # Any exception: a configuration may lack what only this card reads of it, and a card must not end a run.
-        with self._reporting("the architecture could not be written", Exception):
+        with self._reporting("the architecture could not be written"):
             if self._board is not None:
                 found = architecture(bare_model(model).config, name=_base_words(model))
                 self._board.write_architecture(markdown(found))
@@ -389,16 +604,21 @@ class AttentionMonitor(TrainerCallback):
     @property
     def _log_dir(self) -> Path:
         assert self.output_dir is not None
+        # SummaryWriter's own name for its folder; another's writer may have none.
+        given = getattr(self.tb_writer, "log_dir", None)
+        if given is not None:
+            return Path(given)
         return Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or self.output_dir / "runs")
 
     def _show(self, step: int, records: Mapping[str, AttentionRecord]) -> None:
         """Numbers at once, pictures when the drawing process has them."""
         from diagnostics.pairs import pair_all
 
-        with self._reporting("a checkpoint could not be compared with the baseline"):
+        lacks = f"numbers of step {step}"
+        with self._reporting("a checkpoint could not be compared with the baseline", lacks=lacks):
             pairs = pair_all(self.probes, self._baseline, records)
             self._warn_of_loss([pair for pair in pairs if pair.probe in self._judged], step)
-            with self._reporting("TensorBoard could not be written"):
+            with self._reporting("TensorBoard could not be written", lacks="TensorBoard"):
                 if self._board is not None:
                     self._board.write_step(pairs, step)
         if self._renderer is not None:
@@ -413,61 +633,118 @@ class AttentionMonitor(TrainerCallback):
             logger.warning("attention monitor: step %d: %s", step, sentence)
 
     def _write_pictures(self, rendered: Sequence[Rendered]) -> None:
-        with self._reporting("TensorBoard could not be written"):
+        with self._reporting("TensorBoard could not be written", lacks="TensorBoard"):
             for one in rendered:
                 if self._board is not None:
                     self._board.write_pictures(one.pictures, one.step)
 
     def _finish(self, step: int) -> None:
-        from diagnostics.compare import compare, table
+        """Comparison, the last pictures, and what is missing."""
         from diagnostics.tensorboard import open_command
 
+        self._compare(step, say=True)
+        self._close()
+        print(f"curves and maps: {open_command(self._log_dir)}", flush=True)
+
+    def _compare(self, step: int, *, say: bool = False) -> None:
+        from diagnostics.compare import table
+
+        assert self.output_dir is not None
+        lacks = "comparison/: before and after cannot be seen side by side"
+        with self._reporting("the comparison could not be made", lacks=lacks):
+            comparison = self._compared(step)
+            if self._board is not None:
+                self._board.write_verdicts(comparison, step)
+            if say:
+                print(table(comparison), flush=True)
+                place = self.output_dir / "comparison" / "index.html"
+                print(f"before and after, side by side: {place}", flush=True)
+
+    def _compared(self, step: int) -> Mapping[str, Any]:
+        """The comparison of a step with the baseline, over all steps between that are whole."""
+        from diagnostics.compare import compare
+
+        assert self.output_dir is not None
+        ids = [probe.id for probe in self._judged]
+        series: dict[int, Mapping[str, AttentionRecord]] = {}
+        left_out: list[str] = []
+        for one in [one for one in recorded_steps(self.attention_dir) if one <= step]:
+            short = self._archive.shortfall(one, WATCH)
+            if short is None and 0 < one < step:
+                faults = whole_records(self._archive.folder(one), ids)[1]
+                short = fault_words(faults) if faults else None
+            if short is None:
+                series[one] = self._archive.stored(one, ids)
+            else:
+                left_out.append(f"step {one} ({short})")
+        # What is at hand need not be read again, nor be readable.
+        for one, records in ((0, self._baseline), (step, self._last)):
+            if records and next(iter(records.values())).step == one:
+                series[one] = {name: records[name] for name in ids}
+        missing = [one for one in (0, step) if one not in series]
+        if missing:
+            raise ValueError(f"the records of step {missing[0]} are not there")
+        if left_out:
+            self._lack(f"in the comparison's series: {'; '.join(left_out)}")
+        ordered = {one: series[one] for one in sorted(series)}
+        return compare(
+            series[0],
+            series[step],
+            self.output_dir,
+            probes=self._judged,
+            series=ordered,
+            samples=self.samples,
+        )
+
+    def _close(self) -> None:
+        """Wait for the pictures, and say what there is not."""
         if self._renderer is not None:
             self._renderer.submit_strips()
             self._write_pictures(self._renderer.close())
-        assert self.output_dir is not None
-        with self._reporting("the comparison could not be made"):
-            ids = [probe.id for probe in self._judged]
-            series = {
-                one: self._archive.stored(one, ids) for one in self._archive.steps(WATCH) if one <= step
-            }
-            missing = [one for one in (0, step) if one not in series]
-            if missing:
-                raise ValueError(f"the records of step {missing[0]} are not there")
-            comparison = compare(
-                series[0],
-                series[step],
-                self.output_dir,
-                probes=self._judged,
-                series=series,
-                samples=self.samples,
-            )
-            if self._board is not None:
-                self._board.write_verdicts(comparison, step)
-            print(table(comparison), flush=True)
-            print(
-                f"before and after, side by side: {self.output_dir / 'comparison' / 'index.html'}", flush=True
-            )
-        print(f"curves and maps: {open_command(self._log_dir)}", flush=True)
-        if self._owns_writer and self.tb_writer is not None:
-            self.tb_writer.close()
+            # A stand-in that draws nothing has none of these.
+            problem, undrawn = (getattr(self._renderer, name, None) for name in ("problem", "undrawn"))
+            if problem:
+                self._lack(f"pictures: {problem}")
+            elif undrawn:
+                more = f", and {len(undrawn) - 1} more" if len(undrawn) > 1 else ""
+                self._lack(f"pictures: {undrawn[0]}{more}")
+            self._renderer = None
+        if self._own_writer is not None:
+            self._own_writer.close()
+            self._own_writer = self._board = None
+        if self.missing:
+            logger.warning("attention monitor: %s", self.missing_words)
+
+    @property
+    def missing_words(self) -> str:
+        """``missing`` in one line; "" where all is there."""
+        return f"{self.output_dir} lacks: {'; '.join(self.missing)}"[:LINE_MAX] if self.missing else ""
+
+    def _lack(self, what: str) -> None:
+        if what not in self.missing:
+            self.missing.append(what)
 
     @contextmanager
     def _reporting(
-        self, what: str, failures: type[Exception] | tuple[type[Exception], ...] = FAILURES
+        self,
+        what: str,
+        *,
+        lacks: str | None = None,
     ) -> Iterator[None]:
-        """Nothing that is shown or written may end a training run."""
+        """Nothing that is shown or written may end a training run. ``lacks``: what the run is then without."""
         try:
             yield
-        except failures as error:
-            self._report(what, error)
+        except FAILURES as error:
+            self._report(what, error, lacks=lacks)
 
-    def _report(self, what: str, error: Exception) -> None:
+    def _report(self, what: str, error: Exception, *, lacks: str | None) -> None:
+        if lacks is not None:
+            self._lack(f"{lacks} ({str(error)[:REASON_MAX]})" if what not in self._reported else lacks)
         if what not in self._reported:
             self._reported.add(what)
-            logger.warning(
-                "attention monitor: %s (%s: %s); training goes on", what, type(error).__name__, error
-            )
+            words = "attention monitor: %s (%s: %s); training goes on"
+            trace = None if isinstance(error, EXPECTED) else error
+            logger.warning(words, what, type(error).__name__, str(error)[:LINE_MAX], exc_info=trace)
 
 
 def _read(probes: str | Path | Sequence[Probe]) -> tuple[Probe, ...]:
@@ -505,8 +782,36 @@ def _gathered(mine: Any) -> list[Any]:
     return everyone
 
 
+def _moment(args: TrainingArguments, state: TrainerState) -> Moment:
+    words = f"{args.output_dir} at step {state.global_step}"
+    return Moment(state.global_step, state.is_world_process_zero, _autocast(args), words)
+
+
+def _runs_of(state: TrainerState) -> list[str]:
+    """The monitored runs that a state says it is of; a checkpoint's ``trainer_state.json`` keeps it."""
+    kept: Any = state.stateful_callbacks
+    found = kept.get(STATE_KEY, {}) if isinstance(kept, dict) else {}
+    attributes = found.get("attributes", {}) if isinstance(found, dict) else {}
+    runs = attributes.get("runs", []) if isinstance(attributes, dict) else []
+    return [str(run) for run in runs] if isinstance(runs, list) else []
+
+
+def _name_run(state: TrainerState, run: str) -> None:
+    """So that a checkpoint cannot be taken for one of another run. Not as a callback's own state: the Trainer would
+    build this callback anew from it, and a processor is no JSON."""
+    kept: Any = state.stateful_callbacks
+    if isinstance(kept, dict):
+        kept[STATE_KEY] = {"args": {}, "attributes": {"runs": [*_runs_of(state), run]}}
+
+
 def _autocast(args: TrainingArguments) -> torch.dtype | None:
     """Torch's own mixed precision has fp32 weights that only autocast lets meet the others; DeepSpeed's has not."""
     if args.deepspeed or not (args.bf16 or args.fp16):
         return None
     return torch.bfloat16 if args.bf16 else torch.float16
+
+
+def _ambient_autocast(model: nn.Module) -> torch.dtype | None:
+    """The mixed precision in which a call stands."""
+    device = next(model.parameters()).device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

@@ -110,6 +110,45 @@ def _within_limits(faults: Sequence[Fault]) -> Iterator[str]:
         yield line
 
 
+def readable_probes(path: str | Path) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
+    """The probes of a file that can be read, and a line for each of the others (one whose picture is gone, say).
+
+    Raises as ``read_probes`` where no probe can be read.
+    """
+    path = Path(path)
+    try:
+        return read_probes(path), ()
+    except ValueError:
+        found, faults = _one_by_one(path)
+        if not found:
+            raise
+        return found, faults
+
+
+def _one_by_one(path: Path) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
+    found: dict[str, Probe] = {}
+    lines: list[str] = []
+    for entry in _entries(path):
+        faults = [Fault(*map(_cut, words)) for words in _entry_faults(entry, path.parent)]
+        if faults:
+            lines.append(f"probe {shown(entry.get('id'))}: {faults[0]}")
+        else:
+            found.setdefault(entry["id"], _probe(entry, path.parent))
+    return tuple(found.values()), tuple(lines)
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """The entries of a probe file, whatever else is wrong with it; none where it is no probe file."""
+    try:
+        content = parsed_file(path, "probe file")
+    except ValueError:
+        return []
+    entries = content.get("probes") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or content.get("version") != VERSION:
+        return []
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
 def write_probes(probes: Iterable[Probe], path: str | Path) -> None:
     """Write probes as used, complete or not at all. Images stay where they are; paths are relative to the
     file."""

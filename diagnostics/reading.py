@@ -110,6 +110,11 @@ class Reader:
         foil = None if probe.foil is None else self._encoded(probe, probe.foil, asked, media=False)
         queries(probe, answer, foil, self.texts(answer))
 
+    def layout(self, probe: Probe) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+        """The text of each token of the probe with its answer, and the grid (rows, columns) of each picture."""
+        encoded = self.encode(probe, probe.answer)
+        return tuple(self.texts(encoded)), tuple(image.grid for image in encoded.images)
+
     def texts(self, encoded: Encoded) -> list[str]:
         """The text of each token."""
         slots = {int(position) for image in encoded.images for position in image.all_positions}

@@ -34,13 +34,21 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from diagnostics.archive import (
+    fault_words,
+    record_faults,
+    record_path,
+    recorded_steps,
+    step_folder,
+    whole_records,
+)
 from diagnostics.composite import Outcome, ProbeSheet, Strip, draw_probe, draw_strip, encode_png
 from diagnostics.evolution import Evolution, evenly_chosen, evolution_of, strip_maps
 from diagnostics.files import check_writable, write_atomically
-from diagnostics.names import file_name, record_name
-from diagnostics.pairs import ProbePair, pair_all, pair_records, pairs_by_group
+from diagnostics.names import file_name
+from diagnostics.pairs import ProbePair, pair_records, pairs_by_group
 from diagnostics.plots import layers_heads_figure
-from diagnostics.probes import Probe, groups_of, read_probes
+from diagnostics.probes import Probe, groups_of, readable_probes
 from diagnostics.records import AttentionRecord
 from diagnostics.tensorboard import SHOWN_PER_GROUP, TaggedPicture, map_tag, overview_tag, shown_probes
 from finetune.images import open_image
@@ -85,6 +93,7 @@ class Renderer:
         self.attention_dir = Path(attention_dir)
         self.shown_per_group = shown_per_group
         self.problem: str | None = None
+        self.undrawn: list[str] = []  # what could not be drawn, in words
         self._process: subprocess.Popen[str] | None = None
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._waiting: list[int | str] = []
@@ -210,6 +219,7 @@ class Renderer:
         if "done" not in message:
             return None
         step, problems = message["done"], tuple(message["problems"])
+        self.undrawn += problems
         if step in self._waiting:
             self._waiting.remove(step)
         if problems and not self._told:
@@ -246,22 +256,53 @@ class Renderer:
 
 @dataclass
 class Archive:
-    """Records of a run, and the pictures drawn of them. The baseline is read once."""
+    """Records of a run, and the pictures drawn of them. The baseline is read once.
+
+    problems   a line for each probe that has no picture, or no whole record of the baseline, so that nothing is drawn
+    """
 
     attention_dir: Path
     probes: Sequence[Probe]
     baseline: Mapping[str, AttentionRecord]
+    problems: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, attention_dir: str | Path) -> Archive:
-        attention_dir = Path(attention_dir)
-        return cls(attention_dir, read_probes(attention_dir / "probes.json"), load_step(attention_dir, 0))
+    def open(cls, attention_dir: str | Path, probes_file: str | Path | None = None) -> Archive:
+        """The records below ``attention/`` that can be drawn.
 
-    def pairs(self, step: int) -> list[ProbePair]:
-        """Every probe, base against ``step``."""
-        return pair_all(
-            self.probes, self.baseline, self.baseline if step == 0 else load_step(self.attention_dir, step)
+        Raises FileNotFoundError where the probes are gone, and ValueError where nothing can be drawn.
+        """
+        attention_dir = Path(attention_dir)
+        path = attention_dir / "probes.json" if probes_file is None else Path(probes_file)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no probe file there; give the one that was used: --probes FILE")
+        probes, lines = readable_probes(path)
+        folder = step_folder(attention_dir, 0)
+        baseline, faults = whole_records(folder, [probe.id for probe in probes])
+        if not baseline:
+            raise ValueError(f"{folder}: no attention records there that can be read; {fault_words(faults)}")
+        problems = [*lines, *(f"probe {name}: baseline's record: {fault}" for name, fault in faults.items())]
+        drawn = [probe for probe in probes if probe.id in baseline]
+        return cls(attention_dir, drawn, baseline, tuple(problems))
+
+    def whole_pairs(self, step: int) -> tuple[list[ProbePair], list[str]]:
+        """Base against ``step`` of every probe that has both records, and what there is not."""
+        pairs: list[ProbePair] = []
+        problems: list[str] = []
+        names = [probe.id for probe in self.probes]
+        now, faults = (
+            (self.baseline, {}) if step == 0 else whole_records(step_folder(self.attention_dir, step), names)
         )
+        if faults:
+            problems.append(f"step {step}: {fault_words(faults)}")
+        for probe in self.probes:
+            if probe.id not in now:
+                continue
+            try:
+                pairs.append(pair_records(probe, self.baseline[probe.id], now[probe.id]))
+            except ValueError as error:
+                problems.append(str(error))
+        return pairs, problems
 
     def pair(self, probe: Probe, step: int) -> ProbePair:
         """One probe, base against ``step``, read from the disk."""
@@ -273,7 +314,7 @@ class Archive:
         return Archive(self.attention_dir, (), {})
 
     def record_path(self, probe_id: str, step: int) -> Path:
-        return self.attention_dir / f"step-{step:06d}" / record_name(probe_id)
+        return record_path(step_folder(self.attention_dir, step), probe_id)
 
     def picture_path(self, probe_id: str, step: int) -> Path:
         return self.attention_dir / "images" / file_name(probe_id) / f"step-{step:06d}.png"
@@ -288,14 +329,6 @@ class Archive:
             for step in recorded_steps(self.attention_dir)
             if step > 0 and not all(self.picture_path(probe.id, step).is_file() for probe in self.probes)
         ]
-
-
-def recorded_steps(attention_dir: str | Path) -> list[int]:
-    """Steps that have a folder of records, ascending."""
-    folders = Path(attention_dir).glob("step-[0-9]*")
-    return sorted(
-        int(folder.name.removeprefix("step-")) for folder in folders if any(folder.glob("*.safetensors"))
-    )
 
 
 def load_step(attention_dir: str | Path, step: int) -> dict[str, AttentionRecord]:
@@ -442,12 +475,28 @@ def first_of_groups(probes: Sequence[Probe], count: int) -> list[Probe]:
 
 
 def render_strips(archive: Archive, pool: Executor, probes: Sequence[Probe]) -> Iterator[str | None]:
-    """Draw the strips of probes over the recorded steps; yields, for each, None or what went wrong."""
+    """Draw the strips of probes, each over the steps of which its record is whole; yields, for each, None or what went
+    wrong, and before them a line for each step that some strips go without."""
     light = archive.without_records()
     steps = recorded_steps(archive.attention_dir)
-    chosen = [steps[index] for index in evenly_chosen(len(steps), STRIP_STEPS_MAX)]
-    asked = [pool.submit(draw_archive_strip, light, probe, chosen) for probe in probes]
+    without: dict[int, dict[str, str]] = {}
+    for step in steps:
+        without[step] = record_faults(
+            step_folder(archive.attention_dir, step), [probe.id for probe in probes]
+        )
+    yield from (_left_out(step, faults) for step, faults in without.items() if faults)
+    asked = []
+    for probe in probes:
+        whole = [step for step in steps if probe.id not in without[step]]
+        chosen = [whole[index] for index in evenly_chosen(len(whole), STRIP_STEPS_MAX)]
+        asked.append(pool.submit(draw_archive_strip, light, probe, chosen))
     yield from map(_outcome, as_completed(asked))
+
+
+def _left_out(step: int, faults: Mapping[str, str]) -> str:
+    name = next(iter(faults))
+    others = f" (and {len(faults) - 1} others)" if len(faults) > 1 else ""
+    return f"strip of probe {name}{others}: without step {step}, where {fault_words(faults)}"
 
 
 def draw_archive_strip(archive: Archive, probe: Probe, steps: Sequence[int]) -> str | None:
@@ -468,7 +517,8 @@ def render_board(
     archive: Archive, step: int, pool: Executor, per_group: int = SHOWN_PER_GROUP
 ) -> Iterator[TaggedPicture | str]:
     """The pictures for TensorBoard: a probe's for each key layer, a group's layers x heads; or what went wrong."""
-    pairs = archive.pairs(step)
+    pairs, problems = archive.whole_pairs(step)
+    yield from problems
     light = archive.without_records()
     asked = [
         pool.submit(draw_board_pictures, light, pair.probe, step) for pair in shown_probes(pairs, per_group)
@@ -517,9 +567,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--scratch_dir", type=Path, help="serve the monitor, handing pictures over in this folder"
     )
     parser.add_argument("--shown_per_group", type=int, default=SHOWN_PER_GROUP)
+    parser.add_argument("--probes", type=Path, help="probe file, where probes.json is gone from the folder")
     options = parser.parse_args(arguments)
     if options.scratch_dir is None:
-        status = _by_hand(options.attention_dir, options.steps, strips=options.strips)
+        status = _by_hand(options.attention_dir, options.probes, options.steps, strips=options.strips)
         if status:
             sys.exit(status)
     else:
@@ -530,11 +581,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _serve(options.attention_dir, options.scratch_dir, options.shown_per_group, sys.stdin)
 
 
-def _by_hand(attention_dir: Path, steps: Sequence[int] | None, *, strips: bool) -> int:
+def _by_hand(attention_dir: Path, probes: Path | None, steps: Sequence[int] | None, *, strips: bool) -> int:
     """Draw, and say in one line what is missing. Returns the exit status."""
     try:
         check_writable(attention_dir / "images")
-        problems = _draw_by_hand(Archive.open(attention_dir), steps, strips=strips)
+        problems = _draw_by_hand(Archive.open(attention_dir, probes), steps, strips=strips)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -547,7 +598,9 @@ def _by_hand(attention_dir: Path, steps: Sequence[int] | None, *, strips: bool) 
 def _draw_by_hand(archive: Archive, steps: Sequence[int] | None, *, strips: bool) -> list[str]:
     """The archive of ``steps``; every missing step where ``[]`` is given, or nothing at all was asked for. Returns what
     could not be drawn."""
-    problems: list[str] = []
+    problems = [*archive.problems]
+    for problem in problems:
+        tqdm.write(problem)
     undrawn = archive.missing_steps() if steps == [] or (steps is None and not strips) else steps or []
     with drawing_pool() as pool:
         for step in undrawn:
@@ -587,6 +640,7 @@ def _serve(attention_dir: Path, scratch_dir: Path, per_group: int, requests: Ite
                 archive = Archive.open(attention_dir)
                 left = [missing for missing in archive.missing_steps() if missing < step]
             pictures, problems = _draw_board(archive, step, per_group, scratch_dir, pool)
+            problems += archive.problems
             # First what a killed run has left undrawn. The baseline against itself has no difference to keep.
             for undrawn in [*left, *([step] if step > 0 else [])]:
                 problems += _counted(render_archive(archive, undrawn, pool), undrawn, len(archive.probes))

@@ -17,10 +17,11 @@ Tags (G a group, L a key layer, ID a probe that is shown):
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,6 +53,19 @@ def map_tag(group: str, probe_id: str, layer: int) -> str:
 def overview_tag(group: str) -> str:
     """Tag of a group's layers x heads picture."""
     return f"layers x heads/{tag_part(group)}"
+
+
+def picture_tags(pairs: Sequence[ProbePair], per_group: int = SHOWN_PER_GROUP) -> list[str]:
+    """Tags of every picture of one step."""
+    maps = [
+        map_tag(pair.probe.group, pair.probe.id, layer.layer)
+        for pair in shown_probes(pairs, per_group)
+        for layer in pair.layers
+    ]
+    groups = pairs_by_group(pairs).items()
+    return maps + [
+        overview_tag(name) for name, group in groups if any(pair.region is not None for pair in group)
+    ]
 
 
 def scalars(pairs: Sequence[ProbePair]) -> dict[str, float]:
@@ -132,8 +146,10 @@ class AttentionBoard:
     that nothing is lost whoever closes it.
     """
 
-    def __init__(self, writer: SummaryWriter) -> None:
+    def __init__(self, writer: SummaryWriter, written: Iterable[tuple[str, int]] = ()) -> None:
+        """``written``: what is there from before (``written_tags``), and is not written twice."""
         self.writer = writer
+        self._written = set(written)
         self._has_layout = False
 
     def write_architecture(self, words: str) -> None:
@@ -147,10 +163,17 @@ class AttentionBoard:
             self.writer.add_custom_scalars(layout(pairs))
             self._has_layout = True
         for tag, value in scalars(pairs).items():
-            self.writer.add_scalar(tag, value, step)
+            if (tag, step) not in self._written:
+                self.writer.add_scalar(tag, value, step)
         for pair in shown_probes(pairs, per_group):
-            self.writer.add_text(f"probes/{tag_part(pair.probe.group)}/{pair.probe.id}", card(pair), step)
+            tag = f"probes/{tag_part(pair.probe.group)}/{pair.probe.id}"
+            if (f"{tag}/text_summary", step) not in self._written:
+                self.writer.add_text(tag, card(pair), step)
         self.writer.flush()
+
+    def lacks_pictures(self, pairs: Sequence[ProbePair], step: int) -> bool:
+        """Is a picture of this step not there?"""
+        return any((tag, step) not in self._written for tag in picture_tags(pairs))
 
     def write_verdicts(self, comparison: Mapping[str, Any], step: int) -> None:
         """What may be claimed of each group, with its reasons."""
@@ -168,10 +191,48 @@ class AttentionBoard:
         # No public method of SummaryWriter takes a ready Summary; this one also reopens a closed writer.
         file_writer = self.writer._get_file_writer()
         for picture in pictures:
+            if (picture.tag, step) in self._written:
+                continue
             width, height = picture.size
             image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=picture.png)
             file_writer.add_summary(Summary(value=[Summary.Value(tag=picture.tag, image=image)]), step)
         self.writer.flush()
+
+
+def written_tags(log_dir: str | Path) -> set[tuple[str, int]]:
+    """(tag, step) of everything that TensorBoard shows of a folder: what a later start has purged is not among it."""
+    from tensorboard.compat.proto.event_pb2 import SessionLog
+
+    found: set[tuple[str, int]] = set()
+    for path in sorted(Path(log_dir).glob("*tfevents*")):
+        for event in _events(path):
+            if event.HasField("session_log") and event.session_log.status == SessionLog.START:
+                found = {(tag, step) for tag, step in found if step < event.step}
+            found.update((value.tag, event.step) for value in event.summary.value)
+    return found
+
+
+def _events(path: Path) -> Iterator[Any]:
+    """Every whole event of a file, whose last may have been cut by a kill.
+
+    TensorBoard's own reader checks each picture's checksum in Python, which takes minutes for a long run.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        # A record is its length in 8 bytes, their checksum in 4, the event, and its checksum in 4.
+        while len(head := file.read(12)) == 12:
+            length = int.from_bytes(head[:8], "little")
+            if file.tell() + length + 4 > size:
+                return
+            content = file.read(length)
+            file.seek(4, os.SEEK_CUR)
+            try:
+                yield Event.FromString(content)
+            except DecodeError:
+                return
 
 
 def open_command(log_dir: str | Path) -> str:

@@ -478,13 +478,16 @@ def log_folder(args: TrainingArguments) -> Path:
 def summary_writer(args: TrainingArguments, resumed_step: int | None) -> Any | None:
     """The run's one TensorBoard writer, on the first process; None where it is not wanted.
 
-    After a resume, what was logged beyond the checkpoint is purged from view.
+    After a resume, what was logged beyond the checkpoint is purged from view; of a run that begins anew, all that a
+    start before its first checkpoint has logged.
     """
     if "tensorboard" not in (args.report_to or []) or args.process_index != 0:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
     purge = None if resumed_step is None else resumed_step + 1
+    if purge is None and any(log_folder(args).glob("*tfevents*")):
+        purge = 0
     return SummaryWriter(str(log_folder(args)), purge_step=purge)
 
 

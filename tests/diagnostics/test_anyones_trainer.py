@@ -154,6 +154,85 @@ def test_the_page_s_trainer_of_trl_is_monitored(place, trl):
     check_left(place / "out-trl")
 
 
+def rows(**columns):
+    from datasets import Dataset
+
+    picture = Image.open("images/pearl.jpg")
+    return Dataset.from_list([{"images": [picture], **columns} for _ in range(4)])
+
+
+def said(role, text):
+    return [{"role": role, "content": text}]
+
+
+def settings(trl_config, folder, **more):
+    return trl_config(
+        str(folder), max_steps=STEPS, save_steps=2, logging_steps=1, use_cpu=True, bf16=False, report_to="none",
+        disable_tqdm=True, learning_rate=1e-2, **more,
+    )  # fmt: skip
+
+
+def check_trained(trainer, folder):
+    """The trainer ran to its end with the monitor, and what trains without it is the same."""
+    assert trainer.state.global_step == STEPS
+    check_left(folder)
+
+
+def adapters():
+    from peft import LoraConfig
+
+    return LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights="gaussian")
+
+
+def load(name):
+    from transformers import AutoModelForImageTextToText
+
+    from finetune.checkpoint import load_processor
+
+    return AutoModelForImageTextToText.from_pretrained(name), load_processor(name)
+
+
+def monitored(processor, folder):
+    return AttentionMonitor(processor=processor, probes="probes.json", output_dir=folder)
+
+
+@pytest.mark.parametrize("with_adapters", [False, True])
+def test_trl_s_dpo_is_monitored(place, trl, with_adapters):
+    model, processor = load("tiny")
+    config = settings(trl.DPOConfig, "out", max_length=None, per_device_train_batch_size=1)
+    data = rows(
+        prompt=said("user", "what?"), chosen=said("assistant", "pearl"), rejected=said("assistant", "canton")
+    )
+    watcher = monitored(processor, "out")
+    trainer = trl.DPOTrainer(
+        model, args=config, train_dataset=data, processing_class=processor, callbacks=[watcher],
+        peft_config=adapters() if with_adapters else None,
+    )  # fmt: skip
+    trainer.train()
+    check_trained(trainer, place / "out")
+    assert watcher.missing == []
+
+
+@pytest.mark.parametrize("with_adapters", [False, True])
+def test_trl_s_grpo_is_monitored(place, trl, with_adapters):
+    model, processor = load("tiny")
+    config = settings(
+        trl.GRPOConfig, "out", per_device_train_batch_size=2, num_generations=2, max_completion_length=4, beta=0.04,
+    )  # fmt: skip
+
+    def by_length(completions, **_):
+        return [float(len(one[0]["content"])) for one in completions]
+
+    watcher = monitored(processor, "out")
+    trainer = trl.GRPOTrainer(
+        model, reward_funcs=by_length, args=config, train_dataset=rows(prompt=said("user", "what?")),
+        processing_class=processor, callbacks=[watcher], peft_config=adapters() if with_adapters else None,
+    )  # fmt: skip
+    trainer.train()
+    check_trained(trainer, place / "out")
+    assert watcher.missing == []
+
+
 # --- processors ------------------------------------------------------------------------------------------
 def test_a_processor_of_transformers_is_read_as_ours_and_as_itself(processor, tmp_path):
     ours = TINY.processor(tmp_path)
