@@ -88,8 +88,8 @@ class AttentionExtractor:
     asked.
 
     Raises ValueError where a layer does not exist, another extractor is attached, or a kernel cannot be
-    observed; while the model runs, where a token has no row in a pass, and under assisted decoding and
-    ``prefill_chunk_size``, which leave no pass that has the prompt's rows.
+    observed; while the model runs, where a token has no row in a pass, and where ``generate`` leaves no pass that
+    has the prompt's rows and no other: assisted decoding, ``prefill_chunk_size``, ``guidance_scale``.
     """
 
     def __init__(
@@ -198,12 +198,12 @@ class AttentionExtractor:
 
         ``blocked`` has, by the names of ``attention_weights`` (captured or not), Bool[batch or images,
         queries or 1, keys]: True where a query may not see a key (overviews, images of their own, see all where
-        it has no entry for them). Queries count in the whole sequence, also
-        under a cache; keys beyond the mask's are left alone. The mask is handed to the real kernel, so the
-        same path is used as without; only flash kernels, which take no mask, are replaced by SDPA in the
-        modules named.
+        it has no entry for them). Queries and keys count in the whole sequence, whatever cache holds it; those
+        beyond the mask's are left alone. The mask is handed to the real kernel, so the same path is used as
+        without; only flash kernels, which take no mask, are replaced by SDPA in the modules named.
 
-        Raises ValueError for an unknown name.
+        Raises ValueError for an unknown name; while the model runs, for a mask of another number of sequences or
+        images than one and theirs.
         """
         for name in blocked:
             if name not in self._names:
@@ -802,6 +802,11 @@ def _mask_without(call: Call, blocked: Bool[Tensor, "batch query key"], *, start
     """
     batch, _, queries, _ = call.query.shape
     keys, device = call.key.shape[2], call.query.device
+    if blocked.shape[0] not in (1, batch):
+        raise ValueError(
+            f"knock-out: found a mask of {blocked.shape[0]}, the attention is of {batch} sequences or images; expected "
+            "one for all, or one for each (beams and several answers count as sequences)"
+        )
     part = blocked[:, :, call.first_key : call.first_key + keys].to(device)
     part = part if part.shape[1] == 1 else part[:, start : start + queries]
     out = torch.zeros(blocked.shape[0], 1, queries, keys, dtype=torch.bool, device=device)

@@ -15,6 +15,7 @@ from weakref import ref
 
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin
+from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor as Guidance
 
 MEDIA = ("pixel_values", "mm_encoder_outputs")  # what their names begin with: pixel_values_videos, …
 EMBEDDED = ("mm_encoder_outputs", "inputs_embeds")
@@ -23,6 +24,7 @@ _GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
 _PROMPT = GenerationMixin._prefill.__code__
 _BEAMS = GenerationMixin._beam_search.__code__
 _ASSISTED = GenerationMixin._assisted_decoding.__code__
+_GUIDED = Guidance.get_unconditional_logits.__code__
 
 
 class Forwards:
@@ -53,10 +55,18 @@ class Forwards:
         self._keys: ref[Tensor] | None = None
 
     def begin(self, model: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-        """``arguments`` and ``options`` as the model's forward is given them."""
+        """``arguments`` and ``options`` as the model's forward is given them.
+
+        Raises ValueError for a cache that does not say how many tokens it holds.
+        """
         given = by_name(model, arguments, options) if arguments else options
         batch, self._tokens = _shape(given)
         self._cache = given.get("past_key_values")
+        if not isinstance(self._cache, Cache | None):
+            raise ValueError(
+                f"past_key_values: found {type(self._cache).__name__}, expected a Cache of transformers: places of "
+                "tokens would be guessed"
+            )
         self.start = 0 if self._cache is None else int(self._cache.get_seq_length())
         self.keeps_keys = self._cache is None or (
             isinstance(self._cache, DynamicCache) and not self._cache.offloading
@@ -177,6 +187,8 @@ def stage_of_generate() -> Stage:
             "assisted decoding (assistant_model, prompt_lookup_num_tokens) reads drafts together with the prompt and "
             "takes some back"
         )
+    elif _GUIDED in codes:
+        refusal = "guidance_scale reads a second prompt between the steps of the first"
     elif chunks > 1:
         refusal = f"generate reads the prompt in {chunks} forwards (prefill_chunk_size)"
     return Stage(_GENERATE in codes, _PROMPT in codes, _BEAMS in codes, refusal)

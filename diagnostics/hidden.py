@@ -29,8 +29,8 @@ class HiddenStates:
 
     Memory: sequences × tokens × width numbers a layer, in the model's precision and on its device.
 
-    Raises ValueError where a layer does not exist; while the model runs, under assisted decoding and
-    ``prefill_chunk_size``, which leave no pass that has the whole prompt.
+    Raises ValueError where a layer does not exist; while the model runs, where ``generate`` leaves no pass over the
+    whole prompt and no other: assisted decoding, ``prefill_chunk_size``, ``guidance_scale``.
     """
 
     def __init__(

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, MistralConfig, MistralForCausalLM, QuantizedCache, StaticCache
+from transformers import (
+    Cache,
+    CompileConfig,
+    DynamicCache,
+    MistralConfig,
+    MistralForCausalLM,
+    QuantizedCache,
+    StaticCache,
+)
 
 from diagnostics.capture import AttentionExtractor, Call, KernelTap, head_means, self_check
 from diagnostics.gradients import gradient_rows
@@ -25,6 +33,7 @@ from tests.families.test_contract import picture
 from tests.families.tiny_families import ALL
 from tests.families.tiny_llava import LLAVAS
 from tests.families.tiny_siglip import SIGLIPS
+from tests.flash_standin import standing_in, using
 
 WINDOW, NEW, ROOM = 4, 5, 12  # tokens that a layer sees; that are generated; that a static cache has to spare
 GREEDY = {"do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
@@ -199,6 +208,46 @@ def test_prompts_of_unequal_length_padded_on_the_left(model, kind):
     places = (whole.cumsum(1) - 1).clamp(min=0)
     expected = eager_rows(model, {"input_ids": ids, "attention_mask": whole, "position_ids": places})
     assert_rows_are(seen, expected, [6], 7)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [None, "static"])
+@pytest.mark.parametrize("name", ["windowed", "qwen-vl"])
+def test_an_answer_of_flash_attention_under_each_cache(subjects, name, kind):
+    subject = subjects[name]
+    model, inputs = subject.model(), subject.inputs(1)
+    prompt = inputs["input_ids"].shape[1]
+    with standing_in(2), using(model, 2), watched(model, subject, query_tokens=[2, -1]) as seen:
+        said = model.generate(**inputs, **GREEDY, max_new_tokens=NEW, cache_implementation=kind)
+    assert_rows_are(seen, eager_rows(model, longer(inputs, said[:, :-1])), [2, prompt - 1], prompt)
+
+
+@torch.no_grad()
+def test_flash_attention_over_places_that_nothing_fills_is_refused():
+    """transformers hands them to the kernel where a static cache comes without a mask."""
+    model = windowed_llama()
+    cache = StaticCache(model.config, max_cache_len=WINDOW)
+    with (
+        standing_in(2),
+        using(model, 2),
+        AttentionExtractor(model, family=FAMILY),
+        pytest.raises(
+            ValueError, match="cache of 4 places, 3 of them filled.*give the forward an attention_mask"
+        ),
+    ):
+        model(input_ids=IDS[:1, :3], past_key_values=cache)
+
+
+@torch.no_grad()
+def test_a_static_cache_s_steps_that_transformers_compiles():
+    model = tiny_llama()
+    compiled = CompileConfig(backend="eager", mode=None)
+    compiled._compile_all_devices = True
+    options = {**GREEDY, "max_new_tokens": 3, "cache_implementation": "static", "compile_config": compiled}
+    for _ in range(2):
+        with AttentionExtractor(model, family=FAMILY, query_tokens=[-1]) as seen:
+            said = model.generate(IDS[:1], **options)
+        assert_rows_are(seen, eager_rows(model, {"input_ids": said[:, :-1]}), [6], 7)
 
 
 @torch.no_grad()
@@ -535,6 +584,10 @@ def test_steps_over_sequences_that_were_put_in_another_order_are_refused(how):
         ({"prompt_lookup_num_tokens": 2}, "assisted decoding"),
         ({"assistant_model": tiny_llama()}, "assisted decoding"),
         ({"prefill_chunk_size": 3}, "reads the prompt in 3 forwards"),
+        (
+            {"guidance_scale": 1.0001, "negative_prompt_ids": IDS[1:, :3]},
+            "guidance_scale reads a second prompt",
+        ),
     ],
 )
 def test_generation_that_leaves_no_pass_with_the_prompt_is_refused_in_words_but_may_be_knocked_out(
@@ -554,6 +607,28 @@ def test_generation_that_leaves_no_pass_with_the_prompt_is_refused_in_words_but_
         plain = model.generate(IDS[:1], **whole)
         assert torch.equal(model.generate(IDS[:1], **whole, **options), plain)
     assert not torch.equal(plain, model.generate(IDS[:1], **whole))
+
+
+@torch.no_grad()
+def test_a_mask_for_each_prompt_is_not_one_for_each_beam():
+    model = tiny_llama()
+    blocked = {"layer_1": torch.zeros(2, 9, 9, dtype=torch.bool)}
+    with (
+        AttentionExtractor(model, [], family=FAMILY) as out,
+        out.knocked_out(blocked),
+        pytest.raises(ValueError, match="found a mask of 2, the attention is of 6 sequences.*beams"),
+    ):
+        model.generate(IDS, **GREEDY, max_new_tokens=2, num_beams=3)
+
+
+@torch.no_grad()
+def test_a_cache_of_another_kind_is_refused_by_its_type():
+    model = tiny_llama()
+    with (
+        AttentionExtractor(model, family=FAMILY),
+        pytest.raises(ValueError, match="past_key_values: found tuple, expected a Cache of transformers"),
+    ):
+        model(input_ids=IDS, past_key_values=((torch.zeros(1),),))
 
 
 @torch.no_grad()
