@@ -145,20 +145,22 @@ class Page:
     def _answer(self, key: str, room: Room, language: Language) -> Iterator[Step]:
         """Raises ValueError for a question that the engine refuses, once it is back in the input."""
         room.stop.clear()
-        yield Step(
-            self._messages(room, "…"), gr.update(value=None), status=self._say(key, "chat", None, language)
-        )
         text, look, done = "", None, False
         try:
+            yield Step(
+                self._messages(room, "…"),
+                gr.update(value=None),
+                status=self._say(key, "chat", None, language),
+            )
             for partial in self.engine.reply(tuple(room.turns), stop=room.stop):
                 text, look, done = partial.text, partial.look or look, partial.done
                 words = TEXTS[language]["waiting"].format(n=partial.waiting) if partial.waiting else text
                 yield Step(self._messages(room, words or "…"))
-        except ValueError:
+        except Exception as error:  # whatever it is, the question goes back into the input
             question, uploads = room.take_back_question()
             files = [str(self._sent(upload)) for upload in uploads]
             yield Step(self._messages(room), gr.update(value={"text": question, "files": files}))
-            raise
+            raise _for_visitors(error) from error
         finally:
             if not done and room.turns and room.turns[-1].role == "user":  # the visitor left, or it failed
                 room.take_back_question()
@@ -278,14 +280,17 @@ class Page:
             outcome = Words("compared", {"n": len(looks)})
             if len(looks) < len(chosen):
                 outcome = Words("stopped", {"n": len(looks), "of": len(chosen)})
-        except ValueError as error:
-            outcome = words_of(error)
+        except Exception as error:  # whatever it is, the answers that are done are shown
+            outcome = words_of(_for_visitors(error))
         pane = json.dumps({"room": key, "looks": looks, "language": language}) if looks else gr.skip()
         yield pane, self._say(key, "compare", outcome, language)
 
     def _chosen(self, room: Room, path: str) -> Upload:
         """The picture to compare by: as it was sent, where what is shown is the chat's smaller copy of it."""
-        shown = Path(path).read_bytes()
+        try:
+            shown = Path(path).read_bytes()
+        except OSError as error:  # gone from the server's folder of uploads
+            raise RefusedError("no_image", file=Path(path).name) from error
         sent = (upload for upload in room.pictures if self._file(upload).read_bytes() == shown)
         return next(sent, None) or Upload.read(path)
 
@@ -337,6 +342,14 @@ class _one_at_a_time:  # noqa: N801 - read as a statement
 
     def __exit__(self, *_: object) -> None:
         self.room.busy.release()
+
+
+def _for_visitors(error: Exception) -> ValueError:
+    """The error itself where it is in words; of any other the log has what a visitor must not see."""
+    if isinstance(error, ValueError):
+        return error
+    logger.error("an answer failed", exc_info=error)
+    return RefusedError("not_answered")
 
 
 def _as_html(words: Words | None, language: Language) -> str:

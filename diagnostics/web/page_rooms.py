@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import secrets
 import threading
 from collections import OrderedDict
@@ -16,6 +15,7 @@ from PIL import Image
 from diagnostics.web.look import Look, LookCache
 from diagnostics.web.texts import NO_WORDS, RefusedError, Words
 from finetune.conversation import ImageRef, Turn
+from finetune.images import open_image, size_of
 
 Place: TypeAlias = Literal["chat", "compare"]
 FILE_MAX_BYTES = 10 * 2**20
@@ -39,32 +39,37 @@ class Upload:
         """Raises ValueError, in words for the visitor, for what is no picture or too large. Pixels are counted from
         the header, before anything is decoded."""
         path = Path(path)
-        if path.stat().st_size > FILE_MAX_BYTES:
-            found = path.stat().st_size / 2**20
-            raise RefusedError(
-                "file_large", file=path.name, found=f"{found:.1f}", most=FILE_MAX_BYTES // 2**20
-            )
-        data, most = path.read_bytes(), PIXELS_MAX // 10**6
         try:
-            with Image.open(io.BytesIO(data)) as picture:
-                width, height = picture.size
-                if width * height > PIXELS_MAX:
-                    raise RefusedError("pixels_many", file=path.name, width=width, height=height, most=most)
-                picture.load()
-        except Image.DecompressionBombError as error:  # Pillow's own limit comes before ours
-            raise RefusedError("pixels_too_many", file=path.name, most=most) from error
-        except (OSError, SyntaxError) as error:  # its words name an object in memory
-            raise RefusedError("no_image", file=path.name) from error
+            data = path.read_bytes()
+        except OSError as error:  # gone from the server's folder of uploads
+            raise RefusedError("no_image", file=_short(path.name)) from error
+        if len(data) > FILE_MAX_BYTES:
+            found = f"{len(data) / 2**20:.1f}"
+            raise RefusedError(
+                "file_large", file=_short(path.name), found=found, most=FILE_MAX_BYTES // 2**20
+            )
+        most = PIXELS_MAX // 10**6
+        try:
+            width, height = size_of(data)
+            if width * height <= PIXELS_MAX:
+                open_image(data)
+        except ValueError as error:  # its words name an object in memory
+            key = "pixels_too_many" if "expected at most" in str(error) else "no_image"
+            raise RefusedError(key, file=_short(path.name), most=most) from error
+        if width * height > PIXELS_MAX:
+            raise RefusedError("pixels_many", file=_short(path.name), width=width, height=height, most=most)
         return cls(path.name, data)
 
     def open(self) -> Image.Image:
         """The picture, upright."""
-        from finetune.images import open_image
-
         return open_image(self.reference())
 
     def reference(self) -> ImageRef:
         return ImageRef(self.name, Path(self.name), data=self.data)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 60 else f"{name[:40]}…{name[-15:]}"
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "question, send fewer pictures, or clear it and start again.",
         "no_memory": "The model ran out of memory on this conversation; send fewer or smaller pictures, start a new "
         "one, or run with --low-memory.",
+        "in_english": "{words}",
+        "not_answered": "This could not be answered; the server's log says why.",
         "not_drawn": "This could not be drawn; the server's log says why.",
         "made_room": "This answer's attention had to make room for newer ones ({limit} MB are kept); ask again.",
         "nothing_yet": "Ask something in Chat. What the answer looked at appears here by itself.",
@@ -163,6 +165,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "prompt_long": "这个问题连同图片有 {found} 个词元,模型最多读取 {most} 个;请缩短问题,或减少图片。",
         "conversation_long": "这段对话有 {found} 个词元,模型最多读取 {most} 个;请缩短问题、减少图片,或清空后重新开始。",
         "no_memory": "模型在这段对话上内存不足;请减少或缩小图片,重新开始,或以 --low-memory 启动。",
+        "in_english": "无法完成。原因(英文):{words}",
+        "not_answered": "无法回答;原因见服务器日志。",
         "not_drawn": "无法绘制;原因见服务器日志。",
         "made_room": "这次回答的注意力已为更新的回答让出空间(共保留 {limit} MB);请重新提问。",
         "nothing_yet": "请先在“对话”中提问。回答结束后,模型看了哪里会自动显示在这里。",
@@ -282,6 +286,7 @@ class Words(NamedTuple):
 
 
 NO_WORDS = Words.of("")
+ERROR_MAX = 600  # characters of another module's error
 
 
 class RefusedError(ValueError):
@@ -293,5 +298,9 @@ class RefusedError(ValueError):
 
 
 def words_of(error: ValueError) -> Words:
-    """What a visitor is told of an error; those of other modules are in English alone."""
-    return error.words if isinstance(error, RefusedError) else Words.of(str(error))
+    """What a visitor is told of an error; those of other modules are in English, and introduced in Chinese."""
+    return (
+        error.words
+        if isinstance(error, RefusedError)
+        else Words("in_english", {"words": str(error)[:ERROR_MAX]})
+    )

@@ -762,3 +762,108 @@ def test_the_chat_alone(tmp_path):
     kinds = [one["type"] for one in components]
     assert "chatbot" in kinds and kinds.count("tabitem") == 1
     assert not [one for one in components if str(one["props"].get("elem_id")).endswith("-pane")]
+
+
+# --- pictures and failures as people have them ------------------------------------------------------------------------
+
+
+def saved(name: str, change=lambda data: data, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise(SIZE, 60).convert("RGBA" if name == "DDS" else "RGB").save(
+        buffer, format=name, **options
+    )
+    return change(bytearray(buffer.getvalue()))
+
+
+BROKEN = {
+    "an empty file": b"",
+    "a text": b"<html>not found</html>",
+    "a PNG cut off": saved("PNG")[:900],
+    "a JPEG cut off": saved("JPEG", quality=95)[:700],
+    "a DDS of a format nobody knows": saved(
+        "DDS", lambda data: data[:80] + b"\x04\0\0\0DX10" + data[88:128] + b"\x93" * 20 + data[128:]
+    ),
+    "a TIFF that points beyond its end": saved("TIFF", lambda data: data[:4] + b"\xff\xff\x00\x00" + data[8:]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_strange_picture_is_one_message_in_both_languages_and_the_input_stays(page, tmp_path, kind):
+    (tmp_path / "cat.png").write_bytes(BROKEN[kind])
+    key = page.rooms.open()
+    for language, words in (("en", "cat.png: not readable as a picture"), ("zh", "cat.png:无法作为图片读取")):
+        steps = list(page.send(key, {"text": "what?", "files": [str(tmp_path / "cat.png")]}, language))
+        assert len(steps) == 1 and refused(steps).startswith(words)  # the input keeps its text and picture
+    assert page.rooms.get(key).turns == []
+    *_, (pane, status) = page.compare(key, "zh", ["own"], "what?", str(tmp_path / "cat.png"))
+    assert pane == gr.skip() and status.startswith("cat.png:无法作为图片读取")
+
+
+def test_a_picture_that_the_server_has_cleared_away_is_said(page, tmp_path):
+    key = page.rooms.open()
+    assert refused(ask(page, key, "what?", tmp_path / "gone.png")).startswith("gone.png: not readable")
+    *_, (_, status) = page.compare(key, "en", ["own"], "what?", str(tmp_path / "gone.png"))
+    assert status.startswith("gone.png: not readable")
+
+
+@pytest.mark.parametrize("mode", ["I;16", "CMYK", "LA", "P", "1", "F"])
+def test_a_picture_of_any_mode_is_shown_and_asked_about(page, tmp_path, mode):
+    grey = Image.new("L", SIZE, 128)
+    values = np.asarray(grey).astype(np.uint16) * 257
+    made = Image.fromarray(values) if mode == "I;16" else grey.convert(mode)
+    path = tmp_path / f"cat.{'tiff' if mode in ('F', 'CMYK') else 'png'}"
+    made.save(path)
+    key = page.rooms.open()
+    ask(page, key, "what?", path)
+    shown = np.asarray(Image.open(page._picture(page.rooms.get(key))))
+    assert shown.shape == (SIZE[1], SIZE[0], 3) and (mode in ("1", "F") or 118 < shown.mean() < 138)
+
+
+def test_a_failure_of_the_model_is_one_message_and_the_question_is_in_the_input_again(
+    page, picture, caplog, monkeypatch
+):
+    def broken(*_, **__):
+        raise RuntimeError("/secret/path: mat1 and mat2 shapes cannot be multiplied")
+        yield
+
+    key = page.rooms.open()
+    ask(page, key, "first?", picture)
+    monkeypatch.setattr(page.engine, "reply", broken)
+    steps = list(page.send(key, {"text": "second?", "files": [str(picture)]}, "zh"))
+    assert steps[-1].status == "无法回答;原因见服务器日志。" and "/secret/path" in caplog.text
+    assert steps[-2].message["value"]["text"] == "second?" and len(steps[-2].message["value"]["files"]) == 1
+    assert len(page.rooms.get(key).turns) == 2 and not page.rooms.get(key).busy.locked()
+    *_, (pane, status) = page.compare(key, "en", ["own"], "what?", str(picture))
+    assert pane == gr.skip() and status.startswith("This could not be answered")
+
+
+def test_an_error_of_another_module_is_introduced_in_chinese_and_is_not_endless(page, picture, monkeypatch):
+    def refuses(*_, **__):
+        raise ValueError("found 1 × 300 pixels " + "x" * 5000)
+        yield
+
+    monkeypatch.setattr(page.engine, "reply", refuses)
+    key = page.rooms.open()
+    told = list(page.send(key, {"text": "what?", "files": [str(picture)]}, "zh"))[-1].status
+    assert told.startswith("无法完成。原因(英文):found 1 × 300 pixels") and len(told) < 700
+    assert page.status(key, "chat", "en").startswith("found 1 × 300 pixels")
+
+
+def test_a_probe_that_cannot_be_written_leaves_nothing_and_says_so(tmp_path, picture, monkeypatch):
+    file = ProbeFile(tmp_path / "probes.json")
+    asked = Asked("what?", "a cat", (Upload.read(picture),))
+    monkeypatch.setattr(
+        "diagnostics.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
+    with pytest.raises(ValueError, match="probes.json could not be written"):
+        file.add(a_look(), asked, written(id="cat-1"))
+    monkeypatch.undo()
+    assert not list(tmp_path.glob("images/*")) and not list(tmp_path.rglob("*.tmp"))
+    file.add(a_look(), asked, written(id="cat-1"))
+    for name, words in (
+        ("塔" * 84, "225 bytes"),
+        ("CAT-1", "is in probes.json already"),
+        ("a/b", "expected a name"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            file.add(a_look(), asked, written(id=name))
