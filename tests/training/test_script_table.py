@@ -1,11 +1,9 @@
 """Each training script with each family, against the table in docs/scripts.md."""
 
 import json
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
