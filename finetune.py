@@ -168,7 +168,13 @@ def train(ready: Ready) -> str:
     built.accelerator.wait_for_everyone()
     if is_main():
         run_folder.write_run(folder, ready.marks, finished=True)
-        say(f"the trained {'adapter' if args.lora else 'model'} and its processor are in {folder}")
+        what = "adapter" if args.lora else "model"
+        said = (
+            f"the trained {what}"
+            if built.state.global_step
+            else f"nothing was trained: the {what} as it began"
+        )
+        say(f"{said} and its processor are in {folder}")
     return "; ".join(what_is_missing(ready, watcher) for watcher in watchers if watcher.missing)
 
 

@@ -48,7 +48,7 @@ class GradientCheck(TrainerCallback):
         self.family = family
         self.names: list[str] = []
         self.levels = self.partners = torch.zeros(0)
-        self.pictures = self.samples = False
+        self.pictures = self.samples = self.stepped = False
         self.handles: dict[str, Any] = {}
         self.shards: dict[int, nn.Parameter] = {}
 
@@ -68,7 +68,7 @@ class GradientCheck(TrainerCallback):
         assert model is not None
         self._forget(self.names)
         trained = {name: p for name, p in bare_model(model).named_parameters() if p.requires_grad}
-        self.names, self.pictures, self.samples = [*trained], False, False
+        self.names, self.pictures, self.samples, self.stepped = [*trained], False, False, False
         self.levels = torch.full((len(trained),), ABSENT, device=args.device)
         self.partners = torch.ones_like(self.levels)
         for index, (name, parameter) in enumerate(trained.items()):
@@ -89,6 +89,7 @@ class GradientCheck(TrainerCallback):
                 self._seen(index, _local(parameter.grad))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.stepped = True
         if not self.watching:
             return
         found, pictures, samples = self._of_all_processes()
@@ -102,7 +103,7 @@ class GradientCheck(TrainerCallback):
             raise TrainingError(_message(faults, self.family))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.watching:
+        if self.watching and self.stepped:
             logger.warning(
                 f"{len(self.handles)} tensors of vision and connector were to train, and no step had a picture: "
                 "they are what they were"

@@ -354,6 +354,16 @@ def step_text(schedule: Schedule, args: TrainingArguments, samples: int) -> str:
         f"{_steps(an_epoch)} an epoch of {samples:,} samples{packed}, {steps:,} in all "
         f"({steps / an_epoch:.3g} epochs); {shape.rows * shape.accumulation * shape.processes:,} {rows} a step "
         f"({shape.rows} a device × {shape.accumulation} accumulated × {processes})"
+        + _warmup_note(args, steps)
+    )
+
+
+def _warmup_note(args: TrainingArguments, steps: int) -> str:
+    if args.warmup_steps < max(steps, 1):
+        return ""
+    return (
+        f"\n--warmup_steps {args.warmup_steps:g} are no fewer than the run has: the learning rate never reaches "
+        f"{args.learning_rate:g}"
     )
 
 

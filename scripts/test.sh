@@ -16,4 +16,5 @@ step ruff format --check .
 step ruff check .
 step mypy
 step python -c 'import finetune, finetune.trainer, finetune.checkpoint, diagnostics, diagnostics.compare'
-step python -m pytest -n 2 "$@"
+# The last lines name what failed and what was skipped, with the package that is missing.
+step python -m pytest -n 2 -rfEs "$@"

@@ -213,6 +213,24 @@ def test_shell_files_are_read_by_bash():
         subprocess.run(["bash", "-n", str(path)], check=True)
 
 
+def test_the_checks_end_with_what_was_skipped_and_why(project: Path):
+    call(project, "set_up dev")
+    for tool in ("ruff", "mypy"):
+        shutil.copy(project / ".venv" / "bin" / "python", project / ".venv" / "bin" / tool)
+    for module in ("finetune/__init__", "finetune/trainer", "finetune/checkpoint", "diagnostics/compare"):
+        path = project / f"{module}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    done = call(project, "exec bash scripts/test.sh tests/test_x.py")
+    assert done.returncode == 0, done.stderr
+    assert "python -m pytest -n 2 -rfEs tests/test_x.py\n" in done.stdout.replace("== ", "")
+
+
+def test_a_file_of_flags_names_model_and_data(project: Path):
+    words, _ = run(project, "finetune_lora_ds.sh", "--config", "run.yaml")
+    assert "--use_lora" in words and words[words.index("--given") :] == ["--given", "--config", "run.yaml"]
+
+
 # What stands in for torchrun: it takes a while, ends as told, and says which signal it got.
 PATIENT = """#!/usr/bin/env bash
 trap 'echo got TERM >>"$LOG"; sleep 0.3; exit 1' TERM

@@ -91,7 +91,9 @@ def test_a_map_that_is_not_causal_is_shown_whole() -> None:
     assert figure.axes[1].get_ylabel() == "share of attention"
 
 
-@pytest.mark.skipif(chinese_font() is None, reason="needs a font with Chinese glyphs")
+@pytest.mark.skipif(
+    chinese_font() is None, reason="needs a font with Chinese glyphs (Debian: apt-get install fonts-noto-cjk)"
+)
 def test_chinese_tokens_get_a_font_that_has_them() -> None:
     axes = AttentionVisualizer().visualize_text_attention(rows(), TOKENS, 1).axes[0]
     assert axes.get_xticklabels()[0].get_fontproperties().get_file() == str(chinese_font())
@@ -413,7 +415,7 @@ def test_at_any_size_no_text_lies_on_another_or_is_cut_off(
     figsize: tuple[float, float], tokens: list[str]
 ) -> None:
     if chinese_font() is None and tokens[0] not in EN:
-        pytest.skip("needs a font with Chinese glyphs")
+        pytest.skip("needs a font with Chinese glyphs (Debian: apt-get install fonts-noto-cjk)")
     for figure in figures(figsize, tokens):
         page = figure.bbox.padded(2)
         shown = written(figure)

@@ -309,3 +309,30 @@ def test_two_processes_under_deepspeed_train_the_same(program: ModuleType, flags
     assert marker["processes"] == 2
     a, b = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "out"))
     assert all(torch.allclose(a[name], b[name], atol=2e-3) for name in a)
+
+
+def test_epochs_of_0_train_nothing_and_say_so(program: ModuleType, flags, tmp_path: Path, capsys):
+    assert program.main(flags("--use_lora", "True", "--max_steps", "-1", "--num_train_epochs", "0")) == 0
+    shown = capsys.readouterr()
+    assert "--num_train_epochs 0: nothing is trained" in shown.out
+    assert (
+        f"nothing was trained: the adapter as it began and its processor are in {tmp_path / 'out'}"
+        in shown.out
+    )
+    assert "no step had a picture" not in shown.out + shown.err
+
+
+def test_a_warm_up_longer_than_the_run_is_said(program: ModuleType, flags, capsys):
+    assert program.main(flags("--use_lora", "True", "--warmup_steps", "100", "--dry_run", "True")) == 0
+    assert (
+        "--warmup_steps 100 are no fewer than the run has: the learning rate never" in capsys.readouterr().out
+    )
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_any_name(program: ModuleType, flags, tmp_path: Path, capsys):
+    assert program.main(flags("--use_lora", "True", "--max_steps", "2")) == 0
+    best = (tmp_path / "out" / "checkpoint-2").rename(tmp_path / "best so far")
+    more = ("--resume_from_checkpoint", str(best), "--output_dir", str(tmp_path / "on"))
+    assert program.main(flags("--use_lora", "True", *more)) == 0
+    assert f"going on from {best}" in capsys.readouterr().out
+    assert sorted(scalars(tmp_path / "on" / "runs")["train/loss"]) == [3, 4]

@@ -31,7 +31,9 @@ def test_a_file_that_is_no_font_covers_nothing(tmp_path: Path):
     assert not covers(tmp_path / "broken.ttf", "a")
 
 
-@pytest.mark.skipif(chinese_font() is None, reason="needs a font with Chinese glyphs")
+@pytest.mark.skipif(
+    chinese_font() is None, reason="needs a font with Chinese glyphs (Debian: apt-get install fonts-noto-cjk)"
+)
 def test_chinese_is_written_with_a_font_that_has_it():
     assert covers(text_font("这座塔是什么?"), "这座塔是什么?") and not covers(latin_font(), "塔")
 
@@ -54,7 +56,9 @@ def test_lines_break_at_spaces_and_chinese_anywhere():
     assert pen.lines("m" * 40, 20, width, most=9)[0] != ""  # a word longer than a line is broken
 
 
-@pytest.mark.skipif(chinese_font() is None, reason="needs a font with Chinese glyphs")
+@pytest.mark.skipif(
+    chinese_font() is None, reason="needs a font with Chinese glyphs (Debian: apt-get install fonts-noto-cjk)"
+)
 def test_chinese_fills_its_lines():
     pen = Pen(text_font("塔"))
     assert pen.lines("这座塔是什么呢", 20, pen.width("这座塔", 20) + 1, most=9) == ["这座塔", "是什么", "呢"]

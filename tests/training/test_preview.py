@@ -181,6 +181,7 @@ def arguments(**changes: Any) -> Any:
     settings = {
         "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "world_size": 1, "max_steps": -1,
         "num_train_epochs": 3.0, "deepspeed": None, "optim": "adamw_torch", "activation_checkpointing": False,
+        "warmup_steps": 0, "learning_rate": 1e-4,
     }  # fmt: skip
     return SimpleNamespace(**{**settings, **changes})
 

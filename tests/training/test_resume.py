@@ -58,6 +58,8 @@ def run(program: ModuleType, flags: list[str], number: int, step: int = KILLED) 
     """The program in a process of its own, with a signal in the middle of ``step``."""
 
     def work() -> int:
+        # Ignored where the tests run in the background of a script or under nohup.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         training_step = trainer.FinetuneTrainer.training_step
 
         def then_signalled(self: trainer.FinetuneTrainer, *args, **kwargs):

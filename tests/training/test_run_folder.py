@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -292,3 +293,50 @@ def test_without_a_base_the_working_directory_is_not_taken_for_data(
     assert run_folder.fingerprint(parse(flags)[0], 1) == before
     (tmp_path / "towers.json").write_text("[1]")
     assert run_folder.fingerprint(parse(flags)[0], 1) != before
+
+
+def test_a_run_that_is_asked_to_go_on_says_which_flags_are_others(unfinished: Path):
+    for resume in ("True", str(unfinished / "checkpoint-100")):
+        lines = start(unfinished, MARKS | {"seed": 1}, resume=resume).lines
+        assert "going on with other flags than it began with:" in lines and "  seed: 42 there, 1 now" in lines
+
+
+@pytest.mark.parametrize("word", ["True", "true", "TRUE", "yes"])
+def test_true_is_no_folder(unfinished: Path, word: str):
+    assert start(unfinished, resume=word).checkpoint == unfinished / "checkpoint-100"
+
+
+@pytest.mark.parametrize("word", ["False", "FALSE", "no", "none", ""])
+def test_nor_is_false(unfinished: Path, word: str):
+    with pytest.raises(ValueError, match="holds another run"):
+        start(unfinished, MARKS | {"seed": 1}, resume=word)
+
+
+def test_a_runs_folder_in_the_place_of_a_checkpoint(unfinished: Path):
+    with pytest.raises(ValueError, match=r"its newest checkpoint is .*checkpoint-100\)"):
+        start(unfinished, resume=str(unfinished))
+    with pytest.raises(
+        ValueError, match=r"gone holds no complete checkpoint of a run: there is no such folder"
+    ):
+        start(unfinished, resume=str(unfinished / "gone"))
+
+
+def test_another_run_in_the_folder_is_not_written_over_by_going_on(unfinished: Path, tmp_path: Path):
+    best = shutil.copytree(unfinished / "checkpoint-50", tmp_path / "best")
+    with pytest.raises(ValueError, match="seed: 42 there, 1 now"):
+        start(unfinished, MARKS | {"seed": 1}, resume=str(best))
+    assert start(tmp_path / "new", resume=str(best)).checkpoint == best
+
+
+def test_a_checkpoint_with_deepspeed_is_none_without(unfinished: Path):
+    with pytest.raises(
+        ValueError, match=r"saved without DeepSpeed, and this run is with it.*leave out --deepspeed"
+    ):
+        start(unfinished, deepspeed=True)
+    for step in (50, 100):
+        (unfinished / f"checkpoint-{step}" / "global_step5").mkdir()
+    assert start(unfinished, deepspeed=True).how == "resume"
+    with pytest.raises(
+        ValueError, match=r"saved with DeepSpeed, and this run is without it.*give --deepspeed"
+    ):
+        start(unfinished)
