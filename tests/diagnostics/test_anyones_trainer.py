@@ -19,7 +19,7 @@ from finetune.conversation import Conversation, ImageRef, Turn
 from tests.families.tiny_families import GRIDS
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "any-trainer.md"
-PLAIN, WITH_TRL = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+PLAIN, WITH_TRL, LOOP = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 TINY = GRIDS["qwen2.5-vl"]
 STEPS = 4
 
@@ -107,6 +107,12 @@ def losses(trainer):
 
 
 def check_left(folder):
+    """What a run leaves, and its checkpoint."""
+    check_records(folder)
+    assert (folder / f"checkpoint-{STEPS}").is_dir()
+
+
+def check_records(folder):
     """The baseline, the checkpoint and the end are there, they differ, and they are compared."""
     records = {}
     for step in (0, 2, STEPS):
@@ -119,7 +125,7 @@ def check_left(folder):
         assert records[name, 2].scores.answer_nats != records[name, STEPS].scores.answer_nats
     comparison = json.loads((folder / "comparison" / "comparison.json").read_text())
     assert comparison["groups"]["tower"]["probes"] == 2
-    assert [*(folder / "runs").glob("events*")] and (folder / f"checkpoint-{STEPS}").is_dir()
+    assert [*(folder / "runs").glob("events*")]
 
 
 # --- transformers ----------------------------------------------------------------------------------------
@@ -231,6 +237,22 @@ def test_trl_s_grpo_is_monitored(place, trl, with_adapters):
     trainer.train()
     check_trained(trainer, place / "out")
     assert watcher.missing == []
+
+
+# --- a loop of one's own ---------------------------------------------------------------------------------
+def test_the_page_s_loop_is_monitored(place):
+    from accelerate import Accelerator
+
+    short = PLAIN.split("\n\ntrainer = Trainer")[0]
+    names = run(short)
+    accelerator = Accelerator(cpu=True)
+    optimizer = torch.optim.SGD(names["model"].parameters(), lr=0.1)
+    names["model"], names["optimizer"] = accelerator.prepare(names["model"], optimizer)
+    batch = names["collate"](names["samples"])
+    names |= {"accelerator": accelerator, "loader": [batch] * STEPS}
+    exec(compile(LOOP.replace("% 50", "% 2"), str(PAGE), "exec"), names)
+    check_records(place / "out-loop")
+    assert names["monitor"].missing == []
 
 
 # --- processors ------------------------------------------------------------------------------------------

@@ -197,3 +197,58 @@ def test_an_evolution_is_read_from_a_run(tmp_path: Path) -> None:
         load_evolution(attention)
     with pytest.raises(ValueError, match="found no step-NNNNNN folder with records"):
         load_evolution(tmp_path)
+
+
+def broken_run(folder: Path) -> Path:
+    """Three steps of which one is half written, and one picture that is gone."""
+    attention = run_folder(folder, per_group=3, steps=(0, 10, 20))
+    path = attention / "step-000010" / "retention-0.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    (attention / "step-000010" / "retention-1.safetensors").unlink()
+    (folder / "images" / "retention-2.png").unlink()
+    return attention
+
+
+def test_of_a_run_with_an_incomplete_step_all_that_is_whole_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attention = broken_run(tmp_path)
+    with pytest.raises(SystemExit, match="1"):
+        main(["--attention_dir", str(attention), "--strips", "--steps"])
+    drawn, said = pictures(attention), capsys.readouterr()
+    strips = {name.split("/")[0] for name in drawn if name.endswith("strip.png")}
+    assert strips == {f"sphere-building-{n}" for n in range(3)} | {"retention-0", "retention-1"}
+    assert sum(name.endswith("step-000010.png") for name in drawn) == 3
+    assert sum(name.endswith("step-000020.png") for name in drawn) == 5
+    told = said.out + said.err
+    assert told.count("without step 10, where 2 records are not whole (retention-0: broken") == 1
+    assert "probe 'retention-2': images: found " in told and "no such file" in told
+
+
+def test_tensorboard_s_pictures_of_an_incomplete_step_are_those_that_there_are(tmp_path: Path) -> None:
+    attention = broken_run(tmp_path)
+    (attention / "step-000000" / "sphere-building-2.safetensors").write_bytes(b"")
+    archive = Archive.open(attention)
+    assert [probe.id for probe in archive.probes] == [
+        "sphere-building-0",
+        "sphere-building-1",
+        "retention-0",
+        "retention-1",
+    ]
+    assert len(archive.problems) == 2 and "sphere-building-2" in archive.problems[1]
+    pairs, problems = archive.whole_pairs(10)
+    assert [pair.probe.id for pair in pairs] == ["sphere-building-0", "sphere-building-1"]
+    assert len(problems) == 1 and problems[0].startswith("step 10: 2 records are not whole (retention-0: ")
+
+
+def test_where_the_probes_are_gone_the_file_that_was_used_serves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attention = run_folder(tmp_path, per_group=1)
+    # Its paths are relative to its folder.
+    (attention / "probes.json").rename(tmp_path / "images" / "mine.json")
+    with pytest.raises(SystemExit, match="2"):
+        main(["--attention_dir", str(attention)])
+    assert "give the one that was used: --probes FILE" in capsys.readouterr().err
+    main(["--attention_dir", str(attention), "--probes", str(tmp_path / "images" / "mine.json")])
+    assert len(pictures(attention)) == 2

@@ -178,6 +178,50 @@ def test_probes_that_the_model_cannot_read_are_told_before_weights(
     assert not (tmp_path / "out").exists()
 
 
+class Undrawn:
+    """No process that draws."""
+
+    def __init__(self, attention_dir) -> None: ...
+    def submit(self, step) -> None: ...
+    def submit_strips(self) -> None: ...
+
+    def poll(self) -> list:
+        return []
+
+    close = poll
+
+
+def test_a_run_whose_comparison_could_not_be_made_is_saved_and_ends_with_a_status(
+    program: ModuleType, flags, tmp_path: Path, capsys, monkeypatch
+):
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("diagnostics.render.Renderer", Undrawn)
+    monkeypatch.setattr("diagnostics.compare.compare", full)
+    out = tmp_path / "out"
+    assert program.main(flags("--use_lora", "True", *probe_file(tmp_path))) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"finetune.py: the weights are saved, but {out} lacks: comparison/: ")
+    assert "No space left on device" in error and "python -m diagnostics.compare --before" in error
+    assert (out / "adapter_model.safetensors").is_file()
+    assert json.loads((out / "run.json").read_text())["finished"] is True
+
+
+def test_going_on_without_the_baseline_is_one_line(
+    program: ModuleType, flags, tmp_path: Path, capsys, monkeypatch
+):
+    monkeypatch.setattr("diagnostics.render.Renderer", Undrawn)
+    assert program.main(flags("--use_lora", "True", "--save_steps", "1")) == 0
+    [*_, checkpoint] = sorted((tmp_path / "out").glob("checkpoint-*"))
+    resumed = ("--resume_from_checkpoint", str(checkpoint), *probe_file(tmp_path))
+    capsys.readouterr()
+    assert program.main(flags("--use_lora", "True", *resumed)) == 1
+    error = capsys.readouterr().err
+    assert "finetune.py: --monitor: " in error and "where the untrained model is gone" in error
+    assert "Traceback" not in error
+
+
 @pytest.mark.parametrize(
     ("value", "question", "note"),
     [
