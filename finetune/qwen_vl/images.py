@@ -21,9 +21,9 @@ from finetune.images import open_image as load_image
 from finetune.qwen_vl.options import check_options, refuse
 from finetune.qwen_vl.rendering import flattened, from_base64
 
-_OPTIONS = (
+OPTIONS = (
     "return_tensors", "do_resize", "do_convert_rgb", "do_rescale", "do_normalize", "image_mean", "image_std",
-    "input_data_format",
+    "rescale_factor", "input_data_format",
 )  # fmt: skip
 _CHANNELS = (1, 3, 4)
 _SECONDS_TO_WAIT = 20
@@ -46,9 +46,15 @@ class QwenVLImageProcessor(BaseImageProcessor):
         patch_size: int = 14,
         image_mean: Sequence[float] = (0.48145466, 0.4578275, 0.40821073),
         image_std: Sequence[float] = (0.26862954, 0.26130258, 0.27577711),
+        do_rescale: bool = True,
+        do_normalize: bool = True,
+        rescale_factor: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.do_rescale = do_rescale
+        self.do_normalize = do_normalize
+        self.rescale_factor = rescale_factor
         self.image_size = image_size
         self.patch_size = patch_size
         self.image_mean = list(image_mean)
@@ -72,8 +78,9 @@ class QwenVLImageProcessor(BaseImageProcessor):
         self,
         source: Any,
         *,
-        do_rescale: bool = True,
-        do_normalize: bool = True,
+        do_rescale: bool | None = None,
+        do_normalize: bool | None = None,
+        rescale_factor: float | None = None,
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
         input_data_format: str | None = None,
@@ -82,9 +89,10 @@ class QwenVLImageProcessor(BaseImageProcessor):
         picture = load_image(picture_of(source, input_data_format))
         resized = picture.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
         values = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()
-        if do_rescale:
-            values = values.div(255)
-        if not do_normalize:
+        factor = self.rescale_factor if rescale_factor is None else rescale_factor
+        if self.do_rescale if do_rescale is None else do_rescale:
+            values = values.div(255) if factor is None else values * factor
+        if not (self.do_normalize if do_normalize is None else do_normalize):
             return values
         mean, std = (
             torch.tensor(x).view(3, 1, 1)
@@ -100,9 +108,7 @@ class QwenVLImageProcessor(BaseImageProcessor):
 
         Raises ValueError naming a picture that can't be read, TypeError for an unknown option.
         """
-        check_options(
-            "QwenVLImageProcessor", {k: v for k, v in options.items() if k not in _OPTIONS}, _OPTIONS
-        )
+        check_options("QwenVLImageProcessor", {k: v for k, v in options.items() if k not in OPTIONS}, OPTIONS)
         kept = {name: options.pop(name, None) is False for name in ("do_resize", "do_convert_rgb")}
         refuse(
             "QwenVLImageProcessor",

@@ -1,6 +1,6 @@
 """Options of a call: obeyed, or refused by name."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sized
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,9 +17,13 @@ def check_options(caller: str, unknown: Mapping[str, Any], known: Collection[str
 
 def refuse(caller: str, found: Mapping[str, Any], why: str) -> None:
     """Raises ValueError naming options that were given a value and that nothing here can obey."""
-    asked = [name for name, value in found.items() if value]
+    asked = [name for name, value in found.items() if _is_given(value)]
     if asked:
         raise ValueError(f"{caller}: {', '.join(f'{name}={found[name]!r}' for name in asked)}: {why}")
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value is not False and not (isinstance(value, Sized) and len(value) == 0)
 
 
 def check_variables(caller: str, variables: Collection[str], template: str, options: Collection[str]) -> None:

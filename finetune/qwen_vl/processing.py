@@ -15,6 +15,7 @@ from transformers.utils import cached_file
 from finetune.conversation import ImageRef
 from finetune.qwen_vl.batching import Fitting, Row
 from finetune.qwen_vl.configuration import QwenVLConfig
+from finetune.qwen_vl.images import OPTIONS as IMAGE_OPTIONS
 from finetune.qwen_vl.images import ImageSource, QwenVLImageProcessor
 from finetune.qwen_vl.options import check_options, check_variables, refuse
 from finetune.qwen_vl.rendering import IMAGE_MARKUP, flattened, render, unmarked, written
@@ -25,10 +26,12 @@ _HUB_OPTIONS = (
 )  # fmt: skip
 # What the Auto classes pass on, which changes nothing here: there is no remote code and no other backend.
 _AUTO_OPTIONS = ("trust_remote_code", "code_revision", "use_fast", "backend", "_from_auto", "_commit_hash")
-_IMAGE_SETTINGS = ("image_size", "patch_size", "image_mean", "image_std")
+_IMAGE_SETTINGS = (
+    "image_size", "patch_size", "image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize",
+)  # fmt: skip
 _TOKENIZER_SETTINGS = (
     "image_tokens", "errors", "padding_side", "truncation_side", "model_max_length", "eos_token", "pad_token",
-    "bos_token", "unk_token", "chat_template", "clean_up_tokenization_spaces",
+    "bos_token", "unk_token", "cls_token", "sep_token", "mask_token", "chat_template", "clean_up_tokenization_spaces",
 )  # fmt: skip
 _TEXT_OPTIONS = (
     "padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side", "truncation_side",
@@ -39,8 +42,12 @@ _UNMET_TEXT_OPTIONS = (
     "return_token_type_ids", "return_mm_token_type_ids", "return_text_replacement_offsets", "split_special_tokens",
     "is_split_into_words", "text_pair", "text_target", "text_pair_target",
 )  # fmt: skip
+# Of films: general scripts pass them to every processor, and without a film there is nothing they could change.
+_FILM_OPTIONS = ("num_frames", "fps", "do_sample_frames")
 _BATCH_OPTIONS = {"padding", "return_tensors", "text_kwargs"}
-_CALL_OPTIONS = (*_TEXT_OPTIONS, "images", "text_kwargs", "images_kwargs", "common_kwargs")
+_CALL_OPTIONS = (
+    *_TEXT_OPTIONS, *IMAGE_OPTIONS, *_FILM_OPTIONS, "images", "text_kwargs", "images_kwargs", "common_kwargs",
+)  # fmt: skip
 _CHAT_OPTIONS = (
     "chat_template", "tools", "documents", "add_generation_prompt", "continue_final_message",
     "return_assistant_tokens_mask", "tokenize", "return_tensors", "return_dict", "processor_kwargs",
@@ -83,17 +90,13 @@ class QwenVLProcessor(ProcessorMixin):
         check_options("QwenVLProcessor", unknown, ("image_processor", "tokenizer", "chat_template"))
         self.image_processor = image_processor
         self.tokenizer = tokenizer
-        if chat_template is not None:
-            self.chat_template = chat_template
+        self.chat_template = tokenizer.chat_template if chat_template is None else chat_template
 
-    @property
-    def chat_template(self) -> str | dict[str, str]:  # type: ignore[override]
-        """The tokenizer's: one template, whichever of the two renders."""
-        return self.tokenizer.chat_template
-
-    @chat_template.setter
-    def chat_template(self, template: str | dict[str, str]) -> None:
-        self.tokenizer.chat_template = template
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A template is the tokenizer's too: one template, whichever of the two renders or is saved."""
+        super().__setattr__(name, value)
+        if name == "chat_template":
+            self.tokenizer.chat_template = value
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -111,12 +114,15 @@ class QwenVLProcessor(ProcessorMixin):
 
         Raises TypeError for an option that is neither, ValueError where the folder holds no Qwen-VL.
         """
+        parts = {key: kwargs.pop(key, None) for key in cls.get_attributes()}
         known = (*_HUB_OPTIONS, *_AUTO_OPTIONS, *_IMAGE_SETTINGS, *_TOKENIZER_SETTINGS)
         check_options(f"{cls.__name__}.from_pretrained", _without(kwargs, known), known)
         name = os.fspath(pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
         saved = _read_json(name, "preprocessor_config.json", hub)
+        old_template = _read_json(name, "chat_template.json", hub) or {}
         tokenizer_settings = {key: kwargs[key] for key in _TOKENIZER_SETTINGS if key in kwargs}
+        tokenizer_settings = {**old_template, **tokenizer_settings}
         if saved is None:
             config = _read_json(name, "config.json", hub)
             if config is None:
@@ -127,8 +133,10 @@ class QwenVLProcessor(ProcessorMixin):
             saved = {"image_size": visual["image_size"], "patch_size": visual["patch_size"]}
             tokenizer_settings = {"image_tokens": visual["n_queries"], **tokenizer_settings}
         image_settings = {key: kwargs[key] for key in _IMAGE_SETTINGS if key in kwargs}
-        image_processor = QwenVLImageProcessor.from_dict({**saved, **image_settings})
-        tokenizer = QwenVLTokenizer.from_pretrained(name, **hub, **tokenizer_settings)
+        image_processor = parts["image_processor"] or QwenVLImageProcessor.from_dict(
+            {**saved, **image_settings}
+        )
+        tokenizer = parts["tokenizer"] or QwenVLTokenizer.from_pretrained(name, **hub, **tokenizer_settings)
         return cls(image_processor, tokenizer)
 
     def save_pretrained(  # type: ignore[override]
@@ -139,7 +147,8 @@ class QwenVLProcessor(ProcessorMixin):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer._set_processor_class(type(self).__name__)
-        self.tokenizer.save_pretrained(folder)  # the chat template too
+        self.tokenizer.chat_template = self.chat_template  # which is saved with it
+        self.tokenizer.save_pretrained(folder)
         settings = self.image_processor.to_dict() | {"processor_class": type(self).__name__}
         temporary = folder / "preprocessor_config.json.partial"
         temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -388,8 +397,12 @@ def _sorted_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
         group.update(flat.pop(name, None) or {})
     for name in ("videos_kwargs", "audio_kwargs"):
         refuse("QwenVLProcessor", {name: flat.pop(name, None)}, "Qwen-VL reads text and images")
-    text |= flat.pop("common_kwargs", None) or {}
-    text |= flat
+    flat |= flat.pop("common_kwargs", None) or {}
+    for name in [name for name in flat if name in IMAGE_OPTIONS and name not in _TEXT_OPTIONS]:
+        _once(name, image, flat.pop(name), "images_kwargs")
+    for name, value in flat.items():
+        if name not in _FILM_OPTIONS:
+            _once(name, text, value, "text_kwargs")
     refuse(
         "QwenVLProcessor",
         {name: text.pop(name, None) for name in _UNMET_TEXT_OPTIONS},
@@ -397,6 +410,12 @@ def _sorted_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     )
     check_options("QwenVLProcessor", _without(text, _TEXT_OPTIONS), _CALL_OPTIONS)
     return text, {"return_tensors": text.get("return_tensors", "pt"), **image}
+
+
+def _once(name: str, group: dict[str, Any], value: Any, where: str) -> None:
+    if name in group:
+        raise ValueError(f"QwenVLProcessor: found {name} twice, by itself and in {where}; give it once")
+    group[name] = value
 
 
 def _without(options: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

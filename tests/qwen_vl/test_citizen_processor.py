@@ -96,6 +96,9 @@ def test_truncation_never_cuts_an_image(processor, length, side):
         ({"text_kwargs": {"max_len": 3}}, TypeError, "no option 'max_len'; did you mean max_length"),
         ({"images_kwargs": {"do_normalise": False}}, TypeError, "'do_normalise'; did you mean do_normalize"),
         ({"images_kwargs": {"do_resize": False}}, ValueError, "do_resize='False': Qwen-VL reads RGB pictures"),
+        ({"do_rescale": True, "images_kwargs": {"do_rescale": True}}, ValueError, "found do_rescale twice"),
+        ({"padding": True, "text_kwargs": {"padding": True}}, ValueError, "found padding twice"),
+        ({"videos": np.zeros((1, 2, 2, 2, 3))}, ValueError, "Qwen-VL reads text and images"),
         ({"videos": ["a.mp4"]}, ValueError, "videos=.*: Qwen-VL reads text and images"),
         ({"return_offsets_mapping": True}, ValueError, "return_offsets_mapping=True"),
         ({"return_overflowing_tokens": True}, ValueError, "return_overflowing_tokens=True"),
@@ -287,6 +290,9 @@ def test_options_of_pictures(processor):
     assert torch.allclose(raw, plain * 255)
     own = processor.image_processor(PICTURE, image_mean=[0, 0, 0], image_std=[0.5] * 3)["pixel_values"]
     assert torch.allclose(own, plain * 2)
+    for given in ({"do_rescale": False}, {"images_kwargs": {"do_rescale": False}}):
+        found = processor(text="<img></img>", images=PICTURE, do_normalize=False, num_frames=2, **given)
+        assert torch.equal(found["pixel_values"], raw)
     line = np.zeros((3, 7, 3), np.uint8)
     processor.image_processor(line, input_data_format="channels_first")
 
@@ -353,14 +359,14 @@ def test_settings_given_at_loading_hold_and_are_saved(folder, tmp_path, load):
         QwenVLProcessor.from_pretrained(folder, paddingside="left")
 
 
-@pytest.mark.parametrize("set_on", ["processor", "tokenizer", "loading"])
+@pytest.mark.parametrize("set_on", ["processor", "loading"])
 def test_a_template_of_ones_own_is_kept(folder, tmp_path, set_on):
     template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
     loaded = AutoProcessor.from_pretrained(
         folder, **({"chat_template": template} if set_on == "loading" else {})
     )
     if set_on != "loading":
-        (loaded if set_on == "processor" else loaded.tokenizer).chat_template = template
+        loaded.chat_template = template
     loaded.save_pretrained(tmp_path / "own")
     for again in (AutoProcessor.from_pretrained(tmp_path / "own"), copy.deepcopy(loaded)):
         assert (
@@ -369,6 +375,17 @@ def test_a_template_of_ones_own_is_kept(folder, tmp_path, set_on):
             == "[a][b]"
         )
     assert (tmp_path / "own" / "chat_template.jinja").read_text() == template
+
+
+def test_a_template_in_the_file_of_older_versions_is_read(folder):
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "old"}))
+    assert AutoProcessor.from_pretrained(folder).apply_chat_template(CHAT) == "old"
+
+
+def test_a_part_that_is_given_is_taken(folder, processor):
+    given = QwenVLProcessor.from_pretrained(folder, tokenizer=processor.tokenizer)
+    assert given.tokenizer is processor.tokenizer
 
 
 def test_several_templates_are_kept(folder, tmp_path):
