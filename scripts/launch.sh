@@ -24,6 +24,10 @@ launch() {
     local engine="$1"
     shift
     local processes="${GPUS_PER_NODE:-$((GPUS > 0 ? GPUS : 1))}" nodes="${NNODES:-1}"
+    if ! [[ $processes =~ ^[1-9][0-9]{0,3}$ && $nodes =~ ^[1-9][0-9]{0,4}$ ]]; then
+        echo "launch: found GPUS_PER_NODE=$processes NNODES=$nodes, expected whole numbers of at least 1" >&2
+        exit 1
+    fi
     if [ "$engine" = plain ]; then
         processes=1 nodes=1
         # With several GPUs in view, transformers would split each batch over them.

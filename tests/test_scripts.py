@@ -226,6 +226,13 @@ def test_the_checks_end_with_what_was_skipped_and_why(project: Path):
     assert "python -m pytest -n 2 -rfEs tests/test_x.py\n" in done.stdout.replace("== ", "")
 
 
+@pytest.mark.parametrize("variables", [{"GPUS_PER_NODE": "two"}, {"GPUS_PER_NODE": "0"}, {"NNODES": "-1"}])
+def test_a_number_of_processes_that_is_none_is_refused(project: Path, variables: dict[str, str]):
+    call(project, "set_up")
+    done = call(project, "exec bash scripts/finetune_ds.sh --data_path d", **variables)
+    assert done.returncode == 1 and "expected whole numbers of at least 1" in done.stderr
+
+
 def test_a_file_of_flags_names_model_and_data(project: Path):
     words, _ = run(project, "finetune_lora_ds.sh", "--config", "run.yaml")
     assert "--use_lora" in words and words[words.index("--given") :] == ["--given", "--config", "run.yaml"]
