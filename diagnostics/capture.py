@@ -33,7 +33,7 @@ HEAD_MEANS_LIMIT_BYTES = 2 * 2**30
 CHUNK_BYTES = 32 * 2**20  # of one buffer of rows, where all are computed but none is kept
 UNSUPPORTED_TERMS = ("position_bias",)  # rows without it would be wrong
 SINK_LOGITS, SOFT_CAP = "s_aux", "softcap"  # transformers' names, in the options of a call
-LEFT_OUT_BY_SDPA = {SINK_LOGITS: "has sink logits", SOFT_CAP: "caps its attention logits"}
+LEFT_OUT_BY_SDPA = (SINK_LOGITS, SOFT_CAP)
 
 
 class AttentionExtractor:
@@ -686,7 +686,6 @@ def attention_logits(
     if present:
         module = type(call.module).__name__
         raise ValueError(f"{module} adds {', '.join(present)} to its attention; its rows cannot be shown")
-    _check_is_taken(call, SOFT_CAP)
     batch, heads, _, dim = call.query.shape
     kept, rows = positions.shape
     precision = flash.computed_in(call) if call.is_flash else call.query.dtype
@@ -716,23 +715,15 @@ def sink_logits(call: Call) -> Float[Tensor, " heads"] | None:
     sinks = call.options.get(SINK_LOGITS)
     if sinks is None:
         return None
-    _check_is_taken(call, SINK_LOGITS)
-    return sinks.detach().to(call.query.dtype).float()  # as kernels take them
-
-
-def _check_is_taken(call: Call, term: str) -> None:
-    """Raises ValueError where a term of the module's attention is left out by its kernel, so that this is another
-    model than the one that was trained."""
-    if call.options.get(term) is None:
-        return
-    known_as = (SINK_LOGITS, "learnable_sink") if term == SINK_LOGITS else (term,)
+    taken = ("s_aux", "learnable_sink")  # as packages call them
     if call.kernel == "sdpa" or (
-        call.is_flash and not any(flash.supports(call.kernel, name) for name in known_as)
+        call.is_flash and not any(flash.supports(call.kernel, name) for name in taken)
     ):
         raise ValueError(
-            f"{type(call.module).__name__} {LEFT_OUT_BY_SDPA[term]}, which the kernel {call.kernel!r} leaves out; load "
-            "the model with attn_implementation='eager'"
+            f"{type(call.module).__name__} has sink logits, which the kernel {call.kernel!r} leaves out; load the "
+            "model with attn_implementation='eager'"
         )
+    return sinks.detach().to(call.query.dtype).float()  # as kernels take them
 
 
 def attention_rows(

@@ -26,7 +26,7 @@ from transformers import modeling_flash_attention_utils as flash_utils
 PACKAGES = {2: "flash_attn", 3: "flash_attn_interface"}
 
 
-def attend(q, k, v, scale, causal, window, softcap) -> Tensor:
+def attend(q, k, v, scale, causal, window, softcap, sinks=None) -> Tensor:
     """Of tensors [batch, tokens, heads, width]: causal and windows are aligned at the last token."""
     queries, keys, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
@@ -40,7 +40,10 @@ def attend(q, k, v, scale, causal, window, softcap) -> Tensor:
         hidden |= ahead < -left
     if right >= 0:
         hidden |= ahead > right
-    rows = logits.masked_fill(hidden, -torch.inf).softmax(-1).nan_to_num(0.0)
+    logits = logits.masked_fill(hidden, -torch.inf)
+    if sinks is not None:  # one more key of each head, without a value
+        logits = torch.cat([logits, sinks[:, None, None].expand(*logits.shape[:3], 1)], -1)
+    rows = logits.softmax(-1).nan_to_num(0.0)[..., :keys]
     return torch.einsum("bhqk,bkhd->bqhd", rows.to(v.dtype), v)
 
 
