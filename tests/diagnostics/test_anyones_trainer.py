@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from diagnostics.probes import Probe, write_probes
 from diagnostics.records import AttentionRecord
 from finetune.conversation import Conversation, ImageRef, Turn
 from tests.families.tiny_families import GRIDS
+from tests.flash_standin import standing_in, using
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "any-trainer.md"
 PLAIN, WITH_TRL, LOOP = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
@@ -88,7 +90,7 @@ def probes(folder):
     return found
 
 
-def run(code, model="tiny"):
+def run(code, model="tiny", **names):
     """The page's code, on the tiny checkpoint and for few steps."""
     changed = {
         '"Qwen/Qwen2.5-VL-3B-Instruct"': repr(model),
@@ -97,7 +99,6 @@ def run(code, model="tiny"):
     }
     for said, small in changed.items():
         code = code.replace(said, small)
-    names = {}
     exec(compile(code, str(PAGE), "exec"), names)
     return names
 
@@ -143,6 +144,17 @@ def test_a_processor_of_transformers_serves_as_well(place, processor, monkeypatc
     monkeypatch.setattr("finetune.checkpoint.load_processor", lambda name: processor)
     run(PLAIN)
     check_left(place / "out")
+
+
+def test_the_page_s_trainer_is_monitored_under_flash_attention(place):
+    """A stand-in for the package, since there is no GPU."""
+    flash = PLAIN.replace("processor = load", "stack.enter_context(using(model, 2))\nprocessor = load")
+    with standing_in(2), ExitStack() as stack:
+        watched = run(flash, stack=stack, using=using)
+        check_left(place / "out")
+        plain = run(re.sub(r"\n    callbacks=.*# the line", "", flash), stack=stack, using=using)
+        assert watched["model"].config._attn_implementation == "flash_attention_2"
+    assert losses(watched["trainer"]) == losses(plain["trainer"]) and len(losses(plain["trainer"])) == STEPS
 
 
 # --- TRL -------------------------------------------------------------------------------------------------
