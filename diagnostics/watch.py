@@ -351,6 +351,11 @@ def _watching(module: nn.Module) -> tuple[_Forward, ...]:
             f"{type(module).__name__} is watched and runs in two threads at once, which would mix their rows; run one "
             "after the other, or take the AttentionExtractor off while both run"
         )
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise ValueError(
+            f"{type(module).__name__} is watched and being captured in a CUDA graph, whose replays nothing would see; "
+            "capture it without an AttentionExtractor, or run it without a graph"
+        )
     return found
 
 

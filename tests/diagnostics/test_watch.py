@@ -216,6 +216,16 @@ def test_a_compiled_model_is_watched(model, when):
     torch._dynamo.reset()
 
 
+@torch.no_grad()
+def test_a_watched_model_is_not_captured_in_a_cuda_graph(model, monkeypatch):
+    with extractor(model), monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with pytest.raises(ValueError, match="being captured in a CUDA graph"):
+            model(input_ids=IDS)
+    check_watched(model)
+
+
 # --- in company ------------------------------------------------------------------------------------------
 @torch.no_grad()
 def test_two_models_are_watched_at_once_and_a_third_is_not(model):
