@@ -8,8 +8,16 @@ from finetune.demo.prepare import DEFAULT_PARTS, DemoData, prepare
 BASE_MODEL = Path(__file__).parent / "base"
 """The small Qwen-VL that the demo corrects; its README.md says how it was made."""
 
-DATA_DIR = Path(__file__).parents[2] / "data" / "demo"
-"""Where the pictures are drawn: below the project, ignored by git."""
+
+def _data_dir() -> Path:
+    project = Path(__file__).parents[2]
+    if (project / "finetune.py").is_file():
+        return project / "data" / "demo"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attention-finetune" / "demo"
+
+
+DATA_DIR = _data_dir()
+"""Where the pictures are drawn: below the project, ignored by git; of an installed package in the user's cache."""
 
 GLOBAL_BATCH = 32
 """Samples a step, whatever the number of processes, so that one process and several train the same."""

@@ -1,0 +1,1 @@
+"""Training and diagnostics joined: the run with the monitor attached, and the command with the verbs of the job."""
