@@ -77,9 +77,9 @@ def require_free(name: str, port: int) -> None:
 def opened(given: argparse.Namespace) -> tuple[Engine, list[Path]]:
     """The model, and the checkpoints beside it. Raises ValueError or OSError, before weights are read, for what a
     visitor would run into later: a port that is taken, a checkpoint without its base, a probe file with faults."""
-    from diagnostics.probes import read_probes
+    from diagnostics.records.probes import read_probes
+    from diagnostics.web.checkpoints import check_checkpoints, find_checkpoints
     from diagnostics.web.engine import Engine, Mode
-    from diagnostics.web.page_checkpoints import check_checkpoints, find_checkpoints
 
     require_free(given.server_name, given.server_port)
     checkpoints = find_checkpoints(given.checkpoints)

@@ -25,7 +25,9 @@ class Verb(NamedTuple):
 
 VERBS = {
     "train": Verb("fine-tune a model, with the attention monitor if asked", "attention_finetune.train"),
-    "compare": Verb("before / after: two checkpoints on the same probes, with a verdict", "diagnostics.compare"),
+    "compare": Verb(
+        "before / after: two checkpoints on the same probes, with a verdict", "diagnostics.compare"
+    ),
     "inspect": Verb("a model's architecture, from its configuration alone", "diagnostics.inspect"),
     "render": Verb("draw the attention maps of a run anew", "diagnostics.render"),
     "fusion": Verb("are several attention maps better than the best one?", "diagnostics.fusion"),

@@ -30,11 +30,17 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from diagnostics.geometry import region_coverage
-from diagnostics.probes import Probe, read_probes
-from diagnostics.render import load_records
-from diagnostics.statistics import bootstrap_mean, paired_change, relative_change, significant_heads
-from diagnostics.verdicts import CORRECTED, SIGNIFICANT, GroupNumbers, judged_layer, verdict
+from diagnostics.comparison.verdicts import CORRECTED, GroupNumbers, judged_layer, verdict
+from diagnostics.measures.geometry import region_coverage
+from diagnostics.measures.statistics import (
+    SIGNIFICANT,
+    bootstrap_mean,
+    paired_change,
+    relative_change,
+    significant_heads,
+)
+from diagnostics.records.archive import load_records
+from diagnostics.records.probes import Probe, read_probes
 
 ROOT = Path(__file__).parent.parent
 PLANTED_GROUP = "sphere-building"

@@ -19,8 +19,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.capture_cost import SMALL
-from finetune.adaptation import Plan, adapt
 from finetune.families import family_of
+from finetune.model.adaptation import Plan, adapt
 from finetune.qwen_vl import QwenVLConfig, QwenVLForConditionalGeneration
 
 

@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from diagnostics import drift, metrics, sinks
-from diagnostics.geometry import region_coverage
+from diagnostics.measures import attention, drift, sinks
+from diagnostics.measures.geometry import region_coverage
 from finetune.families.base import ImageTokens
 
 
@@ -99,9 +99,9 @@ def measures(shape: Shape) -> dict[str, Callable[[], Any]]:
     before, after = cells.mean(1), generic.mean(1)
     share = rows[..., :count].sum(-1).mean(-1)
     coverage = region_coverage(REGION, image)
-    random = metrics.random_coverages(REGION, image, count=16, name="benchmark")
-    mass = metrics.region_mass(cells, coverage)
-    entropies, logits = metrics.row_entropy(rows, tokens), rng.random((shape.layers, shape.heads))
+    random = attention.random_coverages(REGION, image, count=16, name="benchmark")
+    mass = attention.region_mass(cells, coverage)
+    entropies, logits = attention.row_entropy(rows, tokens), rng.random((shape.layers, shape.heads))
     head_means = np.tril(rng.random((shape.layers, tokens, tokens))).astype(np.float32)
     head_means /= head_means.sum(-1, keepdims=True)
     gradients = rng.normal(size=rows.shape)
@@ -111,23 +111,23 @@ def measures(shape: Shape) -> dict[str, Callable[[], Any]]:
     found = sinks.sink_tokens(hidden, dimensions)
     path = shares(rng, STEPS, count)
     return {
-        "visual_share": lambda: metrics.visual_share(rows, image.positions),
-        "region_mass": lambda: metrics.region_mass(cells, coverage),
-        "enrichment": lambda: metrics.enrichment(cells, coverage),
-        "random_coverages, 16": lambda: metrics.random_coverages(REGION, image, count=16, name="benchmark"),
-        "region_mass of 16 random regions": lambda: metrics.region_mass(cells, random.mean(0)),
-        "enrichment_over_random": lambda: metrics.enrichment_over_random(mass, mass[::-1]),
-        "pointing_game": lambda: metrics.pointing_game(cells, coverage),
-        "iou": lambda: metrics.iou(cells, coverage, shape.grid),
-        "auc": lambda: metrics.auc(cells, coverage),
-        "nss": lambda: metrics.nss(cells, coverage),
-        "relative_attention": lambda: metrics.relative_attention(cells, generic),
-        "entropy": lambda: metrics.entropy(cells),
-        "row_entropy": lambda: metrics.row_entropy(rows, tokens),
-        "collapse": lambda: metrics.collapse(entropies, entropies, logits, logits),
-        "rollout": lambda: metrics.rollout(head_means, tokens - 1),
-        "gradient_weighted": lambda: metrics.gradient_weighted(rows, gradients),
-        "jensen_shannon_nats": lambda: metrics.jensen_shannon_nats(cells, generic),
+        "visual_share": lambda: attention.visual_share(rows, image.positions),
+        "region_mass": lambda: attention.region_mass(cells, coverage),
+        "enrichment": lambda: attention.enrichment(cells, coverage),
+        "random_coverages, 16": lambda: attention.random_coverages(REGION, image, count=16, name="benchmark"),
+        "region_mass of 16 random regions": lambda: attention.region_mass(cells, random.mean(0)),
+        "enrichment_over_random": lambda: attention.enrichment_over_random(mass, mass[::-1]),
+        "pointing_game": lambda: attention.pointing_game(cells, coverage),
+        "iou": lambda: attention.iou(cells, coverage, shape.grid),
+        "auc": lambda: attention.auc(cells, coverage),
+        "nss": lambda: attention.nss(cells, coverage),
+        "relative_attention": lambda: attention.relative_attention(cells, generic),
+        "entropy": lambda: attention.entropy(cells),
+        "row_entropy": lambda: attention.row_entropy(rows, tokens),
+        "collapse": lambda: attention.collapse(entropies, entropies, logits, logits),
+        "rollout": lambda: attention.rollout(head_means, tokens - 1),
+        "gradient_weighted": lambda: attention.gradient_weighted(rows, gradients),
+        "jensen_shannon_nats": lambda: attention.jensen_shannon_nats(cells, generic),
         "total_variation": lambda: drift.total_variation(cells, generic),
         "cosine": lambda: drift.cosine(cells, generic),
         "wasserstein_cells, head means": lambda: drift.wasserstein_cells(before, after, shape.grid),

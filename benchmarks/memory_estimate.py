@@ -29,12 +29,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.capture_cost import SMALL
 from benchmarks.lora_speed import sample
-from finetune import memory, preview
-from finetune.adaptation import Plan, adapt
 from finetune.families import family_of
 from finetune.families.base import Encoded
-from finetune.loss import step_loss, token_nats
+from finetune.model import memory_estimate
+from finetune.model.adaptation import Plan, adapt
 from finetune.qwen_vl import QwenVLConfig, QwenVLForConditionalGeneration
+from finetune.training import preview
+from finetune.training.loss import step_loss, token_nats
 
 PLANS = {"lora": Plan(rank=64), "full": Plan(language="full")}
 
@@ -121,11 +122,13 @@ def measured(args: argparse.Namespace, plan_name: str, kept: str) -> dict[str, A
     with peak_bytes(args.device, model) as found:
         train(model, config, args, dtype)
     [peak] = found
-    estimated = memory.estimate(step)
+    estimated = memory_estimate.estimate(step)
     return {
-        "estimated_GiB": {name: round(size / memory.GIB, 3) for name, size in estimated._asdict().items()},
-        "estimated_peak_GiB": round(estimated.peak / memory.GIB, 3),
-        "measured_peak_GiB": round(peak / memory.GIB, 3),
+        "estimated_GiB": {
+            name: round(size / memory_estimate.GIB, 3) for name, size in estimated._asdict().items()
+        },
+        "estimated_peak_GiB": round(estimated.peak / memory_estimate.GIB, 3),
+        "measured_peak_GiB": round(peak / memory_estimate.GIB, 3),
         "estimated_over_measured": round(estimated.peak / peak, 3),
     }
 
@@ -145,7 +148,7 @@ def train(model: Any, config: QwenVLConfig, args: argparse.Namespace, dtype: tor
 
 def step_of(
     model: Any, family: Any, args: argparse.Namespace, dtype: torch.dtype, checkpointing: bool
-) -> memory.Step:
+) -> memory_estimate.Step:
     labels = sample(model.config, args.tokens, "cpu", torch.float32)["labels"][0].numpy()
     flags: Any = SimpleNamespace(
         per_device_train_batch_size=args.batch,

@@ -22,13 +22,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from diagnostics import AttentionMonitor
-from diagnostics.probes import read_probes
-from finetune import checkpoint
-from finetune.data import Collator, Sample, build_dataset
+from diagnostics.records.probes import read_probes
+from finetune.data.dataset import Collator, Sample, build_dataset
 from finetune.demo.prepare import DEFAULT_PARTS, prepare
 from finetune.demo.settings import BASE_MODEL, DATA_DIR
 from finetune.families import family_of
-from finetune.reading import read
+from finetune.model import checkpoint
+from finetune.samples.source import read
 
 
 class Clock(TrainerCallback):

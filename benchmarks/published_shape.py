@@ -29,11 +29,12 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.lora_speed import sample
-from finetune.adaptation import Plan, adapt, component_of
 from finetune.families import family_of
-from finetune.families.base import Family, bare_model
-from finetune.loss import step_loss, token_nats
+from finetune.families.base import Family
+from finetune.families.parts.modules import bare_model
+from finetune.model.adaptation import Plan, adapt, component_of
 from finetune.qwen_vl import QwenVLConfig, QwenVLForConditionalGeneration
+from finetune.training.loss import step_loss, token_nats
 
 TINY = {
     "vocab_size": 1024, "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 2, "kv_channels": 128,

@@ -377,9 +377,9 @@ def plain(job: Job) -> Callable[[str, Any], None]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments, set_seed
 
-    from finetune.adaptation import Plan, component_of, target_pattern
-    from finetune.checkpoint import load_processor
     from finetune.families import family_of
+    from finetune.model.adaptation import Plan, component_of, target_pattern
+    from finetune.model.checkpoint import load_processor
 
     def run(output: str, meter: Any) -> None:
         set_seed(SEED)

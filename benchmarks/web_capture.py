@@ -41,9 +41,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from diagnostics.web import maps
 from diagnostics.web.engine import Engine
-from diagnostics.web.look import Look
-from finetune.conversation import ImageRef, Turn
+from diagnostics.web.trace import Trace
 from finetune.families import bare_model
+from finetune.samples.conversation import ImageRef, Turn
 
 ROOT = Path(__file__).parent.parent
 
@@ -152,7 +152,7 @@ class Reply(NamedTuple):
     seconds: float
     cpu: float
     after: float
-    look: Look | None
+    look: Trace | None
     text: str
 
 
@@ -208,7 +208,7 @@ def over(ratios: np.ndarray) -> dict[str, object]:
     }
 
 
-def slider_milliseconds(look: Look) -> dict[str, float]:
+def slider_milliseconds(look: Trace) -> dict[str, float]:
     """One map of each kind, for every layer and head and some tokens: 95th percentile."""
     spent: dict[str, list[float]] = {}
     some = look.answer[:: max(len(look.answer) // 5, 1)]
@@ -220,7 +220,7 @@ def slider_milliseconds(look: Look) -> dict[str, float]:
     return {name: round(float(np.percentile(times, 95)), 3) for name, times in spent.items()}
 
 
-def ways(look: Look, layer: int, head: int, token: int) -> dict[str, Callable[[], object]]:
+def ways(look: Trace, layer: int, head: int, token: int) -> dict[str, Callable[[], object]]:
     """Every kind of map, the answer's overview and a box among them."""
     width, height = look.images[0].tokens.image_size_pixels
     box = (width / 5, height / 4, width / 2, height / 2)

@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "AttentionExtractor": "diagnostics.capture",
+    "AttentionExtractor": "diagnostics.capture.extractor",
     "AttentionMonitor": "diagnostics.monitor",
-    "AttentionRecord": "diagnostics.records",
-    "AttentionVisualizer": "diagnostics.plots",
-    "remove_all": "diagnostics.watch",
-    "to_bertviz": "diagnostics.bertviz",
+    "AttentionRecord": "diagnostics.records.record",
+    "AttentionVisualizer": "diagnostics.drawing.figures",
+    "remove_all": "diagnostics.capture.watch",
+    "to_bertviz": "diagnostics.records.bertviz",
 }
 
 __all__ = list(_HOMES)

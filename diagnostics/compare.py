@@ -17,16 +17,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diagnostics.cases import TrainingSample
-from diagnostics.comparison import comparison_of
-from diagnostics.depth import DEPTHS, MAPS, QUICK, Depth
-from diagnostics.evolution import evolution_of, series_of
-from diagnostics.files import check_writable, write_atomically
-from diagnostics.pairs import pair_all
-from diagnostics.probes import Probe
-from diagnostics.records import AttentionRecord
-from diagnostics.report import report_html
-from diagnostics.verdicts import requirement, shortfalls
+from diagnostics.comparison.group_report import comparison_of
+from diagnostics.comparison.pairs import pair_all
+from diagnostics.comparison.trajectory import evolution_of, series_of
+from diagnostics.comparison.verdicts import requirement, shortfalls
+from diagnostics.records.files import check_writable, write_atomically
+from diagnostics.records.measurement_plan import DEPTHS, MAPS, QUICK, MeasurementPlan
+from diagnostics.records.probes import Probe
+from diagnostics.records.record import AttentionRecord
+from diagnostics.report.case_studies import TrainingSample
+from diagnostics.report.page import report_html
 
 Json = dict[str, Any]
 Records = Mapping[str, AttentionRecord]
@@ -205,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _depth(name: str, maps: Sequence[str]) -> Depth:
+def _depth(name: str, maps: Sequence[str]) -> MeasurementPlan:
     return DEPTHS[name].with_maps(*maps)
 
 
@@ -223,7 +223,7 @@ def compare_sources(
     probes_file: Path | None = None,
     calibration_file: Path | None = None,
     key_layers: str = "auto",
-    depth: Depth = QUICK,
+    depth: MeasurementPlan = QUICK,
     base: str | None = None,
     allow_other_base: bool = False,
 ) -> Json:
@@ -235,7 +235,7 @@ def compare_sources(
         OSError: the disk is full.
     """
     check_writable(output_dir)
-    from diagnostics.sources import records_of  # torch only where there is something to do
+    from diagnostics.comparison.sources import records_of  # torch only where there is something to do
 
     found = records_of(
         [before, *between, after],

@@ -17,9 +17,10 @@ from typing import Any
 
 from torch import nn
 
-from finetune.checkpoint import load_config, skeleton
 from finetune.families import Family, attention_modules, family_of
-from finetune.families.base import ImageArithmetic, language_layers
+from finetune.families.base import ImageArithmetic
+from finetune.families.parts.modules import language_layers
+from finetune.model.checkpoint import load_config, skeleton
 
 PICTURE = (1280, 720)
 """Width and height of the example: neither square nor a multiple of any patch."""

@@ -26,7 +26,11 @@ from torch import distributed, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from diagnostics.archive import (
+from diagnostics.comparison.verdicts import CORRECTED
+from diagnostics.probing.layer_choice import Calibration, calibrate, check_apart, held_out
+from diagnostics.probing.prober import BATCH_SIZE, Prober, auto_key_layers
+from diagnostics.probing.prompts import ProbeEncoder, check_processor
+from diagnostics.records.archive import (
     SUPERSEDED,
     RecordArchive,
     begun_there,
@@ -37,9 +41,7 @@ from diagnostics.archive import (
     step_folder,
     whole_records,
 )
-from diagnostics.calibration import Calibration, calibrate, check_apart, held_out
-from diagnostics.depth import DEPTHS, WATCH, Depth, cost_words
-from diagnostics.identity import (
+from diagnostics.records.identity import (
     ModelMarks,
     Run,
     model_difference,
@@ -48,18 +50,16 @@ from diagnostics.identity import (
     probe_differences,
     probe_marks,
 )
-from diagnostics.probe import BATCH_SIZE, Prober, auto_key_layers
-from diagnostics.probes import Probe, read_probes, write_probes
-from diagnostics.reading import Reader, check_processor
-from diagnostics.records import AttentionRecord
-from diagnostics.verdicts import CORRECTED
+from diagnostics.records.measurement_plan import DEPTHS, WATCH, MeasurementPlan, cost_words
+from diagnostics.records.probes import Probe, read_probes, write_probes
+from diagnostics.records.record import AttentionRecord
 from finetune.families import Family, bare_model, family_of
 
 if TYPE_CHECKING:
-    from diagnostics.cases import TrainingSample
-    from diagnostics.pairs import ProbePair
-    from diagnostics.render import Rendered, Renderer
-    from diagnostics.tensorboard import AttentionBoard
+    from diagnostics.comparison.pairs import ProbePair
+    from diagnostics.drawing.tensorboard import AttentionBoard
+    from diagnostics.drawing.worker_client import Rendered, Renderer
+    from diagnostics.report.case_studies import TrainingSample
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class AttentionMonitor(TrainerCallback):
         *,
         key_layers: Literal["auto"] | Sequence[int] = "auto",
         calibration_probes: str | Path | Sequence[Probe] | None = None,
-        depth: str | Depth = "quick",
+        depth: str | MeasurementPlan = "quick",
         probe_steps: int | None = None,
         stop_when: str | None = None,
         stop_patience: int = 2,
@@ -265,7 +265,7 @@ class AttentionMonitor(TrainerCallback):
         """Start anew at step 0, go on elsewhere. ``runs``: what the checkpoint that is gone on from says it is of; None
         where there is no such checkpoint."""
         self._forget()
-        Reader(family_of(bare_model(model).config), self.processor).check(
+        ProbeEncoder(family_of(bare_model(model).config), self.processor).check(
             (*self.calibration_probes, *self.probes), "probes"
         )
         if at.step == 0:
@@ -388,7 +388,7 @@ class AttentionMonitor(TrainerCallback):
         records, faults = whole_records(archive.folder(0), archive.probe_ids)
         if faults:
             return fault_words(faults)
-        reader = Reader(family, self.processor)
+        reader = ProbeEncoder(family, self.processor)
         for probe in self.probes[:CHECKED_READINGS]:
             record, now = records[probe.id], reader.layout(probe)
             before = (record.tokens, tuple(image.grid for image in record.image_tokens))
@@ -404,7 +404,7 @@ class AttentionMonitor(TrainerCallback):
 
     def _make_up(self, step: int) -> None:
         """Tags and pictures of steps that were measured and, when the run was killed, not yet shown."""
-        from diagnostics.pairs import pair_all
+        from diagnostics.comparison.pairs import pair_all
 
         for done in [one for one in self._archive.steps(WATCH) if one <= step]:
             with self._reporting(
@@ -432,11 +432,11 @@ class AttentionMonitor(TrainerCallback):
 
         A look that finds by chance what is not there is one more chance to stop, so each look pays for itself.
         """
-        from diagnostics.comparison import comparison_of
-        from diagnostics.pairs import pair_all
-        from diagnostics.report import headline
-        from diagnostics.statistics import alpha_of_look
-        from diagnostics.verdicts import requirement, shortfalls
+        from diagnostics.comparison.group_report import comparison_of
+        from diagnostics.comparison.pairs import pair_all
+        from diagnostics.comparison.verdicts import requirement, shortfalls
+        from diagnostics.measures.statistics import alpha_of_look
+        from diagnostics.report.page import headline
 
         if not records:
             return False
@@ -500,17 +500,17 @@ class AttentionMonitor(TrainerCallback):
         # Every rank arrives here, whatever happened to it: the others would wait for it for ever.
         return [(records, failure)] if in_step else _gathered((records, failure))
 
-    def _probe_unless_complete(self, at: Moment, model: nn.Module, depth: Depth) -> None:
+    def _probe_unless_complete(self, at: Moment, model: nn.Module, depth: MeasurementPlan) -> None:
         if not self._everywhere(self._archive.is_complete(at.step, depth)):
             self._probe_now(at, model, depth)
 
-    def _probe_now(self, at: Moment, model: nn.Module, depth: Depth) -> dict[str, AttentionRecord]:
+    def _probe_now(self, at: Moment, model: nn.Module, depth: MeasurementPlan) -> dict[str, AttentionRecord]:
         self._last = records = self._probe(at, model, depth=depth)
         if records:
             self._show(at.step, records)
         return records
 
-    def _probe(self, at: Moment, model: nn.Module, *, depth: Depth) -> dict[str, AttentionRecord]:
+    def _probe(self, at: Moment, model: nn.Module, *, depth: MeasurementPlan) -> dict[str, AttentionRecord]:
         """Probe on all ranks and write on the first. Returns the records there, nothing elsewhere or on failure.
 
         The baseline's failure is raised: a run that cannot be compared should end in its first minute.
@@ -534,7 +534,7 @@ class AttentionMonitor(TrainerCallback):
             return ordered
         return {}
 
-    def _prober(self, at: Moment, model: nn.Module, depth: Depth, layers: Sequence[int]) -> Prober:
+    def _prober(self, at: Moment, model: nn.Module, depth: MeasurementPlan, layers: Sequence[int]) -> Prober:
         return Prober(
             model,
             self.processor,
@@ -576,8 +576,8 @@ class AttentionMonitor(TrainerCallback):
 
     # --- showing: on the first rank alone --------------------------------------------------------------------
     def _open_board(self, at: Moment) -> None:
-        from diagnostics.render import Renderer
-        from diagnostics.tensorboard import AttentionBoard, written_tags
+        from diagnostics.drawing.tensorboard import AttentionBoard, written_tags
+        from diagnostics.drawing.worker_client import Renderer
 
         self._renderer = Renderer(self.attention_dir)
         with self._reporting("TensorBoard could not be written", lacks="TensorBoard"):
@@ -612,7 +612,7 @@ class AttentionMonitor(TrainerCallback):
 
     def _show(self, step: int, records: Mapping[str, AttentionRecord]) -> None:
         """Numbers at once, pictures when the drawing process has them."""
-        from diagnostics.pairs import pair_all
+        from diagnostics.comparison.pairs import pair_all
 
         lacks = f"numbers of step {step}"
         with self._reporting("a checkpoint could not be compared with the baseline", lacks=lacks):
@@ -627,7 +627,7 @@ class AttentionMonitor(TrainerCallback):
 
     def _warn_of_loss(self, pairs: Sequence[ProbePair], step: int) -> None:
         """Say at the checkpoint, and not at the end, that something is being forgotten."""
-        from diagnostics.comparison import lost_groups
+        from diagnostics.comparison.group_report import lost_groups
 
         for sentence in lost_groups(pairs):
             logger.warning("attention monitor: step %d: %s", step, sentence)
@@ -640,7 +640,7 @@ class AttentionMonitor(TrainerCallback):
 
     def _finish(self, step: int) -> None:
         """Comparison, the last pictures, and what is missing."""
-        from diagnostics.tensorboard import open_command
+        from diagnostics.drawing.tensorboard import open_command
 
         self._compare(step, say=True)
         self._close()
@@ -751,8 +751,8 @@ def _read(probes: str | Path | Sequence[Probe]) -> tuple[Probe, ...]:
     return read_probes(probes) if isinstance(probes, str | Path) else tuple(probes)
 
 
-def _depth(depth: str | Depth) -> Depth:
-    if isinstance(depth, Depth):
+def _depth(depth: str | MeasurementPlan) -> MeasurementPlan:
+    if isinstance(depth, MeasurementPlan):
         return depth
     if depth not in DEPTHS:
         raise ValueError(f"depth: found {depth!r}, expected {' or '.join(DEPTHS)}")

@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 import finetune.families as families
-from finetune import checkpoint, run_folder, weights
-from finetune.conversation import Conversation, ImageRef, Turn
-from finetune.families.base import bare_model
+from finetune.families.parts.modules import bare_model
+from finetune.model import checkpoint, weights
+from finetune.samples.conversation import Conversation, ImageRef, Turn
+from finetune.training import run_folder
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,

@@ -15,6 +15,6 @@ step() {
 step ruff format --check .
 step ruff check .
 step mypy
-step python -c 'import finetune, finetune.trainer, finetune.checkpoint, diagnostics, diagnostics.compare'
+step python -c 'import finetune, finetune.training.trainer, finetune.model.checkpoint, diagnostics, diagnostics.compare'
 # The last lines name what failed and what was skipped, with the package that is missing.
 step python -m pytest -n 2 -rfEs "$@"

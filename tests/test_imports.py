@@ -1,4 +1,4 @@
-"""The arrows of the architecture, all one way, and what may stay unloaded."""
+"""The arrows of the architecture: one way between folders, no circle of files, and what may stay unloaded."""
 
 import ast
 import subprocess
@@ -7,15 +7,49 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-FILES = [path for package in ("finetune", "diagnostics") for path in (ROOT / package).rglob("*.py")]
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("finetune", "diagnostics", "attention_finetune")
+FILES = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
 # Trap: CPython 3.11 shares the depth of this recursion between threads, so that a server's thread of another test may
 # break it ("AST constructor recursion depth mismatch"). While tests are collected there is none.
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
+# Bottom up: a folder may import from those above it in its list, never from those below. Modules that lie directly in
+# a package stand here by their own names.
+FLOORS = {
+    "finetune": (
+        ("fields", "fonts", "distributed", "samples"),
+        ("qwen_vl",),
+        ("families",),
+        ("data",),
+        ("flags",),
+        ("model",),
+        ("training",),
+        ("corrective", "demo", "export"),
+    ),
+    "diagnostics": (
+        ("measures", "records", "capture"),
+        ("probing",),
+        ("comparison",),
+        ("drawing",),
+        ("report",),
+        ("inspect", "compare", "render", "fusion", "web"),
+        ("monitor",),
+    ),
+    "attention_finetune": (("cli", "ending", "ready"), ("inputs", "model", "watch"), ("train",)),
+}
 
-def imported(path: Path) -> set[str]:
-    """Names of the project's modules that a file imports anywhere, ``TYPE_CHECKING`` blocks left out."""
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def imported(path: Path, *, top_level: bool = False) -> set[str]:
+    """Modules of the project that a file imports anywhere (or at its top level), ``TYPE_CHECKING`` left out."""
     names: set[str] = set()
     nodes = list(TREES[path].body)
     while nodes:
@@ -25,57 +59,85 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-        nodes += list(ast.iter_child_nodes(node))
-    return {name for name in names if name.split(".")[0] in ("finetune", "diagnostics")}
+            below = {f"{node.module}.{alias.name}" for alias in node.names}
+            # ``from package import module`` needs the module; only other names need what __init__ defines.
+            names |= below if below <= MODULES.keys() else below | {node.module}
+        if not top_level:
+            nodes += list(ast.iter_child_nodes(node))
+    return names & MODULES.keys()
+
+
+def room(module: str) -> str:
+    """``finetune.samples.formats.boxes`` → ``samples``; "" for a package's own ``__init__``."""
+    return [*module.split("."), ""][1]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_room_has_its_floor(package):
+    rooms = {room(name) for name in MODULES if name.startswith(f"{package}.")}
+    listed = [one for floor in FLOORS[package] for one in floor]
+    assert sorted(listed) == sorted(rooms)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_arrows_between_rooms_point_one_way(package):
+    floor = {one: height for height, floor in enumerate(FLOORS[package]) for one in floor}
+    wrong = [
+        f"{name} → {other}"
+        for name, path in MODULES.items()
+        for other in imported(path)
+        if name.startswith(f"{package}.") and other.startswith(f"{package}.") and room(other)
+        if room(name) != room(other) and floor[room(name)] <= floor[room(other)]
+    ]
+    assert not wrong
 
 
 def test_training_knows_nothing_of_diagnostics():
-    for path in (ROOT / "finetune").rglob("*.py"):
-        assert not [name for name in imported(path) if name.startswith("diagnostics")], path
+    for name, path in MODULES.items():
+        if name.split(".")[0] == "finetune":
+            assert not [one for one in imported(path) if not one.startswith("finetune")], path
 
 
-def test_diagnostics_know_nothing_of_the_trainer():
-    forbidden = (
-        "finetune.trainer",
-        "finetune.data",
-        "finetune.arguments",
-        "finetune.adaptation",
-        "finetune.demo",
-    )
-    for path in (ROOT / "diagnostics").rglob("*.py"):
-        assert not [name for name in imported(path) if name.startswith(forbidden)], path
+def test_diagnostics_know_nothing_of_how_training_is_done():
+    allowed = ("samples", "families", "model", "fonts", "distributed", "qwen_vl", "")
+    for name, path in MODULES.items():
+        if name.split(".")[0] == "diagnostics":
+            theirs = [one for one in imported(path) if not one.startswith("diagnostics")]
+            assert not [
+                one for one in theirs if not one.startswith("finetune") or room(one) not in allowed
+            ], path
 
 
 @pytest.mark.parametrize(
-    ("module", "forbidden"),
+    ("place", "forbidden"),
     [
-        ("metrics", ("plots", "composite", "tensorboard", "capture", "report")),
-        ("geometry", ("metrics", "plots", "composite", "capture")),
-        ("plots", ("metrics", "capture", "monitor", "probe")),
-        ("composite", ("capture", "monitor", "probe")),
-        ("capture", ("geometry", "metrics", "plots", "records")),
-        ("records", ("capture", "plots", "metrics", "probe")),
-        ("fusion/recipes", ("metrics", "plots", "composite", "capture", "probe")),
-        ("fusion/judging", ("plots", "composite", "capture", "probe", "fusion.views", "fusion.sheet")),
-        ("fusion/sheet", ("metrics", "capture", "probe", "fusion.recipes", "fusion.judging", "fusion.views")),
-        ("probe", ("plots", "composite", "tensorboard", "monitor", "compare")),
+        ("diagnostics.measures", ("diagnostics.capture", "diagnostics.records", "diagnostics.drawing")),
+        ("diagnostics.records", ("diagnostics.capture", "diagnostics.measures", "diagnostics.drawing")),
+        ("diagnostics.capture", ("diagnostics.measures", "diagnostics.records")),
+        ("diagnostics.comparison", ("diagnostics.drawing", "diagnostics.capture")),
+        ("diagnostics.drawing", ("diagnostics.capture", "diagnostics.probing")),
+        ("diagnostics.fusion.recipes", ("diagnostics.drawing", "diagnostics.capture", "diagnostics.probing")),
+        (
+            "diagnostics.fusion.judging",
+            ("diagnostics.drawing", "diagnostics.capture", "diagnostics.probing.prober"),
+        ),
+        ("diagnostics.fusion.sheet", ("diagnostics.measures", "diagnostics.capture", "diagnostics.probing")),
     ],
 )
-def test_rooms_of_diagnostics(module, forbidden):
-    names = imported(ROOT / "diagnostics" / f"{module}.py")
-    assert not [n for n in names if any(n == f"diagnostics.{f}" for f in forbidden)]
+def test_measuring_and_drawing_do_not_know_each_other(place, forbidden):
+    inside = [name for name in MODULES if name == place or name.startswith(f"{place}.")]
+    assert inside
+    for name in inside:
+        assert not [one for one in imported(MODULES[name]) if one.startswith(forbidden)], name
 
 
-def test_no_circle():
-    modules = {}
-    for path in FILES:
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+def test_no_circle_of_files():
     # A package's own __init__ is run before any of its modules: importing from it is no circle there.
     graph = {
-        name: {n for n in top_level(path) if n in modules and n != name and not name.startswith(f"{n}.")}
-        for name, path in modules.items()
+        name: {
+            one for one in imported(path, top_level=True) if one != name and not name.startswith(f"{one}.")
+        }
+        for name, path in MODULES.items()
     }
     done: set[str] = set()
 
@@ -91,19 +153,10 @@ def test_no_circle():
         visit(name, ())
 
 
-def top_level(path: Path) -> set[str]:
-    names: set[str] = set()
-    for node in TREES[path].body:
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
 def test_training_needs_neither_diagnostics_nor_matplotlib():
     code = (
         "import sys; sys.modules['matplotlib'] = None; sys.modules['diagnostics'] = None\n"
-        "import finetune.trainer, finetune.data, finetune.adaptation, finetune.checkpoint, finetune.demo.settings"
+        "import finetune.training.trainer, finetune.data.dataset, finetune.model.adaptation, finetune.demo.settings\n"
+        "import attention_finetune.train"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)

@@ -16,10 +16,10 @@ from accelerate import PartialState
 from safetensors.numpy import load_file
 
 from diagnostics import AttentionMonitor
-from finetune import run_folder, trainer
-from tests.training.conftest import write_checkpoint, write_data
-from tests.training.test_finetune import environment, program, scalars  # noqa: F401
-from tests.training.test_resume import started, status_of, write_probes
+from finetune.training import run_folder, trainer
+from tests.finetune.conftest import write_checkpoint, write_data
+from tests.finetune.test_program import environment, program, scalars  # noqa: F401
+from tests.finetune.training.test_resume import started, status_of, write_probes
 
 ROOT = Path(__file__).parents[1]
 STEPS = 4

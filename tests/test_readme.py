@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune import arguments
+from finetune.flags import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ def test_every_script_is_there(script):
 
 
 def test_every_flag_of_training_is_a_flag():
-    known = {action.dest for action in arguments.parser()._actions}
+    known = {action.dest for action in parse.parser()._actions}
     commands = [line for text in blocks("bash") for line in text.replace("\\\n", " ").splitlines()]
     training = [line for line in commands if "finetune_lora_ds.sh --" in line]
     table = re.findall(r"^\| `--(\w+)", README, re.MULTILINE)
@@ -60,7 +60,7 @@ def test_its_python_runs():
 
 def test_flags_of_the_training_page_are_flags():
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    known = {action.dest for action in arguments.parser()._actions} | {"deepspeed"}
+    known = {action.dest for action in parse.parser()._actions} | {"deepspeed"}
     commands = [text for text in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "finetune.py" in text]
     used = {flag for text in commands for flag in re.findall(r"--(\w+)", text)}
     prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)

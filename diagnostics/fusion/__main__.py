@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from diagnostics.calibration import check_apart
-from diagnostics.composite import CellMap, encode_png
-from diagnostics.files import check_writable, write_atomically
+from diagnostics.comparison.maps import CellMap
+from diagnostics.drawing.archive_pictures import open_picture
+from diagnostics.drawing.probe_picture import encode_png
 from diagnostics.fusion.judging import (
     ALL,
     TOO_FEW,
-    Case,
+    FusionExample,
     Judgement,
     case_of,
     choosing_half,
@@ -35,9 +35,10 @@ from diagnostics.fusion.judging import (
 from diagnostics.fusion.recipes import Map, fused, single_maps
 from diagnostics.fusion.sheet import FusionSheet, Shown, draw_sheet
 from diagnostics.fusion.summary import json_of, table
-from diagnostics.names import file_name
-from diagnostics.probes import Probe, read_probes
-from diagnostics.render import open_picture
+from diagnostics.probing.layer_choice import check_apart
+from diagnostics.records.files import check_writable, write_atomically
+from diagnostics.records.names import file_name
+from diagnostics.records.probes import Probe, read_probes
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -147,13 +148,13 @@ def _looked(
     probes: Sequence[Probe],
     resolutions: Sequence[float],
     vision_layers: Sequence[int] | None,
-) -> tuple[Any, list[Case]]:
+) -> tuple[Any, list[FusionExample]]:
     """The viewer and every probe's case. What can be wrong without weights is told before they are loaded."""
     import torch  # only where there is something to do
 
     from diagnostics.fusion.views import Viewer, check_resolutions, check_vision_layers
-    from finetune.checkpoint import load, load_config, load_processor, skeleton
     from finetune.families import family_of
+    from finetune.model.checkpoint import load, load_config, load_processor, skeleton
 
     config = load_config(model_name)
     family = family_of(config)
@@ -166,7 +167,7 @@ def _looked(
     return viewer, [case_of(probe, one) for probe, one in zip(probes, views, strict=True)]
 
 
-def _sheet(case: Case, judgements: Mapping[str, Judgement], *, chose: bool) -> FusionSheet:
+def _sheet(case: FusionExample, judgements: Mapping[str, Judgement], *, chose: bool) -> FusionSheet:
     """By its group's judgement, where that has probes enough, else by that of all."""
     probe, own = case.probe, judgements.get(case.probe.group)
     judgement = judgements[ALL] if own is None or own.recipes[0].verdict == TOO_FEW else own
@@ -190,7 +191,7 @@ def _sheet(case: Case, judgements: Mapping[str, Judgement], *, chose: bool) -> F
     )
 
 
-def _shown(name: str, role: str, cells: Map, case: Case) -> Shown:
+def _shown(name: str, role: str, cells: Map, case: FusionExample) -> Shown:
     image, own = case.views[0].image, score([cells], [case])
     density = np.asarray(cells, np.float64) * len(cells)
     cell_map = CellMap(density, image.grid, image.cell_boxes_pixels)

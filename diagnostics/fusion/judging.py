@@ -19,12 +19,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from diagnostics.calibration import LEAST_PROBES
 from diagnostics.fusion.recipes import Lessons, Map, View, fitting, fused, single_maps
-from diagnostics.geometry import region_coverage
-from diagnostics.metrics import enrichment, pointing_game
-from diagnostics.probes import Probe
-from diagnostics.statistics import (
+from diagnostics.measures.attention import enrichment, pointing_game
+from diagnostics.measures.geometry import region_coverage
+from diagnostics.measures.statistics import (
+    SIGNIFICANT,
     Interval,
     benjamini_hochberg,
     bootstrap_mean,
@@ -32,14 +31,15 @@ from diagnostics.statistics import (
     head_tests,
     sign_flip_p,
 )
-from diagnostics.verdicts import ENOUGH_PROBES, SIGNIFICANT
+from diagnostics.probing.layer_choice import LEAST_PROBES
+from diagnostics.records.probes import ENOUGH_PROBES, Probe
 
 ALL = "all"  # the scope of every probe; groups of the probe file are the others
 BETTER, NOT_BETTER, WORSE, TOO_FEW = "better", "not better", "worse", "too few probes"
 
 
 @dataclass(frozen=True)
-class Case:
+class FusionExample:
     """One probe with a region, and what was seen of its picture.
 
     views      the first is what is measured on
@@ -139,14 +139,14 @@ class Judgement:
 # ---------------------------------------------------------------- cases and halves
 
 
-def case_of(probe: Probe, views: Sequence[View]) -> Case:
+def case_of(probe: Probe, views: Sequence[View]) -> FusionExample:
     """A probe and its views, ready to be scored. Raises ValueError, with its name, where it has no region."""
     if probe.main_region is None:
         raise ValueError(
             f"probe {probe.id}: has no region, expected one: fusion is judged by where maps look"
         )
     coverage = region_coverage(probe.regions[probe.main_region], views[0].image)
-    return Case(probe, tuple(views), coverage, picture_of(probe))
+    return FusionExample(probe, tuple(views), coverage, picture_of(probe))
 
 
 def picture_of(probe: Probe) -> str:
@@ -176,7 +176,7 @@ def choosing_half(probes: Sequence[Probe]) -> Bool[np.ndarray, " probes"]:
 # ---------------------------------------------------------------- scores
 
 
-def score(maps: Sequence[Map], cases: Sequence[Case]) -> Score:
+def score(maps: Sequence[Map], cases: Sequence[FusionExample]) -> Score:
     """One map of each case → how it does on each."""
     times = [float(enrichment(cells, case.coverage)) for cells, case in zip(maps, cases, strict=True)]
     hits = [
@@ -186,14 +186,14 @@ def score(maps: Sequence[Map], cases: Sequence[Case]) -> Score:
     return Score(np.array(times), np.array(hits, bool))
 
 
-def score_singles(cases: Sequence[Case]) -> dict[str, Score]:
+def score_singles(cases: Sequence[FusionExample]) -> dict[str, Score]:
     """Every single map that all cases have, by name."""
     found = [single_maps(case.views) for case in cases]
     names = [name for name in found[0] if all(name in one for one in found)]
     return {name: score([one[name] for one in found], cases) for name in names}
 
 
-def lessons_of(cases: Sequence[Case]) -> Lessons:
+def lessons_of(cases: Sequence[FusionExample]) -> Lessons:
     """The best language layer of the first view by mean enrichment, and a weight for each layer: what it enriches the
     region by beyond 1. Equal weights where none does."""
     layers = [
@@ -218,8 +218,8 @@ class _Contest:
     those of enrichment and pointing."""
 
     scope: str
-    choosing: tuple[Case, ...]
-    judging: tuple[Case, ...]
+    choosing: tuple[FusionExample, ...]
+    judging: tuple[FusionExample, ...]
     single: str
     pointer: str
     layer: str
@@ -235,7 +235,7 @@ class _Contest:
 
 
 def judge(
-    cases: Sequence[Case], chooses: Sequence[bool] | Bool[np.ndarray, " probes"]
+    cases: Sequence[FusionExample], chooses: Sequence[bool] | Bool[np.ndarray, " probes"]
 ) -> dict[str, Judgement]:
     """Every scope's judgement: "all", then each group that has probes on both sides, where there is more than one.
 
@@ -275,7 +275,9 @@ def judge(
     return {one.scope: _judgement(one, p) for one, p in zip(contests, adjusted, strict=True)}
 
 
-def _contest(scope: str, choosing: Sequence[Case], judging: Sequence[Case], names: Sequence[str]) -> _Contest:
+def _contest(
+    scope: str, choosing: Sequence[FusionExample], judging: Sequence[FusionExample], names: Sequence[str]
+) -> _Contest:
     """Choose on one side, score on the other."""
     before = score_singles(choosing)
     by_enrichment = {name: float(one.enrichment.mean()) for name, one in before.items()}
@@ -305,7 +307,7 @@ def _contest(scope: str, choosing: Sequence[Case], judging: Sequence[Case], name
     )
 
 
-def _score_recipe(name: str, cases: Sequence[Case], lessons: Lessons) -> Score:
+def _score_recipe(name: str, cases: Sequence[FusionExample], lessons: Lessons) -> Score:
     return score([fused(name, case.views, lessons) for case in cases], cases)
 
 
@@ -404,5 +406,5 @@ def p_words(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def _pictures(cases: Sequence[Case]) -> set[str]:
+def _pictures(cases: Sequence[FusionExample]) -> set[str]:
     return {case.picture for case in cases}

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from diagnostics.geometry import resampled
+from diagnostics.measures.geometry import resampled
 from finetune.families.base import ImageTokens
 
 PRODUCT_EPS = 0.01  # of a flat map's share; product_map says why

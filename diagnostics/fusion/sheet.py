@@ -8,24 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from diagnostics.composite import (
-    BAD,
-    FAINT,
-    GOOD,
+from diagnostics.comparison.maps import CellMap
+from diagnostics.drawing.colours import BAD, FAINT, GOOD, INK, PAPER, SOFT, common_top, dim, heat_over
+from diagnostics.drawing.probe_picture import (
     GUTTER,
-    INK,
     MARGIN,
     PANEL,
     PANEL_HEIGHT_MAX,
-    PAPER,
-    SOFT,
     WIDTH,
     Box,
-    CellMap,
     cells_to_pixels,
-    common_top,
-    dim,
-    heat_over,
     outline_regions,
 )
 from finetune.fonts import Pen, text_font

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diagnostics.fusion.judging import Case, Judgement, Line, p_words, score, score_singles
+from diagnostics.fusion.judging import FusionExample, Judgement, Line, p_words, score, score_singles
 from diagnostics.fusion.recipes import RECIPES, fused
-from diagnostics.statistics import Interval
+from diagnostics.measures.statistics import Interval
 
 VERSION = 1
 Json = dict[str, Any]
@@ -54,7 +54,7 @@ def _row(line: Line, judgement: Judgement) -> tuple[str, ...]:
 
 def json_of(
     judgements: Mapping[str, Judgement],
-    cases: Sequence[Case],
+    cases: Sequence[FusionExample],
     chooses: Sequence[bool],
     about: Mapping[str, Any],
 ) -> Json:
@@ -107,7 +107,7 @@ def _interval(interval: Interval) -> Json:
 
 
 def _probes(
-    judgements: Mapping[str, Judgement], cases: Sequence[Case], chooses: Sequence[bool]
+    judgements: Mapping[str, Judgement], cases: Sequence[FusionExample], chooses: Sequence[bool]
 ) -> list[Json]:
     """Each probe's numbers, recipes with the lessons of all probes: what the first scope's line is the mean of."""
     first = next(iter(judgements.values()))

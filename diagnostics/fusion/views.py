@@ -15,22 +15,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from diagnostics.capture import (
-    CHUNK_BYTES,
-    AttentionExtractor,
-    Call,
-    attention_logits,
-    attention_rows,
-    self_check,
-)
+from diagnostics.capture.extractor import AttentionExtractor, Call
+from diagnostics.capture.head_means import CHUNK_BYTES
+from diagnostics.capture.rows import attention_logits, attention_rows
+from diagnostics.capture.self_check import self_check
+from diagnostics.capture.watch import Watch
 from diagnostics.fusion.recipes import View, distributions, through_step
-from diagnostics.geometry import cells_from_row, patch_boxes_pixels, resampled
-from diagnostics.probe import auto_key_layers, observing
-from diagnostics.probes import Probe
-from diagnostics.reading import Reader, Reading, padded
-from diagnostics.watch import Watch
+from diagnostics.measures.geometry import cells_from_row, patch_boxes_pixels, resampled
+from diagnostics.probing.prober import auto_key_layers, observing
+from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded
+from diagnostics.records.probes import Probe
 from finetune.families import Family, ImageTokens, attention_modules, bare_model, family_of
-from finetune.families.tower import TowerSequence, joined
+from finetune.families.base import TowerSequence
+from finetune.families.parts.tower import joined
 
 LEAST_SHRINK = (
     0.9  # of a budget that is still too large; a picture's cells are whole, so it may fall in steps
@@ -57,7 +54,7 @@ class Viewer:
     ) -> None:
         self.model = bare_model(model)
         self.family = family or family_of(self.model.config)
-        self.reader = Reader(self.family, processor)
+        self.reader = ProbeEncoder(self.family, processor)
         self.vision_layers = check_vision_layers(vision_layers, self.model, self.family)
         self.resolutions = check_resolutions(resolutions, self.family, processor)
 
@@ -117,7 +114,7 @@ class Viewer:
             f"fewer, so it cannot be read at resolution {share:g}; expected a share nearer to 1, or larger pictures"
         )
 
-    def _view(self, extractor: AttentionExtractor, reading: Reading, name: str) -> View:
+    def _view(self, extractor: AttentionExtractor, reading: EncodedProbe, name: str) -> View:
         image = reading.answer.images[0]
         extractor.query_tokens = [reading.queries[0].position]
         eyes = _Eyes(self.model, self.family, self.vision_layers)

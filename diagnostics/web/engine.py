@@ -24,20 +24,21 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 import finetune
-from diagnostics.capture import KernelTap
-from diagnostics.hidden import HiddenStates
-from diagnostics.probe import auto_key_layers
-from diagnostics.reading import padded, token_texts
-from diagnostics.sinks import THRESHOLD, sink_dimensions, sink_tokens
-from diagnostics.watch import Watch
-from diagnostics.web.look import ANSWER, OTHER, QUESTION, Look, SeenImage
-from diagnostics.web.memory import available_bytes, need, require
-from diagnostics.web.rows import CONNECTOR, ReplyRows
+from diagnostics.capture.hidden_states import HiddenStates
+from diagnostics.capture.kernel_tap import KernelTap
+from diagnostics.capture.watch import Watch
+from diagnostics.measures.sinks import THRESHOLD, sink_dimensions, sink_tokens
+from diagnostics.probing.prober import auto_key_layers
+from diagnostics.probing.prompts import padded, token_texts
+from diagnostics.web.memory_check import available_bytes, need, require
 from diagnostics.web.texts import RefusedError
-from finetune.checkpoint import check, load, resolve
-from finetune.conversation import Conversation, ImageRef, Turn
+from diagnostics.web.trace import ANSWER, OTHER, QUESTION, SeenImage, Trace
+from diagnostics.web.trace_recorder import CONNECTOR, TraceRecorder
 from finetune.families import Encoded, ImageTokens, attention_modules, bare_model, copies_of, family_of
-from finetune.families.tower import TowerSequence, joined, laid_out
+from finetune.families.base import TowerSequence
+from finetune.families.parts.tower import joined, laid_out
+from finetune.model.checkpoint import check, load, resolve
+from finetune.samples.conversation import Conversation, ImageRef, Turn
 
 Mode: TypeAlias = Literal["text", "full", "low"]
 EMBEDDED = Path(finetune.__file__).parent / "demo" / "base"
@@ -64,7 +65,7 @@ class Partial(NamedTuple):
 
     text: str
     done: bool
-    look: Look | None
+    look: Trace | None
     waiting: int = 0
 
 
@@ -131,7 +132,7 @@ class Engine:
         """Open a checkpoint (hub name, model folder or adapter folder; None: the embedded demo) on the GPU, if there
         is one and ``cpu_only`` does not forbid it. Mode "low" loads 4-bit language layers on a GPU.
 
-        bases   where adapters find theirs: ``base`` and ``allow_other_base`` of ``finetune.checkpoint.load``
+        bases   where adapters find theirs: ``base`` and ``allow_other_base`` of ``finetune.model.checkpoint.load``
 
         Says what memory it needs before it loads. Raises ValueError, with advice, where that is not there.
         """
@@ -279,11 +280,11 @@ class Engine:
             raise RefusedError(key, found=f"{length:,}", most=f"{limit:,}")
         return min(job.max_new_tokens, limit - length)
 
-    def _look(self, prompt: _Prompt, said: Sequence[int], watch: _Watch) -> Look:
+    def _look(self, prompt: _Prompt, said: Sequence[int], watch: _Watch) -> Trace:
         encoded = prompt.encoded
         tokens = self._texts(encoded, said)
         positions, rows = watch.rows(len(tokens))
-        return Look(
+        return Trace(
             tokens=tokens,
             kinds=tuple(_kinds(encoded, len(said))),
             layers=self.layers,
@@ -438,7 +439,7 @@ class _Watch:
     def __init__(self, engine: Engine, encoded: Encoded) -> None:
         self._engine = engine
         self._encoded = encoded
-        self._rows = ReplyRows(engine.watched, partial(_text_positions, engine, encoded))
+        self._rows = TraceRecorder(engine.watched, partial(_text_positions, engine, encoded))
         self._tower_called: tuple[nn.Module, Any, dict[str, Any]] | None = None
         self._states: HiddenStates | None = None
         self._stack = ExitStack()

@@ -13,10 +13,10 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Float, Int
 
-from diagnostics.geometry import Box, cells_from_row, region_coverage, token_weights
-from diagnostics.metrics import visual_share
-from diagnostics.sinks import without_sinks
-from diagnostics.web.look import Look
+from diagnostics.measures.attention import visual_share
+from diagnostics.measures.geometry import Box, cells_from_row, region_coverage, token_weights
+from diagnostics.measures.sinks import without_sinks
+from diagnostics.web.trace import Trace
 from finetune.families.base import ImageTokens
 
 MEAN = -1
@@ -75,7 +75,7 @@ class BoxNumbers(NamedTuple):
 
 
 def text_map(
-    look: Look, layer: int, head: int, window: tuple[int, int], *, with_sinks: bool = True
+    look: Trace, layer: int, head: int, window: tuple[int, int], *, with_sinks: bool = True
 ) -> TextMap:
     """Which tokens of the window (start, end) look at which of them? Each by its own row, as the model has it."""
     start, end = window
@@ -89,7 +89,7 @@ def text_map(
 
 
 def image_map(
-    look: Look,
+    look: Trace,
     layer: int,
     head: int,
     tokens: Sequence[int],
@@ -118,7 +118,7 @@ def image_map(
 
 
 def cross_maps(
-    look: Look, layer: int, head: int, tokens: Sequence[int], *, with_sinks: bool = True
+    look: Trace, layer: int, head: int, tokens: Sequence[int], *, with_sinks: bool = True
 ) -> list[ImageMap]:
     """One map for each token and picture, token by token: ``image_map`` of each."""
     return [
@@ -129,7 +129,7 @@ def cross_maps(
 
 
 def overview(
-    look: Look, tokens: Sequence[int], image: int = 0, box: Box | None = None, *, with_sinks: bool = True
+    look: Trace, tokens: Sequence[int], image: int = 0, box: Box | None = None, *, with_sinks: bool = True
 ) -> Overview:
     """Which layers and heads look at the picture; with a box (pixels of the original), at the box?"""
     if box is not None:
@@ -139,7 +139,7 @@ def overview(
 
 
 def who_looks(
-    look: Look, layer: int, head: int, patch: int, image: int = 0, *, with_sinks: bool = True
+    look: Trace, layer: int, head: int, patch: int, image: int = 0, *, with_sinks: bool = True
 ) -> Float[np.ndarray, " tokens"]:
     """How much does each token look at one cell of the picture (row-major)? Share of its whole row, as ``row_of``
     reads it; NaN where a token has no row."""
@@ -158,7 +158,7 @@ def who_looks(
 
 
 def box_numbers(
-    look: Look, box: Box, tokens: Sequence[int] | None = None, image: int = 0, *, with_sinks: bool = True
+    look: Trace, box: Box, tokens: Sequence[int] | None = None, image: int = 0, *, with_sinks: bool = True
 ) -> BoxNumbers:
     """Mass and enrichment of a box (pixels of the original picture) by layer and head.
 
@@ -188,7 +188,7 @@ def box_numbers(
 
 
 def _rows(
-    look: Look, layer: int, head: int, places: Int[np.ndarray, " chosen"], *, with_sinks: bool
+    look: Trace, layer: int, head: int, places: Int[np.ndarray, " chosen"], *, with_sinks: bool
 ) -> Float[np.ndarray, "chosen keys"]:
     """Kept rows of a language layer, of one head or the mean of all."""
     if layer not in look.rows:
@@ -198,7 +198,7 @@ def _rows(
 
 
 def _rows_by_layer(
-    look: Look, tokens: Sequence[int], *, with_sinks: bool
+    look: Trace, tokens: Sequence[int], *, with_sinks: bool
 ) -> Float[np.ndarray, "layers heads keys"]:
     """The mean of the tokens' rows in every captured layer and head."""
     places = _places(look, tokens)
@@ -206,7 +206,7 @@ def _rows_by_layer(
     return rows if with_sinks else without_sinks(rows, look.sinks[:, None])
 
 
-def _places(look: Look, tokens: Sequence[int]) -> Int[np.ndarray, " tokens"]:
+def _places(look: Trace, tokens: Sequence[int]) -> Int[np.ndarray, " tokens"]:
     if not tokens:
         raise ValueError("found no tokens, expected at least one: choose a token of the answer")
     return np.array([look.row_of(token) for token in tokens])
@@ -222,7 +222,7 @@ def _one_head(
     return rows[head].astype(np.float32)
 
 
-def _image(look: Look, image: int) -> ImageTokens:
+def _image(look: Trace, image: int) -> ImageTokens:
     if not 0 <= image < len(look.images):
         raise ValueError(
             f"picture {image} does not exist; the conversation has {len(look.images)}, counted from 0"
@@ -230,12 +230,12 @@ def _image(look: Look, image: int) -> ImageTokens:
     return look.images[image].tokens
 
 
-def _connector(look: Look, image: int) -> Float[np.ndarray, "tokens cells"] | None:
+def _connector(look: Trace, image: int) -> Float[np.ndarray, "tokens cells"] | None:
     """What each of the picture's tokens read, the mean of the connector's heads; None where token i is cell i."""
     return look.connector_means[image] if look.images[image].tokens.through_connector else None
 
 
-def _connector_map(look: Look, head: int, image: int) -> ImageMap:
+def _connector_map(look: Trace, head: int, image: int) -> ImageMap:
     grid = _image(look, image).grid
     if not look.connector:
         raise ValueError(
@@ -247,7 +247,7 @@ def _connector_map(look: Look, head: int, image: int) -> ImageMap:
     )
 
 
-def _vision_map(look: Look, layer: int, head: int, image: int, patch: int | None) -> ImageMap:
+def _vision_map(look: Trace, layer: int, head: int, image: int, patch: int | None) -> ImageMap:
     grid = _image(look, image).grid
     if layer not in look.vision:
         kept = (

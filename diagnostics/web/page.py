@@ -23,24 +23,24 @@ from PIL import ImageFont
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from diagnostics.web import page_views
+from diagnostics.web import views
+from diagnostics.web.checkpoints import Checkpoints, short_name
 from diagnostics.web.engine import CACHE_BYTES, Engine
-from diagnostics.web.page_checkpoints import Checkpoints, short_name
-from diagnostics.web.page_probes import ProbeFile
-from diagnostics.web.page_rooms import (
+from diagnostics.web.probe_saver import ProbeFile
+from diagnostics.web.sessions import (
     FILE_MAX_BYTES,
     QUESTION_MAX_CHARACTERS,
     Asked,
     Place,
-    Room,
-    Rooms,
+    Session,
+    Sessions,
     Upload,
     user_turn,
 )
-from diagnostics.web.page_views import Frame, Json
 from diagnostics.web.texts import TEXTS, Language, RefusedError, Words, words_of
+from diagnostics.web.views import Frame, Json
 from finetune.fonts import text_font
-from finetune.qwen_vl.markup import draw_boxes, parse_boxes, to_list_format
+from finetune.samples.markup import draw_boxes, parse_boxes, to_list_format
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Page:
         self.engine = engine
         self.checkpoints = Checkpoints(engine, checkpoints)
         self.probe_file = ProbeFile(probe_file)
-        self.rooms = Rooms(cache_bytes)
+        self.rooms = Sessions(cache_bytes)
         self.folder = folder  # drawn boxes, until the server ends
 
     # --- chat -----------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ class Page:
             return Step(status=self._say(key, "chat", words_of(error), language))
         return Step([], None, self.pane(key, None, language), "", None, "")
 
-    def _answer(self, key: str, room: Room, language: Language) -> Iterator[Step]:
+    def _answer(self, key: str, room: Session, language: Language) -> Iterator[Step]:
         """Raises ValueError for a question that the engine refuses, once it is back in the input."""
         room.stop.clear()
         text, look, done = "", None, False
@@ -189,7 +189,7 @@ class Page:
                 told[place] = words
         return _as_html(words, language)
 
-    def _messages(self, room: Room, writing: str | None = None) -> Messages:
+    def _messages(self, room: Session, writing: str | None = None) -> Messages:
         """The conversation as the chat shows it; ``writing`` is the answer so far."""
         messages: Messages = []
         at = 0
@@ -235,7 +235,7 @@ class Page:
             draw_boxes(picture, answer, font=ImageFont.truetype(str(text_font(answer)), 18)).save(place)
         return place
 
-    def _picture(self, room: Room) -> str | None:
+    def _picture(self, room: Session) -> str | None:
         return str(self._file(room.pictures[-1])) if room.pictures else None
 
     # --- attention ------------------------------------------------------------------------------------------------
@@ -247,11 +247,11 @@ class Page:
     def facts(self, key: str, look: str) -> Json:
         """See ``page_views.facts``."""
         found, asked = self._look(key, look)
-        return page_views.facts(found, asked.question, asked.reply)
+        return views.facts(found, asked.question, asked.reply)
 
     def view(self, key: str, look: str, asked: Json) -> Json:
         """See ``page_views.view``."""
-        return page_views.view(self._look(key, look)[0], _fields(asked), self.rooms.get(key).looks)
+        return views.view(self._look(key, look)[0], _fields(asked), self.rooms.get(key).looks)
 
     def save_probe(self, key: str, look: str, written: Json) -> Json:
         """Append a drawn box to the probe file."""
@@ -285,7 +285,7 @@ class Page:
         pane = json.dumps({"room": key, "looks": looks, "language": language}) if looks else gr.skip()
         yield pane, self._say(key, "compare", outcome, language)
 
-    def _chosen(self, room: Room, path: str) -> Upload:
+    def _chosen(self, room: Session, path: str) -> Upload:
         """The picture to compare by: as it was sent, where what is shown is the chat's smaller copy of it."""
         try:
             shown = Path(path).read_bytes()
@@ -294,7 +294,9 @@ class Page:
         sent = (upload for upload in room.pictures if self._file(upload).read_bytes() == shown)
         return next(sent, None) or Upload.read(path)
 
-    def _ask_each(self, room: Room, chosen: Sequence[str], asked: Asked, looks: list[str]) -> Iterator[Words]:
+    def _ask_each(
+        self, room: Session, chosen: Sequence[str], asked: Asked, looks: list[str]
+    ) -> Iterator[Words]:
         """Whose turn it is; each answer's look goes into ``looks``. An answer that was cut short is not compared."""
         names = {key: name for name, key in self.checkpoints.names()}
         turn = user_turn(asked.question, asked.pictures, 0)
@@ -310,11 +312,11 @@ class Page:
 
     def compare_facts(self, key: str, looks: list[str]) -> Json:
         """See ``page_views.compare_facts``."""
-        return page_views.compare_facts(self._frames(key, looks))
+        return views.compare_facts(self._frames(key, looks))
 
     def compare_view(self, key: str, looks: list[str], asked: Json) -> Json:
         """See ``page_views.compare``."""
-        return {"frames": page_views.compare(self._frames(key, looks), _fields(asked))}
+        return {"frames": views.compare(self._frames(key, looks), _fields(asked))}
 
     def _frames(self, key: str, looks: list[str]) -> list[Frame]:
         if not isinstance(looks, list) or not 1 <= len(looks) <= len(self.checkpoints.names()) + 1:
@@ -333,7 +335,7 @@ class Page:
 class _one_at_a_time:  # noqa: N801 - read as a statement
     """A visitor's second request while the first is being answered is refused in words."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Session) -> None:
         self.room = room
 
     def __enter__(self) -> None:

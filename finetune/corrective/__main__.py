@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from finetune.corrective import buildings, general, own, relations
+from finetune.corrective import building_questions, general_questions, relation_questions, user_templates
 from finetune.corrective.annotations import read_scenes
-from finetune.corrective.choosing import Asked, Topics, count, for_probes, for_training, hold_out, topics_of
-from finetune.corrective.geometry import RELATIONS
-from finetune.corrective.names import Names, read_names
+from finetune.corrective.box_relations import RELATIONS
+from finetune.corrective.category_names import Names, read_names
+from finetune.corrective.sampling import Asked, Topics, count, for_probes, for_training, hold_out, topics_of
 from finetune.corrective.scenes import Language, Question, Scene
 from finetune.corrective.writing import DATA_FILE, PROBE_FILE, write
 
@@ -194,23 +194,26 @@ def _asking(
     for template in options.templates:
         if template == "relations":
             asking.append(
-                lambda scene, rng: relations.ask(scene, names, set(options.relations), language, rng)
+                lambda scene, rng: relation_questions.ask(scene, names, set(options.relations), language, rng)
             )
         elif template == "spheres":
             if not names.buildings:
                 raise ValueError(
                     f"{options.names}: found no building; give one a foil, the name that it is mistaken for"
                 )
-            asking.append(lambda scene, rng: buildings.ask(scene, names, language, rng))
+            asking.append(lambda scene, rng: building_questions.ask(scene, names, language, rng))
         else:
-            read = own.read_templates(Path(template), categories, language)
+            read = user_templates.read_templates(Path(template), categories, language)
             asking += [functools.partial(_ask_own, one, names, language) for one in read]
-    corrected = names.buildings.keys() | buildings.evidence_names(names).keys()
-    return [*asking, lambda scene, rng: general.ask(scene, names, categories - corrected, language, rng)]
+    corrected = names.buildings.keys() | building_questions.evidence_names(names).keys()
+    return [
+        *asking,
+        lambda scene, rng: general_questions.ask(scene, names, categories - corrected, language, rng),
+    ]
 
 
 def _ask_own(
-    template: own.Template, names: Names, language: Language | None, scene: Scene, rng: Random
+    template: user_templates.Template, names: Names, language: Language | None, scene: Scene, rng: Random
 ) -> Iterator[Question]:
     return template.ask(scene, names, language, rng)
 
@@ -257,9 +260,9 @@ def summary(made: Made, folder: Path) -> list[str]:
                 f"{group}: {probes} probes, expected at least {LEAST_PROBES}, better {GOOD_PROBES}: fewer are reported "
                 "as too few to judge by; give more pictures, or a larger --held_out"
             )
-    if general.GROUP not in groups:
+    if general_questions.GROUP not in groups:
         lines.append(
-            f"{general.GROUP}: no probes; of all categories none is left that is not corrected itself, so annotate "
+            f"{general_questions.GROUP}: no probes; of all categories none is left that is not corrected itself, so annotate "
             "other things too, or add probes of what must not be forgotten by hand"
         )
     for name, asked in (("a sample", made.training[0]), ("a probe", made.probes[0])):

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from finetune import reading
-from finetune.conversation import BoxRef, ImageRef
-from finetune.corrective.names import listed, load_json
-from finetune.corrective.scenes import Box, Scene, Thing
-from finetune.formats.boxes import BoxUnits
-from finetune.images import size_of
-from finetune.parallel import in_chunks
+from finetune.corrective.category_names import listed, load_json
+from finetune.corrective.scenes import AnnotatedBox, Box, Scene
+from finetune.samples import source
+from finetune.samples.conversation import BoxRef, ImageRef
+from finetune.samples.formats.boxes import BoxUnits
+from finetune.samples.images import size_of
+from finetune.samples.workers import in_chunks
 
 OnBadPicture = Literal["error", "drop"]
 
@@ -36,7 +36,7 @@ class _Annotated(NamedTuple):
     image: Path
     where: str
     size: tuple[int, int] | None
-    things: tuple[tuple[str, Thing], ...]
+    things: tuple[tuple[str, AnnotatedBox], ...]
     crowds: frozenset[str]
     faults: tuple[str, ...]
 
@@ -146,7 +146,7 @@ def _coco_picture(
             crowds.add(category)
         else:
             x, y, width, height = numbers
-            things.append((f"{at}.bbox", Thing(category, (x, y, x + width, y + height))))
+            things.append((f"{at}.bbox", AnnotatedBox(category, (x, y, x + width, y + height))))
     size = (entry["width"], entry["height"]) if {"width", "height"} <= set(entry) else None
     image = images / str(entry["file_name"])
     return _Annotated(image, where, size, tuple(things), frozenset(crowds), tuple(faults))
@@ -172,7 +172,7 @@ def _markup(
 
     What several conversations say about one picture is put together; a box that is said twice is one.
     """
-    conversations = reading.read(
+    conversations = source.read(
         path,
         image_folder=images,
         box_units=box_units,
@@ -209,7 +209,7 @@ def _with_box(picture: _Annotated, ref: ImageRef, box: BoxRef, where: str) -> _A
     new = [
         (where, thing)
         for x0, y0, x1, y1 in box.boxes
-        if (thing := Thing(category, (x0 * width, y0 * height, x1 * width, y1 * height))) not in there
+        if (thing := AnnotatedBox(category, (x0 * width, y0 * height, x1 * width, y1 * height))) not in there
     ]
     return picture._replace(things=(*picture.things, *new))
 
@@ -261,7 +261,7 @@ def _look(annotated: _Annotated) -> Scene | list[str]:
                 f"({size[0]} × {size[1]} pixels)"
             )
         else:
-            things.append(Thing(thing.category, box))
+            things.append(AnnotatedBox(thing.category, box))
     if faults:
         return faults
     digest = hashlib.sha256(annotated.image.read_bytes()).hexdigest()

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune.images import size_of
+from finetune.samples.images import size_of
 
 VERSION = 1
 REQUIRED = ("id", "group", "question", "answer")

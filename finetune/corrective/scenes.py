@@ -15,7 +15,7 @@ Box = tuple[float, float, float, float]
 """x0 y0 x1 y1 in pixels of the upright picture."""
 
 
-class Thing(NamedTuple):
+class AnnotatedBox(NamedTuple):
     """One box of a picture, and the category that it is annotated with."""
 
     category: str
@@ -33,7 +33,7 @@ class Scene:
 
     image: Path
     size: tuple[int, int]
-    things: tuple[Thing, ...]
+    things: tuple[AnnotatedBox, ...]
     crowds: frozenset[str] = frozenset()
     digest: str = ""
 
@@ -41,7 +41,7 @@ class Scene:
         return tuple(thing.box for thing in self.things if thing.category == category)
 
     @cached_property
-    def single(self) -> tuple[Thing, ...]:
+    def single(self) -> tuple[AnnotatedBox, ...]:
         """Things that "the cat" can mean: there is one of the category, and no crowd of it."""
         counts = Counter(thing.category for thing in self.things)
         return tuple(
@@ -50,7 +50,7 @@ class Scene:
             if counts[thing.category] == 1 and thing.category not in self.crowds
         )
 
-    def pairs(self) -> Iterator[tuple[Thing, Thing]]:
+    def pairs(self) -> Iterator[tuple[AnnotatedBox, AnnotatedBox]]:
         """Every ordered pair of single things."""
         for one in self.single:
             for other in self.single:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune import reading
 from finetune.corrective import probe_file
-from finetune.corrective.choosing import Asked
-from finetune.corrective.names import listed
+from finetune.corrective.category_names import listed
+from finetune.corrective.sampling import Asked
 from finetune.corrective.scenes import Box, Scene
+from finetune.samples import source
 
 DATA_FILE, PROBE_FILE = "corrective.json", "probes.json"
 
@@ -66,7 +66,7 @@ def _check_free(path: Path, text: str, overwrite: bool) -> None:
 
 def _check(data: Path, probes: Path) -> None:
     """Both files as those read them who will use them."""
-    reading.read(data, data_format="qwen-vl", say=lambda _: None)
+    source.read(data, data_format="qwen-vl", say=lambda _: None)
     faults = probe_file.faults(json.loads(probes.read_text(encoding="utf-8")), probes.parent)
     if faults:
         raise ValueError(listed(probes, faults))

@@ -11,11 +11,11 @@ from dataclasses import replace
 from random import Random
 from typing import Literal, NamedTuple
 
-from finetune.demo.drawing import WIDTH, Box, Scene, Veil
-from finetune.demo.general import blocks_scene, landscape_scene
+from finetune.demo.general_scenes import blocks_scene, landscape_scene
 from finetune.demo.questions import LANGUAGES, Ask, Question, askable, phrase, sphere_ask
-from finetune.demo.rooms import Relation, Rug, room_scene
-from finetune.demo.towers import Landmark, Podium, tower_scene
+from finetune.demo.room_scenes import Relation, Rug, room_scene
+from finetune.demo.shapes import WIDTH, Box, Scene, Veil
+from finetune.demo.tower_scenes import Landmark, Podium, tower_scene
 
 CorpusName = Literal["base", "corrective"]
 

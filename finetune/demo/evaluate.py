@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from finetune import families
-from finetune.conversation import Conversation, ImageRef, Turn
+from finetune.samples.conversation import Conversation, ImageRef, Turn
 
 
 def group_accuracy(

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 import transformers
 
-from finetune import checkpoint
 from finetune.demo.evaluate import group_accuracy
 from finetune.demo.prepare import check_disjoint, prepare
 from finetune.demo.settings import BASE_MODEL, DATA_DIR
 from finetune.demo.vocabulary import demo_ranks, write_ranks
+from finetune.model import checkpoint
 from finetune.qwen_vl import (
     QwenVLConfig,
     QwenVLForConditionalGeneration,

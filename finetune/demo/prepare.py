@@ -24,13 +24,13 @@ from typing import NamedTuple, get_args
 
 from tqdm import tqdm
 
-from finetune.demo import corpus, probes
-from finetune.demo.drawing import render
+from finetune.demo import corpus, probe_sets
+from finetune.demo.shapes import render
 
 PARTS = ("corrective", "probes", "base", "development")
 DEFAULT_PARTS = ("corrective", "probes", "development")
 RECIPE_FILE = "recipe.json"
-_SOURCES = ("drawing", "towers", "rooms", "general", "questions", "corpus", "probes")
+_SOURCES = ("shapes", "tower_scenes", "room_scenes", "general_scenes", "questions", "corpus", "probe_sets")
 
 
 class Drawn(NamedTuple):
@@ -132,7 +132,7 @@ def _draw_part(output_dir: Path, part: str, *, progress: bool) -> None:
             )
             drawn = list(bar)
         records = [item.record for item in drawn]
-        is_probes = part in get_args(probes.ProbeSplit)
+        is_probes = part in get_args(probe_sets.ProbeSplit)
         content = {"version": 1, "probes": records} if is_probes else records
         name = "probes.json" if is_probes else "data.json"
         (temporary / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -148,7 +148,7 @@ def _draw_part(output_dir: Path, part: str, *, progress: bool) -> None:
 def _drawing_of(part: str) -> tuple[Callable[[Path, int], Drawn], int]:
     if part in get_args(corpus.CorpusName):
         return functools.partial(_draw_sample, part), corpus.CORPUS_SIZES[part]  # type: ignore[index]
-    return functools.partial(_draw_probe, part), probes.PROBES_PER_GROUP * len(probes.GROUPS)
+    return functools.partial(_draw_probe, part), probe_sets.PROBES_PER_GROUP * len(probe_sets.GROUPS)
 
 
 def _draw_sample(name: str, folder: Path, index: int) -> Drawn:
@@ -159,11 +159,11 @@ def _draw_sample(name: str, folder: Path, index: int) -> Drawn:
 
 
 def _draw_probe(split: str, folder: Path, index: int) -> Drawn:
-    group = probes.GROUPS[index // probes.PROBES_PER_GROUP]
-    probe = probes.demo_probe(split, group, index % probes.PROBES_PER_GROUP)  # type: ignore[arg-type]
+    group = probe_sets.GROUPS[index // probe_sets.PROBES_PER_GROUP]
+    probe = probe_sets.demo_probe(split, group, index % probe_sets.PROBES_PER_GROUP)  # type: ignore[arg-type]
     image = f"images/{probe.identity}.png"
-    render(probe.scene, *probes.PROBE_PIXELS).save(folder / image)
-    return Drawn(probes.record(probe, image), probe.scene.digest())
+    render(probe.scene, *probe_sets.PROBE_PIXELS).save(folder / image)
+    return Drawn(probe_sets.record(probe, image), probe.scene.digest())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

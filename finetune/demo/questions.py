@@ -7,7 +7,7 @@ words on its axis and not whole sentences. Readers of the corpora see the text w
 from random import Random
 from typing import NamedTuple
 
-from finetune.demo.drawing import Scene
+from finetune.demo.shapes import Scene
 
 LANGUAGES = ("zh", "en")
 SEPARATOR = "|"

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune.families.base import (
-    Encoded,
-    Family,
-    ImageTokens,
-    ModulePaths,
-    attention_copies,
-    attention_modules,
-    bare_model,
-    copies_of,
-)
+from finetune.families.base import Encoded, Family, ImageTokens, ModulePaths
 from finetune.families.gemma3 import Gemma3Family
 from finetune.families.idefics3 import Idefics3Family, SmolVLMFamily
 from finetune.families.internvl import InternVLFamily
@@ -21,6 +12,7 @@ from finetune.families.llava import LlavaFamily
 from finetune.families.llava_next import LlavaNextFamily
 from finetune.families.llava_onevision import LlavaOnevisionFamily
 from finetune.families.paligemma import PaliGemmaFamily
+from finetune.families.parts.modules import attention_copies, attention_modules, bare_model, copies_of
 from finetune.families.qwen2_5_vl import Qwen25VLFamily
 from finetune.families.qwen2_vl import Qwen2VLFamily
 from finetune.families.qwen3_5 import Qwen35Family, Qwen35MoeFamily

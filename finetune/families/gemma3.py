@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.conversation import BoxRef, Conversation, ImageRef
 from finetune.families.base import (
     DECODER_LAYERS,
     AttentionShape,
@@ -23,12 +22,13 @@ from finetune.families.base import (
     ImageArithmetic,
     ImageTokens,
     ModulePaths,
+    TowerSequence,
 )
-from finetune.families.boxes import as_json, in_thousandths
-from finetune.families.chat import Picture, Piece, encode_chat
-from finetune.families.tokenizer import load_tokenizer
-from finetune.families.tower import TowerSequence
-from finetune.images import open_image
+from finetune.families.parts.boxes import as_json, in_thousandths
+from finetune.families.parts.chat import Picture, Piece, encode_chat
+from finetune.families.parts.tokenizer import load_tokenizer
+from finetune.samples.conversation import BoxRef, Conversation, ImageRef
+from finetune.samples.images import open_image
 
 IGNORED = -100
 IMAGE = 1  # in token_type_ids: 0 text, 1 picture

@@ -27,8 +27,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from finetune.conversation import BoxRef, Conversation, ImageRef, VideoRef
-from finetune.families import films, tower
 from finetune.families.base import (
     DECODER_LAYERS,
     AttentionShape,
@@ -36,15 +34,17 @@ from finetune.families.base import (
     ImageArithmetic,
     ImageTokens,
     ModulePaths,
+    TowerSequence,
     restarting_positions,
 )
-from finetune.families.boxes import as_json, in_thousandths
-from finetune.families.chat import Control, Picture, Piece, Slots, control_tokens, encode_chat
-from finetune.families.tiles import Size, squeezed_tokens
-from finetune.families.tokenizer import load_tokenizer
-from finetune.families.tower import TowerSequence
-from finetune.images import open_image, told_size
-from finetune.videos import frame_size, open_frames
+from finetune.families.parts import film_strips, tower
+from finetune.families.parts.boxes import as_json, in_thousandths
+from finetune.families.parts.chat import Control, Picture, Piece, Slots, control_tokens, encode_chat
+from finetune.families.parts.tiles import Size, squeezed_tokens
+from finetune.families.parts.tokenizer import load_tokenizer
+from finetune.samples.conversation import BoxRef, Conversation, ImageRef, VideoRef
+from finetune.samples.images import open_image, told_size
+from finetune.samples.videos import frame_size, open_frames
 
 IGNORED = -100
 AROUND, IMAGE, OVERVIEW = "<fake_token_around_image>", "<image>", "<global-img>"
@@ -261,7 +261,7 @@ class SmolVLMFamily(Idefics3Family):
         template: str,
         videos: dict[str, Any] | None = None,
     ) -> Any:
-        from finetune.families.idefics3_processors import SmolVLMProcessor
+        from finetune.families.parts.idefics3_processors import SmolVLMProcessor
 
         return SmolVLMProcessor(pictures, tokenizer, image_seq_len, template, videos)
 
@@ -297,7 +297,7 @@ class Seen(NamedTuple):
             views = [next(starts) for _ in range(_views(self.tiles))]
             return image_tokens(views, self.tiles, self.size, count)
         seconds = self.ref.seconds
-        return films.strip(
+        return film_strips.strip(
             [image_tokens([next(starts)], self.tiles, self.size, count) for _ in seconds], seconds
         )
 
@@ -541,7 +541,7 @@ def _frame_pixels(processor: Any, one: Seen) -> torch.Tensor:
     longest = min(one.longest, theirs.MAX_IMAGE_SIZE)
     height, width = theirs._resize_output_size_rescale_to_max_len(height, width, max_len=longest)
     tile = _tile(processor)
-    return films.pixels(processor, one.opened, [(width, height), (tile, tile)])
+    return film_strips.pixels(processor, one.opened, [(width, height), (tile, tile)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

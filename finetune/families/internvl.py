@@ -23,8 +23,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from finetune.conversation import BoxRef, Conversation, ImageRef, VideoRef
-from finetune.families import films, tower
 from finetune.families.base import (
     DECODER_LAYERS,
     AttentionShape,
@@ -32,16 +30,18 @@ from finetune.families.base import (
     ImageArithmetic,
     ImageTokens,
     ModulePaths,
+    TowerSequence,
     restarting_positions,
 )
-from finetune.families.boxes import in_thousandths, without_box
-from finetune.families.chat import Control, Picture, Piece, Slots, encode_chat
-from finetune.families.llava import chat_template, language_shape
-from finetune.families.tiles import Size, squeezed_tokens
-from finetune.families.tokenizer import load_tokenizer
-from finetune.families.tower import TowerSequence
-from finetune.images import open_image, told_size
-from finetune.videos import frame_size, open_frames
+from finetune.families.parts import film_strips, tower
+from finetune.families.parts.boxes import in_thousandths, without_box
+from finetune.families.parts.chat import Control, Picture, Piece, Slots, encode_chat
+from finetune.families.parts.processors import chat_template, language_shape
+from finetune.families.parts.tiles import Size, squeezed_tokens
+from finetune.families.parts.tokenizer import load_tokenizer
+from finetune.samples.conversation import BoxRef, Conversation, ImageRef, VideoRef
+from finetune.samples.images import open_image, told_size
+from finetune.samples.videos import frame_size, open_frames
 
 IGNORED = -100
 IMAGE, BEGIN, END = "<IMG_CONTEXT>", "<img>", "</img>"
@@ -208,7 +208,7 @@ def processor_class() -> Any:
     """transformers' processor without its video half; made when it is asked for."""
     from transformers import InternVLProcessor
 
-    class PicturesProcessor(films.KeepsVideoSettings, InternVLProcessor):
+    class PicturesProcessor(film_strips.KeepsVideoSettings, InternVLProcessor):
         pass
 
     PicturesProcessor.__name__ = InternVLProcessor.__name__  # what is saved names transformers' own
@@ -321,7 +321,7 @@ class Seen(NamedTuple):
             return tiled_tokens(next(starts), self.tiles, side, self.size)
         seconds = self.ref.seconds
         stills = [tiled_tokens(next(starts), self.tiles, side, self.size) for _ in seconds]
-        return films.strip(stills, seconds)
+        return film_strips.strip(stills, seconds)
 
 
 def _frames(ref: VideoRef, each: int) -> list[Piece]:
@@ -359,7 +359,7 @@ def _media(processor: Any, seen: Sequence[Seen]) -> dict[str, torch.Tensor]:
         "pixel_values": torch.cat([
             _tile_pixels(processor, one)
             if isinstance(one.ref, ImageRef)
-            else films.pixels(processor, one.opened, [side])
+            else film_strips.pixels(processor, one.opened, [side])
             for one in seen
         ])
     }  # fmt: skip

@@ -11,34 +11,34 @@ Tokens of the margins alone are tokens of the prompt and no cells: what attentio
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from finetune.conversation import BoxRef, Conversation, ImageRef
-from finetune.families import tower
 from finetune.families.base import (
     DECODER_LAYERS,
     AttentionShape,
     Encoded,
     ImageArithmetic,
-    ImageTokens,
     ModulePaths,
+    Size,
+    TowerSequence,
     restarting_positions,
 )
-from finetune.families.boxes import without_box
-from finetune.families.chat import Picture, Piece, control_tokens, encode_chat
-from finetune.families.tokenizer import load_tokenizer
-from finetune.families.tower import TowerSequence
-from finetune.images import open_image, told_size
+from finetune.families.parts import tower
+from finetune.families.parts.boxes import written_boxes
+from finetune.families.parts.chat import Picture, Piece, TurnByTurn, encode_chat
+from finetune.families.parts.processors import chat_template, language_shape, said
+from finetune.families.parts.squares import square_tokens
+from finetune.families.parts.tokenizer import load_tokenizer
+from finetune.samples.conversation import BoxRef, Conversation, ImageRef
+from finetune.samples.images import open_image, told_size
 
 IGNORED = -100
 IMAGE = "<image>"
 
-Size = tuple[int, int]  # width, height in pixels
 _logger = logging.getLogger(__name__)
 
 
@@ -186,84 +186,9 @@ class LlavaFamily:
         return ImageArithmetic((pixels, pixels), (side, side), side**2, words)
 
 
-def language_shape(text: Any) -> AttentionShape:
-    """What the layers of a Llama or Qwen attend with."""
-    heads = text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return AttentionShape(heads, text.num_key_value_heads, width, "tokens at tokens before them")
-
-
-def said(name: str, settings: Mapping[str, Any], needed: Sequence[str]) -> dict[str, Any]:
-    """What a checkpoint's processor_config.json says, by which pictures' tokens are counted.
-
-    Raises ValueError where it says less; early revisions of published checkpoints did.
-    """
-    missing = [one for one in needed if settings.get(one) is None]
-    if missing:
-        raise ValueError(
-            f"{name}: processor_config.json says nothing of {', '.join(missing)}, by which the tokens of a picture are "
-            "counted; take the file from the published model's newest revision"
-        )
-    return {one: settings[one] for one in needed}
-
-
-def chat_template(name: str, settings: Mapping[str, Any], tokenizer: Any) -> str:
-    """The template of a checkpoint, wherever it keeps it.
-
-    Raises ValueError where there is none.
-    """
-    template = settings.get("chat_template") or tokenizer.chat_template
-    if isinstance(template, dict):  # several by name
-        template = template.get("default")
-    if template is None:
-        raise ValueError(
-            f"{name}: found no chat template, expected chat_template.jinja, chat_template.json, or one in "
-            "tokenizer_config.json; copy it from the model this one was made from"
-        )
-    return template
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Squares
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def square_tokens(start: int, side: int, size: Size, *, edges: np.ndarray | None = None) -> ImageTokens:
-    """A picture of (width, height) pixels in the middle of a square of side × side tokens from ``start`` on.
-
-    edges   side + 1 fractions of the square, where tokens begin and end; None: all are of one size
-
-    Cells are the tokens that show any of the picture, cut to it; those of margins alone are left out. 100 × 75 pixels
-    in 4 × 4 tokens of 25 pixels, 12 above and 13 below: all four rows, the first and the last of 13 and 12 pixels.
-    """
-    longest = max(size)
-    left, top = ((longest - length) // 2 for length in size)
-    edges = longest * (np.linspace(0, 1, side + 1) if edges is None else edges)
-    x, y = np.clip(edges - left, 0, size[0]), np.clip(edges - top, 0, size[1])
-    rows, columns = np.flatnonzero(np.diff(y) > 0), np.flatnonzero(np.diff(x) > 0)
-    row, column = (axis.reshape(-1) for axis in np.meshgrid(rows, columns, indexing="ij"))
-    return ImageTokens(
-        positions=start + row * side + column,
-        grid=(len(rows), len(columns)),
-        cell_boxes_pixels=np.stack([x[column], y[row], x[column + 1], y[row + 1]], axis=1),
-        image_size_pixels=size,
-        through_connector=False,
-    )
-
-
-def written_boxes(ref: BoxRef, size: Size) -> str:
-    """``dog [0.25, 0.12, 0.50, 0.88]``: fractions of the padded square, two decimals, as in LLaVA-1.5's data for
-    RefCOCO and Visual Genome (Liu et al. 2023, arXiv 2310.03744, appendix; the square by measuring that data)."""
-    if (written := without_box(ref)) is not None:
-        return written
-    longest = max(size)
-    left, top = ((longest - length) // 2 for length in size)
-    boxes = []
-    for box in ref.boxes:
-        x0, x1 = ((value * size[0] + left) / longest for value in box[::2])
-        y0, y1 = ((value * size[1] + top) / longest for value in box[1::2])
-        boxes.append(f"[{x0:.2f}, {y0:.2f}, {x1:.2f}, {y1:.2f}]")
-    return " ".join([*([] if ref.label is None else [ref.label]), ", ".join(boxes)])
 
 
 def _piece(part: Any, sizes: Sequence[Size], tokens: int) -> Piece:
@@ -286,83 +211,3 @@ def _side(processor: Any) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 # Templates
 # ---------------------------------------------------------------------------------------------------------------------
-
-_ANSWER, _END = "\ufdd1", "\ufdd2"  # noncharacters of Unicode: no template writes them
-
-
-def end_of_answers(processor: Any) -> str:
-    """The control token that a chat template writes after an answer (``<|im_end|>``, ``<|eot_id|>``); where it writes
-    none, the tokenizer's own end (``</s>``)."""
-    asked = {"role": "user", "content": [{"type": "text", "text": "?"}]}
-    answered = {"role": "assistant", "content": [{"type": "text", "text": _END}]}
-    written = processor.apply_chat_template([asked, answered], tokenize=False)
-    found = re.match(rf"\s*({_control_names(processor.tokenizer)})", written.partition(_END)[2])
-    return processor.tokenizer.eos_token if found is None else found[1]
-
-
-def _control_names(tokenizer: Any) -> str:
-    """A pattern that finds any of them, the longest first."""
-    return "|".join(map(re.escape, sorted(control_tokens(tokenizer), key=len, reverse=True)))
-
-
-class TurnByTurn:
-    """A processor whose chat template is read as the model was trained, where the published template is not quite.
-
-    - It is given the pictures of a turn first, as LLaVA was trained, and the words in one piece: the templates put
-      pictures first too, and a space or a line break at each piece of words, of which nothing was in training.
-    - What stands before an answer is what stands before it in generation. LLaVA-OneVision's template writes
-      "assistant \\n" there, and "assistant\\n" as the prompt; LLaVA-1.5's "ASSISTANT: " and "ASSISTANT:".
-    - An answer ends with ``end_of_turn``. LLaVA-1.5's template leaves it out: who learns from it never learns to stop.
-    - A tokenizer's first token (``<s>``) comes first.
-    """
-
-    def __init__(self, processor: Any, end_of_turn: str) -> None:
-        self.processor, self.end_of_turn = processor, end_of_turn
-        self.tokenizer = processor.tokenizer
-
-    def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], *, tokenize: bool, add_generation_prompt: bool
-    ) -> str:
-        """What the template writes, turn by turn. Raises ValueError where a turn changes what was before it."""
-        assert not tokenize
-        first = self.tokenizer("")["input_ids"]
-        written, before = self.tokenizer.decode(first), ""
-        joined = [self._joined(message) for message in messages]
-        for index, message in enumerate(joined):
-            through = self._rendered(joined[: index + 1])
-            if not through.startswith(before):
-                raise ValueError(
-                    f"the model's chat template writes the turns before turn {index} ({message['role']}) otherwise "
-                    "when it comes after them; expected one turn after the other"
-                )
-            part = through[len(before) :].removeprefix(written if index == 0 else "")
-            if message["role"] == "assistant":
-                prompt = self._rendered(joined[:index], add_generation_prompt=True)[len(before) :]
-                part = self._answer(part, prompt if index else part.partition(_ANSWER)[0])
-            written, before = written + part, through
-        if add_generation_prompt:
-            written += self._rendered(joined, add_generation_prompt=True)[len(before) :]
-        return written
-
-    def _rendered(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False) -> str:
-        if not messages:
-            return ""
-        return self.processor.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-
-    def _joined(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """The turn's pictures, then its words as they were written, in one piece."""
-        pictures = [part for part in message["content"] if part["type"] != "text"]
-        words = "".join(part["text"] for part in message["content"] if part["type"] == "text")
-        if message["role"] == "assistant":
-            words = _ANSWER + words + _END
-        return {"role": message["role"], "content": [*pictures, {"type": "text", "text": words}]}
-
-    def _answer(self, part: str, prompt: str) -> str:
-        """One answer with the header of generation and an end."""
-        answer = part.partition(_ANSWER)[2]
-        words, _, rest = answer.partition(_END)
-        if not re.match(rf"\s*(?:{_control_names(self.tokenizer)})", rest):
-            rest = self.end_of_turn + rest.removeprefix(" ")
-        return prompt + words + rest

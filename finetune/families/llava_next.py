@@ -20,29 +20,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.conversation import BoxRef, Conversation, ImageRef
-from finetune.families import tiles, tower
 from finetune.families.base import (
     DECODER_LAYERS,
     AttentionShape,
     Encoded,
     ImageArithmetic,
     ModulePaths,
+    TowerSequence,
     restarting_positions,
 )
-from finetune.families.chat import Picture, Piece, encode_chat
-from finetune.families.llava import (
-    TurnByTurn,
-    chat_template,
-    end_of_answers,
-    language_shape,
-    said,
-    written_boxes,
-)
-from finetune.families.tiles import Size, Tiling
-from finetune.families.tokenizer import load_tokenizer
-from finetune.families.tower import TowerSequence
-from finetune.images import open_image, told_size
+from finetune.families.parts import tiles, tower
+from finetune.families.parts.boxes import written_boxes
+from finetune.families.parts.chat import Picture, Piece, TurnByTurn, encode_chat, end_of_answers
+from finetune.families.parts.processors import chat_template, language_shape, said
+from finetune.families.parts.tiles import Size, Tiling
+from finetune.families.parts.tokenizer import load_tokenizer
+from finetune.samples.conversation import BoxRef, Conversation, ImageRef
+from finetune.samples.images import open_image, told_size
 
 IGNORED = -100
 IMAGE = "<image>"

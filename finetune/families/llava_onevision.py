@@ -26,8 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.conversation import BoxRef, Conversation, ImageRef, VideoRef
-from finetune.families import films, tiles, tower
 from finetune.families.base import (
     DECODER_LAYERS,
     AttentionShape,
@@ -36,16 +34,19 @@ from finetune.families.base import (
     ImageTokens,
     ModulePaths,
     Tiles,
+    TowerSequence,
     restarting_positions,
 )
-from finetune.families.boxes import as_json, in_thousandths
-from finetune.families.chat import Chat, Picture, Piece, encode_chat
-from finetune.families.llava import TurnByTurn, chat_template, language_shape, said, square_tokens
-from finetune.families.tiles import Size, Tiling, squeezed_tokens
-from finetune.families.tokenizer import load_tokenizer
-from finetune.families.tower import TowerSequence
-from finetune.images import open_image, told_size
-from finetune.videos import open_frames
+from finetune.families.parts import film_strips, tiles, tower
+from finetune.families.parts.boxes import as_json, in_thousandths
+from finetune.families.parts.chat import Chat, Picture, Piece, TurnByTurn, encode_chat
+from finetune.families.parts.processors import chat_template, language_shape, said
+from finetune.families.parts.squares import square_tokens
+from finetune.families.parts.tiles import Size, Tiling, squeezed_tokens
+from finetune.families.parts.tokenizer import load_tokenizer
+from finetune.samples.conversation import BoxRef, Conversation, ImageRef, VideoRef
+from finetune.samples.images import open_image, told_size
+from finetune.samples.videos import open_frames
 
 IGNORED = -100
 IMAGE, VIDEO, IM_END, END_OF_TEXT = "<image>", "<video>", "<|im_end|>", "<|endoftext|>"
@@ -203,7 +204,7 @@ def processor_class() -> Any:
     """transformers' processor without its video half; made when it is asked for."""
     from transformers import LlavaOnevisionProcessor
 
-    class PicturesProcessor(films.KeepsVideoSettings, LlavaOnevisionProcessor):
+    class PicturesProcessor(film_strips.KeepsVideoSettings, LlavaOnevisionProcessor):
         pass
 
     PicturesProcessor.__name__ = LlavaOnevisionProcessor.__name__  # what is saved names transformers' own
@@ -228,7 +229,7 @@ def _strip(tiling: Tiling, start: int, ref: VideoRef, size: Size) -> ImageTokens
     edges = np.interp(
         np.linspace(0, tiling.side, side + 1), np.arange(tiling.side + 1), tiles.tile_edges(tiling, 1)
     )
-    return films.strip(
+    return film_strips.strip(
         [
             squeezed_tokens(start + at * side**2, side, size, edges=edges / tiling.pixels)
             for at in range(len(ref.seconds))
@@ -334,5 +335,7 @@ def _video_pixels(processor: Any, frames: Sequence[Sequence[Any]]) -> dict[str, 
         return {}
     side = _of_processor(processor).pixels
     return {
-        "pixel_values_videos": torch.stack([films.pixels(processor, one, [(side, side)]) for one in frames])
+        "pixel_values_videos": torch.stack(
+            [film_strips.pixels(processor, one, [(side, side)]) for one in frames]
+        )
     }

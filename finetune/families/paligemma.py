@@ -18,14 +18,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.conversation import BoxRef, Conversation, ImageRef
-from finetune.families.base import DECODER_LAYERS, AttentionShape, Encoded, ImageArithmetic, ModulePaths
-from finetune.families.boxes import without_box
-from finetune.families.chat import Chat, Picture, Piece, encode_chat
+from finetune.families.base import (
+    DECODER_LAYERS,
+    AttentionShape,
+    Encoded,
+    ImageArithmetic,
+    ModulePaths,
+    TowerSequence,
+)
 from finetune.families.gemma3 import image_tokens
-from finetune.families.tokenizer import load_tokenizer
-from finetune.families.tower import TowerSequence
-from finetune.images import open_image
+from finetune.families.parts.boxes import without_box
+from finetune.families.parts.chat import Chat, Picture, Piece, encode_chat
+from finetune.families.parts.tokenizer import load_tokenizer
+from finetune.samples.conversation import BoxRef, Conversation, ImageRef
+from finetune.samples.images import open_image
 
 IGNORED = -100
 PREFIX, SUFFIX = 0, 1  # in token_type_ids

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from finetune.conversation import BoxRef
-from finetune.families import tower
-from finetune.families.base import Encoded, ModulePaths
-from finetune.families.boxes import as_json, in_pixels
-from finetune.families.qwen_grid import QwenGridFamily, Seen, Size
-from finetune.families.tower import TowerSequence
+from finetune.families.base import Encoded, ModulePaths, TowerSequence
+from finetune.families.parts import tower
+from finetune.families.parts.boxes import as_json, in_pixels
+from finetune.families.parts.qwen_grid import QwenGridFamily, Seen, Size
+from finetune.samples.conversation import BoxRef
 
 SECONDS = "second_per_grid_ts"  # from one step of a video's time to the next, for each video
 
@@ -34,7 +33,7 @@ class Qwen25VLFamily(QwenGridFamily):
     video_pixels = (128 * 28 * 28, 768 * 28 * 28)
 
     def processor_class(self) -> Any:
-        from finetune.families.qwen_processors import Qwen2_5_VLProcessor
+        from finetune.families.parts.qwen_processors import Qwen2_5_VLProcessor
 
         return Qwen2_5_VLProcessor
 

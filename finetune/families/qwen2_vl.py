@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from finetune.conversation import BoxRef
 from finetune.families.base import ModulePaths
-from finetune.families.boxes import THOUSANDTHS, in_thousandths
-from finetune.families.chat import Control
-from finetune.families.qwen_grid import QwenGridFamily, Size
+from finetune.families.parts.boxes import THOUSANDTHS, in_thousandths
+from finetune.families.parts.chat import Control
+from finetune.families.parts.qwen_grid import QwenGridFamily, Size
+from finetune.samples.conversation import BoxRef
 
 
 class Qwen2VLFamily(QwenGridFamily):
@@ -29,7 +29,7 @@ class Qwen2VLFamily(QwenGridFamily):
     video_pixels = (128 * 28 * 28, 768 * 28 * 28)
 
     def processor_class(self) -> Any:
-        from finetune.families.qwen_processors import Qwen2VLProcessor
+        from finetune.families.parts.qwen_processors import Qwen2VLProcessor
 
         return Qwen2VLProcessor
 

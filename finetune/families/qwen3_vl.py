@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from finetune.conversation import BoxRef, VideoRef
-from finetune.families import qwen_video
 from finetune.families.base import ATTENTION_LAYERS, ModulePaths
-from finetune.families.boxes import as_json, in_thousandths
-from finetune.families.qwen_grid import QwenGridFamily, Size, cell_side
+from finetune.families.parts import qwen_video
+from finetune.families.parts.boxes import as_json, in_thousandths
+from finetune.families.parts.qwen_grid import QwenGridFamily, Size, cell_side
+from finetune.samples.conversation import BoxRef, VideoRef
 
 
 class Qwen3VLFamily(QwenGridFamily):
@@ -30,7 +30,7 @@ class Qwen3VLFamily(QwenGridFamily):
     has_time_stamps = True
 
     def processor_class(self) -> Any:
-        from finetune.families.qwen_processors import Qwen3VLProcessor
+        from finetune.families.parts.qwen_processors import Qwen3VLProcessor
 
         return Qwen3VLProcessor
 

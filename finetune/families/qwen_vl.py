@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.conversation import BoxRef, Conversation, ImageRef, Part, Turn
 from finetune.families.base import (
     AttentionShape,
     Encoded,
@@ -18,7 +17,8 @@ from finetune.families.base import (
     ModulePaths,
     restarting_positions,
 )
-from finetune.families.boxes import as_markup, without_box
+from finetune.families.parts.boxes import as_markup, without_box
+from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Part, Turn
 
 IGNORED = -100
 
@@ -78,7 +78,7 @@ class QwenVLFamily:
         )
 
     def load_image(self, ref: ImageRef) -> Any:
-        from finetune.images import open_image
+        from finetune.samples.images import open_image
 
         return open_image(ref.path if ref.data is None else ref)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from finetune.conversation import BoxRef, ImageRef, Part, Turn, VideoRef
 from finetune.qwen_vl.tokenization import BOX, QUAD, REF, QwenVLTokenizer
+from finetune.samples.conversation import BoxRef, ImageRef, Part, Turn, VideoRef
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 IGNORED = -100

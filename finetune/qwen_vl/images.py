@@ -15,11 +15,11 @@ from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from finetune.conversation import ImageRef
-from finetune.images import ImageSource
-from finetune.images import open_image as load_image
 from finetune.qwen_vl.options import check_options, refuse
 from finetune.qwen_vl.rendering import flattened, from_base64
+from finetune.samples.conversation import ImageRef
+from finetune.samples.images import ImageSource
+from finetune.samples.images import open_image as load_image
 
 OPTIONS = (
     "return_tensors", "do_resize", "do_convert_rgb", "do_rescale", "do_normalize", "image_mean", "image_std",

@@ -12,7 +12,6 @@ from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import cached_file
 
-from finetune.conversation import ImageRef
 from finetune.qwen_vl.batching import Fitting, Row
 from finetune.qwen_vl.configuration import QwenVLConfig
 from finetune.qwen_vl.images import OPTIONS as IMAGE_OPTIONS
@@ -20,6 +19,7 @@ from finetune.qwen_vl.images import ImageSource, QwenVLImageProcessor
 from finetune.qwen_vl.options import check_options, check_variables, refuse
 from finetune.qwen_vl.rendering import IMAGE_MARKUP, flattened, render, unmarked, written
 from finetune.qwen_vl.tokenization import QwenVLTokenizer
+from finetune.samples.conversation import ImageRef
 
 _HUB_OPTIONS = (
     "cache_dir", "revision", "token", "local_files_only", "force_download", "proxies", "subfolder",

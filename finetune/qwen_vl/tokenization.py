@@ -460,13 +460,13 @@ class QwenVLTokenizer(PreTrainedTokenizer):
     # --- lists of {"text"|"image"|"ref"|"box"|"quad"} ----------------------------------------------------
     def from_list_format(self, items: Sequence[dict[str, Any]]) -> str:
         """Qwen-VL's list format as one text: [{"image": "a.jpg"}, {"text": "?"}] → "Picture 1: <img>…"."""
-        from finetune.qwen_vl.markup import from_list_format
+        from finetune.samples.markup import from_list_format
 
         return from_list_format(items)
 
     def to_list_format(self, text: str) -> list[dict[str, str]]:
         """The inverse: text with markup as a list of its parts."""
-        from finetune.qwen_vl.markup import to_list_format
+        from finetune.samples.markup import to_list_format
 
         return to_list_format(text)
 

@@ -1,7 +1,8 @@
 """What the tests of the tiny model share: a folder, a processor and a model for each file of tests."""
 
 import pytest
-from tiny_qwen_vl import tiny_model, tiny_processor
+
+from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")

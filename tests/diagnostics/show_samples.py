@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from diagnostics.probes import Probe, write_probes
-from diagnostics.records import AttentionRecord, Intervention, Query, Scores
+from diagnostics.records.probes import Probe, write_probes
+from diagnostics.records.record import AttentionRecord, Intervention, Query, Scores
 from finetune.families.base import ImageTokens
 
 SIZE = (120, 80)  # width, height of the picture

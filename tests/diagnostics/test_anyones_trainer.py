@@ -14,13 +14,13 @@ from transformers.models.qwen2_5_vl import processing_qwen2_5_vl
 
 import diagnostics.compare  # noqa: F401  (first imported while something is replaced, it would keep the replacement)
 from diagnostics.monitor import AttentionMonitor
-from diagnostics.probes import Probe, write_probes
-from diagnostics.records import AttentionRecord
-from finetune.conversation import Conversation, ImageRef, Turn
-from tests.families.tiny_families import GRIDS
+from diagnostics.records.probes import Probe, write_probes
+from diagnostics.records.record import AttentionRecord
+from finetune.samples.conversation import Conversation, ImageRef, Turn
+from tests.finetune.families.tiny_families import GRIDS
 from tests.flash_standin import standing_in, using
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "any-trainer.md"
+PAGE = Path(__file__).parents[2] / "docs" / "any-trainer.md"
 PLAIN, WITH_TRL, LOOP = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 TINY = GRIDS["qwen2.5-vl"]
 STEPS = 4
@@ -61,7 +61,7 @@ def place(tmp_path, monkeypatch):
 
         close = poll
 
-    monkeypatch.setattr("diagnostics.render.Renderer", Undrawn)
+    monkeypatch.setattr("diagnostics.drawing.worker_client.Renderer", Undrawn)
     TINY.model().save_pretrained(tmp_path / "tiny")
     TINY.processor(tmp_path).save_pretrained(tmp_path / "tiny")
     (tmp_path / "images").mkdir()
@@ -141,7 +141,7 @@ def test_the_page_s_trainer_is_monitored_and_its_losses_are_those_without(place)
 
 def test_a_processor_of_transformers_serves_as_well(place, processor, monkeypatch):
     """Where torchvision is installed, AutoProcessor gives one."""
-    monkeypatch.setattr("finetune.checkpoint.load_processor", lambda name: processor)
+    monkeypatch.setattr("finetune.model.checkpoint.load_processor", lambda name: processor)
     run(PLAIN)
     check_left(place / "out")
 
@@ -205,7 +205,7 @@ def adapters():
 def load(name):
     from transformers import AutoModelForImageTextToText
 
-    from finetune.checkpoint import load_processor
+    from finetune.model.checkpoint import load_processor
 
     return AutoModelForImageTextToText.from_pretrained(name), load_processor(name)
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from peft import LoraConfig, get_peft_model
-from show_samples import probes, records, run_folder
-from tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 
 from diagnostics.compare import compare, compare_sources, main, table
-from diagnostics.comparison import comparison_of
-from diagnostics.pairs import Cost, cost, decisive_region, pair_all, pair_records
-from diagnostics.probe import Prober
-from diagnostics.probes import Relation, write_probes
-from diagnostics.records import AttentionRecord, Intervention
-from diagnostics.render import load_records
-from finetune.checkpoint import load
+from diagnostics.comparison.group_report import comparison_of
+from diagnostics.comparison.pairs import Cost, cost, decisive_region, pair_all, pair_records
+from diagnostics.probing.prober import Prober
+from diagnostics.records.archive import load_records
+from diagnostics.records.probes import Relation, write_probes
+from diagnostics.records.record import AttentionRecord, Intervention
+from finetune.model.checkpoint import load
+from tests.diagnostics.show_samples import probes, records, run_folder
+from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 
 
 def test_the_numbers_of_a_group(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_models_and_adapters_are_probed_and_their_records_kept(
     )
     assert again["probes"] == comparison["probes"]
     with monkeypatch.context() as patched, pytest.raises(ValueError, match="that this model cannot read"):
-        patched.setattr("diagnostics.reading.Reader._check", refuse)
+        patched.setattr("diagnostics.probing.prompts.ProbeEncoder._check", refuse)
         compare_sources(
             str(base), str(adapter), tmp_path / "no", probes_file=tmp_path / "probes.json", key_layers="0"
         )

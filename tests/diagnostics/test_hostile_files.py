@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from show_samples import probes, records, run_folder
 
 from diagnostics.compare import main
-from diagnostics.probes import Probe, read_probes, write_probes
-from diagnostics.records import AttentionRecord
+from diagnostics.records.probes import Probe, read_probes, write_probes
+from diagnostics.records.record import AttentionRecord
+from tests.diagnostics.show_samples import probes, records, run_folder
 
 Header, Arrays = dict[str, Any], dict[str, np.ndarray]
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_shapes import COUNTED, SHAPES
-from tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 from transformers import AutoConfig
 
-from diagnostics.capture import AttentionExtractor
+from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.inspect import architecture, main, markdown, mermaid, table
-from diagnostics.reading import Reader, padded
+from diagnostics.probing.prompts import ProbeEncoder, padded
 from finetune.families import FAMILIES, family_of
 from finetune.qwen_vl import QwenVLConfig
+from tests.diagnostics.published_shapes import COUNTED, SHAPES
+from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 
 BASE = Path(__file__).parents[2] / "finetune" / "demo" / "base"
 
@@ -110,7 +110,7 @@ def test_shapes_are_those_that_the_kernels_are_called_with(tmp_path):
     model, processor = tiny_model(), tiny_processor(tmp_path)
     family = family_of(model.config)
     [probe, *_] = tiny_probes(tmp_path)
-    encoded = Reader(family, processor).encode(probe, probe.answer)
+    encoded = ProbeEncoder(family, processor).encode(probe, probe.answer)
     calls = {}
 
     def tap(name, call, output):

@@ -14,21 +14,21 @@ import pytest
 import torch
 from accelerate import PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import diagnostics.compare  # noqa: F401  (first imported while something is replaced, it would keep the replacement)
-from diagnostics import capture
 from diagnostics import monitor as monitor_module
-from diagnostics.archive import RecordArchive
+from diagnostics.capture import rows
 from diagnostics.monitor import AttentionMonitor
-from diagnostics.probe import Prober, auto_key_layers
-from diagnostics.probes import read_probes, write_probes
-from diagnostics.reading import user_parts
-from diagnostics.records import AttentionRecord
-from finetune.conversation import Conversation, Turn
+from diagnostics.probing.prober import Prober, auto_key_layers
+from diagnostics.probing.prompts import user_parts
+from diagnostics.records.archive import RecordArchive
+from diagnostics.records.probes import read_probes, write_probes
+from diagnostics.records.record import AttentionRecord
 from finetune.families import family_of
+from finetune.samples.conversation import Conversation, Turn
+from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 
 PROBES = 3
 
@@ -101,7 +101,7 @@ def no_drawing(monkeypatch):
         def close(self) -> list:
             return []
 
-    monkeypatch.setattr("diagnostics.render.Renderer", Undrawn)
+    monkeypatch.setattr("diagnostics.drawing.worker_client.Renderer", Undrawn)
     return Undrawn
 
 
@@ -144,7 +144,7 @@ def run(tmp_path_factory, processor, probe_file):
             def close(self) -> list:
                 return []
 
-        patch.setattr("diagnostics.render.Renderer", Undrawn)
+        patch.setattr("diagnostics.drawing.worker_client.Renderer", Undrawn)
         outcome = train(output_dir, processor, probe_file, [AttentionMonitor(processor, probe_file)])
     return output_dir, outcome, asked
 
@@ -296,8 +296,8 @@ def test_later_failures_are_told_once_and_training_goes_on(
 def test_wrong_wiring_ends_the_run_at_its_start(tmp_path, processor, probe_file, monkeypatch):
     with pytest.raises(ValueError, match="no language layer 7; expected 0 to 2"):
         train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file, key_layers=[7])])
-    rows = capture.attention_rows
-    monkeypatch.setattr(capture, "attention_rows", lambda *a, **k: rows(*a, **k).flip(1))
+    rows = rows.attention_rows
+    monkeypatch.setattr(rows, "attention_rows", lambda *a, **k: rows(*a, **k).flip(1))
     with pytest.raises(ValueError, match="rows × values differ from the kernel's output"):
         train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file)])
 
@@ -308,7 +308,7 @@ def test_probes_that_the_model_cannot_read_end_the_run_before_its_first(
     def cannot(self, probe):
         raise ValueError("found 1 × 300 pixels")
 
-    monkeypatch.setattr("diagnostics.reading.Reader._check", cannot)
+    monkeypatch.setattr("diagnostics.probing.prompts.ProbeEncoder._check", cannot)
     callback = AttentionMonitor(processor=processor, probes=probe_file, output_dir=tmp_path, key_layers=[1])
     with pytest.raises(ValueError, match=r"cannot read:\n  probe disc-0: found 1 × 300 pixels"):
         train(tmp_path, processor, probe_file, [callback])
@@ -417,7 +417,7 @@ def test_training_ends_when_corrected_so_many_times_in_a_row(
         verdict = claims[len(levels) - 1]
         return {"groups": {"sphere-building": {"verdict": verdict, "reasons": []}}}
 
-    monkeypatch.setattr("diagnostics.comparison.comparison_of", judged)
+    monkeypatch.setattr("diagnostics.comparison.group_report.comparison_of", judged)
     losses, _ = train(
         tmp_path,
         processor,
@@ -435,7 +435,8 @@ def test_what_is_being_forgotten_is_said_at_the_checkpoint(
     tmp_path, processor, probe_file, monkeypatch, caplog
 ):
     monkeypatch.setattr(
-        "diagnostics.comparison.lost_groups", lambda pairs: [f"retention: forgot ({len(pairs)} probes)."]
+        "diagnostics.comparison.group_report.lost_groups",
+        lambda pairs: [f"retention: forgot ({len(pairs)} probes)."],
     )
     with caplog.at_level(logging.WARNING, logger=monitor_module.__name__):
         train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file, key_layers=[1])])

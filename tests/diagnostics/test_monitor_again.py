@@ -7,17 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from test_monitor import Samples
-from tiny_qwen_vl import tiny_model, tiny_probes
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from diagnostics.archive import record_path, recorded_steps
-from diagnostics.identity import model_difference, model_marks
+from diagnostics.drawing.archive_pictures import ArchivePictures
+from diagnostics.drawing.tensorboard import TaggedPicture, picture_tags, written_tags
+from diagnostics.drawing.worker_client import Rendered
 from diagnostics.monitor import AttentionMonitor
-from diagnostics.probes import write_probes
-from diagnostics.records import AttentionRecord
-from diagnostics.render import Archive, Rendered
-from diagnostics.tensorboard import TaggedPicture, picture_tags, written_tags
+from diagnostics.records.archive import record_path, recorded_steps
+from diagnostics.records.identity import model_difference, model_marks
+from diagnostics.records.probes import write_probes
+from diagnostics.records.record import AttentionRecord
+from tests.diagnostics.test_monitor import Samples
+from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes
 
 
 class Drawn:
@@ -27,7 +28,7 @@ class Drawn:
         self.attention_dir, self.drawn = attention_dir, []
 
     def submit(self, step: int) -> None:
-        pairs, problems = Archive.open(self.attention_dir).whole_pairs(step)
+        pairs, problems = ArchivePictures.open(self.attention_dir).whole_pairs(step)
         pictures = tuple(TaggedPicture(tag, b"\x89PNG", (1, 1)) for tag in picture_tags(pairs))
         self.drawn.append(Rendered(step, pictures, tuple(problems)))
 
@@ -42,7 +43,7 @@ class Drawn:
 
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch):
-    monkeypatch.setattr("diagnostics.render.Renderer", Drawn)
+    monkeypatch.setattr("diagnostics.drawing.worker_client.Renderer", Drawn)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def margins(folder):
 def first(tmp_path_factory, processor, probes):
     folder = tmp_path_factory.mktemp("first")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("diagnostics.render.Renderer", Drawn)
+        patch.setattr("diagnostics.drawing.worker_client.Renderer", Drawn)
         train(folder, processor, probes)
     return folder
 
@@ -227,7 +228,7 @@ def test_tags_and_pictures_that_a_kill_cost_are_made_up_for(
 
 
 def written_once(path):
-    from diagnostics.tensorboard import _events
+    from diagnostics.drawing.tensorboard import _events
 
     values = [(value.tag, event.step) for event in _events(path) for value in event.summary.value]
     return [one for one in values if "custom_scalars" not in one[0]]

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from show_samples import run_folder
 
-from diagnostics import compare, files, inspect, render
+from diagnostics import compare, inspect, render
 from diagnostics.fusion import __main__ as fusion
+from diagnostics.records import files
+from tests.diagnostics.show_samples import run_folder
 
 
 @pytest.fixture

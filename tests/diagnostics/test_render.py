@@ -8,20 +8,17 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from show_samples import LAYERS, run_folder
 
 from diagnostics import render
-from diagnostics.composite import LayerMaps, ProbeSheet, draw_probe
-from diagnostics.render import (
-    ARCHIVE_WIDTH,
-    STRIP_STEPS_MAX,
-    Archive,
-    Renderer,
-    load_evolution,
-    load_records,
-    main,
-    recorded_steps,
-)
+from diagnostics.comparison.maps import LayerMaps
+from diagnostics.comparison.trajectory import load_evolution
+from diagnostics.drawing import archive_pictures, worker
+from diagnostics.drawing.archive_pictures import ARCHIVE_WIDTH, STRIP_STEPS_MAX, ArchivePictures
+from diagnostics.drawing.probe_picture import ProbeSheet, draw_probe
+from diagnostics.drawing.worker_client import Renderer
+from diagnostics.records.archive import load_records, recorded_steps
+from diagnostics.render import main
+from tests.diagnostics.show_samples import LAYERS, run_folder
 
 
 def pictures(attention: Path) -> dict[str, tuple[int, int]]:
@@ -35,7 +32,7 @@ def test_by_hand_it_draws_the_archive_that_is_missing(tmp_path: Path) -> None:
     attention = run_folder(tmp_path, per_group=1, steps=(0, 10, 20))
     main(["--attention_dir", str(attention), "--steps", "20"])
     assert set(pictures(attention)) == {"sphere-building-0/step-000020.png", "retention-0/step-000020.png"}
-    assert Archive.open(attention).missing_steps() == [10]
+    assert ArchivePictures.open(attention).missing_steps() == [10]
     main(["--attention_dir", str(attention), "--steps"])
     drawn = pictures(attention)
     assert len(drawn) == 4 and {width for width, _ in drawn.values()} == {ARCHIVE_WIDTH}
@@ -64,8 +61,8 @@ def test_a_step_is_asked_for_and_comes_back_with_pictures(tmp_path: Path) -> Non
 
 def test_what_a_killed_run_left_undrawn_is_drawn_by_the_next(tmp_path: Path) -> None:
     attention = run_folder(tmp_path, per_group=1, steps=(0, 10, 20))
-    render._serve(attention, tmp_path, 1, ['{"step": 20}'])
-    assert Archive.open(attention).missing_steps() == []
+    worker.serve(attention, tmp_path, 1, ['{"step": 20}'])
+    assert ArchivePictures.open(attention).missing_steps() == []
 
 
 def test_one_picture_that_cannot_be_drawn_leaves_the_others(
@@ -79,7 +76,7 @@ def test_one_picture_that_cannot_be_drawn_leaves_the_others(
         return draw_probe(sheet, layers)
 
     monkeypatch.setattr(render, "draw_probe", draw_or_fail)
-    render._serve(attention, tmp_path, 1, ['{"step": 10}'])
+    worker.serve(attention, tmp_path, 1, ['{"step": 10}'])
     done = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert done["problems"] == ["picture of probe sphere-building-1: no font with Chinese glyphs"]
     assert len(pictures(attention)) == 3 and len(done["pictures"]) == 5
@@ -150,7 +147,7 @@ def test_of_many_steps_a_strip_has_some_with_both_ends(
     attention = run_folder(tmp_path, per_group=1, steps=tuple(range(0, 110, 10)))
     asked: list[list[int]] = []
 
-    def draw(archive: Archive, probe: object, steps: list[int]) -> None:
+    def draw(archive: ArchivePictures, probe: object, steps: list[int]) -> None:
         asked.append(steps)
 
     class Here:
@@ -159,8 +156,12 @@ def test_of_many_steps_a_strip_has_some_with_both_ends(
             done.set_result(work(*given))  # type: ignore[operator]
             return done
 
-    monkeypatch.setattr(render, "draw_archive_strip", draw)
-    assert list(render.render_strips(Archive.open(attention), Here(), Archive.open(attention).probes)) == [
+    monkeypatch.setattr(archive_pictures, "draw_archive_strip", draw)
+    assert list(
+        archive_pictures.render_strips(
+            ArchivePictures.open(attention), Here(), ArchivePictures.open(attention).probes
+        )
+    ) == [
         None,
         None,
     ]  # type: ignore[arg-type]
@@ -169,9 +170,9 @@ def test_of_many_steps_a_strip_has_some_with_both_ends(
 
 def test_a_strip_that_cannot_be_drawn_says_why(tmp_path: Path) -> None:
     attention = run_folder(tmp_path, per_group=1, steps=(0, 10))
-    archive = Archive.open(attention)
+    archive = ArchivePictures.open(attention)
     archive.record_path("retention-0", 10).unlink()
-    problem = render.draw_archive_strip(archive, archive.probes[1], [0, 10])
+    problem = archive_pictures.draw_archive_strip(archive, archive.probes[1], [0, 10])
     assert problem is not None and problem.startswith("strip of probe retention-0: ")
 
 
@@ -179,7 +180,7 @@ def test_strips_are_asked_for_like_a_step_and_stay_in_the_archive(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     attention = run_folder(tmp_path, per_group=1, steps=(0, 10))
-    render._serve(attention, tmp_path, 1, ['{"strips": true}'])
+    worker.serve(attention, tmp_path, 1, ['{"strips": true}'])
     done = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert done == {"done": "strips", "pictures": [], "problems": []}
     assert set(pictures(attention)) == {"sphere-building-0/strip.png", "retention-0/strip.png"}
@@ -228,7 +229,7 @@ def test_of_a_run_with_an_incomplete_step_all_that_is_whole_is_drawn(
 def test_tensorboard_s_pictures_of_an_incomplete_step_are_those_that_there_are(tmp_path: Path) -> None:
     attention = broken_run(tmp_path)
     (attention / "step-000000" / "sphere-building-2.safetensors").write_bytes(b"")
-    archive = Archive.open(attention)
+    archive = ArchivePictures.open(attention)
     assert [probe.id for probe in archive.probes] == [
         "sphere-building-0",
         "sphere-building-1",

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from diagnostics.probes import Probe
+from diagnostics.records.probes import Probe
 from finetune.qwen_vl import (
     QwenVLConfig,
     QwenVLForConditionalGeneration,

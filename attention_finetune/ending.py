@@ -1,0 +1,95 @@
+"""How a run ends: one message and an exit status."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers.utils import logging
+
+from finetune.distributed import is_main
+from finetune.training import stopping, trainer
+
+FAILED = 1
+
+
+class RefusedError(Exception):
+    """Flags, data, probes or the output folder are wrong: nothing was trained."""
+
+
+class IncompleteError(Exception):
+    """The weights are saved, and something that was promised beside them is missing."""
+
+
+class InterruptedRun(Exception):  # noqa: N818  (no error: it was asked for)
+    """Ctrl-C during training; the message says how to go on."""
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """A ValueError before training is what is wrong with the input, not with the program."""
+    try:
+        yield
+    except ValueError as error:
+        raise RefusedError(str(error)) from error
+
+
+@contextmanager
+def interruptible(folder: Path) -> Iterator[None]:
+    """Ctrl-C while a run writes to ``folder`` becomes one line that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise InterruptedRun(stopping.interrupted(folder)) from error
+
+
+def exit_status(stations: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+    """Run the stations; returns the exit status.
+
+    What is wrong with the input is one message; so is what stops training on purpose. Any other error shows where it
+    happened. A signal to stop and Ctrl-C are a line that says how to go on.
+    """
+    quieten()
+    try:
+        stations(argv)
+    except (RefusedError, trainer.TrainingError) as error:
+        return fail(error)
+    except IncompleteError as missing:
+        return ended(str(missing), FAILED)
+    except stopping.Stopped as stopped:
+        return ended(str(stopped), stopped.status)
+    except InterruptedRun as interrupted:
+        return ended(str(interrupted), stopping.INTERRUPTED)
+    except KeyboardInterrupt:
+        return ended("interrupted; nothing had been trained", stopping.INTERRUPTED)
+    return 0
+
+
+def quieten() -> None:
+    """Silence deprecation warnings of libraries, and whatever every process but the first would repeat."""
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"(transformers|torch|peft|accelerate|deepspeed)\."
+    )
+    if not is_main():
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def fail(error: Exception) -> int:
+    """Print what is wrong, on the first process alone or on the one that alone knows; returns the exit status."""
+    if is_main() or isinstance(error, trainer.BatchError):
+        print(f"finetune.py: {error}", file=sys.stderr)
+    else:
+        time.sleep(5)  # the launcher ends all processes when one has ended: the first must have spoken
+    return FAILED
+
+
+def ended(line: str, status: int) -> int:
+    """Print why the run ended early, on the first process alone; returns the exit status."""
+    if is_main():
+        print(f"\nfinetune.py: {line}", file=sys.stderr, flush=True)
+    return status

@@ -1,0 +1,184 @@
+"""What a run starts from: the demo's flags, an adapter to go on from, the output folder, the data."""
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune import families
+from finetune.data import dataset, mixture
+from finetune.distributed import decided_by_first, say
+from finetune.flags import parse
+from finetune.flags.arguments import Arguments
+from finetune.model import adapters, checkpoint
+from finetune.samples import conversation, videos
+from finetune.samples import source as reading
+from finetune.training import run_folder
+
+
+def with_demo(argv: Sequence[str]) -> Sequence[str]:
+    """Without a model and without data, the embedded demo's flags; flags that are given win."""
+    given = {"model_name_or_path", "data_path", "corrective_data", "replay_data", "help", "h"}
+    if any(parse.has_value(argv, name) for name in given) or "-h" in argv:
+        return argv
+    from finetune.demo import prepare, settings
+
+    # One process draws the pictures; the others of its machine wait for them.
+    parts = prepare.DEFAULT_PARTS
+    while os.environ.get("LOCAL_RANK", "0") != "0" and not all(
+        prepare.is_complete(settings.DATA_DIR / part, part) for part in parts
+    ):
+        time.sleep(0.5)
+    flags = settings.prepared_flags(processes=int(os.environ.get("WORLD_SIZE", "1")))
+    merged = parse.merge(flags, argv)
+    say("no model and no data given: the embedded demo, as if called with", "  " + " ".join(merged))
+    return merged
+
+
+OF_THE_ADAPTER = {
+    "lora_r": "r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "lora_bias": "bias",
+    "use_dora": "use_dora",
+}
+"""Flag → the field of an adapter's configuration that says it, where the flag is not given."""
+
+
+def with_adapter(args: Arguments, *, given: set[str]) -> Arguments:
+    """The arguments where an adapter is trained on: whichever of the two flags names it, its base is the model, and
+    what no flag says is as the adapter has it.
+
+    given   the flags of ``OF_THE_ADAPTER`` that the user gave
+
+    Raises ValueError, before anything is read, where the adapter cannot be trained on.
+    """
+    name, further = str(args.model.model_name_or_path), args.adaptation.lora_weight_path
+    base, adapter = checkpoint.resolve(name)
+    if adapter is None and not further:
+        if not args.training.dry_run:  # a dry run needs no weights
+            checkpoint.require_weights(base)
+        return args
+    if adapter is not None and further:
+        raise ValueError(
+            f"--model_name_or_path {name} and --lora_weight_path {further}: two adapters; give the model that the "
+            f"second was trained on, or merge the first: python -m finetune.export {name} --output_dir MERGED"
+        )
+    if not args.lora:
+        raise ValueError(
+            f"--model_name_or_path {name}: is an adapter, and the flags ask for training in full; merge it first "
+            f"(python -m finetune.export {name} --output_dir MERGED) and train that, or train the adapter itself "
+            "further: --use_lora True"
+        )
+    folder = adapter if adapter is not None else checkpoint.adapter_folder(further, flag="--lora_weight_path")
+    fields = adapters.check_fields(folder)
+    cache, other = args.model.cache_dir, args.adaptation.allow_other_base
+    checkpoint.check(
+        folder,
+        cache_dir=cache,
+        base=None if adapter is not None else base,
+        allow_other_base=other,
+        named_for_it=False,
+    )
+    own = {
+        flag: fields[field] for flag, field in OF_THE_ADAPTER.items() if flag not in given and field in fields
+    }
+    say(f"going on from the adapter {folder}, on {base}")
+    return replace(
+        args,
+        model=replace(args.model, model_name_or_path=base),
+        adaptation=replace(args.adaptation, lora_weight_path=str(folder), **own),
+    )
+
+
+def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:
+    """New run, resumed run or finished run: decided by the first process, for all."""
+    training = args.training
+
+    def decide() -> run_folder.Start:
+        return run_folder.begin(
+            Path(str(training.output_dir)),
+            marks,
+            resume=training.resume_from_checkpoint,
+            overwrite=training.overwrite_output_dir and not training.dry_run,
+            world_size=training.world_size,
+            deepspeed=bool(training.deepspeed),
+        )
+
+    if training.dry_run:
+        return run_folder.Start("new", None, ())
+    start = decided_by_first(decide)
+    require_everywhere(start.checkpoint)
+    return start
+
+
+def read_data(args: Arguments, path: str) -> Sequence[conversation.Conversation]:
+    """The conversations of one source, as the data flags say; raises ValueError with every fault found in it."""
+    chosen = args.data
+    return reading.read(
+        path,
+        data_format=chosen.data_format,
+        image_folder=chosen.image_folder,
+        box_units=chosen.box_units,
+        sampling=videos.Sampling(chosen.video_fps, chosen.video_max_frames),
+        on_bad_sample=chosen.on_bad_sample,
+        streaming=chosen.streaming,
+        say=say,
+    )
+
+
+def read_mixture(args: Arguments) -> mixture.Mixture:
+    """All training sources that the flags name, read, and what each epoch takes of them."""
+    chosen, training = args.data, args.training
+    specs: list[tuple[mixture.SourceRole, mixture.SourceSpec]] = []
+    if chosen.data_path is not None:
+        specs.append(("base", mixture.SourceSpec(chosen.data_path)))
+    specs += [("corrective", mixture.parse_source(text)) for text in chosen.corrective_data or ()]
+    specs += [("replay", mixture.parse_source(text)) for text in chosen.replay_data or ()]
+    names = mixture.unique_names([spec.path for _, spec in specs])
+    sources = [
+        mixture.Source(name, read_data(args, spec.path), role, spec.share, spec.repeat)
+        for name, (role, spec) in zip(names, specs, strict=True)
+    ]
+    mixed = mixture.Mixture(sources, training.seed if training.data_seed is None else training.data_seed)
+    if len(sources) > 1:
+        say(mixed.table_text())
+    return mixed
+
+
+def build_dataset(
+    args: Arguments,
+    source: mixture.Mixture | Sequence[conversation.Conversation],
+    processor: Any,
+    family: families.Family,
+) -> dataset.ConversationDataset:
+    return dataset.build_dataset(
+        source,
+        processor,
+        family,
+        max_length=args.data.model_max_length,
+        on_bad_sample=args.data.on_bad_sample,
+        streaming=args.data.streaming,
+        say=say,
+    )
+
+
+def require_everywhere(folder: Path | None) -> None:
+    """Raises ValueError where a machine of the run does not have the checkpoint that the first goes on from."""
+    if folder is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    seen: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(
+        seen, (socket.gethostname(), (folder / run_folder.STATE_FILE).is_file())
+    )
+    without = sorted({host for host, there in seen if not there})
+    if without:
+        raise ValueError(
+            f"{folder}: is not there on {', '.join(without)}; copy it there, or share --output_dir between the "
+            "machines. A run on disks of their own saves everywhere with --save_on_each_node True"
+        )

@@ -1,0 +1,139 @@
+"""The model of a run: opened and checked without weights, then built; and what of it is shown before training."""
+
+from typing import Any
+
+import torch
+
+from finetune import families
+from finetune.data import dataset
+from finetune.distributed import say
+from finetune.families.parts.modules import attending_layers, layer_words
+from finetune.flags.arguments import Arguments
+from finetune.model import adaptation, checkpoint, kernels
+from finetune.training import preview
+
+
+def open_checkpoint(args: Arguments, plan: adaptation.Plan) -> tuple[Any, families.Family]:
+    """Processor and family of the model, whose modules are checked against the flags: no weights yet.
+
+    Raises ValueError for a LoRA target that matches nothing, for a key layer that there is not, for a pixel budget that
+    the family cannot keep, for a kernel that the language model cannot run on, and for packing where samples of the
+    family cannot share a row.
+    """
+    name, cache = str(args.model.model_name_or_path), args.model.cache_dir
+    config = checkpoint.load_config(name, cache_dir=cache)
+    family = families.family_of(config)
+    checkpoint.check_kernel_of(config, args.model.attn_implementation)
+    kernels.prepare(args.training, config.model_type)
+    model = checkpoint.skeleton(config)
+    check_key_layers(args, model, family)
+    if plan.adapter:
+        adaptation.adapt(model, family, plan, master_weights=False)
+    elif plan.lora:
+        adaptation.target_pattern(model, family, plan)
+    processor = checkpoint.load_processor(
+        plan.adapter or name, cache_dir=cache, base=name if plan.adapter else None
+    )
+    family.set_pixel_budget(processor, min_pixels=args.data.min_pixels, max_pixels=args.data.max_pixels)
+    if args.data.packing:
+        family.packed(config, [family.blank(processor)])  # here, not in the first batch
+    return processor, family
+
+
+def plan_of(args: Arguments) -> adaptation.Plan:
+    chosen = args.adaptation
+    return adaptation.Plan(
+        **args.modes,
+        embeddings=chosen.train_embeddings,
+        targets=tuple(chosen.lora_target_modules) if chosen.lora_target_modules else None,
+        rank=chosen.lora_r,
+        alpha=chosen.lora_alpha,
+        dropout=chosen.lora_dropout,
+        bias=chosen.lora_bias,
+        dora=chosen.use_dora,
+        adapter=chosen.lora_weight_path,
+    )
+
+
+def rates_of(args: Arguments) -> adaptation.Rates:
+    return adaptation.Rates(args.training.learning_rate, args.own_rates, args.training.weight_decay)
+
+
+def precision_of(args: Arguments) -> torch.dtype:
+    """What training computes in."""
+    training = args.training
+    return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
+
+
+def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan) -> Any:
+    """The model with what trains unfrozen.
+
+    Frozen weights rest in the precision that computes. Trained ones are fp32 (torch's mixed precision adds small
+    updates to them), unless DeepSpeed keeps fp32 copies of its own.
+    """
+    training = args.training
+    if training.deepspeed and torch.distributed.is_initialized():
+        import deepspeed
+
+        # ZeRO-3 shards while loading. On a CPU nobody else has told DeepSpeed of the processes by then, and it
+        # would take itself for the only one.
+        deepspeed.init_distributed(auto_mpi_discovery=False)
+    model, _ = checkpoint.load(
+        str(args.model.model_name_or_path),
+        dtype=resting_precision(args, plan),
+        quantize=args.adaptation.q_lora,
+        for_training=True,
+        cache_dir=args.model.cache_dir,
+        attn_implementation=args.model.attn_implementation,
+    )
+    return adaptation.adapt(model, family, plan, master_weights=not training.deepspeed)
+
+
+def resting_precision(args: Arguments, plan: adaptation.Plan) -> torch.dtype:
+    """What weights are loaded in: fp32 where the model itself trains and nobody else keeps fp32 copies."""
+    whole = plan.lora or plan.language == "frozen" or bool(args.training.deepspeed)
+    return precision_of(args) if whole else torch.float32
+
+
+def outline(args: Arguments, family: families.Family, plan: adaptation.Plan) -> Any:
+    """The model that ``build_model`` would build, without weights: its modules, shapes and precisions."""
+    config = checkpoint.load_config(str(args.model.model_name_or_path), cache_dir=args.model.cache_dir)
+    model = checkpoint.skeleton(config).to(resting_precision(args, plan))
+    model = adaptation.adapt(model, family, plan, master_weights=not args.training.deepspeed)
+    if args.adaptation.q_lora:
+        preview.quantise_outline(model, family)
+    return model
+
+
+def describe(
+    args: Arguments,
+    model: Any,
+    plan: adaptation.Plan,
+    train_set: dataset.ConversationDataset,
+    *,
+    whole: bool = False,
+) -> None:
+    """Say what trains on what: briefly before training, wholly for a dry run."""
+    family = train_set.family
+    told = preview.Preview(
+        model, train_set, args.training, packing=args.data.packing, precision=precision_of(args)
+    )
+    say(told.samples(most=preview.MOST_SAMPLES_SHOWN) if whole else told.samples())
+    say(told.lengths() if whole else told.lengths_line())
+    say(adaptation.table_text(adaptation.table(model, family, rates_of(args))))
+    still = adaptation.not_trained_further(model, family) if plan.adapter else []
+    if still:
+        say(f"stays as the adapter has it, because no flag trains it: {', '.join(still)}")
+    frozen = adaptation.left_frozen(model, family, plan)
+    if frozen:
+        say(f"stays as it is, because an adapter cannot hold it: {', '.join(frozen)}")
+    say(told.device_memory() if whole else told.device_memory_line(), told.steps())
+
+
+def check_key_layers(args: Arguments, model: Any, family: families.Family) -> None:
+    """Raises ValueError for a key layer that the model does not have, or that has no attention map."""
+    attending = attending_layers(model, family)
+    wrong = [layer for layer in args.monitor.chosen_layers() if layer not in attending]
+    if wrong:
+        expected = layer_words(attending)
+        raise ValueError(f"--key_layers: found {wrong}, expected layers of this model, {expected}")

@@ -1,0 +1,195 @@
+"""The stations of a training run, in order: parse, prepare, build, train, save, compare."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import TrainerCallback, set_seed
+
+from attention_finetune.ending import IncompleteError, exit_status, interruptible, refusing
+from attention_finetune.inputs import (
+    OF_THE_ADAPTER,
+    begin,
+    build_dataset,
+    read_data,
+    read_mixture,
+    with_adapter,
+    with_demo,
+)
+from attention_finetune.model import (
+    build_model,
+    describe,
+    open_checkpoint,
+    outline,
+    plan_of,
+    precision_of,
+    rates_of,
+)
+from attention_finetune.ready import Ready
+from attention_finetune.watch import check_probes, monitor, prompt_note, read_probes, what_is_missing
+from finetune.data import packing
+from finetune.distributed import is_main, say
+from finetune.flags import parse as flags
+from finetune.flags.arguments import Arguments
+from finetune.model import checkpoint
+from finetune.training import evaluation, run_folder, stopping, trainer
+
+
+class Run(NamedTuple):
+    """A run that is built: what trains, and what watches it."""
+
+    ready: Ready
+    trainer: trainer.Trainer
+    writer: Any
+    watchers: list[Any]
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return Path(str(self.ready.args.training.output_dir))
+
+
+def stations(argv: Sequence[str]) -> None:
+    """From flags to a trained checkpoint and its before / after report; ``finetune.py`` shows the same."""
+    args = parse(argv)
+    ready = prepare(args)
+    if ready is None:
+        return
+    run = build(ready)
+    train(run)
+    save(run)
+    compare(run)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the program; returns its exit status."""
+    return exit_status(stations, argv)
+
+
+@refusing()
+def parse(argv: Sequence[str]) -> Arguments:
+    """Flags → arguments. Without a model and without data they are the embedded demo's.
+
+    Raises RefusedError with everything that is wrong with the flags.
+    """
+    argv = with_demo(flags.expanded(argv))
+    args, lines = flags.parse(argv)
+    say(*lines)
+    return with_adapter(args, given={name for name in OF_THE_ADAPTER if flags.has_value(argv, name)})
+
+
+@refusing()
+def prepare(args: Arguments) -> Ready | None:
+    """Arguments → model and data; None where nothing is left to train.
+
+    Raises RefusedError with everything that is found wrong.
+    """
+    checkpoint.check_kernel(args.model.attn_implementation, precision_of(args))
+    probes = read_probes(args)
+    mixed = read_mixture(args)
+    held_out = read_data(args, args.data.eval_data_path) if args.data.eval_data_path else None
+    marks = run_folder.fingerprint(args, args.training.world_size)
+    start = begin(args, marks)
+    say(*start.lines)
+    if start.how == "finished":
+        return None
+
+    plan = plan_of(args)
+    processor, family = open_checkpoint(args, plan)
+    check_probes(args, probes, processor, family)
+    train_set = build_dataset(args, mixed, processor, family)
+    say(*prompt_note(probes, train_set.conversations))
+    eval_set = build_dataset(args, held_out, processor, family) if held_out else None
+    if args.training.dry_run:
+        describe(args, outline(args, family, plan), plan, train_set, whole=True)
+        say("a dry run: nothing was trained, nothing was written")
+        return None
+    set_seed(args.training.seed)
+    model = build_model(args, family, plan)
+    describe(args, model, plan, train_set)
+    return Ready(args, marks, start, model, processor, train_set, eval_set, probes)
+
+
+def build(ready: Ready) -> Run:
+    """The Trainer, with whatever evaluates and watches; the output folder is marked as begun."""
+    args, training = ready.args, ready.args.training
+    if args.data.packing:
+        say(packing.kernel_note(args.model.attn_implementation, args.data.model_max_length))
+    folder, resumed_from = Path(str(training.output_dir)), ready.start.checkpoint
+    with interruptible(folder):
+        if is_main():
+            run_folder.write_run(folder, ready.marks, finished=False)
+        writer = trainer.summary_writer(training, run_folder.step_of(resumed_from) if resumed_from else None)
+        watchers = [monitor(ready, writer)] if args.monitor.monitor else []
+        built = trainer.build_trainer(
+            ready.model,
+            ready.processor,
+            training,
+            ready.train_set,
+            ready.eval_set,
+            rates=rates_of(args),
+            packing=args.data.packing,
+            writer=writer,
+            callbacks=[stopping.StopOnSignal(), *evaluators(ready, writer), *watchers],
+        )
+    return Run(ready, built, writer, watchers)
+
+
+def train(run: Run) -> None:
+    """Train from the start, or from the checkpoint that the run goes on from."""
+    resumed_from = run.ready.start.checkpoint
+    with interruptible(run.folder):
+        try:
+            run.trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
+        finally:
+            if run.writer is not None:
+                run.writer.close()  # a run that is told to stop has logged too
+
+
+def save(run: Run) -> None:
+    """Save the trained adapter or model with its processor, and mark the run as finished."""
+    ready, built = run.ready, run.trainer
+    with interruptible(run.folder):
+        built.save_model(str(run.folder))
+        built.accelerator.wait_for_everyone()
+        if not is_main():
+            return
+        run_folder.write_run(run.folder, ready.marks, finished=True)
+    what = "adapter" if ready.args.lora else "model"
+    trained = (
+        f"the trained {what}" if built.state.global_step else f"nothing was trained: the {what} as it began"
+    )
+    say(f"{trained} and its processor are in {run.folder}")
+
+
+def compare(run: Run) -> None:
+    """Raises IncompleteError where the monitor could not write its pictures or its before / after report.
+
+    The monitor itself compares, at the end of training, while the model is still there.
+    """
+    missing = [what_is_missing(run.ready, watcher) for watcher in run.watchers if watcher.missing]
+    if missing:
+        raise IncompleteError("; ".join(missing))
+
+
+def evaluators(ready: Ready, writer: Any) -> list[TrainerCallback]:
+    """What generates answers at each evaluation, where that is asked for."""
+    chosen = ready.args.evaluation
+    if ready.eval_set is None or not chosen.eval_generate:
+        return []
+    callback = evaluation.GenerateAtEvaluation(
+        ready.eval_set,
+        count=chosen.eval_generate,
+        pictures=chosen.eval_pictures,
+        max_new_tokens=chosen.eval_max_new_tokens,
+        writer=writer,
+    )
+    say(*callback.remarks())
+    return [callback]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

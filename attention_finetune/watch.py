@@ -1,0 +1,101 @@
+"""What of diagnostics takes part in a run: probes are read and checked, and the monitor is made. Imported
+inside functions, so that a run without --monitor loads none of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from attention_finetune.ready import SAMPLES_SHOWN_FROM, Probes, Ready
+from finetune import families
+from finetune.distributed import say
+from finetune.flags.arguments import Arguments
+from finetune.samples import conversation
+from finetune.training import trainer
+
+
+def read_probes(args: Arguments) -> Probes:
+    """The probe files, read before anything that takes time, so that their faults are known at once."""
+    if not args.monitor.monitor:
+        if args.monitor.probes:
+            say("--probes is given, but --monitor is not True: nothing is watched")
+        return Probes()
+    from diagnostics.probing.layer_choice import check_apart
+    from diagnostics.records.probes import read_probes as read
+
+    calibration = args.monitor.calibration_probes
+    found = Probes(read(str(args.monitor.probes)), read(calibration) if calibration is not None else ())
+    check_apart(found.calibration, found.judged)
+    return found
+
+
+def check_probes(args: Arguments, probes: Probes, processor: Any, family: families.Family) -> None:
+    """Raises ValueError for probes that this model cannot read."""
+    if not probes.judged:
+        return
+    from diagnostics.probing.prompts import ProbeEncoder
+
+    reader = ProbeEncoder(family, processor)
+    for file, some in (
+        (args.monitor.probes, probes.judged),
+        (args.monitor.calibration_probes, probes.calibration),
+    ):
+        reader.check(some, str(file))
+
+
+def prompt_note(probes: Probes, trained: Sequence[conversation.Conversation]) -> list[str]:
+    """A line where probes ask otherwise than training does: what is judged is then not what was trained."""
+    if not probes.judged:
+        return []
+    from diagnostics.probing.prompts import user_parts
+
+    first = trained[:SAMPLES_SHOWN_FROM]
+    turns = [turn for one in first for turn in one.turns if turn.role == "user"]
+    data = {one for turn in turns if (one := conversation.numbers_pictures(turn)) is not None}
+    asked = {
+        conversation.numbers_pictures(conversation.Turn("user", user_parts(probe))) for probe in probes.judged
+    }
+    if not data or asked & data:
+        return []
+    wanted = '"Picture 1: <image>\\n…"' if True in data else '"<image>\\n…"'
+    return [
+        f'probes write {"" if True in asked else "no "}"Picture 1: " before a picture, the training data '
+        f"{'does' if True in data else 'does not'}: write {wanted} into their questions, and both are asked alike"
+    ]
+
+
+def monitor(ready: Ready, writer: Any) -> Any:
+    """The AttentionMonitor of this run. What is wrong at its start is one message, as whatever else is."""
+    from diagnostics import AttentionMonitor
+    from diagnostics.report.case_studies import TrainingSample
+
+    class Watcher(AttentionMonitor):
+        def on_train_begin(self, *event: Any, **more: Any) -> None:
+            try:
+                super().on_train_begin(*event, **more)
+            except ValueError as error:
+                raise trainer.TrainingError(f"--monitor: {error}") from error
+
+    args = ready.args
+    shown = conversation.questions(ready.train_set.conversations[:SAMPLES_SHOWN_FROM])
+    return Watcher(
+        processor=ready.processor,
+        probes=ready.probes.judged,
+        output_dir=args.training.output_dir,
+        key_layers=args.monitor.chosen_layers() or "auto",
+        calibration_probes=ready.probes.calibration or None,
+        depth=args.monitor.probe_depth,
+        probe_steps=args.monitor.probe_steps,
+        stop_when=args.monitor.stop_when,
+        stop_patience=args.monitor.stop_patience,
+        samples=[TrainingSample(*one) for one in shown],
+        tb_writer=writer,
+    )
+
+
+def what_is_missing(ready: Ready, watcher: Any) -> str:
+    """One line: what training should have shown and has not, and how to see it all the same."""
+    folder, name = ready.args.training.output_dir, ready.args.model.model_name_or_path
+    return (
+        f"the weights are saved, but {watcher.missing_words}. Pictures again: python -m diagnostics.render "
+        f"--attention_dir {folder}/attention; the comparison: python -m diagnostics.compare --before {name} --after "
+        f"{folder} --probes {ready.args.monitor.probes} --output_dir {folder}"
+    )

@@ -1,0 +1,1 @@
+"""Attention out of a running model, beside its own kernel."""

@@ -1,0 +1,76 @@
+"""Masks in the form that a kernel takes, with keys taken out for a knock-out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from diagnostics.capture.rows import LEFT_OUT_BY_SDPA, rules
+from diagnostics.capture.watch import Call
+from finetune.families.base import TowerSequence
+
+
+def with_mask(call: Call, mask: Tensor) -> Call:
+    """The call with another mask of four axes. Flash kernels take none, and are replaced by one that does: SDPA, or
+    eager where there is something that SDPA leaves out."""
+    if not call.is_flash:
+        return call._replace(mask=mask)
+    if all(call.options.get(term) is None for term in LEFT_OUT_BY_SDPA):
+        return call.under("sdpa", mask)
+    return call.under("eager", additive(mask, call.query.dtype))
+
+
+def additive(seen: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+    """A mask as eager attention takes it: 0 where a key is seen, the lowest number where it is not."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def mask_without(call: Call, blocked: Bool[Tensor, "batch query key"], *, start: int) -> Tensor:
+    """The call's mask with the blocked keys taken out, in the form that its kernel takes.
+
+    ``start`` is the place in the whole sequence of this call's first query (0 but where it goes on from a cache).
+    """
+    batch, _, queries, _ = call.query.shape
+    keys, device = call.key.shape[2], call.query.device
+    if blocked.shape[0] not in (1, batch):
+        raise ValueError(
+            f"knock-out: found a mask of {blocked.shape[0]}, the attention is of {batch} sequences or images; expected "
+            "one for all, or one for each (beams and several answers count as sequences)"
+        )
+    part = blocked[:, :, call.first_key : call.first_key + keys].to(device)
+    part = part if part.shape[1] == 1 else part[:, start : start + queries]
+    out = torch.zeros(blocked.shape[0], 1, queries, keys, dtype=torch.bool, device=device)
+    out[:, 0, : queries if part.shape[1] == 1 else part.shape[1], : part.shape[2]] = part
+    if call.mask is not None and call.mask.ndim == 4:
+        mask = call.mask[..., :keys]
+        return mask & ~out if mask.dtype == torch.bool else mask.masked_fill(out, torch.finfo(mask.dtype).min)
+    every = torch.arange(batch, device=device)
+    allowed, _ = rules(call, every, torch.arange(queries, device=device).expand(batch, -1))
+    seen = (~out if allowed is None else allowed & ~out).expand(batch, -1, queries, keys)
+    return seen if call.kernel != "eager" else additive(seen, call.query.dtype)
+
+
+def by_place(
+    blocked: Bool[Tensor, "images query key"], sequences: Sequence[TowerSequence]
+) -> Bool[Tensor, "sequences query key"]:
+    """A knock-out by patch → by place of the sequences; class tokens are left alone."""
+    found = []
+    for one in sequences:
+        if one.is_overview and int(one.image[0]) >= len(blocked):
+            found.append(torch.zeros(1 if blocked.shape[1] == 1 else len(one), len(one), dtype=torch.bool))
+            continue
+        image, patch = torch.from_numpy(one.image), torch.from_numpy(one.patch)
+        keys = blocked.to("cpu")[image.clamp(max=len(blocked) - 1)]  # places, query or 1, patches
+        keys = keys[torch.arange(len(one)), :, patch.clamp(min=0)]  # places as keys, query or 1
+        keys &= (patch >= 0)[:, None]
+        rows = keys.T if keys.shape[1] == 1 else keys[:, patch.clamp(min=0)].T
+        same = (
+            (image[:, None] == image[None, :])
+            if rows.shape[0] > 1
+            else torch.ones(1, len(one), dtype=torch.bool)
+        )
+        found.append(rows & same)
+    return torch.stack(found)

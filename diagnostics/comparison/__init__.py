@@ -1,0 +1,1 @@
+"""Two or more sets of records → comparison.json: pairs, group means, enrichment, costs, verdicts."""

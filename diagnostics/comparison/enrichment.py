@@ -1,0 +1,277 @@
+"""Where a group of probes looks, before and after: the judged region in key layers and in every head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from diagnostics.comparison.pairs import SIDES, ProbePair, images_of
+from diagnostics.comparison.verdicts import judged_layer
+from diagnostics.measures.attention import auc, entropy, iou, nss, pointing_game
+from diagnostics.measures.geometry import region_coverage
+from diagnostics.measures.sinks import sink_share
+from diagnostics.measures.statistics import (
+    SIGNIFICANT,
+    Change,
+    Interval,
+    bootstrap_mean,
+    effect_size,
+    paired_change,
+    relative_change,
+    significant_heads,
+)
+from diagnostics.records.record import AttentionRecord
+
+HEADS_LISTED = 40
+
+Json = dict[str, Any]
+Heads = dict[str, Float[np.ndarray, "layers heads"]]
+
+
+@dataclass(frozen=True)
+class LayerEnrichment:
+    """A group's enrichment of the judged region in one key layer.
+
+    chance          p that it did not change, adjusted for all groups and key layers that were looked at
+    random          enrichment of area-matched random regions (before, after); None where not measured
+    without_sinks   the change with sinks left out; None where no sink was found
+    relative        mean ``relative_change``: what a typical probe's attention changed by
+    effect          effect size of the relative change, standard deviations; None where it has none
+    """
+
+    layer: int
+    region: str
+    change: Change
+    chance: float
+    random: tuple[float, float] | None
+    without_sinks: Change | None
+    relative: Interval
+    effect: float | None
+
+    def json(self) -> Json:
+        """As comparison.json has it."""
+        return {
+            "layer": self.layer,
+            "region": self.region,
+            **self.change.json(),
+            "p_adjusted": self.chance,
+            "relative_change": {"mean": self.relative.mean, "ci95": [self.relative.low, self.relative.high]},
+            "effect_size": self.effect,
+            "random": None if self.random is None else dict(zip(SIDES, self.random, strict=True)),
+            "without_sinks": (None if self.without_sinks is None else self.without_sinks.json()),
+        }
+
+
+def enrichment_by_layer(
+    pairs: Sequence[ProbePair], chances: Float[np.ndarray, "layers one"] | None, level: float
+) -> list[LayerEnrichment]:
+    members = [pair for pair in pairs if pair.region is not None]
+    if not members or chances is None:
+        return []
+    regions = sorted({pair.region for pair in members if pair.region is not None})
+    images = images_of(members)
+    found = []
+    for index, layer in enumerate(members[0].layers):
+        before, after = _enrichments(members, index)
+        found.append(
+            LayerEnrichment(
+                layer=layer.layer,
+                region=regions[0] if len(regions) == 1 else "each probe's own",
+                change=paired_change(before, after, images, level=level),
+                chance=float(chances[index, 0]),
+                random=_random_enrichment(members, layer.layer),
+                without_sinks=_without_sinks(members, layer.layer, level),
+                relative=bootstrap_mean(relative_change(before, after), images, level=level),
+                effect=effect_size(relative_change(before, after), images),
+            )
+        )
+    return found
+
+
+def judged_index(by_layer: Sequence[LayerEnrichment], level: float) -> int:
+    alpha = min(SIGNIFICANT, 1 - level)
+    return judged_layer([one.relative for one in by_layer], [one.chance for one in by_layer], alpha=alpha)
+
+
+def _enrichments(pairs: Sequence[ProbePair], layer_index: int) -> tuple[np.ndarray, np.ndarray]:
+    readings = [pair.reading(pair.layers[layer_index]) for pair in pairs]
+    return (
+        np.array([reading.enrichment_before for reading in readings if reading is not None]),
+        np.array([reading.enrichment_after for reading in readings if reading is not None]),
+    )
+
+
+def layer_chances(groups: Mapping[str, Sequence[ProbePair]]) -> Heads:
+    """p of each group's key layers, adjusted for all of them."""
+    before: dict[str, np.ndarray] = {}
+    after: dict[str, np.ndarray] = {}
+    images: dict[str, list[str]] = {}
+    for name, pairs in groups.items():
+        members = [pair for pair in pairs if pair.region is not None]
+        if members:
+            both = [_enrichments(members, index) for index in range(len(members[0].layers))]
+            before[name], after[name] = (
+                np.stack(side, axis=1)[:, :, None] for side in zip(*both, strict=True)
+            )
+            images[name] = images_of(members)
+    return significant_heads(before, after, images)
+
+
+def head_chances(groups: Mapping[str, Sequence[ProbePair]]) -> Heads:
+    """p of every layer that attends and head, adjusted for all of them in all groups."""
+    with_region = {name: [p for p in pairs if p.region is not None] for name, pairs in groups.items()}
+    members = {name: pairs for name, pairs in with_region.items() if pairs}
+    before, after = ({name: _masses(pairs, side) for name, pairs in members.items()} for side in SIDES)
+    return significant_heads(before, after, {name: images_of(pairs) for name, pairs in members.items()})
+
+
+def _attending(pairs: Sequence[ProbePair]) -> list[int]:
+    """Numbers of the layers that have an attention map; the others' numbers are NaN."""
+    return np.flatnonzero(np.isfinite(pairs[0].before.visual_share).all(1)).tolist()
+
+
+def _masses(pairs: Sequence[ProbePair], side: str) -> Float[np.ndarray, "probes attending heads"]:
+    layers = _attending(pairs)
+    return np.stack([getattr(pair, side).region_mass[pair.region][layers] for pair in pairs])
+
+
+def heads(pairs: Sequence[ProbePair], chances: Float[np.ndarray, "layers heads"] | None) -> Json | None:
+    """The heads whose attention on the region changed, the surest first, at most 40 of them listed."""
+    members = [pair for pair in pairs if pair.region is not None]
+    if chances is None or not members:
+        return None
+    before, after = (_masses(members, side) for side in SIDES)
+    change = relative_change(before, after)
+    order = np.argsort(chances, axis=None, kind="stable")
+    count = int((chances < SIGNIFICANT).sum())
+    listed = []
+    numbers = _attending(members)
+    for place in order[: min(count, HEADS_LISTED)]:
+        layer, head = divmod(int(place), chances.shape[1])
+        listed.append(
+            {
+                "layer": numbers[layer],
+                "head": head,
+                "before": float(before[:, layer, head].mean()),
+                "after": float(after[:, layer, head].mean()),
+                "difference": float((after - before)[:, layer, head].mean()),
+                "p_adjusted": float(chances[layer, head]),
+                "effect_size": effect_size(change[:, layer, head], images_of(members)),
+            }
+        )
+    return {"tested": int(chances.size), "count": count, "significant": listed}
+
+
+def _random_enrichment(pairs: Sequence[ProbePair], layer: int) -> tuple[float, float] | None:
+    """Enrichment that area-matched random regions get in a layer, mean over heads and probes, before and after."""
+    if not all(pair.region in getattr(pair, side).random_mass for pair in pairs for side in SIDES):
+        return None
+    means = [
+        np.mean([getattr(pair, side).random_mass[pair.region][layer].mean() / _share(pair) for pair in pairs])
+        for side in SIDES
+    ]
+    return float(means[0]), float(means[1])
+
+
+def _without_sinks(pairs: Sequence[ProbePair], layer: int, level: float) -> Change | None:
+    """The judged region's enrichment with sinks left out, in probes whose records found some."""
+    found = [
+        pair
+        for pair in pairs
+        if all(pair.region in getattr(pair, side).region_mass_without_sinks for side in SIDES)
+    ]
+    if not found:
+        return None
+    before, after = (
+        np.array(
+            [getattr(p, side).region_mass_without_sinks[p.region][layer].mean() / _share(p) for p in found]
+        )
+        for side in SIDES
+    )
+    return paired_change(before, after, images_of(found), level=level)
+
+
+def localisation(pairs: Sequence[ProbePair]) -> Json | None:
+    """Other measures of the same maps, mean over heads first and then over probes: pointing game, IoU, AUC, NSS, and
+    the entropy of the map; for each key layer. null without regions (or with one that covers every cell)."""
+    found: Json = {}
+    for index, layer in enumerate(pairs[0].layers):
+        scores: dict[str, list[tuple[float, float]]] = {}
+        for pair in pairs:
+            coverage = _coverage(pair)
+            if coverage is None or coverage.min() > 0:
+                continue
+            maps = pair.layers[index].before, pair.layers[index].after
+            grid = pair.after.image_tokens[0].grid
+            for name, measure in _MAP_MEASURES.items():
+                both = tuple(float(measure(cells, coverage, grid)) for cells in maps)
+                scores.setdefault(name, []).append((both[0], both[1]))
+        if scores:
+            found[str(layer.layer)] = {
+                name: dict(zip(SIDES, map(float, np.mean(values, axis=0)), strict=True))
+                for name, values in scores.items()
+            }
+    return found or None
+
+
+_MAP_MEASURES: dict[str, Callable[..., Any]] = {
+    "pointing_game": lambda cells, coverage, _: pointing_game(cells, coverage),
+    "iou": iou,
+    "auc": lambda cells, coverage, _: auc(cells, coverage),
+    "nss": lambda cells, coverage, _: nss(cells, coverage),
+    "entropy": lambda cells, coverage, _: entropy(cells),
+}
+
+
+def further_maps(pairs: Sequence[ProbePair]) -> Json | None:
+    """Mean NSS of the judged region on the further maps that were asked for, by layer ("all" for rollout): it reads any
+    map, also relative attention's, which has negative cells. null where none was asked for."""
+    found: Json = {}
+    measured = [pair for pair in pairs if pair.region is not None and pair.before.maps and pair.after.maps]
+    for name in dict.fromkeys(name for pair in measured for name in pair.after.maps):
+        layers = [*map(str, measured[0].after.layers)] if name != "rollout" else ["all"]
+        found[name] = {}
+        for row, layer in enumerate(layers):
+            found[name][layer] = {
+                side: float(np.mean([_nss(getattr(pair, side).maps[name][row], pair) for pair in measured]))
+                for side in SIDES
+            }
+    return found or None
+
+
+def _nss(cells: Float[np.ndarray, " cells"], pair: ProbePair) -> float:
+    coverage = _coverage(pair)
+    assert coverage is not None
+    return float(nss(cells, coverage))
+
+
+def sink_share_by_layer(pairs: Sequence[ProbePair]) -> Json | None:
+    """Layer → share of the answer query's attention on the sinks found there, mean over heads and probes; null where
+    no record has any."""
+    if not any(getattr(pair, side).sinks.any() for pair in pairs for side in SIDES):
+        return None
+    return {
+        str(layer): {
+            side: float(np.mean([_on_sinks(getattr(pair, side), row) for pair in pairs])) for side in SIDES
+        }
+        for row, layer in enumerate(pairs[0].after.layers)
+    }
+
+
+def _on_sinks(record: AttentionRecord, row: int) -> float:
+    return float(sink_share(record.rows[row, :, 0], record.sinks[row]).mean())
+
+
+def _coverage(pair: ProbePair) -> Float[np.ndarray, " cells"] | None:
+    if pair.region is None:
+        return None
+    return region_coverage(pair.probe.regions[pair.region], pair.after.image_tokens[0])
+
+
+def _share(pair: ProbePair) -> float:
+    assert pair.region is not None
+    return float(region_coverage(pair.probe.regions[pair.region], pair.after.image_tokens[0]).mean())

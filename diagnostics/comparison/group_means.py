@@ -1,0 +1,109 @@
+"""What else is read of a group, before and after: its relations, each key layer, and the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from diagnostics.comparison.pairs import SIDES, LayerPair, ProbePair, images_of
+from diagnostics.measures.attention import collapse
+from diagnostics.measures.drift import drift
+from diagnostics.measures.statistics import paired_change
+from diagnostics.records.record import AttentionRecord
+
+Json = dict[str, Any]
+
+
+def relation_enrichment(pairs: Sequence[ProbePair]) -> Json | None:
+    """The answer query's enrichment of both ends of the relation, for each key layer; null without a relation."""
+    related = [pair for pair in pairs if pair.probe.relation is not None]
+    if not related:
+        return None
+    ends: Json = {}
+    for end in ("subject", "object"):
+        ends[end] = []
+        for index, layer in enumerate(related[0].layers):
+            readings = [pair.layers[index].readings[getattr(pair.probe.relation, end)] for pair in related]
+            change = paired_change(
+                np.array([reading.enrichment_before for reading in readings]),
+                np.array([reading.enrichment_after for reading in readings]),
+                clusters=images_of(related),
+            )
+            ends[end].append({"layer": layer.layer, **change.json()})
+    return ends
+
+
+def relation(pairs: Sequence[ProbePair]) -> Json | None:
+    """Readings of the relation (``diagnostics.probing.relations``), mean over key layers (or the tower's), heads and probes,
+    and ``phrase/both``, the smaller of the two ends in each probe, layer and head."""
+    related = [pair for pair in pairs if pair.before.relation and pair.after.relation]
+    if not related:
+        return None
+    names = list(dict.fromkeys(name for pair in related for name in _readings(pair.after)))
+    found: Json = {}
+    for name in names:
+        having = [
+            pair for pair in related if name in _readings(pair.before) and name in _readings(pair.after)
+        ]
+        before, after = (
+            np.array([_readings(getattr(pair, side))[name] for pair in having]) for side in SIDES
+        )
+        if having:
+            found[name] = {
+                **paired_change(before, after, images_of(having)).json(),
+                "probes": len(having),
+            }
+    return found
+
+
+def _readings(record: AttentionRecord) -> dict[str, float]:
+    key = list(record.layers)
+    found = {
+        name: float((values if name.startswith("vision") else values[key]).mean())
+        for name, values in record.relation.items()
+    }
+    if "phrase/subject" in found and "phrase/object" in found:
+        both = np.minimum(record.relation["phrase/subject"], record.relation["phrase/object"])
+        found["phrase/both"] = float(both[key].mean())
+    return found
+
+
+def mean_by_layer(pairs: Sequence[ProbePair], value: Callable[[ProbePair, LayerPair], Any]) -> Json:
+    """Layer → mean over the probes of a number, or of several under names of their own."""
+    means: Json = {}
+    for index, layer in enumerate(pairs[0].layers):
+        values = [value(pair, pair.layers[index]) for pair in pairs]
+        if isinstance(values[0], dict):
+            means[str(layer.layer)] = {key: float(np.mean([one[key] for one in values])) for key in values[0]}
+        else:
+            means[str(layer.layer)] = float(np.mean(values))
+    return means
+
+
+def visual_share(pair: ProbePair, layer: LayerPair) -> dict[str, float]:
+    return {side: float(getattr(pair, side).visual_share[layer.layer].mean()) for side in SIDES}
+
+
+def drift_of(pair: ProbePair, layer: LayerPair) -> dict[str, float]:
+    """More at the image, elsewhere in it, and how far: see ``diagnostics.measures.drift.Drift``."""
+    share = visual_share(pair, layer)
+    grid = pair.after.image_tokens[0].grid
+    found = drift(layer.before, layer.after, np.array(share["before"]), np.array(share["after"]), grid)
+    return {name: float(value) for name, value in found._asdict().items()}
+
+
+def collapse_of(pairs: Sequence[ProbePair]) -> Json | None:
+    """Are heads freezing on single tokens? Of the means over all probes; null where it was not measured."""
+    if not all(getattr(pair, side).head_entropy.size for pair in pairs for side in SIDES):
+        return None
+    means = [
+        np.mean([getattr(getattr(pair, side), what) for pair in pairs], axis=0)
+        for what in ("head_entropy", "highest_logit")
+        for side in SIDES
+    ]
+    attending = np.flatnonzero(np.isfinite(means[0]).all(1))  # the others have no attention map
+    found = collapse(*(one[attending] for one in means))
+    lowest = found.lowest_entropy._replace(layer=int(attending[found.lowest_entropy.layer]))
+    return {**found._asdict(), "lowest_entropy": lowest._asdict()}

@@ -1,0 +1,121 @@
+"""What a group's answers lose when something is taken away, before and after, beside its control."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diagnostics.comparison.pairs import SIDES, Cost, ProbePair, cost, decisive_region, images_of
+from diagnostics.measures.statistics import Change, Interval, bootstrap_mean, paired_change
+from diagnostics.probing.regions import curve_area
+from diagnostics.records.measurement_plan import CURVE_SHARES, OCCLUSION
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CostChange:
+    """What an intervention on the judged region costs, and the same on random regions, nats; ``over_control`` is the
+    paired difference region − control after."""
+
+    region: Change
+    control: tuple[float, float]
+    over_control: Interval | None
+
+
+def cost_changes(pairs: Sequence[ProbePair], kind: str, level: float) -> CostChange | None:
+    measured: list[tuple[ProbePair, Cost, Cost]] = []
+    for pair in pairs:
+        before, after = (cost(getattr(pair, side), kind, pair.region) for side in SIDES)
+        if before is not None and after is not None:
+            measured.append((pair, before, after))
+    if not measured:
+        return None
+    members, befores, afters = zip(*measured, strict=True)
+    region = [np.array([one.region for one in side]) for side in (befores, afters)]
+    control = [np.array([one.control for one in side]) for side in (befores, afters)]
+    images = images_of(members)
+    over = region[1] - control[1]
+    return CostChange(
+        paired_change(region[0], region[1], images, level=level),
+        (float(control[0].mean()), float(control[1].mean())),
+        bootstrap_mean(over, images, level=level) if np.isfinite(over).all() else None,
+    )
+
+
+def costs_json(costs: CostChange | None) -> Json | None:
+    if costs is None:
+        return None
+    control = [_finite(value) for value in costs.control]
+    over = costs.over_control
+    return {
+        **costs.region.json(),
+        "control": dict(zip(SIDES, control, strict=True)),
+        "over_control": None if over is None else {"mean": over.mean, "ci95": [over.low, over.high]},
+    }
+
+
+def decides(pairs: Sequence[ProbePair], side: str) -> Json:
+    """Region → share of the probes whose own answer loses most when it is hidden in the picture."""
+    named = [decisive_region(pair.probe, getattr(pair, side), OCCLUSION) for pair in pairs]
+    found = [name for name in named if name is not None]
+    return {
+        name: found.count(name) / len(found) for name in sorted(set(found), key=lambda n: -found.count(n))
+    }
+
+
+def windows(pairs: Sequence[ProbePair]) -> list[Json]:
+    """What cutting the answer query from the judged region costs in one window of layers at a time, nats."""
+    windows: dict[tuple[int, int], list[tuple[Cost, Cost]]] = {}
+    for pair in pairs:
+        for one in pair.after.interventions:
+            if one.layers is None or one.region != pair.region:
+                continue
+            both = [cost(getattr(pair, side), one.kind, pair.region, one.layers) for side in SIDES]
+            if both[0] is not None and both[1] is not None:
+                windows.setdefault(one.layers, []).append((both[0], both[1]))
+    return [
+        {
+            "layers": list(layers),
+            **{side: float(np.mean([both[at].region for both in costs])) for at, side in enumerate(SIDES)},
+            "control": {
+                side: _finite(float(np.mean([both[at].control for both in costs])))
+                for at, side in enumerate(SIDES)
+            },
+        }
+        for layers, costs in windows.items()
+    ]
+
+
+def curves(pairs: Sequence[ProbePair]) -> Json | None:
+    """Mean margins over shares of the picture hidden or shown, nats, and the area below each."""
+    measured = [pair for pair in pairs if pair.before.curves and pair.after.curves]
+    if not measured:
+        return None
+    found: Json = {}
+    for name in measured[0].after.curves:
+        means = {
+            side: np.mean([getattr(pair, side).curves[name] for pair in measured], axis=0) for side in SIDES
+        }
+        found[name] = {side: [float(value) for value in mean] for side, mean in means.items()}
+        found[name]["area"] = {side: curve_area(mean, CURVE_SHARES) for side, mean in means.items()}
+    return found
+
+
+def probe_costs(pair: ProbePair, kind: str) -> Json | None:
+    before, after = (cost(getattr(pair, side), kind, pair.region) for side in SIDES)
+    if before is None or after is None:
+        return None
+    return {
+        "before": before.region,
+        "after": after.region,
+        "control": {"before": _finite(before.control), "after": _finite(after.control)},
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

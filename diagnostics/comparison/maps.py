@@ -1,0 +1,68 @@
+"""The maps of one probe side by side: before and after, or over the steps of a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class RegionChange(NamedTuple):
+    """What one region drew in one layer: share of the attention to the image, and the same over its area."""
+
+    region: str
+    mass_before: float
+    mass_after: float
+    enrichment_before: float
+    enrichment_after: float
+
+
+@dataclass(frozen=True)
+class CellMap:
+    """Attention over the cells of one image.
+
+    density            Float[rows * columns]: times the even share; 1 is what looking everywhere alike gives
+    grid               (rows, columns)
+    boxes_pixels       Float[rows * columns, 4]: x0 y0 x1 y1 of each cell in pixels of the original
+    """
+
+    density: np.ndarray
+    grid: tuple[int, int]
+    boxes_pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class LayerMaps:
+    """One key layer of one probe: its maps before and now, and the readings printed below them."""
+
+    layer: int
+    before: CellMap
+    after: CellMap
+    readings: tuple[RegionChange, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one model answered: its own words ("" where it was not asked) and log p(answer) - log p(foil)."""
+
+    said: str
+    margin_nats: float | None
+
+
+class StripPanel(NamedTuple):
+    """One checkpoint on a strip; ``mass`` and ``enrichment`` are the judged region's, None where there is none."""
+
+    step: int
+    map: CellMap
+    mass: float | None
+    enrichment: float | None
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One key layer of one probe over the steps of a training."""
+
+    layer: int
+    panels: tuple[StripPanel, ...]

@@ -1,0 +1,230 @@
+"""One probe before and after: two records become maps, readings and costs. Comparison, pictures and TensorBoard
+all take their numbers from here, so that they show the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from diagnostics.comparison.maps import CellMap, LayerMaps, RegionChange
+from diagnostics.measures.attention import enrichment, jensen_shannon_nats, region_mass
+from diagnostics.measures.geometry import cells_from_row, region_coverage, union_area_pixels
+from diagnostics.records.probes import Probe
+from diagnostics.records.record import AttentionRecord
+
+SIDES = ("before", "after")
+CLOSE = 0.9  # of the largest cost: two regions that cost this much are one finding
+
+
+class Cost(NamedTuple):
+    """What an intervention on the judged region costs: margin as it is minus margin after it, nats.
+
+    ``control`` is the mean cost of the same done to area-matched random regions.
+    """
+
+    region: float
+    control: float
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """One key layer of one probe.
+
+    layer            index of the language layer
+    before, after    Float[cells]: the answer query's attention over the first image's cells, mean over heads,
+                     sums to 1
+    readings         region name → mass and enrichment of both
+    drift_jsd_nats   how far the attention moved within the image, [0, ln 2]
+    """
+
+    layer: int
+    before: Float[np.ndarray, " cells"]
+    after: Float[np.ndarray, " cells"]
+    readings: Mapping[str, RegionChange]
+    drift_jsd_nats: float
+
+
+@dataclass(frozen=True)
+class ProbePair:
+    """One probe and its two records; ``region`` is the one that is judged, None where the probe has none."""
+
+    probe: Probe
+    before: AttentionRecord
+    after: AttentionRecord
+    region: str | None
+    layers: tuple[LayerPair, ...]
+
+    def reading(self, layer: LayerPair) -> RegionChange | None:
+        """Mass and enrichment of the judged region."""
+        return None if self.region is None else layer.readings[self.region]
+
+    def maps(self) -> list[LayerMaps]:
+        """What the pictures draw: density (1 is the even share) and readings, the judged region's first."""
+        image = self.before.image_tokens[0]
+        return [
+            LayerMaps(
+                layer=pair.layer,
+                before=CellMap(pair.before * pair.before.size, image.grid, image.cell_boxes_pixels),
+                after=CellMap(pair.after * pair.after.size, image.grid, image.cell_boxes_pixels),
+                readings=tuple(pair.readings[name] for name in self.region_order()),
+            )
+            for pair in self.layers
+        ]
+
+    def region_order(self) -> list[str]:
+        """Names of the regions, the judged one first."""
+        return sorted(self.probe.regions, key=lambda name: name != self.region)
+
+
+def pair_records(probe: Probe, before: AttentionRecord, after: AttentionRecord) -> ProbePair:
+    """Set two records of one probe against each other.
+
+    Raises:
+        ValueError: the records are of different probes, key layers or image layouts, so that a difference would
+            mean nothing; or one of them lacks what the probe names.
+    """
+    for record in (before, after):
+        _require_of(probe, record)
+    _require_same(probe, before, after)
+    image = after.image_tokens[0]
+    coverage = {name: region_coverage(boxes, image) for name, boxes in probe.regions.items()}
+    cells = [layer_cells(record) for record in (before, after)]
+    layers = tuple(
+        LayerPair(
+            layer=layer,
+            before=cells[0][row],
+            after=cells[1][row],
+            readings={
+                name: RegionChange(name, *_readings(cells[0][row], cells[1][row], weights))
+                for name, weights in coverage.items()
+            },
+            drift_jsd_nats=float(jensen_shannon_nats(cells[0][row], cells[1][row])),
+        )
+        for row, layer in enumerate(after.layers)
+    )
+    return ProbePair(probe, before, after, probe.main_region, layers)
+
+
+def layer_cells(record: AttentionRecord) -> Float[np.ndarray, "layers cells"]:
+    """Where the answer query looked in the first image, mean over heads, for each key layer; rows sum to 1."""
+    connector = record.connector[0] if record.connector else None
+    return cells_from_row(record.rows[:, :, 0].mean(axis=1), record.image_tokens[0], connector)
+
+
+def cost(
+    record: AttentionRecord, kind: str, region: str | None, layers: tuple[int, int] | None = None
+) -> Cost | None:
+    """What occlusion or knock-out of ``region`` costs, or None where it was not tried (or there is no foil).
+
+    ``layers`` is the window of a knock-out; None: everywhere.
+    """
+    margin = record.scores.margin_nats
+    for one in record.interventions:
+        if (one.kind, one.region, one.layers) == (kind, region, layers) and margin is not None:
+            controls = one.control_margins_nats
+            control = margin - float(np.mean(controls)) if controls else float("nan")
+            return Cost(margin - one.margin_nats, control)
+    return None
+
+
+def decisive_region(probe: Probe, record: AttentionRecord, kind: str) -> str | None:
+    """Which region does the model's own answer rest on: the smallest of those without which it loses the most?
+
+    Right or wrong, the answer that leads is the model's own; its lead is the margin's size. Regions may lie in each
+    other (spheres in a tower's body): of those that cost at least 90 % of the most, the smallest says it best. None
+    where fewer than two regions were taken away in this way, so that there is nothing to tell apart.
+    """
+    margin = record.scores.margin_nats
+    tried = [one for one in record.interventions if one.kind == kind and one.layers is None]
+    if margin is None or len(tried) < 2:
+        return None
+    own = 1.0 if margin > 0 else -1.0
+    lost = {one.region: own * (margin - one.margin_nats) for one in tried}
+    most = max(lost.values())
+    close = [name for name in lost if lost[name] >= min(CLOSE * most, most)]
+    return min(close, key=lambda name: union_area_pixels(probe.regions[name]))
+
+
+def images_of(pairs: Sequence[ProbePair]) -> list[str]:
+    """The picture of each pair: probes that share one are one cluster."""
+    return [str(pair.probe.images[0].resolve()) for pair in pairs]
+
+
+def pairs_by_group(pairs: Sequence[ProbePair]) -> dict[str, list[ProbePair]]:
+    """Pairs by group, in the order in which groups appear."""
+    groups: dict[str, list[ProbePair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.probe.group, []).append(pair)
+    return groups
+
+
+def pair_all(
+    probes: Sequence[Probe], before: Mapping[str, AttentionRecord], after: Mapping[str, AttentionRecord]
+) -> list[ProbePair]:
+    """Every probe that has both records, in the order of the probe file.
+
+    Raises:
+        ValueError: a probe lacks a record, or no probe is left.
+    """
+    missing = [probe.id for probe in probes if probe.id not in before or probe.id not in after]
+    if missing or not probes:
+        raise ValueError(
+            f"{len(missing)} of {len(probes)} probes lack a record before or after ({', '.join(missing[:5])}"
+            f"{', …' if len(missing) > 5 else ''}); probe both models with the same probe file"
+        )
+    return [pair_records(probe, before[probe.id], after[probe.id]) for probe in probes]
+
+
+def _readings(
+    before: Float[np.ndarray, " cells"],
+    after: Float[np.ndarray, " cells"],
+    weights: Float[np.ndarray, " cells"],
+) -> tuple[float, float, float, float]:
+    mass = (float(region_mass(before, weights)), float(region_mass(after, weights)))
+    return (*mass, float(enrichment(before, weights)), float(enrichment(after, weights)))
+
+
+def _require_of(probe: Probe, record: AttentionRecord) -> None:
+    """Was this record made of this probe?"""
+    where = f"probe {probe.id}, record of step {record.step}"
+    if record.probe_id != probe.id:
+        raise ValueError(
+            f"{where}: found probe_id {record.probe_id!r}; expected {probe.id!r}, one record a probe"
+        )
+    if not record.image_tokens:
+        raise ValueError(f"{where}: found no picture; expected one at least, probe again")
+    regions = {*record.region_mass, *(one.region for one in record.interventions)}
+    for found, expected, what in (
+        (regions, probe.regions, "a region that the probe has not"),
+        (probe.regions, record.region_mass, "no numbers of the region"),
+    ):
+        if missing := sorted(set(found) - set(expected)):
+            raise ValueError(
+                f"{where}: found {what}: {', '.join(map(repr, missing[:5]))}; expected records of the same probe file: "
+                "give the one that was probed with, or probe again"
+            )
+
+
+def _require_same(probe: Probe, before: AttentionRecord, after: AttentionRecord) -> None:
+    for what, first, second in (
+        ("probe_id", before.probe_id, after.probe_id),
+        ("layers", before.layers, after.layers),
+        ("heads", before.rows.shape[1], after.rows.shape[1]),
+        ("number of layers", len(before.visual_share), len(after.visual_share)),
+        ("regions", sorted(before.region_mass), sorted(after.region_mass)),
+        ("grid", before.image_tokens[0].grid, after.image_tokens[0].grid),
+        (
+            "image_size_pixels",
+            before.image_tokens[0].image_size_pixels,
+            after.image_tokens[0].image_size_pixels,
+        ),
+    ):
+        if first != second:
+            raise ValueError(
+                f"probe {probe.id}: records differ in {what}: {first} before (step {before.step}), {second} after "
+                f"(step {after.step}); probe both models with the same settings"
+            )

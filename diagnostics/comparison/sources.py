@@ -1,0 +1,214 @@
+"""What a comparison compares: models, adapters or folders of records, given by name, become records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diagnostics.probing.layer_choice import calibrate, check_apart, held_out
+from diagnostics.probing.prober import Prober, auto_key_layers
+from diagnostics.probing.prompts import ProbeEncoder
+from diagnostics.records.archive import load_records
+from diagnostics.records.measurement_plan import WATCH, MeasurementPlan, cost_words
+from diagnostics.records.names import record_name
+from diagnostics.records.probes import Probe, read_probes, write_probes
+from diagnostics.records.record import AttentionRecord
+from finetune.families import bare_model, family_of
+from finetune.model.checkpoint import check, load, resolve
+
+Records = Mapping[str, AttentionRecord]
+
+
+class Found(NamedTuple):
+    """Records of each source in the order given, the probes to judge, and a number to order the sources by: the
+    training step where all are records of ascending steps, else their place."""
+
+    probes: tuple[Probe, ...]
+    records: tuple[Records, ...]
+    steps: tuple[int, ...]
+
+
+class Opening(NamedTuple):
+    """How the adapters among the sources find their bases."""
+
+    base: str | None
+    allow_other_base: bool
+
+    def check(self, source: str) -> None:
+        check(source, **self._asdict())
+
+    def load(self, source: str) -> tuple[Any, Any]:
+        return load(source, **self._asdict())
+
+
+def records_of(
+    sources: Sequence[str],
+    output_dir: Path,
+    *,
+    probes_file: Path | None,
+    calibration_file: Path | None,
+    key_layers: str,
+    depth: MeasurementPlan,
+    base: str | None = None,
+    allow_other_base: bool = False,
+) -> Found:
+    """Load the sources that are records, and probe those that are models, each in turn.
+
+    Where "before" is the very base of the adapter "after", one loaded model serves both, with the adapter switched
+    off for the first.
+
+    base, allow_other_base   of adapters: as in ``finetune.model.checkpoint.load``
+
+    Raises:
+        ValueError: a source is neither, or nothing says what to probe, or layers and records do not fit.
+    """
+    folders = [_record_folder(source) for source in sources]
+    opening = Opening(base, allow_other_base)
+    for source, folder in zip(sources, folders, strict=True):
+        if folder is None:
+            opening.check(source)
+    probes = read_probes(_probe_file(probes_file, folders))
+    calibration = read_probes(calibration_file) if calibration_file is not None else ()
+    check_apart(calibration, probes)
+    records: dict[int, Records] = {at: load_records(one) for at, one in enumerate(folders) if one is not None}
+    layers = _given_layers(key_layers, records.values())
+    judged = probes
+    for at, model, processor, state in _models(sources, folders, opening):
+        with state:
+            ProbeEncoder(family_of(bare_model(model).config), processor).check(
+                (*calibration, *probes), "probes"
+            )
+            if layers is None:
+                layers, judged = _calibrated(model, processor, probes, calibration, output_dir)
+            print(f"{sources[at]}: {cost_words(depth, probes, len(layers))}", flush=True)
+            folder = output_dir / "attention" / _name(at, len(sources))
+            records[at] = _probed((model, processor), sources[at], at, probes, layers, depth, folder)
+    if len(records) > sum(folder is not None for folder in folders):
+        write_probes(probes, output_dir / "attention" / "probes.json")
+    ordered = tuple(records[at] for at in range(len(sources)))
+    return Found(judged, ordered, _steps(ordered, folders))
+
+
+def _models(
+    sources: Sequence[str], folders: Sequence[Path | None], opening: Opening
+) -> Iterator[tuple[int, Any, Any, AbstractContextManager[Any]]]:
+    """Place, model, processor and the state to probe it in, of each source that is a model, "before" first so that
+    it is what key layers are chosen on."""
+    last = len(sources) - 1
+    shared = _adapter_base(sources[last], opening.base) if folders[last] is None else None
+    shares = (
+        folders[0] is None
+        and _adapter_base(sources[0], opening.base) is None
+        and _same_place(sources[0], shared)
+    )
+    kept: tuple[Any, Any] | None = opening.load(sources[last]) if shares else None
+    for at, source in enumerate(sources):
+        if folders[at] is not None:
+            continue
+        if kept is not None and at in (0, last):
+            model, processor = kept
+            yield at, model, processor, model.disable_adapter() if at == 0 else nullcontext()
+        else:
+            model, processor = opening.load(source)
+            yield at, model, processor, nullcontext()
+
+
+def _probed(
+    loaded: tuple[Any, Any],
+    name: str,
+    step: int,
+    probes: Sequence[Probe],
+    layers: Sequence[int],
+    depth: MeasurementPlan,
+    folder: Path,
+) -> Records:
+    model, processor = loaded
+    prober = Prober(model, processor, key_layers=layers, probes=probes, depth=depth)
+    prober.self_check()
+    records = {record.probe_id: record for record in prober.run_all(step, name, progress=True)}
+    for probe_id, record in records.items():
+        record.save(folder / record_name(probe_id))
+    return records
+
+
+def _calibrated(
+    model: Any, processor: Any, probes: Sequence[Probe], calibration: Sequence[Probe], output_dir: Path
+) -> tuple[tuple[int, ...], tuple[Probe, ...]]:
+    """Key layers chosen on the first model, and the probes that are left to judge."""
+    evenly = auto_key_layers(model)
+    chosen_on = calibration or held_out(probes)
+    quiet = replace(WATCH, generate=False)
+    prober = Prober(model, processor, key_layers=evenly, probes=chosen_on, depth=quiet)
+    records = {record.probe_id: record for record in prober.run_all(0, "base", progress=True)}
+    found = calibrate(chosen_on, records, evenly=evenly)
+    found.save(output_dir / "attention" / "calibration.json")
+    print(f"key layers: {found.why}", flush=True)
+    own = set() if calibration else set(found.probes)
+    return found.layers, tuple(probe for probe in probes if probe.id not in own)
+
+
+def _given_layers(key_layers: str, records: Any) -> tuple[int, ...] | None:
+    """The layers of records that are there, else those named; None: to be chosen."""
+    for one in records:
+        return next(iter(one.values())).layers
+    if key_layers == "auto":
+        return None
+    try:
+        return tuple(int(layer) for layer in key_layers.split(","))
+    except ValueError as error:
+        raise ValueError(
+            f"--key_layers: found {key_layers!r}; expected auto, or numbers as in 8,16,24,31"
+        ) from error
+
+
+def _name(at: int, count: int) -> str:
+    return "before" if at == 0 else "after" if at == count - 1 else f"between-{at}"
+
+
+def _steps(records: Sequence[Records], folders: Sequence[Path | None]) -> tuple[int, ...]:
+    steps = tuple(next(iter(one.values())).step for one in records)
+    is_one_run = None not in folders and list(steps) == sorted(set(steps))
+    return steps if is_one_run else tuple(range(len(records)))
+
+
+def _adapter_base(source: str, given: str | None) -> str | None:
+    base, adapter = resolve(source, base=given)
+    return None if adapter is None else base
+
+
+def _same_place(first: str, second: str | None) -> bool:
+    return second is not None and (first == second or Path(first).resolve() == Path(second).resolve())
+
+
+def _record_folder(source: str) -> Path | None:
+    """The folder of records that a source names, or None where it names a model.
+
+    Raises:
+        ValueError: the folder is there and is neither.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir() or any(
+        (folder / name).is_file() for name in ("config.json", "adapter_config.json")
+    ):
+        return None
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{folder}: found neither config.json, adapter_config.json nor records (ID.safetensors); expected a model "
+            "folder, an adapter folder, or a folder of records such as OUTPUT/attention/step-000050"
+        )
+    return folder
+
+
+def _probe_file(given: Path | None, folders: Sequence[Path | None]) -> Path:
+    if given is not None:
+        return given
+    beside = [folder.parent / "probes.json" for folder in folders if folder is not None]
+    found = next((path for path in beside if path.is_file()), None)
+    if found is None:
+        raise ValueError(
+            "--probes: no probe file given, and none beside the records; give the file to probe with"
+        )
+    return found

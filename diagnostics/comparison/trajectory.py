@@ -1,0 +1,295 @@
+"""Any number of checkpoints: how answers and attention came to be what they are.
+
+Numbers over steps (``series_of``) for comparison.json and the report, and the maps of one probe over steps on one
+colour scale (``strip_maps``). Reads records alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from diagnostics.comparison.maps import CellMap, Outcome, Strip, StripPanel
+from diagnostics.comparison.pairs import layer_cells
+from diagnostics.measures.attention import enrichment, jensen_shannon_nats, region_mass
+from diagnostics.measures.drift import principal_plane
+from diagnostics.measures.geometry import region_coverage
+from diagnostics.records.archive import (
+    load_step,
+    recorded_steps,
+)
+from diagnostics.records.probes import Probe, groups_of
+from diagnostics.records.record import AttentionRecord
+
+Json = dict[str, Any]
+Records = Mapping[str, AttentionRecord]
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """Records of the same probes and key layers at several checkpoints, in the order of training.
+
+    steps      ascending; the first is what drift is measured from
+    names      of the checkpoints, in words
+    records    one for each step: probe id → record
+
+    Raises:
+        ValueError: steps do not ascend, or a step lacks a probe, or differs in layers or image layout, so that a
+            line through the steps would mean nothing.
+    """
+
+    steps: tuple[int, ...]
+    names: tuple[str, ...]
+    records: tuple[Records, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.steps) == len(self.names) == len(self.records) or not self.steps:
+            raise ValueError(
+                f"evolution: found {len(self.steps)} steps, {len(self.names)} names and {len(self.records)} sets of "
+                "records; expected one of each for every checkpoint, and at least one checkpoint"
+            )
+        if list(self.steps) != sorted(set(self.steps)):
+            raise ValueError(
+                f"evolution: found steps {list(self.steps)}; expected each once, ascending; leave out checkpoints of "
+                "other runs"
+            )
+        for step, records in zip(self.steps, self.records, strict=True):
+            _require_same_probes(self.steps[0], self.records[0], step, records)
+            for name, record in records.items():
+                _require_same_layers(self.layers, step, record)
+                _require_same_layout(self.steps[0], self.records[0][name], step, record)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The key layers that all records share."""
+        return next(iter(self.records[0].values())).layers
+
+    def of(self, probe_id: str) -> list[AttentionRecord]:
+        """One probe's records, a step each.
+
+        Raises:
+            ValueError: no record of this probe.
+        """
+        if probe_id not in self.records[0]:
+            raise ValueError(
+                f"probe {probe_id}: found no record at step {self.steps[0]}; expected one, probe all checkpoints with "
+                "the same probe file"
+            )
+        return [records[probe_id] for records in self.records]
+
+
+def evolution_of(checkpoints: Mapping[int, Records]) -> Evolution:
+    """Step → records, in any order, as an Evolution; a checkpoint has the name that its records tell.
+
+    Raises:
+        ValueError: as ``Evolution``; also a step without any record.
+    """
+    empty = [step for step, records in checkpoints.items() if not records]
+    if empty:
+        raise ValueError(
+            f"step {empty[0]}: found no records; expected one for each probe, leave the step out"
+        )
+    steps = tuple(sorted(checkpoints))
+    records = tuple(checkpoints[step] for step in steps)
+    return Evolution(steps, tuple(next(iter(one.values())).model for one in records), records)
+
+
+def series_of(probes: Sequence[Probe], evolution: Evolution) -> Json:
+    """Every number over steps, as ``series`` of comparison.json holds it; each list has one number a step.
+
+    ::
+
+        steps, names      of the checkpoints
+        accuracy          {group: share of probes with a positive margin, [0, 1]}
+        margin_nats       {group: mean of log p(answer) - log p(foil)}
+        enrichment        {group: {key layer: mean of the judged region's, times}}
+        drift_jsd_nats    {key layer: mean distance of the maps from the first step's, [0, ln 2]}
+        visual_share      {key layer: mean attention on image tokens, [0, 1]}
+        trajectories      {probe: {"points": a pair a step, "explained": share of the movement they show, [0, 1]}}
+
+    Groups without a foil, or without a region, are left out of what needs one. A trajectory is the principal plane of
+    the maps of all key layers side by side; its axes are shares of attention, other directions for each probe.
+
+    Raises:
+        ValueError: a probe has no records.
+    """
+    read = {probe.id: _read(probe, evolution) for probe in probes}
+    margins: dict[str, list[np.ndarray]] = {}
+    enrichments: dict[str, list[np.ndarray]] = {}
+    for name, members in groups_of(probes).items():
+        for one in (read[probe.id] for probe in members):
+            if one.margins_nats is not None:
+                margins.setdefault(name, []).append(one.margins_nats)
+            if one.enrichment is not None:
+                enrichments.setdefault(name, []).append(one.enrichment)
+    return {
+        "steps": list(evolution.steps),
+        "names": list(evolution.names),
+        "accuracy": {name: _means([one > 0 for one in of_group]) for name, of_group in margins.items()},
+        "margin_nats": {name: _means(of_group) for name, of_group in margins.items()},
+        "enrichment": {name: _by_layer(evolution, of_group) for name, of_group in enrichments.items()},
+        "drift_jsd_nats": _by_layer(evolution, [one.drift_jsd_nats for one in read.values()]),
+        "visual_share": _by_layer(evolution, [one.visual_share for one in read.values()]),
+        "trajectories": {name: one.trajectory for name, one in read.items()},
+    }
+
+
+def strip_maps(probe: Probe, evolution: Evolution, layer: int) -> Strip:
+    """One probe and key layer over all steps: maps, readings of the judged region, answers. One scale serves all.
+
+    Raises:
+        ValueError: no record of the probe, or a layer that is not a key layer.
+    """
+    if layer not in evolution.layers:
+        raise ValueError(
+            f"layer {layer}: found key layers {list(evolution.layers)}; expected one of them, others have no maps"
+        )
+    records = evolution.of(probe.id)
+    row, image = evolution.layers.index(layer), records[0].image_tokens[0]
+    region = probe.main_region
+    coverage = None if region is None else region_coverage(probe.regions[region], image)
+    return Strip(
+        layer=layer,
+        panels=tuple(
+            StripPanel(
+                step=step,
+                map=CellMap(cells * cells.size, image.grid, image.cell_boxes_pixels),
+                mass=None if coverage is None else float(region_mass(cells, coverage)),
+                enrichment=None if coverage is None else float(enrichment(cells, coverage)),
+                outcome=Outcome(record.scores.generated, record.scores.margin_nats),
+            )
+            for step, record, cells in zip(evolution.steps, records, _maps(records)[:, row], strict=True)
+        ),
+    )
+
+
+def evenly_chosen(count: int, most: int) -> list[int]:
+    """Indices of at most ``most`` of ``count`` things, evenly spaced, the first and the last among them.
+
+    10 things, 4 wanted → [0, 3, 6, 9].
+
+    Raises:
+        ValueError: ``most`` below 2, which cannot hold both ends.
+    """
+    if most < 2:
+        raise ValueError(f"most: found {most}; expected at least 2, for the first and the last")
+    if count <= most:
+        return list(range(count))
+    return [round(place) for place in np.linspace(0, count - 1, most)]
+
+
+@dataclass(frozen=True)
+class _ProbeSeries:
+    """One probe over all steps.
+
+    margins_nats       Float[steps]; None without a foil
+    enrichment         Float[steps, layers] of the judged region; None where there is none
+    drift_jsd_nats     Float[steps, layers], from the first step
+    visual_share       Float[steps, layers], mean over heads
+    trajectory         as series of comparison.json has it
+    """
+
+    margins_nats: np.ndarray | None
+    enrichment: np.ndarray | None
+    drift_jsd_nats: np.ndarray
+    visual_share: np.ndarray
+    trajectory: Json
+
+
+def _read(probe: Probe, evolution: Evolution) -> _ProbeSeries:
+    """A probe's numbers from one pass over its records, which may lie on a disk and be large."""
+    records = evolution.of(probe.id)
+    maps, image, region = _maps(records), records[0].image_tokens[0], probe.main_region
+    plane = principal_plane(maps.reshape(len(maps), -1))
+    return _ProbeSeries(
+        margins_nats=None if probe.foil is None else np.array([_margin(record) for record in records]),
+        enrichment=None
+        if region is None
+        else enrichment(maps, region_coverage(probe.regions[region], image)),
+        drift_jsd_nats=jensen_shannon_nats(maps, maps[:1]),
+        visual_share=np.stack([record.visual_share[list(record.layers)].mean(axis=1) for record in records]),
+        trajectory={
+            "points": [[float(x), float(y)] for x, y in plane.points],
+            "explained": float(plane.explained_share),
+        },
+    )
+
+
+def _maps(records: Sequence[AttentionRecord]) -> Float[np.ndarray, "steps layers cells"]:
+    return np.stack([layer_cells(record) for record in records])
+
+
+def _margin(record: AttentionRecord) -> float:
+    margin = record.scores.margin_nats
+    if margin is None:
+        raise ValueError(
+            f"probe {record.probe_id}: found no score of the foil at step {record.step}; expected one, probe that "
+            "checkpoint again with the same probe file"
+        )
+    return margin
+
+
+def _means(values: Sequence[Float[np.ndarray, " steps"]]) -> list[float]:
+    """The mean over probes at each step."""
+    return [float(value) for value in np.mean(values, axis=0)]
+
+
+def _by_layer(
+    evolution: Evolution, values: Sequence[Float[np.ndarray, "steps layers"]]
+) -> dict[str, list[float]]:
+    """The mean over probes at each step, by key layer; JSON has words for keys."""
+    means = np.mean(values, axis=0)
+    return {str(layer): [float(v) for v in means[:, row]] for row, layer in enumerate(evolution.layers)}
+
+
+def _require_same_probes(first_step: int, first: Records, step: int, records: Records) -> None:
+    missing = [name for name in first if name not in records]
+    added = [name for name in records if name not in first]
+    if missing or added:
+        lacking, name, having = (step, missing[0], first_step) if missing else (first_step, added[0], step)
+        raise ValueError(
+            f"step {lacking}: found no record of probe {name}, which step {having} has ({len(missing) + len(added)} "
+            "such probes); expected the same probes at every step, probe that checkpoint again or leave it out"
+        )
+
+
+def _require_same_layers(layers: tuple[int, ...], step: int, record: AttentionRecord) -> None:
+    if record.layers != layers:
+        raise ValueError(
+            f"step {step}, probe {record.probe_id}: found key layers {list(record.layers)}, others have "
+            f"{list(layers)}; expected the same everywhere, probe all checkpoints with the same --key_layers"
+        )
+
+
+def _require_same_layout(first_step: int, first: AttentionRecord, step: int, record: AttentionRecord) -> None:
+    before, now = first.image_tokens[0], record.image_tokens[0]
+    for what, expected, found in (
+        ("a grid of", before.grid, now.grid),
+        ("an image of", before.image_size_pixels, now.image_size_pixels),
+    ):
+        if expected != found:
+            raise ValueError(
+                f"step {step}, probe {record.probe_id}: found {what} {found}, step {first_step} has {expected}; "
+                "expected the same at every step, probe all checkpoints with the same pictures"
+            )
+
+
+def load_evolution(attention_dir: str | Path, *, steps_max: int | None = None) -> Evolution:
+    """Every recorded step of a run, or at most ``steps_max`` of them, evenly chosen with the first and the last.
+
+    Raises:
+        ValueError: no step has records, or they are not of the same probes, layers and pictures.
+    """
+    steps = recorded_steps(attention_dir)
+    if not steps:
+        raise ValueError(
+            f"{attention_dir}: found no step-NNNNNN folder with records; expected those that a monitored run leaves"
+        )
+    if steps_max is not None:
+        steps = [steps[index] for index in evenly_chosen(len(steps), steps_max)]
+    return evolution_of({step: load_step(attention_dir, step) for step in steps})

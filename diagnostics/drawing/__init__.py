@@ -1,0 +1,1 @@
+"""Records → pictures, matplotlib figures, and what TensorBoard shows."""

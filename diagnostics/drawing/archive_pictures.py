@@ -1,0 +1,290 @@
+"""The pictures of a run: one of each probe and step, the strip over steps, and those for TensorBoard."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from diagnostics.comparison.maps import Outcome, Strip
+from diagnostics.comparison.pairs import ProbePair, pair_records, pairs_by_group
+from diagnostics.comparison.trajectory import evenly_chosen, evolution_of, strip_maps
+from diagnostics.drawing.figures import layers_heads_figure
+from diagnostics.drawing.probe_picture import ProbeSheet, draw_probe, draw_strip, encode_png
+from diagnostics.drawing.tensorboard import (
+    SHOWN_PER_GROUP,
+    TaggedPicture,
+    map_tag,
+    overview_tag,
+    shown_probes,
+)
+from diagnostics.records.archive import (
+    fault_words,
+    record_faults,
+    record_path,
+    recorded_steps,
+    step_folder,
+    whole_records,
+)
+from diagnostics.records.files import write_atomically
+from diagnostics.records.names import file_name
+from diagnostics.records.probes import Probe, groups_of, readable_probes
+from diagnostics.records.record import AttentionRecord
+from finetune.samples.images import open_image
+
+ARCHIVE_WIDTH = 640
+"""Pixels; an archive picture of three layers is about 150 kB then."""
+
+STRIP_STEPS_MAX = 8
+"""Panels of a strip; of more steps these many are taken evenly, the first and the last among them."""
+
+
+@dataclass
+class ArchivePictures:
+    """Records of a run, and the pictures drawn of them. The baseline is read once.
+
+    problems   a line for each probe that has no picture, or no whole record of the baseline, so that nothing is drawn
+    """
+
+    attention_dir: Path
+    probes: Sequence[Probe]
+    baseline: Mapping[str, AttentionRecord]
+    problems: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, attention_dir: str | Path, probes_file: str | Path | None = None) -> ArchivePictures:
+        """The records below ``attention/`` that can be drawn.
+
+        Raises FileNotFoundError where the probes are gone, and ValueError where nothing can be drawn.
+        """
+        attention_dir = Path(attention_dir)
+        path = attention_dir / "probes.json" if probes_file is None else Path(probes_file)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no probe file there; give the one that was used: --probes FILE")
+        probes, lines = readable_probes(path)
+        folder = step_folder(attention_dir, 0)
+        baseline, faults = whole_records(folder, [probe.id for probe in probes])
+        if not baseline:
+            raise ValueError(f"{folder}: no attention records there that can be read; {fault_words(faults)}")
+        problems = [*lines, *(f"probe {name}: baseline's record: {fault}" for name, fault in faults.items())]
+        drawn = [probe for probe in probes if probe.id in baseline]
+        return cls(attention_dir, drawn, baseline, tuple(problems))
+
+    def whole_pairs(self, step: int) -> tuple[list[ProbePair], list[str]]:
+        """Base against ``step`` of every probe that has both records, and what there is not."""
+        pairs: list[ProbePair] = []
+        problems: list[str] = []
+        names = [probe.id for probe in self.probes]
+        now, faults = (
+            (self.baseline, {}) if step == 0 else whole_records(step_folder(self.attention_dir, step), names)
+        )
+        if faults:
+            problems.append(f"step {step}: {fault_words(faults)}")
+        for probe in self.probes:
+            if probe.id not in now:
+                continue
+            try:
+                pairs.append(pair_records(probe, self.baseline[probe.id], now[probe.id]))
+            except ValueError as error:
+                problems.append(str(error))
+        return pairs, problems
+
+    def pair(self, probe: Probe, step: int) -> ProbePair:
+        """One probe, base against ``step``, read from the disk."""
+        before, after = (AttentionRecord.load(self.record_path(probe.id, at)) for at in (0, step))
+        return pair_records(probe, before, after)
+
+    def without_records(self) -> ArchivePictures:
+        """The same place, light enough to be sent to another process."""
+        return ArchivePictures(self.attention_dir, (), {})
+
+    def record_path(self, probe_id: str, step: int) -> Path:
+        return record_path(step_folder(self.attention_dir, step), probe_id)
+
+    def picture_path(self, probe_id: str, step: int) -> Path:
+        return self.attention_dir / "images" / file_name(probe_id) / f"step-{step:06d}.png"
+
+    def strip_path(self, probe_id: str) -> Path:
+        return self.attention_dir / "images" / file_name(probe_id) / "strip.png"
+
+    def missing_steps(self) -> list[int]:
+        """Steps after the baseline with records and without all their pictures, as a killed run leaves them."""
+        return [
+            step
+            for step in recorded_steps(self.attention_dir)
+            if step > 0 and not all(self.picture_path(probe.id, step).is_file() for probe in self.probes)
+        ]
+
+
+def probe_sheet(pair: ProbePair) -> ProbeSheet:
+    """What is drawn and written on one probe's picture."""
+    probe, before, after = pair.probe, pair.before, pair.after
+    return ProbeSheet(
+        probe_id=probe.id,
+        group=probe.group,
+        picture=picture_of(pair),
+        question=probe.question,
+        answer=probe.answer,
+        foil=probe.foil,
+        regions={name: probe.regions[name] for name in pair.region_order()},
+        base_step=before.step,
+        step=after.step,
+        before=Outcome(before.scores.generated, before.scores.margin_nats),
+        after=Outcome(after.scores.generated, after.scores.margin_nats),
+    )
+
+
+def picture_of(pair: ProbePair) -> Image.Image:
+    """The picture that a probe was asked about.
+
+    Raises:
+        ValueError: it cannot be read, or is another than the records': maps and boxes would lie beside what they mean.
+    """
+    picture, expected = open_picture(pair.probe.images[0]), pair.after.image_tokens[0].image_size_pixels
+    if picture.size != expected:
+        raise ValueError(
+            f"cannot draw over {pair.probe.images[0]}: found {picture.width} × {picture.height} pixels, the records of "
+            f"{pair.probe.id!r} were made of {expected[0]} × {expected[1]}; expected the picture that was probed with"
+        )
+    return picture
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture as it is shown: upright, in colour.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return open_image(path)
+    except ValueError as error:
+        raise ValueError(f"cannot draw over {path}: {error}") from error
+
+
+def overview_png(pairs: Sequence[ProbePair]) -> TaggedPicture | None:
+    """A group's layers x heads picture: mean region mass over its probes; None where none has a region."""
+    with_region = [pair for pair in pairs if pair.region is not None]
+    if not with_region:
+        return None
+    before, after = (
+        np.mean([getattr(pair, side).region_mass[pair.region] for pair in with_region], axis=0)
+        for side in ("before", "after")
+    )
+    group, step = pairs[0].probe.group, pairs[0].after.step
+    regions = sorted({pair.region for pair in with_region if pair.region is not None})
+    where = regions[0] if len(regions) == 1 else "each probe's region"
+    figure = layers_heads_figure(
+        before,
+        after,
+        title=f"{group}: attention on {where}, mean of {len(with_region)} probes, step {step}",
+        key_layers=pairs[0].after.layers,
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return TaggedPicture(overview_tag(group), buffer.getvalue(), Image.open(buffer).size)
+
+
+def render_archive(archive: ArchivePictures, step: int, pool: Executor) -> Iterator[str | None]:
+    """Draw the archive picture of every probe at one step; yields, for each, None or what went wrong."""
+    light = archive.without_records()
+    asked = [pool.submit(draw_archive_picture, light, probe, step) for probe in archive.probes]
+    yield from map(outcome_of, as_completed(asked))
+
+
+def outcome_of(drawn: Future[str | None]) -> str | None:
+    """What went wrong, also where the process that was to draw is gone (most likely for want of memory)."""
+    try:
+        return drawn.result()
+    except BrokenExecutor as error:
+        return f"a drawing process ended early: {error}"
+
+
+def draw_archive_picture(archive: ArchivePictures, probe: Probe, step: int) -> str | None:
+    """Draw one probe's picture of all key layers, from its records on disk; returns None or what went wrong."""
+    try:
+        pair = archive.pair(probe, step)
+        picture = draw_probe(probe_sheet(pair), pair.maps())
+        write_atomically(archive.picture_path(probe.id, step), encode_png(picture, width=ARCHIVE_WIDTH))
+    except (ValueError, OSError) as error:  # one bad picture, a full disk: the others are still drawn
+        return f"picture of probe {probe.id}: {error}"
+    return None
+
+
+def first_of_groups(probes: Sequence[Probe], count: int) -> list[Probe]:
+    """The first ``count`` probes of each group: those that TensorBoard shows."""
+    return [probe for members in groups_of(probes).values() for probe in members[:count]]
+
+
+def render_strips(archive: ArchivePictures, pool: Executor, probes: Sequence[Probe]) -> Iterator[str | None]:
+    """Draw the strips of probes, each over the steps of which its record is whole; yields, for each, None or what went
+    wrong, and before them a line for each step that some strips go without."""
+    light = archive.without_records()
+    steps = recorded_steps(archive.attention_dir)
+    without: dict[int, dict[str, str]] = {}
+    for step in steps:
+        without[step] = record_faults(
+            step_folder(archive.attention_dir, step), [probe.id for probe in probes]
+        )
+    yield from (left_out(step, faults) for step, faults in without.items() if faults)
+    asked = []
+    for probe in probes:
+        whole = [step for step in steps if probe.id not in without[step]]
+        chosen = [whole[index] for index in evenly_chosen(len(whole), STRIP_STEPS_MAX)]
+        asked.append(pool.submit(draw_archive_strip, light, probe, chosen))
+    yield from map(outcome_of, as_completed(asked))
+
+
+def left_out(step: int, faults: Mapping[str, str]) -> str:
+    name = next(iter(faults))
+    others = f" (and {len(faults) - 1} others)" if len(faults) > 1 else ""
+    return f"strip of probe {name}{others}: without step {step}, where {fault_words(faults)}"
+
+
+def draw_archive_strip(archive: ArchivePictures, probe: Probe, steps: Sequence[int]) -> str | None:
+    """Draw one probe over steps, every key layer, from its records on disk; returns None or what went wrong."""
+    try:
+        records = {step: AttentionRecord.load(archive.record_path(probe.id, step)) for step in steps}
+        evolution = evolution_of({step: {probe.id: record} for step, record in records.items()})
+        strips: list[Strip] = [strip_maps(probe, evolution, layer) for layer in evolution.layers]
+        sheet = probe_sheet(pair_records(probe, records[steps[0]], records[steps[-1]]))
+        picture = draw_strip(sheet, strips)
+        write_atomically(archive.strip_path(probe.id), encode_png(picture, width=picture.width * 2 // 3))
+    except (ValueError, OSError) as error:  # one bad picture, a full disk: the others are still drawn
+        return f"strip of probe {probe.id}: {error}"
+    return None
+
+
+def render_board(
+    archive: ArchivePictures, step: int, pool: Executor, per_group: int = SHOWN_PER_GROUP
+) -> Iterator[TaggedPicture | str]:
+    """The pictures for TensorBoard: a probe's for each key layer, a group's layers x heads; or what went wrong."""
+    pairs, problems = archive.whole_pairs(step)
+    yield from problems
+    light = archive.without_records()
+    asked = [
+        pool.submit(draw_board_pictures, light, pair.probe, step) for pair in shown_probes(pairs, per_group)
+    ]
+    overviews = [overview_png(group) for group in pairs_by_group(pairs).values()]
+    for future in asked:
+        yield from future.result()
+    yield from (overview for overview in overviews if overview is not None)
+
+
+def draw_board_pictures(archive: ArchivePictures, probe: Probe, step: int) -> list[TaggedPicture | str]:
+    """Draw one probe's pictures for TensorBoard, one for each key layer; or say what went wrong."""
+    drawn: list[TaggedPicture | str] = []
+    try:
+        pair = archive.pair(probe, step)
+        sheet = probe_sheet(pair)
+        for maps in pair.maps():
+            picture = draw_probe(sheet, [maps])
+            tag = map_tag(sheet.group, sheet.probe_id, maps.layer)
+            drawn.append(TaggedPicture(tag, encode_png(picture), picture.size))
+    except (ValueError, OSError) as error:
+        drawn.append(f"picture of probe {probe.id}: {error}")
+    return drawn

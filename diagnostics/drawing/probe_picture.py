@@ -1,0 +1,437 @@
+"""The probe picture, base | now | difference over the dimmed original, and the strip over steps. Drawn with PIL
+alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw
+
+from diagnostics.comparison.maps import CellMap, LayerMaps, Outcome, RegionChange, Strip, StripPanel
+from diagnostics.drawing.colours import (
+    BAD,
+    FAINT,
+    GOOD,
+    INK,
+    LESS,
+    MORE,
+    PAPER,
+    SOFT,
+    Scale,
+    difference_over,
+    dim,
+    heat_over,
+    series_scale,
+    shared_scale,
+)
+from finetune.fonts import Pen, text_font
+
+Box = tuple[float, float, float, float]
+
+# One width for every picture, so that thumbnails line up; type is sized to be read at a third of it.
+WIDTH, MARGIN, GUTTER = 1080, 24, 18
+PANEL = (WIDTH - 2 * MARGIN - 2 * GUTTER) // 3
+PANEL_HEIGHT_MAX = 400
+LEAST_SIDE = 16
+STRIP_PANEL_MIN = 200  # of a strip: below it the numbers under a panel run into each other
+
+
+@dataclass(frozen=True)
+class ProbeSheet:
+    """Everything written and drawn on one probe's picture.
+
+    picture       the original image, any size
+    regions       name → boxes in pixels of the original; the first is the one that is judged
+    base_step, step   training steps of the two models
+    """
+
+    probe_id: str
+    group: str
+    picture: Image.Image
+    question: str
+    answer: str
+    foil: str | None
+    regions: Mapping[str, Sequence[Box]]
+    base_step: int
+    step: int
+    before: Outcome
+    after: Outcome
+
+
+def draw_probe(sheet: ProbeSheet, layers: Sequence[LayerMaps]) -> Image.Image:
+    """Base | now | difference, one row for each of ``layers``, under one header and over one caption.
+
+    With one layer it is the TensorBoard picture, with all key layers the archive picture. The picture is
+    1080 pixels wide; its height follows from the image's aspect ratio and the caption's length.
+
+    Raises:
+        ValueError: no layer, or Chinese to be written and no font that has it.
+    """
+    if not layers:
+        raise ValueError(f"probe {sheet.probe_id}: no key layer to draw; expected at least one")
+    pen = Pen(text_font("".join(_words(sheet))), INK)
+    panel = _panel_size(sheet.picture.size)
+    dimmed = dim(sheet.picture, panel)
+    parts = [_header(sheet, layers, pen)]
+    parts += [_layer_row(sheet, maps, dimmed, pen, titled=len(layers) > 1) for maps in layers]
+    parts.append(_caption(sheet, pen))
+    return _stacked(parts)
+
+
+def draw_strip(sheet: ProbeSheet, strips: Sequence[Strip]) -> Image.Image:
+    """One probe over the steps of a training: a row for each key layer, a panel for each step, one colour scale a row.
+
+    Margin and region mass stand under each panel. The picture is at least 1080 pixels wide, more where the panels
+    need it.
+
+    Raises:
+        ValueError: no layer, no step, or Chinese to be written and no font that has it.
+    """
+    if not strips or not strips[0].panels:
+        raise ValueError(
+            f"probe {sheet.probe_id}: no step to draw; expected at least one key layer and one step"
+        )
+    pen = Pen(text_font("".join(_words(sheet))), INK)
+    panels = len(strips[0].panels)
+    wide = max(STRIP_PANEL_MIN, min(PANEL, (WIDTH - 2 * MARGIN - (panels - 1) * GUTTER) // panels))
+    size = _panel_size(sheet.picture.size, wide)
+    width = max(WIDTH, 2 * MARGIN + panels * wide + (panels - 1) * GUTTER)
+    parts = [_strip_title(sheet, strips[0], width, pen)]
+    dimmed = dim(sheet.picture, size)
+    parts += [_strip_row(sheet, strip, dimmed, wide, width, pen) for strip in strips]
+    return _stacked(parts)
+
+
+def map_panel(
+    picture: Image.Image, boxes: Sequence[Box], cells: CellMap, top: float, width: int
+) -> Image.Image:
+    """One map over the dimmed picture with one region's boxes, at most ``width`` pixels wide; ``top`` ends the
+    colours."""
+    size = fitted(picture.size, width, 2 * width)
+    pixels = cells_to_pixels(cells, cells.density, picture.size, size)
+    panel = heat_over(dim(picture, size), pixels, top)
+    _outline(panel, boxes, picture.size, (255, 255, 255), 2)
+    return panel
+
+
+def outline_regions(
+    drawn: Image.Image,
+    regions: Mapping[str, Sequence[Box]],
+    image_size: tuple[int, int],
+    pen: Pen,
+    *,
+    named: bool,
+) -> None:
+    """Outline every box, given in pixels of an original of ``image_size``, on a picture of it drawn at another size:
+    the first region, which is judged, in white, with its name if ``named``; the others thinner and fainter."""
+    for rank, (name, boxes) in reversed(list(enumerate(regions.items()))):
+        colour, line = ((255, 255, 255), 2) if rank == 0 else ((176, 182, 194), 1)
+        _outline(drawn, boxes, image_size, colour, line)
+        if named and rank == 0 and boxes:
+            across, down = drawn.width / image_size[0], drawn.height / image_size[1]
+            corner = boxes[0][0] * across, boxes[0][1] * down
+            _name_tag(ImageDraw.Draw(drawn), name, corner, drawn.size, pen)
+
+
+def encode_png(picture: Image.Image, *, width: int = WIDTH) -> bytes:
+    """PNG bytes at ``width`` pixels, with 256 colours of the picture's own, dithered so that maps show no bands.
+
+    At most one byte a pixel before compression: about 120 kB for one layer, two thirds of true colour.
+    """
+    if width != picture.width:
+        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.BOX)
+    # The palette comes from a thumbnail (a tenth of the time); dithering happens only with a palette given.
+    thumbnail = picture.resize((picture.width // 6, picture.height // 6), Image.Resampling.NEAREST)
+    for index, colour in enumerate((PAPER, FAINT, SOFT, INK, GOOD, BAD)):  # which a thumbnail may miss
+        thumbnail.paste(colour, (index * 12, 0, index * 12 + 12, 12))
+    palette = thumbnail.quantize(256, method=Image.Quantize.MEDIANCUT)
+    buffer = io.BytesIO()
+    picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(
+        buffer, format="PNG", compress_level=4
+    )
+    return buffer.getvalue()
+
+
+def cells_to_pixels(
+    cells: CellMap, values: Float[np.ndarray, cells], image_size: tuple[int, int], size: tuple[int, int]
+) -> Float[np.ndarray, "height width"]:
+    """``values`` of the cells laid over a picture drawn at ``size`` (width, height), smoothly between centres.
+
+    ``image_size`` is (width, height) of the original, in whose pixels the boxes are. Cells outside the image
+    (a padded border) are cut away, and parts of the image that no cell covers are 0.
+    """
+    rows, columns = cells.grid
+    left, top = cells.boxes_pixels[:, :2].min(axis=0)
+    right, bottom = cells.boxes_pixels[:, 2:].max(axis=0)
+    across, down = size[0] / image_size[0], size[1] / image_size[1]
+    extent = (max(1, round((right - left) * across)), max(1, round((bottom - top) * down)))
+    grid = Image.fromarray(np.ascontiguousarray(values.reshape(rows, columns), dtype=np.float32), mode="F")
+    canvas = Image.new("F", size, 0.0)
+    canvas.paste(grid.resize(extent, Image.Resampling.BILINEAR), (round(left * across), round(top * down)))
+    return np.asarray(canvas)
+
+
+def _words(sheet: ProbeSheet) -> tuple[str, ...]:
+    texts = (sheet.probe_id, sheet.group, sheet.question, sheet.answer, sheet.foil or "", *sheet.regions)
+    return (*texts, sheet.before.said, sheet.after.said)
+
+
+def _stacked(parts: Sequence[Image.Image]) -> Image.Image:
+    page = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), PAPER)
+    top = 0
+    for part in parts:
+        page.paste(part, (0, top))
+        top += part.height
+    return page
+
+
+def _panel_size(image_size: tuple[int, int], panel: int = PANEL) -> tuple[int, int]:
+    return fitted(image_size, panel, PANEL_HEIGHT_MAX)
+
+
+def fitted(image_size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
+    """The largest size of a picture's shape within ``width`` × ``height``; but a side is ``LEAST_SIDE`` at least, for a
+    line one pixel wide shows nothing: a picture of 5 × 900 in 480 × 400 is 16 × 400."""
+    scale = min(width / image_size[0], height / image_size[1])
+    return max(LEAST_SIDE, round(image_size[0] * scale)), max(LEAST_SIDE, round(image_size[1] * scale))
+
+
+def _header(sheet: ProbeSheet, layers: Sequence[LayerMaps], pen: Pen) -> Image.Image:
+    part = Image.new("RGB", (WIDTH, 104), PAPER)
+    draw = ImageDraw.Draw(part)
+    which = f"layer {layers[0].layer}" if len(layers) == 1 else f"{len(layers)} key layers"
+    right = f"{which}  ·  step {sheet.step}"
+    room = WIDTH - 2 * MARGIN - pen.width(right, 28) - 30
+    title = pen.fit(sheet.probe_id, 32, room)
+    end = pen.write(draw, (MARGIN, 42), title, 32, anchor="ls")
+    group = pen.fit(sheet.group, 24, room - (end - MARGIN) - 18) if end + 120 < MARGIN + room else ""
+    pen.write(draw, (end + 18, 42), group, 24, SOFT, anchor="ls")
+    pen.write(draw, (WIDTH - MARGIN, 42), right, 28, SOFT, anchor="rs")
+    draw.line((MARGIN, 58, WIDTH - MARGIN, 58), fill=FAINT, width=2)
+    base = "base" if sheet.base_step == 0 else f"base · step {sheet.base_step}"
+    for column, name in enumerate((base, "now", "difference")):
+        pen.write(draw, (_column(column), 92), name, 26, anchor="ls")
+    return part
+
+
+def _layer_row(
+    sheet: ProbeSheet, maps: LayerMaps, dimmed: Image.Image, pen: Pen, *, titled: bool
+) -> Image.Image:
+    """Three panels, their region readings below, and the colour bars with their numbers."""
+    size = dimmed.size
+    scale = shared_scale(maps.before, maps.after)
+    laid = [
+        cells_to_pixels(maps.before, maps.before.density, sheet.picture.size, size),
+        cells_to_pixels(maps.after, maps.after.density, sheet.picture.size, size),
+    ]
+    panels = [heat_over(dimmed, pixels, scale.top) for pixels in laid]
+    panels.append(difference_over(dimmed, laid[1] - laid[0], scale.swing))
+    above = 40 if titled else 4
+    part = Image.new("RGB", (WIDTH, above + size[1] + 128), PAPER)
+    draw = ImageDraw.Draw(part)
+    if titled:
+        pen.write(draw, (MARGIN, 28), f"layer {maps.layer}", 26, SOFT, anchor="ls")
+    for column, panel in enumerate(panels):
+        outline_regions(panel, sheet.regions, sheet.picture.size, pen, named=column == 0)
+        part.paste(panel, (_column(column) + (PANEL - size[0]) // 2, above))
+    _write_readings(draw, maps.readings, above + size[1] + 34, pen)
+    _colour_bars(part, draw, scale, above + size[1] + 64, pen)
+    return part
+
+
+def _outline(
+    drawn: Image.Image,
+    boxes: Sequence[Box],
+    image_size: tuple[int, int],
+    colour: tuple[int, int, int],
+    line: int,
+) -> None:
+    """Boxes in pixels of an original of ``image_size``, outlined on a picture of it drawn at another size."""
+    draw = ImageDraw.Draw(drawn)
+    across, down = drawn.width / image_size[0], drawn.height / image_size[1]
+    for x0, y0, x1, y1 in boxes:
+        # Outside the box, so that a small region is not covered by its own outline.
+        box = (x0 * across - line, y0 * down - line, x1 * across + line - 1, y1 * down + line - 1)
+        draw.rectangle((box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1), outline=(20, 20, 24))
+        draw.rectangle(box, outline=colour, width=line)
+
+
+def _name_tag(
+    draw: ImageDraw.ImageDraw, name: str, corner: tuple[float, float], size: tuple[int, int], pen: Pen
+) -> None:
+    name = pen.fit(name, 20, size[0] - 14)
+    width = pen.width(name, 20) + 12
+    left = min(max(0.0, corner[0] - 1), size[0] - width)
+    top = corner[1] - 28 if corner[1] >= 28 else min(corner[1] + 4, size[1] - 26)
+    draw.rectangle((left, top, left + width, top + 26), fill=(255, 255, 255))
+    pen.write(draw, (left + 6, top + 20), name, 20, anchor="ls")
+
+
+def _write_readings(
+    draw: ImageDraw.ImageDraw, readings: Sequence[RegionChange], baseline: int, pen: Pen
+) -> None:
+    """The judged region's mass and enrichment below each panel."""
+    for reading in readings[:1]:
+        gain = reading.mass_after - reading.mass_before
+        colour = INK if abs(gain) < 0.0005 else _darker(MORE if gain > 0 else LESS)
+        spread = reading.enrichment_after - reading.enrichment_before
+        columns = (
+            (f"{reading.mass_before:.1%}", INK, f"{reading.enrichment_before:.2f}×"),
+            (f"{reading.mass_after:.1%}", INK, f"{reading.enrichment_after:.2f}×"),
+            (f"{gain * 100:+.1f} points", colour, f"{spread:+.2f}×"),
+        )
+        for column, (mass, ink, enrichment) in enumerate(columns):
+            left, right = _column(column), _column(column) + PANEL
+            tail = pen.write(draw, (left, baseline), mass, 28, ink, anchor="ls")
+            pen.write(draw, (right, baseline), enrichment, 24, SOFT, anchor="rs")
+            if column < 2:
+                room = right - pen.width(enrichment, 24) - tail - 24
+                pen.write(
+                    draw, (tail + 10, baseline), pen.fit(f"on {reading.region}", 22, room), 22, SOFT, "ls"
+                )
+
+
+def _colour_bars(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top: int, pen: Pen) -> None:
+    """One bar under base and now together, one under the difference; on the grey of a dimmed picture."""
+    wide = 2 * PANEL + GUTTER
+    for bar, column in zip(_bars(), (0, 2), strict=True):
+        part.paste(bar, (_column(column), top))
+    beyond = f" (peak {scale.peak:.1f})" if scale.peak > scale.top * 1.05 else ""
+    below = top + 34
+    pen.write(draw, (_column(0), below), "0", 19, SOFT, anchor="ls")
+    pen.write(draw, (_column(0) + wide / 2, below), "attention, times the even share", 19, SOFT, anchor="ms")
+    pen.write(draw, (_column(0) + wide, below), f"{scale.top:.1f}×{beyond}", 19, SOFT, anchor="rs")
+    pen.write(draw, (_column(2), below), f"-{scale.swing:.1f}× less", 19, SOFT, anchor="ls")
+    pen.write(draw, (_column(2) + PANEL, below), f"more +{scale.swing:.1f}×", 19, SOFT, anchor="rs")
+
+
+@lru_cache(maxsize=1)
+def _bars() -> tuple[Image.Image, Image.Image]:
+    """Both colour bars, on the grey of a dimmed picture."""
+    wide = 2 * PANEL + GUTTER
+    ground = Image.new("RGB", (wide, 12), (62, 64, 70))
+    heat = np.tile(np.linspace(0, 1, wide), (12, 1))
+    swing = np.tile(np.linspace(-1, 1, PANEL), (12, 1))
+    return heat_over(ground, heat, 1.0), difference_over(ground.crop((0, 0, PANEL, 12)), swing, 1.0)
+
+
+def _caption(sheet: ProbeSheet, pen: Pen) -> Image.Image:
+    part = Image.new("RGB", (WIDTH, 168), PAPER)
+    draw = ImageDraw.Draw(part)
+    draw.line((MARGIN, 4, WIDTH - MARGIN, 4), fill=FAINT, width=2)
+    pen.write(draw, (MARGIN, 44), pen.fit(sheet.question, 27, WIDTH - 2 * MARGIN), 27, anchor="ls")
+    end = _labelled(draw, (MARGIN, 82), "right", sheet.answer, GOOD, pen)
+    if sheet.foil is not None:
+        _labelled(draw, (end + 36, 82), "wrong", sheet.foil, BAD, pen)
+    half = (WIDTH - 2 * MARGIN) // 2
+    for column, (name, outcome) in enumerate((("base", sheet.before), ("now", sheet.after))):
+        _answer_line(draw, (MARGIN + column * half, 138), name, outcome, half - 20, pen)
+    return part
+
+
+def _labelled(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[float, float],
+    label: str,
+    text: str,
+    colour: tuple[int, int, int],
+    pen: Pen,
+) -> float:
+    end = pen.write(draw, at, label, 21, SOFT, anchor="ls")
+    return pen.write(draw, (end + 10, at[1]), pen.fit(text, 25, WIDTH * 0.4), 25, colour, anchor="ls")
+
+
+def _answer_line(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[float, float],
+    name: str,
+    outcome: Outcome,
+    width: int,
+    pen: Pen,
+) -> None:
+    """A pill with the margin, green where the right answer leads, then what the model said."""
+    x, y = at
+    if outcome.margin_nats is None:
+        pill, colour = f"{name}", SOFT
+    else:
+        pill, colour = f"{name} {outcome.margin_nats:+.2f} nats", GOOD if outcome.margin_nats > 0 else BAD
+    wide = pen.width(pill, 23) + 28
+    draw.rounded_rectangle((x, y - 28, x + wide, y + 12), radius=20, fill=colour)
+    pen.write(draw, (x + 14, y), pill, 23, PAPER, anchor="ls")
+    said = f"“{outcome.said}”" if outcome.said else "not asked to answer"
+    room = width - wide - 14
+    pen.write(
+        draw, (x + wide + 14, y), pen.fit(said, 25, room), 25, INK if outcome.said else SOFT, anchor="ls"
+    )
+
+
+def _strip_title(sheet: ProbeSheet, strip: Strip, width: int, pen: Pen) -> Image.Image:
+    part = Image.new("RGB", (width, 132), PAPER)
+    draw = ImageDraw.Draw(part)
+    room = width - 2 * MARGIN
+    steps = f"steps {strip.panels[0].step} to {strip.panels[-1].step}"
+    title = pen.fit(f"{sheet.probe_id}", 32, room - pen.width(steps, 28) - 30)
+    end = pen.write(draw, (MARGIN, 42), title, 32, anchor="ls")
+    pen.write(draw, (end + 18, 42), pen.fit(sheet.group, 24, width - end - 260), 24, SOFT, anchor="ls")
+    pen.write(draw, (width - MARGIN, 42), steps, 28, SOFT, anchor="rs")
+    draw.line((MARGIN, 58, width - MARGIN, 58), fill=FAINT, width=2)
+    pen.write(draw, (MARGIN, 94), pen.fit(sheet.question, 27, room * 0.5), 27, anchor="ls")
+    end = _labelled(draw, (MARGIN + room * 0.52, 94), "right", sheet.answer, GOOD, pen)
+    if sheet.foil is not None and end + 120 < width:
+        pen.write(draw, (end + 24, 94), "wrong", 21, SOFT, anchor="ls")
+        start = end + 34 + pen.width("wrong", 21)
+        pen.write(draw, (start, 94), pen.fit(sheet.foil, 25, width - MARGIN - start), 25, BAD, anchor="ls")
+    return part
+
+
+def _strip_row(
+    sheet: ProbeSheet, strip: Strip, dimmed: Image.Image, wide: int, width: int, pen: Pen
+) -> Image.Image:
+    """One key layer: step above, margin and mass below each panel, the scale of all of them at the end."""
+    scale = series_scale([panel.map for panel in strip.panels])
+    part = Image.new("RGB", (width, dimmed.height + 176), PAPER)
+    draw = ImageDraw.Draw(part)
+    pen.write(draw, (MARGIN, 24), f"layer {strip.layer}", 24, SOFT, anchor="ls")
+    for index, panel in enumerate(strip.panels):
+        left = MARGIN + index * (wide + GUTTER)
+        pixels = cells_to_pixels(panel.map, panel.map.density, sheet.picture.size, dimmed.size)
+        drawn = heat_over(dimmed, pixels, scale.top)
+        outline_regions(drawn, sheet.regions, sheet.picture.size, pen, named=index == 0)
+        pen.write(draw, (left, 58), "base" if panel.step == 0 else f"step {panel.step}", 24, anchor="ls")
+        part.paste(drawn, (left, 68))
+        _strip_numbers(draw, panel, left, 68 + dimmed.height + 30, wide, pen)
+    _strip_bar(part, draw, scale, part.height - 34, pen)
+    return part
+
+
+def _strip_numbers(
+    draw: ImageDraw.ImageDraw, panel: StripPanel, left: int, baseline: int, wide: int, pen: Pen
+) -> None:
+    """Margin in the colour of right or wrong; mass and enrichment of the judged region."""
+    margin = panel.outcome.margin_nats
+    if margin is not None:
+        pen.write(draw, (left, baseline), f"{margin:+.2f} nats", 23, GOOD if margin > 0 else BAD, anchor="ls")
+    if panel.mass is not None:
+        mass = f"{panel.mass:.1%} · {panel.enrichment:.1f}×"
+        pen.write(draw, (left, baseline + 28), pen.fit(mass, 21, wide), 21, SOFT, anchor="ls")
+
+
+def _strip_bar(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top: int, pen: Pen) -> None:
+    bar = _bars()[0]
+    part.paste(bar, (MARGIN, top))
+    end = pen.write(draw, (MARGIN + bar.width + 12, top + 14), f"{scale.top:.1f}×", 19, SOFT, anchor="ls")
+    pen.write(draw, (end + 10, top + 14), "the even share, all steps alike", 19, SOFT, anchor="ls")
+
+
+def _column(index: int) -> int:
+    return MARGIN + index * (PANEL + GUTTER)
+
+
+def _darker(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The same hue, dark enough to be read as text on paper."""
+    return tuple(round(channel * 0.68) for channel in colour)  # type: ignore[return-value]

@@ -1,0 +1,218 @@
+"""The drawing process seen from training, which never waits for it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from tqdm import tqdm
+
+from diagnostics.drawing.tensorboard import (
+    SHOWN_PER_GROUP,
+    TaggedPicture,
+)
+
+STRIPS = "strips"  # what is asked for and answered in place of a step
+
+logger = logging.getLogger(__name__)
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+Message = dict[str, Any]  # one line of JSON from the drawing process: progress, or a step that is done
+
+
+class Rendered(NamedTuple):
+    """One step's pictures for TensorBoard, and what could not be drawn, in words."""
+
+    step: int
+    pictures: tuple[TaggedPicture, ...]
+    problems: tuple[str, ...]
+
+
+class Renderer:
+    """The drawing process, seen from the training.
+
+    >>> renderer = Renderer(output_dir / "attention")
+    >>> renderer.submit(50)            # returns at once
+    >>> for step in renderer.poll():   # what has been drawn since the last call
+    ...     board.write_pictures(step.pictures, step.step)
+    >>> renderer.close(timeout=120)    # the rest, with a progress bar
+
+    No method raises for a failure of the process: that is logged once as a warning, ``problem`` says it in words,
+    and everything asked afterwards is a no-op.
+    """
+
+    def __init__(self, attention_dir: str | Path, *, shown_per_group: int = SHOWN_PER_GROUP) -> None:
+        self.attention_dir = Path(attention_dir)
+        self.shown_per_group = shown_per_group
+        self.problem: str | None = None
+        self.undrawn: list[str] = []  # what could not be drawn, in words
+        self._process: subprocess.Popen[str] | None = None
+        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._waiting: list[int | str] = []
+        self._told = False
+
+    def start(self) -> None:
+        """Start the process; ``submit`` does it by itself when it is not running."""
+        self._scratch = tempfile.TemporaryDirectory(prefix="attention-pictures-")
+        command = [
+            sys.executable,
+            "-m",
+            "diagnostics.render",
+            "--attention_dir",
+            str(self.attention_dir.resolve()),
+        ]
+        command += ["--scratch_dir", self._scratch.name, "--shown_per_group", str(self.shown_per_group)]
+        paths = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+        # One thread, and no accelerator: this process must not compete for what the training uses.
+        quiet = {
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": paths,
+            "PYTHONUNBUFFERED": "1",
+        }
+        self._errors = Path(self._scratch.name) / "errors.txt"
+        try:
+            with self._errors.open("w") as errors:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    env={**os.environ, **quiet},
+                    start_new_session=True,  # Ctrl-C ends the training; this process ends when its input does
+                )
+        except OSError as error:
+            self._fail(f"could not be started: {error}")
+            return
+        threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
+
+    def submit(self, step: int) -> None:
+        """Ask for the pictures of a step whose records are complete. Returns at once."""
+        self._ask({"step": step}, step)
+
+    def submit_strips(self) -> None:
+        """Ask for the strips of each group's first probes over the steps recorded so far: the archive's last. Returns
+        at once; ``--strips`` by hand draws all of them."""
+        self._ask({STRIPS: True}, STRIPS)
+
+    def _ask(self, request: Message, awaited: int | str) -> None:
+        if self._process is None and self.problem is None:
+            self.start()
+        if self._process is None or self._process.stdin is None or self.problem is not None:
+            return
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            self._waiting.append(awaited)
+        except OSError:
+            self._fail(self._last_words())
+
+    def poll(self) -> list[Rendered]:
+        """What has been drawn since the last call. Returns at once."""
+        rendered = [done for message in self._drain() if (done := self._received(message)) is not None]
+        if self._process is not None and self._process.poll() is not None and self._waiting:
+            # The last lines may still be on their way from the reading thread.
+            rendered += [done for message in self._drain() if (done := self._received(message)) is not None]
+            if self._waiting:
+                self._fail(self._last_words())
+        return rendered
+
+    def close(self, timeout: float = 300.0) -> list[Rendered]:
+        """Wait for what was asked for, at most ``timeout`` seconds, and end the process."""
+        if self._process is None:
+            return []
+        if self._process.stdin is not None:
+            try:
+                self._process.stdin.close()
+            except OSError:
+                logger.debug("the drawing process was gone before its input was closed")
+        rendered = self._wait(time.monotonic() + timeout)
+        if self._process.poll() is None and self._waiting:
+            self._fail(f"was not done after {timeout:.0f} s; steps {self._waiting} lack pictures")
+        self._end()
+        return rendered
+
+    def _wait(self, deadline: float) -> list[Rendered]:
+        rendered: list[Rendered] = []
+        with tqdm(desc="drawing attention", unit="picture", disable=not self._waiting, leave=False) as bar:
+            while self._waiting and self.problem is None and time.monotonic() < deadline:
+                for message in self._drain():
+                    if "drawn" in message:
+                        bar.total, bar.n = message["of"], message["drawn"]
+                        bar.refresh()
+                    done = self._received(message)
+                    rendered += [] if done is None else [done]
+                rendered += self.poll()
+                time.sleep(0.05)
+        return rendered
+
+    def _end(self) -> None:
+        assert self._process is not None
+        try:
+            self._process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)  # it and its helpers: it leads a session of its own
+            self._process.wait()
+        self._process = None
+        self._scratch.cleanup()
+
+    def _listen(self, lines: IO[str]) -> None:
+        for line in lines:
+            self._messages.put(json.loads(line))
+
+    def _drain(self) -> Iterator[Message]:
+        while not self._messages.empty():
+            yield self._messages.get()
+
+    def _received(self, message: Message) -> Rendered | None:
+        """A finished step, its pictures read from the scratch folder; None for a report of progress, and for strips,
+        which stay in the archive."""
+        if "done" not in message:
+            return None
+        step, problems = message["done"], tuple(message["problems"])
+        self.undrawn += problems
+        if step in self._waiting:
+            self._waiting.remove(step)
+        if problems and not self._told:
+            self._told = True
+            logger.warning(
+                "%s: %d pictures could not be drawn, first: %s",
+                step if step == STRIPS else f"step {step}",
+                len(problems),
+                problems[0],
+            )
+        if step == STRIPS:
+            return None
+        pictures = []
+        for entry in message["pictures"]:
+            path = Path(entry["path"])
+            pictures.append(TaggedPicture(entry["tag"], path.read_bytes(), tuple(entry["size"])))
+            path.unlink()
+        return Rendered(step, tuple(pictures), problems)
+
+    def _last_words(self) -> str:
+        words = self._errors.read_text(errors="replace").strip().splitlines()
+        return f"ended early: {words[-1]}" if words else "ended early, without a word"
+
+    def _fail(self, problem: str) -> None:
+        if self.problem is None:
+            self.problem = f"the drawing of attention pictures {problem}"
+            self._waiting.clear()
+            logger.warning(
+                "%s. Training goes on; draw later with: python -m diagnostics.render --attention_dir %s",
+                self.problem,
+                self.attention_dir,
+            )

@@ -1,0 +1,1 @@
+"""Numbers: pure functions of arrays, each with unit, range and source."""

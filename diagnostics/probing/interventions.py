@@ -1,0 +1,259 @@
+"""What is taken away from a probe, one trial at a time, and the margins that are left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from diagnostics.capture.extractor import AttentionExtractor
+from diagnostics.measures.attention import random_regions
+from diagnostics.measures.geometry import Box, union_area_pixels
+from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, parted
+from diagnostics.probing.regions import (
+    blocked_in_tower,
+    blocked_patches,
+    blocked_tokens,
+    most_looked_at,
+    occlude,
+    region_cells,
+    region_tokens,
+    shifted_elsewhere,
+    veil,
+    window_of,
+)
+from diagnostics.records.measurement_plan import CURVE_SHARES, KNOCKOUT, OCCLUSION, MeasurementPlan
+from diagnostics.records.record import Intervention
+from finetune.families import Encoded
+from finetune.families.parts.modules import language_layers
+from finetune.samples.conversation import ImageRef
+
+MOST_OF_THE_PICTURE = 0.9
+
+Blocked = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One region taken away; a control is a random one of the same shape and area."""
+
+    kind: str
+    region: str
+    boxes: Sequence[Box]
+    is_control: bool
+    layers: tuple[int, int] | None = None
+
+
+class ScoredInput(NamedTuple):
+    """A sequence to score. At most one of ``cells`` (of the first image, that neither tower nor resampler may read) and
+    ``tokens`` (that the answer query may not read in ``layers``, or nothing after the image anywhere) is given."""
+
+    encoded: Encoded
+    cells: np.ndarray | None = None
+    tokens: np.ndarray | None = None
+    layers: tuple[int, int] | None = None
+
+
+class TrialRunner:
+    """Runs trials through one model: the margin log p(answer) − log p(foil) after each, nats."""
+
+    def __init__(
+        self, model: nn.Module, reader: ProbeEncoder, extractor: AttentionExtractor, *, batch_size: int
+    ) -> None:
+        self.model = model
+        self.reader = reader
+        self.extractor = extractor
+        self.batch_size = batch_size
+
+    def interventions(
+        self,
+        asked: EncodedProbe,
+        depth: MeasurementPlan,
+        key_layers: Sequence[int],
+        connector: np.ndarray | None,
+    ) -> list[Intervention]:
+        """Every region taken away in each kind, beside its controls; nothing without foil or region."""
+        trials = self._trials(asked, depth, key_layers)
+        if not trials:
+            return []
+        return _grouped(trials, self._margins(asked, list(self._cases(asked, trials, connector))))
+
+    def curves(
+        self, asked: EncodedProbe, cells: Float[np.ndarray, " cells"], margin_nats: float
+    ) -> dict[str, Float[np.ndarray, " points"]]:
+        """Margins at ``CURVE_SHARES`` of the picture hidden (deletion) or shown (insertion), in the order of a map
+        and, as control, in that of the same map elsewhere."""
+        image = asked.answer.images[0]
+        maps = {"": cells, "/control": shifted_elsewhere(cells, image.grid, name=asked.probe.id)}
+        [picture, *others] = self._pictures(asked)
+        inner = CURVE_SHARES[1:-1]
+        hidden = [np.ones(len(cells), bool)]
+        for one in maps.values():
+            hidden += [most_looked_at(one, share) for share in inner]
+            hidden += [~most_looked_at(one, share) for share in inner]
+        cases = [
+            ScoredInput(self._with_pictures(asked, [veil(picture, image, cut), *others])) for cut in hidden
+        ]
+        nothing, *rest = self._margins(asked, cases)
+        found: dict[str, np.ndarray] = {}
+        for number, end in enumerate(maps):
+            part = rest[number * 2 * len(inner) : (number + 1) * 2 * len(inner)]
+            deletion, insertion = part[: len(inner)], part[len(inner) :]
+            found["deletion" + end] = np.array([margin_nats, *deletion, nothing], np.float32)
+            found["insertion" + end] = np.array([nothing, *insertion, margin_nats], np.float32)
+        return found
+
+    def _trials(self, asked: EncodedProbe, depth: MeasurementPlan, key_layers: Sequence[int]) -> list[Trial]:
+        probe = asked.probe
+        if asked.foil is None or not asked.answer.images:
+            return []
+        trials: list[Trial] = []
+        for region, boxes in probe.regions.items():
+            if fills_the_picture(boxes, asked.answer.images[0].image_size_pixels):
+                continue
+            ways: list[tuple[str, tuple[int, int] | None]] = [(kind, None) for kind in depth.kinds]
+            if depth.windows and region == probe.main_region:
+                count = len(language_layers(self.model, self.extractor.family))
+                ways += [(KNOCKOUT, window_of(layer, count)) for layer in key_layers]
+            others = random_regions(
+                boxes, asked.answer.images[0].image_size_pixels, count=depth.controls, name=probe.id
+            )
+            trials += [
+                Trial(kind, region, one, is_control=index > 0, layers=layers)
+                for kind, layers in ways
+                for index, one in enumerate([boxes, *others])
+            ]
+        return trials
+
+    def _cases(
+        self, asked: EncodedProbe, trials: Sequence[Trial], connector: np.ndarray | None
+    ) -> Iterator[ScoredInput]:
+        """The answer's sequence again for each trial, its region taken away."""
+        image = asked.answer.images[0]
+        pictures = self._pictures(asked) if any(trial.kind == OCCLUSION for trial in trials) else []
+        for trial in trials:
+            if trial.kind == OCCLUSION:
+                hidden = [occlude(pictures[0], trial.boxes), *pictures[1:]]
+                yield ScoredInput(self._with_pictures(asked, hidden))
+            elif trial.layers is None and image.through_connector:
+                yield ScoredInput(asked.answer, cells=region_cells(image, trial.boxes))
+            else:
+                tokens = region_tokens(image, trial.boxes, connector)
+                yield ScoredInput(asked.answer, tokens=tokens, layers=trial.layers)
+
+    def _pictures(self, asked: EncodedProbe) -> list[Image.Image]:
+        refs = [ImageRef(path.name, path) for path in asked.probe.images]
+        return [self.reader.family.load_image(ref) for ref in refs]
+
+    def _with_pictures(self, asked: EncodedProbe, pictures: Sequence[Image.Image]) -> Encoded:
+        return self.reader.encode(asked.probe, asked.probe.answer, images=pictures)
+
+    def _margins(self, asked: EncodedProbe, cases: Sequence[ScoredInput]) -> list[float]:
+        """What answer and foil share cancels: the prompt up to the token where they part is read once for each
+        case, and both ends go on from its cache."""
+        assert asked.foil is not None
+        both = (asked.answer, asked.foil)
+        shared = parted(*both)
+        tails = [torch.from_numpy(one.input_ids[shared : one.turn_spans[-1][1]]) for one in both]
+        margins: list[float] = []
+        for start in range(0, len(cases), self.batch_size):
+            batch = cases[start : start + self.batch_size]
+            blocked = _blocked(batch, self.extractor.names, answer_query=asked.parted - 1)
+            prompts = [replace(case.encoded, input_ids=case.encoded.input_ids[:shared]) for case in batch]
+            margins += self._tail_margins(prompts, tails, blocked)
+        return margins
+
+    def _tail_margins(
+        self, prompts: Sequence[Encoded], tails: Sequence[Tensor], blocked: Blocked
+    ) -> list[float]:
+        """How much likelier the first tail is than the second after each prompt, nats."""
+        device = next(self.model.parameters()).device
+        with self.extractor.knocked_out(blocked):
+            inputs = padded(prompts, device, left=False)
+            read = self.model(**inputs, use_cache=True, logits_to_keep=1)
+        logits = read.logits[:, -1:].repeat_interleave(2, dim=0)  # [case, tail], tails within a case
+        if max(len(tail) for tail in tails) > 1:
+            cache = read.past_key_values
+            # Not ``batch_repeat_interleave``: caches of linear attention have none.
+            cache.reorder_cache(torch.arange(len(prompts), device=device).repeat_interleave(2))
+            ends = nn.utils.rnn.pad_sequence([tail[:-1] for tail in tails], batch_first=True)
+            ends = ends.repeat(len(prompts), 1).to(device)
+            twice = {name: mask.repeat_interleave(2, dim=0) for name, mask in blocked.items()}
+            with self.extractor.knocked_out(twice):
+                rest = self.model(input_ids=ends, past_key_values=cache, use_cache=True).logits
+            logits = torch.cat([logits, rest], dim=1)
+        nats = [summed_nats(logits[row, : len(tails[row % 2])], tails[row % 2]) for row in range(len(logits))]
+        return (torch.stack(nats[::2]) - torch.stack(nats[1::2])).tolist()
+
+
+def summed_nats(
+    logits: Float[Tensor, "tokens vocabulary"], tokens: Int[Tensor, " tokens"]
+) -> Float[Tensor, ""]:
+    """Σ log p of the tokens, softmax in fp32."""
+    return logits.float().log_softmax(-1).gather(1, tokens.to(logits.device)[:, None]).sum()
+
+
+def fills_the_picture(boxes: Sequence[Box], size: tuple[int, int]) -> bool:
+    """Does a region leave nothing elsewhere to compare with? Such a one is never taken away."""
+    return union_area_pixels(boxes) > MOST_OF_THE_PICTURE * size[0] * size[1]
+
+
+def _grouped(trials: Sequence[Trial], margins: Sequence[float]) -> list[Intervention]:
+    """Each region's margin and its controls' together."""
+    found: dict[tuple[str, str, tuple[int, int] | None], list[tuple[Trial, float]]] = {}
+    for trial, margin in zip(trials, margins, strict=True):
+        found.setdefault((trial.kind, trial.region, trial.layers), []).append((trial, margin))
+    return [
+        Intervention(
+            kind,
+            region,
+            next(margin for trial, margin in members if not trial.is_control),
+            tuple(margin for trial, margin in members if trial.is_control),
+            layers,
+        )
+        for (kind, region, layers), members in found.items()
+    ]
+
+
+def _blocked(batch: Sequence[ScoredInput], names: Sequence[str], *, answer_query: int) -> dict[str, Tensor]:
+    """What attention may not read in this batch, by the names of all modules that attend.
+
+    Cells: patches in the vision tower and at the resampler. Tokens: from the answer query on in the case's window, or,
+    without one, after the image in every language layer.
+    """
+    language = [name for name in names if name.startswith("layer_")]
+    blocked: dict[str, Tensor] = {}
+    length = max(len(case.encoded.input_ids) for case in batch)
+    if any(case.cells is not None for case in batch):
+        others = [None] * (len(batch[0].encoded.images) - 1)  # regions are in the first image
+        patches = blocked_patches([one for case in batch for one in (case.cells, *others)])
+        tower = [name for name in names if name.startswith("vision_layer_")]
+        blocked |= {"visual_attn": patches, **dict.fromkeys(tower, blocked_in_tower(patches))}
+    if any(case.tokens is not None and case.layers is None for case in batch):
+        chosen = [
+            None if case.tokens is None or case.layers is not None else (case.encoded.images[0], case.tokens)
+            for case in batch
+        ]
+        blocked |= dict.fromkeys(language, blocked_tokens(chosen, length))
+    windows = [_window(case, language) for case in batch]
+    for name in dict.fromkeys(name for window in windows for name in window):
+        mask = blocked.get(name, torch.zeros(len(batch), length, length, dtype=torch.bool)).clone()
+        for row, case in enumerate(batch):
+            if name in windows[row]:
+                mask[row, answer_query:, torch.from_numpy(case.tokens)] = True
+        blocked[name] = mask
+    return blocked
+
+
+def _window(case: ScoredInput, language: Sequence[str]) -> Sequence[str]:
+    """Of the layers that attend, those in the window."""
+    if case.layers is None:
+        return []
+    first, last = case.layers
+    return [name for name in language if first <= int(name.removeprefix("layer_")) <= last]

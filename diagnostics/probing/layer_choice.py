@@ -1,0 +1,229 @@
+"""Which layers and heads to look at: chosen on the untrained model, on probes that no verdict uses, then frozen.
+
+Layers by habit (8, 16, 24, 31) miss: where a model reads its pictures differs from model to model, and choosing
+after training by what moved most would be circular. So each layer is asked, before training, whether it looks at
+the named regions more than at area-matched random ones.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from diagnostics.measures.geometry import region_coverage
+from diagnostics.measures.statistics import benjamini_hochberg, effect_size, head_tests, sign_flip_p
+from diagnostics.records.files import write_atomically
+from diagnostics.records.probes import ENOUGH_PROBES, KEPT_SHARE, Probe, groups_of
+from diagnostics.records.record import AttentionRecord
+
+VERSION = 1
+LAYERS_WANTED = 4
+"""At most, and never more than half of a model's layers: a choice leaves something out."""
+HEADS_WANTED = 10
+SIGNIFICANT = 0.05
+LEAST_PROBES = 12
+"""Fewer right answers with a region cannot choose: the sign flips of 12 differences reach p = 1/2,048."""
+HELD_OUT = 5  # one image in five is kept for calibration where no probes of their own are given
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was chosen, and why.
+
+    layers        key layers, in order
+    heads         (layer, head) that look at named regions most, best first
+    chosen        False where nothing stood out, or too few probes were there, so that layers are evenly spaced
+    probes        ids of the probes it rests on; no verdict may use them
+    enrichment    for each language layer: times its area's share that the region gets, mean over heads and probes;
+                  None, here and below, for a layer without an attention map
+    by_chance     the same of area-matched random regions
+    p_adjusted    for each language layer: chance of that difference, Benjamini-Hochberg over layers
+    why           one sentence
+    """
+
+    layers: tuple[int, ...]
+    heads: tuple[tuple[int, int], ...]
+    chosen: bool
+    probes: tuple[str, ...]
+    enrichment: tuple[float | None, ...]
+    by_chance: tuple[float | None, ...]
+    p_adjusted: tuple[float | None, ...]
+    why: str
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, complete or not at all."""
+        content = {"version": VERSION, **asdict(self)}
+        write_atomically(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Read what ``save`` wrote.
+
+        Raises FileNotFoundError, and ValueError naming the file where it is something else.
+        """
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("version") != VERSION:
+                raise ValueError("another version")
+            heads = tuple((layer, head) for layer, head in content.pop("heads"))
+            lists: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+            }
+            return cls(heads=heads, **lists)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}: not a calibration of version {VERSION} ({error}); delete it to calibrate again"
+            ) from error
+
+
+def held_out(probes: Sequence[Probe]) -> tuple[Probe, ...]:
+    """The probes to calibrate on, taken out of a file that is also judged: every fifth picture, the same on every
+    machine. Empty where a group would keep too few for a verdict.
+
+    Probes of one picture stay together, since a picture seen twice is no second proof.
+    """
+    pictures = sorted(
+        {_picture(probe) for probe in probes}, key=lambda name: (zlib.crc32(name.encode()), name)
+    )
+    taken = set(pictures[::HELD_OUT])
+    for name, members in groups_of(probes).items():
+        left = {_picture(probe) for probe in members} - taken
+        if name not in KEPT_SHARE and len(left) < ENOUGH_PROBES <= len(
+            {_picture(probe) for probe in members}
+        ):
+            return ()
+    chosen = tuple(probe for probe in probes if _picture(probe) in taken)
+    return chosen if sum(bool(probe.regions) for probe in chosen) >= LEAST_PROBES else ()
+
+
+def check_apart(calibration: Sequence[Probe], judged: Sequence[Probe]) -> None:
+    """Layers chosen on a picture must not be judged on it.
+
+    Raises ValueError naming the pictures that both have.
+    """
+    both = {probe.images[0].resolve() for probe in calibration} & {
+        probe.images[0].resolve() for probe in judged
+    }
+    if both:
+        raise ValueError(
+            f"calibration probes: {len(both)} of their pictures are also among the probes (such as "
+            f"{sorted(both)[0]}); expected other pictures, take them out of one of the files"
+        )
+
+
+def calibrate(
+    probes: Sequence[Probe], records: Mapping[str, AttentionRecord], *, evenly: Sequence[int]
+) -> Calibration:
+    """Choose key layers and heads from the untrained model's records of calibration probes.
+
+    Layers: up to four (or half of them) whose attention on the probe's region, mean over heads, is above that on
+    area-matched random regions with adjusted p < .05, by effect size. Heads: up to ten by the same test over all layers
+    and heads, among those that look at the picture at all (visual share above the elbow of all heads: Kang et al.,
+    "Your large vision-language model only needs a few attention heads for visual grounding", CVPR 2025). Probes that
+    the model answers right are used, or all where those are fewer than 12: a model that errs may well look elsewhere.
+
+    ``evenly`` are the layers that stand where nothing can be chosen; ``chosen`` and ``why`` say so.
+    """
+    usable = [(probe, records[probe.id]) for probe in probes if probe.main_region is not None]
+    right = [one for one in usable if (one[1].scores.margin_nats or 0.0) > 0]
+    used = right if len(right) >= LEAST_PROBES else usable
+    names = tuple(probe.id for probe in probes)
+    if len(used) < LEAST_PROBES:
+        words = (
+            f"{len(used)} probes with a region cannot choose layers, {LEAST_PROBES} can"
+            if probes
+            else f"no probe was set aside to choose layers on, since {ENOUGH_PROBES} pictures a group must be left to "
+            f"judge and {LEAST_PROBES} with a region chosen on; more probes, or calibration probes of their own "
+            "(--calibration_probes), change that"
+        )
+        why = f"{words}: they are evenly spaced."
+        return Calibration(tuple(evenly), (), False, names, (), (), (), why)
+    pictures = [_picture(probe) for probe, _ in used]
+    region = np.stack([_enrichment(probe, record, record.region_mass) for probe, record in used])
+    random = np.stack([_enrichment(probe, record, record.random_mass) for probe, record in used])
+    attending = np.flatnonzero(np.isfinite(region).all((0, 2)))  # the others have no attention map
+    region, random = region[:, attending], random[:, attending]
+    gain = (region - random).mean(-1)  # [probes, layers]
+    chance = benjamini_hochberg(np.array([sign_flip_p(one, pictures) for one in gain.T]))
+    effects = [effect_size(one, pictures) or 0.0 for one in gain.T]
+    most = max(1, min(LAYERS_WANTED, gain.shape[1] // 2))
+    found = [layer for layer in range(gain.shape[1]) if effects[layer] > 0 and chance[layer] < SIGNIFICANT]
+    best = sorted(int(attending[place]) for place in sorted(found, key=lambda place: -effects[place])[:most])
+    share = np.stack([record.visual_share for _, record in used]).mean(0)[attending]
+    heads = tuple((int(attending[at]), head) for at, head in _heads(region, random, pictures, share))
+    of = "answered right" if used is right else "of any answer"
+    if best:
+        why = (
+            f"Layers {', '.join(map(str, best))} look at the named regions more than at random ones of their size, "
+            f"most surely of all {gain.shape[1]} (measured before training on {len(used)} probes {of}, which no "
+            "verdict uses)."
+        )
+    else:
+        why = (
+            f"No layer looks at the named regions more than at random ones of their size ({len(used)} probes {of}): "
+            "the layers are evenly spaced."
+        )
+    return Calibration(
+        tuple(best) or tuple(evenly),
+        heads,
+        bool(best),
+        names,
+        _by_number(region.mean((0, 2)), attending),
+        _by_number(random.mean((0, 2)), attending),
+        _by_number(chance, attending),
+        why,
+    )
+
+
+def _by_number(values: np.ndarray, attending: np.ndarray) -> tuple[float | None, ...]:
+    """One for each layer up to the last that attends; None where a layer has no attention map."""
+    found = dict(zip(attending.tolist(), values.tolist(), strict=True))
+    return tuple(found.get(layer) for layer in range(int(attending[-1]) + 1))
+
+
+def _heads(
+    region: Float[np.ndarray, "probes layers heads"],
+    random: Float[np.ndarray, "probes layers heads"],
+    pictures: Sequence[str],
+    share: Float[np.ndarray, "layers heads"],
+) -> tuple[tuple[int, int], ...]:
+    chance = benjamini_hochberg(head_tests(random, region, pictures))
+    gain = region - random
+    effect = gain.mean(0) / np.maximum(gain.std(0, ddof=1), 1e-12)
+    looks = (share > elbow(share.ravel())) | (share.min() == share.max())
+    stands = (chance < SIGNIFICANT) & (effect > 0) & looks
+    order = np.argsort(-np.where(stands, effect, -np.inf), axis=None, kind="stable")[: int(stands.sum())]
+    places = np.unravel_index(order[:HEADS_WANTED], effect.shape)
+    return tuple((int(layer), int(head)) for layer, head in zip(*places, strict=True))
+
+
+def elbow(values: Float[np.ndarray, " n"]) -> float:
+    """Where sorted values stop being small: the one farthest below the line from the smallest to the largest.
+
+    [0, 0, 0, .1, .9, 1] gives .1; values on one line give the smallest. Satopää et al. 2011, "Finding a kneedle in a
+    haystack".
+    """
+    ordered = np.sort(values)
+    line = np.linspace(ordered[0], ordered[-1], len(ordered))
+    return float(ordered[int(np.argmax(line - ordered))])
+
+
+def _enrichment(
+    probe: Probe, record: AttentionRecord, masses: Mapping[str, np.ndarray]
+) -> Float[np.ndarray, "layers heads"]:
+    assert probe.main_region is not None
+    coverage = region_coverage(probe.regions[probe.main_region], record.image_tokens[0])
+    return masses[probe.main_region].astype(np.float64) / coverage.mean()
+
+
+def _picture(probe: Probe) -> str:
+    """What makes two probes the same picture: its file's name is not enough, its whole path is not portable."""
+    path = probe.images[0]
+    return f"{path.parent.name}/{path.name}"

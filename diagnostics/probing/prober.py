@@ -1,0 +1,436 @@
+"""One model, one probe: read → capture → geometry → metrics → record. Monitor, comparison and web page use
+this."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import groupby, islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import GenerationConfig
+
+from diagnostics.capture.extractor import AttentionExtractor
+from diagnostics.capture.gradients import gradient_rows
+from diagnostics.capture.head_means import head_means, in_all_layers
+from diagnostics.capture.hidden_states import HiddenStates
+from diagnostics.capture.self_check import self_check
+from diagnostics.measures.attention import (
+    gradient_weighted,
+    random_coverages,
+    region_mass,
+    relative_attention,
+    rollout,
+    row_entropy,
+    visual_share,
+)
+from diagnostics.measures.geometry import cells_from_row, region_coverage
+from diagnostics.measures.sinks import sink_dimensions, sink_tokens, without_sinks
+from diagnostics.probing.interventions import TrialRunner, summed_nats
+from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded
+from diagnostics.probing.relations import read_relation
+from diagnostics.records.measurement_plan import QUICK, MeasurementPlan
+from diagnostics.records.probes import Probe
+from diagnostics.records.record import AttentionRecord, Scores
+from finetune.families import Encoded, Family, ImageTokens, bare_model, family_of
+from finetune.families.parts.modules import attending_layers, layer_words
+
+MAX_NEW_TOKENS = 16
+BATCH_SIZE = 16
+RANDOM_REGIONS = 16
+"""Area-matched random regions whose mean mass is chance; they cost arithmetic alone."""
+GENERIC_QUESTION = "Write a general description of the image."  # relative attention: Zhang et al., ICLR 2025
+
+
+def auto_key_layers(model: nn.Module, family: Family | None = None) -> tuple[int, ...]:
+    """Four language layers, evenly spaced, the last among them: of 32 they are 8, 16, 24, 31; of 4, 1, 2, 3. Of those
+    that attend, where some do not."""
+    attending = attending_layers(model, family or family_of(bare_model(model).config))
+    count = len(attending)
+    places = {min(round(quarter * count / 4), count - 1) for quarter in (1, 2, 3, 4)}
+    return tuple(attending[place] for place in sorted(places))
+
+
+class Prober:
+    """Puts probes to one model and measures where it looks and what it needs.
+
+    key_layers   language layers whose rows are kept (region mass and visual share are measured in all)
+    depth        what is measured beside scores and attention (``diagnostics.records.measurement_plan``)
+    batch_size   sequences in one forward
+    autocast     the precision of a training that mixes them (bf16 or fp16 over fp32 weights); None: the weights'
+
+    The model's state is restored after each run (``observing``). Raises ValueError for a key layer that does not exist
+    or has no attention map, and naming the probe where an answer or a phrase cannot be placed in the tokens.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        *,
+        key_layers: Sequence[int],
+        probes: Sequence[Probe],
+        depth: MeasurementPlan = QUICK,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        batch_size: int = BATCH_SIZE,
+        autocast: torch.dtype | None = None,
+        family: Family | None = None,
+    ) -> None:
+        self.model = bare_model(model)
+        self.processor = processor
+        self.family = family or family_of(self.model.config)
+        self.reader = ProbeEncoder(self.family, processor)
+        self.attending = attending_layers(self.model, self.family)
+        for layer in key_layers:
+            if layer not in self.attending:
+                raise ValueError(f"no language layer {layer}; expected {layer_words(self.attending)}")
+        self.key_layers = tuple(key_layers)
+        self.probes = tuple(probes)
+        self.depth = depth
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.autocast = autocast
+        self._sink_dimensions: dict[str, np.ndarray] | None = None
+
+    def run(self, probe: Probe, step: int, model_name: str) -> AttentionRecord:
+        """One probe → its record."""
+        [record] = self.run_all(step, model_name, probes=[probe])
+        return record
+
+    def run_all(
+        self, step: int, model_name: str, *, probes: Sequence[Probe] | None = None, progress: bool = False
+    ) -> list[AttentionRecord]:
+        """Every probe (or those given) → records, in order; each with its foil in one batch with others."""
+        chosen = self.probes if probes is None else tuple(probes)
+        records: list[AttentionRecord] = []
+        bar = tqdm(
+            total=len(chosen), desc=f"probing step {step}", unit="probe", disable=not progress, leave=False
+        )
+        size = max(self.batch_size // 2, 1)
+        with bar, self._looking():
+            for start in range(0, len(chosen), size):
+                asked = [self.reader.read(probe) for probe in chosen[start : start + size]]
+                for one, record in zip(asked, self._seen_and_tried(asked, step, model_name), strict=True):
+                    records.append(self._with_more(record, one))
+                    bar.update()
+        return records
+
+    def self_check(self) -> None:
+        """Prove capture on the first probe, in the key layers and the connector. Raises ValueError if it
+        fails."""
+        probe = self.probes[0]
+        with self._looking():
+            inputs = padded([self.reader.encode(probe, probe.answer)], self._device, left=False)
+            self_check(self.model, inputs, key_layers=self.key_layers, family=self.family)
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
+        is_mixed = self.autocast is not None
+        mixed = torch.autocast(self._device.type, dtype=self.autocast, enabled=is_mixed)
+        with observing(self.model), mixed:
+            yield
+
+    def _seen_and_tried(
+        self, asked: Sequence[EncodedProbe], step: int, model_name: str
+    ) -> list[AttentionRecord]:
+        """Scores, attention, the model's own answers, and what is left when regions are taken away."""
+        with AttentionExtractor(self.model, family=self.family) as extractor:
+            seen = self._observe(extractor, asked)
+            with extractor.paused():
+                replies = self._generate([one.answer for one in asked])
+                runner = TrialRunner(self.model, self.reader, extractor, batch_size=self.batch_size)
+                return [
+                    self._record(one, what, reply, runner, step, model_name)
+                    for one, reply, what in zip(asked, replies, seen, strict=True)
+                ]
+
+    def _record(
+        self, asked: EncodedProbe, seen: _Seen, reply: str, runner: TrialRunner, step: int, model_name: str
+    ) -> AttentionRecord:
+        probe, images = asked.probe, asked.answer.images
+        connector = seen.connector[0] if seen.connector else None
+        answer_rows = seen.rows[:, :, 0]
+        whole = partial(in_all_layers, self.model, self.family)
+        record = AttentionRecord(
+            probe_id=probe.id,
+            group=probe.group,
+            step=step,
+            model=model_name,
+            tokens=asked.tokens,
+            queries=asked.queries,
+            layers=self.key_layers,
+            rows=seen.rows[[self.attending.index(layer) for layer in self.key_layers]],
+            image_tokens=images,
+            connector=seen.connector,
+            region_mass=_each(whole, _masses(probe, answer_rows, seen, images)),
+            visual_share=whole(visual_share(answer_rows, _image_positions(asked.answer))),
+            scores=Scores(seen.answer_nats, seen.foil_nats, reply),
+            interventions=tuple(runner.interventions(asked, self.depth, self.key_layers, connector)),
+            random_mass=_each(whole, _masses(probe, answer_rows, seen, images, at_random=True)),
+            sinks=seen.sinks,
+            region_mass_without_sinks=_each(
+                whole,
+                _masses_without_sinks(probe, answer_rows, seen, images, self.key_layers, self.attending),
+            ),
+            head_entropy=whole(row_entropy(answer_rows, asked.queries[0].position + 1)),
+            highest_logit=whole(seen.highest_logit),
+        )
+        margin = record.scores.margin_nats
+        if not self.depth.curves or margin is None or not probe.regions:
+            return record
+        order = cells_from_row(record.rows[:, :, 0].mean((0, 1)), images[0], connector)
+        return replace(record, curves=runner.curves(asked, order, margin))
+
+    def _with_more(self, record: AttentionRecord, asked: EncodedProbe) -> AttentionRecord:
+        """What needs another extractor than the one that watches scores and trials."""
+        if self.depth.relations and asked.probe.relation is not None:
+            record = replace(record, relation=read_relation(self.model, self.reader, asked.probe))
+        if self.depth.maps and asked.answer.images:
+            record = replace(record, maps=self._further_maps(record, asked))
+        return record
+
+    def _observe(self, extractor: AttentionExtractor, asked: Sequence[EncodedProbe]) -> list[_Seen]:
+        """log p of answers and foils, summed over their tokens, nats, and the answers' rows, in one forward."""
+        answers, foils = [one.answer for one in asked], [one.foil for one in asked if one.foil is not None]
+        most = max(len(one.queries) for one in asked)
+        positions = [[query.position for query in one.queries] for one in asked]
+        extractor.query_tokens = torch.tensor([row + row[:1] * (most - len(row)) for row in positions])
+        extractor.sequences = list(range(len(answers)))
+        extractor.images = list(range(sum(len(answer.images) for answer in answers)))
+        kept = range(len(answers))
+        with HiddenStates(self.model, self.key_layers, sequences=kept, family=self.family) as states:
+            nats = iter(self._reply_nats([*answers, *foils]))
+        answer_nats = [next(nats) for _ in answers]
+        foil_nats = [None if one.foil is None else next(nats) for one in asked]
+        weights = extractor.attention_weights
+        rows = np.stack([weights[name] for name in extractor.language_names], axis=1)
+        logits = extractor.highest_logits
+        highest = np.stack([logits[name][:, :, 0] for name in extractor.language_names], axis=1)
+        sinks = self._sinks(states.hidden_states, [len(one.input_ids) for one in answers])
+        maps = iter(weights["visual_attn"].mean(1) if "visual_attn" in weights else ())
+        return [
+            _Seen(
+                answer_nats[at],
+                foil_nats[at],
+                rows[at][:, :, : len(one.queries), : len(one.answer.input_ids)],
+                tuple(islice(maps, len(one.answer.images))),
+                highest[at],
+                sinks[at],
+            )
+            for at, one in enumerate(asked)
+        ]
+
+    def _sinks(self, hidden: Mapping[str, np.ndarray], lengths: Sequence[int]) -> list[np.ndarray]:
+        """Bool[key layers, tokens] for each sequence. Which dimensions mark a sink is found on the first batch and
+        stays, so that all probes of a model are read by one rule."""
+        names = [f"layer_{layer}" for layer in self.key_layers]
+        if self._sink_dimensions is None:
+            self._sink_dimensions = {}
+            for name in names:
+                found = [sink_dimensions(hidden[name][row, :length]) for row, length in enumerate(lengths)]
+                self._sink_dimensions[name] = np.unique(np.concatenate(found))
+        return [
+            np.stack([sink_tokens(hidden[name][row, :length], self._sink_dimensions[name]) for name in names])
+            for row, length in enumerate(lengths)
+        ]
+
+    def _reply_nats(self, batch: Sequence[Encoded]) -> list[float]:
+        """log p of each reply given its prompt, summed over its tokens, nats."""
+        inputs = padded(batch, self._device, left=False)
+        first = min(one.turn_spans[-1][0] for one in batch) - 1
+        kept = inputs["input_ids"].shape[1] - first
+        logits = self.model(**inputs, use_cache=False, logits_to_keep=kept).logits[:, -kept:]
+        nats = []
+        for row, one in enumerate(batch):
+            start, end = one.turn_spans[-1]
+            wanted = inputs["input_ids"][row, start:end]
+            nats.append(summed_nats(logits[row, start - 1 - first : end - 1 - first], wanted))
+        return torch.stack(nats).tolist()
+
+    def _further_maps(self, record: AttentionRecord, asked: EncodedProbe) -> dict[str, np.ndarray]:
+        """The maps that the depth asks for: Float32[key layers, cells], rollout's Float32[1, cells]."""
+        image = asked.answer.images[0]
+        connector = record.connector[0] if record.connector else None
+        inputs = padded([asked.answer], self._device, left=False)
+        place = record.queries[0].position
+        maps: dict[str, np.ndarray] = {}
+        for name in self.depth.maps:
+            if name == "relative":
+                here = cells_from_row(record.rows[:, :, 0].mean(1), image, connector)
+                maps[name] = relative_attention(here, self._generic_cells(asked.probe))
+            elif name == "gradient":
+                rows = self._gradient_weighted(asked, inputs, place)
+                maps[name] = cells_from_row(rows, image, connector)
+            else:
+                means = head_means(self.model, inputs, family=self.family)
+                maps[name] = cells_from_row(rollout(means, place), image, connector)[None]
+        return {name: cells.astype(np.float32) for name, cells in maps.items()}
+
+    def _gradient_weighted(
+        self, asked: EncodedProbe, inputs: Mapping[str, Tensor], place: int
+    ) -> Float[np.ndarray, "layers keys"]:
+        """Rows weighed by what a little more attention would do to the answer's log probability."""
+        start, end = asked.answer.turn_spans[-1]
+
+        def objective(logits: Tensor) -> Tensor:
+            return summed_nats(logits[0, start - 1 : end - 1], inputs["input_ids"][0, start:end])
+
+        found = gradient_rows(
+            self.model,
+            inputs,
+            objective,
+            key_layers=self.key_layers,
+            query_tokens=[place],
+            family=self.family,
+        )
+        names = [f"layer_{layer}" for layer in self.key_layers]
+        return np.stack(
+            [gradient_weighted(found.rows[name][0, :, 0], found.gradients[name][0, :, 0]) for name in names]
+        )
+
+    def _generic_cells(self, probe: Probe) -> Float[np.ndarray, "layers cells"]:
+        """The key layers' maps of the last prompt token where nothing in particular is asked."""
+        generic = replace(probe, question=GENERIC_QUESTION, phrases={}, relation=None)
+        encoded = self.reader.encode(generic, probe.answer)
+        place = encoded.turn_spans[-1][0] - 1
+        with AttentionExtractor(
+            self.model, self.key_layers, query_tokens=[place], images=[0], family=self.family
+        ) as extractor:
+            self.model(**padded([encoded], self._device, left=False), use_cache=False, logits_to_keep=1)
+            weights = extractor.attention_weights
+        rows = np.stack([weights[f"layer_{layer}"][0, :, 0].mean(0) for layer in self.key_layers])
+        connector = weights["visual_attn"][0].mean(0) if "visual_attn" in weights else None
+        return cells_from_row(rows, encoded.images[0], connector)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _generate(self, answers: Sequence[Encoded]) -> list[str]:
+        """The model's own greedy replies to the same prompts; "" for each where it is not to be asked."""
+        if not self.depth.generate:
+            return [""] * len(answers)
+        stops = list(self.family.stop_token_ids(self.processor))
+        config = GenerationConfig(
+            do_sample=False, num_beams=1, repetition_penalty=1.0, max_new_tokens=self.max_new_tokens,
+            eos_token_id=stops, pad_token_id=stops[0], use_cache=True,
+        )  # fmt: skip
+        prompts = [replace(one, input_ids=one.input_ids[: one.turn_spans[-1][0]]) for one in answers]
+        inputs = padded(prompts, self._device, left=True)
+        generate: Any = self.model.generate
+        replies = generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+        return [self._decoded(reply, stops) for reply in replies.tolist()]
+
+    def _decoded(self, reply: list[int], stops: Sequence[int]) -> str:
+        """The reply up to its end. Embeddings outnumber tokens (151,936 for 151,860 in Qwen-VL), so a model
+        gone astray can say what no token spells: that reads as U+FFFD."""
+        tokenizer = self.processor.tokenizer
+        said = reply[: next((at for at, token in enumerate(reply) if token in stops), None)]
+        runs = groupby(said, key=lambda token: token < len(tokenizer))
+        return "".join(
+            str(tokenizer.decode(list(run))) if is_known else "\N{REPLACEMENT CHARACTER}"
+            for is_known, run in runs
+        ).strip()
+
+
+class _Seen(NamedTuple):
+    """What one forward showed of a probe: Float32[attending layers, heads, queries, keys], the connector's maps,
+    Float32[attending layers, heads] of the answer query's highest logits, and Bool[key layers, keys] of sinks."""
+
+    answer_nats: float
+    foil_nats: float | None
+    rows: np.ndarray
+    connector: tuple[np.ndarray, ...]
+    highest_logit: np.ndarray
+    sinks: np.ndarray
+
+
+@contextmanager
+def observing(model: nn.Module) -> Iterator[None]:
+    """Look at a model without leaving a trace: eval mode and no gradients inside; train flags of every
+    module, caching and all random states (Python, NumPy, torch, each GPU) afterwards as before, also after an
+    exception.
+
+    So a training run with probes has the losses and weights of one without, bit for bit.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    caches = [(config, config.use_cache) for config in _configs(model) if "use_cache" in vars(config)]
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for config, use_cache in caches:
+            config.use_cache = use_cache
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if on_gpus is not None:
+            torch.cuda.set_rng_state_all(on_gpus)
+
+
+def _masses(
+    probe: Probe,
+    rows: Float[np.ndarray, "layers heads keys"],
+    seen: _Seen,
+    images: Sequence[ImageTokens],
+    *,
+    at_random: bool = False,
+) -> dict[str, np.ndarray]:
+    """Region name → Float32[layers, heads]: share of the attention to the image on it, or on random regions of its
+    shape."""
+    if not probe.regions:
+        return {}
+    image = images[0]
+    cells = cells_from_row(rows, image, seen.connector[0] if seen.connector else None)
+    found: dict[str, np.ndarray] = {}
+    for name, boxes in probe.regions.items():
+        if at_random:
+            coverage = random_coverages(boxes, image, count=RANDOM_REGIONS, name=probe.id).mean(0)
+        else:
+            coverage = region_coverage(boxes, image)
+        found[name] = region_mass(cells, coverage).astype(np.float32)
+    return found
+
+
+def _masses_without_sinks(
+    probe: Probe,
+    rows: Float[np.ndarray, "layers heads keys"],
+    seen: _Seen,
+    images: Sequence[ImageTokens],
+    key_layers: Sequence[int],
+    attending: Sequence[int],
+) -> dict[str, np.ndarray]:
+    """The same of rows whose sinks are 0. A layer's sinks are known in key layers; others go by the nearest below,
+    since a sink, once there, stays through the layers."""
+    if not seen.sinks.any():
+        return {}
+    nearest = np.maximum(np.searchsorted(list(key_layers), list(attending), side="right") - 1, 0)
+    return _masses(probe, without_sinks(rows, seen.sinks[nearest][:, None]), seen, images)
+
+
+def _each(
+    change: Callable[[np.ndarray], np.ndarray], named: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    return {name: change(values) for name, values in named.items()}
+
+
+def _image_positions(encoded: Encoded) -> np.ndarray:
+    return np.concatenate([image.all_positions for image in encoded.images] or [np.zeros(0, np.int64)])
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    found = [vars(module)["config"] for module in model.modules() if "config" in vars(module)]
+    return list({id(config): config for config in found}.values())

@@ -1,0 +1,249 @@
+"""How a probe is read: its prompt, its tokens, and the tokens whose attention rows are kept."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diagnostics.records.probes import PLACEHOLDER, Probe
+from diagnostics.records.record import Query
+from finetune.families import Encoded, Family
+from finetune.families.base import joined_media
+from finetune.samples.conversation import Conversation, ImageRef, Turn
+
+IMAGE_TOKEN_TEXT = "<image>"
+MAX_BYTES_OF_A_CHARACTER = 4  # UTF-8
+
+
+class EncodedProbe(NamedTuple):
+    """A probe as the model reads it: with its answer, with its foil, the text of each token of the first, and the
+    queries whose rows are kept (the answer's first)."""
+
+    probe: Probe
+    answer: Encoded
+    foil: Encoded | None
+    tokens: tuple[str, ...]
+    queries: tuple[Query, ...]
+
+    @property
+    def parted(self) -> int:
+        """Index of the first token where answer and foil differ; the start of the answer without a foil."""
+        return self.queries[0].position + 1
+
+
+class ProbeEncoder:
+    """Reads probes with a model's processor.
+
+    Raises ValueError where the processor lacks a part, and naming the probe where an answer or a phrase cannot be
+    placed in the tokens.
+    """
+
+    def __init__(self, family: Family, processor: Any) -> None:
+        check_processor(processor)
+        self.family = family
+        self.processor = processor
+
+    def read(self, probe: Probe, *, max_pixels: int | None = None) -> EncodedProbe:
+        """The probe with its answer, its foil and the rows to keep.
+
+        max_pixels   at most so many of the first picture, below the processor's own budget
+        """
+        answer = self.encode(probe, probe.answer, max_pixels=max_pixels)
+        foil = (
+            None if probe.foil is None else self.encode(probe, probe.foil, like=answer, max_pixels=max_pixels)
+        )
+        tokens = self.texts(answer)
+        return EncodedProbe(probe, answer, foil, tuple(tokens), tuple(queries(probe, answer, foil, tokens)))
+
+    def encode(
+        self,
+        probe: Probe,
+        reply: str,
+        *,
+        like: Encoded | None = None,
+        images: Sequence[Any] | None = None,
+        max_pixels: int | None = None,
+    ) -> Encoded:
+        """Prompt and reply. ``like`` lends its pictures, so that none is opened twice; ``images`` are pictures in
+        place of the probe's files; ``max_pixels`` is a budget of the first alone."""
+        encoded = self._encoded(probe, reply, user_parts(probe, images, max_pixels), media=like is None)
+        return encoded if like is None else replace(encoded, images=like.images, media=like.media)
+
+    def _encoded(
+        self, probe: Probe, reply: str, asked: tuple[str | ImageRef, ...], *, media: bool
+    ) -> Encoded:
+        turns = (Turn("user", asked), Turn("assistant", (reply,)))
+        conversation = Conversation(turns, source=f"probe {probe.id}")
+        encoded = self.family.encode(self.processor, conversation, media=media)
+        start, end = encoded.turn_spans[-1]
+        if start == end:
+            raise ValueError(f"probe {probe.id}: {reply!r} has no tokens, expected at least one")
+        return encoded
+
+    def check(self, probes: Sequence[Probe], source: str) -> None:
+        """Raises ValueError with every probe that the model cannot read, before it has any weights: pictures' sizes
+        are told by their headers. ``source``: the probes' file, for the message."""
+        faults = []
+        for probe in probes:
+            try:
+                self._check(probe)
+            except ValueError as error:
+                named = f"probe {probe.id}: "
+                faults.append(named + str(error).removeprefix(named))
+        if faults:
+            raise ValueError(
+                "\n  ".join([f"{source}: {len(faults)} probe(s) that this model cannot read:", *faults])
+            )
+
+    def _check(self, probe: Probe) -> None:
+        asked = user_parts(probe)
+        answer = self._encoded(probe, probe.answer, asked, media=False)
+        foil = None if probe.foil is None else self._encoded(probe, probe.foil, asked, media=False)
+        queries(probe, answer, foil, self.texts(answer))
+
+    def layout(self, probe: Probe) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+        """The text of each token of the probe with its answer, and the grid (rows, columns) of each picture."""
+        encoded = self.encode(probe, probe.answer)
+        return tuple(self.texts(encoded)), tuple(image.grid for image in encoded.images)
+
+    def texts(self, encoded: Encoded) -> list[str]:
+        """The text of each token."""
+        slots = {int(position) for image in encoded.images for position in image.all_positions}
+        return token_texts(self.processor.tokenizer, encoded.input_ids.tolist(), slots)
+
+
+def check_processor(processor: Any) -> None:
+    """Processors of transformers and of families have no base in common: these two parts all of them have.
+
+    Raises ValueError saying what is missing.
+    """
+    missing = [
+        f".{name}" for name in ("tokenizer", "image_processor") if getattr(processor, name, None) is None
+    ]
+    if missing:
+        raise ValueError(
+            f"processor: found {type(processor).__name__}, without {' and '.join(missing)}; expected the model's "
+            "whole processor, as AutoProcessor.from_pretrained(…) gives it: probes are read with their pictures"
+        )
+
+
+def user_parts(
+    probe: Probe, images: Sequence[Any] | None = None, max_pixels: int | None = None
+) -> tuple[str | ImageRef, ...]:
+    """A probe's prompt as Qwen-VL's data writes it, ``Picture 1: `` image ``\\n`` question, images numbered from 1;
+    or, where the question has an ``<image>`` for each, with the images there and nothing added.
+
+    ``images`` are pictures in place of the probe's files (occluded ones), in the same order; ``max_pixels`` is a
+    budget of the first alone.
+    """
+    sources = probe.images if images is None else images
+    refs = [
+        ImageRef(path.name, source, max_pixels=max_pixels if at == 0 else None)
+        for at, (path, source) in enumerate(zip(probe.images, sources, strict=True))
+    ]
+    if PLACEHOLDER in probe.question:
+        first, *texts = probe.question.split(PLACEHOLDER)
+        parts = [first, *(part for pair in zip(refs, texts, strict=True) for part in pair)]
+        return tuple(part for part in parts if part)
+    before = ["\n" * (at > 0) + f"Picture {at + 1}: " for at in range(len(refs))]
+    return (*(part for pair in zip(before, refs, strict=True) for part in pair), f"\n{probe.question}")
+
+
+def padded(batch: Sequence[Encoded], device: torch.device, *, left: bool) -> dict[str, Tensor]:
+    """Encoded conversations as one batch: input_ids, attention_mask and what the family has for each token
+    [batch, tokens], padded with 0; media joined in order. Ids may be cut to a prompt's."""
+    width = max(len(one.input_ids) for one in batch)
+    names = ("input_ids", "attention_mask", *batch[0].per_token)
+    inputs = {name: torch.zeros(len(batch), width, dtype=torch.long) for name in names}
+    for row, one in enumerate(batch):
+        count = len(one.input_ids)
+        place = slice(width - count, None) if left else slice(0, count)
+        inputs["input_ids"][row, place] = torch.from_numpy(np.asarray(one.input_ids))
+        inputs["attention_mask"][row, place] = 1
+        for name, values in one.per_token.items():
+            inputs[name][row, place] = torch.from_numpy(np.asarray(values[:count]))
+    inputs |= joined_media(batch)
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int], image_positions: Collection[int] = ()) -> list[str]:
+    """The text of each token, so that joined they are the whole; an image's token reads ``<image>``.
+
+    A character cut by a token border (a byte-level vocabulary does it to rare Chinese) belongs to the token
+    that completes it; the ones before have "".
+    """
+    texts: list[str] = []
+    pending: list[int] = []
+    for position, token in enumerate(ids):
+        if position in image_positions:
+            texts.append(IMAGE_TOKEN_TEXT)
+            pending = []
+            continue
+        pending.append(token)
+        text = str(tokenizer.decode(pending))
+        is_cut = text.endswith("\N{REPLACEMENT CHARACTER}") and len(pending) < MAX_BYTES_OF_A_CHARACTER
+        texts.append("" if is_cut else text)
+        pending = pending if is_cut else []
+    return texts
+
+
+def find_phrase(phrase: str, texts: Sequence[str], start: int, end: int) -> int | None:
+    """Index of the token, within start..end, that completes the phrase (``find_span``)."""
+    span = find_span(phrase, texts, start, end)
+    return None if span is None else span[-1]
+
+
+def find_span(phrase: str, texts: Sequence[str], start: int, end: int) -> range | None:
+    """The tokens, within start..end, of the phrase's first appearance; None where there is none.
+
+    As a word of its own, if it stands there so ("on" is not the end of "person"), else wherever it stands.
+    """
+    ends = [len(unicodedata.normalize("NFC", read)) for read in accumulate(texts[start:end])]
+    read = unicodedata.normalize("NFC", "".join(texts[start:end]))
+    wanted = re.escape(unicodedata.normalize("NFC", phrase))
+    match = re.search(rf"(?<![A-Za-z]){wanted}(?![A-Za-z])", read) or re.search(wanted, read)
+    if match is None:
+        return None
+    return range(start + bisect_right(ends, match.start()), start + bisect_left(ends, match.end()) + 1)
+
+
+def text_spans(encoded: Encoded) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Where question and answer stand: (start, end) in tokens of each. The question starts after the images."""
+    user_start, user_end = encoded.turn_spans[-2]
+    after_images = max([user_start, *(int(image.all_positions.max()) + 1 for image in encoded.images)])
+    return (after_images, user_end), encoded.turn_spans[-1]
+
+
+def parted(answer: Encoded, foil: Encoded) -> int:
+    """Index of the first token where the two replies differ, or where the shorter ends."""
+    start, end = answer.turn_spans[-1]
+    pairs = zip(answer.input_ids[start:end], foil.input_ids[slice(*foil.turn_spans[-1])], strict=False)
+    common = list(pairs)
+    return start + next((at for at, (one, other) in enumerate(common) if one != other), len(common))
+
+
+def queries(probe: Probe, answer: Encoded, foil: Encoded | None, texts: Sequence[str]) -> list[Query]:
+    """The answer query first: the token before the first at which answer and foil part; then one for each
+    phrase, the token that completes it, in the question if it stands there, else in the answer."""
+    question, reply = text_spans(answer)
+    told = reply[0] if foil is None else min(parted(answer, foil), reply[1] - 1)
+    found = [Query(told - 1, "answer", texts[told])]
+    for phrase in probe.phrases:
+        place = find_phrase(phrase, texts, *question)
+        place = find_phrase(phrase, texts, *reply) if place is None else place
+        if place is None:
+            raise ValueError(
+                f"probe {probe.id}: phrase {phrase!r} not found in the tokens of question or answer, "
+                f"{list(texts[question[0] : reply[1]])}"
+            )
+        found.append(Query(place, f"phrase:{phrase}", phrase))
+    return found

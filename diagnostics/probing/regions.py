@@ -1,0 +1,185 @@
+"""Does the model need what it looks at? Take a region away, from the picture or from attention, and its
+controls."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image, ImageDraw, ImageFilter
+from torch import Tensor
+
+from diagnostics.measures.geometry import Box, region_coverage
+from finetune.families import ImageTokens
+
+BORDER_SHARE = 0.15  # of a box's longer side: the ring whose mean colour fills it
+BLUR_SHARE = 0.1  # of the longer side: what is left when a picture is hidden bit by bit
+
+
+def occlude(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    """The RGB picture with a region hidden: each box takes the mean colour of the ring around it.
+
+    Not black: a black box is a thing to look at. The region's other boxes are left out of the ring; a box
+    that leaves no ring (it fills the picture) takes the mean of the picture.
+    """
+    pixels = np.asarray(picture.convert("RGB"))
+    hidden = np.zeros(pixels.shape[:2], bool)
+    for box in boxes:
+        hidden[_slices(box)] = True
+    covered = picture.convert("RGB")
+    draw = ImageDraw.Draw(covered)
+    for box in boxes:
+        margin = max(2, round(BORDER_SHARE * max(box[2] - box[0], box[3] - box[1])))
+        around = (max(box[0] - margin, 0), max(box[1] - margin, 0), box[2] + margin, box[3] + margin)
+        ring = pixels[_slices(around)][~hidden[_slices(around)]]
+        colour = (ring if len(ring) else pixels.reshape(-1, 3)).mean(0).round().astype(int)
+        rows, columns = _slices(box)
+        last = (columns.stop - 1, rows.stop - 1)  # PIL fills the far edge too
+        draw.rectangle(
+            (columns.start, rows.start, *last), fill=(int(colour[0]), int(colour[1]), int(colour[2]))
+        )
+    return covered
+
+
+def region_cells(image: ImageTokens, boxes: Sequence[Box]) -> Bool[np.ndarray, " cells"]:
+    """The cells that stand for a region: as many as its area, at least one, those that it covers most.
+
+    Counted by area, so that a region and its area-matched controls lose the same number of cells.
+
+    Raises ValueError for a region that covers nothing, and for one that would leave no cell at all.
+    """
+    coverage = region_coverage(boxes, image)
+    count = max(1, round(float(coverage.sum())))
+    if coverage.max() <= 0 or count >= len(coverage):
+        raise ValueError(
+            f"knock-out: the region covers {coverage.sum():.3g} of {len(coverage)} cells, expected more than 0 and "
+            "not all; give a box that is a part of the picture"
+        )
+    return _most_covered(coverage, count)
+
+
+def _most_covered(coverage: Float[np.ndarray, " cells"], count: int) -> Bool[np.ndarray, " cells"]:
+    cells = np.zeros(len(coverage), bool)
+    cells[np.argsort(-coverage, kind="stable")[:count]] = True
+    return cells
+
+
+def region_tokens(
+    image: ImageTokens, boxes: Sequence[Box], connector: Float[np.ndarray, "tokens cells"] | None
+) -> Int[np.ndarray, " tokens"]:
+    """Places in the sequence of the image tokens that stand for a region.
+
+    Without a resampler they are the region's cells, and of an overview those that are coarser cells of it: as many as
+    its area there too, at least one. A resampler's tokens each read the whole picture: those that read the region
+    most are taken, as many as its share of the picture, at least one.
+    """
+    if not image.through_connector:
+        own = image.positions[region_cells(image, boxes)]
+        if image.overview is None:
+            return own
+        coverage = region_coverage(boxes, image.overview)
+        coarse = _most_covered(coverage, max(1, round(float(coverage.sum()))))
+        return np.concatenate([own, image.overview.positions[coarse]])
+    assert connector is not None
+    coverage = region_coverage(boxes, image)
+    count = min(max(1, round(float(coverage.mean()) * len(connector))), len(connector) - 1)
+    return np.sort(image.positions[np.argsort(-(connector @ coverage), kind="stable")[:count]])
+
+
+def window_of(layer: int, layers: int) -> tuple[int, int]:
+    """First and last layer of the knock-out window around a key layer: ± a sixteenth of the model, 2 of 32 layers.
+
+    One layer alone says little, since the others carry the same facts on (Geva et al. 2023, "Dissecting recall of
+    factual associations in auto-regressive language models", cut windows for that reason).
+    """
+    reach = layers // 16
+    return max(layer - reach, 0), min(layer + reach, layers - 1)
+
+
+def veil(picture: Image.Image, image: ImageTokens, hidden: Bool[np.ndarray, " cells"]) -> Image.Image:
+    """The RGB picture with cells hidden: they show a strongly blurred copy.
+
+    Blurred and not black, so that no edges come in that the model never saw (Petsiuk et al. 2018, "RISE", who start
+    insertion there). Cells that hang over the picture's edge are cut off there.
+    """
+    shown = picture.convert("RGB")
+    blurred = shown.filter(ImageFilter.GaussianBlur(BLUR_SHARE * max(shown.size)))
+    mask = Image.new("L", shown.size, 0)
+    draw = ImageDraw.Draw(mask)
+    for box in image.cell_boxes_pixels[hidden]:
+        rows, columns = _slices(box.round())
+        if columns.start < columns.stop and rows.start < rows.stop:
+            draw.rectangle((columns.start, rows.start, columns.stop - 1, rows.stop - 1), fill=255)
+    return Image.composite(blurred, shown, mask)
+
+
+def most_looked_at(cells: Float[np.ndarray, " cells"], share: float) -> Bool[np.ndarray, " cells"]:
+    """The cells with the most attention, as many as ``share`` of all of them."""
+    chosen = np.zeros(len(cells), bool)
+    chosen[np.argsort(-cells, kind="stable")[: round(share * len(cells))]] = True
+    return chosen
+
+
+def shifted_elsewhere(
+    cells: Float[np.ndarray, " cells"], grid: tuple[int, int], *, name: str
+) -> Float[np.ndarray, " cells"]:
+    """The same map somewhere else on the grid, around its edges: the control of insertion and deletion.
+
+    Every share of it hides as many cells, in the same pattern. The same ``name`` gives the same place everywhere.
+    """
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    rows, columns = grid
+    by = (
+        int(rng.integers(rows // 4, rows - rows // 4 + 1)),
+        int(rng.integers(columns // 4, columns - columns // 4 + 1)),
+    )
+    return np.roll(cells.reshape(grid), by, axis=(0, 1)).ravel()
+
+
+def curve_area(margins: Float[np.ndarray, " points"], shares: Sequence[float]) -> float:
+    """Mean margin along a curve, nats: the trapezoid area over shares from 0 to 1.
+
+    Low for deletion and high for insertion say that the map names what the answer needs (Petsiuk et al. 2018);
+    compare with the control's.
+    """
+    return float(np.trapezoid(margins, shares))
+
+
+def blocked_patches(cells: Sequence[Bool[np.ndarray, " cells"] | None]) -> Bool[Tensor, "images 1 cells"]:
+    """For ``AttentionExtractor.knocked_out`` at a resampler: which patches no query of an image may read.
+
+    None leaves an image whole; all images of a pass share one number of cells.
+    """
+    width = next(len(one) for one in cells if one is not None)
+    rows = [np.zeros(width, bool) if one is None else one for one in cells]
+    return torch.from_numpy(np.stack(rows))[:, None]
+
+
+def blocked_in_tower(blocked: Bool[Tensor, "images 1 cells"]) -> Bool[Tensor, "images cells cells"]:
+    """The same inside the vision tower, whose patches are the cells: those of a region may be read by each other alone.
+
+    Cutting the region off behind the tower is not enough: its patches have told the others by then.
+    """
+    return blocked & ~blocked.transpose(1, 2)
+
+
+def blocked_tokens(
+    chosen: Sequence[tuple[ImageTokens, Int[np.ndarray, " tokens"]] | None], length: int
+) -> Bool[Tensor, "batch queries keys"]:
+    """The same without a resampler: in each sequence, tokens after the image (its overview too) may not look at the
+    region's tokens (``region_tokens``)."""
+    blocked = torch.zeros(len(chosen), length, length, dtype=torch.bool)
+    for row, one in enumerate(chosen):
+        if one is not None:
+            image, tokens = one
+            blocked[row, int(image.all_positions.max()) + 1 :, torch.from_numpy(tokens)] = True
+    return blocked
+
+
+def _slices(box: Box) -> tuple[slice, slice]:
+    """Rows and columns of the pixels that a box touches."""
+    x0, y0, x1, y1 = box
+    return slice(int(np.floor(y0)), int(np.ceil(y1))), slice(int(np.floor(x0)), int(np.ceil(x1)))

@@ -1,0 +1,176 @@
+"""Are records those of this run? The model as it was before training, the probes by content, and the key layers say so.
+
+A monitored training has an identity, kept with the records of step 0; every later step's records name it, and so does
+every checkpoint's ``trainer_state.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FlatParameter
+from torch.distributed.tensor import DTensor
+
+from diagnostics.records.probes import Probe
+from finetune.families import bare_model
+
+VERSION = 1
+VALUES_READ = 65_536
+"""Of a larger tensor so many values are read, evenly spaced: 7 billion parameters take about a second."""
+MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class ModelMarks:
+    """SHA-256 of a model's parameters; None where they cannot be read (FSDP's flat shards).
+
+    shapes    names and shapes of all
+    frozen    values of those that do not train: they stay as they are until the end of the run
+    trained   values of those that train, as they were before the first step
+    """
+
+    shapes: str | None
+    frozen: str | None
+    trained: str | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What makes records of several starts those of one training.
+
+    run           a name of its own: two trainings of one model differ in it
+    model         of the model before the first step
+    model_name    words for a person
+    probes        probe id → SHA-256 of its content
+    key_layers    whose maps are kept
+    """
+
+    run: str
+    model: ModelMarks
+    model_name: str
+    probes: Mapping[str, str]
+    key_layers: tuple[int, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For a file."""
+        return {"version": VERSION, **vars(self), "model": vars(self.model)}
+
+    @classmethod
+    def from_json(cls, content: Any) -> Run:
+        """What ``as_json`` gave. Raises ValueError where it is something else."""
+        try:
+            if content["version"] != VERSION:
+                raise ValueError(f"version {content['version']!r}")
+            model = ModelMarks(**{one.name: content["model"][one.name] for one in fields(ModelMarks)})
+            layers = tuple(int(layer) for layer in content["key_layers"])
+            return cls(
+                str(content["run"]), model, str(content["model_name"]), dict(content["probes"]), layers
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"nothing says of which model and probes it is ({error})") from error
+
+    def same_start(self, other: Run) -> bool:
+        """Would both measure the same before the first step?"""
+        return self.model == other.model and self.probes == other.probes
+
+
+def new_run(model: ModelMarks, model_name: str, probes: Sequence[Probe], key_layers: Sequence[int]) -> Run:
+    """A training that begins now."""
+    return Run(uuid.uuid4().hex, model, model_name, probe_marks(probes), tuple(key_layers))
+
+
+def probe_marks(probes: Sequence[Probe]) -> dict[str, str]:
+    """Probe id → SHA-256 of what is asked, of what is measured, and of the pictures' bytes. The name of its group and
+    the place of its pictures may change."""
+    return {probe.id: _probe_mark(probe) for probe in probes}
+
+
+def _probe_mark(probe: Probe) -> str:
+    content = {
+        "question": probe.question,
+        "answer": probe.answer,
+        "foil": probe.foil,
+        "regions": {
+            name: [[float(edge) for edge in box] for box in boxes] for name, boxes in probe.regions.items()
+        },
+        "phrases": dict(probe.phrases),
+        "relation": probe.relation,
+        "pictures": [hashlib.sha256(path.read_bytes()).hexdigest() for path in probe.images],
+    }
+    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
+
+
+def probe_differences(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """ "probes added: a, b; probes with another content: c"; None where they are the same."""
+    found = {
+        "probes added": [name for name in now if name not in before],
+        "probes taken out": [name for name in before if name not in now],
+        "probes with another question, answer, foil, region or picture": [
+            name for name in now if name in before and now[name] != before[name]
+        ],
+    }
+    return "; ".join(f"{what}: {_listed(names)}" for what, names in found.items() if names) or None
+
+
+def model_difference(before: ModelMarks, now: ModelMarks) -> str | None:
+    """How the model that goes on is another than the one that was measured first; None where it is the same.
+
+    What trains has moved since, and comes from the checkpoint: its values tell nothing.
+    """
+    if None in (before.shapes, now.shapes):
+        return None
+    if before.shapes != now.shapes:
+        return "another model: its parameters have other names or shapes"
+    if before.frozen != now.frozen:
+        return "another model: weights that do not train are others"
+    return None
+
+
+def model_marks(model: nn.Module) -> ModelMarks:
+    """The model's identity. Every rank must call this: sharded tensors (ZeRO-3, FSDP 2) are gathered one by one.
+
+    The same on every device and rank, after a resume, and whether weights rest in bf16 or as the same values in fp32.
+    """
+    shapes, frozen, trained = (hashlib.sha256() for _ in range(3))
+    parameters = sorted(bare_model(model).named_parameters())
+    if any(isinstance(parameter, FlatParameter) for _, parameter in parameters):
+        return ModelMarks(None, None, None)
+    for name, parameter in parameters:
+        with _gathered(parameter):
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+            shapes.update(f"{name} {tuple(whole.shape)}\n".encode())
+            values = frozen if not parameter.requires_grad else trained
+            values.update(name.encode())
+            values.update(_some_values(whole))
+    return ModelMarks(shapes.hexdigest(), frozen.hexdigest(), trained.hexdigest())
+
+
+def _some_values(whole: Tensor) -> bytes:
+    if whole.is_meta:  # rests on a disk
+        return b""
+    flat = whole.detach().reshape(-1)
+    if flat.numel() > VALUES_READ:
+        places = torch.arange(VALUES_READ, device=flat.device) * flat.numel() // VALUES_READ
+        flat = flat[places]
+    return flat.float().cpu().numpy().tobytes()
+
+
+def _gathered(parameter: nn.Parameter) -> Any:
+    if not hasattr(parameter, "ds_id"):  # DeepSpeed's mark of a parameter that ZeRO-3 shards
+        return nullcontext()
+    import deepspeed  # .zero is an attribute, no module
+
+    return deepspeed.zero.GatheredParameters([parameter])
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more

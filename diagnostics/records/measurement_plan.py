@@ -1,0 +1,101 @@
+"""How much is asked of each probe, and what that costs: chosen before a probing starts, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from diagnostics.records.probes import Probe
+
+OCCLUSION, KNOCKOUT = "occlusion", "knockout"
+MAPS = ("relative", "gradient", "rollout")
+CURVE_SHARES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+"""Shares of the picture at which insertion and deletion curves are measured."""
+CURVE_PICTURES = 4 * (len(CURVE_SHARES) - 2) + 1  # both curves and both controls; the ends are shared
+
+
+@dataclass(frozen=True)
+class MeasurementPlan:
+    """What a probing measures beside scores and attention.
+
+    name         for people: "watch", "quick", "full"
+    generate     the model's own answer
+    kinds        how regions are taken away: "occlusion" from the picture, "knockout" from attention
+    controls     the same done to so many area-matched random regions beside each
+    windows      cut the answer query from the region in a window of layers around each key layer, one at a time
+    curves       insertion and deletion curves
+    relations    both ends of a relation, its nouns, and the vision tower between them
+    maps         further maps: "relative", "gradient", "rollout"
+    """
+
+    name: str
+    generate: bool = True
+    kinds: tuple[str, ...] = ()
+    controls: int = 0
+    windows: bool = False
+    curves: bool = False
+    relations: bool = False
+    maps: tuple[str, ...] = ()
+
+    def passes(self, probe: Probe, key_layers: int) -> int:
+        """How many sequences the model reads for one probe, its own answer's tokens not counted."""
+        count = 1 + (probe.foil is not None) + self.generate
+        if self.relations and probe.relation is not None:
+            count += 2
+        count += len(self.maps)
+        if probe.foil is not None and probe.regions:
+            count += len(self.kinds) * len(probe.regions) * (1 + self.controls)
+            count += key_layers * (1 + self.controls) * self.windows
+            count += CURVE_PICTURES * self.curves
+        return count
+
+    def is_part_of(self, measured: Any) -> bool:
+        """Was all that this depth measures measured? ``measured``: the fields of a depth, as read from a file."""
+        if not isinstance(measured, Mapping):
+            return False
+        return all(
+            _covers(measured.get(one.name), getattr(self, one.name))
+            for one in fields(self)
+            if one.name != "name"
+        )
+
+    def with_maps(self, *names: str) -> MeasurementPlan:
+        """The same with further maps.
+
+        Raises ValueError for a map that does not exist.
+        """
+        for name in names:
+            if name not in MAPS:
+                raise ValueError(f"further maps: found {name!r}, expected some of {', '.join(MAPS)}")
+        return replace(self, maps=tuple(names))
+
+
+def _covers(found: Any, wanted: bool | int | tuple[str, ...]) -> bool:
+    if isinstance(wanted, tuple):
+        return isinstance(found, list | tuple) and all(name in found for name in wanted)
+    return isinstance(found, int) and found >= wanted
+
+
+WATCH = MeasurementPlan("watch")
+QUICK = MeasurementPlan("quick", kinds=(OCCLUSION, KNOCKOUT), controls=1, relations=True)
+FULL = MeasurementPlan(
+    "full", kinds=(OCCLUSION, KNOCKOUT), controls=4, windows=True, curves=True, relations=True
+)
+DEPTHS = {depth.name: depth for depth in (QUICK, FULL)}
+
+
+def cost_words(depth: MeasurementPlan, probes: tuple[Probe, ...], key_layers: int) -> str:
+    """The cost of a probing in one line, before it runs.
+
+    "quick probing of 160 probes: 1,920 sequences to read (12.0 a probe); full would be 8,480"
+    """
+    count = sum(depth.passes(probe, key_layers) for probe in probes)
+    words = (
+        f"{depth.name} probing of {len(probes)} probes: {count:,} sequences to read "
+        f"({count / len(probes):.1f} a probe)"
+    )
+    if depth.name == QUICK.name:
+        full = sum(replace(FULL, maps=depth.maps).passes(probe, key_layers) for probe in probes)
+        words += f"; full would be {full:,}"
+    return words

@@ -1,0 +1,356 @@
+"""The probe file: read, validate, write. A probe is a question with a right answer, a wrong one, and where to
+look."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diagnostics.records.files import write_atomically
+from diagnostics.records.json_files import parsed_file, shown
+from diagnostics.records.names import EXPECTED, colliding, id_fault, same_file_words
+from finetune.samples.images import open_image
+
+VERSION = 1
+FIELDS = ("id", "group", "images", "question", "answer", "foil", "regions", "phrases", "relation")
+REQUIRED = ("id", "group", "images", "question", "answer")
+MESSAGE_MAX = 1600  # bytes of faults in one message; more of them are counted
+FIELD_SHOWN = 200  # characters of a place, of what was found there, of what was expected
+PLACEHOLDER = "<image>"
+"""In a question: a picture stands here."""
+
+BoxPixels = tuple[float, float, float, float]
+
+
+class Relation(NamedTuple):
+    """A phrase that relates two regions: {"phrase": "on", "subject": "cat", "object": "table"}."""
+
+    phrase: str
+    subject: str
+    object: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question put to the model at every checkpoint.
+
+    id, group        unique, usable as a file name; free text ("retention", "neighbour" have a meaning of
+                     their own)
+    images           files, in reading order; regions are places in the first
+    question, answer, foil    foil is the wrong answer set against the right one, or None. A question may say with
+                     ``<image>`` where each picture stands; otherwise they come before it, as in Qwen-VL's data
+    regions          name → boxes x0 y0 x1 y1 in pixels of the first image as it is shown (EXIF turned
+                     upright)
+    phrases          a phrase of question or answer → the region it should look at
+    relation         two regions in a relation, or None
+    """
+
+    id: str
+    group: str
+    images: tuple[Path, ...]
+    question: str
+    answer: str
+    foil: str | None = None
+    regions: Mapping[str, tuple[BoxPixels, ...]] = field(default_factory=dict)
+    phrases: Mapping[str, str] = field(default_factory=dict)
+    relation: Relation | None = None
+
+    @property
+    def main_region(self) -> str | None:
+        """The region that claims are about: that of the answer as a phrase, else of the first phrase, else
+        the first region; None where the probe has no region."""
+        of_answer = [region for phrase, region in self.phrases.items() if phrase == self.answer]
+        return next(iter([*of_answer, *self.phrases.values(), *self.regions]), None)
+
+
+class Fault(NamedTuple):
+    """One thing wrong in a probe file, in words: where (probe and field), found, expected and what to do."""
+
+    where: str
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: found {self.found}; expected {self.expected}"
+
+
+def read_probes(path: str | Path) -> tuple[Probe, ...]:
+    """Read a probe file of version 1. Image paths are relative to the file.
+
+    Raises FileNotFoundError, and ValueError that lists every fault of the file at once, each with the probe's
+    index and id, field, found and expected.
+    """
+    path = Path(path)
+    content = parsed_file(path, "probe file")
+    faults = [Fault(*map(_cut, words)) for words in _file_faults(content, path.parent)]
+    if faults:
+        told = "\n".join(_within_limits(faults))
+        raise ValueError(f"{path}: {len(faults)} fault(s) in the probe file:\n{told}")
+    return tuple(_probe(entry, path.parent) for entry in content["probes"])
+
+
+def _cut(words: str) -> str:
+    return words if len(words) <= FIELD_SHOWN else f"{words[:FIELD_SHOWN]}…"
+
+
+def _within_limits(faults: Sequence[Fault]) -> Iterator[str]:
+    """A line each, as many as fit a message that is still read."""
+    room = MESSAGE_MAX
+    for number, fault in enumerate(faults):
+        line = f"  {fault}"
+        room -= len(line.encode("utf-8", "replace")) + 1
+        if room < 0 and number:
+            yield f"  … and {len(faults) - number} more"
+            return
+        yield line
+
+
+def readable_probes(path: str | Path) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
+    """The probes of a file that can be read, and a line for each of the others (one whose picture is gone, say).
+
+    Raises as ``read_probes`` where no probe can be read.
+    """
+    path = Path(path)
+    try:
+        return read_probes(path), ()
+    except ValueError:
+        found, faults = _one_by_one(path)
+        if not found:
+            raise
+        return found, faults
+
+
+def _one_by_one(path: Path) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
+    found: dict[str, Probe] = {}
+    lines: list[str] = []
+    for entry in _entries(path):
+        faults = [Fault(*map(_cut, words)) for words in _entry_faults(entry, path.parent)]
+        if faults:
+            lines.append(f"probe {shown(entry.get('id'))}: {faults[0]}")
+        else:
+            found.setdefault(entry["id"], _probe(entry, path.parent))
+    return tuple(found.values()), tuple(lines)
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """The entries of a probe file, whatever else is wrong with it; none where it is no probe file."""
+    try:
+        content = parsed_file(path, "probe file")
+    except ValueError:
+        return []
+    entries = content.get("probes") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or content.get("version") != VERSION:
+        return []
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def write_probes(probes: Iterable[Probe], path: str | Path) -> None:
+    """Write probes as used, complete or not at all. Images stay where they are; paths are relative to the
+    file."""
+    path = Path(path)
+    content = {"version": VERSION, "probes": [_entry(probe, path.parent) for probe in probes]}
+    write_atomically(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
+
+
+def _probe(entry: Mapping[str, Any], folder: Path) -> Probe:
+    relation = entry.get("relation")
+    return Probe(
+        id=entry["id"],
+        group=entry["group"],
+        images=tuple(folder / image for image in entry["images"]),
+        question=entry["question"],
+        answer=entry["answer"],
+        foil=entry.get("foil"),
+        regions={
+            name: tuple((b[0], b[1], b[2], b[3]) for b in boxes)
+            for name, boxes in (entry.get("regions") or {}).items()
+        },
+        phrases=dict(entry.get("phrases") or {}),
+        relation=Relation(**relation) if relation else None,
+    )
+
+
+def _entry(probe: Probe, folder: Path) -> dict[str, Any]:
+    return {
+        "id": probe.id,
+        "group": probe.group,
+        "images": [Path(os.path.relpath(image, folder)).as_posix() for image in probe.images],
+        "question": probe.question,
+        "answer": probe.answer,
+        "foil": probe.foil,
+        "regions": {name: [list(box) for box in boxes] for name, boxes in probe.regions.items()},
+        "phrases": dict(probe.phrases),
+        "relation": probe.relation._asdict() if probe.relation else None,
+    }
+
+
+FaultWords = tuple[str, str, str]
+
+
+def _file_faults(content: Any, folder: Path) -> Iterator[FaultWords]:
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        found = shown(content.get("version")) if isinstance(content, dict) else f"a {type(content).__name__}"
+        yield "version", found, f'{{"version": {VERSION}, "probes": […]}}'
+        return
+    entries = content.get("probes")
+    if not isinstance(entries, list) or not entries:
+        yield (
+            "probes",
+            "none" if not entries else f"a {type(entries).__name__}",
+            "a list of at least one probe",
+        )
+        return
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            yield f"probe {index}", f"a {type(entry).__name__}", "an object with " + ", ".join(REQUIRED)
+            continue
+        for where, found, expected in _entry_faults(entry, folder):
+            yield f"probe {index} (id {shown(entry.get('id'))}): {where}", found, expected
+    places: dict[str, list[int]] = {}
+    for index, entry in enumerate(entries):
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str):
+            places.setdefault(entry["id"], []).append(index)
+    for name, at in places.items():
+        if len(at) > 1:
+            found = f"{shown(name)} {len(at)} times"
+            yield f"probes {', '.join(map(str, at))}: id", found, "each id once; rename the others"
+    for alike in colliding(places):
+        found, expected = same_file_words(alike)
+        yield f"probes {', '.join(str(places[one][0]) for one in alike)}: id", found, expected
+
+
+def _entry_faults(entry: Mapping[str, Any], folder: Path) -> Iterator[FaultWords]:
+    yield from _text_faults(entry)
+    images = entry.get("images")
+    size = None
+    if not _is_list_of(images, str) or not images:
+        yield "images", shown(images), "a list with at least one path, relative to the probe file"
+    else:
+        sizes = [_size_or_reason(folder / image) for image in images]
+        for image, one in zip(images, sizes, strict=True):
+            if isinstance(one, str):
+                yield (
+                    "images",
+                    f"{image if len(image) <= 80 else image[:80] + '…'} ({one})",
+                    f"an image at {folder / image}; correct the path or add the file",
+                )
+        size = sizes[0]
+        asked = str(entry.get("question")).count(PLACEHOLDER)
+        if asked not in (0, len(images)):
+            yield "question", f"{asked} × {PLACEHOLDER}", f"one for each of the {len(images)} images, or none"
+    yield from _region_faults(entry.get("regions"), None if isinstance(size, str) else size)
+    yield from _reference_faults(entry)
+
+
+def _text_faults(entry: Mapping[str, Any]) -> Iterator[FaultWords]:
+    for name in sorted(set(entry) - set(FIELDS)):
+        yield name, "an unknown field", "one of " + ", ".join(FIELDS)
+    for name in ("id", "group", "question", "answer"):
+        if not isinstance(entry.get(name), str) or not entry[name].strip():
+            yield name, shown(entry.get(name)), "text that is not empty"
+    identity, foil = entry.get("id"), entry.get("foil")
+    if isinstance(identity, str) and identity.strip() and (fault := id_fault(identity)) is not None:
+        yield "id", fault, EXPECTED
+    if foil is not None and (not isinstance(foil, str) or not foil.strip()):
+        yield "foil", shown(foil), "the wrong answer as text, or null"
+    elif foil is not None and foil == entry.get("answer"):
+        yield "foil", f"{foil!r}, the answer itself", "a wrong answer to set against it, or null"
+
+
+def _region_faults(regions: Any, size: tuple[int, int] | None) -> Iterator[FaultWords]:
+    if regions is not None and not isinstance(regions, dict):
+        yield "regions", shown(regions), "an object: name → list of boxes [x0, y0, x1, y1]"
+        return
+    for name, boxes in (regions or {}).items():
+        if not isinstance(boxes, list) or not boxes:
+            yield f"regions.{name}", shown(boxes), "a list of at least one box [x0, y0, x1, y1]"
+            continue
+        for index, box in enumerate(boxes):
+            where = f"regions.{name}[{index}]"
+            if not _is_list_of(box, int, float) or len(box) != 4:
+                yield where, shown(box), "four numbers x0, y0, x1, y1 in pixels of the first image"
+            elif not (box[0] < box[2] and box[1] < box[3]):
+                yield where, f"{box}, an empty box", "x0 < x1 and y0 < y1; swap the corners"
+            elif size and (min(box) < 0 or box[2] > size[0] or box[3] > size[1]):
+                yield (
+                    where,
+                    f"{box}",
+                    f"a box inside its image of {size[0]}×{size[1]} pixels (original, not resized)",
+                )
+
+
+def _reference_faults(entry: Mapping[str, Any]) -> Iterator[FaultWords]:
+    given = entry.get("regions")
+    regions: dict[str, Any] = given if isinstance(given, dict) else {}
+    known = "one of the regions: " + (", ".join(regions) or "there are none")
+    phrases = entry.get("phrases")
+    if phrases is not None and not isinstance(phrases, dict):
+        yield "phrases", shown(phrases), "an object: phrase → region"
+        phrases = None
+    for phrase, region in (phrases or {}).items():
+        if not phrase or not any(phrase in str(entry.get(name, "")) for name in ("question", "answer")):
+            yield (
+                "phrases",
+                shown(phrase),
+                "words that stand in the question or the answer, letter for letter",
+            )
+        if not isinstance(region, str) or region not in regions:
+            yield f"phrases.{phrase}", shown(region), known
+    relation = entry.get("relation")
+    if relation is None:
+        return
+    if not isinstance(relation, dict) or set(relation) != set(Relation._fields):
+        yield "relation", shown(relation), 'null or {"phrase": …, "subject": a region, "object": a region}'
+        return
+    if not isinstance(relation["phrase"], str) or not relation["phrase"].strip():
+        yield "relation.phrase", shown(relation["phrase"]), "the words that relate the two, as text"
+    for end in ("subject", "object"):
+        if not isinstance(relation[end], str) or relation[end] not in regions:
+            yield f"relation.{end}", shown(relation[end]), known
+
+
+def _is_list_of(value: Any, *kinds: type) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, kinds) and not isinstance(one, bool) for one in value
+    )
+
+
+def _size_or_reason(path: Path) -> tuple[int, int] | str:
+    try:
+        if not path.is_file():
+            return "no such file"
+        stat = path.stat()
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        return f"not readable: {error.strerror}"
+    return _cached_size(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=4096)
+def _cached_size(path: Path, _modified: int, _bytes: int) -> tuple[int, int] | str:
+    """(width, height) of a picture as it is shown. All of it is decoded: one that is cut off would otherwise be found
+    after the model has been asked."""
+    try:
+        return open_image(path).size
+    except ValueError as error:
+        told = str(error).removeprefix(f"image {os.fspath(path)!r}: ")
+        return f"not readable as an image: {told}"
+
+
+def groups_of(probes: Sequence[Probe]) -> dict[str, list[Probe]]:
+    """Probes by group, in the order in which groups appear."""
+    groups: dict[str, list[Probe]] = {}
+    for probe in probes:
+        groups.setdefault(probe.group, []).append(probe)
+    return groups
+
+
+ENOUGH_PROBES = 20  # five pairs cannot go below p = 1/16
+
+KEPT_SHARE = {"retention": 0.97, "neighbour": 0.95}  # of the accuracy before; less is a loss
+
+RETENTION, NEIGHBOUR = "retention", "neighbour"

@@ -1,0 +1,294 @@
+"""AttentionRecord: what one model did with one probe, enough to redraw and remeasure it without the model.
+
+On disk a record is one safetensors file: the arrays as they are, and everything else as JSON under the key
+``attention_record`` of the header, so that safetensors and NumPy alone open it::
+
+    rows                           Float32[layers, heads, queries, keys]
+    visual_share                   Float32[all layers, heads]
+    region_mass/NAME               Float32[all layers, heads]
+    connector/I                    Float32[image tokens, cells]
+    image/I/positions              Int64[tokens]
+    image/I/cell_boxes_pixels      Float64[cells, 4]
+    image/I/overview/…             the same two of its overview, where it has one
+
+and, where measured, ``random_mass/NAME``, ``sinks``, ``region_mass_without_sinks/NAME``, ``head_entropy``,
+``highest_logit``, ``maps/NAME``, ``relation/NAME`` and ``curves/NAME``, of the shapes that ``AttentionRecord`` gives.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from diagnostics.records.files import in_place_of
+from diagnostics.records.json_files import parsed, shown
+from diagnostics.records.record_checks import NAMED, OPTIONAL, FieldError, check_arrays, check_header
+from finetune.families.base import ImageTokens
+
+VERSION = 2
+HEADER = "attention_record"
+
+
+class Query(NamedTuple):
+    """A token whose attention row is kept.
+
+    position   index in the sequence of the token that looks
+    label      "answer" (the row that predicts the first token where answer and foil differ), or the probe's
+               phrase: "phrase:东方明珠"
+    text       the token it predicts (answer) or reads (phrase)
+    """
+
+    position: int
+    label: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the model made of the probe's answer.
+
+    answer_nats   log p(answer | prompt), summed over its tokens, nats
+    foil_nats     the same of the wrong answer; None where the probe has no foil
+    generated     the model's own greedy answer, "" where it was not asked
+    """
+
+    answer_nats: float
+    foil_nats: float | None
+    generated: str
+
+    @property
+    def margin_nats(self) -> float | None:
+        return None if self.foil_nats is None else self.answer_nats - self.foil_nats
+
+
+class Intervention(NamedTuple):
+    """The margin after something was taken away. ``kind`` is "occlusion" or "knockout"; ``region`` names it;
+    ``control_margins_nats`` are the margins after the same was done to area-matched random regions; ``layers`` is
+    the window (first, last) of language layers in which the answer query was cut from the region, None where the
+    region was taken away everywhere."""
+
+    kind: str
+    region: str
+    margin_nats: float
+    control_margins_nats: tuple[float, ...]
+    layers: tuple[int, int] | None = None
+
+
+def _nothing() -> np.ndarray:
+    return np.zeros((0, 0), np.float32)
+
+
+@dataclass(frozen=True)
+class AttentionRecord:
+    """One probe at one moment of one model.
+
+    probe_id, group        as in the probe file
+    step                   global training step, 0 is the baseline
+    model                  words for a person: folder or name of the checkpoint
+    tokens                 text of each token of prompt + answer, len = keys
+    queries                the kept rows, len = rows.shape[2]; the first is the answer query
+    layers                 indices of the key language layers, len = rows.shape[0]
+    rows                   Float32[layers, heads, queries, keys], each row sums to 1 (below 1 where a head has a
+                           sink logit)
+    image_tokens           one for each image of the probe
+    connector              one Float32[image tokens, cells] for each image (mean over the connector's heads),
+                           or () where the family has no attending connector
+    region_mass            region name → Float32[all layers, heads]: share of the answer query's attention to
+                           the image that lies on the region, range [0, 1]
+    visual_share           Float32[all layers, heads]: attention of the answer query on image tokens, [0, 1]
+    scores, interventions  what was answered, and what hiding or masking a region did to it
+
+    Measured where asked for, empty otherwise:
+
+    random_mass            region name → Float32[all layers, heads]: mean mass on area-matched random regions, [0, 1]
+    sinks                  Bool[layers, keys]: tokens that are attention sinks in each key layer
+    region_mass_without_sinks   as region_mass, of rows whose sink keys are 0; only where there are sinks
+    head_entropy           Float32[all layers, heads]: entropy of the answer query's whole row over its largest, [0, 1]
+    highest_logit          Float32[all layers, heads]: highest attention logit of the answer query
+    maps                   name → Float32[layers, cells]: "relative", "gradient"; "rollout" Float32[1, cells]
+    relation               name → Float32[…]: readings of a probe with a relation (``diagnostics.probing.relations``)
+    curves                 name → Float32[points]: margins in nats while the picture is hidden or shown bit by bit
+    """
+
+    probe_id: str
+    group: str
+    step: int
+    model: str
+    tokens: tuple[str, ...]
+    queries: tuple[Query, ...]
+    layers: tuple[int, ...]
+    rows: np.ndarray
+    image_tokens: tuple[ImageTokens, ...]
+    connector: tuple[np.ndarray, ...]
+    region_mass: dict[str, np.ndarray]
+    visual_share: np.ndarray
+    scores: Scores
+    interventions: tuple[Intervention, ...] = ()
+    random_mass: dict[str, np.ndarray] = field(default_factory=dict)
+    sinks: np.ndarray = field(default_factory=_nothing)
+    region_mass_without_sinks: dict[str, np.ndarray] = field(default_factory=dict)
+    head_entropy: np.ndarray = field(default_factory=_nothing)
+    highest_logit: np.ndarray = field(default_factory=_nothing)
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
+    relation: dict[str, np.ndarray] = field(default_factory=dict)
+    curves: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, complete or not at all; folders above it are made. Raises OSError naming it."""
+        metadata = {HEADER: json.dumps(_header(self), ensure_ascii=False)}
+        with in_place_of(Path(path)) as temporary:
+            try:
+                save_file(_arrays(self), temporary, metadata=metadata)
+            except SafetensorError as error:  # which is no OSError, also for a full disk
+                raise OSError(str(error)) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> AttentionRecord:
+        """Read what ``save`` wrote, arrays bit for bit.
+
+        Raises FileNotFoundError, and ValueError naming file and field where it is broken, is no record, or is of
+        another version.
+        """
+        metadata, arrays = _opened(Path(path))
+        if HEADER not in metadata:
+            raise ValueError(
+                f"{path}: found a safetensors file without {HEADER!r} in its header, expected a record"
+            )
+        try:
+            header = parsed(metadata[HEADER])
+        except ValueError as error:
+            raise ValueError(f"{path}: {HEADER}: {error}") from error
+        if not isinstance(header, dict) or header.get("version") != VERSION:
+            found = header.get("version") if isinstance(header, dict) else header
+            raise ValueError(f"{path}: found record version {shown(found)}, expected {VERSION}")
+        try:
+            check_header(header)
+            check_arrays(header, arrays)
+        except FieldError as error:
+            raise ValueError(f"{path}: {error}; delete it and probe again") from error
+        return _record(header, arrays)
+
+
+def _opened(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Header and arrays of a safetensors file.
+
+    Raises FileNotFoundError, and ValueError where it cannot be read.
+    """
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no attention record there")
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError:
+        raise
+    # TypeError, AttributeError: a type that NumPy lacks (bfloat16, 8-bit floats)
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: broken record ({error}); delete it and probe again") from error
+
+
+def _arrays(record: AttentionRecord) -> dict[str, np.ndarray]:
+    arrays = {"rows": record.rows, "visual_share": record.visual_share}
+    arrays |= {name: getattr(record, name) for name in OPTIONAL if getattr(record, name).size}
+    for named in NAMED:
+        arrays |= {f"{named}/{name}": array for name, array in getattr(record, named).items()}
+    arrays |= {f"connector/{index}": weights for index, weights in enumerate(record.connector)}
+    for index, image in enumerate(record.image_tokens):
+        views = {"": image, "overview/": image.overview}
+        for name, one in views.items():
+            if one is not None:
+                arrays[f"image/{index}/{name}positions"] = one.positions
+                arrays[f"image/{index}/{name}cell_boxes_pixels"] = one.cell_boxes_pixels
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _header(record: AttentionRecord) -> dict[str, Any]:
+    scores = record.scores
+    return {
+        "version": VERSION,
+        "probe_id": record.probe_id,
+        "group": record.group,
+        "step": record.step,
+        "model": record.model,
+        "tokens": list(record.tokens),
+        "queries": [query._asdict() for query in record.queries],
+        "layers": list(record.layers),
+        "names": {named: list(getattr(record, named)) for named in NAMED},  # safetensors keeps no order
+        "connectors": len(record.connector),
+        "images": [
+            {
+                "grid": list(image.grid),
+                "image_size_pixels": list(image.image_size_pixels),
+                "through_connector": image.through_connector,
+                **({"seconds": list(image.seconds)} if image.seconds else {}),
+                "overview": None if image.overview is None else list(image.overview.grid),
+                "tiles": None if image.tiles is None else list(image.tiles),
+            }
+            for image in record.image_tokens
+        ],
+        "scores": {
+            "answer_nats": scores.answer_nats,
+            "foil_nats": scores.foil_nats,
+            "generated": scores.generated,
+        },
+        "interventions": [intervention._asdict() for intervention in record.interventions],
+    }
+
+
+def _record(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> AttentionRecord:
+    optional: dict[str, Any] = {name: arrays[name] for name in OPTIONAL if name in arrays}
+    named: dict[str, Any] = {
+        kind: {name: arrays[f"{kind}/{name}"] for name in names} for kind, names in header["names"].items()
+    }
+    return AttentionRecord(
+        probe_id=header["probe_id"],
+        group=header["group"],
+        step=header["step"],
+        model=header["model"],
+        tokens=tuple(header["tokens"]),
+        queries=tuple(Query(**query) for query in header["queries"]),
+        layers=tuple(header["layers"]),
+        rows=arrays["rows"],
+        image_tokens=tuple(
+            _image(image, arrays, f"image/{index}/") for index, image in enumerate(header["images"])
+        ),
+        connector=tuple(arrays[f"connector/{index}"] for index in range(header["connectors"])),
+        visual_share=arrays["visual_share"],
+        scores=Scores(**header["scores"]),
+        interventions=tuple(
+            Intervention(
+                **{
+                    **one,
+                    "control_margins_nats": tuple(one["control_margins_nats"]),
+                    "layers": None if one["layers"] is None else (one["layers"][0], one["layers"][1]),
+                }
+            )
+            for one in header["interventions"]
+        ),
+        **optional,
+        **named,
+    )
+
+
+def _image(image: dict[str, Any], arrays: dict[str, np.ndarray], folder: str) -> ImageTokens:
+    """One image's tokens. Records from before they were kept say nothing of overview, tiles and seconds: none."""
+    coarse, tiles = image.get("overview"), image.get("tiles")
+    overview = None
+    if coarse is not None:
+        alike = {**image, "grid": coarse, "overview": None, "tiles": None, "through_connector": False}
+        overview = _image(alike, arrays, f"{folder}overview/")
+    return ImageTokens(
+        positions=arrays[f"{folder}positions"],
+        grid=(image["grid"][0], image["grid"][1]),
+        cell_boxes_pixels=arrays[f"{folder}cell_boxes_pixels"],
+        image_size_pixels=(image["image_size_pixels"][0], image["image_size_pixels"][1]),
+        through_connector=image["through_connector"],
+        seconds=tuple(image.get("seconds", ())),
+        overview=overview,
+        tiles=None if tiles is None else tuple(tiles),
+    )

@@ -1,0 +1,294 @@
+"""The stories that a report opens with: one wrong answer of each group, from the question to the verdict.
+
+What is told is chosen by a rule, not by its looks: the probe in the middle of those that were corrected.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from diagnostics.comparison.maps import CellMap
+from diagnostics.comparison.pairs import LayerPair, ProbePair, pairs_by_group
+from diagnostics.comparison.trajectory import evenly_chosen
+from diagnostics.drawing.archive_pictures import open_picture, picture_of
+from diagnostics.drawing.colours import common_top
+from diagnostics.drawing.probe_picture import fitted, map_panel
+from diagnostics.drawing.svg_charts import inline_picture, percent_words
+
+NOT_TOLD = ("retention", "neighbour")
+"""Groups of what should stay as it is: there is no wrong answer to tell of."""
+CASES_MAX, SAMPLES_MAX = 3, 3
+WIDTH = 480
+"""Pixels of a case's pictures."""
+SAMPLE_WIDTH = 240
+
+
+class TrainingSample(NamedTuple):
+    """One question and answer that the model was trained on."""
+
+    image: Path
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class CaseStudy:
+    """What is told of one group.
+
+    pair        the wrong answer: a probe that went wrong → right, or one still wrong where none did
+    layer       the key layer whose maps are shown
+    beside      a probe of the same answer that was right before training; None where there is none
+    samples     what it was trained on that has this answer, and the wrong one beside it
+    """
+
+    group: str
+    pair: ProbePair
+    layer: int
+    beside: ProbePair | None
+    samples: tuple[TrainingSample, ...]
+
+    @property
+    def went_right(self) -> bool:
+        """Does the right answer lead after training?"""
+        return _margin(self.pair, "after") > 0
+
+
+def choose_cases(
+    comparison: Mapping[str, Any], pairs: Sequence[ProbePair], samples: Sequence[TrainingSample] = ()
+) -> list[CaseStudy]:
+    """One case for each group that should change, at most three, in file order.
+
+    The probe is the one with the median margin after training (the lower of two) among those that went wrong →
+    right; where none did, among those still wrong. Of questions in several scripts, those in the page's own letters
+    are told: whoever reads the page can read them. A group without a wrong answer before has no case.
+    """
+    cases: list[CaseStudy] = []
+    for name, members in pairs_by_group(pairs).items():
+        pair = None if name in NOT_TOLD else _told(members)
+        if pair is not None and len(cases) < CASES_MAX:
+            judged = comparison["groups"][name]["enrichment"]
+            layer = judged["layer"] if judged else pair.layers[-1].layer
+            cases.append(CaseStudy(name, pair, layer, _beside(pair, pairs), _matching(pair, samples)))
+    return cases
+
+
+def case_html(case: CaseStudy, group: Mapping[str, Any], pill: str) -> str:
+    """The case as one card: picture, map, a case that was right, samples, map after, verdict (``pill``: its words)."""
+    pair, beside = case.pair, case.beside
+    layer = _layer(pair, case.layer)
+    maps = [_map(pair, layer, "before"), _map(pair, layer, "after")]
+    if beside is not None:
+        maps.append(_map(beside, _layer(beside, case.layer), "before"))
+    top = common_top(maps)
+    picture = picture_of(pair)
+    cells = [
+        _step("The wrong answer", _picture(_sized(picture, WIDTH), "the picture"), _wrong_words(pair)),
+        _step(
+            f"Where it looked, layer {case.layer}",
+            _map_picture(pair, picture, maps[0], top),
+            _attention_words(pair, layer, "before"),
+        ),
+    ]
+    if beside is not None:
+        cells.append(_beside_step(beside, _layer(beside, case.layer), maps[2], top))
+    if case.samples:
+        cells.append(_step("What it was trained on", "".join(map(_sample, case.samples)), ""))
+    cells.append(
+        _step(
+            "After training: " + ("right" if case.went_right else "still wrong"),
+            _map_picture(pair, picture, maps[1], top),
+            f"{_said_words(pair, 'after')} {_attention_words(pair, layer, 'after')}",
+        )
+    )
+    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in group["reasons"])
+    cells.append(
+        f'<section class="step verdict-step"><h4>The verdict</h4><p>{pill}</p><ul>{reasons}</ul></section>'
+    )
+    return (
+        f'<article class="case"><header><small>{html.escape(case.group)} · {html.escape(pair.probe.id)}</small>'
+        f"<h3>{_title(pair)}</h3><p>{summary(case, group)}</p></header>"
+        f'<div class="steps">{"".join(cells)}</div></article>'
+    )
+
+
+def summary(case: CaseStudy, group: Mapping[str, Any]) -> str:
+    """What happened to the whole group, in plain words, as HTML text."""
+    sentences = [_chosen_words(case)]
+    accuracy = group["accuracy"]
+    if accuracy is not None:
+        before, after = (round(accuracy[side] * group["probes"]) for side in ("before", "after"))
+        sentences.append(
+            f"Of {group['probes']} such questions it had {before} right before training and {after} after."
+        )
+    decides = group.get("decides")
+    if decides and decides["before"] and decides["after"]:
+        sentences.append(_decides_words(*(_most(decides[side]) for side in ("before", "after"))))
+    return " ".join(sentences)
+
+
+def _chosen_words(case: CaseStudy) -> str:
+    script = " and asked in Latin letters" if case.pair.probe.question.isascii() else ""
+    if case.went_right:
+        return f"This is the middle one, by its margin, of those that were corrected{script}."
+    return f"No question of this group went from wrong to right; this is the middle one of those still wrong{script}."
+
+
+def _decides_words(was: tuple[str, float], now: tuple[str, float]) -> str:
+    """Which region the group's answers hang on, before and after: name and share of the probes."""
+    (first, share), (second, share_now) = was, now
+    if first == second:
+        return (
+            f"Its answer hangs on <b>{html.escape(first)}</b>, before ({percent_words(share)} of the pictures) and "
+            f"after ({percent_words(share_now)})."
+        )
+    return (
+        f"Its answer hung on <b>{html.escape(first)}</b> before (hiding that took most from it in "
+        f"{percent_words(share)} of the pictures), and hangs on <b>{html.escape(second)}</b> now "
+        f"({percent_words(share_now)})."
+    )
+
+
+def _most(shares: Mapping[str, float]) -> tuple[str, float]:
+    name = max(shares, key=lambda region: shares[region])
+    return name, shares[name]
+
+
+def _told(members: Sequence[ProbePair]) -> ProbePair | None:
+    scored = [pair for pair in members if pair.after.scores.margin_nats is not None]
+    wrong = [pair for pair in scored if _margin(pair, "before") <= 0]
+    corrected = [pair for pair in wrong if _margin(pair, "after") > 0]
+    told = corrected or wrong
+    readable = [pair for pair in told if (pair.probe.question + pair.probe.answer).isascii()]
+    ranked = sorted(readable or told, key=lambda pair: _margin(pair, "after"))
+    return ranked[(len(ranked) - 1) // 2] if ranked else None
+
+
+def _beside(case: ProbePair, pairs: Sequence[ProbePair]) -> ProbePair | None:
+    """A probe right before: of the same answer and question, else the same answer, else the same two answers."""
+    probe = case.probe
+    right = [pair for pair in pairs if _was_right(pair)]
+    same_two = [pair for pair in right if {pair.probe.answer, pair.probe.foil} == {probe.answer, probe.foil}]
+    same_answer = [pair for pair in right if pair.probe.answer == probe.answer]
+    same_question = [pair for pair in same_answer if pair.probe.question == probe.question]
+    for found in (same_question, same_answer, same_two):
+        with_layer = [pair for pair in found if pair is not case]
+        if with_layer:
+            return with_layer[0]
+    return None
+
+
+def _was_right(pair: ProbePair) -> bool:
+    """Did the right answer lead before training, and was it what the model said where it was asked to speak?"""
+    scores, answer = pair.before.scores, pair.probe.answer
+    said = not scores.generated or answer.lower() in scores.generated.lower()
+    return scores.margin_nats is not None and scores.margin_nats > 0 and said
+
+
+def _matching(pair: ProbePair, samples: Sequence[TrainingSample]) -> tuple[TrainingSample, ...]:
+    """Samples that give the right answer, evenly from all of them, and one that gives the other answer; those of the
+    same question where there are any."""
+    probe = pair.probe
+    right = _of_answer(samples, probe.answer, probe.question)
+    other = [one for one in _of_answer(samples, probe.foil or "", probe.question) if one not in right]
+    wanted = SAMPLES_MAX - bool(other)
+    shown = [right[index] for index in evenly_chosen(len(right), wanted)]
+    return (*shown, *other[:1]) if right else ()
+
+
+def _of_answer(samples: Sequence[TrainingSample], answer: str, question: str) -> list[TrainingSample]:
+    found = [sample for sample in samples if answer and answer.lower() in sample.answer.lower()]
+    return [sample for sample in found if sample.question == question] or found
+
+
+def _margin(pair: ProbePair, side: str) -> float:
+    margin = getattr(pair, side).scores.margin_nats
+    assert margin is not None
+    return margin
+
+
+def _layer(pair: ProbePair, layer: int) -> LayerPair:
+    return next(one for one in pair.layers if one.layer == layer)
+
+
+def _map(pair: ProbePair, layer: LayerPair, side: str) -> CellMap:
+    cells, image = getattr(layer, side), pair.before.image_tokens[0]
+    return CellMap(cells * cells.size, image.grid, image.cell_boxes_pixels)
+
+
+def _title(pair: ProbePair) -> str:
+    said = pair.before.scores.generated
+    words = (
+        f"It said “{html.escape(said)}”." if said else f"“{html.escape(pair.probe.foil or '')}” was likelier."
+    )
+    return f"{words} Right is “{html.escape(pair.probe.answer)}”."
+
+
+def _wrong_words(pair: ProbePair) -> str:
+    return f"Asked “{html.escape(pair.probe.question)}”. {_said_words(pair, 'before')}"
+
+
+def _said_words(pair: ProbePair, side: str) -> str:
+    said, margin = getattr(pair, side).scores.generated, _margin(pair, side)
+    right, foil = html.escape(pair.probe.answer), html.escape(pair.probe.foil or "")
+    likelier, other = (right, foil) if margin > 0 else (foil, right)
+    kind = "right" if margin > 0 else "wrong"
+    held = f'It held <b class="{kind}">“{likelier}”</b> for likelier than “{other}”.'
+    if not said:
+        return held
+    quoted = html.escape(said)
+    if likelier.lower() in quoted.lower() or not margin > 0:
+        return f'It answered <b class="{kind}">“{quoted}”</b>.'
+    return f"It answered “{quoted}”. {held}"
+
+
+def _attention_words(pair: ProbePair, layer: LayerPair, side: str) -> str:
+    reading = pair.reading(layer)
+    if reading is None:
+        return "Brighter is more attention."
+    mass = reading.mass_before if side == "before" else reading.mass_after
+    times = reading.enrichment_before if side == "before" else reading.enrichment_after
+    return (
+        f"{mass:.0%} of its attention to the picture on <b>{html.escape(reading.region)}</b> (white box), {times:.1f} "
+        "times what looking anywhere gives."
+    )
+
+
+def _beside_step(beside: ProbePair, layer: LayerPair, cells: CellMap, top: float) -> str:
+    picture = picture_of(beside)
+    said = beside.before.scores.generated or beside.probe.answer
+    words = (
+        f'Before training too, on another picture, it was right: <b class="right">“{html.escape(said)}”</b>. '
+        f"{_attention_words(beside, layer, 'before')}"
+    )
+    return _step("Beside it, one it had right", _map_picture(beside, picture, cells, top), words)
+
+
+def _step(title: str, inside: str, words: str) -> str:
+    below = f"<p>{words}</p>" if words else ""
+    return f'<section class="step"><h4>{html.escape(title)}</h4>{inside}{below}</section>'
+
+
+def _map_picture(pair: ProbePair, picture: Image.Image, cells: CellMap, top: float) -> str:
+    boxes = () if pair.region is None else pair.probe.regions[pair.region]
+    return _picture(map_panel(picture, boxes, cells, top, WIDTH), "attention over the picture")
+
+
+def _sample(sample: TrainingSample) -> str:
+    return (
+        f'<div class="sample">{_picture(_sized(open_picture(sample.image), SAMPLE_WIDTH), "a training picture")}'
+        f"<p>{html.escape(sample.question)}<br><b>{html.escape(sample.answer)}</b></p></div>"
+    )
+
+
+def _picture(picture: Image.Image, words: str) -> str:
+    return f'<img src="{inline_picture(picture)}" width="{picture.width}" height="{picture.height}" alt="{words}">'
+
+
+def _sized(picture: Image.Image, width: int) -> Image.Image:
+    return picture.resize(fitted(picture.size, width, 2 * width), Image.Resampling.LANCZOS)

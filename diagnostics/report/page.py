@@ -1,0 +1,296 @@
+"""The before / after report: one HTML file with everything inside, readable on a phone, on paper and in the dark."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from diagnostics.comparison.maps import CellMap
+from diagnostics.comparison.pairs import ProbePair, layer_cells, pairs_by_group
+from diagnostics.comparison.trajectory import Evolution, evenly_chosen
+from diagnostics.drawing.archive_pictures import picture_of
+from diagnostics.drawing.colours import difference_colours, dimming, heat_colours, series_scale
+from diagnostics.drawing.probe_picture import fitted
+from diagnostics.drawing.svg_charts import Line, forest, inline_picture, line_chart, margin_chart
+from diagnostics.measures.attention import enrichment, region_mass
+from diagnostics.measures.geometry import cells_from_row, region_coverage
+from diagnostics.measures.sinks import without_sinks
+from diagnostics.records.record import AttentionRecord
+from diagnostics.report.case_studies import TrainingSample, case_html, choose_cases
+from diagnostics.report.verdict_cards import pill, verdict_card, warnings
+
+Json = dict[str, Any]
+
+TEMPLATE = Path(__file__).with_name("report_template.html")
+PICTURE_BOX = (440, 660)
+"""Most pixels of a picture, width and height."""
+"""Pixels; a picture is 5 to 20 kB then, and 160 probes make a file of a few MB."""
+SLIDER_STEPS_MAX = 12
+"""Checkpoints whose maps are in the file; of more, these many evenly, the first and the last among them."""
+TIME_STEPS_MIN = 3  # two checkpoints are before and after, which the page shows anyway
+
+
+def report_html(
+    comparison: Mapping[str, Any],
+    pairs: Sequence[ProbePair],
+    *,
+    evolution: Evolution | None = None,
+    samples: Sequence[TrainingSample] = (),
+) -> str:
+    """The report as one HTML text: no network, no other file.
+
+    Args:
+        comparison: content of comparison.json.
+        pairs: the same probes' records, for pictures and maps.
+        evolution: records of all checkpoints; with more than two, each probe gets a slider over steps.
+        samples: what was trained on, all or part of it; the cases show those that have their answer.
+
+    Raises:
+        ValueError: a picture cannot be read, or a probe is not in the evolution.
+    """
+    groups = comparison["groups"]
+    with_time = evolution if evolution is not None and len(evolution.steps) >= TIME_STEPS_MIN else None
+    cases = choose_cases(comparison, pairs, samples)
+    parts = {
+        "TITLE": "Before and after: what the model looks at",
+        "HEADLINE": html.escape(headline(groups)),
+        "LEAD": _lead(comparison),
+        "WARNINGS": "".join(
+            f'<p class="warning" role="alert">{html.escape(one)}</p>' for one in warnings(comparison)
+        ),
+        "CASES": "\n".join(
+            case_html(case, groups[case.group], pill(groups[case.group]["verdict"])) for case in cases
+        ),
+        "VERDICTS": "\n".join(verdict_card(name, group) for name, group in groups.items()),
+        "MARGIN_CHARTS": "\n".join(
+            margin_chart(name, _margins(members)) for name, members in _scored(pairs).items()
+        ),
+        "FOREST": forest(groups),
+        "TIME": _time(comparison.get("series")),
+        # "</script>" inside a question would end the data; JSON may write "<" as an escape.
+        "DATA": json.dumps(_data(comparison, pairs, with_time), ensure_ascii=False, allow_nan=False).replace(
+            "<", "\\u003c"
+        ),
+    }
+    page = TEMPLATE.read_text(encoding="utf-8")
+    for name, text in parts.items():
+        page = page.replace("{{" + name + "}}", text, 1)
+    return page
+
+
+def headline(groups: Mapping[str, Any]) -> str:
+    """The whole comparison in one sentence, from the verdicts alone.
+
+    {"spheres": corrected, "retention": kept} → "spheres: corrected. retention: kept."
+    """
+    by_verdict: dict[str, list[str]] = {}
+    for name, group in groups.items():
+        by_verdict.setdefault(group["verdict"], []).append(name)
+    sentences = [f"{' and '.join(names)}: {claim}." for claim, names in by_verdict.items()]
+    return " ".join(sentences)
+
+
+def _lead(comparison: Mapping[str, Any]) -> str:
+    before, after = (_model_words(str(comparison[side]["model"])) for side in ("before", "after"))
+    layers = ", ".join(map(str, comparison["key_layers"]))
+    return f"{before} before, {after} after; {len(comparison['probes'])} probes, key layers {layers}."
+
+
+def _model_words(model: str) -> str:
+    """A path by its last two parts, all of it on pointing at it: /work/towers/base → towers/base."""
+    short = "/".join(model.rstrip("/").split("/")[-2:])
+    return f'<b title="{html.escape(model)}">{html.escape(short)}</b>'
+
+
+def _scored(pairs: Sequence[ProbePair]) -> dict[str, list[ProbePair]]:
+    return pairs_by_group([pair for pair in pairs if pair.after.scores.margin_nats is not None])
+
+
+def _margins(pairs: Sequence[ProbePair]) -> list[tuple[float, float]]:
+    return [(pair.before.scores.margin_nats or 0.0, pair.after.scores.margin_nats or 0.0) for pair in pairs]
+
+
+def _time(series: Mapping[str, Any] | None) -> str:
+    """Charts over training steps; nothing with fewer than three checkpoints."""
+    if series is None or len(series["steps"]) < TIME_STEPS_MIN:
+        return ""
+    steps = series["steps"]
+    charts = [
+        line_chart(
+            "right answers",
+            [Line(name, values) for name, values in series["accuracy"].items()],
+            steps,
+            unit="step",
+            ends=(0.0, 1.0),
+            as_percent=True,
+        )
+    ]
+    drift = [Line(f"layer {layer}", values) for layer, values in series["drift_jsd_nats"].items()]
+    charts.append(line_chart("distance of the maps from the first, nats", drift, steps, unit="step"))
+    charts += [
+        line_chart(
+            f"attention on its region, times: {name}",
+            [Line(f"layer {layer}", values) for layer, values in by_layer.items()],
+            steps,
+            unit="step",
+        )
+        for name, by_layer in series["enrichment"].items()
+    ]
+    return (
+        '<h2>How it came about</h2><p class="note">The same probes at every checkpoint. Distance is the Jensen–Shannon '
+        "divergence of a map from the first checkpoint’s, mean over all probes: 0 is the same map, 0.69 nothing in "
+        'common. It says that attention moved, not why.</p><section class="charts over">'
+        + "".join(charts)
+        + "</section>"
+    )
+
+
+def _data(comparison: Mapping[str, Any], pairs: Sequence[ProbePair], evolution: Evolution | None) -> Json:
+    """What the page's script draws: pictures, maps as bytes, and the words of each probe."""
+    judged = [group["enrichment"]["layer"] for group in comparison["groups"].values() if group["enrichment"]]
+    layers = comparison["key_layers"]
+    trajectories = (comparison.get("series") or {}).get("trajectories", {}) if evolution is not None else {}
+    chosen = [] if evolution is None else evenly_chosen(len(evolution.steps), SLIDER_STEPS_MAX)
+    return {
+        "names": ["base" if comparison["before"]["step"] == 0 else "before", "now"],
+        "groups": list(comparison["groups"]),
+        "layers": layers,
+        "start_layer": judged[0] if judged else layers[-1],
+        "heat": _base64(heat_colours().tobytes()),
+        "swing": _base64(difference_colours().tobytes()),
+        "box": PICTURE_BOX,
+        "steps": [] if evolution is None else [evolution.steps[index] for index in chosen],
+        "all_steps": [] if evolution is None else list(evolution.steps),
+        "sinks": any(record.sinks.any() for pair in pairs for record in (pair.before, pair.after)),
+        "probes": [
+            {
+                **_probe_data(pair, entry),
+                **_time_data(pair, evolution, chosen, trajectories),
+                "layers": _layers_data(pair, _over_steps(pair, evolution, chosen)),
+            }
+            for pair, entry in zip(pairs, comparison["probes"], strict=True)
+        ],
+    }
+
+
+def _probe_data(pair: ProbePair, entry: Mapping[str, Any]) -> Json:
+    picture = picture_of(pair)
+    width, height = picture.size
+    image = pair.after.image_tokens[0]
+    by_size = np.array([width, height, width, height], dtype=float)
+    corners = np.concatenate(
+        [image.cell_boxes_pixels[:, :2].min(axis=0), image.cell_boxes_pixels[:, 2:].max(axis=0)]
+    )
+    regions = [
+        (name, [_rounded(np.array(box) / by_size) for box in pair.probe.regions[name]])
+        for name in pair.region_order()
+    ]
+    small = picture.resize(fitted(picture.size, *PICTURE_BOX), Image.Resampling.LANCZOS)
+    costs = entry["occlusion_nats"]
+    return {
+        **{name: entry[name] for name in ("id", "group", "question", "answer", "foil", "region")},
+        "said": [entry["said"]["before"], entry["said"]["after"]],
+        "margin": [entry["margin_nats"]["before"], entry["margin_nats"]["after"]],
+        "cost": None if costs is None else [costs["before"], costs["after"]],
+        "decides": [entry["decides"][side] for side in ("before", "after")] if entry.get("decides") else None,
+        "picture": inline_picture(small),
+        "width": width,
+        "height": height,
+        "dim": dimming(small),
+        "boxes": regions,
+        "grid": list(image.grid),
+        "extent": _rounded(corners / by_size),
+    }
+
+
+def _time_data(
+    pair: ProbePair, evolution: Evolution | None, chosen: Sequence[int], trajectories: Mapping[str, Any]
+) -> Json:
+    """Margins at the slider's steps, and the path of the probe's maps over all of them."""
+    if evolution is None:
+        return {}
+    records = evolution.of(pair.probe.id)
+    path = trajectories.get(pair.probe.id)
+    return {
+        "margins": [records[index].scores.margin_nats for index in chosen],
+        "path": None if path is None else {**path, "points": [_rounded(point) for point in path["points"]]},
+    }
+
+
+def _over_steps(pair: ProbePair, evolution: Evolution | None, chosen: Sequence[int]) -> list[AttentionRecord]:
+    if evolution is None:
+        return []
+    records = evolution.of(pair.probe.id)
+    return [records[index] for index in chosen]
+
+
+def _layers_data(pair: ProbePair, over_steps: Sequence[AttentionRecord]) -> list[Json]:
+    """A probe's maps in every key layer; where it has sinks, also as they are without."""
+    records = [pair.before, pair.after, *over_steps]
+    maps = np.stack([layer_cells(record) for record in records])
+    has_sinks = any(record.sinks.any() for record in records)
+    bare = np.stack([cells_without_sinks(record) for record in records]) if has_sinks else None
+    return [
+        {
+            "layer": layer,
+            **_layer_data(pair, maps[:, row]),
+            **({} if bare is None else {"bare": _layer_data(pair, bare[:, row])}),
+        }
+        for row, layer in enumerate(pair.after.layers)
+    ]
+
+
+def cells_without_sinks(record: AttentionRecord) -> Float[np.ndarray, "layers cells"]:
+    """As ``layer_cells``, of rows whose sink keys are 0: where the answer query looked apart from its sinks."""
+    if not record.sinks.size:
+        return layer_cells(record)
+    rows = without_sinks(record.rows[:, :, 0].mean(axis=1), record.sinks)
+    return cells_from_row(rows, record.image_tokens[0], record.connector[0] if record.connector else None)
+
+
+def _layer_data(pair: ProbePair, cells: Float[np.ndarray, "maps cells"]) -> Json:
+    """Maps as one byte a cell on the scale that all share: before, after, then one for each step of the slider."""
+    image = pair.after.image_tokens[0]
+    maps = [CellMap(one * one.size, image.grid, image.cell_boxes_pixels) for one in cells]
+    scale = series_scale(maps)
+    levels = [_levels(one, scale.peak) for one in maps]
+    return {
+        "before": levels[0],
+        "after": levels[1],
+        "over": levels[2:],
+        "peak": round(scale.peak, 4),
+        "top": round(scale.top, 4),
+        "swing": round(scale.swing, 4),
+        "reading": _reading(pair, cells),
+    }
+
+
+def _reading(pair: ProbePair, cells: Float[np.ndarray, "maps cells"]) -> Json | None:
+    """Mass and enrichment of the judged region on each map; None where there is no region."""
+    if pair.region is None:
+        return None
+    coverage = region_coverage(pair.probe.regions[pair.region], pair.after.image_tokens[0])
+    return {
+        "mass": _rounded(region_mass(cells, coverage)),
+        "enrichment": _rounded(enrichment(cells, coverage)),
+    }
+
+
+def _levels(cells: CellMap, peak: float) -> str:
+    return _base64((cells.density * (255 / max(peak, 1e-9))).round().astype(np.uint8).tobytes())
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _rounded(values: Float[np.ndarray, " n"]) -> list[float]:
+    return [round(float(value), 5) for value in values]

@@ -1,0 +1,104 @@
+"""The models that a question can be put to: that of the chat, it without its adapter, and those named at the start."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from diagnostics.web.engine import Engine
+from diagnostics.web.texts import Words
+from finetune.model.checkpoint import check
+
+logger = logging.getLogger(__name__)
+
+_STEP = re.compile(r"checkpoint-(\d+)")
+_WEIGHTS = ("config.json", "adapter_config.json")
+
+
+def find_checkpoints(folders: Sequence[str | Path]) -> list[Path]:
+    """Checkpoints in these folders, by step: a folder that is one, and the ``checkpoint-N`` inside it.
+
+    A checkpoint that is named twice is listed once. Raises ValueError for a folder without any.
+    """
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        numbered = [
+            (int(match[1]), path)
+            for path in folder.glob("checkpoint-*")
+            if (match := _STEP.fullmatch(path.name))
+        ]
+        inside = [path for _, path in sorted(numbered)] + [folder]
+        here = [path for path in inside if any((path / name).is_file() for name in _WEIGHTS)]
+        if not here:
+            raise ValueError(
+                f"--checkpoints {folder}: found no checkpoint, expected a model or adapter folder, or a run's folder "
+                "with checkpoint-N in it"
+            )
+        found += here
+    return list({path.resolve(): path for path in found}.values())
+
+
+def check_checkpoints(
+    paths: Sequence[Path], *, base: str | None = None, allow_other_base: bool = False
+) -> None:
+    """Raises ValueError, before a visitor chooses it, for one that cannot be opened: an adapter whose base is not
+    there or is another, files that were cut short, or a model of no known family."""
+    for path in paths:
+        try:
+            check(path, base=base, allow_other_base=allow_other_base)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--checkpoints {path}: {error}") from error
+
+
+def short_name(checkpoint: str) -> str:
+    """A checkpoint as visitors read it: the last two parts of a path, for the rest is this machine's own business."""
+    parts = Path(checkpoint).parts
+    return checkpoint if len(parts) <= 2 else "/".join(parts[-2:])
+
+
+class Checkpoints:
+    """Engines by the names that the page offers. Beside the chat's own model one other is kept open."""
+
+    def __init__(self, engine: Engine, paths: Sequence[Path]) -> None:
+        self._engine = engine
+        own = Path(engine.name).resolve()
+        others = (path for path in paths if path.resolve() != own)
+        # Keys reach every browser; where a checkpoint lies is this machine's own business.
+        self._paths = {f"checkpoint {number}": path for number, path in enumerate(others)}
+        self._open: tuple[str, Engine] | None = None
+        self._opening = threading.Lock()
+
+    def names(self) -> list[tuple[Words, str]]:
+        """(words for a person, key) of each, in the order of training: the bare model first."""
+        own = (Words.of(short_name(self._engine.name)), "own")
+        others = [(Words.of(short_name(str(path))), key) for key, path in self._paths.items()]
+        if not self._engine.has_adapter:
+            return [own, *others]
+        return [(Words("adapter_off", {"name": own[0]}), "adapter_off"), *others, own]
+
+    def engine(self, key: str) -> Engine:
+        """Raises ValueError for a key that was not offered, or where there is no memory for another model."""
+        if key == "own":
+            return self._engine
+        if key == "adapter_off":
+            return self._engine.adapter_off()
+        if key not in self._paths:
+            raise ValueError(f"checkpoint: found {key!r}, expected one of the list")
+        with self._opening:
+            if self._open is None or self._open[0] != key:
+                self._open = None  # before the next is opened: there may be no room for three
+                self._open = (key, self._opened(self._paths[key]))
+            return self._open[1]
+
+    def _opened(self, path: Path) -> Engine:
+        try:
+            return self._engine.with_checkpoint(path)
+        except (OSError, ValueError) as error:  # for a visitor, who is not told where the checkpoint lies
+            logger.exception("%s cannot be opened", path)
+            told = str(error)
+            for written in (str(path.resolve()), str(path)):
+                told = told.replace(written, short_name(written))
+            raise ValueError(told) from error

@@ -1,0 +1,123 @@
+"""Will a model fit? Counted from its configuration, before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from finetune.families import Family, attention_modules, family_of
+from finetune.model.checkpoint import skeleton
+from finetune.model.memory_estimate import NF4_CONSTANT_BITS, RESERVE_BYTES, gibibytes
+
+CONTEXT_TOKENS = 2048
+"""Of the conversation whose keys and values are counted."""
+CPU_RESERVE_BYTES = (
+    2**28
+)  # what a small process takes beside its weights; a GPU's is finetune.model.memory_estimate's
+
+
+class Need(NamedTuple):
+    """Bytes that answering takes.
+
+    weights   as they rest: 4-bit language layers take 4.13 bits a weight
+    cache     keys and values of a conversation of ``CONTEXT_TOKENS``
+    looks     attention that is kept for the screen; 0 without
+    reserve   the device's own, and what lives for one operation
+    """
+
+    weights: float
+    cache: float
+    looks: float
+    reserve: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+    def __str__(self) -> str:
+        """``needs 19.6 GiB: weights 18.0 GiB, keys and values 1.0 GiB, attention 0.1 GiB, reserve 0.5 GiB``"""
+        parts = {
+            "weights": self.weights,
+            "keys and values": self.cache,
+            "attention": self.looks,
+            "reserve": self.reserve,
+        }
+        listed = ", ".join(f"{name} {gibibytes(size)}" for name, size in parts.items() if size)
+        return f"needs {gibibytes(self.total)}: {listed}"
+
+
+def need(
+    config: Any, *, four_bit: bool, looks_bytes: float, on_gpu: bool, adapter: Path | None = None
+) -> Need:
+    """What a model takes, from its configuration alone.
+
+    four_bit      language layers are loaded in NF4
+    looks_bytes   attention kept on the model's own device
+    adapter       its folder, whose tensors come on top
+    """
+    family = family_of(config)
+    model = skeleton(config)
+    width = torch.finfo(config.dtype).bits // 8 if config.dtype is not None else 4
+    weights = weight_bytes(model, family, four_bit=four_bit)
+    if adapter is not None:
+        weights += sum(file.stat().st_size for file in adapter.glob("adapter_model.*"))
+    shapes = [
+        family.attention_shape(config, name)
+        for name in attention_modules(model, family)
+        if name.startswith("layer_")
+    ]
+    cache = sum(2 * one.key_heads * one.head_width * width * CONTEXT_TOKENS for one in shapes if one)
+    return Need(weights, cache, looks_bytes, RESERVE_BYTES if on_gpu else CPU_RESERVE_BYTES)
+
+
+def weight_bytes(model: nn.Module, family: Family, *, four_bit: bool) -> float:
+    """Bytes of a model's weights as they will rest; for a model on the meta device."""
+    inside = f"{family.paths.language_layers}."
+    quantised = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if four_bit and isinstance(module, nn.Linear) and name.startswith(inside)
+    }
+    return sum(
+        parameter.numel() * ((4 + NF4_CONSTANT_BITS) / 8 if name in quantised else parameter.element_size())
+        for name, parameter in model.named_parameters()
+    )
+
+
+def available_bytes(device: torch.device) -> float:
+    """Memory that can still be had: free on a GPU; on a CPU what the system has, or the container allows."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(_system_bytes(), _container_bytes())
+
+
+def require(needed: Need, available: float, *, name: str, advice: Sequence[str]) -> None:
+    """Raises ValueError where it does not fit, with what would help, cheapest first."""
+    if needed.total <= available:
+        return
+    helps = "; ".join(advice) or "choose a smaller checkpoint, or a machine with more memory"
+    raise ValueError(f"{name} {needed}; found {gibibytes(available)} free. What helps: {helps}")
+
+
+def _system_bytes(file: Path = Path("/proc/meminfo")) -> float:
+    fields = dict(line.split(":", 1) for line in file.read_text(encoding="ascii").splitlines() if ":" in line)
+    return float(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """What a container's limit leaves (cgroup 2); infinity where none is set."""
+    limit, used = folder / "memory.max", folder / "memory.current"
+    if not limit.is_file() or (told := limit.read_text(encoding="ascii").strip()) == "max":
+        return float("inf")
+    return int(told) - int(used.read_text(encoding="ascii")) + _file_cache_bytes(folder / "memory.stat")
+
+
+def _file_cache_bytes(file: Path) -> int:
+    """Pages of files that count as used and are given back when they are needed."""
+    lines = (line.split() for line in file.read_text(encoding="ascii").splitlines())
+    return sum(int(count) for name, count in lines if name == "inactive_file")

@@ -1,0 +1,118 @@
+"""A box drawn on the page becomes a probe in the file that was named at the start, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diagnostics.records.files import in_place_of
+from diagnostics.records.json_files import shown
+from diagnostics.records.names import BYTES_MAX, CHARACTERS_MAX, file_name, id_fault, same_file
+from diagnostics.records.probes import Probe, read_probes, write_probes
+from diagnostics.web.sessions import QUESTION_MAX_CHARACTERS, Asked
+from diagnostics.web.texts import RefusedError, Words
+from diagnostics.web.trace import Trace
+from diagnostics.web.views import box_pixels
+
+logger = logging.getLogger(__name__)
+
+PROBES_MAX = 1000
+"""A page that is open to many must not fill a disk."""
+_TEXTS = ("id", "group", "region", "question", "answer", "foil")
+
+
+class ProbeFile:
+    """Probes that visitors add to; pictures go into ``images/`` beside the file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).resolve()
+        self._writing = threading.Lock()
+
+    def add(self, look: Trace, asked: Asked, written: Mapping[str, Any]) -> Probe:
+        """Append one probe and read the whole file again, as every user of it does.
+
+        written   ``id group region question answer foil`` as texts, ``image``, and ``box`` in fractions of the picture
+
+        Raises ValueError naming the field, and leaves file and pictures as they were.
+        """
+        texts = {name: str(written.get(name) or "").strip() for name in _TEXTS}
+        for name, text in texts.items():
+            if len(text) > QUESTION_MAX_CHARACTERS:
+                raise RefusedError(
+                    "field_long", field=_label(name), found=len(text), most=QUESTION_MAX_CHARACTERS
+                )
+        if id_fault(texts["id"]) is not None:
+            raise RefusedError("id_wrong", found=shown(texts["id"], 40), most=CHARACTERS_MAX, bytes=BYTES_MAX)
+        for name in ("group", "region", "question", "answer"):
+            if not texts[name]:
+                raise RefusedError("field_empty", field=_label(name))
+        image = written.get("image")
+        if not isinstance(image, int) or isinstance(image, bool) or not 0 <= image < len(asked.pictures):
+            raise ValueError(f"image: found {image!r}, expected one of the {len(asked.pictures)} pictures")
+        box = box_pixels(look, written.get("box"), image)
+        with self._writing:
+            return self._append(texts, asked, image, box)
+
+    def _append(
+        self, texts: Mapping[str, str], asked: Asked, image: int, box: tuple[float, float, float, float]
+    ) -> Probe:
+        before = self._read(self.path) if self.path.is_file() else ()
+        if any(same_file(probe.id) == same_file(texts["id"]) for probe in before):
+            raise RefusedError("id_taken", id=texts["id"], file=self.path.name)
+        if len(before) >= PROBES_MAX:
+            raise RefusedError("probes_many", file=self.path.name, found=len(before))
+        place = self.path.parent / "images" / file_name(texts["id"], ".png")
+        if place.exists():
+            raise RefusedError("image_taken", image=place.name, folder=place.parent.name)
+        probe = Probe(
+            texts["id"],
+            texts["group"],
+            (place,),
+            texts["question"],
+            texts["answer"],
+            texts["foil"] or None,
+            {texts["region"]: ((round(box[0], 1), round(box[1], 1), round(box[2], 1), round(box[3], 1)),)},
+            {texts["answer"]: texts["region"]},
+        )
+        try:
+            with in_place_of(place) as temporary:
+                asked.pictures[image].open().save(temporary, format="PNG")
+            self._check_and_write((*before, probe))
+        except (ValueError, OSError) as error:
+            place.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                logger.warning("a probe could not be saved: %s", error)
+                # its words say where on this machine the file lies
+                raise RefusedError("not_written", file=self.path.name) from error
+            raise
+        return probe
+
+    def _check_and_write(self, probes: tuple[Probe, ...]) -> None:
+        trial = self.path.with_name(f".{self.path.name}.trial")
+        try:
+            write_probes(probes, trial)
+            self._read(trial)
+            trial.replace(self.path)
+        finally:
+            trial.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> tuple[Probe, ...]:
+        """As ``read_probes``, but its errors are for visitors: they do not say where on this machine the file lies."""
+        try:
+            return read_probes(path)
+        except ValueError as error:
+            told = str(error).replace(str(path), self.path.name).replace(f"{path.parent}{os.sep}", "")
+            raise ValueError(told) from error
+
+    def __len__(self) -> int:
+        return len(json.loads(self.path.read_text(encoding="utf-8"))["probes"]) if self.path.is_file() else 0
+
+
+def _label(name: str) -> Words:
+    """A field as its form names it."""
+    return Words("right_answer" if name == "answer" else name)

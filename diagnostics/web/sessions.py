@@ -1,0 +1,204 @@
+"""What one visitor has said and seen, apart from every other's, and the limits on what a visitor may send."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from PIL import Image
+
+from diagnostics.web.texts import NO_WORDS, RefusedError, Words
+from diagnostics.web.trace import Trace, TraceCache
+from finetune.samples.conversation import ImageRef, Turn
+from finetune.samples.images import open_image, size_of
+
+Place: TypeAlias = Literal["chat", "compare"]
+FILE_MAX_BYTES = 10 * 2**20
+PICTURES_MAX = 6
+PIXELS_MAX = 25_000_000
+QUESTION_MAX_CHARACTERS = 4000
+TURNS_MAX = 40
+ROOMS_MAX = 64
+"""Visitors at once; the one that was longest silent makes room for a new one."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A picture as it was sent: its file's bytes, checked, and its size as it is shown (EXIF turned upright)."""
+
+    name: str
+    data: bytes
+
+    @classmethod
+    def read(cls, path: str | Path) -> Upload:
+        """Raises ValueError, in words for the visitor, for what is no picture or too large. Pixels are counted from
+        the header, before anything is decoded."""
+        path = Path(path)
+        try:
+            data = path.read_bytes()
+        except OSError as error:  # gone from the server's folder of uploads
+            raise RefusedError("no_image", file=_short(path.name)) from error
+        if len(data) > FILE_MAX_BYTES:
+            found = f"{len(data) / 2**20:.1f}"
+            raise RefusedError(
+                "file_large", file=_short(path.name), found=found, most=FILE_MAX_BYTES // 2**20
+            )
+        most = PIXELS_MAX // 10**6
+        try:
+            width, height = size_of(data)
+            if width * height <= PIXELS_MAX:
+                open_image(data)
+        except ValueError as error:  # its words name an object in memory
+            key = "pixels_too_many" if "expected at most" in str(error) else "no_image"
+            raise RefusedError(key, file=_short(path.name), most=most) from error
+        if width * height > PIXELS_MAX:
+            raise RefusedError("pixels_many", file=_short(path.name), width=width, height=height, most=most)
+        return cls(path.name, data)
+
+    def open(self) -> Image.Image:
+        """The picture, upright."""
+        return open_image(self.reference())
+
+    def reference(self) -> ImageRef:
+        return ImageRef(self.name, Path(self.name), data=self.data)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 60 else f"{name[:40]}…{name[-15:]}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, its answer, and the pictures of the conversation until then."""
+
+    question: str
+    reply: str
+    pictures: tuple[Upload, ...]
+    name: Words = NO_WORDS  # the checkpoint that answered
+
+
+@dataclass
+class Session:
+    """One visitor's conversation and looks."""
+
+    looks: TraceCache
+    turns: list[Turn] = field(default_factory=list)
+    said: list[tuple[str, str]] = field(default_factory=list)  # (question, answer) as written
+    pictures: list[Upload] = field(default_factory=list)
+    added: list[int] = field(default_factory=list)  # pictures that came with each question
+    asked: dict[str, Asked] = field(default_factory=dict)  # by the key of its look
+    status: dict[Place, Words] = field(default_factory=dict)  # what was last told beneath input and question
+    stop: threading.Event = field(default_factory=threading.Event)
+    busy: threading.Lock = field(default_factory=threading.Lock)
+
+    def ask(self, question: str, uploads: Sequence[Upload]) -> None:
+        """Put a question: it becomes the last turn. Raises ValueError beyond the limits."""
+        if not question.strip() and not uploads:
+            raise RefusedError("nothing_asked")
+        if len(question) > QUESTION_MAX_CHARACTERS:
+            raise RefusedError("question_long", found=len(question), most=QUESTION_MAX_CHARACTERS)
+        if (found := len(self.pictures) + len(uploads)) > PICTURES_MAX:
+            raise RefusedError("pictures_many", found=found, most=PICTURES_MAX)
+        if len(self.turns) >= TURNS_MAX:
+            raise RefusedError("turns_many", most=TURNS_MAX)
+        self.turns.append(user_turn(question, uploads, len(self.pictures)))
+        self.said.append((question, ""))
+        self.pictures += uploads
+        self.added.append(len(uploads))
+
+    def answered(self, text: str, look: Trace | None) -> None:
+        """Keep the answer and what it looked at."""
+        self.turns.append(Turn("assistant", (text,)))
+        question = self.said[-1][0]
+        self.said[-1] = (question, text)
+        if look is not None:
+            self.keep(look, Asked(question, text, tuple(self.pictures)))
+
+    def keep(self, look: Trace, asked: Asked) -> str:
+        """Put a look into the cache; what was asked goes with those that had to make room."""
+        key = self.looks.put(look)
+        self.asked[key] = asked
+        self.asked = {key: one for key, one in self.asked.items() if key in self.looks}
+        return key
+
+    def take_back_answer(self) -> bool:
+        """Before asking again: the last answer goes. False where there is nothing to ask again."""
+        if self.turns and self.turns[-1].role == "assistant":
+            self.turns.pop()
+            self.said[-1] = (self.said[-1][0], "")
+        return bool(self.turns)
+
+    def take_back_question(self) -> tuple[str, list[Upload]]:
+        """A question that could not be answered goes, with its pictures. Returns both; nothing of an empty room."""
+        if not self.turns:
+            return "", []
+        self.take_back_answer()
+        self.turns.pop()
+        question, _ = self.said.pop()
+        start = len(self.pictures) - self.added.pop()
+        uploads = self.pictures[start:]
+        del self.pictures[start:]
+        return question, uploads
+
+    def clear(self) -> None:
+        """Forget everything that was said and seen."""
+        self.stop.set()
+        for kept in (self.turns, self.said, self.pictures, self.added):
+            kept.clear()
+        self.asked.clear()
+        self.status.pop("chat", None)
+        self.looks.clear()
+
+
+class Sessions:
+    """Rooms by a key that nobody can guess; only who holds the key sees what is in it."""
+
+    def __init__(self, cache_bytes: int) -> None:
+        self.cache_bytes = cache_bytes
+        self._rooms: OrderedDict[str, Session] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self) -> str:
+        """A new room's key."""
+        key = secrets.token_urlsafe(24)
+        with self._lock:
+            self._rooms[key] = Session(TraceCache(self.cache_bytes))
+            silent = [self._rooms.popitem(last=False)[1] for _ in range(len(self._rooms) - ROOMS_MAX)]
+        for room in silent:
+            room.clear()
+        return key
+
+    def get(self, key: object) -> Session:
+        """Raises ValueError where there is no such room (closed, or never opened)."""
+        with self._lock:
+            room = self._rooms.get(key) if isinstance(key, str) else None
+            if room is None:
+                raise RefusedError("session_ended")
+            self._rooms.move_to_end(str(key))
+            return room
+
+    def close(self, key: str) -> None:
+        """Forget a visitor; a reply that is being written ends within a token."""
+        with self._lock:
+            room = self._rooms.pop(key, None)
+        if room is not None:
+            room.clear()
+
+    def __len__(self) -> int:
+        return len(self._rooms)
+
+
+def user_turn(question: str, uploads: Sequence[Upload], before: int) -> Turn:
+    """A question with its pictures as Qwen-VL's data writes it: ``Picture 3: `` image ``\\n`` question, numbered on
+    from the ``before`` pictures of earlier turns."""
+    parts: list[str | ImageRef] = []
+    text = ""
+    for number, upload in enumerate(uploads, start=before + 1):
+        parts += [f"{text}Picture {number}: ", upload.reference()]
+        text = "\n"
+    return Turn("user", (*parts, text + question))

@@ -1,0 +1,330 @@
+"""Looks as plain numbers for the browser, which draws them: no picture is rendered here, so a slider stays quick.
+
+Whatever arrives from the browser is checked on the way in; a wrong wish is a ValueError in words.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from diagnostics.measures.sinks import without_sinks
+from diagnostics.web import maps
+from diagnostics.web.texts import Words
+from diagnostics.web.trace import SeenImage, Trace, TraceCache
+
+Json: TypeAlias = dict[str, Any]
+
+MATRIX_MAX = 64
+"""Tokens a side of the text map; more are not told apart on a screen."""
+CROSS_MAX = 12
+"""Pictures of single tokens on the page at once."""
+SHARE_DIGITS = 5
+PICTURE_MAX_PIXELS = 640  # the longer side, on the page
+PICTURE_MIN_PIXELS = 40  # the shorter one: a strip is drawn thicker than it is, or nobody could click it
+
+
+@dataclass(frozen=True)
+class ViewRequest:
+    """What the browser wants to see, checked against the look.
+
+    layer, head   as ``maps`` has them: a layer's own number, and -1 for the mean of the heads
+    tokens        indexes of tokens that have a row
+    box           x0 y0 x1 y1 in pixels of the original picture, or None
+    window        (start, end) of the text map
+    """
+
+    part: maps.Part
+    layer: int
+    head: int
+    tokens: tuple[int, ...]
+    image: int
+    sinks: bool
+    box: tuple[float, float, float, float] | None
+    patch: int | None
+    window: tuple[int, int]
+    shows: str
+    wanted: frozenset[str]
+
+    @classmethod
+    def of(cls, look: Trace, asked: Mapping[str, Any]) -> ViewRequest:
+        """Raises ValueError for what the look does not have."""
+        part: maps.Part = _one_of("part", asked.get("part"), ("language", "connector", "vision"))
+        layers = part_layers(look)[part]
+        tokens = asked.get("tokens")
+        if not isinstance(tokens, list) or not tokens or len(tokens) > len(look.answer):
+            raise ValueError(f"tokens: found {_told(tokens)}, expected one or several of the answer's")
+        window, wanted = asked.get("window", [0, 1]), asked.get("wanted", [])
+        if not isinstance(window, list) or len(window) != 2:
+            raise ValueError(f"window: found {_told(window)}, expected a start and an end")
+        if not isinstance(wanted, list):
+            raise ValueError(f"wanted: found {_told(wanted)}, expected a list of names")
+        start, end = (_whole("window", value, 0, len(look.tokens)) for value in window)
+        image = _whole("image", asked.get("image"), 0, max(len(look.images) - 1, 0))
+        patch = asked.get("patch")
+        return cls(
+            part,
+            layers[_whole("layer", asked.get("layer"), 0, len(layers) - 1)],
+            _whole("head", asked.get("head"), -1, part_heads(look)[part] - 1),
+            tuple(_whole("token", token, 0, len(look.tokens) - 1) for token in tokens),
+            image,
+            asked.get("sinks") is not False,
+            None if asked.get("box") is None else box_pixels(look, asked["box"], image),
+            None if patch is None else _whole("patch", patch, 0, 10**6),
+            (start, min(end, start + MATRIX_MAX)),
+            _one_of("shows", asked.get("shows", "mass"), ("mass", "box_mass", "box_enrichment")),
+            frozenset(map(str, wanted)),
+        )
+
+
+def box_pixels(look: Trace, box: Any, image: int) -> tuple[float, float, float, float]:
+    """A box drawn in the browser, fractions of the picture, as pixels of the original."""
+    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
+    if not numbers or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+        raise ValueError(
+            f"box: found {_told(box)}, expected x0 y0 x1 y1 as fractions of the picture, x0 < x1, y0 < y1"
+        )
+    width, height = look.images[image].tokens.image_size_pixels
+    x0, y0, x1, y1 = box
+    return (x0 * width, y0 * height, x1 * width, y1 * height)
+
+
+def part_layers(look: Trace) -> dict[str, tuple[int, ...]]:
+    """Layers that can be chosen in each part; () where the model has no such part, or nothing of it was kept."""
+    connector = (0,) if look.connector else ()
+    return {"language": look.layers, "connector": connector, "vision": tuple(sorted(look.vision))}
+
+
+def part_heads(look: Trace) -> dict[str, int]:
+    """Heads of each part, 0 where it is missing."""
+    vision = next((images for images in look.vision.values() if images), ())
+    return {
+        "language": look.heads,
+        "connector": look.connector[0].shape[0] if look.connector else 0,
+        "vision": vision[0].shape[0] if vision else 0,
+    }
+
+
+def facts(look: Trace, question: str, reply: str) -> Json:
+    """What of a look stays the same while sliders move: tokens, pictures, layers and heads."""
+    return {
+        "question": question,
+        "reply": reply,
+        "tokens": [{"text": text, "kind": kind} for text, kind in zip(look.tokens, look.kinds, strict=True)],
+        "runs": _runs(look),
+        "answer": [token for token in look.answer if look.has_row(token)],
+        "layers": {part: list(layers) for part, layers in part_layers(look).items()},
+        "heads": part_heads(look),
+        "sinks": look.sinks.any(1).tolist(),
+        "images": [_image_facts(image) for image in look.images],
+    }
+
+
+def view(look: Trace, asked: Mapping[str, Any], cache: TraceCache) -> Json:
+    """Everything on the page that a slider, a token or a box changes; overview and box numbers only where wanted."""
+    wish = ViewRequest.of(look, asked)
+    seen: Json = {"image": None, "text": None, "cross": [], "matrix": None, "who": None}
+    if look.images:
+        seen["image"] = _shown(_image_of(look, wish), with_mass=wish.part == "language")
+    if wish.part == "language":
+        seen |= _language(look, wish)
+    if "overview" in wish.wanted:
+        seen["overview"] = _overview(look, wish)
+    if wish.box and wish.wanted & {"box", "overview"}:
+        seen["box"] = _box(look, wish)
+    seen["cache"] = {
+        "looks": len(cache),
+        "used": f"{cache.bytes / 2**20:.1f}",
+        "limit": f"{cache.limit_bytes / 2**20:.0f}",
+    }
+    return seen
+
+
+def _language(look: Trace, wish: ViewRequest) -> Json:
+    row = text_shares(look, wish.layer, wish.head, wish.tokens, with_sinks=wish.sinks)
+    on_image = np.array([kind.startswith("image") for kind in look.kinds])
+    seen: Json = {
+        "text": _numbers(row),
+        "text_mass": float(row[~on_image].sum()),
+        "image_mass": float(row[on_image].sum()),
+        "matrix": _matrix(look, wish),
+    }
+    if look.images:
+        chosen = ((token, _language_map(look, wish, [token])) for token in wish.tokens[:CROSS_MAX])
+        seen["cross"] = [{"token": token, **_shown(found, with_mass=True)} for token, found in chosen]
+        if wish.patch is not None:
+            who = maps.who_looks(look, wish.layer, wish.head, wish.patch, wish.image, with_sinks=wish.sinks)
+            seen["who"] = _numbers(who)
+    return seen
+
+
+def text_shares(
+    look: Trace, layer: int, head: int, tokens: Sequence[int], *, with_sinks: bool
+) -> Float[np.ndarray, " keys"]:
+    """The mean row of these tokens over every token of the conversation; sums to 1 while sinks are in."""
+    places = [look.row_of(token) for token in tokens]
+    rows = look.rows[layer][:, places].mean(1, dtype=np.float32)
+    row = rows.mean(0) if head == maps.MEAN else rows[head]
+    return row if with_sinks else without_sinks(row, look.sinks[look.layers.index(layer)])
+
+
+def _image_of(look: Trace, wish: ViewRequest) -> maps.ImageMap:
+    if wish.part == "language":
+        return _language_map(look, wish, wish.tokens)
+    patch = wish.patch if wish.part == "vision" else None
+    return maps.image_map(look, wish.layer, wish.head, wish.tokens, wish.image, wish.part, patch=patch)
+
+
+def _language_map(look: Trace, wish: ViewRequest, tokens: Sequence[int]) -> maps.ImageMap:
+    return maps.image_map(look, wish.layer, wish.head, tokens, wish.image, "language", wish.sinks)
+
+
+def _shown(found: maps.ImageMap, *, with_mass: bool) -> Json:
+    """A map as times the even share, so that maps of any grid have one scale: 1 is what looking everywhere alike
+    gives. Four cells of shares [.5, .5, 0, 0] are [2, 2, 0, 0]."""
+    return {
+        "cells": _numbers(found.cells.ravel() * found.cells.size, digits=3),
+        "grid": list(found.cells.shape),
+        "mass": found.mass if with_mass else None,
+    }
+
+
+def _matrix(look: Trace, wish: ViewRequest) -> Json | None:
+    if wish.window[0] >= wish.window[1]:
+        return None
+    found = maps.text_map(look, wish.layer, wish.head, wish.window, with_sinks=wish.sinks)
+    if not len(found.queries):
+        return None
+    ahead = found.keys[None] > found.queries[:, None]
+    values = [
+        [None if hidden else value for hidden, value in zip(line, numbers, strict=True)]
+        for line, numbers in zip(ahead, (_numbers(row) for row in found.rows), strict=True)
+    ]
+    return {"rows": found.queries.tolist(), "columns": found.keys.tolist(), "values": values}
+
+
+def _overview(look: Trace, wish: ViewRequest) -> list[list[float | None]] | None:
+    if not look.images:
+        return None
+    if wish.box and wish.shows != "mass":
+        numbers = maps.box_numbers(look, wish.box, wish.tokens, wish.image, with_sinks=wish.sinks)
+        values = numbers.mass if wish.shows == "box_mass" else numbers.enrichment
+    else:
+        values = maps.overview(look, wish.tokens, wish.image, with_sinks=wish.sinks).values
+    return [_numbers(line) for line in values]
+
+
+def _box(look: Trace, wish: ViewRequest) -> Json:
+    assert wish.box is not None
+    numbers = maps.box_numbers(look, wish.box, wish.tokens, wish.image, with_sinks=wish.sinks)
+    width, height = look.images[wish.image].tokens.image_size_pixels
+    x0, y0, x1, y1 = wish.box
+    return {
+        "mass": [_numbers(line) for line in numbers.mass],
+        "enrichment": [_numbers(line, digits=3) for line in numbers.enrichment],
+        "area": (x1 - x0) * (y1 - y0) / (width * height),
+    }
+
+
+def _runs(look: Trace) -> list[Json]:
+    """Stretches of tokens that are shown as one: the tokens of a picture together, every other token alone."""
+    runs: list[Json] = []
+    for kind, group in groupby(range(len(look.tokens)), key=lambda token: look.kinds[token]):
+        tokens = list(group)
+        if kind.startswith("image"):
+            runs.append({"start": tokens[0], "end": tokens[-1] + 1, "image": int(kind.split()[1])})
+        else:
+            runs += [{"start": token, "end": token + 1, "image": None} for token in tokens]
+    return runs
+
+
+def _image_facts(image: SeenImage) -> Json:
+    width, height = image.tokens.image_size_pixels
+    boxes = np.asarray(image.tokens.cell_boxes_pixels, np.float64) / (width, height, width, height)
+    return {"src": data_address(image.picture), "boxes": [_numbers(np.clip(box, 0, 1)) for box in boxes]}
+
+
+def data_address(picture: Image.Image) -> str:
+    """The picture itself as an address: nothing is fetched, and no file is served."""
+    small = picture.convert("RGB")
+    factor = PICTURE_MAX_PIXELS / max(small.size)
+    # Small ones grow: a box and the borders of cells are drawn on them.
+    width, height = (max(PICTURE_MIN_PIXELS, round(side * factor)) for side in small.size)
+    small = small.resize((width, height), Image.Resampling.BICUBIC)
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+# --- before / after -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One checkpoint's answer to the question that was put to all of them."""
+
+    name: Words
+    reply: str
+    look: Trace
+
+
+def compare_facts(frames: Sequence[Frame]) -> Json:
+    """What stays the same while sliders move. Layers are those that every checkpoint has."""
+    first = frames[0].look
+    return {
+        "layers": [layer for layer in first.layers if all(layer in one.look.layers for one in frames)],
+        "heads": min(one.look.heads for one in frames),
+        "answer_tokens": max(len(one.look.answer) for one in frames),
+        "image": _image_facts(first.images[0]) if first.images else None,
+        "frames": [{"name": one.name.both(), "answer": one.reply} for one in frames],
+    }
+
+
+def compare(frames: Sequence[Frame], asked: Mapping[str, Any]) -> list[Json]:
+    """The same layer, head and answer token of each checkpoint; an answer that is shorter shows its last token."""
+    known = compare_facts(frames)
+    layer = known["layers"][_whole("layer", asked.get("layer"), 0, len(known["layers"]) - 1)]
+    head = _whole("head", asked.get("head"), -1, known["heads"] - 1)
+    number = _whole("token", asked.get("token"), 0, max(known["answer_tokens"] - 1, 0))
+    return [_frame_map(one.look, layer, head, number) for one in frames]
+
+
+def _frame_map(look: Trace, layer: int, head: int, number: int) -> Json:
+    token = look.answer[min(number, len(look.answer) - 1)]
+    if not look.images:
+        return {"token": look.tokens[token], "cells": None, "mass": 0.0}
+    found = maps.image_map(look, layer, head, [token])
+    return {"token": look.tokens[token], **_shown(found, with_mass=True)}
+
+
+def _numbers(values: Float[np.ndarray, " any"], digits: int = SHARE_DIGITS) -> list[float | None]:
+    """Rounded numbers; None for what is not a number, which JSON cannot say."""
+    return [
+        None if value != value else value for value in np.round(values.astype(np.float64), digits).tolist()
+    ]
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{name}: found {_told(value)}, expected a whole number from {least} to {most}")
+    return value
+
+
+def _one_of(name: str, value: Any, known: Sequence[str]) -> Any:
+    if value not in known:
+        raise ValueError(f"{name}: found {_told(value)}, expected one of {', '.join(known)}")
+    return value
+
+
+def _told(value: Any) -> str:
+    """A wrong value as an error quotes it, however long it is."""
+    written = repr(value)
+    return written if len(written) <= 60 else f"{written[:60]}…"

@@ -1,0 +1,54 @@
+"""Questions that a correction must not change the answers of: what is in the picture at all?
+
+Asked in probes of the group ``retention`` alone, never trained: whether a category is there, yes and no equally often
+(POPE: Li et al., "Evaluating object hallucination in large vision-language models", arXiv 2305.10355, of which this is
+the random setting). What is not annotated counts as not there, so a "no" is asked only of categories that the
+annotation file knows, and of none that a correction is about.
+"""
+
+from collections.abc import Collection, Iterator
+from random import Random
+
+from finetune.corrective.category_names import Names
+from finetune.corrective.scenes import Language, Question, Scene, either
+
+GROUP = "retention"
+ABSENT_ASKED = 2
+"""Categories that are not there, asked of a picture; the choice of probes evens yes and no out."""
+
+_ASKED: dict[Language, tuple[str, ...]] = {
+    "en": ("{Is} there {a} in the picture?", "Can you see {a} in this picture?"),
+    "zh": ("图中有{a}吗？", "这张图中有没有{a}？"),
+}
+_ANSWERS: dict[Language, tuple[str, str]] = {"en": ("yes", "no"), "zh": ("有", "没有")}
+
+
+def ask(
+    scene: Scene, names: Names, categories: Collection[str], language: Language | None, rng: Random
+) -> Iterator[Question]:
+    """Presence of every category of a picture, and of some that are not in it.
+
+    categories   that may be asked about
+    """
+    there = {thing.category for thing in scene.things}
+    absent = sorted(set(categories) - there - scene.crowds)
+    asked = [*sorted(there & set(categories)), *rng.sample(absent, min(ABSENT_ASKED, len(absent)))]
+    for category in asked:
+        chosen = either(language, rng)
+        name, (yes, no) = names.word(category, chosen), _ANSWERS[chosen]
+        verb = "Are" if name.plural else "Is"
+        seen = category in there
+        yield Question(
+            group=GROUP,
+            topic="presence",
+            form="presence",
+            language=chosen,
+            text=rng.choice(_ASKED[chosen]).format(Is=verb, a=name.a(chosen)),
+            answer=yes if seen else no,
+            label="yes" if seen else "no",
+            against="no" if seen else "yes",
+            foil=no if seen else yes,
+            trained=False,
+            regions={category: scene.boxes_of(category)} if seen else {},
+            phrases={name.bare(chosen): category} if seen else {},
+        )

@@ -1,0 +1,246 @@
+"""Questions about where things are to each other, from their boxes.
+
+Of each pair of things of which there is one each: is the cat on the bench (yes and no equally often, for each
+relation), is it to the left or to the right, on which side, where is the cat, what is on the bench, and "find the cat
+on the bench", whose answer is a box. Which pairs are asked about: ``geometry``; what can carry or hold what: ``names``.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from random import Random
+
+from finetune.corrective.box_relations import OPPOSITE, RELATIONS, holds
+from finetune.corrective.category_names import Name, Names
+from finetune.corrective.scenes import AnnotatedBox, Language, Question, Scene, either, phrases_in
+from finetune.samples.markup import Box as Markup
+
+GROUP, NEIGHBOUR = "spatial-relation", "neighbour"
+
+_PLACES: dict[Language, dict[str, str]] = {
+    "en": {
+        "left of": "to the left of {o}", "right of": "to the right of {o}", "above": "above {o}", "below": "below {o}",
+        "on": "on {o}", "inside": "inside {o}", "next to": "next to {o}",
+    },
+    "zh": {
+        "left of": "{o}的左边", "right of": "{o}的右边", "above": "{o}的上方", "below": "{o}的下方", "on": "{o}上",
+        "inside": "{o}里", "next to": "{o}旁边",
+    },
+}  # fmt: skip
+_WORDS: dict[Language, dict[str, str]] = {
+    "en": {"left of": "left", "right of": "right", **{one: one for one in RELATIONS[2:]}},
+    "zh": {
+        "left of": "左边", "right of": "右边", "above": "上方", "below": "下方", "on": "上", "inside": "里",
+        "next to": "旁边",
+    },
+}  # fmt: skip
+"""The word that says the relation, as it stands in questions and answers."""
+
+_ASKED: dict[Language, dict[str, tuple[str, ...]]] = {
+    "en": {
+        "yes or no": (
+            "{Is} {s} {place} in the picture?", "In this picture, {is} {s} {place}?",
+            "Is it true that {s} {is} {place} in this picture?",
+        ),
+        "left or right": (
+            "In the picture, {is} {s} to the left or to the right of {o}?",
+            "{Is} {s} to the right or to the left of {o} in the picture?",
+        ),
+        "above or below": (
+            "In the picture, {is} {s} above or below {o}?", "{Is} {s} below or above {o} in the picture?",
+        ),
+        "side": ("On which side of {o} {is} {s} in the picture?", "In the picture, on which side of {o} {is} {s}?"),
+        "where": ("Where {is} {s} in the picture?", "In this picture, where {is} {s}?"),
+        "what": ("What is {place} in the picture?", "In this picture, what is {place}?"),
+        "find": (
+            "Find {s} that {is} {place} in the picture.", "In this picture, draw a box around {s} that {is} {place}.",
+        ),
+    },
+    "zh": {
+        "yes or no": ("图中的{s}在{place}吗？", "请看图：{s}在{place}吗？", "图中的{s}在不在{place}？"),
+        "left or right": ("图中的{s}在{o}的左边还是右边？", "从图中看，{s}在{o}的右边还是左边？"),
+        "above or below": ("图中的{s}在{o}的上方还是下方？", "从图中看，{s}在{o}的下方还是上方？"),
+        "side": ("图中的{s}在{o}的哪一边？", "从图中看，{s}在{o}的哪边？"),
+        "where": ("图中的{s}在哪里？", "图中的{s}在什么地方？"),
+        "what": ("图中的{place}有什么？", "请看图：{place}有什么？"),
+        "find": ("请框出图中{place}的{s}。", "请在图中找到{place}的{s}，并把它框出来。"),
+    },
+}  # fmt: skip
+_YES_NO: dict[Language, tuple[str, str]] = {"en": ("yes", "no"), "zh": ("在", "不在")}
+_ANSWERS: dict[Language, dict[str, dict[str, str]]] = {
+    "en": {
+        "left or right": {"left of": "to the left", "right of": "to the right"},
+        "above or below": {"above": "above", "below": "below"},
+        "side": {"left of": "on the left", "right of": "on the right"},
+    },
+    "zh": {
+        "left or right": {"left of": "左边", "right of": "右边"},
+        "above or below": {"above": "上方", "below": "下方"},
+        "side": {"left of": "左边", "right of": "右边"},
+    },
+}  # fmt: skip
+_ELSEWHERE = {"on": "below", "inside": "next to"}
+"""Where a thing is said to be by mistake, by where it is."""
+_UNDER: dict[str, str] = {"below": "{o}下面"}  # of a table, rather than somewhere lower in the picture
+
+
+def ask(
+    scene: Scene, names: Names, relations: Collection[str], language: Language | None, rng: Random
+) -> Iterator[Question]:
+    """Every question about relations that a picture answers without doubt.
+
+    relations   those that are trained; the others are asked in probes of the group ``neighbour``
+    language    None: either, by chance
+    """
+    for subject, thing in scene.pairs():
+        if _alike(names[subject.category], names[thing.category]):
+            continue
+        for relation in RELATIONS:
+            if _may(relation, subject, thing, names):
+                verdict = holds(relation, subject.box, thing.box)
+                if verdict is not None:
+                    pair = _Pair(scene, subject, thing, relation, names, either(language, rng))
+                    for question in pair.questions(verdict, rng):
+                        yield _placed(question, relation in relations)
+
+
+def _placed(question: Question, trained: bool) -> Question:
+    if trained:
+        return question
+    return Question(**{**vars(question), "group": NEIGHBOUR, "trained": False})
+
+
+def _alike(one: Name, other: Name) -> bool:
+    """Does one name stand inside the other? "bear" and "teddy bear", 狗 and 热狗: nobody could tell which is meant."""
+    pairs = ((one.bare("en"), other.bare("en")), (one.zh, other.zh))
+    return any(a in b or b in a for a, b in pairs)
+
+
+def _may(relation: str, subject: AnnotatedBox, thing: AnnotatedBox, names: Names) -> bool:
+    """Can the one be on or in the other at all? Boxes cannot tell that from "in front of"."""
+    if relation == "on":
+        return subject.category in names[thing.category].carries
+    if relation == "inside":
+        return subject.category in names[thing.category].holds
+    return True
+
+
+class _Pair:
+    """A subject, a thing and a relation between them: the questions about it."""
+
+    def __init__(
+        self,
+        scene: Scene,
+        subject: AnnotatedBox,
+        thing: AnnotatedBox,
+        relation: str,
+        names: Names,
+        language: Language,
+    ) -> None:
+        self.scene, self.subject, self.thing, self.relation = scene, subject, thing, relation
+        self.names, self.language = names, language
+        self.name, self.other = (names.word(one.category, language) for one in (subject, thing))
+
+    def questions(self, verdict: bool, rng: Random) -> Iterator[Question]:
+        yes, no = _YES_NO[self.language]
+        answer, foil = (yes, no) if verdict else (no, yes)
+        label, against = ("yes", "no") if verdict else ("no", "yes")
+        yield self._question("yes or no", answer, foil, label, rng, against=against)
+        if not verdict:
+            return
+        if self.relation in OPPOSITE:
+            forms = ("left or right", "side") if "of" in self.relation else ("above or below",)
+            for form in forms:
+                answers = _ANSWERS[self.language][form]
+                right, wrong = answers[self.relation], answers[OPPOSITE[self.relation]]
+                yield self._question(form, right, wrong, self.relation, rng, against=OPPOSITE[self.relation])
+        if self.relation in _ELSEWHERE:
+            where, elsewhere = self._where(self.relation), self._where(_ELSEWHERE[self.relation])
+            yield self._question("where", where, elsewhere, self.relation, rng)
+            other = self._not_there()
+            if other is not None and self.subject.category != "person":  # nobody asks "what" of people
+                right, wrong = self.name.a(self.language), other.a(self.language)
+                yield self._question("what", right, wrong, self.relation, rng)
+        yield self._question("find", self._markup(), None, self.relation, rng, probed=False)
+
+    def _question(
+        self,
+        form: str,
+        answer: str,
+        foil: str | None,
+        label: str,
+        rng: Random,
+        *,
+        against: str | None = None,
+        probed: bool = True,
+    ) -> Question:
+        text = rng.choice(_ASKED[self.language][form]).format(**self._words(form))
+        said = {one.bare(self.language): thing.category for one, thing in self._named()}
+        return Question(
+            group=GROUP,
+            topic=self.relation,
+            form=form,
+            language=self.language,
+            text=text,
+            answer=answer,
+            label=label,
+            foil=foil,
+            against=against,
+            probed=probed,
+            regions={thing.category: (thing.box,) for _, thing in self._named()},
+            phrases=phrases_in(f"{text}\n{answer}", said),
+            relation={
+                "phrase": _WORDS[self.language][self.relation],
+                "subject": self.subject.category,
+                "object": self.thing.category,
+            },
+        )
+
+    def _named(self) -> tuple[tuple[Name, AnnotatedBox], tuple[Name, AnnotatedBox]]:
+        return (self.name, self.subject), (self.other, self.thing)
+
+    def _words(self, form: str) -> Mapping[str, str]:
+        verb = "are" if self.name.plural else "is"
+        return {
+            "s": self.name.the(self.language),
+            "o": self.other.the(self.language),
+            "is": verb,
+            "Is": verb.capitalize(),
+            "place": self._place(self.relation, short=form == "find"),
+        }
+
+    def _place(self, relation: str, *, short: bool = False) -> str:
+        """``short``: 狗左边 of 狗左边的猫, not 狗的左边的猫."""
+        place = _PLACES[self.language][relation]
+        place = place.replace("{o}的", "{o}") if short else place
+        return place.format(o=self.other.the(self.language))
+
+    def _where(self, relation: str) -> str:
+        """An answer to "where": "on the bench", 在长椅上."""
+        if self.language == "en":
+            return self._place(relation)
+        return "在" + _UNDER.get(relation, _PLACES["zh"][relation]).format(o=self.other.the("zh"))
+
+    def _not_there(self) -> Name | None:
+        """A thing of the picture that is certainly not on (in) the object; None where the subject may not be alone
+        there, so that "what is on it" would have several answers."""
+        others = [
+            one
+            for one in self.scene.things
+            if one.category not in (self.subject.category, self.thing.category)
+        ]
+        able = [one for one in others if _may(self.relation, one, self.thing, self.names)]
+        crowd = any(
+            _may(self.relation, AnnotatedBox(one, self.thing.box), self.thing, self.names)
+            for one in self.scene.crowds
+        )
+        away = [one for one in others if holds(self.relation, one.box, self.thing.box) is False]
+        if crowd or not away or any(one not in away for one in able):
+            return None
+        return self.names.word(away[0].category, self.language)
+
+    def _markup(self) -> str:
+        return boxes_markup(self.name.the(self.language), (self.subject.box,), self.scene)
+
+
+def boxes_markup(phrase: str, boxes: Collection[tuple[float, float, float, float]], scene: Scene) -> str:
+    """``<ref>the cat</ref><box>(250,0),(500,500)</box>``, in thousandths of the picture."""
+    return f"<ref>{phrase}</ref>" + "".join(Markup.from_pixels(box, *scene.size).to_markup() for box in boxes)

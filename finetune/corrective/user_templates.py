@@ -1,0 +1,247 @@
+"""A user's own templates: a JSON file of questions about things in pictures, alone or in a relation.
+
+    {"version": 1, "templates": [{
+       "group": "cat-place",
+       "subject": ["cat", "dog"], "relation": "on", "object": ["bench", "couch"],
+       "question": {"en": ["What is {the subject} lying on?"], "zh": ["{subject}趴在什么上面？"]},
+       "answer": {"en": "{a object}", "zh": "{object}"},
+       "foil": {"en": "the floor", "zh": "地板"},
+       "look_at": "object"}]}
+
+subject, object    categories, or "*" for any; there must be one of each in the picture
+relation, object   may both be left out: then the question is about the subject alone
+question           one wording or several, in the languages that there are; answer and foil in the same ones
+look_at            subject or object: where the probe's right answer should look; the subject where it is not said
+{subject} {the subject} {a subject}   its name: cat, the cat, a cat (in Chinese all three are 猫); the same for object
+{box subject}      <ref>the cat</ref><box>...</box>; with a box in its answer a question is trained and never a probe
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from finetune.corrective.box_relations import RELATIONS, holds
+from finetune.corrective.category_names import Names, listed, load_json, unknown_word
+from finetune.corrective.relation_questions import boxes_markup
+from finetune.corrective.scenes import LANGUAGES, AnnotatedBox, Language, Question, Scene, phrases_in
+
+VERSION = 1
+ENDS = ("subject", "object")
+_KEYS = ("group", "subject", "relation", "object", "question", "answer", "foil", "look_at")
+_NEEDED = ("group", "subject", "question", "answer")
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_FORMS = ("", "the ", "a ", "box ")
+
+
+@dataclass(frozen=True)
+class Template:
+    """One template as read. ``subject`` and ``object`` are None for any category."""
+
+    name: str
+    group: str
+    subject: frozenset[str] | None
+    relation: str | None
+    object: frozenset[str] | None
+    question: Mapping[str, tuple[str, ...]]
+    answer: Mapping[str, str]
+    foil: Mapping[str, str] | None
+    look_at: str
+
+    def ask(self, scene: Scene, names: Names, language: Language | None, rng: Random) -> Iterator[Question]:
+        """The template's question about each thing, or pair, of a picture that fits."""
+        languages = [one for one in LANGUAGES if one in self.question and language in (None, one)]
+        for ends in self._fitting(scene):
+            yield _question(self, scene, ends, names, rng.choice(languages), rng)
+
+    def _fitting(self, scene: Scene) -> Iterator[dict[str, AnnotatedBox]]:
+        if self.relation is None:
+            yield from ({"subject": one} for one in scene.single if _fits(one, self.subject))
+            return
+        for one, other in scene.pairs():
+            fits = _fits(one, self.subject) and _fits(other, self.object)
+            if fits and holds(self.relation, one.box, other.box):
+                yield {"subject": one, "object": other}
+
+
+def _fits(thing: AnnotatedBox, categories: frozenset[str] | None) -> bool:
+    return categories is None or thing.category in categories
+
+
+def _question(
+    template: Template,
+    scene: Scene,
+    ends: Mapping[str, AnnotatedBox],
+    names: Names,
+    language: Language,
+    rng: Random,
+) -> Question:
+    words = _Words(scene, ends, names, language)
+
+    def filled(text: str) -> str:
+        return _PLACEHOLDER.sub(lambda match: words[match[1]], text)
+
+    text, answer = filled(rng.choice(template.question[language])), filled(template.answer[language])
+    look_at = ends[template.look_at].category
+    said = {answer: look_at} | {names[one.category].bare(language): one.category for one in ends.values()}
+    first, second = ends["subject"].category, ends.get("object", ends["subject"]).category
+    return Question(
+        group=template.group,
+        topic=template.name,
+        form=template.name,
+        language=language,
+        text=text,
+        answer=answer,
+        label=answer,
+        foil=None if template.foil is None else filled(template.foil[language]),
+        probed="{box " not in template.answer[language],
+        regions={one.category: (one.box,) for one in ends.values()},
+        phrases=phrases_in(f"{text}\n{answer}", said),
+        relation=(
+            None
+            if template.relation is None
+            else {"phrase": template.relation, "subject": first, "object": second}
+        ),
+    )
+
+
+class _Words(Mapping[str, str]):
+    """What placeholders stand for; looked up only where one stands, so that no name is missed that is not needed."""
+
+    def __init__(
+        self, scene: Scene, ends: Mapping[str, AnnotatedBox], names: Names, language: Language
+    ) -> None:
+        self.scene, self.ends, self.names, self.language = scene, ends, names, language
+
+    def __getitem__(self, placeholder: str) -> str:
+        """``"the subject"`` → ``"the cat"``."""
+        form, _, end = placeholder.rpartition(" ")
+        thing = self.ends[end]
+        name = self.names.word(thing.category, self.language)
+        if form == "box":
+            return boxes_markup(name.the(self.language), (thing.box,), self.scene)
+        return {"": name.bare, "the": name.the, "a": name.a}[form](self.language)
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{form}{end}" for end in self.ends for form in _FORMS)
+
+    def __len__(self) -> int:
+        return len(self.ends) * len(_FORMS)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_templates(path: Path, categories: Collection[str], language: Language | None) -> list[Template]:
+    """Read a template file.
+
+    categories   that the annotations have
+    language     that is to be asked in; None: either
+
+    Raises ValueError with every fault: which template and field, found, expected.
+    """
+    content = load_json(path)
+    entries = content.get("templates") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or content.get("version") != VERSION or not isinstance(entries, list):
+        raise ValueError(f'{path}: expected {{"version": {VERSION}, "templates": [...]}}')
+    if not entries:
+        raise ValueError(f"{path}: templates: found none, expected at least one")
+    faults = [
+        f"templates[{index}]{fault}"
+        for index, entry in enumerate(entries)
+        for fault in _faults(entry, categories, language)
+    ]
+    if faults:
+        raise ValueError(listed(path, faults))
+    return [_template(f"{path.stem}-{index}", entry) for index, entry in enumerate(entries)]
+
+
+def _template(name: str, entry: Mapping[str, Any]) -> Template:
+    def categories(key: str) -> frozenset[str] | None:
+        value = entry.get(key, "*")
+        return None if value == "*" else frozenset(value)
+
+    wordings = {
+        one: (text,) if isinstance(text, str) else tuple(text) for one, text in entry["question"].items()
+    }
+    return Template(
+        name,
+        entry["group"],
+        categories("subject"),
+        entry.get("relation"),
+        categories("object"),
+        wordings,
+        entry["answer"],
+        entry.get("foil"),
+        entry.get("look_at", "subject"),
+    )
+
+
+def _faults(entry: Any, categories: Collection[str], language: Language | None) -> Iterator[str]:
+    if not isinstance(entry, dict):
+        yield f": expected an object with {', '.join(_NEEDED)}, found {entry!r:.80}"
+        return
+    for key in sorted(set(entry) - set(_KEYS)):
+        yield f".{key}: unknown, expected {', '.join(_KEYS)}"
+    for key in _NEEDED:
+        if not entry.get(key):
+            yield f".{key}: missing"
+    if "group" in entry and (not isinstance(entry["group"], str) or not entry["group"].strip()):
+        yield f".group: found {entry['group']!r}, expected text"
+    for end in ENDS:
+        yield from _category_faults(end, entry.get(end, "*"), categories)
+    if ("relation" in entry) != ("object" in entry):
+        yield ": relation and object belong together; give both, or neither for a question about the subject alone"
+    if "relation" in entry and entry["relation"] not in RELATIONS:
+        yield f".relation: found {entry['relation']!r}, expected one of {', '.join(RELATIONS)}"
+    ends = ENDS if "object" in entry else ENDS[:1]
+    if entry.get("look_at", "subject") not in ends:
+        yield f".look_at: found {entry['look_at']!r}, expected {' or '.join(ends)}"
+    if entry.get("question") and entry.get("answer"):
+        yield from _text_faults(entry, ends, language)
+
+
+def _category_faults(end: str, value: Any, categories: Collection[str]) -> Iterator[str]:
+    if value == "*":
+        return
+    if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+        yield f'.{end}: found {value!r:.80}, expected a list of categories, or "*"'
+        return
+    for one in value:
+        if one not in categories:
+            yield f".{end}: {unknown_word(one, categories)}"
+
+
+def _text_faults(entry: Mapping[str, Any], ends: Collection[str], language: Language | None) -> Iterator[str]:
+    question = entry["question"]
+    if not isinstance(question, dict) or not set(question) <= set(LANGUAGES):
+        yield f'.question: found {question!r:.80}, expected {{"en": ..., "zh": ...}}'
+        return
+    if language is not None and language not in question:
+        yield f".question: found none in {language!r}, and --language {language} asks in that alone"
+    allowed = {f"{form}{end}" for end in ends for form in _FORMS}
+    for key in ("question", "answer", "foil"):
+        texts = entry.get(key)
+        if texts is None:
+            continue
+        if not isinstance(texts, dict) or set(texts) != set(question):
+            yield f".{key}: found {texts!r:.80}, expected text in the languages of question: {', '.join(question)}"
+            continue
+        for one, text in texts.items():
+            yield from _wording_faults(f".{key}.{one}", text, allowed, several=key == "question")
+
+
+def _wording_faults(at: str, text: Any, allowed: Collection[str], *, several: bool) -> Iterator[str]:
+    wordings = text if several and isinstance(text, list) else [text]
+    if not wordings or not all(isinstance(one, str) and one.strip() for one in wordings):
+        yield f"{at}: found {text!r:.80}, expected text" + (" or a list of it" if several else "")
+        return
+    for wording in wordings:
+        for placeholder in _PLACEHOLDER.findall(wording):
+            if placeholder not in allowed:
+                shown = ", ".join(f"{{{one}}}" for one in sorted(allowed))
+                yield f"{at}: found {{{placeholder}}} in {wording!r}, expected one of {shown}"

@@ -1,0 +1,1 @@
+"""Conversations → batches: mixture, lengths, schedule, packing, dataset."""

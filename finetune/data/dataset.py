@@ -1,0 +1,461 @@
+"""Dataset and collator: conversations → encoded samples → batches."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, cast, overload
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from finetune.data.lengths import IGNORED, Lengths, count, faults_of, faults_text, measure, shrink
+from finetune.data.mixture import Mixture, Source
+from finetune.data.schedule import Row
+from finetune.families.base import Encoded, Family, encode_for_training, joined_media
+from finetune.samples.conversation import Conversation, ImageRef, Turn, VideoRef
+from finetune.samples.listing import shown
+
+MOST_NAMES_SHOWN = 20
+
+OnBadSample = Literal["error", "drop", "shrink"]
+
+
+class Sample(NamedTuple):
+    """One item of the dataset.
+
+    number    its place in the dataset
+    encoded   the conversation as the model reads it
+    source    which of the mixture's sources it comes from
+    """
+
+    number: int
+    encoded: Encoded
+    source: int = 0
+
+
+class Fault(NamedTuple):
+    """A sample that could not be read: its place in the dataset, and what is wrong with it."""
+
+    number: int
+    message: str
+
+
+class ConversationDataset(Dataset[Sample]):
+    """Conversations of a mixture, encoded when asked for: images are decoded in the data loader's workers.
+
+    conversations   all sources, one after another
+    lengths         tokens of each, known before training; None with streaming, where nothing is counted ahead
+    mixture         the sources, and the order of an epoch
+    source_of       Int[samples], which source each comes from
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        lengths: Lengths | None,
+        processor: Any,
+        family: Family,
+        *,
+        max_length: int,
+        on_bad_sample: OnBadSample,
+    ) -> None:
+        assert lengths is None or len(lengths.tokens) == len(mixture.conversations)
+        self.mixture, self.conversations, self.lengths = mixture, mixture.conversations, lengths
+        self.source_of = mixture.source_of  # the mixture makes it anew each time
+        self.processor, self.family = processor, family
+        self.max_length, self.on_bad_sample = max_length, on_bad_sample
+
+    def __len__(self) -> int:
+        return len(self.conversations)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Raises ValueError that names the sample where it cannot be read, and with streaming where it is too long."""
+        conversation = self.conversations[index]
+        try:
+            encoded = encode_for_training(self.family, self.processor, conversation)
+        except ValueError as error:
+            raise ValueError(f"{conversation.source}: {error}") from error
+        if self.lengths is None:
+            encoded = self._fitting(conversation, encoded)
+        elif len(encoded.input_ids) != self.lengths.tokens[index]:
+            raise ValueError(
+                f"{conversation.source}: found {len(encoded.input_ids)} tokens, expected "
+                f"{self.lengths.tokens[index]} as counted before training; its file or its pictures have changed since"
+            )
+        return Sample(index, encoded, int(self.source_of[index]))
+
+    def _fitting(self, conversation: Conversation, encoded: Encoded) -> Encoded:
+        """What ``build_dataset`` checks ahead, for one sample."""
+        if not (encoded.labels[1:] != IGNORED).any():
+            raise ValueError(f"{conversation.source}: no token to learn")
+        if len(encoded.input_ids) <= self.max_length:
+            return encoded
+        if self.on_bad_sample == "shrink":
+            smaller = shrink(conversation, self.processor, self.family, self.max_length)
+            if smaller is not None:
+                return encode_for_training(self.family, self.processor, smaller)
+        raise ValueError(
+            f"{_weight(conversation, len(encoded.input_ids))}, over --model_max_length {self.max_length}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is let in
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def build_dataset(
+    mixture: Mixture | Sequence[Conversation],
+    processor: Any,
+    family: Family,
+    *,
+    max_length: int,
+    on_bad_sample: OnBadSample,
+    streaming: bool = False,
+    workers: int | None = None,
+    say: Callable[[str], None] = print,
+) -> ConversationDataset:
+    """Count every sample's tokens, and let none in that is longer than ``max_length``: a sample is never cut.
+
+    mixture         plain conversations are a mixture of one source
+    on_bad_sample   too long samples are an error, left out ("drop"), or their pictures are made smaller ("shrink")
+    streaming       nothing is counted ahead; samples are checked when it is their turn
+    workers         processes that count; None: as many as there are cores for
+
+    Samples that the family cannot read, and those without a token to learn, are an error or left out in the same way.
+
+    Raises ValueError with the counts and the samples' names where one stays too long or cannot be read, or where a
+    source has none left.
+    """
+    mixed = mixture if isinstance(mixture, Mixture) else Mixture([Source("all", mixture, "base")], 0)
+    lengths = None
+    if not streaming:
+        fit = Fitting(processor, family, max_length, on_bad_sample, say)
+        counted = [
+            count(one.conversations, processor, family, workers=workers, say=say) for one in mixed.sources
+        ]
+        sources, parts = zip(*fit.sources(mixed.sources, counted), strict=True)
+        lengths = Lengths(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        mixed = Mixture(sources, mixed.seed)
+    return ConversationDataset(
+        mixed, lengths, processor, family, max_length=max_length, on_bad_sample=on_bad_sample
+    )
+
+
+class Selected(Sequence[Conversation]):
+    """Some of the conversations, in their order, some of them in another form.
+
+    kept      Int[samples]: which
+    changed   place in ``conversations`` → what stands there instead
+    """
+
+    def __init__(
+        self,
+        conversations: Sequence[Conversation],
+        kept: Int[np.ndarray, "samples"],
+        changed: Mapping[int, Conversation],
+    ) -> None:
+        self.conversations, self.kept, self.changed = conversations, kept, changed
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Conversation]: ...
+    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        place = int(self.kept[index])
+        return self.changed[place] if place in self.changed else self.conversations[place]
+
+
+class Fitting(NamedTuple):
+    """How samples over the length are dealt with."""
+
+    processor: Any
+    family: Family
+    max_length: int
+    on_bad_sample: OnBadSample
+    say: Callable[[str], None]
+
+    def sources(
+        self, given: Sequence[Source], counted: Sequence[Lengths]
+    ) -> Iterator[tuple[Source, Lengths]]:
+        """Each source with the samples that fit, and their lengths."""
+        pairs = [self._readable(source, lengths) for source, lengths in zip(given, counted, strict=True)]
+        changed: list[dict[int, Conversation]] = [
+            self._shrunk(source, lengths) if self.on_bad_sample == "shrink" else {}
+            for source, lengths in pairs
+        ]
+        long = [
+            [i for i in np.flatnonzero(lengths.tokens > self.max_length).tolist() if i not in smaller]
+            for (_, lengths), smaller in zip(pairs, changed, strict=True)
+        ]
+        if any(long):
+            self._tell(pairs, long)
+        for (source, lengths), smaller, left_out in zip(pairs, changed, long, strict=True):
+            yield self._selected(source, lengths, smaller, left_out)
+
+    def _readable(self, source: Source, lengths: Lengths) -> tuple[Source, Lengths]:
+        """The source without what this model cannot read. Raises ValueError where such samples are not dropped."""
+        faults = faults_of(source.conversations, lengths, self.processor, self.family)
+        if not faults:
+            return source, lengths
+        message = faults_text(faults, len(lengths.tokens))
+        if self.on_bad_sample != "drop":
+            raise ValueError(f"{message}\ncorrect them, or leave them out: --on_bad_sample drop")
+        if len(faults) == len(lengths.tokens):
+            raise ValueError(f"{message}\n{source.name}: no sample is left")
+        self.say(f"{message}\nleft out, as --on_bad_sample drop says")
+        return self._selected(source, lengths, {}, [*faults])
+
+    def _shrunk(self, source: Source, lengths: Lengths) -> dict[int, Conversation]:
+        """Those that fit with smaller pictures."""
+        found = {}
+        for i in np.flatnonzero(lengths.tokens > self.max_length).tolist():
+            smaller = shrink(source.conversations[i], self.processor, self.family, self.max_length)
+            if smaller is not None:
+                found[i] = smaller
+        if found:
+            self.say(
+                f"{source.name}: the pictures of {len(found):,} of {len(lengths.tokens):,} samples are made smaller, "
+                f"so that these fit --model_max_length {self.max_length}"
+            )
+        return found
+
+    def _tell(self, pairs: Sequence[tuple[Source, Lengths]], long: Sequence[Sequence[int]]) -> None:
+        """Raise what is too long, or say what is left out."""
+        too_long, samples = sum(map(len, long)), sum(len(lengths.tokens) for _, lengths in pairs)
+        names = [
+            _weight(source.conversations[i], int(lengths.tokens[i]))
+            for (source, lengths), several in zip(pairs, long, strict=True)
+            for i in several[:MOST_NAMES_SHOWN]
+        ]
+        names += [""] * (too_long - len(names))  # counted, never shown
+        message = "\n".join(
+            [
+                f"{too_long:,} of {samples:,} samples are over --model_max_length {self.max_length}; "
+                "cutting them could cut through an image",
+                *shown(names, MOST_NAMES_SHOWN),
+            ]
+        )
+        if self.on_bad_sample == "error":
+            raise ValueError(
+                f"{message}\nraise --model_max_length, shorten them, or leave them out: --on_bad_sample drop"
+            )
+        if self.on_bad_sample == "shrink":
+            raise ValueError(
+                f"{message}\nthey stay too long with the smallest pictures; raise --model_max_length, or leave them "
+                "out: --on_bad_sample drop"
+            )
+        self.say(f"{message}\nleft out, as --on_bad_sample drop says")
+
+    def _selected(
+        self, source: Source, lengths: Lengths, smaller: Mapping[int, Conversation], left_out: Sequence[int]
+    ) -> tuple[Source, Lengths]:
+        if not smaller and not left_out:
+            return source, lengths
+        kept = np.setdiff1d(np.arange(len(lengths.tokens)), left_out)
+        if not len(kept):
+            raise ValueError(
+                f"{source.name}: no sample is left: all {len(lengths.tokens)} are over --model_max_length "
+                f"{self.max_length}"
+            )
+        if smaller:
+            anew = measure(list(smaller.values()), self.processor, self.family, say=self.say)
+            columns = [column.copy() for column in lengths]
+            for column, values in zip(columns, anew, strict=True):
+                column[list(smaller)] = values
+            lengths = Lengths(*columns)
+        chosen = Selected(source.conversations, kept, dict(smaller))
+        return source._replace(conversations=chosen), Lengths(*(column[kept] for column in lengths))
+
+
+def _weight(conversation: Conversation, tokens: int) -> str:
+    videos = sum(isinstance(ref, VideoRef) for ref in conversation.media)
+    images = len(conversation.media) - videos
+    also = f", {videos} video{'' if videos == 1 else 's'}" if videos else ""
+    return f"{conversation.source}: {tokens} tokens, {images} image{'' if images == 1 else 's'}{also}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Rows(Dataset[list[Sample | Fault]]):
+    """What the data loader asks for: the samples of a row. One that cannot be read is told, not raised: a worker's
+    exception would reach the trainer as a traceback, and without the others of its batch."""
+
+    def __init__(self, dataset: ConversationDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: Row) -> list[Sample | Fault]:
+        return [self._sample(index) for index in row]
+
+    def _sample(self, index: int) -> Sample | Fault:
+        try:
+            return self.dataset[index]
+        except ValueError as error:
+            return Fault(index, str(error))
+
+
+class Collator:
+    """Rows of samples → one batch, padded on the right to its longest row.
+
+    input_ids       Int[batch, tokens], padding has ``pad_id``
+    labels          Int[batch, tokens], -100 where not trained on, padding and the first token of a sample included
+    attention_mask  Int[batch, tokens], 0 on padding. It comes from the lengths, not from the ids: a ``pad_id``
+                    that a text contains is seen. Packed rows have what ``Family.packed`` gives instead
+    and the family's further values of each token, and its media, joined on their first axis in the order of the batch
+
+    about           what the trainer wants to know, and no model:
+        samples     Int[samples], their numbers in the dataset, so that a broken batch can be named
+        sample_sources   Int[samples], the source of each of them
+        sources     Int[batch, tokens], the source of each token
+        kept        Int[positions], where in any row a token stands whose successor is trained: at least one
+        pictures    Int[], how many there are, a blank one not counted
+        faults      number in the dataset → what is wrong, of the samples that could not be read
+
+    pad_id          of padding
+    blank           ``Family.blank``: the row of a batch that has no sample (the last of an epoch, of more processes
+                    than samples), and what follows a batch without pictures
+    blank_pictures  let a blank picture follow where a batch has none, so that every process computes the same modules
+    blank_video     and this a batch without videos: the tower has a call of its own for them
+    packed          ``Family.packed`` for the model, where rows hold several samples; None: one sample a row
+    """
+
+    def __init__(
+        self,
+        pad_id: int,
+        blank: Encoded,
+        *,
+        blank_pictures: bool = False,
+        blank_video: Encoded | None = None,
+        packed: Callable[[Sequence[Encoded]], Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        self.pad_id, self.blank, self.packed = pad_id, blank, packed
+        self.must_have = [blank] * blank_pictures + ([] if blank_video is None else [blank_video])
+
+    def __call__(self, rows: Sequence[Sequence[Sample | Fault]]) -> dict[str, Any]:
+        read = [[one for one in row if isinstance(one, Sample)] for row in rows]
+        read = [row for row in read if row]
+        pieces = self._with_blank([[sample.encoded for sample in row] for row in read])
+        labels = _pad([_joined([_predictable(one.labels) for one in row]) for row in pieces], IGNORED)
+        batch: dict[str, Any] = {
+            "input_ids": _pad([_ids(row) for row in pieces], self.pad_id),
+            "labels": labels,
+        }
+        batch |= self._apart(pieces) | _per_token(pieces) | _media(pieces)
+        samples = [sample for row in read for sample in row]
+        batch["about"] = {
+            "samples": torch.tensor([sample.number for sample in samples], dtype=torch.long),
+            "sample_sources": torch.tensor([sample.source for sample in samples], dtype=torch.long),
+            "sources": _sources(read, labels.shape),
+            "kept": _kept(labels),
+            "pictures": torch.tensor(sum(len(sample.encoded.images) for sample in samples)),
+            "faults": {one.number: one.message for row in rows for one in row if isinstance(one, Fault)},
+        }
+        return batch
+
+    def _with_blank(self, pieces: list[list[Encoded]]) -> list[list[Encoded]]:
+        if not pieces:
+            return [self.must_have or [self.blank]]
+        for blank in self.must_have:
+            if not any(blank.media.keys() & one.media.keys() for row in pieces for one in row):
+                shortest = min(range(len(pieces)), key=lambda i: _length(pieces[i]))
+                pieces = [[*row, blank] if i == shortest else row for i, row in enumerate(pieces)]
+        return pieces
+
+    def _apart(self, pieces: Sequence[Sequence[Encoded]]) -> dict[str, Tensor]:
+        """What tells text from padding, and samples from each other."""
+        if self.packed is None:
+            return {"attention_mask": _pad([np.ones_like(_ids(row)) for row in pieces], 0)}
+        longest = max(map(_length, pieces))
+        # Padding is a sample of its own: nobody sees it, and it sees nobody.
+        filled = [[*row, *self._padding(longest - _length(row), row[0])] for row in pieces]
+        parts = [self.packed(row) for row in filled]
+        return {name: torch.cat([part[name] for part in parts], dim=-2) for name in parts[0]}
+
+    def _padding(self, length: int, like: Encoded) -> list[Encoded]:
+        if not length:
+            return []
+        ids = np.full(length, self.pad_id)
+        kinds = {name: np.zeros(length, np.int64) for name in like.per_token}
+        return [Encoded(ids, np.full(length, IGNORED), (), per_token=kinds)]
+
+
+def blank_video(family: Family, processor: Any) -> Encoded | None:
+    """A short sequence with the smallest video, no label trained; None where the family reads no videos."""
+    still = ImageRef("blank", cast(Any, Image.new("RGB", (8, 8))), size_pixels=(8, 8))
+    video = VideoRef("blank", (0.0,), frames=(still,), size_pixels=(8, 8), max_pixels=1)
+    try:
+        found = family.encode(processor, Conversation((Turn("user", (video,)),)))
+    except ValueError:  # what reads pictures alone refuses every video
+        return None
+    return replace(found, labels=np.full_like(found.labels, IGNORED))
+
+
+def _length(row: Sequence[Encoded]) -> int:
+    return sum(len(one.input_ids) for one in row)
+
+
+def _ids(row: Sequence[Encoded]) -> Int[np.ndarray, "tokens"]:
+    return _joined([one.input_ids for one in row])
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays)
+
+
+def _per_token(pieces: Sequence[Sequence[Encoded]]) -> dict[str, Tensor]:
+    """The family's further values of each token: all samples have the same ones."""
+    names = {frozenset(one.per_token) for row in pieces for one in row}
+    assert len(names) == 1, (
+        f"samples of one batch differ in what their tokens have: {sorted(map(sorted, names))}"
+    )
+    (found,) = names
+    return {
+        name: _pad([_joined([one.per_token[name] for one in row]) for row in pieces], 0)
+        for name in sorted(found)
+    }
+
+
+def _media(pieces: Sequence[Sequence[Encoded]]) -> dict[str, Tensor]:
+    return joined_media([one for row in pieces for one in row])
+
+
+def _sources(read: Sequence[Sequence[Sample]], shape: torch.Size) -> Int[Tensor, "batch tokens"]:
+    sources = torch.zeros(shape, dtype=torch.long)
+    for i, row in enumerate(read):
+        start = 0
+        for sample in row:
+            end = start + len(sample.encoded.input_ids)
+            sources[i, start:end] = sample.source
+            start = end
+    return sources
+
+
+def _kept(labels: Int[Tensor, "batch tokens"]) -> Int[Tensor, "positions"]:
+    kept = (labels[:, 1:] != IGNORED).any(0).nonzero()[:, 0]
+    return kept if len(kept) else torch.zeros(1, dtype=torch.long)
+
+
+def _predictable(labels: np.ndarray) -> np.ndarray:
+    """Nothing predicts the first token. Masked, it isn't counted when the loss is divided by its tokens."""
+    return np.concatenate([[IGNORED], labels[1:]])
+
+
+def _pad(rows: Sequence[np.ndarray], value: int) -> Int[Tensor, "batch tokens"]:
+    padded = torch.full((len(rows), max(map(len, rows))), value, dtype=torch.long)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = torch.from_numpy(np.asarray(row))
+    return padded

@@ -1,0 +1,353 @@
+"""A conversation through the model's own chat template: ids, labels, and where each turn's content lies.
+
+The template is given marks in place of the words, so what it writes and what people wrote stay apart: its control
+tokens become control tokens, theirs stay text, and an answer is known by where it was put, not by searching for it.
+
+    template   <|im_start|>user\\n⟨open 0⟩⟨piece 0⟩<|vision_start|><|image_pad|><|vision_end|>⟨close 0⟩<|im_end|>\\n
+    pieces     0: "what is it?"
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jinja2 import TemplateError
+
+from finetune.samples.conversation import Role
+
+IGNORED = -100
+_EDGE = "\ufdd0"  # a noncharacter of Unicode: no template writes it or treats it in a way of its own
+_MARK = re.compile(f"{_EDGE}(open|close|piece) (\\d+){_EDGE}")
+
+
+class Control(str):
+    """A control token that is meant as one; in a plain string the same characters are words."""
+
+
+class Picture(NamedTuple):
+    """The place of a picture or a video, and how many tokens it takes.
+
+    kind   what the template calls it: "image", or "video" where it is the template that says where a video goes
+    """
+
+    tokens: int
+    kind: str = "image"
+
+
+class Slots(NamedTuple):
+    """A control token many times over, written as it is, past the template: the place of a video, or of a frame."""
+
+    token: str
+    tokens: int
+
+
+Piece = str | Control | Picture | Slots
+
+
+class Chat(NamedTuple):
+    """input_ids, labels  of equal length; labels are -100 but for answers and the token that ends each
+    turn_spans         (start, end) of each turn's content, its pictures' frames included
+    image_starts       index of the first token of each picture and video, and of each ``Slots``, in order of tokens"""
+
+    input_ids: list[int]
+    labels: list[int]
+    turn_spans: list[tuple[int, int]]
+    image_starts: list[int]
+
+
+def encode_chat(
+    processor: Any,
+    turns: Sequence[tuple[Role, Sequence[Piece]]],
+    *,
+    image_token: str,
+    end_of_turn: str,
+    video_token: str | None = None,
+    add_generation_prompt: bool = False,
+) -> Chat:
+    """Ids as ``apply_chat_template`` and the tokenizer give them, for words without control tokens.
+
+    An answer is cut from its header before byte-pair merging, as it is in generation: after a prompt that ends in a
+    line break, an answer that begins with one has a token of its own for it.
+
+    image_token   what the template writes for a picture; it is repeated
+    video_token   and for a video, where its place is the template's to say
+    end_of_turn   what ends an answer, and is learned with it
+
+    Raises ValueError where the template refuses the conversation, leaves something of it out, or does not end an
+    answer with ``end_of_turn``.
+    """
+    pieces = [piece for _, content in turns for piece in content if not isinstance(piece, Picture)]
+    pictures = [piece for _, content in turns for piece in content if isinstance(piece, Picture)]
+    writer = _Writer(processor.tokenizer)
+    used = list[int]()
+    shown = {image_token: iter([one for one in pictures if one.kind == "image"])}
+    if video_token is not None:
+        shown[video_token] = iter([one for one in pictures if one.kind == "video"])
+    for kind, value in _parsed(processor, turns, add_generation_prompt):
+        if kind == "piece":
+            used.append(int(value))
+            writer.piece(pieces[int(value)])
+        elif kind in ("open", "close"):
+            writer.mark(kind, int(value), alone=turns[int(value)][0] == "assistant")
+        elif kind == "control" and value in shown:
+            writer.slots(Slots(value, next(shown[value], Picture(0)).tokens))
+        else:
+            writer.write(Control(value) if kind == "control" else value)
+    writer.flush()
+    places = len(pictures) + sum(isinstance(piece, Slots) for piece in pieces)
+    _check_complete(turns, writer, used == [*range(len(pieces))], places)
+    spans = [(writer.places["open", i], writer.places["close", i]) for i in range(len(turns))]
+    return Chat(writer.ids, _labels(processor, turns, writer.ids, spans, end_of_turn), spans, writer.images)
+
+
+class _Writer:
+    """Ids of what is written, byte-pair merged from one control token to the next.
+
+    ids      so far
+    images   the first place of each picture and of each ``Slots``
+    places   the token at which each mark lies
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.images: list[int] = []
+        self.places: dict[tuple[str, int], int] = {}
+        self._text = ""
+        self._marks: list[tuple[str, int, int]] = []
+
+    def write(self, piece: str) -> None:
+        if isinstance(piece, Control):
+            self.flush()
+            self.ids.append(self._id(piece))
+        else:
+            self._text += piece
+
+    def piece(self, piece: str | Slots) -> None:
+        if isinstance(piece, Slots):
+            self.slots(piece)
+        else:
+            self.write(piece)
+
+    def slots(self, slots: Slots) -> None:
+        self.flush()
+        self.images.append(len(self.ids))
+        self.ids += [self._id(slots.token)] * slots.tokens
+
+    def mark(self, kind: str, turn: int, *, alone: bool) -> None:
+        """Note this place, "open" or "close" of a turn; ``alone``: no token may reach across it."""
+        if alone:
+            self.flush()
+        self._marks.append((kind, turn, len(self._text)))
+
+    def flush(self) -> None:
+        before, starts, ends = len(self.ids), list[int](), list[int]()
+        if self._text:
+            # Control tokens in people's words are split: they are text.
+            read = self.tokenizer(
+                self._text,
+                add_special_tokens=False,
+                split_special_tokens=True,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
+            self.ids += read["input_ids"]
+            starts, ends = [list(side) for side in zip(*read["offset_mapping"], strict=True)]
+        for kind, turn, at in self._marks:
+            place = bisect_right(ends, at) if kind == "open" else bisect_left(starts, at)
+            self.places[kind, turn] = before + place
+        self._text, self._marks = "", []
+
+    def _id(self, token: str) -> int:
+        found = _controls(self.tokenizer, len(self.tokenizer)).ids.get(str(token))
+        if found is None:
+            raise ValueError(
+                f"the tokenizer has no control token {str(token)!r}, which this family's chats need"
+            )
+        return found
+
+
+class _Controls(NamedTuple):
+    """A tokenizer's control tokens, by name, and a pattern that finds them and our marks."""
+
+    ids: dict[str, int]
+    pattern: re.Pattern[str]
+
+
+@functools.lru_cache(maxsize=8)
+def _controls(tokenizer: Any, size: int) -> _Controls:
+    """size   of the vocabulary: tokens may be added later"""
+    ids = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    names = "|".join(re.escape(name) for name in sorted(ids, key=len, reverse=True))
+    return _Controls(ids, re.compile(f"({_MARK.pattern}|{names})" if names else f"({_MARK.pattern})"))
+
+
+def control_tokens(tokenizer: Any) -> Mapping[str, int]:
+    """A tokenizer's control tokens and their ids."""
+    return _controls(tokenizer, len(tokenizer)).ids
+
+
+def _parsed(
+    processor: Any, turns: Sequence[tuple[Role, Sequence[Piece]]], add_generation_prompt: bool
+) -> Iterator[tuple[str, str]]:
+    """What the template writes: ("text", …), ("control", token), ("open" | "close", turn), ("piece", number)."""
+    rendered = _rendered(processor, turns, add_generation_prompt)
+    position = 0
+    for match in _controls(processor.tokenizer, len(processor.tokenizer)).pattern.finditer(rendered):
+        if match.start() > position:
+            yield "text", rendered[position : match.start()]
+        yield (match[2], match[3]) if match[2] else ("control", match[0])
+        position = match.end()
+    yield "text", rendered[position:]
+
+
+def _rendered(
+    processor: Any, turns: Sequence[tuple[Role, Sequence[Piece]]], add_generation_prompt: bool
+) -> str:
+    numbers = itertools.count()
+    messages = []
+    for index, (role, content) in enumerate(turns):
+        parts = [
+            {"type": piece.kind} if isinstance(piece, Picture) else _text(f"piece {next(numbers)}")
+            for piece in content
+        ]
+        messages.append({"role": role, "content": [_text(f"open {index}"), *parts, _text(f"close {index}")]})
+    try:
+        return processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except TemplateError as error:
+        raise ValueError(f"the model's chat template refuses the conversation: {error}") from error
+
+
+def _text(mark: str) -> dict[str, str]:
+    return {"type": "text", "text": f"{_EDGE}{mark}{_EDGE}"}
+
+
+def _check_complete(
+    turns: Sequence[tuple[Role, Sequence[Piece]]], writer: _Writer, in_order: bool, pictures: int
+) -> None:
+    missing = [
+        f"turn {i} ({role})"
+        for i, (role, _) in enumerate(turns)
+        if not {("open", i), ("close", i)} <= writer.places.keys()
+    ]
+    if missing or not in_order:
+        raise ValueError(
+            f"the model's chat template leaves out {', '.join(missing) or 'some of the words'}, or puts them "
+            "elsewhere; expected every turn, in order: put a template that does so into the model's folder "
+            "(chat_template.jinja)"
+        )
+    if len(writer.images) != pictures:
+        raise ValueError(
+            f"the model's chat template has places for {len(writer.images)} of {pictures} pictures, expected one "
+            "for each"
+        )
+
+
+def _labels(
+    processor: Any,
+    turns: Sequence[tuple[Role, Sequence[Piece]]],
+    ids: Sequence[int],
+    spans: Sequence[tuple[int, int]],
+    end_of_turn: str,
+) -> list[int]:
+    labels = [IGNORED] * len(ids)
+    end_id = _controls(processor.tokenizer, len(processor.tokenizer)).ids.get(end_of_turn)
+    for index, ((role, _), (start, end)) in enumerate(zip(turns, spans, strict=True)):
+        if role != "assistant":
+            continue
+        if end == len(ids) or ids[end] != end_id:
+            found = "nothing" if end == len(ids) else repr(processor.tokenizer.decode([ids[end]]))
+            raise ValueError(
+                f"the model's chat template writes {found} after turn {index} (assistant), expected {end_of_turn!r}, "
+                "which ends an answer"
+            )
+        labels[start : end + 1] = ids[start : end + 1]
+    return labels
+
+
+_ANSWER, _END = "\ufdd1", "\ufdd2"  # noncharacters of Unicode: no template writes them
+
+
+def end_of_answers(processor: Any) -> str:
+    """The control token that a chat template writes after an answer (``<|im_end|>``, ``<|eot_id|>``); where it writes
+    none, the tokenizer's own end (``</s>``)."""
+    asked = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+    answered = {"role": "assistant", "content": [{"type": "text", "text": _END}]}
+    written = processor.apply_chat_template([asked, answered], tokenize=False)
+    found = re.match(rf"\s*({_control_names(processor.tokenizer)})", written.partition(_END)[2])
+    return processor.tokenizer.eos_token if found is None else found[1]
+
+
+def _control_names(tokenizer: Any) -> str:
+    """A pattern that finds any of them, the longest first."""
+    return "|".join(map(re.escape, sorted(control_tokens(tokenizer), key=len, reverse=True)))
+
+
+class TurnByTurn:
+    """A processor whose chat template is read as the model was trained, where the published template is not quite.
+
+    - It is given the pictures of a turn first, as LLaVA was trained, and the words in one piece: the templates put
+      pictures first too, and a space or a line break at each piece of words, of which nothing was in training.
+    - What stands before an answer is what stands before it in generation. LLaVA-OneVision's template writes
+      "assistant \\n" there, and "assistant\\n" as the prompt; LLaVA-1.5's "ASSISTANT: " and "ASSISTANT:".
+    - An answer ends with ``end_of_turn``. LLaVA-1.5's template leaves it out: who learns from it never learns to stop.
+    - A tokenizer's first token (``<s>``) comes first.
+    """
+
+    def __init__(self, processor: Any, end_of_turn: str) -> None:
+        self.processor, self.end_of_turn = processor, end_of_turn
+        self.tokenizer = processor.tokenizer
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], *, tokenize: bool, add_generation_prompt: bool
+    ) -> str:
+        """What the template writes, turn by turn. Raises ValueError where a turn changes what was before it."""
+        assert not tokenize
+        first = self.tokenizer("")["input_ids"]
+        written, before = self.tokenizer.decode(first), ""
+        joined = [self._joined(message) for message in messages]
+        for index, message in enumerate(joined):
+            through = self._rendered(joined[: index + 1])
+            if not through.startswith(before):
+                raise ValueError(
+                    f"the model's chat template writes the turns before turn {index} ({message['role']}) otherwise "
+                    "when it comes after them; expected one turn after the other"
+                )
+            part = through[len(before) :].removeprefix(written if index == 0 else "")
+            if message["role"] == "assistant":
+                prompt = self._rendered(joined[:index], add_generation_prompt=True)[len(before) :]
+                part = self._answer(part, prompt if index else part.partition(_ANSWER)[0])
+            written, before = written + part, through
+        if add_generation_prompt:
+            written += self._rendered(joined, add_generation_prompt=True)[len(before) :]
+        return written
+
+    def _rendered(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False) -> str:
+        if not messages:
+            return ""
+        return self.processor.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+    def _joined(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The turn's pictures, then its words as they were written, in one piece."""
+        pictures = [part for part in message["content"] if part["type"] != "text"]
+        words = "".join(part["text"] for part in message["content"] if part["type"] == "text")
+        if message["role"] == "assistant":
+            words = _ANSWER + words + _END
+        return {"role": message["role"], "content": [*pictures, {"type": "text", "text": words}]}
+
+    def _answer(self, part: str, prompt: str) -> str:
+        """One answer with the header of generation and an end."""
+        answer = part.partition(_ANSWER)[2]
+        words, _, rest = answer.partition(_END)
+        if not re.match(rf"\s*(?:{_control_names(self.tokenizer)})", rest):
+            rest = self.end_of_turn + rest.removeprefix(" ")
+        return prompt + words + rest

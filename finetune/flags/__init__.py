@@ -1,0 +1,1 @@
+"""The flags of ``finetune.py``: declared, parsed, checked, explained."""

@@ -1,0 +1,236 @@
+"""Flags that cannot go together, or cannot be: found before anything is loaded."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import HfArgumentParser
+
+from finetune import fields
+from finetune.data import mixture
+from finetune.flags import deepspeed_file, help
+from finetune.flags.arguments import Arguments
+from finetune.flags.flags_of_2023 import _flags
+
+
+def _check_values(reader: HfArgumentParser, argv: Sequence[str]) -> None:
+    """Raises ValueError for words that belong to no flag, for flags that there are not, and for a value too many."""
+    several = {
+        name for action in reader._actions if action.nargs in ("+", "*") for name in action.option_strings
+    }
+    known = {name for action in reader._actions for name in action.option_strings}
+    faults = []
+    for name, values in _flags(argv):
+        flag = f"--{name}"
+        if not name:
+            faults.append(help.no_flag(values[0]))
+        elif flag not in known:
+            faults.append(help.no_such_flag(flag))
+        elif len(values) > 1 and flag not in several:
+            hint = _SEVERAL_FILES if name == "data_path" else ""
+            shown = " ".join(values)
+            faults.append(f"{flag}: found {len(values)} values ({shown[:120]}), expected one{hint}")
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+_SEVERAL_FILES = (
+    "; more files go into --replay_data (or --corrective_data): "
+    "FILE alone is each of its samples once an epoch"
+)
+
+# Of these, HfArgumentParser and transformers read what begins with "{", and take anything else for a file's name.
+_FILES_TOO = ("deepspeed", "fsdp_config", "accelerator_config")
+
+
+def _check_objects(given: dict[str, Any]) -> Iterator[str]:
+    """The flags whose value is a JSON object."""
+    for name in transformers.TrainingArguments._VALID_DICT_FIELDS:
+        value = given.get(name)
+        if not isinstance(value, str) or (name in _FILES_TOO and not value.startswith("{")):
+            continue
+        try:
+            found = fields.parse(value, f"--{name}")
+        except ValueError as error:
+            yield f"{error}; expected an object such as '{{\"key\": 1}}'"
+            continue
+        if not isinstance(found, dict):
+            yield f"--{name}: found {fields.shown(found)}, expected an object such as '{{\"key\": 1}}'"
+
+
+def check(arguments: Arguments) -> None:
+    """The checks that need two flags together, before anything takes time.
+
+    Raises ValueError that lists every contradiction found, each with what was found, expected, and what to do.
+    """
+    faults = [
+        *_check_sources(arguments),
+        *_check_mixture(arguments),
+        *_check_deepspeed(arguments),
+        *_check_loop(arguments),
+        *_check_modes(arguments),
+        *_check_rates(arguments),
+        *_check_evaluation(arguments),
+    ]
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def _check_sources(arguments: Arguments) -> Iterator[str]:
+    model, data, monitor, training = arguments.model, arguments.data, arguments.monitor, arguments.training
+    if model.model_name_or_path is None:
+        yield "--model_name_or_path: missing; give a checkpoint (with neither it nor --data_path the demo runs)"
+    if data.data_path is None and not data.corrective_data:
+        yield "--data_path: missing; give the file or folder with the training conversations"
+    for name, path in (("data_path", data.data_path), ("eval_data_path", data.eval_data_path)):
+        if path is not None and not Path(path).exists():
+            yield f"--{name}: there is no file or folder {path!r} (working directory {os.getcwd()})"
+    if data.image_folder is not None and not Path(data.image_folder).is_dir():
+        yield f"--image_folder: there is no folder {data.image_folder!r} (working directory {os.getcwd()})"
+    if monitor.monitor and monitor.probes is None:
+        yield "--monitor True: needs --probes FILE, the images and questions to watch"
+    for name, path in (("probes", monitor.probes), ("calibration_probes", monitor.calibration_probes)):
+        if path is not None and not Path(path).is_file():
+            yield f"--{name}: there is no file {path!r} (working directory {os.getcwd()})"
+    if monitor.stop_when is not None and not monitor.monitor:
+        yield f"--stop_when {monitor.stop_when}: needs --monitor True, nothing else knows when"
+    if str(training.eval_strategy.value) != "no" and data.eval_data_path is None:
+        yield f"--eval_strategy {training.eval_strategy.value}: needs --eval_data_path"
+    if monitor.key_layers != "auto" and not all(
+        part.strip().isdigit() for part in monitor.key_layers.split(",")
+    ):
+        yield f"--key_layers: found {monitor.key_layers!r}, expected auto or layer numbers such as 8,16,24,31"
+
+
+def _check_mixture(arguments: Arguments) -> Iterator[str]:
+    data = arguments.data
+    if data.corrective_data or data.replay_data:
+        yield from mixture.spec_faults(data.data_path, data.corrective_data or (), data.replay_data or ())
+
+
+def _check_modes(arguments: Arguments) -> Iterator[str]:
+    """Each component's mode against the flags of 2023, and what has a meaning with adapters alone."""
+    chosen, modes = arguments.adaptation, arguments.modes
+    short = "q_lora" if chosen.q_lora else "use_lora"
+    if modes["language"] != "lora" and (chosen.use_lora or chosen.q_lora):
+        reason = ", and 4-bit weights train in no other way" if chosen.q_lora else ""
+        yield (
+            f"--{short} True with --language {modes['language']}: it asks for adapters of the language layers{reason}; "
+            "leave out one of the two (other components have adapters by --vision lora and --connector lora)"
+        )
+    if not chosen.fix_vit and modes["vision"] == "frozen":
+        yield "--fix_vit False with --vision frozen: they contradict each other; leave out --fix_vit"
+    along = chosen.train_connector
+    if along is not None and along != (modes["connector"] != "frozen"):
+        yield (
+            f"--train_connector {along} with --connector {modes['connector']}: they contradict each other; "
+            "leave out --train_connector"
+        )
+    if all(mode == "frozen" for mode in modes.values()):
+        yield "every component is frozen: nothing would train; give --vision, --connector or --language lora or full"
+    if chosen.lora_target_modules is not None and modes["language"] != "lora":
+        yield (
+            "--lora_target_modules: only has a meaning with --use_lora or --q_lora, because it names layers of the "
+            f"language model, and --language is {modes['language']}; add one, or leave it out"
+        )
+    # bitsandbytes casts a 4-bit layer's bias, in place, to the precision that computes.
+    if chosen.q_lora and chosen.lora_bias != "none" and (arguments.training.bf16 or arguments.training.fp16):
+        yield (
+            f"--lora_bias {chosen.lora_bias} with --q_lora in half precision: biases of 4-bit layers would be rounded "
+            "to it at every step, and small updates lost; leave out --lora_bias, or --bf16 and --fp16"
+        )
+    if chosen.train_embeddings and modes["language"] == "full":
+        yield "--train_embeddings: they are part of a language model that trains in full; leave it out"
+    if not arguments.lora:
+        for name, unwanted in (
+            ("lora_weight_path", bool(chosen.lora_weight_path)),
+            ("train_embeddings", chosen.train_embeddings and modes["language"] == "frozen"),
+            ("use_dora", chosen.use_dora),
+            ("lora_bias", chosen.lora_bias != "none"),
+        ):
+            if unwanted:
+                yield f"--{name}: only has a meaning with adapters; add --use_lora True, or leave it out"
+
+
+# They make their own groups of parameters.
+_WITHOUT_GROUPS = ("galore", "apollo", "lomo", "adalomo")
+
+
+def _check_rates(arguments: Arguments) -> Iterator[str]:
+    own, training = arguments.own_rates, arguments.training
+    for component, rate in own.items():
+        if arguments.modes[component] == "frozen":
+            yield (
+                f"--{component}_learning_rate {rate}: --{component} is frozen; give --{component} lora or full, "
+                "or leave the rate out"
+            )
+    if not own:
+        return
+    optim = str(getattr(training.optim, "value", training.optim))
+    if optim.startswith(_WITHOUT_GROUPS):
+        yield f"--optim {optim}: knows one learning rate alone; take adamw_torch, or leave out the others"
+    config = deepspeed_file.read(training.deepspeed) if training.deepspeed else {}
+    where = deepspeed_file.name_of(training.deepspeed or "")
+    for section in ("optimizer", "scheduler"):
+        if section in config:
+            yield (
+                f"{where}: its {section!r} knows one learning rate alone, and {', '.join(own)} has its own; take "
+                f"{section!r} out of the file, so that the flags decide"
+            )
+
+
+def _check_evaluation(arguments: Arguments) -> Iterator[str]:
+    chosen, training = arguments.evaluation, arguments.training
+    evaluates = str(training.eval_strategy.value) != "no" or training.eval_on_start
+    if training.eval_on_start and arguments.data.eval_data_path is None:
+        yield "--eval_on_start: needs --eval_data_path"
+    if chosen.eval_generate > 0 and not evaluates:
+        yield (
+            f"--eval_generate {chosen.eval_generate}: answers are generated when the run evaluates, and it never "
+            "does; give --eval_strategy steps (or epoch) and --eval_data_path, or leave it out"
+        )
+    if chosen.eval_generate > 0 and training.fsdp:
+        yield (
+            f"--eval_generate {chosen.eval_generate} with --fsdp: its shards cannot generate; use --deepspeed, or "
+            "leave --eval_generate out and evaluate the loss alone"
+        )
+
+
+def _check_loop(arguments: Arguments) -> Iterator[str]:
+    data, training = arguments.data, arguments.training
+    strategy = training.train_sampling_strategy
+    if data.streaming and data.packing:
+        yield "--packing with --streaming: rows are filled by token counts, and streaming counts none; leave out one"
+    if data.streaming and strategy == "group_by_length":
+        yield "--train_sampling_strategy group_by_length with --streaming: streaming counts no lengths; leave out one"
+    if data.packing and strategy == "group_by_length":
+        yield "--packing with --train_sampling_strategy group_by_length: packed rows are alike anyway; leave out one"
+    if strategy == "batch_rebalance":
+        yield (
+            "--train_sampling_strategy batch_rebalance: would give each number of processes another order; found it, "
+            "expected random, sequential or group_by_length, or --packing True, which fills every row"
+        )
+    if training.fsdp and training.use_cpu:
+        yield "--fsdp: accelerate leaves it out on a CPU, and every process would hold the whole model; leave it out"
+    if training.n_gpu > 1:
+        yield (
+            f"one process and {training.n_gpu} GPUs: pictures cannot be divided by torch's DataParallel; start one "
+            f"process a GPU (torchrun --nproc_per_node {training.n_gpu} finetune.py ...), or set CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def _check_deepspeed(arguments: Arguments) -> Iterator[str]:
+    training = arguments.training
+    if not training.deepspeed:
+        return
+    config = deepspeed_file.read(training.deepspeed)
+    stage, where = config["zero_optimization"].get("stage", 0), deepspeed_file.name_of(training.deepspeed)
+    if arguments.adaptation.q_lora and stage == 3:
+        yield "--q_lora with ZeRO-3: 4-bit weights cannot be sharded; use ds_config_zero2.json"
+    if config.get("scheduler", {}).get("type") and not training.warmup_steps:
+        yield (
+            f"{where}: its scheduler {config['scheduler']['type']} rejects a warm-up of 0; give --warmup_steps, "
+            "or take 'scheduler' out of the file so that --lr_scheduler_type decides"
+        )

@@ -1,0 +1,111 @@
+"""Flags of Qwen-VL's 2023 ``finetune.py`` and of transformers before version 5, translated to today's."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from finetune.flags.arguments import TrainingArguments
+
+RENAMED = {
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps",  # below 1, warmup_steps is a ratio
+    "no_cuda": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "push_to_hub_token": "hub_token",
+    "push_to_hub_model_id": "hub_model_id",
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+"""Old name → new name. Applied only where the installed transformers knows the new name alone, or both."""
+
+BOOLEAN_VALUES = {
+    "group_by_length": ("train_sampling_strategy", "group_by_length"),
+    "adafactor": ("optim", "adafactor"),
+}
+"""A flag that was a switch → the flag and the value that it switched to."""
+
+DROPPED = {
+    "save_safetensors": "weights are always saved as safetensors",
+    "fp16_opt_level": "apex is gone",
+    "fp16_backend": "mixed precision is torch's own",
+    "half_precision_backend": "mixed precision is torch's own",
+    "sharded_ddp": "use --deepspeed or --fsdp",
+    "fsdp_min_num_params": "say it in --fsdp_config",
+    "fsdp_transformer_layer_cls_to_wrap": "say it in --fsdp_config",
+    "use_mps_device": "the device is found by itself",
+    "use_ipex": "torch has it built in",
+    "jit_mode_eval": "use --torch_compile",
+    "torchdynamo": "use --torch_compile",
+    "tpu_num_cores": "the device is found by itself",
+    "tpu_metrics_debug": "use --debug",
+    "past_index": "no model of today needs it",
+    "mp_parameters": "SageMaker's launcher is gone",
+    "ray_scope": "there is no search here",
+    "use_legacy_prediction_loop": "there is only one loop",
+    "dispatch_batches": "say it in --accelerator_config",
+    "include_inputs_for_metrics": "evaluation keeps the loss alone",
+    "push_to_hub_organization": "say it in --hub_model_id",
+    "xpu_backend": "use --ddp_backend",
+}
+"""Flags that transformers dropped, and why nothing is lost."""
+
+
+def translate(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags of 2023 → flags of the installed transformers, and one line for each that changed.
+
+    ``["--warmup_ratio", "0.01", "--save_safetensors", "False"]`` becomes ``["--warmup_steps", "0.01"]`` and two
+    lines. ``--flag value``, ``--flag=value`` and a switch without a value are understood.
+    """
+    known = {f.name for f in dataclasses.fields(TrainingArguments)}
+    translated: list[str] = []
+    lines: list[str] = []
+    for name, values in _flags(argv):
+        new, said = _translate_one(name, values, known)
+        translated += new
+        lines += said
+    return translated, lines
+
+
+def _flags(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Split into (flag name, its values); what stands before the first flag has the name ''."""
+    name, values = "", list[str]()
+    for token in argv:
+        if not token.startswith("--"):
+            values.append(token)
+            continue
+        if name or values:
+            yield name, values
+        head, equals, value = token[2:].partition("=")
+        name, values = head.replace("-", "_"), [value] if equals else []
+    if name or values:
+        yield name, values
+
+
+def _translate_one(name: str, values: list[str], known: set[str]) -> tuple[list[str], list[str]]:
+    shown = " ".join([f"--{name}", *values])
+    new_name = RENAMED.get(name)
+    if new_name in known:
+        new = [f"--{new_name}", *values]
+        return new, [f"{shown}: is {' '.join(new)} today, and used as that"]
+    if name in known:
+        return _rejoin(name, values), []
+    if name in BOOLEAN_VALUES:
+        new_name, value = BOOLEAN_VALUES[name]
+        new = [f"--{new_name}", value] if _truth(name, values) else []
+        return new, [f"{shown}: is {' '.join(new) if new else 'the default'} today, and used as that"]
+    if name in DROPPED:
+        return [], [f"{shown}: gone from transformers, ignored; {DROPPED[name]}"]
+    return _rejoin(name, values), []
+
+
+def _rejoin(name: str, values: list[str]) -> list[str]:
+    return [f"--{name}", *values] if name else values
+
+
+def _truth(name: str, values: list[str]) -> bool:
+    if not values:
+        return True
+    word = values[0].lower()
+    if len(values) > 1 or word not in ("true", "false", "yes", "no", "1", "0"):
+        raise ValueError(f"--{name}: found {' '.join(values)!r}, expected True or False")
+    return word in ("true", "yes", "1")

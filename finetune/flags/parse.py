@@ -1,0 +1,135 @@
+"""Flags → ``Arguments``."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
+
+from finetune.flags import deepspeed_file, help, limits, packages, run_file
+from finetune.flags.arguments import (
+    AdaptationArguments,
+    Arguments,
+    DataArguments,
+    EvaluationArguments,
+    ModelArguments,
+    MonitorArguments,
+    TrainingArguments,
+)
+from finetune.flags.checks import _check_objects, _check_values, check
+from finetune.flags.flags_of_2023 import _flags, _rejoin, translate
+
+GROUPS = (
+    ModelArguments,
+    DataArguments,
+    AdaptationArguments,
+    EvaluationArguments,
+    MonitorArguments,
+    TrainingArguments,
+)
+
+
+def default_values() -> dict[str, Any]:
+    """Flag → what it is where nobody gives it."""
+    every = [one for group in GROUPS for one in dataclasses.fields(group)]
+    return {one.name: one.default for one in every if one.default is not dataclasses.MISSING}
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Not argparse's own, which repeats all flags in 20 kB."""
+        raise ValueError(f"{message} (python finetune.py --help lists all)")
+
+
+def parser() -> HfArgumentParser:
+    return _Parser(
+        GROUPS,
+        description="Fine-tune a Qwen-VL and see where its attention goes. Without flags: the embedded demo.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def has_value(argv: Sequence[str], name: str) -> bool:
+    """Is the flag given?"""
+    return any(given == name for given, _ in _flags(argv))
+
+
+def merge(defaults: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """Default flags, with those the user gives in their place: ``argv`` wins, flag by flag."""
+    given = {name for name, _ in _flags(argv)}
+    kept = [
+        token for name, values in _flags(defaults) if name not in given for token in _rejoin(name, values)
+    ]
+    return [*kept, *argv]
+
+
+def expanded(argv: Sequence[str]) -> list[str]:
+    """The command line with the flags of ``--config`` written out.
+
+    Usual flags of a script, before ``--given``, give way to the file's, and those to the ones that are given.
+
+    Raises ValueError for a file that holds no flags, as :mod:`finetune.flags.run_file` says.
+    """
+    usual, given = _parted(argv)
+    files = [value for name, values in _flags(given) if name == "config" for value in values]
+    if not files:
+        return merge(usual, given)
+    if len(files) > 1:
+        raise ValueError(f"--config: found {len(files)} files ({', '.join(files)}), expected one")
+    rest = [token for name, values in _flags(given) if name != "config" for token in _rejoin(name, values)]
+    return merge(usual, merge(run_file.flags_of(files[0]), rest))
+
+
+def _parted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The usual flags of a script and the given ones; all are given where there is no mark between them."""
+    if help.USUAL_END not in argv:
+        return [], [*argv]
+    at = [*argv].index(help.USUAL_END)
+    return [*argv[:at]], [*argv[at + 1 :]]
+
+
+def parse(argv: Sequence[str]) -> tuple[Arguments, list[str]]:
+    """Read flags; returns the arguments and the lines that say what was translated, and what may surprise.
+
+    Raises ValueError where a flag is unknown, a number is out of its limits, flags contradict each other, and where
+    they name files or packages that are not there.
+    """
+    argv = expanded(argv)
+    lines = _repeated(argv)
+    translated, more = translate(argv)
+    reader = parser()
+    _check_values(reader, translated)
+    namespace, _ = reader.parse_known_args(_joined(translated))
+    given = vars(namespace)
+    faults = [*limits.faults(given), *packages.faults(given), *_check_objects(given)]
+    deepspeed = given["deepspeed"]
+    faults += deepspeed_file.faults(deepspeed, given) if deepspeed and not faults else ()
+    if faults:
+        raise ValueError("\n".join(faults))
+    arguments = Arguments(*reader.parse_dict(given))
+    check(arguments)
+    lines += [*more, *limits.remarks(given), *(deepspeed_file.remarks(deepspeed, given) if deepspeed else ())]
+    return arguments, lines
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """Single values behind "=": argparse takes -1e-5 and -inf for flags of their own."""
+    return [
+        token
+        for name, values in _flags(argv)
+        for token in ([f"--{name}={values[0]}"] if len(values) == 1 else _rejoin(name, values))
+    ]
+
+
+def _repeated(argv: Sequence[str]) -> list[str]:
+    """A line for each flag that is given with different values: the last one counts."""
+    values: dict[str, list[list[str]]] = {}
+    for name, found in _flags(argv):
+        values.setdefault(name, []).append(found)
+    return [
+        f"--{name}: is given {len(found)} times; the last one counts: {' '.join(found[-1])}"
+        for name, found in values.items()
+        if name and any(one != found[-1] for one in found)
+    ]

@@ -1,0 +1,102 @@
+"""``--config run.yaml``: flags of a run in a file, so that they can be kept with it. YAML, and so JSON too.
+
+    model_name_or_path: Qwen/Qwen-VL-Chat
+    data_path: data.json
+    use_lora: true
+    corrective_data: [towers.json:0.3]
+
+A name is a flag's without the dashes; a list is several values. Flags that are given beside it win.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune import fields
+from finetune.flags import help
+
+# YAML 1.1 reads a bare "no" as false.
+_WITH_NO = ("eval_strategy", "evaluation_strategy", "save_strategy", "logging_strategy")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what flags have no use for: names given twice, and aliases, of which a few lines make gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("found an alias (*name), expected values as they are")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise yaml.YAMLError(f"{twice[0][:80]}: is there twice")
+        return super().construct_mapping(node, deep)
+
+
+def flags_of(path: str) -> list[str]:
+    """The file's flags, as a command line has them.
+
+    Raises ValueError where it cannot be read, with every name that is no flag and every value that cannot be one.
+    """
+    content = _read(Path(path))
+    known = help.known()
+    faults: list[str] = []
+    flags: list[str] = []
+    for name, value in content.items():
+        flag = f"--{name}"
+        if flag == "--config" or flag not in known:
+            faults.append(
+                help.no_such_flag(flag) if flag != "--config" else "--config: a file cannot name another"
+            )
+            continue
+        try:
+            flags.extend(_flag(flag, value))
+        except TypeError:
+            faults.append(f"{name}: found {fields.shown(value)}, expected a value or a list of values")
+    fields.refuse(faults, f"--config {path}")
+    return flags
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ValueError(f"--config {path}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--config {path}: found bytes that are not UTF-8, expected YAML") from error
+    except RecursionError as error:
+        raise ValueError(f"--config {path}: is nested too deep to be read; is it the right file?") from error
+    except (yaml.YAMLError, ValueError) as error:  # a date of the 32nd is a ValueError
+        raise ValueError(f"--config {path}: broken YAML: {' '.join(str(error).split())[:400]}") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise ValueError(
+            f"--config {path}: found {fields.shown(content)}, expected flags with their values, one a line, such as "
+            "use_lora: true"
+        )
+    return content
+
+
+def _flag(flag: str, value: Any) -> Iterator[str]:
+    """One flag and its values; none for null, which leaves the default."""
+    if value is None:
+        return
+    yield flag
+    if isinstance(value, dict):
+        yield json.dumps(value)
+        return
+    for one in value if isinstance(value, list) else [value]:
+        yield _word(flag, one)
+
+
+def _word(flag: str, value: Any) -> str:
+    if value is False and flag.removeprefix("--") in _WITH_NO:
+        return "no"
+    if not isinstance(value, str | int | float):
+        raise TypeError
+    return str(value)

@@ -1,0 +1,1 @@
+"""The model: opened, adapted, put on its kernels, measured, left untouched."""

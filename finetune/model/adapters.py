@@ -1,0 +1,302 @@
+"""An adapter folder, before anything is loaded: its configuration, its files, and the base that it was made on.
+
+Training, export, comparison and page all ask here (by ``checkpoint.check``), so that they refuse the same.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import torch
+from torch import nn
+
+from finetune.fields import NULL, TEXT, load, shown
+from finetune.model import weights
+
+ADAPTER_CONFIG = "adapter_config.json"
+BASE_FILE = "adapter_base.json"
+REMEDY = "copy the adapter again, or correct the file"
+VERSION = 1
+SAMPLED = 16  # numbers of each tensor that a fingerprint is made of
+
+OTHER_BASE = (
+    "where that is meant, say so: --allow_other_base True (in training), --allow_other_base (elsewhere)"
+)
+WHICH_FLAG = (
+    "say where it is: --base FOLDER (export, compare, web demo), or in training --model_name_or_path FOLDER "
+    "--lora_weight_path ADAPTER"
+)
+
+Fields = Mapping[str, Any]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Its configuration
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def read(folder: Path) -> Fields:
+    """The fields of an adapter's configuration, whatever they hold.
+
+    Raises ValueError for a file that is no JSON object, and for a base whose name is no text.
+    """
+    file = folder / ADAPTER_CONFIG
+    found = load(file, {"base_model_name_or_path": TEXT | NULL}, remedy=REMEDY)
+    base = found.get("base_model_name_or_path")
+    if base and "\0" in base:
+        raise ValueError(f"{file}: base_model_name_or_path: found {shown(base)}, expected a name or a path")
+    return found
+
+
+def check_fields(folder: Path) -> Fields:
+    """The fields, each of the type and in the range that PEFT needs. Raises ValueError that names file and fields."""
+    fields = read(folder)
+    faults = [*_wrong_types(fields)] or [*_wrong_values(fields)]
+    if faults:
+        raise ValueError(
+            f"{folder / ADAPTER_CONFIG}: {'; '.join(faults)}; copy the adapter again, or correct it"
+        )
+    return fields
+
+
+def _wrong_types(fields: Fields) -> Iterator[str]:
+    from peft import LoraConfig  # it takes two seconds
+
+    kind = fields.get("peft_type")
+    if kind != "LORA":
+        yield f"peft_type: found {shown(kind)}, expected 'LORA': adapters of other kinds cannot be opened here"
+        return
+    hints = typing.get_type_hints(LoraConfig)
+    for name, value in fields.items():
+        hint = float if name == "lora_alpha" else hints.get(name, Any)
+        if name == "init_lora_weights":
+            hint = Union[bool, str, None]  # noqa: UP007 - of the same kind as PEFT's own hints
+        if not _fits(value, hint):
+            yield f"{name}: found {shown(value)}, expected {_words(hint)}"
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Could a value that was read from JSON be one of this type?"""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in inside)
+    if origin is Literal:
+        return value in inside
+    if origin in (list, tuple):
+        each = inside if origin is tuple else inside * len(value) if isinstance(value, list) else ()
+        return isinstance(value, list) and len(each) == len(value) and all(map(_fits, value, each))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(one, inside[1]) for one in value.values())
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, dict)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return value in [one.value for one in hint]
+    if hint in (int, float):
+        kinds = (int,) if hint is int else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    return hint is Any or isinstance(value, hint)
+
+
+def _words(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(one) for one in inside)
+    if origin is Literal:
+        return " or ".join(repr(one) for one in inside)
+    if origin in (list, tuple):
+        return f"a list of {_words(inside[0])}" if origin is list else "a list"
+    if origin is dict or dataclasses.is_dataclass(hint):
+        return "an object"
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return "one of PEFT's names"
+    return names.get(hint, "an object")
+
+
+def _wrong_values(fields: Fields) -> Iterator[str]:
+    if fields.get("r", 1) < 1:
+        yield f"r: found {fields['r']}, expected at least 1"
+    if not 0 <= fields.get("lora_dropout", 0.0) < 1:
+        yield f"lora_dropout: found {fields['lora_dropout']:g}, expected 0 ≤ p < 1"
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(fields.get(name), str):
+            yield from _wrong_pattern(name, fields[name])
+    for name, least in (("rank_pattern", 1), ("alpha_pattern", 0)):
+        for pattern, value in (fields.get(name) or {}).items():
+            yield from _wrong_pattern(name, pattern)
+            if not _fits(value, int if least else float) or value < least:
+                yield f"{name}: found {shown(value)} for {shown(pattern)}, expected a number of at least {least}"
+
+
+def _wrong_pattern(name: str, pattern: str) -> Iterator[str]:
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        yield f"{name}: found {shown(pattern)}, expected a regular expression ({error})"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On a base without weights
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def check_fit(folder: Path, skeleton: Callable[[], nn.Module], base_name: str) -> None:
+    """Is the adapter whole, and does each of its tensors have a place in this base? Headers alone are read.
+
+    skeleton   makes the base on the meta device, each time anew: PEFT changes what it is given
+
+    Raises ValueError with file and field, or file and tensors.
+    """
+    fields = check_fields(folder)
+    if not weights.adapter_files(folder):
+        raise ValueError(
+            f"{folder}: found {ADAPTER_CONFIG} and no {weights.ADAPTER_FILES[0]}; copy the adapter again, or take an "
+            "earlier checkpoint"
+        )
+    faults = weights.unfit(skeleton(), folder)
+    if not faults:
+        faults = weights.misplaced(_outline(folder, fields, skeleton), folder)
+    if faults:
+        raise ValueError(
+            f"{folder}: an adapter of another model than {base_name}:\n{weights.listed(faults)}\n"
+            f"give the base that it was trained on ({ADAPTER_CONFIG} there says which)"
+        )
+
+
+def _outline(folder: Path, fields: Fields, skeleton: Callable[[], nn.Module]) -> Any:
+    """The base with the adapter, on the meta device.
+
+    PEFT raises errors of many kinds where fields do not go together or do not fit the model; which field it is, it
+    does not say. It is the one without which PEFT raises no error.
+    """
+    fault = _refusal(fields, skeleton)
+    if not isinstance(fault, Exception):
+        return fault
+    from peft import LoraConfig
+
+    defaults = LoraConfig()
+    suspects = [name for name, value in fields.items() if value != getattr(defaults, name, value)]
+    found = [
+        name
+        for name in suspects
+        if not isinstance(
+            _refusal({key: value for key, value in fields.items() if key != name}, skeleton), Exception
+        )
+    ]
+    values = ", ".join(f"{name}: {shown(fields[name])}" for name in found or suspects)
+    reason = str(fault).partition("\n")[0][:300]
+    raise ValueError(
+        f"{folder / ADAPTER_CONFIG}: found {values}, with which PEFT cannot build the adapter on this base "
+        f"({type(fault).__name__}: {reason}); copy the adapter again, or give its own base"
+    ) from fault
+
+
+def _refusal(fields: Fields, skeleton: Callable[[], nn.Module]) -> Any:
+    """The base with the adapter that these fields describe, or what PEFT raises."""
+    from peft import LoraConfig, get_peft_model
+
+    known = {one.name for one in dataclasses.fields(LoraConfig)}
+    kept = {name: value for name, value in fields.items() if name in known}
+    kept |= {"inference_mode": False, "base_model_name_or_path": None, "peft_type": "LORA"}
+    try:
+        with torch.device("meta"):
+            return get_peft_model(skeleton(), LoraConfig(**kept), autocast_adapter_dtype=False)
+    except Exception as error:  # of any kind: that a file's fields mean nothing shows in many places of PEFT
+        return error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Its base
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(folder: Path) -> str | None:
+    """SHA-256 over names, shapes and some numbers of all tensors of a model folder; None where it holds no weights.
+
+    Numbers are rounded to bf16 first: a base and its copy in half precision have one fingerprint, and any training
+    has another.
+    """
+    digest = hashlib.sha256()
+    found = sorted(weights.samples(folder, SAMPLED), key=lambda one: one[0])
+    for name, shape, numbers in found:
+        digest.update(f"{name}\0{shape}\0".encode())
+        digest.update(numbers.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest() if found else None
+
+
+def fingerprint_of(name: str, cache_dir: str | None = None) -> str | None:
+    """That of a checkpoint by its name; None where its weights are not on this machine."""
+    folder = weights.local_folder(name, cache_dir)
+    return fingerprint(folder) if folder is not None else None
+
+
+def write_base(folder: Path, base_name: str) -> None:
+    """Say beside an adapter which weights it was trained on, by name and by content."""
+    content = {
+        "version": VERSION,
+        "base_model_name_or_path": base_name,
+        "fingerprint": fingerprint_of(base_name),
+    }
+    (folder / BASE_FILE).write_text(
+        json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+
+
+def _written_fingerprint(folder: Path) -> str | None:
+    file = folder / BASE_FILE
+    if not file.is_file():
+        return None
+    content = load(file, {"fingerprint": TEXT | NULL}, remedy="copy the adapter again, or delete this file")
+    return content.get("fingerprint")
+
+
+def check_base(
+    folder: Path, base_name: str, *, cache_dir: str | None = None, named_for_it: bool = False
+) -> None:
+    """Raises ValueError where an adapter was made on other weights than those of ``base_name``.
+
+    By the fingerprint that training leaves beside an adapter; else by that of the base which the adapter names, where
+    it is still there; else by name.
+
+    named_for_it   the user gave this base in place of the one that the adapter names (--base): a name that differs is
+                   then no fault
+    """
+    recorded = read(folder).get("base_model_name_or_path")
+    now = fingerprint_of(base_name, cache_dir)
+    written = _written_fingerprint(folder)
+    if now and written:
+        if now != written:
+            raise ValueError(
+                f"{folder}: an adapter of other weights than those of {base_name}: found fingerprint {now[:12]}…, "
+                f"expected {written[:12]}… ({BASE_FILE} there); it was trained on {recorded}, as that was then; give "
+                f"that base, or {OTHER_BASE}"
+            )
+        return
+    if not recorded or _same_place(recorded, base_name):
+        return
+    then = fingerprint_of(recorded, cache_dir)
+    if now and then:
+        same = now == then
+    else:
+        same = named_for_it or Path(recorded).name.lower() == Path(base_name).name.lower()
+    if not same:
+        raise ValueError(
+            f"{folder}: an adapter of another base: found {base_name}, expected {recorded}, which {ADAPTER_CONFIG} "
+            f"there names; give that one, or {OTHER_BASE}"
+        )
+
+
+def _same_place(first: str, second: str) -> bool:
+    return first == second or Path(first).expanduser().resolve() == Path(second).expanduser().resolve()

@@ -1,0 +1,435 @@
+"""Any checkpoint → model and processor: hub name, model folder, or adapter folder."""
+
+import copy
+import functools
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+)
+from transformers.core_model_loading import Transpose
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.modeling_utils import set_zero3_state
+from transformers.utils import is_flash_attn_2_available
+
+import finetune.families as families
+from finetune.families.base import Family, flash_fault
+from finetune.families.parts.modules import bare_model
+from finetune.model import adapters, checkpoint_files, weights
+from finetune.model.adapters import ADAPTER_CONFIG
+
+if TYPE_CHECKING:  # it takes two seconds to import, and configurations alone are read without it
+    from peft import PeftModel
+
+MODEL_CONFIG = "config.json"
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    quantize: bool = False,
+    for_training: bool = False,
+    cache_dir: str | None = None,
+    attn_implementation: str | None = None,
+    base: str | None = None,
+    allow_other_base: bool = False,
+) -> tuple[nn.Module, Any]:
+    """Open a checkpoint.
+
+    name_or_path   a hub name, a model folder, or an adapter folder (its base is opened as the adapter says)
+    dtype          precision of the weights; None: as they are stored
+    device         where the model goes; None: it stays where it was loaded
+    quantize       language layers to 4 bit (NF4) while loading
+    for_training   an adapter's tensors stay trainable, and the model keeps its train mode to the caller
+    attn_implementation   the attention kernel; None: torch's own (SDPA) wherever the model can use it
+    base           another place of an adapter's base than the one that it names
+    allow_other_base   an adapter may be opened on other weights than it was made on, as long as it fits
+
+    Returns the model (a PeftModel for an adapter folder) and its processor.
+
+    Code that comes with a checkpoint is never run.
+
+    Raises ValueError where ``check`` does, and where the kernel cannot be used.
+    """
+    config = check(name_or_path, cache_dir=cache_dir, base=base, allow_other_base=allow_other_base)
+    base_name, adapter = resolve(name_or_path, base=base)
+    family = families.family_of(config)
+    if attn_implementation is not None:
+        check_kernel(attn_implementation)
+        check_kernel_of(config, attn_implementation)
+    options: dict[str, Any] = {
+        "dtype": dtype if dtype is not None else "auto",
+        "cache_dir": cache_dir,
+        **({} if attn_implementation is None else {"attn_implementation": attn_implementation}),
+    }
+    if quantize:
+        options["quantization_config"] = four_bit(config, family, compute_dtype=dtype)
+    sharded = is_deepspeed_zero3_enabled()
+    if sharded:
+        _compare_whole_shapes()
+    with _opened(base_name), _built(config, base_name):
+        model: nn.Module = AutoModelForImageTextToText.from_pretrained(
+            base_name, trust_remote_code=False, **options
+        )
+    if sharded:
+        _save_under_the_names_read(model)
+    _keep_four_bit_layout(model)
+    if adapter is not None:
+        model = with_adapter(model, adapter, trainable=for_training)
+    if device is not None and not quantize:
+        model = model.to(device)
+    if not for_training:
+        model.eval()
+    return model, load_processor(name_or_path, cache_dir=cache_dir, base=base)
+
+
+def check(
+    name_or_path: str | Path,
+    *,
+    cache_dir: str | None = None,
+    base: str | None = None,
+    allow_other_base: bool = False,
+    named_for_it: bool = True,
+) -> Any:
+    """Can the checkpoint be opened? Configurations and headers are read, and no weights; returns its configuration.
+
+    named_for_it   ``base`` was given as the place of this adapter's base, whatever name it has there
+
+    Raises ValueError where the checkpoint, or an adapter's base, cannot be found or is of no known family, where files
+    are missing or cut short, and where an adapter has fields that mean nothing, was made for another kind of base, or
+    on other weights.
+    """
+    base_name, adapter = resolve(name_or_path, base=base)
+    config = _config(base_name, cache_dir)
+    families.family_of(config)
+    require_weights(base_name)
+    if adapter is not None:
+        adapters.check_fit(adapter, lambda: skeleton(copy.deepcopy(config)), base_name)
+        if not allow_other_base:
+            adapters.check_base(
+                adapter, base_name, cache_dir=cache_dir, named_for_it=base is not None and named_for_it
+            )
+    return config
+
+
+def require_weights(base_name: str | Path) -> None:
+    """Raises ValueError, with file and remedy, where weights of a local folder are missing or cut short. Headers alone
+    are read."""
+    checkpoint_files.check_weights(base_name)
+    if Path(base_name).is_dir():
+        weights.require_all(Path(base_name))
+
+
+def with_adapter(model: nn.Module, adapter: str | Path, *, trainable: bool) -> "PeftModel":
+    """A base with an adapter of its kind, every tensor of which has found its place.
+
+    Raises ValueError where the adapter was made for a base of another size or another kind.
+    """
+    from peft import PeftModel
+
+    folder = Path(adapter)
+    faults = weights.unfit(model, folder)
+    if not faults:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # told below, as an error
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        faults = weights.misplaced(adapted, folder)
+    if faults:
+        name = getattr(bare_model(model), "name_or_path", "this model")
+        raise ValueError(
+            f"{folder}: an adapter of another model than {name}:\n{weights.listed(faults)}\n"
+            f"give the base that it was trained on ({ADAPTER_CONFIG} there says which)"
+        )
+    return adapted
+
+
+def check_kernel(name: str, computes_in: torch.dtype | None = None) -> None:
+    """Raises ValueError, before weights are loaded, where a flash kernel is not installed or cannot run.
+
+    computes_in   the precision of training, where it is known
+    """
+    if not name.startswith("flash_attention"):
+        return
+    faults = []
+    if not torch.cuda.is_available():
+        faults.append("found no GPU, expected one of NVIDIA's or AMD's")
+    if computes_in == torch.float32:
+        faults.append("found training in float32, expected --bf16 True or --fp16 True")
+    if not is_flash_attn_2_available():
+        faults.append("found no package flash-attn that works here; its wheel must match torch and CUDA")
+    if faults:
+        raise ValueError(
+            f"--attn_implementation {name}: {'; '.join(faults)}. Without it: --attn_implementation sdpa, the default, "
+            "which has flash kernels of torch's own"
+        )
+
+
+def check_kernel_of(config: Any, name: str) -> None:
+    """Raises ValueError, before weights are loaded, where the kernel would make another model of the language model:
+    SDPA has neither soft caps (Gemma 2) nor sink logits (GPT-OSS), flash kernels take no mask (Gemma 3, PaliGemma)."""
+    if "flash" in name and (fault := flash_fault(families.family_of(config))):
+        raise ValueError(
+            f"--attn_implementation {name}: {fault}; give sdpa, or eager where sdpa is refused too"
+        )
+    text = getattr(config, "text_config", None)
+    if name != "sdpa" or type(text) not in MODEL_MAPPING:
+        return
+    language = MODEL_MAPPING[type(text)]
+    if not language._supports_sdpa:
+        raise ValueError(
+            f"--attn_implementation sdpa: the language model is a {language.__name__}, whose attention logits are "
+            "capped or have sinks, which SDPA cannot; give --attn_implementation eager"
+        )
+
+
+def load_config(name_or_path: str | Path, *, cache_dir: str | None = None) -> Any:
+    """The configuration of a checkpoint, or of an adapter's base; no weights."""
+    return _config(resolve(name_or_path)[0], cache_dir)
+
+
+def load_processor(name_or_path: str | Path, *, cache_dir: str | None = None, base: str | None = None) -> Any:
+    """The processor of a checkpoint: an adapter folder's own where it has one, else its base's."""
+    base_name, adapter = resolve(name_or_path, base=base)
+    family = families.family_of(_config(base_name, cache_dir))
+    checkpoint_files.check_processor(base_name if adapter is None else adapter)
+    if adapter is not None and any((adapter / name).is_file() for name in _PROCESSOR_FILES):
+        with _opened(str(adapter)), checkpoint_files.understood(adapter):
+            return family.load_processor(str(adapter))
+    with _opened(base_name), checkpoint_files.understood(base_name):
+        return family.load_processor(base_name, cache_dir=cache_dir)
+
+
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+def resolve(name_or_path: str | Path, *, base: str | None = None) -> tuple[str, Path | None]:
+    """(base checkpoint, adapter folder or None). ``base`` stands in for the one that an adapter names.
+
+    Raises ValueError for a folder that holds neither a model nor an adapter, and for an adapter whose base is
+    a folder that is not there.
+    """
+    path = Path(name_or_path).expanduser()
+    if not path.exists():
+        if looks_like_a_path(str(name_or_path)):
+            raise ValueError(
+                f"{name_or_path}: there is no such folder (working directory {os.getcwd()}); "
+                "expected a model folder, an adapter folder, or a hub name such as Qwen/Qwen-VL-Chat"
+            )
+        return str(name_or_path), None
+    if (path / MODEL_CONFIG).is_file():
+        # Absolute, because adapters write down the name of their base.
+        return os.path.abspath(path), None
+    if not adapters.is_adapter(path):
+        raise ValueError(
+            f"{path}: found neither {MODEL_CONFIG} nor {ADAPTER_CONFIG}; expected the folder of a model or an adapter"
+        )
+    if base is None:
+        return _base_of(path), path
+    base_name, inner = resolve(base)
+    if inner is not None:
+        raise ValueError(
+            f"--base {base}: is an adapter itself, expected a model; merge it first: python -m finetune.export {base} "
+            "--output_dir MERGED"
+        )
+    return base_name, path
+
+
+def adapter_folder(name: str, *, flag: str) -> Path:
+    """An adapter's folder by its name. Raises ValueError, and asks no network, where it is none."""
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise ValueError(
+            f"{flag}: there is no folder {_cut(name)!r} (working directory {os.getcwd()}); expected an adapter folder "
+            f"({ADAPTER_CONFIG}, {weights.ADAPTER_FILES[0]}); one of the hub has to be downloaded first"
+        )
+    if not adapters.is_adapter(path):
+        raise ValueError(f"{flag} {name}: found no {ADAPTER_CONFIG}, expected an adapter folder")
+    return path
+
+
+def looks_like_a_path(name: str) -> bool:
+    """A hub name has at most one slash, and neither starts with a dot, a slash or a tilde nor ends with a slash."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+
+
+def _base_of(adapter: Path) -> str:
+    file = adapter / ADAPTER_CONFIG
+    base = adapters.read(adapter).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"{file}: base_model_name_or_path is missing, expected the checkpoint it was trained on; "
+            f"{adapters.WHICH_FLAG}"
+        )
+    if looks_like_a_path(base) and not Path(base).exists():
+        raise ValueError(f"{file}: its base model {_cut(base)!r} is not there; {adapters.WHICH_FLAG}")
+    return os.path.abspath(base) if Path(base).exists() else str(base)
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 300 else f"{name[:297]}..."
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[None]:
+    """A folder that lacks a file, or a name that is neither a folder nor to be had from the hub, is one message."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).partition("\n")[0]
+        if Path(name).exists():
+            raise ValueError(f"{name}: {reason}") from error
+        raise ValueError(
+            f"{name}: there is no such folder (working directory {os.getcwd()}), and as a hub name it could not be "
+            f"opened: {reason}"
+        ) from error
+
+
+@contextmanager
+def _built(config: Any, name: str) -> Iterator[None]:
+    """A configuration that no model can be built from, or another than the weights are of, is one message."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of any kind; raised again where the configuration is not its cause
+        with checkpoint_files.understood(_config_of(name)):
+            skeleton(config)
+        if isinstance(error, SafetensorError):
+            raise ValueError(f"{name}: its weights cannot be read ({error}); copy them again") from error
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"{name}: its weights have other shapes than {MODEL_CONFIG} says (the table above names them); take the "
+            "file from the checkpoint that the weights belong to"
+        ) from error
+
+
+def _config_of(name: str) -> str:
+    """What messages call the configuration of a folder or hub name."""
+    return f"{name}/{MODEL_CONFIG}"
+
+
+def _config(base_name: str, cache_dir: str | None) -> Any:
+    checkpoint_files.check_config(base_name)
+    with _opened(base_name):
+        written, _ = PreTrainedConfig.get_config_dict(base_name, cache_dir=cache_dir)
+        kind = written.get("model_type")
+        if kind not in CONFIG_MAPPING:  # before transformers asks whether to run the checkpoint's own code
+            raise ValueError(f"{base_name}: {families.unknown(kind, sees='vision_config' in written)}")
+        with checkpoint_files.understood(_config_of(base_name)):
+            config = AutoConfig.from_pretrained(base_name, cache_dir=cache_dir, trust_remote_code=False)
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized.quant_method
+        if str(method) not in ("bitsandbytes", "QuantizationMethod.BITS_AND_BYTES"):
+            raise ValueError(
+                f"{base_name}: its weights are quantised already ({method}); give the checkpoint they were made from "
+                "(Qwen/Qwen-VL-Chat for Qwen/Qwen-VL-Chat-Int4), and --q_lora quantises it while loading"
+            )
+    return config
+
+
+def four_bit(config: Any, family: Family, *, compute_dtype: torch.dtype | None) -> BitsAndBytesConfig:
+    """NF4 with double quantisation (Dettmers et al. 2023, arXiv 2305.14314, section 3) of the language layers alone.
+
+    Eyes, connector, embeddings and output layer keep their precision: they are a small share of the memory, and
+    what they see is what is to be studied.
+    """
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype or torch.float32,
+        llm_int8_skip_modules=sorted(_linear_outside_language(config, family)),
+    )
+
+
+@functools.cache
+def _compare_whole_shapes() -> None:
+    """Let transformers compare files with whole shapes under ZeRO-3, when it loads and when it saves.
+
+    Trap: the experts of Qwen3-VL-MoE lie one way in published files and the other way in those of transformers 5, which
+    tells them apart by the model's shape (5.23). Under ZeRO-3 that is the shape of an empty shard: it turned all of
+    them round, and refused a checkpoint of its own.
+    """
+    convert = Transpose.convert
+
+    def comparing_whole(self: Transpose, *args: Any, model: Any = None, **kwargs: Any) -> dict[str, Tensor]:
+        return convert(self, *args, model=_WholeShapes(model), **kwargs)
+
+    Transpose.convert = comparing_whole  # type: ignore[method-assign]
+
+
+def _save_under_the_names_read(model: Any) -> None:
+    """Let a model that was loaded under ZeRO-3 be saved under the names that its files had.
+
+    Trap: transformers undoes, when it saves, each renaming that loading did. Under ZeRO-3 it takes those for done that
+    matched nothing (5.23), and writes names of no release (``model.model.layers.0``), which itself alone can read.
+    """
+    conversions = getattr(model, "_weight_conversions", None)  # written by loading, where there are any
+    if conversions is not None:
+        model._weight_conversions = [one for one in conversions if one.was_used()]
+
+
+class _WholeShapes:
+    """A model that is asked for the shapes of its parameters alone, and tells them whole."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def get_parameter(self, name: str) -> Tensor:
+        return torch.empty(weights.whole_shape(self.model.get_parameter(name)), device="meta")
+
+
+def _keep_four_bit_layout(model: nn.Module) -> None:
+    """Leave 4-bit weights as they were quantised, on every CPU.
+
+    Trap: where a CPU has AVX512-BF16, bitsandbytes 0.50 re-packs a layer for inference the first time that it runs
+    in eval mode on an input without gradient (a probe, an evaluation), and does not undo that for training. The
+    packed layer computes in bf16 and passes no gradient on, so what lies below it learns from the residual stream
+    alone; scales come back rounded to bf16; and rows shorter than a block of 64 crash. The answer must not depend
+    on the machine, so no layer may re-pack. On a GPU this changes nothing.
+    """
+    if not getattr(model, "is_loaded_in_4bit", False):  # transformers writes it for 4-bit models alone
+        return
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def skeleton(config: Any) -> nn.Module:
+    """The model of a configuration without weights (on the meta device): its modules and shapes.
+
+    Trap: under ZeRO-3 transformers shards and fills whatever ``_from_config`` builds, which fails on the meta device;
+    and all families but Qwen-VL build their towers and language models by it. ``set_zero3_state`` says that sharding
+    is taken care of, as it is while ``from_pretrained`` builds a whole model.
+    """
+    with torch.device("meta"), set_zero3_state():
+        model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config)
+    return model.to(config.dtype) if config.dtype is not None else model
+
+
+def _linear_outside_language(config: Any, family: Family) -> Iterator[str]:
+    model = skeleton(config)
+    inside = f"{family.paths.language_layers}."
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not name.startswith(inside):
+            yield name

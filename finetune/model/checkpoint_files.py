@@ -1,0 +1,189 @@
+"""The JSON files of a checkpoint's folder, looked at before any library builds something out of them.
+
+What a library makes of a wrong field is an error of its own inside, or hours of building: a billion layers are built
+one by one. The limits here are far beyond every published model; what a family itself demands is checked where its
+configuration is read.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune import fields
+from finetune.fields import NULL, OBJECT, TEXT, TRUTH, Kind, by_name, items, number, one_of, whole
+from finetune.model import weights
+
+CONFIG = "config.json"
+REMEDY = "take the file from the checkpoint that it belongs to"
+
+DTYPES = tuple(name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype))
+_SIZE = whole(0, 2**27)
+_LAYERS = whole(0, 2_000)
+_SIZES = (_SIZE | NULL | items(_SIZE) | by_name(_SIZE))._replace(words=f"{_SIZE.words}, or several of them")
+_ID = whole(-1, 2**40)
+_IDS = (_ID | NULL | items(_ID))._replace(words="the number of a token, or several of them")
+
+LIMITS: dict[str, Kind] = {
+    **dict.fromkeys(
+        ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "layers", "depth", "num_encoder_layers"),
+        _LAYERS | NULL,
+    ),
+    **dict.fromkeys(
+        (
+            "num_attention_heads", "num_key_value_heads", "num_heads", "heads", "n_head", "num_experts",
+            "num_local_experts", "num_experts_per_tok", "linear_num_key_heads", "linear_num_value_heads",
+        ),
+        whole(0, 2**17) | NULL,
+    ),
+    **dict.fromkeys(
+        (
+            "hidden_size", "vocab_size", "embed_dim", "head_dim", "kv_channels", "width", "output_dim", "n_embd",
+            "out_hidden_size", "projection_dim", "num_channels", "in_channels", "in_chans", "n_queries",
+            "num_image_tokens", "moe_intermediate_size", "shared_expert_intermediate_size", "spatial_merge_size",
+            "num_position_embeddings", "linear_key_head_dim", "linear_value_head_dim", "mm_tokens_per_image",
+        ),
+        _SIZE | NULL,
+    ),
+    **dict.fromkeys(
+        ("intermediate_size", "patch_size", "image_size", "temporal_patch_size"),
+        _SIZES,
+    ),
+    **dict.fromkeys(("max_position_embeddings", "seq_length"), whole(0, 2**40) | NULL),
+    **dict.fromkeys(
+        ("eos_token_id", "bos_token_id", "pad_token_id", "image_token_id", "video_token_id"),
+        _IDS,
+    ),
+    **dict.fromkeys(("dtype", "torch_dtype"), one_of(*DTYPES) | NULL),
+    **dict.fromkeys(("attention_dropout", "hidden_dropout", "dropout"), number(0, 1) | NULL),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), number(0, 1) | NULL),
+    **dict.fromkeys(("initializer_range", "rope_theta", "rotary_emb_base"), number(0) | NULL),
+    **dict.fromkeys(("use_cache", "tie_word_embeddings"), TRUTH | NULL),
+    **dict.fromkeys(("text_config", "vision_config", "quantization_config"), OBJECT | NULL),
+    "architectures": items(TEXT) | NULL,
+}  # fmt: skip
+LIMITS["dtype"] = LIMITS["torch_dtype"] = LIMITS["dtype"]._replace(words="a precision such as bfloat16")
+"""Field → what it may hold, in any family's configuration and in its parts."""
+
+
+def check_config(name_or_path: str | Path) -> None:
+    """Look at a local folder's ``config.json``; of hub names nothing is asked.
+
+    Raises ValueError with file, field, what was found and what is expected.
+    """
+    path = Path(name_or_path) / CONFIG
+    if not path.is_file():
+        return
+    content = fields.load(path, {"model_type": TEXT | NULL}, remedy=REMEDY)
+    fields.refuse(list(islice(_config_faults(content, "", 0), 9)), str(path), REMEDY)
+
+
+DEEPEST_PART = 8
+"""Configurations have parts (text, vision) and parts of these; nothing is looked for below."""
+
+
+def _config_faults(part: dict[str, Any], at: str, depth: int) -> Iterator[str]:
+    yield from fields.faults(part, LIMITS, at=at)
+    for name, value in part.items():
+        if isinstance(value, dict) and depth < DEEPEST_PART:
+            yield from _config_faults(value, f"{at}{name}.", depth + 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Of a processor
+# ---------------------------------------------------------------------------------------------------------------------
+
+_COLOURS = items(number(-1e6, 1e6), 3)
+PREPROCESSOR = {
+    "image_mean": _COLOURS | NULL,
+    "image_std": items(number(0, above=True), 3) | NULL,
+    "image_size": whole(1, 2**12) | OBJECT | NULL,
+    "patch_size": whole(1, 2**15) | OBJECT | NULL,
+    "min_pixels": whole(1, 2**40) | NULL,
+    "max_pixels": whole(1, 2**40) | NULL,
+    "image_processor_type": TEXT | NULL,
+    "processor_class": TEXT | NULL,
+    **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), TRUTH | NULL),
+}
+
+_TOKEN = TEXT | OBJECT | NULL
+TOKENIZER = {
+    **dict.fromkeys(("eos_token", "bos_token", "pad_token", "unk_token"), _TOKEN),
+    "added_tokens_decoder": by_name(OBJECT),
+    "additional_special_tokens": items(TEXT | OBJECT) | NULL,
+    "extra_special_tokens": items(TEXT | OBJECT) | by_name(TEXT | OBJECT) | NULL,
+    "model_max_length": number(1) | NULL,
+    "image_tokens": whole(1, 2**16),
+    "padding_side": one_of("left", "right"),
+    "truncation_side": one_of("left", "right"),
+    "errors": one_of("strict", "ignore", "replace", "backslashreplace", "surrogateescape"),
+    **dict.fromkeys(("tokenizer_class", "processor_class", "chat_template"), TEXT | NULL),
+}
+TOKENIZER["chat_template"] = TEXT | items(OBJECT) | OBJECT | NULL
+
+PROCESSOR_FILES: dict[str, fields.Shape] = {
+    "preprocessor_config.json": PREPROCESSOR,
+    "tokenizer_config.json": TOKENIZER,
+    "processor_config.json": {"image_processor": OBJECT | NULL, "processor_class": TEXT | NULL},
+    "special_tokens_map.json": {},
+}
+
+
+def check_processor(name_or_path: str | Path) -> None:
+    """Look at the JSON files that a local folder's processor is built from.
+
+    Raises ValueError with file, field, what was found and what is expected.
+    """
+    _check_files(Path(name_or_path), PROCESSOR_FILES)
+
+
+def _check_files(folder: Path, shapes: Mapping[str, fields.Shape]) -> None:
+    for name, shape in shapes.items():
+        path = folder / name
+        if path.is_file():
+            fields.load(path, shape, remedy=REMEDY)
+
+
+WEIGHT_FILES: dict[str, fields.Shape] = {
+    "generation_config.json": {"eos_token_id": _IDS, "pad_token_id": _IDS, "do_sample": TRUTH | NULL},
+    "model.safetensors.index.json": {"weight_map": by_name(TEXT)},
+    "pytorch_model.bin.index.json": {"weight_map": by_name(TEXT)},
+}
+
+
+def check_weights(name_or_path: str | Path) -> None:
+    """Look at a local folder's weights, and at the JSON files beside them; no tensor is read.
+
+    Raises ValueError for a file that was cut short, and as :func:`check_processor` does.
+    """
+    folder = Path(name_or_path)
+    _check_files(folder, WEIGHT_FILES)
+    for path in weights.weight_files(folder) if folder.is_dir() else ():
+        if weights.is_cut_short(path):
+            raise ValueError(
+                f"{path}: was cut short, or holds no weights ({path.stat().st_size:,} bytes); copy it again, or take "
+                "another checkpoint"
+            )
+
+
+@contextmanager
+def understood(place: str | Path) -> Iterator[None]:
+    """While a checkpoint's files are made into objects: what cannot be made of them is one ValueError.
+
+    Libraries raise whatever their code runs into, of any kind; the fields that are known are checked before.
+
+    place   the file or folder that the message names
+    """
+    try:
+        yield
+    except OSError:
+        raise  # a file that is not there: whoever asked for it knows better what to say
+    except Exception as error:  # any kind, see above
+        reason = str(error).strip().partition("\n")[0][:300]
+        if isinstance(error, ValueError) and str(place) in reason:
+            raise
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{place}: {kind}{reason}") from error

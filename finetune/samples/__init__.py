@@ -1,0 +1,1 @@
+"""A record on disk → a ``Conversation`` with its pictures and videos."""

@@ -1,0 +1,144 @@
+"""How data is written: the four formats, and recognising which one a file is in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+from finetune.samples.conversation import Conversation
+from finetune.samples.formats import llava, openai, qwen_vl, sharegpt
+from finetune.samples.formats.boxes import BoxUnits, with_boxes
+from finetune.samples.formats.record import Record, Spoken, kind, spelling_of
+
+MOST_SHAPES_SHOWN = 3
+
+
+class Format(NamedTuple):
+    """A way of writing conversations; one module each.
+
+    may_be   could a record, with these roles and this text, be written so?
+    turns    a record's turns; what is wrong with it is a fault of the record
+    """
+
+    name: str
+    shape: str
+    may_be: Callable[[Mapping[str, Any], set[str], str], bool]
+    turns: Callable[[Record], list[Spoken]]
+
+    def read(self, record: Record, source: str, units: BoxUnits | None) -> Conversation:
+        """The conversation of a record; it is to be used only where the record has no fault."""
+        turns = with_boxes(record, self.turns(record), units)
+        return Conversation(turns, source)
+
+
+FORMATS = (
+    Format(qwen_vl.NAME, qwen_vl.SHAPE, qwen_vl.may_be, qwen_vl.turns),
+    Format(llava.NAME, llava.SHAPE, llava.may_be, llava.turns),
+    Format(sharegpt.NAME, sharegpt.SHAPE, sharegpt.may_be, sharegpt.turns),
+    Format(openai.NAME, openai.SHAPE, openai.may_be, openai.turns),
+)
+"""Where records have no picture, several fit and read them alike; the first of them is taken."""
+
+
+def named(name: str) -> Format:
+    return next(one for one in FORMATS if one.name == name)
+
+
+class Recognised(NamedTuple):
+    """The format of a file, and in words what that rests on."""
+
+    format: Format
+    because: str
+
+
+def recognise(name: str, records: Sequence[tuple[str, Any]]) -> Recognised:
+    """The one format that all records have that have a known shape at all.
+
+    name      of the file, for errors
+    records   (words that name it, content) of each that is looked at
+
+    Raises ValueError, with what was found and the known shapes, where there is none or not one for all.
+    """
+    fitting = [(where, content, _fitting(content)) for where, content in records]
+    known = [names for _, _, names in fitting if names]
+    common = frozenset.intersection(*known) if known else frozenset()
+    if not common:
+        raise ValueError(_unrecognised(name, fitting))
+    chosen = next(one for one in FORMATS if one.name in common)
+    others = [one.name for one in FORMATS if one.name in common and one is not chosen]
+    looked = f"{len(known):,} record{'' if len(known) == 1 else 's'} looked at"
+    if others:
+        return Recognised(chosen, f"recognised from {looked}; {' and '.join(others)} would read them alike")
+    return Recognised(chosen, f"recognised from {looked}")
+
+
+def _fitting(content: Any) -> frozenset[str]:
+    """Names of the formats that a record may be in."""
+    if not isinstance(content, Mapping):
+        return frozenset()
+    content = {key: value for key, value in content.items() if value is not None}
+    if ("messages" in content) == ("conversations" in content):
+        return frozenset()
+    said, roles = _said(content)
+    known = roles & openai.ROLES.keys()
+    texts = [item.get(key) for item in said for key in ("value", "content")]
+    text = "".join(one for one in texts if isinstance(one, str))
+    return frozenset(one.name for one in FORMATS if known - {"system"} and one.may_be(content, known, text))
+
+
+def _said(content: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], set[str]]:
+    """The turns of a record, in whichever format, and who speaks in them."""
+    items = content.get("messages", content.get("conversations"))
+    said = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
+    spelled = [(item, keys) for item in said if (keys := spelling_of(item)) is not None]
+    return said, {str(item[keys[0]]) for item, keys in spelled}
+
+
+def _unrecognised(name: str, fitting: Sequence[tuple[str, Any, frozenset[str]]]) -> str:
+    first: dict[str, str] = {}
+    shapes: Counter[str] = Counter()
+    for where, content, names in fitting:
+        shape = _shape(content) + (f" ({' or '.join(sorted(names))})" if names else "")
+        shapes[shape] += 1
+        first.setdefault(shape, where)
+    mixed = any(names for _, _, names in fitting)
+    found = "its records are written in several formats" if mixed else "the format is not known"
+    lines = [f"{name}: {found}"]
+    for shape, count in shapes.most_common(MOST_SHAPES_SHOWN):
+        lines.append(f"  found in {count:,} of {len(fitting):,} looked at: {shape}; {first[shape]} first")
+    if len(shapes) > MOST_SHAPES_SHOWN:
+        lines.append(f"  ... and {len(shapes) - MOST_SHAPES_SHOWN} more")
+    lines += _first_turn(fitting)
+    lines.append("  expected one of")
+    lines += [f"    {one.name:9} {one.shape}" for one in FORMATS]
+    lines.append(
+        "  say with --data_format which is meant; what differs from it is then named record by record"
+    )
+    return "\n".join(lines)
+
+
+def _shape(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return f"a {kind(content)}"
+    keys = "keys " + ", ".join(sorted(map(str, content))) if content else "an object without keys"
+    unknown = sorted(_said(content)[1] - openai.ROLES.keys())
+    roles = (
+        f", unknown role{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}" if unknown else ""
+    )
+    return f"{keys}{roles}"[:160]
+
+
+def _first_turn(fitting: Sequence[tuple[str, Any, frozenset[str]]]) -> list[str]:
+    """A line that shows how turns are written that no format knows."""
+    for _, content, names in fitting:
+        said = _said(content)[0] if isinstance(content, Mapping) and not names else []
+        if said:
+            return [f"  a turn: {said[0]!r:.160}"]
+    return []
+
+
+def spread(count: int, most: int) -> Iterator[int]:
+    """At most ``most`` places, evenly over 0 to ``count`` - 1; the first is among them."""
+    return islice(range(0, count, max(1, -(-count // most))), most)

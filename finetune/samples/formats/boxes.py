@@ -1,0 +1,451 @@
+"""Boxes in the texts of a conversation: markup, JSON or placeholders → ``BoxRef``, in fractions of the picture.
+
+    <ref>the dog</ref><box>(250,0),(500,500)</box>       thousandths of the picture, always (Qwen-VL)
+    <|object_ref_start|>the dog<|object_ref_end|><|box_start|>(250,0),(500,500)<|box_end|>    the same (Qwen2-VL)
+    <ref>the dog</ref><box>[[250, 0, 500, 500]]</box>    the same (InternVL)
+    {"bbox_2d": [112, 0, 224, 100], "label": "the dog"}  pixels or thousandths, as ``box_units`` says; so is "bbox"
+    {"point_2d": [112, 50], "label": "the dog"}          a point, the same; <|box_start|>(250,250)<|box_end|> is one too
+    <ref-object><bbox> beside objects: {"ref": ["the dog"], "bbox": [[112, 0, 224, 100]]}    the same
+
+Each box of them in a picture of 448 × 200 is (0.25, 0, 0.5, 0.5). Pixels are those of the upright picture, as
+a person sees it. What stands between boxes stays text, so a list of JSON objects keeps its brackets and commas.
+``<quad>`` stays text. A phrase that is marked without a box, ``<ref>the dog</ref>``, is a ``BoxRef`` without boxes.
+
+All of this is data's own markup, in questions and answers alike, so each family gets it in its own control tokens. A
+backslash makes words of it: ``\\<|box_start|>``. In a system turn it is words.
+
+Which picture a box belongs to: the one that ``"image": 0`` or ``objects.image_id: [0]`` names, counted from 0; else
+the only picture of the conversation; else the last one before the box.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+from finetune.samples.conversation import BoxKey, BoxRef, ImageRef, Part, Turn, VideoRef
+from finetune.samples.formats.record import Record, Spoken, joined, kind
+
+BoxUnits = Literal["pixels", "thousandths", "text"]
+"""``text``: numbers in JSON are words, trained as they are written."""
+Fractions = tuple[float, float, float, float]
+
+THOUSANDTHS = 1000
+SLACK_PIXELS = 1e-3  # corners computed from x + width may lie so far outside
+MOST_BRACES = 200  # before a key, at which the object around it may begin
+_NUMBER = r"\s*(-?\d+)\s*"
+_POINT = rf"\({_NUMBER},{_NUMBER}\)"
+_LIST = rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]"
+
+
+class _Markup(NamedTuple):
+    """A way of writing boxes between marks.
+
+    whole   phrase and boxes, groups "ref" and "boxes"
+    one     the numbers of a box
+    """
+
+    style: str
+    whole: re.Pattern[str]
+    one: re.Pattern[str]
+
+
+def _markup(style: str, ref: tuple[str, str], box: tuple[str, str], inside: str, one: str) -> _Markup:
+    # Begins with a letter of its own and no choice, so that texts are searched 30 times as fast.
+    boxes = rf"{box[0]}\s*{inside}\s*<{box[1]}"
+    phrase = rf"{ref[0]}(?P<ref>(?:(?!<{ref[0]}|<{ref[1]}).)*)<{ref[1]}"
+    return _Markup(
+        style,
+        re.compile(
+            rf"(?<!\\)<(?:{phrase}(?:\s*<(?P<boxes>{boxes}(?:<{boxes})*)|(?!\s*<{box[0]}))|(?P<alone>{boxes}(?:<{boxes})*))",
+            re.DOTALL,
+        ),
+        re.compile(one),
+    )
+
+
+_MARKUPS = (
+    _markup(
+        "qwen-vl",
+        ("ref>", "/ref>"),
+        ("box>", "/box>"),
+        rf"{_POINT}\s*,\s*{_POINT}",
+        rf"{_POINT}\s*,\s*{_POINT}",
+    ),
+    _markup(
+        "internvl", ("ref>", "/ref>"), ("box>", "/box>"), rf"\[\s*{_LIST}(?:\s*,\s*{_LIST})*\s*\]", _LIST
+    ),
+    _markup(
+        "qwen2-vl",
+        (r"\|object_ref_start\|>", r"\|object_ref_end\|>"),
+        (r"\|box_start\|>", r"\|box_end\|>"),
+        rf"{_POINT}(?:\s*,\s*{_POINT})?",
+        rf"{_POINT}(?:\s*,\s*{_POINT})?",
+    ),
+)
+_MARK = r"</?box>|<\|(?:box|object_ref|quad)_(?:start|end)\|>"
+_LEFT_OVER = re.compile(rf"(?<!\\)(?:{_MARK})")
+_WORD = re.compile(rf"\\({_MARK}|</?ref>|<bbox>|<ref-object>)")
+_PLACEHOLDER = re.compile(r"(?<!\\)(?:(?:(?P<ref><ref-object>)\s*)?(?P<bbox><bbox>)|(?P<alone><ref-object>))")
+# Not the names of numbers, as in an instruction: {"bbox_2d": [x1, y1, x2, y2]}
+_JSON_KEY = re.compile(r'"(bbox_2d|bbox|point_2d)"\s*:(?!\s*\[?\s*(?!NaN|Inf|null|true|false)[A-Za-z_<.…])')
+_JSON_KEYS = {"label", "image"}
+_SIGNS = (
+    "box>",
+    "/ref>",
+    "_2d",
+    '"bbox"',
+    "<ref-object>",
+    "box_start|>",
+    "box_end|>",
+    "object_ref_",
+    "quad_",
+)
+"""Without one of them a text has no box."""
+_DECODER = json.JSONDecoder()
+
+
+class _Found(NamedTuple):
+    """What a stretch of text stands for."""
+
+    start: int
+    end: int
+    part: str | BoxRef
+
+
+def with_boxes(record: Record, spoken: Sequence[Spoken], units: BoxUnits | None) -> tuple[Turn, ...]:
+    """The turns, with the boxes of users and assistants found in their texts; what is wrong is a fault."""
+    images = [part for turn in spoken for part in turn.parts if isinstance(part, ImageRef | VideoRef)]
+    places = _Places(record, images, units)
+    turns = []
+    for turn in spoken:
+        places.at = turn.text_at
+        parts: list[Part] = []
+        for part in turn.parts:
+            if isinstance(part, str) and turn.role != "system":
+                parts += places.split(part)
+            else:
+                places.seen += isinstance(part, ImageRef | VideoRef)
+                parts.append(part)
+        turns.append(Turn(turn.role, joined(parts), turn.trained))
+    if not record.faults:
+        places.objects.close()
+    return tuple(turns)
+
+
+class _Places:
+    """Finds boxes in texts, and the picture that each is about.
+
+    at     the field being read
+    seen   how many pictures and videos came before it
+    """
+
+    def __init__(self, record: Record, images: Sequence[ImageRef | VideoRef], units: BoxUnits | None) -> None:
+        self.record, self.images, self.units = record, images, units
+        self.objects = _Objects(record)
+        self.at, self.seen = "", 0
+        self.asked_for_units = False
+
+    def split(self, text: str) -> Iterator[str | BoxRef]:
+        """A text's words and boxes in reading order; joined, the words as written are the text again."""
+        if not any(sign in text for sign in _SIGNS):
+            yield text
+            return
+        position = 0
+        found_ones = [*self._marked(text), *self._json(text), *self._placeholders(text)]
+        for found in sorted(found_ones, key=lambda one: one.start):
+            if found.start < position:
+                self.record.fault(
+                    f"{self.at}: found a box inside another one's {text[found.start : found.end]!r:.80}"
+                )
+                continue
+            if found.start > position:
+                yield _WORD.sub(r"\1", text[position : found.start])
+            if found.part != "":
+                yield found.part
+            position = found.end
+        if position < len(text) or not text:
+            yield _WORD.sub(r"\1", text[position:])
+
+    def _marked(self, text: str) -> Iterator[_Found]:
+        rest = text
+        for markup in _MARKUPS:
+            left, position = "", 0
+            for match in markup.whole.finditer(rest):
+                boxes = match["boxes"] or match["alone"]
+                if boxes or self.images:  # a phrase is of a picture; without one it is words
+                    yield from self._markup(text, match, markup, boxes or "")
+                    left += rest[position : match.start()] + " " * len(match[0])
+                    position = match.end()
+            rest = left + rest[position:]
+        if (self.images and _LEFT_OVER.search(rest)) or "<box>" in rest or "</box>" in rest:
+            self._left_over(rest)
+
+    def _markup(self, text: str, match: re.Match[str], markup: _Markup, boxes: str) -> Iterator[_Found]:
+        if not boxes:
+            yield _Found(*match.span(), BoxRef(match[0], (), match["ref"], 0, markup.style))
+            return
+        numbers = [[int(one) for one in box if one] for box in markup.one.findall(boxes)]
+        if len({len(one) for one in numbers}) > 1:
+            self.record.fault(
+                f"{self.at}: found points and boxes side by side in {match[0]!r:.80}, expected one kind"
+            )
+            return
+        key: BoxKey = "point_2d" if len(numbers[0]) == 2 else "bbox_2d"
+        yield from self._found(
+            match.span(), text, numbers, "thousandths", match["ref"], None, markup.style, key
+        )
+
+    def _left_over(self, rest: str) -> None:
+        found = _LEFT_OVER.search(rest)
+        if found is None:
+            return
+        expected = {"<box>": "<box>(x0,y0),(x1,y1)</box>", "</box>": "<box>(x0,y0),(x1,y1)</box>"}.get(
+            found[0],
+            "<|box_start|>(x0,y0),(x1,y1)<|box_end|>, its phrase <|object_ref_start|>...<|object_ref_end|>",
+        )
+        self.record.fault(
+            f"{self.at}: found a {found[0]} that is not written {expected}, in whole thousandths of the picture; a "
+            f"backslash makes a word of it: \\{found[0]}"
+        )
+
+    def _json(self, text: str) -> Iterator[_Found]:
+        if self.units == "text":
+            return
+        end = 0
+        for match in _JSON_KEY.finditer(text):
+            key = cast(BoxKey, match[1])
+            if not self.images and key != "bbox_2d":
+                continue  # words about something else
+            if match.start() < end:
+                self.record.fault(
+                    f"{self.at}: found {key} inside or beside another one in one object, expected one object for each"
+                )
+                continue
+            found = _object_around(text, match.start(), end, key)
+            if found is None:
+                self.record.fault(
+                    f"{self.at}: found {key} outside an object, expected "
+                    f'{{"{key}": [{"x, y" if key == "point_2d" else "x0, y0, x1, y1"}], "label": ...}}'
+                )
+                continue
+            start, end, content = found
+            yield from self._json_object(text, start, end, content, key)
+
+    def _json_object(
+        self, text: str, start: int, end: int, content: Mapping[str, Any], key: BoxKey
+    ) -> Iterator[_Found]:
+        label, numbers = content.get("label"), content[key]
+        unknown = sorted(content.keys() - _JSON_KEYS - {key})
+        if unknown:
+            self.record.fault(
+                f"{self.at}: found {', '.join(map(repr, unknown))} beside {key}, expected label and image alone; "
+                "what else is to be said belongs outside the object (or --box_units text: the numbers are words)"
+            )
+        elif label is not None and not isinstance(label, str):
+            self.record.fault(f"{self.at}: found a {kind(label)} as the label of {key}, expected text")
+        elif self._units_known(key):
+            several = (
+                isinstance(numbers, list) and bool(numbers) and all(isinstance(one, list) for one in numbers)
+            )
+            corners = numbers if several else [numbers]
+            yield from self._found(
+                (start, end), text, corners, self.units, label, content.get("image"), "json", key
+            )
+
+    def _placeholders(self, text: str) -> Iterator[_Found]:
+        if "<bbox>" not in text and "<ref-object>" not in text:
+            return
+        for match in _PLACEHOLDER.finditer(text):
+            label = self.objects.next_ref() if match["ref"] or match["alone"] else None
+            if match["alone"]:
+                yield _Found(*match.span(), label or "")
+                continue
+            box = self.objects.next_box()
+            if box is not None and self._units_known("objects.bbox"):
+                numbers, image = box
+                key: BoxKey = "point_2d" if isinstance(numbers, list) and len(numbers) == 2 else "bbox_2d"
+                yield from self._found(
+                    match.span(), text, [numbers], self.units, label, image, "placeholder", key
+                )
+
+    def _units_known(self, what: str) -> bool:
+        if self.units is None and not self.asked_for_units:
+            self.asked_for_units = True
+            self.record.fault(
+                f"{self.at}: {what} may be pixels or thousandths of the picture, and nothing says which; "
+                "give --box_units pixels or --box_units thousandths (or text: then the numbers are words)"
+            )
+        elif self.units == "text" and not self.asked_for_units:
+            self.asked_for_units = True
+            self.record.fault(
+                f"{self.at}: found {what} with --box_units text, expected pixels or thousandths"
+            )
+        return self.units not in (None, "text")
+
+    def _found(
+        self,
+        span: tuple[int, int],
+        text: str,
+        corners: Sequence[Any],
+        units: BoxUnits | None,
+        label: str | None,
+        named: Any,
+        style: str,
+        key: BoxKey,
+    ) -> Iterator[_Found]:
+        """The box reference of a stretch of text, or its faults."""
+        image = self._image(named)
+        if image is None:
+            return
+        if isinstance(self.images[image], VideoRef):
+            return self.record.fault(
+                f"{self.at}: found a box in a video, expected boxes in pictures alone; write as text what the answer "
+                "is to say"
+            )
+        size = (THOUSANDTHS, THOUSANDTHS) if units == "thousandths" else self.images[image].size_pixels
+        if size is None:
+            return  # the picture cannot be read, which is a fault already
+        try:
+            read = point_fractions if key == "point_2d" else fractions
+            boxes = tuple(read(one, units, size) for one in corners)
+        except ValueError as error:
+            return self.record.fault(f"{self.at}: {error}")
+        yield _Found(*span, BoxRef(text[slice(*span)], boxes, label, image, style, key))
+
+    def _image(self, named: Any) -> int | None:
+        count = len(self.images)
+        if not count:
+            self.record.fault(
+                f"{self.at}: found a box, and no picture in the conversation that it could be in"
+            )
+        elif named is not None:
+            if isinstance(named, int) and not isinstance(named, bool) and 0 <= named < count:
+                return named
+            self.record.fault(
+                f"{self.at}: a box is in picture {named!r}, expected 0 to {count - 1}, counted from 0"
+            )
+        elif count == 1:
+            return 0
+        elif self.seen:
+            return self.seen - 1
+        else:
+            self.record.fault(
+                f"{self.at}: found a box before the first of {count} pictures; say which it is in "
+                '("image": 0, objects.image_id), or write it behind its picture'
+            )
+        return None
+
+
+def fractions(numbers: Any, units: BoxUnits | None, size: tuple[int, int]) -> Fractions:
+    """x0 y0 x1 y1 as fractions of a picture's width and height, from pixels or from thousandths.
+
+    size   width and height in those units
+    ``fractions([112, 0, 224, 100], "pixels", (448, 200))`` → ``(0.25, 0.0, 0.5, 0.5)``.
+
+    Raises ValueError where that is no box of the picture.
+    """
+    if not isinstance(numbers, list | tuple) or len(numbers) != 4 or not all(map(_is_number, numbers)):
+        raise ValueError(f"found the box {numbers!r:.80}, expected four numbers x0, y0, x1, y1")
+    x0, y0, x1, y1 = numbers
+    if x1 <= x0 or y1 <= y0:
+        raise ValueError(f"found the box {list(numbers)}, expected x0 < x1 and y0 < y1")
+    width, height = size
+    slack = SLACK_PIXELS if units == "pixels" else 0.0
+    if min(x0, y0) < -slack or x1 > width + slack or y1 > height + slack:
+        raise ValueError(
+            f"found the box {list(numbers)} in {units}, expected it inside the picture, {width} × {height} {units}"
+        )
+    return max(x0 / width, 0.0), max(y0 / height, 0.0), min(x1 / width, 1.0), min(y1 / height, 1.0)
+
+
+def point_fractions(numbers: Any, units: BoxUnits | None, size: tuple[int, int]) -> Fractions:
+    """x y x y as fractions of a picture's width and height: ``([112, 50], "pixels", (448, 200))`` →
+    ``(0.25, 0.25, 0.25, 0.25)``. Raises ValueError as ``fractions``."""
+    if not isinstance(numbers, list | tuple) or len(numbers) != 2 or not all(map(_is_number, numbers)):
+        raise ValueError(f"found the point {numbers!r:.80}, expected two numbers x, y")
+    (x, y), (width, height) = numbers, size
+    if min(x, y) < 0 or x > width or y > height:
+        raise ValueError(
+            f"found the point {list(numbers)} in {units}, expected it inside the picture, {width} × {height} {units}"
+        )
+    return x / width, y / height, x / width, y / height
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _object_around(
+    text: str, key: int, begin: int, name: BoxKey
+) -> tuple[int, int, Mapping[str, Any]] | None:
+    """Start, end and content of the JSON object at whose top level the key ``name`` stands, at ``key``."""
+    start = text.rfind("{", begin, key)
+    for _ in itertools.repeat(None, MOST_BRACES):
+        if start < 0:
+            return None
+        try:
+            content, end = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError):  # a number of thousands of digits is a ValueError of its own
+            content, end = None, 0
+        if isinstance(content, dict) and end > key:
+            return (start, end, content) if name in content else None
+        start = text.rfind("{", begin, start)
+    return None
+
+
+class _Objects:
+    """``objects`` beside the conversation: phrases and boxes, handed out to placeholders in order."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        given = record.content.get("objects") if isinstance(record.content, Mapping) else None
+        self.given = given if isinstance(given, Mapping) else {}
+        if given is not None and not isinstance(given, Mapping):
+            record.fault(f"objects: found a {kind(given)}, expected an object with ref and bbox")
+        for key in self.given.keys() - {"ref", "bbox", "image_id"}:
+            record.fault(f"objects.{key}: is not read here, expected ref, bbox and image_id; see --box_units")
+        self.refs, self.boxes, self.images = (self._list(key) for key in ("ref", "bbox", "image_id"))
+        self.asked = {"ref": 0, "bbox": 0}
+
+    def _list(self, key: str) -> list[Any]:
+        found = self.given.get(key)
+        if found is not None and not isinstance(found, list):
+            self.record.fault(f"objects.{key}: found a {kind(found)}, expected a list")
+        return found if isinstance(found, list) else []
+
+    def next_ref(self) -> str | None:
+        index = self._ask("ref")
+        ref = self.refs[index] if index < len(self.refs) else None
+        if ref is not None and not isinstance(ref, str):
+            self.record.fault(f"objects.ref[{index}]: found a {kind(ref)}, expected text")
+            return None
+        return ref
+
+    def next_box(self) -> tuple[Any, int | None] | None:
+        """Four numbers and the picture they are in, where it is named; None where no box is left."""
+        index = self._ask("bbox")
+        if index >= len(self.boxes):
+            return None
+        return self.boxes[index], self.images[index] if index < len(self.images) else None
+
+    def _ask(self, key: str) -> int:
+        self.asked[key] += 1
+        return self.asked[key] - 1
+
+    def close(self) -> None:
+        """A fault where the text asks for more or fewer phrases or boxes than there are."""
+        for key, placeholder, given in (("ref", "<ref-object>", self.refs), ("bbox", "<bbox>", self.boxes)):
+            if self.asked[key] != len(given):
+                self.record.fault(
+                    f"objects.{key}: found {len(given)}, and {self.asked[key]} {placeholder} in the text, expected "
+                    "one for each"
+                )
+        if self.images and len(self.images) != len(self.boxes):
+            self.record.fault(
+                f"objects.image_id: found {len(self.images)} for {len(self.boxes)} boxes, expected one for each"
+            )

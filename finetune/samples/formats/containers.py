@@ -1,0 +1,148 @@
+"""Files and folders of records, each record read when it is asked for."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from finetune.samples.formats.json_files import open_json
+
+_PART = re.compile(r"-\d+-of-\d+$")
+KNOWN = ".json (a list), .jsonl, .parquet, or a folder of parquet or of Hugging Face datasets (save_to_disk)"
+
+
+class Records(Protocol):
+    """Records in order; they can be sent to other processes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any:
+        """Raises ValueError, in words that go behind the record's name, where it is broken."""
+
+    def name(self, index: int) -> tuple[str, ...]:
+        """What a record is called: ``("record 4", "line 5")``."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is not read of the file, in words."""
+
+
+def open_records(path: Path, cache_dir: Path) -> Records:
+    """The records of a file or folder.
+
+    cache_dir   where parquet is unpacked so that it can be read at any place, and UTF-16 written as UTF-8
+
+    Raises ValueError that says what was found and expected.
+    """
+    if path.is_dir():
+        return _folder(path, cache_dir)
+    if not path.is_file():
+        raise ValueError(f"{path}: cannot be read: there is no such file or folder")
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            return _parquet([path], cache_dir)
+        if suffix in (".json", ".jsonl", ".ndjson"):
+            return open_json(path, cache_dir)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+    raise ValueError(f"{path}: found a file of kind {suffix or 'without a suffix'!r}, expected {KNOWN}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arrow
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class ArrowRecords:
+    """Rows of a Hugging Face dataset, mapped from disk: nothing but its schema is held.
+
+    dataset   datasets.Dataset
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, dataset: Any) -> None:
+        self.features = dataset.features
+        self.dataset = dataset.with_format("arrow")  # pictures stay bytes, they are not decoded here
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return _decoded(self.dataset[index : index + 1].to_pylist()[0], self.features)
+
+    def name(self, index: int) -> tuple[str, ...]:
+        return (f"record {index}",)
+
+
+def _decoded(value: Any, feature: Any) -> Any:
+    """A value with its columns of mixed values, which are kept as texts of JSON, read."""
+    import datasets
+
+    if isinstance(feature, datasets.Json) and isinstance(value, str):
+        return json.loads(value)
+    if isinstance(value, Mapping) and isinstance(feature, Mapping):
+        return {key: _decoded(one, feature.get(key)) for key, one in value.items()}
+    if isinstance(value, list) and isinstance(feature, datasets.List | datasets.LargeList):
+        return [_decoded(one, feature.feature) for one in value]
+    return value
+
+
+def _folder(path: Path, cache_dir: Path) -> ArrowRecords:
+    if (path / "dataset_dict.json").is_file():
+        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
+        raise ValueError(
+            f"{path}: found the splits {', '.join(splits)}, expected one; give {path / (splits or ['train'])[0]}"
+        )
+    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
+        return _saved(path)
+    parts = sorted(path.glob("*.parquet"))
+    splits = sorted({_PART.sub("", part.stem) for part in parts if _PART.search(part.stem)})
+    if len(splits) > 1:
+        raise ValueError(
+            f"{path}: found parts of {', '.join(splits)}, expected one of them in a folder of its own"
+        )
+    if not parts:
+        held = sorted(one.name for one in path.iterdir())[:5]
+        raise ValueError(
+            f"{path}: found a folder of {', '.join(held) or 'nothing'}, expected *.parquet or what "
+            "datasets' save_to_disk writes; of other data give the file"
+        )
+    return _parquet(parts, cache_dir)
+
+
+def _saved(path: Path) -> ArrowRecords:
+    import datasets
+    import pyarrow
+
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
+        raise ValueError(
+            f"{path}: broken dataset folder: {error}; write it again with save_to_disk"
+        ) from error
+    return _rows(path, dataset)
+
+
+def _parquet(parts: list[Path], cache_dir: Path) -> ArrowRecords:
+    """Parquet can be read from its start alone, so it is unpacked once into a file that is mapped."""
+    import datasets
+    import pyarrow
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        dataset = datasets.Dataset.from_parquet(
+            [str(part) for part in parts], cache_dir=str(cache_dir / "parquet")
+        )
+    except (pyarrow.ArrowException, DatasetGenerationError, OSError, ValueError) as error:
+        cause = error.__cause__ or error
+        raise ValueError(f"{parts[0]}: cannot be read as parquet: {cause}") from error
+    return _rows(parts[0], dataset)
+
+
+def _rows(path: Path, dataset: Any) -> ArrowRecords:
+    if not len(dataset):
+        raise ValueError(f"{path}: has no rows; expected at least one conversation")
+    return ArrowRecords(dataset)

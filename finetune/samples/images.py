@@ -1,0 +1,188 @@
+"""Opening pictures as people have them: upright, in RGB, or their size alone from the header."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+
+from finetune.samples.conversation import ImageRef
+
+ImageSource = ImageRef | str | os.PathLike | bytes | Image.Image
+MAX_PIXELS = (
+    100_000_000  # a 10,000 × 10,000 picture takes 300 MB as RGB; beyond that it is an accident or an attack
+)
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_TURNED = (5, 6, 7, 8)  # EXIF orientations whose width and height are exchanged
+_BROKEN = (
+    OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError,
+    ArithmeticError, MemoryError, struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow's readers raise on cut and corrupt files (found by cutting and corrupting some): nearly everything. Only
+calls of Pillow stand where these are caught."""
+_LONGEST_REASON = 200  # characters of what a reader says of a broken file
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """One picture in RGB, upright, whatever its mode.
+
+    EXIF orientation is applied, so boxes and maps are those of the picture as a person sees it. 16-bit greys and
+    floats are scaled to 8 bits, not clipped. Alpha is dropped, as the original Qwen-VL does. Of an animation it is the
+    first frame.
+
+    Raises ValueError naming the picture where it is missing, broken, or larger than 100 megapixels.
+    """
+    name, place = _name_and_place(source)
+    opened = place if isinstance(place, Image.Image) else _decoded(place, name)
+    _check_size(opened.size, name)
+    with _naming_faults(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a broken EXIF block means no orientation
+        upright = ImageOps.exif_transpose(opened)
+        if upright.mode == "F":
+            return _from_floats(upright)
+        return _from_sixteen_bit(upright) if upright.mode in _SIXTEEN_BIT else upright.convert("RGB")
+
+
+def size_of(source: ImageSource) -> tuple[int, int]:
+    """(width, height) in pixels of the upright picture; only its header is read.
+
+    A photograph stored lying, 30 × 20 with EXIF orientation 6, is (20, 30), as ``open_image`` gives it.
+
+    Raises ValueError as ``open_image`` does, but for what only decoding shows.
+    """
+    name, place = _name_and_place(source)
+    if isinstance(place, Image.Image):
+        size, orientation = place.size, place.getexif().get(ExifTags.Base.Orientation)
+        return _upright(size, orientation)
+    with _naming_faults(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a bomb is our own limit; a broken EXIF block means no orientation
+        with _stream(place) as stream, Image.open(stream) as opened:
+            size = opened.size
+            orientation = _orientation(opened, stream) if _fits(size) else None
+    _check_size(size, name)
+    return _upright(size, orientation)
+
+
+def told_size(ref: ImageRef) -> tuple[int, int]:
+    """(width, height) of a picture that need not be opened: as it is told, or by its header."""
+    return ref.size_pixels or size_of(ref.path if ref.data is None else ref)
+
+
+def _name_and_place(source: ImageSource) -> tuple[str, Path | bytes | Image.Image]:
+    """What errors call the picture, and where its bytes are."""
+    if isinstance(source, ImageRef):
+        if source.data is None:
+            return repr(os.fspath(source.path)), source.path
+        return f"{source.written!r} ({len(source.data):,} bytes inside the data)", source.data
+    if isinstance(source, bytes):
+        return f"<{len(source)} bytes>", source
+    if isinstance(source, Image.Image):
+        return (getattr(source, "filename", "") or f"<PIL image {source.size[0]} × {source.size[1]}>"), source
+    return repr(os.fspath(source)), Path(source)
+
+
+def _stream(place: Path | bytes) -> IO[bytes]:
+    if (len(place) if isinstance(place, bytes) else place.stat().st_size) == 0:
+        raise ValueError("0 bytes")
+    return io.BytesIO(place) if isinstance(place, bytes) else place.open("rb")
+
+
+def _decoded(place: Path | bytes, name: str) -> Image.Image:
+    with _naming_faults(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit says more
+        with _stream(place) as stream, Image.open(stream) as opened:
+            if _fits(opened.size):
+                opened.load()
+            return opened
+
+
+def _fits(size: tuple[int, int]) -> bool:
+    return 0 < size[0] * size[1] <= MAX_PIXELS
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    if not _fits(size):
+        bound = (
+            f"expected at most {MAX_PIXELS:,}; scale it down first" if all(size) else "expected at least 1"
+        )
+        raise ValueError(f"image {name}: found {size[0]} × {size[1]} pixels, {bound}")
+
+
+@contextmanager
+def _naming_faults(name: str) -> Iterator[None]:
+    """Turns what Pillow raises into a ValueError that names the picture."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(f"image {name}: there is no such file") from error
+    except IsADirectoryError as error:
+        raise ValueError(f"image {name}: found a folder, expected a picture's file") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"image {name}: found no picture in it (unknown or broken format)") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"image {name}: expected at most {MAX_PIXELS:,} pixels; {error}") from error
+    except _BROKEN as error:
+        reason = f"{error or type(error).__name__}"[:_LONGEST_REASON]
+        raise ValueError(
+            f"image {name}: found a broken file ({reason}); save or download it again"
+        ) from error
+
+
+def _upright(size: tuple[int, int], orientation: int | None) -> tuple[int, int]:
+    return (size[1], size[0]) if orientation in _TURNED else size
+
+
+def _orientation(opened: Image.Image, stream: IO[bytes]) -> int | None:
+    """The EXIF orientation that still has to be applied to ``opened.size``."""
+    if isinstance(opened, TiffImagePlugin.TiffImageFile):
+        return None  # Pillow gives a TIFF's size upright already
+    if isinstance(opened, PngImagePlugin.PngImageFile) and not _follows(stream):
+        # Pillow's own reader of a PNG's EXIF decodes the whole picture, in case the block stands behind it.
+        return Image.Image.getexif(opened).get(ExifTags.Base.Orientation)
+    return opened.getexif().get(ExifTags.Base.Orientation)
+
+
+def _follows(stream: IO[bytes]) -> bool:
+    """Does a PNG have its orientation behind the pixels? Only the chunks' headers are read."""
+    stream.seek(8)
+    pixels_seen = False
+    while len(head := stream.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if pixels_seen and kind == b"eXIf":
+            return True
+        if pixels_seen and kind in (b"tEXt", b"zTXt", b"iTXt"):
+            key = stream.read(min(length, 32))
+            if key.startswith((b"Raw profile type exif", b"XML:com.adobe.xmp")):
+                return True
+            length -= len(key)
+        pixels_seen |= kind == b"IDAT"
+        stream.seek(length + 4, os.SEEK_CUR)
+    return False
+
+
+def _from_floats(image: Image.Image) -> Image.Image:
+    """Of a picture whose values are floats: Pillow's own way cuts them at 0 and 255, so 0 to 1 would all be black."""
+    values = np.asarray(image, np.float64)
+    low, high = values.min(initial=0), values.max(initial=0)
+    if not np.isfinite(values).all() or low < 0 or high > 65535:
+        raise ValueError(f"values from {low:g} to {high:g}, expected 0 to 1, to 255 or to 65535")
+    scaled = values * 255 if high <= 1 else values if high <= 255 else values / 257
+    return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+
+
+def _from_sixteen_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if image.mode == "I" and values.max(initial=0) <= 255:
+        scaled = values
+    else:
+        scaled = values // 257  # 65535 → 255
+    return Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -1,0 +1,315 @@
+"""Reading data: any of the known formats, checked before training, each conversation parsed when asked for."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, overload
+
+import numpy as np
+from jaxtyping import Int
+
+from finetune.samples.cache import cache_folder
+from finetune.samples.conversation import Conversation, ImageRef, Part, VideoRef
+from finetune.samples.formats import Format, named, recognise, spread
+from finetune.samples.formats.boxes import BoxUnits
+from finetune.samples.formats.containers import Records, open_records
+from finetune.samples.formats.pictures import Finder, HeaderSizes, KnownSizes, Measure, NotedSizes
+from finetune.samples.formats.record import Note, Record
+from finetune.samples.listing import LONGEST_LINE, shortened, shown
+from finetune.samples.videos import SAMPLING, Sampling
+from finetune.samples.workers import in_chunks
+
+LOOKED_AT = 1000  # records from which the format is recognised
+MOST_FAULTS_SHOWN = 50
+MOST_DROPPED_SHOWN = 20
+MOST_NOTES_SHOWN = 20
+STREAMED_AHEAD = 100  # records of which it is said what is not read, where not all are checked
+
+DataFormat = Literal["auto", "qwen-vl", "llava", "sharegpt", "openai"]
+OnBadSample = Literal["error", "drop", "shrink"]
+
+
+def read(
+    path: str | Path,
+    *,
+    data_format: DataFormat = "auto",
+    image_folder: str | Path | None = None,
+    box_units: BoxUnits | None = None,
+    on_bad_sample: OnBadSample = "error",
+    sampling: Sampling = SAMPLING,
+    streaming: bool = False,
+    workers: int | None = None,
+    say: Callable[[str], None] = print,
+) -> "Conversations":
+    """The conversations of a file or folder, checked, at any place, in memory that does not grow with them.
+
+    data_format     how the records are written; "auto" recognises it from the records, or refuses
+    image_folder    where relative paths of pictures begin; then the data's own folder, then the working directory
+    box_units       what the numbers of bbox_2d and objects.bbox are
+    sampling        which frames of videos are taken
+    on_bad_sample   what happens to records with faults: "drop" leaves them out and says which, "error" raises
+                    ("shrink" is for samples that are too long; faults are as for "error")
+    streaming       nothing is checked ahead: a fault raises when its conversation is asked for
+    workers         processes that check; None: as many as there are cores for
+
+    Every picture is opened as far as its header, so that a run does not stop hours later.
+
+    Raises ValueError that lists every fault: which record and field, what was found and expected.
+    """
+    path = Path(path)
+    records = open_records(path, cache_folder())
+    chosen, because = _format_of(path, records, data_format)
+    folders = tuple(Path(one) for one in (image_folder,) if one is not None)
+    places = (*folders, path if path.is_dir() else path.parent, Path.cwd())
+    layout = Layout(path, chosen, places, box_units, sampling)
+    if streaming:
+        say(
+            f"{path}: {len(records):,} samples, {chosen.name} ({because}); streaming, so nothing is checked ahead"
+        )
+        for note in records.notes:
+            say(f"{path}: {note}")
+        for line in _noted(path, _looked_ahead(records, layout), "record looked at", "records looked at"):
+            say(line)
+        return Conversations(records, layout, None)
+    checked = _check(records, layout, workers)
+    if checked.faults:
+        _tell(path, checked, len(records), on_bad_sample, say)
+    counts = f"{_count(len(checked.kept), 'sample')}, {_count(len(checked.sizes), 'picture')}"
+    say(f"{path}: {counts}, {chosen.name} ({because})")
+    for note in records.notes:
+        say(f"{path}: {note}")
+    for line in _noted(path, checked.notes, "record", "records"):
+        say(line)
+    return Conversations(records, layout, checked)
+
+
+def _noted(path: Path, notes: Counter[Note], one: str, several: str) -> Iterator[str]:
+    """A line for each kind of thing that is not read, the most frequent first."""
+    for note, number in notes.most_common(MOST_NOTES_SHOWN):
+        yield f"{path}: {note[0]} ({number:,} {one if number == 1 else several}) {note[1]}"
+    if len(notes) > MOST_NOTES_SHOWN:
+        yield f"{path}: ... and {len(notes) - MOST_NOTES_SHOWN:,} more kinds of keys are not read"
+
+
+def _format_of(path: Path, records: Records, data_format: DataFormat) -> tuple[Format, str]:
+    if data_format != "auto":
+        return named(data_format), "as --data_format says"
+    looked, broken = [], []
+    for index in spread(len(records), LOOKED_AT):
+        try:
+            looked.append((records.name(index)[0], records[index]))
+        except ValueError as error:  # becomes a fault when everything is checked
+            broken.append(f"{_where(records.name(index), None)}: {error}")
+    if not looked:
+        raise ValueError(_listed(path, broken))
+    return recognise(str(path), looked)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the records of a file become conversations.
+
+    folders   where relative paths of pictures begin
+    """
+
+    path: Path
+    format: Format
+    folders: tuple[Path, ...]
+    box_units: BoxUnits | None
+    sampling: Sampling = SAMPLING
+
+    def read(self, records: Records, index: int, measure: Measure) -> "Found":
+        """The conversation of a record, or its faults."""
+        try:
+            content, broken = records[index], None
+        except ValueError as error:
+            content, broken = None, str(error)
+        where = _where(records.name(index), content)
+        if broken is not None:
+            return Found(None, [f"{where}: {broken}"], frozenset())
+        record = Record(content, where, Finder(self.folders, measure, self.sampling))
+        try:
+            conversation = self.format.read(record, f"{self.path}: {where}", self.box_units)
+        except RecursionError:
+            return Found(None, [f"{where}: found lists or objects nested too deep to be read"], frozenset())
+        faults = [shortened(one) for one in record.faults]
+        return Found(None if faults else conversation, faults, frozenset(record.notes))
+
+
+class Found(NamedTuple):
+    """What a record was read as.
+
+    conversation   None where there are faults
+    notes          what is not read of it, in words that are the same for all records of the kind
+    """
+
+    conversation: Conversation | None
+    faults: list[str]
+    notes: frozenset[Note]
+
+
+def _where(name: tuple[str, ...], content: Any) -> str:
+    """``record 4 (line 5, id 'x7')``."""
+    first, *rest = name
+    if isinstance(content, dict) and content.get("id") is not None:
+        rest.append(f"id {content['id']!r:.80}")
+    return f"{first} ({', '.join(rest)})" if rest else first
+
+
+def _looked_ahead(records: Records, layout: Layout) -> Counter[Note]:
+    """The notes of some records, where not all are checked."""
+    found = (layout.read(records, index, HeaderSizes()) for index in spread(len(records), STREAMED_AHEAD))
+    return Counter(note for one in found if one.conversation is not None for note in one.notes)
+
+
+class Conversations(Sequence[Conversation]):
+    """The conversations of one file, each parsed when it is asked for.
+
+    Held are where each record begins, the sizes of its pictures, and which records are left in: 24 to 40 bytes a
+    sample and 8 a picture. It can be sent to other processes.
+
+    digest   of all that token counts depend on: texts, boxes, sizes of pictures; None where nothing was checked
+    """
+
+    def __init__(self, records: Records, layout: Layout, checked: "Checked | None") -> None:
+        self.records, self.layout, self.checked = records, layout, checked
+        self.digest = None if checked is None else checked.digest
+
+    def __len__(self) -> int:
+        return len(self.records) if self.checked is None else len(self.checked.kept)
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Conversation]: ...
+    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        if self.checked is None:
+            found = self.layout.read(self.records, place, HeaderSizes())
+        else:
+            number, sizes = int(self.checked.kept[place]), KnownSizes(self.checked.sizes_of(place))
+            found = self.layout.read(self.records, number, sizes)
+        if found.conversation is None:
+            raise ValueError(_listed(self.layout.path, found.faults))
+        return found.conversation
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checking
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Checked(NamedTuple):
+    """What is known of a file once every record was read.
+
+    kept            Int[samples]: the records without faults
+    first_picture   Int[samples + 1]: where each sample's pictures begin in ``sizes``
+    sizes           Int[pictures, 2]: width and height of each, upright, frames among them, in the order of asking
+    faults          of each faulty record, in order
+    notes           what is not read, in words, and of how many of the kept records
+    digest          of the kept conversations
+    """
+
+    kept: Int[np.ndarray, "samples"]
+    first_picture: Int[np.ndarray, "ends"]
+    sizes: Int[np.ndarray, "pictures 2"]
+    faults: tuple[tuple[str, ...], ...]
+    notes: Counter[Note]
+    digest: str
+
+    def sizes_of(self, place: int) -> Int[np.ndarray, "pictures 2"]:
+        return self.sizes[self.first_picture[place] : self.first_picture[place + 1]]
+
+
+class _Part(NamedTuple):
+    """What one process found in one chunk."""
+
+    kept: list[int]
+    pictures: list[int]
+    sizes: Int[np.ndarray, "pictures 2"]
+    faults: list[tuple[str, ...]]
+    notes: Counter[Note]
+    digest: bytes
+
+
+def _check(records: Records, layout: Layout, workers: int | None) -> Checked:
+    measure = HeaderSizes()
+
+    def work(chunk: range) -> _Part:
+        return _check_chunk(records, layout, measure, chunk)
+
+    found = in_chunks(work, len(records), workers=workers, doing=f"checking {layout.path.name}")
+    parts = [part for _, part in found]
+    pictures = np.concatenate([np.array(part.pictures, np.int64) for part in parts])
+    return Checked(
+        kept=np.concatenate([np.array(part.kept, np.int64) for part in parts]),
+        first_picture=np.concatenate([[0], np.cumsum(pictures)]),
+        sizes=np.concatenate([part.sizes for part in parts]),
+        faults=tuple(one for part in parts for one in part.faults),
+        notes=sum((part.notes for part in parts), Counter[Note]()),
+        digest=hashlib.sha256(b"".join(part.digest for part in parts)).hexdigest(),
+    )
+
+
+def _check_chunk(records: Records, layout: Layout, measure: HeaderSizes, chunk: range) -> _Part:
+    kept, pictures, sizes, faults = list[int](), list[int](), list[Any](), list[tuple[str, ...]]()
+    hashed, notes = hashlib.sha256(), Counter[Note]()
+    for index in chunk:
+        noted = NotedSizes(measure)
+        found = layout.read(records, index, noted)
+        if found.conversation is None:
+            faults.append(tuple(found.faults))
+            continue
+        kept.append(index)
+        pictures.append(len(noted.sizes))
+        sizes += noted.sizes
+        hashed.update(fingerprint(found.conversation))
+        notes.update(found.notes)
+    return _Part(kept, pictures, np.array(sizes, np.int32).reshape(-1, 2), faults, notes, hashed.digest())
+
+
+def fingerprint(conversation: Conversation) -> bytes:
+    """All of a conversation that its tokens and labels depend on: roles, texts, boxes, sizes of pictures."""
+    turns = [(turn.role, turn.trained, [_bare(part) for part in turn.parts]) for turn in conversation.turns]
+    return repr(turns).encode(errors="surrogatepass")
+
+
+def _bare(part: Part) -> Any:
+    if isinstance(part, ImageRef):
+        return ("image", part.size_pixels, part.max_pixels)
+    if isinstance(part, VideoRef):
+        return ("video", part.size_pixels, part.max_pixels, part.seconds, part.duration)
+    return (
+        part
+        if isinstance(part, str)
+        else ("box", part.boxes, part.label, part.image, part.style, part.key, part.written)
+    )
+
+
+def _tell(
+    path: Path, checked: Checked, count: int, on_bad_sample: OnBadSample, say: Callable[[str], None]
+) -> None:
+    """Raise the faults, or say which samples are left out."""
+    faults = [one for several in checked.faults for one in several]
+    if on_bad_sample != "drop":
+        message = _listed(path, faults)
+        most = len(checked.kept) > 0
+        raise ValueError(f"{message}\nor leave such samples out: --on_bad_sample drop" if most else message)
+    if not len(checked.kept):
+        raise ValueError(f"{_listed(path, faults)}\nno sample is left")
+    left_out = [several[0] for several in checked.faults]
+    lines = [f"{path}: {len(left_out):,} of {count:,} samples left out, as --on_bad_sample drop says"]
+    lines += shown(left_out, MOST_DROPPED_SHOWN, characters=MOST_DROPPED_SHOWN * LONGEST_LINE)
+    say("\n".join(lines))
+
+
+def _listed(path: Path, faults: Sequence[str]) -> str:
+    return "\n".join([f"{path}: {_count(len(faults), 'fault')}", *shown(faults, MOST_FAULTS_SHOWN)])
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,141 @@
+"""Opening videos: which frames of a file are taken, how large they are, and the frames themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from finetune.samples.conversation import ImageRef, VideoRef
+from finetune.samples.images import size_of
+
+MERGED = 2  # frames that become one step of time in Qwen's families; others merge none
+LEAST_FRAMES = 4  # of a file, as Qwen's processors take them
+
+
+class Sampling(NamedTuple):
+    """Which frames of a video file are taken.
+
+    fps      so many a second
+    most     and no more in all: those of a longer video are further apart
+    """
+
+    fps: float = 2.0
+    most: int = 32
+
+
+SAMPLING = Sampling()
+
+
+def video_of_file(path: Path, written: str, sampling: Sampling) -> VideoRef:
+    """A video file's frames, evenly from its first to its last; only its header is read where it says enough.
+
+    2 seconds of 30 frames at 2 a second: 4 frames, at 0, 20, 39 and 59.
+
+    Raises ValueError, naming the file, where it is missing, broken or has no frames.
+    """
+    with _opened(path) as stream:
+        size = stream.codec_context.width, stream.codec_context.height
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        count = stream.frames or sum(1 for _ in stream.container.decode(stream))
+    if not count or not rate or not all(size):
+        raise ValueError(f"video {str(path)!r}: found {count} frames at {rate:g} a second, expected some")
+    wanted = min(max(count / rate * sampling.fps, LEAST_FRAMES), sampling.most, count)
+    taken = max(int(wanted) // MERGED * MERGED, min(MERGED, count))
+    at = np.linspace(0, count - 1, taken).round().astype(int).tolist()
+    seconds = tuple(one / rate for one in at)
+    return VideoRef(written, seconds, path=path, at=tuple(at), duration=count / rate, size_pixels=size)
+
+
+def video_of_frames(frames: Sequence[ImageRef], written: str, fps: float) -> VideoRef:
+    """Pictures that follow each other, ``fps`` a second; all of them are taken.
+
+    Raises ValueError where there is none, or where one is of another size than the first.
+    """
+    if not frames:
+        raise ValueError(f"video {written!r}: found no frame, expected at least one")
+    if not fps > 0:
+        raise ValueError(f"video {written!r}: found {fps:g} frames a second, expected more than 0")
+    sizes = [_size(ref) for ref in frames]
+    _check_alike(sizes, written)
+    seconds = tuple(at / fps for at in range(len(frames)))
+    duration = len(frames) / fps
+    return VideoRef(written, seconds, frames=tuple(frames), duration=duration, size_pixels=sizes[0])
+
+
+def frame_size(ref: VideoRef) -> tuple[int, int]:
+    """(width, height) of a frame, from headers."""
+    if ref.size_pixels is not None:
+        return ref.size_pixels
+    if ref.frames:
+        return _size(ref.frames[0])
+    with _opened(ref.path) as stream:
+        return stream.codec_context.width, stream.codec_context.height
+
+
+def open_frames(ref: VideoRef, open_still: Callable[[ImageRef], Any]) -> tuple[Any, ...]:
+    """The frames, RGB pictures of one size. ``open_still`` opens those that are files of their own.
+
+    Raises ValueError, naming the video, where it is broken or its frames differ in size.
+    """
+    if ref.frames:
+        stills = [open_still(one) for one in ref.frames]
+    else:
+        stills = list(_decoded(ref))
+    _check_alike([one.size for one in stills], ref.written)
+    return tuple(stills)
+
+
+def _size(ref: ImageRef) -> tuple[int, int]:
+    return ref.size_pixels or size_of(ref.path if ref.data is None else ref)
+
+
+def _decoded(ref: VideoRef) -> Iterator[Any]:
+    wanted = dict.fromkeys(ref.at)
+    with _opened(ref.path) as stream:
+        for number, frame in enumerate(stream.container.decode(stream)):
+            if number in wanted:
+                wanted[number] = frame.to_image()
+            if number >= ref.at[-1]:
+                break
+    missing = [at for at, still in wanted.items() if still is None]
+    if missing:
+        raise ValueError(
+            f"video {str(ref.path)!r}: found no frame {missing[0]}, though its header says so; save it again"
+        )
+    for at in ref.at:
+        yield wanted[at]
+
+
+def _check_alike(sizes: Sequence[tuple[int, int]], written: str) -> None:
+    for number, size in enumerate(sizes):
+        if size != sizes[0]:
+            raise ValueError(
+                f"video {written!r}: found frame {number} of {size[0]} × {size[1]} pixels, expected "
+                f"{sizes[0][0]} × {sizes[0][1]} as its first; scale its frames alike"
+            )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The first video stream of a file."""
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError(
+            f"video {str(path)!r}: reading video files needs the package av; pip install av, or give the frames as "
+            "pictures"
+        ) from error
+    if not path.is_file():
+        raise ValueError(f"video {str(path)!r}: there is no such file")
+    try:
+        # A playlist may name addresses: only files are read.
+        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
+            if not container.streams.video:
+                raise ValueError(f"video {str(path)!r}: found no pictures in it, expected a video")
+            yield container.streams.video[0]
+    except av.FFmpegError as error:
+        raise ValueError(f"video {str(path)!r}: found a broken file ({error}); save it again") from error

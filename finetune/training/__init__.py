@@ -1,0 +1,1 @@
+"""Batches → a trained checkpoint: the Trainer, its loss, optimizer, guards, saving, stopping and evaluation."""

@@ -1,0 +1,446 @@
+"""What the model answers at each evaluation: exact match by source, and a few answers with their pictures.
+
+The loss says how surely the model would have said the right words. Whether it says them is seen only when it speaks.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain, groupby, zip_longest
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import GenerationConfig, TrainerCallback, TrainerControl, TrainerState
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from finetune.data.dataset import ConversationDataset
+from finetune.distributed import gathered, rank_and_world_size
+from finetune.families.base import Encoded, Family, joined_media
+from finetune.families.parts.modules import bare_model
+from finetune.flags.arguments import TrainingArguments
+from finetune.model.untouched import untouched
+from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Turn, VideoRef
+from finetune.samples.videos import open_frames
+from finetune.training.answer_card import AnswerCard, draw_answer
+from finetune.training.preview import short_name
+
+logger = logging.getLogger(__name__)
+
+FAILURES = (RuntimeError, ValueError, OSError)  # out of memory is a RuntimeError, a full disk an OSError
+MOST_CHARACTERS_SHOWN = 400
+MOST_FRAMES_SHOWN = 4  # of a video
+
+
+class Question(NamedTuple):
+    """A sample up to its last answer, that answer, and how it is shown.
+
+    conversation   its last turn is the answer
+    expected       the answer as the family writes it (boxes in its own numbers)
+    asked          the user's last words, without pictures
+    tokens         how many the expected answer has
+    source         the data source's name
+    name           the sample, as errors name it, without its folder
+    """
+
+    conversation: Conversation
+    expected: str
+    asked: str
+    tokens: int
+    source: str
+    name: str
+
+
+class Answer(NamedTuple):
+    """What the model said to one question; ``ended`` is False where it was cut at the most tokens."""
+
+    number: int
+    said: str
+    ended: bool
+    is_right: bool
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Right or wrong
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def normalised(text: str) -> str:
+    """What exact match compares: ``"Ｔhe  Tower."`` → ``"the tower"``, ``"东方明珠。"`` → ``"东方明珠"``.
+
+    Unicode NFKC (full-width and half-width are one), case folded, white space collapsed, punctuation at the end of
+    the sentence left out. SQuAD's exact match (Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1) leaves out all
+    punctuation and English articles too; here the marks inside stay, because ``(12,34)`` and ``(1,234)`` are not one
+    box, and so do articles, because answers in Chinese have none.
+    """
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return folded.rstrip(".!?。,;:、 ")
+
+
+def is_match(said: str, expected: str) -> bool:
+    """Are they the same answer, ``normalised``? An answer of marks alone is compared as it is."""
+    if not normalised(expected):
+        return said.strip() == expected.strip()
+    return normalised(said) == normalised(expected)
+
+
+def exact_match(questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, tuple[int, int]]:
+    """(right, asked) of each source, in the order in which they were asked."""
+    counts: dict[str, tuple[int, int]] = {}
+    for answer in answers:
+        source = questions[answer.number].source
+        right, asked = counts.get(source, (0, 0))
+        counts[source] = (right + answer.is_right, asked + 1)
+    return counts
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is asked
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def choose(sources: Sequence[str], count: int) -> list[int]:
+    """Indices of ``count`` samples, given each sample's source: evenly over sources, evenly within each.
+
+    Sources of 4, 100 and 1 samples and a count of 9 → 4, 4 and 1 samples; of the 100, numbers 12, 37, 62 and 87: a
+    file sorted by subject is not judged by its first subject alone. Sources take turns, so the first few indices are
+    of as many sources as there are. The same at every evaluation, and for every number of processes.
+    """
+    members: dict[str, list[int]] = {}
+    for index, source in enumerate(sources):
+        members.setdefault(source, []).append(index)
+    quotas = dict.fromkeys(members, 0)
+    for _ in range(min(count, len(sources))):
+        open_sources = [name for name in members if quotas[name] < len(members[name])]
+        quotas[min(open_sources, key=quotas.__getitem__)] += 1
+    picked = [_evenly(members[name], quota) for name, quota in quotas.items()]
+    return [index for index in chain(*zip_longest(*picked)) if index is not None]
+
+
+def _evenly(members: Sequence[int], count: int) -> list[int]:
+    return [members[(2 * i + 1) * len(members) // (2 * count)] for i in range(count)]
+
+
+def questions_of(dataset: ConversationDataset, count: int) -> list[Question]:
+    """``count`` samples of the dataset as questions, or all where it has fewer."""
+    sources = source_names(dataset)
+    found = []
+    for index in choose(sources, count):
+        conversation = _up_to_answer(dataset.conversations[index])
+        found.append(_question(conversation, dataset.processor, dataset.family, sources[index]))
+    return found
+
+
+def source_names(dataset: ConversationDataset) -> list[str]:
+    """The source of each sample."""
+    names = dataset.mixture.names
+    return [names[source] for source in dataset.source_of.tolist()]
+
+
+def _up_to_answer(conversation: Conversation) -> Conversation:
+    last = max(
+        index for index, turn in enumerate(conversation.turns) if turn.role == "assistant" and turn.trained
+    )
+    return replace(conversation, turns=conversation.turns[: last + 1])
+
+
+def _question(conversation: Conversation, processor: Any, family: Family, source: str) -> Question:
+    encoded = family.encode(processor, conversation, media=False)
+    answer = encoded.input_ids[slice(*encoded.turn_spans[-1])].tolist()
+    expected = processor.tokenizer.decode(answer).strip()
+    asked = next((turn for turn in reversed(conversation.turns) if turn.role == "user"), None)
+    words = "" if asked is None else _words(asked)
+    return Question(conversation, expected, words, len(answer), source, short_name(conversation))
+
+
+def _words(turn: Turn) -> str:
+    """A turn's text for people: without pictures, and without the ``Picture 1: `` before them."""
+    text = ""
+    for part in turn.parts:
+        if isinstance(part, ImageRef | VideoRef):
+            text = re.sub(r"(Picture|Video) \d+: ?$", "", text)
+        else:
+            text += part.written if isinstance(part, BoxRef) else part
+    return text.strip()
+
+
+def _shown(ref: ImageRef | VideoRef, load_image: Callable[[ImageRef], Any]) -> Sequence[Any]:
+    """The picture; of a video some frames, from its first to its last."""
+    if isinstance(ref, ImageRef):
+        return [load_image(ref)]
+    frames = open_frames(ref, load_image)
+    places = np.linspace(0, len(frames) - 1, min(len(frames), MOST_FRAMES_SHOWN)).round().astype(int)
+    return [frames[place] for place in places]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Asking
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Generator:
+    """Puts questions to a model, greedily, ``batch_size`` at a time, and leaves no trace in it (``untouched``).
+
+    autocast   the precision of a training that mixes them (bf16 or fp16 over fp32 weights); None: the weights'
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        family: Family,
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.model = bare_model(model)
+        self.processor, self.family = processor, family
+        self.max_new_tokens, self.batch_size, self.autocast = max_new_tokens, batch_size, autocast
+
+    def answer(
+        self, questions: Sequence[Question], numbers: Sequence[int], *, progress: bool = False
+    ) -> list[Answer]:
+        """Answers to ``questions[number]`` for each of ``numbers``, in their order."""
+        device = next(self.model.parameters()).device
+        mixed = torch.autocast(device.type, dtype=self.autocast, enabled=self.autocast is not None)
+        bar = tqdm(
+            total=len(numbers), desc="generating answers", unit="answer", delay=3, disable=not progress
+        )
+        found: list[Answer] = []
+        with bar, untouched(self.model), mixed:
+            for start in range(0, len(numbers), self.batch_size):
+                batch = list(numbers[start : start + self.batch_size])
+                replies = self._generate([questions[number] for number in batch], device)
+                for number, (said, ended) in zip(batch, replies, strict=True):
+                    found.append(Answer(number, said, ended, is_match(said, questions[number].expected)))
+                bar.update(len(batch))
+        return found
+
+    def _generate(self, questions: Sequence[Question], device: torch.device) -> list[tuple[str, bool]]:
+        encoded = [self.family.encode(self.processor, one.conversation) for one in questions]
+        inputs = {name: tensor.to(device) for name, tensor in prompts(encoded).items()}
+        stops = list(self.family.stop_token_ids(self.processor))
+        config = GenerationConfig(
+            do_sample=False, num_beams=1, repetition_penalty=1.0, max_new_tokens=self.max_new_tokens,
+            eos_token_id=stops, pad_token_id=stops[0], use_cache=True,
+        )  # fmt: skip
+        generate: Any = self.model.generate
+        replies = generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
+        return [self._decoded(reply, stops) for reply in replies.tolist()]
+
+    def _decoded(self, reply: list[int], stops: Sequence[int]) -> tuple[str, bool]:
+        """The reply up to its end, and whether it came to one.
+
+        Embeddings can outnumber tokens (151,936 for 151,860 in Qwen-VL), so a model gone astray can say what no
+        token spells: that reads as U+FFFD.
+        """
+        end = next((at for at, token in enumerate(reply) if token in stops), None)
+        tokenizer = self.processor.tokenizer
+        runs = groupby(reply[:end], key=lambda token: token < len(tokenizer))
+        text = "".join(
+            str(tokenizer.decode(list(run))) if is_known else "\N{REPLACEMENT CHARACTER}"
+            for is_known, run in runs
+        )
+        return text.strip(), end is not None
+
+
+def prompts(batch: Sequence[Encoded]) -> dict[str, Tensor]:
+    """Samples up to where their last turn's content begins, as one batch, padded on the left with 0.
+
+    input_ids, attention_mask and what the family has for each token: Int[batch, tokens]; media joined in the order
+    of the batch. It is the very sequence after which the answer was learned, so what is asked is what was trained.
+    """
+    ends = [one.turn_spans[-1][0] for one in batch]
+    columns = {
+        "input_ids": [one.input_ids for one in batch],
+        "attention_mask": [np.ones_like(one.input_ids) for one in batch],
+        **{name: [one.per_token[name] for one in batch] for name in batch[0].per_token},
+    }
+    tensors = {}
+    for name, rows in columns.items():
+        tensors[name] = torch.zeros(len(batch), max(ends), dtype=torch.long)
+        for line, row, end in zip(tensors[name], rows, ends, strict=True):
+            line[max(ends) - end :] = torch.from_numpy(np.asarray(row[:end]))
+    return tensors | joined_media(batch)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In training
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class GenerateAtEvaluation(TrainerCallback):
+    """Generates answers whenever the Trainer evaluates, counts the right ones, and shows some in TensorBoard:
+
+        eval/exact_match                 share of right answers, [0, 1]
+        eval/exact_match by source/NAME  the same of one data source, where there are several
+        answers/01 SAMPLE                picture, question, expected answer, generated answer
+        answers/all                      every question as a table
+
+    ``eval_exact_match`` joins the evaluation's metrics too, so ``--metric_for_best_model exact_match`` finds it.
+
+    Processes share the questions out. Under ZeRO-3, where a forward needs every process, all of them answer all
+    questions in step. A failure is reported once, and training goes on.
+    """
+
+    def __init__(
+        self,
+        dataset: ConversationDataset,
+        *,
+        count: int,
+        pictures: int,
+        max_new_tokens: int,
+        writer: Any | None = None,
+    ) -> None:
+        self.processor, self.family = dataset.processor, dataset.family
+        self.questions = questions_of(dataset, count)
+        self.pictures, self.max_new_tokens, self.writer = pictures, max_new_tokens, writer
+        self._reported: set[str] = set()
+
+    def remarks(self) -> list[str]:
+        """What should be known before training: answers that can never match, because they are cut before their end."""
+        longer = sum(question.tokens >= self.max_new_tokens for question in self.questions)
+        if not longer:
+            return []
+        most = max(question.tokens for question in self.questions) + 1
+        return [
+            f"{longer} of the {len(self.questions)} expected answers do not end within --eval_max_new_tokens "
+            f"{self.max_new_tokens}, so they cannot be matched; {most} would be enough"
+        ]
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
+    ) -> None:
+        outcomes = self._answered_by_all(event["model"], args, state)
+        failure = next((failure for _, failure in outcomes if failure is not None), None)
+        if failure is not None:
+            self._report("answers could not be generated", failure)
+            event["metrics"]["eval_exact_match"] = (
+                math.nan
+            )  # never the best checkpoint, and no KeyError either
+            return
+        answers = sorted(answer for answers, _ in outcomes for answer in answers)
+        counts = exact_match(self.questions, answers)
+        share = sum(right for right, _ in counts.values()) / len(answers)
+        event["metrics"]["eval_exact_match"] = share
+        state.log_history.append({"eval_exact_match": share, "epoch": state.epoch, "step": state.global_step})
+        if state.is_world_process_zero:
+            tqdm.write(f"step {state.global_step}: {self._summary(counts)}")  # beside the bar of the training
+            self._show(answers, counts, state.global_step)
+
+    def _answered_by_all(
+        self, model: nn.Module, args: TrainingArguments, state: TrainerState
+    ) -> list[tuple[list[Answer], Exception | None]]:
+        """What every process makes of its share of questions, on every process: answers, and its failure."""
+        rank, ranks = rank_and_world_size()
+        in_step = is_deepspeed_zero3_enabled()
+        everything = range(len(self.questions))
+        generator = Generator(
+            model,
+            self.processor,
+            self.family,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=args.per_device_eval_batch_size,
+            autocast=_autocast(args),
+        )
+        answers: list[Answer] = []
+        failure: Exception | None = None
+        try:
+            share = everything if in_step else everything[rank::ranks]
+            answers = generator.answer(self.questions, share, progress=state.is_world_process_zero)
+        except FAILURES as error:
+            failure = error
+        # Every process arrives here, whatever happened to it: the others would wait for it for ever.
+        return [(answers, failure)] if in_step else gathered((answers, failure))
+
+    def _summary(self, counts: dict[str, tuple[int, int]]) -> str:
+        """``3 of 8 answers right (base 1 of 4, spheres 2 of 4)``"""
+        right, asked = (sum(column) for column in zip(*counts.values(), strict=True))
+        parts = ", ".join(f"{name} {part} of {whole}" for name, (part, whole) in counts.items())
+        return f"{right} of {asked} answers right" + (f" ({parts})" if len(counts) > 1 else "")
+
+    def _show(self, answers: Sequence[Answer], counts: dict[str, tuple[int, int]], step: int) -> None:
+        if self.writer is None:
+            return
+        try:
+            self._write_numbers(answers, counts, step)
+        except FAILURES as error:
+            self._report("TensorBoard could not be written", error)
+        for place, answer in enumerate(answers[: self.pictures], start=1):
+            try:
+                self._write_picture(place, answer, step)
+            except FAILURES as error:
+                self._report("an answer's picture could not be drawn", error)
+
+    def _write_numbers(
+        self, answers: Sequence[Answer], counts: dict[str, tuple[int, int]], step: int
+    ) -> None:
+        assert self.writer is not None
+        right = sum(answer.is_right for answer in answers)
+        self.writer.add_scalar("eval/exact_match", right / len(answers), step)
+        if len(counts) > 1:
+            for name, (part, whole) in counts.items():
+                self.writer.add_scalar(f"eval/exact_match by source/{name}", part / whole, step)
+        self.writer.add_text("answers/all", answer_table(self.questions, answers), step)
+
+    def _write_picture(self, place: int, answer: Answer, step: int) -> None:
+        assert self.writer is not None
+        question = self.questions[answer.number]
+        pictures = [
+            picture for ref in question.conversation.media for picture in _shown(ref, self.family.load_image)
+        ]
+        turns = sum(turn.role == "assistant" for turn in question.conversation.turns) - 1
+        notes = [
+            f"after {turns} earlier answer{'s' if turns > 1 else ''}" if turns else "",
+            "" if answer.ended else f"cut at {self.max_new_tokens} tokens",
+        ]
+        card = AnswerCard(
+            pictures=pictures,
+            title=f"{question.source} · {question.name} · step {step} · {'right' if answer.is_right else 'wrong'}",
+            question=question.asked,
+            expected=question.expected,
+            generated=answer.said,
+            is_right=answer.is_right,
+            note=" · ".join(note for note in notes if note),
+        )
+        drawn = np.asarray(draw_answer(card))
+        self.writer.add_image(f"answers/{place:02d} {question.name}", drawn, step, dataformats="HWC")
+
+    def _report(self, what: str, error: Exception) -> None:
+        if what not in self._reported:
+            self._reported.add(what)
+            logger.warning("evaluation: %s (%s: %s); training goes on", what, type(error).__name__, error)
+
+
+def answer_table(questions: Sequence[Question], answers: Sequence[Answer]) -> str:
+    """Every question and answer as a Markdown table; TensorBoard reads HTML in it, so tags are written as text."""
+    lines = ["| | source | sample | question | expected | answer |", "|---|---|---|---|---|---|"]
+    for answer in answers:
+        one = questions[answer.number]
+        said = answer.said if answer.ended else f"{answer.said} …"
+        cells = (one.source, one.name, one.asked, one.expected, said or "(nothing)")
+        shown = " | ".join(_cell(cell) for cell in cells)
+        lines.append(f"| {'✓' if answer.is_right else '✗'} | {shown} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    cut = text if len(text) <= MOST_CHARACTERS_SHOWN else text[:MOST_CHARACTERS_SHOWN] + "…"
+    for mark, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("\n", " ")):
+        cut = cut.replace(mark, written)
+    return cut
+
+
+def _autocast(args: TrainingArguments) -> torch.dtype | None:
+    """Torch's own mixed precision has fp32 weights that only autocast lets meet the others; DeepSpeed's has not."""
+    if args.deepspeed or not (args.bf16 or args.fp16):
+        return None
+    return torch.bfloat16 if args.bf16 else torch.float16

@@ -1,0 +1,183 @@
+"""What ends a training that would come to nothing: tensors that are to learn and get no gradient."""
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from finetune.families.base import Family
+from finetune.families.parts.modules import bare_model
+from finetune.model.adaptation import COMPONENTS, component_of
+
+logger = logging.get_logger(__name__)
+
+MOST_NAMES_SHOWN = 20
+
+ABSENT, ZERO, THERE = 0, 1, 2
+"""Levels of a tensor's gradient: never computed, computed and zero throughout, anything else. Ordered, so that the
+largest over micro-batches and processes tells what the step had."""
+
+_HALVES = ((".lora_A.", ".lora_B."), (".lora_embedding_A.", ".lora_embedding_B."))
+
+
+class TrainingError(ValueError):
+    """Training cannot go on: the loss is not finite, or what should learn gets no gradient."""
+
+
+class GradientCheck(TrainerCallback):
+    """After the first step, a trainable tensor whose gradient is absent or zero throughout ends training.
+
+    It would never learn, and nothing else would tell: the loss falls all the same, by what does learn. The step counts
+    as a whole, over all its micro-batches and all processes. Three kinds of zero are no fault:
+
+    - one half of a fresh LoRA adapter has exactly zero as long as the other half *is* zero (the product B·A starts at
+      zero by B = 0, so the gradient of A is zero, and that of B is not)
+    - eyes and connector have none in a step without a picture: theirs is judged in the first step that has one
+    - rows of an embedding that no token used; the tensor as a whole has some
+
+    Gradients are noticed as they are computed, by hooks that go after the verdict: DeepSpeed moves gradients away
+    before anyone can look at ``.grad``. FSDP computes with other tensors than the parameters, whose hooks are never
+    called: there ``.grad`` is looked at before the optimizer's step.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.names: list[str] = []
+        self.levels = self.partners = torch.zeros(0)
+        self.pictures = self.samples = self.stepped = False
+        self.handles: dict[str, Any] = {}
+        self.shards: dict[int, nn.Parameter] = {}
+
+    @property
+    def watching(self) -> bool:
+        return bool(self.handles)
+
+    def saw_batch(self, *, pictures: bool, samples: bool = True) -> None:
+        """To be called for each micro-batch of this process: has any of its samples a picture, and has it samples at
+        all (they may all be left out)?"""
+        self.pictures |= pictures
+        self.samples |= samples
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
+    ) -> None:
+        assert model is not None
+        self._forget(self.names)
+        trained = {name: p for name, p in bare_model(model).named_parameters() if p.requires_grad}
+        self.names, self.pictures, self.samples, self.stepped = [*trained], False, False, False
+        self.levels = torch.full((len(trained),), ABSENT, device=args.device)
+        self.partners = torch.ones_like(self.levels)
+        for index, (name, parameter) in enumerate(trained.items()):
+            self.handles[name] = parameter.register_hook(functools.partial(self._seen, index))
+            if isinstance(parameter, DTensor):
+                self.shards[index] = parameter
+            partner = trained.get(_partner(name))
+            if partner is not None:
+                self.partners[index] = _is_anything(_values(partner))
+
+    def _seen(self, index: int, gradient: Tensor) -> None:
+        level = torch.where(_is_anything(gradient.detach()), THERE, ZERO).to(self.levels)
+        self.levels[index] = torch.maximum(self.levels[index], level)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for index, parameter in self.shards.items():
+            if parameter.grad is not None:
+                self._seen(index, _local(parameter.grad))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.stepped = True
+        if not self.watching:
+            return
+        found, pictures, samples = self._of_all_processes()
+        if not samples:
+            return  # all of them were left out: no gradient of this step says anything
+        waiting = set() if pictures else {name for name in found if self._needs_a_picture(name)}
+        self._forget([name for name in self.handles if name not in waiting])
+        faults = {name: level for name, level in found.items() if name not in waiting}
+        if faults:
+            self._forget(self.names)
+            raise TrainingError(_message(faults, self.family))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.watching and self.stepped:
+            logger.warning(
+                f"{len(self.handles)} tensors of vision and connector were to train, and no step had a picture: "
+                "they are what they were"
+            )
+        self._forget(self.names)
+
+    def _of_all_processes(self) -> tuple[dict[str, int], bool, bool]:
+        """The tensors still watched whose gradient is at fault, with its level; was there a picture, a sample?"""
+        there = torch.tensor([self.pictures, self.samples]).to(self.levels)
+        seen = torch.cat([self.levels, self.partners, there])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
+        *numbers, any_pictures, any_samples = seen.tolist()
+        levels, partners = numbers[: len(self.names)], numbers[len(self.names) :]
+        at_fault = {
+            name: level
+            for name, level, partner in zip(self.names, levels, partners, strict=True)
+            if name in self.handles and level < THERE and not (level == ZERO and partner == 0)
+        }
+        return at_fault, bool(any_pictures), bool(any_samples)
+
+    def _needs_a_picture(self, name: str) -> bool:
+        return component_of(name, self.family.paths) in ("vision", "connector")
+
+    def _forget(self, names: Iterable[str]) -> None:
+        for name in names:
+            handle = self.handles.pop(name, None)
+            if handle is not None:
+                handle.remove()
+        if not self.handles:
+            self.shards.clear()
+
+
+def _partner(name: str) -> str:
+    """The other half of an adapter: ``…lora_A.default.weight`` ↔ ``…lora_B.default.weight``; "" for other tensors."""
+    for one, other in _HALVES:
+        for here, there in ((one, other), (other, one)):
+            if here in name:
+                return name.replace(here, there)
+    return ""
+
+
+def _values(parameter: nn.Parameter) -> Tensor:
+    """The values here: under ZeRO-3 and FSDP this process's shard, which may be empty."""
+    return _local(getattr(parameter, "ds_tensor", parameter)).detach()
+
+
+def _local(values: Tensor) -> Tensor:
+    return values.to_local() if isinstance(values, DTensor) else values
+
+
+def _is_anything(values: Tensor) -> Tensor:
+    """Is any of them other than zero (NaN is)? Without a copy: an output layer has hundreds of millions."""
+    if values.numel() == 0:
+        return torch.zeros((), dtype=torch.bool, device=values.device)
+    low, high = values.aminmax()
+    return (low != 0) | (high != 0)
+
+
+def _message(faults: Mapping[str, int], family: Family) -> str:
+    shown = [
+        f"  {'absent' if level == ABSENT else 'zero  '}  {name}" for name, level in sorted(faults.items())
+    ]
+    if len(shown) > MOST_NAMES_SHOWN:
+        shown = [*shown[:MOST_NAMES_SHOWN], f"  ... and {len(faults) - MOST_NAMES_SHOWN} more"]
+    components = sorted({component_of(name, family.paths) for name in faults} & {*COMPONENTS})
+    frozen = " ".join(f"--{component} frozen" for component in components) or "freeze them"
+    return "\n".join(
+        [
+            f"{len(faults)} trainable tensors got no gradient in the first step:",
+            *shown,
+            "they would never learn (absent: the loss is computed without them; zero: nothing of it comes back to "
+            f"them); leave out what cannot learn ({frozen}), or try without --gradient_checkpointing, which cuts "
+            "gradients of models that do not support it",
+        ]
+    )

@@ -1,0 +1,98 @@
+"""The loss: nats of each trained token, normalised over the whole step, and its mean by source of the data."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, distributed
+
+from finetune.data.lengths import IGNORED
+
+
+def token_nats(
+    logits: Float[Tensor, "batch positions words"],
+    targets: Int[Tensor, "batch positions"],
+    *,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, "trained"]:
+    """Cross-entropy of each trained token in nats, row after row.
+
+    targets   the token that each position is to predict, -100 where that is not trained
+    """
+    trained = targets != IGNORED
+    # Only rows that are trained on become fp32: a batch of 2,048 tokens has 1.2 GB of logits in fp32.
+    predictions = logits[trained].float()
+    return F.cross_entropy(predictions, targets[trained], reduction="none", label_smoothing=label_smoothing)
+
+
+def step_loss(
+    nats: Float[Tensor, "trained"], tokens_in_step: Tensor | int | None = None
+) -> Float[Tensor, ""]:
+    """The share of one micro-batch in the mean over all trained tokens of a step.
+
+    ``tokens_in_step`` counts those of all micro-batches of all processes (None: this one is the step). Averaging
+    micro-batch means instead would weigh a token in a short answer more than one in a long answer, and the result
+    would depend on how a step is cut into micro-batches. Families differ in whether their own loss does this, so none
+    is asked. A micro-batch with nothing to train has a loss of 0, whose gradient is 0.
+    """
+    tokens = len(nats) if tokens_in_step is None else tokens_in_step
+    return nats.sum() / max(tokens, 1) if isinstance(tokens, int) else nats.sum() / tokens.clamp(min=1)
+
+
+class Totals(NamedTuple):
+    """Of each source, over all processes: samples, trained tokens, and the nats of these."""
+
+    samples: list[int]
+    tokens: list[int]
+    nats: list[float]
+
+    @property
+    def mean_nats(self) -> float:
+        """Of a trained token, whatever its source. Raises ZeroDivisionError where there was none."""
+        return sum(self.nats) / sum(self.tokens)
+
+    def by_source(self, names: Sequence[str], prefix: str = "") -> dict[str, float]:
+        """``loss by source/NAME`` → mean nats of a trained token, for sources that had any."""
+        columns = zip(names, self.nats, self.tokens, strict=True)
+        return {f"{prefix}loss by source/{name}": nats / tokens for name, nats, tokens in columns if tokens}
+
+
+class Tally:
+    """Samples, trained tokens and nats of each source, summed up until they are asked for.
+
+    The mean over tokens is asked for, not over batches: 2 tokens of 1 nat in one batch and 1 token of 4 nats in
+    another have a mean of 2 nats, not of 2.5.
+    """
+
+    def __init__(self, sources: int, device: torch.device) -> None:
+        self.samples = torch.zeros(sources, dtype=torch.long, device=device)
+        self.tokens = torch.zeros(sources, dtype=torch.long, device=device)
+        self.nats = torch.zeros(sources, device=device)
+
+    def add(
+        self,
+        nats: Float[Tensor, "trained"],
+        token_sources: Int[Tensor, "trained"],
+        sample_sources: Int[Tensor, "samples"],
+    ) -> None:
+        self.nats.index_add_(0, token_sources, nats.detach().to(self.nats))
+        self.tokens.index_add_(0, token_sources, torch.ones_like(token_sources))
+        self.samples.index_add_(0, sample_sources, torch.ones_like(sample_sources))
+
+    def taken(self) -> Totals:
+        """What was summed up on all processes, all of which must ask; counting starts anew."""
+        for values in (self.samples, self.tokens, self.nats):
+            reduced(values)
+        totals = Totals(self.samples.tolist(), self.tokens.tolist(), self.nats.tolist())
+        for values in (self.samples, self.tokens, self.nats):
+            values.zero_()
+        return totals
+
+
+def reduced(values: Tensor, how: Any = distributed.ReduceOp.SUM) -> Tensor:
+    """The sum (or what ``how`` says) over all processes, in place."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(values, how)
+    return values

@@ -1,0 +1,385 @@
+"""The folder of a run: is it new, half done or finished, and from which checkpoint does it go on?"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from finetune import fields
+from finetune.data.mixture import parse_source
+from finetune.fields import NULL, OBJECT, TEXT, TRUTH, by_name, items, number, one_of, whole
+from finetune.flags.arguments import Arguments
+from finetune.flags.parse import default_values
+from finetune.model import weights
+
+RUN_FILE = "run.json"
+COMPLETE_FILE = "complete.json"
+STATE_FILE = "trainer_state.json"
+OPTIMIZER_FILES = (
+    "optimizer*",
+    "global_step*",
+    "rank*-optimizer.pt",
+    "pytorch_model_fsdp*",
+)  # torch, DeepSpeed, FSDP
+VERSION = 1
+RUN_SHAPE = {"version": one_of(VERSION), "finished": TRUTH, "marks": OBJECT}
+MARKER_SHAPE = {"version": one_of(VERSION), "processes": whole(1), "files": by_name(whole(0))}
+STATE_SHAPE = {
+    "global_step": whole(0), "max_steps": whole(-1), "epoch": number(0) | NULL, "log_history": items(OBJECT),
+    "best_model_checkpoint": TEXT | NULL, "stateful_callbacks": OBJECT | NULL,
+}  # fmt: skip
+OUR_FOLDERS = ("runs", "attention", "comparison")
+OUR_FILES = re.compile(
+    r"run\.json|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json|generation_config\.json"
+    r"|.*\.tiktoken|tokenizer.*|special_tokens.*|preprocessor_config\.json|processor_config\.json"
+    r"|chat_template.*|training_args\.bin|trainer_state\.json|all_results\.json|README\.md"
+)
+
+
+class Start(NamedTuple):
+    """How a run begins. ``checkpoint`` only where ``how`` is "resume"; ``lines`` are for people."""
+
+    how: Literal["new", "resume", "finished"]
+    checkpoint: Path | None
+    lines: tuple[str, ...]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What makes two runs the same
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(arguments: Arguments, world_size: int) -> dict[str, Any]:
+    """What decides the outcome of a run: model, data (by content) and the flags of training."""
+    model, data, training = arguments.model, arguments.data, arguments.training
+    marks: dict[str, Any] = {
+        "model_name_or_path": _place(model.model_name_or_path),
+        "data_path": _place(data.data_path),
+        "data sha256": data.data_path and _content(Path(data.data_path), names_alone=data.streaming),
+        "samples a step": training.per_device_train_batch_size
+        * training.gradient_accumulation_steps
+        * world_size,
+        "deepspeed": bool(training.deepspeed),
+    }
+    for name in ("corrective_data", "replay_data"):
+        for text in getattr(data, name) or ():
+            marks |= _source_marks(name, text, names_alone=data.streaming)
+    marks |= {name: value for name, value in vars(arguments.adaptation).items() if name != "lora_weight_path"}
+    marks |= {"lora_weight_path": _place(arguments.adaptation.lora_weight_path)}
+    marks |= {name: getattr(data, name) for name in _DATA_MARKS} | {"image_folder": _place(data.image_folder)}
+    marks |= {name: _plain(getattr(training, name)) for name in _TRAINING_MARKS}
+    return marks
+
+
+_DATA_MARKS = (
+    "model_max_length", "on_bad_sample", "data_format", "box_units", "streaming", "packing", "min_pixels", "max_pixels",
+    "video_fps", "video_max_frames",
+)  # fmt: skip
+
+_TRAINING_MARKS = (
+    "learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
+    "weight_decay", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm",
+    "label_smoothing_factor", "neftune_noise_alpha", "seed", "data_seed", "bf16", "fp16", "train_sampling_strategy",
+    "dataloader_drop_last", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
+)  # fmt: skip
+
+
+def _source_marks(flag: str, text: str, *, names_alone: bool) -> dict[str, Any]:
+    """``("corrective_data", "towers.json:x2")`` → its place, how much of it, and its content."""
+    spec = parse_source(text)
+    place = _place(str(spec.path))
+    return {
+        f"{flag} {place}": {"share": spec.share, "repeat": spec.repeat},
+        f"{flag} {place} sha256": _content(Path(spec.path), names_alone=names_alone),
+    }
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)
+
+
+def _place(name: str | None) -> str | None:
+    """A folder or file, wherever it is called from; a hub name stays."""
+    return os.path.abspath(name) if name and Path(name).exists() else name
+
+
+def _content(path: Path, *, names_alone: bool) -> str:
+    """SHA-256 of a file, or of all files of a folder with their names.
+
+    names_alone   of names and sizes, for data that is too much to be read ahead (``--streaming``)
+    """
+    if path.is_file() and not names_alone:
+        return _sha256(path)
+    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        content = str(file.stat().st_size) if names_alone else _sha256(file)
+        digest.update(f"{file.relative_to(path) if path.is_dir() else file.name}\0{content}\0".encode())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _written(marks: dict[str, Any]) -> dict[str, Any]:
+    """Through JSON, as the marks of before went: tuples become lists."""
+    return json.loads(json.dumps(marks))
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A line for each mark that is another; a flag that an earlier release did not write had its default."""
+    defaults = default_values()
+    there = {name: before.get(name, defaults.get(name)) for name in {*before, *now}}
+    here = {name: now.get(name, defaults.get(name)) for name in there}
+    return [
+        f"  {name}: {there[name]!r} there, {here[name]!r} now"
+        for name in sorted(there)
+        if there[name] != here[name]
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def begin(
+    folder: Path,
+    marks: dict[str, Any],
+    *,
+    resume: str | None,
+    overwrite: bool,
+    world_size: int,
+    deepspeed: bool,
+) -> Start:
+    """Decide how a run in ``folder`` begins. Nothing is written, but ``overwrite`` deletes the earlier run.
+
+    resume      ``--resume_from_checkpoint``: a folder, "True", or None (then the same command goes on by itself)
+
+    Raises ValueError where the folder holds another run and nobody asked to go on with it.
+    """
+    if overwrite:
+        clear(folder)
+    asked = _truth(resume)
+    if asked is None:
+        return _begin_from(Path(str(resume)), folder, marks, world_size, deepspeed)
+    before = _read_run(folder)
+    if before is None:
+        _refuse_foreign(folder)
+    elif not asked:
+        _refuse_other(folder, before["marks"], marks)
+        if before["finished"]:
+            return Start("finished", None, _farewell(folder))
+    checkpoint, lines = last_complete(folder)
+    if checkpoint is None:
+        if asked:
+            raise ValueError(
+                "\n  ".join([f"--resume_from_checkpoint True: {folder} holds no complete checkpoint", *lines])
+            )
+        return Start("new", None, tuple(lines))
+    return _resume(checkpoint, world_size, deepspeed, [*lines, *_other_flags(before, marks)])
+
+
+def _truth(resume: str | None) -> bool | None:
+    """Is going on asked for (True) or not (False)? None where a checkpoint is named."""
+    word = (resume or "").lower()
+    if word in ("true", "yes", "1"):
+        return True
+    return False if word in ("", "false", "no", "0", "none") else None
+
+
+def _begin_from(given: Path, folder: Path, marks: dict[str, Any], world_size: int, deepspeed: bool) -> Start:
+    """From a checkpoint that is named, whatever its folder's name."""
+    fault = damage(given, ours=(given.parent / RUN_FILE).is_file())
+    if fault is not None:
+        newest, _ = last_complete(given)
+        meant = f" (it is a run's folder: its newest checkpoint is {newest})" if newest else ""
+        raise ValueError(
+            f"--resume_from_checkpoint: {given} holds no complete checkpoint of a run: {fault}{meant}; take another, "
+            "or start from its weights alone (--model_name_or_path, or --lora_weight_path for adapters)"
+        )
+    if folder.resolve() != given.resolve().parent:
+        before = _read_run(folder)
+        if before is None:
+            _refuse_foreign(folder)
+        else:
+            _refuse_other(folder, before["marks"], marks)
+    return _resume(given, world_size, deepspeed, _other_flags(_read_run(given.parent), marks))
+
+
+def _other_flags(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
+    """A line for each flag that was another when the checkpoint was written."""
+    different = [] if before is None else _differences(before["marks"], _written(now))
+    return ["going on with other flags than it began with:", *different] if different else []
+
+
+def _farewell(folder: Path) -> tuple[str, ...]:
+    report = folder / "comparison" / "index.html"
+    return (
+        f"{folder}: this very run is finished; nothing is left to do",
+        *([f"before and after, side by side: {report}"] if report.is_file() else []),
+        "to train it again: another --output_dir, or --overwrite_output_dir True",
+    )
+
+
+def _resume(checkpoint: Path, world_size: int, deepspeed: bool, lines: Any) -> Start:
+    marker = _read_marker(checkpoint)
+    saved_by = marker["processes"] if marker is not None else world_size
+    if deepspeed and saved_by != world_size:
+        raise ValueError(
+            f"{checkpoint}: saved by {saved_by} processes under DeepSpeed, and there are {world_size} now; "
+            f"go on with as many (GPUS_PER_NODE={saved_by}), or start anew in another --output_dir"
+        )
+    theirs = "global_step*" if deepspeed else "optimizer*"
+    with_deepspeed = any(checkpoint.glob("global_step*"))
+    if with_deepspeed != deepspeed:
+        there, here = ("with", "without") if with_deepspeed else ("without", "with")
+        raise ValueError(
+            f"{checkpoint}: saved {there} DeepSpeed, and this run is {here} it: its optimizer state cannot be read "
+            f"(expected {theirs}); {'give --deepspeed' if with_deepspeed else 'leave out --deepspeed'}, or start anew "
+            "in another --output_dir"
+        )
+    return Start("resume", checkpoint, (*lines, f"going on from {checkpoint}"))
+
+
+def last_complete(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and a line for each newer one that is not."""
+    lines: list[str] = []
+    for checkpoint in reversed(checkpoints(folder)):
+        fault = damage(checkpoint, ours=True)
+        if fault is None:
+            return checkpoint, lines
+        lines.append(f"{checkpoint}: {fault}; skipped")
+    return None, lines
+
+
+def damage(checkpoint: Path, *, ours: bool) -> str | None:
+    """Why a run cannot go on from a checkpoint; None where it can.
+
+    A checkpoint of ours (``ours``) says itself when it is whole and which files it has, of how many bytes. Of another
+    program's, and of one that an earlier release marked, the files are looked at: is each a whole file of its format?
+    """
+    if not checkpoint.is_dir():
+        return "there is no such folder"
+    marker = _read_marker(checkpoint)
+    if marker is None and ours:
+        return "was not written to its end"
+    if not (checkpoint / STATE_FILE).is_file():
+        return f"holds no {STATE_FILE}, which transformers' Trainer leaves in each checkpoint"
+    try:
+        step_of(checkpoint)
+    except ValueError as error:
+        return str(error)
+    there = _sizes(checkpoint)
+    for name, size in (marker or {}).get("files", {}).items():
+        if name not in there:
+            return f"{name[:80]} is gone since it was written"
+        if there[name] != size:
+            return f"{name} has {there[name]:,} bytes, of {size:,} when it was written"
+    cut = next((path.name for path in sorted(checkpoint.glob("*")) if weights.is_cut_short(path)), None)
+    if cut is not None:
+        return f"{cut} was cut short"
+    if not [path for pattern in OPTIMIZER_FILES for path in checkpoint.glob(pattern)]:
+        return "holds no optimizer state (was it saved with --save_only_model True?)"
+    return None
+
+
+def _read_marker(checkpoint: Path) -> dict[str, Any] | None:
+    """What the mark of a checkpoint says; None where there is none, or half of one."""
+    try:
+        return fields.load(checkpoint / COMPLETE_FILE, MARKER_SHAPE, required=("processes",))
+    except ValueError:
+        return None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file below a folder, by its path there; of all but the mark."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != COMPLETE_FILE)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The ``checkpoint-N`` folders, oldest first."""
+    # Digits alone: there are others ("²") that are no numbers to Python.
+    found = [
+        path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]{1,18}", path.name)
+    ]
+    return sorted(found, key=_number)
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint was saved after, as its Trainer wrote it down; the folder may have any name.
+
+    Raises ValueError for a state that is broken or of no Trainer.
+    """
+    state = fields.load(checkpoint / STATE_FILE, STATE_SHAPE, required=("global_step",))
+    return int(state["global_step"])
+
+
+def mark_complete(checkpoint: Path, *, processes: int) -> None:
+    """Say that a checkpoint is whole. To be called when every process has written its part."""
+    mark = {"version": VERSION, "processes": processes, "files": _sizes(checkpoint)}
+    write_json(checkpoint / COMPLETE_FILE, mark)
+
+
+def write_run(folder: Path, marks: dict[str, Any], *, finished: bool) -> None:
+    """Leave the run's fingerprint in its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RUN_FILE, {"version": VERSION, "finished": finished, "marks": marks})
+
+
+def write_json(path: Path, content: Any) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def clear(folder: Path) -> None:
+    """Delete what a run of ours left in its folder, and nothing else.
+
+    Raises ValueError for a folder without a ``run.json``: it is not known whose content that is.
+    """
+    if _read_run(folder) is None:
+        _refuse_foreign(folder)
+        return
+    for path in [*checkpoints(folder), *(folder / name for name in OUR_FOLDERS)]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.iterdir():
+        if path.is_file() and OUR_FILES.fullmatch(path.name):
+            path.unlink()
+
+
+def _read_run(folder: Path) -> dict[str, Any] | None:
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return None
+    return fields.load(path, RUN_SHAPE, required=tuple(RUN_SHAPE), remedy="choose another --output_dir")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    left = [*checkpoints(folder), *(folder / name for name in OUR_FOLDERS), *folder.glob("*.safetensors")]
+    found = [path.name for path in left if path.exists()]
+    if found:
+        raise ValueError(
+            f"--output_dir {folder}: holds another run ({', '.join(found[:5])}) without a {RUN_FILE}; choose another "
+            "folder, or go on with that run: --resume_from_checkpoint True"
+        )
+
+
+def _refuse_other(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    different = _differences(before, _written(now))
+    if different:
+        raise ValueError(
+            f"--output_dir {folder}: holds another run:\n" + "\n".join(different) + "\n"
+            "choose another folder, go on with that run all the same (--resume_from_checkpoint True), or delete "
+            "it (--overwrite_output_dir True)"
+        )

@@ -1,0 +1,155 @@
+"""A Trainer's checkpoints: whole, or not taken for checkpoints; and everything in them comes back."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import Trainer
+
+from finetune.families.parts.modules import bare_model
+from finetune.flags.arguments import TrainingArguments
+from finetune.model import adapters, weights
+from finetune.training import run_folder
+from finetune.training.guards import TrainingError
+
+
+class SavingTrainer(Trainer):
+    """Beyond transformers' own:
+
+    - a checkpoint is marked once every process has written its part and every trained tensor is found in its files,
+      by name and shape; only then are older ones deleted
+    - a checkpoint that cannot be written, on a full disk say, ends training with one message; the older ones stay
+    - going on puts every saved tensor back, whatever name its file gives it, or says which has no place
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        args: TrainingArguments = kwargs["args"]
+        self.keep_checkpoints = args.save_total_limit
+        args.save_total_limit = None  # deleting is done here, after the mark
+        super().__init__(**kwargs)
+
+    # --- writing ---------------------------------------------------------------------------------------------
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        newest = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and newest.exists():
+            shutil.rmtree(
+                newest
+            )  # of an earlier start: half of it under a mark of the whole would pass for whole
+        self.accelerator.wait_for_everyone()
+        with self._writing(newest):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.require_trained(newest)
+            with self._writing(newest):
+                run_folder.mark_complete(newest, processes=self.args.world_size)
+            self._delete_old(newest)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers' own; what cannot be written is one message."""
+        self._tables = gathered_tables(self.model)
+        if _internal_call:  # a checkpoint: see there
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        with self._writing(folder, part=False):
+            super().save_model(output_dir)
+        if self.args.should_save:
+            self.require_trained(folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, None if state_dict is None else {**self._tables, **state_dict})
+        folder, base = Path(output_dir or str(self.args.output_dir)), bare_model(self.model).name_or_path
+        if base and adapters.is_adapter(folder):
+            adapters.write_base(folder, str(base))
+
+    def require_trained(self, folder: Path) -> None:
+        """Raises TrainingError where a trained tensor is not in the folder's files."""
+        if self.is_fsdp_enabled or (not weights.weight_files(folder) and self.is_deepspeed_enabled):
+            return  # each process wrote its shard, which only that library can read
+        missing = weights.not_saved(self.accelerator.unwrap_model(self.model), folder)
+        if missing:
+            raise TrainingError(
+                f"{folder}: lacks what was trained, so nothing could go on from it:\n{weights.listed(missing)}\n"
+                "older checkpoints are as they were"
+            )
+
+    @contextmanager
+    def _writing(self, folder: Path, *, part: bool = True) -> Iterator[None]:
+        """Where ``folder`` cannot be written, delete it (``part``: it is nothing but a part) and end in words."""
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if not is_write_failure(error):
+                raise
+            if part and self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise TrainingError(self._not_written(folder, error)) from error
+
+    def _not_written(self, folder: Path, error: Exception) -> str:
+        output = Path(str(self.args.output_dir))
+        older, _ = run_folder.last_complete(output)
+        free = shutil.disk_usage(output).free / 2**30
+        return (
+            f"{folder} could not be written: {error} ({free:.1f} GiB are free there). "
+            + (f"Older checkpoints are as they were; the newest is {older}. " if older else "")
+            + "Make room, or let fewer be kept (--save_total_limit), and give the same command again"
+        )
+
+    def _delete_old(self, newest: Path) -> None:
+        if not self.keep_checkpoints:
+            return
+        kept = {newest, Path(self.state.best_model_checkpoint or newest)}
+        older = [path for path in run_folder.checkpoints(newest.parent) if path not in kept]
+        for path in older[: max(0, len(older) + 1 - self.keep_checkpoints)]:
+            shutil.rmtree(path)
+
+    # --- going on --------------------------------------------------------------------------------------------
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        self._restore(Path(resume_from_checkpoint), self.model if model is None else model)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+            return
+        self._restore(Path(str(self.state.best_model_checkpoint)), self.model)
+
+    def _restore(self, folder: Path, model: nn.Module) -> None:
+        try:
+            weights.restore(self.accelerator.unwrap_model(model), folder)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+
+
+def gathered_tables(model: nn.Module) -> dict[str, Tensor]:
+    """Frozen tensors of modules that PEFT trains a copy of, whole, where ZeRO-3 has shards; else nothing.
+
+    PEFT saves such a copy as it is, tables too (Qwen-VL's ``pos_embed``), and transformers gathers for it what trains.
+    Every process must call this.
+    """
+    frozen = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if ".modules_to_save." in name and not parameter.requires_grad and hasattr(parameter, "ds_id")
+    }
+    if not frozen:
+        return {}
+    import deepspeed  # .zero is an attribute, no module
+
+    with deepspeed.zero.GatheredParameters(list(frozen.values())):
+        return {name: parameter.detach().cpu().clone() for name, parameter in frozen.items()}
+
+
+def is_write_failure(error: Exception) -> bool:
+    """Could a file not be written? torch says so by a RuntimeError, and safetensors by one of its own."""
+    if isinstance(error, OSError):
+        return error.errno is not None
+    words = ("PytorchStreamWriter", "unexpected pos")
+    return isinstance(error, SafetensorError) or any(word in str(error) for word in words)

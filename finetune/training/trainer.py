@@ -1,0 +1,526 @@
+"""The Hugging Face Trainer we build: whose samples a step has, a loss by tokens, and what ends training in words."""
+
+import functools
+import inspect
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import seed_worker
+from transformers.utils import logging
+
+from finetune.data.dataset import MOST_NAMES_SHOWN, Collator, ConversationDataset, Rows, blank_video
+from finetune.data.schedule import Schedule, StepShape
+from finetune.families.base import Family
+from finetune.families.parts.modules import bare_model
+from finetune.flags.arguments import TrainingArguments
+from finetune.model.adaptation import Rates, component_of
+from finetune.samples.listing import shown
+from finetune.training import loss, optimizer
+from finetune.training.guards import GradientCheck, TrainingError
+from finetune.training.saving import SavingTrainer
+
+logger = logging.get_logger(__name__)
+
+NOT_FINITE_REMEDY = (
+    "a smaller --learning_rate, --bf16 instead of --fp16, or a look at these samples may help; with DeepSpeed, so may "
+    '"overlap_comm": false'
+)
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
+"""What the RuntimeErrors of devices and of the CPU say."""
+
+
+class BatchError(TrainingError):
+    """Training cannot go on, and this process alone knows why: its batch is the reason."""
+
+
+class Batch(NamedTuple):
+    """A batch as errors tell of it.
+
+    about     what the collator says of it
+    dataset   that its samples are of
+    rows, tokens   its size: rows, and tokens of each row
+    """
+
+    about: dict[str, Any]
+    dataset: ConversationDataset
+    rows: int
+    tokens: int
+
+    def listed(self) -> str:
+        return _listed(self.dataset, self.about["samples"].tolist())
+
+    def weighed(self) -> str:
+        samples, pictures = len(self.about["samples"]), int(self.about["pictures"])
+        return f"{samples} samples in {self.rows} rows of {self.tokens:,} tokens, {pictures} pictures"
+
+
+def _listed(dataset: ConversationDataset, numbers: Sequence[int]) -> str:
+    lines = [f"  {dataset.conversations[number].source}" for number in numbers[:MOST_NAMES_SHOWN]]
+    if len(numbers) > len(lines):
+        lines.append(f"  ... and {len(numbers) - len(lines)} more")
+    return "\n".join(lines)
+
+
+class Clock:
+    """How much of the time of training steps is spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.waited_seconds = self.busy_seconds = 0.0
+        self.begun: float | None = None
+
+    def begin(self) -> None:
+        self.begun = time.perf_counter()
+
+    def end(self) -> None:
+        """The step is over: what is logged, evaluated and saved now is no time of training."""
+        if self.begun is not None:
+            self.busy_seconds += time.perf_counter() - self.begun
+            self.begun = None
+
+    def watching(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            asked = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited_seconds += time.perf_counter() - asked
+            yield batch
+
+    def taken(self) -> float:
+        """The share waited, 0 to 1, since it was asked last."""
+        share = self.waited_seconds / self.busy_seconds if self.busy_seconds else 0.0
+        self.waited_seconds = self.busy_seconds = 0.0
+        return share
+
+
+class FinetuneTrainer(SavingTrainer):
+    """Trainer for :class:`ConversationDataset`. Beyond transformers' own:
+
+    - a step has the same samples for any number of processes, at the end of an epoch too, and none twice
+    - several samples may share a row, and only the logits of trained tokens are computed
+    - the loss is normalised by tokens, the same for every family, and shown by source of the data
+    - a loss or a gradient that is not finite stops, with the batch's samples by name, and so does memory that runs out
+    - what should learn and gets no gradient stops
+    - each component has its learning rate
+    - the share of time spent waiting for data is shown
+    - training that was finished when it was killed is not trained further
+    """
+
+    optimizer_cls_and_kwargs: Any
+
+    def __init__(self, *, rates: Rates, gradients: GradientCheck, packing: bool, **kwargs: Any) -> None:
+        self.rates, self.gradients, self.packing = rates, gradients, packing
+        super().__init__(**kwargs, compute_loss_func=loss.step_loss)
+        bare = bare_model(self.model)
+        self.packed = functools.partial(self._family.packed, bare.config) if packing else None
+        self.keeps_logits = "logits_to_keep" in inspect.signature(bare.forward).parameters
+        self.trained = self.evaluated = self._tally(self._dataset)
+        self.judged = self._dataset
+        self.samples_by_source = np.zeros(len(self.names), np.int64)
+        self.clock = Clock()
+        self.batches: list[Batch] = []
+        self.left_out: set[str] = set()
+        self.said_zero = False
+        self.step_tokens: list[int] = []  # trained in this process by each step since the last log
+        self.empty_steps = 0
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the sources that are trained on."""
+        return self._dataset.mixture.names
+
+    def _tally(self, dataset: ConversationDataset) -> loss.Tally:
+        return loss.Tally(len(dataset.mixture.names), self.args.device)
+
+    @property
+    def _dataset(self) -> ConversationDataset:
+        assert isinstance(self.train_dataset, ConversationDataset)
+        return self.train_dataset
+
+    @property
+    def _family(self) -> Family:
+        return self._dataset.family
+
+    # --- data ------------------------------------------------------------------------------------------------
+    def get_train_dataloader(self) -> DataLoader:
+        dataset, args = self._dataset, self.args
+        self.schedule = Schedule(
+            dataset.mixture.order,
+            self._shape(self._train_batch_size, args.gradient_accumulation_steps),
+            tokens=None if dataset.lengths is None else dataset.lengths.tokens,
+            capacity=dataset.max_length if self.packing else None,
+            strategy=args.train_sampling_strategy,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            drop_last=args.dataloader_drop_last,
+        )
+        return self._loader(dataset, self.schedule, self.packed, args.dataloader_persistent_workers)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Every sample once, in the order of the data, one to a row."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        assert isinstance(dataset, ConversationDataset)
+        self.judged = dataset
+        order = np.arange(len(dataset))
+        schedule = Schedule(lambda _: order, self._shape(self.args.eval_batch_size), longest_first=False)
+        return self._loader(dataset, schedule, None, persistent=False)
+
+    def _shape(self, rows: int, accumulation: int = 1) -> StepShape:
+        args = self.args
+        together = args.train_batch_size * args.gradient_accumulation_steps
+        return StepShape(rows, self.get_total_train_batch_size(args) // together, accumulation)
+
+    def _loader(
+        self, dataset: ConversationDataset, schedule: Schedule, packed: Any, persistent: bool
+    ) -> DataLoader:
+        args, workers = self.args, self.args.dataloader_num_workers
+        must_see = self._all_must_see()
+        may_have_videos = dataset.lengths is None or dataset.lengths.videos.any()
+        collator = Collator(
+            self.processing_class.tokenizer.pad_token_id,
+            dataset.family.blank(self.processing_class),
+            blank_pictures=must_see,
+            blank_video=blank_video(dataset.family, self.processing_class)
+            if must_see and may_have_videos
+            else None,
+            packed=packed,
+        )
+        loader = DataLoader(
+            Rows(dataset),
+            batch_sampler=schedule,
+            collate_fn=collator,
+            num_workers=workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=persistent and workers > 0,
+            prefetch_factor=args.dataloader_prefetch_factor if workers else None,
+            multiprocessing_context=args.dataloader_multiprocessing_context if workers else None,
+            in_order=args.dataloader_in_order,
+            worker_init_fn=functools.partial(seed_worker, num_workers=workers, rank=args.process_index),
+        )
+        return self.accelerator.prepare(loader)
+
+    def _all_must_see(self) -> bool:
+        """Must every process run vision and connector in every micro-batch?
+
+        Where they are sharded (ZeRO-3, FSDP), their weights are gathered as they are used, and where they train, their
+        gradients are reduced: a process that has no picture would let the others wait for ever.
+        """
+        if self.args.world_size == 1:
+            return False
+        if self.is_fsdp_enabled or (
+            self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3
+        ):
+            return True
+        return any(
+            parameter.requires_grad and component_of(name, self._family.paths) in ("vision", "connector")
+            for name, parameter in bare_model(self.model).named_parameters()
+        )
+
+    # --- steps -----------------------------------------------------------------------------------------------
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
+        """Epochs and steps of the run, where epochs may have different numbers of packed rows."""
+        _, _, examples, samples, batch_size, _, _ = super().set_initial_training_values(args, dataloader)
+        schedule = self.schedule
+        if args.max_steps > 0:
+            steps = args.max_steps
+            epochs = schedule.place(steps - 1)[0] + 1
+        else:
+            steps, epochs = schedule.steps_of(args.num_train_epochs), math.ceil(args.num_train_epochs)
+        schedule.set_epoch(0)
+        return epochs, schedule.steps(0), examples, samples, batch_size, schedule.micro_batches(0), steps
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        super()._init_training_state(*args, **kwargs)
+        step, source_of = self.state.global_step, self._dataset.source_of
+        self.samples_by_source[:] = 0
+        for samples in self.schedule.trained(step):
+            self.samples_by_source += np.bincount(source_of[samples], minlength=len(self.names))
+        self.trained = self._tally(self._dataset)
+        self.step_tokens.clear()
+        self.empty_steps = 0
+        epoch, steps_done = self.schedule.place(step)
+        skipped = 0 if self.args.ignore_data_skip else steps_done * self.args.gradient_accumulation_steps
+        return epoch, skipped
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Transformers looks at max_steps after a step, so a run killed after its last one would take one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        epoch = kwargs["epoch"]
+        # Transformers and accelerate reach the sampler through one or two wrappers, and after a resume there are
+        # three: the order of a later epoch would be that of the first.
+        self.schedule.set_epoch(epoch)
+        kwargs["steps_in_epoch"] = self.schedule.micro_batches(epoch)
+        kwargs["num_update_steps_per_epoch"] = self.schedule.steps(epoch)
+        with self._memory_named():
+            super()._run_epoch(*args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
+        self.clock.begin()
+        self.batches.clear()
+        return super().get_batch_samples(self.clock.watching(epoch_iterator), num_batches, device)
+
+    # --- loss ------------------------------------------------------------------------------------------------
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The micro-batch's share in the step's mean nats per trained token (see ``loss.step_loss``)."""
+        about, labels = inputs.pop("about"), inputs.pop("labels")
+        inputs.pop("skip_logits", None)  # of Liger's own loss, which is not this one
+        dataset = self._dataset if model.training else self.judged
+        self._meet(Batch(about, dataset, *labels.shape), training=model.training)
+        kept = about["kept"]
+        # A cache is of no use here, and with one some families let the samples of a packed row see each other.
+        outputs = model(**inputs, use_cache=False, **({"logits_to_keep": kept} if self.keeps_logits else {}))
+        logits = outputs["logits"] if self.keeps_logits else outputs["logits"][:, kept]
+        targets = labels[:, kept + 1]
+        nats = loss.token_nats(logits, targets, label_smoothing=self.args.label_smoothing_factor)
+        tally = self.trained if model.training else self.evaluated
+        token_sources = about["sources"][:, kept + 1][targets != loss.IGNORED]
+        tally.add(nats, token_sources, about["sample_sources"])
+        value = loss.step_loss(nats, num_items_in_batch)
+        if model.training:
+            if len(self.batches) == 1:
+                self.step_tokens.append(0)
+            self.step_tokens[-1] += len(nats)
+            self._check_loss(value.item(), len(nats))
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # The gradients of these processes will be averaged.
+            value = value * (self.accelerator.num_processes // self.get_tp_size())
+        return (value, outputs) if return_outputs else value
+
+    def _meet(self, batch: Batch, *, training: bool) -> None:
+        """What a batch says of itself: faults, pictures, samples."""
+        self.batches = [*self.batches, batch] if training else [batch]
+        faults = batch.about["faults"].values()
+        if faults and batch.dataset.on_bad_sample != "drop":
+            listed = [line.removeprefix("  ") for line in shown([*faults], MOST_NAMES_SHOWN)]
+            raise BatchError(
+                "\n".join([*listed, "correct such samples, or leave them out: --on_bad_sample drop"])
+            )
+        self.left_out.update(faults)
+        if training and self.gradients.watching:
+            has_samples = bool(len(batch.about["samples"]))
+            self.gradients.saw_batch(pictures=bool(batch.about["pictures"]), samples=has_samples)
+
+    def _check_loss(self, value: float, tokens: int) -> None:
+        step, batch = self.state.global_step + 1, self.batches[-1]
+        if not math.isfinite(value):
+            raise BatchError(
+                f"the loss is {value} in step {step}; the batch held\n{batch.listed()}\n{NOT_FINITE_REMEDY}"
+            )
+        if value == 0 and tokens and not self.said_zero:
+            self.said_zero = True
+            logger.warning(
+                f"the loss of {tokens} trained tokens is exactly 0 in step {step}: either the model is certain of each "
+                f"of them, or it computes nothing; the batch held\n{batch.listed()}"
+            )
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Of all processes. With fp16 one that is not finite is no fault: the step is skipped, and the loss scaled
+        less from then on."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is None or self.args.fp16 or math.isfinite(norm):
+            return norm
+        numbers = _of_all_processes(
+            [one for batch in self.batches for one in batch.about["samples"].tolist()]
+        )
+        raise TrainingError(
+            f"the gradient of step {self.state.global_step + 1} is not finite (norm {float(norm)}), though its loss "
+            f"is; the step held\n{_listed(self._dataset, numbers)}\n{NOT_FINITE_REMEDY}"
+        )
+
+    @contextmanager
+    def _memory_named(self) -> Iterator[None]:
+        """Where memory runs out, say on what, and what helps."""
+        try:
+            yield
+        except RuntimeError as error:
+            # With --auto_find_batch_size the Trainer itself waits for this error, and tries a smaller batch.
+            words = str(error)
+            if self.args.auto_find_batch_size or not any(word in words for word in OUT_OF_MEMORY):
+                raise
+            raise BatchError(self._out_of_memory(words)) from error
+
+    def _out_of_memory(self, words: str) -> str:
+        args = self.args
+        batch = self.batches[-1] if self.batches else None
+        size = args.per_device_train_batch_size
+        remedies = [
+            f"--per_device_train_batch_size {max(1, size // 2)} with twice the --gradient_accumulation_steps"
+            if size > 1
+            else "",
+            "" if args.gradient_checkpointing else "--gradient_checkpointing True",
+            "a smaller --max_pixels (families of dynamic resolution)",
+            "a smaller --model_max_length (with --packing it is the length of every row)",
+            "--use_lora or --q_lora instead of training in full",
+            "" if self.is_deepspeed_enabled else "--deepspeed ds_config_zero3.json on several devices",
+        ]
+        held = f"; the batch held {batch.weighed()}:\n{batch.listed()}" if batch else ""
+        return "\n".join(
+            [
+                f"memory ran out in step {self.state.global_step + 1}{held}",
+                "what helps, the cheapest first:",
+                *(f"  {remedy}" for remedy in remedies if remedy),
+                f"({words.splitlines()[0]})",
+            ]
+        )
+
+    # --- what is shown -----------------------------------------------------------------------------------------
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self.clock.end()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and "learning_rate" in logs:  # of training steps, on every process
+            logs |= self._of_training()
+            _spread(logs, "loss", len(self.step_tokens), self._empty_steps_taken())
+        elif "train_loss" in logs:
+            _spread(logs, "train_loss", self.state.global_step, self.empty_steps + self._empty_steps_taken())
+        super().log(logs, start_time)
+
+    def _empty_steps_taken(self) -> int:
+        """Steps since the last log whose samples were all left out, on every process; their loss is no 0."""
+        tokens = loss.reduced(torch.tensor(self.step_tokens, device=self.args.device))
+        found = int((tokens == 0).sum())
+        self.step_tokens.clear()
+        self.empty_steps += found
+        return found
+
+    def _of_training(self) -> dict[str, float]:
+        totals, names = self.trained.taken(), self.names
+        # The slowest process makes all others wait.
+        waited = loss.reduced(
+            torch.tensor(self.clock.taken(), device=self.args.device), distributed.ReduceOp.MAX
+        )
+        shown = {"waiting for data (share)": waited.item()}
+        self.samples_by_source += totals.samples
+        if len(names) == 1:
+            return shown
+        seen = zip(names, self.samples_by_source.tolist(), strict=True)
+        return {
+            **shown,
+            **totals.by_source(names),
+            **{f"samples by source/{name}": count for name, count in seen},
+        }
+
+    def evaluation_loop(self, dataloader: DataLoader, description: str, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own, whose loss is a mean over batches: here it is one over tokens, and by source."""
+        prefix, names = kwargs.get("metric_key_prefix", "eval"), self.judged.mixture.names
+        self.evaluated = self._tally(self.judged)
+        output = super().evaluation_loop(dataloader, description, *args, **kwargs)
+        totals = self.evaluated.taken()
+        output.metrics[f"{prefix}_loss"] = totals.mean_nats
+        if len(names) > 1:
+            output.metrics.update(totals.by_source(names, f"{prefix}_"))
+        return output
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().train(*args, **kwargs)
+        if self._dataset.on_bad_sample == "drop":
+            self._say_left_out()
+        return result
+
+    def _say_left_out(self) -> None:
+        faults = sorted({*_of_all_processes([*self.left_out])})
+        if not faults:
+            return
+        heading = f"{len(faults):,} sample{'s' if len(faults) > 1 else ''} could not be read, left out:"
+        more = [f"... and {len(faults) - MOST_NAMES_SHOWN:,} more"] if len(faults) > MOST_NAMES_SHOWN else []
+        logger.warning("\n  ".join([heading, *faults[:MOST_NAMES_SHOWN], *more]))
+
+    # --- optimizer -----------------------------------------------------------------------------------------------
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.optimizer_cls_and_kwargs is None:
+            whole = self.model if model is None else model
+            choice = optimizer.Choice(*self.get_optimizer_cls_and_kwargs(self.args, whole))
+            self.optimizer_cls_and_kwargs = optimizer.with_groups(choice, whole, self._family, self.rates)
+        return super().create_optimizer(model)
+
+
+def _spread(logs: dict[str, float], name: str, steps: int, empty: int) -> None:
+    """Make a mean over steps one over those that trained; without any there is none."""
+    if empty and empty >= steps:
+        logs.pop(name)
+        logs.pop("grad_norm", None)
+    elif empty:
+        logs[name] *= steps / (steps - empty)
+
+
+def _of_all_processes(items: list[Any]) -> list[Any]:
+    """The lists of all processes, one after another, on each of them."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return items
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, items)
+    return [one for part in parts for one in part]
+
+
+def log_folder(args: TrainingArguments) -> Path:
+    """Where TensorBoard's files go: ``OUTPUT_DIR/runs``, or ``--logging_dir``."""
+    return Path(args.logging_dir or Path(str(args.output_dir)) / "runs")
+
+
+def summary_writer(args: TrainingArguments, resumed_step: int | None) -> Any | None:
+    """The run's one TensorBoard writer, on the first process; None where it is not wanted.
+
+    After a resume, what was logged beyond the checkpoint is purged from view; of a run that begins anew, all that a
+    start before its first checkpoint has logged.
+    """
+    if "tensorboard" not in (args.report_to or []) or args.process_index != 0:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    purge = None if resumed_step is None else resumed_step + 1
+    if purge is None and any(log_folder(args).glob("*tfevents*")):
+        purge = 0
+    return SummaryWriter(str(log_folder(args)), purge_step=purge)
+
+
+def build_trainer(
+    model: nn.Module,
+    processor: Any,
+    args: TrainingArguments,
+    train: ConversationDataset,
+    evaluation: ConversationDataset | None,
+    *,
+    rates: Rates | None = None,
+    packing: bool = False,
+    writer: Any | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> FinetuneTrainer:
+    """A Trainer over these parts. ``callbacks`` see the end of training before the writer is closed.
+
+    rates     None: ``args.learning_rate`` and ``args.weight_decay`` for every component
+    packing   several samples in a row of training, up to the dataset's longest length
+    """
+    gradients = GradientCheck(train.family)
+    args.report_to = [name for name in args.report_to or [] if name != "tensorboard"]
+    shown = [TensorBoardCallback(tb_writer=writer)] if writer is not None else []
+    assert processor.tokenizer.pad_token_id is not None
+    return FinetuneTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        processing_class=processor,
+        rates=rates or Rates(args.learning_rate, weight_decay=args.weight_decay),
+        gradients=gradients,
+        packing=packing,
+        callbacks=[gradients, optimizer.ComponentRates(), *callbacks, *shown],
+    )

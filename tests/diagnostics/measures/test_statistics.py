@@ -1,0 +1,235 @@
+"""Intervals, p-values and effect sizes against known cases."""
+
+import numpy as np
+import pytest
+
+from diagnostics.measures.statistics import (
+    Interval,
+    alpha_of_look,
+    benjamini_hochberg,
+    bootstrap_mean,
+    effect_size,
+    head_tests,
+    paired_change,
+    probes_needed,
+    relative_change,
+    sign_flip_p,
+    significant_heads,
+)
+
+
+def test_bootstrap_agrees_with_the_normal_interval_and_is_seeded():
+    values = np.random.default_rng(1).normal(0.3, 1.0, 200)
+    interval = bootstrap_mean(values)
+    half = 1.96 * values.std() / np.sqrt(200)
+    assert interval.mean == pytest.approx(values.mean())
+    assert (interval.low, interval.high) == pytest.approx(
+        (values.mean() - half, values.mean() + half), abs=0.02
+    )
+    assert bootstrap_mean(values) == interval != bootstrap_mean(values, seed=1)
+
+
+def test_probes_of_one_image_count_as_one():
+    values = np.array([0.0, 1.0, 2.0, 3.0])
+    repeated = bootstrap_mean(np.repeat(values, 10), clusters=np.repeat(["a", "b", "c", "d"], 10))
+    assert repeated == bootstrap_mean(values)
+    assert bootstrap_mean(np.repeat(values, 10)).low > repeated.low
+
+
+def test_paired_change_is_of_the_differences():
+    before, after = np.array([0.0, 10.0, 20.0]), np.array([1.0, 11.0, 21.0])
+    change = paired_change(before, after)
+    assert (change.before, change.after, change.difference) == (10, 11, Interval(1, 1, 1))
+    assert change.difference.is_above_zero and not change.difference.is_below_zero
+
+
+def test_bad_values_are_errors():
+    with pytest.raises(ValueError, match="found 0 values, expected at least one"):
+        bootstrap_mean(np.array([]))
+    with pytest.raises(ValueError, match="all finite"):
+        bootstrap_mean(np.array([1.0, np.nan]))
+    with pytest.raises(ValueError, match="found 1 clusters for 2 values"):
+        bootstrap_mean(np.array([1.0, 2.0]), ["a"])
+
+
+def test_sign_flips_by_hand_and_at_random():
+    assert sign_flip_p(np.array([1.0, 2.0, 3.0])) == 2 / 8
+    assert sign_flip_p(np.array([1.0, -1.0])) == 1
+    assert sign_flip_p(np.full(5, 0.1)) == 1 / 16
+    assert sign_flip_p(np.full(40, 0.1)) == pytest.approx(1 / 10_001)
+    assert sign_flip_p(np.random.default_rng(0).normal(0, 1, 60)) > 0.05
+
+
+def test_benjamini_hochberg_by_hand_keeps_shape_and_order():
+    np.testing.assert_allclose(
+        benjamini_hochberg(np.array([[0.04], [0.01], [0.02]])), [[0.04], [0.03], [0.03]]
+    )
+    np.testing.assert_allclose(benjamini_hochberg(np.array([0.9, 0.01, 0.8])), [0.9, 0.03, 0.9])
+
+
+def test_intervals_at_another_level_are_nested():
+    values = np.random.default_rng(2).normal(0.3, 1.0, 50)
+    wide, usual, narrow = (bootstrap_mean(values, level=level) for level in (0.99, 0.95, 0.5))
+    assert wide.low < usual.low < narrow.low < narrow.high < usual.high < wide.high
+    half = 2.576 * values.std() / np.sqrt(50)
+    assert wide.high == pytest.approx(values.mean() + half, abs=0.05)
+    assert paired_change(np.zeros(50), values, level=0.99).difference == wide
+    with pytest.raises(ValueError, match="found level 95, expected a share above 0 and below 1"):
+        bootstrap_mean(values, level=95)
+
+
+def test_sign_flips_turn_whole_images():
+    assert sign_flip_p(np.array([1.0, 2.0, 3.0]), ["a", "a", "b"]) == 2 / 4
+    assert (
+        sign_flip_p(np.array([1.0, -1.0, 3.0]), ["a", "a", "b"]) == 1.0 - 0.0
+    )  # image a has nothing to flip
+    ten_probes_an_image = np.repeat([1.0, 1.2, 0.9, -0.1], 10)
+    assert sign_flip_p(ten_probes_an_image) < 0.001
+    assert sign_flip_p(ten_probes_an_image, np.repeat([0, 1, 2, 3], 10).tolist()) == 4 / 16
+    with pytest.raises(ValueError, match="found 1 clusters for 2 values"):
+        sign_flip_p(np.array([1.0, 2.0]), ["a"])
+
+
+def test_relative_change_by_hand_and_symmetric():
+    before, after = (
+        np.array([[1.0, 3.0, 0.0], [2.0, 0.0, 1.0]]),
+        np.array([[3.0, 1.0, 0.0], [2.0, 5.0, 1.00009]]),
+    )
+    np.testing.assert_allclose(relative_change(before, after), [[1, -1, 0], [0, 2, 0]])
+    np.testing.assert_array_equal(relative_change(after, before), -relative_change(before, after))
+    with pytest.raises(ValueError, match="negative or non-finite"):
+        relative_change(np.array([-1.0]), np.array([1.0]))
+    with pytest.raises(ValueError, match=r"shapes \(1,\) before and \(2,\) after"):
+        relative_change(np.ones(1), np.ones(2))
+
+
+def random_heads(probes: int, layers: int, heads: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Enrichment before and after of which neither is ahead: two draws around one level for each probe."""
+    rng = np.random.default_rng(seed)
+    level = rng.lognormal(0, 0.8, (probes, 1, 1))
+    first, second = level * rng.lognormal(0, 0.3, (2, probes, layers, heads))
+    return first, second
+
+
+def test_heads_that_did_not_change_are_named_as_often_as_said():
+    before, after = random_heads(40, 20, 30)
+    p = head_tests(before, after)
+    assert p.shape == (20, 30)
+    for level in (0.5, 0.05):  # 600 heads: within four standard errors
+        assert (p < level).mean() == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / 600))
+    np.testing.assert_array_equal(head_tests(after, before), p)
+
+
+def test_the_head_that_changed_is_found_where_it_is():
+    before, after = random_heads(40, 5, 7)
+    after[:, 3, 2] *= 2
+    before[:, 1, 6] *= 1.8
+    p = head_tests(before, after)
+    assert p[3, 2] < 1e-5 and p[1, 6] < 1e-5
+    adjusted = significant_heads({"tower": before}, {"tower": after}, {"tower": None})["tower"]
+    assert set(zip(*np.nonzero(adjusted < 0.05), strict=True)) == {(3, 2), (1, 6)}
+
+
+def test_signed_ranks_by_hand():
+    """Relative changes +1, −.4 and +1/3 have ranks 3, −2 and 1: 4 of 6 rise, as extreme as 4 of the 8 flips and their
+    mirrors: {4, 5, 6} and {0, 1, 2} of the sums 0 1 2 3 3 4 5 6."""
+    before, after = np.array([1.0, 3.0, 2.5]), np.array([3.0, 2.0, 3.5])
+    assert head_tests(before[:, None, None], after[:, None, None]).item() == 6 / 8
+    up = head_tests(np.ones((4, 2, 3)), np.full((4, 2, 3), 2.0))
+    np.testing.assert_array_equal(up, np.full((2, 3), 2 / 16))
+    with_none = head_tests(np.ones((6, 1, 1)), np.array([2.0, 1, 2, 3, 1, 2])[:, None, None])
+    assert with_none.item() == 2 / 16  # probes without a change are left out
+
+
+@pytest.mark.parametrize("probes", [9, 12])
+def test_signed_ranks_are_sign_flips_of_ranks(probes):
+    before, after = random_heads(probes, 2, 3, seed=probes)
+    change = relative_change(before, after)
+    ranks = np.sign(change) * (np.abs(change).argsort(0).argsort(0) + 1)
+    for layer, head in np.ndindex(2, 3):
+        expected = sign_flip_p(ranks[:, layer, head])
+        assert head_tests(before, after)[layer, head] == pytest.approx(expected)
+
+
+def test_p_goes_as_low_as_thousands_of_heads_need():
+    before, after = random_heads(40, 16, 24)
+    after[:, 5, 7] *= 3
+    assert 2.0**-39 <= head_tests(before, after)[5, 7] < 1e-9 < sign_flip_p((after - before)[:, 5, 7])
+
+
+def test_an_outlier_does_not_hide_what_the_others_share():
+    before, after = random_heads(40, 1, 2)
+    after *= 1.6
+    before[0], after[0] = 200.0, 100.0
+    assert head_tests(before, after).max() < 1e-3 < 0.5 < sign_flip_p((after - before)[:, 0, 0])
+
+
+def test_thousands_of_heads():
+    before, after = random_heads(40, 32, 32)
+    found = head_tests(before, after)
+    assert found.shape == (32, 32) and ((found > 0) & (found <= 1)).all()
+
+
+def test_few_images_cannot_be_significant():
+    """Six images of ten probes each: every head rises in all of them, and 2 / 2^6 is the least that flips show."""
+    before = np.ones((60, 4, 3))
+    after = 2 + np.random.default_rng(0).uniform(0, 0.1, (60, 4, 3))
+    images = np.repeat(np.arange(6), 10).tolist()
+    assert head_tests(before, after, images).min() == 2 / 64
+    assert head_tests(before, after).max() < 1e-5
+
+
+def test_nothing_changed_gives_one():
+    before, _ = random_heads(30, 2, 3)
+    after = before.copy()
+    after[:, 0, 1] *= 2
+    after[:, 1, 1] *= 1.00005  # another batch: rounding
+    p = head_tests(before, after)
+    assert p[0, 1] < 1e-4 and (np.delete(p.ravel(), 1) == 1).all()
+    assert (head_tests(before, before) == 1).all()
+
+
+def test_all_groups_are_one_family():
+    calm = random_heads(40, 10, 20, seed=1)
+    marked = random_heads(40, 2, 3, seed=2)
+    marked[1][:, 1, 2] *= 1.27
+    alone = significant_heads({"tower": marked[0]}, {"tower": marked[1]}, {"tower": None})["tower"]
+    both = significant_heads(
+        {"tower": marked[0], "cat": calm[0]},
+        {"tower": marked[1], "cat": calm[1]},
+        {"tower": None, "cat": None},
+    )
+    assert both["tower"].shape == (2, 3) and both["cat"].shape == (10, 20)
+    raw = {name: head_tests(*pair) for name, pair in (("tower", marked), ("cat", calm))}
+    joined = benjamini_hochberg(np.concatenate([raw["tower"].ravel(), raw["cat"].ravel()]))
+    expected = np.minimum(2 * joined, 1)  # key layers are asked too
+    np.testing.assert_array_equal(np.concatenate([both["tower"].ravel(), both["cat"].ravel()]), expected)
+    assert both["tower"][1, 2] > alone[1, 2]
+    assert significant_heads({}, {}, {}) == {}
+    with pytest.raises(ValueError, match=r"found groups \['cat'\] in clusters, expected \['tower'\]"):
+        significant_heads({"tower": marked[0]}, {"tower": marked[1]}, {"cat": None})
+
+
+def test_effect_size_by_hand():
+    assert effect_size(np.array([1.0, 2.0, 3.0])) == pytest.approx(2 * (1 - 3 / 7))
+    assert effect_size(np.array([-1.0, -2.0, -3.0])) == pytest.approx(-2 * (1 - 3 / 7))
+    by_image = effect_size(np.array([0.5, 1.5, 2.0, 2.0, 3.0]), ["a", "a", "b", "b", "c"])
+    assert by_image == pytest.approx(2 * (1 - 3 / 7))
+    assert effect_size(np.zeros(4)) == 0
+    assert effect_size(np.full(4, 0.3)) is None and effect_size(np.array([1.0])) is None
+
+
+def test_probes_needed_against_the_exact_numbers():
+    """Of the noncentral t, two-sided .05: power .95 takes 327, 54 and 23 pairs; power .8 takes 34 for .5."""
+    assert [probes_needed(size) for size in (0.2, 0.5, -0.8)] == [327, 54, 23]
+    assert probes_needed(0.5, power=0.8) == pytest.approx(34, abs=1)
+    assert probes_needed(0.5, alpha=0.01) > 54  # type: ignore[operator]
+    assert probes_needed(0.001) is None and probes_needed(None) is None
+
+
+def test_all_looks_together_spend_alpha():
+    spent = [alpha_of_look(look) for look in range(1, 100_001)]
+    assert sum(spent) == pytest.approx(0.05, abs=1e-6) and sum(spent) < 0.05
+    assert spent[1] == pytest.approx(spent[0] / 4) and alpha_of_look(3, 0.1) == pytest.approx(2 * spent[2])
+    with pytest.raises(ValueError, match="found look 0, expected 1 for the first"):
+        alpha_of_look(0)

@@ -1,0 +1,180 @@
+"""What is taken away, against the model asked by hand; and what a probing costs, against what it costs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from diagnostics.capture.extractor import AttentionExtractor
+from diagnostics.measures.attention import random_regions
+from diagnostics.measures.geometry import region_coverage
+from diagnostics.probing.interventions import fills_the_picture
+from diagnostics.probing.prober import Prober
+from diagnostics.probing.prompts import ProbeEncoder
+from diagnostics.probing.regions import (
+    curve_area,
+    most_looked_at,
+    region_tokens,
+    shifted_elsewhere,
+    veil,
+    window_of,
+)
+from diagnostics.records.measurement_plan import CURVE_SHARES, FULL, MAPS, QUICK, WATCH, cost_words
+from diagnostics.records.probes import Relation
+from finetune.families import family_of
+from finetune.samples.conversation import ImageRef
+from tests.diagnostics.tiny_qwen_vl import N_LAYERS, N_QUERIES, tiny_probes
+
+ONE_CONTROL = replace(FULL, controls=1, generate=False)
+
+
+@pytest.fixture(scope="module")
+def probe(folder):
+    relation = Relation("the", "disc", "corner")
+    return replace(tiny_probes(folder, 1)[0], phrases={"球": "disc", "disc": "corner"}, relation=relation)
+
+
+@pytest.fixture(scope="module")
+def record(model, processor, probe):
+    return Prober(model, processor, key_layers=[0, 2], probes=[probe], depth=ONE_CONTROL).run(
+        probe, 0, "tiny"
+    )
+
+
+@torch.no_grad()
+def margin(model, processor, probe, blocked=None, images=None):
+    """log p(answer) − log p(foil), each whole sequence read at once."""
+    reader = ProbeEncoder(family_of(model.config), processor)
+    nats = []
+    for reply in (probe.answer, probe.foil):
+        one = reader.encode(probe, reply, images=images)
+        ids = torch.from_numpy(one.input_ids)[None]
+        taken = {} if blocked is None else {name: mask(len(one.input_ids)) for name, mask in blocked.items()}
+        with AttentionExtractor(model, []) as extractor, extractor.knocked_out(taken):
+            logits = model(input_ids=ids, pixel_values=one.media["pixel_values"]).logits[0].log_softmax(-1)
+        start, end = one.turn_spans[-1]
+        nats.append(sum(float(logits[at - 1, ids[0, at]]) for at in range(start, end)))
+    return nats[0] - nats[1]
+
+
+def test_a_window_cuts_the_answer_from_the_regions_tokens_in_its_layers_alone(
+    model, processor, probe, record
+):
+    image, query = record.image_tokens[0], record.queries[0].position
+    windows = {one.layers: one for one in record.interventions if one.layers is not None}
+    assert list(windows) == [(0, 0), (2, 2)]
+    boxes = [probe.regions["disc"], *random_regions(probe.regions["disc"], (60, 40), count=1, name=probe.id)]
+    for layers, found in windows.items():
+        expected = []
+        for one in boxes:
+            tokens = torch.from_numpy(region_tokens(image, one, record.connector[0]))
+
+            def mask(length, tokens=tokens):
+                blocked = torch.zeros(1, length, length, dtype=torch.bool)
+                blocked[0, query:, tokens] = True
+                return blocked
+
+            expected.append(margin(model, processor, probe, {f"layer_{layers[0]}": mask}))
+        assert [found.margin_nats, *found.control_margins_nats] == pytest.approx(expected, abs=1e-4)
+    assert windows[0, 0].margin_nats != pytest.approx(windows[2, 2].margin_nats, abs=1e-4)
+
+
+def test_region_tokens_are_those_that_read_the_region_most(record, probe):
+    image, connector = record.image_tokens[0], record.connector[0]
+    coverage = region_coverage(probe.regions["disc"], image)
+    tokens = region_tokens(image, probe.regions["disc"], connector)
+    assert len(tokens) == max(1, round(coverage.mean() * N_QUERIES))
+    reads = connector @ coverage
+    chosen = np.isin(image.positions, tokens)
+    assert reads[chosen].min() >= reads[~chosen].max()
+    plain = replace(image, through_connector=False, positions=np.arange(100, 136))
+    cells = np.sort(np.argsort(-coverage, kind="stable")[: round(coverage.sum())])
+    assert region_tokens(plain, probe.regions["disc"], None).tolist() == (100 + cells).tolist()
+
+
+def test_curves_start_and_end_at_the_whole_and_the_hidden_picture(model, processor, probe, record):
+    [picture] = [family_of(model.config).load_image(ImageRef("", path)) for path in probe.images]
+    image = record.image_tokens[0]
+    whole = record.scores.margin_nats
+    everything = margin(model, processor, probe, images=[veil(picture, image, np.ones(36, bool))])
+    curves = record.curves
+    assert set(curves) == {"deletion", "insertion", "deletion/control", "insertion/control"}
+    for name, curve in curves.items():
+        ends = [whole, everything] if name.startswith("deletion") else [everything, whole]
+        assert [curve[0], curve[-1]] == pytest.approx(ends, abs=1e-3) and len(curve) == len(CURVE_SHARES)
+    order = (record.rows[:, :, 0].mean((0, 1))[image.positions] @ record.connector[0]).ravel()
+    hidden = veil(picture, image, most_looked_at(order, 0.2))
+    assert curves["deletion"][3] == pytest.approx(margin(model, processor, probe, images=[hidden]), abs=1e-3)
+    shown = veil(picture, image, ~most_looked_at(order, 0.2))
+    assert curves["insertion"][3] == pytest.approx(margin(model, processor, probe, images=[shown]), abs=1e-3)
+    assert not np.allclose(curves["deletion"], curves["deletion/control"], atol=1e-3)
+
+
+def test_a_veil_hides_its_cells_and_nothing_else(folder, record, probe, model):
+    picture = family_of(model.config).load_image(ImageRef("", probe.images[0])).convert("RGB")
+    hidden = np.zeros(36, bool)
+    hidden[9] = True  # row 1, column 3 of 6 × 6: x 30–40, y 6.7–13.3 of 60 × 40
+    before, after = np.asarray(picture), np.asarray(veil(picture, record.image_tokens[0], hidden))
+    changed = (before != after).any(-1)
+    assert changed[7:13, 30:40].any() and not changed[:, :30].any() and not changed[:, 40:].any()
+    assert not changed[:7].any() and not changed[13:].any()
+
+
+def test_small_pieces_by_hand():
+    assert most_looked_at(np.array([0.1, 0.4, 0.3, 0.2]), 0.5).tolist() == [False, True, True, False]
+    assert curve_area(np.array([2.0, 0.0, 0.0]), [0.0, 0.5, 1.0]) == pytest.approx(0.5)
+    assert window_of(8, 32) == (6, 10) and window_of(31, 32) == (29, 31) and window_of(1, 4) == (1, 1)
+    cells = np.arange(20.0)
+    moved = shifted_elsewhere(cells, (4, 5), name="a")
+    assert sorted(moved) == sorted(cells) and (moved != cells).all()
+    assert (moved == shifted_elsewhere(cells, (4, 5), name="a")).all()
+    assert fills_the_picture([(0, 0, 60, 39)], (60, 40)) and not fills_the_picture([(0, 0, 60, 30)], (60, 40))
+
+
+def test_a_region_that_fills_the_picture_is_not_taken_away(model, processor, probe):
+    wide = replace(probe, regions={**probe.regions, "all": ((0.0, 0.0, 60.0, 40.0),)})
+    depth = replace(QUICK, generate=False, relations=False)
+    found = Prober(model, processor, key_layers=[1], probes=[wide], depth=depth).run(wide, 0, "tiny")
+    assert {one.region for one in found.interventions} == {"disc", "corner"}
+
+
+@pytest.mark.parametrize("depth", [WATCH, QUICK, replace(FULL, controls=2).with_maps(*MAPS)])
+def test_a_probing_costs_what_was_said(model, processor, probe, depth, monkeypatch):
+    read = 0
+
+    def count(_, arguments, options):
+        nonlocal read
+        cache = options.get("past_key_values")
+        if cache is None or cache.get_seq_length() == 0:
+            read += len(options["input_ids"])
+
+    hook = model.register_forward_pre_hook(count, with_kwargs=True)
+    Prober(model, processor, key_layers=[0, 2], probes=[probe], depth=depth).run(probe, 0, "tiny")
+    hook.remove()
+    assert read == depth.passes(probe, key_layers=2)
+
+
+def test_the_cost_in_words(probe):
+    words = cost_words(QUICK, (probe, probe), 2)
+    assert words.startswith("quick probing of 2 probes: 26 sequences to read (13.0 a probe); full would be")
+    with pytest.raises(ValueError, match="found 'heat', expected some of relative, gradient, rollout"):
+        QUICK.with_maps("heat")
+
+
+def test_further_maps(model, processor, probe):
+    depth = replace(WATCH, generate=False).with_maps(*MAPS)
+    found = Prober(model, processor, key_layers=[0, 2], probes=[probe], depth=depth).run(probe, 0, "tiny")
+    assert {name: cells.shape for name, cells in found.maps.items()} == {
+        "relative": (2, 36), "gradient": (2, 36), "rollout": (1, 36)}  # fmt: skip
+    np.testing.assert_allclose(found.maps["rollout"].sum(), 1, atol=1e-5)
+    assert (found.maps["gradient"] >= 0).all() and found.maps["gradient"].sum(-1).max() <= 1 + 1e-5
+    assert found.maps["relative"].min() < 0 < found.maps["relative"].max()
+
+
+def test_chance_entropy_and_logits_are_of_every_layer(record):
+    assert record.random_mass["disc"].shape == record.head_entropy.shape == record.highest_logit.shape
+    assert record.head_entropy.shape[0] == N_LAYERS and (record.head_entropy > 0).all()
+    assert (record.head_entropy <= 1).all() and np.isfinite(record.highest_logit).all()
+    assert record.sinks.shape == (2, len(record.tokens)) and not record.sinks.any()  # a width of 32 has none
+    assert record.region_mass_without_sinks == {}

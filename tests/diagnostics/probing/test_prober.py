@@ -1,0 +1,278 @@
+"""Prober against the model asked step by step, without batches, padding or capture."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from diagnostics.capture.extractor import AttentionExtractor
+from diagnostics.measures.attention import random_regions
+from diagnostics.measures.geometry import cells_from_row, region_coverage
+from diagnostics.probing.prober import Prober, observing
+from diagnostics.probing.prompts import find_phrase, token_texts, user_parts
+from diagnostics.probing.regions import occlude, region_cells
+from diagnostics.records.measurement_plan import QUICK, WATCH
+from finetune.families import family_of
+from finetune.samples.conversation import Conversation, ImageRef, Turn
+from tests.diagnostics.tiny_qwen_vl import N_HEADS, N_LAYERS, N_PATCHES, N_QUERIES, tiny_model, tiny_probes
+
+KEY_LAYERS = (0, 2)
+TWO_CONTROLS = replace(QUICK, controls=2)
+SILENT = replace(WATCH, generate=False)
+SILENT_TRIALS = replace(QUICK, generate=False)
+
+
+@pytest.fixture(scope="module")
+def probes(folder):
+    return tiny_probes(folder)
+
+
+@pytest.fixture(scope="module")
+def records(model, processor, probes):
+    return list(
+        Prober(
+            model, processor, key_layers=KEY_LAYERS, probes=probes, batch_size=5, depth=TWO_CONTROLS
+        ).run_all(50, "tiny")
+    )
+
+
+def encoded(model, processor, probe, reply, images=None):
+    turns = (Turn("user", user_parts(probe, images)), Turn("assistant", (reply,)))
+    return family_of(model.config).encode(processor, Conversation(turns))
+
+
+@torch.no_grad()
+def nats(model, one, blocked=None):
+    """log p of the reply, token by token, of one unpadded sequence."""
+    ids = torch.from_numpy(one.input_ids)[None]
+    with (
+        AttentionExtractor(model, []) as extractor,
+        extractor.knocked_out({} if blocked is None else blocked),
+    ):
+        logits = model(input_ids=ids, pixel_values=one.media["pixel_values"]).logits[0].log_softmax(-1)
+    start, end = one.turn_spans[-1]
+    return sum(float(logits[at - 1, ids[0, at]]) for at in range(start, end))
+
+
+def test_scores_are_those_of_the_reply_token_by_token(model, processor, probes, records):
+    for probe, record in zip(probes, records, strict=True):
+        assert (record.probe_id, record.group, record.step, record.model) == (
+            probe.id,
+            probe.group,
+            50,
+            "tiny",
+        )
+        assert record.scores.answer_nats == pytest.approx(
+            nats(model, encoded(model, processor, probe, probe.answer)), abs=1e-4
+        )
+        assert record.scores.foil_nats == pytest.approx(
+            nats(model, encoded(model, processor, probe, probe.foil)), abs=1e-4
+        )
+    assert len({record.scores.answer_nats for record in records}) == 3
+
+
+def test_the_answer_query_predicts_the_first_token_where_answer_and_foil_part(
+    model, processor, probes, records
+):
+    start, _ = encoded(model, processor, probes[0], "东方").turn_spans[-1]
+    # bytes of 东方 E4 B8 9C E6 96 B9, of 东京 E4 B8 9C E4 BA AC: they part at the fourth
+    assert records[0].queries[0].position == start + 3 - 1
+    start, _ = encoded(model, processor, probes[1], "red").turn_spans[-1]
+    assert records[1].queries[0] == (start - 1, "answer", "r")
+    phrase = records[1].queries[1]
+    assert phrase.label == "phrase:球" and records[1].tokens[phrase.position] == "球"
+    joined = "".join(records[1].tokens)
+    assert "球在哪里? the disc" in joined and joined.count("<image>") == N_QUERIES
+
+
+def test_rows_are_the_models_and_stop_at_the_answers_end(model, processor, probes, records):
+    one = encoded(model, processor, probes[0], probes[0].answer)
+    with torch.no_grad(), AttentionExtractor(model) as extractor:
+        model(input_ids=torch.from_numpy(one.input_ids)[None], pixel_values=one.media["pixel_values"])
+        weights = extractor.attention_weights
+    record = records[0]
+    assert record.rows.shape == (2, N_HEADS, 2, len(one.input_ids)) and record.layers == KEY_LAYERS
+    for row, layer in enumerate(KEY_LAYERS):
+        for at, query in enumerate(record.queries):
+            expected = weights[f"layer_{layer}"][0, :, query.position]
+            np.testing.assert_allclose(record.rows[row, :, at], expected, atol=1e-5)
+    np.testing.assert_allclose(record.rows.sum(-1), 1, atol=1e-5)
+    assert record.connector[0].shape == (N_QUERIES, N_PATCHES)
+    np.testing.assert_allclose(record.connector[0], weights["visual_attn"][0].mean(0), atol=1e-5)
+
+
+def test_region_mass_and_visual_share_cover_every_layer_and_head(model, processor, probes, records):
+    record, image = records[0], records[0].image_tokens[0]
+    assert set(record.region_mass) == {"disc", "corner"}
+    assert record.region_mass["disc"].shape == record.visual_share.shape == (N_LAYERS, N_HEADS)
+    cells = cells_from_row(record.rows[1, :, 0], image, record.connector[0])
+    expected = cells @ region_coverage(probes[0].regions["disc"], image)
+    np.testing.assert_allclose(record.region_mass["disc"][2], expected, atol=1e-5)
+    np.testing.assert_allclose(
+        record.visual_share[2], record.rows[1, :, 0][:, image.positions].sum(-1), atol=1e-5
+    )
+
+
+def test_occlusion_is_the_margin_with_the_region_painted_over(model, processor, probes, records):
+    probe, record = probes[0], records[0]
+    controls = random_regions(probe.regions["disc"], (60, 40), count=2, name=probe.id)
+    picture = family_of(model.config).load_image(ImageRef("", probe.images[0]))
+
+    def margin(boxes):
+        hidden = [occlude(picture, boxes)]
+        return nats(model, encoded(model, processor, probe, probe.answer, hidden)) - nats(
+            model, encoded(model, processor, probe, probe.foil, hidden)
+        )
+
+    occlusion, corner = [one for one in record.interventions if one.kind == "occlusion"]
+    assert (occlusion.region, corner.region) == ("disc", "corner")
+    assert occlusion.margin_nats == pytest.approx(margin(probe.regions["disc"]), abs=1e-4)
+    assert occlusion.control_margins_nats == pytest.approx([margin(boxes) for boxes in controls], abs=1e-4)
+    assert abs(occlusion.margin_nats - record.scores.margin_nats) > 1e-3
+
+
+def test_knock_out_is_the_margin_with_the_regions_patches_unread(model, processor, probes, records):
+    probe, record = probes[1], records[1]
+    answer, foil = (encoded(model, processor, probe, reply) for reply in (probe.answer, probe.foil))
+    cells = region_cells(answer.images[0], probe.regions["disc"])
+    unread = torch.from_numpy(cells)
+    tower = unread[None, :] & ~unread[:, None]  # [reader, read]: nobody outside the region reads inside
+    blocked = {"visual_attn": unread[None, None], "vision_layer_0": tower[None]}
+    knockout, _ = [one for one in record.interventions if one.kind == "knockout"]
+    expected = nats(model, answer, blocked) - nats(model, foil, blocked)
+    assert knockout.margin_nats == pytest.approx(expected, abs=1e-4)
+    assert len(knockout.control_margins_nats) == 2
+    assert abs(knockout.margin_nats - record.scores.margin_nats) > 1e-3
+
+
+def test_generated_is_the_greedy_answer_of_a_prompt_alone(model, processor, probes, records):
+    for probe, record in zip(probes, records, strict=True):
+        conversation = Conversation((Turn("user", user_parts(probe)),))
+        prompt = family_of(model.config).encode(processor, conversation, add_generation_prompt=True)
+        ids, pixels = prompt.input_ids.tolist(), prompt.media["pixel_values"]
+        reply: list[int] = []
+        while len(reply) < 16 and (not reply or reply[-1] not in (257, 258, 256)):
+            with torch.no_grad():
+                logits = model(
+                    input_ids=torch.tensor([ids + reply]), pixel_values=pixels, use_cache=False
+                ).logits
+            reply.append(int(logits[0, -1].argmax()))
+        stop = next((at for at, token in enumerate(reply) if token in (256, 258)), len(reply))
+        assert record.scores.generated == processor.tokenizer.decode(reply[:stop]).strip()
+
+
+def test_without_foil_regions_or_interventions_nothing_is_made_up(model, processor, probes):
+    bare = replace(probes[1], foil=None, regions={}, phrases={})
+    record = Prober(model, processor, key_layers=[1], probes=[bare], depth=SILENT_TRIALS).run(bare, 0, "tiny")
+    assert record.scores.margin_nats is None and record.scores.generated == ""
+    assert record.region_mass == {} and record.interventions == () and len(record.queries) == 1
+    record = Prober(model, processor, key_layers=[1], probes=probes, depth=SILENT).run(probes[0], 0, "tiny")
+    assert record.interventions == () and record.scores.margin_nats is not None
+
+
+def test_two_images_number_themselves_and_regions_stay_with_the_first(model, processor, probes):
+    pair = replace(probes[1], images=(probes[1].images[0], probes[0].images[0]))
+    assert [part if isinstance(part, str) else part.written for part in user_parts(pair)] == [
+        "Picture 1: ", "1.png", "\nPicture 2: ", "0.png", "\n球在哪里? the disc"]  # fmt: skip
+    record = Prober(model, processor, key_layers=[1], probes=[pair], depth=SILENT_TRIALS, batch_size=3).run(
+        pair, 0, "tiny"
+    )
+    assert len(record.image_tokens) == len(record.connector) == 2
+    single = Prober(model, processor, key_layers=[1], probes=[pair], depth=SILENT_TRIALS)
+    again = single.run(pair, 0, "tiny")
+    for one, other in zip(record.interventions, again.interventions, strict=True):
+        assert one.margin_nats == pytest.approx(other.margin_nats, abs=1e-4)
+
+
+def test_observing_leaves_no_trace(model):
+    model.train()
+    model.transformer.visual.eval()  # a mixture, as frozen parts have it
+    before = [module.training for module in model.modules()]
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="boom"), observing(model):
+        assert not model.training and not torch.is_grad_enabled()
+        random.random(), np.random.rand(), torch.rand(3)
+        model.config.use_cache = not model.config.use_cache
+        raise RuntimeError("boom")
+    assert [module.training for module in model.modules()] == before and torch.is_grad_enabled()
+    assert random.getstate() == states[0] and (np.random.get_state()[1] == states[1]).all()
+    assert torch.equal(torch.get_rng_state(), states[2]) and model.config.use_cache is True
+    model.eval()
+
+
+def test_a_probed_model_in_training_gives_the_same_loss_as_an_unprobed_one(processor, probes):
+    def losses(*, probe: bool):
+        model = tiny_model(attn_dropout_prob=0.2).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        one = encoded(model, processor, probes[0], "东方")
+        inputs = {
+            "input_ids": torch.from_numpy(one.input_ids)[None],
+            "pixel_values": one.media["pixel_values"],
+        }
+        torch.manual_seed(1)
+        found = []
+        for _ in range(2):
+            if probe:
+                list(Prober(model, processor, key_layers=[1], probes=probes[:1]).run_all(0, ""))
+            loss = model(**inputs, labels=inputs["input_ids"]).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            found.append(loss.item())
+        return found
+
+    assert losses(probe=True) == losses(probe=False)
+
+
+def test_self_check_passes(model, processor, probes):
+    Prober(model, processor, key_layers=KEY_LAYERS, probes=probes).self_check()
+
+
+def test_self_check_finds_a_connector_that_does_not_matter(processor, probes):
+    model = tiny_model()
+    with torch.no_grad():
+        model.transformer.visual.attn_pool.attn.out_proj.weight.zero_()
+    with pytest.raises(ValueError, match="visual_attn: taking keys away left the logits as they were"):
+        Prober(model, processor, key_layers=[0], probes=probes).self_check()
+
+
+def test_token_texts_join_to_the_whole_also_where_a_character_is_cut(processor):
+    ids = processor.tokenizer.encode_text("a东b")
+    assert token_texts(processor.tokenizer, ids) == ["a", "", "", "东", "b"]
+    assert token_texts(processor.tokenizer, ids[:2] + ids, {1})[:3] == ["a", "<image>", "a"]
+
+
+def test_ids_that_no_token_spells_do_not_end_a_run(model, processor, probes):
+    prober = Prober(model, processor, key_layers=[1], probes=probes)
+    assert prober._decoded([ord("a"), 479, ord("b"), 258, ord("c")], [258]) == "a\N{REPLACEMENT CHARACTER}b"
+
+
+def test_phrases_are_found_where_they_end():
+    texts = ["<image>", "东", "方", "明珠", "塔", "东方"]
+    assert find_phrase("东方明", texts, 1, 6) == 3
+    assert find_phrase("东方", texts, 1, 6) == 2
+    assert find_phrase("塔塔", texts, 1, 6) is None
+
+
+def test_a_phrase_that_is_not_in_the_tokens_names_the_probe(model, processor, probes):
+    lost = replace(probes[0], phrases={"猫": "disc"})
+    with pytest.raises(ValueError, match="probe disc-0: phrase '猫' not found"):
+        Prober(model, processor, key_layers=[1], probes=[lost], depth=SILENT_TRIALS).run(lost, 0, "tiny")
+    assert model.config._attn_implementation == "sdpa"  # also after an error
+
+
+def test_a_question_may_say_where_its_pictures_stand(probes):
+    probe = replace(
+        probes[0], images=probes[0].images[:1] * 2, question="Before <image> and after <image>: what?"
+    )
+    first, one, then, two, last = user_parts(probe, max_pixels=400)
+    assert (first, then, last) == ("Before ", " and after ", ": what?")
+    assert (one.path, one.max_pixels) == (probe.images[0], 400) and two.max_pixels is None
+    assert [
+        type(part) for part in user_parts(replace(probe, images=probe.images[:1], question="<image>\nwhat?"))
+    ] == [
+        ImageRef,
+        str,
+    ]

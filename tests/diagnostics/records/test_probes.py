@@ -1,0 +1,135 @@
+"""Every planted fault is reported, all at once, with probe, field, found and expected."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diagnostics.records.probes import groups_of, read_probes, write_probes
+
+
+def an_entry(**changes) -> dict:
+    entry = {
+        "id": "pearl-night-03",
+        "group": "sphere-building",
+        "images": ["images/pearl.png"],
+        "question": "这座塔是什么?",
+        "answer": "东方明珠",
+        "foil": "广州塔",
+        "regions": {"spheres": [[41, 30, 63, 52], [38, 60, 66, 80]], "body": [[36, 12, 68, 80]]},
+        "phrases": {"东方明珠": "spheres", "这座塔": "body"},
+        "relation": None,
+    }
+    return {**entry, **changes}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (120, 80)).save(tmp_path / "images" / "pearl.png")
+    return tmp_path
+
+
+def write(folder: Path, *entries: dict, version=1) -> Path:
+    path = folder / "probes.json"
+    path.write_text(json.dumps({"version": version, "probes": list(entries)}), encoding="utf-8")
+    return path
+
+
+def test_a_sound_file_is_read_and_written_again_elsewhere(folder):
+    path = write(
+        folder,
+        an_entry(),
+        an_entry(id="猫-2", group="spatial-relation", phrases={},
+                 relation={"phrase": "on", "subject": "body", "object": "spheres"}),
+        {"id": "c", "group": "retention", "images": ["images/pearl.png"], "question": "q", "answer": "a"},
+    )  # fmt: skip
+    probes = read_probes(path)
+    assert probes[0].images == (folder / "images" / "pearl.png",)
+    assert probes[0].regions["spheres"] == ((41, 30, 63, 52), (38, 60, 66, 80))
+    assert [probe.main_region for probe in probes] == ["spheres", "spheres", None]
+    assert probes[1].relation.subject == "body" and probes[2].foil is None
+    assert {name: len(group) for name, group in groups_of(probes).items()} == {
+        "sphere-building": 1, "spatial-relation": 1, "retention": 1}  # fmt: skip
+    write_probes(probes, folder / "out" / "attention" / "probes.json")
+    again = read_probes(folder / "out" / "attention" / "probes.json")
+    assert [probe.images[0].resolve() for probe in again] == [folder.resolve() / "images" / "pearl.png"] * 3
+    assert [(p.id, p.regions, p.phrases, p.relation) for p in again] == [
+        (p.id, p.regions, p.phrases, p.relation) for p in probes
+    ]
+    assert [p.name for p in (folder / "out" / "attention").iterdir()] == ["probes.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": ["images/none.png"]}, "images: found images/none.png (no such file); expected an image at"),
+        ({"images": []}, "images: found []; expected a list with at least one path"),
+        ({"regions": {"spheres": [[41, 30, 63, 90]]}, "phrases": {}},
+         "regions.spheres[0]: found [41, 30, 63, 90]; expected a box inside its image of 120×80 pixels"),
+        ({"regions": {"spheres": [[-1, 30, 63, 50]]}, "phrases": {}}, "expected a box inside its image"),
+        ({"regions": {"spheres": [[41, 30, 41, 52]]}, "phrases": {}},
+         "regions.spheres[0]: found [41, 30, 41, 52], an empty box; expected x0 < x1"),
+        ({"regions": {"spheres": [[41, 30, 63]]}, "phrases": {}},
+         "regions.spheres[0]: found [41, 30, 63]; expected four"),
+        ({"regions": {"spheres": []}, "phrases": {}},
+         "regions.spheres: found []; expected a list of at least one box"),
+        ({"phrases": {"猫": "spheres"}},
+         "phrases: found '猫'; expected words that stand in the question or the answer"),
+        ({"phrases": {"东方明珠": "ball"}},
+         "phrases.东方明珠: found 'ball'; expected one of the regions: spheres, body"),
+        ({"relation": {"phrase": "on", "subject": "cat", "object": "body"}},
+         "relation.subject: found 'cat'; expected one of the regions"),
+        ({"relation": {"phrase": "on"}}, "relation: found {'phrase': 'on'}; expected null or"),
+        ({"id": "a/b"}, "id: found 'a/b'; expected a file name"),
+        ({"id": ".."}, "id: found '..'; expected a file name"),
+        ({"foil": "东方明珠"}, "foil: found '东方明珠', the answer itself; expected a wrong answer"),
+        ({"question": " ", "phrases": {}}, "question: found ' '; expected text"),
+        ({"answr": "x"}, "answr: found an unknown field; expected one of id, group"),
+    ],
+)  # fmt: skip
+def test_a_planted_fault_is_named(folder, changes, message):
+    path = write(folder, an_entry(id="first"), an_entry(**changes))
+    with pytest.raises(ValueError) as error:
+        read_probes(path)
+    name = changes.get("id", "pearl-night-03")
+    assert str(error.value).startswith(f"{path}: 1 fault(s) in the probe file:\n  probe 1 (id {name!r}): ")
+    assert message in str(error.value)
+
+
+def test_all_faults_come_at_once_and_duplicates_name_their_places(folder):
+    path = write(folder, an_entry(foil="东方明珠"), an_entry(images=["no.png"]), an_entry(id="b", group=""))
+    with pytest.raises(ValueError) as error:
+        read_probes(path)
+    text = str(error.value)
+    assert (
+        "4 fault(s)" in text
+        and "probes 0, 1: id: found 'pearl-night-03' 2 times; expected each id once" in text
+    )
+    assert "probe 0" in text and "probe 1" in text and "probe 2 (id 'b'): group: found ''" in text
+
+
+def test_faults_of_the_file_itself(folder):
+    with pytest.raises(FileNotFoundError, match=r"none\.json: no probe file there"):
+        read_probes(folder / "none.json")
+    with pytest.raises(ValueError, match="version: found 2; expected"):
+        read_probes(write(folder, an_entry(), version=2))
+    with pytest.raises(ValueError, match="probes: found none; expected a list of at least one probe"):
+        read_probes(write(folder))
+    (folder / "probes.json").write_text('{"version": 1,\n "probes": [,]}')
+    with pytest.raises(ValueError, match=r"probes\.json: not readable as JSON .*line 2 column 13"):
+        read_probes(folder / "probes.json")
+    (folder / "images" / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"images/broken\.png \(not readable as an image"):
+        read_probes(write(folder, an_entry(images=["images/broken.png"])))
+
+
+def test_boxes_are_in_pixels_of_the_image_as_it_is_shown(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn: 120×80 on disk, 80×120 to look at
+    Image.new("RGB", (120, 80)).save(folder / "images" / "turned.jpg", exif=exif)
+    entry = an_entry(images=["images/turned.jpg"], regions={"top": [[0, 90, 80, 120]]}, phrases={})
+    assert read_probes(write(folder, entry))[0].regions["top"] == ((0, 90, 80, 120),)
+    with pytest.raises(ValueError, match="inside its image of 80×120 pixels"):
+        read_probes(write(folder, {**entry, "regions": {"right": [[90, 0, 120, 80]]}}))

@@ -1,0 +1,220 @@
+"""The stories of the report: which are told, by rule, and that every part of them is there."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diagnostics.comparison.group_report import comparison_of
+from diagnostics.comparison.pairs import ProbePair, pair_all
+from diagnostics.records.probes import Probe
+from diagnostics.report.case_studies import CaseStudy, TrainingSample, case_html, choose_cases, summary
+from diagnostics.report.verdict_cards import pill
+from tests.diagnostics.show_samples import probes, record
+
+GROUP = "sphere-building"
+
+
+def made(of: list[Probe], margins: dict[str, tuple[float, float]]) -> list[ProbePair]:
+    """Pairs with margins before and after by probe; others are right both times. They look at cell 20, then 8."""
+    before, after = (
+        {
+            probe.id: record(
+                probe,
+                step,
+                cell=8 if step else 20,
+                strength=0.5,
+                margin=margins.get(probe.id, (3.0, 3.0))[side],
+                said=probe.answer if margins.get(probe.id, (3.0, 3.0))[side] > 0 else probe.foil or "",
+            )
+            for probe in of
+        }
+        for side, step in enumerate((0, 10))
+    )
+    return pair_all(of, before, after)
+
+
+@pytest.fixture
+def of(tmp_path: Path) -> list[Probe]:
+    return probes(tmp_path, per_group=5)
+
+
+def chosen(pairs: list[ProbePair], samples: tuple[TrainingSample, ...] = ()) -> list[CaseStudy]:
+    return choose_cases(comparison_of(pairs), pairs, samples)
+
+
+def test_the_middle_one_of_the_corrected_is_told(of: list[Probe]) -> None:
+    margins = {0: (-1.0, 9.0), 1: (-1.0, 2.0), 2: (-1.0, 5.0), 3: (-1.0, -4.0), 4: (2.0, 3.0)}
+    (case,) = chosen(made(of, {f"{GROUP}-{n}": both for n, both in margins.items()}))
+    assert (case.group, case.pair.probe.id, case.went_right) == (GROUP, "sphere-building-2", True)
+    # of two in the middle the lower; a margin of 0 is wrong
+    margins[4] = (0.0, 3.0)
+    (case,) = chosen(made(of, {f"{GROUP}-{n}": both for n, both in margins.items()}))
+    assert case.pair.probe.id == "sphere-building-4"
+    assert case.layer in (1, 3)
+
+
+def test_where_none_went_right_one_still_wrong_is_told_and_said_to_be(of: list[Probe]) -> None:
+    pairs = made(of, {f"{GROUP}-{n}": (-1.0, -float(n + 1)) for n in range(3)})
+    comparison = comparison_of(pairs)
+    (case,) = choose_cases(comparison, pairs)
+    assert (case.pair.probe.id, case.went_right) == ("sphere-building-1", False)
+    group = comparison["groups"][GROUP]
+    words = summary(case, group)
+    assert words.startswith(
+        "No question of this group went from wrong to right; this is the middle one of those"
+    )
+    assert "it had 2 right before training and 2 after" in words
+    assert "After training: still wrong" in case_html(case, group, pill("it did not move"))
+
+
+def test_groups_that_were_right_or_should_stay_have_no_case(of: list[Probe]) -> None:
+    assert chosen(made(of, {})) == []
+    assert chosen(made(of, {"retention-1": (-1.0, 2.0)})) == []
+
+
+def test_questions_in_the_pages_letters_are_told_first(of: list[Probe]) -> None:
+    english = [
+        replace(probe, question="Which tower?", answer="pearl", foil="canton")
+        if probe.id.endswith("3")
+        else probe
+        for probe in of
+    ]
+    (case,) = chosen(made(english, {f"{GROUP}-{n}": (-1.0, float(n + 1)) for n in range(5)}))
+    assert case.pair.probe.id == "sphere-building-3"
+    assert "asked in Latin letters" in summary(case, {"accuracy": None, "probes": 5})
+
+
+def test_at_most_three_cases_in_file_order(tmp_path: Path) -> None:
+    of = [
+        replace(probe, group=f"group {4 - n}", phrases={}, regions={})
+        for n, probe in enumerate(probes(tmp_path, per_group=5)[:5])
+    ]
+    cases = chosen(made(of, {probe.id: (-1.0, 1.0) for probe in of}))
+    assert [case.group for case in cases] == ["group 4", "group 3", "group 2"]
+
+
+def test_beside_it_stands_one_that_was_right(of: list[Probe]) -> None:
+    wrong = {f"{GROUP}-{n}": (-1.0, 2.0) for n in range(5)}
+    (case,) = chosen(made(of, wrong))
+    assert case.beside is None  # the other group asks of other things
+    neighbours = [
+        replace(of[5], id="swapped", group="neighbour", answer="广州塔", foil="东方明珠"),
+        replace(of[6], id="same", group="neighbour", question="塔?", answer="东方明珠", foil="广州塔"),
+        replace(
+            of[7],
+            id="same-question",
+            group="neighbour",
+            question="这座塔是什么?",
+            answer="东方明珠",
+            foil="x",
+        ),
+    ]
+    for count, expected in ((1, "swapped"), (2, "same"), (3, "same-question")):
+        (case,) = chosen(made([*of[:5], *neighbours[:count]], wrong))
+        assert case.beside is not None and case.beside.probe.id == expected
+    # one of its own group will do; one that was wrong before will not
+    (case,) = chosen(made(of[:5], {**wrong, f"{GROUP}-4": (1.0, 2.0)}))
+    assert case.beside is not None and case.beside.probe.id == "sphere-building-4"
+    (case,) = chosen(made([*of[:5], neighbours[0]], {**wrong, "swapped": (-1.0, 2.0)}))
+    assert case.beside is None
+
+
+def test_samples_are_those_that_have_its_answer(of: list[Probe], tmp_path: Path) -> None:
+    def sample(number: int, answer: str, question: str = "塔?") -> TrainingSample:
+        return TrainingSample(tmp_path / f"{number}.png", question, answer)
+
+    pairs = made(of, {f"{GROUP}-0": (-1.0, 2.0)})
+    unrelated = [sample(n, "blue") for n in range(3)]
+    assert chosen(pairs, tuple(unrelated))[0].samples == ()
+    right = [sample(10 + n, "这是东方明珠。") for n in range(4)]
+    wrong = [sample(20 + n, "广州塔") for n in range(2)]
+    assert chosen(pairs, (*unrelated, *wrong))[0].samples == ()
+    assert chosen(pairs, tuple(right))[0].samples == (right[0], right[2], right[3])
+    # with the other answer beside it: two of its own, evenly, and one of that
+    assert chosen(pairs, (*unrelated, *wrong, *right))[0].samples == (right[0], right[3], wrong[0])
+    asked = sample(30, "东方明珠", "这座塔是什么?")
+    assert chosen(pairs, (*right, asked))[0].samples == (asked,)
+
+
+def test_the_story_has_all_its_parts_in_order(of: list[Probe], tmp_path: Path) -> None:
+    neighbour = replace(of[5], id="right", group="neighbour", answer="东方明珠", foil="广州塔")
+    pairs = made([*of[:5], neighbour], {f"{GROUP}-{n}": (-1.0, 2.0 + n) for n in range(5)})
+    comparison = comparison_of(pairs)
+    Image.new("RGB", (90, 60)).save(tmp_path / "sample.png")
+    (case,) = choose_cases(
+        comparison, pairs, [TrainingSample(tmp_path / "sample.png", "塔<?>", "东方明珠 & more")]
+    )
+    group = comparison["groups"][GROUP]
+    group["decides"] = {"before": {"body": 0.75, "spheres": 0.25}, "after": {"spheres": 1.0}}
+    group["reasons"] = ["It <moved>."]
+    text = case_html(case, group, pill("corrected"))
+    assert re.findall(r"<h4>(.*?)</h4>", text) == [
+        "The wrong answer",
+        f"Where it looked, layer {case.layer}",
+        "Beside it, one it had right",
+        "What it was trained on",
+        "After training: right",
+        "The verdict",
+    ]
+    assert "<h3>It said “广州塔”. Right is “东方明珠”.</h3>" in text
+    assert text.count("data:image/webp;base64,") == 5
+    assert "2% of its attention to the picture on <b>spheres</b> (white box), 0.5 times" in text
+    assert "50% of its attention to the picture on <b>spheres</b> (white box), 12.0 times" in text
+    assert 'it was right: <b class="right">“东方明珠”</b>. Brighter is more attention.' in text
+    assert "塔&lt;?&gt;<br><b>东方明珠 &amp; more</b>" in text and "<li>It &lt;moved&gt;.</li>" in text
+    assert '<span class="pill good">corrected</span>' in text
+    assert (
+        "Its answer hung on <b>body</b> before (hiding that took most from it in 75% of the pictures)" in text
+    )
+    assert "hangs on <b>spheres</b> now (100%)" in text
+    assert "Of 5 such questions it had 0 right before training and 5 after." in text
+
+
+def test_what_decides_may_stay_what_it_was(of: list[Probe]) -> None:
+    (case,) = chosen(made(of, {f"{GROUP}-0": (-1.0, 2.0)}))
+    group = {"accuracy": None, "probes": 5, "decides": {"before": {"body": 0.5}, "after": {"body": 0.75}}}
+    assert "hangs on <b>body</b>, before (50% of the pictures) and after (75%)." in summary(case, group)
+    assert "hangs" not in summary(case, {**group, "decides": {"before": {}, "after": {}}})
+
+
+def test_a_model_that_was_not_asked_to_speak_is_quoted_by_likelihood(of: list[Probe]) -> None:
+    pairs = made(of, {f"{GROUP}-0": (-1.0, 2.0)})
+    silent = [
+        replace(
+            pair,
+            before=replace(pair.before, scores=replace(pair.before.scores, generated="")),
+            after=replace(pair.after, scores=replace(pair.after.scores, generated="")),
+        )
+        for pair in pairs
+    ]
+    comparison = comparison_of(silent)
+    (case,) = choose_cases(comparison, silent)
+    text = case_html(case, comparison["groups"][GROUP], "")
+    assert 'It held <b class="wrong">“广州塔”</b> for likelier than “东方明珠”.' in text
+    assert 'It held <b class="right">“东方明珠”</b> for likelier than “广州塔”.' in text
+    assert "<h3>“广州塔” was likelier. Right is “东方明珠”.</h3>" in text
+
+
+def speaking(pair: ProbePair, said: str) -> ProbePair:
+    """The pair whose model says ``said``, before and after."""
+    return replace(
+        pair,
+        before=replace(pair.before, scores=replace(pair.before.scores, generated=said)),
+        after=replace(pair.after, scores=replace(pair.after.scores, generated=said)),
+    )
+
+
+def test_one_that_led_but_said_something_else_is_not_called_right(of: list[Probe]) -> None:
+    pairs = made(of, {f"{GROUP}-0": (-1.0, 2.0)})
+    assert chosen(pairs)[0].beside is pairs[1]
+    mumbling = [pairs[0], speaking(pairs[1], "tower tower"), *pairs[2:]]
+    assert chosen(mumbling)[0].beside is pairs[2]
+    mumbling = [speaking(pairs[0], "tower & tower"), *pairs[1:]]
+    comparison = comparison_of(mumbling)
+    (case,) = choose_cases(comparison, mumbling)
+    text = case_html(case, comparison["groups"][GROUP], "")
+    assert 'It answered <b class="wrong">“tower &amp; tower”</b>.' in text
+    assert 'It answered “tower &amp; tower”. It held <b class="right">“东方明珠”</b> for likelier' in text

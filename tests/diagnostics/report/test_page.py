@@ -1,0 +1,337 @@
+"""The report's file: whole, self-contained, safe with any text, and with the data its script needs."""
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diagnostics.comparison.group_report import comparison_of
+from diagnostics.comparison.pairs import ProbePair, pair_all
+from diagnostics.comparison.trajectory import Evolution, evolution_of, series_of
+from diagnostics.records.probes import Probe
+from diagnostics.report.page import PICTURE_BOX, SLIDER_STEPS_MAX, headline, report_html
+from tests.diagnostics.show_samples import LAYERS, SIZE, image_tokens, probes, record, records
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    of = probes(tmp_path_factory.mktemp("page"), per_group=20)
+    pairs = pair_all(of, records(of, 0), records(of, 10))
+    return report_html(comparison_of(pairs), pairs)
+
+
+def data(page: str) -> dict:  # type: ignore[type-arg]
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert found is not None
+    return json.loads(found.group(1))  # type: ignore[no-any-return]
+
+
+def test_it_needs_no_network_and_no_other_file(page: str) -> None:
+    assert not re.search(r"https?://", page)
+    assert not re.search(r'(src|href)="(?!data:)', page) and "@import" not in page and "url(" not in page
+    assert "{{" not in page
+
+
+def test_the_headline_is_made_of_verdicts_alone(page: str) -> None:
+    assert "<h1>sphere-building: corrected. retention: kept.</h1>" in page
+    verdicts = {"a": {"verdict": "kept"}, "b": {"verdict": "it did not move"}, "c": {"verdict": "kept"}}
+    assert headline(verdicts) == "a and c: kept. b: it did not move."
+
+
+def test_every_group_has_its_card_with_numbers_and_reasons(page: str) -> None:
+    assert page.count('<article class="verdict">') == 2
+    assert '<span class="pill good">corrected</span>' in page
+    assert "<i>0% →</i> 100%" in page and "<i>0.52× →</i> 12.00×" in page and "<i>+0.00 →</i> +0.50" in page
+    assert page.count("<details open><summary>why</summary><ul><li>") == 2
+    # one row for each key layer of the only group with a region
+    assert page.count('class="numbers"') == len(LAYERS)
+    assert "20 right</text>" in page and "0 right</text>" in page
+
+
+def test_a_bad_verdict_is_not_green(tmp_path: Path) -> None:
+    of = probes(tmp_path, per_group=20)
+    before, after = records(of, 0), records(of, 10)
+    for name in [name for name in after if name.startswith("retention")][:10]:
+        record = after[name]
+        after[name] = replace(record, scores=replace(record.scores, foil_nats=0.0))
+    pairs = pair_all(of, before, after)
+    page = report_html(comparison_of(pairs), pairs)
+    assert '<span class="pill bad">forgot</span>' in page
+
+
+def test_text_of_a_probe_can_break_nothing(page: str) -> None:
+    # the sample's answer holds tags, its question a control token; "</script>" would end the data
+    assert "<b>bright</b>" not in page and "<|im_end|>" not in page
+    probe = data(page)["probes"][20]
+    assert probe["answer"] == "blue & <b>bright</b>" and probe["question"].endswith("<|im_end|>")
+
+
+def test_maps_are_one_byte_a_cell_on_a_shared_scale(page: str) -> None:
+    content = data(page)
+    probe = content["probes"][0]
+    assert content["layers"] == list(LAYERS) and [layer["layer"] for layer in probe["layers"]] == list(LAYERS)
+    assert probe["grid"] == [4, 6] and probe["extent"] == [0, 0, 1, 1]
+    layer = probe["layers"][0]
+    before, after = (
+        np.frombuffer(base64.b64decode(layer[side]), np.uint8) * layer["peak"] / 255
+        for side in ("before", "after")
+    )
+    assert (before.argmax(), after.argmax()) == (20, 8)
+    assert after.max() == pytest.approx(12.0, rel=0.01) and after.mean() == pytest.approx(1.0, rel=0.03)
+    assert layer["reading"]["mass"] == pytest.approx([0.5 / 23, 0.5], abs=1e-5)
+    assert probe["boxes"][0] == ["spheres", [[0.33333, 0.25, 0.5, 0.5]]]
+    assert len(base64.b64decode(content["heat"])) == len(base64.b64decode(content["swing"])) == 256 * 4
+
+
+def test_pictures_are_inside_and_small(page: str) -> None:
+    picture = data(page)["probes"][0]["picture"]
+    image = Image.open(io.BytesIO(base64.b64decode(picture.removeprefix("data:image/webp;base64,"))))
+    assert image.size == (PICTURE_BOX[0], round(PICTURE_BOX[0] * SIZE[1] / SIZE[0]))
+    assert len(page) < 400_000
+
+
+def test_it_reads_on_phone_on_paper_and_in_the_dark(page: str) -> None:
+    assert 'name="viewport"' in page and "@media print" in page
+    assert "prefers-color-scheme: dark" in page and "max-width: 700px" in page and "<noscript>" in page
+
+
+@pytest.mark.parametrize(
+    ("size", "drawn"), [((5, 900), (16, 660)), ((900, 5), (440, 16)), ((50, 200), (165, 660))]
+)
+def test_a_picture_of_any_shape_fits_its_box(
+    tmp_path: Path, size: tuple[int, int], drawn: tuple[int, int]
+) -> None:
+    """A column 440 wide of a picture of 1 : 40 was more than WebP can hold, and the report was lost."""
+    of, comparison, pairs = small(tmp_path)
+    Image.new("RGB", size, (90, 90, 90)).save(of[0].images[0])
+    pairs[0] = of_size(pairs[0], size)
+    content = data(report_html(comparison, pairs))
+    assert content["box"] == [*PICTURE_BOX]
+    picture = content["probes"][0]["picture"].removeprefix("data:image/webp;base64,")
+    assert Image.open(io.BytesIO(base64.b64decode(picture))).size == drawn
+
+
+def of_size(pair: ProbePair, size: tuple[int, int]) -> ProbePair:
+    """The pair as of a picture of another size."""
+    image = replace(pair.after.image_tokens[0], image_size_pixels=size)
+    sides = [replace(record, image_tokens=(image,)) for record in (pair.before, pair.after)]
+    return replace(pair, before=sides[0], after=sides[1])
+
+
+def test_a_picture_that_was_replaced_by_one_of_another_size_is_refused(tmp_path: Path) -> None:
+    of, comparison, pairs = small(tmp_path)
+    Image.new("RGB", (80, 120), (90, 90, 90)).save(of[0].images[0])
+    with pytest.raises(ValueError, match="found 80 × 120 pixels, .* were made of 120 × 80"):
+        report_html(comparison, pairs)
+
+
+# --- what further fields of a comparison add ------------------------------------------------------------------
+
+
+def small(tmp_path: Path) -> tuple[list[Probe], dict, list]:  # type: ignore[type-arg]
+    of = probes(tmp_path, per_group=2)
+    pairs = pair_all(of, records(of, 0), records(of, 10))
+    return of, comparison_of(pairs), pairs
+
+
+def test_older_comparisons_lack_the_newer_parts_and_are_drawn(tmp_path: Path) -> None:
+    _, comparison, pairs = small(tmp_path)
+    newer = ("heads", "effect_size", "probes_needed", "decides", "relation", "curves", "images", "drift")
+    for group in comparison["groups"].values():
+        for name in newer:
+            group.pop(name, None)
+        for one in [group["enrichment"], *group["enrichment_by_layer"]]:
+            for name in ("random", "effect_size", "without_sinks"):
+                (one or {}).pop(name, None)
+    comparison.pop("collapse", None)
+    for entry in comparison["probes"]:
+        entry.pop("decides", None)
+    page = report_html(comparison, pairs)
+    for words in (
+        "which region decides the answer",
+        "heads moved",
+        "effect size",
+        "the relation<",
+        "bit by bit",
+        "collapsing",
+    ):
+        assert words not in page
+    assert page.count('<article class="verdict">') == 2
+
+
+def test_a_card_shows_what_decides_which_heads_moved_and_how_many_probes_it_takes(tmp_path: Path) -> None:
+    _, comparison, pairs = small(tmp_path)
+    group = comparison["groups"]["sphere-building"]
+    group["decides"] = {"before": {"body": 0.75, "spheres": 0.25}, "after": {"spheres": 1.0}}
+    group["heads"] = {
+        "tested": 8,
+        "count": 7,
+        "significant": [
+            {"layer": 1, "head": n, "before": 0.1, "after": 0.4, "p_adjusted": 0.01 - n / 1000}
+            for n in range(7)
+        ],
+    }
+    group["effect_size"], group["probes_needed"] = 1.234, 11
+    group["enrichment"]["random"] = {"before": 0.97, "after": 1.03}
+    group["enrichment"]["without_sinks"] = {"before": 0.5, "after": 9.0}
+    page = report_html(comparison, pairs)
+    # most decisive after training first; the base's share of spheres is the upper, grey bar
+    shares = re.search(r'<div class="shares">(.*?)</div></details>', page, re.S)
+    assert shares is not None and shares.group(1).index("spheres") < shares.group(1).index("body")
+    assert 'class="was" style="width:25.0%"' in shares.group(1) and "25% → <b>100%</b>" in shares.group(1)
+    assert "75% → <b>0%</b>" in shares.group(1)
+    assert "7 of 8 heads moved" in page and page.count("% on the region</li>") == 6
+    assert "… and 1 more in comparison.json" in page
+    # the surest first
+    assert page.index("layer 1, head 6: 10% → 40%") < page.index("layer 1, head 1: 10% → 40%")
+    assert "layer 1, head 0:" not in page
+    assert "effect size +1.23 in 2 probes; about 11 would show one of this size." in page
+    assert "random places 0.97× → 1.03×" in page and "without sinks 0.50× → 9.00×" in page
+
+
+def test_a_card_shows_relation_and_curves_beside_their_controls(tmp_path: Path) -> None:
+    _, comparison, pairs = small(tmp_path)
+    group = comparison["groups"]["sphere-building"]
+    group["relation"] = {
+        "nouns": {"before": 0.021, "after": 0.054},
+        "phrase/subject": {"before": 0.8, "after": 3.25},
+    }
+    group["curves"] = {
+        "deletion": {"before": [1.0] * 7, "after": [4.0, 3.0, 2.0, 1.0, 0.0, -1.0, -2.0], "area": {}},
+        "deletion/control": {"before": [1.0] * 7, "after": [4.0] * 7, "area": {}},
+    }
+    page = report_html(comparison, pairs)
+    assert "0.80× → <b>3.25×</b>" in page and "2.1% → <b>5.4%</b>" in page
+    assert page.index("looks at the subject") < page.index("the later noun looks at the earlier one")
+    assert "hiding, most looked at first" in page and "showing, the same" not in page
+    assert page.count('class="line') == 4 and page.count(" faint") >= 2
+    assert "before +1 to +1, after +4 to -2, random before +1 to +1, random after +4 to +4" in page
+
+
+def test_what_must_be_known_first_stands_on_top(tmp_path: Path) -> None:
+    _, comparison, pairs = small(tmp_path)
+    comparison["groups"]["sphere-building"]["reasons"] = ["2 probes are too few; 31 would do."]
+    comparison["collapse"] = {
+        "warn": True,
+        "collapsed_heads": 3,
+        "highest_logit": 180.4,
+        "logit_before": 30.2,
+    }
+    page = report_html(comparison, pairs)
+    assert page.count('<p class="warning"') == 3  # both groups have two probes only
+    assert 'role="alert">sphere-building: 2 probes are too few; 31 would do.</p>' in page
+    assert "3 heads now rest on single tokens, and the highest attention logit is 180 (30 before)" in page
+    assert page.index('class="warning"') < page.index('class="cases"')
+    comparison["collapse"]["warn"] = False
+    assert report_html(comparison, pairs).count('<p class="warning"') == 2
+
+
+def test_a_path_is_shown_by_its_end_with_all_of_it_to_point_at(tmp_path: Path) -> None:
+    _, comparison, pairs = small(tmp_path)
+    comparison["before"]["model"] = "/work/models/towers & co/base"
+    comparison["after"]["model"] = "/a/b/output at step 250"
+    page = report_html(comparison, pairs)
+    assert '<b title="/work/models/towers &amp; co/base">towers &amp; co/base</b> before' in page
+    assert '<b title="/a/b/output at step 250">b/output at step 250</b> after' in page
+
+
+def test_limits_are_said_and_the_documents_named(page: str) -> None:
+    assert "What this can and cannot show" in page and "docs/guide.md" in page
+
+
+# --- time -----------------------------------------------------------------------------------------------------
+
+
+def walked(of: list[Probe], cells: dict[int, int]) -> Evolution:
+    """Every probe looks at ``cells[step]``; its margin is the step over 10, minus 1."""
+    return evolution_of(
+        {
+            step: {
+                probe.id: record(probe, step, cell=cell, strength=0.5, margin=step / 10 - 1, said="")
+                for probe in of
+            }
+            for step, cell in cells.items()
+        }
+    )
+
+
+def test_with_two_checkpoints_nothing_of_time_shows(tmp_path: Path) -> None:
+    of, comparison, pairs = small(tmp_path)
+    evolution = walked(of, {0: 20, 10: 8})
+    comparison["series"] = series_of(of, evolution)
+    page = report_html(comparison, pairs, evolution=evolution)
+    content = data(page)
+    assert content["steps"] == [] and "How it came about" not in page
+    assert "path" not in content["probes"][0] and content["probes"][0]["layers"][0]["over"] == []
+
+
+def test_each_probe_has_its_maps_over_steps_on_one_scale(tmp_path: Path) -> None:
+    of, comparison, pairs = small(tmp_path)
+    evolution = walked(of, {0: 20, 5: 14, 30: 8})
+    comparison["series"] = series_of(of, evolution)
+    page = report_html(comparison, pairs, evolution=evolution)
+    content, probe = data(page), data(page)["probes"][0]
+    assert content["steps"] == content["all_steps"] == [0, 5, 30]
+    assert probe["margins"] == pytest.approx([-1.0, -0.5, 2.0])
+    layer = probe["layers"][1]
+    maps = [np.frombuffer(base64.b64decode(one), np.uint8) for one in layer["over"]]
+    assert [int(one.argmax()) for one in maps] == [20, 14, 8] and {int(one.max()) for one in maps} == {255}
+    # before and after come first among the readings, then a step each
+    assert layer["reading"]["mass"] == pytest.approx([0.5 / 23, 0.5, 0.5 / 23, 0.5 / 23, 0.5], abs=1e-5)
+    assert len(probe["path"]["points"]) == 3 and probe["path"]["explained"] == pytest.approx(1.0)
+    assert "How it came about" in page and "layer 3" in page
+    # two charts for all groups, and one for the only group with a region
+    assert page.split("How it came about")[1].split("</section>")[0].count('<div class="chart">') == 3
+
+
+def test_of_many_checkpoints_the_slider_has_some_and_the_charts_all(tmp_path: Path) -> None:
+    of, comparison, pairs = small(tmp_path)
+    evolution = walked(of, dict.fromkeys(range(0, 400, 10), 8))
+    comparison["series"] = series_of(of, evolution)
+    content = data(report_html(comparison, pairs, evolution=evolution))
+    assert len(content["steps"]) == SLIDER_STEPS_MAX and len(content["all_steps"]) == 40
+    assert (content["steps"][0], content["steps"][-1]) == (0, 390)
+    assert len(content["probes"][0]["margins"]) == SLIDER_STEPS_MAX
+    assert len(content["probes"][0]["path"]["points"]) == 40
+
+
+# --- sinks ----------------------------------------------------------------------------------------------------
+
+
+def test_without_sinks_there_is_no_switch(page: str) -> None:
+    content = data(page)
+    assert content["sinks"] is False and "bare" not in content["probes"][0]["layers"][0]
+
+
+def test_maps_without_sinks_are_there_where_a_record_has_sinks(tmp_path: Path) -> None:
+    of, comparison, pairs = small(tmp_path)
+    # image tokens are keys 3 to 7; each reads a cell of its own, and key 4 (cell 1) is a sink in layer 3 alone
+    own = np.zeros((5, 24), np.float32)
+    own[np.arange(5), np.arange(5)] = 1.0
+    rows = np.full((2, 2, 1, 12), 0.05, np.float32)
+    rows[..., 4] = 0.6
+    sinks = np.zeros((2, 12), bool)
+    sinks[1, 4] = True
+    assert list(image_tokens().positions) == [3, 4, 5, 6, 7]
+    after = replace(pairs[0].after, rows=rows, connector=(own,), sinks=sinks)
+    of_pairs = pair_all(
+        of,
+        {pair.probe.id: pair.before for pair in pairs},
+        {pair.probe.id: after if pair is pairs[0] else pair.after for pair in pairs},
+    )
+    content = data(report_html(comparison, of_pairs))
+    assert content["sinks"] is True and "bare" not in content["probes"][1]["layers"][0]
+
+    def density(layer: dict) -> np.ndarray:  # type: ignore[type-arg]
+        return np.frombuffer(base64.b64decode(layer["after"]), np.uint8)[:5] * layer["peak"] / 255 / 24
+
+    first, second = content["probes"][0]["layers"]
+    assert density(second) == pytest.approx([0.0625, 0.75, 0.0625, 0.0625, 0.0625], abs=0.005)
+    assert density(second["bare"]) == pytest.approx([0.25, 0, 0.25, 0.25, 0.25], abs=0.005)
+    assert density(first["bare"]) == pytest.approx(density(first), abs=0.005)

@@ -1,0 +1,401 @@
+"""The page in a real browser, with the embedded model: chat, tokens, sliders, a box, before / after."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+
+from diagnostics.records.probes import read_probes
+from diagnostics.web.checkpoints import Checkpoints
+from diagnostics.web.engine import Engine
+from diagnostics.web.page import Page, build, serve
+from tests.diagnostics.web.test_page import free_port
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None,
+        reason="needs chromium and chromedriver (Debian: apt-get install chromium-driver)",
+    ),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Gradio's queue, about its own use of pandas
+]
+
+ROOT = Path(__file__).parents[3]
+TOWER = ROOT / "docs" / "images" / "tower.png"
+ATTENTION, COMPARE = "#attention-pane .pane", "#compare-pane .pane"
+"""What the page promises on a machine that has nothing else to do."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("web")
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GRADIO_TEMP_DIR", str(folder / "served"))
+        engine = Engine.load(None, mode="full", cpu_only=True)
+        others = [moved_model(folder / "output" / f"checkpoint-{step}", step) for step in (20, 100)]
+        page = Page(engine, checkpoints=others, probe_file=folder / "probes.json", folder=folder)
+        blocks = build(page, attention=True)
+        yield serve(blocks, server_port=free_port(), wait=False)
+        blocks.close(verbose=False)
+
+
+def moved_model(folder: Path, step: int) -> Path:
+    """The embedded model with its language attention moved a little: another checkpoint."""
+    shutil.copytree(ROOT / "finetune" / "demo" / "base", folder)
+    weights = load_file(folder / "model.safetensors")
+    random = np.random.default_rng(step)
+    for name, values in weights.items():
+        if "c_attn.weight" in name:
+            weights[name] = values + random.normal(0, step / 2000, values.shape).astype(values.dtype)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[webdriver.Chrome]:
+    options = Options()
+    options.binary_location = CHROMIUM
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    made = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield made
+    made.quit()
+
+
+class Visit:
+    """A visitor's hands and eyes."""
+
+    def __init__(
+        self, driver: webdriver.Chrome, address: str, *, width: int, theme: str, language: str
+    ) -> None:
+        self.driver = driver
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        driver.get(f"{address}?__theme={theme}")
+        self.until(lambda: self.all("#message textarea"))
+        time.sleep(0.5)  # the room's key comes with the page's first event
+        label = {"en": "English", "zh": "中文"}[language]
+        next(one for one in self.all("#language label") if one.text == label).click()
+
+    def all(self, selector: str) -> list[Any]:
+        return self.driver.find_elements("css selector", selector)
+
+    def one(self, selector: str) -> Any:
+        return self.until(lambda: next((found for found in self.all(selector) if found.is_displayed()), None))
+
+    def js(self, code: str, *given: Any) -> Any:
+        return self.driver.execute_script(code, *given)
+
+    def until(self, met: Callable[[], Any], seconds: float = 30) -> Any:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if found := met():
+                return found
+            time.sleep(0.05)
+        raise AssertionError(f"not within {seconds} s; the browser says {self.driver.get_log('browser')}")
+
+    def tab(self, number: int) -> None:
+        self.all("button[role=tab]")[number].click()
+
+    def ask(self, question: str, *pictures: Path) -> None:
+        before = len(self.all("#chat .bot"))
+        for picture in pictures:
+            self.all("#message input[type=file]")[0].send_keys(str(picture))
+            self.until(lambda: self.all("#message img"))
+        box = self.one("#message textarea")
+        box.send_keys(question, Keys.ENTER)
+        self.until(
+            lambda: len(self.all("#chat .bot")) > before and "…" not in self.all("#chat .bot")[-1].text
+        )
+
+    def drawn(self, pane: str = ATTENTION) -> int:
+        return int(self.js("return document.querySelector(arguments[0])?.dataset.drawn || 0", pane))
+
+    def changes(self, act: Callable[[], Any], pane: str = ATTENTION) -> None:
+        """Do something, and wait until the pane has been drawn anew."""
+        before = self.drawn(pane)
+        act()
+        self.until(lambda: self.drawn(pane) > before)
+
+    def slide(self, name: int, value: int, pane: str = ATTENTION) -> None:
+        code = (
+            "const r = document.querySelectorAll(arguments[0])[arguments[1]]; r.value = arguments[2];"
+            "r.dispatchEvent(new Event('input', {bubbles: true}))"
+        )
+        self.changes(lambda: self.js(code, f"{pane} .controls input[type=range]", name, value), pane)
+
+    def pixels(self, selector: str) -> str:
+        return self.js("return document.querySelector(arguments[0]).toDataURL()", selector)
+
+    def words(self, selector: str) -> str:
+        return self.js("return document.querySelector(arguments[0]).textContent", selector)
+
+    def drag(self, selector: str, start: tuple[int, int], way: tuple[int, int]) -> None:
+        canvas = self.one(selector)
+        self.js("arguments[0].scrollIntoView({block: 'center'})", canvas)
+        chain = ActionChains(self.driver).move_to_element_with_offset(canvas, *start).click_and_hold()
+        chain.move_by_offset(*way).release().perform()
+
+
+@pytest.mark.parametrize(("width", "theme", "language"), [(1280, "light", "en"), (390, "dark", "zh")])
+def test_chat_and_attention(address, driver, width, theme, language):
+    visit = Visit(driver, address, width=width, theme=theme, language=language)
+    visit.ask("Which tower is this?", TOWER)
+    visit.until(lambda: "Tower" in visit.all("#chat .bot")[-1].text)
+
+    visit.tab(1)  # filled already: nothing is pressed
+    visit.until(visit.drawn)
+    heading = visit.words(f"{ATTENTION} .image-plot h3")
+    assert heading == {"en": "Where in the picture", "zh": "看图片的哪里"}[language]
+    image, words = f"{ATTENTION} canvas.image", f"{ATTENTION} .image-plot .words"
+    assert "%" in visit.words(words) and "MB" in visit.words(f"{ATTENTION} .cache")
+
+    shown = visit.pixels(image)
+    visit.slide(0, 1)
+    assert visit.pixels(image) != shown
+    shown = visit.pixels(image)
+    visit.slide(1, 2)
+    assert visit.pixels(image) != shown
+
+    chips = visit.all(f"{ATTENTION} .chip")
+    visit.changes(chips[1].click)
+    assert [chip.get_attribute("aria-pressed") for chip in chips[:2]] == ["true", "true"]
+    assert len(visit.all(f"{ATTENTION} .cross canvas")) == 2
+
+    for name in ("vision", "connector", "language"):
+        shown = visit.pixels(image)
+        visit.changes(visit.one(f'{ATTENTION} [data-value="{name}"]').click)
+        assert visit.pixels(image) != shown
+
+    visit.drag(image, (-30, -40), (60, 60))
+    visit.until(lambda: visit.all(f"{ATTENTION} .box-part tbody tr"))
+    assert len(visit.all(f"{ATTENTION} .box-part tbody tr")) == 4
+    visit.drag(image, (20, 20), (0, 0))
+    visit.until(lambda: visit.all(f"{ATTENTION} .who-part .token"))
+
+    assert visit.js("return document.documentElement.scrollWidth <= innerWidth"), (
+        "the page is wider than the screen"
+    )
+    assert not [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def test_a_refusal_hides_nothing_and_gives_the_question_back(address, driver):
+    visit = Visit(driver, address, width=390, theme="light", language="zh")
+    visit.one("#again").click()  # nothing was asked yet
+    visit.ask("这座塔是什么?", TOWER)
+    box = visit.one("#message textarea")
+    visit.js(  # as if pasted
+        "const {set} = Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value');"
+        "set.call(arguments[0], '长'.repeat(3000));"
+        "arguments[0].dispatchEvent(new Event('input', {bubbles: true}))",
+        box,
+    )
+    box.send_keys(Keys.ENTER)
+    visit.until(lambda: "模型最多读取 2,048 个" in visit.words("#chat_status"))
+    visit.until(lambda: visit.one("#message textarea").get_attribute("value") == "长" * 3000)
+    answer = visit.all("#chat .bot")[-1]
+    visit.js("arguments[0].scrollIntoView({block: 'center'})", answer)
+    code = (
+        "const {x, y, width, height} = arguments[0].getBoundingClientRect();"
+        "return arguments[0].contains(document.elementFromPoint(x + width / 2, y + height / 2))"
+    )
+    assert visit.js(code, answer)
+    next(one for one in visit.all("#language label") if one.text == "English").click()
+    visit.until(lambda: "the model reads at most 2,048" in visit.words("#chat_status"))
+    assert not [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def test_the_overview_chooses(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(1)
+    visit.until(visit.drawn)
+    overview = visit.one(f"{ATTENTION} canvas.overview")
+    visit.js("arguments[0].scrollIntoView({block: 'center'})", overview)
+    place = visit.js(  # of layer 1, head 2, from the canvas' middle
+        "const {left, above} = arguments[0].squares, {width, height} = arguments[0].getBoundingClientRect();"
+        "return [(left + (1 - left) * 2.5 / 4 - 0.5) * width, (above + (1 - above) * 1.5 / 4 - 0.5) * height]",
+        overview,
+    )
+    click = ActionChains(driver).move_to_element_with_offset(overview, *map(round, place)).click()
+    visit.changes(click.perform)
+    code = "return [...document.querySelectorAll(arguments[0])].map(one => one.value)"
+    assert visit.js(code, f"{ATTENTION} .controls input[type=range]") == ["1", "2"]
+
+
+def test_each_part_says_what_it_shows_and_no_more(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(1)
+    visit.until(visit.drawn)
+    image, words = f"{ATTENTION} canvas.image", f"{ATTENTION} .image-plot .words"
+    overview, who = f"{ATTENTION} .overview-plot .words", f"{ATTENTION} .who-part"
+    assert "here" in visit.words(overview)
+    visit.changes(visit.one(f"{ATTENTION} .sinks").click)
+    assert visit.words(f"{ATTENTION} .why") == "No sinks were found in this layer: nothing is left out."
+    code = "const r = document.querySelector(arguments[0]); r.value = 0; r.dispatchEvent(new Event('input'))"
+    visit.changes(lambda: visit.js(code, f"{ATTENTION} .matrix-plot input"))
+    squares = visit.js("return document.querySelector(arguments[0]).squares", f"{ATTENTION} canvas.matrix")
+    assert (
+        squares["columns"] == 64 and squares["left"] > 0 and squares["above"] > 0
+    )  # there is room for names
+    visit.changes(lambda: visit.drag(image, (20, 20), (0, 0)))
+    (picture,) = visit.all(f"{who} .token.picture")
+    assert picture.text == "Picture 1" and "brightest" in visit.words(
+        f"{who} .words"
+    )  # it has no rows: not 0 %
+
+    visit.changes(visit.one(f'{ATTENTION} [data-value="vision"]').click)
+    visit.slide(1, 3)  # a head that the overview may not have
+    assert "here" not in visit.words(overview) and "NaN" not in visit.words(overview)
+    assert visit.words(f"{ATTENTION} .why") == "Only the last layer of the tower is kept."
+    assert "this part sees nothing else" in visit.words(words)
+    visit.changes(lambda: visit.drag(image, (20, 20), (0, 0)))
+    assert "patch that you clicked looks" in visit.words(words)
+    assert "choose Language" in visit.words(who)
+
+
+def test_a_box_and_a_patch_live_together_and_what_was_typed_stays(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(1)
+    visit.until(visit.drawn)
+    image, rows = f"{ATTENTION} canvas.image", f"{ATTENTION} .box-part tbody tr"
+    visit.changes(lambda: visit.drag(image, (-100, 0), (200, 2)))  # thin, but no click
+    assert len(visit.all(rows)) == 4
+    visit.changes(lambda: visit.drag(image, (20, 20), (1, 1)))
+    assert len(visit.all(rows)) == 4 and visit.all(f"{ATTENTION} .who-part .token")
+    for name in ("id", "foil"):
+        visit.one(f'{ATTENTION} input[name="{name}"]').send_keys(f"my {name}")
+    visit.changes(next(one for one in visit.all("#language label") if one.text == "中文").click)
+    typed = [visit.one(f'{ATTENTION} input[name="{name}"]').get_attribute("value") for name in ("id", "foil")]
+    assert typed == ["my id", "my foil"]
+    visit.changes(visit.one(f"{ATTENTION} .remove").click)
+    assert not visit.all(rows) and visit.all(f"{ATTENTION} .who-part .token")
+
+
+def test_a_conversation_without_a_picture(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?")
+    visit.tab(1)
+    visit.until(visit.drawn)
+    for plot in ("image-plot", "cross-plot", "overview-plot"):
+        assert visit.words(f"{ATTENTION} .{plot} .words") == "No picture in this conversation.", plot
+    assert "without the first" not in visit.words(f"{ATTENTION} .matrix-plot .words")
+    code = "const r = document.querySelector(arguments[0]); r.value = 0; r.dispatchEvent(new Event('input'))"
+    visit.changes(lambda: visit.js(code, f"{ATTENTION} .matrix-plot input"))
+    assert "without the first" in visit.words(f"{ATTENTION} .matrix-plot .words")
+    visit.tab(2)
+    visit.one("#compare_go").click()
+    visit.until(lambda: visit.drawn(COMPARE), 60)
+    assert not [one for one in visit.all(f"{COMPARE} canvas") if one.is_displayed()]
+
+
+def test_every_change_reaches_the_screen_and_is_timed(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(1)
+    visit.until(visit.drawn)
+    for turn in range(20):
+        visit.slide(turn % 2, turn // 2 % 4)
+    took = visit.js("return document.querySelector(arguments[0]).latencies", ATTENTION)[1:]
+    assert len(took) >= 19 and min(took) > 0, (
+        took
+    )  # docs/web-demo.md says how long; a busy machine's tests cannot
+
+
+def test_a_box_is_saved_as_a_probe(address, driver, folder):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(1)
+    visit.until(visit.drawn)
+    visit.drag(f"{ATTENTION} canvas.image", (-60, -60), (80, 100))
+    visit.until(lambda: visit.all(f"{ATTENTION} .box-part tbody tr"))
+    visit.one(f'{ATTENTION} input[name="foil"]').send_keys("Tokyo Tower")
+    visit.one(f"{ATTENTION} .probe button").click()  # no id yet
+    visit.until(lambda: "id: found ''" in visit.words(f"{ATTENTION} .saved"))
+    visit.one(f'{ATTENTION} input[name="id"]').send_keys("tower-1")
+    visit.one(f"{ATTENTION} .probe button").click()
+    visit.until(lambda: "tower-1" in visit.words(f"{ATTENTION} .saved"))
+    (probe,) = read_probes(folder / "probes.json")
+    ((x0, y0, x1, y1),) = probe.regions["region"]
+    assert 0 < x0 < x1 and 0 < y0 < y1 and probe.foil == "Tokyo Tower"
+
+
+def test_before_and_after(address, driver):
+    visit = Visit(driver, address, width=1280, theme="dark", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(2)  # question and picture are those of the chat
+    assert visit.one("#question textarea, #question input").get_attribute("value") == "Which tower is this?"
+    visit.one("#play_all").click()
+    visit.until(lambda: visit.drawn(COMPARE), 60)
+    assert [len(visit.all(f"{COMPARE} .{side} canvas")) for side in ("before", "after", "difference")] == [
+        1,
+        1,
+        1,
+    ]
+    before, after = (visit.pixels(f"{COMPARE} .{side} canvas") for side in ("before", "after"))
+    assert before != after
+    visit.one(f"{COMPARE} .play").click()
+    visit.until(lambda: visit.pixels(f"{COMPARE} .after canvas") != after)
+    assert visit.pixels(f"{COMPARE} .before canvas") == before
+    visit.one(f"{COMPARE} .play").click()
+    visit.slide(0, 0, COMPARE)
+    assert visit.pixels(f"{COMPARE} .before canvas") != before
+
+
+def test_an_answer_that_is_alone_is_not_compared_with_itself(address, driver, monkeypatch):
+    visit = Visit(driver, address, width=390, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(2)
+
+    engine = Checkpoints.engine
+
+    def own_alone(self, key):
+        if key != "own":
+            raise ValueError("no memory for another model")
+        return engine(self, key)
+
+    monkeypatch.setattr(Checkpoints, "engine", own_alone)
+    visit.one("#compare_go").click()
+    visit.until(lambda: visit.drawn(COMPARE), 60)
+    assert "no memory for another model" in visit.words("#compare_status")
+    assert [one.is_displayed() for one in visit.all(f"{COMPARE} .three > section")] == [True, False, False]
+
+
+def test_no_other_host_is_asked(address, driver):
+    driver.get_log("performance")
+    visit = Visit(driver, address, width=1280, theme="light", language="zh")
+    hostile = '![a](http://other.invalid/a.png) <img src="http://other.invalid/b.png">'
+    visit.ask(f"{hostile} 这座塔是什么?", TOWER)
+    assert hostile in visit.all("#chat .user")[-1].text
+    visit.tab(1)
+    visit.until(visit.drawn)
+    messages = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
+    asked = {
+        one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"
+    }
+    assert asked and not [url for url in asked if not url.startswith((address, "data:", "blob:"))]

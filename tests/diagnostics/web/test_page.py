@@ -1,0 +1,865 @@
+"""The page without a browser: limits, rooms, numbers, probes, and what the server refuses."""
+
+import base64
+import io
+import json
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+import web_demo_mm
+from diagnostics.records.probes import read_probes
+from diagnostics.web import sessions, views
+from diagnostics.web.checkpoints import Checkpoints, find_checkpoints
+from diagnostics.web.engine import Partial
+from diagnostics.web.page import Page, build, in_words, readable, serve
+from diagnostics.web.probe_saver import ProbeFile
+from diagnostics.web.sessions import Asked, Sessions, Upload, user_turn
+from diagnostics.web.texts import TEXTS
+from diagnostics.web.trace import SeenImage, Trace, TraceCache
+from finetune.families.base import ImageTokens
+from finetune.samples.conversation import ImageRef
+
+TOKENS = ("<s>", "<image>", "<image>", "<image>", "<image>", "<image>", "<image>", "what", "?", "a", " cat")
+KINDS = ("other", *["image 0"] * 6, "question", "question", "answer", "answer")
+GRID = (2, 3)
+SIZE = (90, 40)  # pixels, width and height
+
+
+def a_look(*, seed: int = 0) -> Trace:
+    """Two layers, two heads; token i is cell i of a grid of 2 × 3; rows of the question and the answer."""
+    random = np.random.default_rng(seed)
+    positions = np.array([0, 7, 8, 9])
+    rows = {}
+    for layer in (1, 3):
+        made = random.random((2, len(positions), len(TOKENS)))
+        made *= np.arange(len(TOKENS))[None, None] <= positions[None, :, None]
+        rows[layer] = (made / made.sum(-1, keepdims=True)).astype(np.float16)
+    row, column = np.divmod(np.arange(6), 3)
+    boxes = np.stack([column * 30, row * 20, column * 30 + 30, row * 20 + 20], 1).astype(float)
+    image = SeenImage(ImageTokens(np.arange(1, 7), GRID, boxes, SIZE, False), Image.new("RGB", SIZE, "navy"))
+    sinks = np.zeros((2, len(TOKENS)), bool)
+    sinks[:, 0] = True
+    return Trace(TOKENS, KINDS, (1, 3), positions, rows, (), {}, sinks, (image,))
+
+
+WISH = {
+    "part": "language",
+    "layer": 1,
+    "head": -1,
+    "tokens": [9],
+    "image": 0,
+    "sinks": True,
+    "box": None,
+    "patch": None,
+    "window": [7, 11],
+    "wanted": ["overview"],
+}
+
+
+class FakeEngine:
+    """Says what it is told, word by word; stops where it is asked to; fails at questions that say so."""
+
+    name = "/somewhere/output/checkpoint-20"
+    has_adapter = False
+
+    def __init__(self) -> None:
+        self.asked: list[tuple] = []
+        self.words = ["a ", "a cat"]
+
+    def reply(self, turns, *, stop, max_new_tokens=0) -> Iterator[Partial]:
+        self.asked.append(turns)
+        if "fail" in turns[-1].parts[-1]:
+            raise ValueError("the conversation is too long; clear it")
+        text = ""
+        for word in self.words:
+            if stop.is_set():
+                break
+            text = word
+            yield Partial(text, False, None)
+        yield Partial(text, True, a_look())
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "cat.png"
+    Image.new("RGB", SIZE, "navy").save(path)
+    return path
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Page:
+    return Page(FakeEngine(), probe_file=tmp_path / "probes.json", folder=tmp_path)  # type: ignore[arg-type]
+
+
+def refused(steps: list) -> str:
+    """What a question's refusal says; it changes nothing else, and the messages stay to be read."""
+    assert all(told == gr.skip() for told in steps[-1][:-1])
+    return steps[-1].status
+
+
+def ask(page: Page, key: str, text: str, *files: Path) -> list:
+    return list(page.send(key, {"text": text, "files": [str(file) for file in files]}, "en"))
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def test_both_languages_say_the_same_things():
+    assert TEXTS["en"].keys() == TEXTS["zh"].keys()
+    for key, words in TEXTS["en"].items():
+        assert set(re.findall(r"{\w+}", words)) == set(re.findall(r"{\w+}", TEXTS["zh"][key])), key
+
+
+def test_every_word_of_the_scripts_is_there():
+    folder = Path(views.__file__).parent
+    for script in ("attention.js", "compare.js"):
+        text = (folder / script).read_text(encoding="utf-8")
+        used = set(re.findall(r'\bt\("(\w+)"\)', text))
+        chosen = [
+            name for call in re.findall(r"\bt\(([^()]*)\)", text) for name in re.findall(r'"(\w+)"', call)
+        ]
+        assert used and {*used, *chosen} <= TEXTS["en"].keys()
+
+
+def test_markup_is_read_out():
+    assert readable("<ref>the cat</ref><box>(1,2),(3,4)</box> sleeps") == "the cat sleeps"
+    assert readable("<box>(1,2),(3,4)</box>") == "[(1,2),(3,4)]"
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_no_picture_is_refused_in_words(tmp_path):
+    path = tmp_path / "cat.png"
+    path.write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match="^cat.png: not readable as a picture; send a PNG or JPEG.$"):
+        Upload.read(path)
+
+
+def test_pixels_are_counted_before_anything_is_decoded(picture, monkeypatch):
+    monkeypatch.setattr(sessions, "PIXELS_MAX", SIZE[0] * SIZE[1] - 1)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="found 90 × 40 pixels"):
+        Upload.read(picture)
+
+
+def test_bytes_are_limited(picture, monkeypatch):
+    monkeypatch.setattr(sessions, "FILE_MAX_BYTES", picture.stat().st_size - 1)
+    with pytest.raises(ValueError, match=r"cat.png: found .* MB"):
+        Upload.read(picture)
+
+
+def test_pictures_of_a_conversation_are_limited(page, picture):
+    key = page.rooms.open()
+    ask(page, key, "what?", *[picture] * 6)
+    assert refused(ask(page, key, "and this?", picture)) == (
+        "Pictures: found 7, expected at most 6 in a conversation; clear it and start again."
+    )
+    assert len(page.rooms.get(key).turns) == 2
+
+
+def test_pictures_are_numbered_on(picture):
+    upload = Upload.read(picture)
+    turn = user_turn("which?", [upload, upload], 1)
+    assert [part if isinstance(part, str) else "IMAGE" for part in turn.parts] == [
+        *("Picture 2: ", "IMAGE", "\nPicture 3: ", "IMAGE", "\nwhich?")
+    ]
+    assert isinstance(turn.parts[1], ImageRef) and turn.parts[1].data == picture.read_bytes()
+
+
+# --- conversation -----------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_streams_and_its_look_follows(page, picture):
+    key = page.rooms.open()
+    steps = ask(page, key, "what?", picture)
+    said = [step.messages[-1]["content"] for step in steps]
+    assert said == ["…", "a ", "a cat", "a cat", "a cat"]
+    told = json.loads(steps[-1][2])
+    assert page.facts(key, told["look"])["reply"] == "a cat"
+    assert steps[-1][3] == "what?" and Path(steps[-1][4]).is_file()  # the same question, ready to compare
+
+
+def test_markup_of_the_web_is_shown_and_not_followed(page):
+    page.engine.words = ["<img src='http://other/a.png'>"]
+    steps = ask(page, page.rooms.open(), "<script>")
+    assert [one["content"] for one in steps[-1][0]] == [
+        "&lt;script&gt;",
+        "&lt;img src='http://other/a.png'&gt;",
+    ]
+
+
+def test_turns_are_remembered_and_forgotten(page):
+    key = page.rooms.open()
+    ask(page, key, "one?")
+    ask(page, key, "two?")
+    assert [turn.role for turn in page.engine.asked[-1]] == ["user", "assistant", "user"]
+    page.clear(key, "en")
+    ask(page, key, "three?")
+    assert len(page.engine.asked[-1]) == 1
+
+
+def test_answering_again_asks_the_same(page):
+    key = page.rooms.open()
+    ask(page, key, "one?")
+    list(page.again(key, "en"))
+    assert page.engine.asked[0] == page.engine.asked[1]
+    assert page.rooms.get(key).said == [("one?", "a cat")]
+
+
+def test_answering_again_where_nothing_was_asked_changes_nothing(page):
+    """Gradio sets every output to null where a generator yields nothing, and the input dies of it."""
+    key = page.rooms.open()
+    assert list(page.again(key, "en")) == [(gr.skip(),) * 6]
+    ask(page, key, "one?")
+    page.clear(key, "en")
+    assert list(page.again(key, "en")) == [(gr.skip(),) * 6]
+    assert len(page.engine.asked) == 1
+
+
+def test_stop_keeps_what_was_written(page):
+    key = page.rooms.open()
+    steps = page.send(key, {"text": "what?", "files": []}, "en")
+    next(steps), next(steps)
+    page.stop(key)
+    *_, last = steps
+    assert last[0][-1]["content"] == "a "
+    assert page.rooms.get(key).said == [("what?", "a ")]
+    assert ask(page, key, "and now?")[-1][0][-1]["content"] == "a cat"  # stopped once, not for ever
+
+
+def test_an_answer_without_a_word_is_said_to_be_one(page):
+    key = page.rooms.open()
+    page.engine.words = [""]
+    steps = ask(page, key, "what?")
+    assert [step[0][-1]["content"] for step in steps[:2]] == ["…", "…"]
+    assert steps[-1][0][-1] == {"role": "assistant", "content": "∅ (nothing was said · 没有回答)"}
+    page.engine.words = ["a cat"]
+    shown = ask(page, key, "and now?")[0][0]
+    assert [one["content"] for one in shown] == ["what?", "∅ (nothing was said · 没有回答)", "and now?", "…"]
+
+
+def test_a_visitor_who_leaves_while_it_writes(page):
+    key = page.rooms.open()
+    steps = page.send(key, {"text": "what?", "files": []}, "en")
+    next(steps), next(steps)
+    steps.close()
+    room = page.rooms.get(key)
+    assert room.turns == [] and not room.busy.locked()
+
+
+def test_cleared_while_it_writes(page):
+    key = page.rooms.open()
+    steps = page.send(key, {"text": "what?", "files": []}, "en")
+    next(steps), next(steps)
+    page.clear(key, "en")
+    *_, last = steps
+    assert last[0] == [] and page.rooms.get(key).turns == [] and len(page.rooms.get(key).looks) == 0
+
+
+def test_a_question_that_fails_goes_and_says_why(page, picture):
+    key = page.rooms.open()
+    ask(page, key, "one?", picture)
+    *_, back, last = ask(page, key, "fail", picture)
+    assert "too long" in refused([last]) and back.messages[-1]["content"] == "a cat"
+    assert back.message["value"]["text"] == "fail"  # in the input again, with its picture
+    (file,) = back.message["value"]["files"]
+    assert Path(file).name == "cat.png" and Path(file).read_bytes() == picture.read_bytes()
+    room = page.rooms.get(key)
+    assert len(room.turns) == 2 and len(room.pictures) == 1 and not room.busy.locked()
+
+
+def test_one_question_at_a_time(page):
+    key = page.rooms.open()
+    steps = page.send(key, {"text": "what?", "files": []}, "en")
+    next(steps)
+    assert "still being written" in refused(ask(page, key, "and?"))
+
+
+def test_boxes_of_an_answer_are_drawn_on_the_last_picture(page, picture):
+    page.engine.words = ["<ref>cat</ref><box>(100,100),(800,900)</box>"]
+    key = page.rooms.open()
+    shown = ask(page, key, "where?", picture)[-1][0]
+    drawn = Image.open(shown[-1]["content"]["path"])
+    assert shown[-2]["content"] == "cat"
+    colours = set(drawn.get_flattened_data())
+    assert len(colours) > 1 and drawn.width / drawn.height == SIZE[0] / SIZE[1]
+    assert (0, 0, 0) in colours  # the ground of the label
+
+
+# --- rooms ------------------------------------------------------------------------------------------------------------
+
+
+def test_visitors_do_not_see_each_other(page):
+    mine, other = page.rooms.open(), page.rooms.open()
+    look = json.loads(ask(page, mine, "what?")[-1][2])["look"]
+    facts = in_words(page.facts)
+    assert "error" not in facts([mine, look])
+    assert "make room" in facts([other, look])["error"]["en"]
+    assert "session has ended" in facts(["guess", look])["error"]["en"]
+    assert "session has ended" in facts([None, look])["error"]["en"]
+    assert "session has ended" in refused(ask(page, "guess", "what?"))
+
+
+def test_leaving_forgets_and_stops(page):
+    key = page.rooms.open()
+    ask(page, key, "what?")
+    room = page.rooms.get(key)
+    page.rooms.close(key)
+    assert room.stop.is_set() and not room.turns and not len(room.looks) and len(page.rooms) == 0
+
+
+def test_the_longest_silent_visitor_makes_room(monkeypatch):
+    monkeypatch.setattr(sessions, "ROOMS_MAX", 2)
+    rooms = Sessions(2**20)
+    first, second = rooms.open(), rooms.open()
+    rooms.get(first)
+    rooms.open()
+    assert rooms.get(first)
+    with pytest.raises(ValueError, match="load the page again"):
+        rooms.get(second)
+
+
+def test_a_look_that_had_to_go_says_so(page):
+    page.rooms.cache_bytes = a_look().bytes + 1
+    key = page.rooms.open()
+    first = json.loads(ask(page, key, "one?")[-1][2])["look"]
+    second = json.loads(ask(page, key, "two?")[-1][2])["look"]
+    assert "make room" in in_words(page.facts)([key, first])["error"]["en"]
+    assert page.facts(key, second)["question"] == "two?"
+    assert set(page.rooms.get(key).asked) == {second}
+
+
+def test_failures_are_not_shown(caplog):
+    def broken():
+        raise KeyError("/secret/path")
+
+    error = in_words(broken)([])["error"]
+    assert error.keys() == TEXTS.keys() and "secret" not in str(error)
+    assert "broken failed" in caplog.text
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_map_is_times_the_even_share():
+    look = a_look()
+    seen = views.view(look, WISH, TraceCache(2**20))
+    row = look.rows[3][:, look.row_of(9)].astype(np.float64).mean(0)
+    on_image = row[1:7]
+    assert seen["image"]["grid"] == list(GRID)
+    assert np.allclose(seen["image"]["cells"], on_image / on_image.sum() * 6, atol=2e-3)
+    assert seen["image"]["mass"] == pytest.approx(on_image.sum(), abs=1e-3)
+    assert seen["text_mass"] + seen["image_mass"] == pytest.approx(1, abs=1e-3)
+    assert np.allclose(seen["text"], row, atol=1e-3)
+    assert seen["cross"][0]["cells"] == seen["image"]["cells"]
+
+
+def test_head_and_sinks_are_followed():
+    look = a_look()
+    seen = views.view(look, {**WISH, "head": 1, "layer": 0, "sinks": False}, TraceCache(2**20))
+    row = look.rows[1][1, look.row_of(9)].astype(np.float64)
+    assert seen["text"][0] == 0
+    kept = np.where(np.arange(len(row)) == 0, 0, row)
+    assert np.argmax(seen["text"]) == np.argmax(kept)
+
+
+def test_the_future_is_empty_and_not_nothing():
+    matrix = views.view(a_look(), WISH, TraceCache(2**20))["matrix"]
+    assert (matrix["rows"], matrix["columns"]) == ([7, 8, 9], [7, 8, 9, 10])
+    assert [[value is None for value in line] for line in matrix["values"]] == [
+        [False, True, True, True],
+        [False, False, True, True],
+        [False, False, False, True],
+    ]
+
+
+def test_a_box_in_fractions_is_pixels_of_the_original():
+    assert views.box_pixels(a_look(), [0.5, 0.25, 1, 1], 0) == (45, 10, 90, 40)
+    seen = views.view(a_look(), {**WISH, "box": [0, 0, 1 / 3, 0.5], "shows": "box_mass"}, TraceCache(2**20))
+    assert seen["box"]["area"] == pytest.approx(1 / 6)
+    assert np.allclose(seen["box"]["enrichment"], np.array(seen["box"]["mass"]) * 6, atol=1e-2)
+    assert seen["overview"] == seen["box"]["mass"]
+
+
+def test_who_looks_at_a_patch():
+    look = a_look()
+    who = views.view(look, {**WISH, "patch": 4}, TraceCache(2**20))["who"]
+    assert who[1] is None  # a picture's token has no row
+    assert who[9] == pytest.approx(float(look.rows[3][:, look.row_of(9), 5].astype(float).mean()), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("layer", 2, "layer: found 2, expected a whole number from 0 to 1"),
+        ("head", 2, "head: found 2"),
+        ("head", True, "head: found True"),
+        ("tokens", [], "tokens: found"),
+        ("tokens", ["x"], "token: found 'x'"),
+        ("part", "brain", "part: found 'brain', expected one of language"),
+        ("part", "vision", "layer: found 1"),
+        ("image", 1, "image: found 1"),
+        ("box", [0.5, 0.5, 0.5, 0.9], "box: found"),
+        ("box", "all", "box: found 'all'"),
+        ("patch", 6, "patch 6 does not exist"),
+    ],
+)
+def test_wishes_that_cannot_be_met(field, value, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        views.view(a_look(), {**WISH, field: value}, TraceCache(2**20))
+
+
+def test_everything_is_json():
+    look = a_look()
+    json.dumps(views.facts(look, "q", "a"), allow_nan=False)
+    json.dumps(views.view(look, {**WISH, "patch": 0, "box": [0, 0, 1, 1]}, TraceCache(9)), allow_nan=False)
+
+
+def test_tokens_of_a_picture_are_one_run():
+    runs = views.facts(a_look(), "q", "a")["runs"]
+    assert runs[:3] == [
+        {"start": 0, "end": 1, "image": None},
+        {"start": 1, "end": 7, "image": 0},
+        {"start": 7, "end": 8, "image": None},
+    ]
+
+
+def test_a_thin_picture_is_drawn_thick_enough_to_click():
+    def drawn(*size: int) -> tuple[int, int]:
+        address = views.data_address(Image.new("RGB", size))
+        return Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).size
+
+    assert drawn(4000, 8) == (640, 40) and drawn(8, 4000) == (40, 640) and drawn(90, 45) == (640, 320)
+
+
+def test_layers_without_sinks_are_told():
+    assert views.facts(a_look(), "q", "a")["sinks"] == [True, True]
+
+
+# --- before / after ---------------------------------------------------------------------------------------------------
+
+
+def test_the_same_question_to_both(page, picture):
+    key = page.rooms.open()
+    *_, (value, words) = page.compare(key, "en", ("own", "own"), "what?", str(picture))
+    looks = json.loads(value)["looks"]
+    assert page.engine.asked[0] == page.engine.asked[1] and words == "Answers compared: 2."
+    facts = page.compare_facts(key, looks)
+    assert (
+        facts["layers"] == [1, 3]
+        and [one["name"]["zh"] for one in facts["frames"]] == ["output/checkpoint-20"] * 2
+    )
+    frames = page.compare_view(key, looks, {"layer": 0, "head": 1, "token": 1})["frames"]
+    assert [one["token"] for one in frames] == [" cat", " cat"] and frames[0]["cells"] == frames[1]["cells"]
+    *_, (kept, words) = page.compare(key, "en", ("own", "/etc"), "what?", None)
+    assert "expected one of the list" in words and len(json.loads(kept)["looks"]) == 1
+    assert list(page.compare(key, "zh", ("own",), " ", None)) == [(gr.skip(), TEXTS["zh"]["no_question"])]
+
+
+def test_comparing_can_be_stopped_and_shows_those_that_are_done(page):
+    key = page.rooms.open()
+    steps = page.compare(key, "en", ("own",) * 3, "what?", None)
+    next(steps), next(steps)  # the second is asked
+    page.stop(key)
+    *_, (value, words) = steps
+    assert len(json.loads(value)["looks"]) == 1 and words == "Stopped; answers compared: 1 of 3."
+    assert len(page.engine.asked) == 2  # the third is not asked any more
+    steps = page.compare(key, "en", ("own",), "what?", None)
+    next(steps)
+    page.stop(key)
+    assert list(steps) == [(gr.skip(), "Stopped; answers compared: 0 of 1.")]
+
+
+def test_what_was_told_is_told_in_the_other_language(page):
+    key = page.rooms.open()
+    assert (
+        page.status(key, "compare", "zh") == page.status("", "compare", "zh") == TEXTS["zh"]["one_checkpoint"]
+    )
+    assert refused(ask(page, key, " ")) == TEXTS["en"]["nothing_asked"]
+    assert page.status(key, "chat", "zh") == TEXTS["zh"]["nothing_asked"]
+    ask(page, key, "what?")
+    assert page.status(key, "chat", "zh") == ""
+    list(page.compare(key, "en", ("own", "own"), "what?", None))
+    assert page.status(key, "compare", "zh") == TEXTS["zh"]["compared"].format(n=2)
+
+
+def test_a_status_is_text_and_not_markup(page, tmp_path):
+    path = tmp_path / "<img src=x>.png"
+    path.write_bytes(b"")
+    assert refused(ask(page, page.rooms.open(), "", path)).startswith("&lt;img src=x&gt;.png: not readable")
+
+
+def test_checkpoints_are_found_by_step(tmp_path):
+    for name in ("checkpoint-100", "checkpoint-20", "runs"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        (tmp_path / "out" / name / "adapter_config.json").touch()
+    assert [path.name for path in find_checkpoints([tmp_path / "out"])] == ["checkpoint-20", "checkpoint-100"]
+    with pytest.raises(ValueError, match="found no checkpoint"):
+        find_checkpoints([tmp_path])
+
+
+def test_one_other_checkpoint_is_kept_open(tmp_path):
+    opened = []
+
+    class Engine(FakeEngine):
+        def with_checkpoint(self, path):
+            opened.append(path.name)
+            return FakeEngine()
+
+    adapted = FakeEngine()
+    adapted.has_adapter = True
+    names = [name for _, name in Checkpoints(adapted, [tmp_path / "a"]).names()]  # type: ignore[arg-type]
+    assert names == ["adapter_off", "checkpoint 0", "own"]
+    words = Checkpoints(adapted, []).names()[0][0]  # type: ignore[arg-type]
+    assert words.spoken("zh") == "output/checkpoint-20,适配器关闭"
+
+    choices = Checkpoints(Engine(), [tmp_path / "a", tmp_path / "b"])  # type: ignore[arg-type]
+    for number in (0, 0, 1, 0):
+        choices.engine(f"checkpoint {number}")
+    assert opened == ["a", "b", "a"]
+
+
+def test_no_place_of_a_checkpoint_is_told(tmp_path):
+    page = Page(FakeEngine(), checkpoints=[tmp_path / "runs" / "a"], folder=tmp_path)  # type: ignore[arg-type]
+    told = json.dumps(build(page, attention=True).get_config_file(), default=str)
+    assert "runs/a" in told and str(tmp_path / "runs") not in told
+
+
+def test_a_checkpoint_that_cannot_be_opened_does_not_say_where_it_lies(tmp_path):
+    class Engine(FakeEngine):
+        def with_checkpoint(self, path):
+            raise OSError(f"{path} needs 20 GiB")
+
+    place = tmp_path / "runs" / "checkpoint-20"
+    page = Page(Engine(), checkpoints=[place], folder=tmp_path)  # type: ignore[arg-type]
+    *_, (kept, words) = page.compare(page.rooms.open(), "en", ("own", "checkpoint 0"), "what?", None)
+    assert words == "runs/checkpoint-20 needs 20 GiB" and len(json.loads(kept)["looks"]) == 1
+
+
+def test_a_checkpoint_is_listed_once(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").touch()
+    monkeypatch.chdir(tmp_path)
+    found = find_checkpoints(["out", tmp_path / "out"])
+    assert len(found) == 1
+    engine = FakeEngine()
+    engine.name = str(tmp_path / "out")
+    assert [key for _, key in Checkpoints(engine, found).names()] == ["own"]  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_of_the_chat_s_picture_sees_what_was_sent(page, tmp_path):
+    """The chat shows a copy of at most 1024 pixels; the model reads the original in both tabs."""
+    path = tmp_path / "large.png"
+    Image.effect_noise((1500, 700), 50).save(path)
+    key = page.rooms.open()
+    shown = ask(page, key, "what?", path)[-1].picture
+    assert Image.open(shown).size == (1024, 478)
+    list(page.compare(key, "en", ("own",), "what?", shown))
+    references = [turns[0].parts[1] for turns in page.engine.asked]
+    assert [one.data for one in references] == [path.read_bytes()] * 2
+    other = tmp_path / "other.png"
+    Image.new("RGB", SIZE).save(other)
+    list(page.compare(key, "en", ("own",), "what?", str(other)))
+    assert page.engine.asked[-1][0].parts[1].data == other.read_bytes()
+
+
+# --- probes -----------------------------------------------------------------------------------------------------------
+
+
+def written(**changed) -> dict:
+    fields = {
+        "id": "cat-1",
+        "group": "cats",
+        "region": "cat",
+        "question": "what?",
+        "answer": "a dog",
+        "foil": "a cat",
+    }
+    return {**fields, "box": [0.5, 0.25, 1, 1], "image": 0, **changed}
+
+
+def test_a_box_becomes_a_probe(tmp_path, picture):
+    file = ProbeFile(tmp_path / "saved" / "probes.json")
+    asked = Asked("what?", "a cat", (Upload.read(picture),))
+    file.add(a_look(), asked, written())
+    file.add(a_look(), asked, written(id="cat-2", foil=""))
+    first, second = read_probes(file.path)
+    assert first.regions == {"cat": ((45, 10, 90, 40),)} and first.phrases == {"a dog": "cat"}
+    assert second.foil is None and len(file) == 2
+    assert Image.open(first.images[0]).size == SIZE
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"id": "../escaped"}, "id: found '../escaped'"),
+        ({"id": ".hidden"}, "id: found"),
+        ({"group": " "}, "group: found nothing"),
+        ({"box": None}, "box: found None"),
+        ({"image": 1}, "image: found 1"),
+        ({"foil": "a dog"}, "foil"),
+        ({"id": "cat-0"}, "in probes.json already"),
+    ],
+)
+def test_a_probe_that_is_not_valid_leaves_nothing(tmp_path, picture, changed, words):
+    file = ProbeFile(tmp_path / "saved" / "probes.json")
+    asked = Asked("what?", "a cat", (Upload.read(picture),))
+    file.add(a_look(), asked, written(id="cat-0"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=re.escape(words)):
+        file.add(a_look(), asked, written(**changed))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_probe_file_with_faults_does_not_say_where_it_lies(tmp_path, picture):
+    file = ProbeFile(tmp_path / "probes.json")
+    asked = Asked("what?", "a cat", (Upload.read(picture),))
+    with pytest.raises(ValueError, match="fault") as raised:  # of the trial file
+        file.add(a_look(), asked, written(foil="a dog"))
+    assert str(tmp_path) not in str(raised.value)
+    file.path.write_text("{bad")
+    with pytest.raises(ValueError, match="^probes.json: not readable as JSON") as raised:
+        file.add(a_look(), asked, written())
+    assert str(tmp_path) not in str(raised.value)
+
+
+# --- the server -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A served page of the fake engine; what is asked of it goes through ``serve``'s own settings."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
+    made = []
+
+    def start(**settings) -> str:
+        blocks = build(Page(FakeEngine(), folder=tmp_path), attention=True)  # type: ignore[arg-type]
+        made.append(blocks)
+        return serve(blocks, server_port=free_port(), wait=False, **settings)
+
+    yield start
+    for blocks in made:
+        blocks.close(verbose=False)
+
+
+def free_port() -> int:
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        return asked.getsockname()[1]
+
+
+def test_no_file_of_the_machine_is_served(server, tmp_path):
+    address = server()
+    assert address.startswith("http://127.0.0.1:")
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    root = Path(web_demo_mm.__file__).parent
+    for path in ("/etc/passwd", root / "README.md", "README.md", "probes_saved.json", secret):
+        for route in ("gradio_api/file=", "file=", "gradio_api/file/"):
+            assert httpx.get(f"{address}{route}{path}").status_code in (403, 404), (route, path)
+    page = httpx.get(address).text
+    assert not re.findall(r"(?:src|href)=\"https?://(?!127\.0\.0\.1)", page)
+
+
+def test_large_files_and_foreign_functions_are_refused(server, monkeypatch):
+    monkeypatch.setattr("diagnostics.web.page.FILE_MAX_BYTES", 1000)
+    address = server()
+    sent = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", io.BytesIO(b"x" * 2000))})
+    assert sent.status_code == 413
+    asked = {"data": ["guess", "look"], "component_id": 0, "fn_name": "facts", "session_hash": "x"}
+    components = httpx.get(f"{address}config").json()["components"]
+    ids = [one["id"] for one in components if one["props"].get("elem_id") == "attention-pane"]
+    answer = httpx.post(f"{address}gradio_api/component_server", json={**asked, "component_id": ids[0]})
+    assert "session has ended" in answer.json()["error"]["en"]
+    assert (
+        httpx.post(f"{address}gradio_api/component_server", json={**asked, "fn_name": "send"}).status_code
+        >= 400
+    )
+
+
+def test_with_a_password_nothing_answers_without(server):
+    address = server(auth=("me", "secret"))
+    for route in ("config", "gradio_api/component_server", "gradio_api/upload"):
+        ask = httpx.get if route == "config" else httpx.post
+        assert ask(f"{address}{route}").status_code == 401, route
+
+
+def test_flags(capsys):
+    given = web_demo_mm.parser().parse_args([])
+    assert (given.server_name, given.server_port, given.share, given.auth) == ("127.0.0.1", 8000, False, None)
+    with pytest.raises(SystemExit):
+        web_demo_mm.main(["--auth", "me"])
+    assert "USER:PASSWORD" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["99999", "-5", "0", "x"])
+def test_a_port_that_does_not_exist(capsys, port):
+    with pytest.raises(SystemExit):
+        web_demo_mm.main([f"--server-port={port}"])
+    assert (
+        f"--server-port: found '{port}', expected a whole number from 1 to 65535" in capsys.readouterr().err
+    )
+
+
+def refusal_of(capsys, *flags: str) -> str:
+    """What the program says as it ends."""
+    with pytest.raises(SystemExit) as ended:
+        web_demo_mm.main(["--server-port", str(free_port()), *flags])
+    assert ended.value.code == 1
+    return capsys.readouterr().err
+
+
+def test_what_a_visitor_would_run_into_is_told_at_the_start(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # and as it was afterwards
+    monkeypatch.setattr("diagnostics.web.engine.Engine.load", lambda *_, **__: pytest.fail("loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = refusal_of(capsys, "--server-port", str(port))
+    assert told == (
+        f"--server-name 127.0.0.1 --server-port {port}: the page cannot listen there (Address already in use); "
+        "choose another port, or a name of this machine\n"
+    )
+    assert "--server-name 192.0.2.1 " in refusal_of(capsys, "--server-name", "192.0.2.1")
+    assert "--server-name no.invalid " in refusal_of(capsys, "--server-name", "no.invalid")
+    probes = tmp_path / "probes.json"
+    probes.write_text("{bad")
+    told = refusal_of(capsys, "--visualize-attention", "--probe-file", str(probes))
+    assert told.startswith(f"{probes}: not readable as JSON")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/nowhere/base"}')
+    told = refusal_of(capsys, "--checkpoints", str(tmp_path))
+    assert told.startswith(f"--checkpoints {tmp_path}: ") and "'/nowhere/base' is not there" in told
+
+
+def test_a_language_that_was_chosen_while_the_page_was_loading_stays(page):
+    blocks = build(page, attention=True)
+    settle = next(one.fn for one in blocks.fns.values() if one.name == "settle")
+    found = {(offered, now): settle("room", offered, now) for offered in ("en", "zh") for now in ("en", "zh")}
+    assert {asked: spoken for asked, (spoken, _) in found.items()} == {
+        ("en", "en"): "en",
+        ("en", "zh"): "zh",
+        ("zh", "en"): "zh",
+        ("zh", "zh"): "zh",
+    }
+    assert all(json.loads(pane)["language"] == spoken for spoken, pane in found.values())
+
+
+def test_the_chat_alone(tmp_path):
+    blocks = build(Page(FakeEngine(), folder=tmp_path), attention=False)  # type: ignore[arg-type]
+    components = blocks.get_config_file()["components"]
+    kinds = [one["type"] for one in components]
+    assert "chatbot" in kinds and kinds.count("tabitem") == 1
+    assert not [one for one in components if str(one["props"].get("elem_id")).endswith("-pane")]
+
+
+# --- pictures and failures as people have them ------------------------------------------------------------------------
+
+
+def saved(name: str, change=lambda data: data, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise(SIZE, 60).convert("RGBA" if name == "DDS" else "RGB").save(
+        buffer, format=name, **options
+    )
+    return change(bytearray(buffer.getvalue()))
+
+
+BROKEN = {
+    "an empty file": b"",
+    "a text": b"<html>not found</html>",
+    "a PNG cut off": saved("PNG")[:900],
+    "a JPEG cut off": saved("JPEG", quality=95)[:700],
+    "a DDS of a format nobody knows": saved(
+        "DDS", lambda data: data[:80] + b"\x04\0\0\0DX10" + data[88:128] + b"\x93" * 20 + data[128:]
+    ),
+    "a TIFF that points beyond its end": saved("TIFF", lambda data: data[:4] + b"\xff\xff\x00\x00" + data[8:]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_strange_picture_is_one_message_in_both_languages_and_the_input_stays(page, tmp_path, kind):
+    (tmp_path / "cat.png").write_bytes(BROKEN[kind])
+    key = page.rooms.open()
+    for language, words in (("en", "cat.png: not readable as a picture"), ("zh", "cat.png:无法作为图片读取")):
+        steps = list(page.send(key, {"text": "what?", "files": [str(tmp_path / "cat.png")]}, language))
+        assert len(steps) == 1 and refused(steps).startswith(words)  # the input keeps its text and picture
+    assert page.rooms.get(key).turns == []
+    *_, (pane, status) = page.compare(key, "zh", ["own"], "what?", str(tmp_path / "cat.png"))
+    assert pane == gr.skip() and status.startswith("cat.png:无法作为图片读取")
+
+
+def test_a_picture_that_the_server_has_cleared_away_is_said(page, tmp_path):
+    key = page.rooms.open()
+    assert refused(ask(page, key, "what?", tmp_path / "gone.png")).startswith("gone.png: not readable")
+    *_, (_, status) = page.compare(key, "en", ["own"], "what?", str(tmp_path / "gone.png"))
+    assert status.startswith("gone.png: not readable")
+
+
+@pytest.mark.parametrize("mode", ["I;16", "CMYK", "LA", "P", "1", "F"])
+def test_a_picture_of_any_mode_is_shown_and_asked_about(page, tmp_path, mode):
+    grey = Image.new("L", SIZE, 128)
+    values = np.asarray(grey).astype(np.uint16) * 257
+    made = Image.fromarray(values) if mode == "I;16" else grey.convert(mode)
+    path = tmp_path / f"cat.{'tiff' if mode in ('F', 'CMYK') else 'png'}"
+    made.save(path)
+    key = page.rooms.open()
+    ask(page, key, "what?", path)
+    shown = np.asarray(Image.open(page._picture(page.rooms.get(key))))
+    assert shown.shape == (SIZE[1], SIZE[0], 3) and (mode in ("1", "F") or 118 < shown.mean() < 138)
+
+
+def test_a_failure_of_the_model_is_one_message_and_the_question_is_in_the_input_again(
+    page, picture, caplog, monkeypatch
+):
+    def broken(*_, **__):
+        raise RuntimeError("/secret/path: mat1 and mat2 shapes cannot be multiplied")
+        yield
+
+    key = page.rooms.open()
+    ask(page, key, "first?", picture)
+    monkeypatch.setattr(page.engine, "reply", broken)
+    steps = list(page.send(key, {"text": "second?", "files": [str(picture)]}, "zh"))
+    assert steps[-1].status == "无法回答;原因见服务器日志。" and "/secret/path" in caplog.text
+    assert steps[-2].message["value"]["text"] == "second?" and len(steps[-2].message["value"]["files"]) == 1
+    assert len(page.rooms.get(key).turns) == 2 and not page.rooms.get(key).busy.locked()
+    *_, (pane, status) = page.compare(key, "en", ["own"], "what?", str(picture))
+    assert pane == gr.skip() and status.startswith("This could not be answered")
+
+
+def test_an_error_of_another_module_is_introduced_in_chinese_and_is_not_endless(page, picture, monkeypatch):
+    def refuses(*_, **__):
+        raise ValueError("found 1 × 300 pixels " + "x" * 5000)
+        yield
+
+    monkeypatch.setattr(page.engine, "reply", refuses)
+    key = page.rooms.open()
+    told = list(page.send(key, {"text": "what?", "files": [str(picture)]}, "zh"))[-1].status
+    assert told.startswith("无法完成。原因(英文):found 1 × 300 pixels") and len(told) < 700
+    assert page.status(key, "chat", "en").startswith("found 1 × 300 pixels")
+
+
+def test_a_probe_that_cannot_be_written_leaves_nothing_and_says_so(tmp_path, picture, monkeypatch):
+    file = ProbeFile(tmp_path / "probes.json")
+    asked = Asked("what?", "a cat", (Upload.read(picture),))
+    monkeypatch.setattr(
+        "diagnostics.records.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
+    with pytest.raises(ValueError, match="probes.json could not be written"):
+        file.add(a_look(), asked, written(id="cat-1"))
+    monkeypatch.undo()
+    assert not list(tmp_path.glob("images/*")) and not list(tmp_path.rglob("*.tmp"))
+    file.add(a_look(), asked, written(id="cat-1"))
+    for name, words in (
+        ("塔" * 84, "225 bytes"),
+        ("CAT-1", "is in probes.json already"),
+        ("a/b", "expected a name"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            file.add(a_look(), asked, written(id=name))

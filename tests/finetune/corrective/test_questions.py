@@ -1,0 +1,473 @@
+"""Pictures with boxes → questions: geometry, names, sentences, and who is held out; by hand-made scenes."""
+
+import json
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from finetune.corrective import building_questions, general_questions, relation_questions, user_templates
+from finetune.corrective.box_relations import OPPOSITE, RELATIONS, holds
+from finetune.corrective.category_names import COCO, Name, Names, read_names
+from finetune.corrective.sampling import Asked, for_probes, for_training, hold_out, topics_of
+from finetune.corrective.scenes import AnnotatedBox, Question, Scene
+
+# --- geometry --------------------------------------------------------------------------------------------------------
+
+CAT, BENCH = (100, 100, 200, 200), (80, 190, 300, 300)
+
+
+@pytest.mark.parametrize(
+    ("relation", "a", "b", "expected"),
+    [
+        # 40 wide each; they may overlap by 2, and share 10 of 40 in height.
+        ("left of", (0, 0, 40, 40), (50, 0, 90, 40), True),
+        ("left of", (0, 0, 40, 40), (38, 30, 78, 70), True),
+        ("left of", (0, 0, 40, 40), (37, 30, 77, 70), None),
+        ("left of", (0, 0, 40, 40), (50, 31, 90, 71), None),
+        ("left of", (50, 0, 90, 40), (0, 0, 40, 40), False),
+        ("right of", (50, 0, 90, 40), (0, 0, 40, 40), True),
+        # 20 high: 2 between them, and 10 of 40 in width.
+        ("above", (0, 0, 40, 20), (0, 22, 40, 42), True),
+        ("above", (0, 0, 40, 20), (0, 21, 40, 41), None),
+        ("above", (0, 0, 40, 20), (30, 22, 70, 42), True),
+        ("above", (0, 0, 40, 20), (31, 22, 71, 42), None),
+        ("above", (0, 22, 40, 42), (0, 0, 40, 20), False),
+        ("below", (0, 22, 40, 42), (0, 0, 40, 20), True),
+        ("on", CAT, BENCH, True),
+        ("above", CAT, BENCH, None),
+        # A bench of 190 to 300: the bottom is at most at 190 + 82.5, and 10 over its top.
+        ("on", (100, 172, 200, 272), BENCH, True),
+        ("on", (100, 173, 200, 273), BENCH, None),
+        ("on", (100, 80, 200, 180), BENCH, True),
+        ("on", (100, 79, 200, 179), BENCH, None),
+        # 80 of 100 lie over it, or 79.
+        ("on", (60, 100, 160, 200), BENCH, True),
+        ("on", (59, 100, 159, 200), BENCH, None),
+        ("on", (310, 100, 410, 200), BENCH, False),
+        ("on", (309, 100, 409, 200), BENCH, None),
+        ("on", (100, 320, 200, 380), BENCH, False),  # below it
+        ("inside", (20, 20, 40, 40), (10, 10, 60, 50), True),
+        ("inside", (4, 20, 24, 40), (8, 10, 60, 50), True),  # 16 of 20
+        ("inside", (3, 20, 23, 40), (8, 10, 60, 50), None),
+        ("inside", (10, 10, 55, 50), (10, 10, 60, 50), None),  # as large as what it would be in
+        ("inside", (70, 20, 90, 40), (10, 10, 60, 50), False),
+        ("inside", (60, 20, 80, 40), (10, 10, 60, 50), None),
+        ("next to", (0, 0, 40, 50), (60, 10, 100, 60), True),
+        ("next to", (0, 0, 40, 50), (61, 10, 101, 60), None),
+        ("next to", (0, 0, 40, 50), (60, 11, 100, 61), None),  # their bottoms are not on a level
+        ("next to", (0, 0, 40, 50), (120, 0, 160, 50), False),
+        ("next to", (0, 0, 40, 50), (39, 0, 79, 50), None),
+    ],
+)
+def test_relations_by_hand(relation, a, b, expected):
+    assert holds(relation, a, b) is expected
+
+
+def test_relations_of_chance_boxes_agree_with_one_another():
+    rng = Random(0)
+
+    def box():
+        x, y = rng.uniform(0, 90), rng.uniform(0, 60)
+        return (x, y, x + rng.uniform(2, 40), y + rng.uniform(2, 40))
+
+    met = Counter()
+    for _ in range(3000):
+        a, b = box(), box()
+        found = {relation: holds(relation, a, b) for relation in RELATIONS}
+        met.update(relation for relation, verdict in found.items() if verdict)
+        for one, other in OPPOSITE.items():
+            assert found[one] is (None if found[other] is None else not found[other])
+            assert found[one] is holds(other, b, a)
+        assert not (found["on"] and (found["below"] or (found["above"] and a[3] > b[1])))
+        mirrored = [(100 - x1, y0, 100 - x0, y1) for x0, y0, x1, y1 in (a, b)]
+        assert found["on"] is holds("on", *mirrored)
+    assert min(met[relation] for relation in RELATIONS) > 10
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_coco_has_its_eighty_categories_in_two_languages():
+    assert len(COCO) == 80
+    assert all(re.fullmatch(r"[\u4e00-\u9fff]+", name.zh) for name in COCO.values())
+    assert len({name.zh for name in COCO.values()}) == 80
+    listed = {word for name in COCO.values() for word in (*name.carries, *name.holds)}
+    assert listed <= set(COCO)
+
+
+def test_articles_and_plurals():
+    names = Names()
+    said = [names[one].a("en") for one in ("cat", "apple", "skis", "broccoli", "tv", "umbrella")]
+    assert said == ["a cat", "an apple", "skis", "broccoli", "a TV", "an umbrella"]
+    assert (names["cat"].the("en"), names["cat"].the("zh"), names["cat"].a("zh")) == ("the cat", "猫", "猫")
+    tower = Name("东方明珠", "the Oriental Pearl Tower")
+    assert tower.a("en") == tower.the("en") == "the Oriental Pearl Tower"
+    many = [Name("", one).many for one in ("sphere", "box", "lorry", "day", "bus")]
+    assert many == ["spheres", "boxes", "lorries", "days", "buses"]
+
+
+TOWERS = {
+    "pearl tower": {
+        "zh": "东方明珠", "en": "the Oriental Pearl Tower", "foil": "canton tower", "evidence": ["sphere"],
+    },
+    "canton tower": {"zh": "广州塔", "en": "the Canton Tower", "foil": "pearl tower"},
+    "sphere": {"zh": "球体", "en": "sphere"},
+}  # fmt: skip
+
+
+def names_file(folder: Path, content: object) -> Path:
+    path = folder / "names.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_names_are_read(tmp_path: Path):
+    given = {**TOWERS, "cat": {"zh": "小猫", "en": "kitten"}, "bench": {"zh": "凳子", "en": "bench"}}
+    names = read_names(names_file(tmp_path, given), ["pearl tower", "canton tower", "cat", "bench"])
+    assert names["pearl tower"].foil == {"zh": "广州塔", "en": "the Canton Tower"}
+    assert list(names.buildings) == ["pearl tower", "canton tower"]
+    assert names["cat"].a("en") == "a kitten" and "cat" in names["bench"].carries
+    assert names.word("dog", "zh").zh == "狗" and not names.without_chinese
+    assert names.word("gazebo", "zh").zh == "gazebo" and names.without_chinese == {"gazebo"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([], "expected an object of categories"),
+        ({"cat": "猫"}, "'cat': expected an object"),
+        ({"cat": {"zh": "猫"}}, "'cat': en: found None, expected text"),
+        ({"cat": {"zh": "猫", "en": " "}}, "'cat': en: found ' ', expected text"),
+        ({"cat": {"zh": "猫", "en": "cat", "colour": 1}}, "colour: unknown, expected zh, en"),
+        ({"cat": {"zh": "猫", "en": "cat", "carries": "dog"}}, "carries: found 'dog', expected a list"),
+        ({"cat": {"zh": "猫", "en": "cat", "carries": ["dgo"]}}, "carries: found 'dgo'.*did you mean 'dog'"),
+        ({"cat": {"zh": "猫", "en": "cat", "foil": "dgo"}}, "foil: found 'dgo', expected"),
+        ({"cat": {"zh": "猫", "en": "cat", "foil": {"zh": "狗"}}}, "foil: found"),
+        ({"cat": {"zh": "猫", "en": "cat", "evidence": ["dog"]}}, "evidence: is of a building"),
+        ({"tower": {"zh": "塔", "en": "x", "foil": {"zh": "a", "en": "b"}}}, "'tower': is in no annotation"),
+        ({"cat": {"zh": "猫", "en": "cat", "kind": "tower"}}, "kind: found 'tower'"),
+    ],
+)
+def test_faults_of_names(content, words, tmp_path: Path):
+    with pytest.raises(ValueError, match=f"(?s)names.json.*{words}"):
+        read_names(names_file(tmp_path, content), ["cat", "dog"])
+
+
+# --- relations -------------------------------------------------------------------------------------------------------
+
+
+def scene(*things: tuple[str, tuple[float, ...]], crowds=(), digest="d", size=(640, 480)) -> Scene:
+    return Scene(Path("a.png"), size, tuple(AnnotatedBox(*one) for one in things), frozenset(crowds), digest)
+
+
+ROOM = scene(("cat", CAT), ("bench", BENCH), ("apple", (350, 350, 380, 380)), ("skis", (500, 100, 600, 200)))
+
+
+def asked(one: Scene, language="en", trained=RELATIONS, **wanted: str) -> list[Question]:
+    found = relation_questions.ask(one, Names(), trained, language, Random(1))
+    return [q for q in found if all(getattr(q, key) == value for key, value in wanted.items())]
+
+
+def test_sentences_in_english():
+    (where,) = asked(ROOM, topic="on", form="where")
+    assert where.text in ("Where is the cat in the picture?", "In this picture, where is the cat?")
+    assert (where.answer, where.foil) == ("on the bench", "below the bench")
+    assert where.regions == {"cat": (CAT,), "bench": (BENCH,)}
+    assert where.phrases == {"cat": "cat", "bench": "bench"}
+    assert where.relation == {"phrase": "on", "subject": "cat", "object": "bench"}
+    (what,) = asked(ROOM, topic="on", form="what")
+    assert "what is on the bench" in what.text.lower() and (what.answer, what.foil) == ("a cat", "an apple")
+    (find,) = asked(ROOM, topic="on", form="find")
+    assert find.text in (
+        "Find the cat that is on the bench in the picture.",
+        "In this picture, draw a box around the cat that is on the bench.",
+    )
+    # 100 / 640 and 200 / 640 of the width, 100 / 480 and 200 / 480 of the height.
+    assert find.answer == "<ref>the cat</ref><box>(156,208),(312,416)</box>" and not find.probed
+    side = asked(ROOM, form="side", topic="right of")[0]
+    assert "are the skis" in side.text and (side.answer, side.foil) == ("on the right", "on the left")
+
+
+def test_sentences_in_chinese():
+    (where,) = asked(ROOM, "zh", topic="on", form="where")
+    assert where.text in ("图中的猫在哪里？", "图中的猫在什么地方？")
+    assert (where.answer, where.foil) == ("在长椅上", "在长椅下面")
+    assert where.phrases == {"猫": "cat", "长椅": "bench"}
+    assert where.relation == {"phrase": "上", "subject": "cat", "object": "bench"}
+    (find,) = asked(ROOM, "zh", topic="left of", form="find")
+    assert "滑雪双板左边的猫" in find.text
+    questions = asked(ROOM, "zh", form="yes or no")
+    assert {(q.answer, q.foil) for q in questions} == {("在", "不在"), ("不在", "在")}
+    assert not re.search(r"[a-z{}]", "".join(q.text for q in asked(ROOM, "zh")))
+
+
+def test_yes_and_no_are_true():
+    for question in asked(ROOM, form="yes or no"):
+        a, b = (question.regions[question.relation[end]][0] for end in ("subject", "object"))
+        assert holds(question.topic, a, b) is (question.answer == "yes")
+
+
+def test_only_things_that_there_is_one_of_are_asked_about():
+    two = scene(("cat", CAT), ("bench", BENCH), ("bench", (400, 190, 600, 300)))
+    assert not asked(two)
+    assert not asked(scene(("cat", CAT), ("bench", BENCH), crowds=["cat"]))
+    assert not asked(
+        scene(("bear", CAT), ("teddy bear", (300, 100, 400, 200)))
+    )  # whose name stands in the other
+    assert not asked(scene(("dog", CAT), ("hot dog", (300, 100, 400, 200))), "zh")  # 狗, 热狗
+
+
+def test_boxes_alone_put_nobody_on_a_table():
+    behind = scene(("person", (100, 50, 200, 210)), ("dining table", (80, 190, 300, 300)))
+    assert not asked(behind, topic="on")
+    assert asked(scene(("cup", (100, 150, 130, 210)), ("dining table", (80, 190, 300, 300))), topic="on")
+    assert not asked(
+        scene(("sandwich", CAT), ("oven", (80, 80, 300, 300))), topic="inside"
+    )  # it is on the stove
+    ridden = scene(
+        ("person", (100, 50, 200, 210)), ("horse", (80, 150, 300, 300)), ("dog", (400, 0, 450, 90))
+    )
+    assert {q.form for q in asked(ridden, topic="on")} == {"yes or no", "where", "find"}  # and no "what"
+
+
+def test_what_is_on_it_has_one_answer():
+    both = scene(
+        ("cat", CAT), ("cup", (210, 150, 230, 200)), ("bench", BENCH), ("skis", (500, 100, 600, 200))
+    )
+    assert not asked(both, form="what")
+    assert not asked(scene(("cat", CAT), ("bench", BENCH)), form="what")  # no wrong answer in the picture
+
+
+def test_relations_that_are_not_trained_are_neighbours():
+    questions = asked(ROOM, trained=("on", "inside"))
+    assert {q.topic for q in questions if q.trained} == {"on"}
+    others = [q for q in questions if q.topic in ("left of", "right of", "next to")]
+    assert others and all(q.group == "neighbour" and not q.trained for q in others)
+
+
+# --- buildings, presence ---------------------------------------------------------------------------------------------
+
+SPHERES = ((120, 150, 180, 200), (110, 290, 190, 350))
+PEARL = scene(
+    ("pearl tower", (100, 100, 200, 400)), *(("sphere", box) for box in SPHERES), ("sphere", (0, 0, 9, 9))
+)
+CANTON = scene(("canton tower", (100, 100, 200, 400)))
+
+
+@pytest.fixture
+def towers(tmp_path: Path) -> Names:
+    return read_names(names_file(tmp_path, TOWERS), TOWERS)
+
+
+def about(one: Scene, names: Names, language: str) -> dict[str, Question]:
+    return {q.form: q for q in building_questions.ask(one, names, language, Random(0))}
+
+
+def test_a_building_and_its_parts(towers: Names):
+    found = about(PEARL, towers, "zh")
+    name = found["name"]
+    assert (name.group, name.answer, name.foil) == ("sphere-building", "东方明珠", "广州塔")
+    assert name.regions["sphere"] == SPHERES  # and not the one beside it
+    assert name.phrases == {"东方明珠": "sphere"} and "塔" in name.text
+    assert (found["has"].answer, found["has"].foil) == ("有", "没有")
+    assert found["count"].answer == "两个" and found["count"].foil in ("一个", "三个")
+    assert (
+        found["find"].answer == "<ref>球体</ref><box>(187,312),(281,416)</box><box>(171,604),(296,729)</box>"
+    )
+    english = about(PEARL, towers, "en")
+    assert english["name"].answer == "the Oriental Pearl Tower"
+    assert english["count"].answer == "two" and "spheres" in english["count"].text
+    assert english["count"].phrases == {"spheres": "sphere"}
+
+
+def test_the_building_that_it_is_mistaken_for_is_a_neighbour(towers: Names):
+    found = about(CANTON, towers, "en")
+    assert set(found) == {"name", "has"}
+    assert (found["name"].group, found["name"].foil) == ("neighbour", "the Oriental Pearl Tower")
+    assert (found["has"].answer, found["has"].phrases) == ("no", {})
+    beside = scene(("canton tower", (100, 100, 200, 400)), ("sphere", (0, 0, 9, 9)))
+    assert set(about(beside, towers, "en")) == {"name"}  # a sphere whose place says nothing about the tower
+    assert not about(scene(("pearl tower", CAT), ("canton tower", BENCH)), towers, "en")
+    unseen = about(scene(("pearl tower", (100, 100, 200, 400))), towers, "en")
+    assert set(unseen) == {"name"} and not unseen["name"].probed  # of its spheres nothing is known here
+
+
+def test_presence():
+    found = list(general_questions.ask(ROOM, Names(), {"cat", "skis", "dog", "person"}, "en", Random(0)))
+    assert {(q.topic, q.group, q.trained) for q in found} == {("presence", "retention", False)}
+    yes = {next(iter(q.regions)): q for q in found if q.answer == "yes"}
+    assert set(yes) == {"cat", "skis"} and yes["skis"].text in (
+        "Are there skis in the picture?", "Can you see skis in this picture?",
+    )  # fmt: skip
+    assert len([q for q in found if q.answer == "no" and not q.regions]) == 2
+    crowd = scene(("cat", CAT), crowds=["dog"])
+    assert all(
+        "dog" not in q.text for q in general_questions.ask(crowd, Names(), {"cat", "dog"}, "en", Random(0))
+    )
+
+
+# --- a user's own templates ------------------------------------------------------------------------------------------
+
+TEMPLATE = {
+    "group": "cat-place", "subject": ["cat", "dog"], "relation": "on", "object": ["bench", "couch"],
+    "question": {"en": ["What is {the subject} lying on?"], "zh": "{subject}趴在什么上面？"},
+    "answer": {"en": "{a object}", "zh": "{object}"}, "foil": {"en": "the floor", "zh": "地板"},
+    "look_at": "object",
+}  # fmt: skip
+
+
+def template_file(folder: Path, *templates: object) -> Path:
+    path = folder / "own.json"
+    path.write_text(json.dumps({"version": 1, "templates": templates}), encoding="utf-8")
+    return path
+
+
+def test_own_templates(tmp_path: Path):
+    boxed = {
+        "group": "g", "subject": "*", "question": {"en": "Where is {the subject}?"},
+        "answer": {"en": "{box subject}"},
+    }  # fmt: skip
+    first, second = user_templates.read_templates(
+        template_file(tmp_path, TEMPLATE, boxed), ["cat", "dog", "bench", "couch"], "en"
+    )
+    (question,) = first.ask(ROOM, Names(), "en", Random(0))
+    assert (question.text, question.answer, question.foil) == (
+        "What is the cat lying on?",
+        "a bench",
+        "the floor",
+    )
+    assert question.phrases == {"a bench": "bench", "cat": "cat", "bench": "bench"}
+    assert question.relation == {"phrase": "on", "subject": "cat", "object": "bench"}
+    (chinese,) = first.ask(ROOM, Names(), "zh", Random(0))
+    assert (chinese.text, chinese.answer, chinese.foil) == ("猫趴在什么上面？", "长椅", "地板")
+    found = list(second.ask(ROOM, Names(), None, Random(0)))
+    assert len(found) == 4 and not any(q.probed for q in found) and {q.language for q in found} == {"en"}
+    assert found[0].answer.startswith("<ref>the cat</ref><box>(")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"group": ""}, r"templates\[0\].group: missing"),
+        ({"subject": ["catt"]}, "subject: found 'catt'.*did you mean 'cat'"),
+        ({"subject": "cat"}, "subject: found 'cat', expected a list"),
+        ({"relation": "beside"}, "relation: found 'beside', expected one of left of"),
+        ({"object": None, "relation": None}, "object: found None"),
+        ({"colour": "red"}, "colour: unknown"),
+        ({"look_at": "cat"}, "look_at: found 'cat', expected subject or object"),
+        ({"question": {"fr": "quoi?"}}, "question: found"),
+        ({"question": {"zh": "什么？"}}, "question: found none in 'en'"),
+        ({"answer": {"en": "yes"}}, "answer: found .*languages of question: en, zh"),
+        ({"foil": "no"}, "foil: found 'no'"),
+        ({"question": {"en": "{thing}?", "zh": "？"}}, r"question.en: found \{thing\}"),
+        ({"question": {"en": [], "zh": "？"}}, "question.en: found"),
+    ],
+)
+def test_faults_of_templates(change, words, tmp_path: Path):
+    with pytest.raises(ValueError, match=f"(?s)own.json.*{words}"):
+        user_templates.read_templates(
+            template_file(tmp_path, {**TEMPLATE, **change}), ["cat", "dog", "bench", "couch"], "en"
+        )
+
+
+def test_a_template_file_says_its_version(tmp_path: Path):
+    path = tmp_path / "own.json"
+    path.write_text('{"templates": []}')
+    with pytest.raises(ValueError, match='"version": 1'):
+        user_templates.read_templates(path, [], None)
+    with pytest.raises(ValueError, match="relation and object belong together"):
+        alone = {key: value for key, value in TEMPLATE.items() if key != "object"}
+        user_templates.read_templates(template_file(tmp_path, alone), ["cat", "dog"], None)
+
+
+# --- choosing --------------------------------------------------------------------------------------------------------
+
+
+def question(topic: str, label: str = "yes", group: str = "g", **more) -> Question:
+    return Question(
+        group,
+        topic,
+        "yes or no",
+        "en",
+        f"{topic}?",
+        label,
+        label,
+        **{"against": {"yes": "no", "no": "yes"}.get(label), **more},
+    )
+
+
+def test_every_topic_gives_its_share_and_copies_stay_together():
+    """30 pictures of one topic, 10 of another, 0.3 held out: 9 and 3. Five of them are there twice."""
+    scenes = [scene(digest=f"{i:02d}") for i in range(40)] + [scene(digest=f"{i:02d}") for i in range(5)]
+    topics = {i: topics_of([question("a" if scenes[i].digest < "30" else "b")]) for i in range(45)}
+    trained, held = hold_out(scenes, topics, 0.3, seed=0)
+    assert sorted(trained + held) == list(range(45))
+    assert not {scenes[i].digest for i in trained} & {scenes[i].digest for i in held}
+    held_digests = {scenes[i].digest for i in held}
+    assert len([d for d in held_digests if d < "30"]) == 9 and len(held_digests) == 12
+    assert hold_out(scenes, topics, 0.3, seed=0) == (trained, held) != hold_out(scenes, topics, 0.3, seed=1)
+
+
+def test_contrasting_answers_are_equally_frequent():
+    """Nine of ten pictures say yes; nothing but yes-or-no is left over from a relation that is never wrong."""
+    scenes = [scene(digest=str(i)) for i in range(100)]
+
+    def ask(place: int) -> list[Question]:
+        return [
+            question("on", "no" if place % 10 == 0 else "yes"),
+            question("inside", "yes"),
+            question("on", "on"),
+        ]
+
+    chosen = for_training(scenes, range(100), ask, per_picture=3, most=None, seed=0)
+    counts = Counter((one.question.topic, one.question.label) for one in chosen)
+    assert counts == {("on", "yes"): 10, ("on", "no"): 10, ("on", "on"): 100}
+    few = for_training(scenes, range(100), ask, per_picture=3, most=50, seed=0)
+    assert 10 < len(few) <= 50
+
+
+def test_rare_questions_come_first():
+    scenes = [scene(digest=str(i)) for i in range(60)]
+
+    def ask(place: int) -> list[Question]:
+        rare = [question("rare", "x")] if place % 6 == 0 else []
+        return [*rare, question("often", "x"), question("often too", "x")]
+
+    chosen = for_training(scenes, range(60), ask, per_picture=1, most=None, seed=0)
+    counts = Counter(one.question.topic for one in chosen)
+    assert counts["rare"] == 10 and abs(counts["often"] - counts["often too"]) <= 1
+
+
+def test_a_picture_is_probed_once_in_a_group():
+    scenes = [scene(digest=str(i // 2)) for i in range(40)]  # each file twice
+
+    def ask(place: int) -> list[Question]:
+        label = "yes" if place % 4 < 2 else "no"
+        return [question("a", label), question("b", label), question("c", label, group="other", probed=False)]
+
+    topics = {i: topics_of(ask(i)) for i in range(40)}
+    probes = for_probes(scenes, topics, range(40), ask, per_group=12, seed=0)
+    assert len(probes) == 12 == len({one.scene.digest for one in probes})
+    assert Counter(one.question.topic for one in probes) == {"a": 6, "b": 6}
+    every = for_probes(scenes, topics, range(40), ask, per_group=100, seed=0)
+    assert len(every) == 20 and all(isinstance(one, Asked) for one in every)
+    assert all(one.question.group <= other.question.group for one, other in pairwise(every))
+
+
+@pytest.mark.parametrize(("pictures", "per_group", "expected"), [(60, 12, 6), (60, 60, 30), (12, 40, 6)])
+def test_probes_say_no_as_often_as_yes(pictures, per_group, expected):
+    """Every other picture can only be asked what is answered no; the rest have another question too."""
+    scenes = [scene(digest=str(i)) for i in range(pictures)]
+
+    def ask(place: int) -> list[Question]:
+        return [question("on", "no")] if place % 2 else [question("on", "yes"), question("on", "on")]
+
+    topics = {i: topics_of(ask(i)) for i in range(pictures)}
+    probes = for_probes(scenes, topics, range(pictures), ask, per_group=per_group, seed=0)
+    labels = Counter(one.question.label for one in probes)
+    assert len(probes) == min(pictures, per_group)
+    assert abs(labels["yes"] - labels["no"]) <= 1 and labels["no"] >= expected - 2

@@ -1,0 +1,130 @@
+from pathlib import Path
+
+import pytest
+
+from finetune.flags import arguments, flags_of_2023, parse
+from finetune.training.trainer import log_folder
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("d.json").write_text("[]")
+
+
+BASE = ("--model_name_or_path", "m", "--data_path", "d.json")
+
+
+def test_defaults_are_those_of_the_2023_program():
+    args, lines = parse.parse(BASE)
+    assert lines == []
+    assert args.training.output_dir == "output_qwen"
+    assert args.training.optim == "adamw_torch"
+    assert args.training.report_to == ["tensorboard"]
+    assert (args.data.model_max_length, args.adaptation.fix_vit) == (8192, True)
+    lora = args.adaptation
+    assert (lora.lora_r, lora.lora_alpha, lora.lora_dropout, lora.lora_bias) == (64, 16, 0.05, "none")
+    assert not lora.use_lora and not lora.q_lora
+
+
+def test_every_flag_of_the_2023_program_is_understood():
+    flags = (
+        "--cache_dir c --eval_data_path d.json --lazy_preprocess True --optim adamw_torch --model_max_length 512 "
+        "--use_lora --fix_vit False --lora_r 8 --lora_alpha 4 --lora_dropout 0.1 --lora_weight_path w --lora_bias none "
+        "--lora_target_modules c_attn attn.c_proj w1 w2 --q_lora False"
+    )
+    args, lines = parse.parse([*BASE, *flags.split()])
+    assert args.adaptation.lora_target_modules == ["c_attn", "attn.c_proj", "w1", "w2"]
+    assert args.lora and args.adaptation.fix_vit is False and args.data.model_max_length == 512
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["--evaluation_strategy", "no"], ["--eval_strategy", "no"]),
+        (["--warmup_ratio", "0.01"], ["--warmup_steps", "0.01"]),
+        (["--warmup_ratio=0.01"], ["--warmup_steps", "0.01"]),
+        (["--group_by_length", "True"], ["--train_sampling_strategy", "group_by_length"]),
+        (["--group_by_length"], ["--train_sampling_strategy", "group_by_length"]),
+        (["--group_by_length", "False"], []),
+        (["--no_cuda"], ["--use_cpu"]),
+        (["--per_gpu_train_batch_size", "3"], ["--per_device_train_batch_size", "3"]),
+        (["--save_safetensors", "True"], []),
+        (["--fp16_opt_level", "O1"], []),
+        (["--adafactor", "True"], ["--optim", "adafactor"]),
+    ],
+)
+def test_flags_of_2023_are_translated_with_one_line_each(old: list[str], new: list[str]):
+    translated, lines = flags_of_2023.translate([*BASE, *old, "--seed", "3"])
+    assert translated == [*BASE, *new, "--seed", "3"]
+    assert len(lines) == 1
+    assert lines[0].startswith(" ".join(old).replace("=", " "))
+
+
+def test_gradient_checkpointing_reaches_the_installed_version():
+    args, _ = parse.parse([*BASE, "--gradient_checkpointing", "True"])
+    assert vars(args.training).get("activation_checkpointing", args.training.gradient_checkpointing) is True
+
+
+def test_logging_dir_still_says_where_tensorboard_writes():
+    assert log_folder(parse.parse(BASE)[0].training) == Path("output_qwen/runs")
+    assert log_folder(parse.parse([*BASE, "--logging_dir", "elsewhere"])[0].training) == Path("elsewhere")
+
+
+def test_a_switch_takes_only_true_or_false():
+    with pytest.raises(ValueError, match=r"--group_by_length: found 'perhaps', expected True or False"):
+        flags_of_2023.translate(["--group_by_length", "perhaps"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--data_path", "d.json"), r"--model_name_or_path: missing"),
+        (("--model_name_or_path", "m"), r"--data_path: missing"),
+        (
+            ("--model_name_or_path", "m", "--data_path", "no.json"),
+            r"--data_path: there is no file or folder 'no.json'",
+        ),
+        ((*BASE, "--monitor", "True"), r"--monitor True: needs --probes"),
+        ((*BASE, "--monitor", "True", "--probes", "no.json"), r"--probes: there is no file 'no.json'"),
+        ((*BASE, "--eval_strategy", "steps"), r"--eval_strategy steps: needs --eval_data_path"),
+        (
+            (*BASE, "--lora_target_modules", "w1"),
+            r"--lora_target_modules: only has a meaning with --use_lora",
+        ),
+        ((*BASE, "--key_layers", "1,x"), r"--key_layers: found '1,x', expected auto or layer numbers"),
+        ((*BASE, "--use_lora", "True", "--lora_r", "0"), r"--lora_r: found 0, expected at least 1"),
+        ((*BASE, "--bf16", "True", "--fp16", "True"), r"fp16 and bf16"),
+    ],
+)
+def test_contradictions_are_named(flags: tuple[str, ...], message: str):
+    with pytest.raises(ValueError, match=message):
+        parse.parse(flags)
+
+
+def test_all_contradictions_are_listed_at_once():
+    with pytest.raises(ValueError, match=r"(?s)--data_path.*--key_layers"):
+        parse.parse(["--model_name_or_path", "m", "--key_layers", "x"])
+
+
+def test_given_flags_win_over_defaults():
+    merged = parse.merge(
+        ["--seed", "1", "--targets", "a", "b", "--lr", "2"], ["--seed=5", "--monitor", "False"]
+    )
+    assert merged == ["--targets", "a", "b", "--lr", "2", "--seed=5", "--monitor", "False"]
+
+
+def test_the_connector_trains_in_full_mode_and_not_under_lora_unless_told():
+    def train_connector(*flags: str) -> bool:
+        return parse.parse([*BASE, *flags])[0].train_connector
+
+    assert train_connector() is True
+    assert train_connector("--use_lora", "True") is False
+    assert train_connector("--use_lora", "True", "--train_connector", "True") is True
+    assert train_connector("--train_connector", "False") is False
+
+
+def test_key_layers():
+    assert arguments.MonitorArguments().chosen_layers() == ()
+    assert arguments.MonitorArguments(key_layers="8,16, 24").chosen_layers() == (8, 16, 24)

@@ -1,0 +1,92 @@
+"""``--config run.yaml``: what it says counts, flags beside it win, and what is wrong in it is told by name."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune.flags import parse
+from tests.finetune.hostile import damaged
+
+RUN = {
+    "model_name_or_path": "m", "data_path": "d.json", "use_lora": True, "lora_r": 4, "learning_rate": 1e-5,
+    "lora_target_modules": ["c_attn", "w1"], "eval_data_path": None,
+}  # fmt: skip
+TEXT = """
+# what was found to be best
+model_name_or_path: m
+data_path: d.json
+use_lora: true
+lora_r: 4
+learning_rate: 1e-5
+lora_target_modules: [c_attn, w1]
+eval_strategy: no
+warmup_ratio: 0.1
+lr_scheduler_kwargs: {num_cycles: 2}
+eval_data_path:
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("d.json").write_text("[]")
+    Path("run.yaml").write_text(TEXT)
+
+
+def test_a_file_of_flags_counts_and_flags_beside_it_win():
+    args, lines = parse.parse(["--config", "run.yaml", "--lora_r", "8", "--seed=3"])
+    chosen = args.adaptation
+    assert (chosen.use_lora, chosen.lora_r, chosen.lora_target_modules) == (True, 8, ["c_attn", "w1"])
+    assert (args.training.learning_rate, args.training.seed) == (1e-5, 3)
+    assert (args.training.eval_strategy, args.training.lr_scheduler_kwargs) == ("no", {"num_cycles": 2})
+    assert args.training.warmup_steps == 0.1 and lines[0].startswith("--warmup_ratio 0.1: is --warmup_steps")
+    first, _ = parse.parse(["--lora_r", "8", "--config", "run.yaml"])
+    assert first.adaptation.lora_r == 8
+
+
+def test_the_usual_flags_of_a_script_give_way_to_the_file():
+    usual = ["--lora_r", "64", "--weight_decay", "0.1", "--model_name_or_path", "other"]
+    args, _ = parse.parse([*usual, "--given", "--config", "run.yaml", "--seed", "3"])
+    assert (args.adaptation.lora_r, args.model.model_name_or_path, args.training.weight_decay) == (
+        4,
+        "m",
+        0.1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("lora_rank: 4", "--lora_rank: there is no such flag; did you mean --local_rank or --lora_r?"),
+        ("lora_r: [[1]]", "lora_r: found a list of 1, expected a value"),
+        ("lora_r: 4\nlora_r: 5", "lora_r: is there twice"),
+        ("a: &a [1]\nb: *a", "found an alias"),
+        ("- lora_r", "found a list of 1, expected flags with their values"),
+        ("lora_r", 'found "lora_r", expected flags'),
+        ("lora_r: [", "broken YAML"),
+        ("4: 5", "found an object of 1, expected flags"),
+        ("config: other.yaml", "a file cannot name another"),
+        ("data_path: [d.json, e.json]", "--data_path: found 2 values (d.json e.json), expected one"),
+        ("x: " + "[" * 50_000, "--config run.yaml: "),
+        ("lora_r: 0", "--lora_r: found 0"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_told(text: str, words: str):
+    Path("run.yaml").write_text(text)
+    with pytest.raises(ValueError) as caught:
+        parse.parse(["--config", "run.yaml"])
+    assert words in str(caught.value) and len(str(caught.value)) < 2000
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(ValueError, match="--config none.yaml: cannot be read"):
+        parse.parse(["--config", "none.yaml"])
+
+
+def test_a_damaged_file_is_one_message_or_read():
+    for seed in range(30):
+        Path("run.yaml").write_bytes(damaged(RUN, seed))
+        try:
+            parse.parse(["--config", "run.yaml"])
+        except ValueError as error:
+            assert len(str(error)) < 2000

@@ -1,0 +1,166 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from finetune.families.qwen_vl import QwenVLFamily
+from finetune.model import checkpoint
+from finetune.model.adaptation import adapt
+from finetune.qwen_vl import QwenVLForConditionalGeneration, QwenVLProcessor
+from tests.finetune.conftest import write_checkpoint
+from tests.finetune.model.test_adaptation import LORA, batch, perturb
+
+
+@pytest.fixture(scope="module")
+def adapter(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+    """An adapter folder without a processor of its own, and its logits."""
+    folder = tmp_path_factory.mktemp("adapter")
+    base, _ = checkpoint.load(checkpoint_folder, for_training=True)
+    adapted = adapt(base, QwenVLFamily(), replace(LORA, connector="full"), master_weights=True)
+    perturb(adapted)
+    adapted.save_pretrained(folder)
+    with torch.no_grad():
+        return folder, adapted.eval()(**batch()).logits
+
+
+def test_a_model_folder(checkpoint_folder: Path):
+    model, processor = checkpoint.load(checkpoint_folder, dtype=torch.bfloat16)
+    assert isinstance(model, QwenVLForConditionalGeneration) and not model.training
+    assert isinstance(processor, QwenVLProcessor)
+    assert next(model.parameters()).dtype == torch.bfloat16
+
+
+def test_an_adapter_folder_brings_its_base_from_anywhere(
+    adapter: tuple[Path, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, logits = adapter
+    monkeypatch.chdir(tmp_path)
+    model, processor = checkpoint.load(folder)
+    assert isinstance(model, PeftModel) and isinstance(processor, QwenVLProcessor)
+    assert not any(p.requires_grad for p in model.parameters())
+    with torch.no_grad():
+        assert torch.equal(model(**batch()).logits, logits)
+    assert any(p.requires_grad for p in checkpoint.load(folder, for_training=True)[0].parameters())
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path):
+    with pytest.raises(
+        ValueError, match=r"nowhere: there is no such folder .*expected a model folder, an adapter folder"
+    ):
+        checkpoint.load(tmp_path / "nowhere")
+
+
+def test_a_folder_without_a_model(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"found neither config\.json nor adapter_config\.json"):
+        checkpoint.load(tmp_path)
+
+
+def test_an_adapter_whose_base_is_gone(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/gone/base/model"}))
+    with pytest.raises(
+        ValueError, match=r"adapter_config\.json: its base model '/gone/base/model' is not there"
+    ):
+        checkpoint.load(tmp_path)
+
+
+def test_weights_that_are_quantised_already_are_refused(checkpoint_folder: Path, tmp_path: Path):
+    config = json.loads((checkpoint_folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"quantised already \(gptq\).*--q_lora"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_text_only_qwen_is_refused(checkpoint_folder: Path, tmp_path: Path):
+    config = json.loads((checkpoint_folder / "config.json").read_text())
+    del config["visual"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="text-only Qwen"):
+        checkpoint.load(tmp_path)
+
+
+def test_four_bit_is_for_the_language_layers_alone(checkpoint_folder: Path):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model, _ = checkpoint.load(checkpoint_folder, quantize=True, for_training=True)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            inside = name.startswith("transformer.h.")
+            assert isinstance(module, bitsandbytes.nn.Linear4bit) == inside, name
+    adapted = adapt(model, QwenVLFamily(), LORA, master_weights=True)
+    inputs = batch()
+    out = adapted(**inputs).logits
+    out.square().mean().backward()
+    gradients = [p.grad for p in adapted.parameters() if p.requires_grad]
+    assert len(gradients) == 16 and all(g is not None for g in gradients)
+    assert any(g.abs().max() > 0 for g in gradients)
+
+
+def test_an_adapter_of_another_base_is_told_from_its_shapes(
+    adapter: tuple[Path, torch.Tensor], checkpoint_folder: Path, tmp_path: Path
+):
+    folder, logits = adapter
+    wider = write_checkpoint(tmp_path / "wider", intermediate_size=96)
+    with pytest.raises(
+        ValueError,
+        match=r"an adapter of another model than .*wider:\n  base_model\.model\.transformer\.h\.0\.mlp\.w1\.lora_B"
+        r"\.weight: found \[32, 4\] in the adapter, expected \[48, 4\] for this base\n(.|\n)*\n"
+        r".*adapter_config\.json there says which",
+    ):
+        checkpoint.load(folder, base=str(wider))
+    shallow = write_checkpoint(tmp_path / "flat", num_hidden_layers=1)
+    with pytest.raises(ValueError, match=r"h\.1\.attn.*expected no such tensor"):
+        checkpoint.load(folder, base=str(shallow))
+    # The same base in another place is as good.
+    copy = write_checkpoint(tmp_path / "copy")
+    with torch.no_grad():
+        assert torch.equal(checkpoint.load(folder, base=str(copy))[0](**batch()).logits, logits)
+
+
+def test_an_adapter_that_lost_a_tensor_is_refused(adapter: tuple[Path, torch.Tensor], tmp_path: Path):
+    folder = shutil.copytree(adapter[0], tmp_path / "lost")
+    saved = load_file(folder / "adapter_model.safetensors")
+    del saved["base_model.model.transformer.h.1.mlp.w1.lora_B.weight"]
+    save_file(saved, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"h\.1\.mlp\.w1\.lora_B\.weight: found none in the adapter"):
+        checkpoint.load(folder)
+
+
+def test_an_adapter_that_was_cut_short_is_named(adapter: tuple[Path, torch.Tensor], tmp_path: Path):
+    folder = shutil.copytree(adapter[0], tmp_path / "cut")
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: cannot be read .*it was cut short"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("name", ["sdpa", "eager"])
+def test_the_kernel_is_the_one_asked_for(checkpoint_folder: Path, name: str):
+    assert checkpoint.load(checkpoint_folder, attn_implementation=name)[0].config._attn_implementation == name
+
+
+def test_a_flash_kernel_that_cannot_be_is_refused_before_weights_load(
+    checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(checkpoint, "is_flash_attn_2_available", lambda: False)
+    monkeypatch.setattr(
+        checkpoint.AutoModelForImageTextToText, "from_pretrained", lambda *_, **__: pytest.fail()
+    )
+    with pytest.raises(ValueError) as caught:
+        checkpoint.load(checkpoint_folder, attn_implementation="flash_attention_2")
+    message = str(caught.value)
+    assert (
+        "found no GPU" in message
+        and "found no package flash-attn" in message
+        and "sdpa, the default" in message
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(checkpoint, "is_flash_attn_2_available", lambda: True)
+    checkpoint.check_kernel("flash_attention_2", torch.bfloat16)
+    with pytest.raises(ValueError, match="found training in float32, expected --bf16 True or --fp16 True"):
+        checkpoint.check_kernel("flash_attention_2", torch.float32)

@@ -1,0 +1,350 @@
+"""What people write into records is read, or it is said that it is not: nothing is left out in silence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune.data.dataset import build_dataset
+from finetune.samples.conversation import ImageRef
+from finetune.samples.source import read
+from finetune.training.preview import sample_text
+from tests.finetune.families.tiny_families import ALL
+
+WIDE = (56, 40)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ATTENTION_FINETUNE_CACHE", str(tmp_path / "cache"))
+    for name in ("a", "b"):
+        Image.new("RGB", WIDE, "red").save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def turns(*said: tuple[str, Any], **marks: Any) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content} for role, content in said]
+
+
+ASKED = [("user", "<image>What is this?"), ("assistant", "A box.")]
+UNPLACED = [("user", "What is this?"), ("assistant", "A box.")]
+
+
+def write(folder: Path, record: Any) -> Path:
+    path = folder / "data.json"
+    path.write_text(json.dumps(record if isinstance(record, list) else [record]), encoding="utf-8")
+    return path
+
+
+def opened(folder: Path, record: Any, said: list[str] | None = None, **options: Any) -> Any:
+    say = (lambda _: None) if said is None else said.append
+    return read(write(folder, record), workers=1, say=say, **options)
+
+
+def trained(folder: Path, record: Any, family: str = "qwen2-vl") -> str:
+    """A sample as --dry_run shows it."""
+    tiny = ALL[family]
+    processor = tiny.processor(folder)
+    found = build_dataset(
+        opened(folder, record), processor, tiny.family, max_length=9999, on_bad_sample="error", workers=1,
+        say=lambda _: None,
+    )  # fmt: skip
+    return sample_text(found[0].encoded, processor, name="one", colour=False)
+
+
+def parts(conversation: Any) -> list[Any]:
+    return [
+        part.path.name if isinstance(part, ImageRef) else part
+        for turn in conversation.turns
+        for part in turn.parts
+    ]
+
+
+def refused(folder: Path, record: Any, **options: Any) -> str:
+    with pytest.raises(ValueError) as caught:
+        opened(folder, record, **options)
+    assert len(str(caught.value).encode()) < 2000
+    return str(caught.value)
+
+
+# --- the system prompt -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+def test_a_system_prompt_beside_the_turns_is_the_one_that_is_trained(folder: Path, key: str):
+    shown = trained(folder, {key: turns(*ASKED), "images": ["a.png"], "system": "You answer like a pirate."})
+    assert "<|im_start|>system⏎You answer like a pirate.<|im_end|>" in shown
+    assert "helpful" not in shown
+
+
+def test_a_developers_turn_is_a_system_turn_and_two_are_refused(folder: Path):
+    (found,) = opened(folder, {"messages": turns(("developer", "be brief"), *UNPLACED)})
+    assert [turn.role for turn in found.turns] == ["system", "user", "assistant"]
+    record = {"messages": turns(("system", "s"), *UNPLACED), "system": "t"}
+    assert "messages[0].role: a second system turn, beside the key 'system'" in refused(folder, record)
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["image", "images", "image_path", "image_paths"])
+def test_pictures_beside_messages_are_read_under_any_of_their_names(folder: Path, key: str):
+    for value in ("a.png", ["a.png"]):
+        said: list[str] = []
+        (found,) = opened(folder, {"messages": turns(*ASKED), key: value}, said)
+        assert parts(found) == ["a.png", "What is this?", "A box."] and len(said) == 1
+        (found,) = opened(folder, {"messages": turns(*UNPLACED), key: value}, said)
+        assert parts(found) == ["a.png", "What is this?", "A box."]
+        assert "pictures or videos without a place in the text (1 record) come before the first" in said[-1]
+
+
+@pytest.mark.parametrize("key", ["image", "images"])
+def test_a_turns_own_pictures_come_before_its_words(folder: Path, key: str):
+    said = [*turns(*UNPLACED), *turns(("user", "And <image> now?"), ("assistant", "Two."))]
+    said[0][key] = ["a.png"]
+    said[2][key] = ["b.png"]
+    (found,) = opened(folder, {"messages": said})
+    assert parts(found) == ["a.png", "What is this?", "A box.", "And ", "b.png", " now?", "Two."]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"conversations": turns(*UNPLACED), "image": "a.png"}, "image: found 1 picture and 0 <image> in the text"),
+        ({"conversations": turns(*UNPLACED), "image_path": "a.png"}, "image_path: found 1 picture and 0 <image>"),
+        ({"messages": turns(*ASKED), "images": ["a.png", "b.png"]}, "images: found 2 pictures and 1 <image> in"),
+        ({"messages": turns(*ASKED), "images": ["a.png"], "image": "b.png"}, "images: found it beside image"),
+        ({"messages": turns(*UNPLACED), "photo": "a.png"}, "photo: found 'a.png', which looks like a picture"),
+        ({"messages": turns(*UNPLACED), "img_file": ["x/y.JPG"]}, "img_file: found ['x/y.JPG'], which looks like"),
+        (
+            {"messages": [{"role": "user", "content": "?", "picture": "a.png"}, *turns(ASKED[1])]},
+            "messages[0].picture: found 'a.png', which looks like a picture",
+        ),
+        ({"messages": turns(*UNPLACED), "audio": "a.wav"}, "audio: found 'a.wav', expected pictures and videos"),
+        (
+            {"messages": [{**turns(ASKED[0])[0], "audios": ["a.wav"]}, *turns(ASKED[1])], "image": "a.png"},
+            "messages[0].audios: found ['a.wav'], expected pictures and videos alone",
+        ),
+        (
+            {"messages": turns(("user", [{"type": "text", "text": "?", "image": "a.png"}]), ASKED[1])},
+            "content[0]: found a picture or a video in a part of type text",
+        ),
+        (
+            {"messages": turns(("user", "<|vision_start|><|image_pad|><|vision_end|>?"), ASKED[1]), "image": "a.png"},
+            "the text has <|vision_start|>, which is words in data: write <image> instead",
+        ),
+        (
+            {"conversations": [{"from": "user", "value": "<img>a.png</img>"}, {"from": "assistant", "value": "x"}],
+             "images": ["b.png"]},
+            "images: found ['b.png'], expected pictures in the text, as <img>path</img>",
+        ),
+    ],
+)  # fmt: skip
+def test_a_picture_that_is_given_and_not_placed_is_an_error(folder: Path, record: Any, message: str):
+    options = {"data_format": "qwen-vl"} if "<img>" in json.dumps(record) else {}
+    assert message in refused(folder, record, **options)
+
+
+def test_a_picture_column_of_parquet_is_read_as_bytes_dict_or_path(folder: Path):
+    content = (folder / "a.png").read_bytes()
+    for value in (content, {"bytes": content, "path": None}, "a.png"):
+        rows = datasets.Dataset.from_list([{"messages": turns(*UNPLACED), "image": value}])
+        rows.to_parquet(folder / "data.parquet")
+        (found,) = read(folder / "data.parquet", workers=1, say=lambda _: None)
+        assert isinstance(found.turns[0].parts[0], ImageRef) and found.images[0].size_pixels == WIDE
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "image": "a.png"},
+        {"image": "a.png"},
+        {"type": "input_image", "image_url": "a.png"},
+        {"type": "image_url", "image_url": {"url": "a.png"}},
+        {"type": "image", "url": "a.png", "text": None},
+    ],
+)
+def test_parts_are_read_as_the_field_writes_them(folder: Path, part: Any):
+    said = turns(("user", [part, {"type": "input_text", "text": "What is this?"}]), ASKED[1])
+    assert parts(opened(folder, {"messages": said})[0]) == ["a.png", "What is this?", "A box."]
+
+
+def test_a_part_whose_type_is_no_text_is_named(folder: Path):
+    part = {"type": {"type": "image_url"}, "image_url": {"url": "a.png"}}
+    assert "content[0]: found {'type': {'type'" in refused(
+        folder, {"messages": turns(("user", [part]), ASKED[1])}
+    )
+
+
+# --- who learns what -------------------------------------------------------------------------------------------------
+
+TWO = [("user", "<image>What?"), ("assistant", "WRONG"), ("user", "Sure?"), ("assistant", "A box.")]
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"loss": False}, {"train": False},
+                                  {"train_on_turn": False}, {"loss_mask": 0}])  # fmt: skip
+@pytest.mark.parametrize("family", ["qwen2-vl", "qwen-vl"])
+def test_an_answer_that_is_marked_as_not_learned_is_not(folder: Path, family: str, mark: dict[str, Any]):
+    for key in ("messages", "conversations"):
+        said = turns(*TWO)
+        said[1] |= mark
+        shown = trained(folder, {key: said, "images": ["a.png"]}, family)
+        learned = "".join(line for line in shown.splitlines() if line.startswith("  train |"))
+        assert "WRONG" in shown and "WRONG" not in learned and "A box." in learned
+
+
+def test_the_token_that_ends_an_answer_goes_with_it_and_marks_of_1_change_nothing(folder: Path):
+    tiny = ALL["qwen2-vl"]
+
+    def labels(**mark: Any) -> np.ndarray:
+        said = turns(*TWO)
+        said[1] |= mark
+        found = build_dataset(
+            opened(folder, {"messages": said, "images": ["a.png"]}), tiny.processor(folder), tiny.family,
+            max_length=9999, on_bad_sample="error", workers=1, say=lambda _: None,
+        )  # fmt: skip
+        assert (
+            found.lengths is not None
+            and found.lengths.trained_tokens[0] == (found[0].encoded.labels != -100).sum()
+        )
+        return found[0].encoded.labels
+
+    plain, one, none = labels(), labels(weight=1), labels(weight=0)
+    assert (plain == one).all()
+    assert (plain != none).sum() == len("WRONG") + 1 and (none[plain != none] == -100).all()
+
+
+@pytest.mark.parametrize(
+    ("mark", "message"),
+    [
+        ({"weight": 0.5}, "messages[1].weight: found 0.5, expected 1 or true"),
+        ({"loss": "false"}, "messages[1].loss: found 'false', expected 1 or true"),
+        ({"weight": 0, "loss": True}, "messages[1]: found weight: 0, loss: True, expected marks that agree"),
+        ({"mask": True}, "messages[1].mask: found True, which may mean learned or left out"),
+        ({"weight": 0, "last": True}, "found every answer marked as not to be learned"),
+    ],
+)
+def test_marks_that_cannot_be_obeyed_are_refused(folder: Path, mark: dict[str, Any], message: str):
+    said = turns(*TWO)
+    said[1] |= mark
+    if mark.get("last"):
+        said[3] |= {"weight": 0}
+    assert message in refused(folder, {"messages": said, "images": ["a.png"]})
+
+
+def test_an_evaluated_answer_is_one_that_is_learned(folder: Path):
+    from finetune.samples.conversation import questions
+    from finetune.training.evaluation import _up_to_answer
+
+    said = turns(*TWO)
+    said[3] |= {"weight": 0}
+    (found,) = opened(folder, {"messages": said, "images": ["a.png"]})
+    assert len(_up_to_answer(found).turns) == 2
+    assert [answer for _, _, answer in questions([found])] == ["WRONG"]
+
+
+# --- what is not read ------------------------------------------------------------------------------------------------
+
+
+def test_each_kind_of_key_that_is_not_read_is_said_once_with_its_count(folder: Path):
+    record = {
+        "messages": [{**turns(ASKED[0])[0], "name": "ann"}, {**turns(ASKED[1])[0], "reasoning_content": "hm"}],
+        "images": ["a.png"], "id": 7, "tools": '[{"name": "zoom"}]', "rejected_response": "A cat.",
+        "history": [["a", "b"]], "score": float("nan"), "empty": [], "none": None,
+    }  # fmt: skip
+    said: list[str] = []
+    opened(folder, [record, record, {"messages": turns(*UNPLACED), "tools": "[]", "score": 1}], said)
+    notes = sorted(line.split(": ", 1)[1] for line in said[1:])
+    assert notes == [
+        "key 'history' (2 records) is not read",
+        "key 'messages[].name' (2 records) is not read",
+        "key 'messages[].reasoning_content' (2 records) is not read",
+        "key 'rejected_response' (2 records) is not read",
+        "key 'score' (3 records) is not read",
+        "key 'tools' (2 records) is not read",
+    ]
+
+
+def test_what_a_part_holds_beside_its_picture_is_said(folder: Path):
+    part = {"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}, "max_pixels": 50176}
+    said: list[str] = []
+    opened(folder, {"messages": turns(("user", [part, {"type": "text", "text": "?"}]), ASKED[1])}, said)
+    assert sorted(line.split("'")[1] for line in said[1:]) == [
+        "messages[].content[].image_url.detail",
+        "messages[].content[].max_pixels",
+    ]
+
+
+def test_streamed_data_says_what_is_not_read_of_the_records_looked_at(folder: Path):
+    said: list[str] = []
+    opened(folder, [{"messages": turns(*UNPLACED), "tools": "[1]"}] * 3, said, streaming=True)
+    assert said[1].endswith("key 'tools' (3 records looked at) is not read")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [
+            *turns(ASKED[0]),
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "c"}]},
+            *turns(ASKED[1]),
+        ],
+        [*turns(ASKED[0]), *turns(("tool", "zoomed")), *turns(ASKED[1])],
+        [*turns(ASKED[0]), *turns(("function_call", "{}"), ("observation", "ok")), *turns(ASKED[1])],
+    ],
+)
+def test_tool_calls_are_one_fault_a_record(folder: Path, said: Any):
+    message = refused(folder, {"messages": said, "images": ["a.png"]}, data_format="openai")
+    assert "1 fault\n" in message and "found a tool call or its result, which is not trained here" in message
+
+
+# --- spellings -------------------------------------------------------------------------------------------------------
+
+
+def test_either_spelling_of_a_turn_is_read_under_either_key(folder: Path):
+    other = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A box."}]
+    for key, said in (("conversations", turns(("user", "<image>What?"), ASKED[1])), ("messages", other)):
+        (found,) = opened(folder, {"id": 0, "image": "a.png", key: said})
+        assert parts(found) == ["a.png", "What?", "A box."]
+        assert [turn.role for turn in found.turns] == ["user", "assistant"]
+
+
+# --- words that look like a picture ----------------------------------------------------------------------------------
+
+
+def test_a_backslash_makes_words_of_a_place(folder: Path):
+    record = {
+        "messages": turns(("user", "<image>Write an \\<image> tag"), ("assistant", "\\<image>")),
+        "image": "a.png",
+    }
+    assert parts(opened(folder, record)[0]) == ["a.png", "Write an <image> tag", "<image>"]
+    del record["image"]
+    assert "a backslash before it makes a word of it: \\<image>" in refused(folder, record)
+    said = [
+        {"from": "user", "value": "<img>a.png</img>what is \\<img>?"},
+        {"from": "assistant", "value": "a tag"},
+    ]
+    assert parts(opened(folder, {"conversations": said})[0]) == ["a.png", "what is <img>?", "a tag"]
+
+
+def test_between_parts_that_name_their_pictures_a_place_is_words(folder: Path):
+    asked = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "How do I write an <image> tag?"}]
+    assert parts(opened(folder, {"messages": turns(("user", asked), ASKED[1])})[0])[1] == asked[1]["text"]
+    assert "found 0 pictures and 1 <image>" in refused(
+        folder, {"messages": turns(("user", asked[1:]), ASKED[1])}
+    )
+
+
+def test_a_dry_run_tells_control_tokens_from_words(folder: Path):
+    said = turns(
+        ("user", "<image>Stop at <|im_end|>?"),
+        ("assistant", "<|image_pad|> and <|box_start|>(1,2),(3,4)<|box_end|>"),
+    )
+    shown = trained(folder, {"messages": said, "image": "a.png"})
+    assert "Stop at \\<|im_end|>?<|im_end|>⏎" in shown
+    assert "train | \\<|image_pad|> and <|box_start|>(1,2),(3,4)<|box_end|><|im_end|>" in shown
+    assert "(a backslash before the name of a control token: here it is words)" in shown

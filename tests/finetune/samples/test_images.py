@@ -1,0 +1,174 @@
+"""The size that a header tells is that of the picture as it is opened."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from finetune.samples.conversation import ImageRef
+from finetune.samples.images import open_image, size_of
+
+ORIENTATION = 0x0112
+
+
+def encoded(kind: str, orientation: int | None) -> bytes:
+    """A picture of 30 × 20 pixels, left half blue, as a file."""
+    picture = Image.new("RGB", (30, 20), "white")
+    picture.paste("blue", (0, 0, 15, 20))
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[ORIENTATION] = orientation
+    file = io.BytesIO()
+    picture.save(file, kind, exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [None, *range(9)])
+def test_the_headers_size_is_the_opened_ones(
+    kind: str, orientation: int | None, monkeypatch: pytest.MonkeyPatch
+):
+    content = encoded(kind, orientation)
+    opened = open_image(content)
+    assert opened.size == ((20, 30) if orientation in (5, 6, 7, 8) else (30, 20))
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("the picture was decoded"))
+    monkeypatch.setattr(
+        PngImagePlugin.PngImageFile, "load", lambda *_: pytest.fail("the picture was decoded")
+    )
+    assert size_of(content) == opened.size
+
+
+def behind_the_pixels(kind: bytes, data: bytes) -> bytes:
+    """A PNG with a chunk between its pixels and its end, where some programs write EXIF."""
+    content = encoded("PNG", None)
+    end = content.rindex(b"IEND") - 4
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return content[:end] + chunk + content[end:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "size"),
+    [
+        (b"eXIf", None, (20, 30)),
+        (b"tEXt", b"date:create\x002026", (30, 20)),
+        (b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="8"/>', (20, 30)),
+    ],
+)
+def test_an_orientation_behind_the_pixels_is_seen(kind: bytes, data: bytes | None, size: tuple[int, int]):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    content = behind_the_pixels(kind, exif.tobytes()[6:] if data is None else data)
+    assert size_of(content) == open_image(content).size == size
+
+
+def test_every_kind_of_source_is_opened_alike(tmp_path: Path):
+    file = tmp_path / "a.png"
+    file.write_bytes(encoded("PNG", 6))
+    sources: list[Any] = [
+        file, str(file), file.read_bytes(), Image.open(file), ImageRef("a.png", file),
+        ImageRef("images[0]", Path("nowhere"), data=file.read_bytes()),
+    ]  # fmt: skip
+    for source in sources:
+        assert size_of(source) == (20, 30)
+        assert open_image(source).getpixel((19, 2)) == (0, 0, 255)  # what was left is on top now
+    sources[3].close()
+
+
+@pytest.mark.parametrize("opening", [open_image, size_of])
+def test_what_is_wrong_is_said_with_the_pictures_name(opening: Any, tmp_path: Path):
+    (tmp_path / "text.png").write_text("hello")
+    Image.new("1", (20_000, 6_000)).save(tmp_path / "huge.png")
+    inside = ImageRef("images[0]", Path("images[0]"), data=b"xyz")
+    with pytest.raises(ValueError, match=r"image '.*no\.png': there is no such file"):
+        opening(tmp_path / "no.png")
+    with pytest.raises(ValueError, match=r"image '.*text\.png': found no picture in it"):
+        opening(tmp_path / "text.png")
+    with pytest.raises(
+        ValueError, match=r"huge\.png': found 20000 × 6000 pixels, expected at most 100,000,000"
+    ):
+        opening(tmp_path / "huge.png")
+    with pytest.raises(
+        ValueError, match=r"image 'images\[0\]' \(3 bytes inside the data\): found no picture"
+    ):
+        opening(inside)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP"])
+def test_cut_and_harmed_files_are_errors_that_name_them(kind: str, capfd: pytest.CaptureFixture[str]):
+    file = io.BytesIO()
+    Image.effect_noise((37, 23), 60).convert("RGB").save(file, kind)
+    content = file.getvalue()
+    with pytest.raises(
+        ValueError, match=r"image <\d+ bytes>: found a broken file .*; save or download it again"
+    ):
+        open_image(content[: len(content) // 2])
+    for place in range(0, len(content), max(1, len(content) // 60)):
+        harmed = bytearray(content)
+        harmed[place] ^= 0x55
+        for broken in (content[:place], bytes(harmed)):
+            for opening in (open_image, size_of):
+                try:
+                    opening(broken)
+                except ValueError as error:
+                    assert str(error).startswith("image <")
+
+
+@pytest.mark.parametrize(
+    "raised", [RuntimeError, NotImplementedError, SyntaxError, AttributeError, MemoryError, zlib.error]
+)
+@pytest.mark.parametrize("opening", [open_image, size_of])
+def test_whatever_a_reader_raises_on_a_file_names_it_in_few_words(
+    opening: Any, raised: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "odd.avif").write_bytes(encoded("PNG", None))
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise raised("unimplemented " + "x" * 5000)
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(ValueError, match=r"odd\.avif': found a broken file \(unimplemented x") as caught:
+        opening(tmp_path / "odd.avif")
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("opening", [open_image, size_of])
+def test_an_empty_file_and_a_folder_are_named_as_such(opening: Any, tmp_path: Path):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "album.png").mkdir()
+    with pytest.raises(ValueError, match=r"empty\.png': found a broken file \(0 bytes\)"):
+        opening(tmp_path / "empty.png")
+    with pytest.raises(ValueError, match=r"album\.png': found a folder"):
+        opening(tmp_path / "album.png")
+    with pytest.raises(ValueError, match=r"\(0 bytes\)"):
+        opening(b"")
+
+
+@pytest.mark.parametrize("scale", [1.0, 255.0, 65535.0])
+def test_floats_are_scaled_not_cut(scale: float, tmp_path: Path):
+    values = np.array([[0.0, 0.25, 1.0]], np.float32) * scale
+    Image.fromarray(values).save(tmp_path / "f.tiff")
+    found = open_image(tmp_path / "f.tiff")
+    assert [found.getpixel((x, 0)) for x in range(3)] == [(0,) * 3, (64,) * 3, (255,) * 3]
+    Image.fromarray(np.array([[0.0, np.nan]], np.float32)).save(tmp_path / "nan.tiff")
+    with pytest.raises(ValueError, match="values from nan to nan, expected 0 to 1"):
+        open_image(tmp_path / "nan.tiff")
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F"]
+)
+def test_every_mode_is_opened_in_rgb(mode: str):
+    for size in ((1, 1), (4, 3000)):
+        assert open_image(Image.new(mode, size)).mode == "RGB"
+
+
+def test_of_an_animation_it_is_the_first_frame(tmp_path: Path):
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert size_of(tmp_path / "a.gif") == (8, 6)
+    assert open_image(tmp_path / "a.gif").getpixel((3, 3)) == (255, 0, 0)

@@ -1,0 +1,200 @@
+"""Exported folders are the model that was trained: adapters of every kind, full checkpoints, and what is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from finetune import export
+from finetune.families.qwen_vl import QwenVLFamily
+from finetune.model import checkpoint
+from finetune.model.adaptation import Plan, adapt
+from finetune.qwen_vl import QwenVLForConditionalGeneration
+from finetune.training import run_folder
+from tests.finetune.model.test_adaptation import LORA, batch, perturb
+from tests.finetune.test_program import program  # noqa: F401  (a fixture)
+
+KINDS = {
+    "lora": LORA,
+    "dora": replace(LORA, dora=True),
+    "lora and a trained connector": replace(LORA, connector="full"),
+    "lora everywhere": replace(LORA, vision="lora", connector="lora"),
+    "lora, embeddings and biases": replace(LORA, embeddings=True, bias="lora_only"),
+}
+
+
+def write_adapter(base: Path, folder: Path, plan: Plan = LORA) -> Path:
+    model, processor = checkpoint.load(base, for_training=True)
+    adapted = adapt(model, QwenVLFamily(), plan, master_weights=True)
+    perturb(adapted)
+    adapted.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def write_marks(folder: Path, **marks: object) -> None:
+    run_folder.write_run(folder, marks, finished=True)
+
+
+@pytest.fixture(scope="module")
+def adapter(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(checkpoint_folder, tmp_path_factory.mktemp("adapter") / "out")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_exported_model_is_base_and_adapter(checkpoint_folder: Path, tmp_path: Path, kind: str):
+    adapter = write_adapter(checkpoint_folder, tmp_path / "out", KINDS[kind])
+    lines: list[str] = []
+    done = export.export(adapter, tmp_path / "merged", say=lines.append)
+    assert done.saved.share < 1e-5 < 0.01 < done.adapter.share and done.four_bit is None
+    assert lines[-1].startswith(f"done: {tmp_path / 'merged'} (")
+    # As anyone would: transformers for the merged folder, peft for the adapter.
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").eval()
+    plain = PeftModel.from_pretrained(
+        AutoModelForImageTextToText.from_pretrained(checkpoint_folder), str(adapter)
+    ).eval()
+    with torch.no_grad():
+        ours, theirs = merged(**batch()).logits, plain(**batch()).logits
+        base = AutoModelForImageTextToText.from_pretrained(checkpoint_folder).eval()(**batch()).logits
+    assert torch.allclose(ours, theirs, atol=1e-4) and not torch.allclose(ours, base, atol=1e-2)
+    assert not [name for name, _ in merged.named_parameters() if "lora" in name or "modules_to_save" in name]
+    assert AutoProcessor.from_pretrained(tmp_path / "merged").tokenizer("a").input_ids
+    assert (tmp_path / "merged" / "generation_config.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "out"]  # nothing else is left
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_sixteen_bits_are_within_their_tolerance(checkpoint_folder: Path, tmp_path: Path, name: str):
+    """Trained copies are fp32 in the adapter's file, and sixteen bits where all else is."""
+    adapter = write_adapter(checkpoint_folder, tmp_path / "out", KINDS["lora and a trained connector"])
+    done = export.export(adapter, tmp_path / "merged", dtype=export.DTYPES[name])
+    assert 0 < done.saved.share < export.TOLERANCE[done.dtype] < done.adapter.share
+    saved = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {export.DTYPES[name]}
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == name
+
+
+def test_the_precision_of_training_is_that_of_the_export(adapter: Path, tmp_path: Path):
+    run = shutil.copytree(adapter, tmp_path / "run")
+    write_marks(run, bf16=True)
+    shutil.copytree(adapter, run / "checkpoint-4")
+    for source in (run, run / "checkpoint-4"):
+        assert export.history_of(source) == export.History(torch.bfloat16, False)
+    assert export.export(run / "checkpoint-4", tmp_path / "a").dtype == torch.bfloat16
+    assert export.export(run, tmp_path / "b", dtype=torch.float32).dtype == torch.float32
+
+
+def test_an_adapter_of_a_four_bit_base_is_merged_into_the_base_itself(
+    adapter: Path, checkpoint_folder: Path, tmp_path: Path
+):
+    run = shutil.copytree(adapter, tmp_path / "run")
+    write_marks(run, q_lora=True)
+    lines: list[str] = []
+    done = export.export(run, tmp_path / "merged", say=lines.append)
+    assert done.saved.share < 1e-5 < 1e-3 < done.four_bit.share
+    assert "trained over a 4-bit base" in lines[-2]
+    merged, base = (load_file(f / "model.safetensors") for f in (tmp_path / "merged", checkpoint_folder))
+    name = "transformer.h.0.mlp.c_proj.weight"  # no target: as it was published, to the bit
+    assert torch.equal(merged[name], base[name])
+
+
+def test_a_full_checkpoint_becomes_a_clean_folder(
+    program: ModuleType,  # noqa: F811
+    checkpoint_folder: Path,
+    data_file: Path,
+    tmp_path: Path,
+):
+    flags = ["--model_name_or_path", str(checkpoint_folder), "--data_path", str(data_file)]
+    more = [
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--max_steps",
+        "2",
+        "--save_steps",
+        "1",
+        "--disable_tqdm",
+        "True",
+    ]
+    assert program.main([*flags, *more, "--per_device_train_batch_size", "4", "--learning_rate", "1e-2"]) == 0
+    source = tmp_path / "out" / "checkpoint-1"
+    done = export.export(source, tmp_path / "model", max_shard_size="20KB")
+    assert done.saved.largest == 0 and done.adapter is None
+    left = {path.name for path in (tmp_path / "model").iterdir()}
+    assert not left & {
+        "optimizer.pt",
+        "scheduler.pt",
+        "trainer_state.json",
+        "training_args.bin",
+        "complete.json",
+    }
+    assert (
+        "model.safetensors.index.json" in left
+        and len([name for name in left if name.startswith("model-")]) > 2
+    )
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "model").state_dict()
+    trained = load_file(source / "model.safetensors")
+    assert all(torch.equal(again[name], trained[name]) for name in trained)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda model: model.transformer.h[1].mlp.c_proj.weight.mul_(1.1),
+        lambda model: model.transformer.visual.proj.fill_(float("nan")),
+    ],
+    ids=["another weight", "not a number"],
+)
+def test_a_model_that_differs_is_not_kept(
+    adapter: Path, tmp_path: Path, harm: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    original = QwenVLForConditionalGeneration.save_pretrained
+
+    def harmed(self, *args, **kwargs):
+        with torch.no_grad():
+            harm(self)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(QwenVLForConditionalGeneration, "save_pretrained", harmed)
+    with pytest.raises(
+        ValueError, match=r"differ by .*; allowed in float32: 1e-04.*It is not the same model"
+    ):
+        export.export(adapter, tmp_path / "merged")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_use_is_left_alone(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "mine.txt").write_text("kept")
+    assert export.main([str(adapter), "--output_dir", str(tmp_path)]) == 1
+    assert "holds something already; give a new folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert export.main([str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "new")]) == 1
+    assert "nowhere: there is no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_program_says_what_it_does(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert export.main([str(adapter), "--output_dir", str(tmp_path / "a" / "b"), "--dtype", "fp32"]) == 0
+    opening, merging, comparing, compared, done = capsys.readouterr().out.splitlines()
+    assert opening == f"opening {adapter} in float32" and merging == "merging in float32"
+    assert comparing == "opening what was written, and comparing"
+    assert "allowed in float32: 1e-04; the adapter moved them by" in compared
+    assert done.startswith(f"done: {tmp_path / 'a' / 'b'} (0.00 GiB)")
+
+
+def test_shards_alone_come_with_the_command_that_joins_them(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"found config\.json and no weights; copy it again"):
+        export.export(tmp_path, tmp_path / "new")
+    (tmp_path / "global_step7").mkdir()
+    with pytest.raises(
+        ValueError, match=r"shards in global_step7; put them together first:\n  python .*zero_to_fp32\.py"
+    ):
+        export.export(tmp_path, tmp_path / "new")

@@ -1,0 +1,317 @@
+"""Files of a checkpoint and of a run's folder that are damaged, cut or of somebody else: one message, at once."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from finetune import fields
+from finetune.model import checkpoint, weights
+from finetune.qwen_vl import QwenVLConfig, QwenVLTokenizer
+from finetune.training import run_folder
+from tests.diagnostics.published_shapes import SHAPES
+from tests.finetune.families.tiny_families import GRIDS
+from tests.finetune.hostile import damaged
+
+SEEDS = range(60)
+
+
+@pytest.fixture
+def copy(checkpoint_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint_folder, tmp_path / "copy"))
+
+
+def change(path: Path, **fields_: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields_))
+
+
+def refused(work: Callable[[], Any], *words: str) -> None:
+    """One message of at most 2 kB, with these words."""
+    with pytest.raises(ValueError) as caught:
+        work()
+    message = str(caught.value)
+    assert len(message) < 2000 and all(word in message for word in words), message
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A checkpoint
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("num_hidden_layers", 10**30, ("num_hidden_layers: found a number of 31 digits", "to 2,000")),
+        ("num_hidden_layers", 10**9, ("num_hidden_layers: found 1000000000", "to 2,000")),
+        ("num_attention_heads", {}, ("num_attention_heads: found an object of 0", "a whole number")),
+        ("hidden_size", 0, ("hidden_size: found 0",)),
+        ("intermediate_size", 0, ("intermediate_size: found 0",)),
+        ("intermediate_size", 65, ("intermediate_size is 65", "2")),
+        ("kv_channels", -1, ("kv_channels: found -1",)),
+        ("layer_norm_epsilon", float("nan"), ("layer_norm_epsilon: found NaN",)),
+        ("emb_dropout_prob", [None], ("emb_dropout_prob: found a list of 1",)),
+        ("dtype", "x", ('dtype: found "x"', "bfloat16")),
+        ("vocab_size", "480", ('vocab_size: found "480"',)),
+        ("model_type", {}, ("model_type: found an object",)),
+        ("pad_token_id", "x", ('pad_token_id: found "x"',)),
+        ("hidden_size", 64, ("output_dim",)),
+    ],
+)
+def test_a_field_of_a_configuration_that_cannot_be_is_named(
+    copy: Path, field: str, value: Any, words: tuple[str, ...]
+):
+    change(copy / "config.json", **{field: value})
+    refused(lambda: checkpoint.load_config(copy), str(copy / "config.json"), *words)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("layers", 10**30, "visual.layers: found a number of 31 digits"),
+        ("patch_size", 0, "visual.patch_size: found 0"),
+        ("patch_size", 0.5, "visual.patch_size: found 0.5"),
+        ("patch_size", 13, "patch_size is 13, expected at most image_size 12"),
+        ("image_size", 1e308, "visual.image_size: found 1e+308"),
+        ("heads", 3, "visual['width'] is 16, expected a multiple of visual['heads'] 3"),
+        ("n_queries", 5, "n_queries is 5, expected a square number"),
+        ("mlp_ratio", [[]], "visual.mlp_ratio: found a list of 1"),
+    ],
+)
+def test_so_is_one_of_the_eye(copy: Path, field: str, value: Any, words: str):
+    visual = json.loads((copy / "config.json").read_text())["visual"]
+    change(copy / "config.json", visual=visual | {field: value})
+    refused(lambda: checkpoint.load_config(copy), str(copy / "config.json"), words)
+
+
+def test_the_parts_of_every_family_have_limits(tmp_path: Path):
+    folder = GRIDS["qwen2.5-vl"].write(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["depth"] = config["text_config"]["num_hidden_layers"] = 10**12
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(
+        lambda: checkpoint.load(folder), "vision_config.depth: found", "text_config.num_hidden_layers: found"
+    )
+
+
+def test_what_no_model_can_be_built_from_is_one_message_too(tmp_path: Path):
+    folder = GRIDS["qwen2.5-vl"].write(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["num_attention_heads"] = 0
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(lambda: checkpoint.load(folder), str(folder / "config.json"), "ZeroDivisionError")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_published_configurations_pass(tmp_path: Path, name: str):
+    from finetune.model.checkpoint_files import check_config
+
+    (tmp_path / "config.json").write_text(json.dumps(SHAPES[name].config))
+    check_config(tmp_path)
+
+
+def test_qwen_vl_as_published_and_ten_times_as_large():
+    QwenVLConfig()
+    QwenVLConfig(
+        hidden_size=16384, num_hidden_layers=160, num_attention_heads=128, intermediate_size=98304,
+        visual={
+            "heads": 64, "image_size": 1792, "image_start_id": 151857, "layers": 96, "mlp_ratio": 4.9231,
+            "output_dim": 16384, "patch_size": 14, "width": 8192, "n_queries": 1024,
+        },
+    )  # fmt: skip
+
+
+def test_weights_of_another_shape_than_the_configuration_says(copy: Path):
+    change(copy / "config.json", intermediate_size=32)
+    refused(lambda: checkpoint.load(copy), str(copy), "other shapes than config.json says")
+
+
+def test_weights_that_were_cut_short(copy: Path):
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(lambda: checkpoint.load(copy), str(path), "was cut short")
+    path.write_bytes(b"")
+    refused(lambda: checkpoint.load(copy), str(path), "was cut short")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{",
+        b"[]",
+        b'{"a": 1}',
+        b'{"a": {"data_offsets": 3}}',
+        b'{"a": {"data_offsets": [0, "x"]}}',
+        b"[" * 50_000,
+    ],
+)
+def test_a_header_of_weights_that_is_none(tmp_path: Path, header: bytes):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    assert weights.is_cut_short(path)
+
+
+def test_an_index_of_weights_that_is_none(copy: Path):
+    (copy / "model.safetensors.index.json").write_text('{"weight_map": [1]}')
+    refused(lambda: checkpoint.load(copy), "model.safetensors.index.json: weight_map: found a list of 1")
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (lambda lines: [*lines[:7], b"IQ== 6", *lines[8:]], "256 lines with 255 tokens"),
+        (lambda lines: [*lines[:-1], lines[-1].split()[0] + b" 254"], "255 ranks up to 254"),
+        (lambda lines: lines[:200], "no token for 56 single bytes (the first is 200)"),
+        (lambda lines: [*lines[:-1], lines[-1].split()[0] + b" 9999"], "ranks up to 9,999"),
+    ],
+    ids=["a token twice", "a rank twice", "cut at a line", "a gap"],
+)
+def test_a_vocabulary_that_tiktoken_would_panic_of(
+    checkpoint_folder: Path, tmp_path: Path, lines: Callable[[list[bytes]], list[bytes]], words: str
+):
+    path = tmp_path / "qwen.tiktoken"
+    path.write_bytes(b"\n".join(lines((checkpoint_folder / path.name).read_bytes().splitlines())))
+    refused(lambda: QwenVLTokenizer(str(path)), str(path), words)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tokenizer_config.json"])
+def test_a_checkpoint_with_a_damaged_file_is_one_message_or_opens(copy: Path, name: str):
+    content = json.loads((copy / name).read_text())
+    open_ = checkpoint.load_config if name == "config.json" else checkpoint.load_processor
+    opened = sum(survives(copy, copy / name, damaged(content, seed), open_) for seed in SEEDS)
+    assert opened < len(SEEDS) / 2
+
+
+def survives(folder: Path, path: Path, content: bytes, work: Callable[[Path], Any]) -> bool:
+    """Does ``work`` come to its end? Else its ValueError names the folder, and says it in 2 kB."""
+    path.write_bytes(content)
+    try:
+        work(folder)
+    except ValueError as error:
+        assert len(str(error)) < 2000 and str(folder) in str(error), (content[:300], error)
+        return False
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run's folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+MARKS = {"learning_rate": 1e-3, "lora_target_modules": ["w1"]}
+
+
+def write_run(folder: Path) -> Path:
+    checkpoint_ = folder / "checkpoint-5"
+    checkpoint_.mkdir(parents=True)
+    (checkpoint_ / "trainer_state.json").write_text('{"global_step": 5, "epoch": 1.0, "log_history": []}')
+    torch.save({}, checkpoint_ / "optimizer.pt")
+    save_file({"w": torch.zeros(5, 3)}, checkpoint_ / "adapter_model.safetensors")
+    run_folder.write_run(folder, MARKS, finished=False)
+    run_folder.mark_complete(checkpoint_, processes=1)
+    return checkpoint_
+
+
+def begin(folder: Path) -> run_folder.Start:
+    return run_folder.begin(folder, MARKS, resume=None, overwrite=False, world_size=1, deepspeed=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["run.json", "checkpoint-5/complete.json", "checkpoint-5/trainer_state.json"]
+)
+def test_a_run_with_a_damaged_file_is_one_message_or_goes_on(tmp_path: Path, name: str):
+    write_run(tmp_path)
+    content = json.loads((tmp_path / name).read_text())
+    for seed in SEEDS:
+        survives(tmp_path, tmp_path / name, damaged(content, seed), begin)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('"x"', 'found "x", expected an object'),
+        ('{"version": 1, "finished": true, "marks": -1}', "marks: found -1, expected an object"),
+        ('{"version": 1, "finished": 1, "marks": {}}', "finished: found 1, expected true or false"),
+        ('{"version": 2, "finished": true, "marks": {}}', "version: found 2, expected 1"),
+        ('{"version": 1, "finished": true}', "marks: is missing"),
+        ("[" * 50_000, "nested too deep"),
+        ("9" * 5000, "thousands of digits"),
+        ("", "is empty"),
+    ],
+)
+def test_a_run_file_that_is_none_is_named(tmp_path: Path, content: str, words: str):
+    (tmp_path / "run.json").write_text(content)
+    refused(lambda: begin(tmp_path), str(tmp_path / "run.json"), words, "--output_dir")
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("1", "was not written to its end"),
+        ("[]", "was not written to its end"),
+        ('{"version": 1, "files": {}}', "was not written to its end"),
+        ('{"version": 1, "processes": "x", "files": {}}', "was not written to its end"),
+        ('{"version": 1, "processes": 1, "files": {"optimizer.pt": [1, 2]}}', "was not written to its end"),
+        (
+            json.dumps({"version": 1, "processes": 1, "files": {"x" * 9999: 1}}),
+            "is gone since it was written",
+        ),
+        ('{"version": 1, "processes": 1, "files": {"a\\u0000b": 1}}', "is gone since it was written"),
+        ("[" * 50_000, "was not written to its end"),
+    ],
+)
+def test_a_mark_that_is_none_is_no_mark(tmp_path: Path, content: str, fault: str):
+    (write_run(tmp_path) / "complete.json").write_text(content)
+    found = begin(tmp_path)
+    assert found.how == "new" and fault in found.lines[0] and len(found.lines[0]) < 400
+
+
+@pytest.mark.parametrize(
+    "state", ["{}", "[]", '{"global_step": -1}', '{"global_step": "5"}', "{", "[" * 50_000]
+)
+def test_a_state_without_a_step_is_no_checkpoint(tmp_path: Path, state: str):
+    checkpoint_ = write_run(tmp_path)
+    (checkpoint_ / "trainer_state.json").write_text(state)
+    run_folder.mark_complete(checkpoint_, processes=1)
+    found = begin(tmp_path)
+    assert found.how == "new" and "trainer_state.json" in found.lines[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The mechanism
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_field_is_found_by_its_path_and_all_faults_are_told_at_once():
+    shape = {"version": fields.one_of(1), "part": {"size": fields.whole(1, 9), "name": fields.TEXT}}
+    content = {"version": True, "part": {"size": 2.5, "name": None}}
+    assert list(fields.faults(content, shape, required=("version", "other"))) == [
+        "other: is missing",
+        "version: found true, expected 1",
+        "part.size: found 2.5, expected a whole number from 1 to 9",
+        "part.name: found null, expected text",
+    ]
+    assert list(fields.faults({"version": 1, "part": {"size": 2.0}}, shape)) == []
+    assert list(fields.faults({"part": []}, shape)) == ["part: found a list of 0, expected an object"]
+
+
+def test_many_faults_are_cut():
+    shape = {str(n): fields.TRUTH for n in range(1000)}
+    refused(
+        lambda: fields.check(dict.fromkeys(shape, "x" * 9999), shape, "f.json"),
+        "f.json:\n  0: found",
+        "\n  …",
+    )
+
+
+@pytest.mark.parametrize("comment", ["// why", "# why", "/* why */"])
+def test_a_comment_in_json_is_named(comment: str):
+    refused(
+        lambda: fields.parse(f'{{"a": 1,\n{comment}\n"b": 2}}', "f.json"),
+        "f.json: broken JSON at line 2",
+        "comments",
+    )
+    refused(lambda: fields.parse(f"{comment}\n{{}}", "f"), "f: broken JSON at line 1", "comments")

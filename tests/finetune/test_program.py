@@ -1,0 +1,382 @@
+"""finetune.py as a whole: what a run leaves, what it refuses, and what happens when it is killed."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from finetune.model.checkpoint import load
+from finetune.training import run_folder
+from tests.finetune.families.tiny_families import GRIDS
+from tests.finetune.families.tiny_siglip import SIGLIPS
+from tests.finetune.model.test_adaptation import batch
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "--per_device_train_batch_size", "4", "--max_steps", "4", "--save_steps", "2", "--logging_steps", "1",
+    "--learning_rate", "1e-2", "--lora_r", "4", "--disable_tqdm", "True",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def program() -> ModuleType:
+    """finetune.py; the package has the same name, so it is loaded from its file."""
+    spec = importlib.util.spec_from_file_location("finetune_program", ROOT / "finetune.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def flags(checkpoint_folder: Path, data_file: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    def make(*more: str) -> list[str]:
+        sources = ["--model_name_or_path", str(checkpoint_folder), "--data_path", str(data_file)]
+        return [*sources, "--output_dir", str(tmp_path / "out"), *SMALL, *more]
+
+    return make
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {
+        tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]
+    }
+
+
+def test_a_lora_run_leaves_what_was_agreed(
+    program: ModuleType, flags, tmp_path: Path, checkpoint_folder: Path, capsys
+):
+    assert program.main(flags("--use_lora", "True", "--train_connector", "True")) == 0
+    out = tmp_path / "out"
+    shown = capsys.readouterr().out
+    assert "language: adapters" in shown and "connector: trained copy" in shown
+    assert "an adapter cannot hold it: transformer.visual.proj" in shown
+    for folder in (out, out / "checkpoint-2", out / "checkpoint-4"):
+        assert {
+            "adapter_model.safetensors",
+            "adapter_config.json",
+            "qwen.tiktoken",
+            "preprocessor_config.json",
+        } <= {path.name for path in folder.iterdir()}
+    curves = scalars(out / "runs")
+    assert sorted(curves["train/loss"]) == [1, 2, 3, 4]
+    assert curves["train/loss"][4] < curves["train/loss"][1]
+    assert "train/learning_rate" in curves
+    plain = PeftModel.from_pretrained(
+        AutoModelForImageTextToText.from_pretrained(checkpoint_folder), str(out)
+    ).eval()
+    ours, _ = load(out)
+    with torch.no_grad():
+        assert torch.equal(plain(**batch()).logits, ours(**batch()).logits)
+
+    # The same command again has nothing to do; another one is refused before any work.
+    assert program.main(flags("--use_lora", "True", "--train_connector", "True")) == 0
+    assert "this very run is finished" in capsys.readouterr().out
+    assert program.main(flags("--use_lora", "True", "--seed", "7")) == 1
+    assert "seed: 42 there, 7 now" in capsys.readouterr().err
+
+
+def test_full_fine_tuning_without_the_vision_tower(
+    program: ModuleType, flags, tmp_path: Path, checkpoint_folder: Path
+):
+    assert program.main(flags("--max_steps", "1", "--save_strategy", "no")) == 0
+    before = load_file(checkpoint_folder / "model.safetensors")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    tower = {name for name in before if name.startswith("transformer.visual.") and "attn_pool" not in name}
+    tower -= {
+        "transformer.visual.proj",
+        "transformer.visual.ln_post.weight",
+        "transformer.visual.ln_post.bias",
+    }
+    assert same == tower | {"transformer.visual.attn_pool.pos_embed"}
+
+
+def test_fix_vit_false_moves_the_tower_in_both_modes(
+    program: ModuleType, flags, tmp_path: Path, checkpoint_folder: Path
+):
+    name = "transformer.visual.transformer.resblocks.0.mlp.c_fc.weight"
+    before = load_file(checkpoint_folder / "model.safetensors")[name]
+    assert program.main(flags("--fix_vit", "False", "--max_steps", "1", "--save_strategy", "no")) == 0
+    assert not torch.equal(load_file(tmp_path / "out" / "model.safetensors")[name], before)
+    lora = ("--use_lora", "True", "--fix_vit", "False", "--output_dir", str(tmp_path / "lora"))
+    assert program.main(flags(*lora, "--max_steps", "1", "--save_strategy", "no")) == 0
+    saved = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    assert not torch.equal(saved[f"base_model.model.{name}"], before)
+
+
+def test_qlora_and_bf16_and_checkpointing_run_on_a_cpu(program: ModuleType, flags, tmp_path: Path):
+    more = ("--q_lora", "True", "--bf16", "True", "--gradient_checkpointing", "True", "--max_steps", "2")
+    assert program.main(flags(*more, "--save_strategy", "no")) == 0
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_evaluation_and_workers(program: ModuleType, flags, tmp_path: Path, data_file: Path):
+    more = ("--eval_data_path", str(data_file), "--evaluation_strategy", "steps", "--eval_steps", "2")
+    assert program.main(flags("--use_lora", "True", *more, "--dataloader_num_workers", "1")) == 0
+    assert sorted(scalars(tmp_path / "out" / "runs")["eval/loss"]) == [2, 4]
+
+
+def test_a_dry_run_shows_and_writes_nothing(program: ModuleType, flags, tmp_path: Path, capsys):
+    assert program.main(flags("--use_lora", "True", "--dry_run", "True")) == 0
+    shown = capsys.readouterr().out
+    assert "  train | yes yes <|im_end|>⏎" in shown and "language: adapters" in shown and "a dry run" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_kernel_that_the_language_model_cannot_run_on_is_told_before_weights(
+    program: ModuleType, flags, tmp_path: Path, capsys
+):
+    tiny = SIGLIPS["paligemma2"]
+    tiny.model().save_pretrained(tmp_path / "model")
+    tiny.processor(tmp_path).save_pretrained(tmp_path / "model")
+    model = ("--model_name_or_path", str(tmp_path / "model"), "--use_lora", "True", "--dry_run", "True")
+    assert program.main(flags(*model)) == 1
+    assert "the language model is a Gemma2Model" in capsys.readouterr().err
+    assert program.main(flags(*model, "--attn_implementation", "eager")) == 0
+    assert "a dry run" in capsys.readouterr().out
+
+
+def probe_file(folder: Path, question: str = "what?", size: tuple[int, int] = (30, 20)) -> tuple[str, ...]:
+    Image.new("RGB", size, (9, 90, 200)).save(folder / "probe.png")
+    probes = [
+        {"id": f"p-{i}", "group": "g", "images": ["probe.png"], "question": question, "answer": "yes"}
+        for i in (0, 1)
+    ]
+    return "--monitor", "True", "--probes", write(folder / "probes.json", {"version": 1, "probes": probes})
+
+
+def test_probes_that_the_model_cannot_read_are_told_before_weights(
+    program: ModuleType, flags, tmp_path: Path, capsys
+):
+    folder = GRIDS["qwen2.5-vl"].write(tmp_path)
+    model = ("--model_name_or_path", str(folder), "--use_lora", "True", *probe_file(tmp_path, size=(1, 300)))
+    assert program.main(flags(*model)) == 1
+    shown = capsys.readouterr().err
+    assert f"{tmp_path / 'probes.json'}: 2 probe(s) that this model cannot read:" in shown
+    assert (
+        "  probe p-1: image 'probe.png': found 1 × 300 pixels, expected no side more than 200 times" in shown
+    )
+    assert not (tmp_path / "out").exists()
+
+
+class Undrawn:
+    """No process that draws."""
+
+    def __init__(self, attention_dir) -> None: ...
+    def submit(self, step) -> None: ...
+    def submit_strips(self) -> None: ...
+
+    def poll(self) -> list:
+        return []
+
+    close = poll
+
+
+def test_a_run_whose_comparison_could_not_be_made_is_saved_and_ends_with_a_status(
+    program: ModuleType, flags, tmp_path: Path, capsys, monkeypatch
+):
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("diagnostics.drawing.worker_client.Renderer", Undrawn)
+    monkeypatch.setattr("diagnostics.compare.compare", full)
+    out = tmp_path / "out"
+    assert program.main(flags("--use_lora", "True", *probe_file(tmp_path))) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"finetune.py: the weights are saved, but {out} lacks: comparison/: ")
+    assert "No space left on device" in error and "python -m diagnostics.compare --before" in error
+    assert (out / "adapter_model.safetensors").is_file()
+    assert json.loads((out / "run.json").read_text())["finished"] is True
+
+
+def test_going_on_without_the_baseline_is_one_line(
+    program: ModuleType, flags, tmp_path: Path, capsys, monkeypatch
+):
+    monkeypatch.setattr("diagnostics.drawing.worker_client.Renderer", Undrawn)
+    assert program.main(flags("--use_lora", "True", "--save_steps", "1")) == 0
+    [*_, checkpoint] = sorted((tmp_path / "out").glob("checkpoint-*"))
+    resumed = ("--resume_from_checkpoint", str(checkpoint), *probe_file(tmp_path))
+    capsys.readouterr()
+    assert program.main(flags("--use_lora", "True", *resumed)) == 1
+    error = capsys.readouterr().err
+    assert "finetune.py: --monitor: " in error and "where the untrained model is gone" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("value", "question", "note"),
+    [
+        ("Picture 1: <img>{}</img>\nwhat?", "what?", None),
+        ("Picture 1: <img>{}</img>\nwhat?", "<image>\nwhat?", '"Picture 1: <image>\\n…"'),
+        ("<img>{}</img>\nwhat?", "what?", 'write "<image>\\n…"'),
+        ("<img>{}</img>\nwhat?", "<image>\nwhat?", None),
+    ],
+)
+def test_probes_that_ask_otherwise_than_the_training_data_are_noticed(
+    program: ModuleType, flags, tmp_path: Path, capsys, value, question, note
+):
+    probes = probe_file(tmp_path, question)
+    asked = {"from": "user", "value": value.format("probe.png")}
+    sample = {"id": "a", "conversations": [asked, {"from": "assistant", "value": "yes"}]}
+    data = ("--data_path", write(tmp_path / "own.json", [sample] * 4))
+    assert program.main(flags(*data, "--use_lora", "True", "--dry_run", "True", *probes)) == 0
+    shown = capsys.readouterr().out
+    assert note in shown if note else "before a picture, the training data" not in shown
+
+
+def write(path: Path, content: object) -> str:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        (None, ("--model_max_length", "80"), "of 12 samples are over --model_max_length 80"),
+        (
+            None,
+            ("--use_lora", "True", "--lora_target_modules", "c_attn", "q_proj"),
+            "q_proj matches no linear layer",
+        ),
+        (None, ("--key_layers", "0,2"), "--key_layers: found [2], expected layers of this model, 0 to 1"),
+        ("", (), "the file is empty"),
+        ("[{]", (), "broken JSON at line 1, column 3"),
+        ([{"conversations": [{"from": "bot", "value": "x"}]}], (), "unknown role 'bot'"),
+        (
+            [
+                {
+                    "conversations": [
+                        {"from": "user", "value": "<img>gone.png</img>"},
+                        {"from": "assistant", "value": "x"},
+                    ]
+                }
+            ],
+            (),
+            "image 'gone.png': no such file",
+        ),
+    ],
+)
+def test_wrong_inputs_are_told_in_one_message_before_training(
+    program: ModuleType, flags, tmp_path: Path, capsys, content, more: tuple[str, ...], message: str
+):
+    data = () if content is None else ("--data_path", write(tmp_path / "bad.json", content))
+    assert program.main(flags(*more, *data)) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("finetune.py: ") and "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def environment(**changes: str) -> dict[str, str]:
+    quiet = {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONWARNINGS": "ignore",
+    }
+    extensions = {"TORCH_EXTENSIONS_DIR": str(ROOT / ".venv" / "torch_extensions")}
+    path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return {**os.environ, **extensions, **quiet, **path, **changes}
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 400) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, f"the run ended with {process.returncode} before {path}"
+        assert time.monotonic() < end, f"no {path} after {seconds} s"
+        time.sleep(0.02)
+
+
+def test_a_run_killed_half_way_ends_with_the_same_files(program: ModuleType, flags, tmp_path: Path, capsys):
+    more = ("--use_lora", "True", "--max_steps", "30", "--save_steps", "3", "--save_total_limit", "3")
+    straight = (*more, "--output_dir", str(tmp_path / "straight"))
+    assert program.main(flags(*straight)) == 0
+    command = [sys.executable, str(ROOT / "finetune.py"), *flags(*more)]
+    out = tmp_path / "out"
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as killed:
+        wait_for(out / "checkpoint-6" / run_folder.COMPLETE_FILE, killed)
+        with contextlib.suppress(ProcessLookupError):
+            killed.send_signal(signal.SIGKILL)
+    assert not (out / "adapter_model.safetensors").exists()
+    # A checkpoint whose writing was cut short is passed over.
+    newest = run_folder.checkpoints(out)[-1]
+    half = out / "checkpoint-29"
+    half.mkdir()
+    (half / "adapter_config.json").write_text("{")
+    capsys.readouterr()
+    assert program.main(flags(*more)) == 0
+    shown = capsys.readouterr().out
+    assert f"{half}: was not written to its end; skipped" in shown
+    assert f"going on from {newest}" in shown or "skipped" in shown
+    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "straight", out))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert scalars(tmp_path / "straight" / "runs")["train/loss"] == scalars(out / "runs")["train/loss"]
+
+
+def test_two_processes_under_deepspeed_train_the_same(program: ModuleType, flags, tmp_path: Path):
+    """ZeRO-2, 2 x 2 samples, against one process without DeepSpeed, 4 samples."""
+    more = ("--use_lora", "True", "--lora_dropout", "0")
+    assert program.main(flags(*more, "--output_dir", str(tmp_path / "one"))) == 0
+    two = (*more, "--per_device_train_batch_size", "2", "--deepspeed", str(ROOT / "ds_config_zero2.json"))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        str(ROOT / "finetune.py"), *flags(*two),
+    ]  # fmt: skip
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("language: adapters") == 1  # the first process speaks alone
+    one, both = (scalars(tmp_path / name / "runs")["train/loss"] for name in ("one", "out"))
+    assert list(both) == [1, 2, 3, 4]
+    assert list(both.values()) == pytest.approx(list(one.values()), abs=1e-4)
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 1  # and writes alone
+    marker = json.loads((tmp_path / "out" / "checkpoint-4" / run_folder.COMPLETE_FILE).read_text())
+    assert marker["processes"] == 2
+    a, b = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "out"))
+    assert all(torch.allclose(a[name], b[name], atol=2e-3) for name in a)
+
+
+def test_epochs_of_0_train_nothing_and_say_so(program: ModuleType, flags, tmp_path: Path, capsys):
+    assert program.main(flags("--use_lora", "True", "--max_steps", "-1", "--num_train_epochs", "0")) == 0
+    shown = capsys.readouterr()
+    assert "--num_train_epochs 0: nothing is trained" in shown.out
+    assert (
+        f"nothing was trained: the adapter as it began and its processor are in {tmp_path / 'out'}"
+        in shown.out
+    )
+    assert "no step had a picture" not in shown.out + shown.err
+
+
+def test_a_warm_up_longer_than_the_run_is_said(program: ModuleType, flags, capsys):
+    assert program.main(flags("--use_lora", "True", "--warmup_steps", "100", "--dry_run", "True")) == 0
+    assert (
+        "--warmup_steps 100 are no fewer than the run has: the learning rate never" in capsys.readouterr().out
+    )
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_any_name(program: ModuleType, flags, tmp_path: Path, capsys):
+    assert program.main(flags("--use_lora", "True", "--max_steps", "2")) == 0
+    best = (tmp_path / "out" / "checkpoint-2").rename(tmp_path / "best so far")
+    more = ("--resume_from_checkpoint", str(best), "--output_dir", str(tmp_path / "on"))
+    assert program.main(flags("--use_lora", "True", *more)) == 0
+    assert f"going on from {best}" in capsys.readouterr().out
+    assert sorted(scalars(tmp_path / "on" / "runs")["train/loss"]) == [3, 4]

@@ -1,0 +1,207 @@
+"""Checkpoints hold what was trained, and give it back; a disk that is full costs the newest alone."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from finetune.families.qwen_vl import QwenVLFamily
+from finetune.model import checkpoint, weights
+from finetune.model.adaptation import Plan, adapt
+from finetune.training import run_folder
+from finetune.training.guards import TrainingError
+from finetune.training.saving import is_write_failure
+from tests.finetune.model.test_adaptation import FULL, LORA, perturb
+from tests.finetune.test_program import program  # noqa: F401  (a fixture)
+from tests.finetune.training.test_resume import LORA as LORA_FLAGS
+from tests.finetune.training.test_resume import flags  # noqa: F401  (a fixture)
+
+Run = Callable[..., list[str]]
+PLANS = {
+    "full": FULL,
+    "lora": LORA,
+    "dora everywhere": replace(LORA, dora=True, vision="lora", connector="lora"),
+    "copies, embeddings, biases": replace(LORA, connector="full", vision="full", embeddings=True, bias="all"),
+}
+
+
+def adapted(base: Path, plan: Plan) -> nn.Module:
+    torch.manual_seed(5)
+    model, _ = checkpoint.load(base, for_training=True)
+    return adapt(model, QwenVLFamily(), plan, master_weights=True)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+def test_what_is_saved_comes_back_and_nothing_is_missed(checkpoint_folder: Path, tmp_path: Path, plan: Plan):
+    model = adapted(checkpoint_folder, plan)
+    perturb(model)
+    model.save_pretrained(tmp_path)
+    assert weights.not_saved(model, tmp_path) == []
+    other = adapted(checkpoint_folder, plan)
+    trained = {name: p for name, p in other.named_parameters() if p.requires_grad}
+    wanted = dict(model.named_parameters())
+    assert not all(torch.equal(p, wanted[name]) for name, p in trained.items())
+    weights.restore(other, tmp_path)
+    assert all(torch.equal(p, wanted[name]) for name, p in trained.items())
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
+def test_each_trained_tensor_that_is_not_in_the_files_is_named(
+    checkpoint_folder: Path, tmp_path: Path, plan: Plan
+):
+    """One after the other, every tensor of the file is left out: each that trains is missed, by its name."""
+    model = adapted(checkpoint_folder, plan)
+    model.save_pretrained(tmp_path)
+    (path,) = weights.weight_files(tmp_path)
+    saved = load_file(path)
+    homes = weights.places(model)
+    for name in saved:
+        save_file({other: tensor for other, tensor in saved.items() if other != name}, path)
+        missing = weights.not_saved(model, tmp_path)
+        if homes[name].requires_grad and ".modules_to_save" not in name:  # (PEFT writes some biases twice)
+            assert missing == [f"{name}: found none in the files, expected {list(saved[name].shape)}"]
+    save_file({name: tensor[..., :1].contiguous() for name, tensor in saved.items()}, path)
+    assert len(weights.not_saved(model, tmp_path)) >= len([n for n in saved if homes[n].requires_grad])
+
+
+def test_a_checkpoint_of_another_model_changes_nothing(checkpoint_folder: Path, tmp_path: Path):
+    model = adapted(checkpoint_folder, LORA)
+    model.save_pretrained(tmp_path)
+    (path,) = weights.weight_files(tmp_path)
+    saved = load_file(path)
+    first, *_ = saved
+    saved["base_model.model.nowhere.lora_A.weight"] = saved.pop(first)
+    save_file(saved, path)
+    perturb(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError) as caught:
+        weights.restore(model, tmp_path)
+    message = str(caught.value)
+    assert (
+        f"  {first}: found none in the files" in message and "is no checkpoint of this run's model" in message
+    )
+    assert "nowhere.lora_A.weight: found [4, 32] in the files, expected no such tensor" in message
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_names_of_earlier_releases_are_understood(tmp_path: Path, tied: bool):
+    """transformers writes ``model.layers`` for Qwen2.5-VL's ``model.language_model.layers``."""
+    text = {
+        "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "intermediate_size": 40, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
+        "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": tied,
+    }  # fmt: skip
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 32, "intermediate_size": 24}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
+    model, other = (Qwen2_5_VLForConditionalGeneration(config) for _ in range(2))
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    assert len(weights.weight_files(tmp_path)) > 2
+    names = weights.shapes(tmp_path)
+    assert "model.layers.0.self_attn.q_proj.weight" in names
+    assert ("lm_head.weight" in names) is not tied
+    assert weights.not_saved(model, tmp_path) == []
+    weights.restore(other, tmp_path)
+    state = other.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_full_disk_costs_the_newest_checkpoint_alone(
+    program: ModuleType,  # noqa: F811
+    flags: Run,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    save = torch.save
+
+    def onto_a_full_disk(content, path, *args, **kwargs):
+        full = "checkpoint-6" in str(path) and "optimizer" in str(path)
+        return save(content, "/dev/full" if full else path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", onto_a_full_disk)
+    again = flags("out", *LORA_FLAGS, "--save_total_limit", "1")
+    assert program.main(again) == 1
+    error = capsys.readouterr().err
+    out = tmp_path / "out"
+    assert f"{out / 'checkpoint-6'} could not be written: " in error and "GiB are free there" in error
+    assert f"Older checkpoints are as they were; the newest is {out / 'checkpoint-3'}" in error
+    assert run_folder.last_complete(out) == (out / "checkpoint-3", [])
+    assert not (out / "checkpoint-6").exists()
+    monkeypatch.undo()
+    assert program.main(again) == 0
+    assert f"going on from {out / 'checkpoint-3'}" in capsys.readouterr().out
+
+
+def test_a_checkpoint_without_the_projector_ends_training(
+    program: ModuleType,  # noqa: F811
+    flags: Run,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    from peft import PeftModel
+
+    save = PeftModel.save_pretrained
+
+    def forgetful(self: PeftModel, folder: str, *args, **kwargs):
+        save(self, folder, *args, **kwargs)
+        path = Path(folder) / "adapter_model.safetensors"
+        save_file({name: t for name, t in load_file(path).items() if "attn_pool" not in name}, path)
+
+    monkeypatch.setattr(PeftModel, "save_pretrained", forgetful)
+    assert program.main(flags("out", *LORA_FLAGS)) == 1
+    error = capsys.readouterr().err
+    assert "checkpoint-3: lacks what was trained" in error
+    assert (
+        "base_model.model.transformer.visual.attn_pool.query: found none in the files, expected [4, 32]"
+        in error
+    )
+    assert run_folder.last_complete(tmp_path / "out")[0] is None
+
+
+def test_an_older_mark_does_not_stand_over_a_checkpoint_that_is_written_anew(
+    program: ModuleType,  # noqa: F811
+    flags: Run,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A run that goes on from an earlier checkpoint meets later ones, which were whole."""
+    again = flags("out", *LORA_FLAGS)
+    assert program.main(again) == 0
+    out = tmp_path / "out"
+    save = torch.save
+
+    def killed(content, path, *args, **kwargs):
+        if "checkpoint-6" in str(path):
+            raise KeyboardInterrupt
+        return save(content, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", killed)
+    assert program.main([*again, "--resume_from_checkpoint", str(out / "checkpoint-3")]) == 130
+    assert not (out / "checkpoint-6" / run_folder.COMPLETE_FILE).exists()
+    whole = json.loads((out / "checkpoint-3" / run_folder.COMPLETE_FILE).read_text())
+    assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= whole[
+        "files"
+    ].keys()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(28, "No space left on device"), True),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), True),
+        (RuntimeError("CUDA out of memory"), False),
+        (OSError("no number"), False),
+    ],
+)
+def test_only_writing_is_taken_for_writing(error: Exception, expected: bool):
+    assert is_write_failure(error) is expected
+    assert issubclass(TrainingError, ValueError)

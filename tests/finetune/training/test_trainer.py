@@ -1,0 +1,328 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.data.dataset import ConversationDataset, build_dataset
+from finetune.data.mixture import Mixture, Source
+from finetune.families.qwen_vl import QwenVLFamily
+from finetune.flags.arguments import TrainingArguments
+from finetune.model import checkpoint
+from finetune.model.adaptation import Plan, adapt
+from finetune.qwen_vl import QwenVLForConditionalGeneration
+from finetune.samples.source import read
+from finetune.training import run_folder
+from finetune.training import trainer as trainer_module
+from finetune.training.guards import TrainingError
+from finetune.training.trainer import BatchError, FinetuneTrainer, build_trainer
+from tests.finetune.conftest import write_data
+
+FAMILY = QwenVLFamily()
+
+
+@pytest.fixture
+def dataset(checkpoint_folder: Path, data_file: Path) -> ConversationDataset:
+    processor = checkpoint.load_processor(checkpoint_folder)
+    return build_dataset(read(data_file), processor, FAMILY, max_length=200, on_bad_sample="error")
+
+
+def make(checkpoint_folder: Path, dataset: ConversationDataset, folder: Path, **changes) -> FinetuneTrainer:
+    torch.manual_seed(3)
+    model, processor = checkpoint.load(checkpoint_folder, for_training=True)
+    model = adapt(model, FAMILY, Plan(connector="full", rank=4, dropout=0.0), master_weights=True)
+    settings = {
+        "output_dir": str(folder), "report_to": "none", "max_steps": 2, "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, "seed": 5,
+    }  # fmt: skip
+    packing = changes.pop("packing", False)
+    args = TrainingArguments(**{**settings, **changes})
+    return build_trainer(model, processor, args, dataset, None, packing=packing)
+
+
+def losses(trainer: FinetuneTrainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_the_loss_does_not_depend_on_how_a_step_is_cut(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path
+):
+    results = []
+    for size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        trainer = make(
+            checkpoint_folder,
+            dataset,
+            tmp_path,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=3,
+        )
+        trainer.train()
+        results.append(losses(trainer))
+    assert results[1] == pytest.approx(results[0], abs=2e-5)
+    assert results[2] == pytest.approx(results[0], abs=2e-5)
+    assert results[0][2] < results[0][0]
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path
+):
+    trainer = make(checkpoint_folder, dataset, tmp_path)
+    with torch.no_grad():
+        next(p for p in trainer.model.parameters() if p.requires_grad).fill_(float("nan"))
+    with pytest.raises(
+        TrainingError,
+        match=r"the loss is nan in step 1; the batch held\n.*data\.json: record \d+ \(id 'sample",
+    ):
+        trainer.train()
+
+
+def test_a_trainable_tensor_without_gradient_is_an_error(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path
+):
+    trainer = make(checkpoint_folder, dataset, tmp_path)
+    trainer.model.base_model.model.register_parameter("idle", torch.nn.Parameter(torch.zeros(2)))
+    with pytest.raises(
+        TrainingError, match=r"1 trainable tensors got no gradient in the first step:\n  .*idle"
+    ):
+        trainer.train()
+
+
+def test_old_checkpoints_go_only_when_the_new_one_is_whole(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    marked: list[tuple[str, list[str]]] = []
+    mark = run_folder.mark_complete
+
+    def spy(folder: Path, **options) -> None:
+        marked.append((folder.name, sorted(path.name for path in tmp_path.glob("checkpoint-*"))))
+        mark(folder, **options)
+
+    monkeypatch.setattr(run_folder, "mark_complete", spy)
+    trainer = make(
+        checkpoint_folder,
+        dataset,
+        tmp_path,
+        save_strategy="steps",
+        save_steps=1,
+        max_steps=3,
+        save_total_limit=1,
+    )
+    trainer.train()
+    assert marked[1] == ("checkpoint-2", ["checkpoint-1", "checkpoint-2"])
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_a_resumed_run_has_the_same_losses_and_weights(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path
+):
+    def run(folder: Path, resume: str | None = None) -> FinetuneTrainer:
+        trainer = make(checkpoint_folder, dataset, folder, save_strategy="steps", save_steps=2, max_steps=5)
+        trainer.model.peft_config["default"].lora_dropout = 0.3
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.ModuleDict) and isinstance(
+                dict(module.items()).get("default"), torch.nn.Identity
+            ):
+                module["default"] = torch.nn.Dropout(0.3)  # random numbers must come back too
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    straight = run(tmp_path / "a")
+    resumed = run(tmp_path / "b", str(tmp_path / "a" / "checkpoint-2"))
+    assert losses(resumed) == losses(straight)
+    for name, weight in straight.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+    # One that was killed after its last step takes no further one.
+    again = run(tmp_path / "c", str(tmp_path / "a" / "checkpoint-5"))
+    assert again.state.global_step == 5
+    assert torch.equal(
+        again.model.state_dict()[name := next(iter(straight.model.state_dict()))],
+        straight.model.state_dict()[name],
+    )
+
+
+def test_evaluation_is_the_loss_alone(checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path):
+    trainer = make(checkpoint_folder, dataset, tmp_path, per_device_eval_batch_size=5)
+    trainer.eval_dataset = dataset
+    metrics = trainer.evaluate()
+    assert 5 < metrics["eval_loss"] < 8
+
+
+def test_steps_ask_for_logits_of_trained_tokens_alone_and_for_no_cache(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    forward, asked = QwenVLForConditionalGeneration.forward, []
+
+    def seen(self, input_ids, logits_to_keep=0, use_cache=None, **rest):
+        outputs = forward(self, input_ids, logits_to_keep=logits_to_keep, use_cache=use_cache, **rest)
+        asked.append((use_cache, outputs.logits.shape[1], input_ids.shape[1]))
+        return outputs
+
+    monkeypatch.setattr(QwenVLForConditionalGeneration, "forward", seen)
+    make(checkpoint_folder, dataset, tmp_path).train()
+    assert len(asked) == 2
+    assert all(cache is False and 0 < logits < tokens / 2 for cache, logits, tokens in asked)
+
+
+def test_a_model_that_gives_all_logits_trains_the_same(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path
+):
+    some, every = (make(checkpoint_folder, dataset, tmp_path) for _ in range(2))
+    every.keeps_logits = False
+    some.train()
+    every.train()
+    assert losses(some) == pytest.approx(losses(every), abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def mixed(checkpoint_folder: Path, data_file: Path) -> ConversationDataset:
+    """12 samples, and the 3 longest of them once more under another name."""
+    processor = checkpoint.load_processor(checkpoint_folder)
+    conversations = list(read(data_file, say=lambda _: None))
+    sources = [
+        Source("base", conversations, "base"), Source("spheres", conversations[9:], "corrective", None, 2)
+    ]  # fmt: skip
+    return build_dataset(Mixture(sources, 4), processor, FAMILY, max_length=200, on_bad_sample="error")
+
+
+def test_a_packed_run_resumed_in_its_second_epoch_goes_on_exactly(
+    checkpoint_folder: Path, mixed: ConversationDataset, tmp_path: Path
+):
+    """Steps of an epoch are those of its packed rows; order, counts and losses come back as they would have been."""
+
+    def run(folder: Path, resume: str | None = None) -> FinetuneTrainer:
+        trainer = make(
+            checkpoint_folder, mixed, folder, packing=True, per_device_train_batch_size=1, save_strategy="steps",
+            save_steps=1, max_steps=-1, num_train_epochs=2, gradient_accumulation_steps=2, learning_rate=1e-3,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    straight = run(tmp_path / "a")
+    first, second = (straight.schedule.steps(epoch) for epoch in range(2))
+    assert straight.state.global_step == first + second and len(straight.schedule.rows(0)) < 18
+    middle = tmp_path / "a" / f"checkpoint-{first + 1}"
+    resumed = run(tmp_path / "b", str(middle))
+    logs = [
+        {step["step"]: step for step in trainer.state.log_history if "loss" in step}
+        for trainer in (straight, resumed)
+    ]
+    assert logs[0].keys() == logs[1].keys() == {*range(1, first + second + 1)}
+    for step, here in logs[0].items():
+        there = logs[1][step]
+        assert {k: v for k, v in here.items() if "waiting" not in k} == {
+            k: v for k, v in there.items() if "waiting" not in k
+        }
+    last = logs[1][first + second]
+    assert (last["samples by source/base"], last["samples by source/spheres"]) == (24, 12)
+
+
+def test_losses_by_source_are_means_over_their_tokens(
+    checkpoint_folder: Path, mixed: ConversationDataset, tmp_path: Path
+):
+    trainer = make(checkpoint_folder, mixed, tmp_path, per_device_eval_batch_size=4)
+    trainer.eval_dataset = mixed
+    metrics = trainer.evaluate()
+    nats, tokens = torch.zeros(2), torch.zeros(2)
+    model = trainer.model.eval()
+    for number in range(len(mixed)):
+        sample = mixed[number]
+        ids, labels = (torch.tensor(x)[None] for x in (sample.encoded.input_ids, sample.encoded.labels))
+        with torch.no_grad():
+            logits = model(input_ids=ids, **sample.encoded.media).logits[:, :-1].flatten(0, 1)
+        total = torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum")
+        nats[sample.source] += total
+        tokens[sample.source] += (labels[:, 1:] != -100).sum()
+    assert metrics["eval_loss"] == pytest.approx((nats.sum() / tokens.sum()).item(), abs=1e-5)
+    for index, name in enumerate(("base", "spheres")):
+        expected = (nats[index] / tokens[index]).item()
+        assert metrics[f"eval_loss by source/{name}"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_workers_change_no_loss(checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path):
+    found = []
+    for workers in (0, 2):
+        trainer = make(checkpoint_folder, dataset, tmp_path, max_steps=5, dataloader_num_workers=workers)
+        trainer.train()
+        found.append(losses(trainer))
+    assert found[0] == found[1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samples that turn out bad on the way
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(checkpoint_folder: Path, tmp_path: Path) -> Callable[[str], ConversationDataset]:
+    """12 samples, two of whose pictures are cut in the middle: their headers are whole."""
+    data = write_data(tmp_path / "data")
+    for number in (1, 7):
+        picture = tmp_path / "data" / f"{number}.png"
+        picture.write_bytes(picture.read_bytes()[:-30])
+    processor = checkpoint.load_processor(checkpoint_folder)
+
+    def build(on_bad_sample: Any) -> ConversationDataset:
+        conversations = read(data, streaming=True, say=lambda _: None)
+        return build_dataset(
+            conversations, processor, FAMILY, max_length=200, on_bad_sample=on_bad_sample, streaming=True
+        )
+
+    return build
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_sample_on_the_way_ends_training_by_name(
+    checkpoint_folder: Path, broken: Callable[[str], ConversationDataset], tmp_path: Path, workers: int
+):
+    trainer = make(checkpoint_folder, broken("error"), tmp_path, max_steps=3, dataloader_num_workers=workers)
+    with pytest.raises(
+        BatchError, match=r"(?s)\(id 'sample-[17]'\): image '.*png'.*--on_bad_sample drop"
+    ) as caught:
+        trainer.train()
+    assert "Traceback" not in str(caught.value)
+
+
+def test_bad_samples_are_left_out_and_said_at_the_end(
+    checkpoint_folder: Path,
+    broken: Callable[[str], ConversationDataset],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    said: list[str] = []
+    monkeypatch.setattr(trainer_module.logger, "warning", said.append)
+    # One row a batch: a batch of a bad sample alone is a step that trains nothing.
+    trainer = make(
+        checkpoint_folder, broken("drop"), tmp_path, max_steps=12, per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step == 12 and all(math.isfinite(loss) for loss in losses(trainer))
+    (line,) = said
+    assert line.startswith("2 samples could not be read, left out:")
+    assert "(id 'sample-1')" in line and "(id 'sample-7')" in line
+    assert trainer.samples_by_source.tolist() == [20]
+
+
+def test_a_step_whose_samples_were_all_left_out_logs_no_loss(
+    checkpoint_folder: Path, broken: Callable[[str], ConversationDataset], tmp_path: Path
+):
+    """Its loss would be 0, and pull the means of the steps beside it down."""
+    one = {
+        "per_device_train_batch_size": 1,
+        "max_steps": 12,
+        "learning_rate": 0.0,
+        "lr_scheduler_type": "constant",
+    }
+    every = make(checkpoint_folder, broken("drop"), tmp_path, logging_steps=1, **one)
+    every.train()
+    logged = {entry["step"]: entry["loss"] for entry in every.state.log_history if "loss" in entry}
+    assert len(logged) == 10 and 0 not in logged.values()
+    mean = make(checkpoint_folder, broken("drop"), tmp_path, logging_steps=12, **one)
+    mean.train()
+    (loss,) = [entry["loss"] for entry in mean.state.log_history if "loss" in entry]
+    assert loss == pytest.approx(sum(logged.values()) / 10, rel=1e-3)
+    whole = [entry["train_loss"] for entry in mean.state.log_history if "train_loss" in entry]
+    assert whole == [pytest.approx(loss, rel=1e-3)]
