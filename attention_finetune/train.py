@@ -42,7 +42,7 @@ class Run(NamedTuple):
     """A run that is built: what trains, and what watches it."""
 
     ready: Ready
-    trainer: trainer.Trainer
+    trainer: trainer.FinetuneTrainer
     writer: Any
     watchers: list[Any]
 

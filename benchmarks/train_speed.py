@@ -37,7 +37,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 # torch, transformers and this project are imported where a way needs them: LLaMA-Factory's environment has no
@@ -307,34 +306,29 @@ def against(ours: Sequence[dict[str, float]], others: Sequence[dict[str, float]]
 def ours(job: Job) -> Callable[[str, Any], None]:
     """finetune.py, with the meter among its callbacks."""
     sys.path.insert(0, str(ROOT))
-    program = entry()
-    build = program.trainer.build_trainer
+    from attention_finetune import train as program
+    from finetune.training import trainer
+
+    build = trainer.build_trainer
 
     def run(output: str, meter: Any) -> None:
         def build_trainer(*args: Any, callbacks: Sequence[Any] = (), **kwargs: Any) -> Any:
             return build(*args, callbacks=[*callbacks, meter], **kwargs)
 
-        program.trainer.build_trainer = build_trainer
-        ready = program.prepare([*common_flags(job, output), *our_flags(job), *OURS[job.way]])
+        trainer.build_trainer = build_trainer
+        ready = program.prepare(program.parse([*common_flags(job, output), *our_flags(job), *OURS[job.way]]))
         assert ready is not None
         tokens = ready.train_set.lengths.tokens
         if job.way == "packed":  # as many rows as hold the samples of a batch of the others
             rows = round(job.batch * float(tokens.mean()) / job.max_length)
             ready.args.training.per_device_train_batch_size = max(1, rows)
-        program.train(ready)
+        run = program.build(ready)
+        program.train(run)
+        program.save(run)
         # Packed rows have no mask that tells padding apart. Each process counts its share.
         meter.seen["tokens"] = float(tokens.sum()) / int(os.environ.get("WORLD_SIZE", "1"))
 
     return run
-
-
-def entry() -> ModuleType:
-    """finetune.py; the package has the same name, so it is loaded from its file."""
-    spec = importlib.util.spec_from_file_location("finetune_program", ROOT / "finetune.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def common(job: Job, output: str) -> dict[str, Any]:

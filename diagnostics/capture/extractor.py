@@ -1,9 +1,9 @@
-"""The only file that knows how attention is obtained: exact rows beside the real kernel, and keys taken away.
+"""Exact attention rows beside the model's own kernel, and keys taken away.
 
 Every model of transformers looks its kernel up by name in ``AttentionInterface`` and calls it with q and k as
 they enter the product (after rotary embedding, norms and the cache). So the extractor stands beside the kernel
-(``diagnostics.capture.watch``): the real one is called with the very same arguments, and then the softmax of the wanted query
-rows alone is computed, in fp32. The output of the model is that of the real kernel, bit for bit.
+(``diagnostics.capture.watch``): the real one is called with the very same arguments, and then the softmax of the
+wanted query rows alone is computed, in fp32. The output of the model is that of the real kernel, bit for bit.
 """
 
 from __future__ import annotations

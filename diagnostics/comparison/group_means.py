@@ -36,8 +36,8 @@ def relation_enrichment(pairs: Sequence[ProbePair]) -> Json | None:
 
 
 def relation(pairs: Sequence[ProbePair]) -> Json | None:
-    """Readings of the relation (``diagnostics.probing.relations``), mean over key layers (or the tower's), heads and probes,
-    and ``phrase/both``, the smaller of the two ends in each probe, layer and head."""
+    """Readings of the relation (``diagnostics.probing.relations``), mean over key layers (or the tower's), heads
+    and probes, and ``phrase/both``, the smaller of the two ends in each probe, layer and head."""
     related = [pair for pair in pairs if pair.before.relation and pair.after.relation]
     if not related:
         return None

@@ -262,8 +262,8 @@ def summary(made: Made, folder: Path) -> list[str]:
             )
     if general_questions.GROUP not in groups:
         lines.append(
-            f"{general_questions.GROUP}: no probes; of all categories none is left that is not corrected itself, so annotate "
-            "other things too, or add probes of what must not be forgotten by hand"
+            f"{general_questions.GROUP}: no probes; of all categories none is left that is not corrected itself, so "
+            "annotate other things too, or add probes of what must not be forgotten by hand"
         )
     for name, asked in (("a sample", made.training[0]), ("a probe", made.probes[0])):
         lines.append(f"{name} ({asked.scene.image.name}):")

@@ -491,4 +491,5 @@ def memory_line(step: memory_estimate.Step | None, device: tuple[str, int] | Non
     if step is None:
         return "memory: not estimated"
     peak = memory_estimate.estimate(step).peak
-    return f"memory: about {memory_estimate.gibibytes(peak)} at the longest samples, {memory_estimate.verdict(peak, device)}"
+    size, verdict = memory_estimate.gibibytes(peak), memory_estimate.verdict(peak, device)
+    return f"memory: about {size} at the longest samples, {verdict}"

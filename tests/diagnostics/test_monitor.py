@@ -296,8 +296,8 @@ def test_later_failures_are_told_once_and_training_goes_on(
 def test_wrong_wiring_ends_the_run_at_its_start(tmp_path, processor, probe_file, monkeypatch):
     with pytest.raises(ValueError, match="no language layer 7; expected 0 to 2"):
         train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file, key_layers=[7])])
-    rows = rows.attention_rows
-    monkeypatch.setattr(rows, "attention_rows", lambda *a, **k: rows(*a, **k).flip(1))
+    true = rows.attention_rows
+    monkeypatch.setattr(rows, "attention_rows", lambda *a, **k: true(*a, **k).flip(1))
     with pytest.raises(ValueError, match="rows × values differ from the kernel's output"):
         train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file)])
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from diagnostics.capture import head_means, rows
+from diagnostics.capture import head_means as head_means_module
+from diagnostics.capture import rows
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.capture.head_means import head_means
 from tests.diagnostics.capture.test_qwen_vl import inputs_of
@@ -23,7 +24,9 @@ def test_head_means_are_the_means_of_all_rows_whatever_the_chunks(monkeypatch, k
         model(**PADDED)
         expected = [extractor.attention_weights[f"layer_{layer}"][0].mean(0) for layer in range(3)]
     true = rows.attention_logits
-    monkeypatch.setattr(head_means, "CHUNK_BYTES", rows_at_once * 4 * 4 * 7 + 3)  # fp32, 4 heads, 7 keys
+    monkeypatch.setattr(
+        head_means_module, "CHUNK_BYTES", rows_at_once * 4 * 4 * 7 + 3
+    )  # fp32, 4 heads, 7 keys
     monkeypatch.setattr(
         rows,
         "attention_logits",

@@ -359,7 +359,7 @@ def test_training_and_the_monitor_take_what_it_makes(program, flags, call, tmp_p
     given = flags("--use_lora", "True", "--max_steps", "1", "--save_steps", "1", "--model_max_length", "512")
     mixed = ["--corrective_data", f"{tmp_path / 'made' / DATA_FILE}:0.3"]
     watched = ["--monitor", "True", "--probes", str(tmp_path / "made" / PROBE_FILE), "--key_layers", "0,1"]
-    ready = program.prepare([*given, *mixed, *watched, "--output_dir", str(tmp_path / "run")])
+    ready = program.prepare(program.parse([*given, *mixed, *watched, "--output_dir", str(tmp_path / "run")]))
     assert {probe.group for probe in ready.probes.judged} == {"retention", "spatial-relation"}
     shown = capsys.readouterr().out
     assert re.search(r"corrective  corrective .* (29|30|31)\.\d%", shown), shown

@@ -18,10 +18,17 @@ PAGE = (ROOT / "docs" / "add-a-family.md").read_text(encoding="utf-8")
 PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
 NAMES = sorted(set(re.findall(r"`([^`]+)`", PROSE)))
 MODULES = (
-    "finetune.families.base", "finetune.families.parts.boxes", "finetune.families.parts.chat", "finetune.families.parts.tower",
-    "finetune.samples.images", "diagnostics.capture.extractor", "diagnostics.capture.watch", "tests.finetune.families.test_contract",
-    "tests.finetune.families.tiny_families", "tests.finetune.families.parts.test_tiles",
-)  # fmt: skip
+    "finetune.families.base",
+    "finetune.families.parts.boxes",
+    "finetune.families.parts.chat",
+    "finetune.families.parts.tower",
+    "finetune.samples.images",
+    "diagnostics.capture.extractor",
+    "diagnostics.capture.watch",
+    "tests.finetune.families.test_contract",
+    "tests.finetune.families.tiny_families",
+    "tests.finetune.families.parts.test_tiles",
+)
 OF_TRANSFORMERS = {"token_type_ids", "mm_token_type_ids"}
 
 
@@ -46,7 +53,7 @@ def test_every_name_is_of_the_code(name):
     elif name == "media=False":
         assert "media" in inspect.signature(base.Family.encode).parameters
     elif name in OF_TRANSFORMERS:
-        sources = (ROOT / "finetune" / "families").glob("*.py")
+        sources = (ROOT / "finetune" / "families").rglob("*.py")
         assert any(f'"{name}"' in path.read_text(encoding="utf-8") for path in sources)
     else:
         assert name in known()

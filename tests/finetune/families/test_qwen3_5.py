@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from attention_finetune.model import check_key_layers
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.capture.head_means import head_means
 from diagnostics.capture.hidden_states import HiddenStates
@@ -86,18 +87,11 @@ def test_a_layer_without_a_map_cannot_be_asked_for(model, processor, asked):
 
 
 def test_training_refuses_a_key_layer_without_a_map(model):
-    import importlib.util
-    from pathlib import Path
-
-    path = Path(__file__).parents[3] / "finetune.py"
-    spec = importlib.util.spec_from_file_location("finetune_program", path)
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
     asked_for = SimpleNamespace(monitor=SimpleNamespace(chosen_layers=lambda: (1, 2)))
     with pytest.raises(
         ValueError, match=r"--key_layers: found \[2\], expected layers of this model, 1, 3 \(the"
     ):
-        program.check_key_layers(asked_for, model, TINY.family)
+        check_key_layers(asked_for, model, TINY.family)
 
 
 def test_inspect_names_layers_without_a_map(model):

@@ -1,6 +1,5 @@
 """Families with SigLIP eyes: cells where pixels are, rows of tower and language layers, probes, processors on disk."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
+from attention_finetune.ending import RefusedError
+from attention_finetune.train import parse, prepare
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.probing.prober import Prober
 from diagnostics.probing.prompts import padded
@@ -197,16 +198,13 @@ def test_two_probes(tiny, processor, model, tmp_path):
 
 @pytest.mark.parametrize("name", ["gemma3", "paligemma"])
 def test_packing_is_refused_before_training(name, tmp_path):
-    spec = importlib.util.spec_from_file_location("finetune_program", ROOT / "finetune.py")
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
     SIGLIPS[name].write(tmp_path / "model")
     turns = [{"from": "user", "value": "a?"}, {"from": "assistant", "value": "b"}]
     (tmp_path / "data.json").write_text(json.dumps([{"id": "1", "conversations": turns}]))
     flags = ["--model_name_or_path", f"{tmp_path}/model", "--data_path", f"{tmp_path}/data.json", "--dry_run"]
-    with pytest.raises(ValueError, match=f"{name}: samples cannot share a row.*train without --packing"):
-        program.prepare([*flags, "--output_dir", f"{tmp_path}/out", "--packing", "True"])
-    assert program.prepare([*flags, "--output_dir", f"{tmp_path}/out"]) is None
+    with pytest.raises(RefusedError, match=f"{name}: samples cannot share a row.*train without --packing"):
+        prepare(parse([*flags, "--output_dir", f"{tmp_path}/out", "--packing", "True"]))
+    assert prepare(parse([*flags, "--output_dir", f"{tmp_path}/out"])) is None
 
 
 # --- Gemma 3 ---------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune import export
 from finetune.model import adapters, checkpoint
+from finetune.samples import source
 from tests.finetune.conftest import write_checkpoint
 from tests.finetune.test_program import flags, program  # noqa: F401  (fixtures)
 
@@ -432,7 +433,7 @@ def test_weights_that_are_cut_or_gone_are_told_before_any_work(
         trained(program) if whose == "adapter" else checkpoint_folder, tmp_path / "harmed"
     )
     harm(folder / ("adapter_model.safetensors" if whose == "adapter" else "model.safetensors"))
-    monkeypatch.setattr(program.reading, "read", lambda *_, **__: pytest.fail())  # data may take long
+    monkeypatch.setattr(source, "read", lambda *_, **__: pytest.fail())  # data may take long
     said = refused(program, capsys, [*flags(), *on(folder)])
     assert str(folder) in said and ("copy it again" in said or "copy the adapter again" in said)
     assert export.main([str(folder), "--output_dir", str(tmp_path / "new")]) == 1

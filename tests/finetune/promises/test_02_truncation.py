@@ -59,7 +59,7 @@ def test_dropped_samples_are_counted_and_the_others_are_whole(
     capsys: pytest.CaptureFixture[str],
 ):
     ready = program.prepare(
-        flags("--use_lora", "True", "--model_max_length", str(MOST), "--on_bad_sample", "drop")
+        program.parse(flags("--use_lora", "True", "--model_max_length", str(MOST), "--on_bad_sample", "drop"))
     )
     short = [i for i, length in enumerate(lengths) if length <= MOST]
     assert f"{12 - len(short)} of 12 samples are over --model_max_length {MOST}" in capsys.readouterr().out
