@@ -3,7 +3,7 @@
 import numpy as np
 
 from diagnostics.records.bertviz import to_bertviz
-from tests.finetune.samples.formats.test_records import a_record, with_overview
+from tests.diagnostics.records.test_record import a_record, with_overview
 
 
 def test_rows_tokens_and_layers_go_where_bertviz_looks_for_them():
