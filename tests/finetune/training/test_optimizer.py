@@ -201,7 +201,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("d.json").write_text("[]")
     for name, content in (("optimizer", {"type": "Adam"}), ("scheduler", {"type": "WarmupLR"})):
-        Path(f"{name}.json").write_text(json.dumps({name: content}))
+        Path(f"{name}.json").write_text(json.dumps({name: content, "zero_optimization": {"stage": 2}}))
     return tmp_path
 
 
@@ -213,11 +213,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "--vision is frozen; give --vision lora or full, or leave the rate out",
         ),
         ("--use_lora True --connector_learning_rate 1e-5", "--connector is frozen"),
-        ("--language_learning_rate 0", "--language_learning_rate: found 0.0, expected more than 0"),
+        ("--language_learning_rate 0", "--language_learning_rate: found 0.0, expected a number above 0"),
         ("--language_learning_rate 1e-5 --optim lomo", "--optim lomo: knows one learning rate alone"),
     ],
 )
-def test_a_rate_that_nothing_would_follow_is_an_error(flags: str, message: str, folder: Path):
+def test_a_rate_that_nothing_would_follow_is_an_error(
+    flags: str, message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("finetune.flags.packages.is_installed", lambda module: True)
     with pytest.raises(ValueError, match=message):
         parse.parse([*BASE, *flags.split()])
 
