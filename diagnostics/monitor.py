@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
-from torch import distributed, nn
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
@@ -53,6 +53,7 @@ from diagnostics.records.identity import (
 from diagnostics.records.measurement_plan import DEPTHS, WATCH, MeasurementPlan, cost_words
 from diagnostics.records.probes import Probe, read_probes, write_probes
 from diagnostics.records.record import AttentionRecord
+from finetune.distributed import autocast_dtype, gathered, rank_and_world_size
 from finetune.families import Family, bare_model, family_of
 
 if TYPE_CHECKING:
@@ -245,7 +246,9 @@ class AttentionMonitor(TrainerCallback):
             )
         if step < 0:
             raise ValueError(f"step: found {step}, expected 0 (before training) or more")
-        at = Moment(step, _rank()[0] == 0, _ambient_autocast(model), f"{self.output_dir} at step {step}")
+        at = Moment(
+            step, rank_and_world_size()[0] == 0, _ambient_autocast(model), f"{self.output_dir} at step {step}"
+        )
         if step == 0 or self._run is None:
             self._begin(at, model, runs=None)
             if step == 0:
@@ -257,7 +260,7 @@ class AttentionMonitor(TrainerCallback):
 
     def finish(self) -> None:
         """The last pictures and the strips, for a loop that probes by hand; on every rank, or on the first alone."""
-        if self._run is not None and _rank()[0] == 0:
+        if self._run is not None and rank_and_world_size()[0] == 0:
             self._close()
 
     # --- how -------------------------------------------------------------------------------------------------
@@ -328,7 +331,7 @@ class AttentionMonitor(TrainerCallback):
         if not self.calibration_probes:
             own = set(chosen.probes)
             self._judged = tuple(probe for probe in self.probes if probe.id not in own)
-        if _rank()[0] == 0:
+        if rank_and_world_size()[0] == 0:
             print(f"key layers: {chosen.why}", flush=True)
 
     def _make_room(self, run: Run) -> None:
@@ -489,7 +492,7 @@ class AttentionMonitor(TrainerCallback):
         self, probes: Sequence[Probe], run: Callable[[Sequence[Probe]], list[AttentionRecord]]
     ) -> list[tuple[list[AttentionRecord], Exception | None]]:
         """What every rank makes of its share of probes, on every rank: records, and the failure if one came."""
-        rank, ranks = _rank()
+        rank, ranks = rank_and_world_size()
         in_step = is_deepspeed_zero3_enabled()
         failure: Exception | None = None
         records: list[AttentionRecord] = []
@@ -498,7 +501,7 @@ class AttentionMonitor(TrainerCallback):
         except FAILURES as error:
             failure = error
         # Every rank arrives here, whatever happened to it: the others would wait for it for ever.
-        return [(records, failure)] if in_step else _gathered((records, failure))
+        return [(records, failure)] if in_step else gathered((records, failure))
 
     def _probe_unless_complete(self, at: Moment, model: nn.Module, depth: MeasurementPlan) -> None:
         if not self._everywhere(self._archive.is_complete(at.step, depth)):
@@ -560,19 +563,19 @@ class AttentionMonitor(TrainerCallback):
     def _decided(self, decide: Callable[[], T]) -> T:
         """What ``decide()`` gives on the first rank, on every rank; its failure is raised on each."""
         outcome: tuple[T | None, Exception | None] = (None, None)
-        if _rank()[0] == 0:
+        if rank_and_world_size()[0] == 0:
             try:
                 outcome = decide(), None
             except FAILURES as error:  # raised below: the other ranks wait
                 outcome = None, error
-        value, failure = _gathered(outcome)[0]
+        value, failure = gathered(outcome)[0]
         if failure is not None:
             raise failure
         return value
 
     def _everywhere(self, answer: bool) -> bool:
         """The first rank's answer, on every rank: folders need not be shared between machines."""
-        return bool(_gathered(answer)[0])
+        return bool(gathered(answer)[0])
 
     # --- showing: on the first rank alone --------------------------------------------------------------------
     def _open_board(self, at: Moment) -> None:
@@ -765,26 +768,9 @@ def _base_words(model: nn.Module) -> str:
     return str(getattr(bare_model(model).config, "name_or_path", "") or "base")
 
 
-def _rank() -> tuple[int, int]:
-    """(rank, number of ranks)."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def _gathered(mine: Any) -> list[Any]:
-    """What each rank has, on every rank."""
-    _, ranks = _rank()
-    if ranks == 1:
-        return [mine]
-    everyone: list[Any] = [None] * ranks
-    distributed.all_gather_object(everyone, mine)
-    return everyone
-
-
 def _moment(args: TrainingArguments, state: TrainerState) -> Moment:
     words = f"{args.output_dir} at step {state.global_step}"
-    return Moment(state.global_step, state.is_world_process_zero, _autocast(args), words)
+    return Moment(state.global_step, state.is_world_process_zero, autocast_dtype(args), words)
 
 
 def _runs_of(state: TrainerState) -> list[str]:
@@ -802,13 +788,6 @@ def _name_run(state: TrainerState, run: str) -> None:
     kept: Any = state.stateful_callbacks
     if isinstance(kept, dict):
         kept[STATE_KEY] = {"args": {}, "attributes": {"runs": [*_runs_of(state), run]}}
-
-
-def _autocast(args: TrainingArguments) -> torch.dtype | None:
-    """Torch's own mixed precision has fp32 weights that only autocast lets meet the others; DeepSpeed's has not."""
-    if args.deepspeed or not (args.bf16 or args.fp16):
-        return None
-    return torch.bfloat16 if args.bf16 else torch.float16
 
 
 def _ambient_autocast(model: nn.Module) -> torch.dtype | None:

@@ -1,12 +1,15 @@
-"""The processes of a run: which one this is, and what one tells the others."""
+"""The processes of a run: which one this is, what one tells the others, and the precision they compute in."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 def is_main() -> bool:
@@ -52,3 +55,14 @@ def gathered(mine: Any) -> list[Any]:
     everyone: list[Any] = [None] * ranks
     distributed.all_gather_object(everyone, mine)
     return everyone
+
+
+def autocast_dtype(args: TrainingArguments) -> torch.dtype | None:
+    """The dtype of a training's mixed precision, to run a forward pass in outside the Trainer; None: the weights' own.
+
+    PyTorch's mixed precision keeps fp32 weights, which only autocast lets meet bf16 or fp16 activations. DeepSpeed
+    casts the weights themselves, so nothing is left for autocast to do.
+    """
+    if args.deepspeed or not (args.bf16 or args.fp16):
+        return None
+    return torch.bfloat16 if args.bf16 else torch.float16

@@ -22,7 +22,7 @@ from transformers import GenerationConfig, TrainerCallback, TrainerControl, Trai
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from finetune.data.dataset import ConversationDataset
-from finetune.distributed import gathered, rank_and_world_size
+from finetune.distributed import autocast_dtype, gathered, rank_and_world_size
 from finetune.families.base import Encoded, Family, joined_media
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
@@ -349,7 +349,7 @@ class GenerateAtEvaluation(TrainerCallback):
             self.family,
             max_new_tokens=self.max_new_tokens,
             batch_size=args.per_device_eval_batch_size,
-            autocast=_autocast(args),
+            autocast=autocast_dtype(args),
         )
         answers: list[Answer] = []
         failure: Exception | None = None
@@ -437,10 +437,3 @@ def _cell(text: str) -> str:
     for mark, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("\n", " ")):
         cut = cut.replace(mark, written)
     return cut
-
-
-def _autocast(args: TrainingArguments) -> torch.dtype | None:
-    """Torch's own mixed precision has fp32 weights that only autocast lets meet the others; DeepSpeed's has not."""
-    if args.deepspeed or not (args.bf16 or args.fp16):
-        return None
-    return torch.bfloat16 if args.bf16 else torch.float16

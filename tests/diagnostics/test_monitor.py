@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import diagnostics.compare  # noqa: F401  (first imported while something is replaced, it would keep the replacement)
 from diagnostics import monitor as monitor_module
-from diagnostics.capture import rows
+from diagnostics.capture import watcher
 from diagnostics.monitor import AttentionMonitor
 from diagnostics.probing.prober import Prober, auto_key_layers
 from diagnostics.probing.prompts import user_parts
@@ -296,8 +296,8 @@ def test_later_failures_are_told_once_and_training_goes_on(
 def test_wrong_wiring_ends_the_run_at_its_start(tmp_path, processor, probe_file, monkeypatch):
     with pytest.raises(ValueError, match="no language layer 7; expected 0 to 2"):
         train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file, key_layers=[7])])
-    true = rows.attention_rows
-    monkeypatch.setattr(rows, "attention_rows", lambda *a, **k: true(*a, **k).flip(1))
+    true = watcher.attention_rows
+    monkeypatch.setattr(watcher, "attention_rows", lambda *a, **k: true(*a, **k).flip(1))
     with pytest.raises(ValueError, match="rows × values differ from the kernel's output"):
         train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file)])
 

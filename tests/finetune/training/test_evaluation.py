@@ -15,13 +15,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from finetune import distributed
 from finetune.families.base import Encoded
 from finetune.families.qwen_vl import QwenVLFamily
 from finetune.model.checkpoint import load
 from finetune.model.memory_estimate import layer_of
 from finetune.model.untouched import untouched
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Turn
+from finetune.training import evaluation
 from finetune.training.answer_card import BAD, GOOD, WIDTH, AnswerCard, draw_answer
 from finetune.training.evaluation import (
     Answer,
@@ -335,11 +335,11 @@ def test_every_process_answers_its_share_and_knows_the_whole(
     callback = callback_of(loaded, pictures, Board())
     shares = {}
     for rank in (0, 1):
-        monkeypatch.setattr(distributed, "rank_and_world_size", lambda rank=rank: (rank, 2))
-        monkeypatch.setattr(distributed, "gathered", lambda mine, rank=rank: shares.setdefault(rank, [mine]))
+        monkeypatch.setattr(evaluation, "rank_and_world_size", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(evaluation, "gathered", lambda mine, rank=rank: shares.setdefault(rank, [mine]))
         evaluated(callback, loaded[0], first=False)
     assert [[answer.number for answer in shares[rank][0][0]] for rank in (0, 1)] == [[0, 2], [1]]
-    monkeypatch.setattr(distributed, "gathered", lambda mine: [shares[0][0], shares[1][0]])
+    monkeypatch.setattr(evaluation, "gathered", lambda mine: [shares[0][0], shares[1][0]])
     board = Board()
     callback.writer = board
     assert evaluated(callback, loaded[0], first=False) == whole
