@@ -36,7 +36,7 @@ Heads = dict[str, Float[np.ndarray, "layers heads"]]
 class LayerEnrichment:
     """A group's enrichment of the judged region in one key layer.
 
-    chance          p that it did not change, adjusted for all groups and key layers that were looked at
+    chance          p that it did not change, adjusted for all groups and key layers that were tested
     random          enrichment of area-matched random regions (before, after); None where not measured
     without_sinks   the change with sinks left out; None where no sink was found
     relative        mean ``relative_change``: what a typical probe's attention changed by
@@ -53,7 +53,7 @@ class LayerEnrichment:
     effect: float | None
 
     def json(self) -> Json:
-        """As comparison.json has it."""
+        """The form in comparison.json."""
         return {
             "layer": self.layer,
             "region": self.region,
@@ -122,7 +122,7 @@ def layer_chances(groups: Mapping[str, Sequence[ProbePair]]) -> Heads:
 
 
 def head_chances(groups: Mapping[str, Sequence[ProbePair]]) -> Heads:
-    """p of every layer that attends and head, adjusted for all of them in all groups."""
+    """p of every head of every layer that has attention maps, adjusted for all of them in all groups."""
     with_region = {name: [p for p in pairs if p.region is not None] for name, pairs in groups.items()}
     members = {name: pairs for name, pairs in with_region.items() if pairs}
     before, after = ({name: _masses(pairs, side) for name, pairs in members.items()} for side in SIDES)
@@ -130,7 +130,7 @@ def head_chances(groups: Mapping[str, Sequence[ProbePair]]) -> Heads:
 
 
 def _attending(pairs: Sequence[ProbePair]) -> list[int]:
-    """Numbers of the layers that have an attention map; the others' numbers are NaN."""
+    """Indices of the layers that have an attention map; the values of the others are NaN."""
     return np.flatnonzero(np.isfinite(pairs[0].before.visual_share).all(1)).tolist()
 
 
@@ -140,7 +140,7 @@ def _masses(pairs: Sequence[ProbePair], side: str) -> Float[np.ndarray, "probes 
 
 
 def heads(pairs: Sequence[ProbePair], chances: Float[np.ndarray, "layers heads"] | None) -> Json | None:
-    """The heads whose attention on the region changed, the surest first, at most 40 of them listed."""
+    """The heads whose attention on the region changed, smallest p first; at most 40 are listed."""
     members = [pair for pair in pairs if pair.region is not None]
     if chances is None or not members:
         return None
@@ -167,7 +167,7 @@ def heads(pairs: Sequence[ProbePair], chances: Float[np.ndarray, "layers heads"]
 
 
 def _random_enrichment(pairs: Sequence[ProbePair], layer: int) -> tuple[float, float] | None:
-    """Enrichment that area-matched random regions get in a layer, mean over heads and probes, before and after."""
+    """Enrichment of area-matched random regions in a layer, mean over heads and probes, before and after."""
     if not all(pair.region in getattr(pair, side).random_mass for pair in pairs for side in SIDES):
         return None
     means = [
@@ -228,8 +228,8 @@ _MAP_MEASURES: dict[str, Callable[..., Any]] = {
 
 
 def further_maps(pairs: Sequence[ProbePair]) -> Json | None:
-    """Mean NSS of the judged region on the further maps that were asked for, by layer ("all" for rollout): it reads any
-    map, also relative attention's, which has negative cells. null where none was asked for."""
+    """Mean NSS of the judged region on the further maps (``--maps``), by layer ("all" for rollout). NSS accepts any map,
+    including relative attention with its negative cells. null where no further map was measured."""
     found: Json = {}
     measured = [pair for pair in pairs if pair.region is not None and pair.before.maps and pair.after.maps]
     for name in dict.fromkeys(name for pair in measured for name in pair.after.maps):

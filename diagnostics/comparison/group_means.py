@@ -1,4 +1,4 @@
-"""What else is read of a group, before and after: its relations, each key layer, and the whole model."""
+"""Further means over a group, before and after: relations, visual share and drift by key layer, head collapse."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _readings(record: AttentionRecord) -> dict[str, float]:
 
 
 def mean_by_layer(pairs: Sequence[ProbePair], value: Callable[[ProbePair, LayerPair], Any]) -> Json:
-    """Layer → mean over the probes of a number, or of several under names of their own."""
+    """Layer → mean over the probes of one number, or of several named ones."""
     means: Json = {}
     for index, layer in enumerate(pairs[0].layers):
         values = [value(pair, pair.layers[index]) for pair in pairs]
@@ -87,7 +87,7 @@ def visual_share(pair: ProbePair, layer: LayerPair) -> dict[str, float]:
 
 
 def drift_of(pair: ProbePair, layer: LayerPair) -> dict[str, float]:
-    """More at the image, elsewhere in it, and how far: see ``diagnostics.measures.drift.Drift``."""
+    """How attention moved to, within and across the image: see ``diagnostics.measures.drift.Drift``."""
     share = visual_share(pair, layer)
     grid = pair.after.image_tokens[0].grid
     found = drift(layer.before, layer.after, np.array(share["before"]), np.array(share["after"]), grid)
@@ -95,7 +95,7 @@ def drift_of(pair: ProbePair, layer: LayerPair) -> dict[str, float]:
 
 
 def collapse_of(pairs: Sequence[ProbePair]) -> Json | None:
-    """Are heads freezing on single tokens? Of the means over all probes; null where it was not measured."""
+    """Are heads collapsing onto single tokens? From means over all probes; null where it was not measured."""
     if not all(getattr(pair, side).head_entropy.size for pair in pairs for side in SIDES):
         return None
     means = [

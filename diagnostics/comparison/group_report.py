@@ -1,7 +1,7 @@
-"""Every number of a before / after comparison, as comparison.json holds it.
+"""Every number of a before / after comparison, as written to comparison.json.
 
-Differences are after − before; ``ci95`` is the paired bootstrap interval of the difference, whole images drawn with
-replacement. A number that was not measured is null.
+Differences are after − before; ``ci95`` is the paired bootstrap interval of the difference, resampling whole
+images. A number that was not measured is null.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Json = dict[str, Any]
 
 
 def comparison_of(pairs: Sequence[ProbePair], *, level: float = 0.95) -> Json:
-    """The content of comparison.json but for ``series``. ``level`` is that of the intervals (``ci95`` keeps its name)
+    """The content of comparison.json except ``series``. ``level`` is that of the intervals (``ci95`` keeps its name)
     and of what counts as significant."""
     groups = pairs_by_group(pairs)
     layers = layer_chances(groups)
@@ -153,7 +153,7 @@ def _margin_effect(scored: Sequence[ProbePair]) -> float | None:
 
 
 def _said_the_answer(pairs: Sequence[ProbePair]) -> Json | None:
-    """Share of probes whose own greedy answer contains the right one, letter for letter but for case."""
+    """Share of probes whose greedy answer contains the right one verbatim, ignoring case."""
     asked = [pair for pair in pairs if pair.before.scores.generated and pair.after.scores.generated]
     if not asked:
         return None
@@ -179,7 +179,7 @@ def _verdict(
 ) -> Verdict:
     if accuracy is None:
         return Verdict(
-            "answers not measured", ("No probe of this group has a foil to set against its answer.",)
+            "answers not measured", ("No probe of this group has a foil to compare with its answer.",)
         )
     hidden, cut = (_with_control(costs[kind]) for kind in (OCCLUSION, KNOCKOUT))
     claim = verdict(
@@ -213,13 +213,13 @@ def _layer_reason(claim: str, judged: LayerEnrichment | None, pairs: Sequence[Pr
         return []  # these verdicts rest on answers alone
     layers = [layer.layer for layer in pairs[0].layers]
     return [
-        f"Attention is that of layer {judged.layer}, of the key layers {', '.join(map(str, layers))} fixed before "
-        f"training (p = {judged.chance:.2g}, adjusted for every group and layer looked at)."
+        f"Attention is judged in layer {judged.layer}, one of the key layers {', '.join(map(str, layers))} fixed before "
+        f"training (p = {judged.chance:.2g}, adjusted for every group and layer tested)."
     ]
 
 
 def lost_groups(pairs: Sequence[ProbePair]) -> list[str]:
-    """One sentence for each group that must be kept and is not."""
+    """One sentence for each group that should have been kept and was not."""
     sentences = []
     for name, members in pairs_by_group(pairs).items():
         scored = [pair for pair in members if pair.after.scores.margin_nats is not None]

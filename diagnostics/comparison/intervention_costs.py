@@ -1,4 +1,4 @@
-"""What a group's answers lose when something is taken away, before and after, beside its control."""
+"""What interventions cost a group's answers, before and after, next to their controls."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def costs_json(costs: CostChange | None) -> Json | None:
 
 
 def decides(pairs: Sequence[ProbePair], side: str) -> Json:
-    """Region → share of the probes whose own answer loses most when it is hidden in the picture."""
+    """Region → share of the probes whose own answer loses the most margin when it is hidden in the picture."""
     named = [decisive_region(pair.probe, getattr(pair, side), OCCLUSION) for pair in pairs]
     found = [name for name in named if name is not None]
     return {
@@ -69,7 +69,7 @@ def decides(pairs: Sequence[ProbePair], side: str) -> Json:
 
 
 def windows(pairs: Sequence[ProbePair]) -> list[Json]:
-    """What cutting the answer query from the judged region costs in one window of layers at a time, nats."""
+    """What knocking out the judged region costs in one window of layers at a time, nats."""
     windows: dict[tuple[int, int], list[tuple[Cost, Cost]]] = {}
     for pair in pairs:
         for one in pair.after.interventions:
@@ -92,7 +92,7 @@ def windows(pairs: Sequence[ProbePair]) -> list[Json]:
 
 
 def curves(pairs: Sequence[ProbePair]) -> Json | None:
-    """Mean margins over shares of the picture hidden or shown, nats, and the area below each."""
+    """Mean margins over shares of the picture hidden or shown, nats, and the area under each curve."""
     measured = [pair for pair in pairs if pair.before.curves and pair.after.curves]
     if not measured:
         return None

@@ -9,7 +9,7 @@ import numpy as np
 
 
 class RegionChange(NamedTuple):
-    """What one region drew in one layer: share of the attention to the image, and the same over its area."""
+    """Attention on one region in one layer: its share of the attention to the image (mass), and enrichment."""
 
     region: str
     mass_before: float
@@ -22,7 +22,7 @@ class RegionChange(NamedTuple):
 class CellMap:
     """Attention over the cells of one image.
 
-    density            Float[rows * columns]: times the even share; 1 is what looking everywhere alike gives
+    density            Float[rows * columns]: multiples of the even share; 1 is uniform attention
     grid               (rows, columns)
     boxes_pixels       Float[rows * columns, 4]: x0 y0 x1 y1 of each cell in pixels of the original
     """
@@ -34,7 +34,7 @@ class CellMap:
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """One key layer of one probe: its maps before and now, and the readings printed below them."""
+    """One key layer of one probe: its maps before and now, and the numbers printed below them."""
 
     layer: int
     before: CellMap
@@ -44,7 +44,7 @@ class LayerMaps:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one model answered: its own words ("" where it was not asked) and log p(answer) - log p(foil)."""
+    """What one model answered: its generated answer ("" where none was generated) and log p(answer) - log p(foil)."""
 
     said: str
     margin_nats: float | None

@@ -1,5 +1,5 @@
-"""One probe before and after: two records become maps, readings and costs. Comparison, pictures and TensorBoard
-all take their numbers from here, so that they show the same ones."""
+"""One probe before and after: two records become maps, region changes and costs. Comparison, pictures and TensorBoard
+all take their numbers from here, so they show the same ones."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord
 
 SIDES = ("before", "after")
-CLOSE = 0.9  # of the largest cost: two regions that cost this much are one finding
+CLOSE = 0.9  # of the largest cost: regions within this range count as tied
 
 
 class Cost(NamedTuple):
-    """What an intervention on the judged region costs: margin as it is minus margin after it, nats.
+    """What an intervention on a region costs: margin without it minus margin with it, nats.
 
-    ``control`` is the mean cost of the same done to area-matched random regions.
+    ``control`` is the mean cost of the same intervention on area-matched random regions.
     """
 
     region: float
@@ -50,7 +50,7 @@ class LayerPair:
 
 @dataclass(frozen=True)
 class ProbePair:
-    """One probe and its two records; ``region`` is the one that is judged, None where the probe has none."""
+    """One probe and its two records; ``region`` is the judged one, None where the probe has none."""
 
     probe: Probe
     before: AttentionRecord
@@ -118,7 +118,7 @@ def layer_cells(record: AttentionRecord) -> Float[np.ndarray, "layers cells"]:
 def cost(
     record: AttentionRecord, kind: str, region: str | None, layers: tuple[int, int] | None = None
 ) -> Cost | None:
-    """What occlusion or knock-out of ``region`` costs, or None where it was not tried (or there is no foil).
+    """What occlusion or knock-out of ``region`` costs, or None where it was not measured (or there is no foil).
 
     ``layers`` is the window of a knock-out; None: everywhere.
     """
@@ -132,11 +132,11 @@ def cost(
 
 
 def decisive_region(probe: Probe, record: AttentionRecord, kind: str) -> str | None:
-    """Which region does the model's own answer rest on: the smallest of those without which it loses the most?
+    """The region that the model's own answer depends on most; of nested regions, the smallest.
 
-    Right or wrong, the answer that leads is the model's own; its lead is the margin's size. Regions may lie in each
-    other (spheres in a tower's body): of those that cost at least 90 % of the most, the smallest says it best. None
-    where fewer than two regions were taken away in this way, so that there is nothing to tell apart.
+    The model's own answer is the likelier one, right or wrong; its lead is the margin's size. Regions may be nested
+    (spheres in a tower's body): of those that cost at least 90 % of the largest cost, the smallest is the most
+    specific. None where fewer than two regions were intervened on, so there is nothing to compare.
     """
     margin = record.scores.margin_nats
     tried = [one for one in record.interventions if one.kind == kind and one.layers is None]
@@ -189,23 +189,23 @@ def _readings(
 
 
 def _require_of(probe: Probe, record: AttentionRecord) -> None:
-    """Was this record made of this probe?"""
+    """Raises ValueError unless the record is of this probe."""
     where = f"probe {probe.id}, record of step {record.step}"
     if record.probe_id != probe.id:
         raise ValueError(
-            f"{where}: found probe_id {record.probe_id!r}; expected {probe.id!r}, one record a probe"
+            f"{where}: found probe_id {record.probe_id!r}; expected {probe.id!r}, one record per probe"
         )
     if not record.image_tokens:
-        raise ValueError(f"{where}: found no picture; expected one at least, probe again")
+        raise ValueError(f"{where}: found no picture; expected at least one: probe again")
     regions = {*record.region_mass, *(one.region for one in record.interventions)}
     for found, expected, what in (
-        (regions, probe.regions, "a region that the probe has not"),
-        (probe.regions, record.region_mass, "no numbers of the region"),
+        (regions, probe.regions, "a region that the probe does not have"),
+        (probe.regions, record.region_mass, "no measurements of the region"),
     ):
         if missing := sorted(set(found) - set(expected)):
             raise ValueError(
                 f"{where}: found {what}: {', '.join(map(repr, missing[:5]))}; expected records of the same probe file: "
-                "give the one that was probed with, or probe again"
+                "give that file, or probe again"
             )
 
 

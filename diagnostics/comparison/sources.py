@@ -1,4 +1,4 @@
-"""What a comparison compares: models, adapters or folders of records, given by name, become records."""
+"""The sources of a comparison: models, adapters or folders of records, given by name, become records."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def records_of(
     base: str | None = None,
     allow_other_base: bool = False,
 ) -> Found:
-    """Load the sources that are records, and probe those that are models, each in turn.
+    """Load the sources that are records, and probe those that are models, one after another.
 
-    Where "before" is the very base of the adapter "after", one loaded model serves both, with the adapter switched
-    off for the first.
+    Where "before" is the base of the adapter "after", one loaded model serves both, with the adapter disabled for
+    the first.
 
     base, allow_other_base   of adapters: as in ``finetune.model.checkpoint.load``
 
     Raises:
-        ValueError: a source is neither, or nothing says what to probe, or layers and records do not fit.
+        ValueError: a source is neither records nor a model, there is no probe file, or layers and records do not match.
     """
     folders = [_record_folder(source) for source in sources]
     opening = Opening(base, allow_other_base)
@@ -95,8 +95,8 @@ def records_of(
 def _models(
     sources: Sequence[str], folders: Sequence[Path | None], opening: Opening
 ) -> Iterator[tuple[int, Any, Any, AbstractContextManager[Any]]]:
-    """Place, model, processor and the state to probe it in, of each source that is a model, "before" first so that
-    it is what key layers are chosen on."""
+    """Index, model, processor and the context to probe in, for each source that is a model; "before" comes first, so that
+    key layers are chosen on it."""
     last = len(sources) - 1
     shared = _adapter_base(sources[last], opening.base) if folders[last] is None else None
     shares = (
@@ -137,7 +137,7 @@ def _probed(
 def _calibrated(
     model: Any, processor: Any, probes: Sequence[Probe], calibration: Sequence[Probe], output_dir: Path
 ) -> tuple[tuple[int, ...], tuple[Probe, ...]]:
-    """Key layers chosen on the first model, and the probes that are left to judge."""
+    """Key layers chosen on the first model, and the remaining probes, which are judged."""
     evenly = auto_key_layers(model)
     chosen_on = calibration or held_out(probes)
     quiet = replace(WATCH, generate=False)
@@ -151,7 +151,7 @@ def _calibrated(
 
 
 def _given_layers(key_layers: str, records: Any) -> tuple[int, ...] | None:
-    """The layers of records that are there, else those named; None: to be chosen."""
+    """The layers of existing records, else those given; None: to be chosen."""
     for one in records:
         return next(iter(one.values())).layers
     if key_layers == "auto":
@@ -187,7 +187,7 @@ def _record_folder(source: str) -> Path | None:
     """The folder of records that a source names, or None where it names a model.
 
     Raises:
-        ValueError: the folder is there and is neither.
+        ValueError: the folder exists and holds neither.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir() or any(
@@ -209,6 +209,6 @@ def _probe_file(given: Path | None, folders: Sequence[Path | None]) -> Path:
     found = next((path for path in beside if path.is_file()), None)
     if found is None:
         raise ValueError(
-            "--probes: no probe file given, and none beside the records; give the file to probe with"
+            "--probes: no probe file given, and none beside the records; give the probe file"
         )
     return found

@@ -1,7 +1,7 @@
-"""Any number of checkpoints: how answers and attention came to be what they are.
+"""Any number of checkpoints: how answers and attention developed during training.
 
 Numbers over steps (``series_of``) for comparison.json and the report, and the maps of one probe over steps on one
-colour scale (``strip_maps``). Reads records alone.
+colour scale (``strip_maps``). Needs records only, no model.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Evolution:
     """Records of the same probes and key layers at several checkpoints, in the order of training.
 
     steps      ascending; the first is what drift is measured from
-    names      of the checkpoints, in words
+    names      of the checkpoints, for people
     records    one for each step: probe id → record
 
     Raises:
@@ -84,7 +84,7 @@ class Evolution:
 
 
 def evolution_of(checkpoints: Mapping[int, Records]) -> Evolution:
-    """Step → records, in any order, as an Evolution; a checkpoint has the name that its records tell.
+    """Step → records, in any order, as an Evolution; checkpoints are named as their records name the model.
 
     Raises:
         ValueError: as ``Evolution``; also a step without any record.
@@ -92,7 +92,7 @@ def evolution_of(checkpoints: Mapping[int, Records]) -> Evolution:
     empty = [step for step, records in checkpoints.items() if not records]
     if empty:
         raise ValueError(
-            f"step {empty[0]}: found no records; expected one for each probe, leave the step out"
+            f"step {empty[0]}: found no records; expected one for each probe; leave the step out"
         )
     steps = tuple(sorted(checkpoints))
     records = tuple(checkpoints[step] for step in steps)
@@ -100,7 +100,7 @@ def evolution_of(checkpoints: Mapping[int, Records]) -> Evolution:
 
 
 def series_of(probes: Sequence[Probe], evolution: Evolution) -> Json:
-    """Every number over steps, as ``series`` of comparison.json holds it; each list has one number a step.
+    """Every number over steps, the ``series`` of comparison.json; each list has one number per step.
 
     ::
 
@@ -110,10 +110,10 @@ def series_of(probes: Sequence[Probe], evolution: Evolution) -> Json:
         enrichment        {group: {key layer: mean of the judged region's, times}}
         drift_jsd_nats    {key layer: mean distance of the maps from the first step's, [0, ln 2]}
         visual_share      {key layer: mean attention on image tokens, [0, 1]}
-        trajectories      {probe: {"points": a pair a step, "explained": share of the movement they show, [0, 1]}}
+        trajectories      {probe: {"points": one pair per step, "explained": share of variance in the plane, [0, 1]}}
 
     Groups without a foil, or without a region, are left out of what needs one. A trajectory is the principal plane of
-    the maps of all key layers side by side; its axes are shares of attention, other directions for each probe.
+    the maps of all key layers side by side; its axes are in shares of attention and differ from probe to probe.
 
     Raises:
         ValueError: a probe has no records.
@@ -147,7 +147,7 @@ def strip_maps(probe: Probe, evolution: Evolution, layer: int) -> Strip:
     """
     if layer not in evolution.layers:
         raise ValueError(
-            f"layer {layer}: found key layers {list(evolution.layers)}; expected one of them, others have no maps"
+            f"layer {layer}: found key layers {list(evolution.layers)}; expected one of them: other layers have no maps"
         )
     records = evolution.of(probe.id)
     row, image = evolution.layers.index(layer), records[0].image_tokens[0]
@@ -169,15 +169,15 @@ def strip_maps(probe: Probe, evolution: Evolution, layer: int) -> Strip:
 
 
 def evenly_chosen(count: int, most: int) -> list[int]:
-    """Indices of at most ``most`` of ``count`` things, evenly spaced, the first and the last among them.
+    """Indices of at most ``most`` of ``count`` items, evenly spaced, including the first and the last.
 
-    10 things, 4 wanted → [0, 3, 6, 9].
+    10 items, 4 wanted → [0, 3, 6, 9].
 
     Raises:
         ValueError: ``most`` below 2, which cannot hold both ends.
     """
     if most < 2:
-        raise ValueError(f"most: found {most}; expected at least 2, for the first and the last")
+        raise ValueError(f"most: found {most}; expected at least 2: the first and the last")
     if count <= most:
         return list(range(count))
     return [round(place) for place in np.linspace(0, count - 1, most)]
@@ -191,7 +191,7 @@ class _ProbeSeries:
     enrichment         Float[steps, layers] of the judged region; None where there is none
     drift_jsd_nats     Float[steps, layers], from the first step
     visual_share       Float[steps, layers], mean over heads
-    trajectory         as series of comparison.json has it
+    trajectory         as in ``series`` of comparison.json
     """
 
     margins_nats: np.ndarray | None
@@ -202,7 +202,7 @@ class _ProbeSeries:
 
 
 def _read(probe: Probe, evolution: Evolution) -> _ProbeSeries:
-    """A probe's numbers from one pass over its records, which may lie on a disk and be large."""
+    """A probe's numbers in one pass over its records, which may be large and read from disk."""
     records = evolution.of(probe.id)
     maps, image, region = _maps(records), records[0].image_tokens[0], probe.main_region
     plane = principal_plane(maps.reshape(len(maps), -1))
@@ -228,7 +228,7 @@ def _margin(record: AttentionRecord) -> float:
     margin = record.scores.margin_nats
     if margin is None:
         raise ValueError(
-            f"probe {record.probe_id}: found no score of the foil at step {record.step}; expected one, probe that "
+            f"probe {record.probe_id}: found no score of the foil at step {record.step}; expected one: probe that "
             "checkpoint again with the same probe file"
         )
     return margin
@@ -242,7 +242,7 @@ def _means(values: Sequence[Float[np.ndarray, " steps"]]) -> list[float]:
 def _by_layer(
     evolution: Evolution, values: Sequence[Float[np.ndarray, "steps layers"]]
 ) -> dict[str, list[float]]:
-    """The mean over probes at each step, by key layer; JSON has words for keys."""
+    """The mean over probes at each step, by key layer; JSON keys are strings."""
     means = np.mean(values, axis=0)
     return {str(layer): [float(v) for v in means[:, row]] for row, layer in enumerate(evolution.layers)}
 
@@ -254,7 +254,7 @@ def _require_same_probes(first_step: int, first: Records, step: int, records: Re
         lacking, name, having = (step, missing[0], first_step) if missing else (first_step, added[0], step)
         raise ValueError(
             f"step {lacking}: found no record of probe {name}, which step {having} has ({len(missing) + len(added)} "
-            "such probes); expected the same probes at every step, probe that checkpoint again or leave it out"
+            "such probes); expected the same probes at every step: probe that checkpoint again or leave it out"
         )
 
 
@@ -262,7 +262,7 @@ def _require_same_layers(layers: tuple[int, ...], step: int, record: AttentionRe
     if record.layers != layers:
         raise ValueError(
             f"step {step}, probe {record.probe_id}: found key layers {list(record.layers)}, others have "
-            f"{list(layers)}; expected the same everywhere, probe all checkpoints with the same --key_layers"
+            f"{list(layers)}; expected the same everywhere: probe all checkpoints with the same --key_layers"
         )
 
 
@@ -275,7 +275,7 @@ def _require_same_layout(first_step: int, first: AttentionRecord, step: int, rec
         if expected != found:
             raise ValueError(
                 f"step {step}, probe {record.probe_id}: found {what} {found}, step {first_step} has {expected}; "
-                "expected the same at every step, probe all checkpoints with the same pictures"
+                "expected the same at every step: probe all checkpoints with the same pictures"
             )
 
 

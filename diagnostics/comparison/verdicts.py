@@ -1,5 +1,5 @@
-"""What may be claimed of a group of probes, in words that a newcomer understands, and whether it is what was
-required. The mathematics: ``diagnostics.measures.statistics``."""
+"""The verdict on a group of probes, with reasons that a newcomer understands, and whether it meets ``--require``.
+The statistics are in ``diagnostics.measures.statistics``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ VERDICTS = (
     *(CORRECTED, ANSWERS_ALONE, ATTENTION_ALONE, NOT_MOVED, WORSE, NO_ATTENTION, NO_CAUSE, OTHER_CAUSE),
     *(NO_ANSWERS, KEPT, *LOST.values(), TOO_FEW),
 )
-OF_KEPT_GROUPS = (KEPT, *LOST.values())  # asked of retention and neighbour, and of no other group
+OF_KEPT_GROUPS = (KEPT, *LOST.values())  # verdicts of retention and neighbour, and of no other group
 
+BEYOND_CHANCE, COULD_BE_CHANCE = "chance does not explain the change", "the change could be due to chance"
 MARGIN_IN_WORDS = (
     " (how much likelier the right answer is than the wrong one; each nat is a factor of 2.7)"  # on first use
 )
@@ -35,13 +36,13 @@ MARGIN_IN_WORDS = (
 
 @dataclass(frozen=True)
 class GroupNumbers:
-    """What a verdict on one group rests on. None: not measured.
+    """The evidence for the verdict on one group. None: not measured.
 
     probes, images           how many; probes that share an image count once as evidence (None: none share)
     accuracy                 share of probes with a positive margin
     enrichment               of the region, in the key layer that ``judged_layer`` names, times
     enrichment_relative      mean ``relative_change`` of the same: what a typical probe's attention changed by
-    enrichment_chance        p of it (``significant_heads``), adjusted for every group and key layer looked at
+    enrichment_chance        p of it (``significant_heads``), adjusted for every group and key layer tested
     occlusion_cost_nats      margin lost by hiding the region in the picture
     control_cost_nats        margin lost by hiding area-matched random boxes, (before, after)
     occlusion_over_control   cost of the region − cost of the random boxes, after, paired by probe
@@ -66,14 +67,14 @@ class GroupNumbers:
 
 
 class Verdict(NamedTuple):
-    """A claim in a few words, and one plain sentence for each thing that it rests on."""
+    """A claim in a few words, and one plain sentence for each piece of evidence."""
 
     verdict: str
     reasons: tuple[str, ...]
 
 
 class _Cause(NamedTuple):
-    """One way of taking the region away: what it costs, and what the same on random regions costs."""
+    """One intervention on the region: what it costs, and what the same intervention on random regions costs."""
 
     what: str
     cost: Change
@@ -82,23 +83,23 @@ class _Cause(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Costs more after than before, and more than random regions do after."""
+        """Does it cost more after than before, and after training more than on random regions?"""
         beyond = self.over_control is None or self.over_control.is_above_zero
         return self.cost.difference.is_above_zero and self.cost.after > self.control[1] and beyond
 
 
 def verdict(numbers: GroupNumbers, *, level: float = 0.95) -> Verdict:
-    """What may be said of a group. "corrected" only where answers, attention and cause all agree.
+    """Judge a group: "corrected" only where answers, attention and cause all agree.
 
     - answers: the interval of accuracy's change lies above 0
     - attention: enrichment rose, with a chance below 1 − level after adjustment (or an interval above 0 where no
       chance is given), and by 5 % at least
-    - cause: taking the region away costs more margin after than before, and more than random regions of its size:
-      hidden in the picture, and cut from attention where that was measured too (then both must agree)
+    - cause: hiding the region in the picture costs more margin after than before, and more than hiding random
+      regions of its size; where knock-out was measured too, both must agree
 
-    Groups named ``retention`` and ``neighbour`` are asked whether they were kept: their accuracy after is at least
-    97 % or 95 % of that before. Fewer than 20 probes, or 20 images, decide nothing. ``level`` is that of the
-    intervals given.
+    Groups named ``retention`` and ``neighbour`` are judged by whether they were kept: their accuracy after is at least
+    97 % or 95 % of that before. Fewer than 20 probes, or 20 images, are too few for a verdict. ``level`` is the
+    confidence level of the intervals given.
     """
     if min(numbers.probes, _images(numbers)) < ENOUGH_PROBES:
         return Verdict(TOO_FEW, (_too_few_reason(numbers),))
@@ -116,14 +117,14 @@ def verdict(numbers: GroupNumbers, *, level: float = 0.95) -> Verdict:
 def judged_layer(
     relative: Sequence[Interval], chances: Sequence[float], *, alpha: float = SIGNIFICANT
 ) -> int:
-    """Index of the key layer that the verdict on attention rests on.
+    """Index of the key layer by which attention is judged.
 
     relative    mean ``relative_change`` of each key layer, with its interval
     chances     p of ``significant_heads`` for each
 
-    Several layers were fixed beforehand, so taking the best needs paying for: of those whose rise stays significant
-    when adjusted for all that were looked at, the one that chance explains least; where none does, the one with the
-    lowest lower bound. Three layers with +.2, +.4 and −.1 and p of .04, .001 and .001: the second.
+    Several layers were fixed beforehand, so picking the best is a multiple comparison: of the layers whose rise stays
+    significant after adjusting for all that were tested, the one with the smallest p; where none does, the one with
+    the lowest lower bound. Three layers with +.2, +.4 and −.1 and p of .04, .001 and .001: the second.
 
     Raises ValueError for no layers, and where the two differ in number.
     """
@@ -153,18 +154,18 @@ def _claim(numbers: GroupNumbers, causes: Sequence[_Cause], level: float) -> str
 
 
 def _kept(numbers: GroupNumbers) -> Verdict:
-    """Kept or lost, by the share of the accuracy before; and whether one probe more or less would turn it."""
+    """Kept or lost, by the share of the accuracy before; and whether a single probe would flip it."""
     before, after, share = numbers.accuracy.before, numbers.accuracy.after, KEPT_SHARE[numbers.group]
     line = share * before - 1e-9
     kept, one = after >= line, 1 / numbers.probes
     one_probe = ""
     if kept and after - one < line:
-        one_probe = f"; of {numbers.probes} probes, one more wrong answer would cross that line"
+        one_probe = f"; with {numbers.probes} probes, one more wrong answer would fall below that line"
     elif not kept and after + one >= line:
-        one_probe = f"; of {numbers.probes} probes, one more right answer would reach that line"
+        one_probe = f"; with {numbers.probes} probes, one more right answer would reach that line"
     reason = (
-        f"{_percent(after)} of the probes are right, {_percent(before)} were: "
-        f"{'at least' if kept else 'less than'} {_percent(share)} of what it was{one_probe}."
+        f"{_percent(after)} of the probes are answered correctly, {_percent(before)} before: "
+        f"{'at least' if kept else 'less than'} {_percent(share)} of the accuracy before{one_probe}."
     )
     return Verdict(KEPT if kept else LOST[numbers.group], (reason,))
 
@@ -174,8 +175,9 @@ def _images(numbers: GroupNumbers) -> int:
 
 
 def _moved(numbers: GroupNumbers, level: float) -> str | None:
-    """Where attention moved, if it did, and enough to count. The chance decides where it is given: it counts how many
-    were looked at, and finds what the probes share even where an interval is wide because they differ by magnitudes."""
+    """Where attention moved, if it moved enough to count. The p value decides where one is given: it accounts for
+    multiple comparisons, and detects a shared change even where the probes differ by orders of magnitude and the
+    interval is wide."""
     size = _size(numbers)
     if not _is_beyond_chance(numbers, level) or abs(size) < LEAST_MOVE:
         return None
@@ -200,7 +202,7 @@ def _size(numbers: GroupNumbers) -> float:
 
 
 def _attention(numbers: GroupNumbers) -> Interval | None:
-    """The interval that says which way attention changed: of the typical probe where that was given."""
+    """The interval that shows which way attention changed: of the typical probe where that is given."""
     if numbers.enrichment is None:
         return None
     return numbers.enrichment_relative or numbers.enrichment.difference
@@ -211,7 +213,7 @@ def _is_clear(interval: Interval) -> bool:
 
 
 def _causes(numbers: GroupNumbers) -> list[_Cause]:
-    """The ways of taking the region away that were measured with their control."""
+    """The interventions on the region that were measured together with their control."""
     ways = (
         (
             "Hiding the region in the picture",
@@ -220,7 +222,7 @@ def _causes(numbers: GroupNumbers) -> list[_Cause]:
             numbers.occlusion_over_control,
         ),
         (
-            "Keeping the answer from looking at the region",
+            "Blocking the answer's attention to the region",
             numbers.knockout_cost_nats,
             numbers.knockout_control_nats,
             numbers.knockout_over_control,
@@ -239,46 +241,44 @@ def _causes(numbers: GroupNumbers) -> list[_Cause]:
 def _too_few_reason(numbers: GroupNumbers) -> str:
     images, needed = _images(numbers), probes_needed(numbers.effect_size)
     shared = "" if images == numbers.probes else f" on {_count(images, 'image')}"
-    enough = f"{ENOUGH_PROBES} with as many different images are the least that can"
+    enough = f"at least {ENOUGH_PROBES} probes on as many different images are needed"
     if needed is not None:
-        enough += (
-            f", and a change as large and as steady as the one seen here needs {max(needed, ENOUGH_PROBES)}"
-        )
+        enough += f", and about {max(needed, ENOUGH_PROBES)} for a change as large and as consistent as this one"
     return f"{_count(numbers.probes, 'probe')}{shared} cannot tell a change from chance; {enough}."
 
 
 def _accuracy_reason(change: Change, level: float) -> str:
     return (
-        f"The right answer beats the wrong one in {_percent(change.after)} of the probes, {_percent(change.before)} "
-        f"before; {_chance(change.difference)} ({_interval(change.difference, level, percent=True)})."
+        f"The right answer is likelier than the wrong one in {_percent(change.after)} of the probes, "
+        f"{_percent(change.before)} before; {_chance(change.difference)} ({_interval(change.difference, level, percent=True)})."
     )
 
 
 def _attention_reason(numbers: GroupNumbers, level: float) -> str:
     change, interval = numbers.enrichment, _attention(numbers)
     if change is None or interval is None:
-        return "These probes name no region, so nothing is said of attention."
-    words = "chance alone could explain that"
+        return "These probes name no region, so attention is not judged."
+    words = COULD_BE_CHANCE
     if _moved(numbers, level):
-        words = "chance does not explain that"
+        words = BEYOND_CHANCE
         if not _is_clear(interval):
-            words = "most probes share that, so chance does not explain it"
+            words = f"most probes agree, so {BEYOND_CHANCE}"
     elif _is_beyond_chance(numbers, level):
         words = (
-            f"chance does not explain that, but {100 * abs(_size(numbers)):.3g} % is too little to "
-            f"count: a move is {_percent(LEAST_MOVE)} at least"
+            f"{BEYOND_CHANCE}, but {100 * abs(_size(numbers)):.3g} % is too small to count: a move is at least "
+            f"{_percent(LEAST_MOVE)}"
         )
     elif _is_clear(interval):
-        words += " once every group and layer looked at is counted"
+        words += ", adjusted for every group and layer tested"
     means = (
-        f"The region gets {change.after:.2f} times the attention that its size alone would bring, {change.before:.2f} "
+        f"The region gets {change.after:.2f} times the attention that its area alone would get, {change.before:.2f} "
         "before"
     )
     if numbers.enrichment_relative is None:
         return f"{means}; {words} ({_interval(interval, level)})."
     mean, low, high = map(_factor, interval)
     return (
-        f"{means}, and in a typical probe {mean:.2f} times what it got before; {words} ({_percent(level)} interval "
+        f"{means}, and in a typical probe {mean:.2f} times as much as before; {words} ({_percent(level)} interval "
         f"{low:.2f} to {high:.2f} times)."
     )
 
@@ -290,7 +290,7 @@ def _factor(relative: float) -> float:
 
 def _cause_reasons(causes: Sequence[_Cause], level: float) -> list[str]:
     if not causes:
-        return ["What the answer loses without the region was not measured beside random regions."]
+        return ["The cost of hiding the region was not measured against random regions."]
     sentences: list[str] = []
     for what, cost, control, over in causes:
         explained = "" if sentences else MARGIN_IN_WORDS
@@ -298,21 +298,19 @@ def _cause_reasons(causes: Sequence[_Cause], level: float) -> list[str]:
         is_less = cost.after > control[1] if over is None else over.is_above_zero
         sentences.append(
             f"{what} costs {cost.after:+.2f} nats of margin{explained}, {cost.before:+.2f} before; "
-            f"{_chance(cost.difference)} ({_interval(cost.difference, level)}); the same done to random places of its "
-            f"size costs {control[1]:+.2f} ({beside if is_less else f'not {beside}'}), {control[0]:+.2f} before."
+            f"{_chance(cost.difference)} ({_interval(cost.difference, level)}); doing the same to random regions of "
+            f"its size costs {control[1]:+.2f} ({beside if is_less else f'not {beside}'}), {control[0]:+.2f} before."
         )
     return sentences
 
 
 def _chance(interval: Interval) -> str:
-    if _is_clear(interval):
-        return "chance does not explain that"
-    return "chance alone could explain that"
+    return BEYOND_CHANCE if _is_clear(interval) else COULD_BE_CHANCE
 
 
 def _interval(interval: Interval, level: float, *, percent: bool = False) -> str:
     low, high = (_percent(value, signed=True) if percent else f"{value:+.2f}" for value in interval[1:])
-    return f"{_percent(level)} interval of the change {low} to {high}"
+    return f"{_percent(level)} interval {low} to {high}"
 
 
 def _percent(share: float, *, signed: bool = False) -> str:
@@ -330,12 +328,11 @@ def _count(number: int, noun: str) -> str:
 def requirement(text: str, groups: Iterable[str]) -> dict[str, str]:
     """Read ``--require``: group → the verdict that it must have.
 
-    "corrected" alone asks it of every group, but "kept" of retention and neighbour; "NAME=VERDICT" of one group;
-    several are joined by commas, and a named one goes before "corrected". For the groups pearl, retention:
+    "corrected" alone requires it of every group, but "kept" of retention and neighbour; "NAME=VERDICT" of one group.
+    Several are joined by commas, and a named group overrides "corrected". For the groups pearl, retention:
     "corrected" is {"pearl": "corrected", "retention": "kept"}, "pearl=corrected" is {"pearl": "corrected"}.
 
-    Raises ValueError for nothing, a group that is not there, a verdict that there is not, and one that this group
-    can never have.
+    Raises ValueError for an empty text, an unknown group or verdict, and a verdict that this group can never have.
     """
     names = list(groups)
     overall, named = {}, {}
@@ -354,7 +351,7 @@ def requirement(text: str, groups: Iterable[str]) -> dict[str, str]:
 
 
 def _parts(text: str) -> list[str]:
-    """The parts between commas; some verdicts hold a comma themselves: "attention moved, answers did not"."""
+    """The parts between commas; some verdicts contain a comma: "attention moved, answers did not"."""
     parts: list[str] = []
     for piece in (piece.strip() for piece in text.split(",")):
         if parts and piece and "=" in parts[-1] and f"{parts[-1].rpartition('=')[2]}, {piece}" in VERDICTS:
@@ -379,7 +376,7 @@ def _not_required(
 
 
 def shortfalls(required: Mapping[str, str], comparison_groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """One sentence for each group whose verdict is not the one required; none where all is as it must be.
+    """One sentence for each group whose verdict is not the required one; none where all requirements are met.
 
     ``required`` is from ``requirement``, ``comparison_groups`` is "groups" of comparison.json.
     """

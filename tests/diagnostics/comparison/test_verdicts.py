@@ -111,20 +111,20 @@ def test_reasons_give_the_numbers_in_plain_words():
         )
     ).reasons
     assert accuracy == (
-        "The right answer beats the wrong one in 97.5 % of the probes, 0 % before; chance does not explain that "
-        "(95 % interval of the change +92 % to +100 %)."
+        "The right answer is likelier than the wrong one in 97.5 % of the probes, 0 % before; chance does not explain "
+        "the change (95 % interval +92 % to +100 %)."
     )
     assert attention == (
-        "The region gets 7.60 times the attention that its size alone would bring, 6.40 before; chance does not "
-        "explain that (95 % interval of the change +0.50 to +1.50)."
+        "The region gets 7.60 times the attention that its area alone would get, 6.40 before; chance does not "
+        "explain the change (95 % interval +0.50 to +1.50)."
     )
     assert cause == (
         f"Hiding the region in the picture costs +3.80 nats of margin{MARGIN_IN_WORDS}, +0.20 before; chance does not "
-        "explain that (95 % interval of the change +0.50 to +1.50); the same done to random places of its size costs "
-        "+0.20 (clearly less), +0.10 before."
+        "explain the change (95 % interval +0.50 to +1.50); doing the same to random regions of its size "
+        "costs +0.20 (clearly less), +0.10 before."
     )
     assert knockout.startswith(
-        "Keeping the answer from looking at the region costs +2.00 nats of margin, +0.10"
+        "Blocking the answer's attention to the region costs +2.00 nats of margin, +0.10"
     )
     assert "costs +0.30 (not clearly less), +0.00 before." in knockout
 
@@ -138,8 +138,8 @@ def test_a_stricter_level_asks_more_of_chance():
 def test_the_typical_probe_is_given_as_a_factor():
     typical = numbers(enrichment_relative=Interval(1, 0.4, 1.2), enrichment_chance=0.001)
     assert verdict(typical).reasons[1] == (
-        "The region gets 7.60 times the attention that its size alone would bring, 6.40 before, and in a typical probe "
-        "3.00 times what it got before; chance does not explain that (95 % interval 1.50 to 4.00 times)."
+        "The region gets 7.60 times the attention that its area alone would get, 6.40 before, and in a typical probe "
+        "3.00 times as much as before; chance does not explain the change (95 % interval 1.50 to 4.00 times)."
     )
 
 
@@ -148,19 +148,19 @@ def test_a_move_too_small_to_count_is_said_to_be_one():
         accuracy=NOT, enrichment_relative=Interval(0.00064, 0.0005, 0.0008), enrichment_chance=0.001
     )
     assert verdict(small).reasons[1] == (
-        "The region gets 7.60 times the attention that its size alone would bring, 6.40 before, and in a typical probe "
-        "1.00 times what it got before; chance does not explain that, but 0.064 % is too little to count: a move is 5 "
-        "% at least (95 % interval 1.00 to 1.00 times)."
+        "The region gets 7.60 times the attention that its area alone would get, 6.40 before, and in a typical probe "
+        "1.00 times as much as before; chance does not explain the change, but 0.064 % is too small to count: a move is "
+        "at least 5 % (95 % interval 1.00 to 1.00 times)."
     )
 
 
 def test_reasons_of_what_did_not_happen():
     accuracy, attention, cause = verdict(numbers(accuracy=NOT, attention=NOT, control=(0.1, 4.0))).reasons
-    assert "chance alone could explain that (95 % interval of the change -50 % to +50 %)" in accuracy
-    assert "chance alone could explain that" in attention and "+4.00 (not less), +0.10 before" in cause
-    assert "most probes share that" in verdict(numbers(attention=WIDE, enrichment_chance=0.01)).reasons[1]
-    assert "every group and layer looked at is counted" in verdict(numbers(enrichment_chance=0.3)).reasons[1]
-    assert "chance does not explain that (95 %" in verdict(numbers(attention=DOWN)).reasons[1]
+    assert "the change could be due to chance (95 % interval -50 % to +50 %)" in accuracy
+    assert "the change could be due to chance" in attention and "+4.00 (not less), +0.10 before" in cause
+    assert "most probes agree" in verdict(numbers(attention=WIDE, enrichment_chance=0.01)).reasons[1]
+    assert "adjusted for every group and layer tested" in verdict(numbers(enrichment_chance=0.3)).reasons[1]
+    assert "chance does not explain the change (95 %" in verdict(numbers(attention=DOWN)).reasons[1]
     assert "name no region" in verdict(numbers(attention=None)).reasons[1]
     assert "was not measured" in verdict(numbers(cause=None)).reasons[2]
     assert "99 % interval" in verdict(numbers(), level=0.99).reasons[0]
@@ -168,25 +168,25 @@ def test_reasons_of_what_did_not_happen():
 
 def test_too_few_says_how_many_there_are_and_how_many_it_takes():
     assert verdict(numbers(probes=5, effect_size=0.5)).reasons == (
-        "5 probes cannot tell a change from chance; 20 with as many different images are the least that can, and a "
-        "change as large and as steady as the one seen here needs 54.",
+        "5 probes cannot tell a change from chance; at least 20 probes on as many different images are needed, and "
+        "about 54 for a change as large and as consistent as this one.",
     )
     assert "on 1 image cannot tell" in verdict(numbers(probes=40, images=1)).reasons[0]
-    assert verdict(numbers(probes=5, effect_size=3.0)).reasons[0].endswith("needs 20.")
+    assert verdict(numbers(probes=5, effect_size=3.0)).reasons[0].endswith("about 20 for a change as large and as consistent as this one.")
     assert verdict(numbers(probes=1)).reasons[0].startswith("1 probe cannot") and verdict(
         numbers(probes=1, effect_size=0.0)
-    ).reasons[0].endswith("the least that can.")
+    ).reasons[0].endswith("images are needed.")
 
 
 @pytest.mark.parametrize(
     ("group", "probes", "after", "expected", "turn"),
     [
-        ("retention", 100, 0.97, "kept", "one more wrong answer would cross that line"),
+        ("retention", 100, 0.97, "kept", "one more wrong answer would fall below that line"),
         ("retention", 100, 0.98, "kept", None),
         ("retention", 100, 0.96, "forgot", "one more right answer would reach that line"),
         ("retention", 100, 0.95, "forgot", None),
-        ("retention", 20, 1.0, "kept", "of 20 probes, one more wrong answer"),
-        ("retention", 20, 0.95, "forgot", "of 20 probes, one more right answer"),
+        ("retention", 20, 1.0, "kept", "with 20 probes, one more wrong answer"),
+        ("retention", 20, 0.95, "forgot", "with 20 probes, one more right answer"),
         ("neighbour", 40, 1.0, "kept", None),
         ("neighbour", 40, 0.95, "kept", "one more wrong answer"),
         ("neighbour", 40, 0.5, "broke a neighbour", None),
@@ -196,8 +196,8 @@ def test_what_was_known_must_be_kept(group, probes, after, expected, turn):
     result = verdict(GroupNumbers(group, probes, Change(1.0, after, NOT)))
     share = "97 %" if group == "retention" else "95 %"
     assert result.verdict == expected and len(result.reasons) == 1
-    assert "of the probes are right, 100 % were" in result.reasons[0]
-    assert f"{'at least' if expected == 'kept' else 'less than'} {share} of what it was" in result.reasons[0]
+    assert "of the probes are answered correctly, 100 % before" in result.reasons[0]
+    assert f"{'at least' if expected == 'kept' else 'less than'} {share} of the accuracy before" in result.reasons[0]
     assert ("one more" in result.reasons[0]) == (turn is not None) and (turn or "") in result.reasons[0]
 
 
