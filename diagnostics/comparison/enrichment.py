@@ -228,8 +228,8 @@ _MAP_MEASURES: dict[str, Callable[..., Any]] = {
 
 
 def further_maps(pairs: Sequence[ProbePair]) -> Json | None:
-    """Mean NSS of the judged region on the further maps (``--maps``), by layer ("all" for rollout). NSS accepts any map,
-    including relative attention with its negative cells. null where no further map was measured."""
+    """Mean NSS of the judged region on the further maps (``--maps``), by layer ("all" for rollout). NSS accepts any
+    map, including relative attention with its negative cells. null where no further map was measured."""
     found: Json = {}
     measured = [pair for pair in pairs if pair.region is not None and pair.before.maps and pair.after.maps]
     for name in dict.fromkeys(name for pair in measured for name in pair.after.maps):

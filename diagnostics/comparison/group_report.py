@@ -213,8 +213,8 @@ def _layer_reason(claim: str, judged: LayerEnrichment | None, pairs: Sequence[Pr
         return []  # these verdicts rest on answers alone
     layers = [layer.layer for layer in pairs[0].layers]
     return [
-        f"Attention is judged in layer {judged.layer}, one of the key layers {', '.join(map(str, layers))} fixed before "
-        f"training (p = {judged.chance:.2g}, adjusted for every group and layer tested)."
+        f"Attention is judged in layer {judged.layer}, one of the key layers {', '.join(map(str, layers))} fixed "
+        f"before training (p = {judged.chance:.2g}, adjusted for every group and layer tested)."
     ]
 
 

@@ -95,8 +95,8 @@ def records_of(
 def _models(
     sources: Sequence[str], folders: Sequence[Path | None], opening: Opening
 ) -> Iterator[tuple[int, Any, Any, AbstractContextManager[Any]]]:
-    """Index, model, processor and the context to probe in, for each source that is a model; "before" comes first, so that
-    key layers are chosen on it."""
+    """Index, model, processor and the context to probe in, for each source that is a model; "before" comes first, so
+    that key layers are chosen on it."""
     last = len(sources) - 1
     shared = _adapter_base(sources[last], opening.base) if folders[last] is None else None
     shares = (
@@ -208,7 +208,5 @@ def _probe_file(given: Path | None, folders: Sequence[Path | None]) -> Path:
     beside = [folder.parent / "probes.json" for folder in folders if folder is not None]
     found = next((path for path in beside if path.is_file()), None)
     if found is None:
-        raise ValueError(
-            "--probes: no probe file given, and none beside the records; give the probe file"
-        )
+        raise ValueError("--probes: no probe file given, and none beside the records; give the probe file")
     return found

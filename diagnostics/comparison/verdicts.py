@@ -243,14 +243,17 @@ def _too_few_reason(numbers: GroupNumbers) -> str:
     shared = "" if images == numbers.probes else f" on {_count(images, 'image')}"
     enough = f"at least {ENOUGH_PROBES} probes on as many different images are needed"
     if needed is not None:
-        enough += f", and about {max(needed, ENOUGH_PROBES)} for a change as large and as consistent as this one"
+        enough += (
+            f", and about {max(needed, ENOUGH_PROBES)} for a change as large and as consistent as this one"
+        )
     return f"{_count(numbers.probes, 'probe')}{shared} cannot tell a change from chance; {enough}."
 
 
 def _accuracy_reason(change: Change, level: float) -> str:
     return (
         f"The right answer is likelier than the wrong one in {_percent(change.after)} of the probes, "
-        f"{_percent(change.before)} before; {_chance(change.difference)} ({_interval(change.difference, level, percent=True)})."
+        f"{_percent(change.before)} before; {_chance(change.difference)} "
+        f"({_interval(change.difference, level, percent=True)})."
     )
 
 

@@ -1,6 +1,6 @@
-"""The report's charts as SVG and HTML text: pure functions of numbers, drawn once, readable without a script.
+"""The report's charts as SVG and HTML text: pure functions of numbers that need no script.
 
-Colours and type are the page's own (``report_template.html``), so that they follow paper and the dark.
+Colours and fonts come from the page (``report_template.html``), so they follow print and dark mode.
 """
 
 from __future__ import annotations
@@ -8,19 +8,20 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 LINE_KINDS = 6
-"""Colours of lines in the template; a seventh line takes the first again, dashed."""
+"""Line colours in the template; a seventh line reuses the first colour, dashed."""
 LABEL_HEIGHT, NAME_LENGTH = 13.0, 16
 
 
 class Line(NamedTuple):
-    """One line of a chart; ``values`` has one number for each place on the axis below. ``faint`` is for a control."""
+    """One line of a chart; ``values`` has one number for each place on the x axis. ``faint`` marks a control."""
 
     name: str
     values: Sequence[float]
@@ -28,7 +29,7 @@ class Line(NamedTuple):
 
 
 class _Frame(NamedTuple):
-    """Where numbers lie on the paper: left, right, top, bottom in its units, and the ends of both axes."""
+    """The plot area (left, right, top, bottom in SVG units), and the values at the ends of both axes."""
 
     left: float
     right: float
@@ -47,6 +48,17 @@ class _Frame(NamedTuple):
         return self.bottom - (value - self.y_low) / (self.y_high - self.y_low) * (self.bottom - self.top)
 
 
+CHART_WIDTH, CHART_HEIGHT = 280, 174
+PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = (
+    38,
+    176,
+    20,
+    150,
+)  # names of lines stand to the right of the plot
+X_LABELS_BASELINE = 168
+LABEL_GAP, LABEL_DROP = 6, 4  # between a label and the plot; from a label's middle down to its baseline
+
+
 def line_chart(
     title: str,
     lines: Sequence[Line],
@@ -58,37 +70,59 @@ def line_chart(
 ) -> str:
     """Lines over ``places`` (training steps, shares of the picture), each named at its right end.
 
-    ``ends`` fixes the scale; else it holds 0 and everything drawn.
+    ``ends`` fixes the vertical scale; without it the scale holds 0 and every value.
     """
-    values = [value for line in lines for value in line.values]
-    low, high = ends or (min(0.0, *values), max(0.0, *values))
-    high = high if high > low else low + 1.0
-    frame = _Frame(38, 176, 20, 150, places[0], places[-1], low, high)
-
-    def tick(value: float) -> str:
-        return percent_words(value) if as_percent else tick_words(value, plain=low >= 0)
-
-    axis = "".join(
-        f'<text x="{frame.left - 6}" y="{frame.y(value) + 4:.1f}" text-anchor="end">{tick(value)}</text>'
-        for value in apart([low, 0.0, high] if low < 0 < high else [low, high], high - low)
-    )
-    below = "".join(
-        f'<text x="{frame.x(place):.1f}" y="168" text-anchor="{anchor}">{tick_words(place, plain=True)}</text>'
-        for place, anchor in ((places[0], "start"), (places[-1], "end"))
-    )
-    zero = f'<line class="zero" x1="{frame.left}" x2="{frame.right}" y1="{frame.y(0):.1f}" y2="{frame.y(0):.1f}"/>'
-    words = ", ".join(f"{line.name} {tick(line.values[0])} to {tick(line.values[-1])}" for line in lines)
+    low, high = ends or _value_range(lines)
+    frame = _Frame(PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM, places[0], places[-1], low, high)
+    is_unsigned = low >= 0
+    tick = percent_words if as_percent else partial(tick_words, plain=is_unsigned)
+    described = ", ".join(f"{line.name} {tick(line.values[0])} to {tick(line.values[-1])}" for line in lines)
     return (
-        f'<div class="chart"><h3>{html.escape(title)}</h3><svg viewBox="0 0 280 174" role="img" '
-        f'aria-label="{html.escape(f"{title}: {words}")}">{zero}{axis}{below}{_drawn(lines, places, frame)}'
-        f'<text x="{(frame.left + frame.right) / 2}" y="168" text-anchor="middle">{html.escape(unit)}</text>'
-        "</svg></div>"
+        f'<div class="chart"><h3>{html.escape(title)}</h3><svg viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" '
+        f'aria-label="{html.escape(f"{title}: {described}")}">{_zero_line(frame)}{_y_labels(frame, tick)}'
+        f"{_x_labels(frame, unit)}{_drawn(lines, places, frame)}</svg></div>"
+    )
+
+
+def _value_range(lines: Sequence[Line]) -> tuple[float, float]:
+    """The range of all values and 0; never empty."""
+    values = [0.0, *(value for line in lines for value in line.values)]
+    low, high = min(values), max(values)
+    return low, high if high > low else low + 1.0
+
+
+def _zero_line(frame: _Frame) -> str:
+    y = f"{frame.y(0):.1f}"
+    return f'<line class="zero" x1="{frame.left}" x2="{frame.right}" y1="{y}" y2="{y}"/>'
+
+
+def _y_labels(frame: _Frame, tick: Callable[[float], str]) -> str:
+    low, high = frame.y_low, frame.y_high
+    labelled = [low, 0.0, high] if low < 0 < high else [low, high]
+    return "".join(
+        f'<text x="{frame.left - LABEL_GAP}" y="{frame.y(value) + LABEL_DROP:.1f}" text-anchor="end">'
+        f"{tick(value)}</text>"
+        for value in apart(labelled, high - low)
+    )
+
+
+def _x_labels(frame: _Frame, unit: str) -> str:
+    """The first and the last place, and the unit between them."""
+    centre = (frame.left + frame.right) / 2
+    labels = (
+        (f"{frame.x(frame.x_low):.1f}", "start", tick_words(frame.x_low, plain=True)),
+        (f"{frame.x(frame.x_high):.1f}", "end", tick_words(frame.x_high, plain=True)),
+        (f"{centre}", "middle", html.escape(unit)),
+    )
+    return "".join(
+        f'<text x="{x}" y="{X_LABELS_BASELINE}" text-anchor="{anchor}">{text}</text>'
+        for x, anchor, text in labels
     )
 
 
 def _drawn(lines: Sequence[Line], places: Sequence[float], frame: _Frame) -> str:
     heights = spread([frame.y(line.values[-1]) for line in lines], LABEL_HEIGHT)
-    lift = max(0.0, frame.top - min(heights))  # names pushed above the frame would stand in the title
+    lift = max(0.0, frame.top - min(heights))  # names pushed above the frame would overlap the title
     parts = []
     for index, (line, height) in enumerate(zip(lines, heights, strict=True)):
         points = [
@@ -108,7 +142,7 @@ def _drawn(lines: Sequence[Line], places: Sequence[float], frame: _Frame) -> str
 
 
 def _short(name: str) -> str:
-    """A name that fits beside its line; the whole of it is in the chart's words."""
+    """A name short enough to stand beside its line; the chart's description has it in full."""
     return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
 
 
@@ -121,7 +155,9 @@ def spread(heights: Sequence[float], room: float) -> list[float]:
         return []
     order = np.argsort(heights, kind="stable")
     moved = np.array(heights, dtype=float)[order]
-    for _ in range(200):  # settles in a few rounds; each pushes every close pair half the missing way
+    for _ in range(
+        200
+    ):  # settles in a few rounds; each moves both of a close pair by half of what is missing
         gaps = np.diff(moved)
         missing = np.clip(room - gaps, 0, None)
         if missing.max(initial=0.0) < 0.05:
@@ -134,7 +170,7 @@ def spread(heights: Sequence[float], room: float) -> list[float]:
 
 
 def margin_chart(name: str, margins: Sequence[tuple[float, float]]) -> str:
-    """Margin before → after, a line a probe; every group on its own scale, with its ends written."""
+    """Margin before → after, one line per probe; each group has its own scale."""
     low, high = min(0.0, *(min(both) for both in margins)), max(0.0, *(max(both) for both in margins))
     span = max(high - low, 1e-6)
     width, height, left, right = 260, 190, 44, 216
@@ -166,10 +202,10 @@ def margin_chart(name: str, margins: Sequence[tuple[float, float]]) -> str:
 
 
 def forest(groups: Mapping[str, Any]) -> str:
-    """Change of enrichment with its interval, a row for each group and key layer, all on one scale."""
+    """Change of enrichment with its interval, one row for each group and key layer, all on one scale."""
     rows = [(name, one) for name, group in groups.items() for one in group["enrichment_by_layer"]]
     if not rows:
-        return '<p class="soft">No probe names a region, so nothing is said of attention.</p>'
+        return '<p class="soft">No probe names a region, so attention is not judged.</p>'
     low = min(0.0, *(one["ci95"][0] for _, one in rows))
     high = max(0.0, *(one["ci95"][1] for _, one in rows))
     margin = max(high - low, 1e-6) * 0.04
@@ -198,7 +234,7 @@ def _forest_row(name: str, one: Mapping[str, Any], ends: tuple[float, float]) ->
 
 
 def share_bars(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """Shares before and after by name, two bars each, the largest after first."""
+    """Shares before and after by name, two bars each, sorted by the share after."""
     names = sorted(dict.fromkeys([*before, *after]), key=lambda name: -after.get(name, 0.0))
     rows = []
     for name in names:
@@ -220,13 +256,13 @@ def pair_of_bars(before: float, after: float) -> str:
 
 
 def tick_words(value: float, *, plain: bool = False) -> str:
-    """A number beside an axis: no more digits than can be told apart there."""
+    """A number beside an axis, with no more digits than matter there."""
     digits = 0 if abs(value) >= 9.5 or value == round(value) else 1 if abs(value) >= 0.5 else 2
     return f"{value:.{digits}f}" if plain or not value else f"{value:+.{digits}f}"
 
 
 def apart(values: Sequence[float], span: float) -> list[float]:
-    """Axis labels without those that would be written over zero's."""
+    """Axis labels without those that would overlap the label of zero."""
     return [value for value in dict.fromkeys(values) if value == 0 or abs(value) > span * 0.09]
 
 
@@ -236,7 +272,7 @@ def percent_words(share: float) -> str:
 
 
 def inline_picture(picture: Image.Image) -> str:
-    """A picture as an address that holds all of it: ``data:image/webp;base64,…``."""
+    """A picture as a data URL: ``data:image/webp;base64,…``."""
     buffer = io.BytesIO()
     picture.save(buffer, format="WEBP", quality=80, method=2)  # twice as fast as 4, a tenth larger
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,6 +1,6 @@
-"""The stories that a report opens with: one wrong answer of each group, from the question to the verdict.
+"""The case studies that a report opens with: one wrong answer of each group, from the question to the verdict.
 
-What is told is chosen by a rule, not by its looks: the probe in the middle of those that were corrected.
+A fixed rule picks the probe, so that no case is cherry-picked: the median of those that were corrected.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +22,11 @@ from diagnostics.drawing.colours import common_top
 from diagnostics.drawing.probe_picture import fitted, map_panel
 from diagnostics.drawing.svg_charts import inline_picture, percent_words
 
-NOT_TOLD = ("retention", "neighbour")
-"""Groups of what should stay as it is: there is no wrong answer to tell of."""
+GUARDS = ("retention", "neighbour")
+"""Groups that should stay as they are: they have no wrong answer to show."""
 CASES_MAX, SAMPLES_MAX = 3, 3
 WIDTH = 480
-"""Pixels of a case's pictures."""
+"""Width of a case's pictures, pixels."""
 SAMPLE_WIDTH = 240
 
 
@@ -39,12 +40,12 @@ class TrainingSample(NamedTuple):
 
 @dataclass(frozen=True)
 class CaseStudy:
-    """What is told of one group.
+    """The worked example of one group.
 
     pair        the wrong answer: a probe that went wrong → right, or one still wrong where none did
     layer       the key layer whose maps are shown
     beside      a probe of the same answer that was right before training; None where there is none
-    samples     what it was trained on that has this answer, and the wrong one beside it
+    samples     training samples with this answer, and one with the wrong answer
     """
 
     group: str
@@ -65,21 +66,35 @@ def choose_cases(
     """One case for each group that should change, at most three, in file order.
 
     The probe is the one with the median margin after training (the lower of two) among those that went wrong →
-    right; where none did, among those still wrong. Of questions in several scripts, those in the page's own letters
-    are told: whoever reads the page can read them. A group without a wrong answer before has no case.
+    right; where none did, among those still wrong. Probes in Latin script are preferred, since the page is in
+    English. A group without a wrong answer before training has no case.
     """
-    cases: list[CaseStudy] = []
-    for name, members in pairs_by_group(pairs).items():
-        pair = None if name in NOT_TOLD else _told(members)
-        if pair is not None and len(cases) < CASES_MAX:
-            judged = comparison["groups"][name]["enrichment"]
-            layer = judged["layer"] if judged else pair.layers[-1].layer
-            cases.append(CaseStudy(name, pair, layer, _beside(pair, pairs), _matching(pair, samples)))
-    return cases
+    cases = (
+        _case_of(name, members, comparison["groups"][name]["enrichment"], pairs, samples)
+        for name, members in pairs_by_group(pairs).items()
+        if name not in GUARDS
+    )
+    return list(islice((case for case in cases if case is not None), CASES_MAX))
+
+
+def _case_of(
+    group: str,
+    members: Sequence[ProbePair],
+    judged: Mapping[str, Any] | None,
+    pairs: Sequence[ProbePair],
+    samples: Sequence[TrainingSample],
+) -> CaseStudy | None:
+    """The case of one group, None where no answer was wrong. ``judged``: the group's "enrichment" of comparison.json,
+    which names the layer to show."""
+    pair = _representative(members)
+    if pair is None:
+        return None
+    layer = judged["layer"] if judged is not None else pair.layers[-1].layer
+    return CaseStudy(group, pair, layer, _beside(pair, pairs), _matching(pair, samples))
 
 
 def case_html(case: CaseStudy, group: Mapping[str, Any], pill: str) -> str:
-    """The case as one card: picture, map, a case that was right, samples, map after, verdict (``pill``: its words)."""
+    """The case as one card: picture, map, a probe that was right, samples, map after, verdict (``pill``: as HTML)."""
     pair, beside = case.pair, case.beside
     layer = _layer(pair, case.layer)
     maps = [_map(pair, layer, "before"), _map(pair, layer, "after")]
@@ -118,81 +133,81 @@ def case_html(case: CaseStudy, group: Mapping[str, Any], pill: str) -> str:
 
 
 def summary(case: CaseStudy, group: Mapping[str, Any]) -> str:
-    """What happened to the whole group, in plain words, as HTML text."""
+    """What happened to the whole group, in plain sentences, as HTML."""
     sentences = [_chosen_words(case)]
     accuracy = group["accuracy"]
     if accuracy is not None:
         before, after = (round(accuracy[side] * group["probes"]) for side in ("before", "after"))
         sentences.append(
-            f"Of {group['probes']} such questions it had {before} right before training and {after} after."
+            f"Of {group['probes']} such questions, the model got {before} right before training and {after} after."
         )
     decides = group.get("decides")
     if decides and decides["before"] and decides["after"]:
-        sentences.append(_decides_words(*(_most(decides[side]) for side in ("before", "after"))))
+        sentences.append(_decides_words(_deciding(decides["before"]), _deciding(decides["after"])))
     return " ".join(sentences)
 
 
 def _chosen_words(case: CaseStudy) -> str:
-    script = " and asked in Latin letters" if case.pair.probe.question.isascii() else ""
+    script = " and asked in Latin script" if case.pair.probe.question.isascii() else ""
     if case.went_right:
-        return f"This is the middle one, by its margin, of those that were corrected{script}."
-    return f"No question of this group went from wrong to right; this is the middle one of those still wrong{script}."
+        return f"Shown: the probe with the median margin of those that were corrected{script}."
+    return f"No probe of this group went from wrong to right; shown: the median of those still wrong{script}."
 
 
-def _decides_words(was: tuple[str, float], now: tuple[str, float]) -> str:
-    """Which region the group's answers hang on, before and after: name and share of the probes."""
-    (first, share), (second, share_now) = was, now
-    if first == second:
-        return (
-            f"Its answer hangs on <b>{html.escape(first)}</b>, before ({percent_words(share)} of the pictures) and "
-            f"after ({percent_words(share_now)})."
-        )
+class _Deciding(NamedTuple):
+    """The region that decides most answers of a group, and the share of probes whose answer it decides."""
+
+    region: str
+    share: float
+
+
+def _deciding(shares: Mapping[str, float]) -> _Deciding:
+    return _Deciding(*max(shares.items(), key=lambda item: item[1]))
+
+
+def _decides_words(before: _Deciding, after: _Deciding) -> str:
+    """The region that the group's answers depend on, before and after, as HTML."""
+    share, share_after = percent_words(before.share), percent_words(after.share)
+    region, region_after = (html.escape(side.region) for side in (before, after))
+    if region == region_after:
+        return f"The answer depends on <b>{region}</b>, before ({share} of the pictures) and after ({share_after})."
     return (
-        f"Its answer hung on <b>{html.escape(first)}</b> before (hiding that took most from it in "
-        f"{percent_words(share)} of the pictures), and hangs on <b>{html.escape(second)}</b> now "
-        f"({percent_words(share_now)})."
+        f"The answer depended on <b>{region}</b> before (hiding it cost the most margin in {share} of the pictures), "
+        f"and depends on <b>{region_after}</b> now ({share_after})."
     )
 
 
-def _most(shares: Mapping[str, float]) -> tuple[str, float]:
-    name = max(shares, key=lambda region: shares[region])
-    return name, shares[name]
-
-
-def _told(members: Sequence[ProbePair]) -> ProbePair | None:
+def _representative(members: Sequence[ProbePair]) -> ProbePair | None:
     scored = [pair for pair in members if pair.after.scores.margin_nats is not None]
     wrong = [pair for pair in scored if _margin(pair, "before") <= 0]
     corrected = [pair for pair in wrong if _margin(pair, "after") > 0]
-    told = corrected or wrong
-    readable = [pair for pair in told if (pair.probe.question + pair.probe.answer).isascii()]
-    ranked = sorted(readable or told, key=lambda pair: _margin(pair, "after"))
+    candidates = corrected or wrong
+    readable = [pair for pair in candidates if (pair.probe.question + pair.probe.answer).isascii()]
+    ranked = sorted(readable or candidates, key=lambda pair: _margin(pair, "after"))
     return ranked[(len(ranked) - 1) // 2] if ranked else None
 
 
 def _beside(case: ProbePair, pairs: Sequence[ProbePair]) -> ProbePair | None:
-    """A probe right before: of the same answer and question, else the same answer, else the same two answers."""
+    """A probe that was right before training: with the same answer and question, else with the same answer, else with
+    answer and foil swapped."""
     probe = case.probe
-    right = [pair for pair in pairs if _was_right(pair)]
-    same_two = [pair for pair in right if {pair.probe.answer, pair.probe.foil} == {probe.answer, probe.foil}]
-    same_answer = [pair for pair in right if pair.probe.answer == probe.answer]
+    others = [pair for pair in pairs if pair is not case and _was_right(pair)]
+    same_two = [pair for pair in others if {pair.probe.answer, pair.probe.foil} == {probe.answer, probe.foil}]
+    same_answer = [pair for pair in others if pair.probe.answer == probe.answer]
     same_question = [pair for pair in same_answer if pair.probe.question == probe.question]
-    for found in (same_question, same_answer, same_two):
-        with_layer = [pair for pair in found if pair is not case]
-        if with_layer:
-            return with_layer[0]
-    return None
+    return next(iter([*same_question, *same_answer, *same_two]), None)
 
 
 def _was_right(pair: ProbePair) -> bool:
-    """Did the right answer lead before training, and was it what the model said where it was asked to speak?"""
+    """Was the right answer likelier before training, and did the generated answer, if there is one, contain it?"""
     scores, answer = pair.before.scores, pair.probe.answer
     said = not scores.generated or answer.lower() in scores.generated.lower()
     return scores.margin_nats is not None and scores.margin_nats > 0 and said
 
 
 def _matching(pair: ProbePair, samples: Sequence[TrainingSample]) -> tuple[TrainingSample, ...]:
-    """Samples that give the right answer, evenly from all of them, and one that gives the other answer; those of the
-    same question where there are any."""
+    """Samples with the right answer, evenly spaced, and one with the wrong answer; those that ask the same question,
+    where there are any."""
     probe = pair.probe
     right = _of_answer(samples, probe.answer, probe.question)
     other = [one for one in _of_answer(samples, probe.foil or "", probe.question) if one not in right]
@@ -226,7 +241,7 @@ def _title(pair: ProbePair) -> str:
     words = (
         f"It said “{html.escape(said)}”." if said else f"“{html.escape(pair.probe.foil or '')}” was likelier."
     )
-    return f"{words} Right is “{html.escape(pair.probe.answer)}”."
+    return f"{words} The right answer is “{html.escape(pair.probe.answer)}”."
 
 
 def _wrong_words(pair: ProbePair) -> str:
@@ -238,24 +253,24 @@ def _said_words(pair: ProbePair, side: str) -> str:
     right, foil = html.escape(pair.probe.answer), html.escape(pair.probe.foil or "")
     likelier, other = (right, foil) if margin > 0 else (foil, right)
     kind = "right" if margin > 0 else "wrong"
-    held = f'It held <b class="{kind}">“{likelier}”</b> for likelier than “{other}”.'
+    rated = f'It rated <b class="{kind}">“{likelier}”</b> likelier than “{other}”.'
     if not said:
-        return held
+        return rated
     quoted = html.escape(said)
     if likelier.lower() in quoted.lower() or not margin > 0:
         return f'It answered <b class="{kind}">“{quoted}”</b>.'
-    return f"It answered “{quoted}”. {held}"
+    return f"It answered “{quoted}”. {rated}"
 
 
 def _attention_words(pair: ProbePair, layer: LayerPair, side: str) -> str:
     reading = pair.reading(layer)
     if reading is None:
-        return "Brighter is more attention."
+        return "Brighter means more attention."
     mass = reading.mass_before if side == "before" else reading.mass_after
     times = reading.enrichment_before if side == "before" else reading.enrichment_after
     return (
-        f"{mass:.0%} of its attention to the picture on <b>{html.escape(reading.region)}</b> (white box), {times:.1f} "
-        "times what looking anywhere gives."
+        f"{mass:.0%} of its attention to the picture is on <b>{html.escape(reading.region)}</b> (white box), "
+        f"{times:.1f} times what uniform attention would give."
     )
 
 
@@ -263,10 +278,10 @@ def _beside_step(beside: ProbePair, layer: LayerPair, cells: CellMap, top: float
     picture = picture_of(beside)
     said = beside.before.scores.generated or beside.probe.answer
     words = (
-        f'Before training too, on another picture, it was right: <b class="right">“{html.escape(said)}”</b>. '
+        f'On this picture the model was right even before training: <b class="right">“{html.escape(said)}”</b>. '
         f"{_attention_words(beside, layer, 'before')}"
     )
-    return _step("Beside it, one it had right", _map_picture(beside, picture, cells, top), words)
+    return _step("A similar one it got right", _map_picture(beside, picture, cells, top), words)
 
 
 def _step(title: str, inside: str, words: str) -> str:

@@ -1,4 +1,4 @@
-"""The before / after report: one HTML file with everything inside, readable on a phone, on paper and in the dark."""
+"""The before / after report: one self-contained HTML file, readable on a phone, on paper and in dark mode."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ Json = dict[str, Any]
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 PICTURE_BOX = (440, 660)
-"""Most pixels of a picture, width and height."""
-"""Pixels; a picture is 5 to 20 kB then, and 160 probes make a file of a few MB."""
+"""Maximum width and height of a picture, pixels: 5 to 20 kB each, so 160 probes make a file of a few MB."""
 SLIDER_STEPS_MAX = 12
-"""Checkpoints whose maps are in the file; of more, these many evenly, the first and the last among them."""
+"""Checkpoints whose maps are in the file; of more, this many evenly spaced, including the first and the last."""
 TIME_STEPS_MIN = 3  # two checkpoints are before and after, which the page shows anyway
 
 
@@ -45,13 +44,13 @@ def report_html(
     evolution: Evolution | None = None,
     samples: Sequence[TrainingSample] = (),
 ) -> str:
-    """The report as one HTML text: no network, no other file.
+    """The report as one HTML text that needs no network and no other file.
 
     Args:
         comparison: content of comparison.json.
         pairs: the same probes' records, for pictures and maps.
-        evolution: records of all checkpoints; with more than two, each probe gets a slider over steps.
-        samples: what was trained on, all or part of it; the cases show those that have their answer.
+        evolution: records of all checkpoints; with three or more, each probe gets a slider over steps.
+        samples: training samples, all or some; the case studies show those that have their answer.
 
     Raises:
         ValueError: a picture cannot be read, or a probe is not in the evolution.
@@ -87,7 +86,7 @@ def report_html(
 
 
 def headline(groups: Mapping[str, Any]) -> str:
-    """The whole comparison in one sentence, from the verdicts alone.
+    """The comparison in one line, from the verdicts alone.
 
     {"spheres": corrected, "retention": kept} → "spheres: corrected. retention: kept."
     """
@@ -105,7 +104,7 @@ def _lead(comparison: Mapping[str, Any]) -> str:
 
 
 def _model_words(model: str) -> str:
-    """A path by its last two parts, all of it on pointing at it: /work/towers/base → towers/base."""
+    """A path by its last two parts, the whole of it as a tooltip: /work/towers/base → towers/base."""
     short = "/".join(model.rstrip("/").split("/")[-2:])
     return f'<b title="{html.escape(model)}">{html.escape(short)}</b>'
 
@@ -134,7 +133,7 @@ def _time(series: Mapping[str, Any] | None) -> str:
         )
     ]
     drift = [Line(f"layer {layer}", values) for layer, values in series["drift_jsd_nats"].items()]
-    charts.append(line_chart("distance of the maps from the first, nats", drift, steps, unit="step"))
+    charts.append(line_chart("drift of the maps, nats", drift, steps, unit="step"))
     charts += [
         line_chart(
             f"attention on its region, times: {name}",
@@ -145,16 +144,16 @@ def _time(series: Mapping[str, Any] | None) -> str:
         for name, by_layer in series["enrichment"].items()
     ]
     return (
-        '<h2>How it came about</h2><p class="note">The same probes at every checkpoint. Distance is the Jensen–Shannon '
-        "divergence of a map from the first checkpoint’s, mean over all probes: 0 is the same map, 0.69 nothing in "
-        'common. It says that attention moved, not why.</p><section class="charts over">'
+        '<h2>How it developed</h2><p class="note">The same probes at every checkpoint. Drift is the Jensen–Shannon '
+        "divergence of a map from that of the first checkpoint, mean over all probes: 0 means the same map, 0.69 "
+        '(ln 2) no overlap. It shows that attention moved, not why.</p><section class="charts over">'
         + "".join(charts)
         + "</section>"
     )
 
 
 def _data(comparison: Mapping[str, Any], pairs: Sequence[ProbePair], evolution: Evolution | None) -> Json:
-    """What the page's script draws: pictures, maps as bytes, and the words of each probe."""
+    """What the page's script draws: pictures, maps as bytes, and the texts of each probe."""
     judged = [group["enrichment"]["layer"] for group in comparison["groups"].values() if group["enrichment"]]
     layers = comparison["key_layers"]
     trajectories = (comparison.get("series") or {}).get("trajectories", {}) if evolution is not None else {}
@@ -233,7 +232,7 @@ def _over_steps(pair: ProbePair, evolution: Evolution | None, chosen: Sequence[i
 
 
 def _layers_data(pair: ProbePair, over_steps: Sequence[AttentionRecord]) -> list[Json]:
-    """A probe's maps in every key layer; where it has sinks, also as they are without."""
+    """A probe's maps in every key layer; where it has sinks, also with the sinks left out."""
     records = [pair.before, pair.after, *over_steps]
     maps = np.stack([layer_cells(record) for record in records])
     has_sinks = any(record.sinks.any() for record in records)
@@ -249,7 +248,7 @@ def _layers_data(pair: ProbePair, over_steps: Sequence[AttentionRecord]) -> list
 
 
 def cells_without_sinks(record: AttentionRecord) -> Float[np.ndarray, "layers cells"]:
-    """As ``layer_cells``, of rows whose sink keys are 0: where the answer query looked apart from its sinks."""
+    """As ``layer_cells``, with sink keys set to 0: where the answer query looked apart from its sinks."""
     if not record.sinks.size:
         return layer_cells(record)
     rows = without_sinks(record.rows[:, :, 0].mean(axis=1), record.sinks)
@@ -257,7 +256,7 @@ def cells_without_sinks(record: AttentionRecord) -> Float[np.ndarray, "layers ce
 
 
 def _layer_data(pair: ProbePair, cells: Float[np.ndarray, "maps cells"]) -> Json:
-    """Maps as one byte a cell on the scale that all share: before, after, then one for each step of the slider."""
+    """Maps as one byte per cell on one shared scale: before, after, then one for each step of the slider."""
     image = pair.after.image_tokens[0]
     maps = [CellMap(one * one.size, image.grid, image.cell_boxes_pixels) for one in cells]
     scale = series_scale(maps)

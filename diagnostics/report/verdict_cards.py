@@ -1,4 +1,4 @@
-"""The report's verdict cards: what may be said of each group, and every number it rests on."""
+"""The report's verdict cards: the verdict on each group, and the numbers behind it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 from diagnostics.drawing.svg_charts import Line, line_chart, pair_of_bars, percent_words, share_bars
 from diagnostics.records.measurement_plan import CURVE_SHARES
 
-# The words of a verdict → how its pill is coloured; what is neither good nor bad stays amber.
+# Verdicts by the colour of their pill; those that are neither good nor bad stay amber.
 _GOOD, _BAD = ("corrected", "kept"), ("forgot", "broke a neighbour", "answers got worse")
 HEADS_LISTED = 6
 
 _RELATION_WORDS = {
     "phrase/subject": "the relation word looks at the subject",
     "phrase/object": "the relation word looks at the object",
-    "phrase/both": "the smaller of these two, probe by probe",
+    "phrase/both": "the smaller of these two, per probe",
     "nouns": "the later noun looks at the earlier one",
-    "nouns/swapped": "the same, the nouns exchanged",
-    "vision": "the eye's subject patches look at the object",
-    "vision/control": "the same at random boxes",
+    "nouns/swapped": "the same with the nouns swapped",
+    "vision": "in the vision tower, the subject's patches look at the object",
+    "vision/control": "the same for random boxes",
 }
 _IN_PERCENT = ("nouns", "nouns/swapped")  # shares of a row; the others are times the area's share
 
 
 def verdict_card(name: str, group: Mapping[str, Any]) -> str:
-    """One group: verdict, three figures, reasons, and what else was measured of it."""
+    """One group: verdict, three figures, reasons, and its further measurements."""
     figures = [_accuracy_figure(group["accuracy"])]
     if group["enrichment"] is not None:
         figures.append(_attention_figure(group["enrichment"]))
@@ -49,7 +49,7 @@ def pill(verdict: str) -> str:
 
 
 def warnings(comparison: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before the first number: too few probes, heads that collapsed."""
+    """What a reader must know before the first number: too few probes, collapsed heads."""
     found = [
         f"{name}: {' '.join(group['reasons'])}"
         for name, group in comparison["groups"].items()
@@ -67,9 +67,9 @@ def warnings(comparison: Mapping[str, Any]) -> list[str]:
 
 def _accuracy_figure(change: Mapping[str, float] | None) -> str:
     if change is None:
-        return _figure("right", "not measured", "no foil to set against the answer")
+        return _figure("right answers", "not measured", "no foil to compare with")
     return _figure(
-        "right",
+        "right answers",
         _change(percent_words(change["before"]), percent_words(change["after"])),
         pair_of_bars(change["before"], change["after"]),
     )
@@ -80,7 +80,7 @@ def _attention_figure(enrichment: Mapping[str, Any]) -> str:
     below = f"change {low:+.2f} to {high:+.2f}, layer {enrichment['layer']}"
     random = enrichment.get("random")
     if random:
-        below += f"; random places {random['before']:.2f}× → {random['after']:.2f}×"
+        below += f"; random boxes {random['before']:.2f}× → {random['after']:.2f}×"
     bare = enrichment.get("without_sinks")
     if bare:
         below += f"; without sinks {bare['before']:.2f}× → {bare['after']:.2f}×"
@@ -95,7 +95,7 @@ def _cost_figure(cost: Mapping[str, Any]) -> str:
     below = (
         f"random boxes {control['before']:+.2f} → {control['after']:+.2f} nats" if known else "nats of margin"
     )
-    return _figure("hiding it costs", _change(f"{cost['before']:+.2f}", f"{cost['after']:+.2f}"), below)
+    return _figure("cost of hiding it", _change(f"{cost['before']:+.2f}", f"{cost['after']:+.2f}"), below)
 
 
 def _figure(label: str, number: str, below: str) -> str:
@@ -110,13 +110,14 @@ def _change(before: str, after: str) -> str:
 
 
 def _size(group: Mapping[str, Any]) -> str:
-    """Effect size and the number of probes that a finding of this size needs."""
+    """Effect size, and the number of probes needed to detect an effect of this size."""
     effect, needed = group.get("effect_size"), group.get("probes_needed")
     if effect is None:
         return ""
-    here = f"in {group['probes']} probes"
-    enough = here if needed is None else f"{here}; about {needed} would show one of this size"
-    return f'<p class="size">Change of attention: effect size {effect:+.2f} {enough}.</p>'
+    what = "margin" if group.get("enrichment") is None else "attention"  # as ``group_report`` takes it
+    here = f"with {group['probes']} probes"
+    enough = here if needed is None else f"{here}; about {needed} would detect an effect of this size"
+    return f'<p class="size">Change of {what}: effect size {effect:+.2f} {enough}.</p>'
 
 
 def _decides(group: Mapping[str, Any]) -> str:
@@ -125,7 +126,7 @@ def _decides(group: Mapping[str, Any]) -> str:
         return ""
     return _more(
         "which region decides the answer",
-        "Share of the probes whose own answer, right or wrong, loses most when this region is hidden.",
+        "Share of the probes whose own answer, right or wrong, loses the most margin when this region is hidden.",
         share_bars(decides["before"], decides["after"]),
         is_open=True,
     )
@@ -144,7 +145,7 @@ def _heads(group: Mapping[str, Any]) -> str:
     listed += f"<li>… and {rest} more in comparison.json</li>" if rest else ""
     return _more(
         f"{heads['count']} of {heads['tested']} heads moved",
-        "Heads whose attention on the region changed beyond chance, adjusted for all that were tested.",
+        "Heads whose attention on the region changed beyond chance, adjusted for all heads tested.",
         f"<ul>{listed}</ul>" if listed else "",
     )
 
@@ -160,7 +161,7 @@ def _relation(group: Mapping[str, Any]) -> str:
     )
     return _more(
         "the relation",
-        "A weak signal is the rule: order is read from strips of background. × is times the area's share.",
+        "Expect weak signals: spatial order is often read from the background. × is a multiple of the area's share.",
         f"<table>{rows}</table>",
     )
 
@@ -181,14 +182,14 @@ def _curves(group: Mapping[str, Any]) -> str:
     charts = "".join(
         line_chart(title, _curve_lines(kind, curves), CURVE_SHARES, unit=unit)
         for kind, title, unit in (
-            ("deletion", "hiding, most looked at first", "share hidden"),
-            ("insertion", "showing, the same", "share shown"),
+            ("deletion", "hiding, most attended first", "share hidden"),
+            ("insertion", "showing, same order", "share shown"),
         )
         if kind in curves
     )
     return _more(
         "hiding and showing the picture bit by bit",
-        "Margin in nats; grey: places of equal size drawn at random. A map that matters bends its line away from grey.",
+        "Margin in nats; grey: random places of equal size. If a map matters, its line departs from the grey one.",
         f'<div class="curves">{charts}</div>',
     )
 

@@ -149,8 +149,8 @@ def test_a_move_too_small_to_count_is_said_to_be_one():
     )
     assert verdict(small).reasons[1] == (
         "The region gets 7.60 times the attention that its area alone would get, 6.40 before, and in a typical probe "
-        "1.00 times as much as before; chance does not explain the change, but 0.064 % is too small to count: a move is "
-        "at least 5 % (95 % interval 1.00 to 1.00 times)."
+        "1.00 times as much as before; chance does not explain the change, but 0.064 % is too small to count: a move "
+        "is at least 5 % (95 % interval 1.00 to 1.00 times)."
     )
 
 
@@ -172,7 +172,11 @@ def test_too_few_says_how_many_there_are_and_how_many_it_takes():
         "about 54 for a change as large and as consistent as this one.",
     )
     assert "on 1 image cannot tell" in verdict(numbers(probes=40, images=1)).reasons[0]
-    assert verdict(numbers(probes=5, effect_size=3.0)).reasons[0].endswith("about 20 for a change as large and as consistent as this one.")
+    assert (
+        verdict(numbers(probes=5, effect_size=3.0))
+        .reasons[0]
+        .endswith("about 20 for a change as large and as consistent as this one.")
+    )
     assert verdict(numbers(probes=1)).reasons[0].startswith("1 probe cannot") and verdict(
         numbers(probes=1, effect_size=0.0)
     ).reasons[0].endswith("images are needed.")
@@ -197,7 +201,10 @@ def test_what_was_known_must_be_kept(group, probes, after, expected, turn):
     share = "97 %" if group == "retention" else "95 %"
     assert result.verdict == expected and len(result.reasons) == 1
     assert "of the probes are answered correctly, 100 % before" in result.reasons[0]
-    assert f"{'at least' if expected == 'kept' else 'less than'} {share} of the accuracy before" in result.reasons[0]
+    assert (
+        f"{'at least' if expected == 'kept' else 'less than'} {share} of the accuracy before"
+        in result.reasons[0]
+    )
     assert ("one more" in result.reasons[0]) == (turn is not None) and (turn or "") in result.reasons[0]
 
 

@@ -56,7 +56,7 @@ def test_the_middle_one_of_the_corrected_is_told(of: list[Probe]) -> None:
     assert case.layer in (1, 3)
 
 
-def test_where_none_went_right_one_still_wrong_is_told_and_said_to_be(of: list[Probe]) -> None:
+def test_a_group_without_corrections_shows_a_probe_that_is_still_wrong(of: list[Probe]) -> None:
     pairs = made(of, {f"{GROUP}-{n}": (-1.0, -float(n + 1)) for n in range(3)})
     comparison = comparison_of(pairs)
     (case,) = choose_cases(comparison, pairs)
@@ -64,18 +64,18 @@ def test_where_none_went_right_one_still_wrong_is_told_and_said_to_be(of: list[P
     group = comparison["groups"][GROUP]
     words = summary(case, group)
     assert words.startswith(
-        "No question of this group went from wrong to right; this is the middle one of those"
+        "No probe of this group went from wrong to right; shown: the median of those still wrong"
     )
-    assert "it had 2 right before training and 2 after" in words
+    assert "the model got 2 right before training and 2 after" in words
     assert "After training: still wrong" in case_html(case, group, pill("it did not move"))
 
 
-def test_groups_that_were_right_or_should_stay_have_no_case(of: list[Probe]) -> None:
+def test_guard_groups_and_groups_without_wrong_answers_have_no_case(of: list[Probe]) -> None:
     assert chosen(made(of, {})) == []
     assert chosen(made(of, {"retention-1": (-1.0, 2.0)})) == []
 
 
-def test_questions_in_the_pages_letters_are_told_first(of: list[Probe]) -> None:
+def test_questions_in_latin_script_are_preferred(of: list[Probe]) -> None:
     english = [
         replace(probe, question="Which tower?", answer="pearl", foil="canton")
         if probe.id.endswith("3")
@@ -84,7 +84,7 @@ def test_questions_in_the_pages_letters_are_told_first(of: list[Probe]) -> None:
     ]
     (case,) = chosen(made(english, {f"{GROUP}-{n}": (-1.0, float(n + 1)) for n in range(5)}))
     assert case.pair.probe.id == "sphere-building-3"
-    assert "asked in Latin letters" in summary(case, {"accuracy": None, "probes": 5})
+    assert "asked in Latin script" in summary(case, {"accuracy": None, "probes": 5})
 
 
 def test_at_most_three_cases_in_file_order(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_at_most_three_cases_in_file_order(tmp_path: Path) -> None:
     assert [case.group for case in cases] == ["group 4", "group 3", "group 2"]
 
 
-def test_beside_it_stands_one_that_was_right(of: list[Probe]) -> None:
+def test_a_similar_probe_that_was_right_before_stands_beside_the_case(of: list[Probe]) -> None:
     wrong = {f"{GROUP}-{n}": (-1.0, 2.0) for n in range(5)}
     (case,) = chosen(made(of, wrong))
     assert case.beside is None  # the other group asks of other things
@@ -122,7 +122,7 @@ def test_beside_it_stands_one_that_was_right(of: list[Probe]) -> None:
     assert case.beside is None
 
 
-def test_samples_are_those_that_have_its_answer(of: list[Probe], tmp_path: Path) -> None:
+def test_samples_shown_are_those_with_the_answer_of_the_case(of: list[Probe], tmp_path: Path) -> None:
     def sample(number: int, answer: str, question: str = "塔?") -> TrainingSample:
         return TrainingSample(tmp_path / f"{number}.png", question, answer)
 
@@ -139,7 +139,7 @@ def test_samples_are_those_that_have_its_answer(of: list[Probe], tmp_path: Path)
     assert chosen(pairs, (*right, asked))[0].samples == (asked,)
 
 
-def test_the_story_has_all_its_parts_in_order(of: list[Probe], tmp_path: Path) -> None:
+def test_a_case_has_all_its_steps_in_order(of: list[Probe], tmp_path: Path) -> None:
     neighbour = replace(of[5], id="right", group="neighbour", answer="东方明珠", foil="广州塔")
     pairs = made([*of[:5], neighbour], {f"{GROUP}-{n}": (-1.0, 2.0 + n) for n in range(5)})
     comparison = comparison_of(pairs)
@@ -154,33 +154,37 @@ def test_the_story_has_all_its_parts_in_order(of: list[Probe], tmp_path: Path) -
     assert re.findall(r"<h4>(.*?)</h4>", text) == [
         "The wrong answer",
         f"Where it looked, layer {case.layer}",
-        "Beside it, one it had right",
+        "A similar one it got right",
         "What it was trained on",
         "After training: right",
         "The verdict",
     ]
-    assert "<h3>It said “广州塔”. Right is “东方明珠”.</h3>" in text
+    assert "<h3>It said “广州塔”. The right answer is “东方明珠”.</h3>" in text
     assert text.count("data:image/webp;base64,") == 5
-    assert "2% of its attention to the picture on <b>spheres</b> (white box), 0.5 times" in text
-    assert "50% of its attention to the picture on <b>spheres</b> (white box), 12.0 times" in text
-    assert 'it was right: <b class="right">“东方明珠”</b>. Brighter is more attention.' in text
+    assert "2% of its attention to the picture is on <b>spheres</b> (white box), 0.5 times" in text
+    assert "50% of its attention to the picture is on <b>spheres</b> (white box), 12.0 times" in text
+    assert (
+        'the model was right even before training: <b class="right">“东方明珠”</b>. Brighter means more attention.'
+        in text
+    )
     assert "塔&lt;?&gt;<br><b>东方明珠 &amp; more</b>" in text and "<li>It &lt;moved&gt;.</li>" in text
     assert '<span class="pill good">corrected</span>' in text
     assert (
-        "Its answer hung on <b>body</b> before (hiding that took most from it in 75% of the pictures)" in text
+        "The answer depended on <b>body</b> before (hiding it cost the most margin in 75% of the pictures)"
+        in text
     )
-    assert "hangs on <b>spheres</b> now (100%)" in text
-    assert "Of 5 such questions it had 0 right before training and 5 after." in text
+    assert "depends on <b>spheres</b> now (100%)" in text
+    assert "Of 5 such questions, the model got 0 right before training and 5 after." in text
 
 
-def test_what_decides_may_stay_what_it_was(of: list[Probe]) -> None:
+def test_the_deciding_region_may_stay_the_same(of: list[Probe]) -> None:
     (case,) = chosen(made(of, {f"{GROUP}-0": (-1.0, 2.0)}))
     group = {"accuracy": None, "probes": 5, "decides": {"before": {"body": 0.5}, "after": {"body": 0.75}}}
-    assert "hangs on <b>body</b>, before (50% of the pictures) and after (75%)." in summary(case, group)
-    assert "hangs" not in summary(case, {**group, "decides": {"before": {}, "after": {}}})
+    assert "depends on <b>body</b>, before (50% of the pictures) and after (75%)." in summary(case, group)
+    assert "depends" not in summary(case, {**group, "decides": {"before": {}, "after": {}}})
 
 
-def test_a_model_that_was_not_asked_to_speak_is_quoted_by_likelihood(of: list[Probe]) -> None:
+def test_without_a_generated_answer_the_likelier_one_is_quoted(of: list[Probe]) -> None:
     pairs = made(of, {f"{GROUP}-0": (-1.0, 2.0)})
     silent = [
         replace(
@@ -193,9 +197,9 @@ def test_a_model_that_was_not_asked_to_speak_is_quoted_by_likelihood(of: list[Pr
     comparison = comparison_of(silent)
     (case,) = choose_cases(comparison, silent)
     text = case_html(case, comparison["groups"][GROUP], "")
-    assert 'It held <b class="wrong">“广州塔”</b> for likelier than “东方明珠”.' in text
-    assert 'It held <b class="right">“东方明珠”</b> for likelier than “广州塔”.' in text
-    assert "<h3>“广州塔” was likelier. Right is “东方明珠”.</h3>" in text
+    assert 'It rated <b class="wrong">“广州塔”</b> likelier than “东方明珠”.' in text
+    assert 'It rated <b class="right">“东方明珠”</b> likelier than “广州塔”.' in text
+    assert "<h3>“广州塔” was likelier. The right answer is “东方明珠”.</h3>" in text
 
 
 def speaking(pair: ProbePair, said: str) -> ProbePair:
@@ -207,7 +211,7 @@ def speaking(pair: ProbePair, said: str) -> ProbePair:
     )
 
 
-def test_one_that_led_but_said_something_else_is_not_called_right(of: list[Probe]) -> None:
+def test_a_likelier_right_answer_is_not_enough_if_the_generated_one_is_wrong(of: list[Probe]) -> None:
     pairs = made(of, {f"{GROUP}-0": (-1.0, 2.0)})
     assert chosen(pairs)[0].beside is pairs[1]
     mumbling = [pairs[0], speaking(pairs[1], "tower tower"), *pairs[2:]]
@@ -217,4 +221,4 @@ def test_one_that_led_but_said_something_else_is_not_called_right(of: list[Probe
     (case,) = choose_cases(comparison, mumbling)
     text = case_html(case, comparison["groups"][GROUP], "")
     assert 'It answered <b class="wrong">“tower &amp; tower”</b>.' in text
-    assert 'It answered “tower &amp; tower”. It held <b class="right">“东方明珠”</b> for likelier' in text
+    assert 'It answered “tower &amp; tower”. It rated <b class="right">“东方明珠”</b> likelier' in text

@@ -191,8 +191,8 @@ def test_a_card_shows_what_decides_which_heads_moved_and_how_many_probes_it_take
     # the surest first
     assert page.index("layer 1, head 6: 10% → 40%") < page.index("layer 1, head 1: 10% → 40%")
     assert "layer 1, head 0:" not in page
-    assert "effect size +1.23 in 2 probes; about 11 would show one of this size." in page
-    assert "random places 0.97× → 1.03×" in page and "without sinks 0.50× → 9.00×" in page
+    assert "effect size +1.23 with 2 probes; about 11 would detect an effect of this size." in page
+    assert "random boxes 0.97× → 1.03×" in page and "without sinks 0.50× → 9.00×" in page
 
 
 def test_a_card_shows_relation_and_curves_beside_their_controls(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_card_shows_relation_and_curves_beside_their_controls(tmp_path: Path) 
     page = report_html(comparison, pairs)
     assert "0.80× → <b>3.25×</b>" in page and "2.1% → <b>5.4%</b>" in page
     assert page.index("looks at the subject") < page.index("the later noun looks at the earlier one")
-    assert "hiding, most looked at first" in page and "showing, the same" not in page
+    assert "hiding, most attended first" in page and "showing, same order" not in page
     assert page.count('class="line') == 4 and page.count(" faint") >= 2
     assert "before +1 to +1, after +4 to -2, random before +1 to +1, random after +4 to +4" in page
 
@@ -267,7 +267,7 @@ def test_with_two_checkpoints_nothing_of_time_shows(tmp_path: Path) -> None:
     comparison["series"] = series_of(of, evolution)
     page = report_html(comparison, pairs, evolution=evolution)
     content = data(page)
-    assert content["steps"] == [] and "How it came about" not in page
+    assert content["steps"] == [] and "How it developed" not in page
     assert "path" not in content["probes"][0] and content["probes"][0]["layers"][0]["over"] == []
 
 
@@ -285,9 +285,9 @@ def test_each_probe_has_its_maps_over_steps_on_one_scale(tmp_path: Path) -> None
     # before and after come first among the readings, then a step each
     assert layer["reading"]["mass"] == pytest.approx([0.5 / 23, 0.5, 0.5 / 23, 0.5 / 23, 0.5], abs=1e-5)
     assert len(probe["path"]["points"]) == 3 and probe["path"]["explained"] == pytest.approx(1.0)
-    assert "How it came about" in page and "layer 3" in page
+    assert "How it developed" in page and "layer 3" in page
     # two charts for all groups, and one for the only group with a region
-    assert page.split("How it came about")[1].split("</section>")[0].count('<div class="chart">') == 3
+    assert page.split("How it developed")[1].split("</section>")[0].count('<div class="chart">') == 3
 
 
 def test_of_many_checkpoints_the_slider_has_some_and_the_charts_all(tmp_path: Path) -> None:
