@@ -10,16 +10,11 @@ import numpy as np
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from finetune.samples.conversation import Conversation, ImageRef
-from typing import TYPE_CHECKING
-
-import torch
-
-from finetune.samples.conversation import Conversation, ImageRef
 
 IGNORED = -100
+Size = tuple[int, int]  # width, height in pixels
 Tiles = tuple[int, int] | tuple[int]  # rows and columns; or the frames of a video
 
 
@@ -153,6 +148,23 @@ class ImageArithmetic:
     patches: tuple[int, int]
     tokens: int
     words: str
+
+
+@dataclass(frozen=True)
+class TowerSequence:
+    """One sequence within which a layer of the tower attends.
+
+    image         Int[places]: which of the pass's images each place belongs to
+    patch         Int[places]: which patch of that image, row-major in its grid (frame by frame in a video); −1: none
+    is_overview   of a picture that is read in tiles too
+    """
+
+    image: np.ndarray
+    patch: np.ndarray
+    is_overview: bool = False
+
+    def __len__(self) -> int:
+        return len(self.patch)
 
 
 ATTENTION_LAYERS: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -294,40 +306,3 @@ def joined_media(samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
             )
         joined[name] = torch.cat(found)
     return joined
-
-
-# Class of a wrapper → where it keeps what it wraps. By name: most of them need not be installed.
-WRAPPERS = {
-    "DataParallel": "module",
-    "DistributedDataParallel": "module",
-    "FullyShardedDataParallel": "module",
-    "DeepSpeedEngine": "module",
-    "OptimizedModule": "_orig_mod",  # torch.compile
-    "CheckpointWrapper": "_checkpoint_wrapped_module",
-}
-
-
-def _below_wrappers(module: nn.Module) -> nn.Module:
-    while names := [one.__name__ for one in type(module).__mro__ if one.__name__ in WRAPPERS]:
-        module = getattr(module, WRAPPERS[names[0]])
-    return module
-
-
-Size = tuple[int, int]  # width, height in pixels
-
-
-@dataclass(frozen=True)
-class TowerSequence:
-    """One sequence within which a layer of the tower attends.
-
-    image         Int[places]: which of the pass's images each place belongs to
-    patch         Int[places]: which patch of that image, row-major in its grid (frame by frame in a video); −1: none
-    is_overview   of a picture that is read in tiles too
-    """
-
-    image: np.ndarray
-    patch: np.ndarray
-    is_overview: bool = False
-
-    def __len__(self) -> int:
-        return len(self.patch)

@@ -20,12 +20,13 @@ from finetune.families.base import (
     AttentionShape,
     Encoded,
     ImageArithmetic,
-    ImageTokens,
     ModulePaths,
     TowerSequence,
 )
 from finetune.families.parts.boxes import as_json, in_thousandths
-from finetune.families.parts.chat import Picture, Piece, encode_chat
+from finetune.families.parts.chat import Picture, Piece, encode_conversation
+from finetune.families.parts.processors import tower_shape
+from finetune.families.parts.squares import stretched_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef
 from finetune.samples.images import open_image
@@ -65,28 +66,22 @@ class Gemma3Family:
     ) -> Encoded:
         """Through the model's own chat template. All pictures have one size, so ``media=False`` reads no header."""
         refs = conversation.images
-        chat = encode_chat(
+        chat = encode_conversation(
             _Template(processor),
-            [
-                (turn.role, [piece for part in turn.parts for piece in _pieces(processor, part)])
-                for turn in conversation.turns
-            ],
+            conversation,
+            lambda part: _pieces(processor, part),
             image_token=IMAGE_TOKEN,
             end_of_turn=END_OF_TURN,
             add_generation_prompt=add_generation_prompt,
         )
-        ids = np.array(chat.input_ids, dtype=np.int64)
-        kinds = np.zeros_like(ids)
+        kinds = np.zeros(len(chat.input_ids), dtype=np.int64)
         for start in chat.image_starts:
             kinds[start : start + processor.image_seq_length] = IMAGE
         opened = [self.load_image(ref) for ref in refs] if media else []
-        return Encoded(
-            input_ids=ids,
-            labels=np.array(chat.labels, dtype=np.int64),
-            turn_spans=tuple(chat.turn_spans),
-            images=tuple(
-                image_tokens(start, processor.image_seq_length, one.size)
-                for start, one in zip(chat.image_starts, opened, strict=media)
+        return chat.encoded(
+            images=(
+                stretched_tokens(start, processor.image_seq_length, picture.size)
+                for start, picture in zip(chat.image_starts, opened, strict=media)
             ),
             media=_pixels(processor, opened),
             per_token={"token_type_ids": kinds},
@@ -144,7 +139,7 @@ class Gemma3Family:
             input_ids=np.array(processor.tokenizer.convert_tokens_to_ids(tokens), dtype=np.int64),
             labels=np.full(len(tokens), IGNORED, dtype=np.int64),
             turn_spans=(),
-            images=(image_tokens(1, count, (size["width"], size["height"])),),
+            images=(stretched_tokens(1, count, (size["width"], size["height"])),),
             media={"pixel_values": torch.zeros(1, 3, size["height"], size["width"])},
             per_token={"token_type_ids": np.array([0, *[IMAGE] * count, 0], dtype=np.int64)},
         )
@@ -170,9 +165,7 @@ class Gemma3Family:
             if text.layer_types[int(name.removeprefix("layer_"))] == "sliding_attention":
                 looks += f", none further back than {text.sliding_window - 1:,}"
             return AttentionShape(text.num_attention_heads, text.num_key_value_heads, text.head_dim, looks)
-        vision = config.vision_config
-        heads = vision.num_attention_heads
-        return AttentionShape(heads, heads, vision.hidden_size // heads, "patches at patches of the picture")
+        return tower_shape(config.vision_config, "patches at patches of the picture")
 
     def image_arithmetic(self, config: Any, size_pixels: tuple[int, int]) -> ImageArithmetic:
         vision, tokens = config.vision_config, config.mm_tokens_per_image
@@ -223,17 +216,3 @@ def _pixels(processor: Any, pictures: Sequence[Any]) -> dict[str, torch.Tensor]:
     if not pictures:
         return {}
     return {"pixel_values": processor.image_processor(list(pictures), return_tensors="pt")["pixel_values"]}
-
-
-def image_tokens(start: int, count: int, size: tuple[int, int]) -> ImageTokens:
-    """A picture of (width, height) pixels stretched to a square: as many rows of cells as columns, row by row."""
-    cells = math.isqrt(count)
-    x, y = (np.linspace(0, side, cells + 1) for side in size)
-    row, column = np.divmod(np.arange(count), cells)
-    return ImageTokens(
-        positions=start + np.arange(count),
-        grid=(cells, cells),
-        cell_boxes_pixels=np.stack([x[column], y[row], x[column + 1], y[row + 1]], axis=1),
-        image_size_pixels=size,
-        through_connector=False,
-    )

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -37,18 +36,18 @@ from finetune.families.base import (
     TowerSequence,
     restarting_positions,
 )
-from finetune.families.parts import film_strips, tower
-from finetune.families.parts.boxes import as_json, in_thousandths
-from finetune.families.parts.chat import Control, Picture, Piece, Slots, control_tokens, encode_chat
+from finetune.families.parts import film_strips, idefics3_chat, tower
+from finetune.families.parts.chat import encode_conversation
+from finetune.families.parts.idefics3_chat import AROUND, END, IMAGE, OVERVIEW, views_of
+from finetune.families.parts.processors import chat_template, language_shape, tower_shape
+from finetune.families.parts.squares import cell_boxes
 from finetune.families.parts.tiles import Size, squeezed_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
-from finetune.samples.conversation import BoxRef, Conversation, ImageRef, VideoRef
+from finetune.samples.conversation import Conversation, ImageRef, VideoRef
 from finetune.samples.images import open_image, told_size
 from finetune.samples.videos import frame_size, open_frames
 
 IGNORED = -100
-AROUND, IMAGE, OVERVIEW = "<fake_token_around_image>", "<image>", "<global-img>"
-END = "<end_of_utterance>"
 BLANK_PIXEL = 1.0  # white: a picture of zeros is taken for padding, and left out
 
 
@@ -84,20 +83,19 @@ class Idefics3Family:
         """Through the model's own chat template. With ``media=False`` headers tell the sizes of pictures and videos."""
         refs = conversation.media if self.reads_videos else conversation.images
         seen = [self._seen(processor, ref, opened=media) for ref in refs]
-        pictures = [one.tiles for one in seen if isinstance(one.ref, ImageRef)]
-        chat = encode_chat(
-            _Template(processor, pictures),
-            _turns(processor, conversation, pictures),
+        tiles = [one.tiles for one in seen if isinstance(one.ref, ImageRef)]
+        shown = iter(tiles)
+        chat = encode_conversation(
+            idefics3_chat.Template(processor, tiles),
+            conversation,
+            lambda part: idefics3_chat.pieces(processor, part, shown),
             image_token=IMAGE,
             end_of_turn=END,
             add_generation_prompt=add_generation_prompt,
         )
         starts = iter(chat.image_starts)
-        return Encoded(
-            input_ids=np.array(chat.input_ids, dtype=np.int64),
-            labels=np.array(chat.labels, dtype=np.int64),
-            turn_spans=tuple(chat.turn_spans),
-            images=tuple(one.tokens(starts, processor.image_seq_len) for one in seen) if media else (),
+        return chat.encoded(
+            images=(one.tokens(starts, processor.image_seq_len) for one in seen) if media else (),
             media=_pixels(processor, seen) if media and seen else {},
         )
 
@@ -130,14 +128,7 @@ class Idefics3Family:
 
         tokenizer = load_tokenizer(name_or_path, **hub)
         settings, _ = Idefics3Processor.get_processor_dict(name_or_path, **hub)
-        template = settings.get("chat_template") or tokenizer.chat_template
-        if isinstance(template, dict):  # several by name
-            template = template.get("default")
-        if template is None:
-            raise ValueError(
-                f"{name_or_path}: found no chat template, expected chat_template.jinja, chat_template.json, or one in "
-                "tokenizer_config.json; copy it from the model this one was made from"
-            )
+        template = chat_template(name_or_path, settings, tokenizer)
         pictures = self.image_processor_class().from_pretrained(name_or_path, **hub)
         videos = get_video_processor_config(name_or_path, **hub)
         return self.processor(pictures, tokenizer, settings.get("image_seq_len", 169), template, videos)
@@ -217,19 +208,14 @@ class Idefics3Family:
 
     def attention_shape(self, config: Any, name: str) -> AttentionShape:
         if name.startswith("layer_"):
-            text = config.text_config
-            heads = text.num_attention_heads
-            width = getattr(text, "head_dim", None) or text.hidden_size // heads
-            return AttentionShape(heads, text.num_key_value_heads, width, "tokens at tokens before them")
-        vision = config.vision_config
-        heads = vision.num_attention_heads
-        return AttentionShape(heads, heads, vision.hidden_size // heads, "patches at patches of the tile")
+            return language_shape(config.text_config)
+        return tower_shape(config.vision_config, "patches at patches of the tile")
 
     def image_arithmetic(self, config: Any, size_pixels: Size) -> ImageArithmetic:
         vision, factor = config.vision_config, config.scale_factor
         tile, side = vision.image_size, vision.image_size // vision.patch_size
         rows, columns = tiles_of(size_pixels, self.published_longest * tile, tile)
-        views = _views((rows, columns))
+        views = views_of((rows, columns))
         count = (side // factor) ** 2
         words = (
             f"{size_pixels[0]} × {size_pixels[1]} pixels, resized to {columns * tile} × {rows * tile} → {columns} × "
@@ -266,16 +252,6 @@ class SmolVLMFamily(Idefics3Family):
         return SmolVLMProcessor(pictures, tokenizer, image_seq_len, template, videos)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Words
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _views(tiles: tuple[int, int]) -> int:
-    """Pictures that the tower sees of one: its tiles and an overview, or the overview alone."""
-    return 1 if tiles == (1, 1) else tiles[0] * tiles[1] + 1
-
-
 class Seen(NamedTuple):
     """A picture or a video that was opened, or whose header was read.
 
@@ -294,167 +270,12 @@ class Seen(NamedTuple):
     def tokens(self, starts: Iterator[int], count: int) -> ImageTokens:
         """starts   the first token of each view of the picture, or of each frame; count: tokens of each"""
         if isinstance(self.ref, ImageRef):
-            views = [next(starts) for _ in range(_views(self.tiles))]
+            views = [next(starts) for _ in range(views_of(self.tiles))]
             return image_tokens(views, self.tiles, self.size, count)
         seconds = self.ref.seconds
         return film_strips.strip(
             [image_tokens([next(starts)], self.tiles, self.size, count) for _ in seconds], seconds
         )
-
-
-def _frames(processor: Any, ref: VideoRef) -> list[Piece]:
-    """What stands for a video, as transformers' processor writes it: whole seconds, cut off."""
-    duration = ref.seconds[-1] if ref.duration is None else ref.duration
-    pieces: list[Piece] = [
-        f"You are provided the following series of {in_words(len(ref.seconds))} frames from a "
-        f"{timedelta(seconds=int(duration))} [H:MM:SS] video.\n"
-    ]
-    is_control = OVERVIEW in control_tokens(processor.tokenizer)
-    for seconds in ref.seconds:
-        minutes, rest = divmod(int(seconds), 60)
-        pieces += [
-            f"\nFrame from {minutes:02d}:{rest:02d}:",
-            Control(AROUND),
-            Control(OVERVIEW) if is_control else OVERVIEW,
-            Slots(IMAGE, processor.image_seq_len),
-            Control(AROUND),
-        ]
-    return [*pieces, "\n\n"]
-
-
-def in_words(number: int) -> str:
-    """How SmolVLM's prompts say the number of frames: 32 is thirty-two, 105 one hundred and five.
-
-    Raises ValueError above 999.
-    """
-    if number > 999:
-        raise ValueError(f"found a video of {number:,} frames, expected at most 999; take fewer of it")
-    if number >= 100:
-        rest = f" and {in_words(number % 100)}" if number % 100 else ""
-        return f"{_SMALL[number // 100]} hundred{rest}"
-    if number >= 20:
-        return _TENS[number // 10 - 2] + (f"-{_SMALL[number % 10]}" if number % 10 else "")
-    return _SMALL[number]
-
-
-_SMALL = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-
-
-def _turns(
-    processor: Any, conversation: Conversation, tiles: Sequence[tuple[int, int]]
-) -> list[tuple[Any, list[Piece]]]:
-    """Each turn as its role and what it is made of; a picture is as many places as the tower sees of it.
-
-    Boxes are ``{"bbox_2d": [250, 0, 500, 1000], "label": "dog"}`` in thousandths of the picture: the family was
-    trained on no boxes of its own, so this is what other families' data look like.
-
-    tiles   (rows, columns) of each picture
-    """
-    shown = iter(tiles)
-    turns: list[tuple[Any, list[Piece]]] = []
-    for turn in conversation.turns:
-        pieces: list[Piece] = []
-        for part in turn.parts:
-            if isinstance(part, ImageRef):
-                pieces += [Picture(processor.image_seq_len)] * _views(next(shown))
-            elif isinstance(part, VideoRef):
-                pieces += _frames(processor, part)
-            elif isinstance(part, BoxRef):
-                pieces.append(as_json(part, [in_thousandths(box) for box in part.boxes]))
-            else:
-                pieces.append(part)
-        turns.append((turn.role, pieces))
-    return turns
-
-
-class _Template:
-    """The model's chat template, with what its processor makes of a picture.
-
-    Two traps. The template writes ``User:`` or ``User: `` by whether a turn begins with a picture, so a mark may not
-    come before it. And a prompt ends in ``Assistant:``, so the space after it is the answer's: " yes", one token.
-
-    tiles   (rows, columns) of each picture
-    """
-
-    def __init__(self, processor: Any, tiles: Sequence[tuple[int, int]]) -> None:
-        self.processor, self.tokenizer, self.tiles = processor, processor.tokenizer, tiles
-
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        shown = iter(self.tiles)
-        opens = [message["content"][0]["text"] for message in messages]
-        given = [
-            {**message, "content": _picture_first(_one_each(message["content"], shown))}
-            for message in messages
-        ]
-        written = self.processor.apply_chat_template(given, tokenize=False, **_without(options, "tokenize"))
-        for message, mark in zip(messages, opens, strict=True):
-            written = written.replace(f"{IMAGE}{mark}", f"{mark}{IMAGE}")
-            if message["role"] == "assistant":
-                written = written.replace(f": {mark}", f":{mark} ")
-        first, *rest = written.split(IMAGE)
-        layouts = [_layout(tiles) + after for tiles, after in zip(self.tiles, rest, strict=True)]
-        return first + "".join(layouts)
-
-
-def _without(options: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key != name}
-
-
-def _one_each(
-    content: Sequence[Mapping[str, Any]], shown: Iterator[tuple[int, int]]
-) -> list[Mapping[str, Any]]:
-    """A turn's parts with one for each picture, not one for each tile."""
-    found: list[Mapping[str, Any]] = []
-    skipped = 0
-    for part in content:
-        if part["type"] != "image":
-            found.append(part)
-        elif skipped:
-            skipped -= 1
-        else:
-            skipped = _views(next(shown)) - 1
-            found.append(part)
-    return found
-
-
-def _picture_first(content: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The mark at the start of a turn goes behind its first picture, where the turn begins with one."""
-    mark, *parts = content
-    return [parts[0], mark, *parts[1:]] if parts and parts[0]["type"] == "image" else content
-
-
-def _layout(tiles: tuple[int, int]) -> str:
-    """What stands for a picture: ``<image>`` once for each view, between marks that say which it is."""
-    overview = f"{AROUND}{OVERVIEW}{IMAGE}{AROUND}"
-    if tiles == (1, 1):
-        return overview
-    rows = [
-        "".join(f"{AROUND}<row_{row + 1}_col_{column + 1}>{IMAGE}" for column in range(tiles[1]))
-        for row in range(tiles[0])
-    ]
-    return "".join(f"{row}\n" for row in rows) + f"\n{overview}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -560,12 +381,10 @@ def image_tokens(starts: Sequence[int], tiles: tuple[int, int], size: Size, coun
     cut = tiles[0] * tiles[1]
     rows, columns = tiles[0] * side, tiles[1] * side
     places = np.asarray(starts[:cut]).reshape(*tiles, 1, 1) + np.arange(count).reshape(1, 1, side, side)
-    x, y = np.linspace(0, size[0], columns + 1), np.linspace(0, size[1], rows + 1)
-    row, column = np.divmod(np.arange(rows * columns), columns)
     return ImageTokens(
         positions=places.transpose(0, 2, 1, 3).reshape(-1),
         grid=(rows, columns),
-        cell_boxes_pixels=np.stack([x[column], y[row], x[column + 1], y[row + 1]], axis=1),
+        cell_boxes_pixels=cell_boxes((rows, columns), size),
         image_size_pixels=size,
         through_connector=False,
         overview=None if is_one else squeezed_tokens(starts[cut], side, size),

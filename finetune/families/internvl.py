@@ -35,11 +35,12 @@ from finetune.families.base import (
 )
 from finetune.families.parts import film_strips, tower
 from finetune.families.parts.boxes import in_thousandths, without_box
-from finetune.families.parts.chat import Control, Picture, Piece, Slots, encode_chat
-from finetune.families.parts.processors import chat_template, language_shape
+from finetune.families.parts.chat import Control, Picture, Piece, Slots, encode_conversation
+from finetune.families.parts.processors import chat_template, language_shape, tower_shape
+from finetune.families.parts.squares import cell_boxes
 from finetune.families.parts.tiles import Size, squeezed_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
-from finetune.samples.conversation import BoxRef, Conversation, ImageRef, VideoRef
+from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Part, VideoRef
 from finetune.samples.images import open_image, told_size
 from finetune.samples.videos import frame_size, open_frames
 
@@ -85,19 +86,18 @@ class InternVLFamily:
         """Through the model's own chat template. With ``media=False`` headers tell the sizes of pictures and videos."""
         seen = [self._seen(processor, ref, opened=media) for ref in conversation.media]
         side = math.isqrt(processor.image_seq_length)
-        chat = encode_chat(
+        tiles = iter([one.tiles for one in seen if isinstance(one.ref, ImageRef)])
+        chat = encode_conversation(
             _Framed(processor),
-            _pieces(conversation, seen, side**2),
+            conversation,
+            lambda part: _pieces(part, tiles, side**2),
             image_token=IMAGE,
             end_of_turn=IM_END,
             add_generation_prompt=add_generation_prompt,
         )
         starts = iter(chat.image_starts)
-        return Encoded(
-            input_ids=np.array(chat.input_ids, dtype=np.int64),
-            labels=np.array(chat.labels, dtype=np.int64),
-            turn_spans=tuple(chat.turn_spans),
-            images=tuple(one.tokens(starts, side) for one in seen) if media else (),
+        return chat.encoded(
+            images=(one.tokens(starts, side) for one in seen) if media else (),
             media=_media(processor, seen) if media and seen else {},
         )
 
@@ -182,11 +182,7 @@ class InternVLFamily:
     def attention_shape(self, config: Any, name: str) -> AttentionShape:
         if name.startswith("layer_"):
             return language_shape(config.text_config)
-        vision = config.vision_config
-        heads = vision.num_attention_heads
-        return AttentionShape(
-            heads, heads, vision.hidden_size // heads, "patches at patches of their tile, and a class token"
-        )
+        return tower_shape(config.vision_config, "patches at patches of their tile, and a class token")
 
     def image_arithmetic(self, config: Any, size_pixels: Size) -> ImageArithmetic:
         pixels = config.vision_config.image_size[0]
@@ -243,11 +239,10 @@ def tiled_tokens(start: int, tiles: Grid, side: int, size: Size) -> ImageTokens:
     is_one = tiles == (1, 1)
     row, column = np.divmod(np.arange(rows * columns), columns)
     tile = row // side * tiles[1] + column // side
-    x, y = np.linspace(0, size[0], columns + 1), np.linspace(0, size[1], rows + 1)
     return ImageTokens(
         positions=start + tile * side**2 + row % side * side + column % side,
         grid=(rows, columns),
-        cell_boxes_pixels=np.stack([x[column], y[row], x[column + 1], y[row + 1]], axis=1),
+        cell_boxes_pixels=cell_boxes((rows, columns), size),
         image_size_pixels=size,
         through_connector=False,
         overview=None if is_one else squeezed_tokens(start + rows * columns, side, size),
@@ -332,24 +327,17 @@ def _frames(ref: VideoRef, each: int) -> list[Piece]:
     return pieces
 
 
-def _pieces(conversation: Conversation, seen: Sequence[Seen], each: int) -> list[tuple[Any, list[Piece]]]:
-    """Each turn as its role and what it is made of; ``each``: tokens of a tile."""
-    left = iter(seen)
-    turns: list[tuple[Any, list[Piece]]] = []
-    for turn in conversation.turns:
-        pieces: list[Piece] = []
-        for part in turn.parts:
-            if isinstance(part, ImageRef):
-                pieces.append(Picture(_views(next(left).tiles) * each))
-            elif isinstance(part, VideoRef):
-                next(left)
-                pieces += _frames(part, each)
-            elif isinstance(part, BoxRef):
-                pieces += _written_boxes(part)
-            else:
-                pieces.append(part)
-        turns.append((turn.role, pieces))
-    return turns
+def _pieces(part: Part, tiles: Iterator[Grid], each: int) -> Sequence[Piece]:
+    """What a part of a turn becomes.
+
+    tiles   (rows, columns) of each picture, in order
+    each    tokens of a tile
+    """
+    if isinstance(part, ImageRef):
+        return (Picture(_views(next(tiles)) * each),)
+    if isinstance(part, VideoRef):
+        return _frames(part, each)
+    return _written_boxes(part) if isinstance(part, BoxRef) else (part,)
 
 
 def _media(processor: Any, seen: Sequence[Seen]) -> dict[str, torch.Tensor]:

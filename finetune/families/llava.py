@@ -29,8 +29,8 @@ from finetune.families.base import (
 )
 from finetune.families.parts import tower
 from finetune.families.parts.boxes import written_boxes
-from finetune.families.parts.chat import Picture, Piece, TurnByTurn, encode_chat
-from finetune.families.parts.processors import chat_template, language_shape, said
+from finetune.families.parts.chat import Picture, Piece, TurnByTurn, encode_conversation
+from finetune.families.parts.processors import chat_template, language_shape, required_settings, tower_shape
 from finetune.families.parts.squares import square_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef
@@ -80,22 +80,17 @@ class LlavaFamily:
         opened = [self.load_image(ref) for ref in refs] if media else []
         sizes = [one.size for one in opened] if media else [told_size(ref) for ref in refs]
         cells = _side(processor)
-        chat = encode_chat(
+        chat = encode_conversation(
             TurnByTurn(processor, processor.tokenizer.eos_token),
-            [
-                (turn.role, [_piece(part, sizes, cells**2) for part in turn.parts])
-                for turn in conversation.turns
-            ],
+            conversation,
+            lambda part: [_piece(part, sizes, cells**2)],
             image_token=IMAGE,
             end_of_turn=processor.tokenizer.eos_token,
             add_generation_prompt=add_generation_prompt,
         )
         starts = zip(chat.image_starts, sizes, strict=True)
-        return Encoded(
-            input_ids=np.array(chat.input_ids, dtype=np.int64),
-            labels=np.array(chat.labels, dtype=np.int64),
-            turn_spans=tuple(chat.turn_spans),
-            images=tuple(square_tokens(at, cells, size) for at, size in starts) if media else (),
+        return chat.encoded(
+            images=(square_tokens(at, cells, size) for at, size in starts) if media else (),
             media=dict(processor.image_processor(opened, return_tensors="pt")) if opened else {},
         )
 
@@ -130,7 +125,7 @@ class LlavaFamily:
             pictures,
             tokenizer,
             chat_template=chat_template(name_or_path, settings, tokenizer),
-            **said(name_or_path, settings, needed),
+            **required_settings(name_or_path, settings, needed),
         )
 
     def set_pixel_budget(self, processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> None:
@@ -169,11 +164,7 @@ class LlavaFamily:
     def attention_shape(self, config: Any, name: str) -> AttentionShape:
         if name.startswith("layer_"):
             return language_shape(config.text_config)
-        vision = config.vision_config
-        heads = vision.num_attention_heads
-        return AttentionShape(
-            heads, heads, vision.hidden_size // heads, "patches at patches of the square, and a class token"
-        )
+        return tower_shape(config.vision_config, "patches at patches of the square, and a class token")
 
     def image_arithmetic(self, config: Any, size_pixels: Size) -> ImageArithmetic:
         pixels, patch = config.vision_config.image_size, config.vision_config.patch_size

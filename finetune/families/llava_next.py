@@ -31,8 +31,8 @@ from finetune.families.base import (
 )
 from finetune.families.parts import tiles, tower
 from finetune.families.parts.boxes import written_boxes
-from finetune.families.parts.chat import Picture, Piece, TurnByTurn, encode_chat, end_of_answers
-from finetune.families.parts.processors import chat_template, language_shape, said
+from finetune.families.parts.chat import Picture, Piece, TurnByTurn, encode_conversation, end_of_answers
+from finetune.families.parts.processors import chat_template, language_shape, required_settings, tower_shape
 from finetune.families.parts.tiles import Size, Tiling
 from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef
@@ -82,24 +82,17 @@ class LlavaNextFamily:
         bounded = [tiles.bounded(processor, ref, size) for ref, size in zip(refs, sizes, strict=True)]
         tiling, end = _of_processor(processor), end_of_answers(processor)
         counts = iter([tiles.count(tiling, one, ref) for one, ref in zip(bounded, refs, strict=True)])
-        chat = encode_chat(
+        chat = encode_conversation(
             TurnByTurn(processor, end),
-            [
-                (turn.role, [_piece(part, sizes, counts) for part in turn.parts])
-                for turn in conversation.turns
-            ],
+            conversation,
+            lambda part: [_piece(part, sizes, counts)],
             image_token=IMAGE,
             end_of_turn=end,
             add_generation_prompt=add_generation_prompt,
         )
         places = zip(chat.image_starts, bounded, sizes, strict=True)
-        return Encoded(
-            input_ids=np.array(chat.input_ids, dtype=np.int64),
-            labels=np.array(chat.labels, dtype=np.int64),
-            turn_spans=tuple(chat.turn_spans),
-            images=tuple(tiles.picture_tokens(tiling, at, new, old) for at, new, old in places)
-            if media
-            else (),
+        return chat.encoded(
+            images=(tiles.picture_tokens(tiling, at, new, old) for at, new, old in places) if media else (),
             media=_pixels(processor, opened, bounded) if opened else {},
         )
 
@@ -124,7 +117,7 @@ class LlavaNextFamily:
             LlavaNextImageProcessorPil.from_pretrained(name_or_path, **hub),
             tokenizer,
             chat_template=chat_template(name_or_path, settings, tokenizer),
-            **said(name_or_path, settings, needed),
+            **required_settings(name_or_path, settings, needed),
         )
 
     def set_pixel_budget(self, processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> None:
@@ -167,11 +160,7 @@ class LlavaNextFamily:
     def attention_shape(self, config: Any, name: str) -> AttentionShape:
         if name.startswith("layer_"):
             return language_shape(config.text_config)
-        vision = config.vision_config
-        heads = vision.num_attention_heads
-        return AttentionShape(
-            heads, heads, vision.hidden_size // heads, "patches at patches of their tile, and a class token"
-        )
+        return tower_shape(config.vision_config, "patches at patches of their tile, and a class token")
 
     def image_arithmetic(self, config: Any, size_pixels: Size) -> ImageArithmetic:
         return tiles.arithmetic(tiles.of_config(config), size_pixels)

@@ -19,7 +19,7 @@ after the pictures, and all videos of a batch as one array: they must have as ma
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,12 +39,12 @@ from finetune.families.base import (
 )
 from finetune.families.parts import film_strips, tiles, tower
 from finetune.families.parts.boxes import as_json, in_thousandths
-from finetune.families.parts.chat import Chat, Picture, Piece, TurnByTurn, encode_chat
-from finetune.families.parts.processors import chat_template, language_shape, said
+from finetune.families.parts.chat import Chat, Picture, Piece, TurnByTurn, encode_conversation
+from finetune.families.parts.processors import chat_template, language_shape, required_settings, tower_shape
 from finetune.families.parts.squares import square_tokens
 from finetune.families.parts.tiles import Size, Tiling, squeezed_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
-from finetune.samples.conversation import BoxRef, Conversation, ImageRef, VideoRef
+from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Part, VideoRef
 from finetune.samples.images import open_image, told_size
 from finetune.samples.videos import open_frames
 
@@ -92,22 +92,18 @@ class LlavaOnevisionFamily:
         sizes = [one.size for one in opened] if media else [told_size(ref) for ref in refs]
         bounded = [tiles.bounded(processor, ref, size) for ref, size in zip(refs, sizes, strict=True)]
         tiling, alone = _of_processor(processor), len(refs) == 1
-        counts = [_count(tiling, one, ref, alone) for one, ref in zip(bounded, refs, strict=True)]
-        chat = encode_chat(
+        counts = iter([_count(tiling, one, ref, alone) for one, ref in zip(bounded, refs, strict=True)])
+        chat = encode_conversation(
             TurnByTurn(processor, IM_END),
-            _pieces(conversation, counts, tiling),
+            conversation,
+            lambda part: [_piece(part, counts, tiling)],
             image_token=IMAGE,
             video_token=VIDEO,
             end_of_turn=IM_END,
             add_generation_prompt=add_generation_prompt,
         )
-        encoded = Encoded(
-            input_ids=np.array(chat.input_ids, dtype=np.int64),
-            labels=np.array(chat.labels, dtype=np.int64),
-            turn_spans=tuple(chat.turn_spans),
-        )
         if not media:
-            return encoded
+            return chat.encoded()
         frames = [open_frames(ref, self.load_image) for ref in videos]
         starts = _starts(processor, chat)
         stills = zip(starts[IMAGE], bounded, sizes, strict=True)
@@ -116,9 +112,8 @@ class LlavaOnevisionFamily:
             ImageRef: iter([_tokens(tiling, at, new, old, alone) for at, new, old in stills]),
             VideoRef: iter([_strip(tiling, at, ref, its[0].size) for at, ref, its in films_at]),
         }
-        return replace(
-            encoded,
-            images=tuple(next(found[type(ref)]) for ref in conversation.media),
+        return chat.encoded(
+            images=(next(found[type(ref)]) for ref in conversation.media),
             media=(_pixels(processor, opened, bounded) if opened else {}) | _video_pixels(processor, frames),
         )
 
@@ -143,7 +138,7 @@ class LlavaOnevisionFamily:
             LlavaOnevisionImageProcessorPil.from_pretrained(name_or_path, **hub),
             tokenizer,
             chat_template=chat_template(name_or_path, settings, tokenizer),
-            **said(name_or_path, {"vision_aspect_ratio": "anyres_max_9", **settings}, needed),
+            **required_settings(name_or_path, {"vision_aspect_ratio": "anyres_max_9", **settings}, needed),
         )
         processor.videos = get_video_processor_config(name_or_path, **hub)
         return processor
@@ -190,9 +185,7 @@ class LlavaOnevisionFamily:
     def attention_shape(self, config: Any, name: str) -> AttentionShape:
         if name.startswith("layer_"):
             return language_shape(config.text_config)
-        vision = config.vision_config
-        heads = vision.num_attention_heads
-        return AttentionShape(heads, heads, vision.hidden_size // heads, "patches at patches of their tile")
+        return tower_shape(config.vision_config, "patches at patches of their tile")
 
     def image_arithmetic(self, config: Any, size_pixels: Size) -> ImageArithmetic:
         """Of a picture that is alone in its conversation."""
@@ -294,26 +287,18 @@ def _most_tiles(aspect_ratio: str) -> int:
     return int(aspect_ratio.removeprefix("anyres_max_"))
 
 
-def _pieces(
-    conversation: Conversation, counts: Sequence[int], tiling: Tiling
-) -> list[tuple[Any, list[Piece]]]:
-    """Each turn as its role and what it is made of. The model was published without a word on how it writes boxes:
-    they are JSON, in thousandths of the picture."""
-    left = iter(counts)
-    turns: list[tuple[Any, list[Piece]]] = []
-    for turn in conversation.turns:
-        pieces: list[Piece] = []
-        for part in turn.parts:
-            if isinstance(part, ImageRef):
-                pieces.append(Picture(next(left)))
-            elif isinstance(part, VideoRef):
-                pieces.append(Picture(len(part.seconds) * _pooled(tiling) ** 2 + 1, "video"))
-            elif isinstance(part, BoxRef):
-                pieces.append(as_json(part, [in_thousandths(box) for box in part.boxes]))
-            else:
-                pieces.append(part)
-        turns.append((turn.role, pieces))
-    return turns
+def _piece(part: Part, counts: Iterator[int], tiling: Tiling) -> Piece:
+    """The publication does not say how the model writes boxes: they are JSON, in thousandths of the picture.
+
+    counts   tokens of each picture, in order
+    """
+    if isinstance(part, ImageRef):
+        return Picture(next(counts))
+    if isinstance(part, VideoRef):
+        return Picture(len(part.seconds) * _pooled(tiling) ** 2 + 1, "video")
+    if isinstance(part, BoxRef):
+        return as_json(part, [in_thousandths(box) for box in part.boxes])
+    return part
 
 
 def _pixels(processor: Any, opened: Sequence[Any], bounded: Sequence[Size]) -> dict[str, torch.Tensor]:

@@ -26,9 +26,10 @@ from finetune.families.base import (
     ModulePaths,
     TowerSequence,
 )
-from finetune.families.gemma3 import image_tokens
 from finetune.families.parts.boxes import without_box
-from finetune.families.parts.chat import Chat, Picture, Piece, encode_chat
+from finetune.families.parts.chat import Chat, Picture, Piece, encode_conversation
+from finetune.families.parts.processors import tower_shape
+from finetune.families.parts.squares import stretched_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef
 from finetune.samples.images import open_image
@@ -69,9 +70,10 @@ class PaliGemmaFamily:
         """As the family was trained; a prompt ends in a line break. All pictures have one size, so ``media=False``
         reads no header."""
         refs, count = conversation.images, processor.image_seq_length
-        chat = encode_chat(
+        chat = encode_conversation(
             _Layout(processor),
-            [(turn.role, [_piece(part, count) for part in turn.parts]) for turn in conversation.turns],
+            conversation,
+            lambda part: [_piece(part, count)],
             image_token=IMAGE,
             end_of_turn=processor.tokenizer.eos_token,
             add_generation_prompt=add_generation_prompt,
@@ -82,13 +84,10 @@ class PaliGemmaFamily:
             if opened
             else {}
         )
-        return Encoded(
-            input_ids=np.array(chat.input_ids, dtype=np.int64),
-            labels=np.array(chat.labels, dtype=np.int64),
-            turn_spans=tuple(chat.turn_spans),
-            images=tuple(
-                image_tokens(start, count, one.size)
-                for start, one in zip(chat.image_starts, opened, strict=media)
+        return chat.encoded(
+            images=(
+                stretched_tokens(start, count, picture.size)
+                for start, picture in zip(chat.image_starts, opened, strict=media)
             ),
             media=pixels,
             per_token={"token_type_ids": _kinds(conversation, chat)},
@@ -127,7 +126,7 @@ class PaliGemmaFamily:
             input_ids=ids,
             labels=np.full_like(ids, IGNORED),
             turn_spans=(),
-            images=(image_tokens(0, count, (size["width"], size["height"])),),
+            images=(stretched_tokens(0, count, (size["width"], size["height"])),),
             media={"pixel_values": torch.zeros(1, 3, size["height"], size["width"])},
             per_token={"token_type_ids": np.full_like(ids, SUFFIX)},
         )
@@ -154,9 +153,7 @@ class PaliGemmaFamily:
             if kinds and kinds[int(name.removeprefix("layer_"))] == "sliding_attention":
                 looks += f", these none further back than {text.sliding_window - 1:,}"
             return AttentionShape(text.num_attention_heads, text.num_key_value_heads, text.head_dim, looks)
-        vision = config.vision_config
-        heads = vision.num_attention_heads
-        return AttentionShape(heads, heads, vision.hidden_size // heads, "patches at patches of the picture")
+        return tower_shape(config.vision_config, "patches at patches of the picture")
 
     def image_arithmetic(self, config: Any, size_pixels: tuple[int, int]) -> ImageArithmetic:
         pixels, patch = config.vision_config.image_size, config.vision_config.patch_size

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from finetune.families.base import (
-    Size,
-)
+from finetune.families.base import Size
 from finetune.samples.conversation import BoxRef
 
 THOUSANDTHS = 1000

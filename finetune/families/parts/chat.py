@@ -13,12 +13,17 @@ import functools
 import itertools
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from jinja2 import TemplateError
 
-from finetune.samples.conversation import Role
+from finetune.families.base import Encoded, ImageTokens
+from finetune.samples.conversation import Conversation, Part, Role
+
+if TYPE_CHECKING:
+    import torch
 
 IGNORED = -100
 _EDGE = "\ufdd0"  # a noncharacter of Unicode: no template writes it or treats it in a way of its own
@@ -58,6 +63,51 @@ class Chat(NamedTuple):
     labels: list[int]
     turn_spans: list[tuple[int, int]]
     image_starts: list[int]
+
+    def encoded(
+        self,
+        *,
+        images: Iterable[ImageTokens] = (),
+        media: Mapping[str, torch.Tensor] | None = None,
+        per_token: Mapping[str, np.ndarray] | None = None,
+    ) -> Encoded:
+        """The chat as arrays, with what the family adds to it."""
+        return Encoded(
+            input_ids=np.array(self.input_ids, dtype=np.int64),
+            labels=np.array(self.labels, dtype=np.int64),
+            turn_spans=tuple(self.turn_spans),
+            images=tuple(images),
+            media=media or {},
+            per_token=per_token or {},
+        )
+
+
+def encode_conversation(
+    processor: Any,
+    conversation: Conversation,
+    pieces: Callable[[Part], Iterable[Piece]],
+    *,
+    image_token: str,
+    end_of_turn: str,
+    video_token: str | None = None,
+    add_generation_prompt: bool = False,
+) -> Chat:
+    """``encode_chat`` of a conversation.
+
+    pieces   what a part of a turn becomes: words, a picture's place, a box as the family writes it. It is called once
+             for each part, in order, so it may count pictures.
+    """
+    return encode_chat(
+        processor,
+        [
+            (turn.role, [piece for part in turn.parts for piece in pieces(part)])
+            for turn in conversation.turns
+        ],
+        image_token=image_token,
+        video_token=video_token,
+        end_of_turn=end_of_turn,
+        add_generation_prompt=add_generation_prompt,
+    )
 
 
 def encode_chat(

@@ -5,10 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from finetune.families.base import Family
+
 if TYPE_CHECKING:
     from torch import nn
 
-from finetune.families.base import Family, _below_wrappers
+# Class of a wrapper → where it keeps what it wraps. By name: most of them need not be installed.
+WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "DeepSpeedEngine": "module",
+    "OptimizedModule": "_orig_mod",  # torch.compile
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+}
+
+
+def _below_wrappers(module: nn.Module) -> nn.Module:
+    while names := [one.__name__ for one in type(module).__mro__ if one.__name__ in WRAPPERS]:
+        module = getattr(module, WRAPPERS[names[0]])
+    return module
 
 
 def bare_model(model: nn.Module) -> nn.Module:

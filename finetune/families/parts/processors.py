@@ -5,34 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune.families.base import (
-    AttentionShape,
-)
+from finetune.families.base import AttentionShape
 
 
 def language_shape(text: Any) -> AttentionShape:
-    """What the layers of a Llama or Qwen attend with."""
+    """The attention of a language layer of Llama, Qwen and their like; ``text``: its configuration."""
     heads = text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
     return AttentionShape(heads, text.num_key_value_heads, width, "tokens at tokens before them")
 
 
-def said(name: str, settings: Mapping[str, Any], needed: Sequence[str]) -> dict[str, Any]:
-    """What a checkpoint's processor_config.json says, by which pictures' tokens are counted.
+def tower_shape(vision: Any, looks: str) -> AttentionShape:
+    """The attention of a layer of CLIP's, SigLIP's or InternVL's tower; ``vision``: its configuration."""
+    heads = vision.num_attention_heads
+    return AttentionShape(heads, heads, vision.hidden_size // heads, looks)
 
-    Raises ValueError where it says less; early revisions of published checkpoints did.
+
+def required_settings(name: str, settings: Mapping[str, Any], needed: Sequence[str]) -> dict[str, Any]:
+    """The settings of a checkpoint's processor_config.json that determine how many tokens a picture takes.
+
+    Raises ValueError where one is missing, as in early revisions of published checkpoints.
     """
-    missing = [one for one in needed if settings.get(one) is None]
+    missing = [setting for setting in needed if settings.get(setting) is None]
     if missing:
         raise ValueError(
-            f"{name}: processor_config.json says nothing of {', '.join(missing)}, by which the tokens of a picture are "
-            "counted; take the file from the published model's newest revision"
+            f"{name}: processor_config.json has no {', '.join(missing)}, needed to count the tokens of a picture; "
+            "take the file from the published model's newest revision"
         )
-    return {one: settings[one] for one in needed}
+    return {setting: settings[setting] for setting in needed}
 
 
 def chat_template(name: str, settings: Mapping[str, Any], tokenizer: Any) -> str:
-    """The template of a checkpoint, wherever it keeps it.
+    """A checkpoint's chat template, from whichever of its files holds it.
 
     Raises ValueError where there is none.
     """

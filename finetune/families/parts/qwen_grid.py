@@ -10,7 +10,7 @@ allows; patches of ``patch_size`` go through the tower, and a merger makes one t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -27,9 +27,9 @@ from finetune.families.base import (
     restarting_positions,
 )
 from finetune.families.parts import qwen_video, tower
-from finetune.families.parts.chat import Control, Picture, Piece, encode_chat
+from finetune.families.parts.chat import Control, Picture, Piece, encode_conversation
 from finetune.families.parts.qwen_video import Film, rotary_positions
-from finetune.samples.conversation import BoxRef, Conversation, ImageRef, VideoRef
+from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Part, VideoRef
 from finetune.samples.images import open_image, size_of
 from finetune.samples.videos import frame_size, open_frames
 
@@ -80,15 +80,16 @@ class QwenGridFamily:
     ) -> Encoded:
         """Through the model's own chat template. With ``media=False`` headers tell the sizes of pictures and videos."""
         seen = [self._seen(processor, ref, opened=media) for ref in conversation.media]
-        chat = encode_chat(
+        shown = iter(seen)
+        chat = encode_conversation(
             self.chat_template(processor),
-            self._pieces(processor, conversation, seen),
+            conversation,
+            lambda part: self._pieces(processor, part, shown, seen),
             image_token=IMAGE_PAD,
             end_of_turn=IM_END,
             add_generation_prompt=add_generation_prompt,
         )
-        ids = np.array(chat.input_ids, dtype=np.int64)
-        kinds = np.zeros_like(ids)
+        kinds = np.zeros(len(chat.input_ids), dtype=np.int64)
         starts = iter(chat.image_starts)
         images = []
         for one in seen:
@@ -97,11 +98,8 @@ class QwenGridFamily:
             places = [next(starts) for _ in range(one.film.grid[0] if one.film and several else 1)]
             images.append(one.tokens(processor, places))
             kinds[images[-1].positions] = IMAGE if one.film is None else qwen_video.VIDEO
-        return Encoded(
-            input_ids=ids,
-            labels=np.array(chat.labels, dtype=np.int64),
-            turn_spans=tuple(chat.turn_spans),
-            images=tuple(images) if media else (),
+        return chat.encoded(
+            images=images if media else (),
             media=self._media(processor, seen) if media else {},
             per_token={"mm_token_type_ids": kinds},
         )
@@ -141,27 +139,20 @@ class QwenGridFamily:
         return processor
 
     def _pieces(
-        self, processor: Any, conversation: Conversation, seen: Sequence[Seen]
-    ) -> list[tuple[Any, list[Piece]]]:
-        """Each turn as its role and what it is made of."""
-        shown = iter(seen)
-        written = qwen_video.with_times if self.has_time_stamps else qwen_video.without_times
-        turns: list[tuple[Any, list[Piece]]] = []
-        for turn in conversation.turns:
-            pieces: list[Piece] = []
-            for part in turn.parts:
-                if isinstance(part, ImageRef):
-                    pieces.append(Picture(_tokens(processor, next(shown).resized)))
-                elif isinstance(part, VideoRef):
-                    film = next(shown).film
-                    assert film is not None
-                    pieces += written(film)
-                elif isinstance(part, BoxRef):
-                    pieces += self.written_boxes(part, seen[part.image].resized)
-                else:
-                    pieces.append(part)
-            turns.append((turn.role, pieces))
-        return turns
+        self, processor: Any, part: Part, shown: Iterator[Seen], seen: Sequence[Seen]
+    ) -> Sequence[Piece]:
+        """What a part of a turn becomes.
+
+        shown   the pictures and videos that are still to come, in order
+        seen    all of them, which boxes refer to by number
+        """
+        if isinstance(part, ImageRef):
+            return (Picture(_tokens(processor, next(shown).resized)),)
+        if isinstance(part, VideoRef):
+            film = next(shown).film
+            assert film is not None
+            return (qwen_video.with_times if self.has_time_stamps else qwen_video.without_times)(film)
+        return self.written_boxes(part, seen[part.image].resized) if isinstance(part, BoxRef) else (part,)
 
     def load_image(self, ref: ImageRef) -> Any:
         return open_image(ref.path if ref.data is None else ref)

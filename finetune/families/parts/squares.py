@@ -1,13 +1,34 @@
-"""Pictures that are resized to one square: the place of each cell."""
+"""Pictures that become one square: stretched over it, or padded to it. The place of each cell."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from finetune.families.base import (
-    ImageTokens,
-    Size,
-)
+from finetune.families.base import ImageTokens, Size
+
+
+def cell_boxes(grid: tuple[int, int], size: Size) -> np.ndarray:
+    """Float[rows * columns, 4]: x0 y0 x1 y1 of each cell, row-major, where (rows, columns) of equal cells cover a
+    picture of (width, height) pixels. 1 × 2 cells of 8 × 6 pixels: [[0, 0, 4, 6], [4, 0, 8, 6]]."""
+    rows, columns = grid
+    x, y = np.linspace(0, size[0], columns + 1), np.linspace(0, size[1], rows + 1)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    return np.stack([x[column], y[row], x[column + 1], y[row + 1]], axis=1)
+
+
+def stretched_tokens(start: int, count: int, size: Size) -> ImageTokens:
+    """A picture of (width, height) pixels stretched to a square of ``count`` tokens from ``start`` on: as many rows of
+    cells as columns, row by row."""
+    side = math.isqrt(count)
+    return ImageTokens(
+        positions=start + np.arange(count),
+        grid=(side, side),
+        cell_boxes_pixels=cell_boxes((side, side), size),
+        image_size_pixels=size,
+        through_connector=False,
+    )
 
 
 def square_tokens(start: int, side: int, size: Size, *, edges: np.ndarray | None = None) -> ImageTokens:

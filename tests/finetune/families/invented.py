@@ -33,7 +33,7 @@ from finetune.families.base import (
     restarting_positions,
 )
 from finetune.families.parts import tower
-from finetune.families.parts.chat import Picture, Piece, encode_chat
+from finetune.families.parts.chat import Picture, Piece, encode_conversation
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef
 from finetune.samples.images import open_image
 
@@ -72,18 +72,13 @@ class InventedFamily:
         add_generation_prompt: bool = False,
         media: bool = True,
     ) -> Encoded:
-        turns = [
-            (turn.role, [_piece(part) for part in turn.parts if part != ""]) for turn in conversation.turns
-        ]
-        chat = encode_chat(
-            processor, turns, image_token=IMAGE, end_of_turn=END, add_generation_prompt=add_generation_prompt
-        )
         opened = [self.load_image(ref) for ref in conversation.images] if media else []
-        return Encoded(
-            input_ids=np.array(chat.input_ids),
-            labels=np.array(chat.labels),
-            turn_spans=tuple(chat.turn_spans),
-            images=tuple(_tokens(at, one.size) for at, one in zip(chat.image_starts, opened, strict=media)),
+        chat = encode_conversation(
+            processor, conversation, _pieces, image_token=IMAGE, end_of_turn=END,
+            add_generation_prompt=add_generation_prompt,
+        )  # fmt: skip
+        return chat.encoded(
+            images=[_tokens(at, one.size) for at, one in zip(chat.image_starts, opened, strict=media)],
             media=dict(processor.image_processor(opened, return_tensors="pt")) if opened else {},
         )
 
@@ -128,13 +123,13 @@ class InventedFamily:
         return ImageArithmetic((SIDE, SIDE), (CELLS, CELLS), CELLS**2, f"{CELLS} × {CELLS} tokens")
 
 
-def _piece(part: Any) -> Piece:
+def _pieces(part: Any) -> Sequence[Piece]:
     if isinstance(part, ImageRef):
-        return Picture(CELLS**2)
+        return (Picture(CELLS**2),)
     if isinstance(part, BoxRef):
         percent = (str([round(100 * value) for value in box]) for box in part.boxes)
-        return f"{part.label or ''}{''.join(percent)}"
-    return part
+        return (f"{part.label or ''}{''.join(percent)}",)
+    return (part,) if part else ()
 
 
 def _tokens(start: int, size: tuple[int, int]) -> ImageTokens:

@@ -24,6 +24,7 @@ MODULES = (
     "finetune.families.parts.tower",
     "finetune.samples.images",
     "diagnostics.capture.extractor",
+    "diagnostics.capture.self_check",
     "diagnostics.capture.watch",
     "tests.finetune.families.test_contract",
     "tests.finetune.families.tiny_families",
@@ -59,6 +60,28 @@ def test_every_name_is_of_the_code(name):
         assert name in known()
 
 
+FOLDER = ROOT / "finetune" / "families"
+FILES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "base"))
+EXTENDS = {"qwen3_5": "qwen3_vl"}  # a subclass: the same pictures and videos before other language layers
+
+
+def imported_families(path):
+    """Modules of families/ that a file imports."""
+    text = path.read_text(encoding="utf-8")
+    return {*re.findall(r"^\s*from finetune\.families\.(\w+) import", text, re.MULTILINE)} & {*FILES}
+
+
+@pytest.mark.parametrize("family", FILES)
+def test_a_family_needs_no_other_family(family):
+    assert imported_families(FOLDER / f"{family}.py") <= {EXTENDS.get(family, family)}
+
+
+def test_parts_need_no_family():
+    paths = [*(FOLDER / "parts").glob("*.py"), FOLDER / "base.py"]
+    assert all(imported_families(path) == set() for path in paths)
+    assert "families.parts" not in (FOLDER / "base.py").read_text(encoding="utf-8")
+
+
 def test_its_table_is_the_protocol():
     table = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
     assert sorted(table) == sorted(questions())
@@ -66,7 +89,9 @@ def test_its_table_is_the_protocol():
 
 def test_invented_is_as_long_as_it_says():
     (said,) = re.findall(r"a whole one in (\d+) lines", PAGE)
-    lines = (ROOT / "tests" / "families" / "invented.py").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (ROOT / "tests" / "finetune" / "families" / "invented.py").read_text(encoding="utf-8").splitlines()
+    )
     assert len(lines) <= int(said)
 
 

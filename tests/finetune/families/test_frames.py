@@ -15,8 +15,8 @@ from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.probing.prompts import padded
 from finetune.data.dataset import Collator, Sample
 from finetune.data.lengths import shrink
-from finetune.families.idefics3 import in_words
 from finetune.families.parts import film_strips
+from finetune.families.parts.idefics3_chat import in_words
 from finetune.training.evaluation import prompts
 from tests.finetune.families.clips import CPU, about, clip_of, picture, video
 from tests.finetune.families.pictures import local_model

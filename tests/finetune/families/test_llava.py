@@ -192,11 +192,11 @@ def test_a_processor_that_cuts_is_made_to_pad(tmp_path, caplog):
     assert not caplog.text
 
 
-def test_a_processor_that_says_too_little_is_told(tmp_path):
+def test_a_processor_without_a_required_setting_is_refused(tmp_path):
     TINY.processor(tmp_path).save_pretrained(tmp_path)
     file = tmp_path / "processor_config.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "patch_size"}))
-    with pytest.raises(ValueError, match=r"processor_config\.json says nothing of patch_size"):
+    with pytest.raises(ValueError, match=r"processor_config\.json has no patch_size"):
         FAMILY.load_processor(str(tmp_path))
 
 

@@ -263,7 +263,7 @@ def test_a_processor_that_does_not_say_how_tokens_are_counted_is_told(tmp_path):
     saved = json.loads((tmp_path / "processor_config.json").read_text())
     del saved["patch_size"]
     (tmp_path / "processor_config.json").write_text(json.dumps(saved))
-    with pytest.raises(ValueError, match=r"processor_config\.json says nothing of patch_size"):
+    with pytest.raises(ValueError, match=r"processor_config\.json has no patch_size"):
         FAMILY.load_processor(str(tmp_path))
 
 
