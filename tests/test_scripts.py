@@ -217,13 +217,18 @@ def test_the_checks_end_with_what_was_skipped_and_why(project: Path):
     call(project, "set_up dev")
     for tool in ("ruff", "mypy"):
         shutil.copy(project / ".venv" / "bin" / "python", project / ".venv" / "bin" / tool)
-    for module in ("finetune/__init__", "finetune/trainer", "finetune/checkpoint", "diagnostics/compare"):
+    for module in (
+        "finetune/__init__",
+        "finetune/training/trainer",
+        "finetune/model/checkpoint",
+        "diagnostics/compare",
+    ):
         path = project / f"{module}.py"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
     done = call(project, "exec bash scripts/test.sh tests/test_x.py")
     assert done.returncode == 0, done.stderr
-    assert "python -m pytest -n 2 -rfEs tests/test_x.py\n" in done.stdout.replace("== ", "")
+    assert "python -m pytest -n 2 --dist loadgroup -rfEs tests/test_x.py\n" in done.stdout.replace("== ", "")
 
 
 @pytest.mark.parametrize("variables", [{"GPUS_PER_NODE": "two"}, {"GPUS_PER_NODE": "0"}, {"NNODES": "-1"}])

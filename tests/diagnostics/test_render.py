@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diagnostics import render
 from diagnostics.comparison.maps import LayerMaps
 from diagnostics.comparison.trajectory import load_evolution
 from diagnostics.drawing import archive_pictures, worker
@@ -75,7 +74,7 @@ def test_one_picture_that_cannot_be_drawn_leaves_the_others(
             raise ValueError("no font with Chinese glyphs")
         return draw_probe(sheet, layers)
 
-    monkeypatch.setattr(render, "draw_probe", draw_or_fail)
+    monkeypatch.setattr(archive_pictures, "draw_probe", draw_or_fail)
     worker.serve(attention, tmp_path, 1, ['{"step": 10}'])
     done = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert done["problems"] == ["picture of probe sphere-building-1: no font with Chinese glyphs"]

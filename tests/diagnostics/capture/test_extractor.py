@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diagnostics.capture import rows, watch
+from diagnostics.capture import rows, watch, watcher
 from diagnostics.capture.extractor import AttentionExtractor, Call
 from diagnostics.capture.rows import attention_logits, attention_rows
 from diagnostics.capture.self_check import self_check
@@ -319,7 +319,7 @@ def test_self_check_passes_a_sound_model(model):
 @torch.no_grad()
 def test_self_check_finds_rows_that_are_not_the_kernels(model, monkeypatch):
     true = rows.attention_rows
-    monkeypatch.setattr(rows, "attention_rows", lambda *a, **k: true(*a, **k).flip(1))
+    monkeypatch.setattr(watcher, "attention_rows", lambda *a, **k: true(*a, **k).flip(1))
     with pytest.raises(
         ValueError, match=r"layer_0: rows × values differ from the kernel's output by .*at most 0.001"
     ):
@@ -329,7 +329,7 @@ def test_self_check_finds_rows_that_are_not_the_kernels(model, monkeypatch):
 @torch.no_grad()
 def test_self_check_finds_rows_that_do_not_sum_to_one(model, monkeypatch):
     true = rows.attention_rows
-    monkeypatch.setattr(rows, "attention_rows", lambda *a, **k: true(*a, **k) * 1.01)
+    monkeypatch.setattr(watcher, "attention_rows", lambda *a, **k: true(*a, **k) * 1.01)
     with pytest.raises(ValueError, match="layer_0: a row's sum is off by 0.01, expected 1"):
         self_check(model, {"input_ids": IDS}, family=FAMILY)
 

@@ -28,7 +28,7 @@ def test_head_means_are_the_means_of_all_rows_whatever_the_chunks(monkeypatch, k
         head_means_module, "CHUNK_BYTES", rows_at_once * 4 * 4 * 7 + 3
     )  # fp32, 4 heads, 7 keys
     monkeypatch.setattr(
-        rows,
+        head_means_module,
         "attention_logits",
         lambda *a: (sizes.append(a[2].shape), true(*a))[1],
     )

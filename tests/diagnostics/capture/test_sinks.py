@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-from diagnostics.capture import masks, rows
+from diagnostics.capture import masks, rows, watcher
 from diagnostics.capture.extractor import AttentionExtractor, Call
 from diagnostics.capture.gradients import gradient_rows
 from diagnostics.capture.head_means import head_means
@@ -96,11 +96,11 @@ def test_the_check_of_capture_holds_and_sees_what_is_wrong(model, monkeypatch):
         monkeypatch.context() as patched,
         pytest.raises(ValueError, match="rows × values differ from the kernel"),
     ):
-        patched.setattr(rows, "sink_logits", lambda call: None)
+        patched.setattr(watcher, "sink_logits", lambda call: None)
         self_check(model, given, family=FAMILY)
     true = rows.attention_rows
     with monkeypatch.context() as patched, pytest.raises(ValueError, match="expected 1 at most"):
-        patched.setattr(rows, "attention_rows", lambda *given: true(*given) * 3)
+        patched.setattr(watcher, "attention_rows", lambda *given: true(*given) * 3)
         self_check(model, given, family=FAMILY)
 
 
