@@ -72,9 +72,9 @@ def measured(args: argparse.Namespace) -> dict[str, object]:
     for arm in arms.values():
         never_ending(arm.engine)
     report["long"] = both(arms, question, args.tokens, args.long_pairs)
-    look = arms["watching"].reply(question, args.tokens).look
-    assert look is not None
-    return header(args) | report | {"slider_p95_ms": slider_milliseconds(look)}
+    trace = arms["watching"].reply(question, args.tokens).trace
+    assert trace is not None
+    return header(args) | report | {"slider_p95_ms": slider_milliseconds(trace)}
 
 
 def eager(args: argparse.Namespace) -> Engine:
@@ -115,7 +115,7 @@ class Arm:
         self.engine = engine
         self._clock = clock
         self._marks: list[tuple[float, float]] = []
-        read, look, done = engine._read, engine._look, engine._generate
+        read, trace, done = engine._read, engine._trace, engine._generate
 
         def reading(turns: Sequence[Turn]) -> Any:
             prompt = read(turns)
@@ -124,7 +124,7 @@ class Arm:
 
         def looking(*given: Any) -> Any:
             self._mark()  # watching ends here, its hooks taken off
-            return look(*given)
+            return trace(*given)
 
         def generating(*given: Any) -> Any:
             said = done(*given)
@@ -132,7 +132,7 @@ class Arm:
                 self._mark()
             return said
 
-        engine._read, engine._look, engine._generate = reading, looking, generating
+        engine._read, engine._trace, engine._generate = reading, looking, generating
 
     def reply(self, question: tuple[Turn, ...], tokens: int) -> Reply:
         self._marks.clear()
@@ -140,7 +140,7 @@ class Arm:
         *_, last = self.engine.reply(question, stop=threading.Event(), max_new_tokens=tokens)
         whole = time.perf_counter()
         (began, cpu_began), (ended, cpu_ended) = self._marks
-        return Reply(ended - began, cpu_ended - cpu_began, whole - ended, last.look, last.text)
+        return Reply(ended - began, cpu_ended - cpu_began, whole - ended, last.trace, last.text)
 
     def _mark(self) -> None:
         self._marks.append((time.perf_counter(), self._clock()))
@@ -152,7 +152,7 @@ class Reply(NamedTuple):
     seconds: float
     cpu: float
     after: float
-    look: Trace | None
+    trace: Trace | None
     text: str
 
 
@@ -208,30 +208,30 @@ def over(ratios: np.ndarray) -> dict[str, object]:
     }
 
 
-def slider_milliseconds(look: Trace) -> dict[str, float]:
+def slider_milliseconds(trace: Trace) -> dict[str, float]:
     """One map of each kind, for every layer and head and some tokens: 95th percentile."""
     spent: dict[str, list[float]] = {}
-    some = look.answer[:: max(len(look.answer) // 5, 1)]
-    for layer, head, token in product(look.layers, range(-1, look.heads), some):
-        for name, way in ways(look, layer, head, token).items():
+    some = trace.answer[:: max(len(trace.answer) // 5, 1)]
+    for layer, head, token in product(trace.layers, range(-1, trace.heads), some):
+        for name, way in ways(trace, layer, head, token).items():
             start = time.perf_counter()
             way()
             spent.setdefault(name, []).append(1e3 * (time.perf_counter() - start))
     return {name: round(float(np.percentile(times, 95)), 3) for name, times in spent.items()}
 
 
-def ways(look: Trace, layer: int, head: int, token: int) -> dict[str, Callable[[], object]]:
+def ways(trace: Trace, layer: int, head: int, token: int) -> dict[str, Callable[[], object]]:
     """Every kind of map, the answer's overview and a box among them."""
-    width, height = look.images[0].tokens.image_size_pixels
+    width, height = trace.images[0].tokens.image_size_pixels
     box = (width / 5, height / 4, width / 2, height / 2)
-    few = look.answer[:6]
+    few = trace.answer[:6]
     return {
-        "text_map": lambda: maps.text_map(look, layer, head, (0, len(look.tokens))),
-        "image_map": lambda: maps.image_map(look, layer, head, [token], with_sinks=False),
-        "cross_maps": lambda: maps.cross_maps(look, layer, head, few),
-        "who_looks": lambda: maps.who_looks(look, layer, head, 3),
-        "overview": lambda: maps.overview(look, look.answer),
-        "box_numbers": lambda: maps.box_numbers(look, box),
+        "text_map": lambda: maps.text_map(trace, layer, head, (0, len(trace.tokens))),
+        "image_map": lambda: maps.image_map(trace, layer, head, [token], with_sinks=False),
+        "cross_maps": lambda: maps.cross_maps(trace, layer, head, few),
+        "who_looks": lambda: maps.who_looks(trace, layer, head, 3),
+        "overview": lambda: maps.overview(trace, trace.answer),
+        "box_numbers": lambda: maps.box_numbers(trace, box),
     }
 
 

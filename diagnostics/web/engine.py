@@ -65,7 +65,7 @@ class Partial(NamedTuple):
 
     text: str
     done: bool
-    look: Trace | None
+    trace: Trace | None
     waiting: int = 0
 
 
@@ -117,7 +117,7 @@ class Engine:
         self.kernels = KernelTap(self.model, [*self.watched, CONNECTOR], family=self.family)
         self._adapter_is_off = False
         self._bases = NO_BASES
-        self._line = _Line()
+        self._queue = _ReplyQueue()
 
     @classmethod
     def load(
@@ -143,7 +143,7 @@ class Engine:
         needed = need(
             check(path, **bases),
             four_bit=four_bit,
-            looks_bytes=0 if mode == "text" else cache_bytes / 2,
+            traces_bytes=0 if mode == "text" else cache_bytes / 2,
             on_gpu=on_gpu,
             adapter=resolve(path, base=bases.get("base"))[1],
         )
@@ -203,12 +203,12 @@ class Engine:
             found = f"a turn of the {turns[-1].role}" if turns else "no turn"
             raise ValueError(f"conversation: found {found} at its end, expected the user's question")
         job = _Job(tuple(turns), stop, max_new_tokens)
-        self._line.enter(job, self._answer)
+        self._queue.enter(job, self._answer)
         try:
-            yield from self._line.told(job)
+            yield from self._queue.told(job)
         finally:
             job.left.set()
-            self._line.leave(job)
+            self._queue.leave(job)
 
     def rows_that_fit(self, tokens: int) -> int:
         """How many rows, over so many tokens, half of the cache can take; at least one."""
@@ -218,7 +218,7 @@ class Engine:
 
     def _beside(self, model: nn.Module, processor: Any, *, name: str) -> Engine:
         other = Engine(model, processor, mode=self.mode, cache_bytes=self.cache_bytes, name=name)
-        other._line = self._line
+        other._queue = self._queue
         return other
 
     def _answer(self, job: _Job) -> None:
@@ -231,8 +231,8 @@ class Engine:
             watch = stack.enter_context(_Watch(self, prompt.encoded)) if self.layers else None
             said, text = self._generate(prompt.encoded, job)
         if not job.left.is_set():
-            look = self._look(prompt, said, watch) if watch is not None and said else None
-            job.tell(Partial(text, True, look))
+            trace = self._trace(prompt, said, watch) if watch is not None and said else None
+            job.tell(Partial(text, True, trace))
 
     def _read(self, turns: Sequence[Turn]) -> _Prompt:
         """Every picture is opened once, for the model and for the screen."""
@@ -258,7 +258,7 @@ class Engine:
         length = len(encoded.input_ids)
         config = GenerationConfig(
             do_sample=False, num_beams=1, repetition_penalty=1.0, use_cache=True,
-            max_new_tokens=self._room(length, job),
+            max_new_tokens=self._token_budget(length, job),
             eos_token_id=list(stops), pad_token_id=stops[0],
         )  # fmt: skip
         stream = _Stream(job, self.processor.tokenizer, length, stops)
@@ -271,7 +271,7 @@ class Engine:
             )
         return stream.said, reply_text(self.processor.tokenizer, stream.said).strip()
 
-    def _room(self, length: int, job: _Job) -> int:
+    def _token_budget(self, length: int, job: _Job) -> int:
         """Tokens that the reply may have, so that the conversation stays within what the model can read."""
         config: Any = bare_model(self.model).config
         limit = config.get_text_config().max_position_embeddings
@@ -280,7 +280,7 @@ class Engine:
             raise RefusedError(key, found=f"{length:,}", most=f"{limit:,}")
         return min(job.max_new_tokens, limit - length)
 
-    def _look(self, prompt: _Prompt, said: Sequence[int], watch: _Watch) -> Trace:
+    def _trace(self, prompt: _Prompt, said: Sequence[int], watch: _Watch) -> Trace:
         encoded = prompt.encoded
         tokens = self._texts(encoded, said)
         positions, rows = watch.rows(len(tokens))
@@ -334,7 +334,7 @@ class _Job:
         self.news.put(news)
 
 
-class _Line:
+class _ReplyQueue:
     """Jobs one after another, first come, first served, in a thread of their own.
 
     A listener who goes away without a word holds nobody up: the thread does not wait for listeners. At the end of the

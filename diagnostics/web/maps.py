@@ -75,21 +75,21 @@ class BoxNumbers(NamedTuple):
 
 
 def text_map(
-    look: Trace, layer: int, head: int, window: tuple[int, int], *, with_sinks: bool = True
+    trace: Trace, layer: int, head: int, window: tuple[int, int], *, with_sinks: bool = True
 ) -> TextMap:
     """Which tokens of the window (start, end) look at which of them? Each by its own row, as the model has it."""
     start, end = window
-    if not 0 <= start < end <= len(look.tokens):
+    if not 0 <= start < end <= len(trace.tokens):
         raise ValueError(
-            f"window {start} to {end}: expected a stretch of the {len(look.tokens)} tokens, start before end"
+            f"window {start} to {end}: expected a stretch of the {len(trace.tokens)} tokens, start before end"
         )
-    places = np.flatnonzero((look.positions >= start) & (look.positions < end))
-    rows = _rows(look, layer, head, places, with_sinks=with_sinks)[:, start:end]
-    return TextMap(rows, look.positions[places], np.arange(start, end))
+    places = np.flatnonzero((trace.positions >= start) & (trace.positions < end))
+    rows = _rows(trace, layer, head, places, with_sinks=with_sinks)[:, start:end]
+    return TextMap(rows, trace.positions[places], np.arange(start, end))
 
 
 def image_map(
-    look: Trace,
+    trace: Trace,
     layer: int,
     head: int,
     tokens: Sequence[int],
@@ -107,58 +107,58 @@ def image_map(
                 them, ``patch``
     """
     if part == "connector":
-        return _connector_map(look, head, image)
+        return _connector_map(trace, head, image)
     if part == "vision":
-        return _vision_map(look, layer, head, image, patch)
-    seen = _image(look, image)
-    row = _rows(look, layer, head, _places(look, tokens), with_sinks=with_sinks).mean(0)
-    cells = cells_from_row(row, seen, _connector(look, image)).reshape(seen.grid)
+        return _vision_map(trace, layer, head, image, patch)
+    seen = _image(trace, image)
+    row = _rows(trace, layer, head, _places(trace, tokens), with_sinks=with_sinks).mean(0)
+    cells = cells_from_row(row, seen, _connector(trace, image)).reshape(seen.grid)
     one = tokens[0] if len(tokens) == 1 else None
     return ImageMap(cells, float(visual_share(row, seen.all_positions)), image, one)
 
 
 def cross_maps(
-    look: Trace, layer: int, head: int, tokens: Sequence[int], *, with_sinks: bool = True
+    trace: Trace, layer: int, head: int, tokens: Sequence[int], *, with_sinks: bool = True
 ) -> list[ImageMap]:
     """One map for each token and picture, token by token: ``image_map`` of each."""
     return [
-        image_map(look, layer, head, [token], image, with_sinks=with_sinks)
+        image_map(trace, layer, head, [token], image, with_sinks=with_sinks)
         for token in tokens
-        for image in range(len(look.images))
+        for image in range(len(trace.images))
     ]
 
 
 def overview(
-    look: Trace, tokens: Sequence[int], image: int = 0, box: Box | None = None, *, with_sinks: bool = True
+    trace: Trace, tokens: Sequence[int], image: int = 0, box: Box | None = None, *, with_sinks: bool = True
 ) -> Overview:
     """Which layers and heads look at the picture; with a box (pixels of the original), at the box?"""
     if box is not None:
-        return Overview(box_numbers(look, box, tokens, image, with_sinks=with_sinks).enrichment, "times")
-    rows = _rows_by_layer(look, tokens, with_sinks=with_sinks)
-    return Overview(visual_share(rows, _image(look, image).all_positions), "share")
+        return Overview(box_numbers(trace, box, tokens, image, with_sinks=with_sinks).enrichment, "times")
+    rows = _rows_by_layer(trace, tokens, with_sinks=with_sinks)
+    return Overview(visual_share(rows, _image(trace, image).all_positions), "share")
 
 
 def who_looks(
-    look: Trace, layer: int, head: int, patch: int, image: int = 0, *, with_sinks: bool = True
+    trace: Trace, layer: int, head: int, patch: int, image: int = 0, *, with_sinks: bool = True
 ) -> Float[np.ndarray, " tokens"]:
     """How much does each token look at one cell of the picture (row-major)? Share of its whole row, as ``row_of``
     reads it; NaN where a token has no row."""
-    seen = _image(look, image)
+    seen = _image(trace, image)
     cells = seen.grid[0] * seen.grid[1]
     if not 0 <= patch < cells:
         raise ValueError(f"patch {patch} does not exist; picture {image} has {cells}, counted from 0")
-    places = np.arange(len(look.positions))
-    rows = _rows(look, layer, head, places, with_sinks=with_sinks)[:, seen.all_positions]
+    places = np.arange(len(trace.positions))
+    rows = _rows(trace, layer, head, places, with_sinks=with_sinks)[:, seen.all_positions]
     one = (np.arange(cells) == patch).astype(np.float32)
-    shares = rows @ token_weights(one, seen, _connector(look, image))
-    has_row = [look.has_row(token) for token in range(len(look.tokens))]
-    found = np.full(len(look.tokens), np.nan)
-    found[has_row] = shares[[look.row_of(int(token)) for token in np.flatnonzero(has_row)]]
+    shares = rows @ token_weights(one, seen, _connector(trace, image))
+    has_row = [trace.has_row(token) for token in range(len(trace.tokens))]
+    found = np.full(len(trace.tokens), np.nan)
+    found[has_row] = shares[[trace.row_of(int(token)) for token in np.flatnonzero(has_row)]]
     return found
 
 
 def box_numbers(
-    look: Trace, box: Box, tokens: Sequence[int] | None = None, image: int = 0, *, with_sinks: bool = True
+    trace: Trace, box: Box, tokens: Sequence[int] | None = None, image: int = 0, *, with_sinks: bool = True
 ) -> BoxNumbers:
     """Mass and enrichment of a box (pixels of the original picture) by layer and head.
 
@@ -169,7 +169,7 @@ def box_numbers(
 
     Raises ValueError for a box that lies outside the picture, or has no area.
     """
-    seen = _image(look, image)
+    seen = _image(trace, image)
     coverage = region_coverage([box], seen)
     if not coverage.any():
         width, height = seen.image_size_pixels
@@ -177,10 +177,10 @@ def box_numbers(
             f"box {[round(float(edge)) for edge in box]}: covers nothing of the picture, expected x0 < x1 and y0 < y1 "
             f"within {width} × {height} pixels"
         )
-    rows = _rows_by_layer(look, look.answer if tokens is None else tokens, with_sinks=with_sinks)
+    rows = _rows_by_layer(trace, trace.answer if tokens is None else tokens, with_sinks=with_sinks)
     on_image = rows[..., seen.all_positions].astype(np.float64)
     inside, total = (
-        on_image @ token_weights(weights, seen, _connector(look, image))
+        on_image @ token_weights(weights, seen, _connector(trace, image))
         for weights in (coverage, np.ones_like(coverage))
     )
     mass = np.divide(inside, total, out=np.zeros_like(inside), where=total > 0)
@@ -188,28 +188,28 @@ def box_numbers(
 
 
 def _rows(
-    look: Trace, layer: int, head: int, places: Int[np.ndarray, " chosen"], *, with_sinks: bool
+    trace: Trace, layer: int, head: int, places: Int[np.ndarray, " chosen"], *, with_sinks: bool
 ) -> Float[np.ndarray, "chosen keys"]:
     """Kept rows of a language layer, of one head or the mean of all."""
-    if layer not in look.rows:
-        raise ValueError(f"layer {layer} was not captured; expected one of {list(look.layers)}")
-    rows = _one_head(look.rows[layer][:, places], head, f"layer {layer}")
-    return rows if with_sinks else without_sinks(rows, look.sinks[look.layers.index(layer)])
+    if layer not in trace.rows:
+        raise ValueError(f"layer {layer} was not captured; expected one of {list(trace.layers)}")
+    rows = _one_head(trace.rows[layer][:, places], head, f"layer {layer}")
+    return rows if with_sinks else without_sinks(rows, trace.sinks[trace.layers.index(layer)])
 
 
 def _rows_by_layer(
-    look: Trace, tokens: Sequence[int], *, with_sinks: bool
+    trace: Trace, tokens: Sequence[int], *, with_sinks: bool
 ) -> Float[np.ndarray, "layers heads keys"]:
     """The mean of the tokens' rows in every captured layer and head."""
-    places = _places(look, tokens)
-    rows = np.stack([look.rows[layer][:, places].mean(1, dtype=np.float32) for layer in look.layers])
-    return rows if with_sinks else without_sinks(rows, look.sinks[:, None])
+    places = _places(trace, tokens)
+    rows = np.stack([trace.rows[layer][:, places].mean(1, dtype=np.float32) for layer in trace.layers])
+    return rows if with_sinks else without_sinks(rows, trace.sinks[:, None])
 
 
-def _places(look: Trace, tokens: Sequence[int]) -> Int[np.ndarray, " tokens"]:
+def _places(trace: Trace, tokens: Sequence[int]) -> Int[np.ndarray, " tokens"]:
     if not tokens:
         raise ValueError("found no tokens, expected at least one: choose a token of the answer")
-    return np.array([look.row_of(token) for token in tokens])
+    return np.array([trace.row_of(token) for token in tokens])
 
 
 def _one_head(
@@ -222,43 +222,43 @@ def _one_head(
     return rows[head].astype(np.float32)
 
 
-def _image(look: Trace, image: int) -> ImageTokens:
-    if not 0 <= image < len(look.images):
+def _image(trace: Trace, image: int) -> ImageTokens:
+    if not 0 <= image < len(trace.images):
         raise ValueError(
-            f"picture {image} does not exist; the conversation has {len(look.images)}, counted from 0"
+            f"picture {image} does not exist; the conversation has {len(trace.images)}, counted from 0"
         )
-    return look.images[image].tokens
+    return trace.images[image].tokens
 
 
-def _connector(look: Trace, image: int) -> Float[np.ndarray, "tokens cells"] | None:
+def _connector(trace: Trace, image: int) -> Float[np.ndarray, "tokens cells"] | None:
     """What each of the picture's tokens read, the mean of the connector's heads; None where token i is cell i."""
-    return look.connector_means[image] if look.images[image].tokens.through_connector else None
+    return trace.connector_means[image] if trace.images[image].tokens.through_connector else None
 
 
-def _connector_map(look: Trace, head: int, image: int) -> ImageMap:
-    grid = _image(look, image).grid
-    if not look.connector:
+def _connector_map(trace: Trace, head: int, image: int) -> ImageMap:
+    grid = _image(trace, image).grid
+    if not trace.connector:
         raise ValueError(
             "this model's connector has no attention: its image tokens are cells of the picture; choose language or "
             "vision"
         )
     return ImageMap(
-        _shares(_one_head(look.connector[image], head, "the connector").mean(0), grid), 1.0, image, None
+        _shares(_one_head(trace.connector[image], head, "the connector").mean(0), grid), 1.0, image, None
     )
 
 
-def _vision_map(look: Trace, layer: int, head: int, image: int, patch: int | None) -> ImageMap:
-    grid = _image(look, image).grid
-    if layer not in look.vision:
+def _vision_map(trace: Trace, layer: int, head: int, image: int, patch: int | None) -> ImageMap:
+    grid = _image(trace, image).grid
+    if layer not in trace.vision:
         kept = (
-            f"expected one of {sorted(look.vision)}"
-            if look.vision
+            f"expected one of {sorted(trace.vision)}"
+            if trace.vision
             else "none was: not in this mode, or its patches are too many, or no whole number of each cell"
         )
         raise ValueError(f"layer {layer} of the vision tower was not captured; {kept}")
-    rows = look.vision[layer][image]
+    rows = trace.vision[layer][image]
     if patch is None:
-        rows = look.vision_means[layer][image][:, None]
+        rows = trace.vision_means[layer][image][:, None]
     elif not 0 <= patch < rows.shape[1]:
         raise ValueError(f"patch {patch} does not exist; picture {image} has {rows.shape[1]}, counted from 0")
     else:

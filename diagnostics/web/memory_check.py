@@ -31,7 +31,7 @@ class Need(NamedTuple):
 
     weights: float
     cache: float
-    looks: float
+    traces: float
     reserve: float
 
     @property
@@ -43,7 +43,7 @@ class Need(NamedTuple):
         parts = {
             "weights": self.weights,
             "keys and values": self.cache,
-            "attention": self.looks,
+            "attention": self.traces,
             "reserve": self.reserve,
         }
         listed = ", ".join(f"{name} {gibibytes(size)}" for name, size in parts.items() if size)
@@ -51,7 +51,7 @@ class Need(NamedTuple):
 
 
 def need(
-    config: Any, *, four_bit: bool, looks_bytes: float, on_gpu: bool, adapter: Path | None = None
+    config: Any, *, four_bit: bool, traces_bytes: float, on_gpu: bool, adapter: Path | None = None
 ) -> Need:
     """What a model takes, from its configuration alone.
 
@@ -71,7 +71,7 @@ def need(
         if name.startswith("layer_")
     ]
     cache = sum(2 * one.key_heads * one.head_width * width * CONTEXT_TOKENS for one in shapes if one)
-    return Need(weights, cache, looks_bytes, RESERVE_BYTES if on_gpu else CPU_RESERVE_BYTES)
+    return Need(weights, cache, traces_bytes, RESERVE_BYTES if on_gpu else CPU_RESERVE_BYTES)
 
 
 def weight_bytes(model: nn.Module, family: Family, *, four_bit: bool) -> float:

@@ -100,7 +100,7 @@ class Page:
         self.engine = engine
         self.checkpoints = Checkpoints(engine, checkpoints)
         self.probe_file = ProbeFile(probe_file)
-        self.rooms = Sessions(cache_bytes)
+        self.sessions = Sessions(cache_bytes)
         self.folder = folder  # drawn boxes, until the server ends
 
     # --- chat -----------------------------------------------------------------------------------------------------
@@ -109,21 +109,21 @@ class Page:
         """A question with its pictures. What is refused is told beneath the input, for an error of Gradio's would lie
         over the conversation."""
         try:
-            room = self.rooms.get(key)
-            with _one_at_a_time(room):
+            session = self.sessions.get(key)
+            with _one_at_a_time(session):
                 uploads = [Upload.read(path) for path in (message or {}).get("files") or ()]
-                room.ask((message or {}).get("text") or "", uploads)
-                yield from self._answer(key, room, language)
+                session.ask((message or {}).get("text") or "", uploads)
+                yield from self._answer(key, session, language)
         except ValueError as error:
             yield Step(status=self._say(key, "chat", words_of(error), language))
 
     def again(self, key: str, language: Language) -> Iterator[Step]:
         """The last question once more."""
         try:
-            room = self.rooms.get(key)
-            with _one_at_a_time(room):
-                if room.take_back_answer():
-                    yield from self._answer(key, room, language)
+            session = self.sessions.get(key)
+            with _one_at_a_time(session):
+                if session.take_back_answer():
+                    yield from self._answer(key, session, language)
                 else:  # Gradio takes a generator that ends without a word for None in every output
                     yield Step()
         except ValueError as error:
@@ -132,49 +132,53 @@ class Page:
     def stop(self, key: str) -> None:
         """End the answer that is being written; where the session has ended, none is."""
         with suppress(ValueError):
-            self.rooms.get(key).stop.set()
+            self.sessions.get(key).stop.set()
 
     def clear(self, key: str, language: Language) -> Step:
         """Forget the conversation and what it looked at."""
         try:
-            self.rooms.get(key).clear()
+            self.sessions.get(key).clear()
         except ValueError as error:
             return Step(status=self._say(key, "chat", words_of(error), language))
         return Step([], None, self.pane(key, None, language), "", None, "")
 
-    def _answer(self, key: str, room: Session, language: Language) -> Iterator[Step]:
+    def _answer(self, key: str, session: Session, language: Language) -> Iterator[Step]:
         """Raises ValueError for a question that the engine refuses, once it is back in the input."""
-        room.stop.clear()
-        text, look, done = "", None, False
+        session.stop.clear()
+        text, trace, done = "", None, False
         try:
             yield Step(
-                self._messages(room, "…"),
+                self._messages(session, "…"),
                 gr.update(value=None),
                 status=self._say(key, "chat", None, language),
             )
-            for partial in self.engine.reply(tuple(room.turns), stop=room.stop):
-                text, look, done = partial.text, partial.look or look, partial.done
+            for partial in self.engine.reply(tuple(session.turns), stop=session.stop):
+                text, trace, done = partial.text, partial.trace or trace, partial.done
                 words = TEXTS[language]["waiting"].format(n=partial.waiting) if partial.waiting else text
-                yield Step(self._messages(room, words or "…"))
+                yield Step(self._messages(session, words or "…"))
         except Exception as error:  # whatever it is, the question goes back into the input
-            question, uploads = room.take_back_question()
+            question, uploads = session.take_back_question()
             files = [str(self._sent(upload)) for upload in uploads]
-            yield Step(self._messages(room), gr.update(value={"text": question, "files": files}))
+            yield Step(self._messages(session), gr.update(value={"text": question, "files": files}))
             raise _for_visitors(error) from error
         finally:
-            if not done and room.turns and room.turns[-1].role == "user":  # the visitor left, or it failed
-                room.take_back_question()
-        if not room.turns:  # cleared while it was written
+            if (
+                not done and session.turns and session.turns[-1].role == "user"
+            ):  # the visitor left, or it failed
+                session.take_back_question()
+        if not session.turns:  # cleared while it was written
             yield Step([])
             return
-        room.answered(text, look)
-        pane = self.pane(key, look.key if look else None, language)
-        yield Step(self._messages(room), pane=pane, question=room.said[-1][0], picture=self._picture(room))
+        session.answered(text, trace)
+        pane = self.pane(key, trace.key if trace else None, language)
+        yield Step(
+            self._messages(session), pane=pane, question=session.said[-1][0], picture=self._picture(session)
+        )
 
     def status(self, key: object, place: Place, language: Language) -> str:
         """What was last told there, in another language."""
         try:
-            words = self.rooms.get(key).status.get(place) if key else None  # the page is still loading
+            words = self.sessions.get(key).status.get(place) if key else None  # the page is still loading
         except ValueError:  # it has ended, and stays told
             return gr.skip()
         if words is None and place == "compare" and len(self.checkpoints.names()) < 2:
@@ -183,28 +187,28 @@ class Page:
 
     def _say(self, key: object, place: Place, words: Words | None, language: Language) -> str:
         with suppress(ValueError):  # a session that has ended is told so all the same
-            told = self.rooms.get(key).status
+            told = self.sessions.get(key).status
             told.pop(place, None)
             if words is not None:
                 told[place] = words
         return _as_html(words, language)
 
-    def _messages(self, room: Session, writing: str | None = None) -> Messages:
+    def _messages(self, session: Session, writing: str | None = None) -> Messages:
         """The conversation as the chat shows it; ``writing`` is the answer so far."""
         messages: Messages = []
         at = 0
-        for number, (question, answer) in enumerate(room.said):
-            count = room.added[number]
-            shown = room.pictures[at : at + count]
+        for number, (question, answer) in enumerate(session.said):
+            count = session.added[number]
+            shown = session.pictures[at : at + count]
             at += count
             messages += [_says("user", {"path": str(self._file(upload))}) for upload in shown]
             messages += [_says("user", question)] if question else []
-            is_asked = number == len(room.said) - 1 and room.turns[-1].role == "user"
+            is_asked = number == len(session.said) - 1 and session.turns[-1].role == "user"
             if answer or not is_asked:
                 messages.append(_says("assistant", readable(answer) or NOTHING_SAID))
                 if parse_boxes(answer) and at:
                     messages.append(
-                        _says("assistant", {"path": str(self._boxed(room.pictures[at - 1], answer))})
+                        _says("assistant", {"path": str(self._boxed(session.pictures[at - 1], answer))})
                     )
         if writing is not None:
             messages.append(_says("assistant", readable(writing)))
@@ -235,27 +239,27 @@ class Page:
             draw_boxes(picture, answer, font=ImageFont.truetype(str(text_font(answer)), 18)).save(place)
         return place
 
-    def _picture(self, room: Session) -> str | None:
-        return str(self._file(room.pictures[-1])) if room.pictures else None
+    def _picture(self, session: Session) -> str | None:
+        return str(self._file(session.pictures[-1])) if session.pictures else None
 
     # --- attention ------------------------------------------------------------------------------------------------
 
-    def pane(self, key: str, look: str | None, language: Language) -> str:
+    def pane(self, key: str, trace: str | None, language: Language) -> str:
         """What the attention pane is told: whose look, and in which language."""
-        return json.dumps({"room": key, "look": look, "language": language})
+        return json.dumps({"room": key, "look": trace, "language": language})
 
-    def facts(self, key: str, look: str) -> Json:
+    def facts(self, key: str, trace: str) -> Json:
         """See ``page_views.facts``."""
-        found, asked = self._look(key, look)
+        found, asked = self._trace(key, trace)
         return views.facts(found, asked.question, asked.reply)
 
-    def view(self, key: str, look: str, asked: Json) -> Json:
+    def view(self, key: str, trace: str, asked: Json) -> Json:
         """See ``page_views.view``."""
-        return views.view(self._look(key, look)[0], _fields(asked), self.rooms.get(key).looks)
+        return views.view(self._trace(key, trace)[0], _fields(asked), self.sessions.get(key).traces)
 
-    def save_probe(self, key: str, look: str, written: Json) -> Json:
+    def save_probe(self, key: str, trace: str, written: Json) -> Json:
         """Append a drawn box to the probe file."""
-        found, asked = self._look(key, look)
+        found, asked = self._trace(key, trace)
         probe = self.probe_file.add(found, asked, _fields(written))
         saved = Words("saved", {"id": probe.id, "n": len(self.probe_file), "file": self.probe_file.path.name})
         return {"words": saved.both()}
@@ -267,35 +271,35 @@ class Page:
     ) -> Iterator[tuple[Any, str]]:
         """One question to several checkpoints, in order: (pane, words on how far it is). Stopped or refused on the way,
         those that are done are shown."""
-        looks: list[str] = []
+        traces: list[str] = []
         try:
-            room = self.rooms.get(key)
-            with _one_at_a_time(room):
-                room.stop.clear()
+            session = self.sessions.get(key)
+            with _one_at_a_time(session):
+                session.stop.clear()
                 if not question.strip():
                     raise RefusedError("no_question")
-                asked = Asked(question.strip(), "", (self._chosen(room, picture),) if picture else ())
-                for words in self._ask_each(room, chosen, asked, looks):
+                asked = Asked(question.strip(), "", (self._chosen(session, picture),) if picture else ())
+                for words in self._ask_each(session, chosen, asked, traces):
                     yield gr.skip(), self._say(key, "compare", words, language)
-            outcome = Words("compared", {"n": len(looks)})
-            if len(looks) < len(chosen):
-                outcome = Words("stopped", {"n": len(looks), "of": len(chosen)})
+            outcome = Words("compared", {"n": len(traces)})
+            if len(traces) < len(chosen):
+                outcome = Words("stopped", {"n": len(traces), "of": len(chosen)})
         except Exception as error:  # whatever it is, the answers that are done are shown
             outcome = words_of(_for_visitors(error))
-        pane = json.dumps({"room": key, "looks": looks, "language": language}) if looks else gr.skip()
+        pane = json.dumps({"room": key, "looks": traces, "language": language}) if traces else gr.skip()
         yield pane, self._say(key, "compare", outcome, language)
 
-    def _chosen(self, room: Session, path: str) -> Upload:
+    def _chosen(self, session: Session, path: str) -> Upload:
         """The picture to compare by: as it was sent, where what is shown is the chat's smaller copy of it."""
         try:
             shown = Path(path).read_bytes()
         except OSError as error:  # gone from the server's folder of uploads
             raise RefusedError("no_image", file=Path(path).name) from error
-        sent = (upload for upload in room.pictures if self._file(upload).read_bytes() == shown)
+        sent = (upload for upload in session.pictures if self._file(upload).read_bytes() == shown)
         return next(sent, None) or Upload.read(path)
 
     def _ask_each(
-        self, room: Session, chosen: Sequence[str], asked: Asked, looks: list[str]
+        self, session: Session, chosen: Sequence[str], asked: Asked, traces: list[str]
     ) -> Iterator[Words]:
         """Whose turn it is; each answer's look goes into ``looks``. An answer that was cut short is not compared."""
         names = {key: name for name, key in self.checkpoints.names()}
@@ -303,47 +307,47 @@ class Page:
         for number, key in enumerate(chosen, start=1):
             name = names.get(key, Words.of(key))
             yield Words("asking", {"name": name, "n": number, "of": len(chosen)})
-            *_, last = self.checkpoints.engine(key).reply((turn,), stop=room.stop)
-            if room.stop.is_set():
+            *_, last = self.checkpoints.engine(key).reply((turn,), stop=session.stop)
+            if session.stop.is_set():
                 return
-            if last.look is None:
+            if last.trace is None:
                 raise RefusedError("no_answer", name=name)
-            looks.append(room.keep(last.look, replace(asked, reply=last.text, name=name)))
+            traces.append(session.keep(last.trace, replace(asked, reply=last.text, name=name)))
 
-    def compare_facts(self, key: str, looks: list[str]) -> Json:
+    def compare_facts(self, key: str, traces: list[str]) -> Json:
         """See ``page_views.compare_facts``."""
-        return views.compare_facts(self._frames(key, looks))
+        return views.compare_facts(self._frames(key, traces))
 
-    def compare_view(self, key: str, looks: list[str], asked: Json) -> Json:
+    def compare_view(self, key: str, traces: list[str], asked: Json) -> Json:
         """See ``page_views.compare``."""
-        return {"frames": views.compare(self._frames(key, looks), _fields(asked))}
+        return {"frames": views.compare(self._frames(key, traces), _fields(asked))}
 
-    def _frames(self, key: str, looks: list[str]) -> list[Frame]:
-        if not isinstance(looks, list) or not 1 <= len(looks) <= len(self.checkpoints.names()) + 1:
+    def _frames(self, key: str, traces: list[str]) -> list[Frame]:
+        if not isinstance(traces, list) or not 1 <= len(traces) <= len(self.checkpoints.names()) + 1:
             raise ValueError("looks: expected a list of the answers that were compared")
-        found = [self._look(key, look) for look in looks]
-        return [Frame(asked.name, readable(asked.reply), look) for look, asked in found]
+        found = [self._trace(key, trace) for trace in traces]
+        return [Frame(asked.name, readable(asked.reply), trace) for trace, asked in found]
 
-    def _look(self, key: str, name: str) -> tuple[Any, Asked]:
-        room = self.rooms.get(key)
-        look = room.looks.get(name) if isinstance(name, str) else None
-        if look is None:
-            raise RefusedError("made_room", limit=room.looks.limit_bytes // 2**20)
-        return look, room.asked[name]
+    def _trace(self, key: str, name: str) -> tuple[Any, Asked]:
+        session = self.sessions.get(key)
+        trace = session.traces.get(name) if isinstance(name, str) else None
+        if trace is None:
+            raise RefusedError("made_room", limit=session.traces.limit_bytes // 2**20)
+        return trace, session.asked[name]
 
 
 class _one_at_a_time:  # noqa: N801 - read as a statement
     """A visitor's second request while the first is being answered is refused in words."""
 
-    def __init__(self, room: Session) -> None:
-        self.room = room
+    def __init__(self, session: Session) -> None:
+        self.session = session
 
     def __enter__(self) -> None:
-        if not self.room.busy.acquire(blocking=False):
+        if not self.session.busy.acquire(blocking=False):
             raise RefusedError("busy")
 
     def __exit__(self, *_: object) -> None:
-        self.room.busy.release()
+        self.session.busy.release()
 
 
 def _for_visitors(error: Exception) -> ValueError:
@@ -525,9 +529,9 @@ def _wire_language(
 ) -> None:
     components = list(dict.fromkeys(one.component for one in worded))
 
-    def reworded(room: str, spoken: Language, *told: str) -> list[Any]:
+    def reworded(session: str, spoken: Language, *told: str) -> list[Any]:
         panes = [json.dumps({**json.loads(one or "{}"), "language": spoken}) for one in told]
-        lines = [page.status(room, place, spoken) for place in statuses]
+        lines = [page.status(session, place, spoken) for place in statuses]
         updates = {one: gr.update() for one in components}
         for one in worded:
             updates[one.component] |= one.spoken(spoken)
@@ -542,20 +546,20 @@ def _wire_visit(page: Page, blocks: gr.Blocks, key: gr.State, language: gr.Radio
     held: dict[str, str] = {}
 
     def enter(request: gr.Request) -> tuple[str, Language, str]:
-        room = page.rooms.open()
+        session = page.sessions.open()
         if request.session_hash:
-            held[request.session_hash] = room
+            held[request.session_hash] = session
         spoken: Language = (
             "zh" if request.headers.get("accept-language", "").lower().startswith("zh") else "en"
         )
-        return room, spoken, page.pane(room, None, spoken)
+        return session, spoken, page.pane(session, None, spoken)
 
-    def settle(room: str, offered: Language, now: Language) -> tuple[Language, str]:
+    def settle(session: str, offered: Language, now: Language) -> tuple[Language, str]:
         chosen = offered if now == "en" else now  # Chinese was chosen while the page was loading
-        return chosen, page.pane(room, None, chosen)
+        return chosen, page.pane(session, None, chosen)
 
     def leave(request: gr.Request) -> None:
-        page.rooms.close(held.pop(request.session_hash or "", ""))
+        page.sessions.close(held.pop(request.session_hash or "", ""))
 
     offered = gr.State("en")
     quietly = {"show_progress": "hidden", **_PRIVATE}

@@ -33,7 +33,7 @@ class ProbeFile:
         self.path = Path(path).resolve()
         self._writing = threading.Lock()
 
-    def add(self, look: Trace, asked: Asked, written: Mapping[str, Any]) -> Probe:
+    def add(self, trace: Trace, asked: Asked, written: Mapping[str, Any]) -> Probe:
         """Append one probe and read the whole file again, as every user of it does.
 
         written   ``id group region question answer foil`` as texts, ``image``, and ``box`` in fractions of the picture
@@ -54,7 +54,7 @@ class ProbeFile:
         image = written.get("image")
         if not isinstance(image, int) or isinstance(image, bool) or not 0 <= image < len(asked.pictures):
             raise ValueError(f"image: found {image!r}, expected one of the {len(asked.pictures)} pictures")
-        box = box_pixels(look, written.get("box"), image)
+        box = box_pixels(trace, written.get("box"), image)
         with self._writing:
             return self._append(texts, asked, image, box)
 

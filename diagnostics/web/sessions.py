@@ -23,7 +23,7 @@ PICTURES_MAX = 6
 PIXELS_MAX = 25_000_000
 QUESTION_MAX_CHARACTERS = 4000
 TURNS_MAX = 40
-ROOMS_MAX = 64
+SESSIONS_MAX = 64
 """Visitors at once; the one that was longest silent makes room for a new one."""
 
 
@@ -86,7 +86,7 @@ class Asked:
 class Session:
     """One visitor's conversation and looks."""
 
-    looks: TraceCache
+    traces: TraceCache
     turns: list[Turn] = field(default_factory=list)
     said: list[tuple[str, str]] = field(default_factory=list)  # (question, answer) as written
     pictures: list[Upload] = field(default_factory=list)
@@ -111,19 +111,19 @@ class Session:
         self.pictures += uploads
         self.added.append(len(uploads))
 
-    def answered(self, text: str, look: Trace | None) -> None:
+    def answered(self, text: str, trace: Trace | None) -> None:
         """Keep the answer and what it looked at."""
         self.turns.append(Turn("assistant", (text,)))
         question = self.said[-1][0]
         self.said[-1] = (question, text)
-        if look is not None:
-            self.keep(look, Asked(question, text, tuple(self.pictures)))
+        if trace is not None:
+            self.keep(trace, Asked(question, text, tuple(self.pictures)))
 
-    def keep(self, look: Trace, asked: Asked) -> str:
+    def keep(self, trace: Trace, asked: Asked) -> str:
         """Put a look into the cache; what was asked goes with those that had to make room."""
-        key = self.looks.put(look)
+        key = self.traces.put(trace)
         self.asked[key] = asked
-        self.asked = {key: one for key, one in self.asked.items() if key in self.looks}
+        self.asked = {key: one for key, one in self.asked.items() if key in self.traces}
         return key
 
     def take_back_answer(self) -> bool:
@@ -152,7 +152,7 @@ class Session:
             kept.clear()
         self.asked.clear()
         self.status.pop("chat", None)
-        self.looks.clear()
+        self.traces.clear()
 
 
 class Sessions:
@@ -160,37 +160,39 @@ class Sessions:
 
     def __init__(self, cache_bytes: int) -> None:
         self.cache_bytes = cache_bytes
-        self._rooms: OrderedDict[str, Session] = OrderedDict()
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
 
     def open(self) -> str:
         """A new room's key."""
         key = secrets.token_urlsafe(24)
         with self._lock:
-            self._rooms[key] = Session(TraceCache(self.cache_bytes))
-            silent = [self._rooms.popitem(last=False)[1] for _ in range(len(self._rooms) - ROOMS_MAX)]
-        for room in silent:
-            room.clear()
+            self._sessions[key] = Session(TraceCache(self.cache_bytes))
+            silent = [
+                self._sessions.popitem(last=False)[1] for _ in range(len(self._sessions) - SESSIONS_MAX)
+            ]
+        for session in silent:
+            session.clear()
         return key
 
     def get(self, key: object) -> Session:
         """Raises ValueError where there is no such room (closed, or never opened)."""
         with self._lock:
-            room = self._rooms.get(key) if isinstance(key, str) else None
-            if room is None:
+            session = self._sessions.get(key) if isinstance(key, str) else None
+            if session is None:
                 raise RefusedError("session_ended")
-            self._rooms.move_to_end(str(key))
-            return room
+            self._sessions.move_to_end(str(key))
+            return session
 
     def close(self, key: str) -> None:
         """Forget a visitor; a reply that is being written ends within a token."""
         with self._lock:
-            room = self._rooms.pop(key, None)
-        if room is not None:
-            room.clear()
+            session = self._sessions.pop(key, None)
+        if session is not None:
+            session.clear()
 
     def __len__(self) -> int:
-        return len(self._rooms)
+        return len(self._sessions)
 
 
 def user_turn(question: str, uploads: Sequence[Upload], before: int) -> Turn:

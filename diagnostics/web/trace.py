@@ -131,33 +131,33 @@ class TraceCache:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self._looks: OrderedDict[str, Trace] = OrderedDict()
+        self._traces: OrderedDict[str, Trace] = OrderedDict()
 
     @property
     def bytes(self) -> int:
         """Memory that its looks take."""
-        return sum(look.bytes for look in self._looks.values())
+        return sum(trace.bytes for trace in self._traces.values())
 
     def __len__(self) -> int:
-        return len(self._looks)
+        return len(self._traces)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._looks
+        return key in self._traces
 
-    def put(self, look: Trace) -> str:
+    def put(self, trace: Trace) -> str:
         """Keep a look, and let go of others until all fit. Returns its key."""
-        self._looks[look.key] = look
-        self._looks.move_to_end(look.key)
-        while self.bytes > self.limit_bytes and len(self._looks) > 1:
-            self._looks.popitem(last=False)
-        return look.key
+        self._traces[trace.key] = trace
+        self._traces.move_to_end(trace.key)
+        while self.bytes > self.limit_bytes and len(self._traces) > 1:
+            self._traces.popitem(last=False)
+        return trace.key
 
     def get(self, key: str) -> Trace | None:
         """The look of that key; None where it had to go."""
-        if key in self._looks:
-            self._looks.move_to_end(key)
-        return self._looks.get(key)
+        if key in self._traces:
+            self._traces.move_to_end(key)
+        return self._traces.get(key)
 
     def clear(self) -> None:
         """Forget every look."""
-        self._looks.clear()
+        self._traces.clear()

@@ -48,7 +48,7 @@ class TraceRecorder:
         self._late: dict[
             str, list[Tensor]
         ] = {}  # rows of steps that saw the last keys alone: Float[heads, keys]
-        self._told: dict[str, Tensor] = {}  # the prompt's rows, where they were due at once
+        self._quoted: dict[str, Tensor] = {}  # the prompt's rows, where they were due at once
         self._eyes: dict[str, list[Call]] = {}  # of connector and tower
 
     def __call__(self, name: str, call: Call, output: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class TraceRecorder:
         first = max(len(self.positions) - most, 0)
         parts = []
         if first < early:
-            told = self._told.get(name)
+            told = self._quoted.get(name)
             parts = [
                 self._early_rows(name, self.positions[first:early]) if told is None else told[:, first:early]
             ]
@@ -138,10 +138,10 @@ class TraceRecorder:
         query = call.query
         self._prompt = query.shape[2]
         self._late.pop(name, None)
-        self._told.pop(name, None)
+        self._quoted.pop(name, None)
         if not call.keeps_keys:
             self._queries[name] = [query[:, :, :0]]
-            self._told[name] = _chosen_rows(call, self._prompt_positions)
+            self._quoted[name] = _chosen_rows(call, self._prompt_positions)
             return
         if query.nbytes > THINNED_FROM_BYTES:
             query = query.index_select(2, torch.from_numpy(self._prompt_positions).to(query.device))

@@ -55,29 +55,29 @@ class ViewRequest:
     wanted: frozenset[str]
 
     @classmethod
-    def of(cls, look: Trace, asked: Mapping[str, Any]) -> ViewRequest:
+    def of(cls, trace: Trace, asked: Mapping[str, Any]) -> ViewRequest:
         """Raises ValueError for what the look does not have."""
         part: maps.Part = _one_of("part", asked.get("part"), ("language", "connector", "vision"))
-        layers = part_layers(look)[part]
+        layers = part_layers(trace)[part]
         tokens = asked.get("tokens")
-        if not isinstance(tokens, list) or not tokens or len(tokens) > len(look.answer):
-            raise ValueError(f"tokens: found {_told(tokens)}, expected one or several of the answer's")
+        if not isinstance(tokens, list) or not tokens or len(tokens) > len(trace.answer):
+            raise ValueError(f"tokens: found {_quoted(tokens)}, expected one or several of the answer's")
         window, wanted = asked.get("window", [0, 1]), asked.get("wanted", [])
         if not isinstance(window, list) or len(window) != 2:
-            raise ValueError(f"window: found {_told(window)}, expected a start and an end")
+            raise ValueError(f"window: found {_quoted(window)}, expected a start and an end")
         if not isinstance(wanted, list):
-            raise ValueError(f"wanted: found {_told(wanted)}, expected a list of names")
-        start, end = (_whole("window", value, 0, len(look.tokens)) for value in window)
-        image = _whole("image", asked.get("image"), 0, max(len(look.images) - 1, 0))
+            raise ValueError(f"wanted: found {_quoted(wanted)}, expected a list of names")
+        start, end = (_whole("window", value, 0, len(trace.tokens)) for value in window)
+        image = _whole("image", asked.get("image"), 0, max(len(trace.images) - 1, 0))
         patch = asked.get("patch")
         return cls(
             part,
             layers[_whole("layer", asked.get("layer"), 0, len(layers) - 1)],
-            _whole("head", asked.get("head"), -1, part_heads(look)[part] - 1),
-            tuple(_whole("token", token, 0, len(look.tokens) - 1) for token in tokens),
+            _whole("head", asked.get("head"), -1, part_heads(trace)[part] - 1),
+            tuple(_whole("token", token, 0, len(trace.tokens) - 1) for token in tokens),
             image,
             asked.get("sinks") is not False,
-            None if asked.get("box") is None else box_pixels(look, asked["box"], image),
+            None if asked.get("box") is None else box_pixels(trace, asked["box"], image),
             None if patch is None else _whole("patch", patch, 0, 10**6),
             (start, min(end, start + MATRIX_MAX)),
             _one_of("shows", asked.get("shows", "mass"), ("mass", "box_mass", "box_enrichment")),
@@ -85,61 +85,63 @@ class ViewRequest:
         )
 
 
-def box_pixels(look: Trace, box: Any, image: int) -> tuple[float, float, float, float]:
+def box_pixels(trace: Trace, box: Any, image: int) -> tuple[float, float, float, float]:
     """A box drawn in the browser, fractions of the picture, as pixels of the original."""
     numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
     if not numbers or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
         raise ValueError(
-            f"box: found {_told(box)}, expected x0 y0 x1 y1 as fractions of the picture, x0 < x1, y0 < y1"
+            f"box: found {_quoted(box)}, expected x0 y0 x1 y1 as fractions of the picture, x0 < x1, y0 < y1"
         )
-    width, height = look.images[image].tokens.image_size_pixels
+    width, height = trace.images[image].tokens.image_size_pixels
     x0, y0, x1, y1 = box
     return (x0 * width, y0 * height, x1 * width, y1 * height)
 
 
-def part_layers(look: Trace) -> dict[str, tuple[int, ...]]:
+def part_layers(trace: Trace) -> dict[str, tuple[int, ...]]:
     """Layers that can be chosen in each part; () where the model has no such part, or nothing of it was kept."""
-    connector = (0,) if look.connector else ()
-    return {"language": look.layers, "connector": connector, "vision": tuple(sorted(look.vision))}
+    connector = (0,) if trace.connector else ()
+    return {"language": trace.layers, "connector": connector, "vision": tuple(sorted(trace.vision))}
 
 
-def part_heads(look: Trace) -> dict[str, int]:
+def part_heads(trace: Trace) -> dict[str, int]:
     """Heads of each part, 0 where it is missing."""
-    vision = next((images for images in look.vision.values() if images), ())
+    vision = next((images for images in trace.vision.values() if images), ())
     return {
-        "language": look.heads,
-        "connector": look.connector[0].shape[0] if look.connector else 0,
+        "language": trace.heads,
+        "connector": trace.connector[0].shape[0] if trace.connector else 0,
         "vision": vision[0].shape[0] if vision else 0,
     }
 
 
-def facts(look: Trace, question: str, reply: str) -> Json:
+def facts(trace: Trace, question: str, reply: str) -> Json:
     """What of a look stays the same while sliders move: tokens, pictures, layers and heads."""
     return {
         "question": question,
         "reply": reply,
-        "tokens": [{"text": text, "kind": kind} for text, kind in zip(look.tokens, look.kinds, strict=True)],
-        "runs": _runs(look),
-        "answer": [token for token in look.answer if look.has_row(token)],
-        "layers": {part: list(layers) for part, layers in part_layers(look).items()},
-        "heads": part_heads(look),
-        "sinks": look.sinks.any(1).tolist(),
-        "images": [_image_facts(image) for image in look.images],
+        "tokens": [
+            {"text": text, "kind": kind} for text, kind in zip(trace.tokens, trace.kinds, strict=True)
+        ],
+        "runs": _runs(trace),
+        "answer": [token for token in trace.answer if trace.has_row(token)],
+        "layers": {part: list(layers) for part, layers in part_layers(trace).items()},
+        "heads": part_heads(trace),
+        "sinks": trace.sinks.any(1).tolist(),
+        "images": [_image_facts(image) for image in trace.images],
     }
 
 
-def view(look: Trace, asked: Mapping[str, Any], cache: TraceCache) -> Json:
+def view(trace: Trace, asked: Mapping[str, Any], cache: TraceCache) -> Json:
     """Everything on the page that a slider, a token or a box changes; overview and box numbers only where wanted."""
-    wish = ViewRequest.of(look, asked)
+    request = ViewRequest.of(trace, asked)
     seen: Json = {"image": None, "text": None, "cross": [], "matrix": None, "who": None}
-    if look.images:
-        seen["image"] = _shown(_image_of(look, wish), with_mass=wish.part == "language")
-    if wish.part == "language":
-        seen |= _language(look, wish)
-    if "overview" in wish.wanted:
-        seen["overview"] = _overview(look, wish)
-    if wish.box and wish.wanted & {"box", "overview"}:
-        seen["box"] = _box(look, wish)
+    if trace.images:
+        seen["image"] = _shown(_image_of(trace, request), with_mass=request.part == "language")
+    if request.part == "language":
+        seen |= _language(trace, request)
+    if "overview" in request.wanted:
+        seen["overview"] = _overview(trace, request)
+    if request.box and request.wanted & {"box", "overview"}:
+        seen["box"] = _box(trace, request)
     seen["cache"] = {
         "looks": len(cache),
         "used": f"{cache.bytes / 2**20:.1f}",
@@ -148,43 +150,49 @@ def view(look: Trace, asked: Mapping[str, Any], cache: TraceCache) -> Json:
     return seen
 
 
-def _language(look: Trace, wish: ViewRequest) -> Json:
-    row = text_shares(look, wish.layer, wish.head, wish.tokens, with_sinks=wish.sinks)
-    on_image = np.array([kind.startswith("image") for kind in look.kinds])
+def _language(trace: Trace, request: ViewRequest) -> Json:
+    row = text_shares(trace, request.layer, request.head, request.tokens, with_sinks=request.sinks)
+    on_image = np.array([kind.startswith("image") for kind in trace.kinds])
     seen: Json = {
         "text": _numbers(row),
         "text_mass": float(row[~on_image].sum()),
         "image_mass": float(row[on_image].sum()),
-        "matrix": _matrix(look, wish),
+        "matrix": _matrix(trace, request),
     }
-    if look.images:
-        chosen = ((token, _language_map(look, wish, [token])) for token in wish.tokens[:CROSS_MAX])
+    if trace.images:
+        chosen = ((token, _language_map(trace, request, [token])) for token in request.tokens[:CROSS_MAX])
         seen["cross"] = [{"token": token, **_shown(found, with_mass=True)} for token, found in chosen]
-        if wish.patch is not None:
-            who = maps.who_looks(look, wish.layer, wish.head, wish.patch, wish.image, with_sinks=wish.sinks)
+        if request.patch is not None:
+            who = maps.who_looks(
+                trace, request.layer, request.head, request.patch, request.image, with_sinks=request.sinks
+            )
             seen["who"] = _numbers(who)
     return seen
 
 
 def text_shares(
-    look: Trace, layer: int, head: int, tokens: Sequence[int], *, with_sinks: bool
+    trace: Trace, layer: int, head: int, tokens: Sequence[int], *, with_sinks: bool
 ) -> Float[np.ndarray, " keys"]:
     """The mean row of these tokens over every token of the conversation; sums to 1 while sinks are in."""
-    places = [look.row_of(token) for token in tokens]
-    rows = look.rows[layer][:, places].mean(1, dtype=np.float32)
+    places = [trace.row_of(token) for token in tokens]
+    rows = trace.rows[layer][:, places].mean(1, dtype=np.float32)
     row = rows.mean(0) if head == maps.MEAN else rows[head]
-    return row if with_sinks else without_sinks(row, look.sinks[look.layers.index(layer)])
+    return row if with_sinks else without_sinks(row, trace.sinks[trace.layers.index(layer)])
 
 
-def _image_of(look: Trace, wish: ViewRequest) -> maps.ImageMap:
-    if wish.part == "language":
-        return _language_map(look, wish, wish.tokens)
-    patch = wish.patch if wish.part == "vision" else None
-    return maps.image_map(look, wish.layer, wish.head, wish.tokens, wish.image, wish.part, patch=patch)
+def _image_of(trace: Trace, request: ViewRequest) -> maps.ImageMap:
+    if request.part == "language":
+        return _language_map(trace, request, request.tokens)
+    patch = request.patch if request.part == "vision" else None
+    return maps.image_map(
+        trace, request.layer, request.head, request.tokens, request.image, request.part, patch=patch
+    )
 
 
-def _language_map(look: Trace, wish: ViewRequest, tokens: Sequence[int]) -> maps.ImageMap:
-    return maps.image_map(look, wish.layer, wish.head, tokens, wish.image, "language", wish.sinks)
+def _language_map(trace: Trace, request: ViewRequest, tokens: Sequence[int]) -> maps.ImageMap:
+    return maps.image_map(
+        trace, request.layer, request.head, tokens, request.image, "language", request.sinks
+    )
 
 
 def _shown(found: maps.ImageMap, *, with_mass: bool) -> Json:
@@ -197,10 +205,10 @@ def _shown(found: maps.ImageMap, *, with_mass: bool) -> Json:
     }
 
 
-def _matrix(look: Trace, wish: ViewRequest) -> Json | None:
-    if wish.window[0] >= wish.window[1]:
+def _matrix(trace: Trace, request: ViewRequest) -> Json | None:
+    if request.window[0] >= request.window[1]:
         return None
-    found = maps.text_map(look, wish.layer, wish.head, wish.window, with_sinks=wish.sinks)
+    found = maps.text_map(trace, request.layer, request.head, request.window, with_sinks=request.sinks)
     if not len(found.queries):
         return None
     ahead = found.keys[None] > found.queries[:, None]
@@ -211,22 +219,24 @@ def _matrix(look: Trace, wish: ViewRequest) -> Json | None:
     return {"rows": found.queries.tolist(), "columns": found.keys.tolist(), "values": values}
 
 
-def _overview(look: Trace, wish: ViewRequest) -> list[list[float | None]] | None:
-    if not look.images:
+def _overview(trace: Trace, request: ViewRequest) -> list[list[float | None]] | None:
+    if not trace.images:
         return None
-    if wish.box and wish.shows != "mass":
-        numbers = maps.box_numbers(look, wish.box, wish.tokens, wish.image, with_sinks=wish.sinks)
-        values = numbers.mass if wish.shows == "box_mass" else numbers.enrichment
+    if request.box and request.shows != "mass":
+        numbers = maps.box_numbers(
+            trace, request.box, request.tokens, request.image, with_sinks=request.sinks
+        )
+        values = numbers.mass if request.shows == "box_mass" else numbers.enrichment
     else:
-        values = maps.overview(look, wish.tokens, wish.image, with_sinks=wish.sinks).values
+        values = maps.overview(trace, request.tokens, request.image, with_sinks=request.sinks).values
     return [_numbers(line) for line in values]
 
 
-def _box(look: Trace, wish: ViewRequest) -> Json:
-    assert wish.box is not None
-    numbers = maps.box_numbers(look, wish.box, wish.tokens, wish.image, with_sinks=wish.sinks)
-    width, height = look.images[wish.image].tokens.image_size_pixels
-    x0, y0, x1, y1 = wish.box
+def _box(trace: Trace, request: ViewRequest) -> Json:
+    assert request.box is not None
+    numbers = maps.box_numbers(trace, request.box, request.tokens, request.image, with_sinks=request.sinks)
+    width, height = trace.images[request.image].tokens.image_size_pixels
+    x0, y0, x1, y1 = request.box
     return {
         "mass": [_numbers(line) for line in numbers.mass],
         "enrichment": [_numbers(line, digits=3) for line in numbers.enrichment],
@@ -234,10 +244,10 @@ def _box(look: Trace, wish: ViewRequest) -> Json:
     }
 
 
-def _runs(look: Trace) -> list[Json]:
+def _runs(trace: Trace) -> list[Json]:
     """Stretches of tokens that are shown as one: the tokens of a picture together, every other token alone."""
     runs: list[Json] = []
-    for kind, group in groupby(range(len(look.tokens)), key=lambda token: look.kinds[token]):
+    for kind, group in groupby(range(len(trace.tokens)), key=lambda token: trace.kinds[token]):
         tokens = list(group)
         if kind.startswith("image"):
             runs.append({"start": tokens[0], "end": tokens[-1] + 1, "image": int(kind.split()[1])})
@@ -273,16 +283,16 @@ class Frame:
 
     name: Words
     reply: str
-    look: Trace
+    trace: Trace
 
 
 def compare_facts(frames: Sequence[Frame]) -> Json:
     """What stays the same while sliders move. Layers are those that every checkpoint has."""
-    first = frames[0].look
+    first = frames[0].trace
     return {
-        "layers": [layer for layer in first.layers if all(layer in one.look.layers for one in frames)],
-        "heads": min(one.look.heads for one in frames),
-        "answer_tokens": max(len(one.look.answer) for one in frames),
+        "layers": [layer for layer in first.layers if all(layer in one.trace.layers for one in frames)],
+        "heads": min(one.trace.heads for one in frames),
+        "answer_tokens": max(len(one.trace.answer) for one in frames),
         "image": _image_facts(first.images[0]) if first.images else None,
         "frames": [{"name": one.name.both(), "answer": one.reply} for one in frames],
     }
@@ -294,15 +304,15 @@ def compare(frames: Sequence[Frame], asked: Mapping[str, Any]) -> list[Json]:
     layer = known["layers"][_whole("layer", asked.get("layer"), 0, len(known["layers"]) - 1)]
     head = _whole("head", asked.get("head"), -1, known["heads"] - 1)
     number = _whole("token", asked.get("token"), 0, max(known["answer_tokens"] - 1, 0))
-    return [_frame_map(one.look, layer, head, number) for one in frames]
+    return [_frame_map(one.trace, layer, head, number) for one in frames]
 
 
-def _frame_map(look: Trace, layer: int, head: int, number: int) -> Json:
-    token = look.answer[min(number, len(look.answer) - 1)]
-    if not look.images:
-        return {"token": look.tokens[token], "cells": None, "mass": 0.0}
-    found = maps.image_map(look, layer, head, [token])
-    return {"token": look.tokens[token], **_shown(found, with_mass=True)}
+def _frame_map(trace: Trace, layer: int, head: int, number: int) -> Json:
+    token = trace.answer[min(number, len(trace.answer) - 1)]
+    if not trace.images:
+        return {"token": trace.tokens[token], "cells": None, "mass": 0.0}
+    found = maps.image_map(trace, layer, head, [token])
+    return {"token": trace.tokens[token], **_shown(found, with_mass=True)}
 
 
 def _numbers(values: Float[np.ndarray, " any"], digits: int = SHARE_DIGITS) -> list[float | None]:
@@ -314,17 +324,17 @@ def _numbers(values: Float[np.ndarray, " any"], digits: int = SHARE_DIGITS) -> l
 
 def _whole(name: str, value: Any, least: int, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"{name}: found {_told(value)}, expected a whole number from {least} to {most}")
+        raise ValueError(f"{name}: found {_quoted(value)}, expected a whole number from {least} to {most}")
     return value
 
 
 def _one_of(name: str, value: Any, known: Sequence[str]) -> Any:
     if value not in known:
-        raise ValueError(f"{name}: found {_told(value)}, expected one of {', '.join(known)}")
+        raise ValueError(f"{name}: found {_quoted(value)}, expected one of {', '.join(known)}")
     return value
 
 
-def _told(value: Any) -> str:
+def _quoted(value: Any) -> str:
     """A wrong value as an error quotes it, however long it is."""
     written = repr(value)
     return written if len(written) <= 60 else f"{written[:60]}…"

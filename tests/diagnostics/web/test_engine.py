@@ -62,7 +62,7 @@ def tower_question() -> tuple[Turn, ...]:
     return (Turn("user", ("Picture 1: ", ImageRef("tower", TOWER), f"\n{EMBEDDED}")),)
 
 
-def whole_forward(engine: Engine, turns, look, **wanted) -> dict[str, np.ndarray]:
+def whole_forward(engine: Engine, turns, trace, **wanted) -> dict[str, np.ndarray]:
     """Rows of one plain forward over prompt and reply, by the extractor."""
     encoded = engine._read(turns).encoded
     inputs = padded([encoded], torch.device("cpu"), left=True)
@@ -72,7 +72,7 @@ def whole_forward(engine: Engine, turns, look, **wanted) -> dict[str, np.ndarray
         if name != "input_ids" and values.shape[:2] == encoded.input_ids[None].shape:
             more = values[:, -1:].expand(-1, said.shape[1])
             inputs[name] = torch.cat([values, more], dim=1)
-    assert inputs["input_ids"].shape[1] == len(look.tokens)
+    assert inputs["input_ids"].shape[1] == len(trace.tokens)
     with AttentionExtractor(engine.model, **wanted) as extractor, torch.no_grad():
         engine.model(**inputs)
         return extractor.attention_weights
@@ -81,13 +81,13 @@ def whole_forward(engine: Engine, turns, look, **wanted) -> dict[str, np.ndarray
 def told_ids(engine: Engine, monkeypatch) -> list[list[int]]:
     """The tokens of each reply from here on, as they are said."""
     said: list[list[int]] = []
-    look = Engine._look
+    trace = Engine._trace
 
     def keeping(self, prompt, ids, watch):
         said.append(list(ids))
-        return look(self, prompt, ids, watch)
+        return trace(self, prompt, ids, watch)
 
-    monkeypatch.setattr(Engine, "_look", keeping)
+    monkeypatch.setattr(Engine, "_trace", keeping)
     return said
 
 
@@ -96,18 +96,18 @@ def test_rows_are_those_of_a_plain_forward(kernel, processor, pictures, monkeypa
     engine = Engine(tiny_model(kernel), processor, mode="full")
     said = told_ids(engine, monkeypatch)
     turns = question(*pictures)
-    look = ask(engine, turns)[-1].look
-    expected = whole_forward(engine, turns, look, said=said[0], vision_layers=[0])
-    assert len(look.answer) == 6 and look.layers == (0, 1, 2)
-    text = [at for at, kind in enumerate(look.kinds) if not kind.startswith("image")][:-1]
-    assert look.positions.tolist() == text
-    for layer in look.layers:
-        rows = look.rows[layer]
-        assert rows.dtype == np.float16 and rows.shape == (2, len(text), len(look.tokens))
+    trace = ask(engine, turns)[-1].trace
+    expected = whole_forward(engine, turns, trace, said=said[0], vision_layers=[0])
+    assert len(trace.answer) == 6 and trace.layers == (0, 1, 2)
+    text = [at for at, kind in enumerate(trace.kinds) if not kind.startswith("image")][:-1]
+    assert trace.positions.tolist() == text
+    for layer in trace.layers:
+        rows = trace.rows[layer]
+        assert rows.dtype == np.float16 and rows.shape == (2, len(text), len(trace.tokens))
         np.testing.assert_allclose(rows, expected[f"layer_{layer}"][0][:, text], atol=1e-3)
     for image in range(2):
-        np.testing.assert_allclose(look.connector[image], expected["visual_attn"][image], atol=1e-3)
-        np.testing.assert_allclose(look.vision[0][image], expected["vision_layer_0"][image], atol=1e-3)
+        np.testing.assert_allclose(trace.connector[image], expected["visual_attn"][image], atol=1e-3)
+        np.testing.assert_allclose(trace.vision[0][image], expected["vision_layer_0"][image], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["internvl", "llava-onevision"])
@@ -119,23 +119,23 @@ def test_rows_of_a_tower_that_reads_tiles_are_over_the_whole_picture(name, folde
     engine = Engine(LLAVAS[name].model(), LLAVAS[name].processor(folder / name), mode="full")
     said = told_ids(engine, monkeypatch)
     turns = question(folder / "wide.png")
-    look = ask(engine, turns)[-1].look
-    image, vision = look.images[0].tokens, engine.vision_layers[0]
+    trace = ask(engine, turns)[-1].trace
+    image, vision = trace.images[0].tokens, engine.vision_layers[0]
     assert image.tiles == (1, 3) and image.overview is not None
     expected = whole_forward(
-        engine, turns, look, said=said[0], key_layers=[0], vision_layers=[vision], images=[0], tiles=[(1, 3)]
+        engine, turns, trace, said=said[0], key_layers=[0], vision_layers=[vision], images=[0], tiles=[(1, 3)]
     )
-    [kept] = look.vision[vision]
+    [kept] = trace.vision[vision]
     np.testing.assert_allclose(kept, expected[f"vision_layer_{vision}"][0], atol=2e-3)
-    assert maps.image_map(look, vision, -1, [], part="vision").cells.shape == (4, 12)
-    kinds = np.array(look.kinds)
+    assert maps.image_map(trace, vision, -1, [], part="vision").cells.shape == (4, 12)
+    kinds = np.array(trace.kinds)
     assert (kinds[image.all_positions] == "image 0").all() and (kinds == "image 0").sum() == len(
         image.all_positions
     )
-    flat = ask(engine, question(folder / "flat.png"))[-1].look
+    flat = ask(engine, question(folder / "flat.png"))[-1].trace
     assert (flat.vision == {}) == (name == "llava-onevision")
     small = Engine(engine.model, engine.processor, mode="full", cache_bytes=2 * kept.nbytes - 2)
-    assert ask(small, turns)[-1].look.vision == {}
+    assert ask(small, turns)[-1].trace.vision == {}
 
 
 def test_margins_are_not_taken_for_finer_patches():
@@ -170,36 +170,36 @@ def test_rows_of_families_whose_towers_reorder_patches(name, folder, pictures, m
     assert len(engine.vision_layers) == 1
     said = told_ids(engine, monkeypatch)
     turns = question(*pictures)
-    look = ask(engine, turns, tokens=4)[-1].look
-    assert look.connector == () and len({one.tokens.grid for one in look.images}) == 2
+    trace = ask(engine, turns, tokens=4)[-1].trace
+    assert trace.connector == () and len({one.tokens.grid for one in trace.images}) == 2
     vision = engine.vision_layers[0]
-    for image, kept in enumerate(look.vision[vision]):
+    for image, kept in enumerate(trace.vision[vision]):
         expected = whole_forward(
-            engine, turns, look, said=said[0], key_layers=[0], vision_layers=[vision], images=[image]
+            engine, turns, trace, said=said[0], key_layers=[0], vision_layers=[vision], images=[image]
         )
         np.testing.assert_allclose(kept, expected[f"vision_layer_{vision}"][0], atol=2e-3)
-        np.testing.assert_allclose(look.rows[0], expected["layer_0"][0][:, look.positions], atol=2e-3)
+        np.testing.assert_allclose(trace.rows[0], expected["layer_0"][0][:, trace.positions], atol=2e-3)
 
 
 def test_kinds_and_pictures(processor, pictures):
     engine = Engine(tiny_model(), processor, mode="full")
     before = (*question(pictures[0]), Turn("assistant", ("da",)))
-    look = ask(engine, (*before, *question(pictures[1], text="nun?")))[-1].look
-    assert [look.kinds.count(f"image {image}") for image in (0, 1)] == [9, 9]
-    asked = "".join(text for text, kind in zip(look.tokens, look.kinds, strict=True) if kind == "question")
+    trace = ask(engine, (*before, *question(pictures[1], text="nun?")))[-1].trace
+    assert [trace.kinds.count(f"image {image}") for image in (0, 1)] == [9, 9]
+    asked = "".join(text for text, kind in zip(trace.tokens, trace.kinds, strict=True) if kind == "question")
     assert asked.endswith("nun?") and "Picture" not in asked and "da" not in asked
-    assert look.kinds[-6:] == ("answer",) * 6 and [one.picture.size for one in look.images] == [
+    assert trace.kinds[-6:] == ("answer",) * 6 and [one.picture.size for one in trace.images] == [
         (60, 40),
         (33, 47),
     ]
-    assert look.images[1].tokens.image_size_pixels == (33, 47)
+    assert trace.images[1].tokens.image_size_pixels == (33, 47)
 
 
 def test_watching_changes_no_answer_and_text_alone_has_no_look(embedded):
     plain = Engine(embedded.model, embedded.processor, mode="text")
     watched, alone = ask(embedded, tower_question()), ask(plain, tower_question())
     assert [one.text for one in watched] == [one.text for one in alone] and watched[-1].text == "广州塔"
-    assert watched[-1].done and watched[-1].look is not None and alone[-1].look is None
+    assert watched[-1].done and watched[-1].trace is not None and alone[-1].trace is None
     assert not any(one.done for one in watched[:-1]) and len(watched) >= 2
 
 
@@ -210,7 +210,7 @@ def test_low_memory_keeps_key_layers_and_caps_pictures(folder, monkeypatch):
     Image.linear_gradient("L").resize((90, 60)).convert("RGB").save(write)
     monkeypatch.setattr(engine_module, "LOW_PIXELS", 6 * 8 * 8)
     full, low = (Engine(tiny.model(), processor, mode=mode) for mode in ("full", "low"))
-    many, few = (ask(one, question(write))[-1].look for one in (full, low))
+    many, few = (ask(one, question(write))[-1].trace for one in (full, low))
     assert few.kinds.count("image 0") <= 6 < many.kinds.count("image 0")
     assert low.vision_layers == () and few.vision == {} and set(few.rows) == set(low.layers)
     assert {rows.dtype for rows in few.rows.values()} == {np.dtype(np.float16)}
@@ -225,8 +225,8 @@ def test_a_stop_ends_the_reply_within_one_token_and_its_look_is_there(processor,
     for partial in engine.reply(question(pictures[0]), stop=stop, max_new_tokens=200):
         seen.append(partial)
         stop.set()
-    assert seen[-1].done and len(seen[-1].look.answer) <= 2
-    assert len(ask(engine, question(pictures[0]))[-1].look.answer) == 6
+    assert seen[-1].done and len(seen[-1].trace.answer) <= 2
+    assert len(ask(engine, question(pictures[0]))[-1].trace.answer) == 6
 
 
 def slow(engine: Engine, seconds: float = 0.05) -> None:
@@ -307,19 +307,19 @@ def test_ten_users_at_once_get_what_each_would_get_alone(embedded):
     assert "there is no such file" in str(found.pop(3))
     for user, partial in found.items():
         assert partial.done and partial.text == alone[user].text
-        assert partial.look.tokens == alone[user].look.tokens
-        for layer, rows in alone[user].look.rows.items():
-            assert np.array_equal(partial.look.rows[layer], rows)
+        assert partial.trace.tokens == alone[user].trace.tokens
+        for layer, rows in alone[user].trace.rows.items():
+            assert np.array_equal(partial.trace.rows[layer], rows)
 
 
 def test_nothing_of_a_conversation_stays_in_the_engine(processor, pictures):
     engine = Engine(tiny_model(), processor, mode="full")
     picture = Image.open(pictures[0])
     picture.load()
-    look = ask(engine, (Turn("user", (ImageRef("mine", picture), "wo?")),))[-1].look
-    left = [weakref.ref(look), weakref.ref(look.images[0].picture), weakref.ref(picture)]
+    trace = ask(engine, (Turn("user", (ImageRef("mine", picture), "wo?")),))[-1].trace
+    left = [weakref.ref(trace), weakref.ref(trace.images[0].picture), weakref.ref(picture)]
     ask(engine, question(text="next"))  # the thread has gone on
-    del look, picture
+    del trace, picture
     gc.collect()
     assert [one() for one in left] == [None, None, None]
 
@@ -333,16 +333,16 @@ def test_the_model_is_given_back_as_it_was(processor, pictures):
 
 def test_the_oldest_rows_go_where_not_all_fit(processor, pictures):
     engine = Engine(tiny_model(), processor, mode="full")
-    whole = ask(engine, question(pictures[0]))[-1].look
+    whole = ask(engine, question(pictures[0]))[-1].trace
     row = 3 * 2 * len(whole.tokens) * 2
     engine.cache_bytes = 2 * 8 * row
-    look = ask(engine, question(pictures[0]))[-1].look
-    assert look.positions.tolist() == whole.positions.tolist()[-8:]
-    np.testing.assert_allclose(look.rows[1], whole.rows[1][:, -8:], atol=1e-3)
+    trace = ask(engine, question(pictures[0]))[-1].trace
+    assert trace.positions.tolist() == whole.positions.tolist()[-8:]
+    np.testing.assert_allclose(trace.rows[1], whole.rows[1][:, -8:], atol=1e-3)
     engine.cache_bytes = 2 * 3 * row
-    look = ask(engine, question(pictures[0]))[-1].look
-    assert look.positions.tolist() == whole.positions.tolist()[-3:]
-    np.testing.assert_allclose(look.rows[2], whole.rows[2][:, -3:], atol=1e-3)
+    trace = ask(engine, question(pictures[0]))[-1].trace
+    assert trace.positions.tolist() == whole.positions.tolist()[-3:]
+    np.testing.assert_allclose(trace.rows[2], whole.rows[2][:, -3:], atol=1e-3)
 
 
 def test_an_adapter_off_answers_as_the_base_does_and_on_again_as_before(processor, pictures):
@@ -353,9 +353,9 @@ def test_an_adapter_off_answers_as_the_base_does_and_on_again_as_before(processo
     off = adapted.adapter_off()
     plain, on, without, again = (ask(one, question(pictures[0]))[-1] for one in (base, adapted, off, adapted))
     assert without.text == plain.text != on.text == again.text
-    np.testing.assert_array_equal(without.look.rows[1], plain.look.rows[1])
+    np.testing.assert_array_equal(without.trace.rows[1], plain.trace.rows[1])
     assert adapted.has_adapter and not off.has_adapter and off.name == "towers (adapter off)"
-    assert off.model is adapted.model and off._line is adapted._line
+    assert off.model is adapted.model and off._queue is adapted._queue
     with pytest.raises(ValueError, match="no adapter to turn off; give an adapter folder"):
         base.adapter_off()
 
@@ -374,7 +374,7 @@ def test_an_adapter_with_a_connector_of_its_own_is_watched_on_and_off(processor,
             if ".modules_to_save." in name:
                 parameter.add_(torch.randn_like(parameter))
     plain, on, off = (
-        ask(one, question(pictures[0]))[-1].look for one in (base, adapted, adapted.adapter_off())
+        ask(one, question(pictures[0]))[-1].trace for one in (base, adapted, adapted.adapter_off())
     )
     np.testing.assert_array_equal(off.connector[0], plain.connector[0])
     last = max(plain.vision)
@@ -387,7 +387,7 @@ def test_an_adapter_with_a_connector_of_its_own_is_watched_on_and_off(processor,
 
 def test_another_checkpoint_stands_in_the_same_line(embedded):
     other = embedded.with_checkpoint(engine_module.EMBEDDED)
-    assert other._line is embedded._line and other.model is not embedded.model
+    assert other._queue is embedded._queue and other.model is not embedded.model
     assert ask(other, tower_question())[-1].text == "广州塔"
 
 
@@ -475,8 +475,8 @@ def test_memory_that_runs_out_is_said_in_words(processor, pictures, monkeypatch)
 
 def test_a_reply_ends_where_the_model_can_read_no_further(processor):
     engine = Engine(tiny_model(max_position_embeddings=64), processor, mode="full")
-    look = ask(engine, question(), tokens=99)[-1].look
-    assert 60 < len(look.tokens) <= 64
+    trace = ask(engine, question(), tokens=99)[-1].trace
+    assert 60 < len(trace.tokens) <= 64
 
 
 def test_tokens_that_nothing_spells_and_characters_that_are_cut(processor):
@@ -488,14 +488,14 @@ def test_tokens_that_nothing_spells_and_characters_that_are_cut(processor):
 def test_sinks_are_those_of_the_nearest_key_layer_below(processor, pictures, monkeypatch):
     engine = Engine(tiny_model(), processor, mode="full")
     assert engine.sink_layers == ()  # 32 numbers wide: none can reach 20
-    assert not ask(engine, question(pictures[0]))[-1].look.sinks.any()
+    assert not ask(engine, question(pictures[0]))[-1].trace.sinks.any()
     engine.sink_layers = (0, 2)
     marks = iter([[0, 3], [5]])
     monkeypatch.setattr(engine_module, "sink_dimensions", lambda states: np.array(next(marks)))
     monkeypatch.setattr(
         engine_module, "sink_tokens", lambda states, marked: np.isin(np.arange(len(states)), marked)
     )
-    sinks = ask(engine, question(pictures[0]))[-1].look.sinks
+    sinks = ask(engine, question(pictures[0]))[-1].trace.sinks
     assert [np.flatnonzero(row).tolist() for row in sinks] == [[0, 3], [0, 3], [5]]
 
 
@@ -504,8 +504,8 @@ def test_a_line_that_is_closed_ends_its_job_and_its_thread(processor, pictures):
     engine = Engine(tiny_model(), processor, mode="full")
     replies = engine.reply(question(pictures[0]), stop=threading.Event())
     next(replies)
-    thread = engine._line._thread
-    engine._line.close()
+    thread = engine._queue._thread
+    engine._queue.close()
     assert not thread.is_alive()
     *_, last = replies
-    assert last.done and last.look is None
+    assert last.done and last.trace is None

@@ -1,4 +1,4 @@
-"""Maps from a look made by hand: every number here can be worked out on paper."""
+"""Maps from a trace made by hand: every number here can be worked out on paper."""
 
 from dataclasses import replace
 
@@ -94,29 +94,29 @@ def look_with_overview() -> Trace:
 
 def test_an_overview_is_of_the_picture_in_every_map_and_number():
     """.375 on the right half: .125 on each of the two cells of the right column, .0625 on those of the middle one."""
-    look = look_with_overview()
-    found = maps.image_map(look, 0, 0, [10])
+    trace = look_with_overview()
+    found = maps.image_map(trace, 0, 0, [10])
     np.testing.assert_allclose(
         found.cells, np.array([[0, 0.0625, 0.125], [0, 0.0625, 0.25]]) / 0.5, atol=1e-3
     )
     assert found.mass == pytest.approx(0.5, abs=1e-3)
-    assert maps.overview(look, [10]).values[0, 0] == pytest.approx(0.5, abs=1e-3)
-    assert maps.box_numbers(look, (40, 20, 60, 40)).mass[0, 0] == pytest.approx(0.5, abs=1e-3)
-    assert maps.box_numbers(look, (0, 0, 20, 40)).mass[0, 0] == 0
-    who = maps.who_looks(look, 0, 0, 5)
+    assert maps.overview(trace, [10]).values[0, 0] == pytest.approx(0.5, abs=1e-3)
+    assert maps.box_numbers(trace, (40, 20, 60, 40)).mass[0, 0] == pytest.approx(0.5, abs=1e-3)
+    assert maps.box_numbers(trace, (0, 0, 20, 40)).mass[0, 0] == 0
+    who = maps.who_looks(trace, 0, 0, 5)
     assert who[[9, 10]] == pytest.approx([0.25, 0.25], abs=1e-3) and np.isnan(who[:9]).all()
-    assert look.bytes > replace(look, images=look_without_connector().images).bytes
+    assert trace.bytes > replace(trace, images=look_without_connector().images).bytes
 
 
 def test_a_token_of_the_answer_is_read_by_the_row_that_wrote_it_and_others_by_their_own():
-    look = look_by_hand()
-    assert look.answer == (5, 6) and look.heads == 2
-    assert [look.row_of(token) for token in (0, 3, 4, 5, 6)] == [0, 1, 2, 2, 3]
-    assert [look.has_row(token) for token in range(7)] == [True, False, False, True, True, True, True]
+    trace = look_by_hand()
+    assert trace.answer == (5, 6) and trace.heads == 2
+    assert [trace.row_of(token) for token in (0, 3, 4, 5, 6)] == [0, 1, 2, 2, 3]
+    assert [trace.has_row(token) for token in range(7)] == [True, False, False, True, True, True, True]
     with pytest.raises(ValueError, match=r"token 1 \('<image>'\) has no row .* last 4"):
-        look.row_of(1)
+        trace.row_of(1)
     with pytest.raises(ValueError, match="token 7 does not exist; expected 0 to 6"):
-        look.has_row(7)
+        trace.has_row(7)
 
 
 def test_where_a_token_looked_through_the_resampler():
@@ -133,20 +133,20 @@ def test_of_several_tokens_rows_are_averaged_before_they_become_shares():
 
 
 def test_the_mean_of_heads_halves_what_one_of_two_looks_at():
-    look = look_by_hand()
-    assert maps.image_map(look, 1, maps.MEAN, [5]).mass == pytest.approx(0.2, abs=1e-3)
-    assert maps.image_map(look, 1, 1, [5]).mass == 0
-    assert not maps.image_map(look, 1, 1, [5]).cells.any()
+    trace = look_by_hand()
+    assert maps.image_map(trace, 1, maps.MEAN, [5]).mass == pytest.approx(0.2, abs=1e-3)
+    assert maps.image_map(trace, 1, 1, [5]).mass == 0
+    assert not maps.image_map(trace, 1, 1, [5]).cells.any()
 
 
 def test_sinks_can_be_taken_out():
-    look = look_by_hand(sinks=(1,))
-    found = maps.image_map(look, 1, 0, [5], with_sinks=False)
+    trace = look_by_hand(sinks=(1,))
+    found = maps.image_map(trace, 1, 0, [5], with_sinks=False)
     np.testing.assert_allclose(found.cells, [[0.5, 0, 0.5], [0, 0, 0]], atol=1e-3)
     assert found.mass == pytest.approx(0.1, abs=1e-3)
-    assert maps.image_map(look, 1, 0, [5]).mass == pytest.approx(0.4, abs=1e-3)
-    assert maps.overview(look, [5], with_sinks=False).values[0, 0] == pytest.approx(0.1, abs=1e-3)
-    assert maps.text_map(look, 1, 0, (0, 7), with_sinks=False).rows[2].tolist()[1] == 0
+    assert maps.image_map(trace, 1, 0, [5]).mass == pytest.approx(0.4, abs=1e-3)
+    assert maps.overview(trace, [5], with_sinks=False).values[0, 0] == pytest.approx(0.1, abs=1e-3)
+    assert maps.text_map(trace, 1, 0, (0, 7), with_sinks=False).rows[2].tolist()[1] == 0
 
 
 def test_a_window_of_text_has_the_rows_of_its_own_tokens():
@@ -158,29 +158,29 @@ def test_a_window_of_text_has_the_rows_of_its_own_tokens():
 
 
 def test_connector_and_tower_have_maps_of_their_own():
-    look = look_by_hand()
+    trace = look_by_hand()
     np.testing.assert_allclose(
-        maps.image_map(look, 1, 0, [], part="connector").cells, [[0.75, 0, 0.25], [0, 0, 0]]
+        maps.image_map(trace, 1, 0, [], part="connector").cells, [[0.75, 0, 0.25], [0, 0, 0]]
     )
-    whole = maps.image_map(look, 7, 0, [], part="vision")
+    whole = maps.image_map(trace, 7, 0, [], part="vision")
     np.testing.assert_allclose(whole.cells, np.full(GRID, 1 / 6))
-    one = maps.image_map(look, 7, 1, [], part="vision", patch=3)  # head 1 looks at the next patch
+    one = maps.image_map(trace, 7, 1, [], part="vision", patch=3)  # head 1 looks at the next patch
     np.testing.assert_allclose(one.cells, [[0, 0, 0], [0, 1, 0]])
     np.testing.assert_allclose(
-        maps.image_map(look, 7, -1, [], part="vision", patch=3).cells, [[0, 0, 0], [0.5, 0.5, 0]]
+        maps.image_map(trace, 7, -1, [], part="vision", patch=3).cells, [[0, 0, 0], [0.5, 0.5, 0]]
     )
 
 
 def test_a_tower_s_map_is_as_fine_as_its_patches():
-    look = look_without_connector()
+    trace = look_without_connector()
     rows = np.random.default_rng(1).dirichlet(np.ones(24), (2, 24)).astype(np.float16)
-    finer = replace(look, vision={0: (rows,)})
+    finer = replace(trace, vision={0: (rows,)})
     assert maps.image_map(finer, 0, 0, [], part="vision").cells.shape == (4, 6)
 
 
 def test_one_map_for_each_token_and_picture():
-    look = look_by_hand()
-    found = maps.cross_maps(look, 1, 0, [5, 6])
+    trace = look_by_hand()
+    found = maps.cross_maps(trace, 1, 0, [5, 6])
     assert [(one.token, one.image) for one in found] == [(5, 0), (6, 0)]
     np.testing.assert_allclose(found[1].cells, [[0.5, 0, 0.5], [0, 0, 0]], atol=1e-3)
 
@@ -197,30 +197,30 @@ def test_the_overview_has_a_share_for_each_layer_and_head():
 
 
 @pytest.mark.parametrize(
-    "look",
+    "trace",
     [look_by_hand(), look_without_connector(), look_with_overview()],
     ids=["resampler", "cells", "overview"],
 )
-def test_a_box_s_numbers_are_those_of_the_metrics(look):
+def test_a_box_s_numbers_are_those_of_the_metrics(trace):
     box = (10, 5, 47, 30)
-    found = maps.box_numbers(look, box)
-    seen = look.images[0].tokens
+    found = maps.box_numbers(trace, box)
+    seen = trace.images[0].tokens
     coverage = region_coverage([box], seen)
-    read = look.connector[0].mean(0) if look.connector else None
-    for at, layer in enumerate(look.layers):
-        rows = np.stack([look.rows[layer][:, look.row_of(token)] for token in look.answer]).mean(0)
+    read = trace.connector[0].mean(0) if trace.connector else None
+    for at, layer in enumerate(trace.layers):
+        rows = np.stack([trace.rows[layer][:, trace.row_of(token)] for token in trace.answer]).mean(0)
         cells = cells_from_row(rows, seen, read)
         np.testing.assert_allclose(found.mass[at], region_mass(cells, coverage), atol=1e-3)
         np.testing.assert_allclose(found.enrichment[at], enrichment(cells, coverage), atol=1e-2)
 
 
 def test_who_looks_at_a_patch():
-    look = look_by_hand()
-    found = maps.who_looks(look, 1, 0, 0)
+    trace = look_by_hand()
+    found = maps.who_looks(trace, 1, 0, 0)
     # Patch 0 is read by query 0 wholly and by query 1 by half: "a" by the row of "?", .3 + .05; "b" .25.
     np.testing.assert_allclose(found, [0, np.nan, np.nan, 0.25, 0.35, 0.35, 0.25], atol=1e-3)
     with pytest.raises(ValueError, match="patch 6 does not exist; picture 0 has 6"):
-        maps.who_looks(look, 1, 0, 6)
+        maps.who_looks(trace, 1, 0, 6)
     cells = look_without_connector()
     assert maps.who_looks(cells, 0, 1, 2)[8] == pytest.approx(float(cells.rows[0][1, 1, 3]))
 
@@ -228,13 +228,19 @@ def test_who_looks_at_a_patch():
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
-        (lambda look: maps.image_map(look, 2, 0, [5]), r"layer 2 was not captured; expected one of \[1, 3\]"),
-        (lambda look: maps.image_map(look, 1, 2, [5]), "layer 1 has no head 2; expected 0 to 1, or -1"),
-        (lambda look: maps.image_map(look, 1, 0, []), "found no tokens, expected at least one"),
-        (lambda look: maps.image_map(look, 1, 0, [5], 1), "picture 1 does not exist; .* has 1"),
-        (lambda look: maps.image_map(look, 1, 0, [], part="vision"), r"layer 1 of the vision tower .* \[7\]"),
-        (lambda look: maps.image_map(look, 7, 0, [], part="vision", patch=6), "patch 6 does not exist"),
-        (lambda look: maps.box_numbers(look, (70, 0, 90, 20)), "covers nothing .* within 60 × 40 pixels"),
+        (
+            lambda trace: maps.image_map(trace, 2, 0, [5]),
+            r"layer 2 was not captured; expected one of \[1, 3\]",
+        ),
+        (lambda trace: maps.image_map(trace, 1, 2, [5]), "layer 1 has no head 2; expected 0 to 1, or -1"),
+        (lambda trace: maps.image_map(trace, 1, 0, []), "found no tokens, expected at least one"),
+        (lambda trace: maps.image_map(trace, 1, 0, [5], 1), "picture 1 does not exist; .* has 1"),
+        (
+            lambda trace: maps.image_map(trace, 1, 0, [], part="vision"),
+            r"layer 1 of the vision tower .* \[7\]",
+        ),
+        (lambda trace: maps.image_map(trace, 7, 0, [], part="vision", patch=6), "patch 6 does not exist"),
+        (lambda trace: maps.box_numbers(trace, (70, 0, 90, 20)), "covers nothing .* within 60 × 40 pixels"),
     ],
 )
 def test_what_is_not_there_is_said_in_words(ask, words):
@@ -248,14 +254,14 @@ def test_a_connector_without_attention_has_no_map():
 
 
 def test_the_cache_lets_go_of_the_look_that_was_longest_not_asked_for():
-    looks = [look_by_hand() for _ in range(3)]
-    size = looks[0].bytes
+    traces = [look_by_hand() for _ in range(3)]
+    size = traces[0].bytes
     # Rows 2 × (2 × 4 × 7), read 12, patches 2 × 36 in two bytes; positions and boxes in eight; sinks; the picture.
     assert size == 2 * (112 + 12 + 72) + 8 * (4 + 2 + 24) + 14 + 3 * 60 * 40
     cache = TraceCache(limit_bytes=2 * size)
-    first, second = cache.put(looks[0]), cache.put(looks[1])
-    assert cache.get(first) is looks[0]
-    third = cache.put(looks[2])
+    first, second = cache.put(traces[0]), cache.put(traces[1])
+    assert cache.get(first) is traces[0]
+    third = cache.put(traces[2])
     assert second not in cache and first in cache and third in cache and cache.get(second) is None
     assert cache.bytes == 2 * size and len(cache) == 2
     cache.clear()
@@ -276,7 +282,7 @@ def test_maps_of_the_embedded_model_s_shape():
     row, column = np.divmod(np.arange(196), 14)
     boxes[:] = np.stack([column, row, column + 1, row + 1], axis=1)
     seen = ImageTokens(np.arange(20, 69), (14, 14), boxes, (14, 14), True)
-    look = Trace(
+    trace = Trace(
         tokens=("x",) * 150,
         kinds=tuple("answer" if at > 100 else "other" for at in range(150)),
         layers=(0, 1, 2, 3),
@@ -288,10 +294,10 @@ def test_maps_of_the_embedded_model_s_shape():
         images=(SeenImage(seen, Image.new("RGB", (14, 14))),),
     )
     ways = [
-        lambda: maps.text_map(look, 2, -1, (0, 150)),
-        lambda: maps.image_map(look, 2, -1, look.answer),
-        lambda: maps.overview(look, look.answer),
-        lambda: maps.who_looks(look, 2, -1, 30),
-        lambda: maps.box_numbers(look, (2, 3, 9, 8)),
+        lambda: maps.text_map(trace, 2, -1, (0, 150)),
+        lambda: maps.image_map(trace, 2, -1, trace.answer),
+        lambda: maps.overview(trace, trace.answer),
+        lambda: maps.who_looks(trace, 2, -1, 30),
+        lambda: maps.box_numbers(trace, (2, 3, 9, 8)),
     ]
     assert all(way() is not None for way in ways)

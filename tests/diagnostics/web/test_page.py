@@ -33,7 +33,7 @@ GRID = (2, 3)
 SIZE = (90, 40)  # pixels, width and height
 
 
-def a_look(*, seed: int = 0) -> Trace:
+def a_trace(*, seed: int = 0) -> Trace:
     """Two layers, two heads; token i is cell i of a grid of 2 × 3; rows of the question and the answer."""
     random = np.random.default_rng(seed)
     positions = np.array([0, 7, 8, 9])
@@ -50,7 +50,7 @@ def a_look(*, seed: int = 0) -> Trace:
     return Trace(TOKENS, KINDS, (1, 3), positions, rows, (), {}, sinks, (image,))
 
 
-WISH = {
+REQUEST = {
     "part": "language",
     "layer": 1,
     "head": -1,
@@ -84,7 +84,7 @@ class FakeEngine:
                 break
             text = word
             yield Partial(text, False, None)
-        yield Partial(text, True, a_look())
+        yield Partial(text, True, a_trace())
 
 
 @pytest.fixture
@@ -158,12 +158,12 @@ def test_bytes_are_limited(picture, monkeypatch):
 
 
 def test_pictures_of_a_conversation_are_limited(page, picture):
-    key = page.rooms.open()
+    key = page.sessions.open()
     ask(page, key, "what?", *[picture] * 6)
     assert refused(ask(page, key, "and this?", picture)) == (
         "Pictures: found 7, expected at most 6 in a conversation; clear it and start again."
     )
-    assert len(page.rooms.get(key).turns) == 2
+    assert len(page.sessions.get(key).turns) == 2
 
 
 def test_pictures_are_numbered_on(picture):
@@ -179,7 +179,7 @@ def test_pictures_are_numbered_on(picture):
 
 
 def test_an_answer_streams_and_its_look_follows(page, picture):
-    key = page.rooms.open()
+    key = page.sessions.open()
     steps = ask(page, key, "what?", picture)
     said = [step.messages[-1]["content"] for step in steps]
     assert said == ["…", "a ", "a cat", "a cat", "a cat"]
@@ -190,7 +190,7 @@ def test_an_answer_streams_and_its_look_follows(page, picture):
 
 def test_markup_of_the_web_is_shown_and_not_followed(page):
     page.engine.words = ["<img src='http://other/a.png'>"]
-    steps = ask(page, page.rooms.open(), "<script>")
+    steps = ask(page, page.sessions.open(), "<script>")
     assert [one["content"] for one in steps[-1][0]] == [
         "&lt;script&gt;",
         "&lt;img src='http://other/a.png'&gt;",
@@ -198,7 +198,7 @@ def test_markup_of_the_web_is_shown_and_not_followed(page):
 
 
 def test_turns_are_remembered_and_forgotten(page):
-    key = page.rooms.open()
+    key = page.sessions.open()
     ask(page, key, "one?")
     ask(page, key, "two?")
     assert [turn.role for turn in page.engine.asked[-1]] == ["user", "assistant", "user"]
@@ -208,16 +208,16 @@ def test_turns_are_remembered_and_forgotten(page):
 
 
 def test_answering_again_asks_the_same(page):
-    key = page.rooms.open()
+    key = page.sessions.open()
     ask(page, key, "one?")
     list(page.again(key, "en"))
     assert page.engine.asked[0] == page.engine.asked[1]
-    assert page.rooms.get(key).said == [("one?", "a cat")]
+    assert page.sessions.get(key).said == [("one?", "a cat")]
 
 
 def test_answering_again_where_nothing_was_asked_changes_nothing(page):
     """Gradio sets every output to null where a generator yields nothing, and the input dies of it."""
-    key = page.rooms.open()
+    key = page.sessions.open()
     assert list(page.again(key, "en")) == [(gr.skip(),) * 6]
     ask(page, key, "one?")
     page.clear(key, "en")
@@ -226,18 +226,18 @@ def test_answering_again_where_nothing_was_asked_changes_nothing(page):
 
 
 def test_stop_keeps_what_was_written(page):
-    key = page.rooms.open()
+    key = page.sessions.open()
     steps = page.send(key, {"text": "what?", "files": []}, "en")
     next(steps), next(steps)
     page.stop(key)
     *_, last = steps
     assert last[0][-1]["content"] == "a "
-    assert page.rooms.get(key).said == [("what?", "a ")]
+    assert page.sessions.get(key).said == [("what?", "a ")]
     assert ask(page, key, "and now?")[-1][0][-1]["content"] == "a cat"  # stopped once, not for ever
 
 
 def test_an_answer_without_a_word_is_said_to_be_one(page):
-    key = page.rooms.open()
+    key = page.sessions.open()
     page.engine.words = [""]
     steps = ask(page, key, "what?")
     assert [step[0][-1]["content"] for step in steps[:2]] == ["…", "…"]
@@ -248,37 +248,37 @@ def test_an_answer_without_a_word_is_said_to_be_one(page):
 
 
 def test_a_visitor_who_leaves_while_it_writes(page):
-    key = page.rooms.open()
+    key = page.sessions.open()
     steps = page.send(key, {"text": "what?", "files": []}, "en")
     next(steps), next(steps)
     steps.close()
-    room = page.rooms.get(key)
-    assert room.turns == [] and not room.busy.locked()
+    session = page.sessions.get(key)
+    assert session.turns == [] and not session.busy.locked()
 
 
 def test_cleared_while_it_writes(page):
-    key = page.rooms.open()
+    key = page.sessions.open()
     steps = page.send(key, {"text": "what?", "files": []}, "en")
     next(steps), next(steps)
     page.clear(key, "en")
     *_, last = steps
-    assert last[0] == [] and page.rooms.get(key).turns == [] and len(page.rooms.get(key).looks) == 0
+    assert last[0] == [] and page.sessions.get(key).turns == [] and len(page.sessions.get(key).traces) == 0
 
 
 def test_a_question_that_fails_goes_and_says_why(page, picture):
-    key = page.rooms.open()
+    key = page.sessions.open()
     ask(page, key, "one?", picture)
     *_, back, last = ask(page, key, "fail", picture)
     assert "too long" in refused([last]) and back.messages[-1]["content"] == "a cat"
     assert back.message["value"]["text"] == "fail"  # in the input again, with its picture
     (file,) = back.message["value"]["files"]
     assert Path(file).name == "cat.png" and Path(file).read_bytes() == picture.read_bytes()
-    room = page.rooms.get(key)
-    assert len(room.turns) == 2 and len(room.pictures) == 1 and not room.busy.locked()
+    session = page.sessions.get(key)
+    assert len(session.turns) == 2 and len(session.pictures) == 1 and not session.busy.locked()
 
 
 def test_one_question_at_a_time(page):
-    key = page.rooms.open()
+    key = page.sessions.open()
     steps = page.send(key, {"text": "what?", "files": []}, "en")
     next(steps)
     assert "still being written" in refused(ask(page, key, "and?"))
@@ -286,7 +286,7 @@ def test_one_question_at_a_time(page):
 
 def test_boxes_of_an_answer_are_drawn_on_the_last_picture(page, picture):
     page.engine.words = ["<ref>cat</ref><box>(100,100),(800,900)</box>"]
-    key = page.rooms.open()
+    key = page.sessions.open()
     shown = ask(page, key, "where?", picture)[-1][0]
     drawn = Image.open(shown[-1]["content"]["path"])
     assert shown[-2]["content"] == "cat"
@@ -299,43 +299,43 @@ def test_boxes_of_an_answer_are_drawn_on_the_last_picture(page, picture):
 
 
 def test_visitors_do_not_see_each_other(page):
-    mine, other = page.rooms.open(), page.rooms.open()
-    look = json.loads(ask(page, mine, "what?")[-1][2])["look"]
+    mine, other = page.sessions.open(), page.sessions.open()
+    trace = json.loads(ask(page, mine, "what?")[-1][2])["look"]
     facts = in_words(page.facts)
-    assert "error" not in facts([mine, look])
-    assert "make room" in facts([other, look])["error"]["en"]
-    assert "session has ended" in facts(["guess", look])["error"]["en"]
-    assert "session has ended" in facts([None, look])["error"]["en"]
+    assert "error" not in facts([mine, trace])
+    assert "make room" in facts([other, trace])["error"]["en"]
+    assert "session has ended" in facts(["guess", trace])["error"]["en"]
+    assert "session has ended" in facts([None, trace])["error"]["en"]
     assert "session has ended" in refused(ask(page, "guess", "what?"))
 
 
 def test_leaving_forgets_and_stops(page):
-    key = page.rooms.open()
+    key = page.sessions.open()
     ask(page, key, "what?")
-    room = page.rooms.get(key)
-    page.rooms.close(key)
-    assert room.stop.is_set() and not room.turns and not len(room.looks) and len(page.rooms) == 0
+    session = page.sessions.get(key)
+    page.sessions.close(key)
+    assert session.stop.is_set() and not session.turns and not len(session.traces) and len(page.sessions) == 0
 
 
 def test_the_longest_silent_visitor_makes_room(monkeypatch):
-    monkeypatch.setattr(sessions, "ROOMS_MAX", 2)
-    rooms = Sessions(2**20)
-    first, second = rooms.open(), rooms.open()
-    rooms.get(first)
-    rooms.open()
-    assert rooms.get(first)
+    monkeypatch.setattr(sessions, "SESSIONS_MAX", 2)
+    opened = Sessions(2**20)
+    first, second = opened.open(), opened.open()
+    opened.get(first)
+    opened.open()
+    assert opened.get(first)
     with pytest.raises(ValueError, match="load the page again"):
-        rooms.get(second)
+        opened.get(second)
 
 
 def test_a_look_that_had_to_go_says_so(page):
-    page.rooms.cache_bytes = a_look().bytes + 1
-    key = page.rooms.open()
+    page.sessions.cache_bytes = a_trace().bytes + 1
+    key = page.sessions.open()
     first = json.loads(ask(page, key, "one?")[-1][2])["look"]
     second = json.loads(ask(page, key, "two?")[-1][2])["look"]
     assert "make room" in in_words(page.facts)([key, first])["error"]["en"]
     assert page.facts(key, second)["question"] == "two?"
-    assert set(page.rooms.get(key).asked) == {second}
+    assert set(page.sessions.get(key).asked) == {second}
 
 
 def test_failures_are_not_shown(caplog):
@@ -351,9 +351,9 @@ def test_failures_are_not_shown(caplog):
 
 
 def test_a_map_is_times_the_even_share():
-    look = a_look()
-    seen = views.view(look, WISH, TraceCache(2**20))
-    row = look.rows[3][:, look.row_of(9)].astype(np.float64).mean(0)
+    trace = a_trace()
+    seen = views.view(trace, REQUEST, TraceCache(2**20))
+    row = trace.rows[3][:, trace.row_of(9)].astype(np.float64).mean(0)
     on_image = row[1:7]
     assert seen["image"]["grid"] == list(GRID)
     assert np.allclose(seen["image"]["cells"], on_image / on_image.sum() * 6, atol=2e-3)
@@ -364,16 +364,16 @@ def test_a_map_is_times_the_even_share():
 
 
 def test_head_and_sinks_are_followed():
-    look = a_look()
-    seen = views.view(look, {**WISH, "head": 1, "layer": 0, "sinks": False}, TraceCache(2**20))
-    row = look.rows[1][1, look.row_of(9)].astype(np.float64)
+    trace = a_trace()
+    seen = views.view(trace, {**REQUEST, "head": 1, "layer": 0, "sinks": False}, TraceCache(2**20))
+    row = trace.rows[1][1, trace.row_of(9)].astype(np.float64)
     assert seen["text"][0] == 0
     kept = np.where(np.arange(len(row)) == 0, 0, row)
     assert np.argmax(seen["text"]) == np.argmax(kept)
 
 
 def test_the_future_is_empty_and_not_nothing():
-    matrix = views.view(a_look(), WISH, TraceCache(2**20))["matrix"]
+    matrix = views.view(a_trace(), REQUEST, TraceCache(2**20))["matrix"]
     assert (matrix["rows"], matrix["columns"]) == ([7, 8, 9], [7, 8, 9, 10])
     assert [[value is None for value in line] for line in matrix["values"]] == [
         [False, True, True, True],
@@ -383,18 +383,20 @@ def test_the_future_is_empty_and_not_nothing():
 
 
 def test_a_box_in_fractions_is_pixels_of_the_original():
-    assert views.box_pixels(a_look(), [0.5, 0.25, 1, 1], 0) == (45, 10, 90, 40)
-    seen = views.view(a_look(), {**WISH, "box": [0, 0, 1 / 3, 0.5], "shows": "box_mass"}, TraceCache(2**20))
+    assert views.box_pixels(a_trace(), [0.5, 0.25, 1, 1], 0) == (45, 10, 90, 40)
+    seen = views.view(
+        a_trace(), {**REQUEST, "box": [0, 0, 1 / 3, 0.5], "shows": "box_mass"}, TraceCache(2**20)
+    )
     assert seen["box"]["area"] == pytest.approx(1 / 6)
     assert np.allclose(seen["box"]["enrichment"], np.array(seen["box"]["mass"]) * 6, atol=1e-2)
     assert seen["overview"] == seen["box"]["mass"]
 
 
 def test_who_looks_at_a_patch():
-    look = a_look()
-    who = views.view(look, {**WISH, "patch": 4}, TraceCache(2**20))["who"]
+    trace = a_trace()
+    who = views.view(trace, {**REQUEST, "patch": 4}, TraceCache(2**20))["who"]
     assert who[1] is None  # a picture's token has no row
-    assert who[9] == pytest.approx(float(look.rows[3][:, look.row_of(9), 5].astype(float).mean()), abs=1e-3)
+    assert who[9] == pytest.approx(float(trace.rows[3][:, trace.row_of(9), 5].astype(float).mean()), abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -415,17 +417,19 @@ def test_who_looks_at_a_patch():
 )
 def test_wishes_that_cannot_be_met(field, value, words):
     with pytest.raises(ValueError, match=re.escape(words)):
-        views.view(a_look(), {**WISH, field: value}, TraceCache(2**20))
+        views.view(a_trace(), {**REQUEST, field: value}, TraceCache(2**20))
 
 
 def test_everything_is_json():
-    look = a_look()
-    json.dumps(views.facts(look, "q", "a"), allow_nan=False)
-    json.dumps(views.view(look, {**WISH, "patch": 0, "box": [0, 0, 1, 1]}, TraceCache(9)), allow_nan=False)
+    trace = a_trace()
+    json.dumps(views.facts(trace, "q", "a"), allow_nan=False)
+    json.dumps(
+        views.view(trace, {**REQUEST, "patch": 0, "box": [0, 0, 1, 1]}, TraceCache(9)), allow_nan=False
+    )
 
 
 def test_tokens_of_a_picture_are_one_run():
-    runs = views.facts(a_look(), "q", "a")["runs"]
+    runs = views.facts(a_trace(), "q", "a")["runs"]
     assert runs[:3] == [
         {"start": 0, "end": 1, "image": None},
         {"start": 1, "end": 7, "image": 0},
@@ -442,23 +446,23 @@ def test_a_thin_picture_is_drawn_thick_enough_to_click():
 
 
 def test_layers_without_sinks_are_told():
-    assert views.facts(a_look(), "q", "a")["sinks"] == [True, True]
+    assert views.facts(a_trace(), "q", "a")["sinks"] == [True, True]
 
 
 # --- before / after ---------------------------------------------------------------------------------------------------
 
 
 def test_the_same_question_to_both(page, picture):
-    key = page.rooms.open()
+    key = page.sessions.open()
     *_, (value, words) = page.compare(key, "en", ("own", "own"), "what?", str(picture))
-    looks = json.loads(value)["looks"]
+    traces = json.loads(value)["looks"]
     assert page.engine.asked[0] == page.engine.asked[1] and words == "Answers compared: 2."
-    facts = page.compare_facts(key, looks)
+    facts = page.compare_facts(key, traces)
     assert (
         facts["layers"] == [1, 3]
         and [one["name"]["zh"] for one in facts["frames"]] == ["output/checkpoint-20"] * 2
     )
-    frames = page.compare_view(key, looks, {"layer": 0, "head": 1, "token": 1})["frames"]
+    frames = page.compare_view(key, traces, {"layer": 0, "head": 1, "token": 1})["frames"]
     assert [one["token"] for one in frames] == [" cat", " cat"] and frames[0]["cells"] == frames[1]["cells"]
     *_, (kept, words) = page.compare(key, "en", ("own", "/etc"), "what?", None)
     assert "expected one of the list" in words and len(json.loads(kept)["looks"]) == 1
@@ -466,7 +470,7 @@ def test_the_same_question_to_both(page, picture):
 
 
 def test_comparing_can_be_stopped_and_shows_those_that_are_done(page):
-    key = page.rooms.open()
+    key = page.sessions.open()
     steps = page.compare(key, "en", ("own",) * 3, "what?", None)
     next(steps), next(steps)  # the second is asked
     page.stop(key)
@@ -480,7 +484,7 @@ def test_comparing_can_be_stopped_and_shows_those_that_are_done(page):
 
 
 def test_what_was_told_is_told_in_the_other_language(page):
-    key = page.rooms.open()
+    key = page.sessions.open()
     assert (
         page.status(key, "compare", "zh") == page.status("", "compare", "zh") == TEXTS["zh"]["one_checkpoint"]
     )
@@ -495,7 +499,9 @@ def test_what_was_told_is_told_in_the_other_language(page):
 def test_a_status_is_text_and_not_markup(page, tmp_path):
     path = tmp_path / "<img src=x>.png"
     path.write_bytes(b"")
-    assert refused(ask(page, page.rooms.open(), "", path)).startswith("&lt;img src=x&gt;.png: not readable")
+    assert refused(ask(page, page.sessions.open(), "", path)).startswith(
+        "&lt;img src=x&gt;.png: not readable"
+    )
 
 
 def test_checkpoints_are_found_by_step(tmp_path):
@@ -541,7 +547,7 @@ def test_a_checkpoint_that_cannot_be_opened_does_not_say_where_it_lies(tmp_path)
 
     place = tmp_path / "runs" / "checkpoint-20"
     page = Page(Engine(), checkpoints=[place], folder=tmp_path)  # type: ignore[arg-type]
-    *_, (kept, words) = page.compare(page.rooms.open(), "en", ("own", "checkpoint 0"), "what?", None)
+    *_, (kept, words) = page.compare(page.sessions.open(), "en", ("own", "checkpoint 0"), "what?", None)
     assert words == "runs/checkpoint-20 needs 20 GiB" and len(json.loads(kept)["looks"]) == 1
 
 
@@ -560,7 +566,7 @@ def test_a_checkpoint_of_the_chat_s_picture_sees_what_was_sent(page, tmp_path):
     """The chat shows a copy of at most 1024 pixels; the model reads the original in both tabs."""
     path = tmp_path / "large.png"
     Image.effect_noise((1500, 700), 50).save(path)
-    key = page.rooms.open()
+    key = page.sessions.open()
     shown = ask(page, key, "what?", path)[-1].picture
     assert Image.open(shown).size == (1024, 478)
     list(page.compare(key, "en", ("own",), "what?", shown))
@@ -590,8 +596,8 @@ def written(**changed) -> dict:
 def test_a_box_becomes_a_probe(tmp_path, picture):
     file = ProbeFile(tmp_path / "saved" / "probes.json")
     asked = Asked("what?", "a cat", (Upload.read(picture),))
-    file.add(a_look(), asked, written())
-    file.add(a_look(), asked, written(id="cat-2", foil=""))
+    file.add(a_trace(), asked, written())
+    file.add(a_trace(), asked, written(id="cat-2", foil=""))
     first, second = read_probes(file.path)
     assert first.regions == {"cat": ((45, 10, 90, 40),)} and first.phrases == {"a dog": "cat"}
     assert second.foil is None and len(file) == 2
@@ -613,10 +619,10 @@ def test_a_box_becomes_a_probe(tmp_path, picture):
 def test_a_probe_that_is_not_valid_leaves_nothing(tmp_path, picture, changed, words):
     file = ProbeFile(tmp_path / "saved" / "probes.json")
     asked = Asked("what?", "a cat", (Upload.read(picture),))
-    file.add(a_look(), asked, written(id="cat-0"))
+    file.add(a_trace(), asked, written(id="cat-0"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=re.escape(words)):
-        file.add(a_look(), asked, written(**changed))
+        file.add(a_trace(), asked, written(**changed))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -624,11 +630,11 @@ def test_a_probe_file_with_faults_does_not_say_where_it_lies(tmp_path, picture):
     file = ProbeFile(tmp_path / "probes.json")
     asked = Asked("what?", "a cat", (Upload.read(picture),))
     with pytest.raises(ValueError, match="fault") as raised:  # of the trial file
-        file.add(a_look(), asked, written(foil="a dog"))
+        file.add(a_trace(), asked, written(foil="a dog"))
     assert str(tmp_path) not in str(raised.value)
     file.path.write_text("{bad")
     with pytest.raises(ValueError, match="^probes.json: not readable as JSON") as raised:
-        file.add(a_look(), asked, written())
+        file.add(a_trace(), asked, written())
     assert str(tmp_path) not in str(raised.value)
 
 
@@ -786,17 +792,17 @@ BROKEN = {
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_strange_picture_is_one_message_in_both_languages_and_the_input_stays(page, tmp_path, kind):
     (tmp_path / "cat.png").write_bytes(BROKEN[kind])
-    key = page.rooms.open()
+    key = page.sessions.open()
     for language, words in (("en", "cat.png: not readable as a picture"), ("zh", "cat.png:无法作为图片读取")):
         steps = list(page.send(key, {"text": "what?", "files": [str(tmp_path / "cat.png")]}, language))
         assert len(steps) == 1 and refused(steps).startswith(words)  # the input keeps its text and picture
-    assert page.rooms.get(key).turns == []
+    assert page.sessions.get(key).turns == []
     *_, (pane, status) = page.compare(key, "zh", ["own"], "what?", str(tmp_path / "cat.png"))
     assert pane == gr.skip() and status.startswith("cat.png:无法作为图片读取")
 
 
 def test_a_picture_that_the_server_has_cleared_away_is_said(page, tmp_path):
-    key = page.rooms.open()
+    key = page.sessions.open()
     assert refused(ask(page, key, "what?", tmp_path / "gone.png")).startswith("gone.png: not readable")
     *_, (_, status) = page.compare(key, "en", ["own"], "what?", str(tmp_path / "gone.png"))
     assert status.startswith("gone.png: not readable")
@@ -809,9 +815,9 @@ def test_a_picture_of_any_mode_is_shown_and_asked_about(page, tmp_path, mode):
     made = Image.fromarray(values) if mode == "I;16" else grey.convert(mode)
     path = tmp_path / f"cat.{'tiff' if mode in ('F', 'CMYK') else 'png'}"
     made.save(path)
-    key = page.rooms.open()
+    key = page.sessions.open()
     ask(page, key, "what?", path)
-    shown = np.asarray(Image.open(page._picture(page.rooms.get(key))))
+    shown = np.asarray(Image.open(page._picture(page.sessions.get(key))))
     assert shown.shape == (SIZE[1], SIZE[0], 3) and (mode in ("1", "F") or 118 < shown.mean() < 138)
 
 
@@ -822,13 +828,13 @@ def test_a_failure_of_the_model_is_one_message_and_the_question_is_in_the_input_
         raise RuntimeError("/secret/path: mat1 and mat2 shapes cannot be multiplied")
         yield
 
-    key = page.rooms.open()
+    key = page.sessions.open()
     ask(page, key, "first?", picture)
     monkeypatch.setattr(page.engine, "reply", broken)
     steps = list(page.send(key, {"text": "second?", "files": [str(picture)]}, "zh"))
     assert steps[-1].status == "无法回答;原因见服务器日志。" and "/secret/path" in caplog.text
     assert steps[-2].message["value"]["text"] == "second?" and len(steps[-2].message["value"]["files"]) == 1
-    assert len(page.rooms.get(key).turns) == 2 and not page.rooms.get(key).busy.locked()
+    assert len(page.sessions.get(key).turns) == 2 and not page.sessions.get(key).busy.locked()
     *_, (pane, status) = page.compare(key, "en", ["own"], "what?", str(picture))
     assert pane == gr.skip() and status.startswith("This could not be answered")
 
@@ -839,7 +845,7 @@ def test_an_error_of_another_module_is_introduced_in_chinese_and_is_not_endless(
         yield
 
     monkeypatch.setattr(page.engine, "reply", refuses)
-    key = page.rooms.open()
+    key = page.sessions.open()
     told = list(page.send(key, {"text": "what?", "files": [str(picture)]}, "zh"))[-1].status
     assert told.startswith("无法完成。原因(英文):found 1 × 300 pixels") and len(told) < 700
     assert page.status(key, "chat", "en").startswith("found 1 × 300 pixels")
@@ -852,14 +858,14 @@ def test_a_probe_that_cannot_be_written_leaves_nothing_and_says_so(tmp_path, pic
         "diagnostics.records.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
     )
     with pytest.raises(ValueError, match="probes.json could not be written"):
-        file.add(a_look(), asked, written(id="cat-1"))
+        file.add(a_trace(), asked, written(id="cat-1"))
     monkeypatch.undo()
     assert not list(tmp_path.glob("images/*")) and not list(tmp_path.rglob("*.tmp"))
-    file.add(a_look(), asked, written(id="cat-1"))
+    file.add(a_trace(), asked, written(id="cat-1"))
     for name, words in (
         ("塔" * 84, "225 bytes"),
         ("CAT-1", "is in probes.json already"),
         ("a/b", "expected a name"),
     ):
         with pytest.raises(ValueError, match=words):
-            file.add(a_look(), asked, written(id=name))
+            file.add(a_trace(), asked, written(id=name))

@@ -77,8 +77,8 @@ class Guest:
         config = httpx.get(f"{address}/config").json()
         self.events = {event: one["id"] for one in config["dependencies"] for _, event in one["targets"]}
         self.panes = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
-        self.room = json.loads(self.last("load")["data"][2])["room"]
-        self.look: str | None = None
+        self.key = json.loads(self.last("load")["data"][2])["room"]
+        self.trace: str | None = None
 
     def upload(self, name: str, data: bytes) -> str:
         (path,) = self.client.post("/upload", files={"files": (name, data)}).json()
@@ -107,7 +107,7 @@ class Guest:
         files = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths]
         output = self.last("submit", None, {"text": question, "files": files}, "en")
         if output.get("data") and isinstance(output["data"][2], str):
-            self.look = json.loads(output["data"][2])["look"]
+            self.trace = json.loads(output["data"][2])["look"]
         return output
 
     def says(self, output: dict[str, Any]) -> list[str]:
@@ -183,13 +183,13 @@ def test_ten_at_once_get_what_each_would_get_alone_and_see_nothing_of_each_other
     assert sorted(found) == [user for user in range(USERS) if user != 5]
     for user, (guest, said) in found.items():
         assert said == expected[user], questions[user]
-        seen = guest.ask_pane("facts", guest.room, guest.look).json()
+        seen = guest.ask_pane("facts", guest.key, guest.trace).json()
         assert seen["question"] == "哪里?" and seen["reply"] == expected[user][-1]
         other = found[(user + 1) % USERS if user + 1 != 5 else 6][0]
-        for room, look in ((guest.room, other.look), (guest.look, other.look), ("", other.look)):
-            assert "ask again" in (words := error_of(guest.ask_pane("facts", room, look))) or "ended" in words
+        for key, trace in ((guest.key, other.trace), (guest.trace, other.trace), ("", other.trace)):
+            assert "ask again" in (words := error_of(guest.ask_pane("facts", key, trace))) or "ended" in words
     cache = (
-        found[0][0].ask_pane("view", found[0][0].room, found[0][0].look, wish(found[0][0])).json()["cache"]
+        found[0][0].ask_pane("view", found[0][0].key, found[0][0].trace, request(found[0][0])).json()["cache"]
     )
     assert cache["looks"] == 2 and float(cache["used"]) < float(cache["limit"]) == 512
     assert resident_bytes(process.pid) - before < 2**29
@@ -214,8 +214,8 @@ def alone(*questions: str) -> list[str]:
     return said
 
 
-def wish(guest: Guest) -> dict[str, Any]:
-    (token, *_) = guest.ask_pane("facts", guest.room, guest.look).json()["answer"]
+def request(guest: Guest) -> dict[str, Any]:
+    (token, *_) = guest.ask_pane("facts", guest.key, guest.trace).json()["answer"]
     return {"part": "language", "layer": 0, "head": -1, "tokens": [token], "image": 0, "window": [0, 3]}
 
 
@@ -374,13 +374,13 @@ JUNK: list[Any] = [
 @pytest.mark.parametrize("function", ["facts", "view", "save_probe", "compare_facts", "compare_view"])
 def test_functions_of_the_panes_answer_junk_in_words(server, guest, function):
     guest.send("这座塔是什么?", guest.upload("tower.png", TOWER.read_bytes()))
-    fields = {**wish(guest), "box": [0, 0, 1, 1], "wanted": ["overview", "box"], "id": "a", "group": "b"}
+    fields = {**request(guest), "box": [0, 0, 1, 1], "wanted": ["overview", "box"], "id": "a", "group": "b"}
     fields |= {"region": "c", "question": "d", "answer": "e", "patch": 0}
-    looks = [guest.look] if function.startswith("compare") else guest.look
-    attempts = [(junk,) for junk in JUNK] + [(guest.room, junk) for junk in JUNK] + [(), (1, 2, 3, 4, 5)]
+    traces = [guest.trace] if function.startswith("compare") else guest.trace
+    attempts = [(junk,) for junk in JUNK] + [(guest.key, junk) for junk in JUNK] + [(), (1, 2, 3, 4, 5)]
     if function not in ("facts", "compare_facts"):
-        attempts += [(guest.room, looks, junk) for junk in JUNK]
-        attempts += [(guest.room, looks, {**fields, name: junk}) for name in fields for junk in JUNK]
+        attempts += [(guest.key, traces, junk) for junk in JUNK]
+        attempts += [(guest.key, traces, {**fields, name: junk}) for name in fields for junk in JUNK]
     for attempt in attempts:
         answer = guest.ask_pane(function, *attempt)
         assert answer.status_code < 500 and is_discreet(answer.text), (attempt, answer.text[:300])
