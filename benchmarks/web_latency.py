@@ -64,7 +64,8 @@ def measured(args: argparse.Namespace) -> dict[str, object]:
 
 def served(folder: Path) -> str:
     from diagnostics.web.engine import Engine
-    from diagnostics.web.page import Page, build, serve
+    from diagnostics.web.handlers import Page
+    from diagnostics.web.page import build, serve
 
     page = Page(
         Engine.load(None, mode="full", cpu_only=True), probe_file=folder / "probes.json", folder=folder

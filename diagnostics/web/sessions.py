@@ -88,7 +88,7 @@ class Session:
 
     traces: TraceCache
     turns: list[Turn] = field(default_factory=list)
-    said: list[tuple[str, str]] = field(default_factory=list)  # (question, answer) as written
+    exchanges: list[tuple[str, str]] = field(default_factory=list)  # (question, answer) as written
     pictures: list[Upload] = field(default_factory=list)
     added: list[int] = field(default_factory=list)  # pictures that came with each question
     asked: dict[str, Asked] = field(default_factory=dict)  # by the key of its look
@@ -107,15 +107,15 @@ class Session:
         if len(self.turns) >= TURNS_MAX:
             raise RefusedError("turns_many", most=TURNS_MAX)
         self.turns.append(user_turn(question, uploads, len(self.pictures)))
-        self.said.append((question, ""))
+        self.exchanges.append((question, ""))
         self.pictures += uploads
         self.added.append(len(uploads))
 
     def answered(self, text: str, trace: Trace | None) -> None:
         """Keep the answer and what it looked at."""
         self.turns.append(Turn("assistant", (text,)))
-        question = self.said[-1][0]
-        self.said[-1] = (question, text)
+        question = self.exchanges[-1][0]
+        self.exchanges[-1] = (question, text)
         if trace is not None:
             self.keep(trace, Asked(question, text, tuple(self.pictures)))
 
@@ -130,7 +130,7 @@ class Session:
         """Before asking again: the last answer goes. False where there is nothing to ask again."""
         if self.turns and self.turns[-1].role == "assistant":
             self.turns.pop()
-            self.said[-1] = (self.said[-1][0], "")
+            self.exchanges[-1] = (self.exchanges[-1][0], "")
         return bool(self.turns)
 
     def take_back_question(self) -> tuple[str, list[Upload]]:
@@ -139,7 +139,7 @@ class Session:
             return "", []
         self.take_back_answer()
         self.turns.pop()
-        question, _ = self.said.pop()
+        question, _ = self.exchanges.pop()
         start = len(self.pictures) - self.added.pop()
         uploads = self.pictures[start:]
         del self.pictures[start:]
@@ -148,7 +148,7 @@ class Session:
     def clear(self) -> None:
         """Forget everything that was said and seen."""
         self.stop.set()
-        for kept in (self.turns, self.said, self.pictures, self.added):
+        for kept in (self.turns, self.exchanges, self.pictures, self.added):
             kept.clear()
         self.asked.clear()
         self.status.pop("chat", None)

@@ -274,15 +274,15 @@ class Words(NamedTuple):
         """A text that is the same in every language."""
         return cls("as_written", {"words": text})
 
-    def spoken(self, language: Language) -> str:
+    def text(self, language: Language) -> str:
         fields = {
-            name: one.spoken(language) if isinstance(one, Words) else one for name, one in self.fields.items()
+            name: one.text(language) if isinstance(one, Words) else one for name, one in self.fields.items()
         }
         return TEXTS[language][self.key].format(**fields)
 
     def both(self) -> dict[Language, str]:
         """For the browser, which knows its language."""
-        return {language: self.spoken(language) for language in TEXTS}
+        return {language: self.text(language) for language in TEXTS}
 
 
 NO_WORDS = Words.of("")
@@ -294,7 +294,7 @@ class RefusedError(ValueError):
 
     def __init__(self, key: str, **fields: object) -> None:
         self.words = Words(key, fields)
-        super().__init__(self.words.spoken("en"))
+        super().__init__(self.words.text("en"))
 
 
 def words_of(error: ValueError) -> Words:

@@ -19,7 +19,8 @@ from selenium.webdriver.common.keys import Keys
 from diagnostics.records.probes import read_probes
 from diagnostics.web.checkpoints import Checkpoints
 from diagnostics.web.engine import Engine
-from diagnostics.web.page import Page, build, serve
+from diagnostics.web.handlers import Page
+from diagnostics.web.page import build, serve
 from tests.diagnostics.web.test_page import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

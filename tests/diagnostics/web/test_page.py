@@ -17,9 +17,11 @@ from PIL import Image
 import web_demo_mm
 from diagnostics.records.probes import read_probes
 from diagnostics.web import sessions, views
+from diagnostics.web.chat_messages import readable
 from diagnostics.web.checkpoints import Checkpoints, find_checkpoints
 from diagnostics.web.engine import Partial
-from diagnostics.web.page import Page, build, in_words, readable, serve
+from diagnostics.web.handlers import Page, json_errors
+from diagnostics.web.page import build, serve
 from diagnostics.web.probe_saver import ProbeFile
 from diagnostics.web.sessions import Asked, Sessions, Upload, user_turn
 from diagnostics.web.texts import TEXTS
@@ -137,7 +139,7 @@ def test_markup_is_read_out():
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_no_picture_is_refused_in_words(tmp_path):
+def test_a_file_that_is_no_picture_is_refused_json_errors(tmp_path):
     path = tmp_path / "cat.png"
     path.write_bytes(b"not a picture")
     with pytest.raises(ValueError, match="^cat.png: not readable as a picture; send a PNG or JPEG.$"):
@@ -212,7 +214,7 @@ def test_answering_again_asks_the_same(page):
     ask(page, key, "one?")
     list(page.again(key, "en"))
     assert page.engine.asked[0] == page.engine.asked[1]
-    assert page.sessions.get(key).said == [("one?", "a cat")]
+    assert page.sessions.get(key).exchanges == [("one?", "a cat")]
 
 
 def test_answering_again_where_nothing_was_asked_changes_nothing(page):
@@ -232,7 +234,7 @@ def test_stop_keeps_what_was_written(page):
     page.stop(key)
     *_, last = steps
     assert last[0][-1]["content"] == "a "
-    assert page.sessions.get(key).said == [("what?", "a ")]
+    assert page.sessions.get(key).exchanges == [("what?", "a ")]
     assert ask(page, key, "and now?")[-1][0][-1]["content"] == "a cat"  # stopped once, not for ever
 
 
@@ -241,10 +243,10 @@ def test_an_answer_without_a_word_is_said_to_be_one(page):
     page.engine.words = [""]
     steps = ask(page, key, "what?")
     assert [step[0][-1]["content"] for step in steps[:2]] == ["…", "…"]
-    assert steps[-1][0][-1] == {"role": "assistant", "content": "∅ (nothing was said · 没有回答)"}
+    assert steps[-1][0][-1] == {"role": "assistant", "content": "∅ (empty answer · 空回答)"}
     page.engine.words = ["a cat"]
     shown = ask(page, key, "and now?")[0][0]
-    assert [one["content"] for one in shown] == ["what?", "∅ (nothing was said · 没有回答)", "and now?", "…"]
+    assert [one["content"] for one in shown] == ["what?", "∅ (empty answer · 空回答)", "and now?", "…"]
 
 
 def test_a_visitor_who_leaves_while_it_writes(page):
@@ -301,7 +303,7 @@ def test_boxes_of_an_answer_are_drawn_on_the_last_picture(page, picture):
 def test_visitors_do_not_see_each_other(page):
     mine, other = page.sessions.open(), page.sessions.open()
     trace = json.loads(ask(page, mine, "what?")[-1][2])["look"]
-    facts = in_words(page.facts)
+    facts = json_errors(page.facts)
     assert "error" not in facts([mine, trace])
     assert "make room" in facts([other, trace])["error"]["en"]
     assert "session has ended" in facts(["guess", trace])["error"]["en"]
@@ -333,7 +335,7 @@ def test_a_look_that_had_to_go_says_so(page):
     key = page.sessions.open()
     first = json.loads(ask(page, key, "one?")[-1][2])["look"]
     second = json.loads(ask(page, key, "two?")[-1][2])["look"]
-    assert "make room" in in_words(page.facts)([key, first])["error"]["en"]
+    assert "make room" in json_errors(page.facts)([key, first])["error"]["en"]
     assert page.facts(key, second)["question"] == "two?"
     assert set(page.sessions.get(key).asked) == {second}
 
@@ -342,7 +344,7 @@ def test_failures_are_not_shown(caplog):
     def broken():
         raise KeyError("/secret/path")
 
-    error = in_words(broken)([])["error"]
+    error = json_errors(broken)([])["error"]
     assert error.keys() == TEXTS.keys() and "secret" not in str(error)
     assert "broken failed" in caplog.text
 
@@ -526,7 +528,7 @@ def test_one_other_checkpoint_is_kept_open(tmp_path):
     names = [name for _, name in Checkpoints(adapted, [tmp_path / "a"]).names()]  # type: ignore[arg-type]
     assert names == ["adapter_off", "checkpoint 0", "own"]
     words = Checkpoints(adapted, []).names()[0][0]  # type: ignore[arg-type]
-    assert words.spoken("zh") == "output/checkpoint-20,适配器关闭"
+    assert words.text("zh") == "output/checkpoint-20,适配器关闭"
 
     choices = Checkpoints(Engine(), [tmp_path / "a", tmp_path / "b"])  # type: ignore[arg-type]
     for number in (0, 0, 1, 0):
@@ -817,7 +819,7 @@ def test_a_picture_of_any_mode_is_shown_and_asked_about(page, tmp_path, mode):
     made.save(path)
     key = page.sessions.open()
     ask(page, key, "what?", path)
-    shown = np.asarray(Image.open(page._picture(page.sessions.get(key))))
+    shown = np.asarray(Image.open(page._last_picture(page.sessions.get(key))))
     assert shown.shape == (SIZE[1], SIZE[0], 3) and (mode in ("1", "F") or 118 < shown.mean() < 138)
 
 

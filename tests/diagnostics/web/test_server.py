@@ -331,9 +331,7 @@ def test_what_is_no_picture_or_too_large_is_refused_in_words(server, guest):
     path = guest.upload("small.png", png(3, 2))
     assert "found 7, expected at most 6" in str(guest.send("这是什么?", *[path] * 7))
     assert "expected at most 4000" in str(guest.send("x" * 5000))
-    assert (
-        "diagnostics/web/page.py" not in (server[2] / "log").read_text()
-    )  # no traceback of what was foreseen
+    assert "diagnostics/web/" not in (server[2] / "log").read_text()  # no traceback of what was foreseen
     assert still_serves(address)
 
 

@@ -1,0 +1,307 @@
+"""What a visitor can do on the page: each public method of ``Page`` handles one event or one question of a pane."""
+
+from __future__ import annotations
+
+import html
+import inspect
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from diagnostics.web import views
+from diagnostics.web.chat_messages import PictureFiles, chat_messages, readable
+from diagnostics.web.checkpoints import Checkpoints
+from diagnostics.web.engine import CACHE_BYTES, Engine
+from diagnostics.web.probe_saver import ProbeFile
+from diagnostics.web.sessions import Asked, Place, Session, Sessions, Upload, user_turn
+from diagnostics.web.texts import TEXTS, Language, RefusedError, Words, words_of
+from diagnostics.web.trace import Trace
+from diagnostics.web.views import Frame, Json
+
+logger = logging.getLogger(__name__)
+
+
+def json_errors(method: Callable[..., Json]) -> Callable[[list[Any]], Json]:
+    """A method as a pane calls it, with its arguments as one list.
+
+    A ValueError becomes ``{"error": text by language}``; the details of any other failure go to the log alone.
+    """
+    expected = tuple(inspect.signature(method).parameters)
+
+    def answered(arguments: list[Any]) -> Json:
+        try:
+            if not isinstance(arguments, list) or len(arguments) != len(expected):
+                raise ValueError(f"{method.__name__}: expected a list of {', '.join(expected)}")
+            return method(*arguments)
+        except ValueError as error:
+            return {"error": words_of(error).both()}
+        except Exception:  # the visitor must not see a path or a line of code
+            logger.exception("%s failed", method.__name__)
+            return {"error": Words("not_drawn").both()}
+
+    answered.__name__ = method.__name__  # the browser calls it by this name
+    return answered
+
+
+class Step(NamedTuple):
+    """An update of the chat's outputs, in the order in which they are wired; a field left out stays unchanged."""
+
+    messages: Any = gr.skip()
+    message: Any = gr.skip()
+    pane: Any = gr.skip()
+    question: Any = gr.skip()
+    picture: Any = gr.skip()
+    status: Any = gr.skip()
+
+
+class Page:
+    """The handlers of the page's events. Each visitor has a session, named by its key."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        checkpoints: Sequence[Path] = (),
+        probe_file: str | Path = "probes_saved.json",
+        cache_bytes: int = CACHE_BYTES,
+        folder: Path,
+    ) -> None:
+        self.engine = engine
+        self.checkpoints = Checkpoints(engine, checkpoints)
+        self.probe_file = ProbeFile(probe_file)
+        self.sessions = Sessions(cache_bytes)
+        self.pictures = PictureFiles(folder)
+
+    # --- chat -----------------------------------------------------------------------------------------------------
+
+    def send(self, key: str, message: Json | None, language: Language) -> Iterator[Step]:
+        """Answer a question with its pictures.
+
+        A refusal is shown below the input: an error raised to Gradio would cover the conversation.
+        """
+        try:
+            session = self.sessions.get(key)
+            with _one_at_a_time(session):
+                uploads = [Upload.read(path) for path in (message or {}).get("files") or ()]
+                session.ask((message or {}).get("text") or "", uploads)
+                yield from self._answer(key, session, language)
+        except ValueError as error:
+            yield Step(status=self._set_status(key, "chat", words_of(error), language))
+
+    def again(self, key: str, language: Language) -> Iterator[Step]:
+        """Answer the last question again."""
+        try:
+            session = self.sessions.get(key)
+            with _one_at_a_time(session):
+                if session.take_back_answer():
+                    yield from self._answer(key, session, language)
+                else:  # Gradio sets every output to None for a generator that yields nothing
+                    yield Step()
+        except ValueError as error:
+            yield Step(status=self._set_status(key, "chat", words_of(error), language))
+
+    def stop(self, key: str) -> None:
+        """End the answer that is being written, if there is one."""
+        with suppress(ValueError):  # an ended session has none
+            self.sessions.get(key).stop.set()
+
+    def clear(self, key: str, language: Language) -> Step:
+        """Forget the conversation and its traces."""
+        try:
+            self.sessions.get(key).clear()
+        except ValueError as error:
+            return Step(status=self._set_status(key, "chat", words_of(error), language))
+        return Step([], None, self.pane(key, None, language), "", None, "")
+
+    def _answer(self, key: str, session: Session, language: Language) -> Iterator[Step]:
+        """Stream the answer. Where it fails, the question goes back into the input, and ValueError is raised."""
+        session.stop.clear()
+        text, trace, done = "", None, False
+        try:
+            yield Step(
+                chat_messages(session, self.pictures, "…"),
+                gr.update(value=None),
+                status=self._set_status(key, "chat", None, language),
+            )
+            for partial in self.engine.reply(tuple(session.turns), stop=session.stop):
+                text, trace, done = partial.text, partial.trace or trace, partial.done
+                words = TEXTS[language]["waiting"].format(n=partial.waiting) if partial.waiting else text
+                yield Step(chat_messages(session, self.pictures, words or "…"))
+        except Exception as error:
+            question, uploads = session.take_back_question()
+            files = [str(self.pictures.original(upload)) for upload in uploads]
+            yield Step(
+                chat_messages(session, self.pictures), gr.update(value={"text": question, "files": files})
+            )
+            raise _for_visitor(error) from error
+        finally:
+            if (
+                not done and session.turns and session.turns[-1].role == "user"
+            ):  # the visitor left, or it failed
+                session.take_back_question()
+        if not session.turns:  # cleared while it was written
+            yield Step([])
+            return
+        session.answered(text, trace)
+        pane = self.pane(key, trace.key if trace else None, language)
+        yield Step(
+            chat_messages(session, self.pictures),
+            pane=pane,
+            question=session.exchanges[-1][0],
+            picture=self._last_picture(session),
+        )
+
+    def status(self, key: object, place: Place, language: Language) -> str:
+        """The last message in a status line, in another language."""
+        try:
+            words = self.sessions.get(key).status.get(place) if key else None  # the page is still loading
+        except ValueError:  # the session has ended, and the line already says so
+            return gr.skip()
+        if words is None and place == "compare" and len(self.checkpoints.names()) < 2:
+            words = Words("one_checkpoint")
+        return _as_html(words, language)
+
+    def _set_status(self, key: object, place: Place, words: Words | None, language: Language) -> str:
+        with suppress(ValueError):  # nothing is remembered for an ended session
+            shown = self.sessions.get(key).status
+            shown.pop(place, None)
+            if words is not None:
+                shown[place] = words
+        return _as_html(words, language)
+
+    def _last_picture(self, session: Session) -> str | None:
+        return str(self.pictures.shown(session.pictures[-1])) if session.pictures else None
+
+    # --- attention ------------------------------------------------------------------------------------------------
+
+    def pane(self, key: str, trace: str | None, language: Language) -> str:
+        """The attention pane's value: which session and trace to draw, in which language."""
+        return json.dumps({"room": key, "look": trace, "language": language})
+
+    def facts(self, key: str, trace: str) -> Json:
+        """See ``views.facts``."""
+        found, asked = self._trace(key, trace)
+        return views.facts(found, asked.question, asked.reply)
+
+    def view(self, key: str, trace: str, asked: Json) -> Json:
+        """See ``views.view``."""
+        return views.view(self._trace(key, trace)[0], _fields(asked), self.sessions.get(key).traces)
+
+    def save_probe(self, key: str, trace: str, written: Json) -> Json:
+        """Append a drawn box to the probe file."""
+        found, asked = self._trace(key, trace)
+        probe = self.probe_file.add(found, asked, _fields(written))
+        saved = Words("saved", {"id": probe.id, "n": len(self.probe_file), "file": self.probe_file.path.name})
+        return {"words": saved.both()}
+
+    # --- before / after -------------------------------------------------------------------------------------------
+
+    def compare(
+        self, key: str, language: Language, chosen: Sequence[str], question: str, picture: str | None
+    ) -> Iterator[tuple[Any, str]]:
+        """Put one question to several checkpoints in order; yields (pane, status line).
+
+        Where it is stopped or refused on the way, the answers so far are shown.
+        """
+        traces: list[str] = []
+        try:
+            session = self.sessions.get(key)
+            with _one_at_a_time(session):
+                session.stop.clear()
+                if not question.strip():
+                    raise RefusedError("no_question")
+                asked = Asked(question.strip(), "", (self._chosen(session, picture),) if picture else ())
+                for words in self._ask_each(session, chosen, asked, traces):
+                    yield gr.skip(), self._set_status(key, "compare", words, language)
+            outcome = Words("compared", {"n": len(traces)})
+            if len(traces) < len(chosen):
+                outcome = Words("stopped", {"n": len(traces), "of": len(chosen)})
+        except Exception as error:  # the answers so far are shown all the same
+            outcome = words_of(_for_visitor(error))
+        pane = json.dumps({"room": key, "looks": traces, "language": language}) if traces else gr.skip()
+        yield pane, self._set_status(key, "compare", outcome, language)
+
+    def _chosen(self, session: Session, path: str) -> Upload:
+        """The picture to compare on: the original, where ``path`` is the chat's smaller copy of it."""
+        try:
+            shown = Path(path).read_bytes()
+        except OSError as error:  # gone from the server's folder of uploads
+            raise RefusedError("no_image", file=Path(path).name) from error
+        sent = (upload for upload in session.pictures if self.pictures.shown(upload).read_bytes() == shown)
+        return next(sent, None) or Upload.read(path)
+
+    def _ask_each(
+        self, session: Session, chosen: Sequence[str], asked: Asked, traces: list[str]
+    ) -> Iterator[Words]:
+        """Yields whose turn it is, and appends the key of each answer's trace to ``traces``.
+
+        An answer that was cut short is not compared.
+        """
+        names = {key: name for name, key in self.checkpoints.names()}
+        turn = user_turn(asked.question, asked.pictures, 0)
+        for number, key in enumerate(chosen, start=1):
+            name = names.get(key, Words.of(key))
+            yield Words("asking", {"name": name, "n": number, "of": len(chosen)})
+            *_, last = self.checkpoints.engine(key).reply((turn,), stop=session.stop)
+            if session.stop.is_set():
+                return
+            if last.trace is None:
+                raise RefusedError("no_answer", name=name)
+            traces.append(session.keep(last.trace, replace(asked, reply=last.text, name=name)))
+
+    def compare_facts(self, key: str, traces: list[str]) -> Json:
+        """See ``views.compare_facts``."""
+        return views.compare_facts(self._frames(key, traces))
+
+    def compare_view(self, key: str, traces: list[str], asked: Json) -> Json:
+        """See ``views.compare``."""
+        return {"frames": views.compare(self._frames(key, traces), _fields(asked))}
+
+    def _frames(self, key: str, traces: list[str]) -> list[Frame]:
+        if not isinstance(traces, list) or not 1 <= len(traces) <= len(self.checkpoints.names()) + 1:
+            raise ValueError("looks: expected a list of the answers that were compared")
+        found = [self._trace(key, trace) for trace in traces]
+        return [Frame(asked.name, readable(asked.reply), trace) for trace, asked in found]
+
+    def _trace(self, key: str, name: str) -> tuple[Trace, Asked]:
+        session = self.sessions.get(key)
+        trace = session.traces.get(name) if isinstance(name, str) else None
+        if trace is None:
+            raise RefusedError("made_room", limit=session.traces.limit_bytes // 2**20)
+        return trace, session.asked[name]
+
+
+@contextmanager
+def _one_at_a_time(session: Session) -> Iterator[None]:
+    """Refuses a visitor's second request while the first is being answered."""
+    if not session.busy.acquire(blocking=False):
+        raise RefusedError("busy")
+    try:
+        yield
+    finally:
+        session.busy.release()
+
+
+def _for_visitor(error: Exception) -> ValueError:
+    """A ValueError as it is; any other error is logged, since a visitor must not see its details."""
+    if isinstance(error, ValueError):
+        return error
+    logger.error("an answer failed", exc_info=error)
+    return RefusedError("not_answered")
+
+
+def _as_html(words: Words | None, language: Language) -> str:
+    """The content of a status line. It may quote a file's name, so it is escaped."""
+    return html.escape(words.text(language)).replace("\n", "<br>") if words else ""
+
+
+def _fields(given: Any) -> Json:
+    if not isinstance(given, dict):
+        raise ValueError(f"found {type(given).__name__}, expected an object of fields")
+    return given

@@ -1,0 +1,107 @@
+"""Which event of which component calls which handler, and what the answer changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from diagnostics.web.handlers import Page, Step
+from diagnostics.web.layout import Comparison, Layout
+from diagnostics.web.sessions import Place
+from diagnostics.web.texts import Language
+
+_PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+_QUIET: dict[str, Any] = {"show_progress": "hidden", **_PRIVATE}
+_AT_ONCE: dict[str, Any] = {"concurrency_limit": None, **_QUIET}
+"""Many visitors may wait for an answer at the same time; the engine puts them in order."""
+
+
+def wire(page: Page, blocks: gr.Blocks, layout: Layout) -> None:
+    """Connect every event of the page, inside its ``gr.Blocks``."""
+    if layout.comparison is not None:
+        _wire_comparison(page, layout, layout.comparison)
+    attention: Any = layout.attention or gr.State("")  # the chat alone has nowhere to show it
+    _wire_chat(page, layout, attention)
+    _wire_language(page, layout, attention)
+    _wire_visit(page, blocks, layout, attention)
+
+
+def _wire_comparison(page: Page, layout: Layout, tab: Comparison) -> None:
+    def compare_two(
+        key: str, language: Language, before: str, after: str, question: str, picture: str | None
+    ) -> Iterator[Any]:
+        yield from page.compare(key, language, (before, after), question, picture)
+
+    def compare_all(key: str, language: Language, question: str, picture: str | None) -> Iterator[Any]:
+        names = [name for _, name in page.checkpoints.names()]
+        yield from page.compare(key, language, names, question, picture)
+
+    visitor, asked, shown = (
+        [layout.session, layout.language],
+        [tab.question, tab.picture],
+        [tab.pane, tab.status],
+    )
+    tab.compare.click(compare_two, [*visitor, tab.before, tab.after, *asked], shown, **_AT_ONCE)
+    tab.compare_all.click(compare_all, [*visitor, *asked], shown, **_AT_ONCE)
+    tab.stop.click(page.stop, layout.session, None, queue=False, **_PRIVATE)
+
+
+def _wire_chat(page: Page, layout: Layout, attention: Any) -> None:
+    """An answer also fills the attention pane, and its question and picture stand ready in before / after."""
+    chat, tab = layout.chat, layout.comparison
+    question: Any = tab.question if tab else gr.State("")
+    picture: Any = tab.picture if tab else gr.State("")
+    outputs = [*Step(chat.messages, chat.message, attention, question, picture, chat.status)]
+    visitor = [layout.session, layout.language]
+    chat.message.submit(page.send, [layout.session, chat.message, layout.language], outputs, **_AT_ONCE)
+    chat.again.click(page.again, visitor, outputs, **_AT_ONCE)
+    chat.stop.click(page.stop, layout.session, None, queue=False, **_PRIVATE)
+    for cleared in (chat.clear.click, chat.messages.clear):
+        cleared(page.clear, visitor, outputs, queue=False, **_PRIVATE)
+
+
+def _wire_language(page: Page, layout: Layout, attention: Any) -> None:
+    """A new language redraws the panes, the status lines and every translated component."""
+    tab = layout.comparison
+    panes: list[Any] = [attention, *([tab.pane] if tab else [])]
+    statuses: dict[Place, Any] = {"chat": layout.chat.status, **({"compare": tab.status} if tab else {})}
+    components = list(dict.fromkeys(one.component for one in layout.texts))
+
+    def translate(key: str, language: Language, *values: str) -> list[Any]:
+        redrawn = [json.dumps({**json.loads(value or "{}"), "language": language}) for value in values]
+        lines = [page.status(key, place, language) for place in statuses]
+        updates = {component: gr.update() for component in components}
+        for one in layout.texts:
+            updates[one.component] |= one.update(language)
+        return [*redrawn, *lines, *updates.values()]
+
+    inputs, outputs = [layout.session, layout.language, *panes], [*panes, *statuses.values(), *components]
+    layout.language.change(translate, inputs, outputs, queue=False, **_QUIET)
+
+
+def _wire_visit(page: Page, blocks: gr.Blocks, layout: Layout, attention: Any) -> None:
+    """A visitor gets a session on loading the page, in the browser's language; it is cleared on leaving."""
+    open_sessions: dict[str, str] = {}  # Gradio's name of a visit → our key
+
+    def enter(request: gr.Request) -> tuple[str, Language, str]:
+        key = page.sessions.open()
+        if request.session_hash:
+            open_sessions[request.session_hash] = key
+        accepted = request.headers.get("accept-language", "").lower()
+        language: Language = "zh" if accepted.startswith("zh") else "en"
+        return key, language, page.pane(key, None, language)
+
+    def settle(key: str, offered: Language, now: Language) -> tuple[Language, str]:
+        language = offered if now == "en" else now  # Chinese was chosen while the page was loading
+        return language, page.pane(key, None, language)
+
+    def leave(request: gr.Request) -> None:
+        page.sessions.close(open_sessions.pop(request.session_hash or "", ""))
+
+    session, language, offered = layout.session, layout.language, gr.State("en")
+    entered = blocks.load(enter, None, [session, offered, attention], **_QUIET)
+    entered.then(settle, [session, offered, language], [language, attention], **_QUIET)
+    blocks.unload(leave)
