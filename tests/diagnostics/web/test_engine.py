@@ -15,8 +15,10 @@ from PIL import Image
 from diagnostics import AttentionExtractor
 from diagnostics.probing.prompts import padded
 from diagnostics.web import engine as engine_module
-from diagnostics.web import maps
-from diagnostics.web.engine import Engine, Partial, reply_text
+from diagnostics.web import maps, reply_capture
+from diagnostics.web.engine import Engine, reply_text
+from diagnostics.web.reply_capture import has_square_cells
+from diagnostics.web.reply_queue import Partial
 from finetune.families import ImageTokens
 from finetune.samples.conversation import ImageRef, Turn
 from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_processor, write_picture
@@ -149,7 +151,7 @@ def test_margins_are_not_taken_for_finer_patches():
     ):
         boxes = np.zeros((grid[0] * grid[1], 4))
         image = ImageTokens(np.arange(len(boxes)), grid, boxes, (90, 30), False, tiles=(1, 3))
-        assert engine_module._divides(image, 24 * 72, (24, 24)) == whole
+        assert has_square_cells(image, 24 * 72, (24, 24)) == whole
 
 
 def test_a_picture_padded_to_a_square_is_not_taken_for_a_finer_one():
@@ -157,9 +159,9 @@ def test_a_picture_padded_to_a_square_is_not_taken_for_a_finer_one():
     configuration says only the numbers tell."""
     boxes = np.zeros((6 * 24, 4))
     image = ImageTokens(np.arange(144), (6, 24), boxes, (96, 24), False)
-    assert not engine_module._divides(image, 24 * 24, (24, 24))
-    assert engine_module._divides(image, 12 * 48, (12, 48)) and engine_module._divides(image, 6 * 24, (6, 24))
-    assert engine_module._divides(image, 12 * 48, (20, 80))
+    assert not has_square_cells(image, 24 * 24, (24, 24))
+    assert has_square_cells(image, 12 * 48, (12, 48)) and has_square_cells(image, 6 * 24, (6, 24))
+    assert has_square_cells(image, 12 * 48, (20, 80))
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -491,9 +493,9 @@ def test_sinks_are_those_of_the_nearest_key_layer_below(processor, pictures, mon
     assert not ask(engine, question(pictures[0]))[-1].trace.sinks.any()
     engine.sink_layers = (0, 2)
     marks = iter([[0, 3], [5]])
-    monkeypatch.setattr(engine_module, "sink_dimensions", lambda states: np.array(next(marks)))
+    monkeypatch.setattr(reply_capture, "sink_dimensions", lambda states: np.array(next(marks)))
     monkeypatch.setattr(
-        engine_module, "sink_tokens", lambda states, marked: np.isin(np.arange(len(states)), marked)
+        reply_capture, "sink_tokens", lambda states, marked: np.isin(np.arange(len(states)), marked)
     )
     sinks = ask(engine, question(pictures[0]))[-1].trace.sinks
     assert [np.flatnonzero(row).tolist() for row in sinks] == [[0, 3], [0, 3], [5]]

@@ -19,10 +19,10 @@ from diagnostics.records.probes import read_probes
 from diagnostics.web import sessions, views
 from diagnostics.web.chat_messages import readable
 from diagnostics.web.checkpoints import Checkpoints, find_checkpoints
-from diagnostics.web.engine import Partial
 from diagnostics.web.handlers import Page, json_errors
 from diagnostics.web.page import build, serve
 from diagnostics.web.probe_saver import ProbeFile
+from diagnostics.web.reply_queue import Partial
 from diagnostics.web.sessions import Asked, Sessions, Upload, user_turn
 from diagnostics.web.texts import TEXTS
 from diagnostics.web.trace import SeenImage, Trace, TraceCache
