@@ -8,11 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from finetune import families
 from finetune.data import dataset, mixture
-from finetune.distributed import decided_by_first, say
+from finetune.distributed import decided_by_first, gathered, is_distributed, say
 from finetune.flags import parse
 from finetune.flags.arguments import Arguments
 from finetune.model import adapters, checkpoint
@@ -170,12 +168,9 @@ def build_dataset(
 
 def require_everywhere(folder: Path | None) -> None:
     """Raises ValueError where a machine of the run does not have the checkpoint that the first goes on from."""
-    if folder is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if folder is None or not is_distributed():
         return
-    seen: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(
-        seen, (socket.gethostname(), (folder / run_folder.STATE_FILE).is_file())
-    )
+    seen = gathered((socket.gethostname(), (folder / run_folder.STATE_FILE).is_file()))
     without = sorted({host for host, there in seen if not there})
     if without:
         raise ValueError(

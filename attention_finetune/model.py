@@ -6,7 +6,7 @@ import torch
 
 from finetune import families
 from finetune.data import dataset
-from finetune.distributed import say
+from finetune.distributed import is_distributed, say
 from finetune.families.parts.modules import attending_layers, layer_words
 from finetune.flags.arguments import Arguments
 from finetune.model import adaptation, checkpoint, kernels
@@ -72,7 +72,7 @@ def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan)
     updates to them), unless DeepSpeed keeps fp32 copies of its own.
     """
     training = args.training
-    if training.deepspeed and torch.distributed.is_initialized():
+    if training.deepspeed and is_distributed():
         import deepspeed
 
         # ZeRO-3 shards while loading. On a CPU nobody else has told DeepSpeed of the processes by then, and it

@@ -15,7 +15,6 @@ import argparse
 import datetime
 import json
 import math
-import os
 import platform
 import sys
 import time
@@ -41,6 +40,7 @@ from diagnostics.measures.statistics import (
 )
 from diagnostics.records.archive import load_records
 from diagnostics.records.probes import Probe, read_probes
+from finetune.files import in_place_of, write_atomically
 
 ROOT = Path(__file__).parent.parent
 PLANTED_GROUP = "sphere-building"
@@ -368,7 +368,7 @@ def main() -> None:
     results = calibrate(args.repeats)
     date = datetime.date.today().isoformat()
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-    _write(ROOT / "benchmarks" / "results" / f"calibration_{date}_cpu.json", text.encode())
+    write_atomically(ROOT / "benchmarks" / "results" / f"calibration_{date}_cpu.json", text.encode())
     draw(results, ROOT / "docs" / "images" / "power.png")
     print(text)
 
@@ -443,16 +443,9 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     axes[0].set_ylabel("found, % of comparisons")
     axes[0].text(0.2, 96.2, "95 %", color="#666", fontsize=8)
     axes[2].legend(frameon=False, loc="upper left")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    figure.savefig(temporary, dpi=150)
+    with in_place_of(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
     plt.close(figure)
-    os.replace(temporary, path)
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

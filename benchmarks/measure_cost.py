@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from diagnostics.measures import attention, drift, sinks
 from diagnostics.measures.geometry import region_coverage
 from finetune.families.base import ImageTokens
+from finetune.files import write_atomically
 
 
 class Shape(NamedTuple):
@@ -69,9 +70,7 @@ def main() -> None:
     if args.output is None:
         print(text)
         return
-    temporary = args.output.with_name(f".{args.output.name}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, args.output)
+    write_atomically(args.output, (text + "\n").encode())
 
 
 def milliseconds(shape: Shape, repeats: int) -> dict[str, dict[str, float]]:

@@ -21,12 +21,12 @@ from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.pairs import pair_all
 from diagnostics.comparison.trajectory import evolution_of, series_of
 from diagnostics.comparison.verdicts import requirement, shortfalls
-from diagnostics.records.files import check_writable, write_atomically
 from diagnostics.records.measurement_plan import DEPTHS, MAPS, QUICK, MeasurementPlan
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord
 from diagnostics.report.case_studies import TrainingSample
 from diagnostics.report.page import report_html
+from finetune.files import check_writable, write_atomically
 
 Json = dict[str, Any]
 Records = Mapping[str, AttentionRecord]

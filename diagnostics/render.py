@@ -25,7 +25,7 @@ from diagnostics.drawing.tensorboard import (
     SHOWN_PER_GROUP,
 )
 from diagnostics.drawing.worker import NICENESS, drawing_pool, serve
-from diagnostics.records.files import check_writable
+from finetune.files import check_writable
 
 logger = logging.getLogger(__name__)
 

@@ -1,20 +1,33 @@
-"""The processes of a run: which one this is, what one tells the others, and the precision they compute in."""
+"""The processes of a run: which one this is, what they exchange, and the precision they compute in."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+T = TypeVar("T")
 
 
 def is_main() -> bool:
     """Is this the first process of the run?"""
     return os.environ.get("RANK", "0") == "0"
+
+
+def is_distributed() -> bool:
+    """Is there a process group, of one process or more?"""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """(rank, number of ranks)."""
+    return (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
 
 
 def say(*lines: str) -> None:
@@ -24,37 +37,41 @@ def say(*lines: str) -> None:
             print(line, flush=True)
 
 
-def decided_by_first(decide: Any) -> Any:
-    """What ``decide()`` gives on the first process, on every process; its ValueError is raised on each."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+def decided_by_first(decide: Callable[[], T]) -> T:
+    """Call ``decide`` on the first process and return its result on every process; a ValueError is raised on each."""
     outcome: list[Any] = [None]
     if is_main():
         try:
             outcome = [decide()]
         except ValueError as error:
             outcome = [error]
-    if distributed:
-        torch.distributed.broadcast_object_list(outcome, src=0)
+    if is_distributed():
+        distributed.broadcast_object_list(outcome, src=0)
     if isinstance(outcome[0], ValueError):
         raise outcome[0]
-    return outcome[0]
+    return outcome[0]  # type: ignore[no-any-return]
 
 
-def rank_and_world_size() -> tuple[int, int]:
-    """(rank, number of ranks)."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def gathered(mine: Any) -> list[Any]:
-    """What each rank has, on every rank."""
+def gathered(mine: T) -> list[T]:
+    """The values of all ranks, in their order, on every rank."""
     _, ranks = rank_and_world_size()
     if ranks == 1:
         return [mine]
     everyone: list[Any] = [None] * ranks
     distributed.all_gather_object(everyone, mine)
     return everyone
+
+
+def joined(mine: list[T]) -> list[T]:
+    """The lists of all ranks, one after another, on every rank."""
+    return [one for part in gathered(mine) for one in part]
+
+
+def reduced(values: Tensor, how: Any = distributed.ReduceOp.SUM) -> Tensor:
+    """The sum (or what ``how`` says) over all ranks, in place."""
+    if is_distributed():
+        distributed.all_reduce(values, how)
+    return values
 
 
 def autocast_dtype(args: TrainingArguments) -> torch.dtype | None:

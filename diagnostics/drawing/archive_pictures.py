@@ -31,10 +31,10 @@ from diagnostics.records.archive import (
     step_folder,
     whole_records,
 )
-from diagnostics.records.files import write_atomically
 from diagnostics.records.names import file_name
 from diagnostics.records.probes import Probe, groups_of, readable_probes
 from diagnostics.records.record import AttentionRecord
+from finetune.files import write_atomically
 from finetune.samples.images import open_image
 
 ARCHIVE_WIDTH = 640

@@ -36,9 +36,9 @@ from diagnostics.fusion.recipes import Map, fused, single_maps
 from diagnostics.fusion.sheet import FusionSheet, Shown, draw_sheet
 from diagnostics.fusion.summary import json_of, table
 from diagnostics.probing.layer_choice import check_apart
-from diagnostics.records.files import check_writable, write_atomically
 from diagnostics.records.names import file_name
 from diagnostics.records.probes import Probe, read_probes
+from finetune.files import check_writable, write_atomically
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

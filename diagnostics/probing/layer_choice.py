@@ -19,9 +19,9 @@ from jaxtyping import Float
 
 from diagnostics.measures.geometry import region_coverage
 from diagnostics.measures.statistics import benjamini_hochberg, effect_size, head_tests, sign_flip_p
-from diagnostics.records.files import write_atomically
 from diagnostics.records.probes import ENOUGH_PROBES, KEPT_SHARE, Probe, groups_of
 from diagnostics.records.record import AttentionRecord
+from finetune.files import write_atomically
 
 VERSION = 1
 LAYERS_WANTED = 4

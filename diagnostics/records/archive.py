@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from diagnostics.records.measurement_plan import MeasurementPlan
 from diagnostics.records.names import check_ids, record_name
 from diagnostics.records.record import AttentionRecord
+from finetune.files import write_atomically
 
 COMPLETE = "complete.json"
 SUPERSEDED = "superseded"
@@ -91,10 +92,8 @@ class RecordArchive:
         for name, record in records.items():
             record.save(record_path(folder, name))
         begun = {"begun": dict(self.begun)} if step == 0 and self.begun is not None else {}
-        temporary = folder / f".{COMPLETE}.tmp"
         text = json.dumps(self._marks(step) | _marks_of(depth) | begun, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, folder / COMPLETE)
+        write_atomically(folder / COMPLETE, (text + "\n").encode())
 
     def is_complete(self, step: int, depth: MeasurementPlan) -> bool:
         """Is everything there that this depth would measure?"""

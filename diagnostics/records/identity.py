@@ -10,17 +10,15 @@ import hashlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FlatParameter
-from torch.distributed.tensor import DTensor
 
 from diagnostics.records.probes import Probe
 from finetune.families import bare_model
+from finetune.sharding import gathered, is_flat, whole_values
 
 VERSION = 1
 VALUES_READ = 65_536
@@ -141,11 +139,11 @@ def model_marks(model: nn.Module) -> ModelMarks:
     """
     shapes, frozen, trained = (hashlib.sha256() for _ in range(3))
     parameters = sorted(bare_model(model).named_parameters())
-    if any(isinstance(parameter, FlatParameter) for _, parameter in parameters):
+    if any(is_flat(parameter) for _, parameter in parameters):
         return ModelMarks(None, None, None)
     for name, parameter in parameters:
-        with _gathered(parameter):
-            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+        with gathered([parameter]):
+            whole = whole_values(parameter)
             shapes.update(f"{name} {tuple(whole.shape)}\n".encode())
             values = frozen if not parameter.requires_grad else trained
             values.update(name.encode())
@@ -161,14 +159,6 @@ def _some_values(whole: Tensor) -> bytes:
         places = torch.arange(VALUES_READ, device=flat.device) * flat.numel() // VALUES_READ
         flat = flat[places]
     return flat.float().cpu().numpy().tobytes()
-
-
-def _gathered(parameter: nn.Parameter) -> Any:
-    if not hasattr(parameter, "ds_id"):  # DeepSpeed's mark of a parameter that ZeRO-3 shards
-        return nullcontext()
-    import deepspeed  # .zero is an attribute, no module
-
-    return deepspeed.zero.GatheredParameters([parameter])
 
 
 def _listed(names: Sequence[str]) -> str:

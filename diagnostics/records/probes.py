@@ -11,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diagnostics.records.files import write_atomically
 from diagnostics.records.json_files import parsed_file, shown
 from diagnostics.records.names import EXPECTED, colliding, id_fault, same_file_words
+from finetune.files import write_atomically
 from finetune.samples.images import open_image
 
 VERSION = 1

@@ -26,10 +26,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from diagnostics.records.files import in_place_of
 from diagnostics.records.json_files import parsed, shown
 from diagnostics.records.record_checks import NAMED, OPTIONAL, FieldError, check_arrays, check_header
 from finetune.families.base import ImageTokens
+from finetune.files import in_place_of
 
 VERSION = 2
 HEADER = "attention_record"

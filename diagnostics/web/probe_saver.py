@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diagnostics.records.files import in_place_of
 from diagnostics.records.json_files import shown
 from diagnostics.records.names import BYTES_MAX, CHARACTERS_MAX, file_name, id_fault, same_file
 from diagnostics.records.probes import Probe, read_probes, write_probes
@@ -18,6 +17,7 @@ from diagnostics.web.sessions import QUESTION_MAX_CHARACTERS, Asked
 from diagnostics.web.texts import RefusedError, Words
 from diagnostics.web.trace import Trace
 from diagnostics.web.views import box_pixels
+from finetune.files import in_place_of
 
 logger = logging.getLogger(__name__)
 

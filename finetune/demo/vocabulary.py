@@ -7,7 +7,6 @@ Qwen's 217 special tokens follow the ranks and stand in no file.
 
 import base64
 import itertools
-import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import regex
 
 from finetune.demo.questions import SEPARATOR, all_texts
+from finetune.files import write_atomically
 from finetune.qwen_vl.tokenization import SPLIT_PATTERN
 
 CHAT_WORDS = (
@@ -71,9 +71,6 @@ def demo_ranks() -> list[bytes]:
 
 
 def write_ranks(ranks: list[bytes], path: Path) -> None:
-    """Writes the file, atomically."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(
-        b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ranks))
-    )
-    os.replace(temporary, path)
+    """Write a tiktoken file: a base64 token and its rank on each line."""
+    lines = (base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ranks))
+    write_atomically(path, b"".join(lines))

@@ -13,6 +13,7 @@ An adapter cannot hold parameters that hang on a parent module (Qwen-VL's ``visu
 matrices that are no linear layer (Qwen-VL's ``attn_pool.attn.in_proj_weight``): those stay frozen, and it is said.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +28,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 from finetune.families.base import Family, ModulePaths
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import Mode
+from finetune.sharding import whole_shape
 
 COMPONENTS = ("vision", "connector", "language")
 OTHER = "other"  # parameters that a family's paths leave out
@@ -407,7 +409,7 @@ def decaying(model: nn.Module) -> set[str]:
     by_name = get_parameter_names(
         model, [nn.LayerNorm], [r"bias", r"layernorm", r"rmsnorm", r"(?:^|[._])norm(?:$|\.)"]
     )
-    axes = {name: len(_shape(parameter)) for name, parameter in model.named_parameters()}
+    axes = {name: len(whole_shape(parameter)) for name, parameter in model.named_parameters()}
     return {name for name in by_name if axes.get(name, 0) > 1}
 
 
@@ -464,15 +466,10 @@ def _row(
     )
 
 
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    """ZeRO-3 keeps a shard here and the whole shape there."""
-    return getattr(parameter, "ds_shape", parameter.shape)
-
-
 def _size(parameter: nn.Parameter) -> int:
     if parameter.dtype == torch.uint8:  # two 4-bit weights in each byte
         return parameter.numel() * 2
-    return _shape(parameter).numel()
+    return math.prod(whole_shape(parameter))
 
 
 def table_text(rows: Sequence[Row]) -> str:
@@ -526,6 +523,6 @@ def left_frozen(model: nn.Module, family: Family, plan: Plan) -> list[str]:
         mode = plan.modes.get(component)
         held = mode == "full" and plain not in twice
         unreached = mode == "lora" and component != "language" and plain.rpartition(".")[0] not in beside
-        if ".lora_" not in name and (held or (unreached and len(_shape(parameter)) > 1)):
+        if ".lora_" not in name and (held or (unreached and len(whole_shape(parameter)) > 1)):
             found.append(re.sub(r"(?<=\.)\d+(?=\.)", "N", plain))
     return list(dict.fromkeys(found))

@@ -17,6 +17,7 @@ Not counted: the device's own context, fragmentation, communication buckets, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -25,6 +26,7 @@ import torch
 from torch import nn
 
 from finetune.families.parts.modules import bare_model
+from finetune.sharding import whole_shape
 
 GIB = 2**30
 RESERVE_BYTES = 1.5 * GIB
@@ -196,9 +198,7 @@ def parameters_of(model: nn.Module) -> Parameters:
     trained = 0
     widths = [0]
     for parameter in bare_model(model).parameters():
-        count = int(
-            getattr(parameter, "ds_numel", parameter.numel())
-        )  # ZeRO-3 keeps a shard, and the size there
+        count = math.prod(whole_shape(parameter))
         resting += count * parameter.element_size()
         if parameter.dtype == torch.uint8:  # two 4-bit weights in each byte
             resting += 2 * count * NF4_CONSTANT_BITS / 8

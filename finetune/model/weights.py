@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from finetune import fields
 from finetune.families.parts.modules import bare_model
 from finetune.fields import TEXT, by_name, items, whole
+from finetune.sharding import whole_shape
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -254,11 +255,6 @@ def _file_names(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, tupl
     names = {id(stand_in): name for name, stand_in in stand_ins.items()}
     renamed = revert_weight_conversion(bare, stand_ins)
     return {file_name: (names.get(id(one)), tuple(one.shape)) for file_name, one in renamed.items()}
-
-
-def whole_shape(tensor: Tensor) -> Shape:
-    """The shape of a tensor; under ZeRO-3 that of the whole, of which a shard lies here."""
-    return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

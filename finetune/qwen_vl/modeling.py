@@ -24,6 +24,7 @@ from finetune.qwen_vl.visual import (
     sincos_table,
     with_grad_for_checkpoints,
 )
+from finetune.sharding import is_zero3
 
 BoolRows = Bool[Tensor, "batch tokens"]
 _OF_THE_LOSS = ("num_items_in_batch", "shift_labels")
@@ -286,7 +287,7 @@ class QwenVLModel(QwenVLPreTrainedModel):
         where weights are gathered as they are used, for different weights.
         """
         parameters = self.visual.parameters()
-        return self.training and any(p.requires_grad or hasattr(p, "ds_id") for p in parameters)
+        return self.training and any(p.requires_grad or is_zero3(p) for p in parameters)
 
     def _ntk_alpha(self, length: int, past: int | Tensor, cache: Cache | None) -> int:
         """Training never rescales; a call without a past chooses by its length, that of its longest sample where

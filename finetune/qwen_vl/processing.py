@@ -12,6 +12,7 @@ from transformers import ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import cached_file
 
+from finetune.files import write_atomically
 from finetune.qwen_vl.batching import Fitting, Row
 from finetune.qwen_vl.configuration import QwenVLConfig
 from finetune.qwen_vl.images import OPTIONS as IMAGE_OPTIONS
@@ -150,9 +151,8 @@ class QwenVLProcessor(ProcessorMixin):
         self.tokenizer.chat_template = self.chat_template  # which is saved with it
         self.tokenizer.save_pretrained(folder)
         settings = self.image_processor.to_dict() | {"processor_class": type(self).__name__}
-        temporary = folder / "preprocessor_config.json.partial"
-        temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / "preprocessor_config.json")
+        text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+        write_atomically(folder / "preprocessor_config.json", text.encode())
         return [str(path) for path in folder.iterdir()]
 
     # --- text and images ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import tiktoken
 from transformers import PreTrainedTokenizer
 
+from finetune.files import write_atomically
 from finetune.qwen_vl.options import check_options, check_variables
 from finetune.qwen_vl.rendering import CHAT_TEMPLATE, MARK, render, unmarked
 
@@ -451,10 +452,7 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         """Write the vocabulary as it was read, byte for byte."""
         target = Path(save_directory) / f"{filename_prefix + '-' if filename_prefix else ''}{VOCABULARY_NAME}"
         if target.resolve() != Path(self.vocab_file).resolve():
-            content = Path(self.vocab_file).read_bytes()
-            temporary = target.with_suffix(".partial")
-            temporary.write_bytes(content)
-            os.replace(temporary, target)
+            write_atomically(target, Path(self.vocab_file).read_bytes())
         return (str(target),)
 
     # --- lists of {"text"|"image"|"ref"|"box"|"quad"} ----------------------------------------------------

@@ -5,14 +5,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from finetune.distributed import reduced
 from finetune.families.base import Family
 from finetune.families.parts.modules import bare_model
 from finetune.model.adaptation import COMPONENTS, component_of
+from finetune.sharding import local_values
 
 logger = logging.get_logger(__name__)
 
@@ -78,7 +80,7 @@ class GradientCheck(TrainerCallback):
                 self.shards[index] = parameter
             partner = trained.get(_partner(name))
             if partner is not None:
-                self.partners[index] = _is_anything(_values(partner))
+                self.partners[index] = _is_anything(local_values(partner).detach())
 
     def _seen(self, index: int, gradient: Tensor) -> None:
         level = torch.where(_is_anything(gradient.detach()), THERE, ZERO).to(self.levels)
@@ -87,7 +89,7 @@ class GradientCheck(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         for index, parameter in self.shards.items():
             if parameter.grad is not None:
-                self._seen(index, _local(parameter.grad))
+                self._seen(index, local_values(parameter.grad))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.stepped = True
@@ -115,9 +117,7 @@ class GradientCheck(TrainerCallback):
         """The tensors still watched whose gradient is at fault, with its level; was there a picture, a sample?"""
         there = torch.tensor([self.pictures, self.samples]).to(self.levels)
         seen = torch.cat([self.levels, self.partners, there])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(seen, torch.distributed.ReduceOp.MAX)
-        *numbers, any_pictures, any_samples = seen.tolist()
+        *numbers, any_pictures, any_samples = reduced(seen, distributed.ReduceOp.MAX).tolist()
         levels, partners = numbers[: len(self.names)], numbers[len(self.names) :]
         at_fault = {
             name: level
@@ -145,15 +145,6 @@ def _partner(name: str) -> str:
             if here in name:
                 return name.replace(here, there)
     return ""
-
-
-def _values(parameter: nn.Parameter) -> Tensor:
-    """The values here: under ZeRO-3 and FSDP this process's shard, which may be empty."""
-    return _local(getattr(parameter, "ds_tensor", parameter)).detach()
-
-
-def _local(values: Tensor) -> Tensor:
-    return values.to_local() if isinstance(values, DTensor) else values
 
 
 def _is_anything(values: Tensor) -> Tensor:

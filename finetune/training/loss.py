@@ -1,14 +1,15 @@
 """The loss: nats of each trained token, normalised over the whole step, and its mean by source of the data."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, distributed
+from torch import Tensor
 
 from finetune.data.lengths import IGNORED
+from finetune.distributed import reduced
 
 
 def token_nats(
@@ -89,10 +90,3 @@ class Tally:
         for values in (self.samples, self.tokens, self.nats):
             values.zero_()
         return totals
-
-
-def reduced(values: Tensor, how: Any = distributed.ReduceOp.SUM) -> Tensor:
-    """The sum (or what ``how`` says) over all processes, in place."""
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(values, how)
-    return values

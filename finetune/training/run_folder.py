@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from finetune import fields
 from finetune.data.mixture import parse_source
 from finetune.fields import NULL, OBJECT, TEXT, TRUTH, by_name, items, number, one_of, whole
+from finetune.files import write_atomically
 from finetune.flags.arguments import Arguments
 from finetune.flags.parse import default_values
 from finetune.model import weights
@@ -338,9 +339,7 @@ def write_run(folder: Path, marks: dict[str, Any], *, finished: bool) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def clear(folder: Path) -> None:

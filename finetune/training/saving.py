@@ -13,6 +13,7 @@ from transformers import Trainer
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
 from finetune.model import adapters, weights
+from finetune.sharding import gathered, is_zero3
 from finetune.training import run_folder
 from finetune.training.guards import TrainingError
 
@@ -137,13 +138,9 @@ def gathered_tables(model: nn.Module) -> dict[str, Tensor]:
     frozen = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if ".modules_to_save." in name and not parameter.requires_grad and hasattr(parameter, "ds_id")
+        if ".modules_to_save." in name and not parameter.requires_grad and is_zero3(parameter)
     }
-    if not frozen:
-        return {}
-    import deepspeed  # .zero is an attribute, no module
-
-    with deepspeed.zero.GatheredParameters(list(frozen.values())):
+    with gathered(list(frozen.values())):
         return {name: parameter.detach().cpu().clone() for name, parameter in frozen.items()}
 
 

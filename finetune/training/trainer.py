@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from finetune.data.dataset import MOST_NAMES_SHOWN, Collator, ConversationDataset, Rows, blank_video
 from finetune.data.schedule import Schedule, StepShape
+from finetune.distributed import joined, reduced
 from finetune.families.base import Family
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
@@ -337,9 +338,7 @@ class FinetuneTrainer(SavingTrainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is None or self.args.fp16 or math.isfinite(norm):
             return norm
-        numbers = _of_all_processes(
-            [one for batch in self.batches for one in batch.about["samples"].tolist()]
-        )
+        numbers = joined([one for batch in self.batches for one in batch.about["samples"].tolist()])
         raise TrainingError(
             f"the gradient of step {self.state.global_step + 1} is not finite (norm {float(norm)}), though its loss "
             f"is; the step held\n{_listed(self._dataset, numbers)}\n{NOT_FINITE_REMEDY}"
@@ -396,7 +395,7 @@ class FinetuneTrainer(SavingTrainer):
 
     def _empty_steps_taken(self) -> int:
         """Steps since the last log whose samples were all left out, on every process; their loss is no 0."""
-        tokens = loss.reduced(torch.tensor(self.step_tokens, device=self.args.device))
+        tokens = reduced(torch.tensor(self.step_tokens, device=self.args.device))
         found = int((tokens == 0).sum())
         self.step_tokens.clear()
         self.empty_steps += found
@@ -405,9 +404,7 @@ class FinetuneTrainer(SavingTrainer):
     def _of_training(self) -> dict[str, float]:
         totals, names = self.trained.taken(), self.names
         # The slowest process makes all others wait.
-        waited = loss.reduced(
-            torch.tensor(self.clock.taken(), device=self.args.device), distributed.ReduceOp.MAX
-        )
+        waited = reduced(torch.tensor(self.clock.taken(), device=self.args.device), distributed.ReduceOp.MAX)
         shown = {"waiting for data (share)": waited.item()}
         self.samples_by_source += totals.samples
         if len(names) == 1:
@@ -437,7 +434,7 @@ class FinetuneTrainer(SavingTrainer):
         return result
 
     def _say_left_out(self) -> None:
-        faults = sorted({*_of_all_processes([*self.left_out])})
+        faults = sorted({*joined([*self.left_out])})
         if not faults:
             return
         heading = f"{len(faults):,} sample{'s' if len(faults) > 1 else ''} could not be read, left out:"
@@ -460,15 +457,6 @@ def _spread(logs: dict[str, float], name: str, steps: int, empty: int) -> None:
         logs.pop("grad_norm", None)
     elif empty:
         logs[name] *= steps / (steps - empty)
-
-
-def _of_all_processes(items: list[Any]) -> list[Any]:
-    """The lists of all processes, one after another, on each of them."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return items
-    parts: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, items)
-    return [one for part in parts for one in part]
 
 
 def log_folder(args: TrainingArguments) -> Path:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from diagnostics import compare, inspect, render
 from diagnostics.fusion import __main__ as fusion
-from diagnostics.records import files
+from finetune import files
 from tests.diagnostics.show_samples import run_folder
 
 

@@ -857,7 +857,7 @@ def test_a_probe_that_cannot_be_written_leaves_nothing_and_says_so(tmp_path, pic
     file = ProbeFile(tmp_path / "probes.json")
     asked = Asked("what?", "a cat", (Upload.read(picture),))
     monkeypatch.setattr(
-        "diagnostics.records.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
+        "finetune.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
     )
     with pytest.raises(ValueError, match="probes.json could not be written"):
         file.add(a_trace(), asked, written(id="cat-1"))

@@ -123,7 +123,7 @@ def test_what_is_kept_is_what_was_counted(tmp_path: Path):
     again = measure(SAMPLES, Processor(), Grid(), cache_dir=tmp_path)
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
     again.tokens[0] = 3  # an array of one's own
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("harm", [lambda c: c[:-1], lambda c: b"", lambda c: bytes([c[0] ^ 1]) + c[1:]])
