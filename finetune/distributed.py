@@ -52,7 +52,7 @@ def decided_by_first(decide: Callable[[], T]) -> T:
     return outcome[0]  # type: ignore[no-any-return]
 
 
-def gathered(mine: T) -> list[T]:
+def gathered(mine: Any) -> list[Any]:
     """The values of all ranks, in their order, on every rank."""
     _, ranks = rank_and_world_size()
     if ranks == 1:
