@@ -1,8 +1,11 @@
 """Pictures with boxes → corrective training data, and probes of other pictures: ``python -m finetune.corrective``.
 
-annotations   what lies where in each picture          geometry   which relation two boxes are in
-names         what things are called, in two languages
-relations buildings general own                        pictures → questions, one module a kind of question
-choosing      which pictures are held out, and which questions are asked
-writing       the two files, checked and whole         probe_file   the rules of probe files
+annotations         the boxes and categories of each picture
+box_relations       which relation two boxes are in
+category_names      the Chinese and English names of categories
+relation_questions, building_questions, general_questions, user_templates
+                    pictures → questions, one module for each kind of question
+sampling            which pictures are held out, and which questions become samples and probes
+writing             the two files, checked before they are put in place
+probe_file          the rules of probe files
 """

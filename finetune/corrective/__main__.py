@@ -27,14 +27,14 @@ from finetune.corrective.scenes import Language, Question, Scene
 from finetune.corrective.writing import DATA_FILE, PROBE_FILE, write
 
 LEAST_PROBES, GOOD_PROBES = 20, 40
-"""Groups below the first are reported as too few to judge by; the second is what a verdict is sure with."""
+"""Groups with fewer probes than the first get no verdict; the second is enough for a reliable one."""
 BUILT_IN = ("relations", "spheres")
 
 Ask = Callable[[Scene, Random], Iterator[Question]]
 
 
 class Made(NamedTuple):
-    """What a call made."""
+    """The result of ``make``."""
 
     scenes: list[Scene]
     training: list[Asked]
@@ -42,7 +42,7 @@ class Made(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit code. What is wrong with the input is one message."""
+    """Run the program; returns its exit code. Faults of the input are printed as one message."""
     options = parser().parse_args(arguments)
     try:
         made = make(options)
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make(options: argparse.Namespace) -> Made:
     """Pictures → questions → the two files.
 
-    Raises ValueError with everything that is found wrong with flags, annotations, names or templates.
+    Raises ValueError that lists every fault of the flags, or of the annotations, the names or a template file.
     """
     _check(options)
     scenes = read_scenes(
@@ -74,7 +74,7 @@ def make(options: argparse.Namespace) -> Made:
         rng = Random(f"ask/{options.seed}/{scenes[place].digest}")
         return [question for one in asking for question in one(scenes[place], rng)]
 
-    # Of all pictures only the topics are held: the questions themselves would fill the memory.
+    # Only the topics of each picture are kept: the questions themselves would fill the memory.
     topics, trained = _topics(len(scenes), ask)
     if not trained:
         raise ValueError(_nothing(options, categories))
@@ -85,13 +85,13 @@ def make(options: argparse.Namespace) -> Made:
     for what, found in (("training sample", training), ("probe", probes)):
         if not found:
             raise ValueError(
-                f"{len(train_on)} pictures to train on and {len(held_out)} held out give no {what}; give more "
+                f"{len(train_on)} training pictures and {len(held_out)} held-out pictures give no {what}; give more "
                 "pictures, or another --held_out"
             )
     write(options.output_dir, training, probes, overwrite=options.overwrite)
     if names.without_chinese:
         print(
-            f"without a Chinese name, written as they are: {', '.join(sorted(names.without_chinese))}; see --names"
+            f"no Chinese name, so written as annotated: {', '.join(sorted(names.without_chinese))}; see --names"
         )
     return Made(scenes, training, probes)
 
@@ -108,47 +108,54 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("--images", type=Path, required=True, help="the folder of the pictures")
+    add("--images", type=Path, required=True, help="folder with the pictures")
     add(
         "--boxes",
         type=Path,
         required=True,
-        help="COCO's annotations (.json), or training data with <ref> and <box>",
+        help="COCO annotations (.json), or training data with <ref> and <box>",
     )
-    add("--output_dir", type=Path, required=True, help=f"where {DATA_FILE} and {PROBE_FILE} go")
+    add("--output_dir", type=Path, required=True, help=f"folder for {DATA_FILE} and {PROBE_FILE}")
     add(
         "--templates",
         nargs="+",
         default=["relations"],
         metavar="relations|spheres|FILE",
-        help="what is asked (default: relations)",
+        help="kinds of questions to make (default: relations)",
     )
     add(
         "--relations",
         nargs="+",
         default=list(RELATIONS),
         choices=RELATIONS,
-        help="those to train; the others are probed as neighbours (default: all)",
+        help="relations to train; the others are only probed, as neighbour (default: all)",
     )
-    add("--names", type=Path, help="names of categories, and which buildings are mistaken for which (.json)")
-    add("--language", choices=("zh", "en", "both"), default="both", help="(default: both)")
-    add("--held_out", type=float, default=0.2, help="share of the pictures that are probes (default: 0.2)")
-    add("--per_picture", type=int, default=6, help="most training questions a picture (default: 6)")
-    add("--most_samples", type=int, help="most training samples in all (default: no bound)")
-    add("--probes_per_group", type=int, default=GOOD_PROBES, help="most probes a group (default: 40)")
+    add("--names", type=Path, help="names of categories, and what each building is mistaken for (.json)")
+    add(
+        "--language",
+        choices=("zh", "en", "both"),
+        default="both",
+        help="language of the questions (default: both)",
+    )
+    add(
+        "--held_out", type=float, default=0.2, help="share of the pictures held out for probes (default: 0.2)"
+    )
+    add("--per_picture", type=int, default=6, help="maximum training questions per picture (default: 6)")
+    add("--most_samples", type=int, help="maximum training samples in total (default: no limit)")
+    add("--probes_per_group", type=int, default=GOOD_PROBES, help="maximum probes per group (default: 40)")
     add(
         "--box_units",
         choices=("pixels", "thousandths"),
-        help="what bbox_2d and objects.bbox are, in training data that has them",
+        help="unit of bbox_2d and objects.bbox, in training data that has them",
     )
     add(
         "--on_bad_picture",
         choices=("error", "drop"),
         default="error",
-        help="stop at pictures with faults, or leave them out (default: error)",
+        help="stop at faulty pictures, or leave them out (default: error)",
     )
-    add("--overwrite", type=_truth, default=False, metavar="True", help="replace files that are there")
-    add("--seed", type=int, default=0, help="of every choice made by chance (default: 0)")
+    add("--overwrite", type=_truth, default=False, metavar="True", help="replace existing files")
+    add("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
     return made
 
 
@@ -172,7 +179,7 @@ def _check(options: argparse.Namespace) -> None:
             )
     if "spheres" in options.templates and options.names is None:
         faults.append(
-            "--templates spheres: needs --names, which says what the buildings are called and mistaken for"
+            "--templates spheres: needs --names, which names the buildings and what each is mistaken for"
         )
     if not 0 < options.held_out < 1:
         faults.append(
@@ -189,7 +196,7 @@ def _check(options: argparse.Namespace) -> None:
 def _asking(
     options: argparse.Namespace, names: Names, categories: set[str], language: Language | None
 ) -> list[Ask]:
-    """What asks about a picture, one for each kind of question; what must not be forgotten is asked always."""
+    """A function for each kind of question; those about what must not be forgotten are always among them."""
     asking: list[Ask] = []
     for template in options.templates:
         if template == "relations":
@@ -219,7 +226,7 @@ def _ask_own(
 
 
 def _topics(count: int, ask: Callable[[int], Sequence[Question]]) -> tuple[dict[int, Topics], bool]:
-    """What each picture can be asked about, of those that can be; and whether any question can be trained."""
+    """The topics of each picture that has any question; and whether any of the questions may be trained."""
     found: dict[int, Topics] = {}
     trained = False
     for place in tqdm(range(count), desc="asking", unit="picture", delay=2):
@@ -233,14 +240,14 @@ def _topics(count: int, ask: Callable[[int], Sequence[Question]]) -> tuple[dict[
 def _nothing(options: argparse.Namespace, categories: set[str]) -> str:
     shown = sorted(categories)[:20]
     return (
-        f"{options.boxes}: no picture gives a question of --templates {' '.join(options.templates)}. The categories "
-        f"are {', '.join(shown)}. relations needs two things of which there is one each, clearly placed; spheres "
-        "needs one building of --names in a picture"
+        f"{options.boxes}: found no question for --templates {' '.join(options.templates)} in any picture. The "
+        f"categories are {', '.join(shown)}. relations needs two categories with one box each in a picture, in an "
+        "unambiguous position; spheres needs exactly one building of --names in a picture"
     )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is said at the end
+# The summary
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -257,13 +264,13 @@ def summary(made: Made, folder: Path) -> list[str]:
     for group, probes in groups.items():
         if probes < LEAST_PROBES:
             lines.append(
-                f"{group}: {probes} probes, expected at least {LEAST_PROBES}, better {GOOD_PROBES}: fewer are reported "
-                "as too few to judge by; give more pictures, or a larger --held_out"
+                f"{group}: {probes} probes, expected at least {LEAST_PROBES}, better {GOOD_PROBES}: with fewer there "
+                "is no verdict; give more pictures, or a larger --held_out"
             )
     if general_questions.GROUP not in groups:
         lines.append(
-            f"{general_questions.GROUP}: no probes; of all categories none is left that is not corrected itself, so "
-            "annotate other things too, or add probes of what must not be forgotten by hand"
+            f"{general_questions.GROUP}: no probes: every annotated category is itself corrected; annotate other "
+            "categories too, or add probes of what must not be forgotten by hand"
         )
     for name, asked in (("a sample", made.training[0]), ("a probe", made.probes[0])):
         lines.append(f"{name} ({asked.scene.image.name}):")
@@ -272,7 +279,7 @@ def summary(made: Made, folder: Path) -> list[str]:
 
 
 def _counts(asked: Sequence[Asked], key: Callable[[Asked], str]) -> Iterator[str]:
-    """A line for each kind: how many, and how often each answer is right."""
+    """A line for each kind: its count, and how often each answer is the right one."""
     kinds = count(asked, key)
     width = max(map(len, kinds))
     for kind, number in kinds.items():

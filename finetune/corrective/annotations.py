@@ -1,7 +1,7 @@
-"""What lies where: COCO's annotations, or Qwen-VL's data with <ref> and <box>, against the pictures themselves.
+"""Boxes and categories from COCO annotations or Qwen-VL data with <ref> and <box>, checked against the pictures.
 
-A box that does not fit its picture is a fault: a picture that was resized or turned after it was annotated would teach,
-and probe, the wrong places.
+A box that does not fit its picture is a fault: a picture that was resized or rotated after it was annotated would teach
+and probe the wrong places.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ from finetune.samples.workers import in_chunks
 OnBadPicture = Literal["error", "drop"]
 
 SLACK_PIXELS = 1.0
-"""COCO's own boxes end up to a pixel outside, from rounding; such are cut to the picture."""
+"""COCO's own boxes reach up to a pixel outside, from rounding; they are clipped to the picture."""
 
 
 class _Annotated(NamedTuple):
-    """A picture as annotated, before it is looked at.
+    """A picture as annotated, before its file is opened.
 
-    where    the words by which a fault names it
-    size     width and height as annotated, None where they are not
-    things   category and box x0 y0 x1 y1 in pixels, each with the words that name it
-    faults   what is wrong with its annotation alone
+    where    how a fault names it
+    size     width and height as annotated; None where the annotation has none
+    things   category and box x0 y0 x1 y1 in pixels, each with how a fault names it
+    faults   of the annotation alone
     """
 
     image: Path
@@ -51,9 +51,9 @@ def read_scenes(
 ) -> list[Scene]:
     """The pictures of an annotation file that have boxes, in its order, with their sizes and digests.
 
-    images           the folder that file names of pictures begin in
-    box_units        what bbox_2d and objects.bbox are, where the file is training data with those
-    on_bad_picture   "drop" leaves out a picture with any fault, and says which
+    images           the folder that the pictures' file names are relative to
+    box_units        the unit of bbox_2d and objects.bbox, where the file is training data that has them
+    on_bad_picture   "drop" leaves out every picture with a fault, and reports it
 
     Raises ValueError that lists every fault: which entry, what was found, what was expected.
     """
@@ -64,11 +64,11 @@ def read_scenes(
     else:
         annotated = list(_markup(path, images, box_units, on_bad_picture, say))
     del content
-    scenes, faults = _looked_at(annotated)
+    scenes, faults = _checked(annotated)
     if faults and on_bad_picture == "error":
         raise ValueError(f"{listed(path, faults)}\nor leave such pictures out: --on_bad_picture drop")
     if faults:
-        say(f"{listed(path, faults, most=20)}\nleft out, as --on_bad_picture drop says")
+        say(f"{listed(path, faults, most=20)}\nleft out (--on_bad_picture drop)")
     if not scenes:
         raise ValueError(f"{path}: no picture with boxes is left")
     return scenes
@@ -170,7 +170,7 @@ def _markup(
 ) -> Iterator[_Annotated]:
     """``<ref>the cat</ref><box>(10,20),(500,900)</box>``, in whichever turn: the category is "the cat".
 
-    What several conversations say about one picture is put together; a box that is said twice is one.
+    Boxes of one picture are collected from all its conversations; a repeated box counts once.
     """
     conversations = source.read(
         path,
@@ -196,7 +196,9 @@ def _markup(
 def _with_box(picture: _Annotated, ref: ImageRef, box: BoxRef, where: str) -> _Annotated:
     assert ref.size_pixels is not None
     if ref.data is not None:
-        fault = f"{where}: the picture is inside the data, expected a file, which the new data can name"
+        fault = (
+            f"{where}: the picture is embedded in the data, expected a file that the new data can refer to"
+        )
         return picture._replace(faults=(*picture.faults, fault))
     if box.label is None or not box.label.strip():
         fault = (
@@ -219,23 +221,23 @@ def _with_box(picture: _Annotated, ref: ImageRef, box: BoxRef, where: str) -> _A
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _looked_at(annotated: Sequence[_Annotated]) -> tuple[list[Scene], list[str]]:
-    """Pictures with things and without faults, and all faults."""
+def _checked(annotated: Sequence[_Annotated]) -> tuple[list[Scene], list[str]]:
+    """The pictures that have boxes and no fault, and all faults."""
     worth = [one for one in annotated if one.things or one.crowds or one.faults]
 
     def work(chunk: range) -> list[Scene | list[str]]:
-        return [_look(worth[index]) for index in chunk]
+        return [_check(worth[index]) for index in chunk]
 
     found = [
         one
-        for _, part in in_chunks(work, len(worth), workers=None, doing="looking at pictures")
+        for _, part in in_chunks(work, len(worth), workers=None, doing="checking pictures")
         for one in part
     ]
     scenes = [one for one in found if isinstance(one, Scene)]
     return scenes, [fault for one in found if isinstance(one, list) for fault in one]
 
 
-def _look(annotated: _Annotated) -> Scene | list[str]:
+def _check(annotated: _Annotated) -> Scene | list[str]:
     faults = list(annotated.faults)
     if not annotated.image.is_file():
         return [*faults, f"{annotated.where}: there is no picture {str(annotated.image)!r}; see --images"]
@@ -245,11 +247,11 @@ def _look(annotated: _Annotated) -> Scene | list[str]:
         return [*faults, f"{annotated.where}: {error}"]
     if annotated.size is not None and tuple(annotated.size) != size:
         turned = tuple(reversed(annotated.size)) == size
-        how = "it was annotated lying on its side" if turned else "it was resized since"
+        how = "it was annotated in another orientation" if turned else "it was resized after it was annotated"
         found = f"{size[0]} × {size[1]} pixels, annotated as {annotated.size[0]} × {annotated.size[1]}"
         return [
             *faults,
-            f"{annotated.where}: found {found}; {how}, so its boxes are elsewhere: take the original picture",
+            f"{annotated.where}: found {found}; {how}, so its boxes do not fit: use the original picture",
         ]
     things = []
     for where, thing in annotated.things:
@@ -269,7 +271,7 @@ def _look(annotated: _Annotated) -> Scene | list[str]:
 
 
 def _cut(box: Box, size: tuple[int, int]) -> Box | None:
-    """The box cut to the picture; None where it is empty, or sticks out by more than rounding."""
+    """The box clipped to the picture; None where it is empty, or reaches outside by more than rounding."""
     x0, y0, x1, y1 = box
     if min(x0, y0) < -SLACK_PIXELS or x1 > size[0] + SLACK_PIXELS or y1 > size[1] + SLACK_PIXELS:
         return None

@@ -1,4 +1,4 @@
-"""Which relation are two boxes in: yes, no, or too doubtful to ask.
+"""Whether a relation holds between two boxes: yes, no, or too ambiguous to ask.
 
 All that is known is two boxes in a flat picture, so each relation asks for a margin, and what lies between yes and no
 is ``None``. Sizes are those of the smaller of the two boxes, w wide and h high.
@@ -17,10 +17,10 @@ is ``None``. Sizes are those of the smaller of the two boxes, w wide and h high.
                no   a gap of twice the larger width
 
 ``on`` and ``inside`` cannot be told from "in front of" by boxes: ask only for pairs that are known to carry or hold
-one another (``names.Name``). ``above`` and ``below`` are of the picture, not of the world: who sits behind a pizza is
-above it, so questions say "in the picture". Relations read off annotated boxes are not new (the test sets from COCO
+one another (``category_names.Name``). ``above`` and ``below`` are of the picture, not of the world: a person behind
+a pizza is above it, so questions say "in the picture". Relations read off annotated boxes are not new (the test sets from COCO
 and GQA of Kamath, Hessel and Chang, "What's 'up' with vision-language models?", arXiv 2310.19785); the margins, and
-what is too doubtful to ask, are ours, set by hand.
+what is too ambiguous to ask, are ours, set by hand.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 
 def holds(relation: str, a: Box, b: Box) -> Verdict:
-    """Is ``a`` left of (above, on, ...) ``b``? None where it is doubtful.
+    """Is ``a`` left of (above, on, ...) ``b``? None where it is ambiguous.
 
     A cat (40, 10, 60, 30) and a bench (20, 28, 90, 60): on, and neither above nor below.
     """
@@ -49,7 +49,7 @@ def _heights(a: Box, b: Box) -> tuple[float, float]:
 
 
 def _shared(a: Box, b: Box, axis: int) -> float:
-    """Length that both cover on an axis; negative: the gap between them."""
+    """The length that both cover on an axis; where negative, the gap between them."""
     return min(a[axis + 2], b[axis + 2]) - max(a[axis], b[axis])
 
 
@@ -64,7 +64,7 @@ def _above(a: Box, b: Box) -> bool:
 
 
 def _one_of(yes: Callable[[Box, Box], bool]) -> Callable[[Box, Box], Verdict]:
-    """A relation that is wrong where it holds the other way round."""
+    """A relation that is false where its converse holds."""
 
     def verdict(a: Box, b: Box) -> Verdict:
         forward, backward = yes(a, b), yes(b, a)

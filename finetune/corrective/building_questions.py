@@ -1,4 +1,4 @@
-"""Questions about buildings that are told by their parts: is this the Oriental Pearl Tower or the Canton Tower?
+"""Questions about buildings that their parts identify: is this the Oriental Pearl Tower or the Canton Tower?
 
 A building is a category with a ``foil`` in ``--names``, and its evidence are the boxes of other categories that lie on
 it. What is this tower called (groups ``sphere-building``, and ``neighbour`` for buildings without evidence of their
@@ -47,9 +47,10 @@ MOST_COUNTED = 10
 
 
 def ask(scene: Scene, names: Names, language: Language | None, rng: Random) -> Iterator[Question]:
-    """Every question about the building of a picture; none where there are several, for "this tower" is none then.
+    """Every question about the building of a picture; none where there are several, since "this tower"
+    would be ambiguous.
 
-    language   None: either, by chance, for each question
+    language   None: chosen at random for each question
     """
     found = [thing for thing in scene.things if thing.category in names.buildings]
     if len(found) != 1 or scene.crowds & names.buildings.keys():
@@ -93,7 +94,7 @@ class _Building:
         )
 
     def _has(self, language: Language, rng: Random) -> Iterator[Question]:
-        """Yes of its own evidence; no of the others', where it is not annotated either."""
+        """Yes for its own evidence; no for the evidence of other buildings, where none is annotated in the picture."""
         others = {part for name in self.names.buildings.values() for part in name.evidence}
         there = {thing.category for thing in self.scene.things} | self.scene.crowds
         for part in sorted(self.parts.keys() | (others - there - set(self.name.evidence))):

@@ -1,4 +1,4 @@
-"""What categories are called in Chinese and English, and what can carry or hold what.
+"""The Chinese and English names of categories, and which of them can carry or hold which.
 
 The 80 categories of COCO (Lin et al., arXiv 1405.0312) are known. Others come from ``--names``:
 
@@ -21,16 +21,16 @@ from finetune.corrective.scenes import Language
 
 @dataclass(frozen=True)
 class Name:
-    """What a category is called, and what may be asked of it.
+    """The names of a category, and what may be asked about it.
 
-    zh, en      as it stands in a sentence; en with "the" where it is the name of one thing alone
+    zh, en      as used in a sentence; en with "the" where it is a proper name
     en_a        with its indefinite article, where that is not a or an by the first letter ("broccoli")
     en_plural   where it is not made with -s; the same as ``en`` for words that are plural ("skis")
     carries     categories that may be on it; holds: that may be inside it
     foil        what a building is mistaken for, by language; only buildings have one
-    evidence    categories of the parts by which a building is told
+    evidence    categories of the parts that identify a building
     kind        what sort of building it is, by language
-    group       of the probes that ask for its name
+    group       the group of the probes that ask for its name
     """
 
     zh: str
@@ -145,7 +145,7 @@ COCO: dict[str, Name] = {
 class Names:
     """Names by category: given ones, then COCO's, then the category itself.
 
-    without_chinese   categories asked for that have no Chinese name
+    without_chinese   categories that a Chinese question needed and that have no Chinese name
     """
 
     def __init__(self, given: Mapping[str, Name] | None = None) -> None:
@@ -157,7 +157,7 @@ class Names:
         return known or Name(category, category)
 
     def word(self, category: str, language: Language) -> Name:
-        """The name for a sentence in this language; where Chinese has none it is noted."""
+        """The name for a sentence in this language; a missing Chinese name is recorded."""
         if language == "zh" and category not in self.given and category not in COCO:
             self.without_chinese.add(category)
         return self[category]
@@ -180,7 +180,7 @@ _KEYS = (*_TEXTS, *_LISTS, "foil", "kind")
 def read_names(path: Path, categories: Iterable[str]) -> Names:
     """Read a file of names.
 
-    categories   that the annotations have: whatever the file names besides is a fault, mostly a misspelt word
+    categories   of the annotations: any other category in the file is a fault, mostly a misspelling
 
     Raises ValueError with every fault: which category and field, found, expected.
     """
@@ -252,9 +252,9 @@ def _entry_faults(
     yield from _pair_faults("kind", entry.get("kind"), ())
     yield from _pair_faults("foil", entry.get("foil"), [other for other in content if other != category])
     if "evidence" in entry and "foil" not in entry:
-        yield "evidence: is of a building, which needs a foil too: the name that it is mistaken for"
+        yield "evidence: needs a foil too, the name that the building is mistaken for"
     if category not in annotated and "foil" in entry:
-        yield f"is in no annotation: {unknown_word(category, annotated)}"
+        yield f"not in the annotations: {unknown_word(category, annotated)}"
 
 
 def _pair_faults(key: str, value: Any, others: Iterable[str]) -> Iterator[str]:

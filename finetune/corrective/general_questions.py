@@ -1,4 +1,4 @@
-"""Questions that a correction must not change the answers of: what is in the picture at all?
+"""Questions whose answers a correction must not change: is there a dog in the picture?
 
 Asked in probes of the group ``retention`` alone, never trained: whether a category is there, yes and no equally often
 (POPE: Li et al., "Evaluating object hallucination in large vision-language models", arXiv 2305.10355, of which this is
@@ -14,7 +14,7 @@ from finetune.corrective.scenes import Language, Question, Scene, either
 
 GROUP = "retention"
 ABSENT_ASKED = 2
-"""Categories that are not there, asked of a picture; the choice of probes evens yes and no out."""
+"""Absent categories asked about per picture; the choice of probes balances yes and no."""
 
 _ASKED: dict[Language, tuple[str, ...]] = {
     "en": ("{Is} there {a} in the picture?", "Can you see {a} in this picture?"),
@@ -28,7 +28,7 @@ def ask(
 ) -> Iterator[Question]:
     """Presence of every category of a picture, and of some that are not in it.
 
-    categories   that may be asked about
+    categories   those that may be asked about
     """
     there = {thing.category for thing in scene.things}
     absent = sorted(set(categories) - there - scene.crowds)

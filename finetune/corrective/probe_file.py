@@ -1,7 +1,6 @@
 """The rules of probe files, version 1, for the side that writes them.
 
-Training must not import what measures it, so the rules stand here once more; a test holds them to those by which the
-monitor reads the file.
+finetune does not import diagnostics, so the rules are repeated here; a test keeps them equal to those of the monitor.
 """
 
 import re
@@ -19,7 +18,7 @@ IDENTITY = re.compile(r"(?!\.)[\w.\-]{1,120}")
 
 
 def faults(content: Any, folder: Path) -> list[str]:
-    """What is wrong with the content of a probe file that lies in ``folder``; [] for nothing."""
+    """The faults of the content of a probe file in ``folder``; [] where there are none."""
     if not isinstance(content, dict) or content.get("version") != VERSION:
         return [f'expected {{"version": {VERSION}, "probes": [...]}}']
     probes = content.get("probes")

@@ -1,8 +1,9 @@
-"""Questions about where things are to each other, from their boxes.
+"""Questions about the spatial relation of two things, from their boxes.
 
-Of each pair of things of which there is one each: is the cat on the bench (yes and no equally often, for each
+About each pair of categories with one box each: is the cat on the bench (yes and no equally often, for each
 relation), is it to the left or to the right, on which side, where is the cat, what is on the bench, and "find the cat
-on the bench", whose answer is a box. Which pairs are asked about: ``geometry``; what can carry or hold what: ``names``.
+on the bench", whose answer is a box. Which pairs are asked about: ``box_relations``; what can carry or hold what:
+``category_names``.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -32,7 +33,7 @@ _WORDS: dict[Language, dict[str, str]] = {
         "next to": "旁边",
     },
 }  # fmt: skip
-"""The word that says the relation, as it stands in questions and answers."""
+"""The word for the relation in questions and answers."""
 
 _ASKED: dict[Language, dict[str, tuple[str, ...]]] = {
     "en": {
@@ -78,17 +79,17 @@ _ANSWERS: dict[Language, dict[str, dict[str, str]]] = {
     },
 }  # fmt: skip
 _ELSEWHERE = {"on": "below", "inside": "next to"}
-"""Where a thing is said to be by mistake, by where it is."""
+"""The relation of the foil, by the true relation."""
 _UNDER: dict[str, str] = {"below": "{o}下面"}  # of a table, rather than somewhere lower in the picture
 
 
 def ask(
     scene: Scene, names: Names, relations: Collection[str], language: Language | None, rng: Random
 ) -> Iterator[Question]:
-    """Every question about relations that a picture answers without doubt.
+    """Every question about relations that a picture answers unambiguously.
 
-    relations   those that are trained; the others are asked in probes of the group ``neighbour``
-    language    None: either, by chance
+    relations   those that are trained; the others are only probed, in the group ``neighbour``
+    language    None: chosen at random
     """
     for subject, thing in scene.pairs():
         if _alike(names[subject.category], names[thing.category]):
@@ -115,7 +116,7 @@ def _alike(one: Name, other: Name) -> bool:
 
 
 def _may(relation: str, subject: AnnotatedBox, thing: AnnotatedBox, names: Names) -> bool:
-    """Can the one be on or in the other at all? Boxes cannot tell that from "in front of"."""
+    """Can one be on or in the other at all? Boxes cannot tell that from "in front of"."""
     if relation == "on":
         return subject.category in names[thing.category].carries
     if relation == "inside":

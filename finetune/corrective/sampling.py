@@ -1,4 +1,4 @@
-"""Which pictures are held out for probes, and which of all possible questions are asked."""
+"""Which pictures are held out for probes, and which of all possible questions become samples and probes."""
 
 import itertools
 import random
@@ -21,9 +21,9 @@ class Asked(NamedTuple):
 
 
 Topics = frozenset[tuple[str, str]]
-"""Groups and topics that a picture can be asked about."""
+"""The (group, topic) pairs that a picture has questions for."""
 Ask = Callable[[int], Sequence[Question]]
-"""Place of a picture → every question about it, the same ones each time."""
+"""Index of a picture → every question about it, the same ones each time."""
 
 
 def topics_of(questions: Iterable[Question]) -> Topics:
@@ -33,10 +33,10 @@ def topics_of(questions: Iterable[Question]) -> Topics:
 def hold_out(
     scenes: Sequence[Scene], topics: Mapping[int, Topics], share: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Pictures for training, and pictures for probes: places in ``scenes``, in order.
+    """Pictures for training, and pictures for probes: indices into ``scenes``, in order.
 
-    Every topic gives its share, as far as pictures can be divided: pictures are sorted by the topics that they can
-    be asked about, and every 1 / share-th is held out. Copies of a file go to one side together.
+    The split is stratified by topic: pictures are sorted by the topics that they have questions for, and every
+    1 / share-th is held out. Copies of a file go to the same side.
     """
     copies: dict[str, list[int]] = defaultdict(list)
     for place in sorted(topics):
@@ -59,10 +59,10 @@ def hold_out(
 def for_training(
     scenes: Sequence[Scene], places: Sequence[int], ask: Ask, *, per_picture: int, most: int | None, seed: int
 ) -> list[Asked]:
-    """At most ``per_picture`` questions of each picture, at most ``most`` in all, in the order of chance.
+    """At most ``per_picture`` questions of each picture, at most ``most`` in total, in random order.
 
-    Kinds of question that were asked least come first. Where answers contrast (yes and no, left and right), what one
-    of them has too much is taken out again, so that the answer cannot be guessed from the form of the question.
+    The least frequent kinds of question come first. Where answers contrast (yes and no, left and right), the surplus of
+    the more frequent one is dropped, so that the answer cannot be guessed from the form of the question.
     """
     asked = itertools.islice(_evenly(_shuffled(places, seed), ask, _is_trained, per_picture, seed), most)
     chosen = _balanced([Asked(scenes[place], question) for place, question in asked])
@@ -89,9 +89,9 @@ def for_probes(
 ) -> list[Asked]:
     """At most ``per_group`` questions of each group, no picture twice in a group, groups one after another.
 
-    Probes of one picture would rise and fall together, and count as less than their number says. Where there are more
-    pictures than are wanted, those wait that would make one answer more frequent than the one against it. Where all
-    are wanted, those with the fewest kinds of question come first, and the others make up for them.
+    Probes of one picture are correlated, so they would count for less than their number. Where there are more pictures
+    than needed, those that would make one answer more frequent than its opposite wait. Where all are needed, those
+    with the fewest kinds of question come first, and the others balance them.
     """
     chosen: list[Asked] = []
     for group in sorted({group for place in places for group, _ in topics[place]}):
@@ -111,7 +111,7 @@ def for_probes(
 
 
 def _freedom(ask: Ask, wanted: Callable[[Question], bool], place: int) -> int:
-    """Kinds of question that there are of a picture."""
+    """How many kinds of question a picture has."""
     return len({question.kind for question in ask(place) if wanted(question)})
 
 
@@ -130,12 +130,12 @@ def _evenly(
     *,
     patient: bool = False,
 ) -> Iterator[tuple[int, Question]]:
-    """At most ``most`` questions of each picture, in this order, of the kinds that were chosen least until then.
+    """At most ``most`` questions of each picture, in this order, of the kinds chosen least so far.
 
-    An answer that was chosen less often than the one against it comes before all. Which kind was chosen least is asked
-    from coarse to fine: the topic, then form, answer and language too.
+    An answer chosen less often than its opposite comes first. Which kind was chosen least is decided from coarse to
+    fine: by topic, then also by form, answer and language.
 
-    patient   a picture that has only answers that are ahead of those against them waits until all others had their turn
+    patient   a picture whose answers are all ahead of their opposites waits until all others had their turn
     """
     waiting: list[int] = []
     counts: Counter[tuple[str, ...]] = Counter()
@@ -170,7 +170,7 @@ def _keys(question: Question) -> tuple[tuple[str, ...], ...]:
 
 
 def _balanced(asked: Sequence[Asked]) -> list[Asked]:
-    """Without what an answer has more, in its language, than the one against it, in the same order."""
+    """Without the surplus of an answer over its opposite in the same language; the order is kept."""
     counts = Counter(_said(question, question.label) for _, question in asked if question.against)
     used: Counter[tuple[str, ...]] = Counter()
     kept: list[Asked] = []
@@ -190,11 +190,11 @@ def _said(question: Question, label: str) -> tuple[str, ...]:
 
 
 def _contrast(question: Question) -> tuple[str, ...]:
-    """Within what answers contrast: yes and no for each relation, left and right over both."""
+    """The set within which answers contrast: yes and no for each relation, left and right over both relations."""
     topic = question.topic if question.label in ("yes", "no") else ""
     return ("contrast", question.group, topic, question.form)
 
 
 def count(asked: Iterable[Asked], key: Callable[[Asked], str]) -> dict[str, int]:
-    """How many there are of each, in the order of their names."""
+    """The count of each key, sorted by key."""
     return dict(sorted(Counter(map(key, asked)).items()))

@@ -1,4 +1,4 @@
-"""A picture with what lies where in it, and a question about it."""
+"""A picture with its annotated boxes, and a question about it."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ Box = tuple[float, float, float, float]
 
 
 class AnnotatedBox(NamedTuple):
-    """One box of a picture, and the category that it is annotated with."""
+    """One box of a picture and its category."""
 
     category: str
     box: Box
@@ -24,11 +24,11 @@ class AnnotatedBox(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and its things.
+    """A picture and its annotated boxes.
 
     size      width and height of the upright picture, in pixels
-    crowds    categories of which the annotation only says that there are many
-    digest    of the file's content: copies under other names have the same
+    crowds    categories that the annotation marks only as a crowd
+    digest    SHA-256 of the file: the same for copies under other names
     """
 
     image: Path
@@ -42,7 +42,7 @@ class Scene:
 
     @cached_property
     def single(self) -> tuple[AnnotatedBox, ...]:
-        """Things that "the cat" can mean: there is one of the category, and no crowd of it."""
+        """Things that "the cat" identifies: the only one of their category, and no crowd of it."""
         counts = Counter(thing.category for thing in self.things)
         return tuple(
             thing
@@ -51,7 +51,7 @@ class Scene:
         )
 
     def pairs(self) -> Iterator[tuple[AnnotatedBox, AnnotatedBox]]:
-        """Every ordered pair of single things."""
+        """Every ordered pair of ``single`` things."""
         for one in self.single:
             for other in self.single:
                 if one is not other:
@@ -63,12 +63,12 @@ class Question:
     """One question about a picture, ready to be written as a training sample or a probe.
 
     group      of the probe
-    topic      what it is about: a relation, a building, a template. Pictures are held out topic by topic
-    form       how it is asked; questions of all forms and labels are chosen equally often
-    label      which of the form's answers is right, whatever the language
-    against    the label that is to be trained exactly as often (no against yes, left of against right of), or None
+    topic      a relation, a building or a template. Held-out pictures are stratified by topic
+    form       the form of the question; forms and labels are sampled equally often
+    label      the right one of the form's answers, independent of language
+    against    the opposite label, trained exactly as often (no for yes, left of for right of), or None
     trained    whether it may be a training sample
-    probed     whether it may be a probe; answers that are boxes may not
+    probed     whether it may be a probe; questions whose answer is a box may not
     regions, phrases, relation   as in the probe file
     """
 
@@ -89,15 +89,15 @@ class Question:
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """What is chosen equally often."""
+        """What is sampled equally often."""
         return (self.group, self.topic, self.form, self.label, self.language)
 
 
 def either(language: Language | None, rng: Random) -> Language:
-    """The language, or by chance one of the two."""
+    """The language, or one of the two at random."""
     return rng.choice(LANGUAGES) if language is None else language
 
 
 def phrases_in(text: str, names: Mapping[str, str]) -> dict[str, str]:
-    """Of phrase → region those whose phrase stands in the text."""
+    """The entries of phrase → region whose phrase occurs in the text."""
     return {phrase: region for phrase, region in names.items() if phrase in text}

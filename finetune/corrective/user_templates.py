@@ -8,12 +8,12 @@
        "foil": {"en": "the floor", "zh": "地板"},
        "look_at": "object"}]}
 
-subject, object    categories, or "*" for any; there must be one of each in the picture
-relation, object   may both be left out: then the question is about the subject alone
-question           one wording or several, in the languages that there are; answer and foil in the same ones
-look_at            subject or object: where the probe's right answer should look; the subject where it is not said
+subject, object    categories, or "*" for any; the picture must have exactly one of each
+relation, object   optional, together: without them the question is about the subject alone
+question           one wording or several per language; answer and foil in the same languages
+look_at            subject or object: where the probe's right answer should look (default: subject)
 {subject} {the subject} {a subject}   its name: cat, the cat, a cat (in Chinese all three are 猫); the same for object
-{box subject}      <ref>the cat</ref><box>...</box>; with a box in its answer a question is trained and never a probe
+{box subject}      <ref>the cat</ref><box>...</box>; a question with a box in its answer is trained and never probed
 """
 
 import re
@@ -108,7 +108,7 @@ def _question(
 
 
 class _Words(Mapping[str, str]):
-    """What placeholders stand for; looked up only where one stands, so that no name is missed that is not needed."""
+    """The values of placeholders, looked up only when used, so that no name is reported missing that is not needed."""
 
     def __init__(
         self, scene: Scene, ends: Mapping[str, AnnotatedBox], names: Names, language: Language
@@ -139,8 +139,8 @@ class _Words(Mapping[str, str]):
 def read_templates(path: Path, categories: Collection[str], language: Language | None) -> list[Template]:
     """Read a template file.
 
-    categories   that the annotations have
-    language     that is to be asked in; None: either
+    categories   of the annotations
+    language     of the questions; None: either
 
     Raises ValueError with every fault: which template and field, found, expected.
     """
@@ -222,7 +222,7 @@ def _text_faults(entry: Mapping[str, Any], ends: Collection[str], language: Lang
         yield f'.question: found {question!r:.80}, expected {{"en": ..., "zh": ...}}'
         return
     if language is not None and language not in question:
-        yield f".question: found none in {language!r}, and --language {language} asks in that alone"
+        yield f".question: found none in {language!r}, expected a wording in it for --language {language}"
     allowed = {f"{form}{end}" for end in ends for form in _FORMS}
     for key in ("question", "answer", "foil"):
         texts = entry.get(key)

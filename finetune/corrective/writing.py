@@ -18,9 +18,9 @@ DATA_FILE, PROBE_FILE = "corrective.json", "probes.json"
 
 
 def write(folder: Path, training: Sequence[Asked], probes: Sequence[Asked], *, overwrite: bool) -> None:
-    """Write both files, after reading them back by the rules of those who will use them.
+    """Write both files, each read back first by the rules of the program that will use it.
 
-    Raises ValueError where a picture is on both sides, or where the folder holds other files of these names.
+    Raises ValueError where a picture is in both files, or where the folder has files of these names with other content.
     """
     check_apart(training, probes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,18 +54,20 @@ def check_apart(training: Sequence[Asked], probes: Sequence[Asked]) -> None:
     both = {one.scene.digest for one in training} & {one.scene.digest for one in probes}
     if both:
         names = sorted(str(one.scene.image) for one in probes if one.scene.digest in both)
-        raise ValueError(f"{len(both)} pictures are trained on and probed: {', '.join(names[:5])}")
+        raise ValueError(
+            f"{len(both)} pictures are in both the training data and the probes: {', '.join(names[:5])}"
+        )
 
 
 def _check_free(path: Path, text: str, overwrite: bool) -> None:
     if path.is_file() and not overwrite and path.read_text(encoding="utf-8", errors="replace") != text:
         raise ValueError(
-            f"{path}: is there already, with other content; give another --output_dir, or --overwrite True"
+            f"{path}: already exists with other content; give another --output_dir, or --overwrite True"
         )
 
 
 def _check(data: Path, probes: Path) -> None:
-    """Both files as those read them who will use them."""
+    """Read both files as the programs that use them do."""
     source.read(data, data_format="qwen-vl", say=lambda _: None)
     faults = probe_file.faults(json.loads(probes.read_text(encoding="utf-8")), probes.parent)
     if faults:
@@ -94,7 +96,7 @@ def _probe(identity: str, asked: Asked, folder: Path) -> dict[str, Any]:
 
 
 def _probe_names(probes: Sequence[Asked]) -> list[str]:
-    """``spatial-relation-007``; of a group's name only what can be a file's."""
+    """``spatial-relation-007``; characters of the group that a file name cannot have are replaced."""
     numbers: Counter[str] = Counter()
     names = []
     for one in probes:

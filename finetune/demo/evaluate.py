@@ -1,4 +1,4 @@
-"""Accuracy on a probe file, with nothing but the model: what the base model's card reports.
+"""Accuracy on a probe file without the monitor, for the base model's card.
 
 The margin of a probe is log p(answer) - log p(foil), each summed over its tokens, in nats; accuracy is the share of
 probes with a positive margin.

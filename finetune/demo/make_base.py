@@ -1,8 +1,8 @@
-"""Makes the base model of the demo again: `python -m finetune.demo.make_base`.
+"""Rebuilds the base model of the demo: `python -m finetune.demo.make_base`.
 
 Draws the base corpus, writes a fresh small Qwen-VL, trains it with this project's own `finetune.py` in full mode, and
 puts weights, configuration, vocabulary and a card with command, seed and metrics into `--output_dir`. The metrics come
-from the development split; the probes of the demo are never looked at here.
+from the development split; the demo's probes are not used here.
 """
 
 import argparse
@@ -147,7 +147,7 @@ def write_fresh(folder: Path, seed: int) -> None:
 
 
 def training_command(fresh: Path, data_path: Path, work: Path, seed: int) -> list[str]:
-    """The call of finetune.py."""
+    """The command that trains the base model with finetune.py."""
     paths = {"model_name_or_path": fresh, "data_path": data_path, "output_dir": work}
     flags = {**{name: str(path) for name, path in paths.items()}, "seed": str(seed), **TRAINING}
     return [
@@ -198,11 +198,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m finetune.demo.make_base", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--output_dir", type=Path, default=BASE_MODEL, help="where the model goes")
+    parser.add_argument("--output_dir", type=Path, default=BASE_MODEL, help="folder for the model")
     parser.add_argument(
-        "--work_dir", type=Path, default=ROOT / "output_demo_base", help="where the run's own files go"
+        "--work_dir",
+        type=Path,
+        default=ROOT / "output_demo_base",
+        help="folder for the files of the training run",
     )
-    parser.add_argument("--data_dir", type=Path, default=DATA_DIR, help="where the pictures are drawn")
+    parser.add_argument("--data_dir", type=Path, default=DATA_DIR, help="folder for the pictures")
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args(arguments)
 

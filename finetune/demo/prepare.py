@@ -5,8 +5,8 @@
     DIR/base/…                 the corpus of the base model                only with --parts base
     DIR/development/…          probes to tune on, never the real ones      only with --parts development
 
-Each part is drawn beside its place and moved there whole, with a recipe that says what it was drawn from: a part
-of an interrupted run, or of another version of the recipe, is drawn again, and a finished one is left alone.
+Each part is drawn into a temporary folder and then moved into place, with a recipe that identifies the code that drew
+it: a part of an interrupted run, or of another version of the code, is drawn again; a finished one is kept.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def data_files(output_dir: Path) -> DemoData:
 
 
 def prepare(output_dir: Path, parts: Sequence[str] = DEFAULT_PARTS, *, progress: bool = True) -> DemoData:
-    """Draws the parts that are not there yet and says where they are.
+    """Draws the parts that are missing and returns the paths of all files.
 
     Raises:
         ValueError: a part is unknown, or two parts share a picture.
@@ -79,7 +79,7 @@ def prepare(output_dir: Path, parts: Sequence[str] = DEFAULT_PARTS, *, progress:
     if not ignore.exists():
         ignore.write_text("*\n")
     with (output_dir / ".lock").open("w") as lock:
-        # The processes of one run all come here: the first draws, the others wait.
+        # Every process of a run calls this: the first draws, the others wait.
         fcntl.flock(lock, fcntl.LOCK_EX)
         for part in parts:
             if not is_complete(output_dir / part, part):
@@ -95,15 +95,15 @@ def is_complete(folder: Path, part: str) -> bool:
 
 
 def check_disjoint(output_dir: Path, parts: Iterable[str]) -> None:
-    """Raises ValueError if a probe's picture stands in another part; the scenes' digests decide."""
+    """Raises ValueError if two parts share a picture, by the digests of their scenes."""
     seen: dict[str, str] = {}
     for part in parts:
         digests = json.loads((output_dir / part / RECIPE_FILE).read_text())["digests"]
         clashes = [digest for digest in digests if seen.get(digest, part) != part]
         if clashes:
             raise ValueError(
-                f"demo data in {output_dir}: {len(clashes)} pictures stand in both {seen[clashes[0]]} and {part}; "
-                "expected none. The seeds of the two were made equal: change one in finetune/demo"
+                f"demo data in {output_dir}: {len(clashes)} pictures are in both {seen[clashes[0]]} and {part}; "
+                "expected none. The two parts use the same seeds: change one in finetune/demo"
             )
         seen.update(dict.fromkeys(digests, part))
 
@@ -138,7 +138,7 @@ def _draw_part(output_dir: Path, part: str, *, progress: bool) -> None:
         (temporary / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         recipe = {"recipe": _recipe(part), "digests": [item.digest for item in drawn]}
         (temporary / RECIPE_FILE).write_text(json.dumps(recipe))
-        temporary.chmod(0o755)  # mkdtemp's own is for its owner alone
+        temporary.chmod(0o755)  # mkdtemp makes it readable by its owner alone
         shutil.rmtree(output_dir / part, ignore_errors=True)
         os.replace(temporary, output_dir / part)
     finally:
@@ -173,7 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="folder for the pictures and their files"
     )
-    parser.add_argument("--parts", nargs="+", default=list(DEFAULT_PARTS), choices=PARTS, help="what to draw")
+    parser.add_argument(
+        "--parts", nargs="+", default=list(DEFAULT_PARTS), choices=PARTS, help="parts to draw"
+    )
     options = parser.parse_args(arguments)
     files = prepare(options.output_dir, options.parts)
     for part in options.parts:

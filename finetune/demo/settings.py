@@ -1,4 +1,4 @@
-"""The flags of the run without flags: what `finetune.py` is called with for the demo."""
+"""The flags of the demo: what `finetune.py` runs with when it is given none."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from finetune.demo.prepare import DEFAULT_PARTS, DemoData, prepare
 
 BASE_MODEL = Path(__file__).parent / "base"
-"""The small Qwen-VL that the demo corrects; its README.md says how it was made."""
+"""The small Qwen-VL that the demo corrects; its README.md documents how it was made."""
 
 
 def _data_dir() -> Path:
@@ -17,17 +17,17 @@ def _data_dir() -> Path:
 
 
 DATA_DIR = _data_dir()
-"""Where the pictures are drawn: below the project, ignored by git; of an installed package in the user's cache."""
+"""Where the pictures are drawn: below the project, ignored by git; for an installed package, in the user's cache."""
 
 GLOBAL_BATCH = 32
-"""Samples a step, whatever the number of processes, so that one process and several train the same."""
+"""Samples per step whatever the number of processes, so that one process and several train alike."""
 
 
 def training_flags(data: DemoData, *, processes: int) -> list[str]:
     """Flags of the corrective run.
 
-    The language layers get adapters and the connector trains along: without it answers change and the attention
-    does not move. The key layers are chosen on the base model, on the development split.
+    Adapters on the language layers and the connector train: without the connector, answers change and attention does
+    not move. Key layers are chosen with the base model on the development split.
 
     Raises:
         ValueError: the processes do not divide the global batch.
@@ -66,11 +66,11 @@ def training_flags(data: DemoData, *, processes: int) -> list[str]:
 
 
 def prepared_flags(*, processes: int) -> list[str]:
-    """Draws the data where it is not there yet, and returns the flags."""
+    """Draws the data if it is missing, and returns the flags."""
     return training_flags(prepare(DATA_DIR, DEFAULT_PARTS), processes=processes)
 
 
 def _shown(path: Path) -> str:
-    """The path as short as it can be written from here."""
+    """The path relative to the working directory, where it lies below it."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative

@@ -147,8 +147,11 @@ def test_names_are_read(tmp_path: Path):
         ({"cat": {"zh": "猫", "en": "cat", "carries": ["dgo"]}}, "carries: found 'dgo'.*did you mean 'dog'"),
         ({"cat": {"zh": "猫", "en": "cat", "foil": "dgo"}}, "foil: found 'dgo', expected"),
         ({"cat": {"zh": "猫", "en": "cat", "foil": {"zh": "狗"}}}, "foil: found"),
-        ({"cat": {"zh": "猫", "en": "cat", "evidence": ["dog"]}}, "evidence: is of a building"),
-        ({"tower": {"zh": "塔", "en": "x", "foil": {"zh": "a", "en": "b"}}}, "'tower': is in no annotation"),
+        ({"cat": {"zh": "猫", "en": "cat", "evidence": ["dog"]}}, "evidence: needs a foil too"),
+        (
+            {"tower": {"zh": "塔", "en": "x", "foil": {"zh": "a", "en": "b"}}},
+            "'tower': not in the annotations",
+        ),
         ({"cat": {"zh": "猫", "en": "cat", "kind": "tower"}}, "kind: found 'tower'"),
     ],
 )

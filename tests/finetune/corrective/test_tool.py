@@ -89,7 +89,7 @@ def test_it_does_not_write_over_other_files_or_leave_half_of_them(call, tmp_path
     out.mkdir()
     (out / PROBE_FILE).write_text("mine")
     assert main(call()) == 1
-    assert "is there already, with other content" in capsys.readouterr().err
+    assert "already exists with other content" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == [PROBE_FILE] and (out / PROBE_FILE).read_text() == "mine"
     monkeypatch.setattr(probe_file, "faults", lambda content, folder: ["probe 0: something"])
     assert main(call("--overwrite", "True")) == 1
@@ -147,7 +147,7 @@ def test_boxes_of_training_data_are_read_alike(rooms: Path, tmp_path: Path):
             lambda c: c["images"][3].update(file_name="no.png"),
             r"images\[3\] \(id 3, 'no.png'\): there is no picture",
         ),
-        (lambda c: c["images"][3].update(width=48, height=64), "it was annotated lying on its side"),
+        (lambda c: c["images"][3].update(width=48, height=64), "it was annotated in another orientation"),
         (lambda c: c["images"][3].update(width=640, height=480), "64 × 48 pixels, annotated as 640 × 480"),
         (
             lambda c: c["annotations"][5].update(bbox=[60, 1, 9, 9]),
@@ -182,9 +182,7 @@ def test_pictures_with_faults_can_be_left_out(rooms: Path, tmp_path: Path, capsy
     (tmp_path / "broken.json").write_text(json.dumps(content))
     said: list[str] = []
     scenes = read_scenes(tmp_path / "broken.json", rooms / "pictures", on_bad_picture="drop", say=said.append)
-    assert (
-        len(scenes) == 58 and "2 faults" in said[0] and "left out, as --on_bad_picture drop says" in said[0]
-    )
+    assert len(scenes) == 58 and "2 faults" in said[0] and "left out (--on_bad_picture drop)" in said[0]
 
 
 def test_crowds_and_rounding(rooms: Path, tmp_path: Path):
@@ -234,8 +232,8 @@ def test_boxes_without_names_are_refused(rooms: Path, tmp_path: Path):
         (("--templates", "colours"), "found 'colours', expected relations, spheres or a file of your own"),
         (("--templates", "spheres"), "--templates spheres: needs --names"),
         (("--names", "nowhere.json"), "--names: there is no file 'nowhere.json'"),
-        (("--relations", "inside"), "no picture gives a question of --templates relations"),
-        (("--held_out", "0.01"), "held out give no probe; give more pictures"),
+        (("--relations", "inside"), "found no question for --templates relations"),
+        (("--held_out", "0.01"), "held-out pictures give no probe; give more pictures"),
     ],
 )
 def test_faults_of_flags(more, words, call, capsys):
@@ -272,7 +270,7 @@ def test_towers_alone_leave_nothing_for_retention(tmp_path: Path, capsys):
     more = ["--names", str(tmp_path / "names.json"), "--templates", "spheres"]
     assert main([*options, *more, "--output_dir", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert "retention: no probes; of all categories none is left" in shown
+    assert "retention: no probes: every annotated category is itself corrected" in shown
     assert "sphere-building: 2 probes, expected at least 20" in shown
 
 

@@ -73,7 +73,7 @@ def test_a_picture_in_two_parts_is_refused(small, tmp_path):
     corrective, probe = (json.loads(path.read_text()) for path in recipes)
     probe["digests"][0] = corrective["digests"][0]
     recipes[1].write_text(json.dumps(probe))
-    with pytest.raises(ValueError, match="1 pictures stand in both corrective and probes; expected none"):
+    with pytest.raises(ValueError, match="1 pictures are in both corrective and probes; expected none"):
         prepare.prepare(tmp_path, progress=False)
 
 
