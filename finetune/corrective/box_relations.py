@@ -18,9 +18,9 @@ is ``None``. Sizes are those of the smaller of the two boxes, w wide and h high.
 
 ``on`` and ``inside`` cannot be told from "in front of" by boxes: ask only for pairs that are known to carry or hold
 one another (``category_names.Name``). ``above`` and ``below`` are of the picture, not of the world: a person behind
-a pizza is above it, so questions say "in the picture". Relations read off annotated boxes are not new (the test sets from COCO
-and GQA of Kamath, Hessel and Chang, "What's 'up' with vision-language models?", arXiv 2310.19785); the margins, and
-what is too ambiguous to ask, are ours, set by hand.
+a pizza is above it, so questions say "in the picture". Relations read off annotated boxes are not new (the test sets
+from COCO and GQA of Kamath, Hessel and Chang, "What's 'up' with vision-language models?", arXiv 2310.19785); the
+margins, and what is too ambiguous to ask, are ours, set by hand.
 """
 
 from collections.abc import Callable
