@@ -125,7 +125,7 @@ class AttentionShape:
     heads        query heads
     key_heads    key and value heads: fewer than ``heads`` where they are shared (grouped queries)
     head_width   numbers in a head's query or key
-    looks        from what it looks at what, in words: "tokens at tokens before them"
+    looks        which positions attend to which, in words: "tokens at tokens before them"
     """
 
     heads: int
@@ -257,9 +257,8 @@ class Family(Protocol):
 def encode_for_training(
     family: Family, processor: Any, conversation: Conversation, *, media: bool = True
 ) -> Encoded:
-    """``Family.encode``, with the labels of answers that are not to be learned (``Turn.trained``) taken out.
-
-    What is taken out is an answer's content and the token that ends it.
+    """``Family.encode``, with the labels of answers that are not trained (``Turn.trained``) masked: the content of the
+    answer and the token that ends it.
     """
     encoded = family.encode(processor, conversation, media=media)
     if all(turn.trained for turn in conversation.turns):
@@ -272,9 +271,9 @@ def encode_for_training(
 
 
 def flash_fault(family: Family) -> str:
-    """Why flash kernels would make another model of a family; "" where they do not. They are given no mask, so that
-    tokens see those before them and no others, which transformers leaves unsaid."""
-    # A family says so where it is otherwise than nearly all: that is no question to ask of each.
+    """Why flash kernels would change what a family computes; "" where they do not. They are given no mask, so every
+    token sees exactly those before it, without a warning from transformers."""
+    # Few families differ here, so this is an optional attribute and not a question of the Protocol.
     ahead = getattr(family, "looks_ahead", "")
     return f"{family.name}: {ahead}, which flash kernels cannot do" if ahead else ""
 

@@ -326,8 +326,8 @@ def _longest(processor: Any, ref: ImageRef, size: Size) -> int:
 
 
 def _longest_of_videos(processor: Any) -> int:
-    """Pixels of a frame's longer side before it is squeezed into a tile: what the checkpoint's files say of videos,
-    or where they say nothing of pictures."""
+    """Pixels of a frame's longer side before it is squeezed into a tile: from the checkpoint's video settings, or where
+    it has none, from those of pictures."""
     said = processor.videos or {}
     size = (
         said.get("size") or said.get("video_sampling", {}).get("video_size") or processor.image_processor.size

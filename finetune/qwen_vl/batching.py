@@ -14,7 +14,7 @@ class Row(NamedTuple):
 
     ids         its tokens
     images      (start, end) of each image's run, ``<img>`` and ``</img>`` included
-    generated   1 for a token that the assistant wrote; None where that was not asked for"""
+    generated   1 for a token that the assistant wrote; None where not requested"""
 
     ids: list[int]
     images: list[tuple[int, int]]
@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitting:
-    """How rows become a batch, in the words of every tokenizer; ``left`` and ``cut_left`` name the side."""
+    """How rows become a batch, by the usual options of a tokenizer; ``left`` and ``cut_left`` name the side."""
 
     padding: bool | str
     truncation: bool | str | None
@@ -82,7 +82,7 @@ class Fitting:
         return Row(row.ids[kept], [(start - first, end - first) for start, end in row.images], generated)
 
     def batch(self, rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
-        """``input_ids``, ``attention_mask`` and, where asked for, ``assistant_masks``."""
+        """``input_ids``, ``attention_mask`` and, where requested, ``assistant_masks``."""
         width = max(len(row.ids) for row in rows)
         width = max(width, self.bound) if self.padding == "max_length" else width
         width += -width % (self.multiple or 1)

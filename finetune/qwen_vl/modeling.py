@@ -192,7 +192,7 @@ class QwenVLPreTrainedModel(PreTrainedModel):
 
 
 class QwenVLModel(QwenVLPreTrainedModel):
-    """Everything but the language head: word embeddings, eye, and the language layers."""
+    """Everything but the language head: word embeddings, vision tower, resampler and language layers."""
 
     def __init__(self, config: QwenVLConfig) -> None:
         super().__init__(config)
@@ -281,7 +281,7 @@ class QwenVLModel(QwenVLPreTrainedModel):
         return not is_tracing() and input_ids.shape[1] > self.config.visual["n_queries"] + 1
 
     def _eye_must_run(self) -> bool:
-        """A training batch without an image must still touch every trained parameter of the eye.
+        """A training batch without an image must still touch every trained parameter of the vision tower.
 
         Otherwise ranks with and without images wait for different gradients (ZeRO, DDP), and under ZeRO-3,
         where weights are gathered as they are used, for different weights.
@@ -378,7 +378,7 @@ class QwenVLModel(QwenVLPreTrainedModel):
         )
 
     def _stretches(self, length: int) -> bool:
-        """Is a row long enough for its angles to depend on how far its samples go?"""
+        """Is a row long enough for its rotary angles to depend on the lengths of its samples?"""
         return self.config.use_dynamic_ntk and length > self.config.seq_length
 
     def _asked(self, name: str, value: bool | None) -> bool:

@@ -1,4 +1,4 @@
-"""Options of a call: obeyed, or refused by name."""
+"""Options of a call: honoured, or refused by name."""
 
 from collections.abc import Collection, Mapping, Sized
 from difflib import get_close_matches
@@ -16,7 +16,7 @@ def check_options(caller: str, unknown: Mapping[str, Any], known: Collection[str
 
 
 def refuse(caller: str, found: Mapping[str, Any], why: str) -> None:
-    """Raises ValueError naming options that were given a value and that nothing here can obey."""
+    """Raises ValueError naming the options that have a value but no effect here."""
     asked = [name for name, value in found.items() if _is_given(value)]
     if asked:
         raise ValueError(

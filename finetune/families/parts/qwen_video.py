@@ -66,12 +66,12 @@ def film(ref: VideoRef, size: Size, resized: Size, *, cell: int, merged: int) ->
 
 
 def without_times(one: Film) -> list[Piece]:
-    """What stands for a video in the words of Qwen2-VL and Qwen2.5-VL."""
+    """A video's place in the prompts of Qwen2-VL and Qwen2.5-VL."""
     return [Control(VISION_START), Slots(VIDEO_PAD, one.tokens), Control(VISION_END)]
 
 
 def with_times(one: Film) -> list[Piece]:
-    """What stands for a video in the words of Qwen3-VL: each step of time behind its time stamp."""
+    """A video's place in the prompts of Qwen3-VL: each temporal step after its time stamp."""
     cells = one.grid[1] * one.grid[2]
     return [
         piece
@@ -129,7 +129,7 @@ def pixel_values(processor: Any, frames: Sequence[Any], one: Film) -> torch.Tens
 
 
 def bounds(processor: Any, published: tuple[int, int]) -> tuple[int, int]:
-    """Least and most pixels by what the checkpoint's files say of videos; ``published`` where they say nothing."""
+    """Minimum and maximum pixels from the checkpoint's video settings; ``published`` where it has none."""
     said = processor.videos or {}
     size = said.get("size") or {}
     least = said.get("min_pixels") or size.get("shortest_edge") or published[0]

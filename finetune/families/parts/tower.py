@@ -91,7 +91,7 @@ def _view(image: int, patch: np.ndarray, class_tokens: int, *, is_overview: bool
 
 
 def told_tiles(inputs: Mapping[str, Any], views: int) -> Sequence[Tiles | None]:
-    """The tiles of each image, for towers whose model is not told which of their views make one.
+    """The tiles of each image, for towers whose model does not know which views belong to one image.
 
     inputs   as ``Family.tower_sequences`` gets them
     views    tiles, overviews and frames that the tower reads
