@@ -1,40 +1,78 @@
 """``attention-finetune VERB …``: every program of this project under one name.
 
 A verb runs the same module as ``python -m MODULE``, with the same flags. Nothing but the standard library is imported
-before a verb is chosen, so that the list of verbs is printed at once.
+until a verb's flags are known to be right, so ``--help`` answers at once.
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import runpy
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from attention_finetune import __version__, completion
 
 PROGRAM = "attention-finetune"
+PACKAGES = Path(__file__).parents[1]
+TRAINING_FLAGS = "finetune/flags/help.py"
 
 
 class Verb(NamedTuple):
-    """A program: what it does, in a line, and the module that ``python -m`` runs."""
+    """A program: what it does, in a line, the module that ``python -m`` runs, and the file that declares its flags.
+
+    That file is run by its path: importing it would import its package first, which for ``finetune`` takes seconds.
+    """
 
     summary: str
     module: str
+    flags: str
 
 
 VERBS = {
-    "train": Verb("fine-tune a model, with the attention monitor if asked", "attention_finetune.train"),
-    "compare": Verb(
-        "before / after: two checkpoints on the same probes, with a verdict", "diagnostics.compare"
+    "train": Verb(
+        "fine-tune a model, with the attention monitor if asked", "attention_finetune.train", TRAINING_FLAGS
     ),
-    "inspect": Verb("a model's architecture, from its configuration alone", "diagnostics.inspect"),
-    "render": Verb("draw the attention maps of a run anew", "diagnostics.render"),
-    "fusion": Verb("are several attention maps better than the best one?", "diagnostics.fusion"),
-    "export": Verb("merge an adapter into its base model, checked", "finetune.export"),
-    "corrective": Verb("make corrective samples and probes from pictures with boxes", "finetune.corrective"),
-    "demo": Verb("correct the embedded small Qwen-VL: minutes on a CPU", "attention_finetune.train"),
+    "compare": Verb(
+        "before / after: two checkpoints on the same probes, with a verdict",
+        "diagnostics.compare",
+        "diagnostics/flags/compare.py",
+    ),
+    "inspect": Verb(
+        "a model's architecture, from its configuration alone",
+        "diagnostics.inspect",
+        "diagnostics/flags/inspect.py",
+    ),
+    "render": Verb(
+        "draw the attention maps of a run anew", "diagnostics.render", "diagnostics/flags/render.py"
+    ),
+    "fusion": Verb(
+        "are several attention maps better than the best one?",
+        "diagnostics.fusion",
+        "diagnostics/flags/fusion.py",
+    ),
+    "export": Verb(
+        "merge an adapter into its base model, checked", "finetune.export", "finetune/flags/export.py"
+    ),
+    "corrective": Verb(
+        "make corrective samples and probes from pictures with boxes",
+        "finetune.corrective",
+        "finetune/flags/corrective.py",
+    ),
+    "web": Verb(
+        "chat with a model in the browser, and see what it looks at",
+        "diagnostics.web",
+        "diagnostics/flags/web.py",
+    ),
+    "demo": Verb(
+        "correct the embedded small Qwen-VL: minutes on a CPU", "attention_finetune.demo", TRAINING_FLAGS
+    ),
 }
+COMPLETION = "completion"
+COMPLETION_SUMMARY = f"print the script that completes verbs and flags: {', '.join(completion.SHELLS)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,15 +85,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(help_text())
         return 0
     if verb in ("-V", "--version"):
-        print(f"{PROGRAM} {installed_version()}")
+        print(f"{PROGRAM} {__version__}")
+        return 0
+    if verb == COMPLETION:
+        print(completion.SHELLS[_completion_parser().parse_args(rest).shell](PROGRAM, completed_verbs()))
         return 0
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
+        near = difflib.get_close_matches(verb, [*VERBS, COMPLETION], n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
         print(f"{PROGRAM}: unknown verb {verb!r}{meant} ({PROGRAM} --help lists them)", file=sys.stderr)
         return 2
+    answer(VERBS[verb], rest)
     run(VERBS[verb].module, rest)
     return 0
+
+
+def answer(verb: Verb, argv: Sequence[str]) -> None:
+    """Raises SystemExit, as the program itself would, where help is asked for or a flag is wrong."""
+    found = _declared(verb)
+    if verb.flags == TRAINING_FLAGS:
+        found["answer"](argv)
+    else:
+        found["parser"]().parse_args(argv)
 
 
 def run(module: str, argv: Sequence[str]) -> None:
@@ -66,19 +117,45 @@ def run(module: str, argv: Sequence[str]) -> None:
 
 def help_text() -> str:
     """The verbs, a line each."""
-    width = max(map(len, VERBS))
-    verbs = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
+    summaries = {name: verb.summary for name, verb in VERBS.items()} | {COMPLETION: COMPLETION_SUMMARY}
+    width = max(map(len, summaries))
+    verbs = [f"  {name:<{width}}  {summary}" for name, summary in summaries.items()]
     return "\n".join(
         [f"usage: {PROGRAM} VERB [flags]", "", *verbs, "", f"{PROGRAM} VERB --help lists a verb's flags."]
     )
 
 
-def installed_version() -> str:
-    """The version of the installed package; of a source tree that is not installed, says so."""
-    try:
-        return version(PROGRAM)
-    except PackageNotFoundError:
-        return "(not installed)"
+def completed_verbs() -> dict[str, completion.Verb]:
+    """Every verb with its flags, as the programs' own parsers have them."""
+    verbs = {name: completion.Verb(verb.summary, _flags(verb)) for name, verb in VERBS.items()}
+    return verbs | {COMPLETION: completion.Verb(COMPLETION_SUMMARY, dict.fromkeys(completion.SHELLS, ()))}
+
+
+def _flags(verb: Verb) -> dict[str, tuple[str, ...]]:
+    """Flag → the values it may have; () where they are free."""
+    found = _declared(verb)
+    if verb.flags == TRAINING_FLAGS:
+        flags = {f"--{flag.name}": flag.values for group in found["groups"]() for flag in group.flags}
+        return flags | {"--help": ()}
+    return {
+        option: tuple(one for one in map(str, action.choices or ()) if " " not in one)
+        for action in found["parser"]()._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    }
+
+
+def _declared(verb: Verb) -> dict[str, Any]:
+    return runpy.run_path(str(PACKAGES / verb.flags))
+
+
+def _completion_parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog=f"{PROGRAM} {COMPLETION}",
+        description=f"Complete verbs and flags in a shell. For bash: source <({PROGRAM} {COMPLETION} bash)",
+    )
+    made.add_argument("shell", choices=list(completion.SHELLS))
+    return made
 
 
 if __name__ == "__main__":

@@ -18,10 +18,13 @@ from finetune.samples import conversation, videos
 from finetune.samples import source as reading
 from finetune.training import run_folder
 
+NOT_OF_THE_DEMO = ("model_name_or_path", "data_path", "corrective_data", "replay_data")
+"""Flags of a run of one's own: where one is given, nothing is the demo's."""
+
 
 def with_demo(argv: Sequence[str]) -> Sequence[str]:
     """Without a model and without data, the embedded demo's flags; flags that are given win."""
-    given = {"model_name_or_path", "data_path", "corrective_data", "replay_data", "help", "h"}
+    given = {*NOT_OF_THE_DEMO, "help", "h"}
     if any(parse.has_value(argv, name) for name in given) or "-h" in argv:
         return argv
     from finetune.demo import prepare, settings

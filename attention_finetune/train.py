@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+if __name__ == "__main__":
+    # Before the imports below, which take seconds: the answer to --help and to unknown flags.
+    flags_module = Path(__file__).parents[1] / "finetune" / "flags" / "help.py"
+    runpy.run_path(str(flags_module))["answer"](sys.argv[1:])
+    import finetune  # noqa: F401 - before transformers' trainer: it silences what bitsandbytes says on import
 
 from transformers import TrainerCallback, set_seed
 
@@ -122,6 +129,7 @@ def build(ready: Ready) -> Run:
     with interruptible(folder):
         if is_main():
             run_folder.write_run(folder, ready.marks, finished=False)
+            run_folder.write_configuration(folder, args)
         writer = trainer.summary_writer(training, run_folder.step_of(resumed_from) if resumed_from else None)
         watchers = [monitor(ready, writer)] if args.monitor.monitor else []
         built = trainer.build_trainer(

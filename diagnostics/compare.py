@@ -8,7 +8,6 @@ X and Y are each a model folder or hub name, an adapter folder, or a folder of r
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -17,11 +16,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diagnostics.flags.compare import parser
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
+
 from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.pairs import pair_all
 from diagnostics.comparison.trajectory import evolution_of, series_of
 from diagnostics.comparison.verdicts import requirement, shortfalls
-from diagnostics.records.measurement_plan import DEPTHS, MAPS, QUICK, MeasurementPlan
+from diagnostics.records.measurement_plan import DEPTHS, QUICK, MeasurementPlan
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord
 from diagnostics.report.case_studies import TrainingSample
@@ -141,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Exit status: 0; 1 where ``--require`` is not met; 2 where something given is wrong, or the report could not be made.
     """
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         comparison = compare_sources(
             options.before,
@@ -165,44 +169,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_told("\n".join(["", f"required: {options.require}; not met:", *short]), 1))
     if required:
         print(f"required: {options.require}; met")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m diagnostics.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--before", required=True, help="model folder, hub name, adapter folder or folder of records"
-    )
-    parser.add_argument("--after", required=True, help="the same")
-    parser.add_argument(
-        "--between", nargs="*", default=[], help="more of the same, in the order of training: the way there"
-    )
-    parser.add_argument("--base", help="where the base of adapters is, if not where they say")
-    parser.add_argument(
-        "--allow_other_base",
-        action="store_true",
-        help="open adapters over other weights than they were trained on, as long as they fit",
-    )
-    parser.add_argument("--probes", type=Path, help="probe file (default: the one beside the records)")
-    parser.add_argument("--output_dir", type=Path, required=True, help="gets comparison/")
-    parser.add_argument(
-        "--key_layers", default="auto", help="auto (chosen on the model before), or layers: 8,16,24,31"
-    )
-    parser.add_argument(
-        "--calibration_probes", type=Path, help="probe file, of other pictures, to choose the key layers on"
-    )
-    parser.add_argument(
-        "--depth", default="quick", choices=list(DEPTHS), help="how much is measured of a model"
-    )
-    parser.add_argument("--maps", nargs="*", default=[], help=f"further maps: {', '.join(MAPS)}")
-    parser.add_argument(
-        "--require",
-        help='fail unless this is met: "corrected" (every group, and kept what must be kept), or GROUP=VERDICT',
-    )
-    return parser
 
 
 def _depth(name: str, maps: Sequence[str]) -> MeasurementPlan:

@@ -7,13 +7,17 @@ MODEL is a hub name, a model folder, or an adapter folder (whose base is shown).
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from diagnostics.flags.inspect import PICTURE, TOKENS, parser
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
 
 from torch import nn
 
@@ -22,9 +26,6 @@ from finetune.families.base import ImageArithmetic
 from finetune.families.parts.modules import language_layers
 from finetune.model.checkpoint import load_config, skeleton
 
-PICTURE = (1280, 720)
-"""Width and height of the example: neither square nor a multiple of any patch."""
-TOKENS = 1024
 BYTES = 4  # a map is kept in fp32
 
 
@@ -347,7 +348,7 @@ def to_json(found: Architecture) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         config = load_config(arguments.model)
         found = architecture(config, name=arguments.model, tokens=arguments.tokens, picture=arguments.picture)
@@ -356,37 +357,6 @@ def main(argv: Sequence[str]) -> int:
         return 1
     print(to_json(found) if arguments.json else mermaid(found) if arguments.mermaid else table(found))
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m diagnostics.inspect", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("model", metavar="MODEL", help="hub name, model folder or adapter folder")
-    shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--json", action="store_true", help="for programs")
-    shown.add_argument("--mermaid", action="store_true", help="a flow chart for Markdown")
-    parser.add_argument(
-        "--tokens", type=_positive, default=TOKENS, help="length that maps are counted for (%(default)s)"
-    )
-    parser.add_argument(
-        "--picture", type=_picture, default=PICTURE, metavar="WxH", help="example in pixels (1280x720)"
-    )
-    return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"found {value}, expected at least 1")
-    return value
-
-
-def _picture(text: str) -> tuple[int, int]:
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected width x height in pixels, as in 1280x720")
-    return int(width), int(height)
 
 
 if __name__ == "__main__":

@@ -11,19 +11,20 @@ By hand it draws the archive anew::
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from diagnostics.flags.render import parser
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
+
 from tqdm import tqdm
 
 from diagnostics.drawing.archive_pictures import ArchivePictures, render_archive, render_strips
-from diagnostics.drawing.tensorboard import (
-    SHOWN_PER_GROUP,
-)
 from diagnostics.drawing.worker import NICENESS, drawing_pool, serve
 from finetune.files import check_writable
 
@@ -35,20 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Exit status by hand: 0; 1 where a picture could not be drawn; 2 where there is nothing to draw from.
     """
-    parser = argparse.ArgumentParser(prog="python -m diagnostics.render", description=__doc__)
-    parser.add_argument("--attention_dir", type=Path, required=True, help="the run's attention/ folder")
-    parser.add_argument(
-        "--steps", type=int, nargs="*", help="draw these steps' archive (none named: all that lack it)"
-    )
-    parser.add_argument(
-        "--strips", action="store_true", help="draw every probe over the recorded steps: images/ID/strip.png"
-    )
-    parser.add_argument(
-        "--scratch_dir", type=Path, help="serve the monitor, handing pictures over in this folder"
-    )
-    parser.add_argument("--shown_per_group", type=int, default=SHOWN_PER_GROUP)
-    parser.add_argument("--probes", type=Path, help="probe file, where probes.json is gone from the folder")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.scratch_dir is None:
         status = _by_hand(options.attention_dir, options.probes, options.steps, strips=options.strips)
         if status:

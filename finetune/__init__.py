@@ -1,6 +1,12 @@
 """Fine-tuning of vision-language models. Importing this package teaches the Auto classes Qwen-VL."""
 
 import logging
+import sys
+
+if sys.argv[:1] == ["-m"]:  # Python is looking for a program: ``python -m finetune.export``
+    from finetune.flags import programs
+
+    programs.answer(sys.orig_argv)  # --help and wrong flags, before the imports below, which take seconds
 
 from transformers import (
     AutoConfig,

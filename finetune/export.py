@@ -7,7 +7,6 @@ Adapters are merged into the base as it was published, never into its 4-bit copy
 afresh, compared with what it was made from, and only then given its name.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from transformers.utils import logging
 
 import finetune.families as families
 from finetune.families.parts.modules import bare_model
+from finetune.flags.export import parser
 from finetune.model import checkpoint, weights
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from finetune.training import run_folder
@@ -107,28 +107,6 @@ def main(argv: Sequence[str]) -> int:
         print("\nfinetune.export: interrupted; nothing is left behind", file=sys.stderr)
         return 130
     return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m finetune.export",
-        description="Merge an adapter into its base, or take the weights out of a checkpoint, and check the result.",
-    )
-    made.add_argument("checkpoint", help="an adapter folder, a checkpoint-N of a run, or a model folder")
-    made.add_argument("--output_dir", required=True, help="where the model goes; new or empty")
-    made.add_argument(
-        "--dtype", choices=DTYPES, help="precision of the weights; default: that of training, else the base's"
-    )
-    made.add_argument("--base", help="another place of the base than the one that the adapter names")
-    made.add_argument(
-        "--allow_other_base",
-        action="store_true",
-        help="merge it into other weights than it was trained on, as long as it fits",
-    )
-    made.add_argument("--device", default="cpu", help="where it is merged and compared (cuda:0 is faster)")
-    made.add_argument("--max_shard_size", default="5GB", help="most bytes of a weight file")
-    made.add_argument("--cache_dir", help="where the hub's downloads are kept")
-    return made
 
 
 def export(

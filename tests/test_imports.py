@@ -29,7 +29,7 @@ FLOORS = {
         ("corrective", "demo", "export"),
     ),
     "diagnostics": (
-        ("measures", "records", "capture"),
+        ("flags", "measures", "records", "capture"),
         ("probing",),
         ("comparison",),
         ("drawing",),
@@ -37,7 +37,12 @@ FLOORS = {
         ("inspect", "compare", "render", "fusion", "web"),
         ("monitor",),
     ),
-    "attention_finetune": (("cli", "ending", "ready"), ("inputs", "model", "watch"), ("train",)),
+    "attention_finetune": (
+        ("completion", "ending", "ready"),
+        ("cli", "inputs", "model", "watch"),
+        ("train",),
+        ("demo",),
+    ),
 }
 
 

@@ -8,12 +8,16 @@ region: picture, best single map and fused map on one colour scale.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from diagnostics.flags.fusion import parser
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
 
 import numpy as np
 from tqdm import tqdm
@@ -43,7 +47,7 @@ from finetune.files import check_writable, write_atomically
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Look, judge, print the tables, write fusion.json and the pictures. Exit status: 0; 2 where something is wrong."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         judgements = run(
             options.model,
@@ -196,38 +200,6 @@ def _shown(name: str, role: str, cells: Map, case: FusionExample) -> Shown:
     density = np.asarray(cells, np.float64) * len(cells)
     cell_map = CellMap(density, image.grid, image.cell_boxes_pixels)
     return Shown(name, role, cell_map, float(own.enrichment[0]), bool(own.pointed[0]))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m diagnostics.fusion",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", required=True, help="model folder, adapter folder or hub name")
-    parser.add_argument(
-        "--probes", type=Path, required=True, help="probe file; at least 40 pictures with regions"
-    )
-    parser.add_argument("--output_dir", type=Path, required=True, help="gets fusion.json and fusion/ID.png")
-    parser.add_argument(
-        "--calibration_probes",
-        type=Path,
-        help="probe file, of other pictures, to choose maps on (default: one picture in two of --probes)",
-    )
-    parser.add_argument(
-        "--resolutions",
-        type=float,
-        nargs="+",
-        default=[1.0],
-        help="shares of its pixels at which each picture is read, 1 among them (families of one size have 1 alone)",
-    )
-    parser.add_argument(
-        "--vision_layers",
-        type=int,
-        nargs="*",
-        help="layers of the vision tower (default: the last; nothing: none)",
-    )
-    return parser
 
 
 if __name__ == "__main__":

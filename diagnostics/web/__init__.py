@@ -1,4 +1,4 @@
-"""The web demo: chat and attention, side by side. ``python web_demo_mm.py``.
+"""The web demo: chat and attention, side by side. ``python -m diagnostics.web``.
 
     engine → trace → maps → views → the page
 

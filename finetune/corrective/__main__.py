@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from finetune.corrective import building_questions, general_questions, relation_questions, user_templates
 from finetune.corrective.annotations import read_scenes
-from finetune.corrective.box_relations import RELATIONS
 from finetune.corrective.category_names import Names, read_names
 from finetune.corrective.sampling import Asked, Topics, count, for_probes, for_training, hold_out, topics_of
 from finetune.corrective.scenes import Language, Question, Scene
 from finetune.corrective.writing import DATA_FILE, PROBE_FILE, write
+from finetune.flags.corrective import GOOD_PROBES, parser
 
-LEAST_PROBES, GOOD_PROBES = 20, 40
-"""Groups with fewer probes than the first get no verdict; the second is enough for a reliable one."""
+LEAST_PROBES = 20
+"""Groups with fewer probes get no verdict; ``GOOD_PROBES`` are enough for a reliable one."""
 BUILT_IN = ("relations", "spheres")
 
 Ask = Callable[[Scene, Random], Iterator[Question]]
@@ -99,70 +99,6 @@ def make(options: argparse.Namespace) -> Made:
 # ---------------------------------------------------------------------------------------------------------------------
 # Stations
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m finetune.corrective",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = made.add_argument
-    add("--images", type=Path, required=True, help="folder with the pictures")
-    add(
-        "--boxes",
-        type=Path,
-        required=True,
-        help="COCO annotations (.json), or training data with <ref> and <box>",
-    )
-    add("--output_dir", type=Path, required=True, help=f"folder for {DATA_FILE} and {PROBE_FILE}")
-    add(
-        "--templates",
-        nargs="+",
-        default=["relations"],
-        metavar="relations|spheres|FILE",
-        help="kinds of questions to make (default: relations)",
-    )
-    add(
-        "--relations",
-        nargs="+",
-        default=list(RELATIONS),
-        choices=RELATIONS,
-        help="relations to train; the others are only probed, as neighbour (default: all)",
-    )
-    add("--names", type=Path, help="names of categories, and what each building is mistaken for (.json)")
-    add(
-        "--language",
-        choices=("zh", "en", "both"),
-        default="both",
-        help="language of the questions (default: both)",
-    )
-    add(
-        "--held_out", type=float, default=0.2, help="share of the pictures held out for probes (default: 0.2)"
-    )
-    add("--per_picture", type=int, default=6, help="maximum training questions per picture (default: 6)")
-    add("--most_samples", type=int, help="maximum training samples in total (default: no limit)")
-    add("--probes_per_group", type=int, default=GOOD_PROBES, help="maximum probes per group (default: 40)")
-    add(
-        "--box_units",
-        choices=("pixels", "thousandths"),
-        help="unit of bbox_2d and objects.bbox, in training data that has them",
-    )
-    add(
-        "--on_bad_picture",
-        choices=("error", "drop"),
-        default="error",
-        help="stop at faulty pictures, or leave them out (default: error)",
-    )
-    add("--overwrite", type=_truth, default=False, metavar="True", help="replace existing files")
-    add("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
-    return made
-
-
-def _truth(word: str) -> bool:
-    if word.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"found {word!r}, expected True or False")
-    return word.lower() == "true"
 
 
 def _check(options: argparse.Namespace) -> None:

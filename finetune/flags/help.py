@@ -33,6 +33,12 @@ class Flag(NamedTuple):
     default: str | None
     help: str
 
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The values it may have; () where they are free."""
+        shown = _value(self.kind)
+        return tuple(shown.split("|")) if "|" in shown else ()
+
 
 class Group(NamedTuple):
     """Flags that belong together, and what they have in common."""

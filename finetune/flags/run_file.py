@@ -5,18 +5,22 @@
     use_lora: true
     corrective_data: [towers.json:0.3]
 
-A name is a flag's without the dashes; a list is several values. Flags that are given beside it win.
+A name is a flag's without the dashes; a list is several values. Flags that are given beside it win. A run leaves such a
+file in its output folder, with the value of every flag.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from finetune import fields
 from finetune.flags import help
+from finetune.flags.arguments import Arguments
 
 # YAML 1.1 reads a bare "no" as false.
 _WITH_NO = ("eval_strategy", "evaluation_strategy", "save_strategy", "logging_strategy")
@@ -100,3 +104,44 @@ def _word(flag: str, value: Any) -> str:
     if not isinstance(value, str | int | float):
         raise TypeError
     return str(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Written
+# ---------------------------------------------------------------------------------------------------------------------
+
+HEADER = """\
+# The flags of this run, with those that nobody gave. The same run again: finetune.py --config run.yaml --output_dir NEW
+# Not here: the hub's tokens, and flags of one start alone (--overwrite_output_dir, --resume_from_checkpoint).
+"""
+_NOT_WRITTEN = {
+    "config", "overwrite_output_dir", "resume_from_checkpoint", "dry_run",
+    "local_rank", "deepspeed_plugin",  # of one process
+    "gradient_checkpointing", "gradient_checkpointing_kwargs",  # old names, kept equal to the new ones
+}  # fmt: skip
+
+
+def text_of(arguments: Arguments) -> str:
+    """The whole configuration as a file that ``--config`` takes; secrets are left out.
+
+    On a machine without an accelerator ``use_cpu`` is always true, so it says nothing there, and is left out.
+    """
+    values: dict[str, Any] = {}
+    for group in (one.name for one in dataclasses.fields(arguments)):
+        chosen = getattr(arguments, group)
+        values |= chosen.to_dict() if group == "training" else dataclasses.asdict(chosen)
+    values["report_to"] = values["report_to"] or "none"
+    # transformers makes words of it, and its flag takes only the booleans.
+    values["include_num_input_tokens_seen"] = values["include_num_input_tokens_seen"] != "no"
+    left_out = _NOT_WRITTEN | {name for name in values if name.endswith("_token")}
+    if not torch.accelerator.is_available():
+        left_out |= {"use_cpu", "dataloader_pin_memory"}
+    known = help.known()
+    kept = {
+        name: value
+        for name, value in values.items()
+        if name not in left_out and f"--{name}" in known and value not in (None, [])
+    }
+    # Through JSON: what two flags share would be written as an alias.
+    plain = json.loads(json.dumps(kept))
+    return HEADER + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=1000)

@@ -12,11 +12,13 @@ from finetune import fields
 from finetune.data.mixture import parse_source
 from finetune.fields import NULL, OBJECT, TEXT, TRUTH, by_name, items, number, one_of, whole
 from finetune.files import write_atomically
+from finetune.flags import run_file
 from finetune.flags.arguments import Arguments
 from finetune.flags.parse import default_values
 from finetune.model import weights
 
 RUN_FILE = "run.json"
+CONFIGURATION_FILE = "run.yaml"
 COMPLETE_FILE = "complete.json"
 STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILES = (
@@ -34,7 +36,7 @@ STATE_SHAPE = {
 }  # fmt: skip
 OUR_FOLDERS = ("runs", "attention", "comparison")
 OUR_FILES = re.compile(
-    r"run\.json|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json|generation_config\.json"
+    r"run\.json|run\.yaml|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json|generation_config\.json"
     r"|.*\.tiktoken|tokenizer.*|special_tokens.*|preprocessor_config\.json|processor_config\.json"
     r"|chat_template.*|training_args\.bin|trainer_state\.json|all_results\.json|README\.md"
 )
@@ -336,6 +338,12 @@ def write_run(folder: Path, marks: dict[str, Any], *, finished: bool) -> None:
     """Leave the run's fingerprint in its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RUN_FILE, {"version": VERSION, "finished": finished, "marks": marks})
+
+
+def write_configuration(folder: Path, arguments: Arguments) -> None:
+    """Leave every flag's value in the run's folder, in the form that ``--config`` takes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / CONFIGURATION_FILE, run_file.text_of(arguments).encode())
 
 
 def write_json(path: Path, content: Any) -> None:

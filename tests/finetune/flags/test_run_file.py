@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.flags import parse
+from finetune.flags import parse, run_file
+from finetune.training import run_folder
 from tests.finetune.hostile import damaged
 
 RUN = {
@@ -29,7 +30,8 @@ eval_data_path:
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("d.json").write_text("[]")
+    for name in ("d.json", "e.json", "f.json"):
+        Path(name).write_text("[]")
     Path("run.yaml").write_text(TEXT)
 
 
@@ -90,3 +92,49 @@ def test_a_damaged_file_is_one_message_or_read():
             parse.parse(["--config", "run.yaml"])
         except ValueError as error:
             assert len(str(error)) < 2000
+
+
+GIVEN = {
+    "lora": ["--use_lora", "True", "--lora_target_modules", "c_attn", "w1", "--learning_rate", "1e-5"],
+    "strategies": [
+        "--eval_strategy", "steps", "--eval_data_path", "d.json", "--save_strategy", "no", "--report_to", "none",
+        "--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"num_cycles": 2}', "--warmup_steps", "0.1",
+    ],
+    "sources": [
+        "--corrective_data", "e.json:x2", "--replay_data", "f.json:0.3", "--gradient_checkpointing", "True",
+        "--gradient_checkpointing_kwargs", '{"use_reentrant": false}', "--optim", "adafactor",
+        "--key_layers", "0,1", "--box_units", "text", "--output_dir", "a folder: 东方明珠 # 1",
+    ],
+    "bare": ["--no_fix_vit", "--seed", "0", "--include_num_input_tokens_seen", "True", "--fp16", "False"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(GIVEN))
+def test_what_is_written_gives_the_same_arguments(name: str):
+    flags = ["--model_name_or_path", "m", "--data_path", "d.json", *GIVEN[name]]
+    args, _ = parse.parse(flags)
+    Path("written.yaml").write_text(run_file.text_of(args), encoding="utf-8")
+    again, lines = parse.parse(["--config", "written.yaml"])
+    assert lines == []
+    for group in ("model", "data", "adaptation", "evaluation", "monitor"):
+        assert getattr(again, group) == getattr(args, group)
+    before, after = args.training.to_dict(), again.training.to_dict()
+    assert {key: (before[key], after[key]) for key in before if before[key] != after[key]} == {}
+
+
+def test_what_is_written_holds_no_secret_and_nothing_of_one_start():
+    flags = ["--model_name_or_path", "m", "--data_path", "d.json", "--hub_token", "hf_secret"]
+    args, _ = parse.parse([*flags, "--overwrite_output_dir", "True", "--resume_from_checkpoint", "there"])
+    text = run_file.text_of(args)
+    assert "hf_secret" not in text and "token:" not in text.lower()
+    assert "\noverwrite_output_dir" not in text and "\nresume_from_checkpoint" not in text
+
+
+def test_a_run_leaves_the_file_in_its_folder_whole():
+    args, _ = parse.parse(["--model_name_or_path", "m", "--data_path", "d.json"])
+    run_folder.write_configuration(Path("out"), args)
+    assert [path.name for path in Path("out").iterdir()] == ["run.yaml"]
+    assert parse.parse(["--config", "out/run.yaml"])[0].model == args.model
+    run_folder.write_run(Path("out"), {}, finished=True)
+    run_folder.clear(Path("out"))
+    assert list(Path("out").iterdir()) == []
