@@ -99,7 +99,6 @@ def measures(shape: Shape) -> dict[str, Callable[[], Any]]:
     share = rows[..., :count].sum(-1).mean(-1)
     coverage = region_coverage(REGION, image)
     random = attention.random_coverages(REGION, image, count=16, name="benchmark")
-    mass = attention.region_mass(cells, coverage)
     entropies, logits = attention.row_entropy(rows, tokens), rng.random((shape.layers, shape.heads))
     head_means = np.tril(rng.random((shape.layers, tokens, tokens))).astype(np.float32)
     head_means /= head_means.sum(-1, keepdims=True)
@@ -115,7 +114,6 @@ def measures(shape: Shape) -> dict[str, Callable[[], Any]]:
         "enrichment": lambda: attention.enrichment(cells, coverage),
         "random_coverages, 16": lambda: attention.random_coverages(REGION, image, count=16, name="benchmark"),
         "region_mass of 16 random regions": lambda: attention.region_mass(cells, random.mean(0)),
-        "enrichment_over_random": lambda: attention.enrichment_over_random(mass, mass[::-1]),
         "pointing_game": lambda: attention.pointing_game(cells, coverage),
         "iou": lambda: attention.iou(cells, coverage, shape.grid),
         "auc": lambda: attention.auc(cells, coverage),

@@ -224,11 +224,9 @@ def ways(trace: Trace, layer: int, head: int, token: int) -> dict[str, Callable[
     """Every kind of map, the answer's overview and a box among them."""
     width, height = trace.images[0].tokens.image_size_pixels
     box = (width / 5, height / 4, width / 2, height / 2)
-    few = trace.answer[:6]
     return {
         "text_map": lambda: maps.text_map(trace, layer, head, (0, len(trace.tokens))),
         "image_map": lambda: maps.image_map(trace, layer, head, [token], with_sinks=False),
-        "cross_maps": lambda: maps.cross_maps(trace, layer, head, few),
         "who_looks": lambda: maps.who_looks(trace, layer, head, 3),
         "overview": lambda: maps.overview(trace, trace.answer),
         "box_numbers": lambda: maps.box_numbers(trace, box),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,6 @@ from diagnostics.comparison.pairs import layer_cells
 from diagnostics.measures.attention import enrichment, jensen_shannon_nats, region_mass
 from diagnostics.measures.drift import principal_plane
 from diagnostics.measures.geometry import region_coverage
-from diagnostics.records.archive import (
-    load_step,
-    recorded_steps,
-)
 from diagnostics.records.probes import Probe, groups_of
 from diagnostics.records.record import AttentionRecord
 
@@ -277,19 +272,3 @@ def _require_same_layout(first_step: int, first: AttentionRecord, step: int, rec
                 f"step {step}, probe {record.probe_id}: found {what} {found}, step {first_step} has {expected}; "
                 "expected the same at every step: probe all checkpoints with the same pictures"
             )
-
-
-def load_evolution(attention_dir: str | Path, *, steps_max: int | None = None) -> Evolution:
-    """Every recorded step of a run, or at most ``steps_max`` of them, evenly chosen with the first and the last.
-
-    Raises:
-        ValueError: no step has records, or they are not of the same probes, layers and pictures.
-    """
-    steps = recorded_steps(attention_dir)
-    if not steps:
-        raise ValueError(
-            f"{attention_dir}: found no step-NNNNNN folder with records; expected those that a monitored run leaves"
-        )
-    if steps_max is not None:
-        steps = [steps[index] for index in evenly_chosen(len(steps), steps_max)]
-    return evolution_of({step: load_step(attention_dir, step) for step in steps})

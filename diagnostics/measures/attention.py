@@ -93,21 +93,6 @@ def enrichment(
     return region_mass(cells, coverage) / share
 
 
-def enrichment_over_random(
-    mass: Float[np.ndarray, "*batch"], random_mass: Float[np.ndarray, "*batch"]
-) -> Float[np.ndarray, "*batch"]:
-    """How many times more than the mean of area-matched random regions does the region get? M / M_random.
-
-    Unit: times, range [0, ∞]; 1 is what any place of that shape gets in this very picture, so unlike
-    ``enrichment`` it does not credit a model for looking at the middle. [.3, .1] over [.1, .2] give [3, .5];
-    a row that looks at neither gives 0. One that looks at the region and at no random one gives infinity:
-    take means of both masses over probes before dividing, not the mean of ratios.
-    """
-    mass, random_mass = np.asarray(mass, np.float64), np.asarray(random_mass, np.float64)
-    nowhere = np.where(mass > 0, np.inf, 0.0)
-    return np.divide(mass, random_mass, out=nowhere, where=random_mass > 0)
-
-
 def entropy(cells: Float[np.ndarray, "*batch cells"]) -> Float[np.ndarray, "*batch"]:
     """How spread is the attention? −Σ p log p / log(cells). Unit: share of the largest entropy, range [0, 1].
 

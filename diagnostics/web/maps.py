@@ -117,17 +117,6 @@ def image_map(
     return ImageMap(cells, float(visual_share(row, seen.all_positions)), image, one)
 
 
-def cross_maps(
-    trace: Trace, layer: int, head: int, tokens: Sequence[int], *, with_sinks: bool = True
-) -> list[ImageMap]:
-    """One map for each token and picture, token by token: ``image_map`` of each."""
-    return [
-        image_map(trace, layer, head, [token], image, with_sinks=with_sinks)
-        for token in tokens
-        for image in range(len(trace.images))
-    ]
-
-
 def overview(
     trace: Trace, tokens: Sequence[int], image: int = 0, box: Box | None = None, *, with_sinks: bool = True
 ) -> Overview:

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from diagnostics.comparison.maps import LayerMaps
-from diagnostics.comparison.trajectory import load_evolution
 from diagnostics.drawing import archive_pictures, worker
 from diagnostics.drawing.archive_pictures import ARCHIVE_WIDTH, STRIP_STEPS_MAX, ArchivePictures
 from diagnostics.drawing.probe_picture import ProbeSheet, draw_probe
@@ -186,17 +185,6 @@ def test_strips_are_asked_for_like_a_step_and_stay_in_the_archive(
     renderer = Renderer(attention)
     renderer._waiting = ["strips", 10]
     assert renderer._received(done) is None and renderer._waiting == [10]
-
-
-def test_an_evolution_is_read_from_a_run(tmp_path: Path) -> None:
-    attention = run_folder(tmp_path, per_group=1, steps=(0, 10, 20, 30))
-    assert load_evolution(attention).steps == (0, 10, 20, 30)
-    assert load_evolution(attention, steps_max=3).steps == (0, 20, 30)
-    (attention / "step-000010" / "retention-0.safetensors").unlink()
-    with pytest.raises(ValueError, match="step 10: found no record of probe retention-0, which step 0 has"):
-        load_evolution(attention)
-    with pytest.raises(ValueError, match="found no step-NNNNNN folder with records"):
-        load_evolution(tmp_path)
 
 
 def broken_run(folder: Path) -> Path:

@@ -7,7 +7,6 @@ from diagnostics.measures.attention import (
     auc,
     collapse,
     enrichment,
-    enrichment_over_random,
     entropy,
     gradient_weighted,
     iou,
@@ -76,11 +75,6 @@ def test_random_regions_have_the_regions_area_lie_inside_and_are_the_same_again(
 def test_a_region_as_large_as_the_picture_overlaps_as_little_as_can_be():
     [region] = random_regions([(0, 0, 100, 50)], (110, 50), count=1, name="large")
     assert region[0][0] >= 9 and shared_area_pixels(region, [(0, 0, 100, 50)]) <= 91 * 50
-
-
-def test_enrichment_over_random_is_a_ratio_of_masses():
-    found = enrichment_over_random(np.array([[0.3, 0.1], [0, 0.2]]), np.array([[0.1, 0.2], [0, 0]]))
-    np.testing.assert_allclose(found, [[3, 0.5], [0, np.inf]])
 
 
 def one_cell(grid, *places):

@@ -178,13 +178,6 @@ def test_a_tower_s_map_is_as_fine_as_its_patches():
     assert maps.image_map(finer, 0, 0, [], part="vision").cells.shape == (4, 6)
 
 
-def test_one_map_for_each_token_and_picture():
-    trace = look_by_hand()
-    found = maps.cross_maps(trace, 1, 0, [5, 6])
-    assert [(one.token, one.image) for one in found] == [(5, 0), (6, 0)]
-    np.testing.assert_allclose(found[1].cells, [[0.5, 0, 0.5], [0, 0, 0]], atol=1e-3)
-
-
 def test_the_overview_has_a_share_for_each_layer_and_head():
     found = maps.overview(look_by_hand(), [5])
     np.testing.assert_allclose(found.values, [[0.4, 0], [0, 0]], atol=1e-3)
