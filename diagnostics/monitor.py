@@ -1,13 +1,13 @@
-"""AttentionMonitor: when to probe during training, and on which rank. It draws nothing and measures nothing itself.
+"""AttentionMonitor: when to probe during training, and on which rank. Measuring and drawing happen elsewhere.
 
-It takes the model from the event and never holds a Trainer, so any Trainer of transformers or TRL can have it::
+It takes the model from the event and never holds a Trainer, so it works with any Trainer of transformers or TRL::
 
     Trainer(…, callbacks=[AttentionMonitor(processor=processor, probes="probes.json", output_dir="out")])
 
-A loop of one's own calls it by hand::
+A custom training loop calls it directly::
 
     monitor.probe(0, model)                # before the first step
-    monitor.probe(50, model)               # as often as one likes
+    monitor.probe(50, model)               # as often as needed
     monitor.finish()
 """
 
@@ -66,25 +66,25 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 LOGS_END = ".attention"
-"""How the names of this monitor's own event files end: those of others are never moved."""
+"""Suffix of this monitor's own event files: those of others are never moved."""
 STATE_KEY = "attention monitor"
-"""Under which ``trainer_state.json`` names the monitored run."""
+"""The key under which ``trainer_state.json`` names the monitored run."""
 LINE_MAX, REASON_MAX = 1000, 200
-"""Characters of the line that says what is missing, and of the reason of one thing in it."""
+"""Maximum characters of the line that says what is missing, and of each reason in it."""
 EXPECTED = (RuntimeError, ValueError, OSError)  # out of memory is a RuntimeError, a full disk an OSError
-FAILURES = (Exception,)  # of any kind: hours of training must not end for want of a picture
+FAILURES = (Exception,)  # of any kind: a missing picture must not end hours of training
 CHECKED_READINGS = 16
-"""Probes that are read again when a run goes on, to see that processor and template are as they were."""
+"""Probes that are encoded again when a run resumes, to check that processor and template are unchanged."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When and in what the model is probed.
+    """When, where and in which precision the model is probed.
 
     step       of training; 0 is before the first
     first      is this the first rank, which writes?
-    autocast   the precision of a training that mixes them; None: the weights'
-    words      of the model, for a person
+    autocast   dtype of mixed precision; None: the weights' own
+    words      names the model for a person
     """
 
     step: int
@@ -104,27 +104,27 @@ class AttentionMonitor(TrainerCallback):
                    fifth picture of ``probes``, which is then left out of the verdicts, or four layers evenly spaced
                    where too few would be left
     depth          "quick", "full" or a ``Depth``: what is measured at both ends of the run
-    probe_steps    probe every so many steps; None: whenever a checkpoint is saved
-    stop_when      "corrected": end training once every group is (and what must be kept, is); measured at every
-                   checkpoint then, at the whole depth, each look paid for (``statistics.alpha_of_look``)
-    stop_patience  at so many checkpoints in a row
-    samples        what is trained on; the report shows those that bear on its cases
+    probe_steps    probe every this many steps; None: whenever a checkpoint is saved
+    stop_when      "corrected": end training once every group is (and what must be kept, is); every checkpoint is
+                   then measured at full ``depth``, and adjusted for repeated looks (``statistics.alpha_of_look``)
+    stop_patience  for this many checkpoints in a row
+    samples        training samples; the report shows those related to its case studies
     tb_writer      the run's SummaryWriter, closed by its owner; None: one of its own in ``output_dir/runs``
     batch_size     as for ``Prober``
 
-    At the start wrong wiring raises: a broken probe file, a layer that does not exist, capture that fails its
-    self-check. Later on a failure is reported once, and training goes on.
+    Errors at the start raise: a broken probe file, a layer that does not exist, a failed self-check of capture. A later
+    failure is reported once, and training continues.
 
-    Occlusion and knock-out cost more than all the rest and are measured at both ends of the run; checkpoints between
-    have scores, answers and attention. Each rank probes its share, rank 0 writes; under ZeRO-3, where a forward needs
-    every rank, all of them run all probes in step.
+    Occlusion and knock-out cost more than everything else and are measured only at both ends of the run; checkpoints
+    between have scores, answers and attention. Each rank probes its share, rank 0 writes; under ZeRO-3, where a forward
+    pass needs every rank, all of them run all probes in lockstep.
 
-    At step 0 a new training begins, and nothing that an earlier one left in the folder is taken for its own: that is
-    moved to ``earlier-N`` in ``output_dir``, with a line that says so. A run that was killed and goes on takes what it
-    has measured, where run, model, probes, layers and depth are the same, and is refused otherwise; it makes up for the
-    checkpoint that it goes on from, and for tags and pictures that were not written before the kill.
+    At step 0 a new training begins: whatever an earlier one left in the folder is moved to ``earlier-N`` in
+    ``output_dir``, with a line that says so. A resumed run reuses its earlier measurements where run, model, probes,
+    layers and depth are the same, and is refused otherwise; it catches up on the checkpoint it resumes from, and on
+    tags and pictures that were not written before the run was killed.
 
-    ``missing`` says what the run should have left and has not.
+    ``missing`` lists what the run should have left and did not.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class AttentionMonitor(TrainerCallback):
         self._forget()
 
     def _forget(self) -> None:
-        """As before any training: one monitor may see several, one after another."""
+        """Reset to the state before any training: one monitor may serve several, one after another."""
         self.missing: list[str] = []
         self._run: Run | None = None
         self._judged: tuple[Probe, ...] = self.probes
@@ -186,7 +186,7 @@ class AttentionMonitor(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
-        """Self-check, the baseline, and what a killed run has missed at the step that it goes on from."""
+        """Self-check, the baseline, and what a killed run missed at the step it resumes from."""
         self.output_dir = self.output_dir or Path(str(args.output_dir))
         at, model = _moment(args, state), event["model"]
         self._begin(at, model, runs=_runs_of(state))
@@ -199,7 +199,7 @@ class AttentionMonitor(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
-        """With ``probe_steps``: probe at its multiples, unless training stops here: then the end of it measures."""
+        """With ``probe_steps``: probe at its multiples, unless training stops here and its end is probed anyway."""
         if control.should_training_stop:
             return
         if self.probe_steps is not None and self._is_due(state) and state.global_step < state.max_steps:
@@ -208,7 +208,7 @@ class AttentionMonitor(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
-        """Without ``probe_steps``: probe at every checkpoint; the last is left to the end of training."""
+        """Without ``probe_steps``: probe at every checkpoint but the last, which the end of training probes."""
         if self.probe_steps is None and state.global_step < state.max_steps:
             self._look(args, state, control, event["model"])
 
@@ -218,7 +218,7 @@ class AttentionMonitor(TrainerCallback):
         """Probe once more, with interventions, and compare with the baseline."""
         at, best = _moment(args, state), state.best_model_checkpoint
         if args.load_best_model_at_end and best is not None:
-            # The model at the end is not the one that the last step left.
+            # The Trainer has loaded the best checkpoint: the model is not that of the last step.
             self._probe_now(
                 replace(at, words=f"{args.output_dir}: the best, {Path(best).name}"),
                 event["model"],
@@ -231,18 +231,18 @@ class AttentionMonitor(TrainerCallback):
 
     # --- by hand ---------------------------------------------------------------------------------------------
     def probe(self, step: int, model: nn.Module) -> dict[str, AttentionRecord]:
-        """Measure the model of one's own training loop, on every rank, and compare it with step 0 (on the first).
+        """Measure the model of a custom training loop, on every rank, and compare it with step 0 (on the first).
 
-        Step 0 is the model before training: it begins anew. A first call with a later step goes on with what is in
-        ``output_dir``. Each call measures the whole ``depth`` and brings ``comparison/`` up to date. Mixed precision is
-        that in which the call stands (``with torch.autocast(…)``, or a model that Accelerate has prepared).
+        Step 0 is the model before training and starts a new run. A first call with a later step resumes from what is
+        in ``output_dir``. Each call measures the whole ``depth`` and updates ``comparison/``. Mixed precision is that
+        of the caller (``with torch.autocast(…)``, or a model that Accelerate has prepared).
 
-        Returns probe id → record on the first rank, nothing on the others or where it failed. Raises ValueError for
-        wrong wiring, and for a folder of another model, other probes or layers, in the first call.
+        Returns probe id → record on the first rank, nothing on the others or after a failure. The first call raises
+        ValueError for wrong arguments, and for a folder of another model, other probes or other layers.
         """
         if self.output_dir is None:
             raise ValueError(
-                "output_dir: found none, expected a folder: without a Trainer nothing else names one"
+                "output_dir: found none, expected a folder: without a Trainer there is no default"
             )
         if step < 0:
             raise ValueError(f"step: found {step}, expected 0 (before training) or more")
@@ -259,14 +259,14 @@ class AttentionMonitor(TrainerCallback):
         return records
 
     def finish(self) -> None:
-        """The last pictures and the strips, for a loop that probes by hand; on every rank, or on the first alone."""
+        """Draw the last pictures and the strips. For a custom training loop, on every rank or on the first only."""
         if self._run is not None and rank_and_world_size()[0] == 0:
             self._close()
 
     # --- how -------------------------------------------------------------------------------------------------
     def _begin(self, at: Moment, model: nn.Module, *, runs: Sequence[str] | None) -> None:
-        """Start anew at step 0, go on elsewhere. ``runs``: what the checkpoint that is gone on from says it is of; None
-        where there is no such checkpoint."""
+        """Start a new run at step 0, resume elsewhere. ``runs``: the runs that the resumed checkpoint names; None
+        without such a checkpoint."""
         self._forget()
         ProbeEncoder(family_of(bare_model(model).config), self.processor).check(
             (*self.calibration_probes, *self.probes), "probes"
@@ -306,8 +306,8 @@ class AttentionMonitor(TrainerCallback):
         beyond = self._archive.set_beyond_aside(at.step)
         if beyond:
             print(
-                f"{self.attention_dir}: steps {', '.join(map(str, beyond))} lie beyond step {at.step}, which training "
-                f"goes on from; their records and pictures were moved to {self.attention_dir / SUPERSEDED}",
+                f"{self.attention_dir}: steps {', '.join(map(str, beyond))} lie beyond step {at.step}, from which "
+                f"training resumes; their records and pictures were moved to {self.attention_dir / SUPERSEDED}",
                 flush=True,
             )
         self._write_probes()
@@ -321,7 +321,7 @@ class AttentionMonitor(TrainerCallback):
         return tuple(self.key_layers)
 
     def _take(self, run: Run, chosen: Calibration | None) -> None:
-        """The run and what was chosen at its start hold from here on."""
+        """Adopt the run, and the layers chosen at its start, from here on."""
         self._run, self._layers = run, run.key_layers
         self._archive = RecordArchive(
             self.attention_dir, [probe.id for probe in self.probes], run.key_layers, run.run, run.as_json()
@@ -335,7 +335,7 @@ class AttentionMonitor(TrainerCallback):
             print(f"key layers: {chosen.why}", flush=True)
 
     def _make_room(self, run: Run) -> None:
-        """Move what an earlier training left out of the way. One that only measured this very model is written over."""
+        """Move what an earlier training left out of the way. A baseline of this very model is overwritten."""
         if not left_by_earlier(self.attention_dir):
             return
         assert self.output_dir is not None
@@ -348,15 +348,15 @@ class AttentionMonitor(TrainerCallback):
         found = [self.attention_dir, self.output_dir / "comparison", *logs]
         place = set_aside(self.output_dir, [path for path in found if path.exists()])
         print(
-            f"{self.output_dir}: holds what the monitor left of an earlier training, moved to {place}; this one begins "
-            "anew",
+            f"{self.output_dir}: moved the monitor's files of an earlier training to {place}; this run starts from "
+            "scratch",
             flush=True,
         )
 
     def _earlier(
         self, at: Moment, model: nn.Module, marks: ModelMarks, runs: Sequence[str] | None
     ) -> tuple[Run, Calibration | None]:
-        """The run that goes on, and how its layers were chosen. Raises ValueError where it is not this one."""
+        """The run to resume, and how its layers were chosen. Raises ValueError where this run cannot resume it."""
         chosen, path = None, self.attention_dir / "calibration.json"
         if self.key_layers == "auto":
             chosen = Calibration.load(path) if path.is_file() else None
@@ -377,7 +377,7 @@ class AttentionMonitor(TrainerCallback):
                 else None
             )
             or model_difference(run.model, marks)
-            or ("the checkpoint is of another run" if runs is not None and run.run not in runs else None)
+            or ("the checkpoint belongs to another run" if runs is not None and run.run not in runs else None)
             or archive.shortfall(0, self.depth)
             or self._other_reading(archive, family_of(bare_model(model).config))
         )
@@ -386,8 +386,8 @@ class AttentionMonitor(TrainerCallback):
         return run, chosen
 
     def _other_reading(self, archive: RecordArchive, family: Family) -> str | None:
-        """Why records of the baseline do not fit what would be measured now: broken, or of another tokenizer, template
-        or pixel budget."""
+        """Why the baseline's records do not match what would be measured now: they are broken, or tokenizer, template
+        or pixel budget have changed. None where they match."""
         records, faults = whole_records(archive.folder(0), archive.probe_ids)
         if faults:
             return fault_words(faults)
@@ -396,17 +396,18 @@ class AttentionMonitor(TrainerCallback):
             record, now = records[probe.id], reader.layout(probe)
             before = (record.tokens, tuple(image.grid for image in record.image_tokens))
             if before != now:
-                return f"probe {probe.id} is read otherwise: the processor, its template or its pixel budget is another"
+                return f"probe {probe.id} is encoded differently now: processor, template or pixel budget have changed"
         return None
 
     def _no_start(self, at: Moment, path: Path, what: str) -> ValueError:
         return ValueError(
-            f"{path}: found no {what}, and this run goes on from step {at.step}, where the untrained model is gone; "
-            "expected what step 0 left. Start anew in another output folder, or go on without the monitor"
+            f"{path}: found no {what}; this run resumes from step {at.step}, where the untrained model can no longer "
+            "be measured. Expected the records of step 0: start again in another output folder, or resume without the "
+            "monitor"
         )
 
     def _make_up(self, step: int) -> None:
-        """Tags and pictures of steps that were measured and, when the run was killed, not yet shown."""
+        """Write tags and pictures of steps that were measured but not yet shown when the run was killed."""
         from diagnostics.comparison.pairs import pair_all
 
         for done in [one for one in self._archive.steps(WATCH) if one <= step]:
@@ -424,16 +425,16 @@ class AttentionMonitor(TrainerCallback):
     def _look(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module
     ) -> None:
-        """Probe at a checkpoint, and end training where that was asked for and the correction took."""
+        """Probe at a checkpoint, and end training if ``stop_when`` is met."""
         depth = WATCH if self.stop_when is None else self.depth
         records = self._probe_now(_moment(args, state), model, depth)
         if self.stop_when is not None and self._everywhere(self._has_taken(records, state.global_step)):
             control.should_training_stop = True
 
     def _has_taken(self, records: Mapping[str, AttentionRecord], step: int) -> bool:
-        """Has every group been corrected, at as many checkpoints in a row as patience asks?
+        """Has every group been corrected, for ``stop_patience`` checkpoints in a row?
 
-        A look that finds by chance what is not there is one more chance to stop, so each look pays for itself.
+        Every look is one more chance of a false positive, so the level is adjusted for the number of looks.
         """
         from diagnostics.comparison.group_report import comparison_of
         from diagnostics.comparison.pairs import pair_all
@@ -443,14 +444,14 @@ class AttentionMonitor(TrainerCallback):
 
         if not records:
             return False
-        # Those of before a restart have been paid for too.
+        # Looks from before a restart count too.
         self._looks = max(self._looks + 1, sum(0 < look <= step for look in self._archive.steps(self.depth)))
         level = 1 - alpha_of_look(self._looks)
         groups: dict[str, Any] = {}
         with self._reporting("a checkpoint could not be compared with the baseline"):
             groups = comparison_of(pair_all(self._judged, self._baseline, records), level=level)["groups"]
         if not groups:
-            return False  # said above; the other ranks wait for an answer
+            return False  # reported above; the other ranks wait for an answer
         short = shortfalls(requirement(CORRECTED, groups), groups)
         self._corrected_looks = 0 if short else self._corrected_looks + 1
         print(f"look {self._looks}: {headline(groups)}", flush=True)
@@ -460,7 +461,7 @@ class AttentionMonitor(TrainerCallback):
         return True
 
     def _is_due(self, state: TrainerState) -> bool:
-        """Is the present step one at which to probe? A checkpoint is, and only from one does a run go on."""
+        """Should this step be probed? Every checkpoint is, and a run can only resume from one."""
         return self.probe_steps is None or state.global_step % self.probe_steps == 0
 
     # --- what ------------------------------------------------------------------------------------------------
@@ -491,7 +492,7 @@ class AttentionMonitor(TrainerCallback):
     def _shared_out(
         self, probes: Sequence[Probe], run: Callable[[Sequence[Probe]], list[AttentionRecord]]
     ) -> list[tuple[list[AttentionRecord], Exception | None]]:
-        """What every rank makes of its share of probes, on every rank: records, and the failure if one came."""
+        """Run every rank's share of probes; returns, on every rank, the records and the failure, if any, of each."""
         rank, ranks = rank_and_world_size()
         in_step = is_deepspeed_zero3_enabled()
         failure: Exception | None = None
@@ -500,7 +501,7 @@ class AttentionMonitor(TrainerCallback):
             records = run(probes if in_step else probes[rank::ranks])
         except FAILURES as error:
             failure = error
-        # Every rank arrives here, whatever happened to it: the others would wait for it for ever.
+        # Every rank must get here, even after a failure: the others would wait forever.
         return [(records, failure)] if in_step else gathered((records, failure))
 
     def _probe_unless_complete(self, at: Moment, model: nn.Module, depth: MeasurementPlan) -> None:
@@ -516,7 +517,7 @@ class AttentionMonitor(TrainerCallback):
     def _probe(self, at: Moment, model: nn.Module, *, depth: MeasurementPlan) -> dict[str, AttentionRecord]:
         """Probe on all ranks and write on the first. Returns the records there, nothing elsewhere or on failure.
 
-        The baseline's failure is raised: a run that cannot be compared should end in its first minute.
+        A failure of the baseline is raised: a run that cannot be compared should end in its first minute.
         """
         prober = self._prober(at, model, depth, self._layers)
         outcomes = self._shared_out(
@@ -551,7 +552,7 @@ class AttentionMonitor(TrainerCallback):
     # --- on disk ---------------------------------------------------------------------------------------------
     @property
     def attention_dir(self) -> Path:
-        """Where records and pictures of this run lie."""
+        """The folder of this run's records and pictures."""
         assert self.output_dir is not None
         return self.output_dir / "attention"
 
@@ -561,7 +562,7 @@ class AttentionMonitor(TrainerCallback):
             write_probes(self.probes, self.attention_dir / "probes.json")
 
     def _decided(self, decide: Callable[[], T]) -> T:
-        """What ``decide()`` gives on the first rank, on every rank; its failure is raised on each."""
+        """The result of ``decide()`` on the first rank, returned on every rank; its failure is raised on each."""
         outcome: tuple[T | None, Exception | None] = (None, None)
         if rank_and_world_size()[0] == 0:
             try:
@@ -607,7 +608,7 @@ class AttentionMonitor(TrainerCallback):
     @property
     def _log_dir(self) -> Path:
         assert self.output_dir is not None
-        # SummaryWriter's own name for its folder; another's writer may have none.
+        # SummaryWriter's attribute; another writer may lack it.
         given = getattr(self.tb_writer, "log_dir", None)
         if given is not None:
             return Path(given)
@@ -629,7 +630,7 @@ class AttentionMonitor(TrainerCallback):
             self._write_pictures(self._renderer.poll())
 
     def _warn_of_loss(self, pairs: Sequence[ProbePair], step: int) -> None:
-        """Say at the checkpoint, and not at the end, that something is being forgotten."""
+        """Warn at the checkpoint, not only at the end, that something is being forgotten."""
         from diagnostics.comparison.group_report import lost_groups
 
         for sentence in lost_groups(pairs):
@@ -642,7 +643,7 @@ class AttentionMonitor(TrainerCallback):
                     self._board.write_pictures(one.pictures, one.step)
 
     def _finish(self, step: int) -> None:
-        """Comparison, the last pictures, and what is missing."""
+        """Write the comparison and the last pictures, and report what is missing."""
         from diagnostics.drawing.tensorboard import open_command
 
         self._compare(step, say=True)
@@ -664,7 +665,7 @@ class AttentionMonitor(TrainerCallback):
                 print(f"before and after, side by side: {place}", flush=True)
 
     def _compared(self, step: int) -> Mapping[str, Any]:
-        """The comparison of a step with the baseline, over all steps between that are whole."""
+        """Compare a step with the baseline, with all complete steps between as the series."""
         from diagnostics.compare import compare
 
         assert self.output_dir is not None
@@ -680,13 +681,13 @@ class AttentionMonitor(TrainerCallback):
                 series[one] = self._archive.stored(one, ids)
             else:
                 left_out.append(f"step {one} ({short})")
-        # What is at hand need not be read again, nor be readable.
+        # Records in memory are used as they are; their files need not be readable.
         for one, records in ((0, self._baseline), (step, self._last)):
             if records and next(iter(records.values())).step == one:
                 series[one] = {name: records[name] for name in ids}
         missing = [one for one in (0, step) if one not in series]
         if missing:
-            raise ValueError(f"the records of step {missing[0]} are not there")
+            raise ValueError(f"the records of step {missing[0]} are missing")
         if left_out:
             self._lack(f"in the comparison's series: {'; '.join(left_out)}")
         ordered = {one: series[one] for one in sorted(series)}
@@ -700,11 +701,11 @@ class AttentionMonitor(TrainerCallback):
         )
 
     def _close(self) -> None:
-        """Wait for the pictures, and say what there is not."""
+        """Wait for the pictures, and report what is missing."""
         if self._renderer is not None:
             self._renderer.submit_strips()
             self._write_pictures(self._renderer.close())
-            # A stand-in that draws nothing has none of these.
+            # Renderers of tests, which draw nothing, lack both.
             problem, undrawn = (getattr(self._renderer, name, None) for name in ("problem", "undrawn"))
             if problem:
                 self._lack(f"pictures: {problem}")
@@ -720,7 +721,7 @@ class AttentionMonitor(TrainerCallback):
 
     @property
     def missing_words(self) -> str:
-        """``missing`` in one line; "" where all is there."""
+        """``missing`` in one line; "" where nothing is."""
         return f"{self.output_dir} lacks: {'; '.join(self.missing)}"[:LINE_MAX] if self.missing else ""
 
     def _lack(self, what: str) -> None:
@@ -734,7 +735,7 @@ class AttentionMonitor(TrainerCallback):
         *,
         lacks: str | None = None,
     ) -> Iterator[None]:
-        """Nothing that is shown or written may end a training run. ``lacks``: what the run is then without."""
+        """Report a failure instead of raising it: training goes on without what ``lacks`` names."""
         try:
             yield
         except FAILURES as error:
@@ -745,7 +746,7 @@ class AttentionMonitor(TrainerCallback):
             self._lack(f"{lacks} ({str(error)[:REASON_MAX]})" if what not in self._reported else lacks)
         if what not in self._reported:
             self._reported.add(what)
-            words = "attention monitor: %s (%s: %s); training goes on"
+            words = "attention monitor: %s (%s: %s); training continues"
             trace = None if isinstance(error, EXPECTED) else error
             logger.warning(words, what, type(error).__name__, str(error)[:LINE_MAX], exc_info=trace)
 
@@ -774,7 +775,7 @@ def _moment(args: TrainingArguments, state: TrainerState) -> Moment:
 
 
 def _runs_of(state: TrainerState) -> list[str]:
-    """The monitored runs that a state says it is of; a checkpoint's ``trainer_state.json`` keeps it."""
+    """The monitored runs that a Trainer's state names; ``trainer_state.json`` of a checkpoint keeps them."""
     kept: Any = state.stateful_callbacks
     found = kept.get(STATE_KEY, {}) if isinstance(kept, dict) else {}
     attributes = found.get("attributes", {}) if isinstance(found, dict) else {}
@@ -783,14 +784,14 @@ def _runs_of(state: TrainerState) -> list[str]:
 
 
 def _name_run(state: TrainerState, run: str) -> None:
-    """So that a checkpoint cannot be taken for one of another run. Not as a callback's own state: the Trainer would
-    build this callback anew from it, and a processor is no JSON."""
+    """Name the run in the Trainer's state, so that its checkpoints cannot be mistaken for those of another run. Not as
+    this callback's own state: the Trainer would rebuild the callback from it, and a processor is not JSON."""
     kept: Any = state.stateful_callbacks
     if isinstance(kept, dict):
         kept[STATE_KEY] = {"args": {}, "attributes": {"runs": [*_runs_of(state), run]}}
 
 
 def _ambient_autocast(model: nn.Module) -> torch.dtype | None:
-    """The mixed precision in which a call stands."""
+    """The dtype of the autocast context that the caller is in; None without one."""
     device = next(model.parameters()).device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

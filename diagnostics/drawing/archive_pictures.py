@@ -48,7 +48,7 @@ STRIP_STEPS_MAX = 8
 class ArchivePictures:
     """Records of a run, and the pictures drawn of them. The baseline is read once.
 
-    problems   a line for each probe that has no picture, or no whole record of the baseline, so that nothing is drawn
+    problems   a line for each probe that cannot be drawn: it has no picture, or no readable record of the baseline
     """
 
     attention_dir: Path
@@ -60,7 +60,7 @@ class ArchivePictures:
     def open(cls, attention_dir: str | Path, probes_file: str | Path | None = None) -> ArchivePictures:
         """The records below ``attention/`` that can be drawn.
 
-        Raises FileNotFoundError where the probes are gone, and ValueError where nothing can be drawn.
+        Raises FileNotFoundError without a probe file, and ValueError where nothing can be drawn.
         """
         attention_dir = Path(attention_dir)
         path = attention_dir / "probes.json" if probes_file is None else Path(probes_file)
@@ -76,7 +76,7 @@ class ArchivePictures:
         return cls(attention_dir, drawn, baseline, tuple(problems))
 
     def whole_pairs(self, step: int) -> tuple[list[ProbePair], list[str]]:
-        """Base against ``step`` of every probe that has both records, and what there is not."""
+        """Pairs of base and ``step`` for every probe that has both records, and messages about the others."""
         pairs: list[ProbePair] = []
         problems: list[str] = []
         names = [probe.id for probe in self.probes]
@@ -100,7 +100,7 @@ class ArchivePictures:
         return pair_records(probe, before, after)
 
     def without_records(self) -> ArchivePictures:
-        """The same place, light enough to be sent to another process."""
+        """The same archive without its records, light enough to send to another process."""
         return ArchivePictures(self.attention_dir, (), {})
 
     def record_path(self, probe_id: str, step: int) -> Path:
@@ -113,7 +113,7 @@ class ArchivePictures:
         return self.attention_dir / "images" / file_name(probe_id) / "strip.png"
 
     def missing_steps(self) -> list[int]:
-        """Steps after the baseline with records and without all their pictures, as a killed run leaves them."""
+        """Steps after the baseline that have records but lack pictures, as a killed run leaves them."""
         return [
             step
             for step in recorded_steps(self.attention_dir)
@@ -143,19 +143,19 @@ def picture_of(pair: ProbePair) -> Image.Image:
     """The picture that a probe was asked about.
 
     Raises:
-        ValueError: it cannot be read, or is another than the records': maps and boxes would lie beside what they mean.
+        ValueError: it cannot be read, or its size differs from that in the records, so maps and boxes would not fit.
     """
     picture, expected = open_picture(pair.probe.images[0]), pair.after.image_tokens[0].image_size_pixels
     if picture.size != expected:
         raise ValueError(
             f"cannot draw over {pair.probe.images[0]}: found {picture.width} × {picture.height} pixels, the records of "
-            f"{pair.probe.id!r} were made of {expected[0]} × {expected[1]}; expected the picture that was probed with"
+            f"{pair.probe.id!r} were made of {expected[0]} × {expected[1]}; expected the picture that was probed"
         )
     return picture
 
 
 def open_picture(path: Path) -> Image.Image:
-    """A picture as it is shown: upright, in colour.
+    """A picture as shown: upright, in colour.
 
     Raises:
         ValueError: it cannot be read.
@@ -197,7 +197,7 @@ def render_archive(archive: ArchivePictures, step: int, pool: Executor) -> Itera
 
 
 def outcome_of(drawn: Future[str | None]) -> str | None:
-    """What went wrong, also where the process that was to draw is gone (most likely for want of memory)."""
+    """What went wrong, also if the drawing process itself died (most likely out of memory)."""
     try:
         return drawn.result()
     except BrokenExecutor as error:
@@ -210,7 +210,7 @@ def draw_archive_picture(archive: ArchivePictures, probe: Probe, step: int) -> s
         pair = archive.pair(probe, step)
         picture = draw_probe(probe_sheet(pair), pair.maps())
         write_atomically(archive.picture_path(probe.id, step), encode_png(picture, width=ARCHIVE_WIDTH))
-    except (ValueError, OSError) as error:  # one bad picture, a full disk: the others are still drawn
+    except (ValueError, OSError) as error:  # a bad picture or a full disk must not stop the others
         return f"picture of probe {probe.id}: {error}"
     return None
 
@@ -221,8 +221,8 @@ def first_of_groups(probes: Sequence[Probe], count: int) -> list[Probe]:
 
 
 def render_strips(archive: ArchivePictures, pool: Executor, probes: Sequence[Probe]) -> Iterator[str | None]:
-    """Draw the strips of probes, each over the steps of which its record is whole; yields, for each, None or what went
-    wrong, and before them a line for each step that some strips go without."""
+    """Draw the strips of probes, each over the steps with a readable record; yields, for each, None or what went wrong,
+    and before them a line for each step that some strips lack."""
     light = archive.without_records()
     steps = recorded_steps(archive.attention_dir)
     without: dict[int, dict[str, str]] = {}
@@ -254,7 +254,7 @@ def draw_archive_strip(archive: ArchivePictures, probe: Probe, steps: Sequence[i
         sheet = probe_sheet(pair_records(probe, records[steps[0]], records[steps[-1]]))
         picture = draw_strip(sheet, strips)
         write_atomically(archive.strip_path(probe.id), encode_png(picture, width=picture.width * 2 // 3))
-    except (ValueError, OSError) as error:  # one bad picture, a full disk: the others are still drawn
+    except (ValueError, OSError) as error:  # a bad picture or a full disk must not stop the others
         return f"strip of probe {probe.id}: {error}"
     return None
 

@@ -1,4 +1,4 @@
-"""Colours and scales of attention maps: one scale for maps seen side by side, never one per picture."""
+"""Colours and scales of attention maps: maps shown side by side share one scale."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def series_scale(maps: Sequence[CellMap]) -> Scale:
 
 
 def common_top(maps: Sequence[CellMap]) -> float:
-    """Where the colours of maps end that are seen side by side, of one picture or of several; ``shared_scale``."""
+    """The end of the colour scale of maps shown side by side, of one picture or several; see ``shared_scale``."""
     return float(max(2.0, *(np.percentile(cells.density, 99) for cells in maps)))
 
 
 def dim(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The original at ``size`` (width, height), greyed and darkened so that the map over it can be read."""
+    """The original at ``size`` (width, height), greyed and darkened so that the map over it is legible."""
     small = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
     return ImageEnhance.Brightness(ImageEnhance.Color(small).enhance(0.45)).enhance(dimming(small))
 

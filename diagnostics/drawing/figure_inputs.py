@@ -1,4 +1,4 @@
-"""What a figure is given, as it comes: arrays of any kind, tokens in any tokenizer's spelling; made plain and readable.
+"""The inputs of a figure, normalised: arrays of any kind, and tokens in any tokenizer's spelling.
 
 Weights come as NumPy arrays, tensors of torch (bfloat16, on a GPU, with a gradient) or lists; tokens as texts, as bytes
 (Qwen-VL's), as byte-level vocabularies (``Ġtower``, ``å¡Ķ``) or SentencePiece (``▁tower``, ``<0xE5>``) spell them, or
@@ -25,7 +25,7 @@ _Piece = tuple[str, bytes]  # "bytes" with what they are, or "text" with its UTF
 def as_array(values: Any, name: str) -> np.ndarray:
     """Weights as Float64.
 
-    Raises ValueError for what is no array of numbers: lists of unequal lengths, texts, None.
+    Raises ValueError for anything else: lists of unequal lengths, texts, None.
     """
     torch = sys.modules.get("torch")  # who has a tensor has imported it
     if torch is not None and isinstance(values, torch.Tensor):
@@ -45,7 +45,7 @@ def as_array(values: Any, name: str) -> np.ndarray:
 
 
 def check_weights(values: np.ndarray, name: str) -> None:
-    """Raises ValueError for what no attention can be: infinite or negative. NaN is left: it may stand for nothing."""
+    """Raises ValueError for values that attention cannot have: infinite or negative. NaN passes: it marks no value."""
     wrong = np.isinf(values) | (values < _FLOOR)
     if wrong.any():
         place = tuple(int(one) for one in np.argwhere(wrong)[0])

@@ -5,33 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.image import AxesImage
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
-from diagnostics.drawing.figure_inputs import as_array, as_tokens, check_weights
+from diagnostics.drawing.attention_matrix import matrix_of_array, matrix_of_record, scale_top
+from diagnostics.drawing.figure_inputs import as_array, as_tokens
+from diagnostics.drawing.figure_page import Page, drawn_size, font
 from diagnostics.drawing.record_rows import (
     ANSWER,
     layer_rows,
     picture_density,
     query_places,
     query_words,
-    shown_keys,
-    with_pictures_as_one_key,
 )
 from diagnostics.records.record import AttentionRecord
 from finetune.families.base import ImageTokens
-from finetune.fonts import Pen, drawable, text_font
 from finetune.samples.images import open_image
 
 # Less is blue and more is orange, as on the probe pictures.
@@ -39,18 +33,8 @@ _LESS_MORE = LinearSegmentedColormap.from_list(
     "less_more", ["#1d6fd1", "#9cc8f5", "#f7f7f7", "#ffb066", "#c4560a"]
 )
 
-_UNSEEN, _HATCH = "#9a9a9a", "#c4c4c4"  # greys that the colours of shares do not have
-_NO_VALUE = "#4fb3ff"  # nor this blue
-_SLIVER = 20
-"""Pictures longer than so many times their width are drawn wider: 4 × 3,000 pixels would be a line."""
-_BAR_MAX = 0.5  # of the panels beside it
 ImageLike = str | Path | Image.Image
 
-# Letters of the smallest page and of every page that is large enough, in points.
-_POINTS = (6.5, 10.0)
-# Lines of letters need so much of their size, Chinese ones (which are taller) too.
-_LEADING = 1.45
-_MEASURED = 64  # pixels: fonts are measured at one size and scaled
 # More token panels than this make a figure nobody reads; the caller chooses which tokens matter.
 _PANELS_MAX = 24
 
@@ -102,17 +86,17 @@ class AttentionVisualizer:
                 negative, infinite, or all NaN.
         """
         if isinstance(attn_matrix, AttentionRecord):
-            drawn = _record_matrix(attn_matrix, tokens, layer_idx, head_idx)
+            drawn = matrix_of_record(attn_matrix, tokens, layer_idx, head_idx)
         else:
-            drawn = _array_matrix(attn_matrix, tokens, layer_idx, head_idx)
+            drawn = matrix_of_array(attn_matrix, tokens, layer_idx, head_idx)
         matrix = np.ma.masked_array(drawn.values, drawn.is_future | np.isnan(drawn.values))
         if not matrix.count():
             raise ValueError(
                 "attn_matrix holds NaN alone; expected attention: the model that gave it has overflowed"
             )
-        page = _Page(self.figsize)
+        page = Page(self.figsize)
         axes = page.figure.add_subplot()
-        top = _scale_top(matrix)
+        top = scale_top(matrix)
         shown = axes.imshow(matrix, cmap="magma", aspect="auto", vmin=0.0, vmax=top, interpolation="nearest")
         page.mark_unseen(axes, drawn)
         page.name_tokens(axes, drawn.keys, drawn.queries)
@@ -168,7 +152,7 @@ class AttentionVisualizer:
             if weights.ndim == 4:
                 weights = weights[0].mean(axis=(0, 1))
             density = _density(_as_map(weights, grid, "attn_weights"), "attn_weights")
-        page = _Page(self.figsize, "compressed")
+        page = Page(self.figsize, "compressed")
         axes = page.figure.add_subplot()
         shown = _overlay(axes, picture, density, density.max())
         page.heading(title)
@@ -213,7 +197,7 @@ class AttentionVisualizer:
             _refuse_choices("cross_attn_weights", layer_idx=layer_idx, head_idx=head_idx, image=image or None)
             names = as_tokens(names, "text_tokens")
             maps = _token_maps(as_array(cross_attn_weights, "cross_attn_weights"), len(names), grid)
-        page = _Page(self.figsize, "compressed")
+        page = Page(self.figsize, "compressed")
         columns, width = page.row(len(maps), picture)
         panels = page.figure.subplots(math.ceil(len(maps) / columns), columns, squeeze=False)
         top = max(density.max() for density in maps)
@@ -255,7 +239,7 @@ class AttentionVisualizer:
         density = _density(_as_map(cells, video.grid, "attn_weights"), "attn_weights")
         shares = density.reshape(video.frames, -1).sum(1) / density.size
         pictures = [_open(frame) for frame in frames]
-        page = _Page(self.figsize, "compressed")
+        page = Page(self.figsize, "compressed")
         columns, width = page.row(len(frames), pictures[0])
         panels = page.figure.subplots(math.ceil(len(frames) / columns), columns, squeeze=False)
         maps = np.split(density, video.frames)
@@ -269,95 +253,6 @@ class AttentionVisualizer:
         page.heading(title)
         page.bar(shown, list(page.figure.axes), _unit(pictures[0]))
         return page.figure
-
-
-class _Page:
-    """One figure and its letters: as large as the page allows, and cut with an ellipsis rather than by its border."""
-
-    def __init__(
-        self, figsize: tuple[float, float], layout: Literal["constrained", "compressed"] = "constrained"
-    ) -> None:
-        self.figure = Figure(figsize=figsize, layout=layout)
-        self.width, self.height = (72 * inches for inches in figsize)  # in points
-        self.points = float(np.clip(min(self.width, self.height) / 32, *_POINTS))
-        self.legend = 0.0  # points that a legend takes
-
-    @property
-    def _beside(self) -> float:
-        """Points that the colour bar, its ticks and its label take."""
-        return 6.5 * self.points
-
-    def title(self, axes: Axes, text: str, *, width: float, loc: Literal["left", "center"] = "left") -> None:
-        """What stands over one panel, ``width`` points wide at most."""
-        axes.set_title(_fitted(text, self.points, width), loc=loc, fontproperties=_font(text, self.points))
-
-    def heading(self, text: str) -> None:
-        """What stands over all panels, if anything."""
-        if not text:
-            return
-        shown = _fitted(text, 1.1 * self.points, 0.95 * self.width)
-        self.figure.suptitle(shown, fontproperties=_font(text, 1.1 * self.points))
-
-    def bar(
-        self, shown: AxesImage, axes: Axes | list[Axes], unit: str, *, across: float | None = None
-    ) -> None:
-        """The colour bar of panels that take ``across`` points (None: the page), a letter wide whatever they are."""
-        # More than its width: else it is as short as it is narrow. Beside narrow panels, never most of the page.
-        share = min(2 * self.points / (across or self.width), _BAR_MAX)
-        bar = self.figure.colorbar(shown, ax=axes, fraction=share, pad=0.01, aspect=self.height / self.points)
-        bar.set_label(unit, fontsize=self.points)
-        bar.ax.tick_params(labelsize=0.9 * self.points)
-        bar.locator = MaxNLocator(nbins=max(2, int(self.height / 60)))
-        bar.update_ticks()
-
-    def row(self, panels: int, picture: Image.Image) -> tuple[int, float]:
-        """How many panels stand in a row so that the pictures are largest, and how many points wide each is then."""
-
-        def scale(columns: int) -> float:
-            across = (self.width - self._beside) / columns - 0.5 * self.points
-            down = self.height / math.ceil(panels / columns) - 2.2 * self.points
-            return min(across / wide, down / high)
-
-        wide, high = _drawn_size(picture)
-        columns = max(range(1, panels + 1), key=scale)
-        return columns, scale(columns) * wide
-
-    def mark_unseen(self, axes: Axes, drawn: _Matrix) -> None:
-        """What has no colour of the scale: tokens that come later, and places without a value; and a legend of both."""
-        axes.set_facecolor(_UNSEEN)
-        axes.patch.set(hatch="////", edgecolor=_HATCH)
-        found = []
-        if drawn.is_future.any():
-            found.append(
-                Patch(facecolor=_UNSEEN, hatch="////", edgecolor=_HATCH, label="comes later, cannot be seen")
-            )
-        lacking = np.isnan(drawn.values) & ~drawn.is_future
-        if lacking.any():
-            over = np.ma.masked_array(np.ones(lacking.shape), ~lacking)
-            colours = ListedColormap([_NO_VALUE])
-            axes.imshow(over, cmap=colours, aspect="auto", interpolation="nearest")
-            found.append(Patch(facecolor=_NO_VALUE, label=f"no value (NaN): {int(lacking.sum()):,}"))
-        if found:
-            self.legend = 2 * self.points
-            self.figure.legend(
-                handles=found, loc="outside lower left", ncols=len(found), fontsize=0.9 * self.points, frameon=False,
-                borderaxespad=0.2, handlelength=1.5,
-            )  # fmt: skip
-
-    def name_tokens(self, axes: Axes, keys: Sequence[str], queries: Sequence[str]) -> None:
-        """Both axes' tokens: as many as can be read, every n-th where they are too many."""
-        size = 0.9 * self.points
-        across = [_fitted(token, size, 0.3 * self.height) for token in keys]
-        down = [_fitted(token, size, 0.25 * self.width) for token in queries]
-        widest, margin = (max(_text_width(label, size) for label in labels) for labels in (across, down))
-        room = self.width - margin - self._beside - 4 * self.points
-        lying, upright = (
-            math.ceil(len(across) * step / room) for step in (widest + 0.6 * size, _LEADING * size)
-        )
-        below = 1.5 * size if lying <= upright else widest
-        _ticks(axes.xaxis, across, size, min(lying, upright), rotation=0 if lying <= upright else 90)
-        room = self.height - below - 7 * self.points - self.legend
-        _ticks(axes.yaxis, down, size, math.ceil(len(down) * _LEADING * size / room), rotation=0)
 
 
 def layers_heads_figure(
@@ -407,82 +302,8 @@ def layers_heads_figure(
         sorted(key_layers) if key_layers else range(0, layers, max(1, math.ceil(layers / 12))),
     )
     # The unit beside the bar would lie over the next panel's title where there are few layers.
-    figure.suptitle(f"{title}\n{unit}", fontproperties=_font(title, 11))
+    figure.suptitle(f"{title}\n{unit}", fontproperties=font(title, 11))
     return figure
-
-
-class _Matrix(NamedTuple):
-    """Float[query key] of one head or of the mean over ``heads``, NaN where nothing is known; the words of keys and
-    queries; and Bool[query key]: keys that come after the query, and get nothing."""
-
-    values: np.ndarray
-    heads: int
-    keys: list[str]
-    queries: list[str]
-    is_future: np.ndarray
-
-
-def _record_matrix(
-    record: AttentionRecord, tokens: Sequence[str] | None, layer: int | None, head: int | None
-) -> _Matrix:
-    """Of a record's kept rows."""
-    if tokens is not None and len(tokens) != len(record.tokens):
-        raise ValueError(
-            f"tokens has {len(tokens)}, the record of {record.probe_id!r} has {len(record.tokens)} keys; expected one "
-            "text for each, or none: a record has its own"
-        )
-    rows = layer_rows(record, layer, head)
-    check_weights(rows, "the record's rows")
-    words = record.tokens if tokens is None else as_tokens(tokens, "tokens")
-    matrix, keys = with_pictures_as_one_key(record, rows, words)
-    positions = np.array([query.position for query in record.queries])
-    later = shown_keys(record)[None] > positions[:, None]
-    # Each row by itself: some models let the prompt's tokens see all of the prompt.
-    is_causal = ~((matrix > 0) & later).any(axis=1, keepdims=True)
-    queries = [query_words(query) for query in record.queries]
-    return _Matrix(matrix, record.rows.shape[1], keys, queries, later & is_causal)
-
-
-def _array_matrix(
-    attention: np.ndarray, tokens: Sequence[str] | None, layer: int | None, head: int | None
-) -> _Matrix:
-    """Of the extractor's rows, the last of the sequence where they are fewer than its tokens."""
-    if layer is None:
-        raise ValueError(
-            "attn_matrix is an array, which tells neither its tokens nor its layer; expected both: "
-            "visualize_text_attention(attn_matrix, tokens, layer_idx)"
-        )
-    matrix, heads = _one_matrix(as_array(attention, "attn_matrix"), head)
-    words = as_tokens(range(matrix.shape[1]) if tokens is None else tokens, "tokens")
-    if matrix.shape[1] != len(words) or matrix.shape[0] > len(words):
-        raise ValueError(
-            f"attn_matrix has {matrix.shape[0]} queries and {matrix.shape[1]} keys, tokens has {len(words)}; "
-            "expected one token for each key and no more queries than keys"
-        )
-    is_future = _future(matrix)
-    matrix = np.where(is_future, 0.0, matrix)
-    check_weights(matrix, "attn_matrix")
-    return _Matrix(matrix, heads, words, words[len(words) - matrix.shape[0] :], is_future)
-
-
-def _future(matrix: Float[np.ndarray, "queries keys"]) -> np.ndarray:
-    """Bool[queries keys]: above the diagonal of a causal map, where nothing is seen. The queries are the last tokens.
-
-    Nothing is 0, or NaN or -inf as some masks leave it: the latter say so of their row, 0 only where all are so.
-    """
-    later = np.triu(np.ones(matrix.shape, dtype=bool), k=1 + matrix.shape[1] - matrix.shape[0])
-    is_marked = np.isnan(matrix) | np.isneginf(matrix)
-    sees_later = ((matrix != 0) & later & ~is_marked).any(axis=1, keepdims=True)
-    is_masked = (is_marked & later).any(axis=1, keepdims=True) & ~sees_later
-    return later & (is_masked | (not sees_later.any()))
-
-
-def _scale_top(matrix: np.ma.MaskedArray) -> float:
-    """The 98th percentile of what rows with a choice look at (that of seaborn's ``heatmap(robust=True)``): the highest
-    is a sink's, or the second row's, which has at least .5 somewhere, whatever the model."""
-    chosen = matrix[matrix.count(axis=1) > 1].compressed()
-    top = float(np.quantile(chosen, 0.98, method="higher")) if len(chosen) else 1.0
-    return top if top > 0 else 1.0  # all of it looks at nothing
 
 
 def _record_maps(
@@ -535,26 +356,6 @@ def _refuse_choices(name: str, **choices: object) -> None:
         )
 
 
-def _one_matrix(attention: np.ndarray, head: int | None) -> tuple[np.ndarray, int]:
-    """[query key] of one head or of the mean, and how many heads there were."""
-    if attention.ndim == 4:
-        if attention.shape[0] != 1:
-            raise ValueError(
-                f"attn_matrix holds a batch of {attention.shape[0]}; expected one sample, e.g. attn_matrix[0]"
-            )
-        attention = attention[0]
-    if attention.ndim == 2:
-        attention = attention[None]
-    if attention.ndim != 3:
-        raise ValueError(
-            f"attn_matrix has shape {attention.shape}; expected [query key] or [heads query key]"
-        )
-    heads = attention.shape[0]
-    if head is not None and not 0 <= head < heads:
-        raise ValueError(f"head_idx is {head}, attn_matrix has {heads} heads; expected 0 to {heads - 1}")
-    return (attention.mean(axis=0) if head is None else attention[head]), heads
-
-
 def _head_words(heads: int, head: int | None) -> str:
     return f"head {head}" if head is not None else f"mean over {heads} heads" if heads > 1 else "one head"
 
@@ -604,7 +405,7 @@ def _overlay(axes: Axes, picture: Image.Image, density: np.ndarray, top: float) 
     shown = axes.imshow(density, cmap="inferno", vmin=0.0, vmax=top, extent=extent, interpolation="bilinear")
     # Grows with the attention, so that the picture shows where nobody looks. Smoothed as the colours are.
     shown.set_alpha(np.clip(density / top, 0.0, 1.0) ** 0.6 * 0.85)
-    wide, high = _drawn_size(picture)
+    wide, high = drawn_size(picture)
     axes.set_aspect((high / picture.height) / (wide / picture.width))
     axes.set_axis_off()
     return shown
@@ -621,15 +422,9 @@ def _grey(picture: Image.Image, axes: Axes) -> np.ndarray:
     return np.asarray(small)
 
 
-def _drawn_size(picture: Image.Image) -> tuple[float, float]:
-    """Width and height, in any unit, of the picture as it is drawn: true but for slivers, which could not be seen."""
-    longest = max(picture.size)
-    return max(picture.width, longest / _SLIVER), max(picture.height, longest / _SLIVER)
-
-
 def _unit(picture: Image.Image) -> str:
     """What the colours of a map mean; and that a sliver is not drawn true."""
-    return "times the even share" + ("" if _drawn_size(picture) == picture.size else "; picture widened")
+    return "times the even share" + ("" if drawn_size(picture) == picture.size else "; picture widened")
 
 
 def _open(image: ImageLike) -> Image.Image:
@@ -643,38 +438,3 @@ def _open(image: ImageLike) -> Image.Image:
         return open_image(image)
     except ValueError as error:
         raise ValueError(f"cannot open the image {image}: {error}") from error
-
-
-def _label(token: str) -> str:
-    """A token for a tick or a title: white space made visible, what the font lacks spelled out."""
-    shown = token.replace("\n", "\\n").replace("\t", "\\t")
-    shown = shown if shown.strip() else "·" * max(1, len(shown))
-    return drawable(shown, text_font(shown))
-
-
-def _fitted(token: str, size: float, width: float) -> str:
-    """A token's label of at most ``width`` points, with an ellipsis where it is longer."""
-    shown = _label(token)
-    while len(shown) > 1 and _text_width(shown, size) > width:
-        shown = shown[: -2 if shown.endswith("…") else -1] + "…"
-    # matplotlib would read $…$ as mathematics
-    return shown.replace("$", r"\$")
-
-
-def _text_width(text: str, size: float) -> float:
-    """Points that one line takes."""
-    return Pen(text_font(text)).width(text.replace(r"\$", "$"), _MEASURED) * size / _MEASURED
-
-
-def _font(text: str, size: float) -> FontProperties:
-    """The font to write ``text`` with; asks for nothing global (no rcParams, no font registry)."""
-    return FontProperties(fname=str(text_font(text)), size=size)
-
-
-def _ticks(axis: Axis, labels: Sequence[str], size: float, every: int, *, rotation: int) -> None:
-    places = range(0, len(labels), every)
-    axis.set_ticks(places, [labels[place] for place in places])
-    font = _font("".join(labels), size)
-    for text in axis.get_ticklabels():
-        text.set_fontproperties(font)
-        text.set_rotation(rotation)

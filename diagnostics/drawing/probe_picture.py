@@ -1,5 +1,4 @@
-"""The probe picture, base | now | difference over the dimmed original, and the strip over steps. Drawn with PIL
-alone."""
+"""The probe picture, base | now | difference over the dimmed original, and the strip over steps, drawn with PIL."""
 
 from __future__ import annotations
 
@@ -33,20 +32,24 @@ from finetune.fonts import Pen, text_font
 
 Box = tuple[float, float, float, float]
 
-# One width for every picture, so that thumbnails line up; type is sized to be read at a third of it.
+# One width for every picture, so that thumbnails line up; type is legible at a third of it.
 WIDTH, MARGIN, GUTTER = 1080, 24, 18
 PANEL = (WIDTH - 2 * MARGIN - 2 * GUTTER) // 3
 PANEL_HEIGHT_MAX = 400
 LEAST_SIDE = 16
+# The title line, in pixels: type sizes, where it stands, and the rule below it.
+TITLE_TYPE, SIDE_TYPE, GROUP_TYPE, COLUMN_TYPE = 32, 28, 24, 26
+TITLE_BASELINE, RULE_Y, HEADER_HEIGHT = 42, 58, 104
+TITLE_GAP, GROUP_WIDTH_MIN = 30, 102
 STRIP_PANEL_MIN = 200  # of a strip: below it the numbers under a panel run into each other
 
 
 @dataclass(frozen=True)
 class ProbeSheet:
-    """Everything written and drawn on one probe's picture.
+    """Everything that one probe's picture shows.
 
     picture       the original image, any size
-    regions       name → boxes in pixels of the original; the first is the one that is judged
+    regions       name → boxes in pixels of the original; the first is the judged one
     base_step, step   training steps of the two models
     """
 
@@ -70,7 +73,7 @@ def draw_probe(sheet: ProbeSheet, layers: Sequence[LayerMaps]) -> Image.Image:
     1080 pixels wide; its height follows from the image's aspect ratio and the caption's length.
 
     Raises:
-        ValueError: no layer, or Chinese to be written and no font that has it.
+        ValueError: no layer, or Chinese text and no font that has it.
     """
     if not layers:
         raise ValueError(f"probe {sheet.probe_id}: no key layer to draw; expected at least one")
@@ -90,7 +93,7 @@ def draw_strip(sheet: ProbeSheet, strips: Sequence[Strip]) -> Image.Image:
     need it.
 
     Raises:
-        ValueError: no layer, no step, or Chinese to be written and no font that has it.
+        ValueError: no layer, no step, or Chinese text and no font that has it.
     """
     if not strips or not strips[0].panels:
         raise ValueError(
@@ -110,8 +113,8 @@ def draw_strip(sheet: ProbeSheet, strips: Sequence[Strip]) -> Image.Image:
 def map_panel(
     picture: Image.Image, boxes: Sequence[Box], cells: CellMap, top: float, width: int
 ) -> Image.Image:
-    """One map over the dimmed picture with one region's boxes, at most ``width`` pixels wide; ``top`` ends the
-    colours."""
+    """One map over the dimmed picture with one region's boxes, at most ``width`` pixels wide; ``top`` is the
+    end of the colour scale."""
     size = fitted(picture.size, width, 2 * width)
     pixels = cells_to_pixels(cells, cells.density, picture.size, size)
     panel = heat_over(dim(picture, size), pixels, top)
@@ -202,27 +205,33 @@ def fitted(image_size: tuple[int, int], width: int, height: int) -> tuple[int, i
 
 
 def _header(sheet: ProbeSheet, layers: Sequence[LayerMaps], pen: Pen) -> Image.Image:
-    part = Image.new("RGB", (WIDTH, 104), PAPER)
+    """The title line, and the names of the three columns."""
+    part = Image.new("RGB", (WIDTH, HEADER_HEIGHT), PAPER)
     draw = ImageDraw.Draw(part)
     which = f"layer {layers[0].layer}" if len(layers) == 1 else f"{len(layers)} key layers"
-    right = f"{which}  ·  step {sheet.step}"
-    room = WIDTH - 2 * MARGIN - pen.width(right, 28) - 30
-    title = pen.fit(sheet.probe_id, 32, room)
-    end = pen.write(draw, (MARGIN, 42), title, 32, anchor="ls")
-    group = pen.fit(sheet.group, 24, room - (end - MARGIN) - 18) if end + 120 < MARGIN + room else ""
-    pen.write(draw, (end + 18, 42), group, 24, SOFT, anchor="ls")
-    pen.write(draw, (WIDTH - MARGIN, 42), right, 28, SOFT, anchor="rs")
-    draw.line((MARGIN, 58, WIDTH - MARGIN, 58), fill=FAINT, width=2)
+    _title_line(draw, sheet, f"{which}  ·  step {sheet.step}", WIDTH, pen)
     base = "base" if sheet.base_step == 0 else f"base · step {sheet.base_step}"
     for column, name in enumerate((base, "now", "difference")):
-        pen.write(draw, (_column(column), 92), name, 26, anchor="ls")
+        pen.write(draw, (_column(column), HEADER_HEIGHT - 12), name, COLUMN_TYPE, anchor="ls")
     return part
+
+
+def _title_line(draw: ImageDraw.ImageDraw, sheet: ProbeSheet, right: str, width: int, pen: Pen) -> None:
+    """Probe and group on the left, ``right`` on the right, a rule below; no group where there is no room."""
+    end_of_left = width - MARGIN - pen.width(right, SIDE_TYPE) - TITLE_GAP
+    title = pen.fit(sheet.probe_id, TITLE_TYPE, end_of_left - MARGIN)
+    group_left = pen.write(draw, (MARGIN, TITLE_BASELINE), title, TITLE_TYPE, anchor="ls") + GUTTER
+    if end_of_left - group_left > GROUP_WIDTH_MIN:
+        group = pen.fit(sheet.group, GROUP_TYPE, end_of_left - group_left)
+        pen.write(draw, (group_left, TITLE_BASELINE), group, GROUP_TYPE, SOFT, anchor="ls")
+    pen.write(draw, (width - MARGIN, TITLE_BASELINE), right, SIDE_TYPE, SOFT, anchor="rs")
+    draw.line((MARGIN, RULE_Y, width - MARGIN, RULE_Y), fill=FAINT, width=2)
 
 
 def _layer_row(
     sheet: ProbeSheet, maps: LayerMaps, dimmed: Image.Image, pen: Pen, *, titled: bool
 ) -> Image.Image:
-    """Three panels, their region readings below, and the colour bars with their numbers."""
+    """Three panels, the judged region's numbers below them, and the colour bars."""
     size = dimmed.size
     scale = shared_scale(maps.before, maps.after)
     laid = [
@@ -363,7 +372,7 @@ def _answer_line(
     wide = pen.width(pill, 23) + 28
     draw.rounded_rectangle((x, y - 28, x + wide, y + 12), radius=20, fill=colour)
     pen.write(draw, (x + 14, y), pill, 23, PAPER, anchor="ls")
-    said = f"“{outcome.said}”" if outcome.said else "not asked to answer"
+    said = f"“{outcome.said}”" if outcome.said else "no answer generated"
     room = width - wide - 14
     pen.write(
         draw, (x + wide + 14, y), pen.fit(said, 25, room), 25, INK if outcome.said else SOFT, anchor="ls"
@@ -374,12 +383,7 @@ def _strip_title(sheet: ProbeSheet, strip: Strip, width: int, pen: Pen) -> Image
     part = Image.new("RGB", (width, 132), PAPER)
     draw = ImageDraw.Draw(part)
     room = width - 2 * MARGIN
-    steps = f"steps {strip.panels[0].step} to {strip.panels[-1].step}"
-    title = pen.fit(f"{sheet.probe_id}", 32, room - pen.width(steps, 28) - 30)
-    end = pen.write(draw, (MARGIN, 42), title, 32, anchor="ls")
-    pen.write(draw, (end + 18, 42), pen.fit(sheet.group, 24, width - end - 260), 24, SOFT, anchor="ls")
-    pen.write(draw, (width - MARGIN, 42), steps, 28, SOFT, anchor="rs")
-    draw.line((MARGIN, 58, width - MARGIN, 58), fill=FAINT, width=2)
+    _title_line(draw, sheet, f"steps {strip.panels[0].step} to {strip.panels[-1].step}", width, pen)
     pen.write(draw, (MARGIN, 94), pen.fit(sheet.question, 27, room * 0.5), 27, anchor="ls")
     end = _labelled(draw, (MARGIN + room * 0.52, 94), "right", sheet.answer, GOOD, pen)
     if sheet.foil is not None and end + 120 < width:
@@ -425,7 +429,7 @@ def _strip_bar(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top: 
     bar = _bars()[0]
     part.paste(bar, (MARGIN, top))
     end = pen.write(draw, (MARGIN + bar.width + 12, top + 14), f"{scale.top:.1f}×", 19, SOFT, anchor="ls")
-    pen.write(draw, (end + 10, top + 14), "the even share, all steps alike", 19, SOFT, anchor="ls")
+    pen.write(draw, (end + 10, top + 14), "the even share; one scale for all steps", 19, SOFT, anchor="ls")
 
 
 def _column(index: int) -> int:

@@ -1,6 +1,6 @@
-"""What a figure takes from a record: one layer, one head or their mean, rows by name, where in the picture they look.
+"""What a figure takes from a record: one layer, one head or the mean, rows by name, and their maps over the picture.
 
-Errors are in the words of ``AttentionVisualizer``'s arguments, since that is what asks.
+Errors name the arguments of ``AttentionVisualizer``, which calls these.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def picture_density(
     Through ``geometry``: cells by their own boxes, composed with the connector where there is one, smooth between
     their centres, 0 where no cell covers the picture. The picture's proportions, ``MAP_PIXELS`` at most.
 
-    Raises ValueError for a picture that the record has not, and for a row without any attention on it.
+    Raises ValueError for a picture that the record does not have, and for a row without any attention on it.
     """
     count = len(record.image_tokens)
     if not 0 <= image < count:

@@ -4,15 +4,15 @@ Tags (G a group, L a key layer, ID a probe that is shown):
 
     accuracy/G                       share of probes with a positive margin
     margin_nats/G                    mean of log p(answer) - log p(foil)
-    region_mass/G/layer_L            share of the attention to the image on the judged region
-    enrichment/G/layer_L             the same over the region's share of the image; 1 is looking anywhere
+    region_mass/G/layer_L            share of the attention to the image that is on the judged region
+    enrichment/G/layer_L             the same over the region's share of the image; 1 is uniform attention
     visual_share/layer_L             share of the answer query's attention on image tokens, all probes
-    drift_jsd_nats/layer_L           how far the attention within the image has moved from the base, all probes
+    drift_jsd_nats/layer_L           how far attention within the image moved from the base, all probes
     maps: G/ID/layer_L               the probe picture: base | now | difference
     layers x heads/G                 region mass of every layer and head: base | now | difference
-    probes/G/ID                      text card: prompt, right and wrong answer, what was answered
-    architecture                     text card at the start: parts, parameters, what attends, what a picture becomes
-    verdict/G                        text card at the end: what may be claimed, and why
+    probes/G/ID                      text card: prompt, right and wrong answer, the model's answers
+    architecture                     text card at the start: components, parameters, attention layers, image tokens
+    verdict/G                        text card at the end: the verdict and its reasons
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SHOWN_PER_GROUP = 3
 
 
 class TaggedPicture(NamedTuple):
-    """An encoded picture and where it belongs; ``size`` is (width, height) in pixels."""
+    """An encoded picture and its tag; ``size`` is (width, height) in pixels."""
 
     tag: str
     png: bytes
@@ -92,7 +92,7 @@ def scalars(pairs: Sequence[ProbePair]) -> dict[str, float]:
 
 
 def layout(pairs: Sequence[ProbePair]) -> dict[str, dict[str, list[Any]]]:
-    """The custom-scalars page: every group in one chart, for the questions in the order one asks them."""
+    """The custom-scalars page: all groups in one chart each, in the order in which a reader asks."""
     tags = list(scalars(pairs))
 
     def lines(start: str) -> list[Any]:
@@ -116,12 +116,12 @@ def layout(pairs: Sequence[ProbePair]) -> dict[str, dict[str, list[Any]]]:
 
 
 def shown_probes(pairs: Sequence[ProbePair], per_group: int = SHOWN_PER_GROUP) -> list[ProbePair]:
-    """The first ``per_group`` of each group, in file order: chosen before anything was trained, not by result."""
+    """The first ``per_group`` of each group, in file order: fixed before training, not picked by result."""
     return [pair for group in pairs_by_group(pairs).values() for pair in group[:per_group]]
 
 
 def card(pair: ProbePair) -> str:
-    """Markdown: what was asked, what would be right, what was answered at the start and now."""
+    """Markdown: the question, the right answer, and the model's answers at the start and now."""
     probe = pair.probe
     rows = [
         "| | answer | margin, nats |",
@@ -140,25 +140,25 @@ def card(pair: ProbePair) -> str:
 
 
 class AttentionBoard:
-    """Writes one step after another to a SummaryWriter that someone else owns and closes.
+    """Writes step after step to a SummaryWriter that the caller owns and closes.
 
-    A closed SummaryWriter opens a new event file when it is written to; ``flush`` is called after each step, so
-    that nothing is lost whoever closes it.
+    A closed SummaryWriter opens a new event file when written to; each step ends with ``flush``, so nothing is lost
+    whoever closes it.
     """
 
     def __init__(self, writer: SummaryWriter, written: Iterable[tuple[str, int]] = ()) -> None:
-        """``written``: what is there from before (``written_tags``), and is not written twice."""
+        """``written``: what an earlier start wrote (``written_tags``), which is not written twice."""
         self.writer = writer
         self._written = set(written)
         self._has_layout = False
 
     def write_architecture(self, words: str) -> None:
-        """What is trained, as Markdown."""
+        """Write the architecture of the trained model, given as Markdown."""
         self.writer.add_text("architecture", words, 0)
         self.writer.flush()
 
     def write_step(self, pairs: Sequence[ProbePair], step: int, *, per_group: int = SHOWN_PER_GROUP) -> None:
-        """Scalars of every group, and the cards of the probes that are shown."""
+        """Write scalars of every group, and the cards of the shown probes."""
         if not self._has_layout:
             self.writer.add_custom_scalars(layout(pairs))
             self._has_layout = True
@@ -172,11 +172,11 @@ class AttentionBoard:
         self.writer.flush()
 
     def lacks_pictures(self, pairs: Sequence[ProbePair], step: int) -> bool:
-        """Is a picture of this step not there?"""
+        """Is any picture of this step missing?"""
         return any((tag, step) not in self._written for tag in picture_tags(pairs))
 
     def write_verdicts(self, comparison: Mapping[str, Any], step: int) -> None:
-        """What may be claimed of each group, with its reasons."""
+        """Write each group's verdict with its reasons."""
         for name, group in comparison["groups"].items():
             reasons = "\n".join(f"- {_escape(reason)}" for reason in group["reasons"])
             self.writer.add_text(
@@ -185,7 +185,7 @@ class AttentionBoard:
         self.writer.flush()
 
     def write_pictures(self, pictures: Iterable[TaggedPicture], step: int) -> None:
-        """Pictures as they are encoded: ``add_image`` would decode and encode them again on this thread."""
+        """Write pictures as they are encoded: ``add_image`` would decode and encode them again on this thread."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         # No public method of SummaryWriter takes a ready Summary; this one also reopens a closed writer.
@@ -200,7 +200,7 @@ class AttentionBoard:
 
 
 def written_tags(log_dir: str | Path) -> set[tuple[str, int]]:
-    """(tag, step) of everything that TensorBoard shows of a folder: what a later start has purged is not among it."""
+    """(tag, step) of everything that TensorBoard shows of a folder, without what a later start purged."""
     from tensorboard.compat.proto.event_pb2 import SessionLog
 
     found: set[tuple[str, int]] = set()
@@ -213,7 +213,7 @@ def written_tags(log_dir: str | Path) -> set[tuple[str, int]]:
 
 
 def _events(path: Path) -> Iterator[Any]:
-    """Every whole event of a file, whose last may have been cut by a kill.
+    """Every complete event of a file, whose last one may be cut off if the run was killed.
 
     TensorBoard's own reader checks each picture's checksum in Python, which takes minutes for a long run.
     """
@@ -243,10 +243,10 @@ def open_command(log_dir: str | Path) -> str:
 def _card_row(name: str, said: str, margin: float | None) -> str:
     verdict = "" if margin is None else "right · " if margin > 0 else "wrong · "
     number = "no foil" if margin is None else f"{verdict}{margin:+.2f}"
-    return f"| {name} | {_escape(said) or '*not asked*'} | {number} |"
+    return f"| {name} | {_escape(said) or '*not generated*'} | {number} |"
 
 
 def _escape(text: str) -> str:
-    """Text inside a Markdown table: one line, nothing that Markdown would read."""
+    """Text for a Markdown table: one line, with Markdown's characters escaped."""
     flat = " ".join(text.split())
     return "".join(f"\\{c}" if c in r"\`*_{}[]()#+-!|<>" else c for c in flat)

@@ -33,7 +33,7 @@ def drawing_pool() -> ProcessPoolExecutor:
 
 
 def serve(attention_dir: Path, scratch_dir: Path, per_group: int, requests: Iterable[str]) -> None:
-    """Draw each step asked for: first what TensorBoard shows, then the archive."""
+    """Draw each requested step: first what TensorBoard shows, then the archive."""
     archive = None
     with drawing_pool() as pool:
         for line in requests:
@@ -51,14 +51,14 @@ def serve(attention_dir: Path, scratch_dir: Path, per_group: int, requests: Iter
                 left = [missing for missing in archive.missing_steps() if missing < step]
             pictures, problems = _draw_board(archive, step, per_group, scratch_dir, pool)
             problems += archive.problems
-            # First what a killed run has left undrawn. The baseline against itself has no difference to keep.
+            # First what a killed run left undrawn. The baseline compared with itself has no archive picture.
             for undrawn in [*left, *([step] if step > 0 else [])]:
                 problems += _counted(render_archive(archive, undrawn, pool), undrawn, len(archive.probes))
             _say({"done": step, "pictures": pictures, "problems": problems})
 
 
 def _counted(drawn: Iterator[str | None], what: int | str, total: int) -> list[str]:
-    """Problems of pictures as they are drawn; how far it is, is said at times."""
+    """Problems of pictures as they are drawn; reports progress every ten pictures."""
     problems: list[str] = []
     for number, problem in enumerate(drawn, start=1):
         problems += [] if problem is None else [problem]
@@ -70,7 +70,7 @@ def _counted(drawn: Iterator[str | None], what: int | str, total: int) -> list[s
 def _draw_board(
     archive: ArchivePictures, step: int, per_group: int, scratch_dir: Path, pool: Executor
 ) -> tuple[list[Message], list[str]]:
-    """TensorBoard's pictures into the scratch folder; their tags and places, and what went wrong."""
+    """Write TensorBoard's pictures into the scratch folder; returns their tags and paths, and what went wrong."""
     pictures: list[Message] = []
     problems: list[str] = []
     for number, drawn in enumerate(render_board(archive, step, pool, per_group)):

@@ -1,4 +1,4 @@
-"""The drawing process seen from training, which never waits for it."""
+"""The client of the drawing process: training never waits for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from diagnostics.drawing.tensorboard import (
     TaggedPicture,
 )
 
-STRIPS = "strips"  # what is asked for and answered in place of a step
+STRIPS = "strips"  # stands for a step in requests and replies
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ Message = dict[str, Any]  # one line of JSON from the drawing process: progress,
 
 
 class Rendered(NamedTuple):
-    """One step's pictures for TensorBoard, and what could not be drawn, in words."""
+    """One step's pictures for TensorBoard, and messages about what could not be drawn."""
 
     step: int
     pictures: tuple[TaggedPicture, ...]
@@ -41,7 +41,7 @@ class Rendered(NamedTuple):
 
 
 class Renderer:
-    """The drawing process, seen from the training.
+    """The drawing process, as training uses it.
 
     >>> renderer = Renderer(output_dir / "attention")
     >>> renderer.submit(50)            # returns at once
@@ -49,22 +49,22 @@ class Renderer:
     ...     board.write_pictures(step.pictures, step.step)
     >>> renderer.close(timeout=120)    # the rest, with a progress bar
 
-    No method raises for a failure of the process: that is logged once as a warning, ``problem`` says it in words,
-    and everything asked afterwards is a no-op.
+    No method raises when the process fails: the failure is logged once as a warning, ``problem`` describes it, and
+    later requests do nothing.
     """
 
     def __init__(self, attention_dir: str | Path, *, shown_per_group: int = SHOWN_PER_GROUP) -> None:
         self.attention_dir = Path(attention_dir)
         self.shown_per_group = shown_per_group
         self.problem: str | None = None
-        self.undrawn: list[str] = []  # what could not be drawn, in words
+        self.undrawn: list[str] = []  # messages about what could not be drawn
         self._process: subprocess.Popen[str] | None = None
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._waiting: list[int | str] = []
-        self._told = False
+        self._has_warned = False
 
     def start(self) -> None:
-        """Start the process; ``submit`` does it by itself when it is not running."""
+        """Start the process; ``submit`` does so when it is not running."""
         self._scratch = tempfile.TemporaryDirectory(prefix="attention-pictures-")
         command = [
             sys.executable,
@@ -100,12 +100,12 @@ class Renderer:
         threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
 
     def submit(self, step: int) -> None:
-        """Ask for the pictures of a step whose records are complete. Returns at once."""
+        """Request the pictures of a step whose records are complete. Returns at once."""
         self._ask({"step": step}, step)
 
     def submit_strips(self) -> None:
-        """Ask for the strips of each group's first probes over the steps recorded so far: the archive's last. Returns
-        at once; ``--strips`` by hand draws all of them."""
+        """Request the strips of each group's first probes over the steps recorded so far, as the last request. Returns
+        at once; ``python -m diagnostics.render --strips`` draws all of them."""
         self._ask({STRIPS: True}, STRIPS)
 
     def _ask(self, request: Message, awaited: int | str) -> None:
@@ -131,7 +131,7 @@ class Renderer:
         return rendered
 
     def close(self, timeout: float = 300.0) -> list[Rendered]:
-        """Wait for what was asked for, at most ``timeout`` seconds, and end the process."""
+        """Wait for the requested pictures, at most ``timeout`` seconds, and end the process."""
         if self._process is None:
             return []
         if self._process.stdin is not None:
@@ -141,7 +141,7 @@ class Renderer:
                 logger.debug("the drawing process was gone before its input was closed")
         rendered = self._wait(time.monotonic() + timeout)
         if self._process.poll() is None and self._waiting:
-            self._fail(f"was not done after {timeout:.0f} s; steps {self._waiting} lack pictures")
+            self._fail(f"did not finish within {timeout:.0f} s; steps {self._waiting} lack pictures")
         self._end()
         return rendered
 
@@ -164,7 +164,7 @@ class Renderer:
         try:
             self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)  # it and its helpers: it leads a session of its own
+            os.killpg(self._process.pid, signal.SIGKILL)  # with its workers: it leads its own session
             self._process.wait()
         self._process = None
         self._scratch.cleanup()
@@ -186,8 +186,8 @@ class Renderer:
         self.undrawn += problems
         if step in self._waiting:
             self._waiting.remove(step)
-        if problems and not self._told:
-            self._told = True
+        if problems and not self._has_warned:
+            self._has_warned = True
             logger.warning(
                 "%s: %d pictures could not be drawn, first: %s",
                 step if step == STRIPS else f"step {step}",
@@ -205,14 +205,14 @@ class Renderer:
 
     def _last_words(self) -> str:
         words = self._errors.read_text(errors="replace").strip().splitlines()
-        return f"ended early: {words[-1]}" if words else "ended early, without a word"
+        return f"ended early: {words[-1]}" if words else "ended early, without a message"
 
     def _fail(self, problem: str) -> None:
         if self.problem is None:
             self.problem = f"the drawing of attention pictures {problem}"
             self._waiting.clear()
             logger.warning(
-                "%s. Training goes on; draw later with: python -m diagnostics.render --attention_dir %s",
+                "%s. Training continues; draw later with: python -m diagnostics.render --attention_dir %s",
                 self.problem,
                 self.attention_dir,
             )

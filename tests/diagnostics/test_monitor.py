@@ -213,7 +213,7 @@ def test_an_architecture_that_cannot_be_read_does_not_end_training(
     told = [
         one.getMessage() for one in caplog.records if "architecture could not be written" in one.getMessage()
     ]
-    assert len(told) == 1 and "patch_size" in told[0] and "training goes on" in told[0]
+    assert len(told) == 1 and "patch_size" in told[0] and "training continues" in told[0]
 
 
 def test_records_are_of_the_model_as_it_was(run, processor, probe_file):
@@ -251,9 +251,9 @@ def test_a_killed_run_skips_its_baseline_and_makes_up_for_its_checkpoint(
 
 def test_resuming_without_a_baseline_says_what_is_missing(tmp_path, processor, probe_file):
     train(tmp_path, processor, probe_file, [], max_steps=2)
-    with pytest.raises(ValueError, match=r"calibration.json: found no key layers .* goes on from step 2"):
+    with pytest.raises(ValueError, match=r"calibration.json: found no key layers .* resumes from step 2"):
         train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file)], resume=True)
-    with pytest.raises(ValueError, match=r"step-000000: found no complete baseline .* goes on from step 2"):
+    with pytest.raises(ValueError, match=r"step-000000: found no complete baseline .* resumes from step 2"):
         watcher = AttentionMonitor(processor, probe_file, key_layers=[1])
         train(tmp_path, processor, probe_file, [watcher], resume=True)
 
@@ -289,7 +289,9 @@ def test_later_failures_are_told_once_and_training_goes_on(
     assert len(losses) == 4
     messages = [record.getMessage() for record in caplog.records if told in record.getMessage()]
     assert (
-        len(messages) == 1 and "No space left on device" in messages[0] and "training goes on" in messages[0]
+        len(messages) == 1
+        and "No space left on device" in messages[0]
+        and "training continues" in messages[0]
     )
 
 

@@ -153,7 +153,7 @@ def test_going_on_with_other_probes_layers_or_weights_is_refused(first, tmp_path
     with pytest.raises(ValueError, match=r"probes taken out: disc-2\)"):
         train(tmp_path / "run", processor, probes[:2], resume=checkpoint)
     train(tmp_path / "other", processor, probes, seed=1)
-    with pytest.raises(ValueError, match="the checkpoint is of another run"):
+    with pytest.raises(ValueError, match="the checkpoint belongs to another run"):
         train(tmp_path / "run", processor, probes, resume=tmp_path / "other" / "checkpoint-2")
     assert recorded_steps(tmp_path / "run" / "attention") == [0, 2, 4]  # refused, nothing was touched
 

@@ -102,7 +102,7 @@ def test_its_death_is_told_once_and_nothing_raises(
     renderer.submit(20)
     assert renderer.poll() == [] and renderer.close() == []
     (told,) = caplog.messages
-    assert "drawing of attention pictures ended early" in told and "Training goes on" in told
+    assert "drawing of attention pictures ended early" in told and "Training continues" in told
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     never = Renderer(tmp_path)
     never.submit(10)
@@ -120,7 +120,7 @@ def test_one_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert renderer.close(timeout=0.2) == [] and time.monotonic() - started < 10
     assert (
         renderer.problem is not None
-        and "was not done after 0 s; steps [10] lack pictures" in renderer.problem
+        and "did not finish within 0 s; steps [10] lack pictures" in renderer.problem
     )
 
 
