@@ -326,7 +326,7 @@ def test_the_longest_silent_visitor_makes_room(monkeypatch):
     opened.get(first)
     opened.open()
     assert opened.get(first)
-    with pytest.raises(ValueError, match="load the page again"):
+    with pytest.raises(ValueError, match="reload the page"):
         opened.get(second)
 
 
@@ -528,7 +528,7 @@ def test_one_other_checkpoint_is_kept_open(tmp_path):
     names = [name for _, name in Checkpoints(adapted, [tmp_path / "a"]).names()]  # type: ignore[arg-type]
     assert names == ["adapter_off", "checkpoint 0", "own"]
     words = Checkpoints(adapted, []).names()[0][0]  # type: ignore[arg-type]
-    assert words.text("zh") == "output/checkpoint-20,适配器关闭"
+    assert words.text("zh") == "output/checkpoint-20，适配器关闭"
 
     choices = Checkpoints(Engine(), [tmp_path / "a", tmp_path / "b"])  # type: ignore[arg-type]
     for number in (0, 0, 1, 0):
@@ -795,12 +795,15 @@ BROKEN = {
 def test_a_strange_picture_is_one_message_in_both_languages_and_the_input_stays(page, tmp_path, kind):
     (tmp_path / "cat.png").write_bytes(BROKEN[kind])
     key = page.sessions.open()
-    for language, words in (("en", "cat.png: not readable as a picture"), ("zh", "cat.png:无法作为图片读取")):
+    for language, words in (
+        ("en", "cat.png: not readable as a picture"),
+        ("zh", "cat.png：无法作为图片读取"),
+    ):
         steps = list(page.send(key, {"text": "what?", "files": [str(tmp_path / "cat.png")]}, language))
         assert len(steps) == 1 and refused(steps).startswith(words)  # the input keeps its text and picture
     assert page.sessions.get(key).turns == []
     *_, (pane, status) = page.compare(key, "zh", ["own"], "what?", str(tmp_path / "cat.png"))
-    assert pane == gr.skip() and status.startswith("cat.png:无法作为图片读取")
+    assert pane == gr.skip() and status.startswith("cat.png：无法作为图片读取")
 
 
 def test_a_picture_that_the_server_has_cleared_away_is_said(page, tmp_path):
@@ -834,7 +837,7 @@ def test_a_failure_of_the_model_is_one_message_and_the_question_is_in_the_input_
     ask(page, key, "first?", picture)
     monkeypatch.setattr(page.engine, "reply", broken)
     steps = list(page.send(key, {"text": "second?", "files": [str(picture)]}, "zh"))
-    assert steps[-1].status == "无法回答;原因见服务器日志。" and "/secret/path" in caplog.text
+    assert steps[-1].status == "无法回答；原因见服务器日志。" and "/secret/path" in caplog.text
     assert steps[-2].message["value"]["text"] == "second?" and len(steps[-2].message["value"]["files"]) == 1
     assert len(page.sessions.get(key).turns) == 2 and not page.sessions.get(key).busy.locked()
     *_, (pane, status) = page.compare(key, "en", ["own"], "what?", str(picture))
@@ -849,7 +852,7 @@ def test_an_error_of_another_module_is_introduced_in_chinese_and_is_not_endless(
     monkeypatch.setattr(page.engine, "reply", refuses)
     key = page.sessions.open()
     told = list(page.send(key, {"text": "what?", "files": [str(picture)]}, "zh"))[-1].status
-    assert told.startswith("无法完成。原因(英文):found 1 × 300 pixels") and len(told) < 700
+    assert told.startswith("无法完成。原因（英文）：found 1 × 300 pixels") and len(told) < 700
     assert page.status(key, "chat", "en").startswith("found 1 × 300 pixels")
 
 
