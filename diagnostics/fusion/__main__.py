@@ -46,7 +46,7 @@ from finetune.files import check_writable, write_atomically
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Look, judge, print the tables, write fusion.json and the pictures. Exit status: 0; 2 where something is wrong."""
+    """Probe, judge, print the tables, write fusion.json and the pictures. Exit status: 0, or 2 on an error."""
     options = parser().parse_args(arguments)
     try:
         judgements = run(
@@ -78,7 +78,7 @@ def run(
     calibration_file   probes of other pictures to choose on; None: one picture in two of the probes
     vision_layers      as in ``Viewer``
 
-    Raises ValueError and FileNotFoundError, before any weight is loaded, for what cannot be asked.
+    Raises ValueError and FileNotFoundError, before any weight is loaded, for invalid input.
     """
     probes, chooses = _sides(probes_file, calibration_file)
     left_out = sum(not probe.regions for probe in probes)
@@ -86,7 +86,7 @@ def run(
     probes, chooses = [probe for probe, _ in kept], [is_chosen for _, is_chosen in kept]
     check_writable(output_dir)
     if left_out:
-        print(f"{left_out} probes name no region, so nothing can be said of where they should look: left out")
+        print(f"{left_out} probes name no region and are left out: where they should look is unknown")
     viewer, cases = _looked(model, probes, resolutions, vision_layers)
     judgements = judge(cases, chooses)
     about = {
@@ -153,7 +153,7 @@ def _looked(
     resolutions: Sequence[float],
     vision_layers: Sequence[int] | None,
 ) -> tuple[Any, list[FusionExample]]:
-    """The viewer and every probe's case. What can be wrong without weights is told before they are loaded."""
+    """The viewer and every probe's case. Checks all that needs no weights before they are loaded."""
     import torch  # only where there is something to do
 
     from diagnostics.fusion.views import Viewer, check_resolutions, check_vision_layers

@@ -61,8 +61,8 @@ class Viewer:
     def look_all(self, probes: Sequence[Probe], *, progress: bool = False) -> list[tuple[View, ...]]:
         """Every probe's views, the one at full resolution first.
 
-        Raises ValueError naming the probe where it cannot be read, or not at a resolution; the latter before the model
-        is asked anything.
+        Raises ValueError naming the probe where it cannot be read, or not at a resolution; the latter before the
+        first forward pass.
         """
         quiet = {"unit": "probe", "disable": not progress, "leave": False}
         budgets = [self._budgets(probe) for probe in tqdm(probes, desc="reading", **quiet)]

@@ -1,4 +1,4 @@
-"""The models that a question can be put to: that of the chat, it without its adapter, and those named at the start."""
+"""The models a question can be put to: the chat's, the same without its adapter, and those of ``--checkpoints``."""
 
 from __future__ import annotations
 

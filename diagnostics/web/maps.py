@@ -1,8 +1,8 @@
-"""A ``Look`` as maps and numbers: pure functions of kept rows, fast enough for a slider; no model is asked.
+"""A ``Trace`` as maps and numbers: pure functions of its rows, without the model and fast enough for a slider.
 
-``layer`` is a language layer of ``look.layers`` (of the tower, where the part is "vision"), ``head`` a head of it or
-``MEAN``, ``tokens`` indexes of ``look.tokens``: of several, the mean of their rows is read. What a token looked at is
-told by the row that wrote it (``Look.row_of``). ``with_sinks=False`` takes attention sinks out first.
+``layer`` is a language layer of ``trace.layers`` (of the tower, where the part is "vision"), ``head`` a head of it or
+``MEAN``, ``tokens`` indexes of ``trace.tokens``: of several, the mean of their rows is read. What a token looked at is
+told by the row that wrote it (``Trace.row_of``). ``with_sinks=False`` takes attention sinks out first.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ImageMap(NamedTuple):
 class Overview(NamedTuple):
     """Which layers and heads look there?
 
-    values   Float64[layers, heads], in the order of ``look.layers``
+    values   Float64[layers, heads], in the order of ``trace.layers``
     unit     "share": of the whole row, on the picture, 0 to 1; "times": enrichment of the box, 1 is even
     """
 
@@ -64,7 +64,7 @@ class Overview(NamedTuple):
 
 
 class BoxNumbers(NamedTuple):
-    """A box by layer and head, in the order of ``look.layers``.
+    """A box by layer and head, in the order of ``trace.layers``.
 
     mass         Float64[layers, heads]: share of the attention to the picture that lies in the box, 0 to 1
     enrichment   Float64[layers, heads]: that, over the box's share of the picture; 1 is even
@@ -151,7 +151,7 @@ def box_numbers(
 ) -> BoxNumbers:
     """Mass and enrichment of a box (pixels of the original picture) by layer and head.
 
-    As ``metrics.region_mass`` and ``metrics.enrichment`` of ``cells_from_row``, but the box is carried back through
+    As ``region_mass`` and ``enrichment`` of ``diagnostics.measures.attention``, of ``cells_from_row``, but the box is carried back through
     connector and overview once, instead of every row through them: a · (R w) for (a R) · w.
 
     tokens   whose rows; None: the answer's

@@ -25,7 +25,7 @@ class Need(NamedTuple):
 
     weights   as they rest: 4-bit language layers take 4.13 bits a weight
     cache     keys and values of a conversation of ``CONTEXT_TOKENS``
-    looks     attention that is kept for the screen; 0 without
+    traces    attention that is kept for the screen; 0 without
     reserve   the device's own, and what lives for one operation
     """
 
@@ -56,7 +56,7 @@ def need(
     """What a model takes, from its configuration alone.
 
     four_bit      language layers are loaded in NF4
-    looks_bytes   attention kept on the model's own device
+    traces_bytes  attention kept on the model's own device
     adapter       its folder, whose tensors come on top
     """
     family = family_of(config)

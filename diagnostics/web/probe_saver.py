@@ -1,4 +1,4 @@
-"""A box drawn on the page becomes a probe in the file that was named at the start, and nowhere else."""
+"""Saves a box drawn on the page as a probe, in the file of ``--probe-file`` and nowhere else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one visitor has said and seen, apart from every other's, and the limits on what a visitor may send."""
+"""One visitor's conversation and traces, apart from every other's, and the limits on what a visitor may send."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Asked:
 
 @dataclass
 class Session:
-    """One visitor's conversation and looks."""
+    """One visitor's conversation and traces."""
 
     traces: TraceCache
     turns: list[Turn] = field(default_factory=list)
@@ -120,7 +120,7 @@ class Session:
             self.keep(trace, Asked(question, text, tuple(self.pictures)))
 
     def keep(self, trace: Trace, asked: Asked) -> str:
-        """Put a look into the cache; what was asked goes with those that had to make room."""
+        """Put a trace into the cache; the questions of those that were dropped go with them."""
         key = self.traces.put(trace)
         self.asked[key] = asked
         self.asked = {key: one for key, one in self.asked.items() if key in self.traces}
@@ -134,7 +134,7 @@ class Session:
         return bool(self.turns)
 
     def take_back_question(self) -> tuple[str, list[Upload]]:
-        """A question that could not be answered goes, with its pictures. Returns both; nothing of an empty room."""
+        """A question that could not be answered goes, with its pictures. Returns both; nothing where there is no question."""
         if not self.turns:
             return "", []
         self.take_back_answer()
@@ -156,7 +156,7 @@ class Session:
 
 
 class Sessions:
-    """Rooms by a key that nobody can guess; only who holds the key sees what is in it."""
+    """Sessions by a key that nobody can guess; only its holder can read the session."""
 
     def __init__(self, cache_bytes: int) -> None:
         self.cache_bytes = cache_bytes
@@ -164,7 +164,7 @@ class Sessions:
         self._lock = threading.Lock()
 
     def open(self) -> str:
-        """A new room's key."""
+        """The key of a new session."""
         key = secrets.token_urlsafe(24)
         with self._lock:
             self._sessions[key] = Session(TraceCache(self.cache_bytes))
@@ -176,7 +176,7 @@ class Sessions:
         return key
 
     def get(self, key: object) -> Session:
-        """Raises ValueError where there is no such room (closed, or never opened)."""
+        """Raises ValueError where there is no such session (closed, or never opened)."""
         with self._lock:
             session = self._sessions.get(key) if isinstance(key, str) else None
             if session is None:

@@ -124,7 +124,7 @@ class Trace:
 
 
 class TraceCache:
-    """The last looks of one session, at most so many bytes: the one that was longest not asked for goes first.
+    """The last traces of one session within a limit of bytes; the least recently used is dropped first.
 
     One that is larger than the whole cache is kept alone, until the next comes.
     """
@@ -135,7 +135,7 @@ class TraceCache:
 
     @property
     def bytes(self) -> int:
-        """Memory that its looks take."""
+        """Memory that its traces take."""
         return sum(trace.bytes for trace in self._traces.values())
 
     def __len__(self) -> int:
@@ -145,7 +145,7 @@ class TraceCache:
         return key in self._traces
 
     def put(self, trace: Trace) -> str:
-        """Keep a look, and let go of others until all fit. Returns its key."""
+        """Keep a trace, and drop others until all fit. Returns its key."""
         self._traces[trace.key] = trace
         self._traces.move_to_end(trace.key)
         while self.bytes > self.limit_bytes and len(self._traces) > 1:
@@ -153,11 +153,11 @@ class TraceCache:
         return trace.key
 
     def get(self, key: str) -> Trace | None:
-        """The look of that key; None where it had to go."""
+        """The trace of that key; None where it was dropped."""
         if key in self._traces:
             self._traces.move_to_end(key)
         return self._traces.get(key)
 
     def clear(self) -> None:
-        """Forget every look."""
+        """Drop every trace."""
         self._traces.clear()

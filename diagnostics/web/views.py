@@ -1,6 +1,6 @@
-"""Looks as plain numbers for the browser, which draws them: no picture is rendered here, so a slider stays quick.
+"""Traces as plain numbers for the browser, which draws them: no picture is rendered here, so a slider stays quick.
 
-Whatever arrives from the browser is checked on the way in; a wrong wish is a ValueError in words.
+Every request of the browser is checked first; an invalid one raises ValueError.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PICTURE_MIN_PIXELS = 40  # the shorter one: a strip is drawn thicker than it is,
 
 @dataclass(frozen=True)
 class ViewRequest:
-    """What the browser wants to see, checked against the look.
+    """A request of the browser, checked against the trace.
 
     layer, head   as ``maps`` has them: a layer's own number, and -1 for the mean of the heads
     tokens        indexes of tokens that have a row
@@ -56,7 +56,7 @@ class ViewRequest:
 
     @classmethod
     def of(cls, trace: Trace, asked: Mapping[str, Any]) -> ViewRequest:
-        """Raises ValueError for what the look does not have."""
+        """Raises ValueError for what the trace does not have."""
         part: maps.Part = _one_of("part", asked.get("part"), ("language", "connector", "vision"))
         layers = part_layers(trace)[part]
         tokens = asked.get("tokens")
@@ -114,7 +114,7 @@ def part_heads(trace: Trace) -> dict[str, int]:
 
 
 def facts(trace: Trace, question: str, reply: str) -> Json:
-    """What of a look stays the same while sliders move: tokens, pictures, layers and heads."""
+    """What of a trace stays the same while sliders move: tokens, pictures, layers and heads."""
     return {
         "question": question,
         "reply": reply,
@@ -335,6 +335,6 @@ def _one_of(name: str, value: Any, known: Sequence[str]) -> Any:
 
 
 def _quoted(value: Any) -> str:
-    """A wrong value as an error quotes it, however long it is."""
+    """A wrong value as an error quotes it, cut to 60 characters."""
     written = repr(value)
     return written if len(written) <= 60 else f"{written[:60]}…"

@@ -170,7 +170,7 @@ def test_chat_and_attention(address, driver, width, theme, language):
     visit.tab(1)  # filled already: nothing is pressed
     visit.until(visit.drawn)
     heading = visit.words(f"{ATTENTION} .image-plot h3")
-    assert heading == {"en": "Where in the picture", "zh": "看图片的哪里"}[language]
+    assert heading == {"en": "Where in the picture", "zh": "看向图片的哪里"}[language]
     image, words = f"{ATTENTION} canvas.image", f"{ATTENTION} .image-plot .words"
     assert "%" in visit.words(words) and "MB" in visit.words(f"{ATTENTION} .cache")
 
@@ -305,10 +305,10 @@ def test_a_conversation_without_a_picture(address, driver):
     visit.until(visit.drawn)
     for plot in ("image-plot", "cross-plot", "overview-plot"):
         assert visit.words(f"{ATTENTION} .{plot} .words") == "No picture in this conversation.", plot
-    assert "without the first" not in visit.words(f"{ATTENTION} .matrix-plot .words")
+    assert "leaving out the first" not in visit.words(f"{ATTENTION} .matrix-plot .words")
     code = "const r = document.querySelector(arguments[0]); r.value = 0; r.dispatchEvent(new Event('input'))"
     visit.changes(lambda: visit.js(code, f"{ATTENTION} .matrix-plot input"))
-    assert "without the first" in visit.words(f"{ATTENTION} .matrix-plot .words")
+    assert "leaving out the first" in visit.words(f"{ATTENTION} .matrix-plot .words")
     visit.tab(2)
     visit.one("#compare_go").click()
     visit.until(lambda: visit.drawn(COMPARE), 60)
