@@ -151,8 +151,8 @@ def box_numbers(
 ) -> BoxNumbers:
     """Mass and enrichment of a box (pixels of the original picture) by layer and head.
 
-    As ``region_mass`` and ``enrichment`` of ``diagnostics.measures.attention``, of ``cells_from_row``, but the box is carried back through
-    connector and overview once, instead of every row through them: a · (R w) for (a R) · w.
+    As ``region_mass`` and ``enrichment`` of ``diagnostics.measures.attention``, of ``cells_from_row``; but the box is
+    carried back through connector and overview once, instead of every row through them: a · (R w) for (a R) · w.
 
     tokens   whose rows; None: the answer's
 

@@ -134,7 +134,7 @@ class Session:
         return bool(self.turns)
 
     def take_back_question(self) -> tuple[str, list[Upload]]:
-        """A question that could not be answered goes, with its pictures. Returns both; nothing where there is no question."""
+        """Remove a question that was not answered, and return it with its pictures; empty where there is none."""
         if not self.turns:
             return "", []
         self.take_back_answer()
