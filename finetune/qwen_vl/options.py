@@ -19,7 +19,9 @@ def refuse(caller: str, found: Mapping[str, Any], why: str) -> None:
     """Raises ValueError naming options that were given a value and that nothing here can obey."""
     asked = [name for name, value in found.items() if _is_given(value)]
     if asked:
-        raise ValueError(f"{caller}: {', '.join(f'{name}={found[name]!r}' for name in asked)}: {why}")
+        raise ValueError(
+            f"{caller}: {', '.join(f'{name}={repr(found[name])[:60]}' for name in asked)}: {why}"
+        )
 
 
 def _is_given(value: Any) -> bool:
