@@ -39,6 +39,7 @@ from attention_finetune.ready import Ready
 from attention_finetune.watch import check_probes, monitor, prompt_note, read_probes, what_is_missing
 from finetune.data import packing
 from finetune.distributed import is_main, say
+from finetune.flags import deepspeed_file
 from finetune.flags import parse as flags
 from finetune.flags.arguments import Arguments
 from finetune.model import checkpoint
@@ -95,6 +96,8 @@ def prepare(args: Arguments) -> Ready | None:
     Raises RefusedError with everything that is found wrong.
     """
     checkpoint.check_kernel(args.model.attn_implementation, precision_of(args))
+    if args.training.deepspeed and not args.training.dry_run:
+        deepspeed_file.check_launch(args.training.deepspeed)
     probes = read_probes(args)
     mixed = read_mixture(args)
     held_out = read_data(args, args.data.eval_data_path) if args.data.eval_data_path else None

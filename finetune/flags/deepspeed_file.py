@@ -15,6 +15,7 @@ import torch
 
 from finetune import fields
 from finetune.fields import NULL, OBJECT, TEXT, TRUTH, Kind, items, number, one_of, whole
+from finetune.flags.packages import is_installed
 
 EXAMPLES = "ds_config_zero2.json and ds_config_zero3.json beside finetune.py are examples"
 
@@ -249,3 +250,17 @@ def _zero_faults(zero: Mapping[str, Any]) -> Iterator[str]:
         for one in error.errors()[: fields.MOST_FAULTS_SHOWN]:
             place = ".".join(["zero_optimization", *map(str, one["loc"])])
             yield f"{place[:120]}: found {fields.shown(one['input'])}: {one['msg'][:200]}"
+
+
+_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher says in the environment. Where one is missing, DeepSpeed asks MPI."""
+
+
+def check_launch(deepspeed: Any) -> None:
+    """Raises ValueError where DeepSpeed could not learn which process this is; it asks once the model is loaded."""
+    missing = [name for name in _LAUNCHED if name not in os.environ]
+    if missing and not is_installed("mpi4py"):
+        raise ValueError(
+            f"{name_of(deepspeed)}: DeepSpeed needs a launcher, and found no {', '.join(missing)} in the environment; "
+            "start it with torchrun --nproc_per_node 1 finetune.py ..."
+        )

@@ -84,6 +84,8 @@ def _flags(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 def _translate_one(name: str, values: list[str], known: set[str]) -> tuple[list[str], list[str]]:
     shown = " ".join([f"--{name}", *values])
     new_name = RENAMED.get(name)
+    if name == "warmup_ratio":
+        _check_share(name, values)
     if new_name in known:
         new = [f"--{new_name}", *values]
         return new, [f"{shown}: is {' '.join(new)} today, and used as that"]
@@ -96,6 +98,19 @@ def _translate_one(name: str, values: list[str], known: set[str]) -> tuple[list[
     if name in DROPPED:
         return [], [f"{shown}: gone from transformers, ignored; {DROPPED[name]}"]
     return _rejoin(name, values), []
+
+
+def _check_share(name: str, values: list[str]) -> None:
+    """1 and more would be read as a number of steps under the flag's name of today."""
+    try:
+        share = float(" ".join(values))
+    except ValueError:
+        return  # the parser says what is wrong with it
+    if not 0 <= share < 1:
+        raise ValueError(
+            f"--{name}: found {values[0]}, expected a share of all steps, from 0 to below 1; a number of steps is "
+            "--warmup_steps"
+        )
 
 
 def _rejoin(name: str, values: list[str]) -> list[str]:

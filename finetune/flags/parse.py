@@ -43,12 +43,16 @@ class _Parser(HfArgumentParser):
 
 
 def parser() -> HfArgumentParser:
-    return _Parser(
+    made = _Parser(
         GROUPS,
         description="Fine-tune a Qwen-VL and see where its attention goes. Without flags: the embedded demo.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
+    for action in made._actions:
+        if action.dest == "report_to":  # of "text or a list of texts" HfArgumentParser reads one text
+            action.nargs = "+"
+    return made
 
 
 def has_value(argv: Sequence[str], name: str) -> bool:

@@ -1,10 +1,12 @@
 """The folder of a run: is it new, half done or finished, and from which checkpoint does it go on?"""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -164,10 +166,36 @@ def begin(
 
     resume      ``--resume_from_checkpoint``: a folder, "True", or None (then the same command goes on by itself)
 
-    Raises ValueError where the folder holds another run and nobody asked to go on with it.
+    Raises ValueError where the folder holds another run and nobody asked to go on with it, or cannot be written to.
     """
     if overwrite:
         clear(folder)
+    start = _start(folder, marks, resume=resume, world_size=world_size, deepspeed=deepspeed)
+    if start.how != "finished":
+        _require_writable(folder)
+    return start
+
+
+def _require_writable(folder: Path) -> None:
+    """Raises ValueError where nothing can be written; folders that it makes to find out are gone again."""
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--output_dir {folder}: cannot be written to ({error.strerror or error}); choose another folder"
+        ) from error
+    finally:
+        for one in made:
+            with contextlib.suppress(OSError):
+                one.rmdir()
+
+
+def _start(
+    folder: Path, marks: dict[str, Any], *, resume: str | None, world_size: int, deepspeed: bool
+) -> Start:
     asked = _truth(resume)
     if asked is None:
         return _begin_from(Path(str(resume)), folder, marks, world_size, deepspeed)

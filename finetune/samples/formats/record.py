@@ -221,6 +221,13 @@ class Record:
                 )
             elif turn.role == "assistant" and turn.trained and not text.strip():
                 self.fault(f"{turn.text_at}: found an empty answer, expected text to learn")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # "\ud83d" in JSON, where an emoji was cut in two
+                self.fault(
+                    f"{turn.text_at}: found {text[error.start]!r} at character {error.start}, half of a surrogate "
+                    "pair, expected whole characters; take the text from its source again"
+                )
         if isinstance(self.content, Mapping):
             self._hear(self.content, "")
         if not self.faults:

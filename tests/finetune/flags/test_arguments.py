@@ -128,3 +128,12 @@ def test_the_connector_trains_in_full_mode_and_not_under_lora_unless_told():
 def test_key_layers():
     assert arguments.MonitorArguments().chosen_layers() == ()
     assert arguments.MonitorArguments(key_layers="8,16, 24").chosen_layers() == (8, 16, 24)
+
+
+def test_several_reporters_are_read():
+    args, _ = parse.parse([*BASE, "--report_to", "tensorboard", "kubeflow"])
+    assert args.training.report_to == ["tensorboard", "kubeflow"]
+    args, _ = parse.parse([*BASE, "--report_to=tensorboard"])
+    assert args.training.report_to == ["tensorboard"]
+    with pytest.raises(ValueError, match="--report_to wanb: expected one of"):
+        parse.parse([*BASE, "--report_to", "tensorboard", "wanb"])

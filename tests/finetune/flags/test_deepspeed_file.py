@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune.flags import parse
+from finetune.flags import deepspeed_file, parse
 from tests.finetune.hostile import damaged
 
 ROOT = Path(__file__).parents[3]
@@ -163,3 +163,16 @@ def test_a_damaged_file_is_one_message_or_read(stage: int):
             parse.parse([*BASE, "ds.json"])
         except ValueError as error:
             assert len(str(error)) < 2000 and "ds.json" in str(error), error
+
+
+def test_without_a_launcher_it_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch):
+    launched = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    deepspeed_file.check_launch("zero2.json")
+    monkeypatch.delenv("MASTER_PORT")
+    monkeypatch.setattr(deepspeed_file, "is_installed", lambda module: False)
+    with pytest.raises(
+        ValueError, match=r"zero2\.json: .* found no MASTER_PORT .* torchrun --nproc_per_node 1"
+    ):
+        deepspeed_file.check_launch("zero2.json")

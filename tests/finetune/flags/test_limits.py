@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from finetune.flags import packages, parse
+from finetune.flags.flags_of_2023 import translate
 
 BASE = ("--model_name_or_path", "m", "--data_path", "d.json")
 
@@ -183,3 +184,11 @@ def test_every_integration_of_transformers_has_its_package():
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     assert set(packages.REPORTERS) == set(INTEGRATION_TO_CALLBACK)
+
+
+@pytest.mark.parametrize("share", ["1", "1.0", "3", "-0.1", "nan"])
+def test_a_warm_up_of_the_whole_run_is_no_single_step(share: str):
+    """Under the name of today, 1 and more are steps."""
+    with pytest.raises(ValueError, match=f"--warmup_ratio: found {share}, expected a share of all steps"):
+        translate(["--warmup_ratio", share])
+    assert translate(["--warmup_ratio", "0"])[0] == ["--warmup_steps", "0"]

@@ -340,3 +340,12 @@ def test_a_checkpoint_with_deepspeed_is_none_without(unfinished: Path):
         ValueError, match=r"saved with DeepSpeed, and this run is without it.*give --deepspeed"
     ):
         start(unfinished)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_and_nothing_is_left_of_the_attempt(tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "out", Path("/proc/none/out")):
+        with pytest.raises(ValueError, match=f"--output_dir {folder}: cannot be written to"):
+            start(folder)
+    start(tmp_path / "one" / "two")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

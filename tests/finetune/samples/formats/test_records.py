@@ -348,3 +348,21 @@ def test_a_dry_run_tells_control_tokens_from_words(folder: Path):
     assert "Stop at \\<|im_end|>?<|im_end|>⏎" in shown
     assert "train | \\<|image_pad|> and <|box_start|>(1,2),(3,4)<|box_end|><|im_end|>" in shown
     assert "(a backslash before the name of a control token: here it is words)" in shown
+
+
+@pytest.mark.parametrize("at", ["messages[0].content", "messages[1].content", "system"])
+def test_half_a_surrogate_pair_is_named(folder: Path, at: str):
+    """As JSON has it where an emoji was cut in two; tokenizers refuse it with a TypeError of their own."""
+    half = "so \ud83d"
+    words = {"messages[0].content": "<image>what?", "messages[1].content": "a box", "system": "Be brief."}
+    words[at] = half + words[at]
+    turns = [
+        {"role": "user", "content": words["messages[0].content"]},
+        {"role": "assistant", "content": words["messages[1].content"]},
+    ]
+    (folder / "data.json").write_text(
+        json.dumps([{"messages": turns, "images": ["a.png"], "system": words["system"]}])
+    )
+    with pytest.raises(ValueError, match="half of a surrogate pair") as error:
+        read(folder / "data.json", workers=1, say=lambda _: None)
+    assert f"record 0: {at}: found '\\ud83d' at character 3" in str(error.value)
