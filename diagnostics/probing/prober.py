@@ -3,7 +3,6 @@ this."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,6 +41,7 @@ from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord, Scores
 from finetune.families import Encoded, Family, ImageTokens, bare_model, family_of
 from finetune.families.parts.modules import attending_layers, layer_words
+from finetune.model.untouched import untouched
 
 MAX_NEW_TOKENS = 16
 BATCH_SIZE = 16
@@ -67,8 +67,8 @@ class Prober:
     batch_size   sequences in one forward
     autocast     the precision of a training that mixes them (bf16 or fp16 over fp32 weights); None: the weights'
 
-    The model's state is restored after each run (``observing``). Raises ValueError for a key layer that does not exist
-    or has no attention map, and naming the probe where an answer or a phrase cannot be placed in the tokens.
+    Each run leaves the model as it was (``untouched``). Raises ValueError for a key layer that does not exist or has
+    no attention map, and naming the probe where an answer or a phrase cannot be placed in the tokens.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Prober:
     def _looking(self) -> Iterator[None]:
         is_mixed = self.autocast is not None
         mixed = torch.autocast(self._device.type, dtype=self.autocast, enabled=is_mixed)
-        with observing(self.model), mixed:
+        with untouched(self.model), mixed:
             yield
 
     def _seen_and_tried(
@@ -353,34 +353,6 @@ class _Seen(NamedTuple):
     sinks: np.ndarray
 
 
-@contextmanager
-def observing(model: nn.Module) -> Iterator[None]:
-    """Look at a model without leaving a trace: eval mode and no gradients inside; train flags of every
-    module, caching and all random states (Python, NumPy, torch, each GPU) afterwards as before, also after an
-    exception.
-
-    So a training run with probes has the losses and weights of one without, bit for bit.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    caches = [(config, config.use_cache) for config in _configs(model) if "use_cache" in vars(config)]
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for config, use_cache in caches:
-            config.use_cache = use_cache
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if on_gpus is not None:
-            torch.cuda.set_rng_state_all(on_gpus)
-
-
 def _masses(
     probe: Probe,
     rows: Float[np.ndarray, "layers heads keys"],
@@ -429,8 +401,3 @@ def _each(
 
 def _image_positions(encoded: Encoded) -> np.ndarray:
     return np.concatenate([image.all_positions for image in encoded.images] or [np.zeros(0, np.int64)])
-
-
-def _configs(model: nn.Module) -> list[Any]:
-    found = [vars(module)["config"] for module in model.modules() if "config" in vars(module)]
-    return list({id(config): config for config in found}.values())
