@@ -12,6 +12,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from diagnostics.measures.geometry import Numbers
+
 THRESHOLD = 20.0  # of |RMSNorm(x)_d|: Kang et al. 2025, their τ
 STANDS_OUT = 10.0  # times the dimension's median over tokens
 RMS_EPS = 1e-6  # as the models' own RMSNorm: a token of zeros stays zeros
@@ -59,7 +61,7 @@ def sink_tokens(
 
 def sink_share(
     rows: Float[np.ndarray, "*batch keys"], sinks: Bool[np.ndarray, "*#batch keys"]
-) -> Float[np.ndarray, "*batch"]:
+) -> Float[Numbers, "*batch"]:
     """How much of a row lies on sinks? Σ_S a. Unit: share of attention, range [0, 1].
 
     Much is normal (a head with nothing to say rests there), and it hides what the rest of the row does: see
