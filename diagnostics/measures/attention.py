@@ -107,7 +107,7 @@ def pointing_game(
     cells: Float[np.ndarray, "*batch cells"], coverage: Float[np.ndarray, " cells"]
 ) -> Bool[Numbers, "*batch"]:
     """Does the strongest cell touch the region? (Zhang et al. 2016, arXiv 1608.00507, section 4.1; a cell
-    stands for their tolerance of 15 pixels.) Sinks win the argmax: read it beside the mass."""
+    stands for their tolerance of 15 pixels.) Sinks win the argmax: read it together with the mass."""
     return coverage[cells.argmax(-1)] > 0
 
 
@@ -277,7 +277,7 @@ def collapse(
     It warns where a head collapsed (its entropy fell to less than half and is below .01) or the logits
     exploded (the highest more than doubled and is above 100). Against the same head before, because a trained
     model always has heads that rest on one token. Entropies [[.4, .008]] → [[.005, .007]]: the first collapsed,
-    the second was so before.
+    the second already was.
 
     Low entropy goes with unstable training and its bound falls exponentially with the logits' norm (Zhai et
     al., "Stabilizing transformer training by preventing attention entropy collapse", ICML 2023, arXiv
@@ -403,7 +403,7 @@ def _hull(chosen: Bool[np.ndarray, "*batch rows columns"]) -> Int[np.ndarray, "*
 
 @lru_cache(
     maxsize=8192
-)  # a probe is asked again at every checkpoint, and a region with nowhere to go takes 100 ms
+)  # probes come again at every checkpoint, and a region with nowhere to go takes 100 ms
 def _random_regions(
     region: tuple[tuple[float, float, float, float], ...], size: tuple[int, int], count: int, name: str
 ) -> tuple[tuple[tuple[float, float, float, float], ...], ...]:

@@ -1,6 +1,6 @@
-"""How far did attention move between two checkpoints, and was it more attention or attention elsewhere?
+"""How far did attention move between two checkpoints, and is it more attention or attention elsewhere?
 
-Of the same probe, the same row: p and q are shares over cells, Σ p = 1 (``geometry.cells_from_row``), V the
+For the same probe and the same row: p and q are shares over cells, Σ p = 1 (``geometry.cells_from_row``), V the
 visual share. Drift describes; it does not say why, nor whether it matters.
 """
 
@@ -14,12 +14,12 @@ from jaxtyping import Float, Int
 from diagnostics.measures.attention import jensen_shannon_nats
 from diagnostics.measures.geometry import Numbers
 
-SAME_TOTAL = 1e-4  # rows come from fp32 attention; more apart, and the two are not both shares
+SAME_TOTAL = 1e-4  # rows come from fp32 attention; a larger difference means that the two are not both shares
 NO_AXIS = 1e-9  # of the first axis' length: a second one below it is rounding
 
 
 class Drift(NamedTuple):
-    """What became of one row's attention to the image; each Float[*batch].
+    """How one row's attention to the image changed; each Float[*batch].
 
     more_at_image          ΔV, share of the row, [−1, 1]: above 0 it looks at the image more
     elsewhere_in_image     share of the row that moved from cell to cell within the image, [0, 1]
@@ -55,7 +55,7 @@ def drift(
 ) -> Drift:
     """Did the row look *more* at the image, or *elsewhere* in it?
 
-    Attention on a cell is V·p, and its change falls exactly in two: ΔV · mean(p, q) is more or less of the same
+    Attention on a cell is V·p, and its change splits exactly in two: ΔV · mean(p, q) is more or less of the same
     places, mean V · (q − p) is the same amount elsewhere. Both are given in shares of the row, so they compare:
     ΔV, and mean V · TV(p, q).
 
