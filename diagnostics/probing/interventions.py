@@ -52,7 +52,7 @@ class Trial:
 
 class ScoredInput(NamedTuple):
     """A sequence to score. At most one of ``cells`` (of the first image, hidden from tower and resampler) and
-    ``tokens`` (hidden from the answer query in ``layers``, or from everything after the image in all layers) is given."""
+    ``tokens`` (hidden from the answer query in ``layers``, or from all tokens after the image in all layers) is set."""
 
     encoded: Encoded
     cells: np.ndarray | None = None

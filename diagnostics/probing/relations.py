@@ -154,8 +154,8 @@ def _read(
 
 
 def _sees_cells(model: nn.Module, reader: ProbeEncoder, image: ImageTokens) -> bool:
-    """Are the tower's patches of the picture its cells? Their number does not tell: a tile of 32 × 32 patches has as many
-    as a picture of 2 × 2 tiles has cells, where 2 × 2 patches are merged."""
+    """Are the tower's patches of the picture its cells? Their number does not tell: a tile of 32 × 32 patches has as
+    many as a picture of 2 × 2 tiles has cells, where 2 × 2 patches are merged."""
     config = bare_model(model).config
     rows, columns = reader.family.image_arithmetic(config, image.image_size_pixels).patches
     return rows * columns == image.grid[0] * image.grid[1]
