@@ -2,14 +2,27 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import jaxtyping
 import pytest
 import torch
 
+# Every call of these modules is checked against its annotations, shapes included. Not by pytest's option
+# --jaxtyping-packages: it has no room for the numeric tower of PEP 484, by which an int may stand for a float.
+SHAPES_CHECKED = (
+    "diagnostics.measures",
+    "diagnostics.records",
+    "finetune.qwen_vl.modeling",
+    "finetune.qwen_vl.visual",
+)
+jaxtyping.install_import_hook(
+    SHAPES_CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 torch.set_num_threads(1)
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -35,3 +48,11 @@ def qwen_vocabulary() -> Path:
         "tests need the package dashscope (requirements-dev.txt)"
     )
     return Path(spec.origin).parent / "resources" / "qwen.tiktoken"
+
+
+@pytest.fixture
+def shapes_unchecked() -> Iterator[None]:
+    """For tests of our own errors about shapes, which the check of annotations would forestall."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

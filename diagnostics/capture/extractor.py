@@ -1,9 +1,9 @@
-"""Exact attention rows beside the model's own kernel, and keys taken away.
+"""Exact attention rows captured beside the model's own kernel, and keys knocked out.
 
 Every model of transformers looks its kernel up by name in ``AttentionInterface`` and calls it with q and k as
-they enter the product (after rotary embedding, norms and the cache). So the extractor stands beside the kernel
-(``diagnostics.capture.watch``): the real one is called with the very same arguments, and then the softmax of the
-wanted query rows alone is computed, in fp32. The output of the model is that of the real kernel, bit for bit.
+they enter the product (after rotary embedding, norms and the cache). So the extractor wraps the kernel
+(``diagnostics.capture.watch``): the real one is called with the same arguments, and then the softmax of only the
+wanted query rows is computed, in fp32. The output of the model is that of the real kernel, bit for bit.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from finetune.families.parts.modules import layer_words
 
 
 class AttentionExtractor:
-    """Which keys did each query look at, in chosen layers, while the model runs as it always does?
+    """Which keys did each query look at in chosen layers? Captured while the model runs as usual.
 
     Attached from construction until ``remove()`` (or the end of a ``with`` block, ``diagnostics.remove_all(model)``, or
     until it is dropped); one at a time on a model. It does not keep the model alive, and copies of the model are not
     watched. While it is attached, compiled models run uncompiled.
 
     ``attention_weights`` has, from the model's last pass over a sequence (a plain forward, or ``generate`` as it reads
-    its prompt), and from no other: all is forgotten when the next pass begins, and what that one leaves out is absent:
+    its prompt), and from no other: everything is cleared when the next pass begins:
 
     - ``layer_N``         np.float32 (batch, heads, query tokens, key tokens), language layers
     - ``visual_attn``     np.float32 (images, heads, queries, patches), the connector's cross-attention
@@ -49,16 +49,16 @@ class AttentionExtractor:
     Rows are probabilities before dropout; each sums to 1, or to less where a head has a sink logit (GPT-OSS), which
     takes a share of its own; a padded query's is all 0 or what its kernel makes of it. ``decode_weights`` has what
     generation adds: ``layer_N`` → a list with one array for each cached step since that pass, (batch, heads, tokens of
-    the step, keys so far), every new token's row whatever ``query_tokens`` says; steps that were taken back (``crop``)
-    are forgotten when the next one begins. ``highest_logits`` has what the largest probability of a row was made of:
-    ``layer_N`` → np.float32 (batch, heads, query tokens).
+    the step, keys so far), every new token's row whatever ``query_tokens`` says; steps that were cropped
+    (``crop``) are dropped when the next one begins. ``highest_logits`` has the logit behind the largest probability of
+    each row: ``layer_N`` → np.float32 (batch, heads, query tokens).
 
     Keys of language layers are all tokens so far, by place in the whole sequence, whatever the cache keeps of them:
-    those that a sliding cache has forgotten get 0. A pass may go on from a kept prefix, and then has rows of the tokens
+    those that a sliding cache has dropped get 0. A pass may go on from a kept prefix, and then has rows of the tokens
     that it reads itself: over a cache that is not empty, a new picture, a prompt of ``generate``, and several tokens
-    where the forward before left another cache, are passes; all else are steps.
+    where the forward before left another cache, are passes; all other forwards are steps.
 
-    key_layers     language layers by index; None: all of them; []: none (to take keys away only)
+    key_layers     language layers by index; None: all of them; []: none (only to knock keys out)
     heads          heads of the language layers by index; None: all
     query_tokens   positions of the rows to keep, in the whole sequence, from its end where negative: a list for all of
                    the batch, or Int[batch, queries], one list for each kept sequence; None: every row
@@ -74,12 +74,12 @@ class AttentionExtractor:
     vision_layers  layers of the vision tower by index
     tiles          (rows, columns) of the tiles of each image of the pass, None for one that is read as one, (frames,)
                    of a video, as in ``ImageTokens.tiles`` and in the order of the conversation. Only for
-                   ``vision_layer_N`` of a family with tiles; needed where the model is not told them itself (InternVL,
+                   ``vision_layer_N`` of a family with tiles; needed where the model does not get them itself (InternVL,
                    Idefics3, SmolVLM, and any in ``generate``)
     connector      keep the connector's rows, where the family's connector attends
 
     Cost: k·q of the wanted rows in fp32, queries × keys numbers a head; never keys × keys unless every row is
-    asked.
+    requested.
 
     Raises ValueError where a layer does not exist, another extractor is attached, or a kernel cannot be
     observed; while the model runs, where a token has no row in a pass, and where ``generate`` leaves no pass that
@@ -164,20 +164,20 @@ class AttentionExtractor:
         return {name: to_numpy(highest) for name, highest in self._kept.highest.items()}
 
     def clear(self) -> None:
-        """Forget the rows seen so far."""
+        """Drop the rows captured so far."""
         self._images = (
             0  # of earlier calls of the tower in this pass: pictures come in one, videos in another
         )
         self._kept = _Kept()
-        self._ahead = _Kept()  # seen by a tower before the forward that it runs for
+        self._ahead = _Kept()  # captured in a tower before the forward that it runs for
         self._forwards = Forwards()
         self._inside = self._is_ahead = self._is_ahead_by_generate = False
-        self._given: tuple[Any, dict[str, Any]] = (), {}  # what the model's forward was given
-        self._inputs: dict[str, Any] = {}  # that, and what the tower's forward was given
+        self._given: tuple[Any, dict[str, Any]] = (), {}  # arguments of the model's forward
+        self._inputs: dict[str, Any] = {}  # those, and arguments of the tower's forward
         self._towers: dict[str, TowerRows] = {}
 
     def remove(self) -> None:
-        """Give the model back as it was. Doing it twice does no harm; rows stay readable."""
+        """Leave the model as it was. Calling it twice is harmless; rows stay readable."""
         self._watch.close()
 
     def __enter__(self) -> AttentionExtractor:
@@ -188,7 +188,7 @@ class AttentionExtractor:
 
     @contextmanager
     def knocked_out(self, blocked: Mapping[str, Bool[Tensor, "batch query key"]]) -> Iterator[None]:
-        """Take keys away from queries while the block lasts.
+        """Knock keys out of the attention of queries while the block lasts.
 
         ``blocked`` has, by the names of ``attention_weights`` (captured or not), Bool[batch or images,
         queries or 1, keys]: True where a query may not see a key (overviews, images of their own, see all where
@@ -235,7 +235,7 @@ class AttentionExtractor:
 
     @property
     def _model(self) -> Any:
-        """The bare model, which is there while it runs."""
+        """The bare model; it exists while it runs."""
         return self._bare()
 
     def _attach(self, modules: Mapping[str, Sequence[nn.Module]]) -> None:
@@ -266,8 +266,8 @@ class AttentionExtractor:
         if self._forwards.refused and any(name.startswith("layer_") for name in self._wanted):
             self._kept = _Kept()
             raise ValueError(
-                f"{self._forwards.refused}: rows of the prompt cannot be told apart; leave that out while attention is "
-                "captured, or capture none (key_layers=[])"
+                f"{self._forwards.refused}: rows of the prompt cannot be told apart; switch that off while "
+                "attention is captured, or capture none (key_layers=[])"
             )
         if self._forwards.is_step:
             self._take_up_steps()
@@ -276,7 +276,7 @@ class AttentionExtractor:
         self._inside = True
 
     def _begin_pass(self, *, takes_ahead: bool) -> None:
-        """takes_ahead   the forward goes on with what a tower made of pictures before it"""
+        """takes_ahead   the forward uses the features that a tower computed before it"""
         if not takes_ahead:
             self._forget_ahead()
         self._kept, self._ahead = self._ahead, _Kept()
@@ -285,12 +285,12 @@ class AttentionExtractor:
         self._ahead, self._images, self._towers = _Kept(), 0, {}
 
     def _see_pictures(self) -> None:
-        """What began as a step has pictures, so it is a pass."""
+        """A forward that began as a step has pictures, so it is a pass."""
         self._forwards.is_pass()
         self._kept = _Kept()
 
     def _take_up_steps(self) -> None:
-        """What was taken back since the last step is forgotten; all, where this step goes on from another pass."""
+        """Drops steps that were cropped since the last one; all of them where this step continues another pass."""
         kept, start = (_Kept() if self._forwards.is_alone else self._kept), self._forwards.start
         kept.steps = {name: [*_before(start, steps)] for name, steps in kept.steps.items()}
         kept.regrouped = kept.regrouped or self._forwards.regrouped
@@ -301,12 +301,12 @@ class AttentionExtractor:
         self._inside, self._images, self._towers, self._given = False, 0, {}, ((), {})
         self._forwards.end(output)
         if output is None:
-            self._kept = _Kept()  # it raised: half a pass is none
+            self._kept = _Kept()  # it raised: an incomplete pass is dropped
             return
         self._check_images(towers)
 
     def _check_images(self, towers: Mapping[str, TowerRows]) -> None:
-        """All towers have run: were the images there that are to be kept?"""
+        """After all towers have run: did every image to keep appear?"""
         name = next(
             (name for name, tower in towers.items() if tower.sequences and name in self._wanted), None
         )
@@ -326,7 +326,7 @@ class AttentionExtractor:
         if not self._inside:
             self._inside = self._is_ahead = True
             if (is_by_generate := stage_of_generate().is_generate) is not self._is_ahead_by_generate:
-                self._forget_ahead()  # pictures that someone embedded by hand, for no forward of the model
+                self._forget_ahead()  # pictures embedded by hand, for no forward of the model
                 self._is_ahead_by_generate = is_by_generate
         if module in self._tower_copies:
             self._images += next((len(tower.pictures) for tower in self._towers.values()), 0)
@@ -338,13 +338,13 @@ class AttentionExtractor:
 
     def _end_tower(self, module: nn.Module, output: Any) -> None:
         if module in self._tower_copies:
-            self._inputs = {}  # a cache is among them, and need not outlive its reader
+            self._inputs = {}  # a cache is among them, and must not be kept alive
         if self._is_ahead:
             self._inside = self._is_ahead = False
 
     @property
     def _now(self) -> _Kept:
-        """Where what is seen now is kept."""
+        """Where rows captured now are stored."""
         return self._ahead if self._is_ahead else self._kept
 
     def _store(self, name: str, rows: Tensor) -> None:
@@ -423,7 +423,7 @@ class _Step(NamedTuple):
 
 @dataclass
 class _Kept:
-    """What was seen of one pass over a sequence, by the names of ``attention_weights``, and of the steps after it.
+    """What was captured of one pass over a sequence, by the names of ``attention_weights``, and of the steps after it.
 
     patches    of each image of the pass that the pieces are of
     pictures   those images that are no overview

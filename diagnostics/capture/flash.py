@@ -1,8 +1,8 @@
-"""What a query may see under FlashAttention, which is given no mask over queries and keys.
+"""Which keys a query may see under FlashAttention, which takes no mask over queries and keys.
 
 transformers turns the call's options into those of the package (``modeling_flash_attention_utils``): which stretches of
-tokens attend among themselves, what is causal, how wide the window is. Whatever the package at hand does not know is
-left out there, without a word, and so it is here.
+tokens attend among themselves, what is causal, how wide the window is. Options that the installed package does not
+support are silently dropped there, and so they are here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Places(NamedTuple):
 
 
 def supports(kernel: str, option: str) -> bool:
-    """Does the package take an option, by its own name for it? One that has not run yet is taken to."""
+    """Does the package take an option, by its own name for it? A package that has not run yet is assumed to."""
     process = flash_utils._process_flash_kwargs_fn
     if flash_utils._loaded_implementation != kernel or not isinstance(process, partial):
         return True
@@ -67,14 +67,14 @@ def is_causal(call: Call) -> bool:
 
 
 def computed_in(call: Call) -> torch.dtype:
-    """The precision in which the package multiplies: it is never given float32 where the model has another."""
+    """The precision in which the package multiplies: never float32 if the model has another."""
     if _is_by_hand(call):
         return call.query.dtype
     return get_target_dtype(call.query, call.module) or call.query.dtype
 
 
 def _is_by_hand(call: Call) -> bool:
-    """Of no model: transformers' own rules of what counts are not asked."""
+    """Is the module outside a transformers model, so that transformers' own rules do not apply?"""
     return "config" not in vars(call.module)
 
 
@@ -110,8 +110,8 @@ def _whole(batch: int, tokens: int, device: torch.device) -> _Places:
 
 
 def _unpadded(real: Bool[Tensor, "batch keys"], queries: int, keys: int) -> tuple[_Places, _Places]:
-    """Padding is taken out before the kernel; keys beyond the mask (static caches) are cut off. Of several queries
-    beside more keys, the mask's last are theirs."""
+    """Padding is removed before the kernel; keys beyond the mask (static caches) are cut off. Several queries, where
+    keys are more, belong to the end of the mask."""
     real = real[:, -keys:]
     of_keys = nn.functional.pad(real, (0, keys - real.shape[1]))
     if queries == real.shape[1]:
@@ -129,7 +129,7 @@ def _kept(real: Bool[Tensor, "batch tokens"]) -> _Places:
 
 
 def _stretches(bounds: Int[Tensor, " stretches+1"], batch: int, tokens: int) -> _Places:
-    """Tokens of the whole batch one after another, cut at ``bounds``."""
+    """The tokens of the whole batch concatenated, cut at ``bounds``."""
     bounds = bounds.long()
     at = torch.arange(batch * tokens, device=bounds.device)
     stretch = torch.bucketize(at, bounds[1:], right=True)

@@ -1,8 +1,8 @@
-"""Which tokens does a forward of a model read, and does it begin a pass over a sequence or go on with one?
+"""Which tokens does a forward pass of a model read, and does it begin a sequence or continue one?
 
-Places of tokens come from the cache, before the forward writes to it. Numbers of queries and keys do not tell them: a
-static cache has keys that no token has filled yet, a sliding one has forgotten some, and a prompt that follows a kept
-prefix has fewer queries than keys, as a step has.
+Positions of tokens come from the cache, before the forward writes to it. The numbers of queries and keys do not give
+them: a static cache has keys that no token has filled yet, a sliding one has dropped some, and a prompt that follows a
+kept prefix has fewer queries than keys, as a step has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcess
 
 MEDIA = ("pixel_values", "mm_encoder_outputs")  # what their names begin with: pixel_values_videos, …
 EMBEDDED = ("mm_encoder_outputs", "inputs_embeds")
-# Stages of ``generate``, by private names: nothing else tells a prompt that follows a kept prefix from a step.
+# Stages of ``generate``, by private names: nothing else distinguishes a prompt after a kept prefix from a step.
 _GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
 _PROMPT = GenerationMixin._prefill.__code__
 _BEAMS = GenerationMixin._beam_search.__code__
@@ -38,9 +38,9 @@ class Forwards:
     is_step     the forward that runs, or ran last, is one
     is_alone    a step, but not of the pass before, which was over another sequence
     takes_embeddings  the forward is given embeddings, maybe of pictures that a tower has read before it
-    keeps_keys  keys that a kernel is given stay as they are: not those of static, quantised and offloaded caches
-    refused     in words: why ``generate`` as it was called leaves no pass that could be shown; "" if it does
-    regrouped   in words: why the batch's sequences are in another order than in the pass; "" if they are not
+    keeps_keys  keys passed to a kernel stay unchanged: not those of static, quantised and offloaded caches
+    refused     why this call of ``generate`` leaves no pass that could be shown; "" if it does
+    regrouped   why the sequences of the batch are in another order than in the pass; "" if they are not
     """
 
     def __init__(self) -> None:
@@ -64,8 +64,8 @@ class Forwards:
         self._cache = given.get("past_key_values")
         if not isinstance(self._cache, Cache | None):
             raise ValueError(
-                f"past_key_values: found {type(self._cache).__name__}, expected a Cache of transformers: places of "
-                "tokens would be guessed"
+                f"past_key_values: found {type(self._cache).__name__}, expected a Cache of transformers: the positions "
+                "of tokens would be a guess"
             )
         self.start = 0 if self._cache is None else int(self._cache.get_seq_length())
         self.keeps_keys = self._cache is None or (
@@ -91,7 +91,7 @@ class Forwards:
         self._batch = batch
 
     def is_pass(self) -> None:
-        """The forward that runs has turned out to bring pictures."""
+        """Called when the running forward turns out to bring pictures: it is a pass."""
         self.is_step = self.is_alone = False
         self.regrouped = ""
 
@@ -105,27 +105,27 @@ class Forwards:
             self._pass_end = self._end
         elif self.is_alone:
             self._pass_end = self.start
-        self._cache = None  # it need not outlive its reader
+        self._cache = None  # must not be kept alive
 
     def after(self, _: nn.Module, output: Any) -> None:
         """``end`` for ``Watch.forward``."""
         self.end(output)
 
     def _goes_on(self) -> bool:
-        """Is this the cache of the forward before, at most with steps taken back?"""
+        """Is this the cache of the previous forward, unchanged or with steps cropped?"""
         if self._cache is None or self._followed is None or self._followed() is not self._cache:
             return False
         return self._pass_end <= self.start <= self._end
 
     def _has_same_keys(self) -> bool:
-        """Re-ordering makes tensors anew, and so does taking tokens back."""
+        """Re-ordering creates new tensors, and so does cropping."""
         if self.start < self._end or self._keys is None:
             return True
         return _same(_keys(self._cache), self._keys)
 
 
 def check_is_whole(inputs: Mapping[str, Any], asker: str) -> None:
-    """Raises ValueError for inputs that go on from a cache, where a whole sequence is to be read in one forward."""
+    """Raises ValueError for inputs that go on from a cache, where one forward must read a whole sequence."""
     if inputs.get("past_key_values") is not None:
         raise ValueError(
             f"{asker}: found past_key_values among the inputs, expected a whole sequence; give all of its tokens, "
@@ -134,12 +134,12 @@ def check_is_whole(inputs: Mapping[str, Any], asker: str) -> None:
 
 
 def by_name(module: nn.Module, arguments: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a forward was given, by its parameters' names."""
+    """The arguments of a forward by parameter name."""
     return dict(inspect.signature(module.forward).bind_partial(*arguments, **options).arguments)
 
 
 def _shape(given: Mapping[str, Any]) -> tuple[int, int]:
-    """(batch, tokens) of a forward; none where it was given neither ids nor embeddings, as it will say itself."""
+    """(batch, tokens) of a forward; zeros without ids and embeddings, which the forward itself will refuse."""
     tokens = given.get("input_ids")
     tokens = given.get("inputs_embeds") if tokens is None else tokens
     return (0, 0) if tokens is None else (int(tokens.shape[0]), int(tokens.shape[1]))
@@ -151,7 +151,7 @@ def _cache_of(output: Any, given: Cache | None) -> Cache | None:
 
 
 def _keys(cache: Cache | None) -> ref[Tensor] | None:
-    """The first tensor of keys that a cache holds; none of one that keeps them in another form."""
+    """The first tensor of keys that a cache holds; None if it stores them in another form."""
     for layer in () if cache is None else cache.layers:
         keys = vars(layer).get("keys")
         if keys is not None and keys.numel():
@@ -174,7 +174,7 @@ class Stage(NamedTuple):
 
 def stage_of_generate() -> Stage:
     codes, chunks = set(), 0
-    # Trap: a frame that is kept keeps all that its function holds, and its callers'.
+    # Trap: a frame that is kept keeps alive all that its function and its callers hold.
     frame = sys._getframe(1)
     while frame is not None:
         codes.add(frame.f_code)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from diagnostics.capture.extractor import AttentionExtractor, Call
 from diagnostics.capture.forwards import check_is_whole
 from diagnostics.capture.rows import row_positions
 from finetune.families import Family, bare_model
+from finetune.model.untouched import untouched
 
 
 class GradientRows(NamedTuple):
@@ -64,7 +64,7 @@ def gradient_rows(
     outputs: dict[str, Tensor] = {}
     values: dict[str, Tensor] = {}
     attached = AttentionExtractor(bare, key_layers, query_tokens=query_tokens, connector=False, family=family)
-    with attached as extractor, _eval_mode(bare), torch.no_grad():
+    with attached as extractor, untouched(bare):
         wanted = set(extractor.captured_names)
 
         def tap(name: str, call: Call, output: Tensor) -> Tensor:
@@ -109,14 +109,3 @@ def _gradient_of_rows(
     folded = wanted.reshape(batch, value.shape[1], -1, dim)
     product = folded @ value.float().transpose(2, 3)
     return product.view(batch, heads, -1, value.shape[2]).cpu().numpy()
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

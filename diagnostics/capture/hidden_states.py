@@ -15,7 +15,7 @@ from finetune.families import Family, bare_model, family_of
 
 
 class HiddenStates:
-    """What does each token carry into chosen language layers, while the model runs as it always does?
+    """What does each token carry into chosen language layers? Captured while the model runs as usual.
 
     Attached from construction until ``remove()`` (or the end of a ``with`` block). ``hidden_states`` has, from
     the model's last pass over a sequence (a plain forward, or ``generate`` as it reads its prompt; steps that go on
@@ -25,7 +25,7 @@ class HiddenStates:
     layers      language layers by index; None: all
     sequences   which sequences of the batch to keep; None: all
 
-    It does not keep the model alive, and is off when it is dropped.
+    It does not keep the model alive, and detaches when it is dropped.
 
     Memory: sequences × tokens × width numbers a layer, in the model's precision and on its device.
 

@@ -1,4 +1,4 @@
-"""Every kernel call of some modules, handed on while the model runs."""
+"""Passes every kernel call of chosen modules to a callback while the model runs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Tap: TypeAlias = Callable[
 
 
 class KernelTap:
-    """Hands a tap every kernel call of some attention modules, and does nothing else: for one generation after another,
-    where a new ``AttentionExtractor`` each time would be felt. What can be prepared is.
+    """Passes every kernel call of chosen attention modules to a tap, and does nothing else. For many generations in a
+    row, where a new ``AttentionExtractor`` for each would cost time: most of the setup is done once.
 
     names   as ``attention_weights`` has them
 
-    One at a time on a model, in the place of an extractor; it does not keep the model alive.
+    One at a time on a model, and not beside an extractor; it does not keep the model alive.
     """
 
     def __init__(self, model: nn.Module, names: Collection[str], *, family: Family | None = None) -> None:

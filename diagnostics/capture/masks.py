@@ -1,4 +1,4 @@
-"""Masks in the form that a kernel takes, with keys taken out for a knock-out."""
+"""Masks in the form that a kernel takes, with keys removed for a knock-out."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from finetune.families.base import TowerSequence
 
 
 def with_mask(call: Call, mask: Tensor) -> Call:
-    """The call with another mask of four axes. Flash kernels take none, and are replaced by one that does: SDPA, or
-    eager where there is something that SDPA leaves out."""
+    """The call with another mask of four axes. Flash kernels take none and are replaced: by SDPA, or by
+    eager where the call has terms that SDPA drops."""
     if not call.is_flash:
         return call._replace(mask=mask)
     if all(call.options.get(term) is None for term in LEFT_OUT_BY_SDPA):
@@ -29,7 +29,7 @@ def additive(seen: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, 
 
 
 def mask_without(call: Call, blocked: Bool[Tensor, "batch query key"], *, start: int) -> Tensor:
-    """The call's mask with the blocked keys taken out, in the form that its kernel takes.
+    """The call's mask with the blocked keys removed, in the form that its kernel takes.
 
     ``start`` is the place in the whole sequence of this call's first query (0 but where it goes on from a cache).
     """

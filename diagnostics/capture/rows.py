@@ -1,4 +1,4 @@
-"""Attention rows of one kernel call, computed again from its queries and keys: exact, of the wanted queries alone."""
+"""Attention rows of one kernel call, recomputed from its queries and keys: exact, and only for the wanted queries."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def attention_logits(
 
 def sink_logits(call: Call) -> Float[Tensor, " heads"] | None:
     """One learnt logit a head, in fp32, that stands among a row's logits as if of one more key, which has no value.
-    None where the module has none.
+    None if the module has none.
 
-    Raises ValueError where the kernel does not take them: the model is then not the one that was trained.
+    Raises ValueError if the kernel drops them: the model would then differ from the trained one.
 
     Source: gpt-oss-120b & gpt-oss-20b Model Card (arXiv 2508.10925), section 2.2.
     """
@@ -69,7 +69,7 @@ def sink_logits(call: Call) -> Float[Tensor, " heads"] | None:
         call.is_flash and not any(flash.supports(call.kernel, name) for name in taken)
     ):
         raise ValueError(
-            f"{type(call.module).__name__} has sink logits, which the kernel {call.kernel!r} leaves out; load the "
+            f"{type(call.module).__name__} has sink logits, which the kernel {call.kernel!r} ignores; load the "
             "model with attn_implementation='eager'"
         )
     return sinks.detach().to(call.query.dtype).float()  # as kernels take them
@@ -99,7 +99,7 @@ def highest(call: Call, logits: Float[Tensor, "kept heads rows key"]) -> Float[T
 
 
 def rules(call: Call, sequences: Tensor, positions: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """What the kernel lets chosen rows see: (Bool[kept, 1 or heads, rows, keys] or None, additive or None)."""
+    """Which keys the kernel lets chosen rows see: (Bool[kept, 1 or heads, rows, keys] or None, additive or None)."""
     queries, keys = call.lengths
     mask = call.mask
     if mask is not None and mask.ndim == 4:

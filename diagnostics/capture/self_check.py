@@ -1,4 +1,4 @@
-"""Proof, on one input, that the rows shown are those that the model uses."""
+"""Proves, on one input, that the captured rows are those that the model uses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def self_check(
     key_layers: Sequence[int] | None = None,
     family: Family | None = None,
 ) -> None:
-    """Prove, on one input, that what will be shown is what the model does. Silent where all is well.
+    """Prove, on one input, that the captured attention is what the model uses. Silent if it is.
 
     In turn: the logits with capture are those without, bit for bit; every row has its shape and sums to 1 (with sink
     logits to 1 at most); rows × values give the very output of the kernel; and taking keys away through the same path
@@ -92,7 +92,7 @@ def _check_rows(
 
 
 def _all_but_own(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Blocks, for each token, every other one; for the connector, every second patch."""
+    """Blocks all other tokens for each token; for the connector, every second patch."""
     queries, keys = shape[2:]
     if name.startswith("layer_"):
         return ~torch.eye(queries, keys, dtype=torch.bool)[None]

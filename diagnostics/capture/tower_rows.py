@@ -1,4 +1,4 @@
-"""Rows of a vision tower, whose pictures are cut into windows, tiles or frames, put together by picture."""
+"""Rows of a vision tower that cuts pictures into windows, tiles or frames, reassembled by picture."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Piece(NamedTuple):
 
 
 class TowerRows:
-    """The sequences of one vision layer in a pass, taken up as its kernel is called."""
+    """The sequences of one vision layer in a pass, consumed as its kernel is called."""
 
     def __init__(self, name: str, sequences: Sequence[TowerSequence] | None, *, first: int = 0) -> None:
         """first   how many images earlier calls of the tower had"""
@@ -78,7 +78,7 @@ def joined_calls(name: str, calls: Sequence[Tensor]) -> np.ndarray:
 def image_rows(
     pieces: Sequence[Piece], image: int, rows: Int[np.ndarray, " rows"], patches: int
 ) -> Float[np.ndarray, "heads rows patches"]:
-    """An image's rows out of the sequences that its patches lie in; what is in another sequence gets 0."""
+    """An image's rows, assembled from the sequences of its patches; patches of another sequence get 0."""
     out = np.zeros((pieces[0].rows.shape[0], len(rows), patches), np.float32)
     for piece in pieces:
         own = (piece.sequence.image == image) & (piece.sequence.patch >= 0)

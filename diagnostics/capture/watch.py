@@ -1,10 +1,11 @@
-"""A model is watched from outside: nothing is written into it, its configuration or what is saved or copied of it.
+"""Watches a model from outside: nothing is written into it, its configuration, or what is saved or copied of it.
 
-While anything is watched, three things of the process are other than usual:
+While anything is watched, three things change in the process:
 
-- ``AttentionInterface``, where models of transformers look their kernels up, gives each kernel with an ear beside it;
-- ``__call__`` and ``forward`` of the watched modules' classes say when one of those very modules runs;
-- whatever torch has compiled runs uncompiled, since compiled code would run past both.
+- ``AttentionInterface``, where models of transformers look up their kernels, returns each kernel wrapped in an
+  observer;
+- ``__call__`` and ``forward`` of the watched modules' classes report when a watched module runs;
+- whatever torch has compiled runs uncompiled, since compiled code would bypass both.
 
 Hooks, or a name of our own in the configuration, would be simpler and break: deepcopy and torch.save take them along,
 flash attention reads the kernel's name a second time, ``set_attn_implementation`` overwrites it.
@@ -45,7 +46,7 @@ class Call(NamedTuple):
     options              scaling, dropout and what else the module passes
     past                 tokens read before the first query: its place in the whole sequence. None in calls that are not
                          over a sequence of tokens: the connector's, the tower's
-    keeps_keys           ``key`` stays as it is after the call; caches of fixed shape write over theirs
+    keeps_keys           ``key`` stays unchanged after the call; caches of fixed shape overwrite theirs
     function             the kernel itself; None: what its name means for the module
     """
 
@@ -71,12 +72,12 @@ class Call(NamedTuple):
 
     @property
     def first_key(self) -> int:
-        """The token that the first key is of: above 0 where a sliding cache has forgotten those before."""
+        """The token of the first key: above 0 where a sliding cache has dropped the tokens before."""
         queries, keys = self.lengths
         return 0 if self.past is None else max(self.past + queries - keys, 0)
 
     def of_tokens(self) -> Call:
-        """The call without keys that no token has filled yet, which a static cache hands over.
+        """The call without the keys of a static cache that no token has filled yet.
 
         Raises ValueError where the kernel reads those keys too.
         """
@@ -94,7 +95,7 @@ class Call(NamedTuple):
     def by_token(
         self, rows: Float[Tensor, "kept heads rows keys"]
     ) -> Float[Tensor, "kept heads rows tokens"]:
-        """Rows over the keys of ``of_tokens`` → over all tokens so far: 0 for those that the cache has forgotten."""
+        """Rows over the keys of ``of_tokens`` → over all tokens so far: 0 for those that the cache has dropped."""
         return nn.functional.pad(rows, (self.first_key, 0)) if self.first_key else rows
 
     def under(self, kernel: str, mask: Tensor) -> Call:
@@ -128,7 +129,7 @@ class Watch:
             finalizer.atexit = False
         with _LOCK:
             _WATCHES.add(self)  # first: a garbage collection in between may close others
-            _open_doors()
+            _patch_process()
 
     @property
     def is_open(self) -> bool:
@@ -163,7 +164,7 @@ class Watch:
     ) -> None:
         """Call methods around each forward of a module: ``before(module, arguments, options)`` and ``after(module,
         output)``, whose output is None where it raised. Not when a backward pass runs the module again (activation
-        checkpointing). What the methods are of is held weakly."""
+        checkpointing). The methods' owner is held weakly."""
         found = _Forward(self, *(None if one is None else WeakMethod(one) for one in (before, after)))
         _FORWARDS[module] = (*_FORWARDS.get(module, ()), found)
         self._modules.append(weakref.ref(module))
@@ -172,15 +173,15 @@ class Watch:
             _USERS.setdefault(type(module), set()).add(self)
             if type(module) not in _PATCHES:
                 _PATCHES[type(module)] = [
-                    _Patch(type(module), name, _door) for name in ("__call__", "forward")
+                    _Patch(type(module), name, _reporting) for name in ("__call__", "forward")
                 ]
 
     def touches(self, modules: Iterable[nn.Module]) -> bool:
-        """Is any of the modules watched, or the model that is?"""
+        """Is any of the modules watched, or the watched model itself?"""
         return not {self._model(), *self._watched()}.isdisjoint(modules)
 
     def _watched(self) -> list[nn.Module]:
-        """Those that are still there."""
+        """The watched modules that still exist."""
         return [module for reference in self._modules if (module := reference()) is not None]
 
     def close(self) -> None:
@@ -204,7 +205,7 @@ class Watch:
             self._modules, self._classes = [], set()
             _WATCHES.discard(self)
             if not _WATCHES:
-                _close_doors()
+                _restore_process()
 
 
 class _Forward(NamedTuple):
@@ -223,9 +224,9 @@ _PATCHES: dict[type, list[_Patch]] = {}
 
 
 def remove_all(model: nn.Module) -> None:
-    """Take everything off a model that watches it (extractors, taps, hidden states), whoever holds it, if anyone.
+    """Detach everything that watches a model (extractors, taps, hidden states), whoever holds it.
 
-    Rows seen so far stay readable for who has them. Nothing happens where nothing watches.
+    Rows captured so far stay readable. Does nothing if nothing watches.
     """
     modules = {model, *bare_model(model).modules()}
     for watch in [one for one in _WATCHES if one.touches(modules)]:
@@ -237,7 +238,7 @@ def check_is_free(modules: Iterable[nn.Module]) -> None:
     if any(module in _KERNELS and _KERNELS[module][0].is_open for module in modules):
         raise ValueError(
             "another AttentionExtractor is attached to this model; call its remove() first (or "
-            "diagnostics.remove_all(model), where it is lost), or ask one extractor for all the layers"
+            "diagnostics.remove_all(model), if it is lost), or capture all layers with one extractor"
         )
 
 
@@ -324,21 +325,21 @@ def _eager_kernel(cls: Hashable) -> Kernel:
 
 
 # --- forwards --------------------------------------------------------------------------------------------
-def _door(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A class's ``__call__`` or ``forward``, past which its watched instances are seen."""
+def _reporting(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A class's ``__call__`` or ``forward`` that reports when a watched instance runs."""
 
     @functools.wraps(original)
-    def door(module: nn.Module, *arguments: Any, **options: Any) -> Any:
+    def reporting(module: nn.Module, *arguments: Any, **options: Any) -> Any:
         watchers = _watching(module)
         if not watchers:
             return original(module, *arguments, **options)
-        return _seen(original, watchers, module, arguments, options)
+        return _run_watched(original, watchers, module, arguments, options)
 
-    return door
+    return reporting
 
 
 def _watching(module: nn.Module) -> tuple[_Forward, ...]:
-    """Who wants to know that this module runs now. Raises ValueError where its rows would be mixed up or lost."""
+    """The watchers to notify that this module runs. Raises ValueError where its rows would be mixed up or lost."""
     found = _FORWARDS.get(module, ())
     if not found:
         _check_is_no_replica(module)
@@ -349,7 +350,7 @@ def _watching(module: nn.Module) -> tuple[_Forward, ...]:
     if running is not None:
         raise ValueError(
             f"{type(module).__name__} is watched and runs in two threads at once, which would mix their rows; run one "
-            "after the other, or take the AttentionExtractor off while both run"
+            "after the other, or detach the AttentionExtractor while both run"
         )
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise ValueError(
@@ -359,48 +360,48 @@ def _watching(module: nn.Module) -> tuple[_Forward, ...]:
     return found
 
 
-def _seen(
+def _run_watched(
     run: Callable[..., Any], watchers: Iterable[_Forward], module: nn.Module, arguments: Any, options: Any
 ) -> Any:
     begun = []
     _RUNNING[id(module)] = threading.get_ident()
     try:
         for one in watchers:
-            _tell(one.before, module, arguments, options)
+            _notify(one.before, module, arguments, options)
             begun.append(one)
         output = run(module, *arguments, **options)
     except BaseException:
         for one in begun:
-            _tell(one.after, module, None)
+            _notify(one.after, module, None)
         raise
     finally:
         del _RUNNING[id(module)]
     for one in begun:
-        _tell(one.after, module, output)
+        _notify(one.after, module, output)
     return output
 
 
-def _tell(method: WeakMethod[Any] | None, *arguments: Any) -> None:
-    heard = None if method is None else method()
-    if heard is not None:  # its owner may be gone
-        heard(*arguments)
+def _notify(method: WeakMethod[Any] | None, *arguments: Any) -> None:
+    alive = None if method is None else method()
+    if alive is not None:  # its owner may be gone
+        alive(*arguments)
 
 
 def _check_is_no_replica(module: nn.Module) -> None:
-    """torch's DataParallel runs copies of the model, one a device, of which nothing is watched."""
+    """torch's DataParallel runs copies of the model, one per device, and none of them is watched."""
     if not vars(module).get("_is_replica", False):
         return
     config = vars(module).get("config")
     if any(one.model is not None and vars(one.model).get("config") is config for one in _WATCHES):
         raise ValueError(
-            "the watched model runs in torch.nn.DataParallel on several devices, that is in copies which nothing "
-            "watches; call the model below it (.module), give DataParallel one device, or use DistributedDataParallel"
+            "the watched model runs in torch.nn.DataParallel on several devices, as copies that are not "
+            "watched; call the model inside it (.module), give DataParallel one device, or use DistributedDataParallel"
         )
 
 
 # --- the process -----------------------------------------------------------------------------------------
 class _Patch:
-    """An attribute of a class in another's place, for a while."""
+    """An attribute of a class, replaced for a while."""
 
     def __init__(self, cls: type, name: str, made: Callable[[Any], Any]) -> None:
         self.cls, self.name = cls, name
@@ -410,27 +411,27 @@ class _Patch:
 
     def undo(self) -> None:
         if vars(self.cls).get(self.name) is not self.put:
-            return  # somebody has replaced it since; ours does nothing for what is not watched
+            return  # replaced by someone else since; ours does nothing for unwatched modules
         if self.own is None:
             delattr(self.cls, self.name)
         else:
             setattr(self.cls, self.name, self.own)
 
 
-_DOORS: list[_Patch] = []
+_INTERFACE_PATCHES: list[_Patch] = []
 _STANCE: list[Any] = []
 
 
-def _open_doors() -> None:
+def _patch_process() -> None:
     if not _STANCE:
         _STANCE.append(torch.compiler.set_stance("force_eager"))  # as a function: in force until undone
-    if not _DOORS:
-        _DOORS.append(_Patch(AttentionInterface, "__getitem__", _get_item))
-        _DOORS.append(_Patch(AttentionInterface, "get_interface", _get_interface))
+    if not _INTERFACE_PATCHES:
+        _INTERFACE_PATCHES.append(_Patch(AttentionInterface, "__getitem__", _get_item))
+        _INTERFACE_PATCHES.append(_Patch(AttentionInterface, "get_interface", _get_interface))
 
 
-def _close_doors() -> None:
-    while _DOORS:
-        _DOORS.pop().undo()
+def _restore_process() -> None:
+    while _INTERFACE_PATCHES:
+        _INTERFACE_PATCHES.pop().undo()
     while _STANCE:
         _STANCE.pop().__exit__(None, None, None)

@@ -1,4 +1,4 @@
-"""What happens around the kernel of one attention module."""
+"""Runs the kernel of one attention module and captures its rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Proof(NamedTuple):
 
 
 class Watcher:
-    """What happens around the real kernel of one attention module."""
+    """Runs the real kernel of one attention module: knocks keys out before it, and captures rows after it."""
 
     def __init__(self, owner: AttentionExtractor, name: str) -> None:
         self._owner = weakref.ref(owner)
@@ -65,7 +65,7 @@ class Watcher:
             blocked = blocked if sequences is None else by_place(blocked, sequences)
             call = (
                 call.of_tokens() if call.is_flash else call
-            )  # a mask of its is over tokens, not over places
+            )  # its mask is over tokens, not over places in the cache
             call = with_mask(call, mask_without(call, blocked, start=call.past or 0))
         output = call.run()
         if self.name in owner._wanted:
@@ -136,7 +136,7 @@ class Watcher:
 
 
 def check_masks(model: nn.Module, family: Family) -> None:
-    """Raises ValueError where the language model runs a kernel that leaves out a part of the family's mask."""
+    """Raises ValueError where the kernel of the language model drops a part of the family's mask."""
     fault = flash_fault(family)
     for layer in attending_layers(model, family) if fault else ():
         attention = model.get_submodule(

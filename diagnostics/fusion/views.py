@@ -22,12 +22,13 @@ from diagnostics.capture.self_check import self_check
 from diagnostics.capture.watch import Watch
 from diagnostics.fusion.recipes import View, distributions, through_step
 from diagnostics.measures.geometry import cells_from_row, patch_boxes_pixels, resampled
-from diagnostics.probing.prober import auto_key_layers, observing
+from diagnostics.probing.prober import auto_key_layers
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded
 from diagnostics.records.probes import Probe
 from finetune.families import Family, ImageTokens, attention_modules, bare_model, family_of
 from finetune.families.base import TowerSequence
 from finetune.families.parts.tower import joined
+from finetune.model.untouched import untouched
 
 LEAST_SHRINK = (
     0.9  # of a budget that is still too large; a picture's cells are whole, so it may fall in steps
@@ -67,12 +68,12 @@ class Viewer:
         quiet = {"unit": "probe", "disable": not progress, "leave": False}
         budgets = [self._budgets(probe) for probe in tqdm(probes, desc="reading", **quiet)]
         bar = tqdm(zip(probes, budgets, strict=True), total=len(probes), desc="looking", **quiet)
-        with observing(self.model), self._extractor() as extractor:
+        with untouched(self.model), self._extractor() as extractor:
             return [tuple(self._views(extractor, probe, pixels)) for probe, pixels in bar]
 
     def self_check(self, probe: Probe) -> None:
         """Prove capture on one probe. Raises ValueError if it fails."""
-        with observing(self.model):
+        with untouched(self.model):
             inputs = padded([self.reader.encode(probe, probe.answer)], self._device, left=False)
             self_check(
                 self.model, inputs, key_layers=auto_key_layers(self.model, self.family), family=self.family

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from diagnostics.measures.geometry import Box, disjoint_boxes, region_coverage
+from diagnostics.measures.geometry import Box, Numbers, disjoint_boxes, region_coverage
 from finetune.families.base import ImageTokens
 
 CANDIDATES = 64  # places tried for one random region before the least overlapping is taken
@@ -58,7 +58,7 @@ class Collapse(NamedTuple):
 
 def visual_share(
     rows: Float[np.ndarray, "*batch keys"], positions: Int[np.ndarray, " tokens"]
-) -> Float[np.ndarray, "*batch"]:
+) -> Float[Numbers, "*batch"]:
     """How much of a row lies on the image? V = Σ_I a. Unit: share of attention, range [0, 1].
 
     It falls with the image's share of all tokens: compare it at the same prompt only.
@@ -68,7 +68,7 @@ def visual_share(
 
 def region_mass(
     cells: Float[np.ndarray, "*batch cells"], coverage: Float[np.ndarray, " cells"]
-) -> Float[np.ndarray, "*batch"]:
+) -> Float[Numbers, "*batch"]:
     """How much of the attention to the image lies on the region? M = Σ w·p. Unit: share, range [0, 1].
 
     Grows with the region's area; ``enrichment`` does not. p = [.5, .25, .25], w = [1, .5, 0] give .625.
@@ -78,7 +78,7 @@ def region_mass(
 
 def enrichment(
     cells: Float[np.ndarray, "*batch cells"], coverage: Float[np.ndarray, " cells"]
-) -> Float[np.ndarray, "*batch"]:
+) -> Float[Numbers, "*batch"]:
     """How many times more than its area's share does the region get? E = M / (Σ w / cells).
 
     Unit: times, range [0, cells / Σ w]; 1 is what looking anywhere gives. p = [.5, .25, .25], w = [1, .5, 0]
@@ -93,7 +93,7 @@ def enrichment(
     return region_mass(cells, coverage) / share
 
 
-def entropy(cells: Float[np.ndarray, "*batch cells"]) -> Float[np.ndarray, "*batch"]:
+def entropy(cells: Float[np.ndarray, "*batch cells"]) -> Float[Numbers, "*batch"]:
     """How spread is the attention? −Σ p log p / log(cells). Unit: share of the largest entropy, range [0, 1].
 
     Its shape only: it says nothing of where, and does not predict correctness ("VLM reliability probe",
@@ -105,9 +105,9 @@ def entropy(cells: Float[np.ndarray, "*batch cells"]) -> Float[np.ndarray, "*bat
 
 def pointing_game(
     cells: Float[np.ndarray, "*batch cells"], coverage: Float[np.ndarray, " cells"]
-) -> Bool[np.ndarray, "*batch"]:
+) -> Bool[Numbers, "*batch"]:
     """Does the strongest cell touch the region? (Zhang et al. 2016, arXiv 1608.00507, section 4.1; a cell
-    stands for their tolerance of 15 pixels.) Sinks win the argmax: read it beside the mass."""
+    stands for their tolerance of 15 pixels.) Sinks win the argmax: read it together with the mass."""
     return coverage[cells.argmax(-1)] > 0
 
 
@@ -115,7 +115,7 @@ def iou(
     cells: Float[np.ndarray, "*batch cells"],
     coverage: Float[np.ndarray, " cells"],
     grid: tuple[int, int],
-) -> Float[np.ndarray, "*batch"]:
+) -> Float[Numbers, "*batch"]:
     """Would a box drawn around the attention match the region's? Intersection over union, range [0, 1].
 
     The map is smoothed (3×3 mean, at borders of the cells that exist), cut at its mean, and the box around all
@@ -149,7 +149,7 @@ def iou(
 
 def auc(
     cells: Float[np.ndarray, "*batch cells"], coverage: Float[np.ndarray, " cells"]
-) -> Float[np.ndarray, "*batch"]:
+) -> Float[Numbers, "*batch"]:
     """Does the region get more than the rest, cell by cell? P(p_in > p_out) + ½ P(p_in = p_out), range [0, 1].
 
     .5 is chance. Only ranks count: one bright cell inside a dark region does not help, and how much attention
@@ -184,7 +184,7 @@ def auc(
 
 def nss(
     cells: Float[np.ndarray, "*batch cells"], coverage: Float[np.ndarray, " cells"]
-) -> Float[np.ndarray, "*batch"]:
+) -> Float[Numbers, "*batch"]:
     """How far above the picture's mean is the region? Σ w (p − μ) / σ / Σ w. Unit: standard deviations of the
     map's cells, range [−√(cells − 1), √(cells − 1)].
 
@@ -234,7 +234,7 @@ def relative_attention(
 
 def row_entropy(
     rows: Float[np.ndarray, "*batch keys"], keys_seen: int | Int[np.ndarray, "*#batch"]
-) -> Float[np.ndarray, "*batch"]:
+) -> Float[Numbers, "*batch"]:
     """How spread is a whole row, text and image? −Σ a log a / log(keys it may see). Range [0, 1].
 
     ``keys_seen`` is position + 1 under a causal mask: divided by the log of all keys, early queries would seem
@@ -277,7 +277,7 @@ def collapse(
     It warns where a head collapsed (its entropy fell to less than half and is below .01) or the logits
     exploded (the highest more than doubled and is above 100). Against the same head before, because a trained
     model always has heads that rest on one token. Entropies [[.4, .008]] → [[.005, .007]]: the first collapsed,
-    the second was so before.
+    the second already was.
 
     Low entropy goes with unstable training and its bound falls exponentially with the logits' norm (Zhai et
     al., "Stabilizing transformer training by preventing attention entropy collapse", ICML 2023, arXiv
@@ -346,8 +346,8 @@ def gradient_weighted(
 
 
 def jensen_shannon_nats(
-    first: Float[np.ndarray, "*batch cells"], second: Float[np.ndarray, "*batch cells"]
-) -> Float[np.ndarray, "*batch"]:
+    first: Float[np.ndarray, "*batch cells"], second: Float[np.ndarray, "*#batch cells"]
+) -> Float[Numbers, "*batch"]:
     """How far did the attention move? ½ KL(p‖m) + ½ KL(q‖m), m = (p + q) / 2. Unit: nats, range [0, ln 2].
 
     Finite and symmetric where KL is not: a cell may have no attention at all. [1, 0] against [.5, .5] gives
@@ -403,7 +403,7 @@ def _hull(chosen: Bool[np.ndarray, "*batch rows columns"]) -> Int[np.ndarray, "*
 
 @lru_cache(
     maxsize=8192
-)  # a probe is asked again at every checkpoint, and a region with nowhere to go takes 100 ms
+)  # probes come again at every checkpoint, and a region with nowhere to go takes 100 ms
 def _random_regions(
     region: tuple[tuple[float, float, float, float], ...], size: tuple[int, int], count: int, name: str
 ) -> tuple[tuple[tuple[float, float, float, float], ...], ...]:
@@ -441,7 +441,7 @@ def _shared_area(first: Float[np.ndarray, "some 4"], second: Float[np.ndarray, "
 
 
 def _kl_nats(
-    first: Float[np.ndarray, "*batch cells"], second: Float[np.ndarray, "*batch cells"]
-) -> Float[np.ndarray, "*batch"]:
+    first: Float[np.ndarray, "*#batch cells"], second: Float[np.ndarray, "*batch cells"]
+) -> Float[Numbers, "*batch"]:
     ratio = np.divide(first, second, out=np.ones_like(second, dtype=np.float64), where=first > 0)
     return (first * np.log(ratio)).sum(-1)

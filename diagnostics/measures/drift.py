@@ -1,6 +1,6 @@
-"""How far did attention move between two checkpoints, and was it more attention or attention elsewhere?
+"""How far did attention move between two checkpoints, and is it more attention or attention elsewhere?
 
-Of the same probe, the same row: p and q are shares over cells, Σ p = 1 (``geometry.cells_from_row``), V the
+For the same probe and the same row: p and q are shares over cells, Σ p = 1 (``geometry.cells_from_row``), V the
 visual share. Drift describes; it does not say why, nor whether it matters.
 """
 
@@ -12,13 +12,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from diagnostics.measures.attention import jensen_shannon_nats
+from diagnostics.measures.geometry import Numbers
 
-SAME_TOTAL = 1e-4  # rows come from fp32 attention; more apart, and the two are not both shares
+SAME_TOTAL = 1e-4  # rows come from fp32 attention; a larger difference means that the two are not both shares
 NO_AXIS = 1e-9  # of the first axis' length: a second one below it is rounding
 
 
 class Drift(NamedTuple):
-    """What became of one row's attention to the image; each Float[*batch].
+    """How one row's attention to the image changed; each Float[*batch].
 
     more_at_image          ΔV, share of the row, [−1, 1]: above 0 it looks at the image more
     elsewhere_in_image     share of the row that moved from cell to cell within the image, [0, 1]
@@ -48,13 +49,13 @@ class Plane(NamedTuple):
 def drift(
     before_cells: Float[np.ndarray, "*batch cells"],
     after_cells: Float[np.ndarray, "*batch cells"],
-    before_visual_share: Float[np.ndarray, "*batch"],
-    after_visual_share: Float[np.ndarray, "*batch"],
+    before_visual_share: Float[Numbers, "*batch"],
+    after_visual_share: Float[Numbers, "*batch"],
     grid: tuple[int, int],
 ) -> Drift:
     """Did the row look *more* at the image, or *elsewhere* in it?
 
-    Attention on a cell is V·p, and its change falls exactly in two: ΔV · mean(p, q) is more or less of the same
+    Attention on a cell is V·p, and its change splits exactly in two: ΔV · mean(p, q) is more or less of the same
     places, mean V · (q − p) is the same amount elsewhere. Both are given in shares of the row, so they compare:
     ΔV, and mean V · TV(p, q).
 
@@ -76,7 +77,7 @@ def drift(
 
 def total_variation(
     first: Float[np.ndarray, "*batch cells"], second: Float[np.ndarray, "*batch cells"]
-) -> Float[np.ndarray, "*batch"]:
+) -> Float[Numbers, "*batch"]:
     """How much of the attention to the image lies elsewhere? ½ Σ|p − q|. Unit: share, range [0, 1].
 
     Blind to how far: the next cell counts as the far corner. [.5, .5, 0] and [.5, 0, .5] give .5. Source: Levin,
@@ -87,7 +88,7 @@ def total_variation(
 
 def cosine(
     first: Float[np.ndarray, "*batch cells"], second: Float[np.ndarray, "*batch cells"]
-) -> Float[np.ndarray, "*batch"]:
+) -> Float[Numbers, "*batch"]:
     """Do two maps point the same way? p·q / (|p| |q|). Range [0, 1]; 1 is the same map.
 
     Peaks decide: a map that keeps its sink and moves all else stays near 1. [.75, .25, 0] and [.25, .75, 0] give
@@ -103,7 +104,7 @@ def wasserstein_cells(
     first: Float[np.ndarray, "*batch cells"],
     second: Float[np.ndarray, "*batch cells"],
     grid: tuple[int, int],
-) -> Float[np.ndarray, "*batch"]:
+) -> Float[Numbers, "*batch"]:
     """How far must attention be carried to turn one map into the other? Exact earth mover's distance.
 
     Unit: cells, walked along rows and columns (Manhattan), times the share carried; range [0, rows + columns

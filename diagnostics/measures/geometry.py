@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -14,6 +15,10 @@ from jaxtyping import Float
 from finetune.families.base import ImageTokens
 
 Box = Sequence[float | int]  # x0 y0 x1 y1, pixels of the original image
+if TYPE_CHECKING:
+    Numbers = np.ndarray
+else:  # NumPy returns a scalar in place of an array without axes; it has the same methods
+    Numbers = np.ndarray | np.generic
 
 
 def cells_from_row(

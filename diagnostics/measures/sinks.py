@@ -1,4 +1,4 @@
-"""Attention sinks: tokens that attract attention without meaning anything, found from the model at hand.
+"""Attention sinks: tokens that attract attention without carrying content, found from the model itself.
 
 They show in the hidden states before they show in attention: a few dimensions are massive at a few tokens. On
 a map a sink is a bright cell in the background, so maps and masses are reported with and without.
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+from diagnostics.measures.geometry import Numbers
 
 THRESHOLD = 20.0  # of |RMSNorm(x)_d|: Kang et al. 2025, their τ
 STANDS_OUT = 10.0  # times the dimension's median over tokens
@@ -27,10 +29,10 @@ def sink_dimensions(
     tokens: a dimension that is large at every token is an offset, and would make a sink of each.
 
     Kang et al. take D from a table of language models ({1415, 2533} for LLaMA-2 7B), which no other model has.
-    |RMSNorm(x)_d| is at most √width: at a width below 400 none reaches 20, and none being found is then the
-    finding, as it is for a wide model without sinks. Early layers have none yet: look at each layer.
+    |RMSNorm(x)_d| is at most √width: below a width of 400 none reaches 20, and the result is empty, as it is for a
+    wide model without sinks. Early layers have none yet: call it for each layer.
 
-    Raises ValueError for fewer than 3 tokens, of which no median can be told from a sink, and for values that
+    Raises ValueError for fewer than 3 tokens, whose median cannot be told from a sink, and for values that
     are not finite.
     """
     if len(hidden) < 3:
@@ -59,10 +61,10 @@ def sink_tokens(
 
 def sink_share(
     rows: Float[np.ndarray, "*batch keys"], sinks: Bool[np.ndarray, "*#batch keys"]
-) -> Float[np.ndarray, "*batch"]:
+) -> Float[Numbers, "*batch"]:
     """How much of a row lies on sinks? Σ_S a. Unit: share of attention, range [0, 1].
 
-    Much is normal (a head with nothing to say rests there), and it hides what the rest of the row does: see
+    A large share is normal (idle heads rest there), and it hides the rest of the row: see
     ``without_sinks``. [.6, .3, .1] with sinks at the first and last: .7.
     """
     return np.where(sinks, rows, 0).sum(-1)
@@ -71,7 +73,7 @@ def sink_share(
 def without_sinks(
     rows: Float[np.ndarray, "*batch keys"], sinks: Bool[np.ndarray, "*#batch keys"]
 ) -> Float[np.ndarray, "*batch keys"]:
-    """The rows with 0 on every sink. They sum to 1 − ``sink_share``, not to 1: nothing is handed to others.
+    """The rows with 0 on every sink. They sum to 1 − ``sink_share``, not to 1: nothing is redistributed.
 
     ``geometry.cells_from_row`` makes shares of what is left on the image, so maps and masses come out of it as
     usual. [.6, .3, .1] with sinks at the first and last: [0, .3, 0].

@@ -1,5 +1,5 @@
 """Is a difference more than chance, how large is it, and how many probes would show it? Paired, clustered, seeded;
-pure functions of arrays. What may be claimed of it: ``diagnostics.comparison.verdicts``."""
+pure functions of arrays. What may be claimed from it: ``diagnostics.comparison.verdicts``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy as np
 from jaxtyping import Float
 
 SAMPLES = 10_000
-FAMILIES = 2  # of tests in one comparison: key layers, and all heads
-EXACT_UP_TO = 12  # sign flips of so few differences are all tried: 4,096
+FAMILIES = 2  # of tests per comparison: key layers, and all heads
+EXACT_UP_TO = 12  # up to so many differences all sign flips are tried: 4,096
 ROUNDING = 1e-4  # smaller relative changes come from another batch or kernel, not from training
 NO_EFFECT = 0.01  # standard deviations; below it no affordable number of probes would show anything
 
 
 class Interval(NamedTuple):
-    """A mean and the interval that holds it with 95 % confidence (or the level asked for), in the unit of what was
-    measured."""
+    """A mean and the interval that holds it with 95 % confidence (or the level given), in the unit of the
+    measurement."""
 
     mean: float
     low: float
@@ -46,7 +46,7 @@ class Change:
     difference: Interval
 
     def json(self) -> dict[str, Any]:
-        """As comparison.json has it; ``ci95`` keeps its name at any level."""
+        """As written to comparison.json; ``ci95`` keeps its name at any level."""
         low, high = self.difference.low, self.difference.high
         return {
             "before": self.before,
@@ -130,8 +130,8 @@ def relative_change(
 ) -> Float[np.ndarray, "*shape"]:
     """By what share of their mean did numbers change? 2 (after − before) / (after + before). Range [−2, 2].
 
-    Attention changes by factors: one probe's region starts at .2 times its share and another's at 20, and of plain
-    differences only the second would be seen. This is the logarithm of the ratio for small changes, needs no
+    Attention changes by factors: one probe's region starts at .2 times its share and another's at 20, and plain
+    differences would show only the second. This is the logarithm of the ratio for small changes, needs no
     constant where attention is 0, and only changes its sign when before and after are exchanged, which is what sign
     flips rest on. 1 → 3 gives 1; 3 → 1 gives −1; 0 → 0 gives 0. Mass and
     enrichment give the same number. Changes below 1/10,000 count as 0: they are rounding.
@@ -193,8 +193,8 @@ def significant_heads(
     """p of ``head_tests`` adjusted for every group, layer and head looked at: group → p. Range (0, 1].
 
     All groups of one comparison are one family (``benjamini_hochberg`` over all of it): below .05, at most 5 % of the
-    heads named, in whatever group, are expected to be named by chance. Key layers are the other family that a
-    comparison asks: one "head" each, its mean over heads. So each p is doubled, and where nothing changed at all, 5 %
+    heads named, in whatever group, are expected to be named by chance. Key layers are the other family of a comparison:
+    one "head" each, its mean over heads. So each p is doubled, and where nothing changed at all, 5 %
     bounds the comparisons that find anything in either.
 
     Raises ValueError as ``head_tests`` does, and where the three do not name the same groups.
@@ -217,8 +217,7 @@ def significant_heads(
 
 
 def benjamini_hochberg(p_values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """p-values adjusted for how many were asked: below q, at most a share q of the hits is false. Range [0,
-    1].
+    """p-values adjusted for the number of tests: of the hits below q, at most a share q is false. Range [0, 1].
 
     784 heads give 39 hits at .05 by chance alone. [.01, .02, .04] become [.03, .03, .04].
     Source: Benjamini & Hochberg 1995; adjusted values after Yekutieli & Benjamini 1999.
@@ -314,7 +313,7 @@ def _cluster_sums(
 
 @lru_cache(maxsize=8)
 def _draws(clusters: int, seed: int) -> Float[np.ndarray, "samples clusters"]:
-    """How often each cluster is drawn in each bootstrap sample. Kept: a comparison asks for the same ones often."""
+    """How often each cluster is drawn in each bootstrap sample. Cached: a comparison needs the same ones often."""
     drawn = np.random.default_rng(seed).integers(0, clusters, (SAMPLES, clusters))
     drawn += np.arange(SAMPLES)[:, None] * clusters
     counts = np.bincount(drawn.ravel(), minlength=SAMPLES * clusters)
@@ -323,7 +322,7 @@ def _draws(clusters: int, seed: int) -> Float[np.ndarray, "samples clusters"]:
 
 @lru_cache(maxsize=8)
 def _signs(clusters: int, seed: int) -> tuple[Float[np.ndarray, "flips clusters"], bool]:
-    """Signs for each cluster, and whether these are all there are."""
+    """Signs for each cluster, and whether these are all possible ones."""
     if clusters <= EXACT_UP_TO:
         bits = (np.arange(2**clusters)[:, None] >> np.arange(clusters)) & 1
         return 1.0 - 2.0 * bits, True

@@ -1,4 +1,4 @@
-"""What is taken away from a probe, one trial at a time, and the margins that are left."""
+"""Interventions on a probe: regions occluded or knocked out, one trial at a time, and the margins that remain."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Blocked = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Trial:
-    """One region taken away; a control is a random one of the same shape and area."""
+    """One intervention on one region; a control uses a random region of the same shape and area."""
 
     kind: str
     region: str
@@ -51,8 +51,8 @@ class Trial:
 
 
 class ScoredInput(NamedTuple):
-    """A sequence to score. At most one of ``cells`` (of the first image, that neither tower nor resampler may read) and
-    ``tokens`` (that the answer query may not read in ``layers``, or nothing after the image anywhere) is given."""
+    """A sequence to score. At most one of ``cells`` (of the first image, hidden from tower and resampler) and
+    ``tokens`` (hidden from the answer query in ``layers``, or from all tokens after the image in all layers) is set."""
 
     encoded: Encoded
     cells: np.ndarray | None = None
@@ -78,7 +78,7 @@ class TrialRunner:
         key_layers: Sequence[int],
         connector: np.ndarray | None,
     ) -> list[Intervention]:
-        """Every region taken away in each kind, beside its controls; nothing without foil or region."""
+        """Every kind of intervention on every region, with its controls; empty without foil or region."""
         trials = self._trials(asked, depth, key_layers)
         if not trials:
             return []
@@ -87,8 +87,8 @@ class TrialRunner:
     def curves(
         self, asked: EncodedProbe, cells: Float[np.ndarray, " cells"], margin_nats: float
     ) -> dict[str, Float[np.ndarray, " points"]]:
-        """Margins at ``CURVE_SHARES`` of the picture hidden (deletion) or shown (insertion), in the order of a map
-        and, as control, in that of the same map elsewhere."""
+        """Margins with ``CURVE_SHARES`` of the picture hidden (deletion) or shown (insertion), in the order of a map
+        and, as control, of the same map shifted elsewhere."""
         image = asked.answer.images[0]
         maps = {"": cells, "/control": shifted_elsewhere(cells, image.grid, name=asked.probe.id)}
         [picture, *others] = self._pictures(asked)
@@ -134,7 +134,7 @@ class TrialRunner:
     def _cases(
         self, asked: EncodedProbe, trials: Sequence[Trial], connector: np.ndarray | None
     ) -> Iterator[ScoredInput]:
-        """The answer's sequence again for each trial, its region taken away."""
+        """The answer's sequence for each trial, with its region occluded or knocked out."""
         image = asked.answer.images[0]
         pictures = self._pictures(asked) if any(trial.kind == OCCLUSION for trial in trials) else []
         for trial in trials:
@@ -155,8 +155,8 @@ class TrialRunner:
         return self.reader.encode(asked.probe, asked.probe.answer, images=pictures)
 
     def _margins(self, asked: EncodedProbe, cases: Sequence[ScoredInput]) -> list[float]:
-        """What answer and foil share cancels: the prompt up to the token where they part is read once for each
-        case, and both ends go on from its cache."""
+        """The margin of each case. The tokens that answer and foil share are read once for each case, and both replies
+        continue from that cache."""
         assert asked.foil is not None
         both = (asked.answer, asked.foil)
         shared = parted(*both)
@@ -172,7 +172,7 @@ class TrialRunner:
     def _tail_margins(
         self, prompts: Sequence[Encoded], tails: Sequence[Tensor], blocked: Blocked
     ) -> list[float]:
-        """How much likelier the first tail is than the second after each prompt, nats."""
+        """log p(first tail) − log p(second tail) after each prompt, nats."""
         device = next(self.model.parameters()).device
         with self.extractor.knocked_out(blocked):
             inputs = padded(prompts, device, left=False)
@@ -200,7 +200,7 @@ def summed_nats(
 
 
 def fills_the_picture(boxes: Sequence[Box], size: tuple[int, int]) -> bool:
-    """Does a region leave nothing elsewhere to compare with? Such a one is never taken away."""
+    """Does a region leave no room for controls? Such a region is not intervened on."""
     return union_area_pixels(boxes) > MOST_OF_THE_PICTURE * size[0] * size[1]
 
 
@@ -222,7 +222,7 @@ def _grouped(trials: Sequence[Trial], margins: Sequence[float]) -> list[Interven
 
 
 def _blocked(batch: Sequence[ScoredInput], names: Sequence[str], *, answer_query: int) -> dict[str, Tensor]:
-    """What attention may not read in this batch, by the names of all modules that attend.
+    """What attention may not read in this batch, by module name.
 
     Cells: patches in the vision tower and at the resampler. Tokens: from the answer query on in the case's window, or,
     without one, after the image in every language layer.

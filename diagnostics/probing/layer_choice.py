@@ -1,8 +1,8 @@
 """Which layers and heads to look at: chosen on the untrained model, on probes that no verdict uses, then frozen.
 
 Layers by habit (8, 16, 24, 31) miss: where a model reads its pictures differs from model to model, and choosing
-after training by what moved most would be circular. So each layer is asked, before training, whether it looks at
-the named regions more than at area-matched random ones.
+after training by what moved most would be circular. So each layer is tested before training: does it look at
+the named regions more than at area-matched random ones?
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ LAYERS_WANTED = 4
 HEADS_WANTED = 10
 SIGNIFICANT = 0.05
 LEAST_PROBES = 12
-"""Fewer right answers with a region cannot choose: the sign flips of 12 differences reach p = 1/2,048."""
-HELD_OUT = 5  # one image in five is kept for calibration where no probes of their own are given
+"""Correct answers with a region needed to choose: the sign flips of 12 differences reach p = 1/2,048."""
+HELD_OUT = 5  # one image in five is held out for calibration unless calibration probes are given
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was chosen, and why.
+    """The chosen layers and heads, and why.
 
     layers        key layers, in order
     heads         (layer, head) that look at named regions most, best first
-    chosen        False where nothing stood out, or too few probes were there, so that layers are evenly spaced
+    chosen        False if nothing stood out or probes were too few, so that layers are evenly spaced
     probes        ids of the probes it rests on; no verdict may use them
-    enrichment    for each language layer: times its area's share that the region gets, mean over heads and probes;
+    enrichment    for each language layer: enrichment of the region, mean over heads and probes;
                   None, here and below, for a layer without an attention map
-    by_chance     the same of area-matched random regions
-    p_adjusted    for each language layer: chance of that difference, Benjamini-Hochberg over layers
+    by_chance     the same for area-matched random regions
+    p_adjusted    for each language layer: p of that difference, Benjamini-Hochberg over layers
     why           one sentence
     """
 
@@ -58,7 +58,7 @@ class Calibration:
     why: str
 
     def save(self, path: Path) -> None:
-        """Write as JSON, complete or not at all."""
+        """Write as JSON, atomically."""
         content = {"version": VERSION, **asdict(self)}
         write_atomically(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
 
@@ -66,7 +66,7 @@ class Calibration:
     def load(cls, path: Path) -> Calibration:
         """Read what ``save`` wrote.
 
-        Raises FileNotFoundError, and ValueError naming the file where it is something else.
+        Raises FileNotFoundError, and ValueError naming the file if it holds anything else.
         """
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -84,10 +84,10 @@ class Calibration:
 
 
 def held_out(probes: Sequence[Probe]) -> tuple[Probe, ...]:
-    """The probes to calibrate on, taken out of a file that is also judged: every fifth picture, the same on every
-    machine. Empty where a group would keep too few for a verdict.
+    """The probes to calibrate on, held out from a file that is also judged: every fifth picture, the same on every
+    machine. Empty if a group would keep too few for a verdict.
 
-    Probes of one picture stay together, since a picture seen twice is no second proof.
+    Probes of one picture stay together, since a second probe on a picture is not independent evidence.
     """
     pictures = sorted(
         {_picture(probe) for probe in probes}, key=lambda name: (zlib.crc32(name.encode()), name)
@@ -104,9 +104,9 @@ def held_out(probes: Sequence[Probe]) -> tuple[Probe, ...]:
 
 
 def check_apart(calibration: Sequence[Probe], judged: Sequence[Probe]) -> None:
-    """Layers chosen on a picture must not be judged on it.
+    """Checks that no picture serves both calibration and verdicts.
 
-    Raises ValueError naming the pictures that both have.
+    Raises ValueError naming the shared pictures.
     """
     both = {probe.images[0].resolve() for probe in calibration} & {
         probe.images[0].resolve() for probe in judged
@@ -114,7 +114,7 @@ def check_apart(calibration: Sequence[Probe], judged: Sequence[Probe]) -> None:
     if both:
         raise ValueError(
             f"calibration probes: {len(both)} of their pictures are also among the probes (such as "
-            f"{sorted(both)[0]}); expected other pictures, take them out of one of the files"
+            f"{sorted(both)[0]}); expected other pictures, remove them from one of the files"
         )
 
 
@@ -127,9 +127,9 @@ def calibrate(
     area-matched random regions with adjusted p < .05, by effect size. Heads: up to ten by the same test over all layers
     and heads, among those that look at the picture at all (visual share above the elbow of all heads: Kang et al.,
     "Your large vision-language model only needs a few attention heads for visual grounding", CVPR 2025). Probes that
-    the model answers right are used, or all where those are fewer than 12: a model that errs may well look elsewhere.
+    the model answers right are used, or all if those are fewer than 12: a model that errs may well look elsewhere.
 
-    ``evenly`` are the layers that stand where nothing can be chosen; ``chosen`` and ``why`` say so.
+    ``evenly`` are the layers used where nothing can be chosen; ``chosen`` and ``why`` then say so.
     """
     usable = [(probe, records[probe.id]) for probe in probes if probe.main_region is not None]
     right = [one for one in usable if (one[1].scores.margin_nats or 0.0) > 0]
@@ -205,7 +205,7 @@ def _heads(
 
 
 def elbow(values: Float[np.ndarray, " n"]) -> float:
-    """Where sorted values stop being small: the one farthest below the line from the smallest to the largest.
+    """Where sorted values stop being small: the value farthest below the line from the smallest to the largest.
 
     [0, 0, 0, .1, .9, 1] gives .1; values on one line give the smallest. Satopää et al. 2011, "Finding a kneedle in a
     haystack".
@@ -224,6 +224,6 @@ def _enrichment(
 
 
 def _picture(probe: Probe) -> str:
-    """What makes two probes the same picture: its file's name is not enough, its whole path is not portable."""
+    """Identifies a probe's picture: the file name alone is ambiguous, the whole path is not portable."""
     path = probe.images[0]
     return f"{path.parent.name}/{path.name}"

@@ -1,9 +1,8 @@
-"""One model, one probe: read → capture → geometry → metrics → record. Monitor, comparison and web page use
+"""One model, one probe: encode → capture → geometry → metrics → record. Monitor, comparison and web page use
 this."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,6 +41,7 @@ from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord, Scores
 from finetune.families import Encoded, Family, ImageTokens, bare_model, family_of
 from finetune.families.parts.modules import attending_layers, layer_words
+from finetune.model.untouched import untouched
 
 MAX_NEW_TOKENS = 16
 BATCH_SIZE = 16
@@ -51,8 +51,8 @@ GENERIC_QUESTION = "Write a general description of the image."  # relative atten
 
 
 def auto_key_layers(model: nn.Module, family: Family | None = None) -> tuple[int, ...]:
-    """Four language layers, evenly spaced, the last among them: of 32 they are 8, 16, 24, 31; of 4, 1, 2, 3. Of those
-    that attend, where some do not."""
+    """Four language layers, evenly spaced, including the last: 8, 16, 24, 31 of 32; 1, 2, 3 of 4. Where some layers
+    have no attention map, four of those that do."""
     attending = attending_layers(model, family or family_of(bare_model(model).config))
     count = len(attending)
     places = {min(round(quarter * count / 4), count - 1) for quarter in (1, 2, 3, 4)}
@@ -64,11 +64,11 @@ class Prober:
 
     key_layers   language layers whose rows are kept (region mass and visual share are measured in all)
     depth        what is measured beside scores and attention (``diagnostics.records.measurement_plan``)
-    batch_size   sequences in one forward
-    autocast     the precision of a training that mixes them (bf16 or fp16 over fp32 weights); None: the weights'
+    batch_size   sequences in one forward pass
+    autocast     precision of mixed-precision training (bf16 or fp16 over fp32 weights); None: the weights' own
 
-    The model's state is restored after each run (``observing``). Raises ValueError for a key layer that does not exist
-    or has no attention map, and naming the probe where an answer or a phrase cannot be placed in the tokens.
+    Each run leaves the model as it was (``untouched``). Raises ValueError for a key layer that does not exist or has
+    no attention map, and naming the probe where an answer or a phrase cannot be placed in the tokens.
     """
 
     def __init__(
@@ -108,42 +108,40 @@ class Prober:
     def run_all(
         self, step: int, model_name: str, *, probes: Sequence[Probe] | None = None, progress: bool = False
     ) -> list[AttentionRecord]:
-        """Every probe (or those given) → records, in order; each with its foil in one batch with others."""
+        """Every probe (or those given) → records, in order; a batch holds several probes and their foils."""
         chosen = self.probes if probes is None else tuple(probes)
         records: list[AttentionRecord] = []
         bar = tqdm(
             total=len(chosen), desc=f"probing step {step}", unit="probe", disable=not progress, leave=False
         )
         size = max(self.batch_size // 2, 1)
-        with bar, self._looking():
+        with bar, self._inference():
             for start in range(0, len(chosen), size):
                 asked = [self.reader.read(probe) for probe in chosen[start : start + size]]
-                for one, record in zip(asked, self._seen_and_tried(asked, step, model_name), strict=True):
-                    records.append(self._with_more(record, one))
+                for one, record in zip(asked, self._measure(asked, step, model_name), strict=True):
+                    records.append(self._with_further(record, one))
                     bar.update()
         return records
 
     def self_check(self) -> None:
-        """Prove capture on the first probe, in the key layers and the connector. Raises ValueError if it
-        fails."""
+        """Prove, on the first probe, that capture is right in the key layers and the connector. Raises ValueError if
+        it is not."""
         probe = self.probes[0]
-        with self._looking():
+        with self._inference():
             inputs = padded([self.reader.encode(probe, probe.answer)], self._device, left=False)
             self_check(self.model, inputs, key_layers=self.key_layers, family=self.family)
 
     @contextmanager
-    def _looking(self) -> Iterator[None]:
+    def _inference(self) -> Iterator[None]:
         is_mixed = self.autocast is not None
         mixed = torch.autocast(self._device.type, dtype=self.autocast, enabled=is_mixed)
-        with observing(self.model), mixed:
+        with untouched(self.model), mixed:
             yield
 
-    def _seen_and_tried(
-        self, asked: Sequence[EncodedProbe], step: int, model_name: str
-    ) -> list[AttentionRecord]:
-        """Scores, attention, the model's own answers, and what is left when regions are taken away."""
+    def _measure(self, asked: Sequence[EncodedProbe], step: int, model_name: str) -> list[AttentionRecord]:
+        """Scores, attention, the model's own answers, and the margins after interventions."""
         with AttentionExtractor(self.model, family=self.family) as extractor:
-            seen = self._observe(extractor, asked)
+            seen = self._captured(extractor, asked)
             with extractor.paused():
                 replies = self._generate([one.answer for one in asked])
                 runner = TrialRunner(self.model, self.reader, extractor, batch_size=self.batch_size)
@@ -153,7 +151,7 @@ class Prober:
                 ]
 
     def _record(
-        self, asked: EncodedProbe, seen: _Seen, reply: str, runner: TrialRunner, step: int, model_name: str
+        self, asked: EncodedProbe, seen: _Capture, reply: str, runner: TrialRunner, step: int, model_name: str
     ) -> AttentionRecord:
         probe, images = asked.probe, asked.answer.images
         connector = seen.connector[0] if seen.connector else None
@@ -189,16 +187,16 @@ class Prober:
         order = cells_from_row(record.rows[:, :, 0].mean((0, 1)), images[0], connector)
         return replace(record, curves=runner.curves(asked, order, margin))
 
-    def _with_more(self, record: AttentionRecord, asked: EncodedProbe) -> AttentionRecord:
-        """What needs another extractor than the one that watches scores and trials."""
+    def _with_further(self, record: AttentionRecord, asked: EncodedProbe) -> AttentionRecord:
+        """Adds measurements that need an extractor of their own."""
         if self.depth.relations and asked.probe.relation is not None:
             record = replace(record, relation=read_relation(self.model, self.reader, asked.probe))
         if self.depth.maps and asked.answer.images:
             record = replace(record, maps=self._further_maps(record, asked))
         return record
 
-    def _observe(self, extractor: AttentionExtractor, asked: Sequence[EncodedProbe]) -> list[_Seen]:
-        """log p of answers and foils, summed over their tokens, nats, and the answers' rows, in one forward."""
+    def _captured(self, extractor: AttentionExtractor, asked: Sequence[EncodedProbe]) -> list[_Capture]:
+        """Scores of answers and foils, and the answers' attention rows, from one forward pass."""
         answers, foils = [one.answer for one in asked], [one.foil for one in asked if one.foil is not None]
         most = max(len(one.queries) for one in asked)
         positions = [[query.position for query in one.queries] for one in asked]
@@ -217,7 +215,7 @@ class Prober:
         sinks = self._sinks(states.hidden_states, [len(one.input_ids) for one in answers])
         maps = iter(weights["visual_attn"].mean(1) if "visual_attn" in weights else ())
         return [
-            _Seen(
+            _Capture(
                 answer_nats[at],
                 foil_nats[at],
                 rows[at][:, :, : len(one.queries), : len(one.answer.input_ids)],
@@ -229,8 +227,8 @@ class Prober:
         ]
 
     def _sinks(self, hidden: Mapping[str, np.ndarray], lengths: Sequence[int]) -> list[np.ndarray]:
-        """Bool[key layers, tokens] for each sequence. Which dimensions mark a sink is found on the first batch and
-        stays, so that all probes of a model are read by one rule."""
+        """Bool[key layers, tokens] for each sequence. The dimensions that mark a sink are found on the first batch
+        and kept, so that one rule holds for all probes of a model."""
         names = [f"layer_{layer}" for layer in self.key_layers]
         if self._sink_dimensions is None:
             self._sink_dimensions = {}
@@ -256,7 +254,7 @@ class Prober:
         return torch.stack(nats).tolist()
 
     def _further_maps(self, record: AttentionRecord, asked: EncodedProbe) -> dict[str, np.ndarray]:
-        """The maps that the depth asks for: Float32[key layers, cells], rollout's Float32[1, cells]."""
+        """The further maps of the plan: Float32[key layers, cells], rollout's Float32[1, cells]."""
         image = asked.answer.images[0]
         connector = record.connector[0] if record.connector else None
         inputs = padded([asked.answer], self._device, left=False)
@@ -277,7 +275,7 @@ class Prober:
     def _gradient_weighted(
         self, asked: EncodedProbe, inputs: Mapping[str, Tensor], place: int
     ) -> Float[np.ndarray, "layers keys"]:
-        """Rows weighed by what a little more attention would do to the answer's log probability."""
+        """Rows weighted by the gradient of the answer's log probability."""
         start, end = asked.answer.turn_spans[-1]
 
         def objective(logits: Tensor) -> Tensor:
@@ -297,7 +295,7 @@ class Prober:
         )
 
     def _generic_cells(self, probe: Probe) -> Float[np.ndarray, "layers cells"]:
-        """The key layers' maps of the last prompt token where nothing in particular is asked."""
+        """The key layers' maps of the last prompt token for the generic question."""
         generic = replace(probe, question=GENERIC_QUESTION, phrases={}, relation=None)
         encoded = self.reader.encode(generic, probe.answer)
         place = encoded.turn_spans[-1][0] - 1
@@ -315,7 +313,7 @@ class Prober:
         return next(self.model.parameters()).device
 
     def _generate(self, answers: Sequence[Encoded]) -> list[str]:
-        """The model's own greedy replies to the same prompts; "" for each where it is not to be asked."""
+        """The model's own greedy replies to the same prompts; "" for each if the plan does not generate."""
         if not self.depth.generate:
             return [""] * len(answers)
         stops = list(self.family.stop_token_ids(self.processor))
@@ -330,19 +328,19 @@ class Prober:
         return [self._decoded(reply, stops) for reply in replies.tolist()]
 
     def _decoded(self, reply: list[int], stops: Sequence[int]) -> str:
-        """The reply up to its end. Embeddings outnumber tokens (151,936 for 151,860 in Qwen-VL), so a model
-        gone astray can say what no token spells: that reads as U+FFFD."""
+        """The reply up to its end. Embeddings outnumber tokens (151,936 for 151,860 in Qwen-VL), so a broken
+        model can generate an id without text, which becomes U+FFFD."""
         tokenizer = self.processor.tokenizer
-        said = reply[: next((at for at, token in enumerate(reply) if token in stops), None)]
-        runs = groupby(said, key=lambda token: token < len(tokenizer))
+        answer = reply[: next((at for at, token in enumerate(reply) if token in stops), None)]
+        runs = groupby(answer, key=lambda token: token < len(tokenizer))
         return "".join(
             str(tokenizer.decode(list(run))) if is_known else "\N{REPLACEMENT CHARACTER}"
             for is_known, run in runs
         ).strip()
 
 
-class _Seen(NamedTuple):
-    """What one forward showed of a probe: Float32[attending layers, heads, queries, keys], the connector's maps,
+class _Capture(NamedTuple):
+    """What one forward pass gave for a probe: Float32[attending layers, heads, queries, keys], the connector's maps,
     Float32[attending layers, heads] of the answer query's highest logits, and Bool[key layers, keys] of sinks."""
 
     answer_nats: float
@@ -353,44 +351,16 @@ class _Seen(NamedTuple):
     sinks: np.ndarray
 
 
-@contextmanager
-def observing(model: nn.Module) -> Iterator[None]:
-    """Look at a model without leaving a trace: eval mode and no gradients inside; train flags of every
-    module, caching and all random states (Python, NumPy, torch, each GPU) afterwards as before, also after an
-    exception.
-
-    So a training run with probes has the losses and weights of one without, bit for bit.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    caches = [(config, config.use_cache) for config in _configs(model) if "use_cache" in vars(config)]
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for config, use_cache in caches:
-            config.use_cache = use_cache
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if on_gpus is not None:
-            torch.cuda.set_rng_state_all(on_gpus)
-
-
 def _masses(
     probe: Probe,
     rows: Float[np.ndarray, "layers heads keys"],
-    seen: _Seen,
+    seen: _Capture,
     images: Sequence[ImageTokens],
     *,
     at_random: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Region name → Float32[layers, heads]: share of the attention to the image on it, or on random regions of its
-    shape."""
+    """Region name → Float32[layers, heads]: share of the attention to the image that lies on it, or on random regions
+    of its shape."""
     if not probe.regions:
         return {}
     image = images[0]
@@ -408,13 +378,13 @@ def _masses(
 def _masses_without_sinks(
     probe: Probe,
     rows: Float[np.ndarray, "layers heads keys"],
-    seen: _Seen,
+    seen: _Capture,
     images: Sequence[ImageTokens],
     key_layers: Sequence[int],
     attending: Sequence[int],
 ) -> dict[str, np.ndarray]:
-    """The same of rows whose sinks are 0. A layer's sinks are known in key layers; others go by the nearest below,
-    since a sink, once there, stays through the layers."""
+    """``_masses`` of rows whose sinks are set to 0. Sinks are known in key layers; other layers use the nearest key
+    layer below, since a sink stays one through later layers."""
     if not seen.sinks.any():
         return {}
     nearest = np.maximum(np.searchsorted(list(key_layers), list(attending), side="right") - 1, 0)
@@ -429,8 +399,3 @@ def _each(
 
 def _image_positions(encoded: Encoded) -> np.ndarray:
     return np.concatenate([image.all_positions for image in encoded.images] or [np.zeros(0, np.int64)])
-
-
-def _configs(model: nn.Module) -> list[Any]:
-    found = [vars(module)["config"] for module in model.modules() if "config" in vars(module)]
-    return list({id(config): config for config in found}.values())

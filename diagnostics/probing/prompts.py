@@ -1,4 +1,4 @@
-"""How a probe is read: its prompt, its tokens, and the tokens whose attention rows are kept."""
+"""Encodes a probe: its prompt, its tokens, and the tokens whose attention rows are kept."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ MAX_BYTES_OF_A_CHARACTER = 4  # UTF-8
 
 
 class EncodedProbe(NamedTuple):
-    """A probe as the model reads it: with its answer, with its foil, the text of each token of the first, and the
-    queries whose rows are kept (the answer's first)."""
+    """A probe as tokens: with its answer, with its foil, the text of each token of the sequence with the answer, and
+    the queries whose rows are kept (the answer query first)."""
 
     probe: Probe
     answer: Encoded
@@ -41,7 +41,7 @@ class EncodedProbe(NamedTuple):
 
 
 class ProbeEncoder:
-    """Reads probes with a model's processor.
+    """Encodes probes with a model's processor.
 
     Raises ValueError where the processor lacks a part, and naming the probe where an answer or a phrase cannot be
     placed in the tokens.
@@ -55,7 +55,7 @@ class ProbeEncoder:
     def read(self, probe: Probe, *, max_pixels: int | None = None) -> EncodedProbe:
         """The probe with its answer, its foil and the rows to keep.
 
-        max_pixels   at most so many of the first picture, below the processor's own budget
+        max_pixels   limit for the first picture, below the processor's own
         """
         answer = self.encode(probe, probe.answer, max_pixels=max_pixels)
         foil = (
@@ -73,8 +73,8 @@ class ProbeEncoder:
         images: Sequence[Any] | None = None,
         max_pixels: int | None = None,
     ) -> Encoded:
-        """Prompt and reply. ``like`` lends its pictures, so that none is opened twice; ``images`` are pictures in
-        place of the probe's files; ``max_pixels`` is a budget of the first alone."""
+        """Prompt and reply. ``like`` lends its pictures, so that none is opened twice; ``images`` replace the
+        probe's files; ``max_pixels`` limits the first picture only."""
         encoded = self._encoded(probe, reply, user_parts(probe, images, max_pixels), media=like is None)
         return encoded if like is None else replace(encoded, images=like.images, media=like.media)
 
@@ -90,8 +90,8 @@ class ProbeEncoder:
         return encoded
 
     def check(self, probes: Sequence[Probe], source: str) -> None:
-        """Raises ValueError with every probe that the model cannot read, before it has any weights: pictures' sizes
-        are told by their headers. ``source``: the probes' file, for the message."""
+        """Raises ValueError listing every probe that the model cannot read. Needs no weights, and only the headers of
+        the pictures. ``source``: the probe file, for the message."""
         faults = []
         for probe in probes:
             try:
@@ -122,9 +122,9 @@ class ProbeEncoder:
 
 
 def check_processor(processor: Any) -> None:
-    """Processors of transformers and of families have no base in common: these two parts all of them have.
+    """Processors of transformers and of families have no common base class, but all have these two parts.
 
-    Raises ValueError saying what is missing.
+    Raises ValueError naming what is missing.
     """
     missing = [
         f".{name}" for name in ("tokenizer", "image_processor") if getattr(processor, name, None) is None
@@ -142,8 +142,8 @@ def user_parts(
     """A probe's prompt as Qwen-VL's data writes it, ``Picture 1: `` image ``\\n`` question, images numbered from 1;
     or, where the question has an ``<image>`` for each, with the images there and nothing added.
 
-    ``images`` are pictures in place of the probe's files (occluded ones), in the same order; ``max_pixels`` is a
-    budget of the first alone.
+    ``images`` replace the probe's files (occluded pictures), in the same order; ``max_pixels`` limits the first
+    picture only.
     """
     sources = probe.images if images is None else images
     refs = [
@@ -160,7 +160,7 @@ def user_parts(
 
 def padded(batch: Sequence[Encoded], device: torch.device, *, left: bool) -> dict[str, Tensor]:
     """Encoded conversations as one batch: input_ids, attention_mask and what the family has for each token
-    [batch, tokens], padded with 0; media joined in order. Ids may be cut to a prompt's."""
+    [batch, tokens], padded with 0; media joined in order. Ids may be cut to those of the prompt."""
     width = max(len(one.input_ids) for one in batch)
     names = ("input_ids", "attention_mask", *batch[0].per_token)
     inputs = {name: torch.zeros(len(batch), width, dtype=torch.long) for name in names}
@@ -176,10 +176,10 @@ def padded(batch: Sequence[Encoded], device: torch.device, *, left: bool) -> dic
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int], image_positions: Collection[int] = ()) -> list[str]:
-    """The text of each token, so that joined they are the whole; an image's token reads ``<image>``.
+    """The text of each token, which joined give the whole text; an image token reads ``<image>``.
 
-    A character cut by a token border (a byte-level vocabulary does it to rare Chinese) belongs to the token
-    that completes it; the ones before have "".
+    A character split between tokens (byte-level vocabularies split rare Chinese ones) belongs to the token that
+    completes it; the tokens before it have "".
     """
     texts: list[str] = []
     pending: list[int] = []
@@ -205,7 +205,7 @@ def find_phrase(phrase: str, texts: Sequence[str], start: int, end: int) -> int 
 def find_span(phrase: str, texts: Sequence[str], start: int, end: int) -> range | None:
     """The tokens, within start..end, of the phrase's first appearance; None where there is none.
 
-    As a word of its own, if it stands there so ("on" is not the end of "person"), else wherever it stands.
+    As a whole word where there is one ("on" is not the end of "person"), else anywhere.
     """
     ends = [len(unicodedata.normalize("NFC", read)) for read in accumulate(texts[start:end])]
     read = unicodedata.normalize("NFC", "".join(texts[start:end]))
@@ -217,7 +217,7 @@ def find_span(phrase: str, texts: Sequence[str], start: int, end: int) -> range 
 
 
 def text_spans(encoded: Encoded) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Where question and answer stand: (start, end) in tokens of each. The question starts after the images."""
+    """Token ranges (start, end) of question and answer. The question starts after the images."""
     user_start, user_end = encoded.turn_spans[-2]
     after_images = max([user_start, *(int(image.all_positions.max()) + 1 for image in encoded.images)])
     return (after_images, user_end), encoded.turn_spans[-1]
@@ -232,11 +232,11 @@ def parted(answer: Encoded, foil: Encoded) -> int:
 
 
 def queries(probe: Probe, answer: Encoded, foil: Encoded | None, texts: Sequence[str]) -> list[Query]:
-    """The answer query first: the token before the first at which answer and foil part; then one for each
-    phrase, the token that completes it, in the question if it stands there, else in the answer."""
+    """The answer query first: the token before the first one where answer and foil differ; then, for each phrase,
+    the token that completes it, in the question if it appears there, else in the answer."""
     question, reply = text_spans(answer)
-    told = reply[0] if foil is None else min(parted(answer, foil), reply[1] - 1)
-    found = [Query(told - 1, "answer", texts[told])]
+    predicted = reply[0] if foil is None else min(parted(answer, foil), reply[1] - 1)
+    found = [Query(predicted - 1, "answer", texts[predicted])]
     for phrase in probe.phrases:
         place = find_phrase(phrase, texts, *question)
         place = find_phrase(phrase, texts, *reply) if place is None else place

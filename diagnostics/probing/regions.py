@@ -1,5 +1,4 @@
-"""Does the model need what it looks at? Take a region away, from the picture or from attention, and its
-controls."""
+"""Does the model need what it looks at? Hide a region in the picture or in attention, and its controls."""
 
 from __future__ import annotations
 
@@ -22,8 +21,8 @@ BLUR_SHARE = 0.1  # of the longer side: what is left when a picture is hidden bi
 def occlude(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     """The RGB picture with a region hidden: each box takes the mean colour of the ring around it.
 
-    Not black: a black box is a thing to look at. The region's other boxes are left out of the ring; a box
-    that leaves no ring (it fills the picture) takes the mean of the picture.
+    Not black, since a black box draws attention itself. The region's other boxes are excluded from the ring; a box
+    without a ring (it fills the picture) takes the mean of the picture.
     """
     pixels = np.asarray(picture.convert("RGB"))
     hidden = np.zeros(pixels.shape[:2], bool)
@@ -45,7 +44,7 @@ def occlude(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
 
 
 def region_cells(image: ImageTokens, boxes: Sequence[Box]) -> Bool[np.ndarray, " cells"]:
-    """The cells that stand for a region: as many as its area, at least one, those that it covers most.
+    """The cells that stand for a region: those that it covers most, as many as its area, at least one.
 
     Counted by area, so that a region and its area-matched controls lose the same number of cells.
 
@@ -56,7 +55,7 @@ def region_cells(image: ImageTokens, boxes: Sequence[Box]) -> Bool[np.ndarray, "
     if coverage.max() <= 0 or count >= len(coverage):
         raise ValueError(
             f"knock-out: the region covers {coverage.sum():.3g} of {len(coverage)} cells, expected more than 0 and "
-            "not all; give a box that is a part of the picture"
+            "not all; give a box that covers a part of the picture"
         )
     return _most_covered(coverage, count)
 
@@ -92,7 +91,7 @@ def region_tokens(
 def window_of(layer: int, layers: int) -> tuple[int, int]:
     """First and last layer of the knock-out window around a key layer: ± a sixteenth of the model, 2 of 32 layers.
 
-    One layer alone says little, since the others carry the same facts on (Geva et al. 2023, "Dissecting recall of
+    One layer alone has little effect, since the others carry the same facts (Geva et al. 2023, "Dissecting recall of
     factual associations in auto-regressive language models", cut windows for that reason).
     """
     reach = layers // 16
@@ -100,9 +99,9 @@ def window_of(layer: int, layers: int) -> tuple[int, int]:
 
 
 def veil(picture: Image.Image, image: ImageTokens, hidden: Bool[np.ndarray, " cells"]) -> Image.Image:
-    """The RGB picture with cells hidden: they show a strongly blurred copy.
+    """The RGB picture with the hidden cells replaced by a strongly blurred copy.
 
-    Blurred and not black, so that no edges come in that the model never saw (Petsiuk et al. 2018, "RISE", who start
+    Blurred and not black, so that no artificial edges appear (Petsiuk et al. 2018, "RISE", who start
     insertion there). Cells that hang over the picture's edge are cut off there.
     """
     shown = picture.convert("RGB")
@@ -126,7 +125,7 @@ def most_looked_at(cells: Float[np.ndarray, " cells"], share: float) -> Bool[np.
 def shifted_elsewhere(
     cells: Float[np.ndarray, " cells"], grid: tuple[int, int], *, name: str
 ) -> Float[np.ndarray, " cells"]:
-    """The same map somewhere else on the grid, around its edges: the control of insertion and deletion.
+    """The same map shifted on the grid, wrapping around: the control of insertion and deletion.
 
     Every share of it hides as many cells, in the same pattern. The same ``name`` gives the same place everywhere.
     """
@@ -142,7 +141,7 @@ def shifted_elsewhere(
 def curve_area(margins: Float[np.ndarray, " points"], shares: Sequence[float]) -> float:
     """Mean margin along a curve, nats: the trapezoid area over shares from 0 to 1.
 
-    Low for deletion and high for insertion say that the map names what the answer needs (Petsiuk et al. 2018);
+    Low for deletion and high for insertion: the map shows what the answer needs (Petsiuk et al. 2018);
     compare with the control's.
     """
     return float(np.trapezoid(margins, shares))
@@ -159,9 +158,9 @@ def blocked_patches(cells: Sequence[Bool[np.ndarray, " cells"] | None]) -> Bool[
 
 
 def blocked_in_tower(blocked: Bool[Tensor, "images 1 cells"]) -> Bool[Tensor, "images cells cells"]:
-    """The same inside the vision tower, whose patches are the cells: those of a region may be read by each other alone.
+    """The same inside the vision tower, whose patches are the cells: a region's patches are visible only to each other.
 
-    Cutting the region off behind the tower is not enough: its patches have told the others by then.
+    Blocking the region after the tower is not enough: by then other patches have read it.
     """
     return blocked & ~blocked.transpose(1, 2)
 
@@ -169,8 +168,8 @@ def blocked_in_tower(blocked: Bool[Tensor, "images 1 cells"]) -> Bool[Tensor, "i
 def blocked_tokens(
     chosen: Sequence[tuple[ImageTokens, Int[np.ndarray, " tokens"]] | None], length: int
 ) -> Bool[Tensor, "batch queries keys"]:
-    """The same without a resampler: in each sequence, tokens after the image (its overview too) may not look at the
-    region's tokens (``region_tokens``)."""
+    """The same without a resampler: in each sequence, tokens after the image (its overview too) may not attend to
+    the region's tokens (``region_tokens``)."""
     blocked = torch.zeros(len(chosen), length, length, dtype=torch.bool)
     for row, one in enumerate(chosen):
         if one is not None:

@@ -1,11 +1,11 @@
-"""What ties two things together? Readings of a probe with a relation: "the cat is on the table".
+"""Does attention tie two objects together? Measured on a probe with a relation: "the cat is on the table".
 
-Each stands beside its control, since some attention goes everywhere:
+Each value has a control beside it, since some attention goes everywhere:
 
     phrase/subject, phrase/object  Float32[all layers, heads]: enrichment of the relation word's row on either end
                                    (times its area's share; both ends must be looked at, so the smaller counts)
     nouns, nouns/swapped           Float32[all layers, heads]: share of the later noun's row on the earlier noun, and
-                                   the same where the two nouns are exchanged in question and answer
+                                   the same with the two nouns exchanged in question and answer
     vision, vision/control         Float32[vision layers, heads]: enrichment, on the object, of the vision tower's
                                    rows of the subject's patches, and on area-matched random regions; a tower that
                                    reads a picture in tiles sees 0 of an object in another tile
@@ -36,21 +36,21 @@ CONTROLS = 16
 
 
 class Ends(NamedTuple):
-    """Places in the sequence: the relation word's last token, and the tokens of the two nouns, earlier first.
-    Each is None where it does not stand in question or answer."""
+    """Token positions of the relation word's last token, and of the two nouns, earlier first. Each is None if it does
+    not appear in question or answer."""
 
     word: int | None
     nouns: tuple[range, range] | None
 
 
 def key_vision_layers(count: int) -> tuple[int, ...]:
-    """Four layers of the vision tower, evenly spaced, the last among them."""
+    """Four layers of the vision tower, evenly spaced, including the last."""
     return tuple(sorted({min(round(quarter * count / 4), count - 1) for quarter in (1, 2, 3, 4)}))
 
 
 def read_relation(model: nn.Module, reader: ProbeEncoder, probe: Probe) -> dict[str, np.ndarray]:
-    """The readings of one probe with a relation, in two forwards. What cannot be read is left out: a word that
-    stands nowhere, a tower whose patches are not the image's cells."""
+    """The values of one probe with a relation, from two forwards. What cannot be measured is left out: a word that
+    does not appear, a tower whose patches are not the image's cells."""
     assert probe.relation is not None
     encoded = reader.encode(probe, probe.answer)
     found = _read(model, reader, encoded, probe, vision=True)
@@ -63,7 +63,7 @@ def read_relation(model: nn.Module, reader: ProbeEncoder, probe: Probe) -> dict[
 
 
 def exchanged(probe: Probe) -> Probe | None:
-    """The probe with its two nouns exchanged in question and answer; None where one of them has no phrase.
+    """The probe with its two nouns exchanged in question and answer; None if one of them has no phrase.
 
     "Is the cat on the table?" becomes "Is the table on the cat?": the same words, the other way round.
     """
@@ -96,7 +96,7 @@ def noun_phrases(probe: Probe) -> tuple[str, str] | None:
 
 
 def ends_of(probe: Probe, nouns: tuple[str, str] | None, encoded: Encoded, texts: Sequence[str]) -> Ends:
-    """Where word and nouns stand. The word is looked for in the answer first, where it is a claim and not a choice
+    """The positions of word and nouns. The word is searched in the answer first, where it is a claim and not a choice
     offered ("on or under?"); nouns in the question first."""
     assert probe.relation is not None
     question, reply = text_spans(encoded)
@@ -154,7 +154,7 @@ def _read(
 
 
 def _sees_cells(model: nn.Module, reader: ProbeEncoder, image: ImageTokens) -> bool:
-    """Are the tower's patches of the picture its cells? Counting a row does not tell: a tile of 32 × 32 patches has as
+    """Are the tower's patches of the picture its cells? Their number does not tell: a tile of 32 × 32 patches has as
     many as a picture of 2 × 2 tiles has cells, where 2 × 2 patches are merged."""
     config = bare_model(model).config
     rows, columns = reader.family.image_arithmetic(config, image.image_size_pixels).patches

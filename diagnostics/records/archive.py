@@ -1,5 +1,5 @@
-"""Where the records of a run lie: one folder a step. The one owner of which steps, and which of their records, are
-whole; of what an earlier training left is moved out of the way and not deleted."""
+"""The records of a run on disk: one folder per step. Only this module decides which steps, and which of their
+records, are complete. What an earlier training left is moved aside, never deleted."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ COMPLETE = "complete.json"
 SUPERSEDED = "superseded"
 VERSION = 2
 KEPT_BYTES = 256 * 2**20
-"""A step whose records are larger than this together is read anew each time."""
+"""The records of a step that is larger than this are read from disk on each access."""
 
 
 class StoredRecords(Mapping[str, AttentionRecord]):
-    """Probe id → record of one step, read when it is asked for, and kept where the step is small: a run's checkpoints
+    """Probe id → record of one step, loaded on access, and cached where the step is small: the checkpoints of a run
     need not fit in memory together."""
 
     def __init__(self, folder: Path, probe_ids: Sequence[str]) -> None:
@@ -59,11 +59,11 @@ class StoredRecords(Mapping[str, AttentionRecord]):
 class RecordArchive:
     """The folders ``step-000050`` below ``attention/``, for one run and its probes and key layers.
 
-    A step counts where its ``complete.json`` is there and says this run, these probes and layers, and a depth that
-    measures at least what the one asked for does; and where every record opens.
+    A step is complete if its ``complete.json`` names this run, these probes and layers, and a measurement plan that
+    includes the one requested, and if every record opens.
 
     run     the name of the run (``diagnostics.records.identity``); records of another do not count
-    begun   what the run is known by, kept with the records of step 0
+    begun   what identifies the run, saved with the records of step 0
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class RecordArchive:
         self.begun = begun
 
     def folder(self, step: int) -> Path:
-        """Where a step's records lie."""
+        """The folder of a step's records."""
         return step_folder(self.attention_dir, step)
 
     def save(self, step: int, records: Mapping[str, AttentionRecord], depth: MeasurementPlan) -> None:
-        """Write a step, its mark of completeness last."""
+        """Write the records of a step, and ``complete.json`` last."""
         folder = self.folder(step)
         (folder / COMPLETE).unlink(missing_ok=True)
         for name, record in records.items():
@@ -96,23 +96,23 @@ class RecordArchive:
         write_atomically(folder / COMPLETE, (text + "\n").encode())
 
     def is_complete(self, step: int, depth: MeasurementPlan) -> bool:
-        """Is everything there that this depth would measure?"""
+        """Does the step have everything that this plan measures?"""
         return self.shortfall(step, depth) is None
 
     def shortfall(self, step: int, depth: MeasurementPlan) -> str | None:
         """What a step lacks, in words; None where it is complete."""
         found = _mark(self.folder(step))
         if found is None:
-            return f"no {COMPLETE}: it was not written to its end"
+            return f"no {COMPLETE}: writing did not finish"
         wanted = self._marks(step)
-        # Any order will do: records are read by probe.
+        # Their order does not matter: records are looked up by probe.
         for marks in (found, wanted):
             marks["probes"] = sorted(marks["probes"]) if _is_texts(marks.get("probes")) else None
         other = [name for name in wanted if found.get(name, "") != wanted[name]]
         if other:
-            return f"it is of another {', '.join(other)}".replace("_", " ")
+            return f"it differs in {', '.join(other)}".replace("_", " ")
         if not depth.is_part_of(found.get("measures")):
-            return f"less was measured than {depth.name} measures"
+            return f"it holds less than {depth.name} measures"
         faults = record_faults(self.folder(step), self.probe_ids)
         return fault_words(faults) if faults else None
 
@@ -121,7 +121,7 @@ class RecordArchive:
         return dict(StoredRecords(self.folder(step), self.probe_ids))
 
     def stored(self, step: int, probe_ids: Sequence[str]) -> StoredRecords:
-        """Some of them, each read when it is asked for."""
+        """The records of these probes, each loaded on access."""
         return StoredRecords(self.folder(step), probe_ids)
 
     def steps(self, depth: MeasurementPlan) -> list[int]:
@@ -129,8 +129,8 @@ class RecordArchive:
         return [step for step in recorded_steps(self.attention_dir) if self.is_complete(step, depth)]
 
     def set_beyond_aside(self, step: int) -> list[int]:
-        """Move records and pictures of later steps into ``superseded/``: the training that goes on from ``step`` is not
-        the one that they are of. Returns the steps."""
+        """Move records and pictures of later steps into ``superseded/``: a training that resumes from ``step`` measures
+        its own. Returns the steps moved."""
         beyond = [later for later in recorded_steps(self.attention_dir) if later > step]
         for later in beyond:
             folder = self.folder(later)
@@ -141,7 +141,7 @@ class RecordArchive:
         return beyond
 
     def _marks(self, step: int) -> dict[str, Any]:
-        """What makes records of a step the ones that are wanted."""
+        """What ``complete.json`` must say for a step to count."""
         return {
             "version": VERSION,
             "run": self.run,
@@ -152,45 +152,45 @@ class RecordArchive:
 
 
 def step_folder(attention_dir: Path, step: int) -> Path:
-    """Where a step's records lie."""
+    """The folder of a step's records."""
     return attention_dir / f"step-{step:06d}"
 
 
 def record_path(folder: Path, probe_id: str) -> Path:
-    """Where the record of a probe lies."""
+    """The file of a probe's record."""
     return folder / record_name(probe_id)
 
 
 def recorded_steps(attention_dir: str | Path) -> list[int]:
-    """Steps that have a folder with some record, whole or not, ascending."""
+    """Steps whose folder has at least one record file, readable or not, ascending."""
     folders = [path for path in Path(attention_dir).glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)]
     return sorted(int(path.name.removeprefix("step-")) for path in folders if any(path.glob("*.safetensors")))
 
 
 def record_faults(folder: Path, probe_ids: Iterable[str]) -> dict[str, str]:
-    """Probe id → why there is no whole record of it in the folder, for each of which that is so."""
+    """Probe id → what is wrong with its record in the folder, for each record that is missing or broken."""
     faults = {name: _fault(record_path(folder, name)) for name in probe_ids}
     return {name: fault for name, fault in faults.items() if fault is not None}
 
 
 def fault_words(faults: Mapping[str, str]) -> str:
-    """ "2 records are not whole (disc-0: not there; …)"."""
+    """ "2 records are incomplete (disc-0: missing; …)"."""
     name, fault = next(iter(faults.items()))
     more = "; …" if len(faults) > 1 else ""
-    return f"{len(faults)} {'record is' if len(faults) == 1 else 'records are'} not whole ({name}: {fault}{more})"
+    return f"{len(faults)} {'record is' if len(faults) == 1 else 'records are'} incomplete ({name}: {fault}{more})"
 
 
 def whole_records(
     folder: Path, probe_ids: Iterable[str]
 ) -> tuple[dict[str, AttentionRecord], dict[str, str]]:
-    """Probe id → record, of those that can be read; and probe id → why not, of the others."""
+    """Probe id → record of those that can be read, and probe id → what is wrong with the others."""
     found: dict[str, AttentionRecord] = {}
     faults: dict[str, str] = {}
     for name in probe_ids:
         try:
             found[name] = AttentionRecord.load(record_path(folder, name))
         except FileNotFoundError:
-            faults[name] = "not there"
+            faults[name] = "missing"
         except ValueError as error:
             faults[name] = str(error)
     return found, faults
@@ -200,13 +200,13 @@ def _fault(path: Path) -> str | None:
     try:
         stat = path.stat()
     except OSError:
-        return "not there"
+        return "missing"
     return _cached_fault(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=65_536)
 def _cached_fault(path: Path, _modified: int, _bytes: int) -> str | None:
-    """By the file's header, which says how long it is; reading all of it would take as long as drawing does."""
+    """Judged by the header, which says how long the file is; reading all of it would take as long as drawing."""
     try:
         with safe_open(path, framework="numpy"):
             return None
@@ -215,12 +215,12 @@ def _cached_fault(path: Path, _modified: int, _bytes: int) -> str | None:
 
 
 def left_by_earlier(attention_dir: Path) -> bool:
-    """Is there anything below ``attention/`` that a monitor measured?"""
+    """Does ``attention/`` hold anything that a monitor measured?"""
     return bool(recorded_steps(attention_dir)) or (attention_dir / "calibration.json").is_file()
 
 
 def begun_there(attention_dir: Path) -> Any:
-    """What the run whose baseline lies there is known by; None where nothing says."""
+    """What identifies the run whose baseline is stored there; None if that is unknown."""
     return (_mark(step_folder(attention_dir, 0)) or {}).get("begun")
 
 
@@ -236,7 +236,7 @@ def set_aside(output_dir: Path, paths: Iterable[Path]) -> Path:
 
 
 def _move(path: Path, place: Path) -> None:
-    """One of that name that was moved before makes room: a training may go on from a checkpoint many times."""
+    """Replaces an earlier one of that name: training may resume from one checkpoint many times."""
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.is_dir():
         shutil.rmtree(place)
@@ -244,7 +244,7 @@ def _move(path: Path, place: Path) -> None:
 
 
 def _mark(folder: Path) -> dict[str, Any] | None:
-    """What ``complete.json`` says; None where there is none, or half of one."""
+    """The content of ``complete.json``; None if it is missing or broken."""
     try:
         found = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

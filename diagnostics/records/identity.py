@@ -1,4 +1,4 @@
-"""Are records those of this run? The model as it was before training, the probes by content, and the key layers say so.
+"""Do records belong to this run? Decided by the untrained model, the content of the probes, and the key layers.
 
 A monitored training has an identity, kept with the records of step 0; every later step's records name it, and so does
 every checkpoint's ``trainer_state.json``.
@@ -22,7 +22,7 @@ from finetune.sharding import gathered, is_flat, whole_values
 
 VERSION = 1
 VALUES_READ = 65_536
-"""Of a larger tensor so many values are read, evenly spaced: 7 billion parameters take about a second."""
+"""Of a larger tensor this many evenly spaced values are read: 7 billion parameters take about a second."""
 MOST_NAMED = 5
 
 
@@ -30,9 +30,9 @@ MOST_NAMED = 5
 class ModelMarks:
     """SHA-256 of a model's parameters; None where they cannot be read (FSDP's flat shards).
 
-    shapes    names and shapes of all
-    frozen    values of those that do not train: they stay as they are until the end of the run
-    trained   values of those that train, as they were before the first step
+    shapes    names and shapes of all parameters
+    frozen    values of the frozen ones, the same until the end of the run
+    trained   values of the trainable ones, before the first step
     """
 
     shapes: str | None
@@ -42,13 +42,13 @@ class ModelMarks:
 
 @dataclass(frozen=True)
 class Run:
-    """What makes records of several starts those of one training.
+    """What identifies one training over several starts.
 
-    run           a name of its own: two trainings of one model differ in it
-    model         of the model before the first step
-    model_name    words for a person
+    run           unique: two trainings of one model have different ones
+    model         marks of the model before the first step
+    model_name    how messages and figures call the model
     probes        probe id → SHA-256 of its content
-    key_layers    whose maps are kept
+    key_layers    language layers whose maps are kept
     """
 
     run: str
@@ -58,12 +58,12 @@ class Run:
     key_layers: tuple[int, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """For a file."""
+        """The content of a JSON file."""
         return {"version": VERSION, **vars(self), "model": vars(self.model)}
 
     @classmethod
     def from_json(cls, content: Any) -> Run:
-        """What ``as_json`` gave. Raises ValueError where it is something else."""
+        """Read what ``as_json`` gave. Raises ValueError for anything else."""
         try:
             if content["version"] != VERSION:
                 raise ValueError(f"version {content['version']!r}")
@@ -73,21 +73,21 @@ class Run:
                 str(content["run"]), model, str(content["model_name"]), dict(content["probes"]), layers
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"nothing says of which model and probes it is ({error})") from error
+            raise ValueError(f"its model and probes are unknown ({error})") from error
 
     def same_start(self, other: Run) -> bool:
-        """Would both measure the same before the first step?"""
+        """Do both start from the same model and probes?"""
         return self.model == other.model and self.probes == other.probes
 
 
 def new_run(model: ModelMarks, model_name: str, probes: Sequence[Probe], key_layers: Sequence[int]) -> Run:
-    """A training that begins now."""
+    """A training that starts now."""
     return Run(uuid.uuid4().hex, model, model_name, probe_marks(probes), tuple(key_layers))
 
 
 def probe_marks(probes: Sequence[Probe]) -> dict[str, str]:
-    """Probe id → SHA-256 of what is asked, of what is measured, and of the pictures' bytes. The name of its group and
-    the place of its pictures may change."""
+    """Probe id → SHA-256 of the question, the replies, what is measured, and the bytes of the pictures. The group's
+    name and the paths of the pictures may change."""
     return {probe.id: _probe_mark(probe) for probe in probes}
 
 
@@ -107,11 +107,11 @@ def _probe_mark(probe: Probe) -> str:
 
 
 def probe_differences(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """ "probes added: a, b; probes with another content: c"; None where they are the same."""
+    """ "probes added: a, b; probes removed: c"; None where they are the same."""
     found = {
         "probes added": [name for name in now if name not in before],
-        "probes taken out": [name for name in before if name not in now],
-        "probes with another question, answer, foil, region or picture": [
+        "probes removed": [name for name in before if name not in now],
+        "probes with a different question, answer, foil, region or picture": [
             name for name in now if name in before and now[name] != before[name]
         ],
     }
@@ -119,23 +119,23 @@ def probe_differences(before: Mapping[str, str], now: Mapping[str, str]) -> str 
 
 
 def model_difference(before: ModelMarks, now: ModelMarks) -> str | None:
-    """How the model that goes on is another than the one that was measured first; None where it is the same.
+    """How the model now differs from the one that was measured first; None where it does not.
 
-    What trains has moved since, and comes from the checkpoint: its values tell nothing.
+    Trainable values have changed since and come from the checkpoint, so they are not compared.
     """
     if None in (before.shapes, now.shapes):
         return None
     if before.shapes != now.shapes:
-        return "another model: its parameters have other names or shapes"
+        return "a different model: its parameters have other names or shapes"
     if before.frozen != now.frozen:
-        return "another model: weights that do not train are others"
+        return "a different model: its frozen weights differ"
     return None
 
 
 def model_marks(model: nn.Module) -> ModelMarks:
     """The model's identity. Every rank must call this: sharded tensors (ZeRO-3, FSDP 2) are gathered one by one.
 
-    The same on every device and rank, after a resume, and whether weights rest in bf16 or as the same values in fp32.
+    The same on every device and rank, after a resume, and for weights stored in bf16 or as the same values in fp32.
     """
     shapes, frozen, trained = (hashlib.sha256() for _ in range(3))
     parameters = sorted(bare_model(model).named_parameters())
@@ -152,7 +152,7 @@ def model_marks(model: nn.Module) -> ModelMarks:
 
 
 def _some_values(whole: Tensor) -> bytes:
-    if whole.is_meta:  # rests on a disk
+    if whole.is_meta:  # offloaded to disk
         return b""
     flat = whole.detach().reshape(-1)
     if flat.numel() > VALUES_READ:

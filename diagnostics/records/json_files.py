@@ -8,14 +8,14 @@ from typing import Any
 
 
 def parsed_file(path: Path, what: str) -> Any:
-    """The content of a JSON file in UTF-8. ``what`` it should be, for the message that it is not there.
+    """The content of a JSON file in UTF-8. ``what`` names the kind of file in messages.
 
     Raises FileNotFoundError, and ValueError naming the file where it cannot be read.
     """
     try:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no {what} there")
-        text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin with a byte order mark
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
     except FileNotFoundError:
         raise
     except UnicodeDecodeError as error:
@@ -31,27 +31,27 @@ def parsed_file(path: Path, what: str) -> Any:
 def parsed(text: str) -> Any:
     """The content of a JSON text.
 
-    Raises ValueError, in words to put after the file's name, for what is no JSON, nested too deep to read, has a key
+    Raises ValueError, worded to follow the file's name, for text that is not JSON, nested too deep to read, has a key
     twice (Python would keep the last, in silence), or holds characters that no file can (halves of UTF-16 pairs).
     """
     try:
         content = json.loads(text, object_pairs_hook=_each_once)
         json.dumps(content, ensure_ascii=False).encode("utf-8")
     except RecursionError as error:
-        raise ValueError("not readable as JSON (nested too deep); mend the file") from error
+        raise ValueError("not readable as JSON (nested too deep); fix the file") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"not readable as JSON ({error}); mend the file at that place") from error
+        raise ValueError(f"not readable as JSON ({error}); fix the file there") from error
     except UnicodeEncodeError as error:
         raise ValueError(
-            "not readable as JSON (half of a UTF-16 pair, such as \\ud83d alone, which is no character); mend the text"
+            "not readable as JSON (half of a UTF-16 pair, such as \\ud83d alone, which is no character); fix the text"
         ) from error
     except ValueError as error:  # a number of thousands of digits, a key twice
-        raise ValueError(f"not readable as JSON ({error}); mend the file") from error
+        raise ValueError(f"not readable as JSON ({error}); fix the file") from error
     return content
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value for a message: as Python writes it, and cut where it is long."""
+    """A value for a message: its repr, truncated where it is long."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested deep, or a number of thousands of digits
@@ -64,5 +64,5 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {shown(twice)} stands twice in one object")
+        raise ValueError(f"the key {shown(twice)} appears twice in one object")
     return found

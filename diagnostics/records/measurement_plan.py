@@ -1,4 +1,4 @@
-"""How much is asked of each probe, and what that costs: chosen before a probing starts, and said."""
+"""What is measured for each probe, and what it costs: chosen, and printed, before probing starts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CURVE_PICTURES = 4 * (len(CURVE_SHARES) - 2) + 1  # both curves and both control
 class MeasurementPlan:
     """What a probing measures beside scores and attention.
 
-    name         for people: "watch", "quick", "full"
-    generate     the model's own answer
-    kinds        how regions are taken away: "occlusion" from the picture, "knockout" from attention
-    controls     the same done to so many area-matched random regions beside each
-    windows      cut the answer query from the region in a window of layers around each key layer, one at a time
+    name         as messages call it: "watch", "quick", "full"
+    generate     let the model answer by itself
+    kinds        interventions on each region: "occlusion" in the picture, "knockout" in attention
+    controls     how many area-matched random regions get the same intervention
+    windows      knock the region out in a window of layers around each key layer, one window at a time
     curves       insertion and deletion curves
     relations    both ends of a relation, its nouns, and the vision tower between them
     maps         further maps: "relative", "gradient", "rollout"
@@ -39,7 +39,7 @@ class MeasurementPlan:
     maps: tuple[str, ...] = ()
 
     def passes(self, probe: Probe, key_layers: int) -> int:
-        """How many sequences the model reads for one probe, its own answer's tokens not counted."""
+        """How many sequences the model reads for one probe, without the tokens that it generates."""
         count = 1 + (probe.foil is not None) + self.generate
         if self.relations and probe.relation is not None:
             count += 2
@@ -51,7 +51,7 @@ class MeasurementPlan:
         return count
 
     def is_part_of(self, measured: Any) -> bool:
-        """Was all that this depth measures measured? ``measured``: the fields of a depth, as read from a file."""
+        """Does a plan with these fields measure everything that this one does? ``measured``: as read from a file."""
         if not isinstance(measured, Mapping):
             return False
         return all(
@@ -61,7 +61,7 @@ class MeasurementPlan:
         )
 
     def with_maps(self, *names: str) -> MeasurementPlan:
-        """The same with further maps.
+        """This plan with further maps.
 
         Raises ValueError for a map that does not exist.
         """

@@ -1,6 +1,6 @@
-"""What a probe's id and a group are called where they become names: of files, of TensorBoard's tags. Never two alike.
+"""File names from probe ids and TensorBoard tags from groups; no two ids or groups share one.
 
-Ids are names of files as they are, or refused; groups are free text, and what a tag cannot hold is escaped.
+An id is a file name unchanged, or refused; a group is free text, and characters that divide tags are escaped.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _RECORD = ".safetensors"
 
 
 def id_fault(probe_id: str) -> str | None:
-    """Why this cannot be a probe's id, as what was found; None where it can."""
+    """Why this cannot be a probe id, worded for "found …"; None where it can."""
     if len(probe_id.encode("utf-8", "surrogatepass")) > BYTES_MAX or len(probe_id) > CHARACTERS_MAX:
         size = len(probe_id.encode("utf-8", "surrogatepass"))
         return f"{probe_id[:20]!r}…, {len(probe_id)} characters in {size} bytes"
     if not probe_id or probe_id.startswith(".") or not all(map(_may_stand, probe_id)):
         return repr(probe_id)
     if _RESERVED.fullmatch(probe_id) or probe_id.endswith("."):
-        return f"{probe_id!r}, which Windows cannot have as a file"
+        return f"{probe_id!r}, not a valid file name on Windows"
     return None
 
 
 def file_name(probe_id: str, suffix: str = "") -> str:
-    """The name of a file or folder of this probe: its id, and ``suffix``.
+    """The name of a file or folder for this probe: its id and ``suffix``.
 
-    Raises ValueError for an id that is no file name, which ``read_probes`` refuses too.
+    Raises ValueError for an id that is not a file name; ``read_probes`` refuses those too.
     """
     fault = id_fault(probe_id)
     if fault is not None:
@@ -49,13 +49,13 @@ def record_name(probe_id: str) -> str:
 
 
 def same_file(probe_id: str) -> str:
-    """Two ids with the same answer are one file on some disk: macOS and Windows take ``A`` for ``a``, and macOS ``é``
-    for ``e`` with an accent after it."""
+    """A key that is equal for ids that some file systems treat as one file: macOS and Windows ``A`` and ``a``, macOS
+    also ``é`` and ``e`` with a combining accent."""
     return nfc(nfc(probe_id).casefold())
 
 
 def colliding(probe_ids: Iterable[str]) -> list[list[str]]:
-    """Different ids that would be one file, together."""
+    """Groups of different ids that would share a file."""
     found: dict[str, list[str]] = {}
     for one in dict.fromkeys(probe_ids):
         found.setdefault(same_file(one), []).append(one)
@@ -63,7 +63,7 @@ def colliding(probe_ids: Iterable[str]) -> list[list[str]]:
 
 
 def check_ids(probe_ids: Iterable[str]) -> None:
-    """Raises ValueError for an id that cannot name a file, that is there twice, or that would share its file."""
+    """Raises ValueError for an id that cannot name a file, appears twice, or would share a file with another."""
     ids = list(probe_ids)
     for one in ids:
         file_name(one)
@@ -75,7 +75,7 @@ def check_ids(probe_ids: Iterable[str]) -> None:
 
 
 def same_file_words(alike: Sequence[str]) -> tuple[str, str]:
-    """What was found, for ``colliding``, and what is expected."""
+    """Found and expected, in words, for one group of ``colliding``."""
     names = ", ".join(map(ascii if len(set(map(nfc, alike))) < 2 else repr, alike))
     return (
         f"{names}, one file on macOS or Windows",

@@ -22,7 +22,7 @@ REQUIRED = ("id", "group", "images", "question", "answer")
 MESSAGE_MAX = 1600  # bytes of faults in one message; more of them are counted
 FIELD_SHOWN = 200  # characters of a place, of what was found there, of what was expected
 PLACEHOLDER = "<image>"
-"""In a question: a picture stands here."""
+"""In a question: the place of a picture."""
 
 BoxPixels = tuple[float, float, float, float]
 
@@ -39,13 +39,13 @@ class Relation(NamedTuple):
 class Probe:
     """One question put to the model at every checkpoint.
 
-    id, group        unique, usable as a file name; free text ("retention", "neighbour" have a meaning of
-                     their own)
+    id, group        unique, usable as a file name; free text ("retention" and "neighbour" are
+                     guards)
     images           files, in reading order; regions are places in the first
-    question, answer, foil    foil is the wrong answer set against the right one, or None. A question may say with
-                     ``<image>`` where each picture stands; otherwise they come before it, as in Qwen-VL's data
-    regions          name → boxes x0 y0 x1 y1 in pixels of the first image as it is shown (EXIF turned
-                     upright)
+    question, answer, foil    the foil is a wrong answer, or None. A question may mark the place of each
+                     picture with ``<image>``; otherwise pictures come before it, as in Qwen-VL's data
+    regions          name → boxes x0 y0 x1 y1 in pixels of the first image as shown (EXIF orientation
+                     applied)
     phrases          a phrase of question or answer → the region it should look at
     relation         two regions in a relation, or None
     """
@@ -89,8 +89,8 @@ def read_probes(path: str | Path) -> tuple[Probe, ...]:
     content = parsed_file(path, "probe file")
     faults = [Fault(*map(_cut, words)) for words in _file_faults(content, path.parent)]
     if faults:
-        told = "\n".join(_within_limits(faults))
-        raise ValueError(f"{path}: {len(faults)} fault(s) in the probe file:\n{told}")
+        lines = "\n".join(_within_limits(faults))
+        raise ValueError(f"{path}: {len(faults)} fault(s) in the probe file:\n{lines}")
     return tuple(_probe(entry, path.parent) for entry in content["probes"])
 
 
@@ -99,7 +99,7 @@ def _cut(words: str) -> str:
 
 
 def _within_limits(faults: Sequence[Fault]) -> Iterator[str]:
-    """A line each, as many as fit a message that is still read."""
+    """One line per fault, as many as fit a message that people still read."""
     room = MESSAGE_MAX
     for number, fault in enumerate(faults):
         line = f"  {fault}"
@@ -111,9 +111,9 @@ def _within_limits(faults: Sequence[Fault]) -> Iterator[str]:
 
 
 def readable_probes(path: str | Path) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
-    """The probes of a file that can be read, and a line for each of the others (one whose picture is gone, say).
+    """The probes of a file that can be read, and a line for each of the others (one whose picture is missing, say).
 
-    Raises as ``read_probes`` where no probe can be read.
+    Raises like ``read_probes`` if no probe can be read.
     """
     path = Path(path)
     try:
@@ -138,7 +138,7 @@ def _one_by_one(path: Path) -> tuple[tuple[Probe, ...], tuple[str, ...]]:
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    """The entries of a probe file, whatever else is wrong with it; none where it is no probe file."""
+    """The entries of a probe file, whatever else is wrong with it; none if it is not a probe file."""
     try:
         content = parsed_file(path, "probe file")
     except ValueError:
@@ -150,8 +150,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 
 
 def write_probes(probes: Iterable[Probe], path: str | Path) -> None:
-    """Write probes as used, complete or not at all. Images stay where they are; paths are relative to the
-    file."""
+    """Write probes atomically. Images are not copied; their paths are relative to the file."""
     path = Path(path)
     content = {"version": VERSION, "probes": [_entry(probe, path.parent) for probe in probes]}
     write_atomically(path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
@@ -252,14 +251,14 @@ def _text_faults(entry: Mapping[str, Any]) -> Iterator[FaultWords]:
         yield name, "an unknown field", "one of " + ", ".join(FIELDS)
     for name in ("id", "group", "question", "answer"):
         if not isinstance(entry.get(name), str) or not entry[name].strip():
-            yield name, shown(entry.get(name)), "text that is not empty"
+            yield name, shown(entry.get(name)), "non-empty text"
     identity, foil = entry.get("id"), entry.get("foil")
     if isinstance(identity, str) and identity.strip() and (fault := id_fault(identity)) is not None:
         yield "id", fault, EXPECTED
     if foil is not None and (not isinstance(foil, str) or not foil.strip()):
         yield "foil", shown(foil), "the wrong answer as text, or null"
     elif foil is not None and foil == entry.get("answer"):
-        yield "foil", f"{foil!r}, the answer itself", "a wrong answer to set against it, or null"
+        yield "foil", f"{foil!r}, the answer itself", "a wrong answer, or null"
 
 
 def _region_faults(regions: Any, size: tuple[int, int] | None) -> Iterator[FaultWords]:
@@ -297,7 +296,7 @@ def _reference_faults(entry: Mapping[str, Any]) -> Iterator[FaultWords]:
             yield (
                 "phrases",
                 shown(phrase),
-                "words that stand in the question or the answer, letter for letter",
+                "words that appear verbatim in the question or the answer",
             )
         if not isinstance(region, str) or region not in regions:
             yield f"phrases.{phrase}", shown(region), known
@@ -325,24 +324,24 @@ def _size_or_reason(path: Path) -> tuple[int, int] | str:
         if not path.is_file():
             return "no such file"
         stat = path.stat()
-    except OSError as error:  # a name that is too long, a folder that may not be read
+    except OSError as error:  # a name that is too long, an unreadable folder
         return f"not readable: {error.strerror}"
     return _cached_size(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=4096)
 def _cached_size(path: Path, _modified: int, _bytes: int) -> tuple[int, int] | str:
-    """(width, height) of a picture as it is shown. All of it is decoded: one that is cut off would otherwise be found
-    after the model has been asked."""
+    """(width, height) of a picture as shown. It is decoded in full, so that a truncated one is found before the model
+    runs."""
     try:
         return open_image(path).size
     except ValueError as error:
-        told = str(error).removeprefix(f"image {os.fspath(path)!r}: ")
-        return f"not readable as an image: {told}"
+        reason = str(error).removeprefix(f"image {os.fspath(path)!r}: ")
+        return f"not readable as an image: {reason}"
 
 
 def groups_of(probes: Sequence[Probe]) -> dict[str, list[Probe]]:
-    """Probes by group, in the order in which groups appear."""
+    """Probes by group, in order of first appearance."""
     groups: dict[str, list[Probe]] = {}
     for probe in probes:
         groups.setdefault(probe.group, []).append(probe)

@@ -51,11 +51,11 @@ class Query(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """What the model made of the probe's answer.
+    """How likely the model found the probe's replies, and its own answer.
 
     answer_nats   log p(answer | prompt), summed over its tokens, nats
-    foil_nats     the same of the wrong answer; None where the probe has no foil
-    generated     the model's own greedy answer, "" where it was not asked
+    foil_nats     the same for the foil; None where the probe has no foil
+    generated     the model's own greedy answer, "" where none was generated
     """
 
     answer_nats: float
@@ -68,7 +68,7 @@ class Scores:
 
 
 class Intervention(NamedTuple):
-    """The margin after something was taken away. ``kind`` is "occlusion" or "knockout"; ``region`` names it;
+    """The margin after a region was taken away. ``kind`` is "occlusion" or "knockout"; ``region`` names it;
     ``control_margins_nats`` are the margins after the same was done to area-matched random regions; ``layers`` is
     the window (first, last) of language layers in which the answer query was cut from the region, None where the
     region was taken away everywhere."""
@@ -86,11 +86,11 @@ def _nothing() -> np.ndarray:
 
 @dataclass(frozen=True)
 class AttentionRecord:
-    """One probe at one moment of one model.
+    """What one model did on one probe at one step.
 
     probe_id, group        as in the probe file
     step                   global training step, 0 is the baseline
-    model                  words for a person: folder or name of the checkpoint
+    model                  folder or name of the checkpoint, for people
     tokens                 text of each token of prompt + answer, len = keys
     queries                the kept rows, len = rows.shape[2]; the first is the answer query
     layers                 indices of the key language layers, len = rows.shape[0]
@@ -104,7 +104,7 @@ class AttentionRecord:
     visual_share           Float32[all layers, heads]: attention of the answer query on image tokens, [0, 1]
     scores, interventions  what was answered, and what hiding or masking a region did to it
 
-    Measured where asked for, empty otherwise:
+    Measured only where the plan says so, empty otherwise:
 
     random_mass            region name → Float32[all layers, heads]: mean mass on area-matched random regions, [0, 1]
     sinks                  Bool[layers, keys]: tokens that are attention sinks in each key layer
@@ -145,7 +145,7 @@ class AttentionRecord:
         with in_place_of(Path(path)) as temporary:
             try:
                 save_file(_arrays(self), temporary, metadata=metadata)
-            except SafetensorError as error:  # which is no OSError, also for a full disk
+            except SafetensorError as error:  # not an OSError, even for a full disk
                 raise OSError(str(error)) from error
 
     @classmethod

@@ -1,6 +1,6 @@
-"""Is what a record's file holds what ``records`` writes? Each field of its header, each array's type and shape.
+"""Validates the file of a record: each field of its header, each array's type and shape.
 
-Files are cut, mixed up and written by other programs; whoever draws or measures relies on what is checked here.
+Files may be truncated, mixed up or written by other programs; drawing and measuring rely on these checks.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def check_header(header: Any) -> None:
     for name in ("probe_id", "group", "model"):
         _text(header, name)
     _need(header, "step", _COUNT, _COUNT.words)
-    _list_of(header, "tokens", lambda one: isinstance(one, str), "a list of texts")
+    _list_of(header, "tokens", lambda one: isinstance(one, str), "a list of strings")
     _list_of(header, "layers", _COUNT, "a list of layer numbers, each once")
     if not header["layers"] or len(set(header["layers"])) < len(header["layers"]):
         raise _wrong("layers", header["layers"], "at least one layer number, each once")
     if not header["tokens"]:
-        raise _wrong("tokens", header["tokens"], "at least one text")
+        raise _wrong("tokens", header["tokens"], "at least one string")
     _check_queries(header)
     _check_names(header)
     for at, image in enumerate(_objects(header, "images")):
@@ -70,8 +70,8 @@ def check_header(header: Any) -> None:
 
 
 def check_arrays(header: Mapping[str, Any], arrays: Arrays) -> None:
-    """Raises FieldError for the first array that is missing, of another type or shape, or no attention. ``header`` has
-    been checked."""
+    """Raises FieldError for the first array that is missing, has another type or shape, or no attention. ``header``
+    must have been checked."""
     layers, keys = len(header["layers"]), len(header["tokens"])
     heads = _array(arrays, "rows", "f", (layers, "heads", len(header["queries"]), keys)).shape[1]
     _shares(arrays, "rows")
@@ -117,7 +117,7 @@ def _check_queries(header: Mapping[str, Any]) -> None:
         for name in ("label", "text"):
             _text(query, name, where)
     if not header["queries"]:
-        raise _wrong("queries", header["queries"], "at least the answer's row")
+        raise _wrong("queries", header["queries"], "at least the answer query")
 
 
 def _check_names(header: Mapping[str, Any]) -> None:
@@ -175,7 +175,7 @@ def _is_pair(value: Any, kind: _Number) -> bool:
 
 
 def _text(fields: Mapping[str, Any], name: str, where: str = "") -> None:
-    _need(fields, name, lambda one: isinstance(one, str), "a text", where)
+    _need(fields, name, lambda one: isinstance(one, str), "a string", where)
 
 
 def _list_of(fields: Mapping[str, Any], name: str, is_one: Any, words: str, where: str = "") -> None:
@@ -194,15 +194,15 @@ def _need(fields: Any, name: str, is_right: Any, words: str, where: str = "") ->
 def _only(fields: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for name in fields:
         if name not in known:
-            raise _told(f"{where}{shown(name)}", "an unknown field", "one of " + ", ".join(known))
+            raise _mismatch(f"{where}{shown(name)}", "an unknown field", "one of " + ", ".join(known))
 
 
 def _wrong(where: str, found: Any, expected: str) -> FieldError:
-    return _told(where, shown(found), expected)
+    return _mismatch(where, shown(found), expected)
 
 
-def _told(where: str, found: str, expected: str) -> FieldError:
-    """``found`` in words, not as a value."""
+def _mismatch(where: str, found: str, expected: str) -> FieldError:
+    """``found`` is a description, not a value."""
     return FieldError(f"{where}: found {found}; expected {expected}")
 
 
@@ -210,16 +210,16 @@ def _told(where: str, found: str, expected: str) -> FieldError:
 
 
 def _check_image_arrays(image: Mapping[str, Any], arrays: Arrays, folder: str, keys: int) -> int:
-    """Returns how many cells it has."""
+    """Returns the number of cells."""
     for name, grid in _views(image):
         cells = grid[0] * grid[1]
         own = cells if name or not image["through_connector"] else "tokens"
         places = _array(arrays, f"{folder}{name}positions", "iu", (own,))
         if not len(places) or places.min() < 0 or places.max() >= keys:
-            raise _told(f"{folder}{name}positions", _ends(places), f"some of the {keys} tokens")
+            raise _mismatch(f"{folder}{name}positions", _ends(places), f"some of the {keys} tokens")
         boxes = _finite(arrays, f"{folder}{name}cell_boxes_pixels", (cells, 4))
         if np.abs(boxes).max() > 1e9:
-            raise _told(f"{folder}{name}cell_boxes_pixels", _ends(boxes), "pixels of the picture")
+            raise _mismatch(f"{folder}{name}cell_boxes_pixels", _ends(boxes), "pixels of the picture")
     return int(image["grid"][0] * image["grid"][1])
 
 
@@ -243,7 +243,7 @@ def _array(arrays: Arrays, name: str, kinds: str, shape: Sequence[int | str]) ->
         for size, one in zip(array.shape, shape, strict=True)
     )
     if not fits or array.dtype.kind not in kinds:
-        raise _told(name, f"{array.dtype} {list(array.shape)}", expected)
+        raise _mismatch(name, f"{array.dtype} {list(array.shape)}", expected)
     return array
 
 
@@ -253,20 +253,20 @@ _KINDS = {"f": "floats", "b": "booleans", "iu": "integers"}
 def _finite(arrays: Arrays, name: str, shape: Sequence[int | str]) -> np.ndarray:
     array = _array(arrays, name, "f", shape)
     if not np.isfinite(array).all():
-        raise _told(name, "NaN or infinity", "finite numbers")
+        raise _mismatch(name, "NaN or infinity", "finite numbers")
     return array
 
 
 def _shares(arrays: Arrays, name: str, most: float = SHARE_MAX) -> None:
-    """Attention is from 0 to 1: what is not was written by a model that had overflowed, or by nobody."""
+    """Attention is from 0 to 1; other numbers come from a model that overflowed, or were not written by a model."""
     array = arrays[name]
     if not np.isfinite(array).all():
-        raise _told(
+        raise _mismatch(
             name, f"{int((~np.isfinite(array)).sum())} of NaN or infinity",
-            "attention: the model that was probed had overflowed (try another precision)",
+            "attention: the probed model overflowed (try another precision)",
         )  # fmt: skip
     if array.size and (array.min() < 0 or array.max() > most):
-        raise _told(name, _ends(array), "attention, from 0 to 1")
+        raise _mismatch(name, _ends(array), "attention, from 0 to 1")
 
 
 def _ends(array: np.ndarray) -> str:

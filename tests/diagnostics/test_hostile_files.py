@@ -45,7 +45,7 @@ def changed(path: Path, change: Callable[[Header, Arrays], Any]) -> None:
     ("change", "message"),
     [
         (lambda h, a: h.update(tokens=h["tokens"][:-1]), r"queries|rows: found float32 \[2, 2, 1, 12\]"),
-        (lambda h, a: h.update(tokens="abc"), "tokens: found 'abc'; expected a list of texts"),
+        (lambda h, a: h.update(tokens="abc"), "tokens: found 'abc'; expected a list of strings"),
         (lambda h, a: h.update(step="10"), "step: found '10'; expected a number from 0"),
         (lambda h, a: h.update(layers=[1, 1]), r"layers: found \[1, 1\]; expected at least one layer"),
         (lambda h, a: h.update(layers=[1, 9]), "expected layers of the 4 that visual_share has"),
@@ -216,7 +216,7 @@ def test_any_mutation_of_a_probe_file_is_read_or_refused_with_the_file_s_name(pr
         (b"[" * 50_000, "nested too deep"),
         (b'{"version": 1, "probes": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", "nested too deep"),
         (b'{"version": ' + b"1" * 5000 + b"}", "not readable as JSON"),
-        (b'{"version": 1, "version": 1, "probes": []}', "the key 'version' stands twice in one object"),
+        (b'{"version": 1, "version": 1, "probes": []}', "the key 'version' appears twice in one object"),
         (b'\xff\xfe{"version": 1}', "save it in UTF-8"),
         (b'{"version": 1, "probes": [{"id": "\\ud83d"}]}', "half of a UTF-16 pair"),
         (b'{"version": [[1]]}', r"version: found \[\[1\]\]; expected"),

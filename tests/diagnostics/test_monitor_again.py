@@ -147,10 +147,10 @@ def test_going_on_with_other_probes_layers_or_weights_is_refused(first, tmp_path
     shutil.copytree(first, tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoint-2"
     with pytest.raises(
-        ValueError, match=r"probes with another question, answer, foil, .*: disc-0, disc-1, disc-2\)"
+        ValueError, match=r"probes with a different question, answer, foil, .*: disc-0, disc-1, disc-2\)"
     ):
         train(tmp_path / "run", processor, swapped(probes), resume=checkpoint)
-    with pytest.raises(ValueError, match=r"probes taken out: disc-2\)"):
+    with pytest.raises(ValueError, match=r"probes removed: disc-2\)"):
         train(tmp_path / "run", processor, probes[:2], resume=checkpoint)
     train(tmp_path / "other", processor, probes, seed=1)
     with pytest.raises(ValueError, match="the checkpoint belongs to another run"):
@@ -168,7 +168,7 @@ def test_going_on_over_another_base_is_refused(tmp_path, processor, probes):
             with torch.no_grad():
                 next(p for name, p in model.named_parameters() if "wte" in name).mul_(1.01)
 
-    with pytest.raises(ValueError, match="another model: weights that do not train are others"):
+    with pytest.raises(ValueError, match="a different model: its frozen weights differ"):
         train(tmp_path, processor, probes, frozen=frozen, resume=checkpoint, callbacks=[AnotherBase()])
     train(tmp_path, processor, probes, frozen=frozen, resume=checkpoint)
 
@@ -246,7 +246,7 @@ def test_a_broken_baseline_is_refused_at_the_start_and_a_broken_step_is_measured
         record.scores == AttentionRecord.load(record_path(first / "attention/step-000002", "disc-1")).scores
     )
     cut(record_path(attention / "step-000000", "disc-1"))
-    with pytest.raises(ValueError, match=r"1 record is not whole \(disc-1: broken"):
+    with pytest.raises(ValueError, match=r"1 record is incomplete \(disc-1: broken"):
         train(tmp_path / "run", processor, probes, resume=tmp_path / "run" / "checkpoint-2")
 
 
@@ -265,7 +265,7 @@ def test_a_step_that_is_broken_is_left_out_of_the_comparison_and_named(tmp_path,
     watcher, _ = train(tmp_path, processor, probes, callbacks=[Break()])
     assert comparison(tmp_path)["series"]["steps"] == [0, 4]
     [missing] = watcher.missing
-    assert "step 2 (1 record is not whole (disc-0: broken" in missing
+    assert "step 2 (1 record is incomplete (disc-0: broken" in missing
     assert caplog.messages[-1] == f"attention monitor: {tmp_path} lacks: {missing}"
 
 
@@ -341,7 +341,7 @@ def test_an_accelerate_loop_probes_by_hand(tmp_path, processor, probes):
     # It goes on in another process, and refuses what it was not.
     loop(tmp_path, processor, probes, steps=6, start=4, model=model)
     assert comparison(tmp_path)["series"]["steps"] == [0, 2, 4, 6]
-    with pytest.raises(ValueError, match="another question, answer, foil"):
+    with pytest.raises(ValueError, match="a different question, answer, foil"):
         AttentionMonitor(processor, swapped(probes), tmp_path, key_layers=[1]).probe(8, model)
     with pytest.raises(ValueError, match=r"layers \[1\] there, \[2\] now"):
         AttentionMonitor(processor, probes, tmp_path, key_layers=[2]).probe(8, model)
@@ -365,9 +365,7 @@ def test_a_model_is_known_by_its_values_not_by_how_they_rest():
     assert model_marks(tiny_model().bfloat16().float().requires_grad_(False)) == marks
     with torch.no_grad():
         model.lm_head.weight[3, 5] += 1
-    assert (
-        model_difference(marks, model_marks(model)) == "another model: weights that do not train are others"
-    )
+    assert model_difference(marks, model_marks(model)) == "a different model: its frozen weights differ"
     # What trains moves, and is no sign of another model.
     model = tiny_model()
     marks = model_marks(model)

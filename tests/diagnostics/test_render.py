@@ -209,7 +209,7 @@ def test_of_a_run_with_an_incomplete_step_all_that_is_whole_is_drawn(
     assert sum(name.endswith("step-000010.png") for name in drawn) == 3
     assert sum(name.endswith("step-000020.png") for name in drawn) == 5
     told = said.out + said.err
-    assert told.count("without step 10, where 2 records are not whole (retention-0: broken") == 1
+    assert told.count("without step 10, where 2 records are incomplete (retention-0: broken") == 1
     assert "probe 'retention-2': images: found " in told and "no such file" in told
 
 
@@ -226,7 +226,7 @@ def test_tensorboard_s_pictures_of_an_incomplete_step_are_those_that_there_are(t
     assert len(archive.problems) == 2 and "sphere-building-2" in archive.problems[1]
     pairs, problems = archive.whole_pairs(10)
     assert [pair.probe.id for pair in pairs] == ["sphere-building-0", "sphere-building-1"]
-    assert len(problems) == 1 and problems[0].startswith("step 10: 2 records are not whole (retention-0: ")
+    assert len(problems) == 1 and problems[0].startswith("step 10: 2 records are incomplete (retention-0: ")
 
 
 def test_where_the_probes_are_gone_the_file_that_was_used_serves(

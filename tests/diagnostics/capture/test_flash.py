@@ -130,7 +130,7 @@ def test_half_precision_and_autocast_are_those_of_the_kernel():
 # --- sinks and soft caps ---------------------------------------------------------------------------------
 @torch.no_grad()
 def test_sink_logits_that_a_package_does_not_take_are_refused(sinking):  # noqa: F811
-    words = "has sink logits, which the kernel 'flash_attention_2' leaves out; load the model with .*='eager'"
+    words = "has sink logits, which the kernel 'flash_attention_2' ignores; load the model with .*='eager'"
     with standing_in(2), using(sinking, 2), AttentionExtractor(sinking, family=SINKS_FAMILY) as seen:
         with pytest.raises(ValueError, match=words):
             sinking(**inputs())

@@ -116,7 +116,7 @@ def test_a_row_beside_a_sink_logit_by_hand():
 def test_a_kernel_that_leaves_sinks_out_is_refused():
     call = Call("sdpa", nn.Identity(), torch.zeros(1, 1, 1, 2), *[torch.zeros(1, 1, 3, 2)] * 2, None,
                 {"s_aux": torch.zeros(1)})  # fmt: skip
-    with pytest.raises(ValueError, match="sink logits, which the kernel 'sdpa' leaves out; .*'eager'"):
+    with pytest.raises(ValueError, match="sink logits, which the kernel 'sdpa' ignores; .*'eager'"):
         sink_logits(call)
     assert sink_logits(call._replace(kernel="flash_attention_2")).tolist() == [0.0]
     assert sink_logits(call._replace(options={})) is None

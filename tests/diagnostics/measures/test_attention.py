@@ -183,7 +183,7 @@ def test_collapse_compares_each_head_with_itself():
     assert collapse(calm, frozen, logits, logits) == ((0.006, 1, 0), 0.008, 40, 40, 1, True)
 
 
-def test_collapse_warns_of_logits_that_double_beyond_a_hundred():
+def test_collapse_warns_of_logits_that_double_beyond_a_hundred(shapes_unchecked):
     entropies = np.full((2, 3), 0.4)
 
     def warns(before, after):
@@ -195,7 +195,7 @@ def test_collapse_warns_of_logits_that_double_beyond_a_hundred():
         collapse(entropies, entropies, entropies, entropies.T)
 
 
-def test_rollout_goes_from_the_last_layer_to_the_first():
+def test_rollout_goes_from_the_last_layer_to_the_first(shapes_unchecked):
     first, last = [[1, 0], [1, 0]], [[1, 0], [0.5, 0.5]]
     np.testing.assert_allclose(rollout(np.array([first, last], float), 1), [0.625, 0.375])
     rng = np.random.default_rng(1)

@@ -68,7 +68,7 @@ def test_wasserstein_takes_what_fp32_leaves_of_a_sum():
     assert wasserstein_cells(first, second, GRID) == pytest.approx(1, abs=1e-4)
 
 
-def test_wasserstein_says_what_is_wrong():
+def test_wasserstein_says_what_is_wrong(shapes_unchecked):
     with pytest.raises(ValueError, match=r"shapes \(6,\) and \(6,\), expected the same, with 8 cells"):
         wasserstein_cells(np.ones(6), np.ones(6), (2, 4))
     with pytest.raises(ValueError, match="expected the same"):

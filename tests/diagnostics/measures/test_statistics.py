@@ -31,7 +31,7 @@ def test_bootstrap_agrees_with_the_normal_interval_and_is_seeded():
 
 def test_probes_of_one_image_count_as_one():
     values = np.array([0.0, 1.0, 2.0, 3.0])
-    repeated = bootstrap_mean(np.repeat(values, 10), clusters=np.repeat(["a", "b", "c", "d"], 10))
+    repeated = bootstrap_mean(np.repeat(values, 10), clusters=np.repeat(["a", "b", "c", "d"], 10).tolist())
     assert repeated == bootstrap_mean(values)
     assert bootstrap_mean(np.repeat(values, 10)).low > repeated.low
 
@@ -90,7 +90,7 @@ def test_sign_flips_turn_whole_images():
         sign_flip_p(np.array([1.0, 2.0]), ["a"])
 
 
-def test_relative_change_by_hand_and_symmetric():
+def test_relative_change_by_hand_and_symmetric(shapes_unchecked):
     before, after = (
         np.array([[1.0, 3.0, 0.0], [2.0, 0.0, 1.0]]),
         np.array([[3.0, 1.0, 0.0], [2.0, 5.0, 1.00009]]),

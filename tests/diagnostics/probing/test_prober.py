@@ -1,6 +1,5 @@
 """Prober against the model asked step by step, without batches, padding or capture."""
 
-import random
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import random_regions
 from diagnostics.measures.geometry import cells_from_row, region_coverage
-from diagnostics.probing.prober import Prober, observing
+from diagnostics.probing.prober import Prober
 from diagnostics.probing.prompts import find_phrase, token_texts, user_parts
 from diagnostics.probing.regions import occlude, region_cells
 from diagnostics.records.measurement_plan import QUICK, WATCH
@@ -184,22 +183,6 @@ def test_two_images_number_themselves_and_regions_stay_with_the_first(model, pro
     again = single.run(pair, 0, "tiny")
     for one, other in zip(record.interventions, again.interventions, strict=True):
         assert one.margin_nats == pytest.approx(other.margin_nats, abs=1e-4)
-
-
-def test_observing_leaves_no_trace(model):
-    model.train()
-    model.transformer.visual.eval()  # a mixture, as frozen parts have it
-    before = [module.training for module in model.modules()]
-    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="boom"), observing(model):
-        assert not model.training and not torch.is_grad_enabled()
-        random.random(), np.random.rand(), torch.rand(3)
-        model.config.use_cache = not model.config.use_cache
-        raise RuntimeError("boom")
-    assert [module.training for module in model.modules()] == before and torch.is_grad_enabled()
-    assert random.getstate() == states[0] and (np.random.get_state()[1] == states[1]).all()
-    assert torch.equal(torch.get_rng_state(), states[2]) and model.config.use_cache is True
-    model.eval()
 
 
 def test_a_probed_model_in_training_gives_the_same_loss_as_an_unprobed_one(processor, probes):

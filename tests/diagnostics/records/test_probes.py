@@ -76,7 +76,7 @@ def test_a_sound_file_is_read_and_written_again_elsewhere(folder):
         ({"regions": {"spheres": []}, "phrases": {}},
          "regions.spheres: found []; expected a list of at least one box"),
         ({"phrases": {"猫": "spheres"}},
-         "phrases: found '猫'; expected words that stand in the question or the answer"),
+         "phrases: found '猫'; expected words that appear verbatim in the question or the answer"),
         ({"phrases": {"东方明珠": "ball"}},
          "phrases.东方明珠: found 'ball'; expected one of the regions: spheres, body"),
         ({"relation": {"phrase": "on", "subject": "cat", "object": "body"}},
@@ -85,7 +85,7 @@ def test_a_sound_file_is_read_and_written_again_elsewhere(folder):
         ({"id": "a/b"}, "id: found 'a/b'; expected a file name"),
         ({"id": ".."}, "id: found '..'; expected a file name"),
         ({"foil": "东方明珠"}, "foil: found '东方明珠', the answer itself; expected a wrong answer"),
-        ({"question": " ", "phrases": {}}, "question: found ' '; expected text"),
+        ({"question": " ", "phrases": {}}, "question: found ' '; expected non-empty text"),
         ({"answr": "x"}, "answr: found an unknown field; expected one of id, group"),
     ],
 )  # fmt: skip

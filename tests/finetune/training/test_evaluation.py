@@ -1,8 +1,6 @@
 """Answers at each evaluation: what is asked, what counts as right, what is shown, and that training doesn't notice."""
 
-import copy
 import math
-import random
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,7 +17,6 @@ from finetune.families.base import Encoded
 from finetune.families.qwen_vl import QwenVLFamily
 from finetune.model.checkpoint import load
 from finetune.model.memory_estimate import layer_of
-from finetune.model.untouched import untouched
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.training import evaluation
 from finetune.training.answer_card import BAD, GOOD, WIDTH, AnswerCard, draw_answer
@@ -238,24 +235,6 @@ def test_an_answer_ends_at_a_stop_and_unknown_tokens_are_visible(loaded):
     assert decoded([ord("a"), ord("b"), stop, ord("c")], [stop]) == ("ab", True)
     beyond = len(loaded[1].tokenizer)
     assert decoded([ord("a"), beyond, ord("b")], [stop]) == ("a�b", False)
-
-
-def test_looking_leaves_no_trace_even_after_an_error(loaded):
-    model = copy.deepcopy(loaded[0]).train()
-    model.get_submodule("transformer.h.0").eval()
-    model.config.use_cache = False
-    modes = [module.training for module in model.modules()]
-    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
-    with pytest.raises(KeyError), untouched(model):
-        assert not any(module.training for module in model.modules()) and not torch.is_grad_enabled()
-        model.config.use_cache = True
-        random.random(), np.random.rand(), torch.rand(1)
-        raise KeyError
-    assert [module.training for module in model.modules()] == modes
-    assert model.config.use_cache is False and torch.is_grad_enabled()
-    assert random.getstate() == states[0]
-    assert np.array_equal(np.random.get_state()[1], states[1])
-    assert torch.equal(torch.get_rng_state(), states[2])
 
 
 # --- in training ---------------------------------------------------------------------------------------------------
