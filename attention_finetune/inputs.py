@@ -14,8 +14,7 @@ from finetune.distributed import decided_by_first, gathered, is_distributed, say
 from finetune.flags import parse
 from finetune.flags.arguments import Arguments
 from finetune.model import adapters, checkpoint
-from finetune.samples import conversation, videos
-from finetune.samples import source as reading
+from finetune.samples import conversation, source, videos
 from finetune.training import run_folder
 
 NOT_OF_THE_DEMO = ("model_name_or_path", "data_path", "corrective_data", "replay_data")
@@ -121,7 +120,7 @@ def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:
 def read_data(args: Arguments, path: str) -> Sequence[conversation.Conversation]:
     """The conversations of one source, as the data flags say; raises ValueError with every fault found in it."""
     chosen = args.data
-    return reading.read(
+    return source.read(
         path,
         data_format=chosen.data_format,
         image_folder=chosen.image_folder,
@@ -154,12 +153,12 @@ def read_mixture(args: Arguments) -> mixture.Mixture:
 
 def build_dataset(
     args: Arguments,
-    source: mixture.Mixture | Sequence[conversation.Conversation],
+    conversations: mixture.Mixture | Sequence[conversation.Conversation],
     processor: Any,
     family: families.Family,
 ) -> dataset.ConversationDataset:
     return dataset.build_dataset(
-        source,
+        conversations,
         processor,
         family,
         max_length=args.data.model_max_length,

@@ -27,7 +27,7 @@ MOST_DROPPED_SHOWN = 20
 MOST_NOTES_SHOWN = 20
 STREAMED_AHEAD = 100  # records of which it is said what is not read, where not all are checked
 
-DataFormat = Literal["auto", "qwen-vl", "llava", "sharegpt", "openai"]
+DataFormat = Literal["auto", "qwen-vl", "llava", "sharegpt", "openai", "alpaca"]
 OnBadSample = Literal["error", "drop", "shrink"]
 
 

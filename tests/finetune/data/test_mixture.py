@@ -100,8 +100,8 @@ def test_contradicting_flags_are_all_named(tmp_path: Path, monkeypatch):
     assert "0.9 + 0.8 add up to 1.7" in faults(None, ["a.json:.9", "b.json:.8"])
     assert "'a.json' is given again as './a.json'" in faults("base.json", ["a.json:.1", "./a.json:.2"])
     assert "'base.json' is given --replay_data as 'base.json'" in faults("base.json", [], ["base.json:.1"])
-    assert "--corrective_data: there is no file or folder 'c.json'" in faults("base.json", ["c.json:0.3"])
-    assert "there is no file or folder 'a.json:30%'" in faults("base.json", ["a.json:30%"])
+    assert "--corrective_data: no such file or folder: 'c.json'" in faults("base.json", ["c.json:0.3"])
+    assert "no such file or folder: 'a.json:30%'" in faults("base.json", ["a.json:30%"])
     assert "found nothing that it is replayed beside" in faults(None, [], ["a.json"])
     several = faults("base.json", ["a.json:0", "c.json"], ["b.json:x0"])
     assert len(several.splitlines()) == 3

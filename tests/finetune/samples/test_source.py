@@ -136,7 +136,7 @@ def test_faults_are_named(folder: Path, content: Any, message: str):
     [
         ("data.csv", "a,b", r"found a file of kind '\.csv', expected \.json"),
         ("data.jsonl", "", r"the file is empty; expected one conversation a line"),
-        ("data.jsonl", "[\n1]", r"the format is not known\n  found in 1 of 1 looked at: a number"),
+        ("data.jsonl", "[\n1]", r"unknown format\n  found in 1 of 1 looked at: a number"),
         ("data.parquet", "PAR", r"data\.parquet: cannot be read as parquet"),
         ("data.jsonl", '{"id": 1 2}\n', r"record 0 \(line 1\): broken JSON at column 10"),
     ],
