@@ -117,8 +117,7 @@ def _check_modes(arguments: Arguments) -> Iterator[str]:
         reason = ", and 4-bit weights cannot be trained in full" if chosen.q_lora else ""
         yield (
             f"--{short} True with --language {modes['language']}: --{short} puts adapters on the language "
-            f"layers{reason}; "
-            "leave out one of the two (for adapters elsewhere: --vision lora, --connector lora)"
+            f"layers{reason}; leave out one of the two (for adapters elsewhere: --vision lora, --connector lora)"
         )
     if not chosen.fix_vit and modes["vision"] == "frozen":
         yield "--fix_vit False with --vision frozen: they contradict each other; leave out --fix_vit"
@@ -212,8 +211,7 @@ def _check_loop(arguments: Arguments) -> Iterator[str]:
     if data.streaming and strategy == "group_by_length":
         yield (
             "--train_sampling_strategy group_by_length with --streaming: grouping needs token counts, which "
-            "streaming does "
-            "not have; leave out one"
+            "streaming does not have; leave out one"
         )
     if data.packing and strategy == "group_by_length":
         yield (
@@ -223,17 +221,15 @@ def _check_loop(arguments: Arguments) -> Iterator[str]:
     if strategy == "batch_rebalance":
         yield (
             "--train_sampling_strategy batch_rebalance: not supported, because the order of the samples would "
-            "depend on the "
-            "number of processes; expected random, sequential or group_by_length, or --packing True, which fills "
-            "every row"
+            "depend on the number of processes; expected random, sequential or group_by_length, or --packing True, "
+            "which fills every row"
         )
     if training.fsdp and training.use_cpu:
         yield "--fsdp: accelerate ignores it on a CPU, so every process would hold the whole model; leave it out"
     if training.n_gpu > 1:
         yield (
             f"one process and {training.n_gpu} GPUs: torch's DataParallel cannot split the images of a batch; start "
-            "one "
-            f"process per GPU (torchrun --nproc_per_node {training.n_gpu} finetune.py ...), or set "
+            f"one process per GPU (torchrun --nproc_per_node {training.n_gpu} finetune.py ...), or set "
             "CUDA_VISIBLE_DEVICES=0"
         )
 

@@ -134,7 +134,7 @@ def test_pictures_of_too_long_samples_are_made_smaller(processor, conversations)
     dataset = build(conversations, processor, max_length=limit, on_bad_sample="shrink", **options)
     assert len(dataset) == 12 and dataset.lengths.tokens.max() <= limit
     long = whole.lengths.tokens > limit
-    assert f"the pictures of {long.sum()} of 12 samples are made smaller" in said[0]
+    assert f"the pictures of {long.sum()} of 12 samples were downscaled" in said[0]
     assert (dataset.lengths.tokens[~long] == whole.lengths.tokens[~long]).all()
     first = int(np.flatnonzero(long)[0])
     assert len(dataset[first].encoded.input_ids) == dataset.lengths.tokens[first] > limit - 10

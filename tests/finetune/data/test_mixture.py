@@ -102,7 +102,7 @@ def test_contradicting_flags_are_all_named(tmp_path: Path, monkeypatch):
     assert "'base.json' is given --replay_data as 'base.json'" in faults("base.json", [], ["base.json:.1"])
     assert "--corrective_data: no such file or folder: 'c.json'" in faults("base.json", ["c.json:0.3"])
     assert "no such file or folder: 'a.json:30%'" in faults("base.json", ["a.json:30%"])
-    assert "found nothing that it is replayed beside" in faults(None, [], ["a.json"])
+    assert "replay needs other training data" in faults(None, [], ["a.json"])
     several = faults("base.json", ["a.json:0", "c.json"], ["b.json:x0"])
     assert len(several.splitlines()) == 3
 

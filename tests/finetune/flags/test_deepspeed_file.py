@@ -51,7 +51,7 @@ def test_our_own_files_pass(name: str):
         ("", "the file is empty"),
         ("[" * 50_000, "nested too deeply"),
         ([GOOD], "found a list of 1, expected an object"),
-        (without("zero_optimization"), "zero_optimization: is missing"),
+        (without("zero_optimization"), "zero_optimization: missing"),
         (GOOD | {"zero_optimization": "stage2"}, 'zero_optimization: found "stage2", expected an object'),
         (GOOD | {"zero_optimization": None}, "zero_optimization: found null, expected an object"),
         (GOOD | {"fp16": [None]}, "fp16: found a list of 1, expected an object"),

@@ -71,7 +71,7 @@ def test_an_adapter_given_as_the_model_is_trained_on(
 ):
     first = trained(program, "--train_connector", "True")
     assert program.main([*flags(), *on(first, "--train_connector", "True")]) == 0
-    assert f"going on from the adapter {first}, on {checkpoint_folder}" in capsys.readouterr().out
+    assert f"continuing from the adapter {first}, on {checkpoint_folder}" in capsys.readouterr().out
     before, after = tensors(first), tensors(tmp_path / "out")
     assert before.keys() == after.keys()
     assert all(before[name].shape == after[name].shape for name in before)

@@ -307,7 +307,7 @@ def test_streaming_finds_a_fault_when_its_sample_is_read(folder: Path):
     path = write(folder, [record(("user", text), ("assistant", "ho")) for text in texts])
     said: list[str] = []
     found = read(path, streaming=True, say=said.append)
-    assert len(found) == 2 and "nothing is checked ahead" in said[0]
+    assert len(found) == 2 and "nothing is checked in advance" in said[0]
     assert found[0].images[0].size_pixels == (7, 5)
     with pytest.raises(
         ValueError, match=r"data\.json: 1 fault\n  record 1 \(id 'x7'\): .*'no\.png': no such file"

@@ -109,7 +109,7 @@ def test_frames_given_as_pictures():
     assert video_of_frames(frames, "v", 4.0).seconds == (0.0, 0.25, 0.5)
     with pytest.raises(ValueError, match="found no frame"):
         video_of_frames([], "v", 2.0)
-    with pytest.raises(ValueError, match="found 0 frames a second, expected more than 0"):
+    with pytest.raises(ValueError, match="found 0 frames per second, expected more than 0"):
         video_of_frames(frames, "v", 0.0)
     other = ImageRef("3.png", Path(), size_pixels=(9, 6))
     with pytest.raises(ValueError, match="found frame 3 of 9 × 6 pixels, expected 9 × 5 as its first"):

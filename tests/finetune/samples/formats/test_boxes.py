@@ -281,7 +281,7 @@ def test_rounding_of_a_sum_is_no_fault_a_pixel_is():
 @pytest.mark.parametrize(
     ("answer", "units", "pictures", "more", "message"),
     [
-        ("<box>(1,2),(3,4)</box>", None, (), {}, r"found a box, and no picture in the conversation"),
+        ("<box>(1,2),(3,4)</box>", None, (), {}, r"found a box, but no picture in the conversation"),
         ("<box>(3,2),(3,4)</box>", None, ("wide.png",), {}, r"found the box \[3, 2, 3, 4\], expected x0 < x1"),
         ("<box>(1,4),(3,2)</box>", None, ("wide.png",), {}, r"found the box \[1, 4, 3, 2\], expected x0 < x1 and y0"),
         ("<box>(1,2),(3,1001)</box>", None, ("wide.png",), {}, r"in thousandths, expected it inside the picture"),
@@ -313,7 +313,7 @@ def test_rounding_of_a_sum_is_no_fault_a_pixel_is():
         ("<|box_start|>(1.5,2),(3,4)<|box_end|>", None, ("wide.png",), {}, r"found a <.box_start.> that is not writ"),
         ("<|quad_start|>(1,2),(3,4),(5,6),(7,8)<|quad_end|>", None, ("wide.png",), {}, r"found a <.quad_start.> that"),
         ("what is <|object_ref_start|>?", None, ("wide.png",), {}, r"a backslash makes a word of it"),
-        ("<|box_start|>(1,2),(3,4)<|box_end|>", None, (), {}, r"found a box, and no picture in the conversation"),
+        ("<|box_start|>(1,2),(3,4)<|box_end|>", None, (), {}, r"found a box, but no picture in the conversation"),
         ('{"a":' * 9000 + '"bbox_2d": [1, 2, 3, 4]', "pixels", ("wide.png",), {}, r"found bbox_2d outside an object"),
         (
             "<bbox>", "pixels", ("wide.png",), {"objects": {"bbox": [[1, 2, 3, 4]], "image_id": [0, 0]}},
