@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, cast, overload
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from finetune.data.lengths import IGNORED, Lengths, count, faults_of, faults_tex
 from finetune.data.mixture import Mixture, Source
 from finetune.data.schedule import Row
 from finetune.families.base import Encoded, Family, encode_for_training, joined_media
-from finetune.samples.conversation import Conversation, ImageRef, Turn, VideoRef
+from finetune.samples.conversation import Conversation, ImageRef, OnDemand, Turn, VideoRef
 from finetune.samples.listing import shown
 
 MOST_NAMES_SHOWN = 20
@@ -146,7 +146,7 @@ def build_dataset(
     )
 
 
-class Selected(Sequence[Conversation]):
+class Selected(OnDemand):
     """A subset of the conversations, in order, some of them replaced.
 
     kept      Int[samples]: which
@@ -164,15 +164,9 @@ class Selected(Sequence[Conversation]):
     def __len__(self) -> int:
         return len(self.kept)
 
-    @overload
-    def __getitem__(self, index: int) -> Conversation: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Conversation]: ...
-    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        place = int(self.kept[index])
-        return self.changed[place] if place in self.changed else self.conversations[place]
+    def at(self, place: int) -> Conversation:
+        number = int(self.kept[place])
+        return self.changed[number] if number in self.changed else self.conversations[number]
 
 
 class Fitting(NamedTuple):

@@ -25,12 +25,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, NamedTuple, overload
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-from finetune.samples.conversation import Conversation
+from finetune.samples.conversation import Conversation, OnDemand
 
 SourceRole = Literal["base", "corrective", "replay"]
 
@@ -264,7 +264,7 @@ class Mixture:
         return "\n".join(lines)
 
 
-class Joined(Sequence[Conversation]):
+class Joined(OnDemand):
     """Several sequences of conversations as one."""
 
     def __init__(self, sequences: Sequence[Sequence[Conversation]]) -> None:
@@ -274,14 +274,7 @@ class Joined(Sequence[Conversation]):
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> Conversation: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Conversation]: ...
-    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def at(self, place: int) -> Conversation:
         which = int(np.searchsorted(self.ends, place, side="right"))
         return self.sequences[which][place - int(self.ends[which]) + len(self.sequences[which])]
 

@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from finetune.samples.cache import cache_folder
-from finetune.samples.conversation import Conversation, ImageRef, Part, VideoRef
+from finetune.samples.conversation import Conversation, ImageRef, OnDemand, Part, VideoRef
 from finetune.samples.formats import Format, named, recognise, spread
 from finetune.samples.formats.boxes import BoxUnits
 from finetune.samples.formats.containers import Records, open_records
@@ -46,7 +46,7 @@ def read(
     """The checked conversations of a file or folder, with random access and without holding them in memory.
 
     data_format     how the records are written; "auto" detects it from the records; an unknown format is an error
-    image_folder    where relative paths of pictures are looked up, before the data's own folder and the working directory
+    image_folder    where relative paths of pictures are looked up, before the data's folder and the working directory
     box_units       units of bbox_2d and objects.bbox
     sampling        which frames of videos are sampled
     on_bad_sample   what happens to records with faults: "drop" leaves them out and lists them, "error" raises
@@ -164,7 +164,7 @@ def _looked_ahead(records: Records, layout: Layout) -> Counter[Note]:
     return Counter(note for one in found if one.conversation is not None for note in one.notes)
 
 
-class Conversations(Sequence[Conversation]):
+class Conversations(OnDemand):
     """The conversations of one file, each parsed on demand.
 
     It holds the position of each record, the sizes of its pictures, and which records are kept: 24 to 40 bytes per
@@ -180,14 +180,7 @@ class Conversations(Sequence[Conversation]):
     def __len__(self) -> int:
         return len(self.records) if self.checked is None else len(self.checked.kept)
 
-    @overload
-    def __getitem__(self, index: int) -> Conversation: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Conversation]: ...
-    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def at(self, place: int) -> Conversation:
         if self.checked is None:
             found = self.layout.read(self.records, place, HeaderSizes())
         else:

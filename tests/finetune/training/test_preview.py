@@ -358,7 +358,7 @@ def test_a_dry_run_loads_no_weight_and_tells_everything(
     assert rows == {"data": "12", "spheres": "12", "all": "24"}
     assert "tokens per picture, data: 4 in each\ntokens per picture, spheres: 4 in each" in shown
     assert "sample lengths in tokens:" in shown and "language: adapters" in shown
-    assert "memory of a step, estimated for a batch of 4 × 98 tokens" in shown and "\n  peak " in shown
+    assert "estimated memory of a step with a batch of 4 × 98 tokens" in shown and "\n  peak " in shown
     assert (
         "16 samples, 4 in total (1 epochs); 4 samples per step (4 per device × 1 accumulated × 1 process)"
         in shown
@@ -397,7 +397,7 @@ def test_a_dry_run_of_an_adapter_to_go_on_from_of_packed_rows_and_of_a_stream(
     assert "language: adapters" in capsys.readouterr().out
     assert dry(program, flags, "--packing", "True", "--model_max_length", "200", *elsewhere) == 0
     shown = capsys.readouterr().out
-    assert "12 samples in 6 packed rows" in shown and "for a batch of 4 × 200 tokens" in shown
+    assert "12 samples in 6 packed rows" in shown and "with a batch of 4 × 200 tokens" in shown
     assert dry(program, flags, "--streaming", "True", "--model_max_length", "300", *elsewhere) == 0
     shown = capsys.readouterr().out
     assert (
