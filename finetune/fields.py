@@ -1,4 +1,4 @@
-"""Validates JSON files of other programs field by field; errors name the field, what was found and what was expected.
+"""Validates JSON files field by field; errors name the field, what was found and what was expected.
 
 A table declares what the fields of a file may hold:
 

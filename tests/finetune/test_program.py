@@ -138,7 +138,11 @@ def test_evaluation_and_workers(program: ModuleType, flags, tmp_path: Path, data
 def test_a_dry_run_shows_and_writes_nothing(program: ModuleType, flags, tmp_path: Path, capsys):
     assert program.main(flags("--use_lora", "True", "--dry_run", "True")) == 0
     shown = capsys.readouterr().out
-    assert "  train | yes yes <|im_end|>⏎" in shown and "language: adapters" in shown and "dry run: nothing" in shown
+    assert (
+        "  train | yes yes <|im_end|>⏎" in shown
+        and "language: adapters" in shown
+        and "dry run: nothing" in shown
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -138,7 +138,7 @@ def test_pictures_of_too_long_samples_are_made_smaller(processor, conversations)
     assert (dataset.lengths.tokens[~long] == whole.lengths.tokens[~long]).all()
     first = int(np.flatnonzero(long)[0])
     assert len(dataset[first].encoded.input_ids) == dataset.lengths.tokens[first] > limit - 10
-    with pytest.raises(ValueError, match="stay too long with the smallest pictures"):
+    with pytest.raises(ValueError, match="are too long even with the smallest pictures"):
         build(conversations, processor, max_length=60, on_bad_sample="shrink", **options)
 
 

@@ -151,7 +151,7 @@ def test_what_the_table_says():
     assert lines[1].split() == ["base", "base", "1,000", "1,000", "1.00", "50.0%"]
     assert lines[2].split() == ["s", "corrective", "30", "600", "20.00", "30.0%"]
     assert lines[4].split() == ["1,630", "2,000"]
-    assert "s: each of its 30 samples is seen 20 times an epoch" in lines[5] and MOST_TIMES < 20
+    assert "s: each of its 30 samples is seen 20 times per epoch" in lines[5] and MOST_TIMES < 20
     assert "times an epoch" not in Mixture([base(100), source("s", 10, repeat=2)], seed=0).table_text()
 
 
@@ -164,7 +164,7 @@ def test_what_the_table_says():
         ([base(4), source("other", 4, "base")], "several bases"),
         ([source("b", 4, "base", share=0.3)], "share of the base"),
         ([base(4), source("s", 4, share=0.5), source("t", 4, share=0.5)], "leaves nothing"),
-        ([source("g", 4, "replay", 1.0)], "only replayed sources"),
+        ([source("g", 4, "replay", 1.0)], "only replay sources"),
     ],
 )
 def test_what_is_no_mixture(sources, words):

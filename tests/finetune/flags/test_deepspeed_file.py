@@ -47,7 +47,7 @@ def test_our_own_files_pass(name: str):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"bf16": {"enabled": "auto"}, // half\n"zero_optimization": {}}', "JSON knows no comments"),
+        ('{"bf16": {"enabled": "auto"}, // half\n"zero_optimization": {}}', "JSON has no comments"),
         ("", "the file is empty"),
         ("[" * 50_000, "nested too deeply"),
         ([GOOD], "found a list of 1, expected an object"),

@@ -198,12 +198,12 @@ def test_without_a_video_beside_it_the_mark_is_words(folder: Path):
         (chat("<video>", videos=["http://a.b/c.mp4"]), r"video 'http://a.b/c.mp4': is an address, expected a file"),
         (chat("<video>", videos=[{"frames": ["0.png"], "fps": "2"}]), r"videos\[0\]: fps: found '2'"),
         (chat("<video>", videos=[{"frames": []}]), r"videos\[0\]: found an empty list, expected at least one frame"),
-        (chat("<audio> what?", audios=["x.wav"]), r"audios: found \['x.wav'\], expected pictures and videos alone"),
-        (chat("what?", audio="x.wav"), "audio: found 'x.wav', expected pictures and videos alone"),
+        (chat("<audio> what?", audios=["x.wav"]), r"audios: found \['x.wav'\], but audio is not supported"),
+        (chat("what?", audio="x.wav"), "audio: found 'x.wav', but audio is not supported"),
         (chat("<video>", videos=[7]), r"videos\[0\]: found 7, expected the path of a video"),
         (
             chat("<video> <ref>dog</ref><box>(1,2),(3,4)</box>", videos=["clip.mp4"]),
-            "found a box in a video, expected boxes in pictures alone",
+            "found a box in a video, but boxes are supported in pictures only",
         ),
     ],
 )  # fmt: skip

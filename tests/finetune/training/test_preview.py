@@ -402,6 +402,6 @@ def test_a_dry_run_of_an_adapter_to_go_on_from_of_packed_rows_and_of_a_stream(
     shown = capsys.readouterr().out
     assert (
         "12 samples, streamed: lengths are not counted in advance" in shown
-        and "for a batch of 4 × 300 tokens" in shown
+        and "with a batch of 4 × 300 tokens" in shown
     )
     assert not (tmp_path / "other").exists()
