@@ -298,7 +298,7 @@ def test_rounding_of_a_sum_is_no_fault_a_pixel_is():
         ('{"bbox_2d": [1, 2, 3, 4], "image": 1}', "pixels", ("wide.png",), {}, r"in picture 1, expected 0 to 0"),
         ('"bbox_2d": [1, 2, 3, 4]', "pixels", ("wide.png",), {}, r"found bbox_2d outside an object"),
         ('{"bbox_2d": [1, 2, 3, 4}', "pixels", ("wide.png",), {}, r"found bbox_2d outside an object"),
-        ("<bbox>", None, ("wide.png",), {"objects": {"bbox": [[1, 2, 3, 4]]}}, r"objects.bbox may be in pixels or in thous"),
+        ("<bbox>", None, ("wide.png",), {"objects": {"bbox": [[1, 2, 3, 4]]}}, r"objects.bbox may be in pixels"),
         ("<bbox>", "pixels", ("wide.png",), {}, r"objects.bbox: found 0, and 1 <bbox> in the text"),
         ("x", "pixels", ("wide.png",), {"objects": {"bbox": [[1, 2, 3, 4]]}}, r"objects.bbox: found 1, and 0 <bbox>"),
         ("<ref-object>", "pixels", ("wide.png",), {"objects": {"ref": []}}, r"objects.ref: found 0, and 1 <ref-obj"),
