@@ -18,20 +18,20 @@ FAILED = 1
 
 
 class RefusedError(Exception):
-    """Flags, data, probes or the output folder are wrong: nothing was trained."""
+    """Flags, data, probes or the output folder are invalid; nothing was trained."""
 
 
 class IncompleteError(Exception):
-    """The weights are saved, and something that was promised beside them is missing."""
+    """The weights are saved, but another promised output is missing."""
 
 
 class InterruptedRun(Exception):  # noqa: N818  (no error: it was asked for)
-    """Ctrl-C during training; the message says how to go on."""
+    """Ctrl-C during training; the message says how to resume."""
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """A ValueError before training is what is wrong with the input, not with the program."""
+    """Turn a ValueError before training into a RefusedError: the input is at fault, not the program."""
     try:
         yield
     except ValueError as error:
@@ -40,7 +40,7 @@ def refusing() -> Iterator[None]:
 
 @contextmanager
 def interruptible(folder: Path) -> Iterator[None]:
-    """Ctrl-C while a run writes to ``folder`` becomes one line that says how to go on."""
+    """Ctrl-C while a run writes to ``folder`` becomes one line that says how to resume."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -50,8 +50,8 @@ def interruptible(folder: Path) -> Iterator[None]:
 def exit_status(stations: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Run the stations; returns the exit status.
 
-    What is wrong with the input is one message; so is what stops training on purpose. Any other error shows where it
-    happened. A signal to stop and Ctrl-C are a line that says how to go on.
+    Invalid input and deliberate stops of training print one message; a stop signal and Ctrl-C print one line that says
+    how to resume. Any other error keeps its traceback.
     """
     quieten()
     try:
@@ -70,7 +70,7 @@ def exit_status(stations: Callable[[Sequence[str]], None], argv: Sequence[str]) 
 
 
 def quieten() -> None:
-    """Silence deprecation warnings of libraries, and whatever every process but the first would repeat."""
+    """Silence deprecation warnings of libraries, and the logs of every process but the first."""
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module=r"(transformers|torch|peft|accelerate|deepspeed)\."
     )
@@ -80,16 +80,16 @@ def quieten() -> None:
 
 
 def fail(error: Exception) -> int:
-    """Print what is wrong, on the first process alone or on the one that alone knows; returns the exit status."""
+    """Print the error, on the first process or on the only one that has it; returns the exit status."""
     if is_main() or isinstance(error, trainer.BatchError):
         print(f"finetune.py: {error}", file=sys.stderr)
     else:
-        time.sleep(5)  # the launcher ends all processes when one has ended: the first must have spoken
+        time.sleep(5)  # the launcher ends all processes once one ends: let the first print its message
     return FAILED
 
 
 def ended(line: str, status: int) -> int:
-    """Print why the run ended early, on the first process alone; returns the exit status."""
+    """Print why the run ended early, on the first process only; returns the exit status."""
     if is_main():
         print(f"\nfinetune.py: {line}", file=sys.stderr, flush=True)
     return status

@@ -1,4 +1,4 @@
-"""What a run starts from: the demo's flags, an adapter to go on from, the output folder, the data."""
+"""The inputs of a run: the demo's flags, an adapter to continue, the output folder, the data."""
 
 import os
 import socket
@@ -14,8 +14,7 @@ from finetune.distributed import decided_by_first, gathered, is_distributed, say
 from finetune.flags import parse
 from finetune.flags.arguments import Arguments
 from finetune.model import adapters, checkpoint
-from finetune.samples import conversation, videos
-from finetune.samples import source as reading
+from finetune.samples import conversation, source, videos
 from finetune.training import run_folder
 
 NOT_OF_THE_DEMO = ("model_name_or_path", "data_path", "corrective_data", "replay_data")
@@ -23,7 +22,7 @@ NOT_OF_THE_DEMO = ("model_name_or_path", "data_path", "corrective_data", "replay
 
 
 def with_demo(argv: Sequence[str]) -> Sequence[str]:
-    """Without a model and without data, the embedded demo's flags; flags that are given win."""
+    """Add the flags of the embedded demo where neither model nor data is given; given flags win."""
     given = {*NOT_OF_THE_DEMO, "help", "h"}
     if any(parse.has_value(argv, name) for name in given) or "-h" in argv:
         return argv
@@ -37,7 +36,7 @@ def with_demo(argv: Sequence[str]) -> Sequence[str]:
         time.sleep(0.5)
     flags = settings.prepared_flags(processes=int(os.environ.get("WORLD_SIZE", "1")))
     merged = parse.merge(flags, argv)
-    say("no model and no data given: the embedded demo, as if called with", "  " + " ".join(merged))
+    say("no model and no data given: running the embedded demo with these flags:", "  " + " ".join(merged))
     return merged
 
 
@@ -48,16 +47,16 @@ OF_THE_ADAPTER = {
     "lora_bias": "bias",
     "use_dora": "use_dora",
 }
-"""Flag → the field of an adapter's configuration that says it, where the flag is not given."""
+"""Flag → the field of the adapter's configuration that replaces it where the flag is not given."""
 
 
 def with_adapter(args: Arguments, *, given: set[str]) -> Arguments:
-    """The arguments where an adapter is trained on: whichever of the two flags names it, its base is the model, and
-    what no flag says is as the adapter has it.
+    """The arguments for continuing an adapter, whichever of the two flags names it: the model is the adapter's base,
+    and settings that no flag gives are those of the adapter. Without an adapter they are unchanged.
 
     given   the flags of ``OF_THE_ADAPTER`` that the user gave
 
-    Raises ValueError, before anything is read, where the adapter cannot be trained on.
+    Raises ValueError, before any data is read, where training cannot continue from the adapter.
     """
     name, further = str(args.model.model_name_or_path), args.adaptation.lora_weight_path
     base, adapter = checkpoint.resolve(name)
@@ -72,9 +71,9 @@ def with_adapter(args: Arguments, *, given: set[str]) -> Arguments:
         )
     if not args.lora:
         raise ValueError(
-            f"--model_name_or_path {name}: is an adapter, and the flags ask for training in full; merge it first "
-            f"(python -m finetune.export {name} --output_dir MERGED) and train that, or train the adapter itself "
-            "further: --use_lora True"
+            f"--model_name_or_path {name}: is an adapter, but the flags select full training; merge it first "
+            f"(python -m finetune.export {name} --output_dir MERGED) and train the result, or continue training the "
+            "adapter: --use_lora True"
         )
     folder = adapter if adapter is not None else checkpoint.adapter_folder(further, flag="--lora_weight_path")
     fields = adapters.check_fields(folder)
@@ -89,7 +88,7 @@ def with_adapter(args: Arguments, *, given: set[str]) -> Arguments:
     own = {
         flag: fields[field] for flag, field in OF_THE_ADAPTER.items() if flag not in given and field in fields
     }
-    say(f"going on from the adapter {folder}, on {base}")
+    say(f"continuing from the adapter {folder}, on {base}")
     return replace(
         args,
         model=replace(args.model, model_name_or_path=base),
@@ -98,7 +97,7 @@ def with_adapter(args: Arguments, *, given: set[str]) -> Arguments:
 
 
 def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:
-    """New run, resumed run or finished run: decided by the first process, for all."""
+    """Is this a new, a resumed or a finished run? The first process decides for all."""
     training = args.training
 
     def decide() -> run_folder.Start:
@@ -119,9 +118,9 @@ def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:
 
 
 def read_data(args: Arguments, path: str) -> Sequence[conversation.Conversation]:
-    """The conversations of one source, as the data flags say; raises ValueError with every fault found in it."""
+    """The conversations of one source, read by the data flags; raises ValueError with every fault found in it."""
     chosen = args.data
-    return reading.read(
+    return source.read(
         path,
         data_format=chosen.data_format,
         image_folder=chosen.image_folder,
@@ -134,7 +133,7 @@ def read_data(args: Arguments, path: str) -> Sequence[conversation.Conversation]
 
 
 def read_mixture(args: Arguments) -> mixture.Mixture:
-    """All training sources that the flags name, read, and what each epoch takes of them."""
+    """All training sources that the flags name, and how they are mixed in each epoch."""
     chosen, training = args.data, args.training
     specs: list[tuple[mixture.SourceRole, mixture.SourceSpec]] = []
     if chosen.data_path is not None:
@@ -154,12 +153,12 @@ def read_mixture(args: Arguments) -> mixture.Mixture:
 
 def build_dataset(
     args: Arguments,
-    source: mixture.Mixture | Sequence[conversation.Conversation],
+    conversations: mixture.Mixture | Sequence[conversation.Conversation],
     processor: Any,
     family: families.Family,
 ) -> dataset.ConversationDataset:
     return dataset.build_dataset(
-        source,
+        conversations,
         processor,
         family,
         max_length=args.data.model_max_length,
@@ -170,13 +169,13 @@ def build_dataset(
 
 
 def require_everywhere(folder: Path | None) -> None:
-    """Raises ValueError where a machine of the run does not have the checkpoint that the first goes on from."""
+    """Raises ValueError where a machine of the run lacks the checkpoint from which the first one resumes."""
     if folder is None or not is_distributed():
         return
     seen = gathered((socket.gethostname(), (folder / run_folder.STATE_FILE).is_file()))
     without = sorted({host for host, there in seen if not there})
     if without:
         raise ValueError(
-            f"{folder}: is not there on {', '.join(without)}; copy it there, or share --output_dir between the "
+            f"{folder}: missing on {', '.join(without)}; copy it there, or share --output_dir between the "
             "machines. A run on disks of their own saves everywhere with --save_on_each_node True"
         )

@@ -1,4 +1,4 @@
-"""The model of a run: opened and checked without weights, then built; and what of it is shown before training."""
+"""The model of a run: checked without weights, then built; and what is printed about it before training."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from finetune.training import preview
 
 
 def open_checkpoint(args: Arguments, plan: adaptation.Plan) -> tuple[Any, families.Family]:
-    """Processor and family of the model, whose modules are checked against the flags: no weights yet.
+    """Processor and family of the model; its modules are checked against the flags without loading weights.
 
-    Raises ValueError for a LoRA target that matches nothing, for a key layer that there is not, for a pixel budget that
-    the family cannot keep, for a kernel that the language model cannot run on, and for packing where samples of the
-    family cannot share a row.
+    Raises ValueError for a LoRA target that matches nothing, a key layer that does not exist, a pixel budget that
+    the family cannot honour, an attention kernel that the language model does not support, and for packing where the
+    family cannot put several samples into one row.
     """
     name, cache = str(args.model.model_name_or_path), args.model.cache_dir
     config = checkpoint.load_config(name, cache_dir=cache)
@@ -60,23 +60,23 @@ def rates_of(args: Arguments) -> adaptation.Rates:
 
 
 def precision_of(args: Arguments) -> torch.dtype:
-    """What training computes in."""
+    """The compute precision of training."""
     training = args.training
     return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
 
 
 def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan) -> Any:
-    """The model with what trains unfrozen.
+    """The model, with the trained parameters unfrozen.
 
-    Frozen weights rest in the precision that computes. Trained ones are fp32 (torch's mixed precision adds small
-    updates to them), unless DeepSpeed keeps fp32 copies of its own.
+    Frozen weights are stored in the compute precision. Trained ones are fp32 (so that mixed precision keeps small
+    updates), unless DeepSpeed keeps fp32 copies of its own.
     """
     training = args.training
     if training.deepspeed and is_distributed():
         import deepspeed
 
-        # ZeRO-3 shards while loading. On a CPU nobody else has told DeepSpeed of the processes by then, and it
-        # would take itself for the only one.
+        # ZeRO-3 shards while loading. On a CPU nothing else has told DeepSpeed about the other processes by then, and
+        # it would assume that it is the only one.
         deepspeed.init_distributed(auto_mpi_discovery=False)
     model, _ = checkpoint.load(
         str(args.model.model_name_or_path),
@@ -90,7 +90,7 @@ def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan)
 
 
 def resting_precision(args: Arguments, plan: adaptation.Plan) -> torch.dtype:
-    """What weights are loaded in: fp32 where the model itself trains and nobody else keeps fp32 copies."""
+    """The precision of loaded weights: fp32 where the model itself is trained and nothing else keeps fp32 copies."""
     whole = plan.lora or plan.language == "frozen" or bool(args.training.deepspeed)
     return precision_of(args) if whole else torch.float32
 
@@ -113,7 +113,7 @@ def describe(
     *,
     whole: bool = False,
 ) -> None:
-    """Say what trains on what: briefly before training, wholly for a dry run."""
+    """Print what is trained on what data: briefly before training, in full for a dry run."""
     family = train_set.family
     told = preview.Preview(
         model, train_set, args.training, packing=args.data.packing, precision=precision_of(args)
@@ -123,10 +123,10 @@ def describe(
     say(adaptation.table_text(adaptation.table(model, family, rates_of(args))))
     still = adaptation.not_trained_further(model, family) if plan.adapter else []
     if still:
-        say(f"stays as the adapter has it, because no flag trains it: {', '.join(still)}")
+        say(f"in the adapter, but not trained because no flag selects it: {', '.join(still)}")
     frozen = adaptation.left_frozen(model, family, plan)
     if frozen:
-        say(f"stays as it is, because an adapter cannot hold it: {', '.join(frozen)}")
+        say(f"not trained, because an adapter cannot store it: {', '.join(frozen)}")
     say(told.device_memory() if whole else told.device_memory_line(), told.steps())
 
 

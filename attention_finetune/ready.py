@@ -1,4 +1,4 @@
-"""A run that has passed every check: what training starts from."""
+"""A run that has passed every check, ready to be built."""
 
 from typing import Any, NamedTuple
 
@@ -7,11 +7,11 @@ from finetune.flags.arguments import Arguments
 from finetune.training import run_folder
 
 SAMPLES_SHOWN_FROM = 2000
-"""The report of a run shows a few training samples, out of this many first ones."""
+"""The report shows a few training samples, chosen from this many first ones."""
 
 
 class Probes(NamedTuple):
-    """What is watched, and what its key layers are chosen on; () where nothing is."""
+    """The probes to judge by, and those to choose the key layers on; () where there are none."""
 
     judged: Any = ()
     calibration: Any = ()

@@ -47,7 +47,7 @@ from finetune.training import evaluation, run_folder, stopping, trainer
 
 
 class Run(NamedTuple):
-    """A run that is built: what trains, and what watches it."""
+    """A run that is built: the trainer, and the callbacks that monitor it."""
 
     ready: Ready
     trainer: trainer.FinetuneTrainer
@@ -56,7 +56,7 @@ class Run(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """Where the run writes."""
+        """The output folder of the run."""
         return Path(str(self.ready.args.training.output_dir))
 
 
@@ -79,9 +79,9 @@ def main(argv: Sequence[str]) -> int:
 
 @refusing()
 def parse(argv: Sequence[str]) -> Arguments:
-    """Flags → arguments. Without a model and without data they are the embedded demo's.
+    """Flags → arguments; without a model and without data, those of the embedded demo.
 
-    Raises RefusedError with everything that is wrong with the flags.
+    Raises RefusedError that lists everything wrong with the flags.
     """
     argv = with_demo(flags.expanded(argv))
     args, lines = flags.parse(argv)
@@ -91,9 +91,9 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 @refusing()
 def prepare(args: Arguments) -> Ready | None:
-    """Arguments → model and data; None where nothing is left to train.
+    """Arguments → model and data; None for a dry run or a finished run.
 
-    Raises RefusedError with everything that is found wrong.
+    Raises RefusedError that lists everything found wrong.
     """
     checkpoint.check_kernel(args.model.attn_implementation, precision_of(args))
     if args.training.deepspeed and not args.training.dry_run:
@@ -115,7 +115,7 @@ def prepare(args: Arguments) -> Ready | None:
     eval_set = build_dataset(args, held_out, processor, family) if held_out else None
     if args.training.dry_run:
         describe(args, outline(args, family, plan), plan, train_set, whole=True)
-        say("a dry run: nothing was trained, nothing was written")
+        say("dry run: nothing was trained or written")
         return None
     set_seed(args.training.seed)
     model = build_model(args, family, plan)
@@ -124,7 +124,7 @@ def prepare(args: Arguments) -> Ready | None:
 
 
 def build(ready: Ready) -> Run:
-    """The Trainer, with whatever evaluates and watches; the output folder is marked as begun."""
+    """Build the Trainer with its evaluation and monitoring callbacks, and mark the output folder as begun."""
     args, training = ready.args, ready.args.training
     if args.data.packing:
         say(packing.kernel_note(args.model.attn_implementation, args.data.model_max_length))
@@ -150,14 +150,14 @@ def build(ready: Ready) -> Run:
 
 
 def train(run: Run) -> None:
-    """Train from the start, or from the checkpoint that the run goes on from."""
+    """Train from the start, or resume from a checkpoint."""
     resumed_from = run.ready.start.checkpoint
     with interruptible(run.folder):
         try:
             run.trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
         finally:
             if run.writer is not None:
-                run.writer.close()  # a run that is told to stop has logged too
+                run.writer.close()  # also where the run is interrupted
 
 
 def save(run: Run) -> None:
@@ -171,7 +171,7 @@ def save(run: Run) -> None:
         run_folder.write_run(run.folder, ready.marks, finished=True)
     what = "adapter" if ready.args.lora else "model"
     trained = (
-        f"the trained {what}" if built.state.global_step else f"nothing was trained: the {what} as it began"
+        f"the trained {what}" if built.state.global_step else f"nothing was trained: the unchanged {what}"
     )
     say(f"{trained} and its processor are in {run.folder}")
 
@@ -179,7 +179,7 @@ def save(run: Run) -> None:
 def compare(run: Run) -> None:
     """Raises IncompleteError where the monitor could not write its pictures or its before / after report.
 
-    The monitor itself compares, at the end of training, while the model is still there.
+    The monitor itself makes the comparison at the end of training, while the model is still loaded.
     """
     missing = [what_is_missing(run.ready, watcher) for watcher in run.watchers if watcher.missing]
     if missing:
@@ -187,7 +187,7 @@ def compare(run: Run) -> None:
 
 
 def evaluators(ready: Ready, writer: Any) -> list[TrainerCallback]:
-    """What generates answers at each evaluation, where that is asked for."""
+    """The callback that generates answers at each evaluation, if --eval_generate is given."""
     chosen = ready.args.evaluation
     if ready.eval_set is None or not chosen.eval_generate:
         return []

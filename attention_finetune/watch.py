@@ -1,5 +1,7 @@
-"""What of diagnostics takes part in a run: probes are read and checked, and the monitor is made. Imported
-inside functions, so that a run without --monitor loads none of it."""
+"""The part of a run that uses diagnostics: reads and checks probes, and builds the monitor.
+
+Diagnostics is imported inside functions, so that a run without --monitor loads none of it.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +15,10 @@ from finetune.training import trainer
 
 
 def read_probes(args: Arguments) -> Probes:
-    """The probe files, read before anything that takes time, so that their faults are known at once."""
+    """Read the probe files, before anything slow, so that their faults are reported at once."""
     if not args.monitor.monitor:
         if args.monitor.probes:
-            say("--probes is given, but --monitor is not True: nothing is watched")
+            say("--probes is given, but --monitor is not True: nothing is monitored")
         return Probes()
     from diagnostics.probing.layer_choice import check_apart
     from diagnostics.records.probes import read_probes as read
@@ -28,7 +30,7 @@ def read_probes(args: Arguments) -> Probes:
 
 
 def check_probes(args: Arguments, probes: Probes, processor: Any, family: families.Family) -> None:
-    """Raises ValueError for probes that this model cannot read."""
+    """Raises ValueError for probes that this model cannot encode."""
     if not probes.judged:
         return
     from diagnostics.probing.prompts import ProbeEncoder
@@ -42,7 +44,7 @@ def check_probes(args: Arguments, probes: Probes, processor: Any, family: famili
 
 
 def prompt_note(probes: Probes, trained: Sequence[conversation.Conversation]) -> list[str]:
-    """A line where probes ask otherwise than training does: what is judged is then not what was trained."""
+    """A line where probes and training data use different prompt formats: the probes then judge another prompt."""
     if not probes.judged:
         return []
     from diagnostics.probing.prompts import user_parts
@@ -57,13 +59,13 @@ def prompt_note(probes: Probes, trained: Sequence[conversation.Conversation]) ->
         return []
     wanted = '"Picture 1: <image>\\n…"' if True in data else '"<image>\\n…"'
     return [
-        f'probes write {"" if True in asked else "no "}"Picture 1: " before a picture, the training data '
-        f"{'does' if True in data else 'does not'}: write {wanted} into their questions, and both are asked alike"
+        f'probes write {"" if True in asked else "no "}"Picture 1: " before a picture, but the training data '
+        f"{'does' if True in data else 'does not'}: write {wanted} in the probes to use one prompt format"
     ]
 
 
 def monitor(ready: Ready, writer: Any) -> Any:
-    """The AttentionMonitor of this run. What is wrong at its start is one message, as whatever else is."""
+    """The AttentionMonitor of this run; an error at its start becomes one message."""
     from diagnostics import AttentionMonitor
     from diagnostics.report.case_studies import TrainingSample
 
@@ -92,10 +94,10 @@ def monitor(ready: Ready, writer: Any) -> Any:
 
 
 def what_is_missing(ready: Ready, watcher: Any) -> str:
-    """One line: what training should have shown and has not, and how to see it all the same."""
+    """One line: which output of the monitor is missing, and how to make it."""
     folder, name = ready.args.training.output_dir, ready.args.model.model_name_or_path
     return (
-        f"the weights are saved, but {watcher.missing_words}. Pictures again: python -m diagnostics.render "
-        f"--attention_dir {folder}/attention; the comparison: python -m diagnostics.compare --before {name} --after "
+        f"the weights are saved, but {watcher.missing_words}. To draw the pictures: python -m diagnostics.render "
+        f"--attention_dir {folder}/attention; to compare: python -m diagnostics.compare --before {name} --after "
         f"{folder} --probes {ready.args.monitor.probes} --output_dir {folder}"
     )

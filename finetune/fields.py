@@ -1,11 +1,11 @@
-"""JSON that somebody else wrote, read field by field: what is found against what is expected, with the field's name.
+"""Validates JSON files field by field; errors name the field, what was found and what was expected.
 
-A table says what a file's fields may hold:
+A table declares what the fields of a file may hold:
 
     SHAPE = {"version": whole(1, 1), "visual": {"layers": whole(1, 1_000), "mlp_ratio": number(0, above=True)}}
 
-and :func:`check` answers all that is wrong in one ValueError: ``config.json: visual.layers: found "x", expected a whole
-number from 1 to 1,000``. Fields that the table does not name may hold anything.
+and :func:`check` reports everything wrong in one ValueError: ``config.json: visual.layers: found "x", expected a whole
+number from 1 to 1,000``. Fields that are not in the table may hold anything.
 """
 
 import json
@@ -38,7 +38,7 @@ Shape = Mapping[str, Union[Kind, "Shape"]]
 
 
 def whole(least: int = 0, most: int | None = None) -> Kind:
-    """A whole number, 2.0 and 2e8 among them as JSON knows one kind of number alone."""
+    """A whole number, including 2.0 and 2e8, because JSON has only one kind of number."""
     return Kind(
         f"a whole number {_span(least, most)}",
         lambda value: _is_number(value) and value == int(value) and _within(value, least, most),
@@ -56,7 +56,7 @@ def number(least: float, most: float | None = None, *, above: bool = False) -> K
 
 
 def one_of(*values: Any) -> Kind:
-    # By kind too: True equals 1.
+    # With the type, because True equals 1.
     known = [(type(value), value) for value in values]
     return Kind(" or ".join(map(shown, values)), lambda value: (type(value), value) in known)
 
@@ -71,7 +71,7 @@ def items(kind: Kind, count: int | None = None) -> Kind:
 
 
 def by_name(kind: Kind) -> Kind:
-    """An object of any names, whose values are all of one kind."""
+    """An object with any keys, whose values are all of one kind."""
     return Kind(
         f"an object of {kind.words} by name",
         lambda value: isinstance(value, dict) and all(kind.fits(one) for one in value.values()),
@@ -108,7 +108,7 @@ def _span(least: float, most: float | None) -> str:
 def read(path: Path) -> Any:
     """What a JSON file holds.
 
-    Raises ValueError where it cannot be read, is not UTF-8 or broken, and where it is nested beyond any use.
+    Raises ValueError where it cannot be read, is not UTF-8, is broken, or is nested too deeply.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -120,13 +120,13 @@ def read(path: Path) -> Any:
 
 
 def parse(text: str, where: str) -> Any:
-    """What JSON holds; ``where`` it stands begins the message of every ValueError."""
+    """The content of a JSON text; every ValueError begins with ``where``."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: {_broken(text, error)}") from error
     except RecursionError as error:
-        raise ValueError(f"{where}: is nested too deep to be read; is it the right file?") from error
+        raise ValueError(f"{where}: nested too deeply to be read; is it the right file?") from error
     except ValueError as error:  # Python reads no number of more than 4,300 digits
         raise ValueError(f"{where}: found a number of thousands of digits; is it the right file?") from error
 
@@ -135,14 +135,15 @@ def _broken(text: str, error: json.JSONDecodeError) -> str:
     rest = text[error.pos :].lstrip()[:2]
     if not text.strip():
         return "the file is empty, expected JSON"
-    hint = "; JSON knows no comments: take it out" if rest in ("//", "/*") or rest[:1] == "#" else ""
+    hint = "; JSON has no comments: remove it" if rest in ("//", "/*") or rest[:1] == "#" else ""
     return f"broken JSON at line {error.lineno}, column {error.colno} ({error.msg}){hint}"
 
 
 def faults(content: Any, shape: Shape, *, required: Sequence[str] = (), at: str = "") -> Iterator[str]:
-    """One for each field that holds something else than ``shape`` says, by the field's name.
+    """One for each field that does not match ``shape``, with the name of the field.
 
-    required   names that must be there; ``at`` is what stands before every name
+    required   fields that must be present
+    at         prefix of every name
     """
     if not isinstance(content, dict):
         yield (
@@ -153,7 +154,7 @@ def faults(content: Any, shape: Shape, *, required: Sequence[str] = (), at: str 
         return
     for name in required:
         if name not in content:
-            yield f"{at}{name}: is missing"
+            yield f"{at}{name}: missing"
     for name, kind in shape.items():
         if name not in content:
             continue

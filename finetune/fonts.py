@@ -1,6 +1,6 @@
-"""A font that can write Chinese, or one clear message that there is none; and a pen that writes with it on pictures.
+"""Finds a font with Chinese glyphs, or reports that there is none, and draws text on pictures with it.
 
-Training draws answers without matplotlib, so this uses Pillow alone.
+Training draws answers without matplotlib, so this uses only Pillow.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from PIL import ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
 
-# Characters that a font must have before it may write Chinese: simplified, traditional, and full-width marks.
+# Characters that a font must cover to count as Chinese: simplified, traditional, and full-width punctuation.
 _PROOF = "东方明珠廣州塔,。?"
 
 # Parts of file names of fonts known to write Chinese, in order of preference (regular weights of sans faces).
@@ -46,7 +46,7 @@ MISSING = (
     "run `pip install mplfonts` (or `apt-get install fonts-wqy-microhei`) and draw again"
 )
 
-_NO_CHARACTER = "\uffff"  # Unicode promises that it never is one, so every font draws its "missing" glyph
+_NO_CHARACTER = "\uffff"  # never assigned by Unicode, so every font draws its "missing" glyph
 _PROOF_SIZE = 32
 
 
@@ -54,7 +54,7 @@ _PROOF_SIZE = 32
 def chinese_font() -> Path | None:
     """The first font that has Chinese glyphs, or None.
 
-    The package ``mplfonts`` is asked first, by its folder alone: importing it would rewrite matplotlib's
+    The package ``mplfonts`` comes first, found by its folder: importing it would rewrite matplotlib's
     configuration for the whole process. Then the fonts of the system.
     """
     return next((path for path in _candidates() if covers(path, _PROOF)), None)
@@ -70,7 +70,7 @@ def text_font(text: str) -> Path:
     if chinese is not None:
         return chinese
     if any(_is_east_asian(character) for character in text):
-        raise ValueError(f"cannot write {text!r}: {MISSING}")
+        raise ValueError(f"cannot draw {text!r}: {MISSING}")
     return latin_font()
 
 
@@ -86,7 +86,7 @@ def latin_font() -> Path:
     found = next((path for path in [*own, *_system_fonts()] if path.name == "DejaVuSans.ttf"), None)
     if found is None:
         raise ValueError(
-            "found no font DejaVu Sans to write with; run `pip install matplotlib`, which brings it along"
+            "the font DejaVu Sans is not installed; run `pip install matplotlib`, which brings it along"
         )
     return found
 

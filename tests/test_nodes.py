@@ -153,7 +153,7 @@ def test_one_process_that_is_told_to_stop_stops_all(
     # A machine without that checkpoint is named, and none trains.
     assert ranks(program, again, apart=True) == [1, 1]
     error = capfd.readouterr().err
-    assert f"{newest}: is not there on {socket.gethostname()}; copy it there" in error
+    assert f"{newest}: missing on {socket.gethostname()}; copy it there" in error
     assert "--save_on_each_node True" in error and error.count("finetune.py: ") == 1
 
     assert ranks(program, again) == [0, 0]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, cast, overload
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from finetune.data.lengths import IGNORED, Lengths, count, faults_of, faults_tex
 from finetune.data.mixture import Mixture, Source
 from finetune.data.schedule import Row
 from finetune.families.base import Encoded, Family, encode_for_training, joined_media
-from finetune.samples.conversation import Conversation, ImageRef, Turn, VideoRef
+from finetune.samples.conversation import Conversation, ImageRef, OnDemand, Turn, VideoRef
 from finetune.samples.listing import shown
 
 MOST_NAMES_SHOWN = 20
@@ -47,7 +47,7 @@ class ConversationDataset(Dataset[Sample]):
     """Conversations of a mixture, encoded when asked for: images are decoded in the data loader's workers.
 
     conversations   all sources, one after another
-    lengths         tokens of each, known before training; None with streaming, where nothing is counted ahead
+    lengths         tokens of each, known before training; None with streaming, where nothing is counted in advance
     mixture         the sources, and the order of an epoch
     source_of       Int[samples], which source each comes from
     """
@@ -83,12 +83,13 @@ class ConversationDataset(Dataset[Sample]):
         elif len(encoded.input_ids) != self.lengths.tokens[index]:
             raise ValueError(
                 f"{conversation.source}: found {len(encoded.input_ids)} tokens, expected "
-                f"{self.lengths.tokens[index]} as counted before training; its file or its pictures have changed since"
+                f"{self.lengths.tokens[index]} as counted before training; the data file or its pictures have "
+                "changed since"
             )
         return Sample(index, encoded, int(self.source_of[index]))
 
     def _fitting(self, conversation: Conversation, encoded: Encoded) -> Encoded:
-        """What ``build_dataset`` checks ahead, for one sample."""
+        """The checks of ``build_dataset``, for one streamed sample."""
         if not (encoded.labels[1:] != IGNORED).any():
             raise ValueError(f"{conversation.source}: no token to learn")
         if len(encoded.input_ids) <= self.max_length:
@@ -103,7 +104,7 @@ class ConversationDataset(Dataset[Sample]):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is let in
+# Length limit
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -118,12 +119,12 @@ def build_dataset(
     workers: int | None = None,
     say: Callable[[str], None] = print,
 ) -> ConversationDataset:
-    """Count every sample's tokens, and let none in that is longer than ``max_length``: a sample is never cut.
+    """Count the tokens of every sample and enforce ``max_length``: a sample is never truncated.
 
     mixture         plain conversations are a mixture of one source
-    on_bad_sample   too long samples are an error, left out ("drop"), or their pictures are made smaller ("shrink")
-    streaming       nothing is counted ahead; samples are checked when it is their turn
-    workers         processes that count; None: as many as there are cores for
+    on_bad_sample   samples that are too long are an error, left out ("drop"), or get smaller pictures ("shrink")
+    streaming       nothing is counted in advance; samples are checked when they are read
+    workers         processes that count; None: as many as the cores allow
 
     Samples that the family cannot read, and those without a token to learn, are an error or left out in the same way.
 
@@ -145,8 +146,8 @@ def build_dataset(
     )
 
 
-class Selected(Sequence[Conversation]):
-    """Some of the conversations, in their order, some of them in another form.
+class Selected(OnDemand):
+    """A subset of the conversations, in order, some of them replaced.
 
     kept      Int[samples]: which
     changed   place in ``conversations`` → what stands there instead
@@ -163,19 +164,13 @@ class Selected(Sequence[Conversation]):
     def __len__(self) -> int:
         return len(self.kept)
 
-    @overload
-    def __getitem__(self, index: int) -> Conversation: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Conversation]: ...
-    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        place = int(self.kept[index])
-        return self.changed[place] if place in self.changed else self.conversations[place]
+    def at(self, place: int) -> Conversation:
+        number = int(self.kept[place])
+        return self.changed[number] if number in self.changed else self.conversations[number]
 
 
 class Fitting(NamedTuple):
-    """How samples over the length are dealt with."""
+    """What is done with samples that are too long or that the model cannot read."""
 
     processor: Any
     family: Family
@@ -223,13 +218,13 @@ class Fitting(NamedTuple):
                 found[i] = smaller
         if found:
             self.say(
-                f"{source.name}: the pictures of {len(found):,} of {len(lengths.tokens):,} samples are made smaller, "
-                f"so that these fit --model_max_length {self.max_length}"
+                f"{source.name}: the pictures of {len(found):,} of {len(lengths.tokens):,} samples were downscaled to "
+                f"fit --model_max_length {self.max_length}"
             )
         return found
 
     def _tell(self, pairs: Sequence[tuple[Source, Lengths]], long: Sequence[Sequence[int]]) -> None:
-        """Raise what is too long, or say what is left out."""
+        """Raise an error for samples that are too long, or list those that are left out."""
         too_long, samples = sum(map(len, long)), sum(len(lengths.tokens) for _, lengths in pairs)
         names = [
             _weight(source.conversations[i], int(lengths.tokens[i]))
@@ -240,7 +235,7 @@ class Fitting(NamedTuple):
         message = "\n".join(
             [
                 f"{too_long:,} of {samples:,} samples are over --model_max_length {self.max_length}; "
-                "cutting them could cut through an image",
+                "samples are never truncated",
                 *shown(names, MOST_NAMES_SHOWN),
             ]
         )
@@ -250,7 +245,8 @@ class Fitting(NamedTuple):
             )
         if self.on_bad_sample == "shrink":
             raise ValueError(
-                f"{message}\nthey stay too long with the smallest pictures; raise --model_max_length, or leave them "
+                f"{message}\nthey are too long even with the smallest pictures; raise --model_max_length, or leave "
+                "them "
                 "out: --on_bad_sample drop"
             )
         self.say(f"{message}\nleft out, as --on_bad_sample drop says")
@@ -289,8 +285,8 @@ def _weight(conversation: Conversation, tokens: int) -> str:
 
 
 class Rows(Dataset[list[Sample | Fault]]):
-    """What the data loader asks for: the samples of a row. One that cannot be read is told, not raised: a worker's
-    exception would reach the trainer as a traceback, and without the others of its batch."""
+    """The items of the data loader: the samples of a row. A sample that cannot be read becomes a ``Fault``: a worker's
+    exception would reach the trainer as a traceback, and without the rest of its batch."""
 
     def __init__(self, dataset: ConversationDataset) -> None:
         self.dataset = dataset

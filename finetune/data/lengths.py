@@ -1,4 +1,4 @@
-"""How long samples are, before training: counted in parallel, without opening a picture, and kept for the next run."""
+"""Counts the tokens of all samples before training: in parallel, without decoding a picture, and cached."""
 
 import hashlib
 import tempfile
@@ -22,7 +22,7 @@ from finetune.samples.videos import frame_size
 from finetune.samples.workers import in_chunks
 
 COUNTING = 5
-"""Raised whenever counting changes, so that what older versions kept is counted anew."""
+"""Version of the counting; raise it whenever counting changes, so that older cached counts are discarded."""
 IGNORED = -100
 NOTHING_TO_LEARN = "no token to learn"
 UNREADABLE = -1  # tokens of a sample that the family refuses
@@ -30,7 +30,7 @@ MOST_NAMES_SHOWN = 20
 
 
 class Lengths(NamedTuple):
-    """What each sample weighs, in tokens.
+    """Token counts of each sample.
 
     tokens           all of them; ``UNREADABLE`` where the family refuses the sample
     trained_tokens   those that are learned; the first of a sample is never one, nothing predicts it
@@ -250,12 +250,12 @@ def _kept(path: Path, count: int, say: Callable[[str], None]) -> Int[np.ndarray,
     except FileNotFoundError:
         return None
     except OSError as error:
-        say(f"{path}: token counts of an earlier run cannot be read ({error.strerror}); counting anew")
+        say(f"{path}: cached token counts cannot be read ({error.strerror}); counting again")
         return None
     counts, checksum = content[:-32], content[-32:]
     columns = len(Lengths._fields)
     if hashlib.sha256(counts).digest() != checksum or len(counts) != count * columns * 8:
-        say(f"{path}: the token counts of an earlier run are broken; counting anew")
+        say(f"{path}: the cached token counts are broken; counting again")
         return None
     return np.frombuffer(counts, "<i8").reshape(count, columns)
 
@@ -265,7 +265,7 @@ def _keep(path: Path, counts: Int[np.ndarray, "samples columns"], say: Callable[
     try:
         write_atomically(path, content + hashlib.sha256(content).digest())
     except OSError as error:
-        say(f"{path}: token counts cannot be kept ({error.strerror}), so the next run counts again")
+        say(f"{path}: token counts cannot be cached ({error.strerror}); the next run will count again")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -301,6 +301,6 @@ def _check_shrinkable(conversation: Conversation, processor: Any, family: Family
     one = Conversation((Turn("user", (large,)), Turn("assistant", ("a",))))
     if _tokens(one, processor, family) == _tokens(_bounded(one, 1), processor, family):
         raise ValueError(
-            f"{conversation.source}: too long, and the pictures of {family.name} all take as many tokens, so none "
-            "can be shrunk; use --on_bad_sample drop, or raise --model_max_length"
+            f"{conversation.source}: too long, and every picture of {family.name} takes the same number of tokens, so "
+            "shrinking cannot help; use --on_bad_sample drop, or raise --model_max_length"
         )

@@ -1,4 +1,4 @@
-"""Several sources of training data in one deterministic order: what each epoch takes of which.
+"""Mixes several sources of training data in one deterministic order, with a share per source.
 
 **Shares are of all samples of an epoch.** ``base.json`` with ``spheres.json:0.3`` and ``general.json:0.1`` trains on
 30 % spheres and 10 % general samples; the base has what is left. A source by count, ``FILE`` or ``FILE:x2``, gives each
@@ -25,12 +25,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, NamedTuple, overload
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-from finetune.samples.conversation import Conversation
+from finetune.samples.conversation import Conversation, OnDemand
 
 SourceRole = Literal["base", "corrective", "replay"]
 
@@ -77,7 +77,7 @@ def parse_source(text: str) -> SourceSpec:
         if not 0 < share < 1:
             raise ValueError(
                 f"{text!r}: found the share {match['share']}, expected one between 0 and 1, of the samples of an "
-                f"epoch; to see each sample twice an epoch write {path}:x2"
+                f"epoch; to train each sample twice per epoch write {path}:x2"
             )
         return SourceSpec(path, share)
     if not match["repeat"].isdigit() or int(match["repeat"]) < 1:
@@ -97,18 +97,18 @@ def spec_faults(base: str | None, corrective: Sequence[str], replay: Sequence[st
     for flag, spec in specs:
         if flag != "data_path" and not Path(spec.path).exists():
             yield (
-                f"--{flag}: there is no file or folder {spec.path!r} (working directory {Path.cwd()}); a share is "
-                "written FILE:0.3, and each sample twice an epoch FILE:x2"
+                f"--{flag}: no such file or folder: {spec.path!r} (working directory {Path.cwd()}); FILE:0.3 sets a "
+                "share, FILE:x2 trains each sample twice per epoch"
             )
     for (flag, one), (other_flag, other) in itertools.combinations(specs, 2):
         if Path(one.path).resolve() == Path(other.path).resolve():
             again = f"--{other_flag}" if flag != other_flag else "again"
             yield (
-                f"--{flag}: {one.path!r} is given {again} as {other.path!r}; name each source once (FILE:x2 is "
-                "each of its samples twice an epoch)"
+                f"--{flag}: {one.path!r} is given {again} as {other.path!r}; name each source once (FILE:x2 trains "
+                "each of its samples twice per epoch)"
             )
     if replay and base is None and not corrective:
-        yield "--replay_data: found nothing that it is replayed beside; add --data_path or --corrective_data"
+        yield "--replay_data: replay needs other training data; add --data_path or --corrective_data"
     yield from _share_faults([spec.share for _, spec in specs])
 
 
@@ -256,15 +256,15 @@ class Mixture:
         ]
         lines = _table([head, *rows, ("", "", f"{len(self.conversations):,}", f"{total:,}", "", "")])
         lines += [
-            f"{part.name}: each of its {part.samples:,} samples is seen {part.times:.0f} times an epoch; more than "
-            f"{MOST_TIMES} teach little and are learned by heart: a smaller share, or more samples"
+            f"{part.name}: each of its {part.samples:,} samples is seen {part.times:.0f} times per epoch; more than "
+            f"{MOST_TIMES} times adds little and risks memorisation: use a smaller share or more samples"
             for part in self.parts
             if part.times > MOST_TIMES
         ]
         return "\n".join(lines)
 
 
-class Joined(Sequence[Conversation]):
+class Joined(OnDemand):
     """Several sequences of conversations as one."""
 
     def __init__(self, sequences: Sequence[Sequence[Conversation]]) -> None:
@@ -274,14 +274,7 @@ class Joined(Sequence[Conversation]):
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> Conversation: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Conversation]: ...
-    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def at(self, place: int) -> Conversation:
         which = int(np.searchsorted(self.ends, place, side="right"))
         return self.sequences[which][place - int(self.ends[which]) + len(self.sequences[which])]
 
@@ -300,7 +293,7 @@ def _source_faults(sources: Sequence[Source]) -> Iterator[str]:
     if sum(source.role == "base" for source in sources) > 1:
         yield "found several bases, expected one at most"
     if sources and all(source.role == "replay" for source in sources):
-        yield "found only replayed sources, expected a base or a corrective one beside them"
+        yield "found only replay sources, expected a base or a corrective source as well"
     yield from _share_faults([source.share for source in sources])
 
 

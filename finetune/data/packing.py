@@ -1,11 +1,11 @@
-"""Which samples share a row: several short ones, up to its length, none of them cut."""
+"""Packs several short samples into one row, up to its length, without truncating any."""
 
 import numpy as np
 from jaxtyping import Int
 
 OPEN_ROWS = 64
-"""A sample goes to one of so many rows begun last. More fill rows a little better, and carry samples further from
-their place in the order, which was drawn by chance for a reason."""
+"""A sample goes into one of this many rows, those begun last. More fill rows slightly better but move samples further
+from their place in the shuffled order."""
 
 
 def pack(
@@ -36,7 +36,7 @@ def pack(
 
 
 def kernel_note(attention: str, capacity: int) -> str:
-    """What rows of several samples ask of the attention kernel."""
+    """A line about how the attention kernel separates the samples of a row."""
     if "flash" in attention:
         return f"--packing: {attention} keeps the samples of a row apart without a mask"
     return (

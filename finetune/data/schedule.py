@@ -1,4 +1,4 @@
-"""Which samples are trained in which step: one order for all processes, known from the seed and the epoch alone."""
+"""Which samples are trained in which step: one order for all processes, determined by seed and epoch."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ Row = tuple[int, ...]
 Strategy = Literal["random", "sequential", "group_by_length"]
 
 GROUPED_STEPS = 50
-"""Samples of like length are looked for among those of so many steps, so that grouping leaves the order to chance."""
+"""Samples are grouped by length within windows of this many steps, so that the order stays mostly random."""
 
 
 class StepShape(NamedTuple):
@@ -162,7 +162,7 @@ class Schedule(Sampler[list[Row]]):
             rows = EpochRows(rows.samples[: starts[-1]], starts)
         if not len(rows):
             raise ValueError(
-                f"an epoch has no step: {len(samples)} samples do not fill one batch of {self.shape.rows} rows × "
+                f"an epoch has no steps: {len(samples)} samples do not fill one batch of {self.shape.rows} rows × "
                 f"{self.shape.processes} processes; leave out --dataloader_drop_last"
             )
         if epoch == 0 and self.longest_first and self.tokens is not None:

@@ -1,6 +1,6 @@
-"""The flags of ``finetune.py``: groups, the translation of old flags, and the checks that need two groups.
+"""The flags of ``finetune.py``, one dataclass per group.
 
-Nothing here imports model code, so ``--help`` and a mistyped flag answer at once.
+``--help`` and unknown flags are answered without importing this module: :mod:`finetune.flags.help` reads its source.
 """
 
 from dataclasses import dataclass, field
@@ -9,223 +9,235 @@ from typing import Literal
 import torch
 import transformers
 
-DEFAULT_OUTPUT_DIR = "output_qwen"
-
 Mode = Literal["frozen", "lora", "full"]
-"""How a component trains."""
+"""How a component is trained."""
 
 
 @dataclass
 class ModelArguments:
-    """Which model."""
+    """Model."""
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Checkpoint: a hub name, a model folder or an adapter folder. Without it and without "
-                          "--data_path, the embedded demo."},
+        metadata={"help": "Checkpoint to train: a hub name, a model folder or an adapter folder. Without it and "
+                          "without --data_path, the embedded demo runs."},
     )  # fmt: skip
-    cache_dir: str | None = field(default=None, metadata={"help": "Where the hub's downloads are kept."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Folder for downloads from the hub."})
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = field(
         default="sdpa",
-        metadata={"help": "The attention kernel. flash_attention_2 needs flash-attn, imported only then."},
+        metadata={"help": "Attention implementation. flash_attention_2 requires the flash-attn package."},
     )
 
 
 @dataclass
 class DataArguments:
-    """What it learns from."""
+    """Data."""
 
     data_path: str | None = field(
         default=None,
-        metadata={"help": "Training data: a file of Qwen-VL, LLaVA, ShareGPT or OpenAI conversations (.json, "
-                          ".jsonl, .parquet), or a folder of parquet or of Hugging Face datasets."},
+        metadata={"help": "Training data: a file of conversations (.json, .jsonl, .parquet; see --data_format), or "
+                          "a folder of parquet files or a saved Hugging Face dataset."},
     )  # fmt: skip
     corrective_data: list[str] | None = field(
         default=None,
-        metadata={"help": "Corrective data mixed in: FILE:0.3 is a share of 30 %% of the samples, FILE:x2 is "
-                          "each sample twice an epoch, FILE alone each once."},
+        metadata={"help": "Corrective data to mix in. FILE:0.3 makes it 30 %% of the samples of an epoch, FILE:x2 "
+                          "trains each of its samples twice per epoch, FILE alone once."},
     )  # fmt: skip
     replay_data: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Data of earlier training, replayed against forgetting; written as corrective data is."
+            "help": "Data from earlier training, replayed against forgetting; same syntax as --corrective_data."
         },
     )
     eval_data_path: str | None = field(
         default=None, metadata={"help": "Evaluation data, in any of the same formats."}
     )
-    data_format: Literal["auto", "qwen-vl", "llava", "sharegpt", "openai"] = field(
+    data_format: Literal["auto", "qwen-vl", "llava", "sharegpt", "openai", "alpaca"] = field(
         default="auto",
         metadata={
-            "help": "How the data is written. auto: recognised from what its records hold, or refused."
+            "help": "Format of the data. auto: detected from the records; an unknown format is an error."
         },
     )
     image_folder: str | None = field(
         default=None,
-        metadata={"help": "Where image paths of the data begin, beside the data file's folder and the working "
-                          "directory."},
+        metadata={"help": "Folder that relative image paths are resolved against first; then the data file's "
+                          "folder, then the working directory."},
     )  # fmt: skip
     box_units: Literal["pixels", "thousandths", "text"] | None = field(
         default=None,
-        metadata={"help": "What the numbers of bbox_2d, bbox, point_2d and objects.bbox in the data are: pixels of the "
-                          "upright picture, thousandths, or text (words, trained as they are written). <box> and "
-                          "<|box_start|> markup is thousandths always."},
+        metadata={"help": "Units of bbox_2d, bbox, point_2d and objects.bbox in the data: pixels of the upright image, "
+                          "thousandths of its width and height, or text (trained as written). <box> and "
+                          "<|box_start|> markup is always in thousandths."},
     )  # fmt: skip
-    video_fps: float = field(
-        default=2.0, metadata={"help": "Frames a second that are taken of a video file."}
-    )
+    video_fps: float = field(default=2.0, metadata={"help": "Frames per second sampled from a video file."})
     video_max_frames: int = field(
-        default=32, metadata={"help": "Most frames of a video; of a longer one they are further apart."}
+        default=32, metadata={"help": "Maximum frames per video; longer videos are sampled more sparsely."}
     )
     streaming: bool = field(
         default=False,
-        metadata={"help": "Read samples when it is their turn: nothing is checked or counted ahead."},
+        metadata={"help": "Read samples on demand: nothing is checked or counted before training."},
     )
     packing: bool = field(
         default=False,
-        metadata={"help": "Put several short samples into one row of --model_max_length tokens; they do not see "
-                          "each other."},
+        metadata={"help": "Pack several short samples into one row of --model_max_length tokens; samples do not "
+                          "attend to each other."},
     )  # fmt: skip
     min_pixels: int | None = field(
-        default=None, metadata={"help": "Least pixels of a picture (families of dynamic resolution)."}
+        default=None,
+        metadata={"help": "Minimum pixels per image (model families with dynamic resolution only)."},
     )
     max_pixels: int | None = field(
-        default=None, metadata={"help": "Most pixels of a picture (families of dynamic resolution)."}
+        default=None,
+        metadata={"help": "Maximum pixels per image (model families with dynamic resolution only)."},
     )
     lazy_preprocess: bool = field(
         default=False,
-        metadata={"help": "Accepted as in 2023. Images are always decoded lazily, by the data loader."},
+        metadata={
+            "help": "No effect; accepted for old scripts. The data loader always decodes images lazily."
+        },
     )
     model_max_length: int = field(
-        default=8192, metadata={"help": "Most tokens of a sample. Longer samples are never cut, see next."}
+        default=8192,
+        metadata={
+            "help": "Maximum tokens per sample. Longer samples are never truncated; see --on_bad_sample."
+        },
     )
     on_bad_sample: Literal["error", "drop", "shrink"] = field(
         default="error",
-        metadata={"help": "What happens to samples with faults or over --model_max_length: stop with all of "
-                          "them named, leave them out and say which, or shrink the pictures of too long ones "
-                          "(families of dynamic resolution) and stop at other faults."},
+        metadata={"help": "What to do with samples that are invalid or longer than --model_max_length. error: list "
+                          "them and stop. drop: list them and train on the rest. shrink: downscale the images of "
+                          "samples that are too long (dynamic resolution only), and stop if any are invalid."},
     )  # fmt: skip
 
 
 @dataclass
 class AdaptationArguments:
-    """Which parameters train, and how."""
+    """Trained parameters."""
 
     use_lora: bool = field(
-        default=False, metadata={"help": "Train low-rank adapters of the language layers."}
+        default=False, metadata={"help": "Train low-rank adapters on the language layers."}
     )
     q_lora: bool = field(
         default=False,
-        metadata={"help": "LoRA over language layers that are quantised to 4 bit (NF4) on loading."},
+        metadata={"help": "LoRA on language layers that are quantised to 4 bits (NF4) on loading."},
     )
     use_dora: bool = field(
         default=False,
-        metadata={"help": "With LoRA: train magnitudes beside directions (DoRA, arXiv 2402.09353)."},
+        metadata={"help": "With LoRA: train magnitudes as well as directions (DoRA, arXiv 2402.09353)."},
     )
     vision: Literal["frozen", "lora", "full"] | None = field(
-        default=None, metadata={"help": "How the vision tower trains. Default: as --fix_vit says."}
+        default=None,
+        metadata={"help": "How to train the vision tower. Default: frozen, or full with --fix_vit False."},
     )
     connector: Literal["frozen", "lora", "full"] | None = field(
-        default=None, metadata={"help": "How the connector trains. Default: as --train_connector says."}
+        default=None, metadata={"help": "How to train the connector. Default: set by --train_connector."}
     )
     language: Literal["frozen", "lora", "full"] | None = field(
         default=None,
-        metadata={"help": "How the language model trains. Default: lora with --use_lora, else full."},
+        metadata={
+            "help": "How to train the language model. Default: lora with --use_lora or --q_lora, otherwise full."
+        },
     )
     vision_learning_rate: float | None = field(
-        default=None, metadata={"help": "The vision tower's own. Default: --learning_rate."}
+        default=None, metadata={"help": "Learning rate of the vision tower. Default: --learning_rate."}
     )
     connector_learning_rate: float | None = field(
-        default=None, metadata={"help": "The connector's own. Default: --learning_rate."}
+        default=None, metadata={"help": "Learning rate of the connector. Default: --learning_rate."}
     )
     language_learning_rate: float | None = field(
-        default=None, metadata={"help": "The language model's own. Default: --learning_rate."}
+        default=None, metadata={"help": "Learning rate of the language model. Default: --learning_rate."}
     )
-    fix_vit: bool = field(default=True, metadata={"help": "Keep the vision tower as it is, in every mode."})
+    fix_vit: bool = field(default=True, metadata={"help": "Freeze the vision tower."})
     train_connector: bool | None = field(
         default=None,
-        metadata={"help": "Train what joins vision and language (the resampler). Default: yes in full "
-                          "fine-tuning, no with LoRA."},
+        metadata={"help": "Train the connector between vision tower and language model (in Qwen-VL, the resampler). "
+                          "Default: True in full fine-tuning, False with LoRA."},
     )  # fmt: skip
     train_embeddings: bool = field(
         default=False,
-        metadata={"help": "With LoRA: train the word embeddings and the output layer too, as is wise for a base "
-                          "model that has not seen the chat format's tokens."},
+        metadata={"help": "With LoRA: also train the token embeddings and the output layer. Recommended for a base "
+                          "model that was not trained on the tokens of the chat format."},
     )  # fmt: skip
     lora_r: int = field(default=64, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=16, metadata={"help": "Adapters are scaled by alpha / r."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the adapters' input."})
+    lora_alpha: int = field(default=16, metadata={"help": "Adapters are scaled by lora_alpha / lora_r."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout on the input of the adapters."})
     lora_target_modules: list[str] | None = field(
         default=None,
-        metadata={"help": "Linear layers that get an adapter, as endings of names inside the language layers. "
-                          "Default: the family's (Qwen-VL: c_attn attn.c_proj w1 w2)."},
+        metadata={"help": "Linear layers that get an adapter, given by the ends of their names inside the language "
+                          "layers. Default: set by the model family (Qwen-VL: c_attn attn.c_proj w1 w2)."},
     )  # fmt: skip
     lora_weight_path: str = field(
         default="",
         metadata={
-            "help": "An adapter folder to go on from, instead of fresh adapters. Rank, scale, targets and biases are "
-            "its own."
+            "help": "Adapter folder to continue training from, instead of a new adapter. Rank, scale, targets and "
+            "biases are those of the adapter."
         },
     )
     allow_other_base: bool = field(
         default=False,
         metadata={
-            "help": "Let an adapter be trained on over other weights than it was made on, as long as it fits."
+            "help": "Allow continuing an adapter on other base weights than it was trained on, if the shapes match."
         },
     )
     lora_bias: Literal["none", "all", "lora_only"] = field(
-        default="none", metadata={"help": "Which biases train along."}
+        default="none", metadata={"help": "Which biases are trained with the adapters."}
     )
 
 
 @dataclass
 class EvaluationArguments:
-    """What is generated at each evaluation, beside the loss (--eval_strategy, --eval_data_path)."""
+    """Generation at each evaluation, in addition to the loss (see --eval_strategy and --eval_data_path)."""
 
     eval_generate: int = field(
         default=0,
         metadata={
-            "help": "Answers generated greedily for so many evaluation samples; exact match is counted."
+            "help": "Number of evaluation samples to answer by greedy decoding; the exact-match rate is logged."
         },
     )
     eval_pictures: int = field(
-        default=4, metadata={"help": "How many of them TensorBoard shows, picture and answer together."}
+        default=4, metadata={"help": "Number of these answers shown in TensorBoard with their images."}
     )
-    eval_max_new_tokens: int = field(default=64, metadata={"help": "Most tokens of a generated answer."})
+    eval_max_new_tokens: int = field(default=64, metadata={"help": "Maximum tokens per generated answer."})
 
 
 @dataclass
 class MonitorArguments:
-    """What is watched while it learns."""
+    """Attention monitor."""
 
     monitor: bool = field(
-        default=False, metadata={"help": "Probe attention at each checkpoint and compare at the end."}
+        default=False,
+        metadata={
+            "help": "Probe attention at each checkpoint, and compare before and after training at the end."
+        },
     )
-    probes: str | None = field(default=None, metadata={"help": "The probe file."})
+    probes: str | None = field(default=None, metadata={"help": "Probe file; required with --monitor."})
     key_layers: str = field(
         default="auto",
-        metadata={"help": "Language layers to judge by: auto (chosen on the untrained model) or 8,16,24,31."},
+        metadata={
+            "help": "Language layers used for the verdicts: auto (chosen on the untrained model), or e.g. 8,16,24,31."
+        },
     )
     calibration_probes: str | None = field(
         default=None,
         metadata={
-            "help": "A probe file, of other pictures, to choose the key layers on. Default: a fifth of the probes."
+            "help": "Probe file with other images, used only to choose the key layers. Default: a fifth of --probes."
         },
     )
     probe_depth: Literal["quick", "full"] = field(
         default="quick",
         metadata={
-            "help": "How much is measured at both ends of the run: full adds windows, curves, more controls."
+            "help": "What is measured before and after training. full adds layer windows, curves and more controls."
         },
     )
     probe_steps: int | None = field(
         default=None, metadata={"help": "Probe every N steps. Default: whenever a checkpoint is saved."}
     )
     stop_when: Literal["corrected"] | None = field(
-        default=None, metadata={"help": "corrected: end training once every group of probes is."}
+        default=None,
+        metadata={"help": "corrected: stop training once every probe group has the verdict corrected."},
     )
     stop_patience: int = field(
-        default=2, metadata={"help": "With --stop_when: at so many checkpoints in a row."}
+        default=2, metadata={"help": "With --stop_when: required number of consecutive checkpoints."}
     )
 
     def chosen_layers(self) -> tuple[int, ...]:
@@ -235,44 +247,49 @@ class MonitorArguments:
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
-    """Every flag of transformers' Trainer; only defaults differ, and what a run of ours does with its folder."""
+    """Training: flags of transformers' Trainer with other defaults or other behaviour, and flags of the run."""
 
-    output_dir: str | None = field(default=DEFAULT_OUTPUT_DIR, metadata={"help": "Where the run's files go."})
+    output_dir: str | None = field(default="output_qwen", metadata={"help": "Output folder of the run."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  (the order that HfArgumentParser reads)
         default="tensorboard",
-        metadata={"help": "Where curves go: tensorboard, none, or another integration."},
+        metadata={"help": "Where metrics are logged: tensorboard, none, or another integration."},
     )
-    optim: str = field(default="adamw_torch", metadata={"help": "The optimizer."})
+    optim: str = field(default="adamw_torch", metadata={"help": "Optimizer."})
     logging_nan_inf_filter: bool = field(
         default=False,
-        metadata={"help": "Hide NaN losses from the curves. Off: a loss that is not finite stops."},
+        metadata={
+            "help": "Hide NaN and infinite losses from the logs. False: a loss that is not finite stops training."
+        },
     )
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Has no meaning for this data."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "No effect on this data."})
     prediction_loss_only: bool = field(
         default=True,
-        metadata={"help": "Evaluate the loss without keeping logits, which would fill the memory."},
+        metadata={"help": "Evaluate the loss without keeping the logits, which would exhaust memory."},
     )
     dataloader_persistent_workers: bool = field(
         default=True,
-        metadata={"help": "Keep the data loader's workers from one epoch to the next."},
+        metadata={"help": "Keep the data loader's worker processes between epochs."},
     )
     logging_dir: str | None = field(
-        default=None, metadata={"help": "Where TensorBoard's files go. Default: OUTPUT_DIR/runs."}
+        default=None, metadata={"help": "Folder for TensorBoard logs. Default: OUTPUT_DIR/runs."}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Delete what an earlier run left in --output_dir, and start anew."}
+        default=False,
+        metadata={"help": "Delete the files of an earlier run in --output_dir and start from scratch."},
     )
     config: str | None = field(
         default=None,
-        metadata={"help": "A YAML file of flags (name: value, a line each). Flags beside it win."},
+        metadata={"help": "YAML file of flags, one 'name: value' per line. Flags on the command line win."},
     )
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Show what would be trained (a sample with its labels, the parameters) and stop."},
+        metadata={
+            "help": "Show what would be trained (a sample with its labels, the trained parameters, memory) and stop."
+        },
     )
 
     def __post_init__(self) -> None:
-        # transformers refuses --bf16 on a machine without an accelerator unless told that this is meant.
+        # Without use_cpu, transformers rejects --bf16 on a machine that has no accelerator.
         self.use_cpu: bool = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
 
@@ -290,22 +307,22 @@ class Arguments:
 
     @property
     def modes(self) -> dict[str, Mode]:
-        """Component → frozen, lora or full: what is asked for by name, else what the flags of 2023 say.
+        """Component → frozen, lora or full: from its own flag, otherwise from the flags of 2023.
 
-        The connector trains in full unless the language layers have adapters.
+        By default the connector is trained in full, unless the language layers have adapters.
         """
         chosen = self.adaptation
         language: Mode = chosen.language or ("lora" if chosen.use_lora or chosen.q_lora else "full")
-        along = language != "lora" if chosen.train_connector is None else chosen.train_connector
+        default = language != "lora" if chosen.train_connector is None else chosen.train_connector
         return {
             "vision": chosen.vision or ("frozen" if chosen.fix_vit else "full"),
-            "connector": chosen.connector or ("full" if along else "frozen"),
+            "connector": chosen.connector or ("full" if default else "frozen"),
             "language": language,
         }
 
     @property
     def lora(self) -> bool:
-        """Are there adapters, in whichever component?"""
+        """Does any component have adapters?"""
         return "lora" in self.modes.values()
 
     @property
@@ -314,7 +331,7 @@ class Arguments:
 
     @property
     def own_rates(self) -> dict[str, float]:
-        """Component → its own learning rate, of those that are given one."""
+        """Component → its own learning rate, where one is given."""
         chosen = self.adaptation
         given = {
             "vision": chosen.vision_learning_rate,
@@ -322,13 +339,3 @@ class Arguments:
             "language": chosen.language_learning_rate,
         }
         return {component: rate for component, rate in given.items() if rate is not None}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Flags of 2023
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Parsing and checking
-# ---------------------------------------------------------------------------------------------------------------------

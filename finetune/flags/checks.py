@@ -1,4 +1,4 @@
-"""Flags that cannot go together, or cannot be: found before anything is loaded."""
+"""Invalid and contradictory flags, found before anything is loaded."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from finetune.flags.flags_of_2023 import _flags
 
 
 def _check_values(reader: HfArgumentParser, argv: Sequence[str]) -> None:
-    """Raises ValueError for words that belong to no flag, for flags that there are not, and for a value too many."""
+    """Raises ValueError for words that belong to no flag, for unknown flags, and for surplus values."""
     several = {
         name for action in reader._actions if action.nargs in ("+", "*") for name in action.option_strings
     }
@@ -37,16 +37,15 @@ def _check_values(reader: HfArgumentParser, argv: Sequence[str]) -> None:
 
 
 _SEVERAL_FILES = (
-    "; more files go into --replay_data (or --corrective_data): "
-    "FILE alone is each of its samples once an epoch"
+    "; give further files as --replay_data or --corrective_data (FILE alone: each sample once per epoch)"
 )
 
-# Of these, HfArgumentParser and transformers read what begins with "{", and take anything else for a file's name.
+# HfArgumentParser and transformers parse a value of these as JSON where it begins with "{", otherwise as a path.
 _FILES_TOO = ("deepspeed", "fsdp_config", "accelerator_config")
 
 
 def _check_objects(given: dict[str, Any]) -> Iterator[str]:
-    """The flags whose value is a JSON object."""
+    """Faults of the flags whose value is a JSON object."""
     for name in transformers.TrainingArguments._VALID_DICT_FIELDS:
         value = given.get(name)
         if not isinstance(value, str) or (name in _FILES_TOO and not value.startswith("{")):
@@ -61,9 +60,9 @@ def _check_objects(given: dict[str, Any]) -> Iterator[str]:
 
 
 def check(arguments: Arguments) -> None:
-    """The checks that need two flags together, before anything takes time.
+    """Check flags against each other, before anything takes time.
 
-    Raises ValueError that lists every contradiction found, each with what was found, expected, and what to do.
+    Raises ValueError that lists every contradiction: what was found, what was expected, and what to do.
     """
     faults = [
         *_check_sources(arguments),
@@ -81,23 +80,23 @@ def check(arguments: Arguments) -> None:
 def _check_sources(arguments: Arguments) -> Iterator[str]:
     model, data, monitor, training = arguments.model, arguments.data, arguments.monitor, arguments.training
     if model.model_name_or_path is None:
-        yield "--model_name_or_path: missing; give a checkpoint (with neither it nor --data_path the demo runs)"
+        yield "--model_name_or_path: missing; give a checkpoint (without it and without --data_path, the demo runs)"
     if data.data_path is None and not data.corrective_data:
         yield "--data_path: missing; give the file or folder with the training conversations"
     for name, path in (("data_path", data.data_path), ("eval_data_path", data.eval_data_path)):
         if path is not None and not Path(path).exists():
-            yield f"--{name}: there is no file or folder {path!r} (working directory {os.getcwd()})"
+            yield f"--{name}: no such file or folder: {path!r} (working directory {os.getcwd()})"
     if data.image_folder is not None and not Path(data.image_folder).is_dir():
-        yield f"--image_folder: there is no folder {data.image_folder!r} (working directory {os.getcwd()})"
+        yield f"--image_folder: no such folder: {data.image_folder!r} (working directory {os.getcwd()})"
     if monitor.monitor and monitor.probes is None:
-        yield "--monitor True: needs --probes FILE, the images and questions to watch"
+        yield "--monitor True: requires --probes FILE, the images and questions to monitor"
     for name, path in (("probes", monitor.probes), ("calibration_probes", monitor.calibration_probes)):
         if path is not None and not Path(path).is_file():
-            yield f"--{name}: there is no file {path!r} (working directory {os.getcwd()})"
+            yield f"--{name}: no such file: {path!r} (working directory {os.getcwd()})"
     if monitor.stop_when is not None and not monitor.monitor:
-        yield f"--stop_when {monitor.stop_when}: needs --monitor True, nothing else knows when"
+        yield f"--stop_when {monitor.stop_when}: requires --monitor True, which decides when to stop"
     if str(training.eval_strategy.value) != "no" and data.eval_data_path is None:
-        yield f"--eval_strategy {training.eval_strategy.value}: needs --eval_data_path"
+        yield f"--eval_strategy {training.eval_strategy.value}: requires --eval_data_path"
     if monitor.key_layers != "auto" and not all(
         part.strip().isdigit() for part in monitor.key_layers.split(",")
     ):
@@ -111,14 +110,14 @@ def _check_mixture(arguments: Arguments) -> Iterator[str]:
 
 
 def _check_modes(arguments: Arguments) -> Iterator[str]:
-    """Each component's mode against the flags of 2023, and what has a meaning with adapters alone."""
+    """The mode of each component against the flags of 2023, and flags that have no effect without adapters."""
     chosen, modes = arguments.adaptation, arguments.modes
     short = "q_lora" if chosen.q_lora else "use_lora"
     if modes["language"] != "lora" and (chosen.use_lora or chosen.q_lora):
-        reason = ", and 4-bit weights train in no other way" if chosen.q_lora else ""
+        reason = ", and 4-bit weights cannot be trained in full" if chosen.q_lora else ""
         yield (
-            f"--{short} True with --language {modes['language']}: it asks for adapters of the language layers{reason}; "
-            "leave out one of the two (other components have adapters by --vision lora and --connector lora)"
+            f"--{short} True with --language {modes['language']}: --{short} puts adapters on the language "
+            f"layers{reason}; leave out one of the two (for adapters elsewhere: --vision lora, --connector lora)"
         )
     if not chosen.fix_vit and modes["vision"] == "frozen":
         yield "--fix_vit False with --vision frozen: they contradict each other; leave out --fix_vit"
@@ -129,20 +128,23 @@ def _check_modes(arguments: Arguments) -> Iterator[str]:
             "leave out --train_connector"
         )
     if all(mode == "frozen" for mode in modes.values()):
-        yield "every component is frozen: nothing would train; give --vision, --connector or --language lora or full"
+        yield (
+            "every component is frozen, so nothing would be trained; give --vision, --connector or --language lora "
+            "or full"
+        )
     if chosen.lora_target_modules is not None and modes["language"] != "lora":
         yield (
-            "--lora_target_modules: only has a meaning with --use_lora or --q_lora, because it names layers of the "
-            f"language model, and --language is {modes['language']}; add one, or leave it out"
+            "--lora_target_modules: has no effect without --use_lora or --q_lora, because it names layers of the "
+            f"language model, and --language is {modes['language']}; add one of them, or leave it out"
         )
-    # bitsandbytes casts a 4-bit layer's bias, in place, to the precision that computes.
+    # bitsandbytes casts the bias of a 4-bit layer in place to the compute precision.
     if chosen.q_lora and chosen.lora_bias != "none" and (arguments.training.bf16 or arguments.training.fp16):
         yield (
             f"--lora_bias {chosen.lora_bias} with --q_lora in half precision: biases of 4-bit layers would be rounded "
-            "to it at every step, and small updates lost; leave out --lora_bias, or --bf16 and --fp16"
+            "to half precision at every step, which loses small updates; leave out --lora_bias, or --bf16 and --fp16"
         )
     if chosen.train_embeddings and modes["language"] == "full":
-        yield "--train_embeddings: they are part of a language model that trains in full; leave it out"
+        yield "--train_embeddings: has no effect with --language full, which trains the embeddings too; leave it out"
     if not arguments.lora:
         for name, unwanted in (
             ("lora_weight_path", bool(chosen.lora_weight_path)),
@@ -151,10 +153,10 @@ def _check_modes(arguments: Arguments) -> Iterator[str]:
             ("lora_bias", chosen.lora_bias != "none"),
         ):
             if unwanted:
-                yield f"--{name}: only has a meaning with adapters; add --use_lora True, or leave it out"
+                yield f"--{name}: has no effect without adapters; add --use_lora True, or leave it out"
 
 
-# They make their own groups of parameters.
+# These optimizers build their own parameter groups.
 _WITHOUT_GROUPS = ("galore", "apollo", "lomo", "adalomo")
 
 
@@ -170,14 +172,17 @@ def _check_rates(arguments: Arguments) -> Iterator[str]:
         return
     optim = str(getattr(training.optim, "value", training.optim))
     if optim.startswith(_WITHOUT_GROUPS):
-        yield f"--optim {optim}: knows one learning rate alone; take adamw_torch, or leave out the others"
+        yield (
+            f"--optim {optim}: supports only one learning rate; use adamw_torch, or leave out the component "
+            "learning rates"
+        )
     config = deepspeed_file.read(training.deepspeed) if training.deepspeed else {}
     where = deepspeed_file.name_of(training.deepspeed or "")
     for section in ("optimizer", "scheduler"):
         if section in config:
             yield (
-                f"{where}: its {section!r} knows one learning rate alone, and {', '.join(own)} has its own; take "
-                f"{section!r} out of the file, so that the flags decide"
+                f"{where}: its {section!r} supports only one learning rate, but one is given for {', '.join(own)}; "
+                f"remove {section!r} from the file, so that the flags decide"
             )
 
 
@@ -185,16 +190,16 @@ def _check_evaluation(arguments: Arguments) -> Iterator[str]:
     chosen, training = arguments.evaluation, arguments.training
     evaluates = str(training.eval_strategy.value) != "no" or training.eval_on_start
     if training.eval_on_start and arguments.data.eval_data_path is None:
-        yield "--eval_on_start: needs --eval_data_path"
+        yield "--eval_on_start: requires --eval_data_path"
     if chosen.eval_generate > 0 and not evaluates:
         yield (
-            f"--eval_generate {chosen.eval_generate}: answers are generated when the run evaluates, and it never "
-            "does; give --eval_strategy steps (or epoch) and --eval_data_path, or leave it out"
+            f"--eval_generate {chosen.eval_generate}: answers are generated at evaluations, and this run has none; "
+            "give --eval_strategy steps (or epoch) and --eval_data_path, or leave it out"
         )
     if chosen.eval_generate > 0 and training.fsdp:
         yield (
-            f"--eval_generate {chosen.eval_generate} with --fsdp: its shards cannot generate; use --deepspeed, or "
-            "leave --eval_generate out and evaluate the loss alone"
+            f"--eval_generate {chosen.eval_generate} with --fsdp: a model sharded by FSDP cannot generate; use "
+            "--deepspeed, or leave out --eval_generate to evaluate the loss alone"
         )
 
 
@@ -202,22 +207,30 @@ def _check_loop(arguments: Arguments) -> Iterator[str]:
     data, training = arguments.data, arguments.training
     strategy = training.train_sampling_strategy
     if data.streaming and data.packing:
-        yield "--packing with --streaming: rows are filled by token counts, and streaming counts none; leave out one"
+        yield "--packing with --streaming: packing needs token counts, which streaming does not have; leave out one"
     if data.streaming and strategy == "group_by_length":
-        yield "--train_sampling_strategy group_by_length with --streaming: streaming counts no lengths; leave out one"
+        yield (
+            "--train_sampling_strategy group_by_length with --streaming: grouping needs token counts, which "
+            "streaming does not have; leave out one"
+        )
     if data.packing and strategy == "group_by_length":
-        yield "--packing with --train_sampling_strategy group_by_length: packed rows are alike anyway; leave out one"
+        yield (
+            "--packing with --train_sampling_strategy group_by_length: packed rows have about equal lengths "
+            "already; leave out one"
+        )
     if strategy == "batch_rebalance":
         yield (
-            "--train_sampling_strategy batch_rebalance: would give each number of processes another order; found it, "
-            "expected random, sequential or group_by_length, or --packing True, which fills every row"
+            "--train_sampling_strategy batch_rebalance: not supported, because the order of the samples would "
+            "depend on the number of processes; expected random, sequential or group_by_length, or --packing True, "
+            "which fills every row"
         )
     if training.fsdp and training.use_cpu:
-        yield "--fsdp: accelerate leaves it out on a CPU, and every process would hold the whole model; leave it out"
+        yield "--fsdp: accelerate ignores it on a CPU, so every process would hold the whole model; leave it out"
     if training.n_gpu > 1:
         yield (
-            f"one process and {training.n_gpu} GPUs: pictures cannot be divided by torch's DataParallel; start one "
-            f"process a GPU (torchrun --nproc_per_node {training.n_gpu} finetune.py ...), or set CUDA_VISIBLE_DEVICES=0"
+            f"one process and {training.n_gpu} GPUs: torch's DataParallel cannot split the images of a batch; start "
+            f"one process per GPU (torchrun --nproc_per_node {training.n_gpu} finetune.py ...), or set "
+            "CUDA_VISIBLE_DEVICES=0"
         )
 
 
@@ -232,5 +245,5 @@ def _check_deepspeed(arguments: Arguments) -> Iterator[str]:
     if config.get("scheduler", {}).get("type") and not training.warmup_steps:
         yield (
             f"{where}: its scheduler {config['scheduler']['type']} rejects a warm-up of 0; give --warmup_steps, "
-            "or take 'scheduler' out of the file so that --lr_scheduler_type decides"
+            "or remove 'scheduler' from the file so that --lr_scheduler_type decides"
         )

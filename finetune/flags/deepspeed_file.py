@@ -1,7 +1,7 @@
-"""DeepSpeed's configuration against the flags, before anything is loaded: types, precision, sizes, what has no effect.
+"""Checks DeepSpeed's configuration against the flags before anything is loaded: types, precision, sizes, typos.
 
-transformers fills in "auto" and compares the rest with the flags once the model is there; DeepSpeed reads its sections
-later still. All that they would refuse then is refused here, with the file's name and the field's.
+transformers fills in "auto" and compares the rest with the flags only once the model is loaded; DeepSpeed reads its
+sections later still. Whatever they would reject is rejected here, by the name of the file and of the field.
 """
 
 import difflib
@@ -80,7 +80,7 @@ SCHEDULERS = ("LRRangeTest", "OneCycle", "WarmupLR", "WarmupDecayLR", "WarmupCos
 
 
 def name_of(value: str | Mapping[str, Any]) -> str:
-    """What messages call it: a file by its name, JSON among the flags by the flag."""
+    """How messages refer to it: the flag with the file name, or the flag alone for inline JSON."""
     return (
         f"--deepspeed {value}"
         if isinstance(value, str) and not value.lstrip().startswith("{")
@@ -89,9 +89,9 @@ def name_of(value: str | Mapping[str, Any]) -> str:
 
 
 def read(value: str | Mapping[str, Any]) -> dict[str, Any]:
-    """``--deepspeed``: a file's name, JSON, or what an earlier reading made of it.
+    """The configuration from ``--deepspeed``: a file name, inline JSON, or an already parsed one.
 
-    Raises ValueError where there is no such file, and where it is broken or of another shape.
+    Raises ValueError where the file is missing, broken or of another shape.
     """
     if isinstance(value, Mapping):
         content: Any = dict(value)
@@ -99,7 +99,7 @@ def read(value: str | Mapping[str, Any]) -> dict[str, Any]:
         content = fields.parse(value, "--deepspeed")
     elif not Path(value).is_file():
         raise ValueError(
-            f"--deepspeed: there is no file {value!r} (working directory {os.getcwd()}); {EXAMPLES}"
+            f"--deepspeed: no such file: {value!r} (working directory {os.getcwd()}); {EXAMPLES}"
         )
     else:
         try:
@@ -111,7 +111,7 @@ def read(value: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def faults(value: str, given: Mapping[str, Any]) -> Iterator[str]:
-    """One for each thing in the file that cannot be, or that the flags say otherwise.
+    """One for each setting of the file that is invalid or contradicts the flags.
 
     given   flag → value, of all groups
     """
@@ -133,12 +133,12 @@ def faults(value: str, given: Mapping[str, Any]) -> Iterator[str]:
 
 
 def remarks(value: str, given: Mapping[str, Any]) -> Iterator[str]:
-    """A line for what a flag asks and the file leaves undone."""
+    """A line where the file makes a flag ineffective."""
     clipping = given.get("max_grad_norm")
     if "gradient_clipping" not in read(value) and clipping:
         yield (
             f'{name_of(value)}: no "gradient_clipping": gradients are not clipped, though --max_grad_norm is '
-            f'{clipping:g}; "gradient_clipping": "auto" takes it from the flag'
+            f'{clipping:g}; "gradient_clipping": "auto" takes the value of the flag'
         )
 
 
@@ -147,7 +147,7 @@ def _unknown(config: Mapping[str, Any]) -> Iterator[str]:
     for name in config:
         near = [] if name in known else difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         if near:
-            yield f"{name[:80]}: DeepSpeed would pass over it; did you mean {near[0]}?"
+            yield f"{name[:80]}: DeepSpeed would ignore it; did you mean {near[0]}?"
 
 
 def _types(config: Mapping[str, Any]) -> Iterator[str]:
@@ -160,14 +160,14 @@ def _types(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _mismatches(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
-    """Numbers and precisions that stand in both places, and differ."""
+    """Numbers and precisions that differ between the file and the flags."""
     rows, accumulated = given["per_device_train_batch_size"], given["gradient_accumulation_steps"]
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu")
     if not any(name in config for name in sizes):
-        yield f'{sizes[1]}: is missing; expected "auto" (it takes --per_device_train_batch_size)'
+        yield f'{sizes[1]}: missing; expected "auto", which takes the value of --per_device_train_batch_size'
     if "gradient_accumulation_steps" not in config and accumulated != 1:
-        yield f'gradient_accumulation_steps: is missing, which means 1; the flag says {accumulated}; expected "auto"'
+        yield f'gradient_accumulation_steps: missing, which means 1, but the flag says {accumulated}; expected "auto"'
     half = {name: bool(given.get(name) or given.get(f"{name}_full_eval")) for name in ("bf16", "fp16")}
     params = config.get("optimizer", {}).get("params", {})
     for field, found, flag, wanted in (
@@ -175,7 +175,7 @@ def _mismatches(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator
         ("gradient_accumulation_steps", config.get("gradient_accumulation_steps"), "--gradient_accumulation_steps",
          accumulated),
         ("train_batch_size", config.get(sizes[0]),
-         f"{rows} a device × {accumulated} accumulated × {processes} processes", rows * accumulated * processes),
+         f"{rows} per device × {accumulated} accumulated × {processes} processes", rows * accumulated * processes),
         ("gradient_clipping", config.get("gradient_clipping"), "--max_grad_norm", given["max_grad_norm"]),
         ("optimizer.params.lr", params.get("lr"), "--learning_rate", given["learning_rate"]),
         ("optimizer.params.betas", params.get("betas"), "--adam_beta1 and --adam_beta2",
@@ -187,9 +187,8 @@ def _mismatches(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator
     ):  # fmt: skip
         if found is not None and found not in ("auto", wanted):
             yield (
-                f"{field}: found {found if isinstance(found, list) else fields.shown(found)}, and {flag} says "
-                f"{wanted}; "
-                'give both the same, or write "auto" into the file'
+                f"{field}: found {found if isinstance(found, list) else fields.shown(found)}, but {flag} says "
+                f'{wanted}; give both the same value, or write "auto" into the file'
             )
 
 
@@ -200,8 +199,8 @@ def _overlap(zero: Mapping[str, Any]) -> Iterator[str]:
             overlap, '"auto", which with stage 3 means true'
         )
         yield (
-            f'"overlap_comm" is {found}; gradients that are reduced beside the backward pass have given losses of 0 '
-            'and NaN; expected "overlap_comm": false in "zero_optimization"'
+            f'"overlap_comm" is {found}; reducing gradients during the backward pass has led to losses of 0 and '
+            'NaN; expected "overlap_comm": false in "zero_optimization"'
         )
 
 
@@ -216,7 +215,10 @@ def _offload(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[st
         if wrong or part.get("device", "none") == "none":
             continue
         if zero.get("stage", 0) < (2 if name == "offload_optimizer" else 3):
-            yield f"zero_optimization.{name}: stage {zero.get('stage', 0)} offloads none; take stage 3, or leave it out"
+            yield (
+                f"zero_optimization.{name}: stage {zero.get('stage', 0)} does not offload this; use stage 3, or "
+                "leave it out"
+            )
         if part["device"] == "nvme" and not Path(part.get("nvme_path") or "").is_dir():
             yield f"zero_optimization.{name}.nvme_path: found {fields.shown(part.get('nvme_path'))}, expected a folder"
         if name == "offload_optimizer":
@@ -224,7 +226,7 @@ def _offload(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[st
 
 
 def _offloaded_optimizer(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
-    """DeepSpeed's Adam for the CPU takes the place of whatever --optim says, and is compiled when first used."""
+    """DeepSpeed's CPU Adam replaces the optimizer of --optim, and is compiled when first used."""
     field, optim = (
         "zero_optimization.offload_optimizer",
         str(getattr(given["optim"], "value", given["optim"])),
@@ -232,15 +234,18 @@ def _offloaded_optimizer(config: Mapping[str, Any], given: Mapping[str, Any]) ->
     adam = optim.startswith(("adamw_torch", "adamw_bnb"))
     if "optimizer" not in config and not adam and config.get("zero_force_ds_cpu_optimizer", True):
         yield (
-            f"{field}: would put DeepSpeed's Adam in the place of --optim {optim}; take adamw_torch, or do not offload"
+            f"{field}: would replace --optim {optim} by DeepSpeed's Adam; use adamw_torch, or do not offload"
         )
     compiler = os.environ.get("CXX", "c++")
     if shutil.which(compiler) is None and shutil.which("g++") is None:
-        yield f"{field}: DeepSpeed compiles its Adam for it, and found no C++ compiler; on Debian: apt install g++"
+        yield (
+            f"{field}: DeepSpeed has to compile its Adam for this, but there is no C++ compiler; on Debian: apt "
+            "install g++"
+        )
 
 
 def _zero_faults(zero: Mapping[str, Any]) -> Iterator[str]:
-    """What DeepSpeed itself says of its section; asked last, because importing it takes seconds."""
+    """DeepSpeed's own errors for its section; checked last, because importing DeepSpeed takes seconds."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import ValidationError
 

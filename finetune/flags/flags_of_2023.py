@@ -16,38 +16,38 @@ RENAMED = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
-"""Old name → new name. Applied only where the installed transformers knows the new name alone, or both."""
+"""Old name → new name, applied where the installed transformers knows the new name."""
 
 BOOLEAN_VALUES = {
     "group_by_length": ("train_sampling_strategy", "group_by_length"),
     "adafactor": ("optim", "adafactor"),
 }
-"""A flag that was a switch → the flag and the value that it switched to."""
+"""Former switch → the flag and the value that it stands for."""
 
 DROPPED = {
     "save_safetensors": "weights are always saved as safetensors",
-    "fp16_opt_level": "apex is gone",
-    "fp16_backend": "mixed precision is torch's own",
-    "half_precision_backend": "mixed precision is torch's own",
+    "fp16_opt_level": "transformers no longer uses apex",
+    "fp16_backend": "mixed precision is always that of torch",
+    "half_precision_backend": "mixed precision is always that of torch",
     "sharded_ddp": "use --deepspeed or --fsdp",
-    "fsdp_min_num_params": "say it in --fsdp_config",
-    "fsdp_transformer_layer_cls_to_wrap": "say it in --fsdp_config",
-    "use_mps_device": "the device is found by itself",
+    "fsdp_min_num_params": "set it in --fsdp_config",
+    "fsdp_transformer_layer_cls_to_wrap": "set it in --fsdp_config",
+    "use_mps_device": "the device is detected automatically",
     "use_ipex": "torch has it built in",
     "jit_mode_eval": "use --torch_compile",
     "torchdynamo": "use --torch_compile",
-    "tpu_num_cores": "the device is found by itself",
+    "tpu_num_cores": "the device is detected automatically",
     "tpu_metrics_debug": "use --debug",
-    "past_index": "no model of today needs it",
-    "mp_parameters": "SageMaker's launcher is gone",
-    "ray_scope": "there is no search here",
-    "use_legacy_prediction_loop": "there is only one loop",
-    "dispatch_batches": "say it in --accelerator_config",
-    "include_inputs_for_metrics": "evaluation keeps the loss alone",
-    "push_to_hub_organization": "say it in --hub_model_id",
+    "past_index": "no current model needs it",
+    "mp_parameters": "transformers no longer supports SageMaker's launcher",
+    "ray_scope": "there is no hyperparameter search here",
+    "use_legacy_prediction_loop": "there is only one evaluation loop",
+    "dispatch_batches": "set it in --accelerator_config",
+    "include_inputs_for_metrics": "evaluation computes only the loss",
+    "push_to_hub_organization": "set it in --hub_model_id",
     "xpu_backend": "use --ddp_backend",
 }
-"""Flags that transformers dropped, and why nothing is lost."""
+"""Flags that transformers dropped, and what replaces them."""
 
 
 def translate(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -60,9 +60,9 @@ def translate(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     translated: list[str] = []
     lines: list[str] = []
     for name, values in _flags(argv):
-        new, said = _translate_one(name, values, known)
+        new, notes = _translate_one(name, values, known)
         translated += new
-        lines += said
+        lines += notes
     return translated, lines
 
 
@@ -88,15 +88,15 @@ def _translate_one(name: str, values: list[str], known: set[str]) -> tuple[list[
         _check_share(name, values)
     if new_name in known:
         new = [f"--{new_name}", *values]
-        return new, [f"{shown}: is {' '.join(new)} today, and used as that"]
+        return new, [f"{shown}: is now {' '.join(new)}, and used as that"]
     if name in known:
         return _rejoin(name, values), []
     if name in BOOLEAN_VALUES:
         new_name, value = BOOLEAN_VALUES[name]
         new = [f"--{new_name}", value] if _truth(name, values) else []
-        return new, [f"{shown}: is {' '.join(new) if new else 'the default'} today, and used as that"]
+        return new, [f"{shown}: is now {' '.join(new) if new else 'the default'}, and used as that"]
     if name in DROPPED:
-        return [], [f"{shown}: gone from transformers, ignored; {DROPPED[name]}"]
+        return [], [f"{shown}: ignored, transformers no longer has it; {DROPPED[name]}"]
     return _rejoin(name, values), []
 
 

@@ -1,8 +1,8 @@
-"""The flags of ``finetune.py``, read from the sources that declare them: for ``--help`` and for flags there are not.
+"""The flags of ``finetune.py``, parsed from the sources that declare them: for ``--help`` and unknown flags.
 
-Importing transformers' TrainingArguments takes six seconds (5.23: it imports PEFT, and that a good part of torch). Who
-asks for help or has mistyped a flag is answered from the text of the two files instead. Nothing but the standard
-library may be imported here.
+Importing transformers' TrainingArguments takes six seconds (5.23: it imports PEFT, and with it much of torch), so its
+flags can only be listed quickly by parsing its source; ours are read in the same way. This file is also run on its
+own, before any package is imported: it may import nothing but the standard library.
 """
 
 import ast
@@ -22,11 +22,11 @@ OLD = Path(__file__).with_name("flags_of_2023.py")
 BASE = "TrainingArguments"
 FLAG_COLUMNS = 34
 USUAL_END = "--given"
-"""Stands between the usual flags of a script and those that its user gives."""
+"""Separates the default flags of a script from those that its user gives."""
 
 
 class Flag(NamedTuple):
-    """One flag. ``kind`` and ``default`` as the source writes them, a default of None for none."""
+    """One flag. ``kind`` and ``default`` are source text; ``default`` is None where there is none to show."""
 
     name: str
     kind: str
@@ -41,14 +41,14 @@ class Flag(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Flags that belong together, and what they have in common."""
+    """Flags that belong together, under one title."""
 
     title: str
     flags: tuple[Flag, ...]
 
 
 def answer(argv: Sequence[str]) -> None:
-    """End the program where there is nothing to do but to answer: with the help, or with a flag that there is not."""
+    """Print the help, or the errors for unknown flags, and exit; return where there is neither."""
     if {"-h", "--help"} & {*argv}:
         _end(help_text(), status=0, to=sys.stdout)
     names = [name for name in map(_name, argv) if name and name != USUAL_END]
@@ -69,23 +69,22 @@ def _end(words: str, *, status: int, to: Any) -> None:
     if os.environ.get("RANK", "0") == "0":
         try:
             print(words, file=to, flush=True)
-        except (
-            BrokenPipeError
-        ):  # ``| head`` has seen enough; Python would complain of it again on its way out
+        # ``| head`` has closed the pipe; without the redirection Python would report it once more on exit.
+        except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), to.fileno())
     raise SystemExit(status)
 
 
 def no_such_flag(name: str) -> str:
-    """What to say of a flag that there is not."""
+    """The error for an unknown flag."""
     near = difflib.get_close_matches(name, [one for one in known() if "-" not in one[2:]], n=2)
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"{name[:80]}: there is no such flag{meant} (python finetune.py --help lists all)"
+    return f"{name[:80]}: unknown flag{meant} (python finetune.py --help lists all)"
 
 
 def no_flag(word: str) -> str:
-    """What to say of a word that belongs to no flag."""
-    meant = f"--config {word}" if word.endswith((".yaml", ".yml")) else "--data_path FILE, say"
+    """The error for a word that belongs to no flag."""
+    meant = f"--config {word}" if word.endswith((".yaml", ".yml")) else "--data_path FILE"
     return f"found {word[:80]!r}, which belongs to no flag; did you mean {meant}? (python finetune.py --help lists all)"
 
 
@@ -95,14 +94,14 @@ def no_flag(word: str) -> str:
 
 
 def groups() -> list[Group]:
-    """Our groups, then the flags of transformers' Trainer that we do not declare ourselves."""
+    """Our groups, then the remaining flags of transformers' Trainer."""
     ours = [
         _group(one) for one in _classes(OURS) if one.name != "Arguments" and one.name.endswith("Arguments")
     ]
     declared = {flag.name for group in ours for flag in group.flags}
     theirs = next(one for one in _classes(_transformers()) if one.name == BASE)
     flags = tuple(flag for flag in _flags(theirs) if flag.name not in declared)
-    return [*ours, Group("transformers' Trainer.", flags)]
+    return [*ours, Group("Training: all other flags of transformers' Trainer.", flags)]
 
 
 def _group(one: ast.ClassDef) -> Group:
@@ -111,7 +110,7 @@ def _group(one: ast.ClassDef) -> Group:
 
 @functools.cache
 def known() -> set[str]:
-    """Every flag that is understood, as it may be written, those of 2023 among them."""
+    """Every spelling of every accepted flag, including the flags of 2023."""
     names = {f"--{name}" for table in ("RENAMED", "BOOLEAN_VALUES", "DROPPED") for name in _table(table)}
     for group in groups():
         for flag in group.flags:
@@ -152,12 +151,13 @@ def _flags(one: ast.ClassDef) -> Iterator[Flag]:
             if isinstance(node.value, ast.Call):
                 given = {keyword.arg: keyword.value for keyword in node.value.keywords}
             default = given.get("default", None if isinstance(node.value, ast.Call) else node.value)
-            shown = None if default is None or ast.unparse(default) == "None" else ast.unparse(default)
+            shown = None if default is None else ast.unparse(default)
+            shown = None if shown in ("None", "''") else shown
             yield Flag(node.target.id, kind, shown, _help(given.get("metadata")))
 
 
 def _help(metadata: ast.expr | None) -> str:
-    """The text of ``metadata={"help": ...}``; what is computed there is left out."""
+    """The text of ``metadata={"help": ...}``; computed parts are left out."""
     if not isinstance(metadata, ast.Dict):
         return ""
     for key, value in zip(metadata.keys, metadata.values, strict=True):
@@ -189,7 +189,7 @@ def help_text() -> str:
 def _lines(flag: Flag, columns: int) -> list[str]:
     default = "" if flag.default is None else f" [{flag.default.strip(chr(39))}]"
     head = f"  --{flag.name} {_value(flag.kind)}"
-    text = textwrap.wrap(flag.help + default, max(30, columns - FLAG_COLUMNS)) or [""]
+    text = textwrap.wrap(flag.help + default, max(30, columns - FLAG_COLUMNS), break_on_hyphens=False) or [""]
     if len(head) >= FLAG_COLUMNS - 1:
         text = ["", *text]
     first, *rest = text

@@ -1,4 +1,4 @@
-"""The numbers among the flags, each within what has a meaning: none is rounded or taken for another in silence."""
+"""The range of each numeric flag; nothing is rounded or replaced silently."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -69,17 +69,17 @@ EVERY = Kind(
     lambda value: AT_LEAST_ONE.fits(value) or (BELOW_ONE.fits(value) and value > 0),
 )
 _EVERY = {
-    "logging_steps": ("logging_strategy", "to log never: --logging_strategy no"),
+    "logging_steps": ("logging_strategy", "to never log: --logging_strategy no"),
     "save_steps": ("save_strategy", "to save no checkpoints: --save_strategy no"),
-    "eval_steps": ("eval_strategy", "to evaluate never: --eval_strategy no"),
+    "eval_steps": ("eval_strategy", "to never evaluate: --eval_strategy no"),
 }
-"""How often → the flag that says whether it is by steps at all, and how to have none."""
+"""Interval flag → the flag that must be ``steps`` for it to apply, and how to turn it off."""
 
 
 def faults(given: Mapping[str, Any]) -> Iterator[str]:
-    """One for each flag whose number is out of its limits.
+    """One for each flag whose number is out of range.
 
-    given   flag → value of all groups; None is a flag that nobody gives
+    given   flag → value of all groups; None where a flag is not given
     """
     for name, kind in LIMITS.items():
         value = given.get(name)
@@ -92,12 +92,15 @@ def faults(given: Mapping[str, Any]) -> Iterator[str]:
             yield f"--{name}: found {fields.shown(value)}, expected {EVERY.words}; {remedy}"
     least, most = given.get("min_pixels"), given.get("max_pixels")
     if least is not None and most is not None and least > most:
-        yield f"--min_pixels {least:,} with --max_pixels {most:,}: expected the least to be at most the most"
+        yield (
+            f"--min_pixels {least:,} with --max_pixels {most:,}: expected --min_pixels to be no larger than "
+            "--max_pixels"
+        )
 
 
 def remarks(given: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each number that is allowed and trains nothing."""
+    """A line for each number that is valid but trains nothing."""
     if given.get("num_train_epochs") == 0 and given.get("max_steps") == -1:
-        yield "--num_train_epochs 0: nothing is trained; what is saved at the end is the model as it begins"
+        yield "--num_train_epochs 0: nothing is trained; the unchanged model is saved"
     if given.get("learning_rate") == 0:
-        yield "--learning_rate 0: what has no learning rate of its own stays as it is"
+        yield "--learning_rate 0: components without a learning rate of their own are not updated"

@@ -1,4 +1,4 @@
-"""Flags that need a package: is it installed? What is missing would be an error later, with the model loaded."""
+"""Packages that flags require; a missing one would otherwise fail only after the model is loaded."""
 
 import difflib
 import importlib.util
@@ -19,7 +19,7 @@ REPORTERS: dict[str, tuple[tuple[str, ...], str]] = {
     "dagshub": (("dagshub", "mlflow"), "dagshub mlflow"),
     "azure_ml": (("azureml.core.run",), "azureml-core"),
     "flyte": (("flytekit", "flytekitplugins.deck"), "flytekit flytekitplugins-deck-standard"),
-    "kubeflow": ((), ""),  # of the environment that it runs in
+    "kubeflow": ((), ""),  # provided by the environment that it runs in
 }
 """``--report_to`` → the modules that it imports, and what to install for them."""
 
@@ -47,7 +47,7 @@ _OF_TARGETS = ("galore", "apollo")
 
 
 def faults(given: Mapping[str, Any]) -> Iterator[str]:
-    """One for each flag whose package is not installed, or that asks for nothing there is."""
+    """One for each flag whose package is not installed, or whose value is unknown."""
     for name in _reporters(given.get("report_to")):
         if name not in REPORTERS:
             near = difflib.get_close_matches(name, REPORTERS, n=1)
@@ -60,20 +60,20 @@ def faults(given: Mapping[str, Any]) -> Iterator[str]:
     optim = str(getattr(given.get("optim"), "value", given.get("optim") or ""))
     for beginning, (module, install) in OPTIMIZERS.items():
         if optim.startswith(beginning) and not is_installed(module):
-            yield f"--optim {optim}: {install} is not installed; pip install {install}, or take adamw_torch"
+            yield f"--optim {optim}: {install} is not installed; pip install {install}, or use adamw_torch"
     if optim.startswith(_OF_TARGETS) and not given.get("optim_target_modules"):
-        yield f"--optim {optim}: needs --optim_target_modules, the layers that it is for, such as attn mlp"
+        yield f"--optim {optim}: requires --optim_target_modules, the layers that it applies to, e.g. attn mlp"
     if given.get("deepspeed") and not is_installed("deepspeed"):
         yield "--deepspeed: deepspeed is not installed; pip install deepspeed, or leave it out"
     if given.get("q_lora") and not is_installed("bitsandbytes"):
-        yield "--q_lora: bitsandbytes is not installed; pip install bitsandbytes, or take --use_lora True"
+        yield "--q_lora: bitsandbytes is not installed; pip install bitsandbytes, or use --use_lora True"
 
 
 def is_installed(module: str) -> bool:
-    """Can it be imported? A part of a package that is not there cannot."""
+    """Can the module be imported?"""
     try:
         return importlib.util.find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):  # of its parent; of a module without a spec
+    except (ModuleNotFoundError, ValueError):  # a missing parent package; a module without a spec
         return False
 
 

@@ -31,14 +31,14 @@ GROUPS = (
 
 
 def default_values() -> dict[str, Any]:
-    """Flag → what it is where nobody gives it."""
+    """Flag → its default."""
     every = [one for group in GROUPS for one in dataclasses.fields(group)]
     return {one.name: one.default for one in every if one.default is not dataclasses.MISSING}
 
 
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Not argparse's own, which repeats all flags in 20 kB."""
+        """Raises ValueError: argparse's own message would repeat all flags, 20 kB of them."""
         raise ValueError(f"{message} (python finetune.py --help lists all)")
 
 
@@ -56,12 +56,12 @@ def parser() -> HfArgumentParser:
 
 
 def has_value(argv: Sequence[str], name: str) -> bool:
-    """Is the flag given?"""
+    """Is the flag given on this command line?"""
     return any(given == name for given, _ in _flags(argv))
 
 
 def merge(defaults: Sequence[str], argv: Sequence[str]) -> list[str]:
-    """Default flags, with those the user gives in their place: ``argv`` wins, flag by flag."""
+    """Default flags overridden by ``argv``, flag by flag."""
     given = {name for name, _ in _flags(argv)}
     kept = [
         token for name, values in _flags(defaults) if name not in given for token in _rejoin(name, values)
@@ -72,22 +72,22 @@ def merge(defaults: Sequence[str], argv: Sequence[str]) -> list[str]:
 def expanded(argv: Sequence[str]) -> list[str]:
     """The command line with the flags of ``--config`` written out.
 
-    Usual flags of a script, before ``--given``, give way to the file's, and those to the ones that are given.
+    Default flags of a script, which stand before ``--given``, are overridden by the file, and both by the flags given.
 
-    Raises ValueError for a file that holds no flags, as :mod:`finetune.flags.run_file` says.
+    Raises ValueError for an invalid file, as :mod:`finetune.flags.run_file` does.
     """
-    usual, given = _parted(argv)
+    defaults, given = _parted(argv)
     files = [value for name, values in _flags(given) if name == "config" for value in values]
     if not files:
-        return merge(usual, given)
+        return merge(defaults, given)
     if len(files) > 1:
         raise ValueError(f"--config: found {len(files)} files ({', '.join(files)}), expected one")
     rest = [token for name, values in _flags(given) if name != "config" for token in _rejoin(name, values)]
-    return merge(usual, merge(run_file.flags_of(files[0]), rest))
+    return merge(defaults, merge(run_file.flags_of(files[0]), rest))
 
 
 def _parted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The usual flags of a script and the given ones; all are given where there is no mark between them."""
+    """The default flags of a script and the given ones; without ``--given`` all of them are given."""
     if help.USUAL_END not in argv:
         return [], [*argv]
     at = [*argv].index(help.USUAL_END)
@@ -95,10 +95,10 @@ def _parted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def parse(argv: Sequence[str]) -> tuple[Arguments, list[str]]:
-    """Read flags; returns the arguments and the lines that say what was translated, and what may surprise.
+    """Parse flags; returns the arguments, and lines about translated flags and surprising values.
 
-    Raises ValueError where a flag is unknown, a number is out of its limits, flags contradict each other, and where
-    they name files or packages that are not there.
+    Raises ValueError where a flag is unknown, a number is out of range, flags contradict each other, or a file or
+    package that they name is missing.
     """
     argv = expanded(argv)
     lines = _repeated(argv)
@@ -119,7 +119,7 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, list[str]]:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """Single values behind "=": argparse takes -1e-5 and -inf for flags of their own."""
+    """Join single values with "=": argparse would take -1e-5 and -inf for flags."""
     return [
         token
         for name, values in _flags(argv)
@@ -128,12 +128,12 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 
 def _repeated(argv: Sequence[str]) -> list[str]:
-    """A line for each flag that is given with different values: the last one counts."""
+    """A line for each flag that is given several times with different values."""
     values: dict[str, list[list[str]]] = {}
     for name, found in _flags(argv):
         values.setdefault(name, []).append(found)
     return [
-        f"--{name}: is given {len(found)} times; the last one counts: {' '.join(found[-1])}"
+        f"--{name}: given {len(found)} times; using the last value: {' '.join(found[-1])}"
         for name, found in values.items()
         if name and any(one != found[-1] for one in found)
     ]

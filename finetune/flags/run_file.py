@@ -1,12 +1,12 @@
-"""``--config run.yaml``: flags of a run in a file, so that they can be kept with it. YAML, and so JSON too.
+"""``--config run.yaml``: the flags of a run in a YAML (or JSON) file.
 
     model_name_or_path: Qwen/Qwen-VL-Chat
     data_path: data.json
     use_lora: true
     corrective_data: [towers.json:0.3]
 
-A name is a flag's without the dashes; a list is several values. Flags that are given beside it win. A run leaves such a
-file in its output folder, with the value of every flag.
+A name is a flag without the dashes; a list is several values. Flags on the command line win. A run leaves such a file
+in its output folder, with the value of every flag.
 """
 
 import dataclasses
@@ -27,25 +27,25 @@ _WITH_NO = ("eval_strategy", "evaluation_strategy", "save_strategy", "logging_st
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what flags have no use for: names given twice, and aliases, of which a few lines make gigabytes."""
+    """Rejects duplicate names, and aliases, a few lines of which can expand to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("found an alias (*name), expected values as they are")
+            raise yaml.YAMLError("found an alias (*name), expected the value itself")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise yaml.YAMLError(f"{twice[0][:80]}: is there twice")
+            raise yaml.YAMLError(f"{twice[0][:80]}: given twice")
         return super().construct_mapping(node, deep)
 
 
 def flags_of(path: str) -> list[str]:
-    """The file's flags, as a command line has them.
+    """The flags of the file as a command line.
 
-    Raises ValueError where it cannot be read, with every name that is no flag and every value that cannot be one.
+    Raises ValueError where it cannot be read; otherwise the error lists every unknown flag and every invalid value.
     """
     content = _read(Path(path))
     known = help.known()
@@ -74,20 +74,20 @@ def _read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"--config {path}: found bytes that are not UTF-8, expected YAML") from error
     except RecursionError as error:
-        raise ValueError(f"--config {path}: is nested too deep to be read; is it the right file?") from error
-    except (yaml.YAMLError, ValueError) as error:  # a date of the 32nd is a ValueError
+        raise ValueError(f"--config {path}: nested too deeply to be read; is it the right file?") from error
+    except (yaml.YAMLError, ValueError) as error:  # an impossible date is a ValueError
         raise ValueError(f"--config {path}: broken YAML: {' '.join(str(error).split())[:400]}") from error
     content = {} if content is None else content
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ValueError(
-            f"--config {path}: found {fields.shown(content)}, expected flags with their values, one a line, such as "
+            f"--config {path}: found {fields.shown(content)}, expected one flag with its value per line, such as "
             "use_lora: true"
         )
     return content
 
 
 def _flag(flag: str, value: Any) -> Iterator[str]:
-    """One flag and its values; none for null, which leaves the default."""
+    """One flag and its values; nothing for null, which keeps the default."""
     if value is None:
         return
     yield flag

@@ -370,7 +370,7 @@ def advice(step: Step, batch: int, memory: float) -> list[str]:
             return lines
     return [
         *lines,
-        "--use_lora True or --q_lora True, shorter samples, or fewer tokens a picture (--max_pixels)",
+        "--use_lora True or --q_lora True, shorter samples, or fewer tokens per picture (--max_pixels)",
     ]
 
 

@@ -10,11 +10,9 @@ from finetune.samples.conversation import BoxRef, ImageRef, Part, Turn, VideoRef
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 IGNORED = -100
-_USER_MARKUP = (
-    *REF,
-    *BOX,
-    *QUAD,
-)  # what may be a special token in a person's words; <|im_start|> is text there
+# Special tokens wherever they stand in a text, as in Qwen-VL's own training: an escaped \<box> of the data is one too.
+# <|im_start|> is ordinary text.
+_USER_MARKUP = (*REF, *BOX, *QUAD)
 
 
 class ChatML(NamedTuple):

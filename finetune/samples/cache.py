@@ -1,4 +1,4 @@
-"""Where what was computed once is kept, for the next run."""
+"""The folder for results that later runs reuse."""
 
 from __future__ import annotations
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 Role = Literal["system", "user", "assistant"]
 BoxKey = Literal["bbox_2d", "bbox", "point_2d"]
@@ -117,6 +118,22 @@ class Conversation:
                 "SmolVLM"
             )
         return tuple(one for one in self.media if isinstance(one, ImageRef))
+
+
+class OnDemand(Sequence[Conversation]):
+    """Conversations that are made when they are indexed, one at a time; a slice is a list of them."""
+
+    @abstractmethod
+    def at(self, place: int) -> Conversation:
+        """The conversation at a place from 0 to ``len(self)`` - 1."""
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Conversation]: ...
+    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
+        places = range(len(self))[index]
+        return self.at(places) if isinstance(places, int) else [*map(self.at, places)]
 
 
 def questions(conversations: Sequence[Conversation]) -> list[tuple[Path, str, str]]:

@@ -1,4 +1,4 @@
-"""Opening pictures as people have them: upright, in RGB, or their size alone from the header."""
+"""Opens images upright and in RGB whatever their mode, or reads only their size from the header."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _BROKEN = (
     OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError,
     ArithmeticError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
-"""What Pillow's readers raise on cut and corrupt files (found by cutting and corrupting some): nearly everything. Only
-calls of Pillow stand where these are caught."""
+"""What Pillow's readers raise on cut and corrupt files (found by cutting and corrupting some): nearly everything. They
+are caught only around calls of Pillow."""
 _LONGEST_REASON = 200  # characters of what a reader says of a broken file
 
 

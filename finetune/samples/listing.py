@@ -1,4 +1,4 @@
-"""Long lists in messages: as many lines as a person reads, and how many more there are."""
+"""Shortens long lists in messages, and counts what is left out."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,17 +1,17 @@
-"""Reading data: any of the known formats, checked before training, each conversation parsed when asked for."""
+"""Loads training data in any known format: checked before training, each conversation parsed on demand."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from finetune.samples.cache import cache_folder
-from finetune.samples.conversation import Conversation, ImageRef, Part, VideoRef
+from finetune.samples.conversation import Conversation, ImageRef, OnDemand, Part, VideoRef
 from finetune.samples.formats import Format, named, recognise, spread
 from finetune.samples.formats.boxes import BoxUnits
 from finetune.samples.formats.containers import Records, open_records
@@ -21,13 +21,13 @@ from finetune.samples.listing import LONGEST_LINE, shortened, shown
 from finetune.samples.videos import SAMPLING, Sampling
 from finetune.samples.workers import in_chunks
 
-LOOKED_AT = 1000  # records from which the format is recognised
+LOOKED_AT = 1000  # records from which the format is detected
 MOST_FAULTS_SHOWN = 50
 MOST_DROPPED_SHOWN = 20
 MOST_NOTES_SHOWN = 20
-STREAMED_AHEAD = 100  # records of which it is said what is not read, where not all are checked
+STREAMED_AHEAD = 100  # records examined for unread keys with --streaming, which does not check all
 
-DataFormat = Literal["auto", "qwen-vl", "llava", "sharegpt", "openai"]
+DataFormat = Literal["auto", "qwen-vl", "llava", "sharegpt", "openai", "alpaca"]
 OnBadSample = Literal["error", "drop", "shrink"]
 
 
@@ -43,18 +43,18 @@ def read(
     workers: int | None = None,
     say: Callable[[str], None] = print,
 ) -> "Conversations":
-    """The conversations of a file or folder, checked, at any place, in memory that does not grow with them.
+    """The checked conversations of a file or folder, with random access and without holding them in memory.
 
-    data_format     how the records are written; "auto" recognises it from the records, or refuses
-    image_folder    where relative paths of pictures begin; then the data's own folder, then the working directory
-    box_units       what the numbers of bbox_2d and objects.bbox are
-    sampling        which frames of videos are taken
-    on_bad_sample   what happens to records with faults: "drop" leaves them out and says which, "error" raises
+    data_format     how the records are written; "auto" detects it from the records; an unknown format is an error
+    image_folder    where relative paths of pictures are looked up, before the data's folder and the working directory
+    box_units       units of bbox_2d and objects.bbox
+    sampling        which frames of videos are sampled
+    on_bad_sample   what happens to records with faults: "drop" leaves them out and lists them, "error" raises
                     ("shrink" is for samples that are too long; faults are as for "error")
-    streaming       nothing is checked ahead: a fault raises when its conversation is asked for
-    workers         processes that check; None: as many as there are cores for
+    streaming       nothing is checked in advance: a fault raises when its conversation is read
+    workers         processes that check; None: as many as the cores allow
 
-    Every picture is opened as far as its header, so that a run does not stop hours later.
+    The header of every picture is read, so that a broken one does not stop the run hours later.
 
     Raises ValueError that lists every fault: which record and field, what was found and expected.
     """
@@ -66,7 +66,7 @@ def read(
     layout = Layout(path, chosen, places, box_units, sampling)
     if streaming:
         say(
-            f"{path}: {len(records):,} samples, {chosen.name} ({because}); streaming, so nothing is checked ahead"
+            f"{path}: {len(records):,} samples, {chosen.name} ({because}); streaming: nothing is checked in advance"
         )
         for note in records.notes:
             say(f"{path}: {note}")
@@ -75,7 +75,7 @@ def read(
         return Conversations(records, layout, None)
     checked = _check(records, layout, workers)
     if checked.faults:
-        _tell(path, checked, len(records), on_bad_sample, say)
+        _report_faults(path, checked, len(records), on_bad_sample, say)
     counts = f"{_count(len(checked.kept), 'sample')}, {_count(len(checked.sizes), 'picture')}"
     say(f"{path}: {counts}, {chosen.name} ({because})")
     for note in records.notes:
@@ -86,7 +86,7 @@ def read(
 
 
 def _noted(path: Path, notes: Counter[Note], one: str, several: str) -> Iterator[str]:
-    """A line for each kind of thing that is not read, the most frequent first."""
+    """A line for each kind of key that is not read, the most frequent first."""
     for note, number in notes.most_common(MOST_NOTES_SHOWN):
         yield f"{path}: {note[0]} ({number:,} {one if number == 1 else several}) {note[1]}"
     if len(notes) > MOST_NOTES_SHOWN:
@@ -100,7 +100,7 @@ def _format_of(path: Path, records: Records, data_format: DataFormat) -> tuple[F
     for index in spread(len(records), LOOKED_AT):
         try:
             looked.append((records.name(index)[0], records[index]))
-        except ValueError as error:  # becomes a fault when everything is checked
+        except ValueError as error:  # reported as a fault when everything is checked
             broken.append(f"{_where(records.name(index), None)}: {error}")
     if not looked:
         raise ValueError(_listed(path, broken))
@@ -111,7 +111,7 @@ def _format_of(path: Path, records: Records, data_format: DataFormat) -> tuple[F
 class Layout:
     """How the records of a file become conversations.
 
-    folders   where relative paths of pictures begin
+    folders   where relative paths of pictures are looked up
     """
 
     path: Path
@@ -133,16 +133,16 @@ class Layout:
         try:
             conversation = self.format.read(record, f"{self.path}: {where}", self.box_units)
         except RecursionError:
-            return Found(None, [f"{where}: found lists or objects nested too deep to be read"], frozenset())
+            return Found(None, [f"{where}: found lists or objects nested too deeply to be read"], frozenset())
         faults = [shortened(one) for one in record.faults]
         return Found(None if faults else conversation, faults, frozenset(record.notes))
 
 
 class Found(NamedTuple):
-    """What a record was read as.
+    """The result of reading a record.
 
     conversation   None where there are faults
-    notes          what is not read of it, in words that are the same for all records of the kind
+    notes          what is not read, in words that do not depend on the record, so that they can be counted
     """
 
     conversation: Conversation | None
@@ -159,18 +159,18 @@ def _where(name: tuple[str, ...], content: Any) -> str:
 
 
 def _looked_ahead(records: Records, layout: Layout) -> Counter[Note]:
-    """The notes of some records, where not all are checked."""
+    """The notes of a few records, for --streaming, which does not check all."""
     found = (layout.read(records, index, HeaderSizes()) for index in spread(len(records), STREAMED_AHEAD))
     return Counter(note for one in found if one.conversation is not None for note in one.notes)
 
 
-class Conversations(Sequence[Conversation]):
-    """The conversations of one file, each parsed when it is asked for.
+class Conversations(OnDemand):
+    """The conversations of one file, each parsed on demand.
 
-    Held are where each record begins, the sizes of its pictures, and which records are left in: 24 to 40 bytes a
-    sample and 8 a picture. It can be sent to other processes.
+    It holds the position of each record, the sizes of its pictures, and which records are kept: 24 to 40 bytes per
+    sample and 8 per picture. It can be pickled.
 
-    digest   of all that token counts depend on: texts, boxes, sizes of pictures; None where nothing was checked
+    digest   of everything that token counts depend on: texts, boxes, picture sizes; None where nothing was checked
     """
 
     def __init__(self, records: Records, layout: Layout, checked: "Checked | None") -> None:
@@ -180,14 +180,7 @@ class Conversations(Sequence[Conversation]):
     def __len__(self) -> int:
         return len(self.records) if self.checked is None else len(self.checked.kept)
 
-    @overload
-    def __getitem__(self, index: int) -> Conversation: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Conversation]: ...
-    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
+    def at(self, place: int) -> Conversation:
         if self.checked is None:
             found = self.layout.read(self.records, place, HeaderSizes())
         else:
@@ -204,13 +197,13 @@ class Conversations(Sequence[Conversation]):
 
 
 class Checked(NamedTuple):
-    """What is known of a file once every record was read.
+    """What is known about a file once every record has been read.
 
     kept            Int[samples]: the records without faults
-    first_picture   Int[samples + 1]: where each sample's pictures begin in ``sizes``
-    sizes           Int[pictures, 2]: width and height of each, upright, frames among them, in the order of asking
+    first_picture   Int[samples + 1]: start of each sample's pictures in ``sizes``
+    sizes           Int[pictures, 2]: upright width and height of each, including frames, in the order of reading
     faults          of each faulty record, in order
-    notes           what is not read, in words, and of how many of the kept records
+    notes           what is not read, and in how many of the kept records
     digest          of the kept conversations
     """
 
@@ -273,7 +266,7 @@ def _check_chunk(records: Records, layout: Layout, measure: HeaderSizes, chunk: 
 
 
 def fingerprint(conversation: Conversation) -> bytes:
-    """All of a conversation that its tokens and labels depend on: roles, texts, boxes, sizes of pictures."""
+    """Everything that the tokens and labels of a conversation depend on: roles, texts, boxes, picture sizes."""
     turns = [(turn.role, turn.trained, [_bare(part) for part in turn.parts]) for turn in conversation.turns]
     return repr(turns).encode(errors="surrogatepass")
 
@@ -290,15 +283,17 @@ def _bare(part: Part) -> Any:
     )
 
 
-def _tell(
+def _report_faults(
     path: Path, checked: Checked, count: int, on_bad_sample: OnBadSample, say: Callable[[str], None]
 ) -> None:
-    """Raise the faults, or say which samples are left out."""
+    """Raise the faults, or list the samples that are left out."""
     faults = [one for several in checked.faults for one in several]
     if on_bad_sample != "drop":
         message = _listed(path, faults)
-        most = len(checked.kept) > 0
-        raise ValueError(f"{message}\nor leave such samples out: --on_bad_sample drop" if most else message)
+        any_left = len(checked.kept) > 0
+        raise ValueError(
+            f"{message}\nor leave such samples out: --on_bad_sample drop" if any_left else message
+        )
     if not len(checked.kept):
         raise ValueError(f"{_listed(path, faults)}\nno sample is left")
     left_out = [several[0] for several in checked.faults]

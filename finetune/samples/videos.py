@@ -1,4 +1,4 @@
-"""Opening videos: which frames of a file are taken, how large they are, and the frames themselves."""
+"""Opens videos: chooses the frames of a file, finds their size, and decodes them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 from finetune.samples.conversation import ImageRef, VideoRef
 from finetune.samples.images import size_of
 
-MERGED = 2  # frames that become one step of time in Qwen's families; others merge none
+MERGED = 2  # frames per time step in Qwen's families; others merge none
 LEAST_FRAMES = 4  # of a file, as Qwen's processors take them
 
 
 class Sampling(NamedTuple):
     """Which frames of a video file are taken.
 
-    fps      so many a second
-    most     and no more in all: those of a longer video are further apart
+    fps      frames per second
+    most     maximum in all; frames of a longer video are further apart
     """
 
     fps: float = 2.0
@@ -42,7 +42,9 @@ def video_of_file(path: Path, written: str, sampling: Sampling) -> VideoRef:
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         count = stream.frames or sum(1 for _ in stream.container.decode(stream))
     if not count or not rate or not all(size):
-        raise ValueError(f"video {str(path)!r}: found {count} frames at {rate:g} a second, expected some")
+        raise ValueError(
+            f"video {str(path)!r}: found {count} frames at {rate:g} per second, expected at least one frame"
+        )
     wanted = min(max(count / rate * sampling.fps, LEAST_FRAMES), sampling.most, count)
     taken = max(int(wanted) // MERGED * MERGED, min(MERGED, count))
     at = np.linspace(0, count - 1, taken).round().astype(int).tolist()
@@ -58,7 +60,7 @@ def video_of_frames(frames: Sequence[ImageRef], written: str, fps: float) -> Vid
     if not frames:
         raise ValueError(f"video {written!r}: found no frame, expected at least one")
     if not fps > 0:
-        raise ValueError(f"video {written!r}: found {fps:g} frames a second, expected more than 0")
+        raise ValueError(f"video {written!r}: found {fps:g} frames per second, expected more than 0")
     sizes = [_size(ref) for ref in frames]
     _check_alike(sizes, written)
     seconds = tuple(at / fps for at in range(len(frames)))
@@ -115,7 +117,7 @@ def _check_alike(sizes: Sequence[tuple[int, int]], written: str) -> None:
         if size != sizes[0]:
             raise ValueError(
                 f"video {written!r}: found frame {number} of {size[0]} × {size[1]} pixels, expected "
-                f"{sizes[0][0]} × {sizes[0][1]} as its first; scale its frames alike"
+                f"{sizes[0][0]} × {sizes[0][1]} as its first; scale all frames to one size"
             )
 
 
@@ -132,10 +134,10 @@ def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise ValueError(f"video {str(path)!r}: there is no such file")
     try:
-        # A playlist may name addresses: only files are read.
+        # A playlist may name URLs: only files are read.
         with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
             if not container.streams.video:
-                raise ValueError(f"video {str(path)!r}: found no pictures in it, expected a video")
+                raise ValueError(f"video {str(path)!r}: found no video stream in it")
             yield container.streams.video[0]
     except av.FFmpegError as error:
         raise ValueError(f"video {str(path)!r}: found a broken file ({error}); save it again") from error

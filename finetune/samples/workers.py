@@ -1,4 +1,4 @@
-"""Work on many samples in several processes, in order, with a progress bar."""
+"""Processes samples in several worker processes, in order, with a progress bar."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 CHUNK = 256
-"""Samples that a process does at a time. Digests are taken over chunks, so another number is another digest."""
+"""Samples per task of a worker. Digests are computed per chunk, so changing this changes every digest."""
 WORTH_A_PROCESS = 2000
-"""Fewer samples than so many for each process are done sooner without it."""
+"""With fewer samples per process, starting the process takes longer than it saves."""
 
 Result = TypeVar("Result")
 _work: Callable[[range], Any] | None = None  # of a worker process
 
 
 def default_workers() -> int:
-    """The processor cores of this process, shared with the other processes of the run on this machine."""
+    """Cores available to this process, divided among the run's processes on this machine."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def in_chunks(
     work: Callable[[range], Result], count: int, *, workers: int | None, doing: str
 ) -> Iterator[tuple[range, Result]]:
-    """``work`` done on every chunk of 0 to ``count`` - 1, in order, beside the chunk itself.
+    """Yield each chunk of 0 to ``count`` - 1 and ``work`` of it, in order.
 
-    workers   processes; None: as many as the machine has cores for, where there is enough to do
-    doing     the words of the progress bar, which is shown after two seconds, on the first process of the run
+    workers   processes; None: as many as the cores allow and the work is worth
+    doing     label of the progress bar, shown after two seconds on the first process of the run
     """
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     if workers is None:
@@ -49,7 +49,7 @@ def _results(work: Callable[[range], Result], chunks: list[range], workers: int)
         yield from map(work, chunks)
         return
     # Forked: a fresh process would import torch and transformers again, several seconds each. The children use
-    # neither threads nor a device, so what Python says about forking beside threads does not touch them.
+    # neither threads nor a device, so Python's warning about forking a threaded process does not apply.
     fork = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(min(workers, len(chunks)), fork, initializer=_begin, initargs=(work,)) as pool:
         with warnings.catch_warnings():
@@ -59,7 +59,7 @@ def _results(work: Callable[[range], Result], chunks: list[range], workers: int)
             yield from results
         except BrokenProcessPool as error:
             raise RuntimeError(
-                f"one of {workers} processes that read the data was ended from outside, mostly for want of memory"
+                f"one of {workers} worker processes reading the data was killed, most likely for lack of memory"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)

@@ -1,6 +1,6 @@
-"""What a run would train on, train and need, told before it starts: samples with their labels, lengths, memory, steps.
+"""What a run will train, on what data, and what it needs: samples with their labels, lengths, memory, steps.
 
-``--dry_run`` tells all of it without loading a weight; every run begins with the short form.
+``--dry_run`` prints all of it without loading weights; every run begins with the short form.
 """
 
 import inspect
@@ -42,7 +42,7 @@ _CONTROL = re.compile(
     r"IMG_CONTEXT)>"
 )
 """How control tokens of the families look. As a token it is one; in words it is what somebody typed."""
-_WORDS_NOTE = "  (a backslash before the name of a control token: here it is words)"
+_WORDS_NOTE = "  (a backslash before the name of a control token: here it is plain text)"
 
 
 class Samples(NamedTuple):
@@ -60,9 +60,9 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Preview:
-    """A run before it starts. Each part is text for people.
+    """A run before it starts; each method returns text to print.
 
-    model       with what trains unfrozen; it may be on the meta device, without weights
+    model       with the trained parameters unfrozen; it may be on the meta device, without weights
     precision   what training computes in
     """
 
@@ -82,7 +82,7 @@ class Preview:
         return "\n".join(shown)
 
     def lengths(self) -> str:
-        """Sources, tokens a picture, and how long samples are."""
+        """Sources, tokens per picture, and sample lengths."""
         found = self._counted()
         if found is None:
             return self.lengths_line()
@@ -90,7 +90,7 @@ class Preview:
             [
                 source_table(found),
                 picture_text(found),
-                "samples of so many tokens:",
+                "sample lengths in tokens:",
                 histogram(found.lengths.tokens),
             ]
         )
@@ -99,11 +99,11 @@ class Preview:
         """The same in a line for each source, and one of pictures."""
         found = self._counted()
         if found is None:
-            return f"{len(self.dataset):,} samples, streamed: nothing was counted ahead"
+            return f"{len(self.dataset):,} samples, streamed: lengths are not counted in advance"
         return f"{source_table(found)}\n{picture_text(found)}"
 
     def device_memory(self) -> str:
-        """What a step needs, kind by kind, and what would help where it does not fit."""
+        """Memory of a step by kind, and what would reduce it where it does not fit."""
         tokens = self._row_tokens()
         return memory_text(
             self._step(), tokens, self.args.per_device_train_batch_size, memory_estimate.device_bytes()
@@ -296,7 +296,7 @@ def short_name(conversation: Conversation) -> str:
 
 
 def picture_text(samples: Samples) -> str:
-    """Tokens a picture: least, median and most, by source where there are several."""
+    """Tokens per picture: minimum, maximum and median, by source where there are several."""
     lengths = samples.lengths
     lines = []
     for i, name in enumerate(samples.names):
@@ -307,7 +307,7 @@ def picture_text(samples: Samples) -> str:
         low, middle, high = each.min(), np.median(each), each.max()
         told = f"{low:,.0f} in each" if low == high else f"{low:,.0f} to {high:,.0f}, median {middle:,.0f}"
         mean = " (a sample's mean where it has several)" if low != high and lengths.images.max() > 1 else ""
-        lines.append(f"tokens a picture{f', {name}' if len(samples.names) > 1 else ''}: {told}{mean}")
+        lines.append(f"tokens per picture{f', {name}' if len(samples.names) > 1 else ''}: {told}{mean}")
     return "\n".join(lines) if lines else "no pictures"
 
 
@@ -343,7 +343,7 @@ def _columns(cells: Sequence[Sequence[str]], left: Sequence[int]) -> str:
 
 
 def step_text(schedule: Schedule, args: TrainingArguments, samples: int) -> str:
-    """``3 steps an epoch of 12 samples, 9 in all (3 epochs); 4 samples a step (2 a device × 2 accumulated × …)``
+    """``3 steps per epoch of 12 samples, 9 in total (3 epochs); 4 samples per step (2 per device × 2 accumulated × …)``
 
     schedule   as the Trainer follows it
     samples    of an epoch, packed or not
@@ -354,9 +354,9 @@ def step_text(schedule: Schedule, args: TrainingArguments, samples: int) -> str:
     packed = "" if schedule.capacity is None else f" in {len(schedule.rows(0)):,} packed rows"
     processes = f"{shape.processes} process{'es' * (shape.processes != 1)}"
     return (
-        f"{_steps(an_epoch)} an epoch of {samples:,} samples{packed}, {steps:,} in all "
-        f"({steps / an_epoch:.3g} epochs); {shape.rows * shape.accumulation * shape.processes:,} {rows} a step "
-        f"({shape.rows} a device × {shape.accumulation} accumulated × {processes})"
+        f"{_steps(an_epoch)} per epoch of {samples:,} samples{packed}, {steps:,} in total "
+        f"({steps / an_epoch:.3g} epochs); {shape.rows * shape.accumulation * shape.processes:,} {rows} per step "
+        f"({shape.rows} per device × {shape.accumulation} accumulated × {processes})"
         + _warmup_note(args, steps)
     )
 
@@ -365,7 +365,7 @@ def _warmup_note(args: TrainingArguments, steps: int) -> str:
     if args.warmup_steps < max(steps, 1):
         return ""
     return (
-        f"\n--warmup_steps {args.warmup_steps:g} are no fewer than the run has: the learning rate never reaches "
+        f"\n--warmup_steps {args.warmup_steps:g} is not below the number of steps: the learning rate never reaches "
         f"{args.learning_rate:g}"
     )
 
@@ -475,13 +475,13 @@ def sharding_of(args: TrainingArguments) -> memory_estimate.Sharding:
 def memory_text(
     step: memory_estimate.Step | None, tokens: int, batch: int, device: tuple[str, int] | None
 ) -> str:
-    """The estimate with its title, and what would help where it does not fit."""
+    """The estimate with its title, and what would reduce it where it does not fit."""
     if step is None:
-        return "memory: not estimated, the layers of this model are of a layout that is not known"
-    title = f"memory of a step, estimated for a batch of {batch} × {tokens:,} tokens"
+        return "memory: not estimated, because the layer layout of this model is not known"
+    title = f"estimated memory of a step with a batch of {batch} × {tokens:,} tokens"
     lines = [title, memory_estimate.estimate_text(step, device)]
     if device is not None and not memory_estimate.fits(memory_estimate.estimate(step).peak, device[1]):
-        lines.append("what would help, one after another, and the peak then:")
+        lines.append("to reduce it, in this order, with the peak after each step:")
         lines += [f"  {line}" for line in memory_estimate.advice(step, batch, device[1])]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""How data is written: the four formats, and recognising which one a file is in."""
+"""The formats of training data, and detection of the format of a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from finetune.samples.conversation import Conversation
-from finetune.samples.formats import llava, openai, qwen_vl, sharegpt
+from finetune.samples.formats import alpaca, llava, openai, qwen_vl, sharegpt
 from finetune.samples.formats.boxes import BoxUnits, with_boxes
 from finetune.samples.formats.record import Record, Spoken, kind, spelling_of
 
@@ -16,10 +16,10 @@ MOST_SHAPES_SHOWN = 3
 
 
 class Format(NamedTuple):
-    """A way of writing conversations; one module each.
+    """A format of conversations; one module each.
 
-    may_be   could a record, with these roles and this text, be written so?
-    turns    a record's turns; what is wrong with it is a fault of the record
+    may_be   could a record, with these roles and this text, be in the format?
+    turns    the turns of a record; whatever is wrong with it becomes a fault of the record
     """
 
     name: str
@@ -28,7 +28,7 @@ class Format(NamedTuple):
     turns: Callable[[Record], list[Spoken]]
 
     def read(self, record: Record, source: str, units: BoxUnits | None) -> Conversation:
-        """The conversation of a record; it is to be used only where the record has no fault."""
+        """The conversation of a record; valid only where the record has no faults."""
         turns = with_boxes(record, self.turns(record), units)
         return Conversation(turns, source)
 
@@ -38,8 +38,9 @@ FORMATS = (
     Format(llava.NAME, llava.SHAPE, llava.may_be, llava.turns),
     Format(sharegpt.NAME, sharegpt.SHAPE, sharegpt.may_be, sharegpt.turns),
     Format(openai.NAME, openai.SHAPE, openai.may_be, openai.turns),
+    Format(alpaca.NAME, alpaca.SHAPE, alpaca.may_be, alpaca.turns),
 )
-"""Where records have no picture, several fit and read them alike; the first of them is taken."""
+"""Records without a picture may fit several formats, which read them alike; the first one is used."""
 
 
 def named(name: str) -> Format:
@@ -47,19 +48,19 @@ def named(name: str) -> Format:
 
 
 class Recognised(NamedTuple):
-    """The format of a file, and in words what that rests on."""
+    """The format of a file, and how it was detected, in words."""
 
     format: Format
     because: str
 
 
 def recognise(name: str, records: Sequence[tuple[str, Any]]) -> Recognised:
-    """The one format that all records have that have a known shape at all.
+    """The one format that fits every record that fits any.
 
     name      of the file, for errors
-    records   (words that name it, content) of each that is looked at
+    records   (name for messages, content) of each record that is looked at
 
-    Raises ValueError, with what was found and the known shapes, where there is none or not one for all.
+    Raises ValueError, with what was found and the known formats, where no format fits them all.
     """
     fitting = [(where, content, _fitting(content)) for where, content in records]
     known = [names for _, _, names in fitting if names]
@@ -75,21 +76,22 @@ def recognise(name: str, records: Sequence[tuple[str, Any]]) -> Recognised:
 
 
 def _fitting(content: Any) -> frozenset[str]:
-    """Names of the formats that a record may be in."""
+    """Names of the formats that fit a record."""
     if not isinstance(content, Mapping):
         return frozenset()
     content = {key: value for key, value in content.items() if value is not None}
-    if ("messages" in content) == ("conversations" in content):
-        return frozenset()
+    listed = [key for key in ("messages", "conversations") if key in content]
     said, roles = _said(content)
     known = roles & openai.ROLES.keys()
+    if len(listed) > 1 or (listed and not known - {"system"}):
+        return frozenset()
     texts = [item.get(key) for item in said for key in ("value", "content")]
     text = "".join(one for one in texts if isinstance(one, str))
-    return frozenset(one.name for one in FORMATS if known - {"system"} and one.may_be(content, known, text))
+    return frozenset(one.name for one in FORMATS if one.may_be(content, known, text))
 
 
 def _said(content: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], set[str]]:
-    """The turns of a record, in whichever format, and who speaks in them."""
+    """The listed turns of a record, in whichever format, and their roles."""
     items = content.get("messages", content.get("conversations"))
     said = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
     spelled = [(item, keys) for item in said if (keys := spelling_of(item)) is not None]
@@ -104,7 +106,7 @@ def _unrecognised(name: str, fitting: Sequence[tuple[str, Any, frozenset[str]]])
         shapes[shape] += 1
         first.setdefault(shape, where)
     mixed = any(names for _, _, names in fitting)
-    found = "its records are written in several formats" if mixed else "the format is not known"
+    found = "its records are in several formats" if mixed else "unknown format"
     lines = [f"{name}: {found}"]
     for shape, count in shapes.most_common(MOST_SHAPES_SHOWN):
         lines.append(f"  found in {count:,} of {len(fitting):,} looked at: {shape}; {first[shape]} first")
@@ -113,9 +115,7 @@ def _unrecognised(name: str, fitting: Sequence[tuple[str, Any, frozenset[str]]])
     lines += _first_turn(fitting)
     lines.append("  expected one of")
     lines += [f"    {one.name:9} {one.shape}" for one in FORMATS]
-    lines.append(
-        "  say with --data_format which is meant; what differs from it is then named record by record"
-    )
+    lines.append("  choose one with --data_format; records that do not follow it are then listed one by one")
     return "\n".join(lines)
 
 
@@ -131,7 +131,7 @@ def _shape(content: Any) -> str:
 
 
 def _first_turn(fitting: Sequence[tuple[str, Any, frozenset[str]]]) -> list[str]:
-    """A line that shows how turns are written that no format knows."""
+    """A line that shows a turn of an unknown format."""
     for _, content, names in fitting:
         said = _said(content)[0] if isinstance(content, Mapping) and not names else []
         if said:
@@ -140,5 +140,5 @@ def _first_turn(fitting: Sequence[tuple[str, Any, frozenset[str]]]) -> list[str]
 
 
 def spread(count: int, most: int) -> Iterator[int]:
-    """At most ``most`` places, evenly over 0 to ``count`` - 1; the first is among them."""
+    """At most ``most`` indices, spread evenly over 0 to ``count`` - 1, the first included."""
     return islice(range(0, count, max(1, -(-count // most))), most)

@@ -244,7 +244,7 @@ class _Places:
         if unknown:
             self.record.fault(
                 f"{self.at}: found {', '.join(map(repr, unknown))} beside {key}, expected label and image alone; "
-                "what else is to be said belongs outside the object (or --box_units text: the numbers are words)"
+                "move anything else outside the object (or give --box_units text to train it as written)"
             )
         elif label is not None and not isinstance(label, str):
             self.record.fault(f"{self.at}: found a {kind(label)} as the label of {key}, expected text")
@@ -277,8 +277,9 @@ class _Places:
         if self.units is None and not self.asked_for_units:
             self.asked_for_units = True
             self.record.fault(
-                f"{self.at}: {what} may be pixels or thousandths of the picture, and nothing says which; "
-                "give --box_units pixels or --box_units thousandths (or text: then the numbers are words)"
+                f"{self.at}: {what} may be in pixels or in thousandths of the picture, and the data does not say "
+                "which; "
+                "give --box_units pixels or --box_units thousandths (or text, which trains the numbers as written)"
             )
         elif self.units == "text" and not self.asked_for_units:
             self.asked_for_units = True
@@ -304,8 +305,8 @@ class _Places:
             return
         if isinstance(self.images[image], VideoRef):
             return self.record.fault(
-                f"{self.at}: found a box in a video, expected boxes in pictures alone; write as text what the answer "
-                "is to say"
+                f"{self.at}: found a box in a video, but boxes are supported in pictures only; write it as "
+                "plain text"
             )
         size = (THOUSANDTHS, THOUSANDTHS) if units == "thousandths" else self.images[image].size_pixels
         if size is None:
@@ -320,14 +321,12 @@ class _Places:
     def _image(self, named: Any) -> int | None:
         count = len(self.images)
         if not count:
-            self.record.fault(
-                f"{self.at}: found a box, and no picture in the conversation that it could be in"
-            )
+            self.record.fault(f"{self.at}: found a box, but no picture in the conversation")
         elif named is not None:
             if isinstance(named, int) and not isinstance(named, bool) and 0 <= named < count:
                 return named
             self.record.fault(
-                f"{self.at}: a box is in picture {named!r}, expected 0 to {count - 1}, counted from 0"
+                f"{self.at}: found a box in picture {named!r}, expected 0 to {count - 1}, counted from 0"
             )
         elif count == 1:
             return 0

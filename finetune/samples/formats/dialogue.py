@@ -46,7 +46,7 @@ def conversation(
             own.close()
         found.append(one.spoken(parts))
     if not record.faults:
-        found = _first_placed(record, found, queue) if first else found
+        found = first_placed(record, found, queue) if first else found
         queue.close()
     found = record.with_system(found)
     record.leave_unread(record.content, "", "", {key, *READ_BESIDE})
@@ -70,7 +70,7 @@ def _own_queue(record: Record, item: Mapping[str, Any], at: str, usual: Mapping[
     return Queue(record, item, f"{at}.", usual)
 
 
-def _first_placed(record: Record, turns: Sequence[Spoken], queue: Queue) -> list[Spoken]:
+def first_placed(record: Record, turns: Sequence[Spoken], queue: Queue) -> list[Spoken]:
     """The turns, with pictures that the text has no place for before the first question."""
     if not any(queue.media.values()) or any(
         not isinstance(part, str) for turn in turns for part in turn.parts

@@ -1,7 +1,8 @@
-"""JSON as people have it: a list, one object a line, objects one after another, or a list inside an object.
+"""JSON in the layouts found in practice: a list, one object per line, concatenated objects, a list in an object.
 
-Read without a word where it can mean one thing alone: a byte order mark, UTF-16 and UTF-32, CRLF, commas before a
-closing bracket, NaN, objects over several lines in a .jsonl, a list in it. Everything else is an error with its place.
+Accepted silently, because they can mean only one thing: a byte order mark, UTF-16 and UTF-32, CRLF, commas before a
+closing bracket, NaN, objects over several lines in a .jsonl, a list in it. Everything else is an error that
+names its position.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _BLANK = re.compile("[ \t\r\n\ufeff]*")
 _STRING_OR_COMMA = re.compile(r'"(?:[^"\\]|\\.)*"|,(?=\s*[\]}])', re.DOTALL)
 _TURNS = ("messages", "conversations")  # a record has one of them
 _DECODER = json.JSONDecoder()
-TOO_DEEP = "lists or objects nested too deep to be read"
+TOO_DEEP = "lists or objects nested too deeply to be read"
 
 
 def open_json(path: Path, cache_dir: Path) -> JsonRecords:
@@ -51,7 +52,7 @@ def open_json(path: Path, cache_dir: Path) -> JsonRecords:
 
 
 class JsonRecords:
-    """Records in a JSON file, found by where they begin and end: 16 bytes a record are held, 24 with lines.
+    """Records in a JSON file, addressed by byte ranges: 16 bytes per record are held, 24 with line numbers.
 
     starts, ends   Int[records]: first byte of each record, and the byte behind its last
     lines          Int[records]: the line of each, counted from 1; None where they are not one a line
@@ -74,7 +75,7 @@ class JsonRecords:
 
     def __getitem__(self, index: int) -> Any:
         start, end = int(self.starts[index]), int(self.ends[index])
-        # Not seek and read: processes that were forked share the file's position.
+        # Not seek and read: forked processes share the file position.
         content = os.pread(self._opened(), end - start, start)
         try:
             text = content.decode().removeprefix("\ufeff")
@@ -158,7 +159,7 @@ def json_values(source: Path, name: Path) -> JsonRecords:
 
 
 class _OtherJsonError(ValueError):
-    """JSON that is whole, and no list of records."""
+    """Valid JSON that is no list of records."""
 
 
 class _Found(NamedTuple):
@@ -265,11 +266,11 @@ def _loaded(text: str) -> Any:
         try:
             return json.loads(text)
         except json.JSONDecodeError as error:
-            mended = _without_trailing_commas(text)
-            if mended == text:
+            repaired = _without_trailing_commas(text)
+            if repaired == text:
                 raise
             try:
-                return json.loads(mended)
+                return json.loads(repaired)
             except json.JSONDecodeError:
                 raise error from None
     except RecursionError as error:

@@ -11,7 +11,7 @@ from finetune.samples.conversation import ImageRef, Part, Role, VideoRef
 from finetune.samples.formats.unread import is_empty, looks_like_media
 
 UNHEARD = ("audio", "audios")
-"""Keys under which other trainers' data keeps sounds: left unread, ``<audio>`` would be learned as a word."""
+"""Keys for audio in the data of other trainers; if they were ignored, ``<audio>`` would be learned as a word."""
 MEDIA_KEYS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "images", "image_path", "image_paths"),
     "video": ("video", "videos", "video_path", "video_paths"),
@@ -166,8 +166,8 @@ class Record:
             field = f"{at}.{called[0]}" if called else f"{at}.{role_key}"
             if called or (isinstance(item[role_key], str) and item[role_key] in TOOL_ROLES):
                 self.fault(
-                    f"{field}: found a tool call or its result, which is not trained here, expected turns of user "
-                    "and assistant alone; leave the record out"
+                    f"{field}: found a tool call or its result, which is not supported, expected only turns of user "
+                    "and assistant; leave the record out"
                 )
                 return True
         return False
@@ -186,7 +186,7 @@ class Record:
         """Is the turn learned, as its own keys say? Without one it is."""
         if not is_empty(item.get("mask")):
             self.fault(
-                f"{at}.mask: found {item['mask']!r:.40}, which may mean learned or left out; expected "
+                f"{at}.mask: found {item['mask']!r:.40}, which is ambiguous (trained, or masked out); expected "
                 '"weight": 0 or "weight": 1'
             )
         marks = {one: item[one] for one in TRAINING_MARKS if item.get(one) is not None}
@@ -238,8 +238,8 @@ class Record:
     def _hear(self, owner: Mapping[str, Any], at: str) -> None:
         for key in (key for key in UNHEARD if owner.get(key)):
             self.fault(
-                f"{at}{key}: found {owner[key]!r:.80}, expected pictures and videos alone: no model here hears; "
-                "take the record out, or the sound out of the record"
+                f"{at}{key}: found {owner[key]!r:.80}, but audio is not supported; remove it from the record, or "
+                "leave the record out"
             )
 
     def _check_order(self, turns: Sequence[Spoken]) -> None:

@@ -134,11 +134,11 @@ def test_pictures_of_too_long_samples_are_made_smaller(processor, conversations)
     dataset = build(conversations, processor, max_length=limit, on_bad_sample="shrink", **options)
     assert len(dataset) == 12 and dataset.lengths.tokens.max() <= limit
     long = whole.lengths.tokens > limit
-    assert f"the pictures of {long.sum()} of 12 samples are made smaller" in said[0]
+    assert f"the pictures of {long.sum()} of 12 samples were downscaled" in said[0]
     assert (dataset.lengths.tokens[~long] == whole.lengths.tokens[~long]).all()
     first = int(np.flatnonzero(long)[0])
     assert len(dataset[first].encoded.input_ids) == dataset.lengths.tokens[first] > limit - 10
-    with pytest.raises(ValueError, match="stay too long with the smallest pictures"):
+    with pytest.raises(ValueError, match="are too long even with the smallest pictures"):
         build(conversations, processor, max_length=60, on_bad_sample="shrink", **options)
 
 

@@ -133,7 +133,7 @@ def test_a_broken_file_is_counted_anew_and_said(tmp_path: Path, harm: Any):
     kept.write_bytes(harm(kept.read_bytes()))
     said: list[str] = []
     again = measure(SAMPLES, Processor(), Grid(), cache_dir=tmp_path, say=said.append)
-    assert said == [f"{kept}: the token counts of an earlier run are broken; counting anew"]
+    assert said == [f"{kept}: the cached token counts are broken; counting again"]
     assert again.tokens.tolist() == first.tokens.tolist()
     measure(SAMPLES, Processor(), Grid(), cache_dir=tmp_path, say=lambda _: pytest.fail("was not mended"))
 
@@ -142,7 +142,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_no_more(tmp_path: Path):
     (tmp_path / "file").write_text("")
     said: list[str] = []
     found = measure(SAMPLES, Processor(), Grid(), cache_dir=tmp_path / "file", say=said.append)
-    assert found.tokens.tolist() == [5, 18, 21] and "cannot be kept" in said[-1]
+    assert found.tokens.tolist() == [5, 18, 21] and "cannot be cached" in said[-1]
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -252,6 +252,7 @@ def test_a_family_of_one_size_refuses(checkpoint_folder: Path, tmp_path: Path):
         "the sample",
     )
     with pytest.raises(
-        ValueError, match=r"the sample: too long, and the pictures of qwen-vl all take as many tokens"
+        ValueError,
+        match=r"the sample: too long, and every picture of qwen-vl takes the same number of tokens",
     ):
         shrink(one, processor, QwenVLFamily(), max_length=20)

@@ -100,9 +100,9 @@ def test_contradicting_flags_are_all_named(tmp_path: Path, monkeypatch):
     assert "0.9 + 0.8 add up to 1.7" in faults(None, ["a.json:.9", "b.json:.8"])
     assert "'a.json' is given again as './a.json'" in faults("base.json", ["a.json:.1", "./a.json:.2"])
     assert "'base.json' is given --replay_data as 'base.json'" in faults("base.json", [], ["base.json:.1"])
-    assert "--corrective_data: there is no file or folder 'c.json'" in faults("base.json", ["c.json:0.3"])
-    assert "there is no file or folder 'a.json:30%'" in faults("base.json", ["a.json:30%"])
-    assert "found nothing that it is replayed beside" in faults(None, [], ["a.json"])
+    assert "--corrective_data: no such file or folder: 'c.json'" in faults("base.json", ["c.json:0.3"])
+    assert "no such file or folder: 'a.json:30%'" in faults("base.json", ["a.json:30%"])
+    assert "replay needs other training data" in faults(None, [], ["a.json"])
     several = faults("base.json", ["a.json:0", "c.json"], ["b.json:x0"])
     assert len(several.splitlines()) == 3
 
@@ -151,7 +151,7 @@ def test_what_the_table_says():
     assert lines[1].split() == ["base", "base", "1,000", "1,000", "1.00", "50.0%"]
     assert lines[2].split() == ["s", "corrective", "30", "600", "20.00", "30.0%"]
     assert lines[4].split() == ["1,630", "2,000"]
-    assert "s: each of its 30 samples is seen 20 times an epoch" in lines[5] and MOST_TIMES < 20
+    assert "s: each of its 30 samples is seen 20 times per epoch" in lines[5] and MOST_TIMES < 20
     assert "times an epoch" not in Mixture([base(100), source("s", 10, repeat=2)], seed=0).table_text()
 
 
@@ -164,7 +164,7 @@ def test_what_the_table_says():
         ([base(4), source("other", 4, "base")], "several bases"),
         ([source("b", 4, "base", share=0.3)], "share of the base"),
         ([base(4), source("s", 4, share=0.5), source("t", 4, share=0.5)], "leaves nothing"),
-        ([source("g", 4, "replay", 1.0)], "only replayed sources"),
+        ([source("g", 4, "replay", 1.0)], "only replay sources"),
     ],
 )
 def test_what_is_no_mixture(sources, words):

@@ -18,7 +18,7 @@ from tests.finetune.test_program import flags, program, scalars  # noqa: F401  (
         (("--streaming", "True", "--group_by_length", "True"), "group_by_length with --streaming"),
         (("--packing", "True", "--group_by_length", "True"), "--packing with --train_sampling_strategy"),
         (("--train_sampling_strategy", "batch_rebalance"), "expected random, sequential or group_by_length"),
-        (("--fsdp",), "--fsdp: accelerate leaves it out on a CPU"),
+        (("--fsdp",), "--fsdp: accelerate ignores it on a CPU"),
     ],
 )
 def test_flags_that_cannot_go_together_are_refused(

@@ -41,7 +41,9 @@ def test_a_file_of_flags_counts_and_flags_beside_it_win():
     assert (chosen.use_lora, chosen.lora_r, chosen.lora_target_modules) == (True, 8, ["c_attn", "w1"])
     assert (args.training.learning_rate, args.training.seed) == (1e-5, 3)
     assert (args.training.eval_strategy, args.training.lr_scheduler_kwargs) == ("no", {"num_cycles": 2})
-    assert args.training.warmup_steps == 0.1 and lines[0].startswith("--warmup_ratio 0.1: is --warmup_steps")
+    assert args.training.warmup_steps == 0.1 and lines[0].startswith(
+        "--warmup_ratio 0.1: is now --warmup_steps"
+    )
     first, _ = parse.parse(["--lora_r", "8", "--config", "run.yaml"])
     assert first.adaptation.lora_r == 8
 
@@ -59,14 +61,14 @@ def test_the_usual_flags_of_a_script_give_way_to_the_file():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("lora_rank: 4", "--lora_rank: there is no such flag; did you mean --local_rank or --lora_r?"),
+        ("lora_rank: 4", "--lora_rank: unknown flag; did you mean --local_rank or --lora_r?"),
         ("lora_r: [[1]]", "lora_r: found a list of 1, expected a value"),
-        ("lora_r: 4\nlora_r: 5", "lora_r: is there twice"),
+        ("lora_r: 4\nlora_r: 5", "lora_r: given twice"),
         ("a: &a [1]\nb: *a", "found an alias"),
-        ("- lora_r", "found a list of 1, expected flags with their values"),
-        ("lora_r", 'found "lora_r", expected flags'),
+        ("- lora_r", "found a list of 1, expected one flag with its value"),
+        ("lora_r", 'found "lora_r", expected one flag'),
         ("lora_r: [", "broken YAML"),
-        ("4: 5", "found an object of 1, expected flags"),
+        ("4: 5", "found an object of 1, expected one flag"),
         ("config: other.yaml", "a file cannot name another"),
         ("data_path: [d.json, e.json]", "--data_path: found 2 values (d.json e.json), expected one"),
         ("x: " + "[" * 50_000, "--config run.yaml: "),

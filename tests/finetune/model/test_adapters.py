@@ -71,7 +71,7 @@ def test_an_adapter_given_as_the_model_is_trained_on(
 ):
     first = trained(program, "--train_connector", "True")
     assert program.main([*flags(), *on(first, "--train_connector", "True")]) == 0
-    assert f"going on from the adapter {first}, on {checkpoint_folder}" in capsys.readouterr().out
+    assert f"continuing from the adapter {first}, on {checkpoint_folder}" in capsys.readouterr().out
     before, after = tensors(first), tensors(tmp_path / "out")
     assert before.keys() == after.keys()
     assert all(before[name].shape == after[name].shape for name in before)
@@ -171,7 +171,7 @@ def test_a_flag_beside_an_adapter_that_says_what_it_has_is_obeyed(
     targets = ("--lora_target_modules", "c_attn", "attn.c_proj", "w1", "w2")
     beside = (*targets, "--lora_alpha", "16", "--lora_dropout", "0.25")
     assert program.main([*flags(), *on(first, *beside)]) == 0
-    assert "no flag trains it: connector: trained copy" in capsys.readouterr().out
+    assert "no flag selects it: connector: trained copy" in capsys.readouterr().out
     before, after = tensors(first), tensors(tmp_path / "out")
     held = [name for name in before if "attn_pool" in name]
     assert held and all(torch.equal(before[name], after[name]) for name in held)

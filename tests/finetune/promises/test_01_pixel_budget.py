@@ -80,7 +80,7 @@ def test_a_run_trains_and_saves_with_the_budget_of_its_flags(program: ModuleType
         "--disable_tqdm", "True", "--min_pixels", str(CELL * CELL), "--max_pixels", str(MOST),
     ]  # fmt: skip
     assert program.main(flags) == 0
-    assert "tokens a picture: 6" in capsys.readouterr().out
+    assert "tokens per picture: 6" in capsys.readouterr().out
     for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-1"):
         size = load_processor(folder).image_processor.size
         assert (size["shortest_edge"], size["longest_edge"]) == (CELL * CELL, MOST)

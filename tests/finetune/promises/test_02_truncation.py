@@ -90,4 +90,7 @@ def test_where_pictures_have_one_size_shrinking_is_refused(
     more = ("--use_lora", "True", "--model_max_length", str(MOST), "--on_bad_sample", "shrink")
     assert program.main(flags(*more)) == 1
     error = capsys.readouterr().err
-    assert "the pictures of qwen-vl all take as many tokens" in error and "--on_bad_sample drop" in error
+    assert (
+        "every picture of qwen-vl takes the same number of tokens" in error
+        and "--on_bad_sample drop" in error
+    )

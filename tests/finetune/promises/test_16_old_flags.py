@@ -48,9 +48,9 @@ def test_the_command_of_2023_trains_as_it_did(
         ("--no_cuda True", "--use_cpu True"),
         ("--group_by_length True", "--train_sampling_strategy group_by_length"),
     ):
-        assert f"{old}: is {new} today, and used as that" in said
+        assert f"{old}: is now {new}, and used as that" in said
     assert (
-        "--save_safetensors False: gone from transformers, ignored; weights are always saved as safetensors"
+        "--save_safetensors False: ignored, transformers no longer has it; weights are always saved as safetensors"
         in said
     )
     # And they do what they did: half of the four steps warm up, and samples of a length go together.

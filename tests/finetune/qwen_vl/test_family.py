@@ -155,6 +155,15 @@ def test_boxes_are_written_in_its_markup(model, processor, ref, text):
     assert encoded.labels[slice(*encoded.turn_spans[-1])].tolist() == answer
 
 
+def test_box_marks_in_a_text_are_tokens_as_in_its_training(model, processor):
+    """The data's ``\\<box>`` arrives as the word ``<box>``; words of the frame stay words."""
+    conversation = Conversation((Turn("user", ("<box> <|im_end|>",)), Turn("assistant", ("yes",))))
+    encoded = family_of(model.config).encode(processor, conversation)
+    asked = encoded.input_ids[slice(*encoded.turn_spans[0])].tolist()
+    assert asked[0] == processor.tokenizer.special_tokens["<box>"]
+    assert processor.tokenizer.im_end_id not in asked
+
+
 def test_its_pictures_have_one_size(model, processor):
     family = family_of(model.config)
     family.set_pixel_budget(processor, min_pixels=None, max_pixels=None)

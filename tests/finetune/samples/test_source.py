@@ -136,7 +136,7 @@ def test_faults_are_named(folder: Path, content: Any, message: str):
     [
         ("data.csv", "a,b", r"found a file of kind '\.csv', expected \.json"),
         ("data.jsonl", "", r"the file is empty; expected one conversation a line"),
-        ("data.jsonl", "[\n1]", r"the format is not known\n  found in 1 of 1 looked at: a number"),
+        ("data.jsonl", "[\n1]", r"unknown format\n  found in 1 of 1 looked at: a number"),
         ("data.parquet", "PAR", r"data\.parquet: cannot be read as parquet"),
         ("data.jsonl", '{"id": 1 2}\n', r"record 0 \(line 1\): broken JSON at column 10"),
     ],
@@ -307,7 +307,7 @@ def test_streaming_finds_a_fault_when_its_sample_is_read(folder: Path):
     path = write(folder, [record(("user", text), ("assistant", "ho")) for text in texts])
     said: list[str] = []
     found = read(path, streaming=True, say=said.append)
-    assert len(found) == 2 and "nothing is checked ahead" in said[0]
+    assert len(found) == 2 and "nothing is checked in advance" in said[0]
     assert found[0].images[0].size_pixels == (7, 5)
     with pytest.raises(
         ValueError, match=r"data\.json: 1 fault\n  record 1 \(id 'x7'\): .*'no\.png': no such file"

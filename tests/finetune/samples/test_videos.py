@@ -109,7 +109,7 @@ def test_frames_given_as_pictures():
     assert video_of_frames(frames, "v", 4.0).seconds == (0.0, 0.25, 0.5)
     with pytest.raises(ValueError, match="found no frame"):
         video_of_frames([], "v", 2.0)
-    with pytest.raises(ValueError, match="found 0 frames a second, expected more than 0"):
+    with pytest.raises(ValueError, match="found 0 frames per second, expected more than 0"):
         video_of_frames(frames, "v", 0.0)
     other = ImageRef("3.png", Path(), size_pixels=(9, 6))
     with pytest.raises(ValueError, match="found frame 3 of 9 × 6 pixels, expected 9 × 5 as its first"):
@@ -198,12 +198,12 @@ def test_without_a_video_beside_it_the_mark_is_words(folder: Path):
         (chat("<video>", videos=["http://a.b/c.mp4"]), r"video 'http://a.b/c.mp4': is an address, expected a file"),
         (chat("<video>", videos=[{"frames": ["0.png"], "fps": "2"}]), r"videos\[0\]: fps: found '2'"),
         (chat("<video>", videos=[{"frames": []}]), r"videos\[0\]: found an empty list, expected at least one frame"),
-        (chat("<audio> what?", audios=["x.wav"]), r"audios: found \['x.wav'\], expected pictures and videos alone"),
-        (chat("what?", audio="x.wav"), "audio: found 'x.wav', expected pictures and videos alone"),
+        (chat("<audio> what?", audios=["x.wav"]), r"audios: found \['x.wav'\], but audio is not supported"),
+        (chat("what?", audio="x.wav"), "audio: found 'x.wav', but audio is not supported"),
         (chat("<video>", videos=[7]), r"videos\[0\]: found 7, expected the path of a video"),
         (
             chat("<video> <ref>dog</ref><box>(1,2),(3,4)</box>", videos=["clip.mp4"]),
-            "found a box in a video, expected boxes in pictures alone",
+            "found a box in a video, but boxes are supported in pictures only",
         ),
     ],
 )  # fmt: skip

@@ -427,11 +427,11 @@ def test_a_run_that_generates_has_the_losses_and_weights_of_one_that_does_not(
     [
         (
             ("--eval_generate", "4"),
-            "--eval_generate 4: answers are generated when the run evaluates, and it never",
+            "--eval_generate 4: answers are generated at evaluations, and this run has none",
         ),
         (("--eval_generate", "-1"), "--eval_generate: found -1, expected at least 0"),
         (("--eval_max_new_tokens", "0"), "--eval_max_new_tokens: found 0, expected at least 1"),
-        (("--eval_on_start", "True"), "--eval_on_start: needs --eval_data_path"),
+        (("--eval_on_start", "True"), "--eval_on_start: requires --eval_data_path"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(

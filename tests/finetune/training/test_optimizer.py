@@ -214,7 +214,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         ("--use_lora True --connector_learning_rate 1e-5", "--connector is frozen"),
         ("--language_learning_rate 0", "--language_learning_rate: found 0.0, expected a number above 0"),
-        ("--language_learning_rate 1e-5 --optim lomo", "--optim lomo: knows one learning rate alone"),
+        ("--language_learning_rate 1e-5 --optim lomo", "--optim lomo: supports only one learning rate"),
     ],
 )
 def test_a_rate_that_nothing_would_follow_is_an_error(
@@ -230,7 +230,8 @@ def test_a_deepspeed_file_that_decides_the_rate_is_an_error(section: str, folder
     args, _ = parse.parse([*BASE, "--language_learning_rate", "1e-5", "--warmup_steps", "1"])
     args.training.deepspeed = f"{section}.json"  # not by its flag, which would change this process for good
     expected = (
-        f"its '{section}' knows one learning rate alone, and language has its own; take '{section}' out"
+        f"its '{section}' supports only one learning rate, but one is given for language; "
+        f"remove '{section}' from the file"
     )
     with pytest.raises(ValueError, match=expected):
         checks.check(args)
@@ -264,24 +265,24 @@ def test_flags_of_2023_give_the_defaults(flags: str, modes: tuple[str, ...], fol
             "--use_lora True --language full",
             "--use_lora True with --language full: .*leave out one of the two",
         ),
-        ("--q_lora True --language full", "4-bit weights train in no other way"),
+        ("--q_lora True --language full", "4-bit weights cannot be trained in full"),
         ("--fix_vit False --vision frozen", "--fix_vit False with --vision frozen"),
         ("--train_connector True --connector frozen", "--train_connector True with --connector frozen"),
         ("--train_connector False --connector lora", "--train_connector False with --connector lora"),
         ("--language frozen --connector frozen", "every component is frozen"),
         (
             "--vision lora --lora_target_modules w1",
-            "--lora_target_modules: only has a meaning .*--language is full",
+            "--lora_target_modules: has no effect .*--language is full",
         ),
-        ("--vision lora --train_embeddings True", "--train_embeddings: they are part of"),
-        ("--language frozen --train_embeddings True", "--train_embeddings: only has a meaning with adapters"),
-        ("--use_dora True", "--use_dora: only has a meaning with adapters; add --use_lora True"),
+        ("--vision lora --train_embeddings True", "--train_embeddings: has no effect with --language full"),
+        ("--language frozen --train_embeddings True", "--train_embeddings: has no effect without adapters"),
+        ("--use_dora True", "--use_dora: has no effect without adapters; add --use_lora True"),
         (
             "--q_lora True --lora_bias all --bf16 True",
-            "biases of 4-bit layers would be rounded to it at every step",
+            "biases of 4-bit layers would be rounded to half precision at every step",
         ),
-        ("--lora_bias all", "--lora_bias: only has a meaning with adapters"),
-        ("--lora_weight_path w", "--lora_weight_path: only has a meaning with adapters"),
+        ("--lora_bias all", "--lora_bias: has no effect without adapters"),
+        ("--lora_weight_path w", "--lora_weight_path: has no effect without adapters"),
     ],
 )
 def test_modes_that_contradict_each_other(flags: str, message: str, folder: Path):

@@ -154,11 +154,11 @@ def test_the_table_of_sources_by_hand():
 def test_tokens_a_picture_by_hand():
     """12 and 12 of one sample, 8 of another, three times 300 of a third."""
     assert picture_text(samples()).splitlines() == [
-        "tokens a picture, base: 12 in each",
-        "tokens a picture, spheres: 8 to 300, median 300 (a sample's mean where it has several)",
+        "tokens per picture, base: 12 in each",
+        "tokens per picture, spheres: 8 to 300, median 300 (a sample's mean where it has several)",
     ]
     assert picture_text(samples(("data",), (0, 0, 0, 0))) == (
-        "tokens a picture: 8 to 300, median 156 (a sample's mean where it has several)"
+        "tokens per picture: 8 to 300, median 156 (a sample's mean where it has several)"
     )
     none = samples(("data",), (0, 0, 0, 0))
     assert (
@@ -196,15 +196,23 @@ def steps_of(rows: int, *, capacity: int | None = None, **changes: Any) -> str:
 @pytest.mark.parametrize(
     ("rows", "changes", "expected"),
     [
-        (12, {}, "3 steps an epoch of 12 samples, 9 in all (3 epochs); 4 samples a step"),
-        (13, {}, "4 steps an epoch of 13 samples, 12 in all (3 epochs); 4 samples a step"),
-        (13, {"world_size": 3}, "2 steps an epoch of 13 samples, 6 in all (3 epochs); 12 samples a step"),
-        (1, {"world_size": 4}, "1 step an epoch of 1 samples, 3 in all (3 epochs); 16 samples a step"),
-        (13, {"max_steps": 10}, "4 steps an epoch of 13 samples, 10 in all (2.5 epochs); 4 samples a step"),
+        (12, {}, "3 steps per epoch of 12 samples, 9 in total (3 epochs); 4 samples per step"),
+        (13, {}, "4 steps per epoch of 13 samples, 12 in total (3 epochs); 4 samples per step"),
+        (
+            13,
+            {"world_size": 3},
+            "2 steps per epoch of 13 samples, 6 in total (3 epochs); 12 samples per step",
+        ),
+        (1, {"world_size": 4}, "1 step per epoch of 1 samples, 3 in total (3 epochs); 16 samples per step"),
+        (
+            13,
+            {"max_steps": 10},
+            "4 steps per epoch of 13 samples, 10 in total (2.5 epochs); 4 samples per step",
+        ),
         (
             13,
             {"capacity": 90},
-            "2 steps an epoch of 13 samples in 7 packed rows, 6 in all (3 epochs); 4 packed rows",
+            "2 steps per epoch of 13 samples in 7 packed rows, 6 in total (3 epochs); 4 packed rows",
         ),
     ],
 )
@@ -212,7 +220,7 @@ def test_steps_in_words(rows: int, changes: dict[str, Any], expected: str):
     assert steps_of(rows, **changes).startswith(expected)
     processes = changes.get("world_size", 1)
     assert steps_of(rows, **changes).endswith(
-        f"(2 a device × 2 accumulated × {processes} process{'es' if processes > 1 else ''})"
+        f"(2 per device × 2 accumulated × {processes} process{'es' if processes > 1 else ''})"
     )
 
 
@@ -289,8 +297,8 @@ def test_a_step_is_of_a_batch_of_the_longest(checkpoint_folder: Path):
     merging = SimpleNamespace(vision_config=SimpleNamespace(spatial_merge_size=2))
     assert patches(longest, merging) == 2 * 15 * 4
     assert "MiB at the longest samples" in memory_line(step, None)
-    assert "what would help" in memory_text(step, tokens, 2, ("a GPU", GIB))
-    assert "what would help" not in memory_text(step, tokens, 2, None)
+    assert "to reduce it" in memory_text(step, tokens, 2, ("a GPU", GIB))
+    assert "to reduce it" not in memory_text(step, tokens, 2, None)
     assert "not known" in memory_text(None, 9, 2, None) and memory_line(None, None) == "memory: not estimated"
 
 
@@ -348,13 +356,14 @@ def test_a_dry_run_loads_no_weight_and_tells_everything(
     assert "<img>(4 image tokens)</img>⏎what?" in shown
     rows = {line.split()[0]: line.split()[1] for line in shown.splitlines() if "json: record 7" in line}
     assert rows == {"data": "12", "spheres": "12", "all": "24"}
-    assert "tokens a picture, data: 4 in each\ntokens a picture, spheres: 4 in each" in shown
-    assert "samples of so many tokens:" in shown and "language: adapters" in shown
-    assert "memory of a step, estimated for a batch of 4 × 98 tokens" in shown and "\n  peak " in shown
+    assert "tokens per picture, data: 4 in each\ntokens per picture, spheres: 4 in each" in shown
+    assert "sample lengths in tokens:" in shown and "language: adapters" in shown
+    assert "estimated memory of a step with a batch of 4 × 98 tokens" in shown and "\n  peak " in shown
     assert (
-        "16 samples, 4 in all (1 epochs); 4 samples a step (4 a device × 1 accumulated × 1 process)" in shown
+        "16 samples, 4 in total (1 epochs); 4 samples per step (4 per device × 1 accumulated × 1 process)"
+        in shown
     )
-    assert shown.splitlines()[-1] == "a dry run: nothing was trained, nothing was written"
+    assert shown.splitlines()[-1] == "dry run: nothing was trained or written"
     assert not (tmp_path / "out").exists()
 
 
@@ -371,9 +380,9 @@ def test_a_run_begins_with_the_short_form_of_the_same(
     table = [line for line in whole if line.startswith(("vision", "connector", "language", "all"))]
     assert table == [line for line in brief if line.startswith(("vision", "connector", "language", "all"))]
     assert [line for line in brief if line.startswith("memory: about ")]
-    [steps] = [line for line in whole if " samples a step (" in line]
-    assert steps in brief and "tokens a picture: 4 in each" in brief
-    assert "samples of so many tokens:" not in brief
+    [steps] = [line for line in whole if " samples per step (" in line]
+    assert steps in brief and "tokens per picture: 4 in each" in brief
+    assert "sample lengths in tokens:" not in brief
 
 
 def test_a_dry_run_of_an_adapter_to_go_on_from_of_packed_rows_and_of_a_stream(
@@ -388,11 +397,11 @@ def test_a_dry_run_of_an_adapter_to_go_on_from_of_packed_rows_and_of_a_stream(
     assert "language: adapters" in capsys.readouterr().out
     assert dry(program, flags, "--packing", "True", "--model_max_length", "200", *elsewhere) == 0
     shown = capsys.readouterr().out
-    assert "12 samples in 6 packed rows" in shown and "for a batch of 4 × 200 tokens" in shown
+    assert "12 samples in 6 packed rows" in shown and "with a batch of 4 × 200 tokens" in shown
     assert dry(program, flags, "--streaming", "True", "--model_max_length", "300", *elsewhere) == 0
     shown = capsys.readouterr().out
     assert (
-        "12 samples, streamed: nothing was counted ahead" in shown
-        and "for a batch of 4 × 300 tokens" in shown
+        "12 samples, streamed: lengths are not counted in advance" in shown
+        and "with a batch of 4 × 300 tokens" in shown
     )
     assert not (tmp_path / "other").exists()

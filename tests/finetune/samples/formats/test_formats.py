@@ -1,4 +1,4 @@
-"""The four formats and their containers: the same conversation, however it is written."""
+"""The formats and their containers: the same conversation, however it is written."""
 
 import base64
 import json
@@ -118,6 +118,29 @@ WRITTEN = [
             ),
             ("assistant", "ok"),
         ),
+    ),
+    ("alpaca", ONE, {"instruction": "<image>", "input": "what?", "output": "a dog", "images": ["a.png"]}),
+    ("alpaca", ONE, {"query": "<image>\nwhat?", "response": "a dog", "image": "a.png"}),
+    (
+        "alpaca",
+        TWO,
+        {
+            "instruction": "see <image> and <image>",
+            "input": "",
+            "output": "ok",
+            "images": ["a.png", "b.png"],
+            "system": "be brief",
+        },
+    ),
+    (
+        "alpaca",
+        [*ONE, ("user", "and ", "b.png"), ("assistant", "a cat")],
+        {
+            "history": [["<image>\nwhat?", "a dog"]],
+            "instruction": "and <image>",
+            "output": "a cat",
+            "images": ["a.png", "b.png"],
+        },
     ),
 ]
 
@@ -334,12 +357,18 @@ def test_an_unknown_shape_is_refused_with_what_there_is(folder: Path, record: An
         quietly(write(folder, [record]))
     message = str(caught.value)
     assert (
-        f"data.json: the format is not known\n  found in 1 of 1 looked at: keys {', '.join(sorted(record))}"
-        in message
+        f"data.json: unknown format\n  found in 1 of 1 looked at: keys {', '.join(sorted(record))}" in message
     )
     turns = record.get("conversations", [])
     assert ("a turn: {'speaker': 'user', 'words': 'hi'}" in message) == any("speaker" in one for one in turns)
     assert "--data_format" in message and all(f"    {one.name} " in message for one in FORMATS)
+
+
+def test_pictures_beside_a_query_without_a_place_come_first(folder: Path):
+    record = {"query": "\nwhat?", "response": "a dog", "images": ["a.png"], "history": []}
+    said: list[str] = []
+    assert shown(folder, read(write(folder, [record]), say=said.append)[0]) == ONE
+    assert ", alpaca (recognised" in said[0] and "come before the first question" in said[1]
 
 
 def test_unknown_roles_are_among_what_is_found(folder: Path):
@@ -353,7 +382,7 @@ def test_mixed_shapes_are_refused_and_counted(folder: Path):
     ]
     with pytest.raises(ValueError) as caught:
         quietly(write(folder, records))
-    assert "written in several formats" in str(caught.value)
+    assert "its records are in several formats" in str(caught.value)
     assert "found in 3 of 4 looked at: keys conversations, image (llava); record 0 first" in str(caught.value)
     assert "found in 1 of 4 looked at: keys messages (openai); record 3 first" in str(caught.value)
     with pytest.raises(ValueError, match=r"1 fault\n  record 3: conversations: found none"):
@@ -371,6 +400,7 @@ def test_a_record_unlike_the_recognised_format_is_a_fault(folder: Path):
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 USER, ANSWER = ("user", "<image>?"), ("assistant", "a")
+ASKED = {"instruction": "what?", "images": ["a.png"]}
 
 
 @pytest.mark.parametrize(
@@ -401,6 +431,14 @@ USER, ANSWER = ("user", "<image>?"), ("assistant", "a")
         (messages(("user", "a"), ("tool", "b"), ANSWER), r"messages\[1\].role: found a tool call or its result"),
         (messages(("user", "a"), ("wizard", "b"), ANSWER), r"messages\[1\].role: unknown role 'wizard'"),
         (messages(("user", "a"), ("user", "b"), ANSWER), r"messages\[1\].role: two user turns in a row"),
+        (ASKED | {"output": "a"}, r"images: found 1 picture and 0 <image> in the text"),
+        (ASKED | {"output": ["good", "bad"]}, r"output: found a list, expected text"),
+        (ASKED | {"output": ""}, r"output: found an empty answer"),
+        (ASKED | {"output": "a", "query": "b"}, r"query: found it beside instruction, expected one of them"),
+        (ASKED | {"output": "a", "input": 3}, r"input: found a number, expected text"),
+        (ASKED | {"output": "a", "history": "b"}, r"history: found a string, expected a list of \[question, answer\]"),
+        (ASKED | {"output": "a", "history": [["b"]]}, r"history\[0\]: found \['b'\], expected a pair of texts"),
+        (ASKED | {"output": "a", "history": [["b", "<image>"]]}, r"history\[0\]\[1\]: found an image 'a.png' in a"),
         (messages(("user", "a"), ("assistant", [])), r"messages\[1\].content: found an empty answer"),
     ],
 )  # fmt: skip

@@ -124,10 +124,10 @@ def test_a_turns_own_pictures_come_before_its_words(folder: Path, key: str):
             {"messages": [{"role": "user", "content": "?", "picture": "a.png"}, *turns(ASKED[1])]},
             "messages[0].picture: found 'a.png', which looks like a picture",
         ),
-        ({"messages": turns(*UNPLACED), "audio": "a.wav"}, "audio: found 'a.wav', expected pictures and videos"),
+        ({"messages": turns(*UNPLACED), "audio": "a.wav"}, "audio: found 'a.wav', but audio is not supported"),
         (
             {"messages": [{**turns(ASKED[0])[0], "audios": ["a.wav"]}, *turns(ASKED[1])], "image": "a.png"},
-            "messages[0].audios: found ['a.wav'], expected pictures and videos alone",
+            "messages[0].audios: found ['a.wav'], but audio is not supported",
         ),
         (
             {"messages": turns(("user", [{"type": "text", "text": "?", "image": "a.png"}]), ASKED[1])},
@@ -224,7 +224,7 @@ def test_the_token_that_ends_an_answer_goes_with_it_and_marks_of_1_change_nothin
         ({"weight": 0.5}, "messages[1].weight: found 0.5, expected 1 or true"),
         ({"loss": "false"}, "messages[1].loss: found 'false', expected 1 or true"),
         ({"weight": 0, "loss": True}, "messages[1]: found weight: 0, loss: True, expected marks that agree"),
-        ({"mask": True}, "messages[1].mask: found True, which may mean learned or left out"),
+        ({"mask": True}, "messages[1].mask: found True, which is ambiguous"),
         ({"weight": 0, "last": True}, "found every answer marked as not to be learned"),
     ],
 )
@@ -299,7 +299,7 @@ def test_streamed_data_says_what_is_not_read_of_the_records_looked_at(folder: Pa
 )
 def test_tool_calls_are_one_fault_a_record(folder: Path, said: Any):
     message = refused(folder, {"messages": said, "images": ["a.png"]}, data_format="openai")
-    assert "1 fault\n" in message and "found a tool call or its result, which is not trained here" in message
+    assert "1 fault\n" in message and "found a tool call or its result, which is not supported" in message
 
 
 # --- spellings -------------------------------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def test_a_dry_run_tells_control_tokens_from_words(folder: Path):
     shown = trained(folder, {"messages": said, "image": "a.png"})
     assert "Stop at \\<|im_end|>?<|im_end|>⏎" in shown
     assert "train | \\<|image_pad|> and <|box_start|>(1,2),(3,4)<|box_end|><|im_end|>" in shown
-    assert "(a backslash before the name of a control token: here it is words)" in shown
+    assert "(a backslash before the name of a control token: here it is plain text)" in shown
 
 
 @pytest.mark.parametrize("at", ["messages[0].content", "messages[1].content", "system"])
