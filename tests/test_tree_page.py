@@ -14,6 +14,8 @@ MARK = re.compile(r"(?<=```text\n).*?(?=```)", re.DOTALL)
 MOST_CHARACTERS = 110
 
 
+# Trap: CPython 3.11 shares the depth of ast's recursion between threads, so that a server's thread of another test may
+# break it. While tests are collected there is none.
 def tree() -> str:
     lines: list[str] = []
     for package in PACKAGES:
@@ -42,15 +44,17 @@ def first_sentence(path: Path) -> str:
     return sentence if len(sentence) <= MOST_CHARACTERS else sentence[: MOST_CHARACTERS - 1].rstrip() + "…"
 
 
+TREE = tree()
+
+
 def test_every_module_has_its_line():
     (written,) = MARK.findall(PAGE.read_text(encoding="utf-8"))
-    assert written == tree(), "write it anew: python -m tests.test_tree_page"
+    assert written == TREE, "write it anew: python -m tests.test_tree_page"
 
 
 def test_every_module_says_what_it_is():
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            assert first_sentence(path), path
+    for written in TREE.splitlines():
+        assert len(written.split(maxsplit=1)) == 2, written
 
 
 def test_twenty_questions_name_places_that_exist():

@@ -222,7 +222,7 @@ def test_going_on_without_the_baseline_is_one_line(
     capsys.readouterr()
     assert program.main(flags("--use_lora", "True", *resumed)) == 1
     error = capsys.readouterr().err
-    assert "finetune.py: --monitor: " in error and "where the untrained model is gone" in error
+    assert "finetune.py: --monitor: " in error and "where the untrained model can no longer" in error
     assert "Traceback" not in error
 
 
