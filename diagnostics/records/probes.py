@@ -60,6 +60,9 @@ class Probe:
     phrases: Mapping[str, str] = field(default_factory=dict)
     relation: Relation | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", tuple(Path(image) for image in self.images))
+
     @property
     def main_region(self) -> str | None:
         """The region that claims are about: that of the answer as a phrase, else of the first phrase, else

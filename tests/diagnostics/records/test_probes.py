@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diagnostics.records.probes import groups_of, read_probes, write_probes
+from diagnostics.records.probes import Probe, groups_of, read_probes, write_probes
 
 
 def an_entry(**changes) -> dict:
@@ -133,3 +133,8 @@ def test_boxes_are_in_pixels_of_the_image_as_it_is_shown(folder):
     assert read_probes(write(folder, entry))[0].regions["top"] == ((0, 90, 80, 120),)
     with pytest.raises(ValueError, match="inside its image of 80×120 pixels"):
         read_probes(write(folder, {**entry, "regions": {"right": [[90, 0, 120, 80]]}}))
+
+
+def test_a_probe_made_in_python_may_name_its_picture_by_a_string():
+    probe = Probe("p", "g", ("a/b.png",), "what?", "a box")
+    assert probe.images == (Path("a/b.png"),)
