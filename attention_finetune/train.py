@@ -105,6 +105,8 @@ def prepare(args: Arguments) -> Ready | None:
     start = begin(args, marks)
     say(*start.lines)
     if start.how == "finished":
+        if start.missing:
+            raise IncompleteError(start.missing)
         return None
 
     plan = plan_of(args)
@@ -181,9 +183,11 @@ def compare(run: Run) -> None:
 
     The monitor itself makes the comparison at the end of training, while the model is still loaded.
     """
-    missing = [what_is_missing(run.ready, watcher) for watcher in run.watchers if watcher.missing]
+    missing = "; ".join(what_is_missing(run.ready, watcher) for watcher in run.watchers if watcher.missing)
     if missing:
-        raise IncompleteError("; ".join(missing))
+        if is_main():
+            run_folder.write_run(run.folder, run.ready.marks, finished=True, missing=missing)
+        raise IncompleteError(missing)
 
 
 def evaluators(ready: Ready, writer: Any) -> list[TrainerCallback]:

@@ -30,7 +30,7 @@ OPTIMIZER_FILES = (
     "pytorch_model_fsdp*",
 )  # torch, DeepSpeed, FSDP
 VERSION = 1
-RUN_SHAPE = {"version": one_of(VERSION), "finished": TRUTH, "marks": OBJECT}
+RUN_SHAPE = {"version": one_of(VERSION), "finished": TRUTH, "marks": OBJECT, "missing": TEXT}
 MARKER_SHAPE = {"version": one_of(VERSION), "processes": whole(1), "files": by_name(whole(0))}
 STATE_SHAPE = {
     "global_step": whole(0), "max_steps": whole(-1), "epoch": number(0) | NULL, "log_history": items(OBJECT),
@@ -45,11 +45,17 @@ OUR_FILES = re.compile(
 
 
 class Start(NamedTuple):
-    """How a run begins. ``checkpoint`` only where ``how`` is "resume"; ``lines`` are for people."""
+    """How a run begins.
+
+    checkpoint   only where ``how`` is "resume"
+    lines        for people
+    missing      of a finished run: what it could not show at its end and is not there since; "" for nothing
+    """
 
     how: Literal["new", "resume", "finished"]
     checkpoint: Path | None
     lines: tuple[str, ...]
+    missing: str = ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -205,7 +211,8 @@ def _start(
     elif not asked:
         _refuse_other(folder, before["marks"], marks)
         if before["finished"]:
-            return Start("finished", None, _farewell(folder))
+            missing = "" if _is_made_since(folder) else before.get("missing", "")
+            return Start("finished", None, _farewell(folder), missing)
     checkpoint, lines = last_complete(folder)
     if checkpoint is None:
         if asked:
@@ -249,8 +256,18 @@ def _other_flags(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str
     return ["going on with other flags than it began with:", *different] if different else []
 
 
+def _report(folder: Path) -> Path:
+    return folder / "comparison" / "index.html"
+
+
+def _is_made_since(folder: Path) -> bool:
+    """Was the report written after the run had ended, by hand?"""
+    report = _report(folder)
+    return report.is_file() and report.stat().st_mtime > (folder / RUN_FILE).stat().st_mtime
+
+
 def _farewell(folder: Path) -> tuple[str, ...]:
-    report = folder / "comparison" / "index.html"
+    report = _report(folder)
     return (
         f"{folder}: this very run is finished; nothing is left to do",
         *([f"before and after, side by side: {report}"] if report.is_file() else []),
@@ -362,10 +379,12 @@ def mark_complete(checkpoint: Path, *, processes: int) -> None:
     write_json(checkpoint / COMPLETE_FILE, mark)
 
 
-def write_run(folder: Path, marks: dict[str, Any], *, finished: bool) -> None:
-    """Leave the run's fingerprint in its folder."""
+def write_run(folder: Path, marks: dict[str, Any], *, finished: bool, missing: str = "") -> None:
+    """Leave the run's fingerprint in its folder, and what a finished run could not show."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RUN_FILE, {"version": VERSION, "finished": finished, "marks": marks})
+    write_json(
+        folder / RUN_FILE, {"version": VERSION, "finished": finished, "marks": marks, "missing": missing}
+    )
 
 
 def write_configuration(folder: Path, arguments: Arguments) -> None:

@@ -211,6 +211,14 @@ def test_a_run_whose_comparison_could_not_be_made_is_saved_and_ends_with_a_statu
     assert (out / "adapter_model.safetensors").is_file()
     assert json.loads((out / "run.json").read_text())["finished"] is True
 
+    assert program.main(flags("--use_lora", "True", *probe_file(tmp_path))) == 1
+    again = capsys.readouterr()
+    assert "this very run is finished" in again.out and again.err.splitlines()[-1] == error
+    (out / "comparison").mkdir(exist_ok=True)
+    (out / "comparison" / "index.html").write_text("made by hand since")
+    os.utime(out / "comparison" / "index.html", (2**33, 2**33))
+    assert program.main(flags("--use_lora", "True", *probe_file(tmp_path))) == 0
+
 
 def test_going_on_without_the_baseline_is_one_line(
     program: ModuleType, flags, tmp_path: Path, capsys, monkeypatch
