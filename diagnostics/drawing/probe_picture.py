@@ -426,10 +426,12 @@ def _strip_numbers(
 
 
 def _strip_bar(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top: int, pen: Pen) -> None:
+    caption = f"{scale.top:.1f}×  the even share; one scale for all steps"
     bar = _bars()[0]
+    room = part.width - 2 * MARGIN - 12 - pen.width(caption, 19)
+    bar = bar.resize((round(min(bar.width, room)), bar.height))
     part.paste(bar, (MARGIN, top))
-    end = pen.write(draw, (MARGIN + bar.width + 12, top + 14), f"{scale.top:.1f}×", 19, SOFT, anchor="ls")
-    pen.write(draw, (end + 10, top + 14), "the even share; one scale for all steps", 19, SOFT, anchor="ls")
+    pen.write(draw, (MARGIN + bar.width + 12, top + 14), caption, 19, SOFT, anchor="ls")
 
 
 def _column(index: int) -> int:

@@ -29,6 +29,7 @@ from diagnostics.drawing.probe_picture import (
     map_panel,
 )
 from finetune import fonts
+from finetune.fonts import Pen
 
 SIZE, GRID = (120, 80), (4, 6)
 BOXES = np.array([[20 * c, 20 * r, 20 * c + 20, 20 * r + 20] for r in range(4) for c in range(6)], float)
@@ -195,6 +196,16 @@ def test_a_strip_has_one_scale_for_all_its_steps() -> None:
     steps = strip((8, 8), share=0.9).panels[0], strip((8,), share=0.3).panels[0]._replace(step=10)
     page = np.asarray(draw_strip(sheet(regions={}), [Strip(3, steps)]).convert("RGB")).astype(int)
     assert middle(page, 0, PANEL, 8).sum() > middle(page, 1, PANEL, 8).sum() + 100
+
+
+@pytest.mark.parametrize("steps", [2, 4, 8])
+def test_nothing_is_written_beyond_the_edge_of_a_strip(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    ends, write = [], Pen.write
+    monkeypatch.setattr(
+        Pen, "write", lambda *given, **more: (ends.append(write(*given, **more)), ends[-1])[1]
+    )
+    page = draw_strip(sheet(), [strip((8,) * steps)])
+    assert ends and max(ends) <= page.width
 
 
 def test_a_strip_of_many_steps_grows_wider_and_not_unreadable() -> None:
