@@ -135,6 +135,6 @@ def test_boxes_are_in_pixels_of_the_image_as_it_is_shown(folder):
         read_probes(write(folder, {**entry, "regions": {"right": [[90, 0, 120, 80]]}}))
 
 
-def test_a_probe_made_in_python_may_name_its_picture_by_a_string():
+def test_a_probe_made_in_python_may_name_its_picture_by_a_string(shapes_unchecked):
     probe = Probe("p", "g", ("a/b.png",), "what?", "a box")
     assert probe.images == (Path("a/b.png"),)
