@@ -234,7 +234,7 @@ class Engine:
             max_new_tokens=self._token_budget(length, job),
             eos_token_id=list(stops), pad_token_id=stops[0],
         )  # fmt: skip
-        stream = _Stream(job, self.processor.tokenizer, length, stops)
+        stream = _Stream(job, self.processor.tokenizer, stops)
         generate: Any = bare_model(self.model).generate
         with torch.no_grad():
             generate(
@@ -292,9 +292,9 @@ class _Prompt(NamedTuple):
 class _Stream(StoppingCriteria):
     """Emits a reply as it grows, and ends it when its job is over."""
 
-    def __init__(self, job: Job, tokenizer: Any, start: int, stops: Sequence[int]) -> None:
+    def __init__(self, job: Job, tokenizer: Any, stops: Sequence[int]) -> None:
         self.reply: list[int] = []
-        self._job, self._tokenizer, self._start, self._stops = job, tokenizer, start, stops
+        self._job, self._tokenizer, self._stops = job, tokenizer, stops
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Bool[Tensor, " batch"]:
         token = int(input_ids[0, -1])

@@ -25,7 +25,7 @@ from finetune.families.base import (
 )
 from finetune.families.parts.boxes import as_json, in_thousandths
 from finetune.families.parts.chat import Picture, Piece, encode_conversation
-from finetune.families.parts.processors import tower_shape
+from finetune.families.parts.processors import chat_template, tower_shape
 from finetune.families.parts.squares import stretched_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef
@@ -106,12 +106,9 @@ class Gemma3Family:
 
         settings, _ = Gemma3Processor.get_processor_dict(name_or_path, **hub)
         tokenizer = load_tokenizer(name_or_path, **hub)
-        template = settings.get("chat_template") or tokenizer.chat_template
-        if template is None:
-            raise ValueError(
-                f"{name_or_path}: found no chat template, expected chat_template.jinja, chat_template.json, or one in "
-                "tokenizer_config.json; copy it from an instruction-tuned Gemma 3 (names end in -it)"
-            )
+        template = chat_template(
+            name_or_path, settings, tokenizer, copy_from="an instruction-tuned Gemma 3 (names end in -it)"
+        )
         pictures = Gemma3ImageProcessorPil.from_pretrained(name_or_path, **hub)
         if pictures.do_pan_and_scan:
             raise ValueError(

@@ -36,7 +36,7 @@ from finetune.families.base import (
 from finetune.families.parts import film_strips, tower
 from finetune.families.parts.boxes import in_thousandths, without_box
 from finetune.families.parts.chat import Control, Picture, Piece, Slots, encode_conversation
-from finetune.families.parts.processors import chat_template, language_shape, tower_shape
+from finetune.families.parts.processors import chat_template, language_shape, tower_shape, without_videos
 from finetune.families.parts.squares import cell_boxes
 from finetune.families.parts.tiles import Size, squeezed_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
@@ -204,11 +204,7 @@ def processor_class() -> Any:
     """transformers' processor without its video half; made when it is asked for."""
     from transformers import InternVLProcessor
 
-    class PicturesProcessor(film_strips.KeepsVideoSettings, InternVLProcessor):
-        pass
-
-    PicturesProcessor.__name__ = InternVLProcessor.__name__  # what is saved names transformers' own
-    return PicturesProcessor
+    return without_videos(InternVLProcessor)
 
 
 class _Framed:

@@ -40,7 +40,13 @@ from finetune.families.base import (
 from finetune.families.parts import film_strips, tiles, tower
 from finetune.families.parts.boxes import as_json, in_thousandths
 from finetune.families.parts.chat import Chat, Picture, Piece, TurnByTurn, encode_conversation
-from finetune.families.parts.processors import chat_template, language_shape, required_settings, tower_shape
+from finetune.families.parts.processors import (
+    chat_template,
+    language_shape,
+    required_settings,
+    tower_shape,
+    without_videos,
+)
 from finetune.families.parts.squares import square_tokens
 from finetune.families.parts.tiles import Size, Tiling, squeezed_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
@@ -197,11 +203,7 @@ def processor_class() -> Any:
     """transformers' processor without its video half; made when it is asked for."""
     from transformers import LlavaOnevisionProcessor
 
-    class PicturesProcessor(film_strips.KeepsVideoSettings, LlavaOnevisionProcessor):
-        pass
-
-    PicturesProcessor.__name__ = LlavaOnevisionProcessor.__name__  # what is saved names transformers' own
-    return PicturesProcessor
+    return without_videos(LlavaOnevisionProcessor)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,17 +12,17 @@ from finetune import fields
 from finetune.data import mixture
 from finetune.flags import deepspeed_file, help
 from finetune.flags.arguments import Arguments
-from finetune.flags.flags_of_2023 import _flags
+from finetune.flags.argv import split_flags
 
 
-def _check_values(reader: HfArgumentParser, argv: Sequence[str]) -> None:
+def check_values(reader: HfArgumentParser, argv: Sequence[str]) -> None:
     """Raises ValueError for words that belong to no flag, for unknown flags, and for surplus values."""
     several = {
         name for action in reader._actions if action.nargs in ("+", "*") for name in action.option_strings
     }
     known = {name for action in reader._actions for name in action.option_strings}
     faults = []
-    for name, values in _flags(argv):
+    for name, values in split_flags(argv):
         flag = f"--{name}"
         if not name:
             faults.append(help.no_flag(values[0]))
@@ -44,7 +44,7 @@ _SEVERAL_FILES = (
 _FILES_TOO = ("deepspeed", "fsdp_config", "accelerator_config")
 
 
-def _check_objects(given: dict[str, Any]) -> Iterator[str]:
+def object_faults(given: dict[str, Any]) -> Iterator[str]:
     """Faults of the flags whose value is a JSON object."""
     for name in transformers.TrainingArguments._VALID_DICT_FIELDS:
         value = given.get(name)

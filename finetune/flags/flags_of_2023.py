@@ -1,9 +1,10 @@
 """Flags of Qwen-VL's 2023 ``finetune.py`` and of transformers before version 5, translated to today's."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from finetune.flags.arguments import TrainingArguments
+from finetune.flags.argv import join_flag, split_flags
 
 RENAMED = {
     "evaluation_strategy": "eval_strategy",
@@ -59,26 +60,11 @@ def translate(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     known = {f.name for f in dataclasses.fields(TrainingArguments)}
     translated: list[str] = []
     lines: list[str] = []
-    for name, values in _flags(argv):
+    for name, values in split_flags(argv):
         new, notes = _translate_one(name, values, known)
         translated += new
         lines += notes
     return translated, lines
-
-
-def _flags(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Split into (flag name, its values); what stands before the first flag has the name ''."""
-    name, values = "", list[str]()
-    for token in argv:
-        if not token.startswith("--"):
-            values.append(token)
-            continue
-        if name or values:
-            yield name, values
-        head, equals, value = token[2:].partition("=")
-        name, values = head.replace("-", "_"), [value] if equals else []
-    if name or values:
-        yield name, values
 
 
 def _translate_one(name: str, values: list[str], known: set[str]) -> tuple[list[str], list[str]]:
@@ -90,14 +76,14 @@ def _translate_one(name: str, values: list[str], known: set[str]) -> tuple[list[
         new = [f"--{new_name}", *values]
         return new, [f"{shown}: is now {' '.join(new)}, and used as that"]
     if name in known:
-        return _rejoin(name, values), []
+        return join_flag(name, values), []
     if name in BOOLEAN_VALUES:
         new_name, value = BOOLEAN_VALUES[name]
         new = [f"--{new_name}", value] if _truth(name, values) else []
         return new, [f"{shown}: is now {' '.join(new) if new else 'the default'}, and used as that"]
     if name in DROPPED:
         return [], [f"{shown}: ignored, transformers no longer has it; {DROPPED[name]}"]
-    return _rejoin(name, values), []
+    return join_flag(name, values), []
 
 
 def _check_share(name: str, values: list[str]) -> None:
@@ -111,10 +97,6 @@ def _check_share(name: str, values: list[str]) -> None:
             f"--{name}: found {values[0]}, expected a share of all steps, from 0 to below 1; a number of steps is "
             "--warmup_steps"
         )
-
-
-def _rejoin(name: str, values: list[str]) -> list[str]:
-    return [f"--{name}", *values] if name else values
 
 
 def _truth(name: str, values: list[str]) -> bool:

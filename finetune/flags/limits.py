@@ -9,7 +9,6 @@ from finetune.fields import Kind, number, one_of, whole
 
 MOST_WORKERS = 1024
 SEED = whole(0, 2**32 - 1)
-SHARE = number(0, 1)
 BELOW_ONE = Kind("a number from 0 to below 1", lambda value: number(0, 1).fits(value) and value < 1)
 RATE = number(0)
 AT_LEAST_ONE = whole(1)._replace(words="at least 1")

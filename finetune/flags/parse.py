@@ -17,8 +17,9 @@ from finetune.flags.arguments import (
     MonitorArguments,
     TrainingArguments,
 )
-from finetune.flags.checks import _check_objects, _check_values, check
-from finetune.flags.flags_of_2023 import _flags, _rejoin, translate
+from finetune.flags.argv import join_flag, split_flags
+from finetune.flags.checks import check, check_values, object_faults
+from finetune.flags.flags_of_2023 import translate
 
 GROUPS = (
     ModelArguments,
@@ -57,14 +58,17 @@ def parser() -> HfArgumentParser:
 
 def has_value(argv: Sequence[str], name: str) -> bool:
     """Is the flag given on this command line?"""
-    return any(given == name for given, _ in _flags(argv))
+    return any(given == name for given, _ in split_flags(argv))
 
 
 def merge(defaults: Sequence[str], argv: Sequence[str]) -> list[str]:
     """Default flags overridden by ``argv``, flag by flag."""
-    given = {name for name, _ in _flags(argv)}
+    given = {name for name, _ in split_flags(argv)}
     kept = [
-        token for name, values in _flags(defaults) if name not in given for token in _rejoin(name, values)
+        token
+        for name, values in split_flags(defaults)
+        if name not in given
+        for token in join_flag(name, values)
     ]
     return [*kept, *argv]
 
@@ -77,12 +81,14 @@ def expanded(argv: Sequence[str]) -> list[str]:
     Raises ValueError for an invalid file, as :mod:`finetune.flags.run_file` does.
     """
     defaults, given = _parted(argv)
-    files = [value for name, values in _flags(given) if name == "config" for value in values]
+    files = [value for name, values in split_flags(given) if name == "config" for value in values]
     if not files:
         return merge(defaults, given)
     if len(files) > 1:
         raise ValueError(f"--config: found {len(files)} files ({', '.join(files)}), expected one")
-    rest = [token for name, values in _flags(given) if name != "config" for token in _rejoin(name, values)]
+    rest = [
+        token for name, values in split_flags(given) if name != "config" for token in join_flag(name, values)
+    ]
     return merge(defaults, merge(run_file.flags_of(files[0]), rest))
 
 
@@ -104,10 +110,10 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, list[str]]:
     lines = _repeated(argv)
     translated, more = translate(argv)
     reader = parser()
-    _check_values(reader, translated)
+    check_values(reader, translated)
     namespace, _ = reader.parse_known_args(_joined(translated))
     given = vars(namespace)
-    faults = [*limits.faults(given), *packages.faults(given), *_check_objects(given)]
+    faults = [*limits.faults(given), *packages.faults(given), *object_faults(given)]
     deepspeed = given["deepspeed"]
     faults += deepspeed_file.faults(deepspeed, given) if deepspeed and not faults else ()
     if faults:
@@ -122,15 +128,15 @@ def _joined(argv: Sequence[str]) -> list[str]:
     """Join single values with "=": argparse would take -1e-5 and -inf for flags."""
     return [
         token
-        for name, values in _flags(argv)
-        for token in ([f"--{name}={values[0]}"] if len(values) == 1 else _rejoin(name, values))
+        for name, values in split_flags(argv)
+        for token in ([f"--{name}={values[0]}"] if len(values) == 1 else join_flag(name, values))
     ]
 
 
 def _repeated(argv: Sequence[str]) -> list[str]:
     """A line for each flag that is given several times with different values."""
     values: dict[str, list[list[str]]] = {}
-    for name, found in _flags(argv):
+    for name, found in split_flags(argv):
         values.setdefault(name, []).append(found)
     return [
         f"--{name}: given {len(found)} times; using the last value: {' '.join(found[-1])}"

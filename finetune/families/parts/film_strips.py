@@ -52,21 +52,3 @@ def pixels(processor: Any, frames: Sequence[Any], sizes: Sequence[Size]) -> torc
         values = pictures.rescale(np.asarray(frame).transpose(2, 0, 1), setting("rescale_factor"))
         stills.append(pictures.normalize(values, setting("image_mean"), setting("image_std")))
     return torch.from_numpy(np.stack(stills)).float()
-
-
-class KeepsVideoSettings:
-    """Goes before one of transformers' processors in a class's bases, for one without its video half: that asks for
-    torchvision. What its files say of videos is kept in ``videos``, and written back."""
-
-    videos: dict[str, Any] | None = None
-
-    @classmethod
-    def get_attributes(cls) -> list[str]:
-        return ["image_processor", "tokenizer"]
-
-    def to_dict(self) -> dict[str, Any]:
-        saved = super().to_dict()  # type: ignore[misc]
-        saved.pop("videos", None)
-        if self.videos:
-            saved["video_processor"] = self.videos
-        return saved

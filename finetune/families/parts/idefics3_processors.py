@@ -10,8 +10,10 @@ from typing import Any
 
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
 
+from finetune.families.parts.processors import KeepsVideoSettings
 
-class SmolVLMProcessor(Idefics3Processor):
+
+class SmolVLMProcessor(KeepsVideoSettings, Idefics3Processor):
     """Idefics3's, under SmolVLM's name."""
 
     def __init__(
@@ -25,14 +27,3 @@ class SmolVLMProcessor(Idefics3Processor):
         """videos   settings of the video processor, kept for those who use it"""
         super().__init__(image_processor, tokenizer, image_seq_len, chat_template=chat_template)
         self.videos = videos
-
-    @classmethod
-    def get_attributes(cls) -> list[str]:
-        return ["image_processor", "tokenizer"]
-
-    def to_dict(self) -> dict[str, Any]:
-        saved = super().to_dict()
-        videos = saved.pop("videos", None)
-        if videos:
-            saved["video_processor"] = videos
-        return saved

@@ -35,8 +35,16 @@ def required_settings(name: str, settings: Mapping[str, Any], needed: Sequence[s
     return {setting: settings[setting] for setting in needed}
 
 
-def chat_template(name: str, settings: Mapping[str, Any], tokenizer: Any) -> str:
+def chat_template(
+    name: str,
+    settings: Mapping[str, Any],
+    tokenizer: Any,
+    *,
+    copy_from: str = "the model this one was made from",
+) -> str:
     """A checkpoint's chat template, from whichever of its files holds it.
+
+    copy_from   where to take one, for the error
 
     Raises ValueError where there is none.
     """
@@ -46,6 +54,35 @@ def chat_template(name: str, settings: Mapping[str, Any], tokenizer: Any) -> str
     if template is None:
         raise ValueError(
             f"{name}: found no chat template, expected chat_template.jinja, chat_template.json, or one in "
-            "tokenizer_config.json; copy it from the model this one was made from"
+            f"tokenizer_config.json; copy it from {copy_from}"
         )
     return template
+
+
+class KeepsVideoSettings:
+    """Goes before one of transformers' processors in a class's bases, for one without its video half: that asks for
+    torchvision. What its files say of videos is kept in ``videos``, and written back."""
+
+    videos: dict[str, Any] | None = None
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return ["image_processor", "tokenizer"]
+
+    def to_dict(self) -> dict[str, Any]:
+        saved = super().to_dict()  # type: ignore[misc]
+        saved.pop("videos", None)
+        if self.videos:
+            saved["video_processor"] = self.videos
+        return saved
+
+
+def without_videos(processor_class: type) -> type:
+    """One of transformers' processors without its video half, under the same name: what is saved names transformers'
+    own."""
+
+    class PicturesProcessor(KeepsVideoSettings, processor_class):  # type: ignore[misc, valid-type]
+        pass
+
+    PicturesProcessor.__name__ = processor_class.__name__
+    return PicturesProcessor

@@ -17,10 +17,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen3_vl import processing_qwen3_vl
 from transformers.processing_utils import ProcessorMixin
 
+from finetune.families.parts.processors import KeepsVideoSettings, chat_template
 from finetune.families.parts.tokenizer import load_tokenizer
 
 
-class _Pictures(ProcessorMixin):
+class _Pictures(KeepsVideoSettings, ProcessorMixin):
     """Goes before one of transformers' processors in a class's bases."""
 
     def __init__(
@@ -35,32 +36,14 @@ class _Pictures(ProcessorMixin):
         self.videos = videos
 
     @classmethod
-    def get_attributes(cls) -> list[str]:
-        return ["image_processor", "tokenizer"]
-
-    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **hub: Any) -> Any:  # type: ignore[override]
         """From a folder or a hub name; ``hub``: ``cache_dir``, ``revision`` and the like."""
         name = os.fspath(pretrained_model_name_or_path)
         tokenizer = load_tokenizer(name, **hub)
         settings, _ = cls.get_processor_dict(name, **hub)
-        template = settings.get("chat_template") or tokenizer.chat_template
-        if isinstance(template, dict):  # several by name
-            template = template.get("default")
-        if template is None:
-            raise ValueError(
-                f"{name}: found no chat template, expected chat_template.jinja, chat_template.json, or one in "
-                "tokenizer_config.json; copy it from the model this one was made from"
-            )
+        template = chat_template(name, settings, tokenizer)
         videos = get_video_processor_config(name, **hub)
         return cls(Qwen2VLImageProcessorPil.from_pretrained(name, **hub), tokenizer, template, videos)
-
-    def to_dict(self) -> dict[str, Any]:
-        saved = super().to_dict()
-        videos = saved.pop("videos", None)
-        if videos:
-            saved["video_processor"] = videos
-        return saved
 
 
 class Qwen2VLProcessor(_Pictures, processing_qwen2_vl.Qwen2VLProcessor):

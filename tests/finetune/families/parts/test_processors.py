@@ -1,0 +1,42 @@
+"""What families read off a checkpoint's processor."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from finetune.families.parts.processors import KeepsVideoSettings, chat_template, without_videos
+
+
+@pytest.mark.parametrize(
+    ("of_settings", "of_tokenizer", "expected"),
+    [
+        ("from the processor", "from the tokenizer", "from the processor"),
+        (None, "from the tokenizer", "from the tokenizer"),
+        (None, {"default": "the default", "tool_use": "another"}, "the default"),
+    ],
+)
+def test_the_chat_template_is_taken_from_whichever_file_holds_it(of_settings, of_tokenizer, expected):
+    tokenizer = SimpleNamespace(chat_template=of_tokenizer)
+    assert chat_template("m", {"chat_template": of_settings}, tokenizer) == expected
+
+
+@pytest.mark.parametrize("several", [None, {"tool_use": "no default among them"}])
+def test_a_checkpoint_without_a_chat_template_is_refused_with_where_to_copy_one_from(several):
+    with pytest.raises(
+        ValueError, match=r"^m: found no chat template.*copy it from an instruction-tuned one$"
+    ):
+        chat_template("m", {}, SimpleNamespace(chat_template=several), copy_from="an instruction-tuned one")
+
+
+def test_a_processor_without_videos_has_the_name_of_transformers_own_and_keeps_the_settings():
+    class Own:
+        def to_dict(self):
+            return {"a": 1, "videos": {"fps": 2}}
+
+    made = without_videos(Own)
+    assert made.__name__ == "Own" and issubclass(made, KeepsVideoSettings)
+    assert made.get_attributes() == ["image_processor", "tokenizer"]
+    processor = made()
+    assert processor.to_dict() == {"a": 1}
+    processor.videos = {"fps": 2}
+    assert processor.to_dict() == {"a": 1, "video_processor": {"fps": 2}}
