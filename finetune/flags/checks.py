@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from huggingface_hub import get_token
 from transformers import HfArgumentParser
 
 from finetune import fields
@@ -72,6 +73,7 @@ def check(arguments: Arguments) -> None:
         *_check_modes(arguments),
         *_check_rates(arguments),
         *_check_evaluation(arguments),
+        *_check_hub(arguments),
     ]
     if faults:
         raise ValueError("\n".join(faults))
@@ -231,6 +233,16 @@ def _check_loop(arguments: Arguments) -> Iterator[str]:
             f"one process and {training.n_gpu} GPUs: torch's DataParallel cannot split the images of a batch; start "
             f"one process per GPU (torchrun --nproc_per_node {training.n_gpu} finetune.py ...), or set "
             "CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def _check_hub(arguments: Arguments) -> Iterator[str]:
+    """The Trainer creates the hub's repository when it is built: after the weights have loaded."""
+    training = arguments.training
+    if training.push_to_hub and not (training.hub_token or get_token()):
+        yield (
+            "--push_to_hub: found no access token for the hub; log in (hf auth login), set HF_TOKEN, give "
+            "--hub_token, or leave the flag out and upload the folder later"
         )
 
 

@@ -192,3 +192,13 @@ def test_a_warm_up_of_the_whole_run_is_no_single_step(share: str):
     with pytest.raises(ValueError, match=f"--warmup_ratio: found {share}, expected a share of all steps"):
         translate(["--warmup_ratio", share])
     assert translate(["--warmup_ratio", "0"])[0] == ["--warmup_steps", "0"]
+
+
+def test_pushing_to_the_hub_without_a_token_is_refused_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr("finetune.flags.checks.get_token", lambda: None)
+    flags = (*BASE, "--push_to_hub", "True")
+    with pytest.raises(ValueError, match="--push_to_hub: found no access token.*hf auth login"):
+        parse.parse(flags)
+    parse.parse([*flags, "--hub_token", "hf_x"])
+    monkeypatch.setattr("finetune.flags.checks.get_token", lambda: "hf_y")
+    parse.parse(flags)
