@@ -103,7 +103,7 @@ class AttentionMonitor(TrainerCallback):
     calibration_probes   a probe file, or probes, to choose them on, of other pictures than ``probes``; None: every
                    fifth picture of ``probes``, which is then left out of the verdicts, or four layers evenly spaced
                    where too few would be left
-    depth          "quick", "full" or a ``Depth``: what is measured at both ends of the run
+    depth          "quick", "full" or a ``MeasurementPlan``: what is measured at both ends of the run
     probe_steps    probe every this many steps; None: whenever a checkpoint is saved
     stop_when      "corrected": end training once every group is (and what must be kept, is); every checkpoint is
                    then measured at full ``depth``, and adjusted for repeated looks (``statistics.alpha_of_look``)
