@@ -262,7 +262,7 @@ def _marks_of(depth: MeasurementPlan) -> dict[str, Any]:
 
 def load_step(attention_dir: str | Path, step: int) -> dict[str, AttentionRecord]:
     """Every record of one step, by probe."""
-    return load_records(Path(attention_dir) / f"step-{step:06d}")
+    return load_records(step_folder(Path(attention_dir), step))
 
 
 def load_records(folder: str | Path) -> dict[str, AttentionRecord]:

@@ -33,6 +33,16 @@ def test_other_probes_or_layers_or_a_lost_record_do_not_count(kept):
     assert not kept.is_complete(0, QUICK)
 
 
+def test_records_of_another_run_do_not_count(tmp_path):
+    of = probes(tmp_path)
+    mine, other = (
+        RecordArchive(tmp_path / "attention", [probe.id for probe in of], (1, 3), run=run) for run in "ab"
+    )
+    mine.save(10, records(of, 10), WATCH)
+    assert mine.is_complete(10, WATCH)
+    assert other.shortfall(10, WATCH) == "it differs in run" and other.steps(WATCH) == []
+
+
 @pytest.mark.parametrize("most", [0, 2**30])
 def test_records_are_read_when_asked_for(kept, monkeypatch, most):
     monkeypatch.setattr(archive_module, "KEPT_BYTES", most)
