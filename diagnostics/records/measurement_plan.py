@@ -8,7 +8,13 @@ from typing import Any
 
 from diagnostics.records.probes import Probe
 
-OCCLUSION, KNOCKOUT = "occlusion", "knockout"
+OCCLUSION, KNOCKOUT, TOWER_KNOCKOUT = "occlusion", "knockout", "tower knockout"
+"""Interventions on a region: hidden in the picture; question and answer kept from looking at the tokens that stand for
+it; for models with a resampler also cut inside the vision tower and the resampler, so that no token carries it."""
+BLANK, OTHER, SAME_ANSWER, NO_PICTURE = "blank", "other", "same answer", "none"
+PICTURES = (BLANK, OTHER, NO_PICTURE)
+LANGUAGE, KEY_LAYERS, LAYER, CONNECTOR = "language", "key layers", "layer", "connector"
+"""Parts of a model whose attention patterns are patched."""
 MAPS = ("relative", "gradient", "rollout")
 CURVE_SHARES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Shares of the picture at which insertion and deletion curves are measured."""
@@ -21,7 +27,9 @@ class MeasurementPlan:
 
     name         as messages call it: "watch", "quick", "full"
     generate     let the model answer by itself
-    kinds        interventions on each region: "occlusion" in the picture, "knockout" in attention
+    kinds        interventions on each region: "occlusion", "knockout", "tower knockout"
+    pictures     the question with another picture: "blank", "other", "none"
+    patching     the attention patterns of the model before put back, where that model is at hand
     controls     how many area-matched random regions get the same intervention
     windows      knock the region out in a window of layers around each key layer, one window at a time
     curves       insertion and deletion curves
@@ -33,6 +41,8 @@ class MeasurementPlan:
     generate: bool = True
     kinds: tuple[str, ...] = ()
     controls: int = 0
+    pictures: tuple[str, ...] = ()
+    patching: bool = False
     windows: bool = False
     curves: bool = False
     relations: bool = False
@@ -44,6 +54,11 @@ class MeasurementPlan:
         if self.relations and probe.relation is not None:
             count += 2
         count += len(self.maps)
+        if probe.foil is not None:
+            count += len(self.pictures)
+            count += (
+                1 + 3 + key_layers
+            ) * self.patching  # the model before; language, key layers, connector; each
         if probe.foil is not None and probe.regions:
             count += len(self.kinds) * len(probe.regions) * (1 + self.controls)
             count += key_layers * (1 + self.controls) * self.windows
@@ -78,10 +93,15 @@ def _covers(found: Any, wanted: bool | int | tuple[str, ...]) -> bool:
 
 
 WATCH = MeasurementPlan("watch")
-QUICK = MeasurementPlan("quick", kinds=(OCCLUSION, KNOCKOUT), controls=1, relations=True)
-FULL = MeasurementPlan(
-    "full", kinds=(OCCLUSION, KNOCKOUT), controls=4, windows=True, curves=True, relations=True
+QUICK = MeasurementPlan(
+    "quick",
+    kinds=(OCCLUSION, KNOCKOUT, TOWER_KNOCKOUT),
+    controls=1,
+    pictures=PICTURES,
+    patching=True,
+    relations=True,
 )
+FULL = replace(QUICK, name="full", controls=4, windows=True, curves=True)
 DEPTHS = {depth.name: depth for depth in (QUICK, FULL)}
 
 

@@ -44,6 +44,7 @@ class Probe:
     images           files, in reading order; regions are places in the first
     question, answer, foil    the foil is a wrong answer, or None. A question may mark the place of each
                      picture with ``<image>``; otherwise pictures come before it, as in Qwen-VL's data
+    spellings        every accepted spelling of the answer; the first is ``answer``, which is scored
     regions          name → boxes x0 y0 x1 y1 in pixels of the first image as shown (EXIF orientation
                      applied)
     phrases          a phrase of question or answer → the region it should look at
@@ -59,8 +60,10 @@ class Probe:
     regions: Mapping[str, tuple[BoxPixels, ...]] = field(default_factory=dict)
     phrases: Mapping[str, str] = field(default_factory=dict)
     relation: Relation | None = None
+    spellings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "spellings", self.spellings or (self.answer,))
         object.__setattr__(self, "images", tuple(Path(image) for image in self.images))
 
     @property

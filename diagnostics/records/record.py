@@ -11,7 +11,7 @@ On disk a record is one safetensors file: the arrays as they are, and everything
     image/I/cell_boxes_pixels      Float64[cells, 4]
     image/I/overview/…             the same two of its overview, where it has one
 
-and, where measured, ``random_mass/NAME``, ``sinks``, ``region_mass_without_sinks/NAME``, ``head_entropy``,
+and, where measured, ``random_mass/NAME``, ``salient_mass/NAME``, ``sinks``, ``region_mass_without_sinks/NAME``, ``head_entropy``,
 ``highest_logit``, ``maps/NAME``, ``relation/NAME`` and ``curves/NAME``, of the shapes that ``AttentionRecord`` gives.
 """
 
@@ -31,7 +31,7 @@ from diagnostics.records.record_checks import NAMED, OPTIONAL, FieldError, check
 from finetune.families.base import ImageTokens
 from finetune.files import in_place_of
 
-VERSION = 2
+VERSION = 3  # 2: margins without the end of the turn
 HEADER = "attention_record"
 
 
@@ -68,7 +68,8 @@ class Scores:
 
 
 class Intervention(NamedTuple):
-    """The margin after a region was taken away. ``kind`` is "occlusion" or "knockout"; ``region`` names it;
+    """The margin after a region was taken away. ``kind`` is "occlusion", "knockout" or "tower knockout"
+    (``diagnostics.records.measurement_plan``); ``region`` names it;
     ``control_margins_nats`` are the margins after the same was done to area-matched random regions; ``layers`` is
     the window (first, last) of language layers in which the answer query was cut from the region, None where the
     region was taken away everywhere."""
@@ -78,6 +79,41 @@ class Intervention(NamedTuple):
     margin_nats: float
     control_margins_nats: tuple[float, ...]
     layers: tuple[int, int] | None = None
+
+
+class PictureControl(NamedTuple):
+    """The margin with the probe's picture replaced.
+
+    kind         "blank" (one colour, the same size), "other" (another probe's, whose right answer differs),
+                 "same answer" (another probe's of the group, where all share one answer), "none" (question alone)
+    margin_nats  of the same answer and foil
+    lender       id of the probe whose picture it was, "" for blank and none
+    """
+
+    kind: str
+    margin_nats: float
+    lender: str = ""
+
+
+class PatternPatch(NamedTuple):
+    """The margin of this model with attention patterns of another, ``AttentionRecord.patched_from``, put back.
+
+    part         "language" (all its attending layers), "key layers" (those of the record together), "layer" (one),
+                 "connector" (the resampler)
+    margin_nats  of the same answer and foil
+    layers       the language layers that were patched; () for the connector
+    """
+
+    part: str
+    margin_nats: float
+    layers: tuple[int, ...] = ()
+
+
+class PatchSource(NamedTuple):
+    """Whose attention patterns were put back: a model's name, and its own margin on this probe."""
+
+    model: str
+    margin_nats: float
 
 
 def _nothing() -> np.ndarray:
@@ -106,6 +142,9 @@ class AttentionRecord:
 
     Measured only where the plan says so, empty otherwise:
 
+    picture_controls       margins with the picture replaced
+    patches, patched_from  margins with another model's attention patterns put back, and that model
+    salient_mass           as random_mass, on area-matched places whose contrast is nearest the region's
     random_mass            region name → Float32[all layers, heads]: mean mass on area-matched random regions, [0, 1]
     sinks                  Bool[layers, keys]: tokens that are attention sinks in each key layer
     region_mass_without_sinks   as region_mass, of rows whose sink keys are 0; only where there are sinks
@@ -130,7 +169,11 @@ class AttentionRecord:
     visual_share: np.ndarray
     scores: Scores
     interventions: tuple[Intervention, ...] = ()
+    picture_controls: tuple[PictureControl, ...] = ()
+    patches: tuple[PatternPatch, ...] = ()
+    patched_from: PatchSource | None = None
     random_mass: dict[str, np.ndarray] = field(default_factory=dict)
+    salient_mass: dict[str, np.ndarray] = field(default_factory=dict)
     sinks: np.ndarray = field(default_factory=_nothing)
     region_mass_without_sinks: dict[str, np.ndarray] = field(default_factory=dict)
     head_entropy: np.ndarray = field(default_factory=_nothing)
@@ -237,6 +280,9 @@ def _header(record: AttentionRecord) -> dict[str, Any]:
             "generated": scores.generated,
         },
         "interventions": [intervention._asdict() for intervention in record.interventions],
+        "picture_controls": [control._asdict() for control in record.picture_controls],
+        "patches": [patch._asdict() for patch in record.patches],
+        "patched_from": None if record.patched_from is None else record.patched_from._asdict(),
     }
 
 
@@ -270,6 +316,9 @@ def _record(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> AttentionR
             )
             for one in header["interventions"]
         ),
+        picture_controls=tuple(PictureControl(**one) for one in header["picture_controls"]),
+        patches=tuple(PatternPatch(**{**one, "layers": tuple(one["layers"])}) for one in header["patches"]),
+        patched_from=None if header["patched_from"] is None else PatchSource(**header["patched_from"]),
         **optional,
         **named,
     )

@@ -15,11 +15,19 @@ import numpy as np
 from diagnostics.records.json_files import shown
 
 Arrays = Mapping[str, np.ndarray]
-NAMED = ("region_mass", "random_mass", "region_mass_without_sinks", "maps", "relation", "curves")
+NAMED = (
+    "region_mass",
+    "random_mass",
+    "salient_mass",
+    "region_mass_without_sinks",
+    "maps",
+    "relation",
+    "curves",
+)
 OPTIONAL = ("sinks", "head_entropy", "highest_logit")
 SHARE_MAX = 1.01
 """A share of attention is at most 1; the rest is what half precision adds."""
-_PER_HEAD = ("region_mass", "random_mass", "region_mass_without_sinks")
+_PER_HEAD = ("region_mass", "random_mass", "salient_mass", "region_mass_without_sinks")
 
 
 class FieldError(ValueError):
@@ -67,6 +75,11 @@ def check_header(header: Any) -> None:
     _check_scores(header)
     for at, one in enumerate(_objects(header, "interventions")):
         _check_intervention(one, f"interventions[{at}].")
+    for at, one in enumerate(_objects(header, "picture_controls")):
+        _check_picture_control(one, f"picture_controls[{at}].")
+    for at, one in enumerate(_objects(header, "patches")):
+        _check_patch(one, f"patches[{at}].")
+    _check_patch_source(header)
 
 
 def check_arrays(header: Mapping[str, Any], arrays: Arrays) -> None:
@@ -159,6 +172,28 @@ def _check_intervention(one: Mapping[str, Any], where: str) -> None:
     _need(one, "margin_nats", _NATS, _NATS.words, where)
     _list_of(one, "control_margins_nats", _NATS, "a list of finite numbers", where)
     _need(one, "layers", lambda given: given is None or _is_pair(given, _COUNT), "two layers or null", where)
+
+
+def _check_picture_control(one: Mapping[str, Any], where: str) -> None:
+    _only(one, ("kind", "margin_nats", "lender"), where)
+    for name in ("kind", "lender"):
+        _text(one, name, where)
+    _need(one, "margin_nats", _NATS, _NATS.words, where)
+
+
+def _check_patch(one: Mapping[str, Any], where: str) -> None:
+    _only(one, ("part", "margin_nats", "layers"), where)
+    _text(one, "part", where)
+    _need(one, "margin_nats", _NATS, _NATS.words, where)
+    _list_of(one, "layers", _COUNT, "a list of layer numbers", where)
+
+
+def _check_patch_source(header: Mapping[str, Any]) -> None:
+    _need(header, "patched_from", lambda one: one is None or isinstance(one, dict), "an object or null")
+    if (source := header["patched_from"]) is not None:
+        _only(source, ("model", "margin_nats"), "patched_from.")
+        _text(source, "model", "patched_from.")
+        _need(source, "margin_nats", _NATS, _NATS.words, "patched_from.")
 
 
 def _objects(header: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
