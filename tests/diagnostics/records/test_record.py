@@ -142,6 +142,6 @@ def test_bad_files_are_named(tmp_path):
     save_file({"x": np.zeros(2)}, path, metadata={"attention_record": '{"version": 7}'})
     with pytest.raises(ValueError, match="found record version 7, expected 3"):
         AttentionRecord.load(path)
-    save_file({"x": np.zeros(2)}, path, metadata={"attention_record": '{"version": 2, "names": {}}'})
+    save_file({"x": np.zeros(2)}, path, metadata={"attention_record": '{"version": 3, "names": {}}'})
     with pytest.raises(ValueError, match="record without 'probe_id'"):
         AttentionRecord.load(path)
