@@ -12,7 +12,8 @@ On disk a record is one safetensors file: the arrays as they are, and everything
     image/I/overview/…             the same two of its overview, where it has one
 
 and, where measured, ``random_mass/NAME``, ``salient_mass/NAME``, ``sinks``, ``region_mass_without_sinks/NAME``,
-``head_entropy``, ``highest_logit``, ``maps/NAME``, ``relation/NAME`` and ``curves/NAME``, of the shapes that ``AttentionRecord`` gives.
+``head_entropy``, ``highest_logit``, ``maps/NAME``, ``relation/NAME`` and ``curves/NAME``, of the shapes that
+``AttentionRecord`` gives.
 """
 
 from __future__ import annotations
