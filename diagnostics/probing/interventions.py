@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import random_regions
 from diagnostics.measures.geometry import Box, union_area_pixels
-from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, parted
+from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, parted, scored_span
 from diagnostics.probing.regions import (
     blocked_in_tower,
     blocked_patches,
@@ -160,11 +160,12 @@ class TrialRunner:
         assert asked.foil is not None
         both = (asked.answer, asked.foil)
         shared = parted(*both)
-        tails = [torch.from_numpy(one.input_ids[shared : one.turn_spans[-1][1]]) for one in both]
+        tails = [torch.from_numpy(one.input_ids[shared : scored_span(one)[1]]) for one in both]
+        length = shared + max(map(len, tails))
         margins: list[float] = []
         for start in range(0, len(cases), self.batch_size):
             batch = cases[start : start + self.batch_size]
-            blocked = _blocked(batch, self.extractor.names, answer_query=asked.parted - 1)
+            blocked = _blocked(batch, self.extractor.names, answer_query=asked.parted - 1, length=length)
             prompts = [replace(case.encoded, input_ids=case.encoded.input_ids[:shared]) for case in batch]
             margins += self._tail_margins(prompts, tails, blocked)
         return margins
@@ -221,15 +222,17 @@ def _grouped(trials: Sequence[Trial], margins: Sequence[float]) -> list[Interven
     ]
 
 
-def _blocked(batch: Sequence[ScoredInput], names: Sequence[str], *, answer_query: int) -> dict[str, Tensor]:
-    """What attention may not read in this batch, by module name.
+def _blocked(
+    batch: Sequence[ScoredInput], names: Sequence[str], *, answer_query: int, length: int
+) -> dict[str, Tensor]:
+    """What attention may not read in this batch, by module name; ``length`` is that of the longer reply's sequence,
+    since what lies beyond a mask is not knocked out.
 
     Cells: patches in the vision tower and at the resampler. Tokens: from the answer query on in the case's window, or,
     without one, after the image in every language layer.
     """
     language = [name for name in names if name.startswith("layer_")]
     blocked: dict[str, Tensor] = {}
-    length = max(len(case.encoded.input_ids) for case in batch)
     if any(case.cells is not None for case in batch):
         others = [None] * (len(batch[0].encoded.images) - 1)  # regions are in the first image
         patches = blocked_patches([one for case in batch for one in (case.cells, *others)])

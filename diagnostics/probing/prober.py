@@ -34,7 +34,7 @@ from diagnostics.measures.attention import (
 from diagnostics.measures.geometry import cells_from_row, region_coverage
 from diagnostics.measures.sinks import sink_dimensions, sink_tokens, without_sinks
 from diagnostics.probing.interventions import TrialRunner, summed_nats
-from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded
+from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, scored_span
 from diagnostics.probing.relations import read_relation
 from diagnostics.records.measurement_plan import QUICK, MeasurementPlan
 from diagnostics.records.probes import Probe
@@ -241,14 +241,14 @@ class Prober:
         ]
 
     def _reply_nats(self, batch: Sequence[Encoded]) -> list[float]:
-        """log p of each reply given its prompt, summed over its tokens, nats."""
+        """log p of each reply and of its end given its prompt, summed over tokens, nats."""
         inputs = padded(batch, self._device, left=False)
         first = min(one.turn_spans[-1][0] for one in batch) - 1
         kept = inputs["input_ids"].shape[1] - first
         logits = self.model(**inputs, use_cache=False, logits_to_keep=kept).logits[:, -kept:]
         nats = []
         for row, one in enumerate(batch):
-            start, end = one.turn_spans[-1]
+            start, end = scored_span(one)
             wanted = inputs["input_ids"][row, start:end]
             nats.append(summed_nats(logits[row, start - 1 - first : end - 1 - first], wanted))
         return torch.stack(nats).tolist()
@@ -275,8 +275,8 @@ class Prober:
     def _gradient_weighted(
         self, asked: EncodedProbe, inputs: Mapping[str, Tensor], place: int
     ) -> Float[np.ndarray, "layers keys"]:
-        """Rows weighted by the gradient of the answer's log probability."""
-        start, end = asked.answer.turn_spans[-1]
+        """Rows weighted by the gradient of the answer's log probability, through its end."""
+        start, end = scored_span(asked.answer)
 
         def objective(logits: Tensor) -> Tensor:
             return summed_nats(logits[0, start - 1 : end - 1], inputs["input_ids"][0, start:end])

@@ -17,7 +17,7 @@ from torch import Tensor
 from diagnostics.records.probes import PLACEHOLDER, Probe
 from diagnostics.records.record import Query
 from finetune.families import Encoded, Family
-from finetune.families.base import joined_media
+from finetune.families.base import IGNORED, joined_media
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 
 IMAGE_TOKEN_TEXT = "<image>"
@@ -223,19 +223,41 @@ def text_spans(encoded: Encoded) -> tuple[tuple[int, int], tuple[int, int]]:
     return (after_images, user_end), encoded.turn_spans[-1]
 
 
+def scored_span(encoded: Encoded) -> tuple[int, int]:
+    """Tokens (start, end) of the last reply and of what ends it, over which log probabilities are summed.
+
+    Without its end a reply never loses to one that goes on: p("Canton") ≥ p("Canton Tower"), whatever was learned.
+
+        <|im_start|>assistant\\n Canton Tower <|im_end|> \\n    →  Canton Tower <|im_end|>
+
+    Raises ValueError where the family trains on no token after the reply.
+    """
+    start, end = encoded.turn_spans[-1]
+    if end >= len(encoded.labels) or encoded.labels[end] == IGNORED:
+        found = "nothing" if end >= len(encoded.labels) else "a token that is not trained on"
+        raise ValueError(
+            f"found {found} after the last reply; expected the token that ends an answer, as training learns it: "
+            "scores run through it, so let the family's encode write it and label it"
+        )
+    return start, end + 1
+
+
 def parted(answer: Encoded, foil: Encoded) -> int:
-    """Index of the first token where the two replies differ, or where the shorter ends."""
-    start, end = answer.turn_spans[-1]
-    pairs = zip(answer.input_ids[start:end], foil.input_ids[slice(*foil.turn_spans[-1])], strict=False)
-    common = list(pairs)
-    return start + next((at for at, (one, other) in enumerate(common) if one != other), len(common))
+    """Index of the first token where the two replies differ; where one begins the other, of the token that ends the
+    shorter one. Raises ValueError where both have the same tokens."""
+    start, end = scored_span(answer)
+    pairs = zip(answer.input_ids[start:end], foil.input_ids[slice(*scored_span(foil))], strict=False)
+    differing = next((at for at, (one, other) in enumerate(pairs) if one != other), None)
+    if differing is None:
+        raise ValueError("answer and foil have the same tokens; expected a foil that this model tells apart")
+    return start + differing
 
 
 def queries(probe: Probe, answer: Encoded, foil: Encoded | None, texts: Sequence[str]) -> list[Query]:
     """The answer query first: the token before the first one where answer and foil differ; then, for each phrase,
     the token that completes it, in the question if it appears there, else in the answer."""
     question, reply = text_spans(answer)
-    predicted = reply[0] if foil is None else min(parted(answer, foil), reply[1] - 1)
+    predicted = reply[0] if foil is None else parted(answer, foil)
     found = [Query(predicted - 1, "answer", texts[predicted])]
     for phrase in probe.phrases:
         place = find_phrase(phrase, texts, *question)

@@ -1,7 +1,7 @@
 """Accuracy on a probe file without the monitor, for the base model's card.
 
-The margin of a probe is log p(answer) - log p(foil), each summed over its tokens, in nats; accuracy is the share of
-probes with a positive margin.
+The margin of a probe is log p(answer) - log p(foil), each summed over its tokens and the one that ends it, in nats;
+accuracy is the share of probes with a positive margin.
 """
 
 import json
@@ -44,7 +44,7 @@ def _answer_nats(model: nn.Module, processor: Any, parts: Sequence[str | ImageRe
     family = families.family_of(families.bare_model(model).config)
     conversation = Conversation((Turn("user", tuple(parts)), Turn("assistant", (answer,))))
     encoded = family.encode(processor, conversation)
-    start, end = encoded.turn_spans[-1]
+    start, end = encoded.turn_spans[-1][0], encoded.turn_spans[-1][1] + 1  # through the end of the turn
     ids = torch.from_numpy(encoded.input_ids)[None]
     logits = model(input_ids=ids, **encoded.media).logits[0, start - 1 : end - 1].float()
     return float(logits.log_softmax(-1).gather(-1, ids[0, start:end, None]).sum())

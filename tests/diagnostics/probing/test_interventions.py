@@ -44,7 +44,7 @@ def record(model, processor, probe):
 
 @torch.no_grad()
 def margin(model, processor, probe, blocked=None, images=None):
-    """log p(answer) − log p(foil), each whole sequence read at once."""
+    """log p(answer) − log p(foil), each through its end, each whole sequence read at once."""
     reader = ProbeEncoder(family_of(model.config), processor)
     nats = []
     for reply in (probe.answer, probe.foil):
@@ -54,7 +54,7 @@ def margin(model, processor, probe, blocked=None, images=None):
         with AttentionExtractor(model, []) as extractor, extractor.knocked_out(taken):
             logits = model(input_ids=ids, pixel_values=one.media["pixel_values"]).logits[0].log_softmax(-1)
         start, end = one.turn_spans[-1]
-        nats.append(sum(float(logits[at - 1, ids[0, at]]) for at in range(start, end)))
+        nats.append(sum(float(logits[at - 1, ids[0, at]]) for at in range(start, end + 1)))
     return nats[0] - nats[1]
 
 

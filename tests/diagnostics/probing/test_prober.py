@@ -44,7 +44,7 @@ def encoded(model, processor, probe, reply, images=None):
 
 @torch.no_grad()
 def nats(model, one, blocked=None):
-    """log p of the reply, token by token, of one unpadded sequence."""
+    """log p of the reply and its end, token by token, of one unpadded sequence."""
     ids = torch.from_numpy(one.input_ids)[None]
     with (
         AttentionExtractor(model, []) as extractor,
@@ -52,7 +52,7 @@ def nats(model, one, blocked=None):
     ):
         logits = model(input_ids=ids, pixel_values=one.media["pixel_values"]).logits[0].log_softmax(-1)
     start, end = one.turn_spans[-1]
-    return sum(float(logits[at - 1, ids[0, at]]) for at in range(start, end))
+    return sum(float(logits[at - 1, ids[0, at]]) for at in range(start, end + 1))
 
 
 def test_scores_are_those_of_the_reply_token_by_token(model, processor, probes, records):

@@ -21,7 +21,7 @@ from diagnostics.inspect import architecture, mermaid, table
 from diagnostics.measures.geometry import region_coverage
 from diagnostics.probing.layer_choice import calibrate
 from diagnostics.probing.prober import Prober, _masses_without_sinks, auto_key_layers
-from diagnostics.probing.prompts import padded
+from diagnostics.probing.prompts import padded, scored_span
 from diagnostics.probing.regions import region_tokens
 from diagnostics.records.measurement_plan import FULL, QUICK
 from finetune.families.parts.modules import attending_layers, attention_modules, layer_words
@@ -181,7 +181,7 @@ def test_windows_cut_the_attending_layers_in_them_and_no_others(model, prober, r
             cut = {f"layer_{layer}": rows}
             with torch.no_grad(), AttentionExtractor(model, []) as seen, seen.knocked_out(cut):
                 logits = model(**inputs).logits[0].log_softmax(-1)
-            start, end = encoded.turn_spans[-1]
+            start, end = scored_span(encoded)
             ids = inputs["input_ids"][0, start:end]
             nats.append(logits[start - 1 : end - 1].gather(1, ids[:, None]).sum().item())
         assert found.margin_nats == pytest.approx(nats[0] - nats[1], abs=1e-4)

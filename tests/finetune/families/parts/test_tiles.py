@@ -14,7 +14,7 @@ from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import random_regions
 from diagnostics.measures.geometry import cells_from_row, region_coverage
 from diagnostics.probing.prober import Prober
-from diagnostics.probing.prompts import ProbeEncoder, padded, text_spans
+from diagnostics.probing.prompts import ProbeEncoder, padded, scored_span, text_spans
 from diagnostics.probing.regions import region_tokens
 from diagnostics.records.measurement_plan import QUICK
 from diagnostics.records.probes import Probe
@@ -130,7 +130,7 @@ def margin(model, reader, probe, cut):
         inputs = padded([one], CPU, left=False)
         added = torch.zeros(1, 1, length, length).masked_fill(~sees, torch.finfo(torch.float32).min)
         logits = model(**{**inputs, "attention_mask": added}).logits[0].log_softmax(-1)
-        start, end = one.turn_spans[-1]
+        start, end = scored_span(one)
         nats.append(sum(float(logits[at - 1, one.input_ids[at]]) for at in range(start, end)))
     return nats[0] - nats[1]
 

@@ -1,0 +1,110 @@
+"""Probes as tokens: over which of them log probabilities are summed, and where answer and foil part."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from diagnostics.capture.extractor import AttentionExtractor
+from diagnostics.probing.prober import Prober
+from diagnostics.probing.prompts import ProbeEncoder, parted, queries, scored_span
+from diagnostics.probing.regions import region_tokens
+from diagnostics.records.measurement_plan import QUICK
+from finetune.families import family_of
+from finetune.samples.conversation import Conversation, Turn
+from tests.diagnostics.tiny_qwen_vl import tiny_probes
+from tests.finetune.families.test_contract import FAMILIES
+
+SCORED = {
+    "qwen-vl": "Canton Tower<|im_end|>",
+    "qwen2-vl": "Canton Tower<|im_end|>",
+    "qwen2.5-vl": "Canton Tower<|im_end|>",
+    "qwen3-vl": "Canton Tower<|im_end|>",
+    "qwen3-vl-moe": "Canton Tower<|im_end|>",
+    "qwen3.5": "Canton Tower<|im_end|>",
+    "qwen3.5-moe": "Canton Tower<|im_end|>",
+    "llava-1.5": "Canton Tower</s>",
+    "llava-next": "Canton Tower</s>",
+    "llava-onevision": "Canton Tower<|im_end|>",
+    "internvl": "Canton Tower<|im_end|>",
+    "gemma3": "Canton Tower<end_of_turn>",
+    "idefics3": " Canton Tower<end_of_utterance>",
+    "smolvlm": " Canton Tower<end_of_utterance>",
+    "paligemma": "Canton Tower<eos>",
+    "paligemma2": "Canton Tower<eos>",
+    "invented": "Canton Tower<|end|>",
+}
+
+
+def encoded(tiny, processor, reply):
+    return tiny.family.encode(
+        processor, Conversation((Turn("user", ("Which?",)), Turn("assistant", (reply,))))
+    )
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_every_family_s_replies_are_scored_through_the_token_that_ends_them(name, tmp_path):
+    tiny = FAMILIES[name]
+    processor = tiny.processor(tmp_path)
+    read = processor.tokenizer.decode
+    answer, longer = (encoded(tiny, processor, reply) for reply in ("Canton Tower", "Canton Tower 宝塔"))
+    start, end = scored_span(answer)
+    assert read(answer.input_ids[start:end].tolist()) == SCORED[name]
+    assert answer.input_ids[end - 1] in tiny.family.stop_token_ids(processor)
+    assert answer.labels[start:end].tolist() == answer.input_ids[start:end].tolist()
+    # one reply begins the other: they part where the shorter one ends
+    assert parted(answer, longer) == parted(longer, answer) == end - 1
+    with pytest.raises(ValueError, match="answer and foil have the same tokens"):
+        parted(answer, answer)
+
+
+def test_no_family_is_left_out():
+    assert {*SCORED} == {*FAMILIES}
+
+
+@pytest.mark.parametrize(
+    ("cut", "found"), [(0, "nothing"), (1, "a token that is not trained on")], ids=["nothing", "not trained"]
+)
+def test_a_reply_without_an_end_is_an_error(cut, found, tmp_path):
+    tiny = FAMILIES["llava-1.5"]
+    whole = encoded(tiny, tiny.processor(tmp_path), "Canton Tower")
+    end = whole.turn_spans[-1][1] + cut
+    labels = np.where(np.arange(len(whole.labels)) < whole.turn_spans[-1][1], whole.labels, -100)
+    with pytest.raises(ValueError, match=f"found {found} after the last reply; expected the token that ends"):
+        scored_span(replace(whole, input_ids=whole.input_ids[:end], labels=labels[:end]))
+
+
+@pytest.fixture(scope="module")
+def asked(model, processor, folder):
+    """An answer that begins its foil, which is 8 tokens longer (bytes)."""
+    probe = replace(tiny_probes(folder, 1)[0], answer="宝塔", foil="宝塔山顶上的", phrases={})
+    return ProbeEncoder(family_of(model.config), processor).read(probe)
+
+
+def test_the_answer_query_of_an_answer_that_begins_its_foil_predicts_its_end(asked):
+    end = asked.answer.turn_spans[-1][1]
+    assert asked.queries[0] == (end - 1, "answer", "<|im_end|>") and asked.parted == end
+    assert queries(asked.probe, asked.foil, asked.answer, asked.tokens + ("",) * 9)[0].position == end - 1
+
+
+@torch.no_grad()
+def test_a_knock_out_holds_through_the_end_of_a_foil_that_is_longer_than_the_answer(model, processor, asked):
+    """Against whole sequences, without a cache."""
+    probe, image = asked.probe, asked.answer.images[0]
+    depth = replace(QUICK, generate=False, controls=1, windows=True)
+    record = Prober(model, processor, key_layers=[2], probes=[probe], depth=depth).run(probe, 0, "tiny")
+    (found,) = (one for one in record.interventions if one.layers == (2, 2))
+    boxes = probe.regions[probe.main_region]
+    cut = torch.from_numpy(region_tokens(image, boxes, record.connector[0]))
+    nats = []
+    for one in (asked.answer, asked.foil):
+        ids = torch.from_numpy(one.input_ids)[None]
+        mask = torch.zeros(1, ids.shape[1], ids.shape[1], dtype=torch.bool)
+        mask[:, asked.parted - 1 :, cut] = True
+        with AttentionExtractor(model, []) as extractor, extractor.knocked_out({"layer_2": mask}):
+            logits = model(input_ids=ids, pixel_values=one.media["pixel_values"]).logits[0].log_softmax(-1)
+        start, end = scored_span(one)
+        nats.append(sum(float(logits[at - 1, ids[0, at]]) for at in range(start, end)))
+    assert len(asked.foil.input_ids) > len(asked.answer.input_ids) + 8
+    assert found.margin_nats == pytest.approx(nats[0] - nats[1], abs=1e-4)
