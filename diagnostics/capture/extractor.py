@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from diagnostics.capture.forwards import Forwards, by_name, stage_of_generate
 from diagnostics.capture.kernel_tap import Tap
+from diagnostics.capture.patterns import Keeping, KeptCall, Patterns, PuttingBack, check_names
 from diagnostics.capture.rows import span, to_numpy
 from diagnostics.capture.tower_rows import Piece, TowerRows, image_rows, joined_calls
 from diagnostics.capture.watch import Call, Watch, check_is_free
@@ -115,6 +116,7 @@ class AttentionExtractor:
         self.tiles = None if tiles is None else list(tiles)
         self._blocked: dict[str, Tensor] = {}
         self._tap: Tap | None = None
+        self._patterns: Patterns | None = None
         self._proof: dict[str, Proof] | None = None
         self.clear()
         self._attach(modules)
@@ -232,6 +234,45 @@ class AttentionExtractor:
             yield
         finally:
             self._tap = before
+
+    @contextmanager
+    def keeping_patterns(self) -> Iterator[list[KeptCall]]:
+        """While the block lasts, keep queries and keys of every kernel call of language layers and connector, in the
+        order of the calls, captured or not: what ``with_patterns`` puts back. They stay on the model's device as long
+        as the list does."""
+        keeping = Keeping()
+        with self._calls_through(keeping):
+            yield keeping.calls
+
+    @contextmanager
+    def with_patterns(
+        self, kept: Sequence[KeptCall], chosen: Mapping[str, Bool[Tensor, " sequences"]]
+    ) -> Iterator[None]:
+        """While the block lasts, language layers and connector look where the model of the ``kept`` calls looked
+        (``diagnostics.capture.patterns``): kernels run with the kept queries and keys, and with their own values, masks
+        and options.
+
+        ``chosen`` has, by the names of ``attention_weights``, Bool[sequences]: True where a sequence of the batch gets
+        the kept pattern. The block has to read the same tokens in the same forwards as the one that kept them, with one
+        sequence or with several: a call of n times the kept sequences gets them n times over, and a call of n times
+        the chosen ones treats n neighbours alike. A model's own patterns, put back, change nothing bit for bit.
+
+        Raises ValueError for an unknown name; while the model runs, for calls of another order, number of tokens,
+        heads, widths, precision, scale, cap or sink logits; at the end, where calls are missing.
+        """
+        check_names(chosen, self._names)
+        put = PuttingBack(kept, chosen)
+        with self._calls_through(put):
+            yield
+        put.finish()
+
+    @contextmanager
+    def _calls_through(self, patterns: Patterns) -> Iterator[None]:
+        before, self._patterns = self._patterns, patterns
+        try:
+            yield
+        finally:
+            self._patterns = before
 
     @property
     def _model(self) -> Any:

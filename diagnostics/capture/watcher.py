@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from diagnostics.capture.forwards import Forwards
 from diagnostics.capture.masks import by_place, mask_without, with_mask
+from diagnostics.capture.patterns import has_patterns
 from diagnostics.capture.rows import (
     attention_logits,
     attention_rows,
@@ -60,6 +61,8 @@ class Watcher:
             call = placed(call, owner._forwards)
         elif owner._forwards.is_step and not owner._is_ahead:
             owner._see_pictures()
+        if owner._patterns is not None and has_patterns(self.name):
+            call = owner._patterns.through(self.name, call)
         sequences = owner._sequences_of(self.name, call)
         if (blocked := owner._blocked.get(self.name)) is not None:
             blocked = blocked if sequences is None else by_place(blocked, sequences)

@@ -399,6 +399,46 @@ def test_rows_of_attention_are_those_of_eager(family, processor, model, encoded)
         assert np.abs(seen.attention_weights[f"layer_{layer}"] - rows.numpy()).max() < 1e-6
 
 
+@pytest.mark.parametrize("kernel", ["its own", "eager"])
+def test_its_own_patterns_put_back_change_no_bit(family, processor, model, encoded, kernel):
+    """Two pictures and a question, then two tails over the cache, as margins are taken."""
+    shown = _prompt_of(encoded[2])
+    inputs = padded([shown, shown], torch.device("cpu"), left=False)
+    model = copy.deepcopy(model)
+    if kernel == "eager":
+        model.set_attn_implementation(kernel)
+
+    def read():
+        first = model(**inputs, use_cache=True)
+        cache = first.past_key_values
+        cache.reorder_cache(torch.arange(2).repeat_interleave(2))
+        tails = torch.arange(12, 24).view(4, 3)
+        rest = model(input_ids=tails, past_key_values=cache, use_cache=True).logits
+        return first.logits, rest
+
+    with torch.no_grad(), AttentionExtractor(model, [], family=family) as extractor:
+        plain = read()
+        with extractor.keeping_patterns() as kept:
+            assert all(map(torch.equal, read(), plain))
+        names = {call.name for call in kept}
+        with extractor.with_patterns(kept, dict.fromkeys(names, torch.tensor([True, True]))):
+            assert all(map(torch.equal, read(), plain))
+        _blur(kept)
+        with extractor.with_patterns(kept, dict.fromkeys(names, torch.tensor([True, False]))):
+            found = read()
+    assert names == {name for name in extractor.names if not name.startswith("vision_layer_")}
+    for one, own in zip(found, plain, strict=True):
+        half = len(one) // 2
+        # Experts multiply the tokens of a whole batch at once, and so round each by its company.
+        assert (one[half:] - own[half:]).abs().max() < 1e-5
+        assert (one[:half] - own[:half]).abs().max() > 1e-4
+
+
+def _blur(kept):
+    """Look at all alike."""
+    kept[:] = [call._replace(query=torch.zeros_like(call.query)) for call in kept]
+
+
 def test_rows_of_the_tower_are_over_the_patches_of_each_picture(tiny, family, processor, model, encoded):
     inputs = padded([encoded[2]], torch.device("cpu"), left=False)
     with (
