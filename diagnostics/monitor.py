@@ -279,7 +279,8 @@ class AttentionMonitor(TrainerCallback):
     def _begin_anew(self, at: Moment, model: nn.Module) -> None:
         chosen = None if self.key_layers != "auto" else self._calibrated(at, model)
         layers = self._given_layers(chosen)
-        self._prober(at, model, self.depth, layers).self_check()
+        prober = self._prober(at, model, self.depth, layers)
+        prober.self_check()
         run = new_run(model_marks(model), _base_words(model), self.probes, layers)
         self._decided(lambda: self._make_room(run))
         self._take(self._decided(lambda: run), chosen)
@@ -290,7 +291,7 @@ class AttentionMonitor(TrainerCallback):
             self._write_probes()
             self._open_board(at)
             self._write_architecture(model)
-            print(cost_words(self.depth, self.probes, len(self._layers)), flush=True)
+            print(cost_words(self.depth, self.probes, len(self._layers), prober.allowed), flush=True)
         self._baseline = self._probe(replace(at, words=_base_words(model)), model, depth=self.depth)
         if at.first:
             self._show(0, self._baseline)

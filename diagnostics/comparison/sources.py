@@ -83,7 +83,6 @@ def records_of(
             )
             if layers is None:
                 layers, judged = _calibrated(model, processor, probes, calibration, output_dir)
-            print(f"{sources[at]}: {cost_words(depth, probes, len(layers))}", flush=True)
             folder = output_dir / "attention" / _name(at, len(sources))
             records[at] = _probed((model, processor), sources[at], at, probes, layers, depth, folder)
     if len(records) > sum(folder is not None for folder in folders):
@@ -128,6 +127,7 @@ def _probed(
     model, processor = loaded
     prober = Prober(model, processor, key_layers=layers, probes=probes, depth=depth)
     prober.self_check()
+    print(f"{name}: {cost_words(depth, tuple(probes), len(layers), prober.allowed)}", flush=True)
     records = {record.probe_id: record for record in prober.run_all(step, name, progress=True)}
     for probe_id, record in records.items():
         record.save(folder / record_name(probe_id))

@@ -1,4 +1,4 @@
-"""Interventions on a probe: regions occluded or knocked out, one trial at a time, and the margins that remain."""
+"""Interventions on a probe: regions occluded or knocked out, pictures replaced, and the margins that remain."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import random_regions
 from diagnostics.measures.geometry import Box, union_area_pixels
+from diagnostics.probing.lenders import Loan
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, parted, scored_span
 from diagnostics.probing.regions import (
+    blank,
     blocked_in_tower,
     blocked_patches,
     blocked_tokens,
@@ -28,8 +30,18 @@ from diagnostics.probing.regions import (
     veil,
     window_of,
 )
-from diagnostics.records.measurement_plan import CURVE_SHARES, KNOCKOUT, OCCLUSION, MeasurementPlan
-from diagnostics.records.record import Intervention
+from diagnostics.records.measurement_plan import (
+    BLANK,
+    CURVE_SHARES,
+    KNOCKOUT,
+    NO_PICTURE,
+    OCCLUSION,
+    OTHER,
+    TOWER_KNOCKOUT,
+    MeasurementPlan,
+)
+from diagnostics.records.probes import Probe
+from diagnostics.records.record import Intervention, PictureControl
 from finetune.families import Encoded
 from finetune.families.parts.modules import language_layers
 from finetune.samples.conversation import ImageRef
@@ -51,7 +63,7 @@ class Trial:
 
 
 class ScoredInput(NamedTuple):
-    """A sequence to score. At most one of ``cells`` (of the first image, hidden from tower and resampler) and
+    """A sequence to score. At most one of ``cells`` (of the first image, hidden inside tower and resampler) and
     ``tokens`` (hidden from the answer query in ``layers``, or from all tokens after the image in all layers) is set."""
 
     encoded: Encoded
@@ -84,6 +96,39 @@ class TrialRunner:
             return []
         return _grouped(trials, self._margins(asked, list(self._cases(asked, trials, connector))))
 
+    def picture_controls(
+        self, asked: EncodedProbe, kinds: Sequence[str], loan: Loan | None
+    ) -> list[PictureControl]:
+        """The margin of the same answer and foil with other pictures, or none: ``kinds`` among ``PICTURES``. Left out
+        are "other" without a ``loan``, and "none" where the family reads no question alone."""
+        if asked.foil is None or not asked.answer.images:
+            return []
+        found = [
+            (kind, lender, one) for kind, lender, one in self._replaced(asked, kinds, loan) if one is not None
+        ]
+        margins = self._margins(asked, [ScoredInput(one) for _, _, one in found])
+        return [
+            PictureControl(kind, margin, lender)
+            for (kind, lender, _), margin in zip(found, margins, strict=True)
+        ]
+
+    def _replaced(
+        self, asked: EncodedProbe, kinds: Sequence[str], loan: Loan | None
+    ) -> Iterator[tuple[str, str, Encoded | None]]:
+        """Kind, lender's id and sequence."""
+        for kind in kinds:
+            if kind == BLANK:
+                yield (
+                    kind,
+                    "",
+                    self._with_pictures(asked, [blank(one) for one in self._pictures(asked.probe)]),
+                )
+            elif kind == OTHER and loan is not None:
+                lent = self._with_pictures(asked, self._pictures(loan.lender))
+                yield loan.kind, loan.lender.id, lent
+            elif kind == NO_PICTURE:
+                yield kind, "", self.reader.encode_alone(asked.probe, asked.probe.answer)
+
     def curves(
         self, asked: EncodedProbe, cells: Float[np.ndarray, " cells"], margin_nats: float
     ) -> dict[str, Float[np.ndarray, " points"]]:
@@ -91,7 +136,7 @@ class TrialRunner:
         and, as control, of the same map shifted elsewhere."""
         image = asked.answer.images[0]
         maps = {"": cells, "/control": shifted_elsewhere(cells, image.grid, name=asked.probe.id)}
-        [picture, *others] = self._pictures(asked)
+        [picture, *others] = self._pictures(asked.probe)
         inner = CURVE_SHARES[1:-1]
         hidden = [np.ones(len(cells), bool)]
         for one in maps.values():
@@ -113,11 +158,13 @@ class TrialRunner:
         probe = asked.probe
         if asked.foil is None or not asked.answer.images:
             return []
+        resampled = asked.answer.images[0].through_connector
+        kinds = [kind for kind in depth.kinds if resampled or kind != TOWER_KNOCKOUT]
         trials: list[Trial] = []
         for region, boxes in probe.regions.items():
             if fills_the_picture(boxes, asked.answer.images[0].image_size_pixels):
                 continue
-            ways: list[tuple[str, tuple[int, int] | None]] = [(kind, None) for kind in depth.kinds]
+            ways: list[tuple[str, tuple[int, int] | None]] = [(kind, None) for kind in kinds]
             if depth.windows and region == probe.main_region:
                 count = len(language_layers(self.model, self.extractor.family))
                 ways += [(KNOCKOUT, window_of(layer, count)) for layer in key_layers]
@@ -136,19 +183,19 @@ class TrialRunner:
     ) -> Iterator[ScoredInput]:
         """The answer's sequence for each trial, with its region occluded or knocked out."""
         image = asked.answer.images[0]
-        pictures = self._pictures(asked) if any(trial.kind == OCCLUSION for trial in trials) else []
+        pictures = self._pictures(asked.probe) if any(trial.kind == OCCLUSION for trial in trials) else []
         for trial in trials:
             if trial.kind == OCCLUSION:
                 hidden = [occlude(pictures[0], trial.boxes), *pictures[1:]]
                 yield ScoredInput(self._with_pictures(asked, hidden))
-            elif trial.layers is None and image.through_connector:
+            elif trial.kind == TOWER_KNOCKOUT:
                 yield ScoredInput(asked.answer, cells=region_cells(image, trial.boxes))
             else:
                 tokens = region_tokens(image, trial.boxes, connector)
                 yield ScoredInput(asked.answer, tokens=tokens, layers=trial.layers)
 
-    def _pictures(self, asked: EncodedProbe) -> list[Image.Image]:
-        refs = [ImageRef(path.name, path) for path in asked.probe.images]
+    def _pictures(self, probe: Probe) -> list[Image.Image]:
+        refs = [ImageRef(path.name, path) for path in probe.images]
         return [self.reader.family.load_image(ref) for ref in refs]
 
     def _with_pictures(self, asked: EncodedProbe, pictures: Sequence[Image.Image]) -> Encoded:
@@ -162,13 +209,22 @@ class TrialRunner:
         shared = parted(*both)
         tails = [torch.from_numpy(one.input_ids[shared : scored_span(one)[1]]) for one in both]
         length = shared + max(map(len, tails))
-        margins: list[float] = []
-        for start in range(0, len(cases), self.batch_size):
-            batch = cases[start : start + self.batch_size]
-            blocked = _blocked(batch, self.extractor.names, answer_query=asked.parted - 1, length=length)
-            prompts = [replace(case.encoded, input_ids=case.encoded.input_ids[:shared]) for case in batch]
-            margins += self._tail_margins(prompts, tails, blocked)
-        return margins
+        said = shared - asked.answer.turn_spans[-1][0]  # tokens of the reply that are shared
+        margins: dict[int, float] = {}
+        for batch in self._batches(cases):
+            part = [cases[at] for at in batch]
+            blocked = _blocked(part, self.extractor.names, answer_query=asked.parted - 1, length=length)
+            prompts = [_cut(case.encoded, said) for case in part]
+            margins |= zip(batch, self._tail_margins(prompts, tails, blocked), strict=True)
+        return [margins[at] for at in range(len(cases))]
+
+    def _batches(self, cases: Sequence[ScoredInput]) -> Iterator[list[int]]:
+        """Indices of cases whose sequences are equally long: the next token is read behind the last of each."""
+        lengths = [len(case.encoded.input_ids) for case in cases]
+        for length in dict.fromkeys(lengths):
+            alike = [at for at, one in enumerate(lengths) if one == length]
+            for start in range(0, len(alike), self.batch_size):
+                yield alike[start : start + self.batch_size]
 
     def _tail_margins(
         self, prompts: Sequence[Encoded], tails: Sequence[Tensor], blocked: Blocked
@@ -191,6 +247,11 @@ class TrialRunner:
             logits = torch.cat([logits, rest], dim=1)
         nats = [summed_nats(logits[row, : len(tails[row % 2])], tails[row % 2]) for row in range(len(logits))]
         return (torch.stack(nats[::2]) - torch.stack(nats[1::2])).tolist()
+
+
+def _cut(encoded: Encoded, said: int) -> Encoded:
+    """A sequence up to the token, of its reply, that the next one is predicted from."""
+    return replace(encoded, input_ids=encoded.input_ids[: encoded.turn_spans[-1][0] + said])
 
 
 def summed_nats(

@@ -34,11 +34,12 @@ from diagnostics.measures.attention import (
 from diagnostics.measures.geometry import cells_from_row, region_coverage
 from diagnostics.measures.sinks import sink_dimensions, sink_tokens, without_sinks
 from diagnostics.probing.interventions import TrialRunner, summed_nats
+from diagnostics.probing.lenders import loan_for
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, scored_span
 from diagnostics.probing.relations import read_relation
-from diagnostics.records.measurement_plan import QUICK, MeasurementPlan
+from diagnostics.records.measurement_plan import OTHER, QUICK, Allowed, MeasurementPlan
 from diagnostics.records.probes import Probe
-from diagnostics.records.record import AttentionRecord, Scores
+from diagnostics.records.record import AttentionRecord, PictureControl, Scores
 from finetune.families import Encoded, Family, ImageTokens, bare_model, family_of
 from finetune.families.parts.modules import attending_layers, layer_words
 from finetune.model.untouched import untouched
@@ -99,6 +100,16 @@ class Prober:
         self.batch_size = batch_size
         self.autocast = autocast
         self._sink_dimensions: dict[str, np.ndarray] | None = None
+
+    @property
+    def allowed(self) -> Allowed:
+        """What model and probes allow, for the plan's cost."""
+        asked = [probe for probe in self.probes if probe.foil is not None and self.depth.pictures]
+        return Allowed(
+            resampler=self.family.paths.connector_attention is not None,
+            alone=bool(asked) and self.reader.encode_alone(asked[0], asked[0].answer) is not None,
+            lent=frozenset(probe.id for probe in asked if loan_for(probe, self.probes) is not None),
+        )
 
     def run(self, probe: Probe, step: int, model_name: str) -> AttentionRecord:
         """One probe → its record."""
@@ -172,6 +183,7 @@ class Prober:
             visual_share=whole(visual_share(answer_rows, _image_positions(asked.answer))),
             scores=Scores(seen.answer_nats, seen.foil_nats, reply),
             interventions=tuple(runner.interventions(asked, self.depth, self.key_layers, connector)),
+            picture_controls=tuple(self._picture_controls(asked, runner)),
             random_mass=_each(whole, _masses(probe, answer_rows, seen, images, at_random=True)),
             sinks=seen.sinks,
             region_mass_without_sinks=_each(
@@ -186,6 +198,11 @@ class Prober:
             return record
         order = cells_from_row(record.rows[:, :, 0].mean((0, 1)), images[0], connector)
         return replace(record, curves=runner.curves(asked, order, margin))
+
+    def _picture_controls(self, asked: EncodedProbe, runner: TrialRunner) -> list[PictureControl]:
+        kinds = self.depth.pictures
+        loan = loan_for(asked.probe, self.probes) if OTHER in kinds else None
+        return runner.picture_controls(asked, kinds, loan)
 
     def _with_further(self, record: AttentionRecord, asked: EncodedProbe) -> AttentionRecord:
         """Adds measurements that need an extractor of their own."""

@@ -78,6 +78,14 @@ class ProbeEncoder:
         encoded = self._encoded(probe, reply, user_parts(probe, images, max_pixels), media=like is None)
         return encoded if like is None else replace(encoded, images=like.images, media=like.media)
 
+    def encode_alone(self, probe: Probe, reply: str) -> Encoded | None:
+        """The question without pictures, and the reply; None where the family refuses a prompt without one."""
+        question = " ".join(part.strip() for part in probe.question.split(PLACEHOLDER)).strip()
+        try:
+            return self._encoded(probe, reply, (question,), media=True)
+        except ValueError:  # what was asked is whether it can; the probe with its pictures was read before
+            return None
+
     def _encoded(
         self, probe: Probe, reply: str, asked: tuple[str | ImageRef, ...], *, media: bool
     ) -> Encoded:

@@ -43,6 +43,12 @@ def occlude(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     return covered
 
 
+def blank(picture: Image.Image) -> Image.Image:
+    """A picture of the same size that shows nothing: its mean colour everywhere, so that brightness stays."""
+    colour = np.asarray(picture.convert("RGB")).reshape(-1, 3).mean(0).round().astype(int)
+    return Image.new("RGB", picture.size, (int(colour[0]), int(colour[1]), int(colour[2])))
+
+
 def region_cells(image: ImageTokens, boxes: Sequence[Box]) -> Bool[np.ndarray, " cells"]:
     """The cells that stand for a region: those that it covers most, as many as its area, at least one.
 
@@ -168,8 +174,8 @@ def blocked_in_tower(blocked: Bool[Tensor, "images 1 cells"]) -> Bool[Tensor, "i
 def blocked_tokens(
     chosen: Sequence[tuple[ImageTokens, Int[np.ndarray, " tokens"]] | None], length: int
 ) -> Bool[Tensor, "batch queries keys"]:
-    """The same without a resampler: in each sequence, tokens after the image (its overview too) may not attend to
-    the region's tokens (``region_tokens``)."""
+    """For ``AttentionExtractor.knocked_out`` in language layers: in each sequence, tokens after the image (its overview
+    too) may not attend to the region's tokens (``region_tokens``)."""
     blocked = torch.zeros(len(chosen), length, length, dtype=torch.bool)
     for row, one in enumerate(chosen):
         if one is not None:

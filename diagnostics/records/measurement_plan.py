@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from diagnostics.records.probes import Probe
 
@@ -19,6 +19,21 @@ MAPS = ("relative", "gradient", "rollout")
 CURVE_SHARES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Shares of the picture at which insertion and deletion curves are measured."""
 CURVE_PICTURES = 4 * (len(CURVE_SHARES) - 2) + 1  # both curves and both controls; the ends are shared
+
+
+class Allowed(NamedTuple):
+    """What a model and a probe file allow: the rest of a plan is left out.
+
+    resampler   the model has one, so that regions can also be cut inside it
+    alone       the family reads a question without a picture
+    lent        ids of the probes for which another probe's pictures are found
+    patched     there is a model before, whose attention patterns are put back
+    """
+
+    resampler: bool
+    alone: bool
+    lent: frozenset[str]
+    patched: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,19 +63,21 @@ class MeasurementPlan:
     relations: bool = False
     maps: tuple[str, ...] = ()
 
-    def passes(self, probe: Probe, key_layers: int) -> int:
+    def passes(self, probe: Probe, key_layers: int, allowed: Allowed) -> int:
         """How many sequences the model reads for one probe, without the tokens that it generates."""
         count = 1 + (probe.foil is not None) + self.generate
         if self.relations and probe.relation is not None:
             count += 2
         count += len(self.maps)
-        if probe.foil is not None:
-            count += len(self.pictures)
-            count += (
-                1 + 3 + key_layers
-            ) * self.patching  # the model before; language, key layers, connector; each
+        if probe.foil is not None and probe.images:
+            has = {NO_PICTURE: allowed.alone, OTHER: probe.id in allowed.lent}
+            count += sum(has.get(kind, True) for kind in self.pictures)
+        if probe.foil is not None and self.patching and allowed.patched:
+            # the model before; language and key layers; connector; each key layer
+            count += 1 + 2 + allowed.resampler + key_layers
         if probe.foil is not None and probe.regions:
-            count += len(self.kinds) * len(probe.regions) * (1 + self.controls)
+            kinds = [kind for kind in self.kinds if allowed.resampler or kind != TOWER_KNOCKOUT]
+            count += len(kinds) * len(probe.regions) * (1 + self.controls)
             count += key_layers * (1 + self.controls) * self.windows
             count += CURVE_PICTURES * self.curves
         return count
@@ -105,17 +122,17 @@ FULL = replace(QUICK, name="full", controls=4, windows=True, curves=True)
 DEPTHS = {depth.name: depth for depth in (QUICK, FULL)}
 
 
-def cost_words(depth: MeasurementPlan, probes: tuple[Probe, ...], key_layers: int) -> str:
+def cost_words(depth: MeasurementPlan, probes: tuple[Probe, ...], key_layers: int, allowed: Allowed) -> str:
     """The cost of a probing in one line, before it runs.
 
     "quick probing of 160 probes: 1,920 sequences to read (12.0 a probe); full would be 8,480"
     """
-    count = sum(depth.passes(probe, key_layers) for probe in probes)
+    count = sum(depth.passes(probe, key_layers, allowed) for probe in probes)
     words = (
         f"{depth.name} probing of {len(probes)} probes: {count:,} sequences to read "
         f"({count / len(probes):.1f} a probe)"
     )
     if depth.name == QUICK.name:
-        full = sum(replace(FULL, maps=depth.maps).passes(probe, key_layers) for probe in probes)
+        full = sum(replace(FULL, maps=depth.maps).passes(probe, key_layers, allowed) for probe in probes)
         words += f"; full would be {full:,}"
     return words

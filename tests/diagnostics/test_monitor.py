@@ -165,7 +165,7 @@ def test_what_a_run_leaves(run):
     assert sorted(path.name for path in attention.iterdir()) == [
         "calibration.json", "probes.json", "step-000000", "step-000002", "step-000004"]  # fmt: skip
     assert [probe.id for probe in read_probes(attention / "probes.json")] == ["disc-0", "disc-1", "disc-2"]
-    for step, kinds in ((0, 4), (2, 0), (4, 4)):  # two regions in two ways
+    for step, kinds in ((0, 6), (2, 0), (4, 6)):  # two regions in three ways
         folder = attention / f"step-{step:06d}"
         assert sorted(path.name for path in folder.iterdir()) == [
             "complete.json", "disc-0.safetensors", "disc-1.safetensors", "disc-2.safetensors"]  # fmt: skip

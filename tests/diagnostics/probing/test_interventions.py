@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import random_regions
 from diagnostics.measures.geometry import region_coverage
 from diagnostics.probing.interventions import fills_the_picture
 from diagnostics.probing.prober import Prober
-from diagnostics.probing.prompts import ProbeEncoder
+from diagnostics.probing.prompts import ProbeEncoder, scored_span
 from diagnostics.probing.regions import (
     curve_area,
     most_looked_at,
@@ -20,10 +21,19 @@ from diagnostics.probing.regions import (
     veil,
     window_of,
 )
-from diagnostics.records.measurement_plan import CURVE_SHARES, FULL, MAPS, QUICK, WATCH, cost_words
+from diagnostics.records.measurement_plan import (
+    CURVE_SHARES,
+    FULL,
+    MAPS,
+    PICTURES,
+    QUICK,
+    WATCH,
+    Allowed,
+    cost_words,
+)
 from diagnostics.records.probes import Relation
 from finetune.families import family_of
-from finetune.samples.conversation import ImageRef
+from finetune.samples.conversation import Conversation, ImageRef, Turn
 from tests.diagnostics.tiny_qwen_vl import N_LAYERS, N_QUERIES, tiny_probes
 
 ONE_CONTROL = replace(FULL, controls=1, generate=False)
@@ -139,9 +149,10 @@ def test_a_region_that_fills_the_picture_is_not_taken_away(model, processor, pro
     assert {one.region for one in found.interventions} == {"disc", "corner"}
 
 
+@pytest.mark.parametrize("lending", [False, True])
 @pytest.mark.parametrize("depth", [WATCH, QUICK, replace(FULL, controls=2).with_maps(*MAPS)])
-def test_a_probing_costs_what_was_said(model, processor, probe, depth, monkeypatch):
-    read = 0
+def test_a_probing_costs_what_was_said(model, processor, folder, probe, depth, lending):
+    read, others = 0, tiny_probes(folder, 3)[1:] if lending else ()
 
     def count(_, arguments, options):
         nonlocal read
@@ -150,14 +161,80 @@ def test_a_probing_costs_what_was_said(model, processor, probe, depth, monkeypat
             read += len(options["input_ids"])
 
     hook = model.register_forward_pre_hook(count, with_kwargs=True)
-    Prober(model, processor, key_layers=[0, 2], probes=[probe], depth=depth).run(probe, 0, "tiny")
+    prober = Prober(model, processor, key_layers=[0, 2], probes=[probe, *others], depth=depth)
+    prober.run(probe, 0, "tiny")
     hook.remove()
-    assert read == depth.passes(probe, key_layers=2)
+    assert read == depth.passes(probe, key_layers=2, allowed=prober.allowed)
+
+
+def test_pictures_are_replaced_by_a_blank_one_by_anothers_and_by_none(model, processor, folder):
+    """Against each prompt read whole: other sizes and lengths too."""
+    first, second, third = tiny_probes(folder, 3)
+    first = replace(first, question="<image>球在哪里? the disc")
+    second = replace(second, group=first.group, answer=first.foil, foil=first.answer)
+    wide = folder / "wide.png"
+    Image.new("RGB", (90, 20), (9, 200, 30)).save(wide)
+    second = replace(second, images=(wide,), regions={})
+    depth = replace(WATCH, generate=False, pictures=PICTURES)
+    probes = [first, second, third]
+    [found] = Prober(model, processor, key_layers=[1], probes=probes, depth=depth).run_all(
+        0, "tiny", probes=[first]
+    )
+    assert [(one.kind, one.lender) for one in found.picture_controls] == [
+        ("blank", ""), ("other", second.id), ("none", "")]  # fmt: skip
+    shown = np.asarray(Image.open(first.images[0]).convert("RGB"))
+    grey = Image.fromarray(np.broadcast_to(shown.mean((0, 1)).round().astype(np.uint8), shown.shape).copy())
+    alone = replace(first, images=(), question="球在哪里? the disc", phrases={}, regions={})
+    expected = [
+        margin(model, processor, first, images=[grey]),
+        margin(model, processor, first, images=[Image.open(wide)]),
+        bare_margin(model, processor, alone),
+    ]
+    margins = [one.margin_nats for one in found.picture_controls]
+    assert margins == pytest.approx(expected, abs=1e-4)
+    assert len({round(one, 3) for one in [*margins, found.scores.margin_nats]}) == 4
+
+
+@torch.no_grad()
+def bare_margin(model, processor, probe):
+    """log p(answer) − log p(foil) of the question alone, as a conversation without pictures."""
+    nats = []
+    for reply in (probe.answer, probe.foil):
+        turns = (Turn("user", (probe.question,)), Turn("assistant", (reply,)))
+        one = family_of(model.config).encode(processor, Conversation(turns))
+        ids = torch.from_numpy(one.input_ids)[None]
+        logits = model(input_ids=ids).logits[0].log_softmax(-1)
+        start, end = scored_span(one)
+        nats.append(sum(float(logits[at - 1, ids[0, at]]) for at in range(start, end)))
+    return nats[0] - nats[1]
+
+
+def test_a_family_that_refuses_a_question_alone_is_not_measured_without_a_picture(
+    model, processor, probe, monkeypatch
+):
+    family = family_of(model.config)
+    encode = type(family).encode
+
+    def refusing(self, processor, conversation, **options):
+        if not conversation.images:
+            raise ValueError("no picture: expected one")
+        return encode(self, processor, conversation, **options)
+
+    monkeypatch.setattr(type(family), "encode", refusing)
+    depth = replace(WATCH, generate=False, pictures=PICTURES)
+    prober = Prober(model, processor, key_layers=[1], probes=[probe], depth=depth)
+    assert not prober.allowed.alone and not prober.allowed.lent
+    assert [one.kind for one in prober.run(probe, 0, "tiny").picture_controls] == ["blank"]
 
 
 def test_the_cost_in_words(probe):
-    words = cost_words(QUICK, (probe, probe), 2)
-    assert words.startswith("quick probing of 2 probes: 26 sequences to read (13.0 a probe); full would be")
+    allowed = Allowed(resampler=True, alone=True, lent=frozenset([probe.id]))
+    words = cost_words(QUICK, (probe, probe), 2, allowed)
+    # answer, foil, generation; both ways of a relation; 3 pictures; 3 kinds on 2 regions and a control each
+    assert words.startswith("quick probing of 2 probes: 40 sequences to read (20.0 a probe); full would be")
+    without = Allowed(resampler=False, alone=False, lent=frozenset())
+    assert QUICK.passes(probe, 2, without) == 3 + 2 + 1 + 2 * 2 * 2
+    assert QUICK.passes(probe, 2, allowed._replace(patched=True)) == 20 + 4 + 2
     with pytest.raises(ValueError, match="found 'heat', expected some of relative, gradient, rollout"):
         QUICK.with_maps("heat")
 

@@ -11,13 +11,14 @@ from diagnostics.measures.attention import random_regions
 from diagnostics.measures.geometry import cells_from_row, region_coverage
 from diagnostics.probing.prober import Prober
 from diagnostics.probing.prompts import find_phrase, token_texts, user_parts
-from diagnostics.probing.regions import occlude, region_cells
+from diagnostics.probing.regions import occlude, region_cells, region_tokens
 from diagnostics.records.measurement_plan import QUICK, WATCH
 from finetune.families import family_of
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from tests.diagnostics.tiny_qwen_vl import N_HEADS, N_LAYERS, N_PATCHES, N_QUERIES, tiny_model, tiny_probes
 
 KEY_LAYERS = (0, 2)
+LANGUAGE = [f"layer_{layer}" for layer in range(N_LAYERS)]
 TWO_CONTROLS = replace(QUICK, controls=2)
 SILENT = replace(WATCH, generate=False)
 SILENT_TRIALS = replace(QUICK, generate=False)
@@ -132,18 +133,37 @@ def test_occlusion_is_the_margin_with_the_region_painted_over(model, processor, 
     assert abs(occlusion.margin_nats - record.scores.margin_nats) > 1e-3
 
 
-def test_knock_out_is_the_margin_with_the_regions_patches_unread(model, processor, probes, records):
+def test_tower_knock_out_is_the_margin_with_the_regions_patches_unread(model, processor, probes, records):
     probe, record = probes[1], records[1]
     answer, foil = (encoded(model, processor, probe, reply) for reply in (probe.answer, probe.foil))
     cells = region_cells(answer.images[0], probe.regions["disc"])
     unread = torch.from_numpy(cells)
     tower = unread[None, :] & ~unread[:, None]  # [reader, read]: nobody outside the region reads inside
     blocked = {"visual_attn": unread[None, None], "vision_layer_0": tower[None]}
-    knockout, _ = [one for one in record.interventions if one.kind == "knockout"]
+    knockout, _ = [one for one in record.interventions if one.kind == "tower knockout"]
     expected = nats(model, answer, blocked) - nats(model, foil, blocked)
     assert knockout.margin_nats == pytest.approx(expected, abs=1e-4)
     assert len(knockout.control_margins_nats) == 2
     assert abs(knockout.margin_nats - record.scores.margin_nats) > 1e-3
+
+
+def test_knock_out_keeps_what_follows_from_the_queries_that_read_the_region(
+    model, processor, probes, records
+):
+    probe, record = probes[1], records[1]
+    image, corner = record.image_tokens[0], probe.regions["corner"]
+    tokens = torch.from_numpy(region_tokens(image, corner, record.connector[0]))
+    expected = []
+    for reply in (probe.answer, probe.foil):
+        one = encoded(model, processor, probe, reply)
+        blocked = torch.zeros(1, len(one.input_ids), len(one.input_ids), dtype=torch.bool)
+        blocked[0, int(image.positions.max()) + 1 :, tokens] = True
+        expected.append(nats(model, one, dict.fromkeys(LANGUAGE, blocked)))
+    _, found = [one for one in record.interventions if one.kind == "knockout"]
+    assert found.region == "corner"
+    assert found.margin_nats == pytest.approx(expected[0] - expected[1], abs=1e-4)
+    tower = [one for one in record.interventions if one.kind == "tower knockout"][1]
+    assert abs(found.margin_nats - tower.margin_nats) > 1e-3
 
 
 def test_generated_is_the_greedy_answer_of_a_prompt_alone(model, processor, probes, records):

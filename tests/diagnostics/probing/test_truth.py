@@ -8,7 +8,7 @@ import pytest
 
 from diagnostics.comparison.pairs import decisive_region
 from diagnostics.probing.prober import Prober
-from diagnostics.records.measurement_plan import KNOCKOUT, OCCLUSION, QUICK
+from diagnostics.records.measurement_plan import OCCLUSION, QUICK, TOWER_KNOCKOUT
 from diagnostics.records.probes import read_probes
 from finetune.demo import probe_sets as demo
 from finetune.demo.settings import BASE_MODEL
@@ -36,7 +36,8 @@ def asked(tmp_path_factory):
     return probes, prober.run_all(0, "base")
 
 
-@pytest.mark.parametrize("kind", [OCCLUSION, KNOCKOUT])
+# Not by knock-out: the queries of a resampler that read a region most carry much else (13 of 20 named).
+@pytest.mark.parametrize("kind", [OCCLUSION, TOWER_KNOCKOUT])
 def test_what_the_base_model_errs_by_is_named(asked, kind):
     probes, records = asked
     named = [

@@ -1,0 +1,76 @@
+"""Whose picture may stand in for a probe's? One for which its answer is wrong, chosen from the probe file alone."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from diagnostics.records.measurement_plan import OTHER, SAME_ANSWER
+from diagnostics.records.probes import Probe
+from finetune.samples.images import open_image
+
+
+class Loan(NamedTuple):
+    """Another probe, which lends its pictures, and what they show: ``OTHER`` if the right answer differs there, else
+    ``SAME_ANSWER``."""
+
+    kind: str
+    lender: Probe
+
+
+def loan_for(probe: Probe, probes: Sequence[Probe]) -> Loan | None:
+    """The probe that lends ``probe`` its pictures; None where none can.
+
+    First of all one of the group whose right answer is this probe's foil; then one of the group with another answer;
+    then one of any group whose answer is the foil; then, as ``SAME_ANSWER``, one of the group. Lenders have as many
+    pictures, none of them one of the probe's by content. Among equals the order is that of a checksum of both ids, so
+    that the choice depends neither on the order of the file nor on what is probed with it.
+    """
+    own = {_mark(path) for path in probe.images}
+    for kind, candidates in _by_preference(probe, probes):
+        for one in sorted(candidates, key=lambda one: (_draw(probe, one), one.id)):
+            if own.isdisjoint(map(_mark, one.images)):
+                return Loan(kind, one)
+    return None
+
+
+def _by_preference(probe: Probe, probes: Sequence[Probe]) -> Iterator[tuple[str, list[Probe]]]:
+    if not probe.images:
+        return
+    others = [one for one in probes if one.id != probe.id and len(one.images) == len(probe.images)]
+    group = [one for one in others if one.group == probe.group]
+    right = _words(probe.spellings)
+    foil = _words(() if probe.foil is None else (probe.foil,))
+
+    def differing(given: Sequence[Probe], is_one: Callable[[frozenset[str]], bool]) -> list[Probe]:
+        answers = [(one, _words(one.spellings)) for one in given]
+        return [one for one, said in answers if said.isdisjoint(right) and is_one(said)]
+
+    yield OTHER, differing(group, lambda said: not said.isdisjoint(foil))
+    yield OTHER, differing(group, lambda said: True)
+    yield OTHER, differing(others, lambda said: not said.isdisjoint(foil))
+    yield SAME_ANSWER, group
+
+
+def _words(spellings: Sequence[str]) -> frozenset[str]:
+    return frozenset(" ".join(one.split()).casefold() for one in spellings)
+
+
+def _draw(probe: Probe, lender: Probe) -> int:
+    return zlib.crc32(f"{probe.id}\n{lender.id}".encode())
+
+
+def _mark(path: Path) -> tuple[tuple[int, int], int]:
+    """The same for the same picture, whatever its file is called."""
+    return _mark_of(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=65536)
+def _mark_of(path: Path, changed_ns: int) -> tuple[tuple[int, int], int]:
+    picture: Image.Image = open_image(path)
+    return picture.size, hash(picture.tobytes())
