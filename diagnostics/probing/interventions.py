@@ -201,6 +201,14 @@ class TrialRunner:
     def _with_pictures(self, asked: EncodedProbe, pictures: Sequence[Image.Image]) -> Encoded:
         return self.reader.encode(asked.probe, asked.probe.answer, images=pictures)
 
+    def margins_as_asked(self, asked: EncodedProbe, count: int) -> list[float]:
+        """The margin with nothing taken away, ``count`` times in the same forwards, up to ``batch_size``."""
+        return self._margins(asked, [ScoredInput(asked.answer)] * count)
+
+    def with_model(self, model: nn.Module, extractor: AttentionExtractor) -> TrialRunner:
+        """The same for another model that reads the same tokens."""
+        return TrialRunner(model, self.reader, extractor, batch_size=self.batch_size)
+
     def _margins(self, asked: EncodedProbe, cases: Sequence[ScoredInput]) -> list[float]:
         """The margin of each case. The tokens that answer and foil share are read once for each case, and both replies
         continue from that cache."""

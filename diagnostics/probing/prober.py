@@ -33,8 +33,10 @@ from diagnostics.measures.attention import (
 )
 from diagnostics.measures.geometry import cells_from_row, region_coverage
 from diagnostics.measures.sinks import sink_dimensions, sink_tokens, without_sinks
+from diagnostics.probing.before import BeforeModel
 from diagnostics.probing.interventions import TrialRunner, summed_nats
 from diagnostics.probing.lenders import loan_for
+from diagnostics.probing.mediation import Mediator, parts_of
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, scored_span
 from diagnostics.probing.relations import read_relation
 from diagnostics.records.measurement_plan import OTHER, QUICK, Allowed, MeasurementPlan
@@ -45,8 +47,6 @@ from finetune.families.parts.modules import attending_layers, layer_words
 from finetune.model.untouched import untouched
 
 MAX_NEW_TOKENS = 16
-ROOM = 8
-"""Tokens that a generated answer has beyond the longest one that it is looked for: "It is the …." around it."""
 BATCH_SIZE = 16
 RANDOM_REGIONS = 16
 """Area-matched random regions whose mean mass is chance; they cost arithmetic alone."""
@@ -67,9 +67,9 @@ class Prober:
 
     key_layers   language layers whose rows are kept (region mass and visual share are measured in all)
     depth        what is measured beside scores and attention (``diagnostics.records.measurement_plan``)
-    max_new_tokens    of a generated answer, at least; the longest spelling or foil of the probes has ``ROOM`` beside it
     batch_size   sequences in one forward pass
     autocast     precision of mixed-precision training (bf16 or fp16 over fp32 weights); None: the weights' own
+    before       the model whose attention is put back, where the plan has ``patching``; None: nothing is patched
 
     Each run leaves the model as it was (``untouched``). Raises ValueError for a key layer that does not exist or has
     no attention map, and naming the probe where an answer or a phrase cannot be placed in the tokens.
@@ -87,6 +87,7 @@ class Prober:
         batch_size: int = BATCH_SIZE,
         autocast: torch.dtype | None = None,
         family: Family | None = None,
+        before: BeforeModel | None = None,
     ) -> None:
         self.model = bare_model(model)
         self.processor = processor
@@ -99,11 +100,10 @@ class Prober:
         self.key_layers = tuple(key_layers)
         self.probes = tuple(probes)
         self.depth = depth
-        self.max_new_tokens = max(
-            [max_new_tokens, *(self.reader.longest_reply(one) + ROOM for one in self.probes)]
-        )
+        self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.autocast = autocast
+        self.before = before
         self._sink_dimensions: dict[str, np.ndarray] | None = None
 
     @property
@@ -114,6 +114,7 @@ class Prober:
             resampler=self.family.paths.connector_attention is not None,
             alone=bool(asked) and self.reader.encode_alone(asked[0], asked[0].answer) is not None,
             lent=frozenset(probe.id for probe in asked if loan_for(probe, self.probes) is not None),
+            patched=0 if self.before is None else len(self.attending),
         )
 
     def run(self, probe: Probe, step: int, model_name: str) -> AttentionRecord:
@@ -162,7 +163,7 @@ class Prober:
                 replies = self._generate([one.answer for one in asked])
                 runner = TrialRunner(self.model, self.reader, extractor, batch_size=self.batch_size)
                 return [
-                    self._record(one, what, reply, runner, step, model_name)
+                    self._mediated(self._record(one, what, reply, runner, step, model_name), one, runner)
                     for one, reply, what in zip(asked, replies, seen, strict=True)
                 ]
 
@@ -208,6 +209,14 @@ class Prober:
         kinds = self.depth.pictures
         loan = loan_for(asked.probe, self.probes) if OTHER in kinds else None
         return runner.picture_controls(asked, kinds, loan)
+
+    def _mediated(self, record: AttentionRecord, asked: EncodedProbe, runner: TrialRunner) -> AttentionRecord:
+        """Adds the margins with the attention of the model before put back."""
+        if self.before is None or not self.depth.patching or asked.foil is None:
+            return record
+        parts = parts_of(runner.extractor.names, self.key_layers, every_layer=self.depth.windows)
+        patches, source = Mediator(runner, self.before, parts).patches(asked)
+        return replace(record, patches=patches, patched_from=source)
 
     def _with_further(self, record: AttentionRecord, asked: EncodedProbe) -> AttentionRecord:
         """Adds measurements that need an extractor of their own."""

@@ -27,13 +27,14 @@ class Allowed(NamedTuple):
     resampler   the model has one, so that regions can also be cut inside it
     alone       the family reads a question without a picture
     lent        ids of the probes for which another probe's pictures are found
-    patched     there is a model before, whose attention patterns are put back
+    patched     language layers in which attention patterns of the model before can be put back: those that attend; 0
+                where that model is not at hand
     """
 
     resampler: bool
     alone: bool
     lent: frozenset[str]
-    patched: bool = False
+    patched: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class MeasurementPlan:
     pictures     the question with another picture: "blank", "other", "none"
     patching     the attention patterns of the model before put back, where that model is at hand
     controls     how many area-matched random regions get the same intervention
-    windows      knock the region out in a window of layers around each key layer, one window at a time
+    windows      knock the region out in a window of layers around each key layer, one window at a time; and patch each
+                 language layer alone, not only each key layer
     curves       insertion and deletion curves
     relations    both ends of a relation, its nouns, and the vision tower between them
     maps         further maps: "relative", "gradient", "rollout"
@@ -73,8 +75,8 @@ class MeasurementPlan:
             has = {NO_PICTURE: allowed.alone, OTHER: probe.id in allowed.lent}
             count += sum(has.get(kind, True) for kind in self.pictures)
         if probe.foil is not None and self.patching and allowed.patched:
-            # the model before; language and key layers; connector; each key layer
-            count += 1 + 2 + allowed.resampler + key_layers
+            # the model before; all language layers, the key layers, the connector; each layer alone
+            count += 1 + 2 + allowed.resampler + (allowed.patched if self.windows else key_layers)
         if probe.foil is not None and probe.regions:
             kinds = [kind for kind in self.kinds if allowed.resampler or kind != TOWER_KNOCKOUT]
             count += len(kinds) * len(probe.regions) * (1 + self.controls)

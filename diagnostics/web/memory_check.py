@@ -88,36 +88,9 @@ def weight_bytes(model: nn.Module, family: Family, *, four_bit: bool) -> float:
     )
 
 
-def available_bytes(device: torch.device) -> float:
-    """Memory that can still be had: free on a GPU; on a CPU what the system has, or the container allows."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_system_bytes(), _container_bytes())
-
-
 def require(needed: Need, available: float, *, name: str, advice: Sequence[str]) -> None:
     """Raises ValueError where it does not fit, with what would help, cheapest first."""
     if needed.total <= available:
         return
     helps = "; ".join(advice) or "choose a smaller checkpoint, or a machine with more memory"
     raise ValueError(f"{name} {needed}; found {gibibytes(available)} free. What helps: {helps}")
-
-
-def _system_bytes(file: Path = Path("/proc/meminfo")) -> float:
-    fields = dict(line.split(":", 1) for line in file.read_text(encoding="ascii").splitlines() if ":" in line)
-    return float(fields["MemAvailable"].split()[0]) * 1024
-
-
-def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> float:
-    """What a container's limit leaves (cgroup 2); infinity where none is set."""
-    limit, used = folder / "memory.max", folder / "memory.current"
-    if not limit.is_file() or (told := limit.read_text(encoding="ascii").strip()) == "max":
-        return float("inf")
-    return int(told) - int(used.read_text(encoding="ascii")) + _file_cache_bytes(folder / "memory.stat")
-
-
-def _file_cache_bytes(file: Path) -> int:
-    """Pages of files that count as used and are given back when they are needed."""
-    lines = (line.split() for line in file.read_text(encoding="ascii").splitlines())
-    return sum(int(count) for name, count in lines if name == "inactive_file")

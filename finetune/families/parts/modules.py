@@ -36,6 +36,12 @@ def bare_model(model: nn.Module) -> nn.Module:
         model = model.get_base_model()  # type: ignore[operator]
 
 
+def adapted_model(model: nn.Module) -> nn.Module | None:
+    """The PeftModel below distributed wrappers and torch.compile; None where there is no adapter."""
+    model = _below_wrappers(model)
+    return model if hasattr(model, "get_base_model") else None
+
+
 def attention_modules(model: nn.Module, family: Family) -> dict[str, nn.Module]:
     """Every module that attends, by the name under which its rows are reported: of several copies the one in use.
 

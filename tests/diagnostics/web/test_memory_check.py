@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from diagnostics.web import memory_check
-from diagnostics.web.memory_check import Need, available_bytes, need, require, weight_bytes
+from diagnostics.web.memory_check import Need, need, require, weight_bytes
 from finetune.families import family_of
 from finetune.qwen_vl import QwenVLConfig
 from tests.diagnostics.tiny_qwen_vl import N_HEADS, N_LAYERS, tiny_model
@@ -64,27 +63,3 @@ def test_what_does_not_fit_is_refused_with_what_would_help():
         "towers needs 20.5 GiB: weights 18.0 GiB, keys and values 1.0 GiB, reserve 1.5 GiB; found 8.0 GiB free. "
         "What helps: --low-memory; --cpu-only"
     )
-
-
-def test_what_the_machine_has_and_what_its_container_allows(tmp_path, monkeypatch):
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:  2000 kB\nMemAvailable:  1000 kB\n")
-    assert memory_check._system_bytes(meminfo) == 1000 * 1024
-    assert memory_check._container_bytes(tmp_path) == float("inf")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory_check._container_bytes(tmp_path) == float("inf")
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("3000\n")
-    (tmp_path / "memory.stat").write_text("anon 1000\ninactive_file 700\n")
-    assert memory_check._container_bytes(tmp_path) == 2700
-    monkeypatch.setattr(memory_check, "_system_bytes", lambda: 10.0)
-    monkeypatch.setattr(memory_check, "_container_bytes", lambda: 7.0)
-    assert available_bytes(torch.device("cpu")) == 7.0
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_counts_what_torch_has_reserved_and_does_not_use():
-    held = torch.empty(2**28, dtype=torch.uint8, device="cuda")
-    before = available_bytes(torch.device("cuda"))
-    del held
-    assert available_bytes(torch.device("cuda")) == pytest.approx(before + 2**28, abs=2**24)

@@ -1,0 +1,197 @@
+"""The model before, at hand beside the model after: its adapter switched off, or a second model in memory.
+
+What lends its attention in ``diagnostics.probing.mediation``. Where it cannot be had, ``NotAtHandError`` says why, and
+nothing is measured in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from finetune.families import Family, attention_modules, bare_model, family_of
+from finetune.families.parts.modules import adapted_model
+from finetune.model.checkpoint import load
+from finetune.model.free_memory import available_bytes
+from finetune.model.memory_estimate import gibibytes
+from finetune.model.untouched import untouched
+from finetune.sharding import is_flat, is_zero3
+
+RESERVE_BYTES = 2**28
+"""What is left free beside a second model: activations of one probe, and its queries and keys."""
+OF_PEFT = ("_disable_adapters", "_active_adapter")
+"""Attributes of PEFT's layers that switching an adapter off and on sets."""
+
+
+class NotAtHandError(ValueError):
+    """The model before cannot be run beside the model after; the message says why."""
+
+
+class BeforeModel(Protocol):
+    """A model that can be run between two runs of the model after.
+
+    name   as the records of the model before call it
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def running(self) -> AbstractContextManager[nn.Module]:
+        """Inside, the model before, to be run; afterwards both models are as they were."""
+
+
+@dataclass(frozen=True)
+class AdapterOff:
+    """The base of an adapter: the same model with the adapter switched off, and with the base's own copies of modules
+    that train in full beside it (PEFT's ``modules_to_save``).
+
+    It is what training began with only if the adapter began as nothing (LoRA's B = 0): not for PiSSA, OLoRA and LoftQ,
+    which take a part out of the base's weights, and not where an earlier adapter was continued. Records tell, by the
+    margin of ``patched_from``.
+
+    Raises NotAtHandError for a model without an adapter, and for one that is merged: taking it out of the weights again
+    rounds them.
+    """
+
+    model: nn.Module
+    name: str
+
+    def __post_init__(self) -> None:
+        if (fault := adapter_fault(self.model)) is not None:
+            raise NotAtHandError(fault)
+
+    @contextmanager
+    def running(self) -> Iterator[nn.Module]:
+        adapted: Any = adapted_model(self.model)
+        with _adapter_state_kept(adapted), adapted.disable_adapter():
+            yield adapted
+
+
+@dataclass(frozen=True)
+class OtherModel:
+    """A second model."""
+
+    model: nn.Module
+    name: str
+
+    @contextmanager
+    def running(self) -> Iterator[nn.Module]:
+        with untouched(self.model):
+            yield self.model
+
+
+def adapter_fault(model: nn.Module) -> str | None:
+    """Why a model's adapter cannot be switched off and on; None where it can."""
+    adapted: Any = adapted_model(model)
+    if adapted is None:
+        return f"found a {type(bare_model(model)).__name__} without an adapter, expected one to switch off"
+    merged = [module for module in adapted.modules() if getattr(module, "merged", False) is True]
+    if merged:
+        return (
+            f"the adapter is merged into the weights of {len(merged)} modules, and taking it out again would round "
+            "them; unmerge it before probing"
+        )
+    if any(one.is_prompt_learning for one in adapted.peft_config.values()):
+        return "the adapter is a learned prompt, which probes do not go through"
+    if is_sharded(model):
+        return SHARDED
+    return None
+
+
+SHARDED = "the weights are sharded over processes (ZeRO-3, FSDP); compare with python -m diagnostics.compare afterwards"
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Does any parameter lie here in part only?"""
+    return any(is_zero3(one) or is_flat(one) or isinstance(one, DTensor) for one in model.parameters())
+
+
+@contextmanager
+def _adapter_state_kept(adapted: nn.Module) -> Iterator[None]:
+    """PEFT marks the parameters of active adapters as trained when it switches them on, whatever they were, and writes
+    the names of active adapters in another form."""
+    trained = [(parameter, parameter.requires_grad) for parameter in adapted.parameters()]
+    modules = [
+        (one, {name: vars(one)[name] for name in OF_PEFT if name in vars(one)}) for one in adapted.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, state in modules:
+            vars(module).update(state)
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
+
+
+def difference(before: nn.Module, after: nn.Module) -> str | None:
+    """Why the attention of one model cannot be put into the other; None where both are built alike."""
+    ours, theirs = _built(after), _built(before)
+    for name in (*ours, *(name for name in theirs if name not in ours)):
+        if ours.get(name) != theirs.get(name):
+            return (
+                f"the two models are built differently: {name} is {theirs.get(name, 'missing')} before and "
+                f"{ours.get(name, 'missing')} after; attention can only be put back into the same architecture"
+            )
+    return None
+
+
+def _built(model: nn.Module) -> dict[str, str]:
+    bare: Any = bare_model(model)
+    family = family_of(bare.config)
+    found = {
+        "the family": family.name,
+        "the vocabulary": f"{bare.config.get_text_config().vocab_size:,} tokens",
+    }
+    return found | {name: _shape(family, bare, name) for name in attention_modules(bare, family)}
+
+
+def _shape(family: Family, bare: Any, name: str) -> str:
+    shape = family.attention_shape(bare.config, name)
+    if shape is None:
+        return "without an attention map"
+    return f"{shape.heads} heads over {shape.key_heads} of {shape.head_width}"
+
+
+def loaded_beside(reference: str, after: nn.Module) -> OtherModel:
+    """The model before, opened a second time in the precision, on the device and with the kernel of the model after.
+
+    Raises NotAtHandError where weights are sharded, memory does not suffice, the checkpoint cannot be opened, or it is
+    built differently.
+    """
+    if is_sharded(after):
+        raise NotAtHandError(SHARDED)
+    require_room(after)
+    bare: Any = bare_model(after)
+    first = next(bare.parameters())
+    try:
+        model, _ = load(
+            reference,
+            dtype=first.dtype,
+            device=first.device,
+            attn_implementation=bare.config._attn_implementation,
+        )
+    except (ValueError, OSError) as error:
+        raise NotAtHandError(f"{reference} could not be opened a second time: {error}") from error
+    if (fault := difference(model, after)) is not None:
+        raise NotAtHandError(fault)
+    return OtherModel(model, reference)
+
+
+def require_room(model: nn.Module) -> None:
+    """Raises NotAtHandError where memory does not suffice for a second model of these weights, on its device or, while
+    it is read, in the system."""
+    needed = RESERVE_BYTES + sum(one.numel() * one.element_size() for one in bare_model(model).parameters())
+    device = next(model.parameters()).device
+    for place in dict.fromkeys((device, torch.device("cpu"))):
+        free = available_bytes(place)
+        if free < needed:
+            raise NotAtHandError(
+                f"a second model beside this one needs {gibibytes(needed)}, found {gibibytes(free)} free on {place}; "
+                "compare with python -m diagnostics.compare where there is more memory"
+            )

@@ -1,0 +1,34 @@
+"""Memory that can still be had, on a GPU or in the system, container limits included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+
+def available_bytes(device: torch.device) -> float:
+    """Memory that can still be had: free on a GPU; on a CPU what the system has, or the container allows."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(_system_bytes(), _container_bytes())
+
+
+def _system_bytes(file: Path = Path("/proc/meminfo")) -> float:
+    fields = dict(line.split(":", 1) for line in file.read_text(encoding="ascii").splitlines() if ":" in line)
+    return float(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """What a container's limit leaves (cgroup 2); infinity where none is set."""
+    limit, used = folder / "memory.max", folder / "memory.current"
+    if not limit.is_file() or (told := limit.read_text(encoding="ascii").strip()) == "max":
+        return float("inf")
+    return int(told) - int(used.read_text(encoding="ascii")) + _file_cache_bytes(folder / "memory.stat")
+
+
+def _file_cache_bytes(file: Path) -> int:
+    """Pages of files that count as used and are given back when they are needed."""
+    lines = (line.split() for line in file.read_text(encoding="ascii").splitlines())
+    return sum(int(count) for name, count in lines if name == "inactive_file")
