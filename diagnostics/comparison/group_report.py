@@ -50,6 +50,7 @@ from diagnostics.comparison.pairs import (
     pairs_by_group,
 )
 from diagnostics.comparison.verdicts import GroupNumbers, Verdict, verdict
+from diagnostics.measures.answers import says
 from diagnostics.measures.statistics import Change, effect_size, paired_change, probes_needed
 from diagnostics.records.measurement_plan import KNOCKOUT, OCCLUSION
 from diagnostics.records.record import AttentionRecord
@@ -153,13 +154,13 @@ def _margin_effect(scored: Sequence[ProbePair]) -> float | None:
 
 
 def _said_the_answer(pairs: Sequence[ProbePair]) -> Json | None:
-    """Share of probes whose greedy answer contains the right one verbatim, ignoring case."""
+    """Share of probes whose greedy answer says the right one, and not the foil (``measures.answers.says``)."""
     asked = [pair for pair in pairs if pair.before.scores.generated and pair.after.scores.generated]
     if not asked:
         return None
     return {
         side: float(
-            np.mean([p.probe.answer.lower() in getattr(p, side).scores.generated.lower() for p in asked])
+            np.mean([says(getattr(p, side).scores.generated, p.probe.spellings, p.probe.foil) for p in asked])
         )
         for side in SIDES
     }

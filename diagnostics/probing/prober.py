@@ -47,6 +47,8 @@ from finetune.families.parts.modules import attending_layers, layer_words
 from finetune.model.untouched import untouched
 
 MAX_NEW_TOKENS = 16
+ROOM = 8
+"""Tokens that a generated answer has beyond the longest one that it is looked for: "It is the …." around it."""
 BATCH_SIZE = 16
 RANDOM_REGIONS = 16
 """Area-matched random regions whose mean mass is chance; they cost arithmetic alone."""
@@ -67,6 +69,7 @@ class Prober:
 
     key_layers   language layers whose rows are kept (region mass and visual share are measured in all)
     depth        what is measured beside scores and attention (``diagnostics.records.measurement_plan``)
+    max_new_tokens    of a generated answer, at least; the longest spelling or foil of the probes has ``ROOM`` beside it
     batch_size   sequences in one forward pass
     autocast     precision of mixed-precision training (bf16 or fp16 over fp32 weights); None: the weights' own
     before       the model whose attention is put back, where the plan has ``patching``; None: nothing is patched
@@ -100,7 +103,9 @@ class Prober:
         self.key_layers = tuple(key_layers)
         self.probes = tuple(probes)
         self.depth = depth
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens = max(
+            [max_new_tokens, *(self.reader.longest_reply(one) + ROOM for one in self.probes)]
+        )
         self.batch_size = batch_size
         self.autocast = autocast
         self.before = before

@@ -97,6 +97,16 @@ class ProbeEncoder:
             raise ValueError(f"probe {probe.id}: {reply!r} has no tokens, expected at least one")
         return encoded
 
+    def longest_reply(self, probe: Probe) -> int:
+        """Tokens of the longest text that a generated answer is judged by: a spelling of the answer, or the foil."""
+        texts = [*probe.spellings, *([] if probe.foil is None else [probe.foil])]
+        asked = Turn("user", ("?",))
+        read = [
+            self.family.encode(self.processor, Conversation((asked, Turn("assistant", (text,)))), media=False)
+            for text in texts
+        ]
+        return max(end - start for start, end in (one.turn_spans[-1] for one in read))
+
     def check(self, probes: Sequence[Probe], source: str) -> None:
         """Raises ValueError listing every probe that the model cannot read. Needs no weights, and only the headers of
         the pictures. ``source``: the probe file, for the message."""

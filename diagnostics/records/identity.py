@@ -94,7 +94,7 @@ def probe_marks(probes: Sequence[Probe]) -> dict[str, str]:
 def _probe_mark(probe: Probe) -> str:
     content = {
         "question": probe.question,
-        "answer": probe.answer,
+        "answer": probe.answer if len(probe.spellings) == 1 else probe.spellings,
         "foil": probe.foil,
         "regions": {
             name: [[float(edge) for edge in box] for box in boxes] for name, boxes in probe.regions.items()

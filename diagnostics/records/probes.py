@@ -15,6 +15,7 @@ from diagnostics.records.json_files import parsed_file, shown
 from diagnostics.records.names import EXPECTED, colliding, id_fault, same_file_words
 from finetune.files import write_atomically
 from finetune.samples.images import open_image
+from finetune.samples.spelling import bare, begins
 
 VERSION = 1
 FIELDS = ("id", "group", "images", "question", "answer", "foil", "regions", "phrases", "relation")
@@ -44,7 +45,8 @@ class Probe:
     images           files, in reading order; regions are places in the first
     question, answer, foil    the foil is a wrong answer, or None. A question may mark the place of each
                      picture with ``<image>``; otherwise pictures come before it, as in Qwen-VL's data
-    spellings        every accepted spelling of the answer; the first is ``answer``, which is scored
+    spellings        every accepted spelling of the answer; the first is ``answer``, which is scored. An answer
+                     that takes the place of another (``replace(probe, answer=…)``) is the only one
     regions          name → boxes x0 y0 x1 y1 in pixels of the first image as shown (EXIF orientation
                      applied)
     phrases          a phrase of question or answer → the region it should look at
@@ -63,7 +65,12 @@ class Probe:
     spellings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "spellings", self.spellings or (self.answer,))
+        if self.answer in self.spellings[1:]:
+            raise ValueError(
+                f"probe {self.id}: spellings: found {self.spellings!r}; expected the answer {self.answer!r} first"
+            )
+        if self.spellings[:1] != (self.answer,):
+            object.__setattr__(self, "spellings", (self.answer,))
         object.__setattr__(self, "images", tuple(Path(image) for image in self.images))
 
     @property
@@ -169,7 +176,8 @@ def _probe(entry: Mapping[str, Any], folder: Path) -> Probe:
         group=entry["group"],
         images=tuple(folder / image for image in entry["images"]),
         question=entry["question"],
-        answer=entry["answer"],
+        answer=_spellings(entry)[0],
+        spellings=tuple(_spellings(entry)),
         foil=entry.get("foil"),
         regions={
             name: tuple((b[0], b[1], b[2], b[3]) for b in boxes)
@@ -180,13 +188,19 @@ def _probe(entry: Mapping[str, Any], folder: Path) -> Probe:
     )
 
 
+def _spellings(entry: Mapping[str, Any]) -> list[Any]:
+    """The accepted spellings of an entry's answer, which is a text or a list of texts."""
+    answer = entry.get("answer")
+    return answer if isinstance(answer, list) else [answer]
+
+
 def _entry(probe: Probe, folder: Path) -> dict[str, Any]:
     return {
         "id": probe.id,
         "group": probe.group,
         "images": [Path(os.path.relpath(image, folder)).as_posix() for image in probe.images],
         "question": probe.question,
-        "answer": probe.answer,
+        "answer": probe.answer if len(probe.spellings) == 1 else list(probe.spellings),
         "foil": probe.foil,
         "regions": {name: [list(box) for box in boxes] for name, boxes in probe.regions.items()},
         "phrases": dict(probe.phrases),
@@ -255,16 +269,40 @@ def _entry_faults(entry: Mapping[str, Any], folder: Path) -> Iterator[FaultWords
 def _text_faults(entry: Mapping[str, Any]) -> Iterator[FaultWords]:
     for name in sorted(set(entry) - set(FIELDS)):
         yield name, "an unknown field", "one of " + ", ".join(FIELDS)
-    for name in ("id", "group", "question", "answer"):
+    for name in ("id", "group", "question"):
         if not isinstance(entry.get(name), str) or not entry[name].strip():
             yield name, shown(entry.get(name)), "non-empty text"
-    identity, foil = entry.get("id"), entry.get("foil")
+    identity = entry.get("id")
     if isinstance(identity, str) and identity.strip() and (fault := id_fault(identity)) is not None:
         yield "id", fault, EXPECTED
-    if foil is not None and (not isinstance(foil, str) or not foil.strip()):
+    yield from _answer_faults(_spellings(entry), entry.get("foil"))
+
+
+def _answer_faults(spellings: Sequence[Any], foil: Any) -> Iterator[FaultWords]:
+    """Faults of an answer's spellings and of the foil, which must differ from their first character on."""
+    texts = [one for one in spellings if isinstance(one, str) and one.strip()]
+    if not texts or len(texts) < len(spellings):
+        found = shown(next((one for one in spellings if one not in texts), []))
+        yield "answer", found, "non-empty text, or a list of accepted spellings, the first of which is scored"
+    for place, text in enumerate(texts):
+        if bare(text) in map(bare, texts[:place]):
+            yield "answer", f"{text!r} twice among the spellings", "each once: case and width do not count"
+    if foil is None:
+        return
+    if not isinstance(foil, str) or not foil.strip():
         yield "foil", shown(foil), "the wrong answer as text, or null"
-    elif foil is not None and foil == entry.get("answer"):
-        yield "foil", f"{foil!r}, the answer itself", "a wrong answer, or null"
+        return
+    for text in texts:
+        if bare(text) == bare(foil):
+            itself = "the answer itself" if foil == text else f"the answer itself ({text!r})"
+            yield "foil", f"{foil!r}, {itself}", "a wrong answer, or null"
+        elif begins(text, foil):
+            shorter, longer = sorted((text, foil), key=lambda one: len(bare(one)))
+            yield (
+                "foil",
+                f"{foil!r} against the answer {text!r}: {shorter!r} begins {longer!r}",
+                "two answers of which neither begins the other; word one of them differently",
+            )
 
 
 def _region_faults(regions: Any, size: tuple[int, int] | None) -> Iterator[FaultWords]:
@@ -297,12 +335,13 @@ def _reference_faults(entry: Mapping[str, Any]) -> Iterator[FaultWords]:
     if phrases is not None and not isinstance(phrases, dict):
         yield "phrases", shown(phrases), "an object: phrase → region"
         phrases = None
+    said = [str(entry.get("question", "")), *map(str, _spellings(entry)[:1])]
     for phrase, region in (phrases or {}).items():
-        if not phrase or not any(phrase in str(entry.get(name, "")) for name in ("question", "answer")):
+        if not phrase or not any(phrase in one for one in said):
             yield (
                 "phrases",
                 shown(phrase),
-                "words that appear verbatim in the question or the answer",
+                "words that appear verbatim in the question or the answer (of several spellings: the first)",
             )
         if not isinstance(region, str) or region not in regions:
             yield f"phrases.{phrase}", shown(region), known

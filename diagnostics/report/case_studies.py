@@ -21,6 +21,7 @@ from diagnostics.drawing.archive_pictures import open_picture, picture_of
 from diagnostics.drawing.colours import common_top
 from diagnostics.drawing.probe_picture import fitted, map_panel
 from diagnostics.drawing.svg_charts import inline_picture, percent_words
+from diagnostics.measures.answers import says
 
 GUARDS = ("retention", "neighbour")
 """Groups that should stay as they are: they have no wrong answer to show."""
@@ -199,9 +200,9 @@ def _beside(case: ProbePair, pairs: Sequence[ProbePair]) -> ProbePair | None:
 
 
 def _was_right(pair: ProbePair) -> bool:
-    """Was the right answer likelier before training, and did the generated answer, if there is one, contain it?"""
-    scores, answer = pair.before.scores, pair.probe.answer
-    said = not scores.generated or answer.lower() in scores.generated.lower()
+    """Was the right answer likelier before training, and did the generated answer, if there is one, say it?"""
+    scores, probe = pair.before.scores, pair.probe
+    said = not scores.generated or says(scores.generated, probe.spellings, probe.foil)
     return scores.margin_nats is not None and scores.margin_nats > 0 and said
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.samples.images import size_of
+from finetune.samples.spelling import bare, begins
 
 VERSION = 1
 REQUIRED = ("id", "group", "question", "answer")
@@ -37,16 +38,34 @@ def _faults(probe: Any, folder: Path) -> Iterator[str]:
         return
     for key in sorted(set(probe) - set(FIELDS)):
         yield f"{key}: unknown"
-    for key in REQUIRED:
+    for key in ("id", "group", "question"):
         if not _is_text(probe.get(key)):
             yield f"{key}: found {probe.get(key)!r:.80}, expected text"
     if _is_text(probe.get("id")) and not IDENTITY.fullmatch(probe["id"]):
         yield f"id: found {probe['id']!r}, expected letters, digits, _ - . that can be a file's name"
-    foil = probe.get("foil")
-    if foil is not None and (not _is_text(foil) or foil == probe.get("answer")):
-        yield f"foil: found {foil!r}, expected another text than the answer, or null"
+    yield from _answer_faults(_spellings(probe), probe.get("foil"))
     yield from _place_faults(probe, folder)
     yield from _reference_faults(probe)
+
+
+def _spellings(probe: Mapping[str, Any]) -> list[Any]:
+    """The accepted spellings of an answer, which is a text or a list of texts."""
+    answer = probe.get("answer")
+    return answer if isinstance(answer, list) else [answer]
+
+
+def _answer_faults(spellings: list[Any], foil: Any) -> Iterator[str]:
+    if not spellings or not all(map(_is_text, spellings)):
+        yield f"answer: found {spellings!r:.80}, expected text, or a list of accepted spellings"
+        return
+    if len({*map(bare, spellings)}) < len(spellings):
+        yield f"answer: found {spellings!r:.80}, expected each spelling once"
+    if foil is None:
+        return
+    if not _is_text(foil):
+        yield f"foil: found {foil!r:.80}, expected text, or null"
+    elif any(begins(one, foil) for one in spellings):
+        yield f"foil: found {foil!r:.80}, expected a text that does not begin like the answer, or null"
 
 
 def _place_faults(probe: Mapping[str, Any], folder: Path) -> Iterator[str]:
@@ -92,7 +111,7 @@ def _reference_faults(probe: Mapping[str, Any]) -> Iterator[str]:
     """Phrases and the relation, against the texts and the regions."""
     given = probe.get("regions")
     regions = given if isinstance(given, dict) else {}
-    said = (str(probe.get("question", "")), str(probe.get("answer", "")))
+    said = (str(probe.get("question", "")), *map(str, _spellings(probe)[:1]))
     phrases = probe.get("phrases")
     if phrases is not None and not isinstance(phrases, dict):
         yield f"phrases: found {phrases!r:.80}, expected phrase → region"

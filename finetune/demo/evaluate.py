@@ -35,8 +35,9 @@ def margin_nats(model: nn.Module, processor: Any, probe: dict[str, Any], folder:
     for number, image in enumerate(probe["images"], start=1):
         parts += [f"Picture {number}: ", ImageRef(image, folder / image), "\n"]
     parts.append(probe["question"])
-    answer, foil = (_answer_nats(model, processor, parts, probe[name]) for name in ("answer", "foil"))
-    return answer - foil
+    answer = probe["answer"][0] if isinstance(probe["answer"], list) else probe["answer"]
+    right, wrong = (_answer_nats(model, processor, parts, reply) for reply in (answer, probe["foil"]))
+    return right - wrong
 
 
 @torch.no_grad()

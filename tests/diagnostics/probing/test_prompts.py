@@ -108,3 +108,15 @@ def test_a_knock_out_holds_through_the_end_of_a_foil_that_is_longer_than_the_ans
         nats.append(sum(float(logits[at - 1, ids[0, at]]) for at in range(start, end)))
     assert len(asked.foil.input_ids) > len(asked.answer.input_ids) + 8
     assert found.margin_nats == pytest.approx(nats[0] - nats[1], abs=1e-4)
+
+
+def test_a_generated_answer_has_room_for_the_longest_spelling_and_the_foil(model, processor, folder):
+    """Bytes are tokens here: 东方明珠塔顶 has 18, the foil 4."""
+    probe = replace(tiny_probes(folder, 1)[0], answer="东方", foil="none", phrases={})
+    several = replace(probe, spellings=("东方", "东方明珠塔顶"))
+    prober = Prober(model, processor, key_layers=[0], probes=[probe], depth=QUICK)
+    assert prober.max_new_tokens == 16
+    prober = Prober(model, processor, key_layers=[0], probes=[probe, several], depth=QUICK)
+    assert prober.max_new_tokens == 18 + 8
+    longer = replace(probe, foil="x" * 30)
+    assert Prober(model, processor, key_layers=[0], probes=[longer], depth=QUICK).max_new_tokens == 38

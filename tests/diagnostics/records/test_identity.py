@@ -1,21 +1,32 @@
 """A model has the same marks sharded and whole: ZeRO-3 and FSDP 2 are gathered, FSDP 1 is not compared."""
 
+import hashlib
+import json
 import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
-from diagnostics.records.identity import ModelMarks, model_difference, model_marks
+from diagnostics.records.identity import (
+    ModelMarks,
+    model_difference,
+    model_marks,
+    probe_differences,
+    probe_marks,
+)
+from diagnostics.records.probes import Probe
 
 ROOT = Path(__file__).parents[3]
 NOT_COMPARED = ModelMarks(None, None, None)
@@ -130,3 +141,17 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
+
+
+def test_a_probe_s_mark_holds_its_spellings_and_is_as_before_where_it_has_one(tmp_path):
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
+    probe = Probe("p", "g", (tmp_path / "a.png",), "which?", "Pearl", "Canton")
+    several = replace(probe, spellings=("Pearl", "Oriental Pearl"))
+    content = {
+        "question": "which?", "answer": "Pearl", "foil": "Canton", "regions": {}, "phrases": {}, "relation": None,
+        "pictures": [hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()],
+    }  # fmt: skip
+    [mark] = probe_marks([probe]).values()
+    assert mark == hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    assert probe_marks([several])["p"] != mark
+    assert probe_differences({"p": mark}, probe_marks([several])) is not None

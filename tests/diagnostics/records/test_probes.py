@@ -1,6 +1,7 @@
 """Every planted fault is reported, all at once, with probe, field, found and expected."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,33 @@ def test_a_sound_file_is_read_and_written_again_elsewhere(folder):
     assert [p.name for p in (folder / "out" / "attention").iterdir()] == ["probes.json"]
 
 
+def test_spellings_are_read_and_written_as_they_were(folder):
+    path = write(
+        folder,
+        an_entry(answer=["东方明珠", "东方明珠塔"]),
+        an_entry(id="b"),
+        an_entry(id="c", answer=["东方明珠"]),
+    )
+    probes = read_probes(path)
+    assert [probe.answer for probe in probes] == ["东方明珠"] * 3
+    assert [probe.spellings for probe in probes] == [("东方明珠", "东方明珠塔"), ("东方明珠",), ("东方明珠",)]
+    assert probes[0].main_region == "spheres"  # that of the scored answer as a phrase
+    write_probes(probes, folder / "again.json")
+    written = json.loads((folder / "again.json").read_text(encoding="utf-8"))["probes"]
+    assert [entry["answer"] for entry in written] == [["东方明珠", "东方明珠塔"], "东方明珠", "东方明珠"]
+    assert [probe.spellings for probe in read_probes(folder / "again.json")] == [
+        probe.spellings for probe in probes
+    ]
+
+
+def test_a_replaced_answer_has_no_other_spellings():
+    probe = Probe("p", "g", (Path("a.png"),), "q", "Pearl", "Canton", spellings=("Pearl", "Oriental Pearl"))
+    assert probe.spellings == ("Pearl", "Oriental Pearl") == replace(probe, id="r").spellings
+    assert replace(probe, answer="Canton", foil="Pearl").spellings == ("Canton",)
+    with pytest.raises(ValueError, match="probe p: spellings: found .*; expected the answer"):
+        replace(probe, answer="Oriental Pearl")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -85,6 +113,20 @@ def test_a_sound_file_is_read_and_written_again_elsewhere(folder):
         ({"id": "a/b"}, "id: found 'a/b'; expected a file name"),
         ({"id": ".."}, "id: found '..'; expected a file name"),
         ({"foil": "东方明珠"}, "foil: found '东方明珠', the answer itself; expected a wrong answer"),
+        ({"foil": "“东方明珠”。"},
+         "foil: found '“东方明珠”。', the answer itself ('东方明珠'); expected a wrong answer"),
+        ({"foil": "东方"},
+         "foil: found '东方' against the answer '东方明珠': '东方' begins '东方明珠'; expected two answers"),
+        ({"foil": "东方明珠 塔"},
+         "'东方明珠' begins '东方明珠 塔'; expected two answers of which neither begins the other"),
+        ({"answer": ["东方明珠", "Ｐearl"], "foil": " PEARL tower"},
+         "foil: found ' PEARL tower' against the answer 'Ｐearl': 'Ｐearl' begins ' PEARL tower'; expected two"),
+        ({"answer": ["东方明珠", "Pearl"], "foil": "pearl."}, "foil: found 'pearl.', the answer itself ('Pearl')"),
+        ({"answer": ["东方明珠", "Pearl", "PEARL!"]}, "answer: found 'PEARL!' twice among the spellings; expected"),
+        ({"answer": [], "phrases": {}}, "answer: found []; expected non-empty text, or a list of accepted spellings"),
+        ({"answer": ["东方明珠", " "]}, "answer: found ' '; expected non-empty text, or a list"),
+        ({"answer": ["东方明珠", 3]}, "answer: found 3; expected non-empty text, or a list"),
+        ({"answer": ["Pearl", "东方明珠"]}, "phrases: found '东方明珠'; expected words that appear verbatim"),
         ({"question": " ", "phrases": {}}, "question: found ' '; expected non-empty text"),
         ({"answr": "x"}, "answr: found an unknown field; expected one of id, group"),
     ],

@@ -314,6 +314,12 @@ CHANGES: list[dict] = [
     {"regions": {"cat": [[True, 2, 3, 4]]}}, {"regions": {"cat": [["1", 2, 3, 4]]}}, {"phrases": []},
     {"phrases": {"dog": "cat"}}, {"phrases": {"": "cat"}}, {"phrases": {"cat": "dog"}}, {"relation": "on"},
     {"relation": {"phrase": "on", "subject": "cat"}}, {"relation": {"phrase": "on", "subject": "dog", "object": "cat"}},
+    {"answer": ["on it", "upon it"]}, {"answer": ["on it"]}, {"answer": []}, {"answer": ["on it", ""]},
+    {"answer": ["on it", "On it."]}, {"answer": ["on it", 3]}, {"foil": "ON IT!"}, {"foil": "on it now"},
+    {"foil": "on"},
+    {"answer": ["on it", "under"]}, {"answer": ["on it", "underneath"]}, {"answer": {"on it": 1}},
+    {"answer": ["by the dog", "by the cat"], "phrases": {"dog": "cat"}},
+    {"answer": ["by the dog", "by the mat"], "phrases": {"mat": "cat"}},
     {"regions": {}}, {"question": "Look: <image>where is the cat?"}, {"question": "<image><image>where is the cat?"},
 ]  # fmt: skip
 
