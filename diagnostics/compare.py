@@ -16,15 +16,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diagnostics.flags.compare import parser
+from diagnostics.flags.compare import THRESHOLDS, parser
 
 if __name__ == "__main__":
     parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
 
 from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.pairs import pair_all
+from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.comparison.trajectory import evolution_of, series_of
-from diagnostics.comparison.verdicts import requirement, shortfalls
+from diagnostics.comparison.verdicts import UNGUARDED, requirement, shortfalls
 from diagnostics.records.measurement_plan import DEPTHS, QUICK, MeasurementPlan
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord
@@ -44,6 +45,8 @@ def compare(
     probes: Sequence[Probe],
     series: Mapping[int, Records] | None = None,
     samples: Sequence[TrainingSample] = (),
+    thresholds: Thresholds | None = None,
+    why_not_patched: str | None = None,
 ) -> Json:
     """Set two models' records of the same probes against each other and write the report.
 
@@ -54,6 +57,8 @@ def compare(
         series: step → records of every checkpoint between, both ends included; with three or more the report shows
             how it came about.
         samples: what was trained on; the report shows those that bear on its cases.
+        thresholds: what each leg of a verdict asks for.
+        why_not_patched: why the attention of the model before was not put back, for the verdicts' reasons.
 
     Returns:
         The content of comparison.json.
@@ -62,7 +67,7 @@ def compare(
         ValueError: records are missing, or of other probes, layers or pictures.
     """
     pairs = pair_all(probes, before_records, after_records)
-    comparison = comparison_of(pairs)
+    comparison = comparison_of(pairs, thresholds=thresholds, why_not_patched=why_not_patched)
     evolution = None
     if series is not None and len(series) > 1:
         evolution = evolution_of(series)
@@ -158,13 +163,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             depth=_depth(options.depth, options.maps),
             base=options.base,
             allow_other_base=options.allow_other_base,
+            thresholds=_thresholds(vars(options)),
         )
         required = requirement(options.require, comparison["groups"]) if options.require else {}
     except (ValueError, OSError) as error:
         sys.exit(_told(f"error: {error}", 2))
     print(table(comparison))
     print(f"\nreport: {options.output_dir / 'comparison' / 'index.html'}")
-    short = shortfalls(required, comparison["groups"])
+    as_good = (UNGUARDED,) if options.allow_unguarded else ()
+    short = shortfalls(required, comparison["groups"], as_good=as_good)
     if short:
         sys.exit(_told("\n".join(["", f"required: {options.require}; not met:", *short]), 1))
     if required:
@@ -173,6 +180,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _depth(name: str, maps: Sequence[str]) -> MeasurementPlan:
     return DEPTHS[name].with_maps(*maps)
+
+
+def _thresholds(options: Mapping[str, Any]) -> Thresholds:
+    return Thresholds(**{name.split("_", 1)[1]: options[name] for name in THRESHOLDS})
 
 
 def _told(text: str, status: int) -> int:
@@ -192,6 +203,7 @@ def compare_sources(
     depth: MeasurementPlan = QUICK,
     base: str | None = None,
     allow_other_base: bool = False,
+    thresholds: Thresholds | None = None,
 ) -> Json:
     """Compare two models or folders of records, and the way between them; what is probed here leaves its records in
     the output folder.
@@ -214,7 +226,14 @@ def compare_sources(
         allow_other_base=allow_other_base,
     )
     series = dict(zip(found.steps, found.records, strict=True)) if between else None
-    comparison = compare(found.records[0], found.records[-1], output_dir, probes=found.probes, series=series)
+    comparison = compare(
+        found.records[0],
+        found.records[-1],
+        output_dir,
+        probes=found.probes,
+        series=series,
+        thresholds=thresholds,
+    )
     return comparison
 
 

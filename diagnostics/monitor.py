@@ -439,7 +439,7 @@ class AttentionMonitor(TrainerCallback):
         """
         from diagnostics.comparison.group_report import comparison_of
         from diagnostics.comparison.pairs import pair_all
-        from diagnostics.comparison.verdicts import requirement, shortfalls
+        from diagnostics.comparison.verdicts import NOT_MEDIATED, UNGUARDED, requirement, shortfalls
         from diagnostics.measures.statistics import alpha_of_look
         from diagnostics.report.page import headline
 
@@ -453,7 +453,8 @@ class AttentionMonitor(TrainerCallback):
             groups = comparison_of(pair_all(self._judged, self._baseline, records), level=level)["groups"]
         if not groups:
             return False  # reported above; the other ranks wait for an answer
-        short = shortfalls(requirement(CORRECTED, groups), groups)
+        # Stopping is no claim: what a run cannot measure while it trains does not keep it running.
+        short = shortfalls(requirement(CORRECTED, groups), groups, as_good=(NOT_MEDIATED, UNGUARDED))
         self._corrected_looks = 0 if short else self._corrected_looks + 1
         print(f"look {self._looks}: {headline(groups)}", flush=True)
         if self._corrected_looks < self.stop_patience:

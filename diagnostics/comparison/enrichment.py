@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from diagnostics.comparison.legs.attention import Reading
 from diagnostics.comparison.pairs import SIDES, ProbePair, images_of
-from diagnostics.comparison.verdicts import judged_layer
 from diagnostics.measures.attention import auc, entropy, iou, nss, pointing_game
 from diagnostics.measures.geometry import region_coverage
 from diagnostics.measures.sinks import sink_share
@@ -92,9 +92,49 @@ def enrichment_by_layer(
     return found
 
 
-def judged_index(by_layer: Sequence[LayerEnrichment], level: float) -> int:
-    alpha = min(SIGNIFICANT, 1 - level)
-    return judged_layer([one.relative for one in by_layer], [one.chance for one in by_layer], alpha=alpha)
+def fallen_layers(by_layer: Sequence[LayerEnrichment], least: float, level: float) -> list[int]:
+    """Key layers in which attention on the region fell beyond chance, by ``least`` of itself or more."""
+    return [
+        one.layer
+        for one in by_layer
+        if one.chance < min(SIGNIFICANT, 1 - level) and one.relative.mean <= -least
+    ]
+
+
+def pooled_chances(readings: Mapping[str, Reading]) -> dict[str, float]:
+    """p of each group's attention, each probe read in the layer chosen on other pictures: adjusted for all groups."""
+    before, after = (
+        {name: getattr(one, side)[:, None, None] for name, one in readings.items()} for side in SIDES
+    )
+    found = significant_heads(before, after, {name: one.images for name, one in readings.items()})
+    return {name: float(p[0, 0]) for name, p in found.items()}
+
+
+def reading_json(reading: Reading, chance: float, by_layer: Sequence[LayerEnrichment]) -> Json:
+    """ "enrichment" in comparison.json: pooled over both halves; ``layer`` is the one that is cited."""
+    cited = next(one for one in by_layer if one.layer == reading.cited)
+    low, high = reading.relative[1:]
+    return {
+        "layer": reading.cited,
+        "layers": sorted(set(reading.layers)),
+        "region": reading.region,
+        **reading.change.json(),
+        "p_adjusted": chance,
+        "relative_change": {"mean": reading.relative.mean, "ci95": [low, high]},
+        "median_factor": reading.median_factor,
+        "leads": [
+            {
+                "over": one.place,
+                "probes": one.probes,
+                "mean": one.interval.mean,
+                "ci95": list(one.interval[1:]),
+            }
+            for one in reading.leads
+        ],
+        "effect_size": reading.effect,
+        "random": None if cited.random is None else dict(zip(SIDES, cited.random, strict=True)),
+        "without_sinks": None if cited.without_sinks is None else cited.without_sinks.json(),
+    }
 
 
 def _enrichments(pairs: Sequence[ProbePair], layer_index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,11 +162,23 @@ def layer_chances(groups: Mapping[str, Sequence[ProbePair]]) -> Heads:
 
 
 def head_chances(groups: Mapping[str, Sequence[ProbePair]]) -> Heads:
-    """p of every head of every layer that has attention maps, adjusted for all of them in all groups."""
+    """p that a head's attention on the region changed by no more than on random places of the same size, for every head
+    of every layer that has attention maps, adjusted for all of them in all groups."""
     with_region = {name: [p for p in pairs if p.region is not None] for name, pairs in groups.items()}
     members = {name: pairs for name, pairs in with_region.items() if pairs}
-    before, after = ({name: _masses(pairs, side) for name, pairs in members.items()} for side in SIDES)
+    sides = {name: _head_lead(pairs) for name, pairs in members.items()}
+    before, after = ({name: both[at] for name, both in sides.items()} for at in (0, 1))
     return significant_heads(before, after, {name: images_of(pairs) for name, pairs in members.items()})
+
+
+def _head_lead(pairs: Sequence[ProbePair]) -> tuple[np.ndarray, np.ndarray]:
+    """Mass of region and random places crossed, so that their ``relative_change`` is the region's lead: what both gain
+    alike (a head that looks more at the whole image) cancels out."""
+    before, after = (_masses(pairs, side) for side in SIDES)
+    if not all(pair.region in getattr(pair, side).random_mass for pair in pairs for side in SIDES):
+        return before, after
+    random_before, random_after = (_masses(pairs, side, "random_mass") for side in SIDES)
+    return before + random_after, after + random_before
 
 
 def _attending(pairs: Sequence[ProbePair]) -> list[int]:
@@ -134,20 +186,26 @@ def _attending(pairs: Sequence[ProbePair]) -> list[int]:
     return np.flatnonzero(np.isfinite(pairs[0].before.visual_share).all(1)).tolist()
 
 
-def _masses(pairs: Sequence[ProbePair], side: str) -> Float[np.ndarray, "probes attending heads"]:
+def _masses(
+    pairs: Sequence[ProbePair], side: str, kind: str = "region_mass"
+) -> Float[np.ndarray, "probes attending heads"]:
     layers = _attending(pairs)
-    return np.stack([getattr(pair, side).region_mass[pair.region][layers] for pair in pairs])
+    return np.stack([getattr(getattr(pair, side), kind)[pair.region][layers] for pair in pairs])
 
 
-def heads(pairs: Sequence[ProbePair], chances: Float[np.ndarray, "layers heads"] | None) -> Json | None:
-    """The heads whose attention on the region changed, smallest p first; at most 40 are listed."""
+def heads(
+    pairs: Sequence[ProbePair], chances: Float[np.ndarray, "layers heads"] | None, least: float
+) -> Json | None:
+    """The heads whose attention on the region changed beyond chance, and by ``least`` of what region and random places
+    get; smallest p first; at most 40 are listed."""
     members = [pair for pair in pairs if pair.region is not None]
     if chances is None or not members:
         return None
     before, after = (_masses(members, side) for side in SIDES)
-    change = relative_change(before, after)
-    order = np.argsort(chances, axis=None, kind="stable")
-    count = int((chances < SIGNIFICANT).sum())
+    change = relative_change(*_head_lead(members))
+    moved = (chances < SIGNIFICANT) & (np.abs(change.mean(0)) >= least)
+    order = np.argsort(np.where(moved, chances, np.inf), axis=None, kind="stable")
+    count = int(moved.sum())
     listed = []
     numbers = _attending(members)
     for place in order[: min(count, HEADS_LISTED)]:
@@ -159,6 +217,7 @@ def heads(pairs: Sequence[ProbePair], chances: Float[np.ndarray, "layers heads"]
                 "before": float(before[:, layer, head].mean()),
                 "after": float(after[:, layer, head].mean()),
                 "difference": float((after - before)[:, layer, head].mean()),
+                "relative_change": float(change[:, layer, head].mean()),
                 "p_adjusted": float(chances[layer, head]),
                 "effect_size": effect_size(change[:, layer, head], images_of(members)),
             }

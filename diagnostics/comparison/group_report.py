@@ -6,22 +6,23 @@ images. A number that was not measured is null.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from diagnostics.comparison.enrichment import (
     LayerEnrichment,
     enrichment_by_layer,
+    fallen_layers,
     further_maps,
     head_chances,
     heads,
-    judged_index,
     layer_chances,
     localisation,
+    pooled_chances,
+    reading_json,
     sink_share_by_layer,
 )
 from diagnostics.comparison.group_means import (
@@ -33,7 +34,6 @@ from diagnostics.comparison.group_means import (
     visual_share,
 )
 from diagnostics.comparison.intervention_costs import (
-    CostChange,
     cost_changes,
     costs_json,
     curves,
@@ -41,6 +41,12 @@ from diagnostics.comparison.intervention_costs import (
     probe_costs,
     windows,
 )
+from diagnostics.comparison.legs.answers import answers_of, no_answers
+from diagnostics.comparison.legs.attention import Reading, attention_leg, read_attention
+from diagnostics.comparison.legs.cause import cause_leg
+from diagnostics.comparison.legs.guards import guards_leg
+from diagnostics.comparison.legs.mediation import Mediation, mediated_nats, mediation_of
+from diagnostics.comparison.legs.picture import picture_leg
 from diagnostics.comparison.pairs import (
     SIDES,
     LayerPair,
@@ -49,10 +55,10 @@ from diagnostics.comparison.pairs import (
     images_of,
     pairs_by_group,
 )
-from diagnostics.comparison.verdicts import GroupNumbers, Verdict, verdict
-from diagnostics.measures.answers import says
+from diagnostics.comparison.thresholds import Thresholds
+from diagnostics.comparison.verdicts import Evidence, Legs, lost, verdict
 from diagnostics.measures.statistics import Change, effect_size, paired_change, probes_needed
-from diagnostics.records.measurement_plan import KNOCKOUT, OCCLUSION
+from diagnostics.records.measurement_plan import KNOCKOUT, OCCLUSION, TOWER_KNOCKOUT
 from diagnostics.records.record import AttentionRecord
 
 VERSION = 1
@@ -60,54 +66,109 @@ VERSION = 1
 Json = dict[str, Any]
 
 
-def comparison_of(pairs: Sequence[ProbePair], *, level: float = 0.95) -> Json:
-    """The content of comparison.json except ``series``. ``level`` is that of the intervals (``ci95`` keeps its name)
-    and of what counts as significant."""
+def comparison_of(
+    pairs: Sequence[ProbePair],
+    *,
+    level: float = 0.95,
+    thresholds: Thresholds | None = None,
+    why_not_patched: str | None = None,
+) -> Json:
+    """The content of comparison.json except ``series``.
+
+    level            of the intervals (``ci95`` keeps its name) and of what counts as significant
+    thresholds       what each leg of a verdict asks for
+    why_not_patched  why the attention of the model before was not put back, for the verdicts' reasons
+    """
+    asked = thresholds or Thresholds()
     groups = pairs_by_group(pairs)
-    layers = layer_chances(groups)
-    heads = head_chances(groups)
+    layers, head_p = layer_chances(groups), head_chances(groups)
+    mediation = {
+        name: mediation_of(members, asked, level, why_not=why_not_patched) for name, members in groups.items()
+    }
+    attention = {name: read_attention(members, mediated_nats, level) for name, members in groups.items()}
+    readings = {name: one for name, one in attention.items() if one is not None}
+    chances = pooled_chances(readings)
+    context = _Context(groups, asked, level)
     return {
         "version": VERSION,
         "before": _model_words(pairs[0].before),
         "after": _model_words(pairs[0].after),
         "key_layers": [layer.layer for layer in pairs[0].layers],
+        "thresholds": asdict(asked),
         "collapse": collapse_of(pairs),
         "groups": {
-            name: _group(name, members, layers.get(name), heads.get(name), level)
+            name: _group(
+                name,
+                context,
+                _Looking(
+                    attention[name],
+                    chances.get(name),
+                    enrichment_by_layer(members, layers.get(name), level),
+                    heads(members, head_p.get(name), asked.move),
+                ),
+                mediation[name],
+            )
             for name, members in groups.items()
         },
         "probes": [_probe(pair) for pair in pairs],
     }
 
 
+class _Context(NamedTuple):
+    groups: Mapping[str, Sequence[ProbePair]]
+    thresholds: Thresholds
+    level: float
+
+
+class _Looking(NamedTuple):
+    """Where a group looks: read in cross-fitted layers, p of that, each key layer, and every head."""
+
+    reading: Reading | None
+    chance: float | None
+    by_layer: list[LayerEnrichment]
+    heads: Json | None
+
+
 # ---------------------------------------------------------------- a group
 
 
-def _group(
-    name: str,
-    pairs: Sequence[ProbePair],
-    layer_chances: Float[np.ndarray, "layers one"] | None,
-    head_chances: Float[np.ndarray, "layers heads"] | None,
-    level: float,
-) -> Json:
+def _group(name: str, context: _Context, looking: _Looking, mediation: Mediation) -> Json:
+    groups, thresholds, level = context
+    pairs = groups[name]
+    reading = looking.reading
     scored = [pair for pair in pairs if pair.after.scores.margin_nats is not None]
-    by_layer = enrichment_by_layer(pairs, layer_chances, level)
-    judged = by_layer[judged_index(by_layer, level)] if by_layer else None
-    accuracy, margin = (_paired(scored, value, level) for value in (_is_right, _margin))
-    costs = {kind: cost_changes(pairs, kind, level) for kind in (OCCLUSION, KNOCKOUT)}
-    effect = judged.effect if judged is not None else _margin_effect(scored)
-    claim = _verdict(name, pairs, accuracy, judged, costs, effect, level)
+    answers = answers_of(pairs, thresholds, level)
+    margin = _margin_change(scored, level)
+    costs = {kind: cost_changes(pairs, kind, level) for kind in (OCCLUSION, KNOCKOUT, TOWER_KNOCKOUT)}
+    effect = reading.effect if reading is not None else _margin_effect(scored)
+    fallen = fallen_layers(looking.by_layer, thresholds.move, level)
+    attention, moved = attention_leg(reading, looking.chance, fallen, thresholds, level)
+    legs = Legs(
+        no_answers(thresholds) if answers is None else answers.leg,
+        picture_leg(pairs, thresholds, level),
+        attention,
+        cause_leg(pairs, costs[OCCLUSION], thresholds, level),
+        mediation.leg,
+        guards_leg(name, groups, thresholds, level),
+    )
+    claim = verdict(
+        Evidence(name, len(pairs), len(set(images_of(pairs))), answers, moved, legs, effect), thresholds
+    )
     return {
         "probes": len(pairs),
         "images": len(set(images_of(pairs))),
-        "accuracy": None if accuracy is None else accuracy.json(),
+        "accuracy": None if answers is None else answers.json(),
         "margin_nats": None if margin is None else margin.json(),
-        "said_the_answer": _said_the_answer(pairs),
-        "enrichment": None if judged is None else judged.json(),
-        "enrichment_by_layer": [one.json() for one in by_layer],
+        "said_the_answer": None
+        if answers is None or answers.said is None
+        else dict(zip(SIDES, answers.said, strict=True)),
+        "enrichment": None
+        if reading is None or looking.chance is None
+        else reading_json(reading, looking.chance, looking.by_layer),
+        "enrichment_by_layer": [one.json() for one in looking.by_layer],
         "localisation": localisation(pairs),
         "further_maps": further_maps(pairs),
-        "heads": heads(pairs, head_chances),
+        "heads": looking.heads,
         "effect_size": effect,
         "probes_needed": probes_needed(effect),
         "relation_enrichment": relation_enrichment(pairs),
@@ -115,35 +176,29 @@ def _group(
         "decides": {side: decides(pairs, side) for side in SIDES},
         "occlusion_nats": costs_json(costs[OCCLUSION]),
         "knockout_nats": costs_json(costs[KNOCKOUT]),
+        "tower_knockout_nats": costs_json(costs[TOWER_KNOCKOUT]),
         "knockout_windows": windows(pairs),
         "curves": curves(pairs),
         "visual_share": mean_by_layer(pairs, visual_share),
         "sink_share": sink_share_by_layer(pairs),
         "drift_jsd_nats": mean_by_layer(pairs, lambda pair, layer: layer.drift_jsd_nats),
         "drift": mean_by_layer(pairs, drift_of),
+        "mediation": [one.json() for one in mediation.parts],
+        "legs": legs.json(),
         "verdict": claim.verdict,
         "reasons": list(claim.reasons),
     }
-
-
-# ---------------------------------------------------------------- answers
-
-
-def _is_right(record: AttentionRecord) -> float:
-    return float((record.scores.margin_nats or 0.0) > 0)
 
 
 def _margin(record: AttentionRecord) -> float:
     return record.scores.margin_nats or 0.0
 
 
-def _paired(
-    pairs: Sequence[ProbePair], value: Callable[[AttentionRecord], float], level: float
-) -> Change | None:
-    if not pairs:
+def _margin_change(scored: Sequence[ProbePair], level: float) -> Change | None:
+    if not scored:
         return None
-    before, after = (np.array([value(getattr(pair, side)) for pair in pairs]) for side in SIDES)
-    return paired_change(before, after, images_of(pairs), level=level)
+    before, after = (np.array([_margin(getattr(pair, side)) for pair in scored]) for side in SIDES)
+    return paired_change(before, after, images_of(scored), level=level)
 
 
 def _margin_effect(scored: Sequence[ProbePair]) -> float | None:
@@ -153,82 +208,12 @@ def _margin_effect(scored: Sequence[ProbePair]) -> float | None:
     return effect_size(change, images_of(scored))
 
 
-def _said_the_answer(pairs: Sequence[ProbePair]) -> Json | None:
-    """Share of probes whose greedy answer says the right one, and not the foil (``measures.answers.says``)."""
-    asked = [pair for pair in pairs if pair.before.scores.generated and pair.after.scores.generated]
-    if not asked:
-        return None
-    return {
-        side: float(
-            np.mean([says(getattr(p, side).scores.generated, p.probe.spellings, p.probe.foil) for p in asked])
-        )
-        for side in SIDES
-    }
-
-
-# ---------------------------------------------------------------- the verdict
-
-
-def _verdict(
-    name: str,
-    pairs: Sequence[ProbePair],
-    accuracy: Change | None,
-    judged: LayerEnrichment | None,
-    costs: Mapping[str, CostChange | None],
-    effect: float | None,
-    level: float,
-) -> Verdict:
-    if accuracy is None:
-        return Verdict(
-            "answers not measured", ("No probe of this group has a foil to compare with its answer.",)
-        )
-    hidden, cut = (_with_control(costs[kind]) for kind in (OCCLUSION, KNOCKOUT))
-    claim = verdict(
-        GroupNumbers(
-            group=name,
-            probes=len(pairs),
-            images=len(set(images_of(pairs))),
-            accuracy=accuracy,
-            enrichment=None if judged is None else judged.change,
-            enrichment_relative=None if judged is None else judged.relative,
-            enrichment_chance=None if judged is None else judged.chance,
-            effect_size=effect,
-            occlusion_cost_nats=None if hidden is None else hidden.region,
-            control_cost_nats=None if hidden is None else hidden.control,
-            occlusion_over_control=None if hidden is None else hidden.over_control,
-            knockout_cost_nats=None if cut is None else cut.region,
-            knockout_control_nats=None if cut is None else cut.control,
-            knockout_over_control=None if cut is None else cut.over_control,
-        ),
-        level=level,
-    )
-    return Verdict(claim.verdict, (*claim.reasons, *_layer_reason(claim.verdict, judged, pairs)))
-
-
-def _with_control(costs: CostChange | None) -> CostChange | None:
-    return costs if costs is not None and all(map(math.isfinite, costs.control)) else None
-
-
-def _layer_reason(claim: str, judged: LayerEnrichment | None, pairs: Sequence[ProbePair]) -> list[str]:
-    if judged is None or claim in ("kept", "forgot", "broke a neighbour", "too few probes"):
-        return []  # these verdicts rest on answers alone
-    layers = [layer.layer for layer in pairs[0].layers]
-    return [
-        f"Attention is judged in layer {judged.layer}, one of the key layers {', '.join(map(str, layers))} fixed "
-        f"before training (p = {judged.chance:.2g}, adjusted for every group and layer tested)."
-    ]
-
-
 def lost_groups(pairs: Sequence[ProbePair]) -> list[str]:
-    """One sentence for each group that should have been kept and was not."""
+    """One sentence for each group that should have been kept and was not, however few its probes."""
     sentences = []
     for name, members in pairs_by_group(pairs).items():
-        scored = [pair for pair in members if pair.after.scores.margin_nats is not None]
-        accuracy = _paired(scored, _is_right, 0.95)
-        if accuracy is None:
-            continue
-        claim = verdict(GroupNumbers(group=name, probes=len(members), accuracy=accuracy))
-        if claim.verdict in ("forgot", "broke a neighbour"):
+        claim = lost(name, answers_of(members, Thresholds(), 0.95), len(members))
+        if claim is not None:
             sentences.append(f"{name}: {claim.verdict}. {claim.reasons[0]}")
     return sentences
 

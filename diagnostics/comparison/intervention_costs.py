@@ -13,6 +13,7 @@ from diagnostics.comparison.pairs import SIDES, Cost, ProbePair, cost, decisive_
 from diagnostics.measures.statistics import Change, Interval, bootstrap_mean, paired_change
 from diagnostics.probing.regions import curve_area
 from diagnostics.records.measurement_plan import CURVE_SHARES, OCCLUSION
+from diagnostics.records.record import AttentionRecord
 
 Json = dict[str, Any]
 
@@ -60,12 +61,17 @@ def costs_json(costs: CostChange | None) -> Json | None:
 
 
 def decides(pairs: Sequence[ProbePair], side: str) -> Json:
-    """Region → share of the probes whose own answer loses the most margin when it is hidden in the picture."""
-    named = [decisive_region(pair.probe, getattr(pair, side), OCCLUSION) for pair in pairs]
+    """Region → share of the probes whose margin depends on it most (``decisive_region``); none does in the rest."""
+    compared = [pair for pair in pairs if len(_hidden(getattr(pair, side))) > 1]
+    named = [decisive_region(pair.probe, getattr(pair, side), OCCLUSION) for pair in compared]
     found = [name for name in named if name is not None]
     return {
-        name: found.count(name) / len(found) for name in sorted(set(found), key=lambda n: -found.count(n))
+        name: found.count(name) / len(named) for name in sorted(set(found), key=lambda n: -found.count(n))
     }
+
+
+def _hidden(record: AttentionRecord) -> list[str]:
+    return [one.region for one in record.interventions if one.kind == OCCLUSION and one.layers is None]
 
 
 def windows(pairs: Sequence[ProbePair]) -> list[Json]:

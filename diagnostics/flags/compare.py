@@ -17,6 +17,18 @@ DEPTHS = ("quick", "full")
 MAPS = ("relative", "gradient", "rollout")
 """The names of :mod:`diagnostics.records.measurement_plan`, which takes seconds to import."""
 
+THRESHOLDS = {
+    "least_probes": (20, "probes, on as many pictures, for each piece of evidence"),
+    "least_right": (0.8, "right answers after, and of the guards"),
+    "most_disagreement": (0.1, "difference between right by margin and right as generated"),
+    "least_picture": (0.5, "part of the margin that must be lost without the true picture"),
+    "least_move": (0.05, "relative change of attention on the region, and its lead over each other place"),
+    "least_cause": (0.2, "rise of the cost of hiding the region, of the margin's rise"),
+    "least_cost": (0.5, "cost of hiding the region after, of the margin after"),
+    "least_mediated": (0.1, "part of the margin's change that attention must carry"),
+}
+"""Flag → default and meaning: the fields of :class:`diagnostics.comparison.thresholds.Thresholds`."""
+
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
@@ -51,4 +63,13 @@ def parser() -> argparse.ArgumentParser:
         "--require",
         help='fail unless this is met: "corrected" (every group, and kept what must be kept), or GROUP=VERDICT',
     )
+    made.add_argument(
+        "--allow_unguarded",
+        action="store_true",
+        help='let "corrected, unguarded" pass where --require asks for "corrected"',
+    )
+    thresholds = made.add_argument_group("what a verdict asks for (shares from 0 to 1)")
+    for name, (least, what) in THRESHOLDS.items():
+        kind = int if name == "least_probes" else float
+        thresholds.add_argument(f"--{name}", type=kind, default=least, help=f"{what} (default: {least})")
     return made

@@ -10,7 +10,8 @@ from diagnostics.drawing.svg_charts import Line, line_chart, pair_of_bars, perce
 from diagnostics.records.measurement_plan import CURVE_SHARES
 
 # Verdicts by the colour of their pill; those that are neither good nor bad stay amber.
-_GOOD, _BAD = ("corrected", "kept"), ("forgot", "broke a neighbour", "answers got worse")
+_GOOD = ("corrected", "corrected, not by looking", "kept")
+_BAD = ("forgot", "broke a neighbour", "answers got worse", "answers changed, a guard broke")
 HEADS_LISTED = 6
 
 _RELATION_WORDS = {

@@ -6,7 +6,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from diagnostics.records.probes import Probe, write_probes
-from diagnostics.records.record import AttentionRecord, Intervention, Query, Scores
+from diagnostics.records.record import (
+    AttentionRecord,
+    Intervention,
+    PatchSource,
+    PatternPatch,
+    PictureControl,
+    Query,
+    Scores,
+)
 from finetune.families.base import ImageTokens
 
 SIZE = (120, 80)  # width, height of the picture
@@ -39,7 +47,7 @@ def record(
         intervention
         for kind in ("occlusion", "knockout")
         for intervention in [
-            Intervention(kind, probe.main_region or "", margin - 0.5 * step / 10, (margin - 0.1,))
+            Intervention(kind, probe.main_region or "", margin - 1.75 * step / 10, (margin - 0.1,))
         ]
         if probe.main_region is not None
     )
@@ -58,20 +66,37 @@ def record(
         visual_share=np.full((4, HEADS), 5 / 12, np.float32),
         scores=Scores(-1.0, None if probe.foil is None else -1.0 - margin, said),
         interventions=hidden if probe.foil is not None else (),
+        picture_controls=(PictureControl("blank", 0.1 * margin), PictureControl("other", -margin, "another")),
+        patches=() if not step else patched(margin),
+        patched_from=None if not step else PatchSource("base", 0.5 - margin),  # as ``records`` have it before
     )
 
 
-def probes(folder: Path, *, per_group: int = 3) -> list[Probe]:
-    """Two groups; the sphere is the cell in row 1, column 2 (number 8)."""
+def patched(margin: float) -> tuple[PatternPatch, ...]:
+    """Half of the change goes with all language layers, most of it with layer 3; little with layer 1."""
+    return (
+        PatternPatch("language", margin - 2, (0, 1, 2, 3)),
+        PatternPatch("key layers", margin - 1.8, LAYERS),
+        PatternPatch("layer", margin - 0.2, (1,)),
+        PatternPatch("layer", margin - 1.5, (3,)),
+        PatternPatch("connector", margin - 0.1),
+    )
+
+
+def probes(folder: Path, *, per_group: int = 3, guards: int = 0) -> list[Probe]:
+    """Two groups; the sphere is the cell in row 1, column 2 (number 8). And guards of the first, if asked for."""
     made = []
-    for group, question, answer, foil in (
+    groups = [
         ("sphere-building", "这座塔是什么?", "东方明珠", "广州塔"),
         ("retention", "What colour is the sky? <|im_end|>", "blue & <b>bright</b>", "red"),
-    ):
-        for index in range(per_group):
+    ]
+    if guards:
+        groups.append(("neighbour", "这座塔是什么?", "广州塔", "东方明珠"))
+    for group, question, answer, foil in groups:
+        for index in range(guards if group == "neighbour" else per_group):
             path = folder / "images" / f"{group}-{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture = Image.new("RGB", SIZE, (40 + 30 * index, 60, 110))
+            picture = Image.new("RGB", SIZE, ((40 + 30 * index) % 256, 60 + index, 110 + len(group)))
             ImageDraw.Draw(picture).ellipse((42, 22, 58, 38), fill=(230, 60, 120))
             picture.save(path)
             regions = {"body": ((40.0, 20.0, 60.0, 80.0),), "spheres": ((40.0, 20.0, 60.0, 40.0),)}
@@ -101,10 +126,12 @@ def records(of: list[Probe], step: int) -> dict[str, AttentionRecord]:
     return made
 
 
-def run_folder(folder: Path, *, per_group: int = 3, steps: tuple[int, ...] = (0, 10)) -> Path:
+def run_folder(
+    folder: Path, *, per_group: int = 3, guards: int = 0, steps: tuple[int, ...] = (0, 10)
+) -> Path:
     """An attention folder as a run leaves it; returns it."""
     attention = folder / "attention"
-    of = probes(folder, per_group=per_group)
+    of = probes(folder, per_group=per_group, guards=guards)
     write_probes(of, attention / "probes.json")
     for step in steps:
         for name, made in records(of, step).items():

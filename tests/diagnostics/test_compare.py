@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from diagnostics.compare import compare, compare_sources, main, table
 from diagnostics.comparison.group_report import comparison_of
-from diagnostics.comparison.pairs import Cost, cost, decisive_region, pair_all, pair_records
+from diagnostics.comparison.pairs import cost, decisive_region, pair_all, pair_records
 from diagnostics.probing.prober import Prober
 from diagnostics.records.archive import load_records
 from diagnostics.records.probes import Relation, write_probes
@@ -21,7 +21,7 @@ from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes, tiny_process
 
 
 def test_the_numbers_of_a_group(tmp_path: Path) -> None:
-    of = probes(tmp_path, per_group=20)
+    of = probes(tmp_path, per_group=20, guards=20)
     comparison = comparison_of(pair_all(of, records(of, 0), records(of, 10)))
     assert comparison["version"] == 1 and comparison["key_layers"] == [1, 3]
     assert comparison["before"] == {"model": "base", "step": 0}
@@ -40,15 +40,16 @@ def test_the_numbers_of_a_group(tmp_path: Path) -> None:
     assert enrichment["before"] == pytest.approx(0.5 / 23 * 24) and enrichment["after"] == pytest.approx(12.0)
     assert enrichment["ci95"][0] > 11 and enrichment["p_adjusted"] < 0.001
     assert [one["layer"] for one in group["enrichment_by_layer"]] == [1, 3]
-    # the sample's region costs half a nat after training and nothing before; random regions always a tenth
+    # the sample's region costs 1.75 nats after training and nothing before; random regions always a tenth
     occlusion = group["occlusion_nats"]
-    assert (occlusion["before"], occlusion["after"]) == pytest.approx((0.0, 0.5))
+    assert (occlusion["before"], occlusion["after"]) == pytest.approx((0.0, 1.75))
     assert occlusion["control"] == pytest.approx({"before": 0.1, "after": 0.1})
     assert group["knockout_nats"]["control"]["after"] == pytest.approx(0.1)
     assert set(group["drift_jsd_nats"]) == {"1", "3"} and group["drift_jsd_nats"]["1"] > 0.1
     assert group["visual_share"]["3"]["after"] == pytest.approx(5 / 12)
     assert group["said_the_answer"] == {"before": 0.0, "after": 1.0}
-    assert any("fixed before training" in reason for reason in group["reasons"])
+    assert group["legs"]["answers"]["reason"] == group["reasons"][0]
+    assert len(group["reasons"]) == len(group["legs"]) == 6
     kept = comparison["groups"]["retention"]
     assert kept["verdict"] == "kept" and kept["enrichment"] is None and kept["occlusion_nats"] is None
 
@@ -97,7 +98,7 @@ def test_both_ends_of_a_relation_are_reported(tmp_path: Path) -> None:
 
 def test_a_cost_is_margin_lost(tmp_path: Path) -> None:
     record = records(probes(tmp_path), 10)["sphere-building-0"]
-    assert cost(record, "occlusion", "spheres") == pytest.approx(Cost(0.5, 0.1))
+    assert cost(record, "occlusion", "spheres") == pytest.approx((1.75, 0.1))
     assert cost(record, "occlusion", "body") is None
 
 
@@ -116,7 +117,13 @@ def test_the_smallest_of_the_regions_that_cost_most_decides(tmp_path: Path) -> N
 
     assert decisive_region(probe, costing(body=5.0, spheres=4.6, sky=0.1), "occlusion") == "spheres"
     assert decisive_region(probe, costing(body=5.0, spheres=4.0, sky=0.1), "occlusion") == "body"
-    assert decisive_region(probe, costing(body=-1.0, spheres=-2.0), "occlusion") == "body"
+    assert decisive_region(probe, costing(body=-1.0, spheres=-2.0), "occlusion") == "spheres"
+    assert (
+        decisive_region(probe, costing(body=0.15, spheres=0.1), "occlusion") is None
+    )  # below 10 % of the margin
+    assert (
+        decisive_region(probe, costing(body=5.0, spheres=1.0, sky=4.5), "occlusion") is None
+    )  # no clear lead
     assert decisive_region(probe, costing(body=5.0), "occlusion") is None
     assert decisive_region(probe, costing(body=5.0, spheres=4.6), "knockout") is None
     led_by_the_foil = replace(
@@ -144,14 +151,16 @@ def test_records_that_cannot_be_set_against_each_other_are_an_error(tmp_path: Pa
 
 
 def test_the_command_compares_folders_of_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    attention = run_folder(tmp_path, per_group=20)
+    attention = run_folder(tmp_path, per_group=20, guards=20)
     folders = ["--before", str(attention / "step-000000"), "--after", str(attention / "step-000010")]
     main([*folders, "--output_dir", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     assert "0.0% → 100.0%" in printed and "sphere-building: corrected" in printed
     assert str(tmp_path / "out" / "comparison" / "index.html") in printed
     comparison = json.loads((tmp_path / "out" / "comparison" / "comparison.json").read_text())
-    assert set(comparison) == {"version", "before", "after", "key_layers", "collapse", "groups", "probes"}
+    assert set(comparison) == {
+        *("version", "before", "after", "key_layers", "thresholds", "collapse", "groups", "probes")
+    }
     assert (tmp_path / "out" / "comparison" / "index.html").stat().st_size > 20_000
 
 
@@ -159,8 +168,16 @@ def test_a_pipeline_can_gate_on_it(tmp_path: Path, capsys: pytest.CaptureFixture
     attention = run_folder(tmp_path, per_group=20)
     same = ["--before", str(attention / "step-000000"), "--output_dir", str(tmp_path / "out")]
     after = ["--after", str(attention / "step-000010")]
-    main([*same, *after, "--require", "corrected"])
+    with pytest.raises(SystemExit) as stopped:
+        main([*same, *after, "--require", "corrected"])
+    assert stopped.value.code == 1
+    assert 'must be "corrected", is "corrected, unguarded". No guards' in capsys.readouterr().err
+    main([*same, *after, "--require", "corrected", "--allow_unguarded"])
     assert "required: corrected; met" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main([*same, *after, "--least_mediated", "10"])
+    assert stopped.value.code == 2
+    assert "--least_mediated: found 10.0; expected a share from 0 to 1" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main([*same, "--after", str(attention / "step-000000"), "--require", "sphere-building=corrected"])
     assert stopped.value.code == 1

@@ -2,16 +2,20 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from diagnostics.measures.statistics import (
     Interval,
     alpha_of_look,
     benjamini_hochberg,
     bootstrap_mean,
+    clopper_pearson,
     effect_size,
     head_tests,
+    mcnemar_p,
     paired_change,
     probes_needed,
+    ratio_of_means,
     relative_change,
     sign_flip_p,
     significant_heads,
@@ -233,3 +237,36 @@ def test_all_looks_together_spend_alpha():
     assert spent[1] == pytest.approx(spent[0] / 4) and alpha_of_look(3, 0.1) == pytest.approx(2 * spent[2])
     with pytest.raises(ValueError, match="found look 0, expected 1 for the first"):
         alpha_of_look(0)
+
+
+def test_shares_have_exact_intervals() -> None:
+    """Against SciPy's own: 40 of 40 is not 100 % to 100 %."""
+    for hits, of, level in ((40, 40, 0.95), (0, 40, 0.95), (4, 24, 0.95), (7, 11, 0.99)):
+        exact = binomtest(hits, of).proportion_ci(level, method="exact")
+        assert clopper_pearson(hits, of, level=level) == pytest.approx((exact.low, exact.high))
+    assert clopper_pearson(40, 40)[0] == pytest.approx(0.025 ** (1 / 40))
+    with pytest.raises(ValueError, match="found 5 of 4"):
+        clopper_pearson(5, 4)
+    with pytest.raises(ValueError, match="found 0 of 0"):
+        clopper_pearson(0, 0)
+
+
+def test_answers_that_changed_are_coins() -> None:
+    assert mcnemar_p(4, 0) == pytest.approx(2 / 16) == mcnemar_p(0, 4)
+    assert mcnemar_p(0, 0) == 1.0 and mcnemar_p(3, 3) == 1.0
+    for gained, lost in ((9, 2), (1, 12), (30, 10)):
+        assert mcnemar_p(gained, lost) == pytest.approx(binomtest(gained, gained + lost).pvalue)
+
+
+def test_a_share_is_a_ratio_of_means() -> None:
+    share = ratio_of_means(np.array([1.0, 2.0]), np.array([2.0, 4.0]))
+    assert share is not None and share == pytest.approx((0.5, 0.5, 0.5))
+    rng = np.random.default_rng(3)
+    whole = rng.normal(4, 1, 60)
+    part = 0.3 * whole + rng.normal(0, 0.5, 60)
+    share = ratio_of_means(part, whole)
+    assert share is not None and share.low < 0.3 < share.high and share.high - share.low < 0.1
+    assert ratio_of_means(part, -whole) is None  # the margin fell
+    assert ratio_of_means(part, rng.normal(0.1, 2, 60)) is None  # it did not rise beyond chance
+    twice = ratio_of_means(np.repeat(part, 2), np.repeat(whole, 2), [at // 2 for at in range(120)])
+    assert twice == pytest.approx(share)

@@ -21,7 +21,7 @@ from tests.diagnostics.show_samples import LAYERS, SIZE, image_tokens, probes, r
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    of = probes(tmp_path_factory.mktemp("page"), per_group=20)
+    of = probes(tmp_path_factory.mktemp("page"), per_group=20, guards=20)
     pairs = pair_all(of, records(of, 0), records(of, 10))
     return report_html(comparison_of(pairs), pairs)
 
@@ -39,16 +39,16 @@ def test_it_needs_no_network_and_no_other_file(page: str) -> None:
 
 
 def test_the_headline_is_made_of_verdicts_alone(page: str) -> None:
-    assert "<h1>sphere-building: corrected. retention: kept.</h1>" in page
+    assert "<h1>sphere-building: corrected. retention and neighbour: kept.</h1>" in page
     verdicts = {"a": {"verdict": "kept"}, "b": {"verdict": "it did not move"}, "c": {"verdict": "kept"}}
     assert headline(verdicts) == "a and c: kept. b: it did not move."
 
 
 def test_every_group_has_its_card_with_numbers_and_reasons(page: str) -> None:
-    assert page.count('<article class="verdict">') == 2
+    assert page.count('<article class="verdict">') == 3
     assert '<span class="pill good">corrected</span>' in page
-    assert "<i>0% →</i> 100%" in page and "<i>0.52× →</i> 12.00×" in page and "<i>+0.00 →</i> +0.50" in page
-    assert page.count("<details open><summary>why</summary><ul><li>") == 2
+    assert "<i>0% →</i> 100%" in page and "<i>0.52× →</i> 12.00×" in page and "<i>+0.00 →</i> +1.75" in page
+    assert page.count("<details open><summary>why</summary><ul><li>") == 3
     # one row for each key layer of the only group with a region
     assert page.count('class="numbers"') == len(LAYERS)
     assert "20 right</text>" in page and "0 right</text>" in page

@@ -1,0 +1,1 @@
+"""What "corrected" rests on: six pieces of evidence, each a number with an interval, a threshold and a sentence."""

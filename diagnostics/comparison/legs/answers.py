@@ -1,0 +1,160 @@
+"""Does the model answer right now, more often than before, and does it say so too?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diagnostics.comparison.legs.leg import Leg, not_measured, percent, percent_interval
+from diagnostics.comparison.pairs import SIDES, ProbePair, images_of
+from diagnostics.comparison.thresholds import Thresholds
+from diagnostics.measures.answers import says
+from diagnostics.measures.statistics import clopper_pearson, mcnemar_p
+from diagnostics.records.record import AttentionRecord
+
+Json = dict[str, Any]
+MORE, SAME, FEWER = "more", "as many", "fewer"
+
+
+class Answers(NamedTuple):
+    """A group's answers, right by margin: log p(answer) above log p(foil), each through the end of the turn.
+
+    before, after    shares of right answers
+    before_ci95, after_ci95   their Clopper–Pearson intervals, over pictures
+    gained, lost     pictures with more, and with fewer, right answers after
+    p                exact McNemar test over those
+    difference_ci95  interval of after − before: Clopper–Pearson of gained among gained + lost
+    change           ``MORE``, ``FEWER`` or ``SAME`` where chance explains the change
+    said             shares of generated answers that are right; None where none were generated
+    disagrees        do generated answers and margins differ by more than the threshold, after?
+    """
+
+    before: float
+    after: float
+    before_ci95: tuple[float, float]
+    after_ci95: tuple[float, float]
+    gained: int
+    lost: int
+    p: float
+    difference_ci95: tuple[float, float]
+    change: str
+    said: tuple[float, float] | None
+    disagrees: bool
+    leg: Leg
+
+    def json(self) -> Json:
+        """ "accuracy" in comparison.json."""
+        return {
+            "before": self.before,
+            "after": self.after,
+            "difference": self.after - self.before,
+            "ci95": list(self.difference_ci95),
+            "before_ci95": list(self.before_ci95),
+            "after_ci95": list(self.after_ci95),
+            "gained": self.gained,
+            "lost": self.lost,
+            "p_mcnemar": self.p,
+        }
+
+
+def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float) -> Answers | None:
+    """None where no probe has a foil."""
+    scored = [pair for pair in pairs if pair.after.scores.margin_nats is not None]
+    if not scored:
+        return None
+    images = images_of(scored)
+    right = np.array([[is_right(getattr(pair, side)) for pair in scored] for side in SIDES], float)
+    by_image = [
+        np.array([r[[one == i for one in images]].mean() for i in dict.fromkeys(images)]) for r in right
+    ]
+    gained, lost = int((by_image[1] > by_image[0]).sum()), int((by_image[1] < by_image[0]).sum())
+    p = mcnemar_p(gained, lost)
+    change = SAME if p >= 1 - level or gained == lost else MORE if gained > lost else FEWER
+    shares = [float(one.mean()) for one in right]
+    intervals = [_interval(one, level) for one in by_image]
+    said = said_right(scored)
+    apart = said is not None and abs(said[1] - shares[1]) > thresholds.disagreement + 1e-9
+    holds = change == MORE and shares[1] >= thresholds.right - 1e-9 and not apart
+    return Answers(
+        shares[0],
+        shares[1],
+        intervals[0],
+        intervals[1],
+        gained,
+        lost,
+        p,
+        _difference_interval(gained, lost, len(by_image[0]), level),
+        change,
+        said,
+        apart,
+        Leg(
+            holds,
+            len(scored),
+            shares[1],
+            intervals[1],
+            thresholds.right,
+            _reason(shares, intervals[1], (gained, lost, p), said if apart else None, thresholds, level),
+        ),
+    )
+
+
+def is_right(record: AttentionRecord) -> bool:
+    """Is the answer likelier than the foil?"""
+    return (record.scores.margin_nats or 0.0) > 0
+
+
+def said_right(pairs: Sequence[ProbePair]) -> tuple[float, float] | None:
+    """Shares of generated answers that are right, before and after; None unless both sides have generated."""
+    asked = [pair for pair in pairs if pair.before.scores.generated and pair.after.scores.generated]
+    if len(asked) < max(len(pairs) / 2, 1):
+        return None
+    shares = [
+        float(
+            np.mean([says(getattr(p, side).scores.generated, p.probe.spellings, p.probe.foil) for p in asked])
+        )
+        for side in SIDES
+    ]
+    return shares[0], shares[1]
+
+
+def no_answers(thresholds: Thresholds) -> Leg:
+    """The leg of a group without foils."""
+    return not_measured(thresholds.right, "No probe of this group has a foil to compare with its answer.")
+
+
+def _interval(by_image: np.ndarray, level: float) -> tuple[float, float]:
+    """Pictures count, not probes; a picture with some right answers counts by its share, rounded down."""
+    return clopper_pearson(int(by_image.sum() + 1e-9), len(by_image), level=level)
+
+
+def _difference_interval(gained: int, lost: int, images: int, level: float) -> tuple[float, float]:
+    moved = gained + lost
+    if not moved:
+        high = clopper_pearson(0, images, level=level)[1]
+        return -high, high
+    low, high = clopper_pearson(gained, moved, level=level)
+    return (2 * low - 1) * moved / images, (2 * high - 1) * moved / images
+
+
+def _reason(
+    shares: Sequence[float],
+    after: tuple[float, float],
+    changed: tuple[int, int, float],
+    said: tuple[float, float] | None,
+    thresholds: Thresholds,
+    level: float,
+) -> str:
+    gained, lost, p = changed
+    words = (
+        f"{percent(shares[1])} of the answers are right ({percent_interval(after, level).replace('+', '')}; at least "
+        f"{percent(thresholds.right)} must be), {percent(shares[0])} before: {gained} became right and {lost} wrong "
+        f"(exact McNemar p = {p:.2g})"
+    )
+    if said is not None:
+        words += (
+            f"; but {percent(said[1])} of what it generates is right, and more than "
+            f"{percent(thresholds.disagreement)} apart is no agreement"
+        )
+    return words + "."

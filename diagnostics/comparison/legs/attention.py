@@ -1,0 +1,292 @@
+"""Did attention move to the region, and only there? In layers chosen on other pictures than they are judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from diagnostics.comparison.legs.leg import Leg, listed, not_measured, percent, percent_interval, too_few
+from diagnostics.comparison.pairs import SIDES, ProbePair, images_of, nested
+from diagnostics.comparison.thresholds import Thresholds
+from diagnostics.measures.attention import enrichment
+from diagnostics.measures.geometry import region_coverage
+from diagnostics.measures.statistics import (
+    Change,
+    Interval,
+    bootstrap_mean,
+    effect_size,
+    head_tests,
+    paired_change,
+    relative_change,
+)
+from diagnostics.records.probes import ENOUGH_PROBES
+
+TO, AWAY = "to the region", "away from the region"
+SALIENT, OTHERS = "equally salient places", "the other regions"
+
+Mediated = Callable[[ProbePair, int], float | None]
+"""Margin that goes when one layer's attention is put back as it was, nats."""
+
+
+class Lead(NamedTuple):
+    """How much more the region gained than another place, as a share of what both get: ``relative_change`` of
+    region before + place after → region after + place before. Range [−2, 2]."""
+
+    place: str
+    probes: int
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A group's attention on the judged region, each probe read in the layer chosen on the other half of the pictures.
+
+    layers    the layer chosen on each half
+    cited     the one of them that carries more of the change, where that was measured; else the first
+    before, after   Float[probes]: enrichment, times
+    images    the picture of each probe
+    median_factor   after / before of the median probe
+    leads     over each other place
+    """
+
+    pairs: tuple[ProbePair, ...]
+    region: str
+    layers: tuple[int, int]
+    cited: int
+    before: Float[np.ndarray, " probes"]
+    after: Float[np.ndarray, " probes"]
+    images: tuple[str, ...]
+    change: Change
+    relative: Interval
+    effect: float | None
+    median_factor: float
+    leads: tuple[Lead, ...]
+
+
+def read_attention(pairs: Sequence[ProbePair], mediated: Mediated, level: float) -> Reading | None:
+    """None where no probe names a region.
+
+    Choosing the best of several layers and measuring it on the same probes flatters it (winner's curse: +.12 was
+    reported as +.25). So pictures are split in halves, each probe is read in the layer that the other half chose, and
+    all are pooled (cross-fitting: Chernozhukov et al. 2018, The Econometrics Journal 21:C1).
+    """
+    members = [pair for pair in pairs if pair.region is not None]
+    if not members:
+        return None
+    images = images_of(members)
+    second = _second_half(images)
+    first_choice, second_choice = (
+        _chosen([pair for pair, late in zip(members, second, strict=True) if late == half], mediated, level)
+        for half in (False, True)
+    )
+    rows = [first_choice if late else second_choice for late in second]
+    before, after = (
+        np.array([_enrichment(pair, row, side) for pair, row in zip(members, rows, strict=True)])
+        for side in SIDES
+    )
+    relative = relative_change(before, after)
+    layers = (members[0].layers[first_choice].layer, members[0].layers[second_choice].layer)
+    regions = {pair.region for pair in members}
+    return Reading(
+        tuple(members),
+        str(members[0].region) if len(regions) == 1 else "each probe's own",
+        layers,
+        max(layers, key=lambda layer: _carried(members, layer, mediated)),
+        before,
+        after,
+        tuple(images),
+        paired_change(before, after, images, level=level),
+        bootstrap_mean(relative, images, level=level),
+        effect_size(relative, images),
+        float(np.median((2 + relative) / np.maximum(2 - relative, 1e-6))),
+        tuple(_leads(members, rows, before, after, level)),
+    )
+
+
+def attention_leg(
+    reading: Reading | None,
+    chance: float | None,
+    fallen: Sequence[int],
+    thresholds: Thresholds,
+    level: float,
+) -> tuple[Leg, str | None]:
+    """The leg, and where attention moved: ``TO``, ``AWAY`` or None.
+
+    chance   p that the enrichment did not change, adjusted for all groups
+    fallen   key layers whose attention on the region fell beyond chance: they are named
+    """
+    if reading is None or chance is None:
+        return not_measured(thresholds.move, "These probes name no region, so attention is not judged."), None
+    probes, images = len(reading.pairs), len(set(reading.images))
+    if images < thresholds.probes:
+        what = "Attention on a region was"
+        return too_few(thresholds.move, what, images, probes, thresholds.probes), None
+    certain = chance < 1 - level
+    if certain and reading.relative.mean <= -thresholds.move:
+        moved = AWAY
+    elif not (certain and reading.relative.mean >= thresholds.move):
+        moved = None
+    elif not reading.leads:
+        reason = (
+            f"{_means(reading)}, but nothing else is there to compare with: attention may have moved to any object "
+            "(name a second region)."
+        )
+        return not_measured(thresholds.move, reason, probes), None
+    else:
+        moved = TO if all(_is_clear(one, thresholds) for one in reading.leads) else None
+    least = min([reading.relative, *(one.interval for one in reading.leads)], key=lambda one: one.mean)
+    reason = f"{_means(reading)}; {_words(reading, chance, moved, thresholds, level)}"
+    if others := [layer for layer in fallen if layer not in reading.layers or moved != AWAY]:
+        reason += f"; in {_layers(others)} attention left the region"
+    return Leg(moved == TO, probes, least.mean, (least.low, least.high), thresholds.move, f"{reason}."), moved
+
+
+def _is_clear(lead: Lead, thresholds: Thresholds) -> bool:
+    return lead.interval.mean >= thresholds.move and lead.interval.is_above_zero
+
+
+def _means(reading: Reading) -> str:
+    return (
+        f"The region gets {reading.change.after:.2f} times the attention that its area alone would get, "
+        f"{reading.change.before:.2f} before (median probe: {reading.median_factor:.2f} times as much as before; "
+        f"{_chosen_words(reading)})"
+    )
+
+
+def _chosen_words(reading: Reading) -> str:
+    first, second = reading.layers
+    if first == second:
+        return f"layer {first}, chosen on each half of the pictures for the other"
+    return f"layers {first} and {second}, each chosen on one half of the pictures and judged on the other"
+
+
+def _words(reading: Reading, chance: float, moved: str | None, thresholds: Thresholds, level: float) -> str:
+    size = f"{percent(reading.relative.mean, signed=True)}, p = {chance:.2g}"
+    if moved == AWAY:
+        return f"it left the region ({size})"
+    certain = chance < 1 - level
+    if not certain:
+        return f"the change could be due to chance ({size}, adjusted for every group)"
+    if reading.relative.mean < thresholds.move:
+        return (
+            f"chance does not explain the change ({size}), but a move is at least {percent(thresholds.move)} to the "
+            "region"
+        )
+    least = min(reading.leads, key=lambda one: one.interval.mean)
+    lead = f"{percent(least.interval.mean, signed=True)} ({percent_interval(least.interval, level)})"
+    beside = f"its lead over {least.place} is {lead}"
+    if moved == TO:
+        return (
+            f"chance does not explain the change ({size}), and {beside}, at least {percent(thresholds.move)}"
+        )
+    return f"chance does not explain the change ({size}), but {beside}: it did not move to the region alone"
+
+
+def _layers(layers: Sequence[int]) -> str:
+    return f"{'layer' if len(layers) == 1 else 'layers'} {listed([str(layer) for layer in layers])}"
+
+
+# ---------------------------------------------------------------- halves and layers
+
+
+def _second_half(images: Sequence[str]) -> list[bool]:
+    """Every second picture in the order of their marks: the same split on every machine."""
+    late = {image: at % 2 == 1 for at, image in enumerate(sorted(set(images)))}
+    return [late[image] for image in images]
+
+
+def _chosen(half: Sequence[ProbePair], mediated: Mediated, level: float) -> int:
+    """Index of the key layer chosen on these probes: of those whose attention rose beyond chance, the one that carries
+    most of the margin, or where that was not measured, the surest; where none rose, the one with the highest lower
+    bound."""
+    if not half:
+        return 0
+    images = images_of(half)
+    count = len(half[0].layers)
+    both = [
+        np.stack([[_enrichment(pair, row, side) for row in range(count)] for pair in half]) for side in SIDES
+    ]
+    relative = relative_change(*both)
+    chances = head_tests(both[0][:, :, None], both[1][:, :, None], images)[:, 0] * count
+    risen = [row for row in range(count) if chances[row] < 1 - level and relative[:, row].mean() > 0]
+    if not risen:
+        return max(range(count), key=lambda row: bootstrap_mean(relative[:, row], images, level=level).low)
+    layers = [layer.layer for layer in half[0].layers]
+    carried = {row: _carried(half, layers[row], mediated) for row in risen}
+    if max(carried.values()) > 0:
+        return max(risen, key=carried.__getitem__)
+    return min(risen, key=chances.__getitem__)
+
+
+def _carried(pairs: Sequence[ProbePair], layer: int, mediated: Mediated) -> float:
+    """Mean margin that goes with one layer's attention, nats; 0 where it was not measured."""
+    values = [value for pair in pairs if (value := mediated(pair, layer)) is not None]
+    return float(np.mean(values)) if values else 0.0
+
+
+# ---------------------------------------------------------------- places to compare with
+
+
+def _leads(
+    members: Sequence[ProbePair], rows: Sequence[int], before: np.ndarray, after: np.ndarray, level: float
+) -> list[Lead]:
+    """Over each other named region, and over equally salient places. Regions that contain the judged one, or are a part
+    of it, count without what they share; the ends of a relation belong together. Names that few probes have are taken
+    together."""
+    places: dict[str, dict[int, tuple[float, float]]] = {}
+    for at, (pair, row) in enumerate(zip(members, rows, strict=True)):
+        for name, levels in _other_levels(pair, row).items():
+            places.setdefault(name, {})[at] = levels
+    images = images_of(members)
+    rare = [name for name, one in places.items() if len({images[at] for at in one}) < ENOUGH_PROBES]
+    pooled: dict[int, list[tuple[float, float]]] = {}
+    for name in rare:
+        for at, levels in places.pop(name).items():
+            if name != SALIENT:
+                pooled.setdefault(at, []).append(levels)
+    if pooled:
+        means = {at: np.mean(levels, axis=0) for at, levels in pooled.items()}
+        places[OTHERS] = {at: (float(mean[0]), float(mean[1])) for at, mean in means.items()}
+    found = []
+    for name, one in places.items():
+        index = list(one)
+        others = np.array([one[at] for at in index])
+        if len({images[at] for at in index}) < ENOUGH_PROBES:
+            continue
+        lead = relative_change(before[index] + others[:, 1], after[index] + others[:, 0])
+        interval = bootstrap_mean(lead, [images[at] for at in index], level=level)
+        found.append(Lead(name if name in (SALIENT, OTHERS) else f"{name!r}", len(index), interval))
+    return found
+
+
+def _other_levels(pair: ProbePair, row: int) -> dict[str, tuple[float, float]]:
+    """Place → enrichment before and after in one key layer."""
+    assert pair.region is not None
+    image, layer = pair.after.image_tokens[0], pair.layers[row]
+    judged = region_coverage(pair.probe.regions[pair.region], image)
+    related = pair.probe.relation[1:] if pair.probe.relation is not None else ()
+    found: dict[str, tuple[float, float]] = {}
+    for name, boxes in pair.probe.regions.items():
+        if name == pair.region or (name in related and pair.region in related):
+            continue
+        if nested(boxes, pair.probe.regions[pair.region]):
+            continue  # a part of the judged region
+        rest = np.clip(region_coverage(boxes, image) - judged, 0, None)
+        if rest.mean() > 0:
+            found[name] = float(enrichment(layer.before, rest)), float(enrichment(layer.after, rest))
+    salient = [getattr(pair, side).salient_mass.get(pair.region) for side in SIDES]
+    if all(one is not None for one in salient):
+        share = float(judged.mean())
+        levels = [float(one[layer.layer].mean()) / share for one in salient]
+        found[SALIENT] = levels[0], levels[1]
+    return found
+
+
+def _enrichment(pair: ProbePair, row: int, side: str) -> float:
+    reading = pair.reading(pair.layers[row])
+    assert reading is not None
+    return reading.enrichment_before if side == "before" else reading.enrichment_after

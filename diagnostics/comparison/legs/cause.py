@@ -1,0 +1,118 @@
+"""Do the answers depend on the region now? What hiding it in the picture costs, beside controls and other regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from diagnostics.comparison.intervention_costs import CostChange
+from diagnostics.comparison.legs.leg import (
+    Leg,
+    listed,
+    nats_interval,
+    not_measured,
+    percent,
+    percent_interval,
+    too_few,
+)
+from diagnostics.comparison.pairs import SIDES, ProbePair, cost, images_of, related, shift
+from diagnostics.comparison.thresholds import Thresholds
+from diagnostics.measures.statistics import ratio_of_means
+from diagnostics.records.measurement_plan import OCCLUSION
+from diagnostics.records.probes import ENOUGH_PROBES
+from diagnostics.records.record import AttentionRecord
+
+MARGIN_IN_WORDS = " (how much likelier the right answer is than the wrong one; each nat is a factor of 2.7)"
+
+
+class Rival(NamedTuple):
+    """Another region, and how hiding it shifts the margin after, beyond its controls: nats, and as a share of it."""
+
+    name: str
+    nats: float
+    share: float
+
+
+def cause_leg(
+    pairs: Sequence[ProbePair], costs: CostChange | None, thresholds: Thresholds, level: float
+) -> Leg:
+    """The rise of the cost of hiding the region, as a share of the rise of the margin.
+
+    It holds where that share is large enough and beyond chance, the cost after is a large part of the margin after
+    and more than that of random regions, and no other region decides as well.
+    """
+    measured = [
+        pair
+        for pair in pairs
+        if all(cost(getattr(pair, side), OCCLUSION, pair.region) is not None for side in SIDES)
+    ]
+    images = images_of(measured)
+    if not measured or costs is None or costs.over_control is None:
+        return not_measured(
+            thresholds.cause, "The cost of hiding the region was not measured against random regions."
+        )
+    if len(set(images)) < thresholds.probes:
+        what = "The cost of hiding the region was"
+        return too_few(thresholds.cause, what, len(set(images)), len(measured), thresholds.probes)
+    hidden = np.array(
+        [[_cost(getattr(pair, side), pair.region) for pair in measured] for side in SIDES], float
+    )
+    margin = np.array(
+        [[getattr(pair, side).scores.margin_nats for pair in measured] for side in SIDES], float
+    )
+    rise = ratio_of_means(hidden[1] - hidden[0], margin[1] - margin[0], images, level=level)
+    size = ratio_of_means(hidden[1], margin[1], images, level=level)
+    rivals = rivals_of(measured, margin[1], thresholds)
+    words = (
+        f"Hiding the region costs {costs.region.after:+.2f} nats of margin{MARGIN_IN_WORDS}, "
+        f"{costs.region.before:+.2f} before ({nats_interval(costs.region.difference, level)}), and random regions "
+        f"of its size {costs.control[1]:+.2f}"
+    )
+    if rise is None or size is None:
+        reason = f"{words}; the margin did not rise, so that is no share of a rise."
+        return Leg(False, len(measured), None, None, thresholds.cause, reason)
+    words += (
+        f"; that is {percent(rise.mean)} of the margin's rise ({percent_interval(rise, level)}; at least "
+        f"{percent(thresholds.cause)}) and {percent(size.mean)} of the margin (at least {percent(thresholds.cost)})"
+    )
+    if rivals:
+        named = listed([f"{one.name} ({one.nats:+.2f} nats)" for one in rivals])
+        words += f"; but the answers still hang on {named}"
+    holds = (
+        rise.mean >= thresholds.cause
+        and rise.is_above_zero
+        and size.mean >= thresholds.cost
+        and costs.over_control.is_above_zero
+        and not rivals
+    )
+    return Leg(holds, len(measured), rise.mean, (rise.low, rise.high), thresholds.cause, f"{words}.")
+
+
+def rivals_of(pairs: Sequence[ProbePair], margin_nats: np.ndarray, thresholds: Thresholds) -> list[Rival]:
+    """Other regions that still decide: hiding them shifts the margin, up or down, by as large a part of it as the
+    region's own cost must be. Parts of the region, what contains it, and the other end of a relation do not count."""
+    shifts: dict[str, list[tuple[int, float]]] = {}
+    for at, pair in enumerate(pairs):
+        for one in pair.after.interventions:
+            if one.kind != OCCLUSION or one.layers is not None or pair.region is None:
+                continue
+            if not related(pair.probe, one.region, pair.region):
+                shifts.setdefault(one.region, []).append((at, shift(float(margin_nats[at]), one)))
+    images = images_of(pairs)
+    found = []
+    for name, values in shifts.items():
+        index = [at for at, _ in values]
+        if len({images[at] for at in index}) < ENOUGH_PROBES:
+            continue
+        nats, size = float(np.mean([value for _, value in values])), float(np.abs(margin_nats[index]).mean())
+        if nats >= thresholds.cost * size > 0:
+            found.append(Rival(name, nats, nats / size))
+    return sorted(found, key=lambda one: -one.nats)
+
+
+def _cost(record: AttentionRecord, region: str | None) -> float:
+    found = cost(record, OCCLUSION, region)
+    assert found is not None
+    return found.region

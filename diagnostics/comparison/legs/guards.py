@@ -1,0 +1,86 @@
+"""Do the probes whose right answer is this group's wrong one stay right? Without them a constant bias passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from diagnostics.comparison.legs.answers import is_right
+from diagnostics.comparison.legs.leg import Leg, count, not_measured, percent, percent_interval
+from diagnostics.comparison.pairs import ProbePair, images_of
+from diagnostics.comparison.thresholds import Thresholds
+from diagnostics.measures.answers import normalised
+from diagnostics.measures.statistics import clopper_pearson
+from diagnostics.records.probes import KEPT_SHARE, NEIGHBOUR
+
+LEAST_OF_ONE_ANSWER = 5
+"""Guards of one right answer that are judged by themselves: one lost answer among many kept ones is a bias too."""
+
+
+def guards_leg(
+    name: str, groups: Mapping[str, Sequence[ProbePair]], thresholds: Thresholds, level: float
+) -> Leg:
+    """The share of guards that are right after, of the right answer that fares worst.
+
+    Guards of a group are the probes, of any group, whose right answer is the foil of one of its probes; its own count
+    where both answers are right in turn ("on" and "under"). They hold where each right answer with at least 5 guards is
+    right in the share that answers need, and no group named ``neighbour`` is broken.
+    """
+    foils = {normalised(pair.probe.foil) for pair in groups[name] if pair.probe.foil}
+    guards = [
+        pair
+        for members in groups.values()
+        for pair in members
+        if pair.after.scores.margin_nats is not None
+        and foils & {normalised(one) for one in pair.probe.spellings}
+    ]
+    images = len(set(images_of(guards)))
+    if images < thresholds.probes:
+        found = f"{count(images, 'picture')} of it" if images else "none"
+        return not_measured(
+            thresholds.right,
+            f"No guards: the right answer of at least {thresholds.probes} probes on as many pictures must be the wrong "
+            f"answer here ({', '.join(sorted({str(p.probe.foil) for p in groups[name]})[:2])}), and there is {found}.",
+            len(guards),
+        )
+    value, interval, answer = _worst(guards, level)
+    broken = [one for one in _broken(groups) if one != name]
+    words = f"Of the {len(guards)} guards, whose right answer is the wrong one here, {percent(value)} are right after"
+    words += f" where the answer is {answer!r}" if answer else ""
+    words += f" ({percent_interval(interval, level).replace('+', '')}; at least {percent(thresholds.right)} must be)"
+    if broken:
+        words += f", and {broken[0]} is broken"
+    return Leg(
+        value >= thresholds.right - 1e-9 and not broken,
+        len(guards),
+        value,
+        interval,
+        thresholds.right,
+        f"{words}.",
+    )
+
+
+def _worst(guards: Sequence[ProbePair], level: float) -> tuple[float, tuple[float, float], str]:
+    """Share right after, its interval, and the right answer that it is of; "" for all guards together."""
+    by_answer: dict[str, list[ProbePair]] = {}
+    for pair in guards:
+        by_answer.setdefault(pair.probe.answer, []).append(pair)
+    judged = {name: pairs for name, pairs in by_answer.items() if len(pairs) >= LEAST_OF_ONE_ANSWER}
+    named: list[tuple[str, Sequence[ProbePair]]] = [("", guards), *judged.items()]
+    shares = [
+        (float(np.mean([is_right(pair.after) for pair in pairs])), name, pairs) for name, pairs in named
+    ]
+    share, name, pairs = min(shares, key=lambda one: one[0])
+    return share, clopper_pearson(round(share * len(pairs)), len(pairs), level=level), name
+
+
+def _broken(groups: Mapping[str, Sequence[ProbePair]]) -> list[str]:
+    """``neighbour``, where it lost more of its accuracy than it may."""
+    pairs = [pair for pair in groups.get(NEIGHBOUR, ()) if pair.after.scores.margin_nats is not None]
+    if not pairs:
+        return []
+    before, after = (
+        np.mean([is_right(getattr(pair, side)) for pair in pairs]) for side in ("before", "after")
+    )
+    return [NEIGHBOUR] if after < KEPT_SHARE[NEIGHBOUR] * before - 1e-9 else []

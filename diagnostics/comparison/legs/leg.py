@@ -1,0 +1,69 @@
+"""One leg of a verdict, and how its numbers are worded."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from diagnostics.measures.statistics import Interval
+
+
+class Leg(NamedTuple):
+    """One piece of evidence.
+
+    holds      does it meet its threshold, beyond chance? None: not measured
+    probes     how many it rests on
+    value      the number that is held against the threshold; None where there is none
+    ci95       its interval, at the level of the comparison
+    threshold  the least that counts
+    reason     one plain sentence
+    """
+
+    holds: bool | None
+    probes: int
+    value: float | None
+    ci95: tuple[float, float] | None
+    threshold: float
+    reason: str
+
+    def json(self) -> dict[str, Any]:
+        """The form in comparison.json."""
+        return {**self._asdict(), "ci95": None if self.ci95 is None else list(self.ci95)}
+
+
+def not_measured(threshold: float, reason: str, probes: int = 0) -> Leg:
+    """A leg that says nothing."""
+    return Leg(None, probes, None, None, threshold, reason)
+
+
+def too_few(threshold: float, what: str, images: int, probes: int, least: int) -> Leg:
+    """A leg with fewer pictures than count."""
+    return not_measured(
+        threshold, f"{what} measured on {count(images, 'picture')}, and {least} are needed.", probes
+    )
+
+
+def percent(share: float, *, signed: bool = False) -> str:
+    """0.4129 → "41.3 %"."""
+    text = f"{100 * share:{'+' if signed else ''}.1f}".removesuffix(".0")
+    return f"{'0' if text in ('-0', '+0') else text} %"
+
+
+def percent_interval(interval: Interval | tuple[float, float], level: float) -> str:
+    """ "95 % interval +31.2 % to +48.9 %"."""
+    low, high = interval[-2:]
+    return f"{percent(level)} interval {percent(low, signed=True)} to {percent(high, signed=True)}"
+
+
+def nats_interval(interval: Interval, level: float) -> str:
+    """ "95 % interval +0.12 to +0.40"."""
+    return f"{percent(level)} interval {interval.low:+.2f} to {interval.high:+.2f}"
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 probe", "2 probes"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(words: list[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part) if words else ""

@@ -1,0 +1,166 @@
+"""What a comparison claims of made-up groups, one fault at a time: "corrected" only where nothing is missing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from diagnostics.comparison.group_report import comparison_of
+from diagnostics.comparison.thresholds import Thresholds
+from diagnostics.comparison.verdicts import VERDICTS
+from diagnostics.records.probes import Relation
+from tests.diagnostics.comparison.made_pairs import ANSWER, FOIL, GUARDS, Made, flat, pairs_of
+
+CORRECTED = Made()
+
+
+def _mixed(right: int, of: int = 24, before: int = 0) -> tuple[list[float], list[float]]:
+    """Margins of which so many are right before and after."""
+    return [6.0 if at < before else -3.0 for at in range(of)], [
+        6.0 if at < right else -3.0 for at in range(of)
+    ]
+
+
+FAULTS = [
+    ({}, "corrected"),
+    ({"margins": _mixed(20), "said": ("", "")}, "corrected"),
+    ({"margins": _mixed(19), "said": ("", "")}, "answers changed, too few right"),
+    ({"margins": _mixed(4), "said": ("", "")}, "attention moved, answers did not"),  # exact McNemar p = .125
+    ({"said": (FOIL, FOIL)}, "margin and answer disagree"),
+    ({"said": (FOIL, "nonsense")}, "margin and answer disagree"),
+    ({"margins": (3.0, -6.0)}, "answers got worse"),
+    ({"pictures": {"blank": 6.0, "other": 5.5, "none": 6.0}}, "it answers from the words"),
+    ({"pictures": {}}, "answers changed, picture not measured"),
+    ({"pictures": {"same answer": -5.0}}, "answers changed, picture not measured"),
+    ({"region": ((3.0, 3.0), (3.0, 3.0))}, "answers changed, attention did not"),
+    ({"region": ((3.0, 3.0), (3.0, 3.1))}, "answers changed, attention did not"),
+    ({"region": ((9.0, 9.0), (0.5, 0.5))}, "answers changed, attention left the region"),
+    ({"other": (1.0, 3.0), "region": ((1.0, 1.0), (1.0, 2.0))}, "answers changed, attention did not"),
+    ({"salient": (1.0, 9.0)}, "answers changed, attention did not"),
+    ({"cost": (0.5, 0.6)}, "answers and attention changed, cause does not agree"),
+    ({"cost": (5.0, 5.0)}, "answers and attention changed, cause does not agree"),
+    ({"cost": (0.5, 2.9)}, "answers and attention changed, cause does not agree"),  # below half of the margin
+    ({"control": (0.1, 5.0)}, "answers and attention changed, cause does not agree"),
+    ({"other_cost": (12.0, 3.2)}, "answers and attention changed, cause does not agree"),
+    ({"other_cost": (12.0, -3.2)}, "answers and attention changed, cause does not agree"),
+    ({"patches": {("language", (0, 1, 2, 3)): 5.5, ("connector", ()): 5.8}}, "corrected, not by looking"),
+    ({"patches": {("language", (0, 1, 2, 3)): 5.9, ("connector", ()): 1.0}}, "corrected"),
+    ({"patches": {}}, "corrected, mediation not measured"),
+    ({"source": 0.0}, "corrected, mediation not measured"),
+    ({"probes": 19}, "too few probes"),
+    ({"same_picture": True}, "too few probes"),
+]
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"), FAULTS, ids=lambda value: value if isinstance(value, str) else None
+)
+def test_a_correction_is_claimed_only_where_every_leg_holds(tmp_path: Path, fault, expected) -> None:
+    pairs = flat(pairs_of(tmp_path, towers=replace(CORRECTED, **fault), others=GUARDS))
+    group = comparison_of(pairs)["groups"]["towers"]
+    assert group["verdict"] == expected and expected in VERDICTS, group["reasons"]
+    assert all(reason.endswith(".") and ". " not in reason[:-1] for reason in group["reasons"])
+
+
+def test_without_guards_it_is_unguarded_and_with_broken_ones_no_correction(tmp_path: Path) -> None:
+    alone = comparison_of(flat(pairs_of(tmp_path, towers=CORRECTED)))["groups"]["towers"]
+    assert alone["verdict"] == "corrected, unguarded" and alone["legs"]["guards"]["holds"] is None
+    few = comparison_of(flat(pairs_of(tmp_path, towers=CORRECTED, others=replace(GUARDS, probes=19))))
+    assert few["groups"]["towers"]["verdict"] == "corrected, unguarded"
+    for after in (-1.0, [-1.0] * 5 + [4.0] * 19):
+        broken = replace(GUARDS, margins=(4.0, after))
+        group = comparison_of(flat(pairs_of(tmp_path, towers=CORRECTED, others=broken)))["groups"]["towers"]
+        assert (
+            group["verdict"] == "answers changed, a guard broke" and group["legs"]["guards"]["holds"] is False
+        )
+    neighbour = replace(GUARDS, margins=(4.0, -1.0), answer="a bridge", foil="a road")
+    group = comparison_of(flat(pairs_of(tmp_path, towers=CORRECTED, others=GUARDS, neighbour=neighbour)))
+    assert group["groups"]["towers"]["verdict"] == "answers changed, a guard broke"
+    assert group["groups"]["neighbour"]["verdict"] == "broke a neighbour"
+
+
+def test_a_group_guards_itself_where_both_answers_are_right_in_turn(tmp_path: Path) -> None:
+    """A constant bias makes one of them wrong, however rare it is."""
+    on = replace(CORRECTED, probes=20, answer="on", foil="under", said=("under", "on"))
+    under = replace(on, answer="under", foil="on", said=("on", "under"))
+    groups = pairs_of(tmp_path, on=on, under=under)
+    both = [*groups["on"], *groups["under"]]
+    for pair in both:
+        object.__setattr__(pair.probe, "group", "relation")
+    group = comparison_of(both)["groups"]["relation"]
+    assert group["verdict"] == "corrected" and group["legs"]["guards"]["probes"] == 40
+    biased = pairs_of(
+        tmp_path, on=on, rare=replace(under, probes=5, margins=(3.0, -3.0), said=("under", "on"))
+    )
+    mostly = [*biased["on"], *biased["rare"]]
+    for pair in mostly:
+        object.__setattr__(pair.probe, "group", "relation")
+    group = comparison_of(mostly)["groups"]["relation"]
+    assert group["accuracy"]["after"] == pytest.approx(0.8)
+    assert group["legs"]["guards"]["holds"] is False and group["verdict"] == "answers changed, a guard broke"
+
+
+def test_both_ends_of_a_relation_may_decide(tmp_path: Path) -> None:
+    related = replace(
+        CORRECTED, relation=Relation("on", "spheres", "podium"), other_cost=(0.2, 5.0), other=(1.0, 3.0)
+    )
+    group = comparison_of(flat(pairs_of(tmp_path, towers=related, others=GUARDS)))["groups"]["towers"]
+    assert group["verdict"] == "corrected"
+    assert [one["over"] for one in group["enrichment"]["leads"]] == ["equally salient places"]
+
+
+def test_attention_without_anything_to_compare_with_is_not_measured(tmp_path: Path) -> None:
+    related = replace(CORRECTED, relation=Relation("on", "spheres", "podium"), salient=None)
+    group = comparison_of(flat(pairs_of(tmp_path, towers=related, others=GUARDS)))["groups"]["towers"]
+    assert group["verdict"] == "answers changed, attention not measured"
+
+
+def test_the_cited_layer_carries_the_change_and_a_falling_one_is_named(tmp_path: Path) -> None:
+    both = replace(CORRECTED, region=((3.0, 3.0), (9.0, 7.0)))  # layer 1 rises more; layer 3 carries more
+    group = comparison_of(flat(pairs_of(tmp_path, towers=both, others=GUARDS)))["groups"]["towers"]
+    assert group["enrichment"]["layer"] == 3 and group["enrichment"]["layers"] == [3]
+    falling = replace(CORRECTED, region=((6.0, 3.0), (1.0, 9.0)))
+    group = comparison_of(flat(pairs_of(tmp_path, towers=falling, others=GUARDS)))["groups"]["towers"]
+    assert group["verdict"] == "corrected"
+    assert "in layer 1 attention left the region" in group["legs"]["attention"]["reason"]
+
+
+def test_every_threshold_can_be_changed(tmp_path: Path) -> None:
+    pairs = flat(
+        pairs_of(tmp_path, towers=replace(CORRECTED, margins=_mixed(20), said=("", "")), others=GUARDS)
+    )
+    for asked, expected in (
+        (Thresholds(right=0.9), "answers changed, too few right"),
+        (Thresholds(picture=1.0), "corrected"),
+        (Thresholds(move=0.97), "answers changed, attention did not"),
+        (Thresholds(cause=1.0), "answers and attention changed, cause does not agree"),
+        (Thresholds(mediated=0.9), "corrected, not by looking"),
+        (Thresholds(probes=25), "too few probes"),
+    ):
+        assert comparison_of(pairs, thresholds=asked)["groups"]["towers"]["verdict"] == expected
+    with pytest.raises(ValueError, match=r"--least_right: found 80; expected a share from 0 to 1"):
+        Thresholds(right=80)
+    with pytest.raises(ValueError, match=r"--least_probes: found 1; expected a whole number from 2"):
+        Thresholds(probes=1)
+
+
+def test_legs_give_number_interval_threshold_and_reason(tmp_path: Path) -> None:
+    group = comparison_of(flat(pairs_of(tmp_path, towers=CORRECTED, others=GUARDS)))["groups"]["towers"]
+    legs = group["legs"]
+    assert list(legs) == ["answers", "picture", "attention", "cause", "mediation", "guards"]
+    for leg in legs.values():
+        assert set(leg) == {"holds", "probes", "value", "ci95", "threshold", "reason"}
+        assert leg["holds"] is True and leg["probes"] == 24
+        assert leg["ci95"][0] <= leg["value"] <= leg["ci95"][1]
+    assert legs["answers"]["value"] == 1.0 and legs["answers"]["ci95"][0] == pytest.approx(0.8575, abs=1e-4)
+    assert legs["picture"]["value"] == pytest.approx(
+        11 / 6
+    )  # 6 → −5 of 6 nats, with another answer's picture
+    assert legs["cause"]["value"] == pytest.approx(4.5 / 9)
+    assert legs["mediation"]["value"] == pytest.approx(4.5 / 9)
+    assert group["accuracy"]["p_mcnemar"] == pytest.approx(2 / 2**24)
+    carried = {(one["part"], *one["layers"]): one["share"] for one in group["mediation"]}
+    assert carried[("layer", 3)] == pytest.approx(3.6 / 9) and carried[("connector",)] == pytest.approx(
+        0.5 / 9
+    )
+    assert ANSWER not in legs["guards"]["reason"] or FOIL in legs["guards"]["reason"]
