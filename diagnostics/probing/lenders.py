@@ -26,8 +26,9 @@ class Loan(NamedTuple):
 def loan_for(probe: Probe, probes: Sequence[Probe]) -> Loan | None:
     """The probe that lends ``probe`` its pictures; None where none can.
 
-    First of all one of the group whose right answer is this probe's foil; then one of the group with another answer;
-    then one of any group whose answer is the foil; then, as ``SAME_ANSWER``, one of the group. Lenders have as many
+    First of all one of the group whose right answer is this probe's foil; then one of any group; then one of the group
+    with another answer to the same question (to another question, other words may be the same answer: "东方明珠",
+    "Oriental Pearl"); then, as ``SAME_ANSWER``, one of the group. Lenders have as many
     pictures, none of them one of the probe's by content. Among equals the order is that of a checksum of both ids, so
     that the choice depends neither on the order of the file nor on what is probed with it.
     """
@@ -52,8 +53,9 @@ def _by_preference(probe: Probe, probes: Sequence[Probe]) -> Iterator[tuple[str,
         return [one for one, said in answers if said.isdisjoint(right) and is_one(said)]
 
     yield OTHER, differing(group, lambda said: not said.isdisjoint(foil))
-    yield OTHER, differing(group, lambda said: True)
     yield OTHER, differing(others, lambda said: not said.isdisjoint(foil))
+    asked = _words((probe.question,))
+    yield OTHER, differing([one for one in group if _words((one.question,)) == asked], lambda said: True)
     yield SAME_ANSWER, group
 
 

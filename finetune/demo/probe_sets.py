@@ -101,7 +101,8 @@ def _retention(rng: Random, index: int) -> tuple[Scene, Ask]:
 
 
 def _neighbour(rng: Random, index: int) -> tuple[Scene, Ask]:
-    kind = ("pearl", "canton", "on", "under", "other")[index % 5]
+    """Half of them are Canton Towers: the guards of `sphere-building`, whose wrong answer is right here."""
+    kind = "canton" if index % 2 else ("pearl", "on", "under", "other", "pearl")[index // 2 % 5]
     if kind in ("on", "under"):
         return usual_room(rng, kind), Ask("relation", kind)  # type: ignore[arg-type]
     landmark: Landmark = rng.choice(OTHER_LANDMARKS) if kind == "other" else kind  # type: ignore[assignment]

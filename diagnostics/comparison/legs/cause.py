@@ -68,7 +68,7 @@ def cause_leg(
     words = (
         f"Hiding the region costs {costs.region.after:+.2f} nats of margin{MARGIN_IN_WORDS}, "
         f"{costs.region.before:+.2f} before ({nats_interval(costs.region.difference, level)}), and random regions "
-        f"of its size {costs.control[1]:+.2f}"
+        f"of its size {round(costs.control[1], 2) + 0.0:+.2f}"
     )
     if rise is None or size is None:
         reason = f"{words}; the margin did not rise, so that is no share of a rise."

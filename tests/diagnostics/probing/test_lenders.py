@@ -26,7 +26,7 @@ def named(probe, probes):
     return None if loan is None else (loan.kind, loan.lender.id)
 
 
-def test_the_foil_shown_in_the_group_comes_first_then_another_answer_then_the_foil_elsewhere(ask):
+def test_the_foil_shown_in_the_group_comes_first_then_the_foil_elsewhere_then_another_answer(ask):
     one = ask("one", "Pearl", "Canton")
     foil, other = ask("foil", "canton ", "Pearl"), ask("other", "Eiffel", "Pearl")
     elsewhere, same = ask("elsewhere", "Canton", "Pearl", group="guard"), ask("same", "Pearl", "Canton")
@@ -34,14 +34,20 @@ def test_the_foil_shown_in_the_group_comes_first_then_another_answer_then_the_fo
     probes = [one, same, far, elsewhere, other, foil]
     for expected in (
         ("other", "foil"),
-        ("other", "other"),
         ("other", "elsewhere"),
+        ("other", "other"),
         ("same answer", "same"),
         None,
     ):
         assert named(one, probes) == expected
         probes = [probe for probe in probes if expected is None or probe.id != expected[1]]
     assert named(replace(one, foil=None), [far, elsewhere]) is None
+
+
+def test_another_language_is_no_other_answer(ask):
+    one = ask("one", "Pearl", "Canton")
+    chinese = replace(ask("zh", "东方明珠", "广州塔"), question="这是什么塔?")
+    assert named(one, [one, chinese]) == ("same answer", "zh")
 
 
 def test_a_spelling_of_the_same_answer_is_no_other_answer(ask):
