@@ -106,17 +106,19 @@ def is_right(record: AttentionRecord) -> bool:
 
 
 def said_right(pairs: Sequence[ProbePair]) -> tuple[float, float] | None:
-    """Shares of generated answers that are right, before and after; None unless both sides have generated."""
-    asked = [pair for pair in pairs if pair.before.scores.generated and pair.after.scores.generated]
-    if len(asked) < max(len(pairs) / 2, 1):
+    """Shares of generated answers that are right, before and after; None where none were generated.
+
+    Once anything was generated, an empty reply is a wrong one: the model ended its turn at once.
+    """
+    if not any(getattr(pair, side).scores.generated for pair in pairs for side in SIDES):
         return None
-    shares = [
+    before, after = (
         float(
-            np.mean([says(getattr(p, side).scores.generated, p.probe.spellings, p.probe.foil) for p in asked])
+            np.mean([says(getattr(p, side).scores.generated, p.probe.spellings, p.probe.foil) for p in pairs])
         )
         for side in SIDES
-    ]
-    return shares[0], shares[1]
+    )
+    return before, after
 
 
 def no_answers(thresholds: Thresholds) -> Leg:

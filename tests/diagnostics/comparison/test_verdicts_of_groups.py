@@ -28,6 +28,8 @@ FAULTS = [
     ({"margins": _mixed(4), "said": ("", "")}, "attention moved, answers did not"),  # exact McNemar p = .125
     ({"said": (FOIL, FOIL)}, "margin and answer disagree"),
     ({"said": (FOIL, "nonsense")}, "margin and answer disagree"),
+    ({"said": (FOIL, "")}, "margin and answer disagree"),  # it ends its turn at once
+    ({"said": ("", "")}, "corrected"),  # nothing was generated
     ({"margins": (3.0, -6.0)}, "answers got worse"),
     ({"pictures": {"blank": 6.0, "other": 5.5, "none": 6.0}}, "it answers from the words"),
     ({"pictures": {}}, "answers changed, picture not measured"),
