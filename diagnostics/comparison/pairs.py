@@ -3,7 +3,8 @@ all take their numbers from here, so they show the same ones."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from diagnostics.measures.geometry import (
     shared_area_pixels,
     union_area_pixels,
 )
+from diagnostics.records.pictures import picture_mark
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord, Intervention
 
@@ -99,6 +101,7 @@ def pair_records(probe: Probe, before: AttentionRecord, after: AttentionRecord) 
     for record in (before, after):
         _require_of(probe, record)
     _require_same(probe, before, after)
+    _require_same_places(probe, before, after)
     image = after.image_tokens[0]
     coverage = {name: region_coverage(boxes, image) for name, boxes in probe.regions.items()}
     cells = [layer_cells(record) for record in (before, after)]
@@ -190,8 +193,8 @@ def related(probe: Probe, first: str, second: str) -> bool:
 
 
 def images_of(pairs: Sequence[ProbePair]) -> list[str]:
-    """The picture of each pair: probes that share one are one cluster."""
-    return [str(pair.probe.images[0].resolve()) for pair in pairs]
+    """The picture of each pair, by what it shows: probes that share one are one cluster, under whatever names."""
+    return [picture_mark(pair.probe.images[0]) for pair in pairs]
 
 
 def pairs_by_group(pairs: Sequence[ProbePair]) -> dict[str, list[ProbePair]]:
@@ -237,6 +240,7 @@ def _require_of(probe: Probe, record: AttentionRecord) -> None:
         )
     if not record.image_tokens:
         raise ValueError(f"{where}: found no picture; expected at least one: probe again")
+    _require_finite(where, record)
     regions = {*record.region_mass, *(one.region for one in record.interventions)}
     for found, expected, what in (
         (regions, probe.regions, "a region that the probe does not have"),
@@ -246,6 +250,42 @@ def _require_of(probe: Probe, record: AttentionRecord) -> None:
             raise ValueError(
                 f"{where}: found {what}: {', '.join(map(repr, missing[:5]))}; expected records of the same probe file: "
                 "give that file, or probe again"
+            )
+
+
+def _require_finite(where: str, record: AttentionRecord) -> None:
+    """Raises ValueError for a score or margin that is no number: it would make every mean of its group one."""
+    values = {"scores.answer_nats": record.scores.answer_nats, "scores.foil_nats": record.scores.foil_nats}
+    for one in record.interventions:
+        for value in (one.margin_nats, *one.control_margins_nats):
+            if not math.isfinite(value):
+                values[f"a margin after {one.kind} of {one.region!r} or of its controls"] = value
+    for name, found in values.items():
+        if found is not None and not math.isfinite(found):
+            raise ValueError(
+                f"{where}: found {found} as {name}; expected a number: the model gives none here, look whether its "
+                "training diverged, or leave the probe out"
+            )
+
+
+def _require_same_places(probe: Probe, before: AttentionRecord, after: AttentionRecord) -> None:
+    """Raises ValueError where a region was measured on one side alone, of what was measured on both."""
+    measured: list[tuple[str, Iterable[str], Iterable[str]]] = [
+        ("random regions", before.random_mass, after.random_mass),
+        ("attention without sinks", before.region_mass_without_sinks, after.region_mass_without_sinks),
+    ]
+    kinds = {one.kind: None for side in (before, after) for one in side.interventions}
+    for kind in kinds:
+        first, second = (
+            [one.region for one in side.interventions if one.kind == kind] for side in (before, after)
+        )
+        measured.append((kind, first, second))
+    for what, *sides in measured:
+        one, other = (sorted({*side}) for side in sides)
+        if one and other and one != other:
+            raise ValueError(
+                f"probe {probe.id}: {what} is measured on the regions {one} before (step {before.step}) and {other} "
+                f"after (step {after.step}); expected the same: probe both models with the same probe file"
             )
 
 

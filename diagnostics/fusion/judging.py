@@ -32,6 +32,7 @@ from diagnostics.measures.statistics import (
     sign_flip_p,
 )
 from diagnostics.probing.layer_choice import LEAST_PROBES
+from diagnostics.records.pictures import names_by_picture, picture_mark
 from diagnostics.records.probes import ENOUGH_PROBES, Probe
 
 ALL = "all"  # the scope of every probe; groups of the probe file are the others
@@ -150,8 +151,8 @@ def case_of(probe: Probe, views: Sequence[View]) -> FusionExample:
 
 
 def picture_of(probe: Probe) -> str:
-    """What makes two probes the same picture."""
-    return str(probe.images[0].resolve())
+    """What makes two probes the same picture: what it shows."""
+    return picture_mark(probe.images[0])
 
 
 def choosing_half(probes: Sequence[Probe]) -> Bool[np.ndarray, " probes"]:
@@ -165,9 +166,7 @@ def choosing_half(probes: Sequence[Probe]) -> Bool[np.ndarray, " probes"]:
     chosen: set[str] = set()
     for group in dict.fromkeys(group_of.values()):
         members = [probe for probe in probes if group_of[picture_of(probe)] == group]
-        names = {
-            picture_of(probe): f"{probe.images[0].parent.name}/{probe.images[0].name}" for probe in members
-        }
+        names = names_by_picture(members)
         ordered = sorted(names, key=lambda picture: (zlib.crc32(names[picture].encode()), names[picture]))
         chosen |= set(ordered[::2])
     return np.array([picture_of(probe) in chosen for probe in probes], bool)

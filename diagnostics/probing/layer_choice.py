@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from diagnostics.measures.geometry import region_coverage
 from diagnostics.measures.statistics import benjamini_hochberg, effect_size, head_tests, sign_flip_p
+from diagnostics.records.pictures import names_by_picture, picture_mark
 from diagnostics.records.probes import ENOUGH_PROBES, KEPT_SHARE, Probe, groups_of
 from diagnostics.records.record import AttentionRecord
 from finetune.files import write_atomically
@@ -89,32 +90,29 @@ def held_out(probes: Sequence[Probe]) -> tuple[Probe, ...]:
 
     Probes of one picture stay together, since a second probe on a picture is not independent evidence.
     """
-    pictures = sorted(
-        {_picture(probe) for probe in probes}, key=lambda name: (zlib.crc32(name.encode()), name)
-    )
+    names = names_by_picture(probes)
+    pictures = sorted(names, key=lambda mark: (zlib.crc32(names[mark].encode()), names[mark]))
     taken = set(pictures[::HELD_OUT])
     for name, members in groups_of(probes).items():
-        left = {_picture(probe) for probe in members} - taken
-        if name not in KEPT_SHARE and len(left) < ENOUGH_PROBES <= len(
-            {_picture(probe) for probe in members}
-        ):
+        own = {*names_by_picture(members)}
+        if name not in KEPT_SHARE and len(own - taken) < ENOUGH_PROBES <= len(own):
             return ()
-    chosen = tuple(probe for probe in probes if _picture(probe) in taken)
+    chosen = tuple(probe for probe in probes if picture_mark(probe.images[0]) in taken)
     return chosen if sum(bool(probe.regions) for probe in chosen) >= LEAST_PROBES else ()
 
 
 def check_apart(calibration: Sequence[Probe], judged: Sequence[Probe]) -> None:
-    """Checks that no picture serves both calibration and verdicts.
+    """Checks that no picture serves both calibration and verdicts, under one name or as a copy.
 
-    Raises ValueError naming the shared pictures.
+    Raises ValueError naming a shared picture.
     """
-    both = {probe.images[0].resolve() for probe in calibration} & {
-        probe.images[0].resolve() for probe in judged
-    }
-    if both:
+    first, second = ({picture_mark(one.images[0]): one for one in given} for given in (calibration, judged))
+    if both := [mark for mark in first if mark in second]:
+        own, other = (given[both[0]].images[0].resolve() for given in (first, second))
+        copied = "" if own == other else f", the same picture as {other}"
         raise ValueError(
-            f"calibration probes: {len(both)} of their pictures are also among the probes (such as "
-            f"{sorted(both)[0]}); expected other pictures, remove them from one of the files"
+            f"calibration probes: {len(both)} of their pictures are also among the probes (such as {own}{copied}); "
+            "expected other pictures, remove them from one of the files"
         )
 
 
@@ -145,7 +143,7 @@ def calibrate(
         )
         why = f"{words}: they are evenly spaced."
         return Calibration(tuple(evenly), (), False, names, (), (), (), why)
-    pictures = [_picture(probe) for probe, _ in used]
+    pictures = [picture_mark(probe.images[0]) for probe, _ in used]
     region = np.stack([_enrichment(probe, record, record.region_mass) for probe, record in used])
     random = np.stack([_enrichment(probe, record, record.random_mass) for probe, record in used])
     attending = np.flatnonzero(np.isfinite(region).all((0, 2)))  # the others have no attention map
@@ -221,9 +219,3 @@ def _enrichment(
     assert probe.main_region is not None
     coverage = region_coverage(probe.regions[probe.main_region], record.image_tokens[0])
     return masses[probe.main_region].astype(np.float64) / coverage.mean()
-
-
-def _picture(probe: Probe) -> str:
-    """Identifies a probe's picture: the file name alone is ambiguous, the whole path is not portable."""
-    path = probe.images[0]
-    return f"{path.parent.name}/{path.name}"

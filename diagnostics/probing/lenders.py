@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 from diagnostics.records.measurement_plan import OTHER, SAME_ANSWER
+from diagnostics.records.pictures import picture_mark
 from diagnostics.records.probes import Probe
-from finetune.samples.images import open_image
 
 
 class Loan(NamedTuple):
@@ -32,10 +28,10 @@ def loan_for(probe: Probe, probes: Sequence[Probe]) -> Loan | None:
     pictures, none of them one of the probe's by content. Among equals the order is that of a checksum of both ids, so
     that the choice depends neither on the order of the file nor on what is probed with it.
     """
-    own = {_mark(path) for path in probe.images}
+    own = {picture_mark(path) for path in probe.images}
     for kind, candidates in _by_preference(probe, probes):
         for one in sorted(candidates, key=lambda one: (_draw(probe, one), one.id)):
-            if own.isdisjoint(map(_mark, one.images)):
+            if own.isdisjoint(map(picture_mark, one.images)):
                 return Loan(kind, one)
     return None
 
@@ -65,14 +61,3 @@ def _words(spellings: Sequence[str]) -> frozenset[str]:
 
 def _draw(probe: Probe, lender: Probe) -> int:
     return zlib.crc32(f"{probe.id}\n{lender.id}".encode())
-
-
-def _mark(path: Path) -> tuple[tuple[int, int], int]:
-    """The same for the same picture, whatever its file is called."""
-    return _mark_of(path, path.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=65536)
-def _mark_of(path: Path, changed_ns: int) -> tuple[tuple[int, int], int]:
-    picture: Image.Image = open_image(path)
-    return picture.size, hash(picture.tobytes())

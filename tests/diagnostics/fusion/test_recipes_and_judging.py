@@ -1,9 +1,11 @@
 """Fused maps by hand, and verdicts on pictures where it is known what is better."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diagnostics.fusion.judging import (
     ALL,
@@ -237,19 +239,39 @@ def test_maps_that_not_all_pictures_have_are_no_lines():
     assert list(score_singles(cases)) == ["layer_0"]
 
 
-def test_half_of_each_groups_pictures_choose_and_pictures_stay_whole():
-    probes = [a_probe(i, "a") for i in range(20)] + [
+def in_folder(probes: list[Probe], folder: Path) -> list[Probe]:
+    """The probes with pictures that differ by their names."""
+    folder.mkdir(parents=True)
+    found = [replace(probe, images=(folder / probe.images[0].name,)) for probe in probes]
+    for path in {probe.images[0] for probe in found}:
+        Image.new("RGB", (4, 3), (int(path.stem), 0, 90)).save(path)
+    return found
+
+
+def test_half_of_each_groups_pictures_choose_and_pictures_stay_whole(tmp_path):
+    named = [a_probe(i, "a") for i in range(20)] + [
         a_probe(20 + i, "b", picture=40 + i // 2) for i in range(20)
     ]
+    probes = in_folder(named, tmp_path / "one" / "pictures")
     half = choosing_half(probes)
     assert half[:20].sum() == 10 and half[20:].sum() == 10
     assert (half[20::2] == half[21::2]).all()
     assert (choosing_half(probes[::-1])[::-1] == half).all()  # the order of the file does not matter
-    elsewhere = [
-        Probe(p.id, p.group, (Path("/other/pictures") / p.images[0].name,), "?", "a", "b", p.regions)
-        for p in probes
-    ]
+    elsewhere = in_folder(named, tmp_path / "other" / "pictures")
     assert (choosing_half(elsewhere) == half).all()
+
+
+def test_a_copy_of_a_picture_is_on_the_side_of_the_picture(tmp_path):
+    probes = in_folder([a_probe(i) for i in range(8)], tmp_path / "pictures")
+    (tmp_path / "copies").mkdir()
+    copies = [
+        replace(probe, id=f"copy-{probe.id}", images=(tmp_path / "copies" / f"{90 - at}.png",))
+        for at, probe in enumerate(probes)
+    ]
+    for probe, copy in zip(probes, copies, strict=True):
+        Image.open(probe.images[0]).save(copy.images[0], compress_level=0)
+    half = choosing_half([*probes, *copies])
+    assert half[:8].tolist() == half[8:].tolist() and half[:8].sum() == 4
 
 
 # ---------------------------------------------------------------- judgement

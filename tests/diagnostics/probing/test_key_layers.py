@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diagnostics.probing.layer_choice import Calibration, calibrate, check_apart, elbow, held_out
 from tests.diagnostics.show_samples import probes, records
@@ -91,6 +92,28 @@ def test_pictures_on_both_sides_are_an_error(tmp_path):
     check_apart(of[:1], of[1:]) if of[0].images != of[1].images else None
     with pytest.raises(ValueError, match="calibration probes: 1 of their pictures are also among the probes"):
         check_apart(of[:1], of)
+    copy = tmp_path / "copy.png"
+    Image.open(of[0].images[0]).save(copy, compress_level=0)
+    with pytest.raises(
+        ValueError, match=r"1 of their pictures .* \(such as .*copy\.png, the same picture as .*-0\.png\)"
+    ):
+        check_apart([replace(of[0], images=(copy,))], of)
+
+
+def test_copies_of_a_picture_are_held_out_together_and_are_no_further_evidence(tmp_path):
+    of = probes(tmp_path, per_group=70)
+    copies = []
+    for index, probe in enumerate(of):
+        path = tmp_path / f"copy-{index}.png"
+        Image.open(probe.images[0]).save(path, compress_level=0)
+        copies.append(replace(probe, id=f"copy-{probe.id}", images=(path,)))
+    taken = {probe.id for probe in held_out([*of, *copies])}
+    assert taken and {f"copy-{probe.id}" in taken for probe in of if probe.id in taken} == {True}
+    few, found = planted(tmp_path, gain=3.0, per_group=6)
+    again = [replace(few[0], id=f"again-{index}", images=copies[0].images) for index in range(20)]
+    found |= {probe.id: found[few[0].id] for probe in again}
+    alone = [few[0], *again]
+    assert not calibrate(alone, found, evenly=(1, 3)).chosen  # 21 probes, one picture
 
 
 def test_the_elbow():

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from attention_finetune.model import check_key_layers
 from diagnostics.capture.extractor import AttentionExtractor
@@ -195,6 +196,7 @@ def test_key_layers_are_chosen_among_those_that_attend(asked, records):
     generator = np.random.default_rng(0)
     for index in range(12):
         path = asked[0].images[0].with_name(f"one-{index}.png")
+        Image.new("RGB", (4, 3), (index, 0, 0)).save(path)
         probe = replace(asked[0], id=f"one-{index}", images=(path,))
         mass, random = (np.full((4, 4), np.nan) for _ in range(2))
         random[ATTENDING] = mass[ATTENDING] = generator.uniform(0.04, 0.06, (2, 4))

@@ -1,0 +1,54 @@
+"""Two records of one probe: what cannot be compared is an error that names the probe."""
+
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from diagnostics.comparison.pairs import images_of, pair_records
+from tests.diagnostics.show_samples import probes, records
+
+
+@pytest.fixture
+def sides(tmp_path):
+    """The first probe with its records before and after."""
+    probe, *_ = of = probes(tmp_path, per_group=1)
+    return probe, *(records(of, step)[probe.id] for step in (0, 10))
+
+
+def test_a_score_that_is_no_number_names_the_probe(sides):
+    probe, before, after = sides
+    broken = replace(after, scores=replace(after.scores, foil_nats=float("nan")))
+    with pytest.raises(
+        ValueError, match=r"probe sphere-building-0, record of step 10: found nan as scores\.foil"
+    ):
+        pair_records(probe, before, broken)
+    one = after.interventions[0]
+    for changed in (
+        one._replace(margin_nats=float("inf")),
+        one._replace(control_margins_nats=(0.5, float("inf"))),
+    ):
+        with pytest.raises(ValueError, match="found inf as a margin after occlusion of 'spheres'"):
+            pair_records(probe, before, replace(after, interventions=(changed, *after.interventions[1:])))
+
+
+def test_a_region_of_one_side_alone_names_the_probe(sides):
+    probe, before, after = sides
+    moved = tuple(one._replace(region="body") for one in after.interventions)
+    with pytest.raises(ValueError, match="probe sphere-building-0: occlusion is measured on the regions"):
+        pair_records(probe, before, replace(after, interventions=moved))
+    assert pair_records(probe, before, replace(after, interventions=())).region == "spheres"
+    fewer = {name: mass for name, mass in after.region_mass.items() if name != "body"}
+    with pytest.raises(ValueError, match="record of step 10: found no measurements of the region: 'body'"):
+        pair_records(probe, before, replace(after, region_mass=fewer))
+    random = replace(after, random_mass=fewer), replace(before, random_mass=before.region_mass)
+    with pytest.raises(ValueError, match="probe sphere-building-0: random regions is measured"):
+        pair_records(probe, random[1], random[0])
+
+
+def test_a_copy_of_a_picture_is_the_same_picture(sides, tmp_path):
+    probe, before, after = sides
+    copy = tmp_path / "copy.png"
+    Image.open(probe.images[0]).save(copy, compress_level=0)
+    pairs = [pair_records(one, before, after) for one in (probe, replace(probe, images=(copy,)))]
+    assert len({*images_of(pairs)}) == 1
