@@ -8,6 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diagnostics.probing.before import (
+    AdapterOff,
+    BeforeModel,
+    NotAtHandError,
+    OtherModel,
+    difference,
+    require_room,
+)
 from diagnostics.probing.layer_choice import calibrate, check_apart, held_out
 from diagnostics.probing.prober import Prober, auto_key_layers
 from diagnostics.probing.prompts import ProbeEncoder
@@ -58,7 +66,8 @@ def records_of(
     """Load the sources that are records, and probe those that are models, one after another.
 
     Where "before" is the base of the adapter "after", one loaded model serves both, with the adapter disabled for
-    the first.
+    the first. Where the plan has ``patching``, the attention of "before" is put back into "after": the former stays in
+    memory if both fit, and if not, or if they are built differently, the reason is printed and nothing is patched.
 
     base, allow_other_base   of adapters: as in ``finetune.model.checkpoint.load``
 
@@ -76,7 +85,11 @@ def records_of(
     records: dict[int, Records] = {at: load_records(one) for at, one in enumerate(folders) if one is not None}
     layers = _given_layers(key_layers, records.values())
     judged = probes
+    last = len(sources) - 1
+    lends = depth.patching and folders[0] is None and folders[last] is None
+    kept: Any = None
     for at, model, processor, state in _models(sources, folders, opening):
+        before = _before(kept, model, sources[0]) if at == last else None
         with state:
             ProbeEncoder(family_of(bare_model(model).config), processor).check(
                 (*calibration, *probes), "probes"
@@ -84,11 +97,40 @@ def records_of(
             if layers is None:
                 layers, judged = _calibrated(model, processor, probes, calibration, output_dir)
             folder = output_dir / "attention" / _name(at, len(sources))
-            records[at] = _probed((model, processor), sources[at], at, probes, layers, depth, folder)
+            records[at] = _probed((model, processor), sources[at], at, probes, layers, depth, folder, before)
+        if at == 0 and lends and (not isinstance(state, nullcontext) or _has_room(model)):
+            kept = model
     if len(records) > sum(folder is not None for folder in folders):
         write_probes(probes, output_dir / "attention" / "probes.json")
     ordered = tuple(records[at] for at in range(len(sources)))
     return Found(judged, ordered, _steps(ordered, folders))
+
+
+def _before(kept: Any, after: Any, name: str) -> BeforeModel | None:
+    """The model before, to lend its attention; None, and the reason printed, where it cannot."""
+    if kept is None:
+        return None
+    try:
+        if kept is after:
+            return AdapterOff(after, name)
+        if (fault := difference(kept, after)) is None:
+            return OtherModel(kept, name)
+        raise NotAtHandError(fault)
+    except NotAtHandError as error:
+        print(NOT_PUT_BACK.format(error), flush=True)
+        return None
+
+
+def _has_room(model: Any) -> bool:
+    try:
+        require_room(model)
+    except NotAtHandError as error:
+        print(NOT_PUT_BACK.format(error), flush=True)
+        return False
+    return True
+
+
+NOT_PUT_BACK = "attention of the model before is not put back into the model after: {}"
 
 
 def _models(
@@ -123,9 +165,10 @@ def _probed(
     layers: Sequence[int],
     depth: MeasurementPlan,
     folder: Path,
+    before: BeforeModel | None,
 ) -> Records:
     model, processor = loaded
-    prober = Prober(model, processor, key_layers=layers, probes=probes, depth=depth)
+    prober = Prober(model, processor, key_layers=layers, probes=probes, depth=depth, before=before)
     prober.self_check()
     print(f"{name}: {cost_words(depth, tuple(probes), len(layers), prober.allowed)}", flush=True)
     records = {record.probe_id: record for record in prober.run_all(step, name, progress=True)}

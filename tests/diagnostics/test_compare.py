@@ -303,6 +303,11 @@ def test_models_and_adapters_are_probed_and_their_records_kept(
     before = load_records(out / "attention" / "before")
     alone = Prober(*load(base), key_layers=(0, 2), probes=of).run(of[0], 0, "base")
     assert before["disc-0"].scores == alone.scores
+    after = load_records(out / "attention" / "after")
+    for probe_id, record in after.items():
+        assert record.patched_from is not None and record.patched_from.model == str(base)
+        assert record.patched_from.margin_nats == pytest.approx(before[probe_id].scores.margin_nats, abs=1e-4)
+        assert len(record.patches) == 5 and before[probe_id].patches == ()
     # Alone and in a batch: some CPUs sum in another order then.
     np.testing.assert_allclose(before["disc-0"].rows, alone.rows, rtol=1e-5, atol=1e-7)
     # the records that were kept are a source of their own
@@ -317,3 +322,29 @@ def test_models_and_adapters_are_probed_and_their_records_kept(
         )
     with pytest.raises(ValueError, match="--key_layers: found 'x'; expected auto, or numbers"):
         compare_sources(str(base), str(adapter), out, probes_file=tmp_path / "probes.json", key_layers="x")
+
+
+def test_a_second_model_lends_its_attention_where_it_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All weights differ, so that both models are loaded; where one cannot stay, the reason is printed."""
+    for seed, name in enumerate(("base", "tuned")):
+        (tmp_path / name).mkdir()
+        tiny_model(seed=seed).save_pretrained(tmp_path / name)
+        tiny_processor(tmp_path / name).save_pretrained(tmp_path / name)
+    write_probes(tiny_probes(tmp_path), tmp_path / "probes.json")
+
+    def patches(before: str, after: str) -> list[int]:
+        ends = (str(tmp_path / before), str(tmp_path / after))
+        out = tmp_path / f"out-{before}-{after}"
+        compare_sources(*ends, out, probes_file=tmp_path / "probes.json", key_layers="0,2")
+        return [len(one.patches) for one in load_records(out / "attention" / "after").values()]
+
+    assert patches("base", "tuned") == [5, 5, 5]
+    assert "is not put back" not in capsys.readouterr().out
+    with monkeypatch.context() as full:
+        full.setattr("diagnostics.probing.before.available_bytes", lambda place: 1000)
+        assert patches("base", "tuned") == [0, 0, 0]
+    assert (
+        "not put back into the model after: a second model beside this one needs" in capsys.readouterr().out
+    )
