@@ -164,18 +164,28 @@ def layer_chances(groups: Mapping[str, Sequence[ProbePair]]) -> Heads:
 def head_chances(groups: Mapping[str, Sequence[ProbePair]]) -> Heads:
     """p that a head's attention on the region changed by no more than on random places of the same size, for every head
     of every layer that has attention maps, adjusted for all of them in all groups."""
-    with_region = {name: [p for p in pairs if p.region is not None] for name, pairs in groups.items()}
-    members = {name: pairs for name, pairs in with_region.items() if pairs}
+    members = {name: tested for name, pairs in groups.items() if (tested := _tested(pairs))}
     sides = {name: _head_lead(pairs) for name, pairs in members.items()}
     before, after = ({name: both[at] for name, both in sides.items()} for at in (0, 1))
     return significant_heads(before, after, {name: images_of(pairs) for name, pairs in members.items()})
+
+
+def _tested(pairs: Sequence[ProbePair]) -> list[ProbePair]:
+    """The probes whose heads are tested: with a region, and with random places beside it where any has them."""
+    members = [pair for pair in pairs if pair.region is not None]
+    beside = [pair for pair in members if _has_random(pair)]
+    return beside or members
+
+
+def _has_random(pair: ProbePair) -> bool:
+    return all(pair.region in getattr(pair, side).random_mass for side in SIDES)
 
 
 def _head_lead(pairs: Sequence[ProbePair]) -> tuple[np.ndarray, np.ndarray]:
     """Mass of region and random places crossed, so that their ``relative_change`` is the region's lead: what both gain
     alike (a head that looks more at the whole image) cancels out."""
     before, after = (_masses(pairs, side) for side in SIDES)
-    if not all(pair.region in getattr(pair, side).random_mass for pair in pairs for side in SIDES):
+    if not all(map(_has_random, pairs)):
         return before, after
     random_before, random_after = (_masses(pairs, side, "random_mass") for side in SIDES)
     return before + random_after, after + random_before
@@ -198,7 +208,7 @@ def heads(
 ) -> Json | None:
     """The heads whose attention on the region changed beyond chance, and by ``least`` of what region and random places
     get; smallest p first; at most 40 are listed."""
-    members = [pair for pair in pairs if pair.region is not None]
+    members = _tested(pairs)
     if chances is None or not members:
         return None
     before, after = (_masses(members, side) for side in SIDES)

@@ -85,7 +85,9 @@ def comparison_of(
     mediation = {
         name: mediation_of(members, asked, level, why_not=why_not_patched) for name, members in groups.items()
     }
-    attention = {name: read_attention(members, mediated_nats, level) for name, members in groups.items()}
+    attention = {
+        name: read_attention(members, mediated_nats, asked, level) for name, members in groups.items()
+    }
     readings = {name: one for name, one in attention.items() if one is not None}
     chances = pooled_chances(readings)
     context = _Context(groups, asked, level)

@@ -98,11 +98,11 @@ def verdict(evidence: Evidence, thresholds: Thresholds) -> Verdict:
         return Verdict(TOO_FEW, (_too_few_reason(evidence, thresholds),))
     if evidence.group in KEPT_SHARE:
         return _kept(evidence.group, evidence.answers, evidence.probes)
-    claim = _claim(evidence, evidence.answers, thresholds)
+    claim = _claim(evidence, evidence.answers)
     return Verdict(claim, tuple(leg.reason for leg in evidence.legs))
 
 
-def _claim(evidence: Evidence, answers: Answers, thresholds: Thresholds) -> str:
+def _claim(evidence: Evidence, answers: Answers) -> str:
     legs = evidence.legs
     if answers.change == FEWER:
         return WORSE
@@ -110,7 +110,7 @@ def _claim(evidence: Evidence, answers: Answers, thresholds: Thresholds) -> str:
         return ATTENTION_ALONE if evidence.moved else NOT_MOVED
     first = (
         (answers.disagrees, DISAGREE),
-        (answers.after < thresholds.right - 1e-9, TOO_FEW_RIGHT),
+        (not answers.enough, TOO_FEW_RIGHT),
         (legs.guards.holds is False, GUARD_BROKE),
         (legs.picture.holds is False, FROM_WORDS),
         (evidence.moved == AWAY, LEFT),

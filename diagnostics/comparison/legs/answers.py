@@ -26,6 +26,7 @@ class Answers(NamedTuple):
     gained, lost     pictures with more, and with fewer, right answers after
     p                exact McNemar test over those
     difference_ci95  interval of after − before: Clopper–Pearson of gained among gained + lost
+    enough           is the share right after, of probes and of pictures, at least the threshold?
     change           ``MORE``, ``FEWER`` or ``SAME`` where chance explains the change
     said             shares of generated answers that are right; None where none were generated
     disagrees        do generated answers and margins differ by more than the threshold, after?
@@ -39,6 +40,7 @@ class Answers(NamedTuple):
     lost: int
     p: float
     difference_ci95: tuple[float, float]
+    enough: bool
     change: str
     said: tuple[float, float] | None
     disagrees: bool
@@ -73,10 +75,12 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
     p = mcnemar_p(gained, lost)
     change = SAME if p >= 1 - level or gained == lost else MORE if gained > lost else FEWER
     shares = [float(one.mean()) for one in right]
+    of_images = float(by_image[1].mean())
     intervals = [_interval(one, level) for one in by_image]
     said = said_right(scored)
     apart = said is not None and abs(said[1] - shares[1]) > thresholds.disagreement + 1e-9
-    holds = change == MORE and shares[1] >= thresholds.right - 1e-9 and not apart
+    enough = min(shares[1], of_images) >= thresholds.right - 1e-9
+    holds = change == MORE and enough and not apart
     return Answers(
         shares[0],
         shares[1],
@@ -86,14 +90,15 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
         lost,
         p,
         _difference_interval(gained, lost, len(by_image[0]), level),
+        enough,
         change,
         said,
         apart,
         Leg(
             holds,
             len(scored),
-            shares[1],
-            intervals[1],
+            of_images,
+            (intervals[1][0], max(intervals[1][1], of_images)),
             thresholds.right,
             _reason(shares, intervals[1], (gained, lost, p), said if apart else None, thresholds, level),
         ),

@@ -23,9 +23,9 @@ from diagnostics.measures.statistics import (
     paired_change,
     relative_change,
 )
-from diagnostics.records.probes import ENOUGH_PROBES
 
 TO, AWAY = "to the region", "away from the region"
+MOST_TOLD = 100  # times; beyond it there was next to nothing before
 SALIENT, OTHERS = "equally salient places", "the other regions"
 
 Mediated = Callable[[ProbePair, int], float | None]
@@ -67,7 +67,9 @@ class Reading:
     leads: tuple[Lead, ...]
 
 
-def read_attention(pairs: Sequence[ProbePair], mediated: Mediated, level: float) -> Reading | None:
+def read_attention(
+    pairs: Sequence[ProbePair], mediated: Mediated, thresholds: Thresholds, level: float
+) -> Reading | None:
     """None where no probe names a region.
 
     Choosing the best of several layers and measuring it on the same probes flatters it (winner's curse: +.12 was
@@ -103,7 +105,7 @@ def read_attention(pairs: Sequence[ProbePair], mediated: Mediated, level: float)
         bootstrap_mean(relative, images, level=level),
         effect_size(relative, images),
         float(np.median((2 + relative) / np.maximum(2 - relative, 1e-6))),
-        tuple(_leads(members, rows, before, after, level)),
+        tuple(_leads(members, rows, (before, after), thresholds.probes, level)),
     )
 
 
@@ -152,9 +154,14 @@ def _is_clear(lead: Lead, thresholds: Thresholds) -> bool:
 def _means(reading: Reading) -> str:
     return (
         f"The region gets {reading.change.after:.2f} times the attention that its area alone would get, "
-        f"{reading.change.before:.2f} before (median probe: {reading.median_factor:.2f} times as much as before; "
-        f"{_chosen_words(reading)})"
+        f"{reading.change.before:.2f} before ({_median_words(reading.median_factor)}; {_chosen_words(reading)})"
     )
+
+
+def _median_words(factor: float) -> str:
+    if factor > MOST_TOLD:
+        return f"median probe: over {MOST_TOLD} times as much as before"
+    return f"median probe: {factor:.2f} times as much as before"
 
 
 def _chosen_words(reading: Reading) -> str:
@@ -232,17 +239,22 @@ def _carried(pairs: Sequence[ProbePair], layer: int, mediated: Mediated) -> floa
 
 
 def _leads(
-    members: Sequence[ProbePair], rows: Sequence[int], before: np.ndarray, after: np.ndarray, level: float
+    members: Sequence[ProbePair],
+    rows: Sequence[int],
+    region: tuple[np.ndarray, np.ndarray],
+    least: int,
+    level: float,
 ) -> list[Lead]:
     """Over each other named region, and over equally salient places. Regions that contain the judged one, or are a part
     of it, count without what they share; the ends of a relation belong together. Names that few probes have are taken
     together."""
+    before, after = region
     places: dict[str, dict[int, tuple[float, float]]] = {}
     for at, (pair, row) in enumerate(zip(members, rows, strict=True)):
         for name, levels in _other_levels(pair, row).items():
             places.setdefault(name, {})[at] = levels
     images = images_of(members)
-    rare = [name for name, one in places.items() if len({images[at] for at in one}) < ENOUGH_PROBES]
+    rare = [name for name, one in places.items() if len({images[at] for at in one}) < least]
     pooled: dict[int, list[tuple[float, float]]] = {}
     for name in rare:
         for at, levels in places.pop(name).items():
@@ -255,7 +267,7 @@ def _leads(
     for name, one in places.items():
         index = list(one)
         others = np.array([one[at] for at in index])
-        if len({images[at] for at in index}) < ENOUGH_PROBES:
+        if len({images[at] for at in index}) < least:
             continue
         lead = relative_change(before[index] + others[:, 1], after[index] + others[:, 0])
         interval = bootstrap_mean(lead, [images[at] for at in index], level=level)

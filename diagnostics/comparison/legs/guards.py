@@ -8,7 +8,7 @@ import numpy as np
 
 from diagnostics.comparison.legs.answers import is_right
 from diagnostics.comparison.legs.leg import Leg, count, not_measured, percent, percent_interval
-from diagnostics.comparison.pairs import ProbePair, images_of
+from diagnostics.comparison.pairs import SIDES, ProbePair, images_of
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.measures.answers import normalised
 from diagnostics.measures.statistics import clopper_pearson
@@ -25,7 +25,8 @@ def guards_leg(
 
     Guards of a group are the probes, of any group, whose right answer is the foil of one of its probes; its own count
     where both answers are right in turn ("on" and "under"). They hold where each right answer with at least 5 guards is
-    right in the share that answers need, and no group named ``neighbour`` is broken.
+    right in the share that answers need, all together keep 95 % of what was right before, and no group named
+    ``neighbour`` is broken. Guards that were wrong before and still are break nothing and vouch for nothing: None.
     """
     foils = {normalised(pair.probe.foil) for pair in groups[name] if pair.probe.foil}
     guards = [
@@ -44,35 +45,41 @@ def guards_leg(
             f"answer here ({', '.join(sorted({str(p.probe.foil) for p in groups[name]})[:2])}), and there is {found}.",
             len(guards),
         )
-    value, interval, answer = _worst(guards, level)
+    value, interval, answer, before = _worst(guards, level)
+    all_before, all_after = (_share(guards, side) for side in SIDES)
     broken = [one for one in _broken(groups) if one != name]
+    right = value >= thresholds.right - 1e-9
+    fell = all_after < KEPT_SHARE[NEIGHBOUR] * all_before - 1e-9 or (not right and value < before)
     words = f"Of the {len(guards)} guards, whose right answer is the wrong one here, {percent(value)} are right after"
     words += f" where the answer is {answer!r}" if answer else ""
-    words += f" ({percent_interval(interval, level).replace('+', '')}; at least {percent(thresholds.right)} must be)"
-    if broken:
-        words += f", and {broken[0]} is broken"
-    return Leg(
-        value >= thresholds.right - 1e-9 and not broken,
-        len(guards),
-        value,
-        interval,
-        thresholds.right,
-        f"{words}.",
+    words += (
+        f" and {percent(before)} before ({percent_interval(interval, level).replace('+', '')} after; at least "
+        f"{percent(thresholds.right)} must be, and {percent(KEPT_SHARE[NEIGHBOUR])} of those before)"
     )
+    if broken:
+        words += f"; {broken[0]} is broken"
+    elif not (right or fell):
+        words += "; they were wrong before too, so they cannot vouch for this group"
+    holds = False if broken or fell else True if right else None
+    return Leg(holds, len(guards), value, interval, thresholds.right, f"{words}.")
 
 
-def _worst(guards: Sequence[ProbePair], level: float) -> tuple[float, tuple[float, float], str]:
-    """Share right after, its interval, and the right answer that it is of; "" for all guards together."""
+def _worst(guards: Sequence[ProbePair], level: float) -> tuple[float, tuple[float, float], str, float]:
+    """Share right after, its interval over pictures, the right answer that it is of ("" for all guards together), and
+    the share right before."""
     by_answer: dict[str, list[ProbePair]] = {}
     for pair in guards:
         by_answer.setdefault(pair.probe.answer, []).append(pair)
     judged = {name: pairs for name, pairs in by_answer.items() if len(pairs) >= LEAST_OF_ONE_ANSWER}
     named: list[tuple[str, Sequence[ProbePair]]] = [("", guards), *judged.items()]
-    shares = [
-        (float(np.mean([is_right(pair.after) for pair in pairs])), name, pairs) for name, pairs in named
-    ]
-    share, name, pairs = min(shares, key=lambda one: one[0])
-    return share, clopper_pearson(round(share * len(pairs)), len(pairs), level=level), name
+    name, pairs = min(named, key=lambda one: _share(one[1], "after"))
+    share, images = _share(pairs, "after"), len(set(images_of(pairs)))
+    interval = clopper_pearson(int(share * images + 1e-9), images, level=level)
+    return share, (min(interval[0], share), max(interval[1], share)), name, _share(pairs, "before")
+
+
+def _share(pairs: Sequence[ProbePair], side: str) -> float:
+    return float(np.mean([is_right(getattr(pair, side)) for pair in pairs]))
 
 
 def _broken(groups: Mapping[str, Sequence[ProbePair]]) -> list[str]:

@@ -77,12 +77,11 @@ def mediation_of(
             f"({apart} of {len(patched)} probes)."
         )
         return Mediation(not_measured(thresholds.mediated, reason, len(patched)), ())
-    claimed = 1 - (1 - level) / 2
     parts = []
     for part, layers in dict.fromkeys(
         (one.part, one.layers) for pair in patched for one in pair.after.patches
     ):
-        share = _share(patched, part, layers, claimed if part in (LANGUAGE, CONNECTOR) else level)
+        share = _share(patched, part, layers, level)
         if share is not None:
             parts.append(Mediated(part, layers, share))
     return Mediation(_leg(patched, parts, thresholds, level), tuple(parts))
@@ -106,9 +105,10 @@ def _leg(
             len(patched),
         )
     best = max(claimed, key=lambda one: one.share.mean)
+    of_two = _share(patched, best.part, best.layers, 1 - (1 - level) / 2)
     words = listed([f"{percent(one.share.mean)} in {_where(one)}" for one in _told(parts)])
     return Leg(
-        best.share.mean >= thresholds.mediated and best.share.is_above_zero,
+        best.share.mean >= thresholds.mediated and of_two is not None and of_two.is_above_zero,
         len(patched),
         best.share.mean,
         (best.share.low, best.share.high),

@@ -9,55 +9,57 @@ import numpy as np
 from diagnostics.comparison.legs.leg import Leg, listed, not_measured, percent, percent_interval, too_few
 from diagnostics.comparison.pairs import ProbePair, images_of
 from diagnostics.comparison.thresholds import Thresholds
-from diagnostics.measures.statistics import Interval, ratio_of_means
+from diagnostics.measures.statistics import ratio_of_means
 from diagnostics.records.measurement_plan import BLANK, NO_PICTURE, OTHER
 
 _WORDS = {
-    BLANK: "with a blank picture",
     OTHER: "with a picture of another answer",
+    BLANK: "with a blank picture",
     NO_PICTURE: "without a picture",
 }
 
 
 def picture_leg(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float) -> Leg:
-    """The share of the margin after that is lost without the true picture, where it is lost most.
+    """The share of the margin after that is lost without the true picture.
 
-    A model that answers from the words keeps its margin whatever is shown. One that looks loses it with some other
-    picture, but not with each: what it says of a blank one is free.
+    Judged is a picture of another answer, where enough probes have one: it alone shows that what the picture shows
+    decides. Else a blank one. The question without any picture is shown beside it and never judged: a model that
+    answers from the words may be thrown off by a prompt unlike all that it was trained on.
     """
     measured = {kind: _margins(pairs, kind) for kind in _WORDS}
     enough = {kind: one for kind, one in measured.items() if len(set(one[2])) >= thresholds.probes}
-    most = max((len(set(one[2])) for one in measured.values()), default=0)
+    most = max((len(one[2]) for one in measured.values()), default=0)
     if not most:
         return not_measured(
             thresholds.picture, "No other picture was shown, so words alone may have sufficed."
         )
-    if not enough:
-        return too_few(
-            thresholds.picture, "The margin without the picture was", most, most, thresholds.probes
+    judged = next((kind for kind in (OTHER, BLANK) if kind in enough), None)
+    if judged is None:
+        what, images = (
+            "The margin with another picture was",
+            max(len(set(measured[kind][2])) for kind in (OTHER, BLANK)),
         )
-    shares: dict[str, Interval] = {}
-    for kind, (true, other, images) in enough.items():
-        share = ratio_of_means(true - other, true, images, level=level)
-        if share is not None:
-            shares[kind] = share
-    if not shares:
+        return too_few(thresholds.picture, what, images, most, thresholds.probes)
+    shares = {
+        kind: ratio_of_means(true - other, true, images, level=level)
+        for kind, (true, other, images) in enough.items()
+    }
+    value = shares[judged]
+    if value is None:
         return not_measured(
             thresholds.picture,
-            "The margin is not above 0, so no share of it can come from the picture.",
-            most,
+            "The margin is not surely above 0, so no share of it can come from the picture.",
+            len(enough[judged][2]),
         )
-    best = max(shares, key=lambda kind: shares[kind].mean)
-    value = shares[best]
-    lost = listed([f"{percent(max(one.mean, 0))} {_WORDS[kind]}" for kind, one in shares.items()])
+    lost = listed([f"{percent(one.mean)} {_WORDS[kind]}" for kind, one in shares.items() if one is not None])
     return Leg(
         value.mean >= thresholds.picture and value.is_above_zero,
-        len(enough[best][2]),
+        len(enough[judged][2]),
         value.mean,
         (value.low, value.high),
         thresholds.picture,
-        f"Of the margin, {lost} is lost ({percent_interval(value, level)} of the largest; at least "
-        f"{percent(thresholds.picture)} must come from the picture).",
+        f"Of the margin, {lost} is lost ({percent_interval(value, level)} {_WORDS[judged]}; at least "
+        f"{percent(thresholds.picture)} must be).",
     )
 
 

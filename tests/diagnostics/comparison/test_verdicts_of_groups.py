@@ -32,6 +32,10 @@ FAULTS = [
     ({"said": ("", "")}, "corrected"),  # nothing was generated
     ({"margins": (3.0, -6.0)}, "answers got worse"),
     ({"pictures": {"blank": 6.0, "other": 5.5, "none": 6.0}}, "it answers from the words"),
+    ({"pictures": {"blank": 5.5, "other": 5.5, "none": -3.0}}, "it answers from the words"),
+    ({"pictures": {"blank": 5.5, "other": 0.5, "none": 6.0}}, "corrected"),
+    ({"pictures": {"blank": 0.5, "none": 6.0}}, "corrected"),
+    ({"pictures": {"none": -3.0}}, "answers changed, picture not measured"),
     ({"pictures": {}}, "answers changed, picture not measured"),
     ({"pictures": {"same answer": -5.0}}, "answers changed, picture not measured"),
     ({"region": ((3.0, 3.0), (3.0, 3.0))}, "answers changed, attention did not"),
@@ -75,6 +79,15 @@ def test_without_guards_it_is_unguarded_and_with_broken_ones_no_correction(tmp_p
         assert (
             group["verdict"] == "answers changed, a guard broke" and group["legs"]["guards"]["holds"] is False
         )
+    for before, after in ((-1.0, -1.0), ([-1.0] * 10 + [4.0] * 14, [-1.0] * 9 + [4.0] * 15)):
+        wrong = replace(GUARDS, margins=(before, after))  # wrong before and after: they vouch for nothing
+        group = comparison_of(flat(pairs_of(tmp_path, towers=CORRECTED, others=wrong)))["groups"]["towers"]
+        assert (
+            group["verdict"] == "corrected, unguarded" and "cannot vouch" in group["legs"]["guards"]["reason"]
+        )
+    fell = replace(GUARDS, margins=(4.0, [-1.0] * 2 + [4.0] * 22))  # 92 % of 100 %
+    group = comparison_of(flat(pairs_of(tmp_path, towers=CORRECTED, others=fell)))["groups"]["towers"]
+    assert group["verdict"] == "answers changed, a guard broke"
     neighbour = replace(GUARDS, margins=(4.0, -1.0), answer="a bridge", foil="a road")
     group = comparison_of(flat(pairs_of(tmp_path, towers=CORRECTED, others=GUARDS, neighbour=neighbour)))
     assert group["groups"]["towers"]["verdict"] == "answers changed, a guard broke"
