@@ -449,7 +449,7 @@ def test_what_is_being_forgotten_is_said_at_the_checkpoint(
 def test_key_layers_are_chosen_on_other_pictures_and_never_again(tmp_path, processor, probe_file, folder):
     other = tmp_path / "other"
     other.mkdir()
-    chosen_on = [replace(probe, id=f"other-{probe.id}") for probe in tiny_probes(other, 14)]
+    chosen_on = [replace(probe, id=f"other-{probe.id}") for probe in tiny_probes(other, 17)[3:]]
     watcher = AttentionMonitor(processor, probe_file, calibration_probes=chosen_on)
     train(tmp_path / "out", processor, probe_file, [watcher], max_steps=2)
     path = tmp_path / "out" / "attention" / "calibration.json"
