@@ -40,7 +40,10 @@ def check_probes(args: Arguments, probes: Probes, processor: Any, family: famili
         (args.monitor.probes, probes.judged),
         (args.monitor.calibration_probes, probes.calibration),
     ):
-        reader.check(some, str(file))
+        warnings = reader.check(some, str(file))
+        if args.training.dry_run:  # a run hears them from its monitor
+            for line in warnings:
+                print(f"warning: {line}")
 
 
 def prompt_note(probes: Probes, trained: Sequence[conversation.Conversation]) -> list[str]:

@@ -119,6 +119,7 @@ def table(comparison: Mapping[str, Any]) -> str:
     lines.insert(1, "  ".join("─" * width for width in widths))
     for name, group in comparison["groups"].items():
         lines += ["", f"{name}: {group['verdict']}", *(f"  - {reason}" for reason in group["reasons"])]
+        lines += [f"  warning: {line}" for line in group.get("warnings", ())]
     return "\n".join(line.rstrip() for line in lines)
 
 

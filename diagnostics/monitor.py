@@ -268,9 +268,10 @@ class AttentionMonitor(TrainerCallback):
         """Start a new run at step 0, resume elsewhere. ``runs``: the runs that the resumed checkpoint names; None
         without such a checkpoint."""
         self._forget()
-        ProbeEncoder(family_of(bare_model(model).config), self.processor).check(
-            (*self.calibration_probes, *self.probes), "probes"
-        )
+        reader = ProbeEncoder(family_of(bare_model(model).config), self.processor)
+        for line in reader.check((*self.calibration_probes, *self.probes), "probes"):
+            if at.step == 0 and rank_and_world_size()[0] == 0:
+                print(f"warning: {line}", flush=True)
         if at.step == 0:
             self._begin_anew(at, model)
         else:

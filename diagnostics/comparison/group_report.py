@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diagnostics.comparison.answer_warnings import answer_warnings
 from diagnostics.comparison.enrichment import (
     LayerEnrichment,
     enrichment_by_layer,
@@ -185,6 +186,7 @@ def _group(name: str, context: _Context, looking: _Looking, mediation: Mediation
         "sink_share": sink_share_by_layer(pairs),
         "drift_jsd_nats": mean_by_layer(pairs, lambda pair, layer: layer.drift_jsd_nats),
         "drift": mean_by_layer(pairs, drift_of),
+        "warnings": answer_warnings(pairs),
         "mediation": [one.json() for one in mediation.parts],
         "legs": legs.json(),
         "verdict": claim.verdict,

@@ -91,9 +91,10 @@ def records_of(
     for at, model, processor, state in _models(sources, folders, opening):
         before = _before(kept, model, sources[0]) if at == last else None
         with state:
-            ProbeEncoder(family_of(bare_model(model).config), processor).check(
-                (*calibration, *probes), "probes"
-            )
+            reader = ProbeEncoder(family_of(bare_model(model).config), processor)
+            for line in reader.check((*calibration, *probes), "probes"):
+                if at == 0:
+                    print(f"warning: {line}", flush=True)
             if layers is None:
                 layers, judged = _calibrated(model, processor, probes, calibration, output_dir)
             folder = output_dir / "attention" / _name(at, len(sources))

@@ -21,6 +21,7 @@ from finetune.families.base import IGNORED, joined_media
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 
 IMAGE_TOKEN_TEXT = "<image>"
+MOST_NAMED = 3
 MAX_BYTES_OF_A_CHARACTER = 4  # UTF-8
 
 
@@ -107,13 +108,18 @@ class ProbeEncoder:
         ]
         return max(end - start for start, end in (one.turn_spans[-1] for one in read))
 
-    def check(self, probes: Sequence[Probe], source: str) -> None:
-        """Raises ValueError listing every probe that the model cannot read. Needs no weights, and only the headers of
-        the pictures. ``source``: the probe file, for the message."""
-        faults = []
+    def check(self, probes: Sequence[Probe], source: str) -> tuple[str, ...]:
+        """Warnings, each a line that names probes: answers and foils of unlike length. Needs no weights, and only the
+        headers of the pictures. ``source``: the probe file, for the message.
+
+        Raises ValueError listing every probe that the model cannot read.
+        """
+        faults, unlike = [], []
         for probe in probes:
             try:
-                self._check(probe)
+                answer, foil = self._check(probe)
+                if foil and answer != foil:
+                    unlike.append(f"{probe.id} ({answer} and {foil})")
             except ValueError as error:
                 named = f"probe {probe.id}: "
                 faults.append(named + str(error).removeprefix(named))
@@ -121,12 +127,16 @@ class ProbeEncoder:
             raise ValueError(
                 "\n  ".join([f"{source}: {len(faults)} probe(s) that this model cannot read:", *faults])
             )
+        return (_unlike_words(source, unlike, len(probes)),) if unlike else ()
 
-    def _check(self, probe: Probe) -> None:
+    def _check(self, probe: Probe) -> tuple[int, int]:
+        """How many tokens of answer and foil are scored; 0 without a foil."""
         asked = user_parts(probe)
         answer = self._encoded(probe, probe.answer, asked, media=False)
         foil = None if probe.foil is None else self._encoded(probe, probe.foil, asked, media=False)
         queries(probe, answer, foil, self.texts(answer))
+        lengths = [0 if one is None else len(range(*scored_span(one))) for one in (answer, foil)]
+        return lengths[0], lengths[1]
 
     def layout(self, probe: Probe) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
         """The text of each token of the probe with its answer, and the grid (rows, columns) of each picture."""
@@ -137,6 +147,15 @@ class ProbeEncoder:
         """The text of each token."""
         slots = {int(position) for image in encoded.images for position in image.all_positions}
         return token_texts(self.processor.tokenizer, encoded.input_ids.tolist(), slots)
+
+
+def _unlike_words(source: str, unlike: Sequence[str], probes: int) -> str:
+    more = f" and {len(unlike) - MOST_NAMED} more" if len(unlike) > MOST_NAMED else ""
+    return (
+        f"{source}: in {len(unlike)} of {probes} probes answer and foil have unlike numbers of tokens: "
+        f"{', '.join(unlike[:MOST_NAMED])}{more}; the longer one pays for each of its tokens, so a margin near 0 says "
+        "little there: choose a foil of the same length where there is one"
+    )
 
 
 def check_processor(processor: Any) -> None:

@@ -13,7 +13,7 @@ from diagnostics.probing.regions import region_tokens
 from diagnostics.records.measurement_plan import QUICK
 from finetune.families import family_of
 from finetune.samples.conversation import Conversation, Turn
-from tests.diagnostics.tiny_qwen_vl import tiny_probes
+from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 from tests.finetune.families.test_contract import FAMILIES
 
 SCORED = {
@@ -120,3 +120,18 @@ def test_a_generated_answer_has_room_for_the_longest_spelling_and_the_foil(model
     assert prober.max_new_tokens == 18 + 8
     longer = replace(probe, foil="x" * 30)
     assert Prober(model, processor, key_layers=[0], probes=[longer], depth=QUICK).max_new_tokens == 38
+
+
+def test_unlike_lengths_are_warned_of_by_name(tmp_path):
+    """Scored with their end: 6 bytes and 1, 12 bytes and 1."""
+    probe = tiny_probes(tmp_path)[0]
+    processor = tiny_processor(tmp_path)
+    reader = ProbeEncoder(family_of(tiny_model().config), processor)
+    alike = replace(probe, answer="Canton", foil="Towers", phrases={})
+    unlike = [replace(alike, id=f"p{at}", foil="Canary Wharf") for at in range(5)]
+    assert reader.check([alike, replace(alike, foil=None)], "probes.json") == ()
+    (line,) = reader.check([alike, *unlike], "probes.json")
+    assert line.startswith(
+        "probes.json: in 5 of 6 probes answer and foil have unlike numbers of tokens: p0 (7 and 13), p1 (7 and 13), "
+        "p2 (7 and 13) and 2 more; "
+    )
