@@ -38,6 +38,7 @@ from diagnostics.probing.interventions import TrialRunner, summed_nats
 from diagnostics.probing.lenders import loan_for
 from diagnostics.probing.mediation import Mediator, parts_of
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, scored_span
+from diagnostics.probing.regions import salient_coverages
 from diagnostics.probing.relations import read_relation
 from diagnostics.records.measurement_plan import OTHER, QUICK, Allowed, MeasurementPlan
 from diagnostics.records.probes import Probe
@@ -196,6 +197,7 @@ class Prober:
             interventions=tuple(runner.interventions(asked, self.depth, self.key_layers, connector)),
             picture_controls=tuple(self._picture_controls(asked, runner)),
             random_mass=_each(whole, _masses(probe, answer_rows, seen, images, at_random=True)),
+            salient_mass=_each(whole, _salient_masses(probe, answer_rows, seen, images)),
             sinks=seen.sinks,
             region_mass_without_sinks=_each(
                 whole,
@@ -409,6 +411,19 @@ def _masses(
             coverage = region_coverage(boxes, image)
         found[name] = region_mass(cells, coverage).astype(np.float32)
     return found
+
+
+def _salient_masses(
+    probe: Probe, rows: Float[np.ndarray, "layers heads keys"], seen: _Capture, images: Sequence[ImageTokens]
+) -> dict[str, np.ndarray]:
+    """``_masses`` of equally salient places, their mean; without regions that have none."""
+    if not probe.regions:
+        return {}
+    cells = cells_from_row(rows, images[0], seen.connector[0] if seen.connector else None)
+    return {
+        name: region_mass(cells, coverage).astype(np.float32)
+        for name, coverage in salient_coverages(probe, images[0]).items()
+    }
 
 
 def _masses_without_sinks(

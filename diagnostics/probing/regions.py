@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +14,10 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
 from diagnostics.measures.geometry import Box, region_coverage
+from diagnostics.measures.salience import Place, salient_places
+from diagnostics.records.probes import Probe
 from finetune.families import ImageTokens
+from finetune.samples.images import open_image
 
 BORDER_SHARE = 0.15  # of a box's longer side: the ring whose mean colour fills it
 BLUR_SHARE = 0.1  # of the longer side: what is left when a picture is hidden bit by bit
@@ -47,6 +52,25 @@ def blank(picture: Image.Image) -> Image.Image:
     """A picture of the same size that shows nothing: its mean colour everywhere, so that brightness stays."""
     colour = np.asarray(picture.convert("RGB")).reshape(-1, 3).mean(0).round().astype(int)
     return Image.new("RGB", picture.size, (int(colour[0]), int(colour[1]), int(colour[2])))
+
+
+def salient_coverages(probe: Probe, image: ImageTokens) -> dict[str, Float[np.ndarray, " cells"]]:
+    """What share of each cell do a region's equally salient places (``salient_places``) cover, their mean; without
+    regions that have none. ``image``: the tokens of the first picture."""
+    path = probe.images[0]
+    places = _salient_places(path, path.stat().st_mtime_ns, tuple(probe.regions.items()), probe.id)
+    return {
+        region: np.mean([region_coverage(one, image) for one in found], axis=0)
+        for region, found in places.items()
+    }
+
+
+@lru_cache(maxsize=8192)  # probes come again at every checkpoint, and a picture takes 10 ms
+def _salient_places(
+    path: Path, changed_ns: int, regions: tuple[tuple[str, tuple[Box, ...]], ...], name: str
+) -> Mapping[str, list[Place]]:
+    luminance = np.asarray(open_image(path).convert("L"), np.float64)
+    return salient_places(luminance, dict(regions), name=name)
 
 
 def region_cells(image: ImageTokens, boxes: Sequence[Box]) -> Bool[np.ndarray, " cells"]:

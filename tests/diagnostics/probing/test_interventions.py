@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from diagnostics.capture.extractor import AttentionExtractor
-from diagnostics.measures.attention import random_regions
-from diagnostics.measures.geometry import region_coverage
+from diagnostics.measures.attention import random_regions, region_mass
+from diagnostics.measures.geometry import cells_from_row, region_coverage
+from diagnostics.measures.salience import salient_places
 from diagnostics.probing.interventions import fills_the_picture
 from diagnostics.probing.prober import Prober
 from diagnostics.probing.prompts import ProbeEncoder, scored_span
@@ -255,3 +256,25 @@ def test_chance_entropy_and_logits_are_of_every_layer(record):
     assert (record.head_entropy <= 1).all() and np.isfinite(record.highest_logit).all()
     assert record.sinks.shape == (2, len(record.tokens)) and not record.sinks.any()  # a width of 32 has none
     assert record.region_mass_without_sinks == {}
+
+
+def test_equally_salient_places_are_attended_to_as_their_cells_are(model, processor, folder):
+    """Three discs, of which one is the region: the mean over the places on the others, in every layer and head."""
+    path = folder / "discs.png"
+    picture = Image.new("RGB", (120, 80), (60, 90, 60))
+    for x, y in ((8, 10), (60, 8), (88, 50)):
+        ImageDraw.Draw(picture).ellipse((x, y, x + 18, y + 18), fill=(220, 60, 40))
+    picture.save(path)
+    region = ((5.0, 7.0, 29.0, 31.0),)
+    [one] = tiny_probes(folder, 1)
+    one = replace(one, images=(path,), regions={"disc": region, "sky": ((40.0, 60.0, 50.0, 70.0),)})
+    found = Prober(model, processor, key_layers=[0, 2], probes=[one], depth=WATCH).run(one, 0, "tiny")
+    assert set(found.salient_mass) == {"disc"}  # nothing is as flat as the sky
+    luminance = np.asarray(picture.convert("L"), np.float64)
+    places = salient_places(luminance, one.regions, name=one.id)["disc"]
+    image = found.image_tokens[0]
+    cells = cells_from_row(found.rows[:, :, 0], image, found.connector[0])
+    expected = np.mean([region_mass(cells, region_coverage(place, image)) for place in places], axis=0)
+    assert found.salient_mass["disc"].shape == (N_LAYERS, found.rows.shape[1])
+    np.testing.assert_allclose(found.salient_mass["disc"][[0, 2]], expected, atol=1e-5)
+    assert np.abs(found.salient_mass["disc"] - found.random_mass["disc"]).max() > 1e-3
