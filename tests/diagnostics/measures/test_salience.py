@@ -60,19 +60,23 @@ def test_places_of_less_than_half_or_more_than_twice_the_contrast_do_not_count()
 
 
 def test_the_contrast_is_that_of_all_boxes_together_and_they_move_as_one():
-    """Two boxes, each flat in itself, dark and bright: together they have contrast. 8 pixels are between them."""
+    """A wide and a narrow box, each flat in itself, dark and bright: together they have contrast. 8 pixels are between
+    them."""
     picture = np.full((60, 140), 100.0)
-    picture[20:30, 10:20], picture[20:30, 28:38] = 0, 200
-    picture[20:30, 90:100], picture[20:30, 108:118] = 200, 0  # mirrored
-    boxes = ((10.0, 20.0, 20.0, 30.0), (28.0, 20.0, 38.0, 30.0))
+    picture[20:30, 10:20], picture[20:30, 28:34] = 0, 200
+    picture[10:40, 84:98], picture[10:40, 104:122] = 200, 0  # mirrored, and roomy
+    boxes = ((10.0, 20.0, 20.0, 30.0), (28.0, 20.0, 34.0, 30.0))
+    widths = set()
     for name in "abc":
         for place in salient_places(picture, {"pair": boxes}, name=name)["pair"]:
             one, two = sorted(place)
+            widths.add((one[2] - one[0], two[2] - two[0]))
             assert two[0] - one[2] == 8 and one[3] - one[1] == two[3] - two[1] == 10
             values = np.concatenate(
                 [picture[int(y0) : int(y1), int(x0) : int(x1)].ravel() for x0, y0, x1, y1 in place]
             )
-            assert 50 <= values.std() <= 200  # the region's is 100
+            assert 48 <= values.std() <= 194  # the region's is 97
+    assert widths == {(10, 6), (6, 10)}
 
 
 def test_a_region_that_leaves_no_room_has_no_such_place():
