@@ -300,8 +300,11 @@ def further_maps(pairs: Sequence[ProbePair]) -> Json | None:
     """Mean NSS of the judged region on the further maps (``--maps``), by layer ("all" for rollout). NSS accepts any
     map, including relative attention with its negative cells. null where no further map was measured."""
     found: Json = {}
-    measured = [pair for pair in pairs if pair.region is not None and pair.before.maps and pair.after.maps]
-    for name in dict.fromkeys(name for pair in measured for name in pair.after.maps):
+    judged = [pair for pair in pairs if pair.region is not None]
+    for name in dict.fromkeys(name for pair in judged for name in pair.after.maps):
+        measured = [pair for pair in judged if name in pair.before.maps and name in pair.after.maps]
+        if not measured:
+            continue
         layers = [*map(str, measured[0].after.layers)] if name != "rollout" else ["all"]
         found[name] = {}
         for row, layer in enumerate(layers):
@@ -321,13 +324,14 @@ def _nss(cells: Float[np.ndarray, " cells"], pair: ProbePair) -> float:
 def sink_share_by_layer(pairs: Sequence[ProbePair]) -> Json | None:
     """Layer → share of the answer query's attention on the sinks found there, mean over heads and probes; null where
     no record has any."""
-    if not any(getattr(pair, side).sinks.any() for pair in pairs for side in SIDES):
+    measured = [pair for pair in pairs if pair.before.sinks.size and pair.after.sinks.size]
+    if not any(getattr(pair, side).sinks.any() for pair in measured for side in SIDES):
         return None
     return {
         str(layer): {
-            side: float(np.mean([_on_sinks(getattr(pair, side), row) for pair in pairs])) for side in SIDES
+            side: float(np.mean([_on_sinks(getattr(pair, side), row) for pair in measured])) for side in SIDES
         }
-        for row, layer in enumerate(pairs[0].after.layers)
+        for row, layer in enumerate(measured[0].after.layers)
     }
 
 

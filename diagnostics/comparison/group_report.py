@@ -155,7 +155,7 @@ def _group(name: str, context: _Context, looking: _Looking, mediation: Mediation
         guards_leg(name, groups, thresholds, level),
     )
     claim = verdict(
-        Evidence(name, len(pairs), len(set(images_of(pairs))), answers, moved, legs, effect), thresholds
+        Evidence(name, len(scored), len(set(images_of(scored))), answers, moved, legs, effect), thresholds
     )
     return {
         "probes": len(pairs),
@@ -216,7 +216,8 @@ def lost_groups(pairs: Sequence[ProbePair]) -> list[str]:
     """One sentence for each group that should have been kept and was not, however few its probes."""
     sentences = []
     for name, members in pairs_by_group(pairs).items():
-        claim = lost(name, answers_of(members, Thresholds(), 0.95), len(members))
+        scored = sum(pair.after.scores.margin_nats is not None for pair in members)
+        claim = lost(name, answers_of(members, Thresholds(), 0.95), scored)
         if claim is not None:
             sentences.append(f"{name}: {claim.verdict}. {claim.reasons[0]}")
     return sentences

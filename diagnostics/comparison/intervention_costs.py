@@ -99,17 +99,17 @@ def windows(pairs: Sequence[ProbePair]) -> list[Json]:
 
 def curves(pairs: Sequence[ProbePair]) -> Json | None:
     """Mean margins over shares of the picture hidden or shown, nats, and the area under each curve."""
-    measured = [pair for pair in pairs if pair.before.curves and pair.after.curves]
-    if not measured:
-        return None
     found: Json = {}
-    for name in measured[0].after.curves:
+    for name in dict.fromkeys(name for pair in pairs for name in pair.after.curves):
+        measured = [pair for pair in pairs if name in pair.before.curves and name in pair.after.curves]
+        if not measured:
+            continue
         means = {
             side: np.mean([getattr(pair, side).curves[name] for pair in measured], axis=0) for side in SIDES
         }
         found[name] = {side: [float(value) for value in mean] for side, mean in means.items()}
         found[name]["area"] = {side: curve_area(mean, CURVE_SHARES) for side, mean in means.items()}
-    return found
+    return found or None
 
 
 def probe_costs(pair: ProbePair, kind: str) -> Json | None:

@@ -211,7 +211,7 @@ def pair_all(
     """Every probe that has both records, in the order of the probe file.
 
     Raises:
-        ValueError: a probe lacks a record, or no probe is left.
+        ValueError: a probe lacks a record, no probe is left, or probes differ in key layers or heads.
     """
     missing = [probe.id for probe in probes if probe.id not in before or probe.id not in after]
     if missing or not probes:
@@ -219,7 +219,21 @@ def pair_all(
             f"{len(missing)} of {len(probes)} probes lack a record before or after ({', '.join(missing[:5])}"
             f"{', …' if len(missing) > 5 else ''}); probe both models with the same probe file"
         )
-    return [pair_records(probe, before[probe.id], after[probe.id]) for probe in probes]
+    pairs = [pair_records(probe, before[probe.id], after[probe.id]) for probe in probes]
+    first = pairs[0].after
+    for pair in pairs[1:]:
+        one = pair.after
+        for what, found, expected in (
+            ("layers", one.layers, first.layers),
+            ("heads", one.rows.shape[1], first.rows.shape[1]),
+            ("number of layers", len(one.visual_share), len(first.visual_share)),
+        ):
+            if found != expected:
+                raise ValueError(
+                    f"probe {pair.probe.id}: {what}: found {found}; expected {expected}, as in probe "
+                    f"{first.probe_id}: probe all of them with the same key layers"
+                )
+    return pairs
 
 
 def _readings(
@@ -295,6 +309,7 @@ def _require_same(probe: Probe, before: AttentionRecord, after: AttentionRecord)
         ("layers", before.layers, after.layers),
         ("heads", before.rows.shape[1], after.rows.shape[1]),
         ("number of layers", len(before.visual_share), len(after.visual_share)),
+        ("scores of a foil", before.scores.foil_nats is not None, after.scores.foil_nats is not None),
         ("regions", sorted(before.region_mass), sorted(after.region_mass)),
         ("grid", before.image_tokens[0].grid, after.image_tokens[0].grid),
         (

@@ -63,7 +63,8 @@ class Legs(NamedTuple):
 class Evidence:
     """What a verdict is made of.
 
-    images       different pictures: probes that share one count once as evidence
+    probes       those with a foil: the others say nothing of answers
+    images       their different pictures: probes that share one count once as evidence
     answers      None where no probe has a foil
     moved        where attention moved beyond chance: ``TO``, ``AWAY`` or None
     effect_size  of the change that would be claimed (attention's, else the margin's), standard deviations

@@ -21,7 +21,6 @@ from diagnostics.comparison.pairs import SIDES, ProbePair, cost, images_of, rela
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.measures.statistics import ratio_of_means
 from diagnostics.records.measurement_plan import OCCLUSION
-from diagnostics.records.probes import ENOUGH_PROBES
 from diagnostics.records.record import AttentionRecord
 
 MARGIN_IN_WORDS = " (how much likelier the right answer is than the wrong one; each nat is a factor of 2.7)"
@@ -71,7 +70,8 @@ def cause_leg(
         f"of its size {round(costs.control[1], 2) + 0.0:+.2f}"
     )
     if rise is None or size is None:
-        reason = f"{words}; the margin did not rise, so that is no share of a rise."
+        fault = "did not surely rise" if rise is None else "is not surely above 0"
+        reason = f"{words}; the margin {fault}, so that is no share of it."
         return Leg(False, len(measured), None, None, thresholds.cause, reason)
     words += (
         f"; that is {percent(rise.mean)} of the margin's rise ({percent_interval(rise, level)}; at least "
@@ -92,21 +92,28 @@ def cause_leg(
 
 def rivals_of(pairs: Sequence[ProbePair], margin_nats: np.ndarray, thresholds: Thresholds) -> list[Rival]:
     """Other regions that still decide: hiding them shifts the margin, up or down, by as large a part of it as the
-    region's own cost must be. Parts of the region, what contains it, and the other end of a relation do not count."""
-    shifts: dict[str, list[tuple[int, float]]] = {}
+    region's own cost must be. Parts of the region, what contains it, and the other end of a relation do not count.
+
+    Regions that few pictures have are taken together, of each probe the one that shifts most: a region that misleads
+    is no less one where each probe calls it by another name.
+    """
+    shifts: dict[str, dict[int, float]] = {}
     for at, pair in enumerate(pairs):
         for one in pair.after.interventions:
             if one.kind != OCCLUSION or one.layers is not None or pair.region is None:
                 continue
             if not related(pair.probe, one.region, pair.region):
-                shifts.setdefault(one.region, []).append((at, shift(float(margin_nats[at]), one)))
+                shifts.setdefault(one.region, {})[at] = shift(float(margin_nats[at]), one)
     images = images_of(pairs)
+    rare: dict[int, float] = {}
+    for name in [name for name, one in shifts.items() if len({images[at] for at in one}) < thresholds.probes]:
+        for at, value in shifts.pop(name).items():
+            rare[at] = max(value, rare.get(at, value))
+    if len({images[at] for at in rare}) >= thresholds.probes:
+        shifts["other regions"] = rare
     found = []
     for name, values in shifts.items():
-        index = [at for at, _ in values]
-        if len({images[at] for at in index}) < ENOUGH_PROBES:
-            continue
-        nats, size = float(np.mean([value for _, value in values])), float(np.abs(margin_nats[index]).mean())
+        nats, size = float(np.mean(list(values.values()))), float(margin_nats[list(values)].mean())
         if nats >= thresholds.cost * size > 0:
             found.append(Rival(name, nats, nats / size))
     return sorted(found, key=lambda one: -one.nats)

@@ -37,12 +37,15 @@ def guards_leg(
         and foils & {normalised(one) for one in pair.probe.spellings}
     ]
     images = len(set(images_of(guards)))
+    if not foils:
+        return not_measured(thresholds.right, "No guards: no probe of this group has a foil.")
     if images < thresholds.probes:
+        wrong = ", ".join(sorted({pair.probe.foil for pair in groups[name] if pair.probe.foil})[:2])
         found = f"{count(images, 'picture')} of it" if images else "none"
         return not_measured(
             thresholds.right,
             f"No guards: the right answer of at least {thresholds.probes} probes on as many pictures must be the wrong "
-            f"answer here ({', '.join(sorted({str(p.probe.foil) for p in groups[name]})[:2])}), and there is {found}.",
+            f"answer here ({wrong}), and there is {found}.",
             len(guards),
         )
     value, interval, answer, before = _worst(guards, level)

@@ -101,7 +101,7 @@ def _leg(
     if not claimed:
         return not_measured(
             thresholds.mediated,
-            "What carries the change was not measured: the margin did not rise, so nothing is to be carried.",
+            f"What carries the change was not measured: {_why_no_share(patched)}.",
             len(patched),
         )
     best = max(claimed, key=lambda one: one.share.mean)
@@ -117,6 +117,13 @@ def _leg(
         f"({percent_interval(best.share, level)} of {_where(best)}; looking must carry at least "
         f"{percent(thresholds.mediated)}).",
     )
+
+
+def _why_no_share(patched: Sequence[ProbePair]) -> str:
+    having = sum(any(one.part in (LANGUAGE, CONNECTOR) for one in pair.after.patches) for pair in patched)
+    if having < len(patched):
+        return f"attention was put back in all language layers in {having} of {len(patched)} probes alone"
+    return "the margin did not surely rise, so nothing is to be carried"
 
 
 def _told(parts: Sequence[Mediated]) -> list[Mediated]:
