@@ -46,9 +46,7 @@ VERBS = {
         "diagnostics.inspect",
         "diagnostics/flags/inspect.py",
     ),
-    "render": Verb(
-        "draw the attention maps of a run anew", "diagnostics.render", "diagnostics/flags/render.py"
-    ),
+    "render": Verb("redraw the attention maps of a run", "diagnostics.render", "diagnostics/flags/render.py"),
     "fusion": Verb(
         "are several attention maps better than the best one?",
         "diagnostics.fusion",
@@ -101,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def answer(verb: Verb, argv: Sequence[str]) -> None:
-    """Raises SystemExit, as the program itself would, where help is asked for or a flag is wrong."""
+    """Raises SystemExit for --help and wrong flags, as the program itself would."""
     found = _declared(verb)
     if verb.flags == TRAINING_FLAGS:
         found["answer"](argv)

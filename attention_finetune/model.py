@@ -75,7 +75,7 @@ def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan)
     if training.deepspeed and is_distributed():
         import deepspeed
 
-        # ZeRO-3 shards while loading. On a CPU nothing else has told DeepSpeed about the other processes by then, and
+        # ZeRO-3 shards while loading. On a CPU nothing has initialised DeepSpeed's process group by then, and
         # it would assume that it is the only one.
         deepspeed.init_distributed(auto_mpi_discovery=False)
     model, _ = checkpoint.load(
@@ -115,11 +115,11 @@ def describe(
 ) -> None:
     """Print what is trained on what data: briefly before training, in full for a dry run."""
     family = train_set.family
-    told = preview.Preview(
+    summary = preview.Preview(
         model, train_set, args.training, packing=args.data.packing, precision=precision_of(args)
     )
-    say(told.samples(most=preview.MOST_SAMPLES_SHOWN) if whole else told.samples())
-    say(told.lengths() if whole else told.lengths_line())
+    say(summary.samples(most=preview.MOST_SAMPLES_SHOWN) if whole else summary.samples())
+    say(summary.lengths() if whole else summary.lengths_line())
     say(adaptation.table_text(adaptation.table(model, family, rates_of(args))))
     still = adaptation.not_trained_further(model, family) if plan.adapter else []
     if still:
@@ -127,7 +127,7 @@ def describe(
     frozen = adaptation.left_frozen(model, family, plan)
     if frozen:
         say(f"not trained, because an adapter cannot store it: {', '.join(frozen)}")
-    say(told.device_memory() if whole else told.device_memory_line(), told.steps())
+    say(summary.device_memory() if whole else summary.device_memory_line(), summary.steps())
 
 
 def check_key_layers(args: Arguments, model: Any, family: families.Family) -> None:

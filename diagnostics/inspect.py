@@ -17,7 +17,7 @@ from typing import Any
 from diagnostics.flags.inspect import PICTURE, TOKENS, parser
 
 if __name__ == "__main__":
-    parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
+    parser().parse_args()  # handle --help and wrong flags before the slow imports below
 
 from torch import nn
 
@@ -62,7 +62,7 @@ class AttentionKind:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What ``inspect`` shows."""
+    """A model's architecture, as ``inspect`` shows it."""
 
     name: str
     family: str
@@ -153,7 +153,7 @@ def _attention(
 
 
 def _layers(model: nn.Module, family: Family) -> Iterator[tuple[str, nn.Module]]:
-    """What attends, by name, and between them the language layers that do not."""
+    """Attention modules by name, with the language layers without attention between them."""
     attending = attention_modules(model, family)
     for index, layer in enumerate(language_layers(model, family)):
         name = f"layer_{index}"
@@ -162,7 +162,7 @@ def _layers(model: nn.Module, family: Family) -> Iterator[tuple[str, nn.Module]]
 
 
 def _looks(kind: AttentionKind) -> tuple[Any, ...]:
-    """What modules that attend alike have in common."""
+    """The shared shape of modules that attend alike."""
     return (kind.first.rstrip("0123456789"), kind.heads, kind.key_heads, kind.head_width, kind.looks)
 
 
@@ -171,12 +171,12 @@ def _grown(before: AttentionKind, now: AttentionKind) -> AttentionKind:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Showing it
+# Output
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def table(found: Architecture) -> str:
-    """For people: components, pictures, attention, and what its maps weigh."""
+    """Plain text: components, pictures, attention, and the size of its maps."""
     return "\n".join(
         [
             f"{found.name}: {_summary(found)}",
@@ -260,7 +260,7 @@ def _names(alike: Sequence[AttentionKind]) -> str:
 
 
 def _weight(alike: Sequence[AttentionKind]) -> str:
-    """What all maps of a kind weigh, as the product that it is."""
+    """Size of all maps of a kind, written as a product."""
     kind, count = alike[0], sum(one.count for one in alike)
     if not kind.heads:
         return "-"
@@ -342,7 +342,7 @@ def mermaid(found: Architecture) -> str:
 
 
 def to_json(found: Architecture) -> str:
-    """The same for programs, with the size of all maps in bytes."""
+    """JSON for programs, with the size of all maps in bytes."""
     return json.dumps(asdict(found), ensure_ascii=False, indent=1)
 
 

@@ -3,7 +3,7 @@
 The monitor starts it (``Renderer``) and talks to it in lines of JSON: ``{"step": 50}`` on its standard input asks
 for the pictures of a step, ``{"strips": true}`` for those over all steps; it answers on its standard output with what
 it has drawn. It reads records only, so a training step never waits for it, and its death costs pictures, not a run.
-By hand it draws the archive anew::
+By hand it redraws the archive::
 
     python -m diagnostics.render --attention_dir OUTPUT/attention --steps 50 100
     python -m diagnostics.render --attention_dir OUTPUT/attention --strips
@@ -20,7 +20,7 @@ from pathlib import Path
 from diagnostics.flags.render import parser
 
 if __name__ == "__main__":
-    parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
+    parser().parse_args()  # handle --help and wrong flags before the slow imports below
 
 from tqdm import tqdm
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _by_hand(attention_dir: Path, probes: Path | None, steps: Sequence[int] | None, *, strips: bool) -> int:
-    """Draw, and say in one line what is missing. Returns the exit status."""
+    """Draw, and report missing steps in one line. Returns the exit status."""
     try:
         check_writable(attention_dir / "images")
         problems = _draw_by_hand(ArchivePictures.open(attention_dir, probes), steps, strips=strips)

@@ -1,10 +1,10 @@
-"""An adapter or a checkpoint → a model folder that anything can load.
+"""An adapter or a checkpoint → a model folder that any library can load.
 
     python -m finetune.export out/checkpoint-80 --output_dir merged
 
-Adapters are merged into the base as it was published, never into its 4-bit copy: the sum of the two would be rounded to
-4 bits again, and most of what was learned with it (QwenLM/Qwen-VL#281). The folder is written beside its place, opened
-afresh, compared with what it was made from, and only then given its name.
+Adapters are merged into the published base, never into its 4-bit copy: rounding the sum to 4 bits again would lose most
+of what was learned (QwenLM/Qwen-VL#281). The folder is written under a temporary name, loaded again, compared with its
+source, and only then renamed.
 """
 
 import json
@@ -38,8 +38,8 @@ DTYPES = {
 }  # fmt: skip
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest difference of a logit, as a share of the largest logit. Base and adapter round at other places than the
-merged weight does: by 1e-6, 1.2e-3 and 1.1e-2 at most, over three adapters of the demo's base that moved logits by
+"""Largest difference of a logit, as a share of the largest logit. Base and adapter round differently than the
+merged weight: by 1e-6, 1.2e-3 and 1.1e-2 at most, over three adapters of the demo's base that moved logits by
 5e-2 to 5e-1."""
 
 QUESTION = "What is in the picture, and where is it?"
@@ -47,9 +47,9 @@ PICTURE_PIXELS = (93, 61)  # width and height, not square
 
 
 class Difference(NamedTuple):
-    """How far two models' logits are apart on the built-in prompt.
+    """Difference of two models' logits on the built-in prompt.
 
-    largest   of any token and word
+    largest   the largest difference over tokens and vocabulary
     scale     the largest logit
     """
 
@@ -65,18 +65,18 @@ class Difference(NamedTuple):
 
 
 class History(NamedTuple):
-    """What the run that trained a checkpoint says of itself; None where it is not known."""
+    """Settings of the run that trained a checkpoint; None where unknown."""
 
     dtype: torch.dtype | None = None
     four_bit: bool = False
 
 
 class Exported(NamedTuple):
-    """An exported folder, and how its logits differ.
+    """An exported folder and its logit differences.
 
-    saved      from base and adapter, both in the precision of the export
-    adapter    base with the adapter from base alone; None for a full model
-    four_bit   the exported model from the 4-bit base with the adapter, as it was trained; None without QLoRA
+    saved      exported model against base and adapter, in the precision of the export
+    adapter    base with the adapter against base alone; None for a full model
+    four_bit   exported model against the 4-bit base with the adapter, as trained; None without QLoRA
     """
 
     folder: Path
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"finetune.export: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nfinetune.export: interrupted; nothing is left behind", file=sys.stderr)
+        print("\nfinetune.export: interrupted; no files were kept", file=sys.stderr)
         return 130
     return 0
 
@@ -121,17 +121,17 @@ def export(
     cache_dir: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Exported:
-    """Write a model folder with processor and generation configuration, and prove that it is the same model.
+    """Write a model folder with processor and generation configuration, and check that it is the same model.
 
     source          an adapter folder, a checkpoint of a run, a model folder or a hub name
-    output_dir      a folder that is new or empty; it appears when everything is done
-    dtype           precision of the weights; None: that of training where the run says it, else the base's
-    base            a base in another place than the one that the adapter names
-    allow_other_base   an adapter may be merged into other weights than it was trained on
-    max_shard_size  most bytes of one weight file
+    output_dir      a new or empty folder; it appears once the export is complete
+    dtype           precision of the weights; None: the run's training precision if known, else the base's
+    base            the base's folder, instead of the one that the adapter names
+    allow_other_base   allow merging into other weights than the adapter was trained on
+    max_shard_size  largest size of one weight file
 
-    Raises ValueError where source or output folder will not do, and where the written model's logits differ from
-    those of base and adapter by more than ``TOLERANCE``; nothing is left behind then.
+    Raises ValueError for an invalid source or output folder, and where the exported logits differ from those of base
+    and adapter by more than ``TOLERANCE``; no files are kept then.
     """
     opening: dict[str, Any] = {"base": base, "allow_other_base": allow_other_base, "cache_dir": cache_dir}
     if (Path(source) / checkpoint.MODEL_CONFIG).is_file():
@@ -154,7 +154,7 @@ def export(
         say(f"{'merging' if effect else 'writing'} in {_name(stored)}")
         _write(model, processor, partial, max_shard_size)
         del model, bare
-        say("opening what was written, and comparing")
+        say("loading the exported model and comparing its logits")
         fresh, its_processor = checkpoint.load(partial, device=device)
         after = logits(fresh, its_processor)
         del fresh
@@ -176,12 +176,12 @@ def export(
 
 
 def history_of(source: Path) -> History:
-    """Precision and quantisation of the run that left ``source`` in its folder."""
+    """Precision and quantisation of the run that wrote ``source``."""
     path = next(
         (
-            one / run_folder.RUN_FILE
-            for one in (source, source.parent)
-            if (one / run_folder.RUN_FILE).is_file()
+            folder / run_folder.RUN_FILE
+            for folder in (source, source.parent)
+            if (folder / run_folder.RUN_FILE).is_file()
         ),
         None,
     )
@@ -194,9 +194,7 @@ def history_of(source: Path) -> History:
 
 def _new_folder(folder: Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"--output_dir {folder}: holds something already; give a new folder, or empty this one"
-        )
+        raise ValueError(f"--output_dir {folder}: is not empty; give a new folder, or empty this one")
     folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -207,7 +205,7 @@ def _effect(model: nn.Module, processor: Any, adapted: Float[Tensor, "tokens wor
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="Careful, disabling adapter"
-        )  # trained biases stay; so be it
+        )  # trained biases stay active; that is intended
         with model.disable_adapter():
             return difference(adapted, logits(model, processor))
 
@@ -227,7 +225,7 @@ def _write(model: nn.Module, processor: Any, folder: Path, max_shard_size: str) 
 
 
 def _untie(model: Any) -> None:
-    """Word embeddings and output layer that trained apart are no longer one matrix; the configuration must say so."""
+    """Untie word embeddings and output layer in the configuration, if training made them differ."""
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     if None in ends or torch.equal(ends[0].weight, ends[1].weight):
         return
@@ -239,15 +237,15 @@ def _require_same(
     saved: Difference, effect: Difference | None, dtype: torch.dtype, say: Callable[[str], None]
 ) -> None:
     allowed = TOLERANCE[dtype]
-    said = f"logits of the written model differ by {saved}; allowed in {_name(dtype)}: {allowed:.0e}"
+    message = f"logits of the exported model differ by {saved}; allowed in {_name(dtype)}: {allowed:.0e}"
     if effect is not None:
-        said += f"; the adapter moved them by {effect}"
-    if not saved.share <= allowed:  # NaN is not
-        raise ValueError(f"{said}. It is not the same model, and was not kept; --dtype float32 rounds least")
-    say(said)
+        message += f"; the adapter moved them by {effect}"
+    if not saved.share <= allowed:  # true for NaN
+        raise ValueError(f"{message}. The export failed and was deleted; --dtype float32 rounds least")
+    say(message)
     if effect is not None and effect.share <= allowed:
         say(
-            f"what the adapter moved is below what {_name(dtype)} resolves here: --dtype float32 compares more finely"
+            f"the adapter's effect is below the resolution of {_name(dtype)}; --dtype float32 compares more precisely"
         )
 
 
@@ -258,12 +256,12 @@ def _against_four_bit(
     dtype: torch.dtype,
     say: Callable[[str], None],
 ) -> Difference:
-    """It was trained over 4-bit weights and is merged into those that they were rounded from: how much is that?"""
+    """Difference between the 4-bit base with the adapter, as trained, and the merged model."""
     model, processor = checkpoint.load(source, dtype=dtype, quantize=True, **options)
     found = difference(logits(model, processor), merged)
     say(
-        f"it was trained over a 4-bit base, and merged into the base itself: that alone moves logits by {found}, "
-        "which is the rounding of the base to 4 bits and no fault of the merge"
+        f"the adapter was trained on a 4-bit base and is merged into the unquantised base; logits differ by {found}. "
+        "This is the quantisation error of the 4-bit base, not an error of the merge"
     )
     return found
 
@@ -274,7 +272,7 @@ def _against_four_bit(
 
 
 def logits(model: nn.Module, processor: Any) -> Float[Tensor, "tokens words"]:
-    """A model's logits, fp32 on the CPU, at every token of a built-in prompt with a built-in picture."""
+    """Logits, fp32 on the CPU, at every token of a built-in prompt with a built-in image."""
     bare: Any = bare_model(model)
     prompt = Conversation(
         (Turn("user", (_picture(), QUESTION)), Turn("assistant", ("",))), "the built-in prompt"
@@ -287,12 +285,12 @@ def logits(model: nn.Module, processor: Any) -> Float[Tensor, "tokens words"]:
         **encoded.media,
     }
     with torch.no_grad():
-        found = model.eval()(**{name: tensor.to(bare.device) for name, tensor in inputs.items()}).logits
-    return found[0].float().cpu()
+        output = model.eval()(**{name: tensor.to(bare.device) for name, tensor in inputs.items()}).logits
+    return output[0].float().cpu()
 
 
 def _picture() -> ImageRef:
-    """Colours that change over both sides, so that no patch is like another."""
+    """An image whose colours vary along both axes, so that no two patches are alike."""
     width, height = PICTURE_PIXELS
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     content = BytesIO()
@@ -303,7 +301,7 @@ def _picture() -> ImageRef:
 
 
 def difference(a: Float[Tensor, "tokens words"], b: Float[Tensor, "tokens words"]) -> Difference:
-    """NaN where either has one."""
+    """Largest difference of two logit arrays; NaN where either holds NaN."""
     if a.shape != b.shape:
         raise ValueError(
             f"the prompt has {list(b.shape)} logits (tokens, words) as written, expected {list(a.shape)}: "

@@ -157,6 +157,6 @@ def test_one_process_that_is_told_to_stop_stops_all(
     assert "--save_on_each_node True" in error and error.count("finetune.py: ") == 1
 
     assert ranks(program, again) == [0, 0]
-    assert f"going on from {newest}" in capfd.readouterr().out
+    assert f"resuming from {newest}" in capfd.readouterr().out
     assert ranks(program, flags(tmp_path / "straight", 2)) == [0, 0]
     assert losses(tmp_path / "out") == losses(tmp_path / "straight")

@@ -73,7 +73,7 @@ def run(
     resolutions: Sequence[float] = (1.0,),
     vision_layers: Sequence[int] | None = None,
 ) -> dict[str, Judgement]:
-    """What ``main`` prints, with fusion.json and the pictures written.
+    """Measure and judge, and write fusion.json and the pictures; returns what ``main`` prints.
 
     calibration_file   probes of other pictures to choose on; None: one picture in two of the probes
     vision_layers      as in ``Viewer``
@@ -86,8 +86,8 @@ def run(
     probes, chooses = [probe for probe, _ in kept], [is_chosen for _, is_chosen in kept]
     check_writable(output_dir)
     if left_out:
-        print(f"{left_out} probes name no region and are left out: where they should look is unknown")
-    viewer, cases = _looked(model, probes, resolutions, vision_layers)
+        print(f"{left_out} probes name no region and are left out: fusion needs to know where to look")
+    viewer, cases = _measured(model, probes, resolutions, vision_layers)
     judgements = judge(cases, chooses)
     about = {
         "model": model,
@@ -107,9 +107,9 @@ def run(
 
 
 def _sides(probes_file: Path, calibration_file: Path | None) -> tuple[list[Probe], list[bool]]:
-    """All probes, and which of them choose; those without a region are among them.
+    """All probes (also those without regions), and which of them choose the recipe.
 
-    Raises ValueError where nothing can be judged, or nothing chosen.
+    Raises ValueError where no picture is left to choose on, or none to judge.
     """
     judged = read_probes(probes_file)
     _refuse_scope(judged, probes_file)
@@ -124,8 +124,8 @@ def _sides(probes_file: Path, calibration_file: Path | None) -> tuple[list[Probe
     sides = [
         {
             picture_of(probe)
-            for probe, one in zip(probes, chooses, strict=True)
-            if one == side and probe.regions
+            for probe, is_chosen in zip(probes, chooses, strict=True)
+            if is_chosen == side and probe.regions
         }
         for side in (True, False)
     ]
@@ -138,23 +138,24 @@ def _sides(probes_file: Path, calibration_file: Path | None) -> tuple[list[Probe
 
 
 def _refuse_scope(probes: Sequence[Probe], file: Path) -> None:
-    """Raises ValueError for a group of the name that stands for all of them: its numbers would take their place."""
+    """Raises ValueError for a group named like the one that holds all groups: its numbers would overwrite them."""
     named = next((probe for probe in probes if probe.group == ALL), None)
     if named is not None:
         raise ValueError(
-            f"{file}: probe {named.id}: found group {ALL!r}, which is what all groups together are called here; "
-            "expected another name, rename the group"
+            f"{file}: probe {named.id}: found group {ALL!r}, a name reserved for all groups together; "
+            "expected another name; rename the group"
         )
 
 
-def _looked(
+def _measured(
     model_name: str,
     probes: Sequence[Probe],
     resolutions: Sequence[float],
     vision_layers: Sequence[int] | None,
 ) -> tuple[Any, list[FusionExample]]:
-    """The viewer and every probe's case. Checks all that needs no weights before they are loaded."""
-    import torch  # only where there is something to do
+    """Load the model and view every probe; returns the viewer and the examples. Flags are checked before weights are
+    loaded."""
+    import torch  # only when needed: --help stays fast
 
     from diagnostics.fusion.views import Viewer, check_resolutions, check_vision_layers
     from finetune.families import family_of
@@ -172,7 +173,7 @@ def _looked(
 
 
 def _sheet(case: FusionExample, judgements: Mapping[str, Judgement], *, chose: bool) -> FusionSheet:
-    """By its group's judgement, where that has probes enough, else by that of all."""
+    """The sheet of a probe by its group's judgement, or by that of all groups where its group has too few probes."""
     probe, own = case.probe, judgements.get(case.probe.group)
     judgement = judgements[ALL] if own is None or own.recipes[0].verdict == TOO_FEW else own
     single = single_maps(case.views)[judgement.single]

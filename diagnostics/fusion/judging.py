@@ -114,7 +114,7 @@ class Judgement:
     recommended            ``recipe`` where it is better, else ``layer``
     why                    one sentence
 
-    A recipe has to beat any single map, also the connector's and the tower's, which are the same whatever is asked:
+    A recipe has to beat any single map, also the connector's and the tower's, which do not depend on the question:
     else what stands out in a picture would pass for where its answer was read.
     """
 
@@ -369,21 +369,21 @@ def verdict_of(against: Against) -> str:
 
 def _why(contest: _Contest, chosen: Line) -> str:
     judged = len(_pictures(contest.judging))
-    found = f"{_compared(contest, chosen)}, on {judged} pictures that chose none of them"
+    numbers = f"{_compared(contest, chosen)}, on {judged} pictures that were not used to choose"
     if chosen.verdict == BETTER:
-        return f"Fusion is better here: {found}."
-    blind = (
+        return f"Fusion is better here: {numbers}."
+    question_blind = (
         ""
         if contest.single == contest.layer
-        else f" {contest.single} is the same whatever is asked; of the maps that are not, {contest.layer} is best."
+        else f" {contest.single} does not depend on the question; of the maps that do, {contest.layer} is best."
     )
     if chosen.verdict == TOO_FEW:
         return (
             f"Too few probes to tell (found {len(contest.choosing)} to choose on and {judged} pictures to judge, "
-            f"expected {LEAST_PROBES} and {ENOUGH_PROBES}), so the single layer stands: {found}.{blind}"
+            f"expected {LEAST_PROBES} and {ENOUGH_PROBES}), so the single layer stands: {numbers}.{question_blind}"
         )
     worse = ", it is worse" if chosen.verdict == WORSE else ""
-    return f"Fusion is not better here{worse}: {found}.{blind}"
+    return f"Fusion is not better here{worse}: {numbers}.{question_blind}"
 
 
 def _compared(contest: _Contest, chosen: Line) -> str:

@@ -118,7 +118,7 @@ def through_step(
 def distributions(maps: Sequence[Map] | Float[np.ndarray, "maps cells"]) -> Float[np.ndarray, "maps cells"]:
     """Each map over its sum, float64; all 0 stays.
 
-    Raises ValueError for negative or non-finite numbers: those are no shares.
+    Raises ValueError for negative or non-finite numbers: a map holds shares.
     """
     stack = np.stack([np.asarray(one, np.float64) for one in maps])
     if not np.isfinite(stack).all() or (stack < 0).any():
@@ -228,7 +228,7 @@ _POOL, _LOG_POOL = "Stone 1961, linear opinion pool", "Genest & Zidek 1986, loga
 _ROLLOUT = "as rollout, Abnar & Zuidema 2020, arXiv 2005.00928, section 3"
 _SCALES = "as multi-scale inputs in Chen et al. 2017, arXiv 1606.00915, who take the maximum"
 _TWO_LAYERS = "more than one language layer with attention"
-_EYES = "a connector or tower whose attention is over the picture's patches"
+_CONNECTOR_OR_TOWER = "a connector or tower whose attention is over the picture's patches"
 _TOWER = "a tower whose attention is over the picture's patches"
 _SIZES = "the picture read at more than one resolution (--resolutions)"
 
@@ -238,7 +238,7 @@ RECIPES: dict[str, Recipe] = {
         "∏ (p_l + ε)^(1/n) − ε over language layers", _LOG_POOL, _TWO_LAYERS, _has_layers, _layers_product
     ),
     "layers_weighted": Recipe(
-        "Σ w_l p_l, w_l ∝ max(enrichment of layer l − 1, 0) on the pictures it is chosen on",
+        "Σ w_l p_l, w_l ∝ max(enrichment of layer l − 1, 0) on the choosing pictures",
         f"{_POOL}; the weights are ours",
         _TWO_LAYERS,
         _has_layers,
@@ -247,14 +247,14 @@ RECIPES: dict[str, Recipe] = {
     "scales_mean": Recipe(
         "mean of the best language layer, the connector's map and the tower's",
         _POOL,
-        _EYES,
+        _CONNECTOR_OR_TOWER,
         _has_scales,
         _scales_mean,
     ),
     "scales_product": Recipe(
         "product of the best language layer, the connector's map and the tower's",
         _LOG_POOL,
-        _EYES,
+        _CONNECTOR_OR_TOWER,
         _has_scales,
         _scales_product,
     ),

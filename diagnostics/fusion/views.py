@@ -97,10 +97,9 @@ class Viewer:
         return [None, *(self._budget(probe, share, image) for share in self.resolutions[1:])]
 
     def _budget(self, probe: Probe, share: float, image: ImageTokens) -> int:
-        """Pixels with which the first picture is read in at most so large a share of the cells.
+        """The pixel budget at which the first picture has at most this share of its cells.
 
-        What a picture is read at is the smallest of its own size, the processor's budget, and whole cells or tiles: so
-        the budget falls until the cells do.
+        The processor rounds to whole cells or tiles, so the budget is lowered until the number of cells fits.
         """
         most = share * len(image.cell_boxes_pixels)
         pixels = share * image.image_size_pixels[0] * image.image_size_pixels[1]
@@ -118,8 +117,8 @@ class Viewer:
     def _view(self, extractor: AttentionExtractor, reading: EncodedProbe, name: str) -> View:
         image = reading.answer.images[0]
         extractor.query_tokens = [reading.queries[0].position]
-        eyes = _Eyes(self.model, self.family, self.vision_layers)
-        with extractor.tapped(eyes), eyes.told_inputs():
+        tap = _TowerTap(self.model, self.family, self.vision_layers)
+        with extractor.tapped(tap), tap.recording_inputs():
             self.model(
                 **padded([reading.answer], self._device, left=False), use_cache=False, logits_to_keep=1
             )
@@ -128,7 +127,7 @@ class Viewer:
         rows = np.stack([weights[one][0, :, 0].mean(0) for one in extractor.language_names])
         cells = cells_from_row(rows, image, reads)
         layers = [int(one.removeprefix("layer_")) for one in extractor.language_names]
-        tower, through = self._tower_maps(eyes, cells, image, pictures=len(reading.answer.images))
+        tower, through = self._tower_maps(tap, cells, image, pictures=len(reading.answer.images))
         return View(
             name=name,
             image=image,
@@ -139,7 +138,7 @@ class Viewer:
         )
 
     def _tower_maps(
-        self, eyes: _Eyes, cells: Float[np.ndarray, "layers cells"], image: ImageTokens, *, pictures: int
+        self, tap: _TowerTap, cells: Float[np.ndarray, "layers cells"], image: ImageTokens, *, pictures: int
     ) -> tuple[dict[int, np.ndarray], Float[np.ndarray, "layers cells"]]:
         """Each tower layer's map over the cells, and the language layers' maps carried through all of them, last
         first; nothing where the tower's patches are not those of whole pictures (tiles, margins)."""
@@ -148,15 +147,15 @@ class Viewer:
         if (
             not self.vision_layers
             or finer is None
-            or not eyes.are_of(len(image.cell_boxes_pixels) * finer**2, pictures)
+            or not tap.are_of(len(image.cell_boxes_pixels) * finer**2, pictures)
         ):
             return nothing, cells[:0]
         boxes = patch_boxes_pixels(image, finer)
         even = np.full((1, len(boxes)), 1 / len(boxes))
-        tower = {layer: _onto_cells(eyes.read(layer, even), boxes, image)[0] for layer in self.vision_layers}
+        tower = {layer: _onto_cells(tap.read(layer, even), boxes, image)[0] for layer in self.vision_layers}
         carried = resampled_onto_patches(cells, image, finer)
         for layer in reversed(self.vision_layers):
-            carried = through_step(carried, eyes.read(layer, carried))
+            carried = through_step(carried, tap.read(layer, carried))
         return tower, _onto_cells(carried, boxes, image)
 
     @property
@@ -165,7 +164,7 @@ class Viewer:
 
 
 def check_vision_layers(layers: Sequence[int] | None, model: nn.Module, family: Family) -> tuple[int, ...]:
-    """Layers of the tower, in order; None: the last. Raises ValueError for one that is not there."""
+    """Layers of the tower, in order; None: the last. Raises ValueError for a layer that does not exist."""
     names = [name for name in attention_modules(model, family) if name.startswith("vision_layer_")]
     tower = [int(name.removeprefix("vision_layer_")) for name in names]
     for layer in layers or ():
@@ -177,7 +176,7 @@ def check_vision_layers(layers: Sequence[int] | None, model: nn.Module, family: 
 def check_resolutions(resolutions: Sequence[float], family: Family, processor: Any) -> tuple[float, ...]:
     """Shares of a picture's pixels, the largest (1) first.
 
-    Raises ValueError where they are no such shares, and where all pictures of the family have one size.
+    Raises ValueError for invalid shares, and for several shares where the family reads every picture at one size.
     """
     shares = tuple(sorted(set(resolutions), reverse=True))
     if not shares or shares[0] != 1 or shares[-1] <= 0 or len(shares) != len(resolutions):
@@ -213,22 +212,22 @@ def _onto_cells(
 
 def _patches_a_side(family: Family, config: Any, image: ImageTokens) -> int | None:
     """How many patches, a side, are merged into one cell? 1 through a resampler, whose cells are the patches; None
-    where they are no square.
+    where they do not form a square.
 
-    By the family's own arithmetic, not by dividing what the tower saw by the cells: a picture padded to a square has
+    By the family's own arithmetic, not by dividing the tower's patches by the cells: a picture padded to a square has
     patches in its margins, which no cell stands for.
     """
     if image.through_connector:
         return 1
-    told = family.image_arithmetic(config, image.image_size_pixels)
-    merged, left = divmod(told.patches[0] * told.patches[1], told.tokens)
+    arithmetic = family.image_arithmetic(config, image.image_size_pixels)
+    merged, left = divmod(arithmetic.patches[0] * arithmetic.patches[1], arithmetic.tokens)
     side = isqrt(merged)
     return side if left == 0 and side * side == merged and side > 0 else None
 
 
-class _Eyes:
-    """What the tower's layers were given in one forward, so that their rows can be read afterwards, weighed as needed:
-    patches × patches numbers are never kept. A tap for ``AttentionExtractor.tapped``."""
+class _TowerTap:
+    """Queries and keys of the tower's layers in one forward pass. Rows are computed and weighted afterwards, so
+    patches × patches matrices are never kept. A tap for ``AttentionExtractor.tapped``."""
 
     def __init__(self, model: nn.Module, family: Family, layers: Sequence[int]) -> None:
         self._model, self._family = model, family
@@ -237,12 +236,12 @@ class _Eyes:
 
     def __call__(self, name: str, call: Call, output: Tensor) -> Tensor:
         if name in self._calls:
-            self._calls[name].append(call._replace(value=call.key))  # values may go
+            self._calls[name].append(call._replace(value=call.key))  # values are not needed
         return output
 
     @contextmanager
-    def told_inputs(self) -> Iterator[None]:
-        """While the block lasts, hear what the tower's forward is given: which patch is where depends on it."""
+    def recording_inputs(self) -> Iterator[None]:
+        """Record the arguments of the tower's forward pass, which decide where each patch is."""
         tower = self._model.get_submodule(self._family.paths.vision_layers.rpartition(".")[0])
         watch = Watch(self, self._model)
         watch.forward(tower, before=self._keep)
@@ -255,7 +254,7 @@ class _Eyes:
         self._inputs = dict(inspect.signature(module.forward).bind_partial(*arguments, **options).arguments)
 
     def are_of(self, patches: int, pictures: int) -> bool:
-        """Did every layer see so many patches of the first picture, and as many images as the prompt has pictures?"""
+        """Did every layer process ``patches`` patches of the first picture, and ``pictures`` pictures?"""
         for name in self._calls:
             every = joined([sequence for _, _, sequence in self._placed(name)])
             seen = every.patch[(every.image == 0) & (every.patch >= 0)]
@@ -267,9 +266,9 @@ class _Eyes:
     def read(
         self, layer: int, weights: Float[np.ndarray, "maps patches"]
     ) -> Float[np.ndarray, "maps patches"]:
-        """What the first picture's patches read of one another in a layer, weighed: Σ_q w_q A_q, mean over heads.
+        """Weighted attention among the first picture's patches in a layer: Σ_q w_q A_q, mean over heads.
 
-        What a patch reads of a class token is left out; what lies in another window is 0.
+        Attention to a class token is left out; attention to another window is 0.
         """
         given = torch.from_numpy(np.asarray(weights, np.float32))
         found = torch.zeros_like(given)
@@ -284,15 +283,17 @@ class _Eyes:
         """Each sequence of a layer's calls: the call, its place in the call's batch, which patch is where."""
         layer = int(name.removeprefix("vision_layer_"))
         calls = [(call, at) for call in self._calls[name] for at in range(call.query.shape[0])]
-        told = self._family.tower_sequences(self._model.config, layer, self._inputs) if calls else []
-        if told is None:  # a sequence is an image, its places are its patches
+        sequences = self._family.tower_sequences(self._model.config, layer, self._inputs) if calls else []
+        if sequences is None:  # a sequence is an image, its places are its patches
             lengths = [call.lengths[0] for call, _ in calls]
-            told = [
+            sequences = [
                 TowerSequence(np.full(count, image), np.arange(count)) for image, count in enumerate(lengths)
             ]
-        elif len(calls) == 1 and len(told) > 1:  # a kernel that keeps several sequences apart in one call
-            told = [joined(told)]
-        for (call, at), sequence in zip(calls, told, strict=True):
+        elif (
+            len(calls) == 1 and len(sequences) > 1
+        ):  # a kernel that keeps several sequences apart in one call
+            sequences = [joined(sequences)]
+        for (call, at), sequence in zip(calls, sequences, strict=True):
             yield call, at, sequence
 
 

@@ -28,9 +28,9 @@ def require_free(name: str, port: int) -> None:
     """Raises ValueError, before a model is loaded, where the page could not listen there."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as asked:
-            asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            asked.bind(address)
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
     except OSError as error:
         raise ValueError(
             f"--server-name {name} --server-port {port}: the page cannot listen there ({error.strerror}); choose "

@@ -96,9 +96,9 @@ class Checkpoints:
     def _opened(self, path: Path) -> Engine:
         try:
             return self._engine.with_checkpoint(path)
-        except (OSError, ValueError) as error:  # for a visitor, who is not told where the checkpoint lies
+        except (OSError, ValueError) as error:  # visitors must not learn the checkpoint's path
             logger.exception("%s cannot be opened", path)
-            told = str(error)
+            message = str(error)
             for written in (str(path.resolve()), str(path)):
-                told = told.replace(written, short_name(written))
-            raise ValueError(told) from error
+                message = message.replace(written, short_name(written))
+            raise ValueError(message) from error

@@ -2,7 +2,7 @@
 
 ``layer`` is a language layer of ``trace.layers`` (of the tower, where the part is "vision"), ``head`` a head of it or
 ``MEAN``, ``tokens`` indexes of ``trace.tokens``: of several, the mean of their rows is read. What a token looked at is
-told by the row that wrote it (``Trace.row_of``). ``with_sinks=False`` takes attention sinks out first.
+read from the row that predicted it (``Trace.row_of``). ``with_sinks=False`` takes attention sinks out first.
 """
 
 from __future__ import annotations

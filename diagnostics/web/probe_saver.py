@@ -102,12 +102,12 @@ class ProbeFile:
             trial.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> tuple[Probe, ...]:
-        """As ``read_probes``, but its errors are for visitors: they do not say where on this machine the file lies."""
+        """``read_probes`` with errors for visitors, which hide the file's path."""
         try:
             return read_probes(path)
         except ValueError as error:
-            told = str(error).replace(str(path), self.path.name).replace(f"{path.parent}{os.sep}", "")
-            raise ValueError(told) from error
+            message = str(error).replace(str(path), self.path.name).replace(f"{path.parent}{os.sep}", "")
+            raise ValueError(message) from error
 
     def __len__(self) -> int:
         return len(json.loads(self.path.read_text(encoding="utf-8"))["probes"]) if self.path.is_file() else 0

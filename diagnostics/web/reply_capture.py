@@ -1,4 +1,4 @@
-"""What one reply looks at, captured while it is generated: language layers, connector, vision tower, sinks."""
+"""Captures attention while a reply is generated: language layers, connector, vision tower, sinks."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Job:
 class ReplyQueue:
     """Runs jobs in one thread, first come, first served.
 
-    The thread never waits for a listener, so one that goes away holds nobody up. When the process ends, the thread
+    The thread never waits for a listener, so a disconnected one blocks nobody. When the process ends, the thread
     ends within a token: a daemon thread that is cut off inside torch would abort the process.
     """
 

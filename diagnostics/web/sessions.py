@@ -92,7 +92,7 @@ class Session:
     pictures: list[Upload] = field(default_factory=list)
     added: list[int] = field(default_factory=list)  # pictures that came with each question
     asked: dict[str, Asked] = field(default_factory=dict)  # by the key of its look
-    status: dict[Place, Words] = field(default_factory=dict)  # what was last told beneath input and question
+    status: dict[Place, Words] = field(default_factory=dict)  # the last status lines below input and question
     stop: threading.Event = field(default_factory=threading.Event)
     busy: threading.Lock = field(default_factory=threading.Lock)
 

@@ -1,4 +1,4 @@
-"""What one answer looked at: rows of attention in half precision, and all that is needed to draw them."""
+"""The attention trace of one answer: attention rows in half precision, and the data to draw them."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Trace:
         }
 
     def row_of(self, token: int) -> int:
-        """Which of the kept rows tells what this token looked at? Its place along ``queries``.
+        """Index along ``queries`` of the row that shows where this token looked.
 
         A token of the answer is written by the row of the token before it; any other token has its own row.
 
@@ -110,7 +110,7 @@ class Trace:
         return found
 
     def has_row(self, token: int) -> bool:
-        """Can this token be asked where it looks?"""
+        """Does this token have an attention row?"""
         return self._position(token) in self._places
 
     def _position(self, token: int) -> int:

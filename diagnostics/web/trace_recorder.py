@@ -21,13 +21,13 @@ THINNED_FROM_BYTES = 2**20
 
 
 class TraceRecorder:
-    """What did the prompt's text, each token of the reply, the connector and the tower look at? A tap for
+    """Records the attention of the prompt, each token of the reply, the connector and the tower. A tap for
     ``AttentionExtractor.tapped``.
 
     While the model generates only queries are kept. A cache never changes a key, so the last step's keys are those
-    that every token before it saw, and the rows of a layer are one product when the reply has been told. A product
-    for each token and layer would be paid while the user waits; it is, where a cache does not keep the keys: one with
-    a sliding window that has begun to forget them, and static, quantised and offloaded ones.
+    that every token before it saw, and the rows of a layer are one product once the reply is complete. Computing
+    them token by token would slow the reply; that happens only where the cache drops keys: with a sliding window that
+    is full, and with static, quantised and offloaded caches.
 
     names       language layers, ``layer_N``, causal where no mask of four axes says otherwise, and layers of the tower,
                 ``vision_layer_N``
@@ -44,17 +44,17 @@ class TraceRecorder:
         self._prompt = 0
         self._queries: dict[str, list[Tensor]] = {}
         self._last: dict[str, Call] = {}
-        self._masks: dict[str, Tensor] = {}  # what the prompt may see, where that is told with four axes
+        self._masks: dict[str, Tensor] = {}  # the prompt's attention mask, where it has four axes
         self._late: dict[
             str, list[Tensor]
-        ] = {}  # rows of steps that saw the last keys alone: Float[heads, keys]
-        self._quoted: dict[str, Tensor] = {}  # the prompt's rows, where they were due at once
-        self._eyes: dict[str, list[Call]] = {}  # of connector and tower
+        ] = {}  # rows of steps whose cache no longer holds all keys: Float[heads, keys]
+        self._prompt_rows: dict[str, Tensor] = {}  # the prompt's rows, where they had to be computed at once
+        self._other_calls: dict[str, list[Call]] = {}  # of connector and tower
 
     def __call__(self, name: str, call: Call, output: Tensor) -> Tensor:
         if name not in self._layers:
             if name == CONNECTOR or name in self._names:
-                self._eyes.setdefault(name, []).append(call._replace(value=call.key))
+                self._other_calls.setdefault(name, []).append(call._replace(value=call.key))
         else:
             self._read(name, call)
         return output
@@ -95,9 +95,11 @@ class TraceRecorder:
         first = max(len(self.positions) - most, 0)
         parts = []
         if first < early:
-            told = self._quoted.get(name)
+            prompt_rows = self._prompt_rows.get(name)
             parts = [
-                self._early_rows(name, self.positions[first:early]) if told is None else told[:, first:early]
+                self._early_rows(name, self.positions[first:early])
+                if prompt_rows is None
+                else prompt_rows[:, first:early]
             ]
         parts += [one.cpu()[:, None] for one in late[max(first - early, 0) :]]
         out = torch.zeros(parts[0].shape[0], sum(part.shape[1] for part in parts), self.positions[-1] + 1)
@@ -115,7 +117,9 @@ class TraceRecorder:
     def connector(self) -> list[Float[Tensor, "heads queries patches"]]:
         """What the connector's queries looked at, image by image, in half precision, on the CPU; none where it does
         not attend."""
-        return [rows for call in self._eyes.get(CONNECTOR, ()) for rows in _every_row(call).half().cpu()]
+        return [
+            rows for call in self._other_calls.get(CONNECTOR, ()) for rows in _every_row(call).half().cpu()
+        ]
 
     @torch.no_grad()
     def tower(
@@ -126,7 +130,7 @@ class TraceRecorder:
 
         sequences   the family's ``tower_sequences``; None: one an image, its places are its patches
         """
-        calls = self._eyes.get(name, [])
+        calls = self._other_calls.get(name, [])
         rows = [one for call in calls for one in _every_row(call).half().cpu()]
         if sequences is None or not rows:
             return rows
@@ -138,10 +142,10 @@ class TraceRecorder:
         query = call.query
         self._prompt = query.shape[2]
         self._late.pop(name, None)
-        self._quoted.pop(name, None)
+        self._prompt_rows.pop(name, None)
         if not call.keeps_keys:
             self._queries[name] = [query[:, :, :0]]
-            self._quoted[name] = _chosen_rows(call, self._prompt_positions)
+            self._prompt_rows[name] = _chosen_rows(call, self._prompt_positions)
             return
         if query.nbytes > THINNED_FROM_BYTES:
             query = query.index_select(2, torch.from_numpy(self._prompt_positions).to(query.device))

@@ -24,7 +24,7 @@ from diagnostics.web.trace import SeenImage, Trace, TraceCache
 Json: TypeAlias = dict[str, Any]
 
 MATRIX_MAX = 64
-"""Tokens a side of the text map; more are not told apart on a screen."""
+"""Tokens a side of the text map; more cannot be distinguished on a screen."""
 CROSS_MAX = 12
 """Pictures of single tokens on the page at once."""
 SHARE_DIGITS = 5

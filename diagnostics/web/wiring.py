@@ -1,4 +1,4 @@
-"""Which event of which component calls which handler, and what the answer changes."""
+"""Connects component events to handlers, and handlers' results to components."""
 
 from __future__ import annotations
 

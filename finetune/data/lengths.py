@@ -81,7 +81,7 @@ def count(
     it does not read, a turn that its template refuses.
 
     Counts are kept under a key made of what decides them: the conversations, the family, every file of the
-    processor, and the version of counting. A kept file that is broken is counted anew, and said.
+    processor, and the version of counting. A broken cache file is reported and counted again.
 
     workers     processes that count; None: as many as there are cores for
     cache_dir   where counts are kept; None: ``finetune.samples.cache.cache_folder()``

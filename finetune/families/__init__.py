@@ -65,9 +65,9 @@ def family_of(config: Any) -> Family:
 
 def unknown(model_type: object, *, sees: bool) -> ValueError:
     """The error for a configuration of no family; ``sees``: it has a vision part."""
-    blind = "" if sees else " (it has no vision_config: does the model see pictures?)"
+    hint = "" if sees else " (it has no vision_config: does the model see pictures?)"
     return ValueError(
-        f"no known model family for a configuration of type {model_type!r:.80}{blind}; known: "
+        f"no known model family for a configuration of type {model_type!r:.80}{hint}; known: "
         f"{', '.join(family.name for family in FAMILIES)}. What is missing is one file in finetune/families/ that says "
         "where its modules are, how it reads a conversation and where its pictures lie, and one line in __init__.py: "
         "docs/add-a-family.md"

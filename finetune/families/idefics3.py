@@ -44,7 +44,7 @@ from finetune.families.parts.squares import cell_boxes
 from finetune.families.parts.tiles import Size, squeezed_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import Conversation, ImageRef, VideoRef
-from finetune.samples.images import open_image, told_size
+from finetune.samples.images import known_size, open_image
 from finetune.samples.videos import frame_size, open_frames
 
 IGNORED = -100
@@ -106,7 +106,7 @@ class Idefics3Family:
             size = frames[0].size if frames else frame_size(ref)
             return Seen(ref, size, frames, (1, 1), _longest_of_videos(processor))
         pictures = (self.load_image(ref),) if opened else ()
-        size = pictures[0].size if pictures else told_size(ref)
+        size = pictures[0].size if pictures else known_size(ref)
         longest, tiles = _longest(processor, ref, size), (1, 1)
         if processor.image_processor.do_image_splitting:
             tiles = tiles_of(size, longest, _tile(processor))
@@ -203,7 +203,7 @@ class Idefics3Family:
         Pictures and videos are numbered together, in the order of the conversation. The model is not told which tiles
         make a picture; ``inputs`` must."""
         side = config.vision_config.image_size // config.vision_config.patch_size
-        of_pictures = tower.told_tiles(inputs, len(inputs["inputs_embeds"]))
+        of_pictures = tower.tiles_of_images(inputs, len(inputs["inputs_embeds"]))
         return tower.tiled(of_pictures, (side, side), overview_first=False)
 
     def attention_shape(self, config: Any, name: str) -> AttentionShape:

@@ -41,7 +41,7 @@ from finetune.families.parts.squares import cell_boxes
 from finetune.families.parts.tiles import Size, squeezed_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Part, VideoRef
-from finetune.samples.images import open_image, told_size
+from finetune.samples.images import known_size, open_image
 from finetune.samples.videos import frame_size, open_frames
 
 IGNORED = -100
@@ -107,7 +107,7 @@ class InternVLFamily:
             frames = open_frames(ref, self.load_image) if opened else ()
             return Seen(ref, frames[0].size if frames else frame_size(ref), frames, (1, 1))
         pictures = (self.load_image(ref),) if opened else ()
-        size = pictures[0].size if pictures else told_size(ref)
+        size = pictures[0].size if pictures else known_size(ref)
         bounds = _bounds(processor, ref)
         return Seen(ref, size, pictures, _tiles(size, _pixels(processor), bounds), bounds)
 
@@ -175,8 +175,8 @@ class InternVLFamily:
     ) -> list[TowerSequence] | None:
         """A class token and the patches of one tile: a picture's tiles, row by row, joined to one grid, then its
         overview; a video's frames, joined to a strip. Pictures and videos are numbered together, in the order of the
-        conversation. The model is not told which tiles make a picture; ``inputs`` must."""
-        of_pictures = tower.told_tiles(inputs, len(inputs["hidden_states"]))
+        conversation. The model does not know which tiles make a picture; ``inputs`` must say."""
+        of_pictures = tower.tiles_of_images(inputs, len(inputs["hidden_states"]))
         return tower.tiled(of_pictures, _patches(config), overview_first=False, class_tokens=1)
 
     def attention_shape(self, config: Any, name: str) -> AttentionShape:
@@ -201,7 +201,7 @@ class InternVLFamily:
 
 
 def processor_class() -> Any:
-    """transformers' processor without its video half; made when it is asked for."""
+    """transformers' processor without video support; created on first use."""
     from transformers import InternVLProcessor
 
     return without_videos(InternVLProcessor)

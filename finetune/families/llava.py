@@ -34,7 +34,7 @@ from finetune.families.parts.processors import chat_template, language_shape, re
 from finetune.families.parts.squares import square_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef
-from finetune.samples.images import open_image, told_size
+from finetune.samples.images import known_size, open_image
 
 IGNORED = -100
 IMAGE = "<image>"
@@ -78,7 +78,7 @@ class LlavaFamily:
         """Through the model's own chat template, which puts the pictures of a turn before its words."""
         refs = conversation.images
         opened = [self.load_image(ref) for ref in refs] if media else []
-        sizes = [one.size for one in opened] if media else [told_size(ref) for ref in refs]
+        sizes = [one.size for one in opened] if media else [known_size(ref) for ref in refs]
         cells = _side(processor)
         chat = encode_conversation(
             TurnByTurn(processor, processor.tokenizer.eos_token),

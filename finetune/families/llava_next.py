@@ -36,7 +36,7 @@ from finetune.families.parts.processors import chat_template, language_shape, re
 from finetune.families.parts.tiles import Size, Tiling
 from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef
-from finetune.samples.images import open_image, told_size
+from finetune.samples.images import known_size, open_image
 
 IGNORED = -100
 IMAGE = "<image>"
@@ -78,7 +78,7 @@ class LlavaNextFamily:
         tiled, also several. With ``media=False`` pictures' headers tell their sizes."""
         refs = conversation.images
         opened = [self.load_image(ref) for ref in refs] if media else []
-        sizes = [one.size for one in opened] if media else [told_size(ref) for ref in refs]
+        sizes = [one.size for one in opened] if media else [known_size(ref) for ref in refs]
         bounded = [tiles.bounded(processor, ref, size) for ref, size in zip(refs, sizes, strict=True)]
         tiling, end = _of_processor(processor), end_of_answers(processor)
         counts = iter([tiles.count(tiling, one, ref) for one, ref in zip(bounded, refs, strict=True)])

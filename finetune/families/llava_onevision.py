@@ -51,7 +51,7 @@ from finetune.families.parts.squares import square_tokens
 from finetune.families.parts.tiles import Size, Tiling, squeezed_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Part, VideoRef
-from finetune.samples.images import open_image, told_size
+from finetune.samples.images import known_size, open_image
 from finetune.samples.videos import open_frames
 
 IGNORED = -100
@@ -90,12 +90,12 @@ class LlavaOnevisionFamily:
         media: bool = True,
     ) -> Encoded:
         """Through the model's own chat template, which puts a turn's pictures, then its videos, before its words.
-        Whether pictures are tiled is told by how many the conversation has, as in training."""
+        The number of pictures in the conversation decides whether they are tiled, as in training."""
         refs = [ref for ref in conversation.media if isinstance(ref, ImageRef)]
         videos = [ref for ref in conversation.media if isinstance(ref, VideoRef)]
         _check_alike(videos)
         opened = [self.load_image(ref) for ref in refs] if media else []
-        sizes = [one.size for one in opened] if media else [told_size(ref) for ref in refs]
+        sizes = [one.size for one in opened] if media else [known_size(ref) for ref in refs]
         bounded = [tiles.bounded(processor, ref, size) for ref, size in zip(refs, sizes, strict=True)]
         tiling, alone = _of_processor(processor), len(refs) == 1
         counts = iter([_count(tiling, one, ref, alone) for one, ref in zip(bounded, refs, strict=True)])
@@ -200,7 +200,7 @@ class LlavaOnevisionFamily:
 
 
 def processor_class() -> Any:
-    """transformers' processor without its video half; made when it is asked for."""
+    """transformers' processor without video support; created on first use."""
     from transformers import LlavaOnevisionProcessor
 
     return without_videos(LlavaOnevisionProcessor)
@@ -257,11 +257,11 @@ def _starts(processor: Any, chat: Chat) -> dict[str, list[int]]:
 
 
 def _of_pass(config: Any, inputs: Mapping[str, Any]) -> tuple[Sequence[Tiles | None], Sequence[Tiles | None]]:
-    """The tiles of a pass's pictures and of its videos, as told, or by what the model was given."""
+    """The tiles of a pass's pictures and of its videos, as given by ``tiles``, or by the model's inputs."""
     if "tiles" in inputs:
-        told = inputs["tiles"]
-        videos = [one for one in told if one is not None and len(one) == 1]
-        return [one for one in told if one is None or len(one) == 2], videos
+        tiles = inputs["tiles"]
+        videos = [one for one in tiles if one is not None and len(one) == 1]
+        return [one for one in tiles if one is None or len(one) == 2], videos
     films_given = inputs.get("pixel_values_videos")
     videos = [] if films_given is None else [(films_given.shape[1],)] * films_given.shape[0]
     if videos and inputs.get("pixel_values") is None:

@@ -9,8 +9,8 @@ component has a mode of its own:
              beside the original, so that the adapter folder is complete and ``disable_adapter()`` still gives the
              model as it was. Where none has, the model itself trains and is saved whole
 
-An adapter cannot hold parameters that hang on a parent module (Qwen-VL's ``visual.proj``), and LoRA cannot reach
-matrices that are no linear layer (Qwen-VL's ``attn_pool.attn.in_proj_weight``): those stay frozen, and it is said.
+An adapter cannot hold bare parameters of a parent module (Qwen-VL's ``visual.proj``), and LoRA cannot reach matrices
+outside linear layers (Qwen-VL's ``attn_pool.attn.in_proj_weight``). Those stay frozen, and ``left_frozen`` lists them.
 """
 
 import math
@@ -37,13 +37,13 @@ TABLES = "tables"  # parameters that no mode trains
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to train, component by component.
+    """Which components train, and how.
 
     embeddings   with adapters: word embeddings and output layer train too, in full
     targets      endings of names of linear layers inside the language layers; None: the family's own
     bias         with adapters: "all" biases of components in mode lora, those beside an adapter ("lora_only"), "none"
-    dora         adapters with magnitudes (Liu et al. 2024, arXiv 2402.09353)
-    adapter      an adapter folder to go on from: a rank, scale, bias or target other than its own is an error
+    dora         DoRA: adapters with magnitudes (Liu et al. 2024, arXiv 2402.09353)
+    adapter      an adapter folder to continue from: a rank, scale, bias or target other than its own is an error
     """
 
     vision: Mode = "frozen"
@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def lora(self) -> bool:
-        """Are there adapters at all?"""
+        """Does any component train adapters?"""
         return "lora" in self.modes.values()
 
     def having(self, mode: Mode) -> tuple[str, ...]:
@@ -78,8 +78,8 @@ def adapt(model: nn.Module, family: Family, plan: Plan, *, master_weights: bool)
     master_weights   True: trainable tensors become fp32, as torch's own mixed precision needs them.
                      False: they keep their precision (DeepSpeed holds fp32 copies itself)
 
-    Returns the model, a PeftModel with LoRA. Raises ValueError for a target that matches nothing, for an adapter
-    folder without what the plan trains, and where nothing would train.
+    Returns the model (a PeftModel with LoRA). Raises ValueError for a target that matches nothing, for an adapter
+    folder that lacks what the plan trains, and for a plan that trains nothing.
     """
     model.requires_grad_(False)
     if plan.lora:
@@ -102,8 +102,8 @@ def _trains(name: str, parameter: nn.Parameter, paths: ModulePaths, plan: Plan) 
     component = component_of(name, paths)
     if not plan.lora:
         return plan.modes.get(component) == "full"
-    # PEFT has marked what it trains: adapters, copies and biases. It knows no components, so its bias="all" reaches
-    # every one of them, and an adapter folder may hold more than is to go on training.
+    # PEFT has marked what it trains: adapters, copies and biases. It does not know components, so its bias="all"
+    # reaches all of them, and an adapter folder may hold more than this run trains.
     if ".modules_to_save." in name and plan.embeddings and component == "language":
         return parameter.requires_grad
     wanted = "full" if ".modules_to_save." in name else "lora"
@@ -188,8 +188,8 @@ def target_pattern(model: nn.Module, family: Family, plan: Plan) -> str:
     ``transformer\\.visual\\.transformer\\.resblocks\\.\\d+\\.attn\\.in_proj|…|transformer\\.h\\.\\d+\\.(?:.+\\.)?(?:c_attn|w1)``:
     each component's own paths, so that a name which vision tower and language model share can't leak.
 
-    Raises ValueError where one of the targets matches nothing, with the endings that there are, and where a
-    component has no linear layer.
+    Raises ValueError where one of the targets matches nothing, listing the valid endings, and for a component
+    without linear layers.
     """
     patterns = []
     for component in plan.having("lora"):
@@ -231,7 +231,7 @@ def _linear_layers(model: nn.Module) -> Iterator[str]:
     """Names of linear layers that an adapter can change.
 
     Trap: ``nn.MultiheadAttention`` never calls its ``out_proj``, it takes the weight out of it: an adapter there would
-    be computed by nobody and learn nothing. Its ``in_proj_weight`` is no module at all.
+    never run and learn nothing. Its ``in_proj_weight`` is a bare parameter.
     """
     for name, module in model.named_modules():
         parent = model.get_submodule(name.rpartition(".")[0])
@@ -263,7 +263,7 @@ def full_modules(model: nn.Module, paths: ModulePaths, plan: Plan) -> tuple[list
 
 
 def _callable_modules(name: str, module: nn.Module) -> Iterator[str]:
-    """The module, or the members of a list of modules: PEFT can only copy what is called."""
+    """The module, or the members of a list of modules: PEFT can only copy modules whose forward runs."""
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         for key, child in module.named_children():
             yield from _callable_modules(f"{name}.{key}", child)
@@ -272,10 +272,7 @@ def _callable_modules(name: str, module: nn.Module) -> Iterator[str]:
 
 
 def _check_adapter(model: nn.Module, family: Family, plan: Plan) -> None:
-    """An adapter folder to go on from must hold what the plan trains.
-
-    Raises ValueError with what it holds, what was expected, and what to do.
-    """
+    """Raises ValueError where an adapter folder lacks what the plan trains, or was trained with other settings."""
     held = {
         (component_of(name, family.paths), "adapters" if ".lora_" in name else "trained copy")
         for name, _ in bare_model(model).named_parameters()
@@ -313,7 +310,7 @@ def _other_settings(model: Any, plan: Plan) -> Iterator[str]:
 
 
 def _other_targets(model: nn.Module, family: Family, plan: Plan) -> Iterator[str]:
-    """Targets that are named must be those that the adapter has, no more and no fewer."""
+    """``--lora_target_modules`` must match the adapter's own targets exactly."""
     if plan.targets is None or plan.language != "lora":
         return
     names = _linear_layers(bare_model(model))
@@ -353,7 +350,7 @@ def _lacks_embeddings(model: Any, plan: Plan) -> Iterator[str]:
 
 
 def not_trained_further(model: nn.Module, family: Family) -> list[str]:
-    """What an adapter holds, and this run does not train: ``connector: trained copy``."""
+    """Parts of an adapter that this run leaves frozen, such as ``connector: trained copy``."""
     held = [(name, p) for name, p in bare_model(model).named_parameters() if _HELD.search(name)]
     kinds = {
         (component_of(name, family.paths), "adapters" if ".lora_" in name else "trained copy")
@@ -401,10 +398,10 @@ class Row(NamedTuple):
 
 
 def decaying(model: nn.Module) -> set[str]:
-    """Names of the tensors that weight decay is for: matrices, and neither biases nor norms.
+    """Names of the tensors with weight decay: matrices, but no biases or norms.
 
-    That is transformers' rule and one more: it tells norms by class or name, and would shrink those of families with
-    names of their own (Qwen's ``ln_1``, an RMSNorm) and DoRA's magnitudes. All those have one axis.
+    transformers recognises norms by class or name. It would also decay norms with unusual names (Qwen's ``ln_1``, an
+    RMSNorm) and DoRA's magnitudes, so tensors with a single axis are excluded too.
     """
     by_name = get_parameter_names(
         model, [nn.LayerNorm], [r"bias", r"layernorm", r"rmsnorm", r"(?:^|[._])norm(?:$|\.)"]
@@ -504,13 +501,13 @@ def _number(value: float | None) -> str:
 
 
 def left_frozen(model: nn.Module, family: Family, plan: Plan) -> list[str]:
-    """What a component that trains under adapters keeps as it is, because no adapter can hold or reach it.
+    """Parameters of trained components that stay frozen because no adapter can hold or reach them.
 
     full   bare parameters of a parent module: ``modules_to_save`` copies modules
-    lora   matrices that are no linear layer: in ``attn_pool.attn.in_proj_weight``, say, or a convolution
+    lora   matrices outside linear layers: ``attn_pool.attn.in_proj_weight``, or a convolution
 
     Layer numbers are written as N, each name once. Norms and biases of a component with adapters are not listed: LoRA
-    leaves them alone by design.
+    does not train them by design.
     """
     if not plan.lora:
         return []

@@ -1,6 +1,6 @@
 """An adapter folder, before anything is loaded: its configuration, its files, and the base that it was made on.
 
-Training, export, comparison and page all ask here (by ``checkpoint.check``), so that they refuse the same.
+Training, export, comparison and the web demo share these checks (through ``checkpoint.check``).
 """
 
 import dataclasses
@@ -25,13 +25,11 @@ ADAPTER_CONFIG = "adapter_config.json"
 BASE_FILE = "adapter_base.json"
 REMEDY = "copy the adapter again, or correct the file"
 VERSION = 1
-SAMPLED = 16  # numbers of each tensor that a fingerprint is made of
+SAMPLED = 16  # values of each tensor that enter a fingerprint
 
-OTHER_BASE = (
-    "where that is meant, say so: --allow_other_base True (in training), --allow_other_base (elsewhere)"
-)
+OTHER_BASE = "to use it anyway, give --allow_other_base True (in training), --allow_other_base (elsewhere)"
 WHICH_FLAG = (
-    "say where it is: --base FOLDER (export, compare, web demo), or in training --model_name_or_path FOLDER "
+    "give its folder: --base FOLDER (export, compare, web demo), or in training --model_name_or_path FOLDER "
     "--lora_weight_path ADAPTER"
 )
 
@@ -48,9 +46,9 @@ def is_adapter(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Fields:
-    """The fields of an adapter's configuration, whatever they hold.
+    """The fields of an adapter's configuration, unchecked.
 
-    Raises ValueError for a file that is no JSON object, and for a base whose name is no text.
+    Raises ValueError for a file that does not hold a JSON object, and for a base name that is not a string.
     """
     file = folder / ADAPTER_CONFIG
     found = load(file, {"base_model_name_or_path": TEXT | NULL}, remedy=REMEDY)
@@ -72,7 +70,7 @@ def check_fields(folder: Path) -> Fields:
 
 
 def _wrong_types(fields: Fields) -> Iterator[str]:
-    from peft import LoraConfig  # it takes two seconds
+    from peft import LoraConfig  # importing it takes two seconds
 
     kind = fields.get("peft_type")
     if kind != "LORA":
@@ -88,7 +86,7 @@ def _wrong_types(fields: Fields) -> Iterator[str]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Could a value that was read from JSON be one of this type?"""
+    """Does a JSON value match this type?"""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, one) for one in inside)
@@ -153,9 +151,9 @@ def _wrong_pattern(name: str, pattern: str) -> Iterator[str]:
 
 
 def check_fit(folder: Path, skeleton: Callable[[], nn.Module], base_name: str) -> None:
-    """Is the adapter whole, and does each of its tensors have a place in this base? Headers alone are read.
+    """Check that an adapter is complete and that every tensor fits this base. Only file headers are read.
 
-    skeleton   makes the base on the meta device, each time anew: PEFT changes what it is given
+    skeleton   builds a new base on the meta device at each call: PEFT modifies the model it wraps
 
     Raises ValueError with file and field, or file and tensors.
     """
@@ -178,8 +176,8 @@ def check_fit(folder: Path, skeleton: Callable[[], nn.Module], base_name: str) -
 def _outline(folder: Path, fields: Fields, skeleton: Callable[[], nn.Module]) -> Any:
     """The base with the adapter, on the meta device.
 
-    PEFT raises errors of many kinds where fields do not go together or do not fit the model; which field it is, it
-    does not say. It is the one without which PEFT raises no error.
+    PEFT raises many kinds of errors for fields that contradict each other or the model, and does not name the field.
+    The culprit is a field without which PEFT raises no error.
     """
     fault = _refusal(fields, skeleton)
     if not isinstance(fault, Exception):
@@ -213,7 +211,7 @@ def _refusal(fields: Fields, skeleton: Callable[[], nn.Module]) -> Any:
     try:
         with torch.device("meta"):
             return get_peft_model(skeleton(), LoraConfig(**kept), autocast_adapter_dtype=False)
-    except Exception as error:  # of any kind: that a file's fields mean nothing shows in many places of PEFT
+    except Exception as error:  # of any kind: PEFT fails in many places on invalid fields
         return error
 
 
@@ -223,10 +221,9 @@ def _refusal(fields: Fields, skeleton: Callable[[], nn.Module]) -> Any:
 
 
 def fingerprint(folder: Path) -> str | None:
-    """SHA-256 over names, shapes and some numbers of all tensors of a model folder; None where it holds no weights.
+    """SHA-256 over names, shapes and some values of all tensors of a model folder; None for a folder without weights.
 
-    Numbers are rounded to bf16 first: a base and its copy in half precision have one fingerprint, and any training
-    has another.
+    Values are rounded to bf16 first, so a base and its half-precision copy share a fingerprint; training changes it.
     """
     digest = hashlib.sha256()
     found = sorted(weights.samples(folder, SAMPLED), key=lambda one: one[0])
@@ -237,13 +234,13 @@ def fingerprint(folder: Path) -> str | None:
 
 
 def fingerprint_of(name: str, cache_dir: str | None = None) -> str | None:
-    """That of a checkpoint by its name; None where its weights are not on this machine."""
+    """The fingerprint of a named checkpoint; None where its weights are not on this machine."""
     folder = weights.local_folder(name, cache_dir)
     return fingerprint(folder) if folder is not None else None
 
 
 def write_base(folder: Path, base_name: str) -> None:
-    """Say beside an adapter which weights it was trained on, by name and by content."""
+    """Write the name and fingerprint of an adapter's base beside it."""
     content = {
         "version": VERSION,
         "base_model_name_or_path": base_name,
@@ -267,11 +264,10 @@ def check_base(
 ) -> None:
     """Raises ValueError where an adapter was made on other weights than those of ``base_name``.
 
-    By the fingerprint that training leaves beside an adapter; else by that of the base which the adapter names, where
-    it is still there; else by name.
+    Compares the fingerprint that training saved beside the adapter; failing that, the fingerprint of the base that the
+    adapter names, if it still exists; failing that, the names.
 
-    named_for_it   the user gave this base in place of the one that the adapter names (--base): a name that differs is
-                   then no fault
+    named_for_it   the user gave this base explicitly (--base), so a different name is accepted
     """
     recorded = read(folder).get("base_model_name_or_path")
     now = fingerprint_of(base_name, cache_dir)
@@ -279,9 +275,9 @@ def check_base(
     if now and written:
         if now != written:
             raise ValueError(
-                f"{folder}: an adapter of other weights than those of {base_name}: found fingerprint {now[:12]}…, "
-                f"expected {written[:12]}… ({BASE_FILE} there); it was trained on {recorded}, as that was then; give "
-                f"that base, or {OTHER_BASE}"
+                f"{folder}: this adapter was trained on other weights than {base_name}: found fingerprint {now[:12]}…, "
+                f"expected {written[:12]}… ({BASE_FILE} there); it was trained on an earlier state of {recorded}; "
+                f"give that base; {OTHER_BASE}"
             )
         return
     if not recorded or _same_place(recorded, base_name):
@@ -293,8 +289,8 @@ def check_base(
         same = named_for_it or Path(recorded).name.lower() == Path(base_name).name.lower()
     if not same:
         raise ValueError(
-            f"{folder}: an adapter of another base: found {base_name}, expected {recorded}, which {ADAPTER_CONFIG} "
-            f"there names; give that one, or {OTHER_BASE}"
+            f"{folder}: this adapter was trained on another base: found {base_name}, expected {recorded}, "
+            f"which {ADAPTER_CONFIG} there names; give that one; {OTHER_BASE}"
         )
 
 

@@ -32,7 +32,7 @@ from finetune.families.parts.modules import bare_model
 from finetune.model import adapters, checkpoint_files, weights
 from finetune.model.adapters import ADAPTER_CONFIG
 
-if TYPE_CHECKING:  # it takes two seconds to import, and configurations alone are read without it
+if TYPE_CHECKING:  # takes two seconds to import; reading configurations does not need it
     from peft import PeftModel
 
 MODEL_CONFIG = "config.json"
@@ -56,14 +56,14 @@ def load(
     dtype          precision of the weights; None: as they are stored
     device         where the model goes; None: it stays where it was loaded
     quantize       language layers to 4 bit (NF4) while loading
-    for_training   an adapter's tensors stay trainable, and the model keeps its train mode to the caller
+    for_training   an adapter's tensors stay trainable, and the caller sets train mode
     attn_implementation   the attention kernel; None: torch's own (SDPA) wherever the model can use it
-    base           another place of an adapter's base than the one that it names
-    allow_other_base   an adapter may be opened on other weights than it was made on, as long as it fits
+    base           the folder of an adapter's base, instead of the one it names
+    allow_other_base   allow an adapter on other weights than it was trained on, if shapes fit
 
     Returns the model (a PeftModel for an adapter folder) and its processor.
 
-    Code that comes with a checkpoint is never run.
+    A checkpoint's own code is never run.
 
     Raises ValueError where ``check`` does, and where the kernel cannot be used.
     """
@@ -107,13 +107,13 @@ def check(
     allow_other_base: bool = False,
     named_for_it: bool = True,
 ) -> Any:
-    """Can the checkpoint be opened? Configurations and headers are read, and no weights; returns its configuration.
+    """Check that a checkpoint can be opened and return its configuration. Reads configurations and headers, no weights.
 
-    named_for_it   ``base`` was given as the place of this adapter's base, whatever name it has there
+    named_for_it   ``base`` is where the user keeps this adapter's base, under any name
 
-    Raises ValueError where the checkpoint, or an adapter's base, cannot be found or is of no known family, where files
-    are missing or cut short, and where an adapter has fields that mean nothing, was made for another kind of base, or
-    on other weights.
+    Raises ValueError where the checkpoint, or an adapter's base, is not found or of an unknown family, where files
+    are missing or truncated, and where an adapter has invalid fields, or was trained on another kind of base or other
+    weights.
     """
     base_name, adapter = resolve(name_or_path, base=base)
     config = _config(base_name, cache_dir)
@@ -129,17 +129,17 @@ def check(
 
 
 def require_weights(base_name: str | Path) -> None:
-    """Raises ValueError, with file and remedy, where weights of a local folder are missing or cut short. Headers alone
-    are read."""
+    """Raises ValueError, with file and remedy, where weights of a local folder are missing or truncated. Only
+    headers are read."""
     checkpoint_files.check_weights(base_name)
     if Path(base_name).is_dir():
         weights.require_all(Path(base_name))
 
 
 def with_adapter(model: nn.Module, adapter: str | Path, *, trainable: bool) -> "PeftModel":
-    """A base with an adapter of its kind, every tensor of which has found its place.
+    """The base with the adapter loaded.
 
-    Raises ValueError where the adapter was made for a base of another size or another kind.
+    Raises ValueError where tensors are missing, unexpected or of another shape: the adapter belongs to another base.
     """
     from peft import PeftModel
 
@@ -147,7 +147,9 @@ def with_adapter(model: nn.Module, adapter: str | Path, *, trainable: bool) -> "
     faults = weights.unfit(model, folder)
     if not faults:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # told below, as an error
+            warnings.filterwarnings(
+                "ignore", message="Found missing adapter keys"
+            )  # reported below, as an error
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
         faults = weights.misplaced(adapted, folder)
     if faults:
@@ -160,7 +162,7 @@ def with_adapter(model: nn.Module, adapter: str | Path, *, trainable: bool) -> "
 
 
 def check_kernel(name: str, computes_in: torch.dtype | None = None) -> None:
-    """Raises ValueError, before weights are loaded, where a flash kernel is not installed or cannot run.
+    """Raises ValueError, before weights are loaded, for a flash kernel that is not installed or cannot run.
 
     computes_in   the precision of training, where it is known
     """
@@ -181,7 +183,7 @@ def check_kernel(name: str, computes_in: torch.dtype | None = None) -> None:
 
 
 def check_kernel_of(config: Any, name: str) -> None:
-    """Raises ValueError, before weights are loaded, where the kernel would make another model of the language model:
+    """Raises ValueError, before weights are loaded, where the kernel would change the language model's results:
     SDPA has neither soft caps (Gemma 2) nor sink logits (GPT-OSS), flash kernels take no mask (Gemma 3, PaliGemma)."""
     if "flash" in name and (fault := flash_fault(families.family_of(config))):
         raise ValueError(
@@ -219,10 +221,10 @@ _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def resolve(name_or_path: str | Path, *, base: str | None = None) -> tuple[str, Path | None]:
-    """(base checkpoint, adapter folder or None). ``base`` stands in for the one that an adapter names.
+    """(base checkpoint, adapter folder or None). ``base`` replaces the base that an adapter names.
 
-    Raises ValueError for a folder that holds neither a model nor an adapter, and for an adapter whose base is
-    a folder that is not there.
+    Raises ValueError for a folder that holds neither a model nor an adapter, and for an adapter whose base folder is
+    missing.
     """
     path = Path(name_or_path).expanduser()
     if not path.exists():
@@ -251,12 +253,12 @@ def resolve(name_or_path: str | Path, *, base: str | None = None) -> tuple[str, 
 
 
 def adapter_folder(name: str, *, flag: str) -> Path:
-    """An adapter's folder by its name. Raises ValueError, and asks no network, where it is none."""
+    """The local folder of an adapter. Raises ValueError for anything else; never asks the hub."""
     path = Path(name).expanduser()
     if not path.is_dir():
         raise ValueError(
             f"{flag}: there is no folder {_cut(name)!r} (working directory {os.getcwd()}); expected an adapter folder "
-            f"({ADAPTER_CONFIG}, {weights.ADAPTER_FILES[0]}); one of the hub has to be downloaded first"
+            f"({ADAPTER_CONFIG}, {weights.ADAPTER_FILES[0]}); download an adapter of the hub first"
         )
     if not adapters.is_adapter(path):
         raise ValueError(f"{flag} {name}: found no {ADAPTER_CONFIG}, expected an adapter folder")
@@ -277,7 +279,7 @@ def _base_of(adapter: Path) -> str:
             f"{adapters.WHICH_FLAG}"
         )
     if looks_like_a_path(base) and not Path(base).exists():
-        raise ValueError(f"{file}: its base model {_cut(base)!r} is not there; {adapters.WHICH_FLAG}")
+        raise ValueError(f"{file}: its base model {_cut(base)!r} is missing; {adapters.WHICH_FLAG}")
     return os.path.abspath(base) if Path(base).exists() else str(base)
 
 
@@ -287,7 +289,7 @@ def _cut(name: str) -> str:
 
 @contextmanager
 def _opened(name: str) -> Iterator[None]:
-    """A folder that lacks a file, or a name that is neither a folder nor to be had from the hub, is one message."""
+    """Turn an OSError about a missing file, folder or hub name into one ValueError."""
     try:
         yield
     except OSError as error:
@@ -295,19 +297,19 @@ def _opened(name: str) -> Iterator[None]:
         if Path(name).exists():
             raise ValueError(f"{name}: {reason}") from error
         raise ValueError(
-            f"{name}: there is no such folder (working directory {os.getcwd()}), and as a hub name it could not be "
-            f"opened: {reason}"
+            f"{name}: there is no such folder (working directory {os.getcwd()}), and the hub has no such "
+            f"checkpoint or cannot be reached: {reason}"
         ) from error
 
 
 @contextmanager
 def _built(config: Any, name: str) -> Iterator[None]:
-    """A configuration that no model can be built from, or another than the weights are of, is one message."""
+    """Turn an invalid configuration, or one of other weights, into one ValueError."""
     try:
         yield
     except (OSError, ValueError):
         raise
-    except Exception as error:  # of any kind; raised again where the configuration is not its cause
+    except Exception as error:  # of any kind; raised again unless the configuration caused it
         with checkpoint_files.understood(_config_of(name)):
             skeleton(config)
         if isinstance(error, SafetensorError):
@@ -321,7 +323,7 @@ def _built(config: Any, name: str) -> Iterator[None]:
 
 
 def _config_of(name: str) -> str:
-    """What messages call the configuration of a folder or hub name."""
+    """How messages name the configuration of a folder or hub name."""
     return f"{name}/{MODEL_CONFIG}"
 
 
@@ -348,8 +350,8 @@ def _config(base_name: str, cache_dir: str | None) -> Any:
 def four_bit(config: Any, family: Family, *, compute_dtype: torch.dtype | None) -> BitsAndBytesConfig:
     """NF4 with double quantisation (Dettmers et al. 2023, arXiv 2305.14314, section 3) of the language layers alone.
 
-    Eyes, connector, embeddings and output layer keep their precision: they are a small share of the memory, and
-    what they see is what is to be studied.
+    Vision tower, connector, embeddings and output layer keep their precision: they take little memory, and what the
+    model sees should not change.
     """
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -362,11 +364,11 @@ def four_bit(config: Any, family: Family, *, compute_dtype: torch.dtype | None) 
 
 @functools.cache
 def _compare_whole_shapes() -> None:
-    """Let transformers compare files with whole shapes under ZeRO-3, when it loads and when it saves.
+    """Make transformers compare files with unsharded shapes under ZeRO-3, when it loads and saves.
 
     Trap: the experts of Qwen3-VL-MoE lie one way in published files and the other way in those of transformers 5, which
-    tells them apart by the model's shape (5.23). Under ZeRO-3 that is the shape of an empty shard: it turned all of
-    them round, and refused a checkpoint of its own.
+    tells them apart by the model's shape (5.23). Under ZeRO-3 that is the shape of an empty shard: it transposed all of
+    them and rejected its own checkpoints.
     """
     convert = Transpose.convert
 
@@ -388,7 +390,7 @@ def _save_under_the_names_read(model: Any) -> None:
 
 
 class _WholeShapes:
-    """A model that is asked for the shapes of its parameters alone, and tells them whole."""
+    """A model's parameters as empty tensors of their unsharded shapes."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

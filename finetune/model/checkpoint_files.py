@@ -1,8 +1,7 @@
-"""The JSON files of a checkpoint's folder, looked at before any library builds something out of them.
+"""Checks a checkpoint folder's JSON files before any library builds objects from them.
 
-What a library makes of a wrong field is an error of its own inside, or hours of building: a billion layers are built
-one by one. The limits here are far beyond every published model; what a family itself demands is checked where its
-configuration is read.
+A wrong field otherwise ends in a library's internal error, or in hours of building a billion layers. The limits here
+are far above every published model; each family checks its own requirements where it reads the configuration.
 """
 
 from collections.abc import Iterator, Mapping
@@ -66,11 +65,11 @@ LIMITS: dict[str, Kind] = {
     "architectures": items(TEXT) | NULL,
 }  # fmt: skip
 LIMITS["dtype"] = LIMITS["torch_dtype"] = LIMITS["dtype"]._replace(words="a precision such as bfloat16")
-"""Field → what it may hold, in any family's configuration and in its parts."""
+"""Field → valid values, in any family's configuration and its sub-configurations."""
 
 
 def check_config(name_or_path: str | Path) -> None:
-    """Look at a local folder's ``config.json``; of hub names nothing is asked.
+    """Check a local folder's ``config.json``; hub names are not checked.
 
     Raises ValueError with file, field, what was found and what is expected.
     """
@@ -82,7 +81,7 @@ def check_config(name_or_path: str | Path) -> None:
 
 
 DEEPEST_PART = 8
-"""Configurations have parts (text, vision) and parts of these; nothing is looked for below."""
+"""Configurations have parts (text, vision), which may have parts; deeper levels are not checked."""
 
 
 def _config_faults(part: dict[str, Any], at: str, depth: int) -> Iterator[str]:
@@ -133,7 +132,7 @@ PROCESSOR_FILES: dict[str, fields.Shape] = {
 
 
 def check_processor(name_or_path: str | Path) -> None:
-    """Look at the JSON files that a local folder's processor is built from.
+    """Check the JSON files of a local folder's processor.
 
     Raises ValueError with file, field, what was found and what is expected.
     """
@@ -155,9 +154,9 @@ WEIGHT_FILES: dict[str, fields.Shape] = {
 
 
 def check_weights(name_or_path: str | Path) -> None:
-    """Look at a local folder's weights, and at the JSON files beside them; no tensor is read.
+    """Check a local folder's weight files and the JSON files beside them; no tensor is read.
 
-    Raises ValueError for a file that was cut short, and as :func:`check_processor` does.
+    Raises ValueError for a truncated file, and as :func:`check_processor` does.
     """
     folder = Path(name_or_path)
     _check_files(folder, WEIGHT_FILES)
@@ -171,16 +170,16 @@ def check_weights(name_or_path: str | Path) -> None:
 
 @contextmanager
 def understood(place: str | Path) -> Iterator[None]:
-    """While a checkpoint's files are made into objects: what cannot be made of them is one ValueError.
+    """Turn any error of a library that builds objects from a checkpoint's files into one ValueError.
 
-    Libraries raise whatever their code runs into, of any kind; the fields that are known are checked before.
+    Libraries raise errors of every kind; known fields are checked before.
 
     place   the file or folder that the message names
     """
     try:
         yield
     except OSError:
-        raise  # a file that is not there: whoever asked for it knows better what to say
+        raise  # a missing file: the caller has the better message
     except Exception as error:  # any kind, see above
         reason = str(error).strip().partition("\n")[0][:300]
         if isinstance(error, ValueError) and str(place) in reason:

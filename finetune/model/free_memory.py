@@ -1,4 +1,4 @@
-"""Memory that can still be had, on a GPU or in the system, container limits included."""
+"""Free memory of a GPU or the system, within container limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def available_bytes(device: torch.device) -> float:
-    """Memory that can still be had: free on a GPU; on a CPU what the system has, or the container allows."""
+    """Free memory: of the GPU, or of the system within the container's limit."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -21,14 +21,14 @@ def _system_bytes(file: Path = Path("/proc/meminfo")) -> float:
 
 
 def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> float:
-    """What a container's limit leaves (cgroup 2); infinity where none is set."""
+    """Memory left under the container's limit (cgroup 2); infinity without a limit."""
     limit, used = folder / "memory.max", folder / "memory.current"
-    if not limit.is_file() or (told := limit.read_text(encoding="ascii").strip()) == "max":
+    if not limit.is_file() or (allowed := limit.read_text(encoding="ascii").strip()) == "max":
         return float("inf")
-    return int(told) - int(used.read_text(encoding="ascii")) + _file_cache_bytes(folder / "memory.stat")
+    return int(allowed) - int(used.read_text(encoding="ascii")) + _file_cache_bytes(folder / "memory.stat")
 
 
 def _file_cache_bytes(file: Path) -> int:
-    """Pages of files that count as used and are given back when they are needed."""
+    """File cache that counts as used but is reclaimed on demand."""
     lines = (line.split() for line in file.read_text(encoding="ascii").splitlines())
     return sum(int(count) for name, count in lines if name == "inactive_file")

@@ -1,7 +1,6 @@
-"""Liger's fused kernels (``--use_liger_kernel``): for which models, and which of them.
+"""Liger's fused kernels (``--use_liger_kernel``): which models can use them, and which kernels.
 
-transformers puts them into the model, and leaves them out with a line in its log where Liger knows no such model. What
-was asked for and is not there is an error here, before anything takes time.
+transformers only logs a line where Liger does not support the model. Here that is an error, before anything is loaded.
 """
 
 import importlib.util
@@ -18,7 +17,7 @@ which the fused one never makes."""
 
 
 def prepare(training: TrainingArguments, model_type: str) -> None:
-    """Check that Liger can do what is asked, and switch off its loss.
+    """Check that Liger supports the model and machine, and switch off its loss.
 
     Raises ValueError for a model without such kernels, a machine that cannot run them, and a loss of Liger's.
     """
@@ -26,14 +25,14 @@ def prepare(training: TrainingArguments, model_type: str) -> None:
         return
     if model_type == "qwen":
         raise ValueError(
-            "--use_liger_kernel: found Qwen-VL (2023), which Liger and transformers have no kernels for; leave it out"
+            "--use_liger_kernel: found Qwen-VL (2023), which Liger and transformers do not support; leave it out"
         )
     if importlib.util.find_spec("liger_kernel") is None:
         raise ValueError(
             "--use_liger_kernel: liger-kernel is not installed; pip install liger-kernel, or leave it out"
         )
     if not torch.cuda.is_available():
-        raise ValueError("--use_liger_kernel: its kernels run on a GPU, and there is none; leave it out")
+        raise ValueError("--use_liger_kernel: found no GPU, which its kernels need; leave it out")
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as KNOWN
 
     if model_type not in KNOWN:
@@ -46,10 +45,10 @@ def prepare(training: TrainingArguments, model_type: str) -> None:
 
 def _without_losses(given: Any) -> dict[str, Any]:
     chosen = json.loads(given) if isinstance(given, str) else dict(given or {})
-    asked = [name for name in LOSSES if chosen.get(name)]
-    if asked:
+    losses = [name for name in LOSSES if chosen.get(name)]
+    if losses:
         raise ValueError(
-            f"--liger_kernel_config: found {', '.join(asked)}, expected kernels other than the loss, which is "
+            f"--liger_kernel_config: found {', '.join(losses)}, expected kernels other than the loss, which is "
             "normalised by tokens here and needs logits; leave it out of the configuration"
         )
     return {**chosen, **dict.fromkeys(LOSSES, False)}

@@ -1,12 +1,12 @@
-"""How much memory a training step needs on one device, before anything is loaded: pure functions of shapes.
+"""Memory of a training step on one device, estimated from shapes before anything is loaded.
 
-    weights       every parameter as it rests: 4 bytes in fp32, 2 in bf16, about half a byte in 4 bit
+    weights       every parameter as stored: 4 bytes in fp32, 2 in bf16, about half a byte in 4 bit
     gradients     one for each trained parameter, in its precision
-    optimizer     what the optimizer keeps for each trained parameter, and DeepSpeed's fp32 copies
-    activations   what the layers keep for the backward pass
+    optimizer     optimizer states of each trained parameter, and DeepSpeed's fp32 copies
+    activations   tensors that layers keep for the backward pass
     logits        the loss's rows over the whole vocabulary
 
-Gradients, optimizer and weights are shared out by ZeRO as in Rajbhandari et al. 2020 (arXiv 1910.02054, section 5):
+ZeRO shards gradients, optimizer and weights as in Rajbhandari et al. 2020 (arXiv 1910.02054, section 5):
 stage 1 the optimizer, stage 2 the gradients too, stage 3 the weights too. Activations are counted as in Korthikanti
 et al. 2022 (arXiv 2205.05198, section 4), but for kernels that never hold tokens × tokens (SDPA, flash), for gated
 MLPs, grouped keys, frozen weights and adapters.
@@ -91,7 +91,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How DeepSpeed shares things out; stage 0 without it (and then no fp32 copies of its own)."""
+    """DeepSpeed's sharding; stage 0 without DeepSpeed, which then keeps no fp32 copies."""
 
     stage: int = 0
     ranks: int = 1
@@ -127,7 +127,7 @@ class Step:
 
 
 class Estimate(NamedTuple):
-    """Bytes of each kind at their worst."""
+    """Peak bytes of each kind."""
 
     weights: float
     gradients: float
@@ -151,7 +151,7 @@ def estimate(step: Step) -> Estimate:
         weights /= step.sharding.ranks
     activations, logits = activation_bytes(step), logit_bytes(step)
     if step.checkpointing:
-        # A layer is computed anew when its turn comes, and the logits are gone by then: only the larger counts.
+        # A layer is recomputed in the backward pass, after the logits are freed: only the larger counts.
         again = max((recomputed_bytes(stack, step) for stack in step.stacks), default=0.0)
         activations += max(0.0, again - logits)
     return Estimate(weights + copies, gradients, optimizer, activations, logits)
@@ -193,7 +193,7 @@ def optimizer_bytes(name: str, width: int) -> float:
 
 
 def parameters_of(model: nn.Module) -> Parameters:
-    """What a model's parameters weigh; also for a model on the meta device."""
+    """Size of a model's parameters; also for a model on the meta device."""
     resting = 0.0
     trained = 0
     widths = [0]
@@ -226,7 +226,7 @@ def activation_bytes(step: Step) -> float:
 
 
 def recomputed_bytes(stack: Stack, step: Step) -> float:
-    """One layer computed anew, and the gradients inside its MLP, which is the widest place."""
+    """One recomputed layer, and the gradients inside its MLP, its widest part."""
     branches = 3 if stack.layer.is_gated else 1
     kept = bytes_per_token(stack.layer, step.width, step.stream_width)
     return stack.tokens * (kept + branches * stack.layer.inner * step.width)
@@ -257,10 +257,10 @@ def logit_bytes(step: Step) -> float:
 
 
 def layer_of(model: nn.Module, layers: str, attention: str) -> tuple[Layer, int] | None:
-    """The shape of the layers at a dotted path, and how many there are; None for a layout that is not known.
+    """The shape of the layers at a dotted path, and how many there are; None for an unknown layout.
 
-    Known is: linear layers inside the attention, its output's last; and two or more beside it, the last leading back.
-    Also for a model on the meta device, and with adapters in it.
+    The known layout: linear layers inside the attention, the output projection last, and two or more beside it, the
+    down projection last. Works on the meta device and with adapters.
     """
     stack = list(bare_model(model).get_submodule(layers).children())
     first = stack[0]

@@ -284,7 +284,7 @@ def restore(model: nn.Module, folder: Path) -> None:
     if faults:
         raise ValueError(
             f"{folder}: is no checkpoint of this run's model:\n{listed(faults)}\n"
-            "give the flags that it was trained with, or start anew in another --output_dir"
+            "give the flags that it was trained with, or start over in another --output_dir"
         )
     with torch.no_grad():
         if cut:

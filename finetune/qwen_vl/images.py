@@ -129,7 +129,7 @@ class QwenVLImageProcessor(BaseImageProcessor):
 def picture_of(source: Any, input_data_format: str | None = None) -> ImageSource:
     """A picture as ``open_image`` takes it, from an array, an address or base64 too.
 
-    Raises ValueError for what is none, or can't be fetched.
+    Raises ValueError for anything else, and for images that cannot be fetched.
     """
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu()

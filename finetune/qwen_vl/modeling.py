@@ -482,7 +482,7 @@ class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The pictures go in with the prompt. Of a prompt that goes on from a kept cache, those that it adds."""
+        """Pass images with the prompt; a prompt that continues from a cache passes only its new images."""
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             past_key_values=past_key_values,
@@ -520,7 +520,7 @@ class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
         pixel_values, embeds = kwargs.pop("pixel_values", None), kwargs.get("inputs_embeds")
         if pixel_values is not None and expand_size > 1:
             counts = self._images_by_row(input_ids if embeds is None else None, embeds)
-            if sum(counts) == len(pixel_values):  # otherwise forward says what is wrong
+            if sum(counts) == len(pixel_values):  # otherwise forward raises the error
                 rows = [row for row in pixel_values.split(counts) for _ in range(expand_size)]
                 pixel_values = torch.cat(rows)
         input_ids, kwargs = super()._expand_inputs_for_generation(

@@ -18,9 +18,8 @@ from finetune.qwen_vl.configuration import QwenVLConfig
 from finetune.qwen_vl.images import OPTIONS as IMAGE_OPTIONS
 from finetune.qwen_vl.images import ImageSource, QwenVLImageProcessor
 from finetune.qwen_vl.options import check_options, check_variables, refuse
-from finetune.qwen_vl.rendering import IMAGE_MARKUP, flattened, render, unmarked, written
+from finetune.qwen_vl.rendering import flattened, render, unmarked, written
 from finetune.qwen_vl.tokenization import QwenVLTokenizer
-from finetune.samples.conversation import ImageRef
 
 _HUB_OPTIONS = (
     "cache_dir", "revision", "token", "local_files_only", "force_download", "proxies", "subfolder",
@@ -315,22 +314,6 @@ class QwenVLProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values"]
-
-
-def split_images(text: str) -> tuple[str | ImageRef, ...]:
-    """Text with ``<img>path</img>`` as text and images in reading order.
-
-    Raises ValueError for an ``<img>`` that is not closed.
-    """
-    parts: list[str | ImageRef] = []
-    start = 0
-    for match in IMAGE_MARKUP.finditer(text):
-        parts += [text[start : match.start()], ImageRef(match[1], Path(match[1]))]
-        start = match.end()
-    rest = text[start:]
-    if "<img>" in rest or "</img>" in rest:
-        raise ValueError(f"Unclosed image token: expected <img>path</img>, found {rest[:80]!r}")
-    return tuple(part for part in (*parts, rest) if part != "")
 
 
 def paired(places: Sequence[Sequence[Any]], images: Any) -> list[Any]:

@@ -72,7 +72,7 @@ def unmarked(text: str) -> str:
 
 
 class RenderingError(TemplateError, ValueError):
-    """The template has no place for what is in a conversation; trainers know a template's refusal by this class."""
+    """The template cannot express a conversation; trainers recognise a template's refusal by this class."""
 
 
 class Rendered(NamedTuple):

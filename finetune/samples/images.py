@@ -72,8 +72,8 @@ def size_of(source: ImageSource) -> tuple[int, int]:
     return _upright(size, orientation)
 
 
-def told_size(ref: ImageRef) -> tuple[int, int]:
-    """(width, height) of a picture that need not be opened: as it is told, or by its header."""
+def known_size(ref: ImageRef) -> tuple[int, int]:
+    """(width, height) of an image without decoding it: the size that the record gives, else the file header's."""
     return ref.size_pixels or size_of(ref.path if ref.data is None else ref)
 
 

@@ -1,6 +1,6 @@
-"""What the model answers at each evaluation: exact match by source, and a few answers with their pictures.
+"""Generated answers at each evaluation: exact match by source, and a few answers shown with their pictures.
 
-The loss says how surely the model would have said the right words. Whether it says them is seen only when it speaks.
+The loss measures the probability of the right words under teacher forcing. Only generation shows what the model says.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ MOST_FRAMES_SHOWN = 4  # of a video
 
 
 class Question(NamedTuple):
-    """A sample up to its last answer, that answer, and how it is shown.
+    """A sample up to its last answer, the expected answer, and what the answer card shows.
 
     conversation   its last turn is the answer
     expected       the answer as the family writes it (boxes in its own numbers)
     asked          the user's last words, without pictures
-    tokens         how many the expected answer has
+    tokens         number of tokens of the expected answer
     source         the data source's name
     name           the sample, as errors name it, without its folder
     """
@@ -59,7 +59,7 @@ class Question(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the model said to one question; ``ended`` is False where it was cut at the most tokens."""
+    """A generated answer; ``ended`` is False where it was cut at ``max_new_tokens``."""
 
     number: int
     said: str
@@ -78,21 +78,21 @@ def normalised(text: str) -> str:
     Unicode NFKC (full-width and half-width are one), case folded, white space collapsed, punctuation at the end of
     the sentence left out. SQuAD's exact match (Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1) leaves out all
     punctuation and English articles too; here the marks inside stay, because ``(12,34)`` and ``(1,234)`` are not one
-    box, and so do articles, because answers in Chinese have none.
+    box, and so do articles, which Chinese does not have.
     """
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return folded.rstrip(".!?。,;:、 ")
 
 
 def is_match(said: str, expected: str) -> bool:
-    """Are they the same answer, ``normalised``? An answer of marks alone is compared as it is."""
+    """Are they the same answer once ``normalised``? An answer of punctuation alone is compared verbatim."""
     if not normalised(expected):
         return said.strip() == expected.strip()
     return normalised(said) == normalised(expected)
 
 
 def exact_match(questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, tuple[int, int]]:
-    """(right, asked) of each source, in the order in which they were asked."""
+    """(right, total) of each source, in order of first appearance."""
     counts: dict[str, tuple[int, int]] = {}
     for answer in answers:
         source = questions[answer.number].source
@@ -102,7 +102,7 @@ def exact_match(questions: Sequence[Question], answers: Sequence[Answer]) -> dic
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is asked
+# Which questions
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -110,8 +110,8 @@ def choose(sources: Sequence[str], count: int) -> list[int]:
     """Indices of ``count`` samples, given each sample's source: evenly over sources, evenly within each.
 
     Sources of 4, 100 and 1 samples and a count of 9 → 4, 4 and 1 samples; of the 100, numbers 12, 37, 62 and 87: a
-    file sorted by subject is not judged by its first subject alone. Sources take turns, so the first few indices are
-    of as many sources as there are. The same at every evaluation, and for every number of processes.
+    file sorted by subject is not judged by its first subject alone. Sources take turns, so the first few indices cover
+    as many sources as possible. The choice depends neither on the evaluation nor on the number of processes.
     """
     members: dict[str, list[int]] = {}
     for index, source in enumerate(sources):
@@ -161,7 +161,7 @@ def _question(conversation: Conversation, processor: Any, family: Family, source
 
 
 def _words(turn: Turn) -> str:
-    """A turn's text for people: without pictures, and without the ``Picture 1: `` before them."""
+    """A turn's text as shown to people: without pictures and their ``Picture 1: `` labels."""
     text = ""
     for part in turn.parts:
         if isinstance(part, ImageRef | VideoRef):
@@ -172,7 +172,7 @@ def _words(turn: Turn) -> str:
 
 
 def _shown(ref: ImageRef | VideoRef, load_image: Callable[[ImageRef], Any]) -> Sequence[Any]:
-    """The picture; of a video some frames, from its first to its last."""
+    """The picture, or evenly spaced frames of a video, the first and last included."""
     if isinstance(ref, ImageRef):
         return [load_image(ref)]
     frames = open_frames(ref, load_image)
@@ -181,14 +181,14 @@ def _shown(ref: ImageRef | VideoRef, load_image: Callable[[ImageRef], Any]) -> S
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Asking
+# Generating
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class Generator:
-    """Puts questions to a model, greedily, ``batch_size`` at a time, and leaves no trace in it (``untouched``).
+    """Generates answers greedily, ``batch_size`` at a time, without side effects on the model (``untouched``).
 
-    autocast   the precision of a training that mixes them (bf16 or fp16 over fp32 weights); None: the weights'
+    autocast   mixed precision of training (bf16 or fp16 over fp32 weights); None: the weights' precision
     """
 
     def __init__(
@@ -237,10 +237,10 @@ class Generator:
         return [self._decoded(reply, stops) for reply in replies.tolist()]
 
     def _decoded(self, reply: list[int], stops: Sequence[int]) -> tuple[str, bool]:
-        """The reply up to its end, and whether it came to one.
+        """The reply up to its stop token, and whether it has one.
 
-        Embeddings can outnumber tokens (151,936 for 151,860 in Qwen-VL), so a model gone astray can say what no
-        token spells: that reads as U+FFFD.
+        The output layer can have more rows than the vocabulary has tokens (151,936 for 151,860 in Qwen-VL). Ids
+        without a token become U+FFFD.
         """
         end = next((at for at, token in enumerate(reply) if token in stops), None)
         tokenizer = self.processor.tokenizer
@@ -253,10 +253,10 @@ class Generator:
 
 
 def prompts(batch: Sequence[Encoded]) -> dict[str, Tensor]:
-    """Samples up to where their last turn's content begins, as one batch, padded on the left with 0.
+    """Samples up to the start of their last turn's content as one batch, left-padded with 0.
 
-    input_ids, attention_mask and what the family has for each token: Int[batch, tokens]; media joined in the order
-    of the batch. It is the very sequence after which the answer was learned, so what is asked is what was trained.
+    input_ids, attention_mask and the family's per-token inputs: Int[batch, tokens]; media joined in batch order.
+    Training predicts the answer after exactly this prefix.
     """
     ends = [one.turn_spans[-1][0] for one in batch]
     columns = {
@@ -287,8 +287,8 @@ class GenerateAtEvaluation(TrainerCallback):
 
     ``eval_exact_match`` joins the evaluation's metrics too, so ``--metric_for_best_model exact_match`` finds it.
 
-    Processes share the questions out. Under ZeRO-3, where a forward needs every process, all of them answer all
-    questions in step. A failure is reported once, and training goes on.
+    Processes split the questions. Under ZeRO-3 a forward pass needs every process, so all of them answer all
+    questions together. A failure is logged once, and training continues.
     """
 
     def __init__(
@@ -306,7 +306,7 @@ class GenerateAtEvaluation(TrainerCallback):
         self._reported: set[str] = set()
 
     def remarks(self) -> list[str]:
-        """What should be known before training: answers that can never match, because they are cut before their end."""
+        """Warnings before training: expected answers longer than ``max_new_tokens`` can never match."""
         longer = sum(question.tokens >= self.max_new_tokens for question in self.questions)
         if not longer:
             return []
@@ -325,7 +325,7 @@ class GenerateAtEvaluation(TrainerCallback):
             self._report("answers could not be generated", failure)
             event["metrics"]["eval_exact_match"] = (
                 math.nan
-            )  # never the best checkpoint, and no KeyError either
+            )  # never the best checkpoint, and metric_for_best_model finds the key
             return
         answers = sorted(answer for answers, _ in outcomes for answer in answers)
         counts = exact_match(self.questions, answers)
@@ -339,7 +339,7 @@ class GenerateAtEvaluation(TrainerCallback):
     def _answered_by_all(
         self, model: nn.Module, args: TrainingArguments, state: TrainerState
     ) -> list[tuple[list[Answer], Exception | None]]:
-        """What every process makes of its share of questions, on every process: answers, and its failure."""
+        """Answers and failure of each process, gathered on every process."""
         rank, ranks = rank_and_world_size()
         in_step = is_deepspeed_zero3_enabled()
         everything = range(len(self.questions))
@@ -358,7 +358,7 @@ class GenerateAtEvaluation(TrainerCallback):
             answers = generator.answer(self.questions, share, progress=state.is_world_process_zero)
         except FAILURES as error:
             failure = error
-        # Every process arrives here, whatever happened to it: the others would wait for it for ever.
+        # Every process must arrive here, also after a failure: the others wait for it.
         return [(answers, failure)] if in_step else gathered((answers, failure))
 
     def _summary(self, counts: dict[str, tuple[int, int]]) -> str:
@@ -424,9 +424,9 @@ def answer_table(questions: Sequence[Question], answers: Sequence[Answer]) -> st
     """Every question and answer as a Markdown table; TensorBoard reads HTML in it, so tags are written as text."""
     lines = ["| | source | sample | question | expected | answer |", "|---|---|---|---|---|---|"]
     for answer in answers:
-        one = questions[answer.number]
+        question = questions[answer.number]
         said = answer.said if answer.ended else f"{answer.said} …"
-        cells = (one.source, one.name, one.asked, one.expected, said or "(nothing)")
+        cells = (question.source, question.name, question.asked, question.expected, said or "(nothing)")
         shown = " | ".join(_cell(cell) for cell in cells)
         lines.append(f"| {'✓' if answer.is_right else '✗'} | {shown} |")
     return "\n".join(lines)

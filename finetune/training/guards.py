@@ -1,4 +1,4 @@
-"""What ends a training that would come to nothing: tensors that are to learn and get no gradient."""
+"""Ends training when trainable tensors get no gradient."""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -21,30 +21,30 @@ logger = logging.get_logger(__name__)
 MOST_NAMES_SHOWN = 20
 
 ABSENT, ZERO, THERE = 0, 1, 2
-"""Levels of a tensor's gradient: never computed, computed and zero throughout, anything else. Ordered, so that the
-largest over micro-batches and processes tells what the step had."""
+"""Levels of a tensor's gradient: never computed, all zero, nonzero. Ordered: the maximum over micro-batches and
+processes is the level of the step."""
 
 _HALVES = ((".lora_A.", ".lora_B."), (".lora_embedding_A.", ".lora_embedding_B."))
 
 
 class TrainingError(ValueError):
-    """Training cannot go on: the loss is not finite, or what should learn gets no gradient."""
+    """Training cannot go on: the loss is not finite, or trainable tensors get no gradient."""
 
 
 class GradientCheck(TrainerCallback):
     """After the first step, a trainable tensor whose gradient is absent or zero throughout ends training.
 
-    It would never learn, and nothing else would tell: the loss falls all the same, by what does learn. The step counts
-    as a whole, over all its micro-batches and all processes. Three kinds of zero are no fault:
+    Such a tensor never learns, and the loss hides it, since it falls through the tensors that do. The check covers all
+    micro-batches and processes of the step. Three kinds of zero are legitimate:
 
     - one half of a fresh LoRA adapter has exactly zero as long as the other half *is* zero (the product B·A starts at
       zero by B = 0, so the gradient of A is zero, and that of B is not)
-    - eyes and connector have none in a step without a picture: theirs is judged in the first step that has one
-    - rows of an embedding that no token used; the tensor as a whole has some
+    - vision tower and connector get none in a step without pictures: they are checked in the first step with one
+    - rows of an embedding that no token used; other rows of the tensor have gradients
 
-    Gradients are noticed as they are computed, by hooks that go after the verdict: DeepSpeed moves gradients away
-    before anyone can look at ``.grad``. FSDP computes with other tensors than the parameters, whose hooks are never
-    called: there ``.grad`` is looked at before the optimizer's step.
+    Hooks see gradients as they are computed and are removed after the check: DeepSpeed moves gradients before
+    ``.grad`` could be read. FSDP computes with other tensors than the parameters, so their hooks never run: there
+    ``.grad`` is read before the optimizer's step.
     """
 
     def __init__(self, family: Family) -> None:
@@ -60,8 +60,7 @@ class GradientCheck(TrainerCallback):
         return bool(self.handles)
 
     def saw_batch(self, *, pictures: bool, samples: bool = True) -> None:
-        """To be called for each micro-batch of this process: has any of its samples a picture, and has it samples at
-        all (they may all be left out)?"""
+        """Call for each micro-batch of this process: does it hold pictures, and samples (all may be left out)?"""
         self.pictures |= pictures
         self.samples |= samples
 
@@ -97,7 +96,7 @@ class GradientCheck(TrainerCallback):
             return
         found, pictures, samples = self._of_all_processes()
         if not samples:
-            return  # all of them were left out: no gradient of this step says anything
+            return  # all samples were left out: this step has no gradients to check
         waiting = set() if pictures else {name for name in found if self._needs_a_picture(name)}
         self._forget([name for name in self.handles if name not in waiting])
         faults = {name: level for name, level in found.items() if name not in waiting}
@@ -108,13 +107,13 @@ class GradientCheck(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.watching and self.stepped:
             logger.warning(
-                f"{len(self.handles)} tensors of vision and connector were to train, and no step had a picture: "
-                "they are what they were"
+                f"{len(self.handles)} trainable tensors of vision and connector did not learn: "
+                "no step had a picture"
             )
         self._forget(self.names)
 
     def _of_all_processes(self) -> tuple[dict[str, int], bool, bool]:
-        """The tensors still watched whose gradient is at fault, with its level; was there a picture, a sample?"""
+        """Watched tensors with a faulty gradient and its level; whether any process had pictures; and samples."""
         there = torch.tensor([self.pictures, self.samples]).to(self.levels)
         seen = torch.cat([self.levels, self.partners, there])
         *numbers, any_pictures, any_samples = reduced(seen, distributed.ReduceOp.MAX).tolist()
@@ -148,7 +147,7 @@ def _partner(name: str) -> str:
 
 
 def _is_anything(values: Tensor) -> Tensor:
-    """Is any of them other than zero (NaN is)? Without a copy: an output layer has hundreds of millions."""
+    """Is any value nonzero (NaN counts)? Makes no copy: an output layer has hundreds of millions of values."""
     if values.numel() == 0:
         return torch.zeros((), dtype=torch.bool, device=values.device)
     low, high = values.aminmax()
@@ -167,8 +166,8 @@ def _message(faults: Mapping[str, int], family: Family) -> str:
         [
             f"{len(faults)} trainable tensors got no gradient in the first step:",
             *shown,
-            "they would never learn (absent: the loss is computed without them; zero: nothing of it comes back to "
-            f"them); leave out what cannot learn ({frozen}), or try without --gradient_checkpointing, which cuts "
+            "they would never learn (absent: the loss does not depend on them; zero: no gradient reaches "
+            f"them); freeze them ({frozen}), or try without --gradient_checkpointing, which cuts "
             "gradients of models that do not support it",
         ]
     )

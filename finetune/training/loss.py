@@ -20,7 +20,7 @@ def token_nats(
 ) -> Float[Tensor, "trained"]:
     """Cross-entropy of each trained token in nats, row after row.
 
-    targets   the token that each position is to predict, -100 where that is not trained
+    targets   the token that each position predicts, -100 where it is not trained
     """
     trained = targets != IGNORED
     # Only rows that are trained on become fp32: a batch of 2,048 tokens has 1.2 GB of logits in fp32.
@@ -35,15 +35,15 @@ def step_loss(
 
     ``tokens_in_step`` counts those of all micro-batches of all processes (None: this one is the step). Averaging
     micro-batch means instead would weigh a token in a short answer more than one in a long answer, and the result
-    would depend on how a step is cut into micro-batches. Families differ in whether their own loss does this, so none
-    is asked. A micro-batch with nothing to train has a loss of 0, whose gradient is 0.
+    would depend on how a step is cut into micro-batches. Families differ in whether their own loss does this, so it is
+    not used. A micro-batch with nothing to train has a loss of 0, whose gradient is 0.
     """
     tokens = len(nats) if tokens_in_step is None else tokens_in_step
     return nats.sum() / max(tokens, 1) if isinstance(tokens, int) else nats.sum() / tokens.clamp(min=1)
 
 
 class Totals(NamedTuple):
-    """Of each source, over all processes: samples, trained tokens, and the nats of these."""
+    """Samples, trained tokens and their nats of each source, over all processes."""
 
     samples: list[int]
     tokens: list[int]
@@ -51,7 +51,7 @@ class Totals(NamedTuple):
 
     @property
     def mean_nats(self) -> float:
-        """Of a trained token, whatever its source. Raises ZeroDivisionError where there was none."""
+        """Mean over trained tokens of all sources. Raises ZeroDivisionError without any."""
         return sum(self.nats) / sum(self.tokens)
 
     def by_source(self, names: Sequence[str], prefix: str = "") -> dict[str, float]:
@@ -61,9 +61,9 @@ class Totals(NamedTuple):
 
 
 class Tally:
-    """Samples, trained tokens and nats of each source, summed up until they are asked for.
+    """Accumulates samples, trained tokens and nats of each source.
 
-    The mean over tokens is asked for, not over batches: 2 tokens of 1 nat in one batch and 1 token of 4 nats in
+    Means are over tokens, not batches: 2 tokens of 1 nat in one batch and 1 token of 4 nats in
     another have a mean of 2 nats, not of 2.5.
     """
 
@@ -83,7 +83,7 @@ class Tally:
         self.samples.index_add_(0, sample_sources, torch.ones_like(sample_sources))
 
     def taken(self) -> Totals:
-        """What was summed up on all processes, all of which must ask; counting starts anew."""
+        """The totals over all processes, then reset. Every process must call this."""
         for values in (self.samples, self.tokens, self.nats):
             reduced(values)
         totals = Totals(self.samples.tolist(), self.tokens.tolist(), self.nats.tolist())

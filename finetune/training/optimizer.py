@@ -14,8 +14,8 @@ from finetune.model.adaptation import COMPONENTS, OTHER, Rates, component_of, de
 def parameter_groups(model: nn.Module, family: Family, rates: Rates) -> list[dict[str, Any]]:
     """Trainable parameters by component and weight decay, as torch's optimizers take them.
 
-    Each group: ``params``, ``lr`` (a schedule scales it), ``weight_decay``, and the ``component``, by which its rate is
-    shown. None is empty: DeepSpeed flattens each group, and nothing cannot be flattened.
+    Each group: ``params``, ``lr`` (a schedule scales it), ``weight_decay``, and the ``component`` that its rate
+    is logged under. No group is empty: DeepSpeed cannot flatten an empty one.
     """
     bare = bare_model(model)
     decays = decaying(bare)
@@ -37,7 +37,7 @@ def parameter_groups(model: nn.Module, family: Family, rates: Rates) -> list[dic
 
 
 class Choice(NamedTuple):
-    """What transformers' Trainer makes an optimizer of."""
+    """An optimizer class and its options, as transformers' Trainer takes them."""
 
     optimizer_class: Any
     options: dict[str, Any]
@@ -49,7 +49,7 @@ def with_groups(choice: Choice, model: nn.Module, family: Family, rates: Rates) 
     Its Trainer uses ``params`` in the options instead of groups of its own. Optimizers that make their own groups
     (GaLore, LOMO, Muon) have theirs there already, or take the model: those stay as they are.
 
-    Raises ValueError where such a one would have to follow a component's own learning rate.
+    Raises ValueError where such an optimizer meets a component's own learning rate.
     """
     own_groups = is_optimizer_factory(choice.optimizer_class) or {"params", "model", "optimizer_dict"} & {
         *choice.options

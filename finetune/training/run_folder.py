@@ -1,4 +1,4 @@
-"""The folder of a run: is it new, half done or finished, and from which checkpoint does it go on?"""
+"""The folder of a run: new, unfinished or finished, and the checkpoint to resume from."""
 
 import contextlib
 import hashlib
@@ -64,7 +64,7 @@ class Start(NamedTuple):
 
 
 def fingerprint(arguments: Arguments, world_size: int) -> dict[str, Any]:
-    """What decides the outcome of a run: model, data (by content) and the flags of training."""
+    """Everything that determines a run's result: model, data (by content) and training flags."""
     model, data, training = arguments.model, arguments.data, arguments.training
     marks: dict[str, Any] = {
         "model_name_or_path": _place(model.model_name_or_path),
@@ -143,7 +143,7 @@ def _written(marks: dict[str, Any]) -> dict[str, Any]:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A line for each mark that is another; a flag that an earlier release did not write had its default."""
+    """A line for each differing mark; flags missing from an earlier release's file had their defaults."""
     defaults = default_values()
     there = {name: before.get(name, defaults.get(name)) for name in {*before, *now}}
     here = {name: now.get(name, defaults.get(name)) for name in there}
@@ -183,7 +183,7 @@ def begin(
 
 
 def _require_writable(folder: Path) -> None:
-    """Raises ValueError where nothing can be written; folders that it makes to find out are gone again."""
+    """Raises ValueError where the folder is not writable; folders created for the check are removed."""
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -224,7 +224,7 @@ def _start(
 
 
 def _truth(resume: str | None) -> bool | None:
-    """Is going on asked for (True) or not (False)? None where a checkpoint is named."""
+    """Resume (True) or not (False)? None where a checkpoint is named."""
     word = (resume or "").lower()
     if word in ("true", "yes", "1"):
         return True
@@ -269,9 +269,9 @@ def _is_made_since(folder: Path) -> bool:
 def _farewell(folder: Path) -> tuple[str, ...]:
     report = _report(folder)
     return (
-        f"{folder}: this very run is finished; nothing is left to do",
+        f"{folder}: this run is already finished; nothing to do",
         *([f"before and after, side by side: {report}"] if report.is_file() else []),
-        "to train it again: another --output_dir, or --overwrite_output_dir True",
+        "to train again, give another --output_dir, or --overwrite_output_dir True",
     )
 
 
@@ -281,7 +281,7 @@ def _resume(checkpoint: Path, world_size: int, deepspeed: bool, lines: Any) -> S
     if deepspeed and saved_by != world_size:
         raise ValueError(
             f"{checkpoint}: saved by {saved_by} processes under DeepSpeed, and there are {world_size} now; "
-            f"go on with as many (GPUS_PER_NODE={saved_by}), or start anew in another --output_dir"
+            f"resume with as many (GPUS_PER_NODE={saved_by}), or start over in another --output_dir"
         )
     theirs = "global_step*" if deepspeed else "optimizer*"
     with_deepspeed = any(checkpoint.glob("global_step*"))
@@ -289,14 +289,14 @@ def _resume(checkpoint: Path, world_size: int, deepspeed: bool, lines: Any) -> S
         there, here = ("with", "without") if with_deepspeed else ("without", "with")
         raise ValueError(
             f"{checkpoint}: saved {there} DeepSpeed, and this run is {here} it: its optimizer state cannot be read "
-            f"(expected {theirs}); {'give --deepspeed' if with_deepspeed else 'leave out --deepspeed'}, or start anew "
+            f"(expected {theirs}); {'give --deepspeed' if with_deepspeed else 'leave out --deepspeed'}, or start over "
             "in another --output_dir"
         )
-    return Start("resume", checkpoint, (*lines, f"going on from {checkpoint}"))
+    return Start("resume", checkpoint, (*lines, f"resuming from {checkpoint}"))
 
 
 def last_complete(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and a line for each newer one that is not."""
+    """The newest complete checkpoint, and a line for each newer incomplete one."""
     lines: list[str] = []
     for checkpoint in reversed(checkpoints(folder)):
         fault = damage(checkpoint, ours=True)
@@ -326,12 +326,12 @@ def damage(checkpoint: Path, *, ours: bool) -> str | None:
     there = _sizes(checkpoint)
     for name, size in (marker or {}).get("files", {}).items():
         if name not in there:
-            return f"{name[:80]} is gone since it was written"
+            return f"{name[:80]} is missing"
         if there[name] != size:
-            return f"{name} has {there[name]:,} bytes, of {size:,} when it was written"
+            return f"{name} has {there[name]:,} bytes, expected {size:,}"
     cut = next((path.name for path in sorted(checkpoint.glob("*")) if weights.is_cut_short(path)), None)
     if cut is not None:
-        return f"{cut} was cut short"
+        return f"{cut} is truncated"
     if not [path for pattern in OPTIMIZER_FILES for path in checkpoint.glob(pattern)]:
         return "holds no optimizer state (was it saved with --save_only_model True?)"
     return None
@@ -374,13 +374,13 @@ def step_of(checkpoint: Path) -> int:
 
 
 def mark_complete(checkpoint: Path, *, processes: int) -> None:
-    """Say that a checkpoint is whole. To be called when every process has written its part."""
+    """Mark a checkpoint complete. Call once every process has written its part."""
     mark = {"version": VERSION, "processes": processes, "files": _sizes(checkpoint)}
     write_json(checkpoint / COMPLETE_FILE, mark)
 
 
 def write_run(folder: Path, marks: dict[str, Any], *, finished: bool, missing: str = "") -> None:
-    """Leave the run's fingerprint in its folder, and what a finished run could not show."""
+    """Write the run's fingerprint to its folder, and what a finished run could not show."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(
         folder / RUN_FILE, {"version": VERSION, "finished": finished, "marks": marks, "missing": missing}
@@ -388,7 +388,7 @@ def write_run(folder: Path, marks: dict[str, Any], *, finished: bool, missing: s
 
 
 def write_configuration(folder: Path, arguments: Arguments) -> None:
-    """Leave every flag's value in the run's folder, in the form that ``--config`` takes."""
+    """Write every flag's value to the run's folder, in the format of ``--config``."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / CONFIGURATION_FILE, run_file.text_of(arguments).encode())
 
@@ -398,7 +398,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Delete what a run of ours left in its folder, and nothing else.
+    """Delete the files of our run in its folder, and nothing else.
 
     Raises ValueError for a folder without a ``run.json``: it is not known whose content that is.
     """
@@ -425,7 +425,7 @@ def _refuse_foreign(folder: Path) -> None:
     if found:
         raise ValueError(
             f"--output_dir {folder}: holds another run ({', '.join(found[:5])}) without a {RUN_FILE}; choose another "
-            "folder, or go on with that run: --resume_from_checkpoint True"
+            "folder, or resume that run: --resume_from_checkpoint True"
         )
 
 
@@ -434,6 +434,6 @@ def _refuse_other(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> 
     if different:
         raise ValueError(
             f"--output_dir {folder}: holds another run:\n" + "\n".join(different) + "\n"
-            "choose another folder, go on with that run all the same (--resume_from_checkpoint True), or delete "
+            "choose another folder, resume it anyway (--resume_from_checkpoint True), or delete "
             "it (--overwrite_output_dir True)"
         )

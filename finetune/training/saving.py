@@ -1,4 +1,4 @@
-"""A Trainer's checkpoints: whole, or not taken for checkpoints; and everything in them comes back."""
+"""Saves complete checkpoints, and restores every tensor in them."""
 
 import shutil
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ class SavingTrainer(Trainer):
     - a checkpoint is marked once every process has written its part and every trained tensor is found in its files,
       by name and shape; only then are older ones deleted
     - a checkpoint that cannot be written, on a full disk say, ends training with one message; the older ones stay
-    - going on puts every saved tensor back, whatever name its file gives it, or says which has no place
+    - resuming restores every saved tensor, whatever name its file gives it, or names those that do not fit
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -39,7 +39,7 @@ class SavingTrainer(Trainer):
         if self.args.should_save and newest.exists():
             shutil.rmtree(
                 newest
-            )  # of an earlier start: half of it under a mark of the whole would pass for whole
+            )  # of an earlier start: its leftovers must not pass for parts of this checkpoint
         self.accelerator.wait_for_everyone()
         with self._writing(newest):
             super()._save_checkpoint(model, trial)
@@ -51,9 +51,9 @@ class SavingTrainer(Trainer):
             self._delete_old(newest)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As transformers' own; what cannot be written is one message."""
+        """Save the model; a write failure ends in one message."""
         self._tables = gathered_tables(self.model)
-        if _internal_call:  # a checkpoint: see there
+        if _internal_call:  # part of _save_checkpoint, which handles failures
             super().save_model(output_dir, _internal_call)
             return
         folder = Path(output_dir or str(self.args.output_dir))
@@ -75,13 +75,13 @@ class SavingTrainer(Trainer):
         missing = weights.not_saved(self.accelerator.unwrap_model(self.model), folder)
         if missing:
             raise TrainingError(
-                f"{folder}: lacks what was trained, so nothing could go on from it:\n{weights.listed(missing)}\n"
-                "older checkpoints are as they were"
+                f"{folder}: lacks trained tensors, so no run could resume from it:\n{weights.listed(missing)}\n"
+                "older checkpoints are unchanged"
             )
 
     @contextmanager
     def _writing(self, folder: Path, *, part: bool = True) -> Iterator[None]:
-        """Where ``folder`` cannot be written, delete it (``part``: it is nothing but a part) and end in words."""
+        """Turn a write failure into a TrainingError. ``part``: the folder is incomplete and is deleted."""
         try:
             yield
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -96,9 +96,9 @@ class SavingTrainer(Trainer):
         older, _ = run_folder.last_complete(output)
         free = shutil.disk_usage(output).free / 2**30
         return (
-            f"{folder} could not be written: {error} ({free:.1f} GiB are free there). "
-            + (f"Older checkpoints are as they were; the newest is {older}. " if older else "")
-            + "Make room, or let fewer be kept (--save_total_limit), and give the same command again"
+            f"{folder} could not be written: {error} ({free:.1f} GiB free). "
+            + (f"Older checkpoints are unchanged; the newest is {older}. " if older else "")
+            + "Free some space, or keep fewer checkpoints (--save_total_limit), and run the same command again"
         )
 
     def _delete_old(self, newest: Path) -> None:
@@ -109,7 +109,7 @@ class SavingTrainer(Trainer):
         for path in older[: max(0, len(older) + 1 - self.keep_checkpoints)]:
             shutil.rmtree(path)
 
-    # --- going on --------------------------------------------------------------------------------------------
+    # --- resuming -------------------------------------------------------------------------------------------
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -130,10 +130,10 @@ class SavingTrainer(Trainer):
 
 
 def gathered_tables(model: nn.Module) -> dict[str, Tensor]:
-    """Frozen tensors of modules that PEFT trains a copy of, whole, where ZeRO-3 has shards; else nothing.
+    """Under ZeRO-3, the gathered frozen tensors of modules that PEFT trains as copies; otherwise empty.
 
-    PEFT saves such a copy as it is, tables too (Qwen-VL's ``pos_embed``), and transformers gathers for it what trains.
-    Every process must call this.
+    PEFT saves whole copies, frozen tables included (Qwen-VL's ``pos_embed``), but transformers gathers only trainable
+    tensors. Every process must call this.
     """
     frozen = {
         name: parameter
@@ -145,7 +145,7 @@ def gathered_tables(model: nn.Module) -> dict[str, Tensor]:
 
 
 def is_write_failure(error: Exception) -> bool:
-    """Could a file not be written? torch says so by a RuntimeError, and safetensors by one of its own."""
+    """Did a write fail? torch raises a RuntimeError for that, safetensors an error of its own."""
     if isinstance(error, OSError):
         return error.errno is not None
     words = ("PytorchStreamWriter", "unexpected pos")

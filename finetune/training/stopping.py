@@ -1,8 +1,8 @@
-"""Being told to stop: SIGTERM and SIGUSR1 end training at the end of the running step, with a checkpoint.
+"""Stop signals: SIGTERM and SIGUSR1 end training after the current step, with a checkpoint.
 
 Schedulers send one of the two some time before they kill (SLURM: ``--signal``), and ``kill`` sends SIGTERM. The exit
 status is 128 + the signal's number, as a shell reports it (143, 138): not 0, so that ``finetune && evaluate`` does not
-evaluate what is half trained. Ctrl-C ends at once (130).
+evaluate a half-trained model. Ctrl-C ends at once (130).
 """
 
 import os
@@ -25,17 +25,17 @@ INTERRUPTED = 128 + signal.SIGINT
 """The exit status after Ctrl-C."""
 
 SAME_SECONDS = 2.0
-"""Launcher and scheduler often both deliver one signal. A later one means it: then the process ends at once."""
+"""Launcher and scheduler often both deliver one signal. A later repeat ends the process at once."""
 
 
-class Stopped(Exception):  # noqa: N818  (no error: it was asked for)
-    """Training was told to stop, and has stopped with a checkpoint."""
+class Stopped(Exception):  # noqa: N818  (not an error: the user asked for it)
+    """Training stopped on a signal and saved a checkpoint."""
 
     def __init__(self, signal_number: int, checkpoint: Path) -> None:
         self.signal_number, self.checkpoint = signal_number, checkpoint
         super().__init__(
             f"{signal.Signals(signal_number).name}: training stops here, saved in {checkpoint}; "
-            "the same command goes on from it"
+            "the same command resumes from it"
         )
 
     @property
@@ -45,14 +45,13 @@ class Stopped(Exception):  # noqa: N818  (no error: it was asked for)
 
 
 class StopOnSignal(TrainerCallback):
-    """Saves a checkpoint at the end of the step in which a signal came, and raises :class:`Stopped`.
+    """Saves a checkpoint after the step in which a signal arrived, and raises :class:`Stopped`.
 
-    All processes stop at the same step, whichever of them got the signal. Goes before callbacks that take long: they
-    are told by ``control.should_training_stop`` that this step is the last, and none of them sees the end of training.
-    An evaluation that was due at this step is left out, since the time until the kill is short.
+    All processes stop at the same step, whichever received the signal. Register it before slow callbacks: they see
+    ``control.should_training_stop`` at this last step, and their ``on_train_end`` does not run. An evaluation due at
+    this step is skipped, since the scheduler kills soon.
 
-    Before the first step there is nothing to save, and after the last one everything is: then a signal ends the
-    process as ever.
+    Before the first step and after the last one there is nothing to save, and signals act as usual.
     """
 
     def __init__(self) -> None:
@@ -77,11 +76,11 @@ class StopOnSignal(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Also where the signal came while a checkpoint was written that was due anyway."""
+        """Stop after this checkpoint, also where the signal arrived while a scheduled one was being written."""
         number = self._agreed(args)
         if number:
             for one in SIGNALS:
-                signal.signal(one, signal.SIG_IGN)  # the launcher's, when the first process has ended
+                signal.signal(one, signal.SIG_IGN)  # the launcher sends one when the first process ends
             raise Stopped(number, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
     def on_train_end(
@@ -90,7 +89,7 @@ class StopOnSignal(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the earlier signal handlers."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers.clear()
@@ -104,7 +103,7 @@ class StopOnSignal(TrainerCallback):
             self.received, self.at = number, time.monotonic()
 
     def _agreed(self, args: TrainingArguments) -> int:
-        """The signal that any process has got, on every process; 0 for none."""
+        """The signal that any process received, the same on every process; 0 for none."""
         if args.world_size == 1:
             return self.received
         number = torch.tensor(self.received, device=args.device)
@@ -113,8 +112,8 @@ class StopOnSignal(TrainerCallback):
 
 
 def interrupted(folder: Path) -> str:
-    """What to say after Ctrl-C: how to go on."""
+    """The message after Ctrl-C: how to resume."""
     newest, _ = run_folder.last_complete(folder)
     if newest is None:
-        return "interrupted; no checkpoint had been written, so the same command starts anew"
-    return f"interrupted; the same command goes on from {newest}"
+        return "interrupted; no checkpoint was written, so the same command starts over"
+    return f"interrupted; the same command resumes from {newest}"

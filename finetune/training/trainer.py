@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer we build: whose samples a step has, a loss by tokens, and what ends training in words."""
+"""Our Hugging Face Trainer: sample order, a loss per token, and errors that name the samples."""
 
 import functools
 import inspect
@@ -33,23 +33,23 @@ from finetune.training.saving import SavingTrainer
 logger = logging.get_logger(__name__)
 
 NOT_FINITE_REMEDY = (
-    "a smaller --learning_rate, --bf16 instead of --fp16, or a look at these samples may help; with DeepSpeed, so may "
+    "try a smaller --learning_rate, --bf16 instead of --fp16, or check these samples; with DeepSpeed, also try "
     '"overlap_comm": false'
 )
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
-"""What the RuntimeErrors of devices and of the CPU say."""
+"""Parts of the RuntimeErrors that devices and the CPU raise."""
 
 
 class BatchError(TrainingError):
-    """Training cannot go on, and this process alone knows why: its batch is the reason."""
+    """Training cannot continue because of this process's batch."""
 
 
 class Batch(NamedTuple):
-    """A batch as errors tell of it.
+    """A batch, described for errors.
 
-    about     what the collator says of it
-    dataset   that its samples are of
-    rows, tokens   its size: rows, and tokens of each row
+    about     the collator's description
+    dataset   the dataset of its samples
+    rows, tokens   number of rows, and tokens per row
     """
 
     about: dict[str, Any]
@@ -73,7 +73,7 @@ def _listed(dataset: ConversationDataset, numbers: Sequence[int]) -> str:
 
 
 class Clock:
-    """How much of the time of training steps is spent waiting for data."""
+    """Measures the share of step time spent waiting for data."""
 
     def __init__(self) -> None:
         self.waited_seconds = self.busy_seconds = 0.0
@@ -83,23 +83,23 @@ class Clock:
         self.begun = time.perf_counter()
 
     def end(self) -> None:
-        """The step is over: what is logged, evaluated and saved now is no time of training."""
+        """End of the step: logging, evaluation and saving do not count as step time."""
         if self.begun is not None:
             self.busy_seconds += time.perf_counter() - self.begun
             self.begun = None
 
     def watching(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:
-            asked = time.perf_counter()
+            start = time.perf_counter()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            self.waited_seconds += time.perf_counter() - asked
+            self.waited_seconds += time.perf_counter() - start
             yield batch
 
     def taken(self) -> float:
-        """The share waited, 0 to 1, since it was asked last."""
+        """The share spent waiting since the last call, 0 to 1."""
         share = self.waited_seconds / self.busy_seconds if self.busy_seconds else 0.0
         self.waited_seconds = self.busy_seconds = 0.0
         return share
@@ -282,7 +282,7 @@ class FinetuneTrainer(SavingTrainer):
     ) -> Any:
         """The micro-batch's share in the step's mean nats per trained token (see ``loss.step_loss``)."""
         about, labels = inputs.pop("about"), inputs.pop("labels")
-        inputs.pop("skip_logits", None)  # of Liger's own loss, which is not this one
+        inputs.pop("skip_logits", None)  # an option of Liger's loss, which is not used
         dataset = self._dataset if model.training else self.judged
         self._meet(Batch(about, dataset, *labels.shape), training=model.training)
         kept = about["kept"]
@@ -306,13 +306,13 @@ class FinetuneTrainer(SavingTrainer):
         return (value, outputs) if return_outputs else value
 
     def _meet(self, batch: Batch, *, training: bool) -> None:
-        """What a batch says of itself: faults, pictures, samples."""
+        """Take note of a batch: its faults, pictures and samples."""
         self.batches = [*self.batches, batch] if training else [batch]
         faults = batch.about["faults"].values()
         if faults and batch.dataset.on_bad_sample != "drop":
             listed = [line.removeprefix("  ") for line in shown([*faults], MOST_NAMES_SHOWN)]
             raise BatchError(
-                "\n".join([*listed, "correct such samples, or leave them out: --on_bad_sample drop"])
+                "\n".join([*listed, "correct these samples, or leave them out: --on_bad_sample drop"])
             )
         self.left_out.update(faults)
         if training and self.gradients.watching:
@@ -333,8 +333,8 @@ class FinetuneTrainer(SavingTrainer):
             )
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Of all processes. With fp16 one that is not finite is no fault: the step is skipped, and the loss scaled
-        less from then on."""
+        """The gradient norm over all processes. With fp16 it may be infinite: the step is skipped and the loss scale
+        lowered."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is None or self.args.fp16 or math.isfinite(norm):
             return norm
@@ -346,7 +346,7 @@ class FinetuneTrainer(SavingTrainer):
 
     @contextmanager
     def _memory_named(self) -> Iterator[None]:
-        """Where memory runs out, say on what, and what helps."""
+        """Turn out-of-memory errors into one message: the batch, and remedies."""
         try:
             yield
         except RuntimeError as error:
@@ -374,13 +374,13 @@ class FinetuneTrainer(SavingTrainer):
         return "\n".join(
             [
                 f"memory ran out in step {self.state.global_step + 1}{held}",
-                "what helps, the cheapest first:",
+                "remedies, cheapest first:",
                 *(f"  {remedy}" for remedy in remedies if remedy),
                 f"({words.splitlines()[0]})",
             ]
         )
 
-    # --- what is shown -----------------------------------------------------------------------------------------
+    # --- logging ---------------------------------------------------------------------------------------------
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self.clock.end()
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -394,7 +394,7 @@ class FinetuneTrainer(SavingTrainer):
         super().log(logs, start_time)
 
     def _empty_steps_taken(self) -> int:
-        """Steps since the last log whose samples were all left out, on every process; their loss is no 0."""
+        """Steps since the last log whose samples were all left out; their loss of 0 must not enter the mean."""
         tokens = reduced(torch.tensor(self.step_tokens, device=self.args.device))
         found = int((tokens == 0).sum())
         self.step_tokens.clear()
@@ -417,7 +417,7 @@ class FinetuneTrainer(SavingTrainer):
         }
 
     def evaluation_loop(self, dataloader: DataLoader, description: str, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' own, whose loss is a mean over batches: here it is one over tokens, and by source."""
+        """transformers' evaluation, with the loss averaged over tokens instead of batches, and by source."""
         prefix, names = kwargs.get("metric_key_prefix", "eval"), self.judged.mixture.names
         self.evaluated = self._tally(self.judged)
         output = super().evaluation_loop(dataloader, description, *args, **kwargs)
@@ -451,7 +451,7 @@ class FinetuneTrainer(SavingTrainer):
 
 
 def _spread(logs: dict[str, float], name: str, steps: int, empty: int) -> None:
-    """Make a mean over steps one over those that trained; without any there is none."""
+    """Turn a mean over all steps into a mean over steps with trained tokens; drop it without any."""
     if empty and empty >= steps:
         logs.pop(name)
         logs.pop("grad_norm", None)

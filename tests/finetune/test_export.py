@@ -173,7 +173,7 @@ def test_a_model_that_differs_is_not_kept(
 def test_a_folder_in_use_is_left_alone(adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "mine.txt").write_text("kept")
     assert export.main([str(adapter), "--output_dir", str(tmp_path)]) == 1
-    assert "holds something already; give a new folder" in capsys.readouterr().err
+    assert "is not empty; give a new folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     assert export.main([str(tmp_path / "nowhere"), "--output_dir", str(tmp_path / "new")]) == 1
     assert "nowhere: there is no such folder" in capsys.readouterr().err
@@ -184,7 +184,7 @@ def test_the_program_says_what_it_does(adapter: Path, tmp_path: Path, capsys: py
     assert export.main([str(adapter), "--output_dir", str(tmp_path / "a" / "b"), "--dtype", "fp32"]) == 0
     opening, merging, comparing, compared, done = capsys.readouterr().out.splitlines()
     assert opening == f"opening {adapter} in float32" and merging == "merging in float32"
-    assert comparing == "opening what was written, and comparing"
+    assert comparing == "loading the exported model and comparing its logits"
     assert "allowed in float32: 1e-04; the adapter moved them by" in compared
     assert done.startswith(f"done: {tmp_path / 'a' / 'b'} (0.00 GiB)")
 

@@ -257,9 +257,9 @@ def test_a_run_file_that_is_none_is_named(tmp_path: Path, content: str, words: s
         ('{"version": 1, "processes": 1, "files": {"optimizer.pt": [1, 2]}}', "was not written to its end"),
         (
             json.dumps({"version": 1, "processes": 1, "files": {"x" * 9999: 1}}),
-            "is gone since it was written",
+            "is missing",
         ),
-        ('{"version": 1, "processes": 1, "files": {"a\\u0000b": 1}}', "is gone since it was written"),
+        ('{"version": 1, "processes": 1, "files": {"a\\u0000b": 1}}', "is missing"),
         ("[" * 50_000, "was not written to its end"),
     ],
 )

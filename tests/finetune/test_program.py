@@ -88,7 +88,7 @@ def test_a_lora_run_leaves_what_was_agreed(
 
     # The same command again has nothing to do; another one is refused before any work.
     assert program.main(flags("--use_lora", "True", "--train_connector", "True")) == 0
-    assert "this very run is finished" in capsys.readouterr().out
+    assert "this run is already finished" in capsys.readouterr().out
     assert program.main(flags("--use_lora", "True", "--seed", "7")) == 1
     assert "seed: 42 there, 7 now" in capsys.readouterr().err
 
@@ -213,7 +213,7 @@ def test_a_run_whose_comparison_could_not_be_made_is_saved_and_ends_with_a_statu
 
     assert program.main(flags("--use_lora", "True", *probe_file(tmp_path))) == 1
     again = capsys.readouterr()
-    assert "this very run is finished" in again.out and again.err.splitlines()[-1] == error
+    assert "this run is already finished" in again.out and again.err.splitlines()[-1] == error
     (out / "comparison").mkdir(exist_ok=True)
     (out / "comparison" / "index.html").write_text("made by hand since")
     os.utime(out / "comparison" / "index.html", (2**33, 2**33))
@@ -339,7 +339,7 @@ def test_a_run_killed_half_way_ends_with_the_same_files(program: ModuleType, fla
     assert program.main(flags(*more)) == 0
     shown = capsys.readouterr().out
     assert f"{half}: was not written to its end; skipped" in shown
-    assert f"going on from {newest}" in shown or "skipped" in shown
+    assert f"resuming from {newest}" in shown or "skipped" in shown
     a, b = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "straight", out))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert scalars(tmp_path / "straight" / "runs")["train/loss"] == scalars(out / "runs")["train/loss"]
@@ -390,5 +390,5 @@ def test_a_run_goes_on_from_a_checkpoint_of_any_name(program: ModuleType, flags,
     best = (tmp_path / "out" / "checkpoint-2").rename(tmp_path / "best so far")
     more = ("--resume_from_checkpoint", str(best), "--output_dir", str(tmp_path / "on"))
     assert program.main(flags("--use_lora", "True", *more)) == 0
-    assert f"going on from {best}" in capsys.readouterr().out
+    assert f"resuming from {best}" in capsys.readouterr().out
     assert sorted(scalars(tmp_path / "on" / "runs")["train/loss"]) == [3, 4]

@@ -63,7 +63,7 @@ class QwenGridFamily:
         raise NotImplementedError
 
     def processor_class(self) -> Any:
-        """The class of the family's processor; imported when it is asked for."""
+        """The class of the family's processor; imported on first use."""
         raise NotImplementedError
 
     def matches(self, config: Any) -> bool:

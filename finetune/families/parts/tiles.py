@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from finetune.families.base import ImageArithmetic, ImageTokens, Tiles
-from finetune.families.parts.tower import told_tiles
+from finetune.families.parts.tower import tiles_of_images
 from finetune.samples.conversation import ImageRef
 
 POOLED_ABOVE = 1.1  # times as many a side as are allowed: transformers' and the authors' own bound
@@ -173,14 +173,14 @@ def of_config(config: Any) -> Tiling:
 
 
 def tiles_of_pass(config: Any, inputs: Mapping[str, Any], views: int) -> Sequence[Tiles | None]:
-    """(rows, columns) of the tiles of each picture that a tower reads: as told, or by the ``image_sizes`` that the
-    model was given. None: it is read as one, since its conversation has several (``batch_num_images``).
+    """(rows, columns) of the tiles of each picture that a tower reads, from ``tiles`` or from the model's ``image_sizes``.
+    None: the picture is not tiled, since its conversation has several (``batch_num_images``).
 
-    inputs, views   as ``tower.told_tiles`` takes them, which raises where the inputs say neither
+    inputs, views   as ``tower.tiles_of_images`` takes them, which raises where the inputs say neither
     """
     sizes, counts = inputs.get("image_sizes"), inputs.get("batch_num_images")
     if "tiles" in inputs or sizes is None:
-        return told_tiles(inputs, views)
+        return tiles_of_images(inputs, views)
     alone = [True] * len(sizes) if counts is None else [int(n) == 1 for n in counts for _ in range(int(n))]
     tiling = of_config(config)
     return [

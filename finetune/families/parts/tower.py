@@ -90,21 +90,21 @@ def _view(image: int, patch: np.ndarray, class_tokens: int, *, is_overview: bool
     return TowerSequence(np.full(len(patch), image), patch, is_overview)
 
 
-def told_tiles(inputs: Mapping[str, Any], views: int) -> Sequence[Tiles | None]:
+def tiles_of_images(inputs: Mapping[str, Any], views: int) -> Sequence[Tiles | None]:
     """The tiles of each image, for towers whose model does not know which views belong to one image.
 
     inputs   as ``Family.tower_sequences`` gets them
     views    tiles, overviews and frames that the tower reads
 
-    Raises ValueError where they are several and nobody has said.
+    Raises ValueError for several views without ``tiles`` in the inputs.
     """
     if "tiles" in inputs:
         return inputs["tiles"]
     if views == 1:
         return [None]
     raise ValueError(
-        f"rows of the vision tower: found {views} tiles and overviews, and nothing that tells which of them make one "
-        "picture; say so with tiles=[image.tiles for image in encoded.images], or [(rows, columns), …] of each "
+        f"rows of the vision tower: found {views} tiles and overviews, and no tiles that group them by "
+        "picture; give tiles=[image.tiles for image in encoded.images], or [(rows, columns), …] of each "
         "picture's tiles, None where it is read as one, (frames,) of a video"
     )
 

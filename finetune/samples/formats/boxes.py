@@ -118,7 +118,7 @@ class _Found(NamedTuple):
 
 
 def with_boxes(record: Record, spoken: Sequence[Spoken], units: BoxUnits | None) -> tuple[Turn, ...]:
-    """The turns, with the boxes of users and assistants found in their texts; what is wrong is a fault."""
+    """The turns, with the boxes of users and assistants found in their texts; problems become faults."""
     images = [part for turn in spoken for part in turn.parts if isinstance(part, ImageRef | VideoRef)]
     places = _Places(record, images, units)
     turns = []

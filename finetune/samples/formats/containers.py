@@ -1,4 +1,4 @@
-"""Files and folders of records, each record read when it is asked for."""
+"""Files and folders of records, each record read on demand."""
 
 import json
 import re
@@ -25,7 +25,7 @@ class Records(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is not read of the file, in words."""
+        """Notes on parts of the file that are not read."""
 
 
 def open_records(path: Path, cache_dir: Path) -> Records:

@@ -250,7 +250,7 @@ def _members(text: str, at: int) -> Iterator[tuple[str, int]]:
 
 
 def _decoded(text: str, at: int) -> tuple[Any, int]:
-    """The value at a place and what is behind it; whatever is wrong is a json.JSONDecodeError."""
+    """The value at a position and the position after it. Raises json.JSONDecodeError for invalid JSON."""
     try:
         return _DECODER.raw_decode(text, at)
     except RecursionError as error:

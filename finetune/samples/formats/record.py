@@ -83,7 +83,7 @@ class Pictures(Protocol):
         """The picture of a path, an address, or ``{"bytes", "path"}``, with its size where that is known.
 
         at   the field that names it
-        Raises ValueError with what is wrong with it, in words that go behind the field's name.
+        Raises ValueError with a message that follows the field's name.
         """
 
     def find_video(self, spec: Any, at: str) -> VideoRef:
@@ -109,7 +109,7 @@ class Record:
         self.faults.append(f"{self.where}: {what}")
 
     def picture(self, spec: Any, at: str) -> ImageRef:
-        """The picture that a field names; what is wrong with it is a fault."""
+        """The image that a field names; problems become faults."""
         try:
             return self.pictures.find(spec, at)
         except ValueError as error:
@@ -117,7 +117,7 @@ class Record:
             return ImageRef("", Path())
 
     def video(self, spec: Any, at: str) -> VideoRef:
-        """The video that a field names; what is wrong with it is a fault."""
+        """The video that a field names; problems become faults."""
         try:
             return self.pictures.find_video(spec, at)
         except ValueError as error:

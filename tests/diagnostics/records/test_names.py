@@ -98,6 +98,6 @@ def test_a_group_called_like_all_of_them_does_not_take_their_place_in_fusion(tmp
 
     of = [replace(probe, group="all") for probe in probes(tmp_path, per_group=2)]
     write_probes(of, tmp_path / "probes.json")
-    with pytest.raises(ValueError, match="found group 'all', which is what all groups together are called"):
+    with pytest.raises(ValueError, match="found group 'all', a name reserved for all groups together"):
         run("no-model", tmp_path / "probes.json", tmp_path / "out")
     assert json.loads((tmp_path / "probes.json").read_text())["version"] == 1

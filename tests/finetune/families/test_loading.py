@@ -131,7 +131,8 @@ def test_a_tokenizer_of_the_checkpoints_own_code_is_not_run(folder, tmp_path, mo
 def test_a_name_that_is_no_folder_and_cannot_be_had_is_one_message(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        ValueError, match=r"someone/nothing: there is no such folder \(working directory .*as a hub name"
+        ValueError,
+        match=r"someone/nothing: there is no such folder \(working directory .*the hub has no such",
     ):
         load("someone/nothing", cache_dir=str(tmp_path))
 

@@ -232,9 +232,9 @@ def test_an_adapter_beside_another_base_is_refused_unless_that_is_meant(
     argv = without([*flags(), "--model_name_or_path", str(other), *LORA[:2]], "--lora_r")
     argv += ["--max_steps", "1", "--lora_weight_path", str(first)]
     said = refused(program, capsys, argv)
-    assert f"{first}: an adapter of other weights than those of {other}: found fingerprint" in said
+    assert f"{first}: this adapter was trained on other weights than {other}: found fingerprint" in said
     assert "--allow_other_base True" in said
-    with pytest.raises(ValueError, match="an adapter of other weights than those of"):
+    with pytest.raises(ValueError, match="this adapter was trained on other weights than"):
         export.export(first, tmp_path / "merged", base=str(other))
     assert not (tmp_path / "merged").exists()
     assert program.main([*argv, "--allow_other_base", "True"]) == 0
@@ -302,7 +302,9 @@ def test_an_adapter_of_others_is_told_by_the_name_of_its_base(
     adapter = shutil.copytree(trained(program), tmp_path / "adapter")
     (adapter / adapters.BASE_FILE).unlink()
     other = write_checkpoint(tmp_path / "other", seed=7)
-    with pytest.raises(ValueError, match=r"an adapter of another base: found .*other, expected .*tiny"):
+    with pytest.raises(
+        ValueError, match=r"this adapter was trained on another base: found .*other, expected .*tiny"
+    ):
         checkpoint.check(adapter, base=str(other))
     change(adapter, base_model_name_or_path="Some/Model")
     with pytest.raises(ValueError, match="found .*other, expected Some/Model"):
@@ -322,7 +324,7 @@ def test_a_base_that_is_gone_is_told_with_the_flag_that_gives_it(
     adapter = shutil.copytree(trained(program), tmp_path / "adapter")
     change(adapter, base_model_name_or_path="/gone/base/model")
     said = refused(program, capsys, [*flags(), *on(adapter)])
-    assert "its base model '/gone/base/model' is not there; say where it is: --base FOLDER" in said
+    assert "its base model '/gone/base/model' is missing; give its folder: --base FOLDER" in said
     assert "--model_name_or_path FOLDER --lora_weight_path ADAPTER" in said and said.count("\n") == 1
     assert program.main(without([*flags(), *LORA[:2], "--lora_weight_path", str(adapter)], "--lora_r")) == 0
 

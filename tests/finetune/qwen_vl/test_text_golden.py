@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from finetune.qwen_vl import QwenVLImageProcessor, QwenVLProcessor, QwenVLTokenizer
 from finetune.qwen_vl.chatml import encode_chat
-from finetune.qwen_vl.processing import split_images
+from finetune.qwen_vl.rendering import IMAGE_MARKUP
 from finetune.qwen_vl.tokenization import MARKUP
-from finetune.samples.conversation import Turn
+from finetune.samples.conversation import ImageRef, Turn
 from finetune.samples.markup import Box, draw_boxes, parse_boxes
 
 
@@ -107,8 +108,15 @@ def test_a_broken_vocabulary_is_named(tmp_path):
         QwenVLTokenizer(str(tmp_path / "qwen.tiktoken"))
 
 
+def with_images(text):
+    """Text with ``<img>path</img>`` as text and images in reading order."""
+    pieces = IMAGE_MARKUP.split(text)  # text, path, text, …
+    parts = [ImageRef(one, Path(one)) if at % 2 else one for at, one in enumerate(pieces)]
+    return tuple(part for part in parts if part != "")
+
+
 def chat_of(case):
-    turns = [Turn(turn["from"], split_images(turn["value"])) for turn in case["conversation"]]
+    turns = [Turn(turn["from"], with_images(turn["value"])) for turn in case["conversation"]]
     return [Turn("system", (case["system"],)), *turns]
 
 

@@ -172,7 +172,7 @@ def test_a_run_without_any_picture_says_so_at_its_end(caplog: pytest.LogCaptureF
     step(text_batch())
     step.check.on_train_end(ARGS, None, None)
     logging.disable_propagation()
-    assert "6 tensors of vision and connector were to train, and no step had a picture" in caplog.text
+    assert "6 trainable tensors of vision and connector did not learn: no step had a picture" in caplog.text
     assert hooks(model) == 0
 
 

@@ -110,11 +110,11 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(
     shown = capfd.readouterr()
     if number == signal.SIGTERM:
         assert (
-            f"SIGTERM: training stops here, saved in {newest}; the same command goes on from it" in shown.err
+            f"SIGTERM: training stops here, saved in {newest}; the same command resumes from it" in shown.err
         )
         assert "Traceback" not in shown.err
     assert program.main(again) == 0
-    assert f"going on from {newest}" in capfd.readouterr().out
+    assert f"resuming from {newest}" in capfd.readouterr().out
     assert_same_run(tmp_path / "straight", out)
 
 

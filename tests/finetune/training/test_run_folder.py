@@ -52,7 +52,7 @@ def test_the_same_command_goes_on_from_the_last_complete_checkpoint(unfinished: 
     assert (found.how, found.checkpoint) == ("resume", unfinished / "checkpoint-100")
     assert found.lines == (
         f"{unfinished / 'checkpoint-1000'}: was not written to its end; skipped",
-        f"going on from {unfinished / 'checkpoint-100'}",
+        f"resuming from {unfinished / 'checkpoint-100'}",
     )
 
 
@@ -65,7 +65,7 @@ def test_a_finished_run_says_so(tmp_path: Path):
     run_folder.write_run(tmp_path, MARKS, finished=True)
     add_checkpoint(tmp_path, 50)
     found = start(tmp_path)
-    assert found.how == "finished" and "this very run is finished" in found.lines[0]
+    assert found.how == "finished" and "this run is already finished" in found.lines[0]
 
 
 def cut(path: Path) -> None:
@@ -77,9 +77,9 @@ def cut(path: Path) -> None:
     [
         (
             lambda c: cut(c / "adapter_model.safetensors"),
-            "adapter_model.safetensors has 131 bytes, of 132 when it was",
+            "adapter_model.safetensors has 131 bytes, expected 132",
         ),
-        (lambda c: (c / "optimizer.pt").unlink(), "optimizer.pt is gone since it was written"),
+        (lambda c: (c / "optimizer.pt").unlink(), "optimizer.pt is missing"),
         (lambda c: (c / "complete.json").write_text("{"), "was not written to its end"),
     ],
     ids=["cut short", "gone", "half a mark"],
@@ -96,12 +96,12 @@ def test_a_checkpoint_that_was_harmed_later_is_passed_over(unfinished: Path, har
     ("harm", "words"),
     [
         (lambda c: None, None),
-        (lambda c: cut(c / "adapter_model.safetensors"), "adapter_model.safetensors was cut short"),
+        (lambda c: cut(c / "adapter_model.safetensors"), "adapter_model.safetensors is truncated"),
         (
             lambda c: (c / "adapter_model.safetensors").write_bytes(b"\7\0\0"),
-            "adapter_model.safetensors was cut short",
+            "adapter_model.safetensors is truncated",
         ),
-        (lambda c: cut(c / "optimizer.pt"), "optimizer.pt was cut short"),
+        (lambda c: cut(c / "optimizer.pt"), "optimizer.pt is truncated"),
         (
             lambda c: (c / "optimizer.pt").unlink(),
             "holds no optimizer state (was it saved with --save_only_model",

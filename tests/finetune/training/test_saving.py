@@ -131,13 +131,13 @@ def test_a_full_disk_costs_the_newest_checkpoint_alone(
     assert program.main(again) == 1
     error = capsys.readouterr().err
     out = tmp_path / "out"
-    assert f"{out / 'checkpoint-6'} could not be written: " in error and "GiB are free there" in error
-    assert f"Older checkpoints are as they were; the newest is {out / 'checkpoint-3'}" in error
+    assert f"{out / 'checkpoint-6'} could not be written: " in error and "GiB free" in error
+    assert f"Older checkpoints are unchanged; the newest is {out / 'checkpoint-3'}" in error
     assert run_folder.last_complete(out) == (out / "checkpoint-3", [])
     assert not (out / "checkpoint-6").exists()
     monkeypatch.undo()
     assert program.main(again) == 0
-    assert f"going on from {out / 'checkpoint-3'}" in capsys.readouterr().out
+    assert f"resuming from {out / 'checkpoint-3'}" in capsys.readouterr().out
 
 
 def test_a_checkpoint_without_the_projector_ends_training(
@@ -159,7 +159,7 @@ def test_a_checkpoint_without_the_projector_ends_training(
     monkeypatch.setattr(PeftModel, "save_pretrained", forgetful)
     assert program.main(flags("out", *LORA_FLAGS)) == 1
     error = capsys.readouterr().err
-    assert "checkpoint-3: lacks what was trained" in error
+    assert "checkpoint-3: lacks trained tensors" in error
     assert (
         "base_model.model.transformer.visual.attn_pool.query: found none in the files, expected [4, 32]"
         in error

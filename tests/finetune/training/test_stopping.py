@@ -83,12 +83,12 @@ def test_ctrl_c_is_a_line_that_says_how_to_go_on(
     again = flags("out", "--use_lora", "True", "--lora_r", "4")
     assert run(program, again, signal.SIGINT, step=1) == 130
     assert capfd.readouterr().err.endswith(
-        "finetune.py: interrupted; no checkpoint had been written, so the same command starts anew\n"
+        "finetune.py: interrupted; no checkpoint was written, so the same command starts over\n"
     )
     assert run(program, again, signal.SIGINT) == 130
     error = capfd.readouterr().err
     newest = tmp_path / "out" / f"checkpoint-{SAVED}"
-    assert error.endswith(f"\nfinetune.py: interrupted; the same command goes on from {newest}\n")
+    assert error.endswith(f"\nfinetune.py: interrupted; the same command resumes from {newest}\n")
     assert "Traceback" not in error
     assert run_folder.last_complete(tmp_path / "out") == (newest, [])
 
