@@ -1,9 +1,6 @@
 """Several maps of one picture as one: is that better than the best single map? Judged on pictures that did not choose.
 
-    python -m diagnostics.fusion --model X --probes P --output_dir O [--resolutions 1 0.5]
-
-X is a model folder, an adapter folder or a hub name. O gets fusion.json, and fusion/ID.png for each probe with a
-region: picture, best single map and fused map on one colour scale.
+Usage and flags: ``diagnostics/flags/fusion.py``.
 """
 
 from __future__ import annotations

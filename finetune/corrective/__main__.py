@@ -1,11 +1,6 @@
 """Corrective training data and probes, made from pictures with boxes.
 
-    python -m finetune.corrective --images photos --boxes instances.json --output_dir towers
-    python -m finetune.corrective --images photos --boxes boxes.json --names names.json --templates spheres \\
-        --language zh --output_dir towers
-
-OUT/corrective.json is training data for finetune.py (--corrective_data OUT/corrective.json:0.3), OUT/probes.json are
-probes of other pictures (--monitor True --probes OUT/probes.json).
+Usage and flags: ``finetune/flags/corrective.py``.
 """
 
 import argparse

@@ -101,7 +101,7 @@ def test_bash_completes_verbs_flags_and_values(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("shell", list(completion.SHELLS))
-def test_every_shell_is_told_of_every_verb_and_flag(shell: str):
+def test_completion_covers_every_verb_and_flag(shell: str):
     verbs = cli.completed_verbs()
     script = completion.SHELLS[shell](cli.PROGRAM, verbs)
     for name, verb in verbs.items():

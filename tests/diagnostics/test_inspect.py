@@ -96,7 +96,7 @@ def test_layers_that_attend_alike_share_a_line_wherever_they_lie():
     assert far.startswith("layer_5, 11, 17, 23, 29 ") and "5 × 8 × 1,024 × 1,024" in far
 
 
-def test_layers_without_a_map_are_told_apart():
+def test_layers_without_a_map_are_listed_apart():
     card = markdown(architecture(published("Qwen3.5-9B"), name="q"))
     [linear] = [line for line in card.splitlines() if line.startswith("| `layer_0")]
     assert linear.endswith("28 … 30` | - | no attention map (linear attention) | - |")

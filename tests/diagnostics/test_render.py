@@ -37,7 +37,7 @@ def test_by_hand_it_draws_the_archive_that_is_missing(tmp_path: Path) -> None:
     assert not list(attention.rglob("*.tmp"))
 
 
-def test_a_step_is_asked_for_and_comes_back_with_pictures(tmp_path: Path) -> None:
+def test_drawing_a_step_returns_its_pictures(tmp_path: Path) -> None:
     attention = run_folder(tmp_path, per_group=2, steps=(0, 10))
     renderer = Renderer(attention, shown_per_group=1)
     started = time.monotonic()
@@ -80,7 +80,7 @@ def test_one_picture_that_cannot_be_drawn_leaves_the_others(
     assert len(pictures(attention)) == 3 and len(done["pictures"]) == 5
 
 
-def test_what_could_not_be_drawn_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_drawing_failure_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     renderer = Renderer(tmp_path)
     for step in (10, 20):
         message = {
@@ -92,7 +92,7 @@ def test_what_could_not_be_drawn_is_told_once(tmp_path: Path, caplog: pytest.Log
     assert caplog.messages == ["step 10: 3 pictures could not be drawn, first: picture of probe 0: no font"]
 
 
-def test_its_death_is_told_once_and_nothing_raises(
+def test_a_dead_renderer_is_logged_once_and_nothing_raises(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
@@ -109,7 +109,7 @@ def test_its_death_is_told_once_and_nothing_raises(
     assert never.close() == [] and never.problem is not None and "could not be started" in never.problem
 
 
-def test_one_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_renderer_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sleeper = tmp_path / "sleeper"
     sleeper.write_text("#!/bin/sh\nsleep 60\n")
     sleeper.chmod(0o755)
@@ -174,7 +174,7 @@ def test_a_strip_that_cannot_be_drawn_says_why(tmp_path: Path) -> None:
     assert problem is not None and problem.startswith("strip of probe retention-0: ")
 
 
-def test_strips_are_asked_for_like_a_step_and_stay_in_the_archive(
+def test_strips_are_drawn_like_a_step_and_stay_in_the_archive(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     attention = run_folder(tmp_path, per_group=1, steps=(0, 10))

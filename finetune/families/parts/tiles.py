@@ -173,7 +173,7 @@ def of_config(config: Any) -> Tiling:
 
 
 def tiles_of_pass(config: Any, inputs: Mapping[str, Any], views: int) -> Sequence[Tiles | None]:
-    """(rows, columns) of the tiles of each picture that a tower reads, from ``tiles`` or from the model's ``image_sizes``.
+    """(rows, columns) of the tiles of each picture that a tower reads, from ``tiles`` or the model's ``image_sizes``.
     None: the picture is not tiled, since its conversation has several (``batch_num_images``).
 
     inputs, views   as ``tower.tiles_of_images`` takes them, which raises where the inputs say neither

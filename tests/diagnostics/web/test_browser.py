@@ -387,7 +387,7 @@ def test_an_answer_that_is_alone_is_not_compared_with_itself(address, driver, mo
     assert [one.is_displayed() for one in visit.all(f"{COMPARE} .three > section")] == [True, False, False]
 
 
-def test_no_other_host_is_asked(address, driver):
+def test_the_page_contacts_no_other_host(address, driver):
     driver.get_log("performance")
     visit = Visit(driver, address, width=1280, theme="light", language="zh")
     hostile = '![a](http://other.invalid/a.png) <img src="http://other.invalid/b.png">'

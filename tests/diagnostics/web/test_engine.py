@@ -410,7 +410,7 @@ def test_another_checkpoint_stands_in_the_same_line(embedded):
         ("low", True, "2.3 MiB", True, "--cpu-only, "),
     ],
 )
-def test_memory_is_told_before_loading_and_refused_where_it_is_not_there(
+def test_memory_is_estimated_before_loading_and_too_large_a_model_refused(
     mode, on_gpu, weights, attention, helps, monkeypatch, capsys
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
@@ -455,14 +455,14 @@ def test_low_memory_loads_four_bits_on_a_gpu_and_nothing_else_does(monkeypatch):
         ),
     ],
 )
-def test_what_cannot_be_answered_is_said_in_words_and_the_next_reply_comes(processor, turns, words):
+def test_a_failed_reply_has_a_message_and_the_next_one_runs(processor, turns, words):
     engine = Engine(tiny_model(), processor, mode="full")
     with pytest.raises(ValueError, match=words):
         ask(engine, turns)
     assert ask(engine, question())[-1].done
 
 
-def test_memory_that_runs_out_is_said_in_words(processor, pictures, monkeypatch):
+def test_out_of_memory_has_a_message(processor, pictures, monkeypatch):
     engine = Engine(tiny_model(), processor, mode="full")
 
     def fail(*_):

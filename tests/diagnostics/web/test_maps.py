@@ -236,7 +236,7 @@ def test_who_looks_at_a_patch():
         (lambda trace: maps.box_numbers(trace, (70, 0, 90, 20)), "covers nothing .* within 60 × 40 pixels"),
     ],
 )
-def test_what_is_not_there_is_said_in_words(ask, words):
+def test_an_invalid_request_has_a_message(ask, words):
     with pytest.raises(ValueError, match=words):
         ask(look_by_hand())
 
@@ -246,7 +246,7 @@ def test_a_connector_without_attention_has_no_map():
         maps.image_map(look_without_connector(), 0, 0, [], part="connector")
 
 
-def test_the_cache_lets_go_of_the_look_that_was_longest_not_asked_for():
+def test_the_cache_drops_the_least_recently_used_trace():
     traces = [look_by_hand() for _ in range(3)]
     size = traces[0].bytes
     # Rows 2 × (2 × 4 × 7), read 12, patches 2 × 36 in two bytes; positions and boxes in eight; sinks; the picture.

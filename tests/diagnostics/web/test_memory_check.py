@@ -1,4 +1,4 @@
-"""What a model takes, counted without loading it, and what is said where it does not fit."""
+"""Memory of a model, counted without loading it, and the message where it does not fit."""
 
 import pytest
 import torch

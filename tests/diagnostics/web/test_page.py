@@ -217,7 +217,7 @@ def test_answering_again_asks_the_same(page):
     assert page.sessions.get(key).exchanges == [("one?", "a cat")]
 
 
-def test_answering_again_where_nothing_was_asked_changes_nothing(page):
+def test_regenerating_without_a_question_changes_nothing(page):
     """Gradio sets every output to null where a generator yields nothing, and the input dies of it."""
     key = page.sessions.open()
     assert list(page.again(key, "en")) == [(gr.skip(),) * 6]
@@ -238,7 +238,7 @@ def test_stop_keeps_what_was_written(page):
     assert ask(page, key, "and now?")[-1][0][-1]["content"] == "a cat"  # stopped once, not for ever
 
 
-def test_an_answer_without_a_word_is_said_to_be_one(page):
+def test_an_empty_answer_is_shown_as_empty(page):
     key = page.sessions.open()
     page.engine.words = [""]
     steps = ask(page, key, "what?")
@@ -447,7 +447,7 @@ def test_a_thin_picture_is_drawn_thick_enough_to_click():
     assert drawn(4000, 8) == (640, 40) and drawn(8, 4000) == (40, 640) and drawn(90, 45) == (640, 320)
 
 
-def test_layers_without_sinks_are_told():
+def test_layers_without_sinks_are_listed():
     assert views.facts(a_trace(), "q", "a")["sinks"] == [True, True]
 
 
@@ -485,7 +485,7 @@ def test_comparing_can_be_stopped_and_shows_those_that_are_done(page):
     assert list(steps) == [(gr.skip(), "Stopped; answers compared: 0 of 1.")]
 
 
-def test_what_was_told_is_told_in_the_other_language(page):
+def test_status_lines_follow_the_language(page):
     key = page.sessions.open()
     assert (
         page.status(key, "compare", "zh") == page.status("", "compare", "zh") == TEXTS["zh"]["one_checkpoint"]
@@ -536,7 +536,7 @@ def test_one_other_checkpoint_is_kept_open(tmp_path):
     assert opened == ["a", "b", "a"]
 
 
-def test_no_place_of_a_checkpoint_is_told(tmp_path):
+def test_the_page_hides_checkpoint_paths(tmp_path):
     page = Page(FakeEngine(), checkpoints=[tmp_path / "runs" / "a"], folder=tmp_path)  # type: ignore[arg-type]
     told = json.dumps(build(page, attention=True).get_config_file(), default=str)
     assert "runs/a" in told and str(tmp_path / "runs") not in told
@@ -726,7 +726,7 @@ def refusal_of(capsys, *flags: str) -> str:
     return capsys.readouterr().err
 
 
-def test_what_a_visitor_would_run_into_is_told_at_the_start(capsys, monkeypatch, tmp_path):
+def test_problems_for_visitors_are_reported_at_the_start(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # and as it was afterwards
     monkeypatch.setattr("diagnostics.web.engine.Engine.load", lambda *_, **__: pytest.fail("loaded"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -806,7 +806,7 @@ def test_a_strange_picture_is_one_message_in_both_languages_and_the_input_stays(
     assert pane == gr.skip() and status.startswith("cat.png：无法作为图片读取")
 
 
-def test_a_picture_that_the_server_has_cleared_away_is_said(page, tmp_path):
+def test_a_picture_deleted_on_the_server_has_a_message(page, tmp_path):
     key = page.sessions.open()
     assert refused(ask(page, key, "what?", tmp_path / "gone.png")).startswith("gone.png: not readable")
     *_, (_, status) = page.compare(key, "en", ["own"], "what?", str(tmp_path / "gone.png"))

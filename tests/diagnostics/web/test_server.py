@@ -307,7 +307,7 @@ def test_files_that_were_not_sent_cannot_be_named(server, guest):
     assert still_serves(server[0])
 
 
-def test_what_is_no_picture_or_too_large_is_refused_in_words(server, guest):
+def test_an_invalid_or_too_large_picture_is_refused_with_a_message(server, guest):
     address = server[0]
     big = guest.client.post("/upload", files={"files": ("big.png", b"x" * (FILE_MAX_BYTES + 1))})
     assert big.status_code == 413

@@ -1,4 +1,4 @@
-"""Mixing: what an epoch takes of which source, by hand-computed cases, and in which order."""
+"""Mixing: how much an epoch takes of each source, in hand-computed cases, and in which order."""
 
 import pickle
 import subprocess

@@ -1,4 +1,4 @@
-"""DeepSpeed's file: what cannot be, and what flags say otherwise, is told by file and field, before weights."""
+"""DeepSpeed's file: invalid and contradictory fields are reported by file and field before weights load."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Numbers of flags at their limits, flags with a value too many, packages that are not there: told before anything."""
+"""Numbers of flags at their limits, surplus values, missing packages: reported before any work."""
 
 from pathlib import Path
 

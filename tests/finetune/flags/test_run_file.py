@@ -1,4 +1,4 @@
-"""``--config run.yaml``: what it says counts, flags beside it win, and what is wrong in it is told by name."""
+"""``--config run.yaml``: its values apply, flags override them, and errors name the key."""
 
 from pathlib import Path
 

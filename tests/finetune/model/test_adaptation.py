@@ -239,7 +239,7 @@ def test_every_combination_trains_what_it_says_in_fp32(plan: Plan, model: nn.Mod
 
 
 @pytest.mark.parametrize("plan", ALL_PLANS[::3] + ALL_PLANS[-2:], ids=name_of)
-def test_what_is_saved_opens_without_this_project(plan: Plan, checkpoint_folder: Path, tmp_path: Path):
+def test_saved_folders_open_without_this_project(plan: Plan, checkpoint_folder: Path, tmp_path: Path):
     base, _ = checkpoint.load(checkpoint_folder, for_training=True)
     adapted = adapt(base, FAMILY, plan, master_weights=True)
     perturb(adapted)
@@ -296,7 +296,7 @@ def test_adapters_outside_the_language_layers_by_name(model: nn.Module):
     ]
 
 
-def test_an_adapter_to_go_on_from_must_hold_what_is_to_train(checkpoint_folder: Path, tmp_path: Path):
+def test_an_adapter_to_continue_must_hold_what_the_plan_trains(checkpoint_folder: Path, tmp_path: Path):
     base, _ = checkpoint.load(checkpoint_folder, for_training=True)
     adapt(base, FAMILY, replace(LORA, connector="full"), master_weights=True).save_pretrained(tmp_path)
 

@@ -293,7 +293,7 @@ def change(adapter: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-def test_an_adapter_of_others_is_told_by_the_name_of_its_base(
+def test_a_foreign_adapter_is_recognised_by_the_name_of_its_base(
     program: ModuleType,  # noqa: F811
     trained: Callable[..., Path],
     checkpoint_folder: Path,
@@ -314,7 +314,7 @@ def test_an_adapter_of_others_is_told_by_the_name_of_its_base(
     checkpoint.check(adapter, base=str(other), named_for_it=False)  # the hub's name of that folder
 
 
-def test_a_base_that_is_gone_is_told_with_the_flag_that_gives_it(
+def test_a_missing_base_is_reported_with_the_flag_for_its_folder(
     program: ModuleType,  # noqa: F811
     flags: Run,  # noqa: F811
     trained: Callable[..., Path],
@@ -420,7 +420,7 @@ def cut(path: Path) -> None:
     "harm", [cut, Path.unlink, lambda path: path.write_bytes(b"")], ids=["cut", "gone", "empty"]
 )
 @pytest.mark.parametrize("whose", ["adapter", "model"])
-def test_weights_that_are_cut_or_gone_are_told_before_any_work(
+def test_truncated_or_missing_weights_are_reported_before_any_work(
     program: ModuleType,  # noqa: F811
     flags: Run,  # noqa: F811
     trained: Callable[..., Path],

@@ -100,7 +100,7 @@ def test_four_bit_is_for_the_language_layers_alone(checkpoint_folder: Path):
     assert any(g.abs().max() > 0 for g in gradients)
 
 
-def test_an_adapter_of_another_base_is_told_from_its_shapes(
+def test_an_adapter_of_another_base_is_recognised_by_its_shapes(
     adapter: tuple[Path, torch.Tensor], checkpoint_folder: Path, tmp_path: Path
 ):
     folder, logits = adapter
@@ -139,7 +139,7 @@ def test_an_adapter_that_was_cut_short_is_named(adapter: tuple[Path, torch.Tenso
 
 
 @pytest.mark.parametrize("name", ["sdpa", "eager"])
-def test_the_kernel_is_the_one_asked_for(checkpoint_folder: Path, name: str):
+def test_the_model_uses_the_requested_kernel(checkpoint_folder: Path, name: str):
     assert checkpoint.load(checkpoint_folder, attn_implementation=name)[0].config._attn_implementation == name
 
 

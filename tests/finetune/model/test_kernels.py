@@ -74,7 +74,7 @@ def test_a_loss_of_ligers_is_refused(tmp_path: Path, liger: None):
         kernels.prepare(training, "qwen2_5_vl")
 
 
-def test_nothing_is_asked_of_liger_without_the_flag(tmp_path: Path):
+def test_liger_is_not_touched_without_the_flag(tmp_path: Path):
     training = TrainingArguments(output_dir=str(tmp_path), report_to="none")
     kernels.prepare(training, "qwen")
     assert training.liger_kernel_config is None

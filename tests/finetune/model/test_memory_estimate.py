@@ -218,7 +218,7 @@ def large(**changes: Any) -> Step:
     return step(**{**settings, **changes})
 
 
-def test_what_does_not_fit_is_said_with_what_would_help():
+def test_a_step_that_does_not_fit_lists_remedies():
     device = ("a GPU", 40 * GIB)
     assert "DOES NOT FIT" in estimate_text(large(), device)
     found = advice(large(), 4, 40 * GIB)

@@ -100,7 +100,7 @@ def test_words_are_marked_and_unmarked_without_loss():
         assert unmarked(as_words(words)) == words
 
 
-def test_decoding_shows_what_was_said_and_no_marks(processor):
+def test_decoding_shows_the_text_without_marks(processor):
     ids = processor.apply_chat_template(CHAT, tokenize=True)[0]
     text = processor.decode(ids)
     assert MARK not in text

@@ -133,7 +133,7 @@ def test_generating_from_embeddings_is_generating_from_ids(model, shapes):
 
 
 @pytest.mark.parametrize("given", ["all pictures", "the new picture"])
-def test_a_new_turn_with_a_picture_goes_on_from_a_kept_cache(model, given):
+def test_a_new_turn_with_a_picture_continues_from_a_cache(model, given):
     first = prompts((1, 6))
     cache = DynamicCache(config=model.config)
     said = model.generate(**first, past_key_values=cache, max_new_tokens=3, do_sample=False)

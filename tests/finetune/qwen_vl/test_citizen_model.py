@@ -113,7 +113,7 @@ def test_a_padded_batch_has_the_logits_of_each_row_alone(model, side):
         assert (together[row][mask[row].bool()] - alone[0]).abs().max() < 1e-4
 
 
-def test_kernels_agree_and_tell_what_was_asked():
+def test_kernels_agree_and_report_their_name():
     inputs = prompts((1, 5), (2, 9))
     found = {}
     for kernel in ("eager", "sdpa"):

@@ -80,7 +80,7 @@ def test_every_kind_of_source_is_opened_alike(tmp_path: Path):
 
 
 @pytest.mark.parametrize("opening", [open_image, size_of])
-def test_what_is_wrong_is_said_with_the_pictures_name(opening: Any, tmp_path: Path):
+def test_errors_name_the_picture(opening: Any, tmp_path: Path):
     (tmp_path / "text.png").write_text("hello")
     Image.new("1", (20_000, 6_000)).save(tmp_path / "huge.png")
     inside = ImageRef("images[0]", Path("images[0]"), data=b"xyz")

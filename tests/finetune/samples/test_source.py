@@ -319,7 +319,7 @@ def test_streaming_finds_a_fault_when_its_sample_is_read(folder: Path):
 
 
 @pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
-def test_what_is_held_does_not_grow_with_the_texts(folder: Path, name: str):
+def test_memory_does_not_grow_with_the_texts(folder: Path, name: str):
     def held(characters: int) -> int:
         records = [
             {"conversations": [{"from": "user", "value": "x" * characters}, GOOD[1]]} for _ in range(500)

@@ -81,7 +81,7 @@ def test_a_file_of_one_frame(tmp_path: Path):
     assert found.at == (0,) and len(open_frames(found, lambda _: None)) == 1
 
 
-def test_broken_and_missing_files_are_told_by_name(tmp_path: Path, clip: Path):
+def test_broken_and_missing_files_are_named(tmp_path: Path, clip: Path):
     with pytest.raises(ValueError, match=r"no\.mp4'?: there is no such file"):
         video_of_file(tmp_path / "no.mp4", "no.mp4", Sampling())
     (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[:100])

@@ -1,4 +1,4 @@
-"""Answers at each evaluation: what is asked, what counts as right, what is shown, and that training doesn't notice."""
+"""Answers at each evaluation: chosen questions, exact match, display, and no effect on training."""
 
 import math
 from collections.abc import Callable
@@ -80,7 +80,7 @@ def test_right_answers_are_counted_by_source():
     assert exact_match(questions, answers) == {"base": (1, 2), "spheres": (0, 1)}
 
 
-# --- what is asked -------------------------------------------------------------------------------------------------
+# --- questions ---------------------------------------------------------------------------------------------------
 
 
 def test_samples_are_chosen_evenly_over_sources_and_within_them():
@@ -131,7 +131,7 @@ def several_turns(picture: Path) -> Conversation:
     )
 
 
-def test_the_last_answer_is_asked_for_given_the_turns_before_it(loaded, pictures: list[Path]):
+def test_generates_the_last_answer_after_the_earlier_turns(loaded, pictures: list[Path]):
     [found] = questions_of(dataset(loaded[1], [several_turns(pictures[0])]), 5)
     assert found.asked == "where is <ref>it</ref>?"
     assert found.expected == "<box>(1,2),(3,4)</box>"
@@ -327,7 +327,7 @@ def test_every_process_answers_its_share_and_knows_the_whole(
     assert len(board.images) == 2
 
 
-def test_what_cannot_be_shown_is_said_once_and_ends_nothing(
+def test_a_display_failure_is_logged_once_and_training_continues(
     loaded, pictures: list[Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     board = Board(broken="scalars")
@@ -348,7 +348,7 @@ def refuse(*_: Any) -> None:
     raise ValueError("no such picture")
 
 
-def test_answers_that_cannot_be_generated_leave_no_number_and_training_goes_on(
+def test_a_generation_failure_leaves_nan_and_training_continues(
     loaded, pictures: list[Path], caplog: pytest.LogCaptureFixture
 ):
     board = Board()
@@ -363,7 +363,7 @@ def test_answers_that_cannot_be_generated_leave_no_number_and_training_goes_on(
     assert not board.scalars
 
 
-def test_answers_too_long_to_be_matched_are_said_before_training(loaded, pictures: list[Path]):
+def test_answers_too_long_to_match_are_reported_before_training(loaded, pictures: list[Path]):
     conversations = [one.conversation for one in asked_of(loaded[1], pictures)]
     longest = 2 + len("(1,2),(3,4)")  # one token a byte, and one each for <box> and </box>; then its end
     settings = {"count": 3, "pictures": 0}

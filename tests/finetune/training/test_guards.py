@@ -1,4 +1,4 @@
-"""The gradient check: what it stops, what it lets pass, and that nothing of it is left behind."""
+"""The gradient check: faults, legitimate zeros, and removal of its hooks."""
 
 import math
 import types
@@ -138,7 +138,7 @@ def test_a_step_counts_with_all_its_micro_batches():
     Step(adapted())(text_batch(), batch(), text_batch())
 
 
-def test_eyes_are_judged_by_the_first_step_with_a_picture():
+def test_vision_tensors_are_checked_in_the_first_step_with_a_picture():
     model = adapted()
     step = Step(model)
     step(text_batch())

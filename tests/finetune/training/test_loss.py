@@ -41,7 +41,7 @@ def test_micro_batches_add_up_to_the_batch():
     assert torch.allclose(whole, F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
 
 
-def test_a_tally_is_a_mean_over_tokens_of_each_source_and_starts_anew():
+def test_a_tally_is_a_mean_over_tokens_by_source_and_resets():
     tally = Tally(3, torch.device("cpu"))
     tally.add(torch.tensor([1.0, 1.0]), torch.tensor([0, 2]), torch.tensor([0, 2]))
     tally.add(torch.tensor([4.0, 3.0]), torch.tensor([0, 0]), torch.tensor([0]))

@@ -1,4 +1,4 @@
-"""What is told before a run: labels in colour, lengths by source, steps, memory; a dry run needs no weights."""
+"""The preview of a run: labels in colour, lengths by source, steps, memory; a dry run needs no weights."""
 
 import io
 from collections.abc import Callable

@@ -92,7 +92,7 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_run_that_is_killed_goes_on_bit_for_bit(
+def test_a_killed_run_resumes_bit_for_bit(
     program: ModuleType,  # noqa: F811
     flags: Callable[..., list[str]],
     tmp_path: Path,

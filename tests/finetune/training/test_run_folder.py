@@ -41,13 +41,13 @@ def unfinished(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_new_folder_starts_anew(tmp_path: Path):
+def test_a_new_folder_starts_from_the_beginning(tmp_path: Path):
     assert start(tmp_path / "out") == Start("new", None, ())
     (tmp_path / "notes.txt").write_text("mine")
     assert start(tmp_path).how == "new"
 
 
-def test_the_same_command_goes_on_from_the_last_complete_checkpoint(unfinished: Path):
+def test_the_same_command_resumes_from_the_last_complete_checkpoint(unfinished: Path):
     found = start(unfinished)
     assert (found.how, found.checkpoint) == ("resume", unfinished / "checkpoint-100")
     assert found.lines == (
@@ -56,7 +56,7 @@ def test_the_same_command_goes_on_from_the_last_complete_checkpoint(unfinished: 
     )
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path: Path):
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path):
     run_folder.write_run(tmp_path, MARKS, finished=False)
     assert start(tmp_path).how == "new"
 
@@ -113,9 +113,7 @@ def test_a_checkpoint_that_was_harmed_later_is_passed_over(unfinished: Path, har
     ],
     ids=["whole", "cut weights", "cut header", "cut optimizer", "weights alone", "of no Trainer"],
 )
-def test_a_checkpoint_of_another_trainer_is_looked_at_before_it_is_believed(
-    tmp_path: Path, harm, words: str | None
-):
+def test_a_checkpoint_of_another_trainer_is_checked_before_use(tmp_path: Path, harm, words: str | None):
     foreign = add_checkpoint(tmp_path / "theirs", 3, complete=False)
     harm(foreign)
     if words is None:
@@ -144,7 +142,7 @@ def test_another_run_is_not_touched(unfinished: Path):
     assert "--resume_from_checkpoint True" in message and "--overwrite_output_dir True" in message
 
 
-def test_another_run_goes_on_when_asked(unfinished: Path):
+def test_another_run_resumes_on_request(unfinished: Path):
     assert start(unfinished, MARKS | {"seed": 1}, resume="True").checkpoint == unfinished / "checkpoint-100"
 
 
@@ -242,7 +240,7 @@ def test_the_fingerprint_knows_model_data_and_flags(tmp_path: Path, monkeypatch:
         ]
 
 
-def test_a_run_of_an_earlier_release_goes_on(tmp_path: Path):
+def test_a_run_of_an_earlier_release_resumes(tmp_path: Path):
     """Its marks lack the flags that came later; those have their default now."""
     data = tmp_path / "d.json"
     data.write_text("[1]")
@@ -295,7 +293,7 @@ def test_without_a_base_the_working_directory_is_not_taken_for_data(
     assert run_folder.fingerprint(parse(flags)[0], 1) != before
 
 
-def test_a_run_that_is_asked_to_go_on_says_which_flags_are_others(unfinished: Path):
+def test_a_resumed_run_lists_changed_flags(unfinished: Path):
     for resume in ("True", str(unfinished / "checkpoint-100")):
         lines = start(unfinished, MARKS | {"seed": 1}, resume=resume).lines
         assert "going on with other flags than it began with:" in lines and "  seed: 42 there, 1 now" in lines

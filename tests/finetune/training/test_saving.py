@@ -39,7 +39,7 @@ def adapted(base: Path, plan: Plan) -> nn.Module:
 
 
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS.keys())
-def test_what_is_saved_comes_back_and_nothing_is_missed(checkpoint_folder: Path, tmp_path: Path, plan: Plan):
+def test_a_saved_checkpoint_restores_every_tensor(checkpoint_folder: Path, tmp_path: Path, plan: Plan):
     model = adapted(checkpoint_folder, plan)
     perturb(model)
     model.save_pretrained(tmp_path)
@@ -113,7 +113,7 @@ def test_names_of_earlier_releases_are_understood(tmp_path: Path, tied: bool):
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_full_disk_costs_the_newest_checkpoint_alone(
+def test_a_full_disk_loses_only_the_newest_checkpoint(
     program: ModuleType,  # noqa: F811
     flags: Run,  # noqa: F811
     tmp_path: Path,
@@ -167,7 +167,7 @@ def test_a_checkpoint_without_the_projector_ends_training(
     assert run_folder.last_complete(tmp_path / "out")[0] is None
 
 
-def test_an_older_mark_does_not_stand_over_a_checkpoint_that_is_written_anew(
+def test_rewriting_a_checkpoint_removes_its_older_mark(
     program: ModuleType,  # noqa: F811
     flags: Run,  # noqa: F811
     tmp_path: Path,

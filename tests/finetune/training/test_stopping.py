@@ -1,4 +1,4 @@
-"""Signals: which end training with a checkpoint, which at once, and what is said."""
+"""Signals: which end training with a checkpoint, which at once, and the messages."""
 
 # ruff: noqa: F811 (fixtures of another file)
 
@@ -93,7 +93,7 @@ def test_ctrl_c_is_a_line_that_says_how_to_go_on(
     assert run_folder.last_complete(tmp_path / "out") == (newest, [])
 
 
-def test_a_run_that_saves_nothing_saves_when_told_to_stop(
+def test_a_stop_signal_saves_even_without_scheduled_checkpoints(
     program: ModuleType, flags: Callable[..., list[str]], tmp_path: Path
 ):
     again = flags("out", "--use_lora", "True", "--lora_r", "4", "--save_strategy", "no")

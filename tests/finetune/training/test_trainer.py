@@ -187,7 +187,7 @@ def mixed(checkpoint_folder: Path, data_file: Path) -> ConversationDataset:
     return build_dataset(Mixture(sources, 4), processor, FAMILY, max_length=200, on_bad_sample="error")
 
 
-def test_a_packed_run_resumed_in_its_second_epoch_goes_on_exactly(
+def test_a_packed_run_resumes_exactly_in_its_second_epoch(
     checkpoint_folder: Path, mixed: ConversationDataset, tmp_path: Path
 ):
     """Steps of an epoch are those of its packed rows; order, counts and losses come back as they would have been."""
@@ -285,7 +285,7 @@ def test_a_bad_sample_on_the_way_ends_training_by_name(
     assert "Traceback" not in str(caught.value)
 
 
-def test_bad_samples_are_left_out_and_said_at_the_end(
+def test_bad_samples_are_left_out_and_reported_at_the_end(
     checkpoint_folder: Path,
     broken: Callable[[str], ConversationDataset],
     tmp_path: Path,

@@ -145,7 +145,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", [*BROKEN])
-def test_a_template_that_does_not_fit_is_told(name):
+def test_a_template_that_does_not_fit_is_an_error(name):
     template, message = BROKEN[name]
     with pytest.raises(ValueError, match=message):
         chat(
@@ -153,6 +153,6 @@ def test_a_template_that_does_not_fit_is_told(name):
         )
 
 
-def test_a_tokenizer_without_the_family_s_tokens_is_told():
+def test_a_tokenizer_without_the_family_s_tokens_is_an_error():
     with pytest.raises(ValueError, match=r"no control token '<\|point\|>'"):
         chat([("user", [Control("<|point|>")]), ("assistant", ["a"])])

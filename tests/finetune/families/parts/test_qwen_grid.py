@@ -91,7 +91,7 @@ def test_a_bound_below_a_cell_leaves_one_cell(tiny, processor):
     assert tiny.family.encode(processor, about(picture((70, 60)), max_pixels=1)).images[0].grid == (1, 1)
 
 
-def test_an_absurdly_thin_picture_is_told_by_name(tiny, processor):
+def test_an_absurdly_thin_picture_is_named(tiny, processor):
     with pytest.raises(
         ValueError, match=r"image '0\.png': found 2010 × 10 pixels, expected no side more than 200"
     ):
@@ -277,7 +277,7 @@ def test_a_processor_comes_back_as_it_was_saved(tiny, tmp_path):
     assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
 
 
-def test_what_is_saved_serves_transformers_own_classes(tiny, tmp_path):
+def test_saved_processors_load_in_transformers_own_classes(tiny, tmp_path):
     processor = tiny.processor(tmp_path)
     processor.videos = {"video_processor_type": "Qwen2VLVideoProcessor", "fps": 3}
     processor.save_pretrained(tmp_path)
@@ -309,7 +309,7 @@ def test_older_folders_are_read(tiny, tmp_path):
     assert (size["shortest_edge"], size["longest_edge"], cell_side(loaded)) == (130, 1000, CELL)
 
 
-def test_a_folder_without_a_chat_template_is_told(tiny, tmp_path):
+def test_a_folder_without_a_chat_template_is_an_error(tiny, tmp_path):
     tiny.processor(tmp_path).save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match=r"found no chat template, expected chat_template\.jinja"):

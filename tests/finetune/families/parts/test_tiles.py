@@ -387,7 +387,7 @@ def test_chosen_patches_and_what_is_kept_where_nothing_is_named(tiny, processor,
     np.testing.assert_allclose(some[0], whole[0][:, [7, whole.shape[-1] - 1, 0]], atol=1e-6)
 
 
-def test_a_picture_s_tiles_are_told_by_the_model_s_inputs_or_must_be_said(tiny, processor, model):
+def test_a_picture_s_tiles_come_from_the_model_s_inputs_or_are_required(tiny, processor, model):
     encoded = tiny.family.encode(processor, about(picture((90, 33))))
     inputs = padded([encoded], CPU, left=False)
     options = {"images": [0], "vision_layers": [0], "family": tiny.family}

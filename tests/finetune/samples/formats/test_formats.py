@@ -171,7 +171,7 @@ def test_every_format_reads_alike_from_every_container(
 
 
 @pytest.mark.parametrize("container", ["data.json", "data.parquet"])
-def test_what_is_null_is_not_there(folder: Path, container: str):
+def test_null_counts_as_missing(folder: Path, container: str):
     picture = chat(("human", "<image>\nwhat?"), ("gpt", "a dog"), image=None, images=["a.png"], messages=None)
     text = chat(("human", "hi"), ("gpt", "ho"), image=None, images=None, messages=None)
     if container == "data.json":
@@ -371,7 +371,7 @@ def test_pictures_beside_a_query_without_a_place_come_first(folder: Path):
     assert ", alpaca (recognised" in said[0] and "come before the first question" in said[1]
 
 
-def test_unknown_roles_are_among_what_is_found(folder: Path):
+def test_unknown_roles_are_listed(folder: Path):
     with pytest.raises(ValueError, match="keys conversations, unknown roles 'ai', 'me'; record 0 first"):
         quietly(write(folder, [chat(("me", "hi"), ("ai", "ho"))]))
 

@@ -1,4 +1,4 @@
-"""What people write into records is read, or it is said that it is not: nothing is left out in silence."""
+"""Every key of a record is read or reported as unread: nothing is left out silently."""
 
 import json
 from pathlib import Path
@@ -250,7 +250,7 @@ def test_an_evaluated_answer_is_one_that_is_learned(folder: Path):
 # --- what is not read ------------------------------------------------------------------------------------------------
 
 
-def test_each_kind_of_key_that_is_not_read_is_said_once_with_its_count(folder: Path):
+def test_each_unread_key_is_reported_once_with_its_count(folder: Path):
     record = {
         "messages": [{**turns(ASKED[0])[0], "name": "ann"}, {**turns(ASKED[1])[0], "reasoning_content": "hm"}],
         "images": ["a.png"], "id": 7, "tools": '[{"name": "zoom"}]', "rejected_response": "A cat.",
@@ -269,7 +269,7 @@ def test_each_kind_of_key_that_is_not_read_is_said_once_with_its_count(folder: P
     ]
 
 
-def test_what_a_part_holds_beside_its_picture_is_said(folder: Path):
+def test_unread_keys_of_a_part_are_reported(folder: Path):
     part = {"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}, "max_pixels": 50176}
     said: list[str] = []
     opened(folder, {"messages": turns(("user", [part, {"type": "text", "text": "?"}]), ASKED[1])}, said)
@@ -279,7 +279,7 @@ def test_what_a_part_holds_beside_its_picture_is_said(folder: Path):
     ]
 
 
-def test_streamed_data_says_what_is_not_read_of_the_records_looked_at(folder: Path):
+def test_streamed_data_reports_unread_keys_of_the_records_checked(folder: Path):
     said: list[str] = []
     opened(folder, [{"messages": turns(*UNPLACED), "tools": "[1]"}] * 3, said, streaming=True)
     assert said[1].endswith("key 'tools' (3 records looked at) is not read")
