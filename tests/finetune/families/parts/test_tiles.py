@@ -391,12 +391,12 @@ def test_a_picture_s_tiles_come_from_the_model_s_inputs_or_are_required(tiny, pr
     encoded = tiny.family.encode(processor, about(picture((90, 33))))
     inputs = padded([encoded], CPU, left=False)
     options = {"images": [0], "vision_layers": [0], "family": tiny.family}
-    told = AttentionExtractor(model, [0], tiles=[encoded.images[0].tiles], **options)
-    with torch.no_grad(), told:
+    tapped = AttentionExtractor(model, [0], tiles=[encoded.images[0].tiles], **options)
+    with torch.no_grad(), tapped:
         model.generate(**inputs, max_new_tokens=2, do_sample=False, pad_token_id=0)
-    expected = told.attention_weights["vision_layer_0"]
+    expected = tapped.attention_weights["vision_layer_0"]
     with torch.no_grad(), AttentionExtractor(model, [0], **options) as seen:
-        words = r"nothing that tells which of them make one picture; say so with tiles=\["
+        words = r"no tiles that group them by picture; give tiles=\["
         if tiny.family.name in OVERVIEW_FIRST:  # by image_sizes; but not before the model's own forward
             model(**inputs)
             assert np.array_equal(seen.attention_weights["vision_layer_0"], expected)
@@ -406,7 +406,7 @@ def test_a_picture_s_tiles_come_from_the_model_s_inputs_or_are_required(tiny, pr
             with pytest.raises(ValueError, match=words):
                 model(**inputs)
     with torch.no_grad(), AttentionExtractor(model, [0], family=tiny.family) as seen:
-        model(**inputs)  # nobody asks for the tower's rows, so nobody has to say
+        model(**inputs)  # without the tower's rows no tiles are needed
         assert "layer_0" in seen.attention_weights
 
 
