@@ -744,7 +744,7 @@ def test_problems_for_visitors_are_reported_at_the_start(capsys, monkeypatch, tm
     assert told.startswith(f"{probes}: not readable as JSON")
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/nowhere/base"}')
     told = refusal_of(capsys, "--checkpoints", str(tmp_path))
-    assert told.startswith(f"--checkpoints {tmp_path}: ") and "'/nowhere/base' is not there" in told
+    assert told.startswith(f"--checkpoints {tmp_path}: ") and "'/nowhere/base' is missing" in told
 
 
 def test_a_language_that_was_chosen_while_the_page_was_loading_stays(page):
