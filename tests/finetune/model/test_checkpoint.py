@@ -63,7 +63,7 @@ def test_a_folder_without_a_model(tmp_path: Path):
 def test_an_adapter_whose_base_is_gone(tmp_path: Path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/gone/base/model"}))
     with pytest.raises(
-        ValueError, match=r"adapter_config\.json: its base model '/gone/base/model' is not there"
+        ValueError, match=r"adapter_config\.json: its base model '/gone/base/model' is missing"
     ):
         checkpoint.load(tmp_path)
 
