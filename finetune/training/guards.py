@@ -167,7 +167,7 @@ def _message(faults: Mapping[str, int], family: Family) -> str:
             f"{len(faults)} trainable tensors got no gradient in the first step:",
             *shown,
             "they would never learn (absent: the loss does not depend on them; zero: no gradient reaches "
-            f"them); freeze them ({frozen}), or try without --gradient_checkpointing, which cuts "
+            f"them); leave out what cannot learn ({frozen}), or try without --gradient_checkpointing, which cuts "
             "gradients of models that do not support it",
         ]
     )

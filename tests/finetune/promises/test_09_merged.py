@@ -35,7 +35,7 @@ def test_a_merged_qlora_is_what_was_trained(
     out, merged = tmp_path / "out", tmp_path / "merged"
     assert export.main([str(out), "--output_dir", str(merged)]) == 0
     said = capsys.readouterr().out
-    assert "merging in bfloat16" in said and "it was trained over a 4-bit base" in said
+    assert "merging in bfloat16" in said and "the adapter was trained on a 4-bit base" in said
     config = json.loads((merged / "config.json").read_text())
     assert config["dtype"] == "bfloat16" and "quantization_config" not in config
     assert (merged / "generation_config.json").is_file()
