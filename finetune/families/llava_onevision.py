@@ -259,9 +259,9 @@ def _starts(processor: Any, chat: Chat) -> dict[str, list[int]]:
 def _of_pass(config: Any, inputs: Mapping[str, Any]) -> tuple[Sequence[Tiles | None], Sequence[Tiles | None]]:
     """The tiles of a pass's pictures and of its videos, as given by ``tiles``, or by the model's inputs."""
     if "tiles" in inputs:
-        tiles = inputs["tiles"]
-        videos = [one for one in tiles if one is not None and len(one) == 1]
-        return [one for one in tiles if one is None or len(one) == 2], videos
+        given = inputs["tiles"]
+        videos = [one for one in given if one is not None and len(one) == 1]
+        return [one for one in given if one is None or len(one) == 2], videos
     films_given = inputs.get("pixel_values_videos")
     videos = [] if films_given is None else [(films_given.shape[1],)] * films_given.shape[0]
     if videos and inputs.get("pixel_values") is None:
