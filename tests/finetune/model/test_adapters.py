@@ -256,7 +256,7 @@ def test_a_base_that_was_moved_or_rounded_is_the_same_and_one_that_was_trained_i
     name = "transformer.h.1.mlp.c_proj.weight"
     content[name] += 0.01
     save_file(content, moved / "model.safetensors")
-    with pytest.raises(ValueError, match="other weights than those of"):
+    with pytest.raises(ValueError, match="other weights than"):
         checkpoint.check(first, base=str(moved))
     checkpoint.check(first, base=str(moved), allow_other_base=True)
 
@@ -277,14 +277,14 @@ def test_an_adapter_whose_base_was_trained_since_is_refused_everywhere(
     checkpoint.check(adapter)
     write_checkpoint(base, seed=3)
     for opened in (checkpoint.load, lambda one: check_checkpoints([one]), checkpoint.check):
-        with pytest.raises(ValueError, match=r"other weights than those of .*--allow_other_base"):
+        with pytest.raises(ValueError, match=r"other weights than .*--allow_other_base"):
             opened(adapter)
     assert export.main([str(adapter), "--output_dir", str(tmp_path / "merged")]) == 1
     sources = ["--before", str(base), "--after", str(adapter), "--output_dir", str(tmp_path / "compared")]
     with pytest.raises(SystemExit) as ended:
         compare.main(sources)
     assert ended.value.code == 2
-    assert "other weights than those of" in capsys.readouterr().err
+    assert "other weights than" in capsys.readouterr().err
     assert not [*(tmp_path / "compared").glob("*")]
 
 
