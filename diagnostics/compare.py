@@ -22,6 +22,8 @@ if __name__ == "__main__":
     parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
 
 from diagnostics.comparison.group_report import comparison_of
+from diagnostics.comparison.legs.shown import LEGEND, marks, shown_legs
+from diagnostics.comparison.legs.shown import NAMES as LEG_NAMES
 from diagnostics.comparison.pairs import pair_all
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.comparison.trajectory import evolution_of, series_of
@@ -100,8 +102,19 @@ def _require_finite(content: Any, where: str = "comparison") -> None:
 
 
 def table(comparison: Mapping[str, Any]) -> str:
-    """The comparison for a terminal: one line a group, then the reasons of each verdict."""
-    rows = [("group", "probes", "right", "margin, nats", "attention on region", "hiding it costs", "verdict")]
+    """The comparison for a terminal: one line a group, then each verdict with its legs, or its reasons."""
+    rows = [
+        (
+            "group",
+            "probes",
+            "right",
+            "margin, nats",
+            "attention on region",
+            "hiding it costs",
+            "legs",
+            "verdict",
+        )
+    ]
     for name, group in comparison["groups"].items():
         rows.append(
             (
@@ -111,14 +124,19 @@ def table(comparison: Mapping[str, Any]) -> str:
                 _arrow(group["margin_nats"], "{:+.2f}"),
                 _attention_cell(group["enrichment"]),
                 _arrow(group["occlusion_nats"], "{:+.2f}"),
+                marks(group),
                 group["verdict"],
             )
         )
     widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(_pad(cell, width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     lines.insert(1, "  ".join("─" * width for width in widths))
+    if any(marks(group) for group in comparison["groups"].values()):
+        lines += ["", f"legs: {', '.join(LEG_NAMES)}; {LEGEND}"]
     for name, group in comparison["groups"].items():
-        lines += ["", f"{name}: {group['verdict']}", *(f"  - {reason}" for reason in group["reasons"])]
+        legs = [f"  {leg.mark} {leg.name}: {leg.reason}" for leg in shown_legs(group)]
+        lines += ["", f"{name}: {group['verdict']}"]
+        lines += legs or [f"  - {reason}" for reason in group["reasons"]]
         lines += [f"  warning: {line}" for line in group.get("warnings", ())]
     return "\n".join(line.rstrip() for line in lines)
 

@@ -12,7 +12,7 @@ Tags (G a group, L a key layer, ID a probe that is shown):
     layers x heads/G                 region mass of every layer and head: base | now | difference
     probes/G/ID                      text card: prompt, right and wrong answer, the model's answers
     architecture                     text card at the start: components, parameters, attention layers, image tokens
-    verdict/G                        text card at the end: the verdict and its reasons
+    verdict/G                        text card at the end: the verdict and the legs it rests on, or its reasons
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from diagnostics.comparison.legs.shown import LEGEND, shown_legs
 from diagnostics.comparison.pairs import ProbePair, pairs_by_group
 from diagnostics.records.names import tag_part
 
@@ -139,6 +140,20 @@ def card(pair: ProbePair) -> str:
     return "\n\n".join([*words, "\n".join(rows), *region])
 
 
+def verdict_words(group: Mapping[str, Any]) -> str:
+    """Markdown: the verdict and the legs it rests on, one row each; its reasons where it rests on none."""
+    claim, legs = f"**{_escape(group['verdict'])}**", shown_legs(group)
+    if not legs:
+        return "\n".join([claim, "", *(f"- {_escape(reason)}" for reason in group["reasons"])])
+    rows = [
+        f"| {leg.mark} {leg.name} {leg.chinese} | {_escape(f'{leg.value} {leg.unit}' if leg.value else '')} "
+        f"| {_escape(leg.interval)} | {leg.threshold if leg.value else ''} | {_escape(leg.reason)} |"
+        for leg in legs
+    ]
+    head = ["| leg | value | interval | at least | |", "|---|---|---|---|---|"]
+    return "\n".join([claim, "", *head, *rows, "", LEGEND])
+
+
 class AttentionBoard:
     """Writes step after step to a SummaryWriter that the caller owns and closes.
 
@@ -176,12 +191,9 @@ class AttentionBoard:
         return any((tag, step) not in self._written for tag in picture_tags(pairs))
 
     def write_verdicts(self, comparison: Mapping[str, Any], step: int) -> None:
-        """Write each group's verdict with its reasons."""
+        """Write each group's verdict with its legs, or its reasons where it rests on none."""
         for name, group in comparison["groups"].items():
-            reasons = "\n".join(f"- {_escape(reason)}" for reason in group["reasons"])
-            self.writer.add_text(
-                f"verdict/{tag_part(name)}", f"**{_escape(group['verdict'])}**\n\n{reasons}", step
-            )
+            self.writer.add_text(f"verdict/{tag_part(name)}", verdict_words(group), step)
         self.writer.flush()
 
     def write_pictures(self, pictures: Iterable[TaggedPicture], step: int) -> None:

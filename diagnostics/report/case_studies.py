@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from diagnostics.comparison.legs.shown import shown_legs
 from diagnostics.comparison.maps import CellMap
 from diagnostics.comparison.pairs import LayerPair, ProbePair, pairs_by_group
 from diagnostics.comparison.trajectory import evenly_chosen
@@ -122,9 +123,8 @@ def case_html(case: CaseStudy, group: Mapping[str, Any], pill: str) -> str:
             f"{_said_words(pair, 'after')} {_attention_words(pair, layer, 'after')}",
         )
     )
-    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in group["reasons"])
     cells.append(
-        f'<section class="step verdict-step"><h4>The verdict</h4><p>{pill}</p><ul>{reasons}</ul></section>'
+        f'<section class="step verdict-step"><h4>The verdict</h4><p>{pill}</p>{_reasons(group)}</section>'
     )
     return (
         f'<article class="case"><header><small>{html.escape(case.group)} · {html.escape(pair.probe.id)}</small>'
@@ -133,19 +133,35 @@ def case_html(case: CaseStudy, group: Mapping[str, Any], pill: str) -> str:
     )
 
 
+def _reasons(group: Mapping[str, Any]) -> str:
+    """A list of the legs, each with its mark and its sentence; of the plain reasons where there are none."""
+    legs = shown_legs(group)
+    if not legs:
+        return f"<ul>{''.join(f'<li>{html.escape(reason)}</li>' for reason in group['reasons'])}</ul>"
+    items = (f"<li><b>{leg.mark} {leg.name}:</b> {html.escape(leg.reason)}</li>" for leg in legs)
+    return f'<ul class="marked">{"".join(items)}</ul>'
+
+
 def summary(case: CaseStudy, group: Mapping[str, Any]) -> str:
     """What happened to the whole group, in plain sentences, as HTML."""
     sentences = [_chosen_words(case)]
     accuracy = group["accuracy"]
     if accuracy is not None:
-        before, after = (round(accuracy[side] * group["probes"]) for side in ("before", "after"))
+        before, after = (_right_words(accuracy[side], group) for side in ("before", "after"))
         sentences.append(
             f"Of {group['probes']} such questions, the model got {before} right before training and {after} after."
         )
     decides = group.get("decides")
-    if decides and decides["before"] and decides["after"]:
+    if decides and (decides["before"] or decides["after"]):
         sentences.append(_decides_words(_deciding(decides["before"]), _deciding(decides["after"])))
     return " ".join(sentences)
+
+
+def _right_words(share: float, group: Mapping[str, Any]) -> str:
+    """A count where each probe has a picture of its own; else a share, since pictures count and not probes."""
+    count = share * group["probes"]
+    whole = group.get("images", group["probes"]) == group["probes"] and abs(count - round(count)) < 1e-6
+    return str(round(count)) if whole else percent_words(share)
 
 
 def _chosen_words(case: CaseStudy) -> str:
@@ -156,26 +172,30 @@ def _chosen_words(case: CaseStudy) -> str:
 
 
 class _Deciding(NamedTuple):
-    """The region that decides most answers of a group, and the share of probes whose answer it decides."""
+    """The region that most often decides a group's answers, and the share of probes whose answer it decides."""
 
     region: str
     share: float
 
 
-def _deciding(shares: Mapping[str, float]) -> _Deciding:
-    return _Deciding(*max(shares.items(), key=lambda item: item[1]))
+def _deciding(shares: Mapping[str, float]) -> _Deciding | None:
+    return _Deciding(*max(shares.items(), key=lambda item: item[1])) if shares else None
 
 
-def _decides_words(before: _Deciding, after: _Deciding) -> str:
-    """The region that the group's answers depend on, before and after, as HTML."""
-    share, share_after = percent_words(before.share), percent_words(after.share)
-    region, region_after = (html.escape(side.region) for side in (before, after))
-    if region == region_after:
-        return f"The answer depends on <b>{region}</b>, before ({share} of the pictures) and after ({share_after})."
-    return (
-        f"The answer depended on <b>{region}</b> before (hiding it cost the most margin in {share} of the pictures), "
-        f"and depends on <b>{region_after}</b> now ({share_after})."
-    )
+def _decides_words(before: _Deciding | None, after: _Deciding | None) -> str:
+    """The region whose hiding most often shifts the margin most, before and after, as HTML."""
+    if before is not None and after is not None and before.region == after.region:
+        return (
+            f"Hiding <b>{html.escape(after.region)}</b> shifted the margin most before "
+            f"({percent_words(before.share)} of the probes), and does after ({percent_words(after.share)})."
+        )
+    was = "no region stood out" if before is None else f"it was {_region_words(before)}"
+    now = "no region stands out" if after is None else f"it is {_region_words(after)}"
+    return f"The region whose hiding shifts the margin most: before, {was}; now {now}."
+
+
+def _region_words(one: _Deciding) -> str:
+    return f"<b>{html.escape(one.region)}</b> (in {percent_words(one.share)} of the probes)"
 
 
 def _representative(members: Sequence[ProbePair]) -> ProbePair | None:

@@ -6,13 +6,29 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diagnostics.comparison.legs.attention import MOST_TOLD
+from diagnostics.comparison.legs.leg import count, listed, percent
+from diagnostics.comparison.legs.shown import FAILS, HOLDS, NOT_MEASURED, ShownLeg, shown_legs
 from diagnostics.drawing.svg_charts import Line, line_chart, pair_of_bars, percent_words, share_bars
-from diagnostics.records.measurement_plan import CURVE_SHARES
+from diagnostics.records.measurement_plan import CONNECTOR, CURVE_SHARES, KEY_LAYERS, LANGUAGE, LAYER
 
 # Verdicts by the colour of their pill; those that are neither good nor bad stay amber.
 _GOOD = ("corrected", "corrected, not by looking", "kept")
-_BAD = ("forgot", "broke a neighbour", "answers got worse", "answers changed, a guard broke")
-HEADS_LISTED = 6
+_BAD = (
+    *("forgot", "broke a neighbour", "answers got worse", "answers changed, a guard broke"),
+    "it answers from the words",
+)
+HEADS_LISTED, LAYERS_LISTED = 6, 6
+_MARKS = {
+    HOLDS: ("good", "holds"),
+    FAILS: ("bad", "does not hold"),
+    NOT_MEASURED: ("unmeasured", "not measured"),
+}
+_WAYS = {
+    "occlusion_nats": "hiding it in the picture",
+    "knockout_nats": "keeping question and answer from looking at it",
+    "tower_knockout_nats": "cutting it inside vision tower and resampler",
+}
 
 _RELATION_WORDS = {
     "phrase/subject": "the relation word looks at the subject",
@@ -27,19 +43,43 @@ _IN_PERCENT = ("nouns", "nouns/swapped")  # shares of a row; the others are time
 
 
 def verdict_card(name: str, group: Mapping[str, Any]) -> str:
-    """One group: verdict, three figures, reasons, and its further measurements."""
+    """One group: verdict, three figures, the legs it rests on, and its further measurements."""
     figures = [_accuracy_figure(group["accuracy"])]
     if group["enrichment"] is not None:
         figures.append(_attention_figure(group["enrichment"]))
     if group["occlusion_nats"] is not None:
         figures.append(_cost_figure(group["occlusion_nats"]))
-    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in group["reasons"])
-    more = [_decides(group), _heads(group), _relation(group), _curves(group)]
+    more = [_decides(group), _mediation(group), _ways(group), _leads(group), _heads(group)]
+    more += [_relation(group), _curves(group)]
     return (
         f'<article class="verdict"><header><h3>{html.escape(name)}</h3>{pill(group["verdict"])}'
         f'<span class="soft">{group["probes"]} probes</span></header>'
         f'<div class="figures">{"".join(figures)}</div>{_size(group)}'
-        f"<details open><summary>why</summary><ul>{reasons}</ul></details>{''.join(more)}</article>"
+        f"{_why(group)}{''.join(more)}</article>"
+    )
+
+
+def _why(group: Mapping[str, Any]) -> str:
+    """The legs, each with its numbers and its sentence; the plain reasons where the verdict rests on none."""
+    legs = shown_legs(group)
+    if legs:
+        head = '<div class="head"><small>rests on</small><small>interval</small><small>at least</small></div>'
+        return f'<div class="legs">{head}{"".join(map(_leg, legs))}</div>'
+    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in group["reasons"])
+    return f"<details open><summary>why</summary><ul>{reasons}</ul></details>"
+
+
+def _leg(leg: ShownLeg) -> str:
+    """One leg; its sentence is folded away where it holds."""
+    kind, words = _MARKS[leg.mark]
+    value = f"<b>{leg.value}</b> {html.escape(leg.unit)}" if leg.value else words
+    least = leg.threshold if leg.value else ""
+    rests = f" {count(leg.probes, 'probe')}." if leg.value else ""
+    return (
+        f'<details class="leg {kind}"{"" if leg.mark == HOLDS else " open"}><summary>'
+        f'<i role="img" aria-label="{words}">{leg.mark}</i><b>{leg.name} <span lang="zh">{leg.chinese}</span></b>'
+        f"<span>{value}</span><small>{leg.interval}</small><small>{least}</small></summary>"
+        f"<p>{html.escape(leg.reason)}{rests}</p></details>"
     )
 
 
@@ -50,11 +90,16 @@ def pill(verdict: str) -> str:
 
 
 def warnings(comparison: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before the first number: too few probes, collapsed heads."""
+    """What a reader must know before the first number: too few probes, weak foils, collapsed heads."""
     found = [
         f"{name}: {' '.join(group['reasons'])}"
         for name, group in comparison["groups"].items()
         if group["verdict"] == "too few probes"
+    ]
+    found += [
+        f"{name}: {line}"
+        for name, group in comparison["groups"].items()
+        for line in group.get("warnings", ())
     ]
     collapse = comparison.get("collapse")
     if collapse and collapse["warn"]:
@@ -66,28 +111,40 @@ def warnings(comparison: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _accuracy_figure(change: Mapping[str, float] | None) -> str:
+def _accuracy_figure(change: Mapping[str, Any] | None) -> str:
     if change is None:
         return _figure("right answers", "not measured", "no foil to compare with")
+    below = [pair_of_bars(change["before"], change["after"])]
+    if "after_ci95" in change:
+        low, high = change["after_ci95"]
+        below.append(f"interval {percent(low).removesuffix(' %')} to {percent(high)}")
+        below.append(
+            f"{change['gained']} became right, {change['lost']} wrong (p = {change['p_mcnemar']:.2g})"
+        )
     return _figure(
-        "right answers",
-        _change(percent_words(change["before"]), percent_words(change["after"])),
-        pair_of_bars(change["before"], change["after"]),
+        "right answers", _change(percent_words(change["before"]), percent_words(change["after"])), *below
     )
 
 
 def _attention_figure(enrichment: Mapping[str, Any]) -> str:
     low, high = enrichment["ci95"]
-    below = f"change {low:+.2f} to {high:+.2f}, layer {enrichment['layer']}"
+    below = [f"change {low:+.2f} to {high:+.2f}, layer {enrichment['layer']}"]
+    if "median_factor" in enrichment:
+        factor = enrichment["median_factor"]
+        times = f"over {MOST_TOLD}" if factor > MOST_TOLD else f"{factor:.2f}"
+        below.insert(0, f"median probe: {times} times")
+    if enrichment.get("leads"):
+        least = min(enrichment["leads"], key=lambda one: one["mean"])
+        below.append(f"lead {percent(least['mean'], signed=True)} over {_place_words(least)}")
     random = enrichment.get("random")
     if random:
-        below += f"; random boxes {random['before']:.2f}× → {random['after']:.2f}×"
+        below.append(f"random boxes {random['before']:.2f}× → {random['after']:.2f}×")
     bare = enrichment.get("without_sinks")
     if bare:
-        below += f"; without sinks {bare['before']:.2f}× → {bare['after']:.2f}×"
+        below.append(f"without sinks {bare['before']:.2f}× → {bare['after']:.2f}×")
     region = enrichment["region"]
     label = "attention on its region" if region == "each probe's own" else f"attention on {region}"
-    return _figure(label, _change(f"{enrichment['before']:.2f}×", f"{enrichment['after']:.2f}×"), below)
+    return _figure(label, _change(f"{enrichment['before']:.2f}×", f"{enrichment['after']:.2f}×"), *below)
 
 
 def _cost_figure(cost: Mapping[str, Any]) -> str:
@@ -99,11 +156,10 @@ def _cost_figure(cost: Mapping[str, Any]) -> str:
     return _figure("cost of hiding it", _change(f"{cost['before']:+.2f}", f"{cost['after']:+.2f}"), below)
 
 
-def _figure(label: str, number: str, below: str) -> str:
-    return (
-        f'<div class="figure"><small>{html.escape(label)}</small><div class="change">{number}</div>'
-        f"<small>{below}</small></div>"
-    )
+def _figure(label: str, number: str, *below: str) -> str:
+    """``below``: lines, as HTML."""
+    lines = "".join(f"<small>{line}</small>" for line in below)
+    return f'<div class="figure"><small>{html.escape(label)}</small><div class="change">{number}</div>{lines}</div>'
 
 
 def _change(before: str, after: str) -> str:
@@ -127,10 +183,97 @@ def _decides(group: Mapping[str, Any]) -> str:
         return ""
     return _more(
         "which region decides the answer",
-        "Share of the probes whose own answer, right or wrong, loses the most margin when this region is hidden.",
+        "Share of the probes whose margin shifts most, up or down, when this region is hidden; in the rest none stands "
+        "out.",
         share_bars(decides["before"], decides["after"]),
         is_open=True,
     )
+
+
+def _mediation(group: Mapping[str, Any]) -> str:
+    parts = group.get("mediation")
+    if not parts:
+        return ""
+    alone = sorted((one for one in parts if one["part"] == LAYER), key=lambda one: -one["share"])
+    listed_alone = sorted(alone[:LAYERS_LISTED], key=lambda one: one["layers"])
+    rows = "".join(_carried(one) for one in [*(p for p in parts if p["part"] != LAYER), *listed_alone])
+    left = len(alone) - len(listed_alone)
+    rest = (
+        f'<p class="size">… and {count(left, "layer")} that carry less, in comparison.json</p>'
+        if left
+        else ""
+    )
+    return _more(
+        "what carries the change",
+        "Share of the margin’s change that goes when attention is put back as it was before. Shares need not add up.",
+        f'<div class="shares carried">{rows}</div>{rest}',
+        is_open=True,
+    )
+
+
+def _carried(one: Mapping[str, Any]) -> str:
+    """A part's share as a bar from 0 to 100 %; its number may lie outside."""
+    low, high = one["ci95"]
+    width = min(max(one["share"], 0.0), 1.0)
+    return (
+        f'<div><span>{_part_words(one)}</span><div class="bar"><span class="is" style="width:{width:.1%}"></span></div>'
+        f'<span class="numbers"><b>{percent(one["share"])}</b> {percent(low).removesuffix(" %")} to {percent(high)}'
+        "</span></div>"
+    )
+
+
+def _part_words(one: Mapping[str, Any]) -> str:
+    layers = listed([str(layer) for layer in one["layers"]])
+    return {
+        LANGUAGE: "all language layers",
+        KEY_LAYERS: f"key layers {layers}",
+        LAYER: f"layer {layers} alone",
+        CONNECTOR: "the connector",
+    }[one["part"]]
+
+
+def _ways(group: Mapping[str, Any]) -> str:
+    """The ways of taking the region away, where more than hiding was measured."""
+    measured = {name: group[name] for name in _WAYS if group.get(name)}
+    if len(measured) < 2:
+        return ""
+    rows = "".join(
+        f"<tr><td>{_WAYS[name]}</td>"
+        f'<td class="numbers">{cost["before"]:+.2f} → <b>{cost["after"]:+.2f}</b></td>'
+        f'<td class="numbers">{_signed(cost["control"]["after"])}</td></tr>'
+        for name, cost in measured.items()
+    )
+    return _more(
+        "taking the region away",
+        "Margin lost, nats, before → after; last, the same done to random places after.",
+        f"<table>{rows}</table>",
+    )
+
+
+def _signed(nats: float | None) -> str:
+    return "not measured" if nats is None else f"{nats:+.2f}"
+
+
+def _leads(group: Mapping[str, Any]) -> str:
+    leads = (group["enrichment"] or {}).get("leads")
+    if not leads:
+        return ""
+    rows = "".join(
+        f"<tr><td>{_place_words(one)}</td>"
+        f'<td class="numbers"><b>{percent(one["mean"], signed=True)}</b></td>'
+        f'<td class="numbers">{" to ".join(percent(end, signed=True) for end in one["ci95"])}</td></tr>'
+        for one in leads
+    )
+    return _more(
+        "the region against other places",
+        "How much more its attention grew than that of another place, relative to what both get.",
+        f"<table>{rows}</table>",
+    )
+
+
+def _place_words(lead: Mapping[str, Any]) -> str:
+    """Names of regions stand in quotes in comparison.json."""
+    return html.escape(str(lead["over"]).strip("'\""))
 
 
 def _heads(group: Mapping[str, Any]) -> str:

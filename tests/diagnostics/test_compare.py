@@ -16,6 +16,7 @@ from diagnostics.records.archive import load_records
 from diagnostics.records.probes import Relation, write_probes
 from diagnostics.records.record import AttentionRecord, Intervention
 from finetune.model.checkpoint import load
+from tests.diagnostics.comparison.made_pairs import GUARDS, Made, flat, pairs_of
 from tests.diagnostics.show_samples import probes, records, run_folder
 from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 
@@ -245,6 +246,29 @@ def test_the_table_lines_up_chinese(tmp_path: Path) -> None:
     of = [replace(probe, group="球体建筑") if probe.regions else probe for probe in probes(tmp_path)]
     lines = table(comparison_of(pair_all(of, records(of, 0), records(of, 10)))).splitlines()
     assert lines[2].startswith("球体建筑   3") and lines[3].startswith("retention  3")
+
+
+def test_the_table_has_a_mark_for_each_leg_and_says_what_they_are(tmp_path: Path) -> None:
+    comparison = comparison_of(
+        flat(pairs_of(tmp_path, 球体建筑=Made(), retention=replace(GUARDS, answer="a road")))
+    )
+    lines = table(comparison).splitlines()
+    at = lines[0].index("legs")
+    assert lines[2][at - 4 :].startswith(
+        "✓✓✓✓✓–  corrected, unguarded"
+    )  # four letters of two columns before it
+    assert lines[3][at:].startswith("        kept")
+    legend = (
+        "legs: answers, picture, attention, cause, mediation, guards; ✓ holds, ✗ does not, – not measured"
+    )
+    assert legend in lines
+    assert any(line.startswith("  ✓ answers: 100 % of the answers are right") for line in lines)
+    assert any(line.startswith("  – guards: No guards:") for line in lines)
+    assert any(line.startswith("  - 100 % of the probes are answered correctly") for line in lines)
+    for group in comparison["groups"].values():
+        del group["legs"]  # as an earlier version wrote it
+    older = table(comparison)
+    assert "✓" not in older and "  - 100 % of the answers are right" in older
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from diagnostics.drawing.tensorboard import (
     open_command,
     scalars,
     shown_probes,
+    verdict_words,
 )
 from diagnostics.drawing.worker import drawing_pool
 from tests.diagnostics.show_samples import probes, records, run_folder
@@ -26,6 +27,35 @@ from tests.diagnostics.show_samples import probes, records, run_folder
 def pairs(tmp_path: Path) -> list[ProbePair]:
     of = probes(tmp_path, per_group=4)
     return pair_all(of, records(of, 0), records(of, 10))
+
+
+def test_a_verdict_shows_its_legs_or_its_reasons() -> None:
+    leg = {
+        "holds": False,
+        "probes": 40,
+        "value": 0.5,
+        "ci95": [0.4, 0.6],
+        "threshold": 0.8,
+        "reason": "Half|are.",
+    }
+    unmeasured = {**leg, "holds": None, "value": None, "ci95": None, "reason": "No guards."}
+    group = {
+        "verdict": "answers changed, too few right",
+        "legs": {"answers": leg, "guards": unmeasured},
+        "reasons": ["Half|are.", "No guards."],
+    }
+    assert verdict_words(group).splitlines() == [
+        "**answers changed, too few right**",
+        "",
+        "| leg | value | interval | at least | |",
+        "|---|---|---|---|---|",
+        "| ✗ answers 回答 | 50 % of the answers right | 40 to 60 % | 80 % | Half\\|are. |",
+        "| – guards 护栏 |  |  |  | No guards. |",
+        "",
+        "✓ holds, ✗ does not, – not measured",
+    ]
+    kept = {**group, "verdict": "kept", "reasons": ["All*kept."]}
+    assert verdict_words(kept) == "**kept**\n\n- All\\*kept."
 
 
 def read(folder: Path) -> EventAccumulator:

@@ -170,18 +170,43 @@ def test_a_case_has_all_its_steps_in_order(of: list[Probe], tmp_path: Path) -> N
     assert "塔&lt;?&gt;<br><b>东方明珠 &amp; more</b>" in text and "<li>It &lt;moved&gt;.</li>" in text
     assert '<span class="pill good">corrected</span>' in text
     assert (
-        "The answer depended on <b>body</b> before (hiding it cost the most margin in 75% of the pictures)"
-        in text
-    )
-    assert "depends on <b>spheres</b> now (100%)" in text
+        "The region whose hiding shifts the margin most: before, it was <b>body</b> (in 75% of the probes); now it is "
+        "<b>spheres</b> (in 100% of the probes)."
+    ) in text
     assert "Of 5 such questions, the model got 0 right before training and 5 after." in text
 
 
 def test_the_deciding_region_may_stay_the_same(of: list[Probe]) -> None:
     (case,) = chosen(made(of, {f"{GROUP}-0": (-1.0, 2.0)}))
     group = {"accuracy": None, "probes": 5, "decides": {"before": {"body": 0.5}, "after": {"body": 0.75}}}
-    assert "depends on <b>body</b>, before (50% of the pictures) and after (75%)." in summary(case, group)
-    assert "depends" not in summary(case, {**group, "decides": {"before": {}, "after": {}}})
+    words = "Hiding <b>body</b> shifted the margin most before (50% of the probes), and does after (75%)."
+    assert words in summary(case, group)
+    assert "Hiding" not in summary(case, {**group, "decides": {"before": {}, "after": {}}})
+    came = summary(case, {**group, "decides": {"before": {}, "after": {"body": 0.75}}})
+    assert "before, no region stood out; now it is <b>body</b> (in 75% of the probes)." in came
+    went = summary(case, {**group, "decides": {"before": {"body": 0.5}, "after": {}}})
+    assert "before, it was <b>body</b> (in 50% of the probes); now no region stands out." in went
+
+
+def test_right_answers_are_counted_only_where_each_probe_has_its_own_picture(of: list[Probe]) -> None:
+    (case,) = chosen(made(of, {f"{GROUP}-0": (-1.0, 2.0)}))
+    group = {"accuracy": {"before": 0.2, "after": 0.8}, "probes": 5, "images": 5}
+    assert "Of 5 such questions, the model got 1 right before training and 4 after." in summary(case, group)
+    shared = {**group, "images": 4}
+    assert "the model got 20% right before training and 80% after." in summary(case, shared)
+    assert "got 1 right" in summary(case, {name: group[name] for name in ("accuracy", "probes")})
+
+
+def test_the_verdict_of_a_case_lists_its_legs(tmp_path: Path) -> None:
+    of = probes(tmp_path, per_group=20)
+    pairs = made(of, {f"{GROUP}-{n}": (-1.0, 2.0 + n) for n in range(20)})
+    comparison = comparison_of(pairs)
+    group = comparison["groups"][GROUP]
+    (case,) = choose_cases(comparison, pairs)
+    text = case_html(case, group, "")
+    items = re.findall(r"<li><b>(.) (\w+):</b> (.*?)</li>", text.split('<ul class="marked">')[1])
+    assert [name for _, name, _ in items] == list(group["legs"])
+    assert items[0][0] == "✓" and items[-1][0] == "–" and items[-1][2].startswith("No guards:")
 
 
 def test_without_a_generated_answer_the_likelier_one_is_quoted(of: list[Probe]) -> None:

@@ -14,8 +14,10 @@ from PIL import Image
 from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.pairs import ProbePair, pair_all
 from diagnostics.comparison.trajectory import Evolution, evolution_of, series_of
+from diagnostics.comparison.verdicts import VERDICTS
 from diagnostics.records.probes import Probe
 from diagnostics.report.page import PICTURE_BOX, SLIDER_STEPS_MAX, headline, report_html
+from diagnostics.report.verdict_cards import pill
 from tests.diagnostics.show_samples import LAYERS, SIZE, image_tokens, probes, record, records
 
 
@@ -48,10 +50,88 @@ def test_every_group_has_its_card_with_numbers_and_reasons(page: str) -> None:
     assert page.count('<article class="verdict">') == 3
     assert '<span class="pill good">corrected</span>' in page
     assert "<i>0% →</i> 100%" in page and "<i>0.52× →</i> 12.00×" in page and "<i>+0.00 →</i> +1.75" in page
-    assert page.count("<details open><summary>why</summary><ul><li>") == 3
+    assert page.count("<details open><summary>why</summary><ul><li>") == 2  # of the two that must be kept
+    assert page.count('<div class="legs">') == 1
     # one row for each key layer of the only group with a region
-    assert page.count('class="numbers"') == len(LAYERS)
+    assert page.split("Did the attention move?")[1].count('class="numbers"') == len(LAYERS)
     assert "20 right</text>" in page and "0 right</text>" in page
+
+
+LEG = re.compile(r'<details class="leg (\w+)"( open)?><summary>(.*?)</summary><p>(.*?)</p></details>', re.S)
+
+
+def test_a_card_shows_each_leg_with_its_number_interval_threshold_and_sentence(tmp_path: Path) -> None:
+    of = probes(tmp_path, per_group=20)
+    pairs = pair_all(of, records(of, 0), records(of, 10))
+    comparison = comparison_of(pairs)
+    group = comparison["groups"]["sphere-building"]
+    group["legs"]["cause"] |= {
+        "holds": False,
+        "value": 0.04,
+        "ci95": [-0.01, 0.09],
+        "reason": "It <barely> rose.",
+    }
+    group["reasons"][3] = "It <barely> rose."
+    legs = LEG.findall(report_html(comparison, pairs))
+    assert [kind for kind, *_ in legs] == ["good", "good", "good", "bad", "good", "unmeasured"]
+    assert [bool(is_open) for _, is_open, *_ in legs] == [False, False, False, True, False, True]
+    cause, guards = legs[3], legs[5]
+    assert (
+        '<i role="img" aria-label="does not hold">✗</i><b>cause <span lang="zh">因果</span></b>' in cause[2]
+    )
+    assert "<b>4 %</b> of the margin’s rise" in cause[2]
+    assert "<small>-1 to 9 %</small><small>20 %</small>" in cause[2]
+    assert cause[3] == "It &lt;barely&gt; rose. 20 probes."
+    assert "<span>not measured</span><small></small><small></small>" in guards[2]
+    assert guards[3].startswith("No guards:") and "probes." not in guards[3]
+
+
+def test_a_card_says_what_carries_the_change(tmp_path: Path) -> None:
+    _, comparison, pairs = small(tmp_path)
+    group = comparison["groups"]["sphere-building"]
+    parts = [("language", [0, 1], 1.25), ("key layers", [1, 3], 0.5), ("connector", [], -0.125)]
+    parts += [("layer", [at], at / 100) for at in range(9)]
+    group["mediation"] = [
+        {"part": part, "layers": layers, "share": share, "ci95": [share - 0.01, share + 0.01]}
+        for part, layers, share in parts
+    ]
+    page = report_html(comparison, pairs)
+    carried = page.split('<div class="shares carried">')[1].split("</details>")[0]
+    names = re.findall(r"<div><span>(.*?)</span>", carried)
+    assert names == [
+        *("all language layers", "key layers 1 and 3", "the connector"),
+        *(f"layer {at} alone" for at in range(3, 9)),  # the six that carry most
+    ]
+    assert re.findall(r'style="width:(.*?)"', carried)[:3] == ["100.0%", "50.0%", "0.0%"]
+    assert "<b>125 %</b> 124 to 126 %" in carried and "<b>-12.5 %</b> -13.5 to -11.5 %" in carried
+    assert "… and 3 layers that carry less, in comparison.json" in carried
+
+
+def test_each_way_of_taking_the_region_away_is_named_by_what_it_does(tmp_path: Path) -> None:
+    _, comparison, pairs = small(tmp_path)
+    group = comparison["groups"]["sphere-building"]
+    group["tower_knockout_nats"] = {"before": 1.5, "after": 2.25, "control": {"before": None, "after": None}}
+    page = report_html(comparison, pairs)
+    rows = dict(re.findall(r"<tr><td>([^<]*)</td><td class=\"numbers\">(.*?)</td>", page))
+    assert rows["keeping question and answer from looking at it"] == "+0.00 → <b>+1.75</b>"
+    assert rows["cutting it inside vision tower and resampler"] == "+1.50 → <b>+2.25</b>"
+    assert '<td class="numbers">not measured</td>' in page
+
+
+@pytest.mark.parametrize(
+    ("verdict", "colour"),
+    [
+        *((one, "good") for one in ("corrected", "corrected, not by looking", "kept")),
+        *((one, "bad") for one in ("forgot", "broke a neighbour", "answers got worse")),
+        *((one, "bad") for one in ("answers changed, a guard broke", "it answers from the words")),
+        *(
+            (one, "")
+            for one in ("corrected, unguarded", "corrected, mediation not measured", "it did not move")
+        ),
+    ],
+)
+def test_the_colour_of_a_verdict(verdict: str, colour: str) -> None:
+    assert verdict in VERDICTS and pill(verdict) == f'<span class="pill {colour}">{verdict}</span>'
 
 
 def test_a_bad_verdict_is_not_green(tmp_path: Path) -> None:
@@ -143,12 +223,15 @@ def small(tmp_path: Path) -> tuple[list[Probe], dict, list]:  # type: ignore[typ
 def test_older_comparisons_lack_the_newer_parts_and_are_drawn(tmp_path: Path) -> None:
     _, comparison, pairs = small(tmp_path)
     newer = ("heads", "effect_size", "probes_needed", "decides", "relation", "curves", "images", "drift")
+    newer += ("legs", "mediation", "knockout_nats", "tower_knockout_nats")
     for group in comparison["groups"].values():
         for name in newer:
             group.pop(name, None)
         for one in [group["enrichment"], *group["enrichment_by_layer"]]:
-            for name in ("random", "effect_size", "without_sinks"):
+            for name in ("random", "effect_size", "without_sinks", "median_factor", "leads", "layers"):
                 (one or {}).pop(name, None)
+        for name in ("after_ci95", "before_ci95", "gained", "lost", "p_mcnemar"):
+            group["accuracy"].pop(name)
     comparison.pop("collapse", None)
     for entry in comparison["probes"]:
         entry.pop("decides", None)
@@ -160,6 +243,11 @@ def test_older_comparisons_lack_the_newer_parts_and_are_drawn(tmp_path: Path) ->
         "the relation<",
         "bit by bit",
         "collapsing",
+        "what carries the change",
+        "taking the region away",
+        'class="leg ',
+        "median probe",
+        "became right",
     ):
         assert words not in page
     assert page.count('<article class="verdict">') == 2
@@ -193,6 +281,31 @@ def test_a_card_shows_what_decides_which_heads_moved_and_how_many_probes_it_take
     assert "layer 1, head 0:" not in page
     assert "effect size +1.23 with 2 probes; about 11 would detect an effect of this size." in page
     assert "random boxes 0.97× → 1.03×" in page and "without sinks 0.50× → 9.00×" in page
+    assert "in the rest none stands out" in page
+
+
+def test_a_figure_says_how_sure_it_is_and_what_it_is_compared_with(tmp_path: Path) -> None:
+    _, comparison, pairs = small(tmp_path)
+    group = comparison["groups"]["sphere-building"]
+    group["accuracy"] |= {"after_ci95": [0.868, 0.999], "gained": 38, "lost": 1, "p_mcnemar": 1.5e-10}
+    group["enrichment"] |= {
+        "median_factor": 3.925,
+        "leads": [
+            {"over": "'<podium>'", "probes": 40, "mean": 0.61, "ci95": [0.5, 0.72]},
+            {"over": "equally salient places", "probes": 40, "mean": 0.0712, "ci95": [0.02, 0.1]},
+        ],
+    }
+    page = report_html(comparison, pairs)
+    assert (
+        "<small>interval 86.8 to 99.9 %</small><small>38 became right, 1 wrong (p = 1.5e-10)</small>" in page
+    )
+    assert (
+        "<small>median probe: 3.92 times</small>" in page or "<small>median probe: 3.93 times</small>" in page
+    )
+    group["enrichment"]["median_factor"] = 1e6
+    assert "<small>median probe: over 100 times</small>" in report_html(comparison, pairs)
+    assert "<small>lead +7.1 % over equally salient places</small>" in page
+    assert '<td>&lt;podium&gt;</td><td class="numbers"><b>+61 %</b></td>' in page
 
 
 def test_a_card_shows_relation_and_curves_beside_their_controls(tmp_path: Path) -> None:
@@ -223,13 +336,15 @@ def test_what_must_be_known_first_stands_on_top(tmp_path: Path) -> None:
         "highest_logit": 180.4,
         "logit_before": 30.2,
     }
+    comparison["groups"]["retention"]["warnings"] = ["It does not say the <foil>."]
     page = report_html(comparison, pairs)
-    assert page.count('<p class="warning"') == 3  # both groups have two probes only
+    assert page.count('<p class="warning"') == 4  # both groups have two probes only
+    assert 'role="alert">retention: It does not say the &lt;foil&gt;.</p>' in page
     assert 'role="alert">sphere-building: 2 probes are too few; 31 would do.</p>' in page
     assert "3 heads now rest on single tokens, and the highest attention logit is 180 (30 before)" in page
     assert page.index('class="warning"') < page.index('class="cases"')
     comparison["collapse"]["warn"] = False
-    assert report_html(comparison, pairs).count('<p class="warning"') == 2
+    assert report_html(comparison, pairs).count('<p class="warning"') == 3
 
 
 def test_a_path_is_shown_by_its_end_with_all_of_it_to_point_at(tmp_path: Path) -> None:
