@@ -251,7 +251,7 @@ def _leads(
     before, after = region
     places: dict[str, dict[int, tuple[float, float]]] = {}
     for at, (pair, row) in enumerate(zip(members, rows, strict=True)):
-        for name, levels in _other_levels(pair, row).items():
+        for name, levels in other_levels(pair, row).items():
             places.setdefault(name, {})[at] = levels
     images = images_of(members)
     rare = [name for name, one in places.items() if len({images[at] for at in one}) < least]
@@ -275,7 +275,7 @@ def _leads(
     return found
 
 
-def _other_levels(pair: ProbePair, row: int) -> dict[str, tuple[float, float]]:
+def other_levels(pair: ProbePair, row: int) -> dict[str, tuple[float, float]]:
     """Place → enrichment before and after in one key layer."""
     assert pair.region is not None
     image, layer = pair.after.image_tokens[0], pair.layers[row]
