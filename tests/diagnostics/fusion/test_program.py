@@ -44,7 +44,7 @@ def some_probes(folder: Path, count=6, size=(50, 31), group="towers") -> list[Pr
             regions={"corner": ((0.0, 0.0, 10.0, 10.0),), "disc": ((20.0 + i, 8.0, 32.0 + i, 20.0),)},
             phrases={"球": "disc"},
         )
-        for i in (range(count) if group == "towers" else range(count, 2 * count))  # other pictures
+        for i in (range(count) if group == "towers" else range(6, 6 + count))  # other pictures
     ]
 
 
