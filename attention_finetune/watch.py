@@ -93,6 +93,7 @@ def monitor(ready: Ready, writer: Any) -> Any:
         stop_patience=args.monitor.stop_patience,
         samples=[TrainingSample(*one) for one in shown],
         tb_writer=writer,
+        reference=args.model.model_name_or_path,
     )
 
 

@@ -27,6 +27,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from diagnostics.comparison.verdicts import CORRECTED
+from diagnostics.probing.before import AdapterOff, BeforeModel, NotAtHandError, loaded_beside
 from diagnostics.probing.layer_choice import Calibration, calibrate, check_apart, held_out
 from diagnostics.probing.prober import BATCH_SIZE, Prober, auto_key_layers
 from diagnostics.probing.prompts import ProbeEncoder, check_processor
@@ -55,6 +56,8 @@ from diagnostics.records.probes import Probe, read_probes, write_probes
 from diagnostics.records.record import AttentionRecord
 from finetune.distributed import autocast_dtype, gathered, rank_and_world_size
 from finetune.families import Family, bare_model, family_of
+from finetune.families.parts.modules import adapted_model
+from finetune.files import write_atomically
 
 if TYPE_CHECKING:
     from diagnostics.comparison.pairs import ProbePair
@@ -73,6 +76,8 @@ LINE_MAX, REASON_MAX = 1000, 200
 """Maximum characters of the line that says what is missing, and of each reason in it."""
 EXPECTED = (RuntimeError, ValueError, OSError)  # out of memory is a RuntimeError, a full disk an OSError
 FAILURES = (Exception,)  # of any kind: a missing picture must not end hours of training
+NOT_PATCHED = "not_patched.txt"
+"""Why the attention of the model before was not put back into the last model probed; beside its records."""
 CHECKED_READINGS = 16
 """Probes that are encoded again when a run resumes, to check that processor and template are unchanged."""
 
@@ -111,6 +116,9 @@ class AttentionMonitor(TrainerCallback):
     samples        training samples; the report shows those related to its case studies
     tb_writer      the run's SummaryWriter, closed by its owner; None: one of its own in ``output_dir/runs``
     batch_size     as for ``Prober``
+    reference      where the untrained model is, folder or hub name: its attention is put back into the trained one, and
+                   it is loaded a second time for that where memory allows. Not needed with an adapter, which is
+                   switched off instead
 
     Errors at the start raise: a broken probe file, a layer that does not exist, a failed self-check of capture. A later
     failure is reported once, and training continues.
@@ -142,6 +150,7 @@ class AttentionMonitor(TrainerCallback):
         samples: Sequence[TrainingSample] = (),
         tb_writer: Any | None = None,
         batch_size: int | None = None,
+        reference: str | Path | None = None,
     ) -> None:
         if probe_steps is not None and probe_steps < 1:
             raise ValueError(
@@ -167,6 +176,7 @@ class AttentionMonitor(TrainerCallback):
         self.samples = tuple(samples)
         self.tb_writer = tb_writer
         self.batch_size = BATCH_SIZE if batch_size is None else batch_size
+        self.reference = None if reference is None else str(reference)
         self._forget()
 
     def _forget(self) -> None:
@@ -292,10 +302,20 @@ class AttentionMonitor(TrainerCallback):
             self._write_probes()
             self._open_board(at)
             self._write_architecture(model)
-            print(cost_words(self.depth, self.probes, len(self._layers), prober.allowed), flush=True)
+            self._print_cost(prober, model)
         self._baseline = self._probe(replace(at, words=_base_words(model)), model, depth=self.depth)
         if at.first:
             self._show(0, self._baseline)
+
+    def _print_cost(self, prober: Prober, model: nn.Module) -> None:
+        """Before training, and at its end, where the attention of the model before is put back."""
+        cost = (self.depth, self.probes, len(self._layers))
+        print(cost_words(*cost, prober.allowed), flush=True)
+        if self.depth.patching and (self.reference is not None or adapted_model(model) is not None):
+            patched = prober.allowed._replace(patched=len(prober.attending))
+            print(
+                f"at the end, with the attention of step 0 put back: {cost_words(*cost, patched)}", flush=True
+            )
 
     def _go_on(self, at: Moment, model: nn.Module, runs: Sequence[str] | None) -> None:
         marks = model_marks(model)
@@ -522,7 +542,8 @@ class AttentionMonitor(TrainerCallback):
 
         A failure of the baseline is raised: a run that cannot be compared should end in its first minute.
         """
-        prober = self._prober(at, model, depth, self._layers)
+        before = self._before(at, model, depth)
+        prober = self._prober(at, model, depth, self._layers, before)
         outcomes = self._shared_out(
             self.probes, lambda share: prober.run_all(at.step, at.words, probes=share, progress=at.first)
         )
@@ -541,7 +562,48 @@ class AttentionMonitor(TrainerCallback):
             return ordered
         return {}
 
-    def _prober(self, at: Moment, model: nn.Module, depth: MeasurementPlan, layers: Sequence[int]) -> Prober:
+    def _before(self, at: Moment, model: nn.Module, depth: MeasurementPlan) -> BeforeModel | None:
+        """The untrained model, to lend its attention to this one; None, and the reason told, where any rank lacks
+        it."""
+        if at.step == 0 or not depth.patching:
+            return None
+        found, reason = None, None
+        try:
+            found = self._at_hand(model)
+        except FAILURES as error:  # of any kind, out of memory too: the rest is measured all the same
+            reason = str(error)[:LINE_MAX]
+        reason = next((one for one in gathered(reason) if one is not None), None)
+        if at.first:
+            self._tell_not_patched(reason)
+        return found if reason is None else None
+
+    def _at_hand(self, model: nn.Module) -> BeforeModel:
+        if adapted_model(model) is not None:
+            return AdapterOff(model, _base_words(model))
+        if self.reference is None:
+            raise NotAtHandError(
+                "every weight trains and nothing says where the untrained model is; give the monitor reference=, its "
+                "folder or name, or compare with python -m diagnostics.compare"
+            )
+        return loaded_beside(self.reference, model)
+
+    def _tell_not_patched(self, reason: str | None) -> None:
+        place = self.attention_dir / NOT_PATCHED
+        with self._reporting(f"{NOT_PATCHED} could not be written"):
+            if reason is None:
+                place.unlink(missing_ok=True)
+            else:
+                print(f"attention of the model before is not put back into this one: {reason}", flush=True)
+                write_atomically(place, f"{reason}\n".encode())
+
+    def _prober(
+        self,
+        at: Moment,
+        model: nn.Module,
+        depth: MeasurementPlan,
+        layers: Sequence[int],
+        before: BeforeModel | None = None,
+    ) -> Prober:
         return Prober(
             model,
             self.processor,
@@ -550,6 +612,7 @@ class AttentionMonitor(TrainerCallback):
             depth=depth,
             batch_size=self.batch_size,
             autocast=at.autocast,
+            before=before,
         )
 
     # --- on disk ---------------------------------------------------------------------------------------------
