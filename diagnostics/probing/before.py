@@ -170,12 +170,13 @@ def loaded_beside(reference: str, after: nn.Module) -> OtherModel:
     bare: Any = bare_model(after)
     first = next(bare.parameters())
     try:
-        model, _ = load(
-            reference,
-            dtype=first.dtype,
-            device=first.device,
-            attn_implementation=bare.config._attn_implementation,
-        )
+        with untouched(after):  # random states: a checkpoint that lacks weights draws them
+            model, _ = load(
+                reference,
+                dtype=first.dtype,
+                device=first.device,
+                attn_implementation=bare.config._attn_implementation,
+            )
     except (ValueError, OSError) as error:
         raise NotAtHandError(f"{reference} could not be opened a second time: {error}") from error
     if (fault := difference(model, after)) is not None:
