@@ -252,6 +252,7 @@ def compare_sources(
         probes=found.probes,
         series=series,
         thresholds=thresholds,
+        why_not_patched=found.why_not_patched,
     )
     return comparison
 

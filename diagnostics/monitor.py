@@ -32,6 +32,7 @@ from diagnostics.probing.layer_choice import Calibration, calibrate, check_apart
 from diagnostics.probing.prober import BATCH_SIZE, Prober, auto_key_layers
 from diagnostics.probing.prompts import ProbeEncoder, check_processor
 from diagnostics.records.archive import (
+    NOT_PATCHED,
     SUPERSEDED,
     RecordArchive,
     begun_there,
@@ -41,6 +42,7 @@ from diagnostics.records.archive import (
     set_aside,
     step_folder,
     whole_records,
+    why_not_patched,
 )
 from diagnostics.records.identity import (
     ModelMarks,
@@ -76,8 +78,6 @@ LINE_MAX, REASON_MAX = 1000, 200
 """Maximum characters of the line that says what is missing, and of each reason in it."""
 EXPECTED = (RuntimeError, ValueError, OSError)  # out of memory is a RuntimeError, a full disk an OSError
 FAILURES = (Exception,)  # of any kind: a missing picture must not end hours of training
-NOT_PATCHED = "not_patched.txt"
-"""Why the attention of the model before was not put back into the last model probed; beside its records."""
 CHECKED_READINGS = 16
 """Probes that are encoded again when a run resumes, to check that processor and template are unchanged."""
 
@@ -764,6 +764,7 @@ class AttentionMonitor(TrainerCallback):
             probes=self._judged,
             series=ordered,
             samples=self.samples,
+            why_not_patched=why_not_patched(self.attention_dir),
         )
 
     def _close(self) -> None:

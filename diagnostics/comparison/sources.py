@@ -19,7 +19,7 @@ from diagnostics.probing.before import (
 from diagnostics.probing.layer_choice import calibrate, check_apart, held_out
 from diagnostics.probing.prober import Prober, auto_key_layers
 from diagnostics.probing.prompts import ProbeEncoder
-from diagnostics.records.archive import load_records
+from diagnostics.records.archive import load_records, why_not_patched
 from diagnostics.records.measurement_plan import WATCH, MeasurementPlan, cost_words
 from diagnostics.records.names import record_name
 from diagnostics.records.probes import Probe, read_probes, write_probes
@@ -31,12 +31,14 @@ Records = Mapping[str, AttentionRecord]
 
 
 class Found(NamedTuple):
-    """Records of each source in the order given, the probes to judge, and a number to order the sources by: the
-    training step where all are records of ascending steps, else their place."""
+    """Records of each source in the order given, the probes to judge, a number to order the sources by (the training
+    step where all are records of ascending steps, else their place), and why the attention of the first was not put
+    back into the last, where that is known."""
 
     probes: tuple[Probe, ...]
     records: tuple[Records, ...]
     steps: tuple[int, ...]
+    why_not_patched: str | None = None
 
 
 class Opening(NamedTuple):
@@ -88,8 +90,11 @@ def records_of(
     last = len(sources) - 1
     lends = depth.patching and folders[0] is None and folders[last] is None
     kept: Any = None
+    why_not = _why_not(folders, depth)
     for at, model, processor, state in _models(sources, folders, opening):
-        before = _before(kept, model, sources[0]) if at == last else None
+        before = None
+        if at == last and kept is not None:
+            before, why_not = _before(kept, model, sources[0])
         with state:
             reader = ProbeEncoder(family_of(bare_model(model).config), processor)
             for line in reader.check((*calibration, *probes), "probes"):
@@ -99,36 +104,45 @@ def records_of(
                 layers, judged = _calibrated(model, processor, probes, calibration, output_dir)
             folder = output_dir / "attention" / _name(at, len(sources))
             records[at] = _probed((model, processor), sources[at], at, probes, layers, depth, folder, before)
-        if at == 0 and lends and (not isinstance(state, nullcontext) or _has_room(model)):
-            kept = model
+        if at == 0 and lends:
+            why_not = None if not isinstance(state, nullcontext) else _lack_of_room(model)
+            kept = model if why_not is None else None
     if len(records) > sum(folder is not None for folder in folders):
         write_probes(probes, output_dir / "attention" / "probes.json")
     ordered = tuple(records[at] for at in range(len(sources)))
-    return Found(judged, ordered, _steps(ordered, folders))
+    return Found(judged, ordered, _steps(ordered, folders), why_not)
 
 
-def _before(kept: Any, after: Any, name: str) -> BeforeModel | None:
-    """The model before, to lend its attention; None, and the reason printed, where it cannot."""
-    if kept is None:
-        return None
+def _why_not(folders: Sequence[Path | None], depth: MeasurementPlan) -> str | None:
+    """What is known before anything is loaded."""
+    first, last = folders[0], folders[-1]
+    if last is not None:
+        return why_not_patched(last.parent)
+    if first is not None:
+        return "the model before is given by its records alone, and only a model can lend its attention"
+    return None if depth.patching else f"{depth.name} probing does not put attention back"
+
+
+def _before(kept: Any, after: Any, name: str) -> tuple[BeforeModel | None, str | None]:
+    """The model before, to lend its attention; or None and the reason, which is printed."""
     try:
         if kept is after:
-            return AdapterOff(after, name)
+            return AdapterOff(after, name), None
         if (fault := difference(kept, after)) is None:
-            return OtherModel(kept, name)
+            return OtherModel(kept, name), None
         raise NotAtHandError(fault)
     except NotAtHandError as error:
         print(NOT_PUT_BACK.format(error), flush=True)
-        return None
+        return None, str(error)
 
 
-def _has_room(model: Any) -> bool:
+def _lack_of_room(model: Any) -> str | None:
     try:
         require_room(model)
     except NotAtHandError as error:
         print(NOT_PUT_BACK.format(error), flush=True)
-        return False
-    return True
+        return str(error)
+    return None
 
 
 NOT_PUT_BACK = "attention of the model before is not put back into the model after: {}"

@@ -26,6 +26,9 @@ VERSION = 2
 KEPT_BYTES = 256 * 2**20
 """The records of a step that is larger than this are read from disk on each access."""
 
+NOT_PATCHED = "not_patched.txt"
+"""Beside the records: why the attention of the model before was not put back into the last model probed."""
+
 
 class StoredRecords(Mapping[str, AttentionRecord]):
     """Probe id → record of one step, loaded on access, and cached where the step is small: the checkpoints of a run
@@ -258,6 +261,15 @@ def _is_texts(value: Any) -> bool:
 
 def _marks_of(depth: MeasurementPlan) -> dict[str, Any]:
     return {"depth": depth.name, "maps": list(depth.maps), "measures": asdict(depth)}
+
+
+def why_not_patched(attention_dir: Path) -> str | None:
+    """Why the attention of the model before was not put back into the last model probed there; None if it was, or where
+    nothing says."""
+    try:
+        return (attention_dir / NOT_PATCHED).read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
 
 
 def load_step(attention_dir: str | Path, step: int) -> dict[str, AttentionRecord]:

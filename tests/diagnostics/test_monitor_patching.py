@@ -1,11 +1,14 @@
 """The monitor puts the attention of step 0 back at the end of a run, and says why where it cannot."""
 
+import json
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from diagnostics.monitor import NOT_PATCHED, AttentionMonitor
-from diagnostics.records.archive import load_records
+from diagnostics.compare import compare_sources
+from diagnostics.monitor import AttentionMonitor
+from diagnostics.records.archive import NOT_PATCHED, load_records
 from diagnostics.records.probes import read_probes
 from tests.diagnostics.test_monitor import Samples, no_drawing, probe_file  # noqa: F401  (fixtures)
 from tests.diagnostics.tiny_qwen_vl import tiny_model
@@ -69,6 +72,14 @@ def test_all_weights_trained_need_the_base_a_second_time(processor, probe_file, 
     reason = (tmp_path / "none" / "attention" / NOT_PATCHED).read_text()
     assert "give the monitor reference=" in reason
     assert all(record.patches == () for record in records(tmp_path / "none", 4).values())
+    compared = json.loads((tmp_path / "none" / "comparison" / "comparison.json").read_text())
+    for group in compared["groups"].values():
+        assert group["legs"]["mediation"]["holds"] is None
+        assert "give the monitor reference=" in group["legs"]["mediation"]["reason"]
+    again = compare_sources(
+        *(str(tmp_path / "none" / "attention" / f"step-00000{at}") for at in (0, 4)), tmp_path
+    )
+    assert again["groups"] == compared["groups"]
     loads = []
 
     def load(name, **options):
