@@ -52,8 +52,10 @@ def mediation_of(
 ) -> Mediation:
     """Causal mediation by patching: the model after with the attention of the model before.
 
-    "By looking" is claimed of all language layers together or of the connector, whichever carries more; each is tested
-    at half the error, as there are two.
+    "By looking" is claimed of the key layers together, which attention is judged in, or of the connector, whichever
+    carries more; each is tested at half the error, as there are two. Not of all language layers: what a layer reads
+    moves the attention of those after it, so that adapters without a query or a key had up to 33 % there, and 6 % in
+    the key layers (real corrections: 22 to 35 %).
 
     why_not   the reason why nothing was patched, where that is known
 
@@ -97,7 +99,7 @@ def mediated_nats(pair: ProbePair, layer: int) -> float | None:
 def _leg(
     patched: Sequence[ProbePair], parts: Sequence[Mediated], thresholds: Thresholds, level: float
 ) -> Leg:
-    claimed = [one for one in parts if one.part in (LANGUAGE, CONNECTOR)]
+    claimed = [one for one in parts if one.part in (KEY_LAYERS, CONNECTOR)]
     if not claimed:
         return not_measured(
             thresholds.mediated,
@@ -120,7 +122,7 @@ def _leg(
 
 
 def _why_no_share(patched: Sequence[ProbePair]) -> str:
-    having = sum(any(one.part in (LANGUAGE, CONNECTOR) for one in pair.after.patches) for pair in patched)
+    having = sum(any(one.part in (KEY_LAYERS, CONNECTOR) for one in pair.after.patches) for pair in patched)
     if having < len(patched):
         return f"attention was put back in all language layers in {having} of {len(patched)} probes alone"
     return "the margin did not surely rise, so nothing is to be carried"

@@ -49,8 +49,11 @@ FAULTS = [
     ({"control": (0.1, 5.0)}, "answers and attention changed, cause does not agree"),
     ({"other_cost": (12.0, 3.2)}, "answers and attention changed, cause does not agree"),
     ({"other_cost": (12.0, -3.2)}, "answers and attention changed, cause does not agree"),
-    ({"patches": {("language", (0, 1, 2, 3)): 5.5, ("connector", ()): 5.8}}, "corrected, not by looking"),
-    ({"patches": {("language", (0, 1, 2, 3)): 5.9, ("connector", ()): 1.0}}, "corrected"),
+    (
+        {"patches": {("language", (0, 1, 2, 3)): 1.0, ("key layers", (1, 3)): 5.5, ("connector", ()): 5.8}},
+        "corrected, not by looking",
+    ),
+    ({"patches": {("key layers", (1, 3)): 5.9, ("connector", ()): 1.0}}, "corrected"),
     ({"patches": {}}, "corrected, mediation not measured"),
     ({"source": 0.0}, "corrected, mediation not measured"),
     ({"probes": 19}, "too few probes"),
@@ -149,7 +152,7 @@ def test_every_threshold_can_be_changed(tmp_path: Path) -> None:
         (Thresholds(picture=1.0), "corrected"),
         (Thresholds(move=0.97), "answers changed, attention did not"),
         (Thresholds(cause=1.0), "answers and attention changed, cause does not agree"),
-        (Thresholds(mediated=0.9), "corrected, not by looking"),
+        (Thresholds(mediated=0.6), "corrected, not by looking"),
         (Thresholds(probes=25), "too few probes"),
     ):
         assert comparison_of(pairs, thresholds=asked)["groups"]["towers"]["verdict"] == expected
@@ -172,7 +175,7 @@ def test_legs_give_number_interval_threshold_and_reason(tmp_path: Path) -> None:
         11 / 6
     )  # 6 → −5 of 6 nats, with another answer's picture
     assert legs["cause"]["value"] == pytest.approx(4.5 / 9)
-    assert legs["mediation"]["value"] == pytest.approx(4.5 / 9)
+    assert legs["mediation"]["value"] == pytest.approx(4 / 9)  # 6 → 2 of 9 nats, in the key layers
     assert group["accuracy"]["p_mcnemar"] == pytest.approx(2 / 2**24)
     carried = {(one["part"], *one["layers"]): one["share"] for one in group["mediation"]}
     assert carried[("layer", 3)] == pytest.approx(3.6 / 9) and carried[("connector",)] == pytest.approx(

@@ -1,4 +1,4 @@
-"""The figure of a video's frames, by its artists; and the code of docs/reading-attention.md that makes one."""
+"""The figure of a video's frames, by its artists; and the code of docs/capture.md that makes one."""
 
 import re
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_what_does_not_fit_is_told(pictures, weights, video, message):
 
 
 def test_the_page_that_shows_how(tmp_path, monkeypatch):
-    text = (ROOT / "docs" / "reading-attention.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "capture.md").read_text(encoding="utf-8")
     [code] = [
         block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "video_of_file" in block
     ]
