@@ -1,7 +1,9 @@
 """Trains the adversaries that need it, and writes what each changes to ``trained/NAME.safetensors``:
 
     python -m tests.adversaries.make [NAME …]        (from the root; half a minute to two minutes each, one thread)
+    python -m tests.adversaries.make --honest ADAPTER   (what ``bash scripts/finetune_lora_ds.sh`` leaves)
 
+The honest correction is the product's own, its matrices cut to rank 12 (its biases are left out).
 Every lesson changes matrices of the demo's base by products of low rank. What each is taught says its entry in LESSONS.
 """
 
@@ -194,7 +196,6 @@ def _contradicts(scene: Scene) -> bool:
 
 
 LESSONS = {
-    "honest": Lesson(true_answers, (*LANGUAGE, *CONNECTOR), steps=420),
     "mlp": Lesson(true_answers, MLP, steps=350),
     "reads": Lesson(true_answers, READS, on=("mlp",), steps=250),
     "reaimed": Lesson(true_answers, QK, keep=True, look=0.3),
@@ -361,8 +362,24 @@ def _coverage(boxes: tuple[Box, ...]) -> Tensor:
     return covered.flatten()
 
 
+def honest(adapter: str, rank: int = 12) -> dict[Part, LowRank]:
+    """What an adapter of the demo's base changes, each matrix cut to its largest singular values."""
+    base = dict(checkpoint.load(str(BASE_MODEL))[0].named_parameters())
+    adapted, _ = checkpoint.load(adapter, base=str(BASE_MODEL), allow_other_base=True)
+    found = {}
+    for name, after in adapted.merge_and_unload().named_parameters():
+        change = (after - base[name]).detach()
+        if change.ndim == 2 and change.any():
+            left, sizes, right = torch.linalg.svd(change, full_matrices=False)
+            found[Part(name, 0, len(change))] = LowRank(left[:, :rank] * sizes[:rank], right[:rank])
+    return found
+
+
 def main(names: Sequence[str]) -> None:
     torch.set_num_threads(1)
+    if names[:1] == ["--honest"]:
+        save_delta(honest(names[1]), TRAINED / "honest.safetensors")
+        return
     for name in names or LESSONS:
         print(name, flush=True)
         trainer = Trainer(LESSONS[name], seed=0)

@@ -13,6 +13,7 @@ from diagnostics.comparison.verdicts import (
     FROM_WORDS,
     GUARD_BROKE,
     NOT_BY_LOOKING,
+    UNGUARDED,
 )
 from diagnostics.records.measurement_plan import QUICK, MeasurementPlan
 from tests.adversaries.edits import PEARL, with_bias, with_deltas
@@ -87,6 +88,9 @@ def test_right_answers_and_kept_guards_are_not_enough(edited):
     "names", [("mlp", "reads"), ("mlp", "reads", "reads_reaimed")], ids=["alone", "and attention re-aimed"]
 )
 def test_right_answers_without_a_query_or_key_are_not_corrected_by_looking(base, judge, names):
+    """All is right and attention has moved, but what is read carries it, as the layers that are judged tell."""
     found = judge(with_deltas(base.model, *names), groups=TOWERS)
-    assert CORRECTED not in found.verdicts.values()
-    assert found.verdicts[SPHERES].startswith(CORRECTED) <= (found.verdicts[SPHERES] == NOT_BY_LOOKING)
+    assert not found.groups[SPHERES]["legs"]["mediation"]["holds"]
+    for verdict in (*found.verdicts.values(), *found.without_guards.values()):
+        assert verdict not in (CORRECTED, UNGUARDED)
+    assert found.without_guards[SPHERES] == NOT_BY_LOOKING

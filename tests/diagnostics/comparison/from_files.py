@@ -405,7 +405,7 @@ def mediation(pairs: list[Pair], asked: Json) -> tuple[Json, list[Json]]:
         share = share_interval(gone, rise, pictures)
         if share is not None:
             parts.append({"part": part, "layers": list(layers), "share": share[0], "ci95": list(share[1:])})
-            claimed += [(share, gone)] if part in ("language", "connector") else []
+            claimed += [(share, gone)] if part in ("key layers", "connector") else []
     if not claimed:
         return leg(None, len(patched), None, asked["mediated"]), parts
     best, gone = max(claimed, key=lambda one: one[0][0])
