@@ -56,6 +56,23 @@ def draw_answer(card: AnswerCard) -> Image.Image:
     return page
 
 
+def with_boxes(picture: Image.Image, right: Sequence[float], said: Sequence[float] | None) -> Image.Image:
+    """A copy with the right box in green and, where there is one, the box that was said in red.
+
+    x0 y0 x1 y1 in fractions of the picture; what lies outside of it is cut.
+    """
+    drawn = picture.convert("RGB")  # a copy even of RGB, as Pillow says
+    draw, line = ImageDraw.Draw(drawn), max(2, round(min(drawn.size) / 100))
+    for box, colour in ((right, GOOD), (said, BAD)):
+        if box is not None:
+            # Boxes in a wrong unit are a thousand pictures away; Pillow wants numbers of a sane size.
+            x0, y0, x1, y1 = (
+                min(max(value, -1), 2) * side for value, side in zip(box, drawn.size * 2, strict=True)
+            )
+            draw.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=colour, width=line)
+    return drawn
+
+
 def _pictures(pictures: Sequence[Image.Image]) -> Image.Image:
     """Side by side, each in an equal share of the width and in its own shape."""
     share = (WIDTH - 2 * MARGIN - (len(pictures) - 1) * GUTTER) // len(pictures)

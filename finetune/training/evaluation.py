@@ -9,7 +9,7 @@ import logging
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, groupby, zip_longest
 from typing import Any, NamedTuple
@@ -29,7 +29,9 @@ from finetune.flags.arguments import TrainingArguments
 from finetune.model.untouched import untouched
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Turn, VideoRef
 from finetune.samples.videos import open_frames
-from finetune.training.answer_card import AnswerCard, draw_answer
+from finetune.training.answer_card import AnswerCard, draw_answer, with_boxes
+from finetune.training.box_questions import BoxTarget, box_target, scores_by_source
+from finetune.training.box_scores import BoxScores, box_scores
 from finetune.training.preview import short_name
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Question(NamedTuple):
     tokens         number of tokens of the expected answer
     source         the data source's name
     name           the sample, as errors name it, without its folder
+    box            where the answer is one box: what is right, in numbers
     """
 
     conversation: Conversation
@@ -56,6 +59,7 @@ class Question(NamedTuple):
     tokens: int
     source: str
     name: str
+    box: BoxTarget | None = None
 
 
 class Answer(NamedTuple):
@@ -157,7 +161,8 @@ def _question(conversation: Conversation, processor: Any, family: Family, source
     expected = processor.tokenizer.decode(answer).strip()
     asked = next((turn for turn in reversed(conversation.turns) if turn.role == "user"), None)
     words = "" if asked is None else _words(asked)
-    return Question(conversation, expected, words, len(answer), source, short_name(conversation))
+    box = box_target(conversation, processor, family)
+    return Question(conversation, expected, words, len(answer), source, short_name(conversation), box)
 
 
 def _words(turn: Turn) -> str:
@@ -284,8 +289,13 @@ class GenerateAtEvaluation(TrainerCallback):
         eval/exact_match by source/NAME  the same of one data source, where there are several
         answers/01 SAMPLE                picture, question, expected answer, generated answer
         answers/all                      every question as a table
+        eval/box_accuracy                share of boxes with an IoU above .5, where answers are boxes, [0, 1]
+        eval/box_iou                     their mean IoU, [0, 1]
+        eval/box_pointing                share whose centre lies within the right box, [0, 1]; all three by source too
+        answers/boxes                    what is wrong with boxes, in words
 
-    ``eval_exact_match`` joins the evaluation's metrics too, so ``--metric_for_best_model exact_match`` finds it.
+    ``eval_exact_match`` and ``eval_box_accuracy`` join the evaluation's metrics too, so
+    ``--metric_for_best_model exact_match`` finds it.
 
     Processes split the questions. Under ZeRO-3 a forward pass needs every process, so all of them answer all
     questions together. A failure is logged once, and training continues.
@@ -326,15 +336,25 @@ class GenerateAtEvaluation(TrainerCallback):
             event["metrics"]["eval_exact_match"] = (
                 math.nan
             )  # never the best checkpoint, and metric_for_best_model finds the key
+            if any(question.box is not None for question in self.questions):
+                event["metrics"]["eval_box_accuracy"] = math.nan
             return
         answers = sorted(answer for answers, _ in outcomes for answer in answers)
         counts = exact_match(self.questions, answers)
         share = sum(right for right, _ in counts.values()) / len(answers)
-        event["metrics"]["eval_exact_match"] = share
-        state.log_history.append({"eval_exact_match": share, "epoch": state.epoch, "step": state.global_step})
+        boxes = self._box_scores(answers)
+        shares = {"eval_exact_match": share} | box_metrics(boxes)
+        event["metrics"].update(shares)
+        state.log_history.append({**shares, "epoch": state.epoch, "step": state.global_step})
         if state.is_world_process_zero:
             tqdm.write(f"step {state.global_step}: {self._summary(counts)}")  # beside the bar of the training
-            self._show(answers, counts, state.global_step)
+            for name, scores in boxes.items():
+                tqdm.write(f"step {state.global_step}: boxes of {name}: {scores.words()}")
+            self._show(answers, counts, boxes, state.global_step)
+
+    def _box_scores(self, answers: Sequence[Answer]) -> dict[str, BoxScores]:
+        asked = [(self.questions[one.number], one.said) for one in answers]
+        return scores_by_source([(question.source, question.box, said) for question, said in asked])
 
     def _answered_by_all(
         self, model: nn.Module, args: TrainingArguments, state: TrainerState
@@ -367,11 +387,18 @@ class GenerateAtEvaluation(TrainerCallback):
         parts = ", ".join(f"{name} {part} of {whole}" for name, (part, whole) in counts.items())
         return f"{right} of {asked} answers right" + (f" ({parts})" if len(counts) > 1 else "")
 
-    def _show(self, answers: Sequence[Answer], counts: dict[str, tuple[int, int]], step: int) -> None:
+    def _show(
+        self,
+        answers: Sequence[Answer],
+        counts: dict[str, tuple[int, int]],
+        boxes: Mapping[str, BoxScores],
+        step: int,
+    ) -> None:
         if self.writer is None:
             return
         try:
             self._write_numbers(answers, counts, step)
+            self._write_boxes(boxes, step)
         except FAILURES as error:
             self._report("TensorBoard could not be written", error)
         for place, answer in enumerate(answers[: self.pictures], start=1):
@@ -391,19 +418,32 @@ class GenerateAtEvaluation(TrainerCallback):
                 self.writer.add_scalar(f"eval/exact_match by source/{name}", part / whole, step)
         self.writer.add_text("answers/all", answer_table(self.questions, answers), step)
 
+    def _write_boxes(self, boxes: Mapping[str, BoxScores], step: int) -> None:
+        assert self.writer is not None
+        if not boxes:
+            return
+        for tag, value in box_metrics(boxes).items():
+            self.writer.add_scalar(f"eval/{tag.removeprefix('eval_')}", value, step)
+        if len(boxes) > 1:
+            for name, scores in boxes.items():
+                for tag, value in box_metrics({name: scores}).items():
+                    self.writer.add_scalar(f"eval/{tag.removeprefix('eval_')} by source/{name}", value, step)
+        words = "\n".join(f"- {name}: {_cell(scores.words(), cut=False)}" for name, scores in boxes.items())
+        self.writer.add_text("answers/boxes", words, step)
+
     def _write_picture(self, place: int, answer: Answer, step: int) -> None:
         assert self.writer is not None
         question = self.questions[answer.number]
-        pictures = [
-            picture for ref in question.conversation.media for picture in _shown(ref, self.family.load_image)
-        ]
         turns = sum(turn.role == "assistant" for turn in question.conversation.turns) - 1
         notes = [
             f"after {turns} earlier answer{'s' if turns > 1 else ''}" if turns else "",
             "" if answer.ended else f"cut at {self.max_new_tokens} tokens",
+            ""
+            if question.box is None
+            else f"IoU {box_scores([question.box.said(answer.said)]).mean_iou:.2f}",
         ]
         card = AnswerCard(
-            pictures=pictures,
+            pictures=self._pictures_of(question, answer),
             title=f"{question.source} · {question.name} · step {step} · {'right' if answer.is_right else 'wrong'}",
             question=question.asked,
             expected=question.expected,
@@ -413,6 +453,14 @@ class GenerateAtEvaluation(TrainerCallback):
         )
         drawn = np.asarray(draw_answer(card))
         self.writer.add_image(f"answers/{place:02d} {question.name}", drawn, step, dataformats="HWC")
+
+    def _pictures_of(self, question: Question, answer: Answer) -> list[Any]:
+        """The pictures, with the right box and the one that was said on theirs."""
+        shown = [_shown(ref, self.family.load_image) for ref in question.conversation.media]
+        if question.box is not None:
+            at, box = question.box.image, question.box
+            shown[at] = [with_boxes(one, box.right, box.fractions_said(answer.said)) for one in shown[at]]
+        return [picture for pictures in shown for picture in pictures]
 
     def _report(self, what: str, error: Exception) -> None:
         if what not in self._reported:
@@ -432,8 +480,21 @@ def answer_table(questions: Sequence[Question], answers: Sequence[Answer]) -> st
     return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
-    cut = text if len(text) <= MOST_CHARACTERS_SHOWN else text[:MOST_CHARACTERS_SHOWN] + "…"
+def box_metrics(boxes: Mapping[str, BoxScores]) -> dict[str, float]:
+    """Of all sources together, each answer counting once; {} where no answer is a box."""
+    asked = sum(scores.asked for scores in boxes.values())
+    if not asked:
+        return {}
+    return {
+        "eval_box_accuracy": sum(scores.right for scores in boxes.values()) / asked,
+        "eval_box_iou": sum(scores.mean_iou * scores.asked for scores in boxes.values()) / asked,
+        "eval_box_pointing": sum(scores.pointing * scores.asked for scores in boxes.values()) / asked,
+    }
+
+
+def _cell(text: str, *, cut: bool = True) -> str:
+    """Text as Markdown shows it verbatim; ``cut`` after 400 characters."""
+    shown = text if len(text) <= MOST_CHARACTERS_SHOWN or not cut else text[:MOST_CHARACTERS_SHOWN] + "…"
     for mark, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("\n", " ")):
-        cut = cut.replace(mark, written)
-    return cut
+        shown = shown.replace(mark, written)
+    return shown

@@ -117,6 +117,10 @@ class QwenGridFamily:
         one = qwen_video.film(ref, size, new, cell=cell_side(processor), merged=merged)
         return Seen(size, new, tuple(frames), ref, one)
 
+    def resized_picture(self, processor: Any, ref: ImageRef) -> Size:
+        """(width, height) of a picture as the model gets it, from its header alone."""
+        return self._seen(processor, ref, opened=False).resized
+
     def resized_video(self, processor: Any, ref: VideoRef, size: Size) -> Size:
         """(width, height) of a video's frames after the resize: each within the bounds of a picture."""
         least, most = qwen_video.bounds(processor, self.video_pixels)

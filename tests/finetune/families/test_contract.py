@@ -19,6 +19,8 @@ from finetune.families.parts.modules import attending_layers, attention_modules,
 from finetune.model import checkpoint
 from finetune.model.adaptation import COMPONENTS, TABLES, Plan, adapt, component_of
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Turn
+from finetune.training.box_questions import box_target
+from finetune.training.box_scores import box_scores
 from finetune.training.evaluation import prompts
 from finetune.training.loss import token_nats
 from tests.finetune.families import invented
@@ -247,6 +249,17 @@ def test_boxes_are_learned_in_the_family_s_own_words(tiny, family, processor):
     first, second, third, fourth = (float(one) for one in re.findall(r"\d+(?:\.\d+)?", said)[-4:])
     x0, y0, x1, y1 = (second, first, fourth, third) if tiny.rows_first else (first, second, third, fourth)
     assert x0 / x1 == pytest.approx(0.5, abs=0.05) and 0 <= y0 < y1
+
+
+def test_a_box_that_is_said_in_the_family_s_own_words_is_read_back(family, processor):
+    """What its numbers mean is read off the family itself; tiny pictures are resized to a few pixels."""
+    found = family.encode(processor, boxed())
+    said = processor.tokenizer.decode(found.input_ids[slice(*found.turn_spans[-1])].tolist())
+    target = box_target(boxed(), processor, family)
+    assert target is not None and target.right == (0.25, 0.0, 0.5, 0.75)
+    assert target.fractions_said(said) == pytest.approx(target.right, abs=0.016)
+    scores = box_scores([target.said(said)])
+    assert (scores.right, scores.pointing, scores.wrong_format) == (1, 1.0, {})
 
 
 # --- rows ------------------------------------------------------------------------------------------------

@@ -307,6 +307,54 @@ def test_an_evaluation_is_counted_and_shown(loaded, pictures: list[Path], capsys
     assert board.texts["answers/all"].count("\n") == 4 and "| ✓ | spheres |" in board.texts["answers/all"]
 
 
+def box_callback(
+    loaded: Any, pictures: list[Path], board: Board, said: dict[int, str]
+) -> GenerateAtEvaluation:
+    """Three samples whose answer is the box (2, 1) to (10, 7) of 20 × 14 pixels; ``said`` is what the model answers."""
+    dog = BoxRef("<ref>it</ref>", ((0.1, 1 / 14, 0.5, 0.5),), "it", style="json")
+    asked = (Turn("user", (ImageRef("0.png", pictures[0]), "where?")), Turn("assistant", (dog,)))
+    words = several_turns(pictures[0]).turns[:2]
+    conversations = [Conversation(turns, "d.json: record 0") for turns in (asked, words, asked)]
+    data = dataset(loaded[1], conversations, ("base", "general", "spheres"))
+    callback = GenerateAtEvaluation(data, count=3, pictures=3, max_new_tokens=6, writer=board)
+    answers = [Answer(number, text, True, False) for number, text in said.items()]
+    callback._answered_by_all = lambda *_: [(answers, None)]  # type: ignore[method-assign]
+    return callback
+
+
+def test_boxes_are_counted_said_and_drawn(loaded, pictures: list[Path], capsys: pytest.CaptureFixture):
+    board = Board()
+    said = {0: "<box>(100,71),(500,500)</box>", 1: "blue", 2: "<box>(100,500),(500,929)</box>"}
+    metrics: dict[str, float] = {}
+    args, state = SimpleNamespace(), SimpleNamespace(global_step=50, epoch=1.0, is_world_process_zero=True)
+    state.log_history = []
+    callback = box_callback(loaded, pictures, board, said)
+    assert callback.questions[0].expected == "<ref>it</ref><box>(100,71),(500,500)</box>"
+    callback.on_evaluate(args, state, None, model=loaded[0], metrics=metrics)  # type: ignore[arg-type]
+    overlap = pytest.approx(0.5, abs=0.001)  # one of 1, one of 0
+    shares = {"eval_box_accuracy": 0.5, "eval_box_iou": overlap, "eval_box_pointing": 0.5}
+    assert metrics == {"eval_exact_match": 0.0, **shares}
+    assert state.log_history == [{**metrics, "epoch": 1.0, "step": 50}]
+    assert board.scalars["eval/box_accuracy"] == 0.5
+    assert board.scalars["eval/box_accuracy by source/base"] == 1.0
+    assert board.scalars["eval/box_pointing by source/spheres"] == 0.0
+    assert "eval/box_accuracy by source/general" not in board.scalars
+    out = capsys.readouterr().out
+    assert "step 50: boxes of base: 1 of 1 boxes right at IoU .5 (mean IoU 1.00, centre inside 100%)" in out
+    assert "- spheres: 0 of 1 boxes right" in board.texts["answers/boxes"]
+    colours = [{tuple(pixel) for pixel in image[40:-250].reshape(-1, 3)} for image in board.images.values()]
+    assert GOOD in colours[2] and BAD in colours[2]
+
+
+def test_a_failed_evaluation_of_boxes_is_never_the_best(loaded, pictures: list[Path]):
+    callback = box_callback(loaded, pictures, Board(), {})
+    callback._answered_by_all = lambda *_: [([], RuntimeError("out of memory"))]  # type: ignore[method-assign]
+    metrics: dict[str, float] = {}
+    callback.on_evaluate(None, SimpleNamespace(), None, model=loaded[0], metrics=metrics)  # type: ignore[arg-type]
+    assert metrics.keys() == {"eval_exact_match", "eval_box_accuracy"}
+    assert all(math.isnan(value) for value in metrics.values())
+
+
 def test_every_process_answers_its_share_and_knows_the_whole(
     loaded, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ):

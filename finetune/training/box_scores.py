@@ -1,0 +1,292 @@
+"""Boxes as answers: how many are right, and what is wrong with those that are not. Pure functions of numbers.
+
+Exact match says nothing of a box: one thousandth off is a wrong answer, the other side of the picture is one too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.families.parts.box_answers import Box, BoxFrame, Writing, first_box
+
+RIGHT_ABOVE = 0.5
+"""IoU above which a box is right, as RefCOCO counts (Mao et al. 2016, arXiv 1511.02283, section 6.1)."""
+LEAST_BOXES = 8  # and as many as half of it pictures: of fewer, no error is called systematic
+LEAST_GAIN = 0.05  # of the mean IoU, by which a correction must be worth naming
+LEAST_RIGHT = 0.5  # share of boxes that must be right once corrected, or the error explains too little
+LEAST_SCALE = 0.01  # departure from 1; a smaller one is rounding
+AS_GOOD = 0.02  # of the mean IoU; a fitted correction must beat a simpler one by more
+LEVEL = 0.95
+DRAWS = 2000
+
+Array = NDArray[np.float64]
+
+
+class BoxAnswer(NamedTuple):
+    """What was said where a box is the right answer.
+
+    said      the answer's text
+    right     x0 y0 x1 y1 in the family's own numbers, not rounded
+    writing   how the family writes boxes of this picture
+    others    other named boxes of the picture, in the same numbers
+    units     other units that the numbers may be in
+    picture   what tells pictures apart: boxes of one picture are not independent
+    """
+
+    said: str
+    right: Box
+    writing: Writing
+    others: Mapping[str, Box]
+    units: tuple[BoxFrame, ...]
+    picture: Hashable
+
+
+class SystematicError(NamedTuple):
+    """One error that boxes share.
+
+    kind      "unit", "axis swap", "offset" or "scale"
+    words     with its 95 % interval
+    right     boxes that would be right without it, each corrected by what the other pictures say
+    """
+
+    kind: str
+    words: str
+    right: int
+
+
+class BoxScores(NamedTuple):
+    """A group of answers that should be boxes.
+
+    asked          how many
+    right          with an IoU above .5
+    mean_iou       [0, 1]; an answer without a box in the family's form counts 0
+    pointing       share whose box has its centre within the right box, [0, 1]
+    no_box         answers without any box
+    wrong_format   form → boxes written in that form, which is not the family's
+    not_a_box      in the right form, with corners that span no area
+    wrong_object   name → wrong boxes that are right for another named region
+    systematic     the error that wrong boxes share; None where none is found
+    """
+
+    asked: int
+    right: int
+    mean_iou: float
+    pointing: float
+    no_box: int
+    wrong_format: dict[str, int]
+    not_a_box: int
+    wrong_object: dict[str, int]
+    systematic: SystematicError | None
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.asked
+
+    def words(self) -> str:
+        """``3 of 8 boxes right at IoU .5 (mean IoU 0.41, centre inside 50 %); without a box: 1; ...``"""
+        parts = [
+            f"{self.right} of {self.asked} boxes right at IoU .5 (mean IoU {self.mean_iou:.2f}, centre inside "
+            f"{self.pointing:.0%})"
+        ]
+        parts += [f"without a box: {self.no_box}"] if self.no_box else []
+        parts += [f"written as {form}: {count}" for form, count in self.wrong_format.items()]
+        parts += [f"corners that span no box: {self.not_a_box}"] if self.not_a_box else []
+        parts += [f"on {name} instead: {count}" for name, count in self.wrong_object.items()]
+        if self.systematic is not None:
+            parts.append(f"{self.systematic.words}; without that, {self.systematic.right} would be right")
+        return "; ".join(parts)
+
+
+def iou(a: Array, b: Array) -> Array:
+    """Area of the intersection over that of the union, [0, 1], of pairs of boxes Float[pairs, 4], x0 y0 x1 y1.
+
+    Any unit, also a different one on each axis. (0, 0, 4, 2) and (2, 0, 6, 2) → 4 / 12. A box whose corners are in the
+    wrong order has no area, so it gets 0.
+    """
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    shared = np.clip(sides, 0, None).prod(axis=1)
+    areas = [np.clip(one[:, 2:] - one[:, :2], 0, None).prod(axis=1) for one in (a, b)]
+    union = areas[0] + areas[1] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=(union > 0) & (areas[0] > 0))
+
+
+def centre_inside(a: Array, b: Array) -> NDArray[np.bool_]:
+    """Bool[pairs]: is the centre of a within b, its border included? Both Float[pairs, 4]."""
+    centre = (a[:, :2] + a[:, 2:]) / 2
+    return np.all((centre >= b[:, :2]) & (centre <= b[:, 2:]), axis=1)
+
+
+def box_scores(answers: Sequence[BoxAnswer]) -> BoxScores:
+    """Right answers and what is wrong with the others. Raises ValueError for no answers."""
+    if not answers:
+        raise ValueError("box scores: found no answers, expected at least one")
+    found = [first_box(answer.said, answer.writing.form) for answer in answers]
+    read = [
+        (answer, np.array(one[1]))
+        for answer, one in zip(answers, found, strict=True)
+        if one is not None and one[0] == answer.writing.form
+    ]
+    boxes = [(answer, box) for answer, box in read if box[2] > box[0] and box[3] > box[1]]
+    said = np.array([box for _, box in boxes]).reshape(-1, 4)
+    right = np.array([answer.right for answer, _ in boxes]).reshape(-1, 4)
+    overlap = iou(said, right)
+    missed = [pair for pair, value in zip(boxes, overlap, strict=True) if value <= RIGHT_ABOVE]
+    forms = [
+        one[0]
+        for answer, one in zip(answers, found, strict=True)
+        if one is not None and one[0] != answer.writing.form
+    ]
+    hits = [name for answer, box in missed if (name := _hit(box, answer.others)) is not None]
+    return BoxScores(
+        asked=len(answers),
+        right=int((overlap > RIGHT_ABOVE).sum()),
+        mean_iou=float(overlap.sum()) / len(answers),
+        pointing=float(centre_inside(said, right).sum()) / len(answers),
+        no_box=sum(one is None for one in found),
+        wrong_format=dict(Counter(forms).most_common()),
+        not_a_box=len(read) - len(boxes),
+        wrong_object=dict(Counter(hits).most_common()),
+        systematic=systematic_error([answer for answer, _ in boxes], said),
+    )
+
+
+def _hit(box: Array, others: Mapping[str, Box]) -> str | None:
+    """The other region for which the box is right."""
+    overlaps = {name: iou(box[None], np.array([other]))[0] for name, other in others.items()}
+    best = max(overlaps, key=overlaps.__getitem__, default=None)
+    return best if best is not None and overlaps[best] > RIGHT_ABOVE else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Errors that boxes share
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Fitted(NamedTuple):
+    """A way in which boxes may be wrong.
+
+    corrected   Float[boxes, 4], each box by what the other pictures say
+    words       what is wrong; None where its interval holds "nothing"
+    """
+
+    kind: str
+    corrected: Array
+    words: Callable[[], str | None]
+
+
+def systematic_error(answers: Sequence[BoxAnswer], said: Array) -> SystematicError | None:
+    """The one error that explains most: wrong unit, x and y exchanged, an offset, or a scale.
+
+    said   Float[answers, 4], their boxes in the numbers that were said
+
+    An error is named where undoing it, as fitted on the other pictures alone, raises the mean IoU by at least .05 with
+    an interval above 0 (pictures drawn whole; Bonferroni over the errors tried), and makes at least half of the boxes
+    right. Boxes at random gain nothing from what other pictures say, so noise is not named. Medians, not means: boxes
+    on the wrong object must not pull the fit.
+    """
+    pictures = list(dict.fromkeys(answer.picture for answer in answers))
+    if len(answers) < LEAST_BOXES or len(pictures) < LEAST_BOXES // 2:
+        return None
+    member = np.array([pictures.index(answer.picture) for answer in answers])
+    right = np.array([answer.right for answer in answers])
+    draws = _draws(member)
+    tried = [*_units(answers, said), _swap(said), *_fits(answers, said, right, member, draws)]
+    before, best, best_iou = iou(said, right), None, 0.0
+    for one in tried:
+        after = iou(one.corrected, right)
+        gains = np.array([(after - before)[drawn].mean() for drawn in draws])
+        low = float(np.percentile(gains, 100 * (1 - LEVEL) / 2 / len(tried)))
+        enough = low > 0 and (after - before).mean() >= LEAST_GAIN
+        if enough and (after > RIGHT_ABOVE).mean() >= LEAST_RIGHT and after.mean() > best_iou + AS_GOOD:
+            words = one.words()
+            if words is not None:
+                best = SystematicError(one.kind, words, int((after > RIGHT_ABOVE).sum()))
+                best_iou = float(after.mean())
+    return best
+
+
+def _draws(member: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Indices of answers, pictures drawn whole with replacement; the same in every call."""
+    rng = np.random.default_rng(0)
+    places = [np.flatnonzero(member == picture) for picture in range(member.max() + 1)]
+    chosen = rng.integers(len(places), size=(DRAWS, len(places)))
+    return [np.concatenate([places[picture] for picture in row]) for row in chosen]
+
+
+def _units(answers: Sequence[BoxAnswer], said: Array) -> Iterator[_Fitted]:
+    own = answers[0].writing.frame.unit
+    for unit in dict.fromkeys(unit.unit for answer in answers for unit in answer.units):
+        frames = [next((one for one in answer.units if one.unit == unit), None) for answer in answers]
+        if unit == own or None in frames:
+            continue
+        corrected = np.array([
+            answer.writing.frame.numbers(frame.fractions(box.tolist()))
+            for answer, box, frame in zip(answers, said, frames, strict=True)
+            if frame is not None
+        ])  # fmt: skip
+        words = f"answers are in {unit}, the family uses {own}"
+        yield _Fitted("unit", corrected, partial(str, words))
+
+
+def _swap(said: Array) -> _Fitted:
+    return _Fitted("axis swap", said[:, [1, 0, 3, 2]], lambda: "x and y are exchanged")
+
+
+def _fits(
+    answers: Sequence[BoxAnswer],
+    said: Array,
+    right: Array,
+    member: NDArray[np.int64],
+    draws: Sequence[NDArray],
+) -> Iterator[_Fitted]:
+    """Offset and scale: of each axis the median over boxes."""
+    frame = answers[0].writing.frame
+    origin = np.array([answer.writing.frame.origin for answer in answers])
+    centres, targets = (box.reshape(-1, 2, 2).mean(axis=1) for box in (said, right))
+    offsets, scales = centres - targets, (centres - origin) / (targets - origin)
+    moved = said - np.tile(_of_the_others(offsets, member), 2)
+    yield _Fitted("offset", moved, lambda: _offset_words(offsets, draws, frame))
+    corner = np.tile(origin, 2)
+    scaled = corner + (said - corner) / np.tile(_of_the_others(scales, member), 2)
+    yield _Fitted("scale", scaled, lambda: _scale_words(scales, draws))
+
+
+def _of_the_others(values: Array, member: NDArray[np.int64]) -> Array:
+    """Float[boxes, 2]: for each box, the median of the boxes of other pictures."""
+    medians = [np.median(values[member != picture], axis=0) for picture in range(member.max() + 1)]
+    return np.array(medians)[member]
+
+
+def _median(values: Array, draws: Sequence[NDArray]) -> Iterator[tuple[float, float, float]]:
+    """Of each axis, the median and its 95 % interval."""
+    drawn = np.array([np.median(values[draw], axis=0) for draw in draws])
+    low, high = np.percentile(drawn, [50 - 50 * LEVEL, 50 + 50 * LEVEL], axis=0)
+    yield from zip(np.median(values, axis=0).tolist(), low.tolist(), high.tolist(), strict=True)
+
+
+def _offset_words(offsets: Array, draws: Sequence[NDArray], frame: BoxFrame) -> str | None:
+    """Axes whose interval is off 0, and that are off by more than numbers are rounded to."""
+    parts = []
+    step = 0.01 if max(frame.extent) <= 1 else 1.0
+    ways = (("to the left", "to the right"), ("high", "low"))
+    for (middle, low, high), (back, on) in zip(_median(offsets, draws), ways, strict=True):
+        if low > 0 and middle >= step:
+            parts.append(f"{middle:.3g} {on} (95 % interval {low:.3g} to {high:.3g})")
+        elif high < 0 and -middle >= step:
+            parts.append(f"{-middle:.3g} {back} (95 % interval {-high:.3g} to {-low:.3g})")
+    return f"boxes are {' and '.join(parts)}, in {frame.unit}" if parts else None
+
+
+def _scale_words(scales: Array, draws: Sequence[NDArray]) -> str | None:
+    parts = [
+        f"{axis} is {middle:.2f} times what it should be (95 % interval {low:.2f} to {high:.2f})"
+        for axis, (middle, low, high) in zip("xy", _median(scales, draws), strict=True)
+        if (low > 1 or high < 1) and abs(middle - 1) >= LEAST_SCALE
+    ]
+    return " and ".join(parts) or None
