@@ -4,19 +4,24 @@
 
 X and Y are each a model folder or hub name, an adapter folder, or a folder of records
 (OUTPUT/attention/step-000050). The report is O/comparison/index.html, the numbers O/comparison/comparison.json.
+
+Where Y is the address of a server, its answers are set beside those of the checkpoint X: O/served/index.html and
+O/served/served.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import os
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diagnostics.flags.compare import THRESHOLDS, parser
+from diagnostics.flags.compare import NOT_OF_SERVERS, THRESHOLDS, parser
 
 if __name__ == "__main__":
     parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
@@ -28,11 +33,13 @@ from diagnostics.comparison.pairs import pair_all
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.comparison.trajectory import evolution_of, series_of
 from diagnostics.comparison.verdicts import UNGUARDED, requirement, shortfalls
+from diagnostics.probing.server_client import ServerClient, is_address
 from diagnostics.records.measurement_plan import DEPTHS, QUICK, MeasurementPlan
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord
 from diagnostics.report.case_studies import TrainingSample
 from diagnostics.report.page import report_html
+from diagnostics.report.served_page import count_rows, served_html
 from finetune.files import check_writable, write_atomically
 
 Json = dict[str, Any]
@@ -128,9 +135,7 @@ def table(comparison: Mapping[str, Any]) -> str:
                 group["verdict"],
             )
         )
-    widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(_pad(cell, width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("─" * width for width in widths))
+    lines = _columns(rows)
     if any(marks(group) for group in comparison["groups"].values()):
         lines += ["", f"legs: {', '.join(LEG_NAMES)}; {LEGEND}"]
     for name, group in comparison["groups"].items():
@@ -139,6 +144,14 @@ def table(comparison: Mapping[str, Any]) -> str:
         lines += legs or [f"  - {reason}" for reason in group["reasons"]]
         lines += [f"  warning: {line}" for line in group.get("warnings", ())]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, with a rule under the first."""
+    widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(_pad(cell, width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines.insert(1, "  ".join("─" * width for width in widths))
+    return lines
 
 
 def _arrow(change: Mapping[str, Any] | None, form: str) -> str:
@@ -170,7 +183,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Exit status: 0; 1 where ``--require`` is not met; 2 where something given is wrong, or the report could not be made.
     """
     options = parser().parse_args(arguments)
+    if is_address(options.after):
+        _main_of_server(options)
+        return
     try:
+        if options.served_model is not None or options.key_variable is not None:
+            raise ValueError(
+                f"--served_model, --key_variable: found {options.after!r} as --after; expected a server's address, "
+                "http://HOST:PORT/v1, or neither flag"
+            )
         comparison = compare_sources(
             options.before,
             options.after,
@@ -195,6 +216,124 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_told("\n".join(["", f"required: {options.require}; not met:", *short]), 1))
     if required:
         print(f"required: {options.require}; met")
+
+
+MOST_SHOWN = 10
+"""Answers that are not the same, on the terminal; the page has all."""
+SAME = "same"
+
+
+def _main_of_server(options: argparse.Namespace) -> None:
+    """Ask the server, print the table, and end as ``main`` does."""
+    try:
+        _check_server_flags(options)
+        content = compare_served(
+            options.before,
+            ServerClient(
+                options.after,
+                options.served_model,
+                timeout_seconds=options.timeout,
+                key=_key(options.key_variable),
+            ),
+            options.output_dir,
+            probes_file=options.probes,
+            base=options.base,
+            allow_other_base=options.allow_other_base,
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(_told(f"error: {error}", 2))
+    print(served_table(content))
+    print(f"\nreport: {options.output_dir / 'served' / 'index.html'}")
+    if options.require is None:
+        return
+    other = content["all"]["probes"] - content["all"]["same"]
+    if other:
+        sys.exit(_told(f"\nrequired: {SAME}; not met: {other} answers are not the same", 1))
+    print(f"required: {SAME}; met")
+
+
+def _check_server_flags(options: argparse.Namespace) -> None:
+    """Raises ValueError for what cannot be asked of a server."""
+    asked = [name for name in NOT_OF_SERVERS if getattr(options, name) != parser().get_default(name)]
+    if asked:
+        raise ValueError(
+            f"{', '.join(f'--{name}' for name in asked)}: found --after {options.after}; a server shows answers only: "
+            "leave these flags out, or give the checkpoint that it serves as --after"
+        )
+    if options.require not in (None, SAME):
+        raise ValueError(
+            f"--require: found {options.require!r}; expected {SAME!r}: verdicts need attention, which servers hide"
+        )
+    if options.probes is None:
+        raise ValueError("--probes: no probe file given; expected one, since a server has none beside it")
+    if not options.timeout > 0:
+        raise ValueError(f"--timeout: found {options.timeout:g}; expected seconds above 0")
+    if is_address(options.before) or _has_records(Path(options.before).expanduser()):
+        raise ValueError(
+            f"--before: found {options.before}, a server or records; expected the checkpoint that is served: a model "
+            "folder, a hub name or an adapter folder"
+        )
+
+
+def _has_records(folder: Path) -> bool:
+    named = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return not named and any(folder.glob("*.safetensors"))
+
+
+def _key(variable: str | None) -> str | None:
+    """The server's key. Raises ValueError where the variable is not set, or holds what no header can."""
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key or not (key.isascii() and key.isprintable()):
+        raise ValueError(
+            f"--key_variable: found {'no' if not key else 'an unprintable'} key in the environment variable "
+            f"{variable!r}; export the server's key there"
+        )
+    return key
+
+
+def compare_served(
+    checkpoint: str,
+    client: ServerClient,
+    output_dir: Path,
+    *,
+    probes_file: Path,
+    base: str | None = None,
+    allow_other_base: bool = False,
+) -> Json:
+    """Set a server's answers beside a checkpoint's own and write served/index.html and served/served.json.
+
+    Raises:
+        ValueError: a source or the probes cannot be read, the server fails, or the folder cannot be written.
+    """
+    check_writable(output_dir)
+    from diagnostics.comparison.served import compare_with_server  # torch only where there is something to do
+
+    content = compare_with_server(
+        checkpoint, client, probes_file, base=base, allow_other_base=allow_other_base
+    )
+    text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
+    write_atomically(output_dir / "served" / "served.json", (text + "\n").encode())
+    write_atomically(output_dir / "served" / "index.html", served_html(content).encode())
+    return content
+
+
+def served_table(content: Mapping[str, Any]) -> str:
+    """Counts by group, what differs, and the first answers that are not the same, for a terminal."""
+    lines = _columns(count_rows(content))
+    lines += ["", "what differs:"]
+    lines += [f"  - {line}" for line in content["differences"]] or ["  nothing that can be seen"]
+    lines += [f"  not compared: {line}" for line in content["not_compared"]]
+    parted = [one for one in content["probes"] if not one["same"]]
+    if parted:
+        lines += ["", "not the same (here | at the server):"]
+        lines += [
+            f"  {one['id']}: {one['said']['here']!r} | {one['said']['server']!r}"
+            for one in parted[:MOST_SHOWN]
+        ]
+        lines += [f"  and {len(parted) - MOST_SHOWN} more"] if len(parted) > MOST_SHOWN else []
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _depth(name: str, maps: Sequence[str]) -> MeasurementPlan:

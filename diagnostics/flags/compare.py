@@ -11,6 +11,11 @@ DESCRIPTION = """Before and after: what two models answer and where they look, a
 
 X and Y are each a model folder or hub name, an adapter folder, or a folder of records
 (OUTPUT/attention/step-000050). The report is O/comparison/index.html, the numbers O/comparison/comparison.json.
+
+    python -m diagnostics.compare --before X --after http://127.0.0.1:8000/v1 --probes P --output_dir O
+
+asks a server (vLLM, SGLang, transformers serve) whether it answers as the checkpoint X does: O/served/index.html and
+O/served/served.json.
 """
 
 DEPTHS = ("quick", "full")
@@ -39,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--before", required=True, help="model folder, hub name, adapter folder or folder of records"
     )
-    made.add_argument("--after", required=True, help="the same")
+    made.add_argument("--after", required=True, help="the same; or a server's address, http://HOST:PORT/v1")
     made.add_argument(
         "--between", nargs="*", default=[], help="more of the same, in the order of training: the way there"
     )
@@ -61,15 +66,30 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--maps", nargs="*", default=[], help=f"further maps: {', '.join(MAPS)}")
     made.add_argument(
         "--require",
-        help='fail unless this is met: "corrected" (every group, and kept what must be kept), or GROUP=VERDICT',
+        help='fail unless this is met: "corrected" (every group, and kept what must be kept), or GROUP=VERDICT; '
+        'of a server: "same" (every answer)',
     )
     made.add_argument(
         "--allow_unguarded",
         action="store_true",
         help='let "corrected, unguarded" pass where --require asks for "corrected"',
     )
+    _add_server_flags(made)
     thresholds = made.add_argument_group("what a verdict asks for (shares from 0 to 1)")
     for name, (least, what) in THRESHOLDS.items():
         kind = int if name == "least_probes" else float
         thresholds.add_argument(f"--{name}", type=kind, default=least, help=f"{what} (default: {least})")
     return made
+
+
+NOT_OF_SERVERS = ("between", "calibration_probes", "maps", "key_layers", "depth", "allow_unguarded")
+"""Flags that ask for what a server cannot show."""
+
+
+def _add_server_flags(made: argparse.ArgumentParser) -> None:
+    server = made.add_argument_group("where --after is a server")
+    server.add_argument("--served_model", help="its name there (default: the only one that the server lists)")
+    server.add_argument("--timeout", type=float, default=120.0, help="seconds for one answer (default: 120)")
+    server.add_argument(
+        "--key_variable", help="environment variable that holds the server's key; sent to that address only"
+    )

@@ -1,0 +1,422 @@
+"""Is what is served what was trained? A checkpoint's own answers beside a server's, one by one, and what differs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from diagnostics.measures.answers import says
+from diagnostics.probing.local_replies import (
+    LocalReply,
+    local_replies,
+    pixels_per_token,
+    tokens_of_question,
+)
+from diagnostics.probing.prompts import ProbeEncoder, user_parts
+from diagnostics.probing.server_client import ServedAnswer, ServerClient, ServerError
+from diagnostics.records.probes import Probe, groups_of, read_probes
+from finetune.families import bare_model, family_of
+from finetune.model.checkpoint import check, load
+from finetune.samples.images import open_image
+
+Json = dict[str, Any]
+
+VERSION = 1
+CONTROL_QUESTION = "Is this read?"
+"""Asked without a picture: its number of tokens tells the template apart from the pictures."""
+REFUSES_QUESTIONS = (400, 422, 500)
+"""Statuses of a server whose model reads no prompt without a picture."""
+CLOSE_NATS = 0.1
+"""A token that leads by less can lose its place to rounding: in bfloat16 a logit near 20 has steps of 0.125."""
+FAR_NATS = 0.1
+"""Mean log-probabilities of the same tokens that differ by more are not rounding."""
+MOST_NAMED = 3
+_CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<(?:start|end)_of_turn>|<eos>|<end_of_utterance>")
+
+
+class ServedPair(NamedTuple):
+    """One probe: what the checkpoint answers, and what the server does."""
+
+    probe: Probe
+    local: LocalReply
+    served: ServedAnswer
+
+    @property
+    def same(self) -> bool:
+        """Characters that are no text are left out of this: each server writes them in its own way, or not at all."""
+        here, there = self.local.text, self.served.text.strip()
+        return here == there or (bool(_readable(here)) and _readable(here) == _readable(there))
+
+    @property
+    def right_local(self) -> bool:
+        return says(self.local.text, self.probe.spellings, self.probe.foil)
+
+    @property
+    def right_served(self) -> bool:
+        return says(self.served.text, self.probe.spellings, self.probe.foil)
+
+    @property
+    def more_tokens(self) -> int | None:
+        """How many more tokens the server's prompt has; None where it does not say."""
+        return (
+            None
+            if self.served.prompt_tokens is None
+            else self.served.prompt_tokens - self.local.prompt_tokens
+        )
+
+    @property
+    def mean_nats(self) -> tuple[float, float] | None:
+        """Mean log p of the tokens that both say before they part: here, at the server; None where there is none."""
+        common = 0
+        for ours, theirs in zip(self.local.tokens, self.served.tokens, strict=False):
+            if _bare(ours) != _bare(theirs.text):
+                break
+            common += 1
+        if common == 0:
+            return None
+        theirs_nats = sum(token.nats for token in self.served.tokens[:common])
+        return sum(self.local.nats[:common]) / common, theirs_nats / common
+
+    @property
+    def lead_where_parted(self) -> float | None:
+        """By how much the checkpoint's token leads, in nats, where the server says another; None where both agree."""
+        if self.same or not self.local.tokens:
+            return None
+        common = _common_length(self.local.text, self.served.text.strip())
+        read = 0
+        for token, lead in zip(self.local.tokens, self.local.leads, strict=True):
+            read += len(token)
+            if read > common:
+                return lead
+        return self.local.leads[-1]
+
+
+class Prompt(NamedTuple):
+    """Tokens of the control question's prompt; None where a side reads none without a picture, or does not say."""
+
+    local: int | None
+    served: int | None
+
+    @property
+    def more_tokens(self) -> int | None:
+        return None if self.local is None or self.served is None else self.served - self.local
+
+
+class Checkpoint(NamedTuple):
+    """What is known of the checkpoint beside its answers.
+
+    controls             texts of its control tokens
+    repetition_penalty   of its generation_config.json, which servers apply and the prober does not
+    pixels_per_token     of each probe's first picture, after the resize
+    """
+
+    controls: tuple[str, ...]
+    repetition_penalty: float
+    pixels_per_token: dict[str, float]
+
+
+def compare_with_server(
+    checkpoint: str,
+    client: ServerClient,
+    probes_file: Path,
+    *,
+    base: str | None = None,
+    allow_other_base: bool = False,
+) -> Json:
+    """Put the probes to the checkpoint and to the server, and set the answers beside each other.
+
+    The server is asked the control question before the checkpoint is loaded, so that a wrong address, key or name
+    costs no minutes.
+
+    Returns:
+        The content of served.json.
+
+    Raises:
+        ValueError: the checkpoint or the probes cannot be read, or the server fails (``ServerError``).
+    """
+    check(checkpoint, base=base, allow_other_base=allow_other_base)
+    probes = read_probes(probes_file)
+    control = _control_tokens(client)
+    model, processor = load(checkpoint, base=base, allow_other_base=allow_other_base)
+    family = family_of(bare_model(model).config)
+    ProbeEncoder(family, processor).check(probes, str(probes_file))
+    local = local_replies(model, processor, probes)
+    asked = tqdm(probes, desc="asking the server", unit="probe", leave=False)
+    served = [_asked(client, probe, local.max_new_tokens) for probe in asked]
+    pairs = [ServedPair(*each) for each in zip(probes, local.replies, served, strict=True)]
+    known = _known(model, processor, probes)
+    prompt = Prompt(tokens_of_question(family, processor, CONTROL_QUESTION), control)
+    return {
+        "checkpoint": checkpoint,
+        "server": client.address,
+        "served_model": client.model,
+        "max_tokens": local.max_new_tokens,
+    } | content_of(pairs, prompt, known)
+
+
+def _control_tokens(client: ServerClient) -> int | None:
+    """Tokens of the control question's prompt at the server; None where it reads none without a picture."""
+    try:
+        return client.ask([CONTROL_QUESTION], max_tokens=1).prompt_tokens
+    except ServerError as error:
+        if error.status in REFUSES_QUESTIONS:
+            return None
+        raise
+
+
+def _asked(client: ServerClient, probe: Probe, max_tokens: int) -> ServedAnswer:
+    """Raises ServerError naming the probe."""
+    try:
+        return client.ask(user_parts(probe), max_tokens=max_tokens)
+    except ServerError as error:
+        raise ServerError(f"probe {probe.id}: {error}", error.status) from error
+
+
+def _known(model: Any, processor: Any, probes: Sequence[Probe]) -> Checkpoint:
+    config = getattr(
+        bare_model(model), "generation_config", None
+    )  # a model without a head for words has none
+    penalty = getattr(config, "repetition_penalty", None)
+    sizes = {probe.id: open_image(probe.images[0]).size for probe in probes if probe.images}
+    tokenizer = processor.tokenizer
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return Checkpoint(
+        controls=tuple(dict.fromkeys([*map(str, tokenizer.all_special_tokens), *added])),
+        repetition_penalty=1.0 if penalty is None else float(penalty),
+        pixels_per_token={name: pixels_per_token(model, size) for name, size in sizes.items()},
+    )
+
+
+def content_of(pairs: Sequence[ServedPair], prompt: Prompt, known: Checkpoint) -> Json:
+    """served.json from the answers: counts by group, each probe, and what differs, in words."""
+    by_id = {pair.probe.id: pair for pair in pairs}
+    groups = {
+        name: _counts([by_id[probe.id] for probe in members])
+        for name, members in groups_of([pair.probe for pair in pairs]).items()
+    }
+    return {
+        "version": VERSION,
+        "all": _counts(pairs),
+        "groups": groups,
+        "control_prompt_tokens": {"here": prompt.local, "server": prompt.served},
+        "differences": list(differences(pairs, prompt, known)),
+        "not_compared": list(_not_compared(pairs, prompt)),
+        "probes": [_entry(pair) for pair in pairs],
+    }
+
+
+def _counts(pairs: Sequence[ServedPair]) -> Json:
+    means = [pair.mean_nats for pair in pairs if pair.mean_nats is not None]
+    return {
+        "probes": len(pairs),
+        "same": sum(pair.same for pair in pairs),
+        "right": {
+            "here": sum(pair.right_local for pair in pairs),
+            "server": sum(pair.right_served for pair in pairs),
+        },
+        "mean_nats": None
+        if not means
+        else {
+            "probes": len(means),
+            "here": sum(here for here, _ in means) / len(means),
+            "server": sum(there for _, there in means) / len(means),
+        },
+    }
+
+
+def _entry(pair: ServedPair) -> Json:
+    means = pair.mean_nats
+    return {
+        "id": pair.probe.id,
+        "group": pair.probe.group,
+        "same": pair.same,
+        "said": {"here": pair.local.text, "server": pair.served.text},
+        "right": {"here": pair.right_local, "server": pair.right_served},
+        "prompt_tokens": {"here": pair.local.prompt_tokens, "server": pair.served.prompt_tokens},
+        "image_tokens": pair.local.image_tokens,
+        "finish_reason": pair.served.finish,
+        "mean_nats": None if means is None else {"here": means[0], "server": means[1]},
+        "lead_where_parted_nats": pair.lead_where_parted,
+    }
+
+
+def differences(pairs: Sequence[ServedPair], prompt: Prompt, known: Checkpoint) -> Iterator[str]:
+    """What can be seen to differ, a line each: what, how much, in which probes, and what to do."""
+    seen = [
+        *_of_template(prompt),
+        *_of_pictures(pairs, prompt, known),
+        *_of_endings(pairs, known),
+        *_of_scores(pairs),
+        *_of_settings(pairs, known),
+    ]
+    yield from seen
+    left_out = _left_out(pairs, known)
+    if left_out:
+        tokens = sorted(_controls_in(left_out[0].local.text, known))
+        yield (
+            f"control tokens: in {_of(left_out, pairs)} the server's answer is the checkpoint's without its control "
+            f"tokens ({', '.join(tokens)}); ask it with skip_special_tokens off, where they are part of an answer"
+        )
+    close = [pair for pair in _close(pairs) if pair not in left_out]
+    if close:
+        yield (
+            f"rounding: in {_of(close, pairs)} the answers part where the checkpoint's own token leads by less than "
+            f"{CLOSE_NATS} nats; another precision or kernel is enough for that"
+        )
+    unexplained = [pair for pair in pairs if not pair.same and pair not in (*close, *left_out)]
+    if unexplained and not seen:
+        yield (
+            f"unexplained: in {_of(unexplained, pairs)} the answers are not the same, and nothing that can be seen "
+            "differs; other weights or a missing adapter, a prompt of other tokens but as many, or sampling: compare "
+            "the server's log of the prompt and of its settings"
+        )
+
+
+def _not_compared(pairs: Sequence[ServedPair], prompt: Prompt) -> Iterator[str]:
+    if any(pair.more_tokens is None for pair in pairs):
+        yield "template and picture size: the server does not say how many tokens a prompt has (usage.prompt_tokens)"
+    elif prompt.more_tokens is None:
+        yield "the template apart from the pictures: one side reads no question without a picture"
+    if not any(pair.served.tokens for pair in pairs):
+        yield "scores: the server gives no log-probabilities"
+    elif all(pair.mean_nats is None for pair in pairs):
+        yield "scores: no answer begins with the same token here and at the server"
+
+
+def _of_template(prompt: Prompt) -> Iterator[str]:
+    if prompt.more_tokens:
+        yield (
+            f"template: a question without a picture has {prompt.local} tokens here and {prompt.served} at the server; "
+            "another chat template or system prompt: serve the checkpoint's own (vLLM, SGLang: --chat-template)"
+        )
+
+
+def _of_pictures(pairs: Sequence[ServedPair], prompt: Prompt, known: Checkpoint) -> Iterator[str]:
+    """Prompts whose number of tokens differs by something else than the template without pictures."""
+    shift = prompt.more_tokens or 0
+    off = [(pair, pair.more_tokens - shift) for pair in pairs if pair.more_tokens is not None]
+    off = [(pair, more) for pair, more in off if more != 0]
+    unread = [pair for pair, more in off if 0 < pair.local.image_tokens <= -more]
+    if unread:
+        yield (
+            f"pictures: in {_of(unread, pairs)} the server's prompt has no room for the picture's tokens; it "
+            "leaves the picture out: serve the model as a vision-language model, with its own processor"
+        )
+    off = [(pair, more) for pair, more in off if pair not in unread]
+    if not off:
+        return
+    pair, more = off[0]
+    constant = len(off) == len(pairs) and len({one for _, one in off}) == 1
+    if constant and len({one.local.image_tokens for one in pairs}) > 1:
+        yield (
+            f"template: every prompt with a picture has {more:+d} tokens at the server, whatever the picture's size; "
+            "it writes something else around pictures: serve the checkpoint's own chat template"
+        )
+        return
+    here = pair.local.image_tokens
+    size = ""
+    if pair.probe.id in known.pixels_per_token and len(pair.probe.images) == 1:
+        each = known.pixels_per_token[pair.probe.id]
+        size = f" (about {here * each:,.0f} and {(here + more) * each:,.0f} pixels after the resize)"
+    is_sure = prompt.more_tokens is not None and not constant
+    unsure = "" if is_sure else ", or another template around pictures, which cannot be told apart here"
+    yield (
+        f"picture size: in {_of([one for one, _ in off], pairs)} the prompts differ; {pair.probe.id} has {here} tokens "
+        f"for pictures here and {here + more} at the server{size}: another resize{unsure}; give the server the "
+        "checkpoint's min_pixels and max_pixels (vLLM: --mm-processor-kwargs)"
+    )
+
+
+def _of_endings(pairs: Sequence[ServedPair], known: Checkpoint) -> Iterator[str]:
+    seen = [
+        pair for pair in pairs if _controls_in(pair.served.text, known) - _controls_in(pair.local.text, known)
+    ]
+    if seen:
+        tokens = sorted(_controls_in(seen[0].served.text, known))
+        yield (
+            f"end tokens: in {_of(seen, pairs)} control tokens stand in the answer ({', '.join(tokens)}); the server "
+            "does not end answers where the checkpoint does: give it generation_config.json and tokenizer of the "
+            "checkpoint"
+        )
+    cut = [pair for pair in pairs if pair.served.finish == "length" and pair.local.ended and pair not in seen]
+    if cut:
+        yield (
+            f"end tokens: in {_of(cut, pairs)} the server's answer goes on to the limit of tokens, where the "
+            f"checkpoint's ends ({cut[0].probe.id}: {_short(cut[0].served.text)}); eos_token_id of the served "
+            "generation_config.json is missing or another"
+        )
+
+
+def _of_scores(pairs: Sequence[ServedPair]) -> Iterator[str]:
+    far = [
+        (pair, means)
+        for pair in pairs
+        if (means := pair.mean_nats) is not None and abs(means[0] - means[1]) > FAR_NATS
+    ]
+    if far:
+        pair, (here, there) = max(far, key=lambda one: abs(one[1][0] - one[1][1]))
+        yield (
+            f"scores: in {_of([one for one, _ in far], pairs)} the same tokens have log-probabilities more than "
+            f"{FAR_NATS} nats apart, in the mean; most in {pair.probe.id} ({here:.2f} here, {there:.2f} at the "
+            "server): other weights, quantised ones, or another prompt"
+        )
+
+
+def _of_settings(pairs: Sequence[ServedPair], known: Checkpoint) -> Iterator[str]:
+    other = [pair for pair in pairs if not pair.same]
+    if other and known.repetition_penalty != 1.0:
+        yield (
+            f"generation settings: the checkpoint's generation_config.json has repetition_penalty "
+            f"{known.repetition_penalty:g}, which servers apply and the answers here do without; set it to 1 there"
+        )
+
+
+def _left_out(pairs: Sequence[ServedPair], known: Checkpoint) -> list[ServedPair]:
+    """Those that differ in the checkpoint's control tokens alone."""
+    found = []
+    for pair in pairs:
+        text = pair.local.text
+        for token in _controls_in(text, known):
+            text = text.replace(token, "")
+        if not pair.same and text != pair.local.text and _readable(text) == _readable(pair.served.text):
+            found.append(pair)
+    return found
+
+
+def _readable(text: str) -> str:
+    return text.replace("\N{REPLACEMENT CHARACTER}", "").strip()
+
+
+def _close(pairs: Sequence[ServedPair]) -> list[ServedPair]:
+    """Those that part where rounding is enough."""
+    return [pair for pair in pairs if (lead := pair.lead_where_parted) is not None and lead < CLOSE_NATS]
+
+
+def _controls_in(text: str, known: Checkpoint) -> set[str]:
+    return {token for token in known.controls if token in text} | set(_CONTROL_TOKEN.findall(text))
+
+
+def _of(some: Sequence[ServedPair], pairs: Sequence[ServedPair]) -> str:
+    """ "2 of 12 probes (tower-1, tower-4)" """
+    more = f" and {len(some) - MOST_NAMED} more" if len(some) > MOST_NAMED else ""
+    names = ", ".join(pair.probe.id for pair in some[:MOST_NAMED])
+    return f"{len(some)} of {len(pairs)} probes ({names}{more})"
+
+
+def _short(text: str, most: int = 40) -> str:
+    return repr(text if len(text) <= most else f"{text[:most]}…")
+
+
+def _common_length(one: str, other: str) -> int:
+    """Characters with which both begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _bare(token: str) -> str:
+    """A token's text without the space that some tokenizers write before a word, and the mark that others do."""
+    return token.replace("▁", " ").strip() or token

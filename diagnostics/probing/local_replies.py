@@ -1,0 +1,106 @@
+"""What a checkpoint itself answers, token by token, for setting beside what a server says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from diagnostics.probing.prober import Prober, auto_key_layers
+from diagnostics.probing.prompts import ProbeEncoder, padded, scored_span, token_texts
+from diagnostics.records.measurement_plan import WATCH
+from diagnostics.records.probes import Probe
+from finetune.families import Encoded, Family, bare_model, family_of
+from finetune.model.untouched import untouched
+from finetune.samples.conversation import Conversation, Turn
+
+GENERATE_AND_SCORE = replace(WATCH, name="served")
+
+
+class LocalReply(NamedTuple):
+    """A greedy answer, and the prompt that it answers.
+
+    text            without what ends it
+    tokens          the texts of its tokens and of what ends it; () for an empty answer
+    nats            log p of each of them, given what is before it
+    leads           by how much the likeliest token is ahead of the second there, nats, at least 0
+    prompt_tokens   through the header of the answer
+    image_tokens    of them, those that stand for pictures
+    ended           it came to its end before the limit of new tokens
+    """
+
+    text: str
+    tokens: tuple[str, ...]
+    nats: tuple[float, ...]
+    leads: tuple[float, ...]
+    prompt_tokens: int
+    image_tokens: int
+    ended: bool
+
+
+class LocalReplies(NamedTuple):
+    """The replies in the order of the probes, and the limit of new tokens that they were generated under."""
+
+    replies: tuple[LocalReply, ...]
+    max_new_tokens: int
+
+
+def local_replies(model: nn.Module, processor: Any, probes: Sequence[Probe]) -> LocalReplies:
+    """What the prober has the model generate, read once more for the log-probabilities of its tokens.
+
+    The text is what is read again: where a text has two ways to be cut into tokens, it is the tokenizer's own.
+    """
+    prober = Prober(
+        model, processor, key_layers=auto_key_layers(model), probes=probes, depth=GENERATE_AND_SCORE
+    )
+    records = prober.run_all(0, "before", progress=True)
+    reader = prober.reader
+    replies = [
+        _reply(prober.model, reader, probe, record.scores.generated, prober.max_new_tokens)
+        for probe, record in zip(probes, records, strict=True)
+    ]
+    return LocalReplies(tuple(replies), prober.max_new_tokens)
+
+
+def _reply(model: nn.Module, reader: ProbeEncoder, probe: Probe, text: str, limit: int) -> LocalReply:
+    encoded = reader.encode(probe, text or probe.answer)
+    start, end = encoded.turn_spans[-1]
+    image_tokens = sum(len(image.all_positions) for image in encoded.images)
+    if not text:
+        return LocalReply(text, (), (), (), start, image_tokens, True)
+    nats, leads = _nats(model, encoded)
+    tokens = token_texts(reader.processor.tokenizer, encoded.input_ids[slice(*scored_span(encoded))].tolist())
+    return LocalReply(text, tuple(tokens), nats, leads, start, image_tokens, end - start < limit)
+
+
+def _nats(model: nn.Module, encoded: Encoded) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """log p of each token of the reply and of its end, and the lead of the likeliest token over the second."""
+    start, end = scored_span(encoded)
+    inputs = padded([encoded], next(model.parameters()).device, left=False)
+    kept = inputs["input_ids"].shape[1] - start + 1
+    with untouched(model):
+        logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits[0, -kept:]
+    log_p = torch.log_softmax(logits[: end - start].double(), dim=-1)
+    nats = log_p.gather(1, inputs["input_ids"][0, start:end, None])[:, 0]
+    best = log_p.topk(2, dim=-1).values
+    return tuple(nats.tolist()), tuple((best[:, 0] - best[:, 1]).tolist())
+
+
+def tokens_of_question(family: Family, processor: Any, question: str) -> int | None:
+    """Tokens of a prompt without a picture, through the header of the answer; None where the family refuses one."""
+    conversation = Conversation((Turn("user", (question,)), Turn("assistant", (question,))))
+    try:
+        return family.encode(processor, conversation, media=False).turn_spans[-1][0]
+    except ValueError:  # what was asked is whether it can
+        return None
+
+
+def pixels_per_token(model: nn.Module, size_pixels: tuple[int, int]) -> float:
+    """Pixels, after the family's resize, that one token of a picture stands for."""
+    config = bare_model(model).config
+    arithmetic = family_of(config).image_arithmetic(config, size_pixels)
+    width, height = arithmetic.resized_pixels
+    return width * height / arithmetic.tokens
