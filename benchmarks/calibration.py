@@ -2,8 +2,9 @@
 
 python benchmarks/calibration.py trainings --work DIR     trains and probes (hours on one core); several processes may
                                                           share DIR, and a killed one goes on where it stopped
-python benchmarks/calibration.py judge --work DIR         a minute: writes benchmarks/results/calibration_DATE_cpu.json
-                                                          and docs/images/power.png
+python benchmarks/calibration.py judge --work DIR         writes benchmarks/results/calibration_DATE_cpu.json and
+                                                          docs/images/power.png: two minutes on two cores, half of
+                                                          one with --repeats 10, which leaves the curves rough
 
 False findings: the demo's base model is trained on ten kinds of samples that teach nothing true about its flaw
 (``benchmarks/calibration_lessons.py``), and compared with itself before, as ``diagnostics.compare`` does. Power: what
@@ -173,7 +174,7 @@ def power_of(
         return {"trainings": [], "noise": {}, "curves": []}
     pictures = different_pictures(work / "pictures" / "planted", max(COUNTS))
     with ProcessPoolExecutor(processes) as workers:
-        found = workers.map(power, repeat(pools), COUNTS, repeat(repeats), repeat(pictures), COUNTS)
+        found = workers.map(power, repeat(pools), COUNTS, repeat(repeats), repeat(pictures))
         curves = [one for part in tqdm(found, total=len(COUNTS), desc="power") for one in part]
     return {
         "trainings": [lesson.name for lesson in used],

@@ -87,6 +87,9 @@ def findings(group: Json) -> dict[str, bool | None]:
     moved = None if group["enrichment"] is None else _moved(group["enrichment"])
     return {
         "verdict corrected": group["verdict"] == CORRECTED,
+        "corrected in any wording": group["verdict"].startswith(
+            CORRECTED
+        ),  # also "corrected, not by looking"
         **{f"leg {name}": group["legs"][name]["holds"] for name in LEGS},
         "more right answers": None
         if accuracy is None

@@ -180,14 +180,13 @@ def power(
     pictures: Sequence[Path],
     *,
     gains: Sequence[float] = GAINS,
-    seed: int = 0,
 ) -> list[Json]:
     """For each group and gain: in what share of comparisons is a rise planted in this group alone found?
 
     "rose": beyond chance and by at least 5 %. "moved to the region": the leg holds, so that the region's lead over
     every other place is as clear; None where there is none. Chance is adjusted for all groups, as in a comparison.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(probes)
     counts = {(name, gain): np.zeros(2) for name in pools for gain in gains}
     for _ in range(repeats):
         quiet = {name: _read(planted(pool, probes, 0.0, pictures, rng)) for name, pool in pools.items()}
@@ -228,7 +227,12 @@ def draw(results: Json, path: Path) -> None:
     curves = results["power"]["curves"]
     groups = list(dict.fromkeys(one["group"] for one in curves if one["moved_to_the_region"] is not None))
     figure, axes = plt.subplots(
-        1, len(groups), figsize=(2.9 * len(groups), 3.7), sharey=True, layout="constrained", squeeze=False
+        1,
+        len(groups),
+        figsize=(3.3 * len(groups) + 1.2, 3.7),
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
     )
     for axis, name in zip(axes[0], groups, strict=True):
         for probes, colour in zip(COUNTS, ("#b9c6d3", "#0b4f8a", "#5b8f5b", "#b5894a"), strict=True):
@@ -247,7 +251,7 @@ def draw(results: Json, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("found, % of comparisons")
     axes[0][0].text(2, 96.2, "95 %", color="#666", fontsize=8)
-    axes[0][-1].legend(frameon=False, loc="lower right")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, loc="outside right center")
     with in_place_of(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
     plt.close(figure)

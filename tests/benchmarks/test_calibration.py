@@ -4,6 +4,7 @@ and a rise of attention that is planted is found as it should be; the committed 
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -31,6 +32,13 @@ from finetune.demo.prepare import data_files
 from finetune.demo.questions import TOPICS, Question
 from finetune.flags.parse import parse
 from tests.diagnostics.comparison.made_pairs import Made, flat, pairs_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def committed() -> dict:
+    return json.loads(sorted((ROOT / "benchmarks" / "results").glob("calibration_*.json"))[-1].read_text())
+
 
 # ---------------------------------------------------------------- lessons
 
@@ -197,7 +205,7 @@ def test_findings_are_what_the_comparison_says(tmp_path):
     found = findings(group_of(tmp_path)[0])
     assert found["leg answers"] and found["leg cause"] and found["leg guards"] is None
     assert found["more right answers"] and found["attention moved"] and found["attention rose"]
-    assert not found["verdict corrected"]  # unguarded
+    assert not found["verdict corrected"] and found["corrected in any wording"]  # unguarded
     quiet = findings(group_of(tmp_path, margins=(-3.0, -3.0), region=((3.0, 3.0), (3.0, 3.0)), noise=0.0)[0])
     assert not any(quiet[name] for name in ("more right answers", "attention moved", "a key layer moved"))
     assert quiet["a head named"] is False
@@ -315,3 +323,28 @@ def test_power_grows_from_chance_to_certainty(pictures):
     )
     [one] = power({"alone": alone}, 40, 2, pictures, gains=(0.5,))
     assert one["rose"] == 1 and one["moved_to_the_region"] is None
+
+
+# ---------------------------------------------------------------- the committed measurement
+
+
+def test_the_committed_results_hold_what_is_claimed():
+    results = committed()
+    null, true = results["teach_nothing_true"], results["correct"]
+    assert null["comparisons"] == results["trainings"]["teach_nothing_true"] >= 100
+    assert sum(one["comparisons"] > 0 for one in null["by_kind"].values()) >= 8
+    for claim in ("verdict corrected", "corrected in any wording"):
+        assert null["in_any_group"][claim]["count"] <= 0.01 * null["comparisons"]
+    for claim, one in null["on_fresh_probes"].items():
+        assert one["the_other_way"]["share"] <= 0.05, claim
+    whole = true["by_kind"]["correction"]
+    assert whole["verdict corrected"] == whole["comparisons"] >= 3
+    for one in results["power"]["curves"]:
+        if one["gain"] == 0:
+            assert one["rose"] <= 0.05 and not (one["moved_to_the_region"] or 0) > 0.05
+
+
+def test_the_figure_is_drawn(tmp_path):
+    calibration_power.draw(committed(), tmp_path / "power.png")
+    assert (tmp_path / "power.png").stat().st_size > 20_000
+    assert [path.name for path in tmp_path.iterdir()] == ["power.png"]
