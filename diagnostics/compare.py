@@ -142,6 +142,8 @@ def table(comparison: Mapping[str, Any]) -> str:
         legs = [f"  {leg.mark} {leg.name}: {leg.reason}" for leg in shown_legs(group)]
         lines += ["", f"{name}: {group['verdict']}"]
         lines += legs or [f"  - {reason}" for reason in group["reasons"]]
+        boxes = group.get("boxes") or {}
+        lines += [f"  boxes {side}: {scores['words']}" for side, scores in boxes.items()]
         lines += [f"  warning: {line}" for line in group.get("warnings", ())]
     return "\n".join(line.rstrip() for line in lines)
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diagnostics.comparison.answer_warnings import answer_warnings
+from diagnostics.comparison.box_answers import box_answers
 from diagnostics.comparison.enrichment import (
     LayerEnrichment,
     enrichment_by_layer,
@@ -165,6 +166,7 @@ def _group(name: str, context: _Context, looking: _Looking, mediation: Mediation
         "said_the_answer": None
         if answers is None or answers.said is None
         else dict(zip(SIDES, answers.said, strict=True)),
+        "boxes": box_answers(pairs),
         "enrichment": None
         if reading is None or looking.chance is None
         else reading_json(reading, looking.chance, looking.by_layer),

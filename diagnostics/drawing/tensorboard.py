@@ -4,6 +4,8 @@ Tags (G a group, L a key layer, ID a probe that is shown):
 
     accuracy/G                       share of probes with a positive margin
     margin_nats/G                    mean of log p(answer) - log p(foil)
+    box_accuracy/G                   share of boxes with an IoU above .5, where right answers are boxes
+    box_iou/G, box_pointing/G        their mean IoU, and the share whose centre lies within the right box
     region_mass/G/layer_L            share of the attention to the image that is on the judged region
     enrichment/G/layer_L             the same over the region's share of the image; 1 is uniform attention
     visual_share/layer_L             share of the answer query's attention on image tokens, all probes
@@ -27,9 +29,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from diagnostics.comparison.box_answers import of_probe
 from diagnostics.comparison.legs.shown import LEGEND, shown_legs
 from diagnostics.comparison.pairs import ProbePair, pairs_by_group
 from diagnostics.records.names import tag_part
+from finetune.families.parts.box_scores import box_scores
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -81,6 +85,12 @@ def scalars(pairs: Sequence[ProbePair]) -> dict[str, float]:
         if margin is not None:
             values[f"accuracy/{group}"].append(float(margin > 0))
             values[f"margin_nats/{group}"].append(margin)
+        box, said = of_probe(pair), pair.after.scores.generated
+        if box is not None and said:
+            scores = box_scores([box._replace(said=said)])
+            values[f"box_accuracy/{group}"].append(scores.accuracy)
+            values[f"box_iou/{group}"].append(scores.mean_iou)
+            values[f"box_pointing/{group}"].append(scores.pointing)
         for layer in pair.layers:
             reading = pair.reading(layer)
             if reading is not None:
@@ -101,7 +111,11 @@ def layout(pairs: Sequence[ProbePair]) -> dict[str, dict[str, list[Any]]]:
 
     groups = [tag_part(group) for group in pairs_by_group(pairs)]
     pages = {
-        "1 What does it answer?": {"accuracy": lines("accuracy/"), "margin, nats": lines("margin_nats/")},
+        "1 What does it answer?": {
+            "accuracy": lines("accuracy/"),
+            "margin, nats": lines("margin_nats/"),
+            "boxes right": lines("box_accuracy/"),
+        },
         "2 Does it look at the region?": {
             f"enrichment, {group}": lines(f"enrichment/{group}/layer_") for group in groups
         },

@@ -49,7 +49,7 @@ def verdict_card(name: str, group: Mapping[str, Any]) -> str:
         figures.append(_attention_figure(group["enrichment"]))
     if group["occlusion_nats"] is not None:
         figures.append(_cost_figure(group["occlusion_nats"]))
-    more = [_decides(group), _mediation(group), _ways(group), _leads(group), _heads(group)]
+    more = [_boxes(group), _decides(group), _mediation(group), _ways(group), _leads(group), _heads(group)]
     more += [_relation(group), _curves(group)]
     return (
         f'<article class="verdict"><header><h3>{html.escape(name)}</h3>{pill(group["verdict"])}'
@@ -57,6 +57,15 @@ def verdict_card(name: str, group: Mapping[str, Any]) -> str:
         f'<div class="figures">{"".join(figures)}</div>{_size(group)}'
         f"{_why(group)}{''.join(more)}</article>"
     )
+
+
+def _boxes(group: Mapping[str, Any]) -> str:
+    """Where right answers are boxes: what they were before and are after."""
+    boxes = group.get("boxes")
+    if not boxes:
+        return ""
+    lines = "".join(f"<li>{side}: {html.escape(boxes[side]['words'])}</li>" for side in ("before", "after"))
+    return f"<details open><summary>boxes</summary><ul>{lines}</ul></details>"
 
 
 def _why(group: Mapping[str, Any]) -> str:

@@ -17,10 +17,10 @@ from finetune.families.parts.box_answers import (
     thousandths,
     writing_of,
 )
+from finetune.families.parts.box_scores import BoxAnswer, BoxScores, box_scores
 from finetune.families.parts.qwen_grid import QwenGridFamily
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef
 from finetune.samples.images import known_size
-from finetune.training.box_scores import BoxAnswer, BoxScores, box_scores
 
 
 class BoxTarget(NamedTuple):

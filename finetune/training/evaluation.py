@@ -24,6 +24,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from finetune.data.dataset import ConversationDataset
 from finetune.distributed import autocast_dtype, gathered, rank_and_world_size
 from finetune.families.base import Encoded, Family, joined_media
+from finetune.families.parts.box_scores import BoxScores, box_scores
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
 from finetune.model.untouched import untouched
@@ -31,7 +32,6 @@ from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Turn, 
 from finetune.samples.videos import open_frames
 from finetune.training.answer_card import AnswerCard, draw_answer, with_boxes
 from finetune.training.box_questions import BoxTarget, box_target, scores_by_source
-from finetune.training.box_scores import BoxScores, box_scores
 from finetune.training.preview import short_name
 
 logger = logging.getLogger(__name__)

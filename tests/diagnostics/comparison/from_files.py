@@ -1127,6 +1127,7 @@ def _group(name, groups, reading, chance, layers, head_p, asked) -> Json:
         "accuracy": None if found is None else found["json"],
         "margin_nats": change(*margins, _pictures(scored)) if scored else None,
         "said_the_answer": None if found is None else found["said"],
+        "boxes": None,  # none of the probes that are recomputed here answers with a box
         "enrichment": None if reading is None else enrichment(reading, chance, layers),
         "enrichment_by_layer": layers,
         "localisation": localisation(pairs),

@@ -15,12 +15,12 @@ from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.probing.prompts import padded
 from finetune.data.dataset import Collator, Sample
 from finetune.families import family_of
+from finetune.families.parts.box_scores import box_scores
 from finetune.families.parts.modules import attending_layers, attention_modules, bare_model
 from finetune.model import checkpoint
 from finetune.model.adaptation import COMPONENTS, TABLES, Plan, adapt, component_of
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.training.box_questions import box_target
-from finetune.training.box_scores import box_scores
 from finetune.training.evaluation import prompts
 from finetune.training.loss import token_nats
 from tests.finetune.families import invented

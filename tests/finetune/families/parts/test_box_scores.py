@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from finetune.families.parts.box_answers import BoxFrame, Writing, fractions, pixels, thousandths
-from finetune.training.box_scores import BoxAnswer, BoxScores, box_scores, centre_inside, iou
+from finetune.families.parts.box_scores import BoxAnswer, BoxScores, box_scores, centre_inside, iou
 
 FORM = '{"bbox_2d": [x0, y0, x1, y1]}'
 RESIZED, FILE = (560, 840), (1280, 1900)  # never square

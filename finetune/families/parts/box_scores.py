@@ -71,7 +71,7 @@ class BoxScores(NamedTuple):
     wrong_format   form → boxes written in that form, which is not the family's
     not_a_box      in the right form, with corners that span no area
     wrong_object   name → wrong boxes that are right for another named region
-    systematic     the error that wrong boxes share; None where none is found
+    systematic     the error that boxes share, those on another named region left out; None where none is found
     """
 
     asked: int
@@ -142,7 +142,9 @@ def box_scores(answers: Sequence[BoxAnswer]) -> BoxScores:
         for answer, one in zip(answers, found, strict=True)
         if one is not None and one[0] != answer.writing.form
     ]
-    hits = [name for answer, box in missed if (name := _hit(box, answer.others)) is not None]
+    hits = [_hit(box, answer.others) for answer, box in missed]
+    on_others = {id(box) for (_, box), name in zip(missed, hits, strict=True) if name is not None}
+    alone = [(answer, box) for answer, box in boxes if id(box) not in on_others]
     return BoxScores(
         asked=len(answers),
         right=int((overlap > RIGHT_ABOVE).sum()),
@@ -151,8 +153,8 @@ def box_scores(answers: Sequence[BoxAnswer]) -> BoxScores:
         no_box=sum(one is None for one in found),
         wrong_format=dict(Counter(forms).most_common()),
         not_a_box=len(read) - len(boxes),
-        wrong_object=dict(Counter(hits).most_common()),
-        systematic=systematic_error([answer for answer, _ in boxes], said),
+        wrong_object=dict(Counter(name for name in hits if name is not None).most_common()),
+        systematic=systematic_error([answer for answer, _ in alone], np.array([box for _, box in alone])),
     )
 
 

@@ -1,0 +1,116 @@
+"""Probes whose right answer is a box: how many are right before and after, and what is wrong with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from diagnostics.comparison.pairs import SIDES, ProbePair, images_of
+from diagnostics.records.probes import Probe
+from finetune.families.base import Size
+from finetune.families.parts.box_answers import (
+    LOCATIONS,
+    Box,
+    BoxFrame,
+    Writing,
+    first_box,
+    fractions,
+    pixels,
+    thousandths,
+)
+from finetune.families.parts.box_scores import BoxAnswer, BoxScores, box_scores
+
+AGREES = 0.015  # of the picture, by which the answer's corners may differ from the region's
+
+Json = dict[str, Any]
+
+
+def box_answers(pairs: Sequence[ProbePair]) -> Json | None:
+    """Scores before and after, as written to comparison.json; None where no answer is the box of the judged region, or
+    a side has no generated answers.
+
+    The unit of a group's answers is found by laying them beside the region, which is in pixels of the file.
+    """
+    asked = [(pair, mark, of_probe(pair)) for pair, mark in zip(pairs, images_of(pairs), strict=True)]
+    scores = {}
+    for side in SIDES:
+        answers = []
+        for pair, mark, right in asked:
+            said = getattr(pair, side).scores.generated
+            if right is not None and said:
+                answers.append(right._replace(said=said, picture=mark))
+        if not answers:
+            return None
+        scores[side] = _json(box_scores(answers))
+    return scores
+
+
+def of_probe(pair: ProbePair) -> BoxAnswer | None:
+    """What is right for a probe, with nothing said yet; None where its answer is not the box of its judged region."""
+    probe, size = pair.probe, pair.before.image_tokens[0].image_size_pixels
+    found = first_box(probe.answer)
+    region = None if pair.region is None else probe.regions.get(pair.region)
+    if found is None or region is None or len(region) != 1:
+        return None
+    form, right = found
+    place = pixels(size, "the file").fractions(region[0])
+    frame = _frame(form, right, place, size)
+    if frame is None:
+        return None
+    return BoxAnswer(
+        said="",
+        right=right,
+        writing=Writing(form, frame),
+        others=_others(probe, pair.region, frame, size),
+        units=(thousandths(), pixels(size, "the file"), fractions()),
+        picture="",
+    )
+
+
+def _others(probe: Probe, judged: str | None, frame: BoxFrame, size: Size) -> dict[str, Box]:
+    """The other regions of one box, in the answer's numbers."""
+    file = pixels(size, "the file")
+    return {
+        name: frame.numbers(file.fractions(boxes[0]))
+        for name, boxes in probe.regions.items()
+        if name != judged and len(boxes) == 1
+    }
+
+
+def _frame(form: str, right: Box, place: Box, size: Size) -> BoxFrame | None:
+    """The unit in which ``right`` is the box ``place`` (fractions of the picture); None where it is in none."""
+    longest = max(size)
+    left, top = ((longest - side) // 2 / longest for side in size)
+    known = [
+        thousandths(),
+        pixels(size, "the file"),
+        BoxFrame("fractions of the padded square", (left, top), (size[0] / longest, size[1] / longest)),
+    ]
+    if form.startswith("<loc"):
+        known = [BoxFrame("1024ths of the picture", (0, 0), (LOCATIONS, LOCATIONS))]
+    elif max(right) > 1:  # by its far corner; the near one tells whether it is so
+        known.append(
+            BoxFrame("pixels of the resized picture", (0, 0), (right[2] / place[2], right[3] / place[3]))
+        )
+    off = [float(np.abs(np.subtract(frame.fractions(right), place)).max()) for frame in known]
+    first = next((at for at, value in enumerate(off) if value <= AGREES), None)
+    return None if first is None else known[first]
+
+
+def _json(scores: BoxScores) -> Json:
+    found = scores.systematic
+    return {
+        "asked": scores.asked,
+        "right": scores.right,
+        "accuracy": scores.accuracy,
+        "mean_iou": scores.mean_iou,
+        "pointing": scores.pointing,
+        "no_box": scores.no_box,
+        "wrong_format": scores.wrong_format,
+        "not_a_box": scores.not_a_box,
+        "wrong_object": scores.wrong_object,
+        "systematic": None if found is None else found._asdict(),
+        "words": scores.words(),
+    }

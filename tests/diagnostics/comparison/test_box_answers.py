@@ -1,0 +1,71 @@
+"""Probes whose right answer is a box, before and after, in numbers that are found from the region."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from diagnostics.comparison.box_answers import box_answers, of_probe
+from diagnostics.comparison.group_report import comparison_of
+from diagnostics.drawing.tensorboard import layout, scalars
+from diagnostics.report.verdict_cards import verdict_card
+from tests.diagnostics.comparison.made_pairs import OTHER, REGION, SIZE, Made, flat, pairs_of
+
+THOUSANDTHS = "<box>(167,0),(333,250)</box>"  # the region, 20 0 40 20 of 120 × 80 pixels
+PODIUM = "<box>(667,500),(1000,1000)</box>"
+MADE = Made(probes=9, answer=THOUSANDTHS, foil="no", said=(PODIUM, THOUSANDTHS))
+
+
+def test_boxes_are_counted_before_and_after(tmp_path: Path):
+    pairs = flat(pairs_of(tmp_path, boxes=MADE))
+    comparison = comparison_of(pairs)["groups"]["boxes"]
+    before, after = comparison["boxes"]["before"], comparison["boxes"]["after"]
+    assert (before["asked"], before["right"], before["wrong_object"]) == (9, 0, {"podium": 9})
+    assert before["systematic"] is None  # all at one place, and that place has a name
+    assert (after["right"], after["accuracy"], after["pointing"]) == (9, 1.0, 1.0)
+    written = scalars(pairs)
+    assert {tag: value for tag, value in written.items() if tag.startswith("box_")} == {
+        "box_accuracy/boxes": 1.0,
+        "box_iou/boxes": 1.0,
+        "box_pointing/boxes": 1.0,
+    }
+    assert layout(pairs)["1 What does it answer?"]["boxes right"][1] == ["^box_accuracy/boxes$"]
+    card = verdict_card("boxes", comparison)
+    assert "before: 0 of 9 boxes right at IoU .5" in card and "on podium instead: 9" in card
+    assert "after: 9 of 9 boxes right" in card
+
+
+@pytest.mark.parametrize(
+    ("answer", "unit"),
+    [
+        (THOUSANDTHS, "thousandths of the picture"),
+        ('{"bbox_2d": [20, 0, 40, 20]}', "pixels of the file"),
+        ('{"bbox_2d": [28, 0, 56, 21]}', "pixels of the resized picture"),  # 168 × 84
+        ("[0.17, 0.17, 0.33, 0.33]", "fractions of the padded square"),
+        ("<loc0000><loc0170><loc0256><loc0341>", "1024ths of the picture"),
+    ],
+)
+def test_the_unit_is_found_by_the_region(tmp_path: Path, answer: str, unit: str):
+    [pair] = flat(pairs_of(tmp_path, boxes=replace(MADE, probes=1, answer=answer)))
+    right = of_probe(pair)
+    assert right is not None and right.writing.frame.unit == unit
+    podium = right.writing.frame.fractions(right.others["podium"])
+    assert podium == pytest.approx([value / side for value, side in zip(OTHER, SIZE * 2, strict=True)])
+
+
+def test_answers_that_are_not_the_region_s_box_are_not_scored(tmp_path: Path):
+    for answer in ("Pearl", "<box>(667,500),(999,999)</box>"):
+        pairs = flat(pairs_of(tmp_path, boxes=replace(MADE, answer=answer)))
+        assert box_answers(pairs) is None
+        assert "boxes right" not in verdict_card("boxes", comparison_of(pairs)["groups"]["boxes"])
+
+
+def test_a_side_without_generated_answers_is_not_measured(tmp_path: Path):
+    assert box_answers(flat(pairs_of(tmp_path, boxes=replace(MADE, said=("", THOUSANDTHS))))) is None
+
+
+def test_an_error_that_all_boxes_share_is_named(tmp_path: Path):
+    assert REGION == (20.0, 0.0, 40.0, 20.0)
+    low = "<box>(167,200),(333,450)</box>"
+    scores = box_answers(flat(pairs_of(tmp_path, boxes=replace(MADE, said=(low, THOUSANDTHS)))))
+    assert scores is not None and "200 low (95 % interval 200 to 200)" in scores["before"]["words"]
