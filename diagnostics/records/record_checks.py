@@ -253,7 +253,7 @@ def _check_image_arrays(image: Mapping[str, Any], arrays: Arrays, folder: str, k
         if not len(places) or places.min() < 0 or places.max() >= keys:
             raise _mismatch(f"{folder}{name}positions", _ends(places), f"some of the {keys} tokens")
         boxes = _finite(arrays, f"{folder}{name}cell_boxes_pixels", (cells, 4))
-        if np.abs(boxes).max() > 1e9:
+        if float(np.abs(boxes).max()) > 1e9:  # half precision cannot hold the limit
             raise _mismatch(f"{folder}{name}cell_boxes_pixels", _ends(boxes), "pixels of the picture")
     return int(image["grid"][0] * image["grid"][1])
 

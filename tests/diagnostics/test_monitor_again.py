@@ -334,7 +334,7 @@ def test_an_accelerate_loop_probes_by_hand(tmp_path, processor, probes):
         AttentionRecord.load(record_path(tmp_path / "attention" / f"step-00000{step}", "disc-0"))
         for step in (0, 4)
     )
-    assert after.scores.answer_nats != before.scores.answer_nats and len(after.interventions) == 4
+    assert after.scores.answer_nats != before.scores.answer_nats and len(after.interventions) == 6
     tags = written_tags(tmp_path / "runs")
     assert {step for tag, step in tags if tag == "margin_nats/retention"} == {0, 2, 4}
     assert ("maps: retention/disc-1/layer_1", 4) in tags

@@ -354,7 +354,8 @@ def test_what_a_record_has_not_is_said(
 
 def test_the_guides_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     guide = (Path(__file__).parents[3] / "docs" / "capture.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    (code,) = [block for block in blocks if "AttentionRecord" in block]
     layers = np.repeat(RECORD.rows, 2, axis=1)  # of four heads
     queries = (RECORD.queries[0], Query(10, "phrase:Oriental Pearl", "Oriental Pearl"))
     share = np.zeros((32, 4), np.float32)

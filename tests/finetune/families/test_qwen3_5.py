@@ -232,7 +232,7 @@ def test_a_comparison_counts_the_layers_that_attend(prober, records, asked, tmp_
     json.loads((tmp_path / "comparison" / "comparison.json").read_text(), parse_constant=refuse)
     chances = np.ones((2, 4))
     chances[1, 2] = 0.01
-    (listed,) = heads(pair_all(asked, before, after), chances)["significant"]
+    (listed,) = heads(pair_all(asked, before, after), chances, 0.0)["significant"]
     assert (listed["layer"], listed["head"]) == (3, 2)
     mass = records[0].region_mass["disc"]
     panels = layers_heads_figure(mass, 2 * mass, title="t", key_layers=[1, 3]).axes

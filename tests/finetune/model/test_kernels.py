@@ -41,7 +41,9 @@ def test_a_machine_without_liger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_machine_without_a_gpu(tmp_path: Path, liger: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="run on a GPU, and there is none"):
+    with pytest.raises(
+        ValueError, match="--use_liger_kernel: found no GPU, which its kernels need; leave it out"
+    ):
         kernels.prepare(arguments(tmp_path), "qwen2_5_vl")
 
 
