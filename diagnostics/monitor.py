@@ -563,7 +563,7 @@ class AttentionMonitor(TrainerCallback):
         return {}
 
     def _before(self, at: Moment, model: nn.Module, depth: MeasurementPlan) -> BeforeModel | None:
-        """The untrained model, to lend its attention to this one; None, and the reason told, where any rank lacks
+        """The untrained model, to lend its attention to this one; None, and the reason is reported, where any rank lacks
         it."""
         if at.step == 0 or not depth.patching:
             return None
@@ -574,7 +574,7 @@ class AttentionMonitor(TrainerCallback):
             reason = str(error)[:LINE_MAX]
         reason = next((one for one in gathered(reason) if one is not None), None)
         if at.first:
-            self._tell_not_patched(reason)
+            self._report_not_patched(reason)
         return found if reason is None else None
 
     def _at_hand(self, model: nn.Module) -> BeforeModel:
@@ -587,7 +587,7 @@ class AttentionMonitor(TrainerCallback):
             )
         return loaded_beside(self.reference, model)
 
-    def _tell_not_patched(self, reason: str | None) -> None:
+    def _report_not_patched(self, reason: str | None) -> None:
         place = self.attention_dir / NOT_PATCHED
         with self._reporting(f"{NOT_PATCHED} could not be written"):
             if reason is None:

@@ -25,7 +25,7 @@ from diagnostics.measures.statistics import (
 )
 
 TO, AWAY = "to the region", "away from the region"
-MOST_TOLD = 100  # times; beyond it there was next to nothing before
+LARGEST_FACTOR = 100  # times; beyond it there was next to nothing before
 SALIENT, OTHERS = "equally salient places", "the other regions"
 
 Mediated = Callable[[ProbePair, int], float | None]
@@ -159,8 +159,8 @@ def _means(reading: Reading) -> str:
 
 
 def _median_words(factor: float) -> str:
-    if factor > MOST_TOLD:
-        return f"median probe: over {MOST_TOLD} times as much as before"
+    if factor > LARGEST_FACTOR:
+        return f"median probe: over {LARGEST_FACTOR} times as much as before"
     return f"median probe: {factor:.2f} times as much as before"
 
 

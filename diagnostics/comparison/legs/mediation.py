@@ -108,7 +108,7 @@ def _leg(
         )
     best = max(claimed, key=lambda one: one.share.mean)
     of_two = _share(patched, best.part, best.layers, 1 - (1 - level) / 2)
-    words = listed([f"{percent(one.share.mean)} in {_where(one)}" for one in _told(parts)])
+    words = listed([f"{percent(one.share.mean)} in {_where(one)}" for one in _shown(parts)])
     return Leg(
         best.share.mean >= thresholds.mediated and of_two is not None and of_two.is_above_zero,
         len(patched),
@@ -128,7 +128,7 @@ def _why_no_share(patched: Sequence[ProbePair]) -> str:
     return "the margin did not surely rise, so nothing is to be carried"
 
 
-def _told(parts: Sequence[Mediated]) -> list[Mediated]:
+def _shown(parts: Sequence[Mediated]) -> list[Mediated]:
     """All but single layers, and of those the one that carries most."""
     layers = sorted((one for one in parts if one.part == LAYER), key=lambda one: -one.share.mean)[:1]
     return [*(one for one in parts if one.part != LAYER), *layers]

@@ -8,6 +8,7 @@ import pytest
 from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.comparison.verdicts import VERDICTS
+from diagnostics.flags.compare import THRESHOLDS
 from diagnostics.records.probes import Relation
 from tests.diagnostics.comparison.made_pairs import ANSWER, FOIL, GUARDS, Made, flat, pairs_of
 
@@ -182,3 +183,9 @@ def test_legs_give_number_interval_threshold_and_reason(tmp_path: Path) -> None:
         0.5 / 9
     )
     assert ANSWER not in legs["guards"]["reason"] or FOIL in legs["guards"]["reason"]
+
+
+def test_the_flags_have_the_defaults_of_the_thresholds() -> None:
+    """They are written twice, since reading flags must not import what takes seconds."""
+    given = {name.split("_", 1)[1]: least for name, (least, _) in THRESHOLDS.items()}
+    assert Thresholds(**given) == Thresholds() and set(given) == set(vars(Thresholds()))
