@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diagnostics.comparison.legs.attention import MOST_TOLD
+from diagnostics.comparison.legs.attention import LARGEST_FACTOR
 from diagnostics.comparison.legs.leg import count, listed, percent
 from diagnostics.comparison.legs.shown import FAILS, HOLDS, NOT_MEASURED, ShownLeg, shown_legs
 from diagnostics.drawing.svg_charts import Line, line_chart, pair_of_bars, percent_words, share_bars
@@ -140,7 +140,7 @@ def _attention_figure(enrichment: Mapping[str, Any]) -> str:
     below = [f"change {low:+.2f} to {high:+.2f}, layer {enrichment['layer']}"]
     if "median_factor" in enrichment:
         factor = enrichment["median_factor"]
-        times = f"over {MOST_TOLD}" if factor > MOST_TOLD else f"{factor:.2f}"
+        times = f"over {LARGEST_FACTOR}" if factor > LARGEST_FACTOR else f"{factor:.2f}"
         below.insert(0, f"median probe: {times} times")
     if enrichment.get("leads"):
         least = min(enrichment["leads"], key=lambda one: one["mean"])
