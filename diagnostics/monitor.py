@@ -563,8 +563,7 @@ class AttentionMonitor(TrainerCallback):
         return {}
 
     def _before(self, at: Moment, model: nn.Module, depth: MeasurementPlan) -> BeforeModel | None:
-        """The untrained model, to lend its attention to this one; None, and the reason is reported, where any rank lacks
-        it."""
+        """The untrained model, to lend its attention to this one; None where any rank lacks it, which is reported."""
         if at.step == 0 or not depth.patching:
             return None
         found, reason = None, None
