@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from diagnostics.comparison.pairs import images_of, pair_records
+from diagnostics.records.record import PatchSource, PatternPatch, PictureControl
 from tests.diagnostics.show_samples import probes, records
 
 
@@ -52,3 +53,23 @@ def test_a_copy_of_a_picture_is_the_same_picture(sides, tmp_path):
     Image.open(probe.images[0]).save(copy, compress_level=0)
     pairs = [pair_records(one, before, after) for one in (probe, replace(probe, images=(copy,)))]
     assert len({*images_of(pairs)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"picture_controls": (PictureControl("blank", float("nan")),)},
+            "the margin with the picture 'blank'",
+        ),
+        (
+            {"patches": (PatternPatch("layer", float("inf"), (3,)),)},
+            r"the margin with the attention of layer \[3\] put back",
+        ),
+        ({"patched_from": PatchSource("base", float("nan"))}, "the margin of the model whose attention"),
+    ],
+)
+def test_every_margin_that_is_no_number_names_the_probe(sides, change, words):
+    probe, before, after = sides
+    with pytest.raises(ValueError, match=f"probe {probe.id}, record of step 10: found (nan|inf) as {words}"):
+        pair_records(probe, before, replace(after, **change))
