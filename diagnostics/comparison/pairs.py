@@ -277,7 +277,9 @@ def _require_finite(where: str, record: AttentionRecord) -> None:
     for control in record.picture_controls:
         values[f"the margin with the picture {control.kind!r}"] = control.margin_nats
     for patch in record.patches:
-        values[f"the margin with the attention of {patch.part} {list(patch.layers)} put back"] = patch.margin_nats
+        values[f"the margin with the attention of {patch.part} {list(patch.layers)} put back"] = (
+            patch.margin_nats
+        )
     if record.patched_from is not None:
         values["the margin of the model whose attention was put back"] = record.patched_from.margin_nats
     for name, found in values.items():
