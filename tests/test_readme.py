@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune.demo.prepare import DemoData
+from finetune.demo.settings import training_flags
 from finetune.flags import parse
 
 ROOT = Path(__file__).parent.parent
@@ -70,3 +72,14 @@ def test_flags_of_the_training_page_are_flags():
     for link in re.findall(r"\]\(([\w-]+\.md)\)|`(scripts/[\w.]+)`", page):
         name = (link[0] and f"docs/{link[0]}") or link[1]
         assert (ROOT / name).is_file(), name
+
+
+def test_the_demo_leaves_the_checkpoints_and_probes_that_it_names():
+    """A comparison of a checkpoint that no run leaves fails at the hub, minutes away from the README."""
+    flags = training_flags(DemoData(*[Path(name) for name in DemoData._fields]), processes=1)
+    of = dict(zip(flags[::2], flags[1::2], strict=True))
+    saved = range(0, int(of["--max_steps"]) + 1, int(of["--save_steps"]))
+    named = {int(step) for step in re.findall(r"output_qwen/\S*?(?:checkpoint|step)-0*(\d+)", README)}
+    assert named and named <= set(saved)
+    for file in set(re.findall(r"data/demo/(\S+\.json)", README)):
+        assert file in ("probes/probes.json", "development/probes.json")
