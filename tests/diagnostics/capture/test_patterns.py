@@ -13,6 +13,7 @@ from tests.diagnostics.capture.test_sinks import model as sink_model  # noqa: F4
 from tests.diagnostics.tiny_llama import FAMILY, IDS, tiny_llama
 from tests.diagnostics.tiny_qwen_vl import N_PATCHES, N_QUERIES, tiny_model
 from tests.finetune.families.test_caches import cache_of, windowed_llama
+from tests.flash_standin import standing_in, using
 
 BOTH = torch.tensor([True, True])
 LAYERS = ("layer_0", "layer_1", "layer_2")
@@ -275,3 +276,23 @@ def test_sink_logits_that_differ_are_refused_and_the_same_ones_kept(sink_model):
             sink_model(**given)
         with extractor.with_patterns(kept, {"layer_0": BOTH}):  # layer 3 keeps its own pattern
             assert torch.equal(sink_model(**given).logits, plain)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("mask", [None, PADDING])
+def test_flash_attention_reads_kept_queries_and_keys_too(version, mask):
+    """Its own change nothing, and another model's give what SDPA gives with them; rows without tokens left out."""
+    inputs = {"input_ids": IDS[:, :7], "attention_mask": mask}
+    before = tiny_llama()
+    after = changed(before, "q_proj", "v_proj")
+    chosen = {"layer_1": BOTH}
+    kept, _ = kept_by(before, **inputs)
+    expected = patched(after, kept, chosen, **inputs)
+    seen = torch.ones(2, 7, dtype=torch.bool) if mask is None else mask.bool()
+    with standing_in(version), using(before, version), using(after, version):
+        own, plain = kept_by(after, **inputs)
+        assert torch.equal(patched(after, own, dict.fromkeys(LAYERS, BOTH), **inputs), plain)
+        kept, _ = kept_by(before, **inputs)
+        found = patched(after, kept, chosen, **inputs)
+    assert not torch.allclose(plain[seen], found[seen], atol=1e-3)
+    torch.testing.assert_close(found[seen], expected[seen], rtol=1e-4, atol=1e-5)
