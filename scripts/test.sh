@@ -17,4 +17,4 @@ step ruff check .
 step mypy
 step python -c 'import finetune, finetune.training.trainer, finetune.model.checkpoint, diagnostics, diagnostics.compare'
 # The last lines name what failed and what was skipped, with the package that is missing.
-step python -m pytest -n 2 --dist loadgroup -rfEs "$@"
+step python -m pytest -n 2 --dist loadfile -rfEs "$@"

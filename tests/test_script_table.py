@@ -27,9 +27,6 @@ def documented() -> dict[str, dict[str, str]]:
     }
 
 
-ONE_PROCESS = pytest.mark.xdist_group("the table is run once")
-
-
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """All dry runs, and training under ZeRO-3, in one process of its own: DeepSpeed leaves its marks on it."""
@@ -47,7 +44,6 @@ def test_the_table_has_every_script_and_every_family():
     assert {one.name for one in KNOWN} <= {tiny.family.name for tiny in FAMILIES.values()}
 
 
-@ONE_PROCESS
 def test_what_a_script_refuses_is_what_the_table_says(quick: dict[str, dict[str, Any]]):
     """At the dry run, which loads no weights, and in one line."""
     said = {
@@ -59,7 +55,6 @@ def test_what_a_script_refuses_is_what_the_table_says(quick: dict[str, dict[str,
     assert all(re.search(rf"give {' '.join(EAGER)}$", refusal) for refusal in refusals)
 
 
-@ONE_PROCESS
 @pytest.mark.parametrize("family", FAMILIES)
 def test_zero_3_trains_saves_and_is_exported(quick: dict[str, dict[str, Any]], family: str):
     cell = quick["finetune_ds.sh"][family]
