@@ -28,8 +28,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from diagnostics.measures import attention, drift, sinks
-from diagnostics.measures.geometry import region_coverage
 from finetune.families.base import ImageTokens
+from finetune.families.parts.coverage import region_coverage
 from finetune.files import write_atomically
 
 

@@ -13,7 +13,7 @@ _HOMES = {
     "AttentionMonitor": "diagnostics.monitor",
     "AttentionRecord": "diagnostics.records.record",
     "AttentionVisualizer": "diagnostics.drawing.figures",
-    "remove_all": "diagnostics.capture.watch",
+    "remove_all": "finetune.attention.watch",
     "to_bertviz": "diagnostics.records.bertviz",
 }
 

@@ -2,7 +2,7 @@
 
 Every model of transformers looks its kernel up by name in ``AttentionInterface`` and calls it with q and k as
 they enter the product (after rotary embedding, norms and the cache). So the extractor wraps the kernel
-(``diagnostics.capture.watch``): the real one is called with the same arguments, and then the softmax of only the
+(``finetune.attention.watch``): the real one is called with the same arguments, and then the softmax of only the
 wanted query rows is computed, in fp32. The output of the model is that of the real kernel, bit for bit.
 """
 
@@ -24,8 +24,8 @@ from diagnostics.capture.kernel_tap import Tap
 from diagnostics.capture.patterns import Keeping, KeptCall, Patterns, PuttingBack, check_names
 from diagnostics.capture.rows import span, to_numpy
 from diagnostics.capture.tower_rows import Piece, TowerRows, image_rows, joined_calls
-from diagnostics.capture.watch import Call, Watch, check_is_free
 from diagnostics.capture.watcher import Proof, Watcher, check_masks
+from finetune.attention.watch import Call, Watch, check_is_free
 from finetune.families import Family, attention_copies, bare_model, copies_of, family_of
 from finetune.families.base import Tiles, TowerSequence
 from finetune.families.parts.modules import layer_words

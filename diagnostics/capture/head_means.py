@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.capture.forwards import check_is_whole
-from diagnostics.capture.rows import attention_logits, attention_rows, sink_logits, to_numpy
-from diagnostics.capture.watch import Call
+from diagnostics.capture.rows import to_numpy
+from finetune.attention.rows import attention_logits, attention_rows, sink_logits
+from finetune.attention.watch import Call
 from finetune.families import Family, bare_model
 from finetune.families.parts.modules import attending_layers, language_layers
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from diagnostics.capture.forwards import Forwards
-from diagnostics.capture.watch import Watch
+from finetune.attention.watch import Watch
 from finetune.families import Family, bare_model, family_of
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import Tensor, nn
 
 from diagnostics.capture.forwards import Forwards
-from diagnostics.capture.watch import Call, Watch, check_is_free
 from diagnostics.capture.watcher import check_masks, placed
+from finetune.attention.watch import Call, Watch, check_is_free
 from finetune.families import Family, attention_copies, bare_model, family_of
 
 Tap: TypeAlias = Callable[

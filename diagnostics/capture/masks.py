@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from diagnostics.capture.rows import LEFT_OUT_BY_SDPA, rules
-from diagnostics.capture.watch import Call
+from finetune.attention.rows import LEFT_OUT_BY_SDPA, rules
+from finetune.attention.watch import Call
 from finetune.families.base import TowerSequence
 
 

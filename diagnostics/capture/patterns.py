@@ -20,8 +20,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from diagnostics.capture.rows import SINK_LOGITS, SOFT_CAP, UNSUPPORTED_TERMS, span
-from diagnostics.capture.watch import Call
+from diagnostics.capture.rows import span
+from finetune.attention.rows import SINK_LOGITS, SOFT_CAP, UNSUPPORTED_TERMS
+from finetune.attention.watch import Call
 
 TERMS = ("scaling", SOFT_CAP, SINK_LOGITS, *UNSUPPORTED_TERMS)
 """Options of a call that enter its softmax beside q, k and the mask. One kernel call has one of each, so that those of

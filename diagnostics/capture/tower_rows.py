@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diagnostics.capture.rows import to_numpy
-from diagnostics.capture.watch import Call
+from finetune.attention.watch import Call
 from finetune.families.base import TowerSequence
 from finetune.families.parts.tower import joined
 

@@ -14,16 +14,10 @@ from torch import Tensor, nn
 from diagnostics.capture.forwards import Forwards
 from diagnostics.capture.masks import by_place, mask_without, with_mask
 from diagnostics.capture.patterns import has_patterns
-from diagnostics.capture.rows import (
-    attention_logits,
-    attention_rows,
-    highest,
-    indices,
-    row_positions,
-    sink_logits,
-)
+from diagnostics.capture.rows import indices, row_positions
 from diagnostics.capture.tower_rows import Piece
-from diagnostics.capture.watch import Call
+from finetune.attention.rows import attention_logits, attention_rows, highest, sink_logits
+from finetune.attention.watch import Call
 from finetune.families import Family
 from finetune.families.base import TowerSequence, flash_fault
 from finetune.families.parts.modules import attending_layers
@@ -156,6 +150,7 @@ def placed(call: Call, forwards: Forwards) -> Call:
 def disagreement(rows: Tensor, value: Tensor, output: Tensor, positions: Tensor) -> float:
     """Largest |rows × values − kernel output|, relative to the largest output, over rows that see
     anything."""
+    rows = rows.float()
     value = value.float().repeat_interleave(rows.shape[1] // value.shape[1], dim=1)
     index = positions[:, None, :, None].expand(-1, rows.shape[1], -1, value.shape[-1])
     true = output.transpose(1, 2).float().gather(2, index)

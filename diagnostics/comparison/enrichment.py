@@ -12,7 +12,6 @@ from jaxtyping import Float
 from diagnostics.comparison.legs.attention import Reading
 from diagnostics.comparison.pairs import SIDES, ProbePair, images_of
 from diagnostics.measures.attention import auc, entropy, iou, nss, pointing_game
-from diagnostics.measures.geometry import region_coverage
 from diagnostics.measures.sinks import sink_share
 from diagnostics.measures.statistics import (
     SIGNIFICANT,
@@ -25,6 +24,7 @@ from diagnostics.measures.statistics import (
     significant_heads,
 )
 from diagnostics.records.record import AttentionRecord
+from finetune.families.parts.coverage import region_coverage
 
 HEADS_LISTED = 40
 

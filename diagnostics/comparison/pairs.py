@@ -13,16 +13,11 @@ from jaxtyping import Float
 
 from diagnostics.comparison.maps import CellMap, LayerMaps, RegionChange
 from diagnostics.measures.attention import enrichment, jensen_shannon_nats, region_mass
-from diagnostics.measures.geometry import (
-    Box,
-    cells_from_row,
-    region_coverage,
-    shared_area_pixels,
-    union_area_pixels,
-)
+from diagnostics.measures.geometry import cells_from_row, shared_area_pixels, union_area_pixels
 from diagnostics.records.pictures import picture_mark
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord, Intervention
+from finetune.families.parts.coverage import Box, region_coverage
 
 SIDES = ("before", "after")
 CLOSE = 0.9  # of the largest shift: parts of a region within this range count as tied

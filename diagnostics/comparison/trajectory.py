@@ -17,9 +17,9 @@ from diagnostics.comparison.maps import CellMap, Outcome, Strip, StripPanel
 from diagnostics.comparison.pairs import layer_cells
 from diagnostics.measures.attention import enrichment, jensen_shannon_nats, region_mass
 from diagnostics.measures.drift import principal_plane
-from diagnostics.measures.geometry import region_coverage
 from diagnostics.records.probes import Probe, groups_of
 from diagnostics.records.record import AttentionRecord
+from finetune.families.parts.coverage import region_coverage
 
 Json = dict[str, Any]
 Records = Mapping[str, AttentionRecord]

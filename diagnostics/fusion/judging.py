@@ -21,7 +21,6 @@ from jaxtyping import Bool, Float
 
 from diagnostics.fusion.recipes import Lessons, Map, View, fitting, fused, single_maps
 from diagnostics.measures.attention import enrichment, pointing_game
-from diagnostics.measures.geometry import region_coverage
 from diagnostics.measures.statistics import (
     SIGNIFICANT,
     Interval,
@@ -34,6 +33,7 @@ from diagnostics.measures.statistics import (
 from diagnostics.probing.layer_choice import LEAST_PROBES
 from diagnostics.records.pictures import names_by_picture, picture_mark
 from diagnostics.records.probes import ENOUGH_PROBES, Probe
+from finetune.families.parts.coverage import region_coverage
 
 ALL = "all"  # the scope of every probe; groups of the probe file are the others
 BETTER, NOT_BETTER, WORSE, TOO_FEW = "better", "not better", "worse", "too few probes"

@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from diagnostics.capture.extractor import AttentionExtractor, Call
 from diagnostics.capture.head_means import CHUNK_BYTES
-from diagnostics.capture.rows import attention_logits, attention_rows
 from diagnostics.capture.self_check import self_check
-from diagnostics.capture.watch import Watch
 from diagnostics.fusion.recipes import View, distributions, through_step
 from diagnostics.measures.geometry import cells_from_row, patch_boxes_pixels, resampled
 from diagnostics.probing.prober import auto_key_layers
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded
 from diagnostics.records.probes import Probe
+from finetune.attention.rows import attention_logits, attention_rows
+from finetune.attention.watch import Watch
 from finetune.families import Family, ImageTokens, attention_modules, bare_model, family_of
 from finetune.families.base import TowerSequence
 from finetune.families.parts.tower import joined

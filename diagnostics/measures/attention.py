@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from diagnostics.measures.geometry import Box, Numbers, disjoint_boxes, region_coverage
+from diagnostics.measures.geometry import Numbers
 from finetune.families.base import ImageTokens
+from finetune.families.parts.coverage import Box, disjoint_boxes, region_coverage
 
 CANDIDATES = 64  # places tried for one random region before the least overlapping is taken
 FLAT = 1e-9  # spread, as a share of the mean, below which a map is flat up to rounding

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from diagnostics.measures.geometry import Box, disjoint_boxes
+from finetune.families.parts.coverage import Box, disjoint_boxes
 
 CANDIDATES = 256
 """Places drawn at random, of which the most alike are taken."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import random_regions
-from diagnostics.measures.geometry import Box, union_area_pixels
+from diagnostics.measures.geometry import union_area_pixels
 from diagnostics.probing.lenders import Loan
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, parted, scored_span
 from diagnostics.probing.regions import (
@@ -43,6 +43,7 @@ from diagnostics.records.measurement_plan import (
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import Intervention, PictureControl
 from finetune.families import Encoded
+from finetune.families.parts.coverage import Box
 from finetune.families.parts.modules import language_layers
 from finetune.samples.conversation import ImageRef
 

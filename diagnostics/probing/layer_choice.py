@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from diagnostics.measures.geometry import region_coverage
 from diagnostics.measures.statistics import benjamini_hochberg, effect_size, head_tests, sign_flip_p
 from diagnostics.records.pictures import names_by_picture, picture_mark
 from diagnostics.records.probes import ENOUGH_PROBES, KEPT_SHARE, Probe, groups_of
 from diagnostics.records.record import AttentionRecord
+from finetune.families.parts.coverage import region_coverage
 from finetune.files import write_atomically
 
 VERSION = 1

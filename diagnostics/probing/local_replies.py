@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from diagnostics.probing.prober import Prober, auto_key_layers
-from diagnostics.probing.prompts import ProbeEncoder, padded, scored_span, token_texts
+from diagnostics.probing.prompts import ProbeEncoder, padded, scored_span
 from diagnostics.records.measurement_plan import WATCH
 from diagnostics.records.probes import Probe
 from finetune.families import Encoded, Family, bare_model, family_of
+from finetune.families.parts.phrases import token_texts
 from finetune.model.untouched import untouched
 from finetune.samples.conversation import Conversation, Turn
 

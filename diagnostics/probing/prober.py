@@ -31,7 +31,7 @@ from diagnostics.measures.attention import (
     row_entropy,
     visual_share,
 )
-from diagnostics.measures.geometry import cells_from_row, region_coverage
+from diagnostics.measures.geometry import cells_from_row
 from diagnostics.measures.sinks import sink_dimensions, sink_tokens, without_sinks
 from diagnostics.probing.before import BeforeModel
 from diagnostics.probing.interventions import TrialRunner, summed_nats
@@ -44,6 +44,7 @@ from diagnostics.records.measurement_plan import OTHER, QUICK, Allowed, Measurem
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord, PictureControl, Scores
 from finetune.families import Encoded, Family, ImageTokens, bare_model, family_of
+from finetune.families.parts.coverage import region_coverage
 from finetune.families.parts.modules import attending_layers, layer_words
 from finetune.model.untouched import untouched
 

@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
-from diagnostics.measures.geometry import Box, region_coverage
 from diagnostics.measures.salience import Place, salient_places
 from diagnostics.records.probes import Probe
 from finetune.families import ImageTokens
+from finetune.families.parts.coverage import Box, region_coverage
 from finetune.samples.images import open_image
 
 BORDER_SHARE = 0.15  # of a box's longer side: the ring whose mean colour fills it

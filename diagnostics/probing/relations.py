@@ -27,10 +27,12 @@ from torch import nn
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.capture.head_means import in_all_layers
 from diagnostics.measures.attention import enrichment, random_coverages
-from diagnostics.measures.geometry import cells_from_row, region_coverage
-from diagnostics.probing.prompts import ProbeEncoder, find_span, padded, text_spans
+from diagnostics.measures.geometry import cells_from_row
+from diagnostics.probing.prompts import ProbeEncoder, padded, text_spans
 from diagnostics.records.probes import Probe, Relation
 from finetune.families import Encoded, ImageTokens, bare_model
+from finetune.families.parts.coverage import region_coverage
+from finetune.families.parts.phrases import find_span
 
 CONTROLS = 16
 

@@ -21,11 +21,12 @@ from diagnostics.drawing.colours import difference_colours, dimming, heat_colour
 from diagnostics.drawing.probe_picture import fitted
 from diagnostics.drawing.svg_charts import Line, forest, inline_picture, line_chart, margin_chart
 from diagnostics.measures.attention import enrichment, region_mass
-from diagnostics.measures.geometry import cells_from_row, region_coverage
+from diagnostics.measures.geometry import cells_from_row
 from diagnostics.measures.sinks import without_sinks
 from diagnostics.records.record import AttentionRecord
 from diagnostics.report.case_studies import TrainingSample, case_html, choose_cases
 from diagnostics.report.verdict_cards import pill, verdict_card, warnings
+from finetune.families.parts.coverage import region_coverage
 
 Json = dict[str, Any]
 

@@ -20,7 +20,7 @@ import finetune
 from diagnostics.capture.kernel_tap import KernelTap
 from diagnostics.measures.sinks import THRESHOLD
 from diagnostics.probing.prober import auto_key_layers
-from diagnostics.probing.prompts import padded, token_texts
+from diagnostics.probing.prompts import padded
 from diagnostics.web.memory_check import need, require
 from diagnostics.web.reply_capture import ReplyCapture, image_slots
 from diagnostics.web.reply_queue import Job, Partial, ReplyQueue
@@ -28,6 +28,7 @@ from diagnostics.web.texts import RefusedError
 from diagnostics.web.trace import ANSWER, OTHER, QUESTION, SeenImage, Trace
 from diagnostics.web.trace_recorder import CONNECTOR
 from finetune.families import Encoded, attention_modules, bare_model, copies_of, family_of
+from finetune.families.parts.phrases import token_texts
 from finetune.model.checkpoint import check, load, resolve
 from finetune.model.free_memory import available_bytes
 from finetune.samples.conversation import Conversation, ImageRef, Turn

@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from diagnostics.measures.attention import visual_share
-from diagnostics.measures.geometry import Box, cells_from_row, region_coverage, token_weights
+from diagnostics.measures.geometry import cells_from_row
 from diagnostics.measures.sinks import without_sinks
 from diagnostics.web.trace import Trace
 from finetune.families.base import ImageTokens
+from finetune.families.parts.coverage import Box, region_coverage, token_weights
 
 MEAN = -1
 Part: TypeAlias = Literal["language", "connector", "vision"]

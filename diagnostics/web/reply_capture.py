@@ -14,9 +14,9 @@ from jaxtyping import Bool
 from torch import nn
 
 from diagnostics.capture.hidden_states import HiddenStates
-from diagnostics.capture.watch import Watch
 from diagnostics.measures.sinks import sink_dimensions, sink_tokens
 from diagnostics.web.trace_recorder import TraceRecorder
+from finetune.attention.watch import Watch
 from finetune.families import Encoded, ImageTokens, bare_model
 from finetune.families.base import TowerSequence
 from finetune.families.parts.tower import joined, laid_out

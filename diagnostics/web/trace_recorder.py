@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diagnostics.capture.extractor import Call
-from diagnostics.capture.rows import attention_logits, attention_rows, sink_logits
+from finetune.attention.rows import attention_logits, attention_rows, sink_logits
 from finetune.families.base import TowerSequence
 from finetune.families.parts.tower import joined
 

@@ -13,7 +13,6 @@ from diagnostics.comparison.legs.leg import Leg, listed, not_measured, percent, 
 from diagnostics.comparison.pairs import SIDES, ProbePair, images_of, nested
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.measures.attention import enrichment
-from diagnostics.measures.geometry import region_coverage
 from diagnostics.measures.statistics import (
     Change,
     Interval,
@@ -23,6 +22,7 @@ from diagnostics.measures.statistics import (
     paired_change,
     relative_change,
 )
+from finetune.families.parts.coverage import region_coverage
 
 TO, AWAY = "to the region", "away from the region"
 LARGEST_FACTOR = 100  # times; beyond it there was next to nothing before

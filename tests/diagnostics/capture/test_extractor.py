@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from diagnostics.capture import rows, watch, watcher
+from diagnostics.capture import watcher
 from diagnostics.capture.extractor import AttentionExtractor, Call
-from diagnostics.capture.rows import attention_logits, attention_rows
 from diagnostics.capture.self_check import self_check
+from finetune.attention import rows, watch
+from finetune.attention.rows import attention_logits, attention_rows
 from tests.diagnostics.tiny_llama import FAMILY, IDS, tiny_llama
 
 

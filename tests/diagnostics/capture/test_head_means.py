@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from diagnostics.capture import head_means as head_means_module
-from diagnostics.capture import rows
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.capture.head_means import head_means
+from finetune.attention import rows
 from tests.diagnostics.capture.test_qwen_vl import inputs_of
 from tests.diagnostics.tiny_llama import FAMILY, IDS, tiny_llama
 from tests.diagnostics.tiny_qwen_vl import tiny_model

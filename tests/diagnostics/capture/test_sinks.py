@@ -6,14 +6,15 @@ import torch
 from torch import nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-from diagnostics.capture import masks, rows, watcher
+from diagnostics.capture import masks, watcher
 from diagnostics.capture.extractor import AttentionExtractor, Call
 from diagnostics.capture.gradients import gradient_rows
 from diagnostics.capture.head_means import head_means
-from diagnostics.capture.rows import attention_rows, sink_logits
 from diagnostics.capture.self_check import self_check
 from diagnostics.measures.attention import row_entropy, visual_share
 from diagnostics.web.trace_recorder import TraceRecorder
+from finetune.attention import rows
+from finetune.attention.rows import attention_rows, sink_logits
 from finetune.families.internvl import InternVLFamily
 
 FAMILY = InternVLFamily()

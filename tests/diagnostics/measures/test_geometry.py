@@ -8,16 +8,14 @@ import pytest
 from diagnostics.measures.geometry import (
     attention_on_cells,
     cells_from_row,
-    disjoint_boxes,
     patch_boxes_pixels,
     pixel_map,
-    region_coverage,
     resampled,
     shared_area_pixels,
-    token_weights,
     union_area_pixels,
 )
 from finetune.families.base import ImageTokens
+from finetune.families.parts.coverage import disjoint_boxes, region_coverage, token_weights
 
 
 def an_image(grid, size, positions, *, through_connector=False) -> ImageTokens:

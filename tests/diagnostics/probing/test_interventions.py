@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import random_regions, region_mass
-from diagnostics.measures.geometry import cells_from_row, region_coverage
+from diagnostics.measures.geometry import cells_from_row
 from diagnostics.measures.salience import salient_places
 from diagnostics.probing.interventions import fills_the_picture
 from diagnostics.probing.prober import Prober
@@ -34,6 +34,7 @@ from diagnostics.records.measurement_plan import (
 )
 from diagnostics.records.probes import Relation
 from finetune.families import family_of
+from finetune.families.parts.coverage import region_coverage
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from tests.diagnostics.tiny_qwen_vl import N_LAYERS, N_QUERIES, tiny_probes
 

@@ -8,12 +8,14 @@ import torch
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import random_regions
-from diagnostics.measures.geometry import cells_from_row, region_coverage
+from diagnostics.measures.geometry import cells_from_row
 from diagnostics.probing.prober import Prober
-from diagnostics.probing.prompts import find_phrase, token_texts, user_parts
+from diagnostics.probing.prompts import user_parts
 from diagnostics.probing.regions import occlude, region_cells, region_tokens
 from diagnostics.records.measurement_plan import QUICK, WATCH
 from finetune.families import family_of
+from finetune.families.parts.coverage import region_coverage
+from finetune.families.parts.phrases import find_phrase, token_texts
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from tests.diagnostics.tiny_qwen_vl import N_HEADS, N_LAYERS, N_PATCHES, N_QUERIES, tiny_model, tiny_probes
 

@@ -8,11 +8,13 @@ import torch
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import enrichment
-from diagnostics.measures.geometry import cells_from_row, region_coverage
-from diagnostics.probing.prompts import ProbeEncoder, find_span
+from diagnostics.measures.geometry import cells_from_row
+from diagnostics.probing.prompts import ProbeEncoder
 from diagnostics.probing.relations import ends_of, exchanged, key_vision_layers, noun_phrases, read_relation
 from diagnostics.records.probes import Relation
 from finetune.families import family_of
+from finetune.families.parts.coverage import region_coverage
+from finetune.families.parts.phrases import find_span
 from tests.diagnostics.tiny_qwen_vl import N_HEADS, N_LAYERS, tiny_model, tiny_probes, tiny_processor
 
 

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from diagnostics.measures.attention import enrichment, region_mass
-from diagnostics.measures.geometry import cells_from_row, region_coverage
+from diagnostics.measures.geometry import cells_from_row
 from diagnostics.web import maps
 from diagnostics.web.trace import SeenImage, Trace, TraceCache
 from finetune.families.base import ImageTokens
+from finetune.families.parts.coverage import region_coverage
 
 GRID = (2, 3)
 SIZE = (60, 40)  # cells of 20 × 20 pixels

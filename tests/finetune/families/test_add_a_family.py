@@ -25,7 +25,7 @@ MODULES = (
     "finetune.samples.images",
     "diagnostics.capture.extractor",
     "diagnostics.capture.self_check",
-    "diagnostics.capture.watch",
+    "finetune.attention.watch",
     "tests.finetune.families.test_contract",
     "tests.finetune.families.tiny_families",
     "tests.finetune.families.parts.test_tiles",

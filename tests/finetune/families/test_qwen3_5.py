@@ -19,12 +19,12 @@ from diagnostics.comparison.enrichment import heads
 from diagnostics.comparison.pairs import pair_all
 from diagnostics.drawing.figures import layers_heads_figure
 from diagnostics.inspect import architecture, mermaid, table
-from diagnostics.measures.geometry import region_coverage
 from diagnostics.probing.layer_choice import calibrate
 from diagnostics.probing.prober import Prober, _masses_without_sinks, auto_key_layers
 from diagnostics.probing.prompts import padded, scored_span
 from diagnostics.probing.regions import region_tokens
 from diagnostics.records.measurement_plan import FULL, QUICK
+from finetune.families.parts.coverage import region_coverage
 from finetune.families.parts.modules import attending_layers, attention_modules, layer_words
 from finetune.model import memory_estimate
 from tests.diagnostics.test_anyones_trainer import probes

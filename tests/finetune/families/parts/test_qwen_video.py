@@ -10,9 +10,10 @@ from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
 from diagnostics.capture.extractor import AttentionExtractor
-from diagnostics.measures.geometry import cells_from_row, pixel_map, region_coverage
+from diagnostics.measures.geometry import cells_from_row, pixel_map
 from diagnostics.probing.prompts import padded
 from finetune.data.lengths import shrink
+from finetune.families.parts.coverage import region_coverage
 from finetune.families.parts.qwen_video import rotary_positions
 from finetune.samples.conversation import ImageRef
 from finetune.samples.videos import video_of_frames

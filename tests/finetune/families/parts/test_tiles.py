@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import random_regions
-from diagnostics.measures.geometry import cells_from_row, region_coverage
+from diagnostics.measures.geometry import cells_from_row
 from diagnostics.probing.prober import Prober
 from diagnostics.probing.prompts import ProbeEncoder, padded, scored_span, text_spans
 from diagnostics.probing.regions import region_tokens
@@ -20,6 +20,7 @@ from diagnostics.records.measurement_plan import QUICK
 from diagnostics.records.probes import Probe
 from finetune.families import attention_modules
 from finetune.families.parts import tower
+from finetune.families.parts.coverage import region_coverage
 from tests.finetune.families.pictures import about, local_model, picture
 from tests.finetune.families.tiny_llava import LLAVAS
 from tests.finetune.families.tiny_siglip import SIGLIPS

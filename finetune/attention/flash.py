@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import modeling_flash_attention_utils as flash_utils
 from transformers.integrations.flash_attention import get_target_dtype
 
-from diagnostics.capture.watch import Call
+from finetune.attention.watch import Call
 
 VARLEN = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 

@@ -1,0 +1,1 @@
+"""Attention of a running model, exact and with gradients: kernel calls observed, rows recomputed from them."""
