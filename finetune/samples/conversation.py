@@ -16,13 +16,13 @@ BoxKey = Literal["bbox_2d", "bbox", "point_2d"]
 
 @dataclass(frozen=True)
 class ImageRef:
-    """An image inside a turn.
+    """A picture inside a turn.
 
     written       as the user wrote it
-    path          where it is to be opened
-    data          the encoded file itself, where the data set holds pictures inside; else None
-    size_pixels   (width, height) of the upright picture, where the reader has seen its header; else None
-    max_pixels    at most so many pixels for this picture, below the processor's own budget; else None
+    path          the file to open
+    data          the encoded file, if the dataset stores pictures inline; else None
+    size_pixels   (width, height) of the upright picture, if its header has been read; else None
+    max_pixels    limit for this picture, below the processor's own; else None
     """
 
     written: str
@@ -34,16 +34,16 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class VideoRef:
-    """A video inside a turn: frames in order of time, all of one size.
+    """A video inside a turn: frames in temporal order, all of one size.
 
     written       as the user wrote it
-    seconds       when each frame is shown
-    frames        the frames as pictures, where they are files of their own; () for frames of ``path``
-    path          a video file, or the working directory where ``frames`` are given
-    at            which frames of ``path`` are taken, counted from 0
-    duration      of the whole video, in seconds; None: until its last frame is shown
+    seconds       timestamp of each frame
+    frames        the frames, if they are files of their own; () if they are read from ``path``
+    path          the video file; the working directory if ``frames`` are given
+    at            indices of the frames sampled from ``path``, counted from 0
+    duration      of the whole video, in seconds; None: up to the timestamp of the last frame
     size_pixels   (width, height) of a frame
-    max_pixels    at most so many pixels for a frame, below the processor's own budget; else None
+    max_pixels    limit for a frame, below the processor's own; else None
     """
 
     written: str
@@ -58,16 +58,16 @@ class VideoRef:
 
 @dataclass(frozen=True)
 class BoxRef:
-    """Boxes inside a turn: where a phrase lies in an image. Each family writes them in its own way.
+    """Boxes inside a turn: where a phrase lies in a picture. Each family writes them in its own format.
 
     written   as the user wrote them, phrase and markup together
-    boxes     x0 y0 x1 y1 of each, as fractions of the upright image's width and height, 0 to 1; a point is x y x y;
-              () for a phrase that is marked and has no box
+    boxes     x0 y0 x1 y1 of each, as fractions of the upright picture's width and height, 0 to 1; a point is x y x y;
+              () for a marked phrase without a box
     label     the phrase they belong to, or None
-    image     which of the conversation's images and videos, counted from 0
-    style     how ``written`` is written: "qwen-vl" (<ref>, <box>, thousandths), "qwen2-vl" (<|box_start|>),
+    image     index among the conversation's pictures and videos, from 0
+    style     markup of ``written``: "qwen-vl" (<ref>, <box>, thousandths), "qwen2-vl" (<|box_start|>),
               "internvl" (<box>[[...]]</box>), "json" (bbox_2d), or "placeholder"
-    key       under which JSON has them; "point_2d": they are points
+    key       the JSON key that holds them; "point_2d": they are points
     """
 
     written: str
@@ -83,9 +83,9 @@ Part = str | ImageRef | VideoRef | BoxRef
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn; ``parts`` are text, images, videos and boxes in reading order.
+    """One turn; ``parts`` are text, pictures, videos and boxes in reading order.
 
-    trained   of an answer: is it learned? Data says so turn by turn (``"weight": 0``); other turns never are
+    trained   whether an answer is trained; data can exclude one (``"weight": 0``). Other turns are never trained
     """
 
     role: Role
@@ -95,21 +95,20 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns in order, and ``source``, the words by which an error names this sample (file, record, id)."""
+    """Turns in order; ``source`` names the sample in errors (file, record, id)."""
 
     turns: tuple[Turn, ...]
     source: str = field(default="conversation", compare=False)
 
     @property
     def media(self) -> tuple[ImageRef | VideoRef, ...]:
-        """Images and videos, in order."""
+        """Pictures and videos, in order."""
         parts = (part for turn in self.turns for part in turn.parts)
         return tuple(part for part in parts if isinstance(part, ImageRef | VideoRef))
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
-        """Images, in order. Raises ValueError where there is a video: who reads images alone would lose it in
-        silence."""
+        """Pictures, in order. Raises ValueError for a video, which a caller that handles only pictures would drop."""
         videos = [one for one in self.media if isinstance(one, VideoRef)]
         if videos:
             raise ValueError(
@@ -121,11 +120,11 @@ class Conversation:
 
 
 class OnDemand(Sequence[Conversation]):
-    """Conversations that are made when they are indexed, one at a time; a slice is a list of them."""
+    """Conversations built on access; a slice is a list of them."""
 
     @abstractmethod
     def at(self, place: int) -> Conversation:
-        """The conversation at a place from 0 to ``len(self)`` - 1."""
+        """The conversation at an index from 0 to ``len(self)`` - 1."""
 
     @overload
     def __getitem__(self, index: int) -> Conversation: ...
@@ -137,7 +136,7 @@ class OnDemand(Sequence[Conversation]):
 
 
 def questions(conversations: Sequence[Conversation]) -> list[tuple[Path, str, str]]:
-    """(picture, question, answer) of every turn about one picture on disk, as a person would read it."""
+    """(picture, question, answer) of every trained answer about a single picture on disk, without control tokens."""
     found: list[tuple[Path, str, str]] = []
     for one in conversations:
         if len(one.media) != 1 or not isinstance(ref := one.media[0], ImageRef) or ref.data is not None:
@@ -149,7 +148,7 @@ def questions(conversations: Sequence[Conversation]) -> list[tuple[Path, str, st
 
 
 def numbers_pictures(turn: Turn) -> bool | None:
-    """Does the turn write ``Picture 1: `` before a picture, as Qwen-VL's data does? None without a picture."""
+    """Whether the turn writes ``Picture 1: `` before a picture, as Qwen-VL's data does; None without a picture."""
     for before, part in itertools.pairwise(("", *turn.parts)):
         if isinstance(part, ImageRef):
             return isinstance(before, str) and re.search(r"Picture \d+: ?$", before) is not None
@@ -157,6 +156,6 @@ def numbers_pictures(turn: Turn) -> bool | None:
 
 
 def _words(turn: Turn) -> str:
-    """A turn without its pictures, boxes as they were written."""
+    """A turn's text without its pictures; boxes as they were written."""
     words = (part.written if isinstance(part, BoxRef) else part for part in turn.parts)
     return "".join(part for part in words if isinstance(part, str))

@@ -1,4 +1,4 @@
-"""Opens images upright and in RGB whatever their mode, or reads only their size from the header."""
+"""Opens pictures upright and in RGB, or reads only their size from the header."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from finetune.samples.conversation import ImageRef
 
 ImageSource = ImageRef | str | os.PathLike | bytes | Image.Image
 MAX_PIXELS = (
-    100_000_000  # a 10,000 × 10,000 picture takes 300 MB as RGB; beyond that it is an accident or an attack
+    100_000_000  # a 10,000 × 10,000 picture takes 300 MB as RGB; anything larger is a mistake or an attack
 )
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations whose width and height are exchanged
@@ -27,19 +27,19 @@ _BROKEN = (
     OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError,
     ArithmeticError, MemoryError, struct.error, zlib.error,
 )  # fmt: skip
-"""What Pillow's readers raise on cut and corrupt files (found by cutting and corrupting some): nearly everything. They
-are caught only around calls of Pillow."""
-_LONGEST_REASON = 200  # characters of what a reader says of a broken file
+"""What Pillow's readers raise on truncated and corrupt files (collected by truncating and corrupting some). Caught only
+around calls to Pillow."""
+_LONGEST_REASON = 200  # characters of a reader's error about a broken file
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """One picture in RGB, upright, whatever its mode.
+    """One picture in RGB, upright.
 
-    EXIF orientation is applied, so boxes and maps are those of the picture as a person sees it. 16-bit greys and
-    floats are scaled to 8 bits, not clipped. Alpha is dropped, as the original Qwen-VL does. Of an animation it is the
+    EXIF orientation is applied, so boxes and maps refer to the picture as a person sees it. 16-bit greys and
+    floats are scaled to 8 bits, not clipped. Alpha is dropped, as in the original Qwen-VL. An animation gives its
     first frame.
 
-    Raises ValueError naming the picture where it is missing, broken, or larger than 100 megapixels.
+    Raises ValueError naming the picture if it is missing, broken, or larger than 100 megapixels.
     """
     name, place = _name_and_place(source)
     opened = place if isinstance(place, Image.Image) else _decoded(place, name)
@@ -53,18 +53,20 @@ def open_image(source: ImageSource) -> Image.Image:
 
 
 def size_of(source: ImageSource) -> tuple[int, int]:
-    """(width, height) in pixels of the upright picture; only its header is read.
+    """(width, height) in pixels of the upright picture; reads only its header.
 
-    A photograph stored lying, 30 × 20 with EXIF orientation 6, is (20, 30), as ``open_image`` gives it.
+    A photograph stored as 30 × 20 with EXIF orientation 6 is (20, 30), as ``open_image`` returns it.
 
-    Raises ValueError as ``open_image`` does, but for what only decoding shows.
+    Raises ValueError as ``open_image`` does, except for faults that only decoding reveals.
     """
     name, place = _name_and_place(source)
     if isinstance(place, Image.Image):
         size, orientation = place.size, place.getexif().get(ExifTags.Base.Orientation)
         return _upright(size, orientation)
     with _naming_faults(name), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a bomb is our own limit; a broken EXIF block means no orientation
+        warnings.simplefilter(
+            "ignore"
+        )  # MAX_PIXELS replaces Pillow's limit; a broken EXIF block means no orientation
         with _stream(place) as stream, Image.open(stream) as opened:
             size = opened.size
             orientation = _orientation(opened, stream) if _fits(size) else None
@@ -73,12 +75,12 @@ def size_of(source: ImageSource) -> tuple[int, int]:
 
 
 def known_size(ref: ImageRef) -> tuple[int, int]:
-    """(width, height) of an image without decoding it: the size that the record gives, else the file header's."""
+    """(width, height) of a picture without decoding it: the size in the record, else the file header's."""
     return ref.size_pixels or size_of(ref.path if ref.data is None else ref)
 
 
 def _name_and_place(source: ImageSource) -> tuple[str, Path | bytes | Image.Image]:
-    """What errors call the picture, and where its bytes are."""
+    """The picture's name in errors, and where its bytes are."""
     if isinstance(source, ImageRef):
         if source.data is None:
             return repr(os.fspath(source.path)), source.path
@@ -98,7 +100,9 @@ def _stream(place: Path | bytes) -> IO[bytes]:
 
 def _decoded(place: Path | bytes, name: str) -> Image.Image:
     with _naming_faults(name), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit says more
+        warnings.simplefilter(
+            "ignore", Image.DecompressionBombWarning
+        )  # our own limit has the better message
         with _stream(place) as stream, Image.open(stream) as opened:
             if _fits(opened.size):
                 opened.load()
@@ -119,15 +123,15 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 
 @contextmanager
 def _naming_faults(name: str) -> Iterator[None]:
-    """Turns what Pillow raises into a ValueError that names the picture."""
+    """Turns Pillow's errors into a ValueError that names the picture."""
     try:
         yield
     except FileNotFoundError as error:
         raise ValueError(f"image {name}: there is no such file") from error
     except IsADirectoryError as error:
-        raise ValueError(f"image {name}: found a folder, expected a picture's file") from error
+        raise ValueError(f"image {name}: found a folder, expected a file") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"image {name}: found no picture in it (unknown or broken format)") from error
+        raise ValueError(f"image {name}: not an image file (unknown or broken format)") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"image {name}: expected at most {MAX_PIXELS:,} pixels; {error}") from error
     except _BROKEN as error:
@@ -144,15 +148,15 @@ def _upright(size: tuple[int, int], orientation: int | None) -> tuple[int, int]:
 def _orientation(opened: Image.Image, stream: IO[bytes]) -> int | None:
     """The EXIF orientation that still has to be applied to ``opened.size``."""
     if isinstance(opened, TiffImagePlugin.TiffImageFile):
-        return None  # Pillow gives a TIFF's size upright already
+        return None  # Pillow already returns a TIFF's upright size
     if isinstance(opened, PngImagePlugin.PngImageFile) and not _follows(stream):
-        # Pillow's own reader of a PNG's EXIF decodes the whole picture, in case the block stands behind it.
+        # Pillow decodes a whole PNG to read its EXIF, in case the block follows the pixels.
         return Image.Image.getexif(opened).get(ExifTags.Base.Orientation)
     return opened.getexif().get(ExifTags.Base.Orientation)
 
 
 def _follows(stream: IO[bytes]) -> bool:
-    """Does a PNG have its orientation behind the pixels? Only the chunks' headers are read."""
+    """Whether a PNG stores its orientation after the pixels. Reads only the chunk headers."""
     stream.seek(8)
     pixels_seen = False
     while len(head := stream.read(8)) == 8:
@@ -170,7 +174,7 @@ def _follows(stream: IO[bytes]) -> bool:
 
 
 def _from_floats(image: Image.Image) -> Image.Image:
-    """Of a picture whose values are floats: Pillow's own way cuts them at 0 and 255, so 0 to 1 would all be black."""
+    """A float picture in 8 bits. Pillow would clip at 0 and 255, which turns values from 0 to 1 black."""
     values = np.asarray(image, np.float64)
     low, high = values.min(initial=0), values.max(initial=0)
     if not np.isfinite(values).all() or low < 0 or high > 65535:

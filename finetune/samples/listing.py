@@ -1,14 +1,14 @@
-"""Shortens long lists in messages, and counts what is left out."""
+"""Shortens long lists in messages and counts what is left out."""
 
 from collections.abc import Iterator, Sequence
 
 MOST_CHARACTERS = 1500
-"""Of all lines together: a message stays below 2 kB."""
+"""Characters of all lines together: a message stays below 2 kB."""
 LONGEST_LINE = 600
 
 
 def shown(lines: Sequence[str], most: int, *, characters: int = MOST_CHARACTERS) -> Iterator[str]:
-    """The first lines, indented, ``most`` of them at most, and a line that counts the rest."""
+    """At most ``most`` lines, indented, and a line that counts the rest."""
     left, count = characters, 0
     for line in lines[:most]:
         line = shortened(line)
@@ -21,5 +21,5 @@ def shown(lines: Sequence[str], most: int, *, characters: int = MOST_CHARACTERS)
 
 
 def shortened(line: str, most: int = LONGEST_LINE) -> str:
-    """A line without its middle, where it is longer than a message should be."""
+    """A line with its middle cut out if it is too long for a message."""
     return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"

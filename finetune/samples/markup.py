@@ -1,4 +1,4 @@
-"""Qwen-VL's markup: ``<ref>``, ``<box>``, ``<quad>`` and ``<img>`` in text; boxes in thousandths of the image."""
+"""Qwen-VL's markup: ``<ref>``, ``<box>``, ``<quad>`` and ``<img>`` in text; boxes in thousandths of the picture."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _COLOURS = ("#e4572e", "#17bebb", "#ffc914", "#2e86ab", "#76b041", "#a23b72", "#
 
 
 class Box(NamedTuple):
-    """A box of the text: corners in [0, 1000), thousandths of the image; ``ref`` is the phrase it belongs to."""
+    """A box in text: corners in [0, 1000), thousandths of the picture; ``ref`` is the phrase it belongs to."""
 
     x0: int
     y0: int
@@ -27,7 +27,7 @@ class Box(NamedTuple):
     ref: str | None = None
 
     def to_pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """Corners in pixels of an image of this size."""
+        """Corners in pixels of a picture of this size."""
         return (
             self.x0 * width / THOUSANDTHS,
             self.y0 * height / THOUSANDTHS,
@@ -39,7 +39,7 @@ class Box(NamedTuple):
     def from_pixels(cls, box: Sequence[float], width: int, height: int, ref: str | None = None) -> "Box":
         """Thousandths from pixels x0 y0 x1 y1, clipped to [0, 999].
 
-        Worked example: (112, 0, 224, 100) in a 448 × 200 image → (250, 0, 500, 500).
+        Worked example: (112, 0, 224, 100) in a 448 × 200 picture → (250, 0, 500, 500).
         """
         sizes = (width, height, width, height)
         scaled = (
@@ -55,7 +55,7 @@ class Box(NamedTuple):
 
 
 def parse_boxes(text: str) -> list[Box]:
-    """Every box in the text, with the phrase before it where there is one; a phrase may have several boxes."""
+    """Every box in the text, with the phrase before it if there is one; a phrase may have several boxes."""
     found = []
     for match in _BOX.finditer(text):
         for box in re.findall(r"<box>.*?</box>", match["boxes"], re.DOTALL):
@@ -65,7 +65,7 @@ def parse_boxes(text: str) -> list[Box]:
 
 
 def draw_boxes(image: Image.Image, text: str, *, font: Any = None) -> Image.Image:
-    """A copy of the image with the text's boxes drawn on it, labelled with their phrases."""
+    """A copy of the picture with the text's boxes drawn on it, labelled with their phrases."""
     drawn = image.convert("RGB")
     draw = ImageDraw.Draw(drawn)
     line = max(2, round(min(image.size) / 150))
@@ -84,7 +84,7 @@ def draw_boxes(image: Image.Image, text: str, *, font: Any = None) -> Image.Imag
 def from_list_format(items: Sequence[dict[str, Any]]) -> str:
     """[{"image": "a.jpg"}, {"text": "find "}, {"ref": "the dog", "box": [[1,2,3,4]]}] → text with markup.
 
-    Raises ValueError naming the item that has none of the known keys.
+    Raises ValueError naming an item without a known key.
     """
     text, n_images = "", 0
     for number, item in enumerate(items):
@@ -104,7 +104,7 @@ def from_list_format(items: Sequence[dict[str, Any]]) -> str:
 
 
 def to_list_format(text: str) -> list[dict[str, str]]:
-    """Text with markup as its parts, in order."""
+    """Text with markup → its parts, in order."""
     parts: list[dict[str, str]] = []
     start = 0
     for match in _PARTS.finditer(text):

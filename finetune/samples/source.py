@@ -1,4 +1,4 @@
-"""Loads training data in any known format: checked before training, each conversation parsed on demand."""
+"""Loads training data in any known format: checks it before training, parses each conversation on demand."""
 
 import hashlib
 from collections import Counter
@@ -21,11 +21,11 @@ from finetune.samples.listing import LONGEST_LINE, shortened, shown
 from finetune.samples.videos import SAMPLING, Sampling
 from finetune.samples.workers import in_chunks
 
-LOOKED_AT = 1000  # records from which the format is detected
+LOOKED_AT = 1000  # records that the format is detected from
 MOST_FAULTS_SHOWN = 50
 MOST_DROPPED_SHOWN = 20
 MOST_NOTES_SHOWN = 20
-STREAMED_AHEAD = 100  # records examined for unread keys with --streaming, which does not check all
+STREAMED_AHEAD = 100  # records examined for unread keys with --streaming, which does not check the whole file
 
 DataFormat = Literal["auto", "qwen-vl", "llava", "sharegpt", "openai", "alpaca"]
 OnBadSample = Literal["error", "drop", "shrink"]
@@ -43,20 +43,20 @@ def read(
     workers: int | None = None,
     say: Callable[[str], None] = print,
 ) -> "Conversations":
-    """The checked conversations of a file or folder, with random access and without holding them in memory.
+    """The checked conversations of a file or folder: random access, not held in memory.
 
-    data_format     how the records are written; "auto" detects it from the records; an unknown format is an error
-    image_folder    where relative paths of pictures are looked up, before the data's folder and the working directory
+    data_format     format of the records; "auto" detects it; an unknown format is an error
+    image_folder    where relative picture paths are looked up, before the data's folder and the working directory
     box_units       units of bbox_2d and objects.bbox
     sampling        which frames of videos are sampled
-    on_bad_sample   what happens to records with faults: "drop" leaves them out and lists them, "error" raises
-                    ("shrink" is for samples that are too long; faults are as for "error")
-    streaming       nothing is checked in advance: a fault raises when its conversation is read
-    workers         processes that check; None: as many as the cores allow
+    on_bad_sample   what to do with faulty records: "drop" leaves them out and lists them, "error" raises
+                    ("shrink" applies to samples that are too long; for faulty records it is "error")
+    streaming       check nothing in advance: a fault raises when its conversation is read
+    workers         processes that check; None: one per available core
 
-    The header of every picture is read, so that a broken one does not stop the run hours later.
+    Every picture's header is read, so that a broken one does not stop the run hours later.
 
-    Raises ValueError that lists every fault: which record and field, what was found and expected.
+    Raises ValueError listing every fault: record, field, what was found and expected.
     """
     path = Path(path)
     records = open_records(path, cache_folder())
@@ -86,7 +86,7 @@ def read(
 
 
 def _noted(path: Path, notes: Counter[Note], one: str, several: str) -> Iterator[str]:
-    """A line for each kind of key that is not read, the most frequent first."""
+    """One line per kind of unread key, the most frequent first."""
     for note, number in notes.most_common(MOST_NOTES_SHOWN):
         yield f"{path}: {note[0]} ({number:,} {one if number == 1 else several}) {note[1]}"
     if len(notes) > MOST_NOTES_SHOWN:
@@ -109,9 +109,9 @@ def _format_of(path: Path, records: Records, data_format: DataFormat) -> tuple[F
 
 @dataclass(frozen=True)
 class Layout:
-    """How the records of a file become conversations.
+    """How a file's records become conversations.
 
-    folders   where relative paths of pictures are looked up
+    folders   where relative picture paths are looked up
     """
 
     path: Path
@@ -121,7 +121,7 @@ class Layout:
     sampling: Sampling = SAMPLING
 
     def read(self, records: Records, index: int, measure: Measure) -> "Found":
-        """The conversation of a record, or its faults."""
+        """A record's conversation, or its faults."""
         try:
             content, broken = records[index], None
         except ValueError as error:
@@ -141,8 +141,8 @@ class Layout:
 class Found(NamedTuple):
     """The result of reading a record.
 
-    conversation   None where there are faults
-    notes          what is not read, in words that do not depend on the record, so that they can be counted
+    conversation   None if there are faults
+    notes          what is not read, worded without the record's own values so that notes can be counted
     """
 
     conversation: Conversation | None
@@ -159,7 +159,7 @@ def _where(name: tuple[str, ...], content: Any) -> str:
 
 
 def _looked_ahead(records: Records, layout: Layout) -> Counter[Note]:
-    """The notes of a few records, for --streaming, which does not check all."""
+    """The notes of the first records, for --streaming, which does not check the whole file."""
     found = (layout.read(records, index, HeaderSizes()) for index in spread(len(records), STREAMED_AHEAD))
     return Counter(note for one in found if one.conversation is not None for note in one.notes)
 
@@ -167,10 +167,10 @@ def _looked_ahead(records: Records, layout: Layout) -> Counter[Note]:
 class Conversations(OnDemand):
     """The conversations of one file, each parsed on demand.
 
-    It holds the position of each record, the sizes of its pictures, and which records are kept: 24 to 40 bytes per
-    sample and 8 per picture. It can be pickled.
+    Holds the position of each record, the sizes of its pictures, and which records are kept: 24 to 40 bytes per
+    sample and 8 per picture. Can be pickled.
 
-    digest   of everything that token counts depend on: texts, boxes, picture sizes; None where nothing was checked
+    digest   of everything that token counts depend on: texts, boxes, picture sizes; None if nothing was checked
     """
 
     def __init__(self, records: Records, layout: Layout, checked: "Checked | None") -> None:
@@ -197,11 +197,11 @@ class Conversations(OnDemand):
 
 
 class Checked(NamedTuple):
-    """What is known about a file once every record has been read.
+    """What checking a whole file found.
 
-    kept            Int[samples]: the records without faults
+    kept            Int[samples]: indices of the records without faults
     first_picture   Int[samples + 1]: start of each sample's pictures in ``sizes``
-    sizes           Int[pictures, 2]: upright width and height of each, including frames, in the order of reading
+    sizes           Int[pictures, 2]: upright width and height of each, frames included, in reading order
     faults          of each faulty record, in order
     notes           what is not read, and in how many of the kept records
     digest          of the kept conversations
@@ -219,7 +219,7 @@ class Checked(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What one process found in one chunk."""
+    """The result of one process for one chunk."""
 
     kept: list[int]
     pictures: list[int]
@@ -266,7 +266,7 @@ def _check_chunk(records: Records, layout: Layout, measure: HeaderSizes, chunk: 
 
 
 def fingerprint(conversation: Conversation) -> bytes:
-    """Everything that the tokens and labels of a conversation depend on: roles, texts, boxes, picture sizes."""
+    """Everything that a conversation's tokens and labels depend on: roles, texts, boxes, picture sizes."""
     turns = [(turn.role, turn.trained, [_bare(part) for part in turn.parts]) for turn in conversation.turns]
     return repr(turns).encode(errors="surrogatepass")
 

@@ -1,4 +1,4 @@
-"""When two written answers are the same but for how they are written, and when one begins the other."""
+"""Compares answers up to spelling: equal, or one a prefix of the other."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import unicodedata
 
 
 def bare(text: str) -> str:
-    """A text without what does not tell answers apart: width, case, and space and punctuation around it.
+    """A text normalised for comparison: without character width, case, and surrounding space and punctuation.
 
-    " “Canton Tower”. " and "ＣＡＮＴＯＮ tower" give "canton tower", "。" stays as it is.
+    " “Canton Tower”. " and "ＣＡＮＴＯＮ tower" give "canton tower"; "。" alone stays as it is.
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).strip()
     inside = [place for place, letter in enumerate(folded) if not _is_around(letter)]
@@ -20,6 +20,6 @@ def _is_around(letter: str) -> bool:
 
 
 def begins(one: str, other: str) -> bool:
-    """Does one of two texts begin the other, or are they the same, as ``bare`` writes them? 宝塔 begins 宝塔山."""
+    """Whether two texts, normalised by ``bare``, are equal or one is a prefix of the other: 宝塔 and 宝塔山."""
     first, second = bare(one), bare(other)
     return first.startswith(second) or second.startswith(first)

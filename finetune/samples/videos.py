@@ -1,4 +1,4 @@
-"""Opens videos: chooses the frames of a file, finds their size, and decodes them."""
+"""Opens videos: samples frames, reads their size, and decodes them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 from finetune.samples.conversation import ImageRef, VideoRef
 from finetune.samples.images import size_of
 
-MERGED = 2  # frames per time step in Qwen's families; others merge none
-LEAST_FRAMES = 4  # of a file, as Qwen's processors take them
+MERGED = 2  # frames per time step in Qwen's families; other families do not merge frames
+LEAST_FRAMES = 4  # per file, as in Qwen's processors
 
 
 class Sampling(NamedTuple):
-    """Which frames of a video file are taken.
+    """How frames of a video file are sampled.
 
     fps      frames per second
-    most     maximum in all; frames of a longer video are further apart
+    most     maximum per video; a longer video is sampled more sparsely
     """
 
     fps: float = 2.0
@@ -31,11 +31,11 @@ SAMPLING = Sampling()
 
 
 def video_of_file(path: Path, written: str, sampling: Sampling) -> VideoRef:
-    """A video file's frames, evenly from its first to its last; only its header is read where it says enough.
+    """A video file's frames, evenly spaced from first to last; reads only the header if that is complete.
 
-    2 seconds of 30 frames at 2 a second: 4 frames, at 0, 20, 39 and 59.
+    2 seconds at 30 frames per second, sampled at 2: 4 frames, at 0, 20, 39 and 59.
 
-    Raises ValueError, naming the file, where it is missing, broken or has no frames.
+    Raises ValueError naming the file if it is missing, broken or has no frames.
     """
     with _opened(path) as stream:
         size = stream.codec_context.width, stream.codec_context.height
@@ -53,9 +53,9 @@ def video_of_file(path: Path, written: str, sampling: Sampling) -> VideoRef:
 
 
 def video_of_frames(frames: Sequence[ImageRef], written: str, fps: float) -> VideoRef:
-    """Pictures that follow each other, ``fps`` a second; all of them are taken.
+    """A video given as pictures, ``fps`` per second; every one becomes a frame.
 
-    Raises ValueError where there is none, or where one is of another size than the first.
+    Raises ValueError if there are none, or if their sizes differ.
     """
     if not frames:
         raise ValueError(f"video {written!r}: found no frame, expected at least one")
@@ -79,9 +79,9 @@ def frame_size(ref: VideoRef) -> tuple[int, int]:
 
 
 def open_frames(ref: VideoRef, open_still: Callable[[ImageRef], Any]) -> tuple[Any, ...]:
-    """The frames, RGB pictures of one size. ``open_still`` opens those that are files of their own.
+    """The frames, RGB pictures of one size. ``open_still`` opens frames that are files of their own.
 
-    Raises ValueError, naming the video, where it is broken or its frames differ in size.
+    Raises ValueError naming the video if it is broken or its frames differ in size.
     """
     if ref.frames:
         stills = [open_still(one) for one in ref.frames]
@@ -106,7 +106,7 @@ def _decoded(ref: VideoRef) -> Iterator[Any]:
     missing = [at for at, still in wanted.items() if still is None]
     if missing:
         raise ValueError(
-            f"video {str(ref.path)!r}: found no frame {missing[0]}, though its header says so; save it again"
+            f"video {str(ref.path)!r}: frame {missing[0]} is missing, although its header counts it; save it again"
         )
     for at in ref.at:
         yield wanted[at]
@@ -134,7 +134,7 @@ def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise ValueError(f"video {str(path)!r}: there is no such file")
     try:
-        # A playlist may name URLs: only files are read.
+        # Files only: a playlist may name URLs.
         with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
             if not container.streams.video:
                 raise ValueError(f"video {str(path)!r}: found no video stream in it")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 CHUNK = 256
 """Samples per task of a worker. Digests are computed per chunk, so changing this changes every digest."""
 WORTH_A_PROCESS = 2000
-"""With fewer samples per process, starting the process takes longer than it saves."""
+"""With fewer samples per process, starting it costs more time than it saves."""
 
 Result = TypeVar("Result")
 _work: Callable[[range], Any] | None = None  # of a worker process
@@ -29,9 +29,9 @@ def default_workers() -> int:
 def in_chunks(
     work: Callable[[range], Result], count: int, *, workers: int | None, doing: str
 ) -> Iterator[tuple[range, Result]]:
-    """Yield each chunk of 0 to ``count`` - 1 and ``work`` of it, in order.
+    """Yield each chunk of 0 to ``count`` - 1 and its result from ``work``, in order.
 
-    workers   processes; None: as many as the cores allow and the work is worth
+    workers   processes; None: as many as the cores and the amount of work justify
     doing     label of the progress bar, shown after two seconds on the first process of the run
     """
     chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]

@@ -18,8 +18,8 @@ MOST_SHAPES_SHOWN = 3
 class Format(NamedTuple):
     """A format of conversations; one module each.
 
-    may_be   could a record, with these roles and this text, be in the format?
-    turns    the turns of a record; whatever is wrong with it becomes a fault of the record
+    may_be   whether a record with these roles and this text could be in the format
+    turns    a record's turns; problems become faults of the record
     """
 
     name: str
@@ -40,7 +40,7 @@ FORMATS = (
     Format(openai.NAME, openai.SHAPE, openai.may_be, openai.turns),
     Format(alpaca.NAME, alpaca.SHAPE, alpaca.may_be, alpaca.turns),
 )
-"""Records without a picture may fit several formats, which read them alike; the first one is used."""
+"""Records without a picture may fit several formats that read them alike; the first is used."""
 
 
 def named(name: str) -> Format:
@@ -48,19 +48,19 @@ def named(name: str) -> Format:
 
 
 class Recognised(NamedTuple):
-    """The format of a file, and how it was detected, in words."""
+    """A file's format, and a phrase on how it was detected."""
 
     format: Format
     because: str
 
 
 def recognise(name: str, records: Sequence[tuple[str, Any]]) -> Recognised:
-    """The one format that fits every record that fits any.
+    """The format that fits all records, apart from those that fit none.
 
     name      of the file, for errors
-    records   (name for messages, content) of each record that is looked at
+    records   (name for messages, content) of each record examined
 
-    Raises ValueError, with what was found and the known formats, where no format fits them all.
+    Raises ValueError with what was found and the known formats if no format fits them all.
     """
     fitting = [(where, content, _fitting(content)) for where, content in records]
     known = [names for _, _, names in fitting if names]
@@ -76,12 +76,12 @@ def recognise(name: str, records: Sequence[tuple[str, Any]]) -> Recognised:
 
 
 def _fitting(content: Any) -> frozenset[str]:
-    """Names of the formats that fit a record."""
+    """Names of the formats that a record fits."""
     if not isinstance(content, Mapping):
         return frozenset()
     content = {key: value for key, value in content.items() if value is not None}
     listed = [key for key in ("messages", "conversations") if key in content]
-    said, roles = _said(content)
+    said, roles = _turns_and_roles(content)
     known = roles & openai.ROLES.keys()
     if len(listed) > 1 or (listed and not known - {"system"}):
         return frozenset()
@@ -90,8 +90,8 @@ def _fitting(content: Any) -> frozenset[str]:
     return frozenset(one.name for one in FORMATS if one.may_be(content, known, text))
 
 
-def _said(content: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], set[str]]:
-    """The listed turns of a record, in whichever format, and their roles."""
+def _turns_and_roles(content: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], set[str]]:
+    """The turns listed in a record of any format, and their roles."""
     items = content.get("messages", content.get("conversations"))
     said = [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
     spelled = [(item, keys) for item in said if (keys := spelling_of(item)) is not None]
@@ -123,7 +123,7 @@ def _shape(content: Any) -> str:
     if not isinstance(content, Mapping):
         return f"a {kind(content)}"
     keys = "keys " + ", ".join(sorted(map(str, content))) if content else "an object without keys"
-    unknown = sorted(_said(content)[1] - openai.ROLES.keys())
+    unknown = sorted(_turns_and_roles(content)[1] - openai.ROLES.keys())
     roles = (
         f", unknown role{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}" if unknown else ""
     )
@@ -131,9 +131,9 @@ def _shape(content: Any) -> str:
 
 
 def _first_turn(fitting: Sequence[tuple[str, Any, frozenset[str]]]) -> list[str]:
-    """A line that shows a turn of an unknown format."""
+    """A line that shows the first turn of an unknown format."""
     for _, content, names in fitting:
-        said = _said(content)[0] if isinstance(content, Mapping) and not names else []
+        said = _turns_and_roles(content)[0] if isinstance(content, Mapping) and not names else []
         if said:
             return [f"  a turn: {said[0]!r:.160}"]
     return []

@@ -1,8 +1,8 @@
 """Alpaca: ``instruction``, ``input``, ``output`` (or ms-swift's ``query``, ``response``), earlier turns in ``history``.
 
 ``{"instruction": "What is this?", "input": "Be brief.", "output": "A dog."}`` is the question ``What is this?\\nBe
-brief.`` and its answer. ``history`` holds the turns before it, as ``[question, answer]`` pairs. LLaMA-Factory and
-ms-swift train every answer, those of the history too, and so does this.
+brief.`` and its answer. ``history`` holds earlier turns as ``[question, answer]`` pairs. As in LLaMA-Factory and
+ms-swift, every answer is trained, including those in the history.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ QUESTIONS, ANSWERS = ("instruction", "query"), ("output", "response")
 
 
 def may_be(record: Mapping[str, Any], roles: set[str], text: str) -> bool:
-    """Could the record be in this format?"""
+    """Whether the record could be in this format."""
     questions, answers = ([record[key] for key in keys if key in record] for keys in (QUESTIONS, ANSWERS))
     if not questions or not answers or record.keys() & {"messages", "conversations"}:
         return False
@@ -42,7 +42,7 @@ def turns(record: Record) -> list[Spoken]:
         Spoken(role, joined(queue.split(text)), at, at, at) for role, at, text in _texts(record, content)
     ]
     if not record.faults:
-        # Where no text has a place for the pictures, ms-swift puts them first; LLaMA-Factory refuses the record.
+        # If no text has a placeholder for the pictures, ms-swift puts them first; LLaMA-Factory refuses the record.
         spoken = first_placed(record, spoken, queue) if content.get("query") is not None else spoken
         queue.close()
     spoken = record.with_system(spoken)
@@ -73,7 +73,7 @@ def _texts(record: Record, content: Mapping[str, Any]) -> Iterator[tuple[Role, s
 
 
 def _text(record: Record, content: Mapping[str, Any], keys: tuple[str, str]) -> tuple[str, str]:
-    """The field that holds a text, under one of two keys, and the text."""
+    """The field that holds a text (under one of two keys), and the text."""
     given = [key for key in keys if content.get(key) is not None]
     key = given[0] if given else keys[0]
     if len(given) > 1:

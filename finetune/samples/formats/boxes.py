@@ -7,15 +7,15 @@
     {"point_2d": [112, 50], "label": "the dog"}          a point, the same; <|box_start|>(250,250)<|box_end|> is one too
     <ref-object><bbox> beside objects: {"ref": ["the dog"], "bbox": [[112, 0, 224, 100]]}    the same
 
-Each box of them in a picture of 448 × 200 is (0.25, 0, 0.5, 0.5). Pixels are those of the upright picture, as
-a person sees it. What stands between boxes stays text, so a list of JSON objects keeps its brackets and commas.
-``<quad>`` stays text. A phrase that is marked without a box, ``<ref>the dog</ref>``, is a ``BoxRef`` without boxes.
+In a picture of 448 × 200, each of these boxes is (0.25, 0, 0.5, 0.5). Pixels refer to the upright picture, as
+a person sees it. Text between boxes stays text, so a list of JSON objects keeps its brackets and commas.
+``<quad>`` stays text. A phrase marked without a box, ``<ref>the dog</ref>``, is a ``BoxRef`` without boxes.
 
-All of this is data's own markup, in questions and answers alike, so each family gets it in its own control tokens. A
-backslash makes words of it: ``\\<|box_start|>``. In a system turn it is words.
+This markup is recognised in questions and answers; each family then gets it in its own control tokens. A backslash
+before it keeps it as text: ``\\<|box_start|>``. In a system turn it is always text.
 
-Which picture a box belongs to: the one that ``"image": 0`` or ``objects.image_id: [0]`` names, counted from 0; else
-the only picture of the conversation; else the last one before the box.
+A box belongs to the picture that ``"image": 0`` or ``objects.image_id: [0]`` names, counted from 0; else to the
+only picture of the conversation; else to the last one before the box.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from finetune.samples.conversation import BoxKey, BoxRef, ImageRef, Part, Turn, 
 from finetune.samples.formats.record import Record, Spoken, joined, kind
 
 BoxUnits = Literal["pixels", "thousandths", "text"]
-"""``text``: numbers in JSON are words, trained as they are written."""
+"""``text``: numbers in JSON are plain text, trained as written."""
 Fractions = tuple[float, float, float, float]
 
 THOUSANDTHS = 1000
-SLACK_PIXELS = 1e-3  # corners computed from x + width may lie so far outside
-MOST_BRACES = 200  # before a key, at which the object around it may begin
+SLACK_PIXELS = 1e-3  # how far outside the picture a corner computed from x + width may lie
+MOST_BRACES = 200  # opening braces before a key that are tried as the start of its object
 _NUMBER = r"\s*(-?\d+)\s*"
 _POINT = rf"\({_NUMBER},{_NUMBER}\)"
 _LIST = rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]"
 
 
 class _Markup(NamedTuple):
-    """A way of writing boxes between marks.
+    """A markup for boxes.
 
     whole   phrase and boxes, groups "ref" and "boxes"
-    one     the numbers of a box
+    one     the numbers of one box
     """
 
     style: str
@@ -55,7 +55,7 @@ class _Markup(NamedTuple):
 
 
 def _markup(style: str, ref: tuple[str, str], box: tuple[str, str], inside: str, one: str) -> _Markup:
-    # Begins with a letter of its own and no choice, so that texts are searched 30 times as fast.
+    # Starts with a literal instead of an alternation: 30 times faster to search for.
     boxes = rf"{box[0]}\s*{inside}\s*<{box[1]}"
     phrase = rf"{ref[0]}(?P<ref>(?:(?!<{ref[0]}|<{ref[1]}).)*)<{ref[1]}"
     return _Markup(
@@ -91,7 +91,7 @@ _MARK = r"</?box>|<\|(?:box|object_ref|quad)_(?:start|end)\|>"
 _LEFT_OVER = re.compile(rf"(?<!\\)(?:{_MARK})")
 _WORD = re.compile(rf"\\({_MARK}|</?ref>|<bbox>|<ref-object>)")
 _PLACEHOLDER = re.compile(r"(?<!\\)(?:(?:(?P<ref><ref-object>)\s*)?(?P<bbox><bbox>)|(?P<alone><ref-object>))")
-# Not the names of numbers, as in an instruction: {"bbox_2d": [x1, y1, x2, y2]}
+# Not variable names, as in an instruction: {"bbox_2d": [x1, y1, x2, y2]}
 _JSON_KEY = re.compile(r'"(bbox_2d|bbox|point_2d)"\s*:(?!\s*\[?\s*(?!NaN|Inf|null|true|false)[A-Za-z_<.…])')
 _JSON_KEYS = {"label", "image"}
 _SIGNS = (
@@ -105,12 +105,12 @@ _SIGNS = (
     "object_ref_",
     "quad_",
 )
-"""Without one of them a text has no box."""
+"""A text without any of these has no box."""
 _DECODER = json.JSONDecoder()
 
 
 class _Found(NamedTuple):
-    """What a stretch of text stands for."""
+    """A span of text and what it stands for."""
 
     start: int
     end: int
@@ -118,7 +118,7 @@ class _Found(NamedTuple):
 
 
 def with_boxes(record: Record, spoken: Sequence[Spoken], units: BoxUnits | None) -> tuple[Turn, ...]:
-    """The turns, with the boxes of users and assistants found in their texts; problems become faults."""
+    """The turns with boxes parsed out of user and assistant texts; problems become faults."""
     images = [part for turn in spoken for part in turn.parts if isinstance(part, ImageRef | VideoRef)]
     places = _Places(record, images, units)
     turns = []
@@ -138,10 +138,10 @@ def with_boxes(record: Record, spoken: Sequence[Spoken], units: BoxUnits | None)
 
 
 class _Places:
-    """Finds boxes in texts, and the picture that each is about.
+    """Finds boxes in texts, and the picture that each belongs to.
 
     at     the field being read
-    seen   how many pictures and videos came before it
+    seen   number of pictures and videos before it
     """
 
     def __init__(self, record: Record, images: Sequence[ImageRef | VideoRef], units: BoxUnits | None) -> None:
@@ -151,7 +151,7 @@ class _Places:
         self.asked_for_units = False
 
     def split(self, text: str) -> Iterator[str | BoxRef]:
-        """A text's words and boxes in reading order; joined, the words as written are the text again."""
+        """A text's words and boxes in reading order; joined as written, they are the text again."""
         if not any(sign in text for sign in _SIGNS):
             yield text
             return
@@ -177,7 +177,7 @@ class _Places:
             left, position = "", 0
             for match in markup.whole.finditer(rest):
                 boxes = match["boxes"] or match["alone"]
-                if boxes or self.images:  # a phrase is of a picture; without one it is words
+                if boxes or self.images:  # a phrase refers to a picture; without one it is plain text
                     yield from self._markup(text, match, markup, boxes or "")
                     left += rest[position : match.start()] + " " * len(match[0])
                     position = match.end()
@@ -209,8 +209,8 @@ class _Places:
             "<|box_start|>(x0,y0),(x1,y1)<|box_end|>, its phrase <|object_ref_start|>...<|object_ref_end|>",
         )
         self.record.fault(
-            f"{self.at}: found a {found[0]} that is not written {expected}, in whole thousandths of the picture; a "
-            f"backslash makes a word of it: \\{found[0]}"
+            f"{self.at}: found a {found[0]} that is not written {expected}, in whole thousandths of the picture; to "
+            f"keep it as text, put a backslash before it: \\{found[0]}"
         )
 
     def _json(self, text: str) -> Iterator[_Found]:
@@ -220,10 +220,10 @@ class _Places:
         for match in _JSON_KEY.finditer(text):
             key = cast(BoxKey, match[1])
             if not self.images and key != "bbox_2d":
-                continue  # words about something else
+                continue  # text about something else
             if match.start() < end:
                 self.record.fault(
-                    f"{self.at}: found {key} inside or beside another one in one object, expected one object for each"
+                    f"{self.at}: found {key} nested in or beside another one in one object, expected one object each"
                 )
                 continue
             found = _object_around(text, match.start(), end, key)
@@ -299,13 +299,13 @@ class _Places:
         style: str,
         key: BoxKey,
     ) -> Iterator[_Found]:
-        """The box reference of a stretch of text, or its faults."""
+        """The box reference of a span of text, or its faults."""
         image = self._image(named)
         if image is None:
             return
         if isinstance(self.images[image], VideoRef):
             return self.record.fault(
-                f"{self.at}: found a box in a video, but boxes are supported in pictures only; write it as "
+                f"{self.at}: found a box in a video, but boxes are only supported in pictures; write it as "
                 "plain text"
             )
         size = (THOUSANDTHS, THOUSANDTHS) if units == "thousandths" else self.images[image].size_pixels
@@ -341,12 +341,12 @@ class _Places:
 
 
 def fractions(numbers: Any, units: BoxUnits | None, size: tuple[int, int]) -> Fractions:
-    """x0 y0 x1 y1 as fractions of a picture's width and height, from pixels or from thousandths.
+    """x0 y0 x1 y1 in pixels or thousandths → fractions of a picture's width and height.
 
     size   width and height in those units
     ``fractions([112, 0, 224, 100], "pixels", (448, 200))`` → ``(0.25, 0.0, 0.5, 0.5)``.
 
-    Raises ValueError where that is no box of the picture.
+    Raises ValueError if it is not a box inside the picture.
     """
     if not isinstance(numbers, list | tuple) or len(numbers) != 4 or not all(map(_is_number, numbers)):
         raise ValueError(f"found the box {numbers!r:.80}, expected four numbers x0, y0, x1, y1")
@@ -363,8 +363,8 @@ def fractions(numbers: Any, units: BoxUnits | None, size: tuple[int, int]) -> Fr
 
 
 def point_fractions(numbers: Any, units: BoxUnits | None, size: tuple[int, int]) -> Fractions:
-    """x y x y as fractions of a picture's width and height: ``([112, 50], "pixels", (448, 200))`` →
-    ``(0.25, 0.25, 0.25, 0.25)``. Raises ValueError as ``fractions``."""
+    """x y → x y x y as fractions of a picture's width and height: ``([112, 50], "pixels", (448, 200))`` →
+    ``(0.25, 0.25, 0.25, 0.25)``. Raises ValueError as ``fractions`` does."""
     if not isinstance(numbers, list | tuple) or len(numbers) != 2 or not all(map(_is_number, numbers)):
         raise ValueError(f"found the point {numbers!r:.80}, expected two numbers x, y")
     (x, y), (width, height) = numbers, size
@@ -382,14 +382,14 @@ def _is_number(value: Any) -> bool:
 def _object_around(
     text: str, key: int, begin: int, name: BoxKey
 ) -> tuple[int, int, Mapping[str, Any]] | None:
-    """Start, end and content of the JSON object at whose top level the key ``name`` stands, at ``key``."""
+    """Start, end and content of the JSON object whose top level has the key ``name`` at position ``key``."""
     start = text.rfind("{", begin, key)
     for _ in itertools.repeat(None, MOST_BRACES):
         if start < 0:
             return None
         try:
             content, end = _DECODER.raw_decode(text, start)
-        except (ValueError, RecursionError):  # a number of thousands of digits is a ValueError of its own
+        except (ValueError, RecursionError):  # a number with thousands of digits raises a ValueError too
             content, end = None, 0
         if isinstance(content, dict) and end > key:
             return (start, end, content) if name in content else None
@@ -398,7 +398,7 @@ def _object_around(
 
 
 class _Objects:
-    """``objects`` beside the conversation: phrases and boxes, handed out to placeholders in order."""
+    """``objects`` beside the conversation: phrases and boxes, assigned to placeholders in order."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -418,7 +418,7 @@ class _Objects:
         return found if isinstance(found, list) else []
 
     def next_ref(self) -> str | None:
-        index = self._ask("ref")
+        index = self._next_index("ref")
         ref = self.refs[index] if index < len(self.refs) else None
         if ref is not None and not isinstance(ref, str):
             self.record.fault(f"objects.ref[{index}]: found a {kind(ref)}, expected text")
@@ -426,18 +426,18 @@ class _Objects:
         return ref
 
     def next_box(self) -> tuple[Any, int | None] | None:
-        """Four numbers and the picture they are in, where it is named; None where no box is left."""
-        index = self._ask("bbox")
+        """Four numbers and the index of their picture, if given; None if no box is left."""
+        index = self._next_index("bbox")
         if index >= len(self.boxes):
             return None
         return self.boxes[index], self.images[index] if index < len(self.images) else None
 
-    def _ask(self, key: str) -> int:
+    def _next_index(self, key: str) -> int:
         self.asked[key] += 1
         return self.asked[key] - 1
 
     def close(self) -> None:
-        """A fault where the text asks for more or fewer phrases or boxes than there are."""
+        """Records a fault if the text has more or fewer placeholders than there are phrases or boxes."""
         for key, placeholder, given in (("ref", "<ref-object>", self.refs), ("bbox", "<bbox>", self.boxes)):
             if self.asked[key] != len(given):
                 self.record.fault(

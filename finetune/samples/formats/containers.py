@@ -13,32 +13,32 @@ KNOWN = ".json (a list), .jsonl, .parquet, or a folder of parquet or of Hugging 
 
 
 class Records(Protocol):
-    """Records in order; they can be sent to other processes."""
+    """A picklable sequence of records."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any:
-        """Raises ValueError, in words that go behind the record's name, where it is broken."""
+        """Raises ValueError for a broken record; its message follows the record's name."""
 
     def name(self, index: int) -> tuple[str, ...]:
-        """What a record is called: ``("record 4", "line 5")``."""
+        """A record's name in messages: ``("record 4", "line 5")``."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes on parts of the file that are not read."""
+        """Notes on unread parts of the file."""
 
 
 def open_records(path: Path, cache_dir: Path) -> Records:
     """The records of a file or folder.
 
-    cache_dir   where parquet is unpacked so that it can be read at any place, and UTF-16 written as UTF-8
+    cache_dir   where parquet is unpacked for random access, and UTF-16 converted to UTF-8
 
-    Raises ValueError that says what was found and expected.
+    Raises ValueError with what was found and expected.
     """
     if path.is_dir():
         return _folder(path, cache_dir)
     if not path.is_file():
-        raise ValueError(f"{path}: cannot be read: there is no such file or folder")
+        raise ValueError(f"{path}: no such file or folder")
     suffix = path.suffix.lower()
     try:
         if suffix == ".parquet":
@@ -56,7 +56,7 @@ def open_records(path: Path, cache_dir: Path) -> Records:
 
 
 class ArrowRecords:
-    """Rows of a Hugging Face dataset, mapped from disk: nothing but its schema is held.
+    """Rows of a Hugging Face dataset, memory-mapped: only its schema is in memory.
 
     dataset   datasets.Dataset
     """
@@ -65,7 +65,7 @@ class ArrowRecords:
 
     def __init__(self, dataset: Any) -> None:
         self.features = dataset.features
-        self.dataset = dataset.with_format("arrow")  # pictures stay bytes, they are not decoded here
+        self.dataset = dataset.with_format("arrow")  # pictures stay bytes; they are not decoded here
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -78,7 +78,7 @@ class ArrowRecords:
 
 
 def _decoded(value: Any, feature: Any) -> Any:
-    """A value with its columns of mixed values, which are kept as texts of JSON, read."""
+    """A value with its JSON-encoded columns (mixed types) decoded."""
     import datasets
 
     if isinstance(feature, datasets.Json) and isinstance(value, str):
@@ -108,7 +108,7 @@ def _folder(path: Path, cache_dir: Path) -> ArrowRecords:
         held = sorted(one.name for one in path.iterdir())[:5]
         raise ValueError(
             f"{path}: found a folder of {', '.join(held) or 'nothing'}, expected *.parquet or what "
-            "datasets' save_to_disk writes; of other data give the file"
+            "datasets' save_to_disk writes; for other data give the file itself"
         )
     return _parquet(parts, cache_dir)
 
@@ -127,7 +127,7 @@ def _saved(path: Path) -> ArrowRecords:
 
 
 def _parquet(parts: list[Path], cache_dir: Path) -> ArrowRecords:
-    """Parquet can be read from its start alone, so it is unpacked once into a file that is mapped."""
+    """Parquet has no random access, so it is unpacked once into a memory-mapped file."""
     import datasets
     import pyarrow
     from datasets.exceptions import DatasetGenerationError

@@ -1,4 +1,4 @@
-"""Turns in a list, pictures and videos beside them or inside a turn: what LLaVA, ShareGPT and OpenAI have in common."""
+"""What LLaVA, ShareGPT and OpenAI have in common: a list of turns, pictures and videos beside them or inside a turn."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def conversation(
 ) -> list[Spoken]:
     """The turns under ``key``, with the pictures and videos beside them and inside them.
 
-    usual   where pictures and videos stand in this format, for faults
-    first   where no text has a place for any of them they come first: a turn's own before its words, the record's
-            before the first question (ms-swift, TRL); otherwise that is a fault
+    usual   the keys that hold pictures and videos in this format, for faults
+    first   if no text has a placeholder, media come first: a turn's own before its text, the record's before the
+            first question (ms-swift, TRL); otherwise that is a fault
     """
     if not isinstance(record.content, Mapping):
         return [*map(_nothing, record.said(key, spelling, roles))]
@@ -55,23 +55,23 @@ def conversation(
 
 
 def _nothing(_: Any) -> Spoken:
-    raise AssertionError("a record that is no object has no turns")
+    raise AssertionError("a record that is not an object has no turns")
 
 
 def words(parts: Iterable[Part]) -> str:
-    """The texts among the parts."""
+    """The parts that are text, joined."""
     return "".join(part for part in parts if isinstance(part, str))
 
 
 def _own_queue(record: Record, item: Mapping[str, Any], at: str, usual: Mapping[Kind, str]) -> Queue | None:
-    """Of a turn that has pictures or videos of its own (Ollama's messages)."""
+    """The queue of a turn with pictures or videos of its own (Ollama's messages); else None."""
     if all(item.get(key) in (None, "", []) for key in itertools.chain(*MEDIA_KEYS.values())):
         return None
     return Queue(record, item, f"{at}.", usual)
 
 
 def first_placed(record: Record, turns: Sequence[Spoken], queue: Queue) -> list[Spoken]:
-    """The turns, with pictures that the text has no place for before the first question."""
+    """The turns, with pictures that have no placeholder moved before the first question."""
     if not any(queue.media.values()) or any(
         not isinstance(part, str) for turn in turns for part in turn.parts
     ):
@@ -82,6 +82,6 @@ def first_placed(record: Record, turns: Sequence[Spoken], queue: Queue) -> list[
     media = queue.unplaced("".join(words(turn.parts) for turn in turns))
     if not media:
         return [*turns]
-    record.notes.add(("pictures or videos without a place in the text", "come before the first question"))
+    record.notes.add(("pictures or videos without a placeholder", "come before the first question"))
     placed = turns[at]._replace(parts=joined([*media, *turns[at].parts]))
     return [*turns[:at], placed, *turns[at + 1 :]]

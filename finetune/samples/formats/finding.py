@@ -1,4 +1,4 @@
-"""Files as people name them: other separators, percent signs and forms of accents; what lies near a missing one."""
+"""Resolves file paths as users write them (backslashes, percent escapes, composed accents); suggests one for a typo."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from urllib.parse import unquote
 
 from finetune.samples.listing import shortened
 
-MOST_LISTED = 20_000  # names of a folder; in larger ones nothing near is looked for
-LONGEST_PATH = 4096  # of a file system
-MOST_FOLDERS = 32  # of a path, whose last ones are looked for below ours
-LONGEST_NAME = 160  # of a path in a message
+MOST_LISTED = 20_000  # files in a folder; larger folders are not searched for similar names
+LONGEST_PATH = 4096  # characters that file systems allow
+MOST_FOLDERS = 32  # trailing folders of a path that are searched for below the known folders
+LONGEST_NAME = 160  # characters of a path in a message
 _FILE_URL = re.compile(r"file:(?://(?:localhost(?=/))?)?", re.IGNORECASE)
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 
 
 def find_file(written: str, folders: tuple[Path, ...], what: str) -> Path:
-    """The file that is meant by a path.
+    """The file that a path refers to.
 
-    written   relative to any of ``folders``, the first that has it wins; or absolute; or a file:// address
+    written   relative to any of ``folders`` (the first that has it wins), absolute, or a file:// URL
     what      "image" or "video", for errors
 
-    The path as it is comes first, then with its %20 decoded, then with / for each backslash, each of them with accents
-    in one letter or two (NFC, NFD). Another case of letters is another file.
+    Tries the path as written, then with %20 decoded, then with / for each backslash, each of these with composed and
+    decomposed accents (NFC, NFD). Case matters.
 
-    Raises ValueError that says where it was looked for, and what lies near.
+    Raises ValueError with the places searched and a similar name.
     """
     name = f"{what} {shortened(written, LONGEST_NAME)!r}"
     if len(written) > LONGEST_PATH:
-        raise ValueError(f"{name}: no such file (no path has {len(written):,} letters)")
+        raise ValueError(f"{name}: no such file (no path has {len(written):,} characters)")
     spellings = [*dict.fromkeys(_spellings(written))]
     if _ADDRESS.match(spellings[0]):
-        raise ValueError(f"{name}: is an address, expected a file; download it first")
+        raise ValueError(f"{name}: is a URL, expected a file; download it first")
     for spelled in spellings:
         for place in _places(spelled, folders):
             if _is(place, Path.is_file):
@@ -63,7 +63,7 @@ def _spellings(written: str) -> Iterator[str]:
 def _places(path: str, folders: tuple[Path, ...]) -> list[Path]:
     given = Path(path)
     if path.startswith("~"):
-        with contextlib.suppress(RuntimeError):  # ~somebody who is not there
+        with contextlib.suppress(RuntimeError):  # ~user for an unknown user
             given = given.expanduser()
     return [given] if given.is_absolute() else [*dict.fromkeys(one / given for one in folders)]
 
@@ -71,7 +71,7 @@ def _places(path: str, folders: tuple[Path, ...]) -> list[Path]:
 def _is(place: Path, asked: Callable[[Path], bool]) -> bool:
     try:
         return asked(place)
-    except (OSError, ValueError):  # a name that no file system takes: too long, or with a NUL in it
+    except (OSError, ValueError):  # an invalid name: too long, or with a NUL in it
         return False
 
 
@@ -79,7 +79,7 @@ def _missing(spellings: list[str], folders: tuple[Path, ...]) -> str:
     places = _places(spellings[0], folders)
     for place in places:
         if _is(place, Path.is_symlink):
-            return f"is a link to {shortened(os.readlink(place), LONGEST_NAME)!r}, and there is no such file"
+            return f"is a link to {shortened(os.readlink(place), LONGEST_NAME)!r}, which does not exist"
         if _is(place, Path.is_dir):
             return f"is a folder ({shortened(str(place), LONGEST_NAME)}), expected a file"
     looked = " and ".join(shortened(str(place), LONGEST_NAME) for place in places)
@@ -89,21 +89,21 @@ def _missing(spellings: list[str], folders: tuple[Path, ...]) -> str:
 
 
 def _near(path: str, folders: tuple[Path, ...]) -> Path | None:
-    """A file that may be meant: with capital letters elsewhere, with another suffix, or where the last folders of the
-    path lie below ours (``D:/data/images/a.png`` → ``images/a.png``)."""
+    """A file that may be meant: with another case or suffix, or with the path's last folders below one of ``folders``
+    (``D:/data/images/a.png`` → ``images/a.png``)."""
     for fold in (_folded, _stem):
         for place in _places(path, folders):
             near = _like(place, fold)
             if near is not None and _is(near, Path.is_file):
                 return near
-    whole = PureWindowsPath(path)  # its separators are those of both worlds
+    whole = PureWindowsPath(path)  # splits at / and at backslashes
     parts = whole.parts[1:][-MOST_FOLDERS:]
     tails = (folder.joinpath(*parts[start:]) for start in range(len(parts)) for folder in folders)
     return next((tail for tail in tails if _is(tail, Path.is_file)), None)
 
 
 def _like(place: Path, fold: Callable[[str], str]) -> Path | None:
-    """The path whose names are those of ``place`` once both are folded; None where there is none."""
+    """The path that equals ``place`` once both are folded; None if there is none."""
     found = Path(place.anchor) if place.is_absolute() else Path()
     for part in place.parts[1:] if place.is_absolute() else place.parts:
         if _is(found / part, Path.exists):
@@ -125,7 +125,7 @@ def _listing(folder: Path, fold: Callable[[str], str]) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=64)
 def _names(folder: str, fold: Callable[[str], str], stamp: int) -> dict[str, str]:
-    """Names in a folder by what they fold to. ``stamp``: when it last changed."""
+    """Names in a folder by their folded form. ``stamp``: when the folder last changed."""
     found: dict[str, str] = {}
     with os.scandir(folder) as entries:
         for entry in entries:

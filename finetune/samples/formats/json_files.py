@@ -1,8 +1,7 @@
 """JSON in the layouts found in practice: a list, one object per line, concatenated objects, a list in an object.
 
-Accepted silently, because they can mean only one thing: a byte order mark, UTF-16 and UTF-32, CRLF, commas before a
-closing bracket, NaN, objects over several lines in a .jsonl, a list in it. Everything else is an error that
-names its position.
+Accepted silently, because they are unambiguous: a byte order mark, UTF-16 and UTF-32, CRLF, trailing commas, NaN,
+and objects over several lines or a list in a .jsonl. Everything else is an error with its position.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from finetune.samples.listing import shortened
 _BOM = b"\xef\xbb\xbf"
 _BLANK = re.compile("[ \t\r\n\ufeff]*")
 _STRING_OR_COMMA = re.compile(r'"(?:[^"\\]|\\.)*"|,(?=\s*[\]}])', re.DOTALL)
-_TURNS = ("messages", "conversations")  # a record has one of them
+_TURNS = ("messages", "conversations")  # every record has one of these keys
 _DECODER = json.JSONDecoder()
 TOO_DEEP = "lists or objects nested too deeply to be read"
 
@@ -36,9 +35,9 @@ TOO_DEEP = "lists or objects nested too deeply to be read"
 def open_json(path: Path, cache_dir: Path) -> JsonRecords:
     """The records of a .json or .jsonl file.
 
-    cache_dir   where a file in UTF-16 or UTF-32 is written as UTF-8
+    cache_dir   where a file in UTF-16 or UTF-32 is converted to UTF-8
 
-    Raises ValueError that says what was found and expected.
+    Raises ValueError with what was found and expected.
     """
     source = _in_utf8(path, cache_dir)
     if _holds_lines(source):
@@ -48,14 +47,14 @@ def open_json(path: Path, cache_dir: Path) -> JsonRecords:
     except ValueError:
         if path.suffix.lower() == ".json" or _first_character(source) == b"[":
             raise
-    return json_lines(source, path)  # some line is broken, and each is named
+    return json_lines(source, path)  # some lines are broken; this names each of them
 
 
 class JsonRecords:
-    """Records in a JSON file, addressed by byte ranges: 16 bytes per record are held, 24 with line numbers.
+    """Records in a JSON file, addressed by byte ranges: 16 bytes of memory per record, 24 with line numbers.
 
-    starts, ends   Int[records]: first byte of each record, and the byte behind its last
-    lines          Int[records]: the line of each, counted from 1; None where they are not one a line
+    starts, ends   Int[records]: first byte of each record, and the byte after its last
+    lines          Int[records]: line of each, from 1; None unless there is one record per line
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class JsonRecords:
 
 
 def json_lines(source: Path, name: Path) -> JsonRecords:
-    """One record a line; empty lines are passed over. ``name``: of the file in errors."""
+    """One record per line; skips empty lines. ``name``: the file's name in errors."""
     starts, ends, lines = array("q"), array("q"), array("q")
     with source.open("rb") as file:
         position = len(_BOM) if file.read(3) == _BOM else 0
@@ -118,15 +117,15 @@ def json_lines(source: Path, name: Path) -> JsonRecords:
                 lines.append(number)
             position += len(line)
     if not starts:
-        raise ValueError(f"{name}: the file is empty; expected one conversation a line")
+        raise ValueError(f"{name}: the file is empty; expected one conversation per line")
     places = [np.frombuffer(one, np.int64) for one in (starts, ends, lines)]
     return JsonRecords(source, places[0], places[1], places[2])
 
 
 def json_values(source: Path, name: Path) -> JsonRecords:
-    """The items of one JSON list, the only list of an object, or objects one after another.
+    """The items of one JSON list, of the only list in an object, or of concatenated objects.
 
-    The file is held as text once, while their places are looked for.
+    Holds the whole text in memory while it locates them.
     """
     content = source.read_bytes()
     try:
@@ -159,18 +158,18 @@ def json_values(source: Path, name: Path) -> JsonRecords:
 
 
 class _OtherJsonError(ValueError):
-    """Valid JSON that is no list of records."""
+    """Valid JSON that is not a list of records."""
 
 
 class _Found(NamedTuple):
-    """First character, and the one behind the last, of each record."""
+    """First character of each record, and the one after its last."""
 
     spans: list[tuple[int, int]]
     notes: tuple[str, ...] = ()
 
 
 def _found(text: str) -> _Found:
-    """The records of a text. Raises json.JSONDecodeError where it is broken, _OtherJsonError where there is none."""
+    """The records of a text. Raises json.JSONDecodeError for broken JSON, _OtherJsonError without records."""
     at = _behind_blanks(text, 0)
     if text[at] == "[":
         spans, end = _items(text, at)
@@ -188,7 +187,7 @@ def _found(text: str) -> _Found:
 
 
 def _items(text: str, at: int) -> tuple[list[tuple[int, int]], int]:
-    """Of the list that begins at ``at``, and what is behind it: ``"[1, 22]"`` → ``([(1, 2), (4, 6)], 7)``."""
+    """Spans of the items of the list at ``at``, and its end: ``"[1, 22]"`` → ``([(1, 2), (4, 6)], 7)``."""
     spans: list[tuple[int, int]] = []
     separator = "["
     while text[at : at + 1] == separator:
@@ -205,7 +204,7 @@ def _items(text: str, at: int) -> tuple[list[tuple[int, int]], int]:
 
 
 def _one_after_another(text: str, at: int) -> list[tuple[int, int]]:
-    """Objects with nothing but blanks between them."""
+    """Objects separated only by whitespace."""
     spans = []
     while at < len(text):
         if text[at] != "{":
@@ -231,15 +230,15 @@ def _wrapped(text: str, at: int, whole: Mapping[str, Any]) -> _Found:
             f"found a JSON object with the lists {listed}, expected one; write it to a file of its own"
         )
     (key,) = lists
-    # The last of equal keys is the one that counts.
+    # Of duplicate keys the last one counts.
     begin = [value_at for name, value_at in _members(text, at) if name == key][-1]
     unread = (one for one, value in whole.items() if one != key and not is_empty(value))
     left = [f"key {one!r:.80} beside {key!r:.40} is not read" for one in unread]
-    return _Found(_items(text, begin)[0], (f"the records are those of the list {key!r:.40}", *left))
+    return _Found(_items(text, begin)[0], (f"records are read from the list {key!r:.40}", *left))
 
 
 def _members(text: str, at: int) -> Iterator[tuple[str, int]]:
-    """Key and first character of the value, of each member of the object that begins at ``at``."""
+    """Each member of the object at ``at``: its key, and the position of its value."""
     at = _behind_blanks(text, at + 1)
     while text[at] != "}":
         key, at = _decoded(text, at)
@@ -257,7 +256,7 @@ def _decoded(text: str, at: int) -> tuple[Any, int]:
         raise json.JSONDecodeError(TOO_DEEP, text, at) from error
     except json.JSONDecodeError:
         raise
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a number with thousands of digits
         raise json.JSONDecodeError(shortened(str(error), 80), text, at) from error
 
 
@@ -278,7 +277,7 @@ def _loaded(text: str) -> Any:
 
 
 def _without_trailing_commas(text: str) -> str:
-    """Commas before a closing bracket become blanks, so that all places stay: ``[{"a": 1,},]`` → ``[{"a": 1 } ]``."""
+    """Replaces trailing commas with blanks, so that positions stay: ``[{"a": 1,},]`` → ``[{"a": 1 } ]``."""
     return _STRING_OR_COMMA.sub(lambda match: " " if match[0] == "," else match[0], text)
 
 
@@ -288,9 +287,9 @@ def _check_end(text: str, end: int) -> None:
 
 
 def _in_bytes(text: str, spans: list[tuple[int, int]]) -> Int[np.ndarray, "items 2"]:
-    """Places in the text as places in its UTF-8: ``('[1, "ü"]', [(1, 2), (4, 7)])`` → ``[[1, 2], [4, 8]]``."""
+    """Character spans → byte spans in UTF-8: ``('[1, "ü"]', [(1, 2), (4, 7)])`` → ``[[1, 2], [4, 8]]``."""
     found = array("q")
-    characters, offset = 0, 0  # how many of the text's characters were counted, and the bytes they take
+    characters, offset = 0, 0  # characters counted so far, and the bytes they take
     for place in (place for span in spans for place in span):
         offset += len(text[characters:place].encode())
         characters = place
@@ -310,7 +309,7 @@ def _behind_blanks(text: str, at: int) -> int:
 
 
 def _in_utf8(path: Path, cache_dir: Path) -> Path:
-    """The file, or what it says in UTF-8: UTF-16 and UTF-32 show by their mark, or by the zeros beside a bracket."""
+    """The file, converted to UTF-8 if needed: UTF-16 and UTF-32 show in their BOM, or in zeros beside a bracket."""
     with path.open("rb") as file:
         encoding = json.detect_encoding(file.read(4))
     if encoding.startswith("utf-8"):
@@ -329,18 +328,18 @@ def _in_utf8(path: Path, cache_dir: Path) -> Path:
 
 
 def _not_utf_8(error: UnicodeDecodeError) -> str:
-    """Where, and what it may be: a guess is no reading, Latin-1 and Big5 decode as GB18030 too."""
+    """Where the file is not UTF-8, and a guess at its encoding. Only a hint: Latin-1 and Big5 decode as GB18030 too."""
     advice = "save the file as UTF-8"
     around = error.object[max(error.start - 20, 0) : error.start + 40]
     if "\ufffd" not in around.decode("gb18030", errors="replace").strip("\ufffd"):
         shown = around[min(error.start, 20) :].decode("gb18030", errors="ignore")[:12]
-        advice += f" (as GB18030 it would say {shown!r}: iconv -f GB18030 -t UTF-8 FILE > NEW)"
+        advice += f" (as GB18030 it would read {shown!r}: iconv -f GB18030 -t UTF-8 FILE > NEW)"
     return f"byte {error.start} is not UTF-8; {advice}"
 
 
 def _holds_lines(path: Path) -> bool:
-    """Is the file one object a line, as many tools write .json too? Its first line that is not blank is a whole object,
-    and others follow."""
+    """Whether the file has one object per line, as many tools write even .json: its first non-blank line is a complete
+    object, and others follow."""
     with path.open("rb") as file:
         first = (
             next((line for line in file if line.strip() not in (b"", _BOM)), b"").removeprefix(_BOM).strip()

@@ -1,4 +1,4 @@
-"""LLaVA: conversations of human and gpt, pictures under ``image``, ``<image>`` where each belongs."""
+"""LLaVA: conversations of human and gpt, pictures under ``image``, an ``<image>`` placeholder for each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPE = (
 
 
 def may_be(record: Mapping[str, Any], roles: set[str], text: str) -> bool:
-    """Could the record be in this format?"""
+    """Whether the record could be in this format."""
     if "conversations" not in record or record.keys() & {"images", "videos", "system"}:
         return False
     return roles <= dialogue.ROLES.keys() or (roles <= dialogue.ALL_ROLES.keys() and "<img>" not in text)

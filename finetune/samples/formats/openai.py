@@ -1,4 +1,4 @@
-"""OpenAI's messages: ``role`` and ``content``, which is text or parts; ``images`` may stand beside or inside them."""
+"""OpenAI's messages: ``role`` and ``content`` (text or parts); ``images`` beside or inside them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROLES: Mapping[str, Role] = {
 
 
 def may_be(record: Mapping[str, Any], roles: set[str], text: str) -> bool:
-    """Could the record be in this format?"""
+    """Whether the record could be in this format."""
     return "messages" in record and roles <= ROLES.keys()
 
 

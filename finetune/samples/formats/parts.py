@@ -1,4 +1,4 @@
-"""What a turn holds: a text, or a list of typed parts as OpenAI, transformers, Qwen and Anthropic write them."""
+"""A turn's content: text, or a list of typed parts as OpenAI, transformers, Qwen and Anthropic write them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PART_KEYS: Mapping[str, tuple[str, ...]] = {
     "video_url": ("video_url",),
 }
 _WITHOUT_TYPE = ("text", "image", "image_url", "video")
-"""A part that has one of these keys and no type is what that key says (DashScope, Qwen-VL's own lists)."""
+"""Keys that give the type of a part without ``type`` (DashScope, Qwen-VL's own lists)."""
 
 
 def contents(record: Record, content: Any, at: str, name: str, queue: Queue) -> Iterator[Found]:
     """Words, pictures and videos of a turn's content, in order.
 
     at     its field: ``messages[0].content``
-    name   the same for all records and turns: ``messages[].content``
+    name   the field without indices, for notes: ``messages[].content``
     """
     if isinstance(content, str):
         yield from queue.split(content)
@@ -57,7 +57,7 @@ def _type(part: Any) -> str | None:
 
 
 def _part(record: Record, part: Any, at: str, name: str, queue: Queue, holds_media: bool) -> Iterator[Found]:
-    """One part; ``holds_media``: do parts of this turn name pictures themselves?"""
+    """One part; ``holds_media``: whether parts of this turn name pictures themselves."""
     what = _type(part)
     if isinstance(part, str):
         yield from queue.split(part)
@@ -72,7 +72,7 @@ def _part(record: Record, part: Any, at: str, name: str, queue: Queue, holds_med
         yield from _media(record, part, what, at, name, queue)
     else:
         record.fault(
-            f"{at}: found {part!r:.80}, expected a part of type text, image, image_url or video with what it names"
+            f"{at}: found {part!r:.80}, expected a part of type text, image, image_url or video with the key it names"
         )
 
 
@@ -87,22 +87,20 @@ def _media(
         spec = _inside(record, spec, f"{at}.{key}", f"{name}{key}.")
     if (
         named == "video" and isinstance(spec, list) and part.get("fps") is not None
-    ):  # as Qwen's own examples are
+    ):  # as in Qwen's own examples
         spec = {"frames": spec, "fps": part["fps"]}
         read.add("fps")
     if not is_empty(part.get("text")):
-        record.fault(
-            f"{at}.text: found words in a part of type {what}, expected a part of type text for them"
-        )
+        record.fault(f"{at}.text: found text in a part of type {what}, expected it in a part of type text")
     record.leave_unread(part, name, at, read)
     if spec is not None:
         yield (record.video if named == "video" else record.picture)(spec, f"{at}.{key}")
-    else:  # as Hugging Face's chats are: the place here, the picture in the list beside the messages
+    else:  # as in Hugging Face's chats: a placeholder here, the picture in the list beside the messages
         yield from queue.take(named)
 
 
 def _inside(record: Record, spec: Mapping[str, Any], at: str, name: str) -> Any:
-    """What ``{"url": …}`` and Anthropic's ``{"type": "base64", "data": …}`` hold; others as they are."""
+    """The content of ``{"url": …}`` and of Anthropic's ``{"type": "base64", "data": …}``; anything else unchanged."""
     key = next((key for key in ("url", "data") if isinstance(spec.get(key), str)), None)
     if key is None:
         return spec

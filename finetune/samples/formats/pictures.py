@@ -1,4 +1,4 @@
-"""Finding the pictures and videos that records name: files, or bytes inside the data."""
+"""Finds the pictures and videos that records name: files, or bytes inside the data."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from finetune.samples.videos import SAMPLING, Sampling, video_of_file, video_of_
 SHORTEST_BASE64 = 64
 LONGEST_PATH = 1024
 _FIRST_BYTES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
-"""Of PNG, JPEG, GIF, WebP, BMP and TIFF; HEIC and AVIF have theirs behind a length."""
+"""Magic numbers of PNG, JPEG, GIF, WebP, BMP and TIFF; those of HEIC and AVIF follow a length."""
 
 Size = tuple[int, int]
 Measure = Callable[[ImageRef], Size]
 
 
 class Finder:
-    """Finds pictures and videos, and gives each its size.
+    """Finds pictures and videos, and their sizes.
 
-    folders    where relative paths may begin, the first that has the file wins
-    measure    gives a picture's upright size; raises ValueError for a broken one
-    sampling   which frames of videos are taken
+    folders    where relative paths are looked up; the first that has the file wins
+    measure    returns a picture's upright size; raises ValueError for a broken one
+    sampling   which frames of videos are sampled
     """
 
     def __init__(
@@ -44,17 +44,17 @@ class Finder:
         self.folders, self.measure, self.sampling = folders, measure, sampling
 
     def find(self, spec: Any, at: str) -> ImageRef:
-        """As ``Pictures.find`` says; ``at`` is what a picture without a path is called."""
+        """See ``Pictures.find``; ``at`` names a picture that has no path."""
         ref = self._ref(spec, at)
         return replace(ref, size_pixels=self.measure(ref))
 
     def find_video(self, spec: Any, at: str) -> VideoRef:
-        """As ``Pictures.find_video`` says."""
+        """See ``Pictures.find_video``."""
         fps = self.sampling.fps
         if isinstance(spec, Mapping) and isinstance(spec.get("frames"), list):
             spec, fps = spec["frames"], spec.get("fps", fps)
             if not isinstance(fps, int | float) or isinstance(fps, bool):
-                raise ValueError(f"fps: found {fps!r:.80}, expected frames a second as a number")
+                raise ValueError(f"fps: found {fps!r:.80}, expected frames per second as a number")
         if isinstance(spec, list):
             if not spec:
                 raise ValueError("found an empty list, expected at least one frame")
@@ -88,7 +88,7 @@ class Finder:
         return ImageRef(at, Path(), data=inside)
 
     def _of_mapping(self, spec: Mapping[str, Any], at: str) -> ImageRef:
-        """``{"bytes", "path"}`` of Hugging Face's data sets; in JSON its bytes are base64."""
+        """``{"bytes", "path"}`` of Hugging Face datasets; in JSON the bytes are base64."""
         content = next((spec[key] for key in ("bytes", "base64") if spec.get(key)), None)
         if isinstance(content, bytes):
             written = str(spec.get("path") or at)
@@ -108,7 +108,7 @@ class Finder:
 
 
 def _of_address(address: str) -> bytes:
-    """What a ``data:`` address holds, whatever stands between ``data:`` and ``;base64,``.
+    """The content of a ``data:`` URL, whatever is between ``data:`` and ``;base64,``.
 
     ``data:image/png;base64,…``, ``data:image/PNG;charset=utf-8;BASE64,…``, ``data:;base64,…``.
     """
@@ -119,12 +119,12 @@ def _of_address(address: str) -> bytes:
         raise ValueError(f"found {address[:40]!r}, expected data:image/png;base64,... or the like")
     found = _of_base64(unquote(content) if "%" in content else content)
     if found is None:
-        raise ValueError(f"found a data: URI that is broken ({content[:40]!r}...), expected base64")
+        raise ValueError(f"found a broken data: URL ({content[:40]!r}...), expected base64")
     return found
 
 
 def _of_base64(text: str) -> bytes | None:
-    """Decoded, whatever alphabet it is in and wherever its lines break; None where it is no base64."""
+    """Decoded base64, standard or URL-safe, with any line breaks; None if it is not base64."""
     plain = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
     try:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
@@ -133,9 +133,9 @@ def _of_base64(text: str) -> bytes | None:
 
 
 def _of_base64_alone(text: str) -> bytes | None:
-    """A picture's file as base64, without anything that says so; None where it is more likely a path.
+    """A picture file in bare base64, without a ``data:`` prefix; None if the text is more likely a path.
 
-    Raises ValueError where it is too long for a path, and no picture.
+    Raises ValueError if it is too long for a path and not a picture.
     """
     found = _of_base64(text) if len(text) >= SHORTEST_BASE64 else None
     if found is None and len(text) <= LONGEST_PATH:
@@ -145,16 +145,16 @@ def _of_base64_alone(text: str) -> bytes | None:
             return None
         held = "text" if found is None else f"base64 of {len(found):,} bytes that begin with {found[:8]!r}"
         raise ValueError(
-            f"found {len(text):,} letters, {held}, expected a path, or base64 of a picture's file (PNG, JPEG, ...; "
-            "bare pixels have no size)"
+            f"found {len(text):,} characters, {held}, expected a path, or a picture file in base64 (PNG, JPEG, ...; "
+            "raw pixels have no size)"
         )
     return found
 
 
 class HeaderSizes:
-    """Sizes from the pictures' headers; what is known of a file is kept, for it may come again.
+    """Sizes from the pictures' headers, cached per file.
 
-    At most ``most_kept`` files are remembered, 20 MB.
+    Remembers at most ``most_kept`` files (20 MB).
     """
 
     def __init__(self, most_kept: int = 1 << 16) -> None:
@@ -178,7 +178,7 @@ class HeaderSizes:
 
 
 class NotedSizes:
-    """What another way of measuring gives, noted in ``sizes``."""
+    """Passes another measure's sizes on and records them in ``sizes``."""
 
     def __init__(self, measure: Measure) -> None:
         self.measure = measure
@@ -190,7 +190,7 @@ class NotedSizes:
 
 
 class KnownSizes:
-    """Sizes found before, handed out in the order in which they were asked for then.
+    """Sizes recorded earlier, returned in the order in which they were recorded.
 
     sizes   width and height of each
     """
@@ -201,5 +201,5 @@ class KnownSizes:
     def __call__(self, ref: ImageRef) -> Size:
         size = next(self.sizes, None)
         if size is None:
-            raise ValueError(f"image {ref.written!r}: was not there when the data was checked")
+            raise ValueError(f"image {ref.written!r}: did not exist when the data was checked")
         return size[0], size[1]

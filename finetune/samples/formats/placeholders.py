@@ -1,6 +1,6 @@
-"""``<image>`` in a text stands for the next picture of the record's list, ``<video>`` for the next video.
+"""``<image>`` in a text stands for the next picture in the record's list, ``<video>`` for the next video.
 
-A backslash before them makes words of them: ``\\<image>`` is ``<image>``, and no picture.
+A backslash keeps either as text: ``\\<image>`` is the word ``<image>``, not a picture.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ _WORDS = {"image": "picture", "video": "video"}
 _OTHER_PLACE = re.compile(
     r"<\|(?:vision_start|image_pad|video_pad|image|video)\|>|<img>|</img>|<start_of_image>|<IMG_CONTEXT>|<image_soft_token>"
 )
-"""How models' own prompts mark a picture's place. In data they are words, but where a picture waits for its place they
-were meant as one."""
-ESCAPE = "a backslash before it makes a word of it: \\<image>"
+"""Placeholders of models' own prompts. In data they are text; if a picture lacks a placeholder, one of them was meant
+to be it."""
+ESCAPE = "to keep it as text, put a backslash before it: \\<image>"
 
 
 class Queue:
-    """The pictures and videos beside the conversation, or inside one turn, handed out in order.
+    """The pictures and videos beside the conversation, or inside one turn, assigned to placeholders in order.
 
     ``"<image>\\nWhat is this?"`` with ``image: "a.png"`` → ``(ImageRef("a.png"), "\\nWhat is this?")``.
 
-    Without a video beside it a ``<video>`` in a text is words, as it is to data of pictures alone.
+    In a record without videos, ``<video>`` is text.
 
-    owner       the record, or the turn, that has their keys
-    at          before a key in faults: "" or ``messages[0].``
-    usual       the key that a fault names where none is given
+    owner       the record or turn that holds their keys
+    at          prefix of a key in faults: "" or ``messages[0].``
+    usual       the key that a fault names if the record has none
     """
 
     def __init__(self, record: Record, owner: Mapping[str, Any], at: str, usual: Mapping[Kind, str]) -> None:
@@ -51,14 +51,14 @@ class Queue:
                 self.media[one] = [*_listed(owner[given[0]], at + given[0], find)]
 
     def take(self, kind: Kind) -> Iterator[ImageRef | VideoRef]:
-        """The next picture or video, or nothing where there is none left."""
+        """The next picture or video; nothing if none is left."""
         yield from self.media[kind][self.asked[kind] : self.asked[kind] + 1]
         self.asked[kind] += 1
 
     def split(self, text: str, *, alone: bool = False) -> Iterator[str | ImageRef | VideoRef]:
         """A text's words, pictures and videos in reading order.
 
-        alone   the text has its pictures around it, as parts: without one beside it ``<image>`` is words too
+        alone   the turn has its pictures as parts: without a picture beside the text, ``<image>`` is text too
         """
         position = 0
         for match in _PLACE.finditer(text):
@@ -73,7 +73,7 @@ class Queue:
         yield text[position:]
 
     def unplaced(self, text: str) -> list[Any]:
-        """All of the media, where the text has a place for none of them; they then count as placed."""
+        """All media if the text has no placeholder at all; they then count as placed."""
         other = _OTHER_PLACE.search(text)
         self.other_place = "" if other is None else other[0]
         if any(self.asked.values()) or other is not None:
@@ -82,18 +82,16 @@ class Queue:
         return [one for found in self.media.values() for one in found]
 
     def close(self) -> None:
-        """A fault where the text asks for more or fewer pictures or videos than there are."""
+        """Records a fault if the text has more or fewer placeholders than there are pictures or videos."""
         for kind, key in self.keys.items():
             there, asked = len(self.media[kind]), self.asked[kind]
             if asked != there:
                 hint = f"; {ESCAPE}" if asked > there else ""
                 if asked < there and self.other_place:
-                    hint = (
-                        f"; the text has {self.other_place}, which is words in data: write <{kind}> instead"
-                    )
+                    hint = f"; the text has {self.other_place}, which is plain text in data: write <{kind}> instead"
                 self.record.fault(
                     f"{key}: found {_count(there, _WORDS[kind])} and {_count(asked, f'<{kind}>')} in the "
-                    f"text, expected one of them for each {_WORDS[kind]}, where it belongs{hint}"
+                    f"text, expected one for each {_WORDS[kind]}, where it belongs{hint}"
                 )
 
 

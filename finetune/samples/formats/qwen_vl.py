@@ -19,11 +19,11 @@ SHAPE = (
 )
 ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 IMAGE = re.compile(r"(?<!\\)<img>(.*?)(?<!\\)</img>", re.DOTALL)
-_WORD = re.compile(r"\\(</?img>)")  # a backslash makes a word of it, as of <image> in other formats
+_WORD = re.compile(r"\\(</?img>)")  # a backslash keeps it as text, as for <image> in other formats
 
 
 def may_be(record: Mapping[str, Any], roles: set[str], text: str) -> bool:
-    """Could the record be in this format?"""
+    """Whether the record could be in this format."""
     if "conversations" not in record or not roles <= ROLES.keys():
         return False
     return "<image>" not in text and not record.keys() & {"system", *itertools.chain(*MEDIA_KEYS.values())}
@@ -48,7 +48,7 @@ def turns(record: Record) -> list[Spoken]:
 
 
 def _check_beside(record: Record, owner: Mapping[str, Any], at: str) -> None:
-    """A picture beside the text has no place in it."""
+    """Faults for pictures beside the text: this format has no placeholder for them."""
     for key in itertools.chain(*MEDIA_KEYS.values()):
         if not is_empty(owner.get(key)):
             record.fault(
@@ -63,7 +63,7 @@ def _parts(record: Record, text: str, at: str) -> Iterator[str | ImageRef]:
     for marker, missing in (("<img>", "</img>"), ("</img>", "<img>")):
         if marker in rest:
             record.fault(
-                f"{at}: found {marker} without {missing}; an image is written <img>path</img>, and a word \\{marker}"
+                f"{at}: found {marker} without {missing}; write a picture as <img>path</img>, plain text as \\{marker}"
             )
     position = 0
     for match in IMAGE.finditer(text):

@@ -1,4 +1,4 @@
-"""One record of the data on its way to a conversation: what every format needs, and the faults found on it."""
+"""One record on its way to a conversation: parsing that all formats share, and the faults found."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from finetune.samples.conversation import ImageRef, Part, Role, VideoRef
 from finetune.samples.formats.unread import is_empty, looks_like_media
 
 UNHEARD = ("audio", "audios")
-"""Keys for audio in the data of other trainers; if they were ignored, ``<audio>`` would be learned as a word."""
+"""Keys for audio in other trainers' data; ignoring them would train ``<audio>`` as text."""
 MEDIA_KEYS: Mapping[str, tuple[str, ...]] = {
     "image": ("image", "images", "image_path", "image_paths"),
     "video": ("video", "videos", "video_path", "video_paths"),
 }
-"""Where pictures and videos stand, beside the turns of a record or inside one."""
+"""Keys of pictures and videos, beside a record's turns or inside one."""
 SPELLINGS = (("from", "value"), ("role", "content"))
-"""How a turn says who speaks and what."""
+"""Keys of a turn's role and text."""
 TRAINING_MARKS = ("weight", "loss", "loss_mask", "loss_scale", "train", "training", "train_on_turn")
-"""Keys of a turn by which data says whether an answer is learned: 1 or true, 0 or false (OpenAI's ``weight``,
+"""Keys of a turn that include or exclude an answer from training: 1 or true, 0 or false (OpenAI's ``weight``,
 ms-swift's and ChatGLM's ``loss``, axolotl's ``train``)."""
 TOOL_ROLES = frozenset(
     (
@@ -38,15 +38,15 @@ TOOL_KEYS = ("tool_calls", "function_call")
 
 
 Note = tuple[str, str]
-"""What is not read, and what becomes of it; between them stands how many records have it."""
+"""What is not read, and what happens to it; the message puts the number of records between them."""
 
 
 class Spoken(NamedTuple):
-    """A turn as a format finds it, before its boxes are looked for.
+    """A turn as a format reads it, before boxes are parsed.
 
-    at        the field of the record that holds the turn, such as ``conversations[0]``
-    role_at   the field that says who speaks
-    text_at   the field that holds the words
+    at        the record's field that holds the turn, such as ``conversations[0]``
+    role_at   the field of its role
+    text_at   the field of its text
     trained   as ``Turn.trained``
     """
 
@@ -59,9 +59,9 @@ class Spoken(NamedTuple):
 
 
 class Said(NamedTuple):
-    """A turn of a record with its words not yet read.
+    """A turn of a record whose text is not parsed yet.
 
-    item   the turn as it is written
+    item   the turn as written
     """
 
     role: Role
@@ -80,23 +80,23 @@ class Pictures(Protocol):
     """Finds the pictures and videos that records name."""
 
     def find(self, spec: Any, at: str) -> ImageRef:
-        """The picture of a path, an address, or ``{"bytes", "path"}``, with its size where that is known.
+        """The picture at a path or URL, or in ``{"bytes", "path"}``, with its size if known.
 
         at   the field that names it
         Raises ValueError with a message that follows the field's name.
         """
 
     def find_video(self, spec: Any, at: str) -> VideoRef:
-        """The video of a path, or of ``{"frames": [path, ...], "fps": number}``; a list alone is its frames.
+        """The video at a path, or of ``{"frames": [path, ...], "fps": number}``; a bare list holds its frames.
 
-        Raises as ``find``.
+        Raises as ``find`` does.
         """
 
 
 class Record:
-    """One record: its content, where it stands, the faults found in it so far, and what is not read of it.
+    """One record: its content, its place in the file, the faults found so far, and notes on what is not read.
 
-    notes   in words, without the record's own numbers, so that they can be counted over all records
+    notes   worded without the record's own values, so that they can be counted over all records
     """
 
     def __init__(self, content: Any, where: str, pictures: Pictures) -> None:
@@ -109,7 +109,7 @@ class Record:
         self.faults.append(f"{self.where}: {what}")
 
     def picture(self, spec: Any, at: str) -> ImageRef:
-        """The image that a field names; problems become faults."""
+        """The picture that a field names; problems become faults."""
         try:
             return self.pictures.find(spec, at)
         except ValueError as error:
@@ -126,9 +126,9 @@ class Record:
 
     # --- turns -------------------------------------------------------------------------------------------
     def said(self, key: str, spelling: tuple[str, str], roles: Mapping[str, Role]) -> Iterator[Said]:
-        """The turns under ``key``; whatever is no turn, or none of a known role, is a fault.
+        """The turns under ``key``; anything that is not a turn with a known role is a fault.
 
-        spelling   the one that is expected; the other one is read too
+        spelling   the expected keys; the other spelling is read too
         """
         items = [*self._items(key, spelling)]
         if self._calls_tools(key, items):
@@ -145,7 +145,7 @@ class Record:
     def _items(
         self, key: str, spelling: tuple[str, str]
     ) -> Iterator[tuple[str, Mapping[str, Any], tuple[str, str]]]:
-        """Each turn with its field and the keys of its spelling."""
+        """Each turn with its field and the keys it uses."""
         described = f"{{{spelling[0]!r}, {spelling[1]!r}}}"
         if not isinstance(self.content, Mapping):
             return self.fault(f"found a {kind(self.content)}, expected an object with {key!r}")
@@ -173,7 +173,7 @@ class Record:
         return False
 
     def _role(self, at: str, found: Any, roles: Mapping[str, Role]) -> Role | None:
-        """The role that a turn's word stands for; None, and a fault, where it stands for none."""
+        """The role that a turn names; None and a fault if it is unknown."""
         if isinstance(found, str) and found in roles:
             return roles[found]
         user, assistant = (
@@ -183,7 +183,7 @@ class Record:
         return None
 
     def _is_trained(self, item: Mapping[str, Any], at: str, key: str, role: Role) -> bool:
-        """Is the turn learned, as its own keys say? Without one it is."""
+        """Whether the turn is trained according to its own keys; without one it is."""
         if not is_empty(item.get("mask")):
             self.fault(
                 f"{at}.mask: found {item['mask']!r:.40}, which is ambiguous (trained, or masked out); expected "
@@ -193,40 +193,40 @@ class Record:
         for mark, value in marks.items():
             if value not in (0, 1) or isinstance(value, str):
                 self.fault(
-                    f"{at}.{mark}: found {value!r:.40}, expected 1 or true for an answer that is learned, 0 or false "
-                    "for one that is not"
+                    f"{at}.{mark}: found {value!r:.40}, expected 1 or true to train the answer, 0 or false to "
+                    "leave it out"
                 )
                 return True
         if role != "assistant":
             for mark in (mark for mark, value in marks.items() if value):
                 self.notes.add(
-                    (f"key '{key}[].{mark}' of a {role}'s turn", "is not read: only answers are learned")
+                    (f"key '{key}[].{mark}' of a {role}'s turn", "is not read: only answers are trained")
                 )
             return True
         if len({bool(value) for value in marks.values()}) > 1:
             listed = ", ".join(f"{mark}: {value!r}" for mark, value in marks.items())
-            self.fault(f"{at}: found {listed}, expected marks that agree")
+            self.fault(f"{at}: found {listed}, which contradict each other; keep one")
         return all(marks.values())
 
     def check(self, turns: Sequence[Spoken]) -> None:
-        """Faults of the conversation as a whole: who speaks when, answers without text, pictures in answers."""
+        """Faults of the whole conversation: order of turns, answers without text, pictures in answers."""
         for turn in turns:
             text = "".join(part for part in turn.parts if isinstance(part, str))
             media = [part for part in turn.parts if isinstance(part, ImageRef | VideoRef)]
             if turn.role != "user" and media:
-                found = "an image" if isinstance(media[0], ImageRef) else "a video"
+                found = "a picture" if isinstance(media[0], ImageRef) else "a video"
                 self.fault(
                     f"{turn.text_at}: found {found} {media[0].written!r:.200} in a turn of the {turn.role}, "
-                    "expected images in the user's turns"
+                    "expected pictures in the user's turns"
                 )
             elif turn.role == "assistant" and turn.trained and not text.strip():
-                self.fault(f"{turn.text_at}: found an empty answer, expected text to learn")
+                self.fault(f"{turn.text_at}: found an empty answer, expected text to train on")
             try:
                 text.encode()
-            except UnicodeEncodeError as error:  # "\ud83d" in JSON, where an emoji was cut in two
+            except UnicodeEncodeError as error:  # "\ud83d" in JSON: an emoji cut in two
                 self.fault(
                     f"{turn.text_at}: found {text[error.start]!r} at character {error.start}, half of a surrogate "
-                    "pair, expected whole characters; take the text from its source again"
+                    "pair, expected whole characters; export the text from its source again"
                 )
         if isinstance(self.content, Mapping):
             self._hear(self.content, "")
@@ -248,19 +248,21 @@ class Record:
                 self.fault(f"{turn.role_at}: a system turn can only come first")
         spoken = [turn for turn in turns if turn.role != "system"]
         if not any(turn.role == "assistant" for turn in spoken):
-            self.fault("found no assistant turn, so there is nothing to learn; add the answer")
+            self.fault("found no assistant turn, so there is nothing to train on; add the answer")
         elif spoken[0].role == "assistant":
             self.fault(f"{spoken[0].role_at}: found assistant first, expected the user's turn before it")
         elif not any(turn.role == "assistant" and turn.trained for turn in spoken):
             self.fault(
-                "found every answer marked as not to be learned (weight 0 or the like), expected one to learn"
+                "found every answer excluded from training (weight 0 or the like), expected one to train on"
             )
         for before, turn in itertools.pairwise(spoken):
             if before.role == turn.role:
-                self.fault(f"{turn.role_at}: two {turn.role} turns in a row; user and assistant take turns")
+                self.fault(
+                    f"{turn.role_at}: two {turn.role} turns in a row; user and assistant must alternate"
+                )
 
     def with_system(self, turns: Sequence[Spoken]) -> list[Spoken]:
-        """The turns behind the system prompt that stands beside them."""
+        """The turns, after the record's own ``system`` prompt if it has one."""
         system = self.content.get("system") if isinstance(self.content, Mapping) else None
         if system is None or system == "":
             return [*turns]
@@ -274,10 +276,10 @@ class Record:
 
     # --- what is not read --------------------------------------------------------------------------------
     def leave_unread(self, owner: Mapping[str, Any], prefix: str, at: str, read: Iterable[str]) -> None:
-        """Note what an object holds beside the keys that are read.
+        """Notes an object's keys that are not read.
 
-        prefix   before a key in notes, the same for all records: ``messages[].``
-        at       the object itself, "" for the record
+        prefix   of a key in notes, the same for all records: ``messages[].``
+        at       the object's field, "" for the record
         """
         known = set(read)
         for key, value in owner.items():
@@ -285,7 +287,7 @@ class Record:
                 self._unread.append((f"{prefix}{key}"[:80], f"{at}.{key}" if at else str(key), value))
 
     def _judge_unread(self, has_media: bool) -> None:
-        """A picture that nothing else in the record shows is a fault; anything else is noted."""
+        """An unread picture in a record without media is a fault; anything else becomes a note."""
         for name, at, value in self._unread:
             if not has_media and looks_like_media(value):
                 self.fault(
@@ -296,10 +298,10 @@ class Record:
 
 
 def spelling_of(item: Any, first: tuple[str, str] = SPELLINGS[0]) -> tuple[str, str] | None:
-    """The keys under which a turn says who speaks and what; None where it has none."""
+    """The keys of a turn's role and text; None if it has neither pair."""
     if not isinstance(item, Mapping):
         return None
-    # Containers of one schema for all rows fill up the other spelling with nulls.
+    # Formats with one schema for all rows fill the other spelling with nulls.
     for keys in (first, *SPELLINGS):
         if all(item.get(key) is not None for key in keys):
             return keys
@@ -307,15 +309,15 @@ def spelling_of(item: Any, first: tuple[str, str] = SPELLINGS[0]) -> tuple[str, 
 
 
 def kind(value: Any) -> str:
-    """What JSON calls a value."""
+    """JSON's name for a value's type."""
     names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")
 
 
 def joined(parts: Iterable[Part]) -> tuple[Part, ...]:
-    """Parts with neighbouring texts made one, so that tokens may cross what was a border of the file alone.
+    """Parts with adjacent texts merged, so that tokens can span boundaries that exist only in the file.
 
-    ``("a", "", "b", image, "c")`` → ``("ab", image, "c")``; without anything it is ``("",)``.
+    ``("a", "", "b", image, "c")`` → ``("ab", image, "c")``; no parts at all give ``("",)``.
     """
     merged: list[Part] = []
     for part in parts:

@@ -17,7 +17,7 @@ SHAPE = (
 
 
 def may_be(record: Mapping[str, Any], roles: set[str], text: str) -> bool:
-    """Could the record be in this format?"""
+    """Whether the record could be in this format."""
     if "conversations" not in record or record.keys() & {"image", "video"}:
         return False
     return roles <= dialogue.ALL_ROLES.keys() and "<img>" not in text and "</img>" not in text

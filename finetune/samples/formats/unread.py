@@ -1,4 +1,4 @@
-"""What a record holds that nobody reads: is it worth a word, and is it a picture?"""
+"""Unread keys of a record: which are worth a note, and which look like pictures or videos."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MEDIA_NAME = re.compile(
 
 
 def is_empty(value: Any) -> bool:
-    """Nothing is lost where a key has no value: null, "", [], {}, and those written as JSON in a text."""
+    """Whether a value is empty, so that ignoring it loses nothing: null, "", [], {}, or these as JSON in a string."""
     return (
         value is None
         or (isinstance(value, str | list | tuple | Mapping) and not len(value))
@@ -22,7 +22,7 @@ def is_empty(value: Any) -> bool:
 
 
 def looks_like_media(value: Any) -> bool:
-    """Is it a picture's or a video's path, address or bytes, or a list of those?
+    """Whether a value is the path, URL or bytes of a picture or video, or a list of those.
 
     ``"a.png"``, ``["a.jpg"]``, ``{"bytes": b"…", "path": None}``, ``"data:image/png;base64,…"`` → True.
     """

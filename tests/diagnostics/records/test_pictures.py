@@ -64,7 +64,7 @@ def test_what_is_no_picture_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"image '.*none\.png': there is no such file"):
         picture_mark(tmp_path / "none.png")
     (tmp_path / "words.png").write_text("words")
-    with pytest.raises(ValueError, match=r"words\.png': found no picture in it"):
+    with pytest.raises(ValueError, match=r"words\.png': not an image file"):
         picture_mark(tmp_path / "words.png")
 
 

@@ -86,14 +86,14 @@ def test_errors_name_the_picture(opening: Any, tmp_path: Path):
     inside = ImageRef("images[0]", Path("images[0]"), data=b"xyz")
     with pytest.raises(ValueError, match=r"image '.*no\.png': there is no such file"):
         opening(tmp_path / "no.png")
-    with pytest.raises(ValueError, match=r"image '.*text\.png': found no picture in it"):
+    with pytest.raises(ValueError, match=r"image '.*text\.png': not an image file"):
         opening(tmp_path / "text.png")
     with pytest.raises(
         ValueError, match=r"huge\.png': found 20000 × 6000 pixels, expected at most 100,000,000"
     ):
         opening(tmp_path / "huge.png")
     with pytest.raises(
-        ValueError, match=r"image 'images\[0\]' \(3 bytes inside the data\): found no picture"
+        ValueError, match=r"image 'images\[0\]' \(3 bytes inside the data\): not an image file"
     ):
         opening(inside)
 

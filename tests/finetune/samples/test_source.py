@@ -119,10 +119,10 @@ def test_a_system_turn_may_come_first(folder: Path):
         ([record(("user", "<img>a.png"), ("assistant", "ho"))], r"found <img> without </img>"),
         ([record(("user", "a.png</img>"), ("assistant", "ho"))], r"found </img> without <img>"),
         ([record(("user", "<img></img>"), ("assistant", "ho"))], r"<img></img> without a path"),
-        ([record(("user", "hi"), ("assistant", "<img>a.png</img>"))], r"found an image 'a\.png' in a turn of the as"),
+        ([record(("user", "hi"), ("assistant", "<img>a.png</img>"))], r"found a picture 'a\.png' in a turn of the as"),
         ([record(("user", "<img>no.png</img>"), ("assistant", "ho"))], r"\[0\]\.value: image 'no\.png': no such file"),
-        ([record(("user", "<img>data.json</img>"), ("assistant", "ho"))], r"data\.json': found no picture in it"),
-        ([record(("user", "<img>https://x/a.png</img>"), ("assistant", "ho"))], r"is an address, expected a file"),
+        ([record(("user", "<img>data.json</img>"), ("assistant", "ho"))], r"data\.json': not an image file"),
+        ([record(("user", "<img>https://x/a.png</img>"), ("assistant", "ho"))], r"is a URL, expected a file"),
         ([record(("user", f"<img>{'a' * 300}</img>"), ("assistant", "ho"))], r"no such file"),
     ],
 )  # fmt: skip
@@ -135,7 +135,7 @@ def test_faults_are_named(folder: Path, content: Any, message: str):
     ("name", "content", "message"),
     [
         ("data.csv", "a,b", r"found a file of kind '\.csv', expected \.json"),
-        ("data.jsonl", "", r"the file is empty; expected one conversation a line"),
+        ("data.jsonl", "", r"the file is empty; expected one conversation per line"),
         ("data.jsonl", "[\n1]", r"unknown format\n  found in 1 of 1 looked at: a number"),
         ("data.parquet", "PAR", r"data\.parquet: cannot be read as parquet"),
         ("data.jsonl", '{"id": 1 2}\n', r"record 0 \(line 1\): broken JSON at column 10"),
@@ -152,7 +152,7 @@ def test_text_that_is_not_utf_8_is_named(folder: Path):
         read(folder / "data.json")
     (folder / "data.jsonl").write_bytes('{"a": "盒子盒子"}'.encode("gbk"))
     with pytest.raises(
-        ValueError, match=r"1 fault\n.*byte 7 is not UTF-8; .*as GB18030 it would say '盒子盒子"
+        ValueError, match=r"1 fault\n.*byte 7 is not UTF-8; .*as GB18030 it would read '盒子盒子"
     ):
         read(folder / "data.jsonl")
     (folder / "data.json").write_bytes(b"\xff\xfe[\x00\x00")
@@ -187,7 +187,7 @@ def test_json_is_read_as_people_have_it(folder: Path, name: str, suffix: str, en
     found = read(folder / f"data.{suffix}", workers=1, say=said.append)
     assert [one.turns[0].parts for one in found] == [(f"第{i}?, }} ]",) for i in range(3)]
     noted = [line.split(": ", 1)[1] for line in said[1:]]
-    wrapped = ["the records are those of the list 'data'", "key 'version' beside 'data' is not read"]
+    wrapped = ["records are read from the list 'data'", "key 'version' beside 'data' is not read"]
     assert noted == {"wrapped": wrapped, "wrapped with commas": wrapped[:1]}.get(name, [])
 
 

@@ -92,7 +92,7 @@ def test_broken_and_missing_files_are_named(tmp_path: Path, clip: Path):
         video_of_file(tmp_path / "text.mp4", "text.mp4", Sampling())
     found = video_of_file(clip, "clip.mp4", Sampling())
     longer = VideoRef("clip.mp4", (0.0, 9.9), path=clip, at=(0, 99), size_pixels=(64, 48))
-    with pytest.raises(ValueError, match="found no frame 99, though its header says so"):
+    with pytest.raises(ValueError, match="frame 99 is missing, although its header counts it"):
         open_frames(longer, lambda _: None)
     assert len(open_frames(found, lambda _: None)) == 8
 
@@ -195,7 +195,7 @@ def test_without_a_video_beside_it_the_mark_is_words(folder: Path):
         (chat("<video> <video>", videos=["clip.mp4"]), "videos: found 1 video and 2 <video> in the text"),
         (chat("what?", video="clip.mp4"), "video: found 1 video and 0 <video> in the text"),
         (chat("<video>", videos=["no.mp4"]), r"videos\[0\]: video 'no.mp4': no such file"),
-        (chat("<video>", videos=["http://a.b/c.mp4"]), r"video 'http://a.b/c.mp4': is an address, expected a file"),
+        (chat("<video>", videos=["http://a.b/c.mp4"]), r"video 'http://a.b/c.mp4': is a URL, expected a file"),
         (chat("<video>", videos=[{"frames": ["0.png"], "fps": "2"}]), r"videos\[0\]: fps: found '2'"),
         (chat("<video>", videos=[{"frames": []}]), r"videos\[0\]: found an empty list, expected at least one frame"),
         (chat("<audio> what?", audios=["x.wav"]), r"audios: found \['x.wav'\], but audio is not supported"),
@@ -203,7 +203,7 @@ def test_without_a_video_beside_it_the_mark_is_words(folder: Path):
         (chat("<video>", videos=[7]), r"videos\[0\]: found 7, expected the path of a video"),
         (
             chat("<video> <ref>dog</ref><box>(1,2),(3,4)</box>", videos=["clip.mp4"]),
-            "found a box in a video, but boxes are supported in pictures only",
+            "found a box in a video, but boxes are only supported in pictures",
         ),
     ],
 )  # fmt: skip

@@ -312,7 +312,7 @@ def test_rounding_of_a_sum_is_no_fault_a_pixel_is():
         ('{"bbox": [1, 2, 3, 4], "kind": 5}', "pixels", ("wide.png",), {}, r"'kind' beside bbox.*--box_units text"),
         ("<|box_start|>(1.5,2),(3,4)<|box_end|>", None, ("wide.png",), {}, r"found a <.box_start.> that is not writ"),
         ("<|quad_start|>(1,2),(3,4),(5,6),(7,8)<|quad_end|>", None, ("wide.png",), {}, r"found a <.quad_start.> that"),
-        ("what is <|object_ref_start|>?", None, ("wide.png",), {}, r"a backslash makes a word of it"),
+        ("what is <|object_ref_start|>?", None, ("wide.png",), {}, r"put a backslash before it"),
         ("<|box_start|>(1,2),(3,4)<|box_end|>", None, (), {}, r"found a box, but no picture in the conversation"),
         ('{"a":' * 9000 + '"bbox_2d": [1, 2, 3, 4]', "pixels", ("wide.png",), {}, r"found bbox_2d outside an object"),
         (

@@ -271,7 +271,7 @@ def test_base64_of_another_alphabet_or_in_a_mapping_is_read(folder: Path):
 def test_bare_pixels_in_base64_are_refused_in_few_words(folder: Path):
     pixels = base64.b64encode(bytes(range(256)) * 3000).decode()
     with pytest.raises(
-        ValueError, match=r"images\[0\]: found 1,024,000 letters, base64 of 768,000 bytes"
+        ValueError, match=r"images\[0\]: found 1,024,000 characters, base64 of 768,000 bytes"
     ) as caught:
         quietly(write(folder, [messages(("user", "<image>?"), ("assistant", "a"), images=[pixels])]))
     assert len(str(caught.value)) < 600
@@ -315,7 +315,7 @@ def test_links_to_nowhere_and_folders_are_named_as_such(folder: Path):
     (folder / "link.png").symlink_to("gone.png")
     (folder / "album").mkdir()
     for written, message in (
-        ("link.png", "is a link to 'gone.png', and there is"),
+        ("link.png", "is a link to 'gone.png', which does not exist"),
         ("album", r"is a folder \("),
     ):
         with pytest.raises(ValueError, match=message):
@@ -410,21 +410,21 @@ ASKED = {"instruction": "what?", "images": ["a.png"]}
         (chat(("human", "<image>"), ("gpt", "a"), image=[]), r"image: found 0 pictures and 1 <image> in the text"),
         (
             chat(("human", "<image><image>"), ("gpt", "a"), images=["a.png", "b.png", "a.png"]),
-            r"images: found 3 pictures and 2 <image> in the text, expected one of them for each",
+            r"images: found 3 pictures and 2 <image> in the text, expected one for each",
         ),
         (chat(("human", "<image>"), ("gpt", "a"), image="no.png"), r"record 0: image: image 'no.png': no such file"),
         (chat(("human", "<image>"), ("gpt", "a"), images=["a.png", 7]), r"images\[1\]: found 7, expected the path"),
-        (chat(("human", "a"), ("gpt", "<image>"), image="a.png"), r"an image 'a.png' in a turn of the assistant"),
+        (chat(("human", "a"), ("gpt", "<image>"), image="a.png"), r"a picture 'a.png' in a turn of the assistant"),
         (chat(("human", "a"), ("gpt", "b"), images=[], system=3), r"system: found a number, expected text"),
         (
             chat(("system", "s"), ("human", "a"), ("gpt", "b"), images=[], system="t"),
             r"conversations\[0\].from: a second system turn",
         ),
         (messages(USER, ANSWER, images=["no.png"]), r"images\[0\]: image 'no.png': no such file \(looked at .*no.png"),
-        (messages(USER, ANSWER, images=["https://x.y/a.png"]), r"is an address, expected a file; download it first"),
-        (messages(USER, ANSWER, images=["data:image/png;base64,a?"]), r"data: URI that is broken"),
+        (messages(USER, ANSWER, images=["https://x.y/a.png"]), r"is a URL, expected a file; download it first"),
+        (messages(USER, ANSWER, images=["data:image/png;base64,a?"]), r"found a broken data: URL"),
         (messages(USER, ANSWER, images=["data:text/html,x"]), r"found 'data:text/html,x', expected data:image/png"),
-        (messages(USER, ANSWER, images=["data:image/png;base64,AAAA"]), r"images\[0\].*found no picture in it"),
+        (messages(USER, ANSWER, images=["data:image/png;base64,AAAA"]), r"images\[0\].*not an image file"),
         (messages(("user", 7), ANSWER), r"messages\[0\].content: found a number, expected text or a list of parts"),
         (messages(("user", [{"type": "audio", "audio": "v"}]), ANSWER), r"content\[0\]: found .*'audio'.* expected a"),
         (messages(("user", [{"type": "video", "video": "v"}]), ANSWER), r"content\[0\].video: video 'v': no such file"),
@@ -438,7 +438,7 @@ ASKED = {"instruction": "what?", "images": ["a.png"]}
         (ASKED | {"output": "a", "input": 3}, r"input: found a number, expected text"),
         (ASKED | {"output": "a", "history": "b"}, r"history: found a string, expected a list of \[question, answer\]"),
         (ASKED | {"output": "a", "history": [["b"]]}, r"history\[0\]: found \['b'\], expected a pair of texts"),
-        (ASKED | {"output": "a", "history": [["b", "<image>"]]}, r"history\[0\]\[1\]: found an image 'a.png' in a"),
+        (ASKED | {"output": "a", "history": [["b", "<image>"]]}, r"history\[0\]\[1\]: found a picture 'a.png' in a"),
         (messages(("user", "a"), ("assistant", [])), r"messages\[1\].content: found an empty answer"),
     ],
 )  # fmt: skip

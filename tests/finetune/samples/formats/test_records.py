@@ -99,7 +99,7 @@ def test_pictures_beside_messages_are_read_under_any_of_their_names(folder: Path
         assert parts(found) == ["a.png", "What is this?", "A box."] and len(said) == 1
         (found,) = opened(folder, {"messages": turns(*UNPLACED), key: value}, said)
         assert parts(found) == ["a.png", "What is this?", "A box."]
-        assert "pictures or videos without a place in the text (1 record) come before the first" in said[-1]
+        assert "pictures or videos without a placeholder (1 record) come before the first" in said[-1]
 
 
 @pytest.mark.parametrize("key", ["image", "images"])
@@ -135,7 +135,7 @@ def test_a_turns_own_pictures_come_before_its_words(folder: Path, key: str):
         ),
         (
             {"messages": turns(("user", "<|vision_start|><|image_pad|><|vision_end|>?"), ASKED[1]), "image": "a.png"},
-            "the text has <|vision_start|>, which is words in data: write <image> instead",
+            "the text has <|vision_start|>, which is plain text in data: write <image> instead",
         ),
         (
             {"conversations": [{"from": "user", "value": "<img>a.png</img>"}, {"from": "assistant", "value": "x"}],
@@ -223,9 +223,12 @@ def test_the_token_that_ends_an_answer_goes_with_it_and_marks_of_1_change_nothin
     [
         ({"weight": 0.5}, "messages[1].weight: found 0.5, expected 1 or true"),
         ({"loss": "false"}, "messages[1].loss: found 'false', expected 1 or true"),
-        ({"weight": 0, "loss": True}, "messages[1]: found weight: 0, loss: True, expected marks that agree"),
+        (
+            {"weight": 0, "loss": True},
+            "messages[1]: found weight: 0, loss: True, which contradict each other",
+        ),
         ({"mask": True}, "messages[1].mask: found True, which is ambiguous"),
-        ({"weight": 0, "last": True}, "found every answer marked as not to be learned"),
+        ({"weight": 0, "last": True}, "found every answer excluded from training"),
     ],
 )
 def test_marks_that_cannot_be_obeyed_are_refused(folder: Path, mark: dict[str, Any], message: str):
@@ -323,7 +326,7 @@ def test_a_backslash_makes_words_of_a_place(folder: Path):
     }
     assert parts(opened(folder, record)[0]) == ["a.png", "Write an <image> tag", "<image>"]
     del record["image"]
-    assert "a backslash before it makes a word of it: \\<image>" in refused(folder, record)
+    assert "put a backslash before it: \\<image>" in refused(folder, record)
     said = [
         {"from": "user", "value": "<img>a.png</img>what is \\<img>?"},
         {"from": "assistant", "value": "a tag"},
