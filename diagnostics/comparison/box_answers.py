@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from diagnostics.comparison.maps import Outcome, SaidBox
 from diagnostics.comparison.pairs import SIDES, ProbePair, images_of
 from diagnostics.records.probes import Probe
+from diagnostics.records.record import AttentionRecord
 from finetune.families.base import Size
 from finetune.families.parts.box_answers import (
     LOCATIONS,
@@ -20,7 +22,7 @@ from finetune.families.parts.box_answers import (
     pixels,
     thousandths,
 )
-from finetune.families.parts.box_scores import BoxAnswer, BoxScores, box_scores
+from finetune.families.parts.box_scores import RIGHT_ABOVE, BoxAnswer, BoxScores, box_scores, iou
 
 AGREES = 0.015  # of the picture, by which the answer's corners may differ from the region's
 
@@ -49,9 +51,31 @@ def box_answers(pairs: Sequence[ProbePair]) -> Json | None:
 
 def of_probe(pair: ProbePair) -> BoxAnswer | None:
     """What is right for a probe, with nothing said yet; None where its answer is not the box of its judged region."""
-    probe, size = pair.probe, pair.before.image_tokens[0].image_size_pixels
+    return _right_box(pair.probe, pair.region, pair.before.image_tokens[0].image_size_pixels)
+
+
+def outcome_with_box(probe: Probe, region: str | None, record: AttentionRecord) -> Outcome:
+    """What one model answered, with the box it said where a box is right; ``region`` is the judged one."""
+    scores, size = record.scores, record.image_tokens[0].image_size_pixels
+    right = _right_box(probe, region, size)
+    box = None if right is None else _said_box(right, scores.generated, size)
+    return Outcome(scores.generated, scores.margin_nats, box)
+
+
+def _said_box(right: BoxAnswer, said: str, size: Size) -> SaidBox | None:
+    """The first box of a generated answer in the family's form, in pixels of the original; None where it has none."""
+    found = first_box(said, right.writing.form)
+    if found is None or found[0] != right.writing.form:
+        return None
+    overlap = iou(np.array([found[1]]), np.array([right.right]))[0]
+    corners = pixels(size, "the file").numbers(right.writing.frame.fractions(found[1]))
+    return SaidBox(corners, bool(overlap > RIGHT_ABOVE))
+
+
+def _right_box(probe: Probe, judged: str | None, size: Size) -> BoxAnswer | None:
+    """What is right for a probe whose judged region is ``judged``; None where its answer is not that region's box."""
     found = first_box(probe.answer)
-    region = None if pair.region is None else probe.regions.get(pair.region)
+    region = None if judged is None else probe.regions.get(judged)
     if found is None or region is None or len(region) != 1:
         return None
     form, right = found
@@ -63,7 +87,7 @@ def of_probe(pair: ProbePair) -> BoxAnswer | None:
         said="",
         right=right,
         writing=Writing(form, frame),
-        others=_others(probe, pair.region, frame, size),
+        others=_others(probe, judged, frame, size),
         units=(thousandths(), pixels(size, "the file"), fractions()),
         picture="",
     )

@@ -42,12 +42,23 @@ class LayerMaps:
     readings: tuple[RegionChange, ...]
 
 
+class SaidBox(NamedTuple):
+    """The box in a generated answer: x0 y0 x1 y1 in pixels of the original, and whether its IoU is above .5."""
+
+    corners: tuple[float, float, float, float]
+    is_right: bool
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What one model answered: its generated answer ("" where none was generated) and log p(answer) - log p(foil)."""
+    """What one model answered: its generated answer ("" where none was generated) and log p(answer) - log p(foil).
+
+    box   the box it said, where the right answer is a box and one was said in the family's form
+    """
 
     said: str
     margin_nats: float | None
+    box: SaidBox | None = None
 
 
 class StripPanel(NamedTuple):

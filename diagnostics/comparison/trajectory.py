@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from diagnostics.comparison.maps import CellMap, Outcome, Strip, StripPanel
+from diagnostics.comparison.box_answers import outcome_with_box
+from diagnostics.comparison.maps import CellMap, Strip, StripPanel
 from diagnostics.comparison.pairs import layer_cells
 from diagnostics.measures.attention import enrichment, jensen_shannon_nats, region_mass
 from diagnostics.measures.drift import principal_plane
@@ -156,7 +157,7 @@ def strip_maps(probe: Probe, evolution: Evolution, layer: int) -> Strip:
                 map=CellMap(cells * cells.size, image.grid, image.cell_boxes_pixels),
                 mass=None if coverage is None else float(region_mass(cells, coverage)),
                 enrichment=None if coverage is None else float(enrichment(cells, coverage)),
-                outcome=Outcome(record.scores.generated, record.scores.margin_nats),
+                outcome=outcome_with_box(probe, region, record),
             )
             for step, record, cells in zip(evolution.steps, records, _maps(records)[:, row], strict=True)
         ),

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diagnostics.comparison.maps import Outcome, Strip
+from diagnostics.comparison.box_answers import outcome_with_box
+from diagnostics.comparison.maps import Strip
 from diagnostics.comparison.pairs import ProbePair, pair_records, pairs_by_group
 from diagnostics.comparison.trajectory import evenly_chosen, evolution_of, strip_maps
 from diagnostics.drawing.figures import layers_heads_figure
@@ -134,8 +135,8 @@ def probe_sheet(pair: ProbePair) -> ProbeSheet:
         regions={name: probe.regions[name] for name in pair.region_order()},
         base_step=before.step,
         step=after.step,
-        before=Outcome(before.scores.generated, before.scores.margin_nats),
-        after=Outcome(after.scores.generated, after.scores.margin_nats),
+        before=outcome_with_box(probe, pair.region, before),
+        after=outcome_with_box(probe, pair.region, after),
     )
 
 

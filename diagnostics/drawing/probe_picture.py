@@ -11,7 +11,15 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 
-from diagnostics.comparison.maps import CellMap, LayerMaps, Outcome, RegionChange, Strip, StripPanel
+from diagnostics.comparison.maps import (
+    CellMap,
+    LayerMaps,
+    Outcome,
+    RegionChange,
+    SaidBox,
+    Strip,
+    StripPanel,
+)
 from diagnostics.drawing.colours import (
     BAD,
     FAINT,
@@ -141,6 +149,18 @@ def outline_regions(
             _name_tag(ImageDraw.Draw(drawn), name, corner, drawn.size, pen)
 
 
+def outline_said(drawn: Image.Image, said: SaidBox | None, image_size: tuple[int, int]) -> None:
+    """Outline the box that was said, green where it is right and red where it is not; corners may be exchanged."""
+    if said is None:
+        return
+    # An answer in a wrong unit is a thousand pictures away; Pillow wants numbers of a sane size.
+    x0, y0, x1, y1 = (
+        min(max(value, -side), 2 * side) for value, side in zip(said.corners, image_size * 2, strict=True)
+    )
+    box = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+    _outline(drawn, [box], image_size, GOOD if said.is_right else BAD, 3)
+
+
 def encode_png(picture: Image.Image, *, width: int = WIDTH) -> bytes:
     """PNG bytes at ``width`` pixels, with 256 colours of the picture's own, dithered so that maps show no bands.
 
@@ -247,6 +267,8 @@ def _layer_row(
         pen.write(draw, (MARGIN, 28), f"layer {maps.layer}", 26, SOFT, anchor="ls")
     for column, panel in enumerate(panels):
         outline_regions(panel, sheet.regions, sheet.picture.size, pen, named=column == 0)
+        if column < 2:
+            outline_said(panel, (sheet.before, sheet.after)[column].box, sheet.picture.size)
         part.paste(panel, (_column(column) + (PANEL - size[0]) // 2, above))
     _write_readings(draw, maps.readings, above + size[1] + 34, pen)
     _colour_bars(part, draw, scale, above + size[1] + 64, pen)
@@ -406,6 +428,7 @@ def _strip_row(
         pixels = cells_to_pixels(panel.map, panel.map.density, sheet.picture.size, dimmed.size)
         drawn = heat_over(dimmed, pixels, scale.top)
         outline_regions(drawn, sheet.regions, sheet.picture.size, pen, named=index == 0)
+        outline_said(drawn, panel.outcome.box, sheet.picture.size)
         pen.write(draw, (left, 58), "base" if panel.step == 0 else f"step {panel.step}", 24, anchor="ls")
         part.paste(drawn, (left, 68))
         _strip_numbers(draw, panel, left, 68 + dimmed.height + 30, wide, pen)

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from diagnostics.comparison.box_answers import outcome_with_box
 from diagnostics.comparison.legs.shown import shown_legs
 from diagnostics.comparison.maps import CellMap
 from diagnostics.comparison.pairs import LayerPair, ProbePair, pairs_by_group
 from diagnostics.comparison.trajectory import evenly_chosen
 from diagnostics.drawing.archive_pictures import open_picture, picture_of
 from diagnostics.drawing.colours import common_top
-from diagnostics.drawing.probe_picture import fitted, map_panel
+from diagnostics.drawing.probe_picture import fitted, map_panel, outline_said
 from diagnostics.drawing.svg_charts import inline_picture, percent_words
 from diagnostics.measures.answers import says
 
@@ -105,10 +106,10 @@ def case_html(case: CaseStudy, group: Mapping[str, Any], pill: str) -> str:
     top = common_top(maps)
     picture = picture_of(pair)
     cells = [
-        _step("The wrong answer", _picture(_sized(picture, WIDTH), "the picture"), _wrong_words(pair)),
+        _step("The wrong answer", _picture(_with_said(pair, picture), "the picture"), _wrong_words(pair)),
         _step(
             f"Where it looked, layer {case.layer}",
-            _map_picture(pair, picture, maps[0], top),
+            _map_picture(pair, picture, maps[0], top, "before"),
             _attention_words(pair, layer, "before"),
         ),
     ]
@@ -119,7 +120,7 @@ def case_html(case: CaseStudy, group: Mapping[str, Any], pill: str) -> str:
     cells.append(
         _step(
             "After training: " + ("right" if case.went_right else "still wrong"),
-            _map_picture(pair, picture, maps[1], top),
+            _map_picture(pair, picture, maps[1], top, "after"),
             f"{_said_words(pair, 'after')} {_attention_words(pair, layer, 'after')}",
         )
     )
@@ -302,7 +303,7 @@ def _beside_step(beside: ProbePair, layer: LayerPair, cells: CellMap, top: float
         f'On this picture the model was right even before training: <b class="right">“{html.escape(said)}”</b>. '
         f"{_attention_words(beside, layer, 'before')}"
     )
-    return _step("A similar one it got right", _map_picture(beside, picture, cells, top), words)
+    return _step("A similar one it got right", _map_picture(beside, picture, cells, top, "before"), words)
 
 
 def _step(title: str, inside: str, words: str) -> str:
@@ -310,9 +311,18 @@ def _step(title: str, inside: str, words: str) -> str:
     return f'<section class="step"><h4>{html.escape(title)}</h4>{inside}{below}</section>'
 
 
-def _map_picture(pair: ProbePair, picture: Image.Image, cells: CellMap, top: float) -> str:
+def _map_picture(pair: ProbePair, picture: Image.Image, cells: CellMap, top: float, side: str) -> str:
     boxes = () if pair.region is None else pair.probe.regions[pair.region]
-    return _picture(map_panel(picture, boxes, cells, top, WIDTH), "attention over the picture")
+    panel = map_panel(picture, boxes, cells, top, WIDTH)
+    outline_said(panel, outcome_with_box(pair.probe, pair.region, getattr(pair, side)).box, picture.size)
+    return _picture(panel, "attention over the picture")
+
+
+def _with_said(pair: ProbePair, picture: Image.Image) -> Image.Image:
+    """The picture, with the box that was said before training where the right answer is a box."""
+    drawn = _sized(picture, WIDTH)
+    outline_said(drawn, outcome_with_box(pair.probe, pair.region, pair.before).box, picture.size)
+    return drawn
 
 
 def _sample(sample: TrainingSample) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from diagnostics.comparison.box_answers import outcome_with_box
 from diagnostics.comparison.maps import CellMap
 from diagnostics.comparison.pairs import ProbePair, layer_cells, pairs_by_group
 from diagnostics.comparison.trajectory import Evolution, evenly_chosen
@@ -199,6 +200,7 @@ def _probe_data(pair: ProbePair, entry: Mapping[str, Any]) -> Json:
         **{name: entry[name] for name in ("id", "group", "question", "answer", "foil", "region")},
         "said": [entry["said"]["before"], entry["said"]["after"]],
         "margin": [entry["margin_nats"]["before"], entry["margin_nats"]["after"]],
+        "said_boxes": [_said_box(pair, record, by_size) for record in (pair.before, pair.after)],
         "cost": None if costs is None else [costs["before"], costs["after"]],
         "decides": [entry["decides"][side] for side in ("before", "after")] if entry.get("decides") else None,
         "picture": inline_picture(small),
@@ -209,6 +211,14 @@ def _probe_data(pair: ProbePair, entry: Mapping[str, Any]) -> Json:
         "grid": list(image.grid),
         "extent": _rounded(corners / by_size),
     }
+
+
+def _said_box(pair: ProbePair, record: AttentionRecord, by_size: np.ndarray) -> Json | None:
+    """The box in the answer, in fractions of the picture; None where the right answer is no box, or none was said."""
+    box = outcome_with_box(pair.probe, pair.region, record).box
+    return (
+        None if box is None else {"corners": _rounded(np.array(box.corners) / by_size), "right": box.is_right}
+    )
 
 
 def _time_data(

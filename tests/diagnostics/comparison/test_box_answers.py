@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from diagnostics.comparison.box_answers import box_answers, of_probe
+from diagnostics.comparison.box_answers import box_answers, of_probe, outcome_with_box
 from diagnostics.comparison.group_report import comparison_of
 from diagnostics.drawing.tensorboard import layout, scalars
+from diagnostics.report.page import report_html
 from diagnostics.report.verdict_cards import verdict_card
 from tests.diagnostics.comparison.made_pairs import OTHER, REGION, SIZE, Made, flat, pairs_of
 
@@ -69,3 +70,36 @@ def test_an_error_that_all_boxes_share_is_named(tmp_path: Path):
     low = "<box>(167,200),(333,450)</box>"
     scores = box_answers(flat(pairs_of(tmp_path, boxes=replace(MADE, said=(low, THOUSANDTHS)))))
     assert scores is not None and "200 low (95 % interval 200 to 200)" in scores["before"]["words"]
+
+
+@pytest.mark.parametrize(
+    ("said", "corners", "is_right"),
+    [
+        (THOUSANDTHS, (20.04, 0.0, 39.96, 20.0), True),  # .167 and .333 of 120, .25 of 80
+        ("the tower <box>(667,500),(1000,750)</box>", (80.04, 40.0, 120.0, 60.0), False),
+    ],
+)
+def test_the_said_box_is_in_pixels_of_the_picture(
+    tmp_path: Path, said: str, corners: tuple[float, ...], is_right: bool
+):
+    [pair] = flat(pairs_of(tmp_path, boxes=replace(MADE, probes=1, said=(said, THOUSANDTHS))))
+    box = outcome_with_box(pair.probe, pair.region, pair.before).box
+    assert box is not None and box.corners == pytest.approx(corners) and box.is_right is is_right
+
+
+@pytest.mark.parametrize("said", ["", "on the left", "[20, 0, 40, 20]"])
+def test_no_box_in_the_family_s_form_is_none(tmp_path: Path, said: str):
+    [pair] = flat(pairs_of(tmp_path, boxes=replace(MADE, probes=1, said=(said, THOUSANDTHS))))
+    assert outcome_with_box(pair.probe, pair.region, pair.before).box is None
+    [words] = flat(pairs_of(tmp_path, words=Made(probes=1, said=(THOUSANDTHS, THOUSANDTHS))))
+    assert outcome_with_box(words.probe, words.region, words.before).box is None
+
+
+def test_the_report_draws_the_said_boxes(tmp_path: Path):
+    pairs = flat(pairs_of(tmp_path, boxes=MADE))
+    page = report_html(comparison_of(pairs), pairs)
+    before, after = (
+        '{"corners":[0.667,0.5,1.0,1.0],"right":false}',
+        '{"corners":[0.167,0.0,0.333,0.25],"right":true}',
+    )
+    assert page.replace(" ", "").count(f'"said_boxes":[{before},{after}]') == 9

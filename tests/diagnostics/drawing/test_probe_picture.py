@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diagnostics.comparison.maps import CellMap, LayerMaps, Outcome, RegionChange, Strip, StripPanel
+from diagnostics.comparison.maps import CellMap, LayerMaps, Outcome, RegionChange, SaidBox, Strip, StripPanel
 from diagnostics.drawing.colours import (
+    BAD,
+    GOOD,
     common_top,
     difference_over,
     dimming,
@@ -17,6 +19,7 @@ from diagnostics.drawing.colours import (
 )
 from diagnostics.drawing.probe_picture import (
     GUTTER,
+    HEADER_HEIGHT,
     MARGIN,
     PANEL,
     STRIP_PANEL_MIN,
@@ -227,3 +230,32 @@ def test_a_map_alone_keeps_the_pictures_shape_and_has_its_boxes() -> None:
     assert pixels[140, 100].sum() > 450  # cell 20: row 3, column 2
     assert (pixels[60, 79] > 240).all() and (pixels[39, 100] > 240).all()  # left and upper side of the box
     assert (pixels[60, 100] < 240).all()
+
+
+def test_a_said_box_is_red_before_and_green_now() -> None:
+    """At its own place in both columns, in panels of 332 × 221 pixels of a picture of 120 × 80; none in the third."""
+    wrong, right = SaidBox((84.0, 40.0, 114.0, 70.0), False), SaidBox((40.0, 20.0, 60.0, 40.0), True)
+    boxed = {"before": Outcome("there", -3.0, wrong), "after": Outcome("here", 4.0, right)}
+    drawn = np.asarray(draw_probe(sheet(**boxed), [layer()]).convert("RGB")).astype(int)
+    plain = np.asarray(draw_probe(sheet(), [layer()]).convert("RGB")).astype(int)
+    panels = [(MARGIN + column * (PANEL + GUTTER), HEADER_HEIGHT + 4) for column in range(3)]
+    scale = PANEL / SIZE[0]
+    for (left, top), box, colour in zip(panels, (wrong, right), (BAD, GOOD), strict=False):
+        x0, y0, x1, y1 = (value * scale for value in box.corners)
+        middles = [
+            (x0 - 2, (y0 + y1) / 2),
+            (x1 + 1, (y0 + y1) / 2),
+            ((x0 + x1) / 2, y0 - 2),
+            ((x0 + x1) / 2, y1 + 1),
+        ]
+        for x, y in middles:
+            assert tuple(drawn[round(top + y), round(left + x)]) == colour
+    left, top = panels[2]
+    height = round(SIZE[1] * scale)
+    third = np.s_[top : top + height, left : left + PANEL]
+    assert (drawn[third] == plain[third]).all()
+
+
+def test_a_said_box_in_a_wrong_unit_is_drawn_at_the_edge_and_does_no_harm() -> None:
+    far = Outcome("there", -3.0, SaidBox((99_000.0, 500.0, -80.0, 1e9), False))
+    assert draw_probe(sheet(before=far), [layer()]).size == draw_probe(sheet(), [layer()]).size
