@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -133,7 +134,7 @@ def encode_chat(
     """
     pieces = [piece for _, content in turns for piece in content if not isinstance(piece, Picture)]
     pictures = [piece for _, content in turns for piece in content if isinstance(piece, Picture)]
-    writer = _Writer(processor.tokenizer)
+    writer = _Writer(processor.tokenizer, _own_first(processor))
     used = list[int]()
     shown = {image_token: iter([one for one in pictures if one.kind == "image"])}
     if video_token is not None:
@@ -161,10 +162,11 @@ class _Writer:
     ids      so far
     images   the first place of each picture and of each ``Slots``
     places   the token at which each mark lies
+    before   ids that the tokenizer itself puts before a text: what follows them is still the text's first word
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
+        self.tokenizer, self.before = tokenizer, list(before)
         self.ids: list[int] = []
         self.images: list[int] = []
         self.places: dict[tuple[str, int], int] = {}
@@ -198,20 +200,33 @@ class _Writer:
     def flush(self) -> None:
         before, starts, ends = len(self.ids), list[int](), list[int]()
         if self._text:
-            # Control tokens in people's words are split: they are text.
-            read = self.tokenizer(
-                self._text,
-                add_special_tokens=False,
-                split_special_tokens=True,
-                return_offsets_mapping=True,
-                verbose=False,
-            )
-            self.ids += read["input_ids"]
-            starts, ends = [list(side) for side in zip(*read["offset_mapping"], strict=True)]
+            ids, offsets = self._read(self._text)
+            self.ids += ids
+            starts, ends = [list(side) for side in zip(*offsets, strict=True)]
         for kind, turn, at in self._marks:
             place = bisect_right(ends, at) if kind == "open" else bisect_left(starts, at)
             self.places[kind, turn] = before + place
         self._text, self._marks = "", []
+
+    def _read(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and the characters of each. Control tokens in people's words are split: they are text."""
+        follows = (
+            bool(self.ids)
+            and self.ids[-1] in _controls(self.tokenizer, len(self.tokenizer)).ids.values()
+            and self.ids != self.before
+        )
+        continuing = _continuing(self.tokenizer, len(self.tokenizer)) if follows else None
+        if continuing is not None:
+            read = continuing.encode(text, add_special_tokens=False)
+            return read.ids, read.offsets
+        found = self.tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        return found["input_ids"], found["offset_mapping"]
 
     def _id(self, token: str) -> int:
         found = _controls(self.tokenizer, len(self.tokenizer)).ids.get(str(token))
@@ -235,6 +250,43 @@ def _controls(tokenizer: Any, size: int) -> _Controls:
     ids = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     names = "|".join(re.escape(name) for name in sorted(ids, key=len, reverse=True))
     return _Controls(ids, re.compile(f"({_MARK.pattern}|{names})" if names else f"({_MARK.pattern})"))
+
+
+@functools.lru_cache(maxsize=8)
+def _continuing(tokenizer: Any, size: int) -> Any | None:
+    """The tokenizer as it reads text behind a control token; None where it reads all text alike.
+
+    Those of Llama put a space before the first word of a text, and (``legacy=False``) before no word behind a control
+    token: "<image>\\nhi" has no token of a space. A text that is read alone is a first word always.
+
+    size   of the vocabulary, for the cache
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        return None
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    spaces = [one for one in _steps(parts["pre_tokenizer"]) if one.get("prepend_scheme") == "first"]
+    if not spaces:
+        return None
+    for one in spaces:
+        one["prepend_scheme"] = "never"
+    from tokenizers import Tokenizer
+
+    continuing = Tokenizer.from_str(json.dumps(parts))
+    continuing.encode_special_tokens = True
+    return continuing
+
+
+def _steps(pre_tokenizer: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a pre-tokenizer in tokenizer.json, which is one or a sequence."""
+    if pre_tokenizer is None:
+        return []
+    return list(pre_tokenizer.get("pretokenizers", [pre_tokenizer]))
+
+
+def _own_first(processor: Any) -> list[int]:
+    """Ids that the tokenizer itself puts before a text (``<s>``), where it is the one who puts them there: a template
+    that writes ``<s>`` makes it part of the text."""
+    return list(processor.own_first) if isinstance(processor, TurnByTurn) else []
 
 
 def control_tokens(tokenizer: Any) -> Mapping[str, int]:
@@ -354,6 +406,13 @@ class TurnByTurn:
     def __init__(self, processor: Any, end_of_turn: str) -> None:
         self.processor, self.end_of_turn = processor, end_of_turn
         self.tokenizer = processor.tokenizer
+
+    @property
+    def own_first(self) -> list[int]:
+        """Ids that the tokenizer puts before a text; none where the template writes them."""
+        first = self.tokenizer("")["input_ids"]
+        asked = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        return [] if self._rendered(asked).startswith(self.tokenizer.decode(first)) else first
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, tokenize: bool, add_generation_prompt: bool

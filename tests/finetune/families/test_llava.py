@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from tokenizers.pre_tokenizers import Metaspace
 from transformers import LlavaConfig
 
 from diagnostics.capture.extractor import AttentionExtractor
@@ -47,9 +48,23 @@ def text(processor, ids):
 def test_a_chat_with_a_picture_token_by_token(processor):
     """The space before the answer is its first token's; ``</s>`` ends it, though the published template has none."""
     found = FAMILY.encode(processor, about(picture((50, 31)), words="hi"))
-    expected = "<s>|▁U|S|E|R|:|▁|PICTURE|▁|<0x0A>|h|i|▁A|S|S|I|S|T|A|N|T|:|▁y|e|s|</s>"
+    expected = "<s>|▁U|S|E|R|:|▁|PICTURE|<0x0A>|h|i|▁A|S|S|I|S|T|A|N|T|:|▁y|e|s|</s>"
     assert text(processor, found.input_ids.tolist()) == expected
     assert text(processor, [i for i in found.labels.tolist() if i >= 0]) == "▁y|e|s|</s>"
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_a_prompt_is_what_the_tokenizer_makes_of_the_rendered_text(scheme, tmp_path):
+    """Whether it puts a space behind control tokens or, as Llama's does today, only at the beginning."""
+    processor = TINY.processor(tmp_path)
+    processor.tokenizer.backend_tokenizer.pre_tokenizer = Metaspace(prepend_scheme=scheme, split=False)
+    conversation = Conversation((
+        Turn("user", (ImageRef("x", picture((50, 31))), "hi")), Turn("assistant", ("yes",)), Turn("user", ("so",)),
+    ))  # fmt: skip
+    found = FAMILY.encode(processor, conversation, add_generation_prompt=True)
+    rendered = f"USER: {IMAGE * CELLS**2}\nhi ASSISTANT: yes</s>USER: so ASSISTANT:"
+    assert found.input_ids.tolist() == processor.tokenizer(rendered)["input_ids"]
+    assert ("PICTURE|▁|<0x0A>" in text(processor, found.input_ids.tolist())) is (scheme == "always")
 
 
 def test_every_answer_ends_and_turns_follow_each_other(processor):
@@ -57,7 +72,7 @@ def test_every_answer_ends_and_turns_follow_each_other(processor):
              Turn("user", ("c",)), Turn("assistant", ("d",)))  # fmt: skip
     found = FAMILY.encode(processor, Conversation(turns)).input_ids.tolist()
     header = "|▁A|S|S|I|S|T|A|N|T|:"
-    assert text(processor, found) == (f"<s>|▁S|▁U|S|E|R|:|▁a{header}|▁b|</s>|▁U|S|E|R|:|▁c{header}|▁d|</s>")
+    assert text(processor, found) == (f"<s>|▁S|▁U|S|E|R|:|▁a{header}|▁b|</s>|U|S|E|R|:|▁c{header}|▁d|</s>")
 
 
 def test_pictures_come_before_the_words_of_their_turn(processor):
@@ -65,7 +80,7 @@ def test_pictures_come_before_the_words_of_their_turn(processor):
     found = FAMILY.encode(
         processor, Conversation((Turn("user", ("x ", one, "y", two)), Turn("assistant", ("z",))))
     )
-    assert "PICTURE|▁|<0x0A>|PICTURE|▁|<0x0A>|x|▁y|▁A|S" in text(processor, found.input_ids.tolist())
+    assert "PICTURE|<0x0A>|PICTURE|<0x0A>|x|▁y|▁A|S" in text(processor, found.input_ids.tolist())
 
 
 @pytest.mark.parametrize("end", ["</s>", "<pad>"])

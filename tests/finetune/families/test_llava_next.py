@@ -159,7 +159,7 @@ def words(processor, ids):
 
 def test_vicuna_token_by_token(processor):
     found = FAMILY.encode(processor, about(picture((50, 31)), words="hi"))
-    expected = "<s>|▁U|S|E|R|:|▁|PICTURE|▁|<0x0A>|h|i|▁A|S|S|I|S|T|A|N|T|:|▁y|e|s|</s>"
+    expected = "<s>|▁U|S|E|R|:|▁|PICTURE|<0x0A>|h|i|▁A|S|S|I|S|T|A|N|T|:|▁y|e|s|</s>"
     assert words(processor, found.input_ids.tolist()) == expected
     assert words(processor, [i for i in found.labels.tolist() if i >= 0]) == "▁y|e|s|</s>"
 
@@ -170,7 +170,7 @@ def test_mistral_token_by_token(tmp_path):
     turns = (Turn("user", (ImageRef("x", picture((50, 31))), "hi")), Turn("assistant", ("yes",)),
              Turn("user", ("so",)), Turn("assistant", ("no",)))  # fmt: skip
     found = FAMILY.encode(processor, Conversation(turns))
-    first = "<s>|▁[|I|N|S|T|]|▁|PICTURE|▁|<0x0A>|h|i|▁[|/|I|N|S|T|]|▁y|e|s|</s>"
+    first = "<s>|▁[|I|N|S|T|]|▁|PICTURE|<0x0A>|h|i|▁[|/|I|N|S|T|]|▁y|e|s|</s>"
     second = "▁[|I|N|S|T|]|▁s|o|▁[|/|I|N|S|T|]|▁n|o|</s>|▁"
     assert words(processor, found.input_ids.tolist()) == f"{first}|{second}"
     assert words(processor, [i for i in found.labels.tolist() if i >= 0]) == "▁y|e|s|</s>|▁n|o|</s>"
