@@ -126,7 +126,7 @@ def map_panel(
     size = fitted(picture.size, width, 2 * width)
     pixels = cells_to_pixels(cells, cells.density, picture.size, size)
     panel = heat_over(dim(picture, size), pixels, top)
-    _outline(panel, boxes, picture.size, (255, 255, 255), 2)
+    outline_boxes(panel, boxes, picture.size, (255, 255, 255), 2)
     return panel
 
 
@@ -142,7 +142,7 @@ def outline_regions(
     the first region, which is judged, in white, with its name if ``named``; the others thinner and fainter."""
     for rank, (name, boxes) in reversed(list(enumerate(regions.items()))):
         colour, line = ((255, 255, 255), 2) if rank == 0 else ((176, 182, 194), 1)
-        _outline(drawn, boxes, image_size, colour, line)
+        outline_boxes(drawn, boxes, image_size, colour, line)
         if named and rank == 0 and boxes:
             across, down = drawn.width / image_size[0], drawn.height / image_size[1]
             corner = boxes[0][0] * across, boxes[0][1] * down
@@ -158,7 +158,7 @@ def outline_said(drawn: Image.Image, said: SaidBox | None, image_size: tuple[int
         min(max(value, -side), 2 * side) for value, side in zip(said.corners, image_size * 2, strict=True)
     )
     box = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
-    _outline(drawn, [box], image_size, GOOD if said.is_right else BAD, 3)
+    outline_boxes(drawn, [box], image_size, GOOD if said.is_right else BAD, 3)
 
 
 def encode_png(picture: Image.Image, *, width: int = WIDTH) -> bytes:
@@ -275,7 +275,7 @@ def _layer_row(
     return part
 
 
-def _outline(
+def outline_boxes(
     drawn: Image.Image,
     boxes: Sequence[Box],
     image_size: tuple[int, int],

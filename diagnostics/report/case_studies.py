@@ -1,6 +1,7 @@
 """The case studies that a report opens with: one wrong answer of each group, from the question to the verdict.
 
-A fixed rule picks the probe, so that no case is cherry-picked: the median of those that were corrected.
+A fixed rule picks the probe, so that no case is cherry-picked and none contradicts the verdict beside it: of those that
+were corrected, the one nearest to their medians in margin, attention and cost (``typical``).
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from PIL import Image
 from diagnostics.comparison.box_answers import outcome_with_box
 from diagnostics.comparison.legs.shown import shown_legs
 from diagnostics.comparison.maps import CellMap
-from diagnostics.comparison.pairs import LayerPair, ProbePair, pairs_by_group
+from diagnostics.comparison.pairs import SIDES, LayerPair, ProbePair, cost, pairs_by_group, related
 from diagnostics.comparison.trajectory import evenly_chosen
 from diagnostics.drawing.archive_pictures import open_picture, picture_of
 from diagnostics.drawing.colours import common_top
-from diagnostics.drawing.probe_picture import fitted, map_panel, outline_said
-from diagnostics.drawing.svg_charts import inline_picture, percent_words
+from diagnostics.drawing.probe_picture import fitted, map_panel, outline_boxes, outline_said
+from diagnostics.drawing.svg_charts import inline_picture, pair_of_bars, percent_words, tick_words
 from diagnostics.measures.answers import says
+from diagnostics.records.measurement_plan import OCCLUSION
+from diagnostics.report.typical import typical_before, typical_change
 
 GUARDS = ("retention", "neighbour")
 """Groups that should stay as they are: they have no wrong answer to show."""
@@ -31,6 +34,7 @@ CASES_MAX, SAMPLES_MAX = 3, 3
 WIDTH = 480
 """Width of a case's pictures, pixels."""
 SAMPLE_WIDTH = 240
+ORANGE = (255, 159, 67)
 
 
 class TrainingSample(NamedTuple):
@@ -47,6 +51,7 @@ class CaseStudy:
 
     pair        the wrong answer: a probe that went wrong → right, or one still wrong where none did
     layer       the key layer whose maps are shown
+    misleading  the region on which the answers depended before, where that is another place than the judged one
     beside      a probe of the same answer that was right before training; None where there is none
     samples     training samples with this answer, and one with the wrong answer
     """
@@ -54,6 +59,7 @@ class CaseStudy:
     group: str
     pair: ProbePair
     layer: int
+    misleading: str | None
     beside: ProbePair | None
     samples: tuple[TrainingSample, ...]
 
@@ -68,12 +74,12 @@ def choose_cases(
 ) -> list[CaseStudy]:
     """One case for each group that should change, at most three, in file order.
 
-    The probe is the one with the median margin after training (the lower of two) among those that went wrong →
-    right; where none did, among those still wrong. Probes in Latin script are preferred, since the page is in
-    English. A group without a wrong answer before training has no case.
+    The probe is the most typical (``typical_change``) of those that went wrong → right; where none did, of those still
+    wrong. Among the nearest to the medians one in Latin script is preferred, since the page is in English. A group
+    without a wrong answer before training has no case.
     """
     cases = (
-        _case_of(name, members, comparison["groups"][name]["enrichment"], pairs, samples)
+        _case_of(members, comparison["groups"][name], pairs, samples)
         for name, members in pairs_by_group(pairs).items()
         if name not in GUARDS
     )
@@ -81,19 +87,34 @@ def choose_cases(
 
 
 def _case_of(
-    group: str,
     members: Sequence[ProbePair],
-    judged: Mapping[str, Any] | None,
+    group: Mapping[str, Any],
     pairs: Sequence[ProbePair],
     samples: Sequence[TrainingSample],
 ) -> CaseStudy | None:
-    """The case of one group, None where no answer was wrong. ``judged``: the group's "enrichment" of comparison.json,
-    which names the layer to show."""
-    pair = _representative(members)
+    """The case of one group, None where no answer was wrong. ``group``: its entry in comparison.json."""
+    judged = group["enrichment"]
+    layer = judged["layer"] if judged is not None else members[0].layers[-1].layer
+    pair = _representative(members, layer)
     if pair is None:
         return None
-    layer = judged["layer"] if judged is not None else pair.layers[-1].layer
-    return CaseStudy(group, pair, layer, _beside(pair, pairs), _matching(pair, samples))
+    return CaseStudy(
+        group=pair.probe.group,
+        pair=pair,
+        layer=layer,
+        misleading=_misleading(pair, group),
+        beside=_beside(pair, pairs, layer),
+        samples=_matching(pair, samples),
+    )
+
+
+def _misleading(pair: ProbePair, group: Mapping[str, Any]) -> str | None:
+    """The region on which the group's answers depended most often before, where the probe has it and it is another
+    place than the judged one."""
+    most = _deciding((group.get("decides") or {}).get("before") or {})
+    if most is None or pair.region is None or most.region not in pair.probe.regions:
+        return None
+    return None if related(pair.probe, most.region, pair.region) else most.region
 
 
 def case_html(case: CaseStudy, group: Mapping[str, Any], pill: str) -> str:
@@ -109,8 +130,8 @@ def case_html(case: CaseStudy, group: Mapping[str, Any], pill: str) -> str:
         _step("The wrong answer", _picture(_with_said(pair, picture), "the picture"), _wrong_words(pair)),
         _step(
             f"Where it looked, layer {case.layer}",
-            _map_picture(pair, picture, maps[0], top, "before"),
-            _attention_words(pair, layer, "before"),
+            _map_picture(pair, picture, maps[0], top, "before", case.misleading),
+            _attention_words(pair, layer, "before", case.misleading),
         ),
     ]
     if beside is not None:
@@ -120,10 +141,12 @@ def case_html(case: CaseStudy, group: Mapping[str, Any], pill: str) -> str:
     cells.append(
         _step(
             "After training: " + ("right" if case.went_right else "still wrong"),
-            _map_picture(pair, picture, maps[1], top, "after"),
-            f"{_said_words(pair, 'after')} {_attention_words(pair, layer, 'after')}",
+            _map_picture(pair, picture, maps[1], top, "after", case.misleading),
+            f"{_said_words(pair, 'after')} {_attention_words(pair, layer, 'after', case.misleading)}",
         )
     )
+    if costs := _costs(case):
+        cells.append(_step("What hiding it costs, in nats of margin", costs, ""))
     cells.append(
         f'<section class="step verdict-step"><h4>The verdict</h4><p>{pill}</p>{_reasons(group)}</section>'
     )
@@ -166,10 +189,10 @@ def _right_words(share: float, group: Mapping[str, Any]) -> str:
 
 
 def _chosen_words(case: CaseStudy) -> str:
-    script = " and asked in Latin script" if case.pair.probe.question.isascii() else ""
+    nearest = "nearest to their medians in margin, attention and cost"
     if case.went_right:
-        return f"Shown: the probe with the median margin of those that were corrected{script}."
-    return f"No probe of this group went from wrong to right; shown: the median of those still wrong{script}."
+        return f"Shown: of the probes that were corrected, one of those {nearest}."
+    return f"No probe of this group went from wrong to right. Shown: of those still wrong, one of those {nearest}."
 
 
 class _Deciding(NamedTuple):
@@ -199,25 +222,27 @@ def _region_words(one: _Deciding) -> str:
     return f"<b>{html.escape(one.region)}</b> (in {percent_words(one.share)} of the probes)"
 
 
-def _representative(members: Sequence[ProbePair]) -> ProbePair | None:
+def _representative(members: Sequence[ProbePair], layer: int) -> ProbePair | None:
     scored = [pair for pair in members if pair.after.scores.margin_nats is not None]
     wrong = [pair for pair in scored if _margin(pair, "before") <= 0]
     corrected = [pair for pair in wrong if _margin(pair, "after") > 0]
-    candidates = corrected or wrong
-    readable = [pair for pair in candidates if (pair.probe.question + pair.probe.answer).isascii()]
-    ranked = sorted(readable or candidates, key=lambda pair: _margin(pair, "after"))
-    return ranked[(len(ranked) - 1) // 2] if ranked else None
+    return typical_change(members, layer, corrected or wrong, prefer=_is_readable)
 
 
-def _beside(case: ProbePair, pairs: Sequence[ProbePair]) -> ProbePair | None:
-    """A probe that was right before training: with the same answer and question, else with the same answer, else with
-    answer and foil swapped."""
+def _is_readable(pair: ProbePair) -> bool:
+    """Is it in Latin script, as the page is?"""
+    return (pair.probe.question + pair.probe.answer).isascii()
+
+
+def _beside(case: ProbePair, pairs: Sequence[ProbePair], layer: int) -> ProbePair | None:
+    """A typical probe of those that were right before training: with the same answer and question, else with the same
+    answer, else with answer and foil swapped."""
     probe = case.probe
     others = [pair for pair in pairs if pair is not case and _was_right(pair)]
     same_two = [pair for pair in others if {pair.probe.answer, pair.probe.foil} == {probe.answer, probe.foil}]
     same_answer = [pair for pair in others if pair.probe.answer == probe.answer]
     same_question = [pair for pair in same_answer if pair.probe.question == probe.question]
-    return next(iter([*same_question, *same_answer, *same_two]), None)
+    return typical_before(same_question or same_answer or same_two, layer)
 
 
 def _was_right(pair: ProbePair) -> bool:
@@ -284,16 +309,37 @@ def _said_words(pair: ProbePair, side: str) -> str:
     return f"It answered “{quoted}”. {rated}"
 
 
-def _attention_words(pair: ProbePair, layer: LayerPair, side: str) -> str:
+def _attention_words(pair: ProbePair, layer: LayerPair, side: str, misleading: str | None = None) -> str:
     reading = pair.reading(layer)
     if reading is None:
         return "Brighter means more attention."
-    mass = reading.mass_before if side == "before" else reading.mass_after
-    times = reading.enrichment_before if side == "before" else reading.enrichment_after
-    return (
-        f"{mass:.0%} of its attention to the picture is on <b>{html.escape(reading.region)}</b> (white box), "
-        f"{times:.1f} times what uniform attention would give."
+    words = (
+        f"{getattr(reading, f'mass_{side}'):.0%} of its attention to the picture is on "
+        f"<b>{html.escape(reading.region)}</b> (white box), {getattr(reading, f'enrichment_{side}'):.1f} times what "
+        "uniform attention would give"
     )
+    if misleading is None:
+        return f"{words}."
+    other = layer.readings[misleading]
+    return f"{words}; {getattr(other, f'mass_{side}'):.0%} on <b>{html.escape(misleading)}</b> (orange box)."
+
+
+def _costs(case: CaseStudy) -> str:
+    """What hiding the misleading and the judged region costs this probe, before and after, as bars; "" where there is
+    no misleading region or it was not measured."""
+    pair, rows = case.pair, []
+    names = [] if case.misleading is None else [case.misleading, pair.region]
+    hidden = {name: [cost(getattr(pair, side), OCCLUSION, name) for side in SIDES] for name in names}
+    values = {name: [one.region for one in both if one is not None] for name, both in hidden.items()}
+    longest = max((abs(value) for both in values.values() for value in both), default=0.0)
+    if not longest or any(len(both) < len(SIDES) for both in values.values()):
+        return ""
+    for name, (was, now) in values.items():
+        rows.append(
+            f"<div><span>{html.escape(str(name))}</span>{pair_of_bars(abs(was) / longest, abs(now) / longest)}"
+            f'<span class="numbers">{tick_words(was)} → <b>{tick_words(now)}</b></span></div>'
+        )
+    return f'<div class="shares">{"".join(rows)}</div>'
 
 
 def _beside_step(beside: ProbePair, layer: LayerPair, cells: CellMap, top: float) -> str:
@@ -311,9 +357,18 @@ def _step(title: str, inside: str, words: str) -> str:
     return f'<section class="step"><h4>{html.escape(title)}</h4>{inside}{below}</section>'
 
 
-def _map_picture(pair: ProbePair, picture: Image.Image, cells: CellMap, top: float, side: str) -> str:
+def _map_picture(
+    pair: ProbePair,
+    picture: Image.Image,
+    cells: CellMap,
+    top: float,
+    side: str,
+    misleading: str | None = None,
+) -> str:
     boxes = () if pair.region is None else pair.probe.regions[pair.region]
     panel = map_panel(picture, boxes, cells, top, WIDTH)
+    if misleading is not None:
+        outline_boxes(panel, pair.probe.regions[misleading], picture.size, ORANGE, 2)
     outline_said(panel, outcome_with_box(pair.probe, pair.region, getattr(pair, side)).box, picture.size)
     return _picture(panel, "attention over the picture")
 

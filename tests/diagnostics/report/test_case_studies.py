@@ -49,22 +49,22 @@ def test_the_middle_one_of_the_corrected_is_told(of: list[Probe]) -> None:
     margins = {0: (-1.0, 9.0), 1: (-1.0, 2.0), 2: (-1.0, 5.0), 3: (-1.0, -4.0), 4: (2.0, 3.0)}
     (case,) = chosen(made(of, {f"{GROUP}-{n}": both for n, both in margins.items()}))
     assert (case.group, case.pair.probe.id, case.went_right) == (GROUP, "sphere-building-2", True)
-    # of two in the middle the lower; a margin of 0 is wrong
-    margins[4] = (0.0, 3.0)
+    # a margin of 0 is wrong
+    margins[4] = (0.0, 5.0)
     (case,) = chosen(made(of, {f"{GROUP}-{n}": both for n, both in margins.items()}))
-    assert case.pair.probe.id == "sphere-building-4"
+    assert case.pair.probe.id == "sphere-building-2"
     assert case.layer in (1, 3)
 
 
 def test_a_group_without_corrections_shows_a_probe_that_is_still_wrong(of: list[Probe]) -> None:
-    pairs = made(of, {f"{GROUP}-{n}": (-1.0, -float(n + 1)) for n in range(3)})
+    pairs = made(of, {f"{GROUP}-{n}": (-1.0, -1.5 - n) for n in range(3)})
     comparison = comparison_of(pairs)
     (case,) = choose_cases(comparison, pairs)
-    assert (case.pair.probe.id, case.went_right) == ("sphere-building-1", False)
+    assert (case.pair.probe.id, case.went_right) == ("sphere-building-1", False)  # -2.5 is their median
     group = comparison["groups"][GROUP]
     words = summary(case, group)
     assert words.startswith(
-        "No probe of this group went from wrong to right; shown: the median of those still wrong"
+        "No probe of this group went from wrong to right. Shown: of those still wrong, one of those nearest to their"
     )
     assert "the model got 2 right before training and 2 after" in words
     assert "After training: still wrong" in case_html(case, group, pill("it did not move"))
@@ -84,7 +84,6 @@ def test_questions_in_latin_script_are_preferred(of: list[Probe]) -> None:
     ]
     (case,) = chosen(made(english, {f"{GROUP}-{n}": (-1.0, float(n + 1)) for n in range(5)}))
     assert case.pair.probe.id == "sphere-building-3"
-    assert "asked in Latin script" in summary(case, {"accuracy": None, "probes": 5})
 
 
 def test_at_most_three_cases_in_file_order(tmp_path: Path) -> None:
