@@ -35,6 +35,7 @@ WIDTH = 480
 """Width of a case's pictures, pixels."""
 SAMPLE_WIDTH = 240
 ORANGE = (255, 159, 67)
+COSTS_NOTE = "Grey: before; green: after. Below 0, the right answer gains when the region is hidden."
 
 
 class TrainingSample(NamedTuple):
@@ -135,7 +136,7 @@ def case_html(case: CaseStudy, group: Mapping[str, Any], pill: str) -> str:
         ),
     ]
     if beside is not None:
-        cells.append(_beside_step(beside, _layer(beside, case.layer), maps[2], top))
+        cells.append(_beside_step(beside, _layer(beside, case.layer), maps[2], top, case.misleading))
     if case.samples:
         cells.append(_step("What it was trained on", "".join(map(_sample, case.samples)), ""))
     cells.append(
@@ -146,7 +147,7 @@ def case_html(case: CaseStudy, group: Mapping[str, Any], pill: str) -> str:
         )
     )
     if costs := _costs(case):
-        cells.append(_step("What hiding it costs, in nats of margin", costs, ""))
+        cells.append(_step("What hiding each costs, in nats of margin", costs, COSTS_NOTE))
     cells.append(
         f'<section class="step verdict-step"><h4>The verdict</h4><p>{pill}</p>{_reasons(group)}</section>'
     )
@@ -342,14 +343,18 @@ def _costs(case: CaseStudy) -> str:
     return f'<div class="shares">{"".join(rows)}</div>'
 
 
-def _beside_step(beside: ProbePair, layer: LayerPair, cells: CellMap, top: float) -> str:
+def _beside_step(
+    beside: ProbePair, layer: LayerPair, cells: CellMap, top: float, misleading: str | None
+) -> str:
     picture = picture_of(beside)
+    other = misleading if misleading in beside.probe.regions else None
     said = beside.before.scores.generated or beside.probe.answer
     words = (
         f'On this picture the model was right even before training: <b class="right">“{html.escape(said)}”</b>. '
-        f"{_attention_words(beside, layer, 'before')}"
+        f"{_attention_words(beside, layer, 'before', other)}"
     )
-    return _step("A similar one it got right", _map_picture(beside, picture, cells, top, "before"), words)
+    inside = _map_picture(beside, picture, cells, top, "before", other)
+    return _step("A similar one it got right", inside, words)
 
 
 def _step(title: str, inside: str, words: str) -> str:

@@ -12,6 +12,7 @@ from diagnostics.comparison.pairs import ProbePair, pair_all
 from diagnostics.records.probes import Probe
 from diagnostics.report.case_studies import CaseStudy, TrainingSample, case_html, choose_cases, summary
 from diagnostics.report.verdict_cards import pill
+from tests.diagnostics.comparison.made_pairs import Made, flat, pairs_of
 from tests.diagnostics.show_samples import probes, record
 
 GROUP = "sphere-building"
@@ -246,3 +247,37 @@ def test_a_likelier_right_answer_is_not_enough_if_the_generated_one_is_wrong(of:
     text = case_html(case, comparison["groups"][GROUP], "")
     assert 'It answered <b class="wrong">“tower &amp; tower”</b>.' in text
     assert 'It answered “tower &amp; tower”. It rated <b class="right">“东方明珠”</b> likelier' in text
+
+
+def test_the_region_that_misled_is_shown_with_its_attention_and_cost(tmp_path: Path) -> None:
+    """Before, hiding the podium costs 4 nats and the spheres .5; after, .2 and 5."""
+    pairs = flat(pairs_of(tmp_path, towers=Made(probes=6, other=(2.0, 1.0))))
+    moved = [
+        replace(
+            pair,
+            before=replace(
+                pair.before,
+                interventions=tuple(
+                    one._replace(margin_nats=-7.0) if one.region == "podium" else one
+                    for one in pair.before.interventions
+                ),
+            ),
+        )
+        for pair in pairs
+    ]
+    comparison = comparison_of(moved)
+    (case,) = choose_cases(comparison, moved)
+    assert case.misleading == "podium"
+    page = case_html(case, comparison["groups"]["towers"], "")
+    assert "on <b>podium</b> (orange box)" in page
+    assert re.search(r"podium.{,200}\+4 → <b>\+0\.20</b>", page) and re.search(
+        r"spheres<.{,200}\+0\.5 → <b>\+5</b>", page
+    )
+
+
+def test_a_judged_region_that_decided_before_did_not_mislead(tmp_path: Path) -> None:
+    pairs = flat(pairs_of(tmp_path, towers=Made(probes=6)))  # the spheres decide before and after
+    (case,) = choose_cases(comparison_of(pairs), pairs)
+    assert case.misleading is None and "orange" not in case_html(
+        case, comparison_of(pairs)["groups"]["towers"], ""
+    )
