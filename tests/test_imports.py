@@ -33,6 +33,7 @@ FLOORS = {
         ("flags", "measures", "records", "capture"),
         ("probing",),
         ("comparison",),
+        ("diagnosis",),
         ("drawing",),
         ("report",),
         ("inspect", "compare", "render", "fusion", "web"),

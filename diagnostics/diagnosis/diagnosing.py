@@ -1,0 +1,167 @@
+"""A model and its probes → a diagnosis of each group. The model is used as it is in memory and never loaded again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from diagnostics.comparison.legs.answers import is_right
+from diagnostics.diagnosis.contrasts import Contrast, contrast_of
+from diagnostics.diagnosis.evidence import Case, Evidence, evidence_of, is_at_fault
+from diagnostics.diagnosis.features import Asked, Features, features_of
+from diagnostics.diagnosis.stages import Stage, stage_of
+from diagnostics.diagnosis.thresholds import Thresholds
+from diagnostics.probing.prober import Prober, auto_key_layers
+from diagnostics.records.measurement_plan import OCCLUSION, PICTURES, MeasurementPlan
+from diagnostics.records.probes import Probe, groups_of
+from diagnostics.records.record import AttentionRecord
+from finetune.families import bare_model
+
+ASKED = MeasurementPlan("diagnosis", generate=False, pictures=PICTURES)
+"""What is measured of every probe, beside attention: is the answer asked of the picture?"""
+HIDDEN = MeasurementPlan("diagnosis", generate=False, kinds=(OCCLUSION,), controls=2)
+"""What is measured where a group is wrong: what the answer hangs on."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GroupDiagnosis:
+    """One group: what was measured, and the stage that it points to."""
+
+    evidence: Evidence
+    stage: Stage
+
+    def as_json(self) -> Json:
+        return {
+            "probes": self.evidence.probes,
+            "pictures": self.evidence.pictures,
+            "accuracy": self.evidence.accuracy,
+            "stage": self.stage.name,
+            "reason": self.stage.reason,
+            "decides": self.evidence.decides,
+            "evidence": {name: leg.json() for name, leg in self.evidence.tests.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Group → its diagnosis, and the records that it rests on by probe id."""
+
+    model: str
+    groups: Mapping[str, GroupDiagnosis]
+    records: Mapping[str, AttentionRecord]
+
+    def stage(self, group: str) -> str | None:
+        """The stage of a group; None where none was found."""
+        return self.groups[group].stage.name
+
+    def as_json(self) -> Json:
+        """The content of diagnosis.json."""
+        return {
+            "version": 1,
+            "model": {"name": self.model},
+            "groups": {name: one.as_json() for name, one in self.groups.items()},
+        }
+
+
+def diagnose_model(
+    model: nn.Module,
+    processor: Any,
+    probes: Sequence[Probe],
+    *,
+    seed: int = 0,
+    thresholds: Thresholds | None = None,
+    progress: bool = False,
+    name: str = "model",
+    records: Mapping[str, AttentionRecord] | None = None,
+) -> Diagnosis:
+    """Where does this model lose the right answer, for each group of probes?
+
+    records   of these probes by this very model, with regions hidden and pictures replaced, where they are at hand
+              (a monitor's step 0): they are not measured again
+
+    The model is left as it was, hooks and patches included. Raises ValueError naming the probe that it cannot read.
+    """
+    thresholds = thresholds or Thresholds()
+    if records is None:
+        records = _probed(model, processor, probes, thresholds, name=name, progress=progress)
+    groups = groups_of(probes)
+    contrasts = {
+        group: contrast_of(group, groups, each_answer=thresholds.each_answer)
+        for group in groups
+        if is_at_fault([records[probe.id] for probe in groups[group]], groups[group], thresholds)
+    }
+    own, lent = _features(model, processor, probes, contrasts, progress=progress)
+    cases = {probe.id: Case(probe, records[probe.id], own.get(probe.id)) for probe in probes}
+    found = {}
+    for group, members in groups.items():
+        evidence = evidence_of(
+            [cases[probe.id] for probe in members],
+            cases,
+            contrasts.get(group),
+            lent=lent.get(group, {}),
+            thresholds=thresholds,
+            seed=seed,
+        )
+        found[group] = GroupDiagnosis(evidence, stage_of(evidence, thresholds))
+    return Diagnosis(name, found, records)
+
+
+def _probed(
+    model: nn.Module,
+    processor: Any,
+    probes: Sequence[Probe],
+    thresholds: Thresholds,
+    *,
+    name: str,
+    progress: bool,
+) -> dict[str, AttentionRecord]:
+    """Every probe with its picture replaced, and the wrong ones of groups at fault with each region hidden too."""
+    prober = Prober(model, processor, key_layers=auto_key_layers(model), probes=probes, depth=ASKED)
+    records = {one.probe_id: one for one in prober.run_all(0, name, progress=progress)}
+    wrong = [
+        probe
+        for members in groups_of(probes).values()
+        if is_at_fault([records[probe.id] for probe in members], members, thresholds)
+        for probe in members
+        if probe.foil is not None and not is_right(records[probe.id])
+    ]
+    prober.depth = HIDDEN
+    for one in prober.run_all(0, name, probes=wrong, progress=progress):
+        controls = records[one.probe_id].picture_controls
+        records[one.probe_id] = replace(one, picture_controls=controls)
+    return records
+
+
+def _features(
+    model: nn.Module,
+    processor: Any,
+    probes: Sequence[Probe],
+    contrasts: Mapping[str, Contrast],
+    *,
+    progress: bool,
+) -> tuple[dict[str, Features], dict[str, dict[str, Features]]]:
+    """Of groups at fault: states of each side's probe at its own region; and, for each group, at places that are not
+    its own. A probe without a place gives the answer's state alone."""
+    sides = {(group, side.probe.id): side for group, contrast in contrasts.items() for side in contrast.sides}
+    own = {side.probe.id: side.probe for side in sides.values()}
+    asked = [Asked(one, one.regions.get(one.main_region or ""), _named(one)) for one in own.values()]
+    places = {one.probe.id: one.boxes for one in asked}
+    further = {
+        key: Asked(side.probe, side.boxes, (*_named(side.probe), *side.boxes))
+        for key, side in sides.items()
+        if side.boxes is not None and side.boxes != places[side.probe.id]
+    }
+    every = features_of(bare_model(model), processor, [*asked, *further.values()], progress=progress)
+    lent: dict[str, dict[str, Features]] = {group: {} for group in contrasts}
+    for (group, probe_id), found in zip(further, every[len(asked) :], strict=True):
+        lent[group][probe_id] = found
+    return {one.probe.id: found for one, found in zip(asked, every, strict=False)}, lent
+
+
+def _named(probe: Probe) -> tuple[Any, ...]:
+    return tuple(box for boxes in probe.regions.values() for box in boxes)
