@@ -156,6 +156,8 @@ def build_dataset(
     conversations: mixture.Mixture | Sequence[conversation.Conversation],
     processor: Any,
     family: families.Family,
+    *,
+    for_training: bool = True,
 ) -> dataset.ConversationDataset:
     return dataset.build_dataset(
         conversations,
@@ -164,6 +166,7 @@ def build_dataset(
         max_length=args.data.model_max_length,
         on_bad_sample=args.data.on_bad_sample,
         streaming=args.data.streaming,
+        look=args.look.look_rows if args.look.supervises and for_training else None,
         say=say,
     )
 

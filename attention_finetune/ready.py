@@ -1,5 +1,6 @@
 """A run that has passed every check, ready to be built."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from finetune.data import dataset
@@ -18,7 +19,10 @@ class Probes(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """A run that has passed every check."""
+    """A run that has passed every check.
+
+    looked_at   SHA-256 of the pictures on which attention is supervised; None where none is, or they are not known
+    """
 
     args: Arguments
     marks: dict[str, Any]
@@ -28,3 +32,4 @@ class Ready(NamedTuple):
     train_set: dataset.ConversationDataset
     eval_set: dataset.ConversationDataset | None
     probes: Probes
+    looked_at: Collection[str] | None = None

@@ -26,6 +26,7 @@ from attention_finetune.inputs import (
     with_adapter,
     with_demo,
 )
+from attention_finetune.looking import check_looking, settings_of
 from attention_finetune.model import (
     build_model,
     describe,
@@ -114,7 +115,10 @@ def prepare(args: Arguments) -> Ready | None:
     check_probes(args, probes, processor, family)
     train_set = build_dataset(args, mixed, processor, family)
     say(*prompt_note(probes, train_set.conversations))
-    eval_set = build_dataset(args, held_out, processor, family) if held_out else None
+    eval_set = build_dataset(args, held_out, processor, family, for_training=False) if held_out else None
+    looked_at = None
+    if args.look.supervises:
+        looked_at = check_looking(args, outline(args, family, plan), family, train_set)
     if args.training.dry_run:
         describe(args, outline(args, family, plan), plan, train_set, whole=True)
         say("dry run: nothing was trained or written")
@@ -122,7 +126,7 @@ def prepare(args: Arguments) -> Ready | None:
     set_seed(args.training.seed)
     model = build_model(args, family, plan)
     describe(args, model, plan, train_set)
-    return Ready(args, marks, start, model, processor, train_set, eval_set, probes)
+    return Ready(args, marks, start, model, processor, train_set, eval_set, probes, looked_at)
 
 
 def build(ready: Ready) -> Run:
@@ -145,6 +149,7 @@ def build(ready: Ready) -> Run:
             ready.eval_set,
             rates=rates_of(args),
             packing=args.data.packing,
+            looking=settings_of(args, ready.model, ready.train_set.family, watchers, ready.looked_at),
             writer=writer,
             callbacks=[stopping.StopOnSignal(), *evaluators(ready, writer), *watchers],
         )

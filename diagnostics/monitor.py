@@ -60,6 +60,7 @@ from finetune.distributed import autocast_dtype, gathered, rank_and_world_size
 from finetune.families import Family, bare_model, family_of
 from finetune.families.parts.modules import adapted_model
 from finetune.files import write_atomically
+from finetune.model.look_file import supervised_of
 
 if TYPE_CHECKING:
     from diagnostics.comparison.pairs import ProbePair
@@ -335,6 +336,11 @@ class AttentionMonitor(TrainerCallback):
         self._write_probes()
         self._open_board(at)
         self._make_up(at.step)
+
+    @property
+    def chosen_layers(self) -> tuple[int, ...]:
+        """The key layers, given or chosen on the untrained model: known once training has begun."""
+        return self._layers
 
     def _given_layers(self, chosen: Calibration | None) -> tuple[int, ...]:
         if chosen is not None:
@@ -612,6 +618,7 @@ class AttentionMonitor(TrainerCallback):
             batch_size=self.batch_size,
             autocast=at.autocast,
             before=before,
+            supervised=None if at.step == 0 or self.output_dir is None else supervised_of(self.output_dir),
         )
 
     # --- on disk ---------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ FLOORS = {
     ),
     "attention_finetune": (
         ("completion", "ending", "ready"),
-        ("cli", "inputs", "model", "watch"),
+        ("cli", "inputs", "looking", "model", "watch"),
         ("train",),
         ("demo",),
     ),

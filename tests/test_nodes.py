@@ -2,6 +2,7 @@
 
 # ruff: noqa: F811 (fixtures of another file)
 
+import json
 import os
 import signal
 import socket
@@ -25,10 +26,20 @@ ROOT = Path(__file__).parents[1]
 STEPS = 4
 
 
+def looking(path: Path) -> Path:
+    """The data, with a box to look at in answers about pictures; read where attention is supervised."""
+    records = json.loads(path.read_text(encoding="utf-8"))
+    for asked, answered in (one["conversations"] for one in records):
+        if "<img>" in asked["value"]:
+            answered["look_at"] = [{"phrase": "yes", "boxes": [[0, 0, 8, 14]]}]
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
     folder = tmp_path_factory.mktemp("parts")
-    model, data = write_checkpoint(folder / "tiny"), write_data(folder / "data")
+    model, data = write_checkpoint(folder / "tiny"), looking(write_data(folder / "data"))
 
     def make(out: Path, size: int, *more: str) -> list[str]:
         return [
@@ -131,8 +142,14 @@ def test_probes_are_shared_out_and_the_records_do_not_tell(
     for drawing in ("_open_board", "_show", "_finish"):  # takes longer than all the rest
         monkeypatch.setattr(AttentionMonitor, drawing, lambda *_: None)
     watched = ("--monitor", "True", "--probes", str(write_probes(tmp_path)), "--key_layers", "0,1")
+    watched += ("--look_weight", "0.5", "--look_layers", "all")
     assert program.main(flags(tmp_path / "one", 4, *watched)) == 0
     assert ranks(program, flags(tmp_path / "two", 2, *watched)) == [0, 0]
+    shown = [scalars(tmp_path / name / "runs") for name in ("one", "two")]
+    for name in ("train/loss", "train/look loss", "train/look mass by source/data"):
+        here, there = (one[name] for one in shown)
+        assert [*here] == [*there] and len(here) >= 3, name  # in the last step the weight is 0
+        assert [*there.values()] == pytest.approx([*here.values()], abs=1e-4), name
     one, two = (records(tmp_path / name / "attention") for name in ("one", "two"))
     assert one.keys() == two.keys() and len(one) == 3 * 3  # three probes, at steps 0, 2 and 4
     for name, arrays in one.items():

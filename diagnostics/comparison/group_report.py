@@ -44,7 +44,7 @@ from diagnostics.comparison.intervention_costs import (
     windows,
 )
 from diagnostics.comparison.legs.answers import answers_of, no_answers
-from diagnostics.comparison.legs.attention import Reading, attention_leg, read_attention
+from diagnostics.comparison.legs.attention import Reading, attention_leg, read_attention, unseen
 from diagnostics.comparison.legs.cause import cause_leg
 from diagnostics.comparison.legs.guards import guards_leg
 from diagnostics.comparison.legs.mediation import Mediation, mediated_nats, mediation_of
@@ -146,7 +146,9 @@ def _group(name: str, context: _Context, looking: _Looking, mediation: Mediation
     costs = {kind: cost_changes(pairs, kind, level) for kind in (OCCLUSION, KNOCKOUT, TOWER_KNOCKOUT)}
     effect = reading.effect if reading is not None else _margin_effect(scored)
     fallen = fallen_layers(looking.by_layer, thresholds.move, level)
-    attention, moved = attention_leg(reading, looking.chance, fallen, thresholds, level)
+    attention, moved = attention_leg(
+        reading, looking.chance, fallen, thresholds, level, why_not=unseen(pairs).sentence
+    )
     legs = Legs(
         no_answers(thresholds) if answers is None else answers.leg,
         picture_leg(pairs, thresholds, level),

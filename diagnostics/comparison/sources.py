@@ -26,6 +26,7 @@ from diagnostics.records.probes import Probe, read_probes, write_probes
 from diagnostics.records.record import AttentionRecord
 from finetune.families import bare_model, family_of
 from finetune.model.checkpoint import check, load, resolve
+from finetune.model.look_file import supervised_of
 
 Records = Mapping[str, AttentionRecord]
 
@@ -183,7 +184,15 @@ def _probed(
     before: BeforeModel | None,
 ) -> Records:
     model, processor = loaded
-    prober = Prober(model, processor, key_layers=layers, probes=probes, depth=depth, before=before)
+    prober = Prober(
+        model,
+        processor,
+        key_layers=layers,
+        probes=probes,
+        depth=depth,
+        before=before,
+        supervised=supervised_of(name),
+    )
     prober.self_check()
     print(f"{name}: {cost_words(depth, tuple(probes), len(layers), prober.allowed)}", flush=True)
     records = {record.probe_id: record for record in prober.run_all(step, name, progress=True)}

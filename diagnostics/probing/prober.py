@@ -46,6 +46,7 @@ from diagnostics.records.record import AttentionRecord, PictureControl, Scores
 from finetune.families import Encoded, Family, ImageTokens, bare_model, family_of
 from finetune.families.parts.coverage import region_coverage
 from finetune.families.parts.modules import attending_layers, layer_words
+from finetune.model.look_file import Supervised
 from finetune.model.untouched import untouched
 
 MAX_NEW_TOKENS = 16
@@ -75,6 +76,7 @@ class Prober:
     batch_size   sequences in one forward pass
     autocast     precision of mixed-precision training (bf16 or fp16 over fp32 weights); None: the weights' own
     before       the model whose attention is put back, where the plan has ``patching``; None: nothing is patched
+    supervised   what of the model's attention was trained on, which its records then say
 
     Each run leaves the model as it was (``untouched``). Raises ValueError for a key layer that does not exist or has
     no attention map, and naming the probe where an answer or a phrase cannot be placed in the tokens.
@@ -93,6 +95,7 @@ class Prober:
         autocast: torch.dtype | None = None,
         family: Family | None = None,
         before: BeforeModel | None = None,
+        supervised: Supervised | None = None,
     ) -> None:
         self.model = bare_model(model)
         self.processor = processor
@@ -111,6 +114,7 @@ class Prober:
         self.batch_size = batch_size
         self.autocast = autocast
         self.before = before
+        self.supervised = supervised
         self._sink_dimensions: dict[str, np.ndarray] | None = None
 
     @property
@@ -206,6 +210,8 @@ class Prober:
             ),
             head_entropy=whole(row_entropy(answer_rows, asked.queries[0].position + 1)),
             highest_logit=whole(seen.highest_logit),
+            supervised_layers=() if self.supervised is None else self.supervised.layers,
+            supervised_picture=self.supervised is not None and self.supervised.saw(probe.images),
         )
         margin = record.scores.margin_nats
         if not self.depth.curves or margin is None or not probe.regions:

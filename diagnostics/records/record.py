@@ -151,6 +151,8 @@ class AttentionRecord:
     region_mass_without_sinks   as region_mass, of rows whose sink keys are 0; only where there are sinks
     head_entropy           Float32[all layers, heads]: entropy of the answer query's whole row over its largest, [0, 1]
     highest_logit          Float32[all layers, heads]: highest attention logit of the answer query
+    supervised_layers      language layers whose attention was trained on (``--look_weight``)
+    supervised_picture     this probe's picture was among those it was trained on
     maps                   name → Float32[layers, cells]: "relative", "gradient"; "rollout" Float32[1, cells]
     relation               name → Float32[…]: readings of a probe with a relation (``diagnostics.probing.relations``)
     curves                 name → Float32[points]: margins in nats while the picture is hidden or shown bit by bit
@@ -173,6 +175,8 @@ class AttentionRecord:
     picture_controls: tuple[PictureControl, ...] = ()
     patches: tuple[PatternPatch, ...] = ()
     patched_from: PatchSource | None = None
+    supervised_layers: tuple[int, ...] = ()
+    supervised_picture: bool = False
     random_mass: dict[str, np.ndarray] = field(default_factory=dict)
     salient_mass: dict[str, np.ndarray] = field(default_factory=dict)
     sinks: np.ndarray = field(default_factory=_nothing)
@@ -284,6 +288,8 @@ def _header(record: AttentionRecord) -> dict[str, Any]:
         "picture_controls": [control._asdict() for control in record.picture_controls],
         "patches": [patch._asdict() for patch in record.patches],
         "patched_from": None if record.patched_from is None else record.patched_from._asdict(),
+        "supervised_layers": list(record.supervised_layers),
+        "supervised_picture": record.supervised_picture,
     }
 
 
@@ -320,6 +326,10 @@ def _record(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> AttentionR
         picture_controls=tuple(PictureControl(**one) for one in header["picture_controls"]),
         patches=tuple(PatternPatch(**{**one, "layers": tuple(one["layers"])}) for one in header["patches"]),
         patched_from=None if header["patched_from"] is None else PatchSource(**header["patched_from"]),
+        supervised_layers=tuple(
+            header.get("supervised_layers", ())
+        ),  # not in records from before it was known
+        supervised_picture=header.get("supervised_picture", False),
         **optional,
         **named,
     )

@@ -80,6 +80,9 @@ def check_header(header: Any) -> None:
     for at, one in enumerate(_objects(header, "patches")):
         _check_patch(one, f"patches[{at}].")
     _check_patch_source(header)
+    if "supervised_layers" in header:
+        _list_of(header, "supervised_layers", _COUNT, "a list of layer numbers")
+        _need(header, "supervised_picture", lambda one: isinstance(one, bool), "true or false")
 
 
 def check_arrays(header: Mapping[str, Any], arrays: Arrays) -> None:

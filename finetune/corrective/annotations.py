@@ -14,7 +14,7 @@ from finetune.corrective.category_names import listed, load_json
 from finetune.corrective.scenes import AnnotatedBox, Box, Scene
 from finetune.samples import source
 from finetune.samples.conversation import BoxRef, ImageRef
-from finetune.samples.formats.boxes import BoxUnits
+from finetune.samples.formats.box_numbers import BoxUnits
 from finetune.samples.images import size_of
 from finetune.samples.workers import in_chunks
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from finetune.corrective import probe_file
 from finetune.corrective.category_names import listed
+from finetune.corrective.relation_questions import NEIGHBOUR
 from finetune.corrective.sampling import Asked
-from finetune.corrective.scenes import Box, Scene
+from finetune.corrective.scenes import Box, Question, Scene
+from finetune.families.parts.phrases import find_span
 from finetune.samples import source
 
 DATA_FILE, PROBE_FILE = "corrective.json", "probes.json"
@@ -76,8 +78,30 @@ def _check(data: Path, probes: Path) -> None:
 
 def _sample(identity: str, asked: Asked, folder: Path) -> dict[str, Any]:
     value = f"Picture 1: <img>{_relative(asked.scene, folder)}</img>\n{asked.question.text}"
-    turns = [{"from": "user", "value": value}, {"from": "assistant", "value": asked.question.answer}]
+    answer: dict[str, Any] = {"from": "assistant", "value": asked.question.answer}
+    if look_at := _look_at(asked.question):
+        answer["look_at"] = look_at
+    turns = [{"from": "user", "value": value}, answer]
     return {"id": identity, "conversations": turns}
+
+
+def _look_at(question: Question) -> list[dict[str, Any]]:
+    """Where the answer should look as it is written (``--look_weight``): at both ends of a relation, by the word for
+    the relation where the answer has it ("on the bench") and else by all of it ("yes"); at what a phrase names
+    otherwise, as at the spheres of a tower. A box in the answer says so itself, and so does a neighbour's ordinary
+    training."""
+    if question.group == NEIGHBOUR or "<box>" in question.answer:
+        return []
+    if question.relation is not None:
+        said = find_span(question.relation["phrase"], [*question.answer], 0, len(question.answer)) is not None
+        ends = [question.regions[question.relation[end]] for end in ("subject", "object")]
+        phrase = question.relation["phrase"] if said else question.answer
+        return [{"phrase": phrase, "ends": [[_plain(box) for box in boxes] for boxes in ends]}]
+    return [
+        {"phrase": phrase, "boxes": [_plain(box) for box in question.regions[region]]}
+        for phrase, region in question.phrases.items()
+        if find_span(phrase, [*question.answer], 0, len(question.answer)) is not None
+    ]
 
 
 def _probe(identity: str, asked: Asked, folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from finetune.data import look
 from finetune.data.lengths import IGNORED, Lengths, count, faults_of, faults_text, measure, shrink
 from finetune.data.mixture import Mixture, Source
 from finetune.data.schedule import Row
@@ -29,11 +30,13 @@ class Sample(NamedTuple):
     number    its place in the dataset
     encoded   the conversation as the model reads it
     source    which of the mixture's sources it comes from
+    looks     rows that should look into boxes; () where attention is not supervised
     """
 
     number: int
     encoded: Encoded
     source: int = 0
+    looks: tuple[look.LookRow, ...] = ()
 
 
 class Fault(NamedTuple):
@@ -50,6 +53,7 @@ class ConversationDataset(Dataset[Sample]):
     lengths         tokens of each, known before training; None with streaming, where nothing is counted in advance
     mixture         the sources, and the order of an epoch
     source_of       Int[samples], which source each comes from
+    look            which rows of answers' phrases are supervised; None: none, and ``look_at`` is not read
     """
 
     def __init__(
@@ -61,12 +65,13 @@ class ConversationDataset(Dataset[Sample]):
         *,
         max_length: int,
         on_bad_sample: OnBadSample,
+        look: look.Rows | None = None,
     ) -> None:
         assert lengths is None or len(lengths.tokens) == len(mixture.conversations)
         self.mixture, self.conversations, self.lengths = mixture, mixture.conversations, lengths
         self.source_of = mixture.source_of  # the mixture makes it anew each time
         self.processor, self.family = processor, family
-        self.max_length, self.on_bad_sample = max_length, on_bad_sample
+        self.max_length, self.on_bad_sample, self.look = max_length, on_bad_sample, look
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -86,7 +91,15 @@ class ConversationDataset(Dataset[Sample]):
                 f"{self.lengths.tokens[index]} as counted before training; the data file or its pictures have "
                 "changed since"
             )
-        return Sample(index, encoded, int(self.source_of[index]))
+        return Sample(index, encoded, int(self.source_of[index]), self._looks(conversation, encoded))
+
+    def _looks(self, conversation: Conversation, encoded: Encoded) -> tuple[look.LookRow, ...]:
+        if self.look is None:
+            return ()
+        try:
+            return look.look_rows(conversation, encoded, self.processor, self.look)
+        except ValueError as error:
+            raise ValueError(f"{conversation.source}: {error}") from error
 
     def _fitting(self, conversation: Conversation, encoded: Encoded) -> Encoded:
         """The checks of ``build_dataset``, for one streamed sample."""
@@ -116,6 +129,7 @@ def build_dataset(
     max_length: int,
     on_bad_sample: OnBadSample,
     streaming: bool = False,
+    look: look.Rows | None = None,
     workers: int | None = None,
     say: Callable[[str], None] = print,
 ) -> ConversationDataset:
@@ -124,6 +138,7 @@ def build_dataset(
     mixture         plain conversations are a mixture of one source
     on_bad_sample   samples that are too long are an error, left out ("drop"), or get smaller pictures ("shrink")
     streaming       nothing is counted in advance; samples are checked when they are read
+    look            as in ``ConversationDataset``
     workers         processes that count; None: as many as the cores allow
 
     Samples that the family cannot read, and those without a token to learn, are an error or left out in the same way.
@@ -142,7 +157,7 @@ def build_dataset(
         lengths = Lengths(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
         mixed = Mixture(sources, mixed.seed)
     return ConversationDataset(
-        mixed, lengths, processor, family, max_length=max_length, on_bad_sample=on_bad_sample
+        mixed, lengths, processor, family, max_length=max_length, on_bad_sample=on_bad_sample, look=look
     )
 
 
@@ -320,6 +335,7 @@ class Collator:
         kept        Int[positions], where in any row a token stands whose successor is trained: at least one
         pictures    Int[], how many there are, a blank one not counted
         faults      number in the dataset → what is wrong, of the samples that could not be read
+        look        the rows that should look into boxes (``look.LookBatch`` as a dict); only where there is one
 
     pad_id          of padding
     blank           ``Family.blank``: the row of a batch that has no sample (the last of an epoch, of more processes
@@ -360,6 +376,10 @@ class Collator:
             "pictures": torch.tensor(sum(len(sample.encoded.images) for sample in samples)),
             "faults": {one.number: one.message for row in rows for one in row if isinstance(one, Fault)},
         }
+        supervised = list(_supervised(read))
+        if supervised:
+            # As a dict: transformers moves tuples to the device in a way that named ones do not survive.
+            batch["about"]["look"] = look.look_batch(supervised)._asdict()
         return batch
 
     def _with_blank(self, pieces: list[list[Encoded]]) -> list[list[Encoded]]:
@@ -438,6 +458,19 @@ def _sources(read: Sequence[Sequence[Sample]], shape: torch.Size) -> Int[Tensor,
             sources[i, start:end] = sample.source
             start = end
     return sources
+
+
+def _supervised(read: Sequence[Sequence[Sample]]) -> Iterator[look.Supervised]:
+    """The samples with supervised rows. Blank pictures follow all others of a row, but not of the batch: they are put
+    into a batch without pictures alone, which has no supervised rows."""
+    images = 0
+    for i, row in enumerate(read):
+        start = 0
+        for sample in row:
+            if sample.looks:
+                yield look.Supervised(i, start, images, sample.source, sample.looks)
+            start += len(sample.encoded.input_ids)
+            images += len(sample.encoded.images)
 
 
 def _kept(labels: Int[Tensor, "batch tokens"]) -> Int[Tensor, "positions"]:

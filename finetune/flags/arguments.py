@@ -246,6 +246,57 @@ class MonitorArguments:
 
 
 @dataclass
+class LookArguments:
+    """Attention supervision: teach where to look, from look_at or <ref> and <box> in answers."""
+
+    look_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the attention loss beside the language loss. 0: off. 0.1 to 0.3 suits LoRA on a "
+                          "small data set."},
+    )  # fmt: skip
+    look_loss: Literal["mass", "kl"] = field(
+        default="mass",
+        metadata={"help": "mass: attention to the picture lies inside the boxes up to --look_target. kl: it is spread "
+                          "over them as they cover the picture's cells."},
+    )  # fmt: skip
+    look_layers: str = field(
+        default="key",
+        metadata={"help": "Language layers that are supervised: key (those of --key_layers), all, or e.g. 8,12,16. "
+                          "Verdicts judge attention in the others alone."},
+    )  # fmt: skip
+    look_rows: Literal["first", "phrase"] = field(
+        default="first",
+        metadata={
+            "help": "Rows of a phrase that are supervised: the one that writes its first token, or all that write it."
+        },
+    )
+    look_target: float = field(
+        default=0.8,
+        metadata={
+            "help": "Share of the attention to the picture that should lie inside the boxes, for mass."
+        },
+    )
+    look_warmup: float = field(
+        default=0.1, metadata={"help": "Share of the steps over which the weight rises from 0."}
+    )
+    look_release: float = field(
+        default=0.2,
+        metadata={"help": "Share of the steps at the end over which the weight falls to 0, so that the final weights "
+                          "are those of the language loss."},
+    )  # fmt: skip
+
+    @property
+    def supervises(self) -> bool:
+        return self.look_weight > 0
+
+    def listed_layers(self) -> tuple[int, ...]:
+        """``"8,12,16"`` → ``(8, 12, 16)``; () for ``"key"`` and ``"all"``."""
+        if self.look_layers in ("key", "all"):
+            return ()
+        return tuple(int(part) for part in self.look_layers.split(","))
+
+
+@dataclass
 class TrainingArguments(transformers.TrainingArguments):
     """Training: flags of transformers' Trainer with other defaults or other behaviour, and flags of the run."""
 
@@ -303,6 +354,7 @@ class Arguments:
     adaptation: AdaptationArguments
     evaluation: EvaluationArguments
     monitor: MonitorArguments
+    look: LookArguments
     training: TrainingArguments
 
     @property

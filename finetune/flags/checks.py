@@ -1,5 +1,6 @@
 """Invalid and contradictory flags, found before anything is loaded."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -71,6 +72,7 @@ def check(arguments: Arguments) -> None:
         *_check_deepspeed(arguments),
         *_check_loop(arguments),
         *_check_modes(arguments),
+        *_check_look(arguments),
         *_check_rates(arguments),
         *_check_evaluation(arguments),
         *_check_hub(arguments),
@@ -156,6 +158,38 @@ def _check_modes(arguments: Arguments) -> Iterator[str]:
         ):
             if unwanted:
                 yield f"--{name}: has no effect without adapters; add --use_lora True, or leave it out"
+
+
+def _check_look(arguments: Arguments) -> Iterator[str]:
+    chosen, monitor, training = arguments.look, arguments.monitor, arguments.training
+    defaults = {one.name: one.default for one in dataclasses.fields(chosen)}
+    if not chosen.supervises:
+        changed = [name for name, value in vars(chosen).items() if value != defaults[name]]
+        if changed:
+            listed = ", ".join(f"--{name}" for name in changed)
+            yield f"{listed}: no effect without supervision; add --look_weight 0.2, or leave it out"
+        return
+    if chosen.look_layers == "key" and not monitor.monitor:
+        yield (
+            "--look_layers key: the key layers are the monitor's, and there is no monitor; give --monitor True, or "
+            "name layers: --look_layers all, or 8,12,16"
+        )
+    elif chosen.look_layers not in ("key", "all") and not all(
+        part.strip().isdigit() for part in chosen.look_layers.split(",")
+    ):
+        yield f"--look_layers: found {chosen.look_layers!r}, expected key, all, or layer numbers such as 8,12,16"
+    if chosen.look_warmup + chosen.look_release > 1:
+        yield (
+            f"--look_warmup {chosen.look_warmup} with --look_release {chosen.look_release}: expected at most 1 "
+            "together: the weight would fall before it has risen"
+        )
+    if (training.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        yield (
+            "--look_weight with reentrant activation checkpointing: its first forward has no gradient, so rows have "
+            'none; leave out "use_reentrant" of --gradient_checkpointing_kwargs'
+        )
+    if training.torch_compile:
+        yield "--look_weight with --torch_compile: kernels are watched, and compiled ones cannot be; leave out one"
 
 
 # These optimizers build their own parameter groups.

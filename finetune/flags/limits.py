@@ -55,6 +55,12 @@ LIMITS: dict[str, Kind] = {
     # adapters
     "lora_r": whole(1, 2**16)._replace(words="at least 1, and at most 65,536"),
     "lora_alpha": whole(1, 10**9),
+    # attention supervision
+    "look_weight": RATE,
+    "look_target": number(0, 1, above=True),
+    **dict.fromkeys(
+        ("look_warmup", "look_release"), number(0, 1)._replace(words="a share of the steps, 0 to 1")
+    ),
     # evaluation and monitor
     "eval_generate": NONE_OR_SOME,
     "eval_pictures": NONE_OR_SOME,

@@ -13,6 +13,7 @@ from finetune.flags.arguments import (
     Arguments,
     DataArguments,
     EvaluationArguments,
+    LookArguments,
     ModelArguments,
     MonitorArguments,
     TrainingArguments,
@@ -27,6 +28,7 @@ GROUPS = (
     AdaptationArguments,
     EvaluationArguments,
     MonitorArguments,
+    LookArguments,
     TrainingArguments,
 )
 

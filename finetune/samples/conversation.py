@@ -78,6 +78,21 @@ class BoxRef:
     key: BoxKey = "bbox_2d"
 
 
+@dataclass(frozen=True)
+class LookAt:
+    """Where an answer should look as it writes a phrase (``--look_weight``).
+
+    phrase   words of the answer
+    ends     the places to look at, all of them: one, or the subject and the object of a relation. Each is a tuple of
+             boxes, x0 y0 x1 y1 as fractions of the upright image's width and height
+    image    which of the conversation's images and videos, counted from 0
+    """
+
+    phrase: str
+    ends: tuple[tuple[tuple[float, float, float, float], ...], ...]
+    image: int = 0
+
+
 Part = str | ImageRef | VideoRef | BoxRef
 
 
@@ -86,11 +101,13 @@ class Turn:
     """One turn; ``parts`` are text, pictures, videos and boxes in reading order.
 
     trained   whether an answer is trained; data can exclude one (``"weight": 0``). Other turns are never trained
+    look_at   where an answer should look, as the data says; markup that says it is in ``parts``
     """
 
     role: Role
     parts: tuple[Part, ...]
     trained: bool = True
+    look_at: tuple[LookAt, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ STATE_SHAPE = {
 }  # fmt: skip
 OUR_FOLDERS = ("runs", "attention", "comparison")
 OUR_FILES = re.compile(
-    r"run\.json|run\.yaml|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json|generation_config\.json"
+    r"run\.json|run\.yaml|look\.json|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json|generation_config\.json"
     r"|.*\.tiktoken|tokenizer.*|special_tokens.*|preprocessor_config\.json|processor_config\.json"
     r"|chat_template.*|training_args\.bin|trainer_state\.json|all_results\.json|README\.md"
 )
@@ -79,6 +79,7 @@ def fingerprint(arguments: Arguments, world_size: int) -> dict[str, Any]:
         for text in getattr(data, name) or ():
             marks |= _source_marks(name, text, names_alone=data.streaming)
     marks |= {name: value for name, value in vars(arguments.adaptation).items() if name != "lora_weight_path"}
+    marks |= vars(arguments.look)
     marks |= {"lora_weight_path": _place(arguments.adaptation.lora_weight_path)}
     marks |= {name: getattr(data, name) for name in _DATA_MARKS} | {"image_folder": _place(data.image_folder)}
     marks |= {name: _plain(getattr(training, name)) for name in _TRAINING_MARKS}

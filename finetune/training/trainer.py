@@ -5,7 +5,7 @@ import inspect
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from transformers.trainer_utils import seed_worker
 from transformers.utils import logging
 
 from finetune.data.dataset import MOST_NAMES_SHOWN, Collator, ConversationDataset, Rows, blank_video
+from finetune.data.look import LookBatch
 from finetune.data.schedule import Schedule, StepShape
 from finetune.distributed import joined, reduced
 from finetune.families.base import Family
@@ -28,6 +29,8 @@ from finetune.model.adaptation import Rates, component_of
 from finetune.samples.listing import shown
 from finetune.training import loss, optimizer
 from finetune.training.guards import GradientCheck, TrainingError
+from finetune.training.look import LookSettings
+from finetune.training.look_steps import LookSteps
 from finetune.training.saving import SavingTrainer
 
 logger = logging.get_logger(__name__)
@@ -115,12 +118,21 @@ class FinetuneTrainer(SavingTrainer):
     - what should learn and gets no gradient stops
     - each component has its learning rate
     - the share of time spent waiting for data is shown
+    - rows of attention may be supervised beside the words (``look_steps.LookSteps``)
     - training that was finished when it was killed is not trained further
     """
 
     optimizer_cls_and_kwargs: Any
 
-    def __init__(self, *, rates: Rates, gradients: GradientCheck, packing: bool, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        rates: Rates,
+        gradients: GradientCheck,
+        packing: bool,
+        looking: LookSettings | None,
+        **kwargs: Any,
+    ) -> None:
         self.rates, self.gradients, self.packing = rates, gradients, packing
         super().__init__(**kwargs, compute_loss_func=loss.step_loss)
         bare = bare_model(self.model)
@@ -135,6 +147,9 @@ class FinetuneTrainer(SavingTrainer):
         self.said_zero = False
         self.step_tokens: list[int] = []  # trained in this process by each step since the last log
         self.empty_steps = 0
+        self.looking = (
+            None if looking is None else LookSteps(looking, bare, self._family, self.names, self.args)
+        )
 
     @property
     def names(self) -> Sequence[str]:
@@ -270,7 +285,10 @@ class FinetuneTrainer(SavingTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
         self.clock.begin()
         self.batches.clear()
-        return super().get_batch_samples(self.clock.watching(epoch_iterator), num_batches, device)
+        found = super().get_batch_samples(self.clock.watching(epoch_iterator), num_batches, device)
+        if self.looking is not None:
+            self.looking.begin(found[0], self.state)
+        return found
 
     # --- loss ------------------------------------------------------------------------------------------------
     def compute_loss(
@@ -287,7 +305,12 @@ class FinetuneTrainer(SavingTrainer):
         self._meet(Batch(about, dataset, *labels.shape), training=model.training)
         kept = about["kept"]
         # A cache is of no use here, and with one some families let the samples of a packed row see each other.
-        outputs = model(**inputs, use_cache=False, **({"logits_to_keep": kept} if self.keeps_logits else {}))
+        rows = LookBatch(**about["look"]) if "look" in about else None
+        is_looking = self.looking is not None and model.training
+        with self.looking.watching(rows) if self.looking and is_looking else nullcontext() as calls:
+            outputs = model(
+                **inputs, use_cache=False, **({"logits_to_keep": kept} if self.keeps_logits else {})
+            )
         logits = outputs["logits"] if self.keeps_logits else outputs["logits"][:, kept]
         targets = labels[:, kept + 1]
         nats = loss.token_nats(logits, targets, label_smoothing=self.args.label_smoothing_factor)
@@ -300,10 +323,17 @@ class FinetuneTrainer(SavingTrainer):
                 self.step_tokens.append(0)
             self.step_tokens[-1] += len(nats)
             self._check_loss(value.item(), len(nats))
+        if calls:
+            assert self.looking is not None and rows is not None
+            value = self.looking.added(value, calls, rows, is_last=self._is_last_micro_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # The gradients of these processes will be averaged.
             value = value * (self.accelerator.num_processes // self.get_tp_size())
         return (value, outputs) if return_outputs else value
+
+    @property
+    def _is_last_micro_batch(self) -> bool:
+        return len(self.batches) == self.current_gradient_accumulation_steps
 
     def _meet(self, batch: Batch, *, training: bool) -> None:
         """Take note of a batch: its faults, pictures and samples."""
@@ -405,7 +435,10 @@ class FinetuneTrainer(SavingTrainer):
         totals, names = self.trained.taken(), self.names
         # The slowest process makes all others wait.
         waited = reduced(torch.tensor(self.clock.taken(), device=self.args.device), distributed.ReduceOp.MAX)
-        shown = {"waiting for data (share)": waited.item()}
+        shown = {
+            "waiting for data (share)": waited.item(),
+            **(self.looking.taken() if self.looking is not None else {}),
+        }
         self.samples_by_source += totals.samples
         if len(names) == 1:
             return shown
@@ -489,6 +522,7 @@ def build_trainer(
     *,
     rates: Rates | None = None,
     packing: bool = False,
+    looking: LookSettings | None = None,
     writer: Any | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> FinetuneTrainer:
@@ -496,6 +530,7 @@ def build_trainer(
 
     rates     None: ``args.learning_rate`` and ``args.weight_decay`` for every component
     packing   several samples in a row of training, up to the dataset's longest length
+    looking   supervision of attention; None: there is none
     """
     gradients = GradientCheck(train.family)
     args.report_to = [name for name in args.report_to or [] if name != "tensorboard"]
@@ -510,5 +545,6 @@ def build_trainer(
         rates=rates or Rates(args.learning_rate, weight_decay=args.weight_decay),
         gradients=gradients,
         packing=packing,
+        looking=looking,
         callbacks=[gradients, optimizer.ComponentRates(), *callbacks, *shown],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +51,7 @@ class Reading:
     images    the picture of each probe
     median_factor   after / before of the median probe
     leads     over each other place
+    trained   a sentence where attention was trained on: what of it is judged; else ""
     """
 
     pairs: tuple[ProbePair, ...]
@@ -65,6 +66,44 @@ class Reading:
     effect: float | None
     median_factor: float
     leads: tuple[Lead, ...]
+    trained: str = ""
+
+
+class Unseen(NamedTuple):
+    """What a loss on attention did not see: a model whose attention was trained on meets an attention criterion by
+    construction, so it is judged in other layers and on other pictures.
+
+    pairs     with a region, on pictures that the loss did not see, and with the layers that it did not
+    sentence  what is judged, and why; "" where attention was not trained on
+    """
+
+    pairs: tuple[ProbePair, ...]
+    sentence: str = ""
+
+
+def unseen(pairs: Sequence[ProbePair]) -> Unseen:
+    """The probes that name a region, without what attention was trained on before or after."""
+    members = [pair for pair in pairs if pair.region is not None]
+    trained = sorted(
+        {layer for pair in members for side in SIDES for layer in getattr(pair, side).supervised_layers}
+    )
+    if not trained:
+        return Unseen(tuple(members))
+    left = [
+        replace(pair, layers=tuple(one for one in pair.layers if one.layer not in trained))
+        for pair in members
+        if not any(getattr(pair, side).supervised_picture for side in SIDES)
+    ]
+    judged = [pair for pair in left if pair.layers]
+    seen = len(members) - len(left)
+    pictures = f" and on {seen} of these probes' pictures" if seen else ""
+    sentence = f"Attention was trained on in {_layers(trained)}{pictures}"
+    if not judged:
+        every = "every layer" if left else "every picture"
+        return Unseen(
+            (), f"{sentence}, {every} that could be judged: where it looks there is what it was told to."
+        )
+    return Unseen(tuple(judged), f"{sentence}; it is judged only where it was not.")
 
 
 def read_attention(
@@ -76,7 +115,7 @@ def read_attention(
     reported as +.25). So pictures are split in halves, each probe is read in the layer that the other half chose, and
     all are pooled (cross-fitting: Chernozhukov et al. 2018, The Econometrics Journal 21:C1).
     """
-    members = [pair for pair in pairs if pair.region is not None]
+    members, trained = unseen(pairs)
     if not members:
         return None
     images = images_of(members)
@@ -106,6 +145,7 @@ def read_attention(
         effect_size(relative, images),
         float(np.median((2 + relative) / np.maximum(2 - relative, 1e-6))),
         tuple(_leads(members, rows, (before, after), thresholds.probes, level)),
+        trained,
     )
 
 
@@ -115,14 +155,18 @@ def attention_leg(
     fallen: Sequence[int],
     thresholds: Thresholds,
     level: float,
+    *,
+    why_not: str = "",
 ) -> tuple[Leg, str | None]:
     """The leg, and where attention moved: ``TO``, ``AWAY`` or None.
 
     chance   p that the enrichment did not change, adjusted for all groups
     fallen   key layers whose attention on the region fell beyond chance: they are named
+    why_not  why nothing was read; "": the probes name no region
     """
     if reading is None or chance is None:
-        return not_measured(thresholds.move, "These probes name no region, so attention is not judged."), None
+        reason = why_not or "These probes name no region, so attention is not judged."
+        return not_measured(thresholds.move, reason), None
     probes, images = len(reading.pairs), len(set(reading.images))
     if images < thresholds.probes:
         what = "Attention on a region was"
@@ -144,7 +188,9 @@ def attention_leg(
     reason = f"{_means(reading)}; {_words(reading, chance, moved, thresholds, level)}"
     if others := [layer for layer in fallen if layer not in reading.layers or moved != AWAY]:
         reason += f"; in {_layers(others)} attention left the region"
-    return Leg(moved == TO, probes, least.mean, (least.low, least.high), thresholds.move, f"{reason}."), moved
+    reason = f"{reason}. {reading.trained}".rstrip()
+    reason += "" if reason.endswith(".") else "."
+    return Leg(moved == TO, probes, least.mean, (least.low, least.high), thresholds.move, reason), moved
 
 
 def _is_clear(lead: Lead, thresholds: Thresholds) -> bool:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from finetune.samples.conversation import Conversation
 from finetune.samples.formats import alpaca, llava, openai, qwen_vl, sharegpt
-from finetune.samples.formats.boxes import BoxUnits, with_boxes
+from finetune.samples.formats.box_numbers import BoxUnits
+from finetune.samples.formats.boxes import with_boxes
 from finetune.samples.formats.record import Record, Spoken, kind, spelling_of
 
 MOST_SHAPES_SHOWN = 3

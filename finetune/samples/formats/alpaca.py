@@ -13,7 +13,7 @@ from typing import Any
 from finetune.samples.conversation import Role
 from finetune.samples.formats.dialogue import READ_BESIDE, first_placed
 from finetune.samples.formats.placeholders import Kind, Queue
-from finetune.samples.formats.record import Record, Spoken, joined, kind
+from finetune.samples.formats.record import LOOK_AT, Record, Spoken, joined, kind
 
 NAME = "alpaca"
 SHAPE = (
@@ -45,8 +45,9 @@ def turns(record: Record) -> list[Spoken]:
         # If no text has a placeholder for the pictures, ms-swift puts them first; LLaMA-Factory refuses the record.
         spoken = first_placed(record, spoken, queue) if content.get("query") is not None else spoken
         queue.close()
+    spoken[-1] = spoken[-1]._replace(look_at=content.get(LOOK_AT))
     spoken = record.with_system(spoken)
-    record.leave_unread(content, "", "", {*QUESTIONS, *ANSWERS, "input", "history", *READ_BESIDE})
+    record.leave_unread(content, "", "", {*QUESTIONS, *ANSWERS, "input", "history", LOOK_AT, *READ_BESIDE})
     record.check(spoken)
     return spoken
 

@@ -22,20 +22,16 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from finetune.samples.conversation import BoxKey, BoxRef, ImageRef, Part, Turn, VideoRef
+from finetune.samples.formats.box_numbers import BoxUnits, fractions, point_fractions
+from finetune.samples.formats.look_at import look_at
 from finetune.samples.formats.record import Record, Spoken, joined, kind
 
-BoxUnits = Literal["pixels", "thousandths", "text"]
-"""``text``: numbers in JSON are plain text, trained as written."""
-Fractions = tuple[float, float, float, float]
-
 THOUSANDTHS = 1000
-SLACK_PIXELS = 1e-3  # how far outside the picture a corner computed from x + width may lie
 MOST_BRACES = 200  # opening braces before a key that are tried as the start of its object
 _NUMBER = r"\s*(-?\d+)\s*"
 _POINT = rf"\({_NUMBER},{_NUMBER}\)"
@@ -131,7 +127,8 @@ def with_boxes(record: Record, spoken: Sequence[Spoken], units: BoxUnits | None)
             else:
                 places.seen += isinstance(part, ImageRef | VideoRef)
                 parts.append(part)
-        turns.append(Turn(turn.role, joined(parts), turn.trained))
+        looks = look_at(record, turn, parts, images[: places.seen])
+        turns.append(Turn(turn.role, joined(parts), turn.trained, looks))
     if not record.faults:
         places.objects.close()
     return tuple(turns)
@@ -338,45 +335,6 @@ class _Places:
                 '("image": 0, objects.image_id), or write it behind its picture'
             )
         return None
-
-
-def fractions(numbers: Any, units: BoxUnits | None, size: tuple[int, int]) -> Fractions:
-    """x0 y0 x1 y1 in pixels or thousandths → fractions of a picture's width and height.
-
-    size   width and height in those units
-    ``fractions([112, 0, 224, 100], "pixels", (448, 200))`` → ``(0.25, 0.0, 0.5, 0.5)``.
-
-    Raises ValueError if it is not a box inside the picture.
-    """
-    if not isinstance(numbers, list | tuple) or len(numbers) != 4 or not all(map(_is_number, numbers)):
-        raise ValueError(f"found the box {numbers!r:.80}, expected four numbers x0, y0, x1, y1")
-    x0, y0, x1, y1 = numbers
-    if x1 <= x0 or y1 <= y0:
-        raise ValueError(f"found the box {list(numbers)}, expected x0 < x1 and y0 < y1")
-    width, height = size
-    slack = SLACK_PIXELS if units == "pixels" else 0.0
-    if min(x0, y0) < -slack or x1 > width + slack or y1 > height + slack:
-        raise ValueError(
-            f"found the box {list(numbers)} in {units}, expected it inside the picture, {width} × {height} {units}"
-        )
-    return max(x0 / width, 0.0), max(y0 / height, 0.0), min(x1 / width, 1.0), min(y1 / height, 1.0)
-
-
-def point_fractions(numbers: Any, units: BoxUnits | None, size: tuple[int, int]) -> Fractions:
-    """x y → x y x y as fractions of a picture's width and height: ``([112, 50], "pixels", (448, 200))`` →
-    ``(0.25, 0.25, 0.25, 0.25)``. Raises ValueError as ``fractions`` does."""
-    if not isinstance(numbers, list | tuple) or len(numbers) != 2 or not all(map(_is_number, numbers)):
-        raise ValueError(f"found the point {numbers!r:.80}, expected two numbers x, y")
-    (x, y), (width, height) = numbers, size
-    if min(x, y) < 0 or x > width or y > height:
-        raise ValueError(
-            f"found the point {list(numbers)} in {units}, expected it inside the picture, {width} × {height} {units}"
-        )
-    return x / width, y / height, x / width, y / height
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _object_around(

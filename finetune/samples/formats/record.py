@@ -22,6 +22,8 @@ SPELLINGS = (("from", "value"), ("role", "content"))
 TRAINING_MARKS = ("weight", "loss", "loss_mask", "loss_scale", "train", "training", "train_on_turn")
 """Keys of a turn that include or exclude an answer from training: 1 or true, 0 or false (OpenAI's ``weight``,
 ms-swift's and ChatGLM's ``loss``, axolotl's ``train``)."""
+LOOK_AT = "look_at"
+"""Key of an answer under which data says where to look (``finetune.samples.formats.look_at``)."""
 TOOL_ROLES = frozenset(
     (
         "tool",
@@ -48,6 +50,7 @@ class Spoken(NamedTuple):
     role_at   the field of its role
     text_at   the field of its text
     trained   as ``Turn.trained``
+    look_at   as it is written; None where there is none
     """
 
     role: Role
@@ -56,6 +59,7 @@ class Spoken(NamedTuple):
     role_at: str
     text_at: str
     trained: bool = True
+    look_at: Any = None
 
 
 class Said(NamedTuple):
@@ -73,7 +77,8 @@ class Said(NamedTuple):
     trained: bool
 
     def spoken(self, parts: Iterable[Part]) -> Spoken:
-        return Spoken(self.role, joined(parts), self.at, self.role_at, self.text_at, self.trained)
+        look_at = self.item.get(LOOK_AT)
+        return Spoken(self.role, joined(parts), self.at, self.role_at, self.text_at, self.trained, look_at)
 
 
 class Pictures(Protocol):
@@ -139,7 +144,14 @@ class Record:
             if role is not None:
                 trained = self._is_trained(item, at, key, role)
                 yield Said(role, item[text_key], item, at, f"{at}.{role_key}", f"{at}.{text_key}", trained)
-            read = {role_key, text_key, *TRAINING_MARKS, *UNHEARD, *itertools.chain(*MEDIA_KEYS.values())}
+            read = {
+                role_key,
+                text_key,
+                LOOK_AT,
+                *TRAINING_MARKS,
+                *UNHEARD,
+                *itertools.chain(*MEDIA_KEYS.values()),
+            }
             self.leave_unread(item, f"{key}[].", at, read)
 
     def _items(

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from finetune.samples.conversation import BoxRef, Part
-from finetune.samples.formats.boxes import fractions
+from finetune.samples.formats.box_numbers import fractions
 from finetune.samples.source import read
 
 WIDE, TALL = (448, 200), (30, 120)

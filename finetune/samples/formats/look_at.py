@@ -1,0 +1,129 @@
+"""Where an answer should look: ``look_at`` of a turn, checked against its words and pictures.
+
+    {"from": "assistant", "value": "This is the Oriental Pearl Tower.",
+     "look_at": [{"phrase": "Oriental Pearl Tower", "boxes": [[41, 30, 63, 52], [38, 70, 66, 98]]}]}
+
+Boxes are in pixels of the upright picture. A relation has ``ends`` in place of ``boxes``: the boxes of its subject, and
+those of its object. ``image`` says which picture, counted from 0, where there are several. Without ``look_at``,
+``<ref>phrase</ref><box>…</box>`` in an answer says the same.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from finetune.samples.conversation import BoxRef, ImageRef, LookAt, Part, Turn, VideoRef
+from finetune.samples.formats.box_numbers import Fractions, fractions
+from finetune.samples.formats.record import LOOK_AT, Record, Spoken, kind
+from finetune.samples.formats.unread import is_empty
+
+KEYS = ("phrase", "boxes", "ends", "image")
+MOST_ENDS = 2
+EXPECTED = '{"phrase": words of the answer, "boxes": [[x0, y0, x1, y1], ...]}'
+
+
+def look_at(
+    record: Record, turn: Spoken, parts: Sequence[Part], images: Sequence[ImageRef | VideoRef]
+) -> tuple[LookAt, ...]:
+    """What a turn says about where to look; problems become faults.
+
+    parts    the turn's words and boxes
+    images   pictures and videos up to the turn
+    """
+    if is_empty(turn.look_at):
+        return ()
+    at = f"{turn.at}.{LOOK_AT}" if turn.at != turn.text_at else LOOK_AT
+    if turn.role != "assistant" or not turn.trained:
+        what = "an answer that is not learned" if turn.role == "assistant" else f"a turn of the {turn.role}"
+        record.fault(f"{at}: found it in {what}, expected it in a learned answer, whose words it is about")
+        return ()
+    if not isinstance(turn.look_at, list):
+        record.fault(f"{at}: found a {kind(turn.look_at)}, expected a list of {EXPECTED}")
+        return ()
+    found = []
+    for number, entry in enumerate(turn.look_at):
+        try:
+            found.append(_entry(entry, words_of(parts), images))
+        except ValueError as error:
+            record.fault(f"{at}[{number}]: {error}")
+    return tuple(found)
+
+
+def of_turn(turn: Turn) -> tuple[LookAt, ...]:
+    """Where an answer should look: as its data says, otherwise as its markup says."""
+    if turn.look_at or turn.role != "assistant" or not turn.trained:
+        return turn.look_at
+    return tuple(_of_markup(turn.parts))
+
+
+def words_of(parts: Sequence[Part]) -> str:
+    """The words of a turn; of boxes the phrase that they belong to."""
+    words = (part.label or "" if isinstance(part, BoxRef) else part for part in parts)
+    return "".join(part for part in words if isinstance(part, str))
+
+
+def _of_markup(parts: Sequence[Part]) -> Iterator[LookAt]:
+    for part in parts:
+        if isinstance(part, BoxRef) and part.label and part.key != "point_2d" and part.boxes:
+            yield LookAt(part.label, (part.boxes,), part.image)
+
+
+def _entry(entry: Any, words: str, images: Sequence[ImageRef | VideoRef]) -> LookAt:
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"found a {kind(entry)}, expected {EXPECTED}")
+    unknown = sorted(entry.keys() - {*KEYS})
+    if unknown:
+        raise ValueError(f"found {', '.join(map(repr, unknown))}, expected {', '.join(KEYS)} alone")
+    phrase = entry.get("phrase")
+    if not isinstance(phrase, str) or not phrase.strip():
+        raise ValueError(f"phrase: found {phrase!r:.80}, expected words of the answer")
+    if unicodedata.normalize("NFC", phrase) not in unicodedata.normalize("NFC", words):
+        raise ValueError(
+            f"phrase: {phrase!r:.80} is not in the answer {words!r:.120}; write it as the answer does"
+        )
+    number = _image(entry.get("image"), images)
+    image = images[number]
+    if isinstance(image, VideoRef):
+        raise ValueError("found boxes in a video, expected a picture: boxes are of pictures only")
+    if image.size_pixels is None:
+        return LookAt(phrase, (), number)  # the picture cannot be read, which is a fault already
+    size = image.size_pixels
+    return LookAt(phrase, tuple(_boxes(one, size) for one in _ends(entry)), number)
+
+
+def _ends(entry: Mapping[str, Any]) -> list[Any]:
+    boxes, ends = entry.get("boxes"), entry.get("ends")
+    if (boxes is None) == (ends is None):
+        found = "neither" if boxes is None else "both"
+        raise ValueError(
+            f"found {found} of boxes and ends, expected one: ends has the boxes of subject and object"
+        )
+    if ends is None:
+        return [boxes]
+    if not isinstance(ends, list) or len(ends) != MOST_ENDS:
+        raise ValueError(
+            f"ends: found {ends!r:.80}, expected two lists of boxes, of the subject and of the object"
+        )
+    return ends
+
+
+def _boxes(boxes: Any, size: tuple[int, int]) -> tuple[Fractions, ...]:
+    if not isinstance(boxes, list) or not boxes:
+        raise ValueError(f"boxes: found {boxes!r:.80}, expected a list of [x0, y0, x1, y1] in pixels")
+    return tuple(fractions(one, "pixels", size) for one in boxes)
+
+
+def _image(named: Any, images: Sequence[ImageRef | VideoRef]) -> int:
+    count = len(images)
+    if not count:
+        raise ValueError("found boxes, but no picture before the answer")
+    if named is None and count == 1:
+        return 0
+    if isinstance(named, int) and not isinstance(named, bool) and 0 <= named < count:
+        return named
+    which = "none" if named is None else repr(named)
+    raise ValueError(
+        f"image: found {which}, expected 0 to {count - 1}, counted from 0: which picture the boxes are in"
+    )

@@ -1,0 +1,139 @@
+"""Attention supervision in the steps of a run: weight, rows of the whole step, and what is logged."""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerState
+
+from finetune.attention.watch import Call
+from finetune.data.look import LookBatch
+from finetune.distributed import is_main, reduced
+from finetune.families.base import Family
+from finetune.flags.arguments import TrainingArguments
+from finetune.model import look_file
+from finetune.training import loss
+from finetune.training.guards import TrainingError
+from finetune.training.look import LookSettings, LookTally, Supervision
+
+SHARE_EVERY, SHARE_NUMBERS = 50, 10**8
+"""The look loss's share of the gradient norm is measured once in so many steps, over at most so many numbers."""
+
+
+class LookSteps:
+    """Supervision over the steps of a Trainer, which calls in turn: ``begin`` for a step; for each of its micro-batches
+    ``watching`` around the forward, and ``added`` where rows were supervised; ``taken`` for a log."""
+
+    def __init__(
+        self,
+        settings: LookSettings,
+        model: nn.Module,
+        family: Family,
+        names: Sequence[str],
+        args: TrainingArguments,
+    ) -> None:
+        self.settings, self.model, self.names, self.args = settings, model, names, args
+        self.supervision = Supervision(settings, model, family)
+        self.tally = LookTally(len(names), args.device)
+        self.weight = 0.0
+        self.rows_in_step = self.step = self.share_measured_at = 0
+        self.is_logged = self.is_begun = False
+
+    def begin(self, micro_batches: Sequence[Mapping[str, Any]], state: TrainerState) -> None:
+        """Take note of a step: its weight, and how many supervised rows all its micro-batches have, in all processes
+        where the language loss counts tokens so."""
+        if not self.is_begun:
+            self.is_begun = True
+            self._write_down()
+        self.step = state.global_step
+        self.weight = self.settings.weight_at(state.global_step, state.max_steps)
+        self.is_logged = (self.step + 1) % max(int(state.logging_steps), 1) == 0
+        found = [batch["about"]["look"] for batch in micro_batches if "look" in batch["about"]]
+        rows = torch.tensor(sum(len(one["sources"]) for one in found), device=self.args.device)
+        self.rows_in_step = int(reduced(rows) if self.args.average_tokens_across_devices else rows)
+
+    def _write_down(self) -> None:
+        """Those who judge the model have to know that its attention was trained on."""
+        if is_main():
+            settings = self.settings
+            folder, layers = Path(str(self.args.output_dir)), settings.layers()
+            look_file.write(folder, layers, settings.pictures, weight=settings.weight, loss=settings.loss)
+
+    @contextmanager
+    def watching(self, rows: LookBatch | None) -> Iterator[dict[str, Call] | None]:
+        """Keeps the calls of the supervised layers in a forward that has supervised rows; without any, or with a weight
+        of 0, the forward is as without supervision."""
+        if rows is None or not self.weight:
+            yield None
+            return
+        with self.supervision.kept().keeping() as calls:
+            yield calls
+
+    def added(self, language: Tensor, calls: Mapping[str, Call], rows: LookBatch, *, is_last: bool) -> Tensor:
+        """The language loss and the weighted look loss of a micro-batch, each its share of the step's mean.
+
+        Raises TrainingError where no gradient reaches the rows.
+        """
+        result = self.supervision.result(calls, rows)
+        if not result.losses.requires_grad:
+            raise TrainingError(
+                "--look_weight: no gradient reaches the attention of the supervised layers, so nothing learns where "
+                'to look; leave out "use_reentrant" of --gradient_checkpointing_kwargs, or train what makes queries '
+                "and keys (--use_lora True with q and k among --lora_target_modules, --connector, --language full)"
+            )
+        self.tally.add(result, rows.sources)
+        weighted = self.weight * loss.step_loss(result.losses, self.rows_in_step)
+        if is_last and self.is_logged and self._measures_share():
+            self._measure_share(language, weighted)
+        return language + weighted
+
+    # --- its share of the gradient -------------------------------------------------------------------------------
+    def _measures_share(self) -> bool:
+        is_due = not self.share_measured_at or self.step + 1 - self.share_measured_at >= SHARE_EVERY
+        return is_due and self._share_is_measurable
+
+    @functools.cached_property
+    def _share_is_measurable(self) -> bool:
+        """Not where gradients are sharded or scaled, nor where a second copy of them may not fit beside the first."""
+        plugin = self.args.deepspeed_plugin
+        is_sharded = bool(self.args.fsdp) or (plugin is not None and plugin.zero_stage == 3)
+        return (
+            not is_sharded
+            and not self.args.fp16
+            and sum(one.numel() for one in self._trained()) <= SHARE_NUMBERS
+        )
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [one for one in self.model.parameters() if one.requires_grad]
+
+    def _measure_share(self, language: Tensor, look: Tensor) -> None:
+        """Two further backward passes of one micro-batch; the gradients are thrown away."""
+        self.share_measured_at = self.step + 1
+        norms = []
+        for part in (look, language):
+            found = torch.autograd.grad(part, self._trained(), retain_graph=True, allow_unused=True)
+            squares = [one.float().square().sum() for one in found if one is not None]
+            norms.append(torch.stack(squares).sum().sqrt())
+        self.tally.add_norms(*norms)
+
+    # --- logging -------------------------------------------------------------------------------------------------
+    def taken(self) -> dict[str, float]:
+        """What is logged, over all processes since the last log: the loss in nats, the weight, the mass in the boxes by
+        source, and the share of the gradient norm where it was measured. {} without a supervised row.
+
+        Every process must call this.
+        """
+        totals = self.tally.taken()
+        if totals.loss_nats is None:
+            return {}
+        shown = {"look loss": totals.loss_nats, "look weight": self.weight}
+        by_source = zip(self.names, totals.mass, strict=True)
+        shown |= {f"look mass by source/{name}": mass for name, mass in by_source if not math.isnan(mass)}
+        if totals.grad_share is not None:
+            shown["look gradient norm (share)"] = totals.grad_share
+        return shown

@@ -1,0 +1,255 @@
+"""Attention supervision: formulas by hand; a run that is the same however a step is cut; and what is refused."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from finetune.data.dataset import Collator, ConversationDataset, build_dataset
+from finetune.data.look import LookBatch
+from finetune.families.qwen_vl import QwenVLFamily
+from finetune.flags.arguments import TrainingArguments
+from finetune.model import checkpoint
+from finetune.model.adaptation import Plan, adapt
+from finetune.samples.source import read
+from finetune.training import look_preview
+from finetune.training.guards import TrainingError
+from finetune.training.look import LookSettings, kl_losses, mass_losses
+from finetune.training.trainer import FinetuneTrainer, build_trainer
+
+FAMILY = QwenVLFamily()
+LEFT, RIGHT = [0, 0, 8, 14], [12, 2, 20, 12]
+
+
+def test_mass_costs_the_logarithm_of_what_is_missing():
+    """One end with .2 of .8; two ends, of which the one with .1 of .4 counts; and one that has enough."""
+    shares = torch.tensor([[0.1, 0.2, 0.7], [0.1, 0.5, 0.4], [0.0, 0.05, 0.95]], dtype=torch.double)
+    one = [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
+    weights = torch.tensor([one, [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]])
+    losses, masses = mass_losses(shares, weights, torch.tensor([1, 2, 1]), target=0.8)
+    assert masses.tolist() == pytest.approx([0.2, 0.1, 0.95])
+    assert losses.tolist() == pytest.approx([math.log(4), math.log(4), 0], abs=2e-5)
+
+
+def test_a_row_that_looks_nowhere_near_has_a_finite_loss_and_gradient():
+    shares = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    losses, _ = mass_losses(shares, torch.tensor([[[0.0, 1.0]]]), torch.tensor([1]), target=0.8)
+    losses.sum().backward()
+    assert losses.item() == pytest.approx(math.log(0.8) + 6 * math.log(10)) and shares.grad.isfinite().all()
+
+
+def test_kl_is_nothing_where_attention_is_the_smoothed_coverage():
+    """Coverage 1 and ½ of three cells: t = .95 · (⅔, ⅓, 0) + .05 / 3; the fourth place is none of the row's."""
+    weights = torch.tensor([[[1.0, 0.5, 0.0, 0.0]]])
+    is_place = torch.tensor([[True, True, True, False]])
+    aim = torch.tensor([[0.65, 0.33333333, 0.01666667, 0.0]])
+    assert kl_losses(aim, weights, is_place).item() == pytest.approx(0, abs=1e-3)
+    even = torch.tensor([[1 / 3, 1 / 3, 1 / 3, 0.0]])
+    expected = sum(t * math.log(3 * t) for t in (0.65, 1 / 3, 1 / 60))
+    assert kl_losses(even, weights, is_place).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_weight_rises_and_is_released():
+    settings = LookSettings(2.0, lambda: (0,), warmup=0.2, release=0.4)
+    assert [settings.weight_at(step, 10) for step in range(10)] == pytest.approx(
+        [1, 2, 2, 2, 2, 2, 1.5, 1, 0.5, 0]
+    )
+    assert [LookSettings(0.3, lambda: (0,), warmup=0, release=0).weight_at(step, 3) for step in range(3)] == [
+        0.3
+    ] * 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write_look_data(folder: Path, *, look_at: bool = True) -> Path:
+    """Eight samples: one without a picture, one without boxes, and in the others one or two supervised phrases."""
+    records = []
+    for i in range(8):
+        Image.effect_noise((20 + i, 14), 60 + i).convert("RGB").save(folder / f"{i}.png")
+        answer = {"from": "assistant", "value": "the cat is on it" + " yes" * (i % 3)}
+        if look_at and i > 1:
+            answer["look_at"] = [
+                {"phrase": "cat", "boxes": [LEFT]},
+                {"phrase": "on", "ends": [[LEFT], [RIGHT]]},
+            ][: 1 + i % 2]
+        words = f"Picture 1: <img>{i}.png</img>\nwhat?" if i else "say it"
+        records.append({"id": f"s{i}", "conversations": [{"from": "user", "value": words}, answer]})
+    path = folder / f"data-{look_at}.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("look")
+
+
+@pytest.fixture(scope="module")
+def dataset(checkpoint_folder: Path, folder: Path) -> ConversationDataset:
+    return made(checkpoint_folder, write_look_data(folder), look="phrase")
+
+
+def made(checkpoint_folder: Path, path: Path, **more) -> ConversationDataset:
+    processor = checkpoint.load_processor(checkpoint_folder)
+    conversations = read(path, say=lambda _: None)
+    return build_dataset(
+        conversations, processor, FAMILY, max_length=200, on_bad_sample="error", say=lambda _: None, **more
+    )
+
+
+def trained(
+    checkpoint_folder: Path, dataset: ConversationDataset, out: Path, looking=None, **changes
+) -> FinetuneTrainer:
+    torch.manual_seed(3)
+    model, processor = checkpoint.load(checkpoint_folder, for_training=True)
+    model = adapt(model, FAMILY, Plan(connector="full", rank=4, dropout=0.0), master_weights=True)
+    settings = {
+        "output_dir": str(out), "report_to": "none", "max_steps": 3, "per_device_train_batch_size": 8,
+        "learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, "seed": 5,
+        "optim": "sgd",
+    }  # fmt: skip
+    packing = changes.pop("packing", False)
+    args = TrainingArguments(**{**settings, **changes})
+    found = build_trainer(model, processor, args, dataset, None, packing=packing, looking=looking)
+    found.train()
+    return found
+
+
+def looking(**changes) -> LookSettings:
+    return LookSettings(**{"weight": 0.7, "layers": lambda: (0, 1), "warmup": 0.0, "release": 0.0, **changes})
+
+
+def logged(trainer: FinetuneTrainer, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def weights(trainer: FinetuneTrainer) -> dict[str, torch.Tensor]:
+    return {name: one.detach().clone() for name, one in trainer.model.named_parameters() if one.requires_grad}
+
+
+@pytest.fixture(scope="module")
+def straight(checkpoint_folder: Path, dataset: ConversationDataset, folder: Path) -> FinetuneTrainer:
+    return trained(checkpoint_folder, dataset, folder / "straight", looking())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+        {"packing": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 99},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+    ],
+    ids=["2 × 4", "1 × 8", "packed", "checkpointing"],
+)
+def test_a_run_is_the_same_however_a_step_is_cut(straight, checkpoint_folder, dataset, tmp_path, changes):
+    other = trained(checkpoint_folder, dataset, tmp_path, looking(), **changes)
+    for name in ("loss", "look loss", "look mass by source/all", "grad_norm"):
+        assert logged(other, name) == pytest.approx(logged(straight, name), abs=5e-5), name
+    here, there = weights(straight), weights(other)
+    for name, one in here.items():
+        torch.testing.assert_close(one, there[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_what_is_logged(straight):
+    assert len(logged(straight, "look loss")) == 3 and logged(straight, "look weight") == [0.7] * 3
+    (share,) = logged(straight, "look gradient norm (share)")  # once in 50 steps
+    assert 0.01 < share < 0.99
+
+
+def test_without_weight_a_run_is_that_without_boxes_bit_for_bit(checkpoint_folder, dataset, folder, tmp_path):
+    plain = made(checkpoint_folder, write_look_data(folder, look_at=False))
+    without = trained(checkpoint_folder, plain, tmp_path / "a")
+    unread = made(checkpoint_folder, folder / "data-True.json")
+    off = trained(checkpoint_folder, unread, tmp_path / "b")
+    released = trained(checkpoint_folder, dataset, tmp_path / "c", looking(weight=0.0))
+    for other in (off, released):
+        assert logged(other, "loss") == logged(without, "loss")
+        for name, one in weights(without).items():
+            assert torch.equal(one, weights(other)[name]), name
+
+
+def test_supervision_moves_attention_into_the_boxes(checkpoint_folder, dataset, tmp_path):
+    found = trained(
+        checkpoint_folder,
+        dataset,
+        tmp_path,
+        looking(weight=3.0),
+        max_steps=25,
+        optim="adamw_torch",
+        learning_rate=2e-2,
+    )
+    mass = logged(found, "look mass by source/all")
+    assert mass[-1] > mass[0] + 0.1
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_reentrant_checkpoints_give_no_gradient_and_say_so(checkpoint_folder, dataset, tmp_path):
+    changes = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    with pytest.raises(TrainingError, match="no gradient reaches the attention of the supervised layers"):
+        trained(checkpoint_folder, dataset, tmp_path, looking(), **changes)
+
+
+def test_a_row_of_rows_by_hand(checkpoint_folder, dataset):
+    """Samples 3 and 2 in one row: sample 3 has two phrases, "cat" and "on", of three and two tokens (bytes)."""
+    collator = Collator(0, FAMILY.blank(dataset.processor))
+    three, two = dataset[3], dataset[2]
+    rows = LookBatch(**collator([[three, two], [dataset[0]]])["about"]["look"])
+    assert rows.sequences.tolist() == [0] and len(rows.at) == 3 + 2 + 3
+    text = dataset.processor.tokenizer.decode
+    ids = [*three.encoded.input_ids, *two.encoded.input_ids]
+    written = [text([ids[position + 1]]) for position in rows.positions[0].tolist()]
+    assert "".join(written) == "caton" + "cat" and rows.ends.tolist() == [1] * 3 + [2] * 2 + [1] * 3
+    assert rows.images.tolist() == [[0]] * 5 + [[1]] * 3  # through the resampler: which image of the batch
+    start = len(three.encoded.input_ids)
+    assert rows.tokens[-1].tolist() == (start + two.encoded.images[0].positions).tolist()
+    # 23 × 14 pixels in 3 × 3 cells: the left box, 8 wide, covers a column of 7⅔ and 1/23 of the next.
+    assert rows.weights[0, 0].reshape(3, 3)[0].tolist() == pytest.approx([1, 1 / 23, 0], abs=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is said before
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_preview_counts_lays_over_and_draws(dataset):
+    lines = [*look_preview.summary(dataset, look_preview.count_rows(dataset), "layers 0, 1", whole=True)]
+    # "cat" in six samples, "on" in three of them; 3 × 3 cells
+    assert lines[0] == "attention supervised, all: 24 rows of 6 samples of 8, in layers 0, 1"
+    assert "median" in lines[1] and lines[2].splitlines()[0].endswith(
+        "'cat' looks at (0, 0, 8, 14), over 3 × 3 cells"
+    )
+    assert lines[2].splitlines()[1:] == ["  █░·"] * 3
+
+
+def test_what_cannot_be_supervised_is_refused(checkpoint_folder, folder, dataset):
+    nothing = made(checkpoint_folder, write_look_data(folder, look_at=False), look="first")
+    with pytest.raises(ValueError, match="found no look_at and no <ref>"):
+        [*look_preview.summary(nothing, look_preview.count_rows(nothing), "layer 0", whole=False)]
+    model, _ = checkpoint.load(checkpoint_folder, for_training=True)
+    with pytest.raises(ValueError, match=r"found \[5\], expected layers of this model that attend, 0 to 1"):
+        look_preview.check_layers((0, 5), model, FAMILY)
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers", "fault"),
+    [
+        (("attn.c_proj",), (0,), "layer 0:"),
+        (("attn.c_proj",), (0, 1), "layer 0:"),  # values of layer 0 move layer 1
+        (("w1", "w2"), (1,), ""),
+        (("c_attn",), (0,), ""),
+    ],
+)
+def test_values_alone_cannot_move_where_their_own_layer_looks(checkpoint_folder, targets, layers, fault):
+    model, _ = checkpoint.load(checkpoint_folder, for_training=True)
+    model = adapt(model, FAMILY, Plan(connector="frozen", rank=2, targets=targets), master_weights=True)
+    if not fault:
+        return look_preview.check_moves(model, FAMILY, layers)
+    with pytest.raises(ValueError, match=f"can move the attention of {fault}"):
+        look_preview.check_moves(model, FAMILY, layers)
