@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerState
 
+from finetune.attention.look_rows import CONNECTOR
 from finetune.attention.watch import Call
 from finetune.data.look import LookBatch
 from finetune.distributed import is_main, reduced
@@ -79,13 +80,8 @@ class LookSteps:
 
         Raises TrainingError where no gradient reaches the rows.
         """
+        _check_gradient(calls)
         result = self.supervision.result(calls, rows)
-        if not result.losses.requires_grad:
-            raise TrainingError(
-                "--look_weight: no gradient reaches the attention of the supervised layers, so nothing learns where "
-                'to look; leave out "use_reentrant" of --gradient_checkpointing_kwargs, or train what makes queries '
-                "and keys (--use_lora True with q and k among --lora_target_modules, --connector, --language full)"
-            )
         self.tally.add(result, rows.sources)
         weighted = self.weight * loss.step_loss(result.losses, self.rows_in_step)
         if is_last and self.is_logged and self._measures_share():
@@ -137,3 +133,18 @@ class LookSteps:
         if totals.grad_share is not None:
             shown["look gradient norm (share)"] = totals.grad_share
         return shown
+
+
+def _check_gradient(calls: Mapping[str, Call]) -> None:
+    """Raises TrainingError for a layer whose queries and keys have no graph: its rows would learn nothing."""
+    without = [
+        name
+        for name, call in calls.items()
+        if name != CONNECTOR and not call.query.requires_grad and not call.key.requires_grad
+    ]
+    if without:
+        raise TrainingError(
+            f"--look_weight: no gradient reaches the attention of {', '.join(without)}, so nothing learns where to "
+            'look; leave out "use_reentrant" of --gradient_checkpointing_kwargs, or train what makes queries and keys '
+            "(--use_lora True with q and k among --lora_target_modules, --connector, --language full)"
+        )
