@@ -52,6 +52,11 @@ VERBS = {
         "diagnostics.fusion",
         "diagnostics/flags/fusion.py",
     ),
+    "keep": Verb(
+        "the answers with fewer image tokens: is what the model looks at enough?",
+        "diagnostics.keep",
+        "diagnostics/flags/keep.py",
+    ),
     "export": Verb(
         "merge an adapter into its base model, checked", "finetune.export", "finetune/flags/export.py"
     ),

@@ -36,7 +36,7 @@ FLOORS = {
         ("diagnosis",),
         ("drawing",),
         ("report",),
-        ("inspect", "compare", "render", "fusion", "web"),
+        ("inspect", "compare", "render", "fusion", "keep", "web"),
         ("monitor",),
     ),
     "attention_finetune": (

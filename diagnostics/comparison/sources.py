@@ -16,7 +16,7 @@ from diagnostics.probing.before import (
     difference,
     require_room,
 )
-from diagnostics.probing.layer_choice import calibrate, check_apart, held_out
+from diagnostics.probing.layer_choice import Calibration, calibrate, check_apart, held_out
 from diagnostics.probing.prober import Prober, auto_key_layers
 from diagnostics.probing.prompts import ProbeEncoder
 from diagnostics.records.archive import load_records, why_not_patched
@@ -205,16 +205,23 @@ def _calibrated(
     model: Any, processor: Any, probes: Sequence[Probe], calibration: Sequence[Probe], output_dir: Path
 ) -> tuple[tuple[int, ...], tuple[Probe, ...]]:
     """Key layers chosen on the first model, and the remaining probes, which are judged."""
+    found = calibrated(model, processor, probes, calibration)
+    found.save(output_dir / "attention" / "calibration.json")
+    print(f"key layers: {found.why}", flush=True)
+    own = set() if calibration else set(found.probes)
+    return found.layers, tuple(probe for probe in probes if probe.id not in own)
+
+
+def calibrated(
+    model: Any, processor: Any, probes: Sequence[Probe], calibration: Sequence[Probe]
+) -> Calibration:
+    """Key layers chosen on one model: on ``calibration``, else on pictures held out from the probes."""
     evenly = auto_key_layers(model)
     chosen_on = calibration or held_out(probes)
     quiet = replace(WATCH, generate=False)
     prober = Prober(model, processor, key_layers=evenly, probes=chosen_on, depth=quiet)
     records = {record.probe_id: record for record in prober.run_all(0, "base", progress=True)}
-    found = calibrate(chosen_on, records, evenly=evenly)
-    found.save(output_dir / "attention" / "calibration.json")
-    print(f"key layers: {found.why}", flush=True)
-    own = set() if calibration else set(found.probes)
-    return found.layers, tuple(probe for probe in probes if probe.id not in own)
+    return calibrate(chosen_on, records, evenly=evenly)
 
 
 def _given_layers(key_layers: str, records: Any) -> tuple[int, ...] | None:

@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from finetune.attention.rows import attention_logits, attention_rows
 from finetune.attention.watch import Watch
 from finetune.families import Family, ImageTokens, attention_modules, bare_model, family_of
 from finetune.families.base import TowerSequence
-from finetune.families.parts.tower import joined
+from finetune.families.parts.tower import joined, patches_a_side
 from finetune.model.untouched import untouched
 
 LEAST_SHRINK = (
@@ -143,7 +142,7 @@ class Viewer:
         """Each tower layer's map over the cells, and the language layers' maps carried through all of them, last
         first; nothing where the tower's patches are not those of whole pictures (tiles, margins)."""
         nothing: dict[int, np.ndarray] = {}
-        finer = _patches_a_side(self.family, self.model.config, image)
+        finer = patches_a_side(self.family, self.model.config, image)
         if (
             not self.vision_layers
             or finer is None
@@ -208,21 +207,6 @@ def _onto_cells(
     patches: Float[np.ndarray, "maps patches"], boxes: Float[np.ndarray, "patches 4"], image: ImageTokens
 ) -> Float[np.ndarray, "maps cells"]:
     return distributions(resampled(patches, boxes, image))
-
-
-def _patches_a_side(family: Family, config: Any, image: ImageTokens) -> int | None:
-    """How many patches, a side, are merged into one cell? 1 through a resampler, whose cells are the patches; None
-    where they do not form a square.
-
-    By the family's own arithmetic, not by dividing the tower's patches by the cells: a picture padded to a square has
-    patches in its margins, which no cell stands for.
-    """
-    if image.through_connector:
-        return 1
-    arithmetic = family.image_arithmetic(config, image.image_size_pixels)
-    merged, left = divmod(arithmetic.patches[0] * arithmetic.patches[1], arithmetic.tokens)
-    side = isqrt(merged)
-    return side if left == 0 and side * side == merged and side > 0 else None
 
 
 class _TowerTap:

@@ -286,6 +286,20 @@ def benjamini_hochberg(p_values: Float[np.ndarray, "*shape"]) -> Float[np.ndarra
     return adjusted.reshape(np.shape(p_values))
 
 
+def holm(p_values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """p-values adjusted so that with 95 % none of those below .05 is there by chance. Range [0, 1].
+
+    Stricter than ``benjamini_hochberg``, for few tests of which a single hit is acted on. [.01, .02, .04] become
+    [.03, .04, .04]. Source: Holm 1979, Scandinavian Journal of Statistics 6:65.
+    """
+    flat = np.asarray(p_values, np.float64).ravel()
+    order = np.argsort(flat, kind="stable")
+    stepped = np.maximum.accumulate(flat[order] * np.arange(len(flat), 0, -1))
+    adjusted = np.empty_like(flat)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted.reshape(np.shape(p_values))
+
+
 def alpha_of_look(look: int, alpha: float = 0.05) -> float:
     """The error that the look-th look (1, 2, …) at a running training may spend: alpha · 6 / (π² look²).
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor, nn
 
@@ -64,13 +64,15 @@ class Trial:
 
 
 class ScoredInput(NamedTuple):
-    """A sequence to score. At most one of ``cells`` (of the first image, hidden inside tower and resampler) and
-    ``tokens`` (hidden from the answer query in ``layers``, or from all tokens after the image in all layers) is set."""
+    """A sequence to score. At most one of ``cells`` (of the first image, hidden inside tower and resampler),
+    ``tokens`` (hidden from the answer query in ``layers``, or from all tokens after the image in all layers) and
+    ``dropped`` (hidden from every other token, in ``layers`` or in all) is set."""
 
     encoded: Encoded
     cells: np.ndarray | None = None
     tokens: np.ndarray | None = None
     layers: tuple[int, int] | None = None
+    dropped: np.ndarray | None = None
 
 
 class TrialRunner:
@@ -206,6 +208,22 @@ class TrialRunner:
         """The margin with nothing taken away, ``count`` times in the same forwards, up to ``batch_size``."""
         return self._margins(asked, [ScoredInput(asked.answer)] * count)
 
+    def margins_without(
+        self, asked: EncodedProbe, dropped: Sequence[tuple[Int[np.ndarray, " tokens"], int]]
+    ) -> list[float]:
+        """The margin with tokens out of every other token's sight: for each case, their places in the sequence and the
+        first language layer that does without them. Later layers do too. With no place it is the margin as asked, bit
+        for bit, since no mask is changed."""
+        last = len(language_layers(self.model, self.extractor.family)) - 1
+        cases = [
+            ScoredInput(asked.answer, dropped=places, layers=(first, last))
+            for places, first in dropped
+            if len(places)
+        ]
+        masked = iter(self._margins(asked, cases))
+        whole = self.margins_as_asked(asked, 1)[0] if len(cases) < len(dropped) else 0.0
+        return [next(masked) if len(places) else whole for places, _ in dropped]
+
     def with_model(self, model: nn.Module, extractor: AttentionExtractor) -> TrialRunner:
         """The same for another model that reads the same tokens."""
         return TrialRunner(model, self.reader, extractor, batch_size=self.batch_size)
@@ -299,7 +317,7 @@ def _blocked(
     since what lies beyond a mask is not knocked out.
 
     Cells: patches in the vision tower and at the resampler. Tokens: from the answer query on in the case's window, or,
-    without one, after the image in every language layer.
+    without one, after the image in every language layer. Dropped: from all tokens but themselves in the case's window.
     """
     language = [name for name in names if name.startswith("layer_")]
     blocked: dict[str, Tensor] = {}
@@ -315,13 +333,27 @@ def _blocked(
         ]
         blocked |= dict.fromkeys(language, blocked_tokens(chosen, length))
     windows = [_window(case, language) for case in batch]
+    made: dict[tuple[bool, ...], torch.Tensor] = {}  # layers that hide the same share one mask
     for name in dict.fromkeys(name for window in windows for name in window):
-        mask = blocked.get(name, torch.zeros(len(batch), length, length, dtype=torch.bool)).clone()
-        for row, case in enumerate(batch):
-            if name in windows[row]:
-                mask[row, answer_query:, torch.from_numpy(case.tokens)] = True
-        blocked[name] = mask
+        hides = tuple(name in window for window in windows)
+        if hides not in made or name in blocked:
+            mask = blocked.get(name, torch.zeros(len(batch), length, length, dtype=torch.bool)).clone()
+            for row, case in enumerate(batch):
+                if hides[row]:
+                    _hide(mask[row], case, answer_query)
+            made[hides] = mask
+        blocked[name] = made[hides]
     return blocked
+
+
+def _hide(mask: Bool[Tensor, "queries keys"], case: ScoredInput, answer_query: int) -> None:
+    """Marks, in one sequence's mask, what its case hides in one layer of its window."""
+    if case.dropped is None:
+        mask[answer_query:, torch.from_numpy(case.tokens)] = True
+        return
+    places = torch.from_numpy(case.dropped)
+    mask[:, places] = True
+    mask[places, places] = False  # a row that sees nothing would be no number
 
 
 def _window(case: ScoredInput, language: Sequence[str]) -> Sequence[str]:

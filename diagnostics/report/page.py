@@ -6,7 +6,6 @@ import base64
 import html
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,12 @@ from diagnostics.measures.geometry import cells_from_row
 from diagnostics.measures.sinks import without_sinks
 from diagnostics.records.record import AttentionRecord
 from diagnostics.report.case_studies import TrainingSample, case_html, choose_cases
+from diagnostics.report.style import TEMPLATE
 from diagnostics.report.verdict_cards import pill, verdict_card, warnings
 from finetune.families.parts.coverage import region_coverage
 
 Json = dict[str, Any]
 
-TEMPLATE = Path(__file__).with_name("report_template.html")
 PICTURE_BOX = (440, 660)
 """Maximum width and height of a picture, pixels: 5 to 20 kB each, so 160 probes make a file of a few MB."""
 SLIDER_STEPS_MAX = 12

@@ -11,6 +11,7 @@ it is image n + i. A video whose frames are read as pictures is joined to a film
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +19,24 @@ import numpy as np
 from finetune.families.base import TowerSequence
 
 if TYPE_CHECKING:
-    from finetune.families.base import Tiles
+    from finetune.families.base import Family, ImageTokens, Tiles
 
 NO_PATCH = -1  # a class token, a register
+
+
+def patches_a_side(family: Family, config: Any, image: ImageTokens) -> int | None:
+    """How many patches, a side, are merged into one cell? 1 through a resampler, whose cells are the patches; None
+    where they do not form a square.
+
+    By the family's own arithmetic, not by dividing the tower's patches by the cells: a picture padded to a square has
+    patches in its margins, which no cell stands for.
+    """
+    if image.through_connector:
+        return 1
+    arithmetic = family.image_arithmetic(config, image.image_size_pixels)
+    merged, left = divmod(arithmetic.patches[0] * arithmetic.patches[1], arithmetic.tokens)
+    side = isqrt(merged)
+    return side if left == 0 and side * side == merged and side > 0 else None
 
 
 def joined(sequences: Sequence[TowerSequence]) -> TowerSequence:
