@@ -31,7 +31,7 @@ FLOORS = {
     ),
     "diagnostics": (
         ("flags", "measures", "records", "capture"),
-        ("probing",),
+        ("probing", "pruning"),
         ("comparison",),
         ("diagnosis",),
         ("drawing",),

@@ -30,6 +30,20 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--low-memory", action="store_true", help="4-bit on a GPU, key layers only, smaller pictures"
     )
+    made.add_argument(
+        "--keep_image_tokens",
+        "--keep-image-tokens",
+        type=float,
+        metavar="SHARE",
+        help="reply from this share of each picture's tokens (0.33); not beside --visualize-attention or --low-memory",
+    )
+    made.add_argument(
+        "--keep_by",
+        "--keep-by",
+        choices=("divprune", "fastv"),
+        default="divprune",
+        help="which: those least alike, or those looked at in the second layer (docs/keep.md)",
+    )
     made.add_argument("--cpu-only", action="store_true", help="leave the GPU alone")
     made.add_argument("--server-port", type=_port, default=8000)
     made.add_argument("--server-name", default="127.0.0.1", help="0.0.0.0 opens it to your network")

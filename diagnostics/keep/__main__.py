@@ -16,8 +16,10 @@ from diagnostics.flags.keep import parser
 if __name__ == "__main__":
     parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
 
+import torch
+
 from diagnostics.comparison.sources import calibrated
-from diagnostics.keep.asking import Asker, check_masks_reach
+from diagnostics.keep.asking import Asker, check_can_ask
 from diagnostics.keep.chart import chart_png
 from diagnostics.keep.judging import judge
 from diagnostics.keep.page import keep_html
@@ -79,24 +81,14 @@ def run(
     """
     settings = _checked(settings)
     every = read_probes(probes_file)
-    asked = [probe for probe in every if probe.foil is not None and probe.images]
-    if not asked:
-        raise ValueError(
-            f"{probes_file}: none of {len(every)} probes has both a picture and a foil; expected some: without a "
-            "picture nothing can be dropped, and without a foil no answer can be judged"
-        )
+    asked = _with_foil_and_picture(every, probes_file)
     chooses = settings.key_layer == "auto" and calibration_file is not None
     calibration = read_probes(calibration_file) if chooses and calibration_file else ()
     check_apart(calibration, asked)
     check_writable(output_dir)
-    opening = {"base": settings.base, "allow_other_base": settings.allow_other_base}
-    config = check(model_name, **opening)
-    family = family_of(config)
-    check_masks_reach(skeleton(config), family)
-    model, processor = load(model_name, **opening)
-    for line in ProbeEncoder(family_of(bare_model(model).config), processor).check(
-        (*calibration, *asked), "probes"
-    ):
+    model, processor = _opened(model_name, settings)
+    reader = ProbeEncoder(family_of(bare_model(model).config), processor)
+    for line in reader.check((*calibration, *asked), "probes"):
         print(f"warning: {line}", flush=True)
     layer, why, judged = _key_layer(settings, model, processor, asked, calibration)
     asker = Asker(
@@ -124,6 +116,27 @@ def run(
     )
     _write(output_dir, study, answers)
     return study
+
+
+def _with_foil_and_picture(probes: Sequence[Probe], file: Path) -> list[Probe]:
+    """Raises ValueError where there is none."""
+    found = [probe for probe in probes if probe.foil is not None and probe.images]
+    if not found:
+        raise ValueError(
+            f"{file}: none of {len(probes)} probes has both a picture and a foil; expected some: without a picture "
+            "nothing can be dropped, and without a foil no answer can be judged"
+        )
+    return found
+
+
+def _opened(name: str, settings: Settings) -> tuple[Any, Any]:
+    """Model and processor. Raises ValueError, before weights are loaded, for layers that do not exist and models that
+    masks do not reach."""
+    config = check(name, base=settings.base, allow_other_base=settings.allow_other_base)
+    key_layer = None if settings.key_layer == "auto" else int(settings.key_layer)
+    check_can_ask(skeleton(config), family_of(config), key_layer=key_layer, fastv_layer=settings.fastv_layer)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load(name, device=device, base=settings.base, allow_other_base=settings.allow_other_base)
 
 
 def _checked(settings: Settings) -> Settings:

@@ -14,14 +14,13 @@ from diagnostics.capture.hidden_states import HiddenStates
 from diagnostics.keep.rankings import (
     FASTV,
     FIRST_TOKEN,
-    Ranking,
     Seen,
-    kept,
     rankings,
     region_weights,
     with_first_token,
 )
 from diagnostics.measures.geometry import patch_boxes_pixels, resampled
+from diagnostics.measures.token_orders import Ranking, kept
 from diagnostics.probing.interventions import TrialRunner
 from diagnostics.probing.prober import BATCH_SIZE
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded
@@ -83,22 +82,13 @@ class Asker:
     ) -> None:
         self.model = bare_model(model)
         self.family = family or family_of(self.model.config)
-        check_masks_reach(self.model, self.family)
+        check_can_ask(self.model, self.family, key_layer=key_layer, fastv_layer=fastv_layer)
         self.reader = ProbeEncoder(self.family, processor)
         self.shares = tuple(shares)
         self.key_layer = key_layer
         self.fastv_layer = fastv_layer
         self.draws = draws
         self.batch_size = batch_size
-        self.layers = len(language_layers(self.model, self.family))
-        attending = attending_layers(self.model, self.family)
-        if key_layer not in attending:
-            raise ValueError(f"--key_layer: no language layer {key_layer}; expected {layer_words(attending)}")
-        if not 1 <= fastv_layer < self.layers:
-            raise ValueError(
-                f"--fastv_layer: found {fastv_layer}, expected 1 to {self.layers - 1}: the layer after which tokens "
-                f"are dropped, of {self.layers}"
-            )
         tower = [name for name in self._names() if name.startswith("vision_layer_")]
         self.tower_layer = len(tower) - 1
         self.why_no_tower = ""
@@ -271,12 +261,20 @@ def _region_kept(
     }
 
 
-def check_masks_reach(model: nn.Module, family: Family) -> None:
-    """Raises ValueError where tokens can be read past a mask of attention."""
+def check_can_ask(model: nn.Module, family: Family, *, key_layer: int | None, fastv_layer: int) -> None:
+    """Raises ValueError for a layer that does not exist, and where tokens can be read past a mask of attention. Needs
+    no weights. ``key_layer``: None where it is still to be chosen."""
     attending, layers = attending_layers(model, family), len(language_layers(model, family))
     if len(attending) < layers:
         raise ValueError(
             f"{family.name}: {layers - len(attending)} of {layers} language layers mix tokens by linear attention, "
             "which no mask reaches, so that what is not kept would still be read; expected a model whose language "
             "layers all attend"
+        )
+    if key_layer is not None and key_layer not in attending:
+        raise ValueError(f"--key_layer: no language layer {key_layer}; expected {layer_words(attending)}")
+    if not 1 <= fastv_layer < layers:
+        raise ValueError(
+            f"--fastv_layer: found {fastv_layer}, expected 1 to {layers - 1}: the layer after which tokens "
+            f"are dropped, of {layers}"
         )

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from diagnostics.measures.geometry import region_coverage, token_weights
-from diagnostics.measures.token_orders import best_first, count_kept, divprune_order, random_order
+from diagnostics.measures.token_orders import (
+    Part,
+    Ranking,
+    best_first,
+    count_kept,
+    divprune_order,
+    parts_of,
+    random_order,
+    ranked,
+)
 from diagnostics.records.probes import Probe
 from finetune.families import ImageTokens
+from finetune.families.parts.coverage import region_coverage, token_weights
 
 MAP, FASTV, DIVPRUNE, TOWER = "map", "fastv", "divprune", "tower"
 RANDOM, REGION, LEAST = "random", "region", "least"
@@ -40,28 +49,6 @@ class Seen(NamedTuple):
     tower: tuple[np.ndarray, ...] | None
 
 
-class Part(NamedTuple):
-    """Tokens that are ranked among themselves: a picture's, or its overview's. ``start``: the place of its first token
-    in the picture's ``all_positions``."""
-
-    picture: int
-    positions: np.ndarray
-    start: int
-
-
-Ranking = tuple[np.ndarray, ...]
-"""For each part its places in the sequence, best first."""
-
-
-def parts_of(images: Sequence[ImageTokens]) -> Iterator[Part]:
-    """Pictures in tiles have two parts, the tiles' tokens and the overview's: each keeps its share, so that both views
-    of a picture lose alike."""
-    for at, image in enumerate(images):
-        yield Part(at, image.positions, 0)
-        if image.overview is not None:
-            yield Part(at, image.overview.positions, len(image.positions))
-
-
 def rankings(
     probe: Probe, images: Sequence[ImageTokens], seen: Seen, *, draws: int
 ) -> dict[str, list[Ranking]]:
@@ -69,14 +56,14 @@ def rankings(
     order of a probe without regions, the tower's where its patches are not those of the cells."""
     parts = list(parts_of(images))
     found = {
-        MAP: [tuple(_ranked(part, best_first(seen.answer_row[part.positions])) for part in parts)],
-        FASTV: [tuple(_ranked(part, best_first(seen.prompt_row[part.positions])) for part in parts)],
-        DIVPRUNE: [tuple(_ranked(part, divprune_order(seen.features[part.positions])) for part in parts)],
-        LEAST: [tuple(_ranked(part, best_first(-seen.answer_row[part.positions])) for part in parts)],
+        MAP: [tuple(ranked(part, best_first(seen.answer_row[part.positions])) for part in parts)],
+        FASTV: [tuple(ranked(part, best_first(seen.prompt_row[part.positions])) for part in parts)],
+        DIVPRUNE: [tuple(ranked(part, divprune_order(seen.features[part.positions])) for part in parts)],
+        LEAST: [tuple(ranked(part, best_first(-seen.answer_row[part.positions])) for part in parts)],
         RANDOM: [_random(probe, parts, draw) for draw in range(draws)],
     }
     if seen.tower is not None:
-        found[TOWER] = [tuple(_ranked(part, best_first(_of(part, seen.tower))) for part in parts)]
+        found[TOWER] = [tuple(ranked(part, best_first(_of(part, seen.tower))) for part in parts)]
     weights = region_weights(probe, images, seen.connector)
     if weights is not None:
         found[REGION] = [tuple(_region_first(part, weights, seen.answer_row) for part in parts)]
@@ -92,11 +79,6 @@ def region_weights(
         return None
     coverage = region_coverage(probe.regions[probe.main_region], images[0])
     return token_weights(coverage, images[0], connector[0] if connector else None)
-
-
-def kept(ranking: Ranking, share: float) -> Int[np.ndarray, " tokens"]:
-    """The places in the sequence that a share of each part is, in order."""
-    return np.sort(np.concatenate([part[: count_kept(len(part), share)] for part in ranking]))
 
 
 def with_first_token(ranking: Ranking, share: float, first: int, *, keep: bool) -> np.ndarray:
@@ -115,13 +97,9 @@ def with_first_token(ranking: Ranking, share: float, first: int, *, keep: bool) 
     return np.sort(np.concatenate(chosen))
 
 
-def _ranked(part: Part, order: Int[np.ndarray, " tokens"]) -> np.ndarray:
-    return np.asarray(part.positions)[order]
-
-
 def _random(probe: Probe, parts: Sequence[Part], draw: int) -> Ranking:
     return tuple(
-        _ranked(part, random_order(len(part.positions), name=f"{probe.id}/{at}", draw=draw))
+        ranked(part, random_order(len(part.positions), name=f"{probe.id}/{at}", draw=draw))
         for at, part in enumerate(parts)
     )
 
@@ -134,6 +112,6 @@ def _region_first(part: Part, weights: np.ndarray, row: np.ndarray) -> np.ndarra
     """By what lies in the region; the rest, and pictures without regions, as the key layer's map has them."""
     looked_at = row[part.positions]
     if part.picture > 0:
-        return _ranked(part, best_first(looked_at))
+        return ranked(part, best_first(looked_at))
     own = weights[part.start : part.start + len(part.positions)]
-    return _ranked(part, np.lexsort((-looked_at, -own)))
+    return ranked(part, np.lexsort((-looked_at, -own)))

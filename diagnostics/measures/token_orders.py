@@ -4,11 +4,47 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from finetune.families.base import ImageTokens
+
 CHUNK_ROWS = 1024
+
+
+class Part(NamedTuple):
+    """Tokens that are ranked among themselves: a picture's, or its overview's. ``start``: the place of its first token
+    in the picture's ``all_positions``."""
+
+    picture: int
+    positions: np.ndarray
+    start: int
+
+
+Ranking = tuple[np.ndarray, ...]
+"""For each part its places in the sequence, best first."""
+
+
+def parts_of(images: Sequence[ImageTokens]) -> Iterator[Part]:
+    """Pictures in tiles have two parts, the tiles' tokens and the overview's: each keeps its share, so that both views
+    of a picture lose alike."""
+    for at, image in enumerate(images):
+        yield Part(at, image.positions, 0)
+        if image.overview is not None:
+            yield Part(at, image.overview.positions, len(image.positions))
+
+
+def ranked(part: Part, order: Int[np.ndarray, " tokens"]) -> np.ndarray:
+    """A part's places in the sequence in an order."""
+    return np.asarray(part.positions)[order]
+
+
+def kept(ranking: Ranking, share: float) -> Int[np.ndarray, " tokens"]:
+    """The places in the sequence that a share of each part is, in order."""
+    return np.sort(np.concatenate([part[: count_kept(len(part), share)] for part in ranking]))
 
 
 def count_kept(tokens: int, share: float) -> int:

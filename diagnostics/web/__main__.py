@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from diagnostics.flags.web import parser
 
 if TYPE_CHECKING:  # Gradio and torch are read once the flags are known to be right
-    from diagnostics.web.engine import Engine
+    from diagnostics.web.engine import Engine, Keep
 
 EXAMPLE = (Path(__file__).with_name("tower.png"), "这座塔是什么?")
 
@@ -43,7 +43,7 @@ def opened(given: argparse.Namespace) -> tuple[Engine, list[Path]]:
     visitor would run into later: a port that is taken, a checkpoint without its base, a probe file with faults."""
     from diagnostics.records.probes import read_probes
     from diagnostics.web.checkpoints import check_checkpoints, find_checkpoints
-    from diagnostics.web.engine import Engine, Mode
+    from diagnostics.web.engine import Engine, Keep, Mode
 
     require_free(given.server_name, given.server_port)
     checkpoints = find_checkpoints(given.checkpoints)
@@ -52,8 +52,27 @@ def opened(given: argparse.Namespace) -> tuple[Engine, list[Path]]:
     check_checkpoints(checkpoints, **bases)
     if given.visualize_attention and Path(given.probe_file).exists():
         read_probes(given.probe_file)
+    keep = None if given.keep_image_tokens is None else Keep(given.keep_image_tokens, given.keep_by)
+    if keep is not None:
+        _check_keep(keep, watches=given.low_memory or given.visualize_attention)
     mode: Mode = "low" if given.low_memory else "full" if given.visualize_attention else "text"
-    return Engine.load(given.checkpoint_path, mode=mode, cpu_only=given.cpu_only, bases=bases), checkpoints
+    engine = Engine.load(given.checkpoint_path, mode=mode, cpu_only=given.cpu_only, bases=bases, keep=keep)
+    return engine, checkpoints
+
+
+def _check_keep(keep: Keep, *, watches: bool) -> None:
+    """Raises ValueError, naming the flag, for a share that cannot be and beside flags that show maps."""
+    from diagnostics.measures.token_orders import count_kept
+
+    if watches:
+        raise ValueError(
+            f"--keep_image_tokens {keep.share:g}: found --visualize-attention or --low-memory, whose maps are of whole "
+            "pictures; expected one or the other"
+        )
+    try:
+        count_kept(1, keep.share)
+    except ValueError as error:
+        raise ValueError(f"--keep_image_tokens: {error}") from error
 
 
 def _end(*_: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -21,6 +21,7 @@ from diagnostics.capture.kernel_tap import KernelTap
 from diagnostics.measures.sinks import THRESHOLD
 from diagnostics.probing.prober import auto_key_layers
 from diagnostics.probing.prompts import padded
+from diagnostics.pruning import check_can_drop, keep_image_tokens
 from diagnostics.web.memory_check import need, require
 from diagnostics.web.reply_capture import ReplyCapture, image_slots
 from diagnostics.web.reply_queue import Job, Partial, ReplyQueue
@@ -29,7 +30,7 @@ from diagnostics.web.trace import ANSWER, OTHER, QUESTION, SeenImage, Trace
 from diagnostics.web.trace_recorder import CONNECTOR
 from finetune.families import Encoded, attention_modules, bare_model, copies_of, family_of
 from finetune.families.parts.phrases import token_texts
-from finetune.model.checkpoint import check, load, resolve
+from finetune.model.checkpoint import check, load, resolve, skeleton
 from finetune.model.free_memory import available_bytes
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 
@@ -44,6 +45,13 @@ THUMBNAIL_PIXELS = 768  # the longer side of a picture on the screen
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
+class Keep(NamedTuple):
+    """Which image tokens replies are made from; as in ``keep_image_tokens``."""
+
+    share: float
+    by: str
+
+
 class Engine:
     """Answers with one model, one reply at a time, first come, first served.
 
@@ -52,6 +60,7 @@ class Engine:
     cache_bytes   memory for a session's traces: the rows of one trace take at most half of it, so that two can be
                   compared
     name          the checkpoint as people know it; None: the model's own ``name_or_path``
+    keep          a share of the image tokens; None: all. In mode "text" alone, since maps are of whole pictures
 
     It keeps nothing of a conversation: the trace goes out with the reply's last ``Partial``.
     """
@@ -64,7 +73,10 @@ class Engine:
         mode: Mode,
         cache_bytes: int = CACHE_BYTES,
         name: str | None = None,
+        keep: Keep | None = None,
     ) -> None:
+        assert keep is None or mode == "text", "rows of dropped tokens would be shown"
+        self.keep = keep
         self.model = model.eval()
         self.processor = processor
         self.mode = mode
@@ -103,20 +115,25 @@ class Engine:
         cpu_only: bool = False,
         cache_bytes: int = CACHE_BYTES,
         bases: Mapping[str, Any] = NO_BASES,
+        keep: Keep | None = None,
     ) -> Engine:
         """Load a checkpoint (hub name, model folder or adapter folder; None: the embedded demo), on the GPU if there is
         one and ``cpu_only`` is not set. Mode "low" loads 4-bit language layers on a GPU.
 
         bases   where adapters find their base: ``base`` and ``allow_other_base`` of ``finetune.model.checkpoint.load``
 
-        Prints the memory it needs before it loads. Raises ValueError, with advice, where there is too little.
+        Prints the memory it needs before it loads. Raises ValueError, with advice, where there is too little, and where
+        the model cannot do without image tokens.
         """
         path = EMBEDDED if checkpoint is None else checkpoint
         on_gpu = torch.cuda.is_available() and not cpu_only
         device = torch.device("cuda" if on_gpu else "cpu")
         four_bit = mode == "low" and on_gpu
+        config = check(path, **bases)
+        if keep is not None:
+            check_can_drop(skeleton(config), family_of(config), share=keep.share, by=keep.by)
         needed = need(
-            check(path, **bases),
+            config,
             four_bit=four_bit,
             traces_bytes=0 if mode == "text" else cache_bytes / 2,
             on_gpu=on_gpu,
@@ -133,7 +150,7 @@ class Engine:
             dtype=half if four_bit else None,
             **bases,
         )
-        made = cls(model, processor, mode=mode, cache_bytes=cache_bytes, name=str(path))
+        made = cls(model, processor, mode=mode, cache_bytes=cache_bytes, name=str(path), keep=keep)
         made._bases = bases
         return made
 
@@ -161,6 +178,7 @@ class Engine:
             cpu_only=self._device.type == "cpu",
             cache_bytes=self.cache_bytes,
             bases=self._bases,
+            keep=self.keep,
         )
         return self._beside(loaded.model, loaded.processor, name=loaded.name)
 
@@ -192,7 +210,9 @@ class Engine:
         return max(int(self.cache_bytes / 2 / (len(self.layers) * shape.heads * tokens * 2)), 1)
 
     def _beside(self, model: nn.Module, processor: Any, *, name: str) -> Engine:
-        other = Engine(model, processor, mode=self.mode, cache_bytes=self.cache_bytes, name=name)
+        other = Engine(
+            model, processor, mode=self.mode, cache_bytes=self.cache_bytes, name=name, keep=self.keep
+        )
         other._queue = self._queue
         return other
 
@@ -238,13 +258,20 @@ class Engine:
         )  # fmt: skip
         stream = _Stream(job, self.processor.tokenizer, stops)
         generate: Any = bare_model(self.model).generate
-        with torch.no_grad():
+        with torch.no_grad(), self._keeping(encoded):
             generate(
                 **padded([encoded], self._device, left=True),
                 generation_config=config,
                 stopping_criteria=StoppingCriteriaList([stream]),
             )
         return stream.reply, reply_text(self.processor.tokenizer, stream.reply).strip()
+
+    def _keeping(self, encoded: Encoded) -> AbstractContextManager[Any]:
+        if self.keep is None or not encoded.images:
+            return nullcontext()
+        return keep_image_tokens(
+            self.model, encoded, share=self.keep.share, by=self.keep.by, family=self.family
+        )
 
     def _token_budget(self, length: int, job: Job) -> int:
         """How many tokens may the reply have, within the model's context?"""

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diagnostics.keep.rankings import Seen, kept, parts_of, rankings, region_weights, with_first_token
+from diagnostics.keep.rankings import Seen, rankings, region_weights, with_first_token
+from diagnostics.measures.token_orders import kept, parts_of
 from diagnostics.records.probes import Probe
 from finetune.families import ImageTokens
 

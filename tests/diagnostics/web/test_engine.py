@@ -14,9 +14,10 @@ from PIL import Image
 
 from diagnostics import AttentionExtractor
 from diagnostics.probing.prompts import padded
+from diagnostics.pruning import keep_image_tokens
 from diagnostics.web import engine as engine_module
 from diagnostics.web import maps, reply_capture
-from diagnostics.web.engine import Engine, reply_text
+from diagnostics.web.engine import Engine, Keep, reply_text
 from diagnostics.web.reply_capture import has_square_cells
 from diagnostics.web.reply_queue import Partial
 from finetune.families import ImageTokens
@@ -511,3 +512,24 @@ def test_a_line_that_is_closed_ends_its_job_and_its_thread(processor, pictures):
     assert not thread.is_alive()
     *_, last = replies
     assert last.done and last.trace is None
+
+
+def test_replies_from_a_share_of_the_image_tokens(pictures, processor):
+    model = tiny_model()
+    turns = question(*pictures)
+    whole = ask(Engine(model, processor, mode="text"), turns)[-1].text
+    assert ask(Engine(model, processor, mode="text", keep=Keep(1.0, "divprune")), turns)[-1].text == whole
+    engine = Engine(model, processor, mode="text", keep=Keep(0.3, "fastv"))
+    encoded = engine._read(turns).encoded
+    with keep_image_tokens(model, encoded, share=0.3, by="fastv") as removal:
+        inputs = padded([encoded], torch.device("cpu"), left=True)
+        stops = list(engine.family.stop_token_ids(processor))
+        said = model.generate(
+            **inputs, do_sample=False, max_new_tokens=6, eos_token_id=stops, pad_token_id=stops[0]
+        )
+    assert len(removal.kept) < len(encoded.input_ids)
+    reply = [token for token in said[0, len(encoded.input_ids) :].tolist() if token not in stops]
+    assert ask(engine, turns)[-1].text == reply_text(processor.tokenizer, reply).strip()
+    alone = ask(engine, question(text="no picture"))[-1].text
+    assert alone == ask(Engine(model, processor, mode="text"), question(text="no picture"))[-1].text
+    assert engine.with_checkpoint(engine_module.EMBEDDED).keep == engine.keep

@@ -709,6 +709,21 @@ def test_flags(capsys):
     assert "USER:PASSWORD" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--keep_image_tokens", "0"], "--keep_image_tokens: found share 0, expected one above 0"),
+        (["--keep_image_tokens", "1.5"], "--keep_image_tokens: found share 1.5"),
+        (["--keep_image_tokens", "0.5", "--visualize-attention"], "whose maps are of whole pictures"),
+        (["--keep_by", "random"], "invalid choice: 'random'"),
+    ],
+)
+def test_image_tokens_that_cannot_be_kept(capsys, flags, message):
+    with pytest.raises(SystemExit):
+        web_demo_mm.main([*flags, "--cpu-only", "--server-port=18117"])
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("port", ["99999", "-5", "0", "x"])
 def test_a_port_that_does_not_exist(capsys, port):
     with pytest.raises(SystemExit):
