@@ -1,4 +1,4 @@
-"""The web demo: chat with a vision-language model, and see what it looks at. The same as ``python -m diagnostics.web``.
+"""The web demo: chat with a vision-language model and see its attention. The same as ``python -m diagnostics.web``.
 
 python web_demo_mm.py --visualize-attention
 """

@@ -1,8 +1,6 @@
 """The architecture of a model, from its configuration alone: no weights are read.
 
-    python -m diagnostics.inspect MODEL [--json | --mermaid] [--tokens N] [--picture WxH]
-
-MODEL is a hub name, a model folder, or an adapter folder (whose base is shown).
+Usage and flags: ``diagnostics/flags/inspect.py``.
 """
 
 from __future__ import annotations
@@ -26,12 +24,12 @@ from finetune.families.base import ImageArithmetic
 from finetune.families.parts.modules import language_layers
 from finetune.model.checkpoint import load_config, skeleton
 
-BYTES = 4  # a map is kept in fp32
+BYTES = 4  # per value: attention maps are fp32
 
 
 @dataclass(frozen=True)
 class Component:
-    """One part of the model: its modules (dotted names), its layers, and how many parameters it has."""
+    """One part of the model: its modules (dotted names), number of layers, and number of parameters."""
 
     name: str
     modules: tuple[str, ...]
@@ -41,7 +39,7 @@ class Component:
 
 @dataclass(frozen=True)
 class AttentionKind:
-    """Modules that attend alike: ``first`` and ``last`` are the names under which their rows are reported.
+    """Modules with the same attention: ``first`` and ``last`` are the names their rows are reported under.
 
     heads, key_heads, head_width   of one module; all 0 where the layers have no attention map
     map_bytes                      one layer's whole map of one sequence, all heads, fp32

@@ -1,12 +1,10 @@
-"""Drawing beside the training: a process of low priority that turns records into pictures.
+"""Draws records: a low-priority process beside training, or a command that redraws the archive.
 
-The monitor starts it (``Renderer``) and talks to it in lines of JSON: ``{"step": 50}`` on its standard input asks
-for the pictures of a step, ``{"strips": true}`` for those over all steps; it answers on its standard output with what
-it has drawn. It reads records only, so a training step never waits for it, and its death costs pictures, not a run.
-By hand it redraws the archive::
+The monitor starts it (``Renderer``) and talks to it in lines of JSON: ``{"step": 50}`` on its standard input requests
+the drawings of a step, ``{"strips": true}`` those over all steps; it answers on its standard output with what it has
+drawn. It only reads records, so training never waits for it, and a crash here loses drawings, not a run.
 
-    python -m diagnostics.render --attention_dir OUTPUT/attention --steps 50 100
-    python -m diagnostics.render --attention_dir OUTPUT/attention --strips
+Usage and flags: ``diagnostics/flags/render.py``.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ logger = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve the monitor on standard input, or draw ``--steps`` by hand.
 
-    Exit status by hand: 0; 1 where a picture could not be drawn; 2 where there is nothing to draw from.
+    Exit status by hand: 0; 1 if something could not be drawn; 2 if there are no records.
     """
     options = parser().parse_args(arguments)
     if options.scratch_dir is None:

@@ -1,10 +1,10 @@
 """An adapter or a checkpoint → a model folder that any library can load.
 
-    python -m finetune.export out/checkpoint-80 --output_dir merged
-
 Adapters are merged into the published base, never into its 4-bit copy: rounding the sum to 4 bits again would lose most
 of what was learned (QwenLM/Qwen-VL#281). The folder is written under a temporary name, loaded again, compared with its
 source, and only then renamed.
+
+Usage and flags: ``finetune/flags/export.py``.
 """
 
 import json
@@ -65,7 +65,7 @@ class Difference(NamedTuple):
 
 
 class History(NamedTuple):
-    """Settings of the run that trained a checkpoint; None where unknown."""
+    """Settings of the run that trained a checkpoint; None if unknown."""
 
     dtype: torch.dtype | None = None
     four_bit: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-DESCRIPTION = """Before and after: what two models answer and where they look, as a table, a report and JSON.
+DESCRIPTION = """Before and after: answers and attention of two models, as a table, a report and JSON.
 
     python -m diagnostics.compare --before X --after Y [--probes P] --output_dir O
 

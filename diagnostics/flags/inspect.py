@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import argparse
 
-DESCRIPTION = "The architecture of a model, from its configuration alone: no weights are read."
+DESCRIPTION = """The architecture of a model, from its configuration alone: no weights are read.
+
+    python -m diagnostics.inspect Qwen/Qwen-VL-Chat
+    python -m diagnostics.inspect output_qwen --mermaid
+"""
 
 PICTURE = (1280, 720)
-"""Width and height of the example: neither square nor a multiple of any patch."""
+"""Width and height of the example: not square, and not a multiple of any patch size."""
 TOKENS = 1024
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m diagnostics.inspect", description=DESCRIPTION)
-    made.add_argument("model", metavar="MODEL", help="hub name, model folder or adapter folder")
-    shown = made.add_mutually_exclusive_group()
-    shown.add_argument("--json", action="store_true", help="for programs")
-    shown.add_argument("--mermaid", action="store_true", help="a flow chart for Markdown")
-    made.add_argument(
-        "--tokens", type=_positive, default=TOKENS, help="length that maps are counted for (%(default)s)"
+    made = argparse.ArgumentParser(
+        prog="python -m diagnostics.inspect",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
-        "--picture", type=_picture, default=PICTURE, metavar="WxH", help="example in pixels (1280x720)"
+        "model", metavar="MODEL", help="hub name, model folder or adapter folder (its base is shown)"
+    )
+    shown = made.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print JSON")
+    shown.add_argument("--mermaid", action="store_true", help="print a Mermaid flow chart for Markdown")
+    made.add_argument(
+        "--tokens", type=_positive, default=TOKENS, help="sequence length for the size of maps (%(default)s)"
+    )
+    made.add_argument(
+        "--picture",
+        type=_picture,
+        default=PICTURE,
+        metavar="WxH",
+        help="size of the example in pixels (1280x720)",
     )
     return made
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-DESCRIPTION = """Draw the pictures of a run's records: by hand, or for the monitor, which starts this beside a training.
+DESCRIPTION = """Draw a run's records: by hand, or for the monitor, which starts this beside training.
 
     python -m diagnostics.render --attention_dir OUTPUT/attention --steps 50 100
     python -m diagnostics.render --attention_dir OUTPUT/attention --strips
 """
 
 SHOWN_PER_GROUP = 3
-"""As in :mod:`diagnostics.drawing.tensorboard`, which takes seconds to import."""
+"""The same as in :mod:`diagnostics.drawing.tensorboard`, which takes seconds to import."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,14 +23,15 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--attention_dir", type=Path, required=True, help="the run's attention/ folder")
     made.add_argument(
-        "--steps", type=int, nargs="*", help="draw these steps' archive (none named: all that lack it)"
+        "--steps",
+        type=int,
+        nargs="*",
+        help="draw these steps into the archive (without numbers: all that are not drawn yet)",
     )
     made.add_argument(
         "--strips", action="store_true", help="draw every probe over the recorded steps: images/ID/strip.png"
     )
-    made.add_argument(
-        "--scratch_dir", type=Path, help="serve the monitor, handing pictures over in this folder"
-    )
+    made.add_argument("--scratch_dir", type=Path, help="serve the monitor, passing drawings in this folder")
     made.add_argument("--shown_per_group", type=int, default=SHOWN_PER_GROUP)
-    made.add_argument("--probes", type=Path, help="probe file, where probes.json is gone from the folder")
+    made.add_argument("--probes", type=Path, help="probe file, if probes.json is missing from the folder")
     return made

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import argparse
 
-DESCRIPTION = "The web demo: chat with a vision-language model, and see what it looks at."
+DESCRIPTION = """The web demo: chat with a vision-language model and see its attention.
+
+    python -m diagnostics.web --visualize-attention
+    python -m diagnostics.web -c output_qwen --visualize-attention --checkpoints output_qwen
+"""
 
 
 def parser() -> argparse.ArgumentParser:
     """Flags of the demo; those of Qwen-VL's 2023 ``web_demo_mm.py`` keep their names."""
-    made = argparse.ArgumentParser(prog="python -m diagnostics.web", description=DESCRIPTION)
-    made.add_argument(
-        "-c", "--checkpoint-path", help="model folder, adapter folder or hub name; without it the demo"
+    made = argparse.ArgumentParser(
+        prog="python -m diagnostics.web",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--visualize-attention", action="store_true", help="show what each answer looked at")
     made.add_argument(
-        "--checkpoints", nargs="+", default=[], metavar="FOLDER", help="others, for before / after"
+        "-c",
+        "--checkpoint-path",
+        help="model folder, adapter folder or hub name (default: the embedded demo)",
     )
-    made.add_argument("--base", metavar="FOLDER", help="where the base of adapters is, if not where they say")
+    made.add_argument("--visualize-attention", action="store_true", help="show the attention of each answer")
+    made.add_argument(
+        "--checkpoints", nargs="+", default=[], metavar="FOLDER", help="other checkpoints, for before / after"
+    )
+    made.add_argument("--base", metavar="FOLDER", help="base of the adapters, if not at the path they record")
     made.add_argument(
         "--allow-other-base",
         "--allow_other_base",
         action="store_true",
-        help="open adapters over other weights than they were trained on, as long as they fit",
+        help="open adapters on a base other than the one they were trained on, if the shapes fit",
     )
     made.add_argument(
-        "--probe-file", default="probes_saved.json", help="where drawn boxes are saved as probes"
+        "--probe-file", default="probes_saved.json", help="file that drawn boxes are saved to as probes"
     )
     made.add_argument(
         "--low-memory", action="store_true", help="4-bit on a GPU, key layers only, smaller pictures"
@@ -42,13 +52,17 @@ def parser() -> argparse.ArgumentParser:
         "--keep-by",
         choices=("divprune", "fastv"),
         default="divprune",
-        help="which: those least alike, or those looked at in the second layer (docs/keep.md)",
+        help="selection: least similar tokens, or those attended to in the second layer (docs/keep.md)",
     )
-    made.add_argument("--cpu-only", action="store_true", help="leave the GPU alone")
+    made.add_argument("--cpu-only", action="store_true", help="do not use the GPU")
     made.add_argument("--server-port", type=_port, default=8000)
-    made.add_argument("--server-name", default="127.0.0.1", help="0.0.0.0 opens it to your network")
-    made.add_argument("--share", action="store_true", help="a public address, through a server of Gradio's")
-    made.add_argument("--auth", metavar="USER:PASSWORD", help="ask visitors for these")
+    made.add_argument(
+        "--server-name",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 opens the page to your network",
+    )
+    made.add_argument("--share", action="store_true", help="create a public link through Gradio's server")
+    made.add_argument("--auth", metavar="USER:PASSWORD", help="require this login")
     made.add_argument("--inbrowser", action="store_true", help="open a browser")
     return made
 

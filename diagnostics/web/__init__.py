@@ -2,11 +2,11 @@
 
     engine → trace → maps → views → the page
 
-``engine`` runs a model and hands out a ``Trace`` with each answer; ``maps`` and ``views`` read it without the model.
+``engine`` runs a model and returns a ``Trace`` with each answer; ``maps`` and ``views`` read it without the model.
 """
 
 import os
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = (
-    "False"  # before gradio is imported: it would ask the network at once
+    "False"  # set before gradio is imported, which otherwise contacts the network
 )

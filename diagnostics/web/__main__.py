@@ -1,6 +1,6 @@
-"""The web demo: chat with a vision-language model, and see what it looks at.
+"""The web demo: chat with a vision-language model and see its attention.
 
-python -m diagnostics.web --visualize-attention
+Usage and flags: ``diagnostics/flags/web.py``.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 
 from diagnostics.flags.web import parser
 
-if TYPE_CHECKING:  # Gradio and torch are read once the flags are known to be right
+if TYPE_CHECKING:  # Gradio and torch are imported after the flags are checked
     from diagnostics.web.engine import Engine, Keep
 
 EXAMPLE = (Path(__file__).with_name("tower.png"), "这座塔是什么?")
 
 
 def require_free(name: str, port: int) -> None:
-    """Raises ValueError, before a model is loaded, where the page could not listen there."""
+    """Raises ValueError, before a model is loaded, if the page cannot listen on this name and port."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -33,14 +33,14 @@ def require_free(name: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         raise ValueError(
-            f"--server-name {name} --server-port {port}: the page cannot listen there ({error.strerror}); choose "
-            "another port, or a name of this machine"
+            f"--server-name {name} --server-port {port}: cannot listen there ({error.strerror}); choose another port, "
+            "or a host name of this machine"
         ) from error
 
 
 def opened(given: argparse.Namespace) -> tuple[Engine, list[Path]]:
-    """The model, and the checkpoints beside it. Raises ValueError or OSError, before weights are read, for what a
-    visitor would run into later: a port that is taken, a checkpoint without its base, a probe file with faults."""
+    """The engine, and the other checkpoints. Raises ValueError or OSError, before weights are read, for what would fail
+    later in front of a visitor: a port in use, a checkpoint without its base, an invalid probe file."""
     from diagnostics.records.probes import read_probes
     from diagnostics.web.checkpoints import check_checkpoints, find_checkpoints
     from diagnostics.web.engine import Engine, Keep, Mode
@@ -76,7 +76,7 @@ def _check_keep(keep: Keep, *, watches: bool) -> None:
 
 
 def _end(*_: object) -> None:
-    sys.exit(128 + signal.SIGTERM)  # as a shell tells it; what visitors sent is deleted on the way out
+    sys.exit(128 + signal.SIGTERM)  # the shell's convention; the exit deletes what visitors uploaded
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -91,8 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory(prefix="web-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # what visitors send goes when the server does
-        import finetune  # noqa: F401 - before peft: it silences what bitsandbytes says on import
+        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads are deleted with the server
+        import finetune  # noqa: F401 - before peft: it silences bitsandbytes on import
         from diagnostics.web.page import Page, build, serve
 
         try:
@@ -103,7 +103,9 @@ def main(arguments: list[str] | None = None) -> None:
         blocks = build(page, attention=given.visualize_attention, example=EXAMPLE)
         open_to_all = given.share or given.server_name not in ("127.0.0.1", "localhost", "::1")
         if open_to_all and not given.auth:
-            logging.warning("open to others without a password; --auth USER:PASSWORD asks for one")
+            logging.warning(
+                "the page is open to others without a password; set one with --auth USER:PASSWORD"
+            )
         serve(
             blocks,
             server_name=given.server_name,

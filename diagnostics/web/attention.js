@@ -1,11 +1,11 @@
-// The attention pane. Given by the page: TEXTS, element, props (value), server (facts, view, save_probe), watch.
-// One state, one question to the server after each change, one drawing of its answer.
+// The attention pane. Provided by the page: TEXTS, element, props (value), server (facts, view, save_probe), watch.
+// One state; each change sends one request to the server and draws its response.
 
 const pane = element.querySelector(".pane");
 const state = { language: "en", look: null, facts: null, seen: null };
 let parts = {};
 const latencies = [];
-pane.latencies = latencies; // milliseconds from a change to the pixels; read by tests
+pane.latencies = latencies; // milliseconds from a change to the drawn pixels; read by tests
 
 const t = (key) => TEXTS[state.language][key];
 
@@ -25,7 +25,7 @@ function empty() {
   pane.replaceChildren(make("p", { className: "note", textContent: t("nothing_yet") }));
 }
 
-/** `words` are those of every language, as the server sends them. */
+/** `words`: text by language, as the server sends it. */
 function trouble(words) {
   quiet();
   state.trouble = words;
@@ -48,7 +48,7 @@ async function open(look) {
   change(["overview"]);
 }
 
-/** Where the text map begins: after the last picture, at most 24 tokens back. */
+/** Start of the text map: after the last picture, at most 24 tokens back. */
 function lastText({ runs, tokens }) {
   const picture = runs.findLast((run) => run.image !== null);
   return Math.max(tokens.length - 24, picture ? Math.min(picture.end, tokens.length - 2) : 0, 0);
@@ -62,12 +62,12 @@ async function call(name, question, complain = trouble) {
   return answer;
 }
 
-/** What a person sees of a token: blanks as signs. */
+/** A token as displayed: blanks as symbols. */
 const visible = (text) => text.replace(/\n/g, "↵").replace(/ /g, "·") || "∅";
 
 function build() {
   const { facts } = state;
-  // In another language what was typed stays.
+  // Switching the language keeps what was typed.
   const typed = parts.probe && parts.look === state.look ? Object.fromEntries(new FormData(parts.probe)) : {};
   parts = { chips: new Map(), look: state.look };
   const chips = make("div", { className: "chips" });
@@ -138,7 +138,7 @@ function imagePlot() {
   return section("image-plot", t("where_in_picture"), parts.image, parts.imageWords, make("p", { className: "quiet", textContent: state.facts.images.length ? t("touch_help") : "" }));
 }
 
-/** What is smaller than this part of the picture, both ways, is a click; a box is at least half as thick. */
+/** A drag smaller than this fraction of the picture in both directions is a click; a box is at least half as thick. */
 const CLICK = 0.02;
 
 function between(start, end) {
@@ -248,7 +248,7 @@ function toggle(position) {
   change(["overview", "box"]);
 }
 
-// --- asking and drawing -------------------------------------------------------------------------------------------
+// --- requests and drawing -----------------------------------------------------------------------------------------
 
 let due = new Set();
 
@@ -259,7 +259,7 @@ function change(also = []) {
   ask();
 }
 
-/** Controls show what was chosen at once; the maps follow. */
+/** Controls show the selection immediately; the maps follow. */
 function press() {
   const { facts } = state;
   const layers = facts.layers[state.part];
@@ -283,7 +283,7 @@ function press() {
   parts.chips.forEach((chip, position) => chip.setAttribute("aria-pressed", state.tokens.includes(position)));
 }
 
-/** Why a control does nothing. */
+/** Explains why a control has no effect. */
 function why(layers) {
   if (layers.length < 2) return t({ language: "one_layer", connector: "connector_layer", vision: "tower_layer" }[state.part]);
   return state.part === "language" && !state.sinks && !state.facts.sinks[state.layer] ? t("no_sinks") : "";
@@ -316,7 +316,7 @@ async function draw() {
     parts.matrix.hidden = false;
     const { rows, columns, values } = seen.matrix;
     const name = (position) => visible(facts.tokens[position].text);
-    // The first token of all sees itself alone: that 100 % is none of the model's choice, and would make the rest dark.
+    // The first token can only attend to itself: its 100 % says nothing and would darken the rest.
     state.mostText = top(values.filter((_, row) => rows[row] !== 0).flat(), 1e-6);
     const side = Math.max(7, Math.min(24, Math.floor(520 / Math.max(columns.length, 1))));
     drawMatrix(parts.matrix, values, state.mostText, { side, rowNames: rows.map(name), columnNames: columns.map(name) });
@@ -356,16 +356,16 @@ async function drawCross() {
   parts.crossWords.textContent = !image ? t("no_picture") : !cross.length ? t("language_only") : left > 0 ? t("more_tokens").replace("{left}", left) : "";
 }
 
-/** The highest share of a token of text: those of a picture are shown as one, without colour. */
+/** The highest share of a text token; a picture's tokens are shown as one, without colour. */
 const brightest = (values) => top(state.facts.runs.filter((run) => run.image === null).map((run) => values[run.start]), 1e-6);
 
-/** Tokens on ground of their share; the tokens of a picture are one. `values` is a share for each token, or null. */
+/** Tokens coloured by share; a picture's tokens are one. `values`: a share for each token, or null. */
 function drawTokens(where, values) {
   if (!values) { where.replaceChildren(); return; }
   const most = brightest(values);
   const pieces = [];
   state.facts.runs.forEach(({ start, end, image }) => {
-    const known = values.slice(start, end).filter((value) => value !== null); // a token without a row is not one that looks nowhere
+    const known = values.slice(start, end).filter((value) => value !== null); // without a row is not the same as 0
     const share = known.length ? known.reduce((sum, value) => sum + value, 0) : null;
     const level = image === null ? (values[start] ?? 0) / most : 0;
     const piece = make("span", { className: image === null ? "token" : "token picture" , title: percent(share) });

@@ -1,4 +1,4 @@
-"""A conversation as the chat shows it: text without markup, and pictures as files."""
+"""A conversation for Gradio's chat: text without markup, pictures as files."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ BOXED_PIXELS = 480  # a smaller picture is enlarged before boxes are drawn on it
 
 
 class PictureFiles:
-    """Pictures of all sessions as files in one folder, which lives as long as the server."""
+    """Pictures of all sessions, as files in a folder that is deleted with the server."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def shown(self, upload: Upload) -> Path:
-        """Upright and no larger than the screen needs; written once."""
+        """Upright and scaled down for the screen; written once."""
         place = self._folder / f"{abs(hash(upload.data)):x}.jpg"
         if not place.is_file():
             small = upload.open().convert("RGB")
@@ -34,7 +34,7 @@ class PictureFiles:
         return place
 
     def original(self, upload: Upload) -> Path:
-        """The bytes as they were sent, under the visitor's own file name."""
+        """The bytes as uploaded, under the visitor's own file name."""
         place = self._folder / f"{abs(hash(upload.data)):x}" / upload.name
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(upload.data)
@@ -52,7 +52,7 @@ class PictureFiles:
 
 
 def chat_messages(session: Session, pictures: PictureFiles, writing: str | None = None) -> Messages:
-    """The conversation in Gradio's message format; ``writing`` is the answer so far, while one is generated."""
+    """The conversation in Gradio's message format; ``writing``: the partial answer during generation."""
     messages: Messages = []
     at = 0
     for number, (question, answer) in enumerate(session.exchanges):
@@ -72,8 +72,8 @@ def chat_messages(session: Session, pictures: PictureFiles, writing: str | None 
 
 
 def readable(text: str) -> str:
-    """An answer without markup. Phrases stay and their box coordinates go, since the boxes are drawn; a box without a
-    phrase shows its coordinates."""
+    """An answer without markup. Phrases stay without coordinates, since their boxes are drawn; a box without a phrase
+    keeps its coordinates."""
     words, named = "", False
     for part in to_list_format(text):
         if "box" in part:
@@ -85,6 +85,6 @@ def readable(text: str) -> str:
 
 
 def _message(role: str, content: str | Path) -> dict[str, Any]:
-    """Text is escaped: the chat would fetch the address of an ``<img>`` in it."""
+    """Escapes text: the chat would fetch the URL of an ``<img>`` in it."""
     shown = {"path": str(content)} if isinstance(content, Path) else html.escape(content, quote=False)
     return {"role": role, "content": shown}

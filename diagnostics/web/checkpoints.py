@@ -1,4 +1,4 @@
-"""The models a question can be put to: the chat's, the same without its adapter, and those of ``--checkpoints``."""
+"""The models of before / after: the chat's, the same without its adapter, and those of ``--checkpoints``."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _WEIGHTS = ("config.json", "adapter_config.json")
 
 
 def find_checkpoints(folders: Sequence[str | Path]) -> list[Path]:
-    """Checkpoints in these folders, by step: a folder that is one, and the ``checkpoint-N`` inside it.
+    """Checkpoints in these folders, by step: the folder itself if it is one, and each ``checkpoint-N`` inside it.
 
-    A checkpoint that is named twice is listed once. Raises ValueError for a folder without any.
+    Duplicates are listed once. Raises ValueError for a folder without a checkpoint.
     """
     found: list[Path] = []
     for folder in map(Path, folders):
@@ -35,7 +35,7 @@ def find_checkpoints(folders: Sequence[str | Path]) -> list[Path]:
         if not here:
             raise ValueError(
                 f"--checkpoints {folder}: found no checkpoint, expected a model or adapter folder, or a run's folder "
-                "with checkpoint-N in it"
+                "that holds checkpoint-N"
             )
         found += here
     return list({path.resolve(): path for path in found}.values())
@@ -44,8 +44,8 @@ def find_checkpoints(folders: Sequence[str | Path]) -> list[Path]:
 def check_checkpoints(
     paths: Sequence[Path], *, base: str | None = None, allow_other_base: bool = False
 ) -> None:
-    """Raises ValueError, before a visitor chooses it, for one that cannot be opened: an adapter whose base is not
-    there or is another, files that were cut short, or a model of no known family."""
+    """Raises ValueError at startup for a checkpoint that cannot be opened: an adapter with a missing or different base,
+    truncated files, or a model of an unknown family."""
     for path in paths:
         try:
             check(path, base=base, allow_other_base=allow_other_base)
@@ -54,25 +54,25 @@ def check_checkpoints(
 
 
 def short_name(checkpoint: str) -> str:
-    """A checkpoint as visitors read it: the last two parts of a path, for the rest is this machine's own business."""
+    """A checkpoint's name for visitors: the last two parts of its path, which hides the rest."""
     parts = Path(checkpoint).parts
     return checkpoint if len(parts) <= 2 else "/".join(parts[-2:])
 
 
 class Checkpoints:
-    """Engines by the names that the page offers. Beside the chat's own model one other is kept open."""
+    """Engines by the names on the page. Keeps one other model open beside the chat's own."""
 
     def __init__(self, engine: Engine, paths: Sequence[Path]) -> None:
         self._engine = engine
         own = Path(engine.name).resolve()
         others = (path for path in paths if path.resolve() != own)
-        # Keys reach every browser; where a checkpoint lies is this machine's own business.
+        # Keys reach every browser, so they must not contain paths.
         self._paths = {f"checkpoint {number}": path for number, path in enumerate(others)}
         self._open: tuple[str, Engine] | None = None
         self._opening = threading.Lock()
 
     def names(self) -> list[tuple[Words, str]]:
-        """(words for a person, key) of each, in the order of training: the bare model first."""
+        """(label, key) of each, in training order: the model without its adapter first."""
         own = (Words.of(short_name(self._engine.name)), "own")
         others = [(Words.of(short_name(str(path))), key) for key, path in self._paths.items()]
         if not self._engine.has_adapter:
@@ -80,7 +80,7 @@ class Checkpoints:
         return [(Words("adapter_off", {"name": own[0]}), "adapter_off"), *others, own]
 
     def engine(self, key: str) -> Engine:
-        """Raises ValueError for a key that was not offered, or where there is no memory for another model."""
+        """Raises ValueError for an unknown key, or if there is no memory for another model."""
         if key == "own":
             return self._engine
         if key == "adapter_off":
@@ -89,14 +89,14 @@ class Checkpoints:
             raise ValueError(f"checkpoint: found {key!r}, expected one of the list")
         with self._opening:
             if self._open is None or self._open[0] != key:
-                self._open = None  # before the next is opened: there may be no room for three
+                self._open = None  # freed before the next is opened: three may not fit
                 self._open = (key, self._opened(self._paths[key]))
             return self._open[1]
 
     def _opened(self, path: Path) -> Engine:
         try:
             return self._engine.with_checkpoint(path)
-        except (OSError, ValueError) as error:  # visitors must not learn the checkpoint's path
+        except (OSError, ValueError) as error:  # visitors must not see the checkpoint's path
             logger.exception("%s cannot be opened", path)
             message = str(error)
             for written in (str(path.resolve()), str(path)):

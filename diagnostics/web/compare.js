@@ -1,5 +1,5 @@
-// The before / after pane: frames of one question, one for each checkpoint. Given by the page: TEXTS, element, props, server,
-// watch. Two frames side by side with their difference; with more frames the slider plays over them.
+// The before / after pane: one frame per checkpoint for the same question. Provided by the page: TEXTS, element, props, server,
+// watch. Two frames are shown side by side with their difference; with more, the slider plays through them.
 
 const pane = element.querySelector(".pane");
 const state = { language: "en", looks: null, seen: null };
@@ -19,7 +19,7 @@ function follow() {
   open(value.looks);
 }
 
-/** `words` are those of every language, as the server sends them. */
+/** `words`: text by language, as the server sends it. */
 function trouble(words) {
   pane.querySelector(".trouble")?.remove();
   pane.prepend(make("p", { className: "note trouble", role: "alert", textContent: words[state.language] }));
@@ -62,7 +62,7 @@ function build() {
     parts[`${name}Title`] = make("h3");
     parts[`${name}Answer`] = make("p", { className: "said" });
     parts[`${name}Words`] = make("p", { className: "words" });
-    const hidden = last === 0 && name !== "before"; // stopped after the first: nothing to compare it with
+    const hidden = last === 0 && name !== "before"; // stopped after the first: nothing to compare
     return make("section", { className: name, hidden }, parts[`${name}Title`], parts[`${name}Answer`], parts[name], parts[`${name}Words`]);
   };
   parts.scale = make("span");
@@ -106,7 +106,7 @@ async function show() {
   parts.token.range.value = state.token;
   parts.token.say(String(state.token + 1));
   if (parts.frame) { parts.frame.range.value = state.after; parts.frame.say(facts.frames[state.after].name[state.language]); }
-  // One scale over all checkpoints, so that playing shows change and nothing else.
+  // One scale over all checkpoints, so that differences in colour are differences in attention.
   const most = top(seen.flatMap((map) => map.cells || []), 1);
   for (const name of ["before", "after"]) {
     const at = state[name], map = seen[at];

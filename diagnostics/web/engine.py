@@ -1,4 +1,4 @@
-"""Serves one model to many sessions: replies that stream, each with a trace of its attention."""
+"""Serves one model to many sessions: streams replies, each with a trace of its attention."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ EMBEDDED = Path(finetune.__file__).parent / "demo" / "base"
 CACHE_BYTES = 512 * 2**20
 NO_BASES: Mapping[str, Any] = {}
 MAX_NEW_TOKENS = 256
-# 512 tokens a picture where a token is 28 × 28 pixels; a resampler's count is fixed
+# 512 tokens per picture for tokens of 28 × 28 pixels; a resampler's count is fixed
 LOW_PIXELS = 512 * 28 * 28
 THUMBNAIL_PIXELS = 768  # the longer side of a picture on the screen
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -55,14 +55,14 @@ class Keep(NamedTuple):
 class Engine:
     """Answers with one model, one reply at a time, first come, first served.
 
-    mode          "text": replies alone; "full": with the attention of all language layers, connector and the
-                  tower's last layer; "low": of the key layers and the connector, from pictures capped in size
+    mode          "text": replies only; "full": also attention of all language layers, the connector and the tower's
+                  last layer; "low": attention of the key layers and the connector, pictures capped in size
     cache_bytes   memory for a session's traces: the rows of one trace take at most half of it, so that two can be
                   compared
-    name          the checkpoint as people know it; None: the model's own ``name_or_path``
-    keep          a share of the image tokens; None: all. In mode "text" alone, since maps are of whole pictures
+    name          the checkpoint's display name; None: the model's own ``name_or_path``
+    keep          share of the image tokens to keep; None: all. Only in mode "text", since maps cover whole pictures
 
-    It keeps nothing of a conversation: the trace goes out with the reply's last ``Partial``.
+    Stores nothing of a conversation: the trace is returned with the reply's last ``Partial``.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Engine:
         low = tuple(layer for layer in key_layers if layer in language)
         self.layers: tuple[int, ...] = {"text": (), "full": tuple(language), "low": low}[mode]
         self.vision_layers: tuple[int, ...] = tuple(tower[-1:]) if mode == "full" else ()
-        # |RMSNorm(x)_d| is at most √width, so narrow models have no sinks to look for.
+        # |RMSNorm(x)_d| is at most √width, so narrow models cannot have sinks.
         can_have_sinks = config.get_text_config().hidden_size >= THRESHOLD**2
         self.sink_layers = key_layers if can_have_sinks else ()
         self.watched = [f"layer_{layer}" for layer in self.layers]
@@ -120,10 +120,10 @@ class Engine:
         """Load a checkpoint (hub name, model folder or adapter folder; None: the embedded demo), on the GPU if there is
         one and ``cpu_only`` is not set. Mode "low" loads 4-bit language layers on a GPU.
 
-        bases   where adapters find their base: ``base`` and ``allow_other_base`` of ``finetune.model.checkpoint.load``
+        bases   base of adapters: ``base`` and ``allow_other_base`` of ``finetune.model.checkpoint.load``
 
-        Prints the memory it needs before it loads. Raises ValueError, with advice, where there is too little, and where
-        the model cannot do without image tokens.
+        Prints the memory it needs before loading. Raises ValueError, with advice, if it does not fit, and if the model
+        cannot drop image tokens.
         """
         path = EMBEDDED if checkpoint is None else checkpoint
         on_gpu = torch.cuda.is_available() and not cpu_only
@@ -156,22 +156,20 @@ class Engine:
 
     @property
     def has_adapter(self) -> bool:
-        """Can its adapter be turned off (``adapter_off``)?"""
+        """Whether it has an adapter that ``adapter_off`` can turn off."""
         return not self._adapter_is_off and isinstance(self.model, PeftModel)
 
     def adapter_off(self) -> Engine:
-        """The same model without its adapter: same weights in memory, same queue. Raises ValueError without one."""
+        """The same model with its adapter off: shares weights and queue. Raises ValueError without an adapter."""
         if not self.has_adapter:
-            raise ValueError(
-                f"{self.name}: has no adapter to turn off; give an adapter folder as the checkpoint"
-            )
+            raise ValueError(f"{self.name}: no adapter to turn off; use an adapter folder as the checkpoint")
         other = self._beside(self.model, self.processor, name=f"{self.name} (adapter off)")
         other._adapter_is_off = True
         return other
 
     def with_checkpoint(self, checkpoint: str | Path) -> Engine:
-        """Another checkpoint beside this one, in the same mode and queue. Raises ValueError where there is no memory
-        for both; drop the engine to free it."""
+        """Another checkpoint beside this one, in the same mode and queue. Raises ValueError if memory is too small for
+        both. Dropping the returned engine frees it."""
         loaded = Engine.load(
             checkpoint,
             mode=self.mode,
@@ -185,10 +183,10 @@ class Engine:
     def reply(
         self, turns: Sequence[Turn], *, stop: threading.Event, max_new_tokens: int = MAX_NEW_TOKENS
     ) -> Iterator[Partial]:
-        """Stream the answer to the last turn, decoded greedily; each partial has all the text so far.
+        """Stream the answer to the last turn with greedy decoding; each partial has the whole text so far.
 
-        Ends within one token of ``stop`` being set (the last partial has the text so far and its trace) or of the
-        iterator being closed. The last partial is ``done``.
+        Ends within one token after ``stop`` is set (the last partial has the text so far and its trace) or after the
+        iterator is closed. The last partial is ``done``.
 
         Raises ValueError, with a message for the visitor, for a conversation that cannot be answered.
         """
@@ -204,7 +202,7 @@ class Engine:
             self._queue.leave(job)
 
     def rows_that_fit(self, tokens: int) -> int:
-        """How many rows of so many tokens fit into half of the cache? At least one."""
+        """Number of rows over this many tokens that fit into half of the cache; at least one."""
         shape = self.family.attention_shape(bare_model(self.model).config, f"layer_{self.layers[-1]}")
         assert shape is not None, "a layer without attention has no rows"
         return max(int(self.cache_bytes / 2 / (len(self.layers) * shape.heads * tokens * 2)), 1)
@@ -217,7 +215,7 @@ class Engine:
         return other
 
     def _answer(self, job: Job) -> None:
-        """Run one job, in the queue's thread: read, generate, emit the trace."""
+        """Run one job in the queue's thread: read, generate, emit the trace."""
         prompt = self._read(job.turns)
         with ExitStack() as stack:
             if self._adapter_is_off:
@@ -230,7 +228,7 @@ class Engine:
             job.emit(Partial(text, True, trace))
 
     def _read(self, turns: Sequence[Turn]) -> _Prompt:
-        """Opens every picture once, for the model and for the screen."""
+        """Opens every picture once, for both the model and the screen."""
         pictures: list[Image.Image] = []
         read = [Turn(turn.role, tuple(self._opened(part, pictures) for part in turn.parts)) for turn in turns]
         conversation = Conversation(tuple(read), source="the conversation")
@@ -248,7 +246,7 @@ class Engine:
         return ImageRef(part.written, picture, max_pixels=most)
 
     def _generate(self, encoded: Encoded, job: Job) -> tuple[list[int], str]:
-        """The reply's tokens without the one that ends it, and its text; emits a partial for each token."""
+        """The reply's tokens without the end token, and its text; emits a partial for each token."""
         stops = self.family.stop_token_ids(self.processor)
         length = len(encoded.input_ids)
         config = GenerationConfig(
@@ -274,7 +272,7 @@ class Engine:
         )
 
     def _token_budget(self, length: int, job: Job) -> int:
-        """How many tokens may the reply have, within the model's context?"""
+        """Maximum tokens of the reply within the model's context."""
         config: Any = bare_model(self.model).config
         limit = config.get_text_config().max_position_embeddings
         if length >= limit:
@@ -319,7 +317,7 @@ class _Prompt(NamedTuple):
 
 
 class _Stream(StoppingCriteria):
-    """Emits a reply as it grows, and ends it when its job is over."""
+    """Emits a growing reply, and ends it when its job is over."""
 
     def __init__(self, job: Job, tokenizer: Any, stops: Sequence[int]) -> None:
         self.reply: list[int] = []
@@ -335,8 +333,8 @@ class _Stream(StoppingCriteria):
 
 
 def reply_text(tokenizer: Any, reply: Sequence[int]) -> str:
-    """The text of a reply. There are more embeddings than tokens (151,936 for 151,860 in Qwen-VL), so a broken model
-    can choose an id that has no text: it becomes U+FFFD, as does a character that is not complete yet."""
+    """The text of a reply. Qwen-VL has more embeddings (151,936) than tokens (151,860), so a broken model can choose an
+    id without text: it becomes U+FFFD, as does a character that is still incomplete."""
     runs = groupby(reply, key=lambda token: token < len(tokenizer))
     return "".join(str(tokenizer.decode(list(run))) if is_known else UNKNOWN for is_known, run in runs)
 
@@ -363,12 +361,10 @@ def _thumbnail(picture: Image.Image) -> Image.Image:
 
 
 def _advice(mode: Mode, *, on_gpu: bool) -> list[str]:
-    """Ways to need less memory, the least costly first."""
+    """Ways to save memory, the least costly first."""
     advice = []
     if mode == "full":
-        advice.append(
-            "--low-memory" + (" (4-bit language layers)" if on_gpu else " (less attention is kept)")
-        )
+        advice.append("--low-memory" + (" (4-bit language layers)" if on_gpu else " (keeps less attention)"))
     if on_gpu:
-        advice.append("--cpu-only, where the machine has more memory than its GPU (slow)")
+        advice.append("--cpu-only, if the machine has more memory than its GPU (slow)")
     return [*advice, "a smaller checkpoint"]

@@ -1,4 +1,4 @@
-"""What a visitor can do on the page: each public method of ``Page`` handles one event or one question of a pane."""
+"""Event handlers of the page: each public method of ``Page`` handles one event or one request of a pane."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 
 
 def json_errors(method: Callable[..., Json]) -> Callable[[list[Any]], Json]:
-    """A method as a pane calls it, with its arguments as one list.
+    """Wraps a method for calls from a pane, with its arguments as one list.
 
-    A ValueError becomes ``{"error": text by language}``; the details of any other failure go to the log alone.
+    A ValueError becomes ``{"error": text by language}``; details of any other failure go only to the log.
     """
     expected = tuple(inspect.signature(method).parameters)
 
@@ -41,16 +41,16 @@ def json_errors(method: Callable[..., Json]) -> Callable[[list[Any]], Json]:
             return method(*arguments)
         except ValueError as error:
             return {"error": words_of(error).both()}
-        except Exception:  # the visitor must not see a path or a line of code
+        except Exception:  # visitors must not see paths or code
             logger.exception("%s failed", method.__name__)
             return {"error": Words("not_drawn").both()}
 
-    answered.__name__ = method.__name__  # the browser calls it by this name
+    answered.__name__ = method.__name__  # the name that the browser calls
     return answered
 
 
 class Step(NamedTuple):
-    """An update of the chat's outputs, in the order in which they are wired; a field left out stays unchanged."""
+    """An update of the chat's outputs, in the order in which they are wired; omitted fields stay unchanged."""
 
     messages: Any = gr.skip()
     message: Any = gr.skip()
@@ -61,7 +61,7 @@ class Step(NamedTuple):
 
 
 class Page:
-    """The handlers of the page's events. Each visitor has a session, named by its key."""
+    """The page's event handlers. Each visitor has a session, identified by its key."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Page:
     def send(self, key: str, message: Json | None, language: Language) -> Iterator[Step]:
         """Answer a question with its pictures.
 
-        A refusal is shown below the input: an error raised to Gradio would cover the conversation.
+        Errors are shown below the input: one raised to Gradio would cover the conversation.
         """
         try:
             session = self.sessions.get(key)
@@ -95,7 +95,7 @@ class Page:
             yield Step(status=self._set_status(key, "chat", words_of(error), language))
 
     def again(self, key: str, language: Language) -> Iterator[Step]:
-        """Answer the last question again."""
+        """Regenerate the last answer."""
         try:
             session = self.sessions.get(key)
             with _one_at_a_time(session):
@@ -107,7 +107,7 @@ class Page:
             yield Step(status=self._set_status(key, "chat", words_of(error), language))
 
     def stop(self, key: str) -> None:
-        """End the answer that is being written, if there is one."""
+        """Stop the answer that is being generated, if any."""
         with suppress(ValueError):  # an ended session has none
             self.sessions.get(key).stop.set()
 
@@ -120,7 +120,7 @@ class Page:
         return Step([], None, self.pane(key, None, language), "", None, "")
 
     def _answer(self, key: str, session: Session, language: Language) -> Iterator[Step]:
-        """Stream the answer. Where it fails, the question goes back into the input, and ValueError is raised."""
+        """Stream the answer. On failure the question returns to the input and ValueError is raised."""
         session.stop.clear()
         text, trace, done = "", None, False
         try:
@@ -143,9 +143,9 @@ class Page:
         finally:
             if (
                 not done and session.turns and session.turns[-1].role == "user"
-            ):  # the visitor left, or it failed
+            ):  # the visitor left, or generation failed
                 session.take_back_question()
-        if not session.turns:  # cleared while it was written
+        if not session.turns:  # cleared during generation
             yield Step([])
             return
         session.answered(text, trace)
@@ -158,10 +158,10 @@ class Page:
         )
 
     def status(self, key: object, place: Place, language: Language) -> str:
-        """The last message in a status line, in another language."""
+        """The last message of a status line, in another language."""
         try:
             words = self.sessions.get(key).status.get(place) if key else None  # the page is still loading
-        except ValueError:  # the session has ended, and the line already says so
+        except ValueError:  # the session has ended; the line already shows that
             return gr.skip()
         if words is None and place == "compare" and len(self.checkpoints.names()) < 2:
             words = Words("one_checkpoint")
@@ -181,7 +181,7 @@ class Page:
     # --- attention ------------------------------------------------------------------------------------------------
 
     def pane(self, key: str, trace: str | None, language: Language) -> str:
-        """The attention pane's value: which session and trace to draw, in which language."""
+        """The attention pane's value: session, trace and language."""
         return json.dumps({"room": key, "look": trace, "language": language})
 
     def facts(self, key: str, trace: str) -> Json:
@@ -205,9 +205,9 @@ class Page:
     def compare(
         self, key: str, language: Language, chosen: Sequence[str], question: str, picture: str | None
     ) -> Iterator[tuple[Any, str]]:
-        """Put one question to several checkpoints in order; yields (pane, status line).
+        """Ask several checkpoints the same question, in order; yields (pane, status line).
 
-        Where it is stopped or refused on the way, the answers so far are shown.
+        If it is stopped or fails, the answers so far are shown.
         """
         traces: list[str] = []
         try:
@@ -222,16 +222,16 @@ class Page:
             outcome = Words("compared", {"n": len(traces)})
             if len(traces) < len(chosen):
                 outcome = Words("stopped", {"n": len(traces), "of": len(chosen)})
-        except Exception as error:  # the answers so far are shown all the same
+        except Exception as error:  # the answers so far are still shown
             outcome = words_of(_for_visitor(error))
         pane = json.dumps({"room": key, "looks": traces, "language": language}) if traces else gr.skip()
         yield pane, self._set_status(key, "compare", outcome, language)
 
     def _chosen(self, session: Session, path: str) -> Upload:
-        """The picture to compare on: the original, where ``path`` is the chat's smaller copy of it."""
+        """The picture to compare on: the original if ``path`` is the chat's smaller copy."""
         try:
             shown = Path(path).read_bytes()
-        except OSError as error:  # gone from the server's folder of uploads
+        except OSError as error:  # no longer in the upload folder
             raise RefusedError("no_image", file=Path(path).name) from error
         sent = (upload for upload in session.pictures if self.pictures.shown(upload).read_bytes() == shown)
         return next(sent, None) or Upload.read(path)
@@ -239,9 +239,9 @@ class Page:
     def _ask_each(
         self, session: Session, chosen: Sequence[str], asked: Asked, traces: list[str]
     ) -> Iterator[Words]:
-        """Yields whose turn it is, and appends the key of each answer's trace to ``traces``.
+        """Yields the name of each checkpoint before it answers, and appends the key of its trace to ``traces``.
 
-        An answer that was cut short is not compared.
+        A stopped answer is not compared.
         """
         names = {key: name for name, key in self.checkpoints.names()}
         turn = user_turn(asked.question, asked.pictures, 0)
@@ -265,7 +265,7 @@ class Page:
 
     def _frames(self, key: str, traces: list[str]) -> list[Frame]:
         if not isinstance(traces, list) or not 1 <= len(traces) <= len(self.checkpoints.names()) + 1:
-            raise ValueError("looks: expected a list of the answers that were compared")
+            raise ValueError("traces: expected a list of compared answers")
         found = [self._trace(key, trace) for trace in traces]
         return [Frame(asked.name, readable(asked.reply), trace) for trace, asked in found]
 
@@ -279,7 +279,7 @@ class Page:
 
 @contextmanager
 def _one_at_a_time(session: Session) -> Iterator[None]:
-    """Refuses a visitor's second request while the first is being answered."""
+    """Rejects a visitor's second request during the first."""
     if not session.busy.acquire(blocking=False):
         raise RefusedError("busy")
     try:
@@ -289,7 +289,7 @@ def _one_at_a_time(session: Session) -> Iterator[None]:
 
 
 def _for_visitor(error: Exception) -> ValueError:
-    """A ValueError as it is; any other error is logged, since a visitor must not see its details."""
+    """A ValueError unchanged; any other error is logged and hidden, since visitors must not see its details."""
     if isinstance(error, ValueError):
         return error
     logger.error("an answer failed", exc_info=error)
@@ -297,7 +297,7 @@ def _for_visitor(error: Exception) -> ValueError:
 
 
 def _as_html(words: Words | None, language: Language) -> str:
-    """The content of a status line. It may quote a file's name, so it is escaped."""
+    """The content of a status line, escaped because it may quote a file name."""
     return html.escape(words.text(language)).replace("\n", "<br>") if words else ""
 
 

@@ -1,9 +1,9 @@
-// Drawing on canvases from numbers. Shared by both panes; knows nothing of what the numbers mean.
+// Draws numbers on canvases. Shared by both panes; independent of what the numbers mean.
 
 const HEAT = [[46, 15, 92], [87, 15, 109], [137, 34, 105], [187, 55, 84], [228, 90, 49], [249, 142, 8], [248, 203, 52], [252, 254, 164]];
 const LESS = [64, 156, 255], MORE = [255, 138, 51];
 
-/** A level of [0, 1] as [red, green, blue]: inferno without its black end, so that little is told from nothing. */
+/** A level in [0, 1] as [red, green, blue]: inferno without its black end, so that small values differ from 0. */
 function heat(level) {
   const place = Math.min(Math.max(level, 0), 1) * (HEAT.length - 1);
   const low = Math.min(Math.floor(place), HEAT.length - 2);
@@ -12,7 +12,7 @@ function heat(level) {
 
 const rgba = (colour, opacity) => `rgba(${colour[0]},${colour[1]},${colour[2]},${opacity})`;
 
-/** Element of a tag with properties and children; a property with a dash or "role" is an attribute. */
+/** Creates an element with properties and children; a property with a dash, or "role", becomes an attribute. */
 function make(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -23,8 +23,8 @@ function make(tag, properties = {}, ...children) {
   return made;
 }
 
-/** Boxes of a map's cells, fractions of the picture. A map that is finer than the picture's own cells (the patches of
- *  a tower) divides it evenly. */
+/** Boxes of a map's cells, in fractions of the picture. A map finer than the picture's own cells (a tower's patches)
+ *  divides it evenly. */
 function cellBoxes(image, map) {
   if (!map || map.cells.length === image.boxes.length) return image.boxes;
   const [rows, columns] = map.grid;
@@ -36,7 +36,7 @@ function cellBoxes(image, map) {
 
 const grounds = new Map();
 
-/** The picture on a canvas of at most so many pixels across, dimmed or as it is; made once. */
+/** The picture on a canvas, scaled to a maximum width, dimmed or unchanged; cached. */
 async function ground(address, width, dimmed) {
   const key = `${width} ${dimmed} ${address}`;
   if (grounds.has(key)) return grounds.get(key);
@@ -53,8 +53,8 @@ async function ground(address, width, dimmed) {
   return canvas;
 }
 
-/** A map's cells over the dimmed picture; without a map the picture alone. `image` has src and boxes; `paint(value)`
- *  gives a colour with its opacity. */
+/** A map's cells over the dimmed picture; without a map only the picture. `image` has src and boxes; `paint(value)`
+ *  returns a colour with opacity. */
 async function drawCells(canvas, image, map, paint, { box = null, width = 640 } = {}) {
   const boxes = cellBoxes(image, map), values = map ? map.cells : null;
   const shown = await ground(image.src, width, Boolean(values));
@@ -86,8 +86,8 @@ function drawBox(canvas, box) {
 const overPicture = (most) => (value) => rgba(heat(value / most), Math.min(0.92, 0.12 + 0.8 * Math.min(value / most, 1)));
 const difference = (most) => (value) => rgba(value < 0 ? LESS : MORE, Math.min(Math.abs(value) / most, 1) * 0.9);
 
-/** A matrix as squares, with names at its rows and columns, every n-th where they are too close; `chosen` is [row, column] to mark, a
- *  whole row where the column is below 0. Values that are null stay empty. */
+/** A matrix as squares with labelled rows and columns (every n-th label if they are too close). `chosen`: [row, column] to
+ *  mark, the whole row if column < 0. Null values stay empty. */
 function drawMatrix(canvas, values, most, { side = 22, chosen = null, rowNames = [], columnNames = [] } = {}) {
   const rows = values.length, columns = rows ? values[0].length : 0;
   const pen = canvas.getContext("2d");
@@ -138,28 +138,28 @@ function shortened(pen, name) {
   return kept === name ? name : `${kept.slice(0, -1)}…`;
 }
 
-/** [row, column] of a matrix below a pointer. */
+/** [row, column] of a matrix under the pointer. */
 function squareAt(canvas, event) {
   const [x, y] = fraction(canvas, event);
   const { left, above, rows, columns } = canvas.squares;
   return [Math.floor((y - above) / (1 - above) * rows), Math.floor((x - left) / (1 - left) * columns)];
 }
 
-/** Where a pointer is on a canvas, as fractions of its width and height. */
+/** The pointer's position on a canvas, as fractions of its width and height. */
 function fraction(canvas, event) {
   const frame = canvas.getBoundingClientRect();
   const clip = (value) => Math.min(Math.max(value, 0), 0.9999);
   return [clip((event.clientX - frame.left) / frame.width), clip((event.clientY - frame.top) / frame.height)];
 }
 
-/** A text of the page in every language, as the server's own words come. */
+/** A text of the page by language, in the form the server sends. */
 const inEvery = (key) => Object.fromEntries(Object.entries(TEXTS).map(([language, texts]) => [language, texts[key]]));
 
 const percent = (share) => share === null ? "–" : (100 * share).toFixed(share >= 0.0995 || share === 0 ? 0 : share < 0.00095 ? 2 : 1) + " %";
 const times = (value) => value === null ? "–" : value.toFixed(value < 10 ? 2 : 1) + " ×";
 const top = (values, least) => values.reduce((most, value) => Math.max(most, value ?? 0), least);
 
-/** One question to the server at a time; while it is out only the newest of the others waits. */
+/** Sends one request at a time; during it only the newest other request waits. */
 function newestOnly(send) {
   let out = false, waiting = null;
   return async function ask(question) {
@@ -172,7 +172,7 @@ function newestOnly(send) {
   };
 }
 
-/** A slider with its name and its number. */
+/** A slider with its label and value. */
 function slider(name, onInput) {
   const range = make("input", { type: "range", "aria-label": name });
   const shown = make("output");
@@ -182,7 +182,7 @@ function slider(name, onInput) {
   return { whole, range, label, say: (text) => { shown.textContent = text; } };
 }
 
-/** A row of buttons of which one is pressed. */
+/** A row of buttons, one of them pressed. */
 function choice(options, onChoose) {
   const whole = make("div", { className: "choice", role: "group" });
   for (const [value, text] of options) {
@@ -195,7 +195,7 @@ function choice(options, onChoose) {
   return { whole, press };
 }
 
-/** The colour bar: from nothing to `most`. */
+/** The colour bar: from 0 to `most`. */
 function colourBar(canvas) {
   canvas.width = 200;
   canvas.height = 10;

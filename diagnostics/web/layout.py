@@ -1,4 +1,4 @@
-"""What stands where on the page: the components of its tabs, and which of their texts follow the language."""
+"""The page's components, tab by tab, and which of their texts are translated."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from diagnostics.web.views import Json
 
 ASSETS = Path(__file__).parent
 LANGUAGES = [("English", "en"), ("中文", "zh")]
-_ENGLISH = TEXTS["en"]  # until the visitor's language is known
+_ENGLISH = TEXTS["en"]  # shown until the visitor's language is known
 
 
 class Translated(NamedTuple):
-    """A component whose ``property`` is the text ``key`` in the visitor's language."""
+    """A component whose ``property`` shows the text ``key`` in the visitor's language."""
 
     component: Any
     property: str
@@ -76,8 +76,8 @@ class Layout(NamedTuple):
     """Every component that an event reads or changes.
 
     session                 the key of the visitor's session
-    attention, comparison   the pane and the tab; None for the chat alone
-    texts                   all that follows the language
+    attention, comparison   the pane and the tab; None without attention
+    texts                   all translated components
     """
 
     session: gr.State
@@ -89,7 +89,7 @@ class Layout(NamedTuple):
 
 
 def lay_out(page: Page, *, attention: bool, example: tuple[Path, str] | None) -> Layout:
-    """The whole page, inside a ``gr.Blocks``; without ``attention`` the chat alone."""
+    """The whole page, inside a ``gr.Blocks``; without ``attention`` only the chat."""
     texts: Texts = []
     session = gr.State("")
     language = _top(texts)
@@ -124,7 +124,7 @@ def _chat(page: Page, example: tuple[Path, str] | None, texts: Texts) -> Chat:
         show_label=False,
         height="58vh",
         elem_id="chat",
-        render_markdown=False,  # Markdown in an answer could fetch a picture from another site
+        render_markdown=False,  # Markdown in an answer could load a picture from another site
         buttons=["copy"],
     )
     message = gr.MultimodalTextbox(
@@ -195,7 +195,7 @@ def _checkpoint_list(key: str, names: Sequence[tuple[Words, str]], chosen: str, 
 
 
 def _pane(name: str, *functions: Callable[..., Json]) -> gr.HTML:
-    """A pane that draws itself. Its script calls these functions of the server and no others."""
+    """A pane drawn by its own script, which may call only these functions of the server."""
     scripts = "\n".join((ASSETS / script).read_text(encoding="utf-8") for script in ("heat.js", f"{name}.js"))
     return gr.HTML(
         value="{}",

@@ -1,8 +1,8 @@
-"""A ``Trace`` as maps and numbers: pure functions of its rows, without the model and fast enough for a slider.
+"""Maps and numbers from a ``Trace``: pure functions of its rows, without the model, fast enough for a slider.
 
-``layer`` is a language layer of ``trace.layers`` (of the tower, where the part is "vision"), ``head`` a head of it or
-``MEAN``, ``tokens`` indexes of ``trace.tokens``: of several, the mean of their rows is read. What a token looked at is
-read from the row that predicted it (``Trace.row_of``). ``with_sinks=False`` takes attention sinks out first.
+``layer`` is a language layer of ``trace.layers`` (a tower layer for the part "vision"), ``head`` one of its heads or
+``MEAN``, ``tokens`` indices into ``trace.tokens``; for several tokens their rows are averaged. A token's attention is
+the row that predicted it (``Trace.row_of``). ``with_sinks=False`` removes attention sinks first.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Part: TypeAlias = Literal["language", "connector", "vision"]
 
 
 class TextMap(NamedTuple):
-    """Which tokens look at which, within a window.
+    """Attention between the tokens of a window.
 
-    rows      Float32[queries, keys]: shares of attention; rows sum to at most 1, the rest lies outside the window
-    queries   Int[queries]: the tokens that look (those with a row)
+    rows      Float32[queries, keys]: shares of attention; rows sum to at most 1, the rest is outside the window
+    queries   Int[queries]: the tokens that attend (those with a row)
     keys      Int[keys]: the tokens of the window
     """
 
@@ -38,13 +38,13 @@ class TextMap(NamedTuple):
 
 
 class ImageMap(NamedTuple):
-    """Where in a picture.
+    """Attention over a picture.
 
-    cells      Float64[rows, columns]: shares of the attention to this picture, sum 1 (all 0 where there is none). Of
-               the grid of ``ImageTokens``; in part "vision" of the tower's patches, which may be finer
+    cells      Float64[rows, columns]: shares of the attention to this picture, sum 1 (all 0 if there is none), on the
+               grid of ``ImageTokens``; for the part "vision" on the tower's patches, which may be finer
     mass       share of the whole row that lies on this picture, 0 to 1 (1 for connector and vision)
-    image      which picture
-    token      the token that looks; None: several, or a part without tokens
+    image      index of the picture
+    token      the token that attends; None: several, or a part without tokens
     """
 
     cells: Float[np.ndarray, "rows columns"]
@@ -54,10 +54,10 @@ class ImageMap(NamedTuple):
 
 
 class Overview(NamedTuple):
-    """Which layers and heads look there?
+    """Attention to a picture or box by layer and head.
 
     values   Float64[layers, heads], in the order of ``trace.layers``
-    unit     "share": of the whole row, on the picture, 0 to 1; "times": enrichment of the box, 1 is even
+    unit     "share": of the whole row, on the picture, 0 to 1; "times": enrichment of the box, 1 is uniform
     """
 
     values: Float[np.ndarray, "layers heads"]
@@ -65,10 +65,10 @@ class Overview(NamedTuple):
 
 
 class BoxNumbers(NamedTuple):
-    """A box by layer and head, in the order of ``trace.layers``.
+    """Attention to a box by layer and head, in the order of ``trace.layers``.
 
     mass         Float64[layers, heads]: share of the attention to the picture that lies in the box, 0 to 1
-    enrichment   Float64[layers, heads]: that, over the box's share of the picture; 1 is even
+    enrichment   Float64[layers, heads]: ``mass`` over the box's share of the picture; 1 is uniform
     """
 
     mass: Float[np.ndarray, "layers heads"]
@@ -78,11 +78,11 @@ class BoxNumbers(NamedTuple):
 def text_map(
     trace: Trace, layer: int, head: int, window: tuple[int, int], *, with_sinks: bool = True
 ) -> TextMap:
-    """Which tokens of the window (start, end) look at which of them? Each by its own row, as the model has it."""
+    """Attention among the tokens of the window (start, end): each token's own row, not the row that predicted it."""
     start, end = window
     if not 0 <= start < end <= len(trace.tokens):
         raise ValueError(
-            f"window {start} to {end}: expected a stretch of the {len(trace.tokens)} tokens, start before end"
+            f"window {start} to {end}: expected a range within the {len(trace.tokens)} tokens, start before end"
         )
     places = np.flatnonzero((trace.positions >= start) & (trace.positions < end))
     rows = _rows(trace, layer, head, places, with_sinks=with_sinks)[:, start:end]
@@ -100,12 +100,11 @@ def image_map(
     *,
     patch: int | None = None,
 ) -> ImageMap:
-    """Where in the picture?
+    """Attention over a picture, in one part of the model.
 
-    language    did the tokens look; through a resampler, composed with what its queries read
-    connector   do the resampler's queries look, on the whole (layer and tokens are not read)
-    vision      do the patches of the tower look in layer ``layer`` (tokens are not read): on the whole, or one of
-                them, ``patch``
+    language    of the tokens; through a resampler, composed with its queries' attention
+    connector   of the resampler's queries, averaged (``layer`` and ``tokens`` are ignored)
+    vision      of the tower's patches in layer ``layer``: averaged, or of one patch, ``patch`` (``tokens`` are ignored)
     """
     if part == "connector":
         return _connector_map(trace, head, image)
@@ -121,7 +120,7 @@ def image_map(
 def overview(
     trace: Trace, tokens: Sequence[int], image: int = 0, box: Box | None = None, *, with_sinks: bool = True
 ) -> Overview:
-    """Which layers and heads look at the picture; with a box (pixels of the original), at the box?"""
+    """Attention to the picture by layer and head; with a box (pixels of the original), its enrichment."""
     if box is not None:
         return Overview(box_numbers(trace, box, tokens, image, with_sinks=with_sinks).enrichment, "times")
     rows = _rows_by_layer(trace, tokens, with_sinks=with_sinks)
@@ -131,8 +130,8 @@ def overview(
 def who_looks(
     trace: Trace, layer: int, head: int, patch: int, image: int = 0, *, with_sinks: bool = True
 ) -> Float[np.ndarray, " tokens"]:
-    """How much does each token look at one cell of the picture (row-major)? Share of its whole row, as ``row_of``
-    reads it; NaN where a token has no row."""
+    """Each token's attention to one cell of the picture (row-major): share of its whole row (``row_of``), NaN for
+    tokens without a row."""
     seen = _image(trace, image)
     cells = seen.grid[0] * seen.grid[1]
     if not 0 <= patch < cells:
@@ -152,19 +151,19 @@ def box_numbers(
 ) -> BoxNumbers:
     """Mass and enrichment of a box (pixels of the original picture) by layer and head.
 
-    As ``region_mass`` and ``enrichment`` of ``diagnostics.measures.attention``, of ``cells_from_row``; but the box is
-    carried back through connector and overview once, instead of every row through them: a · (R w) for (a R) · w.
+    Equal to ``region_mass`` and ``enrichment`` of ``diagnostics.measures.attention`` applied to ``cells_from_row``, but
+    the box is mapped back through connector and overview once, instead of mapping every row: a · (R w) for (a R) · w.
 
-    tokens   whose rows; None: the answer's
+    tokens   whose rows to average; None: the answer's
 
-    Raises ValueError for a box that lies outside the picture, or has no area.
+    Raises ValueError for a box outside the picture, or without area.
     """
     seen = _image(trace, image)
     coverage = region_coverage([box], seen)
     if not coverage.any():
         width, height = seen.image_size_pixels
         raise ValueError(
-            f"box {[round(float(edge)) for edge in box]}: covers nothing of the picture, expected x0 < x1 and y0 < y1 "
+            f"box {[round(float(edge)) for edge in box]}: does not overlap the picture, expected x0 < x1 and y0 < y1 "
             f"within {width} × {height} pixels"
         )
     rows = _rows_by_layer(trace, trace.answer if tokens is None else tokens, with_sinks=with_sinks)
@@ -180,7 +179,7 @@ def box_numbers(
 def _rows(
     trace: Trace, layer: int, head: int, places: Int[np.ndarray, " chosen"], *, with_sinks: bool
 ) -> Float[np.ndarray, "chosen keys"]:
-    """Kept rows of a language layer, of one head or the mean of all."""
+    """Kept rows of a language layer: of one head, or the mean over heads."""
     if layer not in trace.rows:
         raise ValueError(f"layer {layer} was not captured; expected one of {list(trace.layers)}")
     rows = _one_head(trace.rows[layer][:, places], head, f"layer {layer}")
@@ -198,7 +197,7 @@ def _rows_by_layer(
 
 def _places(trace: Trace, tokens: Sequence[int]) -> Int[np.ndarray, " tokens"]:
     if not tokens:
-        raise ValueError("found no tokens, expected at least one: choose a token of the answer")
+        raise ValueError("found no tokens, expected at least one: select a token of the answer")
     return np.array([trace.row_of(token) for token in tokens])
 
 
@@ -221,7 +220,7 @@ def _image(trace: Trace, image: int) -> ImageTokens:
 
 
 def _connector(trace: Trace, image: int) -> Float[np.ndarray, "tokens cells"] | None:
-    """What each of the picture's tokens read, the mean of the connector's heads; None where token i is cell i."""
+    """The connector's attention for each of the picture's tokens, mean over heads; None if token i is cell i."""
     return trace.connector_means[image] if trace.images[image].tokens.through_connector else None
 
 
@@ -229,7 +228,7 @@ def _connector_map(trace: Trace, head: int, image: int) -> ImageMap:
     grid = _image(trace, image).grid
     if not trace.connector:
         raise ValueError(
-            "this model's connector has no attention: its image tokens are cells of the picture; choose language or "
+            "this model's connector has no attention: its image tokens are cells of the picture; select language or "
             "vision"
         )
     return ImageMap(
@@ -243,7 +242,7 @@ def _vision_map(trace: Trace, layer: int, head: int, image: int, patch: int | No
         kept = (
             f"expected one of {sorted(trace.vision)}"
             if trace.vision
-            else "none was: not in this mode, or its patches are too many, or no whole number of each cell"
+            else "none was: not in this mode, too many patches, or no whole number of patches per cell"
         )
         raise ValueError(f"layer {layer} of the vision tower was not captured; {kept}")
     rows = trace.vision[layer][image]
@@ -254,7 +253,7 @@ def _vision_map(trace: Trace, layer: int, head: int, image: int, patch: int | No
     else:
         rows = rows[:, [patch]]
     found = _one_head(rows, head, f"layer {layer} of the vision tower")[0]
-    finer = round((len(found) / (grid[0] * grid[1])) ** 0.5)  # patches that were merged into one cell, a side
+    finer = round((len(found) / (grid[0] * grid[1])) ** 0.5)  # patches per side of a cell
     return ImageMap(_shares(found, (grid[0] * finer, grid[1] * finer)), 1.0, image, None)
 
 

@@ -1,4 +1,4 @@
-"""Will a model fit? Counted from its configuration, before a weight is read."""
+"""Estimates from its configuration whether a model fits into memory, before weights are read."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from finetune.model.checkpoint import skeleton
 from finetune.model.memory_estimate import NF4_CONSTANT_BITS, RESERVE_BYTES, gibibytes
 
 CONTEXT_TOKENS = 2048
-"""Of the conversation whose keys and values are counted."""
+"""Length of the conversation whose keys and values are counted."""
 CPU_RESERVE_BYTES = (
     2**28
-)  # what a small process takes beside its weights; a GPU's is finetune.model.memory_estimate's
+)  # memory of a small process apart from weights; for a GPU see finetune.model.memory_estimate
 
 
 class Need(NamedTuple):
-    """Bytes that answering takes.
+    """Bytes needed to answer.
 
-    weights   as they rest: 4-bit language layers take 4.13 bits a weight
+    weights   as stored: 4-bit language layers take 4.13 bits per weight
     cache     keys and values of a conversation of ``CONTEXT_TOKENS``
-    traces    attention that is kept for the screen; 0 without
-    reserve   the device's own, and what lives for one operation
+    traces    attention kept for the page; 0 in mode "text"
+    reserve   the device's own use, and temporary buffers
     """
 
     weights: float
@@ -53,11 +53,11 @@ class Need(NamedTuple):
 def need(
     config: Any, *, four_bit: bool, traces_bytes: float, on_gpu: bool, adapter: Path | None = None
 ) -> Need:
-    """What a model takes, from its configuration alone.
+    """The memory a model needs, from its configuration alone.
 
-    four_bit      language layers are loaded in NF4
+    four_bit      whether language layers are loaded in NF4
     traces_bytes  attention kept on the model's own device
-    adapter       its folder, whose tensors come on top
+    adapter       adapter folder, whose tensors are added
     """
     family = family_of(config)
     model = skeleton(config)
@@ -75,7 +75,7 @@ def need(
 
 
 def weight_bytes(model: nn.Module, family: Family, *, four_bit: bool) -> float:
-    """Bytes of a model's weights as they will rest; for a model on the meta device."""
+    """Bytes of a model's weights once loaded, from the model on the meta device."""
     inside = f"{family.paths.language_layers}."
     quantised = {
         f"{name}.weight"
@@ -89,8 +89,8 @@ def weight_bytes(model: nn.Module, family: Family, *, four_bit: bool) -> float:
 
 
 def require(needed: Need, available: float, *, name: str, advice: Sequence[str]) -> None:
-    """Raises ValueError where it does not fit, with what would help, cheapest first."""
+    """Raises ValueError with remedies, cheapest first, if the model does not fit."""
     if needed.total <= available:
         return
-    helps = "; ".join(advice) or "choose a smaller checkpoint, or a machine with more memory"
-    raise ValueError(f"{name} {needed}; found {gibibytes(available)} free. What helps: {helps}")
+    helps = "; ".join(advice) or "a smaller checkpoint, or a machine with more memory"
+    raise ValueError(f"{name} {needed}; found {gibibytes(available)} free. Try: {helps}")

@@ -1,7 +1,7 @@
-"""The page: chat, attention, before / after. ``build`` puts it together, ``serve`` starts it, for this machine alone.
+"""The page: chat, attention, before / after. ``build`` assembles it, ``serve`` starts it (by default only locally).
 
-handlers   what a visitor can do        layout   which components there are
-wiring     which event does what        views    the numbers that the panes draw in the browser
+handlers   event handlers               layout   components
+wiring     events → handlers            views    the numbers that the panes draw in the browser
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from diagnostics.web.wiring import wire
 logger = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "localhost")
-"""The only host names that a page for this machine alone answers to: a site whose own name leads here (DNS rebinding)
-is refused."""
+"""The only host names that a page for this machine answers to. Rejects other sites whose name resolves to it (DNS
+rebinding)."""
 FONTS = [
     "system-ui",
     "Noto Sans CJK SC",
     "sans-serif",
-]  # installed on the visitor's machine; none is downloaded
+]  # fonts installed on the visitor's machine; none is downloaded
 
 
 def build(page: Page, *, attention: bool, example: tuple[Path, str] | None = None) -> gr.Blocks:
-    """The page; without ``attention`` the chat alone. ``example`` is a picture and a question to try."""
+    """The page; without ``attention`` only the chat. ``example``: a picture and a question to try."""
     with gr.Blocks(
         title=TEXTS["en"]["title"], analytics_enabled=False, delete_cache=(600, 3600), fill_width=True
     ) as blocks:
@@ -50,9 +50,9 @@ def serve(
     inbrowser: bool = False,
     wait: bool = True,
 ) -> str:
-    """Start the page, log its address and return it; with ``wait`` only when the server ends.
+    """Start the page, log its URL and return it; with ``wait``, return only after the server ends.
 
-    The only files it serves are those that visitors sent and those drawn for them.
+    Serves no files except visitors' uploads and what is drawn for them.
     """
     hosts = LOOPBACK if server_name in LOOPBACK and not share else ("*",)
     blocks.queue(api_open=False)

@@ -1,4 +1,4 @@
-"""Saves a box drawn on the page as a probe, in the file of ``--probe-file`` and nowhere else."""
+"""Saves boxes drawn on the page as probes, only to the file of ``--probe-file``."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ from finetune.files import in_place_of
 logger = logging.getLogger(__name__)
 
 PROBES_MAX = 1000
-"""A page that is open to many must not fill a disk."""
+"""Keeps visitors of a public page from filling the disk."""
 _TEXTS = ("id", "group", "region", "question", "answer", "foil")
 
 
 class ProbeFile:
-    """Probes that visitors add to; pictures go into ``images/`` beside the file."""
+    """A probe file that visitors add to; pictures go into ``images/`` beside it."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
         self._writing = threading.Lock()
 
     def add(self, trace: Trace, asked: Asked, written: Mapping[str, Any]) -> Probe:
-        """Append one probe and read the whole file again, as every user of it does.
+        """Append one probe, and validate the whole file with the reader that every program uses.
 
-        written   ``id group region question answer foil`` as texts, ``image``, and ``box`` in fractions of the picture
+        written   ``id group region question answer foil`` as texts, ``image`` (index), and ``box`` in fractions of the
+                  picture
 
-        Raises ValueError naming the field, and leaves file and pictures as they were.
+        Raises ValueError naming the field, and leaves file and pictures unchanged.
         """
         texts = {name: str(written.get(name) or "").strip() for name in _TEXTS}
         for name, text in texts.items():
@@ -87,7 +88,7 @@ class ProbeFile:
             place.unlink(missing_ok=True)
             if isinstance(error, OSError):
                 logger.warning("a probe could not be saved: %s", error)
-                # its words say where on this machine the file lies
+                # its message contains the file's path
                 raise RefusedError("not_written", file=self.path.name) from error
             raise
         return probe
@@ -102,7 +103,7 @@ class ProbeFile:
             trial.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> tuple[Probe, ...]:
-        """``read_probes`` with errors for visitors, which hide the file's path."""
+        """``read_probes`` with errors for visitors, without the file's path."""
         try:
             return read_probes(path)
         except ValueError as error:
@@ -114,5 +115,5 @@ class ProbeFile:
 
 
 def _label(name: str) -> Words:
-    """A field as its form names it."""
+    """A field's label in the form."""
     return Words("right_answer" if name == "answer" else name)

@@ -1,4 +1,4 @@
-"""Captures attention while a reply is generated: language layers, connector, vision tower, sinks."""
+"""Captures attention during generation: language layers, connector, vision tower, sinks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ReplyCapture:
-    """Captures one reply's generation; hooks are on the model only inside the ``with`` block."""
+    """Captures the generation of one reply; the model has hooks only inside the ``with`` block."""
 
     def __init__(self, engine: Engine, encoded: Encoded) -> None:
         self._engine = engine
@@ -39,7 +39,7 @@ class ReplyCapture:
     def __enter__(self) -> ReplyCapture:
         engine, enter = self._engine, self._stack.enter_context
         enter(engine.kernels.tapped(self._rows))
-        if engine.sink_layers:  # each hooked layer costs time in every forward
+        if engine.sink_layers:  # each hooked layer slows every forward
             self._states = enter(HiddenStates(engine.model, engine.sink_layers, family=engine.family))
         if engine.vision_layers:
             watch = Watch(self, bare_model(engine.model))
@@ -52,30 +52,30 @@ class ReplyCapture:
         self._stack.close()
 
     def _keep_tower_inputs(self, tower: nn.Module, arguments: Any, options: dict[str, Any]) -> None:
-        self._tower_called = tower, arguments, options  # read after the reply
+        self._tower_called = tower, arguments, options  # used after the reply
 
     def rows(self, tokens: int) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-        """Int[queries] and layer → Float16[heads, queries, tokens]: the last rows, as many as fit the budget."""
+        """Int[queries] and layer → Float16[heads, queries, tokens]: the last rows that fit the budget."""
         most = self._engine.rows_that_fit(tokens)
         found = {}
         for layer in self._engine.layers:
             rows = self._rows.rows(f"layer_{layer}", most).numpy()
             if (
                 unread := tokens - rows.shape[2]
-            ):  # the last token of a reply that was cut off: nothing looks at it
+            ):  # the last token of a reply that was cut off: no later token attends to it
                 rows = np.pad(rows, ((0, 0), (0, 0), (0, unread)))
             found[layer] = rows
         return self._rows.positions[-most:], found
 
     def connector(self) -> tuple[np.ndarray, ...]:
-        """For each image Float16[heads, queries, patches]; none where the connector does not attend."""
+        """Float16[heads, queries, patches] for each picture; empty if the connector has no attention."""
         return tuple(rows.numpy() for rows in self._rows.connector())
 
     def vision(self) -> dict[int, tuple[np.ndarray, ...]]:
-        """Layer of the tower → for each image Float16[heads, patches, patches].
+        """Tower layer → Float16[heads, patches, patches] for each picture.
 
-        Left out: layers that did not run, whose patches do not divide the cells evenly, or whose rows take more than
-        half of the cache.
+        Omits layers that did not run, whose patches do not divide the cells evenly, or whose rows take more than half
+        of the cache.
         """
         if self._tower_called is None:
             return {}
@@ -99,7 +99,7 @@ class ReplyCapture:
         return found
 
     def _bytes(self, name: str, sequences: Sequence[TowerSequence]) -> int:
-        """Memory of a layer's rows over all patches of each picture; mostly zeros for a picture in tiles."""
+        """Memory of a layer's rows over all patches of each picture (mostly zeros for a tiled picture)."""
         engine = self._engine
         shape = engine.family.attention_shape(bare_model(engine.model).config, name)
         assert shape is not None, "a layer without attention has no rows"
@@ -108,8 +108,8 @@ class ReplyCapture:
         return 2 * shape.heads * int((patches**2).sum())
 
     def sinks(self, tokens: int) -> Bool[np.ndarray, "layers tokens"]:
-        """Sinks are found in key layers; every other layer takes those of the nearest key layer below, since a sink
-        persists through the layers above it."""
+        """Sinks are detected in key layers; other layers use those of the nearest key layer below, since a sink
+        persists in the layers above it."""
         found = np.zeros((len(self._engine.layers), tokens), bool)
         if self._states is None:
             return found
@@ -121,16 +121,16 @@ class ReplyCapture:
 
 
 def has_square_cells(image: ImageTokens, patches: int, usual: tuple[int, int]) -> bool:
-    """Does every cell have a square of 1, 4, 9, … patches? Not where the margins have patches but no cells: 24 × 24
-    patches of a picture padded to a square, over 6 × 24 cells, would pass for 2 × 2 in each.
+    """Whether every cell has a square of 1, 4, 9, … patches. Not if padding has patches but no cells: 24 × 24 patches
+    of a picture padded to a square, over 6 × 24 cells, would look like 2 × 2 per cell.
 
-    usual   (rows, columns) of patches by the configuration; used where the tower has as many
+    usual   (rows, columns) of patches in the configuration; used if the tower has that many
     """
     cells = image.grid[0] * image.grid[1]
     rows, columns = usual
     if image.tiles is not None:
         down, across = laid_out(image.tiles)
-        side = isqrt(patches // (down * across))  # of a tile, in patches
+        side = isqrt(patches // (down * across))  # side of a tile, in patches
         rows, columns = down * side, across * side
     if rows * columns == patches and rows * image.grid[1] != columns * image.grid[0]:
         return False
@@ -142,6 +142,6 @@ def image_slots(encoded: Encoded) -> set[int]:
 
 
 def _text_positions(engine: Engine, encoded: Encoded) -> list[int]:
-    """Positions of the prompt's text: as many of the last as fit."""
+    """Positions of the prompt's text: the last that fit."""
     slots, tokens = image_slots(encoded), len(encoded.input_ids)
     return [at for at in range(tokens) if at not in slots][-engine.rows_that_fit(tokens) :]

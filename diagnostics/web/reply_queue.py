@@ -1,4 +1,4 @@
-"""Replies of one model, one after another: each waits for its turn and streams to whoever listens."""
+"""A queue of replies for one model: each waits for its turn and streams to its listener."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CLOSING_SECONDS = 5.0
 class Partial(NamedTuple):
     """A reply so far.
 
-    text      all of it so far
-    done      nothing follows
-    trace     what it looked at, with the last partial; None in mode "text", and for a reply without tokens
-    waiting   how many replies are before it in the queue; its text is "" until its turn
+    text      all text so far
+    done      whether this is the last partial
+    trace     its attention, with the last partial; None in mode "text", and for a reply without tokens
+    waiting   number of replies ahead in the queue; the text is "" until its turn
     """
 
     text: str
@@ -36,7 +36,7 @@ class Partial(NamedTuple):
 
 @dataclass(eq=False)
 class Job:
-    """One reply to make: ``stop`` ends it; ``left`` is set when nobody listens any more."""
+    """One reply to generate: ``stop`` ends it; ``left`` is set once nobody listens."""
 
     turns: tuple[Turn, ...]
     stop: threading.Event
@@ -49,15 +49,15 @@ class Job:
         return self.stop.is_set() or self.left.is_set()
 
     def emit(self, event: Partial | BaseException) -> None:
-        """Hand this to the listener, without waiting for it."""
+        """Pass an event to the listener without waiting for it."""
         self.events.put(event)
 
 
 class ReplyQueue:
     """Runs jobs in one thread, first come, first served.
 
-    The thread never waits for a listener, so a disconnected one blocks nobody. When the process ends, the thread
-    ends within a token: a daemon thread that is cut off inside torch would abort the process.
+    The thread never waits for a listener, so a disconnected one blocks nobody. When the process exits, the thread ends
+    within one token: a daemon thread killed inside torch would abort the process.
     """
 
     def __init__(self) -> None:
@@ -94,18 +94,18 @@ class ReplyQueue:
             self._run(*self._work.get())  # no variable may keep a job alive while the thread waits
 
     def leave(self, job: Job) -> None:
-        """Take a job out of the queue; nothing where it is not in it."""
+        """Remove a job from the queue, if it is in it."""
         with self._lock:
             if job in self._jobs:
                 self._jobs.remove(job)
 
     def ahead(self, job: Job) -> int:
-        """How many jobs come before this one, the running one included."""
+        """Number of jobs before this one, including the running one."""
         with self._lock:
             return self._jobs.index(job) if job in self._jobs else 0
 
     def stream(self, job: Job) -> Iterator[Partial]:
-        """A job's partials until it is done; while it waits, its place in the queue whenever that changes."""
+        """A job's partials until it is done; while it waits, its place in the queue whenever it changes."""
         waiting = 0
         while True:
             try:
@@ -131,7 +131,7 @@ class ReplyQueue:
                 job.emit(Partial("", True, None))
             else:
                 work(job)
-        except BaseException as error:  # goes to the one who asked; the next job runs
+        except BaseException as error:  # raised in the listener; the next job still runs
             job.emit(_for_listener(error))
         finally:
             self.leave(job)

@@ -1,4 +1,4 @@
-"""One visitor's conversation and traces, apart from every other's, and the limits on what a visitor may send."""
+"""Visitors' sessions: each one's conversation and traces, and limits on uploads and questions."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ PIXELS_MAX = 25_000_000
 QUESTION_MAX_CHARACTERS = 4000
 TURNS_MAX = 40
 SESSIONS_MAX = 64
-"""Visitors at once; the one that was longest silent makes room for a new one."""
+"""Concurrent visitors; a new one replaces the one idle for longest."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture as it was sent: its file's bytes, checked, and its size as it is shown (EXIF turned upright)."""
+    """An uploaded picture: the checked bytes of its file, and its upright size (EXIF applied)."""
 
     name: str
     data: bytes
 
     @classmethod
     def read(cls, path: str | Path) -> Upload:
-        """Raises ValueError, in words for the visitor, for what is no picture or too large. Pixels are counted from
-        the header, before anything is decoded."""
+        """Raises ValueError, with a message for the visitor, for a file that is not a picture or too large. Pixels are
+        counted from the header, before decoding."""
         path = Path(path)
         try:
             data = path.read_bytes()
-        except OSError as error:  # gone from the server's folder of uploads
+        except OSError as error:  # no longer in the upload folder
             raise RefusedError("no_image", file=_short(path.name)) from error
         if len(data) > FILE_MAX_BYTES:
             found = f"{len(data) / 2**20:.1f}"
@@ -53,7 +53,7 @@ class Upload:
             width, height = size_of(data)
             if width * height <= PIXELS_MAX:
                 open_image(data)
-        except ValueError as error:  # its words name an object in memory
+        except ValueError as error:  # its message names an object in memory
             key = "pixels_too_many" if "expected at most" in str(error) else "no_image"
             raise RefusedError(key, file=_short(path.name), most=most) from error
         if width * height > PIXELS_MAX:
@@ -79,7 +79,7 @@ class Asked:
     question: str
     reply: str
     pictures: tuple[Upload, ...]
-    name: Words = NO_WORDS  # the checkpoint that answered
+    name: Words = NO_WORDS  # of the checkpoint that answered
 
 
 @dataclass
@@ -88,16 +88,16 @@ class Session:
 
     traces: TraceCache
     turns: list[Turn] = field(default_factory=list)
-    exchanges: list[tuple[str, str]] = field(default_factory=list)  # (question, answer) as written
+    exchanges: list[tuple[str, str]] = field(default_factory=list)  # (question, answer)
     pictures: list[Upload] = field(default_factory=list)
-    added: list[int] = field(default_factory=list)  # pictures that came with each question
-    asked: dict[str, Asked] = field(default_factory=dict)  # by the key of its look
+    added: list[int] = field(default_factory=list)  # number of pictures added with each question
+    asked: dict[str, Asked] = field(default_factory=dict)  # by the key of its trace
     status: dict[Place, Words] = field(default_factory=dict)  # the last status lines below input and question
     stop: threading.Event = field(default_factory=threading.Event)
     busy: threading.Lock = field(default_factory=threading.Lock)
 
     def ask(self, question: str, uploads: Sequence[Upload]) -> None:
-        """Put a question: it becomes the last turn. Raises ValueError beyond the limits."""
+        """Append a question as the last turn. Raises ValueError beyond the limits."""
         if not question.strip() and not uploads:
             raise RefusedError("nothing_asked")
         if len(question) > QUESTION_MAX_CHARACTERS:
@@ -112,7 +112,7 @@ class Session:
         self.added.append(len(uploads))
 
     def answered(self, text: str, trace: Trace | None) -> None:
-        """Keep the answer and what it looked at."""
+        """Store the answer and its trace."""
         self.turns.append(Turn("assistant", (text,)))
         question = self.exchanges[-1][0]
         self.exchanges[-1] = (question, text)
@@ -120,21 +120,21 @@ class Session:
             self.keep(trace, Asked(question, text, tuple(self.pictures)))
 
     def keep(self, trace: Trace, asked: Asked) -> str:
-        """Put a trace into the cache; the questions of those that were dropped go with them."""
+        """Put a trace into the cache; forget the questions of evicted traces."""
         key = self.traces.put(trace)
         self.asked[key] = asked
         self.asked = {key: one for key, one in self.asked.items() if key in self.traces}
         return key
 
     def take_back_answer(self) -> bool:
-        """Before asking again: the last answer goes. False where there is nothing to ask again."""
+        """Remove the last answer so that it can be regenerated; False if there is none."""
         if self.turns and self.turns[-1].role == "assistant":
             self.turns.pop()
             self.exchanges[-1] = (self.exchanges[-1][0], "")
         return bool(self.turns)
 
     def take_back_question(self) -> tuple[str, list[Upload]]:
-        """Remove a question that was not answered, and return it with its pictures; empty where there is none."""
+        """Remove an unanswered question and return it with its pictures; empty if there is none."""
         if not self.turns:
             return "", []
         self.take_back_answer()
@@ -146,7 +146,7 @@ class Session:
         return question, uploads
 
     def clear(self) -> None:
-        """Forget everything that was said and seen."""
+        """Forget the conversation and its traces."""
         self.stop.set()
         for kept in (self.turns, self.exchanges, self.pictures, self.added):
             kept.clear()
@@ -156,7 +156,7 @@ class Session:
 
 
 class Sessions:
-    """Sessions by a key that nobody can guess; only its holder can read the session."""
+    """Sessions by an unguessable key; only its holder can read the session."""
 
     def __init__(self, cache_bytes: int) -> None:
         self.cache_bytes = cache_bytes
@@ -176,7 +176,7 @@ class Sessions:
         return key
 
     def get(self, key: object) -> Session:
-        """Raises ValueError where there is no such session (closed, or never opened)."""
+        """Raises ValueError if there is no such session (closed, or never opened)."""
         with self._lock:
             session = self._sessions.get(key) if isinstance(key, str) else None
             if session is None:
@@ -185,7 +185,7 @@ class Sessions:
             return session
 
     def close(self, key: str) -> None:
-        """Forget a visitor; a reply that is being written ends within a token."""
+        """Forget a visitor; a reply in progress ends within one token."""
         with self._lock:
             session = self._sessions.pop(key, None)
         if session is not None:
@@ -196,8 +196,8 @@ class Sessions:
 
 
 def user_turn(question: str, uploads: Sequence[Upload], before: int) -> Turn:
-    """A question with its pictures as Qwen-VL's data writes it: ``Picture 3: `` image ``\\n`` question, numbered on
-    from the ``before`` pictures of earlier turns."""
+    """A question with its pictures in Qwen-VL's format: ``Picture 3: `` image ``\\n`` question, numbered from the
+    ``before`` pictures of earlier turns."""
     parts: list[str | ImageRef] = []
     text = ""
     for number, upload in enumerate(uploads, start=before + 1):

@@ -1,6 +1,6 @@
-"""Every text of the page, in English and in Chinese; a test holds both to the same keys.
+"""Every text of the page, in English and Chinese; a test checks that both have the same keys.
 
-``Words`` is a message whose language is chosen later, ``RefusedError`` an error that carries one.
+``Words`` is a message whose language is chosen later; ``RefusedError`` is an error that carries one.
 """
 
 from __future__ import annotations
@@ -12,43 +12,42 @@ Language: TypeAlias = Literal["en", "zh"]
 
 TEXTS: dict[Language, dict[str, str]] = {
     "en": {
-        "title": "Vision-language chat, and what the model looks at",
+        "title": "Vision-language chat with attention maps",
         "language": "Language",
         "chat": "Chat",
         "attention": "Attention",
         "compare": "Before / after",
-        "ask": "Ask about a picture: add one or several, then write",
+        "ask": "Add one or more pictures and ask a question",
         "stop": "Stop",
-        "again": "Answer again",
+        "again": "Regenerate",
         "clear": "Clear",
         "as_written": "{words}",
-        "drop": "Drop a picture here, or click to choose one",
-        "waiting": "{n} before you in the queue",
+        "drop": "Drop a picture here, or click to choose a file",
+        "waiting": "{n} ahead of you in the queue",
         "session_ended": "This session has ended; reload the page.",
-        "busy": "The last answer is still being written; stop it, or wait.",
-        "nothing_asked": "There is no question; write one, or add a picture.",
-        "no_question": "There is no question; write one.",
-        "question_long": "The question: found {found} characters, expected at most {most}.",
-        "pictures_many": "Pictures: found {found}, expected at most {most} in a conversation; clear it and start "
-        "again.",
+        "busy": "The last answer is still being generated; stop it or wait.",
+        "nothing_asked": "Type a question or add a picture.",
+        "no_question": "Type a question.",
+        "question_long": "Question: found {found} characters, expected at most {most}.",
+        "pictures_many": "Pictures: found {found}, expected at most {most} per conversation; clear it and start again.",
         "turns_many": "This conversation has reached the limit of {most} turns; clear it and start again.",
-        "file_large": "{file}: found {found} MB, expected at most {most}; save it smaller.",
+        "file_large": "{file}: found {found} MB, expected at most {most}; use a smaller file.",
         "pixels_many": "{file}: found {width} × {height} pixels, expected at most {most} million; scale it down.",
         "pixels_too_many": "{file}: found too many pixels, expected at most {most} million; scale it down.",
-        "no_image": "{file}: not readable as a picture; send a PNG or JPEG.",
-        "prompt_long": "This question and its pictures have {found} tokens and the model reads at most {most}; shorten "
-        "the question, or send fewer pictures.",
-        "conversation_long": "The conversation has {found} tokens and the model reads at most {most}; shorten the "
+        "no_image": "{file}: cannot be read as a picture; use PNG or JPEG.",
+        "prompt_long": "The question and its pictures take {found} tokens, but the model reads at most {most}; shorten "
+        "the question or send fewer pictures.",
+        "conversation_long": "The conversation takes {found} tokens, but the model reads at most {most}; shorten the "
         "question, send fewer pictures, or clear it and start again.",
-        "no_memory": "The model ran out of memory on this conversation; send fewer or smaller pictures, start a new "
-        "one, or run with --low-memory.",
+        "no_memory": "The model ran out of memory on this conversation; send fewer or smaller pictures, clear it and "
+        "start again, or run with --low-memory.",
         "in_english": "{words}",
-        "not_answered": "This could not be answered; the server's log says why.",
-        "not_drawn": "This could not be drawn; the server's log says why.",
-        "made_room": "This answer's attention was dropped to make room for newer ones ({limit} MB are kept); ask "
+        "not_answered": "This could not be answered; see the server log.",
+        "not_drawn": "This could not be drawn; see the server log.",
+        "made_room": "This answer's attention was removed to make room for newer answers (limit: {limit} MB); ask "
         "again.",
-        "nothing_yet": "Ask a question in Chat. What the answer looked at then appears here.",
-        "answer": "The answer, token by token: choose one or several",
+        "nothing_yet": "Ask a question in Chat; the attention of the answer then appears here.",
+        "answer": "Tokens of the answer: select one or more",
         "all_tokens": "all / one",
         "language_part": "Language",
         "connector": "Connector",
@@ -57,42 +56,41 @@ TEXTS: dict[Language, dict[str, str]] = {
         "head": "Head",
         "mean": "mean",
         "with_sinks": "with sinks",
-        "sinks_help": "Tokens that attract attention without carrying content; leave them out to see the rest more "
-        "clearly",
-        "no_sinks": "No sinks were found in this layer: nothing is left out.",
-        "one_layer": "Only one layer is kept.",
+        "sinks_help": "Sinks draw attention without carrying content; exclude them to see the rest more clearly",
+        "no_sinks": "No sinks were found in this layer.",
+        "one_layer": "Only one layer was kept.",
         "connector_layer": "The connector has one layer.",
-        "tower_layer": "Only the last layer of the tower is kept.",
+        "tower_layer": "Only the last layer of the vision tower was kept.",
         "picture": "Picture",
-        "where_in_picture": "Where in the picture",
-        "touch_help": "Click a patch to see which tokens look at it. Drag a box to see its share by layer and head.",
-        "no_picture": "No picture in this conversation.",
+        "where_in_picture": "Attention in the picture",
+        "touch_help": "Click a patch to see which tokens attend to it. Drag a box to see its share by layer and head.",
+        "no_picture": "There is no picture in this conversation.",
         "no_map": "No attention was kept for this part.",
-        "shape_only": "Shares within the picture; this part sees nothing else.",
-        "patch_shape": "Where the patch that you clicked looks: shares within the picture, which is all that this "
-        "part sees.",
-        "mass_words": "{mass} of this row lies on the picture",
-        "overview": "Layers (down) × heads (across): click to choose",
+        "shape_only": "Shares within the picture; this part attends to nothing else.",
+        "patch_shape": "Attention of the patch you clicked: shares within the picture; this part attends to nothing "
+        "else.",
+        "mass_words": "{mass} of this row is on the picture",
+        "overview": "Layers (down) × heads (across): click to select",
         "mass": "on the picture",
         "box_mass": "in the box",
         "box_enrichment": "box enrichment",
-        "overview_words": "here {here}, highest {most}",
-        "overview_language": "highest {most}; these are the language layers: click to go to them",
-        "where_in_text": "Where in the text",
-        "text_words": "{text} on text, {image} on pictures; brightest {most}",
-        "each_token": "Each chosen token by itself",
-        "more_tokens": "{left} more chosen tokens are not shown",
-        "language_only": "Only the language layers look at text.",
-        "text_attention": "Text at text",
-        "matrix_words": "{rows} tokens look (down) at tokens before them (across); brightest {most}.",
-        "matrix_first": "{rows} tokens look (down) at tokens before them (across); brightest {most}, leaving out the "
-        "first token, which sees only itself.",
+        "overview_words": "here {here}, max {most}",
+        "overview_language": "max {most}; these are language layers: click to switch to them",
+        "where_in_text": "Attention in the text",
+        "text_words": "{text} on text, {image} on pictures; max {most}",
+        "each_token": "Each selected token separately",
+        "more_tokens": "{left} more selected tokens are not shown",
+        "language_only": "Only language layers attend to text.",
+        "text_attention": "Text-to-text attention",
+        "matrix_words": "{rows} tokens (down) attend to earlier tokens (across); max {most}.",
+        "matrix_first": "{rows} tokens (down) attend to earlier tokens (across); max {most}, without the first token, "
+        "which can only attend to itself.",
         "from_token": "from",
         "to_token": "to",
         "box": "Your box",
         "no_box": "Drag a box on the picture.",
-        "box_words": "It covers {area} of the picture. Share of the language layers' attention to the picture that "
-        "lies in the box · enrichment:",
+        "box_words": "The box covers {area} of the picture. Share of the language layers' attention to the picture "
+        "that lies in the box · enrichment:",
         "remove_box": "Remove the box",
         "save_probe": "Save as probe",
         "id": "id",
@@ -102,35 +100,35 @@ TEXTS: dict[Language, dict[str, str]] = {
         "right_answer": "right answer",
         "foil": "wrong answer",
         "field_long": "{field}: found {found} characters, expected at most {most}.",
-        "field_empty": "{field}: found nothing, expected some text.",
-        "id_wrong": "id: found {found}, expected a name of letters, digits, '_', '-' and '.', at most {most} "
-        "({bytes} bytes).",
-        "id_taken": "id: '{id}' is in {file} already; choose another.",
-        "image_taken": "id: {image} is in {folder}/ already; choose another.",
+        "field_empty": "{field}: must not be empty.",
+        "id_wrong": "id: found {found}, expected a name of letters, digits, '_', '-' and '.', "
+        "at most {most} characters ({bytes} bytes).",
+        "id_taken": "id: '{id}' is already in {file}; choose another.",
+        "image_taken": "id: {image} is already in {folder}/; choose another.",
         "probes_many": "{file} has {found} probes, the limit for this page.",
-        "not_written": "{file} could not be written (disk full, or no permission); nothing was saved. The "
-        "server's log says why.",
+        "not_written": "{file} could not be written (disk full, or no permission); nothing was saved. See the server "
+        "log.",
         "saved": "Saved: {id} is probe {n} of {file}.",
-        "who_looks": "Who looks at the patch",
-        "no_patch": "Click a patch of the picture.",
-        "who_words": "Share of each token's attention; brightest {most}. For pale tokens none was kept.",
-        "who_language": "Tokens look at patches in the language layers only; choose Language.",
-        "scale_words": "{most} × the even share (1 × is attention spread evenly); one scale for all pictures",
+        "who_looks": "Tokens that attend to the patch",
+        "no_patch": "Click a patch in the picture.",
+        "who_words": "Share of each token's attention; max {most}. For pale tokens no attention was kept.",
+        "who_language": "Tokens attend to patches only in language layers; select Language.",
+        "scale_words": "{most} × the even share (1 × is uniform attention); one scale for all pictures",
         "cache_words": "answers kept: {looks}, {used} of {limit} MB",
-        "lost": "The server does not answer. Is it still running? Reload the page.",
+        "lost": "The server does not respond. Is it still running? Reload the page.",
         "before": "Before",
         "after": "After",
-        "question_box": "The same question for both",
+        "question_box": "Question for both",
         "picture_box": "Picture",
         "compare_go": "Compare",
         "play_all": "All checkpoints",
         "asking": "{name} ({n} of {of}) …",
         "compared": "Answers compared: {n}.",
         "stopped": "Stopped; answers compared: {n} of {of}.",
-        "no_answer": "{name} gave an empty answer; ask something else.",
+        "no_answer": "{name} gave an empty answer; ask another question.",
         "adapter_off": "{name}, adapter off",
-        "nothing_compared": "Choose two checkpoints, a picture and a question, then compare.",
-        "one_checkpoint": "There is only one model. Name others when you start the demo: --checkpoints output_qwen",
+        "nothing_compared": "Choose two checkpoints, a picture and a question, then click Compare.",
+        "one_checkpoint": "Only one model is loaded. Add others when you start the demo: --checkpoints output_qwen",
         "difference": "Difference",
         "answer_token": "Token",
         "checkpoint": "Checkpoint",
@@ -138,8 +136,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "pause": "Pause",
         "same_answer": "Both answers are the same.",
         "other_answer": "The answers differ.",
-        "difference_words": "Orange: more, blue: less. {moved} of the attention to the picture has moved; on the "
-        "picture: {mass}.",
+        "difference_words": "Orange: more, blue: less. {moved} of the attention to the picture moved; on the picture: "
+        "{mass}.",
     },
     "zh": {
         "title": "视觉语言对话与注意力可视化",
@@ -149,32 +147,31 @@ TEXTS: dict[Language, dict[str, str]] = {
         "compare": "前后对比",
         "ask": "添加一张或多张图片，然后提问",
         "stop": "停止",
-        "again": "重新回答",
+        "again": "重新生成",
         "clear": "清空",
         "as_written": "{words}",
         "drop": "将图片拖到这里，或点击选择",
-        "waiting": "排队中，前面还有 {n} 人",
+        "waiting": "排队中，前面还有 {n} 个请求",
         "session_ended": "会话已结束；请重新加载页面。",
-        "busy": "上一个回答还在生成；请先停止，或稍候。",
-        "nothing_asked": "还没有提问；请写下问题，或添加图片。",
-        "no_question": "还没有提问；请写下问题。",
-        "question_long": "问题有 {found} 个字符，最多 {most} 个。",
-        "pictures_many": "图片有 {found} 张，一段对话最多 {most} 张；请清空后重新开始。",
-        "turns_many": "这段对话已有 {most} 轮，达到上限；请清空后重新开始。",
-        "file_large": "{file}：有 {found} MB，最多 {most} MB；请另存为更小的文件。",
-        "pixels_many": "{file}：有 {width} × {height} 像素，最多 {most} 百万像素；请缩小图片。",
+        "busy": "上一个回答仍在生成；请先停止，或稍候。",
+        "nothing_asked": "请输入问题或添加图片。",
+        "no_question": "请输入问题。",
+        "question_long": "问题有 {found} 个字符，上限为 {most} 个。",
+        "pictures_many": "共有 {found} 张图片，一段对话最多 {most} 张；请清空后重新开始。",
+        "turns_many": "这段对话已达到 {most} 轮的上限；请清空后重新开始。",
+        "file_large": "{file}：大小为 {found} MB，上限为 {most} MB；请压缩后再上传。",
+        "pixels_many": "{file}：尺寸为 {width} × {height}，上限为 {most} 百万像素；请缩小图片。",
         "pixels_too_many": "{file}：像素过多，最多 {most} 百万像素；请缩小图片。",
-        "no_image": "{file}：无法作为图片读取；请使用 PNG 或 JPEG。",
-        "prompt_long": "这个问题连同图片有 {found} 个词元，模型最多读取 {most} 个；请缩短问题，或减少图片。",
-        "conversation_long": "这段对话有 {found} 个词元，模型最多读取 {most} 个；"
-        "请缩短问题、减少图片，或清空后重新开始。",
-        "no_memory": "处理这段对话时内存不足；请减少或缩小图片，或清空后重新开始，或以 --low-memory 启动。",
+        "no_image": "{file}：无法识别为图片；请使用 PNG 或 JPEG。",
+        "prompt_long": "问题和图片共 {found} 个词元，超过模型上限 {most}；请缩短问题或减少图片。",
+        "conversation_long": "整段对话共 {found} 个词元，超过模型上限 {most}；请缩短问题、减少图片，或清空后重新开始。",
+        "no_memory": "处理这段对话时内存（显存）不足；请减少或缩小图片，清空后重新开始，或以 --low-memory 启动。",
         "in_english": "无法完成。原因（英文）：{words}",
-        "not_answered": "无法回答；原因见服务器日志。",
-        "not_drawn": "无法绘制；原因见服务器日志。",
-        "made_room": "这次回答的注意力已被移除，为更新的回答让出空间（共保留 {limit} MB）；请重新提问。",
-        "nothing_yet": "请先在“对话”中提问。回答结束后，这里会自动显示模型看了哪里。",
-        "answer": "回答的每个词元：可选一个或多个",
+        "not_answered": "无法回答；详见服务器日志。",
+        "not_drawn": "无法绘制；详见服务器日志。",
+        "made_room": "这次回答的注意力已被清除，为较新的回答腾出空间（上限 {limit} MB）；请重新提问。",
+        "nothing_yet": "请先在“对话”中提问；回答的注意力随后显示在这里。",
+        "answer": "回答中的词元：可选一个或多个",
         "all_tokens": "全选 / 单选",
         "language_part": "语言模型",
         "connector": "连接器",
@@ -183,38 +180,38 @@ TEXTS: dict[Language, dict[str, str]] = {
         "head": "头",
         "mean": "平均",
         "with_sinks": "包含注意力汇",
-        "sinks_help": "注意力汇是吸引注意力却不携带内容的词元；去掉后其余部分更清楚",
-        "no_sinks": "这一层没有找到注意力汇，没有去掉任何词元。",
+        "sinks_help": "注意力汇吸引注意力却不携带内容；排除后其余部分更清楚",
+        "no_sinks": "这一层没有注意力汇。",
         "one_layer": "只保留了一层。",
         "connector_layer": "连接器只有一层。",
         "tower_layer": "只保留了视觉塔的最后一层。",
         "picture": "图片",
-        "where_in_picture": "看向图片的哪里",
-        "touch_help": "点击一格，查看哪些词元在看它；拖出一个框，查看各层各头落在框内的比例。",
+        "where_in_picture": "图片上的注意力",
+        "touch_help": "点击一格，查看哪些词元关注它；拖出一个框，查看各层各头落在框内的比例。",
         "no_picture": "这段对话没有图片。",
         "no_map": "没有保留这一部分的注意力。",
-        "shape_only": "图片内部的比例；这一部分只看图片。",
-        "patch_shape": "你点击的那一格在看哪里：图片内部的比例；这一部分只看图片。",
-        "mass_words": "这一行有 {mass} 落在图片上",
+        "shape_only": "图片内部的比例；这一部分只关注图片。",
+        "patch_shape": "所点击的格的注意力：图片内部的比例；这一部分只关注图片。",
+        "mass_words": "该行注意力有 {mass} 落在图片上",
         "overview": "层（纵）× 头（横）：点击选择",
         "mass": "落在图片上",
         "box_mass": "落在框内",
         "box_enrichment": "框的富集倍数",
         "overview_words": "此处 {here}，最高 {most}",
-        "overview_language": "最高 {most}；这里是语言层，点击即转到语言层",
-        "where_in_text": "看向文字的哪里",
-        "text_words": "{text} 在文字上，{image} 在图片上；最亮 {most}",
+        "overview_language": "最高 {most}；这里是语言层，点击即可切换过去",
+        "where_in_text": "文字上的注意力",
+        "text_words": "文字 {text}，图片 {image}；最高 {most}",
         "each_token": "逐个查看所选词元",
         "more_tokens": "另有 {left} 个所选词元未显示",
-        "language_only": "只有语言层会看文字。",
+        "language_only": "只有语言层会关注文字。",
         "text_attention": "文字之间的注意力",
-        "matrix_words": "{rows} 个词元（纵）看它们之前的词元（横）；最亮 {most}。",
-        "matrix_first": "{rows} 个词元（纵）看它们之前的词元（横）；最亮 {most}，不计只能看到自己的首个词元。",
+        "matrix_words": "{rows} 个词元（纵）对前面词元（横）的注意力；最高 {most}。",
+        "matrix_first": "{rows} 个词元（纵）对前面词元（横）的注意力；最高 {most}，首个词元只能关注自己，不计入。",
         "from_token": "从",
         "to_token": "到",
         "box": "你画的框",
         "no_box": "请在图片上拖出一个框。",
-        "box_words": "它占图片的 {area}。语言层对图片的注意力落在框内的比例 · 富集倍数：",
+        "box_words": "该框占图片的 {area}。语言层对图片的注意力落在框内的比例 · 富集倍数：",
         "remove_box": "删除框",
         "save_probe": "存为探针",
         "id": "编号",
@@ -223,24 +220,24 @@ TEXTS: dict[Language, dict[str, str]] = {
         "question": "问题",
         "right_answer": "正确答案",
         "foil": "错误答案",
-        "field_long": "{field}：有 {found} 个字符，最多 {most} 个。",
+        "field_long": "{field}：有 {found} 个字符，上限为 {most} 个。",
         "field_empty": "{field}：不能为空。",
-        "id_wrong": "编号 {found}：应为字母、数字、“_”“-”“.”组成的名称，最多 {most} 个字符（{bytes} 字节）。",
-        "id_taken": "编号“{id}”已在 {file} 中；请换一个。",
+        "id_wrong": "编号 {found}：只能包含字母、数字、“_”“-”“.”，最多 {most} 个字符（{bytes} 字节）。",
+        "id_taken": "{file} 中已有编号“{id}”；请换一个。",
         "image_taken": "编号：{folder}/ 中已有 {image}；请换一个。",
-        "probes_many": "{file} 已有 {found} 个探针，达到本页写入的上限。",
-        "not_written": "无法写入 {file}（空间不足或没有权限）；没有保存任何内容。原因见服务器日志。",
+        "probes_many": "{file} 已有 {found} 个探针，达到本页的上限。",
+        "not_written": "无法写入 {file}（磁盘已满或没有权限）；未保存任何内容。详见服务器日志。",
         "saved": "已保存：{id} 是 {file} 的第 {n} 个探针。",
-        "who_looks": "谁在看这一格",
+        "who_looks": "关注这一格的词元",
         "no_patch": "请点击图片中的一格。",
-        "who_words": "各词元注意力的比例；最亮 {most}。变淡的词元没有保留注意力。",
-        "who_language": "只有语言层的词元会看图片；请选择“语言模型”。",
-        "scale_words": "{most} × 均匀份额（1 × 表示处处相同）；所有图片共用一个色标",
+        "who_words": "各词元注意力的比例；最高 {most}。浅色词元没有保留注意力。",
+        "who_language": "只有语言层的词元会关注图片；请选择“语言模型”。",
+        "scale_words": "{most} × 均匀份额（1 × 即均匀分布）；所有图片共用一个色标",
         "cache_words": "已保留 {looks} 次回答，{used} / {limit} MB",
         "lost": "服务器没有响应。它还在运行吗？请重新加载页面。",
         "before": "之前",
         "after": "之后",
-        "question_box": "向两者提同一个问题",
+        "question_box": "向两个模型提出的问题",
         "picture_box": "图片",
         "compare_go": "对比",
         "play_all": "所有检查点",
@@ -250,7 +247,7 @@ TEXTS: dict[Language, dict[str, str]] = {
         "no_answer": "{name} 的回答为空；请换一个问题。",
         "adapter_off": "{name}，适配器关闭",
         "nothing_compared": "请选择两个检查点、一张图片和一个问题，然后点击“对比”。",
-        "one_checkpoint": "目前只有一个模型。启动时可指定其他检查点：--checkpoints output_qwen",
+        "one_checkpoint": "目前只加载了一个模型。启动时可添加其他检查点：--checkpoints output_qwen",
         "difference": "差异",
         "answer_token": "词元",
         "checkpoint": "检查点",
@@ -258,7 +255,7 @@ TEXTS: dict[Language, dict[str, str]] = {
         "pause": "暂停",
         "same_answer": "两者回答相同。",
         "other_answer": "两者回答不同。",
-        "difference_words": "橙色表示增多，蓝色表示减少。对图片的注意力有 {moved} 移到别处；落在图片上的比例：{mass}。",
+        "difference_words": "橙色：增加，蓝色：减少。对图片的注意力有 {moved} 发生转移；落在图片上的比例：{mass}。",
     },
 }
 
@@ -267,7 +264,7 @@ class Words(NamedTuple):
     """A message of the page, in every language.
 
     key      of ``TEXTS``
-    fields   the values of its placeholders; one that is ``Words`` itself is put in the same language
+    fields   the values of its placeholders; ``Words`` among them are translated too
     """
 
     key: str
@@ -275,7 +272,7 @@ class Words(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Words:
-        """A text that is the same in every language."""
+        """A text that is identical in every language."""
         return cls("as_written", {"words": text})
 
     def text(self, language: Language) -> str:
@@ -285,7 +282,7 @@ class Words(NamedTuple):
         return TEXTS[language][self.key].format(**fields)
 
     def both(self) -> dict[Language, str]:
-        """For the browser, which knows its language."""
+        """Text by language, for the browser, which chooses."""
         return {language: self.text(language) for language in TEXTS}
 
 
@@ -294,7 +291,7 @@ ERROR_MAX = 600  # characters of another module's error
 
 
 class RefusedError(ValueError):
-    """A request that is refused, with a message of the page in every language; ``str()`` of it is English."""
+    """A rejected request, with a message in every language; ``str()`` gives English."""
 
     def __init__(self, key: str, **fields: object) -> None:
         self.words = Words(key, fields)
@@ -302,7 +299,7 @@ class RefusedError(ValueError):
 
 
 def words_of(error: ValueError) -> Words:
-    """An error as a message for the visitor; those of other modules are in English, with a Chinese introduction."""
+    """An error as a message for the visitor; other modules' errors stay English, with a Chinese introduction."""
     return (
         error.words
         if isinstance(error, RefusedError)

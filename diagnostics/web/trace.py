@@ -1,4 +1,4 @@
-"""The attention trace of one answer: attention rows in half precision, and the data to draw them."""
+"""The attention trace of one answer: attention rows in half precision, and what is needed to draw them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ QUESTION, ANSWER, OTHER = "question", "answer", "other"
 
 @dataclass(frozen=True)
 class SeenImage:
-    """A picture of the conversation: where it lies among the tokens, and itself, small, for the screen.
+    """A picture of the conversation: its position among the tokens, and a thumbnail.
 
-    Boxes and cells count in pixels of the original picture, ``tokens.image_size_pixels``, not of ``picture``.
+    Boxes and cells are in pixels of the original picture, ``tokens.image_size_pixels``, not of ``picture``.
     """
 
     tokens: ImageTokens
@@ -30,22 +30,22 @@ class SeenImage:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One answer's attention. Every share is float16: 1e-3 of a share is kept, below 6e-8 it is 0.
+    """One answer's attention. Shares are float16: relative precision 1e-3, 0 below 6e-8.
 
-    tokens      text of each token, prompt and answer; an image's reads ``<image>``
-    kinds       of each token: "image 0", "image 1", …, "question" (the last turn of the user), "answer", "other"
+    tokens      text of each token, prompt and answer; ``<image>`` for image tokens
+    kinds       of each token: "image 0", "image 1", …, "question" (the user's last turn), "answer", "other"
     layers      language layers whose rows are kept
-    positions   Int[queries], ascending: the tokens whose rows are kept. Text alone, images have none; where not all
-                fit the budget, the oldest are left out. The last token has none: no token follows it
-    rows        layer → Float16[heads, queries, keys]: how much the token at ``positions[q]`` looked at each token.
-                A token is written by the row before it: see ``row_of``
-    connector   for each image Float16[heads, queries, patches]: what each of a resampler's queries looked at; none
-                for a model without one
-    vision      layer of the vision tower → for each image Float16[heads, patches, patches], row-major
-    sinks       Bool[layers, tokens], in the order of ``layers``: tokens of the prompt that attract attention and mean
-                nothing (``diagnostics.measures.sinks``); tokens of the answer are never counted as such
+    positions   Int[queries], ascending: the tokens whose rows are kept. Text only, no image tokens; if not all fit the
+                budget, the earliest are omitted. The last token has none: it predicts nothing
+    rows        layer → Float16[heads, queries, keys]: attention of the token at ``positions[q]`` to each token. The
+                row that predicted a token belongs to the token before it: see ``row_of``
+    connector   Float16[heads, queries, patches] for each picture: attention of a resampler's queries; empty for a
+                model without a resampler
+    vision      vision tower layer → Float16[heads, patches, patches] for each picture, row-major
+    sinks       Bool[layers, tokens], in the order of ``layers``: prompt tokens that attract attention without carrying
+                content (``diagnostics.measures.sinks``); tokens of the answer are never sinks
     images      the pictures, in the order of the conversation
-    key         a name of its own, for caches
+    key         a unique name, for caches
     """
 
     tokens: tuple[str, ...]
@@ -66,12 +66,12 @@ class Trace:
 
     @cached_property
     def answer(self) -> tuple[int, ...]:
-        """Indexes of the answer's tokens."""
+        """Indices of the answer's tokens."""
         return tuple(at for at, kind in enumerate(self.kinds) if kind == ANSWER)
 
     @cached_property
     def bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory of all its arrays."""
         arrays = [self.positions, self.sinks, *self.rows.values(), *self.connector]
         arrays += [rows for layer in self.vision.values() for rows in layer]
         pictures = sum(3 * one.picture.width * one.picture.height for one in self.images)
@@ -83,34 +83,34 @@ class Trace:
 
     @cached_property
     def connector_means(self) -> tuple[Float[np.ndarray, "queries patches"], ...]:
-        """For each image what the resampler's queries read, the mean of its heads; float32."""
+        """The attention of the resampler's queries for each picture, mean over heads; float32."""
         return tuple(rows.mean(0, dtype=np.float32) for rows in self.connector)
 
     @cached_property
     def vision_means(self) -> dict[int, tuple[Float[np.ndarray, "heads patches"], ...]]:
-        """Layer of the tower → for each image what its patches look at, on the whole; float32."""
+        """Tower layer → the mean attention of the patches for each picture; float32."""
         return {
             layer: tuple(rows.mean(1, dtype=np.float32) for rows in images)
             for layer, images in self.vision.items()
         }
 
     def row_of(self, token: int) -> int:
-        """Index along ``queries`` of the row that shows where this token looked.
+        """Index along ``queries`` of this token's attention row.
 
-        A token of the answer is written by the row of the token before it; any other token has its own row.
+        For a token of the answer, the row that predicted it (of the token before it); for any other token, its own.
 
-        Raises ValueError for a token without one, which ``has_row`` tells beforehand.
+        Raises ValueError for a token without a row; check with ``has_row``.
         """
         found = self._places.get(self._position(token))
         if found is None:
             raise ValueError(
-                f"token {token} ({self.tokens[token]!r}) has no row of attention; expected a token of text among the "
-                f"last {len(self.positions)}"
+                f"token {token} ({self.tokens[token]!r}) has no attention row; expected a text token among the last "
+                f"{len(self.positions)}"
             )
         return found
 
     def has_row(self, token: int) -> bool:
-        """Does this token have an attention row?"""
+        """Whether this token has an attention row."""
         return self._position(token) in self._places
 
     def _position(self, token: int) -> int:
@@ -124,9 +124,9 @@ class Trace:
 
 
 class TraceCache:
-    """The last traces of one session within a limit of bytes; the least recently used is dropped first.
+    """The traces of one session within a byte limit; evicts the least recently used first.
 
-    One that is larger than the whole cache is kept alone, until the next comes.
+    A trace larger than the limit is kept on its own until the next one.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -135,7 +135,7 @@ class TraceCache:
 
     @property
     def bytes(self) -> int:
-        """Memory that its traces take."""
+        """Memory of its traces."""
         return sum(trace.bytes for trace in self._traces.values())
 
     def __len__(self) -> int:
@@ -145,7 +145,7 @@ class TraceCache:
         return key in self._traces
 
     def put(self, trace: Trace) -> str:
-        """Keep a trace, and drop others until all fit. Returns its key."""
+        """Store a trace and evict others until all fit. Returns its key."""
         self._traces[trace.key] = trace
         self._traces.move_to_end(trace.key)
         while self.bytes > self.limit_bytes and len(self._traces) > 1:
@@ -153,7 +153,7 @@ class TraceCache:
         return trace.key
 
     def get(self, key: str) -> Trace | None:
-        """The trace of that key; None where it was dropped."""
+        """The trace with this key; None if it was evicted."""
         if key in self._traces:
             self._traces.move_to_end(key)
         return self._traces.get(key)

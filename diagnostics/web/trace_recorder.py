@@ -1,4 +1,4 @@
-"""Rows of attention of a reply, taken while it is generated, at the price of a few references a token."""
+"""Records the attention rows of a reply during generation; costs only a few references per token."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from finetune.families.parts.tower import joined
 
 CONNECTOR = "visual_attn"
 THINNED_FROM_BYTES = 2**20
-"""Of the prompt's queries in one layer: more are thinned out to the wanted rows while the model runs, fewer later."""
+"""Size of a layer's prompt queries above which only the requested rows are kept during the run, not afterwards."""
 
 
 class TraceRecorder:
     """Records the attention of the prompt, each token of the reply, the connector and the tower. A tap for
     ``AttentionExtractor.tapped``.
 
-    While the model generates only queries are kept. A cache never changes a key, so the last step's keys are those
-    that every token before it saw, and the rows of a layer are one product once the reply is complete. Computing
-    them token by token would slow the reply; that happens only where the cache drops keys: with a sliding window that
-    is full, and with static, quantised and offloaded caches.
+    During generation it keeps only queries. A cache never changes its keys, so the last step's keys are those that
+    every earlier token saw, and a layer's rows are one product once the reply is complete. Computing them token by
+    token would slow generation; that happens only if the cache drops keys: with a full sliding window, and with
+    static, quantised and offloaded caches.
 
-    names       language layers, ``layer_N``, causal where no mask of four axes says otherwise, and layers of the tower,
-                ``vision_layer_N``
-    positions   ascending: which rows of the prompt to keep. Asked for when first needed, which for a short prompt is
-                after the reply
+    names       language layers, ``layer_N``, causal unless a 4-D mask is given, and tower layers, ``vision_layer_N``
+    positions   ascending: rows of the prompt to keep. Called when first needed, which for a short prompt is after the
+                reply
 
-    One sequence, without padding, read from its first token on and then token by token.
+    Expects one sequence without padding: the whole prompt first, then token by token.
     """
 
     def __init__(self, names: Collection[str], positions: Callable[[], Sequence[int] | np.ndarray]) -> None:
@@ -44,11 +43,11 @@ class TraceRecorder:
         self._prompt = 0
         self._queries: dict[str, list[Tensor]] = {}
         self._last: dict[str, Call] = {}
-        self._masks: dict[str, Tensor] = {}  # the prompt's attention mask, where it has four axes
+        self._masks: dict[str, Tensor] = {}  # the prompt's attention mask, if 4-D
         self._late: dict[
             str, list[Tensor]
-        ] = {}  # rows of steps whose cache no longer holds all keys: Float[heads, keys]
-        self._prompt_rows: dict[str, Tensor] = {}  # the prompt's rows, where they had to be computed at once
+        ] = {}  # rows of steps whose cache has dropped keys: Float[heads, keys]
+        self._prompt_rows: dict[str, Tensor] = {}  # the prompt's rows, if they had to be computed immediately
         self._other_calls: dict[str, list[Call]] = {}  # of connector and tower
 
     def __call__(self, name: str, call: Call, output: Tensor) -> Tensor:
@@ -62,14 +61,14 @@ class TraceRecorder:
     def _read(self, name: str, call: Call) -> None:
         queries, keys = call.lengths
         past = call.past
-        if past is None:  # a call by hand
+        if past is None:  # called without a cache
             past = 0 if queries == keys else self._prompt + self._steps(name)
         if past == 0:
             self._begin(name, call)
         elif name not in self._queries or past != self._prompt + self._steps(name) or queries != 1:
             raise ValueError(
-                f"{name}: found {queries} tokens read after {past} others, expected a prompt from its first token on "
-                "and then one token after another"
+                f"{name}: found {queries} tokens after {past} others, expected the whole prompt first and then one "
+                "token at a time"
             )
         elif call.keeps_keys and keys == past + 1:
             self._queries[name].append(call.query)
@@ -89,7 +88,7 @@ class TraceRecorder:
 
     @torch.no_grad()
     def rows(self, name: str, most: int) -> Float[Tensor, "heads rows keys"]:
-        """The last ``most`` rows of a layer over the tokens read, in half precision, on the CPU."""
+        """The last ``most`` rows of a layer, in half precision, on the CPU."""
         late = self._late.get(name, [])
         early = len(self.positions) - len(late)
         first = max(len(self.positions) - most, 0)
@@ -107,7 +106,7 @@ class TraceRecorder:
         at = 0
         for part in parts:
             count, keys = part.shape[1:]
-            # A late row saw the tokens before it and itself; early rows begin at the first token.
+            # A row attends to the tokens up to its own; early rows start at the first token.
             end = keys if at < early - first else int(self.positions[first + at]) + 1
             out[:, at : at + count, end - keys : end] = part
             at += count
@@ -115,8 +114,8 @@ class TraceRecorder:
 
     @torch.no_grad()
     def connector(self) -> list[Float[Tensor, "heads queries patches"]]:
-        """What the connector's queries looked at, image by image, in half precision, on the CPU; none where it does
-        not attend."""
+        """Attention of the connector's queries, one tensor per picture, in half precision, on the CPU; empty if the
+        connector has no attention."""
         return [
             rows for call in self._other_calls.get(CONNECTOR, ()) for rows in _every_row(call).half().cpu()
         ]
@@ -125,16 +124,16 @@ class TraceRecorder:
     def tower(
         self, name: str, sequences: Sequence[TowerSequence] | None
     ) -> list[Float[Tensor, "heads patches patches"]]:
-        """What the patches of each image looked at in a layer of the tower, row-major, in half precision, on the CPU;
-        0 where a patch lies in another window or tile; none where the layer did not run. Without overviews.
+        """Attention between the patches of each picture in a tower layer, row-major, in half precision, on the CPU; 0
+        between windows or tiles; empty if the layer did not run. Excludes overviews.
 
-        sequences   the family's ``tower_sequences``; None: one an image, its places are its patches
+        sequences   the family's ``tower_sequences``; None: one sequence per picture, in the order of its patches
         """
         calls = self._other_calls.get(name, [])
         rows = [one for call in calls for one in _every_row(call).half().cpu()]
         if sequences is None or not rows:
             return rows
-        if len(rows) == 1:  # a kernel that keeps several sequences apart in one call
+        if len(rows) == 1:  # a kernel that handles several sequences in one call
             sequences = [joined(list(sequences))]
         return _by_patch(rows, sequences)
 
@@ -149,7 +148,7 @@ class TraceRecorder:
             return
         if query.nbytes > THINNED_FROM_BYTES:
             query = query.index_select(2, torch.from_numpy(self._prompt_positions).to(query.device))
-            call = call._replace(query=query, value=call.key)  # the prompt's others may go
+            call = call._replace(query=query, value=call.key)  # frees the prompt's other tensors
         self._queries[name] = [query]
         self._last[name] = call
         if call.mask is not None and call.mask.ndim == 4:
@@ -165,7 +164,7 @@ class TraceRecorder:
         return len(self._queries[name]) - 1 + len(self._late.get(name, ()))
 
     def _early_rows(self, name: str, positions: Int[np.ndarray, " rows"]) -> Float[Tensor, "heads rows keys"]:
-        """The last rows of those whose keys are all there, in one product."""
+        """The rows whose keys are all still cached, in one product."""
         last = self._last[name]
         place = torch.from_numpy(positions).to(last.query.device)[:, None]
         key = torch.arange(last.lengths[1], device=place.device)
@@ -179,12 +178,12 @@ class TraceRecorder:
             allowed = allowed.repeat(seen.shape[0], 1, 1)
             allowed[:, : seen.shape[1], : self._prompt] = seen
         query = self._kept_queries(name)[:, :, -len(positions) :]
-        # A mask of four axes is all the rule there is, whatever the kernel.
+        # A 4-D mask replaces causality, whatever the kernel.
         return _every_row(last._replace(query=query, mask=allowed.expand(1, -1, -1, -1)))[0].half().cpu()
 
 
 def _allowed(mask: Tensor) -> Tensor:
-    """A mask that adds forbids by its type's lowest number."""
+    """Converts a mask to Bool; an additive mask forbids with its type's lowest number."""
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
@@ -212,7 +211,7 @@ def _every_row(call: Call) -> Float[Tensor, "batch heads queries keys"]:
 def _by_patch(
     rows: Sequence[Float[Tensor, "heads places places"]], sequences: Sequence[TowerSequence]
 ) -> list[Float[Tensor, "heads patches patches"]]:
-    """Rows and keys put back in the order of patches, image by image."""
+    """Rows and keys reordered to the order of patches, one tensor per picture."""
     every = joined(list(sequences))
     found = []
     for image in sorted(

@@ -1,6 +1,6 @@
-"""Traces as plain numbers for the browser, which draws them: no picture is rendered here, so a slider stays quick.
+"""Traces as plain numbers that the browser draws: nothing is rendered here, so sliders stay fast.
 
-Every request of the browser is checked first; an invalid one raises ValueError.
+Every request is checked first; an invalid one raises ValueError.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from diagnostics.web.trace import SeenImage, Trace, TraceCache
 Json: TypeAlias = dict[str, Any]
 
 MATRIX_MAX = 64
-"""Tokens a side of the text map; more cannot be distinguished on a screen."""
+"""Tokens per side of the text map; more cannot be distinguished on a screen."""
 CROSS_MAX = 12
-"""Pictures of single tokens on the page at once."""
+"""Maps of single tokens shown at once."""
 SHARE_DIGITS = 5
 PICTURE_MAX_PIXELS = 640  # the longer side, on the page
-PICTURE_MIN_PIXELS = 40  # the shorter one: a strip is drawn thicker than it is, or nobody could click it
+PICTURE_MIN_PIXELS = 40  # the shorter one: a narrow strip is widened so that it can be clicked
 
 
 @dataclass(frozen=True)
 class ViewRequest:
-    """A request of the browser, checked against the trace.
+    """A request from the browser, checked against the trace.
 
-    layer, head   as ``maps`` has them: a layer's own number, and -1 for the mean of the heads
-    tokens        indexes of tokens that have a row
+    layer, head   as in ``maps``: the layer's number, and -1 for the mean over heads
+    tokens        indices of tokens that have a row
     box           x0 y0 x1 y1 in pixels of the original picture, or None
     window        (start, end) of the text map
     """
@@ -56,12 +56,12 @@ class ViewRequest:
 
     @classmethod
     def of(cls, trace: Trace, asked: Mapping[str, Any]) -> ViewRequest:
-        """Raises ValueError for what the trace does not have."""
+        """Raises ValueError for anything the trace does not have."""
         part: maps.Part = _one_of("part", asked.get("part"), ("language", "connector", "vision"))
         layers = part_layers(trace)[part]
         tokens = asked.get("tokens")
         if not isinstance(tokens, list) or not tokens or len(tokens) > len(trace.answer):
-            raise ValueError(f"tokens: found {_quoted(tokens)}, expected one or several of the answer's")
+            raise ValueError(f"tokens: found {_quoted(tokens)}, expected one or more tokens of the answer")
         window, wanted = asked.get("window", [0, 1]), asked.get("wanted", [])
         if not isinstance(window, list) or len(window) != 2:
             raise ValueError(f"window: found {_quoted(window)}, expected a start and an end")
@@ -86,7 +86,7 @@ class ViewRequest:
 
 
 def box_pixels(trace: Trace, box: Any, image: int) -> tuple[float, float, float, float]:
-    """A box drawn in the browser, fractions of the picture, as pixels of the original."""
+    """A box drawn in the browser: fractions of the picture → pixels of the original."""
     numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)
     if not numbers or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
         raise ValueError(
@@ -98,13 +98,13 @@ def box_pixels(trace: Trace, box: Any, image: int) -> tuple[float, float, float,
 
 
 def part_layers(trace: Trace) -> dict[str, tuple[int, ...]]:
-    """Layers that can be chosen in each part; () where the model has no such part, or nothing of it was kept."""
+    """Layers to select from in each part; () if the model has no such part, or nothing of it was kept."""
     connector = (0,) if trace.connector else ()
     return {"language": trace.layers, "connector": connector, "vision": tuple(sorted(trace.vision))}
 
 
 def part_heads(trace: Trace) -> dict[str, int]:
-    """Heads of each part, 0 where it is missing."""
+    """Number of heads in each part; 0 if the part is missing."""
     vision = next((images for images in trace.vision.values() if images), ())
     return {
         "language": trace.heads,
@@ -114,7 +114,7 @@ def part_heads(trace: Trace) -> dict[str, int]:
 
 
 def facts(trace: Trace, question: str, reply: str) -> Json:
-    """What of a trace stays the same while sliders move: tokens, pictures, layers and heads."""
+    """The parts of a trace that sliders do not change: tokens, pictures, layers and heads."""
     return {
         "question": question,
         "reply": reply,
@@ -131,7 +131,7 @@ def facts(trace: Trace, question: str, reply: str) -> Json:
 
 
 def view(trace: Trace, asked: Mapping[str, Any], cache: TraceCache) -> Json:
-    """Everything on the page that a slider, a token or a box changes; overview and box numbers only where wanted."""
+    """Everything that a slider, a token or a box changes; overview and box numbers only on request."""
     request = ViewRequest.of(trace, asked)
     seen: Json = {"image": None, "text": None, "cross": [], "matrix": None, "who": None}
     if trace.images:
@@ -173,7 +173,7 @@ def _language(trace: Trace, request: ViewRequest) -> Json:
 def text_shares(
     trace: Trace, layer: int, head: int, tokens: Sequence[int], *, with_sinks: bool
 ) -> Float[np.ndarray, " keys"]:
-    """The mean row of these tokens over every token of the conversation; sums to 1 while sinks are in."""
+    """The mean row of these tokens over all tokens of the conversation; sums to 1 if sinks are included."""
     places = [trace.row_of(token) for token in tokens]
     rows = trace.rows[layer][:, places].mean(1, dtype=np.float32)
     row = rows.mean(0) if head == maps.MEAN else rows[head]
@@ -196,8 +196,8 @@ def _language_map(trace: Trace, request: ViewRequest, tokens: Sequence[int]) -> 
 
 
 def _shown(found: maps.ImageMap, *, with_mass: bool) -> Json:
-    """A map as times the even share, so that maps of any grid have one scale: 1 is what looking everywhere alike
-    gives. Four cells of shares [.5, .5, 0, 0] are [2, 2, 0, 0]."""
+    """A map in multiples of the even share, so that maps of all grids share one scale: 1 is uniform attention. Four
+    cells with shares [.5, .5, 0, 0] give [2, 2, 0, 0]."""
     return {
         "cells": _numbers(found.cells.ravel() * found.cells.size, digits=3),
         "grid": list(found.cells.shape),
@@ -245,7 +245,7 @@ def _box(trace: Trace, request: ViewRequest) -> Json:
 
 
 def _runs(trace: Trace) -> list[Json]:
-    """Stretches of tokens that are shown as one: the tokens of a picture together, every other token alone."""
+    """Runs of tokens shown as one: all tokens of a picture together, every other token by itself."""
     runs: list[Json] = []
     for kind, group in groupby(range(len(trace.tokens)), key=lambda token: trace.kinds[token]):
         tokens = list(group)
@@ -263,10 +263,10 @@ def _image_facts(image: SeenImage) -> Json:
 
 
 def data_address(picture: Image.Image) -> str:
-    """The picture itself as an address: nothing is fetched, and no file is served."""
+    """The picture as a data: URL, so that no file is served."""
     small = picture.convert("RGB")
     factor = PICTURE_MAX_PIXELS / max(small.size)
-    # Small ones grow: a box and the borders of cells are drawn on them.
+    # Small pictures are enlarged: a box and cell borders are drawn on them.
     width, height = (max(PICTURE_MIN_PIXELS, round(side * factor)) for side in small.size)
     small = small.resize((width, height), Image.Resampling.BICUBIC)
     out = io.BytesIO()
@@ -279,7 +279,7 @@ def data_address(picture: Image.Image) -> str:
 
 @dataclass(frozen=True)
 class Frame:
-    """One checkpoint's answer to the question that was put to all of them."""
+    """One checkpoint's answer to the common question."""
 
     name: Words
     reply: str
@@ -287,7 +287,7 @@ class Frame:
 
 
 def compare_facts(frames: Sequence[Frame]) -> Json:
-    """What stays the same while sliders move. Layers are those that every checkpoint has."""
+    """The parts that sliders do not change. Layers are those that all checkpoints have."""
     first = frames[0].trace
     return {
         "layers": [layer for layer in first.layers if all(layer in one.trace.layers for one in frames)],
@@ -299,7 +299,7 @@ def compare_facts(frames: Sequence[Frame]) -> Json:
 
 
 def compare(frames: Sequence[Frame], asked: Mapping[str, Any]) -> list[Json]:
-    """The same layer, head and answer token of each checkpoint; an answer that is shorter shows its last token."""
+    """The same layer, head and answer token for each checkpoint; a shorter answer shows its last token."""
     known = compare_facts(frames)
     layer = known["layers"][_whole("layer", asked.get("layer"), 0, len(known["layers"]) - 1)]
     head = _whole("head", asked.get("head"), -1, known["heads"] - 1)
@@ -316,7 +316,7 @@ def _frame_map(trace: Trace, layer: int, head: int, number: int) -> Json:
 
 
 def _numbers(values: Float[np.ndarray, " any"], digits: int = SHARE_DIGITS) -> list[float | None]:
-    """Rounded numbers; None for what is not a number, which JSON cannot say."""
+    """Rounded numbers; None for NaN, which JSON has no value for."""
     return [
         None if value != value else value for value in np.round(values.astype(np.float64), digits).tolist()
     ]
@@ -335,6 +335,6 @@ def _one_of(name: str, value: Any, known: Sequence[str]) -> Any:
 
 
 def _quoted(value: Any) -> str:
-    """A wrong value as an error quotes it, cut to 60 characters."""
+    """A wrong value quoted for an error, cut to 60 characters."""
     written = repr(value)
     return written if len(written) <= 60 else f"{written[:60]}…"

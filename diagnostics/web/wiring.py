@@ -1,4 +1,4 @@
-"""Connects component events to handlers, and handlers' results to components."""
+"""Connects events to handlers, and handlers' results to components."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from diagnostics.web.texts import Language
 _PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 _QUIET: dict[str, Any] = {"show_progress": "hidden", **_PRIVATE}
 _AT_ONCE: dict[str, Any] = {"concurrency_limit": None, **_QUIET}
-"""Many visitors may wait for an answer at the same time; the engine puts them in order."""
+"""Visitors who may wait for an answer at the same time; the engine queues them."""
 
 
 def wire(page: Page, blocks: gr.Blocks, layout: Layout) -> None:
     """Connect every event of the page, inside its ``gr.Blocks``."""
     if layout.comparison is not None:
         _wire_comparison(page, layout, layout.comparison)
-    attention: Any = layout.attention or gr.State("")  # the chat alone has nowhere to show it
+    attention: Any = layout.attention or gr.State("")  # without attention there is no pane
     _wire_chat(page, layout, attention)
     _wire_language(page, layout, attention)
     _wire_visit(page, blocks, layout, attention)
@@ -50,7 +50,7 @@ def _wire_comparison(page: Page, layout: Layout, tab: Comparison) -> None:
 
 
 def _wire_chat(page: Page, layout: Layout, attention: Any) -> None:
-    """An answer also fills the attention pane, and its question and picture stand ready in before / after."""
+    """An answer also updates the attention pane, and fills in question and picture in before / after."""
     chat, tab = layout.chat, layout.comparison
     question: Any = tab.question if tab else gr.State("")
     picture: Any = tab.picture if tab else gr.State("")
@@ -83,8 +83,8 @@ def _wire_language(page: Page, layout: Layout, attention: Any) -> None:
 
 
 def _wire_visit(page: Page, blocks: gr.Blocks, layout: Layout, attention: Any) -> None:
-    """A visitor gets a session on loading the page, in the browser's language; it is cleared on leaving."""
-    open_sessions: dict[str, str] = {}  # Gradio's name of a visit → our key
+    """Loading the page opens a session in the browser's language; leaving clears it."""
+    open_sessions: dict[str, str] = {}  # Gradio's session hash → our key
 
     def enter(request: gr.Request) -> tuple[str, Language, str]:
         key = page.sessions.open()
@@ -95,7 +95,7 @@ def _wire_visit(page: Page, blocks: gr.Blocks, layout: Layout, attention: Any) -
         return key, language, page.pane(key, None, language)
 
     def settle(key: str, offered: Language, now: Language) -> tuple[Language, str]:
-        language = offered if now == "en" else now  # Chinese was chosen while the page was loading
+        language = offered if now == "en" else now  # else Chinese was selected during loading
         return language, page.pane(key, None, language)
 
     def leave(request: gr.Request) -> None:

@@ -22,7 +22,7 @@ from finetune.corrective.writing import DATA_FILE, PROBE_FILE, write
 from finetune.flags.corrective import GOOD_PROBES, parser
 
 LEAST_PROBES = 20
-"""Groups with fewer probes get no verdict; ``GOOD_PROBES`` are enough for a reliable one."""
+"""Groups with fewer probes get no verdict; ``GOOD_PROBES`` suffice for a reliable one."""
 BUILT_IN = ("relations", "spheres")
 
 Ask = Callable[[Scene, Random], Iterator[Question]]
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make(options: argparse.Namespace) -> Made:
     """Pictures → questions → the two files.
 
-    Raises ValueError that lists every fault of the flags, or of the annotations, the names or a template file.
+    Raises ValueError listing every fault of the flags, or of the annotations, the names or a template file.
     """
     _check(options)
     scenes = read_scenes(
@@ -69,7 +69,7 @@ def make(options: argparse.Namespace) -> Made:
         rng = Random(f"ask/{options.seed}/{scenes[place].digest}")
         return [question for one in asking for question in one(scenes[place], rng)]
 
-    # Only the topics of each picture are kept: the questions themselves would fill the memory.
+    # Keeps only the topics of each picture: all questions would not fit into memory.
     topics, trained = _topics(len(scenes), ask)
     if not trained:
         raise ValueError(_nothing(options, categories))
@@ -99,10 +99,10 @@ def make(options: argparse.Namespace) -> Made:
 def _check(options: argparse.Namespace) -> None:
     faults = []
     if not options.images.is_dir():
-        faults.append(f"--images: there is no folder {str(options.images)!r}")
+        faults.append(f"--images: no such folder {str(options.images)!r}")
     for flag, path in (("boxes", options.boxes), ("names", options.names)):
         if path is not None and not path.exists():
-            faults.append(f"--{flag}: there is no file {str(path)!r}")
+            faults.append(f"--{flag}: no such file {str(path)!r}")
     for template in options.templates:
         if template not in BUILT_IN and not Path(template).is_file():
             faults.append(
@@ -110,7 +110,7 @@ def _check(options: argparse.Namespace) -> None:
             )
     if "spheres" in options.templates and options.names is None:
         faults.append(
-            "--templates spheres: needs --names, which names the buildings and what each is mistaken for"
+            "--templates spheres: needs --names, with the buildings and the building each is mistaken for"
         )
     if not 0 < options.held_out < 1:
         faults.append(
@@ -127,7 +127,7 @@ def _check(options: argparse.Namespace) -> None:
 def _asking(
     options: argparse.Namespace, names: Names, categories: set[str], language: Language | None
 ) -> list[Ask]:
-    """A function for each kind of question; those about what must not be forgotten are always among them."""
+    """A function for each kind of question, always including the general ones that test retention."""
     asking: list[Ask] = []
     for template in options.templates:
         if template == "relations":
@@ -137,7 +137,7 @@ def _asking(
         elif template == "spheres":
             if not names.buildings:
                 raise ValueError(
-                    f"{options.names}: found no building; give one a foil, the name that it is mistaken for"
+                    f"{options.names}: found no building; give one a foil, the name it is mistaken for"
                 )
             asking.append(lambda scene, rng: building_questions.ask(scene, names, language, rng))
         else:
@@ -157,7 +157,7 @@ def _ask_own(
 
 
 def _topics(count: int, ask: Callable[[int], Sequence[Question]]) -> tuple[dict[int, Topics], bool]:
-    """The topics of each picture that has any question; and whether any of the questions may be trained."""
+    """The topics of each picture with questions, and whether any question may be trained."""
     found: dict[int, Topics] = {}
     trained = False
     for place in tqdm(range(count), desc="asking", unit="picture", delay=2):
@@ -195,13 +195,13 @@ def summary(made: Made, folder: Path) -> list[str]:
     for group, probes in groups.items():
         if probes < LEAST_PROBES:
             lines.append(
-                f"{group}: {probes} probes, expected at least {LEAST_PROBES}, better {GOOD_PROBES}: with fewer there "
-                "is no verdict; give more pictures, or a larger --held_out"
+                f"{group}: {probes} probes, expected at least {LEAST_PROBES} (recommended: {GOOD_PROBES}); with fewer "
+                "there is no verdict; give more pictures, or a larger --held_out"
             )
     if general_questions.GROUP not in groups:
         lines.append(
-            f"{general_questions.GROUP}: no probes: every annotated category is itself corrected; annotate other "
-            "categories too, or add probes of what must not be forgotten by hand"
+            f"{general_questions.GROUP}: no probes, because every annotated category is being corrected; annotate "
+            "other categories too, or write retention probes by hand"
         )
     for name, asked in (("a sample", made.training[0]), ("a probe", made.probes[0])):
         lines.append(f"{name} ({asked.scene.image.name}):")
@@ -210,7 +210,7 @@ def summary(made: Made, folder: Path) -> list[str]:
 
 
 def _counts(asked: Sequence[Asked], key: Callable[[Asked], str]) -> Iterator[str]:
-    """A line for each kind: its count, and how often each answer is the right one."""
+    """A line for each kind: its count, and how often each answer is correct."""
     kinds = count(asked, key)
     width = max(map(len, kinds))
     for kind, number in kinds.items():

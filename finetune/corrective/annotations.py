@@ -1,7 +1,7 @@
 """Boxes and categories from COCO annotations or Qwen-VL data with <ref> and <box>, checked against the pictures.
 
-A box that does not fit its picture is a fault: a picture that was resized or rotated after it was annotated would teach
-and probe the wrong places.
+A box that does not fit its picture is a fault: if the picture was resized or rotated after annotation, samples and
+probes would point to the wrong places.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ from finetune.samples.workers import in_chunks
 OnBadPicture = Literal["error", "drop"]
 
 SLACK_PIXELS = 1.0
-"""COCO's own boxes reach up to a pixel outside, from rounding; they are clipped to the picture."""
+"""COCO's own boxes extend up to a pixel outside the picture through rounding; they are clipped."""
 
 
 class _Annotated(NamedTuple):
     """A picture as annotated, before its file is opened.
 
-    where    how a fault names it
-    size     width and height as annotated; None where the annotation has none
-    things   category and box x0 y0 x1 y1 in pixels, each with how a fault names it
-    faults   of the annotation alone
+    where    its name in faults
+    size     width and height as annotated; None if not given
+    things   category and box x0 y0 x1 y1 in pixels, each with its name in faults
+    faults   of the annotation, before the picture is opened
     """
 
     image: Path
@@ -49,15 +49,15 @@ def read_scenes(
     on_bad_picture: OnBadPicture = "error",
     say: Callable[[str], None] = print,
 ) -> list[Scene]:
-    """The pictures of an annotation file that have boxes, in its order, with their sizes and digests.
+    """The pictures with boxes in an annotation file, in its order, with their sizes and digests.
 
-    images           the folder that the pictures' file names are relative to
-    box_units        the unit of bbox_2d and objects.bbox, where the file is training data that has them
-    on_bad_picture   "drop" leaves out every picture with a fault, and reports it
+    images           folder that picture file names are relative to
+    box_units        unit of bbox_2d and objects.bbox, if the file is training data that has them
+    on_bad_picture   "drop" leaves out and reports every picture with a fault
 
-    Raises ValueError that lists every fault: which entry, what was found, what was expected.
+    Raises ValueError listing every fault: entry, what was found, what was expected.
     """
-    # Conversations are lists, JSON Lines, parquet; only COCO's is one object.
+    # Conversations are lists, JSON Lines or parquet; only COCO's file is one object.
     content = load_json(path) if path.suffix == ".json" else None
     if isinstance(content, dict):
         annotated = list(_coco(content, path, images))
@@ -168,7 +168,7 @@ def _markup(
     on_bad_picture: OnBadPicture,
     say: Callable[[str], None],
 ) -> Iterator[_Annotated]:
-    """``<ref>the cat</ref><box>(10,20),(500,900)</box>``, in whichever turn: the category is "the cat".
+    """``<ref>the cat</ref><box>(10,20),(500,900)</box>`` in any turn: the category is "the cat".
 
     Boxes of one picture are collected from all its conversations; a repeated box counts once.
     """
@@ -197,7 +197,7 @@ def _with_box(picture: _Annotated, ref: ImageRef, box: BoxRef, where: str) -> _A
     assert ref.size_pixels is not None
     if ref.data is not None:
         fault = (
-            f"{where}: the picture is embedded in the data, expected a file that the new data can refer to"
+            f"{where}: the picture is embedded in the data, expected a file that the new data can point to"
         )
         return picture._replace(faults=(*picture.faults, fault))
     if box.label is None or not box.label.strip():
@@ -222,7 +222,7 @@ def _with_box(picture: _Annotated, ref: ImageRef, box: BoxRef, where: str) -> _A
 
 
 def _checked(annotated: Sequence[_Annotated]) -> tuple[list[Scene], list[str]]:
-    """The pictures that have boxes and no fault, and all faults."""
+    """The pictures with boxes and without faults, and all faults."""
     worth = [one for one in annotated if one.things or one.crowds or one.faults]
 
     def work(chunk: range) -> list[Scene | list[str]]:
@@ -240,7 +240,7 @@ def _checked(annotated: Sequence[_Annotated]) -> tuple[list[Scene], list[str]]:
 def _check(annotated: _Annotated) -> Scene | list[str]:
     faults = list(annotated.faults)
     if not annotated.image.is_file():
-        return [*faults, f"{annotated.where}: there is no picture {str(annotated.image)!r}; see --images"]
+        return [*faults, f"{annotated.where}: no such picture {str(annotated.image)!r}; see --images"]
     try:
         size = size_of(annotated.image)
     except ValueError as error:
@@ -271,7 +271,7 @@ def _check(annotated: _Annotated) -> Scene | list[str]:
 
 
 def _cut(box: Box, size: tuple[int, int]) -> Box | None:
-    """The box clipped to the picture; None where it is empty, or reaches outside by more than rounding."""
+    """The box clipped to the picture; None if it is empty, or extends outside by more than rounding."""
     x0, y0, x1, y1 = box
     if min(x0, y0) < -SLACK_PIXELS or x1 > size[0] + SLACK_PIXELS or y1 > size[1] + SLACK_PIXELS:
         return None

@@ -1,12 +1,12 @@
 """Whether a relation holds between two boxes: yes, no, or too ambiguous to ask.
 
-All that is known is two boxes in a flat picture, so each relation asks for a margin, and what lies between yes and no
-is ``None``. Sizes are those of the smaller of the two boxes, w wide and h high.
+Only two boxes in a flat picture are known, so each relation requires a margin, and anything between yes and no is
+``None``. Sizes are those of the smaller of the two boxes, w wide and h high.
 
-    left of    yes  ends before the other begins, or at most w / 20 behind that, and they share h / 4 of their height
-    right of        the same, mirrored; one is no where the other is yes
+    left of    yes  ends before the other begins, or at most w / 20 after that, and they share h / 4 of their height
+    right of        the same, mirrored; one is no if the other is yes
     above      yes  ends h / 10 over the other or more, and they share w / 4 of their width
-    below           the same, mirrored; one is no where the other is yes
+    below           the same, mirrored; one is no if the other is yes
     on         yes  its bottom is between h / 10 over the other's top and three quarters down the other, and
                     w · 4/5 lie over the other (a cat on a bench ends at the seat, not at the feet of the bench)
                no   they are side by side with a gap of w / 10, or it is below
@@ -16,11 +16,11 @@ is ``None``. Sizes are those of the smaller of the two boxes, w wide and h high.
                     larger height): things at different depths end at different heights
                no   a gap of twice the larger width
 
-``on`` and ``inside`` cannot be told from "in front of" by boxes: ask only for pairs that are known to carry or hold
-one another (``category_names.Name``). ``above`` and ``below`` are of the picture, not of the world: a person behind
-a pizza is above it, so questions say "in the picture". Relations read off annotated boxes are not new (the test sets
+Boxes cannot distinguish ``on`` and ``inside`` from "in front of": use these only for pairs that are known to carry or
+hold one another (``category_names.Name``). ``above`` and ``below`` refer to the picture, not the world: a person behind
+a pizza is above it, so questions say "in the picture". Relations from annotated boxes are not new (the test sets
 from COCO and GQA of Kamath, Hessel and Chang, "What's 'up' with vision-language models?", arXiv 2310.19785); the
-margins, and what is too ambiguous to ask, are ours, set by hand.
+margins and the limits of ambiguity are ours, set by hand.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 
 def holds(relation: str, a: Box, b: Box) -> Verdict:
-    """Is ``a`` left of (above, on, ...) ``b``? None where it is ambiguous.
+    """Whether ``a`` is left of (above, on, ...) ``b``; None if ambiguous.
 
     A cat (40, 10, 60, 30) and a bench (20, 28, 90, 60): on, and neither above nor below.
     """
@@ -49,7 +49,7 @@ def _heights(a: Box, b: Box) -> tuple[float, float]:
 
 
 def _shared(a: Box, b: Box, axis: int) -> float:
-    """The length that both cover on an axis; where negative, the gap between them."""
+    """The length that both cover on an axis; if negative, the gap between them."""
     return min(a[axis + 2], b[axis + 2]) - max(a[axis], b[axis])
 
 
@@ -64,7 +64,7 @@ def _above(a: Box, b: Box) -> bool:
 
 
 def _one_of(yes: Callable[[Box, Box], bool]) -> Callable[[Box, Box], Verdict]:
-    """A relation that is false where its converse holds."""
+    """A relation that is false if its converse holds."""
 
     def verdict(a: Box, b: Box) -> Verdict:
         forward, backward = yes(a, b), yes(b, a)

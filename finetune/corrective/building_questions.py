@@ -1,8 +1,8 @@
 """Questions about buildings that their parts identify: is this the Oriental Pearl Tower or the Canton Tower?
 
-A building is a category with a ``foil`` in ``--names``, and its evidence are the boxes of other categories that lie on
-it. What is this tower called (groups ``sphere-building``, and ``neighbour`` for buildings without evidence of their
-own: those that a clumsy correction would rename), has it spheres, how many, and where (group ``building-parts``).
+A building is a category with a ``foil`` in ``--names``; its evidence is the boxes of other categories on it. The
+questions: the tower's name (group ``sphere-building``; ``neighbour`` for buildings without evidence of their own, which
+a crude correction would rename), whether it has spheres, how many, and where (group ``building-parts``).
 """
 
 from collections.abc import Iterator
@@ -47,8 +47,7 @@ MOST_COUNTED = 10
 
 
 def ask(scene: Scene, names: Names, language: Language | None, rng: Random) -> Iterator[Question]:
-    """Every question about the building of a picture; none where there are several, since "this tower"
-    would be ambiguous.
+    """Every question about the building in a picture; none if there are several, since "this tower" would be ambiguous.
 
     language   None: chosen at random for each question
     """
@@ -88,13 +87,13 @@ class _Building:
             answer=answer,
             label=self.category,
             foil=name.foil[language],
-            probed=bool(self.parts) or not name.evidence,  # what is to be looked at has to be there
+            probed=bool(self.parts) or not name.evidence,  # a probe needs the region it should look at
             regions=regions,
             phrases={answer: next(iter(regions))},
         )
 
     def _has(self, language: Language, rng: Random) -> Iterator[Question]:
-        """Yes for its own evidence; no for the evidence of other buildings, where none is annotated in the picture."""
+        """Yes for its own evidence; no for other buildings' evidence that is not annotated in the picture."""
         others = {part for name in self.names.buildings.values() for part in name.evidence}
         there = {thing.category for thing in self.scene.things} | self.scene.crowds
         for part in sorted(self.parts.keys() | (others - there - set(self.name.evidence))):
@@ -159,6 +158,6 @@ def evidence_names(names: Names) -> dict[str, Name]:
 
 
 def _on(part: Box, building: Box) -> bool:
-    """Does the middle of the part lie on the building?"""
+    """Whether the part's centre lies on the building."""
     x, y = (part[0] + part[2]) / 2, (part[1] + part[3]) / 2
     return building[0] <= x <= building[2] and building[1] <= y <= building[3]

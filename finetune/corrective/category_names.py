@@ -21,16 +21,16 @@ from finetune.corrective.scenes import Language
 
 @dataclass(frozen=True)
 class Name:
-    """The names of a category, and what may be asked about it.
+    """The names of a category, and what questions about it need.
 
-    zh, en      as used in a sentence; en with "the" where it is a proper name
-    en_a        with its indefinite article, where that is not a or an by the first letter ("broccoli")
-    en_plural   where it is not made with -s; the same as ``en`` for words that are plural ("skis")
-    carries     categories that may be on it; holds: that may be inside it
-    foil        what a building is mistaken for, by language; only buildings have one
+    zh, en      as used in a sentence; en with "the" for a proper name
+    en_a        with its indefinite article, if that does not follow from the first letter ("broccoli")
+    en_plural   if irregular; the same as ``en`` for plural words ("skis")
+    carries     categories that may be on it; holds: categories that may be inside it
+    foil        the name a building is mistaken for, by language; only buildings have one
     evidence    categories of the parts that identify a building
-    kind        what sort of building it is, by language
-    group       the group of the probes that ask for its name
+    kind        the type of building, by language
+    group       group of the probes for its name
     """
 
     zh: str
@@ -46,7 +46,7 @@ class Name:
 
     @property
     def plural(self) -> bool:
-        """Does English say "are" of it?"""
+        """Whether its English name takes "are"."""
         return self.en_plural == self.en
 
     @property
@@ -59,7 +59,7 @@ class Name:
         return f"{self.en[:-1]}ies" if self.en.endswith("y") and self.en[-2] not in "aeo" else f"{self.en}s"
 
     def bare(self, language: Language) -> str:
-        """The noun alone, as a phrase that stands in every sentence about it: 猫, cat."""
+        """The bare noun, which occurs in every sentence about it: 猫, cat."""
         return self.zh if language == "zh" else self.en.removeprefix("the ")
 
     def the(self, language: Language) -> str:
@@ -123,7 +123,7 @@ _CARRIES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("skateboard", "surfboard", "snowboard", "skis", "horse", "elephant", "motorcycle"), _RIDER),
     "bicycle": ("person", "cat", "bird"),
 }  # fmt: skip
-# Not the oven: COCO's box of it has the stove on top, and pans on that.
+# Not the oven: COCO's box includes the stove on top, and pans on it.
 _HOLDS: dict[str, tuple[str, ...]] = {
     "bowl": (*_FOOD, "spoon"), "cup": ("spoon", "toothbrush"), "sink": ("cup", "bowl", "fork", "knife", "spoon", "cat"),
     "microwave": _FOOD, "refrigerator": (*_FOOD, "bottle"), "suitcase": ("cat", "teddy bear", "book", "laptop"),
@@ -145,7 +145,7 @@ COCO: dict[str, Name] = {
 class Names:
     """Names by category: given ones, then COCO's, then the category itself.
 
-    without_chinese   categories that a Chinese question needed and that have no Chinese name
+    without_chinese   categories used in a Chinese question that have no Chinese name
     """
 
     def __init__(self, given: Mapping[str, Name] | None = None) -> None:
@@ -164,7 +164,7 @@ class Names:
 
     @property
     def buildings(self) -> dict[str, Name]:
-        """Categories that have a wrong name set against their own."""
+        """Categories with a foil."""
         return {category: name for category, name in self.given.items() if name.foil is not None}
 
 
@@ -180,9 +180,9 @@ _KEYS = (*_TEXTS, *_LISTS, "foil", "kind")
 def read_names(path: Path, categories: Iterable[str]) -> Names:
     """Read a file of names.
 
-    categories   of the annotations: any other category in the file is a fault, mostly a misspelling
+    categories   of the annotations: any other category in the file is a fault, usually a misspelling
 
-    Raises ValueError with every fault: which category and field, found, expected.
+    Raises ValueError with every fault: category and field, found, expected.
     """
     content = load_json(path)
     if not isinstance(content, dict) or not content:
@@ -201,7 +201,7 @@ def read_names(path: Path, categories: Iterable[str]) -> Names:
 
 
 def load_json(path: Path) -> Any:
-    """A JSON file's content; raises ValueError that names file and place."""
+    """A JSON file's content. Raises ValueError naming file and position."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -215,7 +215,7 @@ def load_json(path: Path) -> Any:
 
 
 def listed(path: Path, faults: list[str], most: int = 50) -> str:
-    """Faults of a file, one a line, the first few of many."""
+    """Faults of a file, one per line, at most ``most``."""
     shown = [f"  {fault}" for fault in faults[:most]]
     more = [f"  ... and {len(faults) - most:,} more"] if len(faults) > most else []
     return "\n".join([f"{path}: {len(faults):,} fault{'' if len(faults) == 1 else 's'}", *shown, *more])
@@ -252,7 +252,7 @@ def _entry_faults(
     yield from _pair_faults("kind", entry.get("kind"), ())
     yield from _pair_faults("foil", entry.get("foil"), [other for other in content if other != category])
     if "evidence" in entry and "foil" not in entry:
-        yield "evidence: needs a foil too, the name that the building is mistaken for"
+        yield "evidence: needs a foil too, the name the building is mistaken for"
     if category not in annotated and "foil" in entry:
         yield f"not in the annotations: {unknown_word(category, annotated)}"
 

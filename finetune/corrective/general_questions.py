@@ -1,9 +1,9 @@
 """Questions whose answers a correction must not change: is there a dog in the picture?
 
-Asked in probes of the group ``retention`` alone, never trained: whether a category is there, yes and no equally often
-(POPE: Li et al., "Evaluating object hallucination in large vision-language models", arXiv 2305.10355, of which this is
-the random setting). What is not annotated counts as not there, so a "no" is asked only of categories that the
-annotation file knows, and of none that a correction is about.
+Used only in probes of the group ``retention``, never trained: whether a category is present, yes and no equally often
+(the random setting of POPE: Li et al., "Evaluating object hallucination in large vision-language models", arXiv
+2305.10355). A category without annotation counts as absent, so absent categories are drawn from those in the annotation
+file, except the ones being corrected.
 """
 
 from collections.abc import Collection, Iterator
@@ -26,9 +26,9 @@ _ANSWERS: dict[Language, tuple[str, str]] = {"en": ("yes", "no"), "zh": ("有", 
 def ask(
     scene: Scene, names: Names, categories: Collection[str], language: Language | None, rng: Random
 ) -> Iterator[Question]:
-    """Presence of every category of a picture, and of some that are not in it.
+    """Questions about the presence of every category in a picture, and of some absent ones.
 
-    categories   those that may be asked about
+    categories   those that questions may use
     """
     there = {thing.category for thing in scene.things}
     absent = sorted(set(categories) - there - scene.crowds)

@@ -1,6 +1,6 @@
-"""The rules of probe files, version 1, for the side that writes them.
+"""Validates probe files, version 1, before they are written.
 
-finetune does not import diagnostics, so the rules are repeated here; a test keeps them equal to those of the monitor.
+finetune does not import diagnostics, so the rules are repeated here; a test checks that they agree with the reader's.
 """
 
 import re
@@ -19,7 +19,7 @@ IDENTITY = re.compile(r"(?!\.)[\w.\-]{1,120}")
 
 
 def faults(content: Any, folder: Path) -> list[str]:
-    """The faults of the content of a probe file in ``folder``; [] where there are none."""
+    """The faults of a probe file's content, paths relative to ``folder``; [] if it is valid."""
     if not isinstance(content, dict) or content.get("version") != VERSION:
         return [f'expected {{"version": {VERSION}, "probes": [...]}}']
     probes = content.get("probes")
@@ -49,7 +49,7 @@ def _faults(probe: Any, folder: Path) -> Iterator[str]:
 
 
 def _spellings(probe: Mapping[str, Any]) -> list[Any]:
-    """The accepted spellings of an answer, which is a text or a list of texts."""
+    """The accepted spellings of an answer (a text or a list of texts)."""
     answer = probe.get("answer")
     return answer if isinstance(answer, list) else [answer]
 
@@ -65,7 +65,7 @@ def _answer_faults(spellings: list[Any], foil: Any) -> Iterator[str]:
     if not _is_text(foil):
         yield f"foil: found {foil!r:.80}, expected text, or null"
     elif any(begins(one, foil) for one in spellings):
-        yield f"foil: found {foil!r:.80}, expected a text that does not begin like the answer, or null"
+        yield f"foil: found {foil!r:.80}, expected a text that does not start like the answer, or null"
 
 
 def _place_faults(probe: Mapping[str, Any], folder: Path) -> Iterator[str]:
@@ -108,7 +108,7 @@ def _is_box(box: Any, size: tuple[int, int] | None) -> bool:
 
 
 def _reference_faults(probe: Mapping[str, Any]) -> Iterator[str]:
-    """Phrases and the relation, against the texts and the regions."""
+    """Checks phrases and the relation against texts and regions."""
     given = probe.get("regions")
     regions = given if isinstance(given, dict) else {}
     said = (str(probe.get("question", "")), *map(str, _spellings(probe)[:1]))
@@ -118,9 +118,9 @@ def _reference_faults(probe: Mapping[str, Any]) -> Iterator[str]:
         phrases = None
     for phrase, region in (phrases or {}).items():
         if not phrase or not any(phrase in text for text in said):
-            yield f"phrases: {phrase!r} stands neither in the question nor in the answer"
+            yield f"phrases: {phrase!r} is neither in the question nor in the answer"
         if region not in regions:
-            yield f"phrases.{phrase}: found {region!r}, which is no region"
+            yield f"phrases.{phrase}: found {region!r}, which is not a region"
     relation = probe.get("relation")
     if relation is None:
         return
@@ -129,7 +129,7 @@ def _reference_faults(probe: Mapping[str, Any]) -> Iterator[str]:
         return
     for end in ("subject", "object"):
         if relation[end] not in regions:
-            yield f"relation.{end}: found {relation[end]!r}, which is no region"
+            yield f"relation.{end}: found {relation[end]!r}, which is not a region"
 
 
 def _is_text(value: Any) -> bool:

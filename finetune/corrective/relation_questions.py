@@ -1,9 +1,8 @@
 """Questions about the spatial relation of two things, from their boxes.
 
-About each pair of categories with one box each: is the cat on the bench (yes and no equally often, for each
-relation), is it to the left or to the right, on which side, where is the cat, what is on the bench, and "find the cat
-on the bench", whose answer is a box. Which pairs are asked about: ``box_relations``; what can carry or hold what:
-``category_names``.
+For each pair of categories with one box each: is the cat on the bench (yes and no equally often, for each relation), is
+it to the left or to the right, on which side, where is the cat, what is on the bench, and "find the cat on the bench",
+whose answer is a box. ``box_relations`` selects the pairs; ``category_names`` knows what can carry or hold what.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -88,7 +87,7 @@ def ask(
 ) -> Iterator[Question]:
     """Every question about relations that a picture answers unambiguously.
 
-    relations   those that are trained; the others are only probed, in the group ``neighbour``
+    relations   the trained ones; the others are only probed, in the group ``neighbour``
     language    None: chosen at random
     """
     for subject, thing in scene.pairs():
@@ -110,13 +109,13 @@ def _placed(question: Question, trained: bool) -> Question:
 
 
 def _alike(one: Name, other: Name) -> bool:
-    """Does one name stand inside the other? "bear" and "teddy bear", 狗 and 热狗: nobody could tell which is meant."""
+    """Whether one name contains the other, which makes a question ambiguous: "bear" and "teddy bear", 狗 and 热狗."""
     pairs = ((one.bare("en"), other.bare("en")), (one.zh, other.zh))
     return any(a in b or b in a for a, b in pairs)
 
 
 def _may(relation: str, subject: AnnotatedBox, thing: AnnotatedBox, names: Names) -> bool:
-    """Can one be on or in the other at all? Boxes cannot tell that from "in front of"."""
+    """Whether one can be on or in the other at all. Boxes cannot distinguish that from "in front of"."""
     if relation == "on":
         return subject.category in names[thing.category].carries
     if relation == "inside":
@@ -157,7 +156,7 @@ class _Pair:
             where, elsewhere = self._where(self.relation), self._where(_ELSEWHERE[self.relation])
             yield self._question("where", where, elsewhere, self.relation, rng)
             other = self._not_there()
-            if other is not None and self.subject.category != "person":  # nobody asks "what" of people
+            if other is not None and self.subject.category != "person":  # "what" does not refer to people
                 right, wrong = self.name.a(self.language), other.a(self.language)
                 yield self._question("what", right, wrong, self.relation, rng)
         yield self._question("find", self._markup(), None, self.relation, rng, probed=False)
@@ -221,8 +220,8 @@ class _Pair:
         return "在" + _UNDER.get(relation, _PLACES["zh"][relation]).format(o=self.other.the("zh"))
 
     def _not_there(self) -> Name | None:
-        """A thing of the picture that is certainly not on (in) the object; None where the subject may not be alone
-        there, so that "what is on it" would have several answers."""
+        """A thing in the picture that is certainly not on (in) the object; None if something else may be there too, so
+        that "what is on it" would have several answers."""
         others = [
             one
             for one in self.scene.things

@@ -1,4 +1,4 @@
-"""Which pictures are held out for probes, and which of all possible questions become samples and probes."""
+"""Chooses the held-out pictures, and the questions that become samples and probes."""
 
 import itertools
 import random
@@ -33,10 +33,10 @@ def topics_of(questions: Iterable[Question]) -> Topics:
 def hold_out(
     scenes: Sequence[Scene], topics: Mapping[int, Topics], share: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Pictures for training, and pictures for probes: indices into ``scenes``, in order.
+    """Pictures for training, and held-out pictures for probes: indices into ``scenes``, in order.
 
-    The split is stratified by topic: pictures are sorted by the topics that they have questions for, and every
-    1 / share-th is held out. Copies of a file go to the same side.
+    The split is stratified by topic: pictures are sorted by the topics of their questions, and every 1 / share-th is
+    held out. Copies of a file go to the same side.
     """
     copies: dict[str, list[int]] = defaultdict(list)
     for place in sorted(topics):
@@ -47,7 +47,7 @@ def hold_out(
     def asked(digest: str) -> list[tuple[str, str]]:
         return sorted(frozenset().union(*(topics[place] for place in copies[digest])))
 
-    ordered = sorted(shuffled, key=asked)  # stable, so that within the same topics chance decides
+    ordered = sorted(shuffled, key=asked)  # stable: random order within the same topics
     exact = Fraction(str(share))
     held = {digest for index, digest in enumerate(ordered) if int((index + 1) * exact) > int(index * exact)}
     sides: tuple[list[int], list[int]] = ([], [])
@@ -61,8 +61,8 @@ def for_training(
 ) -> list[Asked]:
     """At most ``per_picture`` questions of each picture, at most ``most`` in total, in random order.
 
-    The least frequent kinds of question come first. Where answers contrast (yes and no, left and right), the surplus of
-    the more frequent one is dropped, so that the answer cannot be guessed from the form of the question.
+    The rarest kinds of question come first. If answers contrast (yes and no, left and right), the surplus of the more
+    frequent one is dropped, so that the form of a question does not reveal its answer.
     """
     asked = itertools.islice(_evenly(_shuffled(places, seed), ask, _is_trained, per_picture, seed), most)
     chosen = _balanced([Asked(scenes[place], question) for place, question in asked])
@@ -87,11 +87,11 @@ def for_probes(
     per_group: int,
     seed: int,
 ) -> list[Asked]:
-    """At most ``per_group`` questions of each group, no picture twice in a group, groups one after another.
+    """At most ``per_group`` questions of each group, each picture at most once per group, group by group.
 
-    Probes of one picture are correlated, so they would count for less than their number. Where there are more pictures
-    than needed, those that would make one answer more frequent than its opposite wait. Where all are needed, those
-    with the fewest kinds of question come first, and the others balance them.
+    Probes of one picture are correlated, so they would count for less than their number. With more pictures than
+    needed, those that would make one answer more frequent than its opposite come last. If all are needed, those with
+    the fewest kinds of question come first, and the others balance them.
     """
     chosen: list[Asked] = []
     for group in sorted({group for place in places for group, _ in topics[place]}):
@@ -111,7 +111,7 @@ def for_probes(
 
 
 def _freedom(ask: Ask, wanted: Callable[[Question], bool], place: int) -> int:
-    """How many kinds of question a picture has."""
+    """Number of kinds of question for a picture."""
     return len({question.kind for question in ask(place) if wanted(question)})
 
 
@@ -132,10 +132,10 @@ def _evenly(
 ) -> Iterator[tuple[int, Question]]:
     """At most ``most`` questions of each picture, in this order, of the kinds chosen least so far.
 
-    An answer chosen less often than its opposite comes first. Which kind was chosen least is decided from coarse to
-    fine: by topic, then also by form, answer and language.
+    An answer chosen less often than its opposite comes first. The least chosen kind is determined from coarse to fine:
+    by topic, then also by form, answer and language.
 
-    patient   a picture whose answers are all ahead of their opposites waits until all others had their turn
+    patient   a picture whose answers are all more frequent than their opposites is deferred until after the others
     """
     waiting: list[int] = []
     counts: Counter[tuple[str, ...]] = Counter()
@@ -170,22 +170,22 @@ def _keys(question: Question) -> tuple[tuple[str, ...], ...]:
 
 
 def _balanced(asked: Sequence[Asked]) -> list[Asked]:
-    """Without the surplus of an answer over its opposite in the same language; the order is kept."""
-    counts = Counter(_said(question, question.label) for _, question in asked if question.against)
+    """Drops the surplus of an answer over its opposite in the same language; keeps the order."""
+    counts = Counter(_answer_key(question, question.label) for _, question in asked if question.against)
     used: Counter[tuple[str, ...]] = Counter()
     kept: list[Asked] = []
     for one in asked:
         question = one.question
         if question.against is not None:
-            own = _said(question, question.label)
+            own = _answer_key(question, question.label)
             used[own] += 1
-            if used[own] > counts[_said(question, question.against)]:
+            if used[own] > counts[_answer_key(question, question.against)]:
                 continue
         kept.append(one)
     return kept
 
 
-def _said(question: Question, label: str) -> tuple[str, ...]:
+def _answer_key(question: Question, label: str) -> tuple[str, ...]:
     return (*_contrast(question), question.language, label)
 
 

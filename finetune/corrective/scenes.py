@@ -27,8 +27,8 @@ class Scene:
     """A picture and its annotated boxes.
 
     size      width and height of the upright picture, in pixels
-    crowds    categories that the annotation marks only as a crowd
-    digest    SHA-256 of the file: the same for copies under other names
+    crowds    categories annotated only as a crowd
+    digest    SHA-256 of the file, equal for copies under other names
     """
 
     image: Path
@@ -42,7 +42,7 @@ class Scene:
 
     @cached_property
     def single(self) -> tuple[AnnotatedBox, ...]:
-        """Things that "the cat" identifies: the only one of their category, and no crowd of it."""
+        """Things that "the cat" identifies: the only one of its category, without a crowd of it."""
         counts = Counter(thing.category for thing in self.things)
         return tuple(
             thing
@@ -60,12 +60,12 @@ class Scene:
 
 @dataclass(frozen=True)
 class Question:
-    """One question about a picture, ready to be written as a training sample or a probe.
+    """One question about a picture, which can be written as a training sample or a probe.
 
     group      of the probe
-    topic      a relation, a building or a template. Held-out pictures are stratified by topic
+    topic      a relation, a building or a template; held-out pictures are stratified by topic
     form       the form of the question; forms and labels are sampled equally often
-    label      the right one of the form's answers, independent of language
+    label      the right answer among those of the form, independent of language
     against    the opposite label, trained exactly as often (no for yes, left of for right of), or None
     trained    whether it may be a training sample
     probed     whether it may be a probe; questions whose answer is a box may not
@@ -89,7 +89,7 @@ class Question:
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """What is sampled equally often."""
+        """The unit of balanced sampling."""
         return (self.group, self.topic, self.form, self.label, self.language)
 
 

@@ -1,4 +1,4 @@
-"""A user's own templates: a JSON file of questions about things in pictures, alone or in a relation.
+"""User templates: a JSON file of questions about things in pictures, single or in a relation.
 
     {"version": 1, "templates": [{
        "group": "cat-place",
@@ -9,7 +9,7 @@
        "look_at": "object"}]}
 
 subject, object    categories, or "*" for any; the picture must have exactly one of each
-relation, object   optional, together: without them the question is about the subject alone
+relation, object   optional, only together: without them the question is about the subject
 question           one wording or several per language; answer and foil in the same languages
 look_at            subject or object: where the probe's right answer should look (default: subject)
 {subject} {the subject} {a subject}   its name: cat, the cat, a cat (in Chinese all three are 猫); the same for object
@@ -38,7 +38,7 @@ _FORMS = ("", "the ", "a ", "box ")
 
 @dataclass(frozen=True)
 class Template:
-    """One template as read. ``subject`` and ``object`` are None for any category."""
+    """One template. ``subject`` and ``object`` are None for any category."""
 
     name: str
     group: str
@@ -51,7 +51,7 @@ class Template:
     look_at: str
 
     def ask(self, scene: Scene, names: Names, language: Language | None, rng: Random) -> Iterator[Question]:
-        """The template's question about each thing, or pair, of a picture that fits."""
+        """The template's question about each matching thing or pair in a picture."""
         languages = [one for one in LANGUAGES if one in self.question and language in (None, one)]
         for ends in self._fitting(scene):
             yield _question(self, scene, ends, names, rng.choice(languages), rng)
@@ -108,7 +108,7 @@ def _question(
 
 
 class _Words(Mapping[str, str]):
-    """The values of placeholders, looked up only when used, so that no name is reported missing that is not needed."""
+    """Values of placeholders, looked up lazily so that only names in use can be reported missing."""
 
     def __init__(
         self, scene: Scene, ends: Mapping[str, AnnotatedBox], names: Names, language: Language
@@ -142,7 +142,7 @@ def read_templates(path: Path, categories: Collection[str], language: Language |
     categories   of the annotations
     language     of the questions; None: either
 
-    Raises ValueError with every fault: which template and field, found, expected.
+    Raises ValueError with every fault: template and field, found, expected.
     """
     content = load_json(path)
     entries = content.get("templates") if isinstance(content, dict) else None
@@ -195,7 +195,7 @@ def _faults(entry: Any, categories: Collection[str], language: Language | None) 
     for end in ENDS:
         yield from _category_faults(end, entry.get(end, "*"), categories)
     if ("relation" in entry) != ("object" in entry):
-        yield ": relation and object belong together; give both, or neither for a question about the subject alone"
+        yield ": relation and object belong together; give both, or neither for a question about the subject only"
     if "relation" in entry and entry["relation"] not in RELATIONS:
         yield f".relation: found {entry['relation']!r}, expected one of {', '.join(RELATIONS)}"
     ends = ENDS if "object" in entry else ENDS[:1]

@@ -1,4 +1,4 @@
-"""The two files that come out: training data in Qwen-VL's format, and probes. Each whole and checked, or not at all."""
+"""Writes training data in Qwen-VL's format, and probes; checks both files before putting them in place."""
 
 import json
 import os
@@ -20,9 +20,9 @@ DATA_FILE, PROBE_FILE = "corrective.json", "probes.json"
 
 
 def write(folder: Path, training: Sequence[Asked], probes: Sequence[Asked], *, overwrite: bool) -> None:
-    """Write both files, each read back first by the rules of the program that will use it.
+    """Write both files, after reading each back by the rules of the program that uses it.
 
-    Raises ValueError where a picture is in both files, or where the folder has files of these names with other content.
+    Raises ValueError if a picture is in both files, or if the folder already has these files with other content.
     """
     check_apart(training, probes)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def write(folder: Path, training: Sequence[Asked], probes: Sequence[Asked], *, o
 
 
 def check_apart(training: Sequence[Asked], probes: Sequence[Asked]) -> None:
-    """Raises ValueError where a picture, by its content, is both trained on and probed."""
+    """Raises ValueError if a picture, by content, is both trained on and probed."""
     both = {one.scene.digest for one in training} & {one.scene.digest for one in probes}
     if both:
         names = sorted(str(one.scene.image) for one in probes if one.scene.digest in both)
@@ -69,7 +69,7 @@ def _check_free(path: Path, text: str, overwrite: bool) -> None:
 
 
 def _check(data: Path, probes: Path) -> None:
-    """Read both files as the programs that use them do."""
+    """Read both files back by the rules of the programs that use them."""
     source.read(data, data_format="qwen-vl", say=lambda _: None)
     faults = probe_file.faults(json.loads(probes.read_text(encoding="utf-8")), probes.parent)
     if faults:
@@ -120,7 +120,7 @@ def _probe(identity: str, asked: Asked, folder: Path) -> dict[str, Any]:
 
 
 def _probe_names(probes: Sequence[Asked]) -> list[str]:
-    """``spatial-relation-007``; characters of the group that a file name cannot have are replaced."""
+    """``spatial-relation-007``; replaces characters that are invalid in file names."""
     numbers: Counter[str] = Counter()
     names = []
     for one in probes:
@@ -135,5 +135,5 @@ def _relative(scene: Scene, folder: Path) -> str:
 
 
 def _plain(box: Box) -> list[float]:
-    """Hundredths of a pixel are enough, and whole numbers stay whole."""
+    """Rounds to hundredths of a pixel; whole numbers stay integers."""
     return [int(value) if value == int(value) else round(value, 2) for value in box]

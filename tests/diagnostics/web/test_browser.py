@@ -170,7 +170,7 @@ def test_chat_and_attention(address, driver, width, theme, language):
     visit.tab(1)  # filled already: nothing is pressed
     visit.until(visit.drawn)
     heading = visit.words(f"{ATTENTION} .image-plot h3")
-    assert heading == {"en": "Where in the picture", "zh": "看向图片的哪里"}[language]
+    assert heading == {"en": "Attention in the picture", "zh": "图片上的注意力"}[language]
     image, words = f"{ATTENTION} canvas.image", f"{ATTENTION} .image-plot .words"
     assert "%" in visit.words(words) and "MB" in visit.words(f"{ATTENTION} .cache")
 
@@ -215,7 +215,7 @@ def test_a_refusal_hides_nothing_and_gives_the_question_back(address, driver):
         box,
     )
     box.send_keys(Keys.ENTER)
-    visit.until(lambda: "模型最多读取 2,048 个" in visit.words("#chat_status"))
+    visit.until(lambda: "超过模型上限 2,048" in visit.words("#chat_status"))
     visit.until(lambda: visit.one("#message textarea").get_attribute("value") == "长" * 3000)
     answer = visit.all("#chat .bot")[-1]
     visit.js("arguments[0].scrollIntoView({block: 'center'})", answer)
@@ -256,7 +256,7 @@ def test_each_part_says_what_it_shows_and_no_more(address, driver):
     overview, who = f"{ATTENTION} .overview-plot .words", f"{ATTENTION} .who-part"
     assert "here" in visit.words(overview)
     visit.changes(visit.one(f"{ATTENTION} .sinks").click)
-    assert visit.words(f"{ATTENTION} .why") == "No sinks were found in this layer: nothing is left out."
+    assert visit.words(f"{ATTENTION} .why") == "No sinks were found in this layer."
     code = "const r = document.querySelector(arguments[0]); r.value = 0; r.dispatchEvent(new Event('input'))"
     visit.changes(lambda: visit.js(code, f"{ATTENTION} .matrix-plot input"))
     squares = visit.js("return document.querySelector(arguments[0]).squares", f"{ATTENTION} canvas.matrix")
@@ -265,18 +265,16 @@ def test_each_part_says_what_it_shows_and_no_more(address, driver):
     )  # there is room for names
     visit.changes(lambda: visit.drag(image, (20, 20), (0, 0)))
     (picture,) = visit.all(f"{who} .token.picture")
-    assert picture.text == "Picture 1" and "brightest" in visit.words(
-        f"{who} .words"
-    )  # it has no rows: not 0 %
+    assert picture.text == "Picture 1" and "max" in visit.words(f"{who} .words")  # it has no rows: not 0 %
 
     visit.changes(visit.one(f'{ATTENTION} [data-value="vision"]').click)
     visit.slide(1, 3)  # a head that the overview may not have
     assert "here" not in visit.words(overview) and "NaN" not in visit.words(overview)
-    assert visit.words(f"{ATTENTION} .why") == "Only the last layer of the tower is kept."
-    assert "this part sees nothing else" in visit.words(words)
+    assert visit.words(f"{ATTENTION} .why") == "Only the last layer of the vision tower was kept."
+    assert "this part attends to nothing else" in visit.words(words)
     visit.changes(lambda: visit.drag(image, (20, 20), (0, 0)))
-    assert "patch that you clicked looks" in visit.words(words)
-    assert "choose Language" in visit.words(who)
+    assert "Attention of the patch you clicked" in visit.words(words)
+    assert "select Language" in visit.words(who)
 
 
 def test_a_box_and_a_patch_live_together_and_what_was_typed_stays(address, driver):
@@ -304,11 +302,11 @@ def test_a_conversation_without_a_picture(address, driver):
     visit.tab(1)
     visit.until(visit.drawn)
     for plot in ("image-plot", "cross-plot", "overview-plot"):
-        assert visit.words(f"{ATTENTION} .{plot} .words") == "No picture in this conversation.", plot
-    assert "leaving out the first" not in visit.words(f"{ATTENTION} .matrix-plot .words")
+        assert visit.words(f"{ATTENTION} .{plot} .words") == "There is no picture in this conversation.", plot
+    assert "without the first token" not in visit.words(f"{ATTENTION} .matrix-plot .words")
     code = "const r = document.querySelector(arguments[0]); r.value = 0; r.dispatchEvent(new Event('input'))"
     visit.changes(lambda: visit.js(code, f"{ATTENTION} .matrix-plot input"))
-    assert "leaving out the first" in visit.words(f"{ATTENTION} .matrix-plot .words")
+    assert "without the first token" in visit.words(f"{ATTENTION} .matrix-plot .words")
     visit.tab(2)
     visit.one("#compare_go").click()
     visit.until(lambda: visit.drawn(COMPARE), 60)

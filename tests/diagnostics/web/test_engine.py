@@ -359,7 +359,7 @@ def test_an_adapter_off_answers_as_the_base_does_and_on_again_as_before(processo
     np.testing.assert_array_equal(without.trace.rows[1], plain.trace.rows[1])
     assert adapted.has_adapter and not off.has_adapter and off.name == "towers (adapter off)"
     assert off.model is adapted.model and off._queue is adapted._queue
-    with pytest.raises(ValueError, match="no adapter to turn off; give an adapter folder"):
+    with pytest.raises(ValueError, match="no adapter to turn off; use an adapter folder"):
         base.adapter_off()
 
 
@@ -398,14 +398,14 @@ def test_another_checkpoint_stands_in_the_same_line(embedded):
     ("mode", "on_gpu", "weights", "attention", "helps"),
     [
         ("text", False, "3.8 MiB", False, "a smaller checkpoint"),
-        ("full", False, "3.8 MiB", True, "--low-memory (less attention is kept); a smaller checkpoint"),
+        ("full", False, "3.8 MiB", True, "--low-memory (keeps less attention); a smaller checkpoint"),
         ("low", False, "3.8 MiB", True, "a smaller checkpoint"),
         (
             "text",
             True,
             "3.8 MiB",
             False,
-            "--cpu-only, where the machine has more memory than its GPU (slow); a ",
+            "--cpu-only, if the machine has more memory than its GPU (slow); a ",
         ),
         ("full", True, "3.8 MiB", True, "--low-memory (4-bit language layers); --cpu-only, "),
         ("low", True, "2.3 MiB", True, "--cpu-only, "),
@@ -417,9 +417,9 @@ def test_memory_is_estimated_before_loading_and_too_large_a_model_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
     monkeypatch.setattr(engine_module, "available_bytes", lambda device: 2**20)
     monkeypatch.setattr(engine_module, "load", lambda *_, **__: pytest.fail("it was loaded"))
-    with pytest.raises(ValueError, match=r"needs .* found 1.0 MiB free. What helps: ") as told:
+    with pytest.raises(ValueError, match=r"needs .* found 1.0 MiB free. Try: ") as told:
         Engine.load(None, mode=mode)
-    assert str(told.value).partition("What helps: ")[2].startswith(helps)
+    assert str(told.value).partition("Try: ")[2].startswith(helps)
     said = capsys.readouterr().out
     assert f"weights {weights}" in said and ("attention 0.2 GiB" in said) == attention
 
@@ -449,7 +449,7 @@ def test_low_memory_loads_four_bits_on_a_gpu_and_nothing_else_does(monkeypatch):
         ((), "found no turn at its end, expected the user's question"),
         ((Turn("user", ("a",)), Turn("assistant", ("b",))), "found a turn of the assistant"),
         ((Turn("user", (ImageRef("gone", Path("gone.png")), "a")),), "'gone.png': there is no such file"),
-        ((Turn("user", ("a" * 9000,)),), "reads at most 8,192; shorten the question, or send fewer"),
+        ((Turn("user", ("a" * 9000,)),), "reads at most 8,192; shorten the question or send fewer"),
         (
             (Turn("user", ("a",)), Turn("assistant", ("b",)), Turn("user", ("a" * 9000,))),
             "reads at most 8,192; shorten the question, send fewer pictures, or clear it and start again",

@@ -114,7 +114,7 @@ def test_a_token_of_the_answer_is_read_by_the_row_that_wrote_it_and_others_by_th
     assert trace.answer == (5, 6) and trace.heads == 2
     assert [trace.row_of(token) for token in (0, 3, 4, 5, 6)] == [0, 1, 2, 2, 3]
     assert [trace.has_row(token) for token in range(7)] == [True, False, False, True, True, True, True]
-    with pytest.raises(ValueError, match=r"token 1 \('<image>'\) has no row .* last 4"):
+    with pytest.raises(ValueError, match=r"token 1 \('<image>'\) has no attention row.* last 4"):
         trace.row_of(1)
     with pytest.raises(ValueError, match="token 7 does not exist; expected 0 to 6"):
         trace.has_row(7)
@@ -154,7 +154,7 @@ def test_a_window_of_text_has_the_rows_of_its_own_tokens():
     found = maps.text_map(look_by_hand(), 1, 0, (3, 7))
     assert found.queries.tolist() == [3, 4, 5] and found.keys.tolist() == [3, 4, 5, 6]
     np.testing.assert_allclose(found.rows, [[0.25, 0, 0, 0], [0.2, 0.2, 0, 0], [0, 0, 0, 0]], atol=1e-3)
-    with pytest.raises(ValueError, match="window 3 to 9: expected a stretch of the 7 tokens"):
+    with pytest.raises(ValueError, match="window 3 to 9: expected a range within the 7 tokens"):
         maps.text_map(look_by_hand(), 1, 0, (3, 9))
 
 
@@ -234,7 +234,7 @@ def test_who_looks_at_a_patch():
             r"layer 1 of the vision tower .* \[7\]",
         ),
         (lambda trace: maps.image_map(trace, 7, 0, [], part="vision", patch=6), "patch 6 does not exist"),
-        (lambda trace: maps.box_numbers(trace, (70, 0, 90, 20)), "covers nothing .* within 60 × 40 pixels"),
+        (lambda trace: maps.box_numbers(trace, (70, 0, 90, 20)), "does not overlap .* within 60 × 40 pixels"),
     ],
 )
 def test_an_invalid_request_has_a_message(ask, words):

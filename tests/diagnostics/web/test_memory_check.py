@@ -61,5 +61,5 @@ def test_what_does_not_fit_is_refused_with_what_would_help():
         require(needed, 8 * GIB, name="towers", advice=["--low-memory", "--cpu-only"])
     assert str(told.value) == (
         "towers needs 20.5 GiB: weights 18.0 GiB, keys and values 1.0 GiB, reserve 1.5 GiB; found 8.0 GiB free. "
-        "What helps: --low-memory; --cpu-only"
+        "Try: --low-memory; --cpu-only"
     )

@@ -142,7 +142,7 @@ def test_markup_is_read_out():
 def test_a_file_that_is_no_picture_is_refused_json_errors(tmp_path):
     path = tmp_path / "cat.png"
     path.write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match="^cat.png: not readable as a picture; send a PNG or JPEG.$"):
+    with pytest.raises(ValueError, match="^cat.png: cannot be read as a picture; use PNG or JPEG.$"):
         Upload.read(path)
 
 
@@ -163,7 +163,7 @@ def test_pictures_of_a_conversation_are_limited(page, picture):
     key = page.sessions.open()
     ask(page, key, "what?", *[picture] * 6)
     assert refused(ask(page, key, "and this?", picture)) == (
-        "Pictures: found 7, expected at most 6 in a conversation; clear it and start again."
+        "Pictures: found 7, expected at most 6 per conversation; clear it and start again."
     )
     assert len(page.sessions.get(key).turns) == 2
 
@@ -218,7 +218,7 @@ def test_answering_again_asks_the_same(page):
 
 
 def test_regenerating_without_a_question_changes_nothing(page):
-    """Gradio sets every output to null where a generator yields nothing, and the input dies of it."""
+    """Gradio sets every output to null if a generator yields nothing, and the input dies of it."""
     key = page.sessions.open()
     assert list(page.again(key, "en")) == [(gr.skip(),) * 6]
     ask(page, key, "one?")
@@ -283,7 +283,7 @@ def test_one_question_at_a_time(page):
     key = page.sessions.open()
     steps = page.send(key, {"text": "what?", "files": []}, "en")
     next(steps)
-    assert "still being written" in refused(ask(page, key, "and?"))
+    assert "still being generated" in refused(ask(page, key, "and?"))
 
 
 def test_boxes_of_an_answer_are_drawn_on_the_last_picture(page, picture):
@@ -502,7 +502,7 @@ def test_a_status_is_text_and_not_markup(page, tmp_path):
     path = tmp_path / "<img src=x>.png"
     path.write_bytes(b"")
     assert refused(ask(page, page.sessions.open(), "", path)).startswith(
-        "&lt;img src=x&gt;.png: not readable"
+        "&lt;img src=x&gt;.png: cannot be read"
     )
 
 
@@ -611,11 +611,11 @@ def test_a_box_becomes_a_probe(tmp_path, picture):
     [
         ({"id": "../escaped"}, "id: found '../escaped'"),
         ({"id": ".hidden"}, "id: found"),
-        ({"group": " "}, "group: found nothing"),
+        ({"group": " "}, "group: must not be empty"),
         ({"box": None}, "box: found None"),
         ({"image": 1}, "image: found 1"),
         ({"foil": "a dog"}, "foil"),
-        ({"id": "cat-0"}, "in probes.json already"),
+        ({"id": "cat-0"}, "already in probes.json"),
     ],
 )
 def test_a_probe_that_is_not_valid_leaves_nothing(tmp_path, picture, changed, words):
@@ -748,8 +748,8 @@ def test_problems_for_visitors_are_reported_at_the_start(capsys, monkeypatch, tm
         port = taken.getsockname()[1]
         told = refusal_of(capsys, "--server-port", str(port))
     assert told == (
-        f"--server-name 127.0.0.1 --server-port {port}: the page cannot listen there (Address already in use); "
-        "choose another port, or a name of this machine\n"
+        f"--server-name 127.0.0.1 --server-port {port}: cannot listen there (Address already in use); "
+        "choose another port, or a host name of this machine\n"
     )
     assert "--server-name 192.0.2.1 " in refusal_of(capsys, "--server-name", "192.0.2.1")
     assert "--server-name no.invalid " in refusal_of(capsys, "--server-name", "no.invalid")
@@ -811,21 +811,21 @@ def test_a_strange_picture_is_one_message_in_both_languages_and_the_input_stays(
     (tmp_path / "cat.png").write_bytes(BROKEN[kind])
     key = page.sessions.open()
     for language, words in (
-        ("en", "cat.png: not readable as a picture"),
-        ("zh", "cat.png：无法作为图片读取"),
+        ("en", "cat.png: cannot be read as a picture"),
+        ("zh", "cat.png：无法识别为图片"),
     ):
         steps = list(page.send(key, {"text": "what?", "files": [str(tmp_path / "cat.png")]}, language))
         assert len(steps) == 1 and refused(steps).startswith(words)  # the input keeps its text and picture
     assert page.sessions.get(key).turns == []
     *_, (pane, status) = page.compare(key, "zh", ["own"], "what?", str(tmp_path / "cat.png"))
-    assert pane == gr.skip() and status.startswith("cat.png：无法作为图片读取")
+    assert pane == gr.skip() and status.startswith("cat.png：无法识别为图片")
 
 
 def test_a_picture_deleted_on_the_server_has_a_message(page, tmp_path):
     key = page.sessions.open()
-    assert refused(ask(page, key, "what?", tmp_path / "gone.png")).startswith("gone.png: not readable")
+    assert refused(ask(page, key, "what?", tmp_path / "gone.png")).startswith("gone.png: cannot be read")
     *_, (_, status) = page.compare(key, "en", ["own"], "what?", str(tmp_path / "gone.png"))
-    assert status.startswith("gone.png: not readable")
+    assert status.startswith("gone.png: cannot be read")
 
 
 @pytest.mark.parametrize("mode", ["I;16", "CMYK", "LA", "P", "1", "F"])
@@ -852,7 +852,7 @@ def test_a_failure_of_the_model_is_one_message_and_the_question_is_in_the_input_
     ask(page, key, "first?", picture)
     monkeypatch.setattr(page.engine, "reply", broken)
     steps = list(page.send(key, {"text": "second?", "files": [str(picture)]}, "zh"))
-    assert steps[-1].status == "无法回答；原因见服务器日志。" and "/secret/path" in caplog.text
+    assert steps[-1].status == "无法回答；详见服务器日志。" and "/secret/path" in caplog.text
     assert steps[-2].message["value"]["text"] == "second?" and len(steps[-2].message["value"]["files"]) == 1
     assert len(page.sessions.get(key).turns) == 2 and not page.sessions.get(key).busy.locked()
     *_, (pane, status) = page.compare(key, "en", ["own"], "what?", str(picture))
@@ -884,7 +884,7 @@ def test_a_probe_that_cannot_be_written_leaves_nothing_and_says_so(tmp_path, pic
     file.add(a_trace(), asked, written(id="cat-1"))
     for name, words in (
         ("塔" * 84, "225 bytes"),
-        ("CAT-1", "is in probes.json already"),
+        ("CAT-1", "is already in probes.json"),
         ("a/b", "expected a name"),
     ):
         with pytest.raises(ValueError, match=words):

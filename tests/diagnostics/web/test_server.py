@@ -316,11 +316,11 @@ def test_an_invalid_or_too_large_picture_is_refused_with_a_message(server, guest
     for name, data, words in (
         ("bomb.png", bomb(50_000, 40_000), "found too many pixels, expected at most 25 million"),
         ("large.png", bomb(6_000, 5_000), "found 6000 × 5000 pixels, expected at most 25 million"),
-        ("a.svg", svg, "not readable as a picture"),
+        ("a.svg", svg, "cannot be read as a picture"),
         ("a.html", html, "Please upload a file that is one of these formats: ['image']"),
-        ("a.png", html, "not readable as a picture"),
-        ("a.png", b"", "not readable as a picture"),
-        ("cut.png", TOWER.read_bytes()[:2000], "not readable as a picture"),
+        ("a.png", html, "cannot be read as a picture"),
+        ("a.png", b"", "cannot be read as a picture"),
+        ("cut.png", TOWER.read_bytes()[:2000], "cannot be read as a picture"),
     ):
         path = guest.upload(name, data)
         output = guest.send("这是什么?", path)

@@ -48,7 +48,7 @@ def test_what_it_leaves(call, rooms: Path, tmp_path: Path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [DATA_FILE, PROBE_FILE]
     data, entries = left(tmp_path / "out")
     assert f"{len(data)} samples of 36 pictures" in shown
-    assert "spatial-relation: 15 probes, expected at least 20, better 40" in shown
+    assert "spatial-relation: 15 probes, expected at least 20 (recommended: 40)" in shown
     assert "a sample (room-" in shown and "a probe (room-" in shown
 
     # Both are read by those who use them, and share no picture.
@@ -145,7 +145,7 @@ def test_boxes_of_training_data_are_read_alike(rooms: Path, tmp_path: Path):
     [
         (
             lambda c: c["images"][3].update(file_name="no.png"),
-            r"images\[3\] \(id 3, 'no.png'\): there is no picture",
+            r"images\[3\] \(id 3, 'no.png'\): no such picture",
         ),
         (lambda c: c["images"][3].update(width=48, height=64), "it was annotated in another orientation"),
         (lambda c: c["images"][3].update(width=640, height=480), "64 × 48 pixels, annotated as 640 × 480"),
@@ -231,7 +231,7 @@ def test_boxes_without_names_are_refused(rooms: Path, tmp_path: Path):
         (("--per_picture", "0"), "--per_picture: found 0, expected at least 1"),
         (("--templates", "colours"), "found 'colours', expected relations, spheres or a file of your own"),
         (("--templates", "spheres"), "--templates spheres: needs --names"),
-        (("--names", "nowhere.json"), "--names: there is no file 'nowhere.json'"),
+        (("--names", "nowhere.json"), "--names: no such file 'nowhere.json'"),
         (("--relations", "inside"), "found no question for --templates relations"),
         (("--held_out", "0.01"), "held-out pictures give no probe; give more pictures"),
     ],
@@ -270,7 +270,7 @@ def test_towers_alone_leave_nothing_for_retention(tmp_path: Path, capsys):
     more = ["--names", str(tmp_path / "names.json"), "--templates", "spheres"]
     assert main([*options, *more, "--output_dir", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert "retention: no probes: every annotated category is itself corrected" in shown
+    assert "retention: no probes, because every annotated category is being corrected" in shown
     assert "sphere-building: 2 probes, expected at least 20" in shown
 
 
