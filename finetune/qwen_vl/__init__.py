@@ -1,4 +1,4 @@
-"""Qwen-VL (2023) for today's transformers: configuration, model, tokenizer, processor; no remote code."""
+"""Qwen-VL (2023) for current transformers: configuration, model, tokenizer, processor; no remote code."""
 
 from finetune.qwen_vl.configuration import QwenVLConfig
 from finetune.qwen_vl.images import QwenVLImageProcessor

@@ -1,4 +1,4 @@
-"""Rows of tokens of unequal length as one batch: cut, padded, and never through an image."""
+"""Batches token rows of different length: truncation (never inside an image) and padding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-_UNBOUNDED = 10**20  # transformers writes 1e30 for a tokenizer without a longest text
+_UNBOUNDED = 10**20  # transformers uses 1e30 for a tokenizer without a maximum length
 
 
 class Row(NamedTuple):
@@ -14,7 +14,7 @@ class Row(NamedTuple):
 
     ids         its tokens
     images      (start, end) of each image's run, ``<img>`` and ``</img>`` included
-    generated   1 for a token that the assistant wrote; None where not requested"""
+    generated   1 for a token that the assistant wrote; None if not requested"""
 
     ids: list[int]
     images: list[tuple[int, int]]
@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitting:
-    """How rows become a batch, by the usual options of a tokenizer; ``left`` and ``cut_left`` name the side."""
+    """Options for batching rows, as in a tokenizer; ``left`` and ``cut_left``: pad or truncate on the left."""
 
     padding: bool | str
     truncation: bool | str | None
@@ -44,7 +44,7 @@ class Fitting:
             raise ValueError(f"pad_to_multiple_of={self.multiple!r}: expected at least 1")
         if self.max_length is not None and not self.cuts and self.padding != "max_length":
             raise ValueError(
-                f"max_length={self.max_length}: does nothing without truncation=True or padding='max_length'"
+                f"max_length={self.max_length}: has no effect without truncation=True or padding='max_length'"
             )
 
     @property
@@ -57,13 +57,13 @@ class Fitting:
 
     @property
     def bound(self) -> int:
-        """max_length, or the tokenizer's. Raises ValueError where neither is set."""
+        """max_length, or the tokenizer's. Raises ValueError if neither is set."""
         if self.max_length is None and self.longest > _UNBOUNDED:
             raise ValueError("truncation, padding='max_length': give max_length too, the tokenizer has none")
         return int(self.longest if self.max_length is None else self.max_length)
 
     def cut(self, rows: Sequence[Row]) -> list[Row]:
-        """Rows of at most ``bound`` tokens. Raises ValueError where an image would be cut, or cut off."""
+        """Rows of at most ``bound`` tokens. Raises ValueError if truncation would cut or remove an image."""
         return [self._cut(number, row) for number, row in enumerate(rows)] if self.cuts else list(rows)
 
     def _cut(self, number: int, row: Row) -> Row:

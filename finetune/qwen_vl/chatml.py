@@ -1,4 +1,4 @@
-"""ChatML: turns → ids, labels, and where each turn's content lies. The only place that writes control tokens."""
+"""ChatML: turns → ids, labels, and the span of each turn's content. The only module that writes control tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from finetune.samples.conversation import BoxRef, ImageRef, Part, Turn, VideoRef
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 IGNORED = -100
-# Special tokens wherever they stand in a text, as in Qwen-VL's own training: an escaped \<box> of the data is one too.
+# Special tokens anywhere in a text, as in Qwen-VL's own training: an escaped \<box> of the data is one too.
 # <|im_start|> is ordinary text.
 _USER_MARKUP = (*REF, *BOX, *QUAD)
 
@@ -27,17 +27,17 @@ class ChatML(NamedTuple):
 
 
 def encode_parts(tokenizer: QwenVLTokenizer, parts: Sequence[Part]) -> tuple[list[int], list[int]]:
-    """Ids of text and images in reading order, and the index of each ``<img>`` in them."""
+    """Ids of text and images in reading order, and the index of each ``<img>``."""
     ids: list[int] = []
     starts: list[int] = []
-    text = ""  # parts without an image between them are merged as one text, as in a rendered chat
+    text = ""  # adjacent texts are tokenised together, as in a rendered chat
     for part in parts:
         if isinstance(part, ImageRef):
             ids += tokenizer.encode_text(text, allowed_special=_USER_MARKUP)
             text = ""
             starts.append(len(ids))
             ids += tokenizer.image_slots(part.written, strict=False)
-        elif not isinstance(part, VideoRef):  # the family has refused it
+        elif not isinstance(part, VideoRef):  # the family refuses videos earlier
             text += part.written if isinstance(part, BoxRef) else part
     return ids + tokenizer.encode_text(text, allowed_special=_USER_MARKUP), starts
 
@@ -49,12 +49,12 @@ def encode_chat(
     add_generation_prompt: bool = False,
     default_system: str = DEFAULT_SYSTEM,
 ) -> ChatML:
-    """A conversation as Qwen-VL was trained on it; a leading system turn replaces the default system prompt.
+    """A conversation in Qwen-VL's training format; a leading system turn replaces the default system prompt.
 
     Layout of one turn:  <|im_start|> role \\n content <|im_end|> \\n
     Labels:              trained      -    -  -  or ✓  trained    trained
-    The content of an assistant's turn is trained on, that of others is not; the frame around it always is,
-    but for the role and its newline.
+    Only the content of assistant turns is trained; the markers around every turn are trained too, except the role and
+    its newline.
     """
     newline = tokenizer.encode_text("\n", allowed_special=())
     leading_system = bool(turns) and turns[0].role == "system"

@@ -1,4 +1,4 @@
-"""QwenVLConfig: the configuration that published Qwen-VL checkpoints carry, read as it is."""
+"""QwenVLConfig: reads the configuration of published Qwen-VL checkpoints unchanged."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -19,7 +19,7 @@ PUBLISHED_VISUAL: dict[str, Any] = {
     "patch_size": 14,
     "width": 1664,
 }
-PUBLISHED_N_QUERIES = 256  # published configurations leave n_queries out and mean this
+PUBLISHED_N_QUERIES = 256  # the default in published configurations, which omit n_queries
 
 _SIZE = whole(1, 2**27)
 SHAPE: fields.Shape = {
@@ -53,14 +53,14 @@ VISUAL_SHAPE: fields.Shape = {
     "mlp_ratio": number(0, 1_000, above=True),
     "image_start_id": whole(0, 2**40),
 }
-"""What each field may hold; limits far beyond the published model, within which nothing takes for ever."""
+"""Valid ranges of the fields: far beyond the published model, but small enough to finish."""
 
 
 class QwenVLConfig(PreTrainedConfig):
     """Qwen-VL (arXiv 2308.12966): a ViT, a one-layer resampler and the Qwen-7B language model.
 
     ``visual`` keeps the shape of the published dictionary: ``heads image_size image_start_id layers mlp_ratio
-    output_dim patch_size width``, and ``n_queries`` (256 where it is left out). ``image_start_id`` is the id
+    output_dim patch_size width``, and ``n_queries`` (256 if omitted). ``image_start_id`` is the id
     of ``<img>``; ``</img>`` and ``<imgpad>`` follow it.
 
     ``intermediate_size`` counts both branches of the gated MLP: each is half of it.
@@ -112,15 +112,15 @@ class QwenVLConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Read a configuration file's dictionary; a text-only Qwen is refused here.
+        """Read a configuration file's dictionary; rejects a text-only Qwen.
 
-        Qwen-7B and Qwen-VL share ``model_type: "qwen"``; what tells them apart is the ``visual`` dictionary.
+        Qwen-7B and Qwen-VL share ``model_type: "qwen"``; only Qwen-VL has the ``visual`` dictionary.
         """
         if not isinstance(config_dict.get("visual"), dict):
             where = config_dict.get("_name_or_path") or "this configuration"
             raise ValueError(
                 f"{where}: found model_type 'qwen' without a 'visual' dictionary: a text-only Qwen, "
-                "which has no eyes to fine-tune. Expected a Qwen-VL checkpoint such as Qwen/Qwen-VL-Chat."
+                "without a vision tower. Expected a Qwen-VL checkpoint such as Qwen/Qwen-VL-Chat."
             )
         return super().from_dict(config_dict, **kwargs)
 
@@ -155,12 +155,12 @@ class QwenVLConfig(PreTrainedConfig):
 
     @property
     def image_token_id(self) -> int:
-        """``<img>``, which trainers must keep from being sampled: it would stand for a picture that is not there."""
+        """``<img>``, which trainers must not sample: it would stand for a missing picture."""
         assert self.visual is not None
         return self.visual["image_start_id"]
 
     @property
     def n_patches(self) -> int:
-        """Patches of one image, as the ViT sees it."""
+        """Number of patches of one image in the ViT."""
         assert self.visual is not None
         return (self.visual["image_size"] // self.visual["patch_size"]) ** 2

@@ -1,4 +1,4 @@
-"""Turning pictures into Qwen-VL's pixels, in whatever form people have them."""
+"""Qwen-VL's image processor: pictures as paths, URLs, base64, bytes, PIL images, arrays or tensors → pixel values."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ OPTIONS = (
 )  # fmt: skip
 _CHANNELS = (1, 3, 4)
 _SECONDS_TO_WAIT = 20
-_MOST_BYTES = 200_000_000  # of a picture behind an address
+_MOST_BYTES = 200_000_000  # limit of a downloaded picture
 _LONGEST_PATH = 4096
-_SHORTEST_BASE64 = 64  # the smallest picture of any format takes more; below that, a string is a path
+_SHORTEST_BASE64 = 64  # any picture takes more; a shorter string is a path
 
 
 class QwenVLImageProcessor(BaseImageProcessor):
-    """Pictures → ``pixel_values`` Float[images, 3, image_size, image_size], squeezed to a square, normalised.
+    """Pictures → ``pixel_values`` Float[images, 3, image_size, image_size], resized to a square, normalised.
 
     Mean and deviation are CLIP's (Radford et al. 2021), as Qwen-VL was trained with.
     """
@@ -64,7 +64,7 @@ class QwenVLImageProcessor(BaseImageProcessor):
     def get_image_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Saved settings; a published checkpoint, which has no file of its own for them, has them in config.json."""
+        """Saved settings; from config.json for a published checkpoint, which has no preprocessor_config.json."""
         from finetune.qwen_vl.configuration import QwenVLConfig
 
         try:
@@ -103,10 +103,10 @@ class QwenVLImageProcessor(BaseImageProcessor):
     def preprocess(self, images: Any, return_tensors: str | None = "pt", **options: Any) -> BatchFeature:
         """``pixel_values`` of one picture, or of a list of them.
 
-        A picture is a path, an http(s) address, base64, bytes, a PIL image, or an array or tensor: [height, width],
-        [height, width, channels] or [channels, height, width], of 0 to 255, or of 0 to 1 as floats.
+        A picture is a path, an http(s) URL, base64, bytes, a PIL image, or an array or tensor: [height, width],
+        [height, width, channels] or [channels, height, width], values from 0 to 255, or from 0 to 1 as floats.
 
-        Raises ValueError naming a picture that can't be read, TypeError for an unknown option.
+        Raises ValueError naming a picture that cannot be read, TypeError for an unknown option.
         """
         check_options("QwenVLImageProcessor", {k: v for k, v in options.items() if k not in OPTIONS}, OPTIONS)
         kept = {name: options.pop(name, None) is False for name in ("do_resize", "do_convert_rgb")}
@@ -127,9 +127,9 @@ class QwenVLImageProcessor(BaseImageProcessor):
 
 
 def picture_of(source: Any, input_data_format: str | None = None) -> ImageSource:
-    """A picture as ``open_image`` takes it, from an array, an address or base64 too.
+    """A picture in a form that ``open_image`` accepts, from an array, a URL or base64 too.
 
-    Raises ValueError for anything else, and for images that cannot be fetched.
+    Raises ValueError for anything else, and for a failed download.
     """
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu()
@@ -169,10 +169,10 @@ def _bytes_of(array: np.ndarray) -> np.ndarray:
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
     least, most = (float(x) for x in (array.min(initial=0), array.max(initial=0)))
-    if not (least >= 0 and most <= 255):  # not a number is neither
+    if not (least >= 0 and most <= 255):  # also true for NaN
         raise ValueError(
             f"an array as a picture: found values from {least:g} to {most:g}, expected 0 to 255, or 0 to 1 as "
-            "floats; give the picture as it was before it was normalised"
+            "floats; give the picture before normalisation"
         )
     if np.issubdtype(array.dtype, np.floating):
         array = np.round(array * 255 if most <= 1 else array)
@@ -194,7 +194,7 @@ def _behind(text: str) -> ImageSource:
 
 
 def _is_base64(text: str) -> bool:
-    """Long, of its letters alone, and no file: a path is often of such letters too."""
+    """Whether a text is base64: long, of its alphabet only, and not an existing file, since paths use it too."""
     letters = "".join(text.split())
     return len(letters) % 4 == 0 and letters.rstrip("=").isascii() and not _is_file(text) and _decodes(text)
 
@@ -210,7 +210,7 @@ def _decodes(text: str) -> bool:
 def _is_file(path: str) -> bool:
     try:
         return os.path.exists(path)
-    except (OSError, ValueError):  # longer than a path can be, or with a NUL
+    except (OSError, ValueError):  # too long for a path, or with a NUL
         return False
 
 

@@ -1,4 +1,4 @@
-"""Qwen-VL for today's transformers: same names, same numbers as the model of 2023, no remote code."""
+"""Qwen-VL for current transformers: parameter names and outputs of the 2023 model, no remote code."""
 
 import math
 from typing import Any
@@ -33,7 +33,7 @@ _OF_THE_LOSS = ("num_items_in_batch", "shift_labels")
 def ntk_alpha(length: int, seq_length: int) -> int:
     """The dynamic NTK factor of a call of ``length`` tokens: 1 up to seq_length, then 3, 7, 15, … per doubling."""
     alpha, reach = 1, seq_length
-    while length > reach:  # whole numbers, which a graph of any length below a bound can be made of
+    while length > reach:  # integer arithmetic, so that graphs with a dynamic length can be exported
         alpha, reach = 2 * alpha + 1, 2 * reach
     return alpha
 
@@ -43,8 +43,8 @@ def rotary_angles(
 ) -> tuple[Float[Tensor, "batch 1 tokens width"], Float[Tensor, "batch 1 tokens width"]]:
     """Cosine and sine of the rotary embedding, fp32.
 
-    Computed in each call and not kept: a cached table is state, and in the original its factor leaked from
-    evaluation into training.
+    Computed in each call without a cache: in the original, the factor of the cached table leaked from evaluation into
+    training.
     """
     width = config.kv_channels
     base = config.rotary_emb_base * alpha ** (width / (width - 2))
@@ -63,7 +63,7 @@ def rotate(
 
 
 def logn_scale(positions: Int[Tensor, "batch tokens"], seq_length: int) -> Float[Tensor, "batch 1 tokens 1"]:
-    """log_seq_length(position + 1), at least 1: queries past the trained length are sharpened."""
+    """log_seq_length(position + 1), at least 1: sharpens queries beyond the trained length."""
     return (torch.log(positions.float() + 1) / math.log(seq_length)).clamp(min=1.0)[:, None, :, None]
 
 
@@ -164,7 +164,7 @@ class QwenVLPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        return True  # transformers guesses by searching the file that holds the class; our kernels are in visual.py
+        return True  # transformers guesses from this file's source; our kernels are in visual.py
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -211,12 +211,12 @@ class QwenVLModel(QwenVLPreTrainedModel):
         self.wte = value
 
     def image_slots(self, image_starts: BoolRows, image_ends: BoolRows, n_images: int) -> BoolRows:
-        """Where image features go: the n_queries tokens between an ``<img>`` and the ``</img>`` that closes it.
+        """Positions of image features: the n_queries tokens between an ``<img>`` and its closing ``</img>``.
 
-        An ``<img>`` that nothing closes is no image: a model may write one. There is no control flow that depends on
-        the tokens, so graphs can be exported and compiled; there the checks are left out.
+        An unclosed ``<img>`` is not an image: a model may generate one. No control flow depends on the tokens, so
+        graphs can be exported and compiled; there the checks are skipped.
 
-        Raises ValueError where images and pictures differ in number, or where a run of slots is cut.
+        Raises ValueError if ``<img>`` tokens and images differ in number, or if a run of slots is cut.
         """
         assert self.config.visual is not None
         n_queries = self.config.visual["n_queries"]
@@ -241,13 +241,13 @@ class QwenVLModel(QwenVLPreTrainedModel):
             )
         raise ValueError(
             f"input_ids hold {int(starts.sum())} <img> tokens (id {start_id}) and pixel_values {n_images} images; "
-            "expected one picture for each <img>, in the order of the batch"
+            "expected one image for each <img>, in the order of the batch"
         )
 
     def image_marks(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None
     ) -> tuple[BoolRows, BoolRows]:
-        """Where ``<img>`` and ``</img>`` stand; among embeddings they are known by being those of the two tokens."""
+        """Positions of ``<img>`` and ``</img>``; in embeddings they are found by comparison with the two tokens'."""
         assert self.config.visual is not None
         start_id = self.config.visual["image_start_id"]
         if input_ids is not None:
@@ -261,7 +261,9 @@ class QwenVLModel(QwenVLPreTrainedModel):
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None, pixel_values: Tensor | None
     ) -> Float[Tensor, "batch tokens hidden"]:
         embeddings = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
-        n_images = 0 if pixel_values is None else pixel_values.shape[0]  # len() would fix it in a graph
+        n_images = (
+            0 if pixel_values is None else pixel_values.shape[0]
+        )  # len() would make it a constant in a graph
         if pixel_values is not None and n_images:
             slots = self.image_slots(*self.image_marks(input_ids, inputs_embeds), n_images)
             features = self.visual(pixel_values).to(embeddings.dtype)
@@ -276,32 +278,31 @@ class QwenVLModel(QwenVLPreTrainedModel):
         return embeddings
 
     def _may_hold_images(self, input_ids: Tensor) -> bool:
-        """Not a step of decoding, whose few tokens hold no whole image: looking would make a GPU wait at each token."""
+        """False for a decoding step, too short for a whole image: searching would synchronise the GPU at each token."""
         assert self.config.visual is not None
         return not is_tracing() and input_ids.shape[1] > self.config.visual["n_queries"] + 1
 
     def _eye_must_run(self) -> bool:
-        """A training batch without an image must still touch every trained parameter of the vision tower.
+        """Whether a batch without images must still run the vision tower, so that all its trained parameters take part.
 
-        Otherwise ranks with and without images wait for different gradients (ZeRO, DDP), and under ZeRO-3,
-        where weights are gathered as they are used, for different weights.
+        Otherwise ranks with and without images wait for different gradients (ZeRO, DDP) and, under ZeRO-3, which
+        gathers weights on use, for different weights.
         """
         parameters = self.visual.parameters()
         return self.training and any(p.requires_grad or is_zero3(p) for p in parameters)
 
     def _ntk_alpha(self, length: int, past: int | Tensor, cache: Cache | None) -> int:
-        """Training never rescales; a call without a past chooses by its length, that of its longest sample where
-        several share a row; decoding keeps that choice.
+        """The NTK factor: 1 in training; without a past, from the length of the call (of its longest sample in a packed
+        row); decoding keeps the prompt's factor.
 
-        The choice travels with the cache and not with the model: what was generated before can't change
-        what comes next.
+        The factor is stored in the cache, not in the model, so that earlier generations cannot affect later ones.
         """
         if self.training or not self.config.use_dynamic_ntk:
             return 1
         kept: int | None = getattr(cache, "qwen_vl_ntk_alpha", None)
         if isinstance(past, Tensor):
-            # A cache of fixed shape counts on the device. One token is decoding, and is not worth waiting for; more are
-            # a prompt, a new turn, or guesses of an assistant.
+            # A static cache counts its length on the device. A single token is a decoding step, not worth a
+            # synchronisation; more are a prompt, a new turn, or an assistant model's guesses.
             empty = length > 1 and (kept is None if is_tracing() else int(past) == 0)
         else:
             empty = past == 0
@@ -309,7 +310,7 @@ class QwenVLModel(QwenVLPreTrainedModel):
             kept = ntk_alpha(length, self.config.seq_length)
             if cache is not None:
                 cache.qwen_vl_ntk_alpha = kept  # type: ignore[attr-defined]
-        return 1 if kept is None else kept  # a cache made elsewhere: as in the original, 1
+        return 1 if kept is None else kept  # a cache from elsewhere: 1, as in the original
 
     @can_return_tuple
     def forward(
@@ -340,8 +341,8 @@ class QwenVLModel(QwenVLPreTrainedModel):
             and not self.training
             and self._stretches(length)
         ):
-            reach = int(position_ids.max()) + 1  # samples in one row: as far as the longest goes
-        # Flash kernels, which are given no mask, tell samples in one row by their positions.
+            reach = int(position_ids.max()) + 1  # packed samples: the longest counts
+        # Flash kernels get no mask and separate packed samples by their positions.
         kwargs["position_ids"] = position_ids
         if position_ids is None:
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past)[None]
@@ -357,8 +358,8 @@ class QwenVLModel(QwenVLPreTrainedModel):
         if self.config.use_logn_attn and not self.training:
             logn = logn_scale(position_ids, self.config.seq_length)
 
-        output_hidden_states = self._asked("output_hidden_states", output_hidden_states)
-        output_attentions = self._asked("output_attentions", output_attentions)
+        output_hidden_states = self._option("output_hidden_states", output_hidden_states)
+        output_attentions = self._option("output_attentions", output_attentions)
         x = with_grad_for_checkpoints(self.drop(inputs_embeds), self.h)
         states, attentions = [x], []
         for block in self.h:
@@ -378,10 +379,10 @@ class QwenVLModel(QwenVLPreTrainedModel):
         )
 
     def _stretches(self, length: int) -> bool:
-        """Is a row long enough for its rotary angles to depend on the lengths of its samples?"""
+        """Whether a row is long enough for its rotary angles to depend on the lengths of its samples."""
         return self.config.use_dynamic_ntk and length > self.config.seq_length
 
-    def _asked(self, name: str, value: bool | None) -> bool:
+    def _option(self, name: str, value: bool | None) -> bool:
         return bool(getattr(self.config, name, False) if value is None else value)
 
     def _weights_or_explain(self, weights: Tensor | None) -> Tensor:
@@ -395,9 +396,9 @@ class QwenVLModel(QwenVLPreTrainedModel):
 
 
 class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
-    """Qwen-VL with its language head. Loads published checkpoints (853 tensors) as they are."""
+    """Qwen-VL with its language head. Loads published checkpoints (853 tensors) unchanged."""
 
-    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # where tie_word_embeddings is set
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # with tie_word_embeddings
 
     def __init__(self, config: QwenVLConfig) -> None:
         super().__init__(config)
@@ -435,12 +436,12 @@ class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits [batch, tokens, vocabulary], and with ``labels`` (-100 = not trained on) the loss in nats a token.
 
-        ``shift_labels``, which say of each token what follows it, go before ``labels``.
+        ``shift_labels`` (each token's successor) take precedence over ``labels``.
 
-        An image in ``input_ids`` is ``<img>`` + n_queries slots + ``</img>``; whatever ids stand in the slots
-        are replaced by what the eye sees of ``pixel_values``, in the order of the images in the batch.
+        An image in ``input_ids`` is ``<img>`` + n_queries slots + ``</img>``; the vision tower's features of
+        ``pixel_values`` replace the slots, whatever their ids, in the order of the images in the batch.
 
-        Raises ValueError where an image is cut, or where images and pictures differ in number.
+        Raises ValueError if an image is cut, or if ``<img>`` tokens and images differ in number.
         """
         outputs = self.transformer(
             input_ids=input_ids,
@@ -482,7 +483,7 @@ class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Pass images with the prompt; a prompt that continues from a cache passes only its new images."""
+        """Passes images with the prompt; a prompt that continues from a cache passes only its new ones."""
         inputs = super().prepare_inputs_for_generation(
             input_ids,
             past_key_values=past_key_values,
@@ -498,7 +499,7 @@ class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
             return {
                 **inputs,
                 "pixel_values": pixel_values,
-            }  # an assistant's prompt too, which is taken for decoding
+            }  # also the prompt of an assistant model, which looks like decoding
         counts = self._images_by_row(input_ids, None) if kwargs.get("is_first_iteration") else []
         if sum(counts) == len(pixel_values):
             added = self._images_by_row(new, None)
@@ -516,7 +517,7 @@ class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
     def _expand_inputs_for_generation(  # type: ignore[override]
         self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Beams and several answers to a prompt: each has all the pictures of its row, in order."""
+        """For beams and several answers to a prompt: repeats each row's images, in order."""
         pixel_values, embeds = kwargs.pop("pixel_values", None), kwargs.get("inputs_embeds")
         if pixel_values is not None and expand_size > 1:
             counts = self._images_by_row(input_ids if embeds is None else None, embeds)

@@ -1,4 +1,4 @@
-"""Options of a call: honoured, or refused by name."""
+"""Checks the options of a call: unknown or ineffective ones are errors."""
 
 from collections.abc import Collection, Mapping, Sized
 from difflib import get_close_matches
@@ -8,7 +8,7 @@ from transformers.utils.chat_template_utils import _get_template_variables
 
 
 def check_options(caller: str, unknown: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raises TypeError naming the first of ``unknown``, and the known option that is nearest to it."""
+    """Raises TypeError naming the first of ``unknown`` and the closest known option."""
     for name in unknown:
         near = get_close_matches(name, [*known], n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(sorted(known))}"
@@ -16,7 +16,7 @@ def check_options(caller: str, unknown: Mapping[str, Any], known: Collection[str
 
 
 def refuse(caller: str, found: Mapping[str, Any], why: str) -> None:
-    """Raises ValueError naming the options that have a value but no effect here."""
+    """Raises ValueError naming options that are set but have no effect here."""
     asked = [name for name, value in found.items() if _is_given(value)]
     if asked:
         raise ValueError(
@@ -29,6 +29,6 @@ def _is_given(value: Any) -> bool:
 
 
 def check_variables(caller: str, variables: Collection[str], template: str, options: Collection[str]) -> None:
-    """Raises TypeError for a name that is neither an option of the call nor a variable that the template reads."""
+    """Raises TypeError for a name that is neither an option of the call nor a variable of the template."""
     own = _get_template_variables(template)
     check_options(caller, dict.fromkeys(name for name in variables if name not in own), {*options, *own})

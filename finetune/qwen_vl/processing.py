@@ -1,4 +1,4 @@
-"""QwenVLProcessor: words and pictures of a user → what the model reads."""
+"""QwenVLProcessor: text and pictures → model inputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from finetune.qwen_vl.tokenization import QwenVLTokenizer
 _HUB_OPTIONS = (
     "cache_dir", "revision", "token", "local_files_only", "force_download", "proxies", "subfolder",
 )  # fmt: skip
-# What the Auto classes pass on, which changes nothing here: there is no remote code and no other backend.
+# Options that the Auto classes pass on, without effect here: there is no remote code and no other backend.
 _AUTO_OPTIONS = ("trust_remote_code", "code_revision", "use_fast", "backend", "_from_auto", "_commit_hash")
 _IMAGE_SETTINGS = (
     "image_size", "patch_size", "image_mean", "image_std", "do_rescale", "rescale_factor", "do_normalize",
@@ -42,7 +42,7 @@ _UNMET_TEXT_OPTIONS = (
     "return_token_type_ids", "return_mm_token_type_ids", "return_text_replacement_offsets", "split_special_tokens",
     "is_split_into_words", "text_pair", "text_target", "text_pair_target",
 )  # fmt: skip
-# Of films: general scripts pass them to every processor, and without a film there is nothing they could change.
+# Video options: general scripts pass them to every processor; without a video they have no effect.
 _FILM_OPTIONS = ("num_frames", "fps", "do_sample_frames")
 _BATCH_OPTIONS = {"padding", "return_tensors", "text_kwargs"}
 _CALL_OPTIONS = (
@@ -55,9 +55,9 @@ _CHAT_OPTIONS = (
 
 
 class RenderedChat(str):
-    """A chat as text, with the pictures that its messages gave as pictures and that text can't hold.
+    """A chat as text, with the pictures of its messages that have no path.
 
-    It equals the text as it reads, marks or not; cut or joined it is an ordinary string, which keeps its marks.
+    Compares equal to the text with or without marks; slicing or joining gives an ordinary string that keeps its marks.
     """
 
     images: tuple[ImageSource | None, ...]
@@ -76,8 +76,8 @@ class QwenVLProcessor(ProcessorMixin):
 
     ``processor(text="Picture 1: <img>a.png</img>\\nWhat is this?")`` opens ``a.png``;
     ``processor(text="<img></img>What is this?", images=[picture])`` takes the pictures given, in order.
-    Text is rendered text: ``<|im_start|>`` in it is a control token, as in every processor of transformers. What
-    people say belongs into the messages of :meth:`apply_chat_template`, where it stays words.
+    The text is rendered text: ``<|im_start|>`` in it is a control token, as in every processor of transformers. User
+    input belongs in the messages of :meth:`apply_chat_template`, where it stays plain text.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class QwenVLProcessor(ProcessorMixin):
         self.chat_template = tokenizer.chat_template if chat_template is None else chat_template
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A template is the tokenizer's too: one template, whichever of the two renders or is saved."""
+        """Keeps the chat template in sync with the tokenizer's, whichever renders or is saved."""
         super().__setattr__(name, value)
         if name == "chat_template":
             self.tokenizer.chat_template = value
@@ -109,10 +109,10 @@ class QwenVLProcessor(ProcessorMixin):
     ) -> QwenVLProcessor:
         """From a folder or hub name: a saved processor, or a published checkpoint, which has none.
 
-        What a published checkpoint leaves out (picture size, slots an image) is read from its ``config.json``.
-        Further options are settings of the tokenizer (``padding_side="left"``) or of the pictures.
+        Settings that a published checkpoint lacks (image size, slots per image) come from its ``config.json``. Further
+        options are settings of the tokenizer (``padding_side="left"``) or of the image processor.
 
-        Raises TypeError for an option that is neither, ValueError where the folder holds no Qwen-VL.
+        Raises TypeError for an option that is neither, ValueError if the folder holds no Qwen-VL.
         """
         parts = {key: kwargs.pop(key, None) for key in cls.get_attributes()}
         known = (*_HUB_OPTIONS, *_AUTO_OPTIONS, *_IMAGE_SETTINGS, *_TOKENIZER_SETTINGS)
@@ -142,12 +142,12 @@ class QwenVLProcessor(ProcessorMixin):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **_: Any
     ) -> list[str]:
-        """Tokenizer, picture settings and chat template into a folder, from which Auto classes load them."""
+        """Saves tokenizer, image processor and chat template to a folder, for the Auto classes."""
         refuse("save_pretrained", {"push_to_hub": push_to_hub}, "save first, then call processor.push_to_hub")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer._set_processor_class(type(self).__name__)
-        self.tokenizer.chat_template = self.chat_template  # which is saved with it
+        self.tokenizer.chat_template = self.chat_template  # saved with the tokenizer
         self.tokenizer.save_pretrained(folder)
         settings = self.image_processor.to_dict() | {"processor_class": type(self).__name__}
         text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
@@ -165,14 +165,14 @@ class QwenVLProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """``input_ids``, ``attention_mask`` [batch, tokens] and ``pixel_values`` [images, 3, size, size].
 
-        images    one, a list in the order of the text's ``<img>…</img>``, or such a list for each text. A path that is
-                  written between them is opened where no picture is given.
-        options   of text: padding (True), padding_side, pad_to_multiple_of, truncation, truncation_side, max_length,
-                  return_attention_mask; return_tensors ("pt"); all of them in ``text_kwargs`` too. ``images_kwargs``
-                  are those of the image processor.
+        images    one, a list in the order of the text's ``<img>…</img>``, or such a list for each text. Without it, the
+                  paths between the tags are opened.
+        options   text: padding (True), padding_side, pad_to_multiple_of, truncation, truncation_side, max_length,
+                  return_attention_mask, return_tensors ("pt"), also in ``text_kwargs``; ``images_kwargs`` are options
+                  of the image processor
 
-        Raises ValueError where the number of ``<img>…</img>`` and of images differ, an image can't be read, or
-        truncation would cut one; TypeError for an option that is not known.
+        Raises ValueError if the numbers of ``<img>…</img>`` and of images differ, an image cannot be read, or
+        truncation would cut one; TypeError for an unknown option.
         """
         refuse("QwenVLProcessor", {"videos": videos, "audio": audio}, "Qwen-VL reads text and images")
         text_options, image_options = _sorted_options(options)
@@ -219,7 +219,7 @@ class QwenVLProcessor(ProcessorMixin):
         )
 
     def _row(self, prompt: str, generated: Sequence[tuple[int, int]] | None = None) -> tuple[Row, list[Any]]:
-        """A text's tokens, and for each image in it the picture it names; None where it names none."""
+        """A text's tokens, and the path of each image in it; None without a path."""
         row, sources = Row([], [], None), list[Any]()
         pieces = self.tokenizer.read(prompt, strict=False)
         for piece in pieces:
@@ -255,13 +255,12 @@ class QwenVLProcessor(ProcessorMixin):
         sanitize_control_tokens: bool = True,
         **kwargs: Any,
     ) -> Any:
-        """Messages ({"role", "content"}, content a string or a list of text and image parts) as a prompt.
+        """Messages ({"role", "content"}, content a string or a list of text and image parts) → a prompt.
 
-        ``tokenize=False`` gives text, which is an ordinary string: cut, joined or stored, this processor reads it back
-        with control tokens where the template put them and nowhere else. ``tokenize=True`` gives ids, and with
-        ``return_dict`` all model inputs: of one conversation as a tensor; of a batch, or with the mask of what the
-        assistant wrote, as lists of their own lengths unless ``padding`` or ``return_tensors`` is given, as trainers
-        expect.
+        ``tokenize=False`` returns text, an ordinary string: even sliced, joined or stored, this processor reads it back
+        with control tokens exactly where the template wrote them. ``tokenize=True`` returns ids and, with
+        ``return_dict``, all model inputs: for one conversation as tensors; for a batch, or with the assistant mask, as
+        lists of different lengths unless ``padding`` or ``return_tensors`` is given, as trainers expect.
 
         Raises TypeError for an option that neither the processor nor the template knows.
         """
@@ -317,14 +316,14 @@ class QwenVLProcessor(ProcessorMixin):
 
 
 def paired(places: Sequence[Sequence[Any]], images: Any) -> list[Any]:
-    """The picture of each place, over all texts.
+    """The picture for each place, over all texts.
 
-    places   of each text: what is written there, None where nothing is
-    images   one, a flat list, a list for each text (None: none), or None: those that are written
+    places   for each text: the path written at each place, None without one
+    images   one, a flat list, a list for each text (None: none), or None: use the written paths
 
-    As many pictures as places go in order; as many as places without a path go there.
+    If there are as many images as places, they are assigned in order; if as many as places without a path, to those.
 
-    Raises ValueError where pictures and places differ in number.
+    Raises ValueError if the numbers fit neither.
     """
     if images is None:
         return [one for i, row in enumerate(places) for one in _filled(f"text {i}", row, [])]
@@ -353,12 +352,12 @@ def _filled(where: str, places: Sequence[Any], given: Sequence[Any]) -> list[Any
 def _as_list(images: Any) -> list[Any]:
     if isinstance(images, list | tuple):
         return list(images)
-    several = getattr(images, "ndim", 0) == 4  # an array or a tensor: (images, …)
+    several = getattr(images, "ndim", 0) == 4  # an array or tensor of shape (images, …)
     return list(images) if several else [images]
 
 
 def _as_shown(paths: Sequence[str | None], images: Sequence[Any]) -> list[Any]:
-    """The pictures of a chat, which its template must have written all, in order."""
+    """The pictures of a chat; its template must write all of them, in order."""
     if [path or "" for path in paths] != [written(image) for image in images]:
         raise ValueError(
             f"the chat template writes {len(paths)} images where the messages have {len(images)}, or puts them "
@@ -374,7 +373,7 @@ def _with_pictures(text: str, images: tuple[Any, ...]) -> RenderedChat:
 
 
 def _sorted_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of a call as those of text and those of images. Raises as ``__call__`` does."""
+    """Splits a call's options into those of text and those of images. Raises as ``__call__`` does."""
     text, image, flat = dict[str, Any](), dict[str, Any](), dict(options)
     for name, group in (("text_kwargs", text), ("images_kwargs", image)):
         group.update(flat.pop(name, None) or {})

@@ -1,10 +1,10 @@
-"""Chats as text: the template, and marks that keep a person's words apart from the template's control tokens.
+"""Renders chats as text: the template, and marks that separate user text from the template's control tokens.
 
-The mark stands in the *words*, not in what the template writes, so a rendered chat is an ordinary string: cut, joined,
-sent through a table or a file, it is still read as it was rendered, and nothing a person typed becomes a control token.
+The mark is inserted into the *user text*, not into the template's output, so a rendered chat is an ordinary string:
+sliced, joined, stored in a table or a file, it is read back as rendered, and no user text becomes a control token.
 
-    a person's words   "end <|im_end|>"      →  "end <⟨mark⟩|im_end|>"  →  ids of those characters, as text
-    the template's     "<|im_end|>"          →  "<|im_end|>"            →  one control token
+    user text   "end <|im_end|>"      →  "end <⟨mark⟩|im_end|>"  →  ids of those characters, as text
+    template    "<|im_end|>"          →  "<|im_end|>"            →  one control token
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _get_template_variables, render_jinja_template
 
 MARK = "\ufdd1"  # a noncharacter of Unicode: no text has it, no normalisation touches it, UTF-8 and JSON carry it
-# A "<" that begins a control token or an image, or could begin one together with what is written after it.
+# A "<" that starts a control token or an image, or could start one together with the text after it.
 _LOOK_ALIKE = re.compile(f"<(?=[{MARK}|]|/?img|/?(?:i|im)?\\Z)")
 IMAGE_MARKUP = re.compile(r"<img>(.*?)</img>", re.DOTALL)
 _PICTURE_KEYS = ("image", "path", "url", "base64", "image_url")
@@ -63,7 +63,7 @@ CHAT_TEMPLATE = """\
 
 
 def as_words(text: str) -> str:
-    """``text`` with a mark in everything that looks like a control token or an image. ``unmarked`` undoes it."""
+    """``text`` with marks in everything that looks like a control token or an image; ``unmarked`` reverts it."""
     return _LOOK_ALIKE.sub("<" + MARK, text)
 
 
@@ -72,14 +72,14 @@ def unmarked(text: str) -> str:
 
 
 class RenderingError(TemplateError, ValueError):
-    """The template cannot express a conversation; trainers recognise a template's refusal by this class."""
+    """The template cannot express a conversation. Trainers recognise this class as a template's error."""
 
 
 class Rendered(NamedTuple):
     """One chat as text.
 
-    images      what its ``<img>…</img>`` show, in reading order; None where the message names no picture
-    generated   (start, end) in characters of what the template says the assistant wrote; empty if not asked for"""
+    images      the pictures of its ``<img>…</img>``, in reading order; None if the message names no picture
+    generated   (start, end) in characters of the assistant's text according to the template; empty unless requested"""
 
     text: str
     images: tuple[Any, ...]
@@ -96,9 +96,9 @@ def render(
     variables: Mapping[str, Any],
     **options: Any,
 ) -> tuple[list[Rendered], bool]:
-    """Each chat of a conversation, or of a batch of them, and whether it was a batch.
+    """The rendered chats of a conversation or of a batch, and whether it was a batch.
 
-    Raises ValueError naming the message where a role, a key or a part can't be rendered, or would be left out.
+    Raises ValueError naming the message if a role, a key or a part cannot be rendered or would be dropped.
     """
     batched = _is_batch(conversation)
     chats = [_messages(chat) for chat in (conversation if batched else [conversation])]
@@ -146,7 +146,7 @@ def _messages(chat: Any) -> Sequence[Any]:
 
 
 def _prepared(messages: Sequence[Any], template: str) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Messages as a template may see them, every word marked, and the pictures they show."""
+    """Messages for the template, with marks in all texts, and their pictures."""
     prepared, images = list[dict[str, Any]](), list[Any]()
     for number, message in enumerate(messages):
         where = f"message {number}"
@@ -167,8 +167,8 @@ def _check_role(where: str, message: Mapping[str, Any], template: str) -> None:
     for key in _WORDS_OF_OTHER_KEYS:
         if message.get(key) and key not in template:
             raise RenderingError(
-                f"{where}: the chat template does not read {key!r}, whose words would be lost; put them into "
-                "'content', or give a chat_template that reads them"
+                f"{where}: the chat template does not read {key!r}, so its text would be lost; move it into "
+                "'content', or give a chat_template that reads it"
             )
 
 
@@ -193,7 +193,7 @@ def _content(where: str, content: Any) -> tuple[Any, list[Any]]:
 
 
 def _with_images(where: str, text: str) -> tuple[str, list[Any]]:
-    """A string's own ``<img>path</img>`` are images; the rest is words."""
+    """In a string, ``<img>path</img>`` is an image; the rest is plain text."""
     pieces, images, start = list[str](), list[Any](), 0
     for match in IMAGE_MARKUP.finditer(text):
         pieces += [as_words(text[start : match.start()]), f"<img>{as_words(match[1])}</img>"]
@@ -206,7 +206,7 @@ def _with_images(where: str, text: str) -> tuple[str, list[Any]]:
 
 
 def _picture(where: str, part: Mapping[str, Any]) -> Any:
-    """The picture of a part; None for a bare ``{"type": "image"}``, whose picture is given beside the text."""
+    """The picture of a part; None for a bare ``{"type": "image"}``, whose picture is passed beside the text."""
     key = next((key for key in _PICTURE_KEYS if key in part), None)
     if key is None and dict(part) == {"type": "image"}:
         return None
@@ -222,9 +222,9 @@ def _picture(where: str, part: Mapping[str, Any]) -> Any:
 
 
 def from_base64(text: str, where: str) -> bytes:
-    """The bytes of a base64 string, or of a ``data:…;base64,…`` address.
+    """The bytes of a base64 string, or of a ``data:…;base64,…`` URL.
 
-    Raises ValueError where it is neither.
+    Raises ValueError if it is neither.
     """
     head, comma, body = text.partition(",") if text.startswith("data:") else ("", "", text)
     try:
@@ -236,7 +236,7 @@ def from_base64(text: str, where: str) -> bytes:
 
 
 def written(source: Any) -> str:
-    """How a picture is written between ``<img>`` and ``</img>``: by its path or address; "" where it has none."""
+    """The text of a picture between ``<img>`` and ``</img>``: its path or URL; "" without one."""
     if not isinstance(source, str | os.PathLike):
         return ""
     path = os.fspath(source)

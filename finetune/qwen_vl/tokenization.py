@@ -1,4 +1,4 @@
-"""QwenVLTokenizer: Qwen's tiktoken vocabulary, with images as fixed runs of slots."""
+"""QwenVLTokenizer: Qwen's tiktoken vocabulary; an image is a run of slots of fixed length."""
 
 import base64
 import binascii
@@ -18,7 +18,7 @@ from finetune.qwen_vl.options import check_options, check_variables
 from finetune.qwen_vl.rendering import CHAT_TEMPLATE, MARK, render, unmarked
 
 VOCABULARY_NAME = "qwen.tiktoken"
-# How text is cut before byte-pair merging; part of the vocabulary, published with it.
+# Splits text before byte-pair merging; published as part of the vocabulary.
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -36,10 +36,10 @@ MARKUP = (*REF, *BOX, *QUAD, *IMAGE, IMAGE_PAD)
 SPECIAL_TOKENS = (*CONTROL, *MARKUP)  # ids follow the merge ranks, in this order
 
 _SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
-# Qwen-VL was trained on a role, a line break and the words, each merged by itself.
+# Qwen-VL's training tokenised role, line break and text separately.
 _HEADER = re.compile(r"(?:system|user|assistant|tool)\n")
 
-# What options are called, for errors about unknown ones.
+# Names of options, for errors about unknown ones.
 _TOKENIZER_OPTIONS = (
     "allowed_special", "add_special_tokens", "padding", "truncation", "max_length", "stride", "pad_to_multiple_of",
     "padding_side", "return_tensors", "return_attention_mask", "return_token_type_ids", "return_special_tokens_mask",
@@ -54,11 +54,11 @@ Specials = Literal["all"] | Collection[str]
 
 
 class Piece(NamedTuple):
-    """A stretch of rendered text that is merged by itself: words, one special token, or an image.
+    """A span of rendered text that is tokenised separately: plain text, one special token, or an image.
 
     ids          its tokens
     start, end   its characters in the text
-    image        the path between ``<img>`` and ``</img>``; None where it is no image"""
+    image        the path between ``<img>`` and ``</img>``; None unless it is an image"""
 
     ids: list[int]
     start: int
@@ -67,10 +67,10 @@ class Piece(NamedTuple):
 
 
 def read_ranks(path: str | os.PathLike[str]) -> dict[bytes, int]:
-    """A tiktoken file (one ``base64 rank`` a line) as bytes → rank.
+    """A tiktoken file (one ``base64 rank`` per line) → a mapping from bytes to rank.
 
-    Raises ValueError naming file and line where a line is not of that form, and where ranks or tokens are missing or
-    there twice: the ids of control tokens follow from the number of ranks, and tiktoken itself panics.
+    Raises ValueError naming file and line for an invalid line, and for missing or duplicate ranks or tokens: the ids of
+    control tokens follow from the number of ranks, and tiktoken itself would panic.
     """
     ranks: dict[bytes, int] = {}
     lines = 0
@@ -89,24 +89,24 @@ def read_ranks(path: str | os.PathLike[str]) -> dict[bytes, int]:
     if lines != len(ranks) or sorted(ranks.values()) != list(range(lines)):
         raise ValueError(
             f"{path}: found {lines:,} lines with {len(ranks):,} tokens and {len(set(ranks.values())):,} ranks up to "
-            f"{max(ranks.values(), default=0):,}, expected each rank from 0 on once, with a token of its own; take the "
-            "file from the checkpoint that it belongs to"
+            f"{max(ranks.values(), default=0):,}, expected each rank from 0 on exactly once, with its own token; take "
+            "the file from its checkpoint"
         )
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
         raise ValueError(
             f"{path}: found no token for {len(missing)} single bytes (the first is {missing[0]}), expected all 256, so "
-            "that every text can be written; take the file from the checkpoint that it belongs to"
+            "that every text can be encoded; take the file from its checkpoint"
         )
     return ranks
 
 
 class QwenVLTokenizer(PreTrainedTokenizer):
-    """Text ↔ ids. An image is ``<img>`` + ``image_tokens`` slots + ``</img>``; the slots hold its path's bytes.
+    """Text ↔ ids. An image is ``<img>`` + ``image_tokens`` slots + ``</img>``; the slots hold the bytes of its path.
 
-    ``tokenizer(text)`` parses special tokens, as Qwen's and every other tokenizer does: text is what a chat was
-    rendered to. Words in the messages of :meth:`apply_chat_template` stay words, ``<|im_start|>`` among them, however
-    the rendering reaches the tokenizer. For a person's words without a chat, pass ``allowed_special=MARKUP``.
+    ``tokenizer(text)`` parses special tokens, as Qwen's and every other tokenizer does: the text is a rendered chat.
+    Text in the messages of :meth:`apply_chat_template` stays plain text, even ``<|im_start|>``, however the rendering
+    reaches the tokenizer. For user text without a chat, pass ``allowed_special=MARKUP``.
 
     Worked example, with the published vocabulary: "你好" → [108386]; "<box>" → [151853].
     """
@@ -119,8 +119,8 @@ class QwenVLTokenizer(PreTrainedTokenizer):
     ) -> None:
         if vocab_file is None:
             raise ValueError(
-                f"{kwargs.get('name_or_path') or 'QwenVLTokenizer'}: found no {VOCABULARY_NAME}, which a Qwen-VL "
-                "checkpoint has beside its weights; copy it there, or give its path as vocab_file"
+                f"{kwargs.get('name_or_path') or 'QwenVLTokenizer'}: found no {VOCABULARY_NAME}, which belongs beside "
+                "the weights of a Qwen-VL checkpoint; copy it there, or give its path as vocab_file"
             )
         self.vocab_file = vocab_file
         self.errors = errors
@@ -136,7 +136,7 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         )
         self._pieces: dict[int, bytes | str] = {rank: piece for piece, rank in self.mergeable_ranks.items()}
         self._pieces |= {rank: token for token, rank in self.special_tokens.items()}
-        # Loading what an older save wrote: the specials are ours, not additions to the vocabulary.
+        # For older saves: the specials are ours, not additions to the vocabulary.
         kwargs.pop("added_tokens_decoder", None)
         defaults = {
             "eos_token": END_OF_TEXT,
@@ -195,14 +195,14 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         return {**self.mergeable_ranks, **self.special_tokens}
 
     def get_added_vocab(self) -> dict[str, int]:
-        """The special tokens: what trainers know a control token by."""
+        """The special tokens, by which trainers recognise control tokens."""
         return dict(self.special_tokens)
 
     # --- text → ids --------------------------------------------------------------------------------------
     def encode_text(self, text: str, *, allowed_special: Specials = "all") -> list[int]:
-        """Ids of ``text``. Special tokens outside ``allowed_special`` are spelled out as ordinary text.
+        """Ids of ``text``. Special tokens outside ``allowed_special`` are encoded as ordinary text.
 
-        Where ``<img>`` is allowed, ``<img>path</img>`` becomes a run of image slots.
+        If ``<img>`` is allowed, ``<img>path</img>`` becomes a run of image slots.
 
         Raises ValueError for an unclosed ``<img>``, a path longer than the slots, a special token in a path.
         """
@@ -220,7 +220,7 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         return self._encoding.encode(text, allowed_special=allowed, disallowed_special=())
 
     def _split_images(self, text: str) -> Iterator[tuple[int, int, bool]]:
-        """(start, end) of each stretch of text, and of each path between ``<img>`` and ``</img>`` (True)."""
+        """(start, end) of each span of text, and of each path between ``<img>`` and ``</img>`` (True)."""
         start = 0
         while (opening := text.find(IMAGE[0], start)) >= 0:
             closing = text.find(IMAGE[1], opening)
@@ -234,9 +234,9 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         yield start, len(text), False
 
     def image_slots(self, path: str = "", *, strict: bool = True) -> list[int]:
-        """``<img>``, ``image_tokens`` slots, ``</img>``. The path's bytes stand in the slots, padded.
+        """``<img>``, ``image_tokens`` slots, ``</img>``. The slots hold the path's bytes, padded.
 
-        The model never reads what stands there. With ``strict=False`` a path that does not fit is left out.
+        The model never reads them. With ``strict=False`` a path that is too long is omitted.
         """
         content = path.encode()
         special = next((token for token in SPECIAL_TOKENS if token in path), None)
@@ -255,7 +255,7 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         return [self.img_start_id, *content, *padding, self.img_end_id]
 
     def read(self, text: str, *, strict: bool = True) -> list[Piece]:
-        """Rendered text as pieces: special tokens are control tokens but where they are marked as words.
+        """Rendered text → pieces: special tokens are control tokens unless marked as plain text.
 
         Raises ValueError as ``encode_text`` does; with ``strict=False`` a path may be of any length.
         """
@@ -287,7 +287,7 @@ class QwenVLTokenizer(PreTrainedTokenizer):
     def generated_mask(
         self, text: str, pieces: Sequence[Piece], spans: Sequence[tuple[int, int]]
     ) -> list[int]:
-        """1 for each token of ``pieces`` that has a part in one of the spans (characters of ``text``), else 0."""
+        """1 for each token of ``pieces`` that overlaps one of the spans (characters of ``text``), else 0."""
         mask = list[int]()
         for piece in pieces:
             inside = [(max(a, piece.start), min(b, piece.end)) for a, b in spans]
@@ -301,7 +301,7 @@ class QwenVLTokenizer(PreTrainedTokenizer):
             ]
             at = 0
             for token in piece.ids:
-                width = len(self._pieces[token])  # words: pieces are bytes
+                width = len(self._pieces[token])  # plain text: pieces are bytes
                 mask.append(int(any(at < b and at + width > a for a, b in reached)))
                 at += width
         return mask
@@ -323,7 +323,7 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         """Pieces of ``text``: bytes, and specials as str."""
         check_options("QwenVLTokenizer", unknown, _TOKENIZER_OPTIONS)
         if return_offsets_mapping:
-            raise NotImplementedError("return_offsets_mapping: QwenVLTokenizer has no offsets, leave it out")
+            raise NotImplementedError("return_offsets_mapping: QwenVLTokenizer has no offsets; leave it out")
         if split_special_tokens:
             ids = self.encode_text(unmarked(text), allowed_special=())
         elif allowed_special == "all":
@@ -352,9 +352,9 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         tokenizer_kwargs: dict[str, Any] | None = None,
         **variables: Any,
     ) -> Any:
-        """Messages as ids, or with ``tokenize=False`` as text; words in them that look like control tokens stay words.
+        """Messages → ids, or text with ``tokenize=False``; text that looks like control tokens stays plain text.
 
-        Pictures are written by their paths. ``variables`` are the template's own.
+        Pictures appear as their paths. ``variables`` are the template's own.
         """
         if return_assistant_tokens_mask and not (tokenize and return_dict):
             raise ValueError("return_assistant_tokens_mask=True needs tokenize=True and return_dict=True")
@@ -385,7 +385,7 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         return found if return_dict else found["input_ids"]
 
     def _fitted(self, mask: list[int], width: int, options: dict[str, Any]) -> list[int]:
-        """A mask cut and padded as its row was."""
+        """A mask truncated and padded like its row."""
         if len(mask) > width:
             return mask[-width:] if self.truncation_side == "left" else mask[:width]
         pad = [0] * (width - len(mask))
@@ -397,7 +397,7 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         return self._convert_token_to_id(token)
 
     def _convert_token_to_id(self, token: bytes | str) -> int | None:
-        """None for a token that is not of this vocabulary, which has no token for the unknown."""
+        """None for a token outside the vocabulary, which has no unknown token."""
         ids = self.special_tokens if isinstance(token, str) else self.mergeable_ranks
         if token in ids:
             return ids[token]  # type: ignore[index]
@@ -449,7 +449,7 @@ class QwenVLTokenizer(PreTrainedTokenizer):
         return b"".join(pieces).decode("utf-8", errors=errors or self.errors)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
-        """Write the vocabulary as it was read, byte for byte."""
+        """Write the vocabulary byte for byte as it was read."""
         target = Path(save_directory) / f"{filename_prefix + '-' if filename_prefix else ''}{VOCABULARY_NAME}"
         if target.resolve() != Path(self.vocab_file).resolve():
             write_atomically(target, Path(self.vocab_file).read_bytes())
@@ -470,9 +470,9 @@ class QwenVLTokenizer(PreTrainedTokenizer):
 
 
 def _as_merged(text: str) -> str:
-    """Rendered words as they are merged: without marks, and composed (NFC) as the original has them."""
+    """Rendered text before merging: without marks, and in NFC as in the original."""
     return unicodedata.normalize("NFC", unmarked(text) if MARK in text else text)
 
 
 class QWenTokenizer(QwenVLTokenizer):
-    """The name under which published checkpoints ask for their tokenizer (``tokenizer_config.json``)."""
+    """The class name that published checkpoints request in ``tokenizer_config.json``."""

@@ -1,4 +1,4 @@
-"""Qwen-VL's eye: a ViT over patches, and the resampler that reads them into a fixed number of tokens."""
+"""Qwen-VL's vision tower: a ViT over patches, and the resampler that reads them into a fixed number of tokens."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from finetune.qwen_vl.configuration import QwenVLConfig
 
 LAYER_NORM_EPSILON = 1e-6
-N_POSITIONS = 256  # rows of the ViT's learned position table, whatever the picture's size
+N_POSITIONS = 256  # rows of the ViT's learned position table, independent of the image size
 RESAMPLER_HEAD_WIDTH = 128
 
 
@@ -28,7 +28,7 @@ def eager_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Float[Tensor, "batch query heads head_width"], Float[Tensor, "batch heads query key"]]:
-    """Attention spelled out, with its weights; the softmax is taken in fp32."""
+    """Eager attention, which returns its weights; softmax in fp32."""
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -38,13 +38,13 @@ def eager_attention(
 
 
 def attention_function(config: QwenVLConfig) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The kernel that the configuration asks for at this moment; capture swaps it here."""
+    """The kernel currently named in the configuration; capture replaces it there."""
     return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention)
 
 
 def with_grad_for_checkpoints(x: Tensor, blocks: nn.ModuleList) -> Tensor:
-    """``x``, requiring gradients where reentrant checkpoints need that: they give none to the parameters of a block
-    whose input needs none, as that of the first block behind frozen layers."""
+    """``x``, requiring gradients if reentrant checkpoints need that: they give no gradients to a block's parameters if
+    its input requires none, as in the first block after frozen layers."""
     needed = (
         torch.is_grad_enabled()
         and not x.requires_grad
@@ -55,7 +55,7 @@ def with_grad_for_checkpoints(x: Tensor, blocks: nn.ModuleList) -> Tensor:
 
 
 def resize_positions(table: Float[Tensor, "from width"], n_cells: int) -> Float[Tensor, "to width"]:
-    """A square table of positions, bicubically resized to ``n_cells`` cells; the same where sizes agree."""
+    """A square table of positions, bicubically resized to ``n_cells`` cells; unchanged if sizes agree."""
     source, target = int(table.shape[0] ** 0.5), int(n_cells**0.5)
     if source == target:
         return table

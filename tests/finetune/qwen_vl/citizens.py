@@ -29,7 +29,7 @@ def small_processor(folder: Path) -> QwenVLProcessor:
 
 
 def small_model(kernel: str = "sdpa", **changes: Any) -> QwenVLForConditionalGeneration:
-    """Two language layers, two of the eye, 4 slots an image; weights large enough for tokens to differ."""
+    """Two language layers, two of the vision tower, 4 slots per image; weights large enough for tokens to differ."""
     visual = {
         "heads": 2, "image_size": SIDE, "image_start_id": IMAGE_ID, "layers": 2, "mlp_ratio": 2.0, "output_dim": 32,
         "patch_size": PATCH, "width": 16, "n_queries": N_QUERIES,

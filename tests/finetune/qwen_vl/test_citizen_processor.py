@@ -98,7 +98,7 @@ def test_truncation_never_cuts_an_image(processor, length, side):
         ({"videos": ["a.mp4"]}, ValueError, "videos=.*: Qwen-VL reads text and images"),
         ({"return_offsets_mapping": True}, ValueError, "return_offsets_mapping=True"),
         ({"return_overflowing_tokens": True}, ValueError, "return_overflowing_tokens=True"),
-        ({"max_length": 4}, ValueError, "max_length=4: does nothing without truncation=True"),
+        ({"max_length": 4}, ValueError, "max_length=4: has no effect without truncation=True"),
         ({"padding": "max_length"}, ValueError, "give max_length too"),
         ({"truncation": True}, ValueError, "give max_length too"),
         ({"padding": "longst"}, ValueError, "padding='longst': expected True, False"),
