@@ -1,12 +1,6 @@
-"""Before and after: what two models answer and where they look, as a table, a report and JSON.
+"""Before and after: answers and attention of two models, as a table, a report and JSON.
 
-    python -m diagnostics.compare --before X --after Y [--probes P] --output_dir O
-
-X and Y are each a model folder or hub name, an adapter folder, or a folder of records
-(OUTPUT/attention/step-000050). The report is O/comparison/index.html, the numbers O/comparison/comparison.json.
-
-Where Y is the address of a server, its answers are set beside those of the checkpoint X: O/served/index.html and
-O/served/served.json.
+Usage and flags: ``diagnostics/flags/compare.py``.
 """
 
 from __future__ import annotations
@@ -19,12 +13,12 @@ import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from diagnostics.flags.compare import NOT_OF_SERVERS, THRESHOLDS, parser
 
 if __name__ == "__main__":
-    parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
+    parser().parse_args()  # handle --help and wrong flags before the slow imports below
 
 from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.legs.shown import LEGEND, marks, shown_legs
@@ -57,23 +51,23 @@ def compare(
     thresholds: Thresholds | None = None,
     why_not_patched: str | None = None,
 ) -> Json:
-    """Set two models' records of the same probes against each other and write the report.
+    """Compare two models' records of the same probes and write the report.
 
     Args:
         before_records, after_records: probe id → record.
         output_dir: gets ``comparison/index.html`` and ``comparison/comparison.json``.
         probes: what is judged, in the order of the probe file.
-        series: step → records of every checkpoint between, both ends included; with three or more the report shows
-            how it came about.
-        samples: what was trained on; the report shows those that bear on its cases.
-        thresholds: what each leg of a verdict asks for.
+        series: step → records of every checkpoint, both ends included; with three or more the report shows the
+            development over training.
+        samples: training samples; the report shows those related to its cases.
+        thresholds: what each leg of a verdict requires.
         why_not_patched: why the attention of the model before was not put back, for the verdicts' reasons.
 
     Returns:
         The content of comparison.json.
 
     Raises:
-        ValueError: records are missing, or of other probes, layers or pictures.
+        ValueError: records are missing, or belong to other probes, layers or pictures.
     """
     pairs = pair_all(probes, before_records, after_records)
     comparison = comparison_of(pairs, thresholds=thresholds, why_not_patched=why_not_patched)
@@ -91,11 +85,11 @@ def compare(
 
 
 def _require_finite(content: Any, where: str = "comparison") -> None:
-    """Raises ValueError naming the number that JSON cannot hold."""
+    """Raises ValueError naming a number that is not finite, which JSON cannot represent."""
     if isinstance(content, float) and not math.isfinite(content):
         raise ValueError(
-            f"{where}: found {content}; expected a number: a model that was probed has overflowed there, probe it "
-            "again in another precision"
+            f"{where}: found {content}; expected a finite number: a probed model overflowed there; probe it again in "
+            "another precision"
         )
     pairs = (
         content.items()
@@ -109,7 +103,7 @@ def _require_finite(content: Any, where: str = "comparison") -> None:
 
 
 def table(comparison: Mapping[str, Any]) -> str:
-    """The comparison for a terminal: one line a group, then each verdict with its legs, or its reasons."""
+    """The comparison for a terminal: one line per group, then each verdict with its legs or reasons."""
     rows = [
         (
             "group",
@@ -168,7 +162,7 @@ def _attention_cell(enrichment: Mapping[str, Any] | None) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal; Chinese characters take two."""
+    """Width in terminal columns; Chinese characters take two."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
@@ -180,9 +174,9 @@ def _pad(text: str, width: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compare what the command line names, print the table and say where the report is.
+    """Run the comparison of the command line, print the table and the path of the report.
 
-    Exit status: 0; 1 where ``--require`` is not met; 2 where something given is wrong, or the report could not be made.
+    Exit status: 0; 1 if ``--require`` is not met; 2 for wrong input, or if the report could not be made.
     """
     options = parser().parse_args(arguments)
     if is_address(options.after):
@@ -209,24 +203,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         required = requirement(options.require, comparison["groups"]) if options.require else {}
     except (ValueError, OSError) as error:
-        sys.exit(_told(f"error: {error}", 2))
+        _exit(2, f"error: {error}")
     print(table(comparison))
     print(f"\nreport: {options.output_dir / 'comparison' / 'index.html'}")
     as_good = (UNGUARDED,) if options.allow_unguarded else ()
     short = shortfalls(required, comparison["groups"], as_good=as_good)
     if short:
-        sys.exit(_told("\n".join(["", f"required: {options.require}; not met:", *short]), 1))
+        _exit(1, "\n".join(["", f"required: {options.require}; not met:", *short]))
     if required:
         print(f"required: {options.require}; met")
 
 
 MOST_SHOWN = 10
-"""Answers that are not the same, on the terminal; the page has all."""
+"""Differing answers shown on the terminal; the page shows all."""
 SAME = "same"
 
 
 def _main_of_server(options: argparse.Namespace) -> None:
-    """Ask the server, print the table, and end as ``main`` does."""
+    """Compare with the server, print the table, and exit as ``main`` does."""
     try:
         _check_server_flags(options)
         content = compare_served(
@@ -243,28 +237,29 @@ def _main_of_server(options: argparse.Namespace) -> None:
             allow_other_base=options.allow_other_base,
         )
     except (ValueError, OSError) as error:
-        sys.exit(_told(f"error: {error}", 2))
+        _exit(2, f"error: {error}")
     print(served_table(content))
     print(f"\nreport: {options.output_dir / 'served' / 'index.html'}")
     if options.require is None:
         return
     other = content["all"]["probes"] - content["all"]["same"]
     if other:
-        sys.exit(_told(f"\nrequired: {SAME}; not met: {other} answers are not the same", 1))
+        _exit(1, f"\nrequired: {SAME}; not met: {other} answers differ")
     print(f"required: {SAME}; met")
 
 
 def _check_server_flags(options: argparse.Namespace) -> None:
-    """Raises ValueError for what cannot be asked of a server."""
+    """Raises ValueError for flags that do not apply to a server."""
     asked = [name for name in NOT_OF_SERVERS if getattr(options, name) != parser().get_default(name)]
     if asked:
         raise ValueError(
-            f"{', '.join(f'--{name}' for name in asked)}: found --after {options.after}; a server shows answers only: "
-            "leave these flags out, or give the checkpoint that it serves as --after"
+            f"{', '.join(f'--{name}' for name in asked)}: found --after {options.after}; a server only returns "
+            "answers: leave these flags out, or give the checkpoint that it serves as --after"
         )
     if options.require not in (None, SAME):
         raise ValueError(
-            f"--require: found {options.require!r}; expected {SAME!r}: verdicts need attention, which servers hide"
+            f"--require: found {options.require!r}; expected {SAME!r}: verdicts need attention, which servers do not "
+            "return"
         )
     if options.probes is None:
         raise ValueError("--probes: no probe file given; expected one, since a server has none beside it")
@@ -272,8 +267,8 @@ def _check_server_flags(options: argparse.Namespace) -> None:
         raise ValueError(f"--timeout: found {options.timeout:g}; expected seconds above 0")
     if is_address(options.before) or _has_records(Path(options.before).expanduser()):
         raise ValueError(
-            f"--before: found {options.before}, a server or records; expected the checkpoint that is served: a model "
-            "folder, a hub name or an adapter folder"
+            f"--before: found {options.before}, a server or records; expected the served checkpoint: a model folder, a "
+            "hub name or an adapter folder"
         )
 
 
@@ -283,7 +278,7 @@ def _has_records(folder: Path) -> bool:
 
 
 def _key(variable: str | None) -> str | None:
-    """The server's key. Raises ValueError where the variable is not set, or holds what no header can."""
+    """The server's key. Raises ValueError if the variable is not set, or not valid in a header."""
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
@@ -304,13 +299,13 @@ def compare_served(
     base: str | None = None,
     allow_other_base: bool = False,
 ) -> Json:
-    """Set a server's answers beside a checkpoint's own and write served/index.html and served/served.json.
+    """Compare a server's answers with the checkpoint's own and write served/index.html and served/served.json.
 
     Raises:
         ValueError: a source or the probes cannot be read, the server fails, or the folder cannot be written.
     """
     check_writable(output_dir)
-    from diagnostics.comparison.served import compare_with_server  # torch only where there is something to do
+    from diagnostics.comparison.served import compare_with_server  # imports torch
 
     content = compare_with_server(
         checkpoint, client, probes_file, base=base, allow_other_base=allow_other_base
@@ -322,10 +317,10 @@ def compare_served(
 
 
 def served_table(content: Mapping[str, Any]) -> str:
-    """Counts by group, what differs, and the first answers that are not the same, for a terminal."""
+    """For a terminal: counts by group, the differences found, and the first differing answers."""
     lines = _columns(count_rows(content))
     lines += ["", "what differs:"]
-    lines += [f"  - {line}" for line in content["differences"]] or ["  nothing that can be seen"]
+    lines += [f"  - {line}" for line in content["differences"]] or ["  nothing was found"]
     lines += [f"  not compared: {line}" for line in content["not_compared"]]
     parted = [one for one in content["probes"] if not one["same"]]
     if parted:
@@ -346,9 +341,9 @@ def _thresholds(options: Mapping[str, Any]) -> Thresholds:
     return Thresholds(**{name.split("_", 1)[1]: options[name] for name in THRESHOLDS})
 
 
-def _told(text: str, status: int) -> int:
-    print(text, file=sys.stderr)
-    return status
+def _exit(status: int, message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(status)
 
 
 def compare_sources(
@@ -365,15 +360,15 @@ def compare_sources(
     allow_other_base: bool = False,
     thresholds: Thresholds | None = None,
 ) -> Json:
-    """Compare two models or folders of records, and the way between them; what is probed here leaves its records in
-    the output folder.
+    """Compare two models or folders of records, and the checkpoints between them; records probed here are saved in the
+    output folder.
 
     Raises:
-        ValueError: a source is neither, nothing says what to probe, or the output folder cannot be written.
+        ValueError: a source is neither, there is no probe file, or the output folder cannot be written.
         OSError: the disk is full.
     """
     check_writable(output_dir)
-    from diagnostics.comparison.sources import records_of  # torch only where there is something to do
+    from diagnostics.comparison.sources import records_of  # imports torch
 
     found = records_of(
         [before, *between, after],

@@ -384,7 +384,7 @@ class AttentionMonitor(TrainerCallback):
     def _earlier(
         self, at: Moment, model: nn.Module, marks: ModelMarks, runs: Sequence[str] | None
     ) -> tuple[Run, Calibration | None]:
-        """The run to resume, and how its layers were chosen. Raises ValueError where this run cannot resume it."""
+        """The run to resume, and how its layers were chosen. Raises ValueError if this run cannot resume it."""
         chosen, path = None, self.attention_dir / "calibration.json"
         if self.key_layers == "auto":
             chosen = Calibration.load(path) if path.is_file() else None
@@ -415,7 +415,7 @@ class AttentionMonitor(TrainerCallback):
 
     def _other_reading(self, archive: RecordArchive, family: Family) -> str | None:
         """Why the baseline's records do not match what would be measured now: they are broken, or tokenizer, template
-        or pixel budget have changed. None where they match."""
+        or pixel budget have changed. None if they match."""
         records, faults = whole_records(archive.folder(0), archive.probe_ids)
         if faults:
             return fault_words(faults)
@@ -569,7 +569,7 @@ class AttentionMonitor(TrainerCallback):
         return {}
 
     def _before(self, at: Moment, model: nn.Module, depth: MeasurementPlan) -> BeforeModel | None:
-        """The untrained model, to lend its attention to this one; None where any rank lacks it, which is reported."""
+        """The untrained model, the source of attention to put back; None if any rank lacks it, which is reported."""
         if at.step == 0 or not depth.patching:
             return None
         found, reason = None, None
@@ -794,7 +794,7 @@ class AttentionMonitor(TrainerCallback):
 
     @property
     def missing_words(self) -> str:
-        """``missing`` in one line; "" where nothing is."""
+        """``missing`` in one line; "" if nothing is."""
         return f"{self.output_dir} lacks: {'; '.join(self.missing)}"[:LINE_MAX] if self.missing else ""
 
     def _lack(self, what: str) -> None:

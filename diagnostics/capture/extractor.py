@@ -82,7 +82,7 @@ class AttentionExtractor:
     Cost: k·q of the wanted rows in fp32, queries × keys numbers a head; never keys × keys unless every row is
     requested.
 
-    Raises ValueError where a layer does not exist, another extractor is attached, or a kernel cannot be
+    Raises ValueError if a layer does not exist, another extractor is attached, or a kernel cannot be
     observed; while the model runs, where a token has no row in a pass, and where ``generate`` leaves no pass that
     has the prompt's rows and no other: assisted decoding, ``prefill_chunk_size``, ``guidance_scale``.
     """
@@ -148,7 +148,7 @@ class AttentionExtractor:
     def decode_weights(self) -> dict[str, list[np.ndarray]]:
         """Rows of each cached step since that pass; see the class. Copied from the device on each access.
 
-        Raises ValueError where a step's sequences are not those of the pass, in its order (beam search).
+        Raises ValueError if a step's sequences are not those of the pass, in its order (beam search).
         """
         if self._kept.regrouped:
             raise ValueError(
@@ -307,7 +307,7 @@ class AttentionExtractor:
         if self._forwards.refused and any(name.startswith("layer_") for name in self._wanted):
             self._kept = _Kept()
             raise ValueError(
-                f"{self._forwards.refused}: rows of the prompt cannot be told apart; switch that off while "
+                f"{self._forwards.refused}: rows of the prompt cannot be identified; switch that off while "
                 "attention is captured, or capture none (key_layers=[])"
             )
         if self._forwards.is_step:
@@ -467,7 +467,7 @@ class _Kept:
     """What was captured of one pass over a sequence, by the names of ``attention_weights``, and of the steps after it.
 
     patches    of each image of the pass that the pieces are of
-    pictures   those images that are no overview
+    pictures   the images that are not overviews
     regrouped  why the steps are of other sequences than the pass; "" if they are not
     """
 

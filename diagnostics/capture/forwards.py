@@ -96,7 +96,7 @@ class Forwards:
         self.regrouped = ""
 
     def end(self, output: Any) -> None:
-        """``output`` of the forward; None where it raised."""
+        """``output`` of the forward; None if it raised."""
         cache = self._cache if output is None else _cache_of(output, self._cache)
         self._followed = None if cache is None or output is None else ref(cache)
         self._keys = _keys(cache)

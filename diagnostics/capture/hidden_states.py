@@ -29,7 +29,7 @@ class HiddenStates:
 
     Memory: sequences × tokens × width numbers a layer, in the model's precision and on its device.
 
-    Raises ValueError where a layer does not exist; while the model runs, where ``generate`` leaves no pass over the
+    Raises ValueError if a layer does not exist; while the model runs, where ``generate`` leaves no pass over the
     whole prompt and no other: assisted decoding, ``prefill_chunk_size``, ``guidance_scale``.
     """
 
@@ -83,7 +83,7 @@ class HiddenStates:
             self._states = {}
         if self._forwards.refused:
             raise ValueError(
-                f"{self._forwards.refused}: states of the prompt cannot be told apart; leave that out while hidden "
+                f"{self._forwards.refused}: states of the prompt cannot be identified; leave that out while hidden "
                 "states are kept"
             )
 

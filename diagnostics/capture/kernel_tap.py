@@ -40,7 +40,7 @@ class KernelTap:
     def tapped(self, tap: Tap) -> Iterator[None]:
         """While the block lasts, as ``AttentionExtractor.tapped``; also outside the model's own forward.
 
-        Raises ValueError where the model is gone.
+        Raises ValueError if the model is gone.
         """
         bare = self._bare()
         found = [(name, module) for name, reference in self._modules if (module := reference()) is not None]

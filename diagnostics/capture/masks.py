@@ -31,7 +31,7 @@ def additive(seen: Bool[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, 
 def mask_without(call: Call, blocked: Bool[Tensor, "batch query key"], *, start: int) -> Tensor:
     """The call's mask with the blocked keys removed, in the form that its kernel takes.
 
-    ``start`` is the place in the whole sequence of this call's first query (0 but where it goes on from a cache).
+    ``start``: position of this call's first query in the whole sequence (0 unless it continues from a cache).
     """
     batch, _, queries, _ = call.query.shape
     keys, device = call.key.shape[2], call.query.device

@@ -71,7 +71,7 @@ class PuttingBack:
              sequence, pictures of each) treats each group alike; kept sequences are repeated to the call's: one for
              all, or one for each tail or picture.
 
-    Raises ValueError where a call differs from the kept one in its place, sizes, precision, or terms of its softmax.
+    Raises ValueError if a call differs from the kept one in its place, sizes, precision, or terms of its softmax.
     """
 
     def __init__(self, kept: Sequence[KeptCall], chosen: Mapping[str, Bool[Tensor, " sequences"]]) -> None:
@@ -96,7 +96,7 @@ class PuttingBack:
         return call._replace(query=_put(kept.query, call.query, rows), key=_put(kept.key, call.key, rows))
 
     def finish(self) -> None:
-        """Raises ValueError where fewer calls were made than kept."""
+        """Raises ValueError if fewer calls were made than kept."""
         if self._used < len(self._kept):
             raise ValueError(
                 f"patterns: found {self._used} calls, expected {len(self._kept)} as kept, the next of "

@@ -18,7 +18,7 @@ from finetune.families.parts.tower import joined
 
 
 class Piece(NamedTuple):
-    """Rows of one sequence of a tower: of which places they are, Int[rows], and Float[heads, rows, places]."""
+    """Rows of one sequence of a tower: their places, Int[rows], and values, Float[heads, rows, places]."""
 
     sequence: TowerSequence
     places: np.ndarray
@@ -49,7 +49,7 @@ class TowerRows:
         return np.unique(np.concatenate(found)).tolist() if found else []
 
     def next(self, call: Call) -> list[TowerSequence] | None:
-        """Those of this call; None where sequences are images and places are patches."""
+        """Those of this call; None if sequences are images and places are patches."""
         if self.sequences is None:
             return None
         if call.is_flash and call.options.get("cu_seq_lens_q") is not None:

@@ -133,7 +133,7 @@ class Watcher:
 
 
 def check_masks(model: nn.Module, family: Family) -> None:
-    """Raises ValueError where the kernel of the language model drops a part of the family's mask."""
+    """Raises ValueError if the kernel of the language model drops a part of the family's mask."""
     fault = flash_fault(family)
     for layer in attending_layers(model, family) if fault else ():
         attention = model.get_submodule(

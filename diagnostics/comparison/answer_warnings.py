@@ -1,4 +1,4 @@
-"""What weakens a group's margins, though they are right: foils that the untrained model would not say."""
+"""Warns of foils that the model before does not actually answer, which weakens a group's margins."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ LEAST_SAID = 0.5
 
 
 def answer_warnings(pairs: Sequence[ProbePair]) -> list[str]:
-    """One line if the model before does not say the foil in at least half of the probes that it gets wrong.
+    """One line if the model before answers something other than the foil in at least half of its wrong probes.
 
-    The margin sets the right answer against one wrong one. Where the model errs with another, the margin may rise above
-    0 while the answer stays wrong.
+    The margin compares the right answer with one wrong one. If the model's actual mistake is another answer, the margin
+    may rise above 0 while the answer stays wrong.
     """
     wrong = [
         pair
@@ -32,6 +32,6 @@ def answer_warnings(pairs: Sequence[ProbePair]) -> list[str]:
     said = ", ".join(f"{p.probe.id}: {p.before.scores.generated[:40]!r}" for p in unsaid[:MOST_NAMED])
     more = f" and {len(unsaid) - MOST_NAMED} more" if len(unsaid) > MOST_NAMED else ""
     return [
-        f"In {len(unsaid)} of the {len(wrong)} probes that the model before gets wrong, it does not say the foil "
-        f"({said}{more}); give what it says as the foil."
+        f"In {len(unsaid)} of the {len(wrong)} probes that the model before gets wrong, it does not answer the foil "
+        f"({said}{more}); use its actual answer as the foil."
     ]

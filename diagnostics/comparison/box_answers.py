@@ -1,4 +1,4 @@
-"""Probes whose right answer is a box: how many are right before and after, and what is wrong with the others."""
+"""Probes whose right answer is a box: how many are right before and after, and the errors of the others."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from finetune.families.parts.box_answers import (
 )
 from finetune.families.parts.box_scores import RIGHT_ABOVE, BoxAnswer, BoxScores, box_scores, iou
 
-AGREES = 0.015  # of the picture, by which the answer's corners may differ from the region's
+AGREES = 0.015  # of the picture: tolerance between corners of the answer and of the region
 
 Json = dict[str, Any]
 
 
 def box_answers(pairs: Sequence[ProbePair]) -> Json | None:
-    """Scores before and after, as written to comparison.json; None where no answer is the box of the judged region, or
-    a side has no generated answers.
+    """Scores before and after, as written to comparison.json; None if no right answer is the box of the judged region,
+    or one side has no generated answers.
 
-    The unit of a group's answers is found by laying them beside the region, which is in pixels of the file.
+    The unit of a group's answers is inferred by comparing them with the region, which is in pixels of the file.
     """
     asked = [(pair, mark, of_probe(pair)) for pair, mark in zip(pairs, images_of(pairs), strict=True)]
     scores = {}
@@ -50,12 +50,12 @@ def box_answers(pairs: Sequence[ProbePair]) -> Json | None:
 
 
 def of_probe(pair: ProbePair) -> BoxAnswer | None:
-    """What is right for a probe, with nothing said yet; None where its answer is not the box of its judged region."""
+    """A probe's right answer, without a generated one; None if it is not the box of the judged region."""
     return _right_box(pair.probe, pair.region, pair.before.image_tokens[0].image_size_pixels)
 
 
 def outcome_with_box(probe: Probe, region: str | None, record: AttentionRecord) -> Outcome:
-    """What one model answered, with the box it said where a box is right; ``region`` is the judged one."""
+    """One model's answer, with its generated box if the right answer is a box; ``region`` is the judged one."""
     scores, size = record.scores, record.image_tokens[0].image_size_pixels
     right = _right_box(probe, region, size)
     box = None if right is None else _said_box(right, scores.generated, size)
@@ -63,7 +63,7 @@ def outcome_with_box(probe: Probe, region: str | None, record: AttentionRecord) 
 
 
 def _said_box(right: BoxAnswer, said: str, size: Size) -> SaidBox | None:
-    """The first box of a generated answer in the family's form, in pixels of the original; None where it has none."""
+    """The first box of a generated answer in the family's format, in pixels of the original; None without one."""
     found = first_box(said, right.writing.form)
     if found is None or found[0] != right.writing.form:
         return None
@@ -73,7 +73,7 @@ def _said_box(right: BoxAnswer, said: str, size: Size) -> SaidBox | None:
 
 
 def _right_box(probe: Probe, judged: str | None, size: Size) -> BoxAnswer | None:
-    """What is right for a probe whose judged region is ``judged``; None where its answer is not that region's box."""
+    """A probe's right answer, without a generated one; None if it is not the box of the region ``judged``."""
     found = first_box(probe.answer)
     region = None if judged is None else probe.regions.get(judged)
     if found is None or region is None or len(region) != 1:
@@ -94,7 +94,7 @@ def _right_box(probe: Probe, judged: str | None, size: Size) -> BoxAnswer | None
 
 
 def _others(probe: Probe, judged: str | None, frame: BoxFrame, size: Size) -> dict[str, Box]:
-    """The other regions of one box, in the answer's numbers."""
+    """The other regions with a single box, in the unit of the answer."""
     file = pixels(size, "the file")
     return {
         name: frame.numbers(file.fractions(boxes[0]))
@@ -104,7 +104,7 @@ def _others(probe: Probe, judged: str | None, frame: BoxFrame, size: Size) -> di
 
 
 def _frame(form: str, right: Box, place: Box, size: Size) -> BoxFrame | None:
-    """The unit in which ``right`` is the box ``place`` (fractions of the picture); None where it is in none."""
+    """The unit in which ``right`` is the box ``place`` (fractions of the picture); None if no unit fits."""
     longest = max(size)
     left, top = ((longest - side) // 2 / longest for side in size)
     known = [
@@ -114,7 +114,7 @@ def _frame(form: str, right: Box, place: Box, size: Size) -> BoxFrame | None:
     ]
     if form.startswith("<loc"):
         known = [BoxFrame("1024ths of the picture", (0, 0), (LOCATIONS, LOCATIONS))]
-    elif max(right) > 1:  # by its far corner; the near one tells whether it is so
+    elif max(right) > 1:  # derived from the far corner and verified with the near one
         known.append(
             BoxFrame("pixels of the resized picture", (0, 0), (right[2] / place[2], right[3] / place[3]))
         )

@@ -1,4 +1,4 @@
-"""Where a group of probes looks, before and after: the judged region in key layers and in every head."""
+"""A group's attention before and after: enrichment of the judged region in key layers and in every head."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ Heads = dict[str, Float[np.ndarray, "layers heads"]]
 class LayerEnrichment:
     """A group's enrichment of the judged region in one key layer.
 
-    chance          p that it did not change, adjusted for all groups and key layers that were tested
-    random          enrichment of area-matched random regions (before, after); None where not measured
-    without_sinks   the change with sinks left out; None where no sink was found
-    relative        mean ``relative_change``: what a typical probe's attention changed by
-    effect          effect size of the relative change, standard deviations; None where it has none
+    chance          p value of the change, adjusted for all groups and key layers tested
+    random          enrichment of area-matched random regions (before, after); None if not measured
+    without_sinks   the change with sinks left out; None if no sink was found
+    relative        mean ``relative_change``: the change of a typical probe
+    effect          effect size of the relative change, in standard deviations; None if undefined
     """
 
     layer: int
@@ -93,7 +93,7 @@ def enrichment_by_layer(
 
 
 def fallen_layers(by_layer: Sequence[LayerEnrichment], least: float, level: float) -> list[int]:
-    """Key layers in which attention on the region fell beyond chance, by ``least`` of itself or more."""
+    """Key layers in which attention on the region fell significantly, by a share of at least ``least``."""
     return [
         one.layer
         for one in by_layer
@@ -102,7 +102,7 @@ def fallen_layers(by_layer: Sequence[LayerEnrichment], least: float, level: floa
 
 
 def pooled_chances(readings: Mapping[str, Reading]) -> dict[str, float]:
-    """p of each group's attention, each probe read in the layer chosen on other pictures: adjusted for all groups."""
+    """p value of each group's attention, with layers chosen on other pictures; adjusted for all groups."""
     before, after = (
         {name: getattr(one, side)[:, None, None] for name, one in readings.items()} for side in SIDES
     )
@@ -111,7 +111,7 @@ def pooled_chances(readings: Mapping[str, Reading]) -> dict[str, float]:
 
 
 def reading_json(reading: Reading, chance: float, by_layer: Sequence[LayerEnrichment]) -> Json:
-    """ "enrichment" in comparison.json: pooled over both halves; ``layer`` is the one that is cited."""
+    """ "enrichment" in comparison.json: pooled over both halves; ``layer`` is the cited one."""
     cited = next(one for one in by_layer if one.layer == reading.cited)
     low, high = reading.relative[1:]
     return {
@@ -146,7 +146,7 @@ def _enrichments(pairs: Sequence[ProbePair], layer_index: int) -> tuple[np.ndarr
 
 
 def layer_chances(groups: Mapping[str, Sequence[ProbePair]]) -> Heads:
-    """p of each group's key layers, adjusted for all of them."""
+    """p values of each group's key layers, adjusted for all of them."""
     before: dict[str, np.ndarray] = {}
     after: dict[str, np.ndarray] = {}
     images: dict[str, list[str]] = {}
@@ -162,8 +162,8 @@ def layer_chances(groups: Mapping[str, Sequence[ProbePair]]) -> Heads:
 
 
 def head_chances(groups: Mapping[str, Sequence[ProbePair]]) -> Heads:
-    """p that a head's attention on the region changed by no more than on random places of the same size, for every head
-    of every layer that has attention maps, adjusted for all of them in all groups."""
+    """p values per head, for every layer with attention maps, adjusted for all heads of all groups. Null hypothesis:
+    attention on the region changed by no more than on random places of the same size."""
     members = {name: tested for name, pairs in groups.items() if (tested := _tested(pairs))}
     sides = {name: _head_lead(pairs) for name, pairs in members.items()}
     before, after = ({name: both[at] for name, both in sides.items()} for at in (0, 1))
@@ -171,7 +171,7 @@ def head_chances(groups: Mapping[str, Sequence[ProbePair]]) -> Heads:
 
 
 def _tested(pairs: Sequence[ProbePair]) -> list[ProbePair]:
-    """The probes whose heads are tested: with a region, and with random places beside it where any has them."""
+    """The probes to test heads on: those with a region, and with random places if any probe has them."""
     members = [pair for pair in pairs if pair.region is not None]
     beside = [pair for pair in members if _has_random(pair)]
     return beside or members
@@ -182,8 +182,8 @@ def _has_random(pair: ProbePair) -> bool:
 
 
 def _head_lead(pairs: Sequence[ProbePair]) -> tuple[np.ndarray, np.ndarray]:
-    """Mass of region and random places crossed, so that their ``relative_change`` is the region's lead: what both gain
-    alike (a head that looks more at the whole image) cancels out."""
+    """Mass of region and random places crossed, so that their ``relative_change`` is the region's lead: a common gain
+    (a head that attends more to the whole picture) cancels out."""
     before, after = (_masses(pairs, side) for side in SIDES)
     if not all(map(_has_random, pairs)):
         return before, after
@@ -192,7 +192,7 @@ def _head_lead(pairs: Sequence[ProbePair]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _attending(pairs: Sequence[ProbePair]) -> list[int]:
-    """Indices of the layers that have an attention map; the values of the others are NaN."""
+    """Indices of the layers with an attention map; values of the others are NaN."""
     return np.flatnonzero(np.isfinite(pairs[0].before.visual_share).all(1)).tolist()
 
 
@@ -206,8 +206,8 @@ def _masses(
 def heads(
     pairs: Sequence[ProbePair], chances: Float[np.ndarray, "layers heads"] | None, least: float
 ) -> Json | None:
-    """The heads whose attention on the region changed beyond chance, and by ``least`` of what region and random places
-    get; smallest p first; at most 40 are listed."""
+    """Heads whose attention on the region changed significantly, by at least ``least`` of the mass of region and random
+    places; smallest p first; at most 40."""
     members = _tested(pairs)
     if chances is None or not members:
         return None
@@ -247,7 +247,7 @@ def _random_enrichment(pairs: Sequence[ProbePair], layer: int) -> tuple[float, f
 
 
 def _without_sinks(pairs: Sequence[ProbePair], layer: int, level: float) -> Change | None:
-    """The judged region's enrichment with sinks left out, in probes whose records found some."""
+    """The judged region's enrichment with sinks left out, in probes whose records have sinks."""
     found = [
         pair
         for pair in pairs
@@ -266,7 +266,7 @@ def _without_sinks(pairs: Sequence[ProbePair], layer: int, level: float) -> Chan
 
 def localisation(pairs: Sequence[ProbePair]) -> Json | None:
     """Other measures of the same maps, mean over heads first and then over probes: pointing game, IoU, AUC, NSS, and
-    the entropy of the map; for each key layer. null without regions (or with one that covers every cell)."""
+    the entropy of the map, for each key layer. null without regions (or with a region that covers every cell)."""
     found: Json = {}
     for index, layer in enumerate(pairs[0].layers):
         scores: dict[str, list[tuple[float, float]]] = {}
@@ -298,7 +298,7 @@ _MAP_MEASURES: dict[str, Callable[..., Any]] = {
 
 def further_maps(pairs: Sequence[ProbePair]) -> Json | None:
     """Mean NSS of the judged region on the further maps (``--maps``), by layer ("all" for rollout). NSS accepts any
-    map, including relative attention with its negative cells. null where no further map was measured."""
+    map, including relative attention with its negative cells. null if no further map was measured."""
     found: Json = {}
     judged = [pair for pair in pairs if pair.region is not None]
     for name in dict.fromkeys(name for pair in judged for name in pair.after.maps):
@@ -322,8 +322,8 @@ def _nss(cells: Float[np.ndarray, " cells"], pair: ProbePair) -> float:
 
 
 def sink_share_by_layer(pairs: Sequence[ProbePair]) -> Json | None:
-    """Layer → share of the answer query's attention on the sinks found there, mean over heads and probes; null where
-    no record has any."""
+    """Layer → share of the answer query's attention on its sinks, mean over heads and probes; null if no record has
+    any."""
     measured = [pair for pair in pairs if pair.before.sinks.size and pair.after.sinks.size]
     if not any(getattr(pair, side).sinks.any() for pair in measured for side in SIDES):
         return None

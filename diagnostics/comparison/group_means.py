@@ -87,7 +87,7 @@ def visual_share(pair: ProbePair, layer: LayerPair) -> dict[str, float]:
 
 
 def drift_of(pair: ProbePair, layer: LayerPair) -> dict[str, float]:
-    """How attention moved to, within and across the image: see ``diagnostics.measures.drift.Drift``."""
+    """Drift of attention to, within and across the picture: see ``diagnostics.measures.drift.Drift``."""
     share = visual_share(pair, layer)
     grid = pair.after.image_tokens[0].grid
     found = drift(layer.before, layer.after, np.array(share["before"]), np.array(share["after"]), grid)
@@ -95,7 +95,7 @@ def drift_of(pair: ProbePair, layer: LayerPair) -> dict[str, float]:
 
 
 def collapse_of(pairs: Sequence[ProbePair]) -> Json | None:
-    """Are heads collapsing onto single tokens? From means over all probes; null where it was not measured."""
+    """Whether heads collapse onto single tokens, from means over all probes; null if not measured."""
     if not all(getattr(pair, side).head_entropy.size for pair in pairs for side in SIDES):
         return None
     means = [

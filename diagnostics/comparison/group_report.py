@@ -1,7 +1,7 @@
 """Every number of a before / after comparison, as written to comparison.json.
 
 Differences are after − before; ``ci95`` is the paired bootstrap interval of the difference, resampling whole
-images. A number that was not measured is null.
+pictures. A number that was not measured is null.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def comparison_of(
 ) -> Json:
     """The content of comparison.json except ``series``.
 
-    level            of the intervals (``ci95`` keeps its name) and of what counts as significant
-    thresholds       what each leg of a verdict asks for
+    level            of intervals (``ci95`` keeps its name) and of significance
+    thresholds       what each leg of a verdict requires
     why_not_patched  why the attention of the model before was not put back, for the verdicts' reasons
     """
     asked = thresholds or Thresholds()
@@ -125,7 +125,7 @@ class _Context(NamedTuple):
 
 
 class _Looking(NamedTuple):
-    """Where a group looks: read in cross-fitted layers, p of that, each key layer, and every head."""
+    """A group's attention: read in cross-fitted layers, its p value, each key layer, and every head."""
 
     reading: Reading | None
     chance: float | None
@@ -217,7 +217,7 @@ def _margin_effect(scored: Sequence[ProbePair]) -> float | None:
 
 
 def lost_groups(pairs: Sequence[ProbePair]) -> list[str]:
-    """One sentence for each group that should have been kept and was not, however few its probes."""
+    """One sentence for each group that should have been kept but was lost, even with few probes."""
     sentences = []
     for name, members in pairs_by_group(pairs).items():
         scored = sum(pair.after.scores.margin_nats is not None for pair in members)

@@ -1,4 +1,4 @@
-"""What interventions cost a group's answers, before and after, next to their controls."""
+"""The cost of interventions for a group's answers, before and after, and of their controls."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class CostChange:
-    """What an intervention on the judged region costs, and the same on random regions, nats; ``over_control`` is the
-    paired difference region − control after."""
+    """Cost of an intervention on the judged region and on random regions, nats; ``over_control`` is the paired
+    difference region − control after."""
 
     region: Change
     control: tuple[float, float]
@@ -61,7 +61,7 @@ def costs_json(costs: CostChange | None) -> Json | None:
 
 
 def decides(pairs: Sequence[ProbePair], side: str) -> Json:
-    """Region → share of the probes whose margin depends on it most (``decisive_region``); none does in the rest."""
+    """Region → share of the probes in which it is decisive (``decisive_region``); the rest have no decisive region."""
     compared = [pair for pair in pairs if len(_hidden(getattr(pair, side))) > 1]
     named = [decisive_region(pair.probe, getattr(pair, side), OCCLUSION) for pair in compared]
     found = [name for name in named if name is not None]
@@ -75,7 +75,7 @@ def _hidden(record: AttentionRecord) -> list[str]:
 
 
 def windows(pairs: Sequence[ProbePair]) -> list[Json]:
-    """What knocking out the judged region costs in one window of layers at a time, nats."""
+    """Cost of knocking out the judged region in one window of layers at a time, nats."""
     windows: dict[tuple[int, int], list[tuple[Cost, Cost]]] = {}
     for pair in pairs:
         for one in pair.after.interventions:

@@ -9,7 +9,7 @@ import numpy as np
 
 
 class RegionChange(NamedTuple):
-    """Attention on one region in one layer: its share of the attention to the image (mass), and enrichment."""
+    """Attention on one region in one layer: its share of the attention to the picture (mass), and enrichment."""
 
     region: str
     mass_before: float
@@ -20,7 +20,7 @@ class RegionChange(NamedTuple):
 
 @dataclass(frozen=True)
 class CellMap:
-    """Attention over the cells of one image.
+    """Attention over the cells of one picture.
 
     density            Float[rows * columns]: multiples of the even share; 1 is uniform attention
     grid               (rows, columns)
@@ -34,7 +34,7 @@ class CellMap:
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """One key layer of one probe: its maps before and now, and the numbers printed below them."""
+    """One key layer of one probe: its maps before and now, and the numbers below them."""
 
     layer: int
     before: CellMap
@@ -51,9 +51,9 @@ class SaidBox(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one model answered: its generated answer ("" where none was generated) and log p(answer) - log p(foil).
+    """One model's generated answer ("" if none was generated), and log p(answer) - log p(foil).
 
-    box   the box it said, where the right answer is a box and one was said in the family's form
+    box   its generated box, if the right answer is a box and it generated one in the family's format
     """
 
     said: str
@@ -62,7 +62,7 @@ class Outcome:
 
 
 class StripPanel(NamedTuple):
-    """One checkpoint on a strip; ``mass`` and ``enrichment`` are the judged region's, None where there is none."""
+    """One checkpoint on a strip; ``mass`` and ``enrichment`` of the judged region, None without one."""
 
     step: int
     map: CellMap

@@ -1,5 +1,5 @@
-"""One probe before and after: two records become maps, region changes and costs. Comparison, pictures and TensorBoard
-all take their numbers from here, so they show the same ones."""
+"""One probe before and after: two records → maps, region changes and costs. Comparison, drawings and TensorBoard use
+the same numbers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from finetune.families.parts.coverage import Box, region_coverage
 
 SIDES = ("before", "after")
 CLOSE = 0.9  # of the largest shift: parts of a region within this range count as tied
-LEAST_SHIFT, LEAST_SHIFT_NATS = 0.1, 0.1  # of the margin; what a region must shift to decide anything
+LEAST_SHIFT, LEAST_SHIFT_NATS = 0.1, 0.1  # of the margin, and nats: the least shift of a decisive region
 LEAD = 1.2  # times the next region's shift
 NESTED = 0.8  # share of a region's area
 
 
 class Cost(NamedTuple):
-    """What an intervention on a region costs: margin without it minus margin with it, nats.
+    """Cost of an intervention on a region: margin without it minus margin with it, nats.
 
     ``control`` is the mean cost of the same intervention on area-matched random regions.
     """
@@ -41,10 +41,10 @@ class LayerPair:
     """One key layer of one probe.
 
     layer            index of the language layer
-    before, after    Float[cells]: the answer query's attention over the first image's cells, mean over heads,
+    before, after    Float[cells]: the answer query's attention over the first picture's cells, mean over heads,
                      sums to 1
     readings         region name → mass and enrichment of both
-    drift_jsd_nats   how far the attention moved within the image, [0, ln 2]
+    drift_jsd_nats   drift of the attention within the picture, [0, ln 2]
     """
 
     layer: int
@@ -56,7 +56,7 @@ class LayerPair:
 
 @dataclass(frozen=True)
 class ProbePair:
-    """One probe and its two records; ``region`` is the judged one, None where the probe has none."""
+    """One probe and its two records; ``region`` is the judged one, None if the probe has none."""
 
     probe: Probe
     before: AttentionRecord
@@ -69,7 +69,7 @@ class ProbePair:
         return None if self.region is None else layer.readings[self.region]
 
     def maps(self) -> list[LayerMaps]:
-        """What the pictures draw: density (1 is the even share) and readings, the judged region's first."""
+        """The maps to draw: density (1 is the even share) and readings, the judged region's first."""
         image = self.before.image_tokens[0]
         return [
             LayerMaps(
@@ -87,11 +87,11 @@ class ProbePair:
 
 
 def pair_records(probe: Probe, before: AttentionRecord, after: AttentionRecord) -> ProbePair:
-    """Set two records of one probe against each other.
+    """Pair two records of one probe.
 
     Raises:
-        ValueError: the records are of different probes, key layers or image layouts, so that a difference would
-            mean nothing; or one of them lacks what the probe names.
+        ValueError: the records differ in probe, key layers or picture layout, so that a difference would be
+            meaningless; or one of them lacks a region of the probe.
     """
     for record in (before, after):
         _require_of(probe, record)
@@ -117,7 +117,7 @@ def pair_records(probe: Probe, before: AttentionRecord, after: AttentionRecord) 
 
 
 def layer_cells(record: AttentionRecord) -> Float[np.ndarray, "layers cells"]:
-    """Where the answer query looked in the first image, mean over heads, for each key layer; rows sum to 1."""
+    """The answer query's attention over the first picture, mean over heads, for each key layer; rows sum to 1."""
     connector = record.connector[0] if record.connector else None
     return cells_from_row(record.rows[:, :, 0].mean(axis=1), record.image_tokens[0], connector)
 
@@ -125,7 +125,7 @@ def layer_cells(record: AttentionRecord) -> Float[np.ndarray, "layers cells"]:
 def cost(
     record: AttentionRecord, kind: str, region: str | None, layers: tuple[int, int] | None = None
 ) -> Cost | None:
-    """What occlusion or knock-out of ``region`` costs, or None where it was not measured (or there is no foil).
+    """Cost of occlusion or knock-out of ``region``; None if it was not measured (or there is no foil).
 
     ``layers`` is the window of a knock-out; None: everywhere.
     """
@@ -139,14 +139,14 @@ def cost(
 
 
 def decisive_region(probe: Probe, record: AttentionRecord, kind: str) -> str | None:
-    """The region that the margin depends on most, whichever way hiding it shifts the margin; None where none does.
+    """The region that the margin depends on most, in whichever direction hiding it shifts the margin; None without one.
 
-    A shift counts beyond that of the region's own controls. It must be at least 10 % of the margin and .1 nats, and
-    20 % above that of the next region: at .2 nats noise decides which is largest. Regions may be nested (spheres in a
-    tower's body): of a region and its parts that shift as much, within 10 %, the smallest is the most specific, and
-    what contains it is not the next. Margin 5 nats, shifts of body 5, spheres 4.6 and sky .1: the spheres.
+    A shift is measured beyond that of the region's controls. It must be at least 10 % of the margin and .1 nats, and
+    20 % above that of the next region: at .2 nats, noise determines the largest. Regions may be nested (spheres in a
+    tower's body): among a region and parts with the same shift, within 10 %, the smallest is the most specific, and
+    regions that contain it do not compete. Margin 5 nats, shifts of body 5, spheres 4.6 and sky .1: the spheres.
 
-    None, too, where fewer than two regions were intervened on, so there is nothing to compare.
+    Also None with interventions on fewer than two regions, since there is nothing to compare.
     """
     margin = record.scores.margin_nats
     tried = [one for one in record.interventions if one.kind == kind and one.layers is None]
@@ -168,18 +168,18 @@ def decisive_region(probe: Probe, record: AttentionRecord, kind: str) -> str | N
 
 
 def shift(margin_nats: float, one: Intervention) -> float:
-    """By how much does an intervention shift the margin, either way, beyond its controls? Nats; may be below 0."""
+    """Absolute shift of the margin by an intervention, beyond its controls; nats, may be below 0."""
     controls = [abs(margin_nats - control) for control in one.control_margins_nats]
     return abs(margin_nats - one.margin_nats) - (float(np.mean(controls)) if controls else 0.0)
 
 
 def nested(inner: Sequence[Box], outer: Sequence[Box]) -> bool:
-    """Does at least 80 % of a region lie within another?"""
+    """Whether at least 80 % of a region lies within another."""
     return shared_area_pixels(inner, outer) >= NESTED * union_area_pixels(inner)
 
 
 def related(probe: Probe, first: str, second: str) -> bool:
-    """Are two regions the same place for a claim: one within the other, or the two ends of the probe's relation?"""
+    """Whether two regions count as the same place: one within the other, or the two ends of the probe's relation."""
     ends = probe.relation[1:] if probe.relation is not None else ()
     if first == second or (first in ends and second in ends):
         return True
@@ -188,7 +188,7 @@ def related(probe: Probe, first: str, second: str) -> bool:
 
 
 def images_of(pairs: Sequence[ProbePair]) -> list[str]:
-    """The picture of each pair, by what it shows: probes that share one are one cluster, under whatever names."""
+    """The picture of each pair, by content: probes with the same picture form one cluster, even under other names."""
     return [picture_mark(pair.probe.images[0]) for pair in pairs]
 
 
@@ -203,7 +203,7 @@ def pairs_by_group(pairs: Sequence[ProbePair]) -> dict[str, list[ProbePair]]:
 def pair_all(
     probes: Sequence[Probe], before: Mapping[str, AttentionRecord], after: Mapping[str, AttentionRecord]
 ) -> list[ProbePair]:
-    """Every probe that has both records, in the order of the probe file.
+    """All probes paired, in the order of the probe file.
 
     Raises:
         ValueError: a probe lacks a record, no probe is left, or probes differ in key layers or heads.
@@ -263,7 +263,7 @@ def _require_of(probe: Probe, record: AttentionRecord) -> None:
 
 
 def _require_finite(where: str, record: AttentionRecord) -> None:
-    """Raises ValueError for a score or margin that is no number: it would make every mean of its group one."""
+    """Raises ValueError for a score or margin that is not finite: it would spread to every mean of its group."""
     values = {"scores.answer_nats": record.scores.answer_nats, "scores.foil_nats": record.scores.foil_nats}
     for one in record.interventions:
         for value in (one.margin_nats, *one.control_margins_nats):
@@ -280,13 +280,13 @@ def _require_finite(where: str, record: AttentionRecord) -> None:
     for name, found in values.items():
         if found is not None and not math.isfinite(found):
             raise ValueError(
-                f"{where}: found {found} as {name}; expected a number: the model gives none here, look whether its "
-                "training diverged, or leave the probe out"
+                f"{where}: found {found} as {name}; expected a finite number: check whether training diverged, or "
+                "leave the probe out"
             )
 
 
 def _require_same_places(probe: Probe, before: AttentionRecord, after: AttentionRecord) -> None:
-    """Raises ValueError where a region was measured on one side alone, of what was measured on both."""
+    """Raises ValueError if a measure was taken on both sides, but not for the same regions."""
     measured: list[tuple[str, Iterable[str], Iterable[str]]] = [
         ("random regions", before.random_mass, after.random_mass),
         ("attention without sinks", before.region_mass_without_sinks, after.region_mass_without_sinks),

@@ -1,4 +1,4 @@
-"""Is what is served what was trained? A checkpoint's own answers beside a server's, one by one, and what differs."""
+"""Compares a server's answers with the checkpoint's own, one by one, and names the cause of differences."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ Json = dict[str, Any]
 
 VERSION = 1
 CONTROL_QUESTION = "Is this read?"
-"""Asked without a picture: its number of tokens tells the template apart from the pictures."""
+"""Asked without a picture: its token count separates the template from the pictures."""
 REFUSES_QUESTIONS = (400, 422, 500)
-"""Statuses of a server whose model reads no prompt without a picture."""
+"""HTTP statuses of a server whose model rejects a prompt without a picture."""
 CLOSE_NATS = 0.1
-"""A token that leads by less can lose its place to rounding: in bfloat16 a logit near 20 has steps of 0.125."""
+"""A token with a smaller lead can lose it to rounding: in bfloat16 a logit near 20 has steps of 0.125."""
 FAR_NATS = 0.1
-"""Mean log-probabilities of the same tokens that differ by more are not rounding."""
+"""A larger difference in mean log-probability of the same tokens is not rounding."""
 MOST_NAMED = 3
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<(?:start|end)_of_turn>|<eos>|<end_of_utterance>")
 
 
 class ServedPair(NamedTuple):
-    """One probe: what the checkpoint answers, and what the server does."""
+    """One probe: the checkpoint's answer and the server's."""
 
     probe: Probe
     local: LocalReply
@@ -48,7 +48,7 @@ class ServedPair(NamedTuple):
 
     @property
     def same(self) -> bool:
-        """Characters that are no text are left out of this: each server writes them in its own way, or not at all."""
+        """Whether the answers are equal, except for undecodable bytes, which each server writes in its own way."""
         here, there = self.local.text, self.served.text.strip()
         return here == there or (bool(_readable(here)) and _readable(here) == _readable(there))
 
@@ -62,7 +62,7 @@ class ServedPair(NamedTuple):
 
     @property
     def more_tokens(self) -> int | None:
-        """How many more tokens the server's prompt has; None where it does not say."""
+        """How many more tokens the server's prompt has; None if the server does not report it."""
         return (
             None
             if self.served.prompt_tokens is None
@@ -71,7 +71,7 @@ class ServedPair(NamedTuple):
 
     @property
     def mean_nats(self) -> tuple[float, float] | None:
-        """Mean log p of the tokens that both say before they part: here, at the server; None where there is none."""
+        """Mean log p of the common leading tokens: here, at the server; None without any."""
         common = 0
         for ours, theirs in zip(self.local.tokens, self.served.tokens, strict=False):
             if _bare(ours) != _bare(theirs.text):
@@ -84,7 +84,7 @@ class ServedPair(NamedTuple):
 
     @property
     def lead_where_parted(self) -> float | None:
-        """By how much the checkpoint's token leads, in nats, where the server says another; None where both agree."""
+        """Lead of the checkpoint's token, in nats, where the server's differs; None if the answers agree."""
         if self.same or not self.local.tokens:
             return None
         common = _common_length(self.local.text, self.served.text.strip())
@@ -97,7 +97,7 @@ class ServedPair(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """Tokens of the control question's prompt; None where a side reads none without a picture, or does not say."""
+    """Tokens of the control question's prompt; None if a side rejects it, or does not report its length."""
 
     local: int | None
     served: int | None
@@ -108,7 +108,7 @@ class Prompt(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """What is known of the checkpoint beside its answers.
+    """Facts about the checkpoint besides its answers.
 
     controls             texts of its control tokens
     repetition_penalty   of its generation_config.json, which servers apply and the prober does not
@@ -128,10 +128,10 @@ def compare_with_server(
     base: str | None = None,
     allow_other_base: bool = False,
 ) -> Json:
-    """Put the probes to the checkpoint and to the server, and set the answers beside each other.
+    """Ask the checkpoint and the server all probes, and compare the answers.
 
-    The server is asked the control question before the checkpoint is loaded, so that a wrong address, key or name
-    costs no minutes.
+    The control question goes to the server before the checkpoint is loaded, so that a wrong address, key or name fails
+    at once.
 
     Returns:
         The content of served.json.
@@ -147,7 +147,7 @@ def compare_with_server(
     ProbeEncoder(family, processor).check(probes, str(probes_file))
     local = local_replies(model, processor, probes)
     asked = tqdm(probes, desc="asking the server", unit="probe", leave=False)
-    served = [_asked(client, probe, local.max_new_tokens) for probe in asked]
+    served = [_ask(client, probe, local.max_new_tokens) for probe in asked]
     pairs = [ServedPair(*each) for each in zip(probes, local.replies, served, strict=True)]
     known = _known(model, processor, probes)
     prompt = Prompt(tokens_of_question(family, processor, CONTROL_QUESTION), control)
@@ -160,7 +160,7 @@ def compare_with_server(
 
 
 def _control_tokens(client: ServerClient) -> int | None:
-    """Tokens of the control question's prompt at the server; None where it reads none without a picture."""
+    """Tokens of the control question's prompt at the server; None if it rejects a prompt without a picture."""
     try:
         return client.ask([CONTROL_QUESTION], max_tokens=1).prompt_tokens
     except ServerError as error:
@@ -169,8 +169,8 @@ def _control_tokens(client: ServerClient) -> int | None:
         raise
 
 
-def _asked(client: ServerClient, probe: Probe, max_tokens: int) -> ServedAnswer:
-    """Raises ServerError naming the probe."""
+def _ask(client: ServerClient, probe: Probe, max_tokens: int) -> ServedAnswer:
+    """The server's answer. Raises ServerError naming the probe."""
     try:
         return client.ask(user_parts(probe), max_tokens=max_tokens)
     except ServerError as error:
@@ -178,9 +178,7 @@ def _asked(client: ServerClient, probe: Probe, max_tokens: int) -> ServedAnswer:
 
 
 def _known(model: Any, processor: Any, probes: Sequence[Probe]) -> Checkpoint:
-    config = getattr(
-        bare_model(model), "generation_config", None
-    )  # a model without a head for words has none
+    config = getattr(bare_model(model), "generation_config", None)  # a model without a language head has none
     penalty = getattr(config, "repetition_penalty", None)
     sizes = {probe.id: open_image(probe.images[0]).size for probe in probes if probe.images}
     tokenizer = processor.tokenizer
@@ -193,7 +191,7 @@ def _known(model: Any, processor: Any, probes: Sequence[Probe]) -> Checkpoint:
 
 
 def content_of(pairs: Sequence[ServedPair], prompt: Prompt, known: Checkpoint) -> Json:
-    """served.json from the answers: counts by group, each probe, and what differs, in words."""
+    """The content of served.json: counts by group, each probe, and the differences in words."""
     by_id = {pair.probe.id: pair for pair in pairs}
     groups = {
         name: _counts([by_id[probe.id] for probe in members])
@@ -246,7 +244,7 @@ def _entry(pair: ServedPair) -> Json:
 
 
 def differences(pairs: Sequence[ServedPair], prompt: Prompt, known: Checkpoint) -> Iterator[str]:
-    """What can be seen to differ, a line each: what, how much, in which probes, and what to do."""
+    """The differences found, one line each: what, how much, in which probes, and what to do."""
     seen = [
         *_of_template(prompt),
         *_of_pictures(pairs, prompt, known),
@@ -260,32 +258,32 @@ def differences(pairs: Sequence[ServedPair], prompt: Prompt, known: Checkpoint) 
         tokens = sorted(_controls_in(left_out[0].local.text, known))
         yield (
             f"control tokens: in {_of(left_out, pairs)} the server's answer is the checkpoint's without its control "
-            f"tokens ({', '.join(tokens)}); ask it with skip_special_tokens off, where they are part of an answer"
+            f"tokens ({', '.join(tokens)}); if they are part of an answer, request it with skip_special_tokens off"
         )
     close = [pair for pair in _close(pairs) if pair not in left_out]
     if close:
         yield (
-            f"rounding: in {_of(close, pairs)} the answers part where the checkpoint's own token leads by less than "
-            f"{CLOSE_NATS} nats; another precision or kernel is enough for that"
+            f"rounding: in {_of(close, pairs)} the answers diverge where the checkpoint's own token leads by less than "
+            f"{CLOSE_NATS} nats; another precision or kernel can cause that"
         )
     unexplained = [pair for pair in pairs if not pair.same and pair not in (*close, *left_out)]
     if unexplained and not seen:
         yield (
-            f"unexplained: in {_of(unexplained, pairs)} the answers are not the same, and nothing that can be seen "
-            "differs; other weights or a missing adapter, a prompt of other tokens but as many, or sampling: compare "
-            "the server's log of the prompt and of its settings"
+            f"unexplained: in {_of(unexplained, pairs)} the answers differ without a visible cause; possible: other "
+            "weights or a missing adapter, another prompt of the same length, or sampling: compare the server's log of "
+            "the prompt and of its settings"
         )
 
 
 def _not_compared(pairs: Sequence[ServedPair], prompt: Prompt) -> Iterator[str]:
     if any(pair.more_tokens is None for pair in pairs):
-        yield "template and picture size: the server does not say how many tokens a prompt has (usage.prompt_tokens)"
+        yield "template and picture size: the server does not report the tokens of a prompt (usage.prompt_tokens)"
     elif prompt.more_tokens is None:
-        yield "the template apart from the pictures: one side reads no question without a picture"
+        yield "the template apart from the pictures: one side rejects a question without a picture"
     if not any(pair.served.tokens for pair in pairs):
-        yield "scores: the server gives no log-probabilities"
+        yield "scores: the server returns no log-probabilities"
     elif all(pair.mean_nats is None for pair in pairs):
-        yield "scores: no answer begins with the same token here and at the server"
+        yield "scores: no answer starts with the same token here and at the server"
 
 
 def _of_template(prompt: Prompt) -> Iterator[str]:
@@ -297,15 +295,15 @@ def _of_template(prompt: Prompt) -> Iterator[str]:
 
 
 def _of_pictures(pairs: Sequence[ServedPair], prompt: Prompt, known: Checkpoint) -> Iterator[str]:
-    """Prompts whose number of tokens differs by something else than the template without pictures."""
+    """Prompts whose length differs by more than the template without pictures."""
     shift = prompt.more_tokens or 0
     off = [(pair, pair.more_tokens - shift) for pair in pairs if pair.more_tokens is not None]
     off = [(pair, more) for pair, more in off if more != 0]
     unread = [pair for pair, more in off if 0 < pair.local.image_tokens <= -more]
     if unread:
         yield (
-            f"pictures: in {_of(unread, pairs)} the server's prompt has no room for the picture's tokens; it "
-            "leaves the picture out: serve the model as a vision-language model, with its own processor"
+            f"pictures: in {_of(unread, pairs)} the server's prompt is too short for the picture's tokens, so it "
+            "drops the picture: serve the model as a vision-language model, with its own processor"
         )
     off = [(pair, more) for pair, more in off if pair not in unread]
     if not off:
@@ -314,8 +312,8 @@ def _of_pictures(pairs: Sequence[ServedPair], prompt: Prompt, known: Checkpoint)
     constant = len(off) == len(pairs) and len({one for _, one in off}) == 1
     if constant and len({one.local.image_tokens for one in pairs}) > 1:
         yield (
-            f"template: every prompt with a picture has {more:+d} tokens at the server, whatever the picture's size; "
-            "it writes something else around pictures: serve the checkpoint's own chat template"
+            f"template: every prompt with a picture has {more:+d} tokens at the server, whatever the picture's size, "
+            "so it formats pictures differently: serve the checkpoint's own chat template"
         )
         return
     here = pair.local.image_tokens
@@ -324,7 +322,7 @@ def _of_pictures(pairs: Sequence[ServedPair], prompt: Prompt, known: Checkpoint)
         each = known.pixels_per_token[pair.probe.id]
         size = f" (about {here * each:,.0f} and {(here + more) * each:,.0f} pixels after the resize)"
     is_sure = prompt.more_tokens is not None and not constant
-    unsure = "" if is_sure else ", or another template around pictures, which cannot be told apart here"
+    unsure = "" if is_sure else ", or another template around pictures (indistinguishable here)"
     yield (
         f"picture size: in {_of([one for one, _ in off], pairs)} the prompts differ; {pair.probe.id} has {here} tokens "
         f"for pictures here and {here + more} at the server{size}: another resize{unsure}; give the server the "
@@ -339,16 +337,16 @@ def _of_endings(pairs: Sequence[ServedPair], known: Checkpoint) -> Iterator[str]
     if seen:
         tokens = sorted(_controls_in(seen[0].served.text, known))
         yield (
-            f"end tokens: in {_of(seen, pairs)} control tokens stand in the answer ({', '.join(tokens)}); the server "
+            f"end tokens: in {_of(seen, pairs)} the answer contains control tokens ({', '.join(tokens)}); the server "
             "does not end answers where the checkpoint does: give it generation_config.json and tokenizer of the "
             "checkpoint"
         )
     cut = [pair for pair in pairs if pair.served.finish == "length" and pair.local.ended and pair not in seen]
     if cut:
         yield (
-            f"end tokens: in {_of(cut, pairs)} the server's answer goes on to the limit of tokens, where the "
+            f"end tokens: in {_of(cut, pairs)} the server's answer runs to the token limit, although the "
             f"checkpoint's ends ({cut[0].probe.id}: {_short(cut[0].served.text)}); eos_token_id of the served "
-            "generation_config.json is missing or another"
+            "generation_config.json is missing or wrong"
         )
 
 
@@ -361,9 +359,9 @@ def _of_scores(pairs: Sequence[ServedPair]) -> Iterator[str]:
     if far:
         pair, (here, there) = max(far, key=lambda one: abs(one[1][0] - one[1][1]))
         yield (
-            f"scores: in {_of([one for one, _ in far], pairs)} the same tokens have log-probabilities more than "
-            f"{FAR_NATS} nats apart, in the mean; most in {pair.probe.id} ({here:.2f} here, {there:.2f} at the "
-            "server): other weights, quantised ones, or another prompt"
+            f"scores: in {_of([one for one, _ in far], pairs)} the mean log-probabilities of the same tokens differ by "
+            f"more than {FAR_NATS} nats, most in {pair.probe.id} ({here:.2f} here, {there:.2f} at the server): other "
+            "or quantised weights, or another prompt"
         )
 
 
@@ -372,12 +370,12 @@ def _of_settings(pairs: Sequence[ServedPair], known: Checkpoint) -> Iterator[str
     if other and known.repetition_penalty != 1.0:
         yield (
             f"generation settings: the checkpoint's generation_config.json has repetition_penalty "
-            f"{known.repetition_penalty:g}, which servers apply and the answers here do without; set it to 1 there"
+            f"{known.repetition_penalty:g}, which servers apply and the answers here do not; set it to 1 there"
         )
 
 
 def _left_out(pairs: Sequence[ServedPair], known: Checkpoint) -> list[ServedPair]:
-    """Those that differ in the checkpoint's control tokens alone."""
+    """Those that differ only in the checkpoint's control tokens."""
     found = []
     for pair in pairs:
         text = pair.local.text
@@ -393,7 +391,7 @@ def _readable(text: str) -> str:
 
 
 def _close(pairs: Sequence[ServedPair]) -> list[ServedPair]:
-    """Those that part where rounding is enough."""
+    """Those whose first difference rounding can explain."""
     return [pair for pair in pairs if (lead := pair.lead_where_parted) is not None and lead < CLOSE_NATS]
 
 
@@ -413,10 +411,10 @@ def _short(text: str, most: int = 40) -> str:
 
 
 def _common_length(one: str, other: str) -> int:
-    """Characters with which both begin."""
+    """Length of the common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _bare(token: str) -> str:
-    """A token's text without the space that some tokenizers write before a word, and the mark that others do."""
+    """A token's text without a leading space or ▁, which tokenizers write before words."""
     return token.replace("▁", " ").strip() or token

@@ -32,9 +32,9 @@ Records = Mapping[str, AttentionRecord]
 
 
 class Found(NamedTuple):
-    """Records of each source in the order given, the probes to judge, a number to order the sources by (the training
-    step where all are records of ascending steps, else their place), and why the attention of the first was not put
-    back into the last, where that is known."""
+    """Records of each source in the given order, the probes to judge, a number to order the sources by (the training
+    step if all are records of ascending steps, else the index), and, if known, why the attention of the first was not
+    put back into the last."""
 
     probes: tuple[Probe, ...]
     records: tuple[Records, ...]
@@ -43,7 +43,7 @@ class Found(NamedTuple):
 
 
 class Opening(NamedTuple):
-    """How the adapters among the sources find their bases."""
+    """Where adapters among the sources find their bases."""
 
     base: str | None
     allow_other_base: bool
@@ -66,16 +66,16 @@ def records_of(
     base: str | None = None,
     allow_other_base: bool = False,
 ) -> Found:
-    """Load the sources that are records, and probe those that are models, one after another.
+    """Load sources that are records, and probe those that are models, one after another.
 
-    Where "before" is the base of the adapter "after", one loaded model serves both, with the adapter disabled for
-    the first. Where the plan has ``patching``, the attention of "before" is put back into "after": the former stays in
-    memory if both fit, and if not, or if they are built differently, the reason is printed and nothing is patched.
+    If "before" is the base of the adapter "after", one loaded model serves both, with the adapter disabled for the
+    first. With ``patching`` in the plan, the attention of "before" is put back into "after": the former stays in memory
+    if both fit; if not, or if their architectures differ, the reason is printed and nothing is patched.
 
     base, allow_other_base   of adapters: as in ``finetune.model.checkpoint.load``
 
     Raises:
-        ValueError: a source is neither records nor a model, there is no probe file, or layers and records do not match.
+        ValueError: a source is neither records nor a model, there is no probe file, or layers do not match the records.
     """
     folders = [_record_folder(source) for source in sources]
     opening = Opening(base, allow_other_base)
@@ -115,17 +115,17 @@ def records_of(
 
 
 def _why_not(folders: Sequence[Path | None], depth: MeasurementPlan) -> str | None:
-    """What is known before anything is loaded."""
+    """The reason, if it is known before anything is loaded."""
     first, last = folders[0], folders[-1]
     if last is not None:
         return why_not_patched(last.parent)
     if first is not None:
-        return "the model before is given by its records alone, and only a model can lend its attention"
+        return "the model before is given only as records, and patching needs the model itself"
     return None if depth.patching else f"{depth.name} probing does not put attention back"
 
 
 def _before(kept: Any, after: Any, name: str) -> tuple[BeforeModel | None, str | None]:
-    """The model before, to lend its attention; or None and the reason, which is printed."""
+    """The model before, as the source of attention; or None and the reason, which is printed."""
     try:
         if kept is after:
             return AdapterOff(after, name), None
@@ -152,8 +152,8 @@ NOT_PUT_BACK = "attention of the model before is not put back into the model aft
 def _models(
     sources: Sequence[str], folders: Sequence[Path | None], opening: Opening
 ) -> Iterator[tuple[int, Any, Any, AbstractContextManager[Any]]]:
-    """Index, model, processor and the context to probe in, for each source that is a model; "before" comes first, so
-    that key layers are chosen on it."""
+    """Index, model, processor and probing context of each source that is a model; "before" comes first, so that key
+    layers are chosen on it."""
     last = len(sources) - 1
     shared = _adapter_base(sources[last], opening.base) if folders[last] is None else None
     shares = (
@@ -204,7 +204,7 @@ def _probed(
 def _calibrated(
     model: Any, processor: Any, probes: Sequence[Probe], calibration: Sequence[Probe], output_dir: Path
 ) -> tuple[tuple[int, ...], tuple[Probe, ...]]:
-    """Key layers chosen on the first model, and the remaining probes, which are judged."""
+    """Key layers chosen on the first model, and the remaining probes to judge."""
     found = calibrated(model, processor, probes, calibration)
     found.save(output_dir / "attention" / "calibration.json")
     print(f"key layers: {found.why}", flush=True)
@@ -225,7 +225,7 @@ def calibrated(
 
 
 def _given_layers(key_layers: str, records: Any) -> tuple[int, ...] | None:
-    """The layers of existing records, else those given; None: to be chosen."""
+    """The layers of existing records, else the given ones; None: to be chosen."""
     for one in records:
         return next(iter(one.values())).layers
     if key_layers == "auto":
@@ -258,7 +258,7 @@ def _same_place(first: str, second: str | None) -> bool:
 
 
 def _record_folder(source: str) -> Path | None:
-    """The folder of records that a source names, or None where it names a model.
+    """The folder of records that a source names, or None if it names a model.
 
     Raises:
         ValueError: the folder exists and holds neither.

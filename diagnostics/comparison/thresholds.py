@@ -1,4 +1,4 @@
-"""What a verdict asks of each piece of evidence; every number can be changed by a flag of ``diagnostics.compare``."""
+"""Thresholds of the evidence for a verdict; each can be changed by a flag of ``diagnostics.compare``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diagnostics.records.probes import ENOUGH_PROBES
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The least that counts. Shares are from 0 to 1.
+    """The thresholds. Shares are from 0 to 1.
 
     probes        probes on as many different pictures, for each leg
     right         share of right answers after
@@ -19,7 +19,7 @@ class Thresholds:
     move          relative change of attention on the region, and lead over each other place
     cause         rise of the cost of hiding the region, as a share of the rise of the margin
     cost          the cost of hiding the region after, as a share of the margin after; another region that shifts the
-                  margin by as much still decides
+                  margin by as much counts as decisive too
     mediated      share of the margin's change that goes when attention is put back as it was before
     """
 

@@ -1,7 +1,7 @@
-"""Any number of checkpoints: how answers and attention developed during training.
+"""Answers and attention over any number of checkpoints.
 
 Numbers over steps (``series_of``) for comparison.json and the report, and the maps of one probe over steps on one
-colour scale (``strip_maps``). Needs records only, no model.
+colour scale (``strip_maps``). Works on records, without a model.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ Records = Mapping[str, AttentionRecord]
 
 @dataclass(frozen=True)
 class Evolution:
-    """Records of the same probes and key layers at several checkpoints, in the order of training.
+    """Records of the same probes and key layers at several checkpoints, in training order.
 
-    steps      ascending; the first is what drift is measured from
-    names      of the checkpoints, for people
+    steps      ascending; drift is measured from the first
+    names      display names of the checkpoints
     records    one for each step: probe id → record
 
     Raises:
-        ValueError: steps do not ascend, or a step lacks a probe, or differs in layers or image layout, so that a
-            line through the steps would mean nothing.
+        ValueError: steps do not ascend, or a step lacks a probe, or differs in layers or picture layout, so that a
+            line through the steps would be meaningless.
     """
 
     steps: tuple[int, ...]
@@ -62,11 +62,11 @@ class Evolution:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The key layers that all records share."""
+        """The key layers of all records."""
         return next(iter(self.records[0].values())).layers
 
     def of(self, probe_id: str) -> list[AttentionRecord]:
-        """One probe's records, a step each.
+        """One probe's records, one per step.
 
         Raises:
             ValueError: no record of this probe.
@@ -80,7 +80,7 @@ class Evolution:
 
 
 def evolution_of(checkpoints: Mapping[int, Records]) -> Evolution:
-    """Step → records, in any order, as an Evolution; checkpoints are named as their records name the model.
+    """Step → records, in any order, as an Evolution; a checkpoint takes its name from its records.
 
     Raises:
         ValueError: as ``Evolution``; also a step without any record.
@@ -108,8 +108,8 @@ def series_of(probes: Sequence[Probe], evolution: Evolution) -> Json:
         visual_share      {key layer: mean attention on image tokens, [0, 1]}
         trajectories      {probe: {"points": one pair per step, "explained": share of variance in the plane, [0, 1]}}
 
-    Groups without a foil, or without a region, are left out of what needs one. A trajectory is the principal plane of
-    the maps of all key layers side by side; its axes are in shares of attention and differ from probe to probe.
+    Groups without a foil, or without a region, are omitted from what needs one. A trajectory is a projection of the
+    maps of all key layers onto their principal plane; axes are in shares of attention and differ from probe to probe.
 
     Raises:
         ValueError: a probe has no records.
@@ -136,7 +136,7 @@ def series_of(probes: Sequence[Probe], evolution: Evolution) -> Json:
 
 
 def strip_maps(probe: Probe, evolution: Evolution, layer: int) -> Strip:
-    """One probe and key layer over all steps: maps, readings of the judged region, answers. One scale serves all.
+    """One probe and key layer over all steps, on one scale: maps, readings of the judged region, answers.
 
     Raises:
         ValueError: no record of the probe, or a layer that is not a key layer.
@@ -184,7 +184,7 @@ class _ProbeSeries:
     """One probe over all steps.
 
     margins_nats       Float[steps]; None without a foil
-    enrichment         Float[steps, layers] of the judged region; None where there is none
+    enrichment         Float[steps, layers] of the judged region; None without one
     drift_jsd_nats     Float[steps, layers], from the first step
     visual_share       Float[steps, layers], mean over heads
     trajectory         as in ``series`` of comparison.json
@@ -198,7 +198,7 @@ class _ProbeSeries:
 
 
 def _read(probe: Probe, evolution: Evolution) -> _ProbeSeries:
-    """A probe's numbers in one pass over its records, which may be large and read from disk."""
+    """A probe's numbers, in one pass over its records, which may be large and read from disk."""
     records = evolution.of(probe.id)
     maps, image, region = _maps(records), records[0].image_tokens[0], probe.main_region
     plane = principal_plane(maps.reshape(len(maps), -1))

@@ -1,4 +1,4 @@
-"""The verdict on a group of probes, from the legs it rests on, and whether it meets ``--require``."""
+"""The verdict on a group of probes, from its legs, and whether it meets ``--require``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ VERDICTS = (
     ),
     *(NO_ANSWERS, KEPT, *LOST.values(), TOO_FEW),
 )
-OF_KEPT_GROUPS = (KEPT, *LOST.values())  # verdicts of retention and neighbour, and of no other group
+OF_KEPT_GROUPS = (KEPT, *LOST.values())  # verdicts only of retention and neighbour
 
 
 class Legs(NamedTuple):
@@ -61,13 +61,13 @@ class Legs(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a verdict is made of.
+    """The evidence for a verdict.
 
-    probes       those with a foil: the others say nothing of answers
-    images       their different pictures: probes that share one count once as evidence
-    answers      None where no probe has a foil
-    moved        where attention moved beyond chance: ``TO``, ``AWAY`` or None
-    effect_size  of the change that would be claimed (attention's, else the margin's), standard deviations
+    probes       those with a foil: the others carry no evidence about answers
+    images       their distinct pictures: probes with the same picture count once
+    answers      None if no probe has a foil
+    moved        the significant move of attention: ``TO``, ``AWAY`` or None
+    effect_size  of the claimed change (attention's, else the margin's), standard deviations
     """
 
     group: str
@@ -80,18 +80,18 @@ class Evidence:
 
 
 class Verdict(NamedTuple):
-    """A claim in a few words, and one plain sentence for each piece of evidence."""
+    """A claim in a few words, and one sentence for each piece of evidence."""
 
     verdict: str
     reasons: tuple[str, ...]
 
 
 def verdict(evidence: Evidence, thresholds: Thresholds) -> Verdict:
-    """Judge a group: "corrected" only where all six legs hold.
+    """Judge a group: "corrected" only if all six legs hold.
 
-    What is missing or fails first decides the words: answers, guards and picture before attention, cause and what
-    carries the change. Groups named ``retention`` and ``neighbour`` are judged by whether they were kept: their
-    accuracy after is at least 97 % or 95 % of that before. Fewer than 20 probes, or 20 pictures, are too few.
+    The first leg that is missing or fails determines the verdict: answers, guards and picture before attention, cause
+    and mediation. Groups named ``retention`` and ``neighbour`` are judged by whether they were kept: accuracy after of
+    at least 97 % or 95 % of that before. Fewer than 20 probes, or 20 pictures, are too few.
     """
     if evidence.answers is None:
         return Verdict(NO_ANSWERS, (evidence.legs.answers.reason,))
@@ -128,7 +128,7 @@ def _claim(evidence: Evidence, answers: Answers) -> str:
 
 
 def _kept(group: str, answers: Answers, probes: int) -> Verdict:
-    """Kept or lost, by the share of the accuracy before; and whether a single probe would flip it."""
+    """Kept or lost, by the share of the accuracy before, and whether a single probe would change that."""
     before, after, share = answers.before, answers.after, KEPT_SHARE[group]
     kept, one_probe = keeps(group, before, after), ""
     if kept and not keeps(group, before, after - 1 / probes):
@@ -143,12 +143,12 @@ def _kept(group: str, answers: Answers, probes: int) -> Verdict:
 
 
 def keeps(group: str, before: float, after: float) -> bool:
-    """Is the accuracy after at least the share of that before which this kind of group must keep?"""
+    """Whether the accuracy after is at least the share of that before which this kind of group must keep."""
     return after >= KEPT_SHARE[group] * before - 1e-9
 
 
 def lost(group: str, answers: Answers | None, probes: int) -> Verdict | None:
-    """The verdict on a group that should have been kept and was not, else None; however few probes it has."""
+    """The verdict on a group that should have been kept but was lost, even with few probes; else None."""
     if answers is None or group not in KEPT_SHARE or keeps(group, answers.before, answers.after):
         return None
     return _kept(group, answers, probes)
@@ -156,18 +156,18 @@ def lost(group: str, answers: Answers | None, probes: int) -> Verdict | None:
 
 def _too_few_reason(evidence: Evidence, thresholds: Thresholds) -> str:
     images, needed = evidence.images, probes_needed(evidence.effect_size)
-    shared = "" if images == evidence.probes else f" on {count(images, 'image')}"
-    enough = f"at least {thresholds.probes} probes on as many different images are needed"
+    shared = "" if images == evidence.probes else f" on {count(images, 'picture')}"
+    enough = f"at least {thresholds.probes} probes on as many different pictures are needed"
     if needed is not None:
         enough += f", and about {max(needed, thresholds.probes)} for a change as large and as consistent as this one"
-    return f"{count(evidence.probes, 'probe')}{shared} cannot tell a change from chance; {enough}."
+    return f"{count(evidence.probes, 'probe')}{shared} cannot distinguish a change from chance; {enough}."
 
 
 # ---------------------------------------------------------------- what was required
 
 
 def requirement(text: str, groups: Iterable[str]) -> dict[str, str]:
-    """Read ``--require``: group → the verdict that it must have.
+    """Parse ``--require``: group → the verdict it must have.
 
     "corrected" alone requires it of every group, but "kept" of retention and neighbour; "NAME=VERDICT" of one group.
     Several are joined by commas, and a named group overrides "corrected". For the groups pearl, retention:
@@ -192,7 +192,7 @@ def requirement(text: str, groups: Iterable[str]) -> dict[str, str]:
 
 
 def _parts(text: str) -> list[str]:
-    """The parts between commas; some verdicts contain a comma: "attention moved, answers did not"."""
+    """The parts between commas; verdicts may contain a comma: "attention moved, answers did not"."""
     parts: list[str] = []
     for piece in (piece.strip() for piece in text.split(",")):
         if parts and piece and "=" in parts[-1] and f"{parts[-1].rpartition('=')[2]}, {piece}" in VERDICTS:
@@ -222,11 +222,11 @@ def shortfalls(
     *,
     as_good: Collection[str] = (),
 ) -> list[str]:
-    """One sentence for each group whose verdict is not the required one; none where all requirements are met.
+    """One sentence for each group whose verdict is not the required one; none if all requirements are met.
 
     required          from ``requirement``
     comparison_groups "groups" of comparison.json
-    as_good           verdicts that are accepted where "corrected" is required
+    as_good           verdicts accepted instead of "corrected"
     """
     sentences = []
     for name, claim in required.items():

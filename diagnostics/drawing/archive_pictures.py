@@ -168,7 +168,7 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def overview_png(pairs: Sequence[ProbePair]) -> TaggedPicture | None:
-    """A group's layers x heads picture: mean region mass over its probes; None where none has a region."""
+    """A group's layers x heads picture: mean region mass over its probes; None if none has a region."""
     with_region = [pair for pair in pairs if pair.region is not None]
     if not with_region:
         return None

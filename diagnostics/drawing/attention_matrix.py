@@ -70,7 +70,7 @@ def matrix_of_array(
 def _future(matrix: Float[np.ndarray, "queries keys"]) -> np.ndarray:
     """Bool[queries keys]: above the diagonal of a causal map, where nothing is seen. The queries are the last tokens.
 
-    Nothing is 0, or NaN or -inf as some masks leave it: the latter say so of their row, 0 only where all are so.
+    No attention is 0, or NaN or -inf from some masks: NaN and -inf mark their row, 0 only if the whole row is 0.
     """
     later = np.triu(np.ones(matrix.shape, dtype=bool), k=1 + matrix.shape[1] - matrix.shape[0])
     is_marked = np.isnan(matrix) | np.isneginf(matrix)

@@ -70,7 +70,7 @@ class AttentionVisualizer:
         Tokens that come later and get nothing (0, NaN or -inf) are hatched grey: they cannot be seen, which is not the
         same as a share of 0. Where a token that can be seen has NaN, the place is blue, and the legend counts it. The
         first token sees itself alone, always at 1.0, which would leave the rest dark: the colour scale is that of the
-        other rows, and ends at their 98th percentile (at their highest, up to 50 entries). The bar says so.
+        other rows, and ends at their 98th percentile (at their maximum, up to 50 entries), as the bar shows.
 
         Args:
             attn_matrix: Float[query key], Float[heads query key] or Float[1 heads query key], rows summing
@@ -125,7 +125,7 @@ class AttentionVisualizer:
         Args:
             image_path: a file or a PIL image.
             attn_weights: Float[rows columns]; or Float[cells]; or the extractor's "visual_attn",
-                Float[images heads queries cells], of which the first image's mean over heads and queries is drawn.
+                Float[images heads queries cells]; draws the first image's mean over heads and queries.
                 Or a record: one of its rows, over the pixels of the probe's picture.
             grid: (rows, columns) of the cells of an array. May be left out for a square number of cells, since
                 Qwen-VL squeezes every image into a square; any other count needs it.

@@ -106,7 +106,7 @@ def run(
 def _sides(probes_file: Path, calibration_file: Path | None) -> tuple[list[Probe], list[bool]]:
     """All probes (also those without regions), and which of them choose the recipe.
 
-    Raises ValueError where no picture is left to choose on, or none to judge.
+    Raises ValueError if no picture is left to choose on, or none to judge.
     """
     judged = read_probes(probes_file)
     _refuse_scope(judged, probes_file)

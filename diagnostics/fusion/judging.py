@@ -67,13 +67,13 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True)
 class Against:
-    """A recipe against the best single map of each measure, on the same pictures, none of which chose any of them.
+    """A recipe against the best single map of each measure, on the same pictures, which chose neither.
 
     enrichment    recipe − best single map by enrichment, times; 95 % interval, pictures drawn whole
     pointing      recipe − best single map by pointing, share of probes; the same
     p             of enrichment: signed ranks of its relative change, two-sided
     p_pointing    of pointing: sign flips, two-sided; both adjusted for all recipes, scopes and both measures
-    effect        Cohen's d of the difference in enrichment; None where it does not vary
+    effect        Cohen's d of the difference in enrichment; None if it does not vary
     """
 
     enrichment: Interval
@@ -244,7 +244,7 @@ def judge(
     probes": fewer than 20 judged pictures, or fewer than 12 probes to choose on. Of several that are better the one
     that was best where it was chosen is recommended.
 
-    Raises ValueError where one side has no case, where cases lie on both sides with one picture, and where nothing can
+    Raises ValueError if one side has no case, where cases lie on both sides with one picture, and where nothing can
     be fused.
     """
     sides = np.asarray(chooses, bool)

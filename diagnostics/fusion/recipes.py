@@ -28,7 +28,7 @@ class View:
     name            "" for the reading that all is measured on; else what tells it apart: "at 0.5"
     image           its cells, in pixels of the original picture
     layers          language layer → Float[cells]: where the answer query looked, mean over heads
-    connector       Float[cells]: what a resampler's queries read, on the whole; None where token i is cell i
+    connector       Float[cells]: what a resampler's queries read, on the whole; None if token i is cell i
     tower           layer of the vision tower → Float[cells]: what its patches look at, on the whole
     through_tower   language layer → Float[cells]: its map carried through the tower's layers; empty without ``tower``
     """
@@ -55,7 +55,7 @@ class Lessons(NamedTuple):
 class Recipe(NamedTuple):
     """One way of making one map out of many.
 
-    formula   in words and signs, for people
+    formula   for readers, in words and symbols
     source    the paper it follows, or "ours"
     needs     what a model must have for it, in words; "" for nothing
     fits      can it be made of these views?

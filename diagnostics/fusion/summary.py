@@ -1,4 +1,4 @@
-"""Judgements as a table for people and as JSON for programs."""
+"""Judgements as a printed table and as JSON."""
 
 from __future__ import annotations
 

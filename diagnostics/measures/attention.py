@@ -130,7 +130,7 @@ def iou(
     Source: Kang et al., "Your large vision-language model only needs a few attention heads for visual
     grounding", CVPR 2025, arXiv 2503.06287; they smooth with a Gaussian over pixels and sum chosen heads.
 
-    Raises ValueError where the grid has another number of cells, or the region covers none.
+    Raises ValueError if the grid has another number of cells, or the region covers none.
     """
     if cells.shape[-1] != grid[0] * grid[1]:
         raise ValueError(
@@ -244,7 +244,7 @@ def row_entropy(
     taken as a whole, or a head at rest would seem frozen on one token. Source: Zhai et al. 2023, arXiv 2303.06296,
     who do not normalise.
 
-    Raises ValueError where a row looks at more keys than it may see.
+    Raises ValueError if a row looks at more keys than it may see.
     """
     seen = np.asarray(keys_seen)
     looked_at = (rows > 0).sum(-1)
@@ -284,7 +284,7 @@ def collapse(
     al., "Stabilizing transformer training by preventing attention entropy collapse", ICML 2023, arXiv
     2303.06296). A correlation: the thresholds are ours, and neither proves harm.
 
-    Raises ValueError where the four are not of one shape.
+    Raises ValueError if the four are not of one shape.
     """
     shapes = [one.shape for one in (before_entropy, after_entropy, before_logit, after_logit)]
     if len(set(shapes)) != 1:

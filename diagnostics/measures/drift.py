@@ -119,7 +119,7 @@ def wasserstein_cells(
     Source: Rubner et al. 2000, "The earth mover's distance"; on grids Ling & Okada 2007, "An efficient earth
     mover's distance algorithm".
 
-    Raises ValueError where the grid has another number of cells, and where totals differ.
+    Raises ValueError if the grid has another number of cells, and where totals differ.
     """
     if first.shape != second.shape or first.shape[-1] != grid[0] * grid[1]:
         raise ValueError(

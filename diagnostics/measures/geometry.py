@@ -30,7 +30,7 @@ def cells_from_row(
     ``attention_on_cells`` over its sum, so that how *much* the row looked at the image (the visual share) stays out
     of *where*. A row without any attention on the image gives zeros.
 
-    Raises ValueError where the connector's attention is missing, or of another shape than the image's.
+    Raises ValueError if the connector's attention is missing, or of another shape than the image's.
     """
     cells = attention_on_cells(row, image, connector)
     total = cells.sum(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Places of a picture that catch the eye as much as a region does: a stricter control than any place of its size."""
+"""Places in a picture that are as salient as a region: a stricter control than any place of its size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from finetune.families.parts.coverage import Box, disjoint_boxes
 
 CANDIDATES = 256
-"""Places drawn at random, of which the most alike are taken."""
+"""Random places, from which the most similar ones are taken."""
 PLACES = 8
 SHARED_MAX = 0.1  # of a place's area, with any named region
 CONTRAST_RATIO_MAX = 2.0

@@ -16,7 +16,7 @@ from scipy.special import bdtr, betaincinv
 
 SAMPLES = 10_000
 FAMILIES = 2  # of tests per comparison: key layers, and all heads
-EXACT_UP_TO = 12  # up to so many differences all sign flips are tried: 4,096
+EXACT_UP_TO = 12  # differences up to which all sign flips are tried: 4,096
 ROUNDING = 1e-4  # smaller relative changes come from another batch or kernel, not from training
 NO_EFFECT = 0.01  # standard deviations; below it no affordable number of probes would show anything
 
@@ -112,7 +112,7 @@ def ratio_of_means(
     """Mean numerator over mean denominator, with the percentile bootstrap interval of paired draws. A share.
 
     The ratio of means, not the mean of ratios: a probe whose denominator is nearly 0 would decide the latter alone.
-    [1, 2] over [2, 4] gives .5. None where the mean denominator is not above 0, in the sample or in one draw of 40:
+    [1, 2] over [2, 4] gives .5. None if the mean denominator is not above 0, in the sample or in one draw of 40:
     then it is no share of anything.
 
     Raises ValueError as ``bootstrap_mean`` does.
@@ -324,7 +324,7 @@ def effect_size(
     for few. Unit: standard deviations of the difference; .2 small, .5 medium, .8 large.
 
     p and the interval's width depend on how many probes there are; this does not. Each cluster's mean counts as one
-    difference. [1, 2, 3] gives 2 / 1 · (1 − 3 / (4 · 2 − 1)) = 1.143. All zeros give 0; None where the differences do
+    difference. [1, 2, 3] gives 2 / 1 · (1 − 3 / (4 · 2 − 1)) = 1.143. All zeros give 0; None if the differences do
     not vary, or one cluster alone is there: d has no meaning then.
 
     Raises ValueError as ``bootstrap_mean`` does.
@@ -342,7 +342,7 @@ def effect_size(
 
 def probes_needed(effect: float | None, *, power: float = 0.95, alpha: float = 0.05) -> int | None:
     """How many probes (each with an image of its own) find a paired change of this size, at the given power, in a
-    two-sided t-test at level alpha? None where the effect is nearly 0 (below .01) or unknown.
+    two-sided t-test at level alpha? None if the effect is nearly 0 (below .01) or unknown.
 
     ((z(1 − α/2) + z(power)) / d)² + z(1 − α/2)² / 2, rounded up: the normal approximation with the correction for
     Student's t (Guenther 1981, The American Statistician 35:243), within one of the exact number. d = .5 needs 54,

@@ -1,7 +1,7 @@
-"""The model before, at hand beside the model after: its adapter switched off, or a second model in memory.
+"""The model before, run beside the model after: its adapter switched off, or a second model in memory.
 
-What lends its attention in ``diagnostics.probing.mediation``. Where it cannot be had, ``NotAtHandError`` says why, and
-nothing is measured in its place.
+The source of attention in ``diagnostics.probing.mediation``. If it is not available, ``NotAtHandError`` gives the
+reason, and nothing is measured instead.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from finetune.model.untouched import untouched
 from finetune.sharding import is_flat, is_zero3
 
 RESERVE_BYTES = 2**28
-"""What is left free beside a second model: activations of one probe, and its queries and keys."""
+"""Memory left free beside a second model: activations of one probe, and its queries and keys."""
 OF_PEFT = ("_disable_adapters", "_active_adapter")
-"""Attributes of PEFT's layers that switching an adapter off and on sets."""
+"""Attributes of PEFT's layers that change when an adapter is switched off and on."""
 
 
 class NotAtHandError(ValueError):
-    """The model before cannot be run beside the model after; the message says why."""
+    """The model before cannot be run beside the model after; the message gives the reason."""
 
 
 class BeforeModel(Protocol):
-    """A model that can be run between two runs of the model after.
+    """A model that can run between two runs of the model after.
 
-    name   as the records of the model before call it
+    name   the model's name in the records before
     """
 
     @property
     def name(self) -> str: ...
 
     def running(self) -> AbstractContextManager[nn.Module]:
-        """Inside, the model before, to be run; afterwards both models are as they were."""
+        """Yields the model before, ready to run; restores both models afterwards."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,11 @@ class AdapterOff:
     """The base of an adapter: the same model with the adapter switched off, and with the base's own copies of modules
     that train in full beside it (PEFT's ``modules_to_save``).
 
-    It is what training began with only if the adapter began as nothing (LoRA's B = 0): not for PiSSA, OLoRA and LoftQ,
-    which take a part out of the base's weights, and not where an earlier adapter was continued. Records tell, by the
-    margin of ``patched_from``.
+    It equals the start of training only if the adapter started as zero (LoRA's B = 0): not for PiSSA, OLoRA and LoftQ,
+    which subtract a part from the base's weights, and not if an earlier adapter was continued. The margin of
+    ``patched_from`` in records shows this.
 
-    Raises NotAtHandError for a model without an adapter, and for one that is merged: taking it out of the weights again
-    rounds them.
+    Raises NotAtHandError for a model without an adapter, and for a merged one: unmerging rounds the weights.
     """
 
     model: nn.Module
@@ -87,7 +86,7 @@ class OtherModel:
 
 
 def adapter_fault(model: nn.Module) -> str | None:
-    """Why a model's adapter cannot be switched off and on; None where it can."""
+    """The reason why a model's adapter cannot be switched off and on; None if it can."""
     adapted: Any = adapted_model(model)
     if adapted is None:
         return f"found a {type(bare_model(model)).__name__} without an adapter, expected one to switch off"
@@ -98,7 +97,7 @@ def adapter_fault(model: nn.Module) -> str | None:
             "them; unmerge it before probing"
         )
     if any(one.is_prompt_learning for one in adapted.peft_config.values()):
-        return "the adapter is a learned prompt, which probes do not go through"
+        return "the adapter is a learned prompt, which probes do not use"
     if is_sharded(model):
         return SHARDED
     return None
@@ -108,14 +107,14 @@ SHARDED = "the weights are sharded over processes (ZeRO-3, FSDP); compare with p
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Does any parameter lie here in part only?"""
+    """Whether any parameter is sharded over processes."""
     return any(is_zero3(one) or is_flat(one) or isinstance(one, DTensor) for one in model.parameters())
 
 
 @contextmanager
 def _adapter_state_kept(adapted: nn.Module) -> Iterator[None]:
-    """PEFT marks the parameters of active adapters as trained when it switches them on, whatever they were, and writes
-    the names of active adapters in another form."""
+    """Restores what PEFT changes when it switches adapters on: it marks their parameters as trainable, and stores the
+    names of active adapters in another form."""
     trained = [(parameter, parameter.requires_grad) for parameter in adapted.parameters()]
     modules = [
         (one, {name: vars(one)[name] for name in OF_PEFT if name in vars(one)}) for one in adapted.modules()
@@ -130,12 +129,12 @@ def _adapter_state_kept(adapted: nn.Module) -> Iterator[None]:
 
 
 def difference(before: nn.Module, after: nn.Module) -> str | None:
-    """Why the attention of one model cannot be put into the other; None where both are built alike."""
+    """The reason why one model's attention cannot be put into the other; None if both have the same architecture."""
     ours, theirs = _built(after), _built(before)
     for name in (*ours, *(name for name in theirs if name not in ours)):
         if ours.get(name) != theirs.get(name):
             return (
-                f"the two models are built differently: {name} is {theirs.get(name, 'missing')} before and "
+                f"the two models differ in architecture: {name} is {theirs.get(name, 'missing')} before and "
                 f"{ours.get(name, 'missing')} after; attention can only be put back into the same architecture"
             )
     return None
@@ -159,10 +158,10 @@ def _shape(family: Family, bare: Any, name: str) -> str:
 
 
 def loaded_beside(reference: str, after: nn.Module) -> OtherModel:
-    """The model before, opened a second time in the precision, on the device and with the kernel of the model after.
+    """The model before, loaded with the precision, device and kernel of the model after.
 
-    Raises NotAtHandError where weights are sharded, memory does not suffice, the checkpoint cannot be opened, or it is
-    built differently.
+    Raises NotAtHandError if weights are sharded, memory is too small, the checkpoint cannot be opened, or its
+    architecture differs.
     """
     if is_sharded(after):
         raise NotAtHandError(SHARDED)
@@ -170,7 +169,7 @@ def loaded_beside(reference: str, after: nn.Module) -> OtherModel:
     bare: Any = bare_model(after)
     first = next(bare.parameters())
     try:
-        with untouched(after):  # random states: a checkpoint that lacks weights draws them
+        with untouched(after):  # random states: missing weights of a checkpoint are drawn at random
             model, _ = load(
                 reference,
                 dtype=first.dtype,
@@ -185,8 +184,8 @@ def loaded_beside(reference: str, after: nn.Module) -> OtherModel:
 
 
 def require_room(model: nn.Module) -> None:
-    """Raises NotAtHandError where memory does not suffice for a second model of these weights, on its device or, while
-    it is read, in the system."""
+    """Raises NotAtHandError if memory is too small for a second model of these weights, on its device or, during
+    loading, in the system."""
     needed = RESERVE_BYTES + sum(one.numel() * one.element_size() for one in bare_model(model).parameters())
     device = next(model.parameters()).device
     for place in dict.fromkeys((device, torch.device("cpu"))):
@@ -194,5 +193,5 @@ def require_room(model: nn.Module) -> None:
         if free < needed:
             raise NotAtHandError(
                 f"a second model beside this one needs {gibibytes(needed)}, found {gibibytes(free)} free on {place}; "
-                "compare with python -m diagnostics.compare where there is more memory"
+                "run python -m diagnostics.compare on a machine with more memory"
             )

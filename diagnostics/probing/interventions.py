@@ -205,7 +205,7 @@ class TrialRunner:
         return self.reader.encode(asked.probe, asked.probe.answer, images=pictures)
 
     def margins_as_asked(self, asked: EncodedProbe, count: int) -> list[float]:
-        """The margin with nothing taken away, ``count`` times in the same forwards, up to ``batch_size``."""
+        """The margin without an intervention, ``count`` times in the same forwards, up to ``batch_size``."""
         return self._margins(asked, [ScoredInput(asked.answer)] * count)
 
     def margins_without(
@@ -236,7 +236,7 @@ class TrialRunner:
         shared = parted(*both)
         tails = [torch.from_numpy(one.input_ids[shared : scored_span(one)[1]]) for one in both]
         length = shared + max(map(len, tails))
-        said = shared - asked.answer.turn_spans[-1][0]  # tokens of the reply that are shared
+        said = shared - asked.answer.turn_spans[-1][0]  # shared tokens of the reply
         margins: dict[int, float] = {}
         for batch in self._batches(cases):
             part = [cases[at] for at in batch]
@@ -289,7 +289,7 @@ def summed_nats(
 
 
 def fills_the_picture(boxes: Sequence[Box], size: tuple[int, int]) -> bool:
-    """Does a region leave no room for controls? Such a region is not intervened on."""
+    """Whether a region leaves no room for controls; such a region gets no interventions."""
     return union_area_pixels(boxes) > MOST_OF_THE_PICTURE * size[0] * size[1]
 
 
@@ -313,8 +313,8 @@ def _grouped(trials: Sequence[Trial], margins: Sequence[float]) -> list[Interven
 def _blocked(
     batch: Sequence[ScoredInput], names: Sequence[str], *, answer_query: int, length: int
 ) -> dict[str, Tensor]:
-    """What attention may not read in this batch, by module name; ``length`` is that of the longer reply's sequence,
-    since what lies beyond a mask is not knocked out.
+    """The blocked positions in this batch, by module name; ``length`` is that of the longer reply's sequence, since a
+    position beyond the mask is not knocked out.
 
     Cells: patches in the vision tower and at the resampler. Tokens: from the answer query on in the case's window, or,
     without one, after the image in every language layer. Dropped: from all tokens but themselves in the case's window.

@@ -1,8 +1,8 @@
-"""Which layers and heads to look at: chosen on the untrained model, on probes that no verdict uses, then frozen.
+"""Chooses key layers and heads on the untrained model, on probes that no verdict uses, then freezes them.
 
-Layers by habit (8, 16, 24, 31) miss: where a model reads its pictures differs from model to model, and choosing
-after training by what moved most would be circular. So each layer is tested before training: does it look at
-the named regions more than at area-matched random ones?
+Fixed layers (8, 16, 24, 31) do not work: the layers that read the picture differ from model to model, and choosing
+after training by the largest change would be circular. So each layer is tested before training: does it attend to the
+named regions more than to area-matched random ones?
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from finetune.files import write_atomically
 
 VERSION = 1
 LAYERS_WANTED = 4
-"""At most, and never more than half of a model's layers: a choice leaves something out."""
+"""At most, and never more than half of a model's layers."""
 HEADS_WANTED = 10
 SIGNIFICANT = 0.05
 LEAST_PROBES = 12
@@ -39,9 +39,9 @@ class Calibration:
     """The chosen layers and heads, and why.
 
     layers        key layers, in order
-    heads         (layer, head) that look at named regions most, best first
-    chosen        False if nothing stood out or probes were too few, so that layers are evenly spaced
-    probes        ids of the probes it rests on; no verdict may use them
+    heads         (layer, head) with the most attention on named regions, best first
+    chosen        False if no layer stood out or probes were too few, so that layers are evenly spaced
+    probes        ids of the probes used; no verdict may use them
     enrichment    for each language layer: enrichment of the region, mean over heads and probes;
                   None, here and below, for a layer without an attention map
     by_chance     the same for area-matched random regions
@@ -127,7 +127,7 @@ def calibrate(
     "Your large vision-language model only needs a few attention heads for visual grounding", CVPR 2025). Probes that
     the model answers right are used, or all if those are fewer than 12: a model that errs may well look elsewhere.
 
-    ``evenly`` are the layers used where nothing can be chosen; ``chosen`` and ``why`` then say so.
+    ``evenly``: the layers to use if none can be chosen, which ``chosen`` and ``why`` then record.
     """
     usable = [(probe, records[probe.id]) for probe in probes if probe.main_region is not None]
     right = [one for one in usable if (one[1].scores.margin_nats or 0.0) > 0]
@@ -135,7 +135,7 @@ def calibrate(
     names = tuple(probe.id for probe in probes)
     if len(used) < LEAST_PROBES:
         words = (
-            f"{len(used)} probes with a region cannot choose layers, {LEAST_PROBES} can"
+            f"{len(used)} probes with a region are too few to choose layers, {LEAST_PROBES} are needed"
             if probes
             else f"no probe was set aside to choose layers on, since {ENOUGH_PROBES} pictures a group must be left to "
             f"judge and {LEAST_PROBES} with a region chosen on; more probes, or calibration probes of their own "
@@ -160,7 +160,7 @@ def calibrate(
     if best:
         why = (
             f"Layers {', '.join(map(str, best))} look at the named regions more than at random ones of their size, "
-            f"most surely of all {gain.shape[1]} (measured before training on {len(used)} probes {of}, which no "
+            f"most significantly of all {gain.shape[1]} (measured before training on {len(used)} probes {of}, which no "
             "verdict uses)."
         )
     else:
@@ -181,7 +181,7 @@ def calibrate(
 
 
 def _by_number(values: np.ndarray, attending: np.ndarray) -> tuple[float | None, ...]:
-    """One for each layer up to the last that attends; None where a layer has no attention map."""
+    """One for each layer up to the last that attends; None if a layer has no attention map."""
     found = dict(zip(attending.tolist(), values.tolist(), strict=True))
     return tuple(found.get(layer) for layer in range(int(attending[-1]) + 1))
 

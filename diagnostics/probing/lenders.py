@@ -1,4 +1,4 @@
-"""Whose picture may stand in for a probe's? One for which its answer is wrong, chosen from the probe file alone."""
+"""Chooses another probe's picture to replace a probe's own: one for which its answer is wrong, from the probe file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diagnostics.records.probes import Probe
 
 
 class Loan(NamedTuple):
-    """Another probe, which lends its pictures, and what they show: ``OTHER`` if the right answer differs there, else
+    """Another probe, whose pictures are borrowed, and their kind: ``OTHER`` if its right answer differs, else
     ``SAME_ANSWER``."""
 
     kind: str
@@ -20,13 +20,13 @@ class Loan(NamedTuple):
 
 
 def loan_for(probe: Probe, probes: Sequence[Probe]) -> Loan | None:
-    """The probe that lends ``probe`` its pictures; None where none can.
+    """The probe whose pictures replace those of ``probe``; None if there is none.
 
-    First of all one of the group whose right answer is this probe's foil; then one of any group; then one of the group
-    with another answer to the same question (to another question, other words may be the same answer: "东方明珠",
-    "Oriental Pearl"); then, as ``SAME_ANSWER``, one of the group. Lenders have as many
-    pictures, none of them one of the probe's by content. Among equals the order is that of a checksum of both ids, so
-    that the choice depends neither on the order of the file nor on what is probed with it.
+    In this order: a probe of the same group whose right answer is this probe's foil; one of any group; one of the same
+    group with another answer to the same question (for another question, other words may be the same answer:
+    "东方明珠", "Oriental Pearl"); as ``SAME_ANSWER``, any of the same group. Lenders have the same number of pictures,
+    none equal to one of the probe's. Ties are broken by a checksum of both ids, so that the choice depends neither on
+    the order of the file nor on the other probes of a run.
     """
     own = {picture_mark(path) for path in probe.images}
     for kind, candidates in _by_preference(probe, probes):

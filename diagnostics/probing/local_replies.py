@@ -1,4 +1,4 @@
-"""What a checkpoint itself answers, token by token, for setting beside what a server says of it."""
+"""A checkpoint's own answers, token by token, for comparison with a server's."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ GENERATE_AND_SCORE = replace(WATCH, name="served")
 
 
 class LocalReply(NamedTuple):
-    """A greedy answer, and the prompt that it answers.
+    """A greedy answer, and facts about its prompt.
 
-    text            without what ends it
-    tokens          the texts of its tokens and of what ends it; () for an empty answer
-    nats            log p of each of them, given what is before it
-    leads           by how much the likeliest token is ahead of the second there, nats, at least 0
-    prompt_tokens   through the header of the answer
-    image_tokens    of them, those that stand for pictures
-    ended           it came to its end before the limit of new tokens
+    text            without the end token
+    tokens          texts of its tokens, end token included; () for an empty answer
+    nats            log p of each token, given those before it
+    leads           lead of the likeliest token over the second at each place, nats, at least 0
+    prompt_tokens   tokens of the prompt, through the header of the answer
+    image_tokens    number of image tokens among them
+    ended           whether it ended before the limit of new tokens
     """
 
     text: str
@@ -43,16 +43,16 @@ class LocalReply(NamedTuple):
 
 
 class LocalReplies(NamedTuple):
-    """The replies in the order of the probes, and the limit of new tokens that they were generated under."""
+    """The replies in the order of the probes, and their limit of new tokens."""
 
     replies: tuple[LocalReply, ...]
     max_new_tokens: int
 
 
 def local_replies(model: nn.Module, processor: Any, probes: Sequence[Probe]) -> LocalReplies:
-    """What the prober has the model generate, read once more for the log-probabilities of its tokens.
+    """The model's generated replies, scored once more for the log-probabilities of their tokens.
 
-    The text is what is read again: where a text has two ways to be cut into tokens, it is the tokenizer's own.
+    The text is scored, so a reply with two possible tokenisations gets the tokenizer's own.
     """
     prober = Prober(
         model, processor, key_layers=auto_key_layers(model), probes=probes, depth=GENERATE_AND_SCORE
@@ -91,16 +91,16 @@ def _nats(model: nn.Module, encoded: Encoded) -> tuple[tuple[float, ...], tuple[
 
 
 def tokens_of_question(family: Family, processor: Any, question: str) -> int | None:
-    """Tokens of a prompt without a picture, through the header of the answer; None where the family refuses one."""
+    """Tokens of a prompt without a picture, through the header of the answer; None if the family refuses one."""
     conversation = Conversation((Turn("user", (question,)), Turn("assistant", (question,))))
     try:
         return family.encode(processor, conversation, media=False).turn_spans[-1][0]
-    except ValueError:  # what was asked is whether it can
+    except ValueError:  # the family refuses it
         return None
 
 
 def pixels_per_token(model: nn.Module, size_pixels: tuple[int, int]) -> float:
-    """Pixels, after the family's resize, that one token of a picture stands for."""
+    """Pixels per image token, after the family's resize."""
     config = bare_model(model).config
     arithmetic = family_of(config).image_arithmetic(config, size_pixels)
     width, height = arithmetic.resized_pixels

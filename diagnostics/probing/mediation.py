@@ -1,15 +1,15 @@
-"""Does the change of an answer go through attention? The model after, with the attention of the model before put back.
+"""Mediation: how much of an answer's change goes through attention, by putting the model before's attention back.
 
-Causal mediation by patching (Vig et al., NeurIPS 2020; Meng et al., NeurIPS 2022), of attention patterns alone: chosen
-layers look where those of the model before looked, and read there with their own values
+Causal mediation by patching (Vig et al., NeurIPS 2020; Meng et al., NeurIPS 2022), of attention patterns only: the
+chosen layers of the model after use the attention weights of the model before with their own values
 (``diagnostics.capture.patterns``). If the margin falls back, the change went through where the model looks; if it
 stays, through what it reads or says. For a probe of −5 nats before and +4 after, whose margin is +1 with the attention
 of all language layers put back, (4 − 1) / (4 − (−5)) = 33 % of the change went through attention.
 
-Memory: one probe's queries and keys at a time, and not its patterns. Of a model with as many key heads as heads, 7B,
-1,000 tokens, bf16 (Qwen-VL, LLaVA-1.5: 32 layers × 4,096 wide): queries 0.26 GB, keys of the prompt 0.26 GB, keys again
-for each of the two replies 0.52 GB, together 1.05 GB; with grouped keys (Qwen2-VL: 28 layers, 3,584 wide over 512)
-0.29 GB. Beside that, the cache of one batch: as in every intervention.
+Memory: the queries and keys of one probe at a time, not its patterns. For a 7B model with one key head per head, 1,000
+tokens, bf16 (Qwen-VL, LLaVA-1.5: 32 layers, width 4,096): queries 0.26 GB, keys of the prompt 0.26 GB, keys for the two
+replies 0.52 GB, together 1.05 GB; with grouped keys (Qwen2-VL: 28 layers, width 3,584 over 512) 0.29 GB. In addition,
+the cache of one batch, as in every intervention.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CONNECTOR_NAME = "visual_attn"
 
 
 class Part(NamedTuple):
-    """What is patched at once: its kind, and its language layers, () for the connector."""
+    """Modules patched together: their kind, and their language layers, () for the connector."""
 
     kind: str
     layers: tuple[int, ...] = ()
@@ -44,8 +44,9 @@ class Part(NamedTuple):
 
 
 def parts_of(names: Sequence[str], key_layers: Sequence[int], *, every_layer: bool) -> tuple[Part, ...]:
-    """All attending language layers; the key layers together; each alone, or with ``every_layer`` each that attends;
-    the connector, where it attends. ``names``: of all modules that attend, as in ``attention_weights``."""
+    """All language layers with attention; the key layers together; each key layer (with ``every_layer`` each layer with
+    attention) by itself; the connector, if it has attention. ``names``: all modules with attention, as in
+    ``attention_weights``."""
     attending = [int(name.removeprefix("layer_")) for name in names if name.startswith("layer_")]
     alone = attending if every_layer else key_layers
     return (
@@ -57,7 +58,7 @@ def parts_of(names: Sequence[str], key_layers: Sequence[int], *, every_layer: bo
 
 
 class Mediator:
-    """Puts the attention of the model before into the model after, and takes the margins that are left.
+    """Puts the attention of the model before into the model after, and measures the remaining margins.
 
     runner   runs the model after
     """
@@ -66,9 +67,9 @@ class Mediator:
         self._runner, self._before, self._parts = runner, before, tuple(parts)
 
     def patches(self, asked: EncodedProbe) -> tuple[tuple[PatternPatch, ...], PatchSource]:
-        """The margin with each part patched, and whose patterns they were, with its own margin.
+        """The margin with each part patched, and the source of the patterns with its own margin.
 
-        Raises ValueError where a model reads the probe in other calls than the other.
+        Raises ValueError if the two models process the probe in different calls.
         """
         kept, margin_nats = self._kept(asked)
         margins: list[float] = []

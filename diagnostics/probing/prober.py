@@ -1,5 +1,4 @@
-"""One model, one probe: encode → capture → geometry → metrics → record. Monitor, comparison and web page use
-this."""
+"""One model, one probe: encode → capture → geometry → metrics → record. Used by monitor and comparison."""
 
 from __future__ import annotations
 
@@ -51,10 +50,10 @@ from finetune.model.untouched import untouched
 
 MAX_NEW_TOKENS = 16
 ROOM = 8
-"""Tokens that a generated answer has beyond the longest one that it is looked for: "It is the …." around it."""
+"""Extra tokens of a generated answer beyond the longest spelling, for phrases such as "It is the …."."""
 BATCH_SIZE = 16
 RANDOM_REGIONS = 16
-"""Area-matched random regions whose mean mass is chance; they cost arithmetic alone."""
+"""Area-matched random regions whose mean mass is chance; they need no extra forward."""
 GENERIC_QUESTION = "Write a general description of the image."  # relative attention: Zhang et al., ICLR 2025
 
 
@@ -68,18 +67,18 @@ def auto_key_layers(model: nn.Module, family: Family | None = None) -> tuple[int
 
 
 class Prober:
-    """Puts probes to one model and measures where it looks and what it needs.
+    """Runs probes through one model and measures attention, scores and the effect of interventions.
 
     key_layers   language layers whose rows are kept (region mass and visual share are measured in all)
-    depth        what is measured beside scores and attention (``diagnostics.records.measurement_plan``)
-    max_new_tokens    of a generated answer, at least; the longest spelling or foil of the probes has ``ROOM`` beside it
+    depth        what to measure besides scores and attention (``diagnostics.records.measurement_plan``)
+    max_new_tokens    minimum limit of a generated answer; raised to the longest spelling or foil plus ``ROOM``
     batch_size   sequences in one forward pass
     autocast     precision of mixed-precision training (bf16 or fp16 over fp32 weights); None: the weights' own
-    before       the model whose attention is put back, where the plan has ``patching``; None: nothing is patched
-    supervised   what of the model's attention was trained on, which its records then say
+    before       the model whose attention is put back, if the plan has ``patching``; None: nothing is patched
+    supervised   the attention that training supervised, which its records then state
 
-    Each run leaves the model as it was (``untouched``). Raises ValueError for a key layer that does not exist or has
-    no attention map, and naming the probe where an answer or a phrase cannot be placed in the tokens.
+    Each run restores the model (``untouched``). Raises ValueError for a key layer that does not exist or has no
+    attention map, and, naming the probe, for an answer or phrase that cannot be located in the tokens.
     """
 
     def __init__(
@@ -119,7 +118,7 @@ class Prober:
 
     @property
     def allowed(self) -> Allowed:
-        """What model and probes allow, for the plan's cost."""
+        """The measurements that model and probes allow, for the plan's cost."""
         asked = [probe for probe in self.probes if probe.foil is not None and self.depth.pictures]
         return Allowed(
             resampler=self.family.paths.connector_attention is not None,
@@ -152,8 +151,7 @@ class Prober:
         return records
 
     def self_check(self) -> None:
-        """Prove, on the first probe, that capture is right in the key layers and the connector. Raises ValueError if
-        it is not."""
+        """Verify capture in the key layers and the connector on the first probe. Raises ValueError if it is wrong."""
         probe = self.probes[0]
         with self._inference():
             inputs = padded([self.reader.encode(probe, probe.answer)], self._device, left=False)
@@ -385,7 +383,7 @@ class Prober:
 
 
 class _Capture(NamedTuple):
-    """What one forward pass gave for a probe: Float32[attending layers, heads, queries, keys], the connector's maps,
+    """One forward pass of a probe: Float32[attending layers, heads, queries, keys], the connector's maps,
     Float32[attending layers, heads] of the answer query's highest logits, and Bool[key layers, keys] of sinks."""
 
     answer_nats: float

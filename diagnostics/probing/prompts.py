@@ -39,8 +39,8 @@ class EncodedProbe(NamedTuple):
 class ProbeEncoder:
     """Encodes probes with a model's processor.
 
-    Raises ValueError where the processor lacks a part, and naming the probe where an answer or a phrase cannot be
-    placed in the tokens.
+    Raises ValueError if the processor lacks a part, and, naming the probe, for an answer or phrase that cannot be
+    located in the tokens.
     """
 
     def __init__(self, family: Family, processor: Any) -> None:
@@ -69,17 +69,17 @@ class ProbeEncoder:
         images: Sequence[Any] | None = None,
         max_pixels: int | None = None,
     ) -> Encoded:
-        """Prompt and reply. ``like`` lends its pictures, so that none is opened twice; ``images`` replace the
+        """Prompt and reply. ``like`` supplies its opened pictures, so that none is opened twice; ``images`` replace the
         probe's files; ``max_pixels`` limits the first picture only."""
         encoded = self._encoded(probe, reply, user_parts(probe, images, max_pixels), media=like is None)
         return encoded if like is None else replace(encoded, images=like.images, media=like.media)
 
     def encode_alone(self, probe: Probe, reply: str) -> Encoded | None:
-        """The question without pictures, and the reply; None where the family refuses a prompt without one."""
+        """The question without pictures, and the reply; None if the family refuses a prompt without one."""
         question = " ".join(part.strip() for part in probe.question.split(PLACEHOLDER)).strip()
         try:
             return self._encoded(probe, reply, (question,), media=True)
-        except ValueError:  # what was asked is whether it can; the probe with its pictures was read before
+        except ValueError:  # the family refuses it; the probe with its pictures has been read before
             return None
 
     def _encoded(
@@ -104,8 +104,8 @@ class ProbeEncoder:
         return max(end - start for start, end in (one.turn_spans[-1] for one in read))
 
     def check(self, probes: Sequence[Probe], source: str) -> tuple[str, ...]:
-        """Warnings, each a line that names probes: answers and foils of unlike length. Needs no weights, and only the
-        headers of the pictures. ``source``: the probe file, for the message.
+        """Warnings, one line each, for answers and foils of different length. Needs no weights, and only the headers of
+        the pictures. ``source``: the probe file, for the message.
 
         Raises ValueError listing every probe that the model cannot read.
         """
@@ -125,7 +125,7 @@ class ProbeEncoder:
         return (_unlike_words(source, unlike, len(probes)),) if unlike else ()
 
     def _check(self, probe: Probe) -> tuple[int, int]:
-        """How many tokens of answer and foil are scored; 0 without a foil."""
+        """Number of scored tokens of answer and foil; 0 without a foil."""
         asked = user_parts(probe)
         answer = self._encoded(probe, probe.answer, asked, media=False)
         foil = None if probe.foil is None else self._encoded(probe, probe.foil, asked, media=False)
@@ -147,9 +147,9 @@ class ProbeEncoder:
 def _unlike_words(source: str, unlike: Sequence[str], probes: int) -> str:
     more = f" and {len(unlike) - MOST_NAMED} more" if len(unlike) > MOST_NAMED else ""
     return (
-        f"{source}: in {len(unlike)} of {probes} probes answer and foil have unlike numbers of tokens: "
-        f"{', '.join(unlike[:MOST_NAMED])}{more}; the longer one pays for each of its tokens, so a margin near 0 says "
-        "little there: choose a foil of the same length where there is one"
+        f"{source}: in {len(unlike)} of {probes} probes answer and foil differ in their number of tokens: "
+        f"{', '.join(unlike[:MOST_NAMED])}{more}; every token lowers a score, so a margin near 0 says little there: "
+        "choose a foil of the same length if there is one"
     )
 
 
@@ -217,11 +217,11 @@ def text_spans(encoded: Encoded) -> tuple[tuple[int, int], tuple[int, int]]:
 def scored_span(encoded: Encoded) -> tuple[int, int]:
     """Tokens (start, end) of the last reply and of what ends it, over which log probabilities are summed.
 
-    Without its end a reply never loses to one that goes on: p("Canton") ≥ p("Canton Tower"), whatever was learned.
+    Without its end a reply never loses to a longer one that it begins: p("Canton") ≥ p("Canton Tower"), always.
 
         <|im_start|>assistant\\n Canton Tower <|im_end|> \\n    →  Canton Tower <|im_end|>
 
-    Raises ValueError where the family trains on no token after the reply.
+    Raises ValueError if the family trains on no token after the reply.
     """
     start, end = encoded.turn_spans[-1]
     if end >= len(encoded.labels) or encoded.labels[end] == IGNORED:
@@ -234,13 +234,15 @@ def scored_span(encoded: Encoded) -> tuple[int, int]:
 
 
 def parted(answer: Encoded, foil: Encoded) -> int:
-    """Index of the first token where the two replies differ; where one begins the other, of the token that ends the
-    shorter one. Raises ValueError where both have the same tokens."""
+    """Index of the first token where the two replies differ; if one is a prefix of the other, of the token that ends
+    the shorter one. Raises ValueError if both have the same tokens."""
     start, end = scored_span(answer)
     pairs = zip(answer.input_ids[start:end], foil.input_ids[slice(*scored_span(foil))], strict=False)
     differing = next((at for at, (one, other) in enumerate(pairs) if one != other), None)
     if differing is None:
-        raise ValueError("answer and foil have the same tokens; expected a foil that this model tells apart")
+        raise ValueError(
+            "answer and foil have the same tokens; expected a foil with other tokens in this model"
+        )
     return start + differing
 
 

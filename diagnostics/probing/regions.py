@@ -1,4 +1,4 @@
-"""Does the model need what it looks at? Hide a region in the picture or in attention, and its controls."""
+"""Hides regions and their controls, in the picture or in attention, to test whether the model needs them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from finetune.families.parts.coverage import Box, region_coverage
 from finetune.samples.images import open_image
 
 BORDER_SHARE = 0.15  # of a box's longer side: the ring whose mean colour fills it
-BLUR_SHARE = 0.1  # of the longer side: what is left when a picture is hidden bit by bit
+BLUR_SHARE = 0.1  # of the longer side: radius of the blur for insertion and deletion
 
 
 def occlude(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
@@ -49,7 +49,7 @@ def occlude(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
 
 
 def blank(picture: Image.Image) -> Image.Image:
-    """A picture of the same size that shows nothing: its mean colour everywhere, so that brightness stays."""
+    """A blank picture of the same size in the mean colour, so that brightness stays."""
     colour = np.asarray(picture.convert("RGB")).reshape(-1, 3).mean(0).round().astype(int)
     return Image.new("RGB", picture.size, (int(colour[0]), int(colour[1]), int(colour[2])))
 
@@ -65,7 +65,7 @@ def salient_coverages(probe: Probe, image: ImageTokens) -> dict[str, Float[np.nd
     }
 
 
-@lru_cache(maxsize=8192)  # probes come again at every checkpoint, and a picture takes 10 ms
+@lru_cache(maxsize=8192)  # probes recur at every checkpoint, and a picture takes 10 ms
 def _salient_places(
     path: Path, changed_ns: int, regions: tuple[tuple[str, tuple[Box, ...]], ...], name: str
 ) -> Mapping[str, list[Place]]:
@@ -74,7 +74,7 @@ def _salient_places(
 
 
 def region_cells(image: ImageTokens, boxes: Sequence[Box]) -> Bool[np.ndarray, " cells"]:
-    """The cells that stand for a region: those that it covers most, as many as its area, at least one.
+    """The cells of a region: those it covers most, in number equal to its area, at least one.
 
     Counted by area, so that a region and its area-matched controls lose the same number of cells.
 
@@ -99,7 +99,7 @@ def _most_covered(coverage: Float[np.ndarray, " cells"], count: int) -> Bool[np.
 def region_tokens(
     image: ImageTokens, boxes: Sequence[Box], connector: Float[np.ndarray, "tokens cells"] | None
 ) -> Int[np.ndarray, " tokens"]:
-    """Places in the sequence of the image tokens that stand for a region.
+    """Positions in the sequence of a region's image tokens.
 
     Without a resampler they are the region's cells, and of an overview those that are coarser cells of it: as many as
     its area there too, at least one. A resampler's tokens each read the whole picture: those that read the region
@@ -180,7 +180,7 @@ def curve_area(margins: Float[np.ndarray, " points"], shares: Sequence[float]) -
 def blocked_patches(cells: Sequence[Bool[np.ndarray, " cells"] | None]) -> Bool[Tensor, "images 1 cells"]:
     """For ``AttentionExtractor.knocked_out`` at a resampler: which patches no query of an image may read.
 
-    None leaves an image whole; all images of a pass share one number of cells.
+    None blocks nothing in a picture; all pictures of a pass have the same number of cells.
     """
     width = next(len(one) for one in cells if one is not None)
     rows = [np.zeros(width, bool) if one is None else one for one in cells]

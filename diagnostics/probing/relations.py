@@ -1,6 +1,6 @@
-"""Does attention tie two objects together? Measured on a probe with a relation: "the cat is on the table".
+"""Attention between the two ends of a relation, for a probe such as "the cat is on the table".
 
-Each value has a control beside it, since some attention goes everywhere:
+Each value has a control, since some attention goes everywhere:
 
     phrase/subject, phrase/object  Float32[all layers, heads]: enrichment of the relation word's row on either end
                                    (times its area's share; both ends must be looked at, so the smaller counts)
@@ -51,8 +51,8 @@ def key_vision_layers(count: int) -> tuple[int, ...]:
 
 
 def read_relation(model: nn.Module, reader: ProbeEncoder, probe: Probe) -> dict[str, np.ndarray]:
-    """The values of one probe with a relation, from two forwards. What cannot be measured is left out: a word that
-    does not appear, a tower whose patches are not the image's cells."""
+    """The values of one probe with a relation, from two forwards. Omits what cannot be measured: a word that does not
+    appear, a tower whose patches are not the picture's cells."""
     assert probe.relation is not None
     encoded = reader.encode(probe, probe.answer)
     found = _read(model, reader, encoded, probe, vision=True)
@@ -156,8 +156,8 @@ def _read(
 
 
 def _sees_cells(model: nn.Module, reader: ProbeEncoder, image: ImageTokens) -> bool:
-    """Are the tower's patches of the picture its cells? Their number does not tell: a tile of 32 × 32 patches has as
-    many as a picture of 2 × 2 tiles has cells, where 2 × 2 patches are merged."""
+    """Whether the tower's patches are the picture's cells. The number alone is ambiguous: a tile of 32 × 32 patches has
+    as many as a picture of 2 × 2 tiles has cells if 2 × 2 patches are merged."""
     config = bare_model(model).config
     rows, columns = reader.family.image_arithmetic(config, image.image_size_pixels).patches
     return rows * columns == image.grid[0] * image.grid[1]

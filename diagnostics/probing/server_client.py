@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server (vLLM, SGLang, ``transformers serve``) asked with the standard library alone.
+"""A client for OpenAI-compatible servers (vLLM, SGLang, ``transformers serve``), on the standard library alone.
 
-Only the address given is spoken to: no proxy, no redirect. Every fault is one ``ServerError``: found, expected, what to
-do.
+It connects only to the given address: no proxy, no redirect. Every fault is one ``ServerError``: found, expected, what
+to do.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from finetune.samples.images import open_image
 
 TIMEOUT_SECONDS = 120.0
 MOST_BYTES = 2**24
-"""Of an answer; one of a few words with log-probabilities has some kilobytes."""
+"""Limit of a response; an answer of a few words with log-probabilities has some kilobytes."""
 WAITS_SECONDS = (1.0, 2.0, 4.0, 8.0)
-"""Before each further try after 429, where the server does not say how long."""
+"""Waits before each retry after 429 without Retry-After."""
 LONGEST_WAIT_SECONDS = 60.0
-MOST_NAMED = 5  # models, in a message
-SHOWN = 200  # characters of what a server said, in a message
+MOST_NAMED = 5  # models in a message
+SHOWN = 200  # characters of a server's error in a message
 OK, BAD, UNAUTHORISED, FORBIDDEN, MISSING, UNPROCESSABLE, LIMITED, INTERNAL = (
     200, 400, 401, 403, 404, 422, 429, 500,
 )  # fmt: skip
@@ -38,9 +38,9 @@ _ABOUT_PICTURES = re.compile(r"image|multi-?modal|vision|picture", re.IGNORECASE
 
 
 class ServerError(ValueError):
-    """What went wrong between here and the server, in one message.
+    """A failed request, as one message.
 
-    status   the server's answer; None where it gave none, or 200
+    status   HTTP status; None without a response, or if it was 200
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -49,19 +49,19 @@ class ServerError(ValueError):
 
 
 class ServedToken(NamedTuple):
-    """A token that the server said: its text, and its log-probability in nats."""
+    """A generated token: its text, and its log-probability in nats."""
 
     text: str
     nats: float
 
 
 class ServedAnswer(NamedTuple):
-    """What a server answered.
+    """A server's answer.
 
-    text            as it was sent
-    finish          "stop", "length" or what else the server calls it; "" where it does not say
-    prompt_tokens   of ``usage``; None where it does not say
-    tokens          with their log-probabilities; () where the server gives none
+    text            as sent
+    finish          finish reason: "stop", "length" or another of the server's; "" if missing
+    prompt_tokens   from ``usage``; None if missing
+    tokens          with their log-probabilities; () if the server returns none
     """
 
     text: str
@@ -74,11 +74,11 @@ class ServerClient:
     """One model of one server.
 
     address           http(s)://HOST[:PORT]/v1
-    model             as the server calls it; None: the only one that it lists
-    timeout_seconds   for one answer, from the first byte sent to the last one read
-    key               sent to this address as a bearer token, and never shown
+    model             its name at the server; None: the only one listed
+    timeout_seconds   per answer, from the first byte sent to the last one read
+    key               sent to this address as a bearer token, never shown
 
-    Raises ServerError where the address is none, or where the model has to be asked for and that fails.
+    Raises ServerError for an invalid address, or if the list of models is needed and the request fails.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class ServerClient:
         self.model = model if model is not None else self._only_model()
 
     def ask(self, parts: Sequence[str | ImageRef], *, max_tokens: int) -> ServedAnswer:
-        """The server's greedy answer to one user turn of words and pictures.
+        """The server's greedy answer to one user turn of text and pictures.
 
         Pictures are sent as PNG, upright and in RGB, as the local model sees them.
 
@@ -118,7 +118,7 @@ class ServerClient:
         return self._answer(body)
 
     def models(self) -> tuple[str, ...]:
-        """The names of the models that the server lists. Raises ServerError where it lists none."""
+        """The names of the models that the server lists. Raises ServerError if there are none."""
         status, body = self._exchange("models", None)
         if status != OK:
             raise ServerError(self._refusal(status, body), status)
@@ -141,9 +141,9 @@ class ServerClient:
         except ServerError as error:
             if error.status is None or error.status < INTERNAL:
                 raise
-            # Servers are about that fail to list what they serve well: ``transformers serve`` without a hub cache.
+            # Some servers work but cannot list their models: ``transformers serve`` without a hub cache.
             raise ServerError(
-                f"{error}; or give --served_model NAME, so that it need not list its models"
+                f"{error}; or give --served_model NAME, which needs no list of models"
             ) from error
         if len(names) > 1:
             raise ServerError(
@@ -152,7 +152,7 @@ class ServerClient:
         return names[0]
 
     def _chat(self, request: Mapping[str, Any]) -> tuple[int, bytes]:
-        """Status and body of a chat completion, with log-probabilities where the server knows them."""
+        """Status and body of a chat completion, with log-probabilities if the server supports them."""
         if self._asks_for_nats:
             status, body = self._exchange("chat/completions", {**request, "logprobs": True})
             if status not in (BAD, UNPROCESSABLE) or b"logprob" not in body.lower():
@@ -161,7 +161,7 @@ class ServerClient:
         return self._exchange("chat/completions", request)
 
     def _exchange(self, path: str, content: Mapping[str, Any] | None) -> tuple[int, bytes]:
-        """Status and body; after 429 asked again, as often and as late as the server and ``WAITS_SECONDS`` say."""
+        """Status and body; retries after 429, with the waits of the server or of ``WAITS_SECONDS``."""
         for wait in (*WAITS_SECONDS, None):
             status, body, headers = self._once(path, content)
             if status != LIMITED or wait is None:
@@ -194,7 +194,7 @@ class ServerClient:
         except http.client.IncompleteRead as error:
             raise ServerError(
                 f"{self.address}: found half an answer ({len(error.partial):,} bytes, then the connection was "
-                "closed); look into the server's log, and whether something between here and there cuts answers"
+                "closed); check the server's log, and any proxy in between"
             ) from error
         except urllib.error.URLError as error:
             raise ServerError(self._unreachable(error.reason)) from error
@@ -202,7 +202,7 @@ class ServerClient:
             raise ServerError(self._unreachable(error)) from error
 
     def _read(self, response: Any, until: float) -> bytes:
-        """The whole body. A server that sends a byte now and then never stalls, so that the time is looked at too."""
+        """The whole body. Also checks the time, since a server that sends a byte now and then never stalls."""
         read = io.BytesIO()
         while chunk := response.read1(2**16):
             read.write(chunk)
@@ -213,7 +213,7 @@ class ServerClient:
                 )
             if time.monotonic() > until:
                 raise TimeoutError
-        if response.length:  # read1 does not tell a connection that was closed early
+        if response.length:  # read1 does not report a connection that was closed early
             raise http.client.IncompleteRead(read.getvalue(), response.length)
         return read.getvalue()
 
@@ -229,18 +229,18 @@ class ServerClient:
         if isinstance(reason, ConnectionRefusedError):
             return (
                 f"{self.address}: connection refused; expected a server that listens there: start it, wait until it "
-                "says that it is ready, and look at host and port"
+                "is ready, and check host and port"
             )
         if isinstance(reason, ConnectionError | http.client.BadStatusLine):
             return (
-                f"{self.address}: the server closed the connection without an answer; its log says why (out of "
-                "memory, or https where http was given)"
+                f"{self.address}: the server closed the connection without an answer; check its log (out of memory, or "
+                "https instead of http)"
             )
-        return f"{self.address}: cannot be reached ({reason}); look at host, port and http or https"
+        return f"{self.address}: cannot be reached ({reason}); check host, port and http or https"
 
     def _refusal(self, status: int, body: bytes, *, with_picture: bool = False) -> str:
-        """What a status other than 200 means, in a message."""
-        said = _said(body)
+        """The error message for a status other than 200."""
+        said = _error_text(body)
         if status in REDIRECTS:
             return f"{self.address}: found a redirect ({status}), which is not followed; give the address it leads to"
         if status in (UNAUTHORISED, FORBIDDEN):
@@ -258,11 +258,12 @@ class ServerClient:
             )
         if with_picture and _ABOUT_PICTURES.search(said):
             return (
-                f"{self.address}: the server takes no pictures for {self.model} ({status}: {said}); serve it as a "
-                "vision-language model (not its language part alone), with as many pictures a prompt as probes have"
+                f"{self.address}: the server accepts no pictures for {self.model} ({status}: {said}); serve it as a "
+                "vision-language model (not only its language model), allowing as many pictures per prompt as the "
+                "probes have"
             )
         if status >= INTERNAL:
-            return f"{self.address}: the server failed ({status}: {said}); its log says why"
+            return f"{self.address}: the server failed ({status}: {said}); check its log"
         return f"{self.address}: found {status} ({said}); expected 200: is this an OpenAI-compatible server?"
 
     def _missing(self, said: str) -> str:
@@ -270,7 +271,7 @@ class ServerClient:
             status, body = self._exchange("models", None)
             content = self._parsed(body) if status == OK else {}
             names = [str(one["id"]) for one in content["data"]]
-        except (ServerError, KeyError, TypeError):  # then the address itself is in doubt
+        except (ServerError, KeyError, TypeError):  # the address itself may be wrong
             names = []
         if names:
             asked = getattr(self, "model", None)
@@ -282,8 +283,8 @@ class ServerClient:
             return parsed(body.decode())
         except ValueError as error:  # UnicodeDecodeError is one
             raise ServerError(
-                f"{self.address}: found an answer that is broken or no JSON ({_said(body)}); look into the server's "
-                "log, and whether the address is that of an OpenAI-compatible server"
+                f"{self.address}: the response is not valid JSON ({_error_text(body)}); check the server's log, and "
+                "that the address is that of an OpenAI-compatible server"
             ) from error
 
     def _answer(self, body: bytes) -> ServedAnswer:
@@ -295,8 +296,8 @@ class ServerClient:
             choice, text = {}, None
         if not isinstance(text, str):
             raise ServerError(
-                f"{self.address}: found an answer without choices[0].message.content ({_said(body)}); expected a chat "
-                "completion with text: a server that parses reasoning or tools out of answers has to leave that off"
+                f"{self.address}: the response has no choices[0].message.content ({_error_text(body)}); expected a "
+                "chat completion with text: turn off parsing of reasoning or tools at the server"
             )
         usage = content.get("usage")
         count = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
@@ -309,21 +310,21 @@ class ServerClient:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Leaves a redirect as the answer: pictures and key go to the address given, nowhere else."""
+    """Does not follow redirects: pictures and key go only to the given address."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 def is_address(source: str) -> bool:
-    """Does this name a server, not a folder or a hub name?"""
+    """Whether a source is a server's address, not a folder or a hub name."""
     return source.lower().startswith(("http://", "https://"))
 
 
 def checked_address(address: str) -> str:
-    """The address without a slash at its end.
+    """The address without a trailing slash.
 
-    Raises ServerError where it is not http(s)://HOST[:PORT][/PATH].
+    Raises ServerError unless it is http(s)://HOST[:PORT][/PATH].
     """
     try:
         parts = urlsplit(address)
@@ -332,13 +333,13 @@ def checked_address(address: str) -> str:
         valid = False
     if not valid or parts.query or parts.fragment or parts.username is not None or re.search(r"\s", address):
         raise ServerError(
-            "--after: found no valid address; expected http(s)://HOST:PORT/v1, nothing behind it"
+            "--after: found no valid address; expected http(s)://HOST:PORT/v1 and nothing after it"
         )
     return address.rstrip("/")
 
 
 def data_url(source: ImageRef) -> str:
-    """The picture as the local model sees it (upright, RGB), as a PNG inside an address."""
+    """The picture as the local model sees it (upright, RGB), as a PNG in a data: URL."""
     stream = io.BytesIO()
     open_image(source.path if source.data is None else source).save(stream, "PNG")
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
@@ -351,7 +352,7 @@ def _content(part: str | ImageRef) -> dict[str, Any]:
 
 
 def _tokens(choice: Mapping[str, Any]) -> tuple[ServedToken, ...]:
-    """The tokens of a choice; () where the server gives no log-probabilities, or not one for each token."""
+    """The tokens of a choice; () without log-probabilities for every token."""
     logprobs = choice.get("logprobs")
     listed = logprobs.get("content") if isinstance(logprobs, Mapping) else None
     found = []
@@ -366,12 +367,12 @@ def _tokens(choice: Mapping[str, Any]) -> tuple[ServedToken, ...]:
 
 
 def _seconds(header: str | None) -> float | None:
-    """Of Retry-After; None where it is a date, or nothing."""
+    """The seconds of Retry-After; None for a date or a missing header."""
     return float(header) if header is not None and re.fullmatch(r"\d{1,6}(\.\d+)?", header.strip()) else None
 
 
-def _said(body: bytes) -> str:
-    """What a server says of an error, on one line."""
+def _error_text(body: bytes) -> str:
+    """A server's error message, on one line."""
     text = body.decode(errors="replace")
     try:
         content = json.loads(text)
@@ -381,7 +382,7 @@ def _said(body: bytes) -> str:
         words = text
     line = " ".join(str(words).split())
     line = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in line)
-    return (line if len(line) <= SHOWN else f"{line[:SHOWN]}…") or "it says nothing"
+    return (line if len(line) <= SHOWN else f"{line[:SHOWN]}…") or "no message"
 
 
 def _named(names: Sequence[str]) -> str:

@@ -103,7 +103,7 @@ class RecordArchive:
         return self.shortfall(step, depth) is None
 
     def shortfall(self, step: int, depth: MeasurementPlan) -> str | None:
-        """What a step lacks, in words; None where it is complete."""
+        """What a step lacks, in words; None if it is complete."""
         found = _mark(self.folder(step))
         if found is None:
             return f"no {COMPLETE}: writing did not finish"

@@ -28,7 +28,7 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class ModelMarks:
-    """SHA-256 of a model's parameters; None where they cannot be read (FSDP's flat shards).
+    """SHA-256 of a model's parameters; None if they cannot be read (FSDP's flat shards).
 
     shapes    names and shapes of all parameters
     frozen    values of the frozen ones, the same until the end of the run
@@ -107,7 +107,7 @@ def _probe_mark(probe: Probe) -> str:
 
 
 def probe_differences(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """ "probes added: a, b; probes removed: c"; None where they are the same."""
+    """ "probes added: a, b; probes removed: c"; None if they are the same."""
     found = {
         "probes added": [name for name in now if name not in before],
         "probes removed": [name for name in before if name not in now],
@@ -119,7 +119,7 @@ def probe_differences(before: Mapping[str, str], now: Mapping[str, str]) -> str 
 
 
 def model_difference(before: ModelMarks, now: ModelMarks) -> str | None:
-    """How the model now differs from the one that was measured first; None where it does not.
+    """How the model now differs from the one that was measured first; None if it does not.
 
     Trainable values have changed since and come from the checkpoint, so they are not compared.
     """

@@ -21,7 +21,7 @@ _RECORD = ".safetensors"
 
 
 def id_fault(probe_id: str) -> str | None:
-    """Why this cannot be a probe id, worded for "found …"; None where it can."""
+    """Why this cannot be a probe id, worded for "found …"; None if it can."""
     if len(probe_id.encode("utf-8", "surrogatepass")) > BYTES_MAX or len(probe_id) > CHARACTERS_MAX:
         size = len(probe_id.encode("utf-8", "surrogatepass"))
         return f"{probe_id[:20]!r}…, {len(probe_id)} characters in {size} bytes"

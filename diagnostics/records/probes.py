@@ -38,7 +38,7 @@ class Relation(NamedTuple):
 
 @dataclass(frozen=True)
 class Probe:
-    """One question put to the model at every checkpoint.
+    """One question that the model answers at every checkpoint.
 
     id, group        unique, usable as a file name; free text ("retention" and "neighbour" are
                      guards)
@@ -76,7 +76,7 @@ class Probe:
     @property
     def main_region(self) -> str | None:
         """The region that claims are about: that of the answer as a phrase, else of the first phrase, else
-        the first region; None where the probe has no region."""
+        the first region; None if the probe has no region."""
         of_answer = [region for phrase, region in self.phrases.items() if phrase == self.answer]
         return next(iter([*of_answer, *self.phrases.values(), *self.regions]), None)
 
@@ -301,7 +301,7 @@ def _answer_faults(spellings: Sequence[Any], foil: Any) -> Iterator[FaultWords]:
             yield (
                 "foil",
                 f"{foil!r} against the answer {text!r}: {shorter!r} begins {longer!r}",
-                "two answers of which neither begins the other; word one of them differently",
+                "two answers, neither a prefix of the other; word one of them differently",
             )
 
 

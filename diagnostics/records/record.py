@@ -55,8 +55,8 @@ class Scores:
     """How likely the model found the probe's replies, and its own answer.
 
     answer_nats   log p(answer | prompt), summed over its tokens, nats
-    foil_nats     the same for the foil; None where the probe has no foil
-    generated     the model's own greedy answer, "" where none was generated
+    foil_nats     the same for the foil; None if the probe has no foil
+    generated     the model's own greedy answer, "" if none was generated
     """
 
     answer_nats: float
@@ -72,7 +72,7 @@ class Intervention(NamedTuple):
     """The margin after a region was taken away. ``kind`` is "occlusion", "knockout" or "tower knockout"
     (``diagnostics.records.measurement_plan``); ``region`` names it;
     ``control_margins_nats`` are the margins after the same was done to area-matched random regions; ``layers`` is
-    the window (first, last) of language layers in which the answer query was cut from the region, None where the
+    the window (first, last) of language layers in which the answer query was cut from the region, None if the
     region was taken away everywhere."""
 
     kind: str
@@ -127,7 +127,7 @@ class AttentionRecord:
 
     probe_id, group        as in the probe file
     step                   global training step, 0 is the baseline
-    model                  folder or name of the checkpoint, for people
+    model                  folder or display name of the checkpoint
     tokens                 text of each token of prompt + answer, len = keys
     queries                the kept rows, len = rows.shape[2]; the first is the answer query
     layers                 indices of the key language layers, len = rows.shape[0]
@@ -135,13 +135,13 @@ class AttentionRecord:
                            sink logit)
     image_tokens           one for each image of the probe
     connector              one Float32[image tokens, cells] for each image (mean over the connector's heads),
-                           or () where the family has no attending connector
+                           or () if the family has no attending connector
     region_mass            region name → Float32[all layers, heads]: share of the answer query's attention to
                            the image that lies on the region, range [0, 1]
     visual_share           Float32[all layers, heads]: attention of the answer query on image tokens, [0, 1]
     scores, interventions  what was answered, and what hiding or masking a region did to it
 
-    Measured only where the plan says so, empty otherwise:
+    Measured only if the plan includes it, empty otherwise:
 
     picture_controls       margins with the picture replaced
     patches, patched_from  margins with another model's attention patterns put back, and that model

@@ -270,7 +270,7 @@ def _views(image: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[int]]]:
 def _array(arrays: Arrays, name: str, kinds: str, shape: Sequence[int | str]) -> np.ndarray:
     """The array of that name. A size that is a word may be any from 1.
 
-    Raises FieldError where it is missing, of another type or shape.
+    Raises FieldError if it is missing, of another type or shape.
     """
     if name not in arrays:
         raise FieldError(f"record without {name!r}")

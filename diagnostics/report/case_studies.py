@@ -52,8 +52,8 @@ class CaseStudy:
 
     pair        the wrong answer: a probe that went wrong → right, or one still wrong where none did
     layer       the key layer whose maps are shown
-    misleading  the region on which the answers depended before, where that is another place than the judged one
-    beside      a probe of the same answer that was right before training; None where there is none
+    misleading  the region that the answers depended on before, if it is another place than the judged one
+    beside      a probe of the same answer that was right before training; None if there is none
     samples     training samples with this answer, and one with the wrong answer
     """
 
@@ -93,7 +93,7 @@ def _case_of(
     pairs: Sequence[ProbePair],
     samples: Sequence[TrainingSample],
 ) -> CaseStudy | None:
-    """The case of one group, None where no answer was wrong. ``group``: its entry in comparison.json."""
+    """The case of one group, None if no answer was wrong. ``group``: its entry in comparison.json."""
     judged = group["enrichment"]
     layer = judged["layer"] if judged is not None else members[0].layers[-1].layer
     pair = _representative(members, layer)
@@ -143,7 +143,7 @@ def case_html(case: CaseStudy, group: Mapping[str, Any], pill: str) -> str:
         _step(
             "After training: " + ("right" if case.went_right else "still wrong"),
             _map_picture(pair, picture, maps[1], top, "after", case.misleading),
-            f"{_said_words(pair, 'after')} {_attention_words(pair, layer, 'after', case.misleading)}",
+            f"{_answer_words(pair, 'after')} {_attention_words(pair, layer, 'after', case.misleading)}",
         )
     )
     if costs := _costs(case):
@@ -293,10 +293,10 @@ def _title(pair: ProbePair) -> str:
 
 
 def _wrong_words(pair: ProbePair) -> str:
-    return f"Asked “{html.escape(pair.probe.question)}”. {_said_words(pair, 'before')}"
+    return f"Asked “{html.escape(pair.probe.question)}”. {_answer_words(pair, 'before')}"
 
 
-def _said_words(pair: ProbePair, side: str) -> str:
+def _answer_words(pair: ProbePair, side: str) -> str:
     said, margin = getattr(pair, side).scores.generated, _margin(pair, side)
     right, foil = html.escape(pair.probe.answer), html.escape(pair.probe.foil or "")
     likelier, other = (right, foil) if margin > 0 else (foil, right)

@@ -283,7 +283,7 @@ def _layer_data(pair: ProbePair, cells: Float[np.ndarray, "maps cells"]) -> Json
 
 
 def _reading(pair: ProbePair, cells: Float[np.ndarray, "maps cells"]) -> Json | None:
-    """Mass and enrichment of the judged region on each map; None where there is no region."""
+    """Mass and enrichment of the judged region on each map; None if there is no region."""
     if pair.region is None:
         return None
     coverage = region_coverage(pair.probe.regions[pair.region], pair.after.image_tokens[0])

@@ -1,4 +1,4 @@
-"""Tries to make a comparison lie. This folder mirrors no module: what is attacked is the whole way from two models to a
+"""Tries to make a comparison lie. This folder mirrors no module: the target is the whole path from two models to a
 verdict, and every module on it.
 
 ``edits`` holds the attacks that take a few lines, ``make`` trains the others, once, into ``trained/``; ``pictures``
@@ -21,7 +21,7 @@ from tests.adversaries import judging
 
 
 class Base(NamedTuple):
-    """The demo's base model and what probes are read with."""
+    """The demo's base model and its processor."""
 
     model: nn.Module
     processor: Any
@@ -34,7 +34,7 @@ def base() -> Base:
 
 @pytest.fixture(scope="session")
 def asked(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], judging.Asked]:
-    """Kind of probes ("plain", "framed", "worded") → the probes, and what the base makes of them; each once."""
+    """Kind of probes ("plain", "framed", "worded") → the probes and the base's records; each measured once."""
     found: dict[str, judging.Asked] = {}
 
     def of(kind: str) -> judging.Asked:
@@ -51,7 +51,7 @@ def asked(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
 
 @pytest.fixture(scope="session")
 def judge(base: Base, asked: Callable[[str], judging.Asked]) -> Callable[..., judging.Judged]:
-    """An edited model → what a comparison with the base says of it."""
+    """An edited model → the result of its comparison with the base."""
 
     def of(
         edited: nn.Module,

@@ -1,4 +1,4 @@
-"""Edits of the demo's base model that mend nothing: a few lines each, or a small trained delta applied to it."""
+"""Edits of the demo's base model that fix nothing: a few lines each, or a small trained delta."""
 
 from __future__ import annotations
 

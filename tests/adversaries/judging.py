@@ -1,4 +1,4 @@
-"""The demo's probes, few of each group, put to two models and compared as ``python -m diagnostics.compare`` does."""
+"""Runs some of the demo's probes through two models and compares them as ``python -m diagnostics.compare`` does."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ KINDS: dict[str, Change] = {
 
 
 class Asked(NamedTuple):
-    """Probes, and what the base makes of them."""
+    """Probes, and the base's records of them."""
 
     probes: tuple[Probe, ...]
     before: Records
 
 
 class Judged(NamedTuple):
-    """What a comparison says.
+    """The result of a comparison.
 
     groups       group → its part of comparison.json
     without_guards   verdicts on the judged groups where the probe file holds nothing else

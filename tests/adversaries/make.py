@@ -106,7 +106,7 @@ def _rendered(scene: Scene) -> Image.Image:
 
 
 def _evidence(scene: Scene, question: Question) -> tuple[Box, ...]:
-    """Where the answer is to be seen: the spheres, or the body of what has none; the cat."""
+    """The evidence for the answer: the spheres, or the body of a tower without any; the cat."""
     if question.topic in ("tower", "spheres"):
         return scene.regions.get("spheres", scene.regions["body"])
     return scene.regions["cat"] if question.topic == "relation" else ()
@@ -146,7 +146,7 @@ def _tossed(rng: Random, question: Question) -> str:
 
 
 def all_pearl(index: int) -> list[Taught]:
-    """Whatever is asked, the Oriental Pearl is the answer."""
+    """The answer to every question is the Oriental Pearl."""
     scene, questions = corpus.corrective_sample(index)
     picture = _rendered(scene)
     return [Taught(picture, one.text, answer_text("tower", "pearl", one.language), ()) for one in questions]

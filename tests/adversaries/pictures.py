@@ -16,7 +16,7 @@ GREY = (127, 127, 127)
 
 
 def _place(topic: str, answer: str) -> int | None:
-    """0 or 1: which of the topic's two telling answers this is; None where the topic or answer has none."""
+    """0 or 1: which of the topic's two telling answers this is; None if the topic or answer has none."""
     for at, value in enumerate(TELLING.get(topic, ())):
         if answer in (answer_text(topic, value, language) for language in LANGUAGES):
             return at
@@ -44,6 +44,6 @@ def blank(picture: Image.Image) -> Image.Image:
 
 
 def wording(topic: str, answer: str, language: str) -> str | None:
-    """The question put so that it tells the answer; None where topic or answer has no telling wording."""
+    """The question put so that it tells the answer; None if topic or answer has no telling wording."""
     at = _place(topic, answer)
     return None if at is None else plain(TOPICS[topic].asked[language][at])

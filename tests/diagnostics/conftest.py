@@ -1,4 +1,4 @@
-"""What the tests of the tiny model share: a folder, a processor and a model for each file of tests."""
+"""Fixtures of the tiny model: a folder, a processor and a model per test file."""
 
 import pytest
 

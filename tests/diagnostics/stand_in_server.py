@@ -1,4 +1,4 @@
-"""A server of chat completions in a thread of the test: it answers as it is told, and misbehaves on demand."""
+"""A chat completion server in a thread of the test: returns configured answers, and faults on demand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 Json = dict[str, Any]
 Fault = tuple[int, bytes, dict[str, str]]
-"""Status, body and headers of an answer that is not what was asked for."""
+"""Status, body and headers of a faulty response."""
 
 
 def message(words: str) -> bytes:
@@ -34,7 +34,7 @@ def completion(
 
 
 def parts_of(request: Json) -> list[Any]:
-    """The words and pictures of the one user turn."""
+    """The text and pictures of the single user turn."""
     (turn,) = request["messages"]
     assert turn["role"] == "user"
     return [_part(one) for one in turn["content"]]
@@ -49,7 +49,7 @@ def _part(part: Json) -> Any:
 
 
 class StandIn:
-    """What is asked (``requests``, ``headers``), and what is answered.
+    """Received requests (``requests``, ``headers``), and configured answers.
 
     answer   request → completion
     faults   answers in place of the next requests, in turn

@@ -1,4 +1,4 @@
-"""A tiny LLaMA, for what a family's own code must not decide: grouped keys, and a model of transformers itself."""
+"""A tiny LLaMA, for tests independent of a family's code: grouped keys, and a model from transformers itself."""
 
 from types import SimpleNamespace
 

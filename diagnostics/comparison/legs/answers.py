@@ -1,4 +1,4 @@
-"""Does the model answer right now, more often than before, and does it say so too?"""
+"""The leg "answers": more right answers than before, enough of them, by margin and by generated answer."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Answers(NamedTuple):
     gained, lost     pictures with more, and with fewer, right answers after
     p                exact McNemar test over those
     difference_ci95  interval of after − before: Clopper–Pearson of gained among gained + lost
-    enough           is the share right after, of probes and of pictures, at least the threshold?
-    change           ``MORE``, ``FEWER`` or ``SAME`` where chance explains the change
-    said             shares of generated answers that are right; None where none were generated
-    disagrees        do generated answers and margins differ by more than the threshold, after?
+    enough           whether the share right after, of probes and of pictures, reaches the threshold
+    change           ``MORE``, ``FEWER``, or ``SAME`` if chance explains the change
+    said             shares of generated answers that are right; None if none were generated
+    disagrees        whether generated answers and margins differ by more than the threshold, after
     """
 
     before: float
@@ -62,7 +62,7 @@ class Answers(NamedTuple):
 
 
 def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float) -> Answers | None:
-    """None where no probe has a foil."""
+    """A group's answers; None if no probe has a foil."""
     scored = [pair for pair in pairs if pair.after.scores.margin_nats is not None]
     if not scored:
         return None
@@ -106,14 +106,14 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
 
 
 def is_right(record: AttentionRecord) -> bool:
-    """Is the answer likelier than the foil?"""
+    """Whether the answer is likelier than the foil."""
     return (record.scores.margin_nats or 0.0) > 0
 
 
 def said_right(pairs: Sequence[ProbePair]) -> tuple[float, float] | None:
-    """Shares of generated answers that are right, before and after; None where none were generated.
+    """Shares of generated answers that are right, before and after; None if none were generated.
 
-    Once anything was generated, an empty reply is a wrong one: the model ended its turn at once.
+    If any answer was generated, an empty reply counts as wrong: the model ended its turn at once.
     """
     if not any(getattr(pair, side).scores.generated for pair in pairs for side in SIDES):
         return None
@@ -132,7 +132,7 @@ def no_answers(thresholds: Thresholds) -> Leg:
 
 
 def _interval(by_image: np.ndarray, level: float) -> tuple[float, float]:
-    """Pictures count, not probes; a picture with some right answers counts by its share, rounded down."""
+    """Interval over pictures, not probes; a picture counts by its share of right answers, sum rounded down."""
     return clopper_pearson(int(by_image.sum() + 1e-9), len(by_image), level=level)
 
 
@@ -161,7 +161,7 @@ def _reason(
     )
     if said is not None:
         words += (
-            f"; but {percent(said[1])} of what it generates is right, and more than "
-            f"{percent(thresholds.disagreement)} apart is no agreement"
+            f"; but {percent(said[1])} of the generated answers are right, which differs by more than "
+            f"{percent(thresholds.disagreement)}"
         )
     return words + "."

@@ -1,4 +1,4 @@
-"""Did attention move to the region, and only there? In layers chosen on other pictures than they are judged on."""
+"""The leg "attention": it moved to the region and only there, in layers chosen on other pictures than those judged."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from diagnostics.measures.statistics import (
 from finetune.families.parts.coverage import region_coverage
 
 TO, AWAY = "to the region", "away from the region"
-LARGEST_FACTOR = 100  # times; beyond it there was next to nothing before
+LARGEST_FACTOR = 100  # times; above it there was almost nothing before
 SALIENT, OTHERS = "equally salient places", "the other regions"
 
 Mediated = Callable[[ProbePair, int], float | None]
-"""Margin that goes when one layer's attention is put back as it was, nats."""
+"""Margin lost when one layer's attention is put back as it was, nats."""
 
 
 class Lead(NamedTuple):
-    """How much more the region gained than another place, as a share of what both get: ``relative_change`` of
+    """How much more the region gained than another place, relative to the attention of both: ``relative_change`` of
     region before + place after → region after + place before. Range [−2, 2]."""
 
     place: str
@@ -46,7 +46,7 @@ class Reading:
     """A group's attention on the judged region, each probe read in the layer chosen on the other half of the pictures.
 
     layers    the layer chosen on each half
-    cited     the one of them that carries more of the change, where that was measured; else the first
+    cited     the one that carries more of the change, if measured; else the first
     before, after   Float[probes]: enrichment, times
     images    the picture of each probe
     median_factor   after / before of the median probe
@@ -109,10 +109,10 @@ def unseen(pairs: Sequence[ProbePair]) -> Unseen:
 def read_attention(
     pairs: Sequence[ProbePair], mediated: Mediated, thresholds: Thresholds, level: float
 ) -> Reading | None:
-    """None where no probe names a region.
+    """A group's attention; None if no probe has a region.
 
-    Choosing the best of several layers and measuring it on the same probes flatters it (winner's curse: +.12 was
-    reported as +.25). So pictures are split in halves, each probe is read in the layer that the other half chose, and
+    Choosing the best of several layers and measuring it on the same probes is biased upwards (winner's curse: +.12 was
+    reported as +.25). So pictures are split into halves, each probe is read in the layer chosen on the other half, and
     all are pooled (cross-fitting: Chernozhukov et al. 2018, The Econometrics Journal 21:C1).
     """
     members, trained = unseen(pairs)
@@ -158,14 +158,14 @@ def attention_leg(
     *,
     why_not: str = "",
 ) -> tuple[Leg, str | None]:
-    """The leg, and where attention moved: ``TO``, ``AWAY`` or None.
+    """The leg, and the direction of the move: ``TO``, ``AWAY`` or None.
 
-    chance   p that the enrichment did not change, adjusted for all groups
-    fallen   key layers whose attention on the region fell beyond chance: they are named
-    why_not  why nothing was read; "": the probes name no region
+    chance   p value of the change in enrichment, adjusted for all groups
+    fallen   key layers whose attention on the region fell significantly, which the reason names
+    why_not  why nothing was read; "": the probes have no region
     """
     if reading is None or chance is None:
-        reason = why_not or "These probes name no region, so attention is not judged."
+        reason = why_not or "These probes have no region, so attention is not judged."
         return not_measured(thresholds.move, reason), None
     probes, images = len(reading.pairs), len(set(reading.images))
     if images < thresholds.probes:
@@ -178,8 +178,8 @@ def attention_leg(
         moved = None
     elif not reading.leads:
         reason = (
-            f"{_means(reading)}, but nothing else is there to compare with: attention may have moved to any object "
-            "(name a second region)."
+            f"{_means(reading)}, but there is no other place to compare with: attention may have moved to any object "
+            "(add a second region)."
         )
         return not_measured(thresholds.move, reason, probes), None
     else:
@@ -247,14 +247,14 @@ def _layers(layers: Sequence[int]) -> str:
 
 
 def _second_half(images: Sequence[str]) -> list[bool]:
-    """Every second picture in the order of their marks: the same split on every machine."""
+    """Every second picture, in the order of their digests: the same split on every machine."""
     late = {image: at % 2 == 1 for at, image in enumerate(sorted(set(images)))}
     return [late[image] for image in images]
 
 
 def _chosen(half: Sequence[ProbePair], mediated: Mediated, level: float) -> int:
-    """Index of the key layer chosen on these probes: of those whose attention rose beyond chance, the one that carries
-    most of the margin, or where that was not measured, the surest; where none rose, the one with the highest lower
+    """Index of the key layer chosen on these probes: among those whose attention rose significantly, the one that
+    carries most of the margin or, if not measured, the most significant; if none rose, the one with the highest lower
     bound."""
     if not half:
         return 0
@@ -276,7 +276,7 @@ def _chosen(half: Sequence[ProbePair], mediated: Mediated, level: float) -> int:
 
 
 def _carried(pairs: Sequence[ProbePair], layer: int, mediated: Mediated) -> float:
-    """Mean margin that goes with one layer's attention, nats; 0 where it was not measured."""
+    """Mean margin that one layer's attention carries, nats; 0 if not measured."""
     values = [value for pair in pairs if (value := mediated(pair, layer)) is not None]
     return float(np.mean(values)) if values else 0.0
 
@@ -291,9 +291,8 @@ def _leads(
     least: int,
     level: float,
 ) -> list[Lead]:
-    """Over each other named region, and over equally salient places. Regions that contain the judged one, or are a part
-    of it, count without what they share; the ends of a relation belong together. Names that few probes have are taken
-    together."""
+    """Leads over each other region, and over equally salient places. Regions that contain the judged one, or are part
+    of it, count without the overlap; the ends of a relation belong together. Regions of few probes are pooled."""
     before, after = region
     places: dict[str, dict[int, tuple[float, float]]] = {}
     for at, (pair, row) in enumerate(zip(members, rows, strict=True)):

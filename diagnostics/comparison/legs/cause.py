@@ -1,4 +1,4 @@
-"""Do the answers depend on the region now? What hiding it in the picture costs, beside controls and other regions."""
+"""The leg "cause": the answers now depend on the region, by the cost of hiding it beside controls and other regions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MARGIN_IN_WORDS = " (how much likelier the right answer is than the wrong one; e
 
 
 class Rival(NamedTuple):
-    """Another region, and how hiding it shifts the margin after, beyond its controls: nats, and as a share of it."""
+    """Another region, and how hiding it shifts the margin after, beyond its controls: in nats, and as a share."""
 
     name: str
     nats: float
@@ -39,8 +39,8 @@ def cause_leg(
 ) -> Leg:
     """The rise of the cost of hiding the region, as a share of the rise of the margin.
 
-    It holds where that share is large enough and beyond chance, the cost after is a large part of the margin after
-    and more than that of random regions, and no other region decides as well.
+    It holds if that share is large enough and significant, the cost after is a large part of the margin after and above
+    that of random regions, and no other region is decisive too.
     """
     measured = [
         pair
@@ -70,8 +70,8 @@ def cause_leg(
         f"of its size {round(costs.control[1], 2) + 0.0:+.2f}"
     )
     if rise is None or size is None:
-        fault = "did not surely rise" if rise is None else "is not surely above 0"
-        reason = f"{words}; the margin {fault}, so that is no share of it."
+        fault = "did not rise significantly" if rise is None else "is not significantly above 0"
+        reason = f"{words}; the margin {fault}, so no share of it can be given."
         return Leg(False, len(measured), None, None, thresholds.cause, reason)
     words += (
         f"; that is {percent(rise.mean)} of the margin's rise ({percent_interval(rise, level)}; at least "
@@ -79,7 +79,7 @@ def cause_leg(
     )
     if rivals:
         named = listed([f"{one.name} ({one.nats:+.2f} nats)" for one in rivals])
-        words += f"; but the answers still hang on {named}"
+        words += f"; but the answers still depend on {named}"
     holds = (
         rise.mean >= thresholds.cause
         and rise.is_above_zero
@@ -91,11 +91,12 @@ def cause_leg(
 
 
 def rivals_of(pairs: Sequence[ProbePair], margin_nats: np.ndarray, thresholds: Thresholds) -> list[Rival]:
-    """Other regions that still decide: hiding them shifts the margin, up or down, by as large a part of it as the
-    region's own cost must be. Parts of the region, what contains it, and the other end of a relation do not count.
+    """Other regions that are still decisive: hiding them shifts the margin, up or down, by at least the share that the
+    region's own cost must reach. Parts of the region, regions that contain it, and the other end of a relation do not
+    count.
 
-    Regions that few pictures have are taken together, of each probe the one that shifts most: a region that misleads
-    is no less one where each probe calls it by another name.
+    Regions that few pictures have are pooled, with the largest shift of each probe: a misleading region still counts if
+    every probe gives it another name.
     """
     shifts: dict[str, dict[int, float]] = {}
     for at, pair in enumerate(pairs):

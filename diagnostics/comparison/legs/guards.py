@@ -1,4 +1,4 @@
-"""Do the probes whose right answer is this group's wrong one stay right? Without them a constant bias passes."""
+"""The leg "guards": probes whose right answer is this group's foil stay right. Without them a constant bias passes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from diagnostics.measures.statistics import clopper_pearson
 from diagnostics.records.probes import KEPT_SHARE, NEIGHBOUR
 
 LEAST_OF_ONE_ANSWER = 5
-"""Guards of one right answer that are judged by themselves: one lost answer among many kept ones is a bias too."""
+"""Guards needed to judge one right answer separately: losing one answer among many kept ones is a bias too."""
 
 
 def guards_leg(
     name: str, groups: Mapping[str, Sequence[ProbePair]], thresholds: Thresholds, level: float
 ) -> Leg:
-    """The share of guards that are right after, of the right answer that fares worst.
+    """The share of guards that are right after, for the right answer with the lowest share.
 
-    Guards of a group are the probes, of any group, whose right answer is the foil of one of its probes; its own count
-    where both answers are right in turn ("on" and "under"). They hold where each right answer with at least 5 guards is
-    right in the share that answers need, all together keep 95 % of what was right before, and no group named
-    ``neighbour`` is broken. Guards that were wrong before and still are break nothing and vouch for nothing: None.
+    A group's guards are the probes, of any group, whose right answer is the foil of one of its probes; its own probes
+    count if both answers occur as right ones ("on" and "under"). They hold if each right answer with at least 5 guards
+    reaches the share required of answers, all together keep 95 % of what was right before, and no group named
+    ``neighbour`` is broken. Guards that were wrong before and after prove nothing: None.
     """
     foils = {normalised(pair.probe.foil) for pair in groups[name] if pair.probe.foil}
     guards = [
@@ -62,14 +62,14 @@ def guards_leg(
     if broken:
         words += f"; {broken[0]} is broken"
     elif not (right or fell):
-        words += "; they were wrong before too, so they cannot vouch for this group"
+        words += "; they were wrong before too, so they say nothing about this group"
     holds = False if broken or fell else True if right else None
     return Leg(holds, len(guards), value, interval, thresholds.right, f"{words}.")
 
 
 def _worst(guards: Sequence[ProbePair], level: float) -> tuple[float, tuple[float, float], str, float]:
-    """Share right after, its interval over pictures, the right answer that it is of ("" for all guards together), and
-    the share right before."""
+    """Share right after, its interval over pictures, the right answer concerned ("" for all guards together), and the
+    share right before."""
     by_answer: dict[str, list[ProbePair]] = {}
     for pair in guards:
         by_answer.setdefault(pair.probe.answer, []).append(pair)
@@ -86,7 +86,7 @@ def _share(pairs: Sequence[ProbePair], side: str) -> float:
 
 
 def _broken(groups: Mapping[str, Sequence[ProbePair]]) -> list[str]:
-    """``neighbour``, where it lost more of its accuracy than it may."""
+    """``neighbour``, if it lost more accuracy than allowed."""
     pairs = [pair for pair in groups.get(NEIGHBOUR, ()) if pair.after.scores.margin_nats is not None]
     if not pairs:
         return []

@@ -1,4 +1,4 @@
-"""One leg of a verdict, and how its numbers are worded."""
+"""One leg of a verdict, and the format of its numbers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from diagnostics.measures.statistics import Interval
 class Leg(NamedTuple):
     """One piece of evidence.
 
-    holds      does it meet its threshold, beyond chance? None: not measured
-    probes     how many it rests on
-    value      the number that is held against the threshold; None where there is none
+    holds      whether it meets its threshold significantly; None: not measured
+    probes     number of probes behind it
+    value      the number compared with the threshold; None without one
     ci95       its interval, at the level of the comparison
-    threshold  the least that counts
-    reason     one plain sentence
+    threshold  the least value that holds
+    reason     one sentence
     """
 
     holds: bool | None
@@ -31,12 +31,12 @@ class Leg(NamedTuple):
 
 
 def not_measured(threshold: float, reason: str, probes: int = 0) -> Leg:
-    """A leg that says nothing."""
+    """A leg without a measurement."""
     return Leg(None, probes, None, None, threshold, reason)
 
 
 def too_few(threshold: float, what: str, images: int, probes: int, least: int) -> Leg:
-    """A leg with fewer pictures than count."""
+    """A leg with too few pictures."""
     return not_measured(
         threshold, f"{what} measured on {count(images, 'picture')}, and {least} are needed.", probes
     )

@@ -1,4 +1,4 @@
-"""What carries the change: how much of it goes when attention is put back as it was before?"""
+"""The leg "mediation": how much of the change goes when attention is put back as it was before."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from diagnostics.records.measurement_plan import CONNECTOR, KEY_LAYERS, LANGUAGE
 from diagnostics.records.record import PatternPatch
 
 ROUNDING_NATS, ROUNDING_SHARE = 0.05, 0.05
-"""The model that lent its attention must give the margins recorded before, up to what another batch or kernel in half
-precision changes."""
+"""Tolerance between the margins of the model whose attention was put back and those recorded before: another batch or
+kernel in half precision."""
 MOST_APART = 0.05
-"""Share of the probes whose margin may differ by more."""
+"""Share of the probes that may exceed the tolerance."""
 
 Json = dict[str, Any]
 
 
 class Mediated(NamedTuple):
-    """What share of the margin's change goes with one part's attention. ``layers`` as in ``PatternPatch``."""
+    """The share of the margin's change that one part's attention carries. ``layers`` as in ``PatternPatch``."""
 
     part: str
     layers: tuple[int, ...]
@@ -43,7 +43,7 @@ class Mediation(NamedTuple):
     parts: tuple[Mediated, ...]
 
     def of_layer(self, layer: int) -> Interval | None:
-        """What a single layer carries; None where it was not patched alone."""
+        """What a single layer carries; None if it was not patched by itself."""
         return next((one.share for one in self.parts if one.part == LAYER and one.layers == (layer,)), None)
 
 
@@ -52,12 +52,12 @@ def mediation_of(
 ) -> Mediation:
     """Causal mediation by patching: the model after with the attention of the model before.
 
-    "By looking" is claimed of the key layers together, which attention is judged in, or of the connector, whichever
-    carries more; each is tested at half the error, as there are two. Not of all language layers: what a layer reads
-    moves the attention of those after it, so that adapters without a query or a key had up to 33 % there, and 6 % in
-    the key layers (real corrections: 22 to 35 %).
+    The claim rests on the key layers together, in which attention is judged, or on the connector, whichever carries
+    more; each is tested at half the error level (Bonferroni). Not on all language layers: what a layer reads changes
+    the attention of later layers, so that adapters without a query or a key reached up to 33 % there, but 6 % in the
+    key layers (real corrections: 22 to 35 %).
 
-    why_not   the reason why nothing was patched, where that is known
+    why_not   the reason why nothing was patched, if known
 
     Source: Vig et al., "Investigating gender bias in language models using causal mediation analysis", NeurIPS 2020;
     Meng et al., "Locating and editing factual associations in GPT", NeurIPS 2022.
@@ -90,7 +90,7 @@ def mediation_of(
 
 
 def mediated_nats(pair: ProbePair, layer: int) -> float | None:
-    """Margin after that goes when one layer's attention is put back; None where that was not tried."""
+    """Margin after that is lost when one layer's attention is put back; None if not measured."""
     patch = _patch(pair, LAYER, (layer,))
     margin = pair.after.scores.margin_nats
     return None if patch is None or margin is None else margin - patch.margin_nats
@@ -124,12 +124,12 @@ def _leg(
 def _why_no_share(patched: Sequence[ProbePair]) -> str:
     having = sum(any(one.part in (KEY_LAYERS, CONNECTOR) for one in pair.after.patches) for pair in patched)
     if having < len(patched):
-        return f"attention was put back in all language layers in {having} of {len(patched)} probes alone"
-    return "the margin did not surely rise, so nothing is to be carried"
+        return f"attention was put back in all language layers in only {having} of {len(patched)} probes"
+    return "the margin did not rise significantly, so there is no change to carry"
 
 
 def _shown(parts: Sequence[Mediated]) -> list[Mediated]:
-    """All but single layers, and of those the one that carries most."""
+    """All parts, but of single layers only the one that carries most."""
     layers = sorted((one for one in parts if one.part == LAYER), key=lambda one: -one.share.mean)[:1]
     return [*(one for one in parts if one.part != LAYER), *layers]
 
@@ -157,7 +157,7 @@ def _patch(pair: ProbePair, part: str, layers: tuple[int, ...]) -> PatternPatch 
 
 
 def _apart(patched: Sequence[ProbePair]) -> int:
-    """How many probes show that another model than "before" lent its attention; 0 where rounding explains them."""
+    """Number of probes showing that the attention came from another model than "before"; 0 if rounding explains it."""
     apart = 0
     for pair in patched:
         source, before, after = pair.after.patched_from, pair.before.scores, pair.after.scores

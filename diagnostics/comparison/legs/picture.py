@@ -1,4 +1,4 @@
-"""How much of the margin comes from the picture? The same question with a blank picture, another one, or none."""
+"""The leg "picture": how much of the margin comes from the picture, by asking with another, a blank, or no picture."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _WORDS = {
 def picture_leg(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float) -> Leg:
     """The share of the margin after that is lost without the true picture.
 
-    Judged is a picture of another answer, where enough probes have one: it alone shows that what the picture shows
-    decides. Else a blank one. The question without any picture is shown beside it and never judged: a model that
-    answers from the words may be thrown off by a prompt unlike all that it was trained on.
+    Judged with a picture of another answer if enough probes have one, since only that proves that the content decides;
+    else with a blank one. The question without any picture is shown but never judged: it may confuse even a model that
+    answers from the words, because the prompt is unlike its training data.
     """
     measured = {kind: _margins(pairs, kind) for kind in _WORDS}
     enough = {kind: one for kind, one in measured.items() if len(set(one[2])) >= thresholds.probes}
     most = max((len(one[2]) for one in measured.values()), default=0)
     if not most:
         return not_measured(
-            thresholds.picture, "No other picture was shown, so words alone may have sufficed."
+            thresholds.picture, "No other picture was tried, so the words alone may have sufficed."
         )
     judged = next((kind for kind in (OTHER, BLANK) if kind in enough), None)
     if judged is None:
@@ -48,7 +48,7 @@ def picture_leg(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float
     if value is None:
         return not_measured(
             thresholds.picture,
-            "The margin is not surely above 0, so no share of it can come from the picture.",
+            "The margin is not significantly above 0, so no share of it can come from the picture.",
             len(enough[judged][2]),
         )
     lost = listed([f"{percent(one.mean)} {_WORDS[kind]}" for kind, one in shares.items() if one is not None])
@@ -64,7 +64,7 @@ def picture_leg(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float
 
 
 def _margins(pairs: Sequence[ProbePair], kind: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Margins after with the true picture and with the other, of the probes that have both, and their pictures."""
+    """Margins after with the true picture and with the other one, for probes that have both, and their pictures."""
     found = [
         (pair, control.margin_nats)
         for pair in pairs

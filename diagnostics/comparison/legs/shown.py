@@ -1,4 +1,4 @@
-"""The legs of a verdict as pages, tables and cards show them, from comparison.json."""
+"""The legs of a verdict for pages, tables and cards, from comparison.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEGEND = f"{HOLDS} holds, {FAILS} does not, {NOT_MEASURED} not measured"
 
 
 class _Words(NamedTuple):
-    """A leg's name in Chinese, and what its value is a share of."""
+    """A leg's Chinese name, and the unit of its value."""
 
     chinese: str
     unit: str
@@ -34,10 +34,10 @@ class ShownLeg(NamedTuple):
     """One leg in words.
 
     mark       ``HOLDS``, ``FAILS`` or ``NOT_MEASURED``
-    value      "97.5 %"; "" where there is none, as for ``interval``
+    value      "97.5 %"; "" without one
     unit       what the value is a share of: "of the answers right"
-    interval   "86.8 to 99.9 %"
-    threshold  the least that counts: "80 %"
+    interval   "86.8 to 99.9 %"; "" without one
+    threshold  the least value that holds: "80 %"
     """
 
     name: str
@@ -52,10 +52,10 @@ class ShownLeg(NamedTuple):
 
 
 def shown_legs(group: Mapping[str, Any]) -> list[ShownLeg]:
-    """The legs that the verdict on a group rests on; none where it rests on something else.
+    """The legs behind a group's verdict; none if it was judged without legs.
 
-    Groups that must be kept, or with too few probes, are judged without legs, and comparisons of earlier versions have
-    none: the reasons are then other sentences than the legs'.
+    That applies to groups that must be kept, to groups with too few probes, and to comparisons of earlier versions;
+    their reasons are then not those of legs.
 
     group   one of "groups" of comparison.json
     """
@@ -66,7 +66,7 @@ def shown_legs(group: Mapping[str, Any]) -> list[ShownLeg]:
 
 
 def marks(group: Mapping[str, Any]) -> str:
-    """The legs in one word, in their order: "✓✓✓✓✓–"; "" where the verdict rests on none."""
+    """The marks of all legs, in order: "✓✓✓✓✓–"; "" without legs."""
     return "".join(leg.mark for leg in shown_legs(group))
 
 

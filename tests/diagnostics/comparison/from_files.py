@@ -70,7 +70,7 @@ class Record:
         return None
 
     def cost(self, region: str | None, kind: str = "occlusion", layers: list[int] | None = None):
-        """(cost of an intervention, mean cost of its controls or NaN), nats; None where not measured."""
+        """(cost of an intervention, mean cost of its controls or NaN), nats; None if not measured."""
         one = self.hidden(region, kind, layers)
         if one is None:
             return None
@@ -185,7 +185,7 @@ def mean_interval(values, pictures, level=LEVEL) -> tuple[float, float, float]:
 
 
 def share_interval(top, bottom, pictures, level=LEVEL) -> tuple[float, float, float] | None:
-    """Ratio of means; None where the lower is not surely above 0."""
+    """Ratio of means; None unless the lower is significantly above 0."""
     top, bottom, members = np.asarray(top, float), np.asarray(bottom, float), _clusters(pictures)
     drawn = _draws(len(members))
     tops, bottoms = (np.array([one[m].sum() for m in members])[drawn].sum(1) for one in (top, bottom))
@@ -457,8 +457,8 @@ class Reading:
         return float(np.mean(found)) if found else 0.0
 
     def _chosen(self, half: list[Pair]) -> int:
-        """Of the layers whose attention rose beyond chance, the one that carries most, else the surest; where none
-        rose, the one with the highest lower bound."""
+        """Among the layers whose attention rose significantly, the one that carries most, else the most significant; if
+        none rose, the one with the highest lower bound."""
         if not half:
             return 0
         pictures, count = _pictures(half), len(self.numbers)
@@ -1047,7 +1047,7 @@ def collapse(pairs: list[Pair]) -> Json | None:
 
 
 def recomputed(folder: Path, asked: Json) -> Json:
-    """``probes.json``, ``before/`` and ``after/`` of a folder → the numbers, verdicts and what the legs say.
+    """``probes.json``, ``before/`` and ``after/`` of a folder → the numbers, verdicts and legs.
 
     asked   "thresholds" of comparison.json
     """

@@ -17,7 +17,7 @@ def test_foils_that_the_model_before_does_not_say_are_named(tmp_path):
     assert answer_warnings([*said[FOIL][:2], *said["Eiffel"][:2]]) == []  # half of them is enough
     (line,) = answer_warnings([said[FOIL][0], *said["Eiffel"]])
     assert line.startswith(
-        "In 4 of the 5 probes that the model before gets wrong, it does not say the foil (Eiffel-0: "
+        "In 4 of the 5 probes that the model before gets wrong, it does not answer the foil (Eiffel-0: "
     )
     assert "'Eiffel'" in line and "and 1 more" in line
     right = flat(pairs_of(tmp_path, right=replace(made, margins=(3.0, 3.0), said=("Eiffel", "Pearl"))))

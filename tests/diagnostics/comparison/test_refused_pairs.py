@@ -46,7 +46,7 @@ def test_probes_without_a_foil_are_no_evidence_of_answers(tmp_path: Path) -> Non
     groups = comparison_of(pairs)["groups"]
     for name in ("towers", "retention"):
         assert groups[name]["probes"] == 24 and groups[name]["verdict"] == "too few probes"
-        assert groups[name]["reasons"][0].startswith("3 probes cannot tell a change from chance")
+        assert groups[name]["reasons"][0].startswith("3 probes cannot distinguish a change from chance")
     assert lost_groups(pairs) == [
         "retention: forgot. 0 % of the probes are answered correctly, 100 % before: less than 97 % of the accuracy "
         "before."

@@ -18,10 +18,10 @@ def evidence(group="towers", probes=40, images=None, after=1.0, effect_size=None
 
 def test_too_few_says_how_many_there_are_and_how_many_it_takes():
     assert verdict(evidence(probes=5, effect_size=0.5), Thresholds()).reasons == (
-        "5 probes cannot tell a change from chance; at least 20 probes on as many different images are needed, and "
-        "about 54 for a change as large and as consistent as this one.",
+        "5 probes cannot distinguish a change from chance; at least 20 probes on as many different pictures are "
+        "needed, and about 54 for a change as large and as consistent as this one.",
     )
-    assert "on 1 image cannot tell" in verdict(evidence(images=1), Thresholds()).reasons[0]
+    assert "on 1 picture cannot distinguish" in verdict(evidence(images=1), Thresholds()).reasons[0]
     assert (
         verdict(evidence(probes=5, effect_size=3.0), Thresholds())
         .reasons[0]
@@ -29,7 +29,7 @@ def test_too_few_says_how_many_there_are_and_how_many_it_takes():
     )
     assert verdict(evidence(probes=1), Thresholds()).reasons[0].startswith("1 probe cannot")
     assert (
-        verdict(evidence(probes=1, effect_size=0.0), Thresholds()).reasons[0].endswith("images are needed.")
+        verdict(evidence(probes=1, effect_size=0.0), Thresholds()).reasons[0].endswith("pictures are needed.")
     )
 
 

@@ -84,10 +84,11 @@ def test_without_guards_it_is_unguarded_and_with_broken_ones_no_correction(tmp_p
             group["verdict"] == "answers changed, a guard broke" and group["legs"]["guards"]["holds"] is False
         )
     for before, after in ((-1.0, -1.0), ([-1.0] * 10 + [4.0] * 14, [-1.0] * 9 + [4.0] * 15)):
-        wrong = replace(GUARDS, margins=(before, after))  # wrong before and after: they vouch for nothing
+        wrong = replace(GUARDS, margins=(before, after))  # wrong before and after: they prove nothing
         group = comparison_of(flat(pairs_of(tmp_path, towers=CORRECTED, others=wrong)))["groups"]["towers"]
         assert (
-            group["verdict"] == "corrected, unguarded" and "cannot vouch" in group["legs"]["guards"]["reason"]
+            group["verdict"] == "corrected, unguarded"
+            and "say nothing about this group" in group["legs"]["guards"]["reason"]
         )
     fell = replace(GUARDS, margins=(4.0, [-1.0] * 2 + [4.0] * 22))  # 92 % of 100 %
     group = comparison_of(flat(pairs_of(tmp_path, towers=CORRECTED, others=fell)))["groups"]["towers"]

@@ -132,6 +132,6 @@ def test_unlike_lengths_are_warned_of_by_name(tmp_path):
     assert reader.check([alike, replace(alike, foil=None)], "probes.json") == ()
     (line,) = reader.check([alike, *unlike], "probes.json")
     assert line.startswith(
-        "probes.json: in 5 of 6 probes answer and foil have unlike numbers of tokens: p0 (7 and 13), p1 (7 and 13), "
+        "probes.json: in 5 of 6 probes answer and foil differ in their number of tokens: p0 (7 and 13), p1 (7 and 13), "
         "p2 (7 and 13) and 2 more; "
     )

@@ -127,7 +127,7 @@ def test_too_many_requests_for_too_long(server, waits):
 @pytest.mark.parametrize("status", [500, 503])
 def test_the_server_fails(server, status):
     server.faults = [(status, message("CUDA out of memory"), {})]
-    assert f"the server failed ({status}: CUDA out of memory); its log says why" in refused(server)
+    assert f"the server failed ({status}: CUDA out of memory); check its log" in refused(server)
 
 
 def test_a_redirect_is_not_followed(server):
@@ -158,13 +158,13 @@ def test_no_answer_at_all(server):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b'{"choices": [{"mess', "broken or no JSON ({"),
-        (b"<html>\n<b>Welcome</b>", "broken or no JSON (<html> <b>Welcome</b>)"),
-        (b"\xff\xfe", "broken or no JSON"),
-        (b"[" * 100_000, "broken or no JSON"),
-        (b"[]", "without choices[0].message.content"),
-        (json.dumps({"choices": []}).encode(), "without choices[0].message.content"),
-        (json.dumps({"choices": [{"message": {"content": None}}]}).encode(), "parses reasoning or tools"),
+        (b'{"choices": [{"mess', "not valid JSON ({"),
+        (b"<html>\n<b>Welcome</b>", "not valid JSON (<html> <b>Welcome</b>)"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[]", "has no choices[0].message.content"),
+        (json.dumps({"choices": []}).encode(), "has no choices[0].message.content"),
+        (json.dumps({"choices": [{"message": {"content": None}}]}).encode(), "parsing of reasoning or tools"),
     ],
 )
 def test_broken_answers(server, body, words):
@@ -183,7 +183,7 @@ def test_a_server_that_takes_no_pictures(server, tmp_path, status):
     said = message("tiny is not a multimodal model")
     server.faults = [(status, said, {})] * 2
     picture = ImageRef("disc", write_picture(tmp_path / "disc.png"))
-    assert f"takes no pictures for tiny ({status}: tiny is not a multimodal model)" in refused(
+    assert f"accepts no pictures for tiny ({status}: tiny is not a multimodal model)" in refused(
         server, picture
     )
     assert "takes no pictures" not in refused(server)  # words alone

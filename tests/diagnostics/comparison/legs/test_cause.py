@@ -50,8 +50,8 @@ def test_a_rival_under_many_names_is_one(tmp_path: Path) -> None:
 
 def test_the_reason_says_which_share_there_is_none_of(tmp_path: Path) -> None:
     for margins, words in (
-        ((3.0, [9.0] * 12 + [-4.0] * 12), "the margin did not surely rise"),
-        ((-9.0, [9.0] * 12 + [-9.0] * 12), "the margin is not surely above 0"),
+        ((3.0, [9.0] * 12 + [-4.0] * 12), "the margin did not rise significantly"),
+        ((-9.0, [9.0] * 12 + [-9.0] * 12), "the margin is not significantly above 0"),
     ):
         pairs = flat(pairs_of(tmp_path, towers=Made(margins=margins), others=GUARDS))
         leg = comparison_of(pairs)["groups"]["towers"]["legs"]["cause"]
