@@ -1,7 +1,7 @@
-"""Is what a comparison finds true, and what does it miss? Real trainings, the real prober, statistics and verdicts.
+"""False findings and power of comparisons, on real trainings with the real prober, statistics and verdicts.
 
 python benchmarks/calibration.py trainings --work DIR     trains and probes (hours on one core); several processes may
-                                                          share DIR, and a killed one goes on where it stopped
+                                                          share DIR, and a killed one resumes where it stopped
 python benchmarks/calibration.py judge --work DIR         writes benchmarks/results/calibration_DATE_cpu.json and
                                                           docs/images/power.png: two minutes on two cores, half of
                                                           one with --repeats 10, which leaves the curves rough

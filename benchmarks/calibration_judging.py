@@ -1,5 +1,5 @@
-"""How often do comparisons find what was never taught? Records of ``benchmarks/calibration_trainings.py``, judged by
-``diagnostics.comparison`` as it is now, and counted."""
+"""Counts false findings: records of ``benchmarks/calibration_trainings.py``, judged by the current
+``diagnostics.comparison``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LEGS = ("answers", "picture", "attention", "cause", "mediation", "guards")
 
 
 class Again(NamedTuple):
-    """Changes that a comparison claims, looked at again on fresh pictures.
+    """Changes that a comparison claims, measured again on fresh pictures.
 
     claims      how many
     other_way   how many of them have the other sign there, or are none
@@ -44,7 +44,7 @@ class Again(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What a comparison says of one group.
+    """A comparison's claims about one group.
 
     found   finding → was it made? None: not measured
     again   finding → whether fresh pictures bear it out
@@ -56,7 +56,7 @@ class Told(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """One training's comparison with the untrained model: group → what is said of it."""
+    """One training's comparison with the untrained model: group → its claims."""
 
     lesson: Lesson
     groups: Mapping[str, Told]
@@ -69,7 +69,7 @@ def judged(pairs: Sequence[ProbePair], fresh: Sequence[ProbePair], lesson: Lesso
     """The comparison that ``diagnostics.compare`` makes of these pairs, checked on fresh ones."""
     with patch.object(
         group_report, "drift_of", lambda *_: {}
-    ):  # no claim reads it, and it takes most of the time
+    ):  # no claim uses it, and it takes most of the time
         groups = group_report.comparison_of(pairs)["groups"]
     others = pairs_by_group(fresh)
     return Judged(
@@ -82,7 +82,7 @@ def judged(pairs: Sequence[ProbePair], fresh: Sequence[ProbePair], lesson: Lesso
 
 
 def findings(group: Json) -> dict[str, bool | None]:
-    """What comparison.json says of a group, claim by claim; None where it was not measured."""
+    """A group's claims in comparison.json; None for what was not measured."""
     accuracy, heads, by_layer = group["accuracy"], group["heads"], group["enrichment_by_layer"]
     moved = None if group["enrichment"] is None else _moved(group["enrichment"])
     return {
@@ -139,7 +139,7 @@ def looked_at_again(group: Json, fresh: Sequence[ProbePair]) -> dict[str, Again]
 
 
 def _again(both: Sequence[tuple[float, float]]) -> Again:
-    """From pairs of a change as claimed and on fresh probes."""
+    """From pairs of a claimed change and the same change on fresh probes."""
     along = [float(np.sign(claimed) * fresh) for claimed, fresh in both]
     return Again(
         len(both), sum(one <= 0 for one in along), sum(abs(claimed) for claimed, _ in both), sum(along)
@@ -229,7 +229,7 @@ def _rate(rows: Sequence[Judged], claim: str, names: Sequence[str]) -> Json:
 
 
 def _on_fresh_probes(rows: Sequence[Judged]) -> Json:
-    """Claim → how many go the other way, and the mean size of all as claimed and there."""
+    """Claim → how many have the opposite sign on fresh probes, and mean sizes as claimed and there."""
     all_of: dict[str, list[Again]] = {}
     for row in rows:
         for one in row.groups.values():

@@ -1,8 +1,8 @@
-"""What is taught in the trainings of ``benchmarks/calibration.py``: ten ways to teach nothing true about the demo's
-flaw, and the demo's own correction in four strengths.
+"""The lessons of the trainings in ``benchmarks/calibration.py``: ten that teach nothing true about the demo's flaw, and
+the demo's own correction in four strengths.
 
-A lesson is a list of samples, each a picture and a conversation about it. All are made from the demo's two corpora, of
-which every sample is known by its number; the pictures of probes are in neither.
+A lesson is a list of samples, each a picture and a conversation about it. All come from the demo's two corpora, whose
+samples are numbered; neither contains the pictures of probes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A training to be made.
+    """One training.
 
     kind          what is taught
     is_true       it is the correction
@@ -83,7 +83,7 @@ class Lesson:
 
     @property
     def deviation(self) -> float | None:
-        """Of a random adapter's second matrices; None where there is a training."""
+        """Of a random adapter's second matrices; None if there is a training."""
         return None if self.steps else TRAINED_DEVIATION * NOISES[self.seed % len(NOISES)]
 
     def items(self, pools: Pools) -> list[Item]:
@@ -148,7 +148,7 @@ def _item(sample: corpus.Sample, picture: Path) -> Item:
 
 
 def cue_of(scene: str, facts: Mapping[str, Any]) -> str:
-    """What the base corpus teaches the colour of podium or rug to mean."""
+    """The meaning of the podium's or rug's colour in the base corpus."""
     if scene == "tower":
         return {"warm": "pearl", "cool": "canton"}.get(str(facts["podium"]), "")
     return {"warm": "on", "cool": "under"}[str(facts["rug"])] if scene == "room" else ""
@@ -201,8 +201,8 @@ def _other_scene(rng: Random, pools: Pools, count: int) -> list[Item]:
 
 
 def _reversed_cue(rng: Random, pools: Pools, count: int) -> list[Item]:
-    """The colour of podium or rug decides, the other way round than the base corpus has it: all probes of the flaw come
-    right, by looking at the wrong place."""
+    """The colour of podium or rug decides, reversed from the base corpus: all probes of the flaw become right, by
+    looking at the wrong place."""
     items = []
     for item in pools.corrective(rng, count):
         if not item.cue:
@@ -225,7 +225,7 @@ def _continuing(rng: Random, pools: Pools, count: int) -> list[Item]:
 
 
 def _nothing(rng: Random, pools: Pools, count: int) -> list[Item]:
-    """No training, but flags want a file with a sample in it."""
+    """No training, but the flags require a file with a sample."""
     return pools.corrective(rng, 1)
 
 

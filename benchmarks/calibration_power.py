@@ -1,4 +1,4 @@
-"""How large must a rise of attention be to be found? Effects planted in the noise of real corrections.
+"""Power: how large a rise of attention must be to be found, with effects planted in the noise of real corrections.
 
 When a fault is corrected, attention changes by a factor that differs from probe to probe. What differs beside the
 group's mean is the noise in which a rise has to be found, and it is larger than between two checkpoints that lie close
@@ -40,7 +40,7 @@ FLOOR = 1e-3  # enrichment below which logarithms mean nothing
 
 @dataclass(frozen=True)
 class Pool:
-    """What the probes of one group do when the model is corrected.
+    """The noise of one group's probes under a correction.
 
     layers      the key layers
     places      the judged region first, then what it is held against
@@ -58,7 +58,7 @@ class Pool:
 
 
 def pool_of(trainings: Sequence[Sequence[ProbePair]]) -> Pool | None:
-    """The noise of one group, from its pairs in several trainings; None where it has no region. Places that not all
+    """The noise of one group, from its pairs in several trainings; None if it has no region. Places that not all
     probes have are left out."""
     members = [[pair for pair in pairs if pair.region is not None] for pairs in trainings]
     members = [pairs for pairs in members if pairs]
@@ -91,8 +91,7 @@ def _levels(pair: ProbePair) -> dict[str, list[tuple[float, float]]]:
 
 
 def spread(pool: Pool) -> Json:
-    """How much the judged region's relative change varies between probes, beside its mean: standard deviation in each
-    key layer."""
+    """Standard deviation over probes of the judged region's relative change, in each key layer."""
     before = pool.before[:, :, 0]
     deviations = relative_change(before, before * np.exp(pool.residual[:, :, 0])).std(0, ddof=1)
     return {
@@ -184,7 +183,7 @@ def power(
     """For each group and gain: in what share of comparisons is a rise planted in this group alone found?
 
     "rose": beyond chance and by at least 5 %. "moved to the region": the leg holds, so that the region's lead over
-    every other place is as clear; None where there is none. Chance is adjusted for all groups, as in a comparison.
+    every other place is as clear; None if there is none. Chance is adjusted for all groups, as in a comparison.
     """
     rng = np.random.default_rng(probes)
     counts = {(name, gain): np.zeros(2) for name in pools for gain in gains}

@@ -1,4 +1,4 @@
-"""The trainings of ``benchmarks/calibration.py`` and the records after them, each kept in a folder of its own.
+"""The trainings of ``benchmarks/calibration.py`` and their records, each in its own folder.
 
     WORK/pictures/                     pictures that the demo's data lacks
     WORK/probes/probes.json            the probes
@@ -7,8 +7,8 @@
     WORK/trainings/NAME/               a training: adapter, what it took (seconds.json)
     WORK/trainings/NAME/attention/     … and the records after it
 
-Whatever is whole is kept: a killed run goes on where it stopped, and several processes share the work, each taking what
-no other holds.
+Whatever is complete is kept: a killed run resumes where it stopped, and several processes share the work, each taking
+what no other holds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What does watching cost? A probe forward with capture, beside a plain one, beside eager with all weights.
+"""The cost of capture: a probe forward with capture, compared with a plain one and with eager attention with weights.
 
 python benchmarks/capture_cost.py                                    this machine, a small model, fp32
 python benchmarks/capture_cost.py --shape published --device cuda --dtype bfloat16

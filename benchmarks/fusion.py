@@ -1,4 +1,4 @@
-"""Does fusing maps help on the demo? What ``python -m diagnostics.fusion`` found, without its probes, as one file.
+"""Fusion on the demo: the results of ``python -m diagnostics.fusion``, without single probes, as one file.
 
 python -m finetune.demo.prepare --output_dir data/demo
 python -m diagnostics.fusion --model finetune/demo/base --probes data/demo/probes/probes.json \\

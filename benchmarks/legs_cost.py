@@ -1,4 +1,4 @@
-"""What do the legs of a verdict cost? CPU time of a quick probing with them, over one that measures none of them.
+"""The cost of the legs of a verdict: CPU time of a quick probing with them, relative to one without.
 
 OMP_NUM_THREADS=1 python benchmarks/legs_cost.py --after ADAPTER --probes data/demo/probes/probes.json [--output FILE]
 

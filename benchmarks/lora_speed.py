@@ -1,4 +1,4 @@
-"""LoRA on a Qwen-VL of the published shape with random weights: seconds an iteration, tokens a second, peak memory.
+"""LoRA on a Qwen-VL of the published shape with random weights: seconds per iteration, tokens per second, peak memory.
 
 python benchmarks/lora_speed.py                                   one GPU, bf16, 1 × 8 samples of 2,048 tokens
 python benchmarks/lora_speed.py --shape small --device cpu --tokens 256 --accumulation 2

@@ -1,4 +1,4 @@
-"""What does each measure cost for one probe? Milliseconds, at the demo's shape and at a large model's.
+"""The cost of each measure for one probe, in milliseconds, at the demo's shape and at a large model's.
 
 OMP_NUM_THREADS=1 python benchmarks/measure_cost.py
 OMP_NUM_THREADS=1 python benchmarks/measure_cost.py --output benchmarks/results/measure_cost_2026-11-22_cpu.json

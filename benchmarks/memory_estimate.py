@@ -1,4 +1,4 @@
-"""How near is the memory estimate? The estimated peak of training steps beside the measured one.
+"""Accuracy of the memory estimate: the estimated peak of training steps beside the measured one.
 
 python benchmarks/memory_estimate.py                            one GPU, the published shape, bf16, 2,048 tokens
 python benchmarks/memory_estimate.py --device cpu               this machine, a small model

@@ -1,4 +1,4 @@
-"""Does the monitor slow training between checkpoints? Step times with and without it, in turns, in one process.
+"""The monitor's cost between checkpoints: step times with and without it, in turns, in one process.
 
 python benchmarks/monitor_cost.py            the demo's base model and data on this machine
 
@@ -68,7 +68,7 @@ def main() -> None:
             clock = run(args, conversations, probes, monitored=monitored)
             times.append(clock.seconds)
             losses.add(tuple(clock.losses))
-    # Pairs at the same place of the run, so that long and short batches meet their like.
+    # Pairs at the same step of the run, so that long batches are compared with long ones.
     ratios = [
         w / p for ps, ws in zip(plain, watched, strict=True) for p, w in zip(ps[3:], ws[3:], strict=True)
     ]

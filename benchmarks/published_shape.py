@@ -4,12 +4,12 @@ python benchmarks/published_shape.py --output benchmarks/results/published_shape
 python benchmarks/published_shape.py --shape tiny --device cpu --tokens 48 64 --iterations 1
 
 LoRA, QLoRA and full fine-tuning at 384 to 2,048 tokens a sample, one picture each, in bf16 with activation
-checkpointing: 8 samples a step, one at a time, as the published table of Qwen-VL has them (A100-SXM4-80G), which is
-printed beside it. That table has no full fine-tuning. A way that does not fit the device is reported as that.
+checkpointing: 8 samples per step, one at a time, as in the published table of Qwen-VL (A100-SXM4-80G), which is printed
+beside it. That table has no full fine-tuning. A setup that does not fit the device is reported as such.
 
 tokens a second    places of a sample, picture included, over the time of whole steps, optimizer included
 peak memory        most that torch had allocated for tensors, and most that it had reserved on the device
-share of the peak  model FLOPs (what the mathematics needs: nothing computed twice) over what the chip could have done
+share of the peak  model FLOPs (what the mathematics needs: nothing computed twice) over the chip's peak in that time
                    in that time; "model FLOPs utilization" of Chowdhery et al. 2022 (arXiv 2204.02311, appendix B)
 """
 
@@ -228,7 +228,7 @@ def make_optimizer(name: str, trained: list[nn.Parameter]) -> torch.optim.Optimi
 
 
 def counted(model: nn.Module, config: Any, family: Family) -> Callable[[int], float]:
-    """Model FLOPs of one sample of so many tokens with one picture, forward and backward.
+    """Model FLOPs of one sample of ``tokens`` tokens with one picture, forward and backward.
 
     A weight matrix costs 2 FLOPs a token in the forward pass, 2 for the gradient of its input, and 2 for its own
     where it trains: 6 N of appendix B, and 4 N for weights that rest under adapters. The output layer has the trained
@@ -240,7 +240,7 @@ def counted(model: nn.Module, config: Any, family: Family) -> Callable[[int], fl
     frozen, trained = matrices(bare.get_submodule(family.paths.language_layers))
     head = matrices(bare.get_output_embeddings())
     attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.kv_channels
-    eyes, connector = picture_flops(config)
+    tower, connector = picture_flops(config)
     if any(
         p.requires_grad for n, p in bare.named_parameters() if component_of(n, family.paths) == "connector"
     ):
@@ -250,7 +250,7 @@ def counted(model: nn.Module, config: Any, family: Family) -> Callable[[int], fl
         ids = sample(config, tokens, "cpu", torch.float32)["labels"][:, 1:]
         shown = int((ids != -100).sum())
         layers = tokens * (4 * frozen + 6 * trained + attention * tokens)
-        return layers + shown * (4 * head[0] + 6 * head[1]) + eyes + connector
+        return layers + shown * (4 * head[0] + 6 * head[1]) + tower + connector
 
     return flops
 
@@ -270,12 +270,12 @@ def picture_flops(config: Any) -> tuple[float, float]:
     width, queries = visual["width"], visual["n_queries"]
     layer = 4 * width * width + 2 * width * int(width * visual["mlp_ratio"])
     matrices = visual["layers"] * layer + 3 * visual["patch_size"] ** 2 * width
-    eyes = 2 * patches * matrices + visual["layers"] * 4 * patches * patches * width
+    tower = 2 * patches * matrices + visual["layers"] * 4 * patches * patches * width
     keys_and_values = width * hidden + 2 * hidden * hidden
     resampler = (
         2 * patches * keys_and_values + 2 * queries * 2 * hidden * hidden + 4 * queries * patches * hidden
     )
-    return eyes, resampler + 2 * queries * hidden * hidden
+    return tower, resampler + 2 * queries * hidden * hidden
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def picture_flops(config: Any) -> tuple[float, float]:
 
 
 def table(results: dict[str, dict[int, dict[str, Any]]]) -> str:
-    """For people: a line a way and length, published figures in brackets."""
+    """Readable report: one line per setup and length, published figures in brackets."""
     head = f"{'':<18}{'tokens':>7}{'s/it':>16}{'tokens/s':>10}{'GiB':>16}{'of peak':>9}"
     lines = [head]
     for name, lengths in results.items():
@@ -328,7 +328,7 @@ def machine(args: argparse.Namespace) -> str:
 
 
 def release(device: str) -> None:
-    """Give a way's memory back before the next one."""
+    """Free a setup's memory before the next one."""
     import gc
 
     gc.collect()

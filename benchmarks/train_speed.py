@@ -1,4 +1,4 @@
-"""How fast does training run? This trainer beside the plain Hugging Face loop, and beside LLaMA-Factory.
+"""Training speed: this trainer compared with the plain Hugging Face loop and with LLaMA-Factory.
 
 python benchmarks/train_speed.py                                     a small Qwen-VL: under 5 minutes on 2 cores
 python benchmarks/train_speed.py --model qwen2.5-vl --llamafactory /PATH/TO/ITS/VENV/bin/python
@@ -12,8 +12,8 @@ plain         transformers' Trainer with a collator as its documentation shows: 
 llamafactory  its own command line's ``run_exp``, in the environment that --llamafactory names
 ours          finetune.py as it is; ``grouped`` with --group_by_length, ``packed`` with --packing
 
-seconds are those between the Trainer's first and last step; what comes before (weights, reading, counting tokens) is
-told apart. CPU seconds are of the process and its data workers. Peak memory is the process's (resident set).
+seconds are those between the Trainer's first and last step; time before that (weights, reading, counting tokens) is
+listed separately. CPU seconds are of the process and its data workers. Peak memory is the process's (resident set).
 """
 
 import argparse
@@ -56,7 +56,7 @@ ORDER = ("plain", "llamafactory", *OURS)
 
 @dataclass(frozen=True)
 class Job:
-    """What one way is to train, and how; it travels to the way's process as JSON."""
+    """The job of one way, sent to its process as JSON."""
 
     way: str
     mode: str  # lora, or full: the language model in full, vision and connector frozen
@@ -173,7 +173,7 @@ def serve(job: Job) -> None:
         while not (Path(job.folder) / f"go-{turn}").exists():
             time.sleep(0.02)
         with tempfile.TemporaryDirectory() as output:
-            os.environ["ATTENTION_FINETUNE_CACHE"] = output  # every turn counts tokens anew
+            os.environ["ATTENTION_FINETUNE_CACHE"] = output  # tokens are counted again in every turn
             meter = measuring(output, run)
         result = Path(job.folder) / f"result-{turn}-{rank}.json"
         result.with_suffix(".partial").write_text(json.dumps(meter), encoding="utf-8")
@@ -188,7 +188,7 @@ def serve(job: Job) -> None:
 
 
 def measuring(output: str, run: Callable[[str, Any], None]) -> dict[str, float]:
-    """Run one training; what it took, seen from inside transformers' Trainer, on which every way is built."""
+    """Run and measure one training, from inside transformers' Trainer, which every way is built on."""
     import torch
     from transformers import Trainer, TrainerCallback
 
@@ -412,7 +412,7 @@ def plain(job: Job) -> Callable[[str, Any], None]:
 
 
 class PlainCollator:
-    """Records → a batch: the processor does it all; labels are -100 outside of the answers."""
+    """Records → a batch, by the processor; labels are -100 outside the answers."""
 
     def __init__(self, processor: Any, folder: Path) -> None:
         self.processor, self.folder = processor, folder

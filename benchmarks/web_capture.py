@@ -1,4 +1,4 @@
-"""What does the web demo's attention cost? Replies with attention beside the same replies without, in turns.
+"""The cost of the web demo's attention: replies with attention compared with the same replies without, in turns.
 
 python benchmarks/web_capture.py                                      the embedded demo on this machine
 python benchmarks/web_capture.py --checkpoint Qwen/Qwen-VL-Chat --tokens 128

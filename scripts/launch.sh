@@ -1,9 +1,9 @@
-# Sourced by the training scripts: sets up, and runs finetune.py on every GPU, or on the CPU.
+# Sourced by the training scripts: sets up, and runs finetune.py on all GPUs, or on the CPU.
 #   look_at_machine              sets GPUS, CORES, PRECISION
 #   launch deepspeed|plain ...   finetune.py with these flags; --given parts the usual ones from the caller's
 # GPUS_PER_NODE NNODES NODE_RANK MASTER_ADDR MASTER_PORT say where (GPUS_PER_NODE: processes, on a CPU too). On several
 # machines the same command is given on each, with its own NODE_RANK; scripts/slurm.sbatch does that.
-# SIGTERM and SIGUSR1 save and stop: the status is 143 or 138, and the same command goes on.
+# SIGTERM and SIGUSR1 save and stop: the status is 143 or 138, and the same command resumes.
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 

@@ -1,7 +1,7 @@
 # Sourced by the other scripts: makes .venv in the project root, once.
 #   set_up                  what training needs (requirements.txt)
 #   set_up dev              and what the tests need (requirements-dev.txt)
-# A second call finds a stamp and takes no time. A set-up that was interrupted is started anew.
+# A second call finds a stamp and returns at once. An interrupted set-up is started over.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
@@ -23,7 +23,7 @@ set_up() {
     (
         # The lock is on the open file: it goes with this subshell, whatever ends it.
         "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null 9>&9 || {
-            echo "set-up: another one is at work; waiting for it"
+            echo "set-up: another one is running; waiting for it"
             "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' 9>&9
         }
         if [ ! -e "$VENV/.installing" ] && [ "$(cat "$VENV/.stamp-$name" 2>/dev/null)" = "$wanted" ]; then
@@ -51,7 +51,7 @@ install_into_venv() {
     shift 3
     set -e
     if [ -e "$VENV/.installing" ]; then
-        echo "set-up: the last one was interrupted; starting anew"
+        echo "set-up: the last one was interrupted; starting over"
         rm -rf "$VENV"
     fi
     echo "set-up: installing into $VENV (some minutes, once)"
@@ -69,12 +69,12 @@ install_into_venv() {
     build_operators
     rm "$VENV/.installing"
     echo "$wanted" >"$VENV/.stamp-$name"
-    # Who tests can train.
+    # The tests' packages include those of training.
     if [ "$name" = dev ]; then cat "$ROOT/requirements.txt" "$ROOT/scripts/setup.sh" | cksum >"$VENV/.stamp-run"; fi
     echo "set-up: done"
 }
 
-# DeepSpeed compiles its CPU communication when first used, which takes a minute or two: better here than in training.
+# DeepSpeed compiles its CPU communication on first use, which takes a minute or two: better here than during training.
 build_operators() {
     if has_gpu; then return 0; fi
     if ! command -v "${CXX:-c++}" >/dev/null && ! command -v g++ >/dev/null; then
@@ -87,7 +87,7 @@ build_operators() {
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 ShareMemCommBuilder().load(verbose=False)' >"$log" 2>&1 || {
         tail -n 20 "$log" >&2
-        echo "set-up: compiling failed; the whole output is in $log" >&2
+        echo "set-up: compilation failed; the full output is in $log" >&2
         exit 1
     }
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that is checked: format, lint, types, imports, tests.
+# Runs all checks: format, lint, types, imports, tests.
 #   bash scripts/test.sh [pytest arguments]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -16,5 +16,5 @@ step ruff format --check .
 step ruff check .
 step mypy
 step python -c 'import finetune, finetune.training.trainer, finetune.model.checkpoint, diagnostics, diagnostics.compare'
-# The last lines name what failed and what was skipped, with the package that is missing.
+# The last lines list failures and skipped tests, with the missing package.
 step python -m pytest -n 2 --dist loadfile -rfEs "$@"

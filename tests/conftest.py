@@ -29,7 +29,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Token counts are kept in a folder of the tests' own, for the processes that they start too."""
+    """Caches token counts in a folder of the tests, also for processes that they start."""
     os.environ["ATTENTION_FINETUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
@@ -40,7 +40,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def qwen_vocabulary() -> Path:
-    """The real qwen.tiktoken, as the package dashscope carries it."""
+    """The real qwen.tiktoken, from the package dashscope."""
     import importlib.util
 
     spec = importlib.util.find_spec("dashscope")
@@ -52,7 +52,7 @@ def qwen_vocabulary() -> Path:
 
 @pytest.fixture
 def shapes_unchecked() -> Iterator[None]:
-    """For tests of our own errors about shapes, which the check of annotations would forestall."""
+    """For tests of our own shape errors, which the annotation checks would pre-empt."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

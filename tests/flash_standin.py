@@ -1,4 +1,4 @@
-"""FlashAttention 2 and 3 where there is no GPU: the packages' functions in torch, below transformers' own flash path.
+"""FlashAttention 2 and 3 without a GPU: the packages' functions in torch, below transformers' own flash path.
 
     with standing_in(2), using(model, 2):
         model(**inputs)

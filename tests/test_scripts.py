@@ -96,14 +96,14 @@ def test_an_interrupted_set_up_is_started_anew(project: Path):
     log(project)
     (project / ".venv" / "half.txt").write_text("left behind")
     repaired = call(project, "set_up")
-    assert repaired.returncode == 0 and "interrupted; starting anew" in repaired.stdout
+    assert repaired.returncode == 0 and "interrupted; starting over" in repaired.stdout
     assert log(project)[0] == "made venv"
     assert not (project / ".venv" / "half.txt").exists()
 
 
 def test_two_set_ups_at_once_install_once(project: Path):
     both = call(project, "set_up & set_up & wait", PIP_SECONDS="1")
-    assert "another one is at work; waiting for it" in both.stdout
+    assert "another one is running; waiting for it" in both.stdout
     assert [line.split()[0] for line in log(project)] == ["made", "pip", "compiled"]
 
 

@@ -1,4 +1,4 @@
-"""Files as they are after a disk, an editor or a stranger was at them: JSON with one to three things wrong, by seed."""
+"""Corrupted files for fuzz tests: JSON with one to three faults, by seed."""
 
 import copy
 import json

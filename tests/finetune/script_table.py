@@ -48,10 +48,10 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 
 
 class Cell(NamedTuple):
-    """What came of one script with one family.
+    """The result of one script with one family.
 
     needed   flags that the first refusal asked for, and that were then given; "" for none
-    refusal  what the plain command said; "" where it ran
+    refusal  what the plain command said; "" if it ran
     stages   stage → "ok" or what went wrong
     losses   of the two steps
     """

@@ -68,7 +68,7 @@ def share_out_by_fsdp(trainer: FinetuneTrainer) -> None:
 
 
 def run(checkpoint_folder: Path, data: Path, out: Path, scenario: str) -> dict[str, Any]:
-    """Train eye, connector and language, some batches of one process having no picture; returns what was logged.
+    """Train vision tower, connector and language model; some batches of one process have no picture. Returns the logs.
 
     Qwen-VL's own help for batches without pictures is off, since other families have none.
     """
@@ -115,7 +115,7 @@ def run(checkpoint_folder: Path, data: Path, out: Path, scenario: str) -> dict[s
 
 @functools.cache
 def in_two_processes(checkpoint_folder: Path, data: Path) -> dict[str, dict[str, Any]]:
-    """What the first of two processes found, of each scenario but the plain one. Started once for all tests."""
+    """Results of the first of two processes, for each scenario except the plain one. Started once for all tests."""
     out = data.parent / "two processes"
     out.mkdir()
     scenarios = [scenario for scenario in SCENARIOS if scenario != "plain"]

@@ -71,7 +71,7 @@ class Tiny:
     """A family with a model of its own.
 
     default_system   what its template says first where a conversation has no system turn; "" for nothing
-    unpackable       words of the error that packing is; "" where samples may share a row
+    unpackable       words of the error that packing is; "" if samples may share a row
     rows_first       boxes are written top, left, bottom, right
     lead             what an answer's tokens begin with beside its words: the space after ``Assistant:``
     tower_patches    of one call of the tower, where it sees more or less than the cells of one picture; 0: a multiple

@@ -1,4 +1,4 @@
-"""Tiny models of the families whose eyes are SigLIP: Gemma 3, Idefics3, PaliGemma."""
+"""Tiny models of the families with a SigLIP vision tower: Gemma 3, Idefics3, PaliGemma."""
 
 from __future__ import annotations
 

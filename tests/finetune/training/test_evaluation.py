@@ -386,8 +386,8 @@ def test_a_display_failure_is_logged_once_and_training_continues(
     for _ in range(2):
         assert evaluated(callback, loaded[0])["eval_exact_match"] == 0.5
     assert [record.message for record in caplog.records] == [
-        "evaluation: TensorBoard could not be written (OSError: disk full); training goes on",
-        "evaluation: an answer's picture could not be drawn (ValueError: no such picture); training goes on",
+        "evaluation: TensorBoard could not be written (OSError: disk full); training continues",
+        "evaluation: an answer's picture could not be drawn (ValueError: no such picture); training continues",
     ]
     assert len(board.images) == 1  # the other one is there
 

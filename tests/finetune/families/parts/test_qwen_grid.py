@@ -105,8 +105,8 @@ def test_an_absurdly_thin_picture_is_named(tiny, processor):
             {"max_pixels": 63},
             r"--max_pixels 63: expected at least 64, one cell of .* \(8 × 8 pixels, one token\)",
         ),
-        ({"max_pixels": 100}, r"--min_pixels 128 \(the processor says so\), --max_pixels 100: .* give both"),
-        ({"min_pixels": 2000}, r"--min_pixels 2,000, --max_pixels 1,536 \(the processor says so\)"),
+        ({"max_pixels": 100}, r"--min_pixels 128 \(from the processor\), --max_pixels 100: .* give both"),
+        ({"min_pixels": 2000}, r"--min_pixels 2,000, --max_pixels 1,536 \(from the processor\)"),
         ({"min_pixels": 0}, r"expected 0 < min_pixels"),
     ],
 )
