@@ -1,7 +1,7 @@
 """``attention-finetune VERB …``: every program of this project under one name.
 
-A verb runs the same module as ``python -m MODULE``, with the same flags. Nothing but the standard library is imported
-until a verb's flags are known to be right, so ``--help`` answers at once.
+A verb runs the same module as ``python -m MODULE``, with the same flags. Only the standard library is imported until a
+verb's flags are checked, so ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TRAINING_FLAGS = "finetune/flags/help.py"
 class Verb(NamedTuple):
     """A program: what it does, in a line, the module that ``python -m`` runs, and the file that declares its flags.
 
-    That file is run by its path: importing it would import its package first, which for ``finetune`` takes seconds.
+    That file is run by its path: importing it would first import its package, which takes seconds for ``finetune``.
     """
 
     summary: str
@@ -34,7 +34,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "train": Verb(
-        "fine-tune a model, with the attention monitor if asked", "attention_finetune.train", TRAINING_FLAGS
+        "fine-tune a model, optionally with the attention monitor", "attention_finetune.train", TRAINING_FLAGS
     ),
     "compare": Verb(
         "before / after: two checkpoints on the same probes, with a verdict",
@@ -48,7 +48,7 @@ VERBS = {
     ),
     "render": Verb("redraw the attention maps of a run", "diagnostics.render", "diagnostics/flags/render.py"),
     "fusion": Verb(
-        "are several attention maps better than the best one?",
+        "compare fused attention maps with the best single one",
         "diagnostics.fusion",
         "diagnostics/flags/fusion.py",
     ),
@@ -66,7 +66,7 @@ VERBS = {
         "finetune/flags/corrective.py",
     ),
     "web": Verb(
-        "chat with a model in the browser, and see what it looks at",
+        "chat with a model in the browser and see its attention",
         "diagnostics.web",
         "diagnostics/flags/web.py",
     ),
@@ -119,7 +119,7 @@ def run(module: str, argv: Sequence[str]) -> None:
 
 
 def help_text() -> str:
-    """The verbs, a line each."""
+    """The verbs, one per line."""
     summaries = {name: verb.summary for name, verb in VERBS.items()} | {COMPLETION: COMPLETION_SUMMARY}
     width = max(map(len, summaries))
     verbs = [f"  {name:<{width}}  {summary}" for name, summary in summaries.items()]
@@ -129,13 +129,13 @@ def help_text() -> str:
 
 
 def completed_verbs() -> dict[str, completion.Verb]:
-    """Every verb with its flags, as the programs' own parsers have them."""
+    """Every verb with its flags, from the programs' own parsers."""
     verbs = {name: completion.Verb(verb.summary, _flags(verb)) for name, verb in VERBS.items()}
     return verbs | {COMPLETION: completion.Verb(COMPLETION_SUMMARY, dict.fromkeys(completion.SHELLS, ()))}
 
 
 def _flags(verb: Verb) -> dict[str, tuple[str, ...]]:
-    """Flag → the values it may have; () where they are free."""
+    """Flag → its possible values; () if they are free."""
     found = _declared(verb)
     if verb.flags == TRAINING_FLAGS:
         flags = {f"--{flag.name}": flag.values for group in found["groups"]() for flag in group.flags}

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 
 class Verb(NamedTuple):
-    """A verb as a shell sees it: what it does, in a line, and its flags (``--depth``) with the values of each.
+    """A verb for shell completion: a one-line summary, and its flags (``--depth``) with their values.
 
-    () are values that are free: names of files are completed there.
+    (): free values, completed as file names.
     """
 
     summary: str

@@ -21,7 +21,7 @@ from finetune.flags import parse
 
 @refusing()
 def refuse_own_input(argv: Sequence[str]) -> None:
-    """Raises RefusedError where a flag, or the file of ``--config``, names a model or data."""
+    """Raises RefusedError if a flag, or the file of ``--config``, names a model or data."""
     argv = parse.expanded(argv)
     given = [f"--{name}" for name in NOT_OF_THE_DEMO if parse.has_value(argv, name)]
     if given:

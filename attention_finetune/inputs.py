@@ -18,7 +18,7 @@ from finetune.samples import conversation, source, videos
 from finetune.training import run_folder
 
 NOT_OF_THE_DEMO = ("model_name_or_path", "data_path", "corrective_data", "replay_data")
-"""Flags of a run of one's own: where one is given, nothing is the demo's."""
+"""Flags of a user's own run: any of them switches the demo off."""
 
 
 def with_demo(argv: Sequence[str]) -> Sequence[str]:
@@ -97,7 +97,7 @@ def with_adapter(args: Arguments, *, given: set[str]) -> Arguments:
 
 
 def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:
-    """Is this a new, a resumed or a finished run? The first process decides for all."""
+    """Whether this is a new, a resumed or a finished run. The first process decides for all."""
     training = args.training
 
     def decide() -> run_folder.Start:
@@ -172,7 +172,7 @@ def build_dataset(
 
 
 def require_everywhere(folder: Path | None) -> None:
-    """Raises ValueError where a machine of the run lacks the checkpoint from which the first one resumes."""
+    """Raises ValueError if a machine of the run lacks the checkpoint from which the first one resumes."""
     if folder is None or not is_distributed():
         return
     seen = gathered((socket.gethostname(), (folder / run_folder.STATE_FILE).is_file()))

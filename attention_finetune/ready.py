@@ -12,7 +12,7 @@ SAMPLES_SHOWN_FROM = 2000
 
 
 class Probes(NamedTuple):
-    """The probes to judge by, and those to choose the key layers on; () where there are none."""
+    """The probes to judge by, and those to choose the key layers on; () if there are none."""
 
     judged: Any = ()
     calibration: Any = ()

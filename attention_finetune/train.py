@@ -184,7 +184,7 @@ def save(run: Run) -> None:
 
 
 def compare(run: Run) -> None:
-    """Raises IncompleteError where the monitor could not write its pictures or its before / after report.
+    """Raises IncompleteError if the monitor could not write its pictures or its before / after report.
 
     The monitor itself makes the comparison at the end of training, while the model is still loaded.
     """

@@ -108,7 +108,7 @@ def _span(least: float, most: float | None) -> str:
 def read(path: Path) -> Any:
     """What a JSON file holds.
 
-    Raises ValueError where it cannot be read, is not UTF-8, is broken, or is nested too deeply.
+    Raises ValueError if it cannot be read, is not UTF-8, is broken, or is nested too deeply.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -181,7 +181,7 @@ def load(path: Path, shape: Shape, *, required: Sequence[str] = (), remedy: str 
 
 
 def refuse(found: Sequence[str], where: str, remedy: str = "") -> None:
-    """Raises ValueError where anything is found."""
+    """Raises ValueError if anything is found."""
     if not found:
         return
     lines = [*found[:MOST_FAULTS_SHOWN], *(["…"] if len(found) > MOST_FAULTS_SHOWN else [])]

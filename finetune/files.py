@@ -23,7 +23,7 @@ class WriteError(OSError):
 def in_place_of(path: Path) -> Iterator[Path]:
     """A temporary path to write to; it replaces ``path`` when the block ends. Missing parent folders are made.
 
-    Raises WriteError where that fails: nothing half-written is left, and an older file stays.
+    Raises WriteError if that fails: nothing half-written is left, and an older file stays.
     """
     # Not named after the file, whose name may already have the greatest length.
     temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.tmp")
@@ -45,7 +45,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder, and write and remove a file in it. Raises ValueError where that fails."""
+    """Make the folder, and write and remove a file in it. Raises ValueError if that fails."""
     try:
         write_atomically(folder / ".trial", b"")
         (folder / ".trial").unlink()

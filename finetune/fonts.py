@@ -78,7 +78,7 @@ def text_font(text: str) -> Path:
 def latin_font() -> Path:
     """DejaVu Sans: matplotlib's copy where it is installed, else the system's.
 
-    Raises ValueError where there is neither.
+    Raises ValueError if there is neither.
     """
     package = importlib.util.find_spec("matplotlib")
     bundled = "mpl-data/fonts/ttf/DejaVuSans.ttf"

@@ -1,7 +1,7 @@
 """Sharded parameters (ZeRO-3, FSDP): whole shapes, local values, and gathering.
 
 ZeRO-3 leaves an empty parameter with the whole shape in ``ds_shape`` and the shard in ``ds_tensor``; FSDP 2 makes a
-DTensor; FSDP 1 makes flat shards, whose parameters cannot be told apart.
+DTensor; FSDP 1 makes flat shards, whose parameters cannot be identified.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class Call(NamedTuple):
     def of_tokens(self) -> Call:
         """The call without the keys of a static cache that no token has filled yet.
 
-        Raises ValueError where the kernel reads those keys too.
+        Raises ValueError if the kernel reads those keys too.
         """
         queries, keys = self.lengths
         if self.past is None or self.past + queries >= keys:
@@ -150,7 +150,7 @@ class Watch:
         self._modules.append(weakref.ref(module))
 
     def check_kernels(self) -> None:
-        """Raises ValueError where a watched module is to run a kernel that cannot be observed."""
+        """Raises ValueError if a watched module is to run a kernel that cannot be observed."""
         configs = (vars(module).get("config") for module in self._watched() if module in _KERNELS)
         for config in {id(config): config for config in configs if config is not None}.values():
             check_kernel(str(config._attn_implementation))
@@ -163,7 +163,7 @@ class Watch:
         after: Callable[[nn.Module, Any], None] | None = None,
     ) -> None:
         """Call methods around each forward of a module: ``before(module, arguments, options)`` and ``after(module,
-        output)``, whose output is None where it raised. Not when a backward pass runs the module again (activation
+        output)``, whose output is None if it raised. Not when a backward pass runs the module again (activation
         checkpointing). The methods' owner is held weakly."""
         found = _Forward(self, *(None if one is None else WeakMethod(one) for one in (before, after)))
         _FORWARDS[module] = (*_FORWARDS.get(module, ()), found)
@@ -234,7 +234,7 @@ def remove_all(model: nn.Module) -> None:
 
 
 def check_is_free(modules: Iterable[nn.Module]) -> None:
-    """Raises ValueError where another extractor or tap watches one of the modules."""
+    """Raises ValueError if another extractor or tap watches one of the modules."""
     if any(module in _KERNELS and _KERNELS[module][0].is_open for module in modules):
         raise ValueError(
             "another AttentionExtractor is attached to this model; call its remove() first (or "
@@ -339,7 +339,7 @@ def _reporting(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _watching(module: nn.Module) -> tuple[_Forward, ...]:
-    """The watchers to notify that this module runs. Raises ValueError where its rows would be mixed up or lost."""
+    """The watchers to notify that this module runs. Raises ValueError if its rows would be mixed up or lost."""
     found = _FORWARDS.get(module, ())
     if not found:
         _check_is_no_replica(module)

@@ -69,7 +69,7 @@ class ConversationDataset(Dataset[Sample]):
     ) -> None:
         assert lengths is None or len(lengths.tokens) == len(mixture.conversations)
         self.mixture, self.conversations, self.lengths = mixture, mixture.conversations, lengths
-        self.source_of = mixture.source_of  # the mixture makes it anew each time
+        self.source_of = mixture.source_of  # the mixture recomputes it on each access
         self.processor, self.family = processor, family
         self.max_length, self.on_bad_sample, self.look = max_length, on_bad_sample, look
 
@@ -212,7 +212,7 @@ class Fitting(NamedTuple):
             yield self._selected(source, lengths, smaller, left_out)
 
     def _readable(self, source: Source, lengths: Lengths) -> tuple[Source, Lengths]:
-        """The source without what this model cannot read. Raises ValueError where such samples are not dropped."""
+        """The source without what this model cannot read. Raises ValueError if such samples are not dropped."""
         faults = faults_of(source.conversations, lengths, self.processor, self.family)
         if not faults:
             return source, lengths
@@ -410,7 +410,7 @@ class Collator:
 
 
 def blank_video(family: Family, processor: Any) -> Encoded | None:
-    """A short sequence with the smallest video, no label trained; None where the family reads no videos."""
+    """A short sequence with the smallest video, no label trained; None if the family reads no videos."""
     still = ImageRef("blank", cast(Any, Image.new("RGB", (8, 8))), size_pixels=(8, 8))
     video = VideoRef("blank", (0.0,), frames=(still,), size_pixels=(8, 8), max_pixels=1)
     try:

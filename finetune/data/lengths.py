@@ -134,10 +134,10 @@ def shrink(
 ) -> Conversation | None:
     """The conversation with its largest pictures bounded in pixels, as little as makes it fit ``max_length`` tokens.
 
-    All pictures and frames get one bound (``ImageRef.max_pixels``), so small ones stay as they are. None where the text
+    All pictures and frames get one bound (``ImageRef.max_pixels``), so small ones stay as they are. None if the text
     alone, with pictures as small as the family takes them, is too long.
 
-    Raises ValueError where the family's pictures all have one size: they cannot be shrunk.
+    Raises ValueError if the family's pictures all have one size: they cannot be shrunk.
     """
     bounds = [_pixels(ref) for ref in conversation.media]
     if _tokens(conversation, processor, family) <= max_length:
@@ -199,7 +199,7 @@ def _count(conversation: Conversation, processor: Any, family: Family, slot: int
 
 
 def _pictures_and_words(conversation: Conversation) -> Conversation:
-    """Without videos, and without boxes, which say of which image they are by number."""
+    """A part without videos and without boxes, which refer to their picture by index."""
     turns = [
         replace(turn, parts=tuple(part for part in turn.parts if isinstance(part, ImageRef | str)))
         for turn in conversation.turns

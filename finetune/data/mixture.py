@@ -15,7 +15,7 @@ of the base. The shorter one is taken. With ``spheres.json:0.3`` of 900, one pas
 samples, 429 of the 900 spheres, and the next 429 in the next epoch.
 
 **Within a source** samples come without replacement: each pass is another permutation, and passes go on across epochs.
-Every place of every pass is computed from the seed and the epoch alone, so a run that goes on at epoch 3 needs no
+Every place of every pass is computed from the seed and the epoch alone, so a run that resumes at epoch 3 needs no
 history, and processes and workers agree without talking.
 """
 
@@ -38,7 +38,7 @@ MOST_TIMES = 4
 """Text seen up to four times teaches nearly as much as new text, and soon after nothing more (Muennighoff et al.,
 "Scaling data-constrained language models", arXiv 2305.16264); a source above is pointed out."""
 BLOCK = 65_536
-"""Passes over a small source are drawn so many samples at a time: one generator for each would take seconds."""
+"""Samples drawn at a time in passes over a small source: one generator per pass would take seconds."""
 
 _SUFFIX = re.compile(
     r"(?:(?P<share>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)|x(?P<repeat>[+-]?\d+\.?\d*))", re.I
@@ -222,7 +222,7 @@ class Mixture:
         return order
 
     def _taken(self, index: int, epoch: int) -> Int[np.ndarray, "seen"]:
-        """The samples of one source in an epoch: so many of its endless row of passes, from where it stopped."""
+        """The samples of one source in an epoch: the next ones in its endless sequence of passes."""
         samples, seen = self.parts[index].samples, self.parts[index].seen
         passes = max(1, BLOCK // samples)  # of a block
         start, block = epoch * seen, passes * samples

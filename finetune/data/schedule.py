@@ -66,7 +66,7 @@ class Schedule(Sampler[list[Row]]):
     and no sample is seen twice to fill them.
 
     order      epoch → Int[samples of the epoch], in the order of chance; every epoch has as many
-    tokens     Int[all samples]; None where nothing was counted: then there is neither packing nor grouping
+    tokens     Int[all samples]; None if nothing was counted: then there is neither packing nor grouping
     capacity   most tokens of a packed row; None: one sample a row
     longest_first   the run's first row is the longest of epoch 0, so that memory runs out at once or not at all
     drop_last  leave out the rows at the end of an epoch that do not fill a micro-batch of every process
@@ -125,7 +125,7 @@ class Schedule(Sampler[list[Row]]):
         return math.ceil(self.micro_batches(epoch) / self.shape.accumulation)
 
     def steps_of(self, epochs: float) -> int:
-        """Steps of so many epochs: 2.5 are two whole ones and half of the third."""
+        """Steps in a number of epochs: 2.5 are two whole ones and half of the third."""
         whole = math.floor(epochs)
         part = epochs - whole
         steps = sum(self.steps(epoch) for epoch in range(whole))

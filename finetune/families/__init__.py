@@ -55,7 +55,7 @@ __all__ = [
 def family_of(config: Any) -> Family:
     """The family that a configuration belongs to.
 
-    Raises ValueError where no family knows it, with the model type found, the families there are, and what to write.
+    Raises ValueError if no family knows it, with the model type found, the families there are, and what to write.
     """
     for family in FAMILIES:
         if family.matches(config):

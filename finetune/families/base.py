@@ -24,7 +24,7 @@ class ModulePaths:
 
     ``language_layers`` and ``vision_layers`` are ModuleLists; ``*_attention`` is the attribute, inside one
     layer, of the module that calls the attention interface. ``connector_attention`` is the full dotted name of
-    the cross-attention of a resampler, or None where the connector has no attention.
+    the cross-attention of a resampler, or None if the connector has no attention.
     """
 
     language: tuple[str, ...]
@@ -213,7 +213,7 @@ class Family(Protocol):
     def set_pixel_budget(self, processor: Any, *, min_pixels: int | None, max_pixels: int | None) -> None:
         """Write the least and most pixels of a picture into the processor, the only place that is read.
 
-        Raises ValueError where the family's pictures all have one size, or where the budget is impossible.
+        Raises ValueError if the family's pictures all have one size, or where the budget is impossible.
         """
 
     def blank(self, processor: Any) -> Encoded:
@@ -243,7 +243,7 @@ class Family(Protocol):
         None: one sequence an image, whose places are its patches, row-major. Images are numbered from 0 in each call;
         overviews from the number of images that the whole pass has.
 
-        Raises ValueError where the inputs do not tell which tiles make which picture.
+        Raises ValueError if the inputs do not tell which tiles make which picture.
         """
 
     def attention_shape(self, config: Any, name: str) -> AttentionShape | None:
@@ -251,7 +251,7 @@ class Family(Protocol):
         (linear attention)."""
 
     def image_arithmetic(self, config: Any, size_pixels: tuple[int, int]) -> ImageArithmetic:
-        """What becomes of a picture of (width, height) pixels, by the configuration alone."""
+        """The preprocessing of a picture of (width, height) pixels, from the configuration alone."""
 
 
 def encode_for_training(
@@ -271,7 +271,7 @@ def encode_for_training(
 
 
 def flash_fault(family: Family) -> str:
-    """Why flash kernels would change what a family computes; "" where they do not. They are given no mask, so every
+    """Why flash kernels would change what a family computes; "" if they do not. They are given no mask, so every
     token sees exactly those before it, without a warning from transformers."""
     # Few families differ here, so this is an optional attribute and not a question of the Protocol.
     ahead = getattr(family, "looks_ahead", "")
@@ -288,7 +288,7 @@ def restarting_positions(samples: Sequence[Encoded]) -> torch.Tensor:
 def joined_media(samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     """The media of a batch's samples, each joined on its first axis in their order.
 
-    Raises ValueError where a model takes videos as one array (LLaVA-OneVision) and they have different numbers of
+    Raises ValueError if a model takes videos as one array (LLaVA-OneVision) and they have different numbers of
     frames.
     """
     import torch

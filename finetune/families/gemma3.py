@@ -99,7 +99,7 @@ class Gemma3Family:
     def load_processor(self, name_or_path: str, **hub: Any) -> Any:
         """Transformers' own; pictures are resized with Pillow, whatever else is installed.
 
-        Raises ValueError where the processor cuts pictures into crops ("pan and scan").
+        Raises ValueError if the processor cuts pictures into crops ("pan and scan").
         """
         from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
         from transformers.models.gemma3.processing_gemma3 import Gemma3Processor

@@ -5,7 +5,7 @@
 
 Left of the bar every token sees every other (``token_type_ids`` 0), right of it those before (1). Two traps: without
 ``token_type_ids`` nothing is causal, and answers are read off themselves; and there is no chat template, for the family
-was trained on one question and one answer. A longer conversation goes on behind the bar, each question with its
+was trained on one question and one answer. A longer conversation continues after the bar, each question with its
 pictures before it and a line break after it; a system turn stands before the first question.
 """
 

@@ -42,7 +42,7 @@ class Qwen35Family(Qwen3VLFamily):
         return _WithoutThinking(processor)
 
     def packed(self, config: Any, samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-        """Never: a linear layer's state goes on from one sample to the next."""
+        """Never: a linear layer's state would carry over from one sample to the next."""
         raise ValueError(
             f"{self.name}: samples cannot share a row: the state of its linear-attention layers would be carried from "
             "one sample into the next; train without --packing"
@@ -65,7 +65,7 @@ class Qwen35MoeFamily(Qwen35Family):
 
 
 class _WithoutThinking:
-    """The model's chat template, its prompts ending in an empty thought, whichever way the checkpoint's default is."""
+    """The model's chat template, with prompts that end in an empty thought, whatever the checkpoint's default."""
 
     def __init__(self, processor: Any) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer

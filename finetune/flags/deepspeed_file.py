@@ -91,7 +91,7 @@ def name_of(value: str | Mapping[str, Any]) -> str:
 def read(value: str | Mapping[str, Any]) -> dict[str, Any]:
     """The configuration from ``--deepspeed``: a file name, inline JSON, or an already parsed one.
 
-    Raises ValueError where the file is missing, broken or of another shape.
+    Raises ValueError if the file is missing, broken or of another shape.
     """
     if isinstance(value, Mapping):
         content: Any = dict(value)
@@ -262,7 +262,7 @@ _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def check_launch(deepspeed: Any) -> None:
-    """Raises ValueError where DeepSpeed could not learn which process this is; it asks once the model is loaded."""
+    """Raises ValueError if DeepSpeed could not learn which process this is; it asks once the model is loaded."""
     missing = [name for name in _LAUNCHED if name not in os.environ]
     if missing and not is_installed("mpi4py"):
         raise ValueError(

@@ -26,7 +26,7 @@ USUAL_END = "--given"
 
 
 class Flag(NamedTuple):
-    """One flag. ``kind`` and ``default`` are source text; ``default`` is None where there is none to show."""
+    """One flag. ``kind`` and ``default`` are source text; ``default`` is None if there is none to show."""
 
     name: str
     kind: str
@@ -35,7 +35,7 @@ class Flag(NamedTuple):
 
     @property
     def values(self) -> tuple[str, ...]:
-        """The values it may have; () where they are free."""
+        """The values it may have; () if they are free."""
         shown = _value(self.kind)
         return tuple(shown.split("|")) if "|" in shown else ()
 

@@ -84,7 +84,7 @@ _EVERY = {
 def faults(given: Mapping[str, Any]) -> Iterator[str]:
     """One for each flag whose number is out of range.
 
-    given   flag → value of all groups; None where a flag is not given
+    given   flag → value of all groups; None if a flag is not given
     """
     for name, kind in LIMITS.items():
         value = given.get(name)

@@ -105,7 +105,7 @@ def _parted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def parse(argv: Sequence[str]) -> tuple[Arguments, list[str]]:
     """Parse flags; returns the arguments, and lines about translated flags and surprising values.
 
-    Raises ValueError where a flag is unknown, a number is out of range, flags contradict each other, or a file or
+    Raises ValueError if a flag is unknown, a number is out of range, flags contradict each other, or a file or
     package that they name is missing.
     """
     argv = expanded(argv)

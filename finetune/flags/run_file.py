@@ -27,7 +27,7 @@ _WITH_NO = ("eval_strategy", "evaluation_strategy", "save_strategy", "logging_st
 
 
 class _Loader(yaml.SafeLoader):
-    """Rejects duplicate names, and aliases, a few lines of which can expand to gigabytes."""
+    """Rejects duplicate names, and aliases, since a few lines of them can expand to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
 def flags_of(path: str) -> list[str]:
     """The flags of the file as a command line.
 
-    Raises ValueError where it cannot be read; otherwise the error lists every unknown flag and every invalid value.
+    Raises ValueError if it cannot be read; otherwise the error lists every unknown flag and every invalid value.
     """
     content = _read(Path(path))
     known = help.known()

@@ -188,7 +188,7 @@ def target_pattern(model: nn.Module, family: Family, plan: Plan) -> str:
     ``transformer\\.visual\\.transformer\\.resblocks\\.\\d+\\.attn\\.in_proj|…|transformer\\.h\\.\\d+\\.(?:.+\\.)?(?:c_attn|w1)``:
     each component's own paths, so that a name which vision tower and language model share can't leak.
 
-    Raises ValueError where one of the targets matches nothing, listing the valid endings, and for a component
+    Raises ValueError if one of the targets matches nothing, listing the valid endings, and for a component
     without linear layers.
     """
     patterns = []
@@ -242,7 +242,7 @@ def _linear_layers(model: nn.Module) -> Iterator[str]:
 def full_modules(model: nn.Module, paths: ModulePaths, plan: Plan) -> tuple[list[str], bool]:
     """Modules that train in full beside the adapters, by their full names; and are embedding and output layer tied?
 
-    Raises ValueError where a copy of the language model would break a tie inside it.
+    Raises ValueError if a copy of the language model would break a tie inside it.
     """
     modules = dict(model.named_modules())
     names = [path for component in plan.having("full") for path in _paths_of(paths)[component]]
@@ -272,7 +272,7 @@ def _callable_modules(name: str, module: nn.Module) -> Iterator[str]:
 
 
 def _check_adapter(model: nn.Module, family: Family, plan: Plan) -> None:
-    """Raises ValueError where an adapter folder lacks what the plan trains, or was trained with other settings."""
+    """Raises ValueError if an adapter folder lacks what the plan trains, or was trained with other settings."""
     held = {
         (component_of(name, family.paths), "adapters" if ".lora_" in name else "trained copy")
         for name, _ in bare_model(model).named_parameters()
@@ -364,7 +364,7 @@ _HELD = re.compile(r"\.lora_|\.modules_to_save\.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What trains, for people
+# The table of what trains
 # ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -234,7 +234,7 @@ def fingerprint(folder: Path) -> str | None:
 
 
 def fingerprint_of(name: str, cache_dir: str | None = None) -> str | None:
-    """The fingerprint of a named checkpoint; None where its weights are not on this machine."""
+    """The fingerprint of a named checkpoint; None if its weights are not on this machine."""
     folder = weights.local_folder(name, cache_dir)
     return fingerprint(folder) if folder is not None else None
 
@@ -262,7 +262,7 @@ def _written_fingerprint(folder: Path) -> str | None:
 def check_base(
     folder: Path, base_name: str, *, cache_dir: str | None = None, named_for_it: bool = False
 ) -> None:
-    """Raises ValueError where an adapter was made on other weights than those of ``base_name``.
+    """Raises ValueError if an adapter was made on other weights than those of ``base_name``.
 
     Compares the fingerprint that training saved beside the adapter; failing that, the fingerprint of the base that the
     adapter names, if it still exists; failing that, the names.

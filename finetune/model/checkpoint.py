@@ -65,7 +65,7 @@ def load(
 
     A checkpoint's own code is never run.
 
-    Raises ValueError where ``check`` does, and where the kernel cannot be used.
+    Raises ValueError as ``check`` does, and if the kernel cannot be used.
     """
     config = check(name_or_path, cache_dir=cache_dir, base=base, allow_other_base=allow_other_base)
     base_name, adapter = resolve(name_or_path, base=base)
@@ -111,7 +111,7 @@ def check(
 
     named_for_it   ``base`` is where the user keeps this adapter's base, under any name
 
-    Raises ValueError where the checkpoint, or an adapter's base, is not found or of an unknown family, where files
+    Raises ValueError if the checkpoint, or an adapter's base, is not found or of an unknown family, where files
     are missing or truncated, and where an adapter has invalid fields, or was trained on another kind of base or other
     weights.
     """
@@ -139,7 +139,7 @@ def require_weights(base_name: str | Path) -> None:
 def with_adapter(model: nn.Module, adapter: str | Path, *, trainable: bool) -> "PeftModel":
     """The base with the adapter loaded.
 
-    Raises ValueError where tensors are missing, unexpected or of another shape: the adapter belongs to another base.
+    Raises ValueError if tensors are missing, unexpected or of another shape: the adapter belongs to another base.
     """
     from peft import PeftModel
 

@@ -321,7 +321,7 @@ def _adapter_inputs(layer: nn.Module, roles: Mapping[int, str]) -> tuple[int, bo
 
 
 def device_bytes() -> tuple[str, int] | None:
-    """Name and memory of the device that would train; None where that is a CPU."""
+    """Name and memory of the device that would train; None if that is a CPU."""
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())

@@ -3,8 +3,8 @@
 Files name tensors otherwise than a model does. Three renamings, all undone here:
 
 - transformers writes the names of earlier releases: ``model.language_model.layers.0`` of Qwen2.5-VL and of LLaVA is
-  ``model.layers.0`` in the file. Trap: its Trainer looks for the model's own names when it goes on from a checkpoint,
-  finds one tensor of 45 in a small Qwen2.5-VL (5.23), says so in a warning, and trains the rest from the base again.
+  ``model.layers.0`` in the file. Trap: its Trainer looks for the model's own names when it resumes from a checkpoint,
+  finds one tensor of 45 in a small Qwen2.5-VL (5.23), warns, and trains the rest from the base again.
 - PEFT leaves out the adapter's name and what it wraps modules in
 - a tensor that two modules share is written once
 """
@@ -388,7 +388,7 @@ def misplaced(adapted: "PeftModel", adapter: Path) -> list[str]:
 def _expected_shape(
     name: str, shape: Shape, modules: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]
 ) -> Shape | None:
-    """The shape that an adapter's tensor has for this base; None where the base does not say."""
+    """The shape that an adapter's tensor has for this base; None if the base does not say."""
     stem, dot, part = name.partition(".lora_")
     if not dot:
         own = parameters.get(_PEFT_WRAPS.sub("", name))

@@ -35,7 +35,7 @@ class AnswerCard:
 def draw_answer(card: AnswerCard) -> Image.Image:
     """The card as a picture of 720 pixels' width; its height follows from the pictures and the texts.
 
-    Raises ValueError where there is Chinese to be written and no font that has it.
+    Raises ValueError if there is Chinese to be written and no font that has it.
     """
     rows = [
         ("", card.title, SOFT),

@@ -1,4 +1,4 @@
-"""Questions whose right answer is one box: what is right, what else is there, and how the family writes it."""
+"""Questions whose right answer is one box: the right box, other boxes in the picture, and the family's format."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from finetune.samples.images import known_size
 class BoxTarget(NamedTuple):
     """The right box.
 
-    image     which of the conversation's images, counted from 0
-    right     x0 y0 x1 y1 in fractions of that image
-    others    other named boxes of the image, the same
-    writing   how the family writes boxes of the image
+    image     index among the conversation's pictures, from 0
+    right     x0 y0 x1 y1 in fractions of that picture
+    others    other named boxes of the picture, also in fractions
+    writing   the family's format of boxes in the picture
     units     other units that a wrong answer may be in
-    picture   what tells images apart
+    picture   identifies the picture
     """
 
     image: int
@@ -42,13 +42,13 @@ class BoxTarget(NamedTuple):
     picture: str
 
     def said(self, text: str) -> BoxAnswer:
-        """An answer beside what is right, in the family's numbers."""
+        """A generated answer beside the right box, in the family's numbers."""
         numbers = self.writing.frame.numbers
         others = {name: numbers(box) for name, box in self.others.items()}
         return BoxAnswer(text, numbers(self.right), self.writing, others, self.units, self.picture)
 
     def fractions_said(self, text: str) -> Box | None:
-        """The box of an answer in the family's form, in fractions of the image; None without one."""
+        """The box of an answer in the family's format, in fractions of the picture; None without one."""
         found = first_box(text, self.writing.form)
         if found is None or found[0] != self.writing.form:
             return None
@@ -56,9 +56,9 @@ class BoxTarget(NamedTuple):
 
 
 def box_target(conversation: Conversation, processor: Any, family: Family) -> BoxTarget | None:
-    """Of a conversation that ends with its answer; None where the answer is not one box of a picture.
+    """The target of a conversation that ends with its answer; None if the answer is not one box in a picture.
 
-    Answers of several boxes are left to exact match: which said box is which right one is a question of its own.
+    Answers with several boxes are left to exact match: assigning generated boxes to right ones is a separate problem.
     """
     refs = _boxes(conversation.turns[-1].parts)
     if len(refs) != 1 or len(refs[0].boxes) != 1:
@@ -97,9 +97,9 @@ def _boxes(parts: Sequence[Any]) -> list[BoxRef]:
 
 
 def scores_by_source(answered: Sequence[tuple[str, BoxTarget | None, str]]) -> dict[str, BoxScores]:
-    """Scores of each source that asks for boxes, in order of first appearance.
+    """Scores of each source with box questions, in order of first appearance.
 
-    answered   source, what is right, and what was said, of each answer
+    answered   source, target and generated text of each answer
     """
     groups: dict[str, list[BoxAnswer]] = {}
     for source, target, said in answered:

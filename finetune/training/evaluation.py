@@ -465,7 +465,7 @@ class GenerateAtEvaluation(TrainerCallback):
     def _report(self, what: str, error: Exception) -> None:
         if what not in self._reported:
             self._reported.add(what)
-            logger.warning("evaluation: %s (%s: %s); training goes on", what, type(error).__name__, error)
+            logger.warning("evaluation: %s (%s: %s); training continues", what, type(error).__name__, error)
 
 
 def answer_table(questions: Sequence[Question], answers: Sequence[Answer]) -> str:

@@ -49,7 +49,7 @@ def with_groups(choice: Choice, model: nn.Module, family: Family, rates: Rates) 
     Its Trainer uses ``params`` in the options instead of groups of its own. Optimizers that make their own groups
     (GaLore, LOMO, Muon) have theirs there already, or take the model: those stay as they are.
 
-    Raises ValueError where such an optimizer meets a component's own learning rate.
+    Raises ValueError if such an optimizer meets a component's own learning rate.
     """
     own_groups = is_optimizer_factory(choice.optimizer_class) or {"params", "model", "optimizer_dict"} & {
         *choice.options

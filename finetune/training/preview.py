@@ -31,7 +31,7 @@ from finetune.model import memory_estimate
 from finetune.samples.conversation import Conversation
 
 MOST_SAMPLES_SHOWN = 3
-"""Sources of which a sample is shown: the formats of corrective data and base may differ, and so may their faults."""
+"""Sources to show a sample from: formats and faults of corrective data and base data may differ."""
 BINS, BAR = 8, 40
 _IMAGE, _VIDEO = 1, 2  # of a token that is a place of one
 _TRAINED, _NOT_TRAINED, _SLOTS, _PLAIN = "\033[1;32m", "\033[2m", "\033[36m", "\033[0m"
@@ -181,7 +181,7 @@ def wants_colour(stream: TextIO | None = None) -> bool:
 def sample_text(encoded: Encoded, processor: Any, *, name: str, colour: bool) -> str:
     """A sample as the model reads it: each run of tokens that trains, and each that doesn't, on a line of its own.
 
-    An image's slots are written as their count: whatever ids stand in them are replaced by the picture. Control tokens
+    An image's slots are written as their count, since the image's features replace their ids. Control tokens
     are written out, words that spell one have a backslash before it, line breaks are ``⏎``. With ``colour``, what
     trains is bold green and the rest is dim.
     """
@@ -397,7 +397,7 @@ def memory_step(
     tokens: int,
     precision: torch.dtype,
 ) -> memory_estimate.Step | None:
-    """A training step whose samples are all as long as the longest; None where the layers' layout is not known.
+    """A training step whose samples are all as long as the longest; None if the layers' layout is not known.
 
     longest     that sample, with its pictures
     tokens      of a row: the longest's, or what packing fills it up to

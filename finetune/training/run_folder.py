@@ -48,7 +48,7 @@ class Start(NamedTuple):
     """How a run begins.
 
     checkpoint   only where ``how`` is "resume"
-    lines        for people
+    lines        messages to print
     missing      of a finished run: what it could not show at its end and is not there since; "" for nothing
     """
 
@@ -171,9 +171,9 @@ def begin(
 ) -> Start:
     """Decide how a run in ``folder`` begins. Nothing is written, but ``overwrite`` deletes the earlier run.
 
-    resume      ``--resume_from_checkpoint``: a folder, "True", or None (then the same command goes on by itself)
+    resume      ``--resume_from_checkpoint``: a folder, "True", or None (then the same command resumes by itself)
 
-    Raises ValueError where the folder holds another run and nobody asked to go on with it, or cannot be written to.
+    Raises ValueError if the folder holds another run and nobody asked to go on with it, or cannot be written to.
     """
     if overwrite:
         clear(folder)
@@ -184,7 +184,7 @@ def begin(
 
 
 def _require_writable(folder: Path) -> None:
-    """Raises ValueError where the folder is not writable; folders created for the check are removed."""
+    """Raises ValueError if the folder is not writable; folders created for the check are removed."""
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ def _start(
 
 
 def _truth(resume: str | None) -> bool | None:
-    """Resume (True) or not (False)? None where a checkpoint is named."""
+    """Resume (True) or not (False)? None if a checkpoint is named."""
     word = (resume or "").lower()
     if word in ("true", "yes", "1"):
         return True
@@ -308,7 +308,7 @@ def last_complete(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def damage(checkpoint: Path, *, ours: bool) -> str | None:
-    """Why a run cannot go on from a checkpoint; None where it can.
+    """Why a run cannot go on from a checkpoint; None if it can.
 
     A checkpoint of ours (``ours``) says itself when it is whole and which files it has, of how many bytes. Of another
     program's, and of one that an earlier release marked, the files are looked at: is each a whole file of its format?
@@ -339,7 +339,7 @@ def damage(checkpoint: Path, *, ours: bool) -> str | None:
 
 
 def _read_marker(checkpoint: Path) -> dict[str, Any] | None:
-    """What the mark of a checkpoint says; None where there is none, or half of one."""
+    """What the mark of a checkpoint says; None if there is none, or half of one."""
     try:
         return fields.load(checkpoint / COMPLETE_FILE, MARKER_SHAPE, required=("processes",))
     except ValueError:

@@ -69,7 +69,7 @@ class SavingTrainer(Trainer):
             adapters.write_base(folder, str(base))
 
     def require_trained(self, folder: Path) -> None:
-        """Raises TrainingError where a trained tensor is not in the folder's files."""
+        """Raises TrainingError if a trained tensor is not in the folder's files."""
         if self.is_fsdp_enabled or (not weights.weight_files(folder) and self.is_deepspeed_enabled):
             return  # each process wrote its shard, which only that library can read
         missing = weights.not_saved(self.accelerator.unwrap_model(self.model), folder)

@@ -498,7 +498,7 @@ def log_folder(args: TrainingArguments) -> Path:
 
 
 def summary_writer(args: TrainingArguments, resumed_step: int | None) -> Any | None:
-    """The run's one TensorBoard writer, on the first process; None where it is not wanted.
+    """The run's one TensorBoard writer, on the first process; None if it is not wanted.
 
     After a resume, what was logged beyond the checkpoint is purged from view; of a run that begins anew, all that a
     start before its first checkpoint has logged.

@@ -1,7 +1,7 @@
-"""A generated answer → the box in it, and what its numbers mean in the family that said it.
+"""A generated answer → the box in it, and the unit of its numbers in the family.
 
-The unit is read off the family itself: how it writes a box around the whole picture says what its numbers run to. So
-a new family needs no line here.
+The unit is derived from the family itself: a box around the whole picture, written by the family, shows the range of
+its numbers. So a new family needs no line here.
 
     Qwen2.5-VL, a picture resized to 56 × 84   {"bbox_2d": [0, 0, 56, 84]}       pixels of the resized picture
     Qwen-VL, any picture                       <box>(0,0),(999,999)</box>        thousandths
@@ -22,7 +22,7 @@ from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Turn
 LOCATIONS = 1024
 Box = tuple[float, float, float, float]
 
-_NUMBER = r"\s*(-?\d{1,7}(?:\.\d{1,7})?)\s*"  # a model gone astray may say thousands of digits
+_NUMBER = r"\s*(-?\d{1,7}(?:\.\d{1,7})?)\s*"  # a broken model may generate thousands of digits
 _CORNERS = rf"\({_NUMBER},{_NUMBER}\)\s*,\s*\({_NUMBER},{_NUMBER}\)"
 _LIST = rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]"
 _TOP_FIRST = "<loc(y0)><loc(x0)><loc(y1)><loc(x1)>"
@@ -35,13 +35,13 @@ _FORMS = {
     "(x0,y0),(x1,y1)": _CORNERS,
     "[x0, y0, x1, y1]": _LIST,
 }
-"""Form → pattern with its four numbers; a form stands before those that are part of it."""
+"""Format → pattern with its four numbers; a format precedes those that are part of it."""
 
 
 class BoxFrame(NamedTuple):
-    """What numbers mean, axis by axis: number = origin + fraction of the picture × extent.
+    """The unit of numbers, by axis: number = origin + fraction of the picture × extent.
 
-    unit     in words: "thousandths of the picture"
+    unit     its name: "thousandths of the picture"
     origin   (x, y) of the picture's top left corner, in that unit
     extent   (x, y) of the whole picture, in that unit
     """
@@ -57,7 +57,7 @@ class BoxFrame(NamedTuple):
         return left + x0 * width, top + y0 * height, left + x1 * width, top + y1 * height
 
     def fractions(self, numbers: Sequence[float]) -> Box:
-        """The way back: x0 y0 x1 y1 in this unit → in fractions of the picture."""
+        """The inverse: x0 y0 x1 y1 in this unit → in fractions of the picture."""
         x0, y0, x1, y1 = numbers
         (left, top), (width, height) = self.origin, self.extent
         return (x0 - left) / width, (y0 - top) / height, (x1 - left) / width, (y1 - top) / height
@@ -77,7 +77,7 @@ def fractions() -> BoxFrame:
 
 
 class Writing(NamedTuple):
-    """How a family writes boxes of one picture: the form around the numbers, and what they mean."""
+    """A family's format of boxes in one picture: the text around the numbers, and their unit."""
 
     form: str
     frame: BoxFrame
@@ -98,11 +98,12 @@ def first_box(text: str, own: str | None = None) -> tuple[str, Box] | None:
 def writing_of(
     family: Family, processor: Any, media: Sequence[Any], image: int, size: Size
 ) -> Writing | None:
-    """How the family writes boxes of ``media[image]``, found by having it write one around the whole picture.
+    """The family's format of boxes in ``media[image]``, found by letting it write one around the whole picture.
 
-    media   images of the conversation
+    media   pictures of the conversation
     size    (width, height) of that picture in its file, upright
-    None: it writes a form that is not known here.
+
+    None if the family's format is unknown here.
     """
     assert isinstance(media[image], ImageRef)
     whole = BoxRef("", ((0.0, 0.0, 1.0, 1.0),), image=image, style="json")
@@ -114,11 +115,11 @@ def writing_of(
 
 
 def _frame(form: str, whole: Box, size: Size) -> BoxFrame:
-    """What the numbers mean, given those of the whole picture."""
+    """The unit of the numbers, given those of the whole picture."""
     far = whole[2:]
     if form == _TOP_FIRST:
         return BoxFrame("1024ths of the picture", (0, 0), (LOCATIONS, LOCATIONS))
-    if max(whole) <= 1:  # written with two decimals, so the corner is counted anew from the picture's shape
+    if max(whole) <= 1:  # rounded to two decimals, so the corner is computed from the picture's shape
         longest = max(size)
         left, top = ((longest - side) // 2 / longest for side in size)
         return BoxFrame("fractions of the padded square", (left, top), (size[0] / longest, size[1] / longest))

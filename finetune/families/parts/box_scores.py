@@ -1,6 +1,6 @@
-"""Boxes as answers: how many are right, and what is wrong with those that are not. Pure functions of numbers.
+"""Scores of answers that are boxes: how many are right, and the errors of the others. Pure functions of numbers.
 
-Exact match says nothing of a box: one thousandth off is a wrong answer, the other side of the picture is one too.
+Exact match is useless for boxes: an error of one thousandth counts the same as one across the picture.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from finetune.families.parts.box_answers import Box, BoxFrame, Writing, first_bo
 
 RIGHT_ABOVE = 0.5
 """IoU above which a box is right, as RefCOCO counts (Mao et al. 2016, arXiv 1511.02283, section 6.1)."""
-LEAST_BOXES = 8  # and as many as half of it pictures: of fewer, no error is called systematic
-LEAST_GAIN = 0.05  # of the mean IoU, by which a correction must be worth naming
-LEAST_RIGHT = 0.5  # share of boxes that must be right once corrected, or the error explains too little
+LEAST_BOXES = 8  # boxes, on at least half as many pictures, to call an error systematic
+LEAST_GAIN = 0.05  # of the mean IoU: the least that undoing an error must gain
+LEAST_RIGHT = 0.5  # share of boxes that must be right once the error is undone
 LEAST_SCALE = 0.01  # departure from 1; a smaller one is rounding
 AS_GOOD = 0.02  # of the mean IoU; a fitted correction must beat a simpler one by more
 LEVEL = 0.95
@@ -29,14 +29,14 @@ Array = NDArray[np.float64]
 
 
 class BoxAnswer(NamedTuple):
-    """What was said where a box is the right answer.
+    """A generated answer to a question whose right answer is a box.
 
     said      the answer's text
     right     x0 y0 x1 y1 in the family's own numbers, not rounded
-    writing   how the family writes boxes of this picture
+    writing   the family's format of boxes in this picture
     others    other named boxes of the picture, in the same numbers
     units     other units that the numbers may be in
-    picture   what tells pictures apart: boxes of one picture are not independent
+    picture   identifies the picture: boxes of one picture are not independent
     """
 
     said: str
@@ -48,11 +48,11 @@ class BoxAnswer(NamedTuple):
 
 
 class SystematicError(NamedTuple):
-    """One error that boxes share.
+    """One error common to the boxes.
 
     kind      "unit", "axis swap", "offset" or "scale"
-    words     with its 95 % interval
-    right     boxes that would be right without it, each corrected by what the other pictures say
+    words     description with its 95 % interval
+    right     boxes that would be right without it, each corrected by the fit on the other pictures
     """
 
     kind: str
@@ -63,15 +63,15 @@ class SystematicError(NamedTuple):
 class BoxScores(NamedTuple):
     """A group of answers that should be boxes.
 
-    asked          how many
+    asked          number of answers
     right          with an IoU above .5
-    mean_iou       [0, 1]; an answer without a box in the family's form counts 0
+    mean_iou       [0, 1]; an answer without a box in the family's format counts 0
     pointing       share whose box has its centre within the right box, [0, 1]
     no_box         answers without any box
-    wrong_format   form → boxes written in that form, which is not the family's
-    not_a_box      in the right form, with corners that span no area
+    wrong_format   other format → boxes written in it
+    not_a_box      in the right format, but without area
     wrong_object   name → wrong boxes that are right for another named region
-    systematic     the error that boxes share, those on another named region left out; None where none is found
+    systematic     the error common to the boxes, without those on another named region; None if there is none
     """
 
     asked: int
@@ -117,13 +117,13 @@ def iou(a: Array, b: Array) -> Array:
 
 
 def centre_inside(a: Array, b: Array) -> NDArray[np.bool_]:
-    """Bool[pairs]: is the centre of a within b, its border included? Both Float[pairs, 4]."""
+    """Bool[pairs]: whether the centre of a lies within b, border included. Both Float[pairs, 4]."""
     centre = (a[:, :2] + a[:, 2:]) / 2
     return np.all((centre >= b[:, :2]) & (centre <= b[:, 2:]), axis=1)
 
 
 def box_scores(answers: Sequence[BoxAnswer]) -> BoxScores:
-    """Right answers and what is wrong with the others. Raises ValueError for no answers."""
+    """Right answers, and the errors of the others. Raises ValueError for no answers."""
     if not answers:
         raise ValueError("box scores: found no answers, expected at least one")
     found = [first_box(answer.said, answer.writing.form) for answer in answers]
@@ -159,22 +159,22 @@ def box_scores(answers: Sequence[BoxAnswer]) -> BoxScores:
 
 
 def _hit(box: Array, others: Mapping[str, Box]) -> str | None:
-    """The other region for which the box is right."""
+    """The other region that the box is right for."""
     overlaps = {name: iou(box[None], np.array([other]))[0] for name, other in others.items()}
     best = max(overlaps, key=overlaps.__getitem__, default=None)
     return best if best is not None and overlaps[best] > RIGHT_ABOVE else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Errors that boxes share
+# Systematic errors
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class _Fitted(NamedTuple):
-    """A way in which boxes may be wrong.
+    """One possible systematic error.
 
-    corrected   Float[boxes, 4], each box by what the other pictures say
-    words       what is wrong; None where its interval holds "nothing"
+    corrected   Float[boxes, 4], each box corrected by the fit on the other pictures
+    words       description of the error; None if its interval includes no error
     """
 
     kind: str
@@ -185,12 +185,12 @@ class _Fitted(NamedTuple):
 def systematic_error(answers: Sequence[BoxAnswer], said: Array) -> SystematicError | None:
     """The one error that explains most: wrong unit, x and y exchanged, an offset, or a scale.
 
-    said   Float[answers, 4], their boxes in the numbers that were said
+    said   Float[answers, 4], the generated boxes in their own numbers
 
-    An error is named where undoing it, as fitted on the other pictures alone, raises the mean IoU by at least .05 with
-    an interval above 0 (pictures drawn whole; Bonferroni over the errors tried), and makes at least half of the boxes
-    right. Boxes at random gain nothing from what other pictures say, so noise is not named. Medians, not means: boxes
-    on the wrong object must not pull the fit.
+    An error is reported if undoing it, as fitted on the other pictures, raises the mean IoU by at least .05 with an
+    interval above 0 (bootstrap over pictures; Bonferroni over the errors tried), and makes at least half of the boxes
+    right. Random boxes gain nothing from a fit on other pictures, so noise is not reported. Medians, not means: boxes
+    on the wrong object must not distort the fit.
     """
     pictures = list(dict.fromkeys(answer.picture for answer in answers))
     if len(answers) < LEAST_BOXES or len(pictures) < LEAST_BOXES // 2:
@@ -214,7 +214,7 @@ def systematic_error(answers: Sequence[BoxAnswer], said: Array) -> SystematicErr
 
 
 def _draws(member: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Indices of answers, pictures drawn whole with replacement; the same in every call."""
+    """Bootstrap indices of answers, resampling whole pictures; the same in every call."""
     rng = np.random.default_rng(0)
     places = [np.flatnonzero(member == picture) for picture in range(member.max() + 1)]
     chosen = rng.integers(len(places), size=(DRAWS, len(places)))
@@ -247,7 +247,7 @@ def _fits(
     member: NDArray[np.int64],
     draws: Sequence[NDArray],
 ) -> Iterator[_Fitted]:
-    """Offset and scale: of each axis the median over boxes."""
+    """Offset and scale: the median over boxes, for each axis."""
     frame = answers[0].writing.frame
     origin = np.array([answer.writing.frame.origin for answer in answers])
     centres, targets = (box.reshape(-1, 2, 2).mean(axis=1) for box in (said, right))
@@ -266,14 +266,14 @@ def _of_the_others(values: Array, member: NDArray[np.int64]) -> Array:
 
 
 def _median(values: Array, draws: Sequence[NDArray]) -> Iterator[tuple[float, float, float]]:
-    """Of each axis, the median and its 95 % interval."""
+    """The median and its 95 % interval, for each axis."""
     drawn = np.array([np.median(values[draw], axis=0) for draw in draws])
     low, high = np.percentile(drawn, [50 - 50 * LEVEL, 50 + 50 * LEVEL], axis=0)
     yield from zip(np.median(values, axis=0).tolist(), low.tolist(), high.tolist(), strict=True)
 
 
 def _offset_words(offsets: Array, draws: Sequence[NDArray], frame: BoxFrame) -> str | None:
-    """Axes whose interval is off 0, and that are off by more than numbers are rounded to."""
+    """Axes whose interval excludes 0 and whose offset exceeds the rounding of the numbers."""
     parts = []
     step = 0.01 if max(frame.extent) <= 1 else 1.0
     ways = (("to the left", "to the right"), ("high", "low"))

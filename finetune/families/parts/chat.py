@@ -129,7 +129,7 @@ def encode_chat(
     video_token   and for a video, where its place is the template's to say
     end_of_turn   what ends an answer, and is learned with it
 
-    Raises ValueError where the template refuses the conversation, leaves something of it out, or does not end an
+    Raises ValueError if the template refuses the conversation, leaves something of it out, or does not end an
     answer with ``end_of_turn``.
     """
     pieces = [piece for _, content in turns for piece in content if not isinstance(piece, Picture)]
@@ -396,7 +396,7 @@ class TurnByTurn:
     """A processor whose chat template is read as the model was trained, where the published template is not quite.
 
     - It is given the pictures of a turn first, as LLaVA was trained, and the words in one piece: the templates put
-      pictures first too, and a space or a line break at each piece of words, of which nothing was in training.
+      pictures first too, and a space or a line break at each piece of text, neither of which training had.
     - What stands before an answer is what stands before it in generation. LLaVA-OneVision's template writes
       "assistant \\n" there, and "assistant\\n" as the prompt; LLaVA-1.5's "ASSISTANT: " and "ASSISTANT:".
     - An answer ends with ``end_of_turn``. LLaVA-1.5's template leaves it out: who learns from it never learns to stop.
@@ -417,7 +417,7 @@ class TurnByTurn:
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, tokenize: bool, add_generation_prompt: bool
     ) -> str:
-        """What the template writes, turn by turn. Raises ValueError where a turn changes what was before it."""
+        """What the template writes, turn by turn. Raises ValueError if a turn changes what was before it."""
         assert not tokenize
         first = self.tokenizer("")["input_ids"]
         written, before = self.tokenizer.decode(first), ""

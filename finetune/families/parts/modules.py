@@ -37,7 +37,7 @@ def bare_model(model: nn.Module) -> nn.Module:
 
 
 def adapted_model(model: nn.Module) -> nn.Module | None:
-    """The PeftModel below distributed wrappers and torch.compile; None where there is no adapter."""
+    """The PeftModel below distributed wrappers and torch.compile; None if there is no adapter."""
     model = _below_wrappers(model)
     return model if hasattr(model, "get_base_model") else None
 

@@ -24,7 +24,7 @@ def tower_shape(vision: Any, looks: str) -> AttentionShape:
 def required_settings(name: str, settings: Mapping[str, Any], needed: Sequence[str]) -> dict[str, Any]:
     """The settings of a checkpoint's processor_config.json that determine how many tokens a picture takes.
 
-    Raises ValueError where one is missing, as in early revisions of published checkpoints.
+    Raises ValueError if one is missing, as in early revisions of published checkpoints.
     """
     missing = [setting for setting in needed if settings.get(setting) is None]
     if missing:
@@ -46,7 +46,7 @@ def chat_template(
 
     copy_from   where to take one, for the error
 
-    Raises ValueError where there is none.
+    Raises ValueError if there is none.
     """
     template = settings.get("chat_template") or tokenizer.chat_template
     if isinstance(template, dict):  # several by name

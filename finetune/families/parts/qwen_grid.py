@@ -186,8 +186,8 @@ class QwenGridFamily:
             )
         if not 0 < least <= most:
             raise ValueError(
-                f"--min_pixels {least:,}{'' if min_pixels else ' (the processor says so)'}, --max_pixels {most:,}"
-                f"{'' if max_pixels else ' (the processor says so)'}: expected 0 < min_pixels <= max_pixels; give both"
+                f"--min_pixels {least:,}{'' if min_pixels else ' (from the processor)'}, --max_pixels {most:,}"
+                f"{'' if max_pixels else ' (from the processor)'}: expected 0 < min_pixels <= max_pixels; give both"
             )
         for name in ("min_pixels", "max_pixels"):
             vars(processor.image_processor).pop(name, None)
@@ -221,7 +221,7 @@ class QwenGridFamily:
         return {"position_ids": torch.cat([restarting_positions(samples)[None], rotary])[:, None]}
 
     def steps_of_time(self, config: Any, encoded: Encoded) -> Sequence[float]:
-        """How far the frames of each video are apart in the rotary positions; () where it is 1."""
+        """How far the frames of each video are apart in the rotary positions; () if it is 1."""
         return ()
 
     # --- configuration alone -----------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def _processor_budget(processor: Any) -> tuple[int, int]:
 def _budget(processor: Any, ref: ImageRef | VideoRef) -> tuple[int, int]:
     """Least and most pixels of one picture: the processor's, and no more than it may have itself.
 
-    Raises ValueError where somebody has set an attribute that overrules ``size`` in calls: each picture's own bound
+    Raises ValueError if somebody has set an attribute that overrules ``size`` in calls: each picture's own bound
     would be overruled too.
     """
     for name in ("min_pixels", "max_pixels"):

@@ -154,7 +154,7 @@ def squeezed_tokens(start: int, side: int, size: Size, *, edges: np.ndarray | No
 
 
 def count(tiling: Tiling, size: Size, ref: ImageRef) -> int:
-    """Tokens of one picture, of (width, height) pixels as the model gets it. Raises ValueError where none are left of
+    """Tokens of one picture, of (width, height) pixels as the model gets it. Raises ValueError if none are left of
     its tiles."""
     found = layout(tiling, size)
     if found.rows < 1 or found.columns < 1:

@@ -8,7 +8,7 @@ from typing import Any
 def load_tokenizer(name_or_path: str, **hub: Any) -> Any:
     """The tokenizer of a folder or a hub name; ``hub``: ``cache_dir``, ``revision`` and the like.
 
-    Raises ValueError where it is code that comes with the checkpoint: that is never run.
+    Raises ValueError if it is code that comes with the checkpoint: that is never run.
     """
     from transformers import AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""Which patch of which image each place of a vision tower's sequences is.
+"""Maps the places of a vision tower's sequences to patches of images.
 
 Towers read patches in orders of their own: in blocks that will be merged, in windows, tile by tile, frame by frame,
 with a class token before them. A map over an image needs the order undone.
@@ -121,7 +121,7 @@ def tiles_of_images(inputs: Mapping[str, Any], views: int) -> Sequence[Tiles | N
     raise ValueError(
         f"rows of the vision tower: found {views} tiles and overviews, and no tiles that group them by "
         "picture; give tiles=[image.tiles for image in encoded.images], or [(rows, columns), …] of each "
-        "picture's tiles, None where it is read as one, (frames,) of a video"
+        "picture's tiles, None if it is read as one, (frames,) of a video"
     )
 
 
