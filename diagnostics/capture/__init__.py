@@ -1,1 +1,1 @@
-"""Attention out of a running model, beside its own kernel."""
+"""Captures attention from a running model, beside its own kernel."""

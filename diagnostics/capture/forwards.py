@@ -1,4 +1,4 @@
-"""Which tokens does a forward pass of a model read, and does it begin a sequence or continue one?
+"""Classifies forward passes: which tokens a pass reads, and whether it begins or continues a sequence.
 
 Positions of tokens come from the cache, before the forward writes to it. The numbers of queries and keys do not give
 them: a static cache has keys that no token has filled yet, a sliding one has dropped some, and a prompt that follows a

@@ -1,4 +1,4 @@
-"""How would the answer change if a query looked elsewhere? Gradients of attention, with the kernel that runs."""
+"""Gradients of the answer with respect to attention, with the model's own kernel."""
 
 from __future__ import annotations
 

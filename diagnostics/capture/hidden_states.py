@@ -1,4 +1,4 @@
-"""What enters the language layers: hidden states, from which attention sinks are found."""
+"""Captures hidden states at the input of language layers, for the detection of attention sinks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks in the form that a kernel takes, with keys removed for a knock-out."""
+"""Attention masks in the format of each kernel, with keys removed for a knock-out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention patterns of one model put into another: its queries and keys kept, and its kernels called with them.
+"""Puts one model's attention patterns into another: keeps its queries and keys, and calls the kernels with them.
 
 A pattern is softmax(q·k + mask) of one kernel call. Not the pattern is kept but q and k as they enter the product
 (after rotary embedding, norms and the cache): queries and keys instead of queries × keys, and exact for any kernel.

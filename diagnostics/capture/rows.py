@@ -1,4 +1,4 @@
-"""Which rows of attention to keep: sequences, heads and tokens by number, checked."""
+"""Selects the attention rows to keep: validated indices of sequences, heads and tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proves, on one input, that the captured rows are those that the model uses."""
+"""Verifies on one input that the captured rows are those that the model uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sources of a comparison: models, adapters or folders of records, given by name, become records."""
+"""The sources of a comparison: models, adapters or folders of records → records."""
 
 from __future__ import annotations
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-DESCRIPTION = """Several maps of one picture as one: is that better than the best single map? Judged on pictures
-that did not choose.
+DESCRIPTION = """Fuse several maps of one picture and test the result against the best single map, on held-out pictures.
 
     python -m diagnostics.fusion --model X --probes P --output_dir O [--resolutions 1 0.5]
 

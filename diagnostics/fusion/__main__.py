@@ -1,4 +1,4 @@
-"""Several maps of one picture as one: is that better than the best single map? Judged on pictures that did not choose.
+"""Fuses several maps of one picture and tests the result against the best single map, on held-out pictures.
 
 Usage and flags: ``diagnostics/flags/fusion.py``.
 """

@@ -1,4 +1,4 @@
-"""Is a fused map better than the best single one? Chosen on one half of the pictures, judged on the other.
+"""Tests fused maps against the best single one: chosen on one half of the pictures, judged on the other.
 
 The best of many maps looks good on the pictures that made it the best. So the single maps, the recipe and what recipes
 learn (``Lessons``) are chosen on pictures that take no part in the claim; and a recipe is recommended only where it

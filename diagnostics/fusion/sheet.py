@@ -1,4 +1,4 @@
-"""One probe as a picture: itself, the best single map, the fused map, on one colour scale. Drawn with PIL alone."""
+"""Draws one probe: its picture, the best single map and the fused map on one colour scale. Uses only PIL."""
 
 from __future__ import annotations
 

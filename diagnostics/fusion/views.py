@@ -1,4 +1,4 @@
-"""What one model shows of a probe's picture: every map that can be fused, at every resolution asked for."""
+"""A model's maps of a probe's picture: every map that can be fused, at every requested resolution."""
 
 from __future__ import annotations
 

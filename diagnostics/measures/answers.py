@@ -1,4 +1,4 @@
-"""Did the model say the right answer? Judges generated text by its words."""
+"""Judges whether a generated text gives the right answer, by its words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far did attention move between two checkpoints, and is it more attention or attention elsewhere?
+"""Drift of attention between two checkpoints: how far it moved, to the picture or within it.
 
 For the same probe and the same row: p and q are shares over cells, Σ p = 1 (``geometry.cells_from_row``), V the
 visual share. Drift describes; it does not say why, nor whether it matters.

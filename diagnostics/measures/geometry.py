@@ -1,4 +1,4 @@
-"""Attention over tokens → over cells of the image → over pixels of the original image.
+"""Attention over tokens → over cells of the picture → over pixels of the original.
 
 Aspect ratio and resizing need no undoing here: cells carry their boxes in pixels of the original image.
 """

@@ -1,4 +1,4 @@
-"""Is a difference more than chance, how large is it, and how many probes would show it? Paired, clustered, seeded;
+"""Statistics of paired, clustered differences: significance, size, and the probes needed to show them. Seeded;
 pure functions of arrays. What may be claimed from it: ``diagnostics.comparison.verdicts``."""
 
 from __future__ import annotations

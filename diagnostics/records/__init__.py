@@ -1,1 +1,1 @@
-"""What lies on disk: the probe file, the plan of what is measured, one record, the archive of a run."""
+"""Files on disk: the probe file, the measurement plan, one record, the archive of a run."""

@@ -1,4 +1,4 @@
-"""Records as bertviz's head view takes them (Vig 2019, arXiv 1906.05714)."""
+"""Records in the input format of bertviz's head view (Vig 2019, arXiv 1906.05714)."""
 
 from __future__ import annotations
 

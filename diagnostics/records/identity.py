@@ -1,4 +1,4 @@
-"""Do records belong to this run? Decided by the untrained model, the content of the probes, and the key layers.
+"""Identifies a run by its untrained model, the content of its probes and its key layers.
 
 A monitored training has an identity, kept with the records of step 0; every later step's records name it, and so does
 every checkpoint's ``trainer_state.json``.

@@ -1,4 +1,4 @@
-"""JSON that a person or another program wrote: read, or refused in one line."""
+"""Reads JSON written by users or other programs; errors are one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When two files are the same picture: by what they show, whatever they are called and however they are stored."""
+"""Identifies pictures by content, whatever their file name and format."""
 
 from __future__ import annotations
 

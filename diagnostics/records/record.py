@@ -1,4 +1,4 @@
-"""AttentionRecord: what one model did with one probe, enough to redraw and remeasure it without the model.
+"""AttentionRecord: one model's measurements on one probe, enough to redraw and recompute without the model.
 
 On disk a record is one safetensors file: the arrays as they are, and everything else as JSON under the key
 ``attention_record`` of the header, so that safetensors and NumPy alone open it::

@@ -1,4 +1,4 @@
-"""The case studies that a report opens with: one wrong answer of each group, from the question to the verdict.
+"""The report's case studies: one wrong answer of each group, from the question to the verdict.
 
 A fixed rule picks the probe, so that no case is cherry-picked and none contradicts the verdict beside it: of those that
 were corrected, the one nearest to their medians in margin, attention and cost (``typical``).

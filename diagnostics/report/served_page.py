@@ -1,4 +1,4 @@
-"""A checkpoint beside its server as one page: what differs, the counts, and every answer that is not the same."""
+"""The page that compares a checkpoint with its server: differences, counts, and every differing answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watches a model from outside: nothing is written into it, its configuration, or what is saved or copied of it.
+"""Observes a model from outside, without changing it, its configuration, its saves or its copies.
 
 While anything is watched, three things change in the process:
 

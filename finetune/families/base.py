@@ -1,4 +1,4 @@
-"""What a model family is: where its parts are, how it reads a conversation, where its images lie."""
+"""The interface of a model family: its parts, how it encodes a conversation, where its image tokens are."""
 
 from __future__ import annotations
 

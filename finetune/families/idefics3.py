@@ -1,4 +1,4 @@
-"""Idefics3 (2024) and SmolVLM (2025): a picture is cut into square tiles, and seen once more as a whole.
+"""Idefics3 (2024) and SmolVLM (2025): a picture is cut into square tiles, plus an overview of the whole.
 
 A picture's longer side becomes ``size`` pixels, both sides are stretched to whole tiles of ``max_image_size``, and a
 small overview follows; each of them is read by the tower alone and gives the same number of tokens:

@@ -1,10 +1,10 @@
-"""PaliGemma (2024) and PaliGemma 2: pictures first, then a question that is read as a whole, then the answer.
+"""PaliGemma (2024) and PaliGemma 2: pictures first, then a question with bidirectional attention, then the answer.
 
     1600 × 900 pixels → 224 × 224 (stretched) → 16 × 16 patches of 14 = 256 tokens
     → 256 × <image> <bos> what is it? \\n │ a cow <eos>
 
 Left of the bar every token sees every other (``token_type_ids`` 0), right of it those before (1). Two traps: without
-``token_type_ids`` nothing is causal, and answers are read off themselves; and there is no chat template, for the family
+``token_type_ids`` nothing is causal, so answers see themselves; and there is no chat template, since the family
 was trained on one question and one answer. A longer conversation continues after the bar, each question with its
 pictures before it and a line break after it; a system turn stands before the first question.
 """

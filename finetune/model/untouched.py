@@ -1,4 +1,4 @@
-"""A model that is looked at and left as it was."""
+"""Restores a model after it was measured."""
 
 from __future__ import annotations
 

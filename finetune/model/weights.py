@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint's files against those of a model: is each there, and does each have a place?
+"""Compares the tensors of a checkpoint's files with those of a model: none missing, none unexpected.
 
 Files name tensors otherwise than a model does. Three renamings, all undone here:
 

@@ -1,4 +1,4 @@
-"""A sample as read: turns of text, images and boxes."""
+"""A sample as read: turns of text, pictures and boxes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One evaluated sample as a picture: what was shown and asked, what was expected, what the model answered."""
+"""Draws one evaluated sample: picture, question, expected answer and the model's answer."""
 
 from __future__ import annotations
 

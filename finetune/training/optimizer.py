@@ -1,4 +1,4 @@
-"""Groups of parameters: a learning rate for each component, and weight decay for matrices alone."""
+"""Groups of parameters: a learning rate for each component, and weight decay only for matrices."""
 
 from typing import Any, NamedTuple
 

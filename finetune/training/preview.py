@@ -1,4 +1,4 @@
-"""What a run will train, on what data, and what it needs: samples with their labels, lengths, memory, steps.
+"""Preview of a run: samples with their labels, lengths, memory, steps.
 
 ``--dry_run`` prints all of it without loading weights; every run begins with the short form.
 """

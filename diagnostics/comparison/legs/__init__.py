@@ -1,1 +1,1 @@
-"""What "corrected" rests on: six pieces of evidence, each a number with an interval, a threshold and a sentence."""
+"""The six pieces of evidence for "corrected", each a number with an interval, a threshold and a sentence."""

@@ -1,4 +1,4 @@
-"""Fractions of a picture → the numbers that a family was trained to say. Boxes are converted here and nowhere else.
+"""Fractions of a picture → the numbers that a family was trained to write. The only module that converts boxes.
 
 What a number means differs between families, and a box in the wrong numbers looks right in the data and teaches a
 shift: thousandths of the picture are the same before and after the family's resize, pixels are not.

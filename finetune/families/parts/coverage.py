@@ -1,4 +1,4 @@
-"""Which cells of a picture do boxes cover, and which image tokens? Boxes are in pixels of the original picture."""
+"""The cells and image tokens of a picture that boxes cover. Boxes are in pixels of the original picture."""
 
 from __future__ import annotations
 

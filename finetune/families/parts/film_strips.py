@@ -1,4 +1,4 @@
-"""Videos whose frames a model reads as pictures, one by one, each squeezed into one square (InternVL, LLaVA-OneVision,
+"""Videos read as single pictures, each frame resized to one square (InternVL, LLaVA-OneVision,
 SmolVLM).
 
 A frame is resized as the family's pictures are, with Pillow; colours are shifted and scaled, and edges chosen, as the

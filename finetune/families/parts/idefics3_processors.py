@@ -1,4 +1,4 @@
-"""The processor of SmolVLM, without its video half.
+"""The processor of SmolVLM, without its video part.
 
 Because of videos, transformers' own asks for torchvision and for a package that spells numbers. This has the same name,
 reads and writes the same files, and what they say of videos is kept and written back.

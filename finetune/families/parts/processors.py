@@ -1,4 +1,4 @@
-"""What families read off a processor or configuration that transformers made."""
+"""Settings that families read from transformers' processors and configurations."""
 
 from __future__ import annotations
 

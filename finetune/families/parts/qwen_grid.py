@@ -1,4 +1,4 @@
-"""What Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5 share: pictures of any shape become grids of cells, a token for each.
+"""Shared by Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: pictures of any shape become grids of cells, one token each.
 Videos are ``qwen_video``'s.
 
 A picture is resized to whole cells of ``patch_size · merge_size`` pixels a side, keeping its shape as nearly as that

@@ -1,4 +1,4 @@
-"""The processors of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, without their video half.
+"""The processors of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, without their video part.
 
 Transformers' own ask for torchvision because of videos, and with it resize pictures by another kernel: pixels would
 depend on what is installed. These have the same names, read and write the same files, and resize with Pillow alone.

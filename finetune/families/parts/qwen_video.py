@@ -1,4 +1,4 @@
-"""Videos as the families of Qwen's grids read them: a film strip whose frames are two pictures of the file each.
+"""Videos for the families of Qwen's grids: a film strip whose frames merge two pictures of the file each.
 
 Frames are resized alike to whole cells; two that follow each other are one step of time, a token for each of its cells:
 

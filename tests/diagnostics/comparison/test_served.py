@@ -113,7 +113,7 @@ def test_end_tokens():
     )
     first, second = found(seen, cut)
     assert "the answer contains control tokens (<|im_end|>)" in first and "(p0)" in first
-    assert "goes on to the limit of tokens" in second and "(p1: 'a red disc a red')" in second
+    assert "runs to the token limit" in second and "(p1: 'a red disc a red')" in second
     content = content_of(pairs(cut, here=HERE._replace(ended=False)), ALONE, KNOWN)
     (line,) = content["differences"]
     assert line.startswith("unexplained")  # the checkpoint goes on as well

@@ -186,7 +186,7 @@ def test_a_server_that_takes_no_pictures(server, tmp_path, status):
     assert f"accepts no pictures for tiny ({status}: tiny is not a multimodal model)" in refused(
         server, picture
     )
-    assert "takes no pictures" not in refused(server)  # words alone
+    assert "accepts no pictures" not in refused(server)  # words alone
 
 
 @pytest.mark.parametrize(
