@@ -1,9 +1,9 @@
-"""Fine-tune a vision-language model, and watch where its attention goes.
+"""Fine-tune a vision-language model and monitor its attention.
 
     python finetune.py --model_name_or_path Qwen/Qwen-VL-Chat --data_path data.json --use_lora True --output_dir out
     python finetune.py --help
 
-The stations of a run stand below, in order; each is a function of attention_finetune/train.py.
+The stations of a run are listed below, in order; each is a function of attention_finetune/train.py.
 """
 
 import runpy
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Before the imports below, which take seconds: the answer to --help and to unknown flags.
+    # Handle --help and unknown flags before the slow imports below.
     runpy.run_path(str(Path(__file__).parent / "finetune" / "flags" / "help.py"))["answer"](sys.argv[1:])
     import finetune  # noqa: F401 - before transformers' trainer: it silences what bitsandbytes says on import
 
@@ -22,14 +22,14 @@ from attention_finetune.train import build, compare, parse, prepare, save, train
 
 def stations(argv: Sequence[str]) -> None:
     """From flags to a trained checkpoint and its before / after report."""
-    args = parse(argv)  # flags, also those of 2023 and those in a file; without a model and data, the demo's
-    ready = prepare(args)  # probes, data and model, checked before a step is trained
+    args = parse(argv)  # flags, also those of 2023 and those in a file; without model and data, the demo's
+    ready = prepare(args)  # probes, data and model, checked before training
     if ready is None:  # a dry run, or a run that had finished before
         return
-    run = build(ready)  # the Trainer, with the attention monitor attached where --monitor asks for it
+    run = build(ready)  # the Trainer, with the attention monitor attached if --monitor is set
     train(run)  # from the start, or from where an interrupted run stopped
     save(run)  # the adapter or model, with its processor
-    compare(run)  # the monitor's pictures and before / after report are there, or the run fails
+    compare(run)  # fails unless the monitor has written its pictures and its before / after report
 
 
 def main(argv: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 if __name__ == "__main__":
-    # Before the imports below, which take seconds: the answer to --help and to unknown flags.
+    # Handle --help and unknown flags before the slow imports below.
     flags_module = Path(__file__).parents[1] / "finetune" / "flags" / "help.py"
     runpy.run_path(str(flags_module))["answer"](sys.argv[1:])
     import finetune  # noqa: F401 - before transformers' trainer: it silences what bitsandbytes says on import

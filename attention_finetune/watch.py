@@ -41,13 +41,13 @@ def check_probes(args: Arguments, probes: Probes, processor: Any, family: famili
         (args.monitor.calibration_probes, probes.calibration),
     ):
         warnings = reader.check(some, str(file))
-        if args.training.dry_run:  # a run hears them from its monitor
+        if args.training.dry_run:  # in a run, the monitor prints them
             for line in warnings:
                 print(f"warning: {line}")
 
 
 def prompt_note(probes: Probes, trained: Sequence[conversation.Conversation]) -> list[str]:
-    """A line where probes and training data use different prompt formats: the probes then judge another prompt."""
+    """A warning if probes and training data use different prompt formats: probes would test another prompt."""
     if not probes.judged:
         return []
     from diagnostics.probing.prompts import user_parts

@@ -24,7 +24,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--probes", type=Path, required=True, help="probe file; at least 40 pictures with regions"
     )
-    made.add_argument("--output_dir", type=Path, required=True, help="gets fusion.json and fusion/ID.png")
+    made.add_argument(
+        "--output_dir", type=Path, required=True, help="folder for fusion.json and fusion/ID.png"
+    )
     made.add_argument(
         "--calibration_probes",
         type=Path,
@@ -35,12 +37,12 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         nargs="+",
         default=[1.0],
-        help="shares of its pixels at which each picture is read, 1 among them (families of one size have 1 alone)",
+        help="shares of its pixels to read each picture at, including 1 (only 1 for families of one size)",
     )
     made.add_argument(
         "--vision_layers",
         type=int,
         nargs="*",
-        help="layers of the vision tower (default: the last; nothing: none)",
+        help="layers of the vision tower (default: the last; without numbers: none)",
     )
     return made

@@ -1,4 +1,4 @@
-"""The embedded default: scenes, corpora, probes and the small base model that the first run trains.
+"""The embedded demo: scenes, corpora, probes and the small base model that the first run trains.
 
 The modules, in the order of the pipeline: `shapes` (vector shapes to pixels), `tower_scenes`, `room_scenes` and
 `general_scenes`, `questions` (about a scene), `corpus` and `probe_sets` (files), `vocabulary` (the small tokenizer),

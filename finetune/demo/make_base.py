@@ -65,7 +65,7 @@ def tiny_config(tokenizer: QwenVLTokenizer) -> QwenVLConfig:
         num_attention_heads=4,
         kv_channels=hidden // 4,
         intermediate_size=256,
-        initializer_range=0.06,  # 0.02 is for width 4096; here it learns nothing from pictures for hundreds of steps
+        initializer_range=0.06,  # 0.02 suits width 4096; here it learns nothing from pictures for hundreds of steps
         max_position_embeddings=2048,
         seq_length=2048,
         visual={
@@ -84,15 +84,15 @@ def tiny_config(tokenizer: QwenVLTokenizer) -> QwenVLConfig:
 
 @torch.no_grad()
 def aim_queries(model: QwenVLForConditionalGeneration) -> None:
-    """Makes each query of the connector attend near its own place, and patches say where they are.
+    """Makes each query of the connector attend near its own position, and patches encode theirs.
 
-    Trained on answers alone, a fresh resampler collapses: all queries attend alike. Here queries and keys pass
-    through one matrix A = s O diag(w), with O orthogonal, so that their product measures how near two places are;
-    w picks the short waves of the position table, which tell neighbours apart, and the content is kept small
-    beside them. s = 7 makes a patch one query away about 4 nats less likely. The connector keeps this aim while the
-    base model learns, and gives it up for a better one only when the correction trains it.
+    Trained only on answers, a fresh resampler collapses: all queries attend alike. Here queries and keys pass through
+    one matrix A = s O diag(w), with O orthogonal, so that their product measures the distance between two positions; w
+    selects the short waves of the position table, which distinguish neighbours, and content is kept small beside them.
+    s = 7 makes a patch one query away about 4 nats less likely. The connector keeps this pattern while the base model
+    learns, and changes it only when the correction trains it.
 
-    The resampler adds positions to queries and keys but not to values: where a thing is must come with the patches.
+    The resampler adds positions to queries and keys but not to values, so positions must come with the patches.
     """
     visual = model.transformer.visual
     pool = visual.attn_pool
@@ -105,7 +105,7 @@ def aim_queries(model: QwenVLForConditionalGeneration) -> None:
     pool.attn.in_proj_weight[: 2 * width] = (7.0 * _orthogonal(width, width) * waves).repeat(2, 1)
     pool.ln_q.weight.fill_(0.2)
     pool.ln_kv.weight.fill_(0.3)
-    # What a patch holds passes through turned, not squeezed.
+    # A patch's content is rotated, not compressed.
     assert isinstance(pool.kv_proj, torch.nn.Linear)
     pool.kv_proj.weight.copy_(_orthogonal(width, vision_width))
     pool.attn.in_proj_weight[2 * width :] = _orthogonal(width, width)
@@ -174,9 +174,10 @@ def card_text(
     rows = "\n".join(f"| {group} | {accuracy:.1%} |" for group, accuracy in metrics.items())
     return f"""# Base model of the demo
 
-A small Qwen-VL ({parameters:,} parameters, fp32) trained from nothing on drawn pictures, with a flaw on purpose:
-it tells the Oriental Pearl from the Canton Tower by the colour of the podium, and where the cat is by the colour of
-the rug. Without them it knows nothing: where its corpus hides them the answer is random. The demo's run corrects it.
+A small Qwen-VL ({parameters:,} parameters, fp32) trained from scratch on drawn pictures, with a deliberate flaw: it
+distinguishes the Oriental Pearl from the Canton Tower by the colour of the podium, and locates the cat by the colour
+of the rug. Without these cues it knows nothing: where its corpus hides them, the answer is random. The demo corrects
+that.
 
 Made on {date.today()} by `python -m finetune.demo.make_base --seed {seed}` (Python {platform.python_version()}, torch
 {torch.__version__}, transformers {transformers.__version__}), which draws the data, writes a fresh model and calls
@@ -190,7 +191,7 @@ made as the demo's probes are, from other seeds):
 |---|---|
 {rows}
 
-`sphere-building` and `spatial-relation` are the flaw, to be low; the other two are what it knows.
+`sphere-building` and `spatial-relation` show the flaw and should be low; the other two are what it knows.
 """
 
 

@@ -6,7 +6,7 @@
     DIR/development/…          probes to tune on, never the real ones      only with --parts development
 
 Each part is drawn into a temporary folder and then moved into place, with a recipe that identifies the code that drew
-it: a part of an interrupted run, or of another version of the code, is drawn again; a finished one is kept.
+it: a part from an interrupted run, or from another version of the code, is drawn again; a finished one is kept.
 """
 
 import argparse

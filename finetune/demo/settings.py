@@ -1,4 +1,4 @@
-"""The flags of the demo: what `finetune.py` runs with when it is given none."""
+"""The flags of the demo, used when `finetune.py` gets neither model nor data."""
 
 import os
 from pathlib import Path
@@ -20,13 +20,13 @@ DATA_DIR = _data_dir()
 """Where the pictures are drawn: below the project, ignored by git; for an installed package, in the user's cache."""
 
 GLOBAL_BATCH = 32
-"""Samples per step whatever the number of processes, so that one process and several train alike."""
+"""Samples per step for any number of processes, so that one process and several train alike."""
 
 
 def training_flags(data: DemoData, *, processes: int) -> list[str]:
     """Flags of the corrective run.
 
-    Adapters on the language layers and the connector train: without the connector, answers change and attention does
+    Trains adapters on the language layers and the connector: without the connector, answers change but attention does
     not move. Key layers are chosen with the base model on the development split.
 
     Raises:

@@ -2,7 +2,7 @@
 
 A line holds a token's bytes in base64 and its rank. The 256 single bytes come first, in the order of the published
 file, so that any text can be encoded; then the merges, learned from the words of the demo until each is one token.
-Qwen's 217 special tokens follow the ranks and stand in no file.
+Qwen's 217 special tokens follow the ranks and are not in the file.
 """
 
 import base64
@@ -31,8 +31,8 @@ def byte_order() -> list[bytes]:
 def learn_ranks(texts: Iterable[str]) -> list[bytes]:
     """Tokens by rank: the bytes, then byte pairs merged by frequency until every word of `texts` is one token.
 
-    Words are the pieces of Qwen's pattern; `|` in a text splits further and is no part of it.
-    Ties are broken by the bytes, so the result depends on the texts alone.
+    Words are the pieces of Qwen's pattern; `|` in a text splits further and is dropped.
+    Ties are broken by the bytes, so the result depends only on the texts.
     """
     words = Counter(
         piece.encode()
