@@ -118,7 +118,7 @@ def test_a_replaced_answer_has_no_other_spellings():
         ({"foil": "东方"},
          "foil: found '东方' against the answer '东方明珠': '东方' begins '东方明珠'; expected two answers"),
         ({"foil": "东方明珠 塔"},
-         "'东方明珠' begins '东方明珠 塔'; expected two answers neither a prefix of the other"),
+         "'东方明珠' begins '东方明珠 塔'; expected two answers, neither a prefix of the other"),
         ({"answer": ["东方明珠", "Ｐearl"], "foil": " PEARL tower"},
          "foil: found ' PEARL tower' against the answer 'Ｐearl': 'Ｐearl' begins ' PEARL tower'; expected two"),
         ({"answer": ["东方明珠", "Pearl"], "foil": "pearl."}, "foil: found 'pearl.', the answer itself ('Pearl')"),
