@@ -102,7 +102,7 @@ def reply(
 
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    greedy = {"do_sample": False, "eos_token_id": -1, "pad_token_id": 0, "return_dict_in_generate": True}
+    greedy = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "return_dict_in_generate": True}
     with nullcontext() if way is None else keep_image_tokens(model, encoded, share=way[0], by=way[1]):
         wait()
         start = time.perf_counter()
@@ -113,6 +113,7 @@ def reply(
         found = model.generate(**inputs, **greedy, max_new_tokens=args.new_tokens)
         wait()
         seconds = time.perf_counter() - start
+    assert found.sequences.shape[1] == len(encoded.input_ids) + args.new_tokens, "the reply has ended early"
     held = sum(2 * layer.keys.numel() * layer.keys.element_size() for layer in found.past_key_values.layers)
     peak = torch.cuda.max_memory_allocated() / 2**30 if args.device == "cuda" else 0.0
     return Turn(first, seconds, held, peak)

@@ -23,7 +23,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("model", help="model folder, adapter folder or hub name")
     made.add_argument("--probes", type=Path, required=True, help="probe file; those with a foil are asked")
     made.add_argument(
-        "--output_dir", type=Path, required=True, help="gets keep.json, keep.png and index.html"
+        "--output_dir",
+        type=Path,
+        default=Path("output_keep"),
+        help="gets keep.json, keep.png and index.html (default: output_keep)",
     )
     made.add_argument(
         "--shares",

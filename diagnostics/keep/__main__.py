@@ -161,7 +161,7 @@ def _key_layer(
 ) -> tuple[int, str, tuple[Probe, ...]]:
     """The layer, why it, and the probes that did not choose it."""
     if settings.key_layer != "auto":
-        return int(settings.key_layer), "as given", tuple(probes)
+        return int(settings.key_layer), "it was given", tuple(probes)
     evenly = auto_key_layers(model)
     if not calibration and not held_out(probes):
         return (

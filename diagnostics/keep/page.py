@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from diagnostics.drawing.svg_charts import Line, line_chart
 from diagnostics.keep.judging import RIVALS, Cell, Gain, Judgement
-from diagnostics.keep.rankings import LEAST, ORDERS, RANDOM, REGION
+from diagnostics.keep.rankings import LEAST, ORDERS
 from diagnostics.keep.summary import (
     Study,
     advice,
@@ -26,7 +26,7 @@ STYLE = """
 .wide { overflow-x: auto; }
 .wide table { border-collapse: collapse; width: 100%; font-size: 14px; }
 .wide th { text-align: left; font-weight: 560; color: var(--soft); white-space: nowrap; }
-.wide th, .verdict .wide td { padding: 3px 14px 3px 0; white-space: nowrap; }
+.wide th, .verdict .wide td { padding: 3px 10px 3px 0; white-space: nowrap; }
 .wide tr.first td { border-top: 1px solid var(--line); padding-top: 6px; }
 .wide tr.won td { color: var(--good); font-weight: 620; }
 .verdicts.keep { grid-template-columns: minmax(0, 1fr); }
@@ -85,7 +85,7 @@ def _chart(study: Study, judged: Judgement) -> str:
         cells = judged.cells[name]
         if cells is not None:
             values = [*(cells[share].right.mean for share in shares), judged.right.mean]
-            lines.append(Line(study.short_label(name), values, faint=name in (RANDOM, REGION, LEAST)))
+            lines.append(Line(study.short_label(name), values, faint=name == LEAST))
     return line_chart(
         judged.scope,
         lines,

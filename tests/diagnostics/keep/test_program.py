@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from diagnostics.capture.extractor import AttentionExtractor
+from diagnostics.flags import keep as flags
+from diagnostics.flags import web as web_flags
 from diagnostics.keep.__main__ import Settings, main, run
 from diagnostics.keep.asking import Asker, ProbeAnswers
 from diagnostics.keep.chart import chart_figure
@@ -17,6 +19,7 @@ from diagnostics.measures.statistics import holm
 from diagnostics.probing.interventions import TrialRunner
 from diagnostics.probing.prober import Prober
 from diagnostics.probing.prompts import ProbeEncoder
+from diagnostics.pruning import WAYS
 from diagnostics.records.measurement_plan import WATCH
 from diagnostics.records.probes import write_probes
 from tests.diagnostics.fusion.test_program import some_probes
@@ -93,7 +96,7 @@ def made_answers(folder, right):
 
 def study_of(judgements):
     return Study(
-        "m", "p.json", 16, "as given", 2, 10, SHARES[1:], 0, "9 image tokens", "tiles", tuple(judgements)
+        "m", "p.json", 16, "it was given", 2, 10, SHARES[1:], 0, "9 image tokens", "tiles", tuple(judgements)
     )
 
 
@@ -122,6 +125,24 @@ def test_too_few_pictures_recommend_nothing(tmp_path):
     found = made_answers(tmp_path, {"map": 1, "random": 0, "divprune": 0, "fastv": 0})[:19]
     [judged] = judge(found, SHARES[1:])
     assert judged.recommended() == [] and "19 pictures are too few" in advice(study_of([judged]))
+
+
+def test_an_order_is_judged_on_the_probes_that_it_was_measured_on(tmp_path):
+    found = made_answers(tmp_path, {"map": 0.9, "random": 0.4, "divprune": 0.5, "fastv": 0.1, "region": 1})
+    for one in found[20:]:
+        for share in SHARES[1:]:
+            del one.margins["region", share]
+    [judged] = judge(found, SHARES[1:])
+    assert [judged.cells[name][0.5].probes for name in ("map", "region")] == [30, 20]
+    assert judged.cells["region"][0.5].right == (1, 1, 1) and not judged.cells["region"][0.5].wins
+
+
+def test_flags_and_what_they_set_have_the_same_defaults():
+    given = flags.parser().parse_args(["m", "--probes", "p"])
+    expected = {**Settings()._asdict(), "shares": [*Settings().shares]}
+    assert {name: getattr(given, name) for name in Settings._fields} == expected
+    keep_by = next(one for one in web_flags.parser()._actions if one.dest == "keep_by")
+    assert tuple(keep_by.choices) == WAYS
 
 
 def test_holm_by_hand():
