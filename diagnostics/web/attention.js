@@ -211,10 +211,11 @@ function matrixPlot() {
 function boxPart(typed) {
   parts.boxWords = make("p", { className: "words", textContent: t("no_box") });
   parts.boxTable = make("div", { className: "scroll" });
-  const field = (name, value, sent = name) => make("label", { className: "field" }, make("span", { textContent: t(name) }), make("input", { name: sent, value: typed[sent] ?? value, type: "text", autocomplete: "off" }));
+  const field = (name, value, sent = name, more = {}) => make("label", { className: "field" }, make("span", { textContent: t(name) }), make("input", { name: sent, value: typed[sent] ?? value, type: "text", autocomplete: "off", ...more }));
   parts.probe = make("form", { className: "probe", hidden: true },
-    field("id", ""), field("group", "sphere-building"), field("region", "region"), field("question", state.facts.question),
-    field("right_answer", state.facts.reply, "answer"), field("foil", ""), make("button", { type: "submit", className: "plain", textContent: t("save_probe") }));
+    field("id", "", "id", { placeholder: t("id_made") }), field("group", "sphere-building"), field("region", "region"), field("question", state.facts.question),
+    // What the model said is what a correction is for: it stands as the wrong answer, and the right one is asked for.
+    field("right_answer", "", "answer", { required: true, placeholder: t("answer_needed") }), field("foil", state.facts.reply), make("button", { type: "submit", className: "plain", textContent: t("save_probe") }));
   parts.saved = make("p", { className: "words saved", role: "status", textContent: state.saved?.[state.language] ?? "" });
   parts.probe.addEventListener("submit", async (event) => {
     event.preventDefault();

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
+import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ class ProbeFile:
         """Append one probe, and validate the whole file with the reader that every program uses.
 
         written   ``id group region question answer foil`` as texts, ``image`` (index), and ``box`` in fractions of the
-                  picture
+                  picture; an empty ``id`` is made up from the group
 
         Raises ValueError naming the field, and leaves file and pictures unchanged.
         """
@@ -47,7 +49,7 @@ class ProbeFile:
                 raise RefusedError(
                     "field_long", field=_label(name), found=len(text), most=QUESTION_MAX_CHARACTERS
                 )
-        if id_fault(texts["id"]) is not None:
+        if texts["id"] and id_fault(texts["id"]) is not None:
             raise RefusedError("id_wrong", found=shown(texts["id"], 40), most=CHARACTERS_MAX, bytes=BYTES_MAX)
         for name in ("group", "region", "question", "answer"):
             if not texts[name]:
@@ -60,9 +62,10 @@ class ProbeFile:
             return self._append(texts, asked, image, box)
 
     def _append(
-        self, texts: Mapping[str, str], asked: Asked, image: int, box: tuple[float, float, float, float]
+        self, texts: dict[str, str], asked: Asked, image: int, box: tuple[float, float, float, float]
     ) -> Probe:
         before = self._read(self.path) if self.path.is_file() else ()
+        texts["id"] = texts["id"] or self._new_id(texts["group"], before)
         if any(same_file(probe.id) == same_file(texts["id"]) for probe in before):
             raise RefusedError("id_taken", id=texts["id"], file=self.path.name)
         if len(before) >= PROBES_MAX:
@@ -92,6 +95,16 @@ class ProbeFile:
                 raise RefusedError("not_written", file=self.path.name) from error
             raise
         return probe
+
+    def _new_id(self, group: str, before: Sequence[Probe]) -> str:
+        """``sphere-building-02``: the group, as far as it can be in a file name, and the first free number."""
+        stem = re.sub(r"[^\w.-]+", "-", group).strip("-.")
+        if not stem or id_fault(f"{stem}-{PROBES_MAX}") is not None:
+            stem = "probe"
+        taken = {same_file(probe.id) for probe in before}
+        taken |= {same_file(path.stem) for path in (self.path.parent / "images").glob("*.png")}
+        numbered = (f"{stem}-{number:02d}" for number in itertools.count(1))
+        return next(name for name in numbered if same_file(name) not in taken)
 
     def _check_and_write(self, probes: tuple[Probe, ...]) -> None:
         trial = self.path.with_name(f".{self.path.name}.trial")

@@ -99,6 +99,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "question": "question",
         "right_answer": "right answer",
         "foil": "wrong answer",
+        "id_made": "made up if empty",
+        "answer_needed": "what it should say",
         "field_long": "{field}: found {found} characters, expected at most {most}.",
         "field_empty": "{field}: must not be empty.",
         "id_wrong": "id: found {found}, expected a name of letters, digits, '_', '-' and '.', "
@@ -220,6 +222,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "question": "问题",
         "right_answer": "正确答案",
         "foil": "错误答案",
+        "id_made": "留空则自动生成",
+        "answer_needed": "它应该怎么回答",
         "field_long": "{field}：有 {found} 个字符，上限为 {most} 个。",
         "field_empty": "{field}：不能为空。",
         "id_wrong": "编号 {found}：只能包含字母、数字、“_”“-”“.”，最多 {most} 个字符（{bytes} 字节）。",

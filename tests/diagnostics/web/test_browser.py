@@ -333,15 +333,17 @@ def test_a_box_is_saved_as_a_probe(address, driver, folder):
     visit.until(visit.drawn)
     visit.drag(f"{ATTENTION} canvas.image", (-60, -60), (80, 100))
     visit.until(lambda: visit.all(f"{ATTENTION} .box-part tbody tr"))
-    visit.one(f'{ATTENTION} input[name="foil"]').send_keys("Tokyo Tower")
-    visit.one(f"{ATTENTION} .probe button").click()  # no id yet
-    visit.until(lambda: "id: found ''" in visit.words(f"{ATTENTION} .saved"))
-    visit.one(f'{ATTENTION} input[name="id"]').send_keys("tower-1")
+    said = visit.one(f'{ATTENTION} input[name="foil"]').get_property("value")
+    right = visit.one(f'{ATTENTION} input[name="answer"]')
+    assert said and right.get_property("value") == ""
+    visit.one(f"{ATTENTION} .probe button").click()  # no right answer yet: the browser asks for it
+    assert not (folder / "probes.json").exists() and right.get_property("validity")["valueMissing"]
+    right.send_keys("Tokyo Tower")
     visit.one(f"{ATTENTION} .probe button").click()
-    visit.until(lambda: "tower-1" in visit.words(f"{ATTENTION} .saved"))
+    visit.until(lambda: "sphere-building-01" in visit.words(f"{ATTENTION} .saved"))
     (probe,) = read_probes(folder / "probes.json")
     ((x0, y0, x1, y1),) = probe.regions["region"]
-    assert 0 < x0 < x1 and 0 < y0 < y1 and probe.foil == "Tokyo Tower"
+    assert 0 < x0 < x1 and 0 < y0 < y1 and (probe.answer, probe.foil) == ("Tokyo Tower", said)
 
 
 def test_before_and_after(address, driver):

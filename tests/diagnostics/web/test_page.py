@@ -606,9 +606,22 @@ def test_a_box_becomes_a_probe(tmp_path, picture):
     assert Image.open(first.images[0]).size == SIZE
 
 
+def test_an_id_is_made_up_from_the_group(tmp_path, picture):
+    """The first free number; what may not be in a file name becomes a dash; a picture left behind takes its number."""
+    file = ProbeFile(tmp_path / "probes.json")
+    asked = Asked("what?", "a cat", (Upload.read(picture),))
+    for group in ("on / under", "on / under", "塔", "../.."):
+        file.add(a_trace(), asked, written(id="", group=group))
+    (tmp_path / "images" / "塔-02.png").write_bytes(b"")
+    file.add(a_trace(), asked, written(id=" ", group="塔"))
+    ids = [probe.id for probe in read_probes(file.path)]
+    assert ids == ["on-under-01", "on-under-02", "塔-01", "probe-01", "塔-03"]
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
+        ({"answer": ""}, "right answer: must not be empty"),
         ({"id": "../escaped"}, "id: found '../escaped'"),
         ({"id": ".hidden"}, "id: found"),
         ({"group": " "}, "group: must not be empty"),
