@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import families
-from finetune.data import dataset, mixture
+from finetune.data import dataset, mixture, subset
 from finetune.distributed import decided_by_first, gathered, is_distributed, say
 from finetune.flags import parse
 from finetune.flags.arguments import Arguments
@@ -34,7 +34,9 @@ def with_demo(argv: Sequence[str]) -> Sequence[str]:
         prepare.is_complete(settings.DATA_DIR / part, part) for part in parts
     ):
         time.sleep(0.5)
-    flags = settings.prepared_flags(processes=int(os.environ.get("WORLD_SIZE", "1")))
+    flags = settings.prepared_flags(
+        processes=int(os.environ.get("WORLD_SIZE", "1")), in_two=parse.has_value(argv, "data_fraction")
+    )
     merged = parse.merge(flags, argv)
     say("no model and no data given: running the embedded demo with these flags:", "  " + " ".join(merged))
     return merged
@@ -146,9 +148,28 @@ def read_mixture(args: Arguments) -> mixture.Mixture:
         for name, (role, spec) in zip(names, specs, strict=True)
     ]
     mixed = mixture.Mixture(sources, training.seed if training.data_seed is None else training.data_seed)
+    if chosen.data_fraction is not None:
+        mixed = _with_fraction(args, mixed)
     if len(sources) > 1:
         say(mixed.table_text())
     return mixed
+
+
+def _with_fraction(args: Arguments, mixed: mixture.Mixture) -> mixture.Mixture:
+    """The part of the data that --data_fraction asks for. Raises ValueError where it is too small for one step."""
+    chosen, training = args.data, args.training
+    assert chosen.data_fraction is not None
+    part, subsets = subset.with_fraction(
+        mixed, chosen.data_fraction, chosen.data_fraction_of, chosen.data_fraction_same
+    )
+    samples_a_step = (
+        training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    )
+    fault = subset.too_small(part, subsets, samples_a_step)
+    if fault is not None:
+        raise ValueError(fault)
+    say(*(one.words(chosen.data_fraction_same) for one in subsets))
+    return part
 
 
 def build_dataset(

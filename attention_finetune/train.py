@@ -38,7 +38,7 @@ from attention_finetune.model import (
 )
 from attention_finetune.ready import Ready
 from attention_finetune.watch import check_probes, monitor, prompt_note, read_probes, what_is_missing
-from finetune.data import packing
+from finetune.data import packing, subset
 from finetune.distributed import is_main, say
 from finetune.flags import deepspeed_file
 from finetune.flags import parse as flags
@@ -139,6 +139,11 @@ def build(ready: Ready) -> Run:
         if is_main():
             run_folder.write_run(folder, ready.marks, finished=False)
             run_folder.write_configuration(folder, args)
+            if args.data.data_fraction is not None:
+                kept = subset.different_samples(ready.train_set.mixture)
+                run_folder.write_json(
+                    folder / run_folder.FRACTION_FILE, {"fraction": args.data.data_fraction, "sources": kept}
+                )
         writer = trainer.summary_writer(training, run_folder.step_of(resumed_from) if resumed_from else None)
         watchers = [monitor(ready, writer)] if args.monitor.monitor else []
         built = trainer.build_trainer(

@@ -89,6 +89,8 @@ def monitor(ready: Ready, writer: Any) -> Any:
         calibration_probes=ready.probes.calibration or None,
         depth=args.monitor.probe_depth,
         probe_steps=args.monitor.probe_steps,
+        checkpoint_depth=args.monitor.checkpoint_depth,
+        baseline=args.monitor.baseline,
         stop_when=args.monitor.stop_when,
         stop_patience=args.monitor.stop_patience,
         samples=[TrainingSample(*one) for one in shown],

@@ -53,7 +53,13 @@ from diagnostics.records.identity import (
     probe_differences,
     probe_marks,
 )
-from diagnostics.records.measurement_plan import DEPTHS, WATCH, MeasurementPlan, cost_words
+from diagnostics.records.measurement_plan import (
+    CHECKPOINT_DEPTHS,
+    DEPTHS,
+    WATCH,
+    MeasurementPlan,
+    cost_words,
+)
 from diagnostics.records.probes import Probe, read_probes, write_probes
 from diagnostics.records.record import AttentionRecord
 from finetune.distributed import autocast_dtype, gathered, rank_and_world_size
@@ -114,6 +120,9 @@ class AttentionMonitor(TrainerCallback):
     stop_when      "corrected": end training once every group is (and what must be kept, is); every checkpoint is
                    then measured at full ``depth``, and adjusted for repeated looks (``statistics.alpha_of_look``)
     stop_patience  for this many checkpoints in a row
+    checkpoint_depth   "watch", "cause" or a ``MeasurementPlan``: what is measured at checkpoints between
+    baseline       output folder of another run of the same model, probes and layers: its measurements of the untrained
+                   model are taken over; where it differs, a line says so and the model is measured
     samples        training samples; the report shows those related to its case studies
     tb_writer      the run's SummaryWriter, closed by its owner; None: one of its own in ``output_dir/runs``
     batch_size     as for ``Prober``
@@ -125,8 +134,8 @@ class AttentionMonitor(TrainerCallback):
     failure is reported once, and training continues.
 
     Occlusion and knock-out cost more than everything else and are measured only at both ends of the run; checkpoints
-    between have scores, answers and attention. Each rank probes its share, rank 0 writes; under ZeRO-3, where a forward
-    pass needs every rank, all of them run all probes in lockstep.
+    between have scores, answers and attention, and with ``checkpoint_depth="cause"`` occlusion. Each rank probes its
+    share, rank 0 writes; under ZeRO-3, where a forward pass needs every rank, all of them run all probes in lockstep.
 
     At step 0 a new training begins: whatever an earlier one left in the folder is moved to ``earlier-N`` in
     ``output_dir``, with a line that says so. A resumed run reuses its earlier measurements where run, model, probes,
@@ -148,6 +157,8 @@ class AttentionMonitor(TrainerCallback):
         probe_steps: int | None = None,
         stop_when: str | None = None,
         stop_patience: int = 2,
+        checkpoint_depth: str | MeasurementPlan = "watch",
+        baseline: str | Path | None = None,
         samples: Sequence[TrainingSample] = (),
         tb_writer: Any | None = None,
         batch_size: int | None = None,
@@ -171,6 +182,8 @@ class AttentionMonitor(TrainerCallback):
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.key_layers = key_layers
         self.depth = _depth(depth)
+        self.checkpoint_depth = _depth(checkpoint_depth, CHECKPOINT_DEPTHS)
+        self.baseline = None if baseline is None else Path(baseline)
         self.probe_steps = probe_steps
         self.stop_when = stop_when
         self.stop_patience = stop_patience
@@ -202,7 +215,7 @@ class AttentionMonitor(TrainerCallback):
         at, model = _moment(args, state), event["model"]
         self._begin(at, model, runs=_runs_of(state))
         if at.step > 0 and self._is_due(state) and at.step < state.max_steps:
-            self._probe_unless_complete(at, model, WATCH)
+            self._probe_unless_complete(at, model, self.checkpoint_depth)
         assert self._run is not None
         if self._run.run not in _runs_of(state):
             _name_run(state, self._run.run)
@@ -304,9 +317,36 @@ class AttentionMonitor(TrainerCallback):
             self._open_board(at)
             self._write_architecture(model)
             self._print_cost(prober, model)
-        self._baseline = self._probe(replace(at, words=_base_words(model)), model, depth=self.depth)
+        if self.baseline is None or not self._everywhere(at.first and self._has_taken_over(run, model)):
+            self._baseline = self._probe(replace(at, words=_base_words(model)), model, depth=self.depth)
         if at.first:
             self._show(0, self._baseline)
+
+    def _has_taken_over(self, run: Run, model: nn.Module) -> bool:
+        """Take over what another run measured of this untrained model; where it measured anything else, a line says so
+        and nothing is taken."""
+        assert self.baseline is not None
+        folder = self.baseline / "attention"
+        try:
+            other = Run.from_json(begun_there(folder))
+            archive = RecordArchive(folder, [probe.id for probe in self.probes], run.key_layers, other.run)
+            differs = (
+                probe_differences(other.probes, run.probes)
+                or ("the model before training is another" if other.model != run.model else None)
+                or archive.shortfall(0, self.depth)
+                or self._other_reading(archive, family_of(bare_model(model).config))
+            )
+        except ValueError as error:
+            differs = str(error)
+        if differs:
+            print(
+                f"{folder}: its baseline is not taken over, and the model is measured: {differs}", flush=True
+            )
+            return False
+        self._baseline = archive.load(0)
+        self._archive.save(0, self._baseline, self.depth)
+        print(f"the untrained model's measurements are those of {folder}", flush=True)
+        return True
 
     def _print_cost(self, prober: Prober, model: nn.Module) -> None:
         """Before training, and at its end, where the attention of the model before is put back."""
@@ -454,7 +494,7 @@ class AttentionMonitor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module
     ) -> None:
         """Probe at a checkpoint, and end training if ``stop_when`` is met."""
-        depth = WATCH if self.stop_when is None else self.depth
+        depth = self.checkpoint_depth if self.stop_when is None else self.depth
         records = self._probe_now(_moment(args, state), model, depth)
         if self.stop_when is not None and self._everywhere(self._has_taken(records, state.global_step)):
             control.should_training_stop = True
@@ -828,12 +868,12 @@ def _read(probes: str | Path | Sequence[Probe]) -> tuple[Probe, ...]:
     return read_probes(probes) if isinstance(probes, str | Path) else tuple(probes)
 
 
-def _depth(depth: str | MeasurementPlan) -> MeasurementPlan:
+def _depth(depth: str | MeasurementPlan, known: Mapping[str, MeasurementPlan] = DEPTHS) -> MeasurementPlan:
     if isinstance(depth, MeasurementPlan):
         return depth
-    if depth not in DEPTHS:
-        raise ValueError(f"depth: found {depth!r}, expected {' or '.join(DEPTHS)}")
-    return DEPTHS[depth]
+    if depth not in known:
+        raise ValueError(f"depth: found {depth!r}, expected {' or '.join(known)}")
+    return known[depth]
 
 
 def _base_words(model: nn.Module) -> str:

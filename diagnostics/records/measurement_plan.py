@@ -112,6 +112,7 @@ def _covers(found: Any, wanted: bool | int | tuple[str, ...]) -> bool:
 
 
 WATCH = MeasurementPlan("watch")
+CAUSE = MeasurementPlan("cause", kinds=(OCCLUSION,), controls=1)
 QUICK = MeasurementPlan(
     "quick",
     kinds=(OCCLUSION, KNOCKOUT, TOWER_KNOCKOUT),
@@ -122,6 +123,7 @@ QUICK = MeasurementPlan(
 )
 FULL = replace(QUICK, name="full", controls=4, windows=True, curves=True)
 DEPTHS = {depth.name: depth for depth in (QUICK, FULL)}
+CHECKPOINT_DEPTHS = {depth.name: depth for depth in (WATCH, CAUSE)}
 
 
 def cost_words(depth: MeasurementPlan, probes: tuple[Probe, ...], key_layers: int, allowed: Allowed) -> str:

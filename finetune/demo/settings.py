@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from finetune.demo.correction import split_corrective
 from finetune.demo.prepare import DEFAULT_PARTS, DemoData, prepare
 
 BASE_MODEL = Path(__file__).parent / "base"
@@ -65,9 +66,18 @@ def training_flags(data: DemoData, *, processes: int) -> list[str]:
     return [token for name, value in flags.items() for token in (f"--{name}", value)]
 
 
-def prepared_flags(*, processes: int) -> list[str]:
-    """Draws the data if it is missing, and returns the flags."""
-    return training_flags(prepare(DATA_DIR, DEFAULT_PARTS), processes=processes)
+def prepared_flags(*, processes: int, in_two: bool = False) -> list[str]:
+    """Draws the data if it is missing, and returns the flags.
+
+    in_two   the corrective corpus as two sources, so that a fraction can be taken of what corrects alone
+    """
+    data = prepare(DATA_DIR, DEFAULT_PARTS)
+    flags = training_flags(data, processes=processes)
+    if not in_two:
+        return flags
+    parts, at = split_corrective(data.corrective), flags.index("--data_path")
+    sources = ["--corrective_data", _shown(parts.correction), "--replay_data", _shown(parts.general)]
+    return [*flags[:at], *sources, *flags[at + 2 :]]
 
 
 def _shown(path: Path) -> str:

@@ -52,6 +52,22 @@ class DataArguments:
     eval_data_path: str | None = field(
         default=None, metadata={"help": "Evaluation data, in any of the same formats."}
     )
+    data_fraction: float | None = field(
+        default=None,
+        metadata={"help": "Train on this fraction of the corrective data (of --data_path, without --corrective_data): "
+                          "the beginning of one order drawn from the seed, so that fractions are nested."},
+    )  # fmt: skip
+    data_fraction_of: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "With --data_fraction: names of the sources it applies to, as the table of sources shows them."
+        },
+    )
+    data_fraction_same: Literal["steps", "epochs"] = field(
+        default="steps",
+        metadata={"help": "With --data_fraction. steps: kept samples stand in for those left out, so that epochs, "
+                          "shares and steps stay as they are. epochs: each kept sample is seen as often as with all."},
+    )  # fmt: skip
     data_format: Literal["auto", "qwen-vl", "llava", "sharegpt", "openai", "alpaca"] = field(
         default="auto",
         metadata={
@@ -232,6 +248,16 @@ class MonitorArguments:
     probe_steps: int | None = field(
         default=None, metadata={"help": "Probe every N steps. Default: whenever a checkpoint is saved."}
     )
+    checkpoint_depth: Literal["watch", "cause"] = field(
+        default="watch",
+        metadata={"help": "What is measured at checkpoints. watch: answers and attention. cause: what hiding each "
+                          "region costs as well, about three times as many sequences."},
+    )  # fmt: skip
+    baseline: str | None = field(
+        default=None,
+        metadata={"help": "Output folder of another run that started from the same model and probes: its measurements "
+                          "of the untrained model are used instead of measuring it again."},
+    )  # fmt: skip
     stop_when: Literal["corrected"] | None = field(
         default=None,
         metadata={"help": "corrected: stop training once every probe group has the verdict corrected."},

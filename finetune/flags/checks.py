@@ -111,6 +111,25 @@ def _check_mixture(arguments: Arguments) -> Iterator[str]:
     data = arguments.data
     if data.corrective_data or data.replay_data:
         yield from mixture.spec_faults(data.data_path, data.corrective_data or (), data.replay_data or ())
+    if data.data_fraction is None and (data.data_fraction_of or data.data_fraction_same != "steps"):
+        yield (
+            "--data_fraction_of, --data_fraction_same: have no effect without --data_fraction; give it, or leave them "
+            "out"
+        )
+    if data.data_fraction is not None and data.streaming:
+        yield (
+            "--data_fraction with --streaming: the order of the samples needs all of them, which streaming does not "
+            "read ahead; leave out one"
+        )
+    if (
+        data.data_fraction is not None
+        and data.data_fraction_same == "epochs"
+        and arguments.training.max_steps > 0
+    ):
+        yield (
+            f"--data_fraction_same epochs with --max_steps {arguments.training.max_steps}: the number of steps would "
+            "be the same, and not that of the epochs; give --num_train_epochs instead of --max_steps"
+        )
 
 
 def _check_modes(arguments: Arguments) -> Iterator[str]:

@@ -48,6 +48,7 @@ LIMITS: dict[str, Kind] = {
     **dict.fromkeys(("seed", "data_seed"), SEED),
     # data
     "model_max_length": AT_LEAST_ONE,
+    "data_fraction": number(0, 1, above=True),
     "min_pixels": whole(1, 10**9),
     "max_pixels": whole(1, 10**9),
     "video_fps": number(0, 1000, above=True),

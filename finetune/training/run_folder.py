@@ -21,6 +21,8 @@ from finetune.model import weights
 
 RUN_FILE = "run.json"
 CONFIGURATION_FILE = "run.yaml"
+FRACTION_FILE = "data_fraction.json"
+"""With --data_fraction: how many samples each source has, and how many different ones were trained on."""
 COMPLETE_FILE = "complete.json"
 STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILES = (
@@ -38,7 +40,8 @@ STATE_SHAPE = {
 }  # fmt: skip
 OUR_FOLDERS = ("runs", "attention", "comparison")
 OUR_FILES = re.compile(
-    r"run\.json|run\.yaml|look\.json|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json|generation_config\.json"
+    r"run\.json|run\.yaml|look\.json|data_fraction\.json|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json"
+    r"|generation_config\.json"
     r"|.*\.tiktoken|tokenizer.*|special_tokens.*|preprocessor_config\.json|processor_config\.json"
     r"|chat_template.*|training_args\.bin|trainer_state\.json|all_results\.json|README\.md"
 )
@@ -88,7 +91,7 @@ def fingerprint(arguments: Arguments, world_size: int) -> dict[str, Any]:
 
 _DATA_MARKS = (
     "model_max_length", "on_bad_sample", "data_format", "box_units", "streaming", "packing", "min_pixels", "max_pixels",
-    "video_fps", "video_max_frames",
+    "video_fps", "video_max_frames", "data_fraction", "data_fraction_of", "data_fraction_same",
 )  # fmt: skip
 
 _TRAINING_MARKS = (

@@ -57,8 +57,9 @@ def swapped(probes):
 
 
 def train(
-    output_dir, processor, probes, *, seed=0, resume=None, frozen=(), callbacks=(), monitor=True, **changes
-):
+    output_dir, processor, probes, *, seed=0, resume=None, frozen=(), callbacks=(), monitor=True, watch=None,
+    **changes,
+):  # fmt: skip
     """Four steps, a checkpoint at each second; returns the monitor and the model."""
     settings = {"max_steps": 4, "save_steps": 2, "learning_rate": 1e-3, **changes}
     args = TrainingArguments(
@@ -67,7 +68,7 @@ def train(
     model = tiny_model(seed=seed)
     for name, parameter in model.named_parameters():
         parameter.requires_grad = not any(part in name for part in frozen)
-    watcher = AttentionMonitor(processor, probes, key_layers=[1])
+    watcher = AttentionMonitor(processor, probes, key_layers=[1], **(watch or {}))
     watched = [watcher] if monitor else []
     samples = Samples(model, processor, probes)
     Trainer(model, args, train_dataset=samples, callbacks=[*callbacks, *watched]).train(
@@ -129,6 +130,36 @@ def test_a_start_that_was_killed_before_its_first_checkpoint_leaves_nothing_besi
         train(tmp_path, processor, probes, callbacks=[Killed()])
     train(tmp_path, processor, probes)
     assert not (tmp_path / "earlier-1").exists() and "earlier training" not in capsys.readouterr().out
+
+
+def test_the_baseline_of_another_run_of_the_same_model_is_taken_over(
+    first, tmp_path, processor, probes, capsys
+):
+    shutil.copytree(first / "attention", tmp_path / "of" / "attention")
+    # A number that only the copy has shows where the baseline comes from.
+    place = record_path(tmp_path / "of" / "attention" / "step-000000", probes[0].id)
+    record = AttentionRecord.load(place)
+    replace(record, scores=replace(record.scores, answer_nats=-77.0)).save(place)
+    watch = {"baseline": tmp_path / "of", "checkpoint_depth": "cause"}
+    train(tmp_path / "out", processor, probes, watch=watch, learning_rate=2e-3)
+    assert "the untrained model's measurements are those of" in capsys.readouterr().out
+    taken, at_2 = (
+        record_path(tmp_path / "out" / "attention" / f"step-{step:06d}", probes[0].id) for step in (0, 2)
+    )
+    assert AttentionRecord.load(taken).scores.answer_nats == -77.0
+    # what hiding a region costs was measured between as well
+    assert {one.kind for one in AttentionRecord.load(at_2).interventions} == {"occlusion"}
+    for changes, asked, why in (
+        ({"seed": 1}, probes, "another"),
+        ({}, swapped(probes), "different question, answer"),
+    ):
+        train(
+            tmp_path / "other", processor, asked, watch={"baseline": tmp_path / "of"}, max_steps=1, **changes
+        )
+        shown = capsys.readouterr().out
+        assert "its baseline is not taken over" in shown and why in shown
+    train(tmp_path / "none", processor, probes, watch={"baseline": tmp_path / "nowhere"}, max_steps=1)
+    assert "its baseline is not taken over" in capsys.readouterr().out
 
 
 def test_one_monitor_in_two_trainings(tmp_path, processor, probes):

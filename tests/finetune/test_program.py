@@ -392,3 +392,32 @@ def test_a_run_goes_on_from_a_checkpoint_of_any_name(program: ModuleType, flags,
     assert program.main(flags("--use_lora", "True", *more)) == 0
     assert f"resuming from {best}" in capsys.readouterr().out
     assert sorted(scalars(tmp_path / "on" / "runs")["train/loss"]) == [3, 4]
+
+
+def test_the_whole_data_as_a_fraction_trains_the_same_bit_for_bit(program: ModuleType, flags, tmp_path: Path):
+    whole, fraction = tmp_path / "whole", tmp_path / "fraction"
+    for folder, more in ((whole, ()), (fraction, ("--data_fraction", "1"))):
+        assert program.main(flags("--use_lora", "True", "--output_dir", str(folder), *more)) == 0
+    name = "adapter_model.safetensors"
+    assert (whole / name).read_bytes() == (fraction / name).read_bytes()
+    kept = json.loads((fraction / run_folder.FRACTION_FILE).read_text())
+    (counts,) = kept["sources"].values()
+    assert kept["fraction"] == 1 and counts["samples"] == counts["trained"]
+    assert not (whole / run_folder.FRACTION_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data_fraction", "0"], "--data_fraction: found 0.0, expected a number above 0 and at most 1"),
+        (["--data_fraction", "1.5"], "--data_fraction: found 1.5"),
+        (["--data_fraction", "0.01"], "one step reads 4 of them"),
+        (["--data_fraction_of", "towers"], "have no effect without --data_fraction"),
+        (["--data_fraction", "0.5", "--streaming", "True"], "--data_fraction with --streaming"),
+        (["--data_fraction", "0.5", "--data_fraction_same", "epochs"], "with --max_steps 4"),
+        (["--data_fraction", "0.5", "--data_fraction_of", "towers"], "found 'towers', which is no source"),
+    ],
+)
+def test_fractions_that_cannot_be_trained_on(program: ModuleType, flags, more, message, capsys):
+    assert program.main(flags(*more)) == 1
+    assert message in capsys.readouterr().err
