@@ -23,16 +23,17 @@ if __name__ == "__main__":
 from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.legs.shown import LEGEND, marks, shown_legs
 from diagnostics.comparison.legs.shown import NAMES as LEG_NAMES
+from diagnostics.comparison.onset import onset_of
 from diagnostics.comparison.pairs import pair_all
 from diagnostics.comparison.thresholds import Thresholds
-from diagnostics.comparison.trajectory import evolution_of, series_of
+from diagnostics.comparison.trajectory import evolution_of, read_series, series_of
 from diagnostics.comparison.verdicts import UNGUARDED, requirement, shortfalls
 from diagnostics.probing.server_client import ServerClient, is_address
 from diagnostics.records.measurement_plan import DEPTHS, QUICK, MeasurementPlan
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord
 from diagnostics.report.case_studies import TrainingSample
-from diagnostics.report.page import report_html
+from diagnostics.report.page import TIME_STEPS_MIN, report_html
 from diagnostics.report.served_page import count_rows, served_html
 from finetune.files import check_writable, write_atomically
 
@@ -58,7 +59,7 @@ def compare(
         output_dir: gets ``comparison/index.html`` and ``comparison/comparison.json``.
         probes: what is judged, in the order of the probe file.
         series: step → records of every checkpoint, both ends included; with three or more the report shows the
-            development over training.
+            development over training, and what began when.
         samples: training samples; the report shows those related to its cases.
         thresholds: what each leg of a verdict requires.
         why_not_patched: why the attention of the model before was not put back, for the verdicts' reasons.
@@ -74,7 +75,10 @@ def compare(
     evolution = None
     if series is not None and len(series) > 1:
         evolution = evolution_of(series)
-        comparison["series"] = series_of(probes, evolution)
+        read = read_series(probes, evolution)
+        comparison["series"] = series_of(probes, evolution, read)
+        if len(evolution.steps) >= TIME_STEPS_MIN:
+            comparison["onset"] = onset_of(pairs, evolution.steps, read, thresholds)
     folder = Path(output_dir) / "comparison"
     _require_finite(comparison)
     text = json.dumps(comparison, ensure_ascii=False, indent=1, allow_nan=False)
@@ -129,20 +133,22 @@ def table(comparison: Mapping[str, Any]) -> str:
                 group["verdict"],
             )
         )
-    lines = _columns(rows)
+    lines = columns(rows)
     if any(marks(group) for group in comparison["groups"].values()):
         lines += ["", f"legs: {', '.join(LEG_NAMES)}; {LEGEND}"]
     for name, group in comparison["groups"].items():
         legs = [f"  {leg.mark} {leg.name}: {leg.reason}" for leg in shown_legs(group)]
         lines += ["", f"{name}: {group['verdict']}"]
         lines += legs or [f"  - {reason}" for reason in group["reasons"]]
+        onset = (comparison.get("onset") or {"groups": {}})["groups"].get(name)
+        lines += [f"  onset: {onset['words']}"] if onset is not None else []
         boxes = group.get("boxes") or {}
         lines += [f"  boxes {side}: {scores['words']}" for side, scores in boxes.items()]
         lines += [f"  warning: {line}" for line in group.get("warnings", ())]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells as lines, with a rule under the first."""
     widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(_pad(cell, width) for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -318,7 +324,7 @@ def compare_served(
 
 def served_table(content: Mapping[str, Any]) -> str:
     """For a terminal: counts by group, the differences found, and the first differing answers."""
-    lines = _columns(count_rows(content))
+    lines = columns(count_rows(content))
     lines += ["", "what differs:"]
     lines += [f"  - {line}" for line in content["differences"]] or ["  nothing was found"]
     lines += [f"  not compared: {line}" for line in content["not_compared"]]

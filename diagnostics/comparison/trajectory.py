@@ -15,9 +15,10 @@ from jaxtyping import Float
 
 from diagnostics.comparison.box_answers import outcome_with_box
 from diagnostics.comparison.maps import CellMap, Strip, StripPanel
-from diagnostics.comparison.pairs import layer_cells
+from diagnostics.comparison.pairs import cost, layer_cells
 from diagnostics.measures.attention import enrichment, jensen_shannon_nats, region_mass
 from diagnostics.measures.drift import principal_plane
+from diagnostics.records.measurement_plan import OCCLUSION
 from diagnostics.records.probes import Probe, groups_of
 from diagnostics.records.record import AttentionRecord
 from finetune.families.parts.coverage import region_coverage
@@ -95,7 +96,9 @@ def evolution_of(checkpoints: Mapping[int, Records]) -> Evolution:
     return Evolution(steps, tuple(next(iter(one.values())).model for one in records), records)
 
 
-def series_of(probes: Sequence[Probe], evolution: Evolution) -> Json:
+def series_of(
+    probes: Sequence[Probe], evolution: Evolution, read: Mapping[str, ProbeSeries] | None = None
+) -> Json:
     """Every number over steps, the ``series`` of comparison.json; each list has one number per step.
 
     ::
@@ -111,10 +114,12 @@ def series_of(probes: Sequence[Probe], evolution: Evolution) -> Json:
     Groups without a foil, or without a region, are omitted from what needs one. A trajectory is a projection of the
     maps of all key layers onto their principal plane; axes are in shares of attention and differ from probe to probe.
 
+    read   of ``read_series``, where it is at hand
+
     Raises:
         ValueError: a probe has no records.
     """
-    read = {probe.id: _read(probe, evolution) for probe in probes}
+    read = read_series(probes, evolution) if read is None else read
     margins: dict[str, list[np.ndarray]] = {}
     enrichments: dict[str, list[np.ndarray]] = {}
     for name, members in groups_of(probes).items():
@@ -133,6 +138,15 @@ def series_of(probes: Sequence[Probe], evolution: Evolution) -> Json:
         "visual_share": _by_layer(evolution, [one.visual_share for one in read.values()]),
         "trajectories": {name: one.trajectory for name, one in read.items()},
     }
+
+
+def read_series(probes: Sequence[Probe], evolution: Evolution) -> dict[str, ProbeSeries]:
+    """Probe id → its numbers over all steps.
+
+    Raises:
+        ValueError: a probe has no records.
+    """
+    return {probe.id: _read(probe, evolution) for probe in probes}
 
 
 def strip_maps(probe: Probe, evolution: Evolution, layer: int) -> Strip:
@@ -180,11 +194,13 @@ def evenly_chosen(count: int, most: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _ProbeSeries:
+class ProbeSeries:
     """One probe over all steps.
 
     margins_nats       Float[steps]; None without a foil
     enrichment         Float[steps, layers] of the judged region; None without one
+    costs_nats         Float[steps], what hiding the judged region costs beyond hiding a random place of its size; NaN
+                       at steps where it was not measured
     drift_jsd_nats     Float[steps, layers], from the first step
     visual_share       Float[steps, layers], mean over heads
     trajectory         as in ``series`` of comparison.json
@@ -192,21 +208,23 @@ class _ProbeSeries:
 
     margins_nats: np.ndarray | None
     enrichment: np.ndarray | None
+    costs_nats: np.ndarray
     drift_jsd_nats: np.ndarray
     visual_share: np.ndarray
     trajectory: Json
 
 
-def _read(probe: Probe, evolution: Evolution) -> _ProbeSeries:
+def _read(probe: Probe, evolution: Evolution) -> ProbeSeries:
     """A probe's numbers, in one pass over its records, which may be large and read from disk."""
     records = evolution.of(probe.id)
     maps, image, region = _maps(records), records[0].image_tokens[0], probe.main_region
     plane = principal_plane(maps.reshape(len(maps), -1))
-    return _ProbeSeries(
+    return ProbeSeries(
         margins_nats=None if probe.foil is None else np.array([_margin(record) for record in records]),
         enrichment=None
         if region is None
         else enrichment(maps, region_coverage(probe.regions[region], image)),
+        costs_nats=np.array([_over_control(record, region) for record in records]),
         drift_jsd_nats=jensen_shannon_nats(maps, maps[:1]),
         visual_share=np.stack([record.visual_share[list(record.layers)].mean(axis=1) for record in records]),
         trajectory={
@@ -228,6 +246,11 @@ def _margin(record: AttentionRecord) -> float:
             "checkpoint again with the same probe file"
         )
     return margin
+
+
+def _over_control(record: AttentionRecord, region: str | None) -> float:
+    found = cost(record, OCCLUSION, region)
+    return np.nan if found is None else found.region - found.control
 
 
 def _means(values: Sequence[Float[np.ndarray, " steps"]]) -> list[float]:

@@ -15,6 +15,7 @@ Tags (G a group, L a key layer, ID a probe that is shown):
     probes/G/ID                      text card: prompt, right and wrong answer, the model's answers
     architecture                     text card at the start: components, parameters, attention layers, image tokens
     verdict/G                        text card at the end: the verdict and the legs it rests on, or its reasons
+    onset/G                          text card at the end: what began when, from three checkpoints
 """
 
 from __future__ import annotations
@@ -208,6 +209,8 @@ class AttentionBoard:
         """Write each group's verdict with its legs, or its reasons where it rests on none."""
         for name, group in comparison["groups"].items():
             self.writer.add_text(f"verdict/{tag_part(name)}", verdict_words(group), step)
+        for name, group in (comparison.get("onset") or {"groups": {}})["groups"].items():
+            self.writer.add_text(f"onset/{tag_part(name)}", _escape(group["words"]), step)
         self.writer.flush()
 
     def write_pictures(self, pictures: Iterable[TaggedPicture], step: int) -> None:

@@ -74,7 +74,7 @@ def report_html(
             margin_chart(name, _margins(members)) for name, members in _scored(pairs).items()
         ),
         "FOREST": forest(groups),
-        "TIME": _time(comparison.get("series")),
+        "TIME": _time(comparison.get("series"), comparison.get("onset")),
         # "</script>" inside a question would end the data; JSON may write "<" as an escape.
         "DATA": json.dumps(_data(comparison, pairs, with_time), ensure_ascii=False, allow_nan=False).replace(
             "<", "\\u003c"
@@ -118,7 +118,7 @@ def _margins(pairs: Sequence[ProbePair]) -> list[tuple[float, float]]:
     return [(pair.before.scores.margin_nats or 0.0, pair.after.scores.margin_nats or 0.0) for pair in pairs]
 
 
-def _time(series: Mapping[str, Any] | None) -> str:
+def _time(series: Mapping[str, Any] | None, onset: Mapping[str, Any] | None) -> str:
     """Charts over training steps; nothing with fewer than three checkpoints."""
     if series is None or len(series["steps"]) < TIME_STEPS_MIN:
         return ""
@@ -150,6 +150,23 @@ def _time(series: Mapping[str, Any] | None) -> str:
         '(ln 2) no overlap. It shows that attention moved, not why.</p><section class="charts over">'
         + "".join(charts)
         + "</section>"
+        + _onset(onset)
+    )
+
+
+def _onset(onset: Mapping[str, Any] | None) -> str:
+    """What began when, a line for each group."""
+    if onset is None:
+        return ""
+    rows = "".join(
+        f"<li><b>{html.escape(name)}</b>: {html.escape(group['words'])}</li>"
+        for name, group in onset["groups"].items()
+    )
+    return (
+        f'<h3>What came first</h3><p class="note">The first checkpoint at which answers, attention on the region, and '
+        f"what hiding it costs differ from the base beyond chance. The p of all {onset['tests']} looks are adjusted "
+        "together (Holm), so that a run in which nothing changes names no onset in 95 of 100 cases. What varies more "
+        f'from probe to probe is noticed later.</p><ul class="onset">{rows}</ul>'
     )
 
 

@@ -89,7 +89,7 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
         gained,
         lost,
         p,
-        _difference_interval(gained, lost, len(by_image[0]), level),
+        difference_interval(gained, lost, len(by_image[0]), level),
         enough,
         change,
         said,
@@ -136,7 +136,8 @@ def _interval(by_image: np.ndarray, level: float) -> tuple[float, float]:
     return clopper_pearson(int(by_image.sum() + 1e-9), len(by_image), level=level)
 
 
-def _difference_interval(gained: int, lost: int, images: int, level: float) -> tuple[float, float]:
+def difference_interval(gained: int, lost: int, images: int, level: float) -> tuple[float, float]:
+    """The interval of a change of the share of right answers: Clopper–Pearson of gained among gained + lost."""
     moved = gained + lost
     if not moved:
         high = clopper_pearson(0, images, level=level)[1]

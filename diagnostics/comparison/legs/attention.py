@@ -119,12 +119,7 @@ def read_attention(
     if not members:
         return None
     images = images_of(members)
-    second = _second_half(images)
-    first_choice, second_choice = (
-        _chosen([pair for pair, late in zip(members, second, strict=True) if late == half], mediated, level)
-        for half in (False, True)
-    )
-    rows = [first_choice if late else second_choice for late in second]
+    rows, (first_choice, second_choice) = cross_fitted_rows(members, images, mediated, level)
     before, after = (
         np.array([_enrichment(pair, row, side) for pair, row in zip(members, rows, strict=True)])
         for side in SIDES
@@ -244,6 +239,18 @@ def _layers(layers: Sequence[int]) -> str:
 
 
 # ---------------------------------------------------------------- halves and layers
+
+
+def cross_fitted_rows(
+    members: Sequence[ProbePair], images: Sequence[str], mediated: Mediated, level: float
+) -> tuple[list[int], tuple[int, int]]:
+    """For each probe the index of the key layer that the other half of the pictures chose, and both halves' choices."""
+    second = _second_half(images)
+    first_choice, second_choice = (
+        _chosen([pair for pair, late in zip(members, second, strict=True) if late == half], mediated, level)
+        for half in (False, True)
+    )
+    return [first_choice if late else second_choice for late in second], (first_choice, second_choice)
 
 
 def _second_half(images: Sequence[str]) -> list[bool]:

@@ -12,12 +12,14 @@ from diagnostics.measures.statistics import (
     clopper_pearson,
     effect_size,
     head_tests,
+    holm,
     mcnemar_p,
     paired_change,
     probes_needed,
     ratio_of_means,
     relative_change,
     sign_flip_p,
+    signed_rank_p,
     significant_heads,
 )
 
@@ -270,3 +272,17 @@ def test_a_share_is_a_ratio_of_means() -> None:
     assert ratio_of_means(part, rng.normal(0.1, 2, 60)) is None  # it did not rise beyond chance
     twice = ratio_of_means(np.repeat(part, 2), np.repeat(whole, 2), [at // 2 for at in range(120)])
     assert twice == pytest.approx(share)
+
+
+def test_signed_ranks_of_differences_by_hand():
+    # ranks 1, 2, 3; rising 1 + 2 of 6: as even as can be
+    assert signed_rank_p(np.array([[1.0], [2.0], [-3.0]])).item() == 1.0
+    # four clusters that all rise, one of them of two probes; a fifth without a difference is left out
+    rises = np.array([[1.0], [2.0], [3.0], [2.0], [2.0], [0.0]])
+    assert signed_rank_p(rises, ["a", "b", "c", "d", "d", "e"]).item() == 2 / 16
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03])), [0.03, 0.06, 0.06])
+    np.testing.assert_allclose(holm(np.array([0.5, 0.9])), [1.0, 1.0])
+    assert holm(np.array([])).shape == (0,)
