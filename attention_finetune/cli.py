@@ -57,6 +57,11 @@ VERBS = {
         "diagnostics.keep",
         "diagnostics/flags/keep.py",
     ),
+    "curve": Verb(
+        "how many corrective samples are needed: trains on fractions of them and compares",
+        "diagnostics.curve",
+        "diagnostics/flags/curve.py",
+    ),
     "export": Verb(
         "merge an adapter into its base model, checked", "finetune.export", "finetune/flags/export.py"
     ),

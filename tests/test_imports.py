@@ -37,7 +37,7 @@ FLOORS = {
         ("drawing",),
         ("report",),
         ("inspect", "compare", "render", "fusion", "keep", "web"),
-        ("monitor",),
+        ("curve", "monitor"),
     ),
     "attention_finetune": (
         ("completion", "ending", "ready"),

@@ -1,0 +1,290 @@
+"""Runs on nested fractions of the corrective data → how many samples are needed, as far as that can be said."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diagnostics.comparison.legs.answers import difference_interval
+from diagnostics.comparison.verdicts import (
+    CORRECTED,
+    KEPT,
+    NOT_MEDIATED,
+    UNGUARDED,
+    requirement,
+)
+from diagnostics.measures.onset import Look, look_at_numbers, look_at_shares
+from diagnostics.measures.statistics import bootstrap_mean, holm, relative_change
+
+Json = dict[str, Any]
+VERSION = 1
+QUANTITIES = ("answers", "attention", "cause")
+AS_GOOD = (CORRECTED, KEPT, UNGUARDED, NOT_MEDIATED)
+"""Verdicts that hold: what a probe file cannot show (guards, mediation) is named, and asks for no more samples."""
+BY_CHANCE = 0.05
+
+
+class CurvePoint(NamedTuple):
+    """One finished run.
+
+    fraction     of the corrective data
+    samples      different corrective samples that it trained on, and ``of`` how many there are
+    steps        of training
+    comparison   content of its comparison.json
+    folder       of the run, relative to the result
+    """
+
+    fraction: float
+    seed: int | None
+    samples: int
+    of: int
+    steps: int
+    comparison: Mapping[str, Any]
+    folder: str
+
+
+def curve_of(points: Sequence[CurvePoint], images: Mapping[str, str]) -> Json:
+    """ "groups" of curve.json, from the fewest samples to the most.
+
+    ::
+
+        {group: {"base": {"right", "right_ci95", "enrichment", "cost_nats"},
+                 "points": [{"fraction", "seed", "samples", "right", "right_ci95", "enrichment", "enrichment_ci95",
+                             "cost_nats", "cost_nats_ci95", "guards", "guards_ci95", "verdict", "holds", "onset"}],
+                 "layer": of the enrichment, or null,
+                 "neighbours": [{"from", "to", "answers", "attention", "cause": {"difference", "ci95", "p_adjusted"},
+                                 "rose", "fell": [names of those beyond chance]}],
+                 "enough_from": samples or null, "conclusion": "enough", "more does not help" or "not enough yet",
+                 "words"}}
+
+    Enrichment is that of one key layer in all runs, the one that the run with most samples cites; ``ci95`` of
+    enrichment and cost is the interval of the change from the base, put onto the base's mean. "enough": the verdict
+    holds with this number and with every larger one, in all seeds. "more does not help": it does not hold, and from the
+    last number but one to the last no quantity rose beyond chance, over the same probes, nor did a verdict change; the
+    intervals say how much could have been missed.
+
+    points   all of the same probes
+    images   probe id → its picture, so that probes of one picture count once
+    """
+    points = sorted(points, key=lambda point: (point.samples, point.seed or 0))
+    groups: Mapping[str, Any] = points[0].comparison["groups"]
+    return {name: _group(name, points, images) for name in groups}
+
+
+def _group(name: str, points: Sequence[CurvePoint], images: Mapping[str, str]) -> Json:
+    cited = points[-1].comparison["groups"][name]["enrichment"]
+    layer = None if cited is None else cited["layer"]
+    shown = [_point(point, point.comparison["groups"][name], name, layer) for point in points]
+    neighbours = _neighbours(name, points, layer, images)
+    base = points[0].comparison["groups"][name]
+    found = {
+        "base": {
+            "right": _of(base["accuracy"], "before"),
+            "right_ci95": _of(base["accuracy"], "before_ci95"),
+            "enrichment": _of(_in_layer(base, layer), "before"),
+            "cost_nats": _of(base["occlusion_nats"], "before"),
+        },
+        "layer": layer,
+        "points": shown,
+        "neighbours": neighbours,
+        **_conclusion(shown, neighbours),
+    }
+    return found
+
+
+def _point(point: CurvePoint, group: Mapping[str, Any], name: str, layer: int | None) -> Json:
+    guards = (group.get("legs") or {}).get("guards") or {}
+    must_be = requirement(CORRECTED, [name])[name]
+    onset = (point.comparison.get("onset") or {"groups": {}})["groups"].get(name)
+    return {
+        "fraction": point.fraction,
+        "seed": point.seed,
+        "samples": point.samples,
+        "right": _of(group["accuracy"], "after"),
+        "right_ci95": _of(group["accuracy"], "after_ci95"),
+        "enrichment": _of(_in_layer(group, layer), "after"),
+        "enrichment_ci95": _around_base(_in_layer(group, layer)),
+        "cost_nats": _of(group["occlusion_nats"], "after"),
+        "cost_nats_ci95": _around_base(group["occlusion_nats"]),
+        "guards": None if must_be == KEPT else guards.get("value"),
+        "guards_ci95": None if must_be == KEPT else guards.get("ci95"),
+        "verdict": group["verdict"],
+        "holds": group["verdict"] in AS_GOOD,
+        "onset": onset,
+    }
+
+
+def _in_layer(group: Mapping[str, Any], layer: int | None) -> Mapping[str, Any] | None:
+    """The group's enrichment in one key layer; None where no probe names a region."""
+    return next((one for one in group["enrichment_by_layer"] if one["layer"] == layer), None)
+
+
+def _of(numbers: Mapping[str, Any] | None, name: str) -> Any:
+    return None if numbers is None else numbers[name]
+
+
+def _around_base(change: Mapping[str, Any] | None) -> list[float] | None:
+    return None if change is None else [change["before"] + end for end in change["ci95"]]
+
+
+# ---------------------------------------------------------------- neighbouring numbers
+
+
+def _neighbours(
+    name: str, points: Sequence[CurvePoint], layer: int | None, images: Mapping[str, str]
+) -> list[Json]:
+    """Each number of samples beside the next larger one: paired differences over the same probes, mean over seeds."""
+    numbers = sorted({point.samples for point in points})
+    values = {
+        number: _values(name, [one for one in points if one.samples == number], layer) for number in numbers
+    }
+    pairs = [*itertools.pairwise(numbers)]
+    looks = {
+        (pair, what): _look(what, values[pair[0]][what], values[pair[1]][what], images)
+        for pair in pairs
+        for what in QUANTITIES
+    }
+    measured = {key: look for key, look in looks.items() if look is not None}
+    adjusted = holm(np.array([look.p for look, _ in measured.values()]))
+    by_key = dict(zip(measured, adjusted.tolist(), strict=True))
+    found = []
+    for pair in pairs:
+        shown = {
+            what: {"difference": look.change, "ci95": list(interval), "p_adjusted": by_key[pair, what]}
+            for (of, what), (look, interval) in measured.items()
+            if of == pair
+        }
+        sure = {what: one["difference"] for what, one in shown.items() if _is_sure(one)}
+        found.append(
+            {
+                "from": pair[0],
+                "to": pair[1],
+                **{what: shown.get(what) for what in QUANTITIES},
+                "rose": [what for what, change in sure.items() if change > 0],
+                "fell": [what for what, change in sure.items() if change < 0],
+            }
+        )
+    return found
+
+
+def _is_sure(difference: Mapping[str, Any]) -> bool:
+    """By ranks and by the mean: a few probes that change much, or many that change little, are not enough alone."""
+    low, high = difference["ci95"]
+    return difference["p_adjusted"] < BY_CHANCE and not low <= 0 <= high
+
+
+def _values(name: str, points: Sequence[CurvePoint], layer: int | None) -> dict[str, dict[str, float]]:
+    """Quantity → probe → its value after training, mean over seeds."""
+    by_quantity: dict[str, dict[str, list[float]]] = {what: {} for what in QUANTITIES}
+    for probe in (probe for point in points for probe in point.comparison["probes"]):
+        if probe["group"] != name:
+            continue
+        right = probe["correct"]["after"]
+        of_probe = {
+            "answers": None if right is None else float(right),
+            "attention": _enrichment(probe, layer),
+            "cause": _of(probe["occlusion_nats"], "after"),
+        }
+        for what, value in of_probe.items():
+            if value is not None:
+                by_quantity[what].setdefault(probe["id"], []).append(value)
+    return {
+        what: {probe: float(np.mean(found)) for probe, found in by_probe.items()}
+        for what, by_probe in by_quantity.items()
+    }
+
+
+def _enrichment(probe: Mapping[str, Any], layer: int | None) -> float | None:
+    if layer is None or probe["region"] is None:
+        return None
+    found = next(one for one in probe["layers"] if one["layer"] == layer)
+    return float(found["regions"][probe["region"]]["enrichment"]["after"])
+
+
+def _look(
+    what: str, few: Mapping[str, float], many: Mapping[str, float], images: Mapping[str, str]
+) -> tuple[Look, tuple[float, float]] | None:
+    """The paired difference of one quantity, and its interval; of attention the relative one."""
+    probes = [probe for probe in few if probe in many]
+    if not probes:
+        return None
+    before, after = (np.array([side[probe] for probe in probes]) for side in (few, many))
+    change = relative_change(before, after) if what == "attention" else after - before
+    pictures = [images[probe] for probe in probes]
+    interval = bootstrap_mean(change, pictures)
+    if what != "answers":
+        return look_at_numbers(0, change, pictures, 0.0), interval[1:]
+    look = look_at_shares(0, change, pictures)
+    if set(np.abs(change)) <= {0.0, 1.0} and len(set(pictures)) == len(pictures):
+        # A bootstrap of answers that all stay is no interval at all.
+        gained, lost = int((change > 0).sum()), int((change < 0).sum())
+        return look, difference_interval(gained, lost, len(change), 0.95)
+    return look, interval[1:]
+
+
+# ---------------------------------------------------------------- what follows
+
+
+def _conclusion(shown: Sequence[Mapping[str, Any]], neighbours: Sequence[Mapping[str, Any]]) -> Json:
+    numbers = sorted({point["samples"] for point in shown})
+    holds = {n: all(point["holds"] for point in shown if point["samples"] == n) for n in numbers}
+    verdicts = {
+        n: list(dict.fromkeys(point["verdict"] for point in shown if point["samples"] == n)) for n in numbers
+    }
+    enough_from = None
+    for number in reversed(numbers):
+        if not holds[number]:
+            break
+        enough_from = number
+    earlier = [n for n in numbers if holds[n] and (enough_from is None or n < enough_from)]
+    not_monotone = (
+        f" Not monotone: it also held with {_listed(earlier)}, and not with every larger number."
+        if earlier
+        else ""
+    )
+    last = _quoted(verdicts[numbers[-1]])
+    if enough_from is not None:
+        fewer = [number for number in numbers if number < enough_from]
+        below = "the smallest number tried"
+        if fewer:
+            below = f"and with every larger number tried; with {fewer[-1]:,}: {_quoted(verdicts[fewer[-1]])}"
+        words = f"{_samples(enough_from)} are enough: {_quoted(verdicts[enough_from])}, {below}."
+        return {"enough_from": enough_from, "conclusion": "enough", "words": words + not_monotone}
+    is_flat = bool(neighbours) and not neighbours[-1]["rose"]
+    if is_flat and verdicts[numbers[-1]] == verdicts[numbers[-2]]:
+        words = (
+            f"More does not help: from {_samples(numbers[-2])} to {numbers[-1]:,} nothing rises beyond chance, and "
+            f"the verdict stays {last}."
+        )
+        return {"enough_from": None, "conclusion": "more does not help", "words": words + not_monotone}
+    words = f"Not enough yet: {last} with {_samples(numbers[-1])}, the largest number tried."
+    return {"enough_from": None, "conclusion": "not enough yet", "words": words + not_monotone}
+
+
+def headline(groups: Mapping[str, Mapping[str, Any]]) -> str:
+    """The result in a line: the number from which every group's verdict holds, or the groups that need more."""
+    short = [name for name, group in groups.items() if group["enough_from"] is None]
+    if short:
+        enough = len(groups) - len(short)
+        return f"Not settled for {_names(short)}; {enough} of {len(groups)} groups have enough samples."
+    most = max(group["enough_from"] for group in groups.values())
+    return f"{_samples(most)} are enough for every group."
+
+
+def _names(names: Sequence[str]) -> str:
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+
+
+def _samples(number: int) -> str:
+    return f"{number:,} samples" if number != 1 else "1 sample"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return _names([f"{number:,}" for number in numbers])
+
+
+def _quoted(verdicts: Sequence[str]) -> str:
+    return " or ".join(f'"{one}"' for one in verdicts)

@@ -1,0 +1,189 @@
+"""The curve as one page: what follows for each group, the chart, and every run with its numbers."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diagnostics.comparison.curve import headline
+from diagnostics.report.page import TEMPLATE
+from diagnostics.report.verdict_cards import pill
+
+HEAD = (
+    "samples",
+    "right answers",
+    "attention on the region, times",
+    "hiding it costs, nats",
+    "guards right",
+    "began at (answers, attention, cause)",
+    "verdict",
+)
+STYLE = """
+.curve { margin: 22px 0 10px; padding: 16px 18px; } .numbers-of a { color: var(--c0); }
+.curve img { width: 100%; height: auto; border-radius: 8px; background: #fff; }
+.numbers-of { overflow-x: auto; } .numbers-of table { border-collapse: collapse; width: 100%; font-size: 14.5px; }
+.numbers-of th, .numbers-of td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); }
+.numbers-of td { vertical-align: baseline; } .numbers-of th { color: var(--soft); font-weight: 500; }
+.numbers-of i { font-style: normal; color: var(--soft); white-space: nowrap; }
+.numbers-of p { margin: 0 0 10px; } .group { margin-bottom: 18px; }
+"""
+
+
+def curve_html(content: Mapping[str, Any], chart: bytes) -> str:
+    """The page that needs no network and no other file but the runs' own reports, which it links.
+
+    content   of curve.json
+    chart     PNG
+    """
+    title = headline(content["groups"])
+    picture = base64.b64encode(chart).decode("ascii")
+    parts = [
+        f"<h1>{_e(title)}</h1>",
+        f'<p class="lead">{_e(lead(content))}</p>',
+        f'<section class="chart curve"><img alt="{_e(title)}" src="data:image/png;base64,{picture}"></section>',
+        '<p class="note">Bars are 95 % intervals: of a share, and of the change from the base. The square is the base. '
+        "Filled points have a verdict that holds.</p>",
+        "<h2>How many samples?</h2>",
+        *(_group(name, group, content) for name, group in content["groups"].items()),
+        _limits(content),
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width='
+        f'device-width, initial-scale=1"><meta name="color-scheme" content="light dark"><title>{_e(title)}</title>'
+        f"<style>{_style()}{STYLE}</style></head><body><main>" + "\n".join(parts) + "</main></body></html>\n"
+    )
+
+
+def lead(content: Mapping[str, Any]) -> str:
+    """What was trained, in a sentence or two."""
+    runs, seeds = content["runs"], content["seeds"]
+    steps = sorted({run["steps"] for run in runs})
+    same = (
+        f"{steps[0]:,} steps each; fewer samples are seen more often"
+        if len(steps) == 1
+        else f"{steps[0]:,} to {steps[-1]:,} steps"
+    )
+    how = "as many steps" if content["same"] == "steps" else "as many epochs"
+    drawn = (
+        f"{len(seeds)} seeds"
+        if len(seeds) > 1
+        else "one seed: another draw of the samples may need more or fewer"
+    )
+    return (
+        f"Nested parts of {', '.join(content['sources'])}, from {runs[0]['samples']:,} to {runs[-1]['samples']:,} of "
+        f"{runs[-1]['of']:,} samples, trained for {how} ({same}). {drawn[0].upper()}{drawn[1:]}."
+    )
+
+
+def rows_of(group: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The base and each run of a group, as cells of ``HEAD``."""
+    base = group["base"]
+    before = (
+        _percent(base["right"], None),
+        _number(base["enrichment"], None),
+        _number(base["cost_nats"], None),
+    )
+    rows: list[tuple[str, ...]] = [("0", *before, "", "", "")]
+    for point in group["points"]:
+        seed = "" if point["seed"] is None else f", seed {point['seed']}"
+        rows.append(
+            (
+                f"{point['samples']:,}{seed}",
+                _percent(point["right"], point["right_ci95"]),
+                _number(point["enrichment"], point["enrichment_ci95"]),
+                _number(point["cost_nats"], point["cost_nats_ci95"]),
+                _percent(point["guards"], point["guards_ci95"]),
+                _began(point["onset"]),
+                point["verdict"],
+            )
+        )
+    return rows
+
+
+def _group(name: str, group: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+    head = "".join(f"<th>{_e(cell)}</th>" for cell in HEAD)
+    base, *runs = rows_of(group)
+    lines = ["<tr>" + "".join(f"<td>{_cell(cell)}</td>" for cell in base) + "</tr>"]
+    for row, run in zip(runs, content["runs"], strict=True):
+        first = f'<a href="{_e(run["folder"])}/comparison/index.html">{_cell(row[0])}</a>'
+        cells = [first, *map(_cell, row[1:-1]), pill(row[-1])]
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return (
+        f'<section class="verdict group numbers-of"><header><h3>{_e(name)}</h3></header><p>{_e(group["words"])}</p>'
+        f"<p>{_e(neighbour_words(group))}</p><table><tr>{head}</tr>{''.join(lines)}</table></section>"
+    )
+
+
+def neighbour_words(group: Mapping[str, Any]) -> str:
+    """What the last step up in samples changed, over the same probes."""
+    if not group["neighbours"]:
+        return ""
+    last = group["neighbours"][-1]
+    said = []
+    for what, form in (("answers", _share), ("attention", _share), ("cause", _nats)):
+        if (one := last[what]) is not None:
+            said.append(
+                f"{what} {form(one['difference'])} ({form(one['ci95'][0])} to {form(one['ci95'][1])})"
+            )
+    moved = [f"{' and '.join(last[way])} {way}" for way in ("rose", "fell") if last[way]]
+    verdict = f"{', '.join(moved)} beyond chance" if moved else "nothing beyond chance"
+    return f"From {last['from']:,} to {last['to']:,} samples: {', '.join(said)}; {verdict}."
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:+.1f} %"
+
+
+def _nats(value: float) -> str:
+    return f"{value:+.2f} nats"
+
+
+def _limits(content: Mapping[str, Any]) -> str:
+    seeds = "the seeds" if len(content["seeds"]) > 1 else "one seed"
+    return (
+        '<section class="limits"><p class="note">Every number is of these probes and of '
+        f"{seeds}. Differences between neighbouring numbers of samples are paired over the same probes and adjusted "
+        "for all of a group's (Holm); the intervals in brackets are not adjusted, and say how much could have been "
+        "missed. "
+        "“More does not help” means: not beyond chance, on these probes.</p></section>"
+    )
+
+
+def _percent(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return "–"
+    ends = "" if interval is None else f" [{interval[0]:.0%}, {interval[1]:.0%}]"
+    return f"{100 * value:.1f}".removesuffix(".0") + f" %{ends}"
+
+
+def _number(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" + ("" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]")
+
+
+def _began(onset: Mapping[str, Any] | None) -> str:
+    """ "60, 30, –": the step by which each rose; the first that a checkpoint shows."""
+    if onset is None:
+        return "–"
+    steps = [
+        onset[what]["step"] if onset[what]["state"] == "rose" else None
+        for what in ("answers", "attention", "cause")
+    ]
+    return ", ".join("–" if step is None else f"{step:,}" for step in steps)
+
+
+def _cell(text: str) -> str:
+    """The interval in brackets is set softer."""
+    value, bracket, interval = text.partition(" [")
+    return f"{_e(value)} <i>[{_e(interval)}</i>" if bracket else _e(text)
+
+
+def _style() -> str:
+    return TEMPLATE.read_text(encoding="utf-8").partition("<style>")[2].partition("</style>")[0]
+
+
+def _e(text: str) -> str:
+    return html.escape(str(text))

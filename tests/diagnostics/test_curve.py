@@ -1,0 +1,165 @@
+"""The program around the runs: what is refused, what each run is given, and the result."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diagnostics import curve
+from diagnostics.compare import compare
+from diagnostics.records.probes import read_probes, write_probes
+from tests.diagnostics.comparison.made_pairs import GUARDS, Made, flat, pairs_of
+
+SAMPLES = 200
+TRAINING = ["--model_name_or_path", "m", "--data_path", "d.json", "--probes", "p.json"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """What a run leaves of its comparison and probes."""
+    folder = tmp_path_factory.mktemp("run")
+    pairs = flat(pairs_of(folder, spheres=Made(), neighbour=GUARDS))
+    probes = [pair.probe for pair in pairs]
+    sides = [{pair.probe.id: getattr(pair, side) for pair in pairs} for side in ("before", "after")]
+    compare(*sides, folder / "out", probes=probes)
+    write_probes(probes, folder / "out" / "attention" / "probes.json")
+    return folder / "out"
+
+
+class Trainings:
+    """Stands in for finetune.py: leaves the files of a run, and notes what it was given."""
+
+    def __init__(self, made: Path, fails_at: float | None = None) -> None:
+        self.made, self.fails_at = made, fails_at
+        self.given: list[dict[str, str]] = []
+
+    def __call__(self, flags: list[str], launcher: str, log: Path) -> int:
+        given = dict(zip(flags[::2], flags[1::2], strict=True))
+        self.given.append(given)
+        fraction, folder = float(given["--data_fraction"]), Path(given["--output_dir"])
+        if "--dry_run" in given:
+            return 0
+        if fraction == self.fails_at:
+            return 143
+        name = "comparison/comparison.json"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((self.made / name).read_bytes())
+        # Paths of pictures are relative to the probe file.
+        write_probes(
+            read_probes(self.made / "attention" / "probes.json"), folder / "attention" / "probes.json"
+        )
+        counts = {
+            "d": {"samples": SAMPLES, "trained": round(fraction * SAMPLES)},
+            "replay": {"samples": 9, "trained": 9},
+        }
+        (folder / "data_fraction.json").write_text(json.dumps({"fraction": fraction, "sources": counts}))
+        (folder / "run.json").write_text("{}")
+        return 0
+
+
+def trained(
+    monkeypatch, made: Path, folder: Path, *flags: str, fails_at=None, training=TRAINING
+) -> Trainings:
+    found = Trainings(made, fails_at)
+    monkeypatch.setattr(curve, "_run", found)
+    curve.main([*flags, "--output_dir", str(folder), "--", *training])
+    return found
+
+
+def test_every_fraction_is_a_run_of_its_own_and_the_first_one_lends_its_baseline(
+    monkeypatch, run_folder, tmp_path, capsys
+):
+    done = trained(monkeypatch, run_folder, tmp_path, "--fractions", "1", "0.25", "0.5")
+    check, *runs = done.given
+    assert check["--dry_run"] == "True" and check["--data_fraction"] == "0.25"
+    assert [one["--data_fraction"] for one in runs] == ["0.25", "0.5", "1.0"]
+    assert [Path(one["--output_dir"]).name for one in runs] == ["fraction-0.25", "fraction-0.5", "fraction-1"]
+    assert [one.get("--baseline") for one in runs] == [None, *[str(tmp_path / "fraction-0.25")] * 2]
+    assert all(one["--monitor"] == "True" and one["--data_fraction_same"] == "steps" for one in runs)
+    assert all(one["--model_name_or_path"] == "m" for one in runs)
+    content = json.loads((tmp_path / "curve.json").read_text())
+    assert [(run["samples"], run["of"]) for run in content["runs"]] == [(50, 200), (100, 200), (200, 200)]
+    assert content["sources"] == ["d"] and content["groups"]["spheres"]["enough_from"] == 50
+    shown = capsys.readouterr().out
+    assert "50 samples are enough for every group." in shown and "one seed" in shown.lower()
+    with Image.open(tmp_path / "curve.png") as chart:
+        assert chart.width > chart.height > 100
+    page = (tmp_path / "index.html").read_text()
+    assert page.count('href="fraction-0.5/comparison/index.html"') == 2 and "http" not in page.replace(
+        "http-equiv", ""
+    )
+
+
+def test_a_stopped_curve_goes_on_and_another_is_refused(monkeypatch, run_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        trained(monkeypatch, run_folder, tmp_path, "--fractions", "0.5", "1", fails_at=1.0)
+    assert stopped.value.code == 143 and "the same command goes on" in capsys.readouterr().err
+    again = trained(monkeypatch, run_folder, tmp_path, "--fractions", "0.25", "0.5", "1")
+    assert [one.get("--dry_run") for one in again.given] == [None] * 3  # a run has begun: it was checked
+    for flags, training, what in (
+        ((), [*TRAINING, "--learning_rate", "1"], "other flags"),
+        (("--same", "epochs"), TRAINING, "other same"),
+        (("--subset", "d"), TRAINING, "other subset"),
+    ):
+        with pytest.raises(SystemExit) as refused:
+            trained(monkeypatch, run_folder, tmp_path, "--fractions", "0.5", "1", *flags, training=training)
+        assert refused.value.code == 2 and what in capsys.readouterr().err
+
+
+def test_seeds_and_subsets(monkeypatch, run_folder, tmp_path):
+    flags = ("--fractions", "0.5", "1", "--seeds", "3", "4", "--subset", "d", "--same", "epochs")
+    done = trained(monkeypatch, run_folder, tmp_path, *flags)
+    runs = done.given[1:]
+    assert [(one["--data_fraction"], one["--seed"]) for one in runs] == [
+        ("0.5", "3"), ("0.5", "4"), ("1.0", "3"), ("1.0", "4"),
+    ]  # fmt: skip
+    assert Path(runs[3]["--baseline"]).name == "fraction-0.5-seed-4"
+    assert {one["--data_fraction_of"] for one in runs} == {"d"}
+    assert json.loads((tmp_path / "curve.json").read_text())["seeds"] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fractions", "0", "1"], "--fractions: found 0; expected fractions above 0 and at most 1"),
+        (["--fractions", "0.5", "1.5"], "--fractions: found 1.5"),
+        (["--fractions", "nan", "1"], "--fractions: found nan"),
+        (["--fractions", "0.5", "0.5"], "--fractions: found 0.5 several times; expected each once"),
+        (["--fractions", "0.5"], "--fractions: found 1; expected at least two"),
+        (["--seeds", "1", "1"], "--seeds: found 1 several times"),
+        (["--", "--output_dir", "x"], "--output_dir after the --: the curve gives it to each run"),
+        (["--", "--resume-from-checkpoint=True"], "--resume_from_checkpoint after the --"),
+        (["--", "--data_fraction", "0.5"], "expected --fractions"),
+        (["--seeds", "1", "2", "--", "--data_seed", "3"], "--data_seed after the --, and --seeds before it"),
+        (["--", "data.json"], "found 'data.json'; expected flags of finetune.py"),
+        (["--", "--monitor", "False"], "--monitor False after the --"),
+    ],
+)
+def test_what_makes_no_curve_is_one_message_before_training(
+    arguments, message, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(curve, "_run", lambda *_: pytest.fail("something was trained"))
+    with pytest.raises(SystemExit) as refused:
+        curve.main(arguments)
+    shown = capsys.readouterr().err
+    assert refused.value.code == 2 and message in shown and len(shown.strip().splitlines()) == 1
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_the_dry_run_refuses_is_not_trained(monkeypatch, tmp_path, capsys):
+    asked = []
+    monkeypatch.setattr(curve, "_run", lambda flags, *_: asked.append(flags) or 1)
+    with pytest.raises(SystemExit) as refused:
+        curve.main(["--output_dir", str(tmp_path), "--", *TRAINING])
+    assert refused.value.code == 2 and len(asked) == 1 and "--dry_run" in asked[0]
+
+
+def test_a_run_is_a_process_with_a_log(tmp_path):
+    echo = tmp_path / "echo.py"
+    echo.write_text("import sys\nprint(sys.argv[1:])\nsys.exit(7)\n")
+    log = tmp_path / "logs" / "a.txt"
+    assert curve._run(["--max_steps", "1"], f"{sys.executable} {echo}", log) == 7
+    assert log.read_text() == f"{['-m', 'attention_finetune.train', '--max_steps', '1']}\n"
