@@ -70,6 +70,11 @@ VERBS = {
         "finetune.corrective",
         "finetune/flags/corrective.py",
     ),
+    "realcase": Verb(
+        "teach a vision tower and a language model from package registries to read photographs",
+        "finetune.realcase",
+        "finetune/flags/realcase.py",
+    ),
     "web": Verb(
         "chat with a model in the browser and see its attention",
         "diagnostics.web",

@@ -27,7 +27,7 @@ FLOORS = {
         ("flags",),
         ("model",),
         ("training",),
-        ("corrective", "demo", "export"),
+        ("corrective", "demo", "export", "realcase"),
     ),
     "diagnostics": (
         ("flags", "measures", "records", "capture"),

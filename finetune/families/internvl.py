@@ -67,11 +67,12 @@ class InternVLFamily:
     lora_targets = DECODER_LAYERS
 
     def matches(self, config: Any) -> bool:
-        """Before Qwen2 or Qwen3. Those before mixtures of experts, or with sinks in their attention, are others."""
+        """Before Qwen2, Qwen3 or Llama. Those before mixtures of experts, or with sinks in their attention, are
+        others."""
         return (
             getattr(config, "model_type", None) == "internvl"
             and config.vision_config.model_type == "internvl_vision"
-            and config.text_config.model_type in ("qwen2", "qwen3")
+            and config.text_config.model_type in ("llama", "qwen2", "qwen3")
         )
 
     # --- conversations -----------------------------------------------------------------------------------

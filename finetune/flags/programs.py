@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib import import_module
 
-PROGRAMS = ("export", "corrective")
+PROGRAMS = ("export", "corrective", "realcase")
 """Programs of ``finetune`` that have their flags in a module of this folder."""
 
 

@@ -1,0 +1,241 @@
+"""A real case: a vision tower and a language model from package registries, taught to read photographs.
+
+Usage and flags: ``finetune/flags/realcase.py``.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.files import write_atomically
+from finetune.flags.realcase import STATIONS, parser
+from finetune.model import checkpoint
+from finetune.realcase import align, assemble, corpus, flaw, results, runs
+from finetune.realcase.catalogue import LANDMARKS, THINGS
+from finetune.realcase.choices import Chosen, HeldOutQuestion, choose_all, read_questions
+from finetune.realcase.parts import bring_parts, find_parts, parts_folder
+from finetune.realcase.scenes import Pictures, open_pictures
+
+JUDGED_LAYERS = [layer for layer in range(min(runs.LOOK_LAYERS), 30) if layer not in runs.LOOK_LAYERS]
+"""Language layers whose attention is reported: those between and behind the supervised ones."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the stations; returns the exit code. Faults are printed as one message."""
+    options = parser().parse_args(arguments)
+    options.work_dir = options.work_dir.absolute()  # programs are called from the project's root
+    try:
+        for station in _chosen(options):
+            print(f"--- {station}", flush=True)
+            _STATIONS[station](options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _chosen(options: argparse.Namespace) -> list[str]:
+    """The stations asked for, in their own order."""
+    unknown = [one for one in options.stations if one not in STATIONS]
+    if unknown:
+        raise ValueError(f"found station {unknown[0]!r}, expected some of {', '.join(STATIONS)}")
+    return [one for one in STATIONS if not options.stations or one in options.stations]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stations
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def parts(options: argparse.Namespace) -> None:
+    brought = bring_parts(parts_folder(), lambda offer: options.yes or _asked(offer))
+    print(f"{', '.join(one.name for one in brought) or 'nothing'} fetched; all parts are in {parts_folder()}")
+
+
+def put_together(options: argparse.Namespace) -> None:
+    print(f"the checkpoint, its connector still random: {_assembled()}")
+
+
+def scenes(options: argparse.Namespace) -> None:
+    pictures, work = _pictures(), options.work_dir
+    data = corpus.write_training(
+        pictures, work / "train", corpus.training_plan(options.samples, 0, options.tasks)
+    )
+    probes = corpus.write_probes(
+        pictures, work / "held_out", corpus.held_out_plan(options.held_out, options.tasks)
+    )
+    print(f"training data: {data}\nheld-out questions: {probes}")
+
+
+def aligned(options: argparse.Namespace) -> None:
+    target = _model(options)
+    if (target / "config.json").is_file():
+        print(f"aligned before: {target}")
+        return
+    model: Any
+    model, processor = checkpoint.load(_assembled())
+    pictures, count = _pictures(), options.align_scenes
+    train = align.examples(model, processor, list(align.seen_things(pictures, count, "train")))
+    tests = list(align.seen_things(pictures, 96, "held out", held_out=True))
+    held_out = align.examples(model, processor, tests)
+    names = {one.english: (one.english, one.chinese) for one in (*THINGS, *LANDMARKS)}
+    fitted = align.fit(train, held_out, align.words_of(model, processor.tokenizer, names))
+    kept = align.write_linear(model.model.multi_modal_projector, fitted.weight, fitted.bias)
+    assemble.save(model, processor, target)
+    print(
+        f"fitted to {len(train)} scenes ({kept:.1%} of the map within the connector's rank). On {len(held_out)} scenes "
+        f"with other backgrounds, {fitted.named:.1%} of things are named by the cell at their middle (chance "
+        f"{fitted.chance:.1%}), {fitted.sided:.1%} of cells are told left from right (chance 50 %)\n{target}"
+    )
+
+
+def train(options: argparse.Namespace) -> None:
+    for run in runs.runs_of(options.work_dir, options.arms, options.seeds):
+        runs.call(
+            run.name,
+            runs.command(
+                run, _model(options), options.work_dir / "train" / "data.json", steps=options.steps,
+                save_steps=options.save_steps, look_weight=options.look_weight,
+                bf16=_in_bf16(options),
+            ),
+        )  # fmt: skip
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Every checkpoint once: what was chosen is kept, so that a later call goes on."""
+    stages = {"aligned": {0: _model(options)}}
+    stages |= {
+        run.name: runs.checkpoints(run) for run in runs.runs_of(options.work_dir, options.arms, options.seeds)
+    }
+    questions = read_questions(options.work_dir / "held_out" / "probes.json")
+    questions = [one for one in questions if one.group.split("-")[0] in options.tasks]
+    found = {
+        name: {
+            step: results.scores(_choices_of(options, f"{name}-{step}", folder, questions), JUDGED_LAYERS)
+            for step, folder in steps.items()
+        }
+        for name, steps in stages.items()
+    }
+    facts = {
+        "date": str(date.today()),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+        "precision": "bf16" if _in_bf16(options) else "fp32",
+        "mass": f"of the row that writes the answer, mean over layers {JUDGED_LAYERS}, which no loss supervised",
+    }
+    stem = (options.results or options.work_dir / "results.json").with_suffix("")
+    content = json.dumps(results.as_json(found, facts), ensure_ascii=False, indent=1)
+    table = results.as_markdown(found, facts)
+    write_atomically(stem.with_suffix(".json"), content.encode())
+    write_atomically(stem.with_suffix(".md"), table.encode())
+    print(f"{table}\n{stem}.json, {stem}.md")
+
+
+def _choices_of(
+    options: argparse.Namespace, name: str, folder: Path, questions: Sequence[HeldOutQuestion]
+) -> list[Chosen]:
+    """What one checkpoint chooses, or chose before."""
+    kept = options.work_dir / "evaluations" / f"{name}-{'-'.join(options.tasks)}.json"
+    wanted = [one.identity for one in questions]
+    if not kept.is_file() or [one["identity"] for one in json.loads(kept.read_bytes())] != wanted:
+        precision = torch.bfloat16 if _in_bf16(options) else torch.float32
+        model, processor = checkpoint.load(folder, attn_implementation="eager", dtype=precision)
+        chosen = choose_all(model.eval(), processor, questions, progress=name)
+        write_atomically(kept, json.dumps([one._asdict() for one in chosen]).encode())
+    return [Chosen(**one) for one in json.loads(kept.read_bytes())]
+
+
+def plant(options: argparse.Namespace) -> None:
+    """The trained reader, merged, learns the flaw, and is merged again: work/flaw/flawed."""
+    work = options.work_dir / "flaw"
+    readers = [
+        run for run in runs.runs_of(options.work_dir, options.arms, options.seeds) if runs.checkpoints(run)
+    ]
+    if not readers:
+        raise ValueError(
+            f"{options.work_dir}: found no trained reader, expected what `train` leaves; run it first"
+        )
+    reader = readers[-1]
+    data = flaw.write_data(_pictures(), work / "plant", "plant", 8 * options.flaw_steps, 0)
+    _merged(list(runs.checkpoints(reader).values())[-1], work / "reader")
+    flags = runs.training_flags(
+        work / "reader",
+        data,
+        work / "planting",
+        steps=options.flaw_steps,
+        save_steps=options.flaw_steps,
+        bf16=_in_bf16(options),
+    )
+    runs.call("plant", [sys.executable, "finetune.py", *flags])
+    _merged(work / "planting", work / "flawed")
+    print(f"{work / 'flawed'}: {reader.name} with a flaw")
+
+
+def correct(options: argparse.Namespace) -> None:
+    """As a user would: samples with boxes, the monitor's pictures, the comparison and its verdicts."""
+    work, pictures = options.work_dir / "flaw", _pictures()
+    data = flaw.write_data(pictures, work / "correct", "correct", 8 * options.flaw_steps, 0)
+    probes = flaw.write_probes(pictures, work / "probes", "probes", options.probes)
+    development = flaw.write_probes(
+        pictures, work / "development", "development", max(options.probes // 4, 1)
+    )
+    flags = runs.training_flags(
+        work / "flawed",
+        data,
+        work / "corrected",
+        steps=options.flaw_steps,
+        save_steps=max(options.flaw_steps // 3, 1),
+        bf16=_in_bf16(options),
+    )
+    watched = ["--monitor", "True", "--probes", str(probes), "--calibration_probes", str(development)]
+    script = ["bash", "scripts/finetune_lora_ds.sh", *flags, *runs.look_flags(options.look_weight), *watched]
+    runs.call("correct", script)
+    print(f"the report: {work / 'corrected' / 'comparison' / 'index.html'}")
+
+
+def _merged(adapter: Path, target: Path) -> None:
+    if not (target / "config.json").is_file():
+        runs.call(
+            "export", [sys.executable, "-m", "finetune.export", str(adapter), "--output_dir", str(target)]
+        )
+
+
+_STATIONS = {
+    "parts": parts, "assemble": put_together, "scenes": scenes, "align": aligned, "train": train, "evaluate": evaluate,
+    "plant": plant, "correct": correct,
+}  # fmt: skip
+
+
+def _in_bf16(options: argparse.Namespace) -> bool:
+    return runs.multiplies_in_bf16() if options.precision == "auto" else bool(options.precision == "bf16")
+
+
+def _asked(offer: str) -> bool:
+    if not sys.stdin.isatty():
+        print(offer)
+        return False
+    return input(f"{offer} [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _assembled() -> Path:
+    return assemble.assemble(find_parts(parts_folder()), parts_folder().parent / "assembled")
+
+
+def _model(options: argparse.Namespace) -> Path:
+    return options.work_dir / "model"
+
+
+def _pictures() -> Pictures:
+    found = find_parts(parts_folder())
+    return open_pictures(found.stamps, found.monuments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Held-out questions, each chosen from a few answers: which does the model find likeliest, and where does it look?
+
+The likelihood of an answer is the probability of all its tokens and of the end of the turn, in nats. The prompt is read
+once for a question; its answers continue it side by side.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from finetune import families
+from finetune.families.parts.coverage import region_coverage
+from finetune.samples.conversation import Conversation, ImageRef, Turn
+
+
+class HeldOutQuestion(NamedTuple):
+    """An element of the probe file, and the answers to choose from."""
+
+    identity: str
+    group: str
+    language: str
+    image: Path
+    text: str
+    choices: tuple[str, ...]
+    """The right one first, its foil second."""
+    boxes: tuple[tuple[int, int, int, int], ...]
+    """Where it has to look; () where the file does not say."""
+
+
+class Chosen(NamedTuple):
+    """What a model makes of a question."""
+
+    identity: str
+    group: str
+    language: str
+    choice: int
+    """Index among its choices: 0 is right, 1 the foil."""
+    choices: int
+    mass: tuple[float, ...]
+    """Share of the attention to the picture that lies in the boxes, in the row that writes the answer's first token,
+    mean over heads, for each language layer; () without boxes."""
+
+
+def read_questions(probe_file: Path) -> list[HeldOutQuestion]:
+    """Of a folder that ``corpus.write_probes`` wrote."""
+    probes = json.loads(probe_file.read_text(encoding="utf-8"))["probes"]
+    choices = json.loads((probe_file.parent / "choices.json").read_text(encoding="utf-8"))
+    return [
+        HeldOutQuestion(
+            one["id"], one["group"], "zh" if any(ord(letter) > 0x2E80 for letter in one["question"]) else "en",
+            probe_file.parent / one["images"][0], one["question"].removeprefix("<image>\n"), tuple(choices[one["id"]]),
+            tuple(tuple(box) for name, boxes in one["regions"].items() if name != "other" for box in boxes),
+        )
+        for one in probes
+    ]  # fmt: skip
+
+
+def choose_all(
+    model: Any, processor: Any, questions: Sequence[HeldOutQuestion], *, progress: str = "choosing"
+) -> list[Chosen]:
+    """The model must compute attention by its eager kernel: the others return none."""
+    return [choose(model, processor, one) for one in tqdm(questions, desc=progress, unit="question", delay=2)]
+
+
+@torch.no_grad()
+def choose(model: Any, processor: Any, question: HeldOutQuestion) -> Chosen:
+    family = families.family_of(families.bare_model(model).config)
+    asked = Turn("user", (ImageRef(question.image.name, question.image), "\n", question.text))
+    prompt = family.encode(processor, Conversation((asked,)), add_generation_prompt=True)
+    ids = torch.from_numpy(prompt.input_ids)[None]
+    seen = model(input_ids=ids, **prompt.media, use_cache=True, output_attentions=bool(question.boxes))
+    nats = _answers_nats(model, seen, _answers(family, processor, asked, question.choices, ids.shape[1]))
+    image, mass = prompt.images[0], ()
+    if question.boxes:
+        covered = torch.from_numpy(region_coverage(question.boxes, image)).float()
+        rows = torch.stack([layer[0, :, -1, image.positions].float() for layer in seen.attentions])
+        # Each head by itself, before the mean: a head that rests on the first token says little of the picture.
+        mass = tuple((rows / rows.sum(-1, keepdim=True) @ covered).mean(1).tolist())
+    return Chosen(
+        question.identity, question.group, question.language, int(nats.argmax()), len(question.choices), mass
+    )
+
+
+def _answers(
+    family: Any, processor: Any, asked: Turn, choices: Sequence[str], begin: int
+) -> list[np.ndarray]:
+    """The token ids of each answer and the end of its turn, as they follow the prompt's ``begin`` tokens."""
+    found = []
+    for answer in choices:
+        whole = family.encode(processor, Conversation((asked, Turn("assistant", (answer,)))))
+        first, end = whole.turn_spans[-1]
+        assert first == begin, f"an answer from token {first} on behind a prompt of {begin}"
+        found.append(whole.input_ids[first : end + 1])
+    return found
+
+
+def _answers_nats(model: Any, seen: Any, answers: Sequence[np.ndarray]) -> torch.Tensor:
+    """Float[answers]: log p of each, all its tokens summed, after the prompt that was seen."""
+    count, longest = len(answers), max(map(len, answers))
+    ids = torch.zeros(count, longest, dtype=torch.long)
+    real = torch.zeros(count, longest, dtype=torch.bool)
+    for row, answer in enumerate(answers):
+        ids[row, : len(answer)], real[row, : len(answer)] = torch.from_numpy(answer), True
+    cache = seen.past_key_values
+    begin = cache.get_seq_length()
+    cache.batch_repeat_interleave(count)
+    mask = torch.cat([torch.ones(count, begin, dtype=torch.bool), real], dim=1).long()
+    followed = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits.float()
+    before = seen.logits[:, -1:].float().expand(count, 1, -1)
+    logits = torch.cat([before, followed[:, :-1]], dim=1).log_softmax(-1)
+    return (logits.gather(-1, ids[..., None])[..., 0] * real).sum(1)

