@@ -41,6 +41,11 @@ VERBS = {
         "diagnostics.compare",
         "diagnostics/flags/compare.py",
     ),
+    "diagnose": Verb(
+        "one model: where on the way from pixels to words the right answer is lost",
+        "diagnostics.diagnose",
+        "diagnostics/flags/diagnose.py",
+    ),
     "inspect": Verb(
         "a model's architecture, from its configuration alone",
         "diagnostics.inspect",

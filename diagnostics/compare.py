@@ -10,7 +10,6 @@ import json
 import math
 import os
 import sys
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +34,7 @@ from diagnostics.records.record import AttentionRecord
 from diagnostics.report.case_studies import TrainingSample
 from diagnostics.report.page import TIME_STEPS_MIN, report_html
 from diagnostics.report.served_page import count_rows, served_html
+from diagnostics.report.tables import columns
 from finetune.files import check_writable, write_atomically
 
 Json = dict[str, Any]
@@ -148,14 +148,6 @@ def table(comparison: Mapping[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines, with a rule under the first."""
-    widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(_pad(cell, width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("─" * width for width in widths))
-    return lines
-
-
 def _arrow(change: Mapping[str, Any] | None, form: str) -> str:
     return "–" if change is None else f"{form.format(change['before'])} → {form.format(change['after'])}"
 
@@ -165,15 +157,6 @@ def _attention_cell(enrichment: Mapping[str, Any] | None) -> str:
         return "–"
     low, high = enrichment["ci95"]
     return f"{_arrow(enrichment, '{:.2f}×')} [{low:+.2f}, {high:+.2f}]"
-
-
-def _width(text: str) -> int:
-    """Width in terminal columns; Chinese characters take two."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
-def _pad(text: str, width: int) -> str:
-    return text + " " * (width - _width(text))
 
 
 # ---------------------------------------------------------------- from the command line

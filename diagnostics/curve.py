@@ -21,13 +21,13 @@ from diagnostics.flags.curve import parser
 if __name__ == "__main__":
     parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
 
-from diagnostics.compare import columns
 from diagnostics.comparison.curve import VERSION, CurvePoint, curve_of, headline
 from diagnostics.drawing.curve_chart import curve_chart
 from diagnostics.records.json_files import parsed_file
 from diagnostics.records.pictures import picture_mark
 from diagnostics.records.probes import KEPT_SHARE, read_probes
 from diagnostics.report.curve_page import HEAD, curve_html, lead, neighbour_words, rows_of
+from diagnostics.report.tables import columns
 from finetune.files import check_writable, write_atomically
 
 Json = dict[str, Any]

@@ -36,7 +36,7 @@ FLOORS = {
         ("diagnosis",),
         ("drawing",),
         ("report",),
-        ("inspect", "compare", "render", "fusion", "keep", "web"),
+        ("inspect", "compare", "diagnose", "render", "fusion", "keep", "web"),
         ("curve", "monitor"),
     ),
     "attention_finetune": (

@@ -12,13 +12,14 @@ from diagnostics.comparison.legs.answers import is_right
 from diagnostics.diagnosis.contrasts import Contrast, contrast_of
 from diagnostics.diagnosis.evidence import Case, Evidence, evidence_of, is_at_fault
 from diagnostics.diagnosis.features import Asked, Features, features_of
+from diagnostics.diagnosis.remedies import Remedy, remedy_of
 from diagnostics.diagnosis.stages import Stage, stage_of
 from diagnostics.diagnosis.thresholds import Thresholds
 from diagnostics.probing.prober import Prober, auto_key_layers
 from diagnostics.records.measurement_plan import OCCLUSION, PICTURES, MeasurementPlan
 from diagnostics.records.probes import Probe, groups_of
 from diagnostics.records.record import AttentionRecord
-from finetune.families import bare_model
+from finetune.families import bare_model, family_of
 
 ASKED = MeasurementPlan("diagnosis", generate=False, pictures=PICTURES)
 """What is measured of every probe, beside attention: is the answer asked of the picture?"""
@@ -30,10 +31,11 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class GroupDiagnosis:
-    """One group: what was measured, and the stage that it points to."""
+    """One group: what was measured, the stage that it points to, and what may mend it."""
 
     evidence: Evidence
     stage: Stage
+    remedy: Remedy
 
     def as_json(self) -> Json:
         return {
@@ -44,6 +46,7 @@ class GroupDiagnosis:
             "reason": self.stage.reason,
             "decides": self.evidence.decides,
             "evidence": {name: leg.json() for name, leg in self.evidence.tests.items()},
+            **self.remedy.as_json(),
         }
 
 
@@ -52,6 +55,7 @@ class Diagnosis:
     """Group → its diagnosis, and the records that it rests on by probe id."""
 
     model: str
+    family: str
     groups: Mapping[str, GroupDiagnosis]
     records: Mapping[str, AttentionRecord]
 
@@ -63,7 +67,7 @@ class Diagnosis:
         """The content of diagnosis.json."""
         return {
             "version": 1,
-            "model": {"name": self.model},
+            "model": {"name": self.model, "family": self.family},
             "groups": {name: one.as_json() for name, one in self.groups.items()},
         }
 
@@ -77,16 +81,18 @@ def diagnose_model(
     thresholds: Thresholds | None = None,
     progress: bool = False,
     name: str = "model",
+    probe_file: str = "probes.json",
     records: Mapping[str, AttentionRecord] | None = None,
 ) -> Diagnosis:
     """Where does this model lose the right answer, for each group of probes?
 
+    name, probe_file   of model and probes, as remedies name them
     records   of these probes by this very model, with regions hidden and pictures replaced, where they are at hand
               (a monitor's step 0): they are not measured again
 
     The model is left as it was, hooks and patches included. Raises ValueError naming the probe that it cannot read.
     """
-    thresholds = thresholds or Thresholds()
+    thresholds, family = thresholds or Thresholds(), family_of(bare_model(model).config)
     if records is None:
         records = _probed(model, processor, probes, thresholds, name=name, progress=progress)
     groups = groups_of(probes)
@@ -107,8 +113,17 @@ def diagnose_model(
             thresholds=thresholds,
             seed=seed,
         )
-        found[group] = GroupDiagnosis(evidence, stage_of(evidence, thresholds))
-    return Diagnosis(name, found, records)
+        stage = stage_of(evidence, thresholds)
+        remedy = remedy_of(
+            stage,
+            members,
+            decides=evidence.decides,
+            model=name,
+            probe_file=probe_file,
+            resampler=family.paths.connector_attention is not None,
+        )
+        found[group] = GroupDiagnosis(evidence, stage, remedy)
+    return Diagnosis(name, family.name, found, records)
 
 
 def _probed(

@@ -43,6 +43,7 @@ class Evidence:
     accuracy  share of its probes that are right by margin; None without a foil
     tests     by name, in the order of asking
     decides   the other named region that the wrong answers hang on; None where none does
+    layer     the key layer that looks at the region most where answers are wrong; None where it was not measured
     """
 
     probes: int
@@ -50,6 +51,7 @@ class Evidence:
     accuracy: float | None
     tests: Mapping[str, Leg]
     decides: str | None = None
+    layer: int | None = None
 
 
 def is_at_fault(records: Sequence[AttentionRecord], probes: Sequence[Probe], thresholds: Thresholds) -> bool:
@@ -92,6 +94,7 @@ def evidence_of(
     wrong = [case for case in members if not is_right(case.record)]
     sides = [_side(side, cases[side.probe.id], lent) for side in contrast.sides]
     states = StateTests(sides, contrast, thresholds, seed)
+    looks, layer = attention_test(wrong, thresholds)
     hiding, decides = hiding_test(wrong, thresholds)
     tests = {
         ANSWERS: answers,
@@ -99,11 +102,11 @@ def evidence_of(
         PICTURE: picture_test(members, thresholds),
         TOWER: states.tower(),
         TOKENS: states.tokens(),
-        LOOKS: attention_test(wrong, thresholds),
+        LOOKS: looks,
         STATE: states.answer(),
         HIDING: hiding,
     }
-    return Evidence(len(group), pictures, accuracy, tests, decides)
+    return Evidence(len(group), pictures, accuracy, tests, decides, layer)
 
 
 def _side(side: Side, case: Case, lent: Mapping[str, Features]) -> SideCase:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -120,28 +120,12 @@ class _Forward(NamedTuple):
         given = self.stations.connector_input
         if given is None:
             return None
-        views = len(given) if given.ndim == 3 else 1
         rows = given.reshape(-1, given.shape[-1])
-        sequences = self._sequences(encoded)
-        image = encoded.images[0]
-        blocks: list[tuple[np.ndarray, ImageTokens]] = []
-        for number, view in ((0, image), (len(encoded.images), image.overview)):
-            if view is None:
-                continue
-            at = rows_of_patches(sequences, number, len(rows), views)
-            cells = None if at is None else patches_of_cells(view, len(at), _run(encoded, view, len(at)))
-            if at is not None and cells is not None and cells.max() < len(at):
-                blocks.append((_numbers(rows[torch.from_numpy(at[cells]).to(rows.device)]).mean(1), view))
+        blocks = [
+            (_numbers(rows[torch.from_numpy(of_cells).to(rows.device)]).mean(1), view)
+            for of_cells, view in cell_rows(self.model, self.family, self.stations, encoded)
+        ]
         return _placed(blocks, asked) if blocks else None
-
-    def _sequences(self, encoded: Encoded) -> Any:
-        inputs = {
-            **self.stations.tower_inputs,
-            "tiles": [one.tiles for one in encoded.images],
-            "images_before": 0,
-        }
-        count = len(list(self.model.get_submodule(self.family.paths.vision_layers).children()))
-        return self.family.tower_sequences(self.model.config, count - 1, inputs)
 
     def _tokens(self, encoded: Encoded, asked: Asked, hidden: Float[np.ndarray, "tokens width"]) -> Place:
         image = encoded.images[0]
@@ -164,6 +148,32 @@ class _Forward(NamedTuple):
         found = np.zeros((len(hidden), added.shape[-1]), np.float32)
         found[positions] = _numbers(added)
         return found
+
+
+def cell_rows(
+    model: nn.Module, family: Family, stations: Stations, encoded: Encoded
+) -> list[tuple[Int[np.ndarray, "cells patches"], ImageTokens]]:
+    """Which rows of what the connector was given stand for each cell of the first picture: for its own cells, and for
+    its overview's where it has one. Left out where it cannot be told (tiles whose tokens were pooled).
+
+    stations   after the model's forward over ``encoded``
+    """
+    given = stations.connector_input
+    assert given is not None
+    views = len(given) if given.ndim == 3 else 1
+    count = given.numel() // given.shape[-1]
+    inputs = {**stations.tower_inputs, "tiles": [one.tiles for one in encoded.images], "images_before": 0}
+    layers = len(list(model.get_submodule(family.paths.vision_layers).children()))
+    sequences = family.tower_sequences(model.config, layers - 1, inputs)
+    image, found = encoded.images[0], []
+    for number, view in ((0, image), (len(encoded.images), image.overview)):
+        if view is None:
+            continue
+        rows = rows_of_patches(sequences, number, count, views)
+        cells = None if rows is None else patches_of_cells(view, len(rows), _run(encoded, view, len(rows)))
+        if rows is not None and cells is not None and cells.max() < len(rows):
+            found.append((rows[cells], view))
+    return found
 
 
 def _placed(blocks: Sequence[tuple[np.ndarray, ImageTokens]], asked: Asked) -> Place:

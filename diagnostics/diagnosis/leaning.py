@@ -31,23 +31,30 @@ def one_shift(sides: Sequence[SideCase], contrast: Contrast, thresholds: Thresho
         return not_measured(thresholds.right, reason, len(scored))
     toward = _toward_first(scored, margins_of([case for _, case, _ in scored]))
     tasks, pictures = [side.task for side, _, _ in scored], pictures_of([case for _, case, _ in scored])
-    right, moved = _right_after_shift(toward, labels, tasks, pictures)
+    right, moved = right_after_shift(toward, labels, tasks, pictures)
     value, low, high = balanced_accuracy(right, labels, pictures)
     plainly = balanced_accuracy((toward > 0) == (labels > 0), labels, pictures)[0]
     blank = _control([case for _, case, _ in scored], BLANK)
     without = None
     if blank is not None:
-        guessed, _ = _right_after_shift(_toward_first(scored, blank), labels, tasks, pictures)
+        guessed, _ = right_after_shift(_toward_first(scored, blank), labels, tasks, pictures)
         without = balanced_accuracy(guessed, labels, pictures)[0]
     words = (
-        f"With the margin shifted by one number ({moved:+.2f} nats for {tasks[0][0]!r}), chosen on other pictures, "
-        f"{percent(value)} of both answers are right ({share_interval(low, high)}; at least "
+        f"With the margin shifted by one number ({moved:+.2f} nats towards {_first_answer(scored)!r}), "
+        f"chosen on other pictures, {percent(value)} of both answers are right ({share_interval(low, high)}; at least "
         f"{percent(thresholds.right)} must be), {percent(plainly)} without"
     )
     if without is not None:
         words += f"; with blank pictures {percent(without)} would be"
     holds = value >= thresholds.right - 1e-9 and (without is None or without < thresholds.right)
     return Leg(holds, len(scored), value, (low, high), thresholds.right, f"{words}.")
+
+
+def _first_answer(scored: Sequence[SideCase]) -> str:
+    """The first task's first answer as it is written."""
+    task = scored[0].side.task
+    ends = ((one.side.probe.answer, one.side.label) for one in scored if one.side.task == task)
+    return next((answer for answer, label in ends if label == 1), task[0])
 
 
 def _is_of_pair(side: Side) -> bool:
@@ -59,7 +66,7 @@ def _toward_first(scored: Sequence[SideCase], margins: np.ndarray) -> np.ndarray
     return np.where([side.label == 1 for side, _, _ in scored], margins, -margins)
 
 
-def _right_after_shift(
+def right_after_shift(
     toward: np.ndarray, labels: np.ndarray, tasks: Sequence[object], pictures: Sequence[str]
 ) -> tuple[np.ndarray, float]:
     """Which answers are right after the shift, each chosen without its picture; and the first task's shift on all.

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from diagnostics.comparison.legs.leg import Leg, nats_interval, not_measured, percent
+from diagnostics.comparison.legs.leg import Leg, listed, nats_interval, not_measured, percent
 from diagnostics.comparison.pairs import cost, related, shift
 from diagnostics.diagnosis.cases import LEVEL, Case, margins_of, pictures_of
 from diagnostics.diagnosis.thresholds import Thresholds
-from diagnostics.measures.statistics import bootstrap_mean, paired_change, ratio_of_means
+from diagnostics.measures.statistics import bootstrap_mean, paired_change, ratio_of_means, relative_change
 from diagnostics.records.measurement_plan import OCCLUSION
 from finetune.families.parts.coverage import region_coverage
 
@@ -19,31 +20,35 @@ LEAST_WRONG = 5
 group is not right."""
 
 
-def attention_test(wrong: Sequence[Case], thresholds: Thresholds) -> Leg:
-    """Does the answer query look at the region, where the answer is wrong? In the layer that looks at it most, chosen
-    on the other half of the pictures, beside random places of its size."""
-    having = [
-        case
-        for case in wrong
-        if case.probe.main_region is not None and case.record.region_mass and case.record.image_tokens
-    ]
+def attention_test(wrong: Sequence[Case], thresholds: Thresholds) -> tuple[Leg, int | None]:
+    """Does the answer query look at the region, where the answer is wrong? And the layer to show.
+
+    In the key layer that looks at it most, chosen on the other half of the pictures, since choosing and judging on the
+    same ones would flatter. Times the area's share are averaged as relative changes, which no single probe decides: a
+    probe at 40 times and three at .2 look at their regions 10 times as much in the mean, and most of them do not.
+    """
+    having = [case for case in wrong if case.record.region_mass and case.record.image_tokens]
     pictures = pictures_of(having)
     if len(set(pictures)) < LEAST_WRONG:
-        return not_measured(thresholds.looked, _few_wrong(pictures, "names a region"), len(having))
-    own, by_chance = (
-        np.stack([_enrichment(case, kind) for case in having]) for kind in ("region_mass", "random_mass")
-    )
-    layers, values, others = _cross_chosen(own, by_chance, pictures)
-    value = bootstrap_mean(values, pictures)
-    beyond = bootstrap_mean(values - others, pictures)
-    holds = value.mean >= thresholds.looked and beyond.mean > 0
+        return not_measured(thresholds.looked, _few_wrong(pictures, "names a region"), len(having)), None
+    own = np.stack([_enrichment(case, "region_mass") for case in having])
+    by_chance = np.stack([_enrichment(case, "random_mass") for case in having])
+    relative = relative_change(np.ones_like(own), own)
+    chosen = _cross_chosen(relative, pictures)
+    at = np.arange(len(own))
+    value = bootstrap_mean(relative[at, chosen], pictures)
+    typical, low, high = (_times(one) for one in value)
+    random = _times(float(relative_change(np.ones(len(own)), by_chance[at, chosen]).mean()))
+    layers = [having[0].record.layers[row] for row in sorted(set(chosen.tolist()))]
     words = (
-        f"Where it answers wrong, the answer looks at the region {value.mean:.2f} times as much as its area's share "
-        f"(95 % interval {value.low:.2f} to {value.high:.2f}; at least {thresholds.looked:g} must be; random places "
-        f"{others.mean():.2f}) in {'layer' if len(layers) == 1 else 'layers'} {' and '.join(map(str, layers))}, chosen "
-        "on the other half of the pictures"
+        f"Where it answers wrong, the answer looks at the region {typical:.2f} times as much as its area's share (95 % "
+        f"interval {low:.2f} to {high:.2f}; surely {thresholds.looked:g} must be; random places {random:.2f}) in "
+        f"{'layer' if len(layers) == 1 else 'layers'} {listed(list(map(str, layers)))}, chosen on the other half of "
+        "the pictures"
     )
-    return Leg(holds, len(having), value.mean, (value.low, value.high), thresholds.looked, f"{words}.")
+    holds = low >= thresholds.looked and typical > random
+    best = having[0].record.layers[int(relative.mean(0).argmax())]
+    return Leg(holds, len(having), typical, (low, high), thresholds.looked, f"{words}."), best
 
 
 def _few_wrong(pictures: Sequence[str], what: str) -> str:
@@ -53,28 +58,27 @@ def _few_wrong(pictures: Sequence[str], what: str) -> str:
     )
 
 
-def _enrichment(case: Case, kind: str) -> np.ndarray:
-    """Float[layers]: times the region's share of the area, mean over heads; NaN for layers without a map."""
-    region = case.probe.main_region
-    assert region is not None
+def _enrichment(case: Case, kind: str) -> Float[np.ndarray, " layers"]:
+    """Times the region's share of the area in each key layer, mean over heads."""
+    region = str(case.probe.main_region)
     share = float(region_coverage(case.probe.regions[region], case.record.image_tokens[0]).mean())
-    return getattr(case.record, kind)[region].mean(1) / max(share, 1e-12)
+    mass = getattr(case.record, kind)[region][list(case.record.layers)]
+    return mass.mean(1).astype(np.float64) / max(share, 1e-12)
+
+
+def _times(relative: float) -> float:
+    """A relative change from 1 as times: 1 → 3, −2 → 0, 0 → 1."""
+    return (2 + relative) / max(2 - relative, 1e-6)
 
 
 def _cross_chosen(
-    own: np.ndarray, by_chance: np.ndarray, pictures: Sequence[str]
-) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Layers chosen on each half of the pictures, and each probe read in the layer that the other half chose: choosing
-    and judging on the same pictures would flatter."""
+    relative: Float[np.ndarray, "probes layers"], pictures: Sequence[str]
+) -> Int[np.ndarray, " probes"]:
+    """For each probe, the layer that is looked from most on the other half of the pictures."""
     late = {mark: at % 2 == 1 for at, mark in enumerate(sorted(set(pictures)))}
     second = np.array([late[mark] for mark in pictures])
-    if second.all() or not second.any():
-        chosen = [int(np.nanargmax(own.mean(0)))] * 2
-    else:
-        chosen = [int(np.nanargmax(own[second == half].mean(0))) for half in (False, True)]
-    rows = np.array([chosen[0] if one else chosen[1] for one in second])
-    at = np.arange(len(own))
-    return sorted(set(chosen)), own[at, rows], by_chance[at, rows]
+    best = [int(relative[second == half].mean(0).argmax()) for half in (False, True)]
+    return np.where(second, best[0], best[1])
 
 
 def hiding_test(wrong: Sequence[Case], thresholds: Thresholds) -> tuple[Leg, str | None]:

@@ -1,8 +1,11 @@
-"""From a stage to what may mend it: which part must train, which samples are missing, and the command."""
+"""From a stage to what may mend it: which part must train, which samples are missing, what guards them, and the
+command."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from diagnostics.diagnosis.stages import (
     NOT_LOOKED_AT,
@@ -10,8 +13,12 @@ from diagnostics.diagnosis.stages import (
     NOT_SEEN,
     NOT_USED,
     PRIOR,
+    RIGHT,
     SAID_OTHERWISE,
+    TOO_FEW,
+    Stage,
 )
+from diagnostics.records.probes import Probe
 
 LANGUAGE, CONNECTOR, VISION = "language", "connector", "vision"
 """The components of ``finetune.model.adaptation``."""
@@ -24,9 +31,125 @@ _FAULTY: Mapping[str, tuple[str, ...]] = {
     NOT_PASSED_ON: (CONNECTOR,),
     NOT_SEEN: (VISION,),
 }
+DATA = "corrective.json"
+"""What the command calls the samples that are still to be made."""
+
+LOOK_WEIGHT = "0.2"
+"""In the middle of what suits LoRA on a small set (docs/teach.md)."""
+
+
+class Remedy(NamedTuple):
+    """What may mend a group.
+
+    command   to be pasted; "" where nothing is to be trained
+    trains    the components that must train, those of ``faulty_part`` among them
+    samples   what ``corrective.json`` should hold, as a sentence
+    guards    what must stay right, as a sentence; "" where nothing is trained
+    """
+
+    command: str
+    trains: tuple[str, ...]
+    samples: str
+    guards: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "remedy": self.command,
+            "trains": list(self.trains),
+            "samples": self.samples,
+            "guards": self.guards,
+        }
 
 
 def faulty_part(stage: str | None) -> tuple[str, ...]:
     """The components that must train for the fault to be mended: "language", "connector", "vision". Empty for "right",
-    "too few probes" and where no stage was found."""
+    "too few probes" and where no stage was found.
+
+    A run whose flags train none of them trains a part where the fault does not lie.
+    """
     return _FAULTY.get(stage or "", ())
+
+
+def remedy_of(
+    stage: Stage,
+    probes: Sequence[Probe],
+    *,
+    decides: str | None,
+    model: str,
+    probe_file: str,
+    resampler: bool,
+) -> Remedy:
+    """The remedy of one group.
+
+    resampler   the connector attends: then what an answer looks at is decided there too, so it trains beside the
+                language layers
+    """
+    trains = faulty_part(stage.name)
+    if not trains:
+        return Remedy(_again(stage, model, probe_file), (), _SAMPLES_OTHERWISE[stage.name or ""], "")
+    if resampler and stage.name in (NOT_LOOKED_AT, NOT_USED):
+        trains = (*trains, CONNECTOR)
+    flags = ["--use_lora", "True"]
+    flags += ["--train_connector", "True"] if CONNECTOR in trains else []
+    flags += ["--vision", "lora"] if VISION in trains else []
+    flags += ["--look_weight", LOOK_WEIGHT] if stage.name == NOT_LOOKED_AT else []
+    command = ["python", "finetune.py", "--model_name_or_path", model, "--data_path", DATA, *flags]
+    command += ["--monitor", "True", "--probes", probe_file]
+    return Remedy(shlex.join(command), trains, _samples(str(stage.name), probes, decides), _guards(probes))
+
+
+_SAMPLES_OTHERWISE = {
+    RIGHT: "None are missing.",
+    TOO_FEW: "Add probes on other pictures before anything is trained.",
+    "": "Add what the missing test needs before anything is trained.",
+}
+
+
+def _again(stage: Stage, model: str, probe_file: str) -> str:
+    if stage.name == RIGHT:
+        return ""
+    command = [
+        "python",
+        "-m",
+        "diagnostics.diagnose",
+        model,
+        "--probes",
+        probe_file,
+        "--output_dir",
+        "diagnosis",
+    ]
+    return shlex.join(command)
+
+
+def _samples(stage: str, probes: Sequence[Probe], decides: str | None) -> str:
+    region = next((probe.main_region for probe in probes if probe.main_region), "what decides")
+    if stage == PRIOR:
+        return "Samples that ask the same words of pictures with different right answers, as many of each."
+    if stage == SAID_OTHERWISE:
+        return "As many samples of each of the two answers: the model leans to one of them, and little else is wrong."
+    if stage == NOT_SEEN:
+        return (
+            f"Samples in which nothing but {region} tells the two answers apart, large and small in the picture; try "
+            "more --max_pixels first where the family has them."
+        )
+    if stage == NOT_PASSED_ON:
+        return f"Samples in which nothing but {region} tells the two answers apart, at many places of the picture."
+    look = f" Each answer names the boxes of {region} in look_at." if stage == NOT_LOOKED_AT else ""
+    if decides is not None:
+        return (
+            f"Samples in which {decides} contradicts the answer as often as it agrees: the answers hang on {decides}, "
+            f"and only {region} may tell them apart.{look}"
+        )
+    return (
+        f"Samples whose answer follows from {region} alone, with everything else in the picture varied at "
+        f"random.{look}"
+    )
+
+
+def _guards(probes: Sequence[Probe]) -> str:
+    foils = [probe.foil for probe in probes if probe.foil]
+    named = " or ".join(repr(one) for one in list(dict.fromkeys(foils))[:2])
+    return (
+        f"Keep as many samples, and at least 20 probes on as many pictures, whose right answer is {named}; and "
+        "ordinary samples as --replay_data."
+    )

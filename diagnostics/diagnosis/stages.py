@@ -37,8 +37,9 @@ def stage_of(found: Evidence, thresholds: Thresholds) -> Stage:
 
     Too few pictures come first: neither "right" nor a fault can be said of five. Then whether the model knows the
     answer and says another, since a strong leaning towards one answer also keeps the margin still when the picture is
-    replaced; then whether the answer is asked of the picture at all; and then the way from the pixels to the words, in
-    its order. A station that follows is asked only where those before it were measured and passed.
+    replaced. Then the way from the pixels to the words, in its order. Whether the answer is asked of the picture comes
+    behind the tower and the connector: what they lose cannot move the margin either, and is no habit of the words. A
+    station that follows is asked only where those before it were measured and passed.
     """
     if found.accuracy is None:
         return Stage(TOO_FEW, f"No probe has a foil; {thresholds.probes} on as many pictures are needed.")
@@ -54,8 +55,6 @@ def stage_of(found: Evidence, thresholds: Thresholds) -> Stage:
     # A shift also separates what little leaks past a cue; where the errors hang on the cue, no constant made them.
     if tests[SHIFTED].holds and found.decides is None:
         return Stage(SAID_OTHERWISE, tests[SHIFTED].reason)
-    if tests[PICTURE].holds is False:
-        return Stage(PRIOR, tests[PICTURE].reason)
     return _on_the_way(found)
 
 
@@ -68,6 +67,8 @@ def _on_the_way(found: Evidence) -> Stage:
         return Stage(NOT_SEEN, tower.reason)
     if tower.holds and tokens.holds is False:
         return Stage(NOT_PASSED_ON, f"{tower.reason} {tokens.reason}")
+    if found.tests[PICTURE].holds is False:
+        return Stage(PRIOR, found.tests[PICTURE].reason)
     if not tokens.holds:
         missing = tokens if tokens.holds is None else tower
         return Stage(None, f"Not determined, since a test is missing. {missing.reason}")

@@ -73,12 +73,12 @@ def _why(group: Mapping[str, Any]) -> str:
     legs = shown_legs(group)
     if legs:
         head = '<div class="head"><small>rests on</small><small>interval</small><small>at least</small></div>'
-        return f'<div class="legs">{head}{"".join(map(_leg, legs))}</div>'
+        return f'<div class="legs">{head}{"".join(map(leg_html, legs))}</div>'
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in group["reasons"])
     return f"<details open><summary>why</summary><ul>{reasons}</ul></details>"
 
 
-def _leg(leg: ShownLeg) -> str:
+def leg_html(leg: ShownLeg) -> str:
     """One leg; its sentence is folded away where it holds."""
     kind, words = _MARKS[leg.mark]
     value = f"<b>{leg.value}</b> {html.escape(leg.unit)}" if leg.value else words

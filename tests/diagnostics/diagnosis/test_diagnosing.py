@@ -1,0 +1,147 @@
+"""A tiny model from its pixels to diagnosis.json: faults planted in memory are named, and wrong input is refused."""
+
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from diagnostics import diagnose as program
+from diagnostics.diagnosis import Thresholds, diagnose_model
+from diagnostics.records.probes import Probe, write_probes
+from diagnostics.report.diagnosis_page import chain_svg
+
+SIZE = (60, 40)
+LOW = Thresholds(moved=0.0)
+"""An untrained model hangs on its pictures little."""
+
+
+@pytest.fixture(scope="module")
+def probes(folder):
+    """40 pictures of noise with a red or a blue box somewhere; an untrained model always rates one colour higher."""
+    rng = np.random.default_rng(0)
+    made = []
+    for at in range(40):
+        picture = Image.fromarray(rng.integers(60, 120, (SIZE[1], SIZE[0], 3), np.uint8))
+        x, y = int(rng.integers(4, 30)), int(rng.integers(4, 14))
+        fill, said = (((220, 20, 20), "red"), ((20, 20, 220), "tan"))[at % 2]
+        ImageDraw.Draw(picture).rectangle((x, y, x + 23, y + 19), fill=fill)
+        picture.save(folder / f"{at}.png")
+        regions = {"box": ((x, y, x + 24, y + 20),), "foot": ((0, 38, 60, 40),)}
+        foil = "tan" if said == "red" else "red"
+        made.append(Probe(f"p{at}", "colours", (folder / f"{at}.png",), "?", said, foil, regions))
+    return tuple(made)
+
+
+def nothing(module, arguments, output):
+    return torch.zeros_like(output)
+
+
+@pytest.fixture(scope="module")
+def sound(model, processor, probes):
+    return diagnose_model(model, processor, probes, thresholds=LOW, name="tiny", probe_file="probes.json")
+
+
+def test_what_the_tower_tells_is_found_and_the_model_is_left_as_it_was(sound, model, processor, probes):
+    tests = sound.groups["colours"].evidence.tests
+    assert tests["tower"].value == tests["tokens"].value == tests["answer state"].value == 1
+    assert tests["tower"].ci95[0] > 0.9
+    assert not model.training and all(not module._forward_pre_hooks for module in model.modules())
+    again = diagnose_model(model, processor, probes, thresholds=LOW, records=sound.records, name="tiny")
+    assert again.groups["colours"].evidence == sound.groups["colours"].evidence
+
+
+@pytest.mark.parametrize(
+    ("part", "stage"), [("transformer", "not seen"), ("attn_pool", "seen, not passed on")]
+)
+def test_a_fault_that_a_hook_plants_is_named_where_it_lies(model, processor, probes, part, stage):
+    hook = model.transformer.visual.get_submodule(part).register_forward_hook(nothing)
+    try:
+        found = diagnose_model(model, processor, probes, thresholds=LOW)
+    finally:
+        hook.remove()
+    assert found.stage("colours") == stage
+
+
+def test_a_leaning_that_one_number_explains_is_known_said_otherwise(sound, model, processor, probes):
+    """log p(red) − log p(tan) is 8 on red pictures and 2 on the others, and 5 on blank ones: shifted by 5, all are
+    right."""
+    leaning = {}
+    for probe in probes:
+        sign, record = (1 if probe.answer == "red" else -1), sound.records[probe.id]
+        scores = replace(record.scores, answer_nats=5.0 * sign + 3.0, foil_nats=0.0)
+        controls = tuple(one._replace(margin_nats=5.0 * sign) for one in record.picture_controls)
+        leaning[probe.id] = replace(record, scores=scores, picture_controls=controls, interventions=())
+    found = diagnose_model(model, processor, probes, thresholds=LOW, records=leaning)
+    assert found.stage("colours") == "known, said otherwise"
+    assert found.groups["colours"].evidence.tests["one shift"].value == 1
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "img", "rect", "path"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("rect", "path"):
+            assert self.open.pop() == tag
+
+
+def test_the_page_and_the_file_say_the_same(sound, probes, tmp_path):
+    program.write(sound, probes, tmp_path)
+    content = json.loads((tmp_path / "diagnosis.json").read_text())
+    group = content["groups"]["colours"]
+    assert content["version"] == 1 and content["model"] == {"name": "tiny", "family": "qwen-vl"}
+    assert {"probes", "accuracy", "stage", "decides", "evidence", "remedy"} <= set(group)
+    assert group["probes"] == 40 and group["accuracy"] == 0.5
+    assert all({"value", "ci95", "threshold", "reason"} <= set(test) for test in group["evidence"].values())
+    page = (tmp_path / "index.html").read_text()
+    tags = Tags()
+    tags.feed(page)
+    assert not tags.open and "{{" not in page
+    assert group["stage"] in page and page.count("data:image/webp;base64,") == 2
+    assert "http" not in page.replace("http-equiv", "")
+    text = program.table(sound)
+    assert "colours" in text and f"\n  $ {group['remedy']}" in text
+
+
+def test_the_chain_marks_where_it_is_lost():
+    assert 'class="lost"><rect x="294"' in chain_svg("seen, not passed on")
+    assert chain_svg("seen, not passed on").count('class="passed"') == 2
+    assert "lost" not in chain_svg("right") and "not determined" in chain_svg(None)
+
+
+def test_five_probes_are_too_few_and_cost_no_more_than_their_answers(model, processor, probes):
+    found = diagnose_model(model, processor, probes[:5])
+    assert found.stage("colours") == "too few probes"
+    assert set(found.groups["colours"].evidence.tests) == {"answers"}
+    assert all(not record.interventions for record in found.records.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["MODEL", "--probes", "none.json"], "none.json"),
+        (["nowhere/at/all", "--probes", "PROBES"], "nowhere/at/all"),
+        (["MODEL", "--probes", "PROBES", "--least_told", "2"], "--least_told: found 2.0; expected a share"),
+    ],
+)
+def test_wrong_input_is_one_message_and_status_2(
+    arguments, fault, model, processor, probes, tmp_path, capsys
+):
+    write_probes(probes, tmp_path / "probes.json")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    named = {"MODEL": str(tmp_path / "model"), "PROBES": str(tmp_path / "probes.json")}
+    with pytest.raises(SystemExit) as ended:
+        program.main([*(named.get(one, one) for one in arguments), "--output_dir", str(tmp_path / "out")])
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and fault in told and told.count("error:") == 1
+    assert not (tmp_path / "out" / "index.html").exists()

@@ -1,0 +1,144 @@
+"""From tests to a stage: each stage by evidence made up for it, and what is not claimed where a test is missing."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from diagnostics.comparison.legs.leg import Leg, not_measured
+from diagnostics.diagnosis.evidence import TESTS, Evidence
+from diagnostics.diagnosis.remedies import faulty_part, remedy_of
+from diagnostics.diagnosis.stages import STAGES, Stage, stage_of
+from diagnostics.diagnosis.thresholds import Thresholds
+from diagnostics.records.probes import Probe
+from finetune.flags.help import known
+
+SOUND = dict.fromkeys(TESTS, True) | {"answers": False, "one shift": False, "answer state": False}
+"""Wrong answers of a model in which all is well on the way, so that nothing explains them."""
+
+
+def evidence(decides=None, pictures=40, accuracy=0.1, **changes) -> Evidence:
+    held = SOUND | {name.replace("_", " "): value for name, value in changes.items()}
+    tests = {
+        name: not_measured(0.5, f"{name}: missing.")
+        if holds is None
+        else Leg(holds, 40, 0.5, (0.4, 0.6), 0.5, f"{name}: {holds}.")
+        for name, holds in held.items()
+    }
+    return Evidence(40, pictures, accuracy, tests, decides)
+
+
+@pytest.mark.parametrize(
+    ("found", "stage"),
+    [
+        (evidence(answers=True), "right"),
+        (evidence(answers=True, pictures=19), "too few probes"),
+        (evidence(accuracy=None), "too few probes"),
+        (evidence(one_shift=True), "known, said otherwise"),
+        # a strong leaning keeps the margin still too, and what a shift explains comes first
+        (evidence(one_shift=True, picture=False), "known, said otherwise"),
+        (evidence(one_shift=True, decides="podium", hiding=False), "looked at, not used"),
+        (evidence(picture=False), "language prior"),
+        # what the tower loses cannot move the margin either
+        (evidence(picture=False, tower=False, tokens=False), "not seen"),
+        (evidence(picture=False, tokens=False), "seen, not passed on"),
+        (evidence(picture=False, attention=False, hiding=False), "language prior"),
+        (evidence(tower=False, tokens=False, attention=False), "not seen"),
+        (evidence(tokens=False, attention=False), "seen, not passed on"),
+        # tokens that tell vouch for the tower
+        (evidence(tower=False, attention=False), "passed on, not looked at"),
+        (evidence(attention=False), "passed on, not looked at"),
+        (evidence(attention=False, decides="podium"), "passed on, not looked at"),
+        (evidence(decides="podium"), "looked at, not used"),
+        (evidence(hiding=False), "looked at, not used"),
+        (evidence(answer_state=True), "looked at, not used"),
+        (evidence(), None),
+    ],
+)
+def test_the_first_test_that_points_somewhere_decides(found, stage):
+    decided = stage_of(found, Thresholds())
+    assert decided.name == stage and (stage is None or stage in STAGES)
+    assert decided.reason.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("found", "stage", "missing"),
+    [
+        (evidence(tower=None, tokens=None), None, "tokens: missing"),
+        (evidence(tower=None, tokens=False), None, "tower: missing"),
+        (evidence(tokens=None), None, "tokens: missing"),
+        (evidence(attention=None), None, "attention: missing"),
+        # not asked of the way: what is measured still counts
+        (evidence(tower=False, tokens=None), "not seen", "tower: False"),
+        (evidence(tower=None, attention=False), "passed on, not looked at", "attention: False"),
+        (evidence(one_shift=None, picture=False), "language prior", "picture: False"),
+        (evidence(tower=None, tokens=None, picture=False), "language prior", "picture: False"),
+        (evidence(picture=None, tower=False, tokens=False), "not seen", "tower: False"),
+        (evidence(hiding=None, answer_state=None), None, "answer state: missing"),
+    ],
+)
+def test_nothing_is_claimed_that_rests_on_a_test_that_is_missing(found, stage, missing):
+    decided = stage_of(found, Thresholds())
+    assert decided.name == stage and missing in decided.reason
+
+
+def test_too_few_says_how_many_are_missing():
+    assert "12 pictures" in (reason := stage_of(evidence(pictures=12), Thresholds(probes=30)).reason)
+    assert "30 are needed, 18 more" in reason
+
+
+PROBES = [
+    Probe(
+        "a", "towers", (Path("a.png"),), "Which?", "Pearl Tower", "Canton Tower", {"spheres": ((0, 0, 9, 9),)}
+    )
+]
+
+
+@pytest.mark.parametrize("stage", [*STAGES, None])
+@pytest.mark.parametrize("resampler", [False, True])
+def test_a_remedy_trains_the_faulty_part_with_flags_that_exist(stage, resampler):
+    remedy = remedy_of(
+        Stage(stage, "why."),
+        PROBES,
+        decides="podium",
+        model="my model",
+        probe_file="probes.json",
+        resampler=resampler,
+    )
+    assert set(faulty_part(stage)) <= set(remedy.trains)
+    assert bool(remedy.trains) == (stage not in ("right", "too few probes", None)) == bool(remedy.guards)
+    if remedy.trains:
+        assert remedy.command.startswith("python finetune.py --model_name_or_path 'my model' ")
+        assert ("--vision lora" in remedy.command) == ("vision" in remedy.trains)
+        assert ("--train_connector True" in remedy.command) == ("connector" in remedy.trains)
+        assert ("--look_weight" in remedy.command) == (stage == "passed on, not looked at")
+        assert "'Canton Tower'" in remedy.guards
+        given = {word for word in shlex.split(remedy.command) if word.startswith("--")}
+        assert given <= known()
+
+
+def test_a_cue_that_decides_is_what_samples_must_break():
+    remedy = remedy_of(
+        Stage("looked at, not used", "."),
+        PROBES,
+        decides="podium",
+        model="m",
+        probe_file="p",
+        resampler=False,
+    )
+    assert "podium contradicts" in remedy.samples and "only spheres" in remedy.samples
+    assert remedy.trains == ("language",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"probes": 1}, "--least_probes: found 1"),
+        ({"each_answer": 2.5}, "--least_each_answer: found 2.5"),
+        ({"told": 1.2}, "--least_told: found 1.2"),
+        ({"looked": 0.0}, "--least_looked: found 0.0"),
+    ],
+)
+def test_a_threshold_that_cannot_be_is_refused(changes, fault):
+    with pytest.raises(ValueError, match=fault):
+        Thresholds(**changes)
