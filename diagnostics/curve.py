@@ -46,6 +46,8 @@ OURS = {
 }
 """Flags of finetune.py that the curve gives itself, and what to give instead."""
 SEEDS = ("seed", "data_seed")
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""After which a run saves a checkpoint and stops."""
 
 
 @dataclass(frozen=True)
@@ -218,13 +220,16 @@ def _run(flags: Sequence[str], launcher: str, log: Path) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(command, stdout=file, env={**os.environ, "PYTHONPATH": path})
-        before = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+        before = {
+            number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in STOP_SIGNALS
+        }
         try:
             return process.wait()
         except KeyboardInterrupt:  # Ctrl-C reached the run as well
             return process.wait() or 130
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------- what they left

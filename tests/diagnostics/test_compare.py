@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from diagnostics.compare import compare, compare_sources, main, table
 from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.pairs import cost, decisive_region, pair_all, pair_records
+from diagnostics.drawing.tensorboard import AttentionBoard
 from diagnostics.probing.prober import Prober
 from diagnostics.records.archive import load_records
 from diagnostics.records.probes import Relation, write_probes
@@ -240,6 +242,19 @@ def test_the_way_between_two_checkpoints(tmp_path: Path) -> None:
     way = compare_sources(*ends, tmp_path / "way", between=[str(attention / "step-000005")])
     assert way["series"]["steps"] == [0, 5, 10] and way["groups"] == plain["groups"]
     assert way["series"]["drift_jsd_nats"]["3"][0] == 0.0
+    # What began when is shown on the page, in the table and in TensorBoard.
+    assert (
+        "onset" not in plain
+        and "What came first" not in (tmp_path / "plain/comparison/index.html").read_text()
+    )
+    words = way["onset"]["groups"]["sphere-building"]["words"]
+    assert words == "Not judged: too few pictures."
+    page = (tmp_path / "way" / "comparison" / "index.html").read_text()
+    assert f"<b>sphere-building</b>: {words}" in page and f"  onset: {words}" in table(way)
+    texts: dict[str, str] = {}
+    writer = SimpleNamespace(add_text=lambda tag, text, step: texts.update({tag: text}), flush=lambda: None)
+    AttentionBoard(writer).write_verdicts(way, 10)
+    assert texts["onset/sphere-building"] == words
 
 
 def test_the_table_lines_up_chinese(tmp_path: Path) -> None:

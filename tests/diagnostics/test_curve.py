@@ -1,6 +1,7 @@
 """The program around the runs: what is refused, what each run is given, and the result."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -163,3 +164,17 @@ def test_a_run_is_a_process_with_a_log(tmp_path):
     log = tmp_path / "logs" / "a.txt"
     assert curve._run(["--max_steps", "1"], f"{sys.executable} {echo}", log) == 7
     assert log.read_text() == f"{['-m', 'attention_finetune.train', '--max_steps', '1']}\n"
+
+
+@pytest.mark.parametrize("number", curve.STOP_SIGNALS)
+def test_a_stop_signal_reaches_the_run(number, tmp_path):
+    stops = tmp_path / "stops.py"
+    stops.write_text(
+        "import os, signal, sys, time\n"
+        f"signal.signal({int(number)}, lambda *_: sys.exit(143))\n"
+        f"os.kill(os.getppid(), {int(number)})\n"
+        "time.sleep(60)\n"
+    )
+    before = signal.getsignal(number)
+    assert curve._run([], f"{sys.executable} {stops}", tmp_path / "a.txt") == 143
+    assert signal.getsignal(number) == before
