@@ -96,6 +96,6 @@ def test_one_shift_is_chosen_without_the_picture_that_it_is_tried_on():
         list("abcdefgh"),
     )
     assert right.all() and shift == -5
-    # one picture alone decides its own class' mean: left out, it is on the wrong side
-    right, _ = right_after_shift(np.array([9.0, 0, 1, 2]), np.array([1, 1, 0, 0]), ["a"] * 4, list("abcd"))
-    assert not right[1]
+    # 9 and 1.5 leave 5 below their middle, 5.25; with its own 5 among them it would be above, at 4.25
+    right, _ = right_after_shift(np.array([9.0, 5, 1, 2]), np.array([1, 1, 0, 0]), ["a"] * 4, list("abcd"))
+    assert right.tolist() == [True, False, True, True]
