@@ -16,7 +16,8 @@ import pytest
 from accelerate import PartialState
 from safetensors.numpy import load_file
 
-from diagnostics import AttentionMonitor
+from diagnostics import AttentionMonitor, AttentionRecord
+from finetune.model.look_file import supervised_of
 from finetune.training import run_folder, trainer
 from tests.finetune.conftest import write_checkpoint, write_data
 from tests.finetune.test_program import environment, program, scalars  # noqa: F401
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 STEPS = 4
 
 
-def looking(path: Path) -> Path:
+def with_boxes(path: Path) -> Path:
     """The data, with a box to look at in answers about pictures; read where attention is supervised."""
     records = json.loads(path.read_text(encoding="utf-8"))
     for asked, answered in (one["conversations"] for one in records):
@@ -39,7 +40,7 @@ def looking(path: Path) -> Path:
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
     folder = tmp_path_factory.mktemp("parts")
-    model, data = write_checkpoint(folder / "tiny"), looking(write_data(folder / "data"))
+    model, data = write_checkpoint(folder / "tiny"), with_boxes(write_data(folder / "data"))
 
     def make(out: Path, size: int, *more: str) -> list[str]:
         return [
@@ -79,9 +80,13 @@ def machine(rank: int, port: int, flags: list[str]) -> subprocess.Popen[str]:
 
 def test_two_machines_train_as_one_process_does(program: ModuleType, flags, tmp_path: Path):
     """They have no disk in common: the second keeps its random state, and needs nothing else."""
-    assert program.main(flags(tmp_path / "one", 4)) == 0
+    looking = ("--look_weight", "0.5", "--look_layers", "all")
+    assert program.main(flags(tmp_path / "one", 4, *looking)) == 0
     port = free_port()
-    both = [machine(rank, port, flags(tmp_path / name, 2)) for rank, name in enumerate(("two", "elsewhere"))]
+    both = [
+        machine(rank, port, flags(tmp_path / name, 2, *looking))
+        for rank, name in enumerate(("two", "elsewhere"))
+    ]
     said = [one.communicate(timeout=400)[0] for one in both]
     assert [one.returncode for one in both] == [0, 0], said
     assert "language: adapters" in said[0] and "language: adapters" not in said[1]
@@ -150,6 +155,13 @@ def test_probes_are_shared_out_and_the_records_do_not_tell(
         here, there = (one[name] for one in shown)
         assert [*here] == [*there] and len(here) >= 3, name  # in the last step the weight is 0
         assert [*there.values()] == pytest.approx([*here.values()], abs=1e-4), name
+    for folder in (tmp_path / "two", tmp_path / "two" / "checkpoint-2"):
+        trained = supervised_of(folder)
+        assert trained is not None and (trained.layers, len(trained.pictures or ())) == ((0, 1), 8)
+    steps = [
+        sorted((tmp_path / "two" / "attention" / f"step-{at:06d}").glob("*.safetensors")) for at in (0, 4)
+    ]
+    assert [AttentionRecord.load(some[0]).supervised_layers for some in steps] == [(), (0, 1)]
     one, two = (records(tmp_path / name / "attention") for name in ("one", "two"))
     assert one.keys() == two.keys() and len(one) == 3 * 3  # three probes, at steps 0, 2 and 4
     for name, arrays in one.items():

@@ -13,7 +13,6 @@ from finetune.corrective.category_names import listed
 from finetune.corrective.relation_questions import NEIGHBOUR
 from finetune.corrective.sampling import Asked
 from finetune.corrective.scenes import Box, Question, Scene
-from finetune.families.parts.phrases import find_span
 from finetune.samples import source
 
 DATA_FILE, PROBE_FILE = "corrective.json", "probes.json"
@@ -93,15 +92,20 @@ def _look_at(question: Question) -> list[dict[str, Any]]:
     if question.group == NEIGHBOUR or "<box>" in question.answer:
         return []
     if question.relation is not None:
-        said = find_span(question.relation["phrase"], [*question.answer], 0, len(question.answer)) is not None
         ends = [question.regions[question.relation[end]] for end in ("subject", "object")]
-        phrase = question.relation["phrase"] if said else question.answer
+        word = question.relation["phrase"]
+        phrase = word if _says(question.answer, word) else question.answer
         return [{"phrase": phrase, "ends": [[_plain(box) for box in boxes] for boxes in ends]}]
     return [
         {"phrase": phrase, "boxes": [_plain(box) for box in question.regions[region]]}
         for phrase, region in question.phrases.items()
-        if find_span(phrase, [*question.answer], 0, len(question.answer)) is not None
+        if _says(question.answer, phrase)
     ]
+
+
+def _says(answer: str, words: str) -> bool:
+    """Are these words in an answer, and not a part of a longer one ("on" in "person")?"""
+    return re.search(rf"(?<![A-Za-z]){re.escape(words)}(?![A-Za-z])", answer) is not None
 
 
 def _probe(identity: str, asked: Asked, folder: Path) -> dict[str, Any]:

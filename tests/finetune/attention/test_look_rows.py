@@ -12,6 +12,7 @@ from finetune.attention.look_rows import CONNECTOR
 from finetune.attention.watch import Watch
 from finetune.data.dataset import Collator, Sample
 from finetune.data.look import LookBatch, look_rows
+from finetune.families.base import flash_fault
 from finetune.families.parts.modules import attending_layers, attention_modules
 from finetune.samples.conversation import Conversation, ImageRef, LookAt, Turn
 from finetune.training.look import LookSettings, Supervision
@@ -19,6 +20,7 @@ from tests.finetune.families.tiny_families import ALL
 from tests.finetune.families.tiny_llava import LLAVAS
 from tests.finetune.families.tiny_qwen3_5 import HYBRIDS
 from tests.finetune.families.tiny_siglip import SIGLIPS
+from tests.flash_standin import standing_in, using
 
 FAMILIES = {**ALL, **HYBRIDS, **LLAVAS, **SIGLIPS}
 TARGET = 0.8
@@ -175,3 +177,17 @@ def test_gradients_are_finite_differences(case):
 
     assert (at(step) - at(-step)) / (2 * step) == pytest.approx(slope, rel=5e-3, abs=1e-4)
     assert abs(slope) > 1e-3
+
+
+def test_under_flash_rows_and_gradients_are_those_of_sdpa(case):
+    model, family, inputs, rows = case
+    if flash_fault(family):
+        pytest.skip(flash_fault(family))
+    expected = supervised(model, family, inputs, rows).losses
+    theirs = gradients(model, expected.sum())
+    with standing_in(2), using(model, 2):
+        found = supervised(model, family, inputs, rows).losses
+        ours = gradients(model, found.sum())
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    for name, one in ours.items():
+        torch.testing.assert_close(one, theirs[name], rtol=1e-5, atol=1e-8, msg=name)

@@ -59,6 +59,10 @@ def refused(*flags: str) -> str:
         ("eval_generate", ("-1",)),
         ("eval_max_new_tokens", ("0",)),
         ("neftune_noise_alpha", ("-1", "nan")),
+        ("look_weight", ("-1", "nan")),
+        ("look_target", ("0", "1.1", "nan")),
+        ("look_warmup", ("-0.1", "1.5")),
+        ("look_release", ("2", "nan")),
     ],
 )
 def test_a_number_that_means_nothing_is_refused_by_its_flag(flag: str, values: tuple[str, ...]):
@@ -71,6 +75,27 @@ def test_what_a_user_would_want_instead_is_said():
     assert "--save_strategy no" in refused("--save_steps", "0")
     assert "left out, all checkpoints stay" in refused("--save_total_limit", "0")
     assert "expected --min_pixels to be no larger" in refused("--min_pixels", "900", "--max_pixels", "800")
+
+
+LOOKING = ("--look_weight", "0.2", "--look_layers")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--look_target", "0.5"), "--look_target: no effect without supervision; add --look_weight"),
+        (LOOKING[:2], "the key layers are the monitor's, and there is no monitor"),
+        ((*LOOKING, "4,x"), "--look_layers: found '4,x', expected key, all, or layer numbers"),
+        ((*LOOKING, "all", "--look_warmup", "0.7", "--look_release", "0.5"), "expected at most 1 together"),
+        (
+            (*LOOKING, "all", "--gradient_checkpointing_kwargs", '{"use_reentrant": true}'),
+            "its first forward has no gradient",
+        ),
+        ((*LOOKING, "all", "--torch_compile", "True"), "--look_weight with --torch_compile"),
+    ],
+)
+def test_supervision_that_cannot_be_is_refused(flags: tuple[str, ...], message: str):
+    assert message in refused(*flags)
 
 
 @pytest.mark.parametrize(
