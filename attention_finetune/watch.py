@@ -91,6 +91,7 @@ def monitor(ready: Ready, writer: Any) -> Any:
         probe_steps=args.monitor.probe_steps,
         checkpoint_depth=args.monitor.checkpoint_depth,
         baseline=args.monitor.baseline,
+        diagnose=args.monitor.diagnose,
         stop_when=args.monitor.stop_when,
         stop_patience=args.monitor.stop_patience,
         samples=[TrainingSample(*one) for one in shown],

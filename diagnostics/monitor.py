@@ -13,6 +13,7 @@ A custom training loop calls it directly::
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from diagnostics.comparison.verdicts import CORRECTED
+from diagnostics.diagnosis.at_start import hindrance, lines, markdown, trained_components
+from diagnostics.diagnosis.diagnosing import diagnose_model
 from diagnostics.probing.before import AdapterOff, BeforeModel, NotAtHandError, loaded_beside
 from diagnostics.probing.layer_choice import Calibration, calibrate, check_apart, held_out
 from diagnostics.probing.prober import BATCH_SIZE, Prober, auto_key_layers
@@ -56,6 +59,8 @@ from diagnostics.records.identity import (
 from diagnostics.records.measurement_plan import (
     CHECKPOINT_DEPTHS,
     DEPTHS,
+    OCCLUSION,
+    PICTURES,
     WATCH,
     MeasurementPlan,
     cost_words,
@@ -123,6 +128,7 @@ class AttentionMonitor(TrainerCallback):
     checkpoint_depth   "watch", "cause" or a ``MeasurementPlan``: what is measured at checkpoints between
     baseline       output folder of another run of the same model, probes and layers: its measurements of the untrained
                    model are taken over; where it differs, a line says so and the model is measured
+    diagnose       at step 0, say where the untrained model loses the right answer, and whether that part trains
     samples        training samples; the report shows those related to its case studies
     tb_writer      the run's SummaryWriter, closed by its owner; None: one of its own in ``output_dir/runs``
     batch_size     as for ``Prober``
@@ -159,6 +165,7 @@ class AttentionMonitor(TrainerCallback):
         stop_patience: int = 2,
         checkpoint_depth: str | MeasurementPlan = "watch",
         baseline: str | Path | None = None,
+        diagnose: bool = True,
         samples: Sequence[TrainingSample] = (),
         tb_writer: Any | None = None,
         batch_size: int | None = None,
@@ -184,6 +191,7 @@ class AttentionMonitor(TrainerCallback):
         self.depth = _depth(depth)
         self.checkpoint_depth = _depth(checkpoint_depth, CHECKPOINT_DEPTHS)
         self.baseline = None if baseline is None else Path(baseline)
+        self.diagnose = diagnose
         self.probe_steps = probe_steps
         self.stop_when = stop_when
         self.stop_patience = stop_patience
@@ -321,6 +329,39 @@ class AttentionMonitor(TrainerCallback):
             self._baseline = self._probe(replace(at, words=_base_words(model)), model, depth=self.depth)
         if at.first:
             self._show(0, self._baseline)
+            if self.diagnose:
+                self._diagnose(at, model)
+
+    def _diagnose(self, at: Moment, model: nn.Module) -> None:
+        """Where does the untrained model lose the right answer, and does this run train that part?"""
+        bare, measured = bare_model(model), {*self.depth.kinds, *self.depth.pictures}
+        why_not = hindrance(bare, measured, {OCCLUSION, *PICTURES})
+        if why_not is not None:
+            print(
+                f"the untrained model is not diagnosed: {why_not}; see python -m diagnostics.diagnose",
+                flush=True,
+            )
+            return
+        mixed = torch.autocast(
+            next(bare.parameters()).device.type, at.autocast, enabled=at.autocast is not None
+        )
+        path = self.attention_dir / "diagnosis.json"
+        with self._reporting("the untrained model could not be diagnosed", lacks=path.name), mixed:
+            found = diagnose_model(
+                bare,
+                self.processor,
+                self.probes,
+                name=self.reference or _base_words(model),
+                probe_file=str(self.attention_dir / "probes.json"),
+                records=self._baseline,
+                progress=True,
+            )
+            trains = trained_components(bare, family_of(bare.config))
+            write_atomically(path, json.dumps(found.as_json(), ensure_ascii=False, indent=1).encode())
+            for line in lines(found, trains):
+                print(line, flush=True)
+            if self._board is not None:
+                self._board.write_diagnosis(markdown(found, trains))
 
     def _has_taken_over(self, run: Run, model: nn.Module) -> bool:
         """Take over what another run measured of this untrained model; where it measured anything else, a line says so

@@ -14,6 +14,7 @@ Tags (G a group, L a key layer, ID a probe that is shown):
     layers x heads/G                 region mass of every layer and head: base | now | difference
     probes/G/ID                      text card: prompt, right and wrong answer, the model's answers
     architecture                     text card at the start: components, parameters, attention layers, image tokens
+    diagnosis                        text card at the start: where the untrained model loses the right answers
     verdict/G                        text card at the end: the verdict and the legs it rests on, or its reasons
     onset/G                          text card at the end: what began when, from three checkpoints
 """
@@ -185,6 +186,11 @@ class AttentionBoard:
     def write_architecture(self, words: str) -> None:
         """Write the architecture of the trained model, given as Markdown."""
         self.writer.add_text("architecture", words, 0)
+        self.writer.flush()
+
+    def write_diagnosis(self, words: str) -> None:
+        """Write where the untrained model loses the right answer, given as Markdown."""
+        self.writer.add_text("diagnosis", words, 0)
         self.writer.flush()
 
     def write_step(self, pairs: Sequence[ProbePair], step: int, *, per_group: int = SHOWN_PER_GROUP) -> None:

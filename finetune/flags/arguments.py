@@ -258,6 +258,11 @@ class MonitorArguments:
         metadata={"help": "Output folder of another run that started from the same model and probes: its measurements "
                           "of the untrained model are used instead of measuring it again."},
     )  # fmt: skip
+    diagnose: bool = field(
+        default=True,
+        metadata={"help": "Say before training where the model loses the right answers, and whether this run trains "
+                          "that part."},
+    )  # fmt: skip
     stop_when: Literal["corrected"] | None = field(
         default=None,
         metadata={"help": "corrected: stop training once every probe group has the verdict corrected."},
