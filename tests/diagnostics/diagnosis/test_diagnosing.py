@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from diagnostics import AttentionMonitor
 from diagnostics import diagnose as program
 from diagnostics.diagnosis import Thresholds, diagnose_model
+from diagnostics.records.measurement_plan import OCCLUSION, PICTURES, MeasurementPlan
 from diagnostics.records.probes import Probe, write_probes
 from diagnostics.report.diagnosis_page import chain_svg
 
@@ -145,3 +147,18 @@ def test_wrong_input_is_one_message_and_status_2(
     told = capsys.readouterr().err
     assert ended.value.code == 2 and fault in told and told.count("error:") == 1
     assert not (tmp_path / "out" / "index.html").exists()
+
+
+def test_the_monitor_diagnoses_step_0(tmp_path, model, processor, probes, capsys):
+    """Into diagnosis.json, the log and TensorBoard, from the records of the baseline, unless it is switched off."""
+    plan = MeasurementPlan("small", generate=False, kinds=(OCCLUSION,), controls=1, pictures=PICTURES)
+    monitor = AttentionMonitor(processor, probes[:20], tmp_path / "run", key_layers=(0,), depth=plan)
+    monitor.probe(0, model)
+    monitor.finish()
+    written = json.loads((tmp_path / "run" / "attention" / "diagnosis.json").read_text(encoding="utf-8"))
+    assert written["groups"]["colours"]["probes"] == 20
+    assert "diagnosis of colours: " in capsys.readouterr().out
+    off = AttentionMonitor(processor, probes[:2], tmp_path / "off", key_layers=(0,), diagnose=False)
+    off.probe(0, model)
+    off.finish()
+    assert not (tmp_path / "off" / "attention" / "diagnosis.json").exists()
