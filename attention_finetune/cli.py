@@ -24,7 +24,7 @@ TRAINING_FLAGS = "finetune/flags/help.py"
 class Verb(NamedTuple):
     """A program: what it does, in a line, the module that ``python -m`` runs, and the file that declares its flags.
 
-    That file is run by its path: importing it would first import its package, which takes seconds for ``finetune``.
+    That file is run by its path: the training flags are parsed from sources, before any package is imported.
     """
 
     summary: str

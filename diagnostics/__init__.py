@@ -6,7 +6,15 @@ Names are loaded when they are asked for, so that reading records needs no torch
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diagnostics.capture.extractor import AttentionExtractor
+    from diagnostics.drawing.figures import AttentionVisualizer
+    from diagnostics.monitor import AttentionMonitor
+    from diagnostics.records.bertviz import to_bertviz
+    from diagnostics.records.record import AttentionRecord
+    from finetune.attention.watch import remove_all
 
 _HOMES = {
     "AttentionExtractor": "diagnostics.capture.extractor",
@@ -17,7 +25,14 @@ _HOMES = {
     "to_bertviz": "diagnostics.records.bertviz",
 }
 
-__all__ = list(_HOMES)
+__all__ = [
+    "AttentionExtractor",
+    "AttentionMonitor",
+    "AttentionRecord",
+    "AttentionVisualizer",
+    "remove_all",
+    "to_bertviz",
+]
 
 
 def __getattr__(name: str) -> Any:

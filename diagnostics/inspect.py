@@ -5,71 +5,34 @@ Usage and flags: ``diagnostics/flags/inspect.py``.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from diagnostics.flags.inspect import PICTURE, TOKENS, parser
 
 if __name__ == "__main__":
     parser().parse_args()  # handle --help and wrong flags before the slow imports below
 
-from torch import nn
+from diagnostics.records.architectures import (
+    Architecture,
+    AttentionKind,
+    Component,
+    keep,
+    kept,
+    place_of,
+    to_json,
+)
+from finetune.image_arithmetic import ImageArithmetic
 
-from finetune.families import Family, attention_modules, family_of
-from finetune.families.base import ImageArithmetic
-from finetune.families.parts.modules import language_layers
-from finetune.model.checkpoint import load_config, skeleton
+if TYPE_CHECKING:  # takes seconds to import, which a model that was inspected before does not need
+    from torch import nn
+
+    from finetune.families import Family
 
 BYTES = 4  # per value: attention maps are fp32
-
-
-@dataclass(frozen=True)
-class Component:
-    """One part of the model: its modules (dotted names), number of layers, and number of parameters."""
-
-    name: str
-    modules: tuple[str, ...]
-    layers: int
-    parameters: int
-
-
-@dataclass(frozen=True)
-class AttentionKind:
-    """Modules with the same attention: ``first`` and ``last`` are the names their rows are reported under.
-
-    heads, key_heads, head_width   of one module; all 0 where the layers have no attention map
-    map_bytes                      one layer's whole map of one sequence, all heads, fp32
-    """
-
-    first: str
-    last: str
-    count: int
-    module: str
-    heads: int
-    key_heads: int
-    head_width: int
-    looks: str
-    queries: int
-    keys: int
-    map_bytes: int
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A model's architecture, as ``inspect`` shows it."""
-
-    name: str
-    family: str
-    model_type: str
-    parameters: int
-    components: tuple[Component, ...]
-    attention: tuple[AttentionKind, ...]
-    picture: ImageArithmetic
-    tokens: int
 
 
 def architecture(
@@ -82,6 +45,9 @@ def architecture(
 
     Raises ValueError for a configuration of no known family.
     """
+    from finetune.families import family_of
+    from finetune.model.checkpoint import skeleton
+
     family = family_of(config)
     model = skeleton(deepcopy(config))  # a model writes its kernels' names into its configuration
     image = family.image_arithmetic(config, picture)
@@ -152,6 +118,9 @@ def _attention(
 
 def _layers(model: nn.Module, family: Family) -> Iterator[tuple[str, nn.Module]]:
     """Attention modules by name, with the language layers without attention between them."""
+    from finetune.families import attention_modules
+    from finetune.families.parts.modules import language_layers
+
     attending = attention_modules(model, family)
     for index, layer in enumerate(language_layers(model, family)):
         name = f"layer_{index}"
@@ -165,7 +134,7 @@ def _looks(kind: AttentionKind) -> tuple[Any, ...]:
 
 
 def _grown(before: AttentionKind, now: AttentionKind) -> AttentionKind:
-    return AttentionKind(**{**asdict(before), "last": now.last, "count": before.count + 1})
+    return replace(before, last=now.last, count=before.count + 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -339,17 +308,23 @@ def mermaid(found: Architecture) -> str:
     )
 
 
-def to_json(found: Architecture) -> str:
-    """JSON for programs, with the size of all maps in bytes."""
-    return json.dumps(asdict(found), ensure_ascii=False, indent=1)
+def _inspected(name: str, tokens: int, picture: tuple[int, int]) -> Architecture:
+    """The architecture of a model by its name, as it was found before or found now."""
+    place = place_of(name, tokens=tokens, picture=picture)
+    found = kept(place)
+    if found is None:
+        from finetune.model.checkpoint import load_config
+
+        found = architecture(load_config(name), name=name, tokens=tokens, picture=picture)
+        keep(place, found)
+    return replace(found, name=name)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the program; returns its exit code."""
     arguments = parser().parse_args(argv)
     try:
-        config = load_config(arguments.model)
-        found = architecture(config, name=arguments.model, tokens=arguments.tokens, picture=arguments.picture)
+        found = _inspected(arguments.model, arguments.tokens, arguments.picture)
     except (ValueError, OSError) as error:
         print(f"inspect: {error}", file=sys.stderr)
         return 1

@@ -17,6 +17,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from finetune.flags.export import parser
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -27,7 +32,6 @@ from transformers.utils import logging
 
 import finetune.families as families
 from finetune.families.parts.modules import bare_model
-from finetune.flags.export import parser
 from finetune.model import checkpoint, weights
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from finetune.training import run_folder

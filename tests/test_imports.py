@@ -18,7 +18,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 # a package stand here by their own names.
 FLOORS = {
     "finetune": (
-        ("distributed", "fields", "files", "fonts", "sharding"),
+        ("auto_classes", "distributed", "fields", "files", "fonts", "image_arithmetic", "sharding"),
         ("samples",),
         ("qwen_vl",),
         ("families",),
@@ -117,6 +117,7 @@ def test_diagnostics_know_nothing_of_how_training_is_done():
         "files",
         "sharding",
         "qwen_vl",
+        "image_arithmetic",
         "",
     )
     for name, path in MODULES.items():
@@ -179,3 +180,23 @@ def test_training_needs_neither_diagnostics_nor_matplotlib():
         "import attention_finetune.train"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("loaded", "absent"),
+    [
+        ("import finetune, diagnostics, attention_finetune", "torch transformers numpy PIL peft matplotlib"),
+        (
+            "import finetune.samples.source, finetune.data.mixture, finetune.corrective.__main__",
+            "torch transformers",
+        ),
+        ("import finetune.demo.prepare, finetune.demo.settings", "torch transformers numpy"),
+        ("import diagnostics.inspect", "torch transformers numpy"),
+        ("import finetune; from transformers import AutoConfig", "finetune.qwen_vl.modeling"),
+    ],
+)
+def test_what_an_import_leaves_unloaded(loaded, absent):
+    """Importing torch takes two seconds, transformers' models three more: modules are counted, not seconds."""
+    code = f"{loaded}\nimport sys; print(*[name for name in {absent.split()!r} if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (ran.stdout.split(), ran.stderr, ran.returncode) == ([], "", 0)

@@ -11,6 +11,11 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from finetune.flags.corrective import GOOD_PROBES, parser
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
+
 from tqdm import tqdm
 
 from finetune.corrective import building_questions, general_questions, relation_questions, user_templates
@@ -19,7 +24,6 @@ from finetune.corrective.category_names import Names, read_names
 from finetune.corrective.sampling import Asked, Topics, count, for_probes, for_training, hold_out, topics_of
 from finetune.corrective.scenes import Language, Question, Scene
 from finetune.corrective.writing import DATA_FILE, PROBE_FILE, write
-from finetune.flags.corrective import GOOD_PROBES, parser
 
 LEAST_PROBES = 20
 """Groups with fewer probes get no verdict; ``GOOD_PROBES`` suffice for a reliable one."""

@@ -5,7 +5,6 @@ puts weights, configuration, vocabulary and a card with command, seed and metric
 from the development split; the demo's probes are not used here.
 """
 
-import argparse
 import json
 import math
 import platform
@@ -16,6 +15,11 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+
+from finetune.flags.make_base import parser
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
 
 import torch
 import transformers
@@ -35,7 +39,6 @@ from finetune.qwen_vl import (
 
 ROOT = Path(__file__).parents[2]
 IMAGE_SIZE, PATCH_SIZE, N_QUERIES = 112, 8, 49
-SEED = 42
 TRAINING = {
     "fix_vit": "False",
     "train_connector": "False",
@@ -196,24 +199,13 @@ made as the demo's probes are, from other seeds):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m finetune.demo.make_base", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--output_dir", type=Path, default=BASE_MODEL, help="folder for the model")
-    parser.add_argument(
-        "--work_dir",
-        type=Path,
-        default=ROOT / "output_demo_base",
-        help="folder for the files of the training run",
-    )
-    parser.add_argument("--data_dir", type=Path, default=DATA_DIR, help="folder for the pictures")
-    parser.add_argument("--seed", type=int, default=SEED)
-    options = parser.parse_args(arguments)
-
+    options = parser().parse_args(arguments)
+    output_dir, data_dir = options.output_dir or BASE_MODEL, options.data_dir or DATA_DIR
+    work_dir = options.work_dir or ROOT / "output_demo_base"
     parts = ("base", "development", "corrective", "probes")
-    data = prepare(options.data_dir, parts)
-    check_disjoint(options.data_dir, parts)
-    fresh, trained = options.work_dir / "fresh", options.work_dir / "trained"
+    data = prepare(data_dir, parts)
+    check_disjoint(data_dir, parts)
+    fresh, trained = work_dir / "fresh", work_dir / "trained"
     if not trained.exists():
         shutil.rmtree(fresh, ignore_errors=True)
         write_fresh(fresh, options.seed)
@@ -226,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     publish(
         trained,
-        options.output_dir,
+        output_dir,
         card_text(command, options.seed, metrics, parameters, _last_loss(trained)),
     )
     for group, accuracy in metrics.items():

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from finetune.image_arithmetic import ImageArithmetic
+
 if TYPE_CHECKING:
     import torch
 
@@ -132,22 +134,6 @@ class AttentionShape:
     key_heads: int
     head_width: int
     looks: str
-
-
-@dataclass(frozen=True)
-class ImageArithmetic:
-    """How a picture becomes tokens.
-
-    resized_pixels   (width, height) after the family's resize
-    patches          (rows, columns) that the vision tower sees
-    tokens           of the picture in the prompt, its markers not counted
-    words            the same as one line of arithmetic
-    """
-
-    resized_pixels: tuple[int, int]
-    patches: tuple[int, int]
-    tokens: int
-    words: str
 
 
 @dataclass(frozen=True)

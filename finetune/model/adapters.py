@@ -10,7 +10,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -20,42 +20,18 @@ from torch import nn
 
 from finetune.fields import NULL, TEXT, load, shown
 from finetune.model import weights
+from finetune.model.folders import ADAPTER_CONFIG, Fields, read
 
-ADAPTER_CONFIG = "adapter_config.json"
 BASE_FILE = "adapter_base.json"
-REMEDY = "copy the adapter again, or correct the file"
 VERSION = 1
 SAMPLED = 16  # values of each tensor that enter a fingerprint
 
 OTHER_BASE = "to use it anyway, give --allow_other_base True (in training), --allow_other_base (elsewhere)"
-WHICH_FLAG = (
-    "give its folder: --base FOLDER (export, compare, web demo), or in training --model_name_or_path FOLDER "
-    "--lora_weight_path ADAPTER"
-)
-
-Fields = Mapping[str, Any]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Its configuration
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def is_adapter(folder: Path) -> bool:
-    return (folder / ADAPTER_CONFIG).is_file()
-
-
-def read(folder: Path) -> Fields:
-    """The fields of an adapter's configuration, unchecked.
-
-    Raises ValueError for a file that does not hold a JSON object, and for a base name that is not a string.
-    """
-    file = folder / ADAPTER_CONFIG
-    found = load(file, {"base_model_name_or_path": TEXT | NULL}, remedy=REMEDY)
-    base = found.get("base_model_name_or_path")
-    if base and "\0" in base:
-        raise ValueError(f"{file}: base_model_name_or_path: found {shown(base)}, expected a name or a path")
-    return found
 
 
 def check_fields(folder: Path) -> Fields:

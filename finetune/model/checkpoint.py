@@ -30,12 +30,10 @@ import finetune.families as families
 from finetune.families.base import Family, flash_fault
 from finetune.families.parts.modules import bare_model
 from finetune.model import adapters, checkpoint_files, weights
-from finetune.model.adapters import ADAPTER_CONFIG
+from finetune.model.folders import ADAPTER_CONFIG, MODEL_CONFIG, is_adapter, resolve, shortened
 
 if TYPE_CHECKING:  # takes two seconds to import; reading configurations does not need it
     from peft import PeftModel
-
-MODEL_CONFIG = "config.json"
 
 
 def load(
@@ -220,71 +218,17 @@ def load_processor(name_or_path: str | Path, *, cache_dir: str | None = None, ba
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
-def resolve(name_or_path: str | Path, *, base: str | None = None) -> tuple[str, Path | None]:
-    """(base checkpoint, adapter folder or None). ``base`` replaces the base that an adapter names.
-
-    Raises ValueError for a folder that holds neither a model nor an adapter, and for an adapter whose base folder is
-    missing.
-    """
-    path = Path(name_or_path).expanduser()
-    if not path.exists():
-        if looks_like_a_path(str(name_or_path)):
-            raise ValueError(
-                f"{name_or_path}: there is no such folder (working directory {os.getcwd()}); "
-                "expected a model folder, an adapter folder, or a hub name such as Qwen/Qwen-VL-Chat"
-            )
-        return str(name_or_path), None
-    if (path / MODEL_CONFIG).is_file():
-        # Absolute, because adapters write down the name of their base.
-        return os.path.abspath(path), None
-    if not adapters.is_adapter(path):
-        raise ValueError(
-            f"{path}: found neither {MODEL_CONFIG} nor {ADAPTER_CONFIG}; expected the folder of a model or an adapter"
-        )
-    if base is None:
-        return _base_of(path), path
-    base_name, inner = resolve(base)
-    if inner is not None:
-        raise ValueError(
-            f"--base {base}: is an adapter itself, expected a model; merge it first: python -m finetune.export {base} "
-            "--output_dir MERGED"
-        )
-    return base_name, path
-
-
 def adapter_folder(name: str, *, flag: str) -> Path:
     """The local folder of an adapter. Raises ValueError for anything else; never asks the hub."""
     path = Path(name).expanduser()
     if not path.is_dir():
         raise ValueError(
-            f"{flag}: there is no folder {_cut(name)!r} (working directory {os.getcwd()}); expected an adapter folder "
-            f"({ADAPTER_CONFIG}, {weights.ADAPTER_FILES[0]}); download an adapter of the hub first"
+            f"{flag}: there is no folder {shortened(name)!r} (working directory {os.getcwd()}); expected an adapter "
+            f"folder ({ADAPTER_CONFIG}, {weights.ADAPTER_FILES[0]}); download an adapter of the hub first"
         )
-    if not adapters.is_adapter(path):
+    if not is_adapter(path):
         raise ValueError(f"{flag} {name}: found no {ADAPTER_CONFIG}, expected an adapter folder")
     return path
-
-
-def looks_like_a_path(name: str) -> bool:
-    """A hub name has at most one slash, and neither starts with a dot, a slash or a tilde nor ends with a slash."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
-
-
-def _base_of(adapter: Path) -> str:
-    file = adapter / ADAPTER_CONFIG
-    base = adapters.read(adapter).get("base_model_name_or_path")
-    if not base:
-        raise ValueError(
-            f"{file}: base_model_name_or_path is missing, expected the checkpoint it was trained on; "
-            f"{adapters.WHICH_FLAG}"
-        )
-    if looks_like_a_path(base) and not Path(base).exists():
-        raise ValueError(f"{file}: its base model {_cut(base)!r} is missing; {adapters.WHICH_FLAG}")
-    return os.path.abspath(base) if Path(base).exists() else str(base)
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= 300 else f"{name[:297]}..."
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from finetune import fields
 from finetune.fields import OBJECT, TRUTH, number, whole
@@ -164,3 +164,6 @@ class QwenVLConfig(PreTrainedConfig):
         """Number of patches of one image in the ViT."""
         assert self.visual is not None
         return (self.visual["image_size"] // self.visual["patch_size"]) ** 2
+
+
+AutoConfig.register("qwen", QwenVLConfig, exist_ok=True)

@@ -12,9 +12,11 @@ from urllib.request import urlopen
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
+from finetune.qwen_vl.configuration import QwenVLConfig
 from finetune.qwen_vl.options import check_options, refuse
 from finetune.qwen_vl.rendering import flattened, from_base64
 from finetune.samples.conversation import ImageRef
@@ -225,3 +227,8 @@ def _fetched(address: str) -> bytes:
     if len(found) > _MOST_BYTES:
         raise ValueError(f"image {address[:200]!r}: more than {_MOST_BYTES:,} bytes")
     return found
+
+
+AutoImageProcessor.register(
+    QwenVLConfig, image_processor_classes={"pil": QwenVLImageProcessor}, exist_ok=True
+)

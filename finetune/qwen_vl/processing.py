@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import ProcessorMixin
+from transformers import AutoProcessor, ProcessorMixin
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import cached_file
 
@@ -413,3 +413,6 @@ def _read_json(name: str, file: str, hub: dict[str, Any]) -> dict[str, Any] | No
         **hub,
     )
     return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+AutoProcessor.register(QwenVLConfig, QwenVLProcessor, exist_ok=True)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import tiktoken
-from transformers import PreTrainedTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizer
 
 from finetune.files import write_atomically
+from finetune.qwen_vl.configuration import QwenVLConfig
 from finetune.qwen_vl.options import check_options, check_variables
 from finetune.qwen_vl.rendering import CHAT_TEMPLATE, MARK, render, unmarked
 
@@ -476,3 +477,8 @@ def _as_merged(text: str) -> str:
 
 class QWenTokenizer(QwenVLTokenizer):
     """The class name that published checkpoints request in ``tokenizer_config.json``."""
+
+
+AutoTokenizer.register(
+    QwenVLConfig, tokenizer_class=QwenVLTokenizer, slow_tokenizer_class=QWenTokenizer, exist_ok=True
+)

@@ -13,6 +13,7 @@ from transformers import Trainer
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
 from finetune.model import adapters, weights
+from finetune.model.folders import is_adapter
 from finetune.sharding import gathered, is_zero3
 from finetune.training import run_folder
 from finetune.training.guards import TrainingError
@@ -65,7 +66,7 @@ class SavingTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, None if state_dict is None else {**self._tables, **state_dict})
         folder, base = Path(output_dir or str(self.args.output_dir)), bare_model(self.model).name_or_path
-        if base and adapters.is_adapter(folder):
+        if base and is_adapter(folder):
             adapters.write_base(folder, str(base))
 
     def require_trained(self, folder: Path) -> None:

@@ -43,6 +43,13 @@ def test_help_and_wrong_flags_of_a_module_import_nothing_heavy(module: str):
         assert not imported & {*HEAVY}
 
 
+@pytest.mark.parametrize("module", ["finetune.demo.prepare", "finetune.demo.make_base"])
+def test_help_of_what_makes_the_demo_imports_no_model(module: str):
+    done, imported = imports_of("-m", module, "--help")
+    assert done.returncode == 0 and "--output_dir" in done.stdout
+    assert not imported & {"torch", "transformers", "numpy"}
+
+
 def test_flags_name_what_the_modules_behind_them_have():
     assert list(measurement_plan.DEPTHS) == list(compare.DEPTHS)
     assert measurement_plan.MAPS == compare.MAPS

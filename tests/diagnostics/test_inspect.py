@@ -1,6 +1,9 @@
 """python -m diagnostics.inspect: what is said of a model is what the model is."""
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,12 +13,14 @@ from transformers import AutoConfig
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.inspect import architecture, main, markdown, mermaid, table
 from diagnostics.probing.prompts import ProbeEncoder, padded
+from diagnostics.records.architectures import from_json, kept, place_of
 from finetune.families import FAMILIES, family_of
 from finetune.qwen_vl import QwenVLConfig
 from tests.diagnostics.published_shapes import COUNTED, SHAPES
 from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 
-BASE = Path(__file__).parents[2] / "finetune" / "demo" / "base"
+ROOT = Path(__file__).parents[2]
+BASE = ROOT / "finetune" / "demo" / "base"
 
 
 def test_the_published_qwen_vl_is_counted_to_the_last_parameter():
@@ -146,6 +151,51 @@ def test_the_program(capsys):
     with pytest.raises(SystemExit):
         main([str(BASE), "--picture", "300"])
     assert "expected width x height in pixels" in capsys.readouterr().err
+
+
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+
+
+def inspected_without_torch(folder, *flags):
+    code = f"{WITHOUT_TORCH}from diagnostics.inspect import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-c", code, str(folder), *flags],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+    )
+
+
+def test_a_folder_inspected_before_needs_no_torch_and_says_the_same(capsys, tmp_path):
+    folder = tmp_path / "moved"
+    folder.mkdir()
+    shutil.copy(BASE / "config.json", folder)
+    assert main([str(folder), "--json", "--picture", "300x211"]) == 0
+    said = capsys.readouterr().out
+    again = inspected_without_torch(folder, "--json", "--picture", "300x211")
+    assert (again.returncode, again.stdout) == (0, said), again.stderr
+    # Another example is worked out anew, which needs the model.
+    assert (
+        "import of torch halted" in inspected_without_torch(folder, "--json", "--picture", "300x212").stderr
+    )
+
+
+def test_what_is_kept_follows_the_configuration_and_survives_a_broken_file(capsys, tmp_path):
+    config = json.loads((BASE / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    before = place_of(str(tmp_path), tokens=7, picture=(30, 20))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    place = place_of(str(tmp_path), tokens=7, picture=(30, 20))
+    assert place != before
+    asked = [str(tmp_path), "--json", "--tokens", "7", "--picture", "30x20"]
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    assert json.loads(said)["components"][2]["layers"] == 3
+    assert kept(place) == from_json(said)
+    for broken in ("", "[1, 2]", '{"picture": {}}'):
+        place.write_text(broken)
+        assert main(asked) == 0 and capsys.readouterr().out == said
 
 
 def test_a_chart_names_every_part():

@@ -1,0 +1,95 @@
+"""Which folder holds the model, and which the adapter, that a name on the command line means.
+
+Nothing here imports torch: what a name means is known before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.fields import NULL, TEXT, load, shown
+
+MODEL_CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+REMEDY = "copy the adapter again, or correct the file"
+
+WHICH_FLAG = (
+    "give its folder: --base FOLDER (export, compare, web demo), or in training --model_name_or_path FOLDER "
+    "--lora_weight_path ADAPTER"
+)
+
+Fields = Mapping[str, Any]
+
+
+def resolve(name_or_path: str | Path, *, base: str | None = None) -> tuple[str, Path | None]:
+    """(base checkpoint, adapter folder or None). ``base`` replaces the base that an adapter names.
+
+    Raises ValueError for a folder that holds neither a model nor an adapter, and for an adapter whose base folder is
+    missing.
+    """
+    path = Path(name_or_path).expanduser()
+    if not path.exists():
+        if looks_like_a_path(str(name_or_path)):
+            raise ValueError(
+                f"{name_or_path}: there is no such folder (working directory {os.getcwd()}); "
+                "expected a model folder, an adapter folder, or a hub name such as Qwen/Qwen-VL-Chat"
+            )
+        return str(name_or_path), None
+    if (path / MODEL_CONFIG).is_file():
+        # Absolute, because adapters write down the name of their base.
+        return os.path.abspath(path), None
+    if not is_adapter(path):
+        raise ValueError(
+            f"{path}: found neither {MODEL_CONFIG} nor {ADAPTER_CONFIG}; expected the folder of a model or an adapter"
+        )
+    if base is None:
+        return _base_of(path), path
+    base_name, inner = resolve(base)
+    if inner is not None:
+        raise ValueError(
+            f"--base {base}: is an adapter itself, expected a model; merge it first: python -m finetune.export {base} "
+            "--output_dir MERGED"
+        )
+    return base_name, path
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def read(folder: Path) -> Fields:
+    """The fields of an adapter's configuration, unchecked.
+
+    Raises ValueError for a file that does not hold a JSON object, and for a base name that is not a string.
+    """
+    file = folder / ADAPTER_CONFIG
+    found = load(file, {"base_model_name_or_path": TEXT | NULL}, remedy=REMEDY)
+    base = found.get("base_model_name_or_path")
+    if base and "\0" in base:
+        raise ValueError(f"{file}: base_model_name_or_path: found {shown(base)}, expected a name or a path")
+    return found
+
+
+def looks_like_a_path(name: str) -> bool:
+    """A hub name has at most one slash, and neither starts with a dot, a slash or a tilde nor ends with a slash."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+
+
+def _base_of(adapter: Path) -> str:
+    file = adapter / ADAPTER_CONFIG
+    base = read(adapter).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"{file}: base_model_name_or_path is missing, expected the checkpoint it was trained on; "
+            f"{WHICH_FLAG}"
+        )
+    if looks_like_a_path(base) and not Path(base).exists():
+        raise ValueError(f"{file}: its base model {shortened(base)!r} is missing; {WHICH_FLAG}")
+    return os.path.abspath(base) if Path(base).exists() else str(base)
+
+
+def shortened(name: str) -> str:
+    return name if len(name) <= 300 else f"{name[:297]}..."
