@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from finetune.distributed import is_main
-from finetune.training import stopping, trainer
+from finetune.training import folder_lock, stopping, trainer
 
 FAILED = 1
 
@@ -66,6 +66,8 @@ def exit_status(stations: Callable[[Sequence[str]], None], argv: Sequence[str]) 
         return ended(str(interrupted), stopping.INTERRUPTED)
     except KeyboardInterrupt:
         return ended("interrupted; nothing had been trained", stopping.INTERRUPTED)
+    finally:
+        folder_lock.release_all()
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ from finetune.flags import deepspeed_file
 from finetune.flags import parse as flags
 from finetune.flags.arguments import Arguments
 from finetune.model import checkpoint
-from finetune.training import evaluation, run_folder, stopping, trainer
+from finetune.training import evaluation, extension_locks, run_folder, stopping, trainer
 
 
 class Run(NamedTuple):
@@ -99,6 +100,8 @@ def prepare(args: Arguments) -> Ready | None:
     checkpoint.check_kernel(args.model.attn_implementation, precision_of(args))
     if args.training.deepspeed and not args.training.dry_run:
         deepspeed_file.check_launch(args.training.deepspeed)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # each machine compiles for itself
+            say(*extension_locks.mend(extension_locks.build_root()))
     probes = read_probes(args)
     mixed = read_mixture(args)
     held_out = read_data(args, args.data.eval_data_path) if args.data.eval_data_path else None

@@ -1,12 +1,10 @@
 """The folder of a run: new, unfinished or finished, and the checkpoint to resume from."""
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +16,7 @@ from finetune.flags import run_file
 from finetune.flags.arguments import Arguments
 from finetune.flags.parse import default_values
 from finetune.model import weights
+from finetune.training import folder_lock, pickles
 
 RUN_FILE = "run.json"
 CONFIGURATION_FILE = "run.yaml"
@@ -172,35 +171,43 @@ def begin(
     world_size: int,
     deepspeed: bool,
 ) -> Start:
-    """Decide how a run in ``folder`` begins. Nothing is written, but ``overwrite`` deletes the earlier run.
+    """Decide how a run in ``folder`` begins, and lock the folder unless it holds the finished run.
+
+    Nothing else is written, but ``overwrite`` deletes the earlier run.
 
     resume      ``--resume_from_checkpoint``: a folder, "True", or None (then the same command resumes by itself)
 
-    Raises ValueError if the folder holds another run and nobody asked to go on with it, or cannot be written to.
+    Raises ValueError where the folder holds another run and nobody asked to go on with it, where another process is
+    writing there, and where it cannot be written to.
     """
-    if overwrite:
-        clear(folder)
-    start = _start(folder, marks, resume=resume, world_size=world_size, deepspeed=deepspeed)
-    if start.how != "finished":
-        _require_writable(folder)
-    return start
-
-
-def _require_writable(folder: Path) -> None:
-    """Raises ValueError if the folder is not writable; folders created for the check are removed."""
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    notes, fault = _locked(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        if overwrite and fault is None:
+            clear(folder)
+        start = _start(folder, marks, resume=resume, world_size=world_size, deepspeed=deepspeed)
+        if start.how != "finished" and fault is not None:
+            raise ValueError(fault)
+    except ValueError:
+        folder_lock.release(folder)
+        raise
+    if start.how == "finished":
+        folder_lock.release(folder)
+        return start
+    return start._replace(lines=(*notes, *start.lines))
+
+
+def _locked(folder: Path) -> tuple[tuple[str, ...], str | None]:
+    """Lock the folder: lines for people, and why it cannot be written to (a finished run need not be).
+
+    Raises ValueError where another run is writing there.
+    """
+    try:
+        return folder_lock.take(folder), None
     except OSError as error:
-        raise ValueError(
-            f"--output_dir {folder}: cannot be written to ({error.strerror or error}); choose another folder"
-        ) from error
-    finally:
-        for one in made:
-            with contextlib.suppress(OSError):
-                one.rmdir()
+        reason = (
+            "is a file, expected a folder" if folder.is_file() else f"cannot be written to ({error.strerror})"
+        )
+        return (), f"--output_dir {folder}: {reason}; choose another folder"
 
 
 def _start(
@@ -296,6 +303,7 @@ def _resume(checkpoint: Path, world_size: int, deepspeed: bool, lines: Any) -> S
             f"(expected {theirs}); {'give --deepspeed' if with_deepspeed else 'leave out --deepspeed'}, or start over "
             "in another --output_dir"
         )
+    pickles.refuse_code(checkpoint)
     return Start("resume", checkpoint, (*lines, f"resuming from {checkpoint}"))
 
 

@@ -33,10 +33,15 @@ class SavingTrainer(Trainer):
         self.keep_checkpoints = args.save_total_limit
         args.save_total_limit = None  # deleting is done here, after the mark
         super().__init__(**kwargs)
+        begun = Path(str(args.output_dir)) / run_folder.RUN_FILE
+        self.run_file = (
+            begun if begun.is_file() else None
+        )  # None for a trainer that no program of ours started
 
     # --- writing ---------------------------------------------------------------------------------------------
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         newest = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        self._require_folder(newest.parent)
         if self.args.should_save and newest.exists():
             shutil.rmtree(
                 newest
@@ -51,6 +56,15 @@ class SavingTrainer(Trainer):
                 run_folder.mark_complete(newest, processes=self.args.world_size)
             self._delete_old(newest)
 
+    def _require_folder(self, folder: Path) -> None:
+        """Raises TrainingError where the run's folder was deleted or replaced: a checkpoint made in a new folder would
+        belong to no run, and nothing could resume from it."""
+        if self.run_file is not None and not self.run_file.is_file():
+            raise TrainingError(
+                f"{folder}: {self.run_file.name} is gone, so the folder was deleted, moved or emptied during the run; "
+                "nothing more is saved there. Put it back and run the same command again to resume, or train anew"
+            )
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model; a write failure ends in one message."""
         self._tables = gathered_tables(self.model)
@@ -58,6 +72,7 @@ class SavingTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
             return
         folder = Path(output_dir or str(self.args.output_dir))
+        self._require_folder(Path(str(self.args.output_dir)))
         with self._writing(folder, part=False):
             super().save_model(output_dir)
         if self.args.should_save:

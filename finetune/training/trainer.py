@@ -27,7 +27,7 @@ from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
 from finetune.model.adaptation import Rates, component_of
 from finetune.samples.listing import shown
-from finetune.training import loss, optimizer
+from finetune.training import loss, optimizer, pickles
 from finetune.training.guards import GradientCheck, TrainingError
 from finetune.training.look import LookSettings
 from finetune.training.look_steps import LookSteps
@@ -460,8 +460,11 @@ class FinetuneTrainer(SavingTrainer):
             output.metrics.update(totals.by_source(names, f"{prefix}_"))
         return output
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        result = super().train(*args, **kwargs)
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; what a checkpoint holds is read without running code in it."""
+        read = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else self.args.output_dir
+        with pickles.no_code_run(Path(str(read)), deepspeed=self.is_deepspeed_enabled):
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self._dataset.on_bad_sample == "drop":
             self._say_left_out()
         return result

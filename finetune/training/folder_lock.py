@@ -1,0 +1,108 @@
+"""One run at a time writes into an output folder: a lock that dies with its process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+LOCK_FILE = "run.lock"
+HELD = (errno.EAGAIN, errno.EACCES)
+
+
+class _Lock(NamedTuple):
+    """A lock of this process: its open file, and the folders that were made for it, the innermost first."""
+
+    descriptor: int
+    made: tuple[Path, ...]
+
+
+_held: dict[Path, _Lock] = {}
+"""Folder → its lock."""
+
+
+def take(folder: Path) -> tuple[str, ...]:
+    """Lock ``folder`` for this process until it ends, however it ends; the folder is made where it is missing.
+
+    The lock is the process's own: a loader's workers, which are forked, do not keep it alive. Returns a line for
+    people where the file system has no locks, so that a second run would not be noticed.
+
+    Raises ValueError where another process holds it, on this machine or on another that shares the folder, and
+    OSError where the folder cannot be written to.
+    """
+    folder = folder.resolve()
+    if folder in _held:
+        return ()
+    made = _make(folder)
+    while True:
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(descriptor, 4096, 0)
+            os.close(descriptor)
+            if error.errno in HELD:
+                raise ValueError(_refusal(folder, holder)) from error
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+            return (
+                f"--output_dir {folder}: its file system has no locks ({error.strerror}), so a second run into it "
+                "would not be noticed",
+            )
+        if _is_there(folder / LOCK_FILE, descriptor):
+            break
+        os.close(descriptor)  # its last holder deleted the file between our opening and locking it
+    _held[folder] = _Lock(descriptor, made)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps({"process": os.getpid(), "machine": socket.gethostname()}).encode(), 0)
+    return ()
+
+
+def release(folder: Path) -> None:
+    """Unlock a folder, and delete it where locking made it and nothing was written into it."""
+    folder = folder.resolve()
+    lock = _held.pop(folder, None)
+    if lock is None:
+        return
+    with contextlib.suppress(OSError):  # it holds files, was deleted, or can no longer be written to
+        if _is_there(folder / LOCK_FILE, lock.descriptor):
+            (folder / LOCK_FILE).unlink()
+        for one in lock.made:
+            one.rmdir()
+    os.close(lock.descriptor)
+
+
+def release_all() -> None:
+    """Unlock every folder that this process holds."""
+    for folder in [*_held]:
+        release(folder)
+
+
+def _make(folder: Path) -> tuple[Path, ...]:
+    """Make a folder; returns those that were missing, the innermost first."""
+    missing = tuple(one for one in (folder, *folder.parents) if not one.exists())
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _is_there(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _refusal(folder: Path, written: bytes) -> str:
+    try:
+        holder = json.loads(written)
+        who = f"process {holder['process']} on {holder['machine']}"
+    except (ValueError, KeyError, TypeError):
+        who = "another process"
+    return (
+        f"--output_dir {folder}: another run is writing there ({who}); wait for it, stop it, or choose another "
+        "folder"
+    )
