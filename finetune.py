@@ -14,7 +14,9 @@ from pathlib import Path
 if __name__ == "__main__":
     # Handle --help and unknown flags before the slow imports below.
     runpy.run_path(str(Path(__file__).parent / "finetune" / "flags" / "help.py"))["answer"](sys.argv[1:])
-    import finetune  # noqa: F401 - before transformers' trainer: it silences what bitsandbytes says on import
+    from finetune import threads  # and what importing finetune silences in bitsandbytes
+
+    threads.set_defaults()  # before torch is loaded
 
 from attention_finetune.ending import exit_status
 from attention_finetune.train import build, compare, parse, prepare, save, train

@@ -11,7 +11,9 @@ if __name__ == "__main__":
     # Handle --help and unknown flags before the slow imports below.
     flags_module = Path(__file__).parents[1] / "finetune" / "flags" / "help.py"
     runpy.run_path(str(flags_module))["answer"](sys.argv[1:])
-    import finetune  # noqa: F401 - before transformers' trainer: it silences what bitsandbytes says on import
+    from finetune import threads  # and what importing finetune silences in bitsandbytes
+
+    threads.set_defaults()  # before torch is loaded
 
 from attention_finetune import train
 from attention_finetune.ending import exit_status, refusing

@@ -10,13 +10,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 look_at_machine() {
     local facts
     facts="$("$VENV/bin/python" -c '
-import os, socket, torch
+import runpy, socket, sys, torch
 gpus = torch.cuda.device_count()
-cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+cores = runpy.run_path(sys.argv[1])["usable_cores"]()
 precision = "none" if not gpus else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 port = socket.socket()
 port.bind(("127.0.0.1", 0))
-print(gpus, cores, precision, port.getsockname()[1])')" || return 1
+print(gpus, cores, precision, port.getsockname()[1])' "$ROOT/finetune/threads.py")" || return 1
     read -r GPUS CORES PRECISION PORT <<<"$facts"
 }
 
@@ -36,6 +36,8 @@ launch() {
     if [ "$GPUS" = 0 ]; then
         export DS_ACCELERATOR=cpu
         export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((CORES > processes ? CORES / processes : 1))}"
+        # A thread that spins while it waits takes its core from the one that it waits for.
+        export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
     fi
     if [ "$processes" = 1 ] && [ "$nodes" = 1 ]; then
         if [ "$engine" = deepspeed ]; then

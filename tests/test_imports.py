@@ -18,7 +18,16 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 # a package stand here by their own names.
 FLOORS = {
     "finetune": (
-        ("auto_classes", "distributed", "fields", "files", "fonts", "image_arithmetic", "sharding"),
+        (
+            "auto_classes",
+            "distributed",
+            "fields",
+            "files",
+            "fonts",
+            "image_arithmetic",
+            "sharding",
+            "threads",
+        ),
         ("samples",),
         ("qwen_vl",),
         ("families",),

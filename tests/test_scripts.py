@@ -19,7 +19,7 @@ here="$(cd "$(dirname "$0")" && pwd)"
 case "$1 $2" in
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$0" "$3/bin/torchrun" && echo "made venv" >>"$LOG" ;;
     "-m pip") echo "pip ${{*:3}}" >>"$LOG"; sleep "${{PIP_SECONDS:-0}}"; exit "${{PIP_EXIT:-0}}" ;;
-    "-c "*sched_getaffinity*) echo "${{MACHINE:-0 8 none 4321}}" ;;
+    "-c "*usable_cores*) echo "${{MACHINE:-0 8 none 4321}}" ;;
     "-c "*) exec {sys.executable} "$@" ;;
     *) echo "$(basename "$0") $*"; env | grep -E "^(OMP|RANK|WORLD|DS_|MASTER|CUDA_V)" | sort ;;
 esac
@@ -137,7 +137,13 @@ def test_without_flags_finetune_py_chooses_the_demo(project: Path):
     assert words[0] == "python" and "--model_name_or_path" not in words and "--use_lora" not in words
     assert any(word.endswith("ds_config_zero2.json") for word in words)
     assert variables["DS_ACCELERATOR"] == "cpu" and variables["OMP_NUM_THREADS"] == "8"
+    assert variables["OMP_WAIT_POLICY"] == "passive"
     assert (variables["RANK"], variables["WORLD_SIZE"], variables["MASTER_PORT"]) == ("0", "1", "4321")
+
+
+def test_the_users_own_threads_are_kept(project: Path):
+    _, variables = run(project, "finetune_lora_ds.sh", OMP_NUM_THREADS="3", OMP_WAIT_POLICY="active")
+    assert (variables["OMP_NUM_THREADS"], variables["OMP_WAIT_POLICY"]) == ("3", "active")
 
 
 @pytest.mark.parametrize("script", TRAINING)
