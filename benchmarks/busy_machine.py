@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 BASE = ROOT / "finetune" / "demo" / "base"
-ROUNDS, STEPS, ROWS, TOKENS = 3, 12, 4, 80
+ROUNDS, STEPS, ROWS, TOKENS = 3, 5, 4, 80
 BUSY = "while True: pass"
 
 

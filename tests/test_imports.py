@@ -196,7 +196,7 @@ def test_training_needs_neither_diagnostics_nor_matplotlib():
     [
         ("import finetune, diagnostics, attention_finetune", "torch transformers numpy PIL peft matplotlib"),
         (
-            "import finetune.samples.source, finetune.data.mixture, finetune.corrective.__main__",
+            "import finetune.samples.source, finetune.data.mixture",
             "torch transformers",
         ),
         ("import finetune.demo.prepare, finetune.demo.settings", "torch transformers numpy"),

@@ -13,10 +13,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from finetune.flags.realcase import STATIONS, parser
+
+if __name__ == "__main__":
+    parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
+
 import torch
 
 from finetune.files import write_atomically
-from finetune.flags.realcase import STATIONS, parser
 from finetune.model import checkpoint
 from finetune.realcase import align, assemble, corpus, flaw, results, runs
 from finetune.realcase.catalogue import LANDMARKS, THINGS

@@ -24,6 +24,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from finetune.training.guards import TrainingError
 
 WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch, over the argument of any torch.load
+NOT_WEIGHTS_ONLY = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # its opposite; torch refuses to have both
 OF_DEEPSPEED = "global_step*/**/*.pt"
 OF_FSDP = "*/.metadata"
 OF_A_SHARDED_CHECKPOINT: dict[tuple[str, str], Any] = {
@@ -59,7 +60,7 @@ def no_code_run(place: Path, *, deepspeed: bool) -> Iterator[None]:
 
     Raises TrainingError where a file needs it to.
     """
-    before = os.environ.get(WEIGHTS_ONLY)
+    before = {name: os.environ.pop(name) for name in (WEIGHTS_ONLY, NOT_WEIGHTS_ONLY) if name in os.environ}
     os.environ[WEIGHTS_ONLY] = "1"
     try:
         with safe_globals(_classes_of_deepspeed() if deepspeed else []):
@@ -67,10 +68,8 @@ def no_code_run(place: Path, *, deepspeed: bool) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         raise TrainingError(_refusal(place, str(error))) from error
     finally:
-        if before is None:
-            del os.environ[WEIGHTS_ONLY]
-        else:
-            os.environ[WEIGHTS_ONLY] = before
+        del os.environ[WEIGHTS_ONLY]
+        os.environ.update(before)
 
 
 def _classes_of_deepspeed() -> list[Any]:

@@ -100,7 +100,8 @@ def test_what_a_sharded_checkpoint_holds_is_known_and_code_in_it_refused(tmp_pat
 
 
 def test_a_users_own_setting_of_torch_is_put_back(tmp_path, monkeypatch):
-    monkeypatch.setenv(pickles.WEIGHTS_ONLY, "0")
-    with pickles.no_code_run(tmp_path, deepspeed=False):
-        assert os.environ[pickles.WEIGHTS_ONLY] == "1"
-    assert os.environ[pickles.WEIGHTS_ONLY] == "0"
+    monkeypatch.setenv(pickles.NOT_WEIGHTS_ONLY, "1")
+    torch.save(Stranger(tmp_path / "made"), tmp_path / "file")
+    with pytest.raises(TrainingError, match="mkdir"), pickles.no_code_run(tmp_path, deepspeed=False):
+        torch.load(tmp_path / "file")
+    assert os.environ[pickles.NOT_WEIGHTS_ONLY] == "1" and pickles.WEIGHTS_ONLY not in os.environ

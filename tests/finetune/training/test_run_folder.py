@@ -161,7 +161,7 @@ def test_overwriting_deletes_the_run_and_nothing_else(unfinished: Path):
     for name in ("adapter_model.safetensors", "notes.txt"):
         (unfinished / name).write_text("")
     assert start(unfinished, MARKS | {"seed": 1}, overwrite=True).how == "new"
-    assert sorted(path.name for path in unfinished.iterdir()) == ["mine", "notes.txt"]
+    assert sorted(path.name for path in unfinished.iterdir()) == ["mine", "notes.txt", "run.lock"]
 
 
 def test_a_named_checkpoint_must_be_one(unfinished: Path, tmp_path: Path):
