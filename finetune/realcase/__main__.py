@@ -157,7 +157,7 @@ def _choices_of(
 
 
 def plant(options: argparse.Namespace) -> None:
-    """The trained reader, merged, learns the flaw, and is merged again: work/flaw/flawed."""
+    """The trained reader, merged, learns the flaw, is merged again, and is diagnosed: work/flaw/flawed, diagnosis."""
     work = options.work_dir / "flaw"
     readers = [
         run for run in runs.runs_of(options.work_dir, options.arms, options.seeds) if runs.checkpoints(run)
@@ -179,17 +179,17 @@ def plant(options: argparse.Namespace) -> None:
     )
     runs.call("plant", [sys.executable, "finetune.py", *flags])
     _merged(work / "planting", work / "flawed")
-    print(f"{work / 'flawed'}: {reader.name} with a flaw")
+    probes, _ = _flaw_probes(options)
+    diagnose = ["-m", "diagnostics.diagnose", str(work / "flawed"), "--probes", str(probes)]
+    runs.call("diagnose", [sys.executable, *diagnose, "--output_dir", str(work / "diagnosis")])
+    print(f"{work / 'flawed'}: {reader.name} with a flaw; its diagnosis: {work / 'diagnosis'}")
 
 
 def correct(options: argparse.Namespace) -> None:
     """As a user would: samples with boxes, the monitor's pictures, the comparison and its verdicts."""
-    work, pictures = options.work_dir / "flaw", _pictures()
-    data = flaw.write_data(pictures, work / "correct", "correct", 8 * options.flaw_steps, 0)
-    probes = flaw.write_probes(pictures, work / "probes", "probes", options.probes)
-    development = flaw.write_probes(
-        pictures, work / "development", "development", max(options.probes // 4, 1)
-    )
+    work = options.work_dir / "flaw"
+    data = flaw.write_data(_pictures(), work / "correct", "correct", 8 * options.flaw_steps, 0)
+    probes, development = _flaw_probes(options)
     flags = runs.training_flags(
         work / "flawed",
         data,
@@ -202,6 +202,15 @@ def correct(options: argparse.Namespace) -> None:
     script = ["bash", "scripts/finetune_lora_ds.sh", *flags, *runs.look_flags(options.look_weight), *watched]
     runs.call("correct", script)
     print(f"the report: {work / 'corrected' / 'comparison' / 'index.html'}")
+
+
+def _flaw_probes(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Probe files: those that are judged, and a quarter as many that choose the key layers."""
+    work, pictures = options.work_dir / "flaw", _pictures()
+    return (
+        flaw.write_probes(pictures, work / "probes", "probes", options.probes),
+        flaw.write_probes(pictures, work / "development", "development", max(options.probes // 4, 1)),
+    )
 
 
 def _merged(adapter: Path, target: Path) -> None:
