@@ -1,0 +1,77 @@
+"""One plant of each stage in the demo's corrected model, few probes: fails where a rule of a diagnosis breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import planted_edits as edits
+from benchmarks.planted_edits import Lessons
+from benchmarks.planted_models import demo_model
+from benchmarks.planted_scenes import TOWER, draw_probes
+from diagnostics.diagnosis.diagnosing import diagnose_model
+from diagnostics.diagnosis.thresholds import Thresholds
+from diagnostics.records.probes import Probe
+from finetune.demo.settings import BASE_MODEL
+from finetune.model import checkpoint
+
+FEW = Thresholds(probes=12, each_answer=10)
+COOL = {"pearl": "cool", "canton": "cool"}
+
+
+@pytest.fixture(scope="module")
+def lessons(tmp_path_factory: pytest.TempPathFactory) -> Lessons:
+    pictures = draw_probes(tmp_path_factory.mktemp("fitting"), TOWER, 20, split="fitting")
+    return Lessons(demo_model(), TOWER, pictures)
+
+
+@pytest.fixture(scope="module")
+def probes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Probe, ...]:
+    return draw_probes(tmp_path_factory.mktemp("probes"), TOWER, 12, split="test", cues=COOL)
+
+
+def demo_base(_: Lessons) -> nn.Module:
+    """What the demo corrects: it reads the podium."""
+    return checkpoint.load(str(BASE_MODEL))[0].eval()
+
+
+def numb(lessons: Lessons) -> nn.Module:
+    """A resampler that looks everywhere alike and says the same of the field of every picture."""
+    model = edits.drop_tokens(lessons)
+    attention = model.get_submodule(f"{lessons.parts.reader}.attn")
+    with torch.no_grad():
+        for part in (attention.in_proj_weight, attention.in_proj_bias):
+            part[: len(part) // 3] = 0.0  # queries
+    return model
+
+
+PLANTS: dict[str, tuple[Callable[[Lessons], nn.Module], str]] = {
+    "grey": (edits.blind_tower, "not seen"),
+    "numb": (numb, "seen, not passed on"),
+    "masked": (edits.look_away, "passed on, not looked at"),
+    "cue": (demo_base, "looked at, not used"),
+    "exchanged": (partial(edits.mix_head, share=0.9), "looked at, not used"),
+    "biased": (partial(edits.bias_head, nats=-8.0), "known, said otherwise"),
+    "ignored": (edits.ignore_picture, "language prior"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_the_planted_stage_is_named(name: str, lessons: Lessons, probes: tuple[Probe, ...]) -> None:
+    make, stage = PLANTS[name]
+    model, processor = make(lessons), lessons.sound.processor
+    found = diagnose_model(model, processor, probes, thresholds=FEW)
+    worst = min(found.groups, key=lambda group: found.groups[group].evidence.accuracy or 0.0)
+    assert (found.groups[worst].evidence.accuracy or 0.0) <= 0.7
+    assert found.stage(worst) == stage, found.groups[worst].stage.reason
+    if name == "cue":
+        assert found.groups[worst].evidence.decides == "podium"
+
+
+def test_a_sound_model_gets_nothing_but_right(lessons: Lessons, probes: tuple[Probe, ...]) -> None:
+    found = diagnose_model(lessons.sound.model, lessons.sound.processor, probes, thresholds=FEW)
+    assert {found.stage(group) for group in found.groups} == {"right"}
