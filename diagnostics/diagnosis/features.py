@@ -27,6 +27,8 @@ from finetune.model.untouched import untouched
 
 Regions = Mapping[str, Sequence[Box]]
 Blocks = tuple[np.ndarray, ...]
+USUAL = 16
+"""Pictures, at most, from which it is taken how a resampler's tokens usually read a picture."""
 
 
 class Place(NamedTuple):
@@ -70,7 +72,7 @@ def features_of(
     family: Family | None = None,
     progress: bool = False,
 ) -> list[Features]:
-    """One forward a probe; the model is left as it was.
+    """One forward a probe, and before a resampler ``USUAL`` more; the model is left as it was.
 
     Raises ValueError naming the probe whose region covers no cell.
     """
@@ -87,6 +89,10 @@ def features_of(
         Stations(bare, family=family) as stations,
     ):
         run = _Forward(bare, family, extractor, states, stations, layers)
+        if family.paths.connector_attention is not None:
+            placed = [one.probe for one in asked if one.boxes is not None]
+            chosen = placed[:: -(-len(placed) // USUAL)] if placed else []
+            run = run._replace(connector=run.usual_connector([reader.read(probe) for probe in chosen]))
         return [run.features(reader.read(one.probe), one) for one in bar]
 
 
@@ -97,6 +103,22 @@ class _Forward(NamedTuple):
     states: HiddenStates
     stations: Stations
     layers: Sequence[int]
+    connector: Float[np.ndarray, "tokens cells"] | None = None
+
+    def usual_connector(self, read: Sequence[EncodedProbe]) -> Float[np.ndarray, "tokens cells"] | None:
+        """How a resampler's tokens share their attention out over a picture, mean over these; None without a picture.
+
+        Which tokens stand for a place must not depend on the picture: tokens that were the same for every picture told
+        93 % of two answers, by which of them were taken.
+        """
+        device = next(self.model.parameters()).device
+        found = []
+        for one in read:
+            if one.answer.images:
+                inputs = padded([one.answer], device, left=False)
+                self.model(**inputs, use_cache=False, logits_to_keep=1)
+                found.append(self.extractor.attention_weights["visual_attn"][0].mean(0))
+        return np.mean(found, axis=0) if found else None
 
     def features(self, read: EncodedProbe, asked: Asked) -> Features:
         encoded, place = read.answer, read.queries[0].position
@@ -132,10 +154,9 @@ class _Forward(NamedTuple):
         states = [hidden, *(self._deep(encoded, one, hidden) for one in self.stations.deep)]
         if image.through_connector:
             assert asked.boxes is not None
-            connector = self.extractor.attention_weights["visual_attn"][0].mean(0)
             return Place(
                 *(
-                    tuple(one[region_tokens(image, boxes, connector)].mean(0) for one in states)
+                    tuple(one[region_tokens(image, boxes, self.connector)].mean(0) for one in states)
                     for boxes in (asked.boxes, _elsewhere(image, asked))
                 )
             )

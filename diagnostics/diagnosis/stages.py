@@ -67,14 +67,20 @@ def _on_the_way(found: Evidence) -> Stage:
         return Stage(NOT_SEEN, tower.reason)
     if tower.holds and tokens.holds is False:
         return Stage(NOT_PASSED_ON, f"{tower.reason} {tokens.reason}")
-    if found.tests[PICTURE].holds is False:
-        return Stage(PRIOR, found.tests[PICTURE].reason)
+    picture = found.tests[PICTURE]
+    # Surely: a few pictures that move the margin say that something of them is asked.
+    if picture.holds is False and picture.ci95 is not None and picture.ci95[1] < picture.threshold:
+        return Stage(PRIOR, picture.reason)
     if not tokens.holds:
         missing = tokens if tokens.holds is None else tower
         return Stage(None, f"Not determined, since a test is missing. {missing.reason}")
     if looks.holds is None:
         return Stage(None, f"Not determined, since a test is missing. {looks.reason}")
     if not looks.holds:
+        # Towers and connectors spread a region over other places. Where the answer's own state tells it and no other
+        # region decides, it has arrived by one of them.
+        if state.holds and found.decides is None:
+            return Stage(NOT_USED, f"{looks.reason} {state.reason}")
         return Stage(NOT_LOOKED_AT, f"{looks.reason} {hiding.reason}")
     if found.decides is not None or hiding.holds is False:
         return Stage(NOT_USED, f"{looks.reason} {hiding.reason}")

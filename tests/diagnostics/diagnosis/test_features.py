@@ -120,3 +120,23 @@ def test_a_region_beyond_every_cell_is_refused(tiny):
     outside = replace(probe, regions={"right": ((WIDTH + 50, 0, WIDTH + 60, 9),)})
     with pytest.raises(ValueError, match="probe noise: its region covers no cell"):
         features_of(model, processor, [Asked(outside, outside.regions["right"], ())], family=family)
+
+
+def test_tokens_that_are_the_same_for_every_picture_tell_no_picture_from_another(tmp_path):
+    """A resampler whose tokens differ from each other, and not from picture to picture, though its attention does."""
+    tiny = ALL["qwen-vl"]
+    model, processor, asked = tiny.model(), tiny.processor(tmp_path), []
+    for seed in range(6):
+        pixels = np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{seed}.png")
+        boxes = ((0, 0, 20, 12),)
+        probe = Probe(
+            str(seed), "group", (tmp_path / f"{seed}.png",), "What?", "red", "blue", {"corner": boxes}
+        )
+        asked.append(Asked(probe, boxes, boxes))
+    visual = model.get_submodule("transformer.visual")
+    same = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
+    visual.register_forward_hook(lambda _, __, output: same.expand_as(output))
+    found = features_of(model, processor, asked, family=tiny.family)
+    for one in found[1:]:
+        np.testing.assert_array_equal(one.tokens.region[0], found[0].tokens.region[0])

@@ -1,6 +1,7 @@
 """From tests to a stage: each stage by evidence made up for it, and what is not claimed where a test is missing."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ def evidence(decides=None, pictures=40, accuracy=0.1, **changes) -> Evidence:
     tests = {
         name: not_measured(0.5, f"{name}: missing.")
         if holds is None
-        else Leg(holds, 40, 0.5, (0.4, 0.6), 0.5, f"{name}: {holds}.")
+        else Leg(
+            holds, 40, 0.5 if holds else 0.3, (0.4, 0.6) if holds else (0.2, 0.4), 0.5, f"{name}: {holds}."
+        )
         for name, holds in held.items()
     }
     return Evidence(40, pictures, accuracy, tests, decides)
@@ -49,6 +52,9 @@ def evidence(decides=None, pictures=40, accuracy=0.1, **changes) -> Evidence:
         (evidence(tower=False, attention=False), "passed on, not looked at"),
         (evidence(attention=False), "passed on, not looked at"),
         (evidence(attention=False, decides="podium"), "passed on, not looked at"),
+        # what the answer's own state tells has arrived, if by other places
+        (evidence(attention=False, answer_state=True), "looked at, not used"),
+        (evidence(attention=False, answer_state=True, decides="podium"), "passed on, not looked at"),
         (evidence(decides="podium"), "looked at, not used"),
         (evidence(hiding=False), "looked at, not used"),
         (evidence(answer_state=True), "looked at, not used"),
@@ -80,6 +86,18 @@ def test_the_first_test_that_points_somewhere_decides(found, stage):
 def test_nothing_is_claimed_that_rests_on_a_test_that_is_missing(found, stage, missing):
     decided = stage_of(found, Thresholds())
     assert decided.name == stage and missing in decided.reason
+
+
+def test_a_margin_that_may_move_as_much_as_it_must_is_no_language_prior():
+    found = evidence(attention=False)
+    still = Leg(False, 40, 0.15, (0.05, 0.35), 0.2, "picture: it may move.")
+    assert stage_of(replace(found, tests={**found.tests, "picture": still}), Thresholds()).name == (
+        "passed on, not looked at"
+    )
+    surely = still._replace(ci95=(0.05, 0.19))
+    assert stage_of(replace(found, tests={**found.tests, "picture": surely}), Thresholds()).name == (
+        "language prior"
+    )
 
 
 def test_too_few_says_how_many_are_missing():
