@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from benchmarks import planted_edits as edits
+from benchmarks import planted_faults as program
 from benchmarks.planted_edits import Lessons
 from benchmarks.planted_models import demo_model
 from benchmarks.planted_scenes import TOWER, draw_probes
@@ -75,3 +79,43 @@ def test_the_planted_stage_is_named(name: str, lessons: Lessons, probes: tuple[P
 def test_a_sound_model_gets_nothing_but_right(lessons: Lessons, probes: tuple[Probe, ...]) -> None:
     found = diagnose_model(lessons.sound.model, lessons.sound.processor, probes, thresholds=FEW)
     assert {found.stage(group) for group in found.groups} == {"right"}
+
+
+def made(expected: str, found: str, **more: Any) -> dict[str, Any]:
+    """A line of results."""
+    plain = {
+        "name": "a", "half": "choosing", "family": "llava", "kind": "bias", "valid": True, "fault": "",
+        "of_every_group": {"first": found, "second": "right"}, "expected_decides": None, "decides": None,
+        "accuracy": {"first": 0.1, "second": 1.0}, "group": "first", "evidence": {}, "seconds": 3.0,
+    }  # fmt: skip
+    return {**plain, "expected": expected, "found": found, **more}
+
+
+def test_a_table_counts_plants_by_stage_and_sound_models_by_every_group() -> None:
+    lines = [
+        made("not seen", "not seen", half="reporting"),
+        made("not seen", "language prior", seconds=5.0),
+        made("not seen", "right", valid=False, fault="it still sees", name="b", seconds=None),
+        made("right", "right"),
+        made("right", "right", of_every_group={"first": "right", "second": "not seen"}),
+    ]
+    results = program.tabulate(lines)
+    assert results["planted"]["both"] == {"models": 2, "right": 1, "share": 0.5, "ci95": [0.013, 0.987]}
+    assert results["planted"]["choosing"]["right"] == 0 and results["planted"]["reporting"]["right"] == 1
+    assert (results["sound"]["both"]["models"], results["sound"]["both"]["right"]) == (2, 1)
+    assert results["confusion"]["not seen"] == {"not seen": 1, "language prior": 1}
+    assert results["left_out"] == {"b": "it still sees"}
+    assert results["seconds_of_processor_per_diagnosis"] == {"median": 3.0, "most": 5.0}
+
+
+def test_the_committed_table_holds_what_is_claimed() -> None:
+    folder = Path(__file__).parents[2] / "benchmarks" / "results"
+    results = json.loads(sorted(folder.glob("planted_faults_*.json"))[-1].read_text())
+    planted, kinds = results["planted"]["both"], results["by_kind"]
+    assert (planted["right"], planted["models"]) == (80, 90)
+    assert results["sound"]["both"]["right"] == results["sound"]["both"]["models"] == 23
+    surely = ("tower grey", "patches dead", "bias", "picture ignored")
+    assert sum(kinds[kind]["right"] for kind in surely) == sum(kinds[kind]["models"] for kind in surely) == 42
+    border = {"passed on, not looked at", "looked at, not used"}
+    assert sum({one["expected"], one["found"]} == border for one in results["missed"]) == 7
+    assert len(results["missed"]) == 10
