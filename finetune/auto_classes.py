@@ -20,6 +20,7 @@ REGISTERING = {
     f"{AUTO}.modeling_auto": "finetune.qwen_vl.modeling",
     f"{AUTO}.processing_auto": "finetune.qwen_vl.processing",
     f"{AUTO}.tokenization_auto": "finetune.qwen_vl.tokenization",
+    "transformers.modeling_layers": "finetune.qwen_vl.modeling",  # which loads modeling_auto before it is done itself
 }
 """Module that defines an Auto class → our module that registers with it."""
 
@@ -63,4 +64,7 @@ class _RegisteringLoader(Loader):
             module.__spec__.loader = self.loader
         self.loader.exec_module(module)
         # Ours may be half imported, where it is what loads transformers: then it registers at its own end.
+        layers = getattr(sys.modules.get("transformers.modeling_layers"), "__spec__", None)
+        if module.__name__ == f"{AUTO}.modeling_auto" and getattr(layers, "_initializing", False):
+            return  # our model needs all of modeling_layers: its own loader imports ours
         import_module(REGISTERING[module.__name__])

@@ -480,7 +480,7 @@ def test_a_forward_that_fails_leaves_nothing_of_the_one_before(subjects):
     with watched(model, subject) as seen:
         model(**inputs)
         assert seen.attention_weights
-        with pytest.raises(ValueError, match="pictures? for each"):
+        with pytest.raises(ValueError, match="images? for each"):
             model(**{**inputs, "pixel_values": inputs["pixel_values"].repeat(2, 1, 1, 1)})
         assert seen.attention_weights == {} == seen.decode_weights
 
@@ -670,6 +670,6 @@ def test_a_reply_that_goes_on_from_another_is_refused_by_the_page_s_rows():
     query, key = torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 7, 8)
     call = Call("sdpa", nn.Identity(), query, key, key, None, {}, past=4)
     with pytest.raises(
-        ValueError, match="layer_0: found 3 tokens read after 4 others, expected a prompt from"
+        ValueError, match="layer_0: found 3 tokens after 4 others, expected the whole prompt first"
     ):
         rows("layer_0", call, query)
