@@ -163,7 +163,8 @@ def test_what_a_run_leaves(run):
     output_dir, _, asked = run
     attention = output_dir / "attention"
     assert sorted(path.name for path in attention.iterdir()) == [
-        "calibration.json", "diagnosis.json", "not_patched.txt", "probes.json", "step-000000", "step-000002", "step-000004"]  # fmt: skip
+        "calibration.json", "diagnosis.json", "not_patched.txt",
+        "probes.json", "step-000000", "step-000002", "step-000004"]  # fmt: skip
     assert [probe.id for probe in read_probes(attention / "probes.json")] == ["disc-0", "disc-1", "disc-2"]
     for step, kinds in ((0, 6), (2, 0), (4, 6)):  # two regions in three ways
         folder = attention / f"step-{step:06d}"
