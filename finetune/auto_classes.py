@@ -67,4 +67,7 @@ class _RegisteringLoader(Loader):
         layers = getattr(sys.modules.get("transformers.modeling_layers"), "__spec__", None)
         if module.__name__ == f"{AUTO}.modeling_auto" and getattr(layers, "_initializing", False):
             return  # our model needs all of modeling_layers: its own loader imports ours
+        visual = getattr(sys.modules.get("finetune.qwen_vl.visual"), "__spec__", None)
+        if getattr(visual, "_initializing", False):
+            return  # a part of our model was imported first and alone: the model registers once it is imported itself
         import_module(REGISTERING[module.__name__])
