@@ -20,9 +20,11 @@ REGISTERING = {
     f"{AUTO}.modeling_auto": "finetune.qwen_vl.modeling",
     f"{AUTO}.processing_auto": "finetune.qwen_vl.processing",
     f"{AUTO}.tokenization_auto": "finetune.qwen_vl.tokenization",
-    "transformers.modeling_layers": "finetune.qwen_vl.modeling",  # which loads modeling_auto before it is done itself
+    # Our model needs these whole, and may find one half imported: the one that loads the others. The last registers.
+    "transformers.modeling_layers": "finetune.qwen_vl.modeling",
+    "finetune.qwen_vl.visual": "finetune.qwen_vl.modeling",
 }
-"""Module that defines an Auto class → our module that registers with it."""
+"""Module that defines an Auto class, or that ours needs → our module that registers, once they are whole."""
 
 
 def teach() -> None:
@@ -64,10 +66,12 @@ class _RegisteringLoader(Loader):
             module.__spec__.loader = self.loader
         self.loader.exec_module(module)
         # Ours may be half imported, where it is what loads transformers: then it registers at its own end.
-        layers = getattr(sys.modules.get("transformers.modeling_layers"), "__spec__", None)
-        if module.__name__ == f"{AUTO}.modeling_auto" and getattr(layers, "_initializing", False):
-            return  # our model needs all of modeling_layers: its own loader imports ours
-        visual = getattr(sys.modules.get("finetune.qwen_vl.visual"), "__spec__", None)
-        if getattr(visual, "_initializing", False):
-            return  # a part of our model was imported first and alone: the model registers once it is imported itself
-        import_module(REGISTERING[module.__name__])
+        ours = REGISTERING[module.__name__]
+        theirs = (name for name, registers in REGISTERING.items() if registers == ours)
+        if not any(_is_loading(name) for name in theirs if name != module.__name__):
+            import_module(ours)
+
+
+def _is_loading(name: str) -> bool:
+    """Is this module half imported?"""
+    return getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False)

@@ -109,13 +109,26 @@ def standing_in(version: int, made: ModuleType | None = None) -> Iterator[None]:
     made = made or {2: flash_2, 3: flash_3}[version]()
     padding = ModuleType("flash_attn.bert_padding")
     padding.pad_input, padding.unpad_input = flash_utils._pad_input, flash_utils._unpad_input
-    modules = {made.__name__: made, padding.__name__: padding}
     with (
-        mock.patch.dict(sys.modules, modules),
+        _imported({made.__name__: made, padding.__name__: padding}),
         mock.patch.object(flash_utils, f"is_flash_attn_{version}_available", lambda: True),
         mock.patch.object(flash_utils, "_loaded_implementation", None),
     ):
         yield
+
+
+@contextmanager
+def _imported(modules: dict[str, ModuleType]) -> Iterator[None]:
+    """In ``sys.modules``, and out of it again: these alone. Trap: ``mock.patch.dict`` also takes out what was imported
+    for the first time meanwhile, and transformers then finds no source of its own classes."""
+    before = {name: sys.modules[name] for name in modules if name in sys.modules}
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name in modules:
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 @contextmanager

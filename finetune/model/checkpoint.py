@@ -27,7 +27,6 @@ from transformers.modeling_utils import set_zero3_state
 from transformers.utils import is_flash_attn_2_available
 
 import finetune.families as families
-import finetune.qwen_vl.modeling  # noqa: F401 - registers it, whatever was imported first
 from finetune.families.base import Family, flash_fault
 from finetune.families.parts.modules import bare_model
 from finetune.model import adapters, checkpoint_files, weights

@@ -37,6 +37,9 @@ KNOWN = [
     [
         "from transformers import AutoConfig, AutoTokenizer; import finetune",
         "import finetune.qwen_vl.modeling",
+        # what loads modeling_auto before it is whole itself
+        "import finetune, transformers.modeling_layers",
+        "import finetune.qwen_vl.visual",
     ],
 )
 def test_auto_classes_know_qwen_vl(first):

@@ -290,7 +290,9 @@ def test_a_box_and_a_patch_live_together_and_what_was_typed_stays(address, drive
     for name in ("id", "answer"):
         visit.one(f'{ATTENTION} input[name="{name}"]').send_keys(f"my {name}")
     visit.changes(next(one for one in visit.all("#language label") if one.text == "中文").click)
-    typed = [visit.one(f'{ATTENTION} input[name="{name}"]').get_attribute("value") for name in ("id", "answer")]
+    typed = [
+        visit.one(f'{ATTENTION} input[name="{name}"]').get_attribute("value") for name in ("id", "answer")
+    ]
     assert typed == ["my id", "my answer"]
     visit.changes(visit.one(f"{ATTENTION} .remove").click)
     assert not visit.all(rows) and visit.all(f"{ATTENTION} .who-part .token")

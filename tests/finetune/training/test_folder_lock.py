@@ -19,8 +19,8 @@ import sys, time
 from pathlib import Path
 from finetune.training import folder_lock
 folder_lock.take(Path(sys.argv[1]))
-child = __import__("os").fork()
-print("held", flush=True)
+if __import__("os").fork():
+    print("held", flush=True)
 time.sleep(60)
 """
 
