@@ -85,7 +85,7 @@ def placed(conversation: Conversation, encoded: Encoded, processor: Any, rows: R
             continue
         texts = token_texts(processor.tokenizer, encoded.input_ids[start:end].tolist())
         for look in looks:
-            span = _span(look.phrase, texts)
+            span = find_span(look.phrase, texts, 0, len(texts))
             if span is None:
                 raise ValueError(
                     f"look_at: phrase {look.phrase!r:.80} not found in the tokens of the answer "
@@ -93,13 +93,6 @@ def placed(conversation: Conversation, encoded: Encoded, processor: Any, rows: R
                 )
             for token in span[:1] if rows == "first" else span:
                 yield Placed(start + token - 1, look)
-
-
-def _span(phrase: str, texts: Sequence[str]) -> range | None:
-    """The tokens of a phrase. Some tokenizers (SentencePiece) drop the space before a token that is decoded alone, so
-    without spaces where it is not there with them."""
-    span = find_span(phrase, texts, 0, len(texts))
-    return span or find_span("".join(phrase.split()), ["".join(one.split()) for one in texts], 0, len(texts))
 
 
 def look_rows(

@@ -21,17 +21,30 @@ def token_texts(tokenizer: Any, ids: Sequence[int], image_positions: Collection[
     """
     texts: list[str] = []
     pending: list[int] = []
+    before = _before_a_word(tokenizer)
+    cut = len(str(tokenizer.decode(before))) if before else 0
     for position, token in enumerate(ids):
         if position in image_positions:
             texts.append(IMAGE_TOKEN_TEXT)
             pending = []
             continue
         pending.append(token)
-        text = str(tokenizer.decode(pending))
+        text = str(tokenizer.decode([*before, *pending]))[cut:]
         is_cut = text.endswith("\N{REPLACEMENT CHARACTER}") and len(pending) < MAX_BYTES_OF_A_CHARACTER
         texts.append("" if is_cut else text)
         pending = pending if is_cut else []
     return texts
+
+
+def _before_a_word(tokenizer: Any) -> list[int]:
+    """Ids to decode before a token, so that it keeps its space. [] for tokenizers that drop none.
+
+    Trap: SentencePiece drops the space of the first token ("▁on" → "on"). Token by token, "Canton is on it" then reads
+    "Cantonisonit", in which "on" is no whole word and is found in "Canton".
+    """
+    ids = list(tokenizer("a a", add_special_tokens=False)["input_ids"])
+    alone = "".join(str(tokenizer.decode([one])) for one in ids)
+    return ids if alone == "aa" else []
 
 
 def find_phrase(phrase: str, texts: Sequence[str], start: int, end: int) -> int | None:

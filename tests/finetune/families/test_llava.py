@@ -16,6 +16,7 @@ from diagnostics.probing.prompts import padded
 from diagnostics.records.measurement_plan import QUICK
 from diagnostics.records.probes import Probe
 from finetune.families.base import AttentionShape
+from finetune.families.parts.phrases import find_span, token_texts
 from finetune.families.parts.squares import square_tokens
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Turn
 from tests.finetune.families.pictures import about, picture
@@ -65,6 +66,14 @@ def test_a_prompt_is_what_the_tokenizer_makes_of_the_rendered_text(scheme, tmp_p
     rendered = f"USER: {IMAGE * CELLS**2}\nhi ASSISTANT: yes</s>USER: so ASSISTANT:"
     assert found.input_ids.tolist() == processor.tokenizer(rendered)["input_ids"]
     assert ("PICTURE|▁|<0x0A>" in text(processor, found.input_ids.tolist())) is (scheme == "always")
+
+
+def test_a_word_is_found_as_a_word_though_the_tokenizer_drops_spaces(processor):
+    ids = processor.tokenizer("Canton is on it", add_special_tokens=False)["input_ids"]
+    texts = token_texts(processor.tokenizer, ids)
+    assert "".join(texts) == " Canton is on it" and texts[0] == " C"
+    assert find_span("on", texts, 0, len(texts)) == range(8, 10)
+    assert find_span("is on", texts, 0, len(texts)) == range(6, 10)
 
 
 def test_every_answer_ends_and_turns_follow_each_other(processor):
