@@ -7,9 +7,7 @@ Prints one JSON object: medians in seconds and their ratios, measured side by si
 """
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
 import sys
 import time
@@ -20,6 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.circumstances import circumstances
 from diagnostics import AttentionExtractor
 from finetune.qwen_vl import QwenVLConfig, QwenVLForConditionalGeneration
 
@@ -98,10 +97,7 @@ def report(
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     paired = [c / p for c, p in zip(seconds["capture"], seconds["plain"], strict=True)]
     return {
-        "date": datetime.date.today().isoformat(),
-        "machine": torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()}, CPU",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **circumstances(args.device),
         "shape": args.shape,
         "dtype": args.dtype,
         "tokens": args.tokens,

@@ -8,9 +8,7 @@ are random: what is said means nothing here, and how fast it is said does not de
 """
 
 import argparse
-import datetime
 import json
-import platform
 import statistics
 import sys
 import time
@@ -23,6 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.circumstances import circumstances
 from diagnostics.pruning import keep_image_tokens
 from finetune.families import Encoded, ImageTokens
 from finetune.qwen_vl import QwenVLConfig, QwenVLForConditionalGeneration
@@ -131,10 +130,7 @@ def report(
     others = [name for name in turns if name != "all"]
     assert config.visual is not None
     return {
-        "date": datetime.date.today().isoformat(),
-        "machine": torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()}, CPU",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **circumstances(args.device),
         "shape": args.shape,
         "dtype": args.dtype,
         "prompt_tokens": tokens,

@@ -8,20 +8,16 @@ model before. CPU time, so that others may use the machine.
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import statistics
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.circumstances import circumstances
 from diagnostics.probing.before import AdapterOff
 from diagnostics.probing.prober import Prober, auto_key_layers
 from diagnostics.records.measurement_plan import OCCLUSION, QUICK, TOWER_KNOCKOUT, MeasurementPlan
@@ -47,10 +43,7 @@ def main() -> None:
 
     pairs = [(seconds(WITHOUT), seconds(QUICK)) for _ in range(args.repeats)]
     result = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, CPU",
-        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
-        "torch": torch.__version__,
+        **circumstances(),
         "model": type(model).__name__,
         "probes": len(probes),
         "key_layers": len(layers),

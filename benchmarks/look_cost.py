@@ -9,10 +9,7 @@ of CPU time.
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -28,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.circumstances import circumstances
 from finetune.data.look import LookRow, Supervised, look_batch
 from finetune.files import write_atomically
 from finetune.training.look import LookSettings, Supervision
@@ -40,10 +38,7 @@ WIDTH, LAYERS, HEADS, SUPERVISED = 512, 8, 8, (1, 3, 5, 7)
 def main() -> None:
     args = arguments()
     result = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, CPU",
-        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
-        "torch": torch.__version__,
+        **circumstances(),
         "tokens": TOKENS,
         "layers": LAYERS,
         "supervised_layers": len(SUPERVISED),

@@ -7,7 +7,6 @@ MODEL is a model folder, a hub name or an adapter folder. The report is O/index.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,9 +91,8 @@ def diagnose(
 
 def write(diagnosis: Diagnosis, probes: Sequence[Probe], output_dir: Path) -> None:
     """index.html and diagnosis.json, each whole or not at all."""
-    text = json.dumps(diagnosis.as_json(), ensure_ascii=False, indent=1, allow_nan=False)
     page = diagnosis_html(diagnosis, probes)
-    write_atomically(output_dir / "diagnosis.json", (text + "\n").encode())
+    write_atomically(output_dir / "diagnosis.json", diagnosis.to_bytes())
     write_atomically(output_dir / "index.html", page.encode())
 
 

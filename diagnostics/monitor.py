@@ -13,7 +13,6 @@ A custom training loop calls it directly::
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -357,7 +356,7 @@ class AttentionMonitor(TrainerCallback):
                 progress=True,
             )
             trains = trained_components(bare, family_of(bare.config))
-            write_atomically(path, json.dumps(found.as_json(), ensure_ascii=False, indent=1).encode())
+            write_atomically(path, found.to_bytes())
             for line in lines(found, trains):
                 print(line, flush=True)
             if self._board is not None:

@@ -8,6 +8,18 @@ from typing import Any
 from diagnostics.records.probes import ENOUGH_PROBES
 
 
+def check_count(flag: str, value: Any) -> None:
+    """Raises ValueError unless it is a number of probes that a claim may rest on."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 2:
+        raise ValueError(f"{flag}: found {value}; expected a whole number from 2")
+
+
+def check_share(flag: str, value: Any) -> None:
+    """Raises ValueError unless it lies from 0 to 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{flag}: found {value}; expected a share from 0 to 1")
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """The thresholds. Shares are from 0 to 1.
@@ -37,7 +49,6 @@ class Thresholds:
             value: Any = getattr(self, one.name)
             flag = f"--{'most' if one.name == 'disagreement' else 'least'}_{one.name}"
             if one.name == "probes":
-                if not isinstance(value, int) or value < 2:
-                    raise ValueError(f"{flag}: found {value}; expected a whole number from 2")
-            elif not 0 <= value <= 1:
-                raise ValueError(f"{flag}: found {value}; expected a share from 0 to 1")
+                check_count(flag, value)
+            else:
+                check_share(flag, value)

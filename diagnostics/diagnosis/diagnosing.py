@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,6 +63,11 @@ class Diagnosis:
     def stage(self, group: str) -> str | None:
         """The stage of a group; None where none was found."""
         return self.groups[group].stage.name
+
+    def to_bytes(self) -> bytes:
+        """diagnosis.json, whole."""
+        text = json.dumps(self.as_json(), ensure_ascii=False, indent=1, allow_nan=False)
+        return (text + "\n").encode()
 
     def as_json(self) -> Json:
         """The content of diagnosis.json."""

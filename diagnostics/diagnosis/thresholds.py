@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from diagnostics.comparison.thresholds import check_count, check_share
 from diagnostics.records.probes import ENOUGH_PROBES
 
 
@@ -35,10 +36,9 @@ class Thresholds:
             value: Any = getattr(self, one.name)
             flag = f"--least_{one.name}"
             if one.name in ("probes", "each_answer"):
-                if isinstance(value, bool) or not isinstance(value, int) or value < 2:
-                    raise ValueError(f"{flag}: found {value}; expected a whole number from 2")
+                check_count(flag, value)
             elif one.name == "looked":
                 if not 0 < value < float("inf"):
                     raise ValueError(f"{flag}: found {value}; expected a number of times above 0")
-            elif not 0 <= value <= 1:
-                raise ValueError(f"{flag}: found {value}; expected a share from 0 to 1")
+            else:
+                check_share(flag, value)
