@@ -11,7 +11,7 @@ from finetune.samples.conversation import Conversation
 from finetune.samples.formats import alpaca, llava, openai, qwen_vl, sharegpt
 from finetune.samples.formats.box_numbers import BoxUnits
 from finetune.samples.formats.boxes import with_boxes
-from finetune.samples.formats.record import Record, Spoken, kind, spelling_of
+from finetune.samples.formats.record import Record, Spoken, a_kind, spelling_of
 
 MOST_SHAPES_SHOWN = 3
 
@@ -122,7 +122,7 @@ def _unrecognised(name: str, fitting: Sequence[tuple[str, Any, frozenset[str]]])
 
 def _shape(content: Any) -> str:
     if not isinstance(content, Mapping):
-        return f"a {kind(content)}"
+        return a_kind(content)
     keys = "keys " + ", ".join(sorted(map(str, content))) if content else "an object without keys"
     unknown = sorted(_turns_and_roles(content)[1] - openai.ROLES.keys())
     roles = (

@@ -13,7 +13,7 @@ from typing import Any
 from finetune.samples.conversation import Role
 from finetune.samples.formats.dialogue import READ_BESIDE, first_placed
 from finetune.samples.formats.placeholders import Kind, Queue
-from finetune.samples.formats.record import LOOK_AT, Record, Spoken, joined, kind
+from finetune.samples.formats.record import LOOK_AT, Record, Spoken, a_kind, joined
 
 NAME = "alpaca"
 SHAPE = (
@@ -34,7 +34,7 @@ def may_be(record: Mapping[str, Any], roles: set[str], text: str) -> bool:
 def turns(record: Record) -> list[Spoken]:
     content = record.content
     if not isinstance(content, Mapping):
-        record.fault(f"found a {kind(content)}, expected an object with 'instruction' and 'output'")
+        record.fault(f"found {a_kind(content)}, expected an object with 'instruction' and 'output'")
         return []
     usual: Mapping[Kind, str] = {"image": "images", "video": "videos"}
     queue = Queue(record, content, "", usual)
@@ -56,7 +56,7 @@ def _texts(record: Record, content: Mapping[str, Any]) -> Iterator[tuple[Role, s
     """Role, field and text of each turn."""
     history = content.get("history")
     if history is not None and not isinstance(history, list):
-        record.fault(f"history: found a {kind(history)}, expected a list of [question, answer] pairs")
+        record.fault(f"history: found {a_kind(history)}, expected a list of [question, answer] pairs")
         history = None
     for i, pair in enumerate(history or []):
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(one, str) for one in pair):
@@ -67,7 +67,7 @@ def _texts(record: Record, content: Mapping[str, Any]) -> Iterator[tuple[Role, s
     at, question = _text(record, content, QUESTIONS)
     more = content.get("input")
     if more is not None and not isinstance(more, str):
-        record.fault(f"input: found a {kind(more)}, expected text")
+        record.fault(f"input: found {a_kind(more)}, expected text")
         more = None
     yield "user", at, "\n".join(text for text in (question, more) if text)
     yield "assistant", *_text(record, content, ANSWERS)
@@ -82,7 +82,7 @@ def _text(record: Record, content: Mapping[str, Any], keys: tuple[str, str]) -> 
     elif not given:
         record.fault(f"{key}: found none, expected text")
     elif not isinstance(content[key], str):
-        record.fault(f"{key}: found a {kind(content[key])}, expected text")
+        record.fault(f"{key}: found {a_kind(content[key])}, expected text")
     else:
         return key, content[key]
     return key, ""

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, cast
 from finetune.samples.conversation import BoxKey, BoxRef, ImageRef, Part, Turn, VideoRef
 from finetune.samples.formats.box_numbers import BoxUnits, fractions, point_fractions
 from finetune.samples.formats.look_at import look_at
-from finetune.samples.formats.record import Record, Spoken, joined, kind
+from finetune.samples.formats.record import Record, Spoken, a_kind, joined
 
 THOUSANDTHS = 1000
 MOST_BRACES = 200  # opening braces before a key that are tried as the start of its object
@@ -244,7 +244,7 @@ class _Places:
                 "move anything else outside the object (or give --box_units text to train it as written)"
             )
         elif label is not None and not isinstance(label, str):
-            self.record.fault(f"{self.at}: found a {kind(label)} as the label of {key}, expected text")
+            self.record.fault(f"{self.at}: found {a_kind(label)} as the label of {key}, expected text")
         elif self._units_known(key):
             several = (
                 isinstance(numbers, list) and bool(numbers) and all(isinstance(one, list) for one in numbers)
@@ -363,7 +363,7 @@ class _Objects:
         given = record.content.get("objects") if isinstance(record.content, Mapping) else None
         self.given = given if isinstance(given, Mapping) else {}
         if given is not None and not isinstance(given, Mapping):
-            record.fault(f"objects: found a {kind(given)}, expected an object with ref and bbox")
+            record.fault(f"objects: found {a_kind(given)}, expected an object with ref and bbox")
         for key in self.given.keys() - {"ref", "bbox", "image_id"}:
             record.fault(f"objects.{key}: is not read here, expected ref, bbox and image_id; see --box_units")
         self.refs, self.boxes, self.images = (self._list(key) for key in ("ref", "bbox", "image_id"))
@@ -372,14 +372,14 @@ class _Objects:
     def _list(self, key: str) -> list[Any]:
         found = self.given.get(key)
         if found is not None and not isinstance(found, list):
-            self.record.fault(f"objects.{key}: found a {kind(found)}, expected a list")
+            self.record.fault(f"objects.{key}: found {a_kind(found)}, expected a list")
         return found if isinstance(found, list) else []
 
     def next_ref(self) -> str | None:
         index = self._next_index("ref")
         ref = self.refs[index] if index < len(self.refs) else None
         if ref is not None and not isinstance(ref, str):
-            self.record.fault(f"objects.ref[{index}]: found a {kind(ref)}, expected text")
+            self.record.fault(f"objects.ref[{index}]: found {a_kind(ref)}, expected text")
             return None
         return ref
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from finetune.samples.conversation import BoxRef, ImageRef, LookAt, Part, Turn, VideoRef
 from finetune.samples.formats.box_numbers import Fractions, fractions
-from finetune.samples.formats.record import LOOK_AT, Record, Spoken, kind
+from finetune.samples.formats.record import LOOK_AT, Record, Spoken, a_kind
 from finetune.samples.formats.unread import is_empty
 
 KEYS = ("phrase", "boxes", "ends", "image")
@@ -40,7 +40,7 @@ def look_at(
         record.fault(f"{at}: found it in {what}, expected it in a learned answer, whose words it is about")
         return ()
     if not isinstance(turn.look_at, list):
-        record.fault(f"{at}: found a {kind(turn.look_at)}, expected a list of {EXPECTED}")
+        record.fault(f"{at}: found {a_kind(turn.look_at)}, expected a list of {EXPECTED}")
         return ()
     found = []
     for number, entry in enumerate(turn.look_at):
@@ -72,7 +72,7 @@ def _of_markup(parts: Sequence[Part]) -> Iterator[LookAt]:
 
 def _entry(entry: Any, words: str, images: Sequence[ImageRef | VideoRef]) -> LookAt:
     if not isinstance(entry, Mapping):
-        raise ValueError(f"found a {kind(entry)}, expected {EXPECTED}")
+        raise ValueError(f"found {a_kind(entry)}, expected {EXPECTED}")
     unknown = sorted(entry.keys() - {*KEYS})
     if unknown:
         raise ValueError(f"found {', '.join(map(repr, unknown))}, expected {', '.join(KEYS)} alone")

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.samples.conversation import ImageRef, VideoRef
 from finetune.samples.formats.placeholders import Kind, Queue
-from finetune.samples.formats.record import Record, kind
+from finetune.samples.formats.record import Record, a_kind
 from finetune.samples.formats.unread import is_empty
 
 Found = str | ImageRef | VideoRef
@@ -37,7 +37,7 @@ def contents(record: Record, content: Any, at: str, name: str, queue: Queue) -> 
         for i, part in enumerate(content):
             yield from _part(record, part, f"{at}[{i}]", f"{name}[].", queue, holds_media)
     else:
-        record.fault(f"{at}: found a {kind(content)}, expected text or a list of parts")
+        record.fault(f"{at}: found {a_kind(content)}, expected text or a list of parts")
 
 
 def _names_media(part: Any) -> bool:

@@ -160,10 +160,10 @@ class Record:
         """Each turn with its field and the keys it uses."""
         described = f"{{{spelling[0]!r}, {spelling[1]!r}}}"
         if not isinstance(self.content, Mapping):
-            return self.fault(f"found a {kind(self.content)}, expected an object with {key!r}")
+            return self.fault(f"found {a_kind(self.content)}, expected an object with {key!r}")
         raw = self.content.get(key)
         if not isinstance(raw, list) or not raw:
-            found = "none" if raw is None else "an empty list" if raw == [] else f"a {kind(raw)}"
+            found = "none" if raw is None else "an empty list" if raw == [] else f"{a_kind(raw)}"
             return self.fault(f"{key}: found {found}, expected a list of turns {described}")
         for i, item in enumerate(raw):
             keys = spelling_of(item, spelling)
@@ -279,7 +279,7 @@ class Record:
         if system is None or system == "":
             return [*turns]
         if not isinstance(system, str):
-            self.fault(f"system: found a {kind(system)}, expected text")
+            self.fault(f"system: found {a_kind(system)}, expected text")
         elif turns and turns[0].role == "system":
             self.fault(f"{turns[0].role_at}: a second system turn, beside the key 'system'; leave one out")
         else:
@@ -324,6 +324,12 @@ def kind(value: Any) -> str:
     """JSON's name for a value's type."""
     names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")
+
+
+def a_kind(value: Any) -> str:
+    """The same with its article: "a list", "an object", "null"."""
+    name = kind(value)
+    return name if name == "null" else f"{'an' if name == 'object' else 'a'} {name}"
 
 
 def joined(parts: Iterable[Part]) -> tuple[Part, ...]:

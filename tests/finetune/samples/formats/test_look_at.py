@@ -73,7 +73,7 @@ def test_markup_says_the_same_and_look_at_comes_before_it(folder):
 @pytest.mark.parametrize(
     ("look_at", "message"),
     [
-        ({"phrase": "cat"}, "found a object, expected a list"),
+        ({"phrase": "cat"}, "found an object, expected a list"),
         (["cat"], r"look_at\[0\]: found a string, expected"),
         ([{"phrase": "dog", "boxes": [BOX]}], "phrase: 'dog' is not in the answer 'I see the cat'"),
         ([{"phrase": " ", "boxes": [BOX]}], "phrase: found ' ', expected words"),
