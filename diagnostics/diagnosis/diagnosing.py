@@ -25,7 +25,7 @@ from finetune.families import bare_model, family_of
 ASKED = MeasurementPlan("diagnosis", generate=False, pictures=PICTURES)
 """What is measured of every probe, beside attention: is the answer asked of the picture?"""
 HIDDEN = MeasurementPlan("diagnosis", generate=False, kinds=(OCCLUSION,), controls=2)
-"""What is measured where a group is wrong: what the answer hangs on."""
+"""What is measured where a group is wrong: what the answer depends on."""
 
 Json = dict[str, Any]
 

@@ -42,7 +42,7 @@ class Evidence:
     pictures  that its probes with a foil stand on
     accuracy  share of its probes that are right by margin; None without a foil
     tests     by name, in the order of asking
-    decides   the other named region that the wrong answers hang on; None where none does
+    decides   the other named region that the wrong answers depend on; None where none does
     layer     the key layer that looks at the region most where answers are wrong; None where it was not measured
     """
 

@@ -1,4 +1,4 @@
-"""Where a wrong answer looks, and what it hangs on: attention on the region, and what hiding regions shifts."""
+"""Where a wrong answer looks, and what it depends on: attention on the region, and what hiding regions shifts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def attention_test(wrong: Sequence[Case], thresholds: Thresholds) -> tuple[Leg, 
     layers = [having[0].record.layers[row] for row in sorted(set(chosen.tolist()))]
     words = (
         f"Where it answers wrong, the answer looks at the region {typical:.2f} times as much as its area's share (95 % "
-        f"interval {low:.2f} to {high:.2f}; surely {thresholds.looked:g} must be; random places {random:.2f}) in "
+        f"interval {low:.2f} to {high:.2f}; which must lie above {thresholds.looked:g}; random places {random:.2f}) in "
         f"{'layer' if len(layers) == 1 else 'layers'} {listed(list(map(str, layers)))}, chosen on the other half of "
         "the pictures"
     )
@@ -91,7 +91,7 @@ def hiding_test(wrong: Sequence[Case], thresholds: Thresholds) -> tuple[Leg, str
     own = np.array([_shift(case, str(case.probe.main_region)) for case in having])
     share = ratio_of_means(own, sizes, pictures)
     if share is None:
-        return not_measured(thresholds.cost, "The margins are not surely unlike 0.", len(having)), None
+        return not_measured(thresholds.cost, "The margins cannot be told from 0.", len(having)), None
     nats = bootstrap_mean(own, pictures)
     holds = share.mean >= thresholds.cost and share.is_above_zero
     words = (
@@ -117,7 +117,8 @@ def _shift(case: Case, region: str) -> float:
 
 
 def _decides(having: Sequence[Case], own: np.ndarray, thresholds: Thresholds) -> tuple[str, float] | None:
-    """The other region that shifts the margin most: surely more than the region itself, and by a large enough part."""
+    """The other region that shifts the margin most: by a large enough part, and more than the region itself with an
+    interval above 0."""
     best: tuple[str, float] | None = None
     names = {one.region for case in having for one in case.record.interventions if one.kind == OCCLUSION}
     for name in sorted(names):

@@ -137,7 +137,7 @@ def _samples(stage: str, probes: Sequence[Probe], decides: str | None) -> str:
     look = f" Each answer names the boxes of {region} in look_at." if stage == NOT_LOOKED_AT else ""
     if decides is not None:
         return (
-            f"Samples in which {decides} contradicts the answer as often as it agrees: the answers hang on {decides}, "
+            f"Samples in which {decides} contradicts the answer as often as it agrees: the answers depend on {decides}, "
             f"and only {region} may tell them apart.{look}"
         )
     return (

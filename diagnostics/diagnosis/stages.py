@@ -52,7 +52,7 @@ def stage_of(found: Evidence, thresholds: Thresholds) -> Stage:
     tests = found.tests
     if tests[ANSWERS].holds:
         return Stage(RIGHT, tests[ANSWERS].reason)
-    # A shift also separates what little leaks past a cue; where the errors hang on the cue, no constant made them.
+    # A shift also separates what little leaks past a cue; where the errors depend on the cue, no constant made them.
     if tests[SHIFTED].holds and found.decides is None:
         return Stage(SAID_OTHERWISE, tests[SHIFTED].reason)
     return _on_the_way(found)
@@ -68,7 +68,7 @@ def _on_the_way(found: Evidence) -> Stage:
     if tower.holds and tokens.holds is False:
         return Stage(NOT_PASSED_ON, f"{tower.reason} {tokens.reason}")
     picture = found.tests[PICTURE]
-    # Surely: a few pictures that move the margin say that something of them is asked.
+    # With an interval: a few pictures that move the margin say that something of them is asked.
     if picture.holds is False and picture.ci95 is not None and picture.ci95[1] < picture.threshold:
         return Stage(PRIOR, picture.reason)
     if not tokens.holds:

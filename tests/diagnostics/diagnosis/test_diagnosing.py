@@ -18,7 +18,7 @@ from diagnostics.report.diagnosis_page import chain_svg
 
 SIZE = (60, 40)
 LOW = Thresholds(moved=0.0)
-"""An untrained model hangs on its pictures little."""
+"""An untrained model depends on its pictures little."""
 
 
 @pytest.fixture(scope="module")
