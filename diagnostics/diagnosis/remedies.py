@@ -137,8 +137,8 @@ def _samples(stage: str, probes: Sequence[Probe], decides: str | None) -> str:
     look = f" Each answer names the boxes of {region} in look_at." if stage == NOT_LOOKED_AT else ""
     if decides is not None:
         return (
-            f"Samples in which {decides} contradicts the answer as often as it agrees: the answers depend on {decides}, "
-            f"and only {region} may tell them apart.{look}"
+            f"Samples in which {decides} contradicts the answer as often as it agrees: the answers depend on "
+            f"{decides}, and only {region} may tell them apart.{look}"
         )
     return (
         f"Samples whose answer follows from {region} alone, with everything else in the picture varied at "
