@@ -20,13 +20,13 @@ from diagnostics.comparison.legs.shown import shown_legs
 from diagnostics.comparison.maps import CellMap
 from diagnostics.comparison.pairs import SIDES, LayerPair, ProbePair, cost, pairs_by_group, related
 from diagnostics.comparison.trajectory import evenly_chosen
+from diagnostics.comparison.typical import typical_before, typical_change
 from diagnostics.drawing.archive_pictures import open_picture, picture_of
 from diagnostics.drawing.colours import common_top
 from diagnostics.drawing.probe_picture import fitted, map_panel, outline_boxes, outline_said
 from diagnostics.drawing.svg_charts import inline_picture, pair_of_bars, percent_words, tick_words
 from diagnostics.measures.answers import says
 from diagnostics.records.measurement_plan import OCCLUSION
-from diagnostics.report.typical import typical_before, typical_change
 
 GUARDS = ("retention", "neighbour")
 """Groups that should stay as they are: they have no wrong answer to show."""

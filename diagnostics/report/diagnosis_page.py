@@ -13,6 +13,7 @@ from diagnostics.comparison.legs.leg import percent
 from diagnostics.comparison.legs.shown import FAILS, HOLDS, NOT_MEASURED, ShownLeg
 from diagnostics.comparison.maps import CellMap
 from diagnostics.comparison.pairs import LayerPair, ProbePair, pair_records
+from diagnostics.comparison.typical import typical_before
 from diagnostics.diagnosis.diagnosing import Diagnosis, GroupDiagnosis
 from diagnostics.diagnosis.evidence import (
     ANSWERS,
@@ -41,7 +42,6 @@ from diagnostics.drawing.probe_picture import fitted, map_panel, outline_boxes
 from diagnostics.drawing.svg_charts import inline_picture
 from diagnostics.records.probes import Probe
 from diagnostics.report.page import TEMPLATE
-from diagnostics.report.typical import typical_before
 from diagnostics.report.verdict_cards import leg_html
 
 PAGE = Path(__file__).with_name("diagnosis_template.html")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diagnostics.comparison.pairs import ProbePair
-from diagnostics.report.typical import story, typical_before, typical_change
+from diagnostics.comparison.typical import story, typical_before, typical_change
 from tests.diagnostics.comparison.made_pairs import Made, flat, pairs_of
 
 LAYER = 3
