@@ -17,6 +17,7 @@ from diagnostics.measures.attention import random_regions
 from diagnostics.measures.geometry import union_area_pixels
 from diagnostics.probing.lenders import Loan
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, parted, scored_span
+from diagnostics.probing.reading import summed_nats
 from diagnostics.probing.regions import (
     blank,
     blocked_in_tower,
@@ -279,13 +280,6 @@ class TrialRunner:
 def _cut(encoded: Encoded, said: int) -> Encoded:
     """A sequence up to the token, of its reply, that the next one is predicted from."""
     return replace(encoded, input_ids=encoded.input_ids[: encoded.turn_spans[-1][0] + said])
-
-
-def summed_nats(
-    logits: Float[Tensor, "tokens vocabulary"], tokens: Int[Tensor, " tokens"]
-) -> Float[Tensor, ""]:
-    """Σ log p of the tokens, softmax in fp32."""
-    return logits.float().log_softmax(-1).gather(1, tokens.to(logits.device)[:, None]).sum()
 
 
 def fills_the_picture(boxes: Sequence[Box], size: tuple[int, int]) -> bool:

@@ -6,20 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import groupby, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import GenerationConfig
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.capture.gradients import gradient_rows
 from diagnostics.capture.head_means import head_means, in_all_layers
-from diagnostics.capture.hidden_states import HiddenStates
 from diagnostics.capture.self_check import self_check
 from diagnostics.measures.attention import (
     gradient_weighted,
@@ -33,10 +30,11 @@ from diagnostics.measures.attention import (
 from diagnostics.measures.geometry import cells_from_row
 from diagnostics.measures.sinks import sink_dimensions, sink_tokens, without_sinks
 from diagnostics.probing.before import BeforeModel
-from diagnostics.probing.interventions import TrialRunner, summed_nats
+from diagnostics.probing.interventions import TrialRunner
 from diagnostics.probing.lenders import loan_for
 from diagnostics.probing.mediation import Mediator, parts_of
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, scored_span
+from diagnostics.probing.reading import PromptReader, Reading, alike, summed_nats
 from diagnostics.probing.regions import salient_coverages
 from diagnostics.probing.relations import read_relation
 from diagnostics.records.measurement_plan import OTHER, QUICK, Allowed, MeasurementPlan
@@ -52,6 +50,8 @@ MAX_NEW_TOKENS = 16
 ROOM = 8
 """Extra tokens of a generated answer beyond the longest spelling, for phrases such as "It is the …."."""
 BATCH_SIZE = 16
+WINDOW = 4
+"""Batches of probes that are read from disk together, so that equally long prompts find each other."""
 RANDOM_REGIONS = 16
 """Area-matched random regions whose mean mass is chance; they need no extra forward."""
 GENERIC_QUESTION = "Write a general description of the image."  # relative attention: Zhang et al., ICLR 2025
@@ -143,11 +143,15 @@ class Prober:
         )
         size = max(self.batch_size // 2, 1)
         with bar, self._inference():
-            for start in range(0, len(chosen), size):
-                asked = [self.reader.read(probe) for probe in chosen[start : start + size]]
-                for one, record in zip(asked, self._measure(asked, step, model_name), strict=True):
-                    records.append(self._with_further(record, one))
-                    bar.update()
+            for start in range(0, len(chosen), WINDOW * size):
+                asked = [self.reader.read(probe) for probe in chosen[start : start + WINDOW * size]]
+                found: dict[int, AttentionRecord] = {}
+                for batch in alike(asked, size):
+                    together = [asked[at] for at in batch]
+                    for at, record in zip(batch, self._measure(together, step, model_name), strict=True):
+                        found[at] = self._with_further(record, asked[at])
+                        bar.update()
+                records += [found[at] for at in range(len(asked))]
         return records
 
     def self_check(self) -> None:
@@ -167,17 +171,29 @@ class Prober:
     def _measure(self, asked: Sequence[EncodedProbe], step: int, model_name: str) -> list[AttentionRecord]:
         """Scores, attention, the model's own answers, and the margins after interventions."""
         with AttentionExtractor(self.model, family=self.family) as extractor:
-            seen = self._captured(extractor, asked)
+            reader = PromptReader(
+                self.model,
+                self.family,
+                self.processor,
+                key_layers=self.key_layers,
+                max_new_tokens=self.max_new_tokens if self.depth.generate else 0,
+            )
+            seen = reader.read(extractor, asked)
             with extractor.paused():
-                replies = self._generate([one.answer for one in asked])
                 runner = TrialRunner(self.model, self.reader, extractor, batch_size=self.batch_size)
                 return [
-                    self._mediated(self._record(one, what, reply, runner, step, model_name), one, runner)
-                    for one, reply, what in zip(asked, replies, seen, strict=True)
+                    self._mediated(self._record(one, what, sinks, runner, step, model_name), one, runner)
+                    for one, what, sinks in zip(asked, seen, self._sinks(seen), strict=True)
                 ]
 
     def _record(
-        self, asked: EncodedProbe, seen: _Capture, reply: str, runner: TrialRunner, step: int, model_name: str
+        self,
+        asked: EncodedProbe,
+        seen: Reading,
+        sinks: np.ndarray,
+        runner: TrialRunner,
+        step: int,
+        model_name: str,
     ) -> AttentionRecord:
         probe, images = asked.probe, asked.answer.images
         connector = seen.connector[0] if seen.connector else None
@@ -196,15 +212,17 @@ class Prober:
             connector=seen.connector,
             region_mass=_each(whole, _masses(probe, answer_rows, seen, images)),
             visual_share=whole(visual_share(answer_rows, _image_positions(asked.answer))),
-            scores=Scores(seen.answer_nats, seen.foil_nats, reply),
+            scores=Scores(seen.answer_nats, seen.foil_nats, seen.reply),
             interventions=tuple(runner.interventions(asked, self.depth, self.key_layers, connector)),
             picture_controls=tuple(self._picture_controls(asked, runner)),
             random_mass=_each(whole, _masses(probe, answer_rows, seen, images, at_random=True)),
             salient_mass=_each(whole, _salient_masses(probe, answer_rows, seen, images)),
-            sinks=seen.sinks,
+            sinks=sinks,
             region_mass_without_sinks=_each(
                 whole,
-                _masses_without_sinks(probe, answer_rows, seen, images, self.key_layers, self.attending),
+                _masses_without_sinks(
+                    probe, answer_rows, seen, sinks, images, self.key_layers, self.attending
+                ),
             ),
             head_entropy=whole(row_entropy(answer_rows, asked.queries[0].position + 1)),
             highest_logit=whole(seen.highest_logit),
@@ -238,63 +256,19 @@ class Prober:
             record = replace(record, maps=self._further_maps(record, asked))
         return record
 
-    def _captured(self, extractor: AttentionExtractor, asked: Sequence[EncodedProbe]) -> list[_Capture]:
-        """Scores of answers and foils, and the answers' attention rows, from one forward pass."""
-        answers, foils = [one.answer for one in asked], [one.foil for one in asked if one.foil is not None]
-        most = max(len(one.queries) for one in asked)
-        positions = [[query.position for query in one.queries] for one in asked]
-        extractor.query_tokens = torch.tensor([row + row[:1] * (most - len(row)) for row in positions])
-        extractor.sequences = list(range(len(answers)))
-        extractor.images = list(range(sum(len(answer.images) for answer in answers)))
-        kept = range(len(answers))
-        with HiddenStates(self.model, self.key_layers, sequences=kept, family=self.family) as states:
-            nats = iter(self._reply_nats([*answers, *foils]))
-        answer_nats = [next(nats) for _ in answers]
-        foil_nats = [None if one.foil is None else next(nats) for one in asked]
-        weights = extractor.attention_weights
-        rows = np.stack([weights[name] for name in extractor.language_names], axis=1)
-        logits = extractor.highest_logits
-        highest = np.stack([logits[name][:, :, 0] for name in extractor.language_names], axis=1)
-        sinks = self._sinks(states.hidden_states, [len(one.input_ids) for one in answers])
-        maps = iter(weights["visual_attn"].mean(1) if "visual_attn" in weights else ())
-        return [
-            _Capture(
-                answer_nats[at],
-                foil_nats[at],
-                rows[at][:, :, : len(one.queries), : len(one.answer.input_ids)],
-                tuple(islice(maps, len(one.answer.images))),
-                highest[at],
-                sinks[at],
-            )
-            for at, one in enumerate(asked)
-        ]
-
-    def _sinks(self, hidden: Mapping[str, np.ndarray], lengths: Sequence[int]) -> list[np.ndarray]:
-        """Bool[key layers, tokens] for each sequence. The dimensions that mark a sink are found on the first batch
+    def _sinks(self, seen: Sequence[Reading]) -> list[np.ndarray]:
+        """Bool[key layers, tokens] for each probe. The dimensions that mark a sink are found on the first batch
         and kept, so that one rule holds for all probes of a model."""
         names = [f"layer_{layer}" for layer in self.key_layers]
         if self._sink_dimensions is None:
-            self._sink_dimensions = {}
-            for name in names:
-                found = [sink_dimensions(hidden[name][row, :length]) for row, length in enumerate(lengths)]
-                self._sink_dimensions[name] = np.unique(np.concatenate(found))
+            self._sink_dimensions = {
+                name: np.unique(np.concatenate([sink_dimensions(one.hidden[name]) for one in seen]))
+                for name in names
+            }
         return [
-            np.stack([sink_tokens(hidden[name][row, :length], self._sink_dimensions[name]) for name in names])
-            for row, length in enumerate(lengths)
+            np.stack([sink_tokens(one.hidden[name], self._sink_dimensions[name]) for name in names])
+            for one in seen
         ]
-
-    def _reply_nats(self, batch: Sequence[Encoded]) -> list[float]:
-        """log p of each reply and of its end given its prompt, summed over tokens, nats."""
-        inputs = padded(batch, self._device, left=False)
-        first = min(one.turn_spans[-1][0] for one in batch) - 1
-        kept = inputs["input_ids"].shape[1] - first
-        logits = self.model(**inputs, use_cache=False, logits_to_keep=kept).logits[:, -kept:]
-        nats = []
-        for row, one in enumerate(batch):
-            start, end = scored_span(one)
-            wanted = inputs["input_ids"][row, start:end]
-            nats.append(summed_nats(logits[row, start - 1 - first : end - 1 - first], wanted))
-        return torch.stack(nats).tolist()
 
     def _further_maps(self, record: AttentionRecord, asked: EncodedProbe) -> dict[str, np.ndarray]:
         """The further maps of the plan: Float32[key layers, cells], rollout's Float32[1, cells]."""
@@ -355,49 +329,11 @@ class Prober:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _generate(self, answers: Sequence[Encoded]) -> list[str]:
-        """The model's own greedy replies to the same prompts; "" for each if the plan does not generate."""
-        if not self.depth.generate:
-            return [""] * len(answers)
-        stops = list(self.family.stop_token_ids(self.processor))
-        config = GenerationConfig(
-            do_sample=False, num_beams=1, repetition_penalty=1.0, max_new_tokens=self.max_new_tokens,
-            eos_token_id=stops, pad_token_id=stops[0], use_cache=True,
-        )  # fmt: skip
-        prompts = [replace(one, input_ids=one.input_ids[: one.turn_spans[-1][0]]) for one in answers]
-        inputs = padded(prompts, self._device, left=True)
-        generate: Any = self.model.generate
-        replies = generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
-        return [self._decoded(reply, stops) for reply in replies.tolist()]
-
-    def _decoded(self, reply: list[int], stops: Sequence[int]) -> str:
-        """The reply up to its end. Embeddings outnumber tokens (151,936 for 151,860 in Qwen-VL), so a broken
-        model can generate an id without text, which becomes U+FFFD."""
-        tokenizer = self.processor.tokenizer
-        answer = reply[: next((at for at, token in enumerate(reply) if token in stops), None)]
-        runs = groupby(answer, key=lambda token: token < len(tokenizer))
-        return "".join(
-            str(tokenizer.decode(list(run))) if is_known else "\N{REPLACEMENT CHARACTER}"
-            for is_known, run in runs
-        ).strip()
-
-
-class _Capture(NamedTuple):
-    """One forward pass of a probe: Float32[attending layers, heads, queries, keys], the connector's maps,
-    Float32[attending layers, heads] of the answer query's highest logits, and Bool[key layers, keys] of sinks."""
-
-    answer_nats: float
-    foil_nats: float | None
-    rows: np.ndarray
-    connector: tuple[np.ndarray, ...]
-    highest_logit: np.ndarray
-    sinks: np.ndarray
-
 
 def _masses(
     probe: Probe,
     rows: Float[np.ndarray, "layers heads keys"],
-    seen: _Capture,
+    seen: Reading,
     images: Sequence[ImageTokens],
     *,
     at_random: bool = False,
@@ -419,7 +355,7 @@ def _masses(
 
 
 def _salient_masses(
-    probe: Probe, rows: Float[np.ndarray, "layers heads keys"], seen: _Capture, images: Sequence[ImageTokens]
+    probe: Probe, rows: Float[np.ndarray, "layers heads keys"], seen: Reading, images: Sequence[ImageTokens]
 ) -> dict[str, np.ndarray]:
     """``_masses`` of equally salient places, their mean; without regions that have none."""
     if not probe.regions:
@@ -434,17 +370,18 @@ def _salient_masses(
 def _masses_without_sinks(
     probe: Probe,
     rows: Float[np.ndarray, "layers heads keys"],
-    seen: _Capture,
+    seen: Reading,
+    sinks: np.ndarray,
     images: Sequence[ImageTokens],
     key_layers: Sequence[int],
     attending: Sequence[int],
 ) -> dict[str, np.ndarray]:
     """``_masses`` of rows whose sinks are set to 0. Sinks are known in key layers; other layers use the nearest key
     layer below, since a sink stays one through later layers."""
-    if not seen.sinks.any():
+    if not sinks.any():
         return {}
     nearest = np.maximum(np.searchsorted(list(key_layers), list(attending), side="right") - 1, 0)
-    return _masses(probe, without_sinks(rows, seen.sinks[nearest][:, None]), seen, images)
+    return _masses(probe, without_sinks(rows, sinks[nearest][:, None]), seen, images)
 
 
 def _each(

@@ -66,8 +66,9 @@ class MeasurementPlan:
     maps: tuple[str, ...] = ()
 
     def passes(self, probe: Probe, key_layers: int, allowed: Allowed) -> int:
-        """How many sequences the model reads for one probe, without the tokens that it generates."""
-        count = 1 + (probe.foil is not None) + self.generate
+        """How many sequences the model reads for one probe. Answer, foil and generated reply go on from one prompt and
+        are not counted."""
+        count = 1
         if self.relations and probe.relation is not None:
             count += 2
         count += len(self.maps)
@@ -129,7 +130,7 @@ CHECKPOINT_DEPTHS = {depth.name: depth for depth in (WATCH, CAUSE)}
 def cost_words(depth: MeasurementPlan, probes: tuple[Probe, ...], key_layers: int, allowed: Allowed) -> str:
     """The cost of a probing in one line, before it runs.
 
-    "quick probing of 160 probes: 1,920 sequences to read (12.0 a probe); full would be 8,480"
+    "quick probing of 160 probes: 1,600 sequences to read (10.0 a probe); full would be 8,160"
     """
     count = sum(depth.passes(probe, key_layers, allowed) for probe in probes)
     words = (

@@ -232,11 +232,11 @@ def test_a_family_that_refuses_a_question_alone_is_not_measured_without_a_pictur
 def test_the_cost_in_words(probe):
     allowed = Allowed(resampler=True, alone=True, lent=frozenset([probe.id]))
     words = cost_words(QUICK, (probe, probe), 2, allowed)
-    # answer, foil, generation; both ways of a relation; 3 pictures; 3 kinds on 2 regions and a control each
-    assert words.startswith("quick probing of 2 probes: 40 sequences to read (20.0 a probe); full would be")
+    # one prompt for answer, foil and reply; both ends of a relation; 3 pictures; 3 kinds on 2 regions, with controls
+    assert words.startswith("quick probing of 2 probes: 36 sequences to read (18.0 a probe); full would be")
     without = Allowed(resampler=False, alone=False, lent=frozenset())
-    assert QUICK.passes(probe, 2, without) == 3 + 2 + 1 + 2 * 2 * 2
-    assert QUICK.passes(probe, 2, allowed._replace(patched=True)) == 20 + 4 + 2
+    assert QUICK.passes(probe, 2, without) == 1 + 2 + 1 + 2 * 2 * 2
+    assert QUICK.passes(probe, 2, allowed._replace(patched=True)) == 18 + 4 + 2
     with pytest.raises(ValueError, match="found 'heat', expected some of relative, gradient, rollout"):
         QUICK.with_maps("heat")
 

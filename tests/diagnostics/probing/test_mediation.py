@@ -182,6 +182,6 @@ def test_the_cost_in_words_counts_the_model_before(probes):
     plan = replace(QUICK, kinds=(), pictures=(), relations=False, generate=False)
     allowed = Allowed(resampler=True, alone=True, lent=frozenset())
     words = cost_words(plan, probes, 2, allowed)
-    assert words.startswith("quick probing of 3 probes: 6 sequences to read (2.0 a probe)")
+    assert words.startswith("quick probing of 3 probes: 3 sequences to read (1.0 a probe)")
     words = cost_words(plan, probes, 2, allowed._replace(patched=3))
-    assert words.startswith("quick probing of 3 probes: 24 sequences to read (8.0 a probe)")
+    assert words.startswith("quick probing of 3 probes: 21 sequences to read (7.0 a probe)")

@@ -11,6 +11,7 @@ from diagnostics.measures.attention import random_regions
 from diagnostics.measures.geometry import cells_from_row
 from diagnostics.probing.prober import Prober
 from diagnostics.probing.prompts import user_parts
+from diagnostics.probing.reading import PromptReader
 from diagnostics.probing.regions import occlude, region_cells, region_tokens
 from diagnostics.records.measurement_plan import QUICK, WATCH
 from finetune.families import family_of
@@ -249,9 +250,10 @@ def test_token_texts_join_to_the_whole_also_where_a_character_is_cut(processor):
     assert token_texts(processor.tokenizer, ids[:2] + ids, {1})[:3] == ["a", "<image>", "a"]
 
 
-def test_ids_that_no_token_spells_do_not_end_a_run(model, processor, probes):
-    prober = Prober(model, processor, key_layers=[1], probes=probes)
-    assert prober._decoded([ord("a"), 479, ord("b"), 258, ord("c")], [258]) == "a\N{REPLACEMENT CHARACTER}b"
+def test_ids_that_no_token_spells_do_not_end_a_run(model, processor):
+    reader = PromptReader(model, family_of(model.config), processor, key_layers=[1], max_new_tokens=1)
+    assert 258 in reader.stops
+    assert reader._decoded([ord("a"), 479, ord("b"), 258, ord("c")]) == "a\N{REPLACEMENT CHARACTER}b"
 
 
 def test_phrases_are_found_where_they_end():

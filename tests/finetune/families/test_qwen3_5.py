@@ -147,8 +147,8 @@ def test_sinks_are_left_out_of_the_layers_in_which_they_were_found(prober, asked
     sinks = np.zeros((2, length), bool)
     sinks[1, region_tokens(image, asked[0].regions["disc"], None)[0]] = True
     rows = np.full((2, 4, length), 1 / length, np.float32)
-    seen = SimpleNamespace(sinks=sinks, connector=())
-    found = _masses_without_sinks(asked[0], rows, seen, [image], (1, 3), (1, 3))["disc"]
+    seen = SimpleNamespace(connector=())
+    found = _masses_without_sinks(asked[0], rows, seen, sinks, [image], (1, 3), (1, 3))["disc"]
     assert (found[1] < found[0]).all()
 
 
