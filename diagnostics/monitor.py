@@ -91,6 +91,8 @@ EXPECTED = (RuntimeError, ValueError, OSError)  # out of memory is a RuntimeErro
 FAILURES = (Exception,)  # of any kind: a missing picture must not end hours of training
 CHECKED_READINGS = 16
 """Probes that are encoded again when a run resumes, to check that processor and template are unchanged."""
+KEPT_PIXELS_BYTES = 2**28
+"""Memory for pixels of probes, which stay from one checkpoint to the next."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ class AttentionMonitor(TrainerCallback):
         self._board: AttentionBoard | None = None
         self._own_writer: Any | None = None
         self._reported: set[str] = set()
+        self._reader: ProbeEncoder | None = None
 
     # --- when ------------------------------------------------------------------------------------------------
     def on_train_begin(
@@ -299,8 +302,9 @@ class AttentionMonitor(TrainerCallback):
         """Start a new run at step 0, resume elsewhere. ``runs``: the runs that the resumed checkpoint names; None
         without such a checkpoint."""
         self._forget()
-        reader = ProbeEncoder(family_of(bare_model(model).config), self.processor)
-        for line in reader.check((*self.calibration_probes, *self.probes), "probes"):
+        family = family_of(bare_model(model).config)
+        self._reader = ProbeEncoder(family, self.processor, keep_bytes=KEPT_PIXELS_BYTES)
+        for line in self._reader.check((*self.calibration_probes, *self.probes), "probes"):
             if at.step == 0 and rank_and_world_size()[0] == 0:
                 print(f"warning: {line}", flush=True)
         if at.step == 0:
@@ -699,6 +703,7 @@ class AttentionMonitor(TrainerCallback):
             autocast=at.autocast,
             before=before,
             supervised=None if at.step == 0 or self.output_dir is None else supervised_of(self.output_dir),
+            reader=self._reader,
         )
 
     # --- on disk ---------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from diagnostics.capture.head_means import head_means, in_all_layers
 from diagnostics.capture.self_check import self_check
 from diagnostics.measures.attention import (
     gradient_weighted,
-    random_coverages,
+    random_regions,
     region_mass,
     relative_attention,
     rollout,
@@ -35,7 +35,7 @@ from diagnostics.probing.lenders import loan_for
 from diagnostics.probing.mediation import Mediator, parts_of
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, scored_span
 from diagnostics.probing.reading import PromptReader, Reading, alike, summed_nats
-from diagnostics.probing.regions import salient_coverages
+from diagnostics.probing.regions import mean_coverage, salient_coverages
 from diagnostics.probing.relations import read_relation
 from diagnostics.records.measurement_plan import OTHER, QUICK, Allowed, MeasurementPlan
 from diagnostics.records.probes import Probe
@@ -76,6 +76,7 @@ class Prober:
     autocast     precision of mixed-precision training (bf16 or fp16 over fp32 weights); None: the weights' own
     before       the model whose attention is put back, if the plan has ``patching``; None: nothing is patched
     supervised   the attention that training supervised, which its records then state
+    reader       encodes the probes, if one is shared by several checkpoints of a model; None: one of its own
 
     Each run restores the model (``untouched``). Raises ValueError for a key layer that does not exist or has no
     attention map, and, naming the probe, for an answer or phrase that cannot be located in the tokens.
@@ -95,11 +96,12 @@ class Prober:
         family: Family | None = None,
         before: BeforeModel | None = None,
         supervised: Supervised | None = None,
+        reader: ProbeEncoder | None = None,
     ) -> None:
         self.model = bare_model(model)
         self.processor = processor
         self.family = family or family_of(self.model.config)
-        self.reader = ProbeEncoder(self.family, processor)
+        self.reader = reader or ProbeEncoder(self.family, processor)
         self.attending = attending_layers(self.model, self.family)
         for layer in key_layers:
             if layer not in self.attending:
@@ -347,7 +349,8 @@ def _masses(
     found: dict[str, np.ndarray] = {}
     for name, boxes in probe.regions.items():
         if at_random:
-            coverage = random_coverages(boxes, image, count=RANDOM_REGIONS, name=probe.id).mean(0)
+            moved = random_regions(boxes, image.image_size_pixels, count=RANDOM_REGIONS, name=probe.id)
+            coverage = mean_coverage(moved, image)
         else:
             coverage = region_coverage(boxes, image)
         found[name] = region_mass(cells, coverage).astype(np.float32)

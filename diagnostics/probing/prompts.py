@@ -41,18 +41,35 @@ class ProbeEncoder:
 
     Raises ValueError if the processor lacks a part, and, naming the probe, for an answer or phrase that cannot be
     located in the tokens.
+
+    keep_bytes   pixels of probes to keep for the next time that they are read, at most: the first that fit
     """
 
-    def __init__(self, family: Family, processor: Any) -> None:
+    def __init__(self, family: Family, processor: Any, *, keep_bytes: int = 0) -> None:
         check_processor(processor)
         self.family = family
         self.processor = processor
+        self._room = keep_bytes
+        self._kept: dict[str, tuple[tuple[int, ...], EncodedProbe]] = {}
 
     def read(self, probe: Probe, *, max_pixels: int | None = None) -> EncodedProbe:
         """The probe with its answer, its foil and the rows to keep.
 
         max_pixels   limit for the first picture, below the processor's own
         """
+        changed = _changed(probe) if max_pixels is None else None
+        if changed is None:
+            return self._read(probe, max_pixels)
+        found, one = self._kept.get(probe.id, (None, None))
+        if one is None or found != changed or one.probe != probe:
+            one = self._read(probe, None)
+            size = sum(tensor.numel() * tensor.element_size() for tensor in one.answer.media.values())
+            if probe.id not in self._kept and size <= self._room:
+                self._room -= size
+                self._kept[probe.id] = changed, one
+        return one
+
+    def _read(self, probe: Probe, max_pixels: int | None) -> EncodedProbe:
         answer = self.encode(probe, probe.answer, max_pixels=max_pixels)
         foil = (
             None if probe.foil is None else self.encode(probe, probe.foil, like=answer, max_pixels=max_pixels)
@@ -142,6 +159,14 @@ class ProbeEncoder:
         """The text of each token."""
         slots = {int(position) for image in encoded.images for position in image.all_positions}
         return token_texts(self.processor.tokenizer, encoded.input_ids.tolist(), slots)
+
+
+def _changed(probe: Probe) -> tuple[int, ...] | None:
+    """When a probe's pictures were last written, ns; None if one is gone, which opening it reports."""
+    try:
+        return tuple(path.stat().st_mtime_ns for path in probe.images)
+    except OSError:
+        return None
 
 
 def _unlike_words(source: str, unlike: Sequence[str], probes: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -59,10 +60,28 @@ def salient_coverages(probe: Probe, image: ImageTokens) -> dict[str, Float[np.nd
     regions that have none. ``image``: the tokens of the first picture."""
     path = probe.images[0]
     places = _salient_places(path, path.stat().st_mtime_ns, tuple(probe.regions.items()), probe.id)
-    return {
-        region: np.mean([region_coverage(one, image) for one in found], axis=0)
-        for region, found in places.items()
-    }
+    return {region: mean_coverage(found, image) for region, found in places.items()}
+
+
+def mean_coverage(regions: Sequence[Sequence[Box]], image: ImageTokens) -> Float[np.ndarray, " cells"]:
+    """What share of each cell do regions cover, their mean? Range [0, 1]. Not to be written to."""
+    layout = _Layout(np.asarray(image.cell_boxes_pixels).tobytes(), image)
+    return _mean_coverage(tuple(tuple(tuple(box) for box in boxes) for boxes in regions), layout)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Cells of a picture, equal where their boxes are."""
+
+    boxes: bytes
+    image: ImageTokens = field(compare=False)
+
+
+@lru_cache(maxsize=2048)  # probes and their controls recur at every checkpoint
+def _mean_coverage(
+    regions: tuple[tuple[tuple[float, ...], ...], ...], layout: _Layout
+) -> Float[np.ndarray, " cells"]:
+    return np.mean([region_coverage(one, layout.image) for one in regions], axis=0)
 
 
 @lru_cache(maxsize=8192)  # probes recur at every checkpoint, and a picture takes 10 ms

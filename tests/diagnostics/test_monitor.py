@@ -277,7 +277,7 @@ def test_later_failures_are_told_once_and_training_goes_on(
 
     class BreakAtFirstStep(TrainerCallback):
         def on_step_begin(self, args, state, control, **_) -> None:
-            target = (RecordArchive, "save") if broken == "save" else (Prober, "_captured")
+            target = (RecordArchive, "save") if broken == "save" else (Prober, "_measure")
             monkeypatch.setattr(*target, fail)
 
     with caplog.at_level(logging.WARNING, logger=monitor_module.__name__):

@@ -1,10 +1,12 @@
 """Probes as tokens: over which of them log probabilities are summed, and where answer and foil part."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.probing.prober import Prober
@@ -135,3 +137,23 @@ def test_unlike_lengths_are_warned_of_by_name(tmp_path):
         "probes.json: in 5 of 6 probes answer and foil differ in their number of tokens: p0 (7 and 13), p1 (7 and 13), "
         "p2 (7 and 13) and 2 more; "
     )
+
+
+def test_pixels_are_kept_up_to_a_limit_and_read_anew_where_a_picture_changed(tmp_path):
+    model, processor = tiny_model(), tiny_processor(tmp_path)
+    first, second, third = tiny_probes(tmp_path, 3)
+    family = family_of(model.config)
+    media = ProbeEncoder(family, processor).read(first).answer.media
+    size = sum(one.numel() * one.element_size() for one in media.values())
+    encoder = ProbeEncoder(family, processor, keep_bytes=2 * size)
+    read = [encoder.read(one) for one in (first, second, third)]
+    assert [encoder.read(one) is before for one, before in zip((first, second, third), read, strict=True)] == [
+        True, True, False]  # fmt: skip
+    asked = replace(first, question="<image>球在哪里? the disc")
+    assert encoder.read(asked).probe == asked and encoder.read(first) is read[0]
+    picture = first.images[0]
+    changed = ImageOps.invert(Image.open(picture).convert("RGB"))
+    changed.save(picture)
+    os.utime(picture, ns=(1, 1))
+    pixels = encoder.read(first).answer.media["pixel_values"]
+    assert not torch.equal(pixels, read[0].answer.media["pixel_values"])
