@@ -253,8 +253,16 @@ def _entry_faults(
     yield from _pair_faults("foil", entry.get("foil"), [other for other in content if other != category])
     if "evidence" in entry and "foil" not in entry:
         yield "evidence: needs a foil too, the name the building is mistaken for"
-    if category not in annotated and "foil" in entry:
+    if "foil" in entry and category not in annotated and category not in _mistaken_for(content, annotated):
         yield f"not in the annotations: {unknown_word(category, annotated)}"
+
+
+def _mistaken_for(content: Mapping[str, Any], annotated: set[str]) -> set[str]:
+    """What annotated buildings are taken for. It may have no picture of its own: it is only the wrong answer."""
+    foils = (
+        entry.get("foil") for name, entry in content.items() if name in annotated and isinstance(entry, dict)
+    )
+    return {foil for foil in foils if isinstance(foil, str)}
 
 
 def _pair_faults(key: str, value: Any, others: Iterable[str]) -> Iterator[str]:

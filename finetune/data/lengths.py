@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from finetune.data.mixture import Joined
-from finetune.families.base import Family, encode_for_training
+from finetune.families.base import Family, encode_for_training, image_places
 from finetune.files import write_atomically
 from finetune.samples.cache import cache_folder
 from finetune.samples.conversation import Conversation, ImageRef, Turn, VideoRef
@@ -21,12 +21,13 @@ from finetune.samples.source import Conversations, fingerprint
 from finetune.samples.videos import frame_size
 from finetune.samples.workers import in_chunks
 
-COUNTING = 5
+COUNTING = 6
 """Version of the counting; raise it whenever counting changes, so that older cached counts are discarded."""
 IGNORED = -100
 NOTHING_TO_LEARN = "no token to learn"
 UNREADABLE = -1  # tokens of a sample that the family refuses
 MOST_NAMES_SHOWN = 20
+Places = Callable[[np.ndarray], np.ndarray]
 
 
 class Lengths(NamedTuple):
@@ -115,7 +116,7 @@ def faults_of(
         found[i] = f"{conversation.source}: {NOTHING_TO_LEARN}"
         if lengths.tokens[i] == UNREADABLE:
             try:
-                _count(conversation, processor, family, slot=0)
+                _count(conversation, processor, family, image_places(family, processor))
             except ValueError as error:
                 found[i] = str(error)
     return found
@@ -164,27 +165,27 @@ def shrink(
 def _counted(
     conversations: Sequence[Conversation], processor: Any, family: Family, workers: int | None
 ) -> Int[np.ndarray, "samples columns"]:
-    blank = family.blank(processor)
-    slot = int(blank.input_ids[blank.images[0].positions[0]])
+    places = image_places(family, processor)
 
     def work(chunk: range) -> Int[np.ndarray, "samples columns"]:
-        rows = [_count_or_mark(conversations[i], processor, family, slot) for i in chunk]
+        rows = [_count_or_mark(conversations[i], processor, family, places) for i in chunk]
         return np.array(rows, np.int64).reshape(-1, len(Lengths._fields))
 
     parts = in_chunks(work, len(conversations), workers=workers, doing="counting tokens")
     return np.concatenate([np.empty((0, len(Lengths._fields)), np.int64), *(part for _, part in parts)])
 
 
-def _count_or_mark(conversation: Conversation, processor: Any, family: Family, slot: int) -> tuple[int, ...]:
+def _count_or_mark(
+    conversation: Conversation, processor: Any, family: Family, places: Places
+) -> tuple[int, ...]:
     try:
-        return _count(conversation, processor, family, slot)
+        return _count(conversation, processor, family, places)
     except ValueError:
         return (UNREADABLE, *[0] * (len(Lengths._fields) - 1))
 
 
-def _count(conversation: Conversation, processor: Any, family: Family, slot: int) -> tuple[int, ...]:
-    """One row of ``Lengths``; ``slot`` is the token that stands in a picture's places, and in some families in a
-    frame's."""
+def _count(conversation: Conversation, processor: Any, family: Family, places: Places) -> tuple[int, ...]:
+    """One row of ``Lengths``; ``places`` are those of pictures, as ``image_places`` tells them."""
     try:
         encoded = encode_for_training(family, processor, conversation, media=False)
     except ValueError as error:
@@ -193,7 +194,7 @@ def _count(conversation: Conversation, processor: Any, family: Family, slot: int
     pictures = encoded
     if 0 < images < len(conversation.media):  # a frame's places may be a picture's
         pictures = family.encode(processor, _pictures_and_words(conversation), media=False)
-    in_images = int((pictures.input_ids == slot).sum()) if images else 0
+    in_images = int(places(pictures.input_ids).sum()) if images else 0
     trained = int((encoded.labels[1:] != IGNORED).sum())
     return len(encoded.input_ids), trained, in_images, images, len(conversation.media) - images
 

@@ -77,6 +77,14 @@ class QwenVLFamily:
             media={"pixel_values": torch.stack(pixels)} if pixels else {},
         )
 
+    def image_places(self, processor: Any, input_ids: np.ndarray) -> np.ndarray:
+        """Bool[tokens]: what stands between ``<img>`` and ``</img>``: the bytes of a path, then padding."""
+        tokenizer = processor.tokenizer
+        opened, closed = (
+            np.cumsum(input_ids == mark) for mark in (tokenizer.img_start_id, tokenizer.img_end_id)
+        )
+        return (opened > closed) & (input_ids != tokenizer.img_start_id)
+
     def load_image(self, ref: ImageRef) -> Any:
         from finetune.samples.images import open_image
 

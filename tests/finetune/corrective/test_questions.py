@@ -135,6 +135,19 @@ def test_names_are_read(tmp_path: Path):
     assert names.word("gazebo", "zh").zh == "gazebo" and names.without_chinese == {"gazebo"}
 
 
+def test_a_building_that_is_only_mistaken_for_needs_no_pictures(tmp_path: Path):
+    """Pictures of one tower alone, and the names of the page as printed."""
+    page = (Path(__file__).parents[3] / "docs" / "corrective-data.md").read_text(encoding="utf-8")
+    (printed,) = re.findall(r"```json names\.json\n(.*?)```", page, re.DOTALL)
+    names = read_names(names_file(tmp_path, json.loads(printed)), ["pearl tower", "sphere"])
+    assert names["pearl tower"].foil == {"zh": "广州塔", "en": "the Canton Tower"}
+    # Two that name each other and are both misspelt are no excuse for one another.
+    misspelt = {"pearl towr": {**TOWERS["pearl tower"], "foil": "canton towr"}, "sphere": TOWERS["sphere"]}
+    misspelt["canton towr"] = {**TOWERS["canton tower"], "foil": "pearl towr"}
+    with pytest.raises(ValueError, match="(?s)'pearl towr': not in.*'canton towr': not in"):
+        read_names(names_file(tmp_path, misspelt), ["pearl tower", "canton tower"])
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

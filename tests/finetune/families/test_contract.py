@@ -14,7 +14,9 @@ import finetune.families
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.probing.prompts import padded
 from finetune.data.dataset import Collator, Sample
+from finetune.data.lengths import measure
 from finetune.families import family_of
+from finetune.families.base import image_places
 from finetune.families.parts.box_scores import box_scores
 from finetune.families.parts.modules import attending_layers, attention_modules, bare_model
 from finetune.model import checkpoint
@@ -23,6 +25,7 @@ from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Turn
 from finetune.training.box_questions import box_target
 from finetune.training.evaluation import prompts
 from finetune.training.loss import token_nats
+from finetune.training.preview import Samples, picture_text
 from tests.finetune.families import invented
 from tests.finetune.families.tiny_families import ALL, Tiny
 from tests.finetune.families.tiny_llava import LLAVAS
@@ -183,6 +186,35 @@ def test_tokens_are_counted_without_opening_a_picture(family, processor, tmp_pat
         name: values.tolist() for name, values in full.per_token.items()
     }
     assert full.media and not counted.media
+
+
+@pytest.mark.parametrize("size", [(50, 31), (31, 70), (90, 33)])
+def test_encoding_the_dry_run_and_inspect_agree_on_the_tokens_of_a_picture(
+    family, processor, model, size, tmp_path
+):
+    """Inspect reads the configuration alone, and takes the published settings of a processor."""
+    settings = copy.deepcopy(processor)
+    if hasattr(family, "published_pixels"):
+        least, most = family.published_pixels
+        family.set_pixel_budget(settings, min_pixels=least, max_pixels=most)
+    elif family.name == "internvl":
+        settings.image_processor.max_patches = 12
+    elif hasattr(family, "published_longest"):
+        tile = model.config.vision_config.image_size
+        settings.image_processor.size = {"longest_edge": family.published_longest * tile}
+    asked = (ImageRef("shared/pictures/a long enough name.png", picture(*size)), "what?")
+    conversation = Conversation((Turn("user", asked), Turn("assistant", ("noise",))))
+    encoded = family.encode(settings, conversation)
+    places = image_places(family, settings)(encoded.input_ids)
+    lengths = measure([conversation], settings, family, workers=1, cache_dir=tmp_path)
+    inspected = family.image_arithmetic(model.config, size).tokens
+    assert [*lengths.image_tokens] == [places.sum()] == [inspected]
+    where = [*encoded.images[0].all_positions]
+    assert where and places[where].all()  # newlines and marks between the tiles are places of no cell
+    one_id = np.unique(encoded.input_ids[places])
+    told = f"tokens per picture: {inspected:,} in each"
+    assert picture_text(Samples([conversation], lengths, ("data",), np.zeros(1, int))) == told
+    assert family.name == "qwen-vl" or len(one_id) == 1
 
 
 def test_a_prompt_is_where_its_answer_begins(family, processor):
