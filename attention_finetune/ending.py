@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from finetune.distributed import is_main
-from finetune.training import folder_lock, stopping, trainer
+from finetune.training import folder_lock, library_log, stopping, trainer
 
 FAILED = 1
 
@@ -54,21 +54,26 @@ def exit_status(stations: Callable[[Sequence[str]], None], argv: Sequence[str]) 
     how to resume. Any other error keeps its traceback.
     """
     quieten()
+    status, is_explained = FAILED, False
     try:
         stations(argv)
+        status, is_explained = 0, True
     except (RefusedError, trainer.TrainingError) as error:
-        return fail(error)
+        status = fail(error)
     except IncompleteError as missing:
-        return ended(str(missing), FAILED)
+        status, is_explained = ended(str(missing), FAILED), True
     except stopping.Stopped as stopped:
-        return ended(str(stopped), stopped.status)
+        status, is_explained = ended(str(stopped), stopped.status), True
     except InterruptedRun as interrupted:
-        return ended(str(interrupted), stopping.INTERRUPTED)
+        status, is_explained = ended(str(interrupted), stopping.INTERRUPTED), True
     except KeyboardInterrupt:
-        return ended("interrupted; nothing had been trained", stopping.INTERRUPTED)
+        status, is_explained = ended("interrupted; nothing had been trained", stopping.INTERRUPTED), True
     finally:
+        log = library_log.end()
+        if log is not None and not is_explained:
+            print(f"what libraries said is in {log}", file=sys.stderr)
         folder_lock.release_all()
-    return 0
+    return status
 
 
 def quieten() -> None:

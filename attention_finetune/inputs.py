@@ -13,8 +13,9 @@ from finetune.data import dataset, mixture, subset
 from finetune.distributed import decided_by_first, gathered, is_distributed, say
 from finetune.flags import parse
 from finetune.flags.arguments import Arguments
-from finetune.model import adapters, checkpoint
-from finetune.samples import conversation, source, videos
+from finetune.flags.argv import split_flags
+from finetune.model import adapters, checkpoint, hub
+from finetune.samples import cache, conversation, source, videos
 from finetune.training import run_folder
 
 NOT_OF_THE_DEMO = ("model_name_or_path", "data_path", "corrective_data", "replay_data")
@@ -34,11 +35,21 @@ def with_demo(argv: Sequence[str]) -> Sequence[str]:
         prepare.is_complete(settings.DATA_DIR / part, part) for part in parts
     ):
         time.sleep(0.5)
+    missing = [
+        settings.DATA_DIR / part for part in parts if not prepare.is_complete(settings.DATA_DIR / part, part)
+    ]
     flags = settings.prepared_flags(
         processes=int(os.environ.get("WORLD_SIZE", "1")), in_two=parse.has_value(argv, "data_fraction")
     )
+    for part in missing:
+        cache.note(part)
     merged = parse.merge(flags, argv)
-    say("no model and no data given: running the embedded demo with these flags:", "  " + " ".join(merged))
+    values = dict(split_flags(merged))
+    if "dry_run" in values:
+        say("no model and no data given: the embedded demo, with these flags:", "  " + " ".join(merged))
+    else:
+        (output_dir,) = values.get("output_dir", ["output_qwen"])
+        say(f"no model and no data given: the embedded demo (docs/demo.md); its flags: {output_dir}/run.yaml")
     return merged
 
 
@@ -62,6 +73,7 @@ def with_adapter(args: Arguments, *, given: set[str]) -> Arguments:
     """
     name, further = str(args.model.model_name_or_path), args.adaptation.lora_weight_path
     base, adapter = checkpoint.resolve(name)
+    hub.require(base, cache_dir=args.model.cache_dir)
     if adapter is None and not further:
         if not args.training.dry_run:  # a dry run needs no weights
             checkpoint.require_weights(base)

@@ -10,7 +10,7 @@ from finetune.distributed import is_distributed, say
 from finetune.families.parts.modules import attending_layers, layer_words
 from finetune.flags.arguments import Arguments
 from finetune.model import adaptation, checkpoint, kernels
-from finetune.training import preview
+from finetune.training import library_log, preview
 
 
 def open_checkpoint(args: Arguments, plan: adaptation.Plan) -> tuple[Any, families.Family]:
@@ -77,7 +77,8 @@ def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan)
 
         # ZeRO-3 shards while loading. On a CPU nothing has initialised DeepSpeed's process group by then, and
         # it would assume that it is the only one.
-        deepspeed.init_distributed(auto_mpi_discovery=False)
+        with library_log.printed():
+            deepspeed.init_distributed(auto_mpi_discovery=False)
     model, _ = checkpoint.load(
         str(args.model.model_name_or_path),
         dtype=resting_precision(args, plan),

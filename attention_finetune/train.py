@@ -47,7 +47,8 @@ from finetune.flags import deepspeed_file
 from finetune.flags import parse as flags
 from finetune.flags.arguments import Arguments
 from finetune.model import checkpoint
-from finetune.training import evaluation, extension_locks, run_folder, stopping, trainer
+from finetune.samples import cache
+from finetune.training import evaluation, extension_locks, library_log, run_folder, stopping, trainer
 
 
 class Run(NamedTuple):
@@ -115,6 +116,8 @@ def prepare(args: Arguments) -> Ready | None:
             raise IncompleteError(start.missing)
         return None
 
+    if not args.training.dry_run:
+        library_log.begin(Path(str(args.training.output_dir)))
     plan = plan_of(args)
     processor, family = open_checkpoint(args, plan)
     check_probes(args, probes, processor, family)
@@ -126,12 +129,19 @@ def prepare(args: Arguments) -> Ready | None:
         looked_at = check_looking(args, outline(args, family, plan), family, train_set)
     if args.training.dry_run:
         describe(args, outline(args, family, plan), plan, train_set, whole=True)
-        say("dry run: nothing was trained or written")
+        say(dry_run_text(cache.taken_notes()))
         return None
     set_seed(args.training.seed)
     model = build_model(args, family, plan)
     describe(args, model, plan, train_set)
     return Ready(args, marks, start, model, processor, train_set, eval_set, probes, looked_at)
+
+
+def dry_run_text(written: Sequence[Path]) -> str:
+    """The last line of a dry run, which makes no output folder: what later runs reuse is all that it writes."""
+    if not written:
+        return "dry run: nothing was trained or written"
+    return f"dry run: nothing was trained; written, for later runs: {', '.join(map(str, written))}"
 
 
 def build(ready: Ready) -> Run:
@@ -161,6 +171,7 @@ def build(ready: Ready) -> Run:
             packing=args.data.packing,
             looking=settings_of(args, ready.model, ready.train_set.family, watchers, ready.looked_at),
             writer=writer,
+            probe_steps=args.monitor.probe_steps if args.monitor.monitor else None,
             callbacks=[stopping.StopOnSignal(), *evaluators(ready, writer), *watchers],
         )
     return Run(ready, built, writer, watchers)
@@ -190,7 +201,10 @@ def save(run: Run) -> None:
     trained = (
         f"the trained {what}" if built.state.global_step else f"nothing was trained: the unchanged {what}"
     )
-    say(f"{trained} and its processor are in {run.folder}")
+    log = library_log.written()
+    say(
+        f"{trained} and its processor are in {run.folder}{f'; {log.name} has what libraries said' if log else ''}"
+    )
 
 
 def compare(run: Run) -> None:

@@ -26,7 +26,7 @@ from diagnostics.comparison.onset import onset_of
 from diagnostics.comparison.pairs import pair_all
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.comparison.trajectory import evolution_of, read_series, series_of
-from diagnostics.comparison.verdicts import UNGUARDED, requirement, shortfalls
+from diagnostics.comparison.verdicts import KEPT, UNGUARDED, requirement, shortfalls
 from diagnostics.probing.server_client import ServerClient, is_address
 from diagnostics.records.measurement_plan import DEPTHS, QUICK, MeasurementPlan
 from diagnostics.records.probes import Probe
@@ -108,6 +108,29 @@ def _require_finite(content: Any, where: str = "comparison") -> None:
 
 def table(comparison: Mapping[str, Any]) -> str:
     """The comparison for a terminal: one line per group, then each verdict with its legs or reasons."""
+    lines = _overview(comparison)
+    for name, group in comparison["groups"].items():
+        legs = [f"  {leg.mark} {leg.name}: {leg.reason}" for leg in shown_legs(group)]
+        lines += ["", f"{name}: {group['verdict']}"]
+        lines += legs or [f"  - {reason}" for reason in group["reasons"]]
+        onset = (comparison.get("onset") or {"groups": {}})["groups"].get(name)
+        lines += [f"  onset: {onset['words']}"] if onset is not None else []
+        boxes = group.get("boxes") or {}
+        lines += [f"  boxes {side}: {scores['words']}" for side, scores in boxes.items()]
+        lines += [f"  warning: {line}" for line in group.get("warnings", ())]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def short_table(comparison: Mapping[str, Any]) -> str:
+    """One line per group, and reasons where no leg was judged: the end of a run, whose report has the rest."""
+    lines = _overview(comparison)
+    for name, group in comparison["groups"].items():
+        reasons = group["reasons"][:1] if not marks(group) and group["verdict"] != KEPT else []
+        lines += [f"{name}: {line}" for line in (*reasons, *group.get("warnings", ()))]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _overview(comparison: Mapping[str, Any]) -> list[str]:
     rows = [
         (
             "group",
@@ -136,16 +159,7 @@ def table(comparison: Mapping[str, Any]) -> str:
     lines = columns(rows)
     if any(marks(group) for group in comparison["groups"].values()):
         lines += ["", f"legs: {', '.join(LEG_NAMES)}; {LEGEND}"]
-    for name, group in comparison["groups"].items():
-        legs = [f"  {leg.mark} {leg.name}: {leg.reason}" for leg in shown_legs(group)]
-        lines += ["", f"{name}: {group['verdict']}"]
-        lines += legs or [f"  - {reason}" for reason in group["reasons"]]
-        onset = (comparison.get("onset") or {"groups": {}})["groups"].get(name)
-        lines += [f"  onset: {onset['words']}"] if onset is not None else []
-        boxes = group.get("boxes") or {}
-        lines += [f"  boxes {side}: {scores['words']}" for side, scores in boxes.items()]
-        lines += [f"  warning: {line}" for line in group.get("warnings", ())]
-    return "\n".join(line.rstrip() for line in lines)
+    return lines
 
 
 def _arrow(change: Mapping[str, Any] | None, form: str) -> str:

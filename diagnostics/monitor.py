@@ -773,12 +773,16 @@ class AttentionMonitor(TrainerCallback):
 
     def _show(self, step: int, records: Mapping[str, AttentionRecord]) -> None:
         """Numbers at once, pictures when the drawing process has them."""
+        from diagnostics.comparison.checkpoint_line import checkpoint_line
         from diagnostics.comparison.pairs import pair_all
 
         lacks = f"numbers of step {step}"
         with self._reporting("a checkpoint could not be compared with the baseline", lacks=lacks):
             pairs = pair_all(self.probes, self._baseline, records)
-            self._warn_of_loss([pair for pair in pairs if pair.probe in self._judged], step)
+            judged = [pair for pair in pairs if pair.probe in self._judged]
+            if step > 0:
+                print(checkpoint_line(judged, step), flush=True)
+            self._warn_of_loss(judged, step)
             with self._reporting("TensorBoard could not be written", lacks="TensorBoard"):
                 if self._board is not None:
                     self._board.write_step(pairs, step)
@@ -808,7 +812,7 @@ class AttentionMonitor(TrainerCallback):
         print(f"curves and maps: {open_command(self._log_dir)}", flush=True)
 
     def _compare(self, step: int, *, say: bool = False) -> None:
-        from diagnostics.compare import table
+        from diagnostics.compare import short_table
 
         assert self.output_dir is not None
         lacks = "comparison/: before and after cannot be seen side by side"
@@ -817,7 +821,7 @@ class AttentionMonitor(TrainerCallback):
             if self._board is not None:
                 self._board.write_verdicts(comparison, step)
             if say:
-                print(table(comparison), flush=True)
+                print(short_table(comparison), flush=True)
                 place = self.output_dir / "comparison" / "index.html"
                 print(f"before and after, side by side: {place}", flush=True)
 

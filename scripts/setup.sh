@@ -5,6 +5,7 @@
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
+SETUP_LOG="$ROOT/.venv.log"
 export TORCH_EXTENSIONS_DIR="$VENV/torch_extensions"
 export PATH="$VENV/bin:$PATH" # ninja, torchrun, tensorboard
 
@@ -54,41 +55,82 @@ install_into_venv() {
         echo "set-up: the last one was interrupted; starting over"
         rm -rf "$VENV"
     fi
-    echo "set-up: installing into $VENV (some minutes, once)"
+    : >"$SETUP_LOG"
+    local begun=$SECONDS
+    follow "$begun" "$BASHPID" &
+    local follower=$!
+    # Of this subshell, and whatever ends it: the line that follows must not outlive it.
+    trap 'end_line "$follower"' EXIT
     if [ ! -x "$VENV/bin/python" ]; then
-        "$python" -m venv "$VENV" || {
+        "$python" -m venv "$VENV" >>"$SETUP_LOG" 2>&1 || {
             rm -rf "$VENV"
-            echo "set-up: this Python cannot make virtual environments; on Debian: apt install python3-venv" >&2
-            exit 1
+            failed "this Python cannot make virtual environments; on Debian: apt install python3-venv"
         }
     fi
     touch "$VENV/.installing"
     local file arguments=()
     for file in "$@"; do arguments+=(-r "$file"); done
-    "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar on "${arguments[@]}"
+    "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off "${arguments[@]}" \
+        >>"$SETUP_LOG" 2>&1 || failed "pip could not install the packages"
     build_operators
     rm "$VENV/.installing"
     echo "$wanted" >"$VENV/.stamp-$name"
     # The tests' packages include those of training.
     if [ "$name" = dev ]; then cat "$ROOT/requirements.txt" "$ROOT/scripts/setup.sh" | cksum >"$VENV/.stamp-run"; fi
-    echo "set-up: done"
+    end_line "$follower"
+    trap - EXIT
+    local where=""
+    if [ -t 1 ]; then where=" (log: $SETUP_LOG)"; fi
+    echo "set-up: done in $(minutes $((SECONDS - begun)))$where"
+}
+
+# One line that is written over while the log grows; where there is no terminal, one line in all.
+follow() {
+    local begun="$1" parent="$2" what="set-up: installing into $VENV, some minutes, once"
+    if ! [ -t 1 ]; then
+        echo "$what (log: $SETUP_LOG)"
+        return
+    fi
+    local columns step
+    columns="$(tput cols 2>/dev/null || echo 80)"
+    while kill -0 "$parent" 2>/dev/null; do
+        step="$(tail -n 1 "$SETUP_LOG" 2>/dev/null | tr -d '\r' | sed 's/ (from .*//')"
+        step="$what: $(minutes $((SECONDS - begun)))  $step"
+        printf '\r\033[K%s' "${step:0:$((columns - 1))}"
+        sleep 0.5
+    done
+}
+
+end_line() {
+    { kill "$1" && wait "$1"; } 2>/dev/null || true
+    if [ -t 1 ]; then printf '\r\033[K'; fi
+}
+
+minutes() {
+    printf '%d:%02d' $(($1 / 60)) $(($1 % 60))
+}
+
+# What the log ends with, why, and where the rest of it is.
+failed() {
+    if [ -t 1 ]; then printf '\r\033[K'; fi
+    tail -n 20 "$SETUP_LOG" >&2
+    echo "set-up: $1; the full output is in $SETUP_LOG" >&2
+    exit 1
 }
 
 # DeepSpeed compiles its CPU communication on first use, which takes a minute or two: better here than during training.
 build_operators() {
     if has_gpu; then return 0; fi
     if ! command -v "${CXX:-c++}" >/dev/null && ! command -v g++ >/dev/null; then
-        echo "set-up: found no C++ compiler, which DeepSpeed needs on a CPU; on Debian: apt install g++" >&2
-        exit 1
+        failed "found no C++ compiler, which DeepSpeed needs on a CPU; on Debian: apt install g++"
     fi
-    echo "set-up: compiling DeepSpeed's communication for this CPU (a minute or two, once)"
-    local log="$VENV/operators.log"
+    echo "compiling DeepSpeed's communication for this CPU" >>"$SETUP_LOG"
+    # Through a file of its own: what it prints would be all that the line shows.
     DS_ACCELERATOR=cpu "$VENV/bin/python" -c '
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-ShareMemCommBuilder().load(verbose=False)' >"$log" 2>&1 || {
-        tail -n 20 "$log" >&2
-        echo "set-up: compilation failed; the full output is in $log" >&2
-        exit 1
+ShareMemCommBuilder().load(verbose=False)' >"$VENV/operators.log" 2>&1 || {
+        cat "$VENV/operators.log" >>"$SETUP_LOG"
+        failed "compilation failed"
     }
 }
 

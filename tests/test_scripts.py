@@ -1,6 +1,9 @@
 """The shell entry points, over a Python that only writes down what it is asked."""
 
+import contextlib
 import os
+import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +21,8 @@ PYTHON = f"""#!/usr/bin/env bash
 here="$(cd "$(dirname "$0")" && pwd)"
 case "$1 $2" in
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$0" "$3/bin/torchrun" && echo "made venv" >>"$LOG" ;;
-    "-m pip") echo "pip ${{*:3}}" >>"$LOG"; sleep "${{PIP_SECONDS:-0}}"; exit "${{PIP_EXIT:-0}}" ;;
+    "-m pip") echo "pip ${{*:3}}" >>"$LOG"; sleep "${{PIP_SECONDS:-0}}"
+        [ -z "${{PIP_EXIT:-}}" ] || echo "no matching distribution"; exit "${{PIP_EXIT:-0}}" ;;
     "-c "*usable_cores*) echo "${{MACHINE:-0 8 none 4321}}" ;;
     "-c "*) exec {sys.executable} "$@" ;;
     *) echo "$(basename "$0") $*"; env | grep -E "^(OMP|RANK|WORLD|DS_|MASTER|CUDA_V)" | sort ;;
@@ -64,12 +68,44 @@ def log(project: Path) -> list[str]:
 
 def test_set_up_installs_once(project: Path):
     first = call(project, "set_up")
-    assert first.returncode == 0 and first.stdout.endswith("set-up: done\n")
+    begun, ended = first.stdout.splitlines()
+    assert first.returncode == 0 and re.fullmatch(r"set-up: done in 0:\d\d", ended)
+    assert begun.startswith("set-up: installing into ") and begun.endswith(f"(log: {project}/.venv.log)")
     made, installed, compiled = log(project)
     assert (made, compiled) == ("made venv", "compiled")
     assert installed.startswith("pip install ") and installed.endswith(f"-r {project}/requirements.txt")
     second = call(project, "set_up")
     assert (second.returncode, second.stdout, log(project)) == (0, "", [])
+
+
+def test_on_a_terminal_one_line_is_written_over(project: Path):
+    """pip's own lines are in the log; what ends the set-up is the only line that stays."""
+    terminal, end = pty.openpty()
+    done = subprocess.Popen(
+        ["bash", "-c", "source scripts/setup.sh; build_operators() { :; }; set_up"], cwd=project, stdout=end,
+        env={"PATH": os.environ["PATH"], "PYTHON": str(project.parent / "python"), "LOG": "/dev/null",
+             "PIP_SECONDS": "1"},
+    )  # fmt: skip
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError):  # once the last writer has gone
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    assert done.wait(20) == 0
+    *over, stays = re.split(r"\r\x1b\[K", shown.decode().removesuffix("\r\n"))
+    assert len(over) >= 2 and not any("\n" in one for one in over)
+    assert any(re.match(r"set-up: installing into \S+", one) and len(one) < 80 for one in over)
+    assert re.fullmatch(rf"set-up: done in 0:0\d \(log: {project}/.venv.log\)", stays)
+
+
+def test_what_fails_is_shown_with_its_log(project: Path):
+    done = call(project, "set_up", PIP_EXIT="1")
+    assert done.returncode == 1 and "done" not in done.stdout
+    assert done.stderr.splitlines() == [
+        "no matching distribution",
+        f"set-up: pip could not install the packages; the full output is in {project}/.venv.log",
+    ]
 
 
 def test_the_tests_need_more_and_get_it_into_the_same_place(project: Path):

@@ -12,8 +12,7 @@ from jaxtyping import Int
 
 from finetune.data.mixture import Joined
 from finetune.families.base import Family, encode_for_training, image_places
-from finetune.files import write_atomically
-from finetune.samples.cache import cache_folder
+from finetune.samples.cache import cache_folder, keep
 from finetune.samples.conversation import Conversation, ImageRef, Turn, VideoRef
 from finetune.samples.images import size_of
 from finetune.samples.listing import shown
@@ -264,7 +263,7 @@ def _kept(path: Path, count: int, say: Callable[[str], None]) -> Int[np.ndarray,
 def _keep(path: Path, counts: Int[np.ndarray, "samples columns"], say: Callable[[str], None]) -> None:
     content = counts.astype("<i8").tobytes()
     try:
-        write_atomically(path, content + hashlib.sha256(content).digest())
+        keep(path, content + hashlib.sha256(content).digest())
     except OSError as error:
         say(f"{path}: token counts cannot be cached ({error.strerror}); the next run will count again")
 

@@ -470,7 +470,8 @@ def _size(parameter: nn.Parameter) -> int:
 
 
 def table_text(rows: Sequence[Row]) -> str:
-    """The table as lines of equal columns, below 100 characters each."""
+    """The table as lines of equal columns, below 100 characters each. Rows that differ in counts alone share a line."""
+    rows = _joined(rows)
     total, trainable = sum(row.parameters for row in rows), sum(row.trainable for row in rows)
     cells = [("what", "tensors", "parameters", "trainable", "rate", "decay", "precision")]
     cells += [
@@ -494,6 +495,23 @@ def table_text(rows: Sequence[Row]) -> str:
         "  ".join([line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in range(1, 6)), line[6]])
         for line in cells
     )
+
+
+def _joined(rows: Sequence[Row]) -> list[Row]:
+    """Norms and matrices are rows of their own for their decay: without a decay they are one."""
+    joined: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        key = (row.label, row.learning_rate, row.weight_decay, row.precision)
+        there = joined.get(key)
+        joined[key] = row if there is None else _sum(there, row)
+    return [*joined.values()]
+
+
+def _sum(one: Row, other: Row) -> Row:
+    counts = {
+        name: getattr(one, name) + getattr(other, name) for name in ("tensors", "parameters", "trainable")
+    }
+    return one._replace(**counts)
 
 
 def _number(value: float | None) -> str:

@@ -29,7 +29,7 @@ from transformers.utils import is_flash_attn_2_available
 import finetune.families as families
 from finetune.families.base import Family, flash_fault
 from finetune.families.parts.modules import bare_model
-from finetune.model import adapters, checkpoint_files, weights
+from finetune.model import adapters, checkpoint_files, hub, weights
 from finetune.model.folders import ADAPTER_CONFIG, MODEL_CONFIG, is_adapter, resolve, shortened
 
 if TYPE_CHECKING:  # takes two seconds to import; reading configurations does not need it
@@ -273,6 +273,7 @@ def _config_of(name: str) -> str:
 
 def _config(base_name: str, cache_dir: str | None) -> Any:
     checkpoint_files.check_config(base_name)
+    hub.require(base_name, cache_dir=cache_dir)
     with _opened(base_name):
         written, _ = PreTrainedConfig.get_config_dict(base_name, cache_dir=cache_dir)
         kind = written.get("model_type")

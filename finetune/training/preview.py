@@ -343,7 +343,7 @@ def _columns(cells: Sequence[Sequence[str]], left: Sequence[int]) -> str:
 
 
 def step_text(schedule: Schedule, args: TrainingArguments, samples: int) -> str:
-    """``3 steps per epoch of 12 samples, 9 in total (3 epochs); 4 samples per step (2 per device × 2 accumulated × …)``
+    """``3 steps per epoch of 12 samples, 9 in total (3 epochs); 4 samples per step (2 per device × 2 accumulated)``
 
     schedule   as the Trainer follows it
     samples    of an epoch, packed or not
@@ -352,12 +352,16 @@ def step_text(schedule: Schedule, args: TrainingArguments, samples: int) -> str:
     steps = args.max_steps if args.max_steps > 0 else schedule.steps_of(args.num_train_epochs)
     rows = "samples" if schedule.capacity is None else "packed rows"
     packed = "" if schedule.capacity is None else f" in {len(schedule.rows(0)):,} packed rows"
-    processes = f"{shape.processes} process{'es' * (shape.processes != 1)}"
+    factors = [
+        f"{count} {what}"
+        for count, what in ((shape.accumulation, "accumulated"), (shape.processes, "processes"))
+        if count > 1
+    ]
+    product = f" ({' × '.join([f'{shape.rows} per device', *factors])})" if factors else ""
     return (
         f"{_steps(an_epoch)} per epoch of {samples:,} samples{packed}, {steps:,} in total "
-        f"({steps / an_epoch:.3g} epochs); {shape.rows * shape.accumulation * shape.processes:,} {rows} per step "
-        f"({shape.rows} per device × {shape.accumulation} accumulated × {processes})"
-        + _warmup_note(args, steps)
+        f"({steps / an_epoch:.3g} epochs); {shape.rows * shape.accumulation * shape.processes:,} {rows} per step"
+        f"{product}" + _warmup_note(args, steps)
     )
 
 

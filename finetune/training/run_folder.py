@@ -39,7 +39,7 @@ STATE_SHAPE = {
 }  # fmt: skip
 OUR_FOLDERS = ("runs", "attention", "comparison")
 OUR_FILES = re.compile(
-    r"run\.json|run\.yaml|look\.json|data_fraction\.json|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json"
+    r"run\.json|run\.yaml|libraries\.log|look\.json|data_fraction\.json|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json"
     r"|generation_config\.json"
     r"|.*\.tiktoken|tokenizer.*|special_tokens.*|preprocessor_config\.json|processor_config\.json"
     r"|chat_template.*|training_args\.bin|trainer_state\.json|all_results\.json|README\.md"

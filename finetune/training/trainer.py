@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import seed_worker
 from transformers.utils import logging
 
@@ -27,10 +28,11 @@ from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
 from finetune.model.adaptation import Rates, component_of
 from finetune.samples.listing import shown
-from finetune.training import loss, optimizer, pickles
+from finetune.training import library_log, loss, optimizer, pickles
 from finetune.training.guards import GradientCheck, TrainingError
 from finetune.training.look import LookSettings
 from finetune.training.look_steps import LookSteps
+from finetune.training.progress import Progress
 from finetune.training.saving import SavingTrainer
 
 logger = logging.get_logger(__name__)
@@ -478,6 +480,10 @@ class FinetuneTrainer(SavingTrainer):
         logger.warning("\n  ".join([heading, *faults[:MOST_NAMES_SHOWN], *more]))
 
     # --- optimizer -----------------------------------------------------------------------------------------------
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        with library_log.printed():  # DeepSpeed starts here
+            return super()._prepare_for_training(*args, **kwargs)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.optimizer_cls_and_kwargs is None:
             whole = self.model if model is None else model
@@ -527,6 +533,7 @@ def build_trainer(
     packing: bool = False,
     looking: LookSettings | None = None,
     writer: Any | None = None,
+    probe_steps: int | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> FinetuneTrainer:
     """A Trainer over these parts. ``callbacks`` see the end of training before the writer is closed.
@@ -534,12 +541,14 @@ def build_trainer(
     rates     None: ``args.learning_rate`` and ``args.weight_decay`` for every component
     packing   several samples in a row of training, up to the dataset's longest length
     looking   supervision of attention; None: there is none
+    probe_steps   of a monitor among the callbacks, whose bar takes the place of the training's
     """
     gradients = GradientCheck(train.family)
     args.report_to = [name for name in args.report_to or [] if name != "tensorboard"]
     shown = [TensorBoardCallback(tb_writer=writer)] if writer is not None else []
     assert processor.tokenizer.pad_token_id is not None
-    return FinetuneTrainer(
+    progress = Progress(is_shown=not args.disable_tqdm, probe_steps=probe_steps)
+    built = FinetuneTrainer(
         model=model,
         args=args,
         train_dataset=train,
@@ -549,5 +558,7 @@ def build_trainer(
         gradients=gradients,
         packing=packing,
         looking=looking,
-        callbacks=[gradients, optimizer.ComponentRates(), *callbacks, *shown],
+        callbacks=[gradients, optimizer.ComponentRates(), progress, *callbacks, *shown],
     )
+    built.remove_callback(PrinterCallback if args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
+    return built

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from finetune.files import write_atomically
+from finetune.samples.cache import keep
 from finetune.samples.formats.record import kind
 from finetune.samples.formats.unread import is_empty
 from finetune.samples.listing import shortened
@@ -323,7 +323,7 @@ def _in_utf8(path: Path, cache_dir: Path) -> Path:
         ) from error
     place = cache_dir / "texts" / f"{hashlib.sha256(content).hexdigest()}{path.suffix}"
     if not place.is_file():
-        write_atomically(place, written)
+        keep(place, written)
     return place
 
 

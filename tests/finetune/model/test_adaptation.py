@@ -209,6 +209,24 @@ def test_the_table_adds_up(model: nn.Module):
     )
 
 
+def test_rows_that_differ_in_counts_alone_are_one_line(model: nn.Module):
+    """Norms are apart from matrices where they do not decay."""
+    adapted = adapt(model, FAMILY, replace(LORA, connector="full"), master_weights=True)
+    lines = {
+        decay: [
+            line.split()[3:6]
+            for line in table_text(table(adapted, FAMILY, Rates(1e-3, weight_decay=decay))).splitlines()
+            if line.startswith("connector: trained copy")
+        ]
+        for decay in (0.0, 0.1)
+    }
+    (whole,), parts = lines[0.0], lines[0.1]
+    assert len(parts) == 2
+    for column in range(3):
+        numbers = [int(row[column].replace(",", "")) for row in (whole, *parts)]
+        assert numbers[0] == sum(numbers[1:]), column
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Modes
 # ---------------------------------------------------------------------------------------------------------------------

@@ -219,9 +219,8 @@ def steps_of(rows: int, *, capacity: int | None = None, **changes: Any) -> str:
 def test_steps_in_words(rows: int, changes: dict[str, Any], expected: str):
     assert steps_of(rows, **changes).startswith(expected)
     processes = changes.get("world_size", 1)
-    assert steps_of(rows, **changes).endswith(
-        f"(2 per device × 2 accumulated × {processes} process{'es' if processes > 1 else ''})"
-    )
+    product = "(2 per device × 2 accumulated)" if processes == 1 else f"accumulated × {processes} processes)"
+    assert steps_of(rows, **changes).endswith(product)
 
 
 # --- memory, without weights ---------------------------------------------------------------------------------------
@@ -347,6 +346,7 @@ def test_a_dry_run_loads_no_weight_and_tells_everything(
     capsys: pytest.CaptureFixture,
 ):
     monkeypatch.setattr(checkpoint, "load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setenv("ATTENTION_FINETUNE_CACHE", str(tmp_path / "cache"))
     second = tmp_path / "second"
     second.mkdir()
     (second / "spheres.json").write_text(data_file.read_text().replace("<img>", f"<img>{data_file.parent}/"))
@@ -359,12 +359,12 @@ def test_a_dry_run_loads_no_weight_and_tells_everything(
     assert "tokens per picture, data: 4 in each\ntokens per picture, spheres: 4 in each" in shown
     assert "sample lengths in tokens:" in shown and "language: adapters" in shown
     assert "estimated memory of a step with a batch of 4 × 98 tokens" in shown and "\n  peak " in shown
-    assert (
-        "16 samples, 4 in total (1 epochs); 4 samples per step (4 per device × 1 accumulated × 1 process)"
-        in shown
-    )
-    assert shown.splitlines()[-1] == "dry run: nothing was trained or written"
+    assert "16 samples, 4 in total (1 epochs); 4 samples per step\n" in shown
+    last = shown.splitlines()[-1].removeprefix("dry run: nothing was trained; written, for later runs: ")
+    assert [Path(one) for one in last.split(", ")] == [*(tmp_path / "cache" / "lengths").iterdir()]
     assert not (tmp_path / "out").exists()
+    assert dry(program, flags, "--corrective_data", f"{second / 'spheres.json'}:0.25") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "dry run: nothing was trained or written"
 
 
 def test_a_run_begins_with_the_short_form_of_the_same(
@@ -380,7 +380,7 @@ def test_a_run_begins_with_the_short_form_of_the_same(
     table = [line for line in whole if line.startswith(("vision", "connector", "language", "all"))]
     assert table == [line for line in brief if line.startswith(("vision", "connector", "language", "all"))]
     assert [line for line in brief if line.startswith("memory: about ")]
-    [steps] = [line for line in whole if " samples per step (" in line]
+    [steps] = [line for line in whole if " samples per step" in line]
     assert steps in brief and "tokens per picture: 4 in each" in brief
     assert "sample lengths in tokens:" not in brief
 

@@ -1,0 +1,47 @@
+"""What a checkpoint's probes say, in one line for the terminal: before training → now, group by group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from diagnostics.comparison.legs.answers import Answers, answers_of
+from diagnostics.comparison.legs.attention import read_attention
+from diagnostics.comparison.pairs import ProbePair, pairs_by_group
+from diagnostics.comparison.thresholds import Thresholds
+from diagnostics.comparison.verdicts import keeps
+from diagnostics.records.probes import KEPT_SHARE
+
+LEVEL = 0.95
+
+
+def checkpoint_line(pairs: Sequence[ProbePair], step: int) -> str:
+    """``step 110: towers 0 → 38 of 40 right, attention on spheres 15.7× → 26×; retention kept (40 of 40)``.
+
+    Answers are judged by margin, attention by its enrichment in cross-fitted layers, as the verdicts judge them. What
+    hiding a region costs is not measured at checkpoints, so no verdict is claimed; only a guard that was lost is named.
+
+    pairs   of the probes that verdicts rest on: the untrained model and this checkpoint
+    """
+    groups = [_group(name, members) for name, members in pairs_by_group(pairs).items()]
+    return f"step {step}: {'; '.join(groups)}"
+
+
+def _group(name: str, pairs: Sequence[ProbePair]) -> str:
+    answers = answers_of(pairs, Thresholds(), LEVEL)
+    if name in KEPT_SHARE and answers is not None:
+        kept = keeps(name, answers.before, answers.after)
+        return f"{name} {'kept' if kept else 'LOST'} ({_right(answers, pairs, is_change=not kept)})"
+    right = "no answers to judge" if answers is None else f"{_right(answers, pairs)} right"
+    reading = read_attention(pairs, lambda *_: None, Thresholds(), LEVEL)
+    if reading is None:
+        return f"{name} {right}"
+    before, after = float(np.mean(reading.before)), float(np.mean(reading.after))
+    return f"{name} {right}, attention on {reading.region} {before:.3g}× → {after:.3g}×"
+
+
+def _right(answers: Answers, pairs: Sequence[ProbePair], *, is_change: bool = True) -> str:
+    scored = sum(pair.after.scores.margin_nats is not None for pair in pairs)
+    before, after = (round(share * scored) for share in (answers.before, answers.after))
+    return f"{before} → {after} of {scored}" if is_change else f"{after} of {scored}"

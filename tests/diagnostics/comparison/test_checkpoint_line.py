@@ -1,0 +1,38 @@
+"""What a checkpoint's probes say in one line, of groups whose every number is given."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from diagnostics.comparison.checkpoint_line import checkpoint_line
+from tests.diagnostics.comparison.made_pairs import GUARDS, Made, flat, pairs_of
+
+
+def test_targets_have_answers_and_attention_and_guards_are_kept_or_lost(tmp_path: Path):
+    """21 of 24 margins above 0 after; in the better layer 9 times the region's area, 3 before."""
+    mixed = [6.0] * 21 + [-1.0] * 3
+    pairs = pairs_of(
+        tmp_path,
+        towers=Made(margins=(-3.0, mixed), noise=0.0),
+        neighbour=GUARDS,
+        retention=replace(GUARDS, margins=(4.0, [4.0] * 20 + [-2.0] * 4)),
+    )
+    assert checkpoint_line(flat(pairs), 110) == (
+        "step 110: towers 0 → 21 of 24 right, attention on spheres 3× → 9×; neighbour kept (24 of 24); "
+        "retention LOST (24 → 20 of 24)"
+    )
+
+
+def test_what_is_not_there_is_not_said(tmp_path: Path):
+    """Without regions no attention; without a foil no answers."""
+    probes = pairs_of(tmp_path, towers=Made(probes=3))["towers"]
+    blind = [
+        replace(
+            pair,
+            probe=replace(pair.probe, regions={}, foil=None),
+            region=None,
+            before=replace(pair.before, scores=replace(pair.before.scores, foil_nats=None)),
+            after=replace(pair.after, scores=replace(pair.after.scores, foil_nats=None)),
+        )
+        for pair in probes
+    ]
+    assert checkpoint_line(blind, 7) == "step 7: towers no answers to judge"
