@@ -336,7 +336,7 @@ def release(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -349,7 +349,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=3, help="measured steps, after one that warms up")
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=Path, help="a JSON file; it is printed in any case")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
