@@ -9,6 +9,7 @@ from typing import Any
 from attention_finetune.ready import SAMPLES_SHOWN_FROM, Probes, Ready
 from finetune import families
 from finetune.distributed import say
+from finetune.flags import run_file
 from finetune.flags.arguments import Arguments
 from finetune.samples import conversation
 from finetune.training import trainer
@@ -97,6 +98,7 @@ def monitor(ready: Ready, writer: Any) -> Any:
         samples=[TrainingSample(*one) for one in shown],
         tb_writer=writer,
         reference=args.model.model_name_or_path,
+        flags=run_file.values_of(args),
     )
 
 

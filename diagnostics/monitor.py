@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -64,7 +64,7 @@ from diagnostics.records.measurement_plan import (
     MeasurementPlan,
     cost_words,
 )
-from diagnostics.records.probes import Probe, read_probes, write_probes
+from diagnostics.records.probes import Probe, groups_of, read_probes, write_probes
 from diagnostics.records.record import AttentionRecord
 from finetune.distributed import autocast_dtype, gathered, rank_and_world_size
 from finetune.families import Family, bare_model, family_of
@@ -74,7 +74,8 @@ from finetune.model.look_file import supervised_of
 
 if TYPE_CHECKING:
     from diagnostics.comparison.pairs import ProbePair
-    from diagnostics.drawing.tensorboard import AttentionBoard
+    from diagnostics.drawing.board import AttentionBoard
+    from diagnostics.drawing.sink import Sink
     from diagnostics.drawing.worker_client import Rendered, Renderer
     from diagnostics.report.case_studies import TrainingSample
 
@@ -136,6 +137,9 @@ class AttentionMonitor(TrainerCallback):
     reference      where the untrained model is, folder or hub name: its attention is put back into the trained one, and
                    it is loaded a second time for that where memory allows. Not needed with an adapter, which is
                    switched off instead
+    trackers       of "wandb", "swanlab", "mlflow", "trackio": those that get the same as TensorBoard; None: those that
+                   the Trainer reports to (``report_to``)
+    flags          of the run, for TensorBoard's HParams tab; None: the Trainer's arguments
 
     Errors at the start raise: a broken probe file, a layer that does not exist, a failed self-check of capture. A later
     failure is reported once, and training continues.
@@ -171,6 +175,8 @@ class AttentionMonitor(TrainerCallback):
         tb_writer: Any | None = None,
         batch_size: int | None = None,
         reference: str | Path | None = None,
+        trackers: Sequence[str] | None = None,
+        flags: Mapping[str, Any] | None = None,
     ) -> None:
         if probe_steps is not None and probe_steps < 1:
             raise ValueError(
@@ -200,6 +206,12 @@ class AttentionMonitor(TrainerCallback):
         self.tb_writer = tb_writer
         self.batch_size = BATCH_SIZE if batch_size is None else batch_size
         self.reference = None if reference is None else str(reference)
+        if trackers is not None:
+            from diagnostics.drawing.trackers import check_trackers
+
+            check_trackers(trackers)
+        self.trackers, self.flags = trackers, flags
+        self._trackers, self._flags = tuple(trackers or ()), flags or {}
         self._forget()
 
     def _forget(self) -> None:
@@ -217,12 +229,25 @@ class AttentionMonitor(TrainerCallback):
         self._reader: ProbeEncoder | None = None
 
     # --- when ------------------------------------------------------------------------------------------------
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
+    ) -> None:
+        """Begin the run of a tracker whose callback cannot do so itself."""
+        if "swanlab" in (args.report_to or ()) and state.is_world_process_zero:
+            from diagnostics.drawing.trackers import Swanlab
+
+            Swanlab.begin_for_trainer(args.run_name)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
         """Self-check, the baseline, and what a killed run missed at the step it resumes from."""
         self.output_dir = self.output_dir or Path(str(args.output_dir))
         at, model = _moment(args, state), event["model"]
+        if self.trackers is None:
+            self._trackers = tuple(args.report_to or ())
+        if self.flags is None:
+            self._flags = args.to_dict()
         self._begin(at, model, runs=_runs_of(state))
         if at.step > 0 and self._is_due(state) and at.step < state.max_steps:
             self._probe_unless_complete(at, model, self.checkpoint_depth)
@@ -529,8 +554,7 @@ class AttentionMonitor(TrainerCallback):
                 pairs = pair_all(self.probes, self._baseline, self._archive.load(done))
                 if self._board is None or self._renderer is None:
                     return
-                with self._reporting("TensorBoard could not be written", lacks="TensorBoard"):
-                    self._board.write_step(pairs, done)
+                self._board.write_step(pairs, done)
                 if self._board.lacks_pictures(pairs, done):
                     self._renderer.submit(done)
 
@@ -737,21 +761,49 @@ class AttentionMonitor(TrainerCallback):
 
     # --- showing: on the first rank alone --------------------------------------------------------------------
     def _open_board(self, at: Moment) -> None:
-        from diagnostics.drawing.tensorboard import AttentionBoard, written_tags
+        from diagnostics.drawing.board import AttentionBoard
+        from diagnostics.drawing.trackers import KNOWN
         from diagnostics.drawing.worker_client import Renderer
 
         self._renderer = Renderer(self.attention_dir)
-        with self._reporting("TensorBoard could not be written", lacks="TensorBoard"):
-            written = written_tags(self._log_dir) if at.step > 0 else ()
-            writer = self.tb_writer
-            if writer is None:
-                from torch.utils.tensorboard import SummaryWriter
+        sinks: list[Sink] = []
+        with self._reporting_sink("TensorBoard"):
+            sinks.append(self._tensorboard(at))
+        for name in self._trackers:
+            if name not in KNOWN:
+                if name != "tensorboard":
+                    print(f"--report_to {name} gets the training curves; probes go elsewhere", flush=True)
+                continue
+            with self._reporting_sink(name):
+                sinks.append(KNOWN[name](self.attention_dir / "trackers.json"))
+        self._board = AttentionBoard(sinks, self._reporting_sink)
+        self._board.begin(list(groups_of(self._judged)))
+        print(self._where_to_look(), flush=True)
 
-                purge = at.step + 1 if at.step > 0 else None
-                writer = self._own_writer = SummaryWriter(
-                    str(self._log_dir), purge_step=purge, filename_suffix=LOGS_END
-                )
-            self._board = AttentionBoard(writer, written)
+    def _tensorboard(self, at: Moment) -> Sink:
+        from diagnostics.drawing.tensorboard import TensorBoardSink, plain_flags, written_tags
+
+        written = written_tags(self._log_dir) if at.step > 0 else ()
+        writer = self.tb_writer
+        if writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = at.step + 1 if at.step > 0 else None
+            writer = self._own_writer = SummaryWriter(
+                str(self._log_dir), purge_step=purge, filename_suffix=LOGS_END
+            )
+        return TensorBoardSink(writer, self._log_dir, written=written, flags=plain_flags(self._flags))
+
+    def _where_to_look(self) -> str:
+        from diagnostics.drawing.tensorboard import address, open_command
+
+        return (
+            f"curves and maps: {open_command(self._log_dir)}\n"
+            f"  then open {address(list(groups_of(self._judged)), self._layers)}"
+        )
+
+    def _reporting_sink(self, name: str) -> AbstractContextManager[None]:
+        return self._reporting(f"{name} could not be written", lacks=name)
 
     def _write_architecture(self, model: nn.Module) -> None:
         from diagnostics.inspect import architecture, markdown
@@ -783,9 +835,8 @@ class AttentionMonitor(TrainerCallback):
             if step > 0:
                 print(checkpoint_line(judged, step), flush=True)
             self._warn_of_loss(judged, step)
-            with self._reporting("TensorBoard could not be written", lacks="TensorBoard"):
-                if self._board is not None:
-                    self._board.write_step(pairs, step)
+            if self._board is not None:
+                self._board.write_step(pairs, step)
         if self._renderer is not None:
             self._renderer.submit(step)
             self._write_pictures(self._renderer.poll())
@@ -798,18 +849,15 @@ class AttentionMonitor(TrainerCallback):
             logger.warning("attention monitor: step %d: %s", step, sentence)
 
     def _write_pictures(self, rendered: Sequence[Rendered]) -> None:
-        with self._reporting("TensorBoard could not be written", lacks="TensorBoard"):
-            for one in rendered:
-                if self._board is not None:
-                    self._board.write_pictures(one.pictures, one.step)
+        for one in rendered:
+            if self._board is not None:
+                self._board.write_pictures(one.pictures, one.step)
 
     def _finish(self, step: int) -> None:
         """Write the comparison and the last pictures, and report what is missing."""
-        from diagnostics.drawing.tensorboard import open_command
-
         self._compare(step, say=True)
         self._close()
-        print(f"curves and maps: {open_command(self._log_dir)}", flush=True)
+        print(self._where_to_look(), flush=True)
 
     def _compare(self, step: int, *, say: bool = False) -> None:
         from diagnostics.compare import short_table
@@ -875,9 +923,12 @@ class AttentionMonitor(TrainerCallback):
                 more = f", and {len(undrawn) - 1} more" if len(undrawn) > 1 else ""
                 self._lack(f"pictures: {undrawn[0]}{more}")
             self._renderer = None
+        if self._board is not None:
+            self._board.close()
         if self._own_writer is not None:
             self._own_writer.close()
-            self._own_writer = self._board = None
+            self._own_writer = None
+        self._board = None
         if self.missing:
             logger.warning("attention monitor: %s", self.missing_words)
 

@@ -1,4 +1,4 @@
-"""The pictures of a run: one of each probe and step, the strip over steps, and those for TensorBoard."""
+"""The pictures of a run: one of each probe and step, the strip over steps, and those for trackers."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ from diagnostics.comparison.box_answers import outcome_with_box
 from diagnostics.comparison.maps import Strip
 from diagnostics.comparison.pairs import ProbePair, pair_records, pairs_by_group
 from diagnostics.comparison.trajectory import evenly_chosen, evolution_of, strip_maps
+from diagnostics.comparison.typical import typical_before
+from diagnostics.drawing import board_picture
+from diagnostics.drawing.board import SHOWN_PER_GROUP, shown_probes
 from diagnostics.drawing.figures import layers_heads_figure
 from diagnostics.drawing.probe_picture import ProbeSheet, draw_probe, draw_strip, encode_png
-from diagnostics.drawing.tensorboard import (
-    SHOWN_PER_GROUP,
-    TaggedPicture,
-    map_tag,
-    overview_tag,
-    shown_probes,
-)
+from diagnostics.drawing.sink import TaggedPicture
+from diagnostics.drawing.tags import map_tag, overview_tag, strip_tag
 from diagnostics.records.archive import (
     fault_words,
     record_faults,
@@ -41,8 +39,9 @@ from finetune.samples.images import open_image
 ARCHIVE_WIDTH = 640
 """Pixels; an archive picture of three layers is about 150 kB then."""
 
-STRIP_STEPS_MAX = 8
-"""Panels of a strip; of more steps these many are taken evenly, the first and the last among them."""
+STRIP_STEPS_MAX, DRIFT_STEPS_MAX = 8, 6
+"""Panels of a strip, in the archive and in trackers; of more steps these many are taken evenly, the first and the last
+among them."""
 
 
 @dataclass
@@ -263,29 +262,70 @@ def draw_archive_strip(archive: ArchivePictures, probe: Probe, steps: Sequence[i
 def render_board(
     archive: ArchivePictures, step: int, pool: Executor, per_group: int = SHOWN_PER_GROUP
 ) -> Iterator[TaggedPicture | str]:
-    """The pictures for TensorBoard: a probe's for each key layer, a group's layers x heads; or what went wrong."""
+    """The pictures for trackers: a group's drift strip, a probe's maps for each key layer, a group's layers x heads; or
+    what went wrong."""
     pairs, problems = archive.whole_pairs(step)
     yield from problems
-    light = archive.without_records()
+    light, groups = archive.without_records(), pairs_by_group(pairs)
+    steps = [one for one in recorded_steps(archive.attention_dir) if one <= step]
     asked = [
+        pool.submit(draw_board_strip, light, strip_probe(group), steps, moved_most(group))
+        for group in groups.values()
+    ]
+    asked += [
         pool.submit(draw_board_pictures, light, pair.probe, step) for pair in shown_probes(pairs, per_group)
     ]
-    overviews = [overview_png(group) for group in pairs_by_group(pairs).values()]
+    overviews = [overview_png(group) for group in groups.values()]
     for future in asked:
         yield from future.result()
     yield from (overview for overview in overviews if overview is not None)
 
 
+def strip_probe(group: Sequence[ProbePair]) -> Probe:
+    """The probe of a group whose strip is shown: typical of the untrained model, so that no result picks it and every
+    step shows the same one."""
+    chosen = typical_before(group, group[0].layers[-1].layer)
+    assert chosen is not None
+    return chosen.probe
+
+
+def moved_most(group: Sequence[ProbePair]) -> int:
+    """The key layer in which a group's attention has moved most from the base; the last one where none has."""
+    drifts = np.array([[layer.drift_jsd_nats for layer in pair.layers] for pair in group]).mean(axis=0)
+    return group[0].layers[int(np.argmax(drifts)) if drifts.any() else -1].layer
+
+
+def draw_board_strip(
+    archive: ArchivePictures, probe: Probe, steps: Sequence[int], layer: int
+) -> list[TaggedPicture | str]:
+    """Draw one probe and key layer over the steps that have its record; or say what went wrong."""
+    try:
+        whole = [
+            step for step in steps if not record_faults(step_folder(archive.attention_dir, step), [probe.id])
+        ]
+        chosen = [whole[index] for index in evenly_chosen(len(whole), DRIFT_STEPS_MAX)]
+        records = {step: AttentionRecord.load(archive.record_path(probe.id, step)) for step in chosen}
+        evolution = evolution_of({step: {probe.id: record} for step, record in records.items()})
+        sheet = probe_sheet(pair_records(probe, records[chosen[0]], records[chosen[-1]]))
+        picture = board_picture.draw_drift(sheet, strip_maps(probe, evolution, layer))
+        return [_tagged(strip_tag(probe.group), picture)]
+    except (ValueError, OSError) as error:
+        return [f"strip of probe {probe.id}: {error}"]
+
+
 def draw_board_pictures(archive: ArchivePictures, probe: Probe, step: int) -> list[TaggedPicture | str]:
-    """Draw one probe's pictures for TensorBoard, one for each key layer; or say what went wrong."""
+    """Draw one probe's maps for trackers, one picture for each key layer; or say what went wrong."""
     drawn: list[TaggedPicture | str] = []
     try:
         pair = archive.pair(probe, step)
         sheet = probe_sheet(pair)
         for maps in pair.maps():
-            picture = draw_probe(sheet, [maps])
             tag = map_tag(sheet.group, sheet.probe_id, maps.layer)
-            drawn.append(TaggedPicture(tag, encode_png(picture), picture.size))
+            drawn.append(_tagged(tag, board_picture.draw_maps(sheet, maps)))
     except (ValueError, OSError) as error:
         drawn.append(f"picture of probe {probe.id}: {error}")
     return drawn
+
+
+def _tagged(tag: str, picture: Image.Image) -> TaggedPicture:
+    return TaggedPicture(tag, encode_png(picture, width=picture.width), picture.size)

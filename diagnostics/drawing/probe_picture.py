@@ -85,7 +85,7 @@ def draw_probe(sheet: ProbeSheet, layers: Sequence[LayerMaps]) -> Image.Image:
     """
     if not layers:
         raise ValueError(f"probe {sheet.probe_id}: no key layer to draw; expected at least one")
-    pen = Pen(text_font("".join(_words(sheet))), INK)
+    pen = Pen(text_font("".join(words_of(sheet))), INK)
     panel = _panel_size(sheet.picture.size)
     dimmed = dim(sheet.picture, panel)
     parts = [_header(sheet, layers, pen)]
@@ -107,7 +107,7 @@ def draw_strip(sheet: ProbeSheet, strips: Sequence[Strip]) -> Image.Image:
         raise ValueError(
             f"probe {sheet.probe_id}: no step to draw; expected at least one key layer and one step"
         )
-    pen = Pen(text_font("".join(_words(sheet))), INK)
+    pen = Pen(text_font("".join(words_of(sheet))), INK)
     panels = len(strips[0].panels)
     wide = max(STRIP_PANEL_MIN, min(PANEL, (WIDTH - 2 * MARGIN - (panels - 1) * GUTTER) // panels))
     size = _panel_size(sheet.picture.size, wide)
@@ -199,7 +199,8 @@ def cells_to_pixels(
     return np.asarray(canvas)
 
 
-def _words(sheet: ProbeSheet) -> tuple[str, ...]:
+def words_of(sheet: ProbeSheet) -> tuple[str, ...]:
+    """Every text on a probe's picture, for which a font must have the glyphs."""
     texts = (sheet.probe_id, sheet.group, sheet.question, sheet.answer, sheet.foil or "", *sheet.regions)
     return (*texts, sheet.before.said, sheet.after.said)
 
@@ -309,7 +310,7 @@ def _write_readings(
     """The judged region's mass and enrichment below each panel."""
     for reading in readings[:1]:
         gain = reading.mass_after - reading.mass_before
-        colour = INK if abs(gain) < 0.0005 else _darker(MORE if gain > 0 else LESS)
+        colour = INK if abs(gain) < 0.0005 else darker(MORE if gain > 0 else LESS)
         spread = reading.enrichment_after - reading.enrichment_before
         columns = (
             (f"{reading.mass_before:.1%}", INK, f"{reading.enrichment_before:.2f}×"),
@@ -339,6 +340,11 @@ def _colour_bars(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top
     pen.write(draw, (_column(0) + wide, below), f"{scale.top:.1f}×{beyond}", 19, SOFT, anchor="rs")
     pen.write(draw, (_column(2), below), f"-{scale.swing:.1f}× less", 19, SOFT, anchor="ls")
     pen.write(draw, (_column(2) + PANEL, below), f"more +{scale.swing:.1f}×", 19, SOFT, anchor="rs")
+
+
+def colour_bar() -> Image.Image:
+    """The colours of a map, from none to the end of the scale, as wide as two panels."""
+    return _bars()[0]
 
 
 @lru_cache(maxsize=1)
@@ -450,7 +456,7 @@ def _strip_numbers(
 
 def _strip_bar(part: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, top: int, pen: Pen) -> None:
     caption = f"{scale.top:.1f}×  the even share; one scale for all steps"
-    bar = _bars()[0]
+    bar = colour_bar()
     room = part.width - 2 * MARGIN - 12 - pen.width(caption, 19)
     bar = bar.resize((round(min(bar.width, room)), bar.height))
     part.paste(bar, (MARGIN, top))
@@ -461,6 +467,6 @@ def _column(index: int) -> int:
     return MARGIN + index * (PANEL + GUTTER)
 
 
-def _darker(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+def darker(colour: tuple[int, int, int]) -> tuple[int, int, int]:
     """The same hue, dark enough to be read as text on paper."""
     return tuple(round(channel * 0.68) for channel in colour)  # type: ignore[return-value]

@@ -1,237 +1,144 @@
-"""What the monitor writes into TensorBoard. The only place with tag names.
-
-Tags (G a group, L a key layer, ID a probe that is shown):
-
-    accuracy/G                       share of probes with a positive margin
-    margin_nats/G                    mean of log p(answer) - log p(foil)
-    box_accuracy/G                   share of boxes with an IoU above .5, where right answers are boxes
-    box_iou/G, box_pointing/G        their mean IoU, and the share whose centre lies within the right box
-    region_mass/G/layer_L            share of the attention to the image that is on the judged region
-    enrichment/G/layer_L             the same over the region's share of the image; 1 is uniform attention
-    visual_share/layer_L             share of the answer query's attention on image tokens, all probes
-    drift_jsd_nats/layer_L           how far attention within the image moved from the base, all probes
-    maps: G/ID/layer_L               the probe picture: base | now | difference
-    layers x heads/G                 region mass of every layer and head: base | now | difference
-    probes/G/ID                      text card: prompt, right and wrong answer, the model's answers
-    architecture                     text card at the start: components, parameters, attention layers, image tokens
-    diagnosis                        text card at the start: where the untrained model loses the right answers
-    verdict/G                        text card at the end: the verdict and the legs it rests on, or its reasons
-    onset/G                          text card at the end: what began when, from three checkpoints
-"""
+"""The TensorBoard sink: event files, the Custom Scalars page, the HParams tab, and the address that shows the curves as
+they are."""
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
 import shlex
-from collections import defaultdict
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-import numpy as np
-
-from diagnostics.comparison.box_answers import of_probe
-from diagnostics.comparison.legs.shown import LEGEND, shown_legs
-from diagnostics.comparison.pairs import ProbePair, pairs_by_group
-from diagnostics.records.names import tag_part
-from finetune.families.parts.box_scores import box_scores
+from diagnostics.drawing import tags
+from diagnostics.drawing.cards import Card
+from diagnostics.drawing.sink import Sink, TaggedPicture
+from finetune.files import write_atomically
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-SHOWN_PER_GROUP = 3
-"""Probes of each group whose pictures and cards go to TensorBoard; the archive on disk has all."""
+Flags = Mapping[str, str | bool | int | float]
+HPARAMS_FILE = "events.out.tfevents.0000000000.hparams.attention"
+"""The event file of the HParams tab, a file of its own: TensorBoard shows the first description of a run that it finds,
+so that a verdict comes in only where the file is replaced. It ends like the monitor's other event files."""
+LAYOUT = "custom_scalars__config__"
+PORT = 6006
+"""Where TensorBoard listens unless told otherwise."""
+PINNED_GROUPS = 3
+_TEXT_END = "/text_summary"  # which TensorBoard's writer appends to the tag of a text
 
 
-class TaggedPicture(NamedTuple):
-    """An encoded picture and its tag; ``size`` is (width, height) in pixels."""
+class TensorBoardSink(Sink):
+    """Writes to a SummaryWriter that the caller owns and closes.
 
-    tag: str
-    png: bytes
-    size: tuple[int, int]
-
-
-def map_tag(group: str, probe_id: str, layer: int) -> str:
-    """Tag of a probe picture; its first part gathers a group's pictures under one heading."""
-    return f"maps: {tag_part(group)}/{probe_id}/layer_{layer}"
-
-
-def overview_tag(group: str) -> str:
-    """Tag of a group's layers x heads picture."""
-    return f"layers x heads/{tag_part(group)}"
-
-
-def picture_tags(pairs: Sequence[ProbePair], per_group: int = SHOWN_PER_GROUP) -> list[str]:
-    """Tags of every picture of one step."""
-    maps = [
-        map_tag(pair.probe.group, pair.probe.id, layer.layer)
-        for pair in shown_probes(pairs, per_group)
-        for layer in pair.layers
-    ]
-    groups = pairs_by_group(pairs).items()
-    return maps + [
-        overview_tag(name) for name, group in groups if any(pair.region is not None for pair in group)
-    ]
-
-
-def scalars(pairs: Sequence[ProbePair]) -> dict[str, float]:
-    """Tag → value of every scalar of one step; means over probes, and over heads where there are heads.
-
-    Groups without a foil have no accuracy and margin, groups without a region no mass and enrichment.
-    """
-    values: dict[str, list[float]] = defaultdict(list)
-    for pair in pairs:
-        group = tag_part(pair.probe.group)
-        margin = pair.after.scores.margin_nats
-        if margin is not None:
-            values[f"accuracy/{group}"].append(float(margin > 0))
-            values[f"margin_nats/{group}"].append(margin)
-        box, said = of_probe(pair), pair.after.scores.generated
-        if box is not None and said:
-            scores = box_scores([box._replace(said=said)])
-            values[f"box_accuracy/{group}"].append(scores.accuracy)
-            values[f"box_iou/{group}"].append(scores.mean_iou)
-            values[f"box_pointing/{group}"].append(scores.pointing)
-        for layer in pair.layers:
-            reading = pair.reading(layer)
-            if reading is not None:
-                values[f"region_mass/{group}/layer_{layer.layer}"].append(reading.mass_after)
-                values[f"enrichment/{group}/layer_{layer.layer}"].append(reading.enrichment_after)
-            share = float(pair.after.visual_share[layer.layer].mean())
-            values[f"visual_share/layer_{layer.layer}"].append(share)
-            values[f"drift_jsd_nats/layer_{layer.layer}"].append(layer.drift_jsd_nats)
-    return {tag: float(np.mean(of_probes)) for tag, of_probes in values.items()}
-
-
-def layout(pairs: Sequence[ProbePair]) -> dict[str, dict[str, list[Any]]]:
-    """The custom-scalars page: all groups in one chart each, in the order in which a reader asks."""
-    tags = list(scalars(pairs))
-
-    def lines(start: str) -> list[Any]:
-        return ["Multiline", [f"^{re.escape(tag)}$" for tag in tags if tag.startswith(start)]]
-
-    groups = [tag_part(group) for group in pairs_by_group(pairs)]
-    pages = {
-        "1 What does it answer?": {
-            "accuracy": lines("accuracy/"),
-            "margin, nats": lines("margin_nats/"),
-            "boxes right": lines("box_accuracy/"),
-        },
-        "2 Does it look at the region?": {
-            f"enrichment, {group}": lines(f"enrichment/{group}/layer_") for group in groups
-        },
-        "3 How far has it moved?": {
-            "drift, nats": lines("drift_jsd_nats/"),
-            "visual share": lines("visual_share/"),
-        },
-    }
-    filled = {
-        page: {name: chart for name, chart in charts.items() if chart[1]} for page, charts in pages.items()
-    }
-    return {page: charts for page, charts in filled.items() if charts}
-
-
-def shown_probes(pairs: Sequence[ProbePair], per_group: int = SHOWN_PER_GROUP) -> list[ProbePair]:
-    """The first ``per_group`` of each group, in file order: fixed before training, not picked by result."""
-    return [pair for group in pairs_by_group(pairs).values() for pair in group[:per_group]]
-
-
-def card(pair: ProbePair) -> str:
-    """Markdown: the question, the right answer, and the model's answers at the start and now."""
-    probe = pair.probe
-    rows = [
-        "| | answer | margin, nats |",
-        "|---|---|---|",
-        _card_row(
-            f"base (step {pair.before.step})", pair.before.scores.generated, pair.before.scores.margin_nats
-        ),
-        _card_row(
-            f"now (step {pair.after.step})", pair.after.scores.generated, pair.after.scores.margin_nats
-        ),
-    ]
-    words = [f"**{_escape(probe.question)}**", f"right: {_escape(probe.answer)}"]
-    words += [f"wrong: {_escape(probe.foil)}"] if probe.foil is not None else []
-    region = [f"judged on the region *{_escape(pair.region)}*"] if pair.region is not None else []
-    return "\n\n".join([*words, "\n".join(rows), *region])
-
-
-def verdict_words(group: Mapping[str, Any]) -> str:
-    """Markdown: the verdict and the legs it rests on, one row each; its reasons where it rests on none."""
-    claim, legs = f"**{_escape(group['verdict'])}**", shown_legs(group)
-    if not legs:
-        return "\n".join([claim, "", *(f"- {_escape(reason)}" for reason in group["reasons"])])
-    rows = [
-        f"| {leg.mark} {leg.name} {leg.chinese} | {_escape(f'{leg.value} {leg.unit}' if leg.value else '')} "
-        f"| {_escape(leg.interval)} | {leg.threshold if leg.value else ''} | {_escape(leg.reason)} |"
-        for leg in legs
-    ]
-    head = ["| leg | value | interval | at least | |", "|---|---|---|---|---|"]
-    return "\n".join([claim, "", *head, *rows, "", LEGEND])
-
-
-class AttentionBoard:
-    """Writes step after step to a SummaryWriter that the caller owns and closes.
-
-    A closed SummaryWriter opens a new event file when written to; each step ends with ``flush``, so nothing is lost
+    A closed SummaryWriter opens a new event file when written to; each write ends with ``flush``, so nothing is lost
     whoever closes it.
+
+    flags   the run's flags, for the HParams tab; None: there is no such tab
     """
 
-    def __init__(self, writer: SummaryWriter, written: Iterable[tuple[str, int]] = ()) -> None:
+    name = "TensorBoard"
+
+    def __init__(
+        self,
+        writer: SummaryWriter,
+        log_dir: str | Path,
+        *,
+        written: Iterable[tuple[str, int]] = (),
+        flags: Flags | None = None,
+    ) -> None:
         """``written``: what an earlier start wrote (``written_tags``), which is not written twice."""
+        super().__init__((tag.removesuffix(_TEXT_END), step) for tag, step in written)
         self.writer = writer
-        self._written = set(written)
-        self._has_layout = False
+        self.log_dir = Path(log_dir)
+        self.flags = flags
+        self._has_layout = (LAYOUT, 0) in self.written
 
-    def write_architecture(self, words: str) -> None:
-        """Write the architecture of the trained model, given as Markdown."""
-        self.writer.add_text("architecture", words, 0)
+    def verdicts(self, verdicts: Mapping[str, str]) -> None:
+        """Write the HParams tab with these verdicts."""
+        if self.flags is not None:
+            write_hparams(self.log_dir, self.flags, verdicts)
+
+    def close(self) -> None:
+        """Leave the writer to its owner."""
         self.writer.flush()
 
-    def write_diagnosis(self, words: str) -> None:
-        """Write where the untrained model loses the right answer, given as Markdown."""
-        self.writer.add_text("diagnosis", words, 0)
-        self.writer.flush()
-
-    def write_step(self, pairs: Sequence[ProbePair], step: int, *, per_group: int = SHOWN_PER_GROUP) -> None:
-        """Write scalars of every group, and the cards of the shown probes."""
+    def _numbers(self, values: Mapping[str, float], step: int) -> None:
         if not self._has_layout:
-            self.writer.add_custom_scalars(layout(pairs))
+            self.writer.add_custom_scalars(layout(list(values)))
             self._has_layout = True
-        for tag, value in scalars(pairs).items():
-            if (tag, step) not in self._written:
-                self.writer.add_scalar(tag, value, step)
-        for pair in shown_probes(pairs, per_group):
-            tag = f"probes/{tag_part(pair.probe.group)}/{pair.probe.id}"
-            if (f"{tag}/text_summary", step) not in self._written:
-                self.writer.add_text(tag, card(pair), step)
+        for tag, value in values.items():
+            self.writer.add_scalar(tag, value, step)
         self.writer.flush()
 
-    def lacks_pictures(self, pairs: Sequence[ProbePair], step: int) -> bool:
-        """Is any picture of this step missing?"""
-        return any((tag, step) not in self._written for tag in picture_tags(pairs))
-
-    def write_verdicts(self, comparison: Mapping[str, Any], step: int) -> None:
-        """Write each group's verdict with its legs, or its reasons where it rests on none."""
-        for name, group in comparison["groups"].items():
-            self.writer.add_text(f"verdict/{tag_part(name)}", verdict_words(group), step)
-        for name, group in (comparison.get("onset") or {"groups": {}})["groups"].items():
-            self.writer.add_text(f"onset/{tag_part(name)}", _escape(group["words"]), step)
+    def _cards(self, cards: Mapping[str, Card], step: int) -> None:
+        for tag, card in cards.items():
+            self.writer.add_text(tag, card.markdown(), step)
         self.writer.flush()
 
-    def write_pictures(self, pictures: Iterable[TaggedPicture], step: int) -> None:
+    def _pictures(self, pictures: Sequence[TaggedPicture], step: int) -> None:
         """Write pictures as they are encoded: ``add_image`` would decode and encode them again on this thread."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         # No public method of SummaryWriter takes a ready Summary; this one also reopens a closed writer.
         file_writer = self.writer._get_file_writer()
         for picture in pictures:
-            if (picture.tag, step) in self._written:
-                continue
             width, height = picture.size
             image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=picture.png)
             file_writer.add_summary(Summary(value=[Summary.Value(tag=picture.tag, image=image)]), step)
         self.writer.flush()
+
+
+def layout(charted: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """The Custom Scalars page: a section for each group, the targets first, and a last one for all probes together.
+
+    A chart has a line for each layer. Lines of one run share a colour there: groups in one could not be told apart.
+
+    charted   tags of the numbers that a step has
+    """
+    sections: dict[str, dict[str, list[Any]]] = {}
+    for tag in sorted(charted, key=lambda one: (one.startswith(tags.DRIFT), one.startswith(tags.GUARDS))):
+        section, what, *rest = tag.split("/")
+        of = f"{tags.DRIFT}: all probes" if section == tags.DRIFT else rest[0]
+        charts = sections.setdefault(of, {})
+        charts.setdefault(what, ["Multiline", []])[1].append(f"^{re.escape(tag)}$")
+    return sections
+
+
+def write_hparams(log_dir: Path, flags: Flags, verdicts: Mapping[str, str]) -> None:
+    """Write the run's line of the HParams tab: each group's verdict, and its flags.
+
+    A run has one line however often it resumes: the file is replaced. Its metrics are the run's last numbers, which
+    TensorBoard finds by itself.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    # The table shows the first few columns only, by name.
+    shown = {f"{tags.verdict_section(group)}: {group}": words for group, words in verdicts.items()}
+    values = {**shown, **flags}
+    summary = hparams_pb(values, trial_id=str(log_dir.resolve()))
+    content = io.BytesIO()
+    records = RecordWriter(content)
+    records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+    records.write(Event(wall_time=time.time(), summary=summary).SerializeToString())
+    write_atomically(log_dir / HPARAMS_FILE, content.getvalue())
+
+
+def plain_flags(flags: Mapping[str, Any]) -> Flags:
+    """Flags as the HParams tab takes them: a list in one line, without what is not set and without secrets."""
+    found: dict[str, str | bool | int | float] = {}
+    for name, value in flags.items():
+        words = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+        if isinstance(words, str | bool | int | float) and words != "" and not name.endswith("_token"):
+            found[name] = words
+    return found
 
 
 def written_tags(log_dir: str | Path) -> set[tuple[str, int]]:
@@ -275,13 +182,17 @@ def open_command(log_dir: str | Path) -> str:
     return f"tensorboard --logdir {shlex.quote(str(log_dir))} --samples_per_plugin images=1000,text=1000"
 
 
-def _card_row(name: str, said: str, margin: float | None) -> str:
-    verdict = "" if margin is None else "right · " if margin > 0 else "wrong · "
-    number = "no foil" if margin is None else f"{verdict}{margin:+.2f}"
-    return f"| {name} | {_escape(said) or '*not generated*'} | {number} |"
+def address(groups: Sequence[str], layers: Sequence[int], port: int = PORT) -> str:
+    """The address of TensorBoard's first page without smoothing, which bends curves of few points, and with the curves
+    that matter pinned at its top: of the first targets the margin and the last key layer's enrichment, then what the
+    guards answer.
 
-
-def _escape(text: str) -> str:
-    """Text for a Markdown table: one line, with Markdown's characters escaped."""
-    flat = " ".join(text.split())
-    return "".join(f"\\{c}" if c in r"\`*_{}[]()#+-!|<>" else c for c in flat)
+    Its names are those of TensorBoard 2.21, whose own address bar shows them. "Ignore outliers" is not among them: the
+    browser keeps it.
+    """
+    targets = [group for group in groups if not tags.is_guard(group)][:PINNED_GROUPS]
+    pinned = [tags.answers_tag("margin_nats", group) for group in targets]
+    pinned += [tags.attention_tag("enrichment", group, layers[-1]) for group in targets]
+    pinned += [tags.answers_tag("accuracy", group) for group in groups if tags.is_guard(group)]
+    cards = json.dumps([{"plugin": "scalars", "tag": tag} for tag in pinned], separators=(",", ":"))
+    return f"http://localhost:{port}/?smoothing=0&pinnedCards={quote(cards, safe='')}#timeseries"

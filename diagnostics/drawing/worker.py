@@ -16,9 +16,7 @@ from diagnostics.drawing.archive_pictures import (
     render_board,
     render_strips,
 )
-from diagnostics.drawing.tensorboard import (
-    SHOWN_PER_GROUP,
-)
+from diagnostics.drawing.board import SHOWN_PER_GROUP
 from diagnostics.drawing.worker_client import STRIPS, Message
 
 WORKERS_MAX = 4

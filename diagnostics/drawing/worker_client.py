@@ -18,10 +18,8 @@ from typing import IO, Any, NamedTuple
 
 from tqdm import tqdm
 
-from diagnostics.drawing.tensorboard import (
-    SHOWN_PER_GROUP,
-    TaggedPicture,
-)
+from diagnostics.drawing.board import SHOWN_PER_GROUP
+from diagnostics.drawing.sink import TaggedPicture
 
 STRIPS = "strips"  # stands for a step in requests and replies
 

@@ -12,7 +12,7 @@ DESCRIPTION = """Draw a run's records: by hand, or for the monitor, which starts
 """
 
 SHOWN_PER_GROUP = 3
-"""The same as in :mod:`diagnostics.drawing.tensorboard`, which takes seconds to import."""
+"""The same as in :mod:`diagnostics.drawing.board`, which takes seconds to import."""
 
 
 def parser() -> argparse.ArgumentParser:

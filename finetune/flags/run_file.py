@@ -122,7 +122,12 @@ _NOT_WRITTEN = {
 
 
 def text_of(arguments: Arguments) -> str:
-    """The whole configuration as a file that ``--config`` takes; secrets are left out.
+    """The whole configuration as a file that ``--config`` takes."""
+    return HEADER + yaml.safe_dump(values_of(arguments), sort_keys=False, allow_unicode=True, width=1000)
+
+
+def values_of(arguments: Arguments) -> dict[str, Any]:
+    """Flag → value of the whole configuration, as JSON has them; secrets are left out.
 
     On a machine without an accelerator ``use_cpu`` is always true, so it says nothing there, and is left out.
     """
@@ -143,5 +148,5 @@ def text_of(arguments: Arguments) -> str:
         if name not in left_out and f"--{name}" in known and value not in (None, [])
     }
     # Through JSON: what two flags share would be written as an alias.
-    plain = json.loads(json.dumps(kept))
-    return HEADER + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=1000)
+    found: dict[str, Any] = json.loads(json.dumps(kept))
+    return found

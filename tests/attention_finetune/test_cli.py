@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from attention_finetune import __version__, cli, completion
-from diagnostics.drawing.tensorboard import SHOWN_PER_GROUP
+from diagnostics.drawing.board import SHOWN_PER_GROUP
 from diagnostics.flags import compare, render
 from diagnostics.records import measurement_plan
 from finetune import export

@@ -1,6 +1,7 @@
 """What a comparison says, from made-up records whose numbers are known."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ from peft import LoraConfig, get_peft_model
 from diagnostics.compare import compare, compare_sources, main, table
 from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.pairs import cost, decisive_region, pair_all, pair_records
-from diagnostics.drawing.tensorboard import AttentionBoard
+from diagnostics.drawing.board import AttentionBoard
+from diagnostics.drawing.tensorboard import TensorBoardSink
 from diagnostics.probing.prober import Prober
 from diagnostics.records.archive import load_records
 from diagnostics.records.probes import Relation, write_probes
@@ -252,9 +254,14 @@ def test_the_way_between_two_checkpoints(tmp_path: Path) -> None:
     page = (tmp_path / "way" / "comparison" / "index.html").read_text()
     assert f"<b>sphere-building</b>: {words}" in page and f"  onset: {words}" in table(way)
     texts: dict[str, str] = {}
-    writer = SimpleNamespace(add_text=lambda tag, text, step: texts.update({tag: text}), flush=lambda: None)
-    AttentionBoard(writer).write_verdicts(way, 10)
-    assert texts["onset/sphere-building"] == words
+    writer = SimpleNamespace(
+        add_text=lambda tag, text, step: texts.update({tag: text}),
+        add_scalar=lambda *_: None,
+        add_custom_scalars=lambda _: None,
+        flush=lambda: None,
+    )
+    AttentionBoard([TensorBoardSink(writer, tmp_path)], nullcontext).write_verdicts(way, 10)
+    assert texts["4 drift/onset/sphere-building"] == words
 
 
 def test_the_table_lines_up_chinese(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_what_a_run_leaves(run):
 def architecture_cards(folder):
     """(step, text) of every card, over all event files of a folder."""
     events = [EventAccumulator(str(path)).Reload() for path in sorted(folder.glob("events.*"))]
-    tag = "architecture/text_summary"
+    tag = "6 model/architecture/text_summary"
     found = [event for one in events if tag in one.Tags()["tensors"] for event in one.Tensors(tag)]
     return [(event.step, event.tensor_proto.string_val[0].decode()) for event in found]
 

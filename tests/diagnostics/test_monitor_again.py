@@ -10,7 +10,9 @@ from accelerate import Accelerator
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from diagnostics.drawing.archive_pictures import ArchivePictures
-from diagnostics.drawing.tensorboard import TaggedPicture, picture_tags, written_tags
+from diagnostics.drawing.board import picture_tags
+from diagnostics.drawing.sink import TaggedPicture
+from diagnostics.drawing.tensorboard import written_tags
 from diagnostics.drawing.worker_client import Rendered
 from diagnostics.monitor import AttentionMonitor
 from diagnostics.records.archive import record_path, recorded_steps
@@ -261,8 +263,7 @@ def test_tags_and_pictures_that_a_kill_cost_are_made_up_for(
 def written_once(path):
     from diagnostics.drawing.tensorboard import _events
 
-    values = [(value.tag, event.step) for event in _events(path) for value in event.summary.value]
-    return [one for one in values if "custom_scalars" not in one[0]]
+    return [(value.tag, event.step) for event in _events(path) for value in event.summary.value]
 
 
 def test_a_broken_baseline_is_refused_at_the_start_and_a_broken_step_is_measured_anew(
@@ -367,8 +368,8 @@ def test_an_accelerate_loop_probes_by_hand(tmp_path, processor, probes):
     )
     assert after.scores.answer_nats != before.scores.answer_nats and len(after.interventions) == 6
     tags = written_tags(tmp_path / "runs")
-    assert {step for tag, step in tags if tag == "margin_nats/retention"} == {0, 2, 4}
-    assert ("maps: retention/disc-1/layer_1", 4) in tags
+    assert {step for tag, step in tags if tag == "5 guards/margin_nats/retention"} == {0, 2, 4}
+    assert ("5 guards - retention/disc-1/layer_1", 4) in tags
     # It goes on in another process, and refuses what it was not.
     loop(tmp_path, processor, probes, steps=6, start=4, model=model)
     assert comparison(tmp_path)["series"]["steps"] == [0, 2, 4, 6]

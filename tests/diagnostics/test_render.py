@@ -47,9 +47,11 @@ def test_drawing_a_step_returns_its_pictures(tmp_path: Path) -> None:
     base, now = renderer.close(timeout=300)
     assert (base.step, now.step) == (0, 10) and base.problems == now.problems == ()
     tags = {picture.tag for picture in now.pictures}
-    maps = {f"maps: {g}/{g}-0/layer_{n}" for g in ("sphere-building", "retention") for n in LAYERS}
-    assert tags == maps | {"layers x heads/sphere-building"}
-    assert all(picture.png.startswith(b"\x89PNG") and picture.size[0] > 900 for picture in now.pictures)
+    groups = {"3 attention - sphere-building": "sphere-building", "5 guards - retention": "retention"}
+    maps = {f"{heading}/{g}-0/layer_{n}" for heading, g in groups.items() for n in LAYERS}
+    strips = {"1 verdict/drift strip/sphere-building", "5 guards/drift strip/retention"}
+    assert tags == maps | strips | {"3 attention/layers x heads/sphere-building"}
+    assert all(picture.png.startswith(b"\x89PNG") and picture.size[0] >= 720 for picture in now.pictures)
     # the archive has every probe, and nothing of the baseline set against itself
     assert len(pictures(attention)) == 4 and all(
         name.endswith("step-000010.png") for name in pictures(attention)
@@ -77,7 +79,7 @@ def test_one_picture_that_cannot_be_drawn_leaves_the_others(
     worker.serve(attention, tmp_path, 1, ['{"step": 10}'])
     done = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert done["problems"] == ["picture of probe sphere-building-1: no font with Chinese glyphs"]
-    assert len(pictures(attention)) == 3 and len(done["pictures"]) == 5
+    assert len(pictures(attention)) == 3 and len(done["pictures"]) == 7
 
 
 def test_a_drawing_failure_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

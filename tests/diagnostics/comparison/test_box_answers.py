@@ -7,7 +7,8 @@ import pytest
 
 from diagnostics.comparison.box_answers import box_answers, of_probe, outcome_with_box
 from diagnostics.comparison.group_report import comparison_of
-from diagnostics.drawing.tensorboard import layout, scalars
+from diagnostics.drawing.board import scalars
+from diagnostics.drawing.tensorboard import layout
 from diagnostics.report.page import report_html
 from diagnostics.report.verdict_cards import verdict_card
 from tests.diagnostics.comparison.made_pairs import OTHER, REGION, SIZE, Made, flat, pairs_of
@@ -25,12 +26,12 @@ def test_boxes_are_counted_before_and_after(tmp_path: Path):
     assert before["systematic"] is None  # all at one place, and that place has a name
     assert (after["right"], after["accuracy"], after["pointing"]) == (9, 1.0, 1.0)
     written = scalars(pairs)
-    assert {tag: value for tag, value in written.items() if tag.startswith("box_")} == {
-        "box_accuracy/boxes": 1.0,
-        "box_iou/boxes": 1.0,
-        "box_pointing/boxes": 1.0,
+    assert {tag: value for tag, value in written.items() if "/box_" in tag} == {
+        "2 answers/box_accuracy/boxes": 1.0,
+        "2 answers/box_iou/boxes": 1.0,
+        "2 answers/box_pointing/boxes": 1.0,
     }
-    assert layout(pairs)["1 What does it answer?"]["boxes right"][1] == ["^box_accuracy/boxes$"]
+    assert layout(list(written))["boxes"]["box_accuracy"][1] == ["^2\\ answers/box_accuracy/boxes$"]
     card = verdict_card("boxes", comparison)
     assert "before: 0 of 9 boxes right at IoU .5" in card and "on podium instead: 9" in card
     assert "after: 9 of 9 boxes right" in card

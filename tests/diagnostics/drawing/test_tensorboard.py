@@ -1,6 +1,12 @@
 """Tags and values in the event files, read back with TensorBoard's own reader."""
 
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, TENSORS, EventAccumulator
@@ -8,16 +14,17 @@ from torch.utils.tensorboard import SummaryWriter
 
 from diagnostics.comparison.pairs import ProbePair, pair_all
 from diagnostics.drawing.archive_pictures import ArchivePictures, overview_png, render_board
+from diagnostics.drawing.board import AttentionBoard, picture_tags, scalars, shown_probes
+from diagnostics.drawing.cards import probe_card, verdict_card
+from diagnostics.drawing.sink import NOT_YET, TaggedPicture
+from diagnostics.drawing.tags import map_tag
 from diagnostics.drawing.tensorboard import (
-    AttentionBoard,
-    TaggedPicture,
-    card,
+    TensorBoardSink,
+    address,
     layout,
-    map_tag,
     open_command,
-    scalars,
-    shown_probes,
-    verdict_words,
+    plain_flags,
+    written_tags,
 )
 from diagnostics.drawing.worker import drawing_pool
 from tests.diagnostics.show_samples import probes, records, run_folder
@@ -44,7 +51,7 @@ def test_a_verdict_shows_its_legs_or_its_reasons() -> None:
         "legs": {"answers": leg, "guards": unmeasured},
         "reasons": ["Half|are.", "No guards."],
     }
-    assert verdict_words(group).splitlines() == [
+    assert verdict_card(group).markdown().splitlines() == [
         "**answers changed, too few right**",
         "",
         "| leg | value | interval | at least | |",
@@ -55,7 +62,7 @@ def test_a_verdict_shows_its_legs_or_its_reasons() -> None:
         "✓ holds, ✗ does not, – not measured",
     ]
     kept = {**group, "verdict": "kept", "reasons": ["All*kept."]}
-    assert verdict_words(kept) == "**kept**\n\n- All\\*kept."
+    assert verdict_card(kept).markdown() == "**kept**\n\n- All\\*kept."
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -72,14 +79,14 @@ def drawn_pictures(attention: Path, per_group: int) -> list[TaggedPicture]:
 
 def test_scalars_are_means_over_the_probes_of_now(pairs: list[ProbePair]) -> None:
     values = scalars(pairs)
-    assert values["accuracy/sphere-building"] == 1.0
-    assert values["margin_nats/sphere-building"] == pytest.approx(2.0 + (0 + 0.1 + 0.2 + 0.3) / 4)
+    assert values["2 answers/accuracy/sphere-building"] == 1.0
+    assert values["2 answers/margin_nats/sphere-building"] == pytest.approx(2.0 + (0 + 0.1 + 0.2 + 0.3) / 4)
     # half of the attention on the one cell of the region, of 24 cells
-    assert values["region_mass/sphere-building/layer_1"] == pytest.approx(0.5)
-    assert values["enrichment/sphere-building/layer_3"] == pytest.approx(12.0)
-    assert values["visual_share/layer_1"] == pytest.approx(5 / 12)
-    assert values["drift_jsd_nats/layer_1"] > 0.1
-    assert not any(tag.startswith("enrichment/retention") for tag in values)  # it names no region
+    assert values["3 attention/region_mass/sphere-building/layer_1"] == pytest.approx(0.5)
+    assert values["3 attention/enrichment/sphere-building/layer_3"] == pytest.approx(12.0)
+    assert values["4 drift/visual_share/layer_1"] == pytest.approx(5 / 12)
+    assert values["4 drift/drift_jsd_nats/layer_1"] > 0.1
+    assert not any("enrichment/retention" in tag for tag in values)  # it names no region
     assert len(values) == 2 + 2 + 2 + 2 + 2 + 2
 
 
@@ -87,7 +94,14 @@ def test_the_base_against_itself_has_not_drifted(tmp_path: Path) -> None:
     of = probes(tmp_path)
     base = records(of, 0)
     values = scalars(pair_all(of, base, base))
-    assert values["drift_jsd_nats/layer_1"] == 0.0 and values["accuracy/sphere-building"] == 0.0
+    assert (
+        values["4 drift/drift_jsd_nats/layer_1"] == 0.0
+        and values["2 answers/accuracy/sphere-building"] == 0.0
+    )
+
+
+def board_of(writer: SummaryWriter, folder: Path, **more: Any) -> AttentionBoard:
+    return AttentionBoard([TensorBoardSink(writer, folder, **more)], nullcontext)
 
 
 def test_a_step_is_written_into_a_writer_that_someone_else_owns(
@@ -95,15 +109,24 @@ def test_a_step_is_written_into_a_writer_that_someone_else_owns(
 ) -> None:
     writer = SummaryWriter(str(tmp_path / "runs"))
     writer.add_scalar("train/loss", 1.5, 10)
-    board = AttentionBoard(writer)
-    board.write_step(pairs, 10, per_group=2)
-    board.write_step(pairs, 20, per_group=2)
+    board = board_of(writer, tmp_path / "runs")
+    board.write_step(pairs, 0, per_group=2)
+    for _ in range(2):  # nothing is written twice
+        board.write_step(pairs, 20, per_group=2)
     events = read(tmp_path / "runs")
-    assert [event.step for event in events.Scalars("accuracy/retention")] == [10, 20]
+    assert [event.step for event in events.Scalars("5 guards/accuracy/retention")] == [0, 20]
     assert events.Scalars("train/loss")[0].value == 1.5
     tensors = events.Tags()["tensors"]
-    assert sum(tag.startswith("probes/sphere-building/") for tag in tensors) == 2
+    assert sum(tag.startswith("2 answers - sphere-building/") for tag in tensors) == 2
     assert len(events.Tensors("custom_scalars__config__")) == 1
+    assert "hparams" not in str(events.Tags())
+    # A later start of the same run knows what is there.
+    again = board_of(writer, tmp_path / "runs", written=written_tags(tmp_path / "runs"))
+    again.write_step(pairs, 20, per_group=2)
+    assert written_tags(tmp_path / "runs") == {
+        (tag + ("/text_summary" if " - " in tag else ""), step) for tag, step in again.sinks[0].written
+    } | {("custom_scalars__config__", 0), ("train/loss", 10)}
+    assert len(read(tmp_path / "runs").Scalars("5 guards/accuracy/retention")) == 2
 
 
 def test_pictures_go_in_as_they_are_encoded_also_after_the_writer_was_closed(
@@ -111,7 +134,7 @@ def test_pictures_go_in_as_they_are_encoded_also_after_the_writer_was_closed(
 ) -> None:
     pictures = drawn_pictures(run_folder(tmp_path, per_group=1), 1)
     writer = SummaryWriter(str(tmp_path / "runs"))
-    board = AttentionBoard(writer)
+    board = board_of(writer, tmp_path / "runs")
     board.write_pictures(pictures, 10)
     writer.close()  # as the Trainer does at the end
     board.write_pictures(pictures, 20)
@@ -122,13 +145,86 @@ def test_pictures_go_in_as_they_are_encoded_also_after_the_writer_was_closed(
     assert [image.step for image in images] == [10, 20]
     assert images[0].encoded_image_string == next(p.png for p in pictures if p.tag == tag)
     assert (images[0].width, images[0].height) == next(p.size for p in pictures if p.tag == tag)
-    # one probe of each of two groups at two layers, and one overview
-    assert len(events.Tags()["images"]) == 5
+    # one probe of each of two groups at two layers, a strip of each, and one overview
+    assert len(events.Tags()["images"]) == 7
+
+
+def test_sections_come_in_the_order_of_questions_and_guards_after_targets(
+    tmp_path: Path, pairs: list[ProbePair]
+) -> None:
+    assert sorted({tag.split("/")[0] for tag in [*picture_tags(pairs, 1), *scalars(pairs)]}) == [
+        "1 verdict", "2 answers", "3 attention", "3 attention - sphere-building", "4 drift",
+        "5 guards", "5 guards - retention",
+    ]  # fmt: skip
+    assert list(layout(list(scalars(pairs)))) == ["sphere-building", "retention", "4 drift: all probes"]
+
+
+def hparams_of(folder: Path) -> dict[str, Any]:
+    """What the HParams tab shows of a folder's one run."""
+    from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
+
+    events = read(folder)
+    (tag,) = [name for name in events.Tags()["tensors"] if name.startswith("_hparams_")]
+    content = events.SummaryMetadata(tag).plugin_data.content
+    found = parse_session_start_info_plugin_data(content).hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in found.items()}
+
+
+def test_a_run_has_one_line_in_the_hparams_tab_and_its_verdict_replaces_none(tmp_path: Path) -> None:
+    flags = plain_flags(
+        {
+            "learning_rate": 1e-3,
+            "lora_r": 16,
+            "bf16": True,
+            "data": ["a", "b"],
+            "hub_token": "x",
+            "seed": None,
+        }
+    )
+    writer = SummaryWriter(str(tmp_path))
+    group = {"verdict": "corrected", "reasons": ["Yes."]}
+    lost = {"verdict": "forgot", "reasons": ["No."]}
+    for _ in range(2):  # a run, and the same resumed
+        board = board_of(writer, tmp_path, flags=flags)
+        board.begin(["towers", "retention"])
+        assert hparams_of(tmp_path) == {
+            "1 verdict: towers": NOT_YET, "5 guards: retention": NOT_YET,
+            "learning_rate": 1e-3, "lora_r": 16, "bf16": True, "data": "a b",
+        }  # fmt: skip
+        board.write_verdicts({"groups": {"towers": group, "retention": lost}}, 10)
+        found = hparams_of(tmp_path)
+        assert (found["1 verdict: towers"], found["5 guards: retention"]) == ("corrected", "forgot")
+    writer.close()
+    events = read(tmp_path)
+    assert [one.value for one in events.Scalars("1 verdict/corrected/towers")] == [1.0, 1.0]
+    assert events.Scalars("5 guards/kept/retention")[0].value == 0.0
+
+
+def test_what_one_sink_refuses_the_others_still_get(tmp_path: Path, pairs: list[ProbePair]) -> None:
+    refused = []
+
+    @contextmanager
+    def reporting(name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            refused.append(name)
+
+    class Full(TensorBoardSink):
+        name = "full"
+
+        def _numbers(self, values: Mapping[str, float], step: int) -> None:
+            raise OSError("no space left")
+
+    writer = SummaryWriter(str(tmp_path))
+    board = AttentionBoard([Full(writer, tmp_path), TensorBoardSink(writer, tmp_path)], reporting)
+    board.write_step(pairs, 0)
+    assert refused == ["full"] and read(tmp_path).Scalars("5 guards/accuracy/retention")[0].step == 0
 
 
 def test_the_log_of_a_checkpoint_is_bounded(tmp_path: Path) -> None:
     pictures = drawn_pictures(run_folder(tmp_path, per_group=4), 3)
-    assert len(pictures) == 2 * 3 * 2 + 1
+    assert len(pictures) == 2 * 3 * 2 + 2 + 1
     assert all(len(picture.png) <= picture.size[0] * picture.size[1] for picture in pictures)
 
 
@@ -143,25 +239,34 @@ def test_shown_probes_are_the_first_of_each_group(pairs: list[ProbePair]) -> Non
 
 def test_the_overview_needs_a_region(pairs: list[ProbePair]) -> None:
     picture = overview_png(pairs[:4])
-    assert picture is not None and picture.tag == "layers x heads/sphere-building"
+    assert picture is not None and picture.tag == "3 attention/layers x heads/sphere-building"
     assert overview_png(pairs[4:]) is None
 
 
 def test_the_card_tells_before_and_now_and_escapes_what_markdown_would_read(pairs: list[ProbePair]) -> None:
-    text = card(pairs[0])
+    text = probe_card(pairs[0]).markdown()
     assert "这座塔是什么?" in text and "| base (step 0) | 广州塔 | wrong · -1.50 |" in text
     assert "| now (step 10) | 东方明珠 | right · +2.00 |" in text and "*spheres*" in text
-    assert "\\<|im\\_end\\|\\>".replace("<|", "<\\|") in card(pairs[4])
+    assert "\\<|im\\_end\\|\\>".replace("<|", "<\\|") in probe_card(pairs[4]).markdown()
 
 
 def test_the_layout_names_tags_that_are_written(pairs: list[ProbePair]) -> None:
-    import re
-
-    written = scalars(pairs)
-    for charts in layout(pairs).values():
+    written = list(scalars(pairs))
+    charted = []
+    for charts in layout(written).values():
         for name, (kind, patterns) in charts.items():
             found = [tag for tag in written for pattern in patterns if re.match(pattern, tag)]
-            assert kind == "Multiline" and found, name
+            assert kind == "Multiline" and len(found) == len(patterns), name
+            charted += found
+    assert sorted(charted) == sorted(written)
+
+
+def test_the_address_smooths_nothing_and_pins_what_matters_targets_first() -> None:
+    query = parse_qs(urlsplit(address(["retention", "a/b"], (1, 3), port=6011)).query)
+    assert query["smoothing"] == ["0"]
+    assert [card["tag"] for card in json.loads(query["pinnedCards"][0])] == [
+        "2 answers/margin_nats/a%2Fb", "3 attention/enrichment/a%2Fb/layer_3", "5 guards/accuracy/retention",
+    ]  # fmt: skip
 
 
 def test_the_command_keeps_every_image() -> None:

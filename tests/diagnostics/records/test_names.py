@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from diagnostics.comparison.pairs import pair_all
-from diagnostics.drawing.tensorboard import map_tag, overview_tag, scalars
+from diagnostics.drawing import tags
+from diagnostics.drawing.board import picture_tags, scalars
 from diagnostics.records.archive import RecordArchive
 from diagnostics.records.names import BYTES_MAX, check_ids, file_name, record_name, tag_part
 from diagnostics.records.probes import read_probes, write_probes
@@ -88,9 +89,30 @@ def test_no_two_groups_share_a_tag_of_tensorboard(tmp_path: Path) -> None:
     assert tag_part("sphere-building") == "sphere-building" and tag_part("a/b") == "a%2Fb"
     of = probes(tmp_path, per_group=2)
     of = [replace(probe, group="a/b" if probe.regions else "a-b") for probe in of]
-    values = scalars(pair_all(of, records(of, 0), records(of, 10)))
-    assert {"accuracy/a%2Fb", "accuracy/a-b"} <= set(values)
-    assert overview_tag("a/b") != overview_tag("a-b") and map_tag("a/b", "x", 1) != map_tag("a-b", "x", 1)
+    pairs = pair_all(of, records(of, 0), records(of, 10))
+    assert {"2 answers/accuracy/a%2Fb", "2 answers/accuracy/a-b"} <= set(scalars(pairs))
+    assert len(set(picture_tags(pairs))) == 2 + 4 * 2 + 1
+
+
+def test_no_two_things_share_a_tag_whatever_groups_and_probes_are_called() -> None:
+    names = [
+        *GROUPS,
+        "accuracy",
+        "margin_nats",
+        "enrichment",
+        "corrected",
+        "drift strip",
+        "onset",
+        "retention",
+    ]
+    named = [f(name) for name in names for f in (
+        tags.verdict_tag, tags.holds_tag, tags.strip_tag, tags.overview_tag, tags.onset_tag)]  # fmt: skip
+    named += [tags.answers_tag(what, name) for name in names for what in ("accuracy", "margin_nats")]
+    named += [tags.attention_tag(what, name, 1) for name in names for what in ("enrichment", "region_mass")]
+    named += [f(name, *more) for name in names for probe in ("accuracy", "retention", "layer_1")
+              for f, more in ((tags.probe_tag, (probe,)), (tags.map_tag, (probe, 1)))]  # fmt: skip
+    named += [tags.drift_tag("visual_share", 1), tags.ARCHITECTURE, tags.DIAGNOSIS]
+    assert len(set(named)) == len(named)
 
 
 def test_a_group_called_like_all_of_them_does_not_take_their_place_in_fusion(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""Cards: what is logged as words and tables, whichever tracker shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from diagnostics.comparison.legs.shown import LEGEND, shown_legs
+from diagnostics.comparison.pairs import ProbePair
+
+
+class Card(NamedTuple):
+    """Paragraphs around a table.
+
+    above, below   Markdown, a paragraph each
+    columns, rows  plain text; no table without rows
+    """
+
+    above: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    below: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """The whole card as Markdown."""
+        table = []
+        if self.rows:
+            head = "".join(f" {column} |" if column else " |" for column in self.columns)
+            table = [f"|{head}", "|" + "---|" * len(self.columns)]
+            table += ["| " + " | ".join(map(_cell, row)) + " |" for row in self.rows]
+        return "\n\n".join([*self.above, *(["\n".join(table)] if table else []), *self.below])
+
+
+def probe_card(pair: ProbePair) -> Card:
+    """The question, the right answer, and the model's answers at the start and now."""
+    probe = pair.probe
+    sides = (("base", pair.before), ("now", pair.after))
+    words = [f"**{escaped(probe.question)}**", f"right: {escaped(probe.answer)}"]
+    words += [f"wrong: {escaped(probe.foil)}"] if probe.foil is not None else []
+    return Card(
+        above=tuple(words),
+        columns=("", "answer", "margin, nats"),
+        rows=tuple(
+            (
+                f"{name} (step {record.step})",
+                record.scores.generated or "(not generated)",
+                _margin_words(record.scores.margin_nats),
+            )
+            for name, record in sides
+        ),
+        below=() if pair.region is None else (f"judged on the region *{escaped(pair.region)}*",),
+    )
+
+
+def verdict_card(group: Mapping[str, Any]) -> Card:
+    """The verdict and the legs it rests on, one row each; its reasons where it rests on none.
+
+    group   one of "groups" of comparison.json
+    """
+    claim, legs = f"**{escaped(group['verdict'])}**", shown_legs(group)
+    if not legs:
+        return Card((claim, "\n".join(f"- {escaped(reason)}" for reason in group["reasons"])))
+    return Card(
+        above=(claim,),
+        columns=("leg", "value", "interval", "at least", ""),
+        rows=tuple(
+            (
+                f"{leg.mark} {leg.name} {leg.chinese}",
+                f"{leg.value} {leg.unit}" if leg.value else "",
+                leg.interval,
+                leg.threshold if leg.value else "",
+                leg.reason,
+            )
+            for leg in legs
+        ),
+        below=(LEGEND,),
+    )
+
+
+def escaped(text: str) -> str:
+    """Text as Markdown shows it unchanged wherever it stands: one line, with Markdown's characters escaped."""
+    return _escaped(text, r"\`*_{}[]()#+-!|<>")
+
+
+def _cell(text: str) -> str:
+    """Text within a table, where no line begins."""
+    return _escaped(text, r"\`*_[]|<>")
+
+
+def _escaped(text: str, marks: str) -> str:
+    flat = " ".join(text.split())
+    return "".join(f"\\{c}" if c in marks else c for c in flat)
+
+
+def _margin_words(margin: float | None) -> str:
+    if margin is None:
+        return "no foil"
+    return f"{'right' if margin > 0 else 'wrong'} · {margin:+.2f}"
