@@ -21,8 +21,6 @@ from diagnostics.flags.web import parser
 if TYPE_CHECKING:  # Gradio and torch are imported after the flags are checked
     from diagnostics.web.engine import Engine, Keep
 
-EXAMPLE = (Path(__file__).with_name("tower.png"), "这座塔是什么?")
-
 
 def require_free(name: str, port: int) -> None:
     """Raises ValueError, before a model is loaded, if the page cannot listen on this name and port."""
@@ -100,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
         except (OSError, ValueError) as error:
             flags.exit(1, f"{error}\n")
         page = Page(engine, checkpoints=checkpoints, probe_file=given.probe_file, folder=Path(folder))
-        blocks = build(page, attention=given.visualize_attention, example=EXAMPLE)
+        blocks = build(page, attention=given.visualize_attention)
         open_to_all = given.share or given.server_name not in ("127.0.0.1", "localhost", "::1")
         if open_to_all and not given.auth:
             logging.warning(

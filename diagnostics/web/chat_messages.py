@@ -3,57 +3,22 @@
 from __future__ import annotations
 
 import html
+import re
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from PIL import ImageFont
-
-from diagnostics.web.sessions import Session, Upload
-from finetune.fonts import text_font
-from finetune.samples.markup import draw_boxes, parse_boxes, to_list_format
+from diagnostics.web.sessions import Session
+from finetune.samples.markup import parse_boxes, to_list_format
 
 Messages: TypeAlias = list[dict[str, Any]]
 EMPTY_ANSWER = "∅ (empty answer · 空回答)"
-SHOWN_PIXELS = 1024  # the longer side of a picture in the chat
-BOXED_PIXELS = 480  # a smaller picture is enlarged before boxes are drawn on it
+_TORN_MARKUP = re.compile(r"</?(?:ref|box|quad)>")
 
 
-class PictureFiles:
-    """Pictures of all sessions, as files in a folder that is deleted with the server."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def shown(self, upload: Upload) -> Path:
-        """Upright and scaled down for the screen; written once."""
-        place = self._folder / f"{abs(hash(upload.data)):x}.jpg"
-        if not place.is_file():
-            small = upload.open().convert("RGB")
-            small.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS))
-            small.save(place, quality=90)
-        return place
-
-    def original(self, upload: Upload) -> Path:
-        """The bytes as uploaded, under the visitor's own file name."""
-        place = self._folder / f"{abs(hash(upload.data)):x}" / upload.name
-        place.parent.mkdir(exist_ok=True)
-        place.write_bytes(upload.data)
-        return place
-
-    def boxed(self, upload: Upload, answer: str) -> Path:
-        """The picture with the answer's boxes drawn on it; written once."""
-        place = self._folder / f"{abs(hash((upload.data, answer))):x}.png"
-        if not place.is_file():
-            picture = upload.open().convert("RGB")
-            factor = max(1, round(BOXED_PIXELS / max(picture.size)))
-            picture = picture.resize((picture.width * factor, picture.height * factor))
-            draw_boxes(picture, answer, font=ImageFont.truetype(str(text_font(answer)), 18)).save(place)
-        return place
-
-
-def chat_messages(session: Session, pictures: PictureFiles, writing: str | None = None) -> Messages:
+def chat_messages(session: Session, writing: str | None = None) -> Messages:
     """The conversation in Gradio's message format; ``writing``: the partial answer during generation."""
     messages: Messages = []
+    pictures = session.files
     at = 0
     for number, (question, answer) in enumerate(session.exchanges):
         count = session.added[number]
@@ -72,8 +37,8 @@ def chat_messages(session: Session, pictures: PictureFiles, writing: str | None 
 
 
 def readable(text: str) -> str:
-    """An answer without markup. Phrases stay without coordinates, since their boxes are drawn; a box without a phrase
-    keeps its coordinates."""
+    """An answer without markup, whole or torn. Phrases stay without coordinates, since their boxes are drawn; a box
+    without a phrase keeps its coordinates."""
     words, named = "", False
     for part in to_list_format(text):
         if "box" in part:
@@ -81,7 +46,7 @@ def readable(text: str) -> str:
         else:
             words += next(iter(part.values()))
             named = "ref" in part
-    return words
+    return _TORN_MARKUP.sub("", words)
 
 
 def _message(role: str, content: str | Path) -> dict[str, Any]:

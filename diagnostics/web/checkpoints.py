@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from diagnostics.web.engine import Engine
+from diagnostics.web.engine import EMBEDDED, Engine
 from diagnostics.web.texts import Words
 from finetune.model.checkpoint import check
 
@@ -57,6 +57,16 @@ def short_name(checkpoint: str) -> str:
     """A checkpoint's name for visitors: the last two parts of its path, which hides the rest."""
     parts = Path(checkpoint).parts
     return checkpoint if len(parts) <= 2 else "/".join(parts[-2:])
+
+
+def about(engine: Engine) -> Words:
+    """What a model is, for visitors: its size, and of the demo what it knows."""
+    name = Words.of(short_name(engine.name))
+    if engine.is_demo:
+        return Words("demo_model") if Path(engine.name) == EMBEDDED else Words("tuned_demo", {"name": name})
+    count = engine.parameters
+    size = f"{count / 1e9:.1f}B" if count >= 10**9 else f"{count / 1e6:.0f}M"
+    return Words("other_model", {"name": name, "size": size})
 
 
 class Checkpoints:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -14,7 +15,7 @@ from jaxtyping import Bool
 from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoConfig, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 import finetune
 from diagnostics.capture.kernel_tap import KernelTap
@@ -32,6 +33,7 @@ from finetune.families import Encoded, attention_modules, bare_model, copies_of,
 from finetune.families.parts.phrases import token_texts
 from finetune.model.checkpoint import check, load, resolve, skeleton
 from finetune.model.free_memory import available_bytes
+from finetune.qwen_vl.tokenization import QwenVLTokenizer
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 
 Mode: TypeAlias = Literal["text", "full", "low"]
@@ -43,6 +45,9 @@ MAX_NEW_TOKENS = 256
 LOW_PIXELS = 512 * 28 * 28
 THUMBNAIL_PIXELS = 768  # the longer side of a picture on the screen
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+CONTROL = "\N{WHITE DIAMOND}"
+"""Shown for a control token of the chat format, whose own text (``<|im_start|>``) tells a reader nothing."""
+_ANSWER_MARKUP = frozenset(f"<{slash}{name}>" for name in ("ref", "box", "quad") for slash in ("", "/"))
 
 
 class Keep(NamedTuple):
@@ -153,6 +158,20 @@ class Engine:
         made = cls(model, processor, mode=mode, cache_bytes=cache_bytes, name=str(path), keep=keep)
         made._bases = bases
         return made
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, as its configuration has them: 4-bit ones are stored packed."""
+        return sum(one.numel() for one in skeleton(bare_model(self.model).config).parameters())
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether it is the embedded demo or was tuned from it; no other model has its size."""
+        own: Any = bare_model(self.model).config
+        demo = AutoConfig.from_pretrained(EMBEDDED)
+        return all(
+            getattr(own, one, None) == getattr(demo, one) for one in ("hidden_size", "vocab_size", "visual")
+        )
 
     @property
     def has_adapter(self) -> bool:
@@ -301,10 +320,12 @@ class Engine:
 
     def _texts(self, encoded: Encoded, reply: Sequence[int]) -> tuple[str, ...]:
         ids = [*encoded.input_ids.tolist(), *reply]
-        slots = image_slots(encoded)
-        unknown = {at for at, token in enumerate(ids) if token >= len(self.processor.tokenizer)} - slots
-        texts = token_texts(self.processor.tokenizer, ids, slots | unknown)
-        return tuple(UNKNOWN if at in unknown else text for at, text in enumerate(texts))
+        tokenizer, slots = self.processor.tokenizer, image_slots(encoded)
+        control = control_tokens(tokenizer)
+        shown = {at: UNKNOWN for at, token in enumerate(ids) if token >= len(tokenizer)}
+        shown |= {at: CONTROL for at, token in enumerate(ids) if token in control}
+        texts = token_texts(tokenizer, ids, slots | shown.keys())
+        return tuple(text if at in slots else shown.get(at, text) for at, text in enumerate(texts))
 
     @property
     def _device(self) -> torch.device:
@@ -332,10 +353,33 @@ class _Stream(StoppingCriteria):
         return torch.tensor([self._job.is_over], device=input_ids.device)
 
 
+def control_tokens(tokenizer: Any) -> Mapping[int, str]:
+    """Id → text of the tokens that steer the model and are no text: ``<|im_start|>``, ``</s>``, ``<image>``, …"""
+    return _control_tokens(tokenizer, len(tokenizer))
+
+
+@lru_cache(maxsize=8)
+def _control_tokens(tokenizer: Any, size: int) -> Mapping[int, str]:
+    """size   of the vocabulary: tokens may be added later"""
+    found = {token: str(tokenizer.convert_ids_to_tokens(token)) for token in tokenizer.all_special_ids}
+    found |= {
+        token: added.content for token, added in tokenizer.added_tokens_decoder.items() if added.special
+    }
+    if isinstance(tokenizer, QwenVLTokenizer):  # its control tokens are part of its vocabulary
+        found |= {token: text for text, token in tokenizer.special_tokens.items()}
+    return found
+
+
 def reply_text(tokenizer: Any, reply: Sequence[int]) -> str:
-    """The text of a reply. Qwen-VL has more embeddings (151,936) than tokens (151,860), so a broken model can choose an
-    id without text: it becomes U+FFFD, as does a character that is still incomplete."""
-    runs = groupby(reply, key=lambda token: token < len(tokenizer))
+    """The text of a reply without control tokens, apart from the markup of boxes, which the chat draws.
+
+    Qwen-VL has more embeddings (151,936) than tokens (151,860), so a broken model can choose an id without text: it
+    becomes U+FFFD, as does a character that is still incomplete.
+    """
+    hidden = {token for token, text in control_tokens(tokenizer).items() if text not in _ANSWER_MARKUP}
+    runs = groupby(
+        (token for token in reply if token not in hidden), key=lambda token: token < len(tokenizer)
+    )
     return "".join(str(tokenizer.decode(list(run))) if is_known else UNKNOWN for is_known, run in runs)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import inspect
 import json
 import logging
@@ -15,16 +14,21 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from diagnostics.web import views
-from diagnostics.web.chat_messages import PictureFiles, chat_messages, readable
+from diagnostics.web.chat_messages import chat_messages, readable
 from diagnostics.web.checkpoints import Checkpoints
 from diagnostics.web.engine import CACHE_BYTES, Engine
+from diagnostics.web.example_questions import examples
 from diagnostics.web.probe_saver import ProbeFile
-from diagnostics.web.sessions import Asked, Place, Session, Sessions, Upload, user_turn
+from diagnostics.web.sessions import Asked, Place, Session, Sessions, user_turn
 from diagnostics.web.texts import TEXTS, Language, RefusedError, Words, words_of
 from diagnostics.web.trace import Trace
+from diagnostics.web.uploads import Upload
 from diagnostics.web.views import Frame, Json
 
 logger = logging.getLogger(__name__)
+
+ENDING_SECONDS = 5.0
+"""How long a reload waits for the answer that the closed page was generating."""
 
 
 def json_errors(method: Callable[..., Json]) -> Callable[[list[Any]], Json]:
@@ -75,8 +79,48 @@ class Page:
         self.engine = engine
         self.checkpoints = Checkpoints(engine, checkpoints)
         self.probe_file = ProbeFile(probe_file)
-        self.sessions = Sessions(cache_bytes)
-        self.pictures = PictureFiles(folder)
+        self.sessions = Sessions(cache_bytes, folder)
+
+    # --- visits ---------------------------------------------------------------------------------------------------
+
+    def enter(self, kept: object) -> str:
+        """The key of a visitor's session: the one that the browser's tab kept, or of a new one."""
+        try:
+            session = self.sessions.get(kept)
+        except ValueError:
+            return self.sessions.open()
+        session.stop.set()
+        if session.busy.acquire(timeout=ENDING_SECONDS):
+            session.busy.release()
+        session.left = None
+        return str(kept)
+
+    def resumed(self, key: str, language: Language) -> tuple[Step, Any]:
+        """The chat as it was left and the pane of before / after; empty for a new session."""
+        session = self.sessions.get(key)
+        question, uploads = session.draft or ("", [])
+        session.draft = None
+        files = [str(session.files.original(upload)) for upload in uploads]
+        step = Step(
+            chat_messages(session),
+            gr.update(value={"text": question, "files": files}) if question or files else gr.skip(),
+            self.chat_pane(key, language),
+            session.exchanges[-1][0] if session.exchanges else gr.skip(),
+            self._last_picture(session) or gr.skip(),
+        )
+        return step, self._compare_pane(
+            key, [one for one in session.compared if one in session.asked], language
+        )
+
+    def speak(self, key: str, language: Language) -> None:
+        """Remember the language that a visitor chose."""
+        with suppress(ValueError):  # an ended session has none
+            self.sessions.get(key).language = language
+
+    def chat_pane(self, key: str, language: Language) -> str:
+        """The attention pane's value for the chat's last answer."""
+        session = self.sessions.get(key)
+        return self.pane(key, session.look if session.look in session.asked else None, language)
 
     # --- chat -----------------------------------------------------------------------------------------------------
 
@@ -90,6 +134,19 @@ class Page:
             with _one_at_a_time(session):
                 uploads = [Upload.read(path) for path in (message or {}).get("files") or ()]
                 session.ask((message or {}).get("text") or "", uploads)
+                yield from self._answer(key, session, language)
+        except ValueError as error:
+            yield Step(status=self._set_status(key, "chat", words_of(error), language))
+
+    def ask_example(self, key: str, number: object, language: Language) -> Iterator[Step]:
+        """Answer one of the page's examples."""
+        try:
+            offered = examples()
+            if not isinstance(number, int) or not 0 <= number < len(offered):
+                raise ValueError(f"example: expected a number from 0 to {len(offered) - 1}")
+            session = self.sessions.get(key)
+            with _one_at_a_time(session):
+                session.ask(offered[number].questions[language], [offered[number].upload])
                 yield from self._answer(key, session, language)
         except ValueError as error:
             yield Step(status=self._set_status(key, "chat", words_of(error), language))
@@ -125,33 +182,32 @@ class Page:
         text, trace, done = "", None, False
         try:
             yield Step(
-                chat_messages(session, self.pictures, "…"),
+                chat_messages(session, "…"),
                 gr.update(value=None),
                 status=self._set_status(key, "chat", None, language),
             )
             for partial in self.engine.reply(tuple(session.turns), stop=session.stop):
                 text, trace, done = partial.text, partial.trace or trace, partial.done
                 words = TEXTS[language]["waiting"].format(n=partial.waiting) if partial.waiting else text
-                yield Step(chat_messages(session, self.pictures, words or "…"))
+                yield Step(chat_messages(session, words or "…"))
         except Exception as error:
             question, uploads = session.take_back_question()
-            files = [str(self.pictures.original(upload)) for upload in uploads]
-            yield Step(
-                chat_messages(session, self.pictures), gr.update(value={"text": question, "files": files})
-            )
+            files = [str(session.files.original(upload)) for upload in uploads]
+            yield Step(chat_messages(session), gr.update(value={"text": question, "files": files}))
             raise _for_visitor(error) from error
         finally:
             if (
                 not done and session.turns and session.turns[-1].role == "user"
-            ):  # the visitor left, or generation failed
-                session.take_back_question()
+            ):  # the visitor left: a reload finds the question in the input
+                session.draft = session.take_back_question()
         if not session.turns:  # cleared during generation
             yield Step([])
             return
         session.answered(text, trace)
+        self.sessions.make_room(key)
         pane = self.pane(key, trace.key if trace else None, language)
         yield Step(
-            chat_messages(session, self.pictures),
+            chat_messages(session),
             pane=pane,
             question=session.exchanges[-1][0],
             picture=self._last_picture(session),
@@ -165,7 +221,7 @@ class Page:
             return gr.skip()
         if words is None and place == "compare" and len(self.checkpoints.names()) < 2:
             words = Words("one_checkpoint")
-        return _as_html(words, language)
+        return _as_text(words, language)
 
     def _set_status(self, key: object, place: Place, words: Words | None, language: Language) -> str:
         with suppress(ValueError):  # nothing is remembered for an ended session
@@ -173,10 +229,10 @@ class Page:
             shown.pop(place, None)
             if words is not None:
                 shown[place] = words
-        return _as_html(words, language)
+        return _as_text(words, language)
 
     def _last_picture(self, session: Session) -> str | None:
-        return str(self.pictures.shown(session.pictures[-1])) if session.pictures else None
+        return str(session.files.shown(session.pictures[-1])) if session.pictures else None
 
     # --- attention ------------------------------------------------------------------------------------------------
 
@@ -219,13 +275,16 @@ class Page:
                 asked = Asked(question.strip(), "", (self._chosen(session, picture),) if picture else ())
                 for words in self._ask_each(session, chosen, asked, traces):
                     yield gr.skip(), self._set_status(key, "compare", words, language)
+                self.sessions.make_room(key)
             outcome = Words("compared", {"n": len(traces)})
             if len(traces) < len(chosen):
                 outcome = Words("stopped", {"n": len(traces), "of": len(chosen)})
         except Exception as error:  # the answers so far are still shown
             outcome = words_of(_for_visitor(error))
-        pane = json.dumps({"room": key, "looks": traces, "language": language}) if traces else gr.skip()
-        yield pane, self._set_status(key, "compare", outcome, language)
+        yield self._compare_pane(key, traces, language), self._set_status(key, "compare", outcome, language)
+
+    def _compare_pane(self, key: str, traces: Sequence[str], language: Language) -> Any:
+        return json.dumps({"room": key, "looks": [*traces], "language": language}) if traces else gr.skip()
 
     def _chosen(self, session: Session, path: str) -> Upload:
         """The picture to compare on: the original if ``path`` is the chat's smaller copy."""
@@ -233,7 +292,7 @@ class Page:
             shown = Path(path).read_bytes()
         except OSError as error:  # no longer in the upload folder
             raise RefusedError("no_image", file=Path(path).name) from error
-        sent = (upload for upload in session.pictures if self.pictures.shown(upload).read_bytes() == shown)
+        sent = (upload for upload in session.pictures if session.files.shown(upload).read_bytes() == shown)
         return next(sent, None) or Upload.read(path)
 
     def _ask_each(
@@ -254,6 +313,7 @@ class Page:
             if last.trace is None:
                 raise RefusedError("no_answer", name=name)
             traces.append(session.keep(last.trace, replace(asked, reply=last.text, name=name)))
+            session.compared = tuple(traces)
 
     def compare_facts(self, key: str, traces: list[str]) -> Json:
         """See ``views.compare_facts``."""
@@ -296,9 +356,9 @@ def _for_visitor(error: Exception) -> ValueError:
     return RefusedError("not_answered")
 
 
-def _as_html(words: Words | None, language: Language) -> str:
-    """The content of a status line, escaped because it may quote a file name."""
-    return html.escape(words.text(language)).replace("\n", "<br>") if words else ""
+def _as_text(words: Words | None, language: Language) -> str:
+    """The content of a status line."""
+    return words.text(language) if words else ""
 
 
 def _fields(given: Any) -> Json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import gradio as gr
 
-from diagnostics.web.checkpoints import short_name
+from diagnostics.web.checkpoints import about, short_name
+from diagnostics.web.example_questions import examples
 from diagnostics.web.handlers import Page, json_errors
 from diagnostics.web.sessions import QUESTION_MAX_CHARACTERS
 from diagnostics.web.texts import TEXTS, Language, Words
@@ -44,12 +44,23 @@ class TranslatedChoices(NamedTuple):
         return {"choices": [(words.text(language), key) for words, key in self.names]}
 
 
-Texts: TypeAlias = list[Translated | TranslatedChoices]
+class TranslatedWelcome(NamedTuple):
+    """What an empty chat shows; its value holds every language."""
+
+    component: gr.HTML
+
+    def update(self, language: Language) -> Json:
+        """The component's properties in this language."""
+        return {"value": json.dumps({**json.loads(str(self.component.value)), "language": language})}
+
+
+Texts: TypeAlias = list[Translated | TranslatedChoices | TranslatedWelcome]
 
 
 class Chat(NamedTuple):
     """The components of the chat's tab."""
 
+    welcome: gr.HTML
     messages: gr.Chatbot
     message: gr.MultimodalTextbox
     stop: gr.Button
@@ -76,11 +87,13 @@ class Layout(NamedTuple):
     """Every component that an event reads or changes.
 
     session                 the key of the visitor's session
+    kept                    the same in the browser, where it outlives a reload
     attention, comparison   the pane and the tab; None without attention
     texts                   all translated components
     """
 
     session: gr.State
+    kept: gr.Textbox
     language: gr.Radio
     chat: Chat
     attention: gr.HTML | None
@@ -88,26 +101,28 @@ class Layout(NamedTuple):
     texts: Texts
 
 
-def lay_out(page: Page, *, attention: bool, example: tuple[Path, str] | None) -> Layout:
+def lay_out(page: Page, *, attention: bool) -> Layout:
     """The whole page, inside a ``gr.Blocks``; without ``attention`` only the chat."""
     texts: Texts = []
     session = gr.State("")
-    language = _top(texts)
+    kept = gr.Textbox(visible="hidden", elem_id="kept")
+    language = _top(page, texts)
     seen, comparison = None, None
     with gr.Tabs():
         with _tab("chat", texts):
-            chat = _chat(page, example, texts)
+            chat = _chat(page, texts)
         if attention:
             with _tab("attention", texts):
                 seen = _pane("attention", page.facts, page.view, page.save_probe)
             with _tab("compare", texts):
                 comparison = _comparison(page, texts)
-    return Layout(session, language, chat, seen, comparison, texts)
+    return Layout(session, kept, language, chat, seen, comparison, texts)
 
 
-def _top(texts: Texts) -> gr.Radio:
+def _top(page: Page, texts: Texts) -> gr.Radio:
     with gr.Row(elem_id="top"):
-        title = gr.Markdown(_ENGLISH["title"], elem_id="title")
+        title = _words(_ENGLISH["title"], "title")
+        _words(short_name(page.engine.name), "model")
         language = gr.Radio(LANGUAGES, value="en", show_label=False, container=False, elem_id="language")
     texts.append(Translated(title, "value", "title"))
     return language
@@ -119,12 +134,14 @@ def _tab(key: str, texts: Texts) -> gr.Tab:
     return tab
 
 
-def _chat(page: Page, example: tuple[Path, str] | None, texts: Texts) -> Chat:
+def _chat(page: Page, texts: Texts) -> Chat:
+    welcome = _welcome(page)
     messages = gr.Chatbot(
         show_label=False,
-        height="58vh",
+        height="auto",
         elem_id="chat",
         render_markdown=False,  # Markdown in an answer could load a picture from another site
+        latex_delimiters=[],  # $$ in a text is text
         buttons=["copy"],
     )
     message = gr.MultimodalTextbox(
@@ -136,18 +153,24 @@ def _chat(page: Page, example: tuple[Path, str] | None, texts: Texts) -> Chat:
         max_plain_text_length=QUESTION_MAX_CHARACTERS,
         elem_id="message",
     )
-    status = gr.HTML(elem_id="chat_status", elem_classes="status", padding=False)
     with gr.Row(elem_id="buttons"):
+        status = _words("", "chat_status")
         stop, again, clear = (
             gr.Button(_ENGLISH[name], elem_id=name, size="sm", min_width=90)
             for name in ("stop", "again", "clear")
         )
-    if example is not None:
-        gr.Examples([[{"text": example[1], "files": [str(example[0])]}]], message, label="Example · 示例")
-    gr.Markdown(f"`{short_name(page.engine.name)}`", elem_id="model")
     texts += [Translated(button, "value", str(button.elem_id)) for button in (stop, again, clear)]
-    texts.append(Translated(message, "placeholder", "ask"))
-    return Chat(messages, message, stop, again, clear, status)
+    texts += [Translated(message, "placeholder", "ask"), TranslatedWelcome(welcome)]
+    return Chat(welcome, messages, message, stop, again, clear, status)
+
+
+def _welcome(page: Page) -> gr.HTML:
+    value = {
+        "language": "en",
+        "model": about(page.engine).both(),
+        "examples": [{"picture": one.card(), "questions": one.questions} for one in examples()],
+    }
+    return _scripted("welcome", json.dumps(value), "heat.js", "welcome.js", elem_id="welcome")
 
 
 def _comparison(page: Page, texts: Texts) -> Comparison:
@@ -173,8 +196,7 @@ def _comparison(page: Page, texts: Texts) -> Comparison:
                 compare = gr.Button(_ENGLISH["compare_go"], variant="primary", elem_id="compare_go")
                 compare_all = gr.Button(_ENGLISH["play_all"], elem_id="play_all", interactive=len(names) > 2)
                 stop = gr.Button(_ENGLISH["stop"], elem_id="compare_stop")
-            alone = html.escape(_ENGLISH["one_checkpoint"]) if len(names) < 2 else ""
-            status = gr.HTML(alone, elem_id="compare_status", elem_classes="status", padding=False)
+            status = _words(_ENGLISH["one_checkpoint"] if len(names) < 2 else "", "compare_status")
     pane = _pane("compare", page.compare_facts, page.compare_view)
     texts += [
         Translated(picture, "label", "picture_box"),
@@ -196,12 +218,31 @@ def _checkpoint_list(key: str, names: Sequence[tuple[Words, str]], chosen: str, 
 
 def _pane(name: str, *functions: Callable[..., Json]) -> gr.HTML:
     """A pane drawn by its own script, which may call only these functions of the server."""
-    scripts = "\n".join((ASSETS / script).read_text(encoding="utf-8") for script in ("heat.js", f"{name}.js"))
+    return _scripted(
+        "pane", "{}", "heat.js", f"{name}.js", elem_id=f"{name}-pane", style="pane.css", functions=functions
+    )
+
+
+def _words(text: str, elem_id: str) -> gr.HTML:
+    """A line of text that is shown as it is: neither as HTML nor as a template."""
+    return _scripted("words", text, "words.js", elem_id=elem_id)
+
+
+def _scripted(
+    inside: str,
+    value: str,
+    *scripts: str,
+    elem_id: str,
+    style: str | None = None,
+    functions: Sequence[Callable[..., Json]] = (),
+) -> gr.HTML:
+    """An element of class ``inside`` that scripts fill from ``value``, which no template reads."""
+    code = "\n".join((ASSETS / script).read_text(encoding="utf-8") for script in scripts)
     return gr.HTML(
-        value="{}",
-        html_template="<div class='pane'></div>",
-        css_template=(ASSETS / "pane.css").read_text(encoding="utf-8"),
-        js_on_load=f"const TEXTS = {json.dumps(TEXTS)};\n{scripts}",
-        server_functions=[json_errors(function) for function in functions],
-        elem_id=f"{name}-pane",
+        value=value,
+        html_template=f"<div class='{inside}'></div>",
+        css_template=(ASSETS / style).read_text(encoding="utf-8") if style else "",
+        js_on_load=f"const TEXTS = {json.dumps(TEXTS)};\n{code}",
+        server_functions=[json_errors(function) for function in functions] or None,
+        elem_id=elem_id,
     )

@@ -7,16 +7,20 @@ wiring     events → handlers            views    the numbers that the panes dr
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from diagnostics.web.gate import Gate
 from diagnostics.web.handlers import Page
 from diagnostics.web.layout import ASSETS, lay_out
-from diagnostics.web.sessions import FILE_MAX_BYTES
 from diagnostics.web.texts import TEXTS
+from diagnostics.web.uploads import FILE_MAX_BYTES, bound_waiting
 from diagnostics.web.wiring import wire
 
 logger = logging.getLogger(__name__)
@@ -31,12 +35,12 @@ FONTS = [
 ]  # fonts installed on the visitor's machine; none is downloaded
 
 
-def build(page: Page, *, attention: bool, example: tuple[Path, str] | None = None) -> gr.Blocks:
-    """The page; without ``attention`` only the chat. ``example``: a picture and a question to try."""
+def build(page: Page, *, attention: bool) -> gr.Blocks:
+    """The page; without ``attention`` only the chat."""
     with gr.Blocks(
         title=TEXTS["en"]["title"], analytics_enabled=False, delete_cache=(600, 3600), fill_width=True
     ) as blocks:
-        wire(page, blocks, lay_out(page, attention=attention, example=example))
+        wire(page, blocks, lay_out(page, attention=attention))
     return blocks
 
 
@@ -55,6 +59,8 @@ def serve(
     Serves no files except visitors' uploads and what is drawn for them.
     """
     hosts = LOOPBACK if server_name in LOOPBACK and not share else ("*",)
+    known: set[str] = set()  # the host of --share, once it has one
+    gate = Middleware(Gate, shared=known, uploaded=partial(bound_waiting, Path(get_upload_folder())))
     blocks.queue(api_open=False)
     _, address, shared = blocks.launch(
         server_name=server_name,
@@ -73,10 +79,11 @@ def serve(
         pwa=False,
         show_error=False,
         quiet=True,
-        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[*hosts])]},
+        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[*hosts]), gate]},
         theme=gr.themes.Base(primary_hue="orange", font=FONTS, font_mono=["monospace"]),
         css=(ASSETS / "page.css").read_text(encoding="utf-8"),
     )
+    known |= {urlsplit(shared).netloc.lower()} if shared else set()
     logger.info("%s", " ".join(filter(None, (address, shared))))
     if wait:
         try:

@@ -1,75 +1,31 @@
-"""Visitors' sessions: each one's conversation and traces, and limits on uploads and questions."""
+"""Visitors' sessions: each one's conversation and traces, and limits on questions and memory."""
 
 from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from PIL import Image
-
-from diagnostics.web.texts import NO_WORDS, RefusedError, Words
+from diagnostics.web.texts import NO_WORDS, Language, RefusedError, Words
 from diagnostics.web.trace import Trace, TraceCache
+from diagnostics.web.uploads import SESSION_FILES, PictureFiles, Upload
 from finetune.samples.conversation import ImageRef, Turn
-from finetune.samples.images import open_image, size_of
 
 Place: TypeAlias = Literal["chat", "compare"]
-FILE_MAX_BYTES = 10 * 2**20
 PICTURES_MAX = 6
-PIXELS_MAX = 25_000_000
 QUESTION_MAX_CHARACTERS = 4000
 TURNS_MAX = 40
 SESSIONS_MAX = 64
 """Concurrent visitors; a new one replaces the one idle for longest."""
-
-
-@dataclass(frozen=True)
-class Upload:
-    """An uploaded picture: the checked bytes of its file, and its upright size (EXIF applied)."""
-
-    name: str
-    data: bytes
-
-    @classmethod
-    def read(cls, path: str | Path) -> Upload:
-        """Raises ValueError, with a message for the visitor, for a file that is not a picture or too large. Pixels are
-        counted from the header, before decoding."""
-        path = Path(path)
-        try:
-            data = path.read_bytes()
-        except OSError as error:  # no longer in the upload folder
-            raise RefusedError("no_image", file=_short(path.name)) from error
-        if len(data) > FILE_MAX_BYTES:
-            found = f"{len(data) / 2**20:.1f}"
-            raise RefusedError(
-                "file_large", file=_short(path.name), found=found, most=FILE_MAX_BYTES // 2**20
-            )
-        most = PIXELS_MAX // 10**6
-        try:
-            width, height = size_of(data)
-            if width * height <= PIXELS_MAX:
-                open_image(data)
-        except ValueError as error:  # its message names an object in memory
-            key = "pixels_too_many" if "expected at most" in str(error) else "no_image"
-            raise RefusedError(key, file=_short(path.name), most=most) from error
-        if width * height > PIXELS_MAX:
-            raise RefusedError("pixels_many", file=_short(path.name), width=width, height=height, most=most)
-        return cls(path.name, data)
-
-    def open(self) -> Image.Image:
-        """The picture, upright."""
-        return open_image(self.reference())
-
-    def reference(self) -> ImageRef:
-        return ImageRef(self.name, Path(self.name), data=self.data)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 60 else f"{name[:40]}…{name[-15:]}"
+TOTAL_BYTES = 2 * 2**30
+"""Traces and pictures of all sessions together, at most."""
+LEFT_SECONDS = 600
+"""How long a session whose page was closed waits for a reload."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +40,21 @@ class Asked:
 
 @dataclass
 class Session:
-    """One visitor's conversation and traces."""
+    """One visitor's conversation and traces.
+
+    look       the trace of the last answer
+    compared   the traces shown in before / after, in order
+    draft      a question that was interrupted by leaving the page, and its pictures
+    left       when its page was closed (``time.monotonic``); None while one is open
+    """
 
     traces: TraceCache
+    files: PictureFiles
+    language: Language | None = None
+    look: str | None = None
+    compared: tuple[str, ...] = ()
+    draft: tuple[str, list[Upload]] | None = None
+    left: float | None = None
     turns: list[Turn] = field(default_factory=list)
     exchanges: list[tuple[str, str]] = field(default_factory=list)  # (question, answer)
     pictures: list[Upload] = field(default_factory=list)
@@ -116,8 +84,9 @@ class Session:
         self.turns.append(Turn("assistant", (text,)))
         question = self.exchanges[-1][0]
         self.exchanges[-1] = (question, text)
+        self.look = None
         if trace is not None:
-            self.keep(trace, Asked(question, text, tuple(self.pictures)))
+            self.look = self.keep(trace, Asked(question, text, tuple(self.pictures)))
 
     def keep(self, trace: Trace, asked: Asked) -> str:
         """Put a trace into the cache; forget the questions of evicted traces."""
@@ -145,33 +114,63 @@ class Session:
         del self.pictures[start:]
         return question, uploads
 
+    @property
+    def bytes(self) -> int:
+        """Memory of its traces and pictures, each picture once."""
+        uploads = {id(one): len(one.data) for asked in [*self.asked.values()] for one in asked.pictures}
+        uploads |= {id(one): len(one.data) for one in [*self.pictures]}
+        return self.traces.bytes + sum(uploads.values())
+
+    def drop_oldest(self) -> bool:
+        """Evict the least recently used trace with its question; False if there is none."""
+        dropped = self.traces.drop_oldest()
+        self.asked = {key: one for key, one in self.asked.items() if key in self.traces}
+        return dropped
+
     def clear(self) -> None:
         """Forget the conversation and its traces."""
         self.stop.set()
+        self.look, self.compared, self.draft = None, (), None
         for kept in (self.turns, self.exchanges, self.pictures, self.added):
             kept.clear()
         self.asked.clear()
         self.status.pop("chat", None)
         self.traces.clear()
+        self.files.clear()
 
 
 class Sessions:
-    """Sessions by an unguessable key; only its holder can read the session."""
+    """Sessions by an unguessable key; only its holder can read the session.
 
-    def __init__(self, cache_bytes: int) -> None:
+    cache_bytes   memory for the traces of one session
+    folder        where each session's pictures get a folder of their own
+    total_bytes   memory for traces and pictures of all sessions together
+    """
+
+    def __init__(self, cache_bytes: int, folder: Path, total_bytes: int = TOTAL_BYTES) -> None:
         self.cache_bytes = cache_bytes
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self.total_bytes = total_bytes
+        self._folder = folder / SESSION_FILES
+        self._sessions: OrderedDict[str, Session] = OrderedDict()  # the least recently used first
         self._lock = threading.Lock()
 
     def open(self) -> str:
         """The key of a new session."""
         key = secrets.token_urlsafe(24)
+        files = PictureFiles(
+            self._folder / secrets.token_hex(8)
+        )  # its name reaches browsers, the key must not
         with self._lock:
-            self._sessions[key] = Session(TraceCache(self.cache_bytes))
-            silent = [
-                self._sessions.popitem(last=False)[1] for _ in range(len(self._sessions) - SESSIONS_MAX)
+            self._sessions[key] = Session(TraceCache(self.cache_bytes), files)
+            gone = [self._sessions.popitem(last=False)[1] for _ in range(len(self._sessions) - SESSIONS_MAX)]
+            now = time.monotonic()
+            over = [
+                key
+                for key, one in self._sessions.items()
+                if one.left is not None and now - one.left > LEFT_SECONDS
             ]
-        for session in silent:
+            gone += [self._sessions.pop(key) for key in over]
+        for session in gone:
             session.clear()
         return key
 
@@ -184,12 +183,45 @@ class Sessions:
             self._sessions.move_to_end(str(key))
             return session
 
+    def leave(self, key: str) -> None:
+        """A visitor's page was closed: an answer in progress ends within one token, and the session waits for a
+        reload."""
+        with self._lock:
+            session = self._sessions.get(key)
+            if session is not None:
+                session.left = time.monotonic()
+                session.stop.set()
+
     def close(self, key: str) -> None:
         """Forget a visitor; a reply in progress ends within one token."""
         with self._lock:
             session = self._sessions.pop(key, None)
         if session is not None:
             session.clear()
+
+    def make_room(self, key: str) -> None:
+        """Keep all sessions within ``total_bytes``: evict the traces of those idle for longest, then these sessions
+        themselves, and at last the older traces of this one."""
+        while self.bytes > self.total_bytes:
+            idle = self._longest_idle(key)
+            if idle is None:
+                break
+            if not idle[1].drop_oldest():
+                self.close(idle[0])
+        session = self.get(key)
+        while self.bytes > self.total_bytes and len(session.traces) > 1:
+            session.drop_oldest()
+
+    def _longest_idle(self, key: str) -> tuple[str, Session] | None:
+        with self._lock:
+            others = [(name, one) for name, one in self._sessions.items() if name != key and one.bytes]
+        return min(others, key=lambda other: not len(other[1].traces), default=None)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all traces and pictures."""
+        with self._lock:
+            return sum(session.bytes for session in self._sessions.values())
 
     def __len__(self) -> int:
         return len(self._sessions)

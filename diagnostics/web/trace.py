@@ -158,6 +158,13 @@ class TraceCache:
             self._traces.move_to_end(key)
         return self._traces.get(key)
 
+    def drop_oldest(self) -> bool:
+        """Evict the least recently used trace; False if there is none."""
+        if self._traces:
+            self._traces.popitem(last=False)
+            return True
+        return False
+
     def clear(self) -> None:
         """Drop every trace."""
         self._traces.clear()

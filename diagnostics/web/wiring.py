@@ -56,7 +56,12 @@ def _wire_chat(page: Page, layout: Layout, attention: Any) -> None:
     picture: Any = tab.picture if tab else gr.State("")
     outputs = [*Step(chat.messages, chat.message, attention, question, picture, chat.status)]
     visitor = [layout.session, layout.language]
+
+    def ask_example(key: str, language: Language, clicked: gr.EventData) -> Iterator[Step]:
+        yield from page.ask_example(key, getattr(clicked, "number", None), language)
+
     chat.message.submit(page.send, [layout.session, chat.message, layout.language], outputs, **_AT_ONCE)
+    chat.welcome.click(ask_example, visitor, outputs, **_AT_ONCE)
     chat.again.click(page.again, visitor, outputs, **_AT_ONCE)
     chat.stop.click(page.stop, layout.session, None, queue=False, **_PRIVATE)
     for cleared in (chat.clear.click, chat.messages.clear):
@@ -71,6 +76,7 @@ def _wire_language(page: Page, layout: Layout, attention: Any) -> None:
     components = list(dict.fromkeys(one.component for one in layout.texts))
 
     def translate(key: str, language: Language, *values: str) -> list[Any]:
+        page.speak(key, language)
         redrawn = [json.dumps({**json.loads(value or "{}"), "language": language}) for value in values]
         lines = [page.status(key, place, language) for place in statuses]
         updates = {component: gr.update() for component in components}
@@ -82,26 +88,48 @@ def _wire_language(page: Page, layout: Layout, attention: Any) -> None:
     layout.language.change(translate, inputs, outputs, queue=False, **_QUIET)
 
 
+_KEEP = "(key) => { try { sessionStorage.setItem('web-demo-session', key); } catch { } return [key]; }"
+_KEPT = "() => { try { return [sessionStorage.getItem('web-demo-session') || '']; } catch { return ['']; } }"
+"""A tab's own storage: it outlives a reload, not the tab, and no other site can read it."""
+
+
 def _wire_visit(page: Page, blocks: gr.Blocks, layout: Layout, attention: Any) -> None:
-    """Loading the page opens a session in the browser's language; leaving clears it."""
-    open_sessions: dict[str, str] = {}  # Gradio's session hash → our key
+    """Loading the page opens a session in the browser's language, or the one that the tab had before a reload."""
+    open_pages: dict[str, str] = {}  # Gradio's session hash → our key
+    chat, tab = layout.chat, layout.comparison
 
-    def enter(request: gr.Request) -> tuple[str, Language, str]:
-        key = page.sessions.open()
+    def enter(kept: str, request: gr.Request) -> list[Any]:
+        key = page.enter(kept)
         if request.session_hash:
-            open_sessions[request.session_hash] = key
+            open_pages[request.session_hash] = key
         accepted = request.headers.get("accept-language", "").lower()
-        language: Language = "zh" if accepted.startswith("zh") else "en"
-        return key, language, page.pane(key, None, language)
+        browsers: Language = "zh" if accepted.startswith("zh") else "en"
+        language = page.sessions.get(key).language or browsers
+        step, compared = page.resumed(key, language)
+        return [
+            key,
+            language,
+            step.pane,
+            key,
+            step.messages,
+            step.message,
+            *([step.question, step.picture, compared] if tab else []),
+        ]
 
-    def settle(key: str, offered: Language, now: Language) -> tuple[Language, str]:
+    def settle(key: str, offered: Language, now: Language) -> tuple[Language, Any]:
         language = offered if now == "en" else now  # else Chinese was selected during loading
-        return language, page.pane(key, None, language)
+        return language, page.chat_pane(key, language)
 
     def leave(request: gr.Request) -> None:
-        page.sessions.close(open_sessions.pop(request.session_hash or "", ""))
+        key = open_pages.pop(request.session_hash or "", "")
+        if key not in open_pages.values():  # after a reload the new page has it already
+            page.sessions.leave(key)
 
     session, language, offered = layout.session, layout.language, gr.State("en")
-    entered = blocks.load(enter, None, [session, offered, attention], **_QUIET)
+    restored = [chat.messages, chat.message, *([tab.question, tab.picture, tab.pane] if tab else [])]
+    entered = blocks.load(
+        enter, layout.kept, [session, offered, attention, layout.kept, *restored], js=_KEPT, **_QUIET
+    )
+    entered.then(None, layout.kept, layout.kept, js=_KEEP, **_PRIVATE)
     entered.then(settle, [session, offered, language], [language, attention], **_QUIET)
     blocks.unload(leave)

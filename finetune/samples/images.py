@@ -6,7 +6,6 @@ import io
 import os
 import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,12 +22,6 @@ MAX_PIXELS = (
 )
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations whose width and height are exchanged
-_BROKEN = (
-    OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError,
-    ArithmeticError, MemoryError, struct.error, zlib.error,
-)  # fmt: skip
-"""What Pillow's readers raise on truncated and corrupt files (collected by truncating and corrupting some). Caught only
-around calls to Pillow."""
 _LONGEST_REASON = 200  # characters of a reader's error about a broken file
 
 
@@ -104,6 +97,10 @@ def _decoded(place: Path | bytes, name: str) -> Image.Image:
             "ignore", Image.DecompressionBombWarning
         )  # our own limit has the better message
         with _stream(place) as stream, Image.open(stream) as opened:
+            if opened.format == "EPS":
+                raise ValueError(
+                    "EPS, which only another program can draw"
+                )  # Pillow would run Ghostscript on it
             if _fits(opened.size):
                 opened.load()
             return opened
@@ -134,7 +131,7 @@ def _naming_faults(name: str) -> Iterator[None]:
         raise ValueError(f"image {name}: not an image file (unknown or broken format)") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"image {name}: expected at most {MAX_PIXELS:,} pixels; {error}") from error
-    except _BROKEN as error:
+    except Exception as error:  # of any kind: each format's decoder raises what its author chose
         reason = f"{error or type(error).__name__}"[:_LONGEST_REASON]
         raise ValueError(
             f"image {name}: found a broken file ({reason}); save or download it again"

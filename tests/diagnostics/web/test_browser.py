@@ -95,6 +95,8 @@ class Visit:
         self.driver = driver
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        if driver.current_url.startswith(address):
+            self.js("sessionStorage.clear()")  # another visitor, who has no chat to resume
         driver.get(f"{address}?__theme={theme}")
         self.until(lambda: self.all("#message textarea"))
         time.sleep(0.5)  # the room's key comes with the page's first event

@@ -17,7 +17,7 @@ from diagnostics.probing.prompts import padded
 from diagnostics.pruning import keep_image_tokens
 from diagnostics.web import engine as engine_module
 from diagnostics.web import maps, reply_capture
-from diagnostics.web.engine import Engine, Keep, reply_text
+from diagnostics.web.engine import CONTROL, Engine, Keep, reply_text
 from diagnostics.web.reply_capture import has_square_cells
 from diagnostics.web.reply_queue import Partial
 from finetune.families import ImageTokens
@@ -486,6 +486,17 @@ def test_tokens_that_nothing_spells_and_characters_that_are_cut(processor):
     tokenizer = processor.tokenizer
     assert reply_text(tokenizer, [97, 475, 98]) == "a\N{REPLACEMENT CHARACTER}b"
     assert reply_text(tokenizer, list("东".encode())[:2]).endswith("\N{REPLACEMENT CHARACTER}")
+
+
+def test_control_tokens_reach_no_reader(processor, pictures):
+    tokenizer = processor.tokenizer
+    control = tokenizer.special_tokens
+    said = [control["<|im_start|>"], *tokenizer.encode_text("cat"), control["<ref>"], control["</img>"]]
+    assert reply_text(tokenizer, said) == "cat<ref>"  # markup of boxes is read by the chat
+    engine = Engine(tiny_model(), processor, mode="full")
+    last = ask(engine, question(pictures[0]))[-1]
+    shown = [text for text, kind in zip(last.trace.tokens, last.trace.kinds, strict=True) if kind == "other"]
+    assert CONTROL in shown and not [text for text in last.trace.tokens if text.startswith("<|")]
 
 
 def test_sinks_are_those_of_the_nearest_key_layer_below(processor, pictures, monkeypatch):

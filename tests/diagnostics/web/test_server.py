@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
@@ -20,10 +21,12 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 import web_demo_mm
 from diagnostics.web.engine import Engine
-from diagnostics.web.sessions import FILE_MAX_BYTES, Upload, user_turn
+from diagnostics.web.sessions import user_turn
+from diagnostics.web.uploads import FILE_MAX_BYTES, Upload
 from finetune.samples.conversation import Turn
 from tests.diagnostics.web.test_page import free_port
 
@@ -77,7 +80,7 @@ class Guest:
         config = httpx.get(f"{address}/config").json()
         self.events = {event: one["id"] for one in config["dependencies"] for _, event in one["targets"]}
         self.panes = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
-        self.key = json.loads(self.last("load")["data"][2])["room"]
+        self.key = json.loads(self.last("load", "")["data"][2])["room"]
         self.trace: str | None = None
 
     def upload(self, name: str, data: bytes) -> str:
@@ -288,6 +291,31 @@ def test_only_the_machine_s_own_names_are_answered(server, host):
     assert answers(server[0])
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "http://other.invalid"}, 403),
+        ({"Origin": "null"}, 403),  # of a sandboxed page
+        ({"Origin": "http://127.0.0.1:1"}, 403),  # another program of this machine
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
+        ({"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"}, 200),
+        ({}, 200),  # no browser
+    ],
+)
+def test_other_sites_can_neither_send_nor_read(server, guest, headers, status):
+    sent = guest.client.post("/upload", files={"files": ("a.png", png(3, 2))}, headers=headers)
+    asked = {"fn_index": guest.events["submit"], "session_hash": guest.session, "data": [None, None, "en"]}
+    assert [sent.status_code, guest.client.post("/queue/join", json=asked, headers=headers).status_code] == [
+        status,
+        status,
+    ]
+    assert httpx.get(f"{server[0]}/config", headers=headers).status_code == status
+    linked = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    assert httpx.get(server[0], headers=linked).status_code == 200
+    own = {"Origin": server[0]}
+    assert guest.client.post("/upload", files={"files": ("a.png", png(3, 2))}, headers=own).status_code == 200
+
+
 def test_files_that_were_not_sent_cannot_be_named(server, guest):
     for path in (
         "/etc/passwd",
@@ -321,6 +349,12 @@ def test_an_invalid_or_too_large_picture_is_refused_with_a_message(server, guest
         ("a.png", html, "cannot be read as a picture"),
         ("a.png", b"", "cannot be read as a picture"),
         ("cut.png", TOWER.read_bytes()[:2000], "cannot be read as a picture"),
+        *(
+            (f"broken.{kind}", broken(kind), "cannot be read as a picture")
+            for kind in ("avif", "webp", "tiff", "gif")
+        ),
+        ("eps.png", written("EPS"), "cannot be read as a picture"),
+        ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "cannot be read as a picture"),
     ):
         path = guest.upload(name, data)
         output = guest.send("这是什么?", path)
@@ -333,6 +367,18 @@ def test_an_invalid_or_too_large_picture_is_refused_with_a_message(server, guest
     assert "expected at most 4000" in str(guest.send("x" * 5000))
     assert "diagnostics/web/" not in (server[2] / "log").read_text()  # no traceback of what was foreseen
     assert still_serves(address)
+
+
+def written(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((61, 40), 60).convert("RGB").save(buffer, kind)
+    return buffer.getvalue()
+
+
+def broken(kind: str) -> bytes:
+    """A picture whose header is right and whose pixels are not."""
+    data = written(kind)
+    return data[: len(data) * 2 // 3]
 
 
 def bomb(width: int, height: int) -> bytes:

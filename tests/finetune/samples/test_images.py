@@ -98,14 +98,13 @@ def test_errors_name_the_picture(opening: Any, tmp_path: Path):
         opening(inside)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000"])
 def test_cut_and_harmed_files_are_errors_that_name_them(kind: str, capfd: pytest.CaptureFixture[str]):
     file = io.BytesIO()
     Image.effect_noise((37, 23), 60).convert("RGB").save(file, kind)
     content = file.getvalue()
-    with pytest.raises(
-        ValueError, match=r"image <\d+ bytes>: found a broken file .*; save or download it again"
-    ):
+    fault = r"not an image file" if kind == "AVIF" else r"found a broken file .*; save or download it again"
+    with pytest.raises(ValueError, match=rf"image <\d+ bytes>: {fault}"):
         open_image(content[: len(content) // 2])
     for place in range(0, len(content), max(1, len(content) // 60)):
         harmed = bytearray(content)
@@ -119,7 +118,8 @@ def test_cut_and_harmed_files_are_errors_that_name_them(kind: str, capfd: pytest
 
 
 @pytest.mark.parametrize(
-    "raised", [RuntimeError, NotImplementedError, SyntaxError, AttributeError, MemoryError, zlib.error]
+    "raised",
+    [RuntimeError, NotImplementedError, SyntaxError, MemoryError, zlib.error, type("Own", (Exception,), {})],
 )
 @pytest.mark.parametrize("opening", [open_image, size_of])
 def test_whatever_a_reader_raises_on_a_file_names_it_in_few_words(
@@ -134,6 +134,14 @@ def test_whatever_a_reader_raises_on_a_file_names_it_in_few_words(
     with pytest.raises(ValueError, match=r"odd\.avif': found a broken file \(unimplemented x") as caught:
         opening(tmp_path / "odd.avif")
     assert len(str(caught.value)) < 600
+
+
+def test_no_other_program_draws_a_picture(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("ran Ghostscript"))
+    written = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(written, "EPS")
+    with pytest.raises(ValueError, match="EPS, which only another program can draw"):
+        open_image(written.getvalue())
 
 
 @pytest.mark.parametrize("opening", [open_image, size_of])
