@@ -1,6 +1,7 @@
 """The inputs of a run: the demo's flags, an adapter to continue, the output folder, the data."""
 
 import os
+import shlex
 import socket
 import time
 from collections.abc import Sequence
@@ -81,13 +82,12 @@ def with_adapter(args: Arguments, *, given: set[str]) -> Arguments:
     if adapter is not None and further:
         raise ValueError(
             f"--model_name_or_path {name} and --lora_weight_path {further}: two adapters; give the model that the "
-            f"second was trained on, or merge the first: python -m finetune.export {name} --output_dir MERGED"
+            f"second was trained on, or merge the first: {_merge(name)}"
         )
     if not args.lora:
         raise ValueError(
             f"--model_name_or_path {name}: is an adapter, but the flags select full training; merge it first "
-            f"(python -m finetune.export {name} --output_dir MERGED) and train the result, or continue training the "
-            "adapter: --use_lora True"
+            f"({_merge(name)}) and train the result, or continue training the adapter: --use_lora True"
         )
     folder = adapter if adapter is not None else checkpoint.adapter_folder(further, flag="--lora_weight_path")
     fields = adapters.check_fields(folder)
@@ -215,3 +215,7 @@ def require_everywhere(folder: Path | None) -> None:
             f"{folder}: missing on {', '.join(without)}; copy it there, or share --output_dir between the "
             "machines. A run on disks of their own saves everywhere with --save_on_each_node True"
         )
+
+
+def _merge(adapter: str) -> str:
+    return f"python -m finetune.export {shlex.quote(adapter)} --output_dir MERGED"

@@ -3,6 +3,7 @@
 Diagnostics is imported inside functions, so that a run without --monitor loads none of it.
 """
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,9 +105,11 @@ def monitor(ready: Ready, writer: Any) -> Any:
 
 def what_is_missing(ready: Ready, watcher: Any) -> str:
     """One line: which output of the monitor is missing, and how to make it."""
-    folder, name = ready.args.training.output_dir, ready.args.model.model_name_or_path
+    folder, name = str(ready.args.training.output_dir), str(ready.args.model.model_name_or_path)
+    draw = ["python", "-m", "diagnostics.render", "--attention_dir", f"{folder}/attention"]
+    compare = ["python", "-m", "diagnostics.compare", "--before", name, "--after", folder]
+    compare += ["--probes", str(ready.args.monitor.probes), "--output_dir", folder]
     return (
-        f"the weights are saved, but {watcher.missing_words}. To draw the pictures: python -m diagnostics.render "
-        f"--attention_dir {folder}/attention; to compare: python -m diagnostics.compare --before {name} --after "
-        f"{folder} --probes {ready.args.monitor.probes} --output_dir {folder}"
+        f"the weights are saved, but {watcher.missing_words}. To draw the pictures: {shlex.join(draw)}; to compare: "
+        f"{shlex.join(compare)}"
     )

@@ -66,7 +66,8 @@ def decides(pairs: Sequence[ProbePair], side: str) -> Json:
     named = [decisive_region(pair.probe, getattr(pair, side), OCCLUSION) for pair in compared]
     found = [name for name in named if name is not None]
     return {
-        name: found.count(name) / len(named) for name in sorted(set(found), key=lambda n: -found.count(n))
+        name: found.count(name) / len(named)
+        for name in sorted(set(found), key=lambda one: (-found.count(one), one))
     }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import queue
+import shlex
 import signal
 import subprocess
 import sys
@@ -47,8 +49,9 @@ class Renderer:
     ...     board.write_pictures(step.pictures, step.step)
     >>> renderer.close(timeout=120)    # the rest, with a progress bar
 
-    No method raises when the process fails: the failure is logged once as a warning, ``problem`` describes it, and
-    later requests do nothing.
+    No method raises when the process fails. If it dies, another draws what it left, once: the system may have killed it
+    to free memory. After that the failure is logged once as a warning, ``problem`` describes it, and later requests do
+    nothing.
     """
 
     def __init__(self, attention_dir: str | Path, *, shown_per_group: int = SHOWN_PER_GROUP) -> None:
@@ -59,7 +62,7 @@ class Renderer:
         self._process: subprocess.Popen[str] | None = None
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._waiting: list[int | str] = []
-        self._has_warned = False
+        self._has_warned = self._has_restarted = self._is_closing = False
 
     def start(self) -> None:
         """Start the process; ``submit`` does so when it is not running."""
@@ -99,24 +102,46 @@ class Renderer:
 
     def submit(self, step: int) -> None:
         """Request the pictures of a step whose records are complete. Returns at once."""
-        self._ask({"step": step}, step)
+        self._ask(step)
 
     def submit_strips(self) -> None:
         """Request the strips of each group's first probes over the steps recorded so far, as the last request. Returns
         at once; ``python -m diagnostics.render --strips`` draws all of them."""
-        self._ask({STRIPS: True}, STRIPS)
+        self._ask(STRIPS)
 
-    def _ask(self, request: Message, awaited: int | str) -> None:
+    def _ask(self, awaited: int | str) -> None:
         if self._process is None and self.problem is None:
             self.start()
         if self._process is None or self._process.stdin is None or self.problem is not None:
             return
+        request: Message = {STRIPS: True} if awaited == STRIPS else {"step": awaited}
+        self._waiting.append(awaited)
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            self._waiting.append(awaited)
         except OSError:
-            self._fail(self._last_words())
+            self._died()
+
+    def _died(self) -> None:
+        """Another process takes over what is still awaited; a second death is a failure."""
+        words, waiting = self._last_words(), self._waiting
+        if self._has_restarted:
+            self._fail(words)
+            return
+        self._has_restarted, self._waiting = True, []
+        self._end()
+        self.start()
+        for awaited in waiting:
+            self._ask(awaited)
+        if self._is_closing:
+            self._close_input()
+
+    def _close_input(self) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            try:
+                self._process.stdin.close()
+            except OSError:
+                logger.debug("the drawing process was gone before its input was closed")
 
     def poll(self) -> list[Rendered]:
         """What has been drawn since the last call. Returns at once."""
@@ -125,20 +150,17 @@ class Renderer:
             # The last lines may still be on their way from the reading thread.
             rendered += [done for message in self._drain() if (done := self._received(message)) is not None]
             if self._waiting:
-                self._fail(self._last_words())
+                self._died()
         return rendered
 
     def close(self, timeout: float = 300.0) -> list[Rendered]:
         """Wait for the requested pictures, at most ``timeout`` seconds, and end the process."""
         if self._process is None:
             return []
-        if self._process.stdin is not None:
-            try:
-                self._process.stdin.close()
-            except OSError:
-                logger.debug("the drawing process was gone before its input was closed")
+        self._is_closing = True
+        self._close_input()
         rendered = self._wait(time.monotonic() + timeout)
-        if self._process.poll() is None and self._waiting:
+        if self._process is not None and self._process.poll() is None and self._waiting:
             self._fail(f"did not finish within {timeout:.0f} s; steps {self._waiting} lack pictures")
         self._end()
         return rendered
@@ -158,12 +180,16 @@ class Renderer:
         return rendered
 
     def _end(self) -> None:
-        assert self._process is not None
+        if self._process is None:
+            return
         try:
             self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)  # with its workers: it leads its own session
             self._process.wait()
+        # Workers of a process that was killed wait for it: they hold each other's pipes open.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process = None
         self._scratch.cleanup()
 
@@ -212,5 +238,5 @@ class Renderer:
             logger.warning(
                 "%s. Training continues; draw later with: python -m diagnostics.render --attention_dir %s",
                 self.problem,
-                self.attention_dir,
+                shlex.quote(str(self.attention_dir)),
             )

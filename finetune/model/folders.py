@@ -6,6 +6,7 @@ Nothing here imports torch: what a name means is known before anything is loaded
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def resolve(name_or_path: str | Path, *, base: str | None = None) -> tuple[str, 
     base_name, inner = resolve(base)
     if inner is not None:
         raise ValueError(
-            f"--base {base}: is an adapter itself, expected a model; merge it first: python -m finetune.export {base} "
+            f"--base {base}: is an adapter itself, expected a model; merge it first: python -m finetune.export "
+            f"{shlex.quote(str(base))} "
             "--output_dir MERGED"
         )
     return base_name, path

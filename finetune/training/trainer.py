@@ -149,6 +149,7 @@ class FinetuneTrainer(SavingTrainer):
         self.said_zero = False
         self.step_tokens: list[int] = []  # trained in this process by each step since the last log
         self.empty_steps = 0
+        self.has_trained = False
         self.looking = (
             None if looking is None else LookSteps(looking, bare, self._family, self.names, self.args)
         )
@@ -287,6 +288,7 @@ class FinetuneTrainer(SavingTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
         self.clock.begin()
         self.batches.clear()
+        self.has_trained = True
         found = super().get_batch_samples(self.clock.watching(epoch_iterator), num_batches, device)
         if self.looking is not None:
             self.looking.begin(found[0], self.state)
@@ -421,6 +423,8 @@ class FinetuneTrainer(SavingTrainer):
         if "loss" in logs and "learning_rate" in logs:  # of training steps, on every process
             logs |= self._of_training()
             _spread(logs, "loss", len(self.step_tokens), self._empty_steps_taken())
+        elif "train_loss" in logs and not self.has_trained:
+            return  # resumed at its last step: duration and mean loss would be those of nothing
         elif "train_loss" in logs:
             _spread(logs, "train_loss", self.state.global_step, self.empty_steps + self._empty_steps_taken())
         super().log(logs, start_time)

@@ -1,7 +1,10 @@
 """The drawing process: the archive, what goes to TensorBoard, and that its death costs pictures only."""
 
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -109,6 +112,25 @@ def test_a_dead_renderer_is_logged_once_and_nothing_raises(
     never = Renderer(tmp_path)
     never.submit(10)
     assert never.close() == [] and never.problem is not None and "could not be started" in never.problem
+
+
+@pytest.mark.parametrize("when", ["asked", "closed"])
+def test_another_process_draws_what_a_killed_one_left(tmp_path: Path, when: str) -> None:
+    attention = run_folder(tmp_path, per_group=1, steps=(0, 10))
+    renderer = Renderer(attention)
+    renderer.submit(0)
+    assert renderer._process is not None
+    if when == "asked":
+        renderer._process.kill()
+        renderer._process.wait()
+    else:
+        # Stopped until it is killed, while closing waits for it.
+        first = renderer._process.pid
+        os.kill(first, signal.SIGSTOP)
+        threading.Timer(0.3, os.killpg, (first, signal.SIGKILL)).start()
+    renderer.submit(10)
+    assert [one.step for one in renderer.close(timeout=300)] == [0, 10]
+    assert len(pictures(attention)) == 2 and renderer.problem is None
 
 
 def test_a_hanging_renderer_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -51,13 +52,15 @@ def flags(checkpoint_folder: Path, data_file: Path, tmp_path: Path) -> Callable[
     return make
 
 
-def scalars(folder: Path) -> dict[str, dict[int, float]]:
+def events(folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder)).Reload()
-    return {
-        tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]
-    }
+    return EventAccumulator(str(folder)).Reload()
+
+
+def scalars(folder: Path) -> dict[str, dict[int, float]]:
+    found = events(folder)
+    return {tag: {event.step: event.value for event in found.Scalars(tag)} for tag in found.Tags()["scalars"]}
 
 
 def test_a_lora_run_leaves_what_was_agreed(
@@ -343,6 +346,11 @@ def test_a_run_killed_half_way_ends_with_the_same_files(program: ModuleType, fla
     a, b = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "straight", out))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     assert scalars(tmp_path / "straight" / "runs")["train/loss"] == scalars(out / "runs")["train/loss"]
+    # Killed after its last step: what the end logs is not logged again, since nothing is trained.
+    run = out / run_folder.RUN_FILE
+    run.write_text(json.dumps({**json.loads(run.read_text()), "finished": False}))
+    assert program.main(flags(*more)) == 0
+    assert [event.step for event in events(out / "runs").Scalars("train/train_runtime")] == [30]
 
 
 def test_two_processes_under_deepspeed_train_the_same(program: ModuleType, flags, tmp_path: Path):

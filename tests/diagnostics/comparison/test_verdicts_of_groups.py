@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from diagnostics.comparison import intervention_costs
 from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.comparison.verdicts import VERDICTS
@@ -127,6 +128,16 @@ def test_both_ends_of_a_relation_may_decide(tmp_path: Path) -> None:
     group = comparison_of(flat(pairs_of(tmp_path, towers=related, others=GUARDS)))["groups"]["towers"]
     assert group["verdict"] == "corrected"
     assert [one["over"] for one in group["enrichment"]["leads"]] == ["equally salient places"]
+
+
+def test_of_regions_that_decide_as_often_the_first_name_comes_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever order a set has: two runs write the same file."""
+    pairs = flat(pairs_of(tmp_path, towers=replace(CORRECTED, probes=5)))
+    said = iter(["rug", None, "podium", "rug", "podium"])
+    monkeypatch.setattr(intervention_costs, "decisive_region", lambda *_: next(said))
+    assert [*intervention_costs.decides(pairs, "after").items()] == [("podium", 0.4), ("rug", 0.4)]
 
 
 def test_attention_without_anything_to_compare_with_is_not_measured(tmp_path: Path) -> None:
