@@ -51,6 +51,11 @@ VERBS = {
         "diagnostics.inspect",
         "diagnostics/flags/inspect.py",
     ),
+    "board": Verb(
+        "TensorBoard on a run, with nothing smoothed and no value left out as an outlier",
+        "diagnostics.board",
+        "diagnostics/flags/board.py",
+    ),
     "render": Verb("redraw the attention maps of a run", "diagnostics.render", "diagnostics/flags/render.py"),
     "fusion": Verb(
         "compare fused attention maps with the best single one",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -796,10 +797,14 @@ class AttentionMonitor(TrainerCallback):
 
     def _where_to_look(self) -> str:
         from diagnostics.drawing.tensorboard import address, open_command
+        from diagnostics.flags.board import PORT, START
 
+        assert self.output_dir is not None
+        own = self._log_dir == self.output_dir / "runs"
+        folder = shlex.quote(str(self.output_dir if own else self._log_dir))
         return (
-            f"curves and maps: {open_command(self._log_dir)}\n"
-            f"  then open {address(list(groups_of(self._judged)), self._layers)}"
+            f"curves and maps: python -m diagnostics.board {folder}, at http://localhost:{PORT}{START}\n"
+            f"  or {open_command(self._log_dir)}, at {address(list(groups_of(self._judged)), self._layers)}"
         )
 
     def _reporting_sink(self, name: str) -> AbstractContextManager[None]:

@@ -45,7 +45,7 @@ FLOORS = {
         ("diagnosis",),
         ("drawing",),
         ("report",),
-        ("inspect", "compare", "diagnose", "render", "fusion", "keep", "web"),
+        ("board", "inspect", "compare", "diagnose", "render", "fusion", "keep", "web"),
         ("curve", "monitor"),
     ),
     "attention_finetune": (

@@ -3,6 +3,7 @@ they are."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from diagnostics.drawing import tags
 from diagnostics.drawing.cards import Card
@@ -30,6 +31,7 @@ LAYOUT = "custom_scalars__config__"
 PORT = 6006
 """Where TensorBoard listens unless told otherwise."""
 PINNED_GROUPS = 3
+PICTURES_KEPT = "images=1000,text=1000"
 _TEXT_END = "/text_summary"  # which TensorBoard's writer appends to the tag of a text
 
 
@@ -123,7 +125,9 @@ def write_hparams(log_dir: Path, flags: Flags, verdicts: Mapping[str, str]) -> N
     # The table shows the first few columns only, by name.
     shown = {f"{tags.verdict_section(group)}: {group}": words for group, words in verdicts.items()}
     values = {**shown, **flags}
-    summary = hparams_pb(values, trial_id=str(log_dir.resolve()))
+    place = log_dir.resolve()
+    mark = hashlib.sha256(str(place).encode()).hexdigest()[:4]  # lines of one name would become one
+    summary = hparams_pb(values, trial_id=f"{place.parent.name} {mark}")
     content = io.BytesIO()
     records = RecordWriter(content)
     records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
@@ -179,20 +183,30 @@ def _events(path: Path) -> Iterator[Any]:
 
 def open_command(log_dir: str | Path) -> str:
     """The command that opens the logs and keeps every image: TensorBoard's own default keeps ten of each tag."""
-    return f"tensorboard --logdir {shlex.quote(str(log_dir))} --samples_per_plugin images=1000,text=1000"
+    return f"tensorboard --logdir {shlex.quote(str(log_dir))} --samples_per_plugin {PICTURES_KEPT}"
 
 
-def address(groups: Sequence[str], layers: Sequence[int], port: int = PORT) -> str:
+def address(groups: Sequence[str], layers: Sequence[int], host: str = f"http://localhost:{PORT}") -> str:
     """The address of TensorBoard's first page without smoothing, which bends curves of few points, and with the curves
     that matter pinned at its top: of the first targets the margin and the last key layer's enrichment, then what the
     guards answer.
 
-    Its names are those of TensorBoard 2.21, whose own address bar shows them. "Ignore outliers" is not among them: the
-    browser keeps it.
+    Its names are those of TensorBoard 2.21, whose own address bar shows them; the last is that of its older pages.
     """
     targets = [group for group in groups if not tags.is_guard(group)][:PINNED_GROUPS]
     pinned = [tags.answers_tag("margin_nats", group) for group in targets]
-    pinned += [tags.attention_tag("enrichment", group, layers[-1]) for group in targets]
+    pinned += [tags.attention_tag("enrichment", group, layer) for group in targets for layer in layers[-1:]]
     pinned += [tags.answers_tag("accuracy", group) for group in groups if tags.is_guard(group)]
     cards = json.dumps([{"plugin": "scalars", "tag": tag} for tag in pinned], separators=(",", ":"))
-    return f"http://localhost:{port}/?smoothing=0&pinnedCards={quote(cards, safe='')}#timeseries"
+    return f"{host}/?smoothing=0&pinnedCards={quote(cards, safe='')}#timeseries&_smoothingWeight=0"
+
+
+def groups_and_layers(written: Iterable[str]) -> tuple[list[str], list[int]]:
+    """The groups and the key layers that tags of numbers tell of."""
+    groups, layers = set(), set()
+    for tag in written:
+        if found := re.fullmatch(rf"(?:{tags.ANSWERS}|{tags.GUARDS})/accuracy/([^/]+)", tag):
+            groups.add(unquote(found[1]))
+        elif found := re.fullmatch(rf"{tags.DRIFT}/drift_jsd_nats/layer_(\d+)", tag):
+            layers.add(int(found[1]))
+    return sorted(groups), sorted(layers)

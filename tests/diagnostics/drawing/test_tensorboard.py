@@ -21,6 +21,7 @@ from diagnostics.drawing.tags import map_tag
 from diagnostics.drawing.tensorboard import (
     TensorBoardSink,
     address,
+    groups_and_layers,
     layout,
     open_command,
     plain_flags,
@@ -262,11 +263,17 @@ def test_the_layout_names_tags_that_are_written(pairs: list[ProbePair]) -> None:
 
 
 def test_the_address_smooths_nothing_and_pins_what_matters_targets_first() -> None:
-    query = parse_qs(urlsplit(address(["retention", "a/b"], (1, 3), port=6011)).query)
-    assert query["smoothing"] == ["0"]
+    split = urlsplit(address(["retention", "a/b"], (1, 3)))
+    query = parse_qs(split.query)
+    assert query["smoothing"] == ["0"] and split.fragment == "timeseries&_smoothingWeight=0"
     assert [card["tag"] for card in json.loads(query["pinnedCards"][0])] == [
         "2 answers/margin_nats/a%2Fb", "3 attention/enrichment/a%2Fb/layer_3", "5 guards/accuracy/retention",
     ]  # fmt: skip
+
+
+def test_groups_and_layers_are_read_back_from_tags(pairs: list[ProbePair]) -> None:
+    written = [*scalars(pairs), "2 answers/accuracy/a%2Fb%25", "train/loss"]
+    assert groups_and_layers(written) == (["a/b%", "retention", "sphere-building"], [1, 3])
 
 
 def test_the_command_keeps_every_image() -> None:
