@@ -39,6 +39,8 @@ from finetune.samples.images import open_image
 ARCHIVE_WIDTH = 640
 """Pixels; an archive picture of three layers is about 150 kB then."""
 
+DOTS_PER_INCH = 140
+
 STRIP_STEPS_MAX, DRIFT_STEPS_MAX = 8, 6
 """Panels of a strip, in the archive and in trackers; of more steps these many are taken evenly, the first and the last
 among them."""
@@ -181,11 +183,14 @@ def overview_png(pairs: Sequence[ProbePair]) -> TaggedPicture | None:
     figure = layers_heads_figure(
         before,
         after,
-        title=f"{group}: attention on {where}, mean of {len(with_region)} probes, step {step}",
+        title=f"{group}: attention on {where}, step {step}",
+        unit=f"share of the attention to the image, mean of {len(with_region)} probes",
         key_layers=pairs[0].after.layers,
     )
+    # As wide as the maps, so that its type is as legible in a card.
+    figure.set_size_inches(board_picture.WIDTH / DOTS_PER_INCH, figure.get_figheight())
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
     return TaggedPicture(overview_tag(group), buffer.getvalue(), Image.open(buffer).size)
 
 
@@ -308,7 +313,11 @@ def draw_board_strip(
         evolution = evolution_of({step: {probe.id: record} for step, record in records.items()})
         sheet = probe_sheet(pair_records(probe, records[chosen[0]], records[chosen[-1]]))
         picture = board_picture.draw_drift(sheet, strip_maps(probe, evolution, layer))
-        return [_tagged(strip_tag(probe.group), picture)]
+        content = io.BytesIO()
+        picture.save(
+            content, format="PNG"
+        )  # one a group: true colour, as dithering is noise where maps are small
+        return [TaggedPicture(strip_tag(probe.group), content.getvalue(), picture.size)]
     except (ValueError, OSError) as error:
         return [f"strip of probe {probe.id}: {error}"]
 

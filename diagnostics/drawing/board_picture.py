@@ -1,4 +1,4 @@
-"""The pictures of TensorBoard and other trackers: readable in a card 350 pixels wide, half of what they are drawn at.
+"""The pictures of TensorBoard and other trackers: readable in a card 350 pixels wide.
 
 The archive's pictures (``probe_picture``) have room for every layer and number; these have one layer, and large type.
 """
@@ -36,8 +36,9 @@ from diagnostics.drawing.probe_picture import (
 )
 from finetune.fonts import Pen, text_font
 
-# All in pixels of the drawing, which is shown at half its size.
-WIDTH, MARGIN, GUTTER = 720, 16, 16
+# All in pixels of the drawing. It is shown at exactly half its size: TensorBoard leaves pixels out instead of blending
+# them, and at another scale strokes of letters would go missing.
+WIDTH, MARGIN, GUTTER = 700, 14, 16
 PANEL = (WIDTH - 2 * MARGIN - GUTTER) // 2
 PANEL_HEIGHT_MAX = 420
 LARGE, PLAIN, SMALL = 30, 26, 22
