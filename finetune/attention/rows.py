@@ -45,6 +45,7 @@ def attention_logits(
         scale = call.options.get("scaling")
         logits *= dim**-0.5 if scale is None else scale
         if (cap := call.options.get(SOFT_CAP)) is not None:
+            _require(call, "a soft cap of its logits", (SOFT_CAP,))
             logits = torch.tanh(logits / cap) * cap
         allowed, bias = rules(call, sequences, positions)
         if bias is not None:
@@ -63,14 +64,7 @@ def sink_logits(call: Call) -> Float[Tensor, " heads"] | None:
     sinks = call.options.get(SINK_LOGITS)
     if sinks is None:
         return None
-    taken = ("s_aux", "learnable_sink")  # as packages call them
-    if call.kernel == "sdpa" or (
-        call.is_flash and not any(flash.supports(call.kernel, name) for name in taken)
-    ):
-        raise ValueError(
-            f"{type(call.module).__name__} has sink logits, which the kernel {call.kernel!r} ignores; load the "
-            "model with attn_implementation='eager'"
-        )
+    _require(call, "sink logits", ("s_aux", "learnable_sink"))  # as packages call them
     return sinks.detach().to(call.query.dtype).float()  # as kernels take them
 
 
@@ -124,3 +118,18 @@ def rules(call: Call, sequences: Tensor, positions: Tensor) -> tuple[Tensor | No
     if mask is not None:
         rules.append(mask[sequences, -keys:].bool()[:, None, None, :])
     return (reduce(torch.logical_and, rules) if rules else None), None
+
+
+def _require(call: Call, term: str, names: tuple[str, ...]) -> None:
+    """Raises ValueError if the kernel drops a term of the attention: the model would then differ from the trained one.
+    Some releases of transformers let SDPA do so in silence.
+
+    names   of the term's option, as kernels of packages call it
+    """
+    if call.kernel == "sdpa" or (
+        call.is_flash and not any(flash.supports(call.kernel, name) for name in names)
+    ):
+        raise ValueError(
+            f"{type(call.module).__name__} has {term}, which the kernel {call.kernel!r} ignores; load the model with "
+            "attn_implementation='eager'"
+        )

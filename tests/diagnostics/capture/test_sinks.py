@@ -14,7 +14,7 @@ from diagnostics.capture.self_check import self_check
 from diagnostics.measures.attention import row_entropy, visual_share
 from diagnostics.web.trace_recorder import TraceRecorder
 from finetune.attention import rows
-from finetune.attention.rows import attention_rows, sink_logits
+from finetune.attention.rows import attention_logits, attention_rows, sink_logits
 from finetune.families.internvl import InternVLFamily
 
 FAMILY = InternVLFamily()
@@ -121,6 +121,18 @@ def test_a_kernel_that_leaves_sinks_out_is_refused():
         sink_logits(call)
     assert sink_logits(call._replace(kernel="flash_attention_2")).tolist() == [0.0]
     assert sink_logits(call._replace(options={})) is None
+
+
+def test_a_kernel_that_leaves_a_soft_cap_out_is_refused():
+    """SDPA of older transformers does so in silence; rows with the cap would not be those of the model."""
+    call = Call("sdpa", nn.Identity(), torch.ones(1, 1, 1, 2), *[torch.ones(1, 1, 3, 2)] * 2, None, {"softcap": 0.5})  # fmt: skip
+    first = torch.zeros(1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long)
+    with pytest.raises(
+        ValueError, match="a soft cap of its logits, which the kernel 'sdpa' ignores; .*'eager'"
+    ):
+        attention_logits(call, *first)
+    capped = attention_logits(call._replace(kernel="eager"), *first)
+    assert torch.allclose(capped, torch.full((1, 1, 1, 3), 0.5 * np.tanh(2**0.5 / 0.5)))
 
 
 @torch.no_grad()
