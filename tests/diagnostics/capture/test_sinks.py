@@ -125,7 +125,8 @@ def test_a_kernel_that_leaves_sinks_out_is_refused():
 
 def test_a_kernel_that_leaves_a_soft_cap_out_is_refused():
     """SDPA of older transformers does so in silence; rows with the cap would not be those of the model."""
-    call = Call("sdpa", nn.Identity(), torch.ones(1, 1, 1, 2), *[torch.ones(1, 1, 3, 2)] * 2, None, {"softcap": 0.5})  # fmt: skip
+    keys = torch.ones(1, 1, 3, 2)
+    call = Call("sdpa", nn.Identity(), keys[:, :, :1], keys, keys, None, {"softcap": 0.5})
     first = torch.zeros(1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long)
     with pytest.raises(
         ValueError, match="a soft cap of its logits, which the kernel 'sdpa' ignores; .*'eager'"
