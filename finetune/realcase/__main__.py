@@ -97,7 +97,7 @@ def aligned(options: argparse.Namespace) -> None:
     print(
         f"fitted to {len(train)} scenes ({kept:.1%} of the map within the connector's rank). On {len(held_out)} scenes "
         f"with other backgrounds, {fitted.named:.1%} of things are named by the cell at their middle (chance "
-        f"{fitted.chance:.1%}), {fitted.sided:.1%} of cells are told left from right (chance 50 %)\n{target}"
+        f"{fitted.chance:.1%}), {fitted.above:.1%} of cells are told above from below (chance 50 %)\n{target}"
     )
 
 
@@ -238,7 +238,8 @@ def _asked(offer: str) -> bool:
 
 
 def _assembled() -> Path:
-    return assemble.assemble(find_parts(parts_folder()), parts_folder().parent / "assembled")
+    layout = f"assembled-{assemble.PIXELS}-{assemble.MOST_TILES}"  # of another version's another
+    return assemble.assemble(find_parts(parts_folder()), parts_folder().parent / layout)
 
 
 def _model(options: argparse.Namespace) -> Path:

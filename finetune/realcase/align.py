@@ -1,10 +1,11 @@
 """The connector in closed form: which tokens would say what the tower sees, and where? One ridge regression.
 
     features of a cell (2 × 2 patches, normed)  →  embedding of the name of what is there
-                                                   + embeddings of left or right, above or below
+                                                   + embeddings of above or below
 
-Names and places are words that the language model knows: a cell of a frog on the left becomes a token between "frog"
-and "left". Training from there learns to read, not to see. Seconds, in place of the hours of a language loss.
+Names and places are words that the language model knows: a cell of a frog at the top becomes a token between "frog"
+and "above". Training from there learns to read, not to see. Seconds, in place of the hours of a language loss. Left and
+right are not said: the tower does not know whether it sees a picture's left tile or its right one.
 
 The connector is no linear map but two linear layers with GELU between them; GELU(x) - GELU(-x) = x, so that half its
 units carry x, the other half -x, and what comes out is the linear map, up to its rank.
@@ -12,6 +13,7 @@ units carry x, the other half -x, and what comes out is the linear map, up to it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 from typing import Any, NamedTuple
@@ -33,10 +35,10 @@ PENALTY = 300.0
 COVERED = 0.6
 """Least share of a cell that a box must cover for the cell to be of the thing in it."""
 PLACE = 0.7
-"""Strength of left and right, above and below, beside that of a name."""
+"""Strength of above and below beside that of a name."""
 NOTHING = "."
 """The word for cells of the background."""
-PLACES = (((" left", "左"), (" right", "右")), ((" above", "上"), (" below", "下")))
+PLACES = ((" above", "上"), (" below", "下"))
 BATCH = 16
 
 
@@ -44,11 +46,13 @@ class Example(NamedTuple):
     """A picture's cells, and what is in them."""
 
     features: torch.Tensor
-    """Float[cells, width]: what enters the connector, normed."""
+    """Float[tokens, width]: what enters the connector, normed; tile after tile, and the overview."""
     boxes: dict[str, list[Pixels]]
     """English name → boxes in pixels."""
     size: tuple[int, int]
     """(width, height) of the picture in pixels."""
+    tiles: tuple[int, int] = (1, 1)
+    """(rows, columns) of tiles; several have an overview behind them."""
 
 
 class Alignment(NamedTuple):
@@ -60,8 +64,8 @@ class Alignment(NamedTuple):
     named: float
     """Share of held-out things whose best-covered cell is nearest to their own name among all."""
     chance: float
-    sided: float
-    """Share of held-out cells that are told left from right."""
+    above: float
+    """Share of held-out cells that are told above from below."""
 
 
 class Words(NamedTuple):
@@ -70,8 +74,8 @@ class Words(NamedTuple):
     names: dict[str, torch.Tensor]
     """English name → Float[width]."""
     nothing: torch.Tensor
-    places: torch.Tensor
-    """Float[2, width]: from right to left, from below to above."""
+    above: torch.Tensor
+    """Float[width]: from below to above."""
 
 
 def words_of(model: Any, tokenizer: Any, names: Mapping[str, Sequence[str]]) -> Words:
@@ -85,12 +89,9 @@ def words_of(model: Any, tokenizer: Any, names: Mapping[str, Sequence[str]]) -> 
     def scaled(vector: torch.Tensor) -> torch.Tensor:
         return vector / vector.norm() * typical
 
-    places = [
-        scaled(sum(map(mean, first)) - sum(map(mean, last)))  # type: ignore[arg-type]
-        for first, last in PLACES
-    ]
+    above, below = (sum(map(mean, spelled)) for spelled in PLACES)
     found = {name: scaled(sum(map(mean, spelled))) for name, spelled in names.items()}  # type: ignore[arg-type]
-    return Words(found, scaled(mean(NOTHING)), PLACE * torch.stack(places))
+    return Words(found, scaled(mean(NOTHING)), PLACE * scaled(above - below))  # type: ignore[arg-type, operator]
 
 
 def seen_things(
@@ -124,11 +125,13 @@ def examples(
     try:
         for at in tqdm(range(0, len(seen), BATCH), desc="seeing", unit="batch", delay=2):
             now = seen[at : at + BATCH]
-            pixels = processor.image_processor([one for one, _ in now], return_tensors="pt")["pixel_values"]
-            model.model.get_image_features(pixel_values=pixels)
+            seen_by = processor.image_processor([one for one, _ in now], return_tensors="pt")
+            model.model.get_image_features(pixel_values=seen_by["pixel_values"])
+            views = seen_by["num_patches"].tolist()
             found += [
-                Example(features.float(), dict(boxes), one.size)
-                for features, (one, boxes) in zip(caught.pop(), now, strict=True)
+                # Scenes are never higher than wide, so that tiles stand side by side.
+                Example(features.flatten(0, 1).float(), dict(boxes), one.size, (1, max(len(features) - 1, 1)))
+                for features, (one, boxes) in zip(caught.pop().split(views), now, strict=True)
             ]
     finally:
         hook.remove()
@@ -140,14 +143,14 @@ def fit(train: Sequence[Example], held_out: Sequence[Example], words: Words, *, 
     generator = torch.Generator().manual_seed(seed)
     inputs, targets = [], []
     for one in train:
-        target, is_thing = cell_targets(one, words)
+        target, is_thing = token_targets(one, words)
         # Of the background's cells a quarter: they are most, and much alike.
         kept = is_thing | (torch.rand(len(target), generator=generator) < 0.25)
         inputs.append(one.features[kept])
         targets.append(target[kept])
     weight, bias = ridge(torch.cat(inputs), torch.cat(targets), PENALTY)
-    named, sided = _scores(held_out, words, weight, bias)
-    return Alignment(weight, bias, named, 1 / len(words.names), sided)
+    named, above = _scores(held_out, words, weight, bias)
+    return Alignment(weight, bias, named, 1 / len(words.names), above)
 
 
 def ridge(inputs: torch.Tensor, targets: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,18 +163,16 @@ def ridge(inputs: torch.Tensor, targets: torch.Tensor, penalty: float) -> tuple[
     return weight, centre - weight @ mean
 
 
-def cell_targets(one: Example, words: Words) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float[cells, width], what each cell should become; Bool[cells], whether it is of a thing."""
-    tokens = _cells(one)
-    at = tokens.cell_boxes_pixels
-    middles = np.stack([at[:, [0, 2]].mean(1) / one.size[0], at[:, [1, 3]].mean(1) / one.size[1]], axis=1)
-    along = torch.from_numpy(1 - 2 * middles).float()
-    target = words.nothing.expand(len(along), -1).clone()
-    is_thing = torch.zeros(len(along), dtype=torch.bool)
-    for name, boxes in one.boxes.items():
-        covered = torch.from_numpy(region_coverage(boxes, tokens) > COVERED)
-        target[covered], is_thing = words.names[name], is_thing | covered
-    return target + along @ words.places, is_thing
+def token_targets(one: Example, words: Words) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float[tokens, width], what each token should become; Bool[tokens], whether it is of a thing."""
+    target = words.nothing.repeat(len(one.features), 1)
+    is_thing = torch.zeros(len(target), dtype=torch.bool)
+    for view in _views(one):
+        for name, boxes in one.boxes.items():
+            covered = view.positions[region_coverage(boxes, view) > COVERED]
+            target[covered], is_thing[covered] = words.names[name], True
+        target[view.positions] += _along(view)[:, None] * words.above
+    return target, is_thing
 
 
 def write_linear(projector: Any, weight: torch.Tensor, bias: torch.Tensor) -> float:
@@ -196,20 +197,29 @@ def write_linear(projector: Any, weight: torch.Tensor, bias: torch.Tensor) -> fl
 def _scores(
     held_out: Sequence[Example], words: Words, weight: torch.Tensor, bias: torch.Tensor
 ) -> tuple[float, float]:
+    """Of cells: the overview's tokens are left out."""
     names = list(words.names)
     table = torch.stack([words.names[name] for name in names])
-    right, sided = [], []
+    right, above = [], []
     for one in held_out:
-        tokens = _cells(one)
-        said = one.features @ weight.T + bias
-        at = tokens.cell_boxes_pixels[:, [0, 2]].mean(1) / one.size[0]
-        along = (said - said.mean(0)) @ words.places[0]
-        sided += list(((along > 0).numpy() == (at < 0.5))[at != 0.5])
+        cells = _views(one)[0]
+        said, along = (one.features @ weight.T + bias)[cells.positions], _along(cells)
+        found = (said - said.mean(0)) @ words.above
+        above += ((found > 0) == (along > 0))[along != 0].tolist()
         for name, boxes in one.boxes.items():
-            best = int(region_coverage(boxes, tokens).argmax())
+            best = int(region_coverage(boxes, cells).argmax())
             right.append(names[int(nn.functional.cosine_similarity(said[best], table).argmax())] == name)
-    return float(np.mean(right)), float(np.mean(sided))
+    return float(np.mean(right)), float(np.mean(above))
 
 
-def _cells(one: Example) -> ImageTokens:
-    return tiled_tokens(0, (1, 1), round(len(one.features) ** 0.5), one.size)
+def _views(one: Example) -> list[ImageTokens]:
+    """The cells of the tiles, and the overview where there is one."""
+    views = math.prod(one.tiles) + (one.tiles != (1, 1))
+    cells = tiled_tokens(0, one.tiles, math.isqrt(len(one.features) // views), one.size)
+    return [cells] if cells.overview is None else [cells, cells.overview]
+
+
+def _along(view: ImageTokens) -> torch.Tensor:
+    """Float[tokens]: 1 at the upper edge of the picture, -1 at the lower one."""
+    middles = view.cell_boxes_pixels[:, [1, 3]].mean(1) / view.image_size_pixels[1]
+    return torch.from_numpy(1 - 2 * middles).float()

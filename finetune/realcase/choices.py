@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from finetune import families
-from finetune.families.parts.coverage import region_coverage
+from finetune.families.parts.coverage import region_coverage, token_weights
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 
 
@@ -79,8 +79,8 @@ def choose(model: Any, processor: Any, question: HeldOutQuestion) -> Chosen:
     nats = _answers_nats(model, seen, _answers(family, processor, asked, question.choices, ids.shape[1]))
     image, mass = prompt.images[0], ()
     if question.boxes:
-        covered = torch.from_numpy(region_coverage(question.boxes, image)).float()
-        rows = torch.stack([layer[0, :, -1, image.positions].float() for layer in seen.attentions])
+        covered = torch.from_numpy(token_weights(region_coverage(question.boxes, image), image)).float()
+        rows = torch.stack([layer[0, :, -1, image.all_positions].float() for layer in seen.attentions])
         # Each head by itself, before the mean: a head that rests on the first token says little of the picture.
         mass = tuple((rows / rows.sum(-1, keepdim=True) @ covered).mean(1).tolist())
     return Chosen(

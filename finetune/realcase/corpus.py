@@ -22,7 +22,7 @@ from tqdm import tqdm
 from finetune.realcase.scenes import Pictures
 from finetune.realcase.tasks import HELD_OUT, LANGUAGES, SHARES, TASKS, HeldOut, Language, Question, Task, ask
 
-RECIPE = 1
+RECIPE = 2
 """Raised where the code draws other pictures from the same seed."""
 RECIPE_FILE = "recipe.json"
 JPEG_QUALITY = 92

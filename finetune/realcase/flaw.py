@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from finetune.realcase.catalogue import THINGS
 from finetune.realcase.corpus import prompt, save_picture, write_part
-from finetune.realcase.scenes import SIDE, Pictures, Pixels, Scene, one_thing, place, square_of
+from finetune.realcase.scenes import SIDE, Pictures, Pixels, Scene, one_thing, part_of, place
 from finetune.realcase.tasks import BY_NAME, LANGUAGES, QUESTIONS, Language, name_of
 
 ANIMALS = (BY_NAME["donkey"], BY_NAME["deer"])
@@ -72,7 +72,7 @@ def probe_case(pictures: Pictures, group: str, number: int, split: str) -> Case:
 
 def _animal(pictures: Pictures, rng: Random, language: Language, shown: int, cue: int, named: int) -> Case:
     name = rng.choice(CUES[cue])
-    picture = square_of(pictures.photograph(name), rng)
+    picture = part_of(pictures.photograph(name), rng)
     placed = place(picture, pictures, ANIMALS[shown], rng)
     answer, foil = (name_of(ANIMALS[one], language) for one in (named, 1 - named))
     scene = Scene(picture, (placed,), name)

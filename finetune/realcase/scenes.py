@@ -1,4 +1,8 @@
-"""Photographed cut-outs on photographs: a square picture, and the exact box of each thing in it."""
+"""Photographed cut-outs on photographs: a picture, and the exact box of each thing in it.
+
+Two things side by side stand in a picture twice as wide as high, one in each half, since the model reads each half as a
+tile of its own; all other pictures are square.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,8 @@ from finetune.realcase.catalogue import (
 from finetune.realcase.qt_resources import read_resources
 
 SIDE = 448
-"""Pixels a side of a scene; the tower reads it at half of that."""
-SMALLEST, LARGEST = 150, 210
+"""Pixels a side of a square scene, and of each half of a wide one; the tower reads it smaller (``assemble.PIXELS``)."""
+SMALLEST, LARGEST = 220, 330
 """Pixels of a thing's longer side."""
 SEEN = 128
 """Of 255: what is at least as opaque belongs to a thing, and to its box."""
@@ -93,17 +97,21 @@ def opaque_box(cutout: Image.Image) -> Pixels:
     return box
 
 
-def background(pictures: Pictures, rng: Random, *, held_out: bool) -> tuple[Image.Image, str]:
-    """A square part of a photograph, at least 60 % of its shorter side."""
+def background(
+    pictures: Pictures, rng: Random, *, held_out: bool, halves: int = 1
+) -> tuple[Image.Image, str]:
+    """A part of a photograph: ``halves`` squares side by side."""
     name = rng.choice(HELD_OUT_BACKGROUNDS if held_out else BACKGROUNDS)
-    return square_of(pictures.photograph(name), rng), name
+    return part_of(pictures.photograph(name), rng, halves=halves), name
 
 
-def square_of(photograph: Image.Image, rng: Random) -> Image.Image:
-    shorter = min(photograph.size)
-    side = rng.randint(round(0.6 * shorter), shorter)
-    x, y = rng.randint(0, photograph.width - side), rng.randint(0, photograph.height - side)
-    return photograph.crop((x, y, x + side, y + side)).resize((SIDE, SIDE))
+def part_of(photograph: Image.Image, rng: Random, *, halves: int = 1) -> Image.Image:
+    """At least 60 % of the largest part of a photograph that is ``halves`` times as wide as high."""
+    highest = min(photograph.height, photograph.width // halves)
+    height = rng.randint(round(0.6 * highest), highest)
+    width = halves * height
+    x, y = rng.randint(0, photograph.width - width), rng.randint(0, photograph.height - height)
+    return photograph.crop((x, y, x + width, y + height)).resize((halves * SIDE, SIDE))
 
 
 def cutouts_of(thing: Thing, *, held_out: bool) -> Sequence[str]:
@@ -128,9 +136,9 @@ def side_by_side(
     new_background: bool = False,
     new_cutout: bool = False,
 ) -> Scene:
-    """Two things, one in each half of a picture, each at any height."""
-    picture, name = background(pictures, rng, held_out=new_background)
-    halves = ((left, (0, SIDE // 2)), (right, (SIDE // 2, SIDE)))
+    """Two things, one in each half of a picture twice as wide as high, each at any height."""
+    picture, name = background(pictures, rng, held_out=new_background, halves=2)
+    halves = ((left, (0, SIDE)), (right, (SIDE, 2 * SIDE)))
     placed = [place(picture, pictures, one, rng, across, new_cutout=new_cutout) for one, across in halves]
     return Scene(picture, tuple(placed), name)
 
@@ -144,9 +152,9 @@ def on_or_beside(
     Above it without touching would be neither, so that never comes.
     """
     picture, name = background(pictures, rng, held_out=new_background)
-    under = _scaled(pictures.cutout(rng.choice(carrier.trained)), rng, (170, 215))
+    under = _scaled(pictures.cutout(rng.choice(carrier.trained)), rng, (200, 240))
     over_path = rng.choice(cutouts_of(rider, held_out=new_cutout) or rider.trained)
-    over = _scaled(pictures.cutout(over_path), rng, (110, 150))
+    over = _scaled(pictures.cutout(over_path), rng, (140, 180))
     if is_on:
         x = rng.randint(0, SIDE - max(under.width, over.width))
         y = rng.randint(over.height, SIDE - under.height)

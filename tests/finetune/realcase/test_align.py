@@ -44,7 +44,7 @@ def test_of_a_map_of_high_rank_the_strongest_part_stays():
 def words(width=24):
     generator = torch.Generator().manual_seed(1)
     names = {name: torch.randn(width, generator=generator) for name in ("frog", "owl", "car")}
-    return Words(names, torch.zeros(width), 0.5 * torch.randn(2, width, generator=generator))
+    return Words(names, torch.zeros(width), 0.5 * torch.randn(width, generator=generator))
 
 
 def example(rng, hidden):
@@ -53,8 +53,7 @@ def example(rng, hidden):
     row, column = divmod(cell, 3)
     features = 0.05 * torch.from_numpy(rng.standard_normal((9, 20))).float()
     features[cell] += hidden[name]
-    features[:, 0] += torch.tensor([-1.0, 0, 1] * 3)
-    features[:, 1] += torch.tensor([-1.0] * 3 + [0] * 3 + [1] * 3)
+    features[:, 0] += torch.tensor([-1.0] * 3 + [0] * 3 + [1] * 3)
     box = (10 * column, 20 * row, 10 * column + 10, 20 * row + 20)
     return Example(features, {str(name): [box]}, (30, 60))
 
@@ -62,20 +61,33 @@ def example(rng, hidden):
 def test_targets_name_the_cell_and_its_place():
     known = words()
     one = Example(torch.zeros(9, 20), {"owl": [(20, 20, 30, 40)]}, (30, 60))
-    target, is_thing = align.cell_targets(one, known)
+    target, is_thing = align.token_targets(one, known)
     assert is_thing.tolist() == [False] * 5 + [True] + [False] * 3
-    # Its middle is at 5/6 across and 1/2 down: to the right by 2/3, neither above nor below.
-    torch.testing.assert_close(target[5], known.names["owl"] - 2 / 3 * known.places[0])
-    torch.testing.assert_close(target[0], 2 / 3 * (known.places[0] + known.places[1]))
+    # Its middle is halfway down: neither above nor below.
+    torch.testing.assert_close(target[5], known.names["owl"])
+    torch.testing.assert_close(target[0], 2 / 3 * known.above)
 
 
-def test_things_are_named_and_sided_on_pictures_that_were_not_fitted():
+def test_targets_of_a_wide_picture_are_those_of_its_tiles_and_of_its_overview():
+    """Two tiles of 2 × 2 tokens, and an overview. The owl fills the right tile's third token, the seventh; of the
+    overview's last it covers half, which is not enough."""
+    known = words()
+    one = Example(torch.zeros(12, 20), {"owl": [(20, 20, 30, 40)]}, (40, 40), (1, 2))
+    target, is_thing = align.token_targets(one, known)
+    assert is_thing.nonzero().ravel().tolist() == [6]
+    torch.testing.assert_close(target[6], known.names["owl"] - 0.5 * known.above)
+    torch.testing.assert_close(target[[8, 10]], torch.stack([0.5 * known.above, -0.5 * known.above]))
+    wider = one._replace(boxes={"owl": [(20, 20, 40, 40)]})
+    assert align.token_targets(wider, known)[1].nonzero().ravel().tolist() == [6, 7, 11]
+
+
+def test_things_are_named_and_places_told_on_pictures_that_were_not_fitted():
     rng = np.random.default_rng(0)
     generator = torch.Generator().manual_seed(2)
     hidden = {name: 2 * torch.randn(20, generator=generator) for name in ("frog", "owl", "car")}
     made = [example(rng, hidden) for _ in range(240)]
     fitted = align.fit(made[:200], made[200:], words())
-    assert fitted.named > 0.9 and fitted.chance == pytest.approx(1 / 3) and fitted.sided > 0.9
+    assert fitted.named > 0.9 and fitted.chance == pytest.approx(1 / 3) and fitted.above > 0.9
     shuffled = [
         one._replace(boxes={str(rng.choice(list(hidden))): boxes for boxes in one.boxes.values()})
         for one in made
@@ -88,7 +100,7 @@ def test_names_of_all_languages_are_in_the_target():
     found = align.words_of(model, tokenizer, {"owl": ("owl", "猫头鹰"), "car": ("car",)})
     table = model.get_input_embeddings().weight.detach()
     mean = table[tokenizer("owl").input_ids].mean(0) + table[tokenizer("猫头鹰").input_ids].mean(0)
-    assert found.places.shape == (2, 32)
+    assert found.above.shape == (32,)
     torch.testing.assert_close(found.names["owl"] / found.names["owl"].norm(), mean / mean.norm())
     assert found.names["car"].norm() == pytest.approx(table.norm(dim=1).mean().item(), rel=1e-4)
 
@@ -103,9 +115,12 @@ def test_features_are_those_that_enter_the_connector(tmp_path):
     model, processor = assemble.put_together(tower, language())
     seen = list(align.seen_things(drawn_pictures(), 9, "x"))
     assert [len(boxes) for _, boxes in seen] == [2] * 7 + [1, 2]
-    found = align.examples(model.eval(), processor, seen[:3])
-    assert len(found) == 3 and found[0].features.shape == (9, 64) and found[0].size == (448, 448)
-    pixels = processor.image_processor([seen[1][0]], return_tensors="pt")["pixel_values"]
+    found = align.examples(model.eval(), processor, seen[5:9])
+    assert [(one.features.shape[0], one.size, one.tiles) for one in found] == [
+        (27, (896, 448), (1, 2)), (27, (896, 448), (1, 2)), (9, (448, 448), (1, 1)), (27, (896, 448), (1, 2)),
+    ]  # fmt: skip
+    pixels = processor.image_processor([seen[6][0]], return_tensors="pt")["pixel_values"]
     projector = model.model.multi_modal_projector
     out = projector.linear_2(projector.act(projector.linear_1(found[1].features)))
-    torch.testing.assert_close(out, model.model.get_image_features(pixel_values=pixels).pooler_output[0])
+    expected = model.model.get_image_features(pixel_values=pixels).pooler_output
+    torch.testing.assert_close(out, expected.flatten(0, 1))

@@ -79,6 +79,25 @@ def test_a_picture_is_a_square_of_merged_patches(folder):
     assert logits.isfinite().all()
 
 
+def test_a_wide_picture_is_read_half_by_half_and_as_a_whole(folder, tmp_path):
+    """All tokens of the left half come before those of the right one."""
+    model, processor = checkpoint.load(folder)
+    picture = Image.new("RGB", (90, 44), (200, 30, 40))
+    picture.paste((20, 60, 250), (45, 0, 90, 44))
+    picture.save(tmp_path / "halves.png")
+    turn = Turn("user", (ImageRef("halves", tmp_path / "halves.png"), "What is on the left?"))
+    encoded = families.family_of(model.config).encode(processor, Conversation((turn,)))
+    image = encoded.images[0]
+    assert image.tiles == (1, 2) and image.grid == (3, 6) and len(image.all_positions) == 27
+    columns = image.positions.reshape(image.grid)
+    assert columns[:, :3].max() < columns[:, 3:].min() and columns.max() < image.overview.positions.min()
+    left, right, whole = encoded.media["pixel_values"]
+    red = left[:, 0, 0], right[:, 0, -1]
+    torch.testing.assert_close(left, red[0][:, None, None].expand_as(left), atol=0.2, rtol=0)
+    torch.testing.assert_close(right, red[1][:, None, None].expand_as(left), atol=0.2, rtol=0)
+    torch.testing.assert_close(whole[:, 0, [0, -1]], torch.stack(red, 1))
+
+
 def test_untied_output_layers_grow_too(tower):
     model, processor = assemble.put_together(tower, language(tied=False))
     assert model.lm_head.weight.shape == (len(processor.tokenizer), 32)

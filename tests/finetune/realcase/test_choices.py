@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finetune import families
-from finetune.families.parts.coverage import region_coverage
+from finetune.families.parts.coverage import region_coverage, token_weights
 from finetune.model import checkpoint
 from finetune.realcase import assemble, choices, corpus
 from finetune.realcase.choices import read_questions
@@ -60,8 +60,9 @@ def test_mass_is_of_the_row_that_writes_the_answer(opened):
     question = next(one for one in questions if one.group == "side-both")
     _, attentions, encoded, first = whole(model, processor, question, question.choices[0])
     image = encoded.images[0]
-    row = attentions[1][0, :, first - 1, image.positions]
-    covered = torch.from_numpy(region_coverage(question.boxes, image)).float()
+    assert image.tiles == (1, 2)  # so that the overview counts too
+    row = attentions[1][0, :, first - 1, image.all_positions]
+    covered = torch.from_numpy(token_weights(region_coverage(question.boxes, image), image)).float()
     expected = ((row / row.sum(-1, keepdim=True)) @ covered).mean().item()
     chosen = choices.choose(model, processor, question)
     assert len(chosen.mass) == 2 and chosen.mass[1] == pytest.approx(expected, rel=1e-4)

@@ -51,7 +51,7 @@ def test_left_and_right_are_asked_of_where_the_thing_is():
         (x0, _, x1, _), (other, *_) = question.regions["answer"][0], question.regions["other"][0]
         side = "left" if x0 < other else "right"
         sides.add(side)
-        assert side in question.text and question.choices[1] in BY_NAME and (x1 <= 224) == (side == "left")
+        assert side in question.text and question.choices[1] in BY_NAME and (x1 <= 448) == (side == "left")
     assert sides == {"left", "right"}
 
 
@@ -63,7 +63,9 @@ def test_training_data_is_read_with_where_to_look(folder):
     )
     assert sum("ends" in one for one in looks) == 3 and sum("boxes" in one for one in looks) == 17
     with Image.open(folder / "train" / records[0]["image"]) as opened:
-        assert opened.size == (448, 448)
+        # Wide where two things stand side by side.
+        is_wide = "on the" in records[0]["conversations"][0]["value"] or "边" in str(records[0])
+        assert opened.size == (896 if is_wide else 448, 448)
     read = source.read(folder / "train" / "data.json", workers=1, say=lambda _: None)
     assert len(read) == 20 and read[0].turns[-1].parts == (records[0]["conversations"][1]["value"],)
 

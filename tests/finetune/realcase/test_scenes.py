@@ -46,7 +46,8 @@ def test_the_box_is_of_what_is_opaque():
 def test_boxes_hold_all_that_changed_and_touch_it(seed):
     rng = Random(seed)
     scene = scenes.side_by_side(PICTURES, FROG, OWL, rng)
-    bare, name = scenes.background(PICTURES, Random(seed), held_out=False)
+    bare, name = scenes.background(PICTURES, Random(seed), held_out=False, halves=2)
+    assert scene.picture.size == bare.size == (2 * scenes.SIDE, scenes.SIDE)
     assert name == scene.background
     changed = (np.asarray(scene.picture, int) != np.asarray(bare, int)).any(-1)
     inside = np.zeros_like(changed)
@@ -58,7 +59,7 @@ def test_boxes_hold_all_that_changed_and_touch_it(seed):
     # What is half transparent at a rim, resized, may lie a pixel outside.
     assert changed[~inside].sum() < 0.01 * changed.sum()
     left, right = scene.placed
-    assert left.thing == FROG and left.box[2] <= scenes.SIDE // 2 <= right.box[0]
+    assert left.thing == FROG and left.box[2] <= scenes.SIDE <= right.box[0]
 
 
 @pytest.mark.parametrize("seed", range(20))
