@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Literal, NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
 from finetune.realcase.catalogue import (
     BACKGROUNDS,
@@ -28,6 +28,8 @@ SIDE = 448
 """Pixels a side of a square scene, and of each half of a wide one; the tower reads it smaller (``assemble.PIXELS``)."""
 SMALLEST, LARGEST = 220, 330
 """Pixels of a thing's longer side."""
+TURNED, TINTED = 12.0, 0.3
+"""Degrees that a thing is turned by, and share of its brightness and colour that are changed, at most; either way."""
 SEEN = 128
 """Of 255: what is at least as opaque belongs to a thing, and to its box."""
 
@@ -212,7 +214,7 @@ def place(
 ) -> Placed:
     """Paste a thing somewhere into a picture, between two of its columns."""
     path = rng.choice(cutouts_of(thing, held_out=new_cutout))
-    cutout = _scaled(pictures.cutout(path), rng, (SMALLEST, LARGEST))
+    cutout = _varied(_scaled(pictures.cutout(path), rng, (SMALLEST, LARGEST)), rng)
     at = (rng.randint(across[0], across[1] - cutout.width), rng.randint(0, SIDE - cutout.height))
     return _paste(picture, cutout, at, thing, path)
 
@@ -220,6 +222,21 @@ def place(
 def _scaled(cutout: Image.Image, rng: Random, longer: tuple[int, int]) -> Image.Image:
     factor = rng.randint(*longer) / max(cutout.size)
     return cutout.resize((max(round(cutout.width * factor), 1), max(round(cutout.height * factor), 1)))
+
+
+def _varied(cutout: Image.Image, rng: Random) -> Image.Image:
+    """A cut-out mirrored half of the time, turned a little, lighter or darker, more or less colourful.
+
+    A name has one or two cut-outs, and the name should be learned, not the cut-out.
+    """
+    if rng.random() < 0.5:
+        cutout = ImageOps.mirror(cutout)
+    turned = cutout.rotate(rng.uniform(-TURNED, TURNED), Image.Resampling.BICUBIC, expand=True)
+    colours = turned.convert("RGB")
+    for change in (ImageEnhance.Brightness, ImageEnhance.Color):
+        colours = change(colours).enhance(rng.uniform(1 - TINTED, 1 + TINTED))
+    colours.putalpha(turned.getchannel("A"))
+    return opaque_part(colours)
 
 
 def _paste(picture: Image.Image, cutout: Image.Image, at: tuple[int, int], thing: Thing, path: str) -> Placed:

@@ -75,6 +75,19 @@ def test_on_is_on_and_not_on_is_not(seed):
         assert touches == is_on
 
 
+def test_a_cutout_is_seen_both_ways_round_turned_and_tinted():
+    """Red on its left, blue on its right; its corners stay transparent when it is turned."""
+    cutout = Image.new("RGBA", (50, 30), (200, 20, 20, 255))
+    cutout.paste((20, 20, 200, 255), (25, 0, 50, 30))
+    made = [scenes._varied(cutout, Random(seed)) for seed in range(12)]
+    reds = [one.getpixel((one.width // 4, one.height // 2))[0] > 100 for one in made]
+    assert 2 < sum(reds) < 10
+    assert len({one.size for one in made}) > 6 and len({one.getpixel((9, 15))[:3] for one in made}) > 6
+    assert all(one.width < 60 and one.height < 44 for one in made)
+    turned = max(made, key=lambda one: one.height)
+    assert min(turned.getpixel(at)[3] for at in ((0, 0), (0, turned.height - 1))) == 0
+
+
 def test_what_is_held_out_is_never_trained():
     for seed in range(12):
         rng = Random(seed)
