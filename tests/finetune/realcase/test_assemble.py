@@ -61,7 +61,7 @@ def test_words_mean_what_they_meant(folder):
 def test_a_picture_is_a_square_of_merged_patches(folder):
     model, processor = checkpoint.load(folder)
     family = families.family_of(model.config)
-    picture = Image.new("RGB", (50, 31), (200, 30, 40))
+    picture = Image.new("RGB", (50, 41), (200, 30, 40))
     turns = (Turn("user", (ImageRef("x", folder, None), "What is this?")), Turn("assistant", ("frog",)))
     family_image = family.load_image
     try:
@@ -74,7 +74,7 @@ def test_a_picture_is_a_square_of_merged_patches(folder):
         f"<|im_start|>user\n<img>{'<IMG_CONTEXT>' * 9}</img>\nWhat is this?<|im_end|>\n<|im_start|>assistant\nfrog"
         "<|im_end|>\n"
     )
-    assert encoded.images[0].grid == (3, 3) and encoded.images[0].image_size_pixels == (50, 31)
+    assert encoded.images[0].grid == (3, 3) and encoded.images[0].image_size_pixels == (50, 41)
     logits = model(input_ids=torch.from_numpy(encoded.input_ids)[None], **encoded.media).logits
     assert logits.isfinite().all()
 
@@ -92,10 +92,11 @@ def test_a_wide_picture_is_read_half_by_half_and_as_a_whole(folder, tmp_path):
     columns = image.positions.reshape(image.grid)
     assert columns[:, :3].max() < columns[:, 3:].min() and columns.max() < image.overview.positions.min()
     left, right, whole = encoded.media["pixel_values"]
-    red = left[:, 0, 0], right[:, 0, -1]
-    torch.testing.assert_close(left, red[0][:, None, None].expand_as(left), atol=0.2, rtol=0)
-    torch.testing.assert_close(right, red[1][:, None, None].expand_as(left), atol=0.2, rtol=0)
-    torch.testing.assert_close(whole[:, 0, [0, -1]], torch.stack(red, 1))
+    red, blue = left[:, 0, 0], right[:, 0, -1]
+    assert (red - blue).abs().min() > 0.1
+    for half, colour in ((left, red), (right, blue)):  # resampling blurs the seam
+        torch.testing.assert_close(half, colour[:, None, None].expand_as(half), atol=0.3, rtol=0)
+    torch.testing.assert_close(whole[:, 0, [0, -1]], torch.stack([red, blue], 1))
 
 
 def test_untied_output_layers_grow_too(tower):
