@@ -87,9 +87,10 @@ def aligned(options: argparse.Namespace) -> None:
     model: Any
     model, processor = checkpoint.load(_assembled())
     pictures, count = _pictures(), options.align_scenes
-    train = align.examples(model, processor, list(align.seen_things(pictures, count, "train")))
+    bf16 = _in_bf16(options)
+    train = align.examples(model, processor, list(align.seen_things(pictures, count, "train")), bf16=bf16)
     tests = list(align.seen_things(pictures, 96, "held out", held_out=True))
-    held_out = align.examples(model, processor, tests)
+    held_out = align.examples(model, processor, tests, bf16=bf16)
     names = {one.english: (one.english, one.chinese) for one in (*THINGS, *LANDMARKS)}
     fitted = align.fit(train, held_out, align.words_of(model, processor.tokenizer, names))
     kept = align.write_linear(model.model.multi_modal_projector, fitted.weight, fitted.bias)

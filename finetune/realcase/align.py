@@ -115,9 +115,16 @@ def seen_things(
 
 @torch.no_grad()
 def examples(
-    model: Any, processor: Any, seen: Sequence[tuple[Image.Image, Mapping[str, list[Pixels]]]]
+    model: Any,
+    processor: Any,
+    seen: Sequence[tuple[Image.Image, Mapping[str, list[Pixels]]]],
+    *,
+    bf16: bool = False,
 ) -> list[Example]:
-    """What the tower makes of pictures, normed as the connector norms it."""
+    """What the tower makes of pictures, normed as the connector norms it.
+
+    bf16   the tower multiplies in bfloat16, as in training
+    """
     found: list[Example] = []
     caught: list[torch.Tensor] = []
     norm = model.model.multi_modal_projector.layer_norm
@@ -126,7 +133,8 @@ def examples(
         for at in tqdm(range(0, len(seen), BATCH), desc="seeing", unit="batch", delay=2):
             now = seen[at : at + BATCH]
             seen_by = processor.image_processor([one for one, _ in now], return_tensors="pt")
-            model.model.get_image_features(pixel_values=seen_by["pixel_values"])
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+                model.model.get_image_features(pixel_values=seen_by["pixel_values"])
             views = seen_by["num_patches"].tolist()
             found += [
                 # Scenes are never higher than wide, so that tiles stand side by side.
