@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from finetune import families
 from finetune.families.parts.coverage import region_coverage, token_weights
+from finetune.families.parts.phrases import find_span, token_texts
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 
 
@@ -30,6 +31,8 @@ class HeldOutQuestion(NamedTuple):
     text: str
     choices: tuple[str, ...]
     """The right one first, its foil second."""
+    phrase: str
+    """The words of the right answer that say what is in the boxes."""
     boxes: tuple[tuple[int, int, int, int], ...]
     """Where it has to look; () where the file does not say."""
 
@@ -44,8 +47,8 @@ class Chosen(NamedTuple):
     """Index among its choices: 0 is right, 1 the foil."""
     choices: int
     mass: tuple[float, ...]
-    """Share of the attention to the picture that lies in the boxes, in the row that writes the answer's first token,
-    mean over heads, for each language layer; () without boxes."""
+    """Share of the attention to the picture that lies in the boxes, in the row that writes the first token of the right
+    answer's phrase, mean over heads, for each language layer; () without boxes."""
 
 
 def read_questions(probe_file: Path) -> list[HeldOutQuestion]:
@@ -56,6 +59,7 @@ def read_questions(probe_file: Path) -> list[HeldOutQuestion]:
         HeldOutQuestion(
             one["id"], one["group"], "zh" if any(ord(letter) > 0x2E80 for letter in one["question"]) else "en",
             probe_file.parent / one["images"][0], one["question"].removeprefix("<image>\n"), tuple(choices[one["id"]]),
+            next(iter(one["phrases"]), one["answer"]),
             tuple(tuple(box) for name, boxes in one["regions"].items() if name != "other" for box in boxes),
         )
         for one in probes
@@ -75,12 +79,17 @@ def choose(model: Any, processor: Any, question: HeldOutQuestion) -> Chosen:
     asked = Turn("user", (ImageRef(question.image.name, question.image), "\n", question.text))
     prompt = family.encode(processor, Conversation((asked,)), add_generation_prompt=True)
     ids = torch.from_numpy(prompt.input_ids)[None]
-    seen = model(input_ids=ids, **prompt.media, use_cache=True, output_attentions=bool(question.boxes))
-    nats = _answers_nats(model, seen, _answers(family, processor, asked, question.choices, ids.shape[1]))
+    looks = bool(question.boxes)
+    seen = model(input_ids=ids, **prompt.media, use_cache=True, output_attentions=looks)
+    answers = _answers(family, processor, asked, question.choices, ids.shape[1])
+    nats, attentions = _answers_nats(model, seen, answers, looks=looks)
     image, mass = prompt.images[0], ()
-    if question.boxes:
+    if looks:
+        row = _first_of(question.phrase, answers[0], processor) - 1
+        if row < 0:
+            attentions = seen.attentions
         covered = torch.from_numpy(token_weights(region_coverage(question.boxes, image), image)).float()
-        rows = torch.stack([layer[0, :, -1, image.all_positions].float() for layer in seen.attentions])
+        rows = torch.stack([layer[0, :, row, image.all_positions].float() for layer in attentions])
         # Each head by itself, before the mean: a head that rests on the first token says little of the picture.
         mass = tuple((rows / rows.sum(-1, keepdim=True) @ covered).mean(1).tolist())
     return Chosen(
@@ -101,8 +110,19 @@ def _answers(
     return found
 
 
-def _answers_nats(model: Any, seen: Any, answers: Sequence[np.ndarray]) -> torch.Tensor:
-    """Float[answers]: log p of each, all its tokens summed, after the prompt that was seen."""
+def _first_of(phrase: str, answer: np.ndarray, processor: Any) -> int:
+    """Which of the answer's tokens is the phrase's first?"""
+    texts = token_texts(processor.tokenizer, answer.tolist())
+    span = find_span(phrase, texts, 0, len(texts))
+    assert span is not None, f"no {phrase!r} in {''.join(texts)!r}"
+    return int(span[0])
+
+
+def _answers_nats(
+    model: Any, seen: Any, answers: Sequence[np.ndarray], *, looks: bool
+) -> tuple[torch.Tensor, Any]:
+    """(Float[answers]: log p of each, all its tokens summed, after the prompt that was seen; with ``looks`` the
+    attention of their rows, a layer each)."""
     count, longest = len(answers), max(map(len, answers))
     ids = torch.zeros(count, longest, dtype=torch.long)
     real = torch.zeros(count, longest, dtype=torch.bool)
@@ -112,7 +132,7 @@ def _answers_nats(model: Any, seen: Any, answers: Sequence[np.ndarray]) -> torch
     begin = cache.get_seq_length()
     cache.batch_repeat_interleave(count)
     mask = torch.cat([torch.ones(count, begin, dtype=torch.bool), real], dim=1).long()
-    followed = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits.float()
+    further = model(input_ids=ids, attention_mask=mask, past_key_values=cache, output_attentions=looks)
     before = seen.logits[:, -1:].float().expand(count, 1, -1)
-    logits = torch.cat([before, followed[:, :-1]], dim=1).log_softmax(-1)
-    return (logits.gather(-1, ids[..., None])[..., 0] * real).sum(1)
+    logits = torch.cat([before, further.logits[:, :-1].float()], dim=1).log_softmax(-1)
+    return (logits.gather(-1, ids[..., None])[..., 0] * real).sum(1), further.attentions

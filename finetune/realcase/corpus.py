@@ -78,9 +78,9 @@ def sample(question: Question, identity: str, image: str) -> dict[str, Any]:
     """A training sample; ``image`` is relative to the data file."""
     look: dict[str, Any]
     if question.task == "on":
-        look = {"phrase": question.answer, "ends": [question.regions["rider"], question.regions["carrier"]]}
+        look = {"phrase": question.phrase, "ends": [question.regions["rider"], question.regions["carrier"]]}
     else:
-        look = {"phrase": question.answer, "boxes": question.regions["answer"]}
+        look = {"phrase": question.phrase, "boxes": question.regions["answer"]}
     return {
         "id": identity,
         "image": image,
@@ -93,7 +93,7 @@ def sample(question: Question, identity: str, image: str) -> dict[str, Any]:
 
 def probe(question: Question, planned: Planned, image: str) -> dict[str, Any]:
     """An element of a probe file. ``choices`` is our own: the answers that it is chosen from."""
-    phrases = {question.answer: "answer"} if "answer" in question.regions else {}
+    phrases = {question.phrase: "answer"} if "answer" in question.regions else {}
     relation = None
     if question.task == "on":
         phrase = "on" if question.language == "en" else "上面"

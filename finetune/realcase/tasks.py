@@ -1,7 +1,7 @@
 """What is asked of a scene, in English or Chinese: the question, the answer, and where it has to look.
 
 what       one thing              What is this?                  frog
-side       two, side by side      What is on the left?           the one there; its foil is the other one
+side       two, side by side      What is on the left?           Left: the one there; its foil is the other one
 on         a thing on a thing     Is the frog on the toolbox?    Yes or No, by looking at both
 landmark   a landmark             Which landmark is this?        its name; its foil looks like it
 """
@@ -43,6 +43,9 @@ QUESTIONS = {
     "on": {"en": "Is the {rider} on the {carrier}?", "zh": "{rider}在{carrier}上面吗?"},
     "landmark": {"en": "Which landmark is this?", "zh": "这是哪个名胜?"},
 }
+ANSWERS = {"left": {"en": "Left: ", "zh": "左:"}, "right": {"en": "Right: ", "zh": "右:"}}
+"""How an answer about a side begins. The row that writes the name then has the side right before it. With the name alone
+the row would have to fetch it from the question first, which takes longest to learn."""
 YES_NO = {"en": ("Yes", "No"), "zh": ("是", "不是")}
 BY_NAME = {thing.english: thing for thing in THINGS}
 
@@ -55,6 +58,8 @@ class Question(NamedTuple):
     language: Language
     text: str
     answer: str
+    phrase: str
+    """The words of the answer that say what the picture shows."""
     choices: tuple[str, ...]
     """Possible answers, the right one first, its foil second."""
     regions: dict[str, list[Pixels]]
@@ -100,7 +105,8 @@ def _what(pictures: Pictures, language: Language, rng: Random, held_out: HeldOut
     foil = rng.choice([one for one in THINGS if one != thing])
     return Question(
         scene.picture, "what", language, QUESTIONS["what"][language], name_of(thing, language),
-        _choices(thing, foil, language, rng), {"answer": [scene.placed[0].box]}, scene.background,
+        name_of(thing, language), _choices(thing, foil, language, rng), {"answer": [scene.placed[0].box]},
+        scene.background,
     )  # fmt: skip
 
 
@@ -109,9 +115,12 @@ def _side(pictures: Pictures, language: Language, rng: Random, held_out: HeldOut
     scene = side_by_side(pictures, left, right, rng, **_parts_held_out(held_out))
     asked = rng.randrange(2)
     this, other = scene.placed[asked], scene.placed[1 - asked]
+    side = ("left", "right")[asked]
+    choices = _choices(this.thing, other.thing, language, rng)
+    answers = tuple(f"{ANSWERS[side][language]}{name}" for name in choices)
+    regions = {"answer": [this.box], "other": [other.box]}
     return Question(
-        scene.picture, "side", language, QUESTIONS[("left", "right")[asked]][language], name_of(this.thing, language),
-        _choices(this.thing, other.thing, language, rng), {"answer": [this.box], "other": [other.box]},
+        scene.picture, "side", language, QUESTIONS[side][language], answers[0], choices[0], answers, regions,
         scene.background,
     )  # fmt: skip
 
@@ -128,7 +137,9 @@ def _on(pictures: Pictures, language: Language, rng: Random, held_out: HeldOut) 
     yes, no = YES_NO[language]
     choices = (yes, no) if is_on else (no, yes)
     regions = {"rider": [scene.placed[0].box], "carrier": [scene.placed[1].box]}
-    return Question(scene.picture, "on", language, text, choices[0], choices, regions, scene.background)
+    return Question(
+        scene.picture, "on", language, text, choices[0], choices[0], choices, regions, scene.background
+    )
 
 
 def _landmark(pictures: Pictures, language: Language, rng: Random, held_out: HeldOut) -> Question:
@@ -139,8 +150,8 @@ def _landmark(pictures: Pictures, language: Language, rng: Random, held_out: Hel
     others = rng.sample([one for one in LANDMARKS if one not in (landmark, foil)], CHOICES - 2)
     choices = tuple(name_of(one, language) for one in (landmark, foil, *others))
     return Question(
-        picture, "landmark", language, QUESTIONS["landmark"][language], choices[0], choices, {"answer": [box]},
-        landmark.picture,
+        picture, "landmark", language, QUESTIONS["landmark"][language], choices[0], choices[0], choices,
+        {"answer": [box]}, landmark.picture,
     )  # fmt: skip
 
 

@@ -57,13 +57,26 @@ def test_the_likeliest_answer_is_chosen(opened):
 
 def test_mass_is_of_the_row_that_writes_the_answer(opened):
     model, processor, questions = opened
-    question = next(one for one in questions if one.group == "side-both")
+    question = next(one for one in questions if one.group == "side-both" and one.language == "en")
     _, attentions, encoded, first = whole(model, processor, question, question.choices[0])
+    opening = question.choices[0].removesuffix(question.phrase)
+    assert opening in ("Left: ", "Right: ")
+    row_of_name = first + len(opening) - 1  # tokens are bytes; one row before the name's first
     image = encoded.images[0]
     assert image.tiles == (1, 2)  # so that the overview counts too
-    row = attentions[1][0, :, first - 1, image.all_positions]
+    row = attentions[1][0, :, row_of_name, image.all_positions]
     covered = torch.from_numpy(token_weights(region_coverage(question.boxes, image), image)).float()
     expected = ((row / row.sum(-1, keepdim=True)) @ covered).mean().item()
     chosen = choices.choose(model, processor, question)
     assert len(chosen.mass) == 2 and chosen.mass[1] == pytest.approx(expected, rel=1e-4)
     assert 0 < expected < 1
+
+
+def test_an_answer_of_a_name_alone_is_written_by_the_prompts_last_row(opened):
+    model, processor, questions = opened
+    question = next(one for one in questions if one.group == "what-both")
+    _, attentions, encoded, first = whole(model, processor, question, question.choices[0])
+    row = attentions[0][0, :, first - 1, encoded.images[0].all_positions]
+    covered = torch.from_numpy(region_coverage(question.boxes, encoded.images[0])).float()
+    expected = ((row / row.sum(-1, keepdim=True)) @ covered).mean().item()
+    assert choices.choose(model, processor, question).mass[0] == pytest.approx(expected, rel=1e-4)

@@ -42,6 +42,7 @@ def test_choices_hold_the_answer_its_foil_and_others(task, language):
         assert question.choices[0] == question.answer
         assert len(set(question.choices)) == len(question.choices) == (2 if task == "on" else 8)
         assert all(letter.isascii() == (language == "en") for letter in question.answer[:1])
+        assert question.phrase in question.answer
 
 
 def test_left_and_right_are_asked_of_where_the_thing_is():
@@ -51,16 +52,20 @@ def test_left_and_right_are_asked_of_where_the_thing_is():
         (x0, _, x1, _), (other, *_) = question.regions["answer"][0], question.regions["other"][0]
         side = "left" if x0 < other else "right"
         sides.add(side)
-        assert side in question.text and question.choices[1] in BY_NAME and (x1 <= 448) == (side == "left")
+        opening, name = question.choices[1].split(": ")
+        assert (
+            opening.lower() == side and name in BY_NAME and question.answer == f"{opening}: {question.phrase}"
+        )
+        assert side in question.text and (x1 <= 448) == (side == "left")
     assert sides == {"left", "right"}
 
 
 def test_training_data_is_read_with_where_to_look(folder):
     records = json.loads((folder / "train" / "data.json").read_text())
     looks = [one["conversations"][1]["look_at"][0] for one in records]
-    assert all(
-        one["conversations"][1]["value"] == look["phrase"] for one, look in zip(records, looks, strict=True)
-    )
+    answers = [one["conversations"][1]["value"] for one in records]
+    openings = [answer.removesuffix(look["phrase"]) for answer, look in zip(answers, looks, strict=True)]
+    assert {*openings} == {"", "Left: ", "Right: ", "左:", "右:"} and openings.count("") == 10
     assert sum("ends" in one for one in looks) == 3 and sum("boxes" in one for one in looks) == 17
     with Image.open(folder / "train" / records[0]["image"]) as opened:
         # Wide where two things stand side by side.
