@@ -44,8 +44,8 @@ QUESTIONS = {
     "landmark": {"en": "Which landmark is this?", "zh": "这是哪个名胜?"},
 }
 ANSWERS = {"left": {"en": "Left: ", "zh": "左:"}, "right": {"en": "Right: ", "zh": "右:"}}
-"""How an answer about a side begins. The row that writes the name then has the side right before it. With the name alone
-the row would have to fetch it from the question first, which takes longest to learn."""
+"""How an answer about a side begins. The row that writes the name then has the side right before it; with the name
+alone it would have to fetch it from the question first, which takes longest to learn."""
 YES_NO = {"en": ("Yes", "No"), "zh": ("是", "不是")}
 BY_NAME = {thing.english: thing for thing in THINGS}
 
