@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -45,7 +45,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder, and write and remove a file in it. Raises ValueError if that fails."""
+    """Write and remove a file in the folder. Folders that were made for it are removed again, so that a program that
+    refuses another input leaves nothing behind. Raises ValueError if the folder cannot be written.
+    """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         write_atomically(folder / ".trial", b"")
         (folder / ".trial").unlink()
@@ -54,3 +57,12 @@ def check_writable(folder: Path) -> None:
             f"{folder}: found a folder that cannot be written ({error.strerror}); expected one with room that this "
             "user may write to"
         ) from error
+    finally:
+        _remove_empty(made)
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Innermost first; another process may have put something in one of them meanwhile."""
+    for one in folders:
+        with suppress(OSError):
+            one.rmdir()

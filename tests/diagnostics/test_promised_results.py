@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diagnostics import compare, inspect, render
+from diagnostics import compare, diagnose, inspect, render
 from diagnostics.fusion import __main__ as fusion
+from diagnostics.keep import __main__ as keep
 from finetune import files
 from tests.diagnostics.show_samples import run_folder
 
@@ -56,6 +57,35 @@ def test_a_report_into_a_place_that_cannot_be_written(
     assert code == 2 and "taken" in told
     code, told = ended(capsys, render.main, "--attention_dir", str(taken))
     assert code == 2 and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", [diagnose.main, keep.main])
+def test_refused_probes_leave_no_folder(
+    program: Callable[[list[str]], Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    probes, out = tmp_path / "probes.json", tmp_path / "new" / "out"
+    probes.write_text("[")
+    code, told = ended(capsys, program, "m", "--probes", str(probes), "--output_dir", str(out))
+    assert code == 2 and "probes.json" in told
+    assert not out.parent.exists()
+
+
+def test_a_refused_source_leaves_no_folder(
+    attention: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "out"
+    given = [*comparing(attention, out)[:2], "--after", str(tmp_path / "nothing"), "--output_dir", str(out)]
+    code, told = ended(capsys, compare.main, *given)
+    assert code == 2 and "nothing" in told
+    assert not out.parent.exists()
+
+
+def test_a_folder_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    files.check_writable(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "kept").mkdir()
+    files.check_writable(tmp_path / "kept")
+    assert list((tmp_path / "kept").iterdir()) == []
 
 
 def test_a_disk_that_is_full_at_the_report(
