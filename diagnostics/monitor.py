@@ -14,10 +14,8 @@ A custom training loop calls it directly::
 from __future__ import annotations
 
 import logging
-import os
-import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -30,6 +28,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from diagnostics.comparison.verdicts import CORRECTED
 from diagnostics.diagnosis.at_start import hindrance, lines, markdown, trained_components
 from diagnostics.diagnosis.diagnosing import diagnose_model
+from diagnostics.monitoring.earlier_run import EarlierRun
+from diagnostics.monitoring.failures import FAILURES, LINE_MAX, Failures
 from diagnostics.probing.before import AdapterOff, BeforeModel, NotAtHandError, loaded_beside
 from diagnostics.probing.layer_choice import Calibration, calibrate, check_apart, held_out
 from diagnostics.probing.prober import BATCH_SIZE, Prober, auto_key_layers
@@ -43,18 +43,13 @@ from diagnostics.records.archive import (
     left_by_earlier,
     recorded_steps,
     set_aside,
-    step_folder,
     whole_records,
     why_not_patched,
 )
 from diagnostics.records.identity import (
-    ModelMarks,
     Run,
-    model_difference,
     model_marks,
     new_run,
-    probe_differences,
-    probe_marks,
 )
 from diagnostics.records.measurement_plan import (
     CHECKPOINT_DEPTHS,
@@ -68,31 +63,21 @@ from diagnostics.records.measurement_plan import (
 from diagnostics.records.probes import Probe, groups_of, read_probes, write_probes
 from diagnostics.records.record import AttentionRecord
 from finetune.distributed import autocast_dtype, gathered, rank_and_world_size
-from finetune.families import Family, bare_model, family_of
+from finetune.families import bare_model, family_of
 from finetune.families.parts.modules import adapted_model
 from finetune.files import write_atomically
 from finetune.model.look_file import supervised_of
 
 if TYPE_CHECKING:
     from diagnostics.comparison.pairs import ProbePair
-    from diagnostics.drawing.board import AttentionBoard
-    from diagnostics.drawing.sink import Sink
-    from diagnostics.drawing.worker_client import Rendered, Renderer
+    from diagnostics.monitoring.showing import Showing
     from diagnostics.report.case_studies import TrainingSample
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-LOGS_END = ".attention"
-"""Suffix of this monitor's own event files: those of others are never moved."""
 STATE_KEY = "attention monitor"
 """The key under which ``trainer_state.json`` names the monitored run."""
-LINE_MAX, REASON_MAX = 1000, 200
-"""Maximum characters of the line that says what is missing, and of each reason in it."""
-EXPECTED = (RuntimeError, ValueError, OSError)  # out of memory is a RuntimeError, a full disk an OSError
-FAILURES = (Exception,)  # of any kind: a missing picture must not end hours of training
-CHECKED_READINGS = 16
-"""Probes that are encoded again when a run resumes, to check that processor and template are unchanged."""
 KEPT_PIXELS_BYTES = 2**28
 """Memory for pixels of probes, which stay from one checkpoint to the next."""
 
@@ -217,16 +202,13 @@ class AttentionMonitor(TrainerCallback):
 
     def _forget(self) -> None:
         """Reset to the state before any training: one monitor may serve several, one after another."""
-        self.missing: list[str] = []
+        self._failures = Failures()
+        self._shown: Showing | None = None
         self._run: Run | None = None
         self._judged: tuple[Probe, ...] = self.probes
         self._baseline: dict[str, AttentionRecord] = {}
         self._last: dict[str, AttentionRecord] = {}
         self._looks = self._corrected_looks = 0
-        self._renderer: Renderer | None = None
-        self._board: AttentionBoard | None = None
-        self._own_writer: Any | None = None
-        self._reported: set[str] = set()
         self._reader: ProbeEncoder | None = None
 
     # --- when ------------------------------------------------------------------------------------------------
@@ -389,8 +371,8 @@ class AttentionMonitor(TrainerCallback):
             write_atomically(path, found.to_bytes())
             for line in lines(found, trains):
                 print(line, flush=True)
-            if self._board is not None:
-                self._board.write_diagnosis(markdown(found, trains))
+            if self._shown is not None:
+                self._shown.diagnosis(markdown(found, trains))
 
     def _has_taken_over(self, run: Run, model: nn.Module) -> bool:
         """Take over what another run measured of this untrained model; where it measured anything else, a line says so
@@ -398,20 +380,9 @@ class AttentionMonitor(TrainerCallback):
         assert self.baseline is not None
         folder = self.baseline / "attention"
         try:
-            other = Run.from_json(begun_there(folder))
-            archive = RecordArchive(folder, [probe.id for probe in self.probes], run.key_layers, other.run)
-            differs = (
-                probe_differences(other.probes, run.probes)
-                or ("the model before training is another" if other.model != run.model else None)
-                or archive.shortfall(0, self.depth)
-                or self._other_reading(archive, family_of(bare_model(model).config))
-            )
+            archive = self._left_in(folder, model).baseline_for(run)
         except ValueError as error:
-            differs = str(error)
-        if differs:
-            print(
-                f"{folder}: its baseline is not taken over, and the model is measured: {differs}", flush=True
-            )
+            print(f"{folder}: its baseline is not taken over, and the model is measured: {error}", flush=True)
             return False
         self._baseline = archive.load(0)
         self._archive.save(0, self._baseline, self.depth)
@@ -430,7 +401,8 @@ class AttentionMonitor(TrainerCallback):
 
     def _go_on(self, at: Moment, model: nn.Module, runs: Sequence[str] | None) -> None:
         marks = model_marks(model)
-        run, chosen = self._decided(lambda: self._earlier(at, model, marks, runs))
+        earlier = self._left_in(self.attention_dir, model)
+        run, chosen = self._decided(lambda: earlier.to_resume(at.step, marks, self.key_layers, runs))
         self._take(run, chosen)
         self._prober(at, model, self.depth, self._layers).self_check()
         if not at.first:
@@ -482,7 +454,11 @@ class AttentionMonitor(TrainerCallback):
             if before.same_start(run) and steps == [0]:
                 (self.attention_dir / "calibration.json").unlink(missing_ok=True)
                 return
-        logs = [] if self.tb_writer is not None else self._log_dir.glob(f"*tfevents*{LOGS_END}")
+        from diagnostics.monitoring.showing import LOGS_END, log_dir
+
+        logs = (
+            [] if self.tb_writer is not None else log_dir(self.output_dir, None).glob(f"*tfevents*{LOGS_END}")
+        )
         found = [self.attention_dir, self.output_dir / "comparison", *logs]
         place = set_aside(self.output_dir, [path for path in found if path.exists()])
         print(
@@ -491,58 +467,9 @@ class AttentionMonitor(TrainerCallback):
             flush=True,
         )
 
-    def _earlier(
-        self, at: Moment, model: nn.Module, marks: ModelMarks, runs: Sequence[str] | None
-    ) -> tuple[Run, Calibration | None]:
-        """The run to resume, and how its layers were chosen. Raises ValueError if this run cannot resume it."""
-        chosen, path = None, self.attention_dir / "calibration.json"
-        if self.key_layers == "auto":
-            chosen = Calibration.load(path) if path.is_file() else None
-            if chosen is None:
-                raise self._no_start(at, path, "key layers that were chosen on the untrained model")
-        layers = self._given_layers(chosen)
-        what, folder = "complete baseline of these probes and layers", step_folder(self.attention_dir, 0)
-        try:
-            run = Run.from_json(begun_there(self.attention_dir))
-        except ValueError as error:
-            raise self._no_start(at, folder, f"{what} ({error})") from error
-        archive = RecordArchive(self.attention_dir, [probe.id for probe in self.probes], layers, run.run)
-        other = (
-            probe_differences(run.probes, probe_marks(self.probes))
-            or (
-                f"layers {list(run.key_layers)} there, {list(layers)} now"
-                if run.key_layers != layers
-                else None
-            )
-            or model_difference(run.model, marks)
-            or ("the checkpoint belongs to another run" if runs is not None and run.run not in runs else None)
-            or archive.shortfall(0, self.depth)
-            or self._other_reading(archive, family_of(bare_model(model).config))
-        )
-        if other is not None:
-            raise self._no_start(at, folder, f"{what} ({other})")
-        return run, chosen
-
-    def _other_reading(self, archive: RecordArchive, family: Family) -> str | None:
-        """Why the baseline's records do not match what would be measured now: they are broken, or tokenizer, template
-        or pixel budget have changed. None if they match."""
-        records, faults = whole_records(archive.folder(0), archive.probe_ids)
-        if faults:
-            return fault_words(faults)
-        reader = ProbeEncoder(family, self.processor)
-        for probe in self.probes[:CHECKED_READINGS]:
-            record, now = records[probe.id], reader.layout(probe)
-            before = (record.tokens, tuple(image.grid for image in record.image_tokens))
-            if before != now:
-                return f"probe {probe.id} is encoded differently now: processor, template or pixel budget have changed"
-        return None
-
-    def _no_start(self, at: Moment, path: Path, what: str) -> ValueError:
-        return ValueError(
-            f"{path}: found no {what}; this run resumes from step {at.step}, where the untrained model can no longer "
-            "be measured. Expected the records of step 0: start again in another output folder, or resume without the "
-            "monitor"
-        )
+    def _left_in(self, folder: Path, model: nn.Module) -> EarlierRun:
+        family = family_of(bare_model(model).config)
+        return EarlierRun(folder, self.probes, self.processor, family, self.depth)
 
     def _make_up(self, step: int) -> None:
         """Write tags and pictures of steps that were measured but not yet shown when the run was killed."""
@@ -553,11 +480,8 @@ class AttentionMonitor(TrainerCallback):
                 "a checkpoint could not be compared with the baseline", lacks=f"step {done}"
             ):
                 pairs = pair_all(self.probes, self._baseline, self._archive.load(done))
-                if self._board is None or self._renderer is None:
-                    return
-                self._board.write_step(pairs, done)
-                if self._board.lacks_pictures(pairs, done):
-                    self._renderer.submit(done)
+                if self._shown is not None:
+                    self._shown.make_up(pairs, done)
 
     def _look(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module
@@ -666,7 +590,9 @@ class AttentionMonitor(TrainerCallback):
         if failures and at.step == 0:
             raise failures[0]
         if failures:
-            self._report("a checkpoint could not be probed", failures[0], lacks=f"records of step {at.step}")
+            self._failures.report(
+                "a checkpoint could not be probed", failures[0], lacks=f"records of step {at.step}"
+            )
             return {}
         if not at.first:
             return {}
@@ -762,71 +688,21 @@ class AttentionMonitor(TrainerCallback):
 
     # --- showing: on the first rank alone --------------------------------------------------------------------
     def _open_board(self, at: Moment) -> None:
-        from diagnostics.drawing.board import AttentionBoard
-        from diagnostics.drawing.trackers import KNOWN
-        from diagnostics.drawing.worker_client import Renderer
-
-        self._renderer = Renderer(self.attention_dir)
-        sinks: list[Sink] = []
-        with self._reporting_sink("TensorBoard"):
-            sinks.append(self._tensorboard(at))
-        for name in self._trackers:
-            if name not in KNOWN:
-                if name != "tensorboard":
-                    print(f"--report_to {name} gets the training curves; probes go elsewhere", flush=True)
-                continue
-            with self._reporting_sink(name):
-                sinks.append(KNOWN[name](self.attention_dir / "trackers.json"))
-        self._board = AttentionBoard(sinks, self._reporting_sink)
-        self._board.begin(list(groups_of(self._judged)))
-        print(self._where_to_look(), flush=True)
-
-    def _tensorboard(self, at: Moment) -> Sink:
-        from diagnostics.drawing.tensorboard import TensorBoardSink, plain_flags, written_tags
-
-        written = written_tags(self._log_dir) if at.step > 0 else ()
-        writer = self.tb_writer
-        if writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            purge = at.step + 1 if at.step > 0 else None
-            writer = self._own_writer = SummaryWriter(
-                str(self._log_dir), purge_step=purge, filename_suffix=LOGS_END
-            )
-        return TensorBoardSink(writer, self._log_dir, written=written, flags=plain_flags(self._flags))
-
-    def _where_to_look(self) -> str:
-        from diagnostics.drawing.tensorboard import address, open_command
-        from diagnostics.flags.board import PORT, START
+        from diagnostics.monitoring.showing import Showing, ShownRun
 
         assert self.output_dir is not None
-        own = self._log_dir == self.output_dir / "runs"
-        folder = shlex.quote(str(self.output_dir if own else self._log_dir))
-        return (
-            f"curves and maps: python -m diagnostics.board {folder}, at http://localhost:{PORT}{START}\n"
-            f"  or {open_command(self._log_dir)}, at {address(list(groups_of(self._judged)), self._layers)}"
-        )
-
-    def _reporting_sink(self, name: str) -> AbstractContextManager[None]:
-        return self._reporting(f"{name} could not be written", lacks=name)
+        groups = list(groups_of(self._judged))
+        run = ShownRun(self.output_dir, groups, self._layers, self.tb_writer, self._trackers, self._flags)
+        self._shown = Showing(run, self._failures, step=at.step)
+        print(self._shown.where_to_look(), flush=True)
 
     def _write_architecture(self, model: nn.Module) -> None:
         from diagnostics.inspect import architecture, markdown
-        from finetune.families import bare_model
 
         with self._reporting("the architecture could not be written"):
-            if self._board is not None:
+            if self._shown is not None:
                 found = architecture(bare_model(model).config, name=_base_words(model))
-                self._board.write_architecture(markdown(found))
-
-    @property
-    def _log_dir(self) -> Path:
-        assert self.output_dir is not None
-        # SummaryWriter's attribute; another writer may lack it.
-        given = getattr(self.tb_writer, "log_dir", None)
-        if given is not None:
-            return Path(given)
-        return Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or self.output_dir / "runs")
+                self._shown.architecture(markdown(found))
 
     def _show(self, step: int, records: Mapping[str, AttentionRecord]) -> None:
         """Numbers at once, pictures when the drawing process has them."""
@@ -840,11 +716,10 @@ class AttentionMonitor(TrainerCallback):
             if step > 0:
                 print(checkpoint_line(judged, step), flush=True)
             self._warn_of_loss(judged, step)
-            if self._board is not None:
-                self._board.write_step(pairs, step)
-        if self._renderer is not None:
-            self._renderer.submit(step)
-            self._write_pictures(self._renderer.poll())
+            if self._shown is not None:
+                self._shown.step(pairs, step)
+        if self._shown is not None:
+            self._shown.draw(step)
 
     def _warn_of_loss(self, pairs: Sequence[ProbePair], step: int) -> None:
         """Warn at the checkpoint, not only at the end, that something is being forgotten."""
@@ -853,16 +728,13 @@ class AttentionMonitor(TrainerCallback):
         for sentence in lost_groups(pairs):
             logger.warning("attention monitor: step %d: %s", step, sentence)
 
-    def _write_pictures(self, rendered: Sequence[Rendered]) -> None:
-        for one in rendered:
-            if self._board is not None:
-                self._board.write_pictures(one.pictures, one.step)
-
     def _finish(self, step: int) -> None:
         """Write the comparison and the last pictures, and report what is missing."""
         self._compare(step, say=True)
+        shown = self._shown
         self._close()
-        print(self._where_to_look(), flush=True)
+        if shown is not None:
+            print(shown.where_to_look(), flush=True)
 
     def _compare(self, step: int, *, say: bool = False) -> None:
         from diagnostics.compare import short_table
@@ -871,8 +743,8 @@ class AttentionMonitor(TrainerCallback):
         lacks = "comparison/: before and after cannot be seen side by side"
         with self._reporting("the comparison could not be made", lacks=lacks):
             comparison = self._compared(step)
-            if self._board is not None:
-                self._board.write_verdicts(comparison, step)
+            if self._shown is not None:
+                self._shown.verdicts(comparison, step)
             if say:
                 print(short_table(comparison), flush=True)
                 place = self.output_dir / "comparison" / "index.html"
@@ -903,7 +775,7 @@ class AttentionMonitor(TrainerCallback):
         if missing:
             raise ValueError(f"the records of step {missing[0]} are missing")
         if left_out:
-            self._lack(f"in the comparison's series: {'; '.join(left_out)}")
+            self._failures.lack(f"in the comparison's series: {'; '.join(left_out)}")
         ordered = {one: series[one] for one in sorted(series)}
         return compare(
             series[0],
@@ -917,56 +789,25 @@ class AttentionMonitor(TrainerCallback):
 
     def _close(self) -> None:
         """Wait for the pictures, and report what is missing."""
-        if self._renderer is not None:
-            self._renderer.submit_strips()
-            self._write_pictures(self._renderer.close())
-            # Renderers of tests, which draw nothing, lack both.
-            problem, undrawn = (getattr(self._renderer, name, None) for name in ("problem", "undrawn"))
-            if problem:
-                self._lack(f"pictures: {problem}")
-            elif undrawn:
-                more = f", and {len(undrawn) - 1} more" if len(undrawn) > 1 else ""
-                self._lack(f"pictures: {undrawn[0]}{more}")
-            self._renderer = None
-        if self._board is not None:
-            self._board.close()
-        if self._own_writer is not None:
-            self._own_writer.close()
-            self._own_writer = None
-        self._board = None
+        if self._shown is not None:
+            self._shown.close()
+            self._shown = None
         if self.missing:
             logger.warning("attention monitor: %s", self.missing_words)
 
     @property
+    def missing(self) -> list[str]:
+        """What the run should have left and did not."""
+        return self._failures.missing
+
+    @property
     def missing_words(self) -> str:
         """``missing`` in one line; "" if nothing is."""
-        return f"{self.output_dir} lacks: {'; '.join(self.missing)}"[:LINE_MAX] if self.missing else ""
+        return self._failures.words(self.output_dir)
 
-    def _lack(self, what: str) -> None:
-        if what not in self.missing:
-            self.missing.append(what)
-
-    @contextmanager
-    def _reporting(
-        self,
-        what: str,
-        *,
-        lacks: str | None = None,
-    ) -> Iterator[None]:
+    def _reporting(self, what: str, *, lacks: str | None = None) -> AbstractContextManager[None]:
         """Report a failure instead of raising it: training goes on without what ``lacks`` names."""
-        try:
-            yield
-        except FAILURES as error:
-            self._report(what, error, lacks=lacks)
-
-    def _report(self, what: str, error: Exception, *, lacks: str | None) -> None:
-        if lacks is not None:
-            self._lack(f"{lacks} ({str(error)[:REASON_MAX]})" if what not in self._reported else lacks)
-        if what not in self._reported:
-            self._reported.add(what)
-            words = "attention monitor: %s (%s: %s); training continues"
-            trace = None if isinstance(error, EXPECTED) else error
-            logger.warning(words, what, type(error).__name__, str(error)[:LINE_MAX], exc_info=trace)
+        return self._failures.reporting(what, lacks=lacks)
 
 
 def _read(probes: str | Path | Sequence[Probe]) -> tuple[Probe, ...]:

@@ -46,6 +46,7 @@ FLOORS = {
         ("drawing",),
         ("report",),
         ("board", "inspect", "compare", "diagnose", "render", "fusion", "keep", "web"),
+        ("monitoring",),
         ("curve", "monitor"),
     ),
     "attention_finetune": (

@@ -245,7 +245,7 @@ def test_tags_and_pictures_that_a_kill_cost_are_made_up_for(
         if step == 2 and at == "before the numbers":
             raise KeyboardInterrupt
         if step == 2:
-            monkeypatch.setattr(self, "_write_pictures", lambda drawn: None)
+            monkeypatch.setattr(self._shown, "_pictures", lambda drawn: None)
         show(self, step, records)
         if step == 2:
             raise KeyboardInterrupt
