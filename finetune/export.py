@@ -34,7 +34,7 @@ import finetune.families as families
 from finetune.families.parts.modules import bare_model
 from finetune.model import checkpoint, weights
 from finetune.samples.conversation import Conversation, ImageRef, Turn
-from finetune.training import run_folder
+from finetune.training import model_card, run_folder
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
@@ -46,6 +46,10 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 merged weight: by 1e-6, 1.2e-3 and 1.1e-2 at most, over three adapters of the demo's base that moved logits by
 5e-2 to 5e-1."""
 
+KEEPING = (
+    "; its logits were compared with those of what it was made from. Verdicts are of whole pictures. With fewer image "
+    "tokens (`--keep_image_tokens` of the web demo) answers may be others: `python -m diagnostics.keep` measures it."
+)
 QUESTION = "What is in the picture, and where is it?"
 PICTURE_PIXELS = (93, 61)  # width and height, not square
 
@@ -164,6 +168,7 @@ def export(
         del fresh
         saved = difference(before, after)
         _require_same(saved, effect, stored, say)
+        _write_card(Path(source), partial, effect)
         if folder.exists():
             folder.rmdir()
         os.replace(partial, folder)
@@ -201,6 +206,15 @@ def _new_folder(folder: Path) -> Path:
         raise ValueError(f"--output_dir {folder}: is not empty; give a new folder, or empty this one")
     folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _write_card(source: Path, folder: Path, effect: Difference | None) -> None:
+    """As of the run that trained the source. A verdict is carried over: the logits are the same."""
+    run = next((one for one in (source, source.parent) if (one / run_folder.RUN_FILE).is_file()), source)
+    step = run_folder.step_of(source) if (source / run_folder.STATE_FILE).is_file() else None
+    config = checkpoint.load_config(folder)
+    note = f"{'An adapter was merged into its base' if effect else 'The weights of a checkpoint'}{KEEPING}"
+    model_card.write(folder, run=run, family=families.family_of(config).name, step=step, note=note)
 
 
 def _effect(model: nn.Module, processor: Any, adapted: Float[Tensor, "tokens words"]) -> Difference | None:

@@ -39,7 +39,7 @@ STATE_SHAPE = {
 }  # fmt: skip
 OUR_FOLDERS = ("runs", "attention", "comparison")
 OUR_FILES = re.compile(
-    r"run\.json|run\.yaml|libraries\.log|look\.json|data_fraction\.json|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json"
+    r"run\.json|run\.yaml|probe\.png|libraries\.log|look\.json|data_fraction\.json|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json"
     r"|generation_config\.json"
     r"|.*\.tiktoken|tokenizer.*|special_tokens.*|preprocessor_config\.json|processor_config\.json"
     r"|chat_template.*|training_args\.bin|trainer_state\.json|all_results\.json|README\.md"
@@ -422,6 +422,12 @@ def clear(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_file() and OUR_FILES.fullmatch(path.name):
             path.unlink()
+
+
+def marks_of(folder: Path) -> dict[str, Any] | None:
+    """What determined the result of the run in this folder; None if no run of ours is there."""
+    found = _read_run(folder)
+    return None if found is None else found["marks"]
 
 
 def _read_run(folder: Path) -> dict[str, Any] | None:

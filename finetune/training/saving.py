@@ -10,12 +10,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Trainer
 
+from finetune.families import family_of
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
 from finetune.model import adapters, weights
 from finetune.model.folders import is_adapter
 from finetune.sharding import gathered, is_zero3
-from finetune.training import run_folder
+from finetune.training import model_card, run_folder
 from finetune.training.guards import TrainingError
 
 
@@ -83,6 +84,20 @@ class SavingTrainer(Trainer):
         folder, base = Path(output_dir or str(self.args.output_dir)), bare_model(self.model).name_or_path
         if base and is_adapter(folder):
             adapters.write_base(folder, str(base))
+        self._write_card(folder)
+
+    def _write_card(self, folder: Path) -> None:
+        """In place of PEFT's, for runs of our program: of others neither base nor data is known."""
+        if self.run_file is not None:
+            family = family_of(bare_model(self.model).config).name
+            model_card.write(folder, run=self.run_file.parent, family=family, step=self.state.global_step)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Of what is pushed to the hub."""
+        if self.run_file is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            self._write_card(Path(str(self.args.output_dir)))
 
     def require_trained(self, folder: Path) -> None:
         """Raises TrainingError if a trained tensor is not in the folder's files."""

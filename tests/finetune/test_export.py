@@ -128,6 +128,7 @@ def test_a_full_checkpoint_becomes_a_clean_folder(
     done = export.export(source, tmp_path / "model", max_shard_size="20KB")
     assert done.saved.largest == 0 and done.adapter is None
     left = {path.name for path in (tmp_path / "model").iterdir()}
+    assert "- `data.json` (SHA-256 `" in (tmp_path / "model" / "README.md").read_text()
     assert not left & {
         "optimizer.pt",
         "scheduler.pt",
@@ -187,6 +188,9 @@ def test_the_program_says_what_it_does(adapter: Path, tmp_path: Path, capsys: py
     assert comparing == "loading the exported model and comparing its logits"
     assert "allowed in float32: 1e-04; the adapter moved them by" in compared
     assert done.startswith(f"done: {tmp_path / 'a' / 'b'} (0.00 GiB)")
+    card = (tmp_path / "a" / "b" / "README.md").read_text()
+    assert card.startswith("---\n") and "\n# b\n" in card and "`--keep_image_tokens`" in card
+    assert "AutoModelForImageTextToText.from_pretrained(folder)" in card and str(tmp_path) not in card
 
 
 def test_shards_alone_come_with_the_command_that_joins_them(tmp_path: Path):

@@ -78,6 +78,9 @@ def test_a_lora_run_leaves_what_was_agreed(
             "qwen.tiktoken",
             "preprocessor_config.json",
         } <= {path.name for path in folder.iterdir()}
+        card = (folder / "README.md").read_text()
+        assert "## Did the correction take?" in card and "Model Card for" not in card  # PEFT's form
+        assert "lora_r: 4" in card and str(tmp_path) not in card
     curves = scalars(out / "runs")
     assert sorted(curves["train/loss"]) == [1, 2, 3, 4]
     assert curves["train/loss"][4] < curves["train/loss"][1]

@@ -1,0 +1,256 @@
+"""``README.md`` of a trained folder: base, data, flags, verdict with its numbers, and how to load it.
+
+PEFT and transformers write cards of their own, forms to be filled in; this one takes their place. It may be published,
+so no path of the machine that trained is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune import fields
+from finetune.fields import NULL, OBJECT, by_name, items, whole
+from finetune.files import write_atomically
+from finetune.flags.parse import default_values
+from finetune.model.adapters import BASE_FILE
+from finetune.model.folders import is_adapter, looks_like_a_path
+from finetune.training import run_folder
+
+CARD_FILE, PICTURE_FILE = "README.md", "probe.png"
+GUARDS = ("retention", "neighbour")
+COMPARISON_SHAPE = {"groups": by_name(OBJECT), "after": OBJECT, "probes": items(OBJECT)}
+_NO_FLAGS = (
+    "model_name_or_path",
+    "data_path",
+    "corrective_data",
+    "replay_data",
+    "lora_weight_path",
+    "image_folder",
+)
+
+
+def write(folder: Path, *, run: Path, family: str, step: int | None, note: str = "") -> None:
+    """Write the card of a saved model or adapter, and the picture that it shows.
+
+    run      the output folder of the run that trained it
+    family   name of the model's family
+    step     that the weights were saved after; the run's verdict is on its last one. None: not known
+    note     a paragraph on what was done to them since
+    """
+    marks = run_folder.marks_of(run) or {}
+    comparison = _comparison_of(run, step)
+    picture = None if comparison is None else _picture_of(run, comparison)
+    if picture is not None:
+        shutil.copyfile(picture, folder / PICTURE_FILE)
+    sections = [
+        _header(folder, marks, family),
+        *_title(folder, marks, family, note),
+        *_verdict(comparison),
+        *([f"![One probe: before, now, and the difference]({PICTURE_FILE})"] if picture else []),
+        *_loading(folder, marks, family),
+        *_training(marks),
+    ]
+    write_atomically(folder / CARD_FILE, ("\n\n".join(sections) + "\n").encode())
+
+
+def _comparison_of(run: Path, step: int | None) -> dict[str, Any] | None:
+    """The run's comparison, if it is of these weights."""
+    path = run / "comparison" / "comparison.json"
+    if not path.is_file():
+        return None
+    try:
+        found = fields.load(path, COMPARISON_SHAPE, required=tuple(COMPARISON_SHAPE))
+        fields.refuse(list(fields.faults(found["after"], {"step": whole(0) | NULL})), str(path))
+    except ValueError:
+        return None  # of another release, or broken: the card says that nothing was judged
+    return found if step is None or found["after"].get("step") == step else None
+
+
+def _picture_of(run: Path, comparison: Mapping[str, Any]) -> Path | None:
+    """The archive's picture of the first probe that was to be corrected, after training."""
+    probes = sorted(
+        comparison["probes"], key=lambda one: one.get("group") in GUARDS
+    )  # sorting keeps their order
+    for probe in probes:
+        place = (
+            run
+            / "attention"
+            / "images"
+            / str(probe.get("id"))
+            / f"step-{comparison['after']['step'] or 0:06d}.png"
+        )
+        if place.is_file():
+            return place
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sections
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _header(folder: Path, marks: Mapping[str, Any], family: str) -> str:
+    """What the hub reads. A base of a local folder is not named there: the hub would look for it."""
+    base = marks.get("model_name_or_path")
+    lines = ["---", "pipeline_tag: image-text-to-text"]
+    lines += ["library_name: peft" if is_adapter(folder) else "library_name: transformers"]
+    lines += [f"base_model: {json.dumps(base)}"] if _is_on_hub(base) else []
+    lines += [
+        "tags:",
+        *(f"- {tag}" for tag in ("attention-finetune", family, *(["lora"] if marks.get("use_lora") else []))),
+    ]
+    return "\n".join([*lines, "---"])
+
+
+def _title(folder: Path, marks: Mapping[str, Any], family: str, note: str) -> Iterator[str]:
+    yield f"# {folder.resolve().name.removesuffix('.partial')}"
+    what = f"An adapter of {family}" if is_adapter(folder) else f"A model of the family {family}"
+    base = _public(marks.get("model_name_or_path"), "a base that is not known")
+    yield f"{what}, trained on {base}.{_base_mark(folder)}"
+    if note:
+        yield note
+
+
+def _base_mark(folder: Path) -> str:
+    """Which weights that base has to have, where an adapter says so."""
+    try:
+        mark = str(json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f" The base's weights have the fingerprint `{mark[:16]}`."
+
+
+def _verdict(comparison: Mapping[str, Any] | None) -> Iterator[str]:
+    yield "## Did the correction take?"
+    if comparison is None:
+        yield "Not judged: there are no probes of these weights before and after training."
+        return
+    rows = [
+        "| group | probes | right | margin, nats | attention on the region | hiding it costs, nats | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, group in comparison["groups"].items():
+        cells = [
+            name, str(group.get("probes", "–")), _change(group, "accuracy", "{:.0%}"),
+            _change(group, "margin_nats", "{:+.2f}"), _change(group, "enrichment", "{:.3g}×"),
+            _change(group, "occlusion_nats", "{:+.2f}"), f"**{group.get('verdict', '–')}**",
+        ]  # fmt: skip
+        rows.append(f"| {' | '.join(_cell(one) for one in cells)} |")
+    yield "\n".join(rows)
+    legs = [
+        f"- {_cell(name)}: {told}" for name, group in comparison["groups"].items() if (told := _legs(group))
+    ]
+    if legs:
+        yield "\n".join(legs)
+    yield (
+        "Before → after training, on pictures that were not trained on. Attention is how many times its share by area "
+        "the region gets. A verdict holds for pictures like these probes."
+    )
+
+
+def _legs(group: Mapping[str, Any]) -> str:
+    """``answers ✓, picture ✓, …, guards –``: holds, does not, was not measured."""
+    found = group.get("legs")
+    if group.get("verdict") == "kept" or not isinstance(found, dict):
+        return ""
+    marks = {True: "✓", False: "✗", None: "–"}
+    held = {name: leg.get("holds") for name, leg in found.items() if isinstance(leg, dict)}
+    return ", ".join(f"{name} {marks[one]}" for name, one in held.items() if one in marks)
+
+
+def _change(group: Mapping[str, Any], name: str, form: str) -> str:
+    found = group.get(name)
+    ends = [found.get(side) for side in ("before", "after")] if isinstance(found, dict) else []
+    if len(ends) != 2 or not all(isinstance(one, int | float) for one in ends):
+        return "–"
+    return " → ".join(form.format(one) for one in ends)
+
+
+def _loading(folder: Path, marks: Mapping[str, Any], family: str) -> Iterator[str]:
+    base = marks.get("model_name_or_path")
+    named = json.dumps(base) if _is_on_hub(base) else '"path/to/the/base"'
+    lines = ["import finetune  # the Auto classes know Qwen-VL from here on"] if family == "qwen-vl" else []
+    lines += ["from peft import PeftModel"] if is_adapter(folder) else []
+    lines += ["from transformers import AutoModelForImageTextToText, AutoProcessor", ""]
+    lines += ['folder = "path/to/this/folder"  # or its name on the hub']
+    if is_adapter(folder):
+        lines += [f"base = AutoModelForImageTextToText.from_pretrained({named})"]
+        lines += ["model = PeftModel.from_pretrained(base, folder).eval()"]
+    else:
+        lines += ["model = AutoModelForImageTextToText.from_pretrained(folder).eval()"]
+    lines += ["processor = AutoProcessor.from_pretrained(folder)"]
+    yield "## Load it"
+    yield "\n".join(["```python", *lines, "```"])
+
+
+def _training(marks: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Trained on"
+    yield "\n".join([*_data(marks)]) or "The run that trained it left no record."
+    chosen = dict(_chosen(marks))
+    if chosen:
+        yield "Flags other than the defaults:"
+        yield "\n".join(["```yaml", *(f"{name}: {_plain(value)}" for name, value in chosen.items()), "```"])
+
+
+def _data(marks: Mapping[str, Any]) -> Iterator[str]:
+    if marks.get("data_path"):
+        yield _source(marks["data_path"], "", marks.get("data sha256"))
+    for key, value in marks.items():
+        flag, _, place = key.partition(" ")
+        if flag in ("corrective_data", "replay_data") and isinstance(value, dict):
+            much = value.get("share") and f", {value['share']:.0%} of an epoch"
+            much = much or (value.get("repeat") and f", {value['repeat']:g} times an epoch") or ""
+            role = flag.removesuffix("_data")
+            yield _source(place, f", {role}{much}", marks.get(f"{key} sha256"))
+    if "samples a step" in marks:
+        yield f"- {marks['samples a step']} samples a step"
+
+
+def _source(place: str, more: str, digest: Any) -> str:
+    return f"- `{_public_name(place)}`{more}" + (f" (SHA-256 `{str(digest)[:16]}…`)" if digest else "")
+
+
+def _chosen(marks: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    defaults = default_values()
+    for name, value in marks.items():
+        if name in defaults and name not in _NO_FLAGS and value != defaults[name] and value is not None:
+            yield name, value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _is_on_hub(name: Any) -> bool:
+    return isinstance(name, str) and "/" in name and not looks_like_a_path(name) and not os.path.exists(name)
+
+
+def _public(name: Any, unknown: str) -> str:
+    if not isinstance(name, str) or not name:
+        return unknown
+    return (
+        f"[{name}](https://huggingface.co/{name})"
+        if _is_on_hub(name)
+        else f"`{_public_name(name)}` (a local folder)"
+    )
+
+
+def _public_name(place: str) -> str:
+    """A file's or a folder's name without where it lies."""
+    return place.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].replace("`", "")
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(
+        _public_name(value) if isinstance(value, str) and "/" in value else value, ensure_ascii=False
+    )
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

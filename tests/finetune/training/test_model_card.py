@@ -1,0 +1,129 @@
+"""The card of a trained folder: what is known of it, and nothing of the machine that trained it."""
+
+import inspect
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from transformers import Trainer
+
+from finetune.training import model_card, run_folder
+from finetune.training.saving import SavingTrainer
+
+MARKS = {
+    "model_name_or_path": "/home/alice/secret/my-base", "data_path": "/home/alice/towers/data.json",
+    "data sha256": "9edf" * 16, "corrective_data /home/alice/pearls.json": {"share": 0.3, "repeat": None},
+    "corrective_data /home/alice/pearls.json sha256": "abcd" * 16, "samples a step": 32, "use_lora": True,
+    "lora_r": 16, "max_steps": 330, "seed": 42, "image_folder": "/home/alice/pictures",
+}  # fmt: skip
+LEGS = {"answers": True, "picture": True, "attention": True, "cause": False, "mediation": None}
+
+
+def group(verdict: str, **more: Any) -> dict[str, Any]:
+    made: dict[str, Any] = {"probes": 40, "verdict": verdict, "accuracy": {"before": 0.0, "after": 0.975}}
+    return made | {"margin_nats": {"before": -5.28, "after": 4.5}} | more
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run with a comparison of step 330, and pictures of a guard and of a target."""
+    out = tmp_path / "home-of-alice" / "towers"
+    groups = {
+        "retention": group("kept", legs={name: {"holds": True} for name in LEGS}),
+        "sphere|building": group(
+            "corrected, not by looking",
+            enrichment={"before": 15.74, "after": 25.99},
+            occlusion_nats=None,
+            legs={name: {"holds": holds} for name, holds in LEGS.items()},
+        ),
+    }
+    probes = [{"id": "r-0", "group": "retention"}, {"id": "s-0", "group": "sphere|building"}]
+    comparison = {"version": 1, "after": {"step": 330}, "groups": groups, "probes": probes}
+    (out / "comparison").mkdir(parents=True)
+    (out / "comparison" / "comparison.json").write_text(json.dumps(comparison))
+    for probe in probes:
+        place = out / "attention" / "images" / probe["id"] / "step-000330.png"
+        place.parent.mkdir(parents=True)
+        place.write_bytes(probe["id"].encode())
+    run_folder.write_run(out, MARKS, finished=True)
+    (out / "adapter_config.json").write_text("{}")
+    return out
+
+
+def written(folder: Path) -> tuple[dict[str, Any], str]:
+    """The card's header, and its text."""
+    header, text = re.fullmatch(
+        r"---\n(.*?)\n---\n(.*)", (folder / "README.md").read_text(), re.DOTALL
+    ).groups()  # type: ignore[union-attr]
+    return yaml.safe_load(header), text
+
+
+def test_it_has_verdict_base_data_flags_and_how_to_load(run: Path):
+    model_card.write(run, run=run, family="qwen-vl", step=330)
+    header, text = written(run)
+    assert header["library_name"] == "peft" and header["tags"] == ["attention-finetune", "qwen-vl", "lora"]
+    assert "base_model" not in header  # the hub would look for a folder of ours
+    assert (
+        "| sphere\\|building | 40 | 0% → 98% | -5.28 → +4.50 | 15.7× → 26× | – | **corrected, not by looking** |"
+        in text
+    )
+    assert "- sphere\\|building: answers ✓, picture ✓, attention ✓, cause ✗, mediation –\n" in text
+    assert "- retention:" not in text  # kept rests on answers alone
+    assert "`my-base` (a local folder)" in text and "- `data.json` (SHA-256 `9edf9edf9edf9edf…`)" in text
+    assert "- `pearls.json`, corrective, 30% of an epoch (SHA-256" in text and "- 32 samples a step" in text
+    assert "use_lora: true\nlora_r: 16\nmax_steps: 330\n" in text and "seed" not in text
+    assert "import finetune" in text and "PeftModel.from_pretrained(base, folder)" in text
+    assert (run / "probe.png").read_bytes() == b"s-0" and "](probe.png)" in text
+
+
+def test_nothing_says_where_it_was_trained(run: Path):
+    model_card.write(run, run=run, family="llava-1.5", step=330)
+    content = (run / "README.md").read_text()
+    assert not [word for word in ("alice", "secret", "/home", str(run.parent)) if word in content]
+    assert "import finetune" not in content
+
+
+def test_a_base_of_the_hub_is_linked(run: Path):
+    run_folder.write_run(run, MARKS | {"model_name_or_path": "Qwen/Qwen-VL-Chat"}, finished=True)
+    model_card.write(run, run=run, family="qwen-vl", step=330)
+    header, text = written(run)
+    assert header["base_model"] == "Qwen/Qwen-VL-Chat"
+    assert (
+        "](https://huggingface.co/Qwen/Qwen-VL-Chat)" in text
+        and 'from_pretrained("Qwen/Qwen-VL-Chat")' in text
+    )
+
+
+@pytest.mark.parametrize("how", ["another step", "broken", "none"])
+def test_a_verdict_of_other_weights_is_not_theirs(run: Path, how: str):
+    path = run / "comparison" / "comparison.json"
+    if how == "broken":
+        path.write_text('{"groups": [1]}')
+    elif how == "none":
+        path.unlink()
+    model_card.write(run, run=run, family="qwen-vl", step=110 if how == "another step" else 330)
+    _, text = written(run)
+    assert "Not judged" in text and "corrected" not in text and not (run / "probe.png").exists()
+
+
+def test_what_is_pushed_to_the_hub_carries_it(run: Path):
+    """The Trainer asks for a card before it uploads the folder; of a run that is none of ours it writes its own."""
+    told: list[Path] = []
+    pushing = SimpleNamespace(
+        run_file=run / "run.json", is_world_process_zero=lambda: True, args=SimpleNamespace(output_dir=str(run)),
+        _write_card=told.append,
+    )  # fmt: skip
+    SavingTrainer.create_model_card(pushing, model_name="towers", tags=["x"])  # type: ignore[arg-type]
+    assert told == [run] and inspect.signature(Trainer.create_model_card)
+
+
+def test_a_model_that_nothing_is_known_of(tmp_path: Path):
+    """An export of somebody's checkpoint."""
+    model_card.write(tmp_path, run=tmp_path, family="qwen2-vl", step=None, note="Its weights were copied.")
+    header, text = written(tmp_path)
+    assert header["library_name"] == "transformers" and "Its weights were copied." in text
+    assert "a base that is not known" in text and "left no record" in text and "```yaml" not in text
