@@ -205,6 +205,7 @@ class AttentionMonitor(TrainerCallback):
         self._failures = Failures()
         self._shown: Showing | None = None
         self._run: Run | None = None
+        self._is_ending = False
         self._judged: tuple[Probe, ...] = self.probes
         self._baseline: dict[str, AttentionRecord] = {}
         self._last: dict[str, AttentionRecord] = {}
@@ -258,6 +259,7 @@ class AttentionMonitor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
         """Probe once more, with interventions, and compare with the baseline."""
+        self._is_ending = True
         at, best = _moment(args, state), state.best_model_checkpoint
         if args.load_best_model_at_end and best is not None:
             # The Trainer has loaded the best checkpoint: the model is not that of the last step.
@@ -713,7 +715,7 @@ class AttentionMonitor(TrainerCallback):
         with self._reporting("a checkpoint could not be compared with the baseline", lacks=lacks):
             pairs = pair_all(self.probes, self._baseline, records)
             judged = [pair for pair in pairs if pair.probe in self._judged]
-            if step > 0:
+            if step > 0 and not self._is_ending:  # the table of the end follows
                 print(checkpoint_line(judged, step), flush=True)
             self._warn_of_loss(judged, step)
             if self._shown is not None:

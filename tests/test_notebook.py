@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, on small settings, and is committed with what a real run showed."""
+"""The notebook runs from its first cell to its last, on small settings, and shows what a real run showed."""
 
 import json
 from pathlib import Path

@@ -22,6 +22,23 @@ LIBRARIES = (
 """Names of their loggers; ``py.warnings`` gets what Python warns of."""
 
 
+class _Diverted(logging.Filter):
+    """On a library's own logger: what is no error goes to the log alone, whatever handlers it gets later.
+
+    DeepSpeed writes to stdout by a handler that importing it adds, in the middle of a run.
+    """
+
+    def __init__(self, handler: logging.Handler) -> None:
+        super().__init__()
+        self.handler = handler
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            return True
+        self.handler.handle(record)
+        return False
+
+
 class _Log:
     """The open log of this process, and how loggers were before."""
 
@@ -29,6 +46,7 @@ class _Log:
         self.path = path if is_main() else Path(os.devnull)
         self.handler = logging.FileHandler(self.path, mode="a", encoding="utf-8", delay=True)
         self.handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+        self.diverted = _Diverted(self.handler)
         self.levels: dict[logging.Handler, int] = {}
         self.propagated = {name: logging.getLogger(name).propagate for name in LIBRARIES}
 
@@ -37,6 +55,7 @@ class _Log:
         for name in LIBRARIES:
             logger = logging.getLogger(name)
             logger.propagate = False
+            logger.addFilter(self.diverted)  # once, however often it is added
             for handler in logger.handlers:
                 if handler is not self.handler and handler not in self.levels:
                     self.levels[handler] = handler.level
@@ -48,6 +67,7 @@ class _Log:
         for name in LIBRARIES:
             logger = logging.getLogger(name)
             logger.removeHandler(self.handler)
+            logger.removeFilter(self.diverted)
             logger.propagate = self.propagated[name]
         for handler, level in self.levels.items():
             handler.setLevel(level)

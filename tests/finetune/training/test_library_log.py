@@ -38,13 +38,19 @@ def test_a_librarys_lines_go_to_the_file_and_its_errors_to_both(library, tmp_pat
     assert library_log.written() is None and not (tmp_path / LOG_FILE).exists()  # made with its first line
     library.warning("a note")
     library.error("a fault")
+    library.addHandler(late := ToStderr())  # as importing DeepSpeed adds one, in the middle of a run
+    library.warning("a later note")
+    library.removeHandler(late)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.warn("a deprecation", stacklevel=1)
     assert library_log.end() == tmp_path / LOG_FILE
     library.warning("afterwards")
     told = (tmp_path / LOG_FILE).read_text()
-    assert all(words in told for words in ("a note", "a fault", "a deprecation")) and "afterwards" not in told
+    assert (
+        all(words in told for words in ("a note", "a fault", "a later note", "a deprecation"))
+        and "afterwards" not in told
+    )
     assert capfd.readouterr().err == "a fault\nafterwards\n"
 
 
