@@ -1,6 +1,7 @@
 # The first command in a container: the demo, or your own model with flags behind it.
 #   docker build -t attention-finetune .                                                    on any machine
-#   docker build -t attention-finetune --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .     for NVIDIA GPUs
+#   docker build -t attention-finetune --build-arg TORCH_INDEX=ADDRESS .      torch from another index: its CPU wheels are a
+#                                                                             tenth of those with CUDA
 #   docker run --rm -v "$PWD:/work" attention-finetune
 #   docker run --rm --gpus all -v "$PWD:/work" attention-finetune --model_name_or_path Qwen/Qwen2.5-VL-7B-Instruct \
 #       --data_path data.json --output_dir output_towers
@@ -13,8 +14,8 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends git g++ \
     && rm -rf /var/lib/apt/lists/*
 
-# The CPU wheels of torch are a tenth of those with CUDA.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Empty: torch with CUDA, which runs on a CPU too.
+ARG TORCH_INDEX=
 ENV PIP_EXTRA_INDEX_URL=${TORCH_INDEX} \
     PIP_NO_CACHE_DIR=1 \
     PYTHONUNBUFFERED=1 \
