@@ -5,12 +5,14 @@ from pathlib import Path
 
 DESCRIPTION = """A real case: a vision tower and a language model from package registries, taught to read photographs.
 
-    python -m finetune.realcase                      all stations, in order; what is done is not done again
-    python -m finetune.realcase parts assemble       some of them
+    python -m finetune.realcase                      parts, assemble, open: the trained reader, in minutes
+    python -m finetune.realcase all                  everything, in order; what is done is not done again
+    python -m finetune.realcase scenes align         some stations
 
 stations:
   parts      fetch the packages (388 MB; asks first), check them, unpack what is used into the cache
   assemble   put DINOv2-S and SmolLM2-135M together as one checkpoint
+  open       put the reader that lies beside the code on the checkpoint, and ask it about pictures it never saw
   scenes     compose scenes of photographed cut-outs on photographs: training data and held-out questions
   align      fit the connector in closed form: seconds
   train      LoRA and the connector through finetune.py, with and without attention supervision, each with each seed
@@ -18,7 +20,9 @@ stations:
   plant      teach the trained reader a flaw: two animals named by what is behind them
   correct    correct it with samples and boxes (scripts/finetune_lora_ds.sh), monitored, compared, with a verdict
 """
-STATIONS = ("parts", "assemble", "scenes", "align", "train", "evaluate", "plant", "correct")
+STATIONS = ("parts", "assemble", "open", "scenes", "align", "train", "evaluate", "plant", "correct")
+OPENING = ("parts", "assemble", "open")
+ALL = "all"
 TASKS = ("what", "side", "on", "landmark")
 """As in :mod:`finetune.realcase.tasks`."""
 ARMS = ("language", "look")
@@ -32,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     # No choices: argparse would hold them against the empty list of the default.
-    add("stations", nargs="*", metavar="station", help="default: all")
+    add("stations", nargs="*", metavar="station", help="or all; default: parts assemble open")
     add("--yes", action="store_true", help="fetch missing packages without asking")
     add(
         "--work_dir",

@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from finetune.flags.realcase import STATIONS, parser
+from finetune.flags.realcase import ALL, OPENING, STATIONS, parser
 
 if __name__ == "__main__":
     parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
@@ -27,7 +27,12 @@ from finetune.realcase.catalogue import LANDMARKS, THINGS
 from finetune.realcase.choices import Chosen, HeldOutQuestion, choose_all, read_questions
 from finetune.realcase.parts import bring_parts, find_parts, parts_folder
 from finetune.realcase.scenes import Pictures, open_pictures
+from finetune.realcase.tasks import CHOICES, Task
 
+READER = Path(__file__).parent / "reader"
+"""A trained adapter and connector; its README.md says how it was made and what it is worth."""
+READ: tuple[Task, ...] = ("what", "side")
+"""What it learned."""
 JUDGED_LAYERS = [layer for layer in range(min(runs.LOOK_LAYERS), 30) if layer not in runs.LOOK_LAYERS]
 """Language layers whose attention is reported: those between and behind the supervised ones."""
 
@@ -48,10 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _chosen(options: argparse.Namespace) -> list[str]:
     """The stations asked for, in their own order."""
-    unknown = [one for one in options.stations if one not in STATIONS]
+    wanted = options.stations or OPENING
+    unknown = [one for one in wanted if one not in (*STATIONS, ALL)]
     if unknown:
-        raise ValueError(f"found station {unknown[0]!r}, expected some of {', '.join(STATIONS)}")
-    return [one for one in STATIONS if not options.stations or one in options.stations]
+        raise ValueError(f"found station {unknown[0]!r}, expected {ALL} or some of {', '.join(STATIONS)}")
+    return [one for one in STATIONS if ALL in wanted or one in wanted]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -66,6 +72,22 @@ def parts(options: argparse.Namespace) -> None:
 
 def put_together(options: argparse.Namespace) -> None:
     print(f"the checkpoint, its connector still random: {_assembled()}")
+
+
+def opened(options: argparse.Namespace) -> None:
+    """The reader on the checkpoint, merged, and what it answers to questions about pictures that were never trained."""
+    folder = options.work_dir / "reader"
+    _merged(READER, folder, "--base", str(_assembled()), "--allow_other_base")
+    shown = corpus.write_probes(_pictures(), options.work_dir / "shown", corpus.held_out_plan(2, READ))
+    questions = read_questions(shown)
+    model, processor = checkpoint.load(folder, attn_implementation="eager")
+    for question, chosen in zip(questions, choose_all(model.eval(), processor, questions), strict=True):
+        said = question.choices[chosen.choice]
+        verdict = "right" if chosen.choice == 0 else f"wrong: {question.choices[0]}"
+        print(f"{question.image.name}  {question.text}  {said}  ({verdict})")
+    print(
+        f"each is the likeliest of {CHOICES} answers; pictures: {shown.parent / 'images'}\nthe reader: {folder}"
+    )
 
 
 def scenes(options: argparse.Namespace) -> None:
@@ -160,18 +182,10 @@ def _choices_of(
 def plant(options: argparse.Namespace) -> None:
     """The trained reader, merged, learns the flaw, is merged again, and is diagnosed: work/flaw/flawed, diagnosis."""
     work = options.work_dir / "flaw"
-    readers = [
-        run for run in runs.runs_of(options.work_dir, options.arms, options.seeds) if runs.checkpoints(run)
-    ]
-    if not readers:
-        raise ValueError(
-            f"{options.work_dir}: found no trained reader, expected what `train` leaves; run it first"
-        )
-    reader = readers[-1]
+    reader = _reader(options)
     data = flaw.write_data(_pictures(), work / "plant", "plant", 8 * options.flaw_steps, 0)
-    _merged(list(runs.checkpoints(reader).values())[-1], work / "reader")
     flags = runs.training_flags(
-        work / "reader",
+        reader,
         data,
         work / "planting",
         steps=options.flaw_steps,
@@ -183,7 +197,7 @@ def plant(options: argparse.Namespace) -> None:
     probes, _ = _flaw_probes(options)
     diagnose = ["-m", "diagnostics.diagnose", str(work / "flawed"), "--probes", str(probes)]
     runs.call("diagnose", [sys.executable, *diagnose, "--output_dir", str(work / "diagnosis")])
-    print(f"{work / 'flawed'}: {reader.name} with a flaw; its diagnosis: {work / 'diagnosis'}")
+    print(f"{work / 'flawed'}: {reader} with a flaw; its diagnosis: {work / 'diagnosis'}")
 
 
 def correct(options: argparse.Namespace) -> None:
@@ -214,16 +228,31 @@ def _flaw_probes(options: argparse.Namespace) -> tuple[Path, Path]:
     )
 
 
-def _merged(adapter: Path, target: Path) -> None:
-    if not (target / "config.json").is_file():
-        runs.call(
-            "export", [sys.executable, "-m", "finetune.export", str(adapter), "--output_dir", str(target)]
+def _reader(options: argparse.Namespace) -> Path:
+    """The last trained reader, merged; else the opened one."""
+    found = [
+        run for run in runs.runs_of(options.work_dir, options.arms, options.seeds) if runs.checkpoints(run)
+    ]
+    if found:
+        target: Path = options.work_dir / "flaw" / "reader"
+        _merged(list(runs.checkpoints(found[-1]).values())[-1], target)
+        return target
+    if not (options.work_dir / "reader" / "config.json").is_file():
+        raise ValueError(
+            f"{options.work_dir}: found no reader, expected what `open` or `train` leaves; run one of them first"
         )
+    return options.work_dir / "reader"
+
+
+def _merged(adapter: Path, target: Path, *flags: str) -> None:
+    if not (target / "config.json").is_file():
+        argv = [sys.executable, "-m", "finetune.export", str(adapter), "--output_dir", str(target), *flags]
+        runs.call("export", argv)
 
 
 _STATIONS = {
-    "parts": parts, "assemble": put_together, "scenes": scenes, "align": aligned, "train": train, "evaluate": evaluate,
-    "plant": plant, "correct": correct,
+    "parts": parts, "assemble": put_together, "open": opened, "scenes": scenes, "align": aligned, "train": train,
+    "evaluate": evaluate, "plant": plant, "correct": correct,
 }  # fmt: skip
 
 

