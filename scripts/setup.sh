@@ -94,7 +94,9 @@ follow() {
     local columns step
     columns="$(tput cols 2>/dev/null || echo 80)"
     while kill -0 "$parent" 2>/dev/null; do
-        step="$(tail -n 1 "$SETUP_LOG" 2>/dev/null | tr -d '\r' | sed 's/ (from .*//')"
+        # What is being done; warnings about mirrors and the like are in the log.
+        step="$(grep -E '^ *(Collecting|Processing|Downloading|Building|Installing|compiling)' "$SETUP_LOG" 2>/dev/null |
+            tail -n 1 | tr -d '\r' | sed 's/^ *//; s/ (from .*//' || true)"
         step="$what: $(minutes $((SECONDS - begun)))  $step"
         printf '\r\033[K%s' "${step:0:$((columns - 1))}"
         sleep 0.5

@@ -9,7 +9,7 @@ from finetune.demo import corpus, prepare, probe_sets
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "quickstart.ipynb"
 SMALL = """
-STEPS = 2
+STEPS = 1
 PROBES_A_GROUP = 2
 BASE = "finetune/demo/base"
 DATA = Path({data!r})
