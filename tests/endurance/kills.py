@@ -43,10 +43,10 @@ from finetune.files import write_atomically  # noqa: E402
 HITS = ("SIGKILL",) * 6 + ("SIGTERM", "SIGINT", "SIGINT", "a child")
 MOST_STARTS = 12
 PATIENCE_SECONDS = 600
-NOT_COMPARED = (
-    # Moments, durations, machines and the run's random name are in these.
-    "complete.json", "training_args.bin", "trainer_state.json", "run.json", "run.yaml", "optimizer.pt", "scheduler.pt", "rng_state.pth",
-)  # fmt: skip
+NOT_COMPARED = {  # moments, durations, machines and the run's random name are in these
+    "complete.json", "training_args.bin", "trainer_state.json", "run.json", "run.yaml", "optimizer.pt", "scheduler.pt",
+    "rng_state.pth",
+}  # fmt: skip
 OF_TIME = ("train_runtime", "per_second", "waiting for data", "total_flos", "train_loss", "seconds", "memory")
 """Words of scalars that differ between two runs of the same arithmetic."""
 
