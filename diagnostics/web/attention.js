@@ -42,7 +42,7 @@ async function open(look) {
   const facts = await call("facts", [state.room, look]);
   if (!facts || state.look !== look) return;
   Object.assign(state, { facts, part: "language", layer: facts.layers.language.length - 1, head: -1, sinks: true,
-    tokens: facts.answer.slice(0, 1), image: 0, box: null, patch: null, shows: "mass", saved: null,
+    tokens: facts.answer.slice(0, 1), image: facts.about, box: null, patch: null, cursor: null, anchor: null, shows: "mass", saved: null,
     window: [lastText(facts), facts.tokens.length] });
   build();
   change(["overview"]);
@@ -64,6 +64,8 @@ async function call(name, question, complain = trouble) {
 
 /** A token as displayed: blanks as symbols. */
 const visible = (text) => text.replace(/\n/g, "↵").replace(/ /g, "·") || "∅";
+/** The name of the token at a position; those of a picture have none of their own. */
+const named = (position) => state.facts.tokens[position].kind.startsWith("image") ? "▦" : visible(state.facts.tokens[position].text);
 
 function build() {
   const { facts } = state;
@@ -86,7 +88,7 @@ function build() {
     make("div", { className: "plots" },
       make("div", { className: "column" }, imagePlot(), boxPart(typed), whoPart()),
       make("div", { className: "column" }, overviewPlot(), crossPlot(), textPlot(), matrixPlot())),
-    legend());
+    parts.cache = make("footer", { className: "cache" }));
   pane.replaceChildren(body);
 }
 
@@ -97,8 +99,7 @@ function controls() {
   parts.head = slider(t("head"), (value) => { state.head = value; change(); });
   const offered = ["language", "connector", "vision"].filter((part) => state.facts.layers[part].length);
   parts.part = choice(offered.map((part) => [part, t(part === "language" ? "language_part" : part)]), (part) => {
-    state.part = part;
-    state.patch = null;
+    Object.assign(state, { part, patch: null, cursor: null, anchor: null }); // another part may have finer cells
     state.layer = state.facts.layers[part].length - 1;
     state.head = -1;
     change(["overview"]);
@@ -111,7 +112,7 @@ function controls() {
   row.append(parts.why);
   if (state.facts.images.length > 1) {
     parts.images = choice(state.facts.images.map((_, i) => [String(i), `${t("picture")} ${i + 1}`]), (image) => {
-      Object.assign(state, { image: Number(image), box: null, patch: null, shows: "mass" });
+      Object.assign(state, { image: Number(image), box: null, patch: null, cursor: null, anchor: null, shows: "mass" });
       change(["overview"]);
     });
     row.append(parts.images.whole);
@@ -120,22 +121,74 @@ function controls() {
 }
 
 function imagePlot() {
-  parts.image = make("canvas", { className: "image", role: "img", "aria-label": t("where_in_picture") });
+  const image = parts.image = make("canvas", { className: "image", role: "application", tabIndex: 0, "aria-label": `${t("where_in_picture")}. ${t("touch_help")}` });
   parts.imageWords = make("p", { className: "words" });
+  parts.cursorWords = make("p", { className: "words cursor", "aria-live": "polite" });
+  parts.legend = legend(heatBar, t("scale_help"));
   let start = null;
-  parts.image.addEventListener("pointerdown", (event) => { start = fraction(parts.image, event); parts.image.setPointerCapture(event.pointerId); event.preventDefault(); });
-  parts.image.addEventListener("pointermove", (event) => { if (start) { state.drawing = between(start, fraction(parts.image, event)); drawImage(); } });
-  parts.image.addEventListener("pointercancel", () => { start = null; state.drawing = null; drawImage(); }); // a finger scrolls
-  parts.image.addEventListener("pointerup", (event) => {
+  image.addEventListener("pointerdown", (event) => { start = fraction(image, event); image.setPointerCapture(event.pointerId); event.preventDefault(); });
+  image.addEventListener("pointermove", (event) => {
+    if (start) { state.drawing = between(start, fraction(image, event)); drawImage(); }
+    else sayCell(cellAt(fraction(image, event)));
+  });
+  image.addEventListener("pointercancel", () => { start = null; state.drawing = null; drawImage(); }); // a finger scrolls
+  image.addEventListener("pointerup", (event) => {
     if (!start) return;
-    const begun = start, end = fraction(parts.image, event);
+    const begun = start, end = fraction(image, event);
     start = null;
     state.drawing = null;
-    if (Math.max(Math.abs(end[0] - begun[0]), Math.abs(end[1] - begun[1])) < CLICK) state.patch = cellAt(end);
-    else Object.assign(state, { box: between(begun, end), shows: state.box ? state.shows : "box_mass" });
-    change(["overview", "box"]);
+    if (Math.max(Math.abs(end[0] - begun[0]), Math.abs(end[1] - begun[1])) < CLICK) { state.patch = cellAt(end); change(["overview", "box"]); }
+    else choose(between(begun, end));
   });
-  return section("image-plot", t("where_in_picture"), parts.image, parts.imageWords, make("p", { className: "quiet", textContent: state.facts.images.length ? t("touch_help") : "" }));
+  image.addEventListener("keydown", steer);
+  image.addEventListener("blur", () => { Object.assign(state, { cursor: null, anchor: null }); drawImage(); });
+  const help = make("p", { className: "quiet", textContent: state.facts.images.length ? t("touch_help") : "" });
+  return section("image-plot", t("where_in_picture"), image, parts.legend.whole, parts.imageWords, parts.cursorWords, help);
+}
+
+function choose(box) {
+  Object.assign(state, { box, shows: state.box ? state.shows : "box_mass" });
+  change(["overview", "box"]);
+}
+
+const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+
+/** Patches and boxes by keyboard: arrows move a cursor, with Shift they draw a box from where it stood. */
+function steer(event) {
+  const seen = state.seen?.image;
+  if (!seen) return;
+  const step = ARROWS[event.key], from = state.cursor ?? state.patch ?? 0;
+  if (step) {
+    const cell = moved(seen.grid, from, step);
+    if (event.shiftKey) {
+      state.anchor ??= from;
+      const boxes = cellBoxes(state.facts.images[state.image], seen), [a, b] = [boxes[state.anchor], boxes[cell]];
+      choose([Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[2], b[2]), Math.max(a[3], b[3])]);
+    } else state.anchor = null;
+    state.cursor = cell;
+    sayCell(cell);
+    drawImage();
+  } else if (event.key === "Enter" || event.key === " ") {
+    state.cursor = state.patch = from;
+    change(["overview", "box"]);
+  } else if (event.key === "Escape") {
+    Object.assign(state, { box: null, patch: null, cursor: null, anchor: null, shows: "mass" });
+    change(["overview"]);
+  } else return;
+  event.preventDefault();
+}
+
+/** The index of a cell's neighbour in a grid of [rows, columns], row-major; at an edge itself. */
+function moved([rows, columns], cell, [down, right]) {
+  const within = (value, count) => Math.min(Math.max(value, 0), count - 1);
+  return within(Math.floor(cell / columns) + down, rows) * columns + within(cell % columns + right, columns);
+}
+
+function sayCell(cell) {
+  const seen = state.seen?.image;
+  if (!seen || cell === null) { parts.cursorWords.textContent = ""; return; }
+  const columns = seen.grid[1];
+  parts.cursorWords.textContent = t("cursor_words").replace("{row}", Math.floor(cell / columns) + 1).replace("{column}", cell % columns + 1).replace("{value}", times(seen.cells[cell]));
 }
 
 /** A drag smaller than this fraction of the picture in both directions is a click; a box is at least half as thick. */
@@ -156,7 +209,16 @@ function cellAt([x, y]) {
 }
 
 function overviewPlot() {
-  parts.overview = make("canvas", { className: "overview", role: "img", "aria-label": t("overview") });
+  parts.overview = make("canvas", { className: "overview", role: "application", tabIndex: 0, "aria-label": t("overview") });
+  parts.overview.addEventListener("keydown", (event) => {
+    if (!ARROWS[event.key] || !state.seen?.overview) return;
+    event.preventDefault();
+    const [down, right] = ARROWS[event.key], within = (value, least, most) => Math.min(Math.max(value, least), most);
+    if (state.part !== "language") Object.assign(state, { part: "language", patch: null });
+    state.layer = within(state.layer + down, 0, state.facts.layers.language.length - 1);
+    state.head = within(state.head + right, -1, state.facts.heads.language - 1);
+    change();
+  });
   parts.overview.addEventListener("click", (event) => {
     if (!state.seen?.overview) return;
     const [layer, head] = squareAt(parts.overview, event);
@@ -202,8 +264,7 @@ function matrixPlot() {
     if (!map) return;
     const [row, column] = squareAt(parts.matrix, event);
     if (map.values[row]?.[column] === undefined) return;
-    const name = (position) => visible(state.facts.tokens[position].text);
-    parts.matrixWords.textContent = `${name(map.rows[row])} → ${name(map.columns[column])}: ${percent(map.values[row][column])}`;
+    parts.matrixWords.textContent = `${named(map.rows[row])} → ${named(map.columns[column])}: ${percent(map.values[row][column])}`;
   });
   return section("matrix-plot", t("text_attention"), make("div", { className: "row" }, parts.from.whole, parts.to.whole), make("div", { className: "scroll" }, parts.matrix), parts.matrixWords);
 }
@@ -233,14 +294,6 @@ function whoPart() {
   parts.who = make("div", { className: "tokens" });
   parts.whoWords = make("p", { className: "words" });
   return section("who-part", t("who_looks"), parts.who, parts.whoWords);
-}
-
-function legend() {
-  parts.scale = make("span");
-  parts.cache = make("span", { className: "cache" });
-  const bar = make("canvas", { className: "bar" });
-  colourBar(bar);
-  return make("footer", { className: "legend" }, make("span", { textContent: "0" }), bar, parts.scale, parts.cache);
 }
 
 function toggle(position) {
@@ -306,38 +359,35 @@ const ask = newestOnly(async () => {
 
 async function draw() {
   const { seen, facts } = state;
-  const cross = seen.cross || [];
-  // One scale for every picture on the page: times the even share.
-  state.most = top(cross.flatMap((one) => one.cells), top(seen.image ? seen.image.cells : [], 1));
   await drawImage();
   await drawCross();
   drawTokens(parts.text, seen.text);
-  parts.textWords.textContent = seen.text ? t("text_words").replace("{text}", percent(seen.text_mass)).replace("{image}", percent(seen.image_mass)).replace("{most}", percent(brightest(seen.text))) : t("language_only");
+  parts.textWords.textContent = seen.text ? (facts.tokens.some(({ text }) => text === "◇") ? `${t("control")} ` : "") + t("text_words").replace("{text}", percent(seen.text_mass)).replace("{image}", percent(seen.image_mass)).replace("{most}", percent(brightest(seen.text))) : t("language_only");
   if (seen.matrix) {
     parts.matrix.hidden = false;
     const { rows, columns, values } = seen.matrix;
-    const name = (position) => visible(facts.tokens[position].text);
     // The first token can only attend to itself: its 100 % says nothing and would darken the rest.
     state.mostText = top(values.filter((_, row) => rows[row] !== 0).flat(), 1e-6);
     const side = Math.max(7, Math.min(24, Math.floor(520 / Math.max(columns.length, 1))));
-    drawMatrix(parts.matrix, values, state.mostText, { side, rowNames: rows.map(name), columnNames: columns.map(name) });
+    drawMatrix(parts.matrix, values, state.mostText, { side, rowNames: rows.map(named), columnNames: columns.map(named) });
     parts.matrixWords.textContent = t(rows[0] === 0 ? "matrix_first" : "matrix_words").replace("{rows}", seen.matrix.rows.length).replace("{most}", percent(state.mostText));
   } else { parts.matrix.hidden = true; parts.matrixWords.textContent = t("language_only"); }
   drawOverview();
   drawNumbers();
   drawTokens(parts.who, seen.who);
   parts.whoWords.textContent = seen.who ? t("who_words").replace("{most}", percent(brightest(seen.who))) : t(!facts.images.length ? "no_picture" : state.patch === null ? "no_patch" : "who_language");
-  parts.scale.textContent = t("scale_words").replace("{most}", state.most.toFixed(1));
   parts.cache.textContent = t("cache_words").replace("{looks}", seen.cache.looks).replace("{used}", seen.cache.used).replace("{limit}", seen.cache.limit);
 }
 
 async function drawImage() {
   const image = state.facts.images[state.image];
-  if (!image) { parts.imageWords.textContent = t("no_picture"); parts.image.hidden = true; return; }
+  if (!image) { parts.imageWords.textContent = t("no_picture"); parts.image.hidden = parts.legend.whole.hidden = true; return; }
   const seen = state.seen?.image, values = seen?.cells ?? null;
   parts.image.hidden = false;
-  await drawCells(parts.image, image, seen, overPicture(state.most), { box: state.drawing ?? state.box });
+  await drawCells(parts.image, image, seen, seen && overPicture(state.seen.scale.top), { box: state.drawing ?? state.box });
   if (state.patch !== null) drawBox(parts.image, cellBoxes(image, seen)[state.patch]);
+  if (state.cursor !== null && seen) drawCursor(parts.image, cellBoxes(image, seen)[state.cursor]);
+  if (seen) parts.legend.say("0", scaleWords(state.seen.scale));
   const mass = seen?.mass ?? null;
   const shape = state.part === "vision" && state.patch !== null ? "patch_shape" : "shape_only";
   parts.imageWords.textContent = !values ? t("no_map") : mass === null ? t(shape) : t("mass_words").replace("{mass}", percent(mass));
@@ -349,7 +399,7 @@ async function drawCross() {
   const figures = await Promise.all(cross.map(async (map) => {
     const { token, mass } = map;
     const canvas = make("canvas", { role: "img", "aria-label": visible(state.facts.tokens[token].text) });
-    await drawCells(canvas, image, map, overPicture(state.most), { box: state.box, width: 220 });
+    await drawCells(canvas, image, map, overPicture(state.seen.scale.top), { box: state.box, width: 220 });
     return make("figure", {}, canvas, make("figcaption", { textContent: `${visible(state.facts.tokens[token].text)} · ${percent(mass)}` }));
   }));
   parts.cross.replaceChildren(...figures);

@@ -62,16 +62,12 @@ function build() {
     parts[`${name}Title`] = make("h3");
     parts[`${name}Answer`] = make("p", { className: "said" });
     parts[`${name}Words`] = make("p", { className: "words" });
+    parts[`${name}Legend`] = name === "difference" ? legend((share) => difference(1)(2 * share - 1), t("scale_help")) : legend(heatBar, t("scale_help"));
     const hidden = last === 0 && name !== "before"; // stopped after the first: nothing to compare
-    return make("section", { className: name, hidden }, parts[`${name}Title`], parts[`${name}Answer`], parts[name], parts[`${name}Words`]);
+    return make("section", { className: name, hidden }, parts[`${name}Title`], parts[`${name}Answer`], parts[name], parts[`${name}Legend`].whole, parts[`${name}Words`]);
   };
-  parts.scale = make("span");
-  const bar = make("canvas", { className: "bar" });
-  colourBar(bar);
-  parts.legend = make("footer", { className: "legend" }, make("span", { textContent: "0" }), bar, parts.scale);
   pane.replaceChildren(make("div", { className: "body" }, controls,
-    make("div", { className: "plots three" }, side("before"), side("after"), side("difference")),
-    parts.legend));
+    make("div", { className: "plots three" }, side("before"), side("after"), side("difference"))));
 }
 
 function play() {
@@ -93,6 +89,7 @@ const ask = newestOnly(async () => {
   const seen = await call("compare_view", [state.room, state.looks, { layer, head, token }]);
   if (!seen) return;
   state.seen = seen.frames;
+  state.scale = seen.scale;
   await show();
   requestAnimationFrame(() => { latencies.push(performance.now() - began); pane.dataset.drawn = String(latencies.length); });
 });
@@ -107,27 +104,34 @@ async function show() {
   parts.token.say(String(state.token + 1));
   if (parts.frame) { parts.frame.range.value = state.after; parts.frame.say(facts.frames[state.after].name[state.language]); }
   // One scale over all checkpoints, so that differences in colour are differences in attention.
-  const most = top(seen.flatMap((map) => map.cells || []), 1);
+  const { scale } = state;
   for (const name of ["before", "after"]) {
     const at = state[name], map = seen[at];
     parts[`${name}Title`].textContent = `${t(name)}: ${facts.frames[at].name[state.language]}`;
     parts[`${name}Answer`].textContent = facts.frames[at].answer;
     parts[`${name}Words`].textContent = map.cells ? `${visible(map.token)} · ${t("mass_words").replace("{mass}", percent(map.mass))}` : t("no_picture");
-    parts[name].hidden = !map.cells;
-    if (map.cells) await drawCells(parts[name], facts.image, map, overPicture(most));
+    parts[name].hidden = parts[`${name}Legend`].whole.hidden = !map.cells;
+    if (!map.cells) continue;
+    parts[`${name}Legend`].say("0", scaleWords(scale));
+    await drawCells(parts[name], facts.image, map, overPicture(scale.top));
   }
   parts.differenceTitle.textContent = t("difference");
   parts.differenceAnswer.textContent = facts.frames[state.before].answer === facts.frames[state.after].answer ? t("same_answer") : t("other_answer");
-  const [one, two] = [seen[state.before], seen[state.after]];
-  parts.difference.hidden = parts.legend.hidden = !one.cells || !two.cells;
-  if (one.cells && two.cells) {
-    const swing = two.cells.map((value, cell) => value - one.cells[cell]);
-    await drawCells(parts.difference, facts.image, { ...two, cells: swing }, difference(most));
-    parts.differenceWords.textContent = t("difference_words").replace("{moved}", percent(one.cells.reduce((sum, value, cell) => sum + Math.abs(value - two.cells[cell]), 0) / 2 / one.cells.length))
-      .replace("{mass}", `${two.mass >= one.mass ? "+" : "−"}${percent(Math.abs(two.mass - one.mass))}`);
-  }
-  parts.scale.textContent = t("scale_words").replace("{most}", most.toFixed(1));
+  await showDifference(seen[state.before], seen[state.after], scale);
   pane.dataset.after = String(state.after);
+}
+
+async function showDifference(one, two, scale) {
+  const comparable = scale !== null && scale.swing !== null;
+  parts.difference.hidden = parts.differenceLegend.whole.hidden = !comparable;
+  parts.differenceWords.textContent = scale === null ? "" : t("other_grid");
+  if (!comparable) return;
+  const swing = two.cells.map((value, cell) => value - one.cells[cell]);
+  await drawCells(parts.difference, state.facts.image, { ...two, cells: swing }, difference(scale.swing));
+  const end = `${scale.swing.toFixed(1)} ×`;
+  parts.differenceLegend.say(t("swing_less").replace("{swing}", end), t("swing_more").replace("{swing}", end));
+  const moved = swing.reduce((sum, value) => sum + Math.abs(value), 0) / 2 / swing.length;
+  parts.differenceWords.textContent = t("difference_words").replace("{moved}", percent(moved)).replace("{mass}", points(two.mass - one.mass));
 }
 
 const visible = (text) => text.replace(/\n/g, "↵").replace(/ /g, "·") || "∅";

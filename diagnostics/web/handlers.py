@@ -321,7 +321,7 @@ class Page:
 
     def compare_view(self, key: str, traces: list[str], asked: Json) -> Json:
         """See ``views.compare``."""
-        return {"frames": views.compare(self._frames(key, traces), _fields(asked))}
+        return views.compare(self._frames(key, traces), _fields(asked))
 
     def _frames(self, key: str, traces: list[str]) -> list[Frame]:
         if not isinstance(traces, list) or not 1 <= len(traces) <= len(self.checkpoints.names()) + 1:

@@ -46,11 +46,21 @@ async function ground(address, width, dimmed) {
   const scale = Math.min(1, width / image.naturalWidth);
   const canvas = make("canvas", { width: Math.round(image.naturalWidth * scale), height: Math.round(image.naturalHeight * scale) });
   const pen = canvas.getContext("2d");
-  pen.filter = dimmed ? "grayscale(0.75) brightness(0.6)" : "none";
+  pen.filter = dimmed ? `saturate(0.45) brightness(${dimming(image)})` : "none";
   pen.drawImage(image, 0, 0, canvas.width, canvas.height);
   if (grounds.size > 24) grounds.delete(grounds.keys().next().value);
   grounds.set(key, canvas);
   return canvas;
+}
+
+/** What share of its brightness a picture keeps, as in the report: bright ones less, or a night scene would vanish. */
+function dimming(image) {
+  const small = make("canvas", { width: 16, height: 16 }), pen = small.getContext("2d");
+  pen.drawImage(image, 0, 0, 16, 16);
+  const values = pen.getImageData(0, 0, 16, 16).data;
+  let sum = 0;
+  values.forEach((value, i) => { if (i % 4 < 3) sum += value; });
+  return Math.min(Math.max(78 / Math.max(sum / (3 * 256), 1), 0.5), 1);
 }
 
 /** A map's cells over the dimmed picture; without a map only the picture. `image` has src and boxes; `paint(value)`
@@ -71,6 +81,15 @@ async function drawCells(canvas, image, map, paint, { box = null, width = 640 } 
   if (box) drawBox(canvas, box);
 }
 
+/** A cell under the keyboard's cursor. */
+function drawCursor(canvas, box) {
+  const pen = canvas.getContext("2d");
+  pen.save();
+  pen.setLineDash([canvas.width / 80, canvas.width / 80]);
+  drawBox(canvas, box);
+  pen.restore();
+}
+
 function drawBox(canvas, box) {
   const pen = canvas.getContext("2d");
   const line = Math.max(2, canvas.width / 160);
@@ -83,8 +102,9 @@ function drawBox(canvas, box) {
   pen.strokeRect(...corners);
 }
 
-const overPicture = (most) => (value) => rgba(heat(value / most), Math.min(0.92, 0.12 + 0.8 * Math.min(value / most, 1)));
-const difference = (most) => (value) => rgba(value < 0 ? LESS : MORE, Math.min(Math.abs(value) / most, 1) * 0.9);
+/** Colours over a picture, as in the report: 0 leaves it, `most` and more is brightest. */
+const overPicture = (most) => (value) => { const level = Math.min(value / most, 1); return rgba(heat(level), 0.9 * level ** 0.7); };
+const difference = (swing) => (value) => rgba(value < 0 ? LESS : MORE, 0.9 * Math.min(Math.abs(value) / swing, 1) ** 0.8);
 
 /** A matrix as squares with labelled rows and columns (every n-th label if they are too close). `chosen`: [row, column] to
  *  mark, the whole row if column < 0. Null values stay empty. */
@@ -156,6 +176,8 @@ function fraction(canvas, event) {
 const inEvery = (key) => Object.fromEntries(Object.entries(TEXTS).map(([language, texts]) => [language, texts[key]]));
 
 const percent = (share) => share === null ? "–" : (100 * share).toFixed(share >= 0.0995 || share === 0 ? 0 : share < 0.00095 ? 2 : 1) + " %";
+/** A difference of shares in percentage points: .55 − .73 is −18.0, not −25 %. */
+const points = (difference) => `${difference < 0 ? "−" : "+"}${(100 * Math.abs(difference)).toFixed(1)}`;
 const times = (value) => value === null ? "–" : value.toFixed(value < 10 ? 2 : 1) + " ×";
 const top = (values, least) => values.reduce((most, value) => Math.max(most, value ?? 0), least);
 
@@ -195,10 +217,16 @@ function choice(options, onChoose) {
   return { whole, press };
 }
 
-/** The colour bar: from 0 to `most`. */
-function colourBar(canvas) {
-  canvas.width = 200;
-  canvas.height = 10;
-  const pen = canvas.getContext("2d");
-  for (let x = 0; x < 200; x++) { pen.fillStyle = rgba(heat(x / 199), 1); pen.fillRect(x, 0, 1, 10); }
+/** A colour bar with words at its ends, to stand under a map. `paint(share)`: its colour at a share of its length. */
+function legend(paint, help) {
+  const bar = make("canvas", { className: "bar", width: 200, height: 10, role: "presentation" });
+  const pen = bar.getContext("2d");
+  for (let x = 0; x < 200; x++) { pen.fillStyle = paint(x / 199); pen.fillRect(x, 0, 1, 10); }
+  const low = make("span"), high = make("span");
+  const say = (from, to) => { low.textContent = from; high.textContent = to; };
+  return { whole: make("div", { className: "legend", title: help }, low, bar, high), say };
 }
+
+const heatBar = (share) => rgba(heat(share), 1);
+/** The words at the end of a clipped scale: where it ends, and the highest cell where that lies beyond. */
+const scaleWords = ({ top, peak }) => t(peak > 1.05 * top ? "scale_peak" : "scale_words").replace("{top}", `${top.toFixed(1)} ×`).replace("{peak}", `${peak.toFixed(1)} ×`);

@@ -70,7 +70,9 @@ TEXTS: dict[Language, dict[str, str]] = {
         "tower_layer": "Only the last layer of the vision tower was kept.",
         "picture": "Picture",
         "where_in_picture": "Attention in the picture",
-        "touch_help": "Click a patch to see which tokens attend to it. Drag a box to see its share by layer and head.",
+        "touch_help": "Click a patch to see which tokens attend to it. Drag a box to see its share by layer and head. "
+        "With the keyboard: arrows and Enter, Shift + arrows for a box, Esc to remove.",
+        "cursor_words": "row {row}, column {column}: {value} the even share",
         "no_picture": "There is no picture in this conversation.",
         "no_map": "No attention was kept for this part.",
         "shape_only": "Shares within the picture; this part attends to nothing else.",
@@ -122,7 +124,13 @@ TEXTS: dict[Language, dict[str, str]] = {
         "no_patch": "Click a patch in the picture.",
         "who_words": "Share of each token's attention; max {most}. For pale tokens no attention was kept.",
         "who_language": "Tokens attend to patches only in language layers; select Language.",
-        "scale_words": "{most} × the even share (1 × is uniform attention); one scale for all pictures",
+        "scale_words": "{top} the even share",
+        "scale_peak": "{top} the even share (peak {peak})",
+        "scale_help": "1 × is uniform attention; all maps shown together have one scale, and cells beyond its end look "
+        "alike",
+        "swing_less": "−{swing} less",
+        "swing_more": "more +{swing}",
+        "other_grid": "The models divide the picture differently; their maps have no difference.",
         "cache_words": "answers kept: {looks}, {used} of {limit} MB",
         "lost": "The server does not respond. Is it still running? Reload the page.",
         "before": "Before",
@@ -146,7 +154,7 @@ TEXTS: dict[Language, dict[str, str]] = {
         "same_answer": "Both answers are the same.",
         "other_answer": "The answers differ.",
         "difference_words": "Orange: more, blue: less. {moved} of the attention to the picture moved; on the picture: "
-        "{mass}.",
+        "{mass} percentage points.",
     },
     "zh": {
         "title": "视觉语言对话与注意力可视化",
@@ -202,7 +210,9 @@ TEXTS: dict[Language, dict[str, str]] = {
         "tower_layer": "只保留了视觉塔的最后一层。",
         "picture": "图片",
         "where_in_picture": "图片上的注意力",
-        "touch_help": "点击一格，查看哪些词元关注它；拖出一个框，查看各层各头落在框内的比例。",
+        "touch_help": "点击一格，查看哪些词元关注它；拖出一个框，查看各层各头落在框内的比例。也可用键盘：方向键移动，"
+        "回车选中，Shift + 方向键画框，Esc 删除。",
+        "cursor_words": "第 {row} 行第 {column} 列：均匀份额的 {value}",
         "no_picture": "这段对话没有图片。",
         "no_map": "没有保留这一部分的注意力。",
         "shape_only": "图片内部的比例；这一部分只关注图片。",
@@ -249,7 +259,12 @@ TEXTS: dict[Language, dict[str, str]] = {
         "no_patch": "请点击图片中的一格。",
         "who_words": "各词元注意力的比例；最高 {most}。浅色词元没有保留注意力。",
         "who_language": "只有语言层的词元会关注图片；请选择“语言模型”。",
-        "scale_words": "{most} × 均匀份额（1 × 即均匀分布）；所有图片共用一个色标",
+        "scale_words": "均匀份额的 {top}",
+        "scale_peak": "均匀份额的 {top}（峰值 {peak}）",
+        "scale_help": "1 × 即均匀分布；同时显示的图共用一个色标，超出上限的格不再区分亮度",
+        "swing_less": "少 −{swing}",
+        "swing_more": "多 +{swing}",
+        "other_grid": "两个模型划分图片的方式不同，无法求差异。",
         "cache_words": "已保留 {looks} 次回答，{used} / {limit} MB",
         "lost": "服务器没有响应。它还在运行吗？请重新加载页面。",
         "before": "之前",
@@ -272,7 +287,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "pause": "暂停",
         "same_answer": "两者回答相同。",
         "other_answer": "两者回答不同。",
-        "difference_words": "橙色：增加，蓝色：减少。对图片的注意力有 {moved} 发生转移；落在图片上的比例：{mass}。",
+        "difference_words": "橙色：增加，蓝色：减少。对图片的注意力有 {moved} 发生转移；"
+        "落在图片上的比例：{mass} 个百分点。",
     },
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,6 +17,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from diagnostics.comparison.maps import CellMap
+from diagnostics.drawing.colours import common_top, series_scale
 from diagnostics.measures.sinks import without_sinks
 from diagnostics.web import maps
 from diagnostics.web.texts import Words
@@ -29,6 +32,7 @@ CROSS_MAX = 12
 """Maps of single tokens shown at once."""
 SHARE_DIGITS = 5
 PICTURE_MAX_PIXELS = 640  # the longer side, on the page
+_NAMED_PICTURE = re.compile(r"(?:picture|image|photo|图片?|照片)\s*(\d)(?!\d)|第\s*(\d)\s*[张幅]", re.IGNORECASE)
 PICTURE_MIN_PIXELS = 40  # the shorter one: a narrow strip is widened so that it can be clicked
 
 
@@ -127,7 +131,14 @@ def facts(trace: Trace, question: str, reply: str) -> Json:
         "heads": part_heads(trace),
         "sinks": trace.sinks.any(1).tolist(),
         "images": [_image_facts(image) for image in trace.images],
+        "about": about(question, len(trace.images)),
     }
+
+
+def about(question: str, pictures: int) -> int:
+    """Index of the picture that a question is about: the one it names ("Picture 1", "第 1 张图"), else the last."""
+    named = (int(next(filter(None, match.groups()))) - 1 for match in _NAMED_PICTURE.finditer(question))
+    return next((number for number in named if 0 <= number < pictures), max(pictures - 1, 0))
 
 
 def view(trace: Trace, asked: Mapping[str, Any], cache: TraceCache) -> Json:
@@ -135,7 +146,9 @@ def view(trace: Trace, asked: Mapping[str, Any], cache: TraceCache) -> Json:
     request = ViewRequest.of(trace, asked)
     seen: Json = {"image": None, "text": None, "cross": [], "matrix": None, "who": None}
     if trace.images:
-        seen["image"] = _shown(_image_of(trace, request), with_mass=request.part == "language")
+        found = _image_of(trace, request)
+        seen["image"] = _shown(found, with_mass=request.part == "language")
+        seen["scale"] = _scale(trace, request, found)
     if request.part == "language":
         seen |= _language(trace, request)
     if "overview" in request.wanted:
@@ -160,7 +173,7 @@ def _language(trace: Trace, request: ViewRequest) -> Json:
         "matrix": _matrix(trace, request),
     }
     if trace.images:
-        chosen = ((token, _language_map(trace, request, [token])) for token in request.tokens[:CROSS_MAX])
+        chosen = _single_maps(trace, request)
         seen["cross"] = [{"token": token, **_shown(found, with_mass=True)} for token, found in chosen]
         if request.patch is not None:
             who = maps.who_looks(
@@ -193,6 +206,23 @@ def _language_map(trace: Trace, request: ViewRequest, tokens: Sequence[int]) -> 
     return maps.image_map(
         trace, request.layer, request.head, tokens, request.image, "language", request.sinks
     )
+
+
+def _single_maps(trace: Trace, request: ViewRequest) -> list[tuple[int, maps.ImageMap]]:
+    """The selected tokens' own maps, as many as are shown."""
+    return [(token, _language_map(trace, request, [token])) for token in request.tokens[:CROSS_MAX]]
+
+
+def _scale(trace: Trace, request: ViewRequest, found: maps.ImageMap) -> Json:
+    """Where the colours of every map on the page end, and the highest cell, which may lie beyond; as in the report."""
+    single = [one for _, one in _single_maps(trace, request)] if request.part == "language" else []
+    shown = [_cell_map(one, trace, request.image) for one in (found, *single)]
+    return {"top": common_top(shown), "peak": float(max(one.density.max() for one in shown))}
+
+
+def _cell_map(found: maps.ImageMap, trace: Trace, image: int) -> CellMap:
+    boxes = trace.images[image].tokens.cell_boxes_pixels
+    return CellMap(found.cells.ravel() * found.cells.size, found.cells.shape, boxes)
 
 
 def _shown(found: maps.ImageMap, *, with_mass: bool) -> Json:
@@ -298,21 +328,33 @@ def compare_facts(frames: Sequence[Frame]) -> Json:
     }
 
 
-def compare(frames: Sequence[Frame], asked: Mapping[str, Any]) -> list[Json]:
-    """The same layer, head and answer token for each checkpoint; a shorter answer shows its last token."""
+def compare(frames: Sequence[Frame], asked: Mapping[str, Any]) -> Json:
+    """The same layer, head and answer token for each checkpoint, on one scale; a shorter answer shows its last token.
+
+    scale   where the colours end (``top``), and those of the difference from the first (± ``swing``), and the highest
+            cell (``peak``), in multiples of the even share; None without a picture. ``swing`` is None where the models
+            see different grids, whose maps have no difference
+    """
     known = compare_facts(frames)
     layer = known["layers"][_whole("layer", asked.get("layer"), 0, len(known["layers"]) - 1)]
     head = _whole("head", asked.get("head"), -1, known["heads"] - 1)
     number = _whole("token", asked.get("token"), 0, max(known["answer_tokens"] - 1, 0))
-    return [_frame_map(one.trace, layer, head, number) for one in frames]
-
-
-def _frame_map(trace: Trace, layer: int, head: int, number: int) -> Json:
-    token = trace.answer[min(number, len(trace.answer) - 1)]
-    if not trace.images:
-        return {"token": trace.tokens[token], "cells": None, "mass": 0.0}
-    found = maps.image_map(trace, layer, head, [token])
-    return {"token": trace.tokens[token], **_shown(found, with_mass=True)}
+    tokens = [one.trace.answer[min(number, len(one.trace.answer) - 1)] for one in frames]
+    words = [
+        {"token": one.trace.tokens[token], "cells": None, "mass": 0.0}
+        for one, token in zip(frames, tokens, strict=True)
+    ]
+    if not frames[0].trace.images:
+        return {"frames": words, "scale": None}
+    found = [
+        maps.image_map(one.trace, layer, head, [token]) for one, token in zip(frames, tokens, strict=True)
+    ]
+    shown = [one | _shown(seen, with_mass=True) for one, seen in zip(words, found, strict=True)]
+    cells = [_cell_map(seen, one.trace, 0) for one, seen in zip(frames, found, strict=True)]
+    if len({one.grid for one in cells}) > 1:
+        peak = float(max(one.density.max() for one in cells))
+        return {"frames": shown, "scale": {"top": common_top(cells), "peak": peak, "swing": None}}
+    return {"frames": shown, "scale": series_scale(cells)._asdict()}
 
 
 def _numbers(values: Float[np.ndarray, " any"], digits: int = SHARE_DIGITS) -> list[float | None]:

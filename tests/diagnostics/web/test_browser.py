@@ -90,10 +90,17 @@ class Visit:
     """A visitor's hands and eyes."""
 
     def __init__(
-        self, driver: webdriver.Chrome, address: str, *, width: int, theme: str, language: str
+        self,
+        driver: webdriver.Chrome,
+        address: str,
+        *,
+        width: int,
+        theme: str,
+        language: str,
+        height: int = 900,
     ) -> None:
         self.driver = driver
-        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         if driver.current_url.startswith(address):
             self.js("sessionStorage.clear()")  # another visitor, who has no chat to resume
@@ -300,6 +307,82 @@ def test_a_box_and_a_patch_live_together_and_what_was_typed_stays(address, drive
     assert not visit.all(rows) and visit.all(f"{ATTENTION} .who-part .token")
 
 
+def test_the_first_screen_says_what_it_is_and_an_example_answers(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="zh", height=720)
+    visit.until(lambda: "约 100 万参数" in visit.words("#welcome"))
+    cards = visit.all("#welcome .card")
+    assert [card.text for card in cards] == [
+        "这座塔是什么?",
+        "这座塔是什么?",
+        "猫在桌子的哪里?",
+        "天气怎么样?",
+    ]
+    bottom = "return document.querySelector('#message').getBoundingClientRect().bottom <= innerHeight"
+    assert visit.js(bottom)
+    cards[2].click()
+    visit.until(lambda: visit.all("#chat .bot") and "桌子上面" in visit.all("#chat .bot")[-1].text)
+    assert not cards[2].is_displayed() and visit.js(bottom)
+    visit.one("#clear").click()
+    visit.until(lambda: visit.all("#welcome .card")[0].is_displayed())
+
+
+def test_a_reload_keeps_chat_attention_and_comparison(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(2)
+    visit.one("#compare_go").click()
+    visit.until(lambda: visit.drawn(COMPARE), 60)
+    said = visit.all("#chat .bot")[-1].get_property("textContent")
+    driver.refresh()
+    visit.until(lambda: visit.all("#chat .bot"))
+    assert visit.all("#chat .bot")[-1].get_property("textContent") == said
+    visit.until(lambda: visit.all("#chat .user img"))
+    visit.tab(1)
+    visit.until(visit.drawn)
+    visit.tab(2)
+    visit.until(lambda: visit.drawn(COMPARE))
+    assert visit.one("#question textarea, #question input").get_attribute("value") == "Which tower is this?"
+    visit.tab(0)
+    visit.ask("And now?")  # the conversation goes on
+    assert len(visit.all("#chat .user")) == 2
+
+
+def test_patches_and_boxes_by_keyboard(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.tab(1)
+    visit.until(visit.drawn)
+    image, rows = visit.one(f"{ATTENTION} canvas.image"), f"{ATTENTION} .box-part tbody tr"
+    visit.js("arguments[0].focus()", image)
+    keys = ActionChains(driver)
+    keys.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_DOWN).perform()
+    visit.until(lambda: "row 2, column 3" in visit.words(f"{ATTENTION} .cursor"))
+    visit.changes(lambda: ActionChains(driver).send_keys(Keys.ENTER).perform())
+    assert visit.all(f"{ATTENTION} .who-part .token")
+    shifted = ActionChains(driver).key_down(Keys.SHIFT).send_keys(Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
+    visit.changes(lambda: shifted.key_up(Keys.SHIFT).perform())
+    assert len(visit.all(rows)) == 4 and "covers 2.0 %" in visit.words(f"{ATTENTION} .box-part .words")
+    visit.changes(lambda: ActionChains(driver).send_keys(Keys.ESCAPE).perform())
+    assert not visit.all(rows) and not visit.all(f"{ATTENTION} .who-part .token")
+    visit.js("arguments[0].focus()", visit.one(f"{ATTENTION} canvas.overview"))
+    visit.changes(lambda: ActionChains(driver).send_keys(Keys.ARROW_UP, Keys.ARROW_RIGHT).perform())
+    code = "return [...document.querySelectorAll(arguments[0])].map(one => one.value)"
+    visit.until(lambda: visit.js(code, f"{ATTENTION} .controls input[type=range]") == ["2", "0"])
+
+
+def test_the_attention_of_the_last_turn_s_picture_comes_first(address, driver):
+    visit = Visit(driver, address, width=1280, theme="light", language="en")
+    visit.ask("Which tower is this?", TOWER)
+    visit.ask("And this?", TOWER)
+    visit.tab(1)
+    visit.until(visit.drawn)
+    pictures = visit.all(f"{ATTENTION} .controls .choice:last-of-type button")
+    assert [one.get_attribute("aria-pressed") for one in pictures] == ["false"] * (len(pictures) - 1) + [
+        "true"
+    ]
+    assert len(pictures) > 1
+
+
 def test_a_conversation_without_a_picture(address, driver):
     visit = Visit(driver, address, width=1280, theme="light", language="en")
     visit.ask("Which tower is this?")
@@ -346,6 +429,17 @@ def test_a_box_is_saved_as_a_probe(address, driver, folder):
     visit.one(f"{ATTENTION} .probe button").click()
     visit.until(lambda: "sphere-building-01" in visit.words(f"{ATTENTION} .saved"))
     (probe,) = read_probes(folder / "probes.json")
+    group = visit.one(f'{ATTENTION} input[name="group"]')
+    group.clear()
+    group.send_keys("<img src=x>{{7}}${7*7}$$x$$")
+    visit.one(f'{ATTENTION} input[name="id"]').send_keys("{{7}}<b>")
+    visit.one(f"{ATTENTION} .probe button").click()
+    visit.until(lambda: "'{{7}}<b>'" in visit.words(f"{ATTENTION} .saved"))  # refused, as text
+    visit.one(f'{ATTENTION} input[name="id"]').clear()
+    visit.one(f"{ATTENTION} .probe button").click()
+    visit.until(lambda: "probe 2" in visit.words(f"{ATTENTION} .saved"))
+    assert read_probes(folder / "probes.json")[1].group == "<img src=x>{{7}}${7*7}$$x$$"
+    assert not visit.all(f"{ATTENTION} .saved *")
     ((x0, y0, x1, y1),) = probe.regions["region"]
     assert 0 < x0 < x1 and 0 < y0 < y1 and (probe.answer, probe.foil) == ("Tokyo Tower", said)
 
@@ -357,11 +451,15 @@ def test_before_and_after(address, driver):
     assert visit.one("#question textarea, #question input").get_attribute("value") == "Which tower is this?"
     visit.one("#play_all").click()
     visit.until(lambda: visit.drawn(COMPARE), 60)
-    assert [len(visit.all(f"{COMPARE} .{side} canvas")) for side in ("before", "after", "difference")] == [
-        1,
-        1,
-        1,
-    ]
+    for side, ends in (
+        ("before", "× the even share"),
+        ("after", "× the even share"),
+        ("difference", "more +"),
+    ):
+        assert len(visit.all(f"{COMPARE} .{side} canvas:not(.bar)")) == 1
+        assert ends in visit.words(f"{COMPARE} .{side} .legend")
+    assert visit.words(f"{COMPARE} .before .legend") == visit.words(f"{COMPARE} .after .legend")
+    assert "percentage points" in visit.words(f"{COMPARE} .difference .words")
     before, after = (visit.pixels(f"{COMPARE} .{side} canvas") for side in ("before", "after"))
     assert before != after
     visit.one(f"{COMPARE} .play").click()
@@ -394,9 +492,9 @@ def test_an_answer_that_is_alone_is_not_compared_with_itself(address, driver, mo
 def test_the_page_contacts_no_other_host(address, driver):
     driver.get_log("performance")
     visit = Visit(driver, address, width=1280, theme="light", language="zh")
-    hostile = '![a](http://other.invalid/a.png) <img src="http://other.invalid/b.png">'
+    hostile = '![a](http://other.invalid/a.png) <img src="http://other.invalid/b.png"> $$x^2$$ {{7}} ${7*7} &lt;b&gt;'
     visit.ask(f"{hostile} 这座塔是什么?", TOWER)
-    assert hostile in visit.all("#chat .user")[-1].text
+    assert hostile in visit.all("#chat .user")[-1].text and not visit.all("#chat .katex")
     visit.tab(1)
     visit.until(visit.drawn)
     messages = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -25,7 +26,7 @@ from diagnostics.web.page import build, serve
 from diagnostics.web.probe_saver import ProbeFile
 from diagnostics.web.reply_queue import Partial
 from diagnostics.web.sessions import Asked, Sessions, user_turn
-from diagnostics.web.texts import TEXTS
+from diagnostics.web.texts import NO_WORDS, TEXTS
 from diagnostics.web.trace import SeenImage, Trace, TraceCache
 from diagnostics.web.uploads import Upload, bound_waiting
 from finetune.families.base import ImageTokens
@@ -532,6 +533,44 @@ def test_layers_without_sinks_are_listed():
 
 
 # --- before / after ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("question", "picture"),
+    [
+        ("Which tower is this?", 2),
+        ("What is in Picture 1?", 0),
+        ("第 2 张图里有什么?", 1),
+        ("图1和图3有什么不同?", 0),
+        ("Is picture 7 the same?", 2),  # there is none
+        ("picture 12", 2),
+    ],
+)
+def test_the_picture_that_a_question_is_about(question, picture):
+    assert views.about(question, 3) == picture and views.about(question, 0) == 0
+
+
+def test_maps_side_by_side_end_at_the_99th_percentile_and_name_the_peak():
+    frames = [views.Frame(NO_WORDS, "a cat", a_trace(seed=seed)) for seed in (0, 1)]
+    for frame in frames:
+        rows = frame.trace.rows[1]
+        rows[:, :, 1:7] = 0.01
+        rows[:, :, 3] = 0.4 if frame is frames[1] else 0.01
+    told = views.compare(frames, {"layer": 0, "head": -1, "token": 0})
+    even, peaked = (one["cells"] for one in told["frames"])
+    assert even == pytest.approx([1] * 6) and peaked[2] == pytest.approx(0.4 / (0.45 / 6), rel=1e-3)
+    percentile = np.percentile(peaked, 99)
+    assert told["scale"]["top"] == pytest.approx(percentile, rel=1e-3) and percentile < peaked[2]
+    assert told["scale"]["peak"] == pytest.approx(peaked[2], rel=1e-3)
+    assert told["scale"]["swing"] == pytest.approx(
+        np.percentile(np.abs(np.subtract(peaked, 1)), 99), rel=1e-3
+    )
+    finer = replace(frames[1].trace.images[0].tokens, grid=(3, 2))
+    other = replace(
+        frames[1].trace, images=(SeenImage(finer, frames[1].trace.images[0].picture),), key="other"
+    )
+    apart = views.compare([frames[0], replace(frames[1], trace=other)], {"layer": 0, "head": -1, "token": 0})
+    assert apart["scale"]["swing"] is None and apart["scale"]["top"] == told["scale"]["top"]
 
 
 def test_the_same_question_to_both(page, picture):
