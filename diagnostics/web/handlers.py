@@ -27,8 +27,8 @@ from diagnostics.web.views import Frame, Json
 
 logger = logging.getLogger(__name__)
 
-ENDING_SECONDS = 5.0
-"""How long a reload waits for the answer that the closed page was generating."""
+ENDING_SECONDS = 1.0
+"""How long a reload waits for the answer that the closed page was generating; Gradio may end it much later."""
 
 
 def json_errors(method: Callable[..., Json]) -> Callable[[list[Any]], Json]:
@@ -92,6 +92,8 @@ class Page:
         session.stop.set()
         if session.busy.acquire(timeout=ENDING_SECONDS):
             session.busy.release()
+        else:
+            session.take_over()
         session.left = None
         return str(kept)
 
@@ -179,6 +181,7 @@ class Page:
     def _answer(self, key: str, session: Session, language: Language) -> Iterator[Step]:
         """Stream the answer. On failure the question returns to the input and ValueError is raised."""
         session.stop.clear()
+        visit = session.visit
         text, trace, done = "", None, False
         try:
             yield Step(
@@ -187,7 +190,11 @@ class Page:
                 status=self._set_status(key, "chat", None, language),
             )
             for partial in self.engine.reply(tuple(session.turns), stop=session.stop):
+                if session.visit != visit:  # a reload took the session over
+                    return
                 text, trace, done = partial.text, partial.trace or trace, partial.done
+                if done:  # shown below, once it is kept: the visitor may leave at any yield
+                    continue
                 words = TEXTS[language]["waiting"].format(n=partial.waiting) if partial.waiting else text
                 yield Step(chat_messages(session, words or "…"))
         except Exception as error:
@@ -197,9 +204,11 @@ class Page:
             raise _for_visitor(error) from error
         finally:
             if (
-                not done and session.turns and session.turns[-1].role == "user"
+                not done and session.visit == visit
             ):  # the visitor left: a reload finds the question in the input
-                session.draft = session.take_back_question()
+                session.interrupt()
+        if session.visit != visit:
+            return
         if not session.turns:  # cleared during generation
             yield Step([])
             return
@@ -340,12 +349,13 @@ class Page:
 @contextmanager
 def _one_at_a_time(session: Session) -> Iterator[None]:
     """Rejects a visitor's second request during the first."""
-    if not session.busy.acquire(blocking=False):
+    busy = session.busy  # a reload may give the session another
+    if not busy.acquire(blocking=False):
         raise RefusedError("busy")
     try:
         yield
     finally:
-        session.busy.release()
+        busy.release()
 
 
 def _for_visitor(error: Exception) -> ValueError:

@@ -105,7 +105,6 @@ def lay_out(page: Page, *, attention: bool) -> Layout:
     """The whole page, inside a ``gr.Blocks``; without ``attention`` only the chat."""
     texts: Texts = []
     session = gr.State("")
-    kept = gr.Textbox(visible="hidden", elem_id="kept")
     language = _top(page, texts)
     seen, comparison = None, None
     with gr.Tabs():
@@ -116,6 +115,7 @@ def lay_out(page: Page, *, attention: bool) -> Layout:
                 seen = _pane("attention", page.facts, page.view, page.save_probe)
             with _tab("compare", texts):
                 comparison = _comparison(page, texts)
+    kept = gr.Textbox(visible="hidden", elem_id="kept")
     return Layout(session, kept, language, chat, seen, comparison, texts)
 
 

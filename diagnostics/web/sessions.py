@@ -45,6 +45,7 @@ class Session:
     look       the trace of the last answer
     compared   the traces shown in before / after, in order
     draft      a question that was interrupted by leaving the page, and its pictures
+    visit      counts pages that took over from one that was still generating
     left       when its page was closed (``time.monotonic``); None while one is open
     """
 
@@ -54,6 +55,7 @@ class Session:
     look: str | None = None
     compared: tuple[str, ...] = ()
     draft: tuple[str, list[Upload]] | None = None
+    visit: int = 0
     left: float | None = None
     turns: list[Turn] = field(default_factory=list)
     exchanges: list[tuple[str, str]] = field(default_factory=list)  # (question, answer)
@@ -113,6 +115,17 @@ class Session:
         uploads = self.pictures[start:]
         del self.pictures[start:]
         return question, uploads
+
+    def interrupt(self) -> None:
+        """Keep an unanswered question as a draft."""
+        if self.turns and self.turns[-1].role == "user":
+            self.draft = self.take_back_question()
+
+    def take_over(self) -> None:
+        """Free the session from a request that has not ended, and now may end whenever it likes."""
+        self.visit += 1
+        self.busy, self.stop = threading.Lock(), threading.Event()
+        self.interrupt()
 
     @property
     def bytes(self) -> int:

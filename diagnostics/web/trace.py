@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -126,17 +127,20 @@ class Trace:
 class TraceCache:
     """The traces of one session within a byte limit; evicts the least recently used first.
 
-    A trace larger than the limit is kept on its own until the next one.
+    A trace larger than the limit is kept on its own until the next one. Other sessions' threads may ask for its size
+    and evict from it.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self._traces: OrderedDict[str, Trace] = OrderedDict()
+        self._lock = threading.RLock()
 
     @property
     def bytes(self) -> int:
         """Memory of its traces."""
-        return sum(trace.bytes for trace in self._traces.values())
+        with self._lock:
+            return sum(trace.bytes for trace in self._traces.values())
 
     def __len__(self) -> int:
         return len(self._traces)
@@ -146,25 +150,29 @@ class TraceCache:
 
     def put(self, trace: Trace) -> str:
         """Store a trace and evict others until all fit. Returns its key."""
-        self._traces[trace.key] = trace
-        self._traces.move_to_end(trace.key)
-        while self.bytes > self.limit_bytes and len(self._traces) > 1:
-            self._traces.popitem(last=False)
+        with self._lock:
+            self._traces[trace.key] = trace
+            self._traces.move_to_end(trace.key)
+            while self.bytes > self.limit_bytes and len(self._traces) > 1:
+                self._traces.popitem(last=False)
         return trace.key
 
     def get(self, key: str) -> Trace | None:
         """The trace with this key; None if it was evicted."""
-        if key in self._traces:
-            self._traces.move_to_end(key)
-        return self._traces.get(key)
+        with self._lock:
+            if key in self._traces:
+                self._traces.move_to_end(key)
+            return self._traces.get(key)
 
     def drop_oldest(self) -> bool:
         """Evict the least recently used trace; False if there is none."""
-        if self._traces:
-            self._traces.popitem(last=False)
-            return True
-        return False
+        with self._lock:
+            if self._traces:
+                self._traces.popitem(last=False)
+                return True
+            return False
 
     def clear(self) -> None:
         """Drop every trace."""
-        self._traces.clear()
+        with self._lock:
+            self._traces.clear()

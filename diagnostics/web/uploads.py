@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Hashable
@@ -119,9 +120,11 @@ def bound_waiting(
     """Delete the oldest files that were sent and belong to no session yet until the rest fit the limits, and folders
     that stayed empty for a minute."""
     found = []
-    for path in folder.glob("*/*"):
-        if path.parent.name != SESSION_FILES:
-            with suppress(OSError):  # another thread may have deleted it
+    for inside, _, names in os.walk(folder):  # passes over folders that another thread deletes meanwhile
+        for path in (
+            Path(inside) / name for name in names if folder / SESSION_FILES not in Path(inside).parents
+        ):
+            with suppress(OSError):
                 found.append((path.stat().st_mtime_ns, path.stat().st_size, path))
     files, size = len(found), sum(one[1] for one in found)
     for _, file_bytes, path in sorted(found):
@@ -130,7 +133,7 @@ def bound_waiting(
         with suppress(OSError):
             path.unlink()
         files, size = files - 1, size - file_bytes
-    for place in folder.iterdir():
-        with suppress(OSError):  # not empty, or no folder
+    for place in [*folder.iterdir()]:
+        with suppress(OSError):  # not empty, no folder, or gone
             if place.name != SESSION_FILES and place.stat().st_mtime < time.time() - EMPTY_SECONDS:
                 place.rmdir()

@@ -32,7 +32,9 @@ CROSS_MAX = 12
 """Maps of single tokens shown at once."""
 SHARE_DIGITS = 5
 PICTURE_MAX_PIXELS = 640  # the longer side, on the page
-_NAMED_PICTURE = re.compile(r"(?:picture|image|photo|图片?|照片)\s*(\d)(?!\d)|第\s*(\d)\s*[张幅]", re.IGNORECASE)
+_NAMED_PICTURE = re.compile(
+    r"(?:picture|image|photo|图片?|照片)\s*(\d)(?!\d)|第\s*(\d)\s*[张幅]", re.IGNORECASE
+)
 PICTURE_MIN_PIXELS = 40  # the shorter one: a narrow strip is widened so that it can be clicked
 
 
