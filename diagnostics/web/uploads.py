@@ -121,9 +121,8 @@ def bound_waiting(
     that stayed empty for a minute."""
     found = []
     for inside, _, names in os.walk(folder):  # passes over folders that another thread deletes meanwhile
-        for path in (
-            Path(inside) / name for name in names if folder / SESSION_FILES not in Path(inside).parents
-        ):
+        waiting = Path(inside) != folder and folder / SESSION_FILES not in Path(inside).parents
+        for path in (Path(inside) / name for name in names if waiting):
             with suppress(OSError):
                 found.append((path.stat().st_mtime_ns, path.stat().st_size, path))
     files, size = len(found), sum(one[1] for one in found)
