@@ -32,6 +32,7 @@ from diagnostics.records.measurement_plan import DEPTHS, QUICK, MeasurementPlan
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord
 from diagnostics.report.case_studies import TrainingSample
+from diagnostics.report.languages import Language
 from diagnostics.report.page import TIME_STEPS_MIN, report_html
 from diagnostics.report.served_page import count_rows, served_html
 from diagnostics.report.tables import columns
@@ -51,6 +52,7 @@ def compare(
     samples: Sequence[TrainingSample] = (),
     thresholds: Thresholds | None = None,
     why_not_patched: str | None = None,
+    language: Language = "en",
 ) -> Json:
     """Compare two models' records of the same probes and write the report.
 
@@ -63,6 +65,7 @@ def compare(
         samples: training samples; the report shows those related to its cases.
         thresholds: what each leg of a verdict requires.
         why_not_patched: why the attention of the model before was not put back, for the verdicts' reasons.
+        language: what the report shows first; it has a switch.
 
     Returns:
         The content of comparison.json.
@@ -82,7 +85,7 @@ def compare(
     folder = Path(output_dir) / "comparison"
     _require_finite(comparison)
     text = json.dumps(comparison, ensure_ascii=False, indent=1, allow_nan=False)
-    page = report_html(comparison, pairs, evolution=evolution, samples=samples)
+    page = report_html(comparison, pairs, evolution=evolution, samples=samples, language=language)
     write_atomically(folder / "comparison.json", (text + "\n").encode())
     write_atomically(folder / "index.html", page.encode())
     return comparison
@@ -203,6 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             base=options.base,
             allow_other_base=options.allow_other_base,
             thresholds=_thresholds(vars(options)),
+            language=options.language,
         )
         required = requirement(options.require, comparison["groups"]) if options.require else {}
     except (ValueError, OSError) as error:
@@ -362,6 +366,7 @@ def compare_sources(
     base: str | None = None,
     allow_other_base: bool = False,
     thresholds: Thresholds | None = None,
+    language: Language = "en",
 ) -> Json:
     """Compare two models or folders of records, and the checkpoints between them; records probed here are saved in the
     output folder.
@@ -392,6 +397,7 @@ def compare_sources(
         series=series,
         thresholds=thresholds,
         why_not_patched=found.why_not_patched,
+        language=language,
     )
     return comparison
 

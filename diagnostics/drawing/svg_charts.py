@@ -15,17 +15,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from diagnostics.comparison.legs.leg import nats
+
 LINE_KINDS = 6
 """Line colours in the template; a seventh line reuses the first colour, dashed."""
 LABEL_HEIGHT, NAME_LENGTH = 13.0, 16
 
 
 class Line(NamedTuple):
-    """One line of a chart; ``values`` has one number for each place on the x axis. ``faint`` marks a control."""
+    """One line of a chart; ``values`` has one number for each place on the x axis. ``faint`` marks a control, ``own`` a
+    name that a user gave, which no language changes."""
 
     name: str
     values: Sequence[float]
     faint: bool = False
+    own: bool = False
 
 
 class _Frame(NamedTuple):
@@ -68,7 +72,7 @@ def line_chart(
     ends: tuple[float, float] | None = None,
     as_percent: bool = False,
 ) -> str:
-    """Lines over ``places`` (training steps, shares of the picture), each named at its right end.
+    """Lines over ``places`` (training steps, shares of the picture), each named at its right end. ``title`` is HTML.
 
     ``ends`` fixes the vertical scale; without it the scale holds 0 and every value.
     """
@@ -76,10 +80,12 @@ def line_chart(
     frame = _Frame(PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM, places[0], places[-1], low, high)
     is_unsigned = low >= 0
     tick = percent_words if as_percent else partial(tick_words, plain=is_unsigned)
-    described = ", ".join(f"{line.name} {tick(line.values[0])} to {tick(line.values[-1])}" for line in lines)
+    described = "lines: " + ", ".join(
+        f"{line.name}: {tick(line.values[0])} → {tick(line.values[-1])}" for line in lines
+    )
     return (
-        f'<div class="chart"><h3>{html.escape(title)}</h3><svg viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" '
-        f'aria-label="{html.escape(f"{title}: {described}")}">{_zero_line(frame)}{_y_labels(frame, tick)}'
+        f'<div class="chart"><h3>{title}</h3><svg viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT}" role="img" '
+        f'aria-label="{html.escape(described)}">{_zero_line(frame)}{_y_labels(frame, tick)}'
         f"{_x_labels(frame, unit)}{_drawn(lines, places, frame)}</svg></div>"
     )
 
@@ -136,9 +142,20 @@ def _drawn(lines: Sequence[Line], places: Sequence[float], frame: _Frame) -> str
         )
         parts.append(
             f'<g class="{kind}"><polyline points="{" ".join(points)}"/>{dots}'
-            f'<text x="{frame.right + 8}" y="{height + lift + 4:.1f}">{html.escape(_short(line.name))}</text></g>'
+            f'<text x="{frame.right + 8}" y="{height + lift + 4:.1f}"{_own(line)}>'
+            f"{html.escape(_short(line.name))}</text></g>"
         )
     return "".join(parts)
+
+
+def _own(line: Line) -> str:
+    return ' translate="no"' if line.own else ""
+
+
+def shared_ends(charts: Sequence[Sequence[Line]]) -> tuple[float, float] | None:
+    """The ends of a vertical scale that holds 0 and every line of several charts, which it makes comparable."""
+    lines = [line for chart in charts for line in chart]
+    return _value_range(lines) if lines else None
 
 
 def _short(name: str) -> str:
@@ -169,40 +186,64 @@ def spread(heights: Sequence[float], room: float) -> list[float]:
     return [float(value) for value in result]
 
 
-def margin_chart(name: str, margins: Sequence[tuple[float, float]]) -> str:
-    """Margin before → after, one line per probe; each group has its own scale."""
-    low, high = min(0.0, *(min(both) for both in margins)), max(0.0, *(max(both) for both in margins))
+MARGIN_WIDTH, MARGIN_HEIGHT, MARGIN_LEFT, MARGIN_RIGHT = 260, 206, 44, 216
+JITTER = 14
+"""Pixels over which the points of one side are spread, so that equal ones show."""
+
+
+def margin_charts(groups: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Margin before → now of every probe, nats: a chart for each group, all on one scale.
+
+    Right answers are filled points, wrong ones hollow, so that they differ without colour.
+    """
+    every = [value for margins in groups.values() for both in margins for value in both]
+    ends = (min([0.0, *every]), max([0.0, *every]))
+    return "\n".join(_margin_chart(name, margins, ends) for name, margins in groups.items())
+
+
+def _margin_chart(name: str, margins: Sequence[tuple[float, float]], ends: tuple[float, float]) -> str:
+    low, high = ends
     span = max(high - low, 1e-6)
-    width, height, left, right = 260, 190, 44, 216
+    left, right = MARGIN_LEFT, MARGIN_RIGHT
 
     def y(margin: float) -> float:
-        return 14 + (high - margin) / span * (height - 44)
+        return 14 + (high - margin) / span * (MARGIN_HEIGHT - 60)
 
     lines = []
-    for before, after in margins:
+    for at, (before, after) in enumerate(margins):
+        off = JITTER * (at / max(len(margins) - 1, 1) - 0.5)
         kind = "good" if after > 0 else "bad"
         lines.append(
-            f'<line class="{kind}" x1="{left}" x2="{right}" y1="{y(before):.1f}" y2="{y(after):.1f}" '
-            f'stroke-opacity=".4" stroke-width="1.3"/>'
-            f'<circle class="{"good" if before > 0 else "bad"}" cx="{left}" cy="{y(before):.1f}" r="2.4" opacity=".6"/>'
-            f'<circle class="{kind}" cx="{right}" cy="{y(after):.1f}" r="2.4" opacity=".6"/>'
+            f'<line class="{kind}" x1="{left + off:.1f}" x2="{right + off:.1f}" y1="{y(before):.1f}" '
+            f'y2="{y(after):.1f}" stroke-opacity=".3" stroke-width="1.2"/>'
+            f"{_point(left + off, y(before), before > 0)}{_point(right + off, y(after), after > 0)}"
         )
-    ends = "".join(
-        f'<text x="{left - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{tick_words(value)}</text>'
+    labels = "".join(
+        f'<text x="{left - 14}" y="{y(value) + 4:.1f}" text-anchor="end">{tick_words(value)}</text>'
         for value in apart([low, 0.0, high], span)
     )
     right_before, right_after = (sum(pair[side] > 0 for pair in margins) for side in (0, 1))
     return (
-        f'<div class="chart"><h3>{html.escape(name)}</h3><svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{html.escape(name)}: {right_before} of {len(margins)} right before, {right_after} after">'
-        f'<line class="zero" x1="{left - 4}" x2="{right + 4}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>{ends}{"".join(lines)}'
-        f'<text class="strong" x="{left}" y="{height - 6}" text-anchor="middle">{right_before} right</text>'
-        f'<text class="strong" x="{right}" y="{height - 6}" text-anchor="middle">{right_after} right</text></svg></div>'
+        f'<div class="chart"><h3 translate="no">{html.escape(name)}</h3>'
+        f'<svg viewBox="0 0 {MARGIN_WIDTH} {MARGIN_HEIGHT}" role="img" '
+        f'aria-label="{right_before} of {len(margins)} right before, {right_after} now">'
+        f'<line class="zero" x1="{left - 10}" x2="{right + 10}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>{labels}'
+        f'{"".join(lines)}<text x="{left - 14}" y="{MARGIN_HEIGHT - 24}" text-anchor="end">nats</text>'
+        f'<text x="{left}" y="{MARGIN_HEIGHT - 24}" text-anchor="middle">before</text>'
+        f'<text x="{right}" y="{MARGIN_HEIGHT - 24}" text-anchor="middle">now</text>'
+        f'<text class="strong" x="{left}" y="{MARGIN_HEIGHT - 6}" text-anchor="middle">{right_before} right</text>'
+        f'<text class="strong" x="{right}" y="{MARGIN_HEIGHT - 6}" text-anchor="middle">{right_after} right</text>'
+        "</svg></div>"
     )
 
 
+def _point(x: float, y: float, is_right: bool) -> str:
+    kind = "good" if is_right else "bad hollow"
+    return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="2.4"/>'
+
+
 def forest(groups: Mapping[str, Any]) -> str:
-    """Change of enrichment with its interval, one row for each group and key layer, all on one scale."""
+    """Change of enrichment with its interval, one row for each group and key layer, all on one scale, with its axis."""
     rows = [(name, one) for name, group in groups.items() for one in group["enrichment_by_layer"]]
     if not rows:
         return '<p class="soft">No probe names a region, so attention is not judged.</p>'
@@ -214,21 +255,46 @@ def forest(groups: Mapping[str, Any]) -> str:
     for name, one in rows:
         drawn.append(_forest_row(name if name != previous else "", one, ends))
         previous = name
-    return "".join(drawn)
+    return "".join(drawn) + _forest_axis(ends)
+
+
+def _place(value: float, ends: tuple[float, float]) -> str:
+    return f"{(value - ends[0]) / (ends[1] - ends[0]):.2%}"
+
+
+def _forest_axis(ends: tuple[float, float]) -> str:
+    """Ticks under the rows, and what they count."""
+    ticks = "".join(
+        f'<span style="left:{_place(value, ends)}">{tick_words(value)}</span>' for value in round_ticks(*ends)
+    )
+    return (
+        f'<div class="row axis"><b></b><span></span><div class="ticks">{ticks}</div><span></span></div>'
+        '<p class="axis-name">change of attention on the region, times the even share</p>'
+    )
+
+
+def round_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers between two ends, 0 among them: −3 to 17 → 0, 5, 10, 15.
+
+    most   how many at most
+    """
+    span = max(high - low, 1e-9)
+    power = 10.0 ** np.floor(np.log10(span / most))
+    step = next(power * factor for factor in (1, 2, 5, 10, 20) if span / (power * factor) < most)
+    return [float(at * step) for at in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
 
 
 def _forest_row(name: str, one: Mapping[str, Any], ends: tuple[float, float]) -> str:
-    def at(value: float) -> str:
-        return f"{(value - ends[0]) / (ends[1] - ends[0]):.2%}"
-
     low, high = one["ci95"]
     kind = "more" if low > 0 else "less" if high < 0 else "none"
     width = f"{(high - low) / (ends[1] - ends[0]):.2%}"
     return (
-        f'<div class="row{" first" if name else ""}"><b>{html.escape(name)}</b><span>layer {one["layer"]}</span>'
-        f'<div class="track {kind}" role="img" aria-label="change {one["difference"]:+.2f}, interval {low:+.2f} to '
-        f'{high:+.2f}"><i class="zero" style="left:{at(0)}"></i><i class="ci" style="left:{at(low)};width:{width}"></i>'
-        f'<i class="dot" style="left:{at(one["difference"])}"></i></div>'
+        f'<div class="row{" first" if name else ""}"><b translate="no">{html.escape(name)}</b>'
+        f"<span>layer {one['layer']}</span>"
+        f'<div class="track {kind}" role="img" aria-label="change {nats(one["difference"])}, interval '
+        f'{nats(low)} to {nats(high)}"><i class="zero" style="left:{_place(0, ends)}"></i>'
+        f'<i class="ci" style="left:{_place(low, ends)};width:{width}"></i>'
+        f'<i class="dot" style="left:{_place(one["difference"], ends)}"></i></div>'
         f'<span class="numbers">{one["before"]:.2f}× → {one["after"]:.2f}×</span></div>'
     )
 
@@ -240,7 +306,7 @@ def share_bars(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     for name in names:
         was, now = before.get(name, 0.0), after.get(name, 0.0)
         rows.append(
-            f"<div><span>{html.escape(name)}</span>{pair_of_bars(was, now)}"
+            f'<div><span translate="no">{html.escape(name)}</span>{pair_of_bars(was, now)}'
             f'<span class="numbers">{percent_words(was)} → <b>{percent_words(now)}</b></span></div>'
         )
     return f'<div class="shares">{"".join(rows)}</div>'
@@ -258,7 +324,8 @@ def pair_of_bars(before: float, after: float) -> str:
 def tick_words(value: float, *, plain: bool = False) -> str:
     """A number beside an axis, with no more digits than matter there."""
     digits = 0 if abs(value) >= 9.5 or value == round(value) else 1 if abs(value) >= 0.5 else 2
-    return f"{value:.{digits}f}" if plain or not value else f"{value:+.{digits}f}"
+    shown = round(value, digits)
+    return f"{shown + 0.0:.{0 if shown == 0 else digits}f}" if plain or not shown else f"{shown:+.{digits}f}"
 
 
 def apart(values: Sequence[float], span: float) -> list[float]:
@@ -266,9 +333,10 @@ def apart(values: Sequence[float], span: float) -> list[float]:
     return [value for value in dict.fromkeys(values) if value == 0 or abs(value) > span * 0.09]
 
 
-def percent_words(share: float) -> str:
-    """Whole per cents without a decimal, others with one: 2.5 % of 40 probes is one probe."""
-    return f"{share:.0%}" if abs(share * 100 - round(share * 100)) < 0.05 else f"{share:.1%}"
+def percent_words(share: float, digits: int = 1) -> str:
+    """ "40 %", "2.5 %": 2.5 % of 40 probes is one probe."""
+    text = f"{round(share * 100, digits) + 0.0:.{digits}f}"  # 0.0: a minus before zero says nothing
+    return f"{text.removesuffix('.0') if digits else text} %"
 
 
 def inline_picture(picture: Image.Image) -> str:

@@ -87,7 +87,7 @@ def _chart(study: Study, judged: Judgement) -> str:
             values = [*(cells[share].right.mean for share in shares), judged.right.mean]
             lines.append(Line(study.short_label(name), values, faint=name == LEAST))
     return line_chart(
-        judged.scope,
+        _e(judged.scope),
         lines,
         [*(share * 100 for share in shares), 100.0],
         unit="% kept",

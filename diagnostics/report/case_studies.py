@@ -7,6 +7,7 @@ were corrected, the one nearest to their medians in margin, attention and cost (
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from diagnostics.comparison.box_answers import outcome_with_box
-from diagnostics.comparison.legs.shown import shown_legs
+from diagnostics.comparison.legs.shown import FAILS, HOLDS, NOT_MEASURED, shown_legs
 from diagnostics.comparison.maps import CellMap
 from diagnostics.comparison.pairs import SIDES, LayerPair, ProbePair, cost, pairs_by_group, related
 from diagnostics.comparison.trajectory import evenly_chosen
@@ -27,6 +28,9 @@ from diagnostics.drawing.probe_picture import fitted, map_panel, outline_boxes, 
 from diagnostics.drawing.svg_charts import inline_picture, pair_of_bars, percent_words, tick_words
 from diagnostics.measures.answers import says
 from diagnostics.records.measurement_plan import OCCLUSION
+from diagnostics.report.headline import MARKS
+from diagnostics.report.languages import Language, as_written
+from diagnostics.report.style import heat_gradient
 
 GUARDS = ("retention", "neighbour")
 """Groups that should stay as they are: they have no wrong answer to show."""
@@ -35,7 +39,6 @@ WIDTH = 480
 """Width of a case's pictures, pixels."""
 SAMPLE_WIDTH = 240
 ORANGE = (255, 159, 67)
-COSTS_NOTE = "Grey: before; green: after. Below 0, the right answer gains when the region is hidden."
 
 
 class TrainingSample(NamedTuple):
@@ -71,16 +74,19 @@ class CaseStudy:
 
 
 def choose_cases(
-    comparison: Mapping[str, Any], pairs: Sequence[ProbePair], samples: Sequence[TrainingSample] = ()
+    comparison: Mapping[str, Any],
+    pairs: Sequence[ProbePair],
+    samples: Sequence[TrainingSample] = (),
+    language: Language = "en",
 ) -> list[CaseStudy]:
     """One case for each group that should change, at most three, in file order.
 
     The probe is the most typical (``typical_change``) of those that went wrong → right; where none did, of those still
-    wrong. Among the nearest to the medians one in Latin script is preferred, since the page is in English. A group
-    without a wrong answer before training has no case.
+    wrong. Among the nearest to the medians one in the script of ``language`` is preferred. A group without a wrong
+    answer before training has no case.
     """
     cases = (
-        _case_of(members, comparison["groups"][name], pairs, samples)
+        _case_of(members, comparison["groups"][name], pairs, samples, language)
         for name, members in pairs_by_group(pairs).items()
         if name not in GUARDS
     )
@@ -92,11 +98,12 @@ def _case_of(
     group: Mapping[str, Any],
     pairs: Sequence[ProbePair],
     samples: Sequence[TrainingSample],
+    language: Language,
 ) -> CaseStudy | None:
     """The case of one group, None if no answer was wrong. ``group``: its entry in comparison.json."""
     judged = group["enrichment"]
     layer = judged["layer"] if judged is not None else members[0].layers[-1].layer
-    pair = _representative(members, layer)
+    pair = _representative(members, layer, language)
     if pair is None:
         return None
     return CaseStudy(
@@ -118,82 +125,134 @@ def _misleading(pair: ProbePair, group: Mapping[str, Any]) -> str | None:
     return None if related(pair.probe, most.region, pair.region) else most.region
 
 
-def case_html(case: CaseStudy, group: Mapping[str, Any], pill: str) -> str:
-    """The case as one card: picture, map, a probe that was right, samples, map after, verdict (``pill``: as HTML)."""
+def case_html(case: CaseStudy, group: Mapping[str, Any]) -> str:
+    """The case as one card: before and now side by side, why to believe it, and the rest folded away.
+
+    ``group``: its entry in comparison.json.
+    """
     pair, beside = case.pair, case.beside
     layer = _layer(pair, case.layer)
     maps = [_map(pair, layer, "before"), _map(pair, layer, "after")]
     if beside is not None:
         maps.append(_map(beside, _layer(beside, case.layer), "before"))
     top = common_top(maps)
-    picture = picture_of(pair)
-    cells = [
-        _step("The wrong answer", _picture(_with_said(pair, picture), "the picture"), _wrong_words(pair)),
-        _step(
-            f"Where it looked, layer {case.layer}",
-            _map_picture(pair, picture, maps[0], top, "before", case.misleading),
-            _attention_words(pair, layer, "before", case.misleading),
-        ),
+    sides = "".join(_side(case, layer, side, cells, top) for side, cells in zip(SIDES, maps, strict=False))
+    more = [
+        f'<section class="step"><h4>The picture as asked</h4>{_picture(_with_said(pair), "the picture")}</section>'
     ]
     if beside is not None:
-        cells.append(_beside_step(beside, _layer(beside, case.layer), maps[2], top, case.misleading))
+        more.append(_beside_step(beside, _layer(beside, case.layer), maps[2], top, case.misleading))
     if case.samples:
-        cells.append(_step("What it was trained on", "".join(map(_sample, case.samples)), ""))
-    cells.append(
-        _step(
-            "After training: " + ("right" if case.went_right else "still wrong"),
-            _map_picture(pair, picture, maps[1], top, "after", case.misleading),
-            f"{_answer_words(pair, 'after')} {_attention_words(pair, layer, 'after', case.misleading)}",
-        )
-    )
-    if costs := _costs(case):
-        cells.append(_step("What hiding each costs, in nats of margin", costs, COSTS_NOTE))
-    cells.append(
-        f'<section class="step verdict-step"><h4>The verdict</h4><p>{pill}</p>{_reasons(group)}</section>'
-    )
+        samples = "".join(map(_sample, case.samples))
+        more.append(f'<section class="step"><h4>What it was trained on</h4>{samples}</section>')
     return (
-        f'<article class="case"><header><small>{html.escape(case.group)} · {html.escape(pair.probe.id)}</small>'
-        f"<h3>{_title(pair)}</h3><p>{summary(case, group)}</p></header>"
-        f'<div class="steps">{"".join(cells)}</div></article>'
+        f'<article class="case"><h3>{_title(pair)}</h3>'
+        f'<div class="story">{sides}<section class="why"><h4>Why believe it?</h4>{_costs(case)}'
+        f"{_depends(group)}{_gist(group, pair.region)}</section></div>"
+        f"{_legend(case, top)}"
+        f"<details><summary>More of this case</summary>"
+        f'<p class="size">{_chosen_words(case)} {as_written(case.group)} · {as_written(pair.probe.id)}</p>'
+        f'<div class="steps">{"".join(more)}</div></details></article>'
     )
 
 
-def _reasons(group: Mapping[str, Any]) -> str:
-    """A list of the legs, each with its mark and its sentence; of the plain reasons where there are none."""
-    legs = shown_legs(group)
-    if not legs:
-        return f"<ul>{''.join(f'<li>{html.escape(reason)}</li>' for reason in group['reasons'])}</ul>"
-    items = (f"<li><b>{leg.mark} {leg.name}:</b> {html.escape(leg.reason)}</li>" for leg in legs)
-    return f'<ul class="marked">{"".join(items)}</ul>'
+def _side(case: CaseStudy, layer: LayerPair, side: str, cells: CellMap, top: float) -> str:
+    """Before or now: what it said, where it looked, and how much."""
+    pair = case.pair
+    right = _margin(pair, side) > 0
+    when = "Before" if side == "before" else "Now"
+    words = {"before": "attention before", "after": "attention now"}[side]
+    return (
+        f'<section class="side"><h4><span class="sign {"good" if right else "bad"}" role="img" '
+        f'aria-label="{"right" if right else "wrong"}">{MARKS["good" if right else "bad"]}</span>'
+        f"<span>{when}: {_said(pair, side)}</span></h4>"
+        f"{_map_picture(pair, cells, top, side, case.misleading, words)}"
+        f"<p>{_attention_words(pair, layer, side, case.misleading)}</p></section>"
+    )
 
 
-def summary(case: CaseStudy, group: Mapping[str, Any]) -> str:
-    """What happened to the whole group, in plain sentences, as HTML."""
-    sentences = [_chosen_words(case)]
-    accuracy = group["accuracy"]
-    if accuracy is not None:
-        before, after = (_right_words(accuracy[side], group) for side in ("before", "after"))
-        sentences.append(
-            f"Of {group['probes']} such questions, the model got {before} right before training and {after} after."
-        )
+def _said(pair: ProbePair, side: str) -> str:
+    """What it said; where it said nothing, or its answer is not what the margin says, what it rated likelier too."""
+    said, margin = getattr(pair, side).scores.generated, _margin(pair, side)
+    right, foil = pair.probe.answer, pair.probe.foil or ""
+    likelier, other = (right, foil) if margin > 0 else (foil, right)
+    kind = "right" if margin > 0 else "wrong"
+    rated = f"{_quoted(likelier, kind)} likelier than {_quoted(other)}"
+    if not said:
+        return rated
+    if likelier.lower() in said.lower() or not margin > 0:
+        return _quoted(said, kind)
+    return f"{_quoted(said)}, though it rates {rated}"
+
+
+def _quoted(text: str, kind: str = "") -> str:
+    return as_written(f"“{text}”", kind=kind)
+
+
+def _title(pair: ProbePair) -> str:
+    said, probe = pair.before.scores.generated, pair.probe
+    right = _quoted(probe.answer)
+    if not said:
+        return f"Asked {_quoted(probe.question)}, it found {_quoted(probe.foil or '')} likelier. Right is {right}."
+    return f"Asked {_quoted(probe.question)}, it said {_quoted(said)}. Right is {right}."
+
+
+def _attention_words(pair: ProbePair, layer: LayerPair, side: str, misleading: str | None = None) -> str:
+    reading = pair.reading(layer)
+    if reading is None:
+        return "Brighter means more attention."
+    share = percent_words(getattr(reading, f"mass_{side}"), 0)
+    words = f"{share} of its attention on the {as_written(reading.region)}"
+    if misleading is None:
+        return f"{words}."
+    other = percent_words(getattr(layer.readings[misleading], f"mass_{side}"), 0)
+    return f"{words}, {other} on the {as_written(misleading)}."
+
+
+def _legend(case: CaseStudy, top: float) -> str:
+    """What the maps' colours and boxes mean, at the maps."""
+    region = case.pair.region
+    boxes = "" if region is None else f'<span><i class="box judged"></i>{as_written(region)}</span>'
+    if case.misleading is not None:
+        boxes += f'<span><i class="box other"></i>{as_written(case.misleading)}</span>'
+    return (
+        f'<div class="legend"><span>attention, layer {case.layer}: 0</span><span class="ramp" '
+        f'style="background:{heat_gradient()}"></span><span>{top:.0f} times the even share</span>{boxes}</div>'
+    )
+
+
+def _costs(case: CaseStudy) -> str:
+    """How far hiding the misleading region, the judged one and random places moves this probe's answer, before and now;
+    "" where it was not measured."""
+    pair = case.pair
+    names = [name for name in (case.misleading, pair.region) if name is not None]
+    found = {name: [cost(getattr(pair, side), OCCLUSION, name) for side in SIDES] for name in names}
+    if not names or any(one is None for both in found.values() for one in both):
+        return ""
+    values = {as_written(name): [one.region for one in both if one] for name, both in found.items()}
+    control = [one.control for one in found[names[-1]] if one]
+    if not any(map(math.isnan, control)):
+        values["random places"] = control
+    longest = max(max(abs(value) for both in values.values() for value in both), 1e-9)
+    rows = "".join(
+        f"<div><span>{name}</span>{pair_of_bars(abs(was) / longest, abs(now) / longest)}"
+        f'<span class="numbers">{tick_words(was)} → <b>{tick_words(now)}</b></span></div>'
+        for name, (was, now) in values.items()
+    )
+    note = "Below 0 it grows. " if any(value < 0 for both in values.values() for value in both) else ""
+    return (
+        f'<p class="size">Hide a place: how much of the right answer’s lead goes, nats. {note}'
+        "Upper bar: before; lower: now.</p>"
+        f'<div class="shares">{rows}</div>'
+    )
+
+
+def _depends(group: Mapping[str, Any]) -> str:
+    """Which region's hiding moves the answers of the group most, before and now; "" where none was measured."""
     decides = group.get("decides")
-    if decides and (decides["before"] or decides["after"]):
-        sentences.append(_decides_words(_deciding(decides["before"]), _deciding(decides["after"])))
-    return " ".join(sentences)
-
-
-def _right_words(share: float, group: Mapping[str, Any]) -> str:
-    """A count where each probe has a picture of its own; else a share, since pictures count and not probes."""
-    count = share * group["probes"]
-    whole = group.get("images", group["probes"]) == group["probes"] and abs(count - round(count)) < 1e-6
-    return str(round(count)) if whole else percent_words(share)
-
-
-def _chosen_words(case: CaseStudy) -> str:
-    nearest = "nearest to their medians in margin, attention and cost"
-    if case.went_right:
-        return f"Shown: of the probes that were corrected, one of those {nearest}."
-    return f"No probe of this group went from wrong to right. Shown: of those still wrong, one of those {nearest}."
+    if not decides or not (decides["before"] or decides["after"]):
+        return ""
+    return f"<p>{_decides_words(_deciding(decides['before']), _deciding(decides['after']))}</p>"
 
 
 class _Deciding(NamedTuple):
@@ -208,30 +267,89 @@ def _deciding(shares: Mapping[str, float]) -> _Deciding | None:
 
 
 def _decides_words(before: _Deciding | None, after: _Deciding | None) -> str:
-    """The region whose hiding most often shifts the margin most, before and after, as HTML."""
+    """The region whose hiding most often moves the answers most, before and now, as HTML."""
     if before is not None and after is not None and before.region == after.region:
         return (
-            f"Hiding <b>{html.escape(after.region)}</b> shifted the margin most before "
-            f"({percent_words(before.share)} of the probes), and does after ({percent_words(after.share)})."
+            f"What moves the answers most when hidden: the {as_written(after.region)}, before "
+            f"({percent_words(before.share)} of the questions) and now ({percent_words(after.share)})."
         )
-    was = "no region stood out" if before is None else f"it was {_region_words(before)}"
-    now = "no region stands out" if after is None else f"it is {_region_words(after)}"
-    return f"The region whose hiding shifts the margin most: before, {was}; now {now}."
+    was = "no place stood out" if before is None else _region_words(before)
+    now = "no place stands out" if after is None else _region_words(after)
+    return f"What moves the answers most when hidden: before, {was}; now, {now}."
 
 
 def _region_words(one: _Deciding) -> str:
-    return f"<b>{html.escape(one.region)}</b> (in {percent_words(one.share)} of the probes)"
+    return f"the {as_written(one.region)} ({percent_words(one.share)} of the questions)"
 
 
-def _representative(members: Sequence[ProbePair], layer: int) -> ProbePair | None:
+_GIST = {
+    "answers": {
+        True: "{value} right, enough and more than before",
+        False: "{value} right: too few, or no more than before",
+        None: "right answers: not measured",
+    },
+    "picture": {
+        True: "it needs the picture: with another, the answer goes",
+        False: "it hardly needs the picture",
+        None: "whether it needs the picture: not measured",
+    },
+    "attention": {
+        True: "it looks more at {region}, and only there",
+        False: "its attention did not move to {region} alone",
+        None: "where it looks: not judged",
+    },
+    "cause": {
+        True: "it needs {region}: hidden, the answer suffers",
+        False: "its answers do not depend enough on {region} alone",
+        None: "what it needs: not measured",
+    },
+    "mediation": {
+        True: "old attention put back, {value} of the gain goes",
+        False: "old attention put back, too little of the gain goes",
+        None: "whether looking carries the gain: not measured",
+    },
+    "guards": {
+        True: "questions with the opposite answer stay right: {value}",
+        False: "questions with the opposite answer broke",
+        None: "no questions with the opposite answer guard it",
+    },
+}
+"""Leg → what it says in a few words where it holds, where it does not, and where it was not measured."""
+
+
+def _gist(group: Mapping[str, Any], region: str | None) -> str:
+    """The legs, each in a few words behind its mark; the plain reasons where the verdict rests on none."""
+    legs = shown_legs(group)
+    if not legs:
+        return f"<ul>{''.join(f'<li>{html.escape(reason, quote=False)}</li>' for reason in group['reasons'])}</ul>"
+    where = "the right place" if region is None else f"the {as_written(region)}"
+    holds = {HOLDS: True, FAILS: False, NOT_MEASURED: None}
+    kinds = {HOLDS: "good", FAILS: "bad", NOT_MEASURED: ""}
+    items = (
+        f'<li><span class="sign {kinds[leg.mark]}" role="img" aria-label="{leg.says}">{leg.mark}</span>'
+        f"<span>{_GIST[leg.name][holds[leg.mark]].format(value=leg.value, region=where)}</span></li>"
+        for leg in legs
+    )
+    return f'<ul class="gist">{"".join(items)}</ul>'
+
+
+def _chosen_words(case: CaseStudy) -> str:
+    nearest = "nearest to their medians in margin, attention and cost"
+    if case.went_right:
+        return f"Of the answers that went from wrong to right, this is one of those {nearest}."
+    return f"No answer went from wrong to right. Of those still wrong, this is one of those {nearest}."
+
+
+def _representative(members: Sequence[ProbePair], layer: int, language: Language) -> ProbePair | None:
     scored = [pair for pair in members if pair.after.scores.margin_nats is not None]
     wrong = [pair for pair in scored if _margin(pair, "before") <= 0]
     corrected = [pair for pair in wrong if _margin(pair, "after") > 0]
-    return typical_change(members, layer, corrected or wrong, prefer=_is_readable)
+    return typical_change(
+        members, layer, corrected or wrong, prefer=lambda pair: _is_latin(pair) == (language == "en")
+    )
 
 
-def _is_readable(pair: ProbePair) -> bool:
-    """Is it in Latin script, as the page is?"""
+def _is_latin(pair: ProbePair) -> bool:
     return (pair.probe.question + pair.probe.answer).isascii()
 
 
@@ -284,102 +402,33 @@ def _map(pair: ProbePair, layer: LayerPair, side: str) -> CellMap:
     return CellMap(cells * cells.size, image.grid, image.cell_boxes_pixels)
 
 
-def _title(pair: ProbePair) -> str:
-    said = pair.before.scores.generated
-    words = (
-        f"It said “{html.escape(said)}”." if said else f"“{html.escape(pair.probe.foil or '')}” was likelier."
-    )
-    return f"{words} The right answer is “{html.escape(pair.probe.answer)}”."
-
-
-def _wrong_words(pair: ProbePair) -> str:
-    return f"Asked “{html.escape(pair.probe.question)}”. {_answer_words(pair, 'before')}"
-
-
-def _answer_words(pair: ProbePair, side: str) -> str:
-    said, margin = getattr(pair, side).scores.generated, _margin(pair, side)
-    right, foil = html.escape(pair.probe.answer), html.escape(pair.probe.foil or "")
-    likelier, other = (right, foil) if margin > 0 else (foil, right)
-    kind = "right" if margin > 0 else "wrong"
-    rated = f'It rated <b class="{kind}">“{likelier}”</b> likelier than “{other}”.'
-    if not said:
-        return rated
-    quoted = html.escape(said)
-    if likelier.lower() in quoted.lower() or not margin > 0:
-        return f'It answered <b class="{kind}">“{quoted}”</b>.'
-    return f"It answered “{quoted}”. {rated}"
-
-
-def _attention_words(pair: ProbePair, layer: LayerPair, side: str, misleading: str | None = None) -> str:
-    reading = pair.reading(layer)
-    if reading is None:
-        return "Brighter means more attention."
-    words = (
-        f"{getattr(reading, f'mass_{side}'):.0%} of its attention to the picture is on "
-        f"<b>{html.escape(reading.region)}</b> (white box), {getattr(reading, f'enrichment_{side}'):.1f} times what "
-        "uniform attention would give"
-    )
-    if misleading is None:
-        return f"{words}."
-    other = layer.readings[misleading]
-    return f"{words}; {getattr(other, f'mass_{side}'):.0%} on <b>{html.escape(misleading)}</b> (orange box)."
-
-
-def _costs(case: CaseStudy) -> str:
-    """What hiding the misleading and the judged region costs this probe, before and after, as bars; "" where there is
-    no misleading region or it was not measured."""
-    pair, rows = case.pair, []
-    names = [] if case.misleading is None else [case.misleading, pair.region]
-    hidden = {name: [cost(getattr(pair, side), OCCLUSION, name) for side in SIDES] for name in names}
-    values = {name: [one.region for one in both if one is not None] for name, both in hidden.items()}
-    longest = max((abs(value) for both in values.values() for value in both), default=0.0)
-    if not longest or any(len(both) < len(SIDES) for both in values.values()):
-        return ""
-    for name, (was, now) in values.items():
-        rows.append(
-            f"<div><span>{html.escape(str(name))}</span>{pair_of_bars(abs(was) / longest, abs(now) / longest)}"
-            f'<span class="numbers">{tick_words(was)} → <b>{tick_words(now)}</b></span></div>'
-        )
-    return f'<div class="shares">{"".join(rows)}</div>'
-
-
 def _beside_step(
     beside: ProbePair, layer: LayerPair, cells: CellMap, top: float, misleading: str | None
 ) -> str:
-    picture = picture_of(beside)
     other = misleading if misleading in beside.probe.regions else None
     said = beside.before.scores.generated or beside.probe.answer
-    words = (
-        f'On this picture the model was right even before training: <b class="right">“{html.escape(said)}”</b>. '
-        f"{_attention_words(beside, layer, 'before', other)}"
+    return (
+        '<section class="step"><h4>A similar one, right before too</h4>'
+        f"{_map_picture(beside, cells, top, 'before', other, 'attention before')}"
+        f"<p>It said {_quoted(said, 'right')}. {_attention_words(beside, layer, 'before', other)}</p></section>"
     )
-    inside = _map_picture(beside, picture, cells, top, "before", other)
-    return _step("A similar one it got right", inside, words)
-
-
-def _step(title: str, inside: str, words: str) -> str:
-    below = f"<p>{words}</p>" if words else ""
-    return f'<section class="step"><h4>{html.escape(title)}</h4>{inside}{below}</section>'
 
 
 def _map_picture(
-    pair: ProbePair,
-    picture: Image.Image,
-    cells: CellMap,
-    top: float,
-    side: str,
-    misleading: str | None = None,
+    pair: ProbePair, cells: CellMap, top: float, side: str, misleading: str | None, words: str
 ) -> str:
+    picture = picture_of(pair)
     boxes = () if pair.region is None else pair.probe.regions[pair.region]
     panel = map_panel(picture, boxes, cells, top, WIDTH)
     if misleading is not None:
         outline_boxes(panel, pair.probe.regions[misleading], picture.size, ORANGE, 2)
     outline_said(panel, outcome_with_box(pair.probe, pair.region, getattr(pair, side)).box, picture.size)
-    return _picture(panel, "attention over the picture")
+    return _picture(panel, words)
 
 
-def _with_said(pair: ProbePair, picture: Image.Image) -> Image.Image:
+def _with_said(pair: ProbePair) -> Image.Image:
     """The picture, with the box that was said before training where the right answer is a box."""
+    picture = picture_of(pair)
     drawn = _sized(picture, WIDTH)
     outline_said(drawn, outcome_with_box(pair.probe, pair.region, pair.before).box, picture.size)
     return drawn
@@ -388,7 +437,7 @@ def _with_said(pair: ProbePair, picture: Image.Image) -> Image.Image:
 def _sample(sample: TrainingSample) -> str:
     return (
         f'<div class="sample">{_picture(_sized(open_picture(sample.image), SAMPLE_WIDTH), "a training picture")}'
-        f"<p>{html.escape(sample.question)}<br><b>{html.escape(sample.answer)}</b></p></div>"
+        f'<p translate="no">{html.escape(sample.question)}<br><b>{html.escape(sample.answer)}</b></p></div>'
     )
 
 

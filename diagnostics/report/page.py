@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,20 +15,30 @@ from jaxtyping import Float
 from PIL import Image
 
 from diagnostics.comparison.box_answers import outcome_with_box
+from diagnostics.comparison.legs.leg import count
 from diagnostics.comparison.maps import CellMap
 from diagnostics.comparison.pairs import ProbePair, layer_cells, pairs_by_group
 from diagnostics.comparison.trajectory import Evolution, evenly_chosen
 from diagnostics.drawing.archive_pictures import picture_of
 from diagnostics.drawing.colours import difference_colours, dimming, heat_colours, series_scale
 from diagnostics.drawing.probe_picture import fitted
-from diagnostics.drawing.svg_charts import Line, forest, inline_picture, line_chart, margin_chart
+from diagnostics.drawing.svg_charts import (
+    Line,
+    forest,
+    inline_picture,
+    line_chart,
+    margin_charts,
+    shared_ends,
+)
 from diagnostics.measures.attention import enrichment, region_mass
 from diagnostics.measures.geometry import cells_from_row
 from diagnostics.measures.sinks import without_sinks
 from diagnostics.records.record import AttentionRecord
 from diagnostics.report.case_studies import TrainingSample, case_html, choose_cases
+from diagnostics.report.headline import headline, headline_html
+from diagnostics.report.languages import Language, as_written, for_script, in_both_languages
 from diagnostics.report.style import TEMPLATE
-from diagnostics.report.verdict_cards import pill, verdict_card, warnings
+from diagnostics.report.verdict_cards import verdict_card, warnings
 from finetune.families.parts.coverage import region_coverage
 
 Json = dict[str, Any]
@@ -44,35 +56,31 @@ def report_html(
     *,
     evolution: Evolution | None = None,
     samples: Sequence[TrainingSample] = (),
+    language: Language = "en",
 ) -> str:
-    """The report as one HTML text that needs no network and no other file.
+    """The report as one HTML text that needs no network and no other file, in English and Chinese.
 
     Args:
         comparison: content of comparison.json.
         pairs: the same probes' records, for pictures and maps.
         evolution: records of all checkpoints; with three or more, each probe gets a slider over steps.
         samples: training samples, all or some; the case studies show those that have their answer.
+        language: shown first; the page has a switch.
 
     Raises:
         ValueError: a picture cannot be read, or a probe is not in the evolution.
     """
     groups = comparison["groups"]
     with_time = evolution if evolution is not None and len(evolution.steps) >= TIME_STEPS_MIN else None
-    cases = choose_cases(comparison, pairs, samples)
+    cases = choose_cases(comparison, pairs, samples, language)
     parts = {
         "TITLE": "Before and after: what the model looks at",
-        "HEADLINE": html.escape(headline(groups)),
+        "HEADLINE": headline_html(headline(comparison)),
         "LEAD": _lead(comparison),
-        "WARNINGS": "".join(
-            f'<p class="warning" role="alert">{html.escape(one)}</p>' for one in warnings(comparison)
-        ),
-        "CASES": "\n".join(
-            case_html(case, groups[case.group], pill(groups[case.group]["verdict"])) for case in cases
-        ),
+        "WARNINGS": "".join(f'<p class="warning" role="alert">{one}</p>' for one in warnings(comparison)),
+        "CASES": "\n".join(case_html(case, groups[case.group]) for case in cases),
         "VERDICTS": "\n".join(verdict_card(name, group) for name, group in groups.items()),
-        "MARGIN_CHARTS": "\n".join(
-            margin_chart(name, _margins(members)) for name, members in _scored(pairs).items()
-        ),
+        "MARGIN_CHARTS": margin_charts({name: _margins(members) for name, members in _scored(pairs).items()}),
         "FOREST": forest(groups),
         "TIME": _time(comparison.get("series"), comparison.get("onset")),
         # "</script>" inside a question would end the data; JSON may write "<" as an escape.
@@ -83,31 +91,18 @@ def report_html(
     page = TEMPLATE.read_text(encoding="utf-8")
     for name, text in parts.items():
         page = page.replace("{{" + name + "}}", text, 1)
-    return page
-
-
-def headline(groups: Mapping[str, Any]) -> str:
-    """The comparison in one line, from the verdicts alone.
-
-    {"spheres": corrected, "retention": kept} → "spheres: corrected. retention: kept."
-    """
-    by_verdict: dict[str, list[str]] = {}
-    for name, group in groups.items():
-        by_verdict.setdefault(group["verdict"], []).append(name)
-    sentences = [f"{' and '.join(names)}: {claim}." for claim, names in by_verdict.items()]
-    return " ".join(sentences)
+    return in_both_languages(page, language)
 
 
 def _lead(comparison: Mapping[str, Any]) -> str:
     before, after = (_model_words(str(comparison[side]["model"])) for side in ("before", "after"))
-    layers = ", ".join(map(str, comparison["key_layers"]))
-    return f"{before} before, {after} after; {len(comparison['probes'])} probes, key layers {layers}."
+    return f"{before} before, {after} now, asked the same {count(len(comparison['probes']), 'question')}."
 
 
 def _model_words(model: str) -> str:
     """A path by its last two parts, the whole of it as a tooltip: /work/towers/base → towers/base."""
     short = "/".join(model.rstrip("/").split("/")[-2:])
-    return f'<b title="{html.escape(model)}">{html.escape(short)}</b>'
+    return f'<b translate="no" title="{html.escape(model)}">{html.escape(short)}</b>'
 
 
 def _scored(pairs: Sequence[ProbePair]) -> dict[str, list[ProbePair]]:
@@ -123,34 +118,27 @@ def _time(series: Mapping[str, Any] | None, onset: Mapping[str, Any] | None) -> 
     if series is None or len(series["steps"]) < TIME_STEPS_MIN:
         return ""
     steps = series["steps"]
-    charts = [
-        line_chart(
-            "right answers",
-            [Line(name, values) for name, values in series["accuracy"].items()],
-            steps,
-            unit="step",
-            ends=(0.0, 1.0),
-            as_percent=True,
-        )
-    ]
+    right = [Line(name, values, own=True) for name, values in series["accuracy"].items()]
     drift = [Line(f"layer {layer}", values) for layer, values in series["drift_jsd_nats"].items()]
-    charts.append(line_chart("drift of the maps, nats", drift, steps, unit="step"))
-    charts += [
-        line_chart(
-            f"attention on its region, times: {name}",
-            [Line(f"layer {layer}", values) for layer, values in by_layer.items()],
-            steps,
-            unit="step",
-        )
+    attention = {
+        name: [Line(f"layer {layer}", values) for layer, values in by_layer.items()]
         for name, by_layer in series["enrichment"].items()
-    ]
+    }
+    ends = shared_ends(list(attention.values()))
+    charts = [
+        line_chart("right answers", right, steps, unit="step", ends=(0.0, 1.0), as_percent=True),
+        line_chart("drift of the maps, nats", drift, steps, unit="step"),
+        *(
+            line_chart(f"attention on its region, times the even share: {as_written(name)}", lines, steps,
+                       unit="step", ends=ends)
+            for name, lines in attention.items()
+        ),
+    ]  # fmt: skip
     return (
-        '<h2>How it developed</h2><p class="note">The same probes at every checkpoint. Drift is the Jensen–Shannon '
-        "divergence of a map from that of the first checkpoint, mean over all probes: 0 means the same map, 0.69 "
-        '(ln 2) no overlap. It shows that attention moved, not why.</p><section class="charts over">'
-        + "".join(charts)
-        + "</section>"
-        + _onset(onset)
+        '<h2>How it developed</h2><p class="note">The same questions at every checkpoint; charts of attention share '
+        "one scale. Drift is the Jensen–Shannon divergence of a map from that of the first checkpoint, mean over all "
+        "probes: 0 means the same map, 0.69 (ln 2) no overlap.</p>"
+        '<section class="charts over">' + "".join(charts) + "</section>" + _onset(onset)
     )
 
 
@@ -159,7 +147,7 @@ def _onset(onset: Mapping[str, Any] | None) -> str:
     if onset is None:
         return ""
     rows = "".join(
-        f"<li><b>{html.escape(name)}</b>: {html.escape(group['words'])}</li>"
+        f"<li><span>{as_written(name)}:</span> <span>{html.escape(group['words'], quote=False)}</span></li>"
         for name, group in onset["groups"].items()
     )
     return (
@@ -170,6 +158,13 @@ def _onset(onset: Mapping[str, Any] | None) -> str:
     )
 
 
+@lru_cache(maxsize=1)
+def script_words() -> tuple[str, ...]:
+    """The texts that the page's script says: what it hands to ``say`` and ``label``."""
+    script = TEMPLATE.read_text(encoding="utf-8").rpartition("<script>")[2]
+    return tuple(dict.fromkeys(re.findall(r'\bT\("([^"]+)"', script)))
+
+
 def _data(comparison: Mapping[str, Any], pairs: Sequence[ProbePair], evolution: Evolution | None) -> Json:
     """What the page's script draws: pictures, maps as bytes, and the texts of each probe."""
     judged = [group["enrichment"]["layer"] for group in comparison["groups"].values() if group["enrichment"]]
@@ -177,7 +172,7 @@ def _data(comparison: Mapping[str, Any], pairs: Sequence[ProbePair], evolution: 
     trajectories = (comparison.get("series") or {}).get("trajectories", {}) if evolution is not None else {}
     chosen = [] if evolution is None else evenly_chosen(len(evolution.steps), SLIDER_STEPS_MAX)
     return {
-        "names": ["base" if comparison["before"]["step"] == 0 else "before", "now"],
+        "words": for_script(script_words()),
         "groups": list(comparison["groups"]),
         "layers": layers,
         "start_layer": judged[0] if judged else layers[-1],

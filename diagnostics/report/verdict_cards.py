@@ -6,24 +6,17 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diagnostics.comparison.legs.attention import LARGEST_FACTOR
-from diagnostics.comparison.legs.leg import count, listed, percent
+from diagnostics.comparison.legs.attention import LARGEST_FACTOR, OTHERS, SALIENT
+from diagnostics.comparison.legs.leg import count, listed, nats, percent
 from diagnostics.comparison.legs.shown import FAILS, HOLDS, NOT_MEASURED, ShownLeg, shown_legs
+from diagnostics.comparison.verdicts import TOO_FEW
 from diagnostics.drawing.svg_charts import Line, line_chart, pair_of_bars, percent_words, share_bars
 from diagnostics.records.measurement_plan import CONNECTOR, CURVE_SHARES, KEY_LAYERS, LANGUAGE, LAYER
+from diagnostics.report.headline import kind_of
+from diagnostics.report.languages import as_written
 
-# Verdicts by the colour of their pill; those that are neither good nor bad stay amber.
-_GOOD = ("corrected", "corrected, not by looking", "kept")
-_BAD = (
-    *("forgot", "broke a neighbour", "answers got worse", "answers changed, a guard broke"),
-    "it answers from the words",
-)
 HEADS_LISTED, LAYERS_LISTED = 6, 6
-_MARKS = {
-    HOLDS: ("good", "holds"),
-    FAILS: ("bad", "does not hold"),
-    NOT_MEASURED: ("unmeasured", "not measured"),
-}
+_KINDS = {HOLDS: "good", FAILS: "bad", NOT_MEASURED: "unmeasured"}
 _WAYS = {
     "occlusion_nats": "hiding it in the picture",
     "knockout_nats": "keeping question and answer from looking at it",
@@ -49,12 +42,12 @@ def verdict_card(name: str, group: Mapping[str, Any]) -> str:
         figures.append(_attention_figure(group["enrichment"]))
     if group["occlusion_nats"] is not None:
         figures.append(_cost_figure(group["occlusion_nats"]))
-    more = [_boxes(group), _decides(group), _mediation(group), _ways(group), _leads(group), _heads(group)]
-    more += [_relation(group), _curves(group)]
+    more = [_boxes(group), _size(group), _decides(group), _mediation(group), _ways(group), _leads(group)]
+    more += [_heads(group), _relation(group), _curves(group)]
     return (
-        f'<article class="verdict"><header><h3>{html.escape(name)}</h3>{pill(group["verdict"])}'
-        f'<span class="soft">{group["probes"]} probes</span></header>'
-        f'<div class="figures">{"".join(figures)}</div>{_size(group)}'
+        f'<article class="verdict"><header><h3 translate="no">{html.escape(name)}</h3>{pill(group["verdict"])}'
+        f'<span class="soft">{count(group["probes"], "probe")}</span></header>'
+        f'<div class="figures">{"".join(figures)}</div>'
         f"{_why(group)}{''.join(more)}</article>"
     )
 
@@ -64,8 +57,11 @@ def _boxes(group: Mapping[str, Any]) -> str:
     boxes = group.get("boxes")
     if not boxes:
         return ""
-    lines = "".join(f"<li>{side}: {html.escape(boxes[side]['words'])}</li>" for side in ("before", "after"))
-    return f"<details open><summary>boxes</summary><ul>{lines}</ul></details>"
+    lines = "".join(
+        f"<li><span>{words}:</span> <span>{html.escape(boxes[side]['words'], quote=False)}</span></li>"
+        for side, words in (("before", "before"), ("after", "now"))
+    )
+    return f"<details><summary>boxes</summary><ul>{lines}</ul></details>"
 
 
 def _why(group: Mapping[str, Any]) -> str:
@@ -73,42 +69,41 @@ def _why(group: Mapping[str, Any]) -> str:
     legs = shown_legs(group)
     if legs:
         head = '<div class="head"><small>rests on</small><small>interval</small><small>at least</small></div>'
-        return f'<div class="legs">{head}{"".join(map(leg_html, legs))}</div>'
-    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in group["reasons"])
+        return (
+            f"<details open><summary>the six pieces of evidence</summary>"
+            f'<div class="legs">{head}{"".join(map(leg_html, legs))}</div></details>'
+        )
+    reasons = "".join(f"<li>{html.escape(reason, quote=False)}</li>" for reason in group["reasons"])
     return f"<details open><summary>why</summary><ul>{reasons}</ul></details>"
 
 
 def leg_html(leg: ShownLeg) -> str:
     """One leg; its sentence is folded away where it holds."""
-    kind, words = _MARKS[leg.mark]
-    value = f"<b>{leg.value}</b> {html.escape(leg.unit)}" if leg.value else words
+    value = f"<b>{leg.value}</b> {html.escape(leg.unit, quote=False)}" if leg.value else leg.says
     least = leg.threshold if leg.value else ""
-    rests = f" {count(leg.probes, 'probe')}." if leg.value else ""
+    rests = f" <span>{count(leg.probes, 'probe')}.</span>" if leg.value else ""
     return (
-        f'<details class="leg {kind}"{"" if leg.mark == HOLDS else " open"}><summary>'
-        f'<i role="img" aria-label="{words}">{leg.mark}</i><b>{leg.name} <span lang="zh">{leg.chinese}</span></b>'
+        f'<details class="leg {_KINDS[leg.mark]}"{"" if leg.mark == HOLDS else " open"}><summary>'
+        f'<i role="img" aria-label="{leg.says}" translate="no">{leg.mark}</i><b>{leg.name}</b>'
         f"<span>{value}</span><small>{leg.interval}</small><small>{least}</small></summary>"
-        f"<p>{html.escape(leg.reason)}{rests}</p></details>"
+        f"<p>{html.escape(leg.reason, quote=False)}{rests}</p></details>"
     )
 
 
 def pill(verdict: str) -> str:
     """The words of a verdict in its colour."""
-    kind = "good" if verdict in _GOOD else "bad" if verdict in _BAD else ""
-    return f'<span class="pill {kind}">{html.escape(verdict)}</span>'
+    return f'<span class="pill {kind_of(verdict)}">{html.escape(verdict)}</span>'
 
 
 def warnings(comparison: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before the first number: too few probes, weak foils, collapsed heads."""
+    """What a reader must know before the first number: too few probes, weak foils, collapsed heads. As HTML."""
     found = [
-        f"{name}: {' '.join(group['reasons'])}"
+        f"{as_written(name)}: <span>{html.escape(line, quote=False)}</span>"
         for name, group in comparison["groups"].items()
-        if group["verdict"] == "too few probes"
-    ]
-    found += [
-        f"{name}: {line}"
-        for name, group in comparison["groups"].items()
-        for line in group.get("warnings", ())
+        for line in (
+            *((" ".join(group["reasons"]),) if group["verdict"] == TOO_FEW else ()),
+            *group.get("warnings", ()),
+        )
     ]
     collapse = comparison.get("collapse")
     if collapse and collapse["warn"]:
@@ -126,7 +121,7 @@ def _accuracy_figure(change: Mapping[str, Any] | None) -> str:
     below = [pair_of_bars(change["before"], change["after"])]
     if "after_ci95" in change:
         low, high = change["after_ci95"]
-        below.append(f"interval {percent(low).removesuffix(' %')} to {percent(high)}")
+        below.append(f"interval {_ends(low, high)}")
         below.append(
             f"{change['gained']} became right, {change['lost']} wrong (p = {change['p_mcnemar']:.2g})"
         )
@@ -137,7 +132,8 @@ def _accuracy_figure(change: Mapping[str, Any] | None) -> str:
 
 def _attention_figure(enrichment: Mapping[str, Any]) -> str:
     low, high = enrichment["ci95"]
-    below = [f"change {low:+.2f} to {high:+.2f}, layer {enrichment['layer']}"]
+    ends = f"{nats(low)} to {nats(high)}" if nats(low) != nats(high) else nats(low)
+    below = [f"change {ends}, layer {enrichment['layer']}"]
     if "median_factor" in enrichment:
         factor = enrichment["median_factor"]
         times = f"over {LARGEST_FACTOR}" if factor > LARGEST_FACTOR else f"{factor:.2f}"
@@ -152,7 +148,9 @@ def _attention_figure(enrichment: Mapping[str, Any]) -> str:
     if bare:
         below.append(f"without sinks {bare['before']:.2f}× → {bare['after']:.2f}×")
     region = enrichment["region"]
-    label = "attention on its region" if region == "each probe's own" else f"attention on {region}"
+    label = (
+        "attention on its region" if region == "each probe's own" else f"attention on {as_written(region)}"
+    )
     return _figure(label, _change(f"{enrichment['before']:.2f}×", f"{enrichment['after']:.2f}×"), *below)
 
 
@@ -160,15 +158,17 @@ def _cost_figure(cost: Mapping[str, Any]) -> str:
     control = cost["control"]
     known = None not in control.values()
     below = (
-        f"random boxes {control['before']:+.2f} → {control['after']:+.2f} nats" if known else "nats of margin"
+        f"random boxes {nats(control['before'])} → {nats(control['after'])} nats"
+        if known
+        else "nats of margin"
     )
-    return _figure("cost of hiding it", _change(f"{cost['before']:+.2f}", f"{cost['after']:+.2f}"), below)
+    return _figure("cost of hiding it", _change(nats(cost["before"]), nats(cost["after"])), below)
 
 
 def _figure(label: str, number: str, *below: str) -> str:
-    """``below``: lines, as HTML."""
+    """``label`` and the lines ``below`` are HTML."""
     lines = "".join(f"<small>{line}</small>" for line in below)
-    return f'<div class="figure"><small>{html.escape(label)}</small><div class="change">{number}</div>{lines}</div>'
+    return f'<div class="figure"><small>{label}</small><div class="change">{number}</div>{lines}</div>'
 
 
 def _change(before: str, after: str) -> str:
@@ -183,7 +183,7 @@ def _size(group: Mapping[str, Any]) -> str:
     what = "margin" if group.get("enrichment") is None else "attention"  # as ``group_report`` takes it
     here = f"with {group['probes']} probes"
     enough = here if needed is None else f"{here}; about {needed} would detect an effect of this size"
-    return f'<p class="size">Change of {what}: effect size {effect:+.2f} {enough}.</p>'
+    return f'<p class="size">Change of {what}: effect size {nats(effect)} {enough}.</p>'
 
 
 def _decides(group: Mapping[str, Any]) -> str:
@@ -195,7 +195,6 @@ def _decides(group: Mapping[str, Any]) -> str:
         "Share of the probes whose margin shifts most, up or down, when this region is hidden; in the rest none stands "
         "out.",
         share_bars(decides["before"], decides["after"]),
-        is_open=True,
     )
 
 
@@ -216,7 +215,6 @@ def _mediation(group: Mapping[str, Any]) -> str:
         "what carries the change",
         "Share of the margin’s change that goes when attention is put back as it was before. Shares need not add up.",
         f'<div class="shares carried">{rows}</div>{rest}',
-        is_open=True,
     )
 
 
@@ -226,7 +224,7 @@ def _carried(one: Mapping[str, Any]) -> str:
     width = min(max(one["share"], 0.0), 1.0)
     return (
         f'<div><span>{_part_words(one)}</span><div class="bar"><span class="is" style="width:{width:.1%}"></span></div>'
-        f'<span class="numbers"><b>{percent(one["share"])}</b> {percent(low).removesuffix(" %")} to {percent(high)}'
+        f'<span class="numbers"><b>{percent(one["share"])}</b> {_ends(low, high)}'
         "</span></div>"
     )
 
@@ -248,7 +246,7 @@ def _ways(group: Mapping[str, Any]) -> str:
         return ""
     rows = "".join(
         f"<tr><td>{_WAYS[name]}</td>"
-        f'<td class="numbers">{cost["before"]:+.2f} → <b>{cost["after"]:+.2f}</b></td>'
+        f'<td class="numbers">{nats(cost["before"])} → <b>{nats(cost["after"])}</b></td>'
         f'<td class="numbers">{_signed(cost["control"]["after"])}</td></tr>'
         for name, cost in measured.items()
     )
@@ -259,8 +257,14 @@ def _ways(group: Mapping[str, Any]) -> str:
     )
 
 
-def _signed(nats: float | None) -> str:
-    return "not measured" if nats is None else f"{nats:+.2f}"
+def _signed(value: float | None) -> str:
+    return "not measured" if value is None else nats(value)
+
+
+def _ends(low: float, high: float, *, signed: bool = False) -> str:
+    """An interval's ends, "91.2 to 99.9 %"; one number where they do not differ."""
+    first, last = percent(low, signed=signed), percent(high, signed=signed)
+    return last if first == last else f"{first.removesuffix(' %')} to {last}"
 
 
 def _leads(group: Mapping[str, Any]) -> str:
@@ -270,7 +274,7 @@ def _leads(group: Mapping[str, Any]) -> str:
     rows = "".join(
         f"<tr><td>{_place_words(one)}</td>"
         f'<td class="numbers"><b>{percent(one["mean"], signed=True)}</b></td>'
-        f'<td class="numbers">{" to ".join(percent(end, signed=True) for end in one["ci95"])}</td></tr>'
+        f'<td class="numbers">{_ends(*one["ci95"], signed=True)}</td></tr>'
         for one in leads
     )
     return _more(
@@ -282,7 +286,8 @@ def _leads(group: Mapping[str, Any]) -> str:
 
 def _place_words(lead: Mapping[str, Any]) -> str:
     """Names of regions stand in quotes in comparison.json."""
-    return html.escape(str(lead["over"]).strip("'\""))
+    place = str(lead["over"])
+    return place if place in (SALIENT, OTHERS) else as_written(place.strip("'\""))
 
 
 def _heads(group: Mapping[str, Any]) -> str:
@@ -355,8 +360,8 @@ def _curve_lines(kind: str, curves: Mapping[str, Mapping[str, Sequence[float]]])
     return lines
 
 
-def _more(title: str, note: str, inside: str, *, is_open: bool = False) -> str:
+def _more(title: str, note: str, inside: str) -> str:
     return (
-        f"<details{' open' if is_open else ''}><summary>{html.escape(title)}</summary>"
+        f"<details><summary>{html.escape(title)}</summary>"
         f'<p class="size">{html.escape(note)}</p>{inside}</details>'
     )

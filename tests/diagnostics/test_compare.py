@@ -252,7 +252,7 @@ def test_the_way_between_two_checkpoints(tmp_path: Path) -> None:
     words = way["onset"]["groups"]["sphere-building"]["words"]
     assert words == "Not judged: too few pictures."
     page = (tmp_path / "way" / "comparison" / "index.html").read_text()
-    assert f"<b>sphere-building</b>: {words}" in page and f"  onset: {words}" in table(way)
+    assert f'<span lang="en">{words}</span>' in page and f"  onset: {words}" in table(way)
     texts: dict[str, str] = {}
     writer = SimpleNamespace(
         add_text=lambda tag, text, step: texts.update({tag: text}),

@@ -11,6 +11,7 @@ from diagnostics.comparison.intervention_costs import CostChange
 from diagnostics.comparison.legs.leg import (
     Leg,
     listed,
+    nats,
     nats_interval,
     not_measured,
     percent,
@@ -65,9 +66,9 @@ def cause_leg(
     size = ratio_of_means(hidden[1], margin[1], images, level=level)
     rivals = rivals_of(measured, margin[1], thresholds)
     words = (
-        f"Hiding the region costs {costs.region.after:+.2f} nats of margin{MARGIN_IN_WORDS}, "
-        f"{costs.region.before:+.2f} before ({nats_interval(costs.region.difference, level)}), and random regions "
-        f"of its size {round(costs.control[1], 2) + 0.0:+.2f}"
+        f"Hiding the region costs {nats(costs.region.after)} nats of margin{MARGIN_IN_WORDS}, "
+        f"{nats(costs.region.before)} before ({nats_interval(costs.region.difference, level)}), and random regions "
+        f"of its size {nats(costs.control[1])}"
     )
     if rise is None or size is None:
         fault = "did not rise significantly" if rise is None else "is not significantly above 0"
@@ -78,7 +79,7 @@ def cause_leg(
         f"{percent(thresholds.cause)}) and {percent(size.mean)} of the margin (at least {percent(thresholds.cost)})"
     )
     if rivals:
-        named = listed([f"{one.name} ({one.nats:+.2f} nats)" for one in rivals])
+        named = listed([f"{one.name} ({nats(one.nats)} nats)" for one in rivals])
         words += f"; but the answers still depend on {named}"
     holds = (
         rise.mean >= thresholds.cause

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from diagnostics.measures.statistics import Interval
 
+NO_SPREAD = "the same on every picture"
+"""What an interval says whose ends do not differ."""
+
 
 class Leg(NamedTuple):
     """One piece of evidence.
@@ -50,13 +53,19 @@ def percent(share: float, *, signed: bool = False) -> str:
 
 def percent_interval(interval: Interval | tuple[float, float], level: float) -> str:
     """ "95 % interval +31.2 % to +48.9 %"."""
-    low, high = interval[-2:]
-    return f"{percent(level)} interval {percent(low, signed=True)} to {percent(high, signed=True)}"
+    low, high = (percent(end, signed=True) for end in interval[-2:])
+    return f"{percent(level)} interval {low} to {high}" if low != high else NO_SPREAD
 
 
 def nats_interval(interval: Interval, level: float) -> str:
     """ "95 % interval +0.12 to +0.40"."""
-    return f"{percent(level)} interval {interval.low:+.2f} to {interval.high:+.2f}"
+    low, high = nats(interval.low), nats(interval.high)
+    return f"{percent(level)} interval {low} to {high}" if low != high else NO_SPREAD
+
+
+def nats(value: float) -> str:
+    """ "+8.88"; never "-0.00"."""
+    return f"{round(value, 2) + 0.0:+.2f}"
 
 
 def count(number: int, noun: str) -> str:

@@ -50,6 +50,11 @@ class ShownLeg(NamedTuple):
     probes: int
     reason: str
 
+    @property
+    def says(self) -> str:
+        """The mark in words."""
+        return {HOLDS: "holds", FAILS: "does not hold", NOT_MEASURED: "not measured"}[self.mark]
+
 
 def shown_legs(group: Mapping[str, Any]) -> list[ShownLeg]:
     """The legs behind a group's verdict; none if it was judged without legs.
@@ -77,7 +82,7 @@ def _shown(name: str, leg: Mapping[str, Any]) -> ShownLeg:
         value = percent(leg["value"], signed=words.signed)
     if leg["ci95"] is not None:
         low, high = (percent(end, signed=words.signed) for end in leg["ci95"])
-        interval = f"{low.removesuffix(' %')} to {high}"
+        interval = "" if low == high else f"{low.removesuffix(' %')} to {high}"
     mark = NOT_MEASURED if leg["holds"] is None else HOLDS if leg["holds"] else FAILS
     return ShownLeg(
         name,

@@ -33,8 +33,8 @@ def test_boxes_are_counted_before_and_after(tmp_path: Path):
     }
     assert layout(list(written))["boxes"]["box_accuracy"][1] == ["^2\\ answers/box_accuracy/boxes$"]
     card = verdict_card("boxes", comparison)
-    assert "before: 0 of 9 boxes right at IoU .5" in card and "on podium instead: 9" in card
-    assert "after: 9 of 9 boxes right" in card
+    assert "0 of 9 boxes right at IoU .5" in card and "on podium instead: 9" in card
+    assert "9 of 9 boxes right" in card
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ from diagnostics.drawing.svg_charts import (
     LABEL_HEIGHT,
     Line,
     apart,
+    forest,
     inline_picture,
     line_chart,
-    margin_chart,
+    margin_charts,
     percent_words,
+    round_ticks,
     share_bars,
     spread,
     tick_words,
@@ -56,12 +58,9 @@ def test_a_still_line_is_drawn() -> None:
 
 def test_charts_say_their_numbers_in_words() -> None:
     chart = line_chart(
-        "right <answers>", [Line("a", [0.0, 0.975])], [0, 1], unit="step", ends=(0, 1), as_percent=True
+        "right &lt;answers&gt;", [Line("a", [0.0, 0.975])], [0, 1], unit="step", ends=(0, 1), as_percent=True
     )
-    assert (
-        'aria-label="right &lt;answers&gt;: a 0% to 97.5%"' in chart
-        and "<h3>right &lt;answers&gt;</h3>" in chart
-    )
+    assert 'aria-label="lines: a: 0 % → 97.5 %"' in chart and "<h3>right &lt;answers&gt;</h3>" in chart
 
 
 def test_a_seventh_line_is_told_from_the_first_and_a_control_is_faint() -> None:
@@ -86,9 +85,28 @@ def test_heights_are_spread_about_their_middle() -> None:
 
 
 def test_a_line_for_each_probe_and_how_many_are_right() -> None:
-    chart = margin_chart("a & b", [(-1.0, 2.0), (1.0, 0.0), (-3.0, -2.0)])
+    chart = margin_charts({"a & b": [(-1.0, 2.0), (1.0, 0.0), (-3.0, -2.0)]})
     assert chart.count('<line class="good"') == 1 and chart.count('<line class="bad"') == 2
-    assert 'aria-label="a &amp; b: 1 of 3 right before, 1 after"' in chart
+    assert 'aria-label="1 of 3 right before, 1 now"' in chart and ">a &amp; b</h3>" in chart
+    assert chart.count('class="bad hollow"') == 4  # wrong answers differ without colour
+
+
+def test_the_charts_of_margins_share_one_scale() -> None:
+    chart = margin_charts({"a": [(-1.0, 2.0)], "b": [(-10.0, 20.0)]})
+    heights = [float(one) for one in re.findall(r'class="zero"[^>]*y1="([\d.]+)"', chart)]
+    assert heights[0] == heights[1]
+    assert chart.count(">+20</text>") == chart.count(">-10</text>") == 2
+
+
+def test_a_forest_has_an_axis_of_round_numbers_and_its_unit() -> None:
+    one = {"layer": 3, "difference": -0.001, "ci95": [-0.004, 17.0], "before": 1.0, "after": 2.0}
+    drawn = forest({"a": {"enrichment_by_layer": [one]}})
+    assert re.findall(r'<span style="left:[\d.]+%">(.*?)</span>', drawn) == ["0", "+5", "+10", "+15"]
+    assert "times the even share" in drawn
+    assert 'aria-label="change +0.00, interval +0.00 to +17.00"' in drawn
+    assert round_ticks(-3.0, 17.0) == [0.0, 5.0, 10.0, 15.0] and round_ticks(-0.31, 0.3) == pytest.approx(
+        [-0.2, 0.0, 0.2]
+    )
 
 
 def test_shares_before_and_after() -> None:
@@ -105,7 +123,8 @@ def test_shares_before_and_after() -> None:
 def test_numbers_have_no_more_digits_than_can_be_told_apart() -> None:
     assert [tick_words(v) for v in (0.0, 0.123, -1.26, 12.6, 3.0)] == ["0", "+0.12", "-1.3", "+13", "+3"]
     assert tick_words(250, plain=True) == "250"
-    assert (percent_words(0.025), percent_words(0.975), percent_words(1.0)) == ("2.5%", "97.5%", "100%")
+    assert [tick_words(-0.003), tick_words(-0.003, plain=True), percent_words(-0.0001)] == ["0", "0", "0 %"]
+    assert (percent_words(0.025), percent_words(0.975), percent_words(1.0)) == ("2.5 %", "97.5 %", "100 %")
     assert apart([-0.5, 0.0, 10.0], 10.5) == [0.0, 10.0]
 
 

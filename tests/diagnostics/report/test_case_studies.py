@@ -10,8 +10,7 @@ from PIL import Image
 from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.pairs import ProbePair, pair_all
 from diagnostics.records.probes import Probe
-from diagnostics.report.case_studies import CaseStudy, TrainingSample, case_html, choose_cases, summary
-from diagnostics.report.verdict_cards import pill
+from diagnostics.report.case_studies import CaseStudy, TrainingSample, case_html, choose_cases
 from tests.diagnostics.comparison.made_pairs import Made, flat, pairs_of
 from tests.diagnostics.show_samples import probes, record
 
@@ -42,6 +41,12 @@ def of(tmp_path: Path) -> list[Probe]:
     return probes(tmp_path, per_group=5)
 
 
+def own(text: str, kind: str = "") -> str:
+    """A text that no language changes."""
+    named = f' class="{kind}"' if kind else ""
+    return f'<b{named} translate="no">{text}</b>'
+
+
 def chosen(pairs: list[ProbePair], samples: tuple[TrainingSample, ...] = ()) -> list[CaseStudy]:
     return choose_cases(comparison_of(pairs), pairs, samples)
 
@@ -62,13 +67,9 @@ def test_a_group_without_corrections_shows_a_probe_that_is_still_wrong(of: list[
     comparison = comparison_of(pairs)
     (case,) = choose_cases(comparison, pairs)
     assert (case.pair.probe.id, case.went_right) == ("sphere-building-1", False)  # -2.5 is their median
-    group = comparison["groups"][GROUP]
-    words = summary(case, group)
-    assert words.startswith(
-        "No probe of this group went from wrong to right. Shown: of those still wrong, one of those nearest to their"
-    )
-    assert "the model got 2 right before training and 2 after" in words
-    assert "After training: still wrong" in case_html(case, group, pill("it did not move"))
+    text = case_html(case, comparison["groups"][GROUP])
+    assert "No answer went from wrong to right. Of those still wrong, this is one of those nearest to" in text
+    assert f"Now: {own('“广州塔”', 'wrong')}" in text
 
 
 def test_guard_groups_and_groups_without_wrong_answers_have_no_case(of: list[Probe]) -> None:
@@ -76,15 +77,18 @@ def test_guard_groups_and_groups_without_wrong_answers_have_no_case(of: list[Pro
     assert chosen(made(of, {"retention-1": (-1.0, 2.0)})) == []
 
 
-def test_questions_in_latin_script_are_preferred(of: list[Probe]) -> None:
+def test_questions_in_the_script_of_the_page_are_preferred(of: list[Probe]) -> None:
     english = [
         replace(probe, question="Which tower?", answer="pearl", foil="canton")
         if probe.id.endswith("3")
         else probe
         for probe in of
     ]
-    (case,) = chosen(made(english, {f"{GROUP}-{n}": (-1.0, float(n + 1)) for n in range(5)}))
+    pairs = made(english, {f"{GROUP}-{n}": (-1.0, float(n + 1)) for n in range(5)})
+    (case,) = chosen(pairs)
     assert case.pair.probe.id == "sphere-building-3"
+    (case,) = choose_cases(comparison_of(pairs), pairs, language="zh")
+    assert case.pair.probe.id == "sphere-building-2"
 
 
 def test_at_most_three_cases_in_file_order(tmp_path: Path) -> None:
@@ -150,63 +154,54 @@ def test_a_case_has_all_its_steps_in_order(of: list[Probe], tmp_path: Path) -> N
     group = comparison["groups"][GROUP]
     group["decides"] = {"before": {"body": 0.75, "spheres": 0.25}, "after": {"spheres": 1.0}}
     group["reasons"] = ["It <moved>."]
-    text = case_html(case, group, pill("corrected"))
-    assert re.findall(r"<h4>(.*?)</h4>", text) == [
-        "The wrong answer",
-        f"Where it looked, layer {case.layer}",
-        "A similar one it got right",
+    text = case_html(case, group)
+    assert re.findall(r"<h4>([^<]+)</h4>", text) == [
+        "Why believe it?",
+        "The picture as asked",
+        "A similar one, right before too",
         "What it was trained on",
-        "After training: right",
-        "The verdict",
     ]
-    assert "<h3>It said “广州塔”. The right answer is “东方明珠”.</h3>" in text
+    assert f"it said {own('“广州塔”')}. Right is {own('“东方明珠”')}.</h3>" in text
+    assert f"Before: {own('“广州塔”', 'wrong')}" in text and f"Now: {own('“东方明珠”', 'right')}" in text
     assert text.count("data:image/webp;base64,") == 5
-    assert "2% of its attention to the picture is on <b>spheres</b> (white box), 0.5 times" in text
-    assert "50% of its attention to the picture is on <b>spheres</b> (white box), 12.0 times" in text
-    assert (
-        'the model was right even before training: <b class="right">“东方明珠”</b>. Brighter means more attention.'
-        in text
-    )
+    assert f"2 % of its attention on the {own('spheres')}." in text
+    assert f"50 % of its attention on the {own('spheres')}." in text
+    assert f"It said {own('“东方明珠”', 'right')}. Brighter means more attention." in text
     assert "塔&lt;?&gt;<br><b>东方明珠 &amp; more</b>" in text and "<li>It &lt;moved&gt;.</li>" in text
-    assert '<span class="pill good">corrected</span>' in text
     assert (
-        "The region whose hiding shifts the margin most: before, it was <b>body</b> (in 75% of the probes); now it is "
-        "<b>spheres</b> (in 100% of the probes)."
+        f"What moves the answers most when hidden: before, the {own('body')} (75 % of the questions); now, the "
+        f"{own('spheres')} (100 % of the questions)."
     ) in text
-    assert "Of 5 such questions, the model got 0 right before training and 5 after." in text
 
 
 def test_the_deciding_region_may_stay_the_same(of: list[Probe]) -> None:
-    (case,) = chosen(made(of, {f"{GROUP}-0": (-1.0, 2.0)}))
-    group = {"accuracy": None, "probes": 5, "decides": {"before": {"body": 0.5}, "after": {"body": 0.75}}}
-    words = "Hiding <b>body</b> shifted the margin most before (50% of the probes), and does after (75%)."
-    assert words in summary(case, group)
-    assert "Hiding" not in summary(case, {**group, "decides": {"before": {}, "after": {}}})
-    came = summary(case, {**group, "decides": {"before": {}, "after": {"body": 0.75}}})
-    assert "before, no region stood out; now it is <b>body</b> (in 75% of the probes)." in came
-    went = summary(case, {**group, "decides": {"before": {"body": 0.5}, "after": {}}})
-    assert "before, it was <b>body</b> (in 50% of the probes); now no region stands out." in went
+    pairs = made(of, {f"{GROUP}-0": (-1.0, 2.0)})
+    comparison = comparison_of(pairs)
+    (case,) = choose_cases(comparison, pairs)
+    group = comparison["groups"][GROUP]
+
+    def words(before: dict[str, float], after: dict[str, float]) -> str:
+        return case_html(case, {**group, "decides": {"before": before, "after": after}})
+
+    same = f"hidden: the {own('body')}, before (50 % of the questions) and now (75 %)."
+    assert same in words({"body": 0.5}, {"body": 0.75})
+    assert "when hidden" not in words({}, {})
+    came = f"before, no place stood out; now, the {own('body')} (75 % of the questions)."
+    assert came in words({}, {"body": 0.75})
+    went = f"before, the {own('body')} (50 % of the questions); now, no place stands out."
+    assert went in words({"body": 0.5}, {})
 
 
-def test_right_answers_are_counted_only_where_each_probe_has_its_own_picture(of: list[Probe]) -> None:
-    (case,) = chosen(made(of, {f"{GROUP}-0": (-1.0, 2.0)}))
-    group = {"accuracy": {"before": 0.2, "after": 0.8}, "probes": 5, "images": 5}
-    assert "Of 5 such questions, the model got 1 right before training and 4 after." in summary(case, group)
-    shared = {**group, "images": 4}
-    assert "the model got 20% right before training and 80% after." in summary(case, shared)
-    assert "got 1 right" in summary(case, {name: group[name] for name in ("accuracy", "probes")})
-
-
-def test_the_verdict_of_a_case_lists_its_legs(tmp_path: Path) -> None:
+def test_a_case_says_each_leg_in_a_few_words(tmp_path: Path) -> None:
     of = probes(tmp_path, per_group=20)
     pairs = made(of, {f"{GROUP}-{n}": (-1.0, 2.0 + n) for n in range(20)})
     comparison = comparison_of(pairs)
-    group = comparison["groups"][GROUP]
     (case,) = choose_cases(comparison, pairs)
-    text = case_html(case, group, "")
-    items = re.findall(r"<li><b>(.) (\w+):</b> (.*?)</li>", text.split('<ul class="marked">')[1])
-    assert [name for _, name, _ in items] == list(group["legs"])
-    assert items[0][0] == "✓" and items[-1][0] == "–" and items[-1][2].startswith("No guards:")
+    text = case_html(case, comparison["groups"][GROUP]).split('<ul class="gist">')[1]
+    items = re.findall(r'<li><span class="sign \w*"[^>]*>(.)</span><span>(.*?)</span></li>', text)
+    assert len(items) == 6
+    assert items[0] == ("✓", "100 % right, enough and more than before")
+    assert items[-1] == ("–", "no questions with the opposite answer guard it")
 
 
 def test_without_a_generated_answer_the_likelier_one_is_quoted(of: list[Probe]) -> None:
@@ -221,10 +216,10 @@ def test_without_a_generated_answer_the_likelier_one_is_quoted(of: list[Probe]) 
     ]
     comparison = comparison_of(silent)
     (case,) = choose_cases(comparison, silent)
-    text = case_html(case, comparison["groups"][GROUP], "")
-    assert 'It rated <b class="wrong">“广州塔”</b> likelier than “东方明珠”.' in text
-    assert 'It rated <b class="right">“东方明珠”</b> likelier than “广州塔”.' in text
-    assert "<h3>“广州塔” was likelier. The right answer is “东方明珠”.</h3>" in text
+    text = case_html(case, comparison["groups"][GROUP])
+    assert f"Before: {own('“广州塔”', 'wrong')} likelier than {own('“东方明珠”')}" in text
+    assert f"Now: {own('“东方明珠”', 'right')} likelier than {own('“广州塔”')}" in text
+    assert f"it found {own('“广州塔”')} likelier. Right is {own('“东方明珠”')}.</h3>" in text
 
 
 def speaking(pair: ProbePair, said: str) -> ProbePair:
@@ -244,9 +239,9 @@ def test_a_likelier_right_answer_is_not_enough_if_the_generated_one_is_wrong(of:
     mumbling = [speaking(pairs[0], "tower & tower"), *pairs[1:]]
     comparison = comparison_of(mumbling)
     (case,) = choose_cases(comparison, mumbling)
-    text = case_html(case, comparison["groups"][GROUP], "")
-    assert 'It answered <b class="wrong">“tower &amp; tower”</b>.' in text
-    assert 'It answered “tower &amp; tower”. It rated <b class="right">“东方明珠”</b> likelier' in text
+    text = case_html(case, comparison["groups"][GROUP])
+    assert f"Before: {own('“tower &amp; tower”', 'wrong')}" in text
+    assert f"{own('“tower &amp; tower”')}, though it rates {own('“东方明珠”', 'right')} likelier than" in text
 
 
 def test_the_region_that_misled_is_shown_with_its_attention_and_cost(tmp_path: Path) -> None:
@@ -268,16 +263,17 @@ def test_the_region_that_misled_is_shown_with_its_attention_and_cost(tmp_path: P
     comparison = comparison_of(moved)
     (case,) = choose_cases(comparison, moved)
     assert case.misleading == "podium"
-    page = case_html(case, comparison["groups"]["towers"], "")
-    assert "on <b>podium</b> (orange box)" in page
-    assert re.search(r"podium.{,200}\+4 → <b>\+0\.20</b>", page) and re.search(
-        r"spheres<.{,200}\+0\.5 → <b>\+5</b>", page
+    page = case_html(case, comparison["groups"]["towers"])
+    assert f"on the {own('podium')}." in page and '<i class="box other">' in page
+    rows = re.findall(
+        r'<div><span>(.*?)</span><div class="bar pair">.*?class="numbers">(.*?)</span></div>', page
     )
+    assert rows[:2] == [(own("podium"), "+4 → <b>+0.20</b>"), (own("spheres"), "+0.5 → <b>+5</b>")]
+    assert rows[2][0] == "random places"
 
 
 def test_a_judged_region_that_decided_before_did_not_mislead(tmp_path: Path) -> None:
     pairs = flat(pairs_of(tmp_path, towers=Made(probes=6)))  # the spheres decide before and after
     (case,) = choose_cases(comparison_of(pairs), pairs)
-    assert case.misleading is None and "orange" not in case_html(
-        case, comparison_of(pairs)["groups"]["towers"], ""
-    )
+    page = case_html(case, comparison_of(pairs)["groups"]["towers"])
+    assert case.misleading is None and "box other" not in page

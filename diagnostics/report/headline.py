@@ -1,0 +1,173 @@
+"""The report's first words: what was wrong, is it mended, and why, in the words of the user's own questions.
+
+"because it looks at" is said of the verdict "corrected" alone, whose six legs carry it.
+"""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from diagnostics.comparison.verdicts import (
+    ANSWERS_ALONE,
+    ATTENTION_ALONE,
+    CORRECTED,
+    DISAGREE,
+    FROM_WORDS,
+    GUARD_BROKE,
+    KEPT,
+    LEFT,
+    LOST,
+    NO_ANSWERS,
+    NO_ATTENTION,
+    NO_CAUSE,
+    NO_PICTURE,
+    NOT_BY_LOOKING,
+    NOT_MEDIATED,
+    NOT_MOVED,
+    OTHER_CAUSE,
+    TOO_FEW,
+    TOO_FEW_RIGHT,
+    UNGUARDED,
+    WORSE,
+)
+from diagnostics.drawing.svg_charts import percent_words
+from diagnostics.records.probes import KEPT_SHARE
+from diagnostics.report.languages import as_written
+
+SAME_MODEL = "Before and now are the same model: nothing can have changed."
+GOOD = (CORRECTED, NOT_BY_LOOKING, KEPT)
+BAD = (*LOST.values(), WORSE, GUARD_BROKE, FROM_WORDS)
+"""Verdicts by the colour and mark of their pill; those that are neither stay amber."""
+MARKS = {"good": "✓", "bad": "✗", "": "–"}
+MANY_QUESTIONS = 12
+"""With more different questions than this, the one quoted is an example."""
+
+CLAIMS = {
+    CORRECTED: "It now answers {question} correctly {count}, because it looks at {region}.",
+    NOT_BY_LOOKING: "It now answers {question} correctly {count}, but not by looking: its attention carries too little "
+    "of the change.",
+    NOT_MEDIATED: "It now answers {question} correctly {count}, looks at {region} and needs it; whether looking "
+    "carries the change was not measured.",
+    UNGUARDED: "It now answers {question} correctly {count}, looks at {region} and needs it; whether it now says so "
+    "of everything was not tested.",
+    DISAGREE: "It rates the right answer to {question} higher {count}, but what it says does not agree.",
+    TOO_FEW_RIGHT: "It answers {question} correctly more often {count}, and still too seldom.",
+    FROM_WORDS: "It now answers {question} correctly {count}, but from the words: the picture matters too little.",
+    GUARD_BROKE: "It now answers {question} correctly {count}, at the price of answers that had to stay right.",
+    ANSWERS_ALONE: "It now answers {question} correctly {count}, though its attention did not move to {region}.",
+    LEFT: "It now answers {question} correctly {count}, though its attention left {region}.",
+    ATTENTION_ALONE: "Its attention moved, but it answers {question} no better {count}.",
+    NOT_MOVED: "Its answers to {question} did not change beyond chance {count}.",
+    WORSE: "It answers {question} worse than before {count}.",
+    NO_PICTURE: "It now answers {question} correctly {count}; whether it needs the picture was not measured.",
+    NO_ATTENTION: "It now answers {question} correctly {count}; where it looks was not judged.",
+    NO_CAUSE: "It now answers {question} correctly {count} and looks more at {region}; whether it needs that was not "
+    "measured.",
+    OTHER_CAUSE: "It now answers {question} correctly {count} and looks more at {region}, but its answers do not "
+    "depend on that enough.",
+    NO_ANSWERS: "Whether it answers {question} correctly was not measured: no wrong answer to compare with is named.",
+    TOO_FEW: "There are too few pictures to judge {question} {count}.",
+}
+"""Verdict → what it says to someone who has read nothing else; those of groups that must be kept stand below."""
+ALL_KEPT = "What had to stay right stayed right {count}."
+ONE_LOST = "It lost answers that had to stay right, in {group} {count}."
+
+
+class Claim(NamedTuple):
+    """One sentence of the headline, as HTML, and its kind: "good", "bad" or ""."""
+
+    kind: str
+    words: str
+
+
+def headline(comparison: Mapping[str, Any]) -> list[Claim]:
+    """A sentence for each group that should change, in file order, then one for what had to stay right.
+
+    Raises KeyError for a verdict that has no words here.
+    """
+    if same_model(comparison):
+        return [Claim("", SAME_MODEL)]
+    groups = comparison["groups"]
+    changed = [name for name in groups if name not in KEPT_SHARE]
+    return [*(_claim(name, comparison) for name in changed), *_kept(groups)]
+
+
+def headline_html(claims: Sequence[Claim]) -> str:
+    """The sentences, each behind its mark."""
+    return "".join(
+        f'<span class="claim"><span class="sign {one.kind}" aria-hidden="true">{MARKS[one.kind]}</span>'
+        f"<span>{one.words}</span></span>"
+        for one in claims
+    )
+
+
+def same_model(comparison: Mapping[str, Any]) -> bool:
+    """Are both sides one model at one step?"""
+    return bool(comparison["before"] == comparison["after"])
+
+
+def kind_of(verdict: str) -> str:
+    """ "good", "bad" or ""."""
+    return "good" if verdict in GOOD else "bad" if verdict in BAD else ""
+
+
+def count_words(groups: Sequence[Mapping[str, Any]]) -> str:
+    """Right answers before and after of these groups together: "(0 → 40 of 40)".
+
+    In per cent where probes share pictures, since pictures count and not probes; "" where none has a foil.
+    """
+    scored = [group for group in groups if group["accuracy"] is not None]
+    if not scored:
+        return ""
+    total = sum(group["probes"] for group in scored)
+    sums = [
+        sum(group["accuracy"][side] * group["probes"] for group in scored) for side in ("before", "after")
+    ]
+    whole = all(group.get("images", group["probes"]) == group["probes"] for group in scored)
+    if whole and all(abs(one - round(one)) < 1e-6 for one in sums):
+        return f"({round(sums[0])} → {round(sums[1])} of {total})"
+    return f"({percent_words(sums[0] / total)} → {percent_words(sums[1] / total)})"
+
+
+def _claim(name: str, comparison: Mapping[str, Any]) -> Claim:
+    group = comparison["groups"][name]
+    members = [probe for probe in comparison["probes"] if probe["group"] == name]
+    words = CLAIMS[group["verdict"]].format(
+        question=_question(members), count=count_words([group]), region=_region(members)
+    )
+    return Claim(kind_of(group["verdict"]), words.replace(" .", ".").replace(" ,", ",").replace(" ;", ";"))
+
+
+def _kept(groups: Mapping[str, Mapping[str, Any]]) -> Iterator[Claim]:
+    judged = {name: group for name, group in groups.items() if name in KEPT_SHARE}
+    kept = [group for group in judged.values() if group["verdict"] == KEPT]
+    for name, group in judged.items():
+        if group["verdict"] in LOST.values():
+            yield Claim("bad", ONE_LOST.format(group=as_written(name), count=count_words([group])))
+    if kept and len(kept) == len(judged):
+        yield Claim("good", ALL_KEPT.format(count=count_words(kept)))
+
+
+def _question(members: Sequence[Mapping[str, Any]]) -> str:
+    """The question asked most often, for each reader in a script of theirs where there is one."""
+    asked = Counter(probe["question"] for probe in members)
+    most = [question for question, _ in asked.most_common()]
+    latin = next((one for one in most if one.isascii()), most[0])
+    chinese = next((one for one in most if any("一" <= sign <= "鿿" for sign in one)), most[0])
+    like = "questions like " if len(asked) > MANY_QUESTIONS else ""
+    quoted = (
+        f'<i lang="en">“{html.escape(latin)}”</i><i lang="zh-CN">“{html.escape(chinese)}”</i>'
+        if latin != chinese
+        else f"“{html.escape(latin)}”"
+    )
+    return f'{like}<b class="asked" translate="no">{quoted}</b>'
+
+
+def _region(members: Sequence[Mapping[str, Any]]) -> str:
+    named = Counter(probe["region"] for probe in members if probe["region"] is not None)
+    if len(named) == 1:
+        return f"the {as_written(next(iter(named)))}"
+    return "the right place"

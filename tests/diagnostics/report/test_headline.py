@@ -1,0 +1,76 @@
+"""The report's first sentences: in the user's words, and no more than the verdict carries."""
+
+from typing import Any
+
+import pytest
+
+from diagnostics.comparison.verdicts import CORRECTED, OF_KEPT_GROUPS, VERDICTS
+from diagnostics.report.headline import CLAIMS, SAME_MODEL, headline, headline_html
+
+ENGLISH, CHINESE = "Which tower?", "这是哪座塔？"
+
+
+def comparison(**groups: dict[str, Any]) -> dict[str, Any]:
+    """Three probes a group: two English questions and a Chinese one, all about the spheres."""
+    whole = {"probes": 3, "images": 3, "accuracy": {"before": 0.0, "after": 1.0}}
+    return {
+        "before": {"model": "base", "step": 0},
+        "after": {"model": "tuned", "step": 9},
+        "groups": {name: {**whole, **group} for name, group in groups.items()},
+        "probes": [
+            {"group": name, "question": question, "region": "spheres"}
+            for name in groups
+            for question in (CHINESE, ENGLISH, ENGLISH)
+        ],
+    }
+
+
+def test_every_verdict_has_words_and_only_corrected_says_because() -> None:
+    assert set(CLAIMS) == set(VERDICTS) - set(OF_KEPT_GROUPS)
+    for verdict in CLAIMS:
+        (claim,) = headline(comparison(towers={"verdict": verdict}))
+        assert ("because" in claim.words) == (verdict == CORRECTED)
+        assert "towers" not in claim.words and "{" not in claim.words
+
+
+def test_a_corrected_group_is_said_in_the_words_of_its_questions() -> None:
+    (claim,) = headline(comparison(towers={"verdict": CORRECTED}))
+    assert claim.kind == "good"
+    assert claim.words == (
+        f'It now answers <b class="asked" translate="no"><i lang="en">“{ENGLISH}”</i>'
+        f'<i lang="zh-CN">“{CHINESE}”</i></b> '
+        'correctly (0 → 3 of 3), because it looks at the <b translate="no">spheres</b>.'
+    )
+    assert ">✓</span>" in headline_html([claim])
+
+
+def test_what_must_be_kept_is_one_sentence_or_named_where_it_is_lost() -> None:
+    kept = {"verdict": "kept", "accuracy": {"before": 1.0, "after": 1.0}}
+    (claim,) = headline(comparison(retention=kept, neighbour=kept))
+    assert claim == ("good", "What had to stay right stayed right (6 → 6 of 6).")
+    lost = {"verdict": "forgot", "accuracy": {"before": 1.0, "after": 1 / 3}}
+    (claim,) = headline(comparison(retention=lost, neighbour=kept))
+    assert claim == (
+        "bad",
+        'It lost answers that had to stay right, in <b translate="no">retention</b> (3 → 1 of 3).',
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "accuracy", "words"),
+    [
+        (3, {"before": 1 / 3, "after": 1.0}, "(1 → 3 of 3)"),
+        (2, {"before": 0.5, "after": 1.0}, "(50 % → 100 %)"),  # pictures count, not probes
+    ],
+)
+def test_right_answers_are_counted_only_where_each_probe_has_its_own_picture(
+    images: int, accuracy: dict[str, float], words: str
+) -> None:
+    (claim,) = headline(comparison(towers={"verdict": CORRECTED, "images": images, "accuracy": accuracy}))
+    assert words in claim.words
+
+
+def test_a_model_against_itself_is_said_to_be_one() -> None:
+    one = comparison(towers={"verdict": "it did not move"})
+    one["after"] = one["before"]
+    assert headline(one) == [("", SAME_MODEL)]

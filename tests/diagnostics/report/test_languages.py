@@ -1,0 +1,149 @@
+"""The report in two languages: nothing is left in the other one, and the words are fit to be read."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from diagnostics.comparison.group_report import comparison_of
+from diagnostics.comparison.pairs import pair_all
+from diagnostics.comparison.trajectory import evolution_of, series_of
+from diagnostics.report.chinese import CHINESE
+from diagnostics.report.headline import CLAIMS
+from diagnostics.report.languages import as_written, in_both_languages, translated, untranslated
+from diagnostics.report.page import report_html, script_words
+from tests.diagnostics.comparison.made_pairs import Made, flat, pairs_of
+from tests.diagnostics.show_samples import probes, record, records
+
+PAGE = '<html lang="en"><head><style></style><title>{title}</title></head><body>{{{{LANGUAGES}}}}{body}</body></html>'
+
+
+def made_page(body: str, opens: str = "en") -> str:
+    return in_both_languages(PAGE.format(title="The verdicts", body=body), opens)  # type: ignore[arg-type]
+
+
+def test_a_text_stands_in_both_languages_and_a_users_text_as_it_is() -> None:
+    page = made_page(f'<p>40 probes</p><h3 translate="no">right</h3><p>Before: {as_written("now")}</p>')
+    assert '<p><span lang="en">40 probes</span><span lang="zh-CN">40 个探针</span></p>' in page
+    assert '<h3 translate="no">right</h3>' in page
+    assert '<span lang="zh-CN">之前：<b translate="no">now</b></span>' in page
+
+
+def test_what_is_no_text_is_said_in_both_languages_too() -> None:
+    page = made_page('<img alt="the picture"><svg><text x="1">step</text></svg>', "zh")
+    said = re.findall(r'data-said="(.*?)"', page)
+    assert [json.loads(one.replace("&quot;", '"')) for one in said] == [
+        {"text": {"en": "The verdicts", "zh": "结论"}},
+        {"alt": {"en": "the picture", "zh": "图片"}},
+    ]
+    assert '<img alt="图片"' in page and ">结论</title>" in page and '<html lang="zh-CN">' in page
+    assert '<text x="1"><tspan lang="en">step</tspan><tspan lang="zh-CN">步</tspan></text>' in page
+
+
+def test_what_the_table_lacks_is_named_and_left_in_english() -> None:
+    assert untranslated(PAGE.format(title="now", body="<p>No such words. 40 probes</p>")) == [
+        "{{LANGUAGES}}",
+        "No such words. 40 probes",
+    ]
+    assert "<p>No such words.</p>" in made_page("<p>No such words.</p>")
+
+
+def test_places_are_filled_and_lists_set_the_chinese_way() -> None:
+    assert translated("layers 3, 5 and 7") == "第 3、5、7 层"
+    assert translated("40 became right, 0 wrong (p = 1.8e-12)") == "40 个变对，0 个变错（p = 1.8e-12）"
+    assert translated("interval 91.2 to 100 %") == "区间 91.2 至 100%"
+    assert translated("interval of something") is None  # {i:n} is a number
+
+
+def test_each_place_of_the_table_is_used() -> None:
+    for english, chinese in CHINESE.items():
+        places = set(re.findall(r"\{(\w+)(?::\w)?\}", english))
+        assert set(re.findall(r"\{(\w+)\}", chinese)) <= places, english
+        assert re.search(r"[一-鿿]", chinese) or not re.search(
+            r"[A-Za-z]{3}", re.sub(r"<[^>]*>|\{[^}]*\}|nats|the", "", english)
+        ), english
+
+
+def test_every_headline_has_its_chinese() -> None:
+    for claim in CLAIMS.values():
+        words = claim.format(question=as_written("q"), count="(0 → 3 of 4)", region=f"the {as_written('r')}")
+        said = translated(words)
+        assert said is not None and not re.search("[A-Za-z]{3}", re.sub("<[^>]*>", "", said)), words
+    assert set(script_words()) <= set(CHINESE)
+
+
+# ---------------------------------------------------------------- whole pages
+
+RUNS = {
+    "corrected": Made(probes=20, other=(1.0, 0.2)),
+    "worse": Made(probes=20, margins=(2.0, -2.0)),
+    "few": Made(probes=4),
+    "no spread": Made(probes=20, noise=0.0),
+    "away": Made(probes=20, region=((8.0, 2.0), (8.0, 2.0))),
+}
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Reports of several ends, one over time, and one of a model against itself."""
+    folder = tmp_path_factory.mktemp("runs")
+    found = []
+    for at, (name, made) in enumerate(RUNS.items()):
+        (folder / str(at)).mkdir()
+        pairs = flat(pairs_of(folder / str(at), **{name: made}))
+        found.append(report_html(comparison_of(pairs), pairs))
+    (folder / "shown").mkdir()
+    of = probes(folder / "shown", per_group=20, guards=20)
+    pairs = pair_all(of, records(of, 0), records(of, 10))
+    walk = {
+        step: {one.id: record(one, step, cell=cell, strength=0.5, margin=step / 5 - 1, said="") for one in of}
+        for step, cell in ((0, 20), (5, 14), (10, 8))
+    }
+    comparison, evolution = comparison_of(pairs), evolution_of(walk)
+    comparison["series"] = series_of(of, evolution)
+    found.append(report_html(comparison, pairs, evolution=evolution))
+    same = [replace(pair, after=pair.before) for pair in pairs[:6]]
+    found.append(report_html(comparison_of(same), same))
+    return found
+
+
+def seen(page: str, language: str) -> str:
+    """The texts of the page as the reader of one language sees them, without those of users."""
+    hidden = {"en": "zh-CN", "zh": "en"}[language]
+    body = page.partition("<body>")[2].partition('<script type="application/json"')[0]
+    body = re.sub(r'<(\w+)[^>]*translate="no"[^>]*>.*?</\1>', "§", body, flags=re.S)
+    body = re.sub(rf'<(t?span|i) lang="{hidden}">.*?</\1>', "", body, flags=re.S)
+    return re.sub(r"<[^>]*>", "\n", body)
+
+
+def test_no_english_sentence_is_left_in_the_chinese_report(pages: list[str]) -> None:
+    for page in pages:
+        left = re.findall(r"(?:\b[A-Za-z]{2,}\b[ ,]+){2,}[A-Za-z]{2,}", seen(page, "zh"))
+        assert not left
+
+
+def test_no_chinese_is_left_in_the_english_report(pages: list[str]) -> None:
+    for page in pages:
+        assert not re.findall(r"[一-鿿]+", re.sub(r"“[^”]*”|\([^)]*\)", "", seen(page, "en")))
+
+
+def test_no_number_and_no_word_is_empty(pages: list[str]) -> None:
+    """No minus before zero, no interval without width, and none of the words that say nothing to a reader."""
+    for page in pages:
+        for language in ("en", "zh"):
+            text = seen(page, language)
+            assert not re.findall(r"(?<![\d.])[-−]0(?:\.0+)?(?![\d.])", text)
+            assert not re.findall(r"([-+]?[\d.]+(?: ?%)?) (?:to|至) \1(?![\d.])", text)
+            assert not re.findall(r"hung on|Latin|\bsurely\b|\bNone\b|\bnan\b|\{|\}", text)
+            assert "after training" not in text
+
+
+def test_a_report_is_small(pages: list[str]) -> None:
+    assert max(map(len, pages)) < 1_000_000  # 20 probes; the demo has 160 and stays under 5 MB
+
+
+def test_nothing_is_stored_and_nothing_is_fetched(pages: list[str]) -> None:
+    for page in pages:
+        assert "localStorage" not in page and "sessionStorage" not in page and "cookie" not in page
+        assert not re.search(r"https?://", page)
