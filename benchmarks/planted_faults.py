@@ -7,9 +7,9 @@ python benchmarks/planted_faults.py table --work DIR    writes benchmarks/result
 
 What each plant does, and which stage is right for it and why, stands in ``benchmarks/planted_list.py``. A plant counts
 once its own check, which shares nothing with the diagnosis, has shown that answers fell and that what lies before its
-place computes the same bits. Plants and sound models fall into two halves with pictures of their own, so that what is
-changed in a diagnosis can be chosen on one and reported on the other. For the committed table the rule was changed by
-what the choosing half showed, when the reporting half had been seen too; docs/lab-notes.md has the numbers before.
+place computes the same bits. Plants and sound models fall into two halves with pictures of their own; both have been
+seen, and the diagnosis was changed by them. What it was not chosen on are the fresh plants: as many as were decided on
+beforehand, drawn after the last change and diagnosed once. docs/lab-notes.md has the numbers before.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.planted_list import Plant, Workshop, plants, sound_variants
+from benchmarks.planted_list import FRESH, Plant, Workshop, plants, sound_variants
 from diagnostics.comparison.legs.answers import is_right
 from diagnostics.comparison.legs.leg import Leg
 from diagnostics.diagnosis.cases import Case
@@ -54,7 +54,8 @@ from diagnostics.measures.statistics import clopper_pearson
 from finetune.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
-HALVES = ("choosing", "reporting")
+HALVES = ("choosing", "reporting", FRESH)
+_SETS = {"choosing": "choosing half", "reporting": "reporting half", FRESH: "fresh", "both": "all"}
 NONE = "none named"
 TOLD_TESTS = (TOWER, TOKENS, STATE)
 
@@ -161,13 +162,13 @@ def tabulate(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "machine": f"{platform.machine()}, CPU, one thread",
         "torch": torch.__version__,
         "commands": [line.strip() for line in (__doc__ or "").splitlines() if line.startswith("python")],
-        "planted": {half: _share(planted, half) for half in (*HALVES, "both")},
+        "planted": {half: _share(planted, half) for half in _halves(lines)},
         "by_kind": {kind: _share([one for one in planted if one["kind"] == kind]) for kind in _kinds(planted)},
         "by_family": {
             name: _share([one for one in planted if one["family"] == name])
             for name in dict.fromkeys(one["family"] for one in planted)
         },
-        "sound": {half: _share(sound, half) for half in (*HALVES, "both")},
+        "sound": {half: _share(sound, half) for half in _halves(lines)},
         "decides": _decides(planted),
         "confusion": _confusion(planted + sound),
         "left_out": {line["name"]: line["fault"] for line in lines if not line["valid"]},
@@ -181,6 +182,11 @@ def tabulate(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "median": times[len(times) // 2] if times else None, "most": times[-1] if times else None
         },
     }  # fmt: skip
+
+
+def _halves(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Fresh plants have a row once one of them was diagnosed."""
+    return [*(half for half in HALVES if half != FRESH or any(one["half"] == half for one in lines)), "both"]
 
 
 def restaged(line: dict[str, Any], work: Path) -> dict[str, Any]:
@@ -263,8 +269,8 @@ def page(results: dict[str, Any]) -> str:
         rows.append(f"| {stage} | " + " | ".join(str(row.get(name, "")) for name in named) + " |")
     shares = ["| | models | right stage | 95 % interval |", "|---|---|---|---|"]
     for title, name in (("planted", "planted"), ("sound", "sound")):
-        shares += [_row(f"{title}, {half} half" if half != "both" else f"{title}, both", results[name][half])
-                   for half in (*HALVES, "both")]  # fmt: skip
+        shares += [_row(f"{title}, {_SETS[half]}", results[name][half])
+                   for half in results[name]]  # fmt: skip
     kinds = ["| plant | models | right stage | 95 % interval |", "|---|---|---|---|"]
     kinds += [_row(kind, one) for kind, one in results["by_kind"].items()]
     missed = [

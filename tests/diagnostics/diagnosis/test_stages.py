@@ -68,6 +68,21 @@ def test_the_first_test_that_points_somewhere_decides(found, stage):
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "state", "stage"),
+    [
+        (0.7, 0.99, True, "passed on, not looked at"),
+        (0.7, 1.3, True, "looked at, not used"),
+        (0.7, 1.3, False, "passed on, not looked at"),
+    ],
+)
+def test_where_attention_leaves_it_open_the_answers_state_says_whether_it_arrived(low, high, state, stage):
+    found = evidence(attention=False, answer_state=state, decides="podium")
+    looks = Leg(False, 40, 0.9, (low, high), 1.0, "attention: open.")
+    decided = stage_of(replace(found, tests=found.tests | {"attention": looks}), Thresholds())
+    assert decided.name == stage
+
+
+@pytest.mark.parametrize(
     ("found", "stage", "missing"),
     [
         (evidence(tower=None, tokens=None), None, "tokens: missing"),
