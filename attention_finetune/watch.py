@@ -96,6 +96,7 @@ def monitor(ready: Ready, writer: Any) -> Any:
         diagnose=args.monitor.diagnose,
         stop_when=args.monitor.stop_when,
         stop_patience=args.monitor.stop_patience,
+        language=args.monitor.report_language,
         samples=[TrainingSample(*one) for one in shown],
         tb_writer=writer,
         reference=args.model.model_name_or_path,
@@ -109,6 +110,8 @@ def what_is_missing(ready: Ready, watcher: Any) -> str:
     draw = ["python", "-m", "diagnostics.render", "--attention_dir", f"{folder}/attention"]
     compare = ["python", "-m", "diagnostics.compare", "--before", name, "--after", folder]
     compare += ["--probes", str(ready.args.monitor.probes), "--output_dir", folder]
+    language = ready.args.monitor.report_language
+    compare += [] if language == "en" else ["--language", language]
     return (
         f"the weights are saved, but {watcher.missing_words}. To draw the pictures: {shlex.join(draw)}; to compare: "
         f"{shlex.join(compare)}"

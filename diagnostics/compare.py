@@ -32,7 +32,7 @@ from diagnostics.records.measurement_plan import DEPTHS, QUICK, MeasurementPlan
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord
 from diagnostics.report.case_studies import TrainingSample
-from diagnostics.report.languages import Language
+from diagnostics.report.languages import Language, check_language
 from diagnostics.report.page import TIME_STEPS_MIN, report_html
 from diagnostics.report.served_page import count_rows, served_html
 from diagnostics.report.tables import columns
@@ -71,8 +71,9 @@ def compare(
         The content of comparison.json.
 
     Raises:
-        ValueError: records are missing, or belong to other probes, layers or pictures.
+        ValueError: records are missing, or belong to other probes, layers or pictures; an unknown language.
     """
+    check_language(language)
     pairs = pair_all(probes, before_records, after_records)
     comparison = comparison_of(pairs, thresholds=thresholds, why_not_patched=why_not_patched)
     evolution = None

@@ -62,6 +62,7 @@ from diagnostics.records.measurement_plan import (
 )
 from diagnostics.records.probes import Probe, groups_of, read_probes, write_probes
 from diagnostics.records.record import AttentionRecord
+from diagnostics.report.languages import Language, check_language
 from finetune.distributed import autocast_dtype, gathered, rank_and_world_size
 from finetune.families import bare_model, family_of
 from finetune.families.parts.modules import adapted_model
@@ -114,6 +115,7 @@ class AttentionMonitor(TrainerCallback):
                    then measured at full ``depth``, and adjusted for repeated looks (``statistics.alpha_of_look``)
     stop_patience  for this many checkpoints in a row
     checkpoint_depth   "watch", "cause" or a ``MeasurementPlan``: what is measured at checkpoints between
+    language       "en" or "zh": what the report of the comparison shows first; it has a switch
     baseline       output folder of another run of the same model, probes and layers: its measurements of the untrained
                    model are taken over; where it differs, a line says so and the model is measured
     diagnose       at step 0, say where the untrained model loses the right answer, and whether that part trains
@@ -157,6 +159,7 @@ class AttentionMonitor(TrainerCallback):
         checkpoint_depth: str | MeasurementPlan = "watch",
         baseline: str | Path | None = None,
         diagnose: bool = True,
+        language: Language = "en",
         samples: Sequence[TrainingSample] = (),
         tb_writer: Any | None = None,
         batch_size: int | None = None,
@@ -172,6 +175,7 @@ class AttentionMonitor(TrainerCallback):
             raise ValueError(f'stop_when: found {stop_when!r}, expected "{CORRECTED}" or None')
         if stop_patience < 1:
             raise ValueError(f"stop_patience: found {stop_patience}, expected at least 1 checkpoint")
+        check_language(language)
         check_processor(processor)
         self.processor = processor
         self.probes = _read(probes)
@@ -185,6 +189,7 @@ class AttentionMonitor(TrainerCallback):
         self.checkpoint_depth = _depth(checkpoint_depth, CHECKPOINT_DEPTHS)
         self.baseline = None if baseline is None else Path(baseline)
         self.diagnose = diagnose
+        self.language: Language = language
         self.probe_steps = probe_steps
         self.stop_when = stop_when
         self.stop_patience = stop_patience
@@ -787,6 +792,7 @@ class AttentionMonitor(TrainerCallback):
             series=ordered,
             samples=self.samples,
             why_not_patched=why_not_patched(self.attention_dir),
+            language=self.language,
         )
 
     def _close(self) -> None:

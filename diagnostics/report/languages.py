@@ -70,6 +70,12 @@ class _Entry(NamedTuple):
     kinds: Mapping[str, str]
 
 
+def check_language(language: str) -> None:
+    """Raises ValueError for a language that pages are not written in."""
+    if language not in LANGUAGES:
+        raise ValueError(f"language: found {language!r}, expected {' or '.join(LANGUAGES)}")
+
+
 def in_both_languages(page: str, opens: Language = "en") -> str:
     """The page with both languages, the switch, and its script; ``{{LANGUAGES}}`` is where the buttons stand.
 

@@ -263,6 +263,10 @@ class MonitorArguments:
         metadata={"help": "Say before training where the model loses the right answers, and whether this run trains "
                           "that part."},
     )  # fmt: skip
+    report_language: Literal["en", "zh"] = field(
+        default="en",
+        metadata={"help": "Language that the report at the end shows first; it has a switch."},
+    )
     stop_when: Literal["corrected"] | None = field(
         default=None,
         metadata={"help": "corrected: stop training once every probe group has the verdict corrected."},

@@ -252,7 +252,8 @@ def test_the_way_between_two_checkpoints(tmp_path: Path) -> None:
     words = way["onset"]["groups"]["sphere-building"]["words"]
     assert words == "Not judged: too few pictures."
     page = (tmp_path / "way" / "comparison" / "index.html").read_text()
-    assert f'<span lang="en">{words}</span>' in page and f"  onset: {words}" in table(way)
+    named = '<li><span><b translate="no">sphere-building</b>:</span> '
+    assert f'{named}<span><span lang="en">{words}</span>' in page and f"  onset: {words}" in table(way)
     texts: dict[str, str] = {}
     writer = SimpleNamespace(
         add_text=lambda tag, text, step: texts.update({tag: text}),

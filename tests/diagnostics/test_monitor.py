@@ -145,7 +145,8 @@ def run(tmp_path_factory, processor, probe_file):
                 return []
 
         patch.setattr("diagnostics.drawing.worker_client.Renderer", Undrawn)
-        outcome = train(output_dir, processor, probe_file, [AttentionMonitor(processor, probe_file)])
+        watcher = AttentionMonitor(processor, probe_file, language="zh")
+        outcome = train(output_dir, processor, probe_file, [watcher])
     return output_dir, outcome, asked
 
 
@@ -176,7 +177,8 @@ def test_what_a_run_leaves(run):
     assert asked == [0, 2, 4]
     comparison = json.loads((output_dir / "comparison" / "comparison.json").read_text())
     assert comparison["groups"]["sphere-building"]["probes"] == 2
-    assert (output_dir / "comparison" / "index.html").is_file() and any((output_dir / "runs").iterdir())
+    assert '<html lang="zh-CN">' in (output_dir / "comparison" / "index.html").read_text()
+    assert any((output_dir / "runs").iterdir())
 
 
 def architecture_cards(folder):
@@ -325,6 +327,8 @@ def test_wrong_arguments_are_errors(processor, probe_file):
         AttentionMonitor(processor, probe_file, stop_when="better")
     with pytest.raises(ValueError, match="depth: found 'deep', expected quick or full"):
         AttentionMonitor(processor, probe_file, depth="deep")
+    with pytest.raises(ValueError, match="language: found 'fr', expected en or zh"):
+        AttentionMonitor(processor, probe_file, language="fr")
     with pytest.raises(ValueError, match="probes: found none"):
         AttentionMonitor(processor, [])
 

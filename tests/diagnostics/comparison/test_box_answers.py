@@ -1,5 +1,6 @@
 """Probes whose right answer is a box, before and after, in numbers that are found from the region."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,8 +34,11 @@ def test_boxes_are_counted_before_and_after(tmp_path: Path):
     }
     assert layout(list(written))["boxes"]["box_accuracy"][1] == ["^2\\ answers/box_accuracy/boxes$"]
     card = verdict_card("boxes", comparison)
-    assert "0 of 9 boxes right at IoU .5" in card and "on podium instead: 9" in card
-    assert "9 of 9 boxes right" in card
+    sides = re.findall(r"<li><span>(\w+):</span> <span>(.*?)</span></li>", card)
+    assert [side for side, _ in sides] == ["before", "now"]
+    words = dict(sides)
+    assert words["before"].startswith("0 of 9 boxes right at IoU .5") and "on podium instead: 9" in words["before"]
+    assert words["now"].startswith("9 of 9 boxes right at IoU .5") and "podium" not in words["now"]
 
 
 @pytest.mark.parametrize(
