@@ -37,7 +37,10 @@ def test_boxes_are_counted_before_and_after(tmp_path: Path):
     sides = re.findall(r"<li><span>(\w+):</span> <span>(.*?)</span></li>", card)
     assert [side for side, _ in sides] == ["before", "now"]
     words = dict(sides)
-    assert words["before"].startswith("0 of 9 boxes right at IoU .5") and "on podium instead: 9" in words["before"]
+    assert (
+        words["before"].startswith("0 of 9 boxes right at IoU .5")
+        and "on podium instead: 9" in words["before"]
+    )
     assert words["now"].startswith("9 of 9 boxes right at IoU .5") and "podium" not in words["now"]
 
 
