@@ -88,6 +88,7 @@ def parse(argv: Sequence[str]) -> Arguments:
 
     Raises RefusedError that lists everything wrong with the flags.
     """
+    cache.taken_notes()  # of an earlier run in this process
     argv = with_demo(flags.expanded(argv))
     args, lines = flags.parse(argv)
     say(*lines)

@@ -506,9 +506,14 @@ class AttentionMonitor(TrainerCallback):
         """
         from diagnostics.comparison.group_report import comparison_of
         from diagnostics.comparison.pairs import pair_all
-        from diagnostics.comparison.verdicts import NOT_MEDIATED, UNGUARDED, requirement, shortfalls
+        from diagnostics.comparison.verdicts import (
+            NOT_MEDIATED,
+            UNGUARDED,
+            requirement,
+            shortfalls,
+            verdict_words,
+        )
         from diagnostics.measures.statistics import alpha_of_look
-        from diagnostics.report.page import headline
 
         if not records:
             return False
@@ -523,7 +528,7 @@ class AttentionMonitor(TrainerCallback):
         # Stopping is no claim: what a run cannot measure while it trains does not keep it running.
         short = shortfalls(requirement(CORRECTED, groups), groups, as_good=(NOT_MEDIATED, UNGUARDED))
         self._corrected_looks = 0 if short else self._corrected_looks + 1
-        print(f"look {self._looks}: {headline(groups)}", flush=True)
+        print(f"look {self._looks}: {verdict_words(groups)}", flush=True)
         if self._corrected_looks < self.stop_patience:
             return False
         print(f"corrected at {self._corrected_looks} checkpoints in a row: training ends here", flush=True)

@@ -17,9 +17,10 @@ LEVEL = 0.95
 
 
 def checkpoint_line(pairs: Sequence[ProbePair], step: int) -> str:
-    """``step 110: towers 0 → 38 of 40 right, attention on spheres 15.7× → 26×; retention kept (40 of 40)``.
+    """``step 110: towers 0 → 38 of 40 right, attention on spheres 15.7× → 26× (layer 2); retention kept (40 of 40)``.
 
-    Answers are judged by margin, attention by its enrichment in cross-fitted layers, as the verdicts judge them. What
+    Answers are judged by margin, attention by its enrichment in cross-fitted layers, as the verdicts judge them; the
+    layer is named, since the last comparison may cite another, by what carries the change. What
     hiding a region costs is not measured at checkpoints, so no verdict is claimed; only a guard that was lost is named.
 
     pairs   of the probes that verdicts rest on: the untrained model and this checkpoint
@@ -38,7 +39,8 @@ def _group(name: str, pairs: Sequence[ProbePair]) -> str:
     if reading is None:
         return f"{name} {right}"
     before, after = float(np.mean(reading.before)), float(np.mean(reading.after))
-    return f"{name} {right}, attention on {reading.region} {before:.3g}× → {after:.3g}×"
+    layers = " and ".join(str(layer) for layer in sorted(set(reading.layers)))
+    return f"{name} {right}, attention on {reading.region} {before:.3g}× → {after:.3g}× (layer {layers})"
 
 
 def _right(answers: Answers, pairs: Sequence[ProbePair], *, is_change: bool = True) -> str:

@@ -244,3 +244,12 @@ def _deciding_reason(group: Mapping[str, Any]) -> str:
     legs = group.get("legs") or {}
     failing = [leg["reason"] for leg in legs.values() if leg["holds"] is not True]
     return next(iter([*failing, *group.get("reasons", ())]), "")
+
+
+def verdict_words(groups: Mapping[str, Any]) -> str:
+    """The verdicts in one line for the terminal: {"spheres": corrected, "retention": kept} → "spheres: corrected.
+    retention: kept."."""
+    by_verdict: dict[str, list[str]] = {}
+    for name, group in groups.items():
+        by_verdict.setdefault(group["verdict"], []).append(name)
+    return " ".join(f"{' and '.join(names)}: {claim}." for claim, names in by_verdict.items())

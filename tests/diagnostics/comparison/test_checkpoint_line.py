@@ -17,7 +17,7 @@ def test_targets_have_answers_and_attention_and_guards_are_kept_or_lost(tmp_path
         retention=replace(GUARDS, margins=(4.0, [4.0] * 20 + [-2.0] * 4)),
     )
     assert checkpoint_line(flat(pairs), 110) == (
-        "step 110: towers 0 → 21 of 24 right, attention on spheres 3× → 9×; neighbour kept (24 of 24); "
+        "step 110: towers 0 → 21 of 24 right, attention on spheres 3× → 9× (layer 3); neighbour kept (24 of 24); "
         "retention LOST (24 → 20 of 24)"
     )
 
