@@ -23,14 +23,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
 
 from diagnostics.comparison.verdicts import CORRECTED
 from diagnostics.diagnosis.at_start import hindrance, lines, markdown, trained_components
 from diagnostics.diagnosis.diagnosing import diagnose_model
 from diagnostics.monitoring.earlier_run import EarlierRun
 from diagnostics.monitoring.failures import FAILURES, LINE_MAX, Failures
-from diagnostics.probing.before import AdapterOff, BeforeModel, NotAtHandError, loaded_beside
+from diagnostics.probing.before import AdapterOff, BeforeModel, NotAtHandError, is_sharded, loaded_beside
 from diagnostics.probing.layer_choice import Calibration, calibrate, check_apart, held_out
 from diagnostics.probing.prober import BATCH_SIZE, Prober, auto_key_layers
 from diagnostics.probing.prompts import ProbeEncoder, check_processor
@@ -134,7 +133,8 @@ class AttentionMonitor(TrainerCallback):
 
     Occlusion and knock-out cost more than everything else and are measured only at both ends of the run; checkpoints
     between have scores, answers and attention, and with ``checkpoint_depth="cause"`` occlusion. Each rank probes its
-    share, rank 0 writes; under ZeRO-3, where a forward pass needs every rank, all of them run all probes in lockstep.
+    share, rank 0 writes; where weights are sharded (ZeRO-3, FSDP), so that a forward pass needs every rank, all of them
+    run all probes in lockstep.
 
     At step 0 a new training begins: whatever an earlier one left in the folder is moved to ``earlier-N`` in
     ``output_dir``, with a line that says so. A resumed run reuses its earlier measurements where run, model, probes,
@@ -555,7 +555,7 @@ class AttentionMonitor(TrainerCallback):
         parts = []
         if probes:
             parts = self._shared_out(
-                probes, lambda share: prober.run_all(0, "base", probes=share, progress=at.first)
+                model, probes, lambda share: prober.run_all(0, "base", probes=share, progress=at.first)
             )
         records = {record.probe_id: record for part, _ in parts for record in part}
         failures = [failure for _, failure in parts if failure is not None]
@@ -564,11 +564,14 @@ class AttentionMonitor(TrainerCallback):
         return calibrate(probes, records, evenly=evenly)
 
     def _shared_out(
-        self, probes: Sequence[Probe], run: Callable[[Sequence[Probe]], list[AttentionRecord]]
+        self,
+        model: nn.Module,
+        probes: Sequence[Probe],
+        run: Callable[[Sequence[Probe]], list[AttentionRecord]],
     ) -> list[tuple[list[AttentionRecord], Exception | None]]:
         """Run every rank's share of probes; returns, on every rank, the records and the failure, if any, of each."""
         rank, ranks = rank_and_world_size()
-        in_step = is_deepspeed_zero3_enabled()
+        in_step = is_sharded(model)
         failure: Exception | None = None
         records: list[AttentionRecord] = []
         try:
@@ -596,7 +599,9 @@ class AttentionMonitor(TrainerCallback):
         before = self._before(at, model, depth)
         prober = self._prober(at, model, depth, self._layers, before)
         outcomes = self._shared_out(
-            self.probes, lambda share: prober.run_all(at.step, at.words, probes=share, progress=at.first)
+            model,
+            self.probes,
+            lambda share: prober.run_all(at.step, at.words, probes=share, progress=at.first),
         )
         failures = [error for _, error in outcomes if error is not None]
         if failures and at.step == 0:

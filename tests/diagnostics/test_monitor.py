@@ -499,3 +499,21 @@ def test_looks_before_a_restart_are_paid_for(tmp_path, processor, probe_file, ca
         shutil.rmtree(tmp_path / f"checkpoint-{step}")
     train(tmp_path, processor, probe_file, [watcher()], save_steps=1, resume=True)
     assert re.findall(r"^look (\d+):", capsys.readouterr().out, re.MULTILINE) == ["3"]
+
+
+def test_ranks_share_probes_out_unless_a_forward_needs_all_of_them(processor, probe_file, monkeypatch):
+    monitor = AttentionMonitor(processor, probe_file)
+    monkeypatch.setattr(monitor_module, "rank_and_world_size", lambda: (1, 2))
+    monkeypatch.setattr(monitor_module, "gathered", lambda one: [one])
+    asked: list[list[str]] = []
+
+    def run(share):
+        asked.append([probe.id for probe in share])
+        return []
+
+    model = torch.nn.Linear(2, 3)
+    monitor._shared_out(model, monitor.probes, run)
+    model.bias._fsdp_flattened = True  # as FSDP marks what it shards
+    monitor._shared_out(model, monitor.probes, run)
+    ids = [probe.id for probe in monitor.probes]
+    assert asked == [ids[1::2], ids] and len(ids) > 1
