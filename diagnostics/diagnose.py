@@ -22,6 +22,7 @@ from diagnostics.diagnosis.stages import UNDETERMINED
 from diagnostics.probing.prompts import ProbeEncoder
 from diagnostics.records.probes import Probe, read_probes
 from diagnostics.report.diagnosis_page import diagnosis_html
+from diagnostics.report.languages import Language
 from diagnostics.report.tables import columns
 from finetune.families import bare_model, family_of
 from finetune.files import check_writable, write_atomically
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seed=options.seed,
             base=options.base,
             allow_other_base=options.allow_other_base,
+            language=options.language,
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -60,10 +62,12 @@ def diagnose(
     seed: int = 0,
     base: str | None = None,
     allow_other_base: bool = False,
+    language: Language = "en",
 ) -> Diagnosis:
     """Load a model, diagnose it and write index.html and diagnosis.json.
 
     base, allow_other_base   of an adapter: as in ``finetune.model.checkpoint.load``
+    language   what the page shows first; it has a switch
 
     Raises:
         ValueError: the model, the probes or a threshold is wrong, or the folder cannot be written.
@@ -85,13 +89,15 @@ def diagnose(
         name=name,
         probe_file=str(probe_file),
     )
-    write(diagnosis, probes, output_dir)
+    write(diagnosis, probes, output_dir, language=language)
     return diagnosis
 
 
-def write(diagnosis: Diagnosis, probes: Sequence[Probe], output_dir: Path) -> None:
+def write(
+    diagnosis: Diagnosis, probes: Sequence[Probe], output_dir: Path, *, language: Language = "en"
+) -> None:
     """index.html and diagnosis.json, each whole or not at all."""
-    page = diagnosis_html(diagnosis, probes)
+    page = diagnosis_html(diagnosis, probes, language=language)
     write_atomically(output_dir / "diagnosis.json", diagnosis.to_bytes())
     write_atomically(output_dir / "index.html", page.encode())
 

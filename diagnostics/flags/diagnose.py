@@ -12,6 +12,9 @@ DESCRIPTION = """Where on the way from pixels to words is the right answer lost?
 MODEL is a model folder, a hub name or an adapter folder. The report is O/index.html, the numbers O/diagnosis.json.
 """
 
+LANGUAGES = ("en", "zh")
+"""Those of :mod:`diagnostics.report.languages`, which takes seconds to import."""
+
 THRESHOLDS: dict[str, tuple[float, str]] = {
     "least_probes": (20, "pictures of a group, below which nothing is said of it"),
     "least_each_answer": (10, "pictures of each of two answers, below which they are not told apart"),
@@ -38,6 +41,9 @@ def parser() -> argparse.ArgumentParser:
         "--allow_other_base",
         action="store_true",
         help="open an adapter over other weights than it was trained on, as long as they fit",
+    )
+    made.add_argument(
+        "--language", default="en", choices=LANGUAGES, help="what the report shows first; it has a switch"
     )
     made.add_argument("--seed", type=int, default=0, help="of folds and shuffles (default: 0)")
     thresholds = made.add_argument_group("what each test asks for")

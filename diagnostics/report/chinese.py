@@ -578,6 +578,209 @@ _PAGE = {
     ),
 }
 
+_DIAGNOSIS = {
+    "Where the right answer is lost": "正确答案在哪里丢失",
+    "What is wrong": "哪里出了错",
+    "language prior": "语言先验",
+    "not seen": "没有看见",
+    "seen, not passed on": "看见，未传递",
+    "passed on, not looked at": "已传递，未注视",
+    "looked at, not used": "已注视，未使用",
+    "known, said otherwise": "知道，说成别的",
+    "not determined": "未确定",
+    "The answers are right.": "回答正确。",
+    "Nothing is lost on the way.": "途中没有丢失。",
+    "There are too few probes to say anything.": "探针太少，无法下结论。",
+    "Nothing can be said of the way.": "无法说明途中的情况。",
+    "It says {f} whatever the picture shows.": "不论图片内容如何，它都答 {f}。",
+    "It says {f} where {r} is right.": "正确答案是 {r} 时，它答 {f}。",
+    "It says {f} too readily.": "它太容易答 {f}。",
+    "{a:n} are right.": "{a} 答对。",
+    "The answer is never asked of the picture: the words of the question decide.": "回答根本不问图片：由问题的文字决定。",
+    "It is lost in the vision tower: what it makes of {r:t} is the same for both answers.": (
+        "在视觉塔中丢失：对两种答案，视觉塔从{r}得到的表示都一样。"
+    ),
+    "The tower sees it, and it is lost in the connector: the image tokens no longer tell the answers apart.": (
+        "视觉塔看见了，但在连接器中丢失：图像词元已分不出两种答案。"
+    ),
+    "The image tokens hold the right answer, and the answer does not look at {r:t}; {d} decides.": (
+        "图像词元含有正确答案，但回答时不看{r}，而由 {d} 决定。"
+    ),
+    "The image tokens hold the right answer, and the answer does not look at {r:t}.": "图像词元含有正确答案，但回答时不看{r}。",
+    "It looks at {r:t}, and what it sees there does not reach its words; {d} decides.": (
+        "它看了{r}，但看到的没有进入回答，而由 {d} 决定。"
+    ),
+    "It looks at {r:t}, and what it sees there does not reach its words.": "它看了{r}，但看到的没有进入回答。",
+    "It knows: one number added to every margin would make its answers right.": "它其实知道：给每个差距加上同一个数，回答就都对了。",
+    "The last step leans to one side.": "只是最后一步偏向一边。",
+    "Where it is lost could not be determined.": "无法确定在哪里丢失。",
+    "the region": "该区域",
+    "Train {l:l}.": "训练{l}。",
+    "the language layers": "语言层",
+    "the vision tower": "视觉塔",
+    "Layer {n:n}: brighter is more attention.": "第 {n} 层：越亮，注意力越多。",
+    "White: {r}.": "白框：{r}。",
+    "Orange: {r}, which decides.": "橙框：{r}，由它决定。",
+    "Asked {q}. It rated {f} likelier than {a}, by {n:n} nats.": "问 {q}。它认为 {f} 比 {a} 更可能，差 {n} nats。",
+    "attention over the picture": "图片上的注意力",
+    "vision tower": "视觉塔",
+    "connector": "连接器",
+    "answer state": "回答状态",
+    "words": "文字",
+    "picture to words; the place of loss is not determined": "从图像到文字；丢失的位置未确定",
+    "picture to words; lost at: {x:t}": "从图像到文字；丢失于：{x}",
+    "<b>Samples:</b>": "<b>样本：</b>",
+    "<b>Guards:</b>": "<b>护栏：</b>",
+    "None are missing.": "不缺样本。",
+    "Add probes on other pictures before anything is trained.": "先在其他图片上增加探针，再训练。",
+    "Add what the missing test needs before anything is trained.": "先补上未完成的检验所需的内容，再训练。",
+    "Samples that ask the same words of pictures with different right answers, as many of each.": (
+        "用同样的问题问正确答案不同的图片，各种答案的样本一样多。"
+    ),
+    "As many samples of each of the two answers: the model leans to one of them, and little else is wrong.": (
+        "两种答案的样本一样多：模型只是偏向其中一个，其他问题不大。"
+    ),
+    "Samples in which nothing but {r} tells the two answers apart, large and small in the picture; try more --max_pixels "
+    "first where the family has them.": (
+        "只有 {r} 能区分两种答案的样本，在图中有大有小；若该模型支持 --max_pixels，请先试着调大。"
+    ),
+    "Samples in which nothing but {r} tells the two answers apart, at many places of the picture.": (
+        "只有 {r} 能区分两种答案的样本，位于图片的各处。"
+    ),
+    "Samples in which {d} contradicts the answer as often as it agrees: the answers depend on {d}, and only {r} may tell "
+    "them apart.": "{d} 与答案一致和矛盾各半的样本：回答依赖 {d}，而只应由 {r} 区分。",
+    "Samples whose answer follows from what decides alone, with everything else in the picture varied at random.": (
+        "答案只取决于判断依据的样本，图片其余部分随机变化。"
+    ),
+    "Samples whose answer follows from {r} alone, with everything else in the picture varied at random.": (
+        "答案只取决于 {r} 的样本，图片其余部分随机变化。"
+    ),
+    "Each answer names the boxes of {r} in look_at.": "每个回答在 look_at 中给出 {r} 的框。",
+    "Keep as many samples, and at least 20 probes on as many pictures, whose right answer is {w} or {v}; and ordinary "
+    "samples as --replay_data.": (
+        "保留同样多正确答案为 {w} 或 {v} 的样本，以及至少 20 个图片各不相同的此类探针；并用普通样本作 --replay_data。"
+    ),
+    "Keep as many samples, and at least 20 probes on as many pictures, whose right answer is {w}; and ordinary samples as "
+    "--replay_data.": (
+        "保留同样多正确答案为 {w} 的样本，以及至少 20 个图片各不相同的此类探针；并用普通样本作 --replay_data。"
+    ),
+    "tests": "检验",
+    "tested": "检验项",
+    "{i}<b>one shift</b>": "{i}<b>常数偏移</b>",
+    "{i}<b>tower</b>": "{i}<b>视觉塔</b>",
+    "{i}<b>tokens</b>": "{i}<b>图像词元</b>",
+    "{i}<b>answer state</b>": "{i}<b>回答状态</b>",
+    "{i}<b>hiding</b>": "{i}<b>遮挡</b>",
+    "<b>{a:n}</b> right with the margin shifted": "差距平移后 <b>{a}</b> 正确",
+    "<b>{a:n}</b> of the margin moves with the picture": "差距的 <b>{a}</b> 随图片变化",
+    "<b>{a:n}</b> told apart in the tower": "视觉塔中可区分 <b>{a}</b>",
+    "<b>{a:n}</b> told apart in the image tokens": "图像词元中可区分 <b>{a}</b>",
+    "<b>{a:n}</b> the area’s share, in attention": "注意力为面积占比的 <b>{a}</b>",
+    "<b>{a:n}</b> told apart where words are read from": "读出文字之处可区分 <b>{a}</b>",
+    "<b>{a:n}</b> of the margin moves when it is hidden": "遮住后差距变化 <b>{a}</b>",
+    "{a:n} of the answers are right ({i:i}; at least {b:n} must be).": "{a} 的回答正确（{i}；至少需 {b}）。",
+    "No probe has a foil; {n:n} on as many pictures are needed.": "没有探针带错误答案；需要 {n} 个图片各不相同的探针。",
+    "{n:n} pictures with a foil; {m:n} are needed, {k:n} more.": "{n} 张图片带错误答案；需要 {m} 张，还差 {k} 张。",
+    "With the margin shifted by one number ({m:n} nats towards {a}), chosen on other pictures, {v:n} of both answers are "
+    "right ({i:i}; at least {b:n} must be), {p:n} without; with blank pictures {w:n} would be.": (
+        "差距平移一个数（向 {a} 移 {m} nats，在其他图片上选定）后，两种答案的 {v} 正确（{i}；至少需 {b}），不平移为 {p}；"
+        "换成空白图时为 {w}。"
+    ),
+    "With the margin shifted by one number ({m:n} nats towards {a}), chosen on other pictures, {v:n} of both answers are "
+    "right ({i:i}; at least {b:n} must be), {p:n} without.": (
+        "差距平移一个数（向 {a} 移 {m} nats，在其他图片上选定）后，两种答案的 {v} 正确（{i}；至少需 {b}），不平移为 {p}。"
+    ),
+    "Of the margin's size, so much moves when the picture is replaced: {moved:l} ({i:i} {w:t}; at least {p:n} must).": (
+        "更换图片时差距大小的变化：{moved}（{i}，{w}；至少需 {p}）。"
+    ),
+    "{a:n} with a blank one": "换成空白图 {a}",
+    "with a blank one": "空白图",
+    "{a:n} without any": "不给图 {a}",
+    "Fewer than {n:n} pictures could be replaced by another or a blank one.": "能换成另一张或空白图的图片不足 {n} 张。",
+    "{what:t} can tell the right answer from the wrong one: a linear probe gets {a:n} right on other pictures ({i:i}; "
+    "at least {p:n} must be; {n:n} pictures of one answer, {m:n} of the other), shuffled labels up to {s:n}; the background of the same pictures {b:n}.": (
+        "{what}能区分正确与错误答案：线性探测在其他图片上 {a} 正确（{i}；至少需 {p}；一种答案 {n} 张，另一种 {m} 张），"
+        "打乱标签最高 {s}；同样图片的背景 {b}。"
+    ),
+    "{what:t} can tell the right answer from the wrong one: a linear probe gets {a:n} right on other pictures ({i:i}; "
+    "at least {p:n} must be; {n:n} pictures of one answer, {m:n} of the other), shuffled labels up to {s:n}.": (
+        "{what}能区分正确与错误答案：线性探测在其他图片上 {a} 正确（{i}；至少需 {p}；一种答案 {n} 张，另一种 {m} 张），"
+        "打乱标签最高 {s}。"
+    ),
+    "{what:t} cannot tell the right answer from the wrong one: a linear probe gets {a:n} right on other pictures ({i:i}; "
+    "at least {p:n} must be; {n:n} pictures of one answer, {m:n} of the other), shuffled labels up to {s:n}; the background of the same pictures {b:n}.": (
+        "{what}不能区分正确与错误答案：线性探测在其他图片上 {a} 正确（{i}；至少需 {p}；一种答案 {n} 张，另一种 {m} 张），"
+        "打乱标签最高 {s}；同样图片的背景 {b}。"
+    ),
+    "{what:t} cannot tell the right answer from the wrong one: a linear probe gets {a:n} right on other pictures ({i:i}; "
+    "at least {p:n} must be; {n:n} pictures of one answer, {m:n} of the other), shuffled labels up to {s:n}.": (
+        "{what}不能区分正确与错误答案：线性探测在其他图片上 {a} 正确（{i}；至少需 {p}；一种答案 {n} 张，另一种 {m} 张），"
+        "打乱标签最高 {s}。"
+    ),
+    "The vision tower's states of the region": "视觉塔中该区域的状态",
+    "The image tokens of the region": "该区域的图像词元",
+    "The answer's own state": "回答自身的状态",
+    "Where it answers wrong, the answer looks at the region {a:n} times as much as its area's share (95 % interval {b:n} to "
+    "{c:n}; which must lie above {d:n}; random places {e:n}) in {l:t}, chosen on the other half of the pictures.": (
+        "答错时，回答对该区域的注意力是其面积占比的 {a} 倍（95% 置信区间 {b} 至 {c}，须高于 {d}；随机位置 {e}），{l}，"
+        "在另一半图片上选出。"
+    ),
+    "Where it answers wrong, hiding the region moves the margin by {a:n} nats more than hiding random places ({i:i}), "
+    "{b:n} of it (at least {c:n} must be); hiding {d} moves it by {e:n}.": (
+        "答错时，遮住该区域使差距比遮住随机位置多变化 {a} nats（{i}），占差距的 {b}（至少需 {c}）；遮住 {d} 变化 {e}。"
+    ),
+    "Where it answers wrong, hiding the region moves the margin by {a:n} nats more than hiding random places ({i:i}), "
+    "{b:n} of it (at least {c:n} must be).": (
+        "答错时，遮住该区域使差距比遮住随机位置多变化 {a} nats（{i}），占差距的 {b}（至少需 {c}）。"
+    ),
+    "The margins cannot be told from 0.": "差距与 0 无法区分。",
+    "Not measured: {n:n} pictures with a wrong answer are needed whose probe {what:t}, and there is 1.": (
+        "未测量：需要 {n} 张答错且其探针{what}的图片，现有 1 张。"
+    ),
+    "Not measured: {n:n} pictures with a wrong answer are needed whose probe {what:t}, and there are {m:t}.": (
+        "未测量：需要 {n} 张答错且其探针{what}的图片，现有 {m} 张。"
+    ),
+    "names a region": "给出区域",
+    "has a region to hide": "有可遮住的区域",
+    "Not measured: too few guards have this group's right answer as their wrong one.": (
+        "未测量：以本组正确答案为错误答案的护栏太少。"
+    ),
+    "Not measured: no probe of this group has a foil.": "未测量：本组没有探针带错误答案。",
+    "Not measured: {n:n} pictures of each of two answers are needed, and there are {a:n} of one and {b:n} of the other: add "
+    "probes whose right answer is the wrong one here.": (
+        "未测量：两种答案各需 {n} 张图片，现有 {a} 张和 {b} 张：请增加正确答案恰是这里错误答案的探针。"
+    ),
+    "Not measured: these probes name no region.": "未测量：这些探针没有给出区域。",
+    "Not measured: {n:n} pictures of each answer must have the region, and {a:t} of one and {b:n} of the other do.": (
+        "未测量：每种答案需 {n} 张图片有该区域，现在一种有 {a}，另一种 {b} 张。"
+    ),
+    "Not measured: {n:t} stand on both sides: the answer depends on the question, so states of the picture alone cannot "
+    "tell it.": "未测量：{n}同时属于两边：答案取决于问题，仅凭图片的状态无法区分。",
+    "Not measured: on {n:t} it cannot be told which of these states stand for the region.": (
+        "未测量：有 {n}无法确定哪些状态对应该区域。"
+    ),
+    "Not determined, since a test is missing.": "未确定，因为缺少一项检验。",
+    "Not determined: it looks at the region and needs it, and yet it answers wrong.": "未确定：它看该区域并且依赖它，却仍然答错。",
+    "The evidence": "依据",
+    "Evidence": "依据",
+    "Tests in the order in which they are asked; the first that points somewhere decides. A test that could not be "
+    "measured says why, and nothing that rests on it is claimed.": (
+        "检验按提问顺序排列，第一个指向某处的检验作出判断。未能测量的检验会说明原因，依赖它的结论一概不下。"
+    ),
+    "<b>Readable is not used.</b> A linear probe shows that states hold the answer, not that the model uses it; what hiding "
+    "a region moves shows that.": (
+        "<b>读得出不等于用到了。</b>线性探测只说明状态含有答案，不说明模型用了它；遮住区域后的变化才说明这一点。"
+    ),
+    "<b>Not read is not absent.</b> A linear rule on few pictures may miss what is there in another form. Shuffled labels "
+    "and background cells stand beside it.": (
+        "<b>读不出不等于没有。</b>少量图片上的线性规则可能漏掉以其他形式存在的信息；旁边列有打乱标签和背景格的结果作对照。"
+    ),
+    "<b>The first fault, not all.</b> What comes later on the way is judged only once what comes before is mended.": (
+        "<b>只是第一处问题，不是全部。</b>前面的修好之后，才能判断后面的。"
+    ),
+    "More: <code>docs/diagnose.md</code>.": "更多：<code>docs/diagnose.md</code>。",
+}
+
 _NUMBERS = {
     "{a:n} to {b:n}": "{a} 至 {b}",
     "<b>{a:n}</b> {b:n}": "<b>{a}</b> {b}",
@@ -592,5 +795,6 @@ CHINESE: dict[str, str] = {
     **_BOXES,
     **_CHARTS,
     **_PAGE,
+    **_DIAGNOSIS,
     **_NUMBERS,
 }

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from diagnostics.comparison.legs.leg import percent
+from diagnostics.comparison.legs.leg import count, percent
 from diagnostics.comparison.legs.shown import FAILS, HOLDS, NOT_MEASURED, ShownLeg
 from diagnostics.comparison.maps import CellMap
 from diagnostics.comparison.pairs import LayerPair, ProbePair, pair_records
@@ -41,6 +41,7 @@ from diagnostics.drawing.colours import common_top
 from diagnostics.drawing.probe_picture import fitted, map_panel, outline_boxes
 from diagnostics.drawing.svg_charts import inline_picture
 from diagnostics.records.probes import Probe
+from diagnostics.report.languages import Language, as_written, in_both_languages
 from diagnostics.report.page import TEMPLATE
 from diagnostics.report.verdict_cards import leg_html
 
@@ -51,51 +52,40 @@ CASES_MAX = 3
 
 
 class _Words(NamedTuple):
-    """A stage in Chinese; what is wrong and where it is lost, with {right}, {foil}, {region}, {decides}."""
+    """Of a stage: what is wrong and where it is lost, with {right}, {foil}, {region}, {decides}."""
 
-    chinese: str
     wrong: str
     where: str
 
 
 _STAGES = {
-    RIGHT: _Words("正确", "The answers are right.", "Nothing is lost on the way."),
-    TOO_FEW: _Words(
-        "探针太少", "There are too few probes to say anything.", "Nothing can be said of the way."
-    ),
+    RIGHT: _Words("The answers are right.", "Nothing is lost on the way."),
+    TOO_FEW: _Words("There are too few probes to say anything.", "Nothing can be said of the way."),
     PRIOR: _Words(
-        "语言先验",
-        "It says “{foil}” whatever the picture shows.",
+        "It says {foil} whatever the picture shows.",
         "The answer is never asked of the picture: the words of the question decide.",
     ),
     NOT_SEEN: _Words(
-        "没有看见",
-        "It says “{foil}” where “{right}” is right.",
+        "It says {foil} where {right} is right.",
         "It is lost in the vision tower: what it makes of {region} is the same for both answers.",
     ),
     NOT_PASSED_ON: _Words(
-        "看见，未传递",
-        "It says “{foil}” where “{right}” is right.",
+        "It says {foil} where {right} is right.",
         "The tower sees it, and it is lost in the connector: the image tokens no longer tell the answers apart.",
     ),
     NOT_LOOKED_AT: _Words(
-        "已传递，未注视",
-        "It says “{foil}” where “{right}” is right.",
+        "It says {foil} where {right} is right.",
         "The image tokens hold the right answer, and the answer does not look at {region}{decides}.",
     ),
     NOT_USED: _Words(
-        "已注视，未使用",
-        "It says “{foil}” where “{right}” is right.",
+        "It says {foil} where {right} is right.",
         "It looks at {region}, and what it sees there does not reach its words{decides}.",
     ),
     SAID_OTHERWISE: _Words(
-        "知道，说成别的",
-        "It says “{foil}” too readily.",
+        "It says {foil} too readily.",
         "It knows: one number added to every margin would make its answers right. The last step leans to one side.",
     ),
-    None: _Words(
-        "未确定", "It says “{foil}” where “{right}” is right.", "Where it is lost could not be determined."
-    ),
+    None: _Words("It says {foil} where {right} is right.", "Where it is lost could not be determined."),
 }
 _TESTS = {
     ANSWERS: ("回答", "of the answers right"),
@@ -112,10 +102,11 @@ _PLACES = {PRIOR: 0, NOT_SEEN: 1, NOT_PASSED_ON: 2, NOT_LOOKED_AT: 3, NOT_USED: 
 """Stage → the link of the chain where the answer is lost."""
 
 
-def diagnosis_html(diagnosis: Diagnosis, probes: Sequence[Probe]) -> str:
-    """The page, which needs no network and no other file.
+def diagnosis_html(diagnosis: Diagnosis, probes: Sequence[Probe], *, language: Language = "en") -> str:
+    """The page in English and Chinese, which needs no network and no other file.
 
-    probes   those that were diagnosed: pictures and maps of typical wrong ones are in the page
+    probes     those that were diagnosed: pictures and maps of typical wrong ones are in the page
+    language   shown first; the page has a switch
 
     Raises:
         ValueError: a picture cannot be read.
@@ -125,15 +116,16 @@ def diagnosis_html(diagnosis: Diagnosis, probes: Sequence[Probe]) -> str:
     cards = [_card(name, one, is_open=name in faulty) for name, one in diagnosis.groups.items()]
     parts = {
         "STYLE": _report_style(),
-        "HEADLINE": html.escape(_headline(diagnosis)),
-        "LEAD": f"<b>{html.escape(diagnosis.model)}</b>, {html.escape(diagnosis.family)}; {len(probes)} probes.",
+        "HEADLINE": _headline(diagnosis),
+        "LEAD": f"{as_written(diagnosis.model)}, {as_written(diagnosis.family)}; "
+        f"<span>{count(len(probes), 'probe')}.</span>",
         "CASES": "\n".join(cases),
         "CARDS": "\n".join(cards),
     }
     page = PAGE.read_text(encoding="utf-8")
     for name, text in parts.items():
         page = page.replace("{{" + name + "}}", text, 1)
-    return page
+    return in_both_languages(page, language)
 
 
 def _report_style() -> str:
@@ -145,13 +137,15 @@ def _headline(diagnosis: Diagnosis) -> str:
     by_stage: dict[str, list[str]] = {}
     for name, one in diagnosis.groups.items():
         by_stage.setdefault(one.stage.name or UNDETERMINED, []).append(name)
-    return " ".join(f"{' and '.join(names)}: {stage}." for stage, names in by_stage.items())
+    return " · ".join(
+        f"<span>{as_written(', '.join(names))}: <span>{html.escape(stage)}</span></span>"
+        for stage, names in by_stage.items()
+    )
 
 
 def _pill(stage: str | None) -> str:
     kind = "good" if stage == RIGHT else "" if stage in (None, TOO_FEW) else "bad"
-    chinese = _STAGES[stage].chinese
-    return f'<span class="pill {kind}">{html.escape(stage or UNDETERMINED)} <span lang="zh">{chinese}</span></span>'
+    return f'<span class="pill {kind}">{html.escape(stage or UNDETERMINED)}</span>'
 
 
 def _case(name: str, diagnosis: Diagnosis, probes: Sequence[Probe]) -> str:
@@ -160,7 +154,7 @@ def _case(name: str, diagnosis: Diagnosis, probes: Sequence[Probe]) -> str:
     pair = _typical(name, diagnosis, probes)
     sentences = "".join(f'<p class="plain">{one}</p>' for one in _sentences(group, pair.probe))
     return (
-        f'<article class="case"><header><small>{html.escape(name)} · {html.escape(pair.probe.id)}</small>'
+        f'<article class="case"><header><small translate="no">{html.escape(f"{name} · {pair.probe.id}")}</small>'
         f"<h3>{_pill(group.stage.name)}</h3>{sentences}</header>{_pictures(pair, group)}{chain_svg(group.stage.name)}"
         f"{_mend(group)}</article>"
     )
@@ -186,10 +180,10 @@ def _sentences(group: GroupDiagnosis, probe: Probe) -> tuple[str, str, str]:
     words = _STAGES[group.stage.name]
     decides = group.evidence.decides
     filled = {
-        "right": html.escape(probe.answer),
-        "foil": html.escape(probe.foil or ""),
-        "region": f"<b>{html.escape(probe.main_region or 'the region')}</b>",
-        "decides": "" if decides is None else f"; <b>{html.escape(decides)}</b> decides",
+        "right": as_written(f"“{probe.answer}”"),
+        "foil": as_written(f"“{probe.foil or ''}”"),
+        "region": as_written(probe.main_region) if probe.main_region else "the region",
+        "decides": "" if decides is None else f"; {as_written(decides)} decides",
     }
     share = "" if group.evidence.accuracy is None else f" {percent(group.evidence.accuracy)} are right."
     do = (
@@ -216,21 +210,28 @@ def _pictures(pair: ProbePair, group: GroupDiagnosis) -> str:
     decides = group.evidence.decides
     words = f"Layer {layer.layer}: brighter is more attention."
     if pair.region is not None:
-        words += f" White: <b>{html.escape(pair.region)}</b>."
+        words += f" White: {as_written(pair.region)}."
     if decides is not None and decides in pair.probe.regions:
         outline_boxes(panel, pair.probe.regions[decides], picture.size, ORANGE, 2)
-        words += f" Orange: <b>{html.escape(decides)}</b>, which decides."
+        words += f" Orange: {as_written(decides)}, which decides."
     small = picture.resize(fitted(picture.size, WIDTH, 2 * WIDTH), Image.Resampling.LANCZOS)
-    asked = (
-        f"Asked “{html.escape(pair.probe.question)}”. It rated "
-        f'<b class="wrong">“{html.escape(pair.probe.foil or "")}”</b> '
-        f"likelier than “{html.escape(pair.probe.answer)}”, by {abs(pair.before.scores.margin_nats or 0):.1f} nats."
+    asked, foil, right = (
+        as_written(f"“{text}”", kind=kind)
+        for text, kind in (
+            (pair.probe.question, ""),
+            (pair.probe.foil or "", "wrong"),
+            (pair.probe.answer, ""),
+        )
+    )
+    rated = (
+        f"Asked {asked}. It rated {foil} likelier than {right}, by "
+        f"{abs(pair.before.scores.margin_nats or 0):.1f} nats."
     )
     return (
         f'<div class="pair"><div><img src="{inline_picture(panel)}" alt="attention over the picture">'
         f"<p>{words}</p></div>"
         f'<div><img src="{inline_picture(small)}" alt="the picture">'
-        f"<p>{asked}</p></div></div>"
+        f"<p>{rated}</p></div></div>"
     )
 
 
@@ -263,10 +264,12 @@ def chain_svg(stage: str | None) -> str:
 
 def _mend(group: GroupDiagnosis) -> str:
     remedy = group.remedy
-    lines = f'<p class="mend"><b>Samples:</b> {html.escape(remedy.samples)}</p>'
+    lines = f'<p class="mend"><b>Samples:</b> <span>{html.escape(remedy.samples)}</span></p>'
     if remedy.guards:
-        lines += f'<p class="mend"><b>Guards:</b> {html.escape(remedy.guards)}</p>'
-    command = f"<pre><code>{html.escape(remedy.command)}</code></pre>" if remedy.command else ""
+        lines += f'<p class="mend"><b>Guards:</b> <span>{html.escape(remedy.guards)}</span></p>'
+    command = (
+        f'<pre translate="no"><code>{html.escape(remedy.command)}</code></pre>' if remedy.command else ""
+    )
     return command + lines
 
 
@@ -275,8 +278,9 @@ def _card(name: str, group: GroupDiagnosis, *, is_open: bool) -> str:
     rows = "".join(leg_html(_shown(test, leg.json())) for test, leg in group.evidence.tests.items())
     head = '<div class="head"><small>tested</small><small>interval</small><small>at least</small></div>'
     return (
-        f'<article class="verdict"><header><h3>{html.escape(name)}</h3>{_pill(group.stage.name)}'
-        f'<span class="soft">{group.evidence.probes} probes, {group.evidence.pictures} pictures</span></header>'
+        f'<article class="verdict"><header><h3 translate="no">{html.escape(name)}</h3>{_pill(group.stage.name)}'
+        f'<span class="soft"><span>{count(group.evidence.probes, "probe")}</span>, '
+        f"<span>{count(group.evidence.pictures, 'picture')}</span></span></header>"
         f'<details{" open" if is_open else ""}><summary>tests</summary><div class="legs">{head}{rows}</div>'
         f'</details><p class="size">{html.escape(group.stage.reason)}</p></article>'
     )

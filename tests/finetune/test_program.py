@@ -204,26 +204,31 @@ class Undrawn:
 def test_a_run_whose_comparison_could_not_be_made_is_saved_and_ends_with_a_status(
     program: ModuleType, flags, tmp_path: Path, capsys, monkeypatch
 ):
-    def full(*_, **__):
+    asked = []
+
+    def full(*_, language, **__):
+        asked.append(language)
         raise OSError("No space left on device")
 
     monkeypatch.setattr("diagnostics.drawing.worker_client.Renderer", Undrawn)
     monkeypatch.setattr("diagnostics.compare.compare", full)
     out = tmp_path / "out"
-    assert program.main(flags("--use_lora", "True", *probe_file(tmp_path))) == 1
+    given = ("--use_lora", "True", *probe_file(tmp_path), "--report_language", "zh")
+    assert program.main(flags(*given)) == 1 and asked == ["zh"]
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"finetune.py: the weights are saved, but {out} lacks: comparison/: ")
     assert "No space left on device" in error and "python -m diagnostics.compare --before" in error
+    assert error.endswith(f"--output_dir {out} --language zh")
     assert (out / "adapter_model.safetensors").is_file()
     assert json.loads((out / "run.json").read_text())["finished"] is True
 
-    assert program.main(flags("--use_lora", "True", *probe_file(tmp_path))) == 1
+    assert program.main(flags(*given)) == 1
     again = capsys.readouterr()
     assert "this run is already finished" in again.out and again.err.splitlines()[-1] == error
     (out / "comparison").mkdir(exist_ok=True)
     (out / "comparison" / "index.html").write_text("made by hand since")
     os.utime(out / "comparison" / "index.html", (2**33, 2**33))
-    assert program.main(flags("--use_lora", "True", *probe_file(tmp_path))) == 0
+    assert program.main(flags(*given)) == 0
 
 
 def test_going_on_without_the_baseline_is_one_line(

@@ -1,6 +1,7 @@
 """A tiny model from its pixels to diagnosis.json: faults planted in memory are named, and wrong input is refused."""
 
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -12,9 +13,12 @@ from PIL import Image, ImageDraw
 from diagnostics import AttentionMonitor
 from diagnostics import diagnose as program
 from diagnostics.diagnosis import Thresholds, diagnose_model
+from diagnostics.diagnosis.remedies import remedy_of
+from diagnostics.diagnosis.stages import STAGES
 from diagnostics.records.measurement_plan import OCCLUSION, PICTURES, MeasurementPlan
 from diagnostics.records.probes import Probe, write_probes
-from diagnostics.report.diagnosis_page import chain_svg
+from diagnostics.report.diagnosis_page import chain_svg, diagnosis_html
+from tests.diagnostics.report.test_languages import seen
 
 SIZE = (60, 40)
 LOW = Thresholds(moved=0.0)
@@ -112,6 +116,30 @@ def test_the_page_and_the_file_say_the_same(sound, probes, tmp_path):
     assert "http" not in page.replace("http-equiv", "")
     text = program.table(sound)
     assert "colours" in text and f"\n  $ {group['remedy']}" in text
+
+
+def at_each_stage(sound, probes):
+    """The diagnosis as it is, and with each stage in its place, with another region that decides and without."""
+    yield sound
+    group = sound.groups["colours"]
+    for name in (*STAGES, None):
+        for decides in (None, "foot"):
+            stage = group.stage._replace(name=name)
+            remedy = remedy_of(
+                stage, probes, decides=decides, model="tiny", probe_file="probes.json", resampler=True
+            )
+            evidence = replace(group.evidence, decides=decides)
+            made = replace(group, stage=stage, evidence=evidence, remedy=remedy)
+            yield replace(sound, groups={"colours": made})
+
+
+def test_no_english_sentence_is_left_in_the_chinese_page(sound, probes):
+    for diagnosis in at_each_stage(sound, probes):
+        page = diagnosis_html(diagnosis, probes, language="zh")
+        assert '<html lang="zh-CN">' in page
+        left = re.findall(r"(?:\b[A-Za-z]{2,}\b[ ,]+){2,}[A-Za-z]{2,}", seen(page, "zh"))
+        assert not left
+        assert not re.findall("[一-鿿]+", seen(page, "en"))
 
 
 def test_the_chain_marks_where_it_is_lost():
