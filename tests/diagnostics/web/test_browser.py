@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
@@ -21,15 +19,11 @@ from diagnostics.web.checkpoints import Checkpoints
 from diagnostics.web.engine import Engine
 from diagnostics.web.handlers import Page
 from diagnostics.web.page import build, serve
+from tests.diagnostics.chromium import NEEDS_BROWSER, started
 from tests.diagnostics.web.test_page import free_port
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 pytestmark = [
-    pytest.mark.skipif(
-        CHROMIUM is None or DRIVER is None,
-        reason="needs chromium and chromedriver (Debian: apt-get install chromium-driver)",
-    ),
+    NEEDS_BROWSER,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # Gradio's queue, about its own use of pandas
 ]
 
@@ -70,20 +64,7 @@ def moved_model(folder: Path, step: int) -> Path:
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[webdriver.Chrome]:
-    options = Options()
-    options.binary_location = CHROMIUM
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--hide-scrollbars",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    made = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield made
-    made.quit()
+    yield from started()
 
 
 class Visit:

@@ -1,0 +1,97 @@
+"""The report in a real browser: on paper, and by keyboard alone."""
+
+import base64
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+
+from diagnostics.comparison.group_report import comparison_of
+from diagnostics.comparison.pairs import pair_all
+from diagnostics.comparison.trajectory import evolution_of, series_of
+from diagnostics.report.page import report_html
+from tests.diagnostics.chromium import NEEDS_BROWSER, started
+from tests.diagnostics.show_samples import probes, records
+
+pytestmark = NEEDS_BROWSER
+
+A4_INCHES = {"paperWidth": 8.27, "paperHeight": 11.69}
+STOPS = "button, summary, canvas, select, input, a[href]"
+"""What a person can act on."""
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[webdriver.Chrome]:
+    yield from started()
+
+
+@pytest.fixture(scope="module")
+def report(driver: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As long as the demo's: two groups of 40 probes, 40 guards, and three checkpoints."""
+    folder = tmp_path_factory.mktemp("report")
+    of = probes(folder, per_group=40, guards=40)
+    walk = {step: records(of, step) for step in (0, 5, 10)}
+    pairs, evolution = pair_all(of, walk[0], walk[10]), evolution_of(walk)
+    comparison = {**comparison_of(pairs), "series": series_of(of, evolution)}
+    page = report_html(comparison, pairs, evolution=evolution)
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False},
+    )
+    driver.get((folder / "index.html").as_uri())
+    return folder / "index.html"
+
+
+def pages_of(pdf: bytes) -> int:
+    """From the page tree of an uncompressed PDF."""
+    return len(re.findall(rb"/Type\s*/Page\b", pdf))
+
+
+def test_the_report_is_a_few_pages_and_a_small_file(report: Path, driver: webdriver.Chrome):
+    printed = driver.execute_cdp_cmd("Page.printToPDF", {**A4_INCHES, "printBackground": True})
+    assert 1 <= pages_of(base64.b64decode(printed["data"])) <= 6
+    assert report.stat().st_size < 5_000_000
+
+
+def focused(driver: webdriver.Chrome) -> dict[str, Any]:
+    """The control that has the focus: its place among all of the page, and the outline around it."""
+    return driver.execute_script(
+        "const one = document.activeElement, style = getComputedStyle(one);"
+        "return {at: [...document.querySelectorAll(arguments[0])].indexOf(one),"
+        "        outline: style.outlineStyle === 'none' ? 0 : parseFloat(style.outlineWidth)}",
+        STOPS,
+    )
+
+
+def test_tab_reaches_every_control_and_enter_switches_the_language(
+    report: Path,
+    driver: webdriver.Chrome,
+):
+    stops = driver.execute_script(
+        "const shown = (one) => one.checkVisibility();"
+        "return [...document.querySelectorAll(arguments[0])].map((one, at) => [at, shown(one), one.tagName])"
+        ".filter(([at, seen]) => seen)",
+        STOPS,
+    )
+    assert {kind for _, _, kind in stops} == {"BUTTON", "SUMMARY", "CANVAS", "SELECT", "INPUT"}
+    reached = []
+    for _ in stops:
+        ActionChains(driver, duration=0).send_keys(Keys.TAB).perform()
+        found = focused(driver)
+        assert found["outline"] >= 2, found
+        reached.append(found["at"])
+    assert reached == [at for at, _, _ in stops]  # each once, in the order of the page
+
+    chinese = driver.find_element("css selector", ".languages button[value=zh]")
+    headline = driver.find_element("tag name", "h1").text
+    driver.execute_script("arguments[0].focus()", chinese)
+    ActionChains(driver, duration=0).send_keys(Keys.ENTER).perform()
+    assert driver.execute_script("return document.documentElement.lang") == "zh-CN"
+    assert chinese.get_attribute("aria-pressed") == "true"
+    assert driver.find_element("tag name", "h1").text != headline
