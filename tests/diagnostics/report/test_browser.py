@@ -40,12 +40,14 @@ def report(driver: webdriver.Chrome, tmp_path_factory: pytest.TempPathFactory) -
     comparison = {**comparison_of(pairs), "series": series_of(of, evolution)}
     page = report_html(comparison, pairs, evolution=evolution)
     (folder / "index.html").write_text(page, encoding="utf-8")
-    driver.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False},
-    )
+    resize(driver, 1280)
     driver.get((folder / "index.html").as_uri())
     return folder / "index.html"
+
+
+def resize(driver: webdriver.Chrome, width: int) -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
 def pages_of(pdf: bytes) -> int:
@@ -96,3 +98,8 @@ def test_tab_reaches_every_control_and_enter_switches_the_language(
     assert driver.execute_script("return document.documentElement.lang") == "zh-CN"
     assert chinese.get_attribute("aria-pressed") == "true"
     assert driver.find_element("tag name", "h1").text != headline
+
+
+def test_a_phone_scrolls_one_way_only(report: Path, driver: webdriver.Chrome):
+    resize(driver, 390)
+    assert driver.execute_script("return document.documentElement.scrollWidth") == 390
