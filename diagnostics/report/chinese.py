@@ -619,6 +619,7 @@ _DIAGNOSIS = {
     "the language layers": "语言层",
     "the vision tower": "视觉塔",
     "Layer {n:n}: brighter is more attention.": "第 {n} 层：越亮，注意力越多。",
+    "White: {r}. Orange: {d}, which decides.": "白框：{r}。橙框：{d}，由它决定。",
     "White: {r}.": "白框：{r}。",
     "Orange: {r}, which decides.": "橙框：{r}，由它决定。",
     "Asked {q}. It rated {f} likelier than {a}, by {n:n} nats.": "问 {q}。它认为 {f} 比 {a} 更可能，差 {n} nats。",
@@ -789,12 +790,12 @@ _NUMBERS = {
 CHINESE: dict[str, str] = {
     **_NAMES,
     **_HEADLINE,
+    **_DIAGNOSIS,
     **_CASES,
     **_CARDS,
     **_REASONS,
     **_BOXES,
     **_CHARTS,
     **_PAGE,
-    **_DIAGNOSIS,
     **_NUMBERS,
 }

@@ -182,7 +182,7 @@ def _sentences(group: GroupDiagnosis, probe: Probe) -> tuple[str, str, str]:
     filled = {
         "right": as_written(f"“{probe.answer}”"),
         "foil": as_written(f"“{probe.foil or ''}”"),
-        "region": as_written(probe.main_region) if probe.main_region else "the region",
+        "region": f"the {as_written(probe.main_region)}" if probe.main_region else "the region",
         "decides": "" if decides is None else f"; {as_written(decides)} decides",
     }
     share = "" if group.evidence.accuracy is None else f" {percent(group.evidence.accuracy)} are right."

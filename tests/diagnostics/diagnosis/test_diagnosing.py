@@ -137,7 +137,8 @@ def test_no_english_sentence_is_left_in_the_chinese_page(sound, probes):
     for diagnosis in at_each_stage(sound, probes):
         page = diagnosis_html(diagnosis, probes, language="zh")
         assert '<html lang="zh-CN">' in page
-        left = re.findall(r"(?:\b[A-Za-z]{2,}\b[ ,]+){2,}[A-Za-z]{2,}", seen(page, "zh"))
+        text = re.sub("[§.,:;]", " ", seen(page, "zh"))  # names do not part the words of a sentence
+        left = re.findall(r"(?:\b[A-Za-z]{2,}\b[ ]+){2,}[A-Za-z]{2,}", text)
         assert not left
         assert not re.findall("[一-鿿]+", seen(page, "en"))
 
