@@ -238,6 +238,25 @@ class QwenVLProcessor(ProcessorMixin):
         return row.ids, sources
 
     # --- chats -------------------------------------------------------------------------------------------
+    def _chosen_template(self, asked: str | None) -> str:
+        """The template to render: the asked one, by its name or as text; without one the processor's own.
+
+        Later releases of transformers have this under a private name, earlier ones not.
+        """
+        known: Any = self.chat_template
+        if isinstance(known, dict):
+            name = "default" if asked is None else asked
+            if name in known:
+                return str(known[name])
+            if asked is None:
+                raise ValueError(
+                    f"found the chat templates {', '.join(known)}, none of them called 'default'; name one: "
+                    "chat_template=NAME"
+                )
+        if asked is None and known is None:
+            raise ValueError("found no chat template in this processor; give one: chat_template=TEXT")
+        return str(known) if asked is None else asked
+
     def apply_chat_template(  # type: ignore[override]
         self,
         conversation: Sequence[Any],
@@ -264,7 +283,7 @@ class QwenVLProcessor(ProcessorMixin):
 
         Raises TypeError for an option that neither the processor nor the template knows.
         """
-        template = self._resolve_chat_template(chat_template)
+        template = self._chosen_template(chat_template)
         options = {**{k: v for k, v in kwargs.items() if k in _CALL_OPTIONS}, **(processor_kwargs or {})}
         variables = _without(kwargs, _CALL_OPTIONS)
         check_variables(

@@ -393,7 +393,16 @@ def test_several_templates_are_kept(folder, tmp_path):
     assert (
         again.apply_chat_template(CHAT) == "D"
         and again.apply_chat_template(CHAT, chat_template="short") == "S"
+        and again.apply_chat_template(CHAT, chat_template="a text of its own") == "a text of its own"
     )
+    again.chat_template = {"long": "L", "short": "S"}
+    with pytest.raises(
+        ValueError, match="found the chat templates long, short, none of them called 'default'"
+    ):
+        again.apply_chat_template(CHAT)
+    again.chat_template = None
+    with pytest.raises(ValueError, match="found no chat template in this processor; give one"):
+        again.apply_chat_template(CHAT)
 
 
 def test_a_copy_and_a_pickle_read_as_the_processor(processor):
