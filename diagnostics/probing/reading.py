@@ -68,7 +68,8 @@ class PromptReader:
         """Probes whose prompts are equally long (``alike``), in one pass and what continues from it."""
         [length] = {_prompt_length(one) for one in asked}
         prompt = self._prompt_pass(extractor, asked, length)
-        # A copy: caches of sliding windows and linear attention cannot be cut back to the prompt.
+        # A copy, also where no reply is generated: caches of sliding windows and linear attention cannot be cut back to
+        # the prompt, and the extractor takes tokens for a pass of their own only behind another cache.
         tails = self._tails_pass(extractor, asked, length, deepcopy(prompt.cache), prompt.logits)
         with extractor.paused():
             replies = self._greedy(prompt.logits, prompt.cache)
