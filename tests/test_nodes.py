@@ -2,7 +2,6 @@
 
 # ruff: noqa: F811 (fixtures of another file)
 
-import json
 import os
 import signal
 import socket
@@ -19,22 +18,12 @@ from safetensors.numpy import load_file
 from diagnostics import AttentionMonitor, AttentionRecord
 from finetune.model.look_file import supervised_of
 from finetune.training import run_folder, trainer
-from tests.finetune.conftest import write_checkpoint, write_data
+from tests.finetune.conftest import with_boxes, write_checkpoint, write_data
 from tests.finetune.test_program import environment, program, scalars  # noqa: F401
 from tests.finetune.training.test_resume import started, status_of, write_probes
 
 ROOT = Path(__file__).parents[1]
 STEPS = 4
-
-
-def with_boxes(path: Path) -> Path:
-    """The data, with a box to look at in answers about pictures; read where attention is supervised."""
-    records = json.loads(path.read_text(encoding="utf-8"))
-    for asked, answered in (one["conversations"] for one in records):
-        if "<img>" in asked["value"]:
-            answered["look_at"] = [{"phrase": "yes", "boxes": [[0, 0, 8, 14]]}]
-    path.write_text(json.dumps(records), encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")

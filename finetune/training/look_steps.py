@@ -75,7 +75,7 @@ class LookSteps:
         with self.supervision.kept().keeping() as calls:
             yield calls
 
-    def added(self, language: Tensor, calls: Mapping[str, Call], rows: LookBatch, *, is_last: bool) -> Tensor:
+    def added(self, language: Tensor, calls: Mapping[str, Call], rows: LookBatch) -> Tensor:
         """The language loss and the weighted look loss of a micro-batch, each its share of the step's mean.
 
         Raises TrainingError where no gradient reaches the rows.
@@ -83,15 +83,17 @@ class LookSteps:
         _check_gradient(calls)
         result = self.supervision.result(calls, rows)
         self.tally.add(result, rows.sources)
-        weighted = self.weight * loss.step_loss(result.losses, self.rows_in_step)
-        if is_last and self.is_logged and self._measures_share():
-            self._measure_share(language, weighted)
-        return language + weighted
+        return language + self._weighted(result.losses)
+
+    def _weighted(self, losses: Tensor) -> Tensor:
+        return self.weight * loss.step_loss(losses, self.rows_in_step)
 
     # --- its share of the gradient -------------------------------------------------------------------------------
-    def _measures_share(self) -> bool:
+    @property
+    def share_is_due(self) -> bool:
+        """Is the look loss's share of the gradient norm to be measured in this step?"""
         is_due = not self.share_measured_at or self.step + 1 - self.share_measured_at >= SHARE_EVERY
-        return is_due and self._share_is_measurable
+        return bool(self.weight) and self.is_logged and is_due and self._share_is_measurable
 
     @functools.cached_property
     def _share_is_measurable(self) -> bool:
@@ -107,12 +109,14 @@ class LookSteps:
     def _trained(self) -> list[nn.Parameter]:
         return [one for one in self.model.parameters() if one.requires_grad]
 
-    def _measure_share(self, language: Tensor, look: Tensor) -> None:
-        """Two further backward passes of one micro-batch; the gradients are thrown away."""
+    def measure_share(self, language: Tensor, calls: Mapping[str, Call], rows: LookBatch) -> None:
+        """Two backward passes of one micro-batch, whose graph and gradients are then thrown away."""
+        _check_gradient(calls)
         self.share_measured_at = self.step + 1
+        look = self._weighted(self.supervision.result(calls, rows).losses)
         norms = []
         for part in (look, language):
-            found = torch.autograd.grad(part, self._trained(), retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(part, self._trained(), retain_graph=part is look, allow_unused=True)
             squares = [one.float().square().sum() for one in found if one is not None]
             norms.append(torch.stack(squares).sum().sqrt())
         self.tally.add_norms(*norms)

@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -308,16 +308,14 @@ class FinetuneTrainer(SavingTrainer):
         dataset = self._dataset if model.training else self.judged
         self._meet(Batch(about, dataset, *labels.shape), training=model.training)
         kept = about["kept"]
-        # A cache is of no use here, and with one some families let the samples of a packed row see each other.
         rows = LookBatch(**about["look"]) if "look" in about else None
         is_looking = self.looking is not None and model.training
-        with self.looking.watching(rows) if self.looking and is_looking else nullcontext() as calls:
-            outputs = model(
-                **inputs, use_cache=False, **({"logits_to_keep": kept} if self.keeps_logits else {})
-            )
-        logits = outputs["logits"] if self.keeps_logits else outputs["logits"][:, kept]
         targets = labels[:, kept + 1]
-        nats = loss.token_nats(logits, targets, label_smoothing=self.args.label_smoothing_factor)
+        if self.looking and is_looking and rows and self._is_last_micro_batch and self.looking.share_is_due:
+            self._measure_look_share(inputs, kept, targets, rows, num_items_in_batch)
+        with self.looking.watching(rows) if self.looking and is_looking else nullcontext() as calls:
+            outputs = self._outputs(model, inputs, kept)
+        nats = self._nats(outputs, kept, targets)
         tally = self.trained if model.training else self.evaluated
         token_sources = about["sources"][:, kept + 1][targets != loss.IGNORED]
         tally.add(nats, token_sources, about["sample_sources"])
@@ -329,11 +327,50 @@ class FinetuneTrainer(SavingTrainer):
             self._check_loss(value.item(), len(nats))
         if calls:
             assert self.looking is not None and rows is not None
-            value = self.looking.added(value, calls, rows, is_last=self._is_last_micro_batch)
+            value = self.looking.added(value, calls, rows)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # The gradients of these processes will be averaged.
             value = value * (self.accelerator.num_processes // self.get_tp_size())
         return (value, outputs) if return_outputs else value
+
+    def _outputs(self, model: nn.Module, inputs: Mapping[str, Any], kept: Tensor) -> Any:
+        # A cache is of no use here, and with one some families let the samples of a packed row see each other.
+        some = {"logits_to_keep": kept} if self.keeps_logits else {}
+        return model(**inputs, use_cache=False, **some)
+
+    def _nats(self, outputs: Any, kept: Tensor, targets: Tensor) -> Tensor:
+        logits = outputs["logits"] if self.keeps_logits else outputs["logits"][:, kept]
+        return loss.token_nats(logits, targets, label_smoothing=self.args.label_smoothing_factor)
+
+    def _measure_look_share(
+        self,
+        inputs: Mapping[str, Any],
+        kept: Tensor,
+        targets: Tensor,
+        rows: LookBatch,
+        items: Tensor | int | None,
+    ) -> None:
+        """The look loss's share of the gradient, in a forward of its own before that of the step.
+
+        Not in the step's own graph: DeepSpeed's engine reduces gradients at the end of every backward pass through its
+        outputs, this one too, and a forward before the step's holds no second set of activations.
+        """
+        assert self.looking is not None
+        bare = self.looking.model
+        if self.is_deepspeed_enabled:  # its engine, which is gone round here, casts what it is given
+            kind = next(bare.parameters()).dtype
+            inputs = {
+                name: one.to(kind) if isinstance(one, Tensor) and one.is_floating_point() else one
+                for name, one in inputs.items()
+            }
+        device = self.args.device
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            self.looking.watching(rows) as calls,
+        ):
+            nats = self._nats(self._outputs(bare, inputs, kept), kept, targets)
+        assert calls is not None
+        self.looking.measure_share(loss.step_loss(nats, items), calls, rows)
 
     @property
     def _is_last_micro_batch(self) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from transformers import AutoModelForImageTextToText
 
 from finetune.model.checkpoint import load
 from finetune.training import run_folder
+from tests.finetune.conftest import with_boxes
 from tests.finetune.families.tiny_families import GRIDS
 from tests.finetune.families.tiny_siglip import SIGLIPS
 from tests.finetune.model.test_adaptation import batch
@@ -361,9 +363,14 @@ def test_a_run_killed_half_way_ends_with_the_same_files(program: ModuleType, fla
     assert [event.step for event in events(out / "runs").Scalars("train/train_runtime")] == [30]
 
 
-def test_two_processes_under_deepspeed_train_the_same(program: ModuleType, flags, tmp_path: Path):
-    """ZeRO-2, 2 x 2 samples, against one process without DeepSpeed, 4 samples."""
-    more = ("--use_lora", "True", "--lora_dropout", "0")
+def test_two_processes_under_deepspeed_train_the_same(
+    program: ModuleType, flags, data_file: Path, tmp_path: Path
+):
+    """ZeRO-2, 2 x 2 samples, against one process without DeepSpeed, 4 samples; attention is supervised in both."""
+    shutil.copytree(data_file.parent, tmp_path / "data")
+    data = with_boxes(tmp_path / "data" / data_file.name)
+    more = ("--use_lora", "True", "--lora_dropout", "0", "--data_path", str(data))
+    more += ("--look_weight", "0.5", "--look_layers", "all")
     assert program.main(flags(*more, "--output_dir", str(tmp_path / "one"))) == 0
     two = (*more, "--per_device_train_batch_size", "2", "--deepspeed", str(ROOT / "ds_config_zero2.json"))
     command = [
@@ -373,9 +380,12 @@ def test_two_processes_under_deepspeed_train_the_same(program: ModuleType, flags
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("language: adapters") == 1  # the first process speaks alone
-    one, both = (scalars(tmp_path / name / "runs")["train/loss"] for name in ("one", "out"))
-    assert list(both) == [1, 2, 3, 4]
-    assert list(both.values()) == pytest.approx(list(one.values()), abs=1e-4)
+    alone, shared = (scalars(tmp_path / name / "runs") for name in ("one", "out"))
+    assert list(shared["train/loss"]) == [1, 2, 3, 4]
+    for name in ("train/loss", "train/look loss"):
+        assert list(shared[name].values()) == pytest.approx(list(alone[name].values()), abs=1e-4), name
+    shares = [one["train/look gradient norm (share)"] for one in (alone, shared)]
+    assert all([*one] == [1] and 0 < one[1] < 1 for one in shares), shares
     assert len(list((tmp_path / "out" / "runs").iterdir())) == 1  # and writes alone
     marker = json.loads((tmp_path / "out" / "checkpoint-4" / run_folder.COMPLETE_FILE).read_text())
     assert marker["processes"] == 2
