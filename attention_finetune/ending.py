@@ -11,7 +11,8 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from finetune.distributed import is_main
+from finetune.distributed import end_with_launcher, is_main
+from finetune.files import is_refused_write, refusal_words
 from finetune.training import folder_lock, library_log, stopping, trainer
 
 FAILED = 1
@@ -51,9 +52,10 @@ def exit_status(stations: Callable[[Sequence[str]], None], argv: Sequence[str]) 
     """Run the stations; returns the exit status.
 
     Invalid input and deliberate stops of training print one message; a stop signal and Ctrl-C print one line that says
-    how to resume. Any other error keeps its traceback.
+    how to resume, and a full disk one that says what to do. Any other error keeps its traceback.
     """
     quieten()
+    end_with_launcher()
     status, is_explained = FAILED, False
     try:
         stations(argv)
@@ -68,12 +70,24 @@ def exit_status(stations: Callable[[Sequence[str]], None], argv: Sequence[str]) 
         status, is_explained = ended(str(interrupted), stopping.INTERRUPTED), True
     except KeyboardInterrupt:
         status, is_explained = ended("interrupted; nothing had been trained", stopping.INTERRUPTED), True
+    except Exception as error:
+        if not is_refused_write(error):
+            raise
+        status, is_explained = fail(RefusedError(_refused_words(error))), True
     finally:
         log = library_log.end()
         if log is not None and not is_explained:
             print(f"what libraries said is in {log}", file=sys.stderr)
         folder_lock.release_all()
     return status
+
+
+def _refused_words(error: Exception) -> str:
+    """Where a disk refuses what is no checkpoint: pictures, curves, the run's own files."""
+    return (
+        f"{refusal_words(error)}. What was saved before is unchanged: free some space, or give another --output_dir, "
+        "and run the same command again"
+    )
 
 
 def quieten() -> None:

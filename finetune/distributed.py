@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,11 +16,24 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 T = TypeVar("T")
+_PR_SET_PDEATHSIG = 1
 
 
 def is_main() -> bool:
     """Is this the first process of the run?"""
     return os.environ.get("RANK", "0") == "0"
+
+
+def end_with_launcher() -> None:
+    """Under torchrun, have the system send SIGTERM when the launcher dies, as it would send itself: its processes would
+    train on without it, hold the output folder and the GPUs, and no command would find them. Linux alone has this.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
+        return
+    launcher = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != launcher:  # it died before
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def is_distributed() -> bool:

@@ -13,6 +13,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,9 +33,10 @@ from transformers.utils import logging
 
 import finetune.families as families
 from finetune.families.parts.modules import bare_model
+from finetune.files import check_writable, is_refused_write, refusal_words
 from finetune.model import checkpoint, weights
 from finetune.samples.conversation import Conversation, ImageRef, Turn
-from finetune.training import model_card, run_folder
+from finetune.training import folder_lock, model_card, run_folder
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
@@ -157,7 +159,7 @@ def export(
     before = logits(model, processor)
     effect = _effect(model, processor, before)
 
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = _partial_folder(folder, say)
     try:
         say(f"{'merging' if effect else 'writing'} in {_name(stored)}")
         _write(model, processor, partial, max_shard_size)
@@ -168,12 +170,22 @@ def export(
         del fresh
         saved = difference(before, after)
         _require_same(saved, effect, stored, say)
-        _write_card(Path(source), partial, effect)
+        _write_card(Path(source), partial, effect, name=folder.resolve().name)
+        folder_lock.release(partial)
         if folder.exists():
             folder.rmdir()
         os.replace(partial, folder)
+    except Exception as error:
+        if not is_refused_write(error):
+            raise
+        raise ValueError(
+            f"--output_dir {folder}: {refusal_words(error)}; no files were kept: free some space, or give another"
+        ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _empty(partial)
+        folder_lock.release(partial)
+        with suppress(OSError):  # it has become the folder that was wanted
+            partial.rmdir()
     four_bit = _against_four_bit(source, after, options, stored, say) if history.four_bit else None
     say(f"done: {folder} ({_gib(folder):.2f} GiB)")
     return Exported(folder, stored, saved, effect, four_bit)
@@ -204,17 +216,43 @@ def history_of(source: Path) -> History:
 def _new_folder(folder: Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--output_dir {folder}: is not empty; give a new folder, or empty this one")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(folder.parent)
     return folder
 
 
-def _write_card(source: Path, folder: Path, effect: Difference | None) -> None:
+def _partial_folder(folder: Path, say: Callable[[str], None]) -> Path:
+    """A hidden folder to write to, locked, beside the one that is wanted; of an export that was killed it is emptied.
+
+    Raises ValueError where another export writes there, or where it is not known whose it is.
+    """
+    partial = folder.with_name(f".{folder.name[:80]}.partial")
+    left = [one.name for one in partial.iterdir()] if partial.is_dir() else []
+    if left and folder_lock.LOCK_FILE not in left:
+        raise ValueError(
+            f"{partial}: found {left[0]}, which no export left there; expected an empty place to write to: move it away"
+        )
+    for line in folder_lock.take(partial):
+        say(line)
+    _empty(partial)
+    return partial
+
+
+def _empty(partial: Path) -> None:
+    """Delete all but the lock."""
+    for path in partial.iterdir() if partial.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != folder_lock.LOCK_FILE:
+            path.unlink()
+
+
+def _write_card(source: Path, folder: Path, effect: Difference | None, *, name: str) -> None:
     """As of the run that trained the source. A verdict is carried over: the logits are the same."""
     run = next((one for one in (source, source.parent) if (one / run_folder.RUN_FILE).is_file()), source)
     step = run_folder.step_of(source) if (source / run_folder.STATE_FILE).is_file() else None
     config = checkpoint.load_config(folder)
     note = f"{'An adapter was merged into its base' if effect else 'The weights of a checkpoint'}{KEEPING}"
-    model_card.write(folder, run=run, family=families.family_of(config).name, step=step, note=note)
+    model_card.write(folder, run=run, family=families.family_of(config).name, step=step, note=note, name=name)
 
 
 def _effect(model: nn.Module, processor: Any, adapted: Float[Tensor, "tokens words"]) -> Difference | None:
@@ -229,7 +267,6 @@ def _effect(model: nn.Module, processor: Any, adapted: Float[Tensor, "tokens wor
 
 
 def _write(model: nn.Module, processor: Any, folder: Path, max_shard_size: str) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # of an export that was killed
     merged: Any = model.merge_and_unload() if isinstance(model, PeftModel) else model  # type: ignore[operator]
     _untie(merged)
     needed = sum(p.numel() * p.element_size() for p in merged.parameters())

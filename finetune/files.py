@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+LEFT_BEHIND = re.compile(r"\.([0-9]+)-[0-9]+\.tmp|\.tmp[0-9A-Za-z]{6}")
+"""Names of temporary files: ``in_place_of``'s, with the number of their process, and safetensors'."""
 
 
 class WriteError(OSError):
@@ -44,6 +50,45 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def is_refused_write(error: BaseException) -> bool:
+    """Did a disk refuse a write: full, over a quota, or mounted for reading? safetensors and torch have words for it in
+    errors of their own."""
+    if isinstance(error, WriteError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno in REFUSED
+    words = (
+        "PytorchStreamWriter", "unexpected pos", *(f"(os error {number})" for number in REFUSED)
+    )  # fmt: skip
+    return any(word in str(error) for word in words)
+
+
+def refusal_words(error: BaseException) -> str:
+    """Which file a disk refused, where the error knows it, and why."""
+    if isinstance(error, WriteError) or not isinstance(error, OSError):
+        return str(error)
+    return f"cannot write {error.filename or 'a file'}: {error.strerror}"
+
+
+def delete_left_behind(folders: Iterable[Path]) -> None:
+    """Delete the temporary files that killed processes left in these folders. Call where nobody else writes there."""
+    for folder in folders:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            name = LEFT_BEHIND.fullmatch(path.name)
+            if name is not None and not (name[1] and _is_alive(int(name[1]))):
+                path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return process != os.getpid()
+
+
 def check_writable(folder: Path) -> None:
     """Write and remove a file in the folder. Folders that were made for it are removed again, so that a program that
     refuses another input leaves nothing behind. Raises ValueError if the folder cannot be written.
@@ -53,9 +98,9 @@ def check_writable(folder: Path) -> None:
         write_atomically(folder / ".trial", b"")
         (folder / ".trial").unlink()
     except OSError as error:
+        found = "a file" if folder.is_file() else f"a folder that cannot be written ({error.strerror})"
         raise ValueError(
-            f"{folder}: found a folder that cannot be written ({error.strerror}); expected one with room that this "
-            "user may write to"
+            f"{folder}: found {found}; expected a folder with room that this user may write to"
         ) from error
     finally:
         _remove_empty(made)

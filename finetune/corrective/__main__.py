@@ -24,6 +24,7 @@ from finetune.corrective.category_names import Names, read_names
 from finetune.corrective.sampling import Asked, Topics, count, for_probes, for_training, hold_out, topics_of
 from finetune.corrective.scenes import Language, Question, Scene
 from finetune.corrective.writing import DATA_FILE, PROBE_FILE, write
+from finetune.files import check_writable
 
 LEAST_PROBES = 20
 """Groups with fewer probes get no verdict; ``GOOD_PROBES`` suffice for a reliable one."""
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         made = make(options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("\n".join(summary(made, options.output_dir)))
@@ -58,6 +59,7 @@ def make(options: argparse.Namespace) -> Made:
     Raises ValueError listing every fault of the flags, or of the annotations, the names or a template file.
     """
     _check(options)
+    check_writable(options.output_dir)
     scenes = read_scenes(
         options.boxes,
         options.images,

@@ -34,13 +34,16 @@ _NO_FLAGS = (
 )
 
 
-def write(folder: Path, *, run: Path, family: str, step: int | None, note: str = "") -> None:
+def write(
+    folder: Path, *, run: Path, family: str, step: int | None, note: str = "", name: str | None = None
+) -> None:
     """Write the card of a saved model or adapter, and the picture that it shows.
 
     run      the output folder of the run that trained it
     family   name of the model's family
     step     that the weights were saved after; the run's verdict is on its last one. None: not known
     note     a paragraph on what was done to them since
+    name     the card's title; None: the folder's name
     """
     marks = run_folder.marks_of(run) or {}
     comparison = _comparison_of(run, step)
@@ -49,7 +52,7 @@ def write(folder: Path, *, run: Path, family: str, step: int | None, note: str =
         shutil.copyfile(picture, folder / PICTURE_FILE)
     sections = [
         _header(folder, marks, family),
-        *_title(folder, marks, family, note),
+        *_title(name or folder.resolve().name, folder, marks, family, note),
         *_verdict(comparison),
         *([f"![One probe: before, now, and the difference]({PICTURE_FILE})"] if picture else []),
         *_loading(folder, marks, family),
@@ -107,8 +110,8 @@ def _header(folder: Path, marks: Mapping[str, Any], family: str) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _title(folder: Path, marks: Mapping[str, Any], family: str, note: str) -> Iterator[str]:
-    yield f"# {folder.resolve().name.removesuffix('.partial')}"
+def _title(name: str, folder: Path, marks: Mapping[str, Any], family: str, note: str) -> Iterator[str]:
+    yield f"# {name}"
     what = f"An adapter of {family}" if is_adapter(folder) else f"A model of the family {family}"
     base = _public(marks.get("model_name_or_path"), "a base that is not known")
     yield f"{what}, trained on {base}.{_base_mark(folder)}"

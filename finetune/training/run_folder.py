@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from finetune import fields
 from finetune.data.mixture import parse_source
 from finetune.fields import NULL, OBJECT, TEXT, TRUTH, by_name, items, number, one_of, whole
-from finetune.files import write_atomically
+from finetune.files import delete_left_behind, write_atomically
 from finetune.flags import run_file
 from finetune.flags.arguments import Arguments
 from finetune.flags.parse import default_values
@@ -173,7 +173,7 @@ def begin(
 ) -> Start:
     """Decide how a run in ``folder`` begins, and lock the folder unless it holds the finished run.
 
-    Nothing else is written, but ``overwrite`` deletes the earlier run.
+    Nothing else is written, but ``overwrite`` deletes the earlier run, and temporary files of a killed one go.
 
     resume      ``--resume_from_checkpoint``: a folder, "True", or None (then the same command resumes by itself)
 
@@ -182,6 +182,8 @@ def begin(
     """
     notes, fault = _locked(folder)
     try:
+        if fault is None and _read_run(folder) is not None:
+            delete_left_behind(_own_folders(folder))
         if overwrite and fault is None:
             clear(folder)
         start = _start(folder, marks, resume=resume, world_size=world_size, deepspeed=deepspeed)
@@ -194,6 +196,12 @@ def begin(
         folder_lock.release(folder)
         return start
     return start._replace(lines=(*notes, *start.lines))
+
+
+def _own_folders(folder: Path) -> list[Path]:
+    """The run's folder and those below it, but the checkpoints: what is half-written there is passed over whole."""
+    below = [one for name in OUR_FOLDERS for one in (folder / name).rglob("*") if one.is_dir()]
+    return [folder, *(folder / name for name in OUR_FOLDERS), *below]
 
 
 def _locked(folder: Path) -> tuple[tuple[str, ...], str | None]:

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import Trainer
 
+from finetune import files
 from finetune.families import family_of
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
@@ -115,7 +115,7 @@ class SavingTrainer(Trainer):
         """Turn a write failure into a TrainingError. ``part``: the folder is incomplete and is deleted."""
         try:
             yield
-        except (OSError, SafetensorError, RuntimeError) as error:
+        except Exception as error:
             if not is_write_failure(error):
                 raise
             if part and self.args.should_save:
@@ -176,8 +176,7 @@ def gathered_tables(model: nn.Module) -> dict[str, Tensor]:
 
 
 def is_write_failure(error: Exception) -> bool:
-    """Did a write fail? torch raises a RuntimeError for that, safetensors an error of its own."""
+    """Did a write fail, within a block that only writes?"""
     if isinstance(error, OSError):
         return error.errno is not None
-    words = ("PytorchStreamWriter", "unexpected pos")
-    return isinstance(error, SafetensorError) or any(word in str(error) for word in words)
+    return "(os error " in str(error) or files.is_refused_write(error)  # safetensors' own error

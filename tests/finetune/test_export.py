@@ -1,5 +1,6 @@
 """Exported folders are the model that was trained: adapters of every kind, full checkpoints, and what is refused."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from finetune.families.qwen_vl import QwenVLFamily
 from finetune.model import checkpoint
 from finetune.model.adaptation import Plan, adapt
 from finetune.qwen_vl import QwenVLForConditionalGeneration
-from finetune.training import run_folder
+from finetune.training import folder_lock, run_folder
 from tests.finetune.model.test_adaptation import LORA, batch, perturb
 from tests.finetune.test_program import program  # noqa: F401  (a fixture)
 
@@ -202,3 +203,36 @@ def test_shards_alone_come_with_the_command_that_joins_them(tmp_path: Path):
         ValueError, match=r"shards in global_step7; put them together first:\n  python .*zero_to_fp32\.py"
     ):
         export.export(tmp_path, tmp_path / "new")
+
+
+def test_a_full_disk_ends_in_one_message_and_keeps_nothing(
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    def full(self, folder: Path, **_):
+        Path(folder, "half").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    monkeypatch.setattr(QwenVLForConditionalGeneration, "save_pretrained", full)
+    assert export.main([str(adapter), "--output_dir", str(tmp_path / "a" / "b")]) == 1
+    error = capsys.readouterr().err
+    place = tmp_path / "a" / "b"
+    assert (
+        f"finetune.export: --output_dir {place}: cannot write {place.parent / '.b.partial'}: No space"
+        in error
+    )
+    assert "no files were kept" in error and "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_replaced_and_what_anybody_else_left_is_not(tmp_path: Path):
+    said: list[str] = []
+    partial = tmp_path / ".merged.partial"
+    (partial / "sub").mkdir(parents=True)
+    (partial / "sub" / "half").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"\.merged\.partial: found sub, which no export left there"):
+        export._partial_folder(tmp_path / "merged", said.append)
+    assert (partial / "sub" / "half").is_file()
+    (partial / folder_lock.LOCK_FILE).write_bytes(b"")
+    assert export._partial_folder(tmp_path / "merged", said.append) == partial
+    assert [one.name for one in partial.iterdir()] == [folder_lock.LOCK_FILE] and said == []
+    folder_lock.release(partial)

@@ -348,3 +348,19 @@ def test_a_folder_that_cannot_be_written_to_is_refused_and_nothing_is_left_of_th
     start(tmp_path / "one" / "two")
     folder_lock.release_all()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_temporary_files_of_a_killed_run_go_when_it_goes_on(unfinished: Path):
+    left = [unfinished / ".tmpKR5cyl", unfinished / "attention" / "step-000050" / ".tmpKR5cyl"]
+    kept = [unfinished / "attention" / "step-000050" / "a.safetensors", unfinished / "notes.txt"]
+    for path in (*left, *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    start(unfinished)
+    assert [path.exists() for path in left] == [False, False] and all(path.exists() for path in kept)
+
+
+def test_temporary_files_where_no_run_of_ours_is_stay(tmp_path: Path):
+    (tmp_path / ".tmpKR5cyl").write_bytes(b"")
+    start(tmp_path)
+    assert (tmp_path / ".tmpKR5cyl").exists()

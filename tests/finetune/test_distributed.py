@@ -1,0 +1,46 @@
+"""The processes of a run end with their launcher."""
+
+import os
+import select
+import signal
+import sys
+import time
+
+import pytest
+
+from finetune.distributed import end_with_launcher
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process that its parent has died")
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_process_ends_with_torchrun_and_with_nothing_else(monkeypatch: pytest.MonkeyPatch, launched: bool):
+    if launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    else:
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    ready, to_ready = os.pipe()
+    launcher = os.fork()
+    if launcher == 0:
+        rank = os.fork()
+        if rank == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            end_with_launcher()
+        else:
+            os.write(to_ready, b"%d " % rank)
+        if rank == 0:
+            os.write(to_ready, b"armed")
+        time.sleep(60)
+        os._exit(0)
+    said = b""
+    while b"armed" not in said or b" " not in said:
+        said += os.read(ready, 100)
+    rank = int(said.replace(b"armed", b""))
+    waiting = select.poll()
+    waiting.register(os.pidfd_open(rank), select.POLLIN)
+    os.kill(launcher, signal.SIGKILL)
+    os.waitpid(launcher, 0)
+    try:
+        assert bool(waiting.poll(10_000 if launched else 200)) is launched
+    finally:
+        if not launched:
+            os.kill(rank, signal.SIGKILL)
