@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if hasattr(os, "SCHED_IDLE"):
             # Nice alone leaves drawing a share of the cores, and a training step waits for its slowest thread.
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        serve(options.attention_dir, options.scratch_dir, options.shown_per_group, sys.stdin)
+        if not serve(options.attention_dir, options.scratch_dir, options.shown_per_group, sys.stdin):
+            # The training was killed: nobody else will delete the pictures drawn for it.
+            shutil.rmtree(options.scratch_dir, ignore_errors=True)
 
 
 def _by_hand(attention_dir: Path, probes: Path | None, steps: Sequence[int] | None, *, strips: bool) -> int:

@@ -17,7 +17,7 @@ from diagnostics.drawing.archive_pictures import (
     render_strips,
 )
 from diagnostics.drawing.board import SHOWN_PER_GROUP
-from diagnostics.drawing.worker_client import STRIPS, Message
+from diagnostics.drawing.worker_client import END, STRIPS, Message
 
 WORKERS_MAX = 4
 
@@ -30,12 +30,15 @@ def drawing_pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"))
 
 
-def serve(attention_dir: Path, scratch_dir: Path, per_group: int, requests: Iterable[str]) -> None:
-    """Draw each requested step: first what TensorBoard shows, then the archive."""
+def serve(attention_dir: Path, scratch_dir: Path, per_group: int, requests: Iterable[str]) -> bool:
+    """Draw each requested step: first what TensorBoard shows, then the archive. False where the requests stop without
+    their end: the training was killed."""
     archive = None
     with drawing_pool() as pool:
         for line in requests:
             asked = json.loads(line)
+            if END in asked:
+                return True
             left = []
             if STRIPS in asked:
                 archive = archive or ArchivePictures.open(attention_dir)
@@ -53,6 +56,7 @@ def serve(attention_dir: Path, scratch_dir: Path, per_group: int, requests: Iter
             for undrawn in [*left, *([step] if step > 0 else [])]:
                 problems += _counted(render_archive(archive, undrawn, pool), undrawn, len(archive.probes))
             _say({"done": step, "pictures": pictures, "problems": problems})
+    return False
 
 
 def _counted(drawn: Iterator[str | None], what: int | str, total: int) -> list[str]:

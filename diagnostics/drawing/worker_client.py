@@ -24,6 +24,7 @@ from diagnostics.drawing.board import SHOWN_PER_GROUP
 from diagnostics.drawing.sink import TaggedPicture
 
 STRIPS = "strips"  # stands for a step in requests and replies
+END = "end"  # the last request
 
 logger = logging.getLogger(__name__)
 
@@ -137,8 +138,9 @@ class Renderer:
             self._close_input()
 
     def _close_input(self) -> None:
-        if self._process is not None and self._process.stdin is not None:
+        if self._process is not None and self._process.stdin is not None and not self._process.stdin.closed:
             try:
+                self._process.stdin.write(json.dumps({END: True}) + "\n")
                 self._process.stdin.close()
             except OSError:
                 logger.debug("the drawing process was gone before its input was closed")

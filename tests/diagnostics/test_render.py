@@ -1,5 +1,6 @@
 """The drawing process: the archive, what goes to TensorBoard, and that its death costs pictures only."""
 
+import io
 import json
 import os
 import signal
@@ -8,10 +9,12 @@ import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+from diagnostics import render
 from diagnostics.comparison.maps import LayerMaps
 from diagnostics.drawing import archive_pictures, worker
 from diagnostics.drawing.archive_pictures import ARCHIVE_WIDTH, STRIP_STEPS_MAX, ArchivePictures
@@ -264,3 +267,26 @@ def test_where_the_probes_are_gone_the_file_that_was_used_serves(
     assert "give the one that was used: --probes FILE" in capsys.readouterr().err
     main(["--attention_dir", str(attention), "--probes", str(tmp_path / "images" / "mine.json")])
     assert len(pictures(attention)) == 2
+
+
+@pytest.mark.parametrize("requests", ['{"end": true}\n', ""])
+def test_pictures_drawn_for_a_run_that_was_killed_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requests: str
+) -> None:
+    """The run deletes them itself, after it has read them; killed, it cannot, and its requests have no end."""
+    monkeypatch.setattr(render.sys, "stdin", io.StringIO(requests))
+    monkeypatch.setattr(render.os, "nice", lambda by: 0)
+    monkeypatch.setattr(render.os, "sched_setscheduler", lambda *_: None)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    render.main(["--attention_dir", str(tmp_path), "--scratch_dir", str(scratch)])
+    assert scratch.exists() is bool(requests)
+
+
+def test_a_renderer_that_is_closed_says_that_it_ends(tmp_path: Path) -> None:
+    renderer = Renderer(tmp_path)
+    ours, theirs = os.pipe()
+    with os.fdopen(ours) as read, os.fdopen(theirs, "w") as write:
+        renderer._process = SimpleNamespace(stdin=write)  # type: ignore[assignment]
+        renderer._close_input()
+        assert json.loads(read.read()) == {"end": True}
