@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from tests.endurance import kills
+from tests.endurance import comparing
 
 
 def run_folder(folder: Path) -> Path:
@@ -27,7 +27,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_moments_may_differ(folders: tuple[Path, Path]) -> None:
-    assert kills.differences(*folders) == []
+    assert comparing.differences(*folders) == []
 
 
 def test_pictures_temporary_files_and_tags_may_not(folders: tuple[Path, Path]) -> None:
@@ -37,11 +37,11 @@ def test_pictures_temporary_files_and_tags_may_not(folders: tuple[Path, Path]) -
     with SummaryWriter(str(found / "runs"), filename_suffix="again") as writer:
         writer.add_scalar("train/loss", 0.5, 2)
         writer.add_scalar("train/other", 0.5, 2)
-    assert kills.differences(alone, found) == [
+    assert comparing.differences(alone, found) == [
         ".trial.tmp is there besides",
         "attention/a.png differs",
         "TensorBoard has 'train/other' besides",
         "TensorBoard has 'train/loss' twice at steps [2]",
     ]
-    assert kills.differences(found, alone)[:2] == [".trial.tmp is missing", "attention/a.png differs"]
-    assert "TensorBoard lacks 'train/other'" in kills.differences(found, alone)
+    assert comparing.differences(found, alone)[:2] == [".trial.tmp is missing", "attention/a.png differs"]
+    assert "TensorBoard lacks 'train/other'" in comparing.differences(found, alone)
