@@ -27,6 +27,7 @@ from diagnostics.records.json_files import parsed_file
 from diagnostics.records.pictures import picture_mark
 from diagnostics.records.probes import KEPT_SHARE, read_probes
 from diagnostics.report.curve_page import HEAD, curve_html, lead, neighbour_words, rows_of
+from diagnostics.report.languages import LANGUAGES
 from diagnostics.report.tables import columns
 from finetune.files import check_writable, write_atomically
 
@@ -155,11 +156,12 @@ def curve(options: Any) -> Json:
     sources = _subsetted(output_dir / runs[0].folder)
     points = [_point(run, output_dir, sources) for run in runs]
     content = _content(points, sources, options)
-    chart = curve_chart(content["groups"], [name for name in content["groups"] if name in KEPT_SHARE])
+    kept = [name for name in content["groups"] if name in KEPT_SHARE]
+    charts = {one: curve_chart(content["groups"], kept, one) for one in LANGUAGES}
     text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     write_atomically(output_dir / "curve.json", text.encode())
-    write_atomically(output_dir / "curve.png", chart)
-    write_atomically(output_dir / "index.html", curve_html(content, chart).encode())
+    write_atomically(output_dir / "curve.png", charts["en"])
+    write_atomically(output_dir / "index.html", curve_html(content, charts, opens=options.language).encode())
     return content
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,17 +18,19 @@ SOFT, RULE = "#646975", "#d9d6ce"
 BASE_GAP = 2.2
 """The base stands as far left of the fewest samples as this factor would: a logarithm has no place for 0."""
 POINTS = 9.0
+SAMPLES = {"en": "corrective samples", "zh": "纠正样本数"}
 
 
 class _Panel(NamedTuple):
     """One of the small multiples.
 
+    title             by language
     value, interval   keys of a point
     base              key of the base's value; None: the base has none
     kept              are the groups those that must be kept? None: all groups
     """
 
-    title: str
+    title: Mapping[str, str]
     value: str
     interval: str
     base: str | None
@@ -37,20 +39,44 @@ class _Panel(NamedTuple):
 
 
 PANELS = (
-    _Panel("right answers", "right", "right_ci95", "right", False, True),
-    _Panel("attention on the region, times", "enrichment", "enrichment_ci95", "enrichment", False, False),
-    _Panel("cause: hiding it costs, nats", "cost_nats", "cost_nats_ci95", "cost_nats", False, False),
-    _Panel("right answers that must be kept", "right", "right_ci95", "right", True, True),
+    _Panel({"en": "right answers", "zh": "答对比例"}, "right", "right_ci95", "right", False, True),
+    _Panel(
+        {"en": "attention on the region, times", "zh": "对区域的注意力（倍）"},
+        "enrichment",
+        "enrichment_ci95",
+        "enrichment",
+        False,
+        False,
+    ),
+    _Panel(
+        {"en": "cause: hiding it costs, nats", "zh": "因果：遮住它的代价（nats）"},
+        "cost_nats",
+        "cost_nats_ci95",
+        "cost_nats",
+        False,
+        False,
+    ),
+    _Panel(
+        {"en": "right answers that must be kept", "zh": "须保持的回答的答对比例"},
+        "right",
+        "right_ci95",
+        "right",
+        True,
+        True,
+    ),
 )
 
 
-def curve_chart(groups: Mapping[str, Mapping[str, Any]], kept: Sequence[str]) -> bytes:
+def curve_chart(
+    groups: Mapping[str, Mapping[str, Any]], kept: Sequence[str], language: Literal["en", "zh"] = "en"
+) -> bytes:
     """A PNG with a panel for each quantity; all share the axis of samples, which is logarithmic.
 
     The base stands at 0. Bars are 95 % intervals, filled points have a verdict that holds, hollow ones do not.
 
     groups   "groups" of curve.json
     kept     names of the groups that must be kept
+    language  of the words on it
     """
     numbers = sorted({point["samples"] for group in groups.values() for point in group["points"]})
     figure = Figure(figsize=(11.5, 3.5), layout="constrained", dpi=160)
@@ -63,7 +89,7 @@ def curve_chart(groups: Mapping[str, Mapping[str, Any]], kept: Sequence[str]) ->
             _draw(
                 place, panel, groups[name], numbers, colour[name], 1 + 0.05 * (shift - (len(members) - 1) / 2)
             )
-        _dress(place, panel, numbers)
+        _dress(place, panel, numbers, language)
     handles = [Line2D([], [], color=colour[name], marker="o", lw=1.6, label=name) for name in groups]
     figure.legend(
         handles=handles,
@@ -109,14 +135,15 @@ def _draw(
         axes.plot([x], [y], "o", ms=5.5, mec=colour, mfc=colour if point["holds"] else "white", mew=1.4)
 
 
-def _dress(axes: Axes, panel: _Panel, numbers: Sequence[int]) -> None:
-    axes.set_title(panel.title, fontsize=POINTS + 1, loc="left")
+def _dress(axes: Axes, panel: _Panel, numbers: Sequence[int], language: str) -> None:
+    title, below = panel.title[language], SAMPLES[language]
+    axes.set_title(title, fontproperties=font(title, POINTS + 1), loc="left")
     axes.set_xscale("log")
     places = [numbers[0] / BASE_GAP, *numbers]
     axes.set_xticks(places, ["0", *(f"{number:,}" for number in numbers)], fontsize=POINTS - 1)
     axes.set_xticks([], minor=True)
     axes.set_xlim(places[0] / 1.35, places[-1] * 1.35)
-    axes.set_xlabel("corrective samples", fontsize=POINTS, color=SOFT)
+    axes.set_xlabel(below, fontproperties=font(below, POINTS), color=SOFT)
     axes.tick_params(axis="y", labelsize=POINTS - 1)
     if panel.as_percent:
         axes.set_ylim(-0.03, 1.03)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from diagnostics.flags.language import add_language
+
 DESCRIPTION = """Before and after: answers and attention of two models, as a table, a report and JSON.
 
     python -m diagnostics.compare --before X --after Y [--probes P] --output_dir O
@@ -19,10 +21,8 @@ O/served/served.json.
 """
 
 DEPTHS = ("quick", "full")
-LANGUAGES = ("en", "zh")
 MAPS = ("relative", "gradient", "rollout")
-"""The names of :mod:`diagnostics.records.measurement_plan` and :mod:`diagnostics.report.languages`, which take seconds
-to import."""
+"""The names of :mod:`diagnostics.records.measurement_plan`, which takes seconds to import."""
 
 THRESHOLDS = {
     "least_probes": (20, "probes, on as many pictures, for each piece of evidence"),
@@ -65,9 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "--calibration_probes", type=Path, help="probe file, of other pictures, to choose the key layers on"
     )
     made.add_argument("--depth", default="quick", choices=DEPTHS, help="how much is measured for each model")
-    made.add_argument(
-        "--language", default="en", choices=LANGUAGES, help="what the report shows first; it has a switch"
-    )
+    add_language(made)
     made.add_argument("--maps", nargs="*", default=[], help=f"further maps: {', '.join(MAPS)}")
     made.add_argument(
         "--require",

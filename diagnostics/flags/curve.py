@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from diagnostics.flags.language import add_language
+
 DESCRIPTION = """How many corrective samples does a correction need? Trains on nested fractions of them and compares.
 
     python -m diagnostics.curve --fractions 0.125 0.25 0.5 1 --output_dir O -- [flags of finetune.py]
@@ -68,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         help="seeds of training and of the samples' order: each trains every fraction (default: finetune.py's one)",
     )
+    add_language(made)
     made.add_argument(
         "--launcher",
         default="",

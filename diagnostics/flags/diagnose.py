@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from diagnostics.flags.language import add_language
+
 DESCRIPTION = """Where on the way from pixels to words is the right answer lost? One model, nothing to compare with.
 
     python -m diagnostics.diagnose MODEL --probes P --output_dir O
 
 MODEL is a model folder, a hub name or an adapter folder. The report is O/index.html, the numbers O/diagnosis.json.
 """
-
-LANGUAGES = ("en", "zh")
-"""Those of :mod:`diagnostics.report.languages`, which takes seconds to import."""
 
 THRESHOLDS: dict[str, tuple[float, str]] = {
     "least_probes": (20, "pictures of a group, below which nothing is said of it"),
@@ -42,9 +41,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="open an adapter over other weights than it was trained on, as long as they fit",
     )
-    made.add_argument(
-        "--language", default="en", choices=LANGUAGES, help="what the report shows first; it has a switch"
-    )
+    add_language(made)
     made.add_argument("--seed", type=int, default=0, help="of folds and shuffles (default: 0)")
     thresholds = made.add_argument_group("what each test asks for")
     for name, (least, what) in THRESHOLDS.items():

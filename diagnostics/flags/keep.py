@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from diagnostics.flags.language import add_language
+
 DESCRIPTION = """Is it enough to keep what the model looks at? The probes are asked again with a share of the image
 tokens, chosen by attention, by diversity, at random, by the region and by least attention.
 
@@ -53,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--draws", type=int, default=10, help="random orders (default: 10)")
     made.add_argument("--batch_size", type=int, default=16, help="sequences in one forward pass")
+    add_language(made)
     made.add_argument("--base", help="where the base of an adapter is, if not where it says")
     made.add_argument(
         "--allow_other_base",

@@ -29,6 +29,7 @@ from diagnostics.probing.layer_choice import Calibration, check_apart, held_out
 from diagnostics.probing.prober import auto_key_layers
 from diagnostics.probing.prompts import ProbeEncoder
 from diagnostics.records.probes import Probe, read_probes
+from diagnostics.report.languages import Language
 from finetune.families import bare_model, family_of
 from finetune.files import check_writable, write_atomically
 from finetune.model.checkpoint import check, load, skeleton
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.output_dir,
             Settings(**{**named, "shares": tuple(options.shares)}),
             calibration_file=options.calibration_probes,
+            language=options.language,
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -72,10 +74,12 @@ def run(
     settings: Settings = Settings(),  # noqa: B008 - it cannot change
     *,
     calibration_file: Path | None = None,
+    language: Language = "en",
 ) -> Study:
     """Ask the probes with fewer and fewer image tokens and write the three files; returns what ``main`` prints.
 
     calibration_file   probes of other pictures to choose the key layer on
+    language           that the page shows first
 
     Raises ValueError and FileNotFoundError, before any weight is loaded where they can be known by then.
     """
@@ -114,7 +118,7 @@ def run(
         why_no_tower=asker.why_no_tower,
         judgements=tuple(judge(answers, settings.shares)),
     )
-    _write(output_dir, study, answers)
+    _write(output_dir, study, answers, language)
     return study
 
 
@@ -193,11 +197,11 @@ def _dropped_words(tokens: int, asker: Asker) -> str:
     return f"{what} ({tokens:,} in the first probe)"
 
 
-def _write(output_dir: Path, study: Study, answers: Sequence[Any]) -> None:
+def _write(output_dir: Path, study: Study, answers: Sequence[Any], language: Language) -> None:
     text = json.dumps(json_of(study, answers), ensure_ascii=False, indent=1, allow_nan=False)
     write_atomically(output_dir / "keep.json", (text + "\n").encode())
     write_atomically(output_dir / "keep.png", chart_png(study))
-    write_atomically(output_dir / "index.html", keep_html(study).encode())
+    write_atomically(output_dir / "index.html", keep_html(study, opens=language).encode())
 
 
 if __name__ == "__main__":

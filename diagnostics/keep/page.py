@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator, Sequence
 
 from diagnostics.drawing.svg_charts import Line, line_chart
-from diagnostics.keep.judging import RIVALS, Cell, Gain, Judgement
+from diagnostics.keep.judging import ALL, RIVALS, Cell, Gain, Judgement
 from diagnostics.keep.rankings import LEAST, ORDERS
 from diagnostics.keep.summary import (
     Study,
@@ -19,6 +19,7 @@ from diagnostics.keep.summary import (
     rows_of,
     sentence,
 )
+from diagnostics.report.languages import Language, as_written, in_both_languages
 from diagnostics.report.style import style_sheet
 
 STYLE = """
@@ -41,13 +42,17 @@ attention without showing anything (a sink), so orders by attention are also jud
 in any case."""
 
 
-def keep_html(study: Study) -> str:
-    """The page as one HTML text that needs no network, no script and no other file."""
+def keep_html(study: Study, *, opens: Language = "en") -> str:
+    """The page as one HTML text, in both languages, that needs no network and no other file.
+
+    opens   the language that it shows first
+    """
     title = sentence(study)
     parts = [
+        "{{LANGUAGES}}",
         f"<h1>{_e(title)}</h1>",
-        f'<p class="lead"><b>{_e(study.model)}</b>. Dropped are {_e(study.drops)}. The key layer is {study.key_layer}: '
-        f"{_e(study.why_layer)}</p>",
+        f'<p class="lead">{as_written(study.model)}. Dropped are {_e(study.drops)}. '
+        f"The key layer is {study.key_layer}: {_e(study.why_layer)}</p>",
         f'<p class="answer">{_e(advice(study))}</p>',
         *(f'<p class="warning" role="alert">{_e(one)}</p>' for one in _notes(study)),
         "<h2>Right answers against what is kept</h2>",
@@ -59,13 +64,14 @@ def keep_html(study: Study) -> str:
         *(_card(study, one) for one in study.judgements),
         "</section>",
     ]
-    return (
+    page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
         f"<title>{_e(title)}</title><style>{style_sheet()}{STYLE}</style></head><body><main>"
         + "\n".join(parts)
         + "</main></body></html>\n"
     )
+    return in_both_languages(page, opens)
 
 
 def _notes(study: Study) -> Iterator[str]:
@@ -78,6 +84,11 @@ def _notes(study: Study) -> Iterator[str]:
             yield f"{capital(study.label(name))}: not measured, {study.why_not_measured(name)}."
 
 
+def _scope(judged: Judgement) -> str:
+    """As HTML: the name of a group stays as it is."""
+    return judged.scope if judged.scope == ALL else as_written(judged.scope)
+
+
 def _chart(study: Study, judged: Judgement) -> str:
     shares = sorted(share for share in study.shares if share < 1)
     lines = []
@@ -87,7 +98,7 @@ def _chart(study: Study, judged: Judgement) -> str:
             values = [*(cells[share].right.mean for share in shares), judged.right.mean]
             lines.append(Line(study.short_label(name), values, faint=name == LEAST))
     return line_chart(
-        _e(judged.scope),
+        _scope(judged),
         lines,
         [*(share * 100 for share in shares), 100.0],
         unit="% kept",
@@ -99,7 +110,7 @@ def _chart(study: Study, judged: Judgement) -> str:
 def _card(study: Study, judged: Judgement) -> str:
     heads = (
         "order",
-        "kept",
+        "tokens kept",
         "right",
         *(f"minus {rival_words(one)}" for one in RIVALS),
         "still right",
@@ -113,7 +124,7 @@ def _card(study: Study, judged: Judgement) -> str:
         before = name
     few = "" if judged.measured else '<span class="pill">too few pictures to recommend anything</span>'
     return (
-        f'<article class="verdict"><header><h3>{_e(judged.scope)}</h3><span class="soft">{judged.probes} probes, '
+        f'<article class="verdict"><header><h3>{_scope(judged)}</h3><span class="soft">{judged.probes} probes, '
         f"{interval(judged.right)} right with all tokens</span>{few}</header>"
         f'<div class="wide"><table><tr>{_cells(heads, "th")}</tr>{"".join(rows)}</table></div></article>'
     )

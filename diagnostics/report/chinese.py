@@ -1,11 +1,13 @@
 """The report's Chinese: every text of the pages, English → Chinese.
 
 {name} stands for what varies and goes in as it is; {name:n} only for a number or an interval; {name:t} is translated
-itself; {name:l} is a list, "a, b and c", whose parts are; {name:s} is parts with semicolons, and
-{name:i} an interval with its level. What matches first counts. Words follow docs/glossary.md.
+itself; {name:l} is a list, "a, b and c", whose parts are; {name:w} is one whose parts stay as they are; {name:s} is
+parts with semicolons, {name:p} parts with commas, and {name:i} an interval with its level. What matches first counts. Words follow docs/glossary.md.
 """
 
 from __future__ import annotations
+
+from diagnostics.report import chinese_studies
 
 _NAMES = {
     "corrected": "已纠正",
@@ -798,4 +800,6 @@ CHINESE: dict[str, str] = {
     **_CHARTS,
     **_PAGE,
     **_NUMBERS,
+    **chinese_studies.CURVE,
+    **chinese_studies.KEEP,
 }

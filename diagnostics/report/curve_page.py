@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diagnostics.comparison.curve import headline
+from diagnostics.report.languages import TAGS, Language, in_both_languages, translated
 from diagnostics.report.page import TEMPLATE
 from diagnostics.report.verdict_cards import pill
 
@@ -31,29 +32,39 @@ STYLE = """
 """
 
 
-def curve_html(content: Mapping[str, Any], chart: bytes) -> str:
-    """The page that needs no network and no other file but the runs' own reports, which it links.
+def curve_html(
+    content: Mapping[str, Any], charts: Mapping[Language, bytes], *, opens: Language = "en"
+) -> str:
+    """The page, in both languages, that needs no network and no other file but the runs' own reports, which it links.
 
     content   of curve.json
-    chart     PNG
+    charts    PNG, in each language
+    opens     the language that it shows first
     """
     title = headline(content["groups"])
-    picture = base64.b64encode(chart).decode("ascii")
     parts = [
+        "{{LANGUAGES}}",
         f"<h1>{_e(title)}</h1>",
         f'<p class="lead">{_e(lead(content))}</p>',
-        f'<section class="chart curve"><img alt="{_e(title)}" src="data:image/png;base64,{picture}"></section>',
+        f'<section class="chart curve">{"".join(_chart(title, *one) for one in charts.items())}</section>',
         '<p class="note">Bars are 95 % intervals: of a share, and of the change from the base. The square is the base. '
         "Filled points have a verdict that holds.</p>",
         "<h2>How many samples?</h2>",
         *(_group(name, group, content) for name, group in content["groups"].items()),
         _limits(content),
     ]
-    return (
+    page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width='
         f'device-width, initial-scale=1"><meta name="color-scheme" content="light dark"><title>{_e(title)}</title>'
         f"<style>{_style()}{STYLE}</style></head><body><main>" + "\n".join(parts) + "</main></body></html>\n"
     )
+    return in_both_languages(page, opens)
+
+
+def _chart(title: str, language: Language, png: bytes) -> str:
+    words = title if language == "en" else html.unescape(translated(_e(title)) or title)
+    picture = base64.b64encode(png).decode("ascii")
+    return f'<img lang="{TAGS[language]}" translate="no" alt="{_e(words)}" src="data:image/png;base64,{picture}">'
 
 
 def lead(content: Mapping[str, Any]) -> str:
@@ -111,8 +122,8 @@ def _group(name: str, group: Mapping[str, Any], content: Mapping[str, Any]) -> s
         cells = [first, *map(_cell, row[1:-1]), pill(row[-1])]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return (
-        f'<section class="verdict group numbers-of"><header><h3>{_e(name)}</h3></header><p>{_e(group["words"])}</p>'
-        f"<p>{_e(neighbour_words(group))}</p><table><tr>{head}</tr>{''.join(lines)}</table></section>"
+        f'<section class="verdict group numbers-of"><header><h3 translate="no">{_e(name)}</h3></header>'
+        f"<p>{_e(group['words'])}</p><p>{_e(neighbour_words(group))}</p><table><tr>{head}</tr>{''.join(lines)}</table></section>"
     )
 
 

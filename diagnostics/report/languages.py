@@ -278,10 +278,11 @@ def _value(text: str, kind: str) -> str | None:
         known = translated(text)
         own = re.sub(r"'[^']*'|[“(].*[”)]", " ", _bare(text))
         return known if known is not None else None if _has_words(own) else _numbers(text)
-    if kind in ("l", "s"):
-        parts = re.split(r", | and " if kind == "l" else "; ", text)
-        said = [_value(part, "t") for part in parts]
-        return None if None in said else ("、" if kind == "l" else "；").join(map(str, said))
+    if kind == "w":
+        return "、".join(re.split(_LISTS["l"].between, text))
+    if kind in _LISTS:
+        said = [_value(part, "t") for part in re.split(_LISTS[kind].between, text)]
+        return None if None in said else _LISTS[kind].chinese.join(map(str, said))
     return _numbers(text)
 
 
@@ -292,6 +293,14 @@ def _numbers(text: str) -> str:
     )
 
 
+class _List(NamedTuple):
+    """What stands between its parts: a pattern, and the Chinese."""
+
+    between: str
+    chinese: str
+
+
+_LISTS = {"l": _List(", | and ", "、"), "s": _List("; ", "；"), "p": _List(r", (?=[a-z])", "，")}
 _PLACE = re.compile(r"\{(\w+)(?::(\w))?\}")
 _VALUES = {
     "n": r"[-+−–]?[\d][\d.,e+\-× %–→]*?(?: to [-+−]?[\d.,]+ ?%?)?",

@@ -176,7 +176,7 @@ def test_the_three_files(written):
     assert content["sentence"] == sentence(study) and content["recommended"] == []
     assert "the resampler's queries" in content["drops"]
     page = (folder / "out/index.html").read_text()
-    assert "http" not in page and "<script" not in page and page.count("<article") == 3
+    assert "http" not in page and page.count("<article") == 3
     assert (folder / "out/keep.png").read_bytes()[:4] == b"\x89PNG"
     panels = chart_figure(study).axes
     assert [panel.get_title() for panel in panels[:3]] == ["all probes (6)", "towers (3)", "rooms (3)"]

@@ -3,17 +3,24 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from diagnostics.comparison.curve import _conclusion
 from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.pairs import pair_all
 from diagnostics.comparison.trajectory import evolution_of, series_of
+from diagnostics.keep.judging import judge
+from diagnostics.keep.page import keep_html
 from diagnostics.report.chinese import CHINESE
+from diagnostics.report.curve_page import curve_html
 from diagnostics.report.headline import CLAIMS
 from diagnostics.report.languages import as_written, in_both_languages, translated, untranslated
 from diagnostics.report.page import report_html, script_words
 from tests.diagnostics.comparison.made_pairs import Made, flat, pairs_of
+from tests.diagnostics.keep.test_program import SHARES as KEPT_SHARES
+from tests.diagnostics.keep.test_program import made_answers, study_of
 from tests.diagnostics.show_samples import probes, record, records
 
 PAGE = '<html lang="en"><head><style></style><title>{title}</title></head><body>{{{{LANGUAGES}}}}{body}</body></html>'
@@ -61,7 +68,7 @@ def test_each_place_of_the_table_is_used() -> None:
         places = set(re.findall(r"\{(\w+)(?::\w)?\}", english))
         assert set(re.findall(r"\{(\w+)\}", chinese)) <= places, english
         assert re.search(r"[一-鿿]", chinese) or not re.search(
-            r"[A-Za-z]{3}", re.sub(r"<[^>]*>|\{[^}]*\}|nats|the", "", english)
+            r"[A-Za-z]{3}", re.sub(r"<[^>]*>|\{[^}]*\}|&\w+;|nats|the|DivPrune|FastV", "", english)
         ), english
 
 
@@ -74,6 +81,75 @@ def test_every_headline_has_its_chinese() -> None:
 
 
 # ---------------------------------------------------------------- whole pages
+
+NO_RUN = {
+    "right": 0.9, "right_ci95": None, "enrichment": 2.5, "enrichment_ci95": [2.0, 3.0], "cost_nats": 0.5,
+    "cost_nats_ci95": [0, 1], "guards": None, "guards_ci95": None, "onset": None, "seed": None,
+}  # fmt: skip
+
+
+def a_curve(verdicts: dict[str, list[str]], *, seeds: list[int | None]) -> str:
+    """The page of a curve whose groups had these verdicts with 24, 47 and 1,127 samples."""
+    numbers = [24, 47, 1127][: len(next(iter(verdicts.values())))]
+    change = {"difference": 0.2, "ci95": [0.1, 0.3], "p_adjusted": 0.01}
+    groups = {}
+    for name, of_group in verdicts.items():
+        points = [
+            {**NO_RUN, "samples": number, "verdict": verdict, "holds": verdict == "corrected"}
+            for number, verdict in zip(numbers, of_group, strict=True)
+        ]
+        rose = [] if name == "flat" else ["answers", "attention"]
+        last = {"answers": change, "attention": change, "cause": change, "rose": rose, "fell": []}
+        neighbours = [{"from": numbers[-2], "to": numbers[-1], **last}]
+        base = {"right": 0.1, "enrichment": 1.0, "cost_nats": 0.0}
+        groups[name] = {
+            "base": base,
+            "points": points,
+            "neighbours": neighbours,
+            **_conclusion(points, neighbours),
+        }
+    runs = [
+        {"folder": f"fraction-{number}", "samples": number, "of": 2254, "steps": 330, "seed": seeds[0]}
+        for number in numbers
+    ]
+    content = {
+        "runs": runs,
+        "seeds": seeds,
+        "same": "steps",
+        "sources": ["towers", "rooms"],
+        "groups": groups,
+    }
+    return curve_html(content, {"en": b"", "zh": b""})
+
+
+TILES = "the tower's patches are not those of whole cells (tiles)"
+
+
+def studies(folder: Path) -> list[str]:
+    """Pages of curves and of image tokens kept, with every conclusion."""
+    moved, no = "it did not move", "answers changed, too few right"
+    found = [
+        a_curve({"spheres": ["corrected", "corrected", "corrected"]}, seeds=[None]),
+        a_curve({"a": [no, "corrected", "corrected"], "b": ["corrected", moved, "corrected"]}, seeds=[1, 2]),
+        a_curve({"flat": [no, moved, moved], "c": [moved, moved, no]}, seeds=[None]),
+    ]
+    for right in ({"map": 0.9, "random": 0.4, "divprune": 0.5}, {"map": 0.5, "random": 0.4, "divprune": 0.4}):
+        answers = made_answers(folder, {"fastv": 0.1, "least": 0.1, **right})
+        for count in (30, 19):
+            study = study_of(judge(answers[:count], KEPT_SHARES[1:]))
+            words = {"drops": "image tokens (9 in the first probe)", "why_no_tower": TILES}
+            found.append(keep_html(study._replace(**words)))
+    return found
+
+
+def test_the_pages_of_studies_are_in_both_languages(tmp_path: Path) -> None:
+    for page in studies(tmp_path):
+        chinese = seen(page, "zh")
+        assert not re.findall(r"(?:\b[A-Za-z]{2,}\b[ ,]+){2,}[A-Za-z]{2,}", chinese)
+        assert not re.findall(r"\b(?:and|samples|random|points|kept|layer|verdict)\b", chinese)
+        assert not re.findall(r"[一-鿿]+", seen(page, "en"))
+        assert '<html lang="en">' in page and 'value="zh"' in page
+
 
 RUNS = {
     "corrected": Made(probes=20, other=(1.0, 0.2)),
