@@ -33,7 +33,7 @@ from transformers.utils import logging
 
 import finetune.families as families
 from finetune.families.parts.modules import bare_model
-from finetune.files import check_writable, is_refused_write, refusal_words
+from finetune.files import check_writable, give_usual_mode, is_refused_write, refusal_words
 from finetune.model import checkpoint, weights
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from finetune.training import folder_lock, model_card, run_folder
@@ -276,6 +276,7 @@ def _write(model: nn.Module, processor: Any, folder: Path, max_shard_size: str) 
             f"{folder.parent}: found {free / 2**30:.1f} GiB free, expected {needed / 2**30:.1f} for the weights"
         )
     merged.save_pretrained(folder, max_shard_size=max_shard_size)
+    give_usual_mode(folder.glob("*.safetensors"))
     processor.save_pretrained(folder)
 
 

@@ -37,11 +37,31 @@ def in_place_of(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
+            give_usual_mode([temporary])
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise WriteError(path, error) from error
+
+
+def give_usual_mode(paths: Iterable[Path]) -> None:
+    """Give files the mode that the umask asks for, as ``open`` would: safetensors writes through a temporary file that
+    only its owner may read, so that nobody else could load the weights."""
+    mode = 0o666 & ~_umask()
+    for path in paths:
+        with suppress(PermissionError):  # a file system without modes
+            path.chmod(mode)
+
+
+def _umask() -> int:
+    try:  # os.umask tells it by setting it, for what other threads write meanwhile too
+        words = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").split()
+        return int(words[words.index("Umask:") + 1], 8)
+    except (OSError, ValueError):
+        umask = os.umask(0o022)
+        os.umask(umask)
+        return umask
 
 
 def write_atomically(path: Path, content: bytes) -> None:

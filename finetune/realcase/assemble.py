@@ -30,6 +30,7 @@ import torch
 from torch import nn
 
 from finetune.families.internvl import processor_class
+from finetune.files import give_usual_mode
 from finetune.realcase.onnx_weights import OnnxFile, read_onnx
 from finetune.realcase.parts import Parts
 
@@ -190,6 +191,7 @@ def save(model: Any, processor: Any, folder: Path) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         model.save_pretrained(temporary)
+        give_usual_mode(temporary.glob("*.safetensors"))
         processor.save_pretrained(temporary)
         temporary.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)

@@ -82,6 +82,7 @@ class SavingTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, None if state_dict is None else {**self._tables, **state_dict})
         folder, base = Path(output_dir or str(self.args.output_dir)), bare_model(self.model).name_or_path
+        files.give_usual_mode(folder.glob("*.safetensors"))
         if base and is_adapter(folder):
             adapters.write_base(folder, str(base))
         self._write_card(folder)

@@ -164,7 +164,7 @@ class Spare:
             self.way = ours
             return
         ours.close()
-        Path("/proc/self/comm").write_text(DRAWING)
+        ctypes.CDLL(None).prctl(15, DRAWING.encode())  # PR_SET_NAME
         asked, descriptors, _, _ = socket.recv_fds(theirs, 2**16, 3)
         if not asked:
             os._exit(0)

@@ -10,7 +10,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from finetune.files import WriteError, check_writable, delete_left_behind, is_refused_write
+from finetune.files import (
+    WriteError,
+    check_writable,
+    delete_left_behind,
+    give_usual_mode,
+    in_place_of,
+    is_refused_write,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,3 +62,17 @@ def test_a_file_is_no_folder_to_write_to(tmp_path: Path):
     with pytest.raises(ValueError, match=r"out: found a file; expected a folder with room"):
         check_writable(tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_others_may_read_what_safetensors_wrote(tmp_path: Path):
+    before = os.umask(0o027)
+    try:
+        save_file({"w": torch.zeros(5, 3)}, tmp_path / "a.safetensors")
+        with in_place_of(tmp_path / "b.safetensors") as temporary:
+            save_file({"w": torch.zeros(5, 3)}, temporary)
+        give_usual_mode([tmp_path / "a.safetensors"])
+    finally:
+        assert os.umask(before) == 0o027
+    assert [oct((tmp_path / name).stat().st_mode & 0o777) for name in ("a.safetensors", "b.safetensors")] == [
+        "0o640", "0o640",
+    ]  # fmt: skip
