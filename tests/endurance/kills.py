@@ -63,6 +63,8 @@ CHAINS = (RUN,) * 12 + (RANKS,) * 3 + (TORCHRUN,)
 COLD = 1 / 12
 """Share of starts that are fresh processes, hit within their imports."""
 PATIENCE_SECONDS = 900
+BEGAN = "began"
+"""A file that each start touches."""
 
 
 class Aim(NamedTuple):
@@ -75,7 +77,17 @@ class Aim(NamedTuple):
 
 
 def _half_a_checkpoint(log: str, folder: Path) -> bool:
-    return any(not (one / "complete.json").is_file() for one in folder.glob("checkpoint-*"))
+    """One that this start is writing, not one that an earlier start left."""
+    began = (folder.parent / BEGAN).stat().st_mtime
+    checkpoints = folder.glob("checkpoint-*")
+    return any(not (one / "complete.json").is_file() and _written(one) > began for one in checkpoints)
+
+
+def _written(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:  # it was deleted since
+        return 0.0
 
 
 AIMS = {
@@ -244,6 +256,7 @@ class World:
     def _one_start(self, job: str, chance: random.Random, blow: Blow | None, hits: list[Hit]) -> int | None:
         """The status of a start that ended by itself; None if it was hit and has ended."""
         is_cold = job == TORCHRUN or (blow is not None and chance.random() < COLD)
+        (self.work / BEGAN).touch()
         self.from_byte = self.log.stat().st_size if self.log.is_file() else 0
         began = time.monotonic()
         if job == RANKS:
@@ -380,6 +393,7 @@ class World:
             "inputs",
             "demo",
             "log.txt",
+            BEGAN,
             "tmp",
             "modules.json",
             "chains.jsonl",
