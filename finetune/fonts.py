@@ -6,11 +6,12 @@ Training draws answers without matplotlib, so this uses only Pillow.
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
 
@@ -91,6 +92,7 @@ def latin_font() -> Path:
     return found
 
 
+@lru_cache(maxsize=2048)
 def drawable(text: str, font: Path) -> str:
     """``text`` with every character that ``font`` lacks written as its code point: ``a😀`` → ``a[U+1F600]``.
 
@@ -122,13 +124,17 @@ class Pen:
         colour: Colour | None = None,
         anchor: str = "la",
     ) -> float:
-        """Write one line and return where it ends on the right."""
-        text, face = drawable(text, self.font), _face(self.font, size)
-        draw.text(at, text, font=face, fill=self.colour if colour is None else colour, anchor=anchor)
-        return at[0] + (face.getlength(text) if anchor[0] == "l" else 0)
+        """Write one line on a colour or grey picture, and return where it ends on the right."""
+        assert draw.fontmode == "L", draw.fontmode
+        text, whole = drawable(text, self.font), (int(at[0]), int(at[1]))
+        within = (math.modf(at[0])[0], math.modf(at[1])[0])
+        mask, offset = _mask(self.font, size, text, anchor, within)
+        corner = (whole[0] + offset[0], whole[1] + offset[1])
+        draw.bitmap(corner, mask, fill=self.colour if colour is None else colour)
+        return at[0] + (_length(self.font, size, text) if anchor[0] == "l" else 0)
 
     def width(self, text: str, size: int) -> float:
-        return _face(self.font, size).getlength(drawable(text, self.font))
+        return _length(self.font, size, drawable(text, self.font))
 
     def fit(self, text: str, size: int, width: float) -> str:
         """``text`` cut to ``width`` pixels, with an ellipsis where something is missing."""
@@ -165,6 +171,22 @@ class Pen:
 @lru_cache(maxsize=32)
 def _face(font: Path, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(font), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+@lru_cache(maxsize=2048)
+def _length(font: Path, size: int, text: str) -> float:
+    return _face(font, size).getlength(text)
+
+
+# Legends, names and questions come again on every picture of a run, and drawing letters is a third of a picture's cost.
+@lru_cache(maxsize=512)
+def _mask(
+    font: Path, size: int, text: str, anchor: str, within: tuple[float, float]
+) -> tuple[Image.Image, tuple[int, int]]:
+    """A line as ``ImageDraw.text`` would draw it: how much ink each pixel gets, and where its corner lies from the
+    anchor. ``within``: the anchor's place within its pixel."""
+    mask, offset = _face(font, size).getmask2(text, "L", anchor=anchor, start=within)
+    return Image.frombytes("L", mask.size, bytes(mask)), offset
 
 
 @lru_cache(maxsize=4096)

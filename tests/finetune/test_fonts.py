@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.ft2font import FT2Font
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from finetune import fonts
 from finetune.fonts import Pen, chinese_font, covers, drawable, latin_font, text_font
@@ -70,3 +70,23 @@ def test_a_pen_writes_in_its_colour():
     assert 4 < end < 60
     ink = np.asarray(picture).reshape(-1, 3).min(axis=0)
     assert ink[0] >= 200 and ink[1] < 60
+
+
+@pytest.mark.parametrize("at", [(10, 30), (10.4, 30.75), (-3.5, 20.25)])
+@pytest.mark.parametrize("anchor", ["la", "ls", "ms", "rs"])
+def test_a_line_is_drawn_as_pillow_draws_it_the_second_time_too(at: tuple[float, float], anchor: str):
+    font, text = latin_font(), "Wave, jig"
+    expected = Image.new("RGB", (120, 50), (250, 240, 230))
+    face = ImageFont.truetype(str(font), 22, layout_engine=ImageFont.Layout.BASIC)
+    ImageDraw.Draw(expected).text(at, text, font=face, fill=(20, 60, 90), anchor=anchor)
+    for _ in range(2):
+        drawn = Image.new("RGB", expected.size, (250, 240, 230))
+        end = Pen(font, (20, 60, 90)).write(ImageDraw.Draw(drawn), at, text, 22, anchor=anchor)
+        assert drawn.tobytes() == expected.tobytes()
+        assert end == at[0] + (face.getlength(text) if anchor[0] == "l" else 0)
+
+
+def test_a_line_without_words_draws_nothing():
+    picture = Image.new("RGB", (20, 20), (1, 2, 3))
+    assert Pen(latin_font()).write(ImageDraw.Draw(picture), (4, 4), "", 16) == 4
+    assert picture.getcolors() == [(400, (1, 2, 3))]
