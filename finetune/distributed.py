@@ -46,6 +46,11 @@ def rank_and_world_size() -> tuple[int, int]:
     return (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
 
 
+def local_processes() -> int:
+    """Processes of the run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def say(*lines: str) -> None:
     """Print on the first process alone."""
     if is_main():

@@ -33,6 +33,7 @@ from diagnostics.probing.before import BeforeModel
 from diagnostics.probing.interventions import TrialRunner
 from diagnostics.probing.lenders import loan_for
 from diagnostics.probing.mediation import Mediator, parts_of
+from diagnostics.probing.processes import in_processes, parted, worthwhile
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, scored_span
 from diagnostics.probing.reading import PromptReader, Reading, alike, summed_nats
 from diagnostics.probing.regions import mean_coverage, salient_coverages
@@ -137,23 +138,50 @@ class Prober:
     def run_all(
         self, step: int, model_name: str, *, probes: Sequence[Probe] | None = None, progress: bool = False
     ) -> list[AttentionRecord]:
-        """Every probe (or those given) → records, in order; a batch holds several probes and their foils."""
+        """Every probe (or those given) → records, in order; a batch holds several probes and their foils.
+
+        A small model on a CPU is forked into processes that share the probes out (``diagnostics.probing.processes``).
+        """
         chosen = self.probes if probes is None else tuple(probes)
-        records: list[AttentionRecord] = []
         bar = tqdm(
             total=len(chosen), desc=f"probing step {step}", unit="probe", disable=not progress, leave=False
         )
         size = max(self.batch_size // 2, 1)
+        processes = worthwhile(self.model, len(chosen) - size)
         with bar, self._inference():
-            for start in range(0, len(chosen), WINDOW * size):
-                asked = [self.reader.read(probe) for probe in chosen[start : start + WINDOW * size]]
-                found: dict[int, AttentionRecord] = {}
-                for batch in alike(asked, size):
-                    together = [asked[at] for at in batch]
-                    for at, record in zip(batch, self._measure(together, step, model_name), strict=True):
-                        found[at] = self._with_further(record, asked[at])
-                        bar.update()
-                records += [found[at] for at in range(len(asked))]
+            if processes == 1:
+                return self._run(chosen, step, model_name, told=bar.update)
+            # The first ones here: what marks a sink is found on them, once for all.
+            records = self._run(chosen[:size], step, model_name, told=bar.update)
+            rest = chosen[size:]
+            parts = parted(rest, processes, most=WINDOW * size)
+            run = partial(self._run, step=step, model_name=model_name)
+            for found in in_processes(run, parts, processes=processes):
+                records += found
+                bar.update(len(found))
+        return records
+
+    def _run(
+        self,
+        probes: Sequence[Probe],
+        step: int,
+        model_name: str,
+        *,
+        told: Callable[[], Any] | None = None,
+    ) -> list[AttentionRecord]:
+        """Probes → records, in order. ``told``: called after each."""
+        records: list[AttentionRecord] = []
+        size = max(self.batch_size // 2, 1)
+        for start in range(0, len(probes), WINDOW * size):
+            asked = [self.reader.read(probe) for probe in probes[start : start + WINDOW * size]]
+            found: dict[int, AttentionRecord] = {}
+            for batch in alike(asked, size):
+                together = [asked[at] for at in batch]
+                for at, record in zip(batch, self._measure(together, step, model_name), strict=True):
+                    found[at] = self._with_further(record, asked[at])
+                    if told is not None:
+                        told()
+            records += [found[at] for at in range(len(asked))]
         return records
 
     def self_check(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from finetune.data import look
+from finetune.data.kept_samples import KeptSamples
 from finetune.data.lengths import IGNORED, Lengths, count, faults_of, faults_text, measure, shrink
 from finetune.data.mixture import Mixture, Source
 from finetune.data.schedule import Row
@@ -54,6 +55,7 @@ class ConversationDataset(Dataset[Sample]):
     mixture         the sources, and the order of an epoch
     source_of       Int[samples], which source each comes from
     look            which rows of answers' phrases are supervised; None: none, and ``look_at`` is not read
+    kept            samples that stay in memory as they were first read: none until ``keep``
     """
 
     def __init__(
@@ -72,12 +74,24 @@ class ConversationDataset(Dataset[Sample]):
         self.source_of = mixture.source_of  # the mixture recomputes it on each access
         self.processor, self.family = processor, family
         self.max_length, self.on_bad_sample, self.look = max_length, on_bad_sample, look
+        self.kept: KeptSamples[Sample] = KeptSamples(0)
+
+    def keep(self, room_bytes: float) -> None:
+        """From here on, keep what is read in memory, up to so many bytes, and forget what was kept before."""
+        self.kept = KeptSamples(room_bytes)
 
     def __len__(self) -> int:
         return len(self.conversations)
 
     def __getitem__(self, index: int) -> Sample:
         """Raises ValueError that names the sample where it cannot be read, and with streaming where it is too long."""
+        sample = self.kept.get(index)
+        if sample is None:
+            sample = self._read(index)
+            self.kept.offer(index, sample, sample.encoded)
+        return sample
+
+    def _read(self, index: int) -> Sample:
         conversation = self.conversations[index]
         try:
             encoded = encode_for_training(self.family, self.processor, conversation)

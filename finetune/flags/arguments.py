@@ -356,6 +356,12 @@ class TrainingArguments(transformers.TrainingArguments):
         default=True,
         metadata={"help": "Keep the data loader's worker processes between epochs."},
     )
+    kept_samples_gib: float = field(
+        default=1.0,
+        metadata={"help": "Memory (GiB) of each process for samples that stay, decoded and as tokens, from one epoch "
+                          "to the next; never more than a quarter of what is free. 0: none. Without "
+                          "--dataloader_num_workers."},
+    )  # fmt: skip
     logging_dir: str | None = field(
         default=None, metadata={"help": "Folder for TensorBoard logs. Default: OUTPUT_DIR/runs."}
     )

@@ -28,6 +28,7 @@ LIMITS: dict[str, Kind] = {
     "eval_accumulation_steps": AT_LEAST_ONE,
     "dataloader_num_workers": whole(0, MOST_WORKERS),
     "dataloader_prefetch_factor": whole(1, 10**6),
+    "kept_samples_gib": RATE,
     "torch_empty_cache_steps": AT_LEAST_ONE,
     # how fast
     **dict.fromkeys(

@@ -19,14 +19,16 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import seed_worker
 from transformers.utils import logging
 
+from finetune.data import kept_samples
 from finetune.data.dataset import MOST_NAMES_SHOWN, Collator, ConversationDataset, Rows, blank_video
 from finetune.data.look import LookBatch
 from finetune.data.schedule import Schedule, StepShape
-from finetune.distributed import joined, reduced
+from finetune.distributed import joined, local_processes, reduced
 from finetune.families.base import Family
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
 from finetune.model.adaptation import Rates, component_of
+from finetune.model.free_memory import available_bytes
 from finetune.samples.listing import shown
 from finetune.training import library_log, loss, optimizer, pickles
 from finetune.training.guards import GradientCheck, TrainingError
@@ -121,6 +123,7 @@ class FinetuneTrainer(SavingTrainer):
     - each component has its learning rate
     - the share of time spent waiting for data is shown
     - rows of attention may be supervised beside the words (``look_steps.LookSteps``)
+    - samples stay in memory from one epoch to the next, where there is room
     - training that was finished when it was killed is not trained further
     """
 
@@ -256,7 +259,15 @@ class FinetuneTrainer(SavingTrainer):
         else:
             steps, epochs = schedule.steps_of(args.num_train_epochs), math.ceil(args.num_train_epochs)
         schedule.set_epoch(0)
+        self._dataset.keep(self._room_for_samples() if epochs > 1 else 0)
         return epochs, schedule.steps(0), examples, samples, batch_size, schedule.micro_batches(0), steps
+
+    def _room_for_samples(self) -> float:
+        """Bytes. Nothing in workers, whose samples are not the same from one epoch to the next."""
+        if self.args.dataloader_num_workers:
+            return 0
+        free, processes = available_bytes(torch.device("cpu")), local_processes()
+        return kept_samples.room_bytes(self.args.kept_samples_gib, free, processes)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         super()._init_training_state(*args, **kwargs)

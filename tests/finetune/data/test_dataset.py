@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from finetune.data.dataset import Collator, ConversationDataset, Fault, Rows, Sample, build_dataset
+from finetune.data.kept_samples import room_bytes, size_bytes
 from finetune.data.mixture import Mixture, Source
 from finetune.families.base import Encoded
 from finetune.families.qwen_vl import QwenVLFamily
@@ -58,6 +59,52 @@ def test_items_are_as_long_as_counted_and_hold_their_picture(processor, conversa
     assert sample.encoded.media["pixel_values"].shape == (1, 3, 12, 12)
     start = sample.encoded.input_ids.tolist().index(IMAGE_START_ID)
     assert sample.encoded.input_ids[start + N_QUERIES + 1] == IMAGE_START_ID + 1
+
+
+class Counting(QwenVLFamily):
+    """Counts the samples that are read whole."""
+
+    whole = 0
+
+    def encode(self, *args: Any, media: bool = True, **options: Any) -> Encoded:
+        self.whole += media
+        return super().encode(*args, media=media, **options)
+
+
+def same(one: Sample, other: Sample) -> bool:
+    mine, theirs = one.encoded.media, other.encoded.media
+    alike = all(torch.equal(mine[name], theirs[name]) for name in mine.keys() | theirs.keys())
+    return one.number == other.number and alike and np.array_equal(one.encoded.labels, other.encoded.labels)
+
+
+def test_kept_samples_are_read_once_and_are_those_that_reading_gives(processor, conversations):
+    family = Counting()
+    dataset = build(conversations, processor, family=family)
+    read_anew = [dataset[at] for at in range(3)] + [dataset[at] for at in range(3)]
+    assert family.whole == 6 and len(dataset.kept) == 0  # none is kept unless it is asked for
+    dataset.keep(2**20)
+    first, again = [dataset[at] for at in range(3)], [dataset[at] for at in range(3)]
+    assert family.whole == 9 and len(dataset.kept) == 3
+    assert all(map(same, first, read_anew)) and all(map(same, again, read_anew))
+
+
+def test_kept_samples_stay_within_their_room_and_the_first_that_fit_stay(processor, conversations):
+    family = Counting()
+    dataset = build(conversations, processor, family=family)
+    dataset.keep(2.5 * size_bytes(dataset[0].encoded))
+    family.whole = 0
+    for _ in range(2):
+        for at in (5, 6, 7, 8):
+            assert same(dataset[at], dataset[at])
+    assert len(dataset.kept) == 2 and dataset.kept.room_bytes >= 0
+    assert dataset.kept.get(5) is not None and dataset.kept.get(6) is not None
+    assert family.whole == 2 + 2 * 2 * 2  # two once, and two in each of two epochs twice
+
+
+def test_room_for_kept_samples_is_a_share_of_what_is_free_for_all_processes():
+    assert room_bytes(1.0, free_bytes=2**40, processes=8) == 2**30
+    assert room_bytes(1.0, free_bytes=2**30, processes=2) == 2**27
+    assert room_bytes(0.0, free_bytes=2**40, processes=1) == 0
 
 
 def limit_that_leaves_out_two(dataset: ConversationDataset) -> int:

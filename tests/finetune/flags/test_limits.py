@@ -45,6 +45,7 @@ def refused(*flags: str) -> str:
         ("seed", ("-1", "4294967296")),
         ("data_seed", ("-1",)),
         ("dataloader_num_workers", ("-1", "99999")),
+        ("kept_samples_gib", ("-1", "nan")),
         ("label_smoothing_factor", ("1", "-0.1", "nan")),
         ("model_max_length", ("0", "-1")),
         ("min_pixels", ("0",)),

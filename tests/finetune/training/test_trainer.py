@@ -241,6 +241,23 @@ def test_losses_by_source_are_means_over_their_tokens(
         assert metrics[f"eval_loss by source/{name}"] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("settings", "kept"), [({}, 12), ({"kept_samples_gib": 0.0}, 0), ({"max_steps": 3}, 0)]
+)
+def test_samples_that_stay_in_memory_change_no_loss(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path, settings: dict[str, Any], kept: int
+):
+    trainer = make(checkpoint_folder, dataset, tmp_path, **{"max_steps": 7, **settings})
+    trainer.train()
+    steps = trainer.state.max_steps
+    assert (
+        len(dataset.kept) == kept
+    )  # of 12 samples; three steps are one epoch, which reads each of them once
+    workers = make(checkpoint_folder, dataset, tmp_path, max_steps=steps, dataloader_num_workers=1)
+    workers.train()
+    assert len(dataset.kept) == 0 and losses(workers) == losses(trainer)
+
+
 def test_workers_change_no_loss(checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path):
     found = []
     for workers in (0, 2):
