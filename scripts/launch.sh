@@ -9,9 +9,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 look_at_machine() {
     local facts
+    # Loading torch takes seconds: not where the system shows no device of NVIDIA (WSL, Jetson) or AMD at all.
     facts="$("$VENV/bin/python" -c '
-import runpy, socket, sys, torch
-gpus = torch.cuda.device_count()
+import glob, runpy, socket, sys
+gpus = 0
+if any(map(glob.glob, ("/dev/nvidia*", "/dev/dxg", "/dev/nvgpu*", "/dev/nvhost*", "/dev/nvmap", "/dev/kfd"))):
+    import torch
+    gpus = torch.cuda.device_count()
 cores = runpy.run_path(sys.argv[1])["usable_cores"]()
 precision = "none" if not gpus else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 port = socket.socket()

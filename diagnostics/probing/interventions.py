@@ -87,34 +87,39 @@ class TrialRunner:
         self.extractor = extractor
         self.batch_size = batch_size
 
-    def interventions(
+    def taken_away(
         self,
         asked: EncodedProbe,
         depth: MeasurementPlan,
         key_layers: Sequence[int],
         connector: np.ndarray | None,
-    ) -> list[Intervention]:
-        """Every kind of intervention on every region, with its controls; empty without foil or region."""
-        trials = self._trials(asked, depth, key_layers)
-        if not trials:
-            return []
-        return _grouped(trials, self._margins(asked, list(self._cases(asked, trials, connector))))
+        loan: Loan | None,
+    ) -> tuple[list[Intervention], list[PictureControl]]:
+        """Every kind of intervention on every region, with its controls: none without foil or region; and the margin of
+        the same answer and foil with other pictures, or none. Of these are left out "other" without a ``loan``, and
+        "none" where the family reads no question alone.
 
-    def picture_controls(
+        Measured together: with another picture of its size a probe is as long as with a region hidden.
+        """
+        trials = self._trials(asked, depth, key_layers)
+        replaced = self._controls(asked, depth.pictures, loan)
+        cases = [*self._cases(asked, trials, connector), *(ScoredInput(one) for _, _, one in replaced)]
+        if not cases:
+            return [], []
+        margins = self._margins(asked, cases)
+        controls = [
+            PictureControl(kind, margin, lender)
+            for (kind, lender, _), margin in zip(replaced, margins[len(trials) :], strict=True)
+        ]
+        return _grouped(trials, margins[: len(trials)]), controls
+
+    def _controls(
         self, asked: EncodedProbe, kinds: Sequence[str], loan: Loan | None
-    ) -> list[PictureControl]:
-        """The margin of the same answer and foil with other pictures, or none: ``kinds`` among ``PICTURES``. Left out
-        are "other" without a ``loan``, and "none" where the family reads no question alone."""
+    ) -> list[tuple[str, str, Encoded]]:
         if asked.foil is None or not asked.answer.images:
             return []
-        found = [
-            (kind, lender, one) for kind, lender, one in self._replaced(asked, kinds, loan) if one is not None
-        ]
-        margins = self._margins(asked, [ScoredInput(one) for _, _, one in found])
-        return [
-            PictureControl(kind, margin, lender)
-            for (kind, lender, _), margin in zip(found, margins, strict=True)
-        ]
+        found = self._replaced(asked, kinds, loan)
+        return [(kind, lender, one) for kind, lender, one in found if one is not None]
 
     def _replaced(
         self, asked: EncodedProbe, kinds: Sequence[str], loan: Loan | None
@@ -186,6 +191,8 @@ class TrialRunner:
         self, asked: EncodedProbe, trials: Sequence[Trial], connector: np.ndarray | None
     ) -> Iterator[ScoredInput]:
         """The answer's sequence for each trial, with its region occluded or knocked out."""
+        if not trials:
+            return
         image = asked.answer.images[0]
         pictures = self._pictures(asked.probe) if any(trial.kind == OCCLUSION for trial in trials) else []
         for trial in trials:

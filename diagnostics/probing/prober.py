@@ -40,7 +40,7 @@ from diagnostics.probing.regions import mean_coverage, salient_coverages
 from diagnostics.probing.relations import read_relation
 from diagnostics.records.measurement_plan import OTHER, QUICK, Allowed, MeasurementPlan
 from diagnostics.records.probes import Probe
-from diagnostics.records.record import AttentionRecord, PictureControl, Scores
+from diagnostics.records.record import AttentionRecord, Scores
 from finetune.families import Encoded, Family, ImageTokens, bare_model, family_of
 from finetune.families.parts.coverage import region_coverage
 from finetune.families.parts.modules import attending_layers, layer_words
@@ -229,6 +229,8 @@ class Prober:
         connector = seen.connector[0] if seen.connector else None
         answer_rows = seen.rows[:, :, 0]
         whole = partial(in_all_layers, self.model, self.family)
+        loan = loan_for(probe, self.probes) if OTHER in self.depth.pictures else None
+        interventions, controls = runner.taken_away(asked, self.depth, self.key_layers, connector, loan)
         record = AttentionRecord(
             probe_id=probe.id,
             group=probe.group,
@@ -243,8 +245,8 @@ class Prober:
             region_mass=_each(whole, _masses(probe, answer_rows, seen, images)),
             visual_share=whole(visual_share(answer_rows, _image_positions(asked.answer))),
             scores=Scores(seen.answer_nats, seen.foil_nats, seen.reply),
-            interventions=tuple(runner.interventions(asked, self.depth, self.key_layers, connector)),
-            picture_controls=tuple(self._picture_controls(asked, runner)),
+            interventions=tuple(interventions),
+            picture_controls=tuple(controls),
             random_mass=_each(whole, _masses(probe, answer_rows, seen, images, at_random=True)),
             salient_mass=_each(whole, _salient_masses(probe, answer_rows, seen, images)),
             sinks=sinks,
@@ -264,11 +266,6 @@ class Prober:
             return record
         order = cells_from_row(record.rows[:, :, 0].mean((0, 1)), images[0], connector)
         return replace(record, curves=runner.curves(asked, order, margin))
-
-    def _picture_controls(self, asked: EncodedProbe, runner: TrialRunner) -> list[PictureControl]:
-        kinds = self.depth.pictures
-        loan = loan_for(asked.probe, self.probes) if OTHER in kinds else None
-        return runner.picture_controls(asked, kinds, loan)
 
     def _mediated(self, record: AttentionRecord, asked: EncodedProbe, runner: TrialRunner) -> AttentionRecord:
         """Adds the margins with the attention of the model before put back."""

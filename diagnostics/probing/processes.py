@@ -44,7 +44,7 @@ def worthwhile(model: nn.Module, probes: int) -> int:
 
 
 def parted(asked: Sequence[Asked], processes: int, *, most: int) -> list[Sequence[Asked]]:
-    """In equal parts of at most ``most``, as many for each process: 152 for 2 processes, at most 32 → 2 × 3 of 25 or 26."""
+    """In equal parts, at most ``most`` in each, as many for each process: 152 for 2, at most 32 → 2 × 3 of 25 or 26."""
     count = processes * max(1, math.ceil(len(asked) / (processes * most)))
     ends = [len(asked) * at // count for at in range(count + 1)]
     return [asked[start:end] for start, end in itertools.pairwise(ends) if end > start]
