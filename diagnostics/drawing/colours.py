@@ -43,10 +43,11 @@ def shared_scale(before: CellMap, after: CellMap) -> Scale:
 
 def series_scale(maps: Sequence[CellMap]) -> Scale:
     """One colour scale for maps over steps, as ``shared_scale`` for two; differences are those from the first."""
-    differences = [np.abs(cells.density - maps[0].density) for cells in maps]
+    densities = np.stack([cells.density for cells in maps])
+    swings = np.percentile(np.abs(densities - densities[0]), 99, axis=1)
     return Scale(
         top=common_top(maps),
-        swing=float(max(1.0, *(np.percentile(difference, 99) for difference in differences))),
+        swing=float(max(1.0, *swings)),
         peak=float(max(cells.density.max() for cells in maps)),
     )
 

@@ -206,7 +206,8 @@ def words_of(sheet: ProbeSheet) -> tuple[str, ...]:
 
 
 def _stacked(parts: Sequence[Image.Image]) -> Image.Image:
-    page = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), PAPER)
+    # Without a colour: the parts, all as wide as the first, cover every pixel.
+    page = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), None)
     top = 0
     for part in parts:
         page.paste(part, (0, top))
