@@ -84,9 +84,12 @@ def in_processes(
 def _begin(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # whose handlers are those of the training
+    os.setsid()  # a signal to the training's process group, and Ctrl-C, are its parent's to answer
+    for number in (
+        signal.SIGTERM,
+        signal.SIGUSR1,
+    ):  # whose handlers are the training's; the pool ends it by SIGTERM
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent ends, and this process with it
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
