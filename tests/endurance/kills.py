@@ -550,11 +550,20 @@ def words_of(pid: int) -> str:
 
 
 def drawing(pid: int) -> list[int]:
-    """The drawing process of a run, and the processes that draw for it."""
+    """The drawing process of a run, and the processes that draw for it; no spare that still waits to become one."""
     leaders = [
-        one for one in children(pid) if "diagnostics.render" in words_of(one) or _name_of(one) == DRAWING
+        one
+        for one in children(pid)
+        if "diagnostics.render" in words_of(one) or (_name_of(one) == DRAWING and _leads_session(one))
     ]
     return [*leaders, *(below for one in leaders for below in children(one))]
+
+
+def _leads_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
 
 
 def loaders(pid: int) -> list[int]:
