@@ -203,25 +203,24 @@ class Places:
 
     def odd(self, program: str) -> tuple[str, Ran, list[str]]:
         place = self.fresh(program).parent / ODD
+        if (
+            program == RENDER
+        ):  # records name pictures relative to their own folder, which has to lie as deep as it did
+            out = self._given(program, place)
+            ran = self._run(program, out)
+            return "works", ran, self._equal(program, ran, out)
         inputs = place / "in"
         shutil.copytree(self.inputs, inputs)
         for path in inputs.glob("*.json"):
             text = path.read_text(encoding="utf-8")
-            pictures = {
-                Path(one)
-                for one in re.findall(r'"(/[^"]*\.(?:png|jpg))"|<img>([^<]*)</img>', text)
-                for one in one
-                if one
-            }
-            for picture in pictures:
+            named = re.findall(r'"(/[^"]*\.(?:png|jpg))"|<img>([^<]*)</img>', text)
+            for picture in {Path(one) for pair in named for one in pair if one}:
                 shutil.copy(picture, inputs / picture.name)
                 text = text.replace(str(picture), picture.name)
             path.write_text(text, encoding="utf-8")
         shutil.copytree(BASE_MODEL, place / "base")
-        # Records name pictures relative to their own folder, so the one that is drawn lies as deep as it did.
-        out = self._given(program, place if program == RENDER else place / "out")
-        ran = self._run(program, out, inputs=inputs, base=place / "base")
-        return "works", ran, self._equal(program, ran, out)
+        ran = self._run(program, place / "out", inputs=inputs, base=place / "base")
+        return "works", ran, self._equal(program, ran, place / "out")
 
     def link(self, program: str) -> tuple[str, Ran, list[str]]:
         out = self.fresh(program)
