@@ -12,6 +12,9 @@ logger = logging.getLogger("diagnostics.monitor")
 LINE_MAX, REASON_MAX = 1000, 200
 """Maximum characters of the line that says what is missing, and of each reason in it."""
 EXPECTED = (RuntimeError, ValueError, OSError)  # out of memory is a RuntimeError, a full disk an OSError
+OF_THE_RUN = "DataLoader worker (pid"
+"""Trap: where a data worker is killed, torch's handler of the signal raises this in whatever the process is doing then.
+Taken for a failure of the monitor it would let the run end as if it had lost nothing but records."""
 FAILURES = (Exception,)  # of any kind: a missing picture must not end hours of training
 
 
@@ -34,7 +37,12 @@ class Failures:
             self.report(what, error, lacks=lacks)
 
     def report(self, what: str, error: Exception, *, lacks: str | None) -> None:
-        """Warn, the first time that ``what`` is said, and note what the run lacks."""
+        """Warn, the first time that ``what`` is said, and note what the run lacks.
+
+        Raises ``error`` again where it is no failure of the monitor's but the end of the run.
+        """
+        if str(error).startswith(OF_THE_RUN):
+            raise error
         if lacks is not None:
             self.lack(f"{lacks} ({str(error)[:REASON_MAX]})" if what not in self._reported else lacks)
         if what not in self._reported:

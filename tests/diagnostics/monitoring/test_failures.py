@@ -29,3 +29,11 @@ def test_ctrl_c_is_no_failure() -> None:
     with pytest.raises(KeyboardInterrupt), failures.reporting("anything"):
         raise KeyboardInterrupt
     assert failures.missing == []
+
+
+def test_a_killed_data_worker_ends_the_run() -> None:
+    failures = Failures()
+    words = "DataLoader worker (pid 7) is killed by signal: Killed. "  # torch/utils/data/_utils/signal_handling.py
+    with pytest.raises(RuntimeError, match="DataLoader worker"), failures.reporting("anything", lacks="all"):
+        raise RuntimeError(words)
+    assert failures.missing == []
