@@ -21,9 +21,9 @@ from torch import nn
 from diagnostics.probing.before import is_sharded
 
 SMALL_BYTES = 2**26
-"""Weights of a model that is small: 16 million parameters in fp32. Larger ones keep several threads busy."""
+"""Weights of a model that is small: 16 million parameters in fp32. A choice: larger ones were not measured."""
 WORTH_A_PROCESS = 16
-"""Probes of a process, at least: it is forked within .1 s, and reads its pictures anew."""
+"""Probes of a process, at least: it is forked, and reads its pictures anew."""
 
 Asked = TypeVar("Asked")
 Found = TypeVar("Found")

@@ -7,7 +7,7 @@ from finetune.families.base import Encoded
 SHARE_OF_FREE = 0.25
 """Of the memory that is free, the most that kept samples take."""
 RECORD_BYTES = 4096
-"""Python's objects around a sample's arrays: about forty of them."""
+"""For Python's objects around a sample's arrays: an estimate."""
 
 Kept = TypeVar("Kept")
 
