@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,6 +25,7 @@ MESSAGE_MAX = 1600  # bytes of faults in one message; more of them are counted
 FIELD_SHOWN = 200  # characters of a place, of what was found there, of what was expected
 PLACEHOLDER = "<image>"
 """In a question: the place of a picture."""
+_AT_ENDS = re.compile(rf"^(?:\s*{PLACEHOLDER})+\s*|\s*(?:{PLACEHOLDER}\s*)+$")
 
 BoxPixels = tuple[float, float, float, float]
 
@@ -90,6 +92,14 @@ class Fault(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.where}: found {self.found}; expected {self.expected}"
+
+
+def as_asked(question: str) -> str:
+    """A question as people read it: without the places of pictures before and after it.
+
+    "<image>\\nWhat is this?" → "What is this?"; "Is <image> like <image>?" stays.
+    """
+    return _AT_ENDS.sub("", question)
 
 
 def read_probes(path: str | Path) -> tuple[Probe, ...]:

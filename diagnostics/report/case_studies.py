@@ -28,6 +28,7 @@ from diagnostics.drawing.probe_picture import fitted, map_panel, outline_boxes, 
 from diagnostics.drawing.svg_charts import inline_picture, pair_of_bars, percent_words, tick_words
 from diagnostics.measures.answers import says
 from diagnostics.records.measurement_plan import OCCLUSION
+from diagnostics.records.probes import as_asked
 from diagnostics.report.headline import MARKS
 from diagnostics.report.languages import Language, as_written
 from diagnostics.report.style import heat_gradient
@@ -191,10 +192,10 @@ def _quoted(text: str, kind: str = "") -> str:
 
 def _title(pair: ProbePair) -> str:
     said, probe = pair.before.scores.generated, pair.probe
-    right = _quoted(probe.answer)
+    asked, right = _quoted(as_asked(probe.question)), _quoted(probe.answer)
     if not said:
-        return f"Asked {_quoted(probe.question)}, it found {_quoted(probe.foil or '')} likelier. Right is {right}."
-    return f"Asked {_quoted(probe.question)}, it said {_quoted(said)}. Right is {right}."
+        return f"Asked {asked}, it found {_quoted(probe.foil or '')} likelier. Right is {right}."
+    return f"Asked {asked}, it said {_quoted(said)}. Right is {right}."
 
 
 def _attention_words(pair: ProbePair, layer: LayerPair, side: str, misleading: str | None = None) -> str:

@@ -273,6 +273,10 @@ _CARDS = {
     "share shown": "露出比例",
     "random before": "随机，之前",
     "random after": "随机，之后",
+    "Attention is collapsing: 1 head now rests on single tokens, and the highest attention logit is {a:n} ({b:n} "
+    "before). Training in this state tends to become unstable; lower the learning rate.": (
+        "注意力正在坍缩：1 个头只落在单个词元上，最高注意力 logit 为 {a}（之前 {b}）。这样训练容易不稳定，请调低学习率。"
+    ),
     "Attention is collapsing: {n:n} heads now rest on single tokens, and the highest attention logit is {a:n} ({b:n} "
     "before). Training in this state tends to become unstable; lower the learning rate.": (
         "注意力正在坍缩：{n} 个头只落在单个词元上，最高注意力 logit 为 {a}（之前 {b}）。这样训练容易不稳定，请调低学习率。"

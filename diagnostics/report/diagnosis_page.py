@@ -40,7 +40,7 @@ from diagnostics.drawing.archive_pictures import picture_of
 from diagnostics.drawing.colours import common_top
 from diagnostics.drawing.probe_picture import fitted, map_panel, outline_boxes
 from diagnostics.drawing.svg_charts import inline_picture
-from diagnostics.records.probes import Probe
+from diagnostics.records.probes import Probe, as_asked
 from diagnostics.report.languages import Language, as_written, in_both_languages
 from diagnostics.report.page import TEMPLATE
 from diagnostics.report.verdict_cards import leg_html
@@ -218,7 +218,7 @@ def _pictures(pair: ProbePair, group: GroupDiagnosis) -> str:
     asked, foil, right = (
         as_written(f"“{text}”", kind=kind)
         for text, kind in (
-            (pair.probe.question, ""),
+            (as_asked(pair.probe.question), ""),
             (pair.probe.foil or "", "wrong"),
             (pair.probe.answer, ""),
         )

@@ -34,7 +34,7 @@ from diagnostics.comparison.verdicts import (
     WORSE,
 )
 from diagnostics.drawing.svg_charts import percent_words
-from diagnostics.records.probes import KEPT_SHARE
+from diagnostics.records.probes import KEPT_SHARE, as_asked
 from diagnostics.report.languages import as_written
 
 SAME_MODEL = "Before and now are the same model: nothing can have changed."
@@ -153,7 +153,7 @@ def _kept(groups: Mapping[str, Mapping[str, Any]]) -> Iterator[Claim]:
 
 def _question(members: Sequence[Mapping[str, Any]]) -> str:
     """The question asked most often, for each reader in a script of theirs where there is one."""
-    asked = Counter(probe["question"] for probe in members)
+    asked = Counter(as_asked(probe["question"]) for probe in members)
     most = [question for question, _ in asked.most_common()]
     latin = next((one for one in most if one.isascii()), most[0])
     chinese = next((one for one in most if any("一" <= sign <= "鿿" for sign in one)), most[0])

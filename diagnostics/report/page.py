@@ -33,6 +33,7 @@ from diagnostics.drawing.svg_charts import (
 from diagnostics.measures.attention import enrichment, region_mass
 from diagnostics.measures.geometry import cells_from_row
 from diagnostics.measures.sinks import without_sinks
+from diagnostics.records.probes import as_asked
 from diagnostics.records.record import AttentionRecord
 from diagnostics.report.case_studies import TrainingSample, case_html, choose_cases
 from diagnostics.report.headline import headline, headline_html
@@ -208,7 +209,8 @@ def _probe_data(pair: ProbePair, entry: Mapping[str, Any]) -> Json:
     small = picture.resize(fitted(picture.size, *PICTURE_BOX), Image.Resampling.LANCZOS)
     costs = entry["occlusion_nats"]
     return {
-        **{name: entry[name] for name in ("id", "group", "question", "answer", "foil", "region")},
+        **{name: entry[name] for name in ("id", "group", "answer", "foil", "region")},
+        "question": as_asked(entry["question"]),
         "said": [entry["said"]["before"], entry["said"]["after"]],
         "margin": [entry["margin_nats"]["before"], entry["margin_nats"]["after"]],
         "said_boxes": [_said_box(pair, record, by_size) for record in (pair.before, pair.after)],

@@ -84,7 +84,8 @@ def leg_html(leg: ShownLeg) -> str:
     rests = f" <span>{count(leg.probes, 'probe')}.</span>" if leg.value else ""
     return (
         f'<details class="leg {_KINDS[leg.mark]}"{"" if leg.mark == HOLDS else " open"}><summary>'
-        f'<i role="img" aria-label="{leg.says}" translate="no">{leg.mark}</i><b>{leg.name}</b>'
+        f'<div><i role="img" aria-label="{leg.says}" translate="no">{leg.mark}</i></div>'
+        f'<div class="name">{leg.name}</div>'
         f"<span>{value}</span><small>{leg.interval}</small><small>{least}</small></summary>"
         f"<p>{html.escape(leg.reason, quote=False)}{rests}</p></details>"
     )
@@ -107,8 +108,10 @@ def warnings(comparison: Mapping[str, Any]) -> list[str]:
     ]
     collapse = comparison.get("collapse")
     if collapse and collapse["warn"]:
+        one = collapse["collapsed_heads"] == 1
+        heads = "1 head now rests" if one else f"{collapse['collapsed_heads']} heads now rest"
         found.append(
-            f"Attention is collapsing: {collapse['collapsed_heads']} heads now rest on single tokens, and the highest "
+            f"Attention is collapsing: {heads} on single tokens, and the highest "
             f"attention logit is {collapse['highest_logit']:.0f} ({collapse['logit_before']:.0f} before). Training in "
             "this state tends to become unstable; lower the learning rate."
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diagnostics.records.probes import Probe, groups_of, read_probes, write_probes
+from diagnostics.records.probes import Probe, as_asked, groups_of, read_probes, write_probes
 
 
 def an_entry(**changes) -> dict:
@@ -180,3 +180,16 @@ def test_boxes_are_in_pixels_of_the_image_as_it_is_shown(folder):
 def test_a_probe_made_in_python_may_name_its_picture_by_a_string(shapes_unchecked):
     probe = Probe("p", "g", ("a/b.png",), "what?", "a box")
     assert probe.images == (Path("a/b.png"),)
+
+
+@pytest.mark.parametrize(
+    ("question", "asked"),
+    [
+        ("<image>\nWhat is this?", "What is this?"),
+        ("<image> <image>这是什么? <image>", "这是什么?"),
+        ("Is <image> like <image> there?", "Is <image> like <image> there?"),
+        ("What?", "What?"),
+    ],
+)
+def test_a_question_as_people_read_it(question: str, asked: str) -> None:
+    assert as_asked(question) == asked

@@ -223,3 +223,11 @@ def test_nothing_is_stored_and_nothing_is_fetched(pages: list[str]) -> None:
     for page in pages:
         assert "localStorage" not in page and "sessionStorage" not in page and "cookie" not in page
         assert not re.search(r"https?://", page)
+
+
+def test_mark_and_name_of_a_piece_of_evidence_are_cells_of_their_own(pages: list[str]) -> None:
+    """Two of them in one text would be one cell of the row, and the next ones stand under the wrong heads."""
+    rows = re.findall(r'<details class="leg \w+"(?: open)?><summary>(.*?)</summary>', "".join(pages))
+    assert len(rows) > 6
+    for row in rows:
+        assert re.match(r'<div><i role="img"[^>]*>.</i></div><div class="name"><span lang="en">\w', row), row

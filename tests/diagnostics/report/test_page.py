@@ -82,7 +82,7 @@ def test_a_card_shows_each_leg_with_its_number_interval_threshold_and_sentence(t
     assert [kind for kind, *_ in legs] == ["good", "good", "good", "bad", "good", "unmeasured"]
     assert [bool(is_open) for _, is_open, *_ in legs] == [False, False, False, True, False, True]
     cause, guards = legs[3], legs[5]
-    assert "<b>cause</b>" in cause[2] and ">✗</i>" in cause[2]
+    assert ">cause<" in cause[2] and ">✗</i>" in cause[2]
     assert "<b>4 %</b> of the margin’s rise" in cause[2]
     assert "<small>-1 to 9 %</small><small>20 %</small>" in cause[2]
     assert cause[3] == "It &lt;barely&gt; rose. <span>20 probes.</span>"
