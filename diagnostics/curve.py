@@ -21,7 +21,7 @@ from diagnostics.flags.curve import parser
 if __name__ == "__main__":
     parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
 
-from diagnostics.comparison.curve import VERSION, CurvePoint, curve_of, headline
+from diagnostics.comparison.curve import VERSION, CurvePoint, check_comparison, curve_of, headline
 from diagnostics.drawing.curve_chart import curve_chart
 from diagnostics.records.json_files import parsed_file
 from diagnostics.records.pictures import picture_mark
@@ -29,9 +29,12 @@ from diagnostics.records.probes import KEPT_SHARE, read_probes
 from diagnostics.report.curve_page import HEAD, curve_html, lead, neighbour_words, rows_of
 from diagnostics.report.languages import LANGUAGES
 from diagnostics.report.tables import columns
+from finetune import fields
+from finetune.fields import by_name, part, whole
 from finetune.files import check_writable, write_atomically
 
 Json = dict[str, Any]
+COUNTS_SHAPE = {"sources": by_name(part({"samples": whole(), "trained": whole()}))}
 ROOT = Path(__file__).parents[1]
 TRAINING = "attention_finetune.train"
 OURS = {
@@ -243,6 +246,7 @@ def _claim(output_dir: Path, options: Any) -> None:
     now = {"version": VERSION, "flags": options.flags, "subset": options.subset, "same": options.same}
     if place.is_file():
         before = parsed_file(place, "curve's flags")
+        fields.check(before, {}, str(place))
         other = [name for name in now if before.get(name) != now[name]]
         if other:
             raise ValueError(
@@ -256,14 +260,16 @@ def _claim(output_dir: Path, options: Any) -> None:
 def _point(run: TrainingRun, output_dir: Path, sources: Sequence[str]) -> CurvePoint:
     """Raises ValueError where the run's files are missing or broken."""
     folder = output_dir / run.folder
-    comparison = parsed_file(folder / "comparison" / "comparison.json", "comparison")
-    counts = [_counts(folder)[name] for name in sources]
+    place = folder / "comparison" / "comparison.json"
+    comparison = parsed_file(place, "comparison")
+    check_comparison(comparison, str(place))
+    counts = [_count_of(folder, name) for name in sources]
     return CurvePoint(
         run.fraction,
         run.seed,
         sum(one["trained"] for one in counts),
         sum(one["samples"] for one in counts),
-        comparison["after"]["step"],
+        int(comparison["after"]["step"]),
         comparison,
         run.folder,
     )
@@ -271,8 +277,20 @@ def _point(run: TrainingRun, output_dir: Path, sources: Sequence[str]) -> CurveP
 
 def _counts(folder: Path) -> Json:
     """Source → how many samples it has, and how many different ones the run trained on."""
-    found: Json = parsed_file(folder / "data_fraction.json", "count of samples")["sources"]
-    return found
+    place = folder / "data_fraction.json"
+    content = parsed_file(place, "count of samples")
+    fields.check(content, COUNTS_SHAPE, str(place), required=("sources",))
+    return dict(content["sources"])
+
+
+def _count_of(folder: Path, source: str) -> Json:
+    counts = _counts(folder)
+    if source not in counts:
+        raise ValueError(
+            f"{folder / 'data_fraction.json'}: found no count of {source}; expected one of each source: delete the "
+            "run's folder and call again"
+        )
+    return dict(counts[source])
 
 
 def _subsetted(folder: Path) -> list[str]:

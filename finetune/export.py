@@ -7,7 +7,6 @@ source, and only then renamed.
 Usage and flags: ``finetune/flags/export.py``.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 import finetune.families as families
+from finetune import fields
 from finetune.families.parts.modules import bare_model
 from finetune.files import check_writable, give_usual_mode, is_refused_write, refusal_words
 from finetune.model import checkpoint, weights
@@ -208,7 +208,7 @@ def history_of(source: Path) -> History:
     )
     if path is None:
         return History()
-    marks = json.loads(path.read_text(encoding="utf-8"))["marks"]
+    marks = fields.load(path, run_folder.RUN_SHAPE, required=("marks",), remedy="copy it again")["marks"]
     dtype = torch.bfloat16 if marks.get("bf16") else torch.float16 if marks.get("fp16") else torch.float32
     return History(dtype, bool(marks.get("q_lora")))
 

@@ -15,8 +15,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
+from finetune.printable import one_line, printable
+
 MOST_FAULTS_SHOWN = 8
 MOST_CHARACTERS_SHOWN = 60
+LONGEST_FAULT, MOST_BYTES_OF_FAULTS = 400, 1500
+"""Of one fault in characters, and of all of a message in bytes: it stays below 2 kB."""
+MOST_LEVELS = 100
+"""Levels of lists and objects. Python reads 1,000 and more; what walks through them afterwards does not."""
+MOST_BYTES = 2**28
+"""Of a file with settings or results; read and checked, it takes ten times its size in memory."""
 
 
 class Kind(NamedTuple):
@@ -78,6 +86,14 @@ def by_name(kind: Kind) -> Kind:
     )
 
 
+def part(shape: Shape) -> Kind:
+    """An object with all of these fields, for lists of them and for what may be null."""
+    return Kind(
+        f"an object with {', '.join(shape)}",
+        lambda value: not any(faults(value, shape, required=tuple(shape))),
+    )
+
+
 TEXT = Kind("text", lambda value: isinstance(value, str))
 TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
 NULL = Kind("null", lambda value: value is None)
@@ -108,9 +124,16 @@ def _span(least: float, most: float | None) -> str:
 def read(path: Path) -> Any:
     """What a JSON file holds.
 
-    Raises ValueError if it cannot be read, is not UTF-8, is broken, or is nested too deeply.
+    Raises ValueError if it cannot be read, is no file (a pipe or a device would never end), is larger than 256 MiB, is
+    not UTF-8, and as :func:`parse` does.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path}: found a folder, a pipe or a device, expected a file of JSON")
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(
+                f"{path}: found {path.stat().st_size:,} bytes, expected JSON of at most {MOST_BYTES:,}"
+            )
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -120,15 +143,61 @@ def read(path: Path) -> Any:
 
 
 def parse(text: str, where: str) -> Any:
-    """The content of a JSON text; every ValueError begins with ``where``."""
+    """The content of a JSON text; every ValueError begins with ``where``.
+
+    Raises ValueError if it is broken, nested too deeply, has a key twice in one object (Python would keep the last, in
+    silence), or holds half of a UTF-16 pair, which no file can be written with.
+    """
     try:
-        return json.loads(text)
+        content = json.loads(text, object_pairs_hook=each_once)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: {_broken(text, error)}") from error
     except RecursionError as error:
         raise ValueError(f"{where}: nested too deeply to be read; is it the right file?") from error
+    except TwiceError as error:
+        raise ValueError(f"{where}: {error}; keep one") from error
     except ValueError as error:  # Python reads no number of more than 4,300 digits
         raise ValueError(f"{where}: found a number of thousands of digits; is it the right file?") from error
+    if levels(content) > MOST_LEVELS:
+        raise ValueError(f"{where}: nested too deeply to be read; is it the right file?")
+    if "\\u" in text and has_half_pair(content):
+        raise ValueError(
+            f"{where}: found half of a UTF-16 pair (such as \\ud83d alone), which is no character"
+        )
+    return content
+
+
+class TwiceError(ValueError):
+    """A key that stands twice in one object."""
+
+
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of its pairs, for ``json.loads``. Raises TwiceError for a key that stands there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise TwiceError(f"the key {shown(twice)} appears twice in one object")
+    return found
+
+
+def levels(content: Any) -> int:
+    """How deeply lists and objects lie in each other: ``{"a": [1]}`` has 2. Stops counting beyond MOST_LEVELS."""
+    depth, inside = 0, [content]
+    while inside and depth <= MOST_LEVELS:
+        inside = [one for one in inside if isinstance(one, dict | list)]
+        depth += bool(inside)
+        inside = [below for one in inside for below in (one.values() if isinstance(one, dict) else one)]
+    return depth
+
+
+def has_half_pair(content: Any) -> bool:
+    """Does a text in it hold half of a UTF-16 pair?"""
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _broken(text: str, error: json.JSONDecodeError) -> str:
@@ -184,9 +253,22 @@ def refuse(found: Sequence[str], where: str, remedy: str = "") -> None:
     """Raises ValueError if anything is found."""
     if not found:
         return
-    lines = [*found[:MOST_FAULTS_SHOWN], *(["…"] if len(found) > MOST_FAULTS_SHOWN else [])]
+    lines = [*_as_many_as_fit(found)]
     joined = lines[0] if len(lines) == 1 else "\n  ".join(["", *lines])
-    raise ValueError(f"{where}: {joined}".replace(": \n", ":\n") + (f"\n{remedy}" if remedy else ""))
+    raise ValueError(
+        printable(f"{where}: {joined}".replace(": \n", ":\n") + (f"\n{remedy}" if remedy else ""))
+    )
+
+
+def _as_many_as_fit(found: Sequence[str]) -> Iterator[str]:
+    room = MOST_BYTES_OF_FAULTS
+    for number, fault in enumerate(found):
+        line = one_line(fault, LONGEST_FAULT)
+        room -= len(line.encode())
+        if number and (number == MOST_FAULTS_SHOWN or room < 0):
+            yield "…"
+            return
+        yield line
 
 
 def shown(value: Any) -> str:
@@ -199,6 +281,4 @@ def shown(value: Any) -> str:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError):
         text = repr(value)
-    # A lone surrogate cannot be printed.
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= MOST_CHARACTERS_SHOWN else text[: MOST_CHARACTERS_SHOWN - 1] + "…"
+    return one_line(text, MOST_CHARACTERS_SHOWN)

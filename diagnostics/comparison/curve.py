@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,22 @@ from diagnostics.comparison.verdicts import (
 )
 from diagnostics.measures.onset import Look, look_at_numbers, look_at_shares
 from diagnostics.measures.statistics import bootstrap_mean, holm, relative_change
+from finetune.fields import (
+    NULL,
+    OBJECT,
+    TEXT,
+    TRUTH,
+    Shape,
+    by_name,
+    check,
+    faults,
+    items,
+    number,
+    part,
+    refuse,
+    shown,
+    whole,
+)
 
 Json = dict[str, Any]
 VERSION = 1
@@ -25,6 +41,67 @@ QUANTITIES = ("answers", "attention", "cause")
 AS_GOOD = (CORRECTED, KEPT, UNGUARDED, NOT_MEDIATED)
 """Verdicts that hold: what a probe file cannot show (guards, mediation) is named, and asks for no more samples."""
 BY_CHANCE = 0.05
+
+
+_NUMBER = number(-1e300, 1e300)
+_AFTER = part({"after": _NUMBER})
+_CHANGE: Shape = {"before": _NUMBER, "after": _NUMBER, "ci95": items(_NUMBER, 2)}
+_SHARES = part(
+    {
+        **dict.fromkeys(("before", "after"), number(0, 1) | NULL),
+        **dict.fromkeys(("before_ci95", "after_ci95"), items(_NUMBER, 2) | NULL),
+    }
+)
+GROUP_SHAPE: Shape = {
+    "accuracy": _SHARES | NULL, "occlusion_nats": part(_CHANGE) | NULL, "enrichment": part({"layer": whole()}) | NULL,
+    "enrichment_by_layer": items(part({"layer": whole(), **_CHANGE})), "verdict": TEXT, "legs": by_name(OBJECT) | NULL,
+}  # fmt: skip
+PROBE_SHAPE: Shape = {
+    "id": TEXT, "group": TEXT, "region": TEXT | NULL, "correct": part({"after": TRUTH | NULL}),
+    "occlusion_nats": _AFTER | NULL,
+    "layers": items(part({"layer": whole(), "regions": by_name(part({"enrichment": _AFTER}))})),
+}  # fmt: skip
+COMPARISON_SHAPE: Shape = {
+    "after": {"step": whole()}, "groups": by_name(part(GROUP_SHAPE)), "probes": items(part(PROBE_SHAPE)),
+    "onset": part({"groups": OBJECT}) | NULL,
+}  # fmt: skip
+"""What a curve reads of a run's comparison.json."""
+
+
+def check_comparison(content: Any, where: str) -> None:
+    """Raises ValueError, beginning with ``where``, for a comparison that lacks what a curve reads."""
+    remedy = "delete the run's folder and call again: it is trained again"
+    try:
+        check(content, COMPARISON_SHAPE, where, required=("after", "groups", "probes"), remedy=remedy)
+    except ValueError:
+        refuse(list(_faults_inside(content)), where, remedy)
+        raise
+    cited = {name: _of(group["enrichment"], "layer") for name, group in content["groups"].items()}
+    refuse(
+        [
+            f"probes[{at}] ({shown(probe['id'])}): found no enrichment of its region in the cited layer"
+            for at, probe in enumerate(content["probes"])
+            if probe["region"] is not None
+            and cited.get(probe["group"]) is not None
+            and not any(
+                one["layer"] == cited[probe["group"]] and probe["region"] in one["regions"]
+                for one in probe["layers"]
+            )
+        ],
+        where,
+        remedy,
+    )
+
+
+def _faults_inside(content: Any) -> Iterator[str]:
+    """The faults of each group and probe, by field; none where the content has no groups and probes."""
+    if not isinstance(content, dict):
+        return
+    groups, probes = content.get("groups"), content.get("probes")
+    for name, group in groups.items() if isinstance(groups, dict) else ():
+        yield from faults(group, GROUP_SHAPE, required=tuple(GROUP_SHAPE), at=f"groups.{name}.")
+    for at, probe in enumerate(probes) if isinstance(probes, list) else ():
+        yield from faults(probe, PROBE_SHAPE, required=tuple(PROBE_SHAPE), at=f"probes[{at}].")
 
 
 class CurvePoint(NamedTuple):
@@ -71,6 +148,13 @@ def curve_of(points: Sequence[CurvePoint], images: Mapping[str, str]) -> Json:
     """
     points = sorted(points, key=lambda point: (point.samples, point.seed or 0))
     groups: Mapping[str, Any] = points[0].comparison["groups"]
+    for point in points:
+        unknown = [probe["id"] for probe in point.comparison["probes"] if probe["id"] not in images]
+        if point.comparison["groups"].keys() != groups.keys() or unknown:
+            raise ValueError(
+                f"{point.folder}: found a comparison of other probes than {points[0].folder} has; expected one probe "
+                "file for all runs: delete the runs of the other one and call again"
+            )
     return {name: _group(name, points, images) for name in groups}
 
 

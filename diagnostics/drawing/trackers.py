@@ -21,6 +21,7 @@ from PIL import Image
 from diagnostics.drawing.cards import Card
 from diagnostics.drawing.sink import NOT_YET, Sink, TaggedPicture
 from diagnostics.records.json_files import parsed_file
+from finetune import fields
 from finetune.files import write_atomically
 
 PROJECT = "attention-finetune"
@@ -57,7 +58,11 @@ class Tracker(Sink):
         write_atomically(self.sent, content.encode())
 
     def _sent_before(self) -> dict[str, Any]:
-        found = parsed_file(self.sent, "what trackers were sent") if self.sent.is_file() else {}
+        if not self.sent.is_file():
+            return {}
+        found = parsed_file(self.sent, "what trackers were sent")
+        steps = fields.by_name(fields.items(fields.whole()))
+        fields.check(found, dict.fromkeys(found, steps) if isinstance(found, dict) else {}, str(self.sent))
         return dict(found)
 
 

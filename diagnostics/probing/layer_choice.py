@@ -21,7 +21,9 @@ from diagnostics.measures.statistics import benjamini_hochberg, effect_size, hea
 from diagnostics.records.pictures import names_by_picture, picture_mark
 from diagnostics.records.probes import ENOUGH_PROBES, KEPT_SHARE, Probe, groups_of
 from diagnostics.records.record import AttentionRecord
+from finetune import fields
 from finetune.families.parts.coverage import region_coverage
+from finetune.fields import NULL, TEXT, TRUTH, items, number, one_of, whole
 from finetune.files import write_atomically
 
 VERSION = 1
@@ -32,6 +34,15 @@ SIGNIFICANT = 0.05
 LEAST_PROBES = 12
 """Correct answers with a region needed to choose: the sign flips of 12 differences reach p = 1/2,048."""
 HELD_OUT = 5  # one image in five is held out for calibration unless calibration probes are given
+
+
+REMEDY = f"not a calibration of version {VERSION}: delete it to calibrate again"
+LISTS = ("layers", "probes", "enrichment", "by_chance", "p_adjusted")
+SHAPE = {
+    "version": one_of(VERSION), "layers": items(whole(0)), "heads": items(items(whole(0), 2)), "chosen": TRUTH,
+    "probes": items(TEXT), "enrichment": items(number(0) | NULL), "by_chance": items(number(0) | NULL),
+    "p_adjusted": items(number(0, 1) | NULL), "why": TEXT,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,19 +80,36 @@ class Calibration:
 
         Raises FileNotFoundError, and ValueError naming the file if it holds anything else.
         """
-        try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if content.pop("version") != VERSION:
-                raise ValueError("another version")
-            heads = tuple((layer, head) for layer, head in content.pop("heads"))
-            lists: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
-            }
-            return cls(heads=heads, **lists)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: not a calibration of version {VERSION} ({error}); delete it to calibrate again"
-            ) from error
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no calibration there")
+        content = fields.load(path, SHAPE, required=tuple(SHAPE), remedy=REMEDY)
+        unknown = [name for name in content if name not in SHAPE]
+        lists: dict[str, Any] = {name: tuple(content[name]) for name in LISTS}
+        found = cls(
+            heads=tuple((int(layer), int(head)) for layer, head in content["heads"]),
+            chosen=content["chosen"],
+            why=content["why"],
+            **lists | {"layers": tuple(map(int, content["layers"]))},
+        )
+        counts = {len(found.enrichment), len(found.by_chance), len(found.p_adjusted)}
+        fields.refuse(
+            [
+                *(f"{name}: found a field that no calibration has" for name in unknown),
+                *(["layers: found none, or one of them twice"] if not _are_layers(found.layers) else []),
+                *(
+                    ["enrichment, by_chance, p_adjusted: found other numbers of layers"]
+                    if len(counts) > 1
+                    else []
+                ),
+            ],
+            str(path),
+            REMEDY,
+        )
+        return found
+
+
+def _are_layers(layers: Sequence[int]) -> bool:
+    return bool(layers) and len(set(layers)) == len(layers)
 
 
 def held_out(probes: Sequence[Probe]) -> tuple[Probe, ...]:

@@ -12,7 +12,10 @@ import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from finetune import fields
+from finetune.fields import OBJECT, TEXT, items, whole
 from finetune.files import write_atomically
 from finetune.image_arithmetic import ImageArithmetic
 from finetune.model.folders import MODEL_CONFIG, resolve
@@ -76,9 +79,41 @@ def to_json(found: Architecture) -> str:
     return json.dumps(asdict(found), ensure_ascii=False, indent=1)
 
 
+PARTS: dict[str, fields.Shape] = {
+    "components": {"name": TEXT, "modules": items(TEXT), **dict.fromkeys(("layers", "parameters"), whole())},
+    "attention": {
+        **dict.fromkeys(("first", "last", "module", "looks"), TEXT),
+        **dict.fromkeys(
+            ("count", "heads", "key_heads", "head_width", "queries", "keys", "map_bytes"), whole()
+        ),
+    },
+}
+PICTURE = {
+    "resized_pixels": items(whole(), 2),
+    "patches": items(whole(), 2),
+    "tokens": whole(),
+    "words": TEXT,
+}
+SHAPE: fields.Shape = {
+    **dict.fromkeys(("name", "family", "model_type"), TEXT), "parameters": whole(), "tokens": whole(),
+    **dict.fromkeys(PARTS, items(OBJECT)), "picture": PICTURE,
+}  # fmt: skip
+
+
 def from_json(text: str) -> Architecture:
-    """What ``to_json`` wrote. Raises ValueError, TypeError or KeyError for anything else."""
-    found = json.loads(text)
+    """What ``to_json`` wrote. Raises ValueError for anything else."""
+    return _architecture(fields.parse(text, "architecture"))
+
+
+def _architecture(found: Any) -> Architecture:
+    fields.check(found, SHAPE, "architecture", required=tuple(SHAPE))
+    every = [(one, shape) for name, shape in PARTS.items() for one in found[name]] + [
+        (found["picture"], PICTURE)
+    ]
+    for one, shape in every:
+        fields.check(one, shape, "architecture", required=tuple(shape))
+        fields.refuse([f"{name}: unknown" for name in one if name not in shape], "architecture")
+    fields.refuse([f"{name}: unknown" for name in found if name not in SHAPE], "architecture")
     picture = found["picture"]
     return Architecture(
         **{
@@ -122,8 +157,8 @@ def kept(place: Path | None) -> Architecture | None:
     if place is None:
         return None
     try:
-        return from_json(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError):
+        return _architecture(fields.read(place))
+    except ValueError:
         return None
 
 

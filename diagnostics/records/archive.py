@@ -18,7 +18,9 @@ from safetensors import SafetensorError, safe_open
 from diagnostics.records.measurement_plan import MeasurementPlan
 from diagnostics.records.names import check_ids, record_name
 from diagnostics.records.record import AttentionRecord
+from finetune import fields
 from finetune.files import write_atomically
+from finetune.printable import one_line
 
 COMPLETE = "complete.json"
 SUPERSEDED = "superseded"
@@ -214,7 +216,7 @@ def _cached_fault(path: Path, _modified: int, _bytes: int) -> str | None:
         with safe_open(path, framework="numpy"):
             return None
     except (SafetensorError, OSError) as error:
-        return f"broken, {error}"
+        return f"broken, {one_line(str(error), 300)}"
 
 
 def left_by_earlier(attention_dir: Path) -> bool:
@@ -249,8 +251,8 @@ def _move(path: Path, place: Path) -> None:
 def _mark(folder: Path) -> dict[str, Any] | None:
     """The content of ``complete.json``; None if it is missing or broken."""
     try:
-        found = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = fields.read(folder / COMPLETE)
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
 

@@ -18,12 +18,19 @@ from torch import Tensor, nn
 
 from diagnostics.records.probes import Probe
 from finetune.families import bare_model
+from finetune.fields import NULL, TEXT, by_name, check, items, one_of, whole
 from finetune.sharding import gathered, is_flat, whole_values
 
 VERSION = 1
 VALUES_READ = 65_536
 """Of a larger tensor this many evenly spaced values are read: 7 billion parameters take about a second."""
 MOST_NAMED = 5
+
+
+SHAPE = {
+    "version": one_of(VERSION), "run": TEXT, "model_name": TEXT, "probes": by_name(TEXT), "key_layers": items(whole(0)),
+    "model": dict.fromkeys(("shapes", "frozen", "trained"), TEXT | NULL),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,16 +71,10 @@ class Run:
     @classmethod
     def from_json(cls, content: Any) -> Run:
         """Read what ``as_json`` gave. Raises ValueError for anything else."""
-        try:
-            if content["version"] != VERSION:
-                raise ValueError(f"version {content['version']!r}")
-            model = ModelMarks(**{one.name: content["model"][one.name] for one in fields(ModelMarks)})
-            layers = tuple(int(layer) for layer in content["key_layers"])
-            return cls(
-                str(content["run"]), model, str(content["model_name"]), dict(content["probes"]), layers
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"its model and probes are unknown ({error})") from error
+        check(content, SHAPE, "its model and probes are unknown", required=tuple(SHAPE))
+        model = ModelMarks(**{one.name: content["model"].get(one.name) for one in fields(ModelMarks)})
+        layers = tuple(int(layer) for layer in content["key_layers"])
+        return cls(content["run"], model, content["model_name"], content["probes"], layers)
 
     def same_start(self, other: Run) -> bool:
         """Do both start from the same model and probes?"""

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from finetune.fields import MOST_BYTES, MOST_LEVELS, each_once, has_half_pair, levels
+from finetune.printable import one_line
+
 
 def parsed_file(path: Path, what: str) -> Any:
     """The content of a JSON file in UTF-8. ``what`` names the kind of file in messages.
@@ -15,6 +18,10 @@ def parsed_file(path: Path, what: str) -> Any:
     try:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no {what} there")
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(
+                f"{path}: found {path.stat().st_size:,} bytes, expected a {what} of at most {MOST_BYTES:,}"
+            )
         text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
     except FileNotFoundError:
         raise
@@ -35,18 +42,19 @@ def parsed(text: str) -> Any:
     twice (Python would keep the last, in silence), or holds characters that no file can (halves of UTF-16 pairs).
     """
     try:
-        content = json.loads(text, object_pairs_hook=_each_once)
-        json.dumps(content, ensure_ascii=False).encode("utf-8")
+        content = json.loads(text, object_pairs_hook=each_once)
     except RecursionError as error:
         raise ValueError("not readable as JSON (nested too deep); fix the file") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not readable as JSON ({error}); fix the file there") from error
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            "not readable as JSON (half of a UTF-16 pair, such as \\ud83d alone, which is no character); fix the text"
-        ) from error
     except ValueError as error:  # a number of thousands of digits, a key twice
         raise ValueError(f"not readable as JSON ({error}); fix the file") from error
+    if levels(content) > MOST_LEVELS:
+        raise ValueError("not readable as JSON (nested too deep); fix the file")
+    if has_half_pair(content):
+        raise ValueError(
+            "not readable as JSON (half of a UTF-16 pair, such as \\ud83d alone, which is no character); fix the text"
+        )
     return content
 
 
@@ -56,13 +64,4 @@ def shown(value: Any, most: int = 80) -> str:
         text = repr(value)
     except (RecursionError, ValueError):  # nested deep, or a number of thousands of digits
         return f"a {type(value).__name__}"
-    return text if len(text) <= most else f"{text[:most]}…"
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {shown(twice)} appears twice in one object")
-    return found
+    return one_line(text, most + 1)

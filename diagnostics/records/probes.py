@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from diagnostics.records.json_files import parsed_file, shown
 from diagnostics.records.names import EXPECTED, colliding, id_fault, same_file_words
 from finetune.files import write_atomically
+from finetune.printable import one_line
 from finetune.samples.images import open_image
 from finetune.samples.spelling import bare, begins
 
@@ -118,7 +119,7 @@ def read_probes(path: str | Path) -> tuple[Probe, ...]:
 
 
 def _cut(words: str) -> str:
-    return words if len(words) <= FIELD_SHOWN else f"{words[:FIELD_SHOWN]}…"
+    return one_line(words, FIELD_SHOWN + 1)
 
 
 def _within_limits(faults: Sequence[Fault]) -> Iterator[str]:

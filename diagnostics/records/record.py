@@ -31,6 +31,7 @@ from diagnostics.records.json_files import parsed, shown
 from diagnostics.records.record_checks import NAMED, OPTIONAL, FieldError, check_arrays, check_header
 from finetune.families.base import ImageTokens
 from finetune.files import in_place_of
+from finetune.printable import one_line
 
 VERSION = 3  # 2: margins without the end of the turn
 HEADER = "attention_record"
@@ -219,7 +220,7 @@ class AttentionRecord:
             check_header(header)
             check_arrays(header, arrays)
         except FieldError as error:
-            raise ValueError(f"{path}: {error}; delete it and probe again") from error
+            raise ValueError(f"{path}: {one_line(str(error), 1000)}; delete it and probe again") from error
         return _record(header, arrays)
 
 
@@ -237,7 +238,9 @@ def _opened(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
         raise
     # TypeError, AttributeError: a type that NumPy lacks (bfloat16, 8-bit floats)
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: broken record ({error}); delete it and probe again") from error
+        raise ValueError(
+            f"{path}: broken record ({one_line(str(error), 300)}); delete it and probe again"
+        ) from error
 
 
 def _arrays(record: AttentionRecord) -> dict[str, np.ndarray]:

@@ -94,14 +94,21 @@ def check_arrays(header: Mapping[str, Any], arrays: Arrays) -> None:
     every = _array(arrays, "visual_share", "f", ("all layers", heads)).shape[0]
     if max(header["layers"]) >= every:
         raise _wrong("layers", header["layers"], f"layers of the {every} that visual_share has")
+    mapped = np.isfinite(arrays["visual_share"]).any(axis=1)
+    if not mapped[header["layers"]].all():
+        raise _mismatch("visual_share", "NaN or infinity in a key layer", "attention, from 0 to 1")
+    _layer_shares(arrays, "visual_share", mapped)
     for kind in _PER_HEAD:
         for name in header["names"].get(kind, ()):
             _array(arrays, f"{kind}/{name}", "f", (every, heads))
+            _layer_shares(arrays, f"{kind}/{name}", mapped)
     if "sinks" in arrays:
         _array(arrays, "sinks", "b", (layers, keys))
     for name in ("head_entropy", "highest_logit"):
         if name in arrays:
             _array(arrays, name, "f", (every, heads))
+    if "head_entropy" in arrays:
+        _layer_shares(arrays, "head_entropy", mapped)
     for name in header["names"].get("relation", ()):
         _array(arrays, f"relation/{name}", "f", ("layers", "heads"))
     for name in header["names"].get("curves", ()):
@@ -255,9 +262,13 @@ def _check_image_arrays(image: Mapping[str, Any], arrays: Arrays, folder: str, k
         places = _array(arrays, f"{folder}{name}positions", "iu", (own,))
         if not len(places) or places.min() < 0 or places.max() >= keys:
             raise _mismatch(f"{folder}{name}positions", _ends(places), f"some of the {keys} tokens")
+        if len(np.unique(places)) < len(places):
+            raise _mismatch(f"{folder}{name}positions", "a token twice", "each token once")
         boxes = _finite(arrays, f"{folder}{name}cell_boxes_pixels", (cells, 4))
         if float(np.abs(boxes).max()) > 1e9:  # half precision cannot hold the limit
             raise _mismatch(f"{folder}{name}cell_boxes_pixels", _ends(boxes), "pixels of the picture")
+        if (boxes[:, :2] > boxes[:, 2:]).any():  # cells of a padded picture's rim may have no area
+            raise _mismatch(f"{folder}{name}cell_boxes_pixels", "swapped corners", "x0 ≤ x1 and y0 ≤ y1")
     return int(image["grid"][0] * image["grid"][1])
 
 
@@ -305,6 +316,21 @@ def _shares(arrays: Arrays, name: str, most: float = SHARE_MAX) -> None:
         )  # fmt: skip
     if array.size and (array.min() < 0 or array.max() > most):
         raise _mismatch(name, _ends(array), "attention, from 0 to 1")
+
+
+def _layer_shares(arrays: Arrays, name: str, mapped: np.ndarray) -> None:
+    """Shares by layer and head: from 0 to 1 in layers with an attention map, and NaN in the others (linear attention).
+
+    mapped   Bool[layers]
+    """
+    array = arrays[name]
+    if not (np.isfinite(array) == mapped[:, None]).all():
+        wrong = int((np.isfinite(array) != mapped[:, None]).any(axis=1).sum())
+        raise _mismatch(
+            name, f"NaN or infinity in {wrong} of {len(mapped)} layers", "numbers where visual_share has them"
+        )
+    if mapped.any() and (array[mapped].min() < 0 or array[mapped].max() > SHARE_MAX):
+        raise _mismatch(name, _ends(array[mapped]), "shares of attention, from 0 to 1")
 
 
 def _ends(array: np.ndarray) -> str:

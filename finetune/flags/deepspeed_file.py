@@ -16,6 +16,7 @@ import torch
 from finetune import fields
 from finetune.fields import NULL, OBJECT, TEXT, TRUTH, Kind, items, number, one_of, whole
 from finetune.flags.packages import is_installed
+from finetune.printable import one_line
 
 EXAMPLES = "ds_config_zero2.json and ds_config_zero3.json beside finetune.py are examples"
 
@@ -147,7 +148,7 @@ def _unknown(config: Mapping[str, Any]) -> Iterator[str]:
     for name in config:
         near = [] if name in known else difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         if near:
-            yield f"{name[:80]}: DeepSpeed would ignore it; did you mean {near[0]}?"
+            yield f"{one_line(name, 80)}: DeepSpeed would ignore it; did you mean {near[0]}?"
 
 
 def _types(config: Mapping[str, Any]) -> Iterator[str]:

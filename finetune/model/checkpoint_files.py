@@ -15,6 +15,7 @@ import torch
 from finetune import fields
 from finetune.fields import NULL, OBJECT, TEXT, TRUTH, Kind, by_name, items, number, one_of, whole
 from finetune.model import weights
+from finetune.printable import one_line
 
 CONFIG = "config.json"
 REMEDY = "take the file from the checkpoint that it belongs to"
@@ -181,7 +182,7 @@ def understood(place: str | Path) -> Iterator[None]:
     except OSError:
         raise  # a missing file: the caller has the better message
     except Exception as error:  # any kind, see above
-        reason = str(error).strip().partition("\n")[0][:300]
+        reason = one_line(str(error).strip().partition("\n")[0], 300)
         if isinstance(error, ValueError) and str(place) in reason:
             raise
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "

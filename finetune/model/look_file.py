@@ -71,5 +71,7 @@ def supervised_of(folder: str | Path) -> Supervised | None:
         if path.is_file() and (path.parent == folder or folder.name.startswith("checkpoint-")):
             found = fields.load(path, SHAPE, required=tuple(SHAPE), remedy=REMEDY)
             pictures = found["pictures"]
-            return Supervised(tuple(found["layers"]), None if pictures is None else frozenset(pictures))
+            return Supervised(
+                tuple(map(int, found["layers"])), None if pictures is None else frozenset(pictures)
+            )
     return None

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from finetune.printable import one_line
+
 MOST_CHARACTERS = 1500
 """Characters of all lines together: a message stays below 2 kB."""
 LONGEST_LINE = 600
@@ -21,5 +23,5 @@ def shown(lines: Sequence[str], most: int, *, characters: int = MOST_CHARACTERS)
 
 
 def shortened(line: str, most: int = LONGEST_LINE) -> str:
-    """A line with its middle cut out if it is too long for a message."""
-    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
+    """A line fit for a message: printable, and with its middle cut out if it is too long."""
+    return one_line(line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}", most + 5)

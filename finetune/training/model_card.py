@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import fields
-from finetune.fields import NULL, OBJECT, by_name, items, whole
+from finetune.fields import NULL, OBJECT, TEXT, by_name, items, number, whole
 from finetune.files import write_atomically
 from finetune.flags.parse import default_values
 from finetune.model.adapters import BASE_FILE
@@ -23,6 +23,7 @@ from finetune.training import run_folder
 
 CARD_FILE, PICTURE_FILE = "README.md", "probe.png"
 GUARDS = ("retention", "neighbour")
+_FINITE = number(-1e300, 1e300)
 COMPARISON_SHAPE = {"groups": by_name(OBJECT), "after": OBJECT, "probes": items(OBJECT)}
 _NO_FLAGS = (
     "model_name_or_path",
@@ -85,7 +86,7 @@ def _picture_of(run: Path, comparison: Mapping[str, Any]) -> Path | None:
             / "attention"
             / "images"
             / str(probe.get("id"))
-            / f"step-{comparison['after']['step'] or 0:06d}.png"
+            / f"step-{int(comparison['after'].get('step') or 0):06d}.png"
         )
         if place.is_file():
             return place
@@ -122,8 +123,10 @@ def _title(name: str, folder: Path, marks: Mapping[str, Any], family: str, note:
 def _base_mark(folder: Path) -> str:
     """Which weights that base has to have, where an adapter says so."""
     try:
-        mark = str(json.loads((folder / BASE_FILE).read_text(encoding="utf-8"))["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError):
+        mark = fields.load(folder / BASE_FILE, {"fingerprint": TEXT}, required=("fingerprint",))[
+            "fingerprint"
+        ]
+    except ValueError:
         return ""
     return f" The base's weights have the fingerprint `{mark[:16]}`."
 
@@ -163,13 +166,15 @@ def _legs(group: Mapping[str, Any]) -> str:
         return ""
     marks = {True: "✓", False: "✗", None: "–"}
     held = {name: leg.get("holds") for name, leg in found.items() if isinstance(leg, dict)}
-    return ", ".join(f"{name} {marks[one]}" for name, one in held.items() if one in marks)
+    return ", ".join(
+        f"{name} {marks[one]}" for name, one in held.items() if one is None or isinstance(one, bool)
+    )
 
 
 def _change(group: Mapping[str, Any], name: str, form: str) -> str:
     found = group.get(name)
     ends = [found.get(side) for side in ("before", "after")] if isinstance(found, dict) else []
-    if len(ends) != 2 or not all(isinstance(one, int | float) for one in ends):
+    if len(ends) != 2 or not all(_FINITE.fits(one) for one in ends):
         return "–"
     return " → ".join(form.format(one) for one in ends)
 
@@ -201,17 +206,24 @@ def _training(marks: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _data(marks: Mapping[str, Any]) -> Iterator[str]:
-    if marks.get("data_path"):
+    if isinstance(marks.get("data_path"), str) and marks["data_path"]:
         yield _source(marks["data_path"], "", marks.get("data sha256"))
     for key, value in marks.items():
         flag, _, place = key.partition(" ")
         if flag in ("corrective_data", "replay_data") and isinstance(value, dict):
-            much = value.get("share") and f", {value['share']:.0%} of an epoch"
-            much = much or (value.get("repeat") and f", {value['repeat']:g} times an epoch") or ""
+            share, repeat = (_number(value.get(one)) for one in ("share", "repeat"))
+            much = (
+                (share and f", {share:.0%} of an epoch") or (repeat and f", {repeat:g} times an epoch") or ""
+            )
             role = flag.removesuffix("_data")
             yield _source(place, f", {role}{much}", marks.get(f"{key} sha256"))
     if "samples a step" in marks:
         yield f"- {marks['samples a step']} samples a step"
+
+
+def _number(value: Any) -> float | None:
+    """A number above 0 of a file that may hold anything."""
+    return value if number(0, above=True).fits(value) else None
 
 
 def _source(place: str, more: str, digest: Any) -> str:

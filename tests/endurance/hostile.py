@@ -55,7 +55,10 @@ PROGRESS = struct.Struct("qdqqqdq")
 def main() -> int:
     args = arguments()
     sys.path.insert(0, str(ROOT / "tests" / "endurance"))
-    from tests.endurance.hostile_kinds import KINDS
+    from tests.endurance.hostile_kinds import CHEAP
+    from tests.endurance.hostile_models import kinds
+
+    KINDS = {**CHEAP, **kinds()}
 
     args.work.mkdir(parents=True, exist_ok=True)
     names = args.kinds or list(KINDS)
@@ -87,7 +90,15 @@ def ledger(work: Path, name: str) -> dict[str, Any]:
     path = work / f"{name}.json"
     if path.is_file():
         return json.loads(path.read_text())
-    return {"done": 0, "accepted": 0, "refused": 0, "escapes": {}, "slowest_s": 0.0, "peak_mb": 0, "seconds": 0.0}
+    return {
+        "done": 0,
+        "accepted": 0,
+        "refused": 0,
+        "escapes": {},
+        "slowest_s": 0.0,
+        "peak_mb": 0,
+        "seconds": 0.0,
+    }
 
 
 def batch(name: str, args: argparse.Namespace) -> None:
@@ -135,7 +146,13 @@ def watched(name: str, start: int, end: int, args: argparse.Namespace) -> tuple[
     }  # fmt: skip
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True, stdin=subprocess.DEVNULL
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
         )
     words = ""
     while True:
@@ -170,7 +187,11 @@ def stack_of(process: subprocess.Popen[bytes], log: Path) -> str:
     os.kill(process.pid, signal.SIGUSR1)
     time.sleep(0.3)
     lines = re.findall(r'File "([^"]+)", line (\d+) in (\w+)', log.read_text(errors="replace"))
-    ours = [line for line in lines if "/endurance/" not in line[0] and str(ROOT) in line[0] and ".venv" not in line[0]]
+    ours = [
+        line
+        for line in lines
+        if "/endurance/" not in line[0] and str(ROOT) in line[0] and ".venv" not in line[0]
+    ]
     return "" if not ours else f" in {Path(ours[0][0]).relative_to(ROOT)}:{ours[0][2]}"
 
 
@@ -192,14 +213,17 @@ def escapes_of(work: Path, name: str) -> list[dict[str, Any]]:
 
 
 def keep_case(work: Path, name: str, what: str, number: int, world: Path) -> None:
-    plain = re.sub(r"[^A-Za-z0-9_.]+", "_", what)[:120]
+    plain = re.sub(r"[^A-Za-z0-9_.]+", "_", what.partition("\n")[0])[:120]
     place = work / "escapes" / f"{name}-{plain}"
     if not world.is_dir() or (place.is_dir() and len(list(place.iterdir())) >= KEPT_CASES):
         return
     mutant = next((path for path in (world / "mutant",) if path.exists()), None)
     place.mkdir(parents=True, exist_ok=True)
     (place / f"{number}.txt").write_text(what + "\n")
-    if mutant is not None and sum(path.stat().st_size for path in mutant.rglob("*") if path.is_file()) < 2 * 10**6:
+    if (
+        mutant is not None
+        and sum(path.stat().st_size for path in mutant.rglob("*") if path.is_file()) < 2 * 10**6
+    ):
         shutil.copytree(mutant, place / f"{number}", symlinks=True, ignore=_no_pipes, dirs_exist_ok=True)
 
 
@@ -293,7 +317,10 @@ def judged(kind: Any, number: int, seed: int, said: "Output") -> tuple[str, str,
             if fault := message_fault(str(error)):
                 outcome, what = "escaped", f"{fault}{place_of(error)}\n{str(error)[:3000]!r}"
         except BaseException as error:
-            outcome, what = "escaped", f"{type(error).__name__}{place_of(error)}\n{traceback.format_exc()[-3000:]}"
+            outcome, what = (
+                "escaped",
+                f"{type(error).__name__}{place_of(error)}\n{traceback.format_exc()[-3000:]}",
+            )
     seconds, peak = time.monotonic() - begun, peak_bytes()
     texts = {str(one.message) for one in warned}
     if not what and len(texts) > MOST_WARNINGS:
@@ -371,7 +398,9 @@ def peak_bytes() -> int:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("minutes", type=float, nargs="?", default=60.0)
     parser.add_argument("--kinds", nargs="+", default=[])
     parser.add_argument("--count", type=int, default=10_000, help="mutants of each kind")

@@ -160,7 +160,10 @@ class Data(Kind):
         if not done:
             data, how = damaged(data, chance)
         if chance.random() < 0.03:
-            data, how = data.decode(errors="replace").encode(chance.choice(("utf-16", "utf-32", "gb18030"))), f"{how} encoded"
+            data, how = (
+                data.decode(errors="replace").encode(chance.choice(("utf-16", "utf-32", "gb18030"))),
+                f"{how} encoded",
+            )
         self.path.write_bytes(data)
         return f"{form} {'; '.join(map(str, done))} {how}"
 
@@ -170,7 +173,7 @@ class Data(Kind):
 
         if form not in self.tables:
             file = io.BytesIO()
-            parquet.write_table(pyarrow.Table.from_pylist(RECORDS[form][:1]), file)
+            parquet.write_table(pyarrow.Table.from_pylist(RECORDS[form][-1:]), file)
             self.tables[form] = file.getvalue()
         data, how = damaged(self.tables[form], chance)
         self.path = self.place / "data.parquet"
@@ -182,7 +185,7 @@ class Data(Kind):
 
         sound = self.world / f"saved-{form}"
         if not sound.is_dir():
-            datasets.Dataset.from_list(RECORDS[form][:1]).save_to_disk(str(sound))
+            datasets.Dataset.from_list(RECORDS[form][-1:]).save_to_disk(str(sound))
         self.path = self.place / "saved"
         shutil.copytree(sound, self.path)
         file = chance.choice(sorted(self.path.iterdir()))
@@ -215,7 +218,12 @@ def conversation_fault(one: Any) -> str:
     if not one.turns or all(turn.role != "assistant" for turn in one.turns):
         return "no answer"
     for turn in one.turns:
-        boxes = [box for part in turn.parts if isinstance(part, BoxRef) and part.key != "point_2d" for box in part.boxes]
+        boxes = [
+            box
+            for part in turn.parts
+            if isinstance(part, BoxRef) and part.key != "point_2d"
+            for box in part.boxes
+        ]
         boxes += [box for look in turn.look_at for end in look.ends for box in end]
         for x0, y0, x1, y1 in boxes:
             if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
@@ -266,7 +274,14 @@ def encoded_pictures() -> dict[str, bytes]:
     save("webp lossless", colour.convert("RGBA"), "WEBP", lossless=True)
     save("webp film", colour, "WEBP", save_all=True, append_images=[colour.rotate(90)])
     save("gif", colour.convert("P"), "GIF")
-    save("gif film", colour.convert("P"), "GIF", save_all=True, append_images=[colour.rotate(90).convert("P")], loop=0)
+    save(
+        "gif film",
+        colour.convert("P"),
+        "GIF",
+        save_all=True,
+        append_images=[colour.rotate(90).convert("P")],
+        loop=0,
+    )
     for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"):
         save(f"tiff {compression}", colour, "TIFF", compression=compression, exif=exif)
     save("tiff group4", noise.convert("1"), "TIFF", compression="group4")
@@ -315,7 +330,18 @@ class Pictures(Kind):
         content = self.sound[name]
         way = chance.random()
         if way < 0.01:
-            chosen = chance.choice(("fifo.png", "loop.png", "zero.png", "folder.png", "empty.png", "a\0b", "x" * 5000, "\x1b[2J.png"))
+            chosen = chance.choice(
+                (
+                    "fifo.png",
+                    "loop.png",
+                    "zero.png",
+                    "folder.png",
+                    "empty.png",
+                    "a\0b",
+                    "x" * 5000,
+                    "\x1b[2J.png",
+                )
+            )
             self.path = self.world / chosen
             return f"{chosen[:30]!r}"
         if way < 0.25 and content.startswith(b"\x89PNG"):
@@ -342,7 +368,11 @@ class Pictures(Kind):
         if how == "header":
             values = list(struct.unpack(">IIBBBBB", chunks[0][1]))
             field = chance.randrange(7)
-            values[field] = chance.choice((0, 1, 2, 3, 4, 7, 16, 255)) if field > 1 else chance.choice((0, 1, 9_999, 60_000, 2**31 - 1, 2**32 - 1))
+            values[field] = (
+                chance.choice((0, 1, 2, 3, 4, 7, 16, 255))
+                if field > 1
+                else chance.choice((0, 1, 9_999, 60_000, 2**31 - 1, 2**32 - 1))
+            )
             chunks[0] = (b"IHDR", struct.pack(">IIBBBBB", *values))
         elif how == "order":
             chance.shuffle(chunks)
@@ -371,7 +401,10 @@ class Pictures(Kind):
         width, height = chance.choice(((side, side), (side, 1), (1, side), (side, 300)))
         if chance.random() < 0.5:
             rows = zlib.compressobj(9)
-            raw = b"".join(rows.compress(b"\0" * (width // 8 + 1)) for _ in range(min(height, 3_000))) + rows.flush()
+            raw = (
+                b"".join(rows.compress(b"\0" * (width // 8 + 1)) for _ in range(min(height, 3_000)))
+                + rows.flush()
+            )
             head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
             made = chunk(b"IHDR", head) + chunk(b"IDAT", raw) + chunk(b"IEND", b"")
             return b"\x89PNG\r\n\x1a\n" + made, f"bomb {width}x{height}"
@@ -391,7 +424,9 @@ class Pictures(Kind):
                 places = [at for at in range(len(content)) if content.startswith(needle, at)]
                 if places:
                     at = chance.choice(places)
-                    return content[:at] + struct.pack(layout, fresh) + content[at + len(needle) :], f"size {size} → {fresh}"
+                    return content[:at] + struct.pack(layout, fresh) + content[
+                        at + len(needle) :
+                    ], f"size {size} → {fresh}"
         return content, "as it is"
 
     def read(self) -> str | None:
@@ -413,7 +448,9 @@ class Pictures(Kind):
                 return "the size of the header is not that of the picture"
             if opened is not None and told is None:
                 return "a picture opens whose size is refused"
-            if opened is not None and (opened.mode != "RGB" or not 0 < opened.size[0] * opened.size[1] <= self.images.MAX_PIXELS):
+            if opened is not None and (
+                opened.mode != "RGB" or not 0 < opened.size[0] * opened.size[1] <= self.images.MAX_PIXELS
+            ):
                 return f"a picture of mode {opened.mode} or another size"
         if refused is not None:
             raise refused
@@ -463,7 +500,13 @@ class ProbeFiles(Kind):
         if len(set(ids)) < len(ids):
             return "an id twice"
         for one in found:
-            for text in (one.id, one.group, one.question, *one.spellings, *([] if one.foil is None else [one.foil])):
+            for text in (
+                one.id,
+                one.group,
+                one.question,
+                *one.spellings,
+                *([] if one.foil is None else [one.foil]),
+            ):
                 if not isinstance(text, str) or not text.strip():
                     return "a text that is none"
             size = self.probes.open_image(one.images[0]).size
@@ -476,7 +519,13 @@ class ProbeFiles(Kind):
             hash(one.main_region)
         for probe in found:
             text = json.dumps(self.probes._entry(probe, self.path.parent))
-            if "\\ud8" in text and "\\udc" not in text and "\\ude" not in text and "\\udd" not in text and "\\udf" not in text:
+            if (
+                "\\ud8" in text
+                and "\\udc" not in text
+                and "\\ude" not in text
+                and "\\udd" not in text
+                and "\\udf" not in text
+            ):
                 return "half of a pair"
         return None
 
@@ -521,7 +570,10 @@ class Records(Kind):
             head = json.loads(self.sound[8 : 8 + length])
             made, done = changed(head, chance)
             text = text_of(made, chance, ascii_only=True).encode()
-            content, how = len(text).to_bytes(8, "little") + text + self.sound[8 + length :], f"tensors: {'; '.join(map(str, done))}"
+            content, how = (
+                len(text).to_bytes(8, "little") + text + self.sound[8 + length :],
+                f"tensors: {'; '.join(map(str, done))}",
+            )
         else:
             header, done = changed(self.header, chance) if chance.random() < 0.7 else (self.header, [])
             arrays = dict(self.arrays)
@@ -531,7 +583,9 @@ class Records(Kind):
                 done.append(f"{name} {way_of}")
                 if chance.random() < 0.1:
                     del arrays[name]
-            content = safetensors_bytes(arrays, {"attention_record": text_of(header, chance, ascii_only=True)})
+            content = safetensors_bytes(
+                arrays, {"attention_record": text_of(header, chance, ascii_only=True)}
+            )
             how = "; ".join(map(str, done))
         self.path.write_bytes(content)
         return how
@@ -544,15 +598,24 @@ class Records(Kind):
             return "saved again it is another"
         if not all(np.isfinite(one).all() for one in record.region_mass.values()):
             return "a region's mass that is no number"
-        for named in (record.region_mass, record.random_mass, record.salient_mass, record.region_mass_without_sinks):
+        for named in (
+            record.region_mass,
+            record.random_mass,
+            record.salient_mass,
+            record.region_mass_without_sinks,
+        ):
             for mass in named.values():
                 if mass.min() < 0 or mass.max() > 1.01:
                     return "a region's mass outside 0 to 1"
-        if not np.isfinite(record.visual_share).all() or record.visual_share.min() < 0 or record.visual_share.max() > 1.01:
+        if (
+            not np.isfinite(record.visual_share).all()
+            or record.visual_share.min() < 0
+            or record.visual_share.max() > 1.01
+        ):
             return "a share of the picture outside 0 to 1"
         for image in record.image_tokens:
             boxes = image.cell_boxes_pixels
-            if (boxes[:, 2] <= boxes[:, 0]).any() or (boxes[:, 3] <= boxes[:, 1]).any():
+            if (boxes[:, 2] < boxes[:, 0]).any() or (boxes[:, 3] < boxes[:, 1]).any():
                 return "a cell whose corners are swapped"
             if len(set(image.positions.tolist())) < len(image.positions):
                 return "a position twice"
@@ -571,7 +634,9 @@ def reshaped(array: np.ndarray, chance: random.Random) -> tuple[np.ndarray, str]
         "double": lambda one: one.astype(np.float64),
         "whole": lambda one: one.astype(np.int64) * 1000,
         "nan": lambda one: one.astype(np.float32) * np.nan,
-        "one nan": lambda one: np.where(np.arange(one.size).reshape(one.shape) == 0, np.nan, one.astype(np.float32)),
+        "one nan": lambda one: np.where(
+            np.arange(one.size).reshape(one.shape) == 0, np.nan, one.astype(np.float32)
+        ),
         "empty": lambda one: one[:0],
         "negative": lambda one: -one,
         "large": lambda one: one.astype(np.float64) * 1e30,
@@ -603,7 +668,9 @@ class DeepSpeedFiles(Kind):
         self.given = {**default_values(), "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_grad_norm": 1.0,
                       "learning_rate": 1e-5, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
                       "weight_decay": 0.0, "bf16": False, "fp16": False}  # fmt: skip
-        self.sound = [json.loads((ROOT / name).read_text()) for name in ("ds_config_zero2.json", "ds_config_zero3.json")]
+        self.sound = [
+            json.loads((ROOT / name).read_text()) for name in ("ds_config_zero2.json", "ds_config_zero3.json")
+        ]
         self.sound.append({
             "train_micro_batch_size_per_gpu": 8, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0,
             "optimizer": {"type": "AdamW", "params": {"lr": 1e-5, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}},
@@ -714,11 +781,15 @@ class States(Kind):
         checkpoint = self.sound / "checkpoint-5"
         checkpoint.mkdir(parents=True)
         (checkpoint / "trainer_state.json").write_text(
-            json.dumps({"global_step": 5, "max_steps": 10, "epoch": 1.0, "log_history": [{"loss": 1.0, "step": 1}]})
+            json.dumps(
+                {"global_step": 5, "max_steps": 10, "epoch": 1.0, "log_history": [{"loss": 1.0, "step": 1}]}
+            )
         )
         torch.save({}, checkpoint / "optimizer.pt")
         save_file({"w": torch.zeros(5, 3)}, checkpoint / "adapter_model.safetensors")
-        (checkpoint / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "Qwen/Qwen-VL-Chat"}))
+        (checkpoint / "adapter_config.json").write_text(
+            json.dumps({"base_model_name_or_path": "Qwen/Qwen-VL-Chat"})
+        )
         (checkpoint / "adapter_base.json").write_text(json.dumps({"version": 1, "fingerprint": "ab" * 32}))
         run_folder.write_run(self.sound, self.marks, finished=False)
         run_folder.mark_complete(checkpoint, processes=1)
@@ -726,11 +797,20 @@ class States(Kind):
         of = probes(world / "probes", per_group=1)
         self.plan = WATCH
         self.ids = [one.id for one in of]
-        self.archive = lambda place: RecordArchive(place / "attention", self.ids, (1, 3), "run", {"name": "n"})
-        self.archive(self.sound).save(0, records(of, 0), WATCH)
-        Calibration((1, 3), ((1, 0), (3, 1)), True, ("p1",), (1.0, 2.0, None, 3.0), (1.0, 1.0, None, 1.0), (0.1, 0.01, None, 0.2), "why").save(
-            self.sound / "attention" / "calibration.json"
+        self.archive = lambda place: RecordArchive(
+            place / "attention", self.ids, (1, 3), "run", {"name": "n"}
         )
+        self.archive(self.sound).save(0, records(of, 0), WATCH)
+        Calibration(
+            (1, 3),
+            ((1, 0), (3, 1)),
+            True,
+            ("p1",),
+            (1.0, 2.0, None, 3.0),
+            (1.0, 1.0, None, 1.0),
+            (0.1, 0.01, None, 0.2),
+            "why",
+        ).save(self.sound / "attention" / "calibration.json")
         self._comparison(world)
         (self.sound / "data_fraction.json").write_text(
             json.dumps({"version": 1, "sources": {"/x/t.json": {"samples": 10, "trained": 5}}})
@@ -758,7 +838,16 @@ class States(Kind):
         steps = ["--before", str(attention / "step-000000"), "--after", str(attention / "step-000010")]
         main([*steps, "--output_dir", str(world / "compared")])
         (self.sound / "comparison").mkdir(exist_ok=True)
-        shutil.copyfile(world / "compared" / "comparison" / "comparison.json", self.sound / "comparison" / "comparison.json")
+        self.asked = [
+            one["id"]
+            for one in json.loads((world / "compared" / "comparison" / "comparison.json").read_text())[
+                "probes"
+            ]
+        ]
+        shutil.copyfile(
+            world / "compared" / "comparison" / "comparison.json",
+            self.sound / "comparison" / "comparison.json",
+        )
         shutil.copyfile(attention / "probes.json", self.sound / "attention" / "probes.json")
 
     def mutate(self, chance: random.Random) -> str:
@@ -789,6 +878,7 @@ class States(Kind):
         from finetune import export
         from finetune.model import look_file
         from finetune.training import model_card
+        from tests.endurance.hostile import message_fault
 
         refused: list[BaseException] = []
 
@@ -816,20 +906,20 @@ class States(Kind):
 
         def curved() -> None:
             content = curve.parsed_file(self.run / "comparison" / "comparison.json", "comparison")
-            points = [CurvePoint(one, 0, int(10 * one), 10, content["after"]["step"], content, "x") for one in (0.5, 1.0)]
-            curve_of(points, {})
+            curve.check_comparison(content, "comparison.json")
+            points = [
+                CurvePoint(one, 0, int(10 * one), 10, content["after"]["step"], content, "x")
+                for one in (0.5, 1.0)
+            ]
+            curve_of(points, dict.fromkeys(self.asked, "picture"))
 
-        if hasattr(curve, "comparison_of"):
-            tried(lambda: curve_of([CurvePoint(one, 0, int(10 * one), 10, 10, curve.comparison_of(self.run), "x") for one in (0.5, 1.0)], {}))  # fmt: skip
-        else:
-            tried(curved)
+        tried(curved)
         if looked is not None and not all(type(one) is int for one in looked.layers):
             return "a layer that is no whole number"
         if chosen is not None and (fault := calibration_fault(chosen)):
             return fault
         if refused:
-            longest = max(refused, key=lambda error: len(str(error)))
-            raise longest
+            raise next((error for error in refused if message_fault(str(error))), refused[0])
         return None
 
 
@@ -838,13 +928,21 @@ def calibration_fault(chosen: Any) -> str:
         return "a key layer that is no number"
     if not all(type(layer) is int and type(head) is int for layer, head in chosen.heads):
         return "a head that is no number"
-    if not all(isinstance(one, str) for one in chosen.probes) or not isinstance(chosen.chosen, bool) or not isinstance(chosen.why, str):
+    if (
+        not all(isinstance(one, str) for one in chosen.probes)
+        or not isinstance(chosen.chosen, bool)
+        or not isinstance(chosen.why, str)
+    ):
         return "a calibration of other types"
     numbers = (*chosen.enrichment, *chosen.by_chance, *chosen.p_adjusted)
-    return "" if all(one is None or (type(one) in (int, float) and math.isfinite(one)) for one in numbers) else "an enrichment that is no number"
+    return (
+        ""
+        if all(one is None or (type(one) in (int, float) and math.isfinite(one)) for one in numbers)
+        else "an enrichment that is no number"
+    )
 
 
-KINDS: dict[str, type[Kind]] = {
+CHEAP: dict[str, type[Kind]] = {
     "data": Data,
     "pictures": Pictures,
     "probes": ProbeFiles,
@@ -853,7 +951,3 @@ KINDS: dict[str, type[Kind]] = {
     "run": RunFiles,
     "state": States,
 }
-
-
-def _register(more: Sequence[type[Kind]]) -> None:
-    KINDS.update({one.name: one for one in more})

@@ -68,7 +68,9 @@ def changed(content: Any, chance: random.Random, most: int = 3) -> tuple[Any, li
     return made, done
 
 
-def text_of(content: Any, chance: random.Random, *, ascii_only: bool | None = None, indent: int | None = None) -> str:
+def text_of(
+    content: Any, chance: random.Random, *, ascii_only: bool | None = None, indent: int | None = None
+) -> str:
     """JSON of a content in which the words above may stand."""
     plain = chance.random() < 0.6 if ascii_only is None else ascii_only
     try:
@@ -116,7 +118,9 @@ def _change(chance: random.Random, parent: Any, key: Any, name: str) -> Change:
     elif how == "wrapped":
         parent[key] = chance.choice(([value], {"value": value}, [value, value]))
     elif how == "renamed":
-        fresh = chance.choice((f"{key}s", f"{key}".upper(), f" {key}", f"{key}\x1b[2J", "", "x" * 5_000, "\ud800", "__class__"))
+        fresh = chance.choice(
+            (f"{key}s", f"{key}".upper(), f" {key}", f"{key}\x1b[2J", "", "x" * 5_000, "\ud800", "__class__")
+        )
         parent[fresh] = parent.pop(key)
         return Change(name, f"{how} to {_brief(fresh)}")
     elif how == "twice":
@@ -146,13 +150,17 @@ def _alike(chance: random.Random, parent: Any, key: Any) -> str:
     if isinstance(value, bool):
         parent[key] = chance.choice((int(value), str(value), str(value).lower(), not value, float(value)))
     elif isinstance(value, int | float):
-        parent[key] = chance.choice((str(value), bool(value), -value, value * 1000, value + 0.5, [value], value + 1, 10**15))
+        parent[key] = chance.choice(
+            (str(value), bool(value), -value, value * 1000, value + 0.5, [value], value + 1, 10**15)
+        )
     elif isinstance(value, str):
         parent[key] = chance.choice(
             (value + "x", value[:-1], value.upper(), value[::-1], f" {value} ", f"{value}\0", f"\x1b[1m{value}", [value], f"../{value}")
         )  # fmt: skip
     elif isinstance(value, list):
-        parent[key] = chance.choice((value * 2, value[0] if value else None, {"0": value}, [value], json.dumps(value)[:300]))
+        parent[key] = chance.choice(
+            (value * 2, value[0] if value else None, {"0": value}, [value], json.dumps(value)[:300])
+        )
     elif isinstance(value, dict):
         parent[key] = chance.choice(([*value.items()], [*value.values()], json.dumps(value)[:300], [value]))
     else:
@@ -174,7 +182,9 @@ def _brief(value: Any) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def damaged(content: bytes, chance: random.Random, others: Sequence[bytes] = (), *, head: int = 0) -> tuple[bytes, str]:
+def damaged(
+    content: bytes, chance: random.Random, others: Sequence[bytes] = (), *, head: int = 0
+) -> tuple[bytes, str]:
     """Bytes changed, cut, spliced. ``head``: where half of the changes go, if a format keeps its sizes there."""
     how = chance.choice(("flips", "flips", "flips", "cut", "splice", "lost", "repeated", "inserted", "zeros"))
     size = len(content)
@@ -186,7 +196,9 @@ def damaged(content: bytes, chance: random.Random, others: Sequence[bytes] = (),
         made = bytearray(content)
         count = chance.choice((1, 1, 2, 5, 40))
         for _ in range(count):
-            made[chance.randrange(reach or 1)] = chance.choice((0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256)))
+            made[chance.randrange(reach or 1)] = chance.choice(
+                (0, 1, 0x7F, 0x80, 0xFF, chance.randrange(256))
+            )
         return bytes(made), f"{count} bytes"
     if how == "cut":
         return content[:at], "cut"
@@ -198,8 +210,20 @@ def damaged(content: bytes, chance: random.Random, others: Sequence[bytes] = (),
     if how == "lost":
         return content[:at] + content[at + length :], f"{length} bytes lost"
     if how == "repeated":
-        return content[:at] + content[at : at + length] * chance.choice((2, 3, 1_000)) + content[at + length :], "repeated"
+        return content[:at] + content[at : at + length] * chance.choice((2, 3, 1_000)) + content[
+            at + length :
+        ], "repeated"
     if how == "zeros":
         return content[:at] + bytes(length) + content[at + length :], f"{length} zeros"
-    fresh = chance.choice((b"\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x1b[2J", b"\xef\xbb\xbf", b"9" * 5_000, b"[" * 60_000))
+    fresh = chance.choice(
+        (
+            b"\0",
+            b"\xff\xff\xff\xff",
+            b"\x7f\xff\xff\xff",
+            b"\x1b[2J",
+            b"\xef\xbb\xbf",
+            b"9" * 5_000,
+            b"[" * 60_000,
+        )
+    )
     return content[:at] + fresh + content[at:], f"{fresh[:4]!r} inserted"
