@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from finetune.distributed import end_with_launcher, is_main
 from finetune.files import is_refused_write, refusal_words
+from finetune.printable import printable
 from finetune.training import folder_lock, library_log, stopping, trainer
 
 FAILED = 1
@@ -103,7 +104,7 @@ def quieten() -> None:
 def fail(error: Exception) -> int:
     """Print the error, on the first process or on the only one that has it; returns the exit status."""
     if is_main() or isinstance(error, trainer.BatchError):
-        print(f"finetune.py: {error}", file=sys.stderr)
+        print(printable(f"finetune.py: {error}"), file=sys.stderr)
     else:
         time.sleep(5)  # the launcher ends all processes once one ends: let the first print its message
     return FAILED

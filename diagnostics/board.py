@@ -25,6 +25,7 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBPlugin
 
 from diagnostics.drawing.tensorboard import PICTURES_KEPT, address, groups_and_layers
+from finetune.printable import printable
 
 if TYPE_CHECKING:
     from werkzeug import Response
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logs = log_folder(options.folder)
         where = _launch(logs, options.host, options.port)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     print(f"{logs}: open {where.rstrip('/')}{START} (Ctrl-C ends it)", flush=True)
     try:

@@ -350,7 +350,7 @@ def _thresholds(options: Mapping[str, Any]) -> Thresholds:
 
 
 def _exit(status: int, message: str) -> NoReturn:
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     sys.exit(status)
 
 

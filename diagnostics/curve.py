@@ -32,6 +32,7 @@ from diagnostics.report.tables import columns
 from finetune import fields
 from finetune.fields import by_name, part, whole
 from finetune.files import check_writable, write_atomically
+from finetune.printable import printable
 
 Json = dict[str, Any]
 COUNTS_SHAPE = {"sources": by_name(part({"samples": whole(), "trained": whole()}))}
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check(options.fractions, options.seeds, options.flags)
         content = curve(options)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
     except RunFailedError as failed:
         sys.exit(failed.status)

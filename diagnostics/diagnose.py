@@ -27,6 +27,7 @@ from diagnostics.report.tables import columns
 from finetune.families import bare_model, family_of
 from finetune.files import check_writable, write_atomically
 from finetune.model.checkpoint import check, load
+from finetune.printable import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             language=options.language,
         )
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
     print(table(diagnosis))
     print(f"\nreport: {options.output_dir / 'index.html'}")

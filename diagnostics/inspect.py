@@ -26,6 +26,8 @@ from diagnostics.records.architectures import (
     to_json,
 )
 from finetune.image_arithmetic import ImageArithmetic
+from finetune.model.folders import MODEL_CONFIG
+from finetune.printable import printable
 
 if TYPE_CHECKING:  # takes seconds to import, which a model that was inspected before does not need
     from torch import nn
@@ -43,24 +45,28 @@ def architecture(
     tokens    length of the prompt for which maps are counted
     picture   (width, height) in pixels of the example
 
-    Raises ValueError for a configuration of no known family.
+    Raises ValueError for a configuration of no known family, or that no model can be built from.
     """
     from finetune.families import family_of
     from finetune.model.checkpoint import skeleton
+    from finetune.model.checkpoint_files import understood
 
     family = family_of(config)
     model = skeleton(deepcopy(config))  # a model writes its kernels' names into its configuration
-    image = family.image_arithmetic(config, picture)
-    return Architecture(
-        name=name,
-        family=family.name,
-        model_type=str(config.model_type),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        components=tuple(_components(model, family)),
-        attention=tuple(_attention(model, family, config, image, tokens)),
-        picture=image,
-        tokens=tokens,
-    )
+    with understood(
+        f"{name}/{MODEL_CONFIG}"
+    ):  # a field that building the model does not need may be of any type
+        image = family.image_arithmetic(config, picture)
+        return Architecture(
+            name=name,
+            family=family.name,
+            model_type=str(config.model_type),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            components=tuple(_components(model, family)),
+            attention=tuple(_attention(model, family, config, image, tokens)),
+            picture=image,
+            tokens=tokens,
+        )
 
 
 def _components(model: nn.Module, family: Family) -> Iterator[Component]:
@@ -326,7 +332,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         found = _inspected(arguments.model, arguments.tokens, arguments.picture)
     except (ValueError, OSError) as error:
-        print(f"inspect: {error}", file=sys.stderr)
+        print(printable(f"inspect: {error}"), file=sys.stderr)
         return 1
     print(to_json(found) if arguments.json else mermaid(found) if arguments.mermaid else table(found))
     return 0

@@ -35,6 +35,7 @@ from finetune import fields
 from finetune.families.parts.modules import bare_model
 from finetune.files import check_writable, give_usual_mode, is_refused_write, refusal_words
 from finetune.model import checkpoint, weights
+from finetune.printable import printable
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from finetune.training import folder_lock, model_card, run_folder
 
@@ -111,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
             cache_dir=flags.cache_dir,
         )
     except ValueError as error:
-        print(f"finetune.export: {error}", file=sys.stderr)
+        print(printable(f"finetune.export: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nfinetune.export: interrupted; no files were kept", file=sys.stderr)

@@ -28,12 +28,12 @@ from finetune.fields import (
     check,
     faults,
     items,
-    number,
     part,
     refuse,
     shown,
     whole,
 )
+from finetune.fields import number as number_from
 
 Json = dict[str, Any]
 VERSION = 1
@@ -43,12 +43,12 @@ AS_GOOD = (CORRECTED, KEPT, UNGUARDED, NOT_MEDIATED)
 BY_CHANCE = 0.05
 
 
-_NUMBER = number(-1e300, 1e300)
+_NUMBER = number_from(-1e300, 1e300)
 _AFTER = part({"after": _NUMBER})
 _CHANGE: Shape = {"before": _NUMBER, "after": _NUMBER, "ci95": items(_NUMBER, 2)}
 _SHARES = part(
     {
-        **dict.fromkeys(("before", "after"), number(0, 1) | NULL),
+        **dict.fromkeys(("before", "after"), number_from(0, 1) | NULL),
         **dict.fromkeys(("before_ci95", "after_ci95"), items(_NUMBER, 2) | NULL),
     }
 )

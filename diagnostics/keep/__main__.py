@@ -33,6 +33,7 @@ from diagnostics.report.languages import Language
 from finetune.families import bare_model, family_of
 from finetune.files import check_writable, write_atomically
 from finetune.model.checkpoint import check, load, skeleton
+from finetune.printable import printable
 
 
 class Settings(NamedTuple):
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             language=options.language,
         )
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
     print(table(study))
     print(f"\nreport: {options.output_dir / 'index.html'}")

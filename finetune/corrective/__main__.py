@@ -25,6 +25,7 @@ from finetune.corrective.sampling import Asked, Topics, count, for_probes, for_t
 from finetune.corrective.scenes import Language, Question, Scene
 from finetune.corrective.writing import DATA_FILE, PROBE_FILE, write
 from finetune.files import check_writable
+from finetune.printable import printable
 
 LEAST_PROBES = 20
 """Groups with fewer probes get no verdict; ``GOOD_PROBES`` suffice for a reliable one."""
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         made = make(options)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     print("\n".join(summary(made, options.output_dir)))
     return 0

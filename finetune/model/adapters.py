@@ -21,6 +21,7 @@ from torch import nn
 from finetune.fields import NULL, TEXT, load, shown
 from finetune.model import weights
 from finetune.model.folders import ADAPTER_CONFIG, Fields, read
+from finetune.printable import one_line
 
 BASE_FILE = "adapter_base.json"
 VERSION = 1
@@ -39,9 +40,8 @@ def check_fields(folder: Path) -> Fields:
     fields = read(folder)
     faults = [*_wrong_types(fields)] or [*_wrong_values(fields)]
     if faults:
-        raise ValueError(
-            f"{folder / ADAPTER_CONFIG}: {'; '.join(faults)}; copy the adapter again, or correct it"
-        )
+        listed = one_line("; ".join(faults), 1200)
+        raise ValueError(f"{folder / ADAPTER_CONFIG}: {listed}; copy the adapter again, or correct it")
     return fields
 
 
@@ -170,10 +170,10 @@ def _outline(folder: Path, fields: Fields, skeleton: Callable[[], nn.Module]) ->
         )
     ]
     values = ", ".join(f"{name}: {shown(fields[name])}" for name in found or suspects)
-    reason = str(fault).partition("\n")[0][:300]
+    reason = one_line(str(fault).partition("\n")[0], 300)
     raise ValueError(
-        f"{folder / ADAPTER_CONFIG}: found {values}, with which PEFT cannot build the adapter on this base "
-        f"({type(fault).__name__}: {reason}); copy the adapter again, or give its own base"
+        f"{folder / ADAPTER_CONFIG}: found {one_line(values, 700)}, with which PEFT cannot build the adapter on this "
+        f"base ({type(fault).__name__}: {reason}); copy the adapter again, or give its own base"
     ) from fault
 
 

@@ -1,7 +1,9 @@
 """Any checkpoint → model and processor: hub name, model folder, or adapter folder."""
 
+import contextlib
 import copy
 import functools
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -31,6 +34,7 @@ from finetune.families.base import Family, flash_fault
 from finetune.families.parts.modules import bare_model
 from finetune.model import adapters, checkpoint_files, hub, weights
 from finetune.model.folders import ADAPTER_CONFIG, MODEL_CONFIG, is_adapter, resolve, shortened
+from finetune.samples.conversation import Conversation, ImageRef, Turn
 
 if TYPE_CHECKING:  # takes two seconds to import; reading configurations does not need it
     from peft import PeftModel
@@ -150,6 +154,10 @@ def with_adapter(model: nn.Module, adapter: str | Path, *, trainable: bool) -> "
             )  # reported below, as an error
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
         faults = weights.misplaced(adapted, folder)
+        if broken := weights.not_finite(adapted):
+            raise ValueError(
+                f"{folder}: a broken adapter:\n{weights.listed(broken)}\ntake an earlier checkpoint"
+            )
     if faults:
         name = getattr(bare_model(model), "name_or_path", "this model")
         raise ValueError(
@@ -210,9 +218,29 @@ def load_processor(name_or_path: str | Path, *, cache_dir: str | None = None, ba
     checkpoint_files.check_processor(base_name if adapter is None else adapter)
     if adapter is not None and any((adapter / name).is_file() for name in _PROCESSOR_FILES):
         with _opened(str(adapter)), checkpoint_files.understood(adapter):
-            return family.load_processor(str(adapter))
+            return _tried(family, family.load_processor(str(adapter)))
     with _opened(base_name), checkpoint_files.understood(base_name):
-        return family.load_processor(base_name, cache_dir=cache_dir)
+        return _tried(family, family.load_processor(base_name, cache_dir=cache_dir))
+
+
+def _tried(family: Family, processor: Any) -> Any:
+    """The processor, once it has read a picture and a question.
+
+    Libraries accept settings of any type, and fail where they are first used: in the middle of the data. What the
+    project refuses itself (ValueError: a template that leaves out turns) is refused there, with the sample's name.
+    """
+    asked = Turn("user", (ImageRef("a picture", Path(), data=_picture()), "What is this?"))
+    with contextlib.suppress(ValueError):
+        family.encode(processor, Conversation((asked, Turn("assistant", ("A picture.",))), "a trial"))
+    return processor
+
+
+@functools.cache
+def _picture() -> bytes:
+    """A picture that is not square, as a file."""
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), "grey").save(file, "PNG")
+    return file.getvalue()
 
 
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -365,11 +393,17 @@ def _keep_four_bit_layout(model: nn.Module) -> None:
 def skeleton(config: Any) -> nn.Module:
     """The model of a configuration without weights (on the meta device): its modules and shapes.
 
+    Raises ValueError naming the configuration if no model can be built from it.
+
     Trap: under ZeRO-3 transformers shards and fills whatever ``_from_config`` builds, which fails on the meta device;
     and all families but Qwen-VL build their towers and language models by it. ``set_zero3_state`` says that sharding
     is taken care of, as it is while ``from_pretrained`` builds a whole model.
     """
-    with torch.device("meta"), set_zero3_state():
+    with (
+        checkpoint_files.understood(_config_of(getattr(config, "name_or_path", "") or type(config).__name__)),
+        torch.device("meta"),
+        set_zero3_state(),
+    ):
         model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config)
     return model.to(config.dtype) if config.dtype is not None else model
 

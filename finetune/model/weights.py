@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from finetune import fields
 from finetune.families.parts.modules import bare_model
 from finetune.fields import TEXT, by_name, items, whole
+from finetune.printable import one_line
 from finetune.sharding import whole_shape
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _shapes_of(path: Path) -> dict[str, Shape]:
                 return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         content = torch.load(path, map_location="meta", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(_unreadable(path, str(error)[:300])) from error
+        raise ValueError(_unreadable(path, one_line(str(error), 300))) from error
     return {name: tuple(tensor.shape) for name, tensor in content.items()}
 
 
@@ -340,7 +341,7 @@ def _homeless(homes: Mapping[str, Any], found: Mapping[str, Shape]) -> Iterator[
 
 def listed(faults: list[str]) -> str:
     """Faults, one a line, the first few of many."""
-    shown = [f"  {fault}" for fault in faults[:MOST_NAMES_SHOWN]]
+    shown = [f"  {one_line(fault, 160)}" for fault in faults[:MOST_NAMES_SHOWN]]
     more = len(faults) - len(shown)
     return "\n".join([*shown, *([f"  and {more} more"] if more else [])])
 
@@ -377,11 +378,38 @@ def misplaced(adapted: "PeftModel", adapter: Path) -> list[str]:
         next(_peft_file_names(name)) for name, _ in adapted.named_parameters() if ".modules_to_save." in name
     }
     missing, homeless = sorted(own - found.keys()), sorted(found.keys() - homes.keys())
-    if len(missing) == len(homeless):
+    if len(missing) == len(homeless) and (not missing or _takes(adapted, found)):
         return []
     return [
         *(f"{name}: found none in the adapter" for name in missing),
         *(f"{name}: found {list(found[name])} in the adapter, expected no such tensor" for name in homeless),
+    ]
+
+
+def _takes(adapted: "PeftModel", found: Mapping[str, Shape]) -> bool:
+    """Does PEFT find a place for each tensor of an adapter, under a name of an earlier release, and none for nothing?
+
+    Asked of a model without weights. One with weights has taken them by then, and was asked before.
+    """
+    from peft import set_peft_model_state_dict
+
+    if any(not parameter.is_meta for parameter in adapted.parameters()):
+        return True
+    stand_ins = {name: torch.empty(shape, device="meta") for name, shape in found.items()}
+    try:
+        taken = set_peft_model_state_dict(adapted, stand_ins, low_cpu_mem_usage=True)
+    except (KeyError, RuntimeError, ValueError):  # a name that it needs is not there
+        return False
+    lacking = [name for name in taken.missing_keys if ".lora_" in name or ".modules_to_save." in name]
+    return not lacking and not taken.unexpected_keys
+
+
+def not_finite(adapted: "PeftModel") -> list[str]:
+    """A line for each tensor of a loaded adapter with NaN or infinity: training overflowed, or the file is broken."""
+    return [
+        f"{name}: found NaN or infinity, expected finite numbers"
+        for name, tensor in adapted.named_parameters()
+        if (".lora_" in name or ".modules_to_save." in name) and not bool(tensor.isfinite().all())
     ]
 
 

@@ -22,6 +22,7 @@ import torch
 
 from finetune.files import write_atomically
 from finetune.model import checkpoint
+from finetune.printable import printable
 from finetune.realcase import align, assemble, corpus, flaw, results, runs
 from finetune.realcase.catalogue import LANDMARKS, THINGS
 from finetune.realcase.choices import Chosen, HeldOutQuestion, choose_all, read_questions
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"--- {station}", flush=True)
             _STATIONS[station](options)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     return 0
 

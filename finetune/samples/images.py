@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ from typing import IO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from finetune.printable import one_line
 from finetune.samples.conversation import ImageRef
+from finetune.samples.listing import shortened
 
 ImageSource = ImageRef | str | os.PathLike | bytes | Image.Image
 MAX_PIXELS = (
@@ -22,6 +25,7 @@ MAX_PIXELS = (
 )
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations whose width and height are exchanged
+_LONGEST_NAME = 600  # characters of a path in an error
 _LONGEST_REASON = 200  # characters of a reader's error about a broken file
 
 
@@ -76,16 +80,18 @@ def _name_and_place(source: ImageSource) -> tuple[str, Path | bytes | Image.Imag
     """The picture's name in errors, and where its bytes are."""
     if isinstance(source, ImageRef):
         if source.data is None:
-            return repr(os.fspath(source.path)), source.path
+            return shortened(repr(os.fspath(source.path)), _LONGEST_NAME), source.path
         return f"{source.written!r} ({len(source.data):,} bytes inside the data)", source.data
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>", source
     if isinstance(source, Image.Image):
         return (getattr(source, "filename", "") or f"<PIL image {source.size[0]} × {source.size[1]}>"), source
-    return repr(os.fspath(source)), Path(source)
+    return shortened(repr(os.fspath(source)), _LONGEST_NAME), Path(source)
 
 
 def _stream(place: Path | bytes) -> IO[bytes]:
+    if isinstance(place, Path) and not (stat.S_ISREG(place.stat().st_mode) or place.is_dir()):
+        raise ValueError("a pipe or a device, expected a file")  # it might never end
     if (len(place) if isinstance(place, bytes) else place.stat().st_size) == 0:
         raise ValueError("0 bytes")
     return io.BytesIO(place) if isinstance(place, bytes) else place.open("rb")
@@ -132,7 +138,7 @@ def _naming_faults(name: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise ValueError(f"image {name}: expected at most {MAX_PIXELS:,} pixels; {error}") from error
     except Exception as error:  # of any kind: each format's decoder raises what its author chose
-        reason = f"{error or type(error).__name__}"[:_LONGEST_REASON]
+        reason = one_line(f"{error or type(error).__name__}", _LONGEST_REASON)
         raise ValueError(
             f"image {name}: found a broken file ({reason}); save or download it again"
         ) from error

@@ -216,7 +216,7 @@ def test_any_mutation_of_a_probe_file_is_read_or_refused_with_the_file_s_name(pr
         (b"[" * 50_000, "nested too deep"),
         (b'{"version": 1, "probes": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", "nested too deep"),
         (b'{"version": ' + b"1" * 5000 + b"}", "not readable as JSON"),
-        (b'{"version": 1, "version": 1, "probes": []}', "the key \"version\" appears twice in one object"),
+        (b'{"version": 1, "version": 1, "probes": []}', 'the key "version" appears twice in one object'),
         (b'\xff\xfe{"version": 1}', "save it in UTF-8"),
         (b'{"version": 1, "probes": [{"id": "\\ud83d"}]}', "half of a UTF-16 pair"),
         (b'{"version": [[1]]}', r"version: found \[\[1\]\]; expected"),

@@ -18,6 +18,7 @@ Counts lie in DIR/KIND.json, so that a second call goes on; each escape's files 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import faulthandler
 import json
 import os
@@ -43,6 +44,8 @@ sys.path.insert(0, str(ROOT))
 from finetune.files import write_atomically  # noqa: E402
 
 SLOWEST_SECONDS, MOST_BYTES = 10.0, 2 * 10**9
+LONGEST_WAIT = 60.0
+"""Seconds: computing for ten, or waiting for a minute (for a pipe that nobody writes to), is a hang."""
 LONGEST_MESSAGE = 2048
 MOST_WARNINGS, MOST_OUTPUT = 20, 20_000
 KEPT_CASES = 3
@@ -66,13 +69,13 @@ def main() -> int:
         return child(KINDS[names[0]], args)
     if args.only is not None:
         return one(KINDS[names[0]], args)
-    until = time.monotonic() + 60 * args.minutes
-    while time.monotonic() < until:
+    args.deadline = time.time() + 60 * args.minutes
+    while time.time() < args.deadline:
         left = [name for name in names if ledger(args.work, name)["done"] < args.count]
         if not left:
             break
         for name in left:
-            if time.monotonic() < until:
+            if time.time() < args.deadline:
                 batch(name, args)
     found = summary(names, args)
     print(json.dumps(found, indent=1, ensure_ascii=False))
@@ -104,8 +107,9 @@ def ledger(work: Path, name: str) -> dict[str, Any]:
 def batch(name: str, args: argparse.Namespace) -> None:
     """The next mutants of a kind. A child that dies or hangs is an escape; another goes on behind it."""
     found = ledger(args.work, name)
-    until = min(found["done"] + BATCH, args.count)
-    while found["done"] < until:
+    until, before = min(found["done"] + BATCH, args.count), found["seconds"]
+    first = found["done"]
+    while found["done"] < until and time.time() < args.deadline:
         begun = time.monotonic()
         progress, ended, words = watched(name, found["done"], until, args)
         number, _, accepted, refused, escaped, slowest, peak = progress
@@ -123,7 +127,7 @@ def batch(name: str, args: argparse.Namespace) -> None:
             if number < 0:
                 raise SystemExit(f"{name}: its child ended before the first mutant: {words}")
         write_atomically(args.work / f"{name}.json", json.dumps(found, indent=1, ensure_ascii=False).encode())
-    rate = BATCH / max(time.monotonic() - begun, 1e-9)
+    rate = (found["done"] - first) / max(found["seconds"] - before, 1e-9)
     print(
         f"{name:14} {found['done']:6,} done, {found['accepted']:6,} accepted, {found['refused']:6,} refused, "
         f"{sum(found['escapes'].values()):5,} escapes of {len(found['escapes'])} kinds, {rate:.0f}/s",
@@ -136,14 +140,31 @@ def watched(name: str, start: int, end: int, args: argparse.Namespace) -> tuple[
     place = args.work / f"{name}.progress"
     place.write_bytes(PROGRESS.pack(start - 1, time.time(), 0, 0, 0, 0.0, 0))
     command = [
-        sys.executable, __file__, "--child", "--kinds", name, "--seed", str(args.seed), "--work", str(args.work),
-        "--start", str(start), "--end", str(end),
-    ]  # fmt: skip
+        sys.executable,
+        __file__,
+        "--child",
+        "--deadline",
+        str(args.deadline),
+        "--kinds",
+        name,
+        "--seed",
+        str(args.seed),
+        "--work",
+        str(args.work),
+        "--start",
+        str(start),
+        "--end",
+        str(end),
+    ]
     log = args.work / f"{name}.log"
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false", "ATTENTION_FINETUNE_CACHE": str(args.work / "cache"),
-    }  # fmt: skip
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "ATTENTION_FINETUNE_CACHE": str(args.work / "cache"),
+    }
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -154,7 +175,7 @@ def watched(name: str, start: int, end: int, args: argparse.Namespace) -> tuple[
             start_new_session=True,
             stdin=subprocess.DEVNULL,
         )
-    words = ""
+    words, at, cpu = "", start - 1, 0.0
     while True:
         try:
             status = process.wait(0.1)
@@ -163,9 +184,11 @@ def watched(name: str, start: int, end: int, args: argparse.Namespace) -> tuple[
             pass
         progress = PROGRESS.unpack(place.read_bytes())
         if progress[0] < start:  # still importing
-            if time.time() - progress[1] > 180:
+            if time.time() - progress[1] > 600:
                 words = "did not begin"
-        elif time.time() - progress[1] > SLOWEST_SECONDS + 2:
+        elif progress[0] != at:
+            at, cpu = progress[0], computed(process.pid)
+        elif computed(process.pid) - cpu > SLOWEST_SECONDS or time.time() - progress[1] > LONGEST_WAIT:
             words = "hang"
         elif resident(process.pid) > MOST_BYTES * 1.3:
             words = "memory"
@@ -193,6 +216,15 @@ def stack_of(process: subprocess.Popen[bytes], log: Path) -> str:
         if "/endurance/" not in line[0] and str(ROOT) in line[0] and ".venv" not in line[0]
     ]
     return "" if not ours else f" in {Path(ours[0][0]).relative_to(ROOT)}:{ours[0][2]}"
+
+
+def computed(pid: int) -> float:
+    """Seconds that a process has computed: on a busy machine others have the rest."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident(pid: int) -> int:
@@ -228,8 +260,13 @@ def keep_case(work: Path, name: str, what: str, number: int, world: Path) -> Non
 
 
 def _no_pipes(folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if not (Path(folder) / name).is_symlink() and not (Path(folder) / name).is_dir()
-            and not (Path(folder) / name).is_file()]  # fmt: skip
+    return [
+        name
+        for name in names
+        if not (Path(folder) / name).is_symlink()
+        and not (Path(folder) / name).is_dir()
+        and not (Path(folder) / name).is_file()
+    ]
 
 
 def summary(names: list[str], args: argparse.Namespace) -> dict[str, Any]:
@@ -241,13 +278,17 @@ def summary(names: list[str], args: argparse.Namespace) -> dict[str, Any]:
         "seed": args.seed,
         "kinds": {
             name: {
-                "mutants": one["done"], "accepted": one["accepted"], "refused": one["refused"],
-                "escapes": dict(Counter(one["escapes"]).most_common(40)), "slowest_s": one["slowest_s"],
-                "peak_mb": one["peak_mb"], "seconds": one["seconds"],
+                "mutants": one["done"],
+                "accepted": one["accepted"],
+                "refused": one["refused"],
+                "escapes": dict(Counter(one["escapes"]).most_common(40)),
+                "slowest_s": one["slowest_s"],
+                "peak_mb": one["peak_mb"],
+                "seconds": one["seconds"],
             }
             for name, one in every.items()
         },
-    }  # fmt: skip
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -256,6 +297,7 @@ def summary(names: list[str], args: argparse.Namespace) -> dict[str, Any]:
 
 
 def child(make: Any, args: argparse.Namespace) -> int:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: ends with its parent
     stderr = os.fdopen(os.dup(2), "w")  # the other is captured
     faulthandler.enable(stderr)
     faulthandler.register(signal.SIGUSR1, stderr, all_threads=False)
@@ -269,7 +311,16 @@ def child(make: Any, args: argparse.Namespace) -> int:
     counts = Counter[str]()
     slowest, peak = 0.0, 0
     for number in range(args.start, args.end):
-        os.pwrite(place, PROGRESS.pack(number, time.time(), counts["accepted"], counts["refused"], counts["escaped"], slowest, peak), 0)  # fmt: skip
+        if time.time() > args.deadline:
+            args.end = number
+            break
+        os.pwrite(
+            place,
+            PROGRESS.pack(
+                number, time.time(), counts["accepted"], counts["refused"], counts["escaped"], slowest, peak
+            ),
+            0,
+        )
         outcome, what, seconds, most = judged(kind, number, args.seed, said)
         slowest, peak = max(slowest, seconds), max(peak, most)
         counts[outcome] += 1
@@ -277,7 +328,13 @@ def child(make: Any, args: argparse.Namespace) -> int:
             escapes.write(json.dumps({"number": number, "what": what.splitlines()[0]}) + "\n")
             escapes.flush()
             keep_case(args.work, args.kinds[0], what, number, world)
-    os.pwrite(place, PROGRESS.pack(args.end, time.time(), counts["accepted"], counts["refused"], counts["escaped"], slowest, peak), 0)  # fmt: skip
+    os.pwrite(
+        place,
+        PROGRESS.pack(
+            args.end, time.time(), counts["accepted"], counts["refused"], counts["escaped"], slowest, peak
+        ),
+        0,
+    )
     return 0
 
 
@@ -300,11 +357,11 @@ def one(make: Any, args: argparse.Namespace) -> int:
     return 0
 
 
-def judged(kind: Any, number: int, seed: int, said: "Output") -> tuple[str, str, float, int]:
+def judged(kind: Any, number: int, seed: int, said: Output) -> tuple[str, str, float, int]:
     """(accepted, refused or escaped; words of an escape; seconds; bytes)."""
     done = kind.mutate(random.Random(f"{seed}-{kind.name}-{number}"))
     reset_peak()
-    begun = time.monotonic()
+    begun = time.process_time()
     outcome, what = "accepted", ""
     with said.taken(), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -321,7 +378,7 @@ def judged(kind: Any, number: int, seed: int, said: "Output") -> tuple[str, str,
                 "escaped",
                 f"{type(error).__name__}{place_of(error)}\n{traceback.format_exc()[-3000:]}",
             )
-    seconds, peak = time.monotonic() - begun, peak_bytes()
+    seconds, peak = time.process_time() - begun, peak_bytes()
     texts = {str(one.message) for one in warned}
     if not what and len(texts) > MOST_WARNINGS:
         what = f"{len(texts)} warnings"
@@ -357,7 +414,13 @@ def message_fault(text: str) -> str:
 def place_of(error: BaseException) -> str:
     """The innermost line of this project that an exception came through."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [one for one in frames if one.filename.startswith(str(ROOT)) and ".venv" not in one.filename and "/endurance/" not in one.filename]  # fmt: skip
+    ours = [
+        one
+        for one in frames
+        if one.filename.startswith(str(ROOT))
+        and ".venv" not in one.filename
+        and "/endurance/" not in one.filename
+    ]
     return "" if not ours else f" in {Path(ours[-1].filename).relative_to(ROOT)}:{ours[-1].name}"
 
 
@@ -368,7 +431,7 @@ class Output:
         self.file = os.open("/tmp", os.O_TMPFILE | os.O_RDWR)
         self.size = 0
 
-    def taken(self) -> "Output":
+    def taken(self) -> Output:
         return self
 
     def __enter__(self) -> None:
@@ -408,6 +471,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "output_endurance" / "hostile")
     parser.add_argument("--output", type=Path, help="JSON file for the summary")
     parser.add_argument("--only", type=int, help="number of one mutant, to see what happens to it")
+    parser.add_argument("--deadline", type=float, default=float("inf"), help=argparse.SUPPRESS)
     for name in ("--start", "--end"):
         parser.add_argument(name, type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)

@@ -11,7 +11,7 @@ import random
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,47 +78,113 @@ def _png() -> str:
 
 RECORDS: dict[str, list[Any]] = {
     "qwen-vl": [
-        {"id": "q1", "conversations": [
-            {"from": "user", "value": "Picture 1: <img>a.png</img>\nwhat?"},
-            {"from": "assistant", "value": "I see the cat", "look_at": LOOK}]},
-        {"id": "q2", "system": "Be brief.", "conversations": [
-            {"from": "user", "value": "Picture 1: <img>b.jpg</img>\nwhere?"}, {"from": "assistant", "value": ANSWER},
-            {"from": "user", "value": "and?"}, {"from": "assistant", "value": "no", "weight": 0}]},
-        {"id": "q3", "conversations": [{"from": "user", "value": "hello"}, {"from": "assistant", "value": "hi"}]},
+        {
+            "id": "q1",
+            "conversations": [
+                {"from": "user", "value": "Picture 1: <img>a.png</img>\nwhat?"},
+                {"from": "assistant", "value": "I see the cat", "look_at": LOOK},
+            ],
+        },
+        {
+            "id": "q2",
+            "system": "Be brief.",
+            "conversations": [
+                {"from": "user", "value": "Picture 1: <img>b.jpg</img>\nwhere?"},
+                {"from": "assistant", "value": ANSWER},
+                {"from": "user", "value": "and?"},
+                {"from": "assistant", "value": "no", "weight": 0},
+            ],
+        },
+        {
+            "id": "q3",
+            "conversations": [{"from": "user", "value": "hello"}, {"from": "assistant", "value": "hi"}],
+        },
     ],
     "llava": [
-        {"id": "l1", "image": "a.png", "conversations": [
-            {"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "I see the cat", "look_at": RELATION}]},
-        {"id": "l2", "image": ["a.png", "b.jpg"], "conversations": [
-            {"from": "human", "value": "<image><image>\nboth?"}, {"from": "gpt", "value": "yes"}]},
+        {
+            "id": "l1",
+            "image": "a.png",
+            "conversations": [
+                {"from": "human", "value": "<image>\nwhat?"},
+                {"from": "gpt", "value": "I see the cat", "look_at": RELATION},
+            ],
+        },
+        {
+            "id": "l2",
+            "image": ["a.png", "b.jpg"],
+            "conversations": [
+                {"from": "human", "value": "<image><image>\nboth?"},
+                {"from": "gpt", "value": "yes"},
+            ],
+        },
     ],
     "sharegpt": [
-        {"images": ["a.png"], "system": "x", "conversations": [
-            {"from": "human", "value": "<image>what?"}, {"from": "gpt", "value": "I see the cat", "look_at": LOOK}]},
-        {"videos": [{"frames": ["a.png", "a.png", "a.png", "a.png"], "fps": 2}], "conversations": [
-            {"from": "human", "value": "<video>what?"}, {"from": "gpt", "value": "a film"}]},
+        {
+            "images": ["a.png"],
+            "system": "x",
+            "conversations": [
+                {"from": "human", "value": "<image>what?"},
+                {"from": "gpt", "value": "I see the cat", "look_at": LOOK},
+            ],
+        },
+        {
+            "videos": [{"frames": ["a.png", "a.png", "a.png", "a.png"], "fps": 2}],
+            "conversations": [{"from": "human", "value": "<video>what?"}, {"from": "gpt", "value": "a film"}],
+        },
     ],
     "openai": [
-        {"messages": [
-            {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": [
-                {"type": "text", "text": "what?"}, {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_png()}"}}]},
-            {"role": "assistant", "content": "I see the cat", "loss_mask": 1}]},
-        {"images": ["b.jpg"], "messages": [
-            {"role": "user", "content": "<image>where?"},
-            {"role": "assistant", "content": '{"bbox_2d": [1, 2, 3, 4], "label": "cat"}'}]},
-        {"messages": [
-            {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "what?"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": "I see the cat"}], "look_at": LOOK}]},
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "what?"},
+                        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_png()}"}},
+                    ],
+                },
+                {"role": "assistant", "content": "I see the cat", "loss_mask": 1},
+            ]
+        },
+        {
+            "images": ["b.jpg"],
+            "messages": [
+                {"role": "user", "content": "<image>where?"},
+                {"role": "assistant", "content": '{"bbox_2d": [1, 2, 3, 4], "label": "cat"}'},
+            ],
+        },
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "what?"}],
+                },
+                {
+                    "role": "assistant",
+                    "content": [{"type": "text", "text": "I see the cat"}],
+                    "look_at": LOOK,
+                },
+            ]
+        },
     ],
     "alpaca": [
         {"instruction": "<image>what?", "output": "I see the cat", "images": ["a.png"], "look_at": LOOK},
-        {"instruction": "say", "input": "it", "output": "yes", "system": "s", "history": [["a", "b"], ["c", "d"]]},
+        {
+            "instruction": "say",
+            "input": "it",
+            "output": "yes",
+            "system": "s",
+            "history": [["a", "b"], ["c", "d"]],
+        },
         {"query": "q", "response": "r"},
-        {"instruction": "<image>where is <ref-object>?", "output": "<bbox>", "images": ["a.png"],
-         "objects": {"ref": ["the cat"], "bbox": [[1, 2, 30, 15]]}},
+        {
+            "instruction": "<image>where is <ref-object>?",
+            "output": "<bbox>",
+            "images": ["a.png"],
+            "objects": {"ref": ["the cat"], "bbox": [[1, 2, 30, 15]]},
+        },
     ],
-}  # fmt: skip
+}
 
 
 class Data(Kind):
@@ -249,7 +315,7 @@ def encoded_pictures() -> dict[str, bytes]:
     """One of each format and mode that Pillow writes."""
     noise = Image.effect_noise((37, 23), 60)
     colour = Image.merge("RGB", [noise, noise.transpose(Image.Transpose.FLIP_LEFT_RIGHT), noise])
-    grey16 = Image.fromarray((np.asarray(noise, np.uint16) * 200))
+    grey16 = Image.fromarray(np.asarray(noise, np.uint16) * 200)
     exif = Image.Exif()
     exif[0x0112] = 6
     made: dict[str, bytes] = {}
@@ -461,15 +527,40 @@ class Pictures(Kind):
 # Probe files
 # ---------------------------------------------------------------------------------------------------------------------
 
-PROBES = {"version": 1, "probes": [
-    {"id": "pearl-1", "group": "sphere-building", "images": ["a.png"], "question": "这座塔是什么?", "answer": "东方明珠",
-     "foil": "广州塔", "regions": {"spheres": [[4, 3, 10, 12], [12, 3, 20, 12]], "body": [[3, 1, 22, 18]]},
-     "phrases": {"东方明珠": "spheres"}, "relation": None},
-    {"id": "cat-2", "group": "retention", "images": ["a.png", "b.jpg"], "question": "<image><image> Is the cat on the table?",
-     "answer": ["yes", "Yes, it is"], "foil": "no", "regions": {"cat": [[1.5, 2, 9, 9.5]], "table": [[0, 0, 40, 20]]},
-     "phrases": {"cat": "cat"}, "relation": {"phrase": "on", "subject": "cat", "object": "table"}},
-    {"id": "plain-3", "group": "neighbour", "images": ["b.jpg"], "question": "what?", "answer": "a thing"},
-]}  # fmt: skip
+PROBES = {
+    "version": 1,
+    "probes": [
+        {
+            "id": "pearl-1",
+            "group": "sphere-building",
+            "images": ["a.png"],
+            "question": "这座塔是什么?",
+            "answer": "东方明珠",
+            "foil": "广州塔",
+            "regions": {"spheres": [[4, 3, 10, 12], [12, 3, 20, 12]], "body": [[3, 1, 22, 18]]},
+            "phrases": {"东方明珠": "spheres"},
+            "relation": None,
+        },
+        {
+            "id": "cat-2",
+            "group": "retention",
+            "images": ["a.png", "b.jpg"],
+            "question": "<image><image> Is the cat on the table?",
+            "answer": ["yes", "Yes, it is"],
+            "foil": "no",
+            "regions": {"cat": [[1.5, 2, 9, 9.5]], "table": [[0, 0, 40, 20]]},
+            "phrases": {"cat": "cat"},
+            "relation": {"phrase": "on", "subject": "cat", "object": "table"},
+        },
+        {
+            "id": "plain-3",
+            "group": "neighbour",
+            "images": ["b.jpg"],
+            "question": "what?",
+            "answer": "a thing",
+        },
+    ],
+}
 
 
 class ProbeFiles(Kind):
@@ -510,7 +601,7 @@ class ProbeFiles(Kind):
                 if not isinstance(text, str) or not text.strip():
                     return "a text that is none"
             size = self.probes.open_image(one.images[0]).size
-            for name, boxes in one.regions.items():
+            for boxes in one.regions.values():
                 for x0, y0, x1, y1 in boxes:
                     if not (0 <= x0 < x1 <= size[0] and 0 <= y0 < y1 <= size[1]) or isinstance(x0, bool):
                         return "a region outside its picture"
@@ -665,18 +756,35 @@ class DeepSpeedFiles(Kind):
         from finetune.flags.parse import default_values
 
         self.file = deepspeed_file
-        self.given = {**default_values(), "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_grad_norm": 1.0,
-                      "learning_rate": 1e-5, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
-                      "weight_decay": 0.0, "bf16": False, "fp16": False}  # fmt: skip
+        self.given = {
+            **default_values(),
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 1,
+            "max_grad_norm": 1.0,
+            "learning_rate": 1e-5,
+            "adam_beta1": 0.9,
+            "adam_beta2": 0.999,
+            "adam_epsilon": 1e-8,
+            "weight_decay": 0.0,
+            "bf16": False,
+            "fp16": False,
+        }
         self.sound = [
             json.loads((ROOT / name).read_text()) for name in ("ds_config_zero2.json", "ds_config_zero3.json")
         ]
-        self.sound.append({
-            "train_micro_batch_size_per_gpu": 8, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0,
-            "optimizer": {"type": "AdamW", "params": {"lr": 1e-5, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}},
-            "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 10}},
-            "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": True}},
-        })  # fmt: skip
+        self.sound.append(
+            {
+                "train_micro_batch_size_per_gpu": 8,
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": 1.0,
+                "optimizer": {
+                    "type": "AdamW",
+                    "params": {"lr": 1e-5, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0},
+                },
+                "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 10}},
+                "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": True}},
+            }
+        )
         self.path = self.place / "ds.json"
 
     def mutate(self, chance: random.Random) -> str:
@@ -695,8 +803,10 @@ class DeepSpeedFiles(Kind):
             raise ValueError("\n".join(faults))
         list(self.file.remarks(value, self.given))
         content = json.loads(self.path.read_bytes())
-        if any(isinstance(value, str) and value != "auto" and value.strip("-").isdigit()
-               for value in content.get("zero_optimization", {}).values()):  # fmt: skip
+        if any(
+            isinstance(value, str) and value != "auto" and value.strip("-").isdigit()
+            for value in content.get("zero_optimization", {}).values()
+        ):
             return "a number given as text"
         return None
 
@@ -712,11 +822,21 @@ class RunFiles(Kind):
         self.parse, self.flags_of = parse, run_file.flags_of
         (world / "data.json").write_text("[]")
         self.sound = {
-            "model_name_or_path": str(world), "data_path": str(world / "data.json"), "use_lora": True, "lora_r": 8,
-            "corrective_data": [f"{world / 'data.json'}:0.3"], "learning_rate": 1e-4, "output_dir": str(world / "out"),
-            "max_steps": 5, "bf16": False, "save_strategy": "no", "lr_scheduler_kwargs": {"num_cycles": 1},
-            "lora_target_modules": ["q_proj", "v_proj"], "report_to": "none", "weight_decay": 0.1,
-        }  # fmt: skip
+            "model_name_or_path": str(world),
+            "data_path": str(world / "data.json"),
+            "use_lora": True,
+            "lora_r": 8,
+            "corrective_data": [f"{world / 'data.json'}:0.3"],
+            "learning_rate": 1e-4,
+            "output_dir": str(world / "out"),
+            "max_steps": 5,
+            "bf16": False,
+            "save_strategy": "no",
+            "lr_scheduler_kwargs": {"num_cycles": 1},
+            "lora_target_modules": ["q_proj", "v_proj"],
+            "report_to": "none",
+            "weight_decay": 0.1,
+        }
         self.path = self.place / "run.yaml"
 
     def mutate(self, chance: random.Random) -> str:
@@ -730,14 +850,45 @@ class RunFiles(Kind):
         text = yaml.safe_dump(self.sound, sort_keys=False)
         if way < 0.6:
             lines = text.splitlines()
-            extra = chance.choice((
-                "a: &a [1]\nb: *a", "? [1, 2]\n: 3", "learning_rate: 1e-4", "max_steps: 0x10", "max_steps: 1_000", "max_steps: 1:30",
-                "use_lora: yes", "use_lora: on", "lora_r: !!python/object/apply:os.system ['true']", "data_path: !!binary aGVsbG8=",
-                "seed: 2026-13-45", "seed: 2026-01-01", "<<: {seed: 3}", "seed: .nan", "learning_rate: .inf", "seed: ~", "--- \nseed: 1",
-                "%YAML 9.9", "\tseed: 1", "seed: " + "[" * 20_000, "seed: {" * 500, "seed: |\n  " + "x" * 100_000, "\x1b[2J: 1",
-                '"\\x1b[2Jred": 1', 'output_dir: "\\x1b[31m"', 'seed: "\\ud800"', "seed: !<tag:yaml.org,2002:int> x", "config: run.yaml",
-                "seed: " + "9" * 5_000, "!!set {a, b}", "!!omap [a: 1]", "seed: -1", "max_steps: 1.5", "lora_r: '8'", "lora_r: true",
-            ))  # fmt: skip
+            extra = chance.choice(
+                (
+                    "a: &a [1]\nb: *a",
+                    "? [1, 2]\n: 3",
+                    "learning_rate: 1e-4",
+                    "max_steps: 0x10",
+                    "max_steps: 1_000",
+                    "max_steps: 1:30",
+                    "use_lora: yes",
+                    "use_lora: on",
+                    "lora_r: !!python/object/apply:os.system ['true']",
+                    "data_path: !!binary aGVsbG8=",
+                    "seed: 2026-13-45",
+                    "seed: 2026-01-01",
+                    "<<: {seed: 3}",
+                    "seed: .nan",
+                    "learning_rate: .inf",
+                    "seed: ~",
+                    "--- \nseed: 1",
+                    "%YAML 9.9",
+                    "\tseed: 1",
+                    "seed: " + "[" * 20_000,
+                    "seed: {" * 500,
+                    "seed: |\n  " + "x" * 100_000,
+                    "\x1b[2J: 1",
+                    '"\\x1b[2Jred": 1',
+                    'output_dir: "\\x1b[31m"',
+                    'seed: "\\ud800"',
+                    "seed: !<tag:yaml.org,2002:int> x",
+                    "config: run.yaml",
+                    "seed: " + "9" * 5_000,
+                    "!!set {a, b}",
+                    "!!omap [a: 1]",
+                    "seed: -1",
+                    "max_steps: 1.5",
+                    "lora_r: '8'",
+                    "lora_r: true",
+                )
+            )
             lines.insert(chance.randrange(len(lines) + 1), extra)
             self.path.write_text("\n".join(lines))
             return extra[:60]
@@ -776,8 +927,14 @@ class States(Kind):
         from tests.diagnostics.show_samples import probes, records
 
         self.sound = world / "sound"
-        self.marks = {"learning_rate": 1e-3, "lora_target_modules": ["w1"], "bf16": True, "data_path": "/x/data.json",
-                      "corrective_data /x/t.json": {"share": 0.3, "repeat": None}, "samples a step": 8}  # fmt: skip
+        self.marks = {
+            "learning_rate": 1e-3,
+            "lora_target_modules": ["w1"],
+            "bf16": True,
+            "data_path": "/x/data.json",
+            "corrective_data /x/t.json": {"share": 0.3, "repeat": None},
+            "samples a step": 8,
+        }
         checkpoint = self.sound / "checkpoint-5"
         checkpoint.mkdir(parents=True)
         (checkpoint / "trainer_state.json").write_text(

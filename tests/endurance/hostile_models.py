@@ -1,4 +1,4 @@
-"""Hostile checkpoints: configurations, adapters, tokenizers and processors of every family, on models of a few bytes."""
+"""Hostile checkpoints: configurations, adapters, tokenizers and processors of every family, of small models."""
 
 from __future__ import annotations
 
@@ -64,14 +64,10 @@ class Configurations(Checkpoints):
     def read(self) -> str | None:
         from diagnostics import inspect
         from finetune import families as known
-        from finetune.model import checkpoint, checkpoint_files
+        from finetune.model import checkpoint
 
         config = checkpoint.load_config(self.folder)
-        if hasattr(checkpoint, "outline"):
-            model = checkpoint.outline(config, self.folder)
-        else:
-            with checkpoint_files.understood(self.folder / "config.json"):
-                model = checkpoint.skeleton(config)
+        model = checkpoint.skeleton(config)
         family = known.family_of(config)
         if not any(True for _ in model.parameters()):
             return "a model without parameters"
@@ -167,25 +163,41 @@ class Adapters(Checkpoints):
         if self.lost in ("deleted", "renamed", "both", "beside"):
             return f"an adapter with a tensor {self.lost}"
         if self.lost == "nan":
+            model, _ = checkpoint.load(self.folder)
+            del model
             return "an adapter of NaN"
         return None
 
 
 class Tokenizers(Checkpoints):
     name = "tokenizers"
+    # Not here: what runs without end or fills memory ({{ 'x' * 10**11 }}), which transformers' sandbox does not bound.
     templates = (
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "{{ 'x' * 10**11 }}", "{{ ''.__class__.__mro__ }}", "{{ cycler.__init__.__globals__ }}", "{{ messages.append(1) }}",
-        "{{ raise_exception('\x1b[2J') }}", "{% if %}", "{{ undefined.x }}", "", "{{ messages }}", "{{ 1/0 }}", "{% include '/etc/passwd' %}",
-        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ messages[99] }}", "{{ messages[0]['content'] * 2 }}", "{{ strftime_now('%Y') }}",
-        "{% for m in messages %}{{ m.role }}{% endfor %}", "{{ 10**10**10 }}", "{{ range(10**9)|list }}", "{{ 'a'.ljust(10**10) }}",
-        "{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}",
-    )  # fmt: skip
+        "{{ ''.__class__.__mro__ }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{{ messages.append(1) }}",
+        "{% if %}",
+        "",
+        "{{ raise_exception('\x1b[2J') }}",
+        "{{ undefined.x }}",
+        "{{ messages }}",
+        "{{ 1/0 }}",
+        "{% include '/etc/passwd' %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ messages[99] }}",
+        "{{ messages[0]['content'] * 2 }}",
+        "{{ strftime_now('%Y') }}",
+        "{% for m in messages %}{{ m.role }}{% endfor %}",
+        "{{ range(10**9)|list }}",
+    )
 
     def mutate(self, chance: random.Random) -> str:
         self.family = chance.choice([*self.families])
-        files = [path.name for path in self.sound(self.family).iterdir()
-                 if path.name not in ("config.json", "generation_config.json") and path.suffix != ".safetensors"]  # fmt: skip
+        files = [
+            path.name
+            for path in self.sound(self.family).iterdir()
+            if path.name not in ("config.json", "generation_config.json") and path.suffix != ".safetensors"
+        ]
         file = chance.choice(sorted(files))
         self.folder = self.linked(self.family, file)
         path = self.folder / file

@@ -14,19 +14,89 @@ TWICE = "@@twice@@"
 """Words that stand in a content for what json.dumps cannot write."""
 
 NUMBERS: tuple[Any, ...] = (
-    0, 1, -1, 2, 3, 0.5, -0.5, 1e-320, 255, 256, 65_536, 2**31, -(2**31), 2**53, 2**63, 10**9, 10**30, -(10**30), 1e308,
-    float("nan"), float("inf"), float("-inf"), HUGE,
-)  # fmt: skip
+    0,
+    1,
+    -1,
+    2,
+    3,
+    0.5,
+    -0.5,
+    1e-320,
+    255,
+    256,
+    65_536,
+    2**31,
+    -(2**31),
+    2**53,
+    2**63,
+    10**9,
+    10**30,
+    -(10**30),
+    1e308,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    HUGE,
+)
 TEXTS: tuple[str, ...] = (
-    "", " ", "x", "3", "true", "null", "auto", "a\0b", "\ud800", "é" * 500, "x" * 70_000, "\x1b[31mred\x1b[0m\x07", "\x9b31m",
-    "\u202egnp.exe", "a\nb\rc", "{{7*7}}", "{0.__class__}", "%s%s%n", "${HOME}", "<script>alert(1)</script>", "<image>",
-    "<img>", "<box>(1,2),(3,4)</box>", "<box>", "<|im_end|>", "../../../../etc/passwd", "/etc/passwd", "/dev/zero", "/dev/stdin",
-    "/proc/self/mem", "~root", "file:///dev/zero", "data:image/png;base64,AAAA", "C:\\a\\b", "fifo.png", "loop.png",
-    "zero.png", "folder.png", "empty.png", "a.png", "b.jpg",
-)  # fmt: skip
+    "",
+    " ",
+    "x",
+    "3",
+    "true",
+    "null",
+    "auto",
+    "a\0b",
+    "\ud800",
+    "é" * 500,
+    "x" * 70_000,
+    "\x1b[31mred\x1b[0m\x07",
+    "\x9b31m",
+    "\u202egnp.exe",
+    "a\nb\rc",
+    "{{7*7}}",
+    "{0.__class__}",
+    "%s%s%n",
+    "${HOME}",
+    "<script>alert(1)</script>",
+    "<image>",
+    "<img>",
+    "<box>(1,2),(3,4)</box>",
+    "<box>",
+    "<|im_end|>",
+    "../../../../etc/passwd",
+    "/etc/passwd",
+    "/dev/zero",
+    "/dev/stdin",
+    "/proc/self/mem",
+    "~root",
+    "file:///dev/zero",
+    "data:image/png;base64,AAAA",
+    "C:\\a\\b",
+    "fifo.png",
+    "loop.png",
+    "zero.png",
+    "folder.png",
+    "empty.png",
+    "a.png",
+    "b.jpg",
+)
 OTHERS: tuple[Any, ...] = (
-    None, True, False, [], [[]], [None], [1, 2, 3], ["x"], [0.1] * 50, {}, {"a": 1}, {"": None}, {"path": "a.png"}, DEEP,
-)  # fmt: skip
+    None,
+    True,
+    False,
+    [],
+    [[]],
+    [None],
+    [1, 2, 3],
+    ["x"],
+    [0.1] * 50,
+    {},
+    {"a": 1},
+    {"": None},
+    {"path": "a.png"},
+    DEEP,
+)
 
 
 class Change(NamedTuple):
@@ -155,8 +225,18 @@ def _alike(chance: random.Random, parent: Any, key: Any) -> str:
         )
     elif isinstance(value, str):
         parent[key] = chance.choice(
-            (value + "x", value[:-1], value.upper(), value[::-1], f" {value} ", f"{value}\0", f"\x1b[1m{value}", [value], f"../{value}")
-        )  # fmt: skip
+            (
+                value + "x",
+                value[:-1],
+                value.upper(),
+                value[::-1],
+                f" {value} ",
+                f"{value}\0",
+                f"\x1b[1m{value}",
+                [value],
+                f"../{value}",
+            )
+        )
     elif isinstance(value, list):
         parent[key] = chance.choice(
             (value * 2, value[0] if value else None, {"0": value}, [value], json.dumps(value)[:300])

@@ -21,6 +21,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from finetune.families.base import Encoded, ImageTokens
+from finetune.printable import one_line
 from finetune.samples.conversation import Conversation, Part, Role
 
 if TYPE_CHECKING:
@@ -324,7 +325,9 @@ def _rendered(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt
         )
     except TemplateError as error:
-        raise ValueError(f"the model's chat template refuses the conversation: {error}") from error
+        raise ValueError(
+            f"the model's chat template refuses the conversation: {one_line(str(error), 300)}"
+        ) from error
 
 
 def _text(mark: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+from finetune.printable import one_line
 from finetune.samples.conversation import Conversation
 from finetune.samples.formats import alpaca, llava, openai, qwen_vl, sharegpt
 from finetune.samples.formats.box_numbers import BoxUnits
@@ -128,7 +129,7 @@ def _shape(content: Any) -> str:
     roles = (
         f", unknown role{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}" if unknown else ""
     )
-    return f"{keys}{roles}"[:160]
+    return one_line(f"{keys}{roles}", 160)
 
 
 def _first_turn(fitting: Sequence[tuple[str, Any, frozenset[str]]]) -> list[str]:

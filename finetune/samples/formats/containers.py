@@ -6,9 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from finetune import fields
+from finetune.fields import OBJECT, TEXT, items, part
+from finetune.printable import one_line
 from finetune.samples.formats.json_files import open_json
 
 _PART = re.compile(r"-\d+-of-\d+$")
+WRITE_AGAIN = "write it again with save_to_disk"
+SAVED_FILES: dict[str, fields.Shape] = {
+    "state.json": {"_data_files": items(part({"filename": TEXT}))},
+    "dataset_info.json": {"features": OBJECT},
+}
 KNOWN = ".json (a list), .jsonl, .parquet, or a folder of parquet or of Hugging Face datasets (save_to_disk)"
 
 
@@ -92,9 +100,10 @@ def _decoded(value: Any, feature: Any) -> Any:
 
 def _folder(path: Path, cache_dir: Path) -> ArrowRecords:
     if (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
+        splits = fields.load(path / "dataset_dict.json", {"splits": items(TEXT)}).get("splits", [])
+        shown = one_line(", ".join(splits), 200)
         raise ValueError(
-            f"{path}: found the splits {', '.join(splits)}, expected one; give {path / (splits or ['train'])[0]}"
+            f"{path}: found the splits {shown}, expected one; give {path / (splits or ['train'])[0]}"
         )
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
         return _saved(path)
@@ -115,14 +124,18 @@ def _folder(path: Path, cache_dir: Path) -> ArrowRecords:
 
 def _saved(path: Path) -> ArrowRecords:
     import datasets
-    import pyarrow
 
+    for name, shape in SAVED_FILES.items():
+        fields.load(path / name, shape, required=tuple(shape), remedy=WRITE_AGAIN)
     try:
         dataset = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
+    except OSError as error:
         raise ValueError(
-            f"{path}: broken dataset folder: {error}; write it again with save_to_disk"
+            f"{path}: broken dataset folder: {one_line(str(error), 300)}; {WRITE_AGAIN}"
         ) from error
+    except Exception as error:  # of any kind: the library trusts the features that the folder describes
+        reason = one_line(f"{type(error).__name__}: {error}", 300)
+        raise ValueError(f"{path}: broken dataset folder: {reason}; {WRITE_AGAIN}") from error
     return _rows(path, dataset)
 
 
@@ -138,7 +151,7 @@ def _parquet(parts: list[Path], cache_dir: Path) -> ArrowRecords:
         )
     except (pyarrow.ArrowException, DatasetGenerationError, OSError, ValueError) as error:
         cause = error.__cause__ or error
-        raise ValueError(f"{parts[0]}: cannot be read as parquet: {cause}") from error
+        raise ValueError(f"{parts[0]}: cannot be read as parquet: {one_line(str(cause), 300)}") from error
     return _rows(parts[0], dataset)
 
 

@@ -26,7 +26,11 @@ def a_record(**changes) -> AttentionRecord:
         rows=rows / rows.sum(-1, keepdims=True),
         image_tokens=(
             ImageTokens(
-                np.array([4, 5]), (2, 3), rng.random((6, 4)) * 100, (120, 80), through_connector=True
+                np.array([4, 5]),
+                (2, 3),
+                np.sort(rng.random((6, 4)), axis=1) * 100,
+                (120, 80),
+                through_connector=True,
             ),
         ),
         connector=(rng.random((2, 6), dtype=np.float32),),
@@ -82,9 +86,15 @@ def test_without_foil_or_connector(tmp_path):
 
 def with_overview() -> AttentionRecord:
     rng = np.random.default_rng(4)
-    overview = ImageTokens(np.array([0, 1]), (1, 2), rng.random((2, 4)), (120, 80), False)
+    overview = ImageTokens(np.array([0, 1]), (1, 2), np.sort(rng.random((2, 4)), axis=1), (120, 80), False)
     image = ImageTokens(
-        np.arange(2, 8), (2, 3), rng.random((6, 4)), (120, 80), False, overview=overview, tiles=(2, 1)
+        np.arange(2, 8),
+        (2, 3),
+        np.sort(rng.random((6, 4)), axis=1),
+        (120, 80),
+        False,
+        overview=overview,
+        tiles=(2, 1),
     )
     return a_record(image_tokens=(image, a_record().image_tokens[0]), connector=())
 
