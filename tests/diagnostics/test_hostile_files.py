@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from diagnostics.compare import main
+from diagnostics.comparison.curve import CurvePoint, check_comparison, curve_of
+from diagnostics.probing.layer_choice import Calibration
+from diagnostics.records.architectures import kept
+from diagnostics.records.identity import Run
 from diagnostics.records.probes import Probe, read_probes, write_probes
 from diagnostics.records.record import AttentionRecord
 from tests.diagnostics.show_samples import probes, records, run_folder
@@ -68,6 +73,12 @@ def changed(path: Path, change: Callable[[Header, Arrays], Any]) -> None:
         (lambda h, a: a.update({"image/0/positions": np.arange(8, 13)}), "positions: found 8 to 12; .* 12 tokens"),
         (lambda h, a: a.update({"connector/0": a["connector/0"].T.copy()}), r"connector/0: found float32 \[24, 5\]"),
         (lambda h, a: a.update({"region_mass/body": np.zeros((4, 3), np.float32)}), r"region_mass/body: .*\[4, 2\]"),
+        (lambda h, a: a.update({"region_mass/body": np.full((4, 2), np.nan, "f")}), "region_mass/body: found NaN"),
+        (lambda h, a: a.update({"region_mass/body": np.full((4, 2), -1, np.float32)}), "body: .*from 0 to 1"),
+        (lambda h, a: a.update(visual_share=np.full((4, 2), 7, np.float32)), "visual_share: found 7.0 to 7.0"),
+        (lambda h, a: a["visual_share"].__setitem__(1, np.nan), "visual_share: found NaN or infinity in a key layer"),
+        (lambda h, a: a["image/0/cell_boxes_pixels"].__setitem__(0, [9, 9, 1, 1]), "found swapped corners"),
+        (lambda h, a: a["image/0/positions"].__setitem__(0, a["image/0/positions"][1]), "found a token twice"),
         (lambda h, a: a.update(sinks=np.zeros((2, 9), bool)), r"sinks: found bool \[2, 9\]; .*\[2, 12\]"),
     ],
 )  # fmt: skip
@@ -345,3 +356,90 @@ def without_regions(header: Header, arrays: Arrays) -> None:
 
 
 HARMS = {"no picture": without_pictures, "heads": of_one_head, "regions": without_regions}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What runs leave for later ones
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": ["1", "3"]}, "layers: found a list of 2"),
+        ({"layers": []}, "layers: found none"),
+        ({"heads": [[1, True]]}, "heads: found a list of 1"),
+        ({"chosen": 1}, "chosen: found 1, expected true or false"),
+        ({"enrichment": [float("nan")]}, "enrichment: found a list of 1"),
+        ({"by_chance": [1.0]}, "found other numbers of layers"),
+        ({"more": 1}, "more: found a field that no calibration has"),
+        ({"why": [[[[]]]]}, "why: found a list of 1, expected text"),
+    ],
+)
+def test_a_calibration_of_other_types_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "calibration.json"
+    Calibration((1, 3), ((1, 0),), True, ("p",), (1.0, None), (1.0, None), (0.1, None), "why").save(path)
+    assert Calibration.load(path).layers == (1, 3)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=rf"calibration\.json: {message}"):
+        Calibration.load(path)
+
+
+@pytest.mark.parametrize("content", [None, [], {"version": 1}, {"version": 1, "run": 3}])
+def test_the_identity_of_a_run_that_is_none_is_unknown(content: Any) -> None:
+    with pytest.raises(ValueError, match="its model and probes are unknown"):
+        Run.from_json(content)
+
+
+def test_an_architecture_that_was_kept_as_something_else_is_found_anew(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    (tmp_path / "b.json").write_text("[" * 5_000)
+    assert kept(tmp_path / "a.json") is None and kept(tmp_path / "b.json") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("groups"), "groups: missing"),
+        (lambda c: c["after"].update(step="10"), 'after.step: found "10"'),
+        (
+            lambda c: c["groups"]["sphere-building"].update(verdict=None),
+            r"groups\.sphere-building\.verdict: found null",
+        ),
+        (
+            lambda c: c["groups"]["sphere-building"]["occlusion_nats"].pop("ci95"),
+            "occlusion_nats: found an object",
+        ),
+        (lambda c: c["probes"][0].update(correct=[]), r"probes\[0\]\.correct: found a list of 0"),
+        (lambda c: c["probes"][0].update(layers=[]), r"probes\[0\] .* no enrichment of its region"),
+    ],
+)
+def test_a_comparison_that_lacks_what_a_curve_reads_is_named_by_its_field(
+    comparison: dict[str, Any], change: Callable[[Any], Any], message: str
+) -> None:
+    check_comparison(comparison, "comparison.json")
+    made = copy.deepcopy(comparison)
+    change(made)
+    with pytest.raises(ValueError, match=rf"comparison\.json: {message}") as caught:
+        check_comparison(made, "comparison.json")
+    assert len(str(caught.value)) < 2000
+
+
+def test_a_curve_of_runs_with_other_probes_is_refused(comparison: dict[str, Any]) -> None:
+    made = copy.deepcopy(comparison)
+    del made["groups"]["retention"]
+    points = [
+        CurvePoint(share, 0, 10, 10, 10, one, str(share)) for share, one in ((0.5, comparison), (1.0, made))
+    ]
+    with pytest.raises(ValueError, match="a comparison of other probes than 0.5 has"):
+        curve_of(points, {one["id"]: "picture" for one in comparison["probes"]})
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    attention = run_folder(tmp_path_factory.mktemp("curve"), per_group=2)
+    steps = ["--before", str(attention / "step-000000"), "--after", str(attention / "step-000010")]
+    main([*steps, "--output_dir", str(attention.parent)])
+    return json.loads((attention.parent / "comparison" / "comparison.json").read_text())

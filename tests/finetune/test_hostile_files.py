@@ -1,6 +1,7 @@
 """Files of a checkpoint and of a run's folder that are damaged, cut or of somebody else: one message, at once."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from finetune import fields
 from finetune.model import checkpoint, weights
@@ -305,6 +306,99 @@ def test_many_faults_are_cut():
         "f.json:\n  0: found",
         "\n  …",
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"a": {"b": 1, "b": 2}}', 'the key "b" appears twice in one object; keep one'),
+        ('{"a": "\\ud83d"}', "half of a UTF-16 pair"),
+        ("[" * 101 + "]" * 101, "nested too deeply"),
+    ],
+)
+def test_what_python_would_read_in_silence_is_an_error(text: str, words: str):
+    refused(lambda: fields.parse(text, "f.json"), "f.json: ", words)
+    fields.parse("[" * 100 + "]" * 100, "f.json")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_a_file_that_never_ends_is_not_opened(tmp_path: Path, make: Callable[[str], None]):
+    make(str(tmp_path / "run.json"))
+    refused(lambda: fields.read(tmp_path / "run.json"), "run.json: found a folder, a pipe or a device")
+
+
+def test_names_of_a_file_neither_steer_a_terminal_nor_fill_a_message():
+    content = {f"\x1b[2J{n}\n": "x" for n in range(5)} | {"y" * 5_000: "x"}
+    with pytest.raises(ValueError, match=r"\\\\x1b\[2J0\\\\n: found") as caught:
+        fields.check(content, dict.fromkeys(content, fields.TRUTH), "f.json")
+    assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("marks", [None, [], "bf16"])
+def test_a_run_of_no_marks_is_not_exported(tmp_path: Path, marks: Any):
+    from finetune.export import history_of
+
+    (tmp_path / "run.json").write_text(
+        json.dumps({"version": 1, "finished": True, "marks": marks, "missing": ""})
+    )
+    refused(lambda: history_of(tmp_path), "run.json: marks: found", "expected an object")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda processor: processor["image_processor"]["image_mean"].__setitem__(0, [0.5]),
+        lambda processor: processor["image_processor"]["size"].update(shortest_edge=None),
+        lambda processor: processor["image_processor"].update(patch_size="4"),
+    ],
+    ids=["mean", "size", "patch"],
+)
+def test_a_processor_that_cannot_read_a_picture_is_refused_when_it_is_opened(
+    tmp_path: Path, change: Callable[[Any], None]
+):
+    folder = GRIDS["qwen2.5-vl"].write(tmp_path)
+    path = folder / "processor_config.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    refused(lambda: checkpoint.load_processor(folder), str(folder))
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter of a tiny Qwen2.5-VL, saved by PEFT."""
+    from peft import LoraConfig, get_peft_model
+
+    base = GRIDS["qwen2.5-vl"].write(tmp_path_factory.mktemp("base"))
+    model, _ = checkpoint.load(base)
+    folder = base / "adapter"
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(base)}))
+    return folder
+
+
+def test_an_adapter_with_a_tensor_under_another_name_is_not_taken_for_an_earlier_release_s(
+    adapter: Path, tmp_path: Path
+):
+    copied = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    checkpoint.check(copied)
+    tensors = load_file(copied / "adapter_model.safetensors")
+    name = sorted(tensors)[0]
+    save_file({**tensors, f"{name}x": tensors[name]} | {}, copied / "adapter_model.safetensors")
+    refused(lambda: checkpoint.check(copied), f"{name}x")
+    del tensors[name]
+    renamed = {**tensors, name.replace("layers", "layer"): torch.zeros(2, 3)}
+    save_file(renamed, copied / "adapter_model.safetensors")
+    refused(lambda: checkpoint.check(copied), f"{name}: found none in the adapter")
+
+
+def test_an_adapter_of_nan_is_refused(adapter: Path, tmp_path: Path):
+    copied = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    tensors = load_file(copied / "adapter_model.safetensors")
+    tensors[sorted(tensors)[0]] *= float("nan")
+    save_file(tensors, copied / "adapter_model.safetensors")
+    refused(lambda: checkpoint.load(copied), str(copied), "found NaN or infinity")
 
 
 @pytest.mark.parametrize("comment", ["// why", "# why", "/* why */"])

@@ -1,6 +1,7 @@
 """The size that a header tells is that of the picture as it is opened."""
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -180,3 +181,13 @@ def test_of_an_animation_it_is_the_first_frame(tmp_path: Path):
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert size_of(tmp_path / "a.gif") == (8, 6)
     assert open_image(tmp_path / "a.gif").getpixel((3, 3)) == (255, 0, 0)
+
+
+def test_a_pipe_a_device_and_a_long_name_are_refused_at_once(tmp_path: Path):
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("fifo.png", "zero.png", "x" * 5000, "a\x1b[2J.png"):
+        for read in (open_image, size_of):
+            with pytest.raises(ValueError, match="^image ") as caught:
+                read(tmp_path / name)
+            assert len(str(caught.value)) < 1500 and "\x1b" not in str(caught.value)

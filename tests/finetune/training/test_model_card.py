@@ -127,3 +127,18 @@ def test_a_model_that_nothing_is_known_of(tmp_path: Path):
     header, text = written(tmp_path)
     assert header["library_name"] == "transformers" and "Its weights were copied." in text
     assert "a base that is not known" in text and "left no record" in text and "```yaml" not in text
+
+
+@pytest.mark.parametrize("share", ["0.3", [0.3], True, float("nan"), -1])
+def test_a_share_that_is_no_number_is_left_out_of_the_card(share: Any) -> None:
+    marks = {"data_path": ["x"], "corrective_data /a/pearls.json": {"share": share, "repeat": None}}
+    assert [*model_card._data(marks)] == ["- `pearls.json`, corrective"]
+
+
+def test_a_leg_that_neither_holds_nor_fails_is_left_out() -> None:
+    assert (
+        model_card._legs(
+            {"legs": {"answers": {"holds": []}, "cause": {"holds": 1}, "picture": {"holds": None}}}
+        )
+        == "picture –"
+    )
