@@ -94,7 +94,7 @@ def check_arrays(header: Mapping[str, Any], arrays: Arrays) -> None:
     every = _array(arrays, "visual_share", "f", ("all layers", heads)).shape[0]
     if max(header["layers"]) >= every:
         raise _wrong("layers", header["layers"], f"layers of the {every} that visual_share has")
-    mapped = np.isfinite(arrays["visual_share"]).any(axis=1)
+    mapped = np.asarray(np.isfinite(arrays["visual_share"]).any(axis=1))
     if not mapped[header["layers"]].all():
         raise _mismatch("visual_share", "NaN or infinity in a key layer", "attention, from 0 to 1")
     _layer_shares(arrays, "visual_share", mapped)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from finetune import fields
 from finetune.model import checkpoint, weights
 from finetune.qwen_vl import QwenVLConfig, QwenVLTokenizer
+from finetune.samples import source
 from finetune.training import run_folder
 from tests.diagnostics.published_shapes import SHAPES
 from tests.finetune.families.tiny_families import GRIDS
@@ -319,6 +320,22 @@ def test_many_faults_are_cut():
 def test_what_python_would_read_in_silence_is_an_error(text: str, words: str):
     refused(lambda: fields.parse(text, "f.json"), "f.json: ", words)
     fields.parse("[" * 100 + "]" * 100, "f.json")
+
+
+@pytest.mark.parametrize("text", ['[{RECORD, "output": "no"}]', '{RECORD, "output": "no"}\n{RECORD}\n'])
+def test_a_key_that_stands_twice_in_a_sample_is_a_fault(tmp_path: Path, text: str):
+    path = tmp_path / ("data.json" if text.startswith("[") else "data.jsonl")
+    path.write_text(text.replace("RECORD", '"instruction": "say", "output": "yes"'))
+    refused(
+        lambda: source.read(path, say=lambda _: None),
+        "record 0",
+        'the key "output" appears twice in one object',
+    )
+
+
+def test_a_list_of_samples_that_stands_twice_is_an_error(tmp_path: Path):
+    (tmp_path / "data.json").write_text('{"data": [{"a": 1}], "data": [{"a": 2}]}')
+    refused(lambda: source.read(tmp_path / "data.json", say=lambda _: None), "found the list 'data' twice")
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])

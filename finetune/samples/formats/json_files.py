@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from finetune.fields import each_once
 from finetune.samples.cache import keep
 from finetune.samples.formats.record import kind
 from finetune.samples.formats.unread import is_empty
@@ -230,8 +231,9 @@ def _wrapped(text: str, at: int, whole: Mapping[str, Any]) -> _Found:
             f"found a JSON object with the lists {listed}, expected one; write it to a file of its own"
         )
     (key,) = lists
-    # Of duplicate keys the last one counts.
-    begin = [value_at for name, value_at in _members(text, at) if name == key][-1]
+    begin, *others = [value_at for name, value_at in _members(text, at) if name == key]
+    if others:  # Python keeps the last, in silence
+        raise _OtherJsonError(f"found the list {key!r:.40} twice in one object, expected it once")
     unread = (one for one, value in whole.items() if one != key and not is_empty(value))
     left = [f"key {one!r:.80} beside {key!r:.40} is not read" for one in unread]
     return _Found(_items(text, begin)[0], (f"records are read from the list {key!r:.40}", *left))
@@ -263,13 +265,13 @@ def _decoded(text: str, at: int) -> tuple[Any, int]:
 def _loaded(text: str) -> Any:
     try:
         try:
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=each_once)
         except json.JSONDecodeError as error:
             repaired = _without_trailing_commas(text)
             if repaired == text:
                 raise
             try:
-                return json.loads(repaired)
+                return json.loads(repaired, object_pairs_hook=each_once)
             except json.JSONDecodeError:
                 raise error from None
     except RecursionError as error:
