@@ -18,6 +18,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 # a package stand here by their own names.
 FLOORS = {
     "finetune": (
+        ("printable",),
         (
             "auto_classes",
             "distributed",
@@ -128,6 +129,8 @@ def test_diagnostics_know_nothing_of_how_training_is_done():
         "sharding",
         "qwen_vl",
         "image_arithmetic",
+        "fields",
+        "printable",
         "",
     )
     for name, path in MODULES.items():
