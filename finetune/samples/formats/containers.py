@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from finetune import fields
-from finetune.fields import OBJECT, TEXT, items, part
+from finetune.fields import NULL, OBJECT, TEXT, items, part
 from finetune.printable import one_line
 from finetune.samples.formats.json_files import open_json
 
@@ -15,7 +15,7 @@ _PART = re.compile(r"-\d+-of-\d+$")
 WRITE_AGAIN = "write it again with save_to_disk"
 SAVED_FILES: dict[str, fields.Shape] = {
     "state.json": {"_data_files": items(part({"filename": TEXT}))},
-    "dataset_info.json": {"features": OBJECT},
+    "dataset_info.json": {"features": OBJECT | NULL},
 }
 KNOWN = ".json (a list), .jsonl, .parquet, or a folder of parquet or of Hugging Face datasets (save_to_disk)"
 
