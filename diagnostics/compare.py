@@ -37,6 +37,7 @@ from diagnostics.report.page import TIME_STEPS_MIN, report_html
 from diagnostics.report.served_page import count_rows, served_html
 from diagnostics.report.tables import columns
 from finetune.files import check_writable, write_atomically
+from finetune.printable import printable
 
 Json = dict[str, Any]
 Records = Mapping[str, AttentionRecord]

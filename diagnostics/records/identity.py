@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from diagnostics.records.probes import Probe
 from finetune.families import bare_model
-from finetune.fields import NULL, TEXT, by_name, check, items, one_of, whole
+from finetune.fields import NULL, TEXT, Shape, by_name, check, items, one_of, whole
 from finetune.sharding import gathered, is_flat, whole_values
 
 VERSION = 1
@@ -27,7 +27,7 @@ VALUES_READ = 65_536
 MOST_NAMED = 5
 
 
-SHAPE = {
+SHAPE: Shape = {
     "version": one_of(VERSION), "run": TEXT, "model_name": TEXT, "probes": by_name(TEXT), "key_layers": items(whole(0)),
     "model": dict.fromkeys(("shapes", "frozen", "trained"), TEXT | NULL),
 }  # fmt: skip
