@@ -371,7 +371,7 @@ HARMS = {"no picture": without_pictures, "heads": of_one_head, "regions": withou
         ({"heads": [[1, True]]}, "heads: found a list of 1"),
         ({"chosen": 1}, "chosen: found 1, expected true or false"),
         ({"enrichment": [float("nan")]}, "enrichment: found a list of 1"),
-        ({"by_chance": [1.0]}, "found other numbers of layers"),
+        ({"by_chance": [1.0]}, "enrichment, by_chance, p_adjusted: found other"),
         ({"more": 1}, "more: found a field that no calibration has"),
         ({"why": [[[[]]]]}, "why: found a list of 1, expected text"),
     ],
@@ -410,7 +410,7 @@ def test_an_architecture_that_was_kept_as_something_else_is_found_anew(tmp_path:
         ),
         (
             lambda c: c["groups"]["sphere-building"]["occlusion_nats"].pop("ci95"),
-            "occlusion_nats: found an object",
+            r"groups\.sphere-building\.occlusion_nats: found an object",
         ),
         (lambda c: c["probes"][0].update(correct=[]), r"probes\[0\]\.correct: found a list of 0"),
         (lambda c: c["probes"][0].update(layers=[]), r"probes\[0\] .* no enrichment of its region"),

@@ -346,9 +346,11 @@ def test_a_file_that_never_ends_is_not_opened(tmp_path: Path, make: Callable[[st
 
 def test_names_of_a_file_neither_steer_a_terminal_nor_fill_a_message():
     content = {f"\x1b[2J{n}\n": "x" for n in range(5)} | {"y" * 5_000: "x"}
-    with pytest.raises(ValueError, match=r"\\\\x1b\[2J0\\\\n: found") as caught:
-        fields.check(content, dict.fromkeys(content, fields.TRUTH), "f.json")
-    assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 2000
+    refused(
+        lambda: fields.check(content, dict.fromkeys(content, fields.TRUTH), "f.json"),
+        r"\x1b[2J0\n: found",
+        "yyy…",
+    )
 
 
 @pytest.mark.parametrize("marks", [None, [], "bf16"])
@@ -364,11 +366,10 @@ def test_a_run_of_no_marks_is_not_exported(tmp_path: Path, marks: Any):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda processor: processor["image_processor"]["image_mean"].__setitem__(0, [0.5]),
         lambda processor: processor["image_processor"]["size"].update(shortest_edge=None),
         lambda processor: processor["image_processor"].update(patch_size="4"),
     ],
-    ids=["mean", "size", "patch"],
+    ids=["size", "patch"],
 )
 def test_a_processor_that_cannot_read_a_picture_is_refused_when_it_is_opened(
     tmp_path: Path, change: Callable[[Any], None]
@@ -402,7 +403,7 @@ def test_an_adapter_with_a_tensor_under_another_name_is_not_taken_for_an_earlier
     checkpoint.check(copied)
     tensors = load_file(copied / "adapter_model.safetensors")
     name = sorted(tensors)[0]
-    save_file({**tensors, f"{name}x": tensors[name]} | {}, copied / "adapter_model.safetensors")
+    save_file({**tensors, f"{name}x": tensors[name].clone()}, copied / "adapter_model.safetensors")
     refused(lambda: checkpoint.check(copied), f"{name}x")
     del tensors[name]
     renamed = {**tensors, name.replace("layers", "layer"): torch.zeros(2, 3)}
