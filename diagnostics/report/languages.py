@@ -207,9 +207,9 @@ class _Writer(HTMLParser):
             self.parts.append(html.escape(both[self.opens], quote=False))
             return
         holder = "tspan" if tag in ("text", "tspan") else "span"
-        start = unit[: len(unit) - len(unit.lstrip())]
+        start, end = unit[: len(unit) - len(unit.lstrip())], unit[len(unit.rstrip()) :]
         self.parts.append(
-            f'{start}<{holder} lang="en">{inner}</{holder}><{holder} lang="zh-CN">{chinese}</{holder}>'
+            f'{start}<{holder} lang="en">{inner}</{holder}><{holder} lang="zh-CN">{chinese}</{holder}>{end}'
         )
 
 

@@ -181,6 +181,12 @@ def test_collapse_compares_each_head_with_itself():
     frozen = calm.copy()
     frozen[1, 0] = 0.006
     assert collapse(calm, frozen, logits, logits) == ((0.006, 1, 0), 0.008, 40, 40, 1, True)
+    many = np.full((30, 9), 0.4)
+    for count, warns in ((2, False), (3, True)):  # of 270 heads
+        after = many.copy()
+        after.flat[:count] = 0.005
+        found = collapse(many, after, many, many)
+        assert (found.collapsed_heads, found.warn) == (count, warns)
 
 
 def test_collapse_warns_of_logits_that_double_beyond_a_hundred(shapes_unchecked):
