@@ -31,7 +31,7 @@ from diagnostics.records.archive import (
     whole_records,
 )
 from diagnostics.records.names import file_name
-from diagnostics.records.probes import Probe, groups_of, readable_probes
+from diagnostics.records.probes import Probe, as_asked, groups_of, readable_probes
 from diagnostics.records.record import AttentionRecord
 from finetune.files import write_atomically
 from finetune.samples.images import open_image
@@ -130,7 +130,7 @@ def probe_sheet(pair: ProbePair) -> ProbeSheet:
         probe_id=probe.id,
         group=probe.group,
         picture=picture_of(pair),
-        question=probe.question,
+        question=as_asked(probe.question),
         answer=probe.answer,
         foil=probe.foil,
         regions={name: probe.regions[name] for name in pair.region_order()},

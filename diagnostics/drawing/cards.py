@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from diagnostics.comparison.legs.shown import LEGEND, shown_legs
 from diagnostics.comparison.pairs import ProbePair
+from diagnostics.records.probes import as_asked
 
 
 class Card(NamedTuple):
@@ -35,7 +36,7 @@ def probe_card(pair: ProbePair) -> Card:
     """The question, the right answer, and the model's answers at the start and now."""
     probe = pair.probe
     sides = (("base", pair.before), ("now", pair.after))
-    words = [f"**{escaped(probe.question)}**", f"right: {escaped(probe.answer)}"]
+    words = [f"**{escaped(as_asked(probe.question))}**", f"right: {escaped(probe.answer)}"]
     words += [f"wrong: {escaped(probe.foil)}"] if probe.foil is not None else []
     return Card(
         above=tuple(words),

@@ -16,7 +16,14 @@ from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import random_regions
 from diagnostics.measures.geometry import union_area_pixels
 from diagnostics.probing.lenders import Loan
-from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, parted, scored_span
+from diagnostics.probing.prompts import (
+    EncodedProbe,
+    ProbeEncoder,
+    forget_positions,
+    padded,
+    parted,
+    scored_span,
+)
 from diagnostics.probing.reading import summed_nats
 from diagnostics.probing.regions import (
     blank,
@@ -268,6 +275,7 @@ class TrialRunner:
         device = next(self.model.parameters()).device
         with self.extractor.knocked_out(blocked):
             inputs = padded(prompts, device, left=False)
+            forget_positions(self.model)
             read = self.model(**inputs, use_cache=True, logits_to_keep=1)
         logits = read.logits[:, -1:].repeat_interleave(2, dim=0)  # [case, tail], tails within a case
         if max(len(tail) for tail in tails) > 1:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diagnostics.records.probes import PLACEHOLDER, Probe
 from diagnostics.records.record import Query
@@ -213,6 +213,17 @@ def user_parts(
         return tuple(part for part in parts if part)
     before = ["\n" * (at > 0) + f"Picture {at + 1}: " for at in range(len(refs))]
     return (*(part for pair in zip(before, refs, strict=True) for part in pair), f"\n{probe.question}")
+
+
+def forget_positions(model: nn.Module) -> None:
+    """Before a prompt is read: no positions of an earlier one.
+
+    Trap: the Qwen-VL models of transformers keep how far pictures moved positions (``rope_deltas``) until the next
+    prompt with a picture, and add it to what follows a prompt without any.
+    """
+    for module in model.modules():
+        if getattr(module, "rope_deltas", None) is not None:
+            module.rope_deltas = None  # type: ignore[assignment]
 
 
 def padded(batch: Sequence[Encoded], device: torch.device, *, left: bool) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.capture.hidden_states import HiddenStates
-from diagnostics.probing.prompts import EncodedProbe, padded, scored_span
+from diagnostics.probing.prompts import EncodedProbe, forget_positions, padded, scored_span
 from finetune.families import Family
 
 
@@ -96,6 +96,7 @@ class PromptReader:
         extractor.sequences = list(range(len(asked)))
         extractor.images = list(range(sum(len(one.answer.images) for one in asked)))
         with HiddenStates(self.model, self.key_layers, family=self.family) as states:
+            forget_positions(self.model)
             output = self.model(**padded(prompts, self._device, left=False), use_cache=True, logits_to_keep=1)
         connector = extractor.attention_weights.get("visual_attn")
         return _PromptPass(

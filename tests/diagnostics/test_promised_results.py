@@ -43,7 +43,7 @@ def test_a_report_into_a_place_that_cannot_be_written(
     taken = attention.parent / "taken"
     taken.write_text("a file")
     code, told = ended(capsys, compare.main, *comparing(attention, taken))
-    assert code == 2 and told.count("\n") == 1 and "taken: found a folder that cannot be written" in told
+    assert code == 2 and told.count("\n") == 1 and "taken: found a file" in told
     code, told = ended(
         capsys,
         fusion.main,
