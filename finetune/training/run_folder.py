@@ -16,6 +16,8 @@ from finetune.flags import run_file
 from finetune.flags.arguments import Arguments
 from finetune.flags.parse import default_values
 from finetune.model import weights
+from finetune.printable import one_line
+from finetune.samples.listing import shown
 from finetune.training import folder_lock, pickles
 
 RUN_FILE = "run.json"
@@ -145,13 +147,17 @@ def _written(marks: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(marks))
 
 
+def _brief(value: Any) -> str:
+    return one_line(repr(value), 300)
+
+
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A line for each differing mark; flags missing from an earlier release's file had their defaults."""
     defaults = default_values()
     there = {name: before.get(name, defaults.get(name)) for name in {*before, *now}}
     here = {name: now.get(name, defaults.get(name)) for name in there}
     return [
-        f"  {name}: {there[name]!r} there, {here[name]!r} now"
+        f"  {one_line(name, 120)}: {_brief(there[name])} there, {_brief(here[name])} now"
         for name in sorted(there)
         if there[name] != here[name]
     ]
@@ -459,7 +465,9 @@ def _refuse_other(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> 
     different = _differences(before, _written(now))
     if different:
         raise ValueError(
-            f"--output_dir {folder}: holds another run:\n" + "\n".join(different) + "\n"
+            f"--output_dir {folder}: holds another run:\n"
+            + "\n".join(shown([one.strip() for one in different], 20))
+            + "\n"
             "choose another folder, resume it anyway (--resume_from_checkpoint True), or delete "
             "it (--overwrite_output_dir True)"
         )
