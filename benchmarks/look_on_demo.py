@@ -130,6 +130,8 @@ def train(work: Path, data: prepare.DemoData, kind: str, fraction: float, seed: 
     write_atomically(own, content.encode())
     flags = settings.training_flags(data._replace(corrective=own), processes=1)
     more = ["--output_dir", str(folder), "--seed", str(seed), "--save_strategy", "no", "--report_to", "none"]
+    if measured := next(found_in(work), None):  # the untrained model is the same in all of them
+        more += ["--baseline", str(measured.parents[1])]
     words = [
         sys.executable,
         "-m",
