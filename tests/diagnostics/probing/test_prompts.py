@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from diagnostics.probing.regions import region_tokens
 from diagnostics.records.measurement_plan import QUICK
 from finetune.families import family_of
 from finetune.samples.conversation import Conversation, Turn
+from tests.diagnostics.fusion.test_program import some_probes
 from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 from tests.finetune.families.test_contract import FAMILIES
+from tests.finetune.families.tiny_families import ALL
 
 SCORED = {
     "qwen-vl": "Canton Tower<|im_end|>",
@@ -157,3 +160,21 @@ def test_pixels_are_kept_up_to_a_limit_and_read_anew_where_a_picture_changed(tmp
     os.utime(picture, ns=(1, 1))
     pixels = encoder.read(first).answer.media["pixel_values"]
     assert not torch.equal(pixels, read[0].answer.media["pixel_values"])
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen3-vl"])
+def test_an_earlier_picture_does_not_move_the_positions_behind_a_prompt_without_one(
+    name: str, tmp_path: Path
+) -> None:
+    tiny = ALL[name]
+    [seen] = some_probes(tmp_path, 1)
+    heard = replace(seen, id="words", images=(), question="What?", regions={}, phrases={})
+    model = tiny.model()
+
+    def margin(probe):
+        prober = Prober(model, tiny.processor(tmp_path), key_layers=[0], probes=[probe], family=tiny.family)
+        return prober.run(probe, 0, "m").scores.margin_nats
+
+    fresh = margin(heard)
+    margin(seen)
+    assert margin(heard) == pytest.approx(fresh, abs=1e-5)
