@@ -6,7 +6,6 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 # torch and transformers are imported where a model is written: the process that hands out turns needs neither.
 
@@ -191,6 +190,8 @@ def write_llava(folder: Path, processor: Path | None) -> None:
     import torch
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+    from tests.finetune.families.tiny_llava import llama_tokenizer
+
     if processor is not None:
         raise ValueError("--processor: the small LLaVA has a tokenizer of its own; leave it out")
     tokenizer = llama_tokenizer()
@@ -225,22 +226,6 @@ def write_llava(folder: Path, processor: Path | None) -> None:
     )  # fmt: skip
     torch.manual_seed(SEED)
     LlavaForConditionalGeneration(config).save_pretrained(folder)
-
-
-def llama_tokenizer() -> Any:
-    """Letters with and without the space before them, and bytes for the rest."""
-    from transformers import LlamaTokenizer
-
-    letters = [chr(code) for code in range(33, 127)]
-    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *letters]
-    names += [f"▁{letter}" for letter in letters]
-    tokenizer = LlamaTokenizer(
-        vocab={name: at for at, name in enumerate(names)},
-        merges=[("▁", letter) for letter in letters],
-        add_bos_token=True,
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<pad>"})
-    return tokenizer
 
 
 WRITERS: dict[str, Callable[[Path, Path | None], None]] = {

@@ -320,11 +320,11 @@ class FinetuneTrainer(SavingTrainer):
         self._meet(Batch(about, dataset, *labels.shape), training=model.training)
         kept = about["kept"]
         rows = LookBatch(**about["look"]) if "look" in about else None
-        is_looking = self.looking is not None and model.training
+        looking = self.looking if model.training else None
         targets = labels[:, kept + 1]
-        if self.looking and is_looking and rows and self._is_last_micro_batch and self.looking.share_is_due:
-            self._measure_look_share(inputs, kept, targets, rows, num_items_in_batch)
-        with self.looking.watching(rows) if self.looking and is_looking else nullcontext() as calls:
+        if looking and rows and self._is_last_micro_batch and looking.share_is_due:
+            self._measure_look_share(looking, inputs, kept, targets, rows, num_items_in_batch)
+        with looking.watching(rows) if looking else nullcontext() as calls:
             outputs = self._outputs(model, inputs, kept)
         nats = self._nats(outputs, kept, targets)
         tally = self.trained if model.training else self.evaluated
@@ -337,8 +337,8 @@ class FinetuneTrainer(SavingTrainer):
             self.step_tokens[-1] += len(nats)
             self._check_loss(value.item(), len(nats))
         if calls:
-            assert self.looking is not None and rows is not None
-            value = self.looking.added(value, calls, rows)
+            assert looking is not None and rows is not None
+            value = looking.added(value, calls, rows)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             # The gradients of these processes will be averaged.
             value = value * (self.accelerator.num_processes // self.get_tp_size())
@@ -355,6 +355,7 @@ class FinetuneTrainer(SavingTrainer):
 
     def _measure_look_share(
         self,
+        looking: LookSteps,
         inputs: Mapping[str, Any],
         kept: Tensor,
         targets: Tensor,
@@ -366,8 +367,7 @@ class FinetuneTrainer(SavingTrainer):
         Not in the step's own graph: DeepSpeed's engine reduces gradients at the end of every backward pass through its
         outputs, this one too, and a forward before the step's holds no second set of activations.
         """
-        assert self.looking is not None
-        bare = self.looking.model
+        bare = looking.model
         if self.is_deepspeed_enabled:  # its engine, which is gone round here, casts what it is given
             kind = next(bare.parameters()).dtype
             inputs = {
@@ -377,11 +377,11 @@ class FinetuneTrainer(SavingTrainer):
         device = self.args.device
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
-            self.looking.watching(rows) as calls,
+            looking.watching(rows) as calls,
         ):
             nats = self._nats(self._outputs(bare, inputs, kept), kept, targets)
         assert calls is not None
-        self.looking.measure_share(loss.step_loss(nats, items), calls, rows)
+        looking.measure_share(loss.step_loss(nats, items), calls, rows)
 
     @property
     def _is_last_micro_batch(self) -> bool:

@@ -41,7 +41,8 @@ from benchmarks.circumstances import circumstances  # noqa: E402
 from finetune.demo.settings import BASE_MODEL  # noqa: E402
 from finetune.files import write_atomically  # noqa: E402
 from tests.endurance.comparing import board, files  # noqa: E402
-from tests.endurance.kills import World, _environment, computed_seconds  # noqa: E402
+from tests.endurance.kills import World, _environment  # noqa: E402
+from tests.endurance.processes import computed_seconds  # noqa: E402
 from tests.endurance.warm import WarmParent  # noqa: E402
 
 NOBODY = 65534

@@ -42,6 +42,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from finetune.files import write_atomically  # noqa: E402
+from tests.endurance.processes import computed_seconds  # noqa: E402
 
 SLOWEST_SECONDS, MOST_BYTES = 10.0, 2 * 10**9
 LONGEST_WAIT = 60.0
@@ -187,8 +188,10 @@ def watched(name: str, start: int, end: int, args: argparse.Namespace) -> tuple[
             if time.time() - progress[1] > 600:
                 words = "did not begin"
         elif progress[0] != at:
-            at, cpu = progress[0], computed(process.pid)
-        elif computed(process.pid) - cpu > SLOWEST_SECONDS or time.time() - progress[1] > LONGEST_WAIT:
+            at, cpu = progress[0], computed_seconds(process.pid)
+        elif (
+            computed_seconds(process.pid) - cpu > SLOWEST_SECONDS or time.time() - progress[1] > LONGEST_WAIT
+        ):
             words = "hang"
         elif resident(process.pid) > MOST_BYTES * 1.3:
             words = "memory"
@@ -216,15 +219,6 @@ def stack_of(process: subprocess.Popen[bytes], log: Path) -> str:
         if "/endurance/" not in line[0] and str(ROOT) in line[0] and ".venv" not in line[0]
     ]
     return "" if not ours else f" in {Path(ours[0][0]).relative_to(ROOT)}:{ours[0][2]}"
-
-
-def computed(pid: int) -> float:
-    """Seconds that a process has computed: on a busy machine others have the rest."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident(pid: int) -> int:

@@ -47,6 +47,7 @@ from finetune.demo.prepare import DEFAULT_PARTS, prepare  # noqa: E402
 from finetune.demo.settings import BASE_MODEL  # noqa: E402
 from finetune.files import write_atomically  # noqa: E402
 from tests.endurance.comparing import differences  # noqa: E402
+from tests.endurance.processes import children, computed_seconds, words_of  # noqa: E402
 from tests.endurance.warm import DRAWING, WarmParent, WarmRun  # noqa: E402
 
 RUN, EXPORT, RANKS, TORCHRUN = "run", "export", "two ranks", "torchrun"
@@ -522,31 +523,6 @@ def _environment(work: Path) -> dict[str, str]:
         **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
         "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "TMPDIR": str(work / "tmp"),
     }  # fmt: skip
-
-
-def computed_seconds(pid: int) -> float:
-    """Of the process itself, without its children."""
-    try:
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def children(pid: int) -> list[int]:
-    """Of any of its threads."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def words_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def drawing(pid: int) -> list[int]:
