@@ -53,9 +53,8 @@ def architecture(
 
     family = family_of(config)
     model = skeleton(deepcopy(config))  # a model writes its kernels' names into its configuration
-    with understood(
-        f"{name}/{MODEL_CONFIG}"
-    ):  # a field that building the model does not need may be of any type
+    # A field that building the model does not need may be of any type.
+    with understood(f"{name}/{MODEL_CONFIG}"):
         image = family.image_arithmetic(config, picture)
         return Architecture(
             name=name,
