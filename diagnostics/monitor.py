@@ -67,6 +67,7 @@ from finetune.families import bare_model, family_of
 from finetune.families.parts.modules import adapted_model
 from finetune.files import write_atomically
 from finetune.model.look_file import supervised_of
+from finetune.samples.workers import is_data_worker_death
 
 if TYPE_CHECKING:
     from diagnostics.comparison.pairs import ProbePair
@@ -628,6 +629,8 @@ class AttentionMonitor(TrainerCallback):
         try:
             found = self._at_hand(model)
         except FAILURES as error:  # of any kind, out of memory too: the rest is measured all the same
+            if is_data_worker_death(error):
+                raise
             reason = str(error)[:LINE_MAX]
         reason = next((one for one in gathered(reason) if one is not None), None)
         if at.first:

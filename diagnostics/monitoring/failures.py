@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from finetune.samples.workers import is_data_worker_death
+
 logger = logging.getLogger("diagnostics.monitor")
 
 LINE_MAX, REASON_MAX = 1000, 200
 """Maximum characters of the line that says what is missing, and of each reason in it."""
 EXPECTED = (RuntimeError, ValueError, OSError)  # out of memory is a RuntimeError, a full disk an OSError
-OF_THE_RUN = "DataLoader worker (pid"
-"""Trap: where a data worker is killed, torch's handler of the signal raises this in whatever the process is doing then.
-Taken for a failure of the monitor it would let the run end as if it had lost nothing but records."""
 FAILURES = (Exception,)  # of any kind: a missing picture must not end hours of training
 
 
@@ -41,7 +40,7 @@ class Failures:
 
         Raises ``error`` again where it is no failure of the monitor's but the end of the run.
         """
-        if str(error).startswith(OF_THE_RUN):
+        if is_data_worker_death(error):
             raise error
         if lacks is not None:
             self.lack(f"{lacks} ({str(error)[:REASON_MAX]})" if what not in self._reported else lacks)

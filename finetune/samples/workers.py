@@ -21,6 +21,15 @@ Result = TypeVar("Result")
 _work: Callable[[range], Any] | None = None  # of a worker process
 
 
+def is_data_worker_death(error: Exception) -> bool:
+    """Was a process of torch's data loader killed?
+
+    Trap: torch's handler of that signal raises in whatever the process is doing then. What only reports the failures
+    of its own work has to raise this one again, or the run ends as if it had lost no more than that.
+    """
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
 def default_workers() -> int:
     """Cores available to this process, divided among the run's processes on this machine."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

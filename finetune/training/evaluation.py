@@ -30,6 +30,7 @@ from finetune.flags.arguments import TrainingArguments
 from finetune.model.untouched import untouched
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Turn, VideoRef
 from finetune.samples.videos import open_frames
+from finetune.samples.workers import is_data_worker_death
 from finetune.training.answer_card import AnswerCard, draw_answer, with_boxes
 from finetune.training.box_questions import BoxTarget, box_target, scores_by_source
 from finetune.training.preview import short_name
@@ -463,6 +464,8 @@ class GenerateAtEvaluation(TrainerCallback):
         return [picture for pictures in shown for picture in pictures]
 
     def _report(self, what: str, error: Exception) -> None:
+        if is_data_worker_death(error):
+            raise error
         if what not in self._reported:
             self._reported.add(what)
             logger.warning("evaluation: %s (%s: %s); training continues", what, type(error).__name__, error)

@@ -355,6 +355,14 @@ def test_a_failed_evaluation_of_boxes_is_never_the_best(loaded, pictures: list[P
     assert all(math.isnan(value) for value in metrics.values())
 
 
+def test_a_killed_data_worker_ends_the_run_and_not_the_evaluation_alone(loaded, pictures: list[Path]):
+    callback = callback_of(loaded, pictures, Board())
+    died = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    callback._answered_by_all = lambda *_: [([], died)]  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        callback.on_evaluate(None, SimpleNamespace(), None, model=loaded[0], metrics={})  # type: ignore[arg-type]
+
+
 def test_every_process_answers_its_share_and_knows_the_whole(
     loaded, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
 ):
