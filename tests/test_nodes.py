@@ -135,8 +135,8 @@ def test_probes_are_shared_out_and_the_records_do_not_tell(
 ):
     for drawing in ("_open_board", "_show", "_finish"):  # takes longer than all the rest
         monkeypatch.setattr(AttentionMonitor, drawing, lambda *_: None)
-    watched = ("--monitor", "True", "--probes", str(write_probes(tmp_path)), "--key_layers", "0,1")
-    watched += ("--look_weight", "0.5", "--look_layers", "all")
+    watched = ("--monitor", "True", "--probes", str(write_probes(tmp_path)))
+    watched += ("--look_weight", "0.5")  # in the key layers, which the monitor chooses
     assert program.main(flags(tmp_path / "one", 4, *watched)) == 0
     assert ranks(program, flags(tmp_path / "two", 2, *watched)) == [0, 0]
     shown = [scalars(tmp_path / name / "runs") for name in ("one", "two")]

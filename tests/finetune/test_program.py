@@ -131,10 +131,18 @@ def test_fix_vit_false_moves_the_tower_in_both_modes(
     assert not torch.equal(saved[f"base_model.model.{name}"], before)
 
 
-def test_qlora_and_bf16_and_checkpointing_run_on_a_cpu(program: ModuleType, flags, tmp_path: Path):
+def test_qlora_and_bf16_and_checkpointing_run_on_a_cpu_and_supervise_attention(
+    program: ModuleType, flags, data_file: Path, tmp_path: Path
+):
+    shutil.copytree(data_file.parent, tmp_path / "data")
     more = ("--q_lora", "True", "--bf16", "True", "--gradient_checkpointing", "True", "--max_steps", "2")
+    more += ("--data_path", str(with_boxes(tmp_path / "data" / data_file.name)), "--logging_steps", "1")
+    more += ("--look_weight", "0.5", "--look_layers", "all", "--look_release", "0")
     assert program.main(flags(*more, "--save_strategy", "no")) == 0
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    seen = scalars(tmp_path / "out" / "runs")
+    assert [*seen["train/look loss"]] == [1, 2] and all(loss > 0 for loss in seen["train/look loss"].values())
+    assert 0 < seen["train/look gradient norm (share)"][1] < 1
 
 
 def test_evaluation_and_workers(program: ModuleType, flags, tmp_path: Path, data_file: Path):
