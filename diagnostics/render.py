@@ -1,8 +1,9 @@
 """Draws records: a low-priority process beside training, or a command that redraws the archive.
 
 The monitor starts it (``Renderer``) and talks to it in lines of JSON: ``{"step": 50}`` on its standard input requests
-the drawings of a step, ``{"strips": true}`` those over all steps; it answers on its standard output with what it has
-drawn. It only reads records, so training never waits for it, and a crash here loses drawings, not a run.
+the drawings of a step, ``{"strips": true}`` those over all steps; it writes the archive, and answers on its standard
+output with the pictures for trackers, in base64. It only reads records, so training never waits for it, and a crash
+here loses drawings, not a run.
 
 Usage and flags: ``diagnostics/flags/render.py``.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,18 +37,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Exit status by hand: 0; 1 if something could not be drawn; 2 if there are no records.
     """
     options = parser().parse_args(arguments)
-    if options.scratch_dir is None:
-        status = _by_hand(options.attention_dir, options.probes, options.steps, strips=options.strips)
-        if status:
-            sys.exit(status)
-    else:
-        os.nice(NICENESS)
-        if hasattr(os, "SCHED_IDLE"):
-            # Nice alone leaves drawing a share of the cores, and a training step waits for its slowest thread.
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        if not serve(options.attention_dir, options.scratch_dir, options.shown_per_group, sys.stdin):
-            # The training was killed: nobody else will delete the pictures drawn for it.
-            shutil.rmtree(options.scratch_dir, ignore_errors=True)
+    if options.serve:
+        _serve(options.attention_dir, options.shown_per_group)
+        return
+    status = _by_hand(options.attention_dir, options.probes, options.steps, strips=options.strips)
+    if status:
+        sys.exit(status)
+
+
+def _serve(attention_dir: Path, shown_per_group: int) -> None:
+    os.nice(NICENESS)
+    if hasattr(os, "SCHED_IDLE"):
+        # Nice alone leaves drawing a share of the cores, and a training step waits for its slowest thread.
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    try:
+        serve(attention_dir, shown_per_group, sys.stdin, answers)
+    except BrokenPipeError:
+        os._exit(0)  # the training was killed; what is still buffered would raise again
 
 
 def _by_hand(attention_dir: Path, probes: Path | None, steps: Sequence[int] | None, *, strips: bool) -> int:

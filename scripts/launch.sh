@@ -57,8 +57,9 @@ launch() {
         : "${NODE_RANK:?is not set: NNODES=$nodes machines need a number each, NODE_RANK=0 to $((nodes - 1))}"
         : "${MASTER_ADDR:?is not set: NNODES=$nodes machines need the address of the one with NODE_RANK=0}"
     fi
-    # Without the --, torchrun takes --monitor for a beginning of its own --monitor-interval.
-    stoppable "$VENV/bin/torchrun" --nproc_per_node "$processes" --nnodes "$nodes" --node_rank "${NODE_RANK:-0}" \
+    # Without the --, torchrun takes --monitor for a beginning of its own --monitor-interval. Without --log-dir, each of
+    # its starts leaves an empty folder torchelastic_* in TMPDIR.
+    stoppable "$VENV/bin/torchrun" --log-dir /dev/null --nproc_per_node "$processes" --nnodes "$nodes" --node_rank "${NODE_RANK:-0}" \
         --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-$PORT}" -- "$ROOT/finetune.py" "$@"
 }
 

@@ -230,6 +230,7 @@ def test_every_gpu_gets_a_process(project: Path):
     words, _ = run(project, "finetune_lora_ds.sh", MACHINE="4 8 bf16 4321")
     assert words[0] == "torchrun" and value(words, "--nproc_per_node") == "4"
     assert value(words, "--master_port") == "4321"
+    assert value(words, "--log-dir") == "/dev/null"  # no folder is left in TMPDIR
     # torchrun takes no flag of ours for one of its own.
     assert words.index("--") < words.index("--deepspeed")
 

@@ -1,13 +1,18 @@
-"""The drawing process: reads requests on its standard input, draws, answers on its standard output."""
+"""The drawing process: reads requests on its standard input, draws, answers on its standard output.
+
+It passes everything through these two, pictures too: whatever kills it or the training, no file is left behind.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 from diagnostics.drawing.archive_pictures import (
     ArchivePictures,
@@ -17,7 +22,7 @@ from diagnostics.drawing.archive_pictures import (
     render_strips,
 )
 from diagnostics.drawing.board import SHOWN_PER_GROUP
-from diagnostics.drawing.worker_client import END, STRIPS, Message
+from diagnostics.drawing.worker_client import STRIPS, Message
 
 WORKERS_MAX = 4
 
@@ -30,60 +35,66 @@ def drawing_pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"))
 
 
-def serve(attention_dir: Path, scratch_dir: Path, per_group: int, requests: Iterable[str]) -> bool:
-    """Draw each requested step: first what TensorBoard shows, then the archive. False where the requests stop without
-    their end: the training was killed."""
+def serve(attention_dir: Path, per_group: int, requests: Iterable[str], answers: TextIO) -> None:
+    """Draw each requested step: first what TensorBoard shows, then the archive. Ends with the requests.
+
+    Raises BrokenPipeError, without drawing the rest, where nobody reads the answers: the training was killed. The next
+    run draws what is missing.
+    """
     archive = None
+
+    def say(message: Message) -> None:
+        print(json.dumps(message), file=answers, flush=True)
+
     with drawing_pool() as pool:
-        for line in requests:
-            asked = json.loads(line)
-            if END in asked:
-                return True
-            left = []
-            if STRIPS in asked:
-                archive = archive or ArchivePictures.open(attention_dir)
-                shown = first_of_groups(archive.probes, SHOWN_PER_GROUP)
-                drawn = _counted(render_strips(archive, pool, shown), STRIPS, len(shown))
-                _say({"done": STRIPS, "pictures": [], "problems": drawn})
-                continue
-            step = int(asked["step"])
-            if archive is None:
-                archive = ArchivePictures.open(attention_dir)
-                left = [missing for missing in archive.missing_steps() if missing < step]
-            pictures, problems = _draw_board(archive, step, per_group, scratch_dir, pool)
-            problems += archive.problems
-            # First what a killed run left undrawn. The baseline compared with itself has no archive picture.
-            for undrawn in [*left, *([step] if step > 0 else [])]:
-                problems += _counted(render_archive(archive, undrawn, pool), undrawn, len(archive.probes))
-            _say({"done": step, "pictures": pictures, "problems": problems})
-    return False
+        try:
+            for line in requests:
+                asked = json.loads(line)
+                left = []
+                if STRIPS in asked:
+                    archive = archive or ArchivePictures.open(attention_dir)
+                    shown = first_of_groups(archive.probes, SHOWN_PER_GROUP)
+                    lacking = _counted(render_strips(archive, pool, shown), STRIPS, len(shown), say)
+                    say({"done": STRIPS, "pictures": [], "problems": lacking})
+                    continue
+                step = int(asked["step"])
+                if archive is None:
+                    archive = ArchivePictures.open(attention_dir)
+                    left = [missing for missing in archive.missing_steps() if missing < step]
+                pictures, problems = _draw_board(archive, step, per_group, pool)
+                problems += archive.problems
+                # First what a killed run left undrawn. The baseline compared with itself has no archive picture.
+                for undrawn in [*left, *([step] if step > 0 else [])]:
+                    drawn = render_archive(archive, undrawn, pool)
+                    problems += _counted(drawn, undrawn, len(archive.probes), say)
+                say({"done": step, "pictures": pictures, "problems": problems})
+        except BrokenPipeError:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-def _counted(drawn: Iterator[str | None], what: int | str, total: int) -> list[str]:
+def _counted(
+    drawn: Iterator[str | None], what: int | str, total: int, say: Callable[[Message], None]
+) -> list[str]:
     """Problems of pictures as they are drawn; reports progress every ten pictures."""
     problems: list[str] = []
     for number, problem in enumerate(drawn, start=1):
         problems += [] if problem is None else [problem]
         if number % 10 == 0:
-            _say({"step": what, "drawn": number, "of": total})
+            say({"step": what, "drawn": number, "of": total})
     return problems
 
 
 def _draw_board(
-    archive: ArchivePictures, step: int, per_group: int, scratch_dir: Path, pool: Executor
+    archive: ArchivePictures, step: int, per_group: int, pool: Executor
 ) -> tuple[list[Message], list[str]]:
-    """Write TensorBoard's pictures into the scratch folder; returns their tags and paths, and what went wrong."""
+    """TensorBoard's pictures, as they are sent, and what went wrong."""
     pictures: list[Message] = []
     problems: list[str] = []
-    for number, drawn in enumerate(render_board(archive, step, pool, per_group)):
+    for drawn in render_board(archive, step, pool, per_group):
         if isinstance(drawn, str):
             problems.append(drawn)
             continue
-        path = scratch_dir / f"step-{step:06d}-{number:04d}.png"
-        path.write_bytes(drawn.png)
-        pictures.append({"tag": drawn.tag, "path": str(path), "size": drawn.size})
+        png = base64.b64encode(drawn.png).decode("ascii")
+        pictures.append({"tag": drawn.tag, "png": png, "size": drawn.size})
     return pictures, problems
-
-
-def _say(message: Message) -> None:
-    print(json.dumps(message), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
@@ -24,9 +25,10 @@ from diagnostics.drawing.board import SHOWN_PER_GROUP
 from diagnostics.drawing.sink import TaggedPicture
 
 STRIPS = "strips"  # stands for a step in requests and replies
-END = "end"  # the last request
 
 logger = logging.getLogger(__name__)
+
+LAST_WORDS_BYTES = 2**14
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,15 +69,16 @@ class Renderer:
 
     def start(self) -> None:
         """Start the process; ``submit`` does so when it is not running."""
-        self._scratch = tempfile.TemporaryDirectory(prefix="attention-pictures-")
         command = [
             sys.executable,
             "-m",
             "diagnostics.render",
+            "--serve",
             "--attention_dir",
             str(self.attention_dir.resolve()),
+            "--shown_per_group",
+            str(self.shown_per_group),
         ]
-        command += ["--scratch_dir", self._scratch.name, "--shown_per_group", str(self.shown_per_group)]
         paths = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
         # One thread, and no accelerator: this process must not compete for what the training uses.
         quiet = {
@@ -84,22 +87,22 @@ class Renderer:
             "PYTHONPATH": paths,
             "PYTHONUNBUFFERED": "1",
         }
-        self._errors = Path(self._scratch.name) / "errors.txt"
         try:
-            with self._errors.open("w") as errors:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    text=True,
-                    env={**os.environ, **quiet},
-                    start_new_session=True,  # Ctrl-C ends the training; this process ends when its input does
-                )
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - without a name, so that no kill leaves it behind
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                env={**os.environ, **quiet},
+                start_new_session=True,  # Ctrl-C ends the training; this process ends when its input does
+            )
         except OSError as error:
             self._fail(f"could not be started: {error}")
             return
-        threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True)
+        self._listener.start()
 
     def submit(self, step: int) -> None:
         """Request the pictures of a step whose records are complete. Returns at once."""
@@ -139,17 +142,16 @@ class Renderer:
 
     def _close_input(self) -> None:
         if self._process is not None and self._process.stdin is not None and not self._process.stdin.closed:
-            try:
-                self._process.stdin.write(json.dumps({END: True}) + "\n")
+            with contextlib.suppress(OSError):  # a dead process has not read all
                 self._process.stdin.close()
-            except OSError:
-                logger.debug("the drawing process was gone before its input was closed")
 
     def poll(self) -> list[Rendered]:
         """What has been drawn since the last call. Returns at once."""
         rendered = [done for message in self._drain() if (done := self._received(message)) is not None]
         if self._process is not None and self._process.poll() is not None and self._waiting:
-            # The last lines may still be on their way from the reading thread.
+            # Its last lines may still be on their way; the processes that drew for it hold its end of the pipe.
+            self._kill_group()
+            self._listener.join(timeout=10)
             rendered += [done for message in self._drain() if (done := self._received(message)) is not None]
             if self._waiting:
                 self._died()
@@ -187,25 +189,31 @@ class Renderer:
         try:
             self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)  # with its workers: it leads its own session
+            self._kill_group()
             self._process.wait()
         # Workers of a process that was killed wait for it: they hold each other's pipes open.
+        self._kill_group()
+        self._process = None
+        self._errors.close()
+
+    def _kill_group(self) -> None:
+        """The process with its workers: it leads its own session."""
+        assert self._process is not None
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process = None
-        self._scratch.cleanup()
 
     def _listen(self, lines: IO[str]) -> None:
+        """Always reads, so that the process never waits for the training either."""
         for line in lines:
-            self._messages.put(json.loads(line))
+            if line.endswith("\n"):  # a killed process leaves half a line
+                self._messages.put(json.loads(line))
 
     def _drain(self) -> Iterator[Message]:
         while not self._messages.empty():
             yield self._messages.get()
 
     def _received(self, message: Message) -> Rendered | None:
-        """A finished step, its pictures read from the scratch folder; None for a report of progress, and for strips,
-        which stay in the archive."""
+        """A finished step; None for a report of progress, and for strips, which stay in the archive."""
         if "done" not in message:
             return None
         step, problems = message["done"], tuple(message["problems"])
@@ -222,15 +230,17 @@ class Renderer:
             )
         if step == STRIPS:
             return None
-        pictures = []
-        for entry in message["pictures"]:
-            path = Path(entry["path"])
-            pictures.append(TaggedPicture(entry["tag"], path.read_bytes(), tuple(entry["size"])))
-            path.unlink()
-        return Rendered(step, tuple(pictures), problems)
+        pictures = tuple(
+            TaggedPicture(entry["tag"], base64.b64decode(entry["png"]), tuple(entry["size"]))
+            for entry in message["pictures"]
+        )
+        return Rendered(step, pictures, problems)
 
     def _last_words(self) -> str:
-        words = self._errors.read_text(errors="replace").strip().splitlines()
+        size = os.fstat(self._errors.fileno()).st_size
+        # Not read(): it would move the place at which the process still writes.
+        end = os.pread(self._errors.fileno(), LAST_WORDS_BYTES, max(0, size - LAST_WORDS_BYTES))
+        words = end.decode(errors="replace").strip().splitlines()
         return f"ended early: {words[-1]}" if words else "ended early, without a message"
 
     def _fail(self, problem: str) -> None:

@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--strips", action="store_true", help="draw every probe over the recorded steps: images/ID/strip.png"
     )
-    made.add_argument("--scratch_dir", type=Path, help="serve the monitor, passing drawings in this folder")
+    made.add_argument(
+        "--serve", action="store_true", help="for the monitor: steps and pictures go through pipes"
+    )
     made.add_argument("--shown_per_group", type=int, default=SHOWN_PER_GROUP)
     made.add_argument("--probes", type=Path, help="probe file, if probes.json is missing from the folder")
     return made

@@ -1,20 +1,22 @@
 """The drawing process: the archive, what goes to TensorBoard, and that its death costs pictures only."""
 
+import contextlib
 import io
 import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from diagnostics import render
 from diagnostics.comparison.maps import LayerMaps
 from diagnostics.drawing import archive_pictures, worker
 from diagnostics.drawing.archive_pictures import ARCHIVE_WIDTH, STRIP_STEPS_MAX, ArchivePictures
@@ -67,12 +69,12 @@ def test_drawing_a_step_returns_its_pictures(tmp_path: Path) -> None:
 
 def test_what_a_killed_run_left_undrawn_is_drawn_by_the_next(tmp_path: Path) -> None:
     attention = run_folder(tmp_path, per_group=1, steps=(0, 10, 20))
-    worker.serve(attention, tmp_path, 1, ['{"step": 20}'])
+    worker.serve(attention, 1, ['{"step": 20}'], io.StringIO())
     assert ArchivePictures.open(attention).missing_steps() == []
 
 
 def test_one_picture_that_cannot_be_drawn_leaves_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attention = run_folder(tmp_path, per_group=2, steps=(0, 10))
 
@@ -82,8 +84,9 @@ def test_one_picture_that_cannot_be_drawn_leaves_the_others(
         return draw_probe(sheet, layers)
 
     monkeypatch.setattr(archive_pictures, "draw_probe", draw_or_fail)
-    worker.serve(attention, tmp_path, 1, ['{"step": 10}'])
-    done = json.loads(capsys.readouterr().out.splitlines()[-1])
+    answers = io.StringIO()
+    worker.serve(attention, 1, ['{"step": 10}'], answers)
+    done = json.loads(answers.getvalue().splitlines()[-1])
     assert done["problems"] == ["picture of probe sphere-building-1: no font with Chinese glyphs"]
     assert len(pictures(attention)) == 3 and len(done["pictures"]) == 7
 
@@ -201,12 +204,11 @@ def test_a_strip_that_cannot_be_drawn_says_why(tmp_path: Path) -> None:
     assert problem is not None and problem.startswith("strip of probe retention-0: ")
 
 
-def test_strips_are_drawn_like_a_step_and_stay_in_the_archive(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_strips_are_drawn_like_a_step_and_stay_in_the_archive(tmp_path: Path) -> None:
     attention = run_folder(tmp_path, per_group=1, steps=(0, 10))
-    worker.serve(attention, tmp_path, 1, ['{"strips": true}'])
-    done = json.loads(capsys.readouterr().out.splitlines()[-1])
+    answers = io.StringIO()
+    worker.serve(attention, 1, ['{"strips": true}'], answers)
+    done = json.loads(answers.getvalue().splitlines()[-1])
     assert done == {"done": "strips", "pictures": [], "problems": []}
     assert set(pictures(attention)) == {"sphere-building-0/strip.png", "retention-0/strip.png"}
     renderer = Renderer(attention)
@@ -269,24 +271,51 @@ def test_where_the_probes_are_gone_the_file_that_was_used_serves(
     assert len(pictures(attention)) == 2
 
 
-@pytest.mark.parametrize("requests", ['{"end": true}\n', ""])
-def test_pictures_drawn_for_a_run_that_was_killed_are_deleted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requests: str
+def test_where_the_training_was_killed_nothing_more_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run deletes them itself, after it has read them; killed, it cannot, and its requests have no end."""
-    monkeypatch.setattr(render.sys, "stdin", io.StringIO(requests))
-    monkeypatch.setattr(render.os, "nice", lambda by: 0)
-    monkeypatch.setattr(render.os, "sched_setscheduler", lambda *_: None)
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    render.main(["--attention_dir", str(tmp_path), "--scratch_dir", str(scratch)])
-    assert scratch.exists() is bool(requests)
+    attention = run_folder(tmp_path, per_group=1, steps=(0, 10, 20))
+    ended: list[bool] = []
+    drawn: list[int] = []
+
+    class Pool(contextlib.nullcontext[None]):
+        def __enter__(self) -> Any:
+            return self
+
+        def shutdown(self, *, cancel_futures: bool) -> None:
+            ended.append(cancel_futures)
+
+    class Unread(io.StringIO):
+        def write(self, words: str) -> int:
+            raise BrokenPipeError
+
+    def draw(archive: ArchivePictures, step: int, pool: Pool) -> Iterator[None]:
+        drawn.append(step)
+        return iter([None])
+
+    monkeypatch.setattr(worker, "drawing_pool", Pool)
+    monkeypatch.setattr(worker, "render_board", lambda *_: [])
+    monkeypatch.setattr(worker, "render_archive", draw)
+    with pytest.raises(BrokenPipeError):
+        worker.serve(attention, 1, ['{"step": 10}', '{"step": 20}'], Unread())
+    assert drawn == [10] and ended == [True]
 
 
-def test_a_renderer_that_is_closed_says_that_it_ends(tmp_path: Path) -> None:
+def test_drawing_has_no_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever kills it or the training, nothing is left; and its last words are read from a file without a name."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    speaker = tmp_path / "speaker"
+    speaker.write_text("#!/bin/sh\necho out of memory >&2\nls -A . >&2\n")
+    speaker.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(speaker))
+    renderer = Renderer(tmp_path / "attention")
+    renderer.submit(10)
+    renderer.close(timeout=60)
+    assert renderer.problem is not None and renderer.problem.endswith("ended early: speaker")
+
+
+def test_of_a_killed_process_whole_lines_are_read(tmp_path: Path) -> None:
     renderer = Renderer(tmp_path)
-    ours, theirs = os.pipe()
-    with os.fdopen(ours) as read, os.fdopen(theirs, "w") as write:
-        renderer._process = SimpleNamespace(stdin=write)  # type: ignore[assignment]
-        renderer._close_input()
-        assert json.loads(read.read()) == {"end": True}
+    renderer._listen(io.StringIO('{"step": 10, "drawn": 10, "of": 20}\n{"done": 10, "pic'))
+    assert [*renderer._drain()] == [{"step": 10, "drawn": 10, "of": 20}]

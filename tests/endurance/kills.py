@@ -217,9 +217,7 @@ class World:
         hits: list[Hit] = []
         faults = self._until_it_ends(job, chance, hits)
         faults += [f"{job}: {line}" for line in (*self.outlived, *self._strays())]
-        faults += [
-            f"{one.name} is left in TMPDIR" for one in (self.work / "tmp").glob("attention-pictures-*")
-        ]
+        faults += [f"{name} is left in TMPDIR" for name in self._left_in_tmp()]
         if job == RUN and not faults:
             faults += self._until_it_ends(EXPORT, chance, hits)
             faults += self._left_beside()
@@ -368,7 +366,8 @@ class World:
         flags = [word for name, value in given.items() for word in (f"--{name}", str(value))]
         script = [str(ROOT / "finetune.py"), *flags]
         if job == TORCHRUN:
-            return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--", *script]
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--log-dir", "/dev/null"]
+            return [*launcher, "--nproc_per_node", "2", "--", *script]
         return script
 
     # --- what is left -----------------------------------------------------------------------------------------
@@ -385,6 +384,11 @@ class World:
         self.log.unlink(missing_ok=True)
         self.started.clear()
         self.outlived: list[str] = []
+
+    def _left_in_tmp(self) -> list[str]:
+        """But what multiprocessing leaves of a killed process, with nothing in it but sockets."""
+        found = sorted((self.work / "tmp").iterdir())
+        return [one.name for one in found if not one.name.startswith("pymp-")]
 
     def _left_beside(self) -> list[str]:
         """Files that an export left beside its folder."""
