@@ -36,7 +36,7 @@ from diagnostics.report.languages import Language, check_language
 from diagnostics.report.page import TIME_STEPS_MIN, report_html
 from diagnostics.report.served_page import count_rows, served_html
 from diagnostics.report.tables import columns
-from finetune.files import check_writable, write_atomically
+from finetune.files import check_writable, fault_words, write_atomically
 from finetune.printable import printable
 
 Json = dict[str, Any]
@@ -212,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         required = requirement(options.require, comparison["groups"]) if options.require else {}
     except (ValueError, OSError) as error:
-        _exit(2, f"error: {error}")
+        _exit(2, f"error: {fault_words(error)}")
     print(table(comparison))
     print(f"\nreport: {options.output_dir / 'comparison' / 'index.html'}")
     as_good = (UNGUARDED,) if options.allow_unguarded else ()
@@ -246,7 +246,7 @@ def _main_of_server(options: argparse.Namespace) -> None:
             allow_other_base=options.allow_other_base,
         )
     except (ValueError, OSError) as error:
-        _exit(2, f"error: {error}")
+        _exit(2, f"error: {fault_words(error)}")
     print(served_table(content))
     print(f"\nreport: {options.output_dir / 'served' / 'index.html'}")
     if options.require is None:

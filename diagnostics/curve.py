@@ -31,7 +31,7 @@ from diagnostics.report.languages import LANGUAGES
 from diagnostics.report.tables import columns
 from finetune import fields
 from finetune.fields import by_name, part, whole
-from finetune.files import check_writable, write_atomically
+from finetune.files import check_writable, fault_words, write_atomically, writing
 from finetune.printable import printable
 
 Json = dict[str, Any]
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check(options.fractions, options.seeds, options.flags)
         content = curve(options)
     except (ValueError, OSError) as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
+        print(printable(f"error: {fault_words(error)}"), file=sys.stderr)
         sys.exit(2)
     except RunFailedError as failed:
         sys.exit(failed.status)
@@ -223,8 +223,10 @@ def _run(flags: Sequence[str], launcher: str, log: Path) -> int:
     status. A stop signal is passed on, so that the run saves a checkpoint."""
     command = [*(shlex.split(launcher) or [sys.executable]), "-m", TRAINING, *flags]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as file:
+    with writing(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = log.open("w", encoding="utf-8")
+    with file:
         process = subprocess.Popen(command, stdout=file, env={**os.environ, "PYTHONPATH": path})
         before = {
             number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in STOP_SIGNALS

@@ -25,7 +25,7 @@ from diagnostics.report.diagnosis_page import diagnosis_html
 from diagnostics.report.languages import Language
 from diagnostics.report.tables import columns
 from finetune.families import bare_model, family_of
-from finetune.files import check_writable, write_atomically
+from finetune.files import check_writable, fault_words, write_atomically
 from finetune.model.checkpoint import check, load
 from finetune.printable import printable
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             language=options.language,
         )
     except (ValueError, OSError) as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
+        print(printable(f"error: {fault_words(error)}"), file=sys.stderr)
         sys.exit(2)
     print(table(diagnosis))
     print(f"\nreport: {options.output_dir / 'index.html'}")

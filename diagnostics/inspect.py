@@ -25,6 +25,7 @@ from diagnostics.records.architectures import (
     place_of,
     to_json,
 )
+from finetune.files import fault_words
 from finetune.image_arithmetic import ImageArithmetic
 from finetune.model.folders import MODEL_CONFIG
 from finetune.printable import printable
@@ -331,7 +332,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         found = _inspected(arguments.model, arguments.tokens, arguments.picture)
     except (ValueError, OSError) as error:
-        print(printable(f"inspect: {error}"), file=sys.stderr)
+        print(printable(f"inspect: {fault_words(error)}"), file=sys.stderr)
         return 1
     print(to_json(found) if arguments.json else mermaid(found) if arguments.mermaid else table(found))
     return 0

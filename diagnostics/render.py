@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from diagnostics.drawing.archive_pictures import ArchivePictures, render_archive, render_strips
 from diagnostics.drawing.worker import NICENESS, drawing_pool, serve
-from finetune.files import check_writable
+from finetune.files import check_writable, fault_words
 from finetune.printable import printable
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def _by_hand(attention_dir: Path, probes: Path | None, steps: Sequence[int] | No
         check_writable(attention_dir / "images")
         problems = _draw_by_hand(ArchivePictures.open(attention_dir, probes), steps, strips=strips)
     except (ValueError, OSError) as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
+        print(printable(f"error: {fault_words(error)}"), file=sys.stderr)
         return 2
     if problems:
         rest = f", and {len(problems) - 1} more (above)" if len(problems) > 1 else ""

@@ -1,18 +1,23 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and what is said where they cannot be."""
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
-import threading
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-LEFT_BEHIND = re.compile(r"\.([0-9]+)-[0-9]+\.tmp|\.tmp[0-9A-Za-z]{6}")
-"""Names of temporary files: ``in_place_of``'s, with the number of their process, and safetensors'."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (*FULL, errno.EFBIG, errno.EROFS)
+OWN = re.compile(r"\.([0-9]+)-[0-9]+\.tmp(\.\w+)?")
+"""Names of temporary files and folders, with the number of their process."""
+SAFETENSORS_OWN = re.compile(r"\.tmp[0-9A-Za-z]{6}")
+
+_numbers = itertools.count()
 
 
 class WriteError(OSError):
@@ -24,16 +29,31 @@ class WriteError(OSError):
     def __str__(self) -> str:
         return f"cannot write {self.filename}: {self.strerror}"
 
+    def __reduce__(self) -> tuple[type, tuple[Path, OSError]]:
+        return WriteError, (Path(self.filename), OSError(self.errno, self.strerror))
+
 
 @contextmanager
-def in_place_of(path: Path) -> Iterator[Path]:
+def writing(path: Path) -> Iterator[None]:
+    """A block that only writes ``path``: whatever OSError it raises becomes a WriteError, which names it."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(path, error) from error
+
+
+@contextmanager
+def in_place_of(path: Path, *, suffix: str = "") -> Iterator[Path]:
     """A temporary path to write to; it replaces ``path`` when the block ends. Missing parent folders are made.
+
+    suffix   the end of its name, for readers that go by it
 
     Raises WriteError if that fails: nothing half-written is left, and an older file stays.
     """
-    # Not named after the file, whose name may already have the greatest length.
-    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
+    temporary = _temporary(path, suffix)
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -41,8 +61,37 @@ def in_place_of(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise WriteError(path, error) from error
+
+
+@contextmanager
+def folder_in_place_of(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill; it replaces ``folder`` when the block ends. Missing parent folders are made, and what
+    killed processes left beside it is deleted.
+
+    Raises WriteError where a disk refuses it: nothing half-written is left, and an older folder stays.
+    """
+    temporary = _temporary(folder)
+    try:
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            delete_left_behind([folder.parent], of_safetensors=False)
+            temporary.mkdir()
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        with writing(folder):
+            temporary.rename(folder)
+    except Exception as error:
+        if isinstance(error, WriteError) or not is_refused_write(error):
+            raise
+        cause = error if isinstance(error, OSError) else OSError(0, str(error))
+        raise WriteError(folder, cause) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path, suffix: str = "") -> Path:
+    """Not named after what it replaces, whose name may already have the greatest length."""
+    return path.with_name(f".{os.getpid()}-{next(_numbers)}.tmp{suffix}")
 
 
 def give_usual_mode(paths: Iterable[Path]) -> None:
@@ -90,12 +139,28 @@ def refusal_words(error: BaseException) -> str:
     return f"cannot write {error.filename or 'a file'}: {error.strerror}"
 
 
-def delete_left_behind(folders: Iterable[Path]) -> None:
-    """Delete the temporary files that killed processes left in these folders. Call where nobody else writes there."""
+def fault_words(error: Exception) -> str:
+    """What a program says of an error that ends it: of a disk, which file and why, and what to do where it is full."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    words = refusal_words(error) if is_refused_write(error) else f"{error.filename}: {error.strerror}"
+    if error.errno in FULL:
+        return f"{words}; free some space, or give another folder"
+    return words if error.filename is not None or is_refused_write(error) else str(error)
+
+
+def delete_left_behind(folders: Iterable[Path], *, of_safetensors: bool = True) -> None:
+    """Delete the temporary files and folders that killed processes left in these folders.
+
+    of_safetensors   its names do not tell whose they are: only where nobody else writes
+    """
     for folder in folders:
         for path in folder.iterdir() if folder.is_dir() else ():
-            name = LEFT_BEHIND.fullmatch(path.name)
-            if name is not None and not (name[1] and _is_alive(int(name[1]))):
+            name = OWN.fullmatch(path.name)
+            is_left = not _is_alive(int(name[1])) if name is not None else False
+            if is_left and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif is_left or (of_safetensors and SAFETENSORS_OWN.fullmatch(path.name)):
                 path.unlink(missing_ok=True)
 
 

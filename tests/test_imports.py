@@ -26,6 +26,7 @@ FLOORS = {
             "files",
             "fonts",
             "image_arithmetic",
+            "scratch",
             "sharding",
             "threads",
         ),
@@ -131,6 +132,7 @@ def test_diagnostics_know_nothing_of_how_training_is_done():
         "image_arithmetic",
         "fields",
         "printable",
+        "scratch",
         "",
     )
     for name, path in MODULES.items():

@@ -39,7 +39,7 @@ from diagnostics.fusion.summary import json_of, table
 from diagnostics.probing.layer_choice import check_apart
 from diagnostics.records.names import file_name
 from diagnostics.records.probes import Probe, read_probes
-from finetune.files import check_writable, write_atomically
+from finetune.files import check_writable, fault_words, write_atomically
 from finetune.printable import printable
 
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             vision_layers=options.vision_layers,
         )
     except (ValueError, OSError) as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
+        print(printable(f"error: {fault_words(error)}"), file=sys.stderr)
         sys.exit(2)
     print("\n\n".join(table(one) for one in judgements.values()))
     print(f"\nnumbers: {options.output_dir / 'fusion.json'}\npictures: {options.output_dir / 'fusion'}")

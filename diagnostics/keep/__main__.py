@@ -31,7 +31,7 @@ from diagnostics.probing.prompts import ProbeEncoder
 from diagnostics.records.probes import Probe, read_probes
 from diagnostics.report.languages import Language
 from finetune.families import bare_model, family_of
-from finetune.files import check_writable, write_atomically
+from finetune.files import check_writable, fault_words, write_atomically
 from finetune.model.checkpoint import check, load, skeleton
 from finetune.printable import printable
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             language=options.language,
         )
     except (ValueError, OSError) as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
+        print(printable(f"error: {fault_words(error)}"), file=sys.stderr)
         sys.exit(2)
     print(table(study))
     print(f"\nreport: {options.output_dir / 'index.html'}")

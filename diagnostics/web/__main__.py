@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,8 +87,10 @@ def main(arguments: list[str] | None = None) -> None:
         "ignore", category=FutureWarning, module=r"(transformers|torch|peft|accelerate)\."
     )
     signal.signal(signal.SIGTERM, _end)
-    with tempfile.TemporaryDirectory(prefix="web-demo-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads are deleted with the server
+    from finetune.scratch import scratch_folder
+
+    with scratch_folder("web") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)  # uploads are deleted with the server
         import finetune  # noqa: F401 - before peft: it silences bitsandbytes on import
         from diagnostics.web.page import Page, build, serve
 
@@ -97,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
             engine, checkpoints = opened(given)
         except (OSError, ValueError) as error:
             flags.exit(1, f"{error}\n")
-        page = Page(engine, checkpoints=checkpoints, probe_file=given.probe_file, folder=Path(folder))
+        page = Page(engine, checkpoints=checkpoints, probe_file=given.probe_file, folder=folder)
         blocks = build(page, attention=given.visualize_attention)
         open_to_all = given.share or given.server_name not in ("127.0.0.1", "localhost", "::1")
         if open_to_all and not given.auth:

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageFont
 
 from diagnostics.web.texts import RefusedError
+from finetune.files import in_place_of, write_atomically
 from finetune.fonts import text_font
 from finetune.samples.conversation import ImageRef
 from finetune.samples.images import open_image, size_of
@@ -85,14 +86,14 @@ class PictureFiles:
         if not place.is_file():
             small = upload.open().convert("RGB")
             small.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS))
-            small.save(place, quality=90)
+            with in_place_of(place) as temporary:
+                small.save(temporary, "JPEG", quality=90)
         return place
 
     def original(self, upload: Upload) -> Path:
         """The bytes as uploaded, under the visitor's own file name."""
         place = self._place(upload.data, "") / upload.name
-        place.parent.mkdir(exist_ok=True)
-        place.write_bytes(upload.data)
+        write_atomically(place, upload.data)
         return place
 
     def boxed(self, upload: Upload, answer: str) -> Path:
@@ -102,7 +103,9 @@ class PictureFiles:
             picture = upload.open().convert("RGB")
             factor = max(1, round(BOXED_PIXELS / max(picture.size)))
             picture = picture.resize((picture.width * factor, picture.height * factor))
-            draw_boxes(picture, answer, font=ImageFont.truetype(str(text_font(answer)), 18)).save(place)
+            drawn = draw_boxes(picture, answer, font=ImageFont.truetype(str(text_font(answer)), 18))
+            with in_place_of(place) as temporary:
+                drawn.save(temporary, "PNG")
         return place
 
     def clear(self) -> None:

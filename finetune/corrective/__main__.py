@@ -24,7 +24,7 @@ from finetune.corrective.category_names import Names, read_names
 from finetune.corrective.sampling import Asked, Topics, count, for_probes, for_training, hold_out, topics_of
 from finetune.corrective.scenes import Language, Question, Scene
 from finetune.corrective.writing import DATA_FILE, PROBE_FILE, write
-from finetune.files import check_writable
+from finetune.files import check_writable, fault_words
 from finetune.printable import printable
 
 LEAST_PROBES = 20
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         made = make(options)
     except (ValueError, OSError) as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
+        print(printable(f"error: {fault_words(error)}"), file=sys.stderr)
         return 1
     print("\n".join(summary(made, options.output_dir)))
     return 0

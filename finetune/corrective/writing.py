@@ -13,6 +13,7 @@ from finetune.corrective.category_names import listed
 from finetune.corrective.relation_questions import NEIGHBOUR
 from finetune.corrective.sampling import Asked
 from finetune.corrective.scenes import Box, Question, Scene
+from finetune.files import delete_left_behind, in_place_of, writing
 from finetune.samples import source
 
 DATA_FILE, PROBE_FILE = "corrective.json", "probes.json"
@@ -21,10 +22,12 @@ DATA_FILE, PROBE_FILE = "corrective.json", "probes.json"
 def write(folder: Path, training: Sequence[Asked], probes: Sequence[Asked], *, overwrite: bool) -> None:
     """Write both files, after reading each back by the rules of the program that uses it.
 
-    Raises ValueError if a picture is in both files, or if the folder already has these files with other content.
+    Raises ValueError if a picture is in both files, or if the folder already has these files with other content, and
+    WriteError where they cannot be written.
     """
     check_apart(training, probes)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     names = _probe_names(probes)
     contents: dict[str, Any] = {
         DATA_FILE: [_sample(f"corrective-{i:06d}", one, folder) for i, one in enumerate(training)],
@@ -38,16 +41,12 @@ def write(folder: Path, training: Sequence[Asked], probes: Sequence[Asked], *, o
     }
     for name, text in texts.items():
         _check_free(folder / name, text, overwrite)
-    partial = {name: folder / f".{os.getpid()}.{name}" for name in texts}
-    try:
-        for name, text in texts.items():
-            partial[name].write_text(text, encoding="utf-8")
-        _check(partial[DATA_FILE], partial[PROBE_FILE])
-        for name in texts:
-            os.replace(partial[name], folder / name)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
+    delete_left_behind([folder], of_safetensors=False)
+    with in_place_of(folder / DATA_FILE, suffix=".json") as data:
+        data.write_text(texts[DATA_FILE], encoding="utf-8")
+        with in_place_of(folder / PROBE_FILE, suffix=".json") as written:
+            written.write_text(texts[PROBE_FILE], encoding="utf-8")
+            _check(data, written)
 
 
 def check_apart(training: Sequence[Asked], probes: Sequence[Asked]) -> None:

@@ -1,7 +1,6 @@
 """Counts the tokens of all samples before training: in parallel, without decoding a picture, and cached."""
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from finetune.samples.listing import shown
 from finetune.samples.source import Conversations, fingerprint
 from finetune.samples.videos import frame_size
 from finetune.samples.workers import in_chunks
+from finetune.scratch import scratch_folder
 
 COUNTING = 6
 """Version of the counting; raise it whenever counting changes, so that older cached counts are discarded."""
@@ -234,9 +234,9 @@ def _digest(conversations: Sequence[Conversation], workers: int | None) -> str:
 def _key(digest: str, count: int, processor: Any, family: Family) -> str:
     """The processor counts by what it saves: vocabulary, chat template, pixel budget, slots of a picture."""
     hashed = hashlib.sha256(f"{COUNTING} {family.name} {count} {digest}".encode())
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("processor") as folder:
         processor.save_pretrained(folder)
-        for file in sorted(Path(folder).rglob("*")):
+        for file in sorted(folder.rglob("*")):
             if file.is_file():
                 hashed.update(f"\n{file.relative_to(folder)} {file.stat().st_size}\n".encode())
                 hashed.update(file.read_bytes())

@@ -15,8 +15,7 @@ import functools
 import hashlib
 import json
 import os
-import shutil
-import tempfile
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,6 +25,8 @@ from tqdm import tqdm
 
 from finetune.demo import corpus, probe_sets
 from finetune.demo.shapes import render
+from finetune.files import fault_words, folder_in_place_of, write_atomically, writing
+from finetune.printable import printable
 
 PARTS = ("corrective", "probes", "base", "development")
 DEFAULT_PARTS = ("corrective", "probes", "development")
@@ -70,15 +71,17 @@ def prepare(output_dir: Path, parts: Sequence[str] = DEFAULT_PARTS, *, progress:
 
     Raises:
         ValueError: a part is unknown, or two parts share a picture.
+        WriteError: the folder cannot be written, or its disk is full.
     """
     unknown = sorted(set(parts) - set(PARTS))
     if unknown:
         raise ValueError(f"demo data: unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
-    output_dir.mkdir(parents=True, exist_ok=True)
     ignore = output_dir / ".gitignore"
     if not ignore.exists():
-        ignore.write_text("*\n")
-    with (output_dir / ".lock").open("w") as lock:
+        write_atomically(ignore, b"*\n")
+    with writing(output_dir / ".lock"):
+        lock = (output_dir / ".lock").open("w")
+    with lock:
         # Every process of a run calls this: the first draws, the others wait.
         fcntl.flock(lock, fcntl.LOCK_EX)
         for part in parts:
@@ -117,9 +120,8 @@ def _recipe(part: str) -> str:
 
 def _draw_part(output_dir: Path, part: str, *, progress: bool) -> None:
     draw, count = _drawing_of(part)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{part}-", dir=output_dir))
-    (temporary / "images").mkdir()
-    try:
+    with folder_in_place_of(output_dir / part) as temporary:
+        (temporary / "images").mkdir()
         workers = min(os.cpu_count() or 1, 8)
         with ProcessPoolExecutor(workers) as pool:
             results = pool.map(functools.partial(draw, temporary), range(count), chunksize=16)
@@ -138,11 +140,6 @@ def _draw_part(output_dir: Path, part: str, *, progress: bool) -> None:
         (temporary / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         recipe = {"recipe": _recipe(part), "digests": [item.digest for item in drawn]}
         (temporary / RECIPE_FILE).write_text(json.dumps(recipe))
-        temporary.chmod(0o755)  # mkdtemp makes it readable by its owner alone
-        shutil.rmtree(output_dir / part, ignore_errors=True)
-        os.replace(temporary, output_dir / part)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _drawing_of(part: str) -> tuple[Callable[[Path, int], Drawn], int]:
@@ -177,7 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--parts", nargs="+", default=list(DEFAULT_PARTS), choices=PARTS, help="parts to draw"
     )
     options = parser.parse_args(arguments)
-    files = prepare(options.output_dir, options.parts)
+    try:
+        files = prepare(options.output_dir, options.parts)
+    except (ValueError, OSError) as error:
+        sys.exit(printable(f"error: {fault_words(error)}"))
     for part in options.parts:
         print(f"{part}: {getattr(files, part)}")
 

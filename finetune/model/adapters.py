@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from finetune.fields import NULL, TEXT, load, shown
+from finetune.files import write_atomically
 from finetune.model import weights
 from finetune.model.folders import ADAPTER_CONFIG, Fields, read
 from finetune.printable import one_line
@@ -222,9 +223,7 @@ def write_base(folder: Path, base_name: str) -> None:
         "base_model_name_or_path": base_name,
         "fingerprint": fingerprint_of(base_name),
     }
-    (folder / BASE_FILE).write_text(
-        json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_atomically(folder / BASE_FILE, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _written_fingerprint(folder: Path) -> str | None:

@@ -20,7 +20,7 @@ if __name__ == "__main__":
 
 import torch
 
-from finetune.files import write_atomically
+from finetune.files import fault_words, write_atomically
 from finetune.model import checkpoint
 from finetune.printable import printable
 from finetune.realcase import align, assemble, corpus, flaw, results, runs
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"--- {station}", flush=True)
             _STATIONS[station](options)
     except (ValueError, OSError) as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
+        print(printable(f"error: {fault_words(error)}"), file=sys.stderr)
         return 1
     return 0
 

@@ -18,9 +18,7 @@ The language model's 4-bit weights are dequantised once, to float32; adapters an
 from __future__ import annotations
 
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,9 +28,10 @@ import torch
 from torch import nn
 
 from finetune.families.internvl import processor_class
-from finetune.files import give_usual_mode
+from finetune.files import folder_in_place_of, give_usual_mode
 from finetune.realcase.onnx_weights import OnnxFile, read_onnx
 from finetune.realcase.parts import Parts
+from finetune.scratch import scratch_folder
 
 HEAD_WIDTH = 64
 """Of every head of DINOv2 (Oquab et al. 2023, arXiv 2304.07193, appendix B)."""
@@ -187,17 +186,10 @@ def read_language(path: Path, gguf_reader: Path) -> Language:
 
 def save(model: Any, processor: Any, folder: Path) -> None:
     """The checkpoint, whole or not at all; safetensors."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with folder_in_place_of(folder) as temporary:
         model.save_pretrained(temporary)
         give_usual_mode(temporary.glob("*.safetensors"))
         processor.save_pretrained(temporary)
-        temporary.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _matrices(onnx: OnnxFile) -> dict[str, np.ndarray]:
@@ -256,9 +248,7 @@ def _held(node: Any, onnx: OnnxFile) -> np.ndarray | None:
 def _with_named_tokens(tokenizer: Any) -> Any:
     from transformers import AutoTokenizer
 
-    with tempfile.TemporaryDirectory(
-        prefix="realcase-"
-    ) as folder:  # attributes by name are only made on loading
+    with scratch_folder("tokenizer") as folder:  # attributes by name are only made on loading
         tokenizer.save_pretrained(folder)
         named = AutoTokenizer.from_pretrained(folder, extra_special_tokens=NAMED_TOKENS)
     named.add_special_tokens({"additional_special_tokens": list(BOX_TOKENS)})

@@ -9,8 +9,6 @@ Each part is drawn into a temporary folder and moved into place whole, with the 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from random import Random
@@ -19,6 +17,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
+from finetune.files import folder_in_place_of
 from finetune.realcase.scenes import Pictures
 from finetune.realcase.tasks import HELD_OUT, LANGUAGES, SHARES, TASKS, HeldOut, Language, Question, Task, ask
 
@@ -163,16 +162,9 @@ def write_part(folder: Path, recipe: Any, name: str, make: Callable[[Path], Any]
     written = folder / RECIPE_FILE
     if written.is_file() and json.loads(written.read_text(encoding="utf-8")) == whole:
         return folder / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with folder_in_place_of(folder) as temporary:
         (temporary / "images").mkdir()
         content = make(temporary)
         (temporary / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         (temporary / RECIPE_FILE).write_text(json.dumps(whole), encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp makes it readable by its owner alone
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder / name

