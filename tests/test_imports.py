@@ -28,6 +28,7 @@ FLOORS = {
             "image_arithmetic",
             "scratch",
             "sharding",
+            "template_meter",
             "threads",
         ),
         ("samples",),

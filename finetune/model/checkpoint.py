@@ -1,6 +1,5 @@
 """Any checkpoint → model and processor: hub name, model folder, or adapter folder."""
 
-import contextlib
 import copy
 import functools
 import io
@@ -35,6 +34,7 @@ from finetune.families.parts.modules import bare_model
 from finetune.model import adapters, checkpoint_files, hub, weights
 from finetune.model.folders import ADAPTER_CONFIG, MODEL_CONFIG, is_adapter, resolve, shortened
 from finetune.samples.conversation import Conversation, ImageRef, Turn
+from finetune.template_meter import BrokenTemplate
 
 if TYPE_CHECKING:  # takes two seconds to import; reading configurations does not need it
     from peft import PeftModel
@@ -227,11 +227,16 @@ def _tried(family: Family, processor: Any) -> Any:
     """The processor, once it has read a picture and a question.
 
     Libraries accept settings of any type, and fail where they are first used: in the middle of the data. What the
-    project refuses itself (ValueError: a template that leaves out turns) is refused there, with the sample's name.
+    project refuses itself (ValueError: a template that leaves out turns) is refused there, with the sample's name; but
+    not a template that fails or does not end, which each sample would wait for.
     """
     asked = Turn("user", (ImageRef("a picture", Path(), data=_picture()), "What is this?"))
-    with contextlib.suppress(ValueError):
+    try:
         family.encode(processor, Conversation((asked, Turn("assistant", ("A picture.",))), "a trial"))
+    except BrokenTemplate:
+        raise
+    except ValueError:
+        pass
     return processor
 
 

@@ -171,7 +171,6 @@ class Adapters(Checkpoints):
 
 class Tokenizers(Checkpoints):
     name = "tokenizers"
-    # Not here: what runs without end or fills memory ({{ 'x' * 10**11 }}), which transformers' sandbox does not bound.
     templates = (
         "{{ ''.__class__.__mro__ }}",
         "{{ cycler.__init__.__globals__ }}",
@@ -189,6 +188,15 @@ class Tokenizers(Checkpoints):
         "{{ strftime_now('%Y') }}",
         "{% for m in messages %}{{ m.role }}{% endfor %}",
         "{{ range(10**9)|list }}",
+        "{{ 'x' * 10**11 }}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{{ i }}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}",
+        "{% set n = namespace(x=[1]) %}{% for i in range(99) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
+        "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+        "{{ 'a'|center(10**10) }}",
+        "{{ 1.5|round(10**9, 'ceil') }}",
+        "{{ '%99999999999d' % 1 }}",
     )
 
     def mutate(self, chance: random.Random) -> str:

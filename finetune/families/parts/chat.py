@@ -15,6 +15,7 @@ import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from jinja2 import TemplateError
 from finetune.families.base import Encoded, ImageTokens
 from finetune.printable import one_line
 from finetune.samples.conversation import Conversation, Part, Role
+from finetune.template_meter import BrokenTemplate, TooCostly, bounded
 
 if TYPE_CHECKING:
     import torch
@@ -321,13 +323,42 @@ def _rendered(
         ]
         messages.append({"role": role, "content": [_text(f"open {index}"), *parts, _text(f"close {index}")]})
     try:
-        return processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        return _applied(processor, messages, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
         raise ValueError(
             f"the model's chat template refuses the conversation: {one_line(str(error), 300)}"
         ) from error
+
+
+def _applied(processor: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    """What the processor's template writes, within bounds.
+
+    Raises TemplateError where the template refuses the messages, and BrokenTemplate, naming the file, where it does
+    not end or fails."""
+    try:
+        with bounded():
+            return processor.apply_chat_template(messages, tokenize=False, **options)
+    except TooCostly as error:
+        if not str(error).startswith("it "):
+            raise  # from within: it names the file
+        raise TooCostly(
+            f"{_template_file(processor)}: this chat template is not rendered: {error}; expected one that writes the "
+            "turns one after the other; take the file of the published model"
+        ) from error
+    except (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError) as error:
+        raise BrokenTemplate(
+            f"{_template_file(processor)}: this chat template fails: {type(error).__name__}: "
+            f"{one_line(str(error), 300)}; take the file of the published model"
+        ) from error
+
+
+def _template_file(processor: Any) -> str:
+    """The file of a checkpoint that holds its chat template; the checkpoint's name where there is no such file."""
+    name = str(getattr(processor.tokenizer, "name_or_path", "") or "the model")
+    files = [
+        Path(name) / one for one in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+    ]
+    return one_line(str(next((one for one in files if one.is_file()), name)), 300)
 
 
 def _text(mark: str) -> dict[str, str]:
@@ -385,7 +416,7 @@ def end_of_answers(processor: Any) -> str:
     none, the tokenizer's own end (``</s>``)."""
     asked = {"role": "user", "content": [{"type": "text", "text": "?"}]}
     answered = {"role": "assistant", "content": [{"type": "text", "text": _END}]}
-    written = processor.apply_chat_template([asked, answered], tokenize=False)
+    written = _applied(processor, [asked, answered])
     found = re.match(rf"\s*({_control_names(processor.tokenizer)})", written.partition(_END)[2])
     return processor.tokenizer.eos_token if found is None else found[1]
 
@@ -444,9 +475,7 @@ class TurnByTurn:
     def _rendered(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False) -> str:
         if not messages:
             return ""
-        return self.processor.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        return _applied(self.processor, list(messages), add_generation_prompt=add_generation_prompt)
 
     def _joined(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """The turn's pictures, then its words as they were written, in one piece."""
