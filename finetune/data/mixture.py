@@ -20,6 +20,7 @@ history, and processes and workers agree without talking.
 """
 
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -95,7 +96,7 @@ def spec_faults(base: str | None, corrective: Sequence[str], replay: Sequence[st
             except ValueError as error:
                 yield f"--{flag}: {error}"
     for flag, spec in specs:
-        if flag != "data_path" and not Path(spec.path).exists():
+        if flag != "data_path" and not os.path.exists(spec.path):
             yield (
                 f"--{flag}: no such file or folder: {spec.path!r} (working directory {Path.cwd()}); FILE:0.3 sets a "
                 "share, FILE:x2 trains each sample twice per epoch"

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import transformers
@@ -15,6 +14,7 @@ from finetune.data import mixture
 from finetune.flags import deepspeed_file, help
 from finetune.flags.arguments import Arguments
 from finetune.flags.argv import split_flags
+from finetune.samples.listing import shortened
 
 
 def check_values(reader: HfArgumentParser, argv: Sequence[str]) -> None:
@@ -77,8 +77,13 @@ def check(arguments: Arguments) -> None:
         *_check_evaluation(arguments),
         *_check_hub(arguments),
     ]
+    refuse(faults)
+
+
+def refuse(faults: Sequence[str]) -> None:
+    """Raises ValueError of all of them, if there are any; no line of it is longer than people read."""
     if faults:
-        raise ValueError("\n".join(faults))
+        raise ValueError("\n".join(shortened(line) for fault in faults for line in fault.split("\n")))
 
 
 def _check_sources(arguments: Arguments) -> Iterator[str]:
@@ -88,14 +93,14 @@ def _check_sources(arguments: Arguments) -> Iterator[str]:
     if data.data_path is None and not data.corrective_data:
         yield "--data_path: missing; give the file or folder with the training conversations"
     for name, path in (("data_path", data.data_path), ("eval_data_path", data.eval_data_path)):
-        if path is not None and not Path(path).exists():
+        if path is not None and not os.path.exists(path):
             yield f"--{name}: no such file or folder: {path!r} (working directory {os.getcwd()})"
-    if data.image_folder is not None and not Path(data.image_folder).is_dir():
+    if data.image_folder is not None and not os.path.isdir(data.image_folder):
         yield f"--image_folder: no such folder: {data.image_folder!r} (working directory {os.getcwd()})"
     if monitor.monitor and monitor.probes is None:
         yield "--monitor True: requires --probes FILE, the images and questions to monitor"
     for name, path in (("probes", monitor.probes), ("calibration_probes", monitor.calibration_probes)):
-        if path is not None and not Path(path).is_file():
+        if path is not None and not os.path.isfile(path):
             yield f"--{name}: no such file: {path!r} (working directory {os.getcwd()})"
     if monitor.stop_when is not None and not monitor.monitor:
         yield f"--stop_when {monitor.stop_when}: requires --monitor True, which decides when to stop"

@@ -17,6 +17,7 @@ from finetune import fields
 from finetune.fields import NULL, OBJECT, TEXT, TRUTH, Kind, items, number, one_of, whole
 from finetune.flags.packages import is_installed
 from finetune.printable import one_line
+from finetune.samples.listing import shortened
 
 EXAMPLES = "ds_config_zero2.json and ds_config_zero3.json beside finetune.py are examples"
 
@@ -98,9 +99,9 @@ def read(value: str | Mapping[str, Any]) -> dict[str, Any]:
         content: Any = dict(value)
     elif value.lstrip().startswith("{"):
         content = fields.parse(value, "--deepspeed")
-    elif not Path(value).is_file():
+    elif not os.path.isfile(value):
         raise ValueError(
-            f"--deepspeed: no such file: {value!r} (working directory {os.getcwd()}); {EXAMPLES}"
+            f"--deepspeed: no such file: {shortened(repr(value))} (working directory {os.getcwd()}); {EXAMPLES}"
         )
     else:
         try:
@@ -220,7 +221,7 @@ def _offload(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[st
                 f"zero_optimization.{name}: stage {zero.get('stage', 0)} does not offload this; use stage 3, or "
                 "leave it out"
             )
-        if part["device"] == "nvme" and not Path(part.get("nvme_path") or "").is_dir():
+        if part["device"] == "nvme" and not os.path.isdir(part.get("nvme_path") or ""):
             yield f"zero_optimization.{name}.nvme_path: found {fields.shown(part.get('nvme_path'))}, expected a folder"
         if name == "offload_optimizer":
             yield from _offloaded_optimizer(config, given)
@@ -255,7 +256,7 @@ def _zero_faults(zero: Mapping[str, Any]) -> Iterator[str]:
     except ValidationError as error:
         for one in error.errors()[: fields.MOST_FAULTS_SHOWN]:
             place = ".".join(["zero_optimization", *map(str, one["loc"])])
-            yield f"{place[:120]}: found {fields.shown(one['input'])}: {one['msg'][:200]}"
+            yield f"{one_line(place, 120)}: found {fields.shown(one['input'])}: {one['msg'][:200]}"
 
 
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

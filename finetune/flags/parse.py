@@ -19,8 +19,9 @@ from finetune.flags.arguments import (
     TrainingArguments,
 )
 from finetune.flags.argv import join_flag, split_flags
-from finetune.flags.checks import check, check_values, object_faults
+from finetune.flags.checks import check, check_values, object_faults, refuse
 from finetune.flags.flags_of_2023 import translate
+from finetune.samples.listing import shortened
 
 GROUPS = (
     ModelArguments,
@@ -42,7 +43,7 @@ def default_values() -> dict[str, Any]:
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises ValueError: argparse's own message would repeat all flags, 20 kB of them."""
-        raise ValueError(f"{message} (python finetune.py --help lists all)")
+        raise ValueError(f"{shortened(message)} (python finetune.py --help lists all)")
 
 
 def parser() -> HfArgumentParser:
@@ -118,8 +119,7 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, list[str]]:
     faults = [*limits.faults(given), *packages.faults(given), *object_faults(given)]
     deepspeed = given["deepspeed"]
     faults += deepspeed_file.faults(deepspeed, given) if deepspeed and not faults else ()
-    if faults:
-        raise ValueError("\n".join(faults))
+    refuse(faults)
     arguments = Arguments(*reader.parse_dict(given))
     check(arguments)
     lines += [*more, *limits.remarks(given), *(deepspeed_file.remarks(deepspeed, given) if deepspeed else ())]

@@ -271,7 +271,7 @@ def _opened(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = str(error).partition("\n")[0]
-        if Path(name).exists():
+        if os.path.exists(name):
             raise ValueError(f"{name}: {reason}") from error
         raise ValueError(
             f"{name}: there is no such folder (working directory {os.getcwd()}), and the hub has no such "

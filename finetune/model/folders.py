@@ -88,9 +88,9 @@ def _base_of(adapter: Path) -> str:
             f"{file}: base_model_name_or_path is missing, expected the checkpoint it was trained on; "
             f"{WHICH_FLAG}"
         )
-    if looks_like_a_path(base) and not Path(base).exists():
+    if looks_like_a_path(base) and not os.path.exists(base):
         raise ValueError(f"{file}: its base model {shortened(base)!r} is missing; {WHICH_FLAG}")
-    return os.path.abspath(base) if Path(base).exists() else str(base)
+    return os.path.abspath(base) if os.path.exists(base) else str(base)
 
 
 def shortened(name: str) -> str:

@@ -23,7 +23,7 @@ def require(name: str, *, cache_dir: str | None = None) -> None:
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    if Path(name).expanduser().exists() or constants.HF_HUB_OFFLINE:
+    if os.path.exists(Path(name).expanduser()) or constants.HF_HUB_OFFLINE:
         return
     try:
         kept = try_to_load_from_cache(name, MODEL_CONFIG, cache_dir)

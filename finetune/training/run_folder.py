@@ -119,7 +119,7 @@ def _plain(value: Any) -> Any:
 
 def _place(name: str | None) -> str | None:
     """A folder or file, wherever it is called from; a hub name stays."""
-    return os.path.abspath(name) if name and Path(name).exists() else name
+    return os.path.abspath(name) if name and os.path.exists(name) else name
 
 
 def _content(path: Path, *, names_alone: bool) -> str:

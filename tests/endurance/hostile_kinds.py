@@ -499,7 +499,7 @@ class Pictures(Kind):
         opened = told = None
         refused: BaseException | None = None
         sources: list[Any] = [self.path]
-        if self.path.is_file() and self.path.parent == self.place:
+        if os.path.isfile(self.path) and self.path.parent == self.place:
             sources.append(self.path.read_bytes())
         for source in sources:
             try:

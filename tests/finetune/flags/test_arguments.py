@@ -103,6 +103,25 @@ def test_contradictions_are_named(flags: tuple[str, ...], message: str):
         parse.parse(flags)
 
 
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--seed", "argument --seed: invalid int value"),
+        ("--data_path", "--data_path: no such file or folder"),
+        ("--corrective_data", "--corrective_data: no such file or folder"),
+        ("--image_folder", "--image_folder: no such folder"),
+        ("--probes", "--probes: no such file"),
+        ("--deepspeed", "--deepspeed: no such file"),
+    ],
+)
+@pytest.mark.parametrize("value", ["x" * 70_000, "a\x1b[2Jb"])
+def test_a_value_that_no_file_can_have_is_cut_short_in_its_message(flag: str, words: str, value: str):
+    with pytest.raises(ValueError) as refused:
+        parse.parse([*BASE, *(("--monitor", "True") if flag == "--probes" else ()), flag, value])
+    message = str(refused.value)
+    assert words in message and len(message) < 2000 and "\x1b" not in message, message[:3000]
+
+
 def test_all_contradictions_are_listed_at_once():
     with pytest.raises(ValueError, match=r"(?s)--data_path.*--key_layers"):
         parse.parse(["--model_name_or_path", "m", "--key_layers", "x"])

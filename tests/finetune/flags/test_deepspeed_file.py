@@ -96,6 +96,11 @@ def test_a_file_that_deepspeed_could_not_use_is_told_by_its_field(content: Any, 
     assert words in refused(content)
 
 
+def test_a_name_from_the_file_steers_no_terminal():
+    message = refused(GOOD | {"zero_optimization": ZERO | {"contiguous_gradients\x1b[2J": True}})
+    assert "contiguous_gradients\\x1b[2J: found true" in message
+
+
 @pytest.mark.parametrize(
     ("changes", "flags", "words"),
     [
