@@ -11,10 +11,11 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from finetune import folder_lock
 from finetune.distributed import end_with_launcher, is_main
 from finetune.files import is_refused_write, refusal_words
 from finetune.printable import printable
-from finetune.training import folder_lock, library_log, stopping, trainer
+from finetune.training import library_log, stopping, trainer
 
 FAILED = 1
 

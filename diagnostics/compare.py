@@ -36,6 +36,7 @@ from diagnostics.report.languages import Language, check_language
 from diagnostics.report.page import TIME_STEPS_MIN, report_html
 from diagnostics.report.served_page import count_rows, served_html
 from diagnostics.report.tables import columns
+from finetune import folder_lock
 from finetune.files import check_writable, fault_words, write_atomically
 from finetune.printable import printable
 
@@ -196,20 +197,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"--served_model, --key_variable: found {options.after!r} as --after; expected a server's address, "
                 "http://HOST:PORT/v1, or neither flag"
             )
-        comparison = compare_sources(
-            options.before,
-            options.after,
-            options.output_dir,
-            between=options.between,
-            probes_file=options.probes,
-            calibration_file=options.calibration_probes,
-            key_layers=options.key_layers,
-            depth=_depth(options.depth, options.maps),
-            base=options.base,
-            allow_other_base=options.allow_other_base,
-            thresholds=_thresholds(vars(options)),
-            language=options.language,
-        )
+        with folder_lock.held(options.output_dir):
+            comparison = compare_sources(
+                options.before,
+                options.after,
+                options.output_dir,
+                between=options.between,
+                probes_file=options.probes,
+                calibration_file=options.calibration_probes,
+                key_layers=options.key_layers,
+                depth=_depth(options.depth, options.maps),
+                base=options.base,
+                allow_other_base=options.allow_other_base,
+                thresholds=_thresholds(vars(options)),
+                language=options.language,
+            )
         required = requirement(options.require, comparison["groups"]) if options.require else {}
     except (ValueError, OSError) as error:
         _exit(2, f"error: {fault_words(error)}")
@@ -232,19 +234,20 @@ def _main_of_server(options: argparse.Namespace) -> None:
     """Compare with the server, print the table, and exit as ``main`` does."""
     try:
         _check_server_flags(options)
-        content = compare_served(
-            options.before,
-            ServerClient(
-                options.after,
-                options.served_model,
-                timeout_seconds=options.timeout,
-                key=_key(options.key_variable),
-            ),
-            options.output_dir,
-            probes_file=options.probes,
-            base=options.base,
-            allow_other_base=options.allow_other_base,
-        )
+        with folder_lock.held(options.output_dir):
+            content = compare_served(
+                options.before,
+                ServerClient(
+                    options.after,
+                    options.served_model,
+                    timeout_seconds=options.timeout,
+                    key=_key(options.key_variable),
+                ),
+                options.output_dir,
+                probes_file=options.probes,
+                base=options.base,
+                allow_other_base=options.allow_other_base,
+            )
     except (ValueError, OSError) as error:
         _exit(2, f"error: {fault_words(error)}")
     print(served_table(content))

@@ -29,7 +29,7 @@ from diagnostics.records.probes import KEPT_SHARE, read_probes
 from diagnostics.report.curve_page import HEAD, curve_html, lead, neighbour_words, rows_of
 from diagnostics.report.languages import LANGUAGES
 from diagnostics.report.tables import columns
-from finetune import fields
+from finetune import fields, folder_lock
 from finetune.fields import by_name, part, whole
 from finetune.files import check_writable, fault_words, write_atomically, writing
 from finetune.printable import printable
@@ -82,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     try:
         check(options.fractions, options.seeds, options.flags)
-        content = curve(options)
+        with folder_lock.held(options.output_dir):
+            content = curve(options)
     except (ValueError, OSError) as error:
         print(printable(f"error: {fault_words(error)}"), file=sys.stderr)
         sys.exit(2)

@@ -24,6 +24,7 @@ from diagnostics.records.probes import Probe, read_probes
 from diagnostics.report.diagnosis_page import diagnosis_html
 from diagnostics.report.languages import Language
 from diagnostics.report.tables import columns
+from finetune import folder_lock
 from finetune.families import bare_model, family_of
 from finetune.files import check_writable, fault_words, write_atomically
 from finetune.model.checkpoint import check, load
@@ -37,16 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = parser().parse_args(arguments)
     try:
-        diagnosis = diagnose(
-            options.model,
-            options.probes,
-            options.output_dir,
-            thresholds=_thresholds(vars(options)),
-            seed=options.seed,
-            base=options.base,
-            allow_other_base=options.allow_other_base,
-            language=options.language,
-        )
+        with folder_lock.held(options.output_dir):
+            diagnosis = diagnose(
+                options.model,
+                options.probes,
+                options.output_dir,
+                thresholds=_thresholds(vars(options)),
+                seed=options.seed,
+                base=options.base,
+                allow_other_base=options.allow_other_base,
+                language=options.language,
+            )
     except (ValueError, OSError) as error:
         print(printable(f"error: {fault_words(error)}"), file=sys.stderr)
         sys.exit(2)

@@ -31,13 +31,21 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 import finetune.families as families
-from finetune import fields
+from finetune import fields, folder_lock
 from finetune.families.parts.modules import bare_model
-from finetune.files import check_writable, give_usual_mode, is_refused_write, refusal_words
+from finetune.files import (
+    WriteError,
+    check_writable,
+    fault_words,
+    give_usual_mode,
+    is_refused_write,
+    refusal_words,
+    writing,
+)
 from finetune.model import checkpoint, weights
 from finetune.printable import printable
 from finetune.samples.conversation import Conversation, ImageRef, Turn
-from finetune.training import folder_lock, model_card, run_folder
+from finetune.training import model_card, run_folder
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
@@ -111,8 +119,8 @@ def main(argv: Sequence[str]) -> int:
             max_shard_size=flags.max_shard_size,
             cache_dir=flags.cache_dir,
         )
-    except ValueError as error:
-        print(printable(f"finetune.export: {error}"), file=sys.stderr)
+    except (ValueError, WriteError) as error:
+        print(printable(f"finetune.export: {fault_words(error)}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nfinetune.export: interrupted; no files were kept", file=sys.stderr)
@@ -232,8 +240,9 @@ def _partial_folder(folder: Path, say: Callable[[str], None]) -> Path:
         raise ValueError(
             f"{partial}: found {left[0]}, which no export left there; expected an empty place to write to: move it away"
         )
-    for line in folder_lock.take(partial):
-        say(line)
+    with writing(partial):
+        for line in folder_lock.take(partial):
+            say(line)
     _empty(partial)
     return partial
 

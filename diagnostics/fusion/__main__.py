@@ -39,6 +39,7 @@ from diagnostics.fusion.summary import json_of, table
 from diagnostics.probing.layer_choice import check_apart
 from diagnostics.records.names import file_name
 from diagnostics.records.probes import Probe, read_probes
+from finetune import folder_lock
 from finetune.files import check_writable, fault_words, write_atomically
 from finetune.printable import printable
 
@@ -47,14 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Probe, judge, print the tables, write fusion.json and the pictures. Exit status: 0, or 2 on an error."""
     options = parser().parse_args(arguments)
     try:
-        judgements = run(
-            options.model,
-            options.probes,
-            options.output_dir,
-            calibration_file=options.calibration_probes,
-            resolutions=options.resolutions,
-            vision_layers=options.vision_layers,
-        )
+        with folder_lock.held(options.output_dir):
+            judgements = run(
+                options.model,
+                options.probes,
+                options.output_dir,
+                calibration_file=options.calibration_probes,
+                resolutions=options.resolutions,
+                vision_layers=options.vision_layers,
+            )
     except (ValueError, OSError) as error:
         print(printable(f"error: {fault_words(error)}"), file=sys.stderr)
         sys.exit(2)

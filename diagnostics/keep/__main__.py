@@ -30,6 +30,7 @@ from diagnostics.probing.prober import auto_key_layers
 from diagnostics.probing.prompts import ProbeEncoder
 from diagnostics.records.probes import Probe, read_probes
 from diagnostics.report.languages import Language
+from finetune import folder_lock
 from finetune.families import bare_model, family_of
 from finetune.files import check_writable, fault_words, write_atomically
 from finetune.model.checkpoint import check, load, skeleton
@@ -53,14 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     named = {name: getattr(options, name) for name in Settings._fields}
     try:
-        study = run(
-            options.model,
-            options.probes,
-            options.output_dir,
-            Settings(**{**named, "shares": tuple(options.shares)}),
-            calibration_file=options.calibration_probes,
-            language=options.language,
-        )
+        with folder_lock.held(options.output_dir):
+            study = run(
+                options.model,
+                options.probes,
+                options.output_dir,
+                Settings(**{**named, "shares": tuple(options.shares)}),
+                calibration_file=options.calibration_probes,
+                language=options.language,
+            )
     except (ValueError, OSError) as error:
         print(printable(f"error: {fault_words(error)}"), file=sys.stderr)
         sys.exit(2)

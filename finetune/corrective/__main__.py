@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
+from finetune import folder_lock
 from finetune.corrective import building_questions, general_questions, relation_questions, user_templates
 from finetune.corrective.annotations import read_scenes
 from finetune.corrective.category_names import Names, read_names
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code. Faults of the input are printed as one message."""
     options = parser().parse_args(arguments)
     try:
-        made = make(options)
+        with folder_lock.held(options.output_dir):
+            made = make(options)
     except (ValueError, OSError) as error:
         print(printable(f"error: {fault_words(error)}"), file=sys.stderr)
         return 1

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from finetune import fields
+from finetune import fields, folder_lock
 from finetune.data.mixture import parse_source
 from finetune.fields import NULL, OBJECT, TEXT, TRUTH, by_name, items, number, one_of, whole
 from finetune.files import delete_left_behind, write_atomically
@@ -18,7 +18,7 @@ from finetune.flags.parse import default_values
 from finetune.model import weights
 from finetune.printable import one_line
 from finetune.samples.listing import shown
-from finetune.training import folder_lock, pickles
+from finetune.training import pickles
 
 RUN_FILE = "run.json"
 CONFIGURATION_FILE = "run.yaml"

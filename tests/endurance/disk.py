@@ -7,8 +7,9 @@ says in one message what is wrong; then nothing that was there is lost, nothing 
 is as it should be the same command works, with the same result.
 
 A full disk is ``full_disk.c``, preloaded: from the N-th write below the output folder on (openings, folders and renames
-count) nothing more is taken. N is every write that differs from the one before it in what it does and to which kind of
-file; a file that is written in pieces is cut in its first two and its last.
+count) nothing more is taken, or it takes all but that one, as where somebody frees space. N is every write that differs
+from the one before it in what it does and to which kind of file; a file that is written in pieces is cut in its first
+two and its last. Those of a training are in random order, so that however many there is time for are a sample.
 
 Results are lines in DIR/disk.jsonl, so that a second call goes on.
 """
@@ -19,6 +20,7 @@ import argparse
 import errno
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -38,10 +40,11 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.circumstances import circumstances  # noqa: E402
+from finetune import folder_lock  # noqa: E402
 from finetune.demo.settings import BASE_MODEL  # noqa: E402
 from finetune.files import write_atomically  # noqa: E402
 from tests.endurance.comparing import board, files  # noqa: E402
-from tests.endurance.kills import World, _environment  # noqa: E402
+from tests.endurance.kills import OF_LIBRARIES, World, _environment  # noqa: E402
 from tests.endurance.processes import computed_seconds  # noqa: E402
 from tests.endurance.warm import WarmParent  # noqa: E402
 
@@ -49,13 +52,16 @@ NOBODY = 65534
 ODD = "-a 'b\" 终点 100%s {x} #1\nnew"
 """A folder's name with what shells, formats and markup take for something else."""
 PATIENCE_SECONDS = 900
-TRAINING, EXPORT, COMPARE, DIAGNOSE, RENDER, INSPECT, CORRECTIVE = (
-    "finetune.py", "export", "compare", "diagnose", "render", "inspect", "corrective",
+TRAINING, EXPORT, COMPARE, DIAGNOSE, RENDER, INSPECT, CORRECTIVE, CURVE = (
+    "finetune.py", "export", "compare", "diagnose", "render", "inspect", "corrective", "curve",
 )  # fmt: skip
 WRITING = (TRAINING, CORRECTIVE, COMPARE, EXPORT, RENDER, DIAGNOSE)
 """Training first, whose output the others read."""
+LOCKING = (CORRECTIVE, COMPARE, EXPORT, DIAGNOSE, CURVE, TRAINING)
+"""What works in a folder alone."""
 AGAIN = 6
 """Of so many full disks during a training, one is followed by the same command again, which takes as long as a run."""
+SEED = 0
 OF_MOMENTS = re.compile(r"events\.out\.tfevents.*|\.\d+-\d+\.tmp|\.tmp\w{6}|step-\d+|checkpoint-\d+|\.\d+\.")
 
 
@@ -137,16 +143,29 @@ class Places:
                 yield Case(program, place, lambda p=program, s=situation: self.works(p, **s))
         for program in (*WRITING[1:], TRAINING):
             yield Case(program, "over a quota", lambda p=program: self.full(p, 5, errno.EDQUOT, again=True))
-            for at, (number, words) in enumerate(self.writes(program)):
-                again = program != TRAINING or at % AGAIN == 0
-                name = f"disk full from write {number}: {words}"
-                yield Case(
-                    program, name, lambda p=program, n=number, a=again: self.full(p, n, errno.ENOSPC, again=a)
-                )
+            yield from self.full_disks(program)
+        for program in LOCKING:
+            yield Case(program, "another writes into the folder", lambda p=program: self.second(p))
+            for share in (0.2, 0.5, 0.8) if program not in (TRAINING, CURVE) else ():
+                name = f"killed after {share:.0%} of its work"
+                yield Case(program, name, lambda p=program, s=share: self.killed(p, s))
         yield Case(TRAINING, "the output deleted during the run", self.deleted)
-        yield Case(TRAINING, "a second run into the folder", self.second)
         yield Case(TRAINING, "the clock set back between two starts", self.clock)
         yield Case(TRAINING, "2 MiB of /dev/shm", lambda: self.works(TRAINING, shm_kib=2048))
+
+    def full_disks(self, program: str) -> Iterator[Case]:
+        writes = self.writes(program)
+        if program == TRAINING:
+            random.Random(SEED).shuffle(writes)
+        for at, (number, words) in enumerate(writes):
+            again = program != TRAINING or at % AGAIN == 0
+            error = errno.EDQUOT if at % 4 == 3 else errno.ENOSPC
+            for what, last in (("full from", 0), ("full at", number)) if at % 2 == 0 else (("full from", 0),):
+                yield Case(
+                    program,
+                    f"disk {what} write {number}: {words}",
+                    lambda n=number, e=error, a=again, z=last: self.full(program, n, e, again=a, last=z),
+                )
 
     def writes(self, program: str) -> list[tuple[int, str]]:
         """The N of a full disk: number and words."""
@@ -159,14 +178,19 @@ class Places:
             write_atomically(kept, json.dumps(found).encode())
         return chosen(json.loads(kept.read_text()))
 
-    def full(self, program: str, number: int, error: int, *, again: bool) -> tuple[str, Ran, list[str]]:
+    def full(
+        self, program: str, number: int, error: int, *, again: bool, last: int = 0
+    ) -> tuple[str, Ran, list[str]]:
+        """``last``: the last write that fails, 0: all from ``number`` on."""
         out = self.fresh(program)
         before = content(out)
-        self.arm(number, error)
+        self.arm(number, error, last)
         ran = self._run(program, out, below=out)
         faults = self._said(ran)
         if self.count() < number:
             return "never reached", ran, []
+        if ran.status == 0 and last:  # it tried again, or did without
+            return "works", ran, self._equal(program, ran, out)
         if ran.status == 0:
             faults.append("status 0, though the disk took no more")
         words = os.strerror(error)
@@ -254,21 +278,32 @@ class Places:
         ]
         return "stopped", ran, faults
 
-    def second(self) -> tuple[str, Ran, list[str]]:
-        from finetune.training import folder_lock
-
-        out = self.fresh(TRAINING)
-        folder_lock.take(out)
+    def second(self, program: str) -> tuple[str, Ran, list[str]]:
+        out = self.fresh(program)
+        locked = out.with_name(f".{out.name}.partial") if program == EXPORT else out
+        folder_lock.take(locked)
         before = content(out)
         try:
-            ran = self._run(TRAINING, out)
+            ran = self._run(program, out)
         finally:
-            folder_lock.release(out)
-        return (
-            "refused",
-            ran,
-            [*self._refused(ran), *([] if content(out) == before else ["something was written"])],
-        )
+            folder_lock.release(locked)
+        faults = [*self._refused(ran), *([] if content(out) == before else ["something was written"])]
+        faults += [] if "another run is writing there" in ran.message else ["no word of another run"]
+        return "refused", ran, [*faults, *(self._again(program, out) if program != CURVE else [])]
+
+    def killed(self, program: str, share: float) -> tuple[str, Ran, list[str]]:
+        out = self.fresh(program)
+        whole = self._run(program, out).seconds
+        out = self.fresh(program)
+
+        def kill(text: str) -> bool:
+            if computed_seconds(self.pid) < share * whole:
+                return False
+            os.killpg(self.pid, signal.SIGKILL)
+            return True
+
+        ran = self._run(program, out, during=kill)
+        return "killed" if ran.status < 0 else "works", ran, self._again(program, out)
 
     def clock(self) -> tuple[str, Ran, list[str]]:
         out = self.fresh(TRAINING)
@@ -333,6 +368,10 @@ class Places:
             DIAGNOSE: ["-m", "diagnostics.diagnose", base, f"--probes={probes}", f"--output_dir={out}"],
             RENDER: ["-m", "diagnostics.render", f"--attention_dir={out / 'attention'}"],
             INSPECT: ["-m", "diagnostics.inspect", base],
+            CURVE: [
+                "-m", "diagnostics.curve", "--fractions", "0.5", "1", f"--output_dir={out}", "--", data,
+                f"--model_name_or_path={base}", f"--probes={probes}",
+            ],
             CORRECTIVE: [
                 "-m", "finetune.corrective", f"--boxes={inputs / 'coco.json'}", f"--images={inputs}",
                 f"--output_dir={out}",
@@ -388,11 +427,18 @@ class Places:
     def _text(self) -> str:
         return self.log.read_text(errors="replace").replace("\r", "\n") if self.log.is_file() else ""
 
-    def arm(self, number: int = 0, error: int = 0, *, log: bool = False) -> None:
-        self.disk.write_bytes(struct.pack("qqqq", 0, number, error, log))
+    def arm(self, number: int = 0, error: int = 0, last: int = 0, *, log: bool = False) -> None:
+        self.disk.write_bytes(struct.pack("qqqqq", 0, number, last, error, log))
 
     def count(self) -> int:
-        return int(struct.unpack("qqqq", self.disk.read_bytes())[0])
+        return int(struct.unpack("qqqqq", self.disk.read_bytes())[0])
+
+    def left_in_tmp(self) -> list[str]:
+        """Deleted, and told, but for what libraries leave."""
+        found = [one for one in (self.work / "tmp").iterdir() if not one.name.startswith(OF_LIBRARIES)]
+        for one in found:
+            shutil.rmtree(one) if one.is_dir() else one.unlink()
+        return [f"{one.name} is left in TMPDIR" for one in found]
 
 
 SITUATIONS: dict[str, dict[str, Any]] = {
@@ -542,6 +588,7 @@ def main() -> None:
             if time.monotonic() > until:
                 break
             outcome, ran, faults = case.run()
+            faults += places.left_in_tmp()
             result = {
                 "program": case.program, "place": case.place, "outcome": outcome, "status": ran.status,
                 "seconds": round(ran.seconds, 1), "message": ran.message, "faults": faults,

@@ -1,10 +1,11 @@
-/* A disk that is full from its N-th write on, below one folder, and a clock that is wrong: preloaded into runs.
+/* A disk that is full from its N-th write on, or for that one alone, below one folder, and a clock that is wrong:
+ * preloaded into runs.
  *
  *   ENDURANCE_DISK   file that processes share: struct disk, below
  *   ENDURANCE_BELOW  the folder that is full
  *   ENDURANCE_CLOCK  seconds to add to the time of day
  *
- * Counted are openings that make a file, folders made, renames, and writes. Built by tests/endurance/disk.py.
+ * Counted are openings that make a file, folders made, renames, writes, and what brings them to the disk (fsync). Built by tests/endurance/disk.py.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -28,6 +29,7 @@
 struct disk {
     _Atomic int64_t count; /* so far */
     int64_t from;          /* the first that fails, 1 on; 0: none */
+    int64_t last;          /* the last that fails; 0: all from there on */
     int64_t error;         /* its errno */
     int64_t log;           /* 1: name each on descriptor 2 */
 };
@@ -61,7 +63,7 @@ static int counted(const char *what, const char *path) {
         int length = snprintf(line, sizeof line, "DISK %lld %s %s\n", (long long)number, what, path + strlen(below));
         syscall(SYS_write, 2, line, (size_t)length);
     }
-    return disk->from && number >= disk->from ? (int)disk->error : 0;
+    return disk->from && number >= disk->from && (!disk->last || number <= disk->last) ? (int)disk->error : 0;
 }
 
 static int fails_at(const char *what, int folder, const char *path) {
@@ -79,15 +81,17 @@ static int fails_at(const char *what, int folder, const char *path) {
     return is_below(path) ? counted(what, path) : 0;
 }
 
-static int fails_on(int file) {
+static int fails_doing(const char *what, int file) {
     char link[64], path[4096];
     if (!disk || file < 3) return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", file);
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (length < 0) return 0;
     path[length] = 0;
-    return is_below(path) ? counted("write", path) : 0;
+    return is_below(path) ? counted(what, path) : 0;
 }
+
+static int fails_on(int file) { return fails_doing("write", file); }
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 #define FAIL(error) do { int e = (error); if (e) { errno = e; return -1; } } while (0)
@@ -116,6 +120,10 @@ FILE *fopen64(const char *path, const char *mode) {
 int mkdir(const char *path, mode_t mode) { FAIL(fails_at("mkdir", AT_FDCWD, path)); return REAL(mkdir)(path, mode); }
 int rename(const char *from, const char *to) { FAIL(fails_at("rename", AT_FDCWD, to)); return REAL(rename)(from, to); }
 ssize_t write(int file, const void *bytes, size_t size) { FAIL(fails_on(file)); return REAL(write)(file, bytes, size); }
+int fsync(int file) { FAIL(fails_doing("fsync", file)); return REAL(fsync)(file); }
+int fdatasync(int file) { FAIL(fails_doing("fsync", file)); return REAL(fdatasync)(file); }
+int ftruncate(int file, off_t size) { FAIL(size ? fails_doing("truncate", file) : 0); return REAL(ftruncate)(file, size); }
+int ftruncate64(int file, off64_t size) { FAIL(size ? fails_doing("truncate", file) : 0); return REAL(ftruncate64)(file, size); }
 ssize_t writev(int file, const struct iovec *parts, int count) { FAIL(fails_on(file)); return REAL(writev)(file, parts, count); }
 ssize_t pwrite(int file, const void *bytes, size_t size, off_t at) { FAIL(fails_on(file)); return REAL(pwrite)(file, bytes, size, at); }
 ssize_t pwrite64(int file, const void *bytes, size_t size, off64_t at) { FAIL(fails_on(file)); return REAL(pwrite64)(file, bytes, size, at); }

@@ -983,7 +983,7 @@ class States(Kind):
         self.begin = lambda folder: run_folder.begin(
             folder, self.marks, resume=None, overwrite=False, world_size=1, deepspeed=False
         )
-        from finetune.training import folder_lock
+        from finetune import folder_lock
 
         self.release = folder_lock.release_all
 

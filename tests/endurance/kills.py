@@ -64,6 +64,8 @@ CHAINS = (RUN,) * 12 + (RANKS,) * 3 + (TORCHRUN,)
 COLD = 1 / 12
 """Share of starts that are fresh processes, hit within their imports."""
 PATIENCE_SECONDS = 900
+OF_LIBRARIES = ("pymp-", "torchinductor_")
+"""Left in TMPDIR by others: sockets of a killed process's multiprocessing, and torch's cache."""
 BEGAN = "began"
 """A file that each start touches."""
 
@@ -386,9 +388,8 @@ class World:
         self.outlived: list[str] = []
 
     def _left_in_tmp(self) -> list[str]:
-        """But what multiprocessing leaves of a killed process, with nothing in it but sockets."""
         found = sorted((self.work / "tmp").iterdir())
-        return [one.name for one in found if not one.name.startswith("pymp-")]
+        return [one.name for one in found if not one.name.startswith(OF_LIBRARIES)]
 
     def _left_beside(self) -> list[str]:
         """Files that an export left beside its folder."""

@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[2]
 DRAWING = "drawing"
 """Name of a spare, as the system shows it."""
 PROGRAMS = (
-    "diagnostics.render", "diagnostics.compare", "diagnostics.diagnose", "diagnostics.inspect", "finetune.export",
-    "finetune.corrective.__main__",
+    "diagnostics.render", "diagnostics.compare", "diagnostics.diagnose", "diagnostics.inspect", "diagnostics.curve",
+    "finetune.export", "finetune.corrective.__main__",
 )  # fmt: skip
 """What forked processes run besides ``finetune.py``."""
 NOT_WARM = ("__main__", "__mp_main__", "tests.")
@@ -99,7 +99,7 @@ class WarmParent:
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()
-        self.process.wait(30)
+        self.process.wait(300)  # it unloads every module, beside other work
 
 
 def serve(answers: TextIO) -> dict[str, Any] | None:

@@ -14,12 +14,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from finetune import export
+from finetune import export, folder_lock
 from finetune.families.qwen_vl import QwenVLFamily
 from finetune.model import checkpoint
 from finetune.model.adaptation import Plan, adapt
 from finetune.qwen_vl import QwenVLForConditionalGeneration
-from finetune.training import folder_lock, run_folder
+from finetune.training import run_folder
 from tests.finetune.model.test_adaptation import LORA, batch, perturb
 from tests.finetune.test_program import program  # noqa: F401  (a fixture)
 

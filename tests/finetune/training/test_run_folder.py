@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from finetune import folder_lock
 from finetune.flags.parse import parse
-from finetune.training import folder_lock, run_folder
+from finetune.training import run_folder
 from finetune.training.run_folder import Start, begin
 
 MARKS = {"learning_rate": 1e-3, "lora_target_modules": ["w1"], "seed": 42}

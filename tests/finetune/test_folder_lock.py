@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from finetune.training import folder_lock, run_folder
+from finetune import folder_lock
+from finetune.training import run_folder
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from pathlib import Path
-from finetune.training import folder_lock
+from finetune import folder_lock
 folder_lock.take(Path(sys.argv[1]))
 if __import__("os").fork():
     print("held", flush=True)
@@ -89,3 +90,23 @@ def test_a_file_system_without_locks_is_said_and_a_file_is_no_folder(tmp_path, m
     (line,) = begun(tmp_path / "network").lines
     assert "its file system has no locks (No locks available)" in line
     assert os.listdir(tmp_path / "network") == []
+
+
+def test_a_program_holds_its_folder_and_keeps_what_it_held_before(tmp_path):
+    with folder_lock.held(tmp_path / "new"):
+        assert (tmp_path / "new" / "run.lock").is_file()
+    assert not (tmp_path / "new").exists()
+    folder_lock.take(tmp_path)
+    with folder_lock.held(tmp_path):
+        pass
+    assert (tmp_path / "run.lock").is_file()
+
+
+def test_a_full_disk_under_the_lock_is_told_and_nothing_is_locked(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folder_lock.os, "pwrite", full)
+    with pytest.raises(OSError, match=r"cannot write .*run\.lock: No space left"):
+        folder_lock.take(tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not folder_lock._held

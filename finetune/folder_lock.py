@@ -1,4 +1,4 @@
-"""One run at a time writes into an output folder: a lock that dies with its process."""
+"""One program at a time writes into an output folder: a lock that dies with its process."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import fcntl
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from finetune.files import check_writable, writing
 
 LOCK_FILE = "run.lock"
 HELD = (errno.EAGAIN, errno.EACCES)
@@ -57,9 +60,32 @@ def take(folder: Path) -> tuple[str, ...]:
             break
         os.close(descriptor)  # its last holder deleted the file between our opening and locking it
     _held[folder] = _Lock(descriptor, made)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps({"process": os.getpid(), "machine": socket.gethostname()}).encode(), 0)
+    try:
+        with writing(folder / LOCK_FILE):
+            os.ftruncate(descriptor, 0)
+            us = {"process": os.getpid(), "machine": socket.gethostname()}
+            os.pwrite(descriptor, json.dumps(us).encode(), 0)
+    except OSError:  # a full disk
+        release(folder)
+        raise
     return ()
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Lock a folder while the block runs, unless this process has locked it before.
+
+    Raises ValueError where it cannot be written to, or another process writes there.
+    """
+    check_writable(folder)
+    is_mine = folder.resolve() not in _held
+    for line in take(folder):
+        print(line, flush=True)
+    try:
+        yield
+    finally:
+        if is_mine:
+            release(folder)
 
 
 def release(folder: Path) -> None:
