@@ -125,6 +125,7 @@ class SavingTrainer(Trainer):
 
     def _not_written(self, folder: Path, error: Exception) -> str:
         output = Path(str(self.args.output_dir))
+        self._require_folder(output)
         older, _ = run_folder.last_complete(output)
         free = shutil.disk_usage(output).free / 2**30
         return (
