@@ -28,7 +28,6 @@ FLOORS = {
             "image_arithmetic",
             "scratch",
             "sharding",
-            "template_meter",
             "threads",
         ),
         ("samples",),

@@ -30,11 +30,12 @@ from transformers.utils import is_flash_attn_2_available
 
 import finetune.families as families
 from finetune.families.base import Family, flash_fault
+from finetune.families.parts.chat import BrokenTemplate
 from finetune.families.parts.modules import bare_model
 from finetune.model import adapters, checkpoint_files, hub, weights
 from finetune.model.folders import ADAPTER_CONFIG, MODEL_CONFIG, is_adapter, resolve, shortened
+from finetune.model.trial import excess
 from finetune.samples.conversation import Conversation, ImageRef, Turn
-from finetune.template_meter import BrokenTemplate
 
 if TYPE_CHECKING:  # takes two seconds to import; reading configurations does not need it
     from peft import PeftModel
@@ -218,21 +219,29 @@ def load_processor(name_or_path: str | Path, *, cache_dir: str | None = None, ba
     checkpoint_files.check_processor(base_name if adapter is None else adapter)
     if adapter is not None and any((adapter / name).is_file() for name in _PROCESSOR_FILES):
         with _opened(str(adapter)), checkpoint_files.understood(adapter):
-            return _tried(family, family.load_processor(str(adapter)))
+            return _tried(family, family.load_processor(str(adapter)), adapter)
     with _opened(base_name), checkpoint_files.understood(base_name):
-        return _tried(family, family.load_processor(base_name, cache_dir=cache_dir))
+        return _tried(family, family.load_processor(base_name, cache_dir=cache_dir), base_name)
 
 
-def _tried(family: Family, processor: Any) -> Any:
+def _tried(family: Family, processor: Any, place: str | Path) -> Any:
     """The processor, once it has read a picture and a question.
 
     Libraries accept settings of any type, and fail where they are first used: in the middle of the data. What the
-    project refuses itself (ValueError: a template that leaves out turns) is refused there, with the sample's name; but
-    not a template that fails or does not end, which each sample would wait for.
+    project refuses itself (ValueError: a template that leaves out turns) is refused there, with the sample's name.
+
+    Raises ValueError for a chat template that does not end, or fails.
     """
     asked = Turn("user", (ImageRef("a picture", Path(), data=_picture()), "What is this?"))
+    conversation = Conversation((asked, Turn("assistant", ("A picture.",))), "a trial")
+    too_much = excess(lambda: family.encode(processor, conversation, media=False))
+    if too_much is not None:
+        raise BrokenTemplate(
+            f"{place}: its chat template (chat_template.jinja, chat_template.json or tokenizer_config.json) {too_much} "
+            "to write one question and its answer; expected milliseconds; take the file of the published model"
+        )
     try:
-        family.encode(processor, Conversation((asked, Turn("assistant", ("A picture.",))), "a trial"))
+        family.encode(processor, conversation)
     except BrokenTemplate:
         raise
     except ValueError:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sized
 from difflib import get_close_matches
 from typing import Any
 
-from finetune.template_meter import variables_of
+from transformers.utils.chat_template_utils import _get_template_variables
 
 
 def check_options(caller: str, unknown: Mapping[str, Any], known: Collection[str]) -> None:
@@ -30,5 +30,5 @@ def _is_given(value: Any) -> bool:
 
 def check_variables(caller: str, variables: Collection[str], template: str, options: Collection[str]) -> None:
     """Raises TypeError for a name that is neither an option of the call nor a variable of the template."""
-    own = variables_of(template)
+    own = _get_template_variables(template)
     check_options(caller, dict.fromkeys(name for name in variables if name not in own), {*options, *own})

@@ -17,9 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
-from transformers.utils.chat_template_utils import render_jinja_template
-
-from finetune.template_meter import bounded, variables_of
+from transformers.utils.chat_template_utils import _get_template_variables, render_jinja_template
 
 MARK = "\ufdd1"  # a noncharacter of Unicode: no text has it, no normalisation touches it, UTF-8 and JSON carry it
 # A "<" that starts a control token or an image, or could start one together with the text after it.
@@ -100,12 +98,11 @@ def render(
 ) -> tuple[list[Rendered], bool]:
     """The rendered chats of a conversation or of a batch, and whether it was a batch.
 
-    Raises ValueError naming the message if a role, a key or a part cannot be rendered or would be dropped, and
-    TooCostly for a template that does not end.
+    Raises ValueError naming the message if a role, a key or a part cannot be rendered or would be dropped.
     """
     batched = _is_batch(conversation)
     chats = [_messages(chat) for chat in (conversation if batched else [conversation])]
-    known = variables_of(template)
+    known = _get_template_variables(template)
     for name, value in (("tools", tools), ("documents", documents)):
         if value and name not in known:
             raise RenderingError(
@@ -117,16 +114,15 @@ def render(
     if options.get("add_generation_prompt") and options.get("continue_final_message"):
         raise ValueError("add_generation_prompt and continue_final_message exclude each other")
     prepared = [_prepared(chat, template) for chat in chats]
-    with bounded(len(prepared)):
-        texts, spans = render_jinja_template(
-            conversations=[messages for messages, _ in prepared],
-            tools=_as_words_all(tools),
-            documents=_as_words_all(documents),
-            chat_template=template,
-            return_assistant_tokens_mask=generated,
-            **options,
-            **{name: _as_words_all(value) for name, value in variables.items()},
-        )
+    texts, spans = render_jinja_template(
+        conversations=[messages for messages, _ in prepared],
+        tools=_as_words_all(tools),
+        documents=_as_words_all(documents),
+        chat_template=template,
+        return_assistant_tokens_mask=generated,
+        **options,
+        **{name: _as_words_all(value) for name, value in variables.items()},
+    )
     return [
         Rendered(text, tuple(images), tuple(map(tuple, spans[i])) if generated else ())
         for i, (text, (_, images)) in enumerate(zip(texts, prepared, strict=True))

@@ -24,14 +24,27 @@ from jinja2 import TemplateError
 from finetune.families.base import Encoded, ImageTokens
 from finetune.printable import one_line
 from finetune.samples.conversation import Conversation, Part, Role
-from finetune.template_meter import BrokenTemplate, TooCostly, bounded
 
 if TYPE_CHECKING:
     import torch
 
 IGNORED = -100
 _EDGE = "\ufdd0"  # a noncharacter of Unicode: no template writes it or treats it in a way of its own
+_FAILURES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+)
+"""What a chat template that is no such thing raises; its own refusals are TemplateErrors."""
 _MARK = re.compile(f"{_EDGE}(open|close|piece) (\\d+){_EDGE}")
+
+
+class BrokenTemplate(ValueError):  # noqa: N818
+    """A chat template that no conversation can be written with."""
 
 
 class Control(str):
@@ -331,21 +344,13 @@ def _rendered(
 
 
 def _applied(processor: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-    """What the processor's template writes, within bounds.
+    """What the processor's template writes.
 
-    Raises TemplateError where the template refuses the messages, and BrokenTemplate, naming the file, where it does
-    not end or fails."""
+    Raises TemplateError where the template refuses the messages, and BrokenTemplate, naming the file, where it fails.
+    """
     try:
-        with bounded():
-            return processor.apply_chat_template(messages, tokenize=False, **options)
-    except TooCostly as error:
-        if not str(error).startswith("it "):
-            raise  # from within: it names the file
-        raise TooCostly(
-            f"{_template_file(processor)}: this chat template is not rendered: {error}; expected one that writes the "
-            "turns one after the other; take the file of the published model"
-        ) from error
-    except (ArithmeticError, AttributeError, LookupError, SyntaxError, TypeError) as error:
+        return processor.apply_chat_template(messages, tokenize=False, **options)
+    except _FAILURES as error:
         raise BrokenTemplate(
             f"{_template_file(processor)}: this chat template fails: {type(error).__name__}: "
             f"{one_line(str(error), 300)}; take the file of the published model"
