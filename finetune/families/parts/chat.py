@@ -30,15 +30,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 _EDGE = "\ufdd0"  # a noncharacter of Unicode: no template writes it or treats it in a way of its own
-_FAILURES = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    SyntaxError,
-    TypeError,
-)
+_FAILURES = (ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError)
 """What a chat template that is no such thing raises; its own refusals are TemplateErrors."""
 _MARK = re.compile(f"{_EDGE}(open|close|piece) (\\d+){_EDGE}")
 

@@ -65,3 +65,11 @@ def test_a_template_without_an_end_is_refused_with_its_folder(tmp_path: Path, te
         checkpoint.load_processor(tmp_path)
     said = str(refused.value)
     assert said.startswith(f"{tmp_path}: ") and "chat_template.jinja" in said and len(said) < 500
+
+
+def test_a_template_that_fails_names_its_file(tmp_path: Path):
+    GRIDS["qwen2.5-vl"].write(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages + 1 }}", encoding="utf-8")
+    with pytest.raises(ValueError, match="this chat template fails: TypeError") as refused:
+        checkpoint.load_processor(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path / 'chat_template.jinja'}: ")
