@@ -1,6 +1,6 @@
 """Disks and folders as machines have them: full, closed, deleted, named oddly. Not a part of the tests: it takes long.
 
-    bash scripts/endurance.sh disk [MINUTES] [--only WORD] [--work DIR] [--output FILE]
+    bash scripts/endurance.sh disk [MINUTES] [--only EXPRESSION ...] [--work DIR] [--output FILE]
 
 A *case* is a program in a place. Either it works, and what it leaves equals what it leaves in an ordinary place, or it
 says in one message what is wrong; then nothing that was there is lost, nothing half-written is left, and once the place
@@ -9,7 +9,7 @@ is as it should be the same command works, with the same result.
 A full disk is ``full_disk.c``, preloaded: from the N-th write below the output folder on (openings, folders and renames
 count) nothing more is taken, or it takes all but that one, as where somebody frees space. N is every write that differs
 from the one before it in what it does and to which kind of file; a file that is written in pieces is cut in its first
-two and its last. Those of a training are in random order, so that however many there is time for are a sample.
+two and its last. Cases come in a random order, so that however many there is time for are a sample.
 
 Results are lines in DIR/disk.jsonl, so that a second call goes on.
 """
@@ -154,10 +154,7 @@ class Places:
         yield Case(TRAINING, "2 MiB of /dev/shm", lambda: self.works(TRAINING, shm_kib=2048))
 
     def full_disks(self, program: str) -> Iterator[Case]:
-        writes = self.writes(program)
-        if program == TRAINING:
-            random.Random(SEED).shuffle(writes)
-        for at, (number, words) in enumerate(writes):
+        for at, (number, words) in enumerate(self.writes(program)):
             again = program != TRAINING or at % AGAIN == 0
             error = errno.EDQUOT if at % 4 == 3 else errno.ENOSPC
             for what, last in (("full from", 0), ("full at", number)) if at % 2 == 0 else (("full from", 0),):
@@ -173,7 +170,7 @@ class Places:
         if not kept.is_file():
             out = self.fresh(program)
             self.arm(log=True)
-            ran = self._run(program, out, below=out)
+            ran = self._run(program, out, below=written_below(program, out))
             found = re.findall(r"^DISK (\d+) (\S+) (.*)$", ran.text, re.MULTILINE)
             write_atomically(kept, json.dumps(found).encode())
         return chosen(json.loads(kept.read_text()))
@@ -185,7 +182,7 @@ class Places:
         out = self.fresh(program)
         before = content(out)
         self.arm(number, error, last)
-        ran = self._run(program, out, below=out)
+        ran = self._run(program, out, below=written_below(program, out))
         faults = self._said(ran)
         if self.count() < number:
             return "never reached", ran, []
@@ -195,7 +192,7 @@ class Places:
             faults.append("status 0, though the disk took no more")
         words = os.strerror(error)
         faults += [] if words in ran.text else [f"no word of {words!r}"]
-        faults += half_written(out)
+        faults += half_written(written_below(program, out))
         faults += [
             f"{name} was there and is lost" for name in before if content(out).get(name) != before[name]
         ]
@@ -486,6 +483,11 @@ def chosen(writes: list[tuple[str, str, str]]) -> list[tuple[int, str]]:
     return sorted(numbers.items())
 
 
+def written_below(program: str, out: Path) -> Path:
+    """An export appears whole, from beside its place."""
+    return out.parent if program == EXPORT else out
+
+
 def content(folder: Path) -> dict[str, bytes]:
     """Path → bytes of every file."""
     return {str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*") if one.is_file()}
@@ -582,8 +584,8 @@ def main() -> None:
     known = {(one["program"], one["place"]) for one in done}
     until = time.monotonic() + 60 * args.minutes
     with Places(args.work) as places:
-        for case in tqdm([*places.cases()], desc="cases", unit="case"):
-            if (case.program, case.place) in known or args.only not in f"{case.program}: {case.place}":
+        for case in tqdm(asked([*places.cases()], args.only), desc="cases", unit="case"):
+            if (case.program, case.place) in known:
                 continue
             if time.monotonic() > until:
                 break
@@ -607,6 +609,13 @@ def main() -> None:
     sys.exit(1 if summary["cases_with_faults"] else 0)
 
 
+def asked(cases: list[Case], expressions: list[str]) -> list[Case]:
+    """The cases that each expression finds, in random order."""
+    random.Random(SEED).shuffle(cases)
+    found = [case for one in expressions for case in cases if re.search(one, f"{case.program}: {case.place}")]
+    return list(dict.fromkeys(found))
+
+
 def summed(done: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         **circumstances(),
@@ -621,7 +630,12 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("minutes", type=float, nargs="?", default=60.0)
-    parser.add_argument("--only", default="", help="cases whose program and place have this in their words")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[""],
+        help='cases whose "PROGRAM: PLACE" these expressions find, in their order',
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "output_endurance_disk")
     parser.add_argument("--output", type=Path, help="JSON file for the result")
     return parser.parse_args()

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from finetune.model import checkpoint, weights
 from finetune.model.adaptation import Plan, adapt
 from finetune.training import run_folder
 from finetune.training.guards import TrainingError
-from finetune.training.saving import is_write_failure
+from finetune.training.saving import SavingTrainer, is_write_failure
 from tests.finetune.model.test_adaptation import FULL, LORA, perturb
 from tests.finetune.test_program import program  # noqa: F401  (a fixture)
 from tests.finetune.training.test_resume import LORA as LORA_FLAGS
@@ -111,6 +111,16 @@ def test_names_of_earlier_releases_are_understood(tmp_path: Path, tied: bool):
     weights.restore(other, tmp_path)
     state = other.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_folder_that_is_deleted_while_a_checkpoint_is_written_is_what_is_told(tmp_path: Path):
+    trainer = SavingTrainer.__new__(SavingTrainer)
+    trainer.args = SimpleNamespace(output_dir=str(tmp_path / "out"), should_save=True)  # type: ignore[assignment]
+    trainer.run_file = tmp_path / "out" / "run.json"
+    gone = FileNotFoundError(2, "No such file or directory", "out/checkpoint-3/adapter_model.safetensors")
+    told = r"out: run\.json is gone, so the folder was deleted"
+    with pytest.raises(TrainingError, match=told), trainer._writing(tmp_path / "out" / "checkpoint-3"):
+        raise gone
 
 
 def test_a_full_disk_loses_only_the_newest_checkpoint(
