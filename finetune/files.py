@@ -179,9 +179,13 @@ def check_writable(folder: Path) -> None:
     refuses another input leaves nothing behind. Raises ValueError if the folder cannot be written.
     """
     made = [one for one in (folder, *folder.parents) if not one.exists()]
+    trial = _temporary(folder / "trial")
     try:
-        write_atomically(folder / ".trial", b"")
-        (folder / ".trial").unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            trial.write_bytes(b"\0")  # an empty file fits onto a full disk
+        finally:
+            trial.unlink(missing_ok=True)
     except OSError as error:
         found = "a file" if folder.is_file() else f"a folder that cannot be written ({error.strerror})"
         raise ValueError(

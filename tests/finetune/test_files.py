@@ -138,3 +138,15 @@ def test_a_folder_replaces_another_whole_or_not_at_all(tmp_path: Path, error: Ex
     with pytest.raises(FileNotFoundError), folder_in_place_of(part) as folder:
         (tmp_path / "missing.json").read_text()
     assert [one.name for one in part.iterdir()] == ["new"] and [*part.parent.iterdir()] == [part]
+
+
+def test_a_full_disk_takes_an_empty_file_and_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(path: Path, content: bytes) -> None:
+        path.touch()
+        if content:
+            raise FULL_DISK
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ValueError, match=r"below: found a folder that cannot be written \(No space left"):
+        check_writable(tmp_path / "out" / "below")
+    assert not list(tmp_path.iterdir())
