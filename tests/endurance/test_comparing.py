@@ -45,3 +45,12 @@ def test_pictures_temporary_files_and_tags_may_not(folders: tuple[Path, Path]) -
     ]
     assert comparing.differences(found, alone)[:2] == [".trial.tmp is missing", "attention/a.png differs"]
     assert "TensorBoard lacks 'train/other'" in comparing.differences(found, alone)
+
+
+def test_the_last_epoch_is_logged_twice_or_once(folders: tuple[Path, Path]) -> None:
+    for folder, steps in zip(folders, ((1, 2, 2), (1, 2)), strict=True):
+        with SummaryWriter(str(folder / "runs"), filename_suffix="epoch") as writer:
+            for step in steps:
+                writer.add_scalar("train/epoch", step / 2, step)
+    assert comparing.differences(*folders) == []
+    assert comparing.differences(*reversed(folders)) == ["TensorBoard has 'train/epoch' twice at steps [2]"]
