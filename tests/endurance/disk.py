@@ -489,8 +489,9 @@ def written_below(program: str, out: Path) -> Path:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Path → bytes of every file."""
-    return {str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*") if one.is_file()}
+    """Path → bytes of every file, but of the lock: whoever holds it loses it by closing that file."""
+    found = [one for one in folder.rglob("*") if one.is_file() and one.name != folder_lock.LOCK_FILE]
+    return {str(one.relative_to(folder)): one.read_bytes() for one in found}
 
 
 def half_written(folder: Path) -> list[str]:
