@@ -56,6 +56,7 @@ class ConversationDataset(Dataset[Sample]):
     source_of       Int[samples], which source each comes from
     look            which rows of answers' phrases are supervised; None: none, and ``look_at`` is not read
     kept            samples that stay in memory as they were first read: none until ``keep``
+    ahead           what is computed of a sample when it is read, before it is kept; None: nothing
     """
 
     def __init__(
@@ -75,10 +76,11 @@ class ConversationDataset(Dataset[Sample]):
         self.processor, self.family = processor, family
         self.max_length, self.on_bad_sample, self.look = max_length, on_bad_sample, look
         self.kept: KeptSamples[Sample] = KeptSamples(0)
+        self.ahead: Callable[[Encoded], Encoded] | None = None
 
-    def keep(self, room_bytes: float) -> None:
+    def keep(self, room_bytes: float, *, ahead: Callable[[Encoded], Encoded] | None = None) -> None:
         """From here on, keep what is read in memory, up to so many bytes, and forget what was kept before."""
-        self.kept = KeptSamples(room_bytes)
+        self.kept, self.ahead = KeptSamples(room_bytes), ahead
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -88,6 +90,8 @@ class ConversationDataset(Dataset[Sample]):
         sample = self.kept.get(index)
         if sample is None:
             sample = self._read(index)
+            if self.ahead is not None:
+                sample = sample._replace(encoded=self.ahead(sample.encoded))
             self.kept.offer(index, sample, sample.encoded)
         return sample
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -239,6 +239,17 @@ class Family(Protocol):
 
     def image_arithmetic(self, config: Any, size_pixels: tuple[int, int]) -> ImageArithmetic:
         """The preprocessing of a picture of (width, height) pixels, from the configuration alone."""
+
+
+@runtime_checkable
+class TowerApart(Protocol):
+    """A family whose vision tower can run before the rest of the model."""
+
+    def tower_states(self, model: Any, media: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the tower makes of a sample's pictures, under the name by which the model takes it in their place.
+
+        model   the bare one. Each picture goes through alone, so that its bits do not depend on its company.
+        """
 
 
 def encode_for_training(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -134,6 +134,10 @@ class QwenVLFamily:
             images=(self._image_tokens(processor, 0, (side, side)),),
             media={"pixel_values": torch.zeros(1, 3, side, side)},
         )
+
+    def tower_states(self, model: Any, media: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        pictures = media["pixel_values"].split(1)
+        return {"patch_states": torch.cat([model.transformer.visual.patch_states(one) for one in pictures])}
 
     def packed(self, config: Any, samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """``position_ids`` [1, tokens] that start again at 0: transformers' masks keep apart what restarts."""

@@ -266,15 +266,19 @@ class QwenVLModel(QwenVLPreTrainedModel):
         return (inputs_embeds == start).all(-1), (inputs_embeds == end).all(-1)
 
     def _embed(
-        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, pixel_values: Tensor | None
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        pixel_values: Tensor | None,
+        patch_states: Tensor | None,
     ) -> Float[Tensor, "batch tokens hidden"]:
         embeddings = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
-        n_images = (
-            0 if pixel_values is None else pixel_values.shape[0]
-        )  # len() would make it a constant in a graph
-        if pixel_values is not None and n_images:
+        pictures = pixel_values if patch_states is None else patch_states
+        n_images = 0 if pictures is None else pictures.shape[0]  # len() would make it a constant in a graph
+        if pictures is not None and n_images:
             slots = self.image_slots(*self.image_marks(input_ids, inputs_embeds), n_images)
-            features = self.visual(pixel_values).to(embeddings.dtype)
+            features = self.visual(pictures) if patch_states is None else self.visual.tokens(pictures)
+            features = features.to(embeddings.dtype)
             # Out of place: under LoRA the embeddings are a leaf that requires grad.
             return embeddings.masked_scatter(slots[..., None], features)
         if input_ids is not None and self._may_hold_images(input_ids):
@@ -332,11 +336,14 @@ class QwenVLModel(QwenVLPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        patch_states: Float[Tensor, "images patches vision_width"] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds")
-        inputs_embeds = self._embed(input_ids, inputs_embeds, pixel_values)
+        if pixel_values is not None and patch_states is not None:
+            raise ValueError("expected at most one of pixel_values and patch_states")
+        inputs_embeds = self._embed(input_ids, inputs_embeds, pixel_values, patch_states)
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -440,6 +447,7 @@ class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        patch_states: Float[Tensor, "images patches vision_width"] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits [batch, tokens, vocabulary], and with ``labels`` (-100 = not trained on) the loss in nats a token.
@@ -447,7 +455,8 @@ class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
         ``shift_labels`` (each token's successor) take precedence over ``labels``.
 
         An image in ``input_ids`` is ``<img>`` + n_queries slots + ``</img>``; the vision tower's features of
-        ``pixel_values`` replace the slots, whatever their ids, in the order of the images in the batch.
+        ``pixel_values`` replace the slots, whatever their ids, in the order of the images in the batch. What the tower
+        has made of them (``patch_states``) may be given in their place.
 
         Raises ValueError if an image is cut, or if ``<img>`` tokens and images differ in number.
         """
@@ -458,6 +467,7 @@ class QwenVLForConditionalGeneration(QwenVLPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             pixel_values=pixel_values,
+            patch_states=patch_states,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,

@@ -214,6 +214,12 @@ class VisionTransformer(nn.Module):
     def forward(
         self, pixel_values: Float[Tensor, "images 3 height width"]
     ) -> Float[Tensor, "images queries hidden"]:
+        return self.tokens(self.patch_states(pixel_values))
+
+    def patch_states(
+        self, pixel_values: Float[Tensor, "images 3 height width"]
+    ) -> Float[Tensor, "images patches vision_width"]:
+        """The tower alone. Raises ValueError for pictures of another size than the model's."""
         if pixel_values.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"pixel_values: found shape {tuple(pixel_values.shape)}, "
@@ -221,5 +227,10 @@ class VisionTransformer(nn.Module):
             )
         x = self.conv1(pixel_values.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
         x = self.ln_pre(x + resize_positions(self.positional_embedding, x.shape[1]))
-        x = self.attn_pool(self.transformer(x))
-        return self.ln_post(x) @ self.proj
+        return self.transformer(x)
+
+    def tokens(
+        self, patch_states: Float[Tensor, "images patches vision_width"]
+    ) -> Float[Tensor, "images queries hidden"]:
+        """The connector alone: what the tower made of pictures → tokens of the language model."""
+        return self.ln_post(self.attn_pool(patch_states)) @ self.proj

@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,13 +24,13 @@ from finetune.data.dataset import MOST_NAMES_SHOWN, Collator, ConversationDatase
 from finetune.data.look import LookBatch
 from finetune.data.schedule import Schedule, StepShape
 from finetune.distributed import joined, local_processes, reduced
-from finetune.families.base import Family
+from finetune.families.base import Encoded, Family
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
 from finetune.model.adaptation import Rates, component_of
 from finetune.model.free_memory import available_bytes
 from finetune.samples.listing import shown
-from finetune.training import library_log, loss, optimizer, pickles
+from finetune.training import frozen_tower, library_log, loss, optimizer, pickles
 from finetune.training.guards import GradientCheck, TrainingError
 from finetune.training.look import LookSettings
 from finetune.training.look_steps import LookSteps
@@ -259,7 +259,8 @@ class FinetuneTrainer(SavingTrainer):
         else:
             steps, epochs = schedule.steps_of(args.num_train_epochs), math.ceil(args.num_train_epochs)
         schedule.set_epoch(0)
-        self._dataset.keep(self._room_for_samples() if epochs > 1 else 0)
+        room = self._room_for_samples() if epochs > 1 else 0
+        self._dataset.keep(room, ahead=self._tower_ahead() if room else None)
         return epochs, schedule.steps(0), examples, samples, batch_size, schedule.micro_batches(0), steps
 
     def _room_for_samples(self) -> float:
@@ -268,6 +269,14 @@ class FinetuneTrainer(SavingTrainer):
             return 0
         free, processes = available_bytes(torch.device("cpu")), local_processes()
         return kept_samples.room_bytes(self.args.kept_samples_gib, free, processes)
+
+    def _tower_ahead(self) -> Callable[[Encoded], Encoded] | None:
+        """For kept samples: a frozen tower sees each picture once. None where its output could differ from step to
+        step, and on GPUs, whose memory is not that of samples."""
+        args, mixed = self.args, self.accelerator.mixed_precision != "no"
+        if args.device.type != "cpu" or args.world_size > 1 or mixed or self.is_fsdp_enabled:
+            return None
+        return frozen_tower.ahead(bare_model(self.model), self._family)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         super()._init_training_state(*args, **kwargs)
