@@ -17,4 +17,4 @@ step ruff check .
 step mypy
 step python -c 'import finetune, finetune.training.trainer, finetune.model.checkpoint, diagnostics, diagnostics.compare'
 # The last lines list failures and skipped tests, with the missing package.
-step python -m pytest -n 2 --dist loadfile -rfEs "$@"
+step python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rfEs "$@"

@@ -12,6 +12,8 @@ import jaxtyping
 import pytest
 import torch
 
+from tests import order
+
 # Every call of these modules is checked against its annotations, shapes included. Not by pytest's option
 # --jaxtyping-packages: it has no room for the numeric tower of PEP 484, by which an int may stand for a float.
 SHAPES_CHECKED = (
@@ -25,6 +27,11 @@ jaxtyping.install_import_hook(
 )
 torch.set_num_threads(1)
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first; xdist keeps this order with ``--no-loadscope-reorder`` (its own is by number of tests)."""
+    order.slow_first(items)
 
 
 @pytest.fixture(scope="session", autouse=True)

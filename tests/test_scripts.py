@@ -274,7 +274,10 @@ def test_the_checks_end_with_what_was_skipped_and_why(project: Path):
         path.write_text("")
     done = call(project, "exec bash scripts/test.sh tests/test_x.py")
     assert done.returncode == 0, done.stderr
-    assert "python -m pytest -n 2 --dist loadfile -rfEs tests/test_x.py\n" in done.stdout.replace("== ", "")
+    assert (
+        "python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rfEs tests/test_x.py\n"
+        in done.stdout.replace("== ", "")
+    )
 
 
 @pytest.mark.parametrize("variables", [{"GPUS_PER_NODE": "two"}, {"GPUS_PER_NODE": "0"}, {"NNODES": "-1"}])
