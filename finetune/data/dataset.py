@@ -23,6 +23,7 @@ from finetune.samples.listing import shown
 MOST_NAMES_SHOWN = 20
 
 OnBadSample = Literal["error", "drop", "shrink"]
+Ahead = Callable[[Sequence[Encoded]], list[Encoded]]
 
 
 class Sample(NamedTuple):
@@ -56,7 +57,7 @@ class ConversationDataset(Dataset[Sample]):
     source_of       Int[samples], which source each comes from
     look            which rows of answers' phrases are supervised; None: none, and ``look_at`` is not read
     kept            samples that stay in memory as they were first read: none until ``keep``
-    ahead           what is computed of a sample when it is read, before it is kept; None: nothing
+    ahead           what is computed of samples that are read together, before they are kept; None: nothing
     """
 
     def __init__(
@@ -76,9 +77,9 @@ class ConversationDataset(Dataset[Sample]):
         self.processor, self.family = processor, family
         self.max_length, self.on_bad_sample, self.look = max_length, on_bad_sample, look
         self.kept: KeptSamples[Sample] = KeptSamples(0)
-        self.ahead: Callable[[Encoded], Encoded] | None = None
+        self.ahead: Ahead | None = None
 
-    def keep(self, room_bytes: float, *, ahead: Callable[[Encoded], Encoded] | None = None) -> None:
+    def keep(self, room_bytes: float, *, ahead: Ahead | None = None) -> None:
         """From here on, keep what is read in memory, up to so many bytes, and forget what was kept before."""
         self.kept, self.ahead = KeptSamples(room_bytes), ahead
 
@@ -87,13 +88,34 @@ class ConversationDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         """Raises ValueError that names the sample where it cannot be read, and with streaming where it is too long."""
-        sample = self.kept.get(index)
-        if sample is None:
-            sample = self._read(index)
-            if self.ahead is not None:
-                sample = sample._replace(encoded=self.ahead(sample.encoded))
-            self.kept.offer(index, sample, sample.encoded)
-        return sample
+        kept = self.kept.get(index)
+        return self._ready([self._read(index)])[0] if kept is None else kept
+
+    def together(self, indices: Sequence[int]) -> list[Sample | Fault]:
+        """Those of a batch. A sample that cannot be read becomes a ``Fault``."""
+        found: dict[int, Sample | Fault] = {}
+        read = []
+        for index in dict.fromkeys(indices):
+            kept = self.kept.get(index)
+            try:
+                if kept is None:
+                    read.append(self._read(index))
+                else:
+                    found[index] = kept
+            except ValueError as error:
+                found[index] = Fault(index, str(error))
+        found |= {sample.number: sample for sample in self._ready(read)}
+        return [found[index] for index in indices]
+
+    def _ready(self, read: Sequence[Sample]) -> list[Sample]:
+        """Samples that were just read, with what is computed ahead, and kept where there is room."""
+        ready = list(read)
+        if self.ahead is not None and ready:
+            encoded = self.ahead([sample.encoded for sample in ready])
+            ready = [sample._replace(encoded=one) for sample, one in zip(ready, encoded, strict=True)]
+        for sample in ready:
+            self.kept.offer(sample.number, sample, sample.encoded)
+        return ready
 
     def _read(self, index: int) -> Sample:
         conversation = self.conversations[index]
@@ -328,13 +350,12 @@ class Rows(Dataset[list[Sample | Fault]]):
         return len(self.dataset)
 
     def __getitem__(self, row: Row) -> list[Sample | Fault]:
-        return [self._sample(index) for index in row]
+        return self.dataset.together(row)
 
-    def _sample(self, index: int) -> Sample | Fault:
-        try:
-            return self.dataset[index]
-        except ValueError as error:
-            return Fault(index, str(error))
+    def __getitems__(self, rows: Sequence[Row]) -> list[list[Sample | Fault]]:
+        """A batch at once: torch's loader asks so where it can."""
+        found = iter(self.dataset.together([index for row in rows for index in row]))
+        return [[next(found) for _ in row] for row in rows]
 
 
 class Collator:

@@ -246,10 +246,8 @@ class TowerApart(Protocol):
     """A family whose vision tower can run before the rest of the model."""
 
     def tower_states(self, model: Any, media: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What the tower makes of a sample's pictures, under the name by which the model takes it in their place.
-
-        model   the bare one. Each picture goes through alone, so that its bits do not depend on its company.
-        """
+        """What the tower makes of pictures, under the name by which the model (a bare one) takes it in their place. The
+        first axis is that of the media: a sample's pictures can be cut out of a batch's."""
 
 
 def encode_for_training(

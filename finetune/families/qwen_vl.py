@@ -136,8 +136,7 @@ class QwenVLFamily:
         )
 
     def tower_states(self, model: Any, media: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        pictures = media["pixel_values"].split(1)
-        return {"patch_states": torch.cat([model.transformer.visual.patch_states(one) for one in pictures])}
+        return {"patch_states": model.transformer.visual.patch_states(media["pixel_values"])}
 
     def packed(self, config: Any, samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """``position_ids`` [1, tokens] that start again at 0: transformers' masks keep apart what restarts."""

@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from finetune.data.dataset import MOST_NAMES_SHOWN, Collator, ConversationDatase
 from finetune.data.look import LookBatch
 from finetune.data.schedule import Schedule, StepShape
 from finetune.distributed import joined, local_processes, reduced
-from finetune.families.base import Encoded, Family
+from finetune.families.base import Family
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
 from finetune.model.adaptation import Rates, component_of
@@ -270,7 +270,7 @@ class FinetuneTrainer(SavingTrainer):
         free, processes = available_bytes(torch.device("cpu")), local_processes()
         return kept_samples.room_bytes(self.args.kept_samples_gib, free, processes)
 
-    def _tower_ahead(self) -> Callable[[Encoded], Encoded] | None:
+    def _tower_ahead(self) -> frozen_tower.FrozenTower | None:
         """For kept samples: a frozen tower sees each picture once. None where its output could differ from step to
         step, and on GPUs, whose memory is not that of samples."""
         args, mixed = self.args, self.accelerator.mixed_precision != "no"

@@ -54,11 +54,7 @@ def test_the_towers_output_in_place_of_pixels_gives_the_same_tokens_bit_for_bit(
 ):
     samples, ahead = with_pictures(dataset), frozen_tower.ahead(model, dataset.family)
     assert ahead is not None
-    several = replace(samples[0], media=joined_media(samples))
-    assert torch.equal(
-        ahead(several).media["patch_states"], joined_media([*map(ahead, samples)])["patch_states"]
-    )
-    before = [ahead(one) for one in samples]
+    before = ahead(samples)
     assert all(one.media.keys() == {"patch_states"} for one in before)
     visual, states = model.transformer.visual, joined_media(before)["patch_states"]
     assert not states.requires_grad
@@ -72,12 +68,43 @@ def test_the_towers_output_in_place_of_pixels_gives_the_same_tokens_bit_for_bit(
         model(input_ids=ids, **samples[0].media, **before[0].media)
 
 
-def test_a_sample_without_pictures_stays_as_it_is(
+def test_samples_keep_their_order_and_those_without_pictures_stay(
     model: QwenVLForConditionalGeneration, dataset: ConversationDataset
 ):
-    ahead = frozen_tower.ahead(model, dataset.family)
-    sample = replace(dataset[0].encoded, media={}, images=())
-    assert ahead is not None and ahead(sample) is sample
+    ahead, (one, other) = frozen_tower.ahead(model, dataset.family), with_pictures(dataset)[:2]
+    both = replace(one, media=joined_media([one, other]))
+    text = replace(one, media={}, images=())
+    assert ahead is not None
+    for _ in range(2):  # the first tries whether company changes bits
+        found = ahead([both, text, other])
+        assert found[1] is text and [len(found[i].media["patch_states"]) for i in (0, 2)] == [2, 1]
+        assert torch.equal(found[0].media["patch_states"][1:], found[2].media["patch_states"])
+        assert not torch.equal(found[0].media["patch_states"][:1], found[2].media["patch_states"])
+        assert (
+            found[2].media["patch_states"].untyped_storage().nbytes()
+            < 2 * found[2].media["patch_states"].nbytes
+        )
+    assert ahead.together == {3: True} and dataset.family.pictures == 3 + 3 + 3
+
+
+def test_company_that_changes_a_bit_is_left_out(
+    model: QwenVLForConditionalGeneration, dataset: ConversationDataset
+):
+    class Sensitive(QwenVLFamily):
+        def tower_states(self, model: Any, media: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            states = super().tower_states(model, media)["patch_states"]
+            states[-1] *= 1 + 1e-6 * (len(states) - 1)
+            return {"patch_states": states}
+
+    samples = with_pictures(dataset)[:3]
+    alone = frozen_tower.ahead(model, QwenVLFamily())
+    ahead = frozen_tower.ahead(model, Sensitive())
+    assert alone is not None and ahead is not None
+    expected = [alone([one])[0].media["patch_states"] for one in samples]
+    for _ in range(2):
+        found = [one.media["patch_states"] for one in ahead(samples)]
+        assert all(map(torch.equal, found, expected))
+    assert ahead.together == {3: False}
 
 
 def test_only_a_tower_that_always_says_the_same_runs_ahead(model: QwenVLForConditionalGeneration):
@@ -117,10 +144,14 @@ def test_each_picture_goes_through_a_frozen_tower_once(
     whole = tower.forward
     tower.forward = lambda x: (calls.append(len(x)), whole(x))[1]
     trainer.train()
-    assert isinstance(family, Counting) and family.pictures == pictures == sum(calls) == len(calls)
+    assert isinstance(family, Counting) and family.pictures == sum(calls)
+    # Once, and once more for each number of pictures in a batch that was new.
+    numbers = trainer.train_dataset.ahead.together
+    assert all(numbers.values()) and pictures < family.pictures <= pictures + sum(numbers)
+    read = family.pictures
     anew = make(checkpoint_folder, dataset, tmp_path, max_steps=7, kept_samples_gib=0.0)
     anew.train()
-    assert family.pictures == pictures  # the tower runs in the steps, over the batches
+    assert family.pictures == read  # the tower runs in the steps, over the batches
     assert losses(anew) == losses(trainer)
     ours, theirs = trainer.model.state_dict(), anew.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
