@@ -4,7 +4,7 @@ OMP_NUM_THREADS=1 python benchmarks/look_on_demo.py --work DIR                  
 OMP_NUM_THREADS=1 python benchmarks/look_on_demo.py --work DIR --seeds 42 1 2 --kinds plain look --fractions 0.0625
 OMP_NUM_THREADS=1 python benchmarks/look_on_demo.py --work DIR --output benchmarks/results/look_on_demo_DATE_cpu.json
 
-All train as many steps as the demo does, on the first samples of its corrective corpus, with the demo's other flags:
+All train 330 steps on the first samples of the demo's corrective corpus, with the demo's other flags:
 
     plain             the language loss alone
     look              + supervision of the layers that are not key layers, boxes of what should decide
@@ -35,7 +35,7 @@ from finetune.demo import corpus, prepare, settings
 from finetune.demo.probe_sets import GROUPS
 from finetune.files import write_atomically
 
-WEIGHT, LAYERS = "0.3", "1,3"
+STEPS, WEIGHT, LAYERS = "330", "0.3", "1,3"
 """Key layers of the demo's base are 0 and 2: attention is judged there, and supervised in the others."""
 KINDS: dict[str, list[str]] = {
     "plain": [],
@@ -129,7 +129,8 @@ def train(work: Path, data: prepare.DemoData, kind: str, fraction: float, seed: 
     content = json.dumps(records(data, fraction, placebo=kind == "placebo"), ensure_ascii=False)
     write_atomically(own, content.encode())
     flags = settings.training_flags(data._replace(corrective=own), processes=1)
-    more = ["--output_dir", str(folder), "--seed", str(seed), "--save_strategy", "no", "--report_to", "none"]
+    more = ["--output_dir", str(folder), "--seed", str(seed), "--max_steps", STEPS]
+    more += ["--save_strategy", "no", "--report_to", "none"]
     if measured := next(found_in(work), None):  # the untrained model is the same in all of them
         more += ["--baseline", str(measured.parents[1])]
     words = [

@@ -46,7 +46,7 @@ def training_flags(data: DemoData, *, processes: int) -> list[str]:
         "lora_r": "16",
         "lora_alpha": "32",
         "lora_dropout": "0",
-        "max_steps": "330",
+        "max_steps": "220",
         "per_device_train_batch_size": str(GLOBAL_BATCH // processes),
         "gradient_accumulation_steps": "1",
         "learning_rate": "2.5e-3",
