@@ -251,7 +251,8 @@ def check_base(
         if now != written:
             raise ValueError(
                 f"{folder}: this adapter was trained on other weights than {base_name}: found fingerprint {now[:12]}…, "
-                f"expected {written[:12]}… ({BASE_FILE} there); it was trained on an earlier state of {recorded}; "
+                f"expected {one_line(written, 12)} ({BASE_FILE} there); it was trained on an earlier state of "
+                f"{one_line(str(recorded), 200)}; "
                 f"give that base; {OTHER_BASE}"
             )
         return
@@ -264,8 +265,8 @@ def check_base(
         same = named_for_it or Path(recorded).name.lower() == Path(base_name).name.lower()
     if not same:
         raise ValueError(
-            f"{folder}: this adapter was trained on another base: found {base_name}, expected {recorded}, "
-            f"which {ADAPTER_CONFIG} there names; give that one; {OTHER_BASE}"
+            f"{folder}: this adapter was trained on another base: found {base_name}, expected "
+            f"{one_line(str(recorded), 200)}, which {ADAPTER_CONFIG} there names; give that one; {OTHER_BASE}"
         )
 
 

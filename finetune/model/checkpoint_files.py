@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from finetune import fields
+from finetune.families.parts.tokenizer import is_panic
 from finetune.fields import NULL, OBJECT, TEXT, TRUTH, Kind, by_name, items, number, one_of, whole
 from finetune.model import weights
 from finetune.printable import one_line
@@ -97,13 +98,22 @@ def _config_faults(part: dict[str, Any], at: str, depth: int) -> Iterator[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 _COLOURS = items(number(-1e6, 1e6), 3)
+_SIDE = whole(1, 2**13)
+_AREA = whole(1, 2**24)
+"""What pictures are enlarged to, in pixels: at 4 bytes a value, three values a pixel, a few copies take a gigabyte."""
 PREPROCESSOR = {
     "image_mean": _COLOURS | NULL,
     "image_std": items(number(0, above=True), 3) | NULL,
     "image_size": whole(1, 2**12) | OBJECT | NULL,
     "patch_size": whole(1, 2**15) | OBJECT | NULL,
-    "min_pixels": whole(1, 2**40) | NULL,
+    **dict.fromkeys(("temporal_patch_size", "merge_size"), whole(1, 2**6) | NULL),
+    **dict.fromkeys(("min_patches", "max_patches"), whole(1, 2**10) | NULL),
+    "min_pixels": _AREA | NULL,
     "max_pixels": whole(1, 2**40) | NULL,
+    "size": by_name(whole(1, 2**40) | NULL) | whole(1, 2**13) | NULL,
+    **dict.fromkeys(("crop_size", "pad_size"), by_name(_SIDE | NULL) | _SIDE | NULL),
+    "max_image_size": by_name(_SIDE) | NULL,
+    "image_grid_pinpoints": items(items(whole(1, 2**14), 2)) | NULL,
     "image_processor_type": TEXT | NULL,
     "processor_class": TEXT | NULL,
     **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), TRUTH | NULL),
@@ -127,7 +137,11 @@ TOKENIZER["chat_template"] = TEXT | items(OBJECT) | OBJECT | NULL
 PROCESSOR_FILES: dict[str, fields.Shape] = {
     "preprocessor_config.json": PREPROCESSOR,
     "tokenizer_config.json": TOKENIZER,
-    "processor_config.json": {"image_processor": OBJECT | NULL, "processor_class": TEXT | NULL},
+    "processor_config.json": {
+        "image_processor": OBJECT | NULL,
+        "processor_class": TEXT | NULL,
+        **dict.fromkeys(("image_seq_length", "image_seq_len", "num_image_tokens"), whole(0, 2**16) | NULL),
+    },
     "special_tokens_map.json": {},
 }
 
@@ -137,14 +151,28 @@ def check_processor(name_or_path: str | Path) -> None:
 
     Raises ValueError with file, field, what was found and what is expected.
     """
-    _check_files(Path(name_or_path), PROCESSOR_FILES)
+    for path, content in _check_files(Path(name_or_path), PROCESSOR_FILES):
+        found = [*_picture_faults(content, "")]
+        if isinstance(content.get("image_processor"), dict):
+            found += fields.faults(content["image_processor"], PREPROCESSOR, at="image_processor.")
+            found += _picture_faults(content["image_processor"], "image_processor.")
+        fields.refuse(found[: fields.MOST_FAULTS_SHOWN + 1], str(path), REMEDY)
 
 
-def _check_files(folder: Path, shapes: Mapping[str, fields.Shape]) -> None:
-    for name, shape in shapes.items():
-        path = folder / name
-        if path.is_file():
-            fields.load(path, shape, remedy=REMEDY)
+def _picture_faults(settings: Mapping[str, Any], at: str) -> Iterator[str]:
+    """What every picture is enlarged to. ``size`` has sides in pixels; in families that keep a picture's shape, how
+    many pixels it may have at least and at most."""
+    size = settings.get("size")
+    if isinstance(size, dict):
+        areas = any(name in settings for name in ("merge_size", "temporal_patch_size", "min_pixels"))
+        area = {"shortest_edge": _AREA | NULL}
+        yield from fields.faults(size, area if areas else dict.fromkeys(size, _SIDE | NULL), at=f"{at}size.")
+
+
+def _check_files(folder: Path, shapes: Mapping[str, fields.Shape]) -> list[tuple[Path, dict[str, Any]]]:
+    """Each file that is there, and what it holds."""
+    paths = [(folder / name, shape) for name, shape in shapes.items() if (folder / name).is_file()]
+    return [(path, fields.load(path, shape, remedy=REMEDY)) for path, shape in paths]
 
 
 WEIGHT_FILES: dict[str, fields.Shape] = {
@@ -181,7 +209,9 @@ def understood(place: str | Path) -> Iterator[None]:
         yield
     except OSError:
         raise  # a missing file: the caller has the better message
-    except Exception as error:  # any kind, see above
+    except BaseException as error:  # any kind, see above
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         reason = one_line(str(error).strip().partition("\n")[0], 300)
         if isinstance(error, ValueError) and str(place) in reason:
             raise

@@ -139,9 +139,8 @@ class Adapters(Checkpoints):
         if self.lost == "deleted":
             del tensors[one]
         elif self.lost == "renamed":
-            tensors[
-                chance.choice((f"{one}x", one.replace("layers", "layer"), f"\x1b[2J{one}", "x" * 3_000))
-            ] = tensors.pop(one)
+            fresh = (f"{one}x", one.replace(".lora", ".lor"), f"\x1b[2J{one}", "x" * 3_000)
+            tensors[chance.choice(fresh)] = tensors.pop(one)
         elif self.lost == "both":
             other = chance.choice([*tensors])
             tensors["a"] = tensors.pop(one)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune import fields
-from finetune.model import checkpoint, weights
+from finetune.model import checkpoint, checkpoint_files, weights
 from finetune.qwen_vl import QwenVLConfig, QwenVLTokenizer
 from finetune.samples import source
 from finetune.training import run_folder
@@ -98,6 +98,58 @@ def test_the_parts_of_every_family_have_limits(tmp_path: Path):
     refused(
         lambda: checkpoint.load(folder), "vision_config.depth: found", "text_config.num_hidden_layers: found"
     )
+
+
+GRID = {"merge_size": 2, "size": {"shortest_edge": 128, "longest_edge": 1536}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            GRID | {"size": {"shortest_edge": 10**9, "longest_edge": 10**9}},
+            "size.shortest_edge: found 1000000000",
+        ),
+        (GRID | {"min_pixels": 10**9}, "min_pixels: found 1000000000"),
+        (GRID | {"temporal_patch_size": 65536}, "temporal_patch_size: found 65536"),
+        ({"size": {"shortest_edge": 10**5}}, "size.shortest_edge: found 100000"),
+        ({"size": {"longest_edge": 10**5}}, "size.longest_edge: found 100000"),
+        ({"size": {"height": 10**9, "width": 10}}, "size.height: found 1000000000"),
+        ({"size": 10**9}, "size: found 1000000000"),
+        ({"crop_size": {"height": 10**5, "width": 20}}, "crop_size: found"),
+        ({"max_image_size": {"longest_edge": 10**5}}, "max_image_size: found"),
+        ({"max_patches": 10**9}, "max_patches: found 1000000000"),
+        ({"image_grid_pinpoints": [[10**9, 10**9]]}, "image_grid_pinpoints: found a list"),
+    ],
+)
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_pictures_that_would_become_too_large_are_refused(
+    tmp_path: Path, file: str, settings: dict[str, Any], words: str
+):
+    nested = file == "processor_config.json"
+    (tmp_path / file).write_text(json.dumps({"image_processor": settings} if nested else settings))
+    words = f"image_processor.{words}" if nested else words
+    refused(lambda: checkpoint_files.check_processor(tmp_path), f"{tmp_path / file}: ", words)
+
+
+def test_processors_as_published_and_larger_pass(tmp_path: Path):
+    grid = {"merge_size": 2, "size": {"shortest_edge": 65536, "longest_edge": 2**34}, "crop_size": None}
+    for settings in (
+        grid | {"min_pixels": 10**6, "max_pixels": 10**9, "temporal_patch_size": 2},
+        {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}},
+        {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}},
+        {"size": {"height": 896, "width": 896}, "max_patches": 40},
+        {
+            "image_grid_pinpoints": [[384 * i, 384 * j] for i in range(1, 37) for j in range(1, 37)],
+            "size": 384,
+        },
+    ):
+        for name, content in (
+            ("preprocessor_config.json", settings),
+            ("processor_config.json", {"image_processor": settings}),
+        ):
+            (tmp_path / name).write_text(json.dumps(content))
+        checkpoint_files.check_processor(tmp_path)
 
 
 def test_what_no_model_can_be_built_from_is_one_message_too(tmp_path: Path):

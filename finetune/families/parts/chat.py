@@ -22,6 +22,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from finetune.families.base import Encoded, ImageTokens
+from finetune.families.parts.tokenizer import is_panic
 from finetune.printable import one_line
 from finetune.samples.conversation import Conversation, Part, Role
 
@@ -224,17 +225,16 @@ class _Writer:
             and self.ids != self.before
         )
         continuing = _continuing(self.tokenizer, len(self.tokenizer)) if follows else None
-        if continuing is not None:
-            read = continuing.encode(text, add_special_tokens=False)
-            return read.ids, read.offsets
-        found = self.tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        return found["input_ids"], found["offset_mapping"]
+        try:
+            return _tokens(self.tokenizer, continuing, text)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise ValueError(
+                f"{one_line(str(self.tokenizer.name_or_path), 300)}: the tokenizer fails on "
+                f"{one_line(repr(text), 80)}: {one_line(str(error), 200)}; expected patterns that end (tokenizer.json); "
+                "take the file of the published model"
+            ) from error
 
     def _id(self, token: str) -> int:
         found = _controls(self.tokenizer, len(self.tokenizer)).ids.get(str(token))
@@ -243,6 +243,21 @@ class _Writer:
                 f"the tokenizer has no control token {str(token)!r}, which this family's chats need"
             )
         return found
+
+
+def _tokens(tokenizer: Any, continuing: Any | None, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and the characters of each; ``continuing``: as ``_continuing`` gives it."""
+    if continuing is not None:
+        read = continuing.encode(text, add_special_tokens=False)
+        return read.ids, read.offsets
+    found = tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    return found["input_ids"], found["offset_mapping"]
 
 
 class _Controls(NamedTuple):

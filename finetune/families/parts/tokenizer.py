@@ -21,3 +21,11 @@ def load_tokenizer(name_or_path: str, **hub: Any) -> Any:
             f"{name_or_path}: its tokenizer is code that comes with the checkpoint, which is never run; expected "
             "one of transformers' own (tokenizer.json): give the checkpoint's conversion to transformers"
         ) from error
+
+
+def is_panic(error: BaseException) -> bool:
+    """Did the tokenizers' library, which is in Rust, give up, as where a pattern of tokenizer.json takes too long?
+
+    Its exception derives from BaseException alone, and has no module to import it from.
+    """
+    return type(error).__name__ == "PanicException"

@@ -47,6 +47,15 @@ def test_a_chat_with_a_picture_token_by_token():
     assert ids[31] == IDS[END]
 
 
+def test_a_pattern_of_the_tokenizer_that_takes_too_many_steps_is_a_message():
+    from tokenizers import Regex, pre_tokenizers
+
+    of = processor()
+    of.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(x+x+)+y"), "isolated")
+    with pytest.raises(ValueError, match=r"the tokenizer fails on .*retry-limit-in-match.*tokenizer\.json"):
+        chat([("user", ["x" * 40])], of=of)
+
+
 def test_every_answer_is_learned_and_nothing_else():
     turns = [
         ("system", ["be brief"]),
