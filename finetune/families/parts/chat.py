@@ -232,8 +232,8 @@ class _Writer:
                 raise
             raise ValueError(
                 f"{one_line(str(self.tokenizer.name_or_path), 300)}: the tokenizer fails on "
-                f"{one_line(repr(text), 80)}: {one_line(str(error), 200)}; expected patterns that end (tokenizer.json); "
-                "take the file of the published model"
+                f"{one_line(repr(text), 80)}: {one_line(str(error), 200)}; expected patterns that end "
+                "(tokenizer.json); take the file of the published model"
             ) from error
 
     def _id(self, token: str) -> int:
