@@ -19,7 +19,7 @@ from diagnostics.keep.summary import (
     rows_of,
     sentence,
 )
-from diagnostics.report.languages import Language, as_written, in_both_languages
+from diagnostics.report.languages import SWITCH_PLACE, Language, as_written, in_both_languages
 from diagnostics.report.style import style_sheet
 
 STYLE = """
@@ -49,7 +49,7 @@ def keep_html(study: Study, *, opens: Language = "en") -> str:
     """
     title = sentence(study)
     parts = [
-        "{{LANGUAGES}}",
+        SWITCH_PLACE,
         f"<h1>{_e(title)}</h1>",
         f'<p class="lead">{as_written(study.model)}. Dropped are {_e(study.drops)}. '
         f"The key layer is {study.key_layer}: {_e(study.why_layer)}</p>",

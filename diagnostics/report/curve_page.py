@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diagnostics.comparison.curve import headline
-from diagnostics.report.languages import TAGS, Language, in_both_languages, translated
+from diagnostics.report.languages import SWITCH_PLACE, TAGS, Language, in_both_languages, translated
 from diagnostics.report.page import TEMPLATE
 from diagnostics.report.verdict_cards import pill
 
@@ -43,7 +43,7 @@ def curve_html(
     """
     title = headline(content["groups"])
     parts = [
-        "{{LANGUAGES}}",
+        SWITCH_PLACE,
         f"<h1>{_e(title)}</h1>",
         f'<p class="lead">{_e(lead(content))}</p>',
         f'<section class="chart curve">{"".join(_chart(title, *one) for one in charts.items())}</section>',

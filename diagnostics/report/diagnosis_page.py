@@ -41,7 +41,7 @@ from diagnostics.drawing.colours import common_top
 from diagnostics.drawing.probe_picture import fitted, map_panel, outline_boxes
 from diagnostics.drawing.svg_charts import inline_picture
 from diagnostics.records.probes import Probe, as_asked
-from diagnostics.report.languages import Language, as_written, in_both_languages
+from diagnostics.report.languages import Language, as_written, filled, in_both_languages
 from diagnostics.report.page import TEMPLATE
 from diagnostics.report.verdict_cards import leg_html
 
@@ -122,10 +122,7 @@ def diagnosis_html(diagnosis: Diagnosis, probes: Sequence[Probe], *, language: L
         "CASES": "\n".join(cases),
         "CARDS": "\n".join(cards),
     }
-    page = PAGE.read_text(encoding="utf-8")
-    for name, text in parts.items():
-        page = page.replace("{{" + name + "}}", text, 1)
-    return in_both_languages(page, language)
+    return in_both_languages(filled(PAGE.read_text(encoding="utf-8"), parts), language)
 
 
 def _report_style() -> str:

@@ -76,8 +76,17 @@ def check_language(language: str) -> None:
         raise ValueError(f"language: found {language!r}, expected {' or '.join(LANGUAGES)}")
 
 
+SWITCH_PLACE = '<nav class="languages"></nav>'
+"""An element: no text of a user, in which "<" is written as an entity, can be taken for it."""
+
+
+def filled(template: str, parts: Mapping[str, str]) -> str:
+    """A template with each ``{{NAME}}`` filled once: what a part says, such as a group called "{{CASES}}", stays."""
+    return re.sub(r"\{\{([A-Z_]+)\}\}", lambda name: parts[name[1]], template)
+
+
 def in_both_languages(page: str, opens: Language = "en") -> str:
-    """The page with both languages, the switch, and its script; ``{{LANGUAGES}}`` is where the buttons stand.
+    """The page with both languages, the switch, and its script; ``SWITCH_PLACE`` is where the buttons stand.
 
     Args:
         page: a whole HTML page in English.
@@ -88,7 +97,7 @@ def in_both_languages(page: str, opens: Language = "en") -> str:
     writer.close()
     text = "".join(writer.parts)
     text = text.replace('<html lang="en">', f'<html lang="{TAGS[opens]}">', 1)
-    text = text.replace("{{LANGUAGES}}", _buttons(opens), 1)
+    text = text.replace(SWITCH_PLACE, _buttons(opens), 1)
     text = text.replace("</style>", SWITCH_STYLE + "</style>", 1)
     return text.replace("</body>", f"<script>{SWITCH_SCRIPT}</script>\n</body>", 1)
 

@@ -37,7 +37,7 @@ from diagnostics.records.probes import as_asked
 from diagnostics.records.record import AttentionRecord
 from diagnostics.report.case_studies import TrainingSample, case_html, choose_cases
 from diagnostics.report.headline import headline, headline_html
-from diagnostics.report.languages import Language, as_written, for_script, in_both_languages
+from diagnostics.report.languages import Language, as_written, filled, for_script, in_both_languages
 from diagnostics.report.style import TEMPLATE
 from diagnostics.report.verdict_cards import verdict_card, warnings
 from finetune.families.parts.coverage import region_coverage
@@ -89,10 +89,7 @@ def report_html(
             "<", "\\u003c"
         ),
     }
-    page = TEMPLATE.read_text(encoding="utf-8")
-    for name, text in parts.items():
-        page = page.replace("{{" + name + "}}", text, 1)
-    return in_both_languages(page, language)
+    return in_both_languages(filled(TEMPLATE.read_text(encoding="utf-8"), parts), language)
 
 
 def _lead(comparison: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,10 @@ BOXED_PIXELS = 480  # a smaller picture is enlarged before boxes are drawn on it
 WAITING_MAX_FILES = 500
 WAITING_MAX_BYTES = 512 * 2**20
 SESSION_FILES = "sessions"
+SESSION_MAX_FILES = 200
+SESSION_MAX_BYTES = 128 * 2**20
+"""Of one session's pictures on disk: twice the six of a conversation at their largest. Questions that are taken back
+may bring any number."""
 EMPTY_SECONDS = 60
 
 
@@ -88,12 +92,14 @@ class PictureFiles:
             small.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS))
             with in_place_of(place) as temporary:
                 small.save(temporary, "JPEG", quality=90)
+            self._bound()
         return place
 
     def original(self, upload: Upload) -> Path:
         """The bytes as uploaded, under the visitor's own file name."""
         place = self._place(upload.data, "") / upload.name
         write_atomically(place, upload.data)
+        self._bound()
         return place
 
     def boxed(self, upload: Upload, answer: str) -> Path:
@@ -106,11 +112,17 @@ class PictureFiles:
             drawn = draw_boxes(picture, answer, font=ImageFont.truetype(str(text_font(answer)), 18))
             with in_place_of(place) as temporary:
                 drawn.save(temporary, "PNG")
+            self._bound()
         return place
 
     def clear(self) -> None:
         """Delete them all."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _bound(self) -> None:
+        """The oldest go first; those that are shown again are written again."""
+        kept = [Path(inside) / name for inside, _, names in os.walk(self._folder) for name in names]
+        _delete_oldest(kept, SESSION_MAX_FILES, SESSION_MAX_BYTES)
 
     def _place(self, content: Hashable, ending: str) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -122,11 +134,23 @@ def bound_waiting(
 ) -> None:
     """Delete the oldest files that were sent and belong to no session yet until the rest fit the limits, and folders
     that stayed empty for a minute."""
-    found = []
+    waiting = []
     for inside, _, names in os.walk(folder):  # passes over folders that another thread deletes meanwhile
-        waiting = Path(inside) != folder and folder / SESSION_FILES not in Path(inside).parents
-        for path in (Path(inside) / name for name in names if waiting):
-            with suppress(OSError):
+        if Path(inside) != folder and folder / SESSION_FILES not in Path(inside).parents:
+            waiting += [Path(inside) / name for name in names]
+    _delete_oldest(waiting, most_files, most_bytes)
+    for place in [*folder.iterdir()]:
+        with suppress(OSError):  # not empty, no folder, or gone
+            if place.name != SESSION_FILES and place.stat().st_mtime < time.time() - EMPTY_SECONDS:
+                place.rmdir()
+
+
+def _delete_oldest(paths: Sequence[Path], most_files: int, most_bytes: int) -> None:
+    """Delete the oldest files until the rest fit the limits; what another thread deletes meanwhile is no error."""
+    found = []
+    for path in paths:
+        with suppress(OSError):
+            if path.is_file():
                 found.append((path.stat().st_mtime_ns, path.stat().st_size, path))
     files, size = len(found), sum(one[1] for one in found)
     for _, file_bytes, path in sorted(found):
@@ -135,7 +159,3 @@ def bound_waiting(
         with suppress(OSError):
             path.unlink()
         files, size = files - 1, size - file_bytes
-    for place in [*folder.iterdir()]:
-        with suppress(OSError):  # not empty, no folder, or gone
-            if place.name != SESSION_FILES and place.stat().st_mtime < time.time() - EMPTY_SECONDS:
-                place.rmdir()

@@ -35,6 +35,7 @@ from finetune.families.parts.modules import bare_model
 from finetune.model import adapters, checkpoint_files, hub, weights
 from finetune.model.folders import ADAPTER_CONFIG, MODEL_CONFIG, is_adapter, resolve, shortened
 from finetune.model.trial import excess
+from finetune.printable import one_line
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 
 if TYPE_CHECKING:  # takes two seconds to import; reading configurations does not need it
@@ -279,12 +280,12 @@ def _opened(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = str(error).partition("\n")[0]
+        reason = one_line(str(error).partition("\n")[0], 300)
         if os.path.exists(name):
             raise ValueError(f"{name}: {reason}") from error
         raise ValueError(
-            f"{name}: there is no such folder (working directory {os.getcwd()}), and the hub has no such "
-            f"checkpoint or cannot be reached: {reason}"
+            f"{one_line(name, 300)}: there is no such folder (working directory {os.getcwd()}), and the hub has no "
+            f"such checkpoint or cannot be reached: {reason}"
         ) from error
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -142,14 +143,16 @@ def _verdict(comparison: Mapping[str, Any] | None) -> Iterator[str]:
     ]
     for name, group in comparison["groups"].items():
         cells = [
-            name, str(group.get("probes", "–")), _change(group, "accuracy", "{:.0%}"),
+            _unmarked(name), str(group.get("probes", "–")), _change(group, "accuracy", "{:.0%}"),
             _change(group, "margin_nats", "{:+.2f}"), _change(group, "enrichment", "{:.3g}×"),
-            _change(group, "occlusion_nats", "{:+.2f}"), f"**{group.get('verdict', '–')}**",
+            _change(group, "occlusion_nats", "{:+.2f}"), f"**{_unmarked(str(group.get('verdict', '–')))}**",
         ]  # fmt: skip
         rows.append(f"| {' | '.join(_cell(one) for one in cells)} |")
     yield "\n".join(rows)
     legs = [
-        f"- {_cell(name)}: {told}" for name, group in comparison["groups"].items() if (told := _legs(group))
+        f"- {_cell(_unmarked(name))}: {told}"
+        for name, group in comparison["groups"].items()
+        if (told := _legs(group))
     ]
     if legs:
         yield "\n".join(legs)
@@ -265,6 +268,11 @@ def _plain(value: Any) -> str:
     return json.dumps(
         _public_name(value) if isinstance(value, str) and "/" in value else value, ensure_ascii=False
     )
+
+
+def _unmarked(text: str) -> str:
+    """A user's text as Markdown shows it unchanged: no link, no picture, no markup."""
+    return re.sub(r"([\\`*_{}\[\]()#!<>~$&])", r"\\\1", " ".join(text.split()))
 
 
 def _cell(text: str) -> str:

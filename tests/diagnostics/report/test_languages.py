@@ -16,14 +16,14 @@ from diagnostics.keep.page import keep_html
 from diagnostics.report.chinese import CHINESE
 from diagnostics.report.curve_page import curve_html
 from diagnostics.report.headline import CLAIMS
-from diagnostics.report.languages import as_written, in_both_languages, translated, untranslated
+from diagnostics.report.languages import SWITCH_PLACE, as_written, in_both_languages, translated, untranslated
 from diagnostics.report.page import report_html, script_words
 from tests.diagnostics.comparison.made_pairs import Made, flat, pairs_of
 from tests.diagnostics.keep.test_program import SHARES as KEPT_SHARES
 from tests.diagnostics.keep.test_program import made_answers, study_of
 from tests.diagnostics.show_samples import probes, record, records
 
-PAGE = '<html lang="en"><head><style></style><title>{title}</title></head><body>{{{{LANGUAGES}}}}{body}</body></html>'
+PAGE = f'<html lang="en"><head><style></style><title>{{title}}</title></head><body>{SWITCH_PLACE}{{body}}</body></html>'
 
 
 def made_page(body: str, opens: str = "en") -> str:
@@ -50,7 +50,6 @@ def test_what_is_no_text_is_said_in_both_languages_too() -> None:
 
 def test_what_the_table_lacks_is_named_and_left_in_english() -> None:
     assert untranslated(PAGE.format(title="now", body="<p>No such words. 40 probes</p>")) == [
-        "{{LANGUAGES}}",
         "No such words. 40 probes",
     ]
     assert "<p>No such words.</p>" in made_page("<p>No such words.</p>")

@@ -1,6 +1,7 @@
 """The report's file: whole, self-contained, safe with any text, and with the data its script needs."""
 
 import base64
+import html
 import io
 import json
 import re
@@ -50,6 +51,23 @@ def test_it_needs_no_network_and_no_other_file(page: str) -> None:
     assert not re.search(r"https?://", page)
     assert not re.search(r'(src|href)="(?!data:)', page) and "@import" not in page and "url(" not in page
     assert "{{" not in page
+
+
+@pytest.mark.parametrize(
+    "name", ["{{CASES}}{{DATA}}<script>{{7*7}}", '<nav class="languages"></nav>{0}%s${7*7}']
+)
+def test_a_group_that_is_called_like_a_place_of_the_template_is_only_a_name(
+    tmp_path: Path, name: str
+) -> None:
+    of = [
+        replace(one, group=name) for one in probes(tmp_path, per_group=20) if one.group == "sphere-building"
+    ]
+    pairs = pair_all(of, records(of, 0), records(of, 10))
+    made = report_html(comparison_of(pairs), pairs)
+    assert data(made) and made.count('<nav class="languages" translate="no"') == 1
+    assert made.count('<article class="verdict"') == 1 and '<nav class="languages"></nav>' not in made
+    written = {html.escape(name), html.escape(name, quote=False), name.replace("<", "\\u003c")}
+    assert "{{" not in re.sub("|".join(map(re.escape, written)), "", made)
 
 
 def test_every_group_has_its_card_with_numbers_and_reasons(page: str) -> None:

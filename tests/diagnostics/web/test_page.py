@@ -367,6 +367,18 @@ def test_what_waits_to_be_asked_about_is_bounded_on_disk(tmp_path):
     assert (tmp_path / uploads.SESSION_FILES / "room").is_dir()
 
 
+def test_the_pictures_of_one_session_are_bounded_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads, "SESSION_MAX_FILES", 3)
+    files = uploads.PictureFiles(tmp_path / "session")
+    places = [files.original(Upload(f"{number}.png", bytes([number] * 10))) for number in range(5)]
+    for number, place in enumerate(places[2:]):
+        os.utime(place, (number, number))
+    assert [place.is_file() for place in places] == [False, False, True, True, True]
+    monkeypatch.setattr(uploads, "SESSION_MAX_BYTES", 25)
+    newest = files.original(Upload("5.png", b"x" * 10))
+    assert newest.is_file() and [place.is_file() for place in places] == [False] * 4 + [True]
+
+
 def test_pictures_on_disk_end_with_their_session(page, picture, tmp_path):
     key, other = page.sessions.open(), page.sessions.open()
     ask(page, key, "what?", picture)

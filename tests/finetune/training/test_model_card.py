@@ -80,6 +80,19 @@ def test_it_has_verdict_base_data_flags_and_how_to_load(run: Path):
     assert (run / "probe.png").read_bytes() == b"s-0" and "](probe.png)" in text
 
 
+def test_a_group_called_like_markup_is_only_a_name(run: Path):
+    path = run / "comparison" / "comparison.json"
+    name = "![x](http://other.invalid/a.png) <img src=x> `{{7*7}}` | $x$ **b**"
+    path.write_text(path.read_text().replace("sphere|building", name))
+    model_card.write(run, run=run, family="qwen-vl", step=330)
+    _, text = written(run)
+    assert "![x](" not in text and "{{7" not in text and " **b**" not in text
+    assert (
+        "| \\!\\[x\\]\\(http://other.invalid/a.png\\) \\<img src=x\\> \\`\\{\\{7\\*7\\}\\}\\` \\| \\$x\\$ "
+        in text
+    )
+
+
 def test_nothing_says_where_it_was_trained(run: Path):
     model_card.write(run, run=run, family="llava-1.5", step=330)
     content = (run / "README.md").read_text()
