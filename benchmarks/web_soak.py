@@ -248,7 +248,12 @@ def served(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         yield address, process
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        try:
+            process.wait(timeout=PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:  # what was measured is not lost with it
+            print(f"the server had not ended {PATIENCE_SECONDS:g} s after SIGTERM; killed", file=sys.stderr)
+            process.kill()
+            process.wait()
 
 
 def answers(address: str) -> bool:

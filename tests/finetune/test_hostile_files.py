@@ -112,6 +112,8 @@ GRID = {"merge_size": 2, "size": {"shortest_edge": 128, "longest_edge": 1536}}
         ),
         (GRID | {"min_pixels": 10**9}, "min_pixels: found 1000000000"),
         (GRID | {"temporal_patch_size": 65536}, "temporal_patch_size: found 65536"),
+        (GRID | {"patch_size": 4000}, "patch_size: found 4000"),
+        (GRID | {"merge_size": 1000}, "merge_size: found 1000"),
         ({"size": {"shortest_edge": 10**5}}, "size.shortest_edge: found 100000"),
         ({"size": {"longest_edge": 10**5}}, "size.longest_edge: found 100000"),
         ({"size": {"height": 10**9, "width": 10}}, "size.height: found 1000000000"),
