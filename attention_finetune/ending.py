@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -54,13 +55,15 @@ def exit_status(stations: Callable[[Sequence[str]], None], argv: Sequence[str]) 
     """Run the stations; returns the exit status.
 
     Invalid input and deliberate stops of training print one message; a stop signal and Ctrl-C print one line that says
-    how to resume, and a full disk one that says what to do. Any other error keeps its traceback.
+    how to resume, and a full disk or a folder that is gone one that says what to do. Any other error keeps its
+    traceback.
     """
     quieten()
     end_with_launcher()
     status, is_explained = FAILED, False
     try:
-        stations(argv)
+        with threads_told():
+            stations(argv)
         status, is_explained = 0, True
     except (RefusedError, trainer.TrainingError) as error:
         status = fail(error)
@@ -73,9 +76,11 @@ def exit_status(stations: Callable[[Sequence[str]], None], argv: Sequence[str]) 
     except KeyboardInterrupt:
         status, is_explained = ended("interrupted; nothing had been trained", stopping.INTERRUPTED), True
     except Exception as error:
-        if not is_refused_write(error):
+        lost = folder_lock.lost() if isinstance(error, OSError) else None
+        if lost is None and not is_refused_write(error):
             raise
-        status, is_explained = fail(RefusedError(_refused_words(error))), True
+        words = folder_lock.lost_words(lost) if lost is not None else _refused_words(error)
+        status, is_explained = fail(RefusedError(words)), True
     finally:
         log = library_log.end()
         if log is not None and not is_explained:
@@ -100,6 +105,26 @@ def quieten() -> None:
     if not is_main():
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+
+
+@contextmanager
+def threads_told() -> Iterator[None]:
+    """A thread that cannot write has a line in the place of a traceback: TensorBoard writes in one, and raises what
+    ended it once more where the run writes next."""
+    others = threading.excepthook
+
+    def told(ended: threading.ExceptHookArgs) -> None:
+        error = ended.exc_value
+        if isinstance(error, OSError) and (is_refused_write(error) or folder_lock.lost() is not None):
+            print(printable(f"finetune.py: {refusal_words(error)}"), file=sys.stderr)
+        else:
+            others(ended)
+
+    threading.excepthook = told
+    try:
+        yield
+    finally:
+        threading.excepthook = others
 
 
 def fail(error: Exception) -> int:

@@ -136,7 +136,8 @@ def refusal_words(error: BaseException) -> str:
     """Which file a disk refused, where the error knows it, and why."""
     if isinstance(error, WriteError) or not isinstance(error, OSError):
         return str(error)
-    return f"cannot write {error.filename or 'a file'}: {error.strerror}"
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    return f"cannot write {name or 'a file'}: {error.strerror}"
 
 
 def fault_words(error: Exception) -> str:

@@ -43,7 +43,11 @@ def take(folder: Path) -> tuple[str, ...]:
         return ()
     made = _make(folder)
     while True:
-        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:
+            _remove(made)
+            raise
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -97,8 +101,7 @@ def release(folder: Path) -> None:
     with contextlib.suppress(OSError):  # it holds files, was deleted, or can no longer be written to
         if _is_there(folder / LOCK_FILE, lock.descriptor):
             (folder / LOCK_FILE).unlink()
-        for one in lock.made:
-            one.rmdir()
+    _remove(lock.made)
     os.close(lock.descriptor)
 
 
@@ -108,6 +111,19 @@ def release_all() -> None:
         release(folder)
 
 
+def lost() -> Path | None:
+    """A folder that this process holds and that is gone, with its lock: deleted, moved or emptied by somebody."""
+    gone = (folder for folder, lock in _held.items() if not _is_there(folder / LOCK_FILE, lock.descriptor))
+    return next(gone, None)
+
+
+def lost_words(folder: Path) -> str:
+    return (
+        f"{folder}: was deleted, moved or emptied during the run; nothing more is saved there. Put it back and run the "
+        "same command again to resume, or train anew"
+    )
+
+
 def _make(folder: Path) -> tuple[Path, ...]:
     """Make a folder; returns those that were missing, the innermost first."""
     missing = tuple(one for one in (folder, *folder.parents) if not one.exists())
@@ -115,10 +131,16 @@ def _make(folder: Path) -> tuple[Path, ...]:
     return missing
 
 
+def _remove(made: tuple[Path, ...]) -> None:
+    with contextlib.suppress(OSError):  # something was written into it, or it is gone
+        for one in made:
+            one.rmdir()
+
+
 def _is_there(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

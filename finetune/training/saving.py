@@ -2,14 +2,14 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import Trainer
 
-from finetune import files
+from finetune import files, folder_lock
 from finetune.families import family_of
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
@@ -51,20 +51,23 @@ class SavingTrainer(Trainer):
         with self._writing(newest):
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
+        self._require_folder(newest.parent, made=newest)
         if self.args.should_save:
             self.require_trained(newest)
             with self._writing(newest):
                 run_folder.mark_complete(newest, processes=self.args.world_size)
             self._delete_old(newest)
 
-    def _require_folder(self, folder: Path) -> None:
+    def _require_folder(self, folder: Path, made: Path | None = None) -> None:
         """Raises TrainingError where the run's folder was deleted or replaced: a checkpoint made in a new folder would
-        belong to no run, and nothing could resume from it."""
-        if self.run_file is not None and not self.run_file.is_file():
-            raise TrainingError(
-                f"{folder}: {self.run_file.name} is gone, so the folder was deleted, moved or emptied during the run; "
-                "nothing more is saved there. Put it back and run the same command again to resume, or train anew"
-            )
+        belong to no run, and nothing could resume from it. ``made``: the checkpoint that is deleted then."""
+        if self.run_file is None or self.run_file.is_file():
+            return
+        if made is not None and self.args.should_save:
+            shutil.rmtree(made, ignore_errors=True)
+            with suppress(OSError):  # writing the checkpoint may have made it anew
+                folder.rmdir()
+        raise TrainingError(folder_lock.lost_words(folder))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model; a write failure ends in one message."""

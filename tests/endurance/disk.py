@@ -554,7 +554,8 @@ def unlike(ordinary: Path, found: Path) -> list[str]:
         ):
             faults.append(f"{name} differs")
     if (ordinary / "runs").is_dir():
-        losses = [dict(board(one / "runs")).get("train/loss") for one in (ordinary, found)]
+        # In the order of their steps: TensorBoard's files are in that of the clock, which may have been set back.
+        losses = [sorted(dict(board(one / "runs")).get("train/loss", [])) for one in (ordinary, found)]
         faults += (
             [] if losses[0] == losses[1] else [f"train/loss {losses[1]}, in an ordinary place {losses[0]}"]
         )

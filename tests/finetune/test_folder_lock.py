@@ -106,7 +106,17 @@ def test_a_full_disk_under_the_lock_is_told_and_nothing_is_locked(tmp_path, monk
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(folder_lock.os, "pwrite", full)
-    with pytest.raises(OSError, match=r"cannot write .*run\.lock: No space left"):
-        folder_lock.take(tmp_path / "out")
-    assert not (tmp_path / "out").exists() and not folder_lock._held
+    for call, words in (("pwrite", r"cannot write .*run\.lock: No space left"), ("open", "No space left")):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match=words):
+            patch.setattr(folder_lock.os, call, full)
+            folder_lock.take(tmp_path / "a" / "out")
+        assert not (tmp_path / "a").exists() and not folder_lock._held
+
+
+def test_a_folder_that_is_gone_is_known(tmp_path):
+    folder_lock.take(tmp_path / "kept")
+    folder_lock.take(tmp_path / "out")
+    assert folder_lock.lost() is None
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert folder_lock.lost() == tmp_path / "out"
+    assert f"{tmp_path / 'out'}: was deleted, moved or emptied" in folder_lock.lost_words(tmp_path / "out")

@@ -118,9 +118,13 @@ def test_a_folder_that_is_deleted_while_a_checkpoint_is_written_is_what_is_told(
     trainer.args = SimpleNamespace(output_dir=str(tmp_path / "out"), should_save=True)  # type: ignore[assignment]
     trainer.run_file = tmp_path / "out" / "run.json"
     gone = FileNotFoundError(2, "No such file or directory", "out/checkpoint-3/adapter_model.safetensors")
-    told = r"out: run\.json is gone, so the folder was deleted"
+    told = r"out: was deleted, moved or emptied during the run"
     with pytest.raises(TrainingError, match=told), trainer._writing(tmp_path / "out" / "checkpoint-3"):
         raise gone
+    (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)  # written just after the folder was deleted
+    with pytest.raises(TrainingError, match=told):
+        trainer._require_folder(tmp_path / "out", made=tmp_path / "out" / "checkpoint-3")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_full_disk_loses_only_the_newest_checkpoint(
