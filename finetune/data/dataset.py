@@ -1,5 +1,6 @@
 """Dataset and collator: conversations → encoded samples → batches."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, cast
@@ -58,6 +59,7 @@ class ConversationDataset(Dataset[Sample]):
     look            which rows of answers' phrases are supervised; None: none, and ``look_at`` is not read
     kept            samples that stay in memory as they were first read: none until ``keep``
     ahead           what is computed of samples that are read together, before they are kept; None: nothing
+    seconds_ahead   that this took so far
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class ConversationDataset(Dataset[Sample]):
         self.max_length, self.on_bad_sample, self.look = max_length, on_bad_sample, look
         self.kept: KeptSamples[Sample] = KeptSamples(0)
         self.ahead: Ahead | None = None
+        self.seconds_ahead = 0.0
 
     def keep(self, room_bytes: float, *, ahead: Ahead | None = None) -> None:
         """From here on, keep what is read in memory, up to so many bytes, and forget what was kept before."""
@@ -111,7 +114,9 @@ class ConversationDataset(Dataset[Sample]):
         """Samples that were just read, with what is computed ahead, and kept where there is room."""
         ready = list(read)
         if self.ahead is not None and ready:
+            begun = time.perf_counter()
             encoded = self.ahead([sample.encoded for sample in ready])
+            self.seconds_ahead += time.perf_counter() - begun
             ready = [sample._replace(encoded=one) for sample, one in zip(ready, encoded, strict=True)]
         for sample in ready:
             self.kept.offer(sample.number, sample, sample.encoded)

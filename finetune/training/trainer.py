@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,9 +80,13 @@ def _listed(dataset: ConversationDataset, numbers: Sequence[int]) -> str:
 
 
 class Clock:
-    """Measures the share of step time spent waiting for data."""
+    """Measures the share of step time spent waiting for data.
 
-    def __init__(self) -> None:
+    computed   seconds so far of what is computed while a batch is fetched: that is no waiting
+    """
+
+    def __init__(self, computed: Callable[[], float] = lambda: 0.0) -> None:
+        self.computed = computed
         self.waited_seconds = self.busy_seconds = 0.0
         self.begun: float | None = None
 
@@ -97,12 +101,12 @@ class Clock:
 
     def watching(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:
-            start = time.perf_counter()
+            start = time.perf_counter() - self.computed()
             try:
                 batch = next(batches)
             except StopIteration:
                 return
-            self.waited_seconds += time.perf_counter() - start
+            self.waited_seconds += time.perf_counter() - self.computed() - start
             yield batch
 
     def taken(self) -> float:
@@ -146,7 +150,7 @@ class FinetuneTrainer(SavingTrainer):
         self.trained = self.evaluated = self._tally(self._dataset)
         self.judged = self._dataset
         self.samples_by_source = np.zeros(len(self.names), np.int64)
-        self.clock = Clock()
+        self.clock = Clock(lambda: self._dataset.seconds_ahead)
         self.batches: list[Batch] = []
         self.left_out: set[str] = set()
         self.said_zero = False

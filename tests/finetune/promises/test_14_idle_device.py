@@ -61,20 +61,21 @@ def torch_worker() -> str:
 
 
 def test_the_share_waited_by_hand(monkeypatch: pytest.MonkeyPatch):
-    now = 0.0
+    now = computed = 0.0
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    clock = Clock()
+    clock = Clock(lambda: computed)
 
     def slow():
-        nonlocal now
+        nonlocal now, computed
         for batch in range(2):
-            now += 3.0
+            now += 5.0
+            computed += 2.0  # of these five seconds: the tower, of a sample that is kept
             yield batch
 
     source = slow()
     clock.begin()
     assert list(clock.watching(source)) == [0, 1]
-    now += 6.0
+    now += 2.0
     clock.end()
     now += 100.0  # evaluation, saving
     clock.end()
