@@ -4,6 +4,7 @@ A wrong field otherwise ends in a library's internal error, or in hours of build
 are far above every published model; each family checks its own requirements where it reads the configuration.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -152,12 +153,27 @@ def check_processor(name_or_path: str | Path) -> None:
 
     Raises ValueError with file, field, what was found and what is expected.
     """
+    _check_ids(Path(name_or_path) / "tokenizer.json")
     for path, content in _check_files(Path(name_or_path), PROCESSOR_FILES):
         found = [*_picture_faults(content, "")]
         if isinstance(content.get("image_processor"), dict):
             found += fields.faults(content["image_processor"], PREPROCESSOR, at="image_processor.")
             found += _picture_faults(content["image_processor"], "image_processor.")
         fields.refuse(found[: fields.MOST_FAULTS_SHOWN + 1], str(path), REMEDY)
+
+
+def _check_ids(file: Path) -> None:
+    """A tokenizer holds a table up to its largest id. The file has megabytes, so it is searched and not parsed."""
+    found = _HUGE_ID.search(file.read_bytes()) if file.is_file() else None
+    if found is not None:
+        raise ValueError(
+            f"{file}: found a token with the number {found[1].decode()[:40]}, expected numbers below 100,000,000; "
+            f"{REMEDY}"
+        )
+
+
+_HUGE_ID = re.compile(rb'(?<!max_length)"\s*:\s*([1-9]\d{8,})\b')
+"""Behind a key, the end of a token within quotes; ``truncation.max_length`` may be any number."""
 
 
 def _picture_faults(settings: Mapping[str, Any], at: str) -> Iterator[str]:

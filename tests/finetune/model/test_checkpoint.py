@@ -9,10 +9,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from finetune.families.qwen_vl import QwenVLFamily
-from finetune.model import checkpoint
+from finetune.model import checkpoint, checkpoint_files
 from finetune.model.adaptation import adapt
 from finetune.qwen_vl import QwenVLForConditionalGeneration, QwenVLProcessor
 from tests.finetune.conftest import write_checkpoint
+from tests.finetune.families.tiny_families import GRIDS
 from tests.finetune.model.test_adaptation import LORA, batch, perturb
 
 
@@ -164,3 +165,18 @@ def test_a_flash_kernel_that_cannot_be_is_refused_before_weights_load(
     checkpoint.check_kernel("flash_attention_2", torch.bfloat16)
     with pytest.raises(ValueError, match="found training in float32, expected --bf16 True or --fp16 True"):
         checkpoint.check_kernel("flash_attention_2", torch.float32)
+
+
+@pytest.mark.parametrize("number", [2**31, 100_000_000])
+def test_a_tokenizer_whose_table_would_fill_the_memory_is_refused_unread(tmp_path: Path, number: int):
+    GRIDS["qwen2.5-vl"].write(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    sound = content | {"truncation": {"max_length": 10**30}}  # no token's
+    file.write_text(json.dumps(sound), encoding="utf-8")
+    checkpoint_files.check_processor(tmp_path)
+    content["model"]["vocab"]["cat"] = number
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"found a token with the number {number}, expected") as refused:
+        checkpoint.load_processor(tmp_path)
+    assert str(refused.value).startswith(f"{file}: ")
