@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PREFIX = "attention-finetune-"
+PREFIX = ".attention-finetune-scratch-"
+MADE_HERE = re.compile(rf"{re.escape(PREFIX)}[a-z]+-[a-z0-9_]{{8}}")
+"""Names that ``scratch_folder`` gives, and nobody else: sources unpacked as attention-finetune-main are no scratch."""
 
 
 @contextmanager
@@ -21,7 +24,8 @@ def scratch_folder(name: str) -> Iterator[Path]:
     of this user, and is deleted here. A process's number would not tell: containers share folders, but no numbers.
     """
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        _delete_unless_used(left)
+        if MADE_HERE.fullmatch(left.name):
+            _delete_unless_used(left)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{name}-"))
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -19,22 +19,26 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_folder_for_as_long_as_the_block_runs(place: Path):
     with pytest.raises(ValueError, match="mine"), scratch_folder("web") as folder:
-        assert folder.parent == place and folder.name.startswith("attention-finetune-web-")
+        assert folder.parent == place and scratch.MADE_HERE.fullmatch(folder.name)
         (folder / "a").mkdir()
         raise ValueError("mine")
     assert not list(place.iterdir())
 
 
 def test_what_a_killed_program_left_is_deleted_and_what_is_used_stays(place: Path):
-    left = place / "attention-finetune-web-left"
-    (left / "uploads").mkdir(parents=True)
-    others = place / "web-demo-of-others"
-    others.mkdir()
-    (place / "attention-finetune-link").symlink_to(others)
+    left = Path(tempfile.mkdtemp(prefix=f"{scratch.PREFIX}web-"))
+    (left / "uploads").mkdir()
+    link = place / f"{left.name[:-8]}linklink"
+    assert scratch.MADE_HERE.fullmatch(link.name)
+    # Others', the sources unpacked from an archive among them.
+    others = [
+        place / name for name in ("attention-finetune-main", f"{scratch.PREFIX}notes", "attention-finetune")
+    ]
+    for one in others:
+        one.mkdir()
+    link.symlink_to(others[0])
     with scratch_folder("web") as used, scratch_folder("processor") as second:
-        assert {one.name for one in place.iterdir()} == {
-            used.name, second.name, others.name, "attention-finetune-link",
-        }  # fmt: skip
+        assert {*place.iterdir()} == {used, second, link, *others}
 
 
 def test_one_that_is_deleted_before_it_is_locked_is_made_again(place: Path, monkeypatch: pytest.MonkeyPatch):
