@@ -31,13 +31,15 @@ def excess(work: Callable[[], object]) -> str | None:
     Where it cannot be shown that it ends nor that it does not, None.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # of forking beside threads, which the work does not need
+        # Of forking beside threads, which the work does not need.
+        warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
         os._exit(_within_limits(work))
-    status, seconds = _awaited(child)
+    try:
+        status, seconds = _awaited(child)
+    except ChildProcessError:  # somebody else was told: whoever started this process had it ignore SIGCHLD
+        return None
     if os.WIFSIGNALED(status) and (os.WTERMSIG(status) == signal.SIGXCPU or seconds >= SECONDS):
         return f"computes for more than {SECONDS} seconds"
     if os.WIFEXITED(status) and os.WEXITSTATUS(status) == _OUT_OF_MEMORY:
@@ -50,7 +52,8 @@ def _within_limits(work: Callable[[], object]) -> int:
     try:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads were not forked
         silent = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silent, 1), os.dup2(silent, 2)
+        for stream in (1, 2):
+            os.dup2(silent, stream)
         for number in (signal.SIGXCPU, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

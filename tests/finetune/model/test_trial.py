@@ -1,7 +1,9 @@
 """Chat templates that do not end, or fill the memory, are refused when a checkpoint is opened."""
 
 import os
+import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,19 @@ def test_what_takes_too_much_is_told(work, words):
 def test_what_waits_for_ever_has_shown_nothing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trial, "PATIENCE_SECONDS", 0.2)
     assert excess(lambda: time.sleep(100)) is None
+
+
+def test_a_thread_may_ask():
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(excess, lambda: "x" * 10**11).result() == "asks for more than 1 GiB of memory"
+
+
+def test_where_nobody_is_told_of_its_end_nothing_is_shown():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert excess(lambda: None) is None
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_nothing_of_it_is_left():
