@@ -29,7 +29,7 @@ def excess(work: Callable[[], object]) -> str | None:
     """What some work takes too much of, in words; None where it ends within the limits, however it ends.
 
     It runs in a forked process, so nothing of it is left, and what it raises is lost: do it again here.
-    Where it cannot be shown that it ends nor that it does not, None; so in any thread but the first one, where libraries
+    Where it cannot be shown that it ends nor that it does not, None; so in any thread but the first, where libraries
     crash the forked process (seen beneath the web demo's server).
     """
     if threading.current_thread() is not threading.main_thread():
