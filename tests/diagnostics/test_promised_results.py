@@ -103,10 +103,9 @@ def test_a_disk_that_is_full_at_the_report(
 
     monkeypatch.setattr(files.os, "replace", full)
     code, told = ended(capsys, compare.main, *comparing(attention, out))
-    assert (
-        code == 2
-        and told == f"error: cannot write {out / 'comparison' / 'index.html'}: No space left on device\n"
-    )
+    page = out / "comparison" / "index.html"
+    cause = "No space left on device; free some space, or give another folder"
+    assert code == 2 and told == f"error: cannot write {page}: {cause}\n"
     assert (out / "comparison" / "index.html").read_text() == "the last report"
     assert not list(out.rglob("*.tmp"))
 

@@ -113,18 +113,12 @@ def run(checkpoint_folder: Path, data: Path, out: Path, scenario: str) -> dict[s
     }
 
 
-def two_processes_folder(data: Path, scenarios: tuple[str, ...]) -> Path:
-    """What the runs of two processes leave: a folder for each scenario."""
-    return data.parent / f"two processes, {', '.join(scenarios)}"
-
-
 @functools.cache
-def in_two_processes(
-    checkpoint_folder: Path, data: Path, scenarios: tuple[str, ...]
-) -> dict[str, dict[str, Any]]:
-    """Results of the first of two processes, for each scenario. Started once for the tests of a file."""
-    out = two_processes_folder(data, scenarios)
+def in_two_processes(checkpoint_folder: Path, data: Path) -> dict[str, dict[str, Any]]:
+    """Results of the first of two processes, for each scenario except the plain one. Started once for all tests."""
+    out = data.parent / "two processes"
     out.mkdir()
+    scenarios = [scenario for scenario in SCENARIOS if scenario != "plain"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
