@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from finetune.families.base import Encoded, ImageTokens
 from finetune.families.parts.tokenizer import is_panic
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 _EDGE = "\ufdd0"  # a noncharacter of Unicode: no template writes it or treats it in a way of its own
-_FAILURES = (ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError)
-"""What a chat template that is no such thing raises; its own refusals are TemplateErrors."""
+_FAILURES = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TemplateSyntaxError, TypeError,
+)  # fmt: skip
+"""What a chat template that is no such thing raises; its own refusals are TemplateErrors of other kinds."""
 _MARK = re.compile(f"{_EDGE}(open|close|piece) (\\d+){_EDGE}")
 
 

@@ -83,9 +83,17 @@ def test_a_template_without_an_end_is_refused_with_its_folder(tmp_path: Path, te
     assert said.startswith(f"{tmp_path}: ") and "chat_template.jinja" in said and len(said) < 500
 
 
-def test_a_template_that_fails_names_its_file(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("template", "kind"),
+    [
+        ("{{ messages + 1 }}", "TypeError"),
+        ("{% for message in messages %}", "TemplateSyntaxError"),  # without its end
+        ("{{ messages | no_such_filter }}", "TemplateAssertionError"),
+    ],
+)
+def test_a_template_that_fails_names_its_file(tmp_path: Path, template: str, kind: str):
     GRIDS["qwen2.5-vl"].write(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text("{{ messages + 1 }}", encoding="utf-8")
-    with pytest.raises(ValueError, match="this chat template fails: TypeError") as refused:
+    (tmp_path / "chat_template.jinja").write_text(template, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"this chat template fails: {kind}") as refused:
         checkpoint.load_processor(tmp_path)
     assert str(refused.value).startswith(f"{tmp_path / 'chat_template.jinja'}: ")
