@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -68,7 +69,7 @@ class AdapterOff:
     @contextmanager
     def running(self) -> Iterator[nn.Module]:
         adapted: Any = adapted_model(self.model)
-        with _adapter_state_kept(adapted), adapted.disable_adapter():
+        with _adapter_state_kept(adapted), _switched_off(adapted):
             yield adapted
 
 
@@ -112,13 +113,30 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 @contextmanager
+def _switched_off(adapted: Any) -> Iterator[None]:
+    """Without the adapter; ``_adapter_state_kept`` switches it on again.
+
+    PEFT's own context manager also asks for a status, and switches on, which reads every module of the model ten times
+    over, for each probe. It is left to tuners that switch in a way of their own (X-LoRA, adaption prompts).
+    """
+    tuner = adapted.base_model
+    if getattr(type(tuner), "disable_adapter_layers", None) is not BaseTuner.disable_adapter_layers:
+        with adapted.disable_adapter():
+            yield
+        return
+    tuner.disable_adapter_layers()
+    yield
+
+
+@contextmanager
 def _adapter_state_kept(adapted: nn.Module) -> Iterator[None]:
-    """Restores what PEFT changes when it switches adapters on: it marks their parameters as trainable, and stores the
-    names of active adapters in another form."""
-    trained = [(parameter, parameter.requires_grad) for parameter in adapted.parameters()]
+    """Restores what PEFT changes when it switches adapters off and on: it marks their parameters as trainable, and
+    stores the names of active adapters in another form."""
     modules = [
         (one, {name: vars(one)[name] for name in OF_PEFT if name in vars(one)}) for one in adapted.modules()
     ]
+    modules = [(one, state) for one, state in modules if state]
+    trained = [(parameter, parameter.requires_grad) for one, _ in modules for parameter in one.parameters()]
     try:
         yield
     finally:

@@ -219,11 +219,14 @@ def forget_positions(model: nn.Module) -> None:
     """Before a prompt is read: no positions of an earlier one.
 
     Trap: the Qwen-VL models of transformers keep how far pictures moved positions (``rope_deltas``) until the next
-    prompt with a picture, and add it to what follows a prompt without any.
+    prompt with a picture, and add it to what follows a prompt without any. A model keeps it, and never a layer: lists
+    of layers, which are most of a model's modules, are not entered.
     """
-    for module in model.modules():
-        if getattr(module, "rope_deltas", None) is not None:
-            module.rope_deltas = None  # type: ignore[assignment]
+    if getattr(model, "rope_deltas", None) is not None:
+        model.rope_deltas = None  # type: ignore[assignment]
+    for child in model.children():
+        if not isinstance(child, nn.ModuleList):
+            forget_positions(child)
 
 
 def padded(batch: Sequence[Encoded], device: torch.device, *, left: bool) -> dict[str, Tensor]:

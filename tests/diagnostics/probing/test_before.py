@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, LoraModel, get_peft_model
 from torch import nn
 
 from diagnostics.probing import before as before_module
@@ -120,6 +120,22 @@ def test_switching_off_leaves_no_trace_also_where_probing_raises(processor, prob
     else:
         one.run_all(1, "x")
     assert_as_it_was(model, was)
+
+
+def test_modules_are_not_asked_for_a_status_at_each_probe(monkeypatch):
+    model = adapted()
+    monkeypatch.setattr(model, "get_model_status", lambda: pytest.fail("asked"))
+    with AdapterOff(model, "base").running():
+        assert not any(vars(one).get("_disable_adapters") is False for one in model.modules())
+
+
+def test_a_tuner_that_switches_in_a_way_of_its_own_does_so(monkeypatch):
+    switched: list[str] = []
+    for name in ("disable_adapter_layers", "enable_adapter_layers"):
+        monkeypatch.setattr(LoraModel, name, lambda _, name=name: switched.append(name), raising=False)
+    with AdapterOff(adapted(), "base").running():
+        assert switched == ["disable_adapter_layers"]
+    assert switched == ["disable_adapter_layers", "enable_adapter_layers"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.probing.prober import Prober
-from diagnostics.probing.prompts import ProbeEncoder, parted, queries, scored_span
+from diagnostics.probing.prompts import ProbeEncoder, forget_positions, parted, queries, scored_span
 from diagnostics.probing.regions import region_tokens
 from diagnostics.records.measurement_plan import QUICK
 from finetune.families import family_of
@@ -66,6 +66,17 @@ def test_every_family_s_replies_are_scored_through_the_token_that_ends_them(name
 
 def test_no_family_is_left_out():
     assert {*SCORED} == {*FAMILIES}
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_no_positions_of_an_earlier_prompt_are_left_in_any_module(name):
+    model = FAMILIES[name].model()
+    keeping = [module for module in model.modules() if hasattr(module, "rope_deltas")]
+    assert bool(keeping) == name.startswith(("qwen2", "qwen3"))
+    for module in keeping:
+        module.rope_deltas = torch.tensor([[3]])
+    forget_positions(model)
+    assert all(module.rope_deltas is None for module in keeping)
 
 
 @pytest.mark.parametrize(
