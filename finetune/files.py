@@ -13,6 +13,9 @@ from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (*FULL, errno.EFBIG, errno.EROFS)
+OF_TORCH = ("PytorchStreamWriter", "unexpected pos")
+"""What ``torch.save`` says where a disk takes only a part: it knows neither the file nor why."""
+NOT_WHOLE = "the disk did not take the whole of a file (full, or over a quota)"
 OWN = re.compile(r"\.([0-9]+)-[0-9]+\.tmp(\.\w+)?")
 """Names of temporary files and folders, with the number of their process."""
 SAFETENSORS_OWN = re.compile(r"\.tmp[0-9A-Za-z]{6}")
@@ -126,14 +129,13 @@ def is_refused_write(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno in REFUSED
-    words = (
-        "PytorchStreamWriter", "unexpected pos", *(f"(os error {number})" for number in REFUSED)
-    )  # fmt: skip
-    return any(word in str(error) for word in words)
+    return any(word in str(error) for word in (*OF_TORCH, *(f"(os error {number})" for number in REFUSED)))
 
 
 def refusal_words(error: BaseException) -> str:
     """Which file a disk refused, where the error knows it, and why."""
+    if any(word in str(error) for word in OF_TORCH):
+        return NOT_WHOLE
     if isinstance(error, WriteError) or not isinstance(error, OSError):
         return str(error)
     name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename

@@ -132,7 +132,7 @@ class SavingTrainer(Trainer):
         older, _ = run_folder.last_complete(output)
         free = shutil.disk_usage(output).free / 2**30
         return (
-            f"{folder} could not be written: {error} ({free:.1f} GiB free). "
+            f"{folder} could not be written: {files.refusal_words(error)} ({free:.1f} GiB free). "
             + (f"Older checkpoints are unchanged; the newest is {older}. " if older else "")
             + "Free some space, or keep fewer checkpoints (--save_total_limit), and run the same command again"
         )

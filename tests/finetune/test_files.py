@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from finetune.files import (
+    NOT_WHOLE,
     WriteError,
     check_writable,
     delete_left_behind,
@@ -20,6 +21,7 @@ from finetune.files import (
     give_usual_mode,
     in_place_of,
     is_refused_write,
+    refusal_words,
 )
 
 
@@ -39,6 +41,12 @@ from finetune.files import (
 )
 def test_a_disk_that_takes_no_more(error: Exception, expected: bool):
     assert is_refused_write(error) is expected
+
+
+def test_what_torch_says_of_a_full_disk_is_said_in_words():
+    with pytest.raises(RuntimeError) as caught:
+        torch.save({"w": torch.zeros(50_000)}, "/dev/full")
+    assert is_refused_write(caught.value) and refusal_words(caught.value) == NOT_WHOLE
 
 
 def test_safetensors_on_a_full_disk():
