@@ -13,8 +13,8 @@ from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (*FULL, errno.EFBIG, errno.EROFS)
-OF_TORCH = ("PytorchStreamWriter", "unexpected pos")
-"""What ``torch.save`` says where a disk takes only a part: it knows neither the file nor why."""
+OF_TORCH = ("PytorchStreamWriter", "unexpected pos", "iostream error")
+"""What ``torch.save`` says where a disk takes a part, or nothing: it knows neither the file nor why."""
 NOT_WHOLE = "the disk did not take the whole of a file (full, or over a quota)"
 OWN = re.compile(r"\.([0-9]+)-[0-9]+\.tmp(\.\w+)?")
 """Names of temporary files and folders, with the number of their process."""
@@ -129,7 +129,9 @@ def is_refused_write(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno in REFUSED
-    return any(word in str(error) for word in (*OF_TORCH, *(f"(os error {number})" for number in REFUSED)))
+    of_rust = (f"(os error {number})" for number in REFUSED)
+    of_torch = (f"strerror: {os.strerror(number)}" for number in REFUSED)
+    return any(word in str(error) for word in (*OF_TORCH, *of_rust, *of_torch))
 
 
 def refusal_words(error: BaseException) -> str:

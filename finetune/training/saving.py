@@ -184,4 +184,5 @@ def is_write_failure(error: Exception) -> bool:
     """Did a write fail, within a block that only writes?"""
     if isinstance(error, OSError):
         return error.errno is not None
-    return "(os error " in str(error) or files.is_refused_write(error)  # safetensors' own error
+    # safetensors' own error, and torch's
+    return any(word in str(error) for word in ("(os error ", "strerror: ")) or files.is_refused_write(error)

@@ -33,6 +33,8 @@ from finetune.files import (
         (OSError(errno.EROFS, "Read-only file system", "a.png"), True),
         (WriteError(Path("a.png"), OSError(errno.EACCES, "Permission denied")), True),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), True),
+        (RuntimeError("open file failed with strerror: No space left on device"), True),
+        (RuntimeError("open file failed with strerror: Permission denied"), False),
         (OSError(errno.EACCES, "Permission denied", "a.png"), False),  # it may have been reading
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.png"), False),
         (RuntimeError("CUDA out of memory"), False),
@@ -43,9 +45,11 @@ def test_a_disk_that_takes_no_more(error: Exception, expected: bool):
     assert is_refused_write(error) is expected
 
 
-def test_what_torch_says_of_a_full_disk_is_said_in_words():
+@pytest.mark.parametrize("numbers", [5, 50_000])
+def test_what_torch_says_of_a_full_disk_is_said_in_words(numbers: int):
+    """It says one thing of what fits into its buffer, and another of what does not."""
     with pytest.raises(RuntimeError) as caught:
-        torch.save({"w": torch.zeros(50_000)}, "/dev/full")
+        torch.save({"w": torch.zeros(numbers)}, "/dev/full")
     assert is_refused_write(caught.value) and refusal_words(caught.value) == NOT_WHOLE
 
 

@@ -127,17 +127,19 @@ def test_a_folder_that_is_deleted_while_a_checkpoint_is_written_is_what_is_told(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("file", ["optimizer", "training_args"])
 def test_a_full_disk_loses_only_the_newest_checkpoint(
     program: ModuleType,  # noqa: F811
     flags: Run,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
+    file: str,
 ):
     save = torch.save
 
     def onto_a_full_disk(content, path, *args, **kwargs):
-        full = "checkpoint-6" in str(path) and "optimizer" in str(path)
+        full = "checkpoint-6" in str(path) and file in str(path)
         return save(content, "/dev/full" if full else path, *args, **kwargs)
 
     monkeypatch.setattr(torch, "save", onto_a_full_disk)
@@ -212,6 +214,7 @@ def test_rewriting_a_checkpoint_removes_its_older_mark(
     [
         (OSError(28, "No space left on device"), True),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), True),
+        (RuntimeError("open file failed with strerror: Permission denied"), True),
         (RuntimeError("CUDA out of memory"), False),
         (OSError("no number"), False),
     ],
