@@ -18,6 +18,7 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from finetune.data.dataset import build_dataset
 from finetune.data.mixture import Mixture, Source
@@ -53,8 +54,10 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 
 
 def start_afresh() -> None:
-    """Forget how the last run was shared out: accelerate keeps that for the life of a process."""
+    """Forget how the last run was shared out: accelerate keeps that for the life of a process, and transformers, which
+    loads weights in shards where it is ZeRO-3, for as long as the last run's arguments are there."""
     AcceleratorState._reset_state(reset_partial_state=True)
+    unset_hf_deepspeed_config()
     for name in [name for name in os.environ if name.startswith(("FSDP_", "ACCELERATE_"))]:
         del os.environ[name]
 
@@ -113,12 +116,18 @@ def run(checkpoint_folder: Path, data: Path, out: Path, scenario: str) -> dict[s
     }
 
 
+def two_processes_folder(data: Path, scenarios: tuple[str, ...]) -> Path:
+    """What the runs of two processes leave: a folder for each scenario."""
+    return data.parent / f"two processes, {', '.join(scenarios)}"
+
+
 @functools.cache
-def in_two_processes(checkpoint_folder: Path, data: Path) -> dict[str, dict[str, Any]]:
-    """Results of the first of two processes, for each scenario except the plain one. Started once for all tests."""
-    out = data.parent / "two processes"
+def in_two_processes(
+    checkpoint_folder: Path, data: Path, scenarios: tuple[str, ...]
+) -> dict[str, dict[str, Any]]:
+    """Results of the first of two processes, for each scenario. Started once for the tests of a file."""
+    out = two_processes_folder(data, scenarios)
     out.mkdir()
-    scenarios = [scenario for scenario in SCENARIOS if scenario != "plain"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from finetune.data.dataset import Collator
 from finetune.families.qwen_vl import QwenVLFamily
 from tests.finetune.data.test_packing import difference, parts  # noqa: F401  (a fixture)
-from tests.finetune.side_by_side import assert_same, in_two_processes, run
+from tests.finetune.side_by_side import assert_same, in_two_processes, run, two_processes_folder
+
+SHARDED = ("zero-3", "fsdp", "zero-3 adapters")
 
 
 @pytest.mark.parametrize(("sharding", "shards"), [("zero-3", 48), ("fsdp", 18)])
@@ -22,7 +24,7 @@ def test_sharded_weights_train_what_one_process_does(
     checkpoint_folder: Path, data_file: Path, tmp_path: Path, sharding: str, shards: int
 ):
     """Each process has one or two rows a batch, a third of the samples are texts, and the model's own help is off."""
-    two = in_two_processes(checkpoint_folder, data_file)[sharding]
+    two = in_two_processes(checkpoint_folder, data_file, SHARDED)[sharding]
     assert two["shards"] >= shards and two["blank"]
     assert_same(run(checkpoint_folder, data_file, tmp_path, "plain"), two)
 
@@ -31,8 +33,9 @@ def test_what_zero_3_saves_of_adapters_and_a_trained_connector_is_whole(
     checkpoint_folder: Path, data_file: Path
 ):
     """The connector's copy is saved with its frozen table, which transformers does not gather by itself."""
-    in_two_processes(checkpoint_folder, data_file)
-    saved = load_file(data_file.parent / "two processes" / "zero-3 adapters" / "adapter_model.safetensors")
+    in_two_processes(checkpoint_folder, data_file, SHARDED)
+    left = two_processes_folder(data_file, SHARDED) / "zero-3 adapters"
+    saved = load_file(left / "adapter_model.safetensors")
     base = load_file(checkpoint_folder / "model.safetensors")
     connector = {
         name.removeprefix("base_model.model."): values

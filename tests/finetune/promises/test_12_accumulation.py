@@ -10,13 +10,15 @@ import pytest
 
 from tests.finetune.side_by_side import assert_same, in_two_processes, run
 
+SCENARIOS = ("accumulated", "packed")
 
-@pytest.mark.parametrize("scenario", ["accumulated", "packed"])
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_two_processes_have_the_losses_gradients_and_counts_of_one(
     checkpoint_folder: Path, data_file: Path, tmp_path: Path, scenario: str
 ):
     one = run(checkpoint_folder, data_file, tmp_path, scenario)
-    assert_same(one, in_two_processes(checkpoint_folder, data_file)[scenario])
+    assert_same(one, in_two_processes(checkpoint_folder, data_file, SCENARIOS)[scenario])
     # Two epochs of 12 samples, and of 4 of them twice.
     last = one["logs"][-2]
     assert (last["samples by source/base"], last["samples by source/text"]) == (24, 16)
