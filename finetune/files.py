@@ -92,6 +92,25 @@ def folder_in_place_of(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def files_into(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill; when the block ends its files move into ``folder``, over those of their names. What else
+    is there stays.
+
+    Raises what the block raises, and OSError where they cannot move: nothing half-written is left.
+    """
+    temporary = _temporary(folder / "a file")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in sorted(one for one in temporary.rglob("*") if not one.is_dir()):
+            target = folder / path.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _temporary(path: Path, suffix: str = "") -> Path:
     """Not named after what it replaces, whose name may already have the greatest length."""
     return path.with_name(f".{os.getpid()}-{next(_numbers)}.tmp{suffix}")

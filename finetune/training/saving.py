@@ -83,9 +83,16 @@ class SavingTrainer(Trainer):
             self.require_trained(folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, None if state_dict is None else {**self._tables, **state_dict})
         folder, base = Path(output_dir or str(self.args.output_dir)), bare_model(self.model).name_or_path
-        files.give_usual_mode(folder.glob("*.safetensors"))
+        state_dict = None if state_dict is None else {**self._tables, **state_dict}
+        if not self.args.should_save:  # it takes part in gathering weights, and writes nothing
+            super()._save(str(folder), state_dict)
+            return
+        with files.files_into(folder) as temporary:
+            if (folder / model_card.CARD_FILE).is_file():  # PEFT adds to the one that is there
+                shutil.copy(folder / model_card.CARD_FILE, temporary)
+            super()._save(str(temporary), state_dict)
+            files.give_usual_mode(temporary.glob("*.safetensors"))
         if base and is_adapter(folder):
             adapters.write_base(folder, str(base))
         self._write_card(folder)

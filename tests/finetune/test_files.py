@@ -17,6 +17,7 @@ from finetune.files import (
     check_writable,
     delete_left_behind,
     fault_words,
+    files_into,
     folder_in_place_of,
     give_usual_mode,
     in_place_of,
@@ -59,6 +60,22 @@ def test_safetensors_on_a_full_disk():
     assert not is_refused_write(caught.value)  # no folder
     words = f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})"
     assert is_refused_write(type(caught.value)(words))
+
+
+def test_files_move_into_a_folder_or_leave_it_as_it_was(tmp_path: Path):
+    (tmp_path / "kept").write_text("kept")
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(OSError, match="full"), files_into(tmp_path) as made:
+        (made / "a").write_text("")
+        raise OSError(errno.ENOSPC, "full")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"kept": "kept", "a": "old"}
+    with files_into(tmp_path) as made:
+        (made / "below").mkdir()
+        (made / "below" / "b").write_text("b")
+        (made / "a").write_text("new")
+        assert made.parent == tmp_path and (tmp_path / "a").read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", "a", "below"}
+    assert (tmp_path / "a").read_text() == "new" and (tmp_path / "below" / "b").read_text() == "b"
 
 
 def test_what_killed_processes_left_is_deleted_and_nothing_else(tmp_path: Path):

@@ -1,6 +1,8 @@
 """Checkpoints hold what was trained, and give it back; a disk that is full costs the newest alone."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Trainer
 
 from finetune.families.qwen_vl import QwenVLFamily
 from finetune.model import checkpoint, weights
@@ -222,3 +224,31 @@ def test_rewriting_a_checkpoint_removes_its_older_mark(
 def test_only_writing_is_taken_for_writing(error: Exception, expected: bool):
     assert is_write_failure(error) is expected
     assert issubclass(TrainingError, ValueError)
+
+
+@pytest.mark.parametrize("broken", ["training_args.bin", "tokenizer_config.json"])
+def test_a_full_disk_at_the_end_leaves_each_file_of_the_output_whole_or_as_it_was(
+    program: ModuleType,  # noqa: F811
+    flags: Run,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    broken: str,
+):
+    out = tmp_path / "out"
+    saved = Trainer._save
+
+    def onto_a_full_disk(self, output_dir=None, state_dict=None):
+        saved(self, output_dir, state_dict)
+        if Path(output_dir).parent == out:  # of the output itself, not of a checkpoint
+            (Path(output_dir) / broken).write_bytes(b"")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    again = flags("out", *LORA_FLAGS)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", onto_a_full_disk)
+        assert program.main(again) == 1
+    assert f"{out} could not be written: " in capsys.readouterr().err
+    assert not (out / broken).exists() and not list(out.glob(".*.tmp"))
+    assert program.main(again) == 0
+    assert (out / broken).read_bytes() and (out / "adapter_model.safetensors").is_file()
