@@ -132,16 +132,17 @@ def _switched_off(adapted: Any) -> Iterator[None]:
 def _adapter_state_kept(adapted: nn.Module) -> Iterator[None]:
     """Restores what PEFT changes when it switches adapters off and on: it marks their parameters as trainable, and
     stores the names of active adapters in another form."""
-    modules = [
-        (one, {name: vars(one)[name] for name in OF_PEFT if name in vars(one)}) for one in adapted.modules()
-    ]
-    modules = [(one, state) for one, state in modules if state]
-    trained = [(parameter, parameter.requires_grad) for one, _ in modules for parameter in one.parameters()]
+    layers = [one for one in adapted.modules() if any(hasattr(one, name) for name in OF_PEFT)]
+    # A layer may have an attribute from its class alone, until PEFT sets it.
+    states = [{name: vars(one)[name] for name in OF_PEFT if name in vars(one)} for one in layers]
+    trained = [(parameter, parameter.requires_grad) for one in layers for parameter in one.parameters()]
     try:
         yield
     finally:
-        for module, state in modules:
-            vars(module).update(state)
+        for layer, state in zip(layers, states, strict=True):
+            for name in OF_PEFT:
+                vars(layer).pop(name, None)
+            vars(layer).update(state)
         for parameter, requires_grad in trained:
             parameter.requires_grad_(requires_grad)
 

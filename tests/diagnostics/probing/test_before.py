@@ -94,6 +94,19 @@ def test_an_adapter_is_the_same_as_a_second_model(processor, probes):
         )
 
 
+def test_trained_tokens_are_on_again_whose_layers_have_their_switch_from_their_class(processor, probes):
+    model = adapted(trainable_token_indices={"wte": [3, 5]})
+    was = state(model)
+    ids = torch.tensor([[3, 5, 9]])
+    with torch.no_grad():
+        on = model(input_ids=ids).logits
+        for _ in range(2):
+            with AdapterOff(model, "base").running():
+                assert not torch.equal(model(input_ids=ids).logits, on)
+            assert torch.equal(model(input_ids=ids).logits, on)
+    assert_as_it_was(model, was)
+
+
 @pytest.mark.parametrize("raises", [False, True])
 def test_switching_off_leaves_no_trace_also_where_probing_raises(processor, probes, raises, monkeypatch):
     """One adapter of two is active, some of its parameters are frozen by hand, and gradients wait for a step."""
