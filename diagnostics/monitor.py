@@ -336,11 +336,12 @@ class AttentionMonitor(TrainerCallback):
         run = new_run(model_marks(model), _base_words(model), self.probes, layers)
         self._decided(lambda: self._make_room(run))
         self._take(self._decided(lambda: run), chosen)
+        # Nothing is trained yet: a disk that refuses it ends the run here, not after hours without a picture.
+        self._decided(lambda: write_probes(self.probes, self.attention_dir / "probes.json"))
         if at.first:
             if chosen is not None:
                 with self._reporting("calibration.json could not be written", lacks="calibration.json"):
                     chosen.save(self.attention_dir / "calibration.json")
-            self._write_probes()
             self._open_board(at)
             self._write_architecture(model)
             self._print_cost(prober, model)

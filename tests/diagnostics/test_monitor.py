@@ -1,5 +1,6 @@
 """AttentionMonitor under the Trainer of transformers: what it leaves, what it does not touch, what it survives."""
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -27,6 +28,7 @@ from diagnostics.records.archive import RecordArchive
 from diagnostics.records.probes import read_probes, write_probes
 from diagnostics.records.record import AttentionRecord
 from finetune.families import family_of
+from finetune.files import WriteError
 from finetune.samples.conversation import Conversation, Turn
 from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 
@@ -296,6 +298,20 @@ def test_later_failures_are_told_once_and_training_goes_on(
         and "No space left on device" in messages[0]
         and "training continues" in messages[0]
     )
+
+
+def test_a_disk_that_refuses_the_probe_file_ends_the_run_before_its_first_step(
+    tmp_path, processor, probe_file, monkeypatch
+):
+    """Without it no picture is drawn: it was told after training, and the same command again could not mend it."""
+
+    def full(probes, path):
+        raise WriteError(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    monkeypatch.setattr(monitor_module, "write_probes", full)
+    with pytest.raises(WriteError, match=r"cannot write .*probes.json: No space left"):
+        train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file)])
+    assert not list((tmp_path / "attention").glob("step-*"))
 
 
 def test_wrong_wiring_ends_the_run_at_its_start(tmp_path, processor, probe_file, monkeypatch):
