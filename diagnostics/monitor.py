@@ -336,12 +336,10 @@ class AttentionMonitor(TrainerCallback):
         run = new_run(model_marks(model), _base_words(model), self.probes, layers)
         self._decided(lambda: self._make_room(run))
         self._take(self._decided(lambda: run), chosen)
-        # Nothing is trained yet: a disk that refuses it ends the run here, not after hours without a picture.
-        self._decided(lambda: write_probes(self.probes, self.attention_dir / "probes.json"))
+        if chosen is not None:
+            self._decided(lambda: chosen.save(self.attention_dir / "calibration.json"))
+        self._write_probes()
         if at.first:
-            if chosen is not None:
-                with self._reporting("calibration.json could not be written", lacks="calibration.json"):
-                    chosen.save(self.attention_dir / "calibration.json")
             self._open_board(at)
             self._write_architecture(model)
             self._print_cost(prober, model)
@@ -414,6 +412,7 @@ class AttentionMonitor(TrainerCallback):
         run, chosen = self._decided(lambda: earlier.to_resume(at.step, marks, self.key_layers, runs))
         self._take(run, chosen)
         self._prober(at, model, self.depth, self._layers).self_check()
+        self._write_probes()
         if not at.first:
             return
         self._baseline = self._archive.load(0)
@@ -424,7 +423,6 @@ class AttentionMonitor(TrainerCallback):
                 f"training resumes; their records and pictures were moved to {self.attention_dir / SUPERSEDED}",
                 flush=True,
             )
-        self._write_probes()
         self._open_board(at)
         self._make_up(at.step)
 
@@ -686,9 +684,8 @@ class AttentionMonitor(TrainerCallback):
         return self.output_dir / "attention"
 
     def _write_probes(self) -> None:
-        lacks = "probes.json, without which no picture is drawn"
-        with self._reporting("probes.json could not be written", lacks=lacks):
-            write_probes(self.probes, self.attention_dir / "probes.json")
+        """Without them no picture is drawn. Nothing is trained yet: a disk that refuses them ends the run."""
+        self._decided(lambda: write_probes(self.probes, self.attention_dir / "probes.json"))
 
     def _decided(self, decide: Callable[[], T]) -> T:
         """The result of ``decide()`` on the first rank, returned on every rank; its failure is raised on each."""

@@ -22,6 +22,7 @@ import diagnostics.compare  # noqa: F401  (first imported while something is rep
 from diagnostics import monitor as monitor_module
 from diagnostics.capture import watcher
 from diagnostics.monitor import AttentionMonitor
+from diagnostics.probing.layer_choice import Calibration
 from diagnostics.probing.prober import Prober, auto_key_layers
 from diagnostics.probing.prompts import user_parts
 from diagnostics.records.archive import RecordArchive
@@ -300,16 +301,20 @@ def test_later_failures_are_told_once_and_training_goes_on(
     )
 
 
-def test_a_disk_that_refuses_the_probe_file_ends_the_run_before_its_first_step(
-    tmp_path, processor, probe_file, monkeypatch
+@pytest.mark.parametrize(
+    ("target", "file"),
+    [((monitor_module, "write_probes"), "probes.json"), ((Calibration, "save"), "calibration.json")],
+)
+def test_a_disk_that_refuses_a_file_of_the_start_ends_the_run_before_its_first_step(
+    tmp_path, processor, probe_file, monkeypatch, target, file
 ):
-    """Without it no picture is drawn: it was told after training, and the same command again could not mend it."""
+    """It was told after training, and the same command again could not mend it."""
 
-    def full(probes, path):
+    def full(_, path):
         raise WriteError(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
-    monkeypatch.setattr(monitor_module, "write_probes", full)
-    with pytest.raises(WriteError, match=r"cannot write .*probes.json: No space left"):
+    monkeypatch.setattr(*target, full)
+    with pytest.raises(WriteError, match=rf"cannot write .*{file}: No space left"):
         train(tmp_path, processor, probe_file, [AttentionMonitor(processor, probe_file)])
     assert not list((tmp_path / "attention").glob("step-*"))
 

@@ -301,9 +301,8 @@ class Places:
             return True
 
         ran = self._run(program, out, during=kill)
-        if (
-            program == EXPORT and out.is_dir()
-        ):  # hit behind its last step: it writes no second time over a whole export
+        # Hit behind its last step: it writes no second time over a whole export.
+        if program == EXPORT and out.is_dir():
             return "killed", ran, unlike(self.ordinary(program), out)
         return "killed" if ran.status < 0 else "works", ran, self._again(program, out)
 
