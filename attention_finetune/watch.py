@@ -113,6 +113,7 @@ def what_is_missing(ready: Ready, watcher: Any) -> str:
     language = ready.args.monitor.report_language
     compare += [] if language == "en" else ["--language", language]
     return (
-        f"the weights are saved, but {watcher.missing_words}. To draw the pictures: {shlex.join(draw)}; to compare: "
+        f"the weights are saved, but {watcher.missing_words}. The same command again makes the end once more, from the "
+        f"last checkpoint if there is one; by hand, to draw the pictures: {shlex.join(draw)}; to compare: "
         f"{shlex.join(compare)}"
     )

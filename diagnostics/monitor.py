@@ -26,7 +26,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from diagnostics.comparison.verdicts import CORRECTED
 from diagnostics.diagnosis.at_start import hindrance, lines, markdown, trained_components
-from diagnostics.diagnosis.diagnosing import diagnose_model
+from diagnostics.diagnosis.diagnosing import Diagnosis, diagnose_model
 from diagnostics.monitoring.earlier_run import EarlierRun
 from diagnostics.monitoring.failures import FAILURES, LINE_MAX, Failures
 from diagnostics.probing.before import AdapterOff, BeforeModel, NotAtHandError, is_sharded, loaded_beside
@@ -38,6 +38,7 @@ from diagnostics.records.archive import (
     SUPERSEDED,
     RecordArchive,
     begun_there,
+    delete_unfinished_baseline,
     fault_words,
     left_by_earlier,
     recorded_steps,
@@ -343,15 +344,28 @@ class AttentionMonitor(TrainerCallback):
             self._open_board(at)
             self._write_architecture(model)
             self._print_cost(prober, model)
-        if self.baseline is None or not self._everywhere(at.first and self._has_taken_over(run, model)):
+        if self.baseline is None or not self._decided(lambda: self._has_taken_over(run, model)):
             self._baseline = self._probe(replace(at, words=_base_words(model)), model, depth=self.depth)
         if at.first:
             self._show(0, self._baseline)
-            if self.diagnose:
-                self._diagnose(at, model)
+        if self.diagnose:
+            self._diagnose(at, model)
 
     def _diagnose(self, at: Moment, model: nn.Module) -> None:
         """Where does the untrained model lose the right answer, and does this run train that part?"""
+        found = self._diagnosis(at, model) if at.first else None
+        path = self.attention_dir / "diagnosis.json"
+        self._decided(lambda: None if found is None else write_atomically(path, found.to_bytes()))
+        if found is None:
+            return
+        trains = trained_components(bare_model(model), family_of(bare_model(model).config))
+        for line in lines(found, trains):
+            print(line, flush=True)
+        if self._shown is not None:
+            self._shown.diagnosis(markdown(found, trains))
+
+    def _diagnosis(self, at: Moment, model: nn.Module) -> Diagnosis | None:
+        """None where it cannot be made, which is said."""
         bare, measured = bare_model(model), {*self.depth.kinds, *self.depth.pictures}
         why_not = hindrance(bare, measured, {OCCLUSION, *PICTURES})
         if why_not is not None:
@@ -359,13 +373,12 @@ class AttentionMonitor(TrainerCallback):
                 f"the untrained model is not diagnosed: {why_not}; see python -m diagnostics.diagnose",
                 flush=True,
             )
-            return
+            return None
         mixed = torch.autocast(
             next(bare.parameters()).device.type, at.autocast, enabled=at.autocast is not None
         )
-        path = self.attention_dir / "diagnosis.json"
-        with self._reporting("the untrained model could not be diagnosed", lacks=path.name), mixed:
-            found = diagnose_model(
+        with self._reporting("the untrained model could not be diagnosed", lacks="diagnosis.json"), mixed:
+            return diagnose_model(
                 bare,
                 self.processor,
                 self.probes,
@@ -374,12 +387,7 @@ class AttentionMonitor(TrainerCallback):
                 records=self._baseline,
                 progress=True,
             )
-            trains = trained_components(bare, family_of(bare.config))
-            write_atomically(path, found.to_bytes())
-            for line in lines(found, trains):
-                print(line, flush=True)
-            if self._shown is not None:
-                self._shown.diagnosis(markdown(found, trains))
+        return None
 
     def _has_taken_over(self, run: Run, model: nn.Module) -> bool:
         """Take over what another run measured of this untrained model; where it measured anything else, a line says so
@@ -452,13 +460,15 @@ class AttentionMonitor(TrainerCallback):
             print(f"key layers: {chosen.why}", flush=True)
 
     def _make_room(self, run: Run) -> None:
-        """Move what an earlier training left out of the way. A baseline of this very model is overwritten."""
+        """Move what an earlier training left out of the way. A baseline of this very model is overwritten, one whose
+        writing did not finish deleted."""
         if not left_by_earlier(self.attention_dir):
             return
         assert self.output_dir is not None
+        delete_unfinished_baseline(self.attention_dir)
         with suppress(ValueError):
-            before, steps = Run.from_json(begun_there(self.attention_dir)), recorded_steps(self.attention_dir)
-            if before.same_start(run) and steps == [0]:
+            before, steps = begun_there(self.attention_dir), recorded_steps(self.attention_dir)
+            if not steps or (steps == [0] and Run.from_json(before).same_start(run)):
                 (self.attention_dir / "calibration.json").unlink(missing_ok=True)
                 return
         from diagnostics.monitoring.showing import LOGS_END, log_dir
@@ -594,7 +604,8 @@ class AttentionMonitor(TrainerCallback):
     def _probe(self, at: Moment, model: nn.Module, *, depth: MeasurementPlan) -> dict[str, AttentionRecord]:
         """Probe on all ranks and write on the first. Returns the records there, nothing elsewhere or on failure.
 
-        A failure of the baseline is raised: a run that cannot be compared should end in its first minute.
+        A failure of the baseline is raised, also one of writing it: a run that cannot be compared should end in its
+        first minute.
         """
         before = self._before(at, model, depth)
         prober = self._prober(at, model, depth, self._layers, before)
@@ -611,10 +622,13 @@ class AttentionMonitor(TrainerCallback):
                 "a checkpoint could not be probed", failures[0], lacks=f"records of step {at.step}"
             )
             return {}
+        found = {record.probe_id: record for part, _ in outcomes for record in part} if at.first else {}
+        ordered = {probe.id: found[probe.id] for probe in self.probes if at.first}
+        if at.step == 0:
+            self._decided(lambda: self._archive.save(0, ordered, depth))
+            return ordered
         if not at.first:
             return {}
-        found = {record.probe_id: record for part, _ in outcomes for record in part}
-        ordered = {probe.id: found[probe.id] for probe in self.probes}
         with self._reporting("records could not be written", lacks=f"records of step {at.step}"):
             self._archive.save(at.step, ordered, depth)
             return ordered

@@ -196,6 +196,8 @@ def margin_charts(groups: Mapping[str, Sequence[tuple[float, float]]]) -> str:
 
     Right answers are filled points, wrong ones hollow, so that they differ without colour.
     """
+    if not groups:
+        return '<p class="soft">No probe names a wrong answer, so margins are not measured.</p>'
     every = [value for margins in groups.values() for both in margins for value in both]
     ends = (min([0.0, *every]), max([0.0, *every]))
     return "\n".join(_margin_chart(name, margins, ends) for name, margins in groups.items())

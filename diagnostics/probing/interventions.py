@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import random_regions
 from diagnostics.measures.geometry import union_area_pixels
 from diagnostics.probing.lenders import Loan
-from diagnostics.probing.prompts import (
-    EncodedProbe,
-    ProbeEncoder,
-    forget_positions,
-    padded,
-    parted,
-    scored_span,
-)
-from diagnostics.probing.reading import summed_nats
+from diagnostics.probing.margins import Margins, ScoredInput
+from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder
 from diagnostics.probing.regions import (
     blank,
-    blocked_in_tower,
-    blocked_patches,
-    blocked_tokens,
     most_looked_at,
     occlude,
     region_cells,
@@ -57,8 +46,6 @@ from finetune.samples.conversation import ImageRef
 
 MOST_OF_THE_PICTURE = 0.9
 
-Blocked = Mapping[str, Tensor]
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -71,18 +58,6 @@ class Trial:
     layers: tuple[int, int] | None = None
 
 
-class ScoredInput(NamedTuple):
-    """A sequence to score. At most one of ``cells`` (of the first image, hidden inside tower and resampler),
-    ``tokens`` (hidden from the answer query in ``layers``, or from all tokens after the image in all layers) and
-    ``dropped`` (hidden from every other token, in ``layers`` or in all) is set."""
-
-    encoded: Encoded
-    cells: np.ndarray | None = None
-    tokens: np.ndarray | None = None
-    layers: tuple[int, int] | None = None
-    dropped: np.ndarray | None = None
-
-
 class TrialRunner:
     """Runs trials through one model: the margin log p(answer) − log p(foil) after each, nats."""
 
@@ -93,6 +68,8 @@ class TrialRunner:
         self.reader = reader
         self.extractor = extractor
         self.batch_size = batch_size
+        self._margins = Margins(model, extractor, batch_size=batch_size)
+        self._opened: tuple[tuple[Path, ...], list[Image.Image]] = ((), [])
 
     def taken_away(
         self,
@@ -113,7 +90,7 @@ class TrialRunner:
         cases = [*self._cases(asked, trials, connector), *(ScoredInput(one) for _, _, one in replaced)]
         if not cases:
             return [], []
-        margins = self._margins(asked, cases)
+        margins = self._margins.read(asked, cases)
         controls = [
             PictureControl(kind, margin, lender)
             for (kind, lender, _), margin in zip(replaced, margins[len(trials) :], strict=True)
@@ -161,7 +138,7 @@ class TrialRunner:
         cases = [
             ScoredInput(self._with_pictures(asked, [veil(picture, image, cut), *others])) for cut in hidden
         ]
-        nothing, *rest = self._margins(asked, cases)
+        nothing, *rest = self._margins.read(asked, cases)
         found: dict[str, np.ndarray] = {}
         for number, end in enumerate(maps):
             part = rest[number * 2 * len(inner) : (number + 1) * 2 * len(inner)]
@@ -213,15 +190,18 @@ class TrialRunner:
                 yield ScoredInput(asked.answer, tokens=tokens, layers=trial.layers)
 
     def _pictures(self, probe: Probe) -> list[Image.Image]:
-        refs = [ImageRef(path.name, path) for path in probe.images]
-        return [self.reader.family.load_image(ref) for ref in refs]
+        """A probe's pictures, not to be changed: those asked for last are kept open for its next trials."""
+        if self._opened[0] != probe.images:
+            refs = [ImageRef(path.name, path) for path in probe.images]
+            self._opened = probe.images, [self.reader.family.load_image(ref) for ref in refs]
+        return self._opened[1]
 
     def _with_pictures(self, asked: EncodedProbe, pictures: Sequence[Image.Image]) -> Encoded:
         return self.reader.encode(asked.probe, asked.probe.answer, images=pictures)
 
     def margins_as_asked(self, asked: EncodedProbe, count: int) -> list[float]:
         """The margin without an intervention, ``count`` times in the same forwards, up to ``batch_size``."""
-        return self._margins(asked, [ScoredInput(asked.answer)] * count)
+        return self._margins.read(asked, [ScoredInput(asked.answer)] * count)
 
     def margins_without(
         self, asked: EncodedProbe, dropped: Sequence[tuple[Int[np.ndarray, " tokens"], int]]
@@ -235,66 +215,13 @@ class TrialRunner:
             for places, first in dropped
             if len(places)
         ]
-        masked = iter(self._margins(asked, cases))
+        masked = iter(self._margins.read(asked, cases))
         whole = self.margins_as_asked(asked, 1)[0] if len(cases) < len(dropped) else 0.0
         return [next(masked) if len(places) else whole for places, _ in dropped]
 
     def with_model(self, model: nn.Module, extractor: AttentionExtractor) -> TrialRunner:
         """The same for another model that reads the same tokens."""
         return TrialRunner(model, self.reader, extractor, batch_size=self.batch_size)
-
-    def _margins(self, asked: EncodedProbe, cases: Sequence[ScoredInput]) -> list[float]:
-        """The margin of each case. The tokens that answer and foil share are read once for each case, and both replies
-        continue from that cache."""
-        assert asked.foil is not None
-        both = (asked.answer, asked.foil)
-        shared = parted(*both)
-        tails = [torch.from_numpy(one.input_ids[shared : scored_span(one)[1]]) for one in both]
-        length = shared + max(map(len, tails))
-        said = shared - asked.answer.turn_spans[-1][0]  # shared tokens of the reply
-        margins: dict[int, float] = {}
-        for batch in self._batches(cases):
-            part = [cases[at] for at in batch]
-            blocked = _blocked(part, self.extractor.names, answer_query=asked.parted - 1, length=length)
-            prompts = [_cut(case.encoded, said) for case in part]
-            margins |= zip(batch, self._tail_margins(prompts, tails, blocked), strict=True)
-        return [margins[at] for at in range(len(cases))]
-
-    def _batches(self, cases: Sequence[ScoredInput]) -> Iterator[list[int]]:
-        """Indices of cases whose sequences are equally long: the next token is read behind the last of each."""
-        lengths = [len(case.encoded.input_ids) for case in cases]
-        for length in dict.fromkeys(lengths):
-            alike = [at for at, one in enumerate(lengths) if one == length]
-            for start in range(0, len(alike), self.batch_size):
-                yield alike[start : start + self.batch_size]
-
-    def _tail_margins(
-        self, prompts: Sequence[Encoded], tails: Sequence[Tensor], blocked: Blocked
-    ) -> list[float]:
-        """log p(first tail) − log p(second tail) after each prompt, nats."""
-        device = next(self.model.parameters()).device
-        with self.extractor.knocked_out(blocked):
-            inputs = padded(prompts, device, left=False)
-            forget_positions(self.model)
-            read = self.model(**inputs, use_cache=True, logits_to_keep=1)
-        logits = read.logits[:, -1:].repeat_interleave(2, dim=0)  # [case, tail], tails within a case
-        if max(len(tail) for tail in tails) > 1:
-            cache = read.past_key_values
-            # Not ``batch_repeat_interleave``: caches of linear attention have none.
-            cache.reorder_cache(torch.arange(len(prompts), device=device).repeat_interleave(2))
-            ends = nn.utils.rnn.pad_sequence([tail[:-1] for tail in tails], batch_first=True)
-            ends = ends.repeat(len(prompts), 1).to(device)
-            twice = {name: mask.repeat_interleave(2, dim=0) for name, mask in blocked.items()}
-            with self.extractor.knocked_out(twice):
-                rest = self.model(input_ids=ends, past_key_values=cache, use_cache=True).logits
-            logits = torch.cat([logits, rest], dim=1)
-        nats = [summed_nats(logits[row, : len(tails[row % 2])], tails[row % 2]) for row in range(len(logits))]
-        return (torch.stack(nats[::2]) - torch.stack(nats[1::2])).tolist()
-
-
-def _cut(encoded: Encoded, said: int) -> Encoded:
-    """A sequence up to the token, of its reply, that the next one is predicted from."""
-    return replace(encoded, input_ids=encoded.input_ids[: encoded.turn_spans[-1][0] + said])
 
 
 def fills_the_picture(boxes: Sequence[Box], size: tuple[int, int]) -> bool:
@@ -317,57 +244,3 @@ def _grouped(trials: Sequence[Trial], margins: Sequence[float]) -> list[Interven
         )
         for (kind, region, layers), members in found.items()
     ]
-
-
-def _blocked(
-    batch: Sequence[ScoredInput], names: Sequence[str], *, answer_query: int, length: int
-) -> dict[str, Tensor]:
-    """The blocked positions in this batch, by module name; ``length`` is that of the longer reply's sequence, since a
-    position beyond the mask is not knocked out.
-
-    Cells: patches in the vision tower and at the resampler. Tokens: from the answer query on in the case's window, or,
-    without one, after the image in every language layer. Dropped: from all tokens but themselves in the case's window.
-    """
-    language = [name for name in names if name.startswith("layer_")]
-    blocked: dict[str, Tensor] = {}
-    if any(case.cells is not None for case in batch):
-        others = [None] * (len(batch[0].encoded.images) - 1)  # regions are in the first image
-        patches = blocked_patches([one for case in batch for one in (case.cells, *others)])
-        tower = [name for name in names if name.startswith("vision_layer_")]
-        blocked |= {"visual_attn": patches, **dict.fromkeys(tower, blocked_in_tower(patches))}
-    if any(case.tokens is not None and case.layers is None for case in batch):
-        chosen = [
-            None if case.tokens is None or case.layers is not None else (case.encoded.images[0], case.tokens)
-            for case in batch
-        ]
-        blocked |= dict.fromkeys(language, blocked_tokens(chosen, length))
-    windows = [_window(case, language) for case in batch]
-    made: dict[tuple[bool, ...], torch.Tensor] = {}  # layers that hide the same share one mask
-    for name in dict.fromkeys(name for window in windows for name in window):
-        hides = tuple(name in window for window in windows)
-        if hides not in made or name in blocked:
-            mask = blocked.get(name, torch.zeros(len(batch), length, length, dtype=torch.bool)).clone()
-            for row, case in enumerate(batch):
-                if hides[row]:
-                    _hide(mask[row], case, answer_query)
-            made[hides] = mask
-        blocked[name] = made[hides]
-    return blocked
-
-
-def _hide(mask: Bool[Tensor, "queries keys"], case: ScoredInput, answer_query: int) -> None:
-    """Marks, in one sequence's mask, what its case hides in one layer of its window."""
-    if case.dropped is None:
-        mask[answer_query:, torch.from_numpy(case.tokens)] = True
-        return
-    places = torch.from_numpy(case.dropped)
-    mask[:, places] = True
-    mask[places, places] = False  # a row that sees nothing would be no number
-
-
-def _window(case: ScoredInput, language: Sequence[str]) -> Sequence[str]:
-    """Of the layers that attend, those in the window."""
-    if case.layers is None:
-        return []
-    first, last = case.layers
-    return [name for name in language if first <= int(name.removeprefix("layer_")) <= last]

@@ -32,6 +32,7 @@ from diagnostics.measures.sinks import sink_dimensions, sink_tokens, without_sin
 from diagnostics.probing.before import BeforeModel
 from diagnostics.probing.interventions import TrialRunner
 from diagnostics.probing.lenders import loan_for
+from diagnostics.probing.margins import reads_pictures_first
 from diagnostics.probing.mediation import Mediator, parts_of
 from diagnostics.probing.processes import in_processes, parted, worthwhile
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, scored_span
@@ -128,6 +129,9 @@ class Prober:
             alone=bool(asked) and self.reader.encode_alone(asked[0], asked[0].answer) is not None,
             lent=frozenset(probe.id for probe in asked if loan_for(probe, self.probes) is not None),
             patched=0 if self.before is None else len(self.attending),
+            pictures_first=all(
+                reads_pictures_first(self.family, self.reader.encode(one, one.answer)) for one in asked[:1]
+            ),
         )
 
     def run(self, probe: Probe, step: int, model_name: str) -> AttentionRecord:

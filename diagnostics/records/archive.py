@@ -224,6 +224,13 @@ def left_by_earlier(attention_dir: Path) -> bool:
     return bool(recorded_steps(attention_dir)) or (attention_dir / "calibration.json").is_file()
 
 
+def delete_unfinished_baseline(attention_dir: Path) -> None:
+    """Delete the records of step 0 where they are all there is and their writing did not finish."""
+    baseline = step_folder(attention_dir, 0)
+    if recorded_steps(attention_dir) == [0] and not (baseline / COMPLETE).exists():
+        shutil.rmtree(baseline)
+
+
 def begun_there(attention_dir: Path) -> Any:
     """What identifies the run whose baseline is stored there; None if that is unknown."""
     return (_mark(step_folder(attention_dir, 0)) or {}).get("begun")

@@ -29,12 +29,14 @@ class Allowed(NamedTuple):
     lent        ids of the probes for which another probe's pictures are found
     patched     language layers in which attention patterns of the model before can be put back: those that attend; 0
                 where that model is not at hand
+    pictures_first  all knock-outs of a picture's tokens can go on from one reading of it
     """
 
     resampler: bool
     alone: bool
     lent: frozenset[str]
     patched: int = 0
+    pictures_first: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class MeasurementPlan:
     maps: tuple[str, ...] = ()
 
     def passes(self, probe: Probe, key_layers: int, allowed: Allowed) -> int:
-        """How many sequences the model reads for one probe. Answer, foil and generated reply go on from one prompt and
-        are not counted."""
+        """How many sequences the model reads for one probe. Answer, foil and generated reply go on from one prompt, and
+        knock-outs from one reading of the pictures; what goes on is not counted."""
         count = 1
         if self.relations and probe.relation is not None:
             count += 2
@@ -79,11 +81,18 @@ class MeasurementPlan:
             # the model before; all language layers, the key layers, the connector; each layer alone
             count += 1 + 2 + allowed.resampler + (allowed.patched if self.windows else key_layers)
         if probe.foil is not None and probe.regions:
-            kinds = [kind for kind in self.kinds if allowed.resampler or kind != TOWER_KNOCKOUT]
-            count += len(kinds) * len(probe.regions) * (1 + self.controls)
-            count += key_layers * (1 + self.controls) * self.windows
+            hiding = {OCCLUSION, TOWER_KNOCKOUT} if allowed.resampler else {OCCLUSION}
+            count += len(hiding.intersection(self.kinds)) * len(probe.regions) * (1 + self.controls)
+            count += self._knock_outs(probe, key_layers, allowed)
             count += CURVE_PICTURES * self.curves
         return count
+
+    def _knock_outs(self, probe: Probe, key_layers: int, allowed: Allowed) -> int:
+        """Those of tokens go on from one reading of the pictures, where nothing is hidden from a later picture."""
+        everywhere = (KNOCKOUT in self.kinds) * len(probe.regions) * (1 + self.controls)
+        windows = self.windows * key_layers * (1 + self.controls)
+        behind = windows + (everywhere if len(probe.images) == 1 else 0)
+        return everywhere + windows - (max(behind - 1, 0) if allowed.pictures_first else 0)
 
     def is_part_of(self, measured: Any) -> bool:
         """Does a plan with these fields measure everything that this one does? ``measured``: as read from a file."""

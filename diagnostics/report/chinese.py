@@ -436,6 +436,7 @@ _CHARTS = {
     "the 95 % paired bootstrap interval. An interval that includes zero may be chance.": (
         "每个关键层中，区域的注意力与其面积占比之比（1× 即均匀）的变化及 95% 配对自助法区间。区间含 0 则可能是偶然。"
     ),
+    "No probe names a wrong answer, so margins are not measured.": "没有探针给出错误答案，不测量差距。",
     "No probe names a region, so attention is not judged.": "没有探针给出区域，不判断注意力。",
     "change {a:n}, interval {b:n}": "变化 {a}，区间 {b}",
     "change of attention on the region, times the even share": "区域注意力的变化，均匀分布的倍数",

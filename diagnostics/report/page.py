@@ -7,7 +7,7 @@ import html
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,7 @@ def _margins(pairs: Sequence[ProbePair]) -> list[tuple[float, float]]:
 
 
 def _time(series: Mapping[str, Any] | None, onset: Mapping[str, Any] | None) -> str:
-    """Charts over training steps; nothing with fewer than three checkpoints."""
+    """Charts over training steps, of what was measured; nothing with fewer than three checkpoints."""
     if series is None or len(series["steps"]) < TIME_STEPS_MIN:
         return ""
     steps = series["steps"]
@@ -123,15 +123,17 @@ def _time(series: Mapping[str, Any] | None, onset: Mapping[str, Any] | None) -> 
         for name, by_layer in series["enrichment"].items()
     }
     ends = shared_ends(list(attention.values()))
+    over_steps = partial(line_chart, places=steps, unit="step")
     charts = [
-        line_chart("right answers", right, steps, unit="step", ends=(0.0, 1.0), as_percent=True),
-        line_chart("drift of the maps, nats", drift, steps, unit="step"),
+        *([over_steps("right answers", right, ends=(0.0, 1.0), as_percent=True)] if right else []),
+        *([over_steps("drift of the maps, nats", drift)] if drift else []),
         *(
-            line_chart(f"attention on its region, times the even share: {as_written(name)}", lines, steps,
-                       unit="step", ends=ends)
+            over_steps(f"attention on its region, times the even share: {as_written(name)}", lines, ends=ends)
             for name, lines in attention.items()
         ),
-    ]  # fmt: skip
+    ]
+    if not charts:
+        return ""
     return (
         '<h2>How it developed</h2><p class="note">The same questions at every checkpoint; charts of attention share '
         "one scale. Drift is the Jensen–Shannon divergence of a map from that of the first checkpoint, mean over all "
@@ -142,7 +144,7 @@ def _time(series: Mapping[str, Any] | None, onset: Mapping[str, Any] | None) -> 
 
 def _onset(onset: Mapping[str, Any] | None) -> str:
     """What began when, a line for each group."""
-    if onset is None:
+    if onset is None or not onset["tests"]:
         return ""
     rows = "".join(
         f"<li><span>{as_written(name)}:</span> <span>{html.escape(group['words'], quote=False)}</span></li>"

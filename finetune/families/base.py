@@ -288,6 +288,11 @@ def flash_fault(family: Family) -> str:
     return f"{family.name}: {ahead}, which flash kernels cannot do" if ahead else ""
 
 
+def reads_prompts_whole(family: Family) -> bool:
+    """Do all tokens of a prompt see all others, so that its pictures cannot be read before its question?"""
+    return bool(getattr(family, "reads_prompts_whole", False))  # optional, as ``looks_ahead`` is
+
+
 def restarting_positions(samples: Sequence[Encoded]) -> torch.Tensor:
     """Int64[tokens of the row]: each sample's tokens counted from 0. Samples of 3 and 2: [0, 1, 2, 0, 1]."""
     import torch

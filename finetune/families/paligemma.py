@@ -54,6 +54,7 @@ class PaliGemmaFamily:
     )
     lora_targets = DECODER_LAYERS
     looks_ahead = "tokens of pictures and question see those after them"
+    reads_prompts_whole = True
 
     def matches(self, config: Any) -> bool:
         return getattr(config, "model_type", None) == "paligemma" and hasattr(config, "vision_config")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -192,7 +193,14 @@ def begin(
             delete_left_behind(_own_folders(folder))
         if overwrite and fault is None:
             clear(folder)
-        start = _start(folder, marks, resume=resume, world_size=world_size, deepspeed=deepspeed)
+        start = _start(
+            folder,
+            marks,
+            resume=resume,
+            world_size=world_size,
+            deepspeed=deepspeed,
+            writable=fault is None,
+        )
         if start.how != "finished" and fault is not None:
             raise ValueError(fault)
     except ValueError:
@@ -225,7 +233,13 @@ def _locked(folder: Path) -> tuple[tuple[str, ...], str | None]:
 
 
 def _start(
-    folder: Path, marks: dict[str, Any], *, resume: str | None, world_size: int, deepspeed: bool
+    folder: Path,
+    marks: dict[str, Any],
+    *,
+    resume: str | None,
+    world_size: int,
+    deepspeed: bool,
+    writable: bool,
 ) -> Start:
     asked = _truth(resume)
     if asked is None:
@@ -237,7 +251,15 @@ def _start(
         _refuse_other(folder, before["marks"], marks)
         if before["finished"]:
             missing = "" if _is_made_since(folder) else before.get("missing", "")
-            return Start("finished", None, _farewell(folder), missing)
+            whole = _trained_whole(folder) if missing and writable else None
+            if whole is None:
+                return Start("finished", None, _farewell(folder), missing)
+            return _resume(
+                whole,
+                world_size,
+                deepspeed,
+                [f"made once more, from the last checkpoint: what {folder} lacks"],
+            )
     checkpoint, lines = last_complete(folder)
     if checkpoint is None:
         if asked:
@@ -279,6 +301,15 @@ def _other_flags(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str
     """A line for each flag that was another when the checkpoint was written."""
     different = [] if before is None else _differences(before["marks"], _written(now))
     return ["going on with other flags than it began with:", *different] if different else []
+
+
+def _trained_whole(folder: Path) -> Path | None:
+    """The newest checkpoint if nothing is left to train behind it: a run that resumes from it only makes its end."""
+    checkpoint, _ = last_complete(folder)
+    if checkpoint is None:
+        return None
+    state = fields.load(checkpoint / STATE_FILE, STATE_SHAPE)
+    return checkpoint if state["global_step"] >= state.get("max_steps", math.inf) else None
 
 
 def _report(folder: Path) -> Path:

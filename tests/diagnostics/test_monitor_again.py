@@ -88,6 +88,20 @@ def margins(folder):
     return [(group["margin_nats"]["before"], group["margin_nats"]["after"]) for group in groups]
 
 
+@pytest.mark.parametrize(
+    "without", [{"foil": None}, {"regions": {}, "phrases": {}}, {"foil": None, "regions": {}, "phrases": {}}]
+)
+def test_probes_that_allow_less_have_a_report_of_it(tmp_path, processor, probes, without):
+    """Over three checkpoints, which have charts: of right answers only where there is a foil to be wrong with."""
+    asked = [replace(one, **without) for one in probes]
+    watcher, _ = train(tmp_path, processor, asked)
+    assert watcher.missing == []
+    page = (tmp_path / "comparison" / "index.html").read_text(encoding="utf-8")
+    assert ('<h3><span lang="en">right answers</span>' in page) == ("foil" not in without)
+    assert ("attention on its region, times the even share" in page) == ("regions" not in without)
+    assert '<h3><span lang="en">drift of the maps, nats</span>' in page
+
+
 # --- a second training -----------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def first(tmp_path_factory, processor, probes):
@@ -132,6 +146,32 @@ def test_a_start_that_was_killed_before_its_first_checkpoint_leaves_nothing_besi
         train(tmp_path, processor, probes, callbacks=[Killed()])
     train(tmp_path, processor, probes)
     assert not (tmp_path / "earlier-1").exists() and "earlier training" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cut", ["in its records", "before them"])
+@pytest.mark.parametrize("asked", ["the same", "other probes"])
+def test_a_start_that_was_killed_while_its_baseline_was_written_leaves_nothing_beside(
+    tmp_path, processor, probes, monkeypatch, capsys, cut, asked
+):
+    """Neither records that are half a baseline, nor layers that were chosen for it."""
+    written, save = [], AttentionRecord.save
+
+    def killed(self, path) -> None:
+        if written or cut == "before them":
+            raise KeyboardInterrupt
+        written.append(path)
+        save(self, path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(AttentionRecord, "save", killed)
+        train(tmp_path, processor, probes)
+    (tmp_path / "attention" / "calibration.json").write_text("{}")
+    again = probes if asked == "the same" else [replace(one, id=f"other-{one.id}") for one in probes]
+    train(tmp_path, processor, again)
+    assert not (tmp_path / "earlier-1").exists() and "earlier training" not in capsys.readouterr().out
+    assert not (tmp_path / "attention" / "calibration.json").exists()
+    stored = {path.stem for path in (tmp_path / "attention" / "step-000000").glob("*.safetensors")}
+    assert stored == {one.id for one in again}
 
 
 def test_the_baseline_of_another_run_of_the_same_model_is_taken_over(

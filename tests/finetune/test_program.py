@@ -221,24 +221,28 @@ def test_a_run_whose_comparison_could_not_be_made_is_saved_and_ends_with_a_statu
         raise OSError("No space left on device")
 
     monkeypatch.setattr("diagnostics.drawing.worker_client.Renderer", Undrawn)
-    monkeypatch.setattr("diagnostics.compare.compare", full)
     out = tmp_path / "out"
     given = ("--use_lora", "True", *probe_file(tmp_path), "--report_language", "zh")
-    assert program.main(flags(*given)) == 1 and asked == ["zh"]
-    error = capsys.readouterr().err.splitlines()[-1]
+    with monkeypatch.context() as disk:
+        disk.setattr("diagnostics.compare.compare", full)
+        assert program.main(flags(*given)) == 1 and asked == ["zh"]
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert program.main(flags(*given)) == 1 and asked == ["zh", "zh"]
+        again = capsys.readouterr()
+    assert f"made once more, from the last checkpoint: what {out} lacks" in again.out
+    assert again.err.splitlines()[-1] == error
     assert error.startswith(f"finetune.py: the weights are saved, but {out} lacks: comparison/: ")
     assert "No space left on device" in error and "python -m diagnostics.compare --before" in error
     assert error.endswith(f"--output_dir {out} --language zh")
     assert (out / "adapter_model.safetensors").is_file()
     assert json.loads((out / "run.json").read_text())["finished"] is True
 
-    assert program.main(flags(*given)) == 1
-    again = capsys.readouterr()
-    assert "this run is already finished" in again.out and again.err.splitlines()[-1] == error
-    (out / "comparison").mkdir(exist_ok=True)
-    (out / "comparison" / "index.html").write_text("made by hand since")
-    os.utime(out / "comparison" / "index.html", (2**33, 2**33))
+    trained = (out / "adapter_model.safetensors").read_bytes()
     assert program.main(flags(*given)) == 0
+    assert (out / "comparison" / "index.html").is_file()
+    assert (out / "adapter_model.safetensors").read_bytes() == trained
+    capsys.readouterr()
+    assert program.main(flags(*given)) == 0 and "this run is already finished" in capsys.readouterr().out
 
 
 def test_going_on_without_the_baseline_is_one_line(

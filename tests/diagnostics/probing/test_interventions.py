@@ -232,11 +232,15 @@ def test_a_family_that_refuses_a_question_alone_is_not_measured_without_a_pictur
 def test_the_cost_in_words(probe):
     allowed = Allowed(resampler=True, alone=True, lent=frozenset([probe.id]))
     words = cost_words(QUICK, (probe, probe), 2, allowed)
-    # one prompt for answer, foil and reply; both ends of a relation; 3 pictures; 3 kinds on 2 regions, with controls
-    assert words.startswith("quick probing of 2 probes: 36 sequences to read (18.0 a probe); full would be")
+    # one prompt for answer, foil and reply; both ends of a relation; 3 pictures; 2 kinds on 2 regions, with controls;
+    # the pictures once for all knock-outs
+    assert words.startswith("quick probing of 2 probes: 30 sequences to read (15.0 a probe); full would be")
     without = Allowed(resampler=False, alone=False, lent=frozenset())
-    assert QUICK.passes(probe, 2, without) == 1 + 2 + 1 + 2 * 2 * 2
-    assert QUICK.passes(probe, 2, allowed._replace(patched=True)) == 18 + 4 + 2
+    assert QUICK.passes(probe, 2, without) == 1 + 2 + 1 + 2 * 2 + 1
+    assert QUICK.passes(probe, 2, without._replace(pictures_first=False)) == 1 + 2 + 1 + 2 * 2 + 2 * 2
+    assert QUICK.passes(probe, 2, allowed._replace(patched=True)) == 15 + 4 + 2
+    two = replace(probe, images=probe.images * 2)  # the second would see what is hidden behind the first
+    assert QUICK.passes(two, 2, without) == 1 + 2 + 1 + 2 * 2 + 2 * 2
     with pytest.raises(ValueError, match="found 'heat', expected some of relative, gradient, rollout"):
         QUICK.with_maps("heat")
 

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -67,6 +68,44 @@ def test_a_finished_run_says_so(tmp_path: Path):
     add_checkpoint(tmp_path, 50)
     found = start(tmp_path)
     assert found.how == "finished" and "this run is already finished" in found.lines[0]
+
+
+def test_a_finished_run_that_lacks_something_makes_its_end_again_where_training_was_whole(tmp_path: Path):
+    folder = tmp_path / "out"
+    checkpoint = add_checkpoint(folder, 50)
+    run_folder.write_run(folder, MARKS, finished=True, missing="pictures")
+    state = checkpoint / "trainer_state.json"
+
+    def begun(**steps) -> Start:
+        state.write_text(json.dumps(steps))
+        run_folder.mark_complete(checkpoint, processes=1)
+        found = start(folder)
+        folder_lock.release(folder)
+        return found
+
+    assert begun(global_step=50, max_steps=50)[:2] == ("resume", checkpoint)
+    for steps in ({"max_steps": 51}, {}):  # it stopped earlier, or says nothing: resuming would train on
+        found = begun(global_step=50, **steps)
+        assert (found.how, found.missing) == ("finished", "pictures")
+    begun(global_step=50, max_steps=50)
+    (folder / "comparison").mkdir()
+    (folder / "comparison" / "index.html").write_text("made by hand since")
+    os.utime(folder / "comparison" / "index.html", (2**33, 2**33))
+    assert start(folder)[::3] == ("finished", "")
+
+
+def test_what_a_finished_run_in_a_closed_folder_lacks_is_said(tmp_path: Path, monkeypatch):
+    folder = tmp_path / "out"
+    checkpoint = add_checkpoint(folder, 50)
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": 50, "max_steps": 50}))
+    run_folder.mark_complete(checkpoint, processes=1)
+    run_folder.write_run(folder, MARKS, finished=True, missing="pictures")
+
+    def closed(folder) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(folder_lock, "take", closed)
+    assert start(folder)[::3] == ("finished", "pictures")
 
 
 def cut(path: Path) -> None:
