@@ -219,20 +219,21 @@ class QwenVLModel(QwenVLPreTrainedModel):
         self.wte = value
 
     def image_slots(self, image_starts: BoolRows, image_ends: BoolRows, n_images: int) -> BoolRows:
-        """Positions of image features: the n_queries tokens between an ``<img>`` and its closing ``</img>``, or the end
-        of the sequence (a prompt may be read up to there, and go on from the cache).
+        """Positions of image features: the n_queries tokens between an ``<img>`` and its closing ``</img>``.
 
-        Any other unclosed ``<img>`` is not an image: a model may generate one. No control flow depends on the tokens,
-        so graphs can be exported and compiled; there the checks are skipped.
+        An unclosed ``<img>`` is not an image: a model may generate one. But where there are more images than closed
+        ones, one may end with its row: a prompt can be read up to there, and go on from the cache. No control flow
+        depends on the tokens in a graph that is exported or compiled; there the checks are skipped.
 
         Raises ValueError if ``<img>`` tokens and images differ in number, or if a run of slots is cut.
         """
         assert self.config.visual is not None
         n_queries = self.config.visual["n_queries"]
         closed = torch.zeros_like(image_starts)
-        ends = F.pad(image_ends, (0, 1), value=True)
-        closed[:, :-n_queries] = image_starts[:, :-n_queries] & ends[:, n_queries + 1 :]
+        closed[:, : -n_queries - 1] = image_starts[:, : -n_queries - 1] & image_ends[:, n_queries + 1 :]
         if not is_tracing():
+            if int(closed.sum()) < n_images and closed.shape[1] > n_queries:
+                closed[:, -n_queries - 1] |= image_starts[:, -n_queries - 1]
             self._check_images(image_starts, closed, n_images)
         length, images_before = closed.shape[1], closed.cumsum(-1)
         opened, passed = (F.pad(images_before, (by, 0))[:, :length] for by in (1, n_queries + 1))
@@ -294,7 +295,7 @@ class QwenVLModel(QwenVLPreTrainedModel):
     def _may_hold_images(self, input_ids: Tensor) -> bool:
         """False for a decoding step, too short for a whole image: searching would synchronise the GPU at each token."""
         assert self.config.visual is not None
-        return not is_tracing() and input_ids.shape[1] > self.config.visual["n_queries"]
+        return not is_tracing() and input_ids.shape[1] > self.config.visual["n_queries"] + 1
 
     def _eye_must_run(self) -> bool:
         """Whether a batch without images must still run the vision tower, so that all its trained parameters take part.

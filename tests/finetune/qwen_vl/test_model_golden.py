@@ -210,6 +210,27 @@ def test_a_cut_image_is_named(golden_model, golden_case):
         golden_model()(input_ids=inputs["input_ids"][:, : start + 9], pixel_values=inputs["pixel_values"])
 
 
+@pytest.mark.parametrize("case", ["one_image", "two_images"])
+def test_a_prompt_goes_on_behind_its_last_slot(golden_model, golden_case, case):
+    inputs, _ = golden_case("A", case)
+    ids, model = inputs["input_ids"], golden_model()
+    end = int((ids[0] == 610).nonzero()[-1])  # the last closing mark, read with what follows
+    with torch.no_grad():
+        first = model(input_ids=ids[:, :end], pixel_values=inputs["pixel_values"], use_cache=True)
+        rest = model(input_ids=ids[:, end:], past_key_values=first.past_key_values).logits
+        whole = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
+    assert torch.allclose(torch.cat([first.logits, rest], dim=1), whole, atol=1e-5)
+
+
+def test_a_mark_that_a_model_wrote_is_no_picture_wherever_the_row_ends(golden_model):
+    ids = torch.full((1, 40), 300)
+    ids[0, 9] = 609
+    model = golden_model()
+    for length in range(9 + 15, 9 + 20):  # 16 slots behind the mark
+        with torch.no_grad():
+            model(input_ids=ids[:, :length])
+
+
 def test_pictures_and_places_must_agree(golden_model, golden_case):
     inputs, _ = golden_case("A", "two_images")
     with pytest.raises(ValueError, match="hold 2 <img> tokens .* and pixel_values 1 images"):
