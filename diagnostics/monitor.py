@@ -341,6 +341,7 @@ class AttentionMonitor(TrainerCallback):
             self._decided(lambda: chosen.save(self.attention_dir / "calibration.json"))
         self._write_probes()
         if at.first:
+            self._warn_of_no_end()
             self._open_board(at)
             self._write_architecture(model)
             self._print_cost(prober, model)
@@ -350,6 +351,13 @@ class AttentionMonitor(TrainerCallback):
             self._show(0, self._baseline)
         if self.diagnose:
             self._diagnose(at, model)
+
+    def _warn_of_no_end(self) -> None:
+        """With ``stop_when``: name the groups that would keep training from ever ending early."""
+        from diagnostics.comparison.verdicts import never_met
+
+        for sentence in never_met(self._judged) if self.stop_when is not None else ():
+            print(f"warning: --stop_when {self.stop_when} cannot be met: {sentence}", flush=True)
 
     def _diagnose(self, at: Moment, model: nn.Module) -> None:
         """Where does the untrained model lose the right answer, and does this run train that part?"""

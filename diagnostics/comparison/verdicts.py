@@ -11,7 +11,8 @@ from diagnostics.comparison.legs.attention import AWAY, TO
 from diagnostics.comparison.legs.leg import Leg, count, percent
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.measures.statistics import probes_needed
-from diagnostics.records.probes import KEPT_SHARE, NEIGHBOUR, RETENTION
+from diagnostics.records.pictures import picture_mark
+from diagnostics.records.probes import KEPT_SHARE, NEIGHBOUR, RETENTION, Probe
 
 CORRECTED, KEPT = "corrected", "kept"
 NOT_BY_LOOKING, UNGUARDED = "corrected, not by looking", "corrected, unguarded"
@@ -164,6 +165,26 @@ def _too_few_reason(evidence: Evidence, thresholds: Thresholds) -> str:
 
 
 # ---------------------------------------------------------------- what was required
+
+
+def never_met(probes: Iterable[Probe], thresholds: Thresholds | None = None) -> list[str]:
+    """One sentence for each group that no training can make "corrected" or "kept": its probes do not allow it."""
+    groups: dict[str, list[Probe]] = {}
+    for probe in probes:
+        groups.setdefault(probe.group, []).append(probe)
+    found = []
+    for name, members in groups.items():
+        asked = [probe for probe in members if probe.foil is not None]
+        placed = asked if name in KEPT_SHARE else [probe for probe in asked if probe.regions]
+        pictures = len({picture_mark(probe.images[0]) for probe in placed})
+        needs = "a foil" if name in KEPT_SHARE else "a foil and a region"
+        least = (thresholds or Thresholds()).probes
+        if pictures < least:
+            found.append(
+                f"{name}: {count(len(placed), 'probe')} with {needs}, on {count(pictures, 'picture')}; at least "
+                f"{least} on as many different pictures are needed."
+            )
+    return found
 
 
 def requirement(text: str, groups: Iterable[str]) -> dict[str, str]:

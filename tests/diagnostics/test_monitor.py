@@ -436,7 +436,7 @@ def _counting(run_all, folder: Path):
     ("claims", "steps"), [(["corrected"] * 4, 2), (["it did not move", "corrected"] * 2, 4)]
 )
 def test_training_ends_when_corrected_so_many_times_in_a_row(
-    tmp_path, processor, probe_file, monkeypatch, claims, steps
+    tmp_path, processor, probe_file, monkeypatch, capsys, claims, steps
 ):
     levels = []
 
@@ -454,6 +454,7 @@ def test_training_ends_when_corrected_so_many_times_in_a_row(
         save_steps=1,
     )
     assert len(losses) == steps
+    assert "warning: --stop_when corrected cannot be met: sphere-building: " in capsys.readouterr().out
     assert 1 - levels[0] == pytest.approx(0.0304, abs=1e-4) and levels[1] > levels[0]  # each look is paid for
     mark = json.loads((tmp_path / "attention" / "step-000001" / "complete.json").read_text())
     assert mark["depth"] == "quick"

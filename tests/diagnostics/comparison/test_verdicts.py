@@ -2,11 +2,13 @@
 correction needs: ``test_verdicts_of_groups``."""
 
 import pytest
+from PIL import Image
 
 from diagnostics.comparison.legs.answers import SAME, Answers
 from diagnostics.comparison.legs.leg import Leg, not_measured
 from diagnostics.comparison.thresholds import Thresholds
-from diagnostics.comparison.verdicts import Evidence, Legs, requirement, shortfalls, verdict
+from diagnostics.comparison.verdicts import Evidence, Legs, never_met, requirement, shortfalls, verdict
+from diagnostics.records.probes import Probe
 
 
 def evidence(group="towers", probes=40, images=None, after=1.0, effect_size=None) -> Evidence:
@@ -138,3 +140,32 @@ def test_an_unguarded_correction_passes_only_where_that_is_allowed():
         "pearl": "corrected, unguarded",
         "retention": "kept",
     }
+
+
+def test_groups_that_no_training_can_correct_are_named(tmp_path):
+    for at in range(3):
+        Image.new("RGB", (5, 3), (at, 0, 0)).save(tmp_path / f"{at}.png")
+
+    def probes(group, **parts):
+        return [
+            Probe(f"{group}-{at}", group, (tmp_path / f"{at % 3}.png",), "what?", "a", **parts)
+            for at in range(4)
+        ]
+
+    box = {"thing": ((0.0, 0.0, 2.0, 3.0),)}
+    given = [
+        *probes("whole", foil="b", regions=box),
+        *probes("no region", foil="b"),
+        *probes("no foil", regions=box),
+        *probes("retention", foil="b"),
+        *probes("neighbour"),
+    ]
+    short = [sentence.partition(";")[0] for sentence in never_met(given, Thresholds(probes=3))]
+    assert short == [
+        "no region: 0 probes with a foil and a region, on 0 pictures",
+        "no foil: 0 probes with a foil and a region, on 0 pictures",
+        "neighbour: 0 probes with a foil, on 0 pictures",
+    ]
+    assert never_met(given, Thresholds(probes=4))[0].startswith(
+        "whole: 4 probes with a foil and a region, on 3 pictures;"
+    )
