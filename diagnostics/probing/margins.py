@@ -61,9 +61,9 @@ class Margins:
 
     def _behind_pictures(self, asked: EncodedProbe, cases: Sequence[ScoredInput]) -> list[int]:
         """Indices of the cases that read the pictures as the probe does; none where there is only one."""
-        if reads_prompts_whole(self.extractor.family):
-            return []
         end = _end_of_pictures(asked.answer)
+        if reads_prompts_whole(self.extractor.family) or end >= asked.parted:
+            return []
         found = [
             at
             for at, case in enumerate(cases)
