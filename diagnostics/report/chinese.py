@@ -457,6 +457,8 @@ _CHARTS = {
     "random after: {v:n}": "随机，之后：{v}",
     "What came first": "先后次序",
     "The first checkpoint at which answers, attention on the region, and what hiding it costs differ from the base beyond "
+    "chance.": "回答、对区域的注意力、遮住它的代价各自在哪个检查点开始与基线有超出偶然的差异。",
+    "The first checkpoint at which answers, attention on the region, and what hiding it costs differ from the base beyond "
     "chance. The p of all {n:n} looks are adjusted together (Holm), so that a run in which nothing changes names no onset in "
     "95 of 100 cases. What varies more from probe to probe is noticed later.": (
         "回答、对区域的注意力、遮住它的代价各自在哪个检查点开始与基线有超出偶然的差异。全部 {n} 次检验的 p 一并校正（Holm），"

@@ -100,6 +100,7 @@ def test_probes_that_allow_less_have_a_report_of_it(tmp_path, processor, probes,
     assert ('<h3><span lang="en">right answers</span>' in page) == ("foil" not in without)
     assert ("attention on its region, times the even share" in page) == ("regions" not in without)
     assert '<h3><span lang="en">drift of the maps, nats</span>' in page
+    assert "differ from the base beyond chance.</span>" in page  # no look was tested, so none is adjusted
 
 
 # --- a second training -----------------------------------------------------------------------------------
