@@ -366,11 +366,13 @@ class AttentionMonitor(TrainerCallback):
         self._decided(lambda: None if found is None else write_atomically(path, found.to_bytes()))
         if found is None:
             return
-        trains = trained_components(bare_model(model), family_of(bare_model(model).config))
-        for line in lines(found, trains):
-            print(line, flush=True)
-        if self._shown is not None:
-            self._shown.diagnosis(markdown(found, trains))
+        with self._reporting("the diagnosis could not be shown", lacks="the diagnosis in TensorBoard"):
+            bare = bare_model(model)
+            trains = trained_components(bare, family_of(bare.config))
+            for line in lines(found, trains):
+                print(line, flush=True)
+            if self._shown is not None:
+                self._shown.diagnosis(markdown(found, trains))
 
     def _diagnosis(self, at: Moment, model: nn.Module) -> Diagnosis | None:
         """None where it cannot be made, which is said."""

@@ -12,7 +12,7 @@ from diagnostics.comparison.legs.leg import Leg, count, percent
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.measures.statistics import probes_needed
 from diagnostics.records.pictures import picture_mark
-from diagnostics.records.probes import KEPT_SHARE, NEIGHBOUR, RETENTION, Probe
+from diagnostics.records.probes import KEPT_SHARE, NEIGHBOUR, RETENTION, Probe, groups_of
 
 CORRECTED, KEPT = "corrected", "kept"
 NOT_BY_LOOKING, UNGUARDED = "corrected, not by looking", "corrected, unguarded"
@@ -167,13 +167,10 @@ def _too_few_reason(evidence: Evidence, thresholds: Thresholds) -> str:
 # ---------------------------------------------------------------- what was required
 
 
-def never_met(probes: Iterable[Probe], thresholds: Thresholds | None = None) -> list[str]:
+def never_met(probes: Sequence[Probe], thresholds: Thresholds | None = None) -> list[str]:
     """One sentence for each group that no training can make "corrected" or "kept": its probes do not allow it."""
-    groups: dict[str, list[Probe]] = {}
-    for probe in probes:
-        groups.setdefault(probe.group, []).append(probe)
     found = []
-    for name, members in groups.items():
+    for name, members in groups_of(probes).items():
         asked = [probe for probe in members if probe.foil is not None]
         placed = asked if name in KEPT_SHARE else [probe for probe in asked if probe.regions]
         pictures = len({picture_mark(probe.images[0]) for probe in placed})

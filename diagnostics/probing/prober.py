@@ -130,7 +130,7 @@ class Prober:
             lent=frozenset(probe.id for probe in asked if loan_for(probe, self.probes) is not None),
             patched=0 if self.before is None else len(self.attending),
             pictures_first=all(
-                reads_pictures_first(self.family, self.reader.encode(one, one.answer)) for one in asked[:1]
+                reads_pictures_first(self.family, self.reader.read(one).answer) for one in asked[:1]
             ),
         )
 

@@ -103,6 +103,16 @@ def test_probes_that_allow_less_have_a_report_of_it(tmp_path, processor, probes,
     assert "differ from the base beyond chance.</span>" in page  # no look was tested, so none is adjusted
 
 
+def test_a_diagnosis_that_cannot_be_shown_does_not_end_training(tmp_path, processor, probes, monkeypatch):
+    def full(self, words) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("diagnostics.monitoring.showing.Showing.diagnosis", full)
+    watcher, _ = train(tmp_path, processor, probes)
+    assert (tmp_path / "attention" / "diagnosis.json").is_file()
+    assert any("the diagnosis in TensorBoard" in one for one in watcher.missing)
+
+
 # --- a second training -----------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def first(tmp_path_factory, processor, probes):

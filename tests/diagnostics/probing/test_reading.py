@@ -37,13 +37,19 @@ def probes(folder):
     ]
 
 
+def in_fp64(name):
+    """A family's small model, the same each time."""
+    torch.manual_seed(0)
+    model = FAMILIES[name].model().double().eval()
+    if "moe" in name:
+        model.set_experts_implementation("eager")  # the grouped product knows no fp64
+    return model
+
+
 @pytest.fixture(scope="module", params=[*FAMILIES])
 def case(request, tmp_path_factory):
     tiny, folder = FAMILIES[request.param], tmp_path_factory.mktemp("reading")
-    torch.manual_seed(0)
-    model = tiny.model().double().eval()
-    if "moe" in request.param:
-        model.set_experts_implementation("eager")  # the grouped product knows no fp64
+    model = in_fp64(request.param)
     processor = tiny.processor(folder)
     encoder = ProbeEncoder(tiny.family, processor)
     return model, tiny.family, processor, [encoder.read(one) for one in probes(folder)]
