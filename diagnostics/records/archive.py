@@ -225,9 +225,10 @@ def left_by_earlier(attention_dir: Path) -> bool:
 
 
 def delete_unfinished_baseline(attention_dir: Path) -> None:
-    """Delete the records of step 0 where they are all there is and their writing did not finish."""
+    """Delete the records of step 0 where they are all there is and their writing did not finish; not behind a link."""
     baseline = step_folder(attention_dir, 0)
-    if recorded_steps(attention_dir) == [0] and not (baseline / COMPLETE).exists():
+    is_unfinished = not (baseline / COMPLETE).exists() and not baseline.is_symlink()
+    if is_unfinished and recorded_steps(attention_dir) == [0]:
         shutil.rmtree(baseline)
 
 

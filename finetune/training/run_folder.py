@@ -309,7 +309,7 @@ def _trained_whole(folder: Path) -> Path | None:
     if checkpoint is None:
         return None
     state = fields.load(checkpoint / STATE_FILE, STATE_SHAPE)
-    return checkpoint if state["global_step"] >= state.get("max_steps", math.inf) else None
+    return checkpoint if 0 < state.get("max_steps", math.inf) <= state["global_step"] else None
 
 
 def _report(folder: Path) -> Path:

@@ -185,6 +185,17 @@ def test_a_start_that_was_killed_while_its_baseline_was_written_leaves_nothing_b
     assert stored == {one.id for one in again}
 
 
+def test_records_behind_a_link_are_moved_aside_and_not_deleted(tmp_path, processor, probes):
+    elsewhere, attention = tmp_path / "elsewhere", tmp_path / "out" / "attention"
+    elsewhere.mkdir()
+    (elsewhere / "disc-0.safetensors").write_bytes(b"half")
+    attention.mkdir(parents=True)
+    (attention / "step-000000").symlink_to(elsewhere)
+    train(tmp_path / "out", processor, probes)
+    assert (elsewhere / "disc-0.safetensors").read_bytes() == b"half"
+    assert (tmp_path / "out" / "earlier-1" / "attention" / "step-000000").is_symlink()
+
+
 def test_the_baseline_of_another_run_of_the_same_model_is_taken_over(
     first, tmp_path, processor, probes, capsys
 ):

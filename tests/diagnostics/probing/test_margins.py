@@ -1,5 +1,7 @@
 """Margins with something hidden, in every family (fp64): those of whole sequences, read one by one without a cache."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -117,3 +119,12 @@ def test_a_second_picture_sees_less_of_the_first(case, monkeypatch):
     model, family, _, asked, _ = case
     _, started = compared(model, family, asked, monkeypatch)
     assert started == (6 if reads_prompts_whole(family) else 4 + 1)
+
+
+def test_nothing_lies_between_a_picture_and_its_answer_but_marks(case, tmp_path, monkeypatch):
+    """A question that ends with its picture."""
+    model, family, asked, _, name = case
+    processor = FAMILIES[name].processor(tmp_path)
+    probe = replace(asked.probe, question="what is it? <image>", phrases={})
+    asked = ProbeEncoder(family, processor).read(probe)
+    compared(model, family, asked, monkeypatch)

@@ -84,7 +84,8 @@ def test_a_finished_run_that_lacks_something_makes_its_end_again_where_training_
         return found
 
     assert begun(global_step=50, max_steps=50)[:2] == ("resume", checkpoint)
-    for steps in ({"max_steps": 51}, {}):  # it stopped earlier, or says nothing: resuming would train on
+    # It stopped earlier, or does not say how many: resuming would train on.
+    for steps in ({"max_steps": 51}, {"max_steps": -1}, {"max_steps": 0}, {}):
         found = begun(global_step=50, **steps)
         assert (found.how, found.missing) == ("finished", "pictures")
     begun(global_step=50, max_steps=50)
