@@ -341,7 +341,7 @@ class AttentionMonitor(TrainerCallback):
             self._decided(lambda: chosen.save(self.attention_dir / "calibration.json"))
         self._write_probes()
         if at.first:
-            self._warn_of_no_end()
+            self._warn_if_never_met()
             self._open_board(at)
             self._write_architecture(model)
             self._print_cost(prober, model)
@@ -352,7 +352,7 @@ class AttentionMonitor(TrainerCallback):
         if self.diagnose:
             self._diagnose(at, model)
 
-    def _warn_of_no_end(self) -> None:
+    def _warn_if_never_met(self) -> None:
         """With ``stop_when``: name the groups that would keep training from ever ending early."""
         from diagnostics.comparison.verdicts import never_met
 

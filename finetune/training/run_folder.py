@@ -251,15 +251,11 @@ def _start(
         _refuse_other(folder, before["marks"], marks)
         if before["finished"]:
             missing = "" if _is_made_since(folder) else before.get("missing", "")
-            whole = _trained_whole(folder) if missing and writable else None
-            if whole is None:
+            last = _checkpoint_of_last_step(folder) if missing and writable else None
+            if last is None:
                 return Start("finished", None, _farewell(folder), missing)
-            return _resume(
-                whole,
-                world_size,
-                deepspeed,
-                [f"made once more, from the last checkpoint: what {folder} lacks"],
-            )
+            said = f"{folder}: trained to its last step, but not all was written; the rest is made from {last.name}"
+            return _resume(last, world_size, deepspeed, [said])
     checkpoint, lines = last_complete(folder)
     if checkpoint is None:
         if asked:
@@ -303,8 +299,8 @@ def _other_flags(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str
     return ["going on with other flags than it began with:", *different] if different else []
 
 
-def _trained_whole(folder: Path) -> Path | None:
-    """The newest checkpoint if nothing is left to train behind it: a run that resumes from it only makes its end."""
+def _checkpoint_of_last_step(folder: Path) -> Path | None:
+    """The newest checkpoint if no step is left behind it: a run that resumes from it only makes its end."""
     checkpoint, _ = last_complete(folder)
     if checkpoint is None:
         return None

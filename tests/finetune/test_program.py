@@ -229,7 +229,7 @@ def test_a_run_whose_comparison_could_not_be_made_is_saved_and_ends_with_a_statu
         error = capsys.readouterr().err.splitlines()[-1]
         assert program.main(flags(*given)) == 1 and asked == ["zh", "zh"]
         again = capsys.readouterr()
-    assert f"made once more, from the last checkpoint: what {out} lacks" in again.out
+    assert f"{out}: trained to its last step, but not all was written; the rest is made from" in again.out
     assert again.err.splitlines()[-1] == error
     assert error.startswith(f"finetune.py: the weights are saved, but {out} lacks: comparison/: ")
     assert "No space left on device" in error and "python -m diagnostics.compare --before" in error
