@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -29,6 +29,8 @@ from diagnostics.diagnosis.at_start import hindrance, lines, markdown, trained_c
 from diagnostics.diagnosis.diagnosing import Diagnosis, diagnose_model
 from diagnostics.monitoring.earlier_run import EarlierRun
 from diagnostics.monitoring.failures import FAILURES, LINE_MAX, Failures
+from diagnostics.monitoring.moments import Moment, moment, name_run, runs_of
+from diagnostics.monitoring.stopping import Stopping
 from diagnostics.probing.before import AdapterOff, BeforeModel, NotAtHandError, is_sharded, loaded_beside
 from diagnostics.probing.layer_choice import Calibration, calibrate, check_apart, held_out
 from diagnostics.probing.prober import BATCH_SIZE, Prober, auto_key_layers
@@ -63,7 +65,7 @@ from diagnostics.records.measurement_plan import (
 from diagnostics.records.probes import Probe, groups_of, read_probes, write_probes
 from diagnostics.records.record import AttentionRecord
 from diagnostics.report.languages import Language, check_language
-from finetune.distributed import autocast_dtype, gathered, rank_and_world_size
+from finetune.distributed import decided_by_first, gathered, rank_and_world_size
 from finetune.families import bare_model, family_of
 from finetune.families.parts.modules import adapted_model
 from finetune.files import write_atomically
@@ -78,26 +80,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-STATE_KEY = "attention monitor"
-"""The key under which ``trainer_state.json`` names the monitored run."""
 KEPT_PIXELS_BYTES = 2**28
 """Memory for pixels of probes, which stay from one checkpoint to the next."""
-
-
-@dataclass(frozen=True)
-class Moment:
-    """When, where and in which precision the model is probed.
-
-    step       of training; 0 is before the first
-    first      is this the first rank, which writes?
-    autocast   dtype of mixed precision; None: the weights' own
-    words      names the model for a person
-    """
-
-    step: int
-    first: bool
-    autocast: torch.dtype | None
-    words: str
 
 
 class AttentionMonitor(TrainerCallback):
@@ -216,7 +200,7 @@ class AttentionMonitor(TrainerCallback):
         self._judged: tuple[Probe, ...] = self.probes
         self._baseline: dict[str, AttentionRecord] = {}
         self._last: dict[str, AttentionRecord] = {}
-        self._looks = self._corrected_looks = 0
+        self._stopping = Stopping(self.stop_patience)
         self._reader: ProbeEncoder | None = None
 
     # --- when ------------------------------------------------------------------------------------------------
@@ -234,17 +218,17 @@ class AttentionMonitor(TrainerCallback):
     ) -> None:
         """Self-check, the baseline, and what a killed run missed at the step it resumes from."""
         self.output_dir = self.output_dir or Path(str(args.output_dir))
-        at, model = _moment(args, state), event["model"]
+        at, model = moment(args, state), event["model"]
         if self.trackers is None:
             self._trackers = tuple(args.report_to or ())
         if self.flags is None:
             self._flags = args.to_dict()
-        self._begin(at, model, runs=_runs_of(state))
+        self._begin(at, model, runs=runs_of(state))
         if at.step > 0 and self._is_due(state) and at.step < state.max_steps:
             self._probe_unless_complete(at, model, self.checkpoint_depth)
         assert self._run is not None
-        if self._run.run not in _runs_of(state):
-            _name_run(state, self._run.run)
+        if self._run.run not in runs_of(state):
+            name_run(state, self._run.run)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
@@ -267,7 +251,7 @@ class AttentionMonitor(TrainerCallback):
     ) -> None:
         """Probe once more, with interventions, and compare with the baseline."""
         self._is_ending = True
-        at, best = _moment(args, state), state.best_model_checkpoint
+        at, best = moment(args, state), state.best_model_checkpoint
         if args.load_best_model_at_end and best is not None:
             # The Trainer has loaded the best checkpoint: the model is not that of the last step.
             self._probe_now(
@@ -335,17 +319,17 @@ class AttentionMonitor(TrainerCallback):
         prober = self._prober(at, model, self.depth, layers)
         prober.self_check()
         run = new_run(model_marks(model), _base_words(model), self.probes, layers)
-        self._decided(lambda: self._make_room(run))
-        self._take(self._decided(lambda: run), chosen)
+        decided_by_first(lambda: self._make_room(run))
+        self._take(decided_by_first(lambda: run), chosen)
         if chosen is not None:
-            self._decided(lambda: chosen.save(self.attention_dir / "calibration.json"))
+            decided_by_first(lambda: chosen.save(self.attention_dir / "calibration.json"))
         self._write_probes()
         if at.first:
             self._warn_if_never_met()
             self._open_board(at)
             self._write_architecture(model)
             self._print_cost(prober, model)
-        if self.baseline is None or not self._decided(lambda: self._has_taken_over(run, model)):
+        if self.baseline is None or not decided_by_first(lambda: self._has_taken_over(run, model)):
             self._baseline = self._probe(replace(at, words=_base_words(model)), model, depth=self.depth)
         if at.first:
             self._show(0, self._baseline)
@@ -363,7 +347,7 @@ class AttentionMonitor(TrainerCallback):
         """Where does the untrained model lose the right answer, and does this run train that part?"""
         found = self._diagnosis(at, model) if at.first else None
         path = self.attention_dir / "diagnosis.json"
-        self._decided(lambda: None if found is None else write_atomically(path, found.to_bytes()))
+        decided_by_first(lambda: None if found is None else write_atomically(path, found.to_bytes()))
         if found is None:
             return
         with self._reporting("the diagnosis could not be shown", lacks="the diagnosis in TensorBoard"):
@@ -427,7 +411,7 @@ class AttentionMonitor(TrainerCallback):
     def _go_on(self, at: Moment, model: nn.Module, runs: Sequence[str] | None) -> None:
         marks = model_marks(model)
         earlier = self._left_in(self.attention_dir, model)
-        run, chosen = self._decided(lambda: earlier.to_resume(at.step, marks, self.key_layers, runs))
+        run, chosen = decided_by_first(lambda: earlier.to_resume(at.step, marks, self.key_layers, runs))
         self._take(run, chosen)
         self._prober(at, model, self.depth, self._layers).self_check()
         self._write_probes()
@@ -515,44 +499,21 @@ class AttentionMonitor(TrainerCallback):
     ) -> None:
         """Probe at a checkpoint, and end training if ``stop_when`` is met."""
         depth = self.checkpoint_depth if self.stop_when is None else self.depth
-        records = self._probe_now(_moment(args, state), model, depth)
+        records = self._probe_now(moment(args, state), model, depth)
         if self.stop_when is not None and self._everywhere(self._has_taken(records, state.global_step)):
             control.should_training_stop = True
 
     def _has_taken(self, records: Mapping[str, AttentionRecord], step: int) -> bool:
-        """Has every group been corrected, for ``stop_patience`` checkpoints in a row?
-
-        Every look is one more chance of a false positive, so the level is adjusted for the number of looks.
-        """
-        from diagnostics.comparison.group_report import comparison_of
+        """Has every group been corrected, for ``stop_patience`` checkpoints in a row?"""
         from diagnostics.comparison.pairs import pair_all
-        from diagnostics.comparison.verdicts import (
-            NOT_MEDIATED,
-            UNGUARDED,
-            requirement,
-            shortfalls,
-            verdict_words,
-        )
-        from diagnostics.measures.statistics import alpha_of_look
 
-        if not records:
-            return False
         # Looks from before a restart count too.
-        self._looks = max(self._looks + 1, sum(0 < look <= step for look in self._archive.steps(self.depth)))
-        level = 1 - alpha_of_look(self._looks)
-        groups: dict[str, Any] = {}
+        earlier = sum(0 < look < step for look in self._archive.steps(self.depth))
         with self._reporting("a checkpoint could not be compared with the baseline"):
-            groups = comparison_of(pair_all(self._judged, self._baseline, records), level=level)["groups"]
-        if not groups:
-            return False  # reported above; the other ranks wait for an answer
-        # Stopping is no claim: what a run cannot measure while it trains does not keep it running.
-        short = shortfalls(requirement(CORRECTED, groups), groups, as_good=(NOT_MEDIATED, UNGUARDED))
-        self._corrected_looks = 0 if short else self._corrected_looks + 1
-        print(f"look {self._looks}: {verdict_words(groups)}", flush=True)
-        if self._corrected_looks < self.stop_patience:
-            return False
-        print(f"corrected at {self._corrected_looks} checkpoints in a row: training ends here", flush=True)
-        return True
+            return bool(records) and self._stopping.look(
+                pair_all(self._judged, self._baseline, records), earlier=earlier
+            )
+        return False  # reported above; the other ranks wait for an answer
 
     def _is_due(self, state: TrainerState) -> bool:
         """Should this step be probed? Every checkpoint is, and a run can only resume from one."""
@@ -635,7 +596,7 @@ class AttentionMonitor(TrainerCallback):
         found = {record.probe_id: record for part, _ in outcomes for record in part} if at.first else {}
         ordered = {probe.id: found[probe.id] for probe in self.probes if at.first}
         if at.step == 0:
-            self._decided(lambda: self._archive.save(0, ordered, depth))
+            decided_by_first(lambda: self._archive.save(0, ordered, depth))
             return ordered
         if not at.first:
             return {}
@@ -709,20 +670,7 @@ class AttentionMonitor(TrainerCallback):
 
     def _write_probes(self) -> None:
         """Without them no picture is drawn. Nothing is trained yet: a disk that refuses them ends the run."""
-        self._decided(lambda: write_probes(self.probes, self.attention_dir / "probes.json"))
-
-    def _decided(self, decide: Callable[[], T]) -> T:
-        """The result of ``decide()`` on the first rank, returned on every rank; its failure is raised on each."""
-        outcome: tuple[T | None, Exception | None] = (None, None)
-        if rank_and_world_size()[0] == 0:
-            try:
-                outcome = decide(), None
-            except FAILURES as error:  # raised below: the other ranks wait
-                outcome = None, error
-        value, failure = gathered(outcome)[0]
-        if failure is not None:
-            raise failure
-        return value
+        decided_by_first(lambda: write_probes(self.probes, self.attention_dir / "probes.json"))
 
     def _everywhere(self, answer: bool) -> bool:
         """The first rank's answer, on every rank: folders need not be shared between machines."""
@@ -869,28 +817,6 @@ def _base_words(model: nn.Module) -> str:
     from finetune.families import bare_model
 
     return str(getattr(bare_model(model).config, "name_or_path", "") or "base")
-
-
-def _moment(args: TrainingArguments, state: TrainerState) -> Moment:
-    words = f"{args.output_dir} at step {state.global_step}"
-    return Moment(state.global_step, state.is_world_process_zero, autocast_dtype(args), words)
-
-
-def _runs_of(state: TrainerState) -> list[str]:
-    """The monitored runs that a Trainer's state names; ``trainer_state.json`` of a checkpoint keeps them."""
-    kept: Any = state.stateful_callbacks
-    found = kept.get(STATE_KEY, {}) if isinstance(kept, dict) else {}
-    attributes = found.get("attributes", {}) if isinstance(found, dict) else {}
-    runs = attributes.get("runs", []) if isinstance(attributes, dict) else []
-    return [str(run) for run in runs] if isinstance(runs, list) else []
-
-
-def _name_run(state: TrainerState, run: str) -> None:
-    """Name the run in the Trainer's state, so that its checkpoints cannot be mistaken for those of another run. Not as
-    this callback's own state: the Trainer would rebuild the callback from it, and a processor is not JSON."""
-    kept: Any = state.stateful_callbacks
-    if isinstance(kept, dict):
-        kept[STATE_KEY] = {"args": {}, "attributes": {"runs": [*_runs_of(state), run]}}
 
 
 def _ambient_autocast(model: nn.Module) -> torch.dtype | None:

@@ -59,18 +59,20 @@ def say(*lines: str) -> None:
 
 
 def decided_by_first(decide: Callable[[], T]) -> T:
-    """Call ``decide`` on the first process and return its result on every process; a ValueError is raised on each."""
-    outcome: list[Any] = [None]
-    if is_main():
+    """Call ``decide`` on the first process and return its result on every process. What it raises is raised on each:
+    the others would wait for ever."""
+    outcome: list[Any] = [None, None]
+    if rank_and_world_size()[0] == 0:
         try:
-            outcome = [decide()]
-        except ValueError as error:
-            outcome = [error]
+            outcome = [decide(), None]
+        except Exception as error:
+            outcome = [None, error]
     if is_distributed():
         distributed.broadcast_object_list(outcome, src=0)
-    if isinstance(outcome[0], ValueError):
-        raise outcome[0]
-    return outcome[0]  # type: ignore[no-any-return]
+    value, failure = outcome
+    if failure is not None:
+        raise failure
+    return value  # type: ignore[no-any-return]
 
 
 def gathered(mine: Any) -> list[Any]:

@@ -445,7 +445,7 @@ def test_training_ends_when_corrected_so_many_times_in_a_row(
         verdict = claims[len(levels) - 1]
         return {"groups": {"sphere-building": {"verdict": verdict, "reasons": []}}}
 
-    monkeypatch.setattr("diagnostics.comparison.group_report.comparison_of", judged)
+    monkeypatch.setattr("diagnostics.monitoring.stopping.comparison_of", judged)
     losses, _ = train(
         tmp_path,
         processor,

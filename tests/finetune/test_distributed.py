@@ -1,4 +1,4 @@
-"""The processes of a run end with their launcher."""
+"""The processes of a run: they end with their launcher, and what the first decides holds for all."""
 
 import os
 import select
@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from finetune.distributed import end_with_launcher
+from finetune import distributed
+from finetune.distributed import decided_by_first, end_with_launcher
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process that its parent has died")
@@ -44,3 +45,34 @@ def test_a_process_ends_with_torchrun_and_with_nothing_else(monkeypatch: pytest.
     finally:
         if not launched:
             os.kill(rank, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "fault", [None, ValueError("another run's"), OSError(28, "No space left on device", "run.json")]
+)
+def test_what_the_first_process_decides_or_raises_reaches_the_others(monkeypatch: pytest.MonkeyPatch, fault):
+    def decide() -> str:
+        if fault is not None:
+            raise fault
+        return "resumed"
+
+    told: list[object] = []
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    for rank in (0, 1):
+
+        def broadcast(outcome: list[object], src: int, rank: int = rank) -> None:
+            assert src == 0
+            if rank == 0:
+                told[:] = outcome
+            else:
+                outcome[:] = told
+
+        monkeypatch.setattr(distributed, "rank_and_world_size", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(distributed.distributed, "broadcast_object_list", broadcast)
+        asked = decide if rank == 0 else lambda: pytest.fail("decided on another process")
+        if fault is None:
+            assert decided_by_first(asked) == "resumed"
+        else:
+            with pytest.raises(type(fault)) as raised:
+                decided_by_first(asked)
+            assert raised.value is fault
