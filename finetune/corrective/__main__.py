@@ -21,7 +21,7 @@ from tqdm import tqdm
 from finetune import folder_lock
 from finetune.corrective import building_questions, general_questions, relation_questions, user_templates
 from finetune.corrective.annotations import read_scenes
-from finetune.corrective.category_names import Names, read_names
+from finetune.corrective.category_names import Names, named_categories, read_names
 from finetune.corrective.sampling import Asked, Topics, count, for_probes, for_training, hold_out, topics_of
 from finetune.corrective.scenes import Language, Question, Scene
 from finetune.corrective.writing import DATA_FILE, PROBE_FILE, write
@@ -66,6 +66,7 @@ def make(options: argparse.Namespace) -> Made:
     scenes = read_scenes(
         options.boxes,
         options.images,
+        named=() if options.names is None else named_categories(options.names),
         box_units=options.box_units,
         on_bad_picture=options.on_bad_picture,
     )

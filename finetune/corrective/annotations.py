@@ -4,14 +4,19 @@ A box that does not fit its picture is a fault: if the picture was resized or ro
 probes would point to the wrong places.
 """
 
+import functools
 import hashlib
+import os
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from finetune import fields
 from finetune.corrective.category_names import listed, load_json
 from finetune.corrective.scenes import AnnotatedBox, Box, Scene
+from finetune.fields import NULL, Kind, whole
 from finetune.samples import source
 from finetune.samples.conversation import BoxRef, ImageRef
 from finetune.samples.formats.box_numbers import BoxUnits
@@ -19,6 +24,9 @@ from finetune.samples.images import size_of
 from finetune.samples.workers import in_chunks
 
 OnBadPicture = Literal["error", "drop"]
+
+_ARTICLE = re.compile(r"^(?:the|an?) (?=\S)", re.IGNORECASE)
+_MOST_LABELS_SHOWN = 10
 
 SLACK_PIXELS = 1.0
 """COCO's own boxes extend up to a pixel outside the picture through rounding; they are clipped."""
@@ -45,6 +53,7 @@ def read_scenes(
     path: Path,
     images: Path,
     *,
+    named: Collection[str] = (),
     box_units: BoxUnits | None = None,
     on_bad_picture: OnBadPicture = "error",
     say: Callable[[str], None] = print,
@@ -52,6 +61,7 @@ def read_scenes(
     """The pictures with boxes in an annotation file, in its order, with their sizes and digests.
 
     images           folder that picture file names are relative to
+    named            categories of --names: a label of these is read as it is written there
     box_units        unit of bbox_2d and objects.bbox, if the file is training data that has them
     on_bad_picture   "drop" leaves out and reports every picture with a fault
 
@@ -64,7 +74,7 @@ def read_scenes(
     else:
         annotated = list(_markup(path, images, box_units, on_bad_picture, say))
     del content
-    scenes, faults = _checked(annotated)
+    scenes, faults = _checked(_one_a_file(_by_category(annotated, path, named, say)))
     if faults and on_bad_picture == "error":
         raise ValueError(f"{listed(path, faults)}\nor leave such pictures out: --on_bad_picture drop")
     if faults:
@@ -81,14 +91,13 @@ def read_scenes(
 
 def _coco(content: Mapping[str, Any], path: Path, images: Path) -> Iterator[_Annotated]:
     """{"images": [{"id", "file_name"}], "categories": [{"id", "name"}], "annotations": [{"image_id", "bbox", ...}]}"""
-    pictures, categories, annotations = (
-        _entries(content, key, keys, path)
-        for key, keys in (
-            ("images", ("id", "file_name")),
-            ("categories", ("id", "name")),
-            ("annotations", ("image_id", "category_id", "bbox")),
-        )
+    pictures = _entries(content, "images", ("id", "file_name"), {"id": ID, "file_name": WORDS}, path)
+    categories = _entries(content, "categories", ("id", "name"), {"id": ID, "name": WORDS}, path)
+    annotations = _entries(
+        content, "annotations", ("image_id", "category_id", "bbox"), {"image_id": ID}, path
     )
+    if repeated := [*_repeated("images", pictures), *_repeated("categories", categories)]:
+        raise ValueError(listed(path, repeated))
     names = {entry["id"]: entry["name"] for entry in categories}
     known = {entry["id"] for entry in pictures}
     of_picture: dict[Any, list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
@@ -105,23 +114,48 @@ def _coco(content: Mapping[str, Any], path: Path, images: Path) -> Iterator[_Ann
         yield _coco_picture(entry, where, of_picture[entry["id"]], names, images)
 
 
+def _is_id(value: Any) -> bool:
+    return (isinstance(value, int | str) and not isinstance(value, bool)) or (
+        isinstance(value, float) and value.is_integer()
+    )
+
+
+ID = Kind("a whole number or text", _is_id)
+WORDS = Kind("text that is not blank", lambda value: isinstance(value, str) and bool(value.strip()))
+PIXELS = {"width": whole(1) | NULL, "height": whole(1) | NULL}
+
+
 def _entries(
-    content: Mapping[str, Any], key: str, keys: Sequence[str], path: Path
+    content: Mapping[str, Any], key: str, keys: Sequence[str], shape: fields.Shape, path: Path
 ) -> list[Mapping[str, Any]]:
+    """The entries of a list in COCO's file: each has all ``keys``, and fields as ``shape`` says."""
     entries = content.get(key)
     if not isinstance(entries, list) or not entries:
         raise ValueError(
             f"{path}: {key}: found {'none' if not entries else type(entries).__name__}, expected a list; COCO's file "
             "has images, categories and annotations (a list of conversations with <box> is read too)"
         )
-    faults = [
-        f"{key}[{index}]: expected an object with {', '.join(keys)}, found {entry!r:.80}"
-        for index, entry in enumerate(entries)
-        if not isinstance(entry, dict) or any(one not in entry for one in keys)
-    ]
+    faults: list[str] = []
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict) or any(one not in entry for one in keys):
+            faults.append(f"{key}[{index}]: expected an object with {', '.join(keys)}, found {entry!r:.80}")
+        else:
+            faults += fields.faults(entry, shape, at=f"{key}[{index}].")
     if faults:
         raise ValueError(listed(path, faults))
     return entries
+
+
+def _repeated(key: str, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Ids that an earlier entry has: of which of the two an annotation speaks cannot be known."""
+    first: dict[Any, int] = {}
+    for index, entry in enumerate(entries):
+        before = first.setdefault(entry["id"], index)
+        if before != index:
+            yield (
+                f"{key}[{index}].id: found {entry['id']!r}, the id of {key}[{before}], expected one of its own; "
+                "number entries anew where files are put together"
+            )
 
 
 def _coco_picture(
@@ -133,10 +167,10 @@ def _coco_picture(
 ) -> _Annotated:
     things, crowds, faults = [], set(), []
     for at, box in boxes:
-        category = names.get(box["category_id"])
+        category = names.get(box["category_id"]) if _is_id(box["category_id"]) else None
         numbers = box["bbox"]
         if category is None:
-            ids = ", ".join(map(str, sorted(names)[:20]))
+            ids = ", ".join(map(repr, list(names)[:20]))  # not sorted: text and numbers have no order
             faults.append(
                 f"{at}.category_id: found {box['category_id']!r}, expected one of categories ({ids})"
             )
@@ -147,13 +181,17 @@ def _coco_picture(
         else:
             x, y, width, height = numbers
             things.append((f"{at}.bbox", AnnotatedBox(category, (x, y, x + width, y + height))))
-    size = (entry["width"], entry["height"]) if {"width", "height"} <= set(entry) else None
-    image = images / str(entry["file_name"])
+    image, size = images / entry["file_name"], None
+    if wrong := list(fields.faults(entry, PIXELS, at=f"{where}.")):
+        faults += wrong
+    elif entry.get("width") is not None and entry.get("height") is not None:
+        size = (int(entry["width"]), int(entry["height"]))
     return _Annotated(image, where, size, tuple(things), frozenset(crowds), tuple(faults))
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # The bound leaves out NaN, infinity and whole numbers that no float can hold.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,10 +206,7 @@ def _markup(
     on_bad_picture: OnBadPicture,
     say: Callable[[str], None],
 ) -> Iterator[_Annotated]:
-    """``<ref>the cat</ref><box>(10,20),(500,900)</box>`` in any turn: the category is "the cat".
-
-    Boxes of one picture are collected from all its conversations; a repeated box counts once.
-    """
+    """``<ref>the cat</ref><box>(10,20),(500,900)</box>`` in any turn: one entry for each mark, labelled "the cat"."""
     conversations = source.read(
         path,
         image_folder=images,
@@ -179,41 +214,146 @@ def _markup(
         on_bad_sample="drop" if on_bad_picture == "drop" else "error",
         say=say,
     )
-    found: dict[Path, _Annotated] = {}
+    nothing = True
     for one in conversations:
         refs = one.images
         parts = [part for turn in one.turns for part in turn.parts if isinstance(part, BoxRef)]
         for box in (part for part in parts if part.boxes and part.key != "point_2d"):
-            ref = refs[box.image]
-            where = one.source.removeprefix(f"{path}: ")
-            before = found.get(ref.path) or _Annotated(ref.path, where, None, (), frozenset(), ())
-            found[ref.path] = _with_box(before, ref, box, where)
-    if not found:
+            nothing = False
+            yield _marked(refs[box.image], box, one.source.removeprefix(f"{path}: "))
+    if nothing:
         raise ValueError(f"{path}: found no <ref>...</ref><box>...</box> in any conversation, expected boxes")
-    yield from found.values()
 
 
-def _with_box(picture: _Annotated, ref: ImageRef, box: BoxRef, where: str) -> _Annotated:
+def _marked(ref: ImageRef, box: BoxRef, where: str) -> _Annotated:
     assert ref.size_pixels is not None
+    entry = _Annotated(ref.path, where, None, (), frozenset(), ())
     if ref.data is not None:
-        fault = (
-            f"{where}: the picture is embedded in the data, expected a file that the new data can point to"
-        )
-        return picture._replace(faults=(*picture.faults, fault))
+        fault = "the picture is embedded in the data, expected a file that the new data can point to"
+        return entry._replace(faults=(f"{where}: {fault}",))
     if box.label is None or not box.label.strip():
-        fault = (
-            f"{where}: found the box {box.written!r:.80} without a name, expected <ref>name</ref> before it"
-        )
-        return picture._replace(faults=(*picture.faults, fault))
+        fault = f"found the box {box.written!r:.80} without a name, expected <ref>name</ref> before it"
+        return entry._replace(faults=(f"{where}: {fault}",))
     width, height = ref.size_pixels
-    category = box.label.strip()
-    there = {thing for _, thing in picture.things}
-    new = [
-        (where, thing)
+    things = (
+        AnnotatedBox(box.label, (x0 * width, y0 * height, x1 * width, y1 * height))
         for x0, y0, x1, y1 in box.boxes
-        if (thing := AnnotatedBox(category, (x0 * width, y0 * height, x1 * width, y1 * height))) not in there
+    )
+    return entry._replace(things=tuple((where, thing) for thing in things))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Labels → categories
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _by_category(
+    annotated: Sequence[_Annotated], path: Path, named: Collection[str], say: Callable[[str], None]
+) -> Iterator[_Annotated]:
+    """The pictures with categories for labels: were "the cat" and "cat" two, each would be absent beside the other."""
+    labels = {
+        label for one in annotated for label in (*one.crowds, *(thing.category for _, thing in one.things))
+    }
+    categories = _categories(labels, named)
+    if changed := _changed(categories):
+        say(f"{path}: {changed}")
+    for one in annotated:
+        things = tuple(
+            (where, thing._replace(category=categories[thing.category])) for where, thing in one.things
+        )
+        yield one._replace(things=things, crowds=frozenset(categories[label] for label in one.crowds))
+
+
+def _categories(labels: Collection[str], named: Collection[str]) -> dict[str, str]:
+    """The category of each label.
+
+    "the cat", " cat" and "Cat" beside them → "cat"; "TV" alone stays "TV", and a label of ``named`` what it is there.
+    """
+    plain = {label: _category(label, named) for label in labels}
+    spellings: dict[str, set[str]] = defaultdict(set)
+    for one in (*plain.values(), *named):
+        spellings[one.casefold()].add(one)
+
+    def joined(one: str) -> str:
+        alike = spellings[one.casefold()]
+        if one in named or len(alike) == 1:
+            return one
+        given = alike.intersection(named)
+        return given.pop() if len(given) == 1 else one.casefold()
+
+    return {label: joined(one) for label, one in plain.items()}
+
+
+def _category(label: str, named: Collection[str]) -> str:
+    """A label without its article, and with single spaces."""
+    if label in named:
+        return label
+    words = " ".join(label.split())
+    if words.casefold() in {one.casefold() for one in named}:
+        return words
+    return _ARTICLE.sub("", words)
+
+
+def _changed(categories: Mapping[str, str]) -> str:
+    """``labels are read as categories: 'Cat', 'cat', 'the cat' as cat; ' dog' as dog``; empty where nothing changed."""
+    written: dict[str, list[str]] = defaultdict(list)
+    for label, category in sorted(categories.items()):
+        written[category].append(repr(label))
+    shown = [
+        f"{', '.join(labels)} as {category}"
+        for category, labels in sorted(written.items())
+        if labels != [repr(category)]
     ]
-    return picture._replace(things=(*picture.things, *new))
+    if not shown:
+        return ""
+    more = f" and {len(shown) - _MOST_LABELS_SHOWN:,} more" if len(shown) > _MOST_LABELS_SHOWN else ""
+    return f"labels are read as categories: {'; '.join(shown[:_MOST_LABELS_SHOWN])}{more}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One entry a file
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _one_a_file(annotated: Iterable[_Annotated]) -> list[_Annotated]:
+    """Every file once, with all that is annotated of it and each box once, however often they are listed."""
+    place = functools.cache(_place)
+    of_file: dict[str, list[_Annotated]] = defaultdict(list)
+    for one in annotated:
+        of_file[place(one.image)].append(one)
+    return [_together(several) for several in of_file.values()]
+
+
+def _place(image: Path) -> str:
+    try:
+        return os.path.realpath(image)
+    except ValueError:  # a name that no file can have: it is reported when the file is looked for
+        return str(image)
+
+
+def _together(several: Sequence[_Annotated]) -> _Annotated:
+    where: dict[AnnotatedBox, str] = {}
+    for at, thing in (one for entry in several for one in entry.things):
+        where.setdefault(thing, at)
+    faults = [fault for one in several for fault in one.faults]
+    sized = [one for one in several if one.size is not None]
+    for one in sized[1:]:
+        if one.size != sized[0].size:
+            faults.append(
+                f"{one.where}: found {_by(one.size)} pixels, but {sized[0].where} is the same file and has "
+                f"{_by(sized[0].size)}; correct or delete one of them"
+            )
+    return several[0]._replace(
+        size=sized[0].size if sized else None,
+        things=tuple((at, thing) for thing, at in where.items()),
+        crowds=frozenset().union(*(one.crowds for one in several)),
+        faults=tuple(faults),
+    )
+
+
+def _by(size: tuple[int, int] | None) -> str:
+    assert size is not None
+    return f"{size[0]} × {size[1]}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -245,10 +385,10 @@ def _check(annotated: _Annotated) -> Scene | list[str]:
         size = size_of(annotated.image)
     except ValueError as error:
         return [*faults, f"{annotated.where}: {error}"]
-    if annotated.size is not None and tuple(annotated.size) != size:
+    if annotated.size is not None and annotated.size != size:
         turned = tuple(reversed(annotated.size)) == size
         how = "it was annotated in another orientation" if turned else "it was resized after it was annotated"
-        found = f"{size[0]} × {size[1]} pixels, annotated as {annotated.size[0]} × {annotated.size[1]}"
+        found = f"{_by(size)} pixels, annotated as {_by(annotated.size)}"
         return [
             *faults,
             f"{annotated.where}: found {found}; {how}, so its boxes do not fit: use the original picture",

@@ -56,7 +56,9 @@ class Name:
             return self.en_plural
         if self.en.endswith(("s", "x", "ch", "sh")):
             return f"{self.en}es"
-        return f"{self.en[:-1]}ies" if self.en.endswith("y") and self.en[-2] not in "aeo" else f"{self.en}s"
+        return (
+            f"{self.en[:-1]}ies" if self.en.endswith("y") and self.en[-2:-1] not in "aeo" else f"{self.en}s"
+        )
 
     def bare(self, language: Language) -> str:
         """The bare noun, which occurs in every sentence about it: 猫, cat."""
@@ -198,6 +200,12 @@ def read_names(path: Path, categories: Iterable[str]) -> Names:
     if faults:
         raise ValueError(listed(path, faults))
     return Names({category: _name(category, entry, content) for category, entry in content.items()})
+
+
+def named_categories(path: Path) -> frozenset[str]:
+    """The categories of a file of names, before those of the annotations are known; ``read_names`` checks the file."""
+    content = load_json(path)
+    return frozenset(content) if isinstance(content, dict) else frozenset()
 
 
 def load_json(path: Path) -> Any:

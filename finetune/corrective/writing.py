@@ -93,18 +93,18 @@ def _look_at(question: Question) -> list[dict[str, Any]]:
     if question.relation is not None:
         ends = [question.regions[question.relation[end]] for end in ("subject", "object")]
         word = question.relation["phrase"]
-        phrase = word if _says(question.answer, word) else question.answer
+        phrase = word if _times(question.answer, word) == 1 else question.answer
         return [{"phrase": phrase, "ends": [[_plain(box) for box in boxes] for boxes in ends]}]
     return [
         {"phrase": phrase, "boxes": [_plain(box) for box in question.regions[region]]}
         for phrase, region in question.phrases.items()
-        if _says(question.answer, phrase)
+        for _ in range(_times(question.answer, phrase))  # an entry for each, as its reader asks
     ]
 
 
-def _says(answer: str, words: str) -> bool:
-    """Are these words in an answer, and not a part of a longer one ("on" in "person")?"""
-    return re.search(rf"(?<![A-Za-z]){re.escape(words)}(?![A-Za-z])", answer) is not None
+def _times(answer: str, words: str) -> int:
+    """How often these words are in an answer, and not a part of a longer one ("on" in "person")."""
+    return len(re.findall(rf"(?<![A-Za-z]){re.escape(words)}(?![A-Za-z])", answer))
 
 
 def _probe(identity: str, asked: Asked, folder: Path) -> dict[str, Any]:
@@ -134,7 +134,9 @@ def _probe_names(probes: Sequence[Asked]) -> list[str]:
 
 
 def _relative(scene: Scene, folder: Path) -> str:
-    return Path(os.path.relpath(scene.image, folder)).as_posix()
+    """The picture from where the folder really lies: ".." of a link to a folder is that folder's parent."""
+    image = Path(os.path.realpath(scene.image.parent), scene.image.name)
+    return Path(os.path.relpath(image, os.path.realpath(folder))).as_posix()
 
 
 def _plain(box: Box) -> list[float]:

@@ -5,6 +5,7 @@ t                        6    7     8     9          "cat" is token 8, and row 7
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from finetune.families.base import Encoded, ImageTokens
 from finetune.families.parts.coverage import region_coverage, token_weights
-from finetune.families.parts.phrases import find_span, token_texts
-from finetune.samples.conversation import Conversation, LookAt
-from finetune.samples.formats.look_at import of_turn
+from finetune.families.parts.phrases import token_texts, tokens_of, written_words
+from finetune.samples.conversation import BoxRef, Conversation, LookAt
+from finetune.samples.formats.look_at import of_turn, places
 
 Rows = Literal["first", "phrase"]
 """Which rows of a phrase are supervised: the one that writes its first token, or those that write any of it."""
@@ -77,21 +78,18 @@ class Placed(NamedTuple):
 def placed(conversation: Conversation, encoded: Encoded, processor: Any, rows: Rows) -> Iterator[Placed]:
     """The rows that write each supervised phrase: of token t it is row t − 1. No picture is needed.
 
-    Raises ValueError where a phrase is not found among an answer's tokens.
+    Raises ValueError where an answer does not have a phrase, or its tokens do not give its words.
     """
     for turn, (start, end) in zip(conversation.turns, encoded.turn_spans, strict=True):
-        looks = of_turn(turn)
-        if not looks:
+        if not of_turn(turn):
             continue
         texts = token_texts(processor.tokenizer, encoded.input_ids[start:end].tolist())
-        for look in looks:
-            span = find_span(look.phrase, texts, 0, len(texts))
-            if span is None:
-                raise ValueError(
-                    f"look_at: phrase {look.phrase!r:.80} not found in the tokens of the answer "
-                    f"{''.join(texts)!r:.120}; write it as the answer does"
-                )
-            for token in span[:1] if rows == "first" else span:
+        if not any(isinstance(part, BoxRef) for part in turn.parts):
+            turn = replace(turn, parts=("".join(texts),))  # as the tokenizer reads it, which may change it
+        written = written_words(turn.parts, texts)
+        for look, begin, stop in places(turn):
+            tokens = tokens_of(begin, stop, written, texts)
+            for token in tokens[:1] if rows == "first" else tokens:
                 yield Placed(start + token - 1, look)
 
 

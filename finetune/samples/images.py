@@ -33,8 +33,8 @@ def open_image(source: ImageSource) -> Image.Image:
     """One picture in RGB, upright.
 
     EXIF orientation is applied, so boxes and maps refer to the picture as a person sees it. 16-bit greys and
-    floats are scaled to 8 bits, not clipped. Alpha is dropped, as in the original Qwen-VL. An animation gives its
-    first frame.
+    floats are scaled to 8 bits, not clipped; where their values fit into 12 bits or 8, from those. Alpha is dropped,
+    as in the original Qwen-VL. An animation gives its first frame.
 
     Raises ValueError naming the picture if it is missing, broken, or larger than 100 megapixels.
     """
@@ -177,19 +177,27 @@ def _follows(stream: IO[bytes]) -> bool:
 
 
 def _from_floats(image: Image.Image) -> Image.Image:
-    """A float picture in 8 bits. Pillow would clip at 0 and 255, which turns values from 0 to 1 black."""
+    """A float picture in 8 bits, from 0 to 1 or from the fewest of 8, 12 and 16 bits that hold its largest value.
+
+    Pillow would clip at 0 and 255, which turns values from 0 to 1 black.
+    """
     values = np.asarray(image, np.float64)
     low, high = values.min(initial=0), values.max(initial=0)
     if not np.isfinite(values).all() or low < 0 or high > 65535:
-        raise ValueError(f"values from {low:g} to {high:g}, expected 0 to 1, to 255 or to 65535")
-    scaled = values * 255 if high <= 1 else values if high <= 255 else values / 257
+        raise ValueError(f"values from {low:g} to {high:g}, expected 0 to 1, to 255, to 4095 or to 65535")
+    white = next(most for most in (1, 255, 4095, 65535) if high <= most)
+    scaled = values * (255 / white)
     return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
 
 
 def _from_sixteen_bit(image: Image.Image) -> Image.Image:
+    """A grey picture of whole numbers in 8 bits, from the fewest of 8, 12 and 16 bits that hold its largest value.
+
+    Cameras and scanners store 8 or 12 bits in files of 16: 4095 is white there, and would be nearly black. Up to 255
+    values stay, up to 4095 they are divided by 16, above by 257 (65535 → 255). A picture of 16 bits that is this dark
+    all over cannot be told from one of 12, and is brightened.
+    """
     values = np.asarray(image).astype(np.int64)
-    if image.mode == "I" and values.max(initial=0) <= 255:
-        scaled = values
-    else:
-        scaled = values // 257  # 65535 → 255
+    most = values.max(initial=0)
+    scaled = values if most <= 255 else values // 16 if most <= 4095 else values // 257
     return Image.fromarray(scaled.clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -1,4 +1,7 @@
-"""Opens videos: samples frames, reads their size, and decodes them."""
+"""Opens videos: samples frames, reads their size, and decodes them.
+
+Frames of files are turned as players show them, so that a telephone's video is not trained lying on its side.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL.Image import Transpose
 
 from finetune.samples.conversation import ImageRef, VideoRef
 from finetune.samples.images import size_of
 
 MERGED = 2  # frames per time step in Qwen's families; other families do not merge frames
 LEAST_FRAMES = 4  # per file, as in Qwen's processors
+_TURNS = {
+    # axes exchanged, x reversed, y reversed; Pillow turns counter-clockwise
+    (False, True, False): Transpose.FLIP_LEFT_RIGHT,
+    (False, False, True): Transpose.FLIP_TOP_BOTTOM,
+    (False, True, True): Transpose.ROTATE_180,
+    (True, False, False): Transpose.TRANSPOSE,
+    (True, True, False): Transpose.ROTATE_270,
+    (True, False, True): Transpose.ROTATE_90,
+    (True, True, True): Transpose.TRANSVERSE,
+}
+_EXCHANGED = (Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.ROTATE_90, Transpose.TRANSVERSE)
 
 
 class Sampling(NamedTuple):
@@ -31,16 +46,18 @@ SAMPLING = Sampling()
 
 
 def video_of_file(path: Path, written: str, sampling: Sampling) -> VideoRef:
-    """A video file's frames, evenly spaced from first to last; reads only the header if that is complete.
+    """A video file's frames, evenly spaced from first to last; decodes one frame if the header is complete.
 
     2 seconds at 30 frames per second, sampled at 2: 4 frames, at 0, 20, 39 and 59.
 
     Raises ValueError naming the file if it is missing, broken or has no frames.
     """
     with _opened(path) as stream:
-        size = stream.codec_context.width, stream.codec_context.height
         rate = float(stream.average_rate or stream.guessed_rate or 0)
-        count = stream.frames or sum(1 for _ in stream.container.decode(stream))
+        frames = stream.container.decode(stream)
+        first = next(frames, None)
+        size = (0, 0) if first is None else _shown_size(first)
+        count = 0 if first is None else stream.frames or 1 + sum(1 for _ in frames)
     if not count or not rate or not all(size):
         raise ValueError(
             f"video {str(path)!r}: found {count} frames at {rate:g} per second, expected at least one frame"
@@ -69,13 +86,15 @@ def video_of_frames(frames: Sequence[ImageRef], written: str, fps: float) -> Vid
 
 
 def frame_size(ref: VideoRef) -> tuple[int, int]:
-    """(width, height) of a frame, from headers."""
+    """(width, height) of a frame as it is shown: from the record or a header, else of a file's first frame."""
     if ref.size_pixels is not None:
         return ref.size_pixels
     if ref.frames:
         return _size(ref.frames[0])
     with _opened(ref.path) as stream:
-        return stream.codec_context.width, stream.codec_context.height
+        for frame in stream.container.decode(stream):
+            return _shown_size(frame)
+    raise ValueError(f"video {str(ref.path)!r}: found no frame, expected at least one")
 
 
 def open_frames(ref: VideoRef, open_still: Callable[[ImageRef], Any]) -> tuple[Any, ...]:
@@ -100,7 +119,7 @@ def _decoded(ref: VideoRef) -> Iterator[Any]:
     with _opened(ref.path) as stream:
         for number, frame in enumerate(stream.container.decode(stream)):
             if number in wanted:
-                wanted[number] = frame.to_image()
+                wanted[number] = _upright(frame)
             if number >= ref.at[-1]:
                 break
     missing = [at for at, still in wanted.items() if still is None]
@@ -110,6 +129,33 @@ def _decoded(ref: VideoRef) -> Iterator[Any]:
         )
     for at in ref.at:
         yield wanted[at]
+
+
+def _turn(frame: Any) -> Transpose | None:
+    """How players turn a frame, by the display matrix of its file; None: not at all.
+
+    Telephones store videos as the sensor lies, and a matrix a b · / c d · that moves what is at (x, y) to
+    (a x + c y, b x + d y), y downwards: 0 1 / -1 0 turns clockwise by 90°. ``frame.rotation`` leaves out mirroring.
+    An angle between is taken for the nearest right one.
+
+    Source: QuickTime File Format, "Matrices"; av.VideoStream.set_display_matrix.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return None
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    exchanged = abs(b) > abs(a)
+    return _TURNS.get((exchanged, (c if exchanged else a) < 0, (b if exchanged else d) < 0))
+
+
+def _shown_size(frame: Any) -> tuple[int, int]:
+    width, height = frame.width, frame.height
+    return (height, width) if _turn(frame) in _EXCHANGED else (width, height)
+
+
+def _upright(frame: Any) -> Any:
+    turn = _turn(frame)
+    return frame.to_image() if turn is None else frame.to_image().transpose(turn)
 
 
 def _check_alike(sizes: Sequence[tuple[int, int]], written: str) -> None:

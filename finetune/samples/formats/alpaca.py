@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune.samples.conversation import Role
 from finetune.samples.formats.dialogue import READ_BESIDE, first_placed
-from finetune.samples.formats.placeholders import Kind, Queue
+from finetune.samples.formats.placeholders import QWEN_VL_MARK, Kind, Queue
 from finetune.samples.formats.record import LOOK_AT, Record, Spoken, a_kind, joined
 
 NAME = "alpaca"
@@ -28,7 +28,7 @@ def may_be(record: Mapping[str, Any], roles: set[str], text: str) -> bool:
     questions, answers = ([record[key] for key in keys if key in record] for keys in (QUESTIONS, ANSWERS))
     if not questions or not answers or record.keys() & {"messages", "conversations"}:
         return False
-    return "<img>" not in repr([*questions, record.get("history")])
+    return not QWEN_VL_MARK.search(repr([*questions, record.get("history")]))
 
 
 def turns(record: Record) -> list[Spoken]:
@@ -39,7 +39,7 @@ def turns(record: Record) -> list[Spoken]:
     usual: Mapping[Kind, str] = {"image": "images", "video": "videos"}
     queue = Queue(record, content, "", usual)
     spoken = [
-        Spoken(role, joined(queue.split(text)), at, at, at) for role, at, text in _texts(record, content)
+        Spoken(role, joined(queue.split(text, at)), at, at, at) for role, at, text in _texts(record, content)
     ]
     if not record.faults:
         # If no text has a placeholder for the pictures, ms-swift puts them first; LLaMA-Factory refuses the record.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 BoxUnits = Literal["pixels", "thousandths", "text"]
@@ -10,6 +11,7 @@ BoxUnits = Literal["pixels", "thousandths", "text"]
 Fractions = tuple[float, float, float, float]
 
 SLACK_PIXELS = 1e-3  # how far outside the picture a corner computed from x + width may lie
+LEAST_SIDE = 2  # of a picture up to this size in its units, numbers up to 1 may well be pixels
 
 
 def fractions(numbers: Any, units: BoxUnits | None, size: tuple[int, int]) -> Fractions:
@@ -23,6 +25,7 @@ def fractions(numbers: Any, units: BoxUnits | None, size: tuple[int, int]) -> Fr
     if not isinstance(numbers, list | tuple) or len(numbers) != 4 or not all(map(_is_number, numbers)):
         raise ValueError(f"found the box {numbers!r:.80}, expected four numbers x0, y0, x1, y1")
     x0, y0, x1, y1 = numbers
+    _check_unit("box", numbers, units, size)
     if x1 <= x0 or y1 <= y0:
         raise ValueError(f"found the box {list(numbers)}, expected x0 < x1 and y0 < y1")
     width, height = size
@@ -39,12 +42,29 @@ def point_fractions(numbers: Any, units: BoxUnits | None, size: tuple[int, int])
     ``(0.25, 0.25, 0.25, 0.25)``. Raises ValueError as ``fractions`` does."""
     if not isinstance(numbers, list | tuple) or len(numbers) != 2 or not all(map(_is_number, numbers)):
         raise ValueError(f"found the point {numbers!r:.80}, expected two numbers x, y")
+    _check_unit("point", numbers, units, size)
     (x, y), (width, height) = numbers, size
     if min(x, y) < 0 or x > width or y > height:
         raise ValueError(
             f"found the point {list(numbers)} in {units}, expected it inside the picture, {width} × {height} {units}"
         )
     return x / width, y / height, x / width, y / height
+
+
+def _check_unit(what: str, numbers: Sequence[float], units: BoxUnits | None, size: tuple[int, int]) -> None:
+    """Raises ValueError for fractions of the picture: as pixels or thousandths they are a box of no size in its corner.
+
+    Numbers that miss a whole one by no more than a sum's rounding are whole.
+    """
+    broken = any(abs(one - round(one)) > SLACK_PIXELS for one in numbers)
+    if broken and min(numbers) >= 0 and max(numbers) <= 1 and max(size) > LEAST_SIDE:
+        remedy = "multiply all by 1000"
+        if units == "pixels":
+            remedy = f"multiply x by {size[0]} and y by {size[1]} (under --box_units: or all by 1000, as thousandths)"
+        raise ValueError(
+            f"found the {what} {list(numbers)} in {units}, which looks like fractions of the picture, expected "
+            f"{units}, {size[0]} × {size[1]} of them; {remedy}"
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -89,12 +89,17 @@ _WORD = re.compile(rf"\\({_MARK}|</?ref>|<bbox>|<ref-object>)")
 _PLACEHOLDER = re.compile(r"(?<!\\)(?:(?:(?P<ref><ref-object>)\s*)?(?P<bbox><bbox>)|(?P<alone><ref-object>))")
 # Not variable names, as in an instruction: {"bbox_2d": [x1, y1, x2, y2]}
 _JSON_KEY = re.compile(r'"(bbox_2d|bbox|point_2d)"\s*:(?!\s*\[?\s*(?!NaN|Inf|null|true|false)[A-Za-z_<.…])')
+# What would stay text with its numbers as they are: a Python dict, and Gemini's key.
+_NO_JSON_KEY = re.compile(
+    r"""('(?:bbox_2d|bbox|point_2d)'|(?P<gemini>['"]box_2d['"]))\s*:\s*[\[(][\[(\s]*-?[\d.]"""
+)
 _JSON_KEYS = {"label", "image"}
 _SIGNS = (
     "box>",
     "/ref>",
     "_2d",
     '"bbox"',
+    "'bbox'",
     "<ref-object>",
     "box_start|>",
     "box_end|>",
@@ -213,6 +218,7 @@ class _Places:
     def _json(self, text: str) -> Iterator[_Found]:
         if self.units == "text":
             return
+        self._check_keys(text)
         end = 0
         for match in _JSON_KEY.finditer(text):
             key = cast(BoxKey, match[1])
@@ -232,6 +238,24 @@ class _Places:
                 continue
             start, end, content = found
             yield from self._json_object(text, start, end, content, key)
+
+    def _check_keys(self, text: str) -> None:
+        """A fault for the first box that is meant as JSON and is not read as such."""
+        found = _NO_JSON_KEY.search(text) if self.images else None
+        if found is None:
+            return
+        if found["gemini"]:
+            said, remedy = (
+                "Gemini's key for thousandths y0, x0, y1, x1",
+                "exchange x and y, and write bbox_2d",
+            )
+        else:
+            said, remedy = "which is no JSON", "write double quotes, as json.dumps does"
+        self.record.fault(
+            f"{self.at}: found {found[1]}, {said}, expected "
+            f'{{"bbox_2d": [x0, y0, x1, y1], "label": ...}}; {remedy} (or give --box_units text to train the '
+            "numbers as written)"
+        )
 
     def _json_object(
         self, text: str, start: int, end: int, content: Mapping[str, Any], key: BoxKey

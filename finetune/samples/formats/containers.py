@@ -1,5 +1,7 @@
 """Files and folders of records, each record read on demand."""
 
+import glob
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -11,7 +13,9 @@ from finetune.fields import NULL, OBJECT, TEXT, items, part
 from finetune.printable import one_line
 from finetune.samples.formats.json_files import open_json
 
-_PART = re.compile(r"-\d+-of-\d+$")
+_PART = re.compile(r"-\d+-of-\d+(?:-[0-9a-f]{16})?$")  # the hub once wrote a digest behind the numbers
+_SPLITS = ("train", "test", "val", "valid", "validation", "dev", "eval")
+_END = 2**16  # bytes; of a parquet file it is the footer, and all of a small file
 WRITE_AGAIN = "write it again with save_to_disk"
 SAVED_FILES: dict[str, fields.Shape] = {
     "state.json": {"_data_files": items(part({"filename": TEXT}))},
@@ -108,7 +112,7 @@ def _folder(path: Path, cache_dir: Path) -> ArrowRecords:
     if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
         return _saved(path)
     parts = sorted(path.glob("*.parquet"))
-    splits = sorted({_PART.sub("", part.stem) for part in parts if _PART.search(part.stem)})
+    splits = _splits([part.stem for part in parts])
     if len(splits) > 1:
         raise ValueError(
             f"{path}: found parts of {', '.join(splits)}, expected one of them in a folder of its own"
@@ -120,6 +124,18 @@ def _folder(path: Path, cache_dir: Path) -> ArrowRecords:
             "datasets' save_to_disk writes; for other data give the file itself"
         )
     return _parquet(parts, cache_dir)
+
+
+def _splits(stems: list[str]) -> list[str]:
+    """What files are parts of, as their names say.
+
+    train, cats_test_0 → test, train;  a-00000-of-00002, b-00000-of-00001 → a, b;  part-0, part-1 → nothing
+    """
+    parts = {_PART.sub("", stem) for stem in stems if _PART.search(stem)}
+    if len(parts) > 1:
+        return sorted(parts)
+    words = ([word for word in re.split("[^a-z]+", stem.lower()) if word in _SPLITS] for stem in stems)
+    return sorted({several[-1] for several in words if several})
 
 
 def _saved(path: Path) -> ArrowRecords:
@@ -140,19 +156,35 @@ def _saved(path: Path) -> ArrowRecords:
 
 
 def _parquet(parts: list[Path], cache_dir: Path) -> ArrowRecords:
-    """Parquet has no random access, so it is unpacked once into a memory-mapped file."""
+    """Parquet has no random access, so it is unpacked once into a memory-mapped file.
+
+    datasets takes a name for a pattern, and an unpacked file for that of any other with its name and time.
+    """
     import datasets
     import pyarrow
     from datasets.exceptions import DatasetGenerationError
 
     try:
         dataset = datasets.Dataset.from_parquet(
-            [str(part) for part in parts], cache_dir=str(cache_dir / "parquet")
+            [glob.escape(str(part)) for part in parts],
+            cache_dir=str(cache_dir / "parquet" / _state(parts)),
         )
     except (pyarrow.ArrowException, DatasetGenerationError, OSError, ValueError) as error:
         cause = error.__cause__ or error
         raise ValueError(f"{parts[0]}: cannot be read as parquet: {one_line(str(cause), 300)}") from error
     return _rows(parts[0], dataset)
+
+
+def _state(parts: list[Path]) -> str:
+    """Names one state of the files: their sizes, times and ends, where parquet has its footer."""
+    hashed = hashlib.sha256()
+    for path in parts:
+        status = path.stat()
+        with path.open("rb") as file:
+            file.seek(max(status.st_size - _END, 0))
+            end = hashlib.sha256(file.read()).hexdigest()
+        hashed.update(f"{status.st_size} {status.st_mtime_ns} {end}\n".encode())
+    return hashed.hexdigest()[:32]
 
 
 def _rows(path: Path, dataset: Any) -> ArrowRecords:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.samples.formats import dialogue
-from finetune.samples.formats.placeholders import Kind
+from finetune.samples.formats.placeholders import QWEN_VL_MARK, Kind
 from finetune.samples.formats.record import Record, Spoken
 
 NAME = "llava"
@@ -20,7 +20,9 @@ def may_be(record: Mapping[str, Any], roles: set[str], text: str) -> bool:
     """Whether the record could be in this format."""
     if "conversations" not in record or record.keys() & {"images", "videos", "system"}:
         return False
-    return roles <= dialogue.ROLES.keys() or (roles <= dialogue.ALL_ROLES.keys() and "<img>" not in text)
+    return roles <= dialogue.ROLES.keys() or (
+        roles <= dialogue.ALL_ROLES.keys() and not QWEN_VL_MARK.search(text)
+    )
 
 
 def turns(record: Record) -> list[Spoken]:

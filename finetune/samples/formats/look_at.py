@@ -4,15 +4,19 @@
      "look_at": [{"phrase": "Oriental Pearl Tower", "boxes": [[41, 30, 63, 52], [38, 70, 66, 98]]}]}
 
 Boxes are in pixels of the upright picture. A relation has ``ends`` in place of ``boxes``: the boxes of its subject, and
-those of its object. ``image`` says which picture, counted from 0, where there are several. Without ``look_at``,
+those of its object. ``image`` says which picture, counted from 0, where there are several. Of a phrase that is there
+several times, the first entry is about the first, the second about the second. Without ``look_at``,
 ``<ref>phrase</ref><box>…</box>`` in an answer says the same.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 from finetune.samples.conversation import BoxRef, ImageRef, LookAt, Part, Turn, VideoRef
 from finetune.samples.formats.box_numbers import Fractions, fractions
@@ -48,6 +52,14 @@ def look_at(
             found.append(_entry(entry, words_of(parts), images))
         except ValueError as error:
             record.fault(f"{at}[{number}]: {error}")
+    for phrase, entries in Counter(composed(one.phrase) for one in found).items():
+        there = len(occurrences(phrase, words_of(parts)))
+        if there not in (1, entries):
+            record.fault(
+                f"{at}: found {entries} with the phrase {phrase!r:.80}, which the answer {words_of(parts)!r:.120} has "
+                f"{there} times, expected one for each, in order; add the others, or write a longer phrase that is "
+                "there once"
+            )
     return tuple(found)
 
 
@@ -55,19 +67,75 @@ def of_turn(turn: Turn) -> tuple[LookAt, ...]:
     """Where an answer should look: as its data says, otherwise as its markup says."""
     if turn.look_at or turn.role != "assistant" or not turn.trained:
         return turn.look_at
-    return tuple(_of_markup(turn.parts))
+    return tuple(place.look for place in _of_markup(turn.parts))
+
+
+class Place(NamedTuple):
+    """Where an answer should look as it writes some of its words.
+
+    start, end   the characters of ``words_of`` the answer that the look is about
+    """
+
+    look: LookAt
+    start: int
+    end: int
+
+
+def places(turn: Turn) -> Iterator[Place]:
+    """The looks of an answer (``of_turn``), each at its own words: of markup at its phrase, of ``look_at`` at the
+    phrase's one occurrence, or at as many as there are entries, in order.
+
+    ``"a cat, a cat"`` with two entries for "cat" → characters 2 to 5, and 9 to 12.
+
+    Raises ValueError where the answer has a phrase less often.
+    """
+    if turn.look_at:
+        yield from _of_entries(turn.look_at, words_of(turn.parts))
+    elif turn.role == "assistant" and turn.trained:
+        yield from _of_markup(turn.parts)
 
 
 def words_of(parts: Sequence[Part]) -> str:
     """The words of a turn; of boxes the phrase that they belong to."""
-    words = (part.label or "" if isinstance(part, BoxRef) else part for part in parts)
-    return "".join(part for part in words if isinstance(part, str))
+    return "".join(map(said, parts))
 
 
-def _of_markup(parts: Sequence[Part]) -> Iterator[LookAt]:
-    for part in parts:
+def said(part: Part) -> str:
+    """The words of a part of a turn, accents composed (NFC)."""
+    words = part.label or "" if isinstance(part, BoxRef) else part
+    return composed(words) if isinstance(words, str) else ""
+
+
+def composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def occurrences(phrase: str, words: str) -> list[re.Match[str]]:
+    """Where a phrase is in words: as a whole word ("on" is not the end of "person"), and if nowhere so, anywhere."""
+    wanted = re.escape(composed(phrase))
+    whole = [*re.finditer(rf"(?<![A-Za-z]){wanted}(?![A-Za-z])", words)]
+    return whole or [*re.finditer(wanted, words)]
+
+
+def _of_entries(looks: Sequence[LookAt], words: str) -> Iterator[Place]:
+    before = Counter[str]()
+    for look in looks:
+        found, phrase = occurrences(look.phrase, words), composed(look.phrase)
+        number = 0 if len(found) == 1 else before[phrase]
+        if number >= len(found):
+            raise ValueError(
+                f"look_at: phrase {look.phrase!r:.80} not found{' again' * bool(found)} in the answer {words!r:.120}; "
+                "write it as the answer does"
+            )
+        before[phrase] += 1
+        yield Place(look, found[number].start(), found[number].end())
+
+
+def _of_markup(parts: Sequence[Part]) -> Iterator[Place]:
+    ends = accumulate(len(said(part)) for part in parts)
+    for part, end in zip(parts, ends, strict=True):
         if isinstance(part, BoxRef) and part.label and part.key != "point_2d" and part.boxes:
-            yield LookAt(part.label, (part.boxes,), part.image)
+            yield Place(LookAt(part.label, (part.boxes,), part.image), end - len(said(part)), end)
 
 
 def _entry(entry: Any, words: str, images: Sequence[ImageRef | VideoRef]) -> LookAt:
@@ -79,7 +147,7 @@ def _entry(entry: Any, words: str, images: Sequence[ImageRef | VideoRef]) -> Loo
     phrase = entry.get("phrase")
     if not isinstance(phrase, str) or not phrase.strip():
         raise ValueError(f"phrase: found {phrase!r:.80}, expected words of the answer")
-    if unicodedata.normalize("NFC", phrase) not in unicodedata.normalize("NFC", words):
+    if composed(phrase) not in words:
         raise ValueError(
             f"phrase: {phrase!r:.80} is not in the answer {words!r:.120}; write it as the answer does"
         )

@@ -31,7 +31,7 @@ def contents(record: Record, content: Any, at: str, name: str, queue: Queue) -> 
     name   the field without indices, for notes: ``messages[].content``
     """
     if isinstance(content, str):
-        yield from queue.split(content)
+        yield from queue.split(content, at)
     elif isinstance(content, list):
         holds_media = any(_names_media(part) for part in content)
         for i, part in enumerate(content):
@@ -60,14 +60,14 @@ def _part(record: Record, part: Any, at: str, name: str, queue: Queue, holds_med
     """One part; ``holds_media``: whether parts of this turn name pictures themselves."""
     what = _type(part)
     if isinstance(part, str):
-        yield from queue.split(part)
+        yield from queue.split(part, at)
     elif what in TEXTS and isinstance(part.get("text"), str):
         if _names_media(part):
             record.fault(
                 f"{at}: found a picture or a video in a part of type text, expected a part of its own"
             )
         record.leave_unread(part, name, at, ("type", "text"))
-        yield from queue.split(part["text"], alone=holds_media)
+        yield from queue.split(part["text"], at, alone=holds_media)
     elif what is not None and what in PART_KEYS:
         yield from _media(record, part, what, at, name, queue)
     else:

@@ -1,6 +1,7 @@
 """``<image>`` in a text stands for the next picture in the record's list, ``<video>`` for the next video.
 
-A backslash keeps either as text: ``\\<image>`` is the word ``<image>``, not a picture.
+A backslash keeps either as text: ``\\<image>`` is the word ``<image>``, not a picture. ``<img>path</img>`` is a picture
+in Qwen-VL's format alone; here it is a fault, and ``\\<img>`` the word.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from finetune.printable import one_line
 from finetune.samples.conversation import ImageRef, VideoRef
 from finetune.samples.formats.record import MEDIA_KEYS, Record
 
 Kind = Literal["image", "video"]
-_PLACE = re.compile(r"(\\?)<(image|video)>")
+QWEN_VL_PICTURE = re.compile(r"(?<!\\)<img>(.*?)(?<!\\)</img>", re.DOTALL)
+QWEN_VL_MARK = re.compile(r"(?<!\\)</?img>")
+_PLACE = re.compile(r"(\\?)<(image|video|/?img)>")
 _WORDS = {"image": "picture", "video": "video"}
 _OTHER_PLACE = re.compile(
-    r"<\|(?:vision_start|image_pad|video_pad|image|video)\|>|<img>|</img>|<start_of_image>|<IMG_CONTEXT>|<image_soft_token>"
+    r"<\|(?:vision_start|image_pad|video_pad|image|video)\|>|<start_of_image>|<IMG_CONTEXT>|<image_soft_token>"
 )
-"""Placeholders of models' own prompts. In data they are text; if a picture lacks a placeholder, one of them was meant
-to be it."""
+"""Placeholders of models' own prompts, as ``<img>`` is. In data they are text; if a picture lacks a placeholder, one of
+them was meant to be it."""
 ESCAPE = "to keep it as text, put a backslash before it: \\<image>"
 
 
@@ -55,28 +59,43 @@ class Queue:
         yield from self.media[kind][self.asked[kind] : self.asked[kind] + 1]
         self.asked[kind] += 1
 
-    def split(self, text: str, *, alone: bool = False) -> Iterator[str | ImageRef | VideoRef]:
+    def split(self, text: str, at: str, *, alone: bool = False) -> Iterator[str | ImageRef | VideoRef]:
         """A text's words, pictures and videos in reading order.
 
+        at      its field, for faults
         alone   the turn has its pictures as parts: without a picture beside the text, ``<image>`` is text too
         """
+        self._check_qwen_vl(text, at)
         position = 0
         for match in _PLACE.finditer(text):
-            kind: Kind = "image" if match[2] == "image" else "video"
+            kind: Kind = "video" if match[2] == "video" else "image"
             if match[1]:
                 yield text[position : match.start()]
                 position = match.start() + 1
+            elif match[2].endswith("img"):
+                self.other_place = self.other_place or match[0]
             elif self.media[kind] or not (alone or kind == "video"):
                 yield text[position : match.start()]
                 yield from self.take(kind)
                 position = match.end()
         yield text[position:]
 
+    def _check_qwen_vl(self, text: str, at: str) -> None:
+        """A fault for a picture in Qwen-VL's markup: its path would be trained as words, and the picture left out."""
+        found = QWEN_VL_PICTURE.search(text)
+        if found is not None:
+            self.record.fault(
+                f"{at}: found {one_line(found[0], 120)}, which is plain text in this format; expected "
+                f"<image> and the picture named under {self.keys['image']} (or --data_format qwen-vl, for "
+                "conversations of user and assistant); to keep it as words write \\<img>"
+            )
+
     def unplaced(self, text: str) -> list[Any]:
         """All media if the text has no placeholder at all; they then count as placed."""
         other = _OTHER_PLACE.search(text)
-        self.other_place = "" if other is None else other[0]
-        if any(self.asked.values()) or other is not None:
+        if other is not None:
+            self.other_place = other[0]
+        if any(self.asked.values()) or self.other_place:
             return []
         self.asked = {kind: len(found) for kind, found in self.media.items()}
         return [one for found in self.media.values() for one in found]

@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune.samples.conversation import ImageRef, Role
 from finetune.samples.formats.dialogue import READ_BESIDE
+from finetune.samples.formats.placeholders import QWEN_VL_PICTURE
 from finetune.samples.formats.record import MEDIA_KEYS, Record, Spoken
 from finetune.samples.formats.unread import is_empty
 
@@ -18,7 +19,6 @@ SHAPE = (
     '"value": "Picture 1: <img>path</img>\\nWhat is this?"}]}'
 )
 ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
-IMAGE = re.compile(r"(?<!\\)<img>(.*?)(?<!\\)</img>", re.DOTALL)
 _WORD = re.compile(r"\\(</?img>)")  # a backslash keeps it as text, as for <image> in other formats
 
 
@@ -59,14 +59,14 @@ def _check_beside(record: Record, owner: Mapping[str, Any], at: str) -> None:
 
 def _parts(record: Record, text: str, at: str) -> Iterator[str | ImageRef]:
     """``"Picture 1: <img>a.png</img>\\nWhat?"`` → ``"Picture 1: "``, ``ImageRef("a.png")``, ``"\\nWhat?"``."""
-    rest = _WORD.sub("", IMAGE.sub("", text))
+    rest = _WORD.sub("", QWEN_VL_PICTURE.sub("", text))
     for marker, missing in (("<img>", "</img>"), ("</img>", "<img>")):
         if marker in rest:
             record.fault(
                 f"{at}: found {marker} without {missing}; write a picture as <img>path</img>, plain text as \\{marker}"
             )
     position = 0
-    for match in IMAGE.finditer(text):
+    for match in QWEN_VL_PICTURE.finditer(text):
         yield _WORD.sub(r"\1", text[position : match.start()])
         if written := match[1].strip():
             yield record.picture(written, at)

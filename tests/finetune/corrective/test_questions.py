@@ -106,8 +106,8 @@ def test_articles_and_plurals():
     assert (names["cat"].the("en"), names["cat"].the("zh"), names["cat"].a("zh")) == ("the cat", "猫", "猫")
     tower = Name("东方明珠", "the Oriental Pearl Tower")
     assert tower.a("en") == tower.the("en") == "the Oriental Pearl Tower"
-    many = [Name("", one).many for one in ("sphere", "box", "lorry", "day", "bus")]
-    assert many == ["spheres", "boxes", "lorries", "days", "buses"]
+    many = [Name("", one).many for one in ("sphere", "box", "lorry", "day", "bus", "y")]
+    assert many == ["spheres", "boxes", "lorries", "days", "buses", "ys"]
 
 
 TOWERS = {

@@ -157,7 +157,7 @@ def test_an_empty_file_and_a_folder_are_named_as_such(opening: Any, tmp_path: Pa
         opening(b"")
 
 
-@pytest.mark.parametrize("scale", [1.0, 255.0, 65535.0])
+@pytest.mark.parametrize("scale", [1.0, 255.0, 4095.0, 65535.0])
 def test_floats_are_scaled_not_cut(scale: float, tmp_path: Path):
     values = np.array([[0.0, 0.25, 1.0]], np.float32) * scale
     Image.fromarray(values).save(tmp_path / "f.tiff")
@@ -166,6 +166,28 @@ def test_floats_are_scaled_not_cut(scale: float, tmp_path: Path):
     Image.fromarray(np.array([[0.0, np.nan]], np.float32)).save(tmp_path / "nan.tiff")
     with pytest.raises(ValueError, match="values from nan to nan, expected 0 to 1"):
         open_image(tmp_path / "nan.tiff")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 64, 255], [0, 64, 255]),  # 8 bits
+        ([0, 64, 256], [0, 4, 16]),  # 12 bits
+        ([0, 1024, 4095], [0, 64, 255]),
+        ([0, 1024, 4096], [0, 3, 15]),  # 16 bits
+        ([0, 16448, 65535], [0, 64, 255]),
+    ],
+)
+@pytest.mark.parametrize("written", ["PNG", "TIFF", "big-endian TIFF", "int32 TIFF"])
+def test_greys_of_8_and_12_bits_in_16_are_not_black(
+    written: str, values: list[int], expected: list[int], tmp_path: Path
+):
+    kind = {"big-endian TIFF": ">u2", "int32 TIFF": "<i4"}.get(written, "<u2")
+    picture = Image.fromarray(np.array([values], kind))
+    assert picture.mode == {">u2": "I;16B", "<i4": "I", "<u2": "I;16"}[kind]
+    picture.save(tmp_path / "grey", written.split()[-1])
+    found = open_image(tmp_path / "grey")
+    assert [found.getpixel((x, 0)) for x in range(3)] == [(one,) * 3 for one in expected]
 
 
 @pytest.mark.parametrize(

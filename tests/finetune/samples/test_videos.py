@@ -1,6 +1,8 @@
 """Videos in training data: which frames are taken, how records name them, and a run that learns from them."""
 
 import json
+import struct
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,6 +76,63 @@ def test_the_frames_taken_are_those_shown_then(tmp_path: Path):
     assert len(found.at) == 8 and found.at[-1] == 39
     greys = [np.asarray(one).mean() for one in open_frames(found, lambda _: pytest.fail("no picture"))]
     assert greys == pytest.approx([6 * at for at in found.at], abs=2)
+
+
+CORNERS = {"R": (255, 0, 0), "G": (0, 255, 0), "B": (0, 0, 255), "W": (255, 255, 255)}
+
+
+def write_lying(path: Path, matrix: tuple[int, int, int, int], size: tuple[int, int] = (64, 32)) -> Path:
+    """A video stored with red and green on top, blue and white below, whose track header has the matrix a b / c d."""
+    quarters = np.array([[CORNERS["R"], CORNERS["G"]], [CORNERS["B"], CORNERS["W"]]], np.uint8)
+    stored = quarters.repeat(size[1] // 2, axis=0).repeat(size[0] // 2, axis=1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for _ in range(4):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(stored, format="rgb24")))
+        container.mux(stream.encode())
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 44  # behind its name, version and flags, times, layer and volume
+    a, b, c, d = (one << 16 for one in matrix)
+    assert struct.unpack_from(">9i", content, at) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    struct.pack_into(">9i", content, at, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
+
+
+def corners(frame: Image.Image) -> str:
+    """The nearest colour in each corner: ``RG BW`` as stored."""
+    right, below = frame.size[0] - 3, frame.size[1] - 3
+    seen = [np.array(frame.getpixel(at)) for at in ((2, 2), (right, 2), (2, below), (right, below))]
+    named = [min(CORNERS, key=lambda name: abs(one - np.array(CORNERS[name])).sum()) for one in seen]
+    return f"{''.join(named[:2])} {''.join(named[2:])}"
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected", "counter_clockwise"),
+    [
+        ((1, 0, 0, 1), "RG BW", 0),
+        ((0, 1, -1, 0), "BR WG", -90),  # a quarter clockwise: what was on the left is on top
+        ((-1, 0, 0, -1), "WB GR", 180),
+        ((0, -1, 1, 0), "GW RB", 90),
+        ((-1, 0, 0, 1), "GR WB", None),  # mirrored, as by a camera at the front
+        ((1, 0, 0, -1), "BW RG", None),
+        ((0, 1, 1, 0), "RB GW", None),
+        ((0, -1, -1, 0), "WG BR", None),
+    ],
+)
+def test_a_video_is_turned_as_players_show_it(
+    tmp_path: Path, matrix: tuple[int, int, int, int], expected: str, counter_clockwise: int | None
+):
+    path = write_lying(tmp_path / "phone.mp4", matrix)
+    found = video_of_file(path, "phone.mp4", Sampling())
+    frames = open_frames(found, lambda _: pytest.fail("no picture"))
+    size = (32, 64) if matrix[0] == 0 else (64, 32)
+    assert found.size_pixels == frame_size(replace(found, size_pixels=None)) == size
+    assert [corners(one) for one in frames] == [expected] * 4 and {one.size for one in frames} == {size}
+    if counter_clockwise is not None:  # where nothing is mirrored, as the library says
+        with av.open(str(path)) as container:
+            assert (next(container.decode(video=0)).rotation - counter_clockwise) % 360 == 0
 
 
 def test_a_file_of_one_frame(tmp_path: Path):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from finetune.samples.conversation import BoxRef, Part
-from finetune.samples.formats.box_numbers import fractions
+from finetune.samples.formats.box_numbers import fractions, point_fractions
 from finetune.samples.source import read
 
 WIDE, TALL = (448, 200), (30, 120)
@@ -273,6 +273,59 @@ def test_rounding_of_a_sum_is_no_fault_a_pixel_is():
     assert fractions([-0.0000001, 0, 1, 1], "pixels", WIDE)[0] == 0.0
     with pytest.raises(ValueError, match="expected it inside the picture, 448 × 200 pixels"):
         fractions([0, 0, 448.01, 200], "pixels", WIDE)
+
+
+@pytest.mark.parametrize("size", [(448, 200), (2, 3), (1000, 1000)])
+@pytest.mark.parametrize("box", [[0.1, 0.2, 0.5, 0.9], [0, 0, 0.5, 1], [0, 0, 1, 0.25]])
+def test_fractions_of_the_picture_are_no_box_in_its_corner(size: tuple[int, int], box: list[float]):
+    with pytest.raises(ValueError, match=r"\[0.* in pixels, which looks like fractions.*multiply x by"):
+        fractions(box, "pixels", size)
+    with pytest.raises(ValueError, match=r"in thousandths, which looks like fr.*; multiply all by 1000$"):
+        fractions(box, "thousandths", (1000, 1000))
+    with pytest.raises(ValueError, match=r"the point \[0.*, which looks like fractions"):
+        point_fractions([0.5, box[1]], "pixels", size)
+
+
+def test_small_boxes_are_no_fractions():
+    assert fractions([0, 0, 1, 1], "pixels", WIDE) == (0, 0, 1 / 448, 1 / 200)  # one pixel
+    assert fractions([1e-7, 0, 1, 1 - 1e-7], "pixels", WIDE)[1] == 0  # one pixel, from a sum
+    assert fractions([0.25, 0.5, 1.25, 0.75], "pixels", WIDE)[1] == 0.0025
+    assert fractions([0.5, 0.5, 1, 1], "pixels", (2, 2)) == (0.25, 0.25, 0.5, 0.5)
+    assert point_fractions([1, 0], "pixels", WIDE) == (1 / 448, 0, 1 / 448, 0)
+
+
+# --- JSON that is none -----------------------------------------------------------------------------------------------
+
+PYTHON = "{'bbox_2d': [64, 96, 320, 132], 'label': 'cat'}"
+GEMINI = '{"box_2d": [64, 96, 132, 320], "label": "cat"}'
+
+
+@pytest.mark.parametrize("units", ["pixels", "thousandths", None])
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            PYTHON,
+            r"found 'bbox_2d', which is no JSON, expected \{\"bbox_2d\": .*write double quotes.*--box_units text",
+        ),
+        (f"[{PYTHON}, {PYTHON}]", "found 'bbox_2d', which is no JSON"),
+        ("{'bbox': [[64, 96, 320, 132]]}", "found 'bbox', which is no JSON"),
+        ("{'point_2d': (64, 96)}", "found 'point_2d', which is no JSON"),
+        (GEMINI, 'found "box_2d", Gemini.s key for thousandths y0, x0, y1, x1, expected .*exchange x and y'),
+        (GEMINI.replace('"', "'"), "found 'box_2d', Gemini.s key"),
+    ],
+)
+def test_what_is_meant_as_a_box_does_not_stay_text(folder: Path, answer: str, units: Any, message: str):
+    with pytest.raises(ValueError, match=rf"1 fault\n  record 0: messages\[1\].content: {message}"):
+        parse(folder, "find", answer, "wide.png", units=units)
+
+
+@pytest.mark.parametrize("written", [PYTHON, GEMINI])
+def test_it_is_text_where_that_is_meant_and_without_a_picture(folder: Path, written: str):
+    assert parse(folder, "find", written, "wide.png", units="text")[1:] == [written]
+    assert parse(folder, "find", written, units="pixels")[1:] == [written]
+    asked = "answer with {'bbox_2d': [x0, y0, x1, y1]} or \"box_2d\""
+    assert parse(folder, asked, "none", "wide.png", units="pixels") == [asked, "none"]
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------

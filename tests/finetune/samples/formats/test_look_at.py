@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from finetune.samples.conversation import LookAt
-from finetune.samples.formats.look_at import of_turn
+from finetune.samples.formats.look_at import of_turn, places, words_of
 from finetune.samples.source import read
 
 BOX = [10, 5, 20, 15]  # of a picture of 40 × 20 pixels
@@ -70,6 +70,46 @@ def test_markup_says_the_same_and_look_at_comes_before_it(folder):
     assert [one.phrase for one in of_turn(answer)] == ["cat"]
 
 
+def places_of(answer):
+    return [
+        (one.look.ends[0][0][0], one.start, words_of(answer.parts)[one.start : one.end])
+        for one in places(answer)
+    ]
+
+
+def test_markup_looks_at_its_own_words(folder):
+    marked = "The cat and <ref>cat</ref><box>(250,250),(500,750)</box>, <ref>cat</ref><box>(500,500),(900,900)</box>"
+    (answer,) = answers(folder, qwen_vl(None, marked))
+    assert words_of(answer.parts) == "The cat and cat, cat"
+    assert places_of(answer) == [(0.25, 12, "cat"), (0.5, 17, "cat")]
+
+
+def entries(phrase, *lefts):
+    return [{"phrase": phrase, "boxes": [[left, 5, 39, 15]]} for left in lefts]
+
+
+def test_entries_of_one_phrase_are_about_its_occurrences_in_order(folder):
+    said = entries("cat", 10) + entries("on", 4) + entries("cat", 20)
+    (answer,) = answers(folder, qwen_vl(said, "a cat on a cat, not a person"))
+    assert places_of(answer) == [(0.25, 2, "cat"), (0.1, 6, "on"), (0.5, 11, "cat")]
+
+
+def test_entries_of_a_phrase_that_is_there_once_are_all_about_it(folder):
+    (answer,) = answers(folder, qwen_vl(entries("cat", 10, 20)))
+    assert places_of(answer) == [(0.25, 10, "cat"), (0.5, 10, "cat")]
+
+
+@pytest.mark.parametrize(
+    ("count", "answer"), [(1, "a cat, a cat"), (2, "cat, cat and cat"), (3, "a cat, a cat")]
+)
+def test_entries_that_leave_open_which_are_refused(folder, count, answer):
+    times = answer.count("cat")
+    with pytest.raises(ValueError, match=rf"\[1\].look_at: found {count} with the phrase 'cat', .*has {times} times.*"
+                       "expected one for each, in order; add the others, or write a longer phrase"):  # fmt: skip
+        answers(folder, qwen_vl(entries("cat", *[10] * count), answer))
+    assert answers(folder, qwen_vl(entries("cat,", 10), answer))
+
+
 @pytest.mark.parametrize(
     ("look_at", "message"),
     [
@@ -79,6 +119,10 @@ def test_markup_says_the_same_and_look_at_comes_before_it(folder):
         ([{"phrase": " ", "boxes": [BOX]}], "phrase: found ' ', expected words"),
         ([{"phrase": "cat", "boxes": [[10, 5, 41, 15]]}], "expected it inside the picture, 40 × 20 pixels"),
         ([{"phrase": "cat", "boxes": [[20, 5, 10, 15]]}], "expected x0 < x1"),
+        (
+            [{"phrase": "cat", "boxes": [[0.25, 0.25, 0.5, 0.75]]}],
+            "which looks like fractions.*multiply x by 40",
+        ),
         ([{"phrase": "cat", "boxes": []}], r"boxes: found \[\], expected a list"),
         ([{"phrase": "cat"}], "found neither of boxes and ends"),
         ([{"phrase": "cat", "boxes": [BOX], "ends": [[BOX], [BOX]]}], "found both of boxes and ends"),

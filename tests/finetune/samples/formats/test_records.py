@@ -334,6 +334,81 @@ def test_a_backslash_makes_words_of_a_place(folder: Path):
     assert parts(opened(folder, {"conversations": said})[0]) == ["a.png", "what is <img>?", "a tag"]
 
 
+IN_TEXT = "Picture 1: <img>a.png</img>\nWhat is this?"
+
+
+def said_by(user: str, assistant: str, question: str, answer: str = "A box.") -> list[dict[str, str]]:
+    return [{"from": user, "value": question}, {"from": assistant, "value": answer}]
+
+
+@pytest.mark.parametrize(
+    ("record", "data_format", "at", "key"),
+    [
+        ({"messages": turns(("user", IN_TEXT), ASKED[1])}, "auto", "messages[0].content", "images"),
+        ({"messages": said_by("human", "gpt", IN_TEXT)}, "auto", "messages[0].value", "images"),
+        ({"conversations": said_by("human", "gpt", IN_TEXT)}, "auto", "conversations[0].value", "image"),
+        ({"conversations": said_by("user", "assistant", IN_TEXT)}, "llava", "conversations[0].value", "image"),
+        (
+            {"image": "a.png", "conversations": said_by("human", "gpt", "<image>?", "<img>a.png</img>")},
+            "auto", "conversations[1].value", "image",
+        ),
+        ({"messages": turns(("user", [{"type": "text", "text": IN_TEXT}]), ASKED[1])}, "auto", "content[0]", "images"),
+        ({"instruction": "What?", "input": "<img>a.png</img>", "output": "A box."}, "auto", "instruction", "images"),
+        ({"instruction": IN_TEXT, "output": "A box."}, "alpaca", "instruction", "images"),
+    ],
+)  # fmt: skip
+def test_a_picture_in_qwen_vls_markup_is_no_words_of_another_format(
+    folder: Path, record: Any, data_format: str, at: str, key: str
+):
+    message = refused(folder, record, data_format=data_format)
+    assert "1 fault\n" in message
+    assert (
+        f"{at}: found <img>a.png</img>, which is plain text in this format; expected <image> and the"
+        in message
+    )
+    assert f"named under {key} (or --data_format qwen-vl" in message
+    assert message.endswith("to keep it as words write \\<img>")
+
+
+def test_one_record_with_qwen_vls_markup_among_llavas_is_named(folder: Path):
+    records = [
+        {"image": "a.png", "conversations": said_by("human", "gpt", "<image>What?")},
+        {"conversations": said_by("human", "gpt", IN_TEXT)},
+    ]
+    assert "record 1: conversations[0].value: found <img>a.png</img>" in refused(folder, records)
+
+
+ESCAPED, WORDS = "<image>Is \\<img>b.png\\</img> a tag?", "Is <img>b.png</img> a tag?"
+
+
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [
+        ({"messages": turns(("user", ESCAPED), ASKED[1]), "images": ["a.png"]}, "openai"),
+        (
+            {"messages": turns(("user", ESCAPED.removeprefix("<image>")), ASKED[1]), "images": ["a.png"]},
+            "openai",
+        ),
+        ({"conversations": said_by("human", "gpt", ESCAPED), "image": "a.png"}, "llava"),
+        ({"conversations": said_by("user", "assistant", ESCAPED), "image": "a.png"}, "llava"),
+        ({"conversations": said_by("human", "gpt", ESCAPED), "images": ["a.png"]}, "sharegpt"),
+        ({"instruction": ESCAPED, "output": "A box.", "images": ["a.png"]}, "alpaca"),
+    ],
+)
+def test_a_backslash_makes_words_of_qwen_vls_markup_in_every_format(folder: Path, record: Any, name: str):
+    said: list[str] = []
+    (found,) = opened(folder, record, said)
+    assert parts(found) == ["a.png", WORDS, "A box."]
+    assert f", {name} (recognised" in said[0]
+
+
+def test_a_mark_alone_is_words_and_named_where_a_picture_has_no_place(folder: Path):
+    alone = ("user", "How do I close <img>?")
+    assert parts(opened(folder, {"messages": turns(alone, ASKED[1])})[0])[0] == alone[1]
+    message = refused(folder, {"messages": turns(alone, ASKED[1]), "images": ["a.png"]})
+    assert "the text has <img>, which is plain text in data: write <image> instead" in message
+
+
 def test_between_parts_that_name_their_pictures_a_place_is_words(folder: Path):
     asked = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "How do I write an <image> tag?"}]
     assert parts(opened(folder, {"messages": turns(("user", asked), ASKED[1])})[0])[1] == asked[1]["text"]

@@ -1,0 +1,98 @@
+"""Supervised rows of every family: each look at the tokens of its own words, whatever the family writes around them."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from finetune.data.look import placed
+from finetune.families.parts.phrases import token_texts
+from finetune.samples.source import read
+from tests.finetune.families.tiny_families import ALL
+from tests.finetune.families.tiny_llava import LLAVAS
+from tests.finetune.families.tiny_siglip import SIGLIPS
+
+FAMILIES = {**ALL, **LLAVAS, **SIGLIPS}
+FIRST, SECOND = "<box>(122,202),(502,902)</box>", "<box>(502,302),(922,722)</box>"
+CAT = "<ref>cat</ref>"
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES])
+def rows(request, tmp_path_factory):
+    """Function: of an answer, the text that its tokens give, and for each supervised row x0 of its box and where in the
+    text the written token lies."""
+    folder = tmp_path_factory.mktemp(request.param.replace("/", "-"))
+    family, processor = FAMILIES[request.param].family, FAMILIES[request.param].processor(folder)
+    Image.new("RGB", (50, 40)).save(folder / "a.png")
+
+    def found(answer, *, supervised="first", **more):
+        said = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": answer, **more}]
+        (folder / "data.json").write_text(json.dumps([{"messages": said, "images": ["a.png"]}]))
+        (conversation,) = read(folder / "data.json", say=lambda _: None)
+        encoded = family.encode(processor, conversation, media=False)
+        start, end = encoded.turn_spans[-1]
+        texts = token_texts(processor.tokenizer, encoded.input_ids[start:end].tolist())
+        tokens = [
+            (one.look.ends[0][0][0], one.row + 1 - start)
+            for one in placed(conversation, encoded, processor, supervised)
+        ]
+        return "".join(texts), [
+            (left, range(len("".join(texts[:token])), len("".join(texts[: token + 1]))))
+            for left, token in tokens
+        ]
+
+    return found
+
+
+def all_of(word, text):
+    """Where a word begins in a text, each time."""
+    return [at for at in range(len(text)) if text.startswith(word, at)]
+
+
+def test_each_phrase_of_markup_is_its_own(rows):
+    text, found = rows(f"The cat sees {CAT}{FIRST} and {CAT}{SECOND}, a cat.")
+    before, first, second, behind = all_of("cat", text)
+    assert [left for left, _ in found] == [0.122, 0.502]
+    assert first in found[0][1] and second in found[1][1]
+
+
+def test_a_phrase_of_several_boxes_does_not_take_the_next_ones_place(rows):
+    text, found = rows(f"{CAT}{FIRST}{SECOND}, {CAT}{SECOND}")
+    places = all_of("cat", text)
+    assert len(places) in (2, 3)  # a family writes it once, or with each box
+    assert places[0] in found[0][1] and places[-1] in found[1][1]
+
+
+def test_a_number_is_not_looked_for_among_the_numbers_of_a_box(rows):
+    look_at = [{"phrase": "2", "boxes": [[5, 0, 20, 20]]}]
+    text, found = rows(f"{CAT}{FIRST} 2 cats", look_at=look_at)
+    assert [text.rindex("2 cats") in place for _, place in found] == [True]
+
+
+def test_a_phrase_in_quotes_is_found_where_json_escapes_them(rows):
+    text, found = rows(f'I see <ref>the "big" cat</ref>{FIRST}')
+    assert [text.rindex("the") in place for _, place in found] == [True]
+    text, found = rows(f'I see <ref>the "big" cat</ref>{FIRST}', supervised="phrase")
+    written = {at for _, place in found for at in place}
+    assert written >= {*range(text.rindex("the"), text.rindex(" cat") + 4)}
+
+
+def test_words_and_a_phrase_of_markup_are_supervised_without_what_is_between(rows):
+    text, found = rows(
+        f"two {CAT}{FIRST}s", supervised="phrase", look_at=[{"phrase": "two cats", "boxes": [[5, 0, 20, 20]]}]
+    )
+    written = {at for _, place in found for at in place}
+    assert written >= {*range(text.index("two"), 3), text.rindex("cat"), len(text) - 1}
+    assert (
+        not {at for at in all_of("2", text) if at < text.rindex("cat") or at > text.rindex("cat") + 6}
+        & written
+    )
+
+
+def test_entries_of_one_phrase_are_at_its_occurrences(rows):
+    look_at = [{"phrase": "cat", "boxes": [[left, 0, 40, 20]]} for left in (5, 20)]
+    text, found = rows("a cat and a cat", look_at=look_at)
+    assert [(left, at in place) for (left, place), at in zip(found, all_of("cat", text), strict=True)] == [
+        (0.1, True),
+        (0.4, True),
+    ]
