@@ -8,13 +8,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from transformers.utils import logging
 
 from finetune import folder_lock
 from finetune.distributed import end_with_launcher, is_main
 from finetune.files import is_refused_write, refusal_words
+from finetune.flags.arguments import TrainingArguments
 from finetune.printable import printable
 from finetune.training import library_log, stopping, trainer
 
@@ -43,12 +43,12 @@ def refusing() -> Iterator[None]:
 
 
 @contextmanager
-def interruptible(folder: Path) -> Iterator[None]:
-    """Ctrl-C while a run writes to ``folder`` becomes one line that says how to resume."""
+def interruptible(args: TrainingArguments) -> Iterator[None]:
+    """Ctrl-C while a run writes to its folder becomes one line that says how to resume."""
     try:
         yield
     except KeyboardInterrupt as error:
-        raise InterruptedRun(stopping.interrupted(folder)) from error
+        raise InterruptedRun(stopping.interrupted(args)) from error
 
 
 def exit_status(stations: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:

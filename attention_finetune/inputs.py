@@ -16,6 +16,7 @@ from finetune.flags import parse
 from finetune.flags.arguments import Arguments
 from finetune.flags.argv import split_flags
 from finetune.model import adapters, checkpoint, hub
+from finetune.model.folders import is_adapter
 from finetune.samples import cache, conversation, source, videos
 from finetune.training import run_folder
 
@@ -115,7 +116,7 @@ def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:
     training = args.training
 
     def decide() -> run_folder.Start:
-        return run_folder.begin(
+        start = run_folder.begin(
             Path(str(training.output_dir)),
             marks,
             resume=training.resume_from_checkpoint,
@@ -123,12 +124,22 @@ def begin(args: Arguments, marks: dict[str, Any]) -> run_folder.Start:
             world_size=training.world_size,
             deepspeed=bool(training.deepspeed),
         )
+        if start.checkpoint is not None:
+            require_base(start.checkpoint, args)
+        return start
 
     if training.dry_run:
         return run_folder.Start("new", None, ())
     start = decided_by_first(decide)
     require_everywhere(start.checkpoint)
     return start
+
+
+def require_base(checkpoint: Path, args: Arguments) -> None:
+    """Raises ValueError where an adapter would go on over other weights than it began with: another model at the same
+    path, say. --allow_other_base True says that they are meant."""
+    if is_adapter(checkpoint) and not args.adaptation.allow_other_base:
+        adapters.check_base(checkpoint, str(args.model.model_name_or_path), cache_dir=args.model.cache_dir)
 
 
 def read_data(args: Arguments, path: str) -> Sequence[conversation.Conversation]:

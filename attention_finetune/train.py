@@ -46,7 +46,7 @@ from finetune.distributed import is_main, say
 from finetune.flags import deepspeed_file
 from finetune.flags import parse as flags
 from finetune.flags.arguments import Arguments
-from finetune.model import checkpoint
+from finetune.model import checkpoint, look_file
 from finetune.samples import cache
 from finetune.training import evaluation, extension_locks, library_log, run_folder, stopping, trainer
 
@@ -151,8 +151,12 @@ def build(ready: Ready) -> Run:
     if args.data.packing:
         say(packing.kernel_note(args.model.attn_implementation, args.data.model_max_length))
     folder, resumed_from = Path(str(training.output_dir)), ready.start.checkpoint
-    with interruptible(folder):
+    with interruptible(training):
         if is_main():
+            if resumed_from is not None:
+                say(*run_folder.set_beyond_aside(folder, run_folder.step_of(resumed_from)))
+            with refusing():  # what it continues from may have been told where to look
+                look_file.carry(folder, args.model.model_name_or_path, args.adaptation.lora_weight_path)
             run_folder.write_run(folder, ready.marks, finished=False)
             run_folder.write_configuration(folder, args)
             if args.data.data_fraction is not None:
@@ -181,7 +185,7 @@ def build(ready: Ready) -> Run:
 def train(run: Run) -> None:
     """Train from the start, or resume from a checkpoint."""
     resumed_from = run.ready.start.checkpoint
-    with interruptible(run.folder):
+    with interruptible(run.ready.args.training):
         try:
             run.trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
         finally:
@@ -192,7 +196,7 @@ def train(run: Run) -> None:
 def save(run: Run) -> None:
     """Save the trained adapter or model with its processor, and mark the run as finished."""
     ready, built = run.ready, run.trainer
-    with interruptible(run.folder):
+    with interruptible(run.ready.args.training):
         built.save_model(str(run.folder))
         built.accelerator.wait_for_everyone()
         if not is_main():

@@ -13,7 +13,7 @@ from finetune.distributed import say
 from finetune.flags import run_file
 from finetune.flags.arguments import Arguments
 from finetune.samples import conversation
-from finetune.training import trainer
+from finetune.training import stopping, trainer
 
 
 def read_probes(args: Arguments) -> Probes:
@@ -110,10 +110,11 @@ def what_is_missing(ready: Ready, watcher: Any) -> str:
     draw = ["python", "-m", "diagnostics.render", "--attention_dir", f"{folder}/attention"]
     compare = ["python", "-m", "diagnostics.compare", "--before", name, "--after", folder]
     compare += ["--probes", str(ready.args.monitor.probes), "--output_dir", folder]
+    changes = stopping.changes_to_resume(ready.args.training) or " again"
     language = ready.args.monitor.report_language
     compare += [] if language == "en" else ["--language", language]
     return (
-        f"the weights are saved, but {watcher.missing_words}. The same command again makes the end once more, from the "
-        f"last checkpoint if there is one; by hand, to draw the pictures: {shlex.join(draw)}; to compare: "
+        f"the weights are saved, but {watcher.missing_words}. The same command{changes} makes the end once more, from "
+        f"the last checkpoint if there is one; by hand, to draw the pictures: {shlex.join(draw)}; to compare: "
         f"{shlex.join(compare)}"
     )

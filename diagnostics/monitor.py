@@ -161,6 +161,9 @@ class AttentionMonitor(TrainerCallback):
             raise ValueError(f'stop_when: found {stop_when!r}, expected "{CORRECTED}" or None')
         if stop_patience < 1:
             raise ValueError(f"stop_patience: found {stop_patience}, expected at least 1 checkpoint")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size: found {batch_size}, expected at least 1")
+        _check_key_layers(key_layers)
         check_language(language)
         check_processor(processor)
         self.processor = processor
@@ -243,6 +246,8 @@ class AttentionMonitor(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
         """Without ``probe_steps``: probe at every checkpoint but the last, which the end of training probes."""
+        if control.should_training_stop:
+            return
         if self.probe_steps is None and state.global_step < state.max_steps:
             self._look(args, state, control, event["model"])
 
@@ -253,7 +258,9 @@ class AttentionMonitor(TrainerCallback):
         self._is_ending = True
         at, best = moment(args, state), state.best_model_checkpoint
         if args.load_best_model_at_end and best is not None:
-            # The Trainer has loaded the best checkpoint: the model is not that of the last step.
+            # The Trainer has loaded the best checkpoint: the model is not that of the last step, which may be shown.
+            if self._shown is not None:
+                self._shown.forget(at.step)
             self._probe_now(
                 replace(at, words=f"{args.output_dir}: the best, {Path(best).name}"),
                 event["model"],
@@ -802,7 +809,21 @@ class AttentionMonitor(TrainerCallback):
 
 
 def _read(probes: str | Path | Sequence[Probe]) -> tuple[Probe, ...]:
-    return read_probes(probes) if isinstance(probes, str | Path) else tuple(probes)
+    if isinstance(probes, str | Path):
+        return read_probes(probes)
+    given: Any = probes
+    if not isinstance(given, Sequence) or not all(isinstance(probe, Probe) for probe in given):
+        raise ValueError(f"probes: found {type(given).__name__}, expected a probe file, or Probes in a list")
+    for probe in given:
+        if not probe.images:
+            raise ValueError(f"probe {probe.id}: images: found none, expected at least one picture")
+    return tuple(given)
+
+
+def _check_key_layers(layers: Any) -> None:
+    numbers = isinstance(layers, Sequence) and not isinstance(layers, str)
+    if layers != "auto" and not (numbers and layers and all(isinstance(one, int) for one in layers)):
+        raise ValueError(f'key_layers: found {layers!r}, expected "auto", or numbers of layers in a list')
 
 
 def _depth(depth: str | MeasurementPlan, known: Mapping[str, MeasurementPlan] = DEPTHS) -> MeasurementPlan:

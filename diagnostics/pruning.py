@@ -48,7 +48,9 @@ def keep_image_tokens(
     """While the block lasts, the model reads a share of the conversation's image tokens, and generates from them.
 
     encoded   the one sequence that forwards and ``generate`` begin with; several answers to it and beams are copies
-    share     of each picture's tokens, and of its overview's, in (0, 1]; 1 leaves the model as it is
+    share     of each picture's tokens, and of its overview's, in (0, 1]; 1 leaves the model as it is. Tokens that show
+              only the margins of a padded picture are dropped with the first others: a tower has mixed the picture into
+              them
     by        "divprune": what is least like the rest, before the first language layer (Alvar et al., 2503.02175).
               "fastv": what the last token looks at in the ``layer``-th layer, for those after it (Chen et al.,
               2403.06764)
@@ -162,7 +164,13 @@ class Removal:
 
     def _least(self) -> int:
         """Tokens through the last image token."""
-        return 1 + max(int(image.all_positions.max()) for image in self._encoded.images)
+        return 1 + int(self._image_tokens().max())
+
+    def _image_tokens(self) -> Int[np.ndarray, " tokens"]:
+        """Their places in the sequence, margins included."""
+        return np.concatenate(
+            [places for one in self._encoded.images for places in (one.all_positions, one.margin_positions)]
+        )
 
     def _enter(self, _: nn.Module, arguments: Any, options: dict[str, Any]) -> Any:
         """Deep-stack features are added between layers, at the places of image tokens: cut with them."""
@@ -214,8 +222,7 @@ class Removal:
     def _choose(self, orders: list[np.ndarray]) -> None:
         parts = parts_of(self._encoded.images)
         ranking = tuple(ranked(part, order) for part, order in zip(parts, orders, strict=True))
-        image = np.concatenate([one.all_positions for one in self._encoded.images])
-        left = np.setdiff1d(image, kept(ranking, self._share))
+        left = np.setdiff1d(self._image_tokens(), kept(ranking, self._share))
         self.kept = np.setdiff1d(np.arange(self._length), left)
 
     def _indices(self, like: Tensor) -> Int[Tensor, " kept"]:

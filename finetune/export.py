@@ -42,7 +42,7 @@ from finetune.files import (
     refusal_words,
     writing,
 )
-from finetune.model import checkpoint, weights
+from finetune.model import checkpoint, look_file, weights
 from finetune.printable import printable
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from finetune.training import model_card, run_folder
@@ -156,6 +156,9 @@ def export(
     if (Path(source) / checkpoint.MODEL_CONFIG).is_file():
         weights.require_all(Path(source))
     checkpoint.check(source, **opening)
+    origins = source, base or checkpoint.resolve(source)[0]
+    for one in origins:
+        look_file.supervised_of(one)  # an invalid file is refused before weights are loaded
     folder = _new_folder(Path(output_dir))
     history = history_of(Path(source))
     options = {**opening, "device": device}
@@ -180,6 +183,7 @@ def export(
         saved = difference(before, after)
         _require_same(saved, effect, stored, say)
         _write_card(Path(source), partial, effect, name=folder.resolve().name)
+        look_file.carry(partial, *origins)
         folder_lock.release(partial)
         if folder.exists():
             folder.rmdir()

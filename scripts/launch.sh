@@ -3,7 +3,7 @@
 #   launch deepspeed|plain ...   finetune.py with these flags; --given parts the usual ones from the caller's
 # GPUS_PER_NODE NNODES NODE_RANK MASTER_ADDR MASTER_PORT say where (GPUS_PER_NODE: processes, on a CPU too). On several
 # machines the same command is given on each, with its own NODE_RANK; scripts/slurm.sbatch does that.
-# SIGTERM and SIGUSR1 save and stop: the status is 143 or 138, and the same command resumes.
+# SIGTERM and SIGUSR1 save and stop: the status is 143 or 138, and the last line says how to go on.
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -111,12 +111,15 @@ usual_flags() {
     if [ "$PRECISION" != none ]; then FLAGS+=("--$precision" True --dataloader_num_workers 4); fi
 }
 
-# Is a model or data named: among the flags, in MODEL or DATA, or in a file of flags (which is not read here)?
+# Is a model or data named: among the flags, in MODEL or DATA, or in a file of flags (which is not read here)? As in
+# finetune.py, a flag's name may be written with dashes, and its value after "=".
 names_model_or_data() {
     if [ -n "${MODEL:-}${DATA:-}" ]; then return 0; fi
-    local flag
+    local flag name
     for flag in "$@"; do
-        case "${flag%%=*}" in --model_name_or_path | --data_path | --config) return 0 ;; esac
+        name="${flag#--}" name="${name%%=*}"
+        if [ "$name" = "$flag" ]; then continue; fi
+        case "--${name//-/_}" in --model_name_or_path | --data_path | --corrective_data | --replay_data | --config) return 0 ;; esac
     done
     return 1
 }

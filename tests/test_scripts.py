@@ -287,6 +287,40 @@ def test_a_number_of_processes_that_is_none_is_refused(project: Path, variables:
     assert done.returncode == 1 and "expected whole numbers of at least 1" in done.stderr
 
 
+@pytest.mark.parametrize("script", ["finetune_lora_ds.sh", "finetune_lora_single_gpu.sh"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--model-name-or-path", "m"), ("--data-path", "d.json"), ("--data-path=d.json",), ("--data_path=d.json",),
+        ("--corrective-data", "d.json"), ("--replay_data", "d.json"), ("--learning-rate", "3e-4", "--config=run.yaml"),
+    ],
+)  # fmt: skip
+def test_flags_with_dashes_and_equals_name_model_and_data_too(
+    project: Path, script: str, given: tuple[str, ...]
+):
+    """Every way of writing that finetune.py reads; what trained in full here was meant to train adapters."""
+    words, _ = run(project, script, *given)
+    assert value(words, "--use_lora") == "True" and value(words, "--num_train_epochs") == "5"
+    assert words[words.index("--given") :] == ["--given", *given]
+
+
+@pytest.mark.parametrize("given", [("--output-dir", "data_path"), ("--seed=7",), ("--max-steps", "3")])
+def test_flags_that_name_neither_leave_the_demo_on(project: Path, given: tuple[str, ...]):
+    words, _ = run(project, "finetune_lora_ds.sh", *given)
+    assert "--use_lora" not in words and "--model_name_or_path" not in words
+
+
+def test_a_script_and_the_program_agree_on_what_is_not_the_demo():
+    """Were a flag known to one alone, the script would leave out its usual flags and the demo would be off."""
+    from attention_finetune.inputs import NOT_OF_THE_DEMO
+
+    named = re.search(
+        r'case "--\$\{name//-/_\}" in (.*)\) return 0', (ROOT / "scripts" / "launch.sh").read_text()
+    )
+    assert named is not None
+    assert {*named[1].split(" | ")} == {*(f"--{name}" for name in NOT_OF_THE_DEMO), "--config"}
+
+
 def test_a_file_of_flags_names_model_and_data(project: Path):
     words, _ = run(project, "finetune_lora_ds.sh", "--config", "run.yaml")
     assert "--use_lora" in words and words[words.index("--given") :] == ["--given", "--config", "run.yaml"]
@@ -369,11 +403,28 @@ def cluster(project: Path) -> dict[str, str]:
 
 
 def test_slurm_starts_each_machine_with_its_number(project: Path, cluster: dict[str, str]):
-    command = ["bash", str(project / "scripts" / "slurm.sbatch"), "--data_path", "a file.json"]
+    goes_on = ["--overwrite_output_dir", "False", "--resume_from_checkpoint", "True"]
+    command = ["bash", str(project / "scripts" / "slurm.sbatch"), "--data_path", "a file.json", *goes_on]
     subprocess.run(command, env=cluster, check=True, timeout=30)
     assert sorted(log(project)) == [
-        f"{rank} of 2 at first-node:33456, 8 processes: --data_path a file.json" for rank in (0, 1)
+        f"{rank} of 2 at first-node:33456, 8 processes: --data_path a file.json {' '.join(goes_on)}"
+        for rank in (0, 1)
     ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [
+        (["--overwrite_output_dir", "True"], "--overwrite_output_dir"),
+        (["--overwrite-output-dir=true", "--bf16"], "--overwrite_output_dir"),
+        (["--save_only_model", "--data_path", "d.json"], "--save_only_model"),
+        (["--resume_from_checkpoint", "out/checkpoint-3"], "--resume_from_checkpoint out/checkpoint-3"),
+    ],
+)
+def test_slurm_refuses_a_command_that_starts_over_when_it_is_given_again(flags, refused):
+    script = ["bash", str(ROOT / "scripts" / "slurm.sbatch")]
+    found = subprocess.run([*script, *flags], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (found.returncode, found.stdout) == (2, "") and f"found {refused};" in found.stderr
 
 
 @pytest.mark.parametrize(("number", "again"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])

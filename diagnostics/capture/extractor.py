@@ -19,10 +19,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from diagnostics.capture import masks
 from diagnostics.capture.forwards import Forwards, by_name, stage_of_generate
 from diagnostics.capture.kernel_tap import Tap
 from diagnostics.capture.patterns import Keeping, KeptCall, Patterns, PuttingBack, check_names
-from diagnostics.capture.rows import span, to_numpy
+from diagnostics.capture.rows import check_count, from_start, named_positions, span, to_numpy
 from diagnostics.capture.tower_rows import Piece, TowerRows, image_rows, joined_calls
 from diagnostics.capture.watcher import Proof, Watcher, check_masks
 from finetune.attention.watch import Call, Watch, check_is_free
@@ -83,8 +84,9 @@ class AttentionExtractor:
     requested.
 
     Raises ValueError if a layer does not exist, another extractor is attached, or a kernel cannot be
-    observed; while the model runs, where a token has no row in a pass, and where ``generate`` leaves no pass that
-    has the prompt's rows and no other: assisted decoding, ``prefill_chunk_size``, ``guidance_scale``.
+    observed; while the model runs, where a token has no row in a pass, where ``tiles`` are not the pass's, and where
+    ``generate`` leaves no pass that has the prompt's rows and no other: assisted decoding, ``prefill_chunk_size``,
+    ``guidance_scale``.
     """
 
     def __init__(
@@ -355,6 +357,15 @@ class AttentionExtractor:
         missing = [image for image in self.images or () if name is not None and image not in patches]
         if missing:
             raise ValueError(f"{name}: image {missing[0]} does not exist; expected one of {sorted(patches)}")
+        if name is not None and self.vision_tokens is not None:
+            tokens = named_positions(self.vision_tokens, name)
+            if tokens.ndim == 2:
+                check_count(tokens, len(self._kept.pictures if self.images is None else self.images), name)
+        for name, blocked in self._blocked.items():
+            if name in towers and towers[name].sequences:
+                masks.check_count(
+                    name, len(blocked), pictures=len(self._kept.pictures), images=max(patches) + 1
+                )
 
     # ``generate`` runs the tower of some families ahead of the model's forward, to which its pictures belong.
     def _towers_of(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -380,6 +391,8 @@ class AttentionExtractor:
     def _end_tower(self, module: nn.Module, output: Any) -> None:
         if module in self._tower_copies:
             self._inputs = {}  # a cache is among them, and must not be kept alive
+            for tower in self._towers.values() if output is not None else ():
+                tower.finish()
         if self._is_ahead:
             self._inside = self._is_ahead = False
 
@@ -415,7 +428,7 @@ class AttentionExtractor:
             now.pictures = [image for image in now.pictures if image < self._images] + tower.pictures
         return self._towers[name].next(call)
 
-    def _asks_for(self, sequence: TowerSequence) -> np.ndarray:
+    def _asks_for(self, name: str, sequence: TowerSequence) -> np.ndarray:
         """Bool[places]: which rows of a sequence are to be kept."""
         now = self._now
         images = self.images if self.images is not None else now.pictures
@@ -423,17 +436,23 @@ class AttentionExtractor:
         if self.vision_tokens is None:
             return kept
         asked = [
-            (sequence.image == image) & np.isin(sequence.patch, self._patches_asked(at, now.patches[image]))
+            (sequence.image == image)
+            & np.isin(sequence.patch, self._patches_asked(name, at, now.patches[image]))
             for at, image in enumerate(images)
+            if image in sequence.image
         ]
         return kept & np.any(asked, axis=0)
 
-    def _patches_asked(self, at: int, count: int) -> Int[np.ndarray, " rows"]:
+    def _patches_asked(self, name: str, at: int, count: int) -> Int[np.ndarray, " rows"]:
         """The patches of the at-th kept image, which has ``count``, whose rows are wanted, from the start."""
         if self.vision_tokens is None:
             return np.arange(count)
-        tokens = np.asarray(self.vision_tokens)
-        return (tokens if tokens.ndim == 1 else tokens[at]) % count
+        tokens = named_positions(self.vision_tokens, name)
+        if tokens.ndim == 2:
+            if at >= len(tokens):  # how many images there are is known when all towers have run
+                check_count(tokens, at + 1, name)
+            tokens = tokens[at]
+        return from_start(tokens, count, name).cpu().numpy()
 
     def _by_patch(self, name: str) -> np.ndarray:
         """Rows and keys of a tower's layer put back in the order of patches: (images, heads, patches, patches)."""
@@ -448,7 +467,10 @@ class AttentionExtractor:
         return np.stack(
             [
                 image_rows(
-                    self._kept.pieces[name], image, self._patches_asked(at, patches[image]), patches[image]
+                    self._kept.pieces[name],
+                    image,
+                    self._patches_asked(name, at, patches[image]),
+                    patches[image],
                 )
                 for at, image in enumerate(images)
             ]

@@ -56,21 +56,40 @@ def mask_without(call: Call, blocked: Bool[Tensor, "batch query key"], *, start:
 def by_place(
     blocked: Bool[Tensor, "images query key"], sequences: Sequence[TowerSequence]
 ) -> Bool[Tensor, "sequences query key"]:
-    """A knock-out by patch → by place of the sequences; class tokens are left alone."""
-    found = []
-    for one in sequences:
-        if one.is_overview and int(one.image[0]) >= len(blocked):
-            found.append(torch.zeros(1 if blocked.shape[1] == 1 else len(one), len(one), dtype=torch.bool))
-            continue
-        image, patch = torch.from_numpy(one.image), torch.from_numpy(one.patch)
-        keys = blocked.to("cpu")[image.clamp(max=len(blocked) - 1)]  # places, query or 1, patches
-        keys = keys[torch.arange(len(one)), :, patch.clamp(min=0)]  # places as keys, query or 1
-        keys &= (patch >= 0)[:, None]
-        rows = keys.T if keys.shape[1] == 1 else keys[:, patch.clamp(min=0)].T
-        same = (
-            (image[:, None] == image[None, :])
-            if rows.shape[0] > 1
-            else torch.ones(1, len(one), dtype=torch.bool)
+    """A knock-out by patch → by place of the sequences; class tokens are left alone, and patches beyond the mask's.
+
+    Raises ValueError for an image that the mask says nothing of: one mask is for all, several are one for each.
+    """
+    return torch.stack([_at_places(blocked.to("cpu"), one) for one in sequences])
+
+
+def check_count(name: str, masks: int, *, pictures: int, images: int) -> None:
+    """Raises ValueError unless there is one mask for all of a pass's pictures, or one for each; their overviews, which
+    are among its images, may have masks too."""
+    if masks != 1 and not pictures <= masks <= max(images, pictures):
+        raise ValueError(
+            f"knock-out: found {masks} masks for {name}, the pass has {pictures} pictures; expected one for all, or "
+            "one for each"
         )
-        found.append(rows & same)
-    return torch.stack(found)
+
+
+def _at_places(
+    blocked: Bool[Tensor, "images query key"], one: TowerSequence
+) -> Bool[Tensor, "query_or_1 place"]:
+    count, queries, keys = blocked.shape
+    image, patch = torch.from_numpy(one.image), torch.from_numpy(one.patch)
+    rows = 1 if queries == 1 else len(one)
+    if int(image.max()) >= count:
+        if one.is_overview:
+            return torch.zeros(rows, len(one), dtype=torch.bool)
+        if count > 1:
+            check_count("the tower", count, pictures=int(image.max()) + 1, images=0)
+    of = image if count > 1 else torch.zeros_like(image)
+    has_key = (patch >= 0) & (patch < keys)
+    key = patch.clamp(0, keys - 1)
+    if queries == 1:
+        return (blocked[of, 0, key] & has_key)[None]
+    has_row = (patch >= 0) & (patch < queries)
+    is_same_image = image[:, None] == image[None, :]
+    found = blocked[of[:, None], patch.clamp(0, queries - 1)[:, None], key[None, :]]
+    return found & has_row[:, None] & has_key[None, :] & is_same_image

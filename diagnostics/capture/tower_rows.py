@@ -65,6 +65,15 @@ class TowerRows:
             )
         return found
 
+    def finish(self) -> None:
+        """Raises ValueError if a pass ended that had fewer sequences than expected."""
+        left = len(self.sequences or ()) - self.taken
+        if self.taken and left:
+            raise ValueError(
+                f"{self.name}: its kernel was called with {self.taken} sequences, expected {self.taken + left}, as "
+                "the family or tiles=… says; give the tiles of this pass's pictures"
+            )
+
 
 def joined_calls(name: str, calls: Sequence[Tensor]) -> np.ndarray:
     """One array of a module's calls in one pass. Windows of unequal size have no common array."""

@@ -120,7 +120,7 @@ class Watcher:
     def _observe_tower(self, call: Call, output: Tensor, sequences: Sequence[TowerSequence]) -> None:
         owner, device = self.owner, call.query.device
         for at, sequence in enumerate(sequences):
-            places = np.flatnonzero(owner._asks_for(sequence))
+            places = np.flatnonzero(owner._asks_for(self.name, sequence))
             if len(places):
                 positions = torch.from_numpy(places).to(device)[None]
                 logits = attention_logits(call, torch.tensor([at], device=device), positions)

@@ -1,4 +1,5 @@
-"""Warns of foils that the model before does not actually answer, which weakens a group's margins."""
+"""Warns of foils that the model before does not actually answer, and of right answers that it says already: both weaken
+a group's margins."""
 
 from __future__ import annotations
 
@@ -12,26 +13,39 @@ LEAST_SAID = 0.5
 
 
 def answer_warnings(pairs: Sequence[ProbePair]) -> list[str]:
-    """One line if the model before answers something other than the foil in at least half of its wrong probes.
+    """One line if the model before answers the foil in less than half of its wrong probes, but something else, or the
+    right answer.
 
     The margin compares the right answer with one wrong one. If the model's actual mistake is another answer, the margin
-    may rise above 0 while the answer stays wrong.
+    may rise above 0 while the answer stays wrong; if it makes none, the margin may rise while the answer stays right.
     """
     wrong = [
         pair
         for pair in pairs
         if (pair.before.scores.margin_nats or 0.0) < 0 and pair.before.scores.generated and pair.probe.foil
     ]
-    unsaid = [
+    right = [
+        pair for pair in wrong if says(pair.before.scores.generated, pair.probe.spellings, pair.probe.foil)
+    ]
+    foil = [
         pair
         for pair in wrong
-        if not says(pair.before.scores.generated, (str(pair.probe.foil),), pair.probe.answer)
+        if says(pair.before.scores.generated, (str(pair.probe.foil),), pair.probe.answer)
     ]
-    if not wrong or len(wrong) - len(unsaid) >= LEAST_SAID * len(wrong):
+    if not wrong or len(foil) >= LEAST_SAID * len(wrong):
         return []
-    said = ", ".join(f"{p.probe.id}: {p.before.scores.generated[:40]!r}" for p in unsaid[:MOST_NAMED])
-    more = f" and {len(unsaid) - MOST_NAMED} more" if len(unsaid) > MOST_NAMED else ""
+    other = [pair for pair in wrong if pair not in foil and pair not in right]
+    if len(right) > len(other):
+        return [
+            f"In {len(right)} of the {len(wrong)} probes that the model before gets wrong by margin, it generates the "
+            f"right answer ({_named(right)}); put first the spelling that it uses."
+        ]
     return [
-        f"In {len(unsaid)} of the {len(wrong)} probes that the model before gets wrong, it does not answer the foil "
-        f"({said}{more}); use its actual answer as the foil."
+        f"In {len(other)} of the {len(wrong)} probes that the model before gets wrong, it does not answer the foil "
+        f"({_named(other)}); use its actual answer as the foil."
     ]
+
+
+def _named(pairs: Sequence[ProbePair]) -> str:
+    said = ", ".join(f"{p.probe.id}: {p.before.scores.generated[:40]!r}" for p in pairs[:MOST_NAMED])
+    return f"{said} and {len(pairs) - MOST_NAMED} more" if len(pairs) > MOST_NAMED else said

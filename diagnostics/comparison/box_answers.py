@@ -31,19 +31,19 @@ Json = dict[str, Any]
 
 def box_answers(pairs: Sequence[ProbePair]) -> Json | None:
     """Scores before and after, as written to comparison.json; None if no right answer is the box of the judged region,
-    or one side has no generated answers.
+    or one side has no generated answers. Where it has some, an empty reply is an answer without a box.
 
     The unit of a group's answers is inferred by comparing them with the region, which is in pixels of the file.
     """
     asked = [(pair, mark, of_probe(pair)) for pair, mark in zip(pairs, images_of(pairs), strict=True)]
     scores = {}
     for side in SIDES:
-        answers = []
-        for pair, mark, right in asked:
-            said = getattr(pair, side).scores.generated
-            if right is not None and said:
-                answers.append(right._replace(said=said, picture=mark))
-        if not answers:
+        answers = [
+            right._replace(said=getattr(pair, side).scores.generated, picture=mark)
+            for pair, mark, right in asked
+            if right is not None
+        ]
+        if not any(one.said for one in answers):
             return None
         scores[side] = _json(box_scores(answers))
     return scores

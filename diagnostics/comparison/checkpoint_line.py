@@ -10,7 +10,6 @@ from diagnostics.comparison.legs.answers import Answers, answers_of
 from diagnostics.comparison.legs.attention import read_attention
 from diagnostics.comparison.pairs import ProbePair, pairs_by_group
 from diagnostics.comparison.thresholds import Thresholds
-from diagnostics.comparison.verdicts import keeps
 from diagnostics.records.probes import KEPT_SHARE
 
 LEVEL = 0.95
@@ -32,9 +31,12 @@ def checkpoint_line(pairs: Sequence[ProbePair], step: int) -> str:
 def _group(name: str, pairs: Sequence[ProbePair]) -> str:
     answers = answers_of(pairs, Thresholds(), LEVEL)
     if name in KEPT_SHARE and answers is not None:
-        kept = keeps(name, answers.before, answers.after)
-        return f"{name} {'kept' if kept else 'LOST'} ({_right(answers, pairs, is_change=not kept)})"
-    right = "no answers to judge" if answers is None else f"{_right(answers, pairs)} right"
+        return f"{name} {_kept(name, answers)}"
+    right = (
+        "no answers to judge"
+        if answers is None
+        else f"{_right(answers.before, answers.after, answers.probes)} right"
+    )
     reading = read_attention(pairs, lambda *_: None, Thresholds(), LEVEL)
     if reading is None:
         return f"{name} {right}"
@@ -43,7 +45,13 @@ def _group(name: str, pairs: Sequence[ProbePair]) -> str:
     return f"{name} {right}, attention on {reading.region} {before:.3g}× → {after:.3g}× (layer {layers})"
 
 
-def _right(answers: Answers, pairs: Sequence[ProbePair], *, is_change: bool = True) -> str:
-    scored = sum(pair.after.scores.margin_nats is not None for pair in pairs)
-    before, after = (round(share * scored) for share in (answers.before, answers.after))
-    return f"{before} → {after} of {scored}" if is_change else f"{after} of {scored}"
+def _kept(name: str, answers: Answers) -> str:
+    if answers.keeps(name):
+        return f"kept ({round(answers.after * answers.probes)} of {answers.probes})"
+    if answers.speech_lost and answers.said is not None:
+        return f"LOST ({_right(*answers.said, answers.probes)} generated)"
+    return f"LOST ({_right(answers.before, answers.after, answers.probes)})"
+
+
+def _right(before: float, after: float, probes: int) -> str:
+    return f"{round(before * probes)} → {round(after * probes)} of {probes}"

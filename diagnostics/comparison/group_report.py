@@ -220,8 +220,7 @@ def lost_groups(pairs: Sequence[ProbePair]) -> list[str]:
     """One sentence for each group that should have been kept but was lost, even with few probes."""
     sentences = []
     for name, members in pairs_by_group(pairs).items():
-        scored = sum(pair.after.scores.margin_nats is not None for pair in members)
-        claim = lost(name, answers_of(members, Thresholds(), 0.95), scored)
+        claim = lost(name, answers_of(members, Thresholds(), 0.95))
         if claim is not None:
             sentences.append(f"{name}: {claim.verdict}. {claim.reasons[0]}")
     return sentences

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diagnostics.comparison.legs.attention import cross_fitted_rows
+from diagnostics.comparison.legs.attention import cross_fitted_rows, unseen
 from diagnostics.comparison.legs.mediation import mediated_nats
 from diagnostics.comparison.pairs import ProbePair, images_of, pairs_by_group
 from diagnostics.comparison.thresholds import Thresholds
@@ -50,9 +50,9 @@ def onset_of(
 
     Something began after step ``after`` and by ``step``. Changes are from the first step: of the share of right
     answers; of the region's enrichment, relative (``relative_change``), each probe in the layer that the other half of
-    the pictures chose at the last step; of what hiding the region costs beyond random places, nats. What counts is
-    asked of the same thresholds as for a verdict: attention must move by ``move``, cost by ``cause`` of the margin's
-    change at the last step.
+    the pictures chose at the last step, where no loss asked for it (``unseen``); of what hiding the region costs beyond
+    random places, nats. What counts is asked of the same thresholds as for a verdict: attention must move by ``move``,
+    cost by ``cause`` of the margin's change at the last step.
 
     pairs   the first and the last step
     read    of ``read_series``, over the same steps
@@ -102,21 +102,22 @@ class _Group:
         return [look_at_shares(step, change[:, at], images) for at, step in self._later()]
 
     def _attention(self) -> list[Look]:
-        members = [pair for pair in self.pairs if pair.region is not None]
+        members = unseen(self.pairs).pairs  # where a loss asked for it, attention is no evidence
         images = images_of(members)
         if len(set(images)) < self.thresholds.probes:
             return []
         rows, _ = cross_fitted_rows(members, images, mediated_nats, self.level)
-        looks = np.array([self._enrichment(pair)[:, row] for pair, row in zip(members, rows, strict=True)])
+        looks = np.array([self._enrichment(pair, row) for pair, row in zip(members, rows, strict=True)])
         change = relative_change(np.broadcast_to(looks[:, :1], looks.shape), looks)
         return [
             look_at_numbers(step, change[:, at], images, self.thresholds.move) for at, step in self._later()
         ]
 
-    def _enrichment(self, pair: ProbePair) -> np.ndarray:
-        found = self.read[pair.probe.id].enrichment
-        assert found is not None
-        return found
+    def _enrichment(self, pair: ProbePair, row: int) -> np.ndarray:
+        """At every step, in the layer of this row of the pair's layers, which may be fewer than those of the series."""
+        series = self.read[pair.probe.id]
+        assert series.enrichment is not None
+        return series.enrichment[:, series.layers.index(pair.layers[row].layer)]
 
     def _cause(self) -> list[Look]:
         scored = [pair for pair in self.pairs if self.read[pair.probe.id].margins_nats is not None]

@@ -197,6 +197,7 @@ def evenly_chosen(count: int, most: int) -> list[int]:
 class ProbeSeries:
     """One probe over all steps.
 
+    layers             the key layers, in the order of the arrays
     margins_nats       Float[steps]; None without a foil
     enrichment         Float[steps, layers] of the judged region; None without one
     costs_nats         Float[steps], what hiding the judged region costs beyond hiding a random place of its size; NaN
@@ -206,6 +207,7 @@ class ProbeSeries:
     trajectory         as in ``series`` of comparison.json
     """
 
+    layers: tuple[int, ...]
     margins_nats: np.ndarray | None
     enrichment: np.ndarray | None
     costs_nats: np.ndarray
@@ -220,6 +222,7 @@ def _read(probe: Probe, evolution: Evolution) -> ProbeSeries:
     maps, image, region = _maps(records), records[0].image_tokens[0], probe.main_region
     plane = principal_plane(maps.reshape(len(maps), -1))
     return ProbeSeries(
+        layers=evolution.layers,
         margins_nats=None if probe.foil is None else np.array([_margin(record) for record in records]),
         enrichment=None
         if region is None

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from diagnostics.comparison.legs.answers import FEWER, MORE, Answers
+from diagnostics.comparison.legs.answers import FEWER, MORE, Answers, keeps
 from diagnostics.comparison.legs.attention import AWAY, TO
 from diagnostics.comparison.legs.leg import Leg, count, percent
 from diagnostics.comparison.thresholds import Thresholds
@@ -67,7 +67,7 @@ class Evidence:
     probes       those with a foil: the others carry no evidence about answers
     images       their distinct pictures: probes with the same picture count once
     answers      None if no probe has a foil
-    moved        the significant move of attention: ``TO``, ``AWAY`` or None
+    moved        the significant move of attention: ``TO``, ``AWAY``, ``ELSEWHERE`` or None
     effect_size  of the claimed change (attention's, else the margin's), standard deviations
     """
 
@@ -92,14 +92,15 @@ def verdict(evidence: Evidence, thresholds: Thresholds) -> Verdict:
 
     The first leg that is missing or fails determines the verdict: answers, guards and picture before attention, cause
     and mediation. Groups named ``retention`` and ``neighbour`` are judged by whether they were kept: accuracy after of
-    at least 97 % or 95 % of that before. Fewer than 20 probes, or 20 pictures, are too few.
+    at least 97 % or 95 % of that before, and generated answers no less right than before beyond ``disagreement``.
+    Fewer than 20 probes, or 20 pictures, are too few, and so are those of which none was right before.
     """
     if evidence.answers is None:
         return Verdict(NO_ANSWERS, (evidence.legs.answers.reason,))
     if min(evidence.probes, evidence.images) < thresholds.probes:
         return Verdict(TOO_FEW, (_too_few_reason(evidence, thresholds),))
     if evidence.group in KEPT_SHARE:
-        return _kept(evidence.group, evidence.answers, evidence.probes)
+        return _kept(evidence.group, evidence.answers)
     claim = _claim(evidence, evidence.answers)
     return Verdict(claim, tuple(leg.reason for leg in evidence.legs))
 
@@ -128,31 +129,31 @@ def _claim(evidence: Evidence, answers: Answers) -> str:
     return next((claim for applies, claim in first if applies), CORRECTED)
 
 
-def _kept(group: str, answers: Answers, probes: int) -> Verdict:
+def _kept(group: str, answers: Answers) -> Verdict:
     """Kept or lost, by the share of the accuracy before, and whether a single probe would change that."""
-    before, after, share = answers.before, answers.after, KEPT_SHARE[group]
+    before, after, share, probes = answers.before, answers.after, KEPT_SHARE[group], answers.probes
+    if not before:
+        return Verdict(TOO_FEW, ("No probe was answered correctly before, so there is nothing to keep.",))
     kept, one_probe = keeps(group, before, after), ""
     if kept and not keeps(group, before, after - 1 / probes):
         one_probe = f"; with {probes} probes, one more wrong answer would fall below that line"
     elif not kept and keeps(group, before, after + 1 / probes):
         one_probe = f"; with {probes} probes, one more right answer would reach that line"
+    if answers.speech_lost and answers.said is not None:
+        was, now = (percent(share) for share in answers.said)
+        one_probe = f"; but {now} of the generated answers are right, {was} before"
     reason = (
         f"{percent(after)} of the probes are answered correctly, {percent(before)} before: "
         f"{'at least' if kept else 'less than'} {percent(share)} of the accuracy before{one_probe}."
     )
-    return Verdict(KEPT if kept else LOST[group], (reason,))
+    return Verdict(KEPT if answers.keeps(group) else LOST[group], (reason,))
 
 
-def keeps(group: str, before: float, after: float) -> bool:
-    """Whether the accuracy after is at least the share of that before which this kind of group must keep."""
-    return after >= KEPT_SHARE[group] * before - 1e-9
-
-
-def lost(group: str, answers: Answers | None, probes: int) -> Verdict | None:
+def lost(group: str, answers: Answers | None) -> Verdict | None:
     """The verdict on a group that should have been kept but was lost, even with few probes; else None."""
-    if answers is None or group not in KEPT_SHARE or keeps(group, answers.before, answers.after):
+    if answers is None or group not in KEPT_SHARE or not answers.before or answers.keeps(group):
         return None
-    return _kept(group, answers, probes)
+    return _kept(group, answers)
 
 
 def _too_few_reason(evidence: Evidence, thresholds: Thresholds) -> str:

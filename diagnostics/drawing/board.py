@@ -87,6 +87,11 @@ class AttentionBoard:
 
         self._each(write)
 
+    def forget(self, step: int) -> None:
+        """Let a step be written again, of another model: with the best checkpoint loaded, the last step is that one."""
+        for sink in self.sinks:
+            sink.forget(step)
+
     def close(self) -> None:
         """Write what is left in every sink."""
         self._each(lambda sink: sink.close())
@@ -103,15 +108,16 @@ def scalars(pairs: Sequence[ProbePair]) -> dict[str, float]:
     Groups without a foil have no accuracy and margin, groups without a region no mass and enrichment.
     """
     values: dict[str, list[float]] = defaultdict(list)
+    speaking = {pair.probe.group for pair in pairs if pair.after.scores.generated}
     for pair in pairs:
         group = pair.probe.group
         margin = pair.after.scores.margin_nats
         if margin is not None:
             values[tags.answers_tag("accuracy", group)].append(float(margin > 0))
             values[tags.answers_tag("margin_nats", group)].append(margin)
-        box, said = of_probe(pair), pair.after.scores.generated
-        if box is not None and said:
-            scores = box_scores([box._replace(said=said)])
+        box = of_probe(pair)
+        if box is not None and group in speaking:  # an empty reply among others has no box
+            scores = box_scores([box._replace(said=pair.after.scores.generated)])
             values[tags.answers_tag("box_accuracy", group)].append(scores.accuracy)
             values[tags.answers_tag("box_iou", group)].append(scores.mean_iou)
             values[tags.answers_tag("box_pointing", group)].append(scores.pointing)

@@ -54,6 +54,10 @@ class Sink(ABC):
             self._pictures(fresh, step)
             self._remember([picture.tag for picture in fresh], step)
 
+    def forget(self, step: int) -> None:
+        """Let what was written of a step be written again, behind it."""
+        self.written = {one for one in self.written if one[1] != step}
+
     @abstractmethod
     def verdicts(self, verdicts: Mapping[str, str]) -> None:
         """Group → verdict, where runs are compared with each other. What was there before is replaced."""

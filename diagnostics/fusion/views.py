@@ -25,7 +25,7 @@ from diagnostics.records.probes import Probe
 from finetune.attention.rows import attention_logits, attention_rows
 from finetune.attention.watch import Watch
 from finetune.families import Family, ImageTokens, attention_modules, bare_model, family_of
-from finetune.families.base import TowerSequence
+from finetune.families.base import Tiles, TowerSequence
 from finetune.families.parts.tower import joined, patches_a_side
 from finetune.model.untouched import untouched
 
@@ -116,7 +116,8 @@ class Viewer:
     def _view(self, extractor: AttentionExtractor, reading: EncodedProbe, name: str) -> View:
         image = reading.answer.images[0]
         extractor.query_tokens = [reading.queries[0].position]
-        tap = _TowerTap(self.model, self.family, self.vision_layers)
+        tiles = [one.tiles for one in reading.answer.images]
+        tap = _TowerTap(self.model, self.family, self.vision_layers, tiles=tiles)
         with extractor.tapped(tap), tap.recording_inputs():
             self.model(
                 **padded([reading.answer], self._device, left=False), use_cache=False, logits_to_keep=1
@@ -213,8 +214,11 @@ class _TowerTap:
     """Queries and keys of the tower's layers in one forward pass. Rows are computed and weighted afterwards, so
     patches × patches matrices are never kept. A tap for ``AttentionExtractor.tapped``."""
 
-    def __init__(self, model: nn.Module, family: Family, layers: Sequence[int]) -> None:
-        self._model, self._family = model, family
+    def __init__(
+        self, model: nn.Module, family: Family, layers: Sequence[int], *, tiles: Sequence[Tiles | None]
+    ) -> None:
+        """tiles   of each picture, which some models are not told (InternVL, Idefics3)"""
+        self._model, self._family, self._tiles = model, family, tiles
         self._calls: dict[str, list[Call]] = {f"vision_layer_{layer}": [] for layer in layers}
         self._inputs: dict[str, Any] = {}
 
@@ -235,7 +239,8 @@ class _TowerTap:
             watch.close()
 
     def _keep(self, module: nn.Module, arguments: Any, options: Mapping[str, Any]) -> None:
-        self._inputs = dict(inspect.signature(module.forward).bind_partial(*arguments, **options).arguments)
+        given = inspect.signature(module.forward).bind_partial(*arguments, **options).arguments
+        self._inputs = {**given, "tiles": self._tiles}
 
     def are_of(self, patches: int, pictures: int) -> bool:
         """Did every layer process ``patches`` patches of the first picture, and ``pictures`` pictures?"""

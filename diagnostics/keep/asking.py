@@ -40,7 +40,8 @@ Point = tuple[str, float]
 class ProbeAnswers(NamedTuple):
     """One probe, asked with fewer and fewer image tokens.
 
-    image_tokens   how many there are, newlines and marks not counted
+    image_tokens   how many there are, newlines, marks and margins not counted: what shares are shares of
+    margin_tokens  how many show only the margins of padded pictures; they are dropped with the first others
     whole          the margin with all of them, nats
     margins        order and share → the margin; of random orders one for each draw
     region_kept    order and share → share of the main region that the kept tokens stand for, [0, 1]; random: mean
@@ -49,6 +50,7 @@ class ProbeAnswers(NamedTuple):
 
     probe: Probe
     image_tokens: int
+    margin_tokens: int
     whole: float
     margins: dict[Point, tuple[float, ...]]
     region_kept: dict[Point, float]
@@ -105,19 +107,24 @@ class Asker:
         images = asked.answer.images
         seen = self._seen(asked)
         ranked = rankings(asked.probe, images, seen, draws=self.draws)
-        every = np.concatenate([image.all_positions for image in images])
+        shown = np.concatenate([image.all_positions for image in images])
+        blank = np.concatenate([image.margin_positions for image in images])
         with AttentionExtractor(self.model, [], connector=False, family=self.family) as extractor:
             runner = TrialRunner(self.model, self.reader, extractor, batch_size=self.batch_size)
-            wanted = _Wanted(asked, every, runner)
+            wanted = _Wanted(asked, np.concatenate([shown, blank]), runner)
             points = {
-                (name, share): [wanted.add(kept(one, share), self._first_layer(name)) for one in rankings_of]
+                (name, share): [
+                    wanted.add(kept(one, share), share, self._first_layer(name)) for one in rankings_of
+                ]
                 for name, rankings_of in ranked.items()
                 for share in self.shares
             }
             sinks = {
                 (name, share): tuple(
                     wanted.add(
-                        self._by_first(ranked[name][0], share, images, keep=keep), self._first_layer(name)
+                        self._by_first(ranked[name][0], share, images, keep=keep),
+                        share,
+                        self._first_layer(name),
                     )
                     for keep in (True, False)
                 )
@@ -128,7 +135,8 @@ class Asker:
         weights = region_weights(asked.probe, images, seen.connector)
         return ProbeAnswers(
             asked.probe,
-            len(every),
+            len(shown),
+            len(blank),
             margins[wanted.whole],
             {point: tuple(margins[at] for at in places) for point, places in points.items()},
             {} if weights is None else _region_kept(ranked, self.shares, images[0], weights),
@@ -227,10 +235,11 @@ class _Wanted:
         self._asked, self._every, self._runner = asked, np.sort(every), runner
         self._cases: dict[tuple[int, bytes], int] = {}
         self._dropped: list[tuple[np.ndarray, int]] = []
-        self.whole = self.add(every, 0)
+        self.whole = self.add(every, 1.0, 0)
 
-    def add(self, kept_tokens: np.ndarray, first_layer: int) -> int:
-        """The number of its margin."""
+    def add(self, kept_tokens: np.ndarray, share: float, first_layer: int) -> int:
+        """The number of its margin. Of a share of 1 nothing is dropped, margins neither."""
+        kept_tokens = self._every if share == 1 else kept_tokens
         dropped = np.setdiff1d(self._every, kept_tokens, assume_unique=True)
         key = (first_layer if len(dropped) else 0, dropped.tobytes())
         if key not in self._cases:

@@ -244,6 +244,7 @@ def _probe_json(one: ProbeAnswers) -> Json:
         "id": one.probe.id,
         "group": one.probe.group,
         "image_tokens": one.image_tokens,
+        "margin_tokens": one.margin_tokens,
         "margin_nats": {"all": one.whole, **margins},
     }
 

@@ -13,9 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 from scipy.special import bdtr, betaincinv
+from scipy.stats import rankdata
 
 SAMPLES = 10_000
 FAMILIES = 2  # of tests per comparison: key layers, and all heads
+EXACT_TIES = (
+    100  # clusters up to which tied signed ranks are exact: each pattern of ties has a table of its own
+)
 EXACT_UP_TO = 12  # differences up to which all sign flips are tried: 4,096
 ROUNDING = 1e-4  # smaller relative changes come from another batch or kernel, not from training
 NO_EFFECT = 0.01  # standard deviations; below it no affordable number of probes would show anything
@@ -237,8 +241,10 @@ def signed_rank_p(
 ) -> Float[np.ndarray, " tests"]:
     """Two-sided p for each column that its paired differences lie around 0. Range [2 / 2^clusters, 1].
 
-    Exact signed ranks of whole clusters, by the sum of their differences; clusters without a difference are left out.
-    [1, 2, -3] has rising ranks 1 + 2 of 6, as even as can be: p = 1. Four clusters that all rise: 2 / 16.
+    Exact signed ranks of whole clusters, by the sum of their differences; clusters without a difference are left out,
+    and equal ones share the mean of their ranks. [1, 2, -3] has rising ranks 1 + 2 of 6, as even as can be: p = 1. Four
+    clusters that all rise: 2 / 16. [2, 2, -2] has rising ranks 2 + 2 of 6: p = 1. With ties among more than
+    ``EXACT_TIES`` clusters, the normal approximation with the ties' own variance.
 
     Raises ValueError where probes and clusters differ in number.
     Source: Wilcoxon 1945, Biometrics Bulletin 1:80.
@@ -247,12 +253,21 @@ def signed_rank_p(
     _, member = _clustered(np.zeros(len(differences)), clusters, "signed ranks")
     sums = _cluster_sums(differences, member)
     counted = np.count_nonzero(sums, axis=0)
-    ranks = np.abs(sums).argsort(0, kind="stable").argsort(0) + 1 - (len(sums) - counted)
-    rising = np.where(sums > 0, ranks, 0).sum(0)
-    total = counted * (counted + 1) // 2
+    # Doubled, so that mean ranks are whole; those without a difference come first.
+    doubled = np.rint(2 * (rankdata(np.abs(sums), axis=0) - (len(sums) - counted))).astype(int)
+    rising = np.where(sums > 0, doubled, 0).sum(0)
+    total = counted * (counted + 1)
     p_values = np.ones(differences.shape[1])
     for test in np.flatnonzero(counted):
-        p_values[test] = _signed_rank_tails(int(counted[test]))[max(rising[test], total[test] - rising[test])]
+        larger = int(max(rising[test], total[test] - rising[test]))
+        ranks = np.sort(doubled[sums[:, test] != 0, test])
+        if (np.diff(ranks) > 0).all():
+            p_values[test] = _signed_rank_tails(int(counted[test]))[larger // 2]
+        elif counted[test] <= EXACT_TIES:
+            p_values[test] = _tied_rank_tails(tuple(ranks.tolist()))[larger]
+        else:
+            beyond = (larger - total[test] / 2) / math.sqrt(float((ranks**2.0).sum()) / 4)
+            p_values[test] = 2 * NormalDist().cdf(-beyond)
     return np.minimum(p_values, 1.0)
 
 
@@ -422,6 +437,19 @@ def _signed_rank_tails(count: int) -> Float[np.ndarray, " sums"]:
         stays = np.concatenate([chance, np.zeros(rank)])
         rises = np.concatenate([np.zeros(rank), chance])
         chance = (stays + rises) / 2
+    return 2 * chance[::-1].cumsum()[::-1]
+
+
+@lru_cache(maxsize=256)
+def _tied_rank_tails(doubled: tuple[int, ...]) -> Float[np.ndarray, " sums"]:
+    """As ``_signed_rank_tails``, of given ranks, which are doubled, as is the sum that is the index."""
+    chance = np.zeros(sum(doubled) + 1)
+    chance[0], reached = 1.0, 0
+    for rank in doubled:
+        rises = chance[: reached + 1] / 2
+        chance[: reached + 1] /= 2
+        chance[rank : rank + reached + 1] += rises
+        reached += rank
     return 2 * chance[::-1].cumsum()[::-1]
 
 

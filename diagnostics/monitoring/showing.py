@@ -87,6 +87,11 @@ class Showing:
         if self._board is not None:
             self._board.write_step(pairs, step)
 
+    def forget(self, step: int) -> None:
+        """Let a step be shown again, of another model."""
+        if self._board is not None:
+            self._board.forget(step)
+
     def draw(self, step: int) -> None:
         """Have a step's pictures drawn, and show those that are."""
         if self._renderer is not None:

@@ -71,7 +71,7 @@ def auto_key_layers(model: nn.Module, family: Family | None = None) -> tuple[int
 class Prober:
     """Runs probes through one model and measures attention, scores and the effect of interventions.
 
-    key_layers   language layers whose rows are kept (region mass and visual share are measured in all)
+    key_layers   language layers whose rows are kept (region mass and visual share are measured in all), in any order
     depth        what to measure besides scores and attention (``diagnostics.records.measurement_plan``)
     max_new_tokens    minimum limit of a generated answer; raised to the longest spelling or foil plus ``ROOM``
     batch_size   sequences in one forward pass
@@ -80,8 +80,9 @@ class Prober:
     supervised   the attention that training supervised, which its records then state
     reader       encodes the probes, if one is shared by several checkpoints of a model; None: one of its own
 
-    Each run restores the model (``untouched``). Raises ValueError for a key layer that does not exist or has no
-    attention map, and, naming the probe, for an answer or phrase that cannot be located in the tokens.
+    Each run restores the model (``untouched``). Raises ValueError for a key layer that does not exist, has no
+    attention map or is named twice, and, naming the probe, for an answer or phrase that cannot be located in the
+    tokens.
     """
 
     def __init__(
@@ -105,10 +106,7 @@ class Prober:
         self.family = family or family_of(self.model.config)
         self.reader = reader or ProbeEncoder(self.family, processor)
         self.attending = attending_layers(self.model, self.family)
-        for layer in key_layers:
-            if layer not in self.attending:
-                raise ValueError(f"no language layer {layer}; expected {layer_words(self.attending)}")
-        self.key_layers = tuple(key_layers)
+        self.key_layers = _checked(key_layers, self.attending)
         self.probes = tuple(probes)
         self.depth = depth
         self.max_new_tokens = max(
@@ -361,6 +359,15 @@ class Prober:
         return next(self.model.parameters()).device
 
 
+def _checked(key_layers: Sequence[int], attending: Sequence[int]) -> tuple[int, ...]:
+    for layer in key_layers:
+        if layer not in attending:
+            raise ValueError(f"no language layer {layer}; expected {layer_words(attending)}")
+        if (times := list(key_layers).count(layer)) > 1:
+            raise ValueError(f"key layers: found layer {layer} {times} times, expected each once")
+    return tuple(key_layers)
+
+
 def _masses(
     probe: Probe,
     rows: Float[np.ndarray, "layers heads keys"],
@@ -412,7 +419,9 @@ def _masses_without_sinks(
     layer below, since a sink stays one through later layers."""
     if not sinks.any():
         return {}
-    nearest = np.maximum(np.searchsorted(list(key_layers), list(attending), side="right") - 1, 0)
+    rising = np.argsort(key_layers)  # they may be given in any order
+    below = np.searchsorted(key_layers, attending, side="right", sorter=rising) - 1
+    nearest = rising[np.maximum(below, 0)]
     return _masses(probe, without_sinks(rows, sinks[nearest][:, None]), seen, images)
 
 

@@ -16,6 +16,7 @@ spatial relations all the same ("AdaptVis: why is spatial reasoning hard for VLM
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -33,6 +34,7 @@ from diagnostics.records.probes import Probe, Relation
 from finetune.families import Encoded, ImageTokens, bare_model
 from finetune.families.parts.coverage import region_coverage
 from finetune.families.parts.phrases import find_span
+from finetune.samples.formats.look_at import composed
 
 CONTROLS = 16
 
@@ -65,17 +67,20 @@ def read_relation(model: nn.Module, reader: ProbeEncoder, probe: Probe) -> dict[
 
 
 def exchanged(probe: Probe) -> Probe | None:
-    """The probe with its two nouns exchanged in question and answer; None if one of them has no phrase.
+    """The probe with its two nouns exchanged in question and answer; None if one of them has no phrase, or is read
+    where it is no word of its own: "cats" cannot become "tables" by exchanging cat and table.
 
-    "Is the cat on the table?" becomes "Is the table on the cat?": the same words, the other way round.
+    "Is the cat located on the table?" becomes "Is the table located on the cat?": the same words, the other way round.
     """
     nouns = noun_phrases(probe)
-    if nouns is None:
+    if nouns is None or not all(_is_word(noun, probe) for noun in nouns):
         return None
     first, second = nouns
+    other = {composed(first): second, composed(second): first}
+    either = _whole(sorted(other, key=len, reverse=True))  # the longer first: one may begin with the other
 
     def turn(text: str) -> str:
-        return second.join(part.replace(second, first) for part in text.split(first))
+        return either.sub(lambda found: other[found[0]], composed(text))
 
     assert probe.relation is not None
     return replace(
@@ -84,6 +89,18 @@ def exchanged(probe: Probe) -> Probe | None:
         answer=turn(probe.answer),
         phrases={first: probe.relation.subject, second: probe.relation.object},
     )
+
+
+def _is_word(noun: str, probe: Probe) -> bool:
+    """Whether a noun is a whole word in the text in which ``ends_of`` reads it; True if it is in neither."""
+    noun = composed(noun)
+    text = next((one for one in map(composed, (probe.question, probe.answer)) if noun in one), noun)
+    return _whole([noun]).search(text) is not None
+
+
+def _whole(phrases: Sequence[str]) -> re.Pattern[str]:
+    """Any of the phrases as whole words. Only letters of Latin make words longer: Chinese sets no borders."""
+    return re.compile(rf"(?<![A-Za-z])(?:{'|'.join(map(re.escape, phrases))})(?![A-Za-z])")
 
 
 def noun_phrases(probe: Probe) -> tuple[str, str] | None:

@@ -177,11 +177,12 @@ def _said(pair: ProbePair, side: str) -> str:
     said, margin = getattr(pair, side).scores.generated, _margin(pair, side)
     right, foil = pair.probe.answer, pair.probe.foil or ""
     likelier, other = (right, foil) if margin > 0 else (foil, right)
+    spellings = pair.probe.spellings if margin > 0 else (foil,)
     kind = "right" if margin > 0 else "wrong"
     rated = f"{_quoted(likelier, kind)} likelier than {_quoted(other)}"
     if not said:
         return rated
-    if likelier.lower() in said.lower() or not margin > 0:
+    if says(said, spellings, other) or not margin > 0:
         return _quoted(said, kind)
     return f"{_quoted(said)}, though it rates {rated}"
 
@@ -286,7 +287,7 @@ def _region_words(one: _Deciding) -> str:
 _GIST = {
     "answers": {
         True: "{value} right, enough and more than before",
-        False: "{value} right: too few, or no more than before",
+        False: "{value} right: too few, no more than before, or not what it says",
         None: "right answers: not measured",
     },
     "picture": {
@@ -311,7 +312,7 @@ _GIST = {
     },
     "guards": {
         True: "questions with the opposite answer stay right: {value}",
-        False: "questions with the opposite answer broke",
+        False: "answers that had to stay right broke",
         None: "no questions with the opposite answer guard it",
     },
 }

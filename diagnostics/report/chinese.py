@@ -97,7 +97,12 @@ _HEADLINE = {
     "There are too few pictures to judge {q:t} {n:t}.": "图片太少，无法对{q}下结论{n}。",
     "There are too few pictures to judge {q:t}.": "图片太少，无法对{q}下结论。",
     "What had to stay right stayed right {n:t}.": "本该保持正确的都保持住了{n}。",
-    "It lost answers that had to stay right, in {g} {n:t}.": "{g} 中有本该保持正确的回答丢失了{n}。",
+    'It lost answers that had to stay right, in <b translate="no">{g}</b> {n:t}.': (
+        '<b translate="no">{g}</b> 中有本该保持正确的回答丢失了{n}。'
+    ),
+    "Of what had to stay right as much is right as before {n:t}, but not the same: {l:n} answers were lost.": (
+        "本该保持正确的，答对的与之前一样多{n}，但不是同一批：有 {l} 个回答丢失了。"
+    ),
     "({a:n} → {b:n} of {c:n})": "（{a} → {b}，共 {c} 题）",
     "({a:n} → {b:n})": "（{a} → {b}）",
     "questions like {q}": "{q}这类问题",
@@ -134,7 +139,7 @@ _CASES = {
     "no place stands out": "没有哪处突出",
     "the {r} ({a:n} of the questions)": "是 {r}（{a} 的问题）",
     "{a:n} right, enough and more than before": "{a} 答对：够多，且多于之前",
-    "{a:n} right: too few, or no more than before": "{a} 答对：太少，或并不多于之前",
+    "{a:n} right: too few, no more than before, or not what it says": "{a} 答对：太少、并不多于之前，或与所说不符",
     "right answers: not measured": "答对率：未测量",
     "it needs the picture: with another, the answer goes": "它依赖图像：换一张图，答案就不成立",
     "it hardly needs the picture": "它几乎不依赖图像",
@@ -149,7 +154,7 @@ _CASES = {
     "old attention put back, too little of the gain goes": "换回原来的注意力，提升几乎不受影响",
     "whether looking carries the gain: not measured": "提升是否由注意力带来：未测量",
     "questions with the opposite answer stay right: {a:n}": "答案相反的问题仍然答对：{a}",
-    "questions with the opposite answer broke": "答案相反的问题被答错了",
+    "answers that had to stay right broke": "本该保持正确的回答被破坏了",
     "no questions with the opposite answer guard it": "没有答案相反的问题作护栏",
     "attention, layer {n:n}: 0": "注意力，第 {n} 层：0",
     "{n:n} times the even share": "均匀分布的 {n} 倍",
@@ -292,9 +297,10 @@ _REASONS = {
         "{a} 的回答正确（{i}；至少需 {b}），之前 {c}：{g} 张图变对，{l} 张变错（精确 McNemar 检验 p = {p}）。"
     ),
     "{a:n} of the answers are right ({i:i}; at least {b:n} must be), {c:n} before: {g:n} became right and {l:n} wrong "
-    "(exact McNemar p = {p:n}); but {s:n} of the generated answers are right, which differs by more than {d:n}.": (
+    "(exact McNemar p = {p:n}); but {s:n} of the generated answers are right, {o:n} before, which differs by more than "
+    "{d:n}.": (
         "{a} 的回答正确（{i}；至少需 {b}），之前 {c}：{g} 张图变对，{l} 张变错（精确 McNemar 检验 p = {p}）；"
-        "但实际生成的回答只有 {s} 正确，相差超过 {d}。"
+        "但实际生成的回答有 {s} 正确，之前 {o}，相差超过 {d}。"
     ),
     "No probe of this group has a foil to compare with its answer.": "本组没有探针带有可与答案比较的错误答案。",
     "The region gets {a:n} times the attention that its area alone would get, {b:n} before ({m:t}; {c:t}){rest:t}": (
@@ -375,8 +381,8 @@ _REASONS = {
     "What carries the change was not measured: {why:t}.": "变化由什么带来，没有测量：{why}。",
     "the attention of the model before was not put back": "没有把之前模型的注意力换回去",
     "the margin did not rise significantly, so there is no change to carry": "差距没有显著上升，没有变化可言",
-    "attention was put back in all language layers in only {n:n} of {m:n} probes": (
-        "{m} 个探针中只有 {n} 个在全部语言层换回了注意力"
+    "attention was put back in the key layers or the connector in only {n:n} of {m:n} probes": (
+        "{m} 个探针中只有 {n} 个在关键层或连接器换回了注意力"
     ),
     "the model whose attention was put back ({m}) gives other margins than the one before ({n:n} of {k:n} probes)": (
         "换回注意力所用的模型（{m}）与之前的模型差距不同（{k} 个探针中 {n} 个）"
@@ -384,6 +390,14 @@ _REASONS = {
     "Of the {n:n} guards, whose right answer is the wrong one here{which:t} are right after and {b:n} before ({i:i} after; "
     "at least {p:n} must be, and {q:n} of those before){rest:t}": (
         "{n} 个护栏的正确答案正是这里的错误答案{which} 现在答对，之前 {b}（现在 {i}；至少需 {p}，并达到之前的 {q}）{rest}"
+    ),
+    "Of the {n:n} guards, whose right answer is the wrong one here, {a:n} are right after where the answer is {w} and {b:n} "
+    "before ({i:i} after; at least {p:n} must be, and {q:n} of those before){rest:t}": (
+        "{n} 个护栏的正确答案正是这里的错误答案，其中答案为 {w} 的 {a} 现在答对，之前 {b}"
+        "（现在 {i}；至少需 {p}，并达到之前的 {q}）{rest}"
+    ),
+    "No guards: {w} is the wrong answer of {k:n} of the {n:n} probes here, and the right answer of {g:n} guards.": (
+        "没有护栏：{w} 是这里 {n} 个探针中 {k} 个的错误答案，而以它为正确答案的护栏有 {g} 个。"
     ),
     "; {g} is broken.": "；{g} 失守。",
     "; they were wrong before too, so they say nothing about this group.": "；它们之前也答错，因此对本组说明不了什么。",
@@ -397,6 +411,8 @@ _REASONS = {
     "{a:n} of the probes are answered correctly, {b:n} before: less than {c:n} of the accuracy before{one:t}": (
         "{a} 的探针答对，之前 {b}：不到之前答对率的 {c}{one}"
     ),
+    "No probe was answered correctly before, so there is nothing to keep.": "之前没有一个探针答对，因此没有可保持的。",
+    "; but {a:n} of the generated answers are right, {b:n} before.": "；但实际生成的回答有 {a} 正确，之前 {b}。",
     "; with {n:n} probes, one more wrong answer would fall below that line.": "；共 {n} 个探针，再错一个就会低于这条线。",
     "; with {n:n} probes, one more right answer would reach that line.": "；共 {n} 个探针，再对一个就能达到这条线。",
     "{n:t} on {m:t} cannot distinguish a change from chance; {rest:t}": "{n}（{m}）无法把变化与偶然区分开；{rest}",
@@ -404,6 +420,8 @@ _REASONS = {
     "at least {n:n} probes on as many different pictures are needed.": "至少需要 {n} 个图片各不相同的探针。",
     "at least {n:n} probes on as many different pictures are needed, and about {m:n} for a change as large and as "
     "consistent as this one.": "至少需要 {n} 个图片各不相同的探针；要检出这样大而一致的变化约需 {m} 个。",
+    "In {n:n} of the {m:n} probes that the model before gets wrong by margin, it generates the right answer ({said}); put "
+    "first the spelling that it uses.": "按差距之前答错的 {m} 个探针中，有 {n} 个生成的已是正确答案（{said}）；请把它所用的写法放在第一个。",
     "In {n:n} of the {m:n} probes that the model before gets wrong, it does not answer the foil ({said}); use its actual "
     "answer as the foil.": "之前答错的 {m} 个探针中，有 {n} 个答的并不是所给的错误答案（{said}）；请用它实际的回答作错误答案。",
 }
@@ -616,6 +634,12 @@ _DIAGNOSIS = {
         "图像词元含有正确答案，但回答时不看{r}，而由 {d} 决定。"
     ),
     "The image tokens hold the right answer, and the answer does not look at {r:t}.": "图像词元含有正确答案，但回答时不看{r}。",
+    "What it sees of {r:t} has reached the answer's state, and does not reach its words; {d} decides.": (
+        "它从{r}看到的已到达回答状态，但没有进入回答，而由 {d} 决定。"
+    ),
+    "What it sees of {r:t} has reached the answer's state, and does not reach its words.": (
+        "它从{r}看到的已到达回答状态，但没有进入回答。"
+    ),
     "It looks at {r:t}, and what it sees there does not reach its words; {d} decides.": (
         "它看了{r}，但看到的没有进入回答，而由 {d} 决定。"
     ),

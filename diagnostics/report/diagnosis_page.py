@@ -87,6 +87,8 @@ _STAGES = {
     ),
     None: _Words("It says {foil} where {right} is right.", "Where it is lost could not be determined."),
 }
+_ARRIVED = "What it sees of {region} has reached the answer's state, and does not reach its words{decides}."
+"""Of ``NOT_USED`` where attention on the region is not above its area's share: it came by another way."""
 _TESTS = {
     ANSWERS: ("回答", "of the answers right"),
     SHIFTED: ("常数偏移", "right with the margin shifted"),
@@ -188,7 +190,10 @@ def _sentences(group: GroupDiagnosis, probe: Probe) -> tuple[str, str, str]:
         if group.remedy.trains
         else group.remedy.samples
     )
-    return words.wrong.format(**filled) + share, words.where.format(**filled), html.escape(do)
+    looks = group.evidence.tests.get(LOOKS)
+    elsewhere = group.stage.name == NOT_USED and (looks is None or looks.holds is not True)
+    where = _ARRIVED if elsewhere else words.where
+    return words.wrong.format(**filled) + share, where.format(**filled), html.escape(do)
 
 
 def _listed(parts: Sequence[str]) -> str:

@@ -74,6 +74,9 @@ CLAIMS = {
 """Verdict → what it says to someone who has read nothing else; those of groups that must be kept stand below."""
 ALL_KEPT = "What had to stay right stayed right {count}."
 ONE_LOST = "It lost answers that had to stay right, in {group} {count}."
+EXCHANGED = "Of what had to stay right as much is right as before {count}, but not the same: {lost} answers were lost."
+MANY_LOST = 0.1
+"""Share of the pictures right before that, once lost, is named, even where as many others became right."""
 
 
 class Claim(NamedTuple):
@@ -122,14 +125,28 @@ def count_words(groups: Sequence[Mapping[str, Any]]) -> str:
     scored = [group for group in groups if group["accuracy"] is not None]
     if not scored:
         return ""
-    total = sum(group["probes"] for group in scored)
-    sums = [
-        sum(group["accuracy"][side] * group["probes"] for group in scored) for side in ("before", "after")
-    ]
-    whole = all(group.get("images", group["probes"]) == group["probes"] for group in scored)
+    total = sum(_scored(group) for group in scored)
+    sums = [sum(_right(group)[side] * _scored(group) for group in scored) for side in ("before", "after")]
+    whole = all(
+        group["accuracy"].get("images", group.get("images", group["probes"])) == _scored(group)
+        for group in scored
+    )
     if whole and all(abs(one - round(one)) < 1e-6 for one in sums):
         return f"({round(sums[0])} → {round(sums[1])} of {total})"
     return f"({percent_words(sums[0] / total)} → {percent_words(sums[1] / total)})"
+
+
+def _scored(group: Mapping[str, Any]) -> int:
+    """Probes with a foil; files of earlier versions do not say how many."""
+    return int(group["accuracy"].get("probes", group["probes"]))
+
+
+def _right(group: Mapping[str, Any]) -> Mapping[str, float]:
+    """Shares of right answers, by margin; by what was generated where a group was lost by that alone."""
+    accuracy, said = group["accuracy"], group.get("said_the_answer")
+    if group["verdict"] in LOST.values() and said is not None:
+        return min(accuracy, said, key=lambda one: one["after"] - one["before"])
+    return accuracy
 
 
 def _claim(name: str, comparison: Mapping[str, Any]) -> Claim:
@@ -148,7 +165,12 @@ def _kept(groups: Mapping[str, Mapping[str, Any]]) -> Iterator[Claim]:
         if group["verdict"] in LOST.values():
             yield Claim("bad", ONE_LOST.format(group=as_written(name), count=count_words([group])))
     if kept and len(kept) == len(judged):
-        yield Claim("good", ALL_KEPT.format(count=count_words(kept)))
+        lost = sum(group["accuracy"].get("lost", 0) for group in kept)
+        before = sum(group["accuracy"]["before"] * _scored(group) for group in kept)
+        if lost > MANY_LOST * before:
+            yield Claim("", EXCHANGED.format(count=count_words(kept), lost=lost))
+        else:
+            yield Claim("good", ALL_KEPT.format(count=count_words(kept)))
 
 
 def _question(members: Sequence[Mapping[str, Any]]) -> str:

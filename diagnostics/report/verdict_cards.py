@@ -184,7 +184,8 @@ def _size(group: Mapping[str, Any]) -> str:
     if effect is None:
         return ""
     what = "margin" if group.get("enrichment") is None else "attention"  # as ``group_report`` takes it
-    here = f"with {group['probes']} probes"
+    judged = group["probes"] if what == "attention" else group["accuracy"].get("probes", group["probes"])
+    here = f"with {judged} probes"
     enough = here if needed is None else f"{here}; about {needed} would detect an effect of this size"
     return f'<p class="size">Change of {what}: effect size {nats(effect)} {enough}.</p>'
 

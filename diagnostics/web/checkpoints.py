@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diagnostics.web.engine import EMBEDDED, Engine
-from diagnostics.web.texts import Words
+from diagnostics.web.texts import RefusedError, Words
 from finetune.model.checkpoint import check
 
 logger = logging.getLogger(__name__)
@@ -106,6 +106,8 @@ class Checkpoints:
     def _opened(self, path: Path) -> Engine:
         try:
             return self._engine.with_checkpoint(path)
+        except RefusedError:  # in words for visitors already
+            raise
         except (OSError, ValueError) as error:  # visitors must not see the checkpoint's path
             logger.exception("%s cannot be opened", path)
             message = str(error)

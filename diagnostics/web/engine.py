@@ -187,15 +187,17 @@ class Engine:
         return other
 
     def with_checkpoint(self, checkpoint: str | Path) -> Engine:
-        """Another checkpoint beside this one, in the same mode and queue. Raises ValueError if memory is too small for
-        both. Dropping the returned engine frees it."""
-        loaded = Engine.load(
-            checkpoint,
-            mode=self.mode,
-            cpu_only=self._device.type == "cpu",
-            cache_bytes=self.cache_bytes,
-            bases=self._bases,
-            keep=self.keep,
+        """Another checkpoint beside this one, in the same mode and queue, which loads it between replies. Raises
+        ValueError if memory is too small for both. Dropping the returned engine frees it."""
+        loaded = self._queue.between(
+            lambda: Engine.load(
+                checkpoint,
+                mode=self.mode,
+                cpu_only=self._device.type == "cpu",
+                cache_bytes=self.cache_bytes,
+                bases=self._bases,
+                keep=self.keep,
+            )
         )
         return self._beside(loaded.model, loaded.processor, name=loaded.name)
 

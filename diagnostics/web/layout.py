@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABCMeta
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -19,6 +20,19 @@ from diagnostics.web.views import Json
 ASSETS = Path(__file__).parent
 LANGUAGES = [("English", "en"), ("中文", "zh")]
 _ENGLISH = TEXTS["en"]  # shown until the visitor's language is known
+
+
+def _path_of(_: gr.Image, sent: Any) -> str | None:
+    """Of what a visitor sent. Gradio's own ``preprocess`` opens the picture, and fails without words where it is none;
+    whether the path is one of an upload is checked before."""
+    return None if sent is None else sent.path
+
+
+# Not by a class statement: Gradio's metaclass writes a stub file beside this one. And not a method of the instance:
+# Gradio makes the component again, by its class, whenever its label changes.
+_PICTURE: Any = ABCMeta.__new__(
+    type(gr.Image), "Picture", (gr.Image,), {"preprocess": _path_of, "is_template": True}
+)
 
 
 class Translated(NamedTuple):
@@ -179,7 +193,7 @@ def _comparison(page: Page, texts: Texts) -> Comparison:
         before = _checkpoint_list("before", names, names[0][1], texts)
         after = _checkpoint_list("after", names, names[-1][1], texts)
     with gr.Row():
-        picture = gr.Image(
+        picture = _PICTURE(
             type="filepath",
             image_mode=None,
             sources=["upload"],

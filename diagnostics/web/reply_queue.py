@@ -7,13 +7,15 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from diagnostics.web.texts import RefusedError
 from diagnostics.web.trace import Trace
 from finetune.samples.conversation import Turn
+
+T = TypeVar("T")
 
 POLL_SECONDS = 0.1
 CLOSING_SECONDS = 5.0
@@ -92,6 +94,26 @@ class ReplyQueue:
     def _serve(self) -> None:
         while not self._closed.is_set():
             self._run(*self._work.get())  # no variable may keep a job alive while the thread waits
+
+    def between(self, work: Callable[[], T]) -> T:
+        """What other work gives, done in the thread of the replies once those that wait are answered: while a model is
+        loaded, transformers changes the default precision of the whole process.
+
+        Raises what the work raises, and RefusedError when the process exits.
+        """
+        found: list[T] = []
+        job = Job((), threading.Event(), 0)
+
+        def run(job: Job) -> None:
+            found.append(work())
+            job.emit(Partial("", True, None))
+
+        self.submit(job, run)
+        for _ in self.stream(job):
+            pass
+        if not found:
+            raise RefusedError("not_answered")
+        return found[0]
 
     def leave(self, job: Job) -> None:
         """Remove a job from the queue, if it is in it."""

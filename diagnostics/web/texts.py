@@ -91,9 +91,9 @@ TEXTS: dict[Language, dict[str, str]] = {
         "more_tokens": "{left} more selected tokens are not shown",
         "language_only": "Only language layers attend to text.",
         "text_attention": "Text-to-text attention",
-        "matrix_words": "{rows} tokens (down) attend to earlier tokens (across); max {most}.",
-        "matrix_first": "{rows} tokens (down) attend to earlier tokens (across); max {most}, without the first token, "
-        "which can only attend to itself.",
+        "matrix_words": "{rows} tokens (down) attend to the tokens that they see (across); max {most}.",
+        "matrix_first": "{rows} tokens (down) attend to the tokens that they see (across); max {most}, without the "
+        "first token, which can only attend to itself.",
         "from_token": "from",
         "to_token": "to",
         "box": "Your box",
@@ -230,8 +230,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "more_tokens": "另有 {left} 个所选词元未显示",
         "language_only": "只有语言层会关注文字。",
         "text_attention": "文字之间的注意力",
-        "matrix_words": "{rows} 个词元（纵）对前面词元（横）的注意力；最高 {most}。",
-        "matrix_first": "{rows} 个词元（纵）对前面词元（横）的注意力；最高 {most}，首个词元只能关注自己，不计入。",
+        "matrix_words": "{rows} 个词元（纵）对其可见词元（横）的注意力；最高 {most}。",
+        "matrix_first": "{rows} 个词元（纵）对其可见词元（横）的注意力；最高 {most}，首个词元只能关注自己，不计入。",
         "from_token": "从",
         "to_token": "到",
         "box": "你画的框",

@@ -243,7 +243,9 @@ def _matrix(trace: Trace, request: ViewRequest) -> Json | None:
     found = maps.text_map(trace, request.layer, request.head, request.window, with_sinks=request.sinks)
     if not len(found.queries):
         return None
-    ahead = found.keys[None] > found.queries[:, None]
+    # Most rows see nothing behind their token; PaliGemma's question sees all of its prompt.
+    seen = np.where(found.rows > 0, found.keys[None], -1).max(1)
+    ahead = found.keys[None] > np.maximum(found.queries, seen)[:, None]
     values = [
         [None if hidden else value for hidden, value in zip(line, numbers, strict=True)]
         for line, numbers in zip(ahead, (_numbers(row) for row in found.rows), strict=True)

@@ -62,6 +62,8 @@ class ImageTokens:
                         attention lies on them is spread over the cells under them (``diagnostics.measures.geometry``)
     tiles               (rows, columns) of the tiles that the tower reads it in, beside the overview; (frames,) of a
                         video whose frames it reads as pictures, without an overview; None: as one
+    margin_positions    Int[tokens]: of a picture padded to a square, the tokens that show nothing but margins. They are
+                        no cells, but the tower may have mixed the picture into them
     """
 
     positions: np.ndarray
@@ -72,6 +74,7 @@ class ImageTokens:
     seconds: tuple[float, ...] = ()
     overview: ImageTokens | None = None
     tiles: Tiles | None = None
+    margin_positions: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def frames(self) -> int:
@@ -95,7 +98,8 @@ class ImageTokens:
 
     @property
     def all_positions(self) -> np.ndarray:
-        """Int[all tokens]: ``positions``, then the overview's. Newlines and marks, of no place, are not among them."""
+        """Int[all tokens]: ``positions``, then the overview's. Newlines, marks and margins, of no place, are not among
+        them."""
         if self.overview is None:
             return self.positions
         return np.concatenate([self.positions, self.overview.positions])

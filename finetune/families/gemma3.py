@@ -64,7 +64,11 @@ class Gemma3Family:
         add_generation_prompt: bool = False,
         media: bool = True,
     ) -> Encoded:
-        """Through the model's own chat template. All pictures have one size, so ``media=False`` reads no header."""
+        """Through the model's own chat template. All pictures have one size, so ``media=False`` reads no header.
+
+        Raises ValueError if the processor cuts pictures into crops: they have no tokens in the prompt.
+        """
+        _check_whole(processor.image_processor, "processor")
         refs = conversation.images
         chat = encode_conversation(
             _Template(processor),
@@ -110,11 +114,7 @@ class Gemma3Family:
             name_or_path, settings, tokenizer, copy_from="an instruction-tuned Gemma 3 (names end in -it)"
         )
         pictures = Gemma3ImageProcessorPil.from_pretrained(name_or_path, **hub)
-        if pictures.do_pan_and_scan:
-            raise ValueError(
-                f"{name_or_path}: found do_pan_and_scan true in its processor's settings, expected false or null as "
-                "published: crops are not supported; set it to false"
-            )
+        _check_whole(pictures, name_or_path)
         return Gemma3Processor(
             pictures, tokenizer, template, image_seq_length=settings.get("image_seq_length", 256)
         )
@@ -206,6 +206,14 @@ def _pieces(processor: Any, part: Any) -> Sequence[Piece]:
     if isinstance(part, BoxRef):
         return (as_json(part, [in_thousandths(box) for box in part.boxes]),)
     return (part,)
+
+
+def _check_whole(pictures: Any, name: str) -> None:
+    if pictures.do_pan_and_scan:
+        raise ValueError(
+            f"{name}: found do_pan_and_scan true in its processor's settings, expected false or null as published: "
+            "crops are not supported; set it to false"
+        )
 
 
 def _pixels(processor: Any, pictures: Sequence[Any]) -> dict[str, torch.Tensor]:

@@ -75,7 +75,11 @@ class LlavaFamily:
         add_generation_prompt: bool = False,
         media: bool = True,
     ) -> Encoded:
-        """Through the model's own chat template, which puts the pictures of a turn before its words."""
+        """Through the model's own chat template, which puts the pictures of a turn before its words.
+
+        Raises ValueError for a processor that does not pad pictures to squares: cells would be those of other pixels.
+        """
+        _check_pads(processor)
         refs = conversation.images
         opened = [self.load_image(ref) for ref in refs] if media else []
         sizes = [one.size for one in opened] if media else [known_size(ref) for ref in refs]
@@ -186,6 +190,21 @@ def _piece(part: Any, sizes: Sequence[Size], tokens: int) -> Piece:
     if isinstance(part, ImageRef):
         return Picture(tokens)
     return written_boxes(part, sizes[part.image]) if isinstance(part, BoxRef) else part
+
+
+def _check_pads(processor: Any) -> None:
+    """Raises ValueError for a processor that cuts pictures: AutoProcessor's is CLIP's, as LLaVA-1.5 is published."""
+    pictures = processor.image_processor
+    # do_pad alone says little: only LLaVA's own image processors mean a square by it.
+    pads = hasattr(pictures, "pad_to_square") and pictures.do_pad
+    size = _pixels(processor)
+    cuts = pictures.do_center_crop and min(pictures.crop_size["height"], pictures.crop_size["width"]) < size
+    if cuts or not pads:
+        raise ValueError(
+            f"{type(pictures).__name__}: this processor cuts pictures to squares (do_center_crop), expected one that "
+            "pads them to squares, as LLaVA-1.5 was trained: what it cuts off is never seen, and maps would lie in the "
+            "wrong place; load it with finetune.model.checkpoint.load_processor"
+        )
 
 
 def _pixels(processor: Any) -> int:

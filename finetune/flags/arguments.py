@@ -344,7 +344,7 @@ class TrainingArguments(transformers.TrainingArguments):
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={
-            "help": "Hide NaN and infinite losses from the logs. False: a loss that is not finite stops training."
+            "help": "No effect: a loss that is not finite stops training, and the samples of its batch are named."
         },
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "No effect on this data."})

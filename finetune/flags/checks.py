@@ -80,6 +80,29 @@ def check(arguments: Arguments) -> None:
     refuse(faults)
 
 
+def remarks(arguments: Arguments) -> Iterator[str]:
+    """A line for each flag that is valid, and does nothing beside the others."""
+    data, chosen, training = arguments.data, arguments.adaptation, arguments.training
+    if (
+        data.eval_data_path is not None
+        and str(training.eval_strategy.value) == "no"
+        and not training.eval_on_start
+    ):
+        yield (
+            "--eval_data_path is given, but --eval_strategy is no: nothing is evaluated; give --eval_strategy steps "
+            "(or epoch)"
+        )
+    # No errors: with their defaults they stand in every file of flags that a run has written.
+    defaults = {one.name: one.default for one in dataclasses.fields(chosen)}
+    of_adapters = ("lora_r", "lora_alpha", "lora_dropout")
+    idle = [f"--{name}" for name in of_adapters if getattr(chosen, name) != defaults[name]]
+    if idle and not arguments.lora:
+        yield (
+            f"{', '.join(idle)}: no effect without adapters, and this run trains none; for adapters give "
+            "--use_lora True"
+        )
+
+
 def refuse(faults: Sequence[str]) -> None:
     """Raises ValueError of all of them, if there are any; no line of it is longer than people read."""
     if faults:
@@ -260,6 +283,26 @@ def _check_evaluation(arguments: Arguments) -> Iterator[str]:
         yield (
             f"--eval_generate {chosen.eval_generate} with --fsdp: a model sharded by FSDP cannot generate; use "
             "--deepspeed, or leave out --eval_generate to evaluate the loss alone"
+        )
+    if evaluates and training.metric_for_best_model is not None:
+        yield from _check_metric(training.metric_for_best_model, generates=chosen.eval_generate > 0)
+
+
+_METRICS_OF_ANSWERS = ("exact_match", "box_accuracy", "box_iou", "box_pointing")
+
+
+def _check_metric(metric: str, *, generates: bool) -> Iterator[str]:
+    """The Trainer looks for the metric after the first evaluation, when steps are trained."""
+    name = metric.removeprefix("eval_")
+    if name in _METRICS_OF_ANSWERS and not generates:
+        yield (
+            f"--metric_for_best_model {metric}: is of generated answers, and none are generated; give --eval_generate "
+            "N as well, or --metric_for_best_model loss"
+        )
+    elif name not in ("loss", *_METRICS_OF_ANSWERS):
+        yield (
+            f"--metric_for_best_model: found {metric!r}, expected loss, or with --eval_generate "
+            f"{', '.join(_METRICS_OF_ANSWERS[:-1])} or {_METRICS_OF_ANSWERS[-1]}"
         )
 
 

@@ -19,7 +19,7 @@ from finetune.flags.arguments import (
     TrainingArguments,
 )
 from finetune.flags.argv import join_flag, split_flags
-from finetune.flags.checks import check, check_values, object_faults, refuse
+from finetune.flags.checks import check, check_values, object_faults, refuse, remarks
 from finetune.flags.flags_of_2023 import translate
 from finetune.samples.listing import shortened
 
@@ -122,7 +122,8 @@ def parse(argv: Sequence[str]) -> tuple[Arguments, list[str]]:
     refuse(faults)
     arguments = Arguments(*reader.parse_dict(given))
     check(arguments)
-    lines += [*more, *limits.remarks(given), *(deepspeed_file.remarks(deepspeed, given) if deepspeed else ())]
+    lines += [*more, *limits.remarks(given), *remarks(arguments)]
+    lines += deepspeed_file.remarks(deepspeed, given) if deepspeed else ()
     return arguments, lines
 
 

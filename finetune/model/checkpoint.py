@@ -420,7 +420,10 @@ def skeleton(config: Any) -> nn.Module:
         set_zero3_state(),
     ):
         model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config)
-    return model.to(config.dtype) if config.dtype is not None else model
+    dtype = config.dtype
+    if isinstance(dtype, str):  # after ``save_pretrained`` a configuration has its name
+        dtype = getattr(torch, dtype.removeprefix("torch."))
+    return model.to(dtype) if dtype is not None else model
 
 
 def _linear_outside_language(config: Any, family: Family) -> Iterator[str]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from finetune import fields
 from finetune.fields import NULL, TEXT, items, number, one_of, whole
@@ -29,7 +30,7 @@ class Supervised(NamedTuple):
     """What of a model's attention was trained on.
 
     layers     language layers by number
-    pictures   SHA-256 of each picture's file; None where they are not known (streamed data)
+    pictures   SHA-256 of each picture's file, as far as they are known; None where none is (streamed data)
     """
 
     layers: tuple[int, ...]
@@ -49,7 +50,7 @@ def picture_digest(ref: ImageRef) -> str:
 def write(
     folder: Path, layers: Sequence[int], pictures: Collection[str] | None, *, weight: float, loss: str
 ) -> None:
-    """Say in the folder of a run that its attention is trained on."""
+    """Say in the folder of a run that its attention is trained on, beside what the folder says already."""
     content = {
         "version": VERSION,
         "weight": weight,
@@ -57,7 +58,19 @@ def write(
         "layers": list(layers),
         "pictures": None if pictures is None else sorted(pictures),
     }
-    write_atomically(folder / LOOK_FILE, (json.dumps(content, indent=1) + "\n").encode())
+    _write_united(folder, content, _read(folder))
+
+
+def carry(folder: Path, *origins: str | Path | None) -> None:
+    """Say in a folder what was trained on of the models that its weights come from: of an adapter and its base, say.
+
+    Nothing is written where nothing was, and for hub names.
+
+    Raises ValueError for a file of another shape.
+    """
+    found = [_read(folder), *(_of_checkpoint(one) for one in origins if one is not None)]
+    if any(one is not None for one in found[1:]):
+        _write_united(folder, *found)
 
 
 def supervised_of(folder: str | Path) -> Supervised | None:
@@ -66,12 +79,33 @@ def supervised_of(folder: str | Path) -> Supervised | None:
 
     Raises ValueError for a file of another shape.
     """
+    found = _of_checkpoint(folder)
+    if found is None:
+        return None
+    pictures = found["pictures"]
+    return Supervised(tuple(map(int, found["layers"])), None if pictures is None else frozenset(pictures))
+
+
+def _of_checkpoint(folder: str | Path) -> dict[str, Any] | None:
     folder = Path(folder)
-    for path in (folder / LOOK_FILE, folder.absolute().parent / LOOK_FILE):
-        if path.is_file() and (path.parent == folder or folder.name.startswith("checkpoint-")):
-            found = fields.load(path, SHAPE, required=tuple(SHAPE), remedy=REMEDY)
-            pictures = found["pictures"]
-            return Supervised(
-                tuple(map(int, found["layers"])), None if pictures is None else frozenset(pictures)
-            )
-    return None
+    found = _read(folder)
+    if found is None and folder.name.startswith("checkpoint-"):  # of a release whose checkpoints had no copy
+        return _read(folder.absolute().parent)
+    return found
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    path = folder / LOOK_FILE
+    return fields.load(path, SHAPE, required=tuple(SHAPE), remedy=REMEDY) if path.is_file() else None
+
+
+def _write_united(folder: Path, *contents: dict[str, Any] | None) -> None:
+    """All layers and all pictures that are known; weight and loss are those of the first."""
+    found = [one for one in contents if one is not None]
+    known = [one["pictures"] for one in found if one["pictures"] is not None]
+    united = {
+        **found[0],
+        "layers": sorted({int(layer) for one in found for layer in one["layers"]}),
+        "pictures": sorted({*chain(*known)}) if known else None,
+    }
+    write_atomically(folder / LOOK_FILE, (json.dumps(united, indent=1) + "\n").encode())

@@ -6,7 +6,7 @@ Files name tensors otherwise than a model does. Three renamings, all undone here
   ``model.layers.0`` in the file. Trap: its Trainer looks for the model's own names when it resumes from a checkpoint,
   finds one tensor of 45 in a small Qwen2.5-VL (5.23), warns, and trains the rest from the base again.
 - PEFT leaves out the adapter's name and what it wraps modules in
-- a tensor that two modules share is written once
+- a tensor that two modules share is written once by transformers, and once for each of them by PEFT
 """
 
 import re
@@ -208,7 +208,8 @@ def places(model: nn.Module) -> dict[str, Tensor]:
     if isinstance(model, PeftModel):
         return {
             file_name: tensor
-            for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+            # PEFT writes a tied copy under both its names, and lists it once unless told otherwise.
+            for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
             for file_name in _peft_file_names(name)
         }
     state = model.state_dict(keep_vars=True)
@@ -356,7 +357,8 @@ def unfit(base: nn.Module, adapter: Path) -> list[str]:
 
     Names that the base does not have are none of these: PEFT may know them from an earlier release.
     """
-    modules, parameters = dict(base.named_modules()), dict(base.named_parameters())
+    modules = dict(base.named_modules())
+    parameters = dict(base.named_parameters(remove_duplicate=False))
     faults = []
     for name, shape in shapes(adapter).items():
         expected = _expected_shape(name.removeprefix(_PEFT_PREFIX), shape, modules, parameters)

@@ -97,7 +97,7 @@ class QwenVLImageProcessor(BaseImageProcessor):
         if not (self.do_normalize if do_normalize is None else do_normalize):
             return values
         mean, std = (
-            torch.tensor(x).view(3, 1, 1)
+            torch.tensor(x, dtype=torch.float32).view(3, 1, 1)
             for x in (image_mean or self.image_mean, image_std or self.image_std)
         )
         return (values - mean) / std

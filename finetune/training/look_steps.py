@@ -59,11 +59,17 @@ class LookSteps:
         self.rows_in_step = int(reduced(rows) if self.args.average_tokens_across_devices else rows)
 
     def _write_down(self) -> None:
-        """Those who judge the model have to know that its attention was trained on."""
+        """Those who judge the model have to know that its attention was trained on.
+
+        Raises TrainingError for a file that is none of ours where it is written down.
+        """
         if is_main():
             settings = self.settings
             folder, layers = Path(str(self.args.output_dir)), settings.layers()
-            look_file.write(folder, layers, settings.pictures, weight=settings.weight, loss=settings.loss)
+            try:
+                look_file.write(folder, layers, settings.pictures, weight=settings.weight, loss=settings.loss)
+            except ValueError as error:
+                raise TrainingError(str(error)) from error
 
     @contextmanager
     def watching(self, rows: LookBatch | None) -> Iterator[dict[str, Call] | None]:

@@ -43,12 +43,12 @@ def write(
 
     run      the output folder of the run that trained it
     family   name of the model's family
-    step     that the weights were saved after; the run's verdict is on its last one. None: not known
+    step     that the weights were saved after; the run's verdict is on its last one, or its best. None: not known
     note     a paragraph on what was done to them since
     name     the card's title; None: the folder's name
     """
     marks = run_folder.marks_of(run) or {}
-    comparison = _comparison_of(run, step)
+    comparison = _comparison_of(run, step, is_end=folder.resolve() == run.resolve())
     picture = None if comparison is None else _picture_of(run, comparison)
     if picture is not None:
         shutil.copyfile(picture, folder / PICTURE_FILE)
@@ -63,8 +63,11 @@ def write(
     write_atomically(folder / CARD_FILE, ("\n\n".join(sections) + "\n").encode())
 
 
-def _comparison_of(run: Path, step: int | None) -> dict[str, Any] | None:
-    """The run's comparison, if it is of these weights."""
+def _comparison_of(run: Path, step: int | None, *, is_end: bool) -> dict[str, Any] | None:
+    """The run's comparison, if it is of these weights.
+
+    is_end   they are what the run ended with: of its best checkpoint, where --load_best_model_at_end chose one
+    """
     path = run / "comparison" / "comparison.json"
     if not path.is_file():
         return None
@@ -73,7 +76,16 @@ def _comparison_of(run: Path, step: int | None) -> dict[str, Any] | None:
         fields.refuse(list(fields.faults(found["after"], {"step": whole(0) | NULL})), str(path))
     except ValueError:
         return None  # of another release, or broken: the card says that nothing was judged
-    return found if step is None or found["after"].get("step") == step else None
+    judged = None if is_end else _best_of(found["after"])
+    return (
+        found if step is None or step == (found["after"].get("step") if judged is None else judged) else None
+    )
+
+
+def _best_of(after: Mapping[str, Any]) -> int | None:
+    """The step of the checkpoint that was judged in place of the last one, as the monitor words it."""
+    named = re.search(r": the best, checkpoint-([0-9]{1,18})$", str(after.get("model")))
+    return int(named[1]) if named else None
 
 
 def _picture_of(run: Path, comparison: Mapping[str, Any]) -> Path | None:

@@ -4,10 +4,13 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import re
 import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from safetensors import SafetensorError
 
 from finetune import fields, folder_lock
 from finetune.data.mixture import parse_source
@@ -16,7 +19,7 @@ from finetune.files import delete_left_behind, write_atomically
 from finetune.flags import run_file
 from finetune.flags.arguments import Arguments
 from finetune.flags.parse import default_values
-from finetune.model import weights
+from finetune.model import adapters, weights
 from finetune.printable import one_line
 from finetune.samples.listing import shown
 from finetune.training import pickles
@@ -40,7 +43,9 @@ STATE_SHAPE = {
     "global_step": whole(0), "max_steps": whole(-1), "epoch": number(0) | NULL, "log_history": items(OBJECT),
     "best_model_checkpoint": TEXT | NULL, "stateful_callbacks": OBJECT | NULL,
 }  # fmt: skip
-OUR_FOLDERS = ("runs", "attention", "comparison")
+SUPERSEDED = "superseded"
+"""Folder for checkpoints of a branch that was left: training went on from an earlier step."""
+OUR_FOLDERS = ("runs", "attention", "comparison", SUPERSEDED)
 OUR_FILES = re.compile(
     r"run\.json|run\.yaml|probe\.png|libraries\.log|look\.json|data_fraction\.json|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json"
     r"|generation_config\.json"
@@ -83,12 +88,17 @@ def fingerprint(arguments: Arguments, world_size: int) -> dict[str, Any]:
     for name in ("corrective_data", "replay_data"):
         for text in getattr(data, name) or ():
             marks |= _source_marks(name, text, names_alone=data.streaming)
-    marks |= {name: value for name, value in vars(arguments.adaptation).items() if name != "lora_weight_path"}
+    marks |= {
+        name: value
+        for name, value in vars(arguments.adaptation).items()
+        if name not in ("lora_weight_path", *_NO_MARKS)
+    }
     marks |= vars(arguments.look)
     marks |= {"lora_weight_path": _place(arguments.adaptation.lora_weight_path)}
     marks |= {name: getattr(data, name) for name in _DATA_MARKS} | {"image_folder": _place(data.image_folder)}
     marks |= {name: _plain(getattr(training, name)) for name in _TRAINING_MARKS}
-    return marks
+    marks |= {name: getattr(arguments.monitor, name) for name in ("stop_when", "stop_patience")}
+    return marks | _evaluation_marks(arguments) | _weights_mark(arguments)
 
 
 _DATA_MARKS = (
@@ -102,6 +112,61 @@ _TRAINING_MARKS = (
     "label_smoothing_factor", "neftune_noise_alpha", "seed", "data_seed", "bf16", "fp16", "train_sampling_strategy",
     "dataloader_drop_last", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
 )  # fmt: skip
+
+
+_NO_MARKS = ("allow_other_base",)
+"""Permissions: they decide nothing about the result. Earlier releases wrote them down."""
+
+_LATER_MARKS = (
+    "stop_when", "stop_patience", "evaluation data", "evaluation data sha256", "model weights", "eval_strategy",
+    "eval_steps", "eval_delay", "save_strategy", "save_steps", "eval_generate", "eval_max_new_tokens",
+)  # fmt: skip
+"""They came later, or are there in some runs alone: where either side lacks one, that is no difference."""
+
+UNREADABLE = (
+    ValueError, OSError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError, SafetensorError,
+)  # fmt: skip
+"""What files raise that hold no weights, or others than tensors by name."""
+
+_RATE_FLAGS = (
+    "learning_rate", "vision_learning_rate", "connector_learning_rate", "language_learning_rate", "weight_decay",
+    "adam_beta1", "adam_beta2", "adam_epsilon",
+)  # fmt: skip
+_SCHEDULES_WITH_RATES = ("reduce_lr_on_plateau", "greedy")
+"""Their state is the rate itself: it cannot be worked out from another one."""
+
+
+def _evaluation_marks(arguments: Arguments) -> dict[str, Any]:
+    """What is evaluated and when, where that chooses the weights (the best checkpoint) or the learning rate."""
+    data, training, evaluation = arguments.data, arguments.training, arguments.evaluation
+    by_evaluation = _plain(training.lr_scheduler_type) in _SCHEDULES_WITH_RATES
+    if not (training.load_best_model_at_end or by_evaluation) or data.eval_data_path is None:
+        return {}
+    marks: dict[str, Any] = {
+        "evaluation data": _place(data.eval_data_path),
+        "evaluation data sha256": _content(Path(data.eval_data_path), names_alone=data.streaming),
+    }
+    names = ["eval_strategy", "eval_steps", "eval_delay", "save_strategy", "save_steps"]
+    marks |= {name: _plain(getattr(training, name)) for name in names}
+    if training.metric_for_best_model not in (None, "loss", "eval_loss"):
+        marks |= {name: getattr(evaluation, name) for name in ("eval_generate", "eval_max_new_tokens")}
+    return marks
+
+
+def _weights_mark(arguments: Arguments) -> dict[str, Any]:
+    """The fingerprint of the model's weights, which another model at the same path has not; {} where they are not
+    whole on this machine (loading them says so, or fetches them)."""
+    name, cache_dir = arguments.model.model_name_or_path, arguments.model.cache_dir
+    folder = None if name is None or arguments.training.dry_run else weights.local_folder(name, cache_dir)
+    if folder is None:
+        return {}
+    try:
+        weights.require_all(folder)
+        whole = not any(weights.is_cut_short(path) for path in weights.weight_files(folder))
+        found = adapters.fingerprint(folder) if whole else None
+    except UNREADABLE:
+        return {}
+    return {} if found is None else {"model weights": found}
 
 
 def _source_marks(flag: str, text: str, *, names_alone: bool) -> dict[str, Any]:
@@ -152,15 +217,24 @@ def _brief(value: Any) -> str:
     return one_line(repr(value), 300)
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A line for each differing mark; flags missing from an earlier release's file had their defaults."""
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Mark → what it was and what it is, where the two differ; flags missing from an earlier release's file had their
+    defaults."""
     defaults = default_values()
-    there = {name: before.get(name, defaults.get(name)) for name in {*before, *now}}
-    here = {name: now.get(name, defaults.get(name)) for name in there}
+    names = [
+        name
+        for name in sorted({*before, *now})
+        if name not in _NO_MARKS and (name not in _LATER_MARKS or (name in before and name in now))
+    ]
+    both = {name: (before.get(name, defaults.get(name)), now.get(name, defaults.get(name))) for name in names}
+    return {name: (there, here) for name, (there, here) in both.items() if there != here}
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A line for each differing mark."""
     return [
-        f"  {one_line(name, 120)}: {_brief(there[name])} there, {_brief(here[name])} now"
-        for name in sorted(there)
-        if there[name] != here[name]
+        f"  {one_line(name, 120)}: {_brief(there)} there, {_brief(here)} now"
+        for name, (there, here) in _differing(before, now).items()
     ]
 
 
@@ -274,6 +348,11 @@ def _truth(resume: str | None) -> bool | None:
     return False if word in ("", "false", "no", "0", "none") else None
 
 
+def named_checkpoint(resume: str | None) -> Path | None:
+    """The checkpoint that ``--resume_from_checkpoint`` names; None where it says True, False or nothing."""
+    return Path(str(resume)) if _truth(resume) is None else None
+
+
 def _begin_from(given: Path, folder: Path, marks: dict[str, Any], world_size: int, deepspeed: bool) -> Start:
     """From a checkpoint that is named, whatever its folder's name."""
     fault = damage(given, ours=(given.parent / RUN_FILE).is_file())
@@ -294,9 +373,38 @@ def _begin_from(given: Path, folder: Path, marks: dict[str, Any], world_size: in
 
 
 def _other_flags(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
-    """A line for each flag that was another when the checkpoint was written."""
-    different = [] if before is None else _differences(before["marks"], _written(now))
+    """A line for each flag that was another when the checkpoint was written.
+
+    Raises ValueError for flags that cannot change there.
+    """
+    if before is None:
+        return []
+    _refuse_other_rates(before["marks"], _written(now))
+    different = _differences(before["marks"], _written(now))
     return ["going on with other flags than it began with:", *different] if different else []
+
+
+def _refuse_other_rates(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises ValueError where rates and the like come back with the checkpoint, whatever the flags say: DeepSpeed loads
+    the optimizer's groups itself, and a schedule by evaluation keeps the rate that it has come to."""
+    schedule = now.get("lr_scheduler_type")
+    cause = (
+        "under DeepSpeed"
+        if now.get("deepspeed")
+        else f"with --lr_scheduler_type {schedule}"
+        if schedule in _SCHEDULES_WITH_RATES
+        else None
+    )
+    changed = {name: both for name, both in _differing(before, now).items() if name in _RATE_FLAGS}
+    if cause and changed:
+        listed = ", ".join(
+            f"--{name}: found {_brief(here)}, expected {_brief(there)}"
+            for name, (there, here) in changed.items()
+        )
+        raise ValueError(
+            f"{listed}: the checkpoint was saved with it, and {cause} a run that resumes cannot change it; give it as "
+            "before, or start from the checkpoint's weights in another --output_dir"
+        )
 
 
 def _checkpoint_of_last_step(folder: Path) -> Path | None:
@@ -410,10 +518,32 @@ def checkpoints(folder: Path) -> list[Path]:
     found = [
         path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]{1,18}", path.name)
     ]
-    return sorted(found, key=_number)
+    return sorted(found, key=number_of)
 
 
-def _number(checkpoint: Path) -> int:
+def set_beyond_aside(folder: Path, step: int) -> list[str]:
+    """Move checkpoints of later steps into ``superseded/``, and return a line that names them, if there are any.
+
+    A run that goes on from ``step`` writes its own, and the next start would take one of another branch for its newest.
+    What was not written to its end is passed over anyway.
+    """
+    later = [one for one in checkpoints(folder) if number_of(one) > step and _read_marker(one) is not None]
+    for checkpoint in later:
+        place = folder / SUPERSEDED / checkpoint.name
+        place.parent.mkdir(exist_ok=True)
+        copies = 1
+        while place.exists():  # from one checkpoint a run may go on many times
+            copies += 1
+            place = place.with_name(f"{checkpoint.name}-{copies}")
+        checkpoint.rename(place)
+    if not later:
+        return []
+    names = ", ".join(checkpoint.name for checkpoint in later)
+    return [f"{folder}: going on from step {step}; later checkpoints ({names}) are in {SUPERSEDED}/ now"]
+
+
+def number_of(checkpoint: Path) -> int:
+    """The step in the name of a folder that :func:`checkpoints` found."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 

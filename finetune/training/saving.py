@@ -13,10 +13,10 @@ from finetune import files, folder_lock
 from finetune.families import family_of
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
-from finetune.model import adapters, weights
+from finetune.model import adapters, look_file, weights
 from finetune.model.folders import is_adapter
 from finetune.sharding import gathered, is_zero3
-from finetune.training import model_card, run_folder
+from finetune.training import model_card, run_folder, stopping
 from finetune.training.guards import TrainingError
 
 
@@ -55,8 +55,15 @@ class SavingTrainer(Trainer):
         if self.args.should_save:
             self.require_trained(newest)
             with self._writing(newest):
+                self._copy_look_file(newest)
                 run_folder.mark_complete(newest, processes=self.args.world_size)
             self._delete_old(newest)
+
+    def _copy_look_file(self, checkpoint: Path) -> None:
+        """Who judges a checkpoint that was copied out of its run has to know that attention was trained on."""
+        of_the_run = checkpoint.parent / look_file.LOOK_FILE
+        if of_the_run.is_file():
+            shutil.copy(of_the_run, checkpoint)
 
     def _require_folder(self, folder: Path, made: Path | None = None) -> None:
         """Raises TrainingError where the run's folder was deleted or replaced: a checkpoint made in a new folder would
@@ -141,15 +148,20 @@ class SavingTrainer(Trainer):
         return (
             f"{folder} could not be written: {files.refusal_words(error)} ({free:.1f} GiB free). "
             + (f"Older checkpoints are unchanged; the newest is {older}. " if older else "")
-            + "Free some space, or keep fewer checkpoints (--save_total_limit), and run the same command again"
+            + "Free some space, or keep fewer checkpoints (--save_total_limit)"
+            + (f"; {stopping.next_words(self.args, older)}" if older else ", and run the same command again")
         )
 
     def _delete_old(self, newest: Path) -> None:
+        """Keep as many checkpoints as --save_total_limit says, the newest and the best among them."""
         if not self.keep_checkpoints:
             return
-        kept = {newest, Path(self.state.best_model_checkpoint or newest)}
-        older = [path for path in run_folder.checkpoints(newest.parent) if path not in kept]
-        for path in older[: max(0, len(older) + 1 - self.keep_checkpoints)]:
+        # Later ones are of an earlier start, half-written: they are no older than this one.
+        step = run_folder.number_of(newest)
+        there = [path for path in run_folder.checkpoints(newest.parent) if run_folder.number_of(path) <= step]
+        needed = {newest.resolve(), Path(self.state.best_model_checkpoint or newest).resolve()}
+        others = [path for path in there if path.resolve() not in needed]
+        for path in others[: max(0, len(there) - self.keep_checkpoints)]:
             shutil.rmtree(path)
 
     # --- resuming -------------------------------------------------------------------------------------------

@@ -31,11 +31,11 @@ SAME_SECONDS = 2.0
 class Stopped(Exception):  # noqa: N818  (not an error: the user asked for it)
     """Training stopped on a signal and saved a checkpoint."""
 
-    def __init__(self, signal_number: int, checkpoint: Path) -> None:
+    def __init__(self, signal_number: int, checkpoint: Path, next_words: str) -> None:
+        """``next_words``: what continues from the checkpoint (``next_words``)."""
         self.signal_number, self.checkpoint = signal_number, checkpoint
         super().__init__(
-            f"{signal.Signals(signal_number).name}: training stops here, saved in {checkpoint}; "
-            "the same command resumes from it"
+            f"{signal.Signals(signal_number).name}: training stops here, saved in {checkpoint}; {next_words}"
         )
 
     @property
@@ -49,7 +49,7 @@ class StopOnSignal(TrainerCallback):
 
     All processes stop at the same step, whichever received the signal. Register it before slow callbacks: they see
     ``control.should_training_stop`` at this last step, and their ``on_train_end`` does not run. An evaluation due at
-    this step is skipped, since the scheduler kills soon.
+    this step is left to the run that resumes, since the scheduler kills soon.
 
     Before the first step and after the last one there is nothing to save, and signals act as usual.
     """
@@ -81,7 +81,8 @@ class StopOnSignal(TrainerCallback):
         if number:
             for one in SIGNALS:
                 signal.signal(one, signal.SIG_IGN)  # the launcher sends one when the first process ends
-            raise Stopped(number, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+            checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            raise Stopped(number, checkpoint, next_words(args, checkpoint))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -111,9 +112,39 @@ class StopOnSignal(TrainerCallback):
         return int(number)
 
 
-def interrupted(folder: Path) -> str:
+def interrupted(args: TrainingArguments) -> str:
     """The message after Ctrl-C: how to resume."""
+    folder = Path(str(args.output_dir))
     newest, _ = run_folder.last_complete(folder)
-    if newest is None:
-        return "interrupted; no checkpoint was written, so the same command starts over"
-    return f"interrupted; the same command resumes from {newest}"
+    if newest is not None:
+        return f"interrupted; {next_words(args, newest, str(newest))}"
+    if args.save_only_model and (found := run_folder.checkpoints(folder)):
+        return f"interrupted; the newest checkpoint is {found[-1]}; {next_words(args, found[-1])}"
+    named = run_folder.named_checkpoint(args.resume_from_checkpoint)
+    start = f"starts from {named} again" if named else "starts over"
+    return f"interrupted; no checkpoint was written, so the same command {start}"
+
+
+def next_words(args: TrainingArguments, checkpoint: Path, it: str = "it") -> str:
+    """``the same command resumes from it``, and what to change in the command where its flags would do otherwise.
+
+    it   the checkpoint, as the sentence calls it
+    """
+    if args.save_only_model:
+        return (
+            f"{it} holds weights alone (--save_only_model True), so no run resumes from it; to train them further, "
+            "give them as --lora_weight_path (an adapter) or --model_name_or_path (a model)"
+        )
+    return f"the same command{changes_to_resume(args, checkpoint)} resumes from {it}"
+
+
+def changes_to_resume(args: TrainingArguments, checkpoint: Path | None = None) -> str:
+    """``" without --overwrite_output_dir True (it deletes every checkpoint)"``: what the same command must not say, or
+    say otherwise, to resume from its newest checkpoint; "" where it resumes as it is."""
+    changes = []
+    if args.overwrite_output_dir:
+        changes.append("without --overwrite_output_dir True (it deletes every checkpoint)")
+    named = run_folder.named_checkpoint(args.resume_from_checkpoint)
+    if named is not None and (checkpoint is None or named.resolve() != checkpoint.resolve()):
+        changes.append(f"with --resume_from_checkpoint True in place of {named}")
+    return "".join(f" {'and ' if at else ''}{change}" for at, change in enumerate(changes))

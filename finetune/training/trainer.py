@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from transformers.trainer_utils import seed_worker
+from transformers.trainer_utils import IntervalStrategy, seed_worker
 from transformers.utils import logging
 
 from finetune.data import kept_samples
@@ -29,6 +30,7 @@ from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
 from finetune.model.adaptation import Rates, component_of
 from finetune.model.free_memory import available_bytes
+from finetune.model.untouched import untouched
 from finetune.samples.listing import shown
 from finetune.training import frozen_tower, library_log, loss, optimizer, pickles
 from finetune.training.guards import GradientCheck, TrainingError
@@ -129,6 +131,8 @@ class FinetuneTrainer(SavingTrainer):
     - rows of attention may be supervised beside the words (``look_steps.LookSteps``)
     - samples stay in memory from one epoch to the next, where there is room
     - training that was finished when it was killed is not trained further
+    - a run that resumes has the rates, decay and intervals of its own flags, and makes up an evaluation that was due
+    - an evaluation changes no step after it
     """
 
     optimizer_cls_and_kwargs: Any
@@ -157,6 +161,7 @@ class FinetuneTrainer(SavingTrainer):
         self.step_tokens: list[int] = []  # trained in this process by each step since the last log
         self.empty_steps = 0
         self.has_trained = False
+        self.lacks_evaluation_of: str | None = None
         self.looking = (
             None if looking is None else LookSteps(looking, bare, self._family, self.names, self.args)
         )
@@ -202,9 +207,9 @@ class FinetuneTrainer(SavingTrainer):
         return self._loader(dataset, schedule, None, persistent=False)
 
     def _shape(self, rows: int, accumulation: int = 1) -> StepShape:
-        args = self.args
-        together = args.train_batch_size * args.gradient_accumulation_steps
-        return StepShape(rows, self.get_total_train_batch_size(args) // together, accumulation)
+        # Not args.train_batch_size: with --auto_find_batch_size the one that is tried is smaller.
+        together = self._train_batch_size * self.args.gradient_accumulation_steps
+        return StepShape(rows, self.get_total_train_batch_size(self.args) // together, accumulation)
 
     def _loader(
         self, dataset: ConversationDataset, schedule: Schedule, packed: Any, persistent: bool
@@ -282,8 +287,20 @@ class FinetuneTrainer(SavingTrainer):
             return None
         return frozen_tower.ahead(bare_model(self.model), self._family)
 
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        super()._init_training_state(*args, **kwargs)
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        # A checkpoint's state brings its own intervals of logging, evaluating and saving along.
+        self.state.compute_steps(self.args, max_steps)
+        self.lacks_evaluation_of = resume_from_checkpoint if self._lacks_evaluation() else None
         step, source_of = self.state.global_step, self._dataset.source_of
         self.samples_by_source[:] = 0
         for samples in self.schedule.trained(step):
@@ -295,7 +312,36 @@ class FinetuneTrainer(SavingTrainer):
         skipped = 0 if self.args.ignore_data_skip else steps_done * self.args.gradient_accumulation_steps
         return epoch, skipped
 
+    def _lacks_evaluation(self) -> bool:
+        """Was an evaluation due at the step that is resumed from, and none made, because the run was stopped there?"""
+        args, state = self.args, self.state
+        step = state.global_step
+        if args.eval_strategy == IntervalStrategy.STEPS:
+            due, since = step % state.eval_steps == 0, step
+        elif args.eval_strategy == IntervalStrategy.EPOCH:
+            due, since = self.schedule.place(step)[1] == 0, state.epoch
+        else:
+            return False
+        if step == 0 or since < args.eval_delay or not (due or step >= state.max_steps):
+            return False
+        return not any(one.get("step") == step and "eval_loss" in one for one in state.log_history)
+
+    def _make_up_evaluation(self) -> None:
+        """The evaluation that was due where the run resumes, as if it had been made there."""
+        checkpoint, self.lacks_evaluation_of = self.lacks_evaluation_of, None
+        if checkpoint is None:
+            return
+        with self._memory_named():
+            metrics = self._evaluate(None, None)
+        if self._determine_best_metric(metrics, None):
+            self.state.best_model_checkpoint = checkpoint
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._make_up_evaluation()  # where no step was left
+        return super()._finalize_training(*args, **kwargs)
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._make_up_evaluation()
         # Transformers looks at max_steps after a step, so a run killed after its last one would take one more.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
@@ -516,6 +562,12 @@ class FinetuneTrainer(SavingTrainer):
             **{f"samples by source/{name}": count for name, count in seen},
         }
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """transformers' evaluation. Its loader draws a seed, so without care the steps after it would draw others than
+        those of a run that evaluates elsewhere, or not at all."""
+        with untouched(self.model):
+            return super().evaluate(*args, **kwargs)
+
     def evaluation_loop(self, dataloader: DataLoader, description: str, *args: Any, **kwargs: Any) -> Any:
         """transformers' evaluation, with the loss averaged over tokens instead of batches, and by source."""
         prefix, names = kwargs.get("metric_key_prefix", "eval"), self.judged.mixture.names
@@ -549,12 +601,44 @@ class FinetuneTrainer(SavingTrainer):
         with library_log.printed():  # DeepSpeed starts here
             return super()._prepare_for_training(*args, **kwargs)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if (
+            checkpoint is None or self.is_deepspeed_enabled
+        ):  # which loads groups itself; other flags are refused
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        groups = self.optimizer.param_groups
+        own = [{name: group[name] for name in GROUP_OPTIONS if name in group} for group in groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        put_back(self.optimizer, self.lr_scheduler, own)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.optimizer_cls_and_kwargs is None:
             whole = self.model if model is None else model
             choice = optimizer.Choice(*self.get_optimizer_cls_and_kwargs(self.args, whole))
             self.optimizer_cls_and_kwargs = optimizer.with_groups(choice, whole, self._family, self.rates)
         return super().create_optimizer(model)
+
+
+GROUP_OPTIONS = ("initial_lr", "weight_decay", "betas", "eps")
+"""What flags say of a group of parameters. Some optimizers keep their state beside these."""
+
+
+def put_back(optimizer: torch.optim.Optimizer, scheduler: Any, own: Sequence[Mapping[str, Any]]) -> None:
+    """After a checkpoint was loaded, which brings its own along: each group's options as the flags of this run say, and
+    the rate of the next step by them. Where the flags are the same, no bit changes.
+
+    own   ``GROUP_OPTIONS`` of each group
+    """
+    groups = optimizer.param_groups
+    for group, options in zip(groups, own, strict=True):
+        group.update(options)
+    if isinstance(scheduler, LambdaLR):
+        scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+        for group, base, factor in zip(groups, scheduler.base_lrs, factors, strict=True):
+            group["lr"] = base * factor
+        scheduler._last_lr = [group["lr"] for group in groups]
 
 
 def _spread(logs: dict[str, float], name: str, steps: int, empty: int) -> None:

@@ -352,6 +352,16 @@ def test_wrong_arguments_are_errors(processor, probe_file):
         AttentionMonitor(processor, probe_file, language="fr")
     with pytest.raises(ValueError, match="probes: found none"):
         AttentionMonitor(processor, [])
+    with pytest.raises(ValueError, match="batch_size: found 0, expected at least 1"):
+        AttentionMonitor(processor, probe_file, batch_size=0)
+    for layers in (1, "1", [], [1.5]):
+        with pytest.raises(ValueError, match=r'key_layers: found .*, expected "auto", or numbers of layers'):
+            AttentionMonitor(processor, probe_file, key_layers=layers)
+    [probe, *_] = read_probes(probe_file)
+    with pytest.raises(ValueError, match="probes: found Probe, expected a probe file, or Probes in a list"):
+        AttentionMonitor(processor, probe)
+    with pytest.raises(ValueError, match=f"probe {probe.id}: images: found none"):
+        AttentionMonitor(processor, [replace(probe, images=())])
 
 
 def test_key_layers_are_spread_evenly():

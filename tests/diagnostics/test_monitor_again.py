@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from diagnostics.drawing.archive_pictures import ArchivePictures
@@ -373,10 +374,14 @@ def test_any_failure_of_the_monitor_leaves_the_training(tmp_path, processor, pro
     assert watcher.missing == ["comparison/: before and after cannot be seen side by side ('group')"]
 
 
-def test_the_best_model_is_what_is_compared_where_it_is_loaded_at_the_end(tmp_path, processor, probes):
+@pytest.mark.parametrize("max_steps", [4, 8], ids=["at its end", "stopped early"])
+def test_the_best_model_is_what_is_compared_and_shown_where_it_is_loaded(
+    tmp_path, processor, probes, max_steps
+):
     class Metric(TrainerCallback):
         def on_evaluate(self, args, state, control, metrics, **_) -> None:
             metrics["eval_loss"] = float(state.global_step)  # the first checkpoint is the best
+            control.should_training_stop = state.global_step == 4
 
     settings = {
         "load_best_model_at_end": True,
@@ -386,7 +391,7 @@ def test_the_best_model_is_what_is_compared_where_it_is_loaded_at_the_end(tmp_pa
     }
     args = TrainingArguments(
         str(tmp_path), per_device_train_batch_size=2, use_cpu=True, report_to="none", disable_tqdm=True,
-        max_steps=4, save_steps=2, learning_rate=1e-3, **settings,
+        max_steps=max_steps, save_steps=2, learning_rate=1e-3, **settings,
     )  # fmt: skip
     model = tiny_model()
     samples = Samples(model, processor, probes)
@@ -398,6 +403,10 @@ def test_the_best_model_is_what_is_compared_where_it_is_loaded_at_the_end(tmp_pa
     )
     assert end.scores.answer_nats == pytest.approx(second.scores.answer_nats, abs=1e-4)
     assert "the best, checkpoint-2" in end.model
+    shown = EventAccumulator(str(tmp_path / "runs"), {"scalars": 0}).Reload()
+    margins = [(one.step, one.value) for one in shown.Scalars("5 guards/margin_nats/retention")]
+    assert [step for step, _ in margins] == [0, 2, 4]
+    assert margins[2][1] == pytest.approx(margins[1][1], abs=1e-4)
 
 
 # --- a loop of one's own ---------------------------------------------------------------------------------

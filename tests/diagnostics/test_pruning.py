@@ -53,6 +53,7 @@ class Asked:
         self.encoded = self.family.encode(processor, conversation, add_generation_prompt=True)
         self.inputs = padded([self.encoded], torch.device("cpu"), left=True)
         self.image = np.concatenate([one.all_positions for one in self.encoded.images])
+        self.margins = np.concatenate([one.margin_positions for one in self.encoded.images])
 
     def keeping(self, **how):
         return keep_image_tokens(self.model, self.encoded, family=self.family, **how)
@@ -60,7 +61,7 @@ class Asked:
     def hidden(self, kept, first_layer):
         """The same tokens hidden from all others from a layer on."""
         length = len(self.encoded.input_ids) + 4
-        dropped = torch.tensor([at for at in self.image if at not in kept])
+        dropped = torch.tensor([at for at in (*self.image, *self.margins) if at not in kept])
         mask = torch.zeros(1, length, length, dtype=torch.bool)
         mask[0, :, dropped] = True
         mask[0, dropped, dropped] = False
@@ -102,7 +103,8 @@ def test_removed_is_hidden_in_the_prompt_and_in_every_step(name, by, layer, aske
         > len(set(one.image) & set(kept))
         == sum(count_kept(len(part), 0.3) for image in one.encoded.images for part in views(image))
     )
-    assert {*range(len(one.encoded.input_ids))} - set(kept) <= set(one.image.tolist())
+    left_out = {*range(len(one.encoded.input_ids))} - set(kept)
+    assert set(one.margins.tolist()) <= left_out <= {*one.image.tolist(), *one.margins.tolist()}
     with (
         AttentionExtractor(one.model, [], connector=False, family=one.family) as extractor,
         extractor.knocked_out(one.hidden(kept, first)),
@@ -118,6 +120,20 @@ def test_removed_is_hidden_in_the_prompt_and_in_every_step(name, by, layer, aske
     assert lengths == [every if at < first else every - dropped for at in range(len(lengths))]
     plain = one.model(**one.inputs).logits
     assert (plain[:, -1] - whole[:, -1]).abs().max() > 1e-3  # and it matters
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by", ["divprune", "fastv"])
+def test_of_a_padded_picture_no_token_is_left_but_those_kept(by, asked):
+    """The tower mixes the picture into tokens of the margins: kept, they would tell the answer."""
+    one = asked("llava-1.5")
+    slot = one.encoded.input_ids[one.image[0]]
+    assert len(one.margins) and (one.encoded.input_ids == slot).sum() == len(one.image) + len(one.margins)
+    with one.keeping(share=0.3, by=by, layer=1) as removal:
+        one.model(**one.inputs)
+    left = removal.kept[one.encoded.input_ids[removal.kept] == slot]
+    assert len(left) == sum(count_kept(len(part.positions), 0.3) for part in one.encoded.images)
+    assert not set(left) & set(one.margins)
 
 
 def views(image):

@@ -71,10 +71,11 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_boxes(path: Path) -> Path:
-    """The data, with a box to look at in answers about pictures; read where attention is supervised."""
+    """The data, with a box to look at at each "yes" in answers about pictures; read where attention is supervised."""
     records = json.loads(path.read_text(encoding="utf-8"))
     for asked, answered in (one["conversations"] for one in records):
         if "<img>" in asked["value"]:
-            answered["look_at"] = [{"phrase": "yes", "boxes": [[0, 0, 8, 14]]}]
+            times = answered["value"].split().count("yes")
+            answered["look_at"] = [{"phrase": "yes", "boxes": [[0, 0, 8, 14]]}] * times
     path.write_text(json.dumps(records), encoding="utf-8")
     return path

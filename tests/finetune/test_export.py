@@ -15,11 +15,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from finetune import export, folder_lock
+from finetune.families.base import Family
 from finetune.families.qwen_vl import QwenVLFamily
-from finetune.model import checkpoint
+from finetune.model import checkpoint, look_file
 from finetune.model.adaptation import Plan, adapt
+from finetune.model.look_file import Supervised, supervised_of
 from finetune.qwen_vl import QwenVLForConditionalGeneration
 from finetune.training import run_folder
+from tests.finetune.families.tiny_siglip import SIGLIPS
 from tests.finetune.model.test_adaptation import LORA, batch, perturb
 from tests.finetune.test_program import program  # noqa: F401  (a fixture)
 
@@ -32,9 +35,14 @@ KINDS = {
 }
 
 
-def write_adapter(base: Path, folder: Path, plan: Plan = LORA) -> Path:
+def write_adapter(
+    base: Path,
+    folder: Path,
+    plan: Plan = LORA,
+    family: Family = QwenVLFamily(),
+) -> Path:
     model, processor = checkpoint.load(base, for_training=True)
-    adapted = adapt(model, QwenVLFamily(), plan, master_weights=True)
+    adapted = adapt(model, family, plan, master_weights=True)
     perturb(adapted)
     adapted.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -72,6 +80,18 @@ def test_the_exported_model_is_base_and_adapter(checkpoint_folder: Path, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "out"]  # nothing else is left
 
 
+def test_embeddings_that_are_the_output_layer_too_stay_one_tensor(tmp_path: Path):
+    tiny = SIGLIPS["paligemma"]
+    base = tiny.write(tmp_path / "tied")
+    adapter = write_adapter(base, tmp_path / "out", Plan(embeddings=True, rank=2), tiny.family)
+    done = export.export(adapter, tmp_path / "merged")
+    assert done.saved.share < 1e-5 < 0.01 < done.adapter.share
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    inputs, outputs = merged.get_input_embeddings().weight, merged.lm_head.weight
+    trained = load_file(adapter / "adapter_model.safetensors")["base_model.model.lm_head.weight"]
+    assert outputs is inputs and torch.equal(inputs, trained)
+
+
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 def test_sixteen_bits_are_within_their_tolerance(checkpoint_folder: Path, tmp_path: Path, name: str):
     """Trained copies are fp32 in the adapter's file, and sixteen bits where all else is."""
@@ -91,6 +111,29 @@ def test_the_precision_of_training_is_that_of_the_export(adapter: Path, tmp_path
         assert export.history_of(source) == export.History(torch.bfloat16, False)
     assert export.export(run / "checkpoint-4", tmp_path / "a").dtype == torch.bfloat16
     assert export.export(run, tmp_path / "b", dtype=torch.float32).dtype == torch.float32
+
+
+def test_attention_that_was_trained_on_is_said_of_the_export_too(adapter: Path, tmp_path: Path):
+    """Of a checkpoint that has no copy of its own, its run's file."""
+    run = shutil.copytree(adapter, tmp_path / "run")
+    look_file.write(run, (1,), ["ab" * 32], weight=0.3, loss="mass")
+    shutil.copytree(adapter, run / "checkpoint-4")
+    for name in (".", "checkpoint-4"):
+        exported = tmp_path / f"merged {name}"
+        export.export(run / name, exported)
+        assert supervised_of(exported) == supervised_of(run) == Supervised((1,), frozenset({"ab" * 32}))
+
+
+def test_attention_that_the_base_was_trained_on_is_said_of_the_export(
+    adapter: Path, checkpoint_folder: Path, tmp_path: Path
+):
+    base = shutil.copytree(checkpoint_folder, tmp_path / "base")
+    look_file.write(base, (0,), None, weight=0.3, loss="mass")
+    export.export(adapter, tmp_path / "merged", base=str(base))
+    assert supervised_of(tmp_path / "merged") == Supervised((0,), None)
+    (base / "look.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"look\.json"):
+        export.export(adapter, tmp_path / "again", base=str(base), say=pytest.fail)  # at once
 
 
 def test_an_adapter_of_a_four_bit_base_is_merged_into_the_base_itself(

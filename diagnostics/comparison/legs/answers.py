@@ -11,7 +11,8 @@ from diagnostics.comparison.legs.leg import Leg, not_measured, percent, percent_
 from diagnostics.comparison.pairs import SIDES, ProbePair, images_of
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.measures.answers import says
-from diagnostics.measures.statistics import clopper_pearson, mcnemar_p
+from diagnostics.measures.statistics import bootstrap_mean, clopper_pearson, mcnemar_p
+from diagnostics.records.probes import KEPT_SHARE
 from diagnostics.records.record import AttentionRecord
 
 Json = dict[str, Any]
@@ -21,17 +22,23 @@ MORE, SAME, FEWER = "more", "as many", "fewer"
 class Answers(NamedTuple):
     """A group's answers, right by margin: log p(answer) above log p(foil), each through the end of the turn.
 
+    probes, images   that have a foil, and their distinct pictures
     before, after    shares of right answers
     before_ci95, after_ci95   their Clopper–Pearson intervals, over pictures
     gained, lost     pictures with more, and with fewer, right answers after
     p                exact McNemar test over those
-    difference_ci95  interval of after − before: Clopper–Pearson of gained among gained + lost
+    difference_ci95  interval of after − before: Clopper–Pearson of gained among gained + lost, or the bootstrap's where
+                     probes share pictures
     enough           whether the share right after, of probes and of pictures, reaches the threshold
     change           ``MORE``, ``FEWER``, or ``SAME`` if chance explains the change
     said             shares of generated answers that are right; None if none were generated
-    disagrees        whether generated answers and margins differ by more than the threshold, after
+    disagrees        whether generated answers and margins differ by more than the threshold: after, or in how many
+                     more are right than before, where the generated ones rose less than half as much
+    speech_lost      whether generated answers became wrong by more than that threshold
     """
 
+    probes: int
+    images: int
     before: float
     after: float
     before_ci95: tuple[float, float]
@@ -44,11 +51,18 @@ class Answers(NamedTuple):
     change: str
     said: tuple[float, float] | None
     disagrees: bool
+    speech_lost: bool
     leg: Leg
+
+    def keeps(self, group: str) -> bool:
+        """Did a group that must stay right stay so, by its share of the accuracy before and by what it says?"""
+        return keeps(group, self.before, self.after) and not self.speech_lost
 
     def json(self) -> Json:
         """ "accuracy" in comparison.json."""
         return {
+            "probes": self.probes,
+            "images": self.images,
             "before": self.before,
             "after": self.after,
             "difference": self.after - self.before,
@@ -78,10 +92,12 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
     of_images = float(by_image[1].mean())
     intervals = [_interval(one, level) for one in by_image]
     said = said_right(scored)
-    apart = said is not None and abs(said[1] - shares[1]) > thresholds.disagreement + 1e-9
+    apart = said is not None and _is_apart(shares, said, thresholds.disagreement)
     enough = min(shares[1], of_images) >= thresholds.right - 1e-9
     holds = change == MORE and enough and not apart
     return Answers(
+        len(scored),
+        len(by_image[0]),
         shares[0],
         shares[1],
         intervals[0],
@@ -89,11 +105,12 @@ def answers_of(pairs: Sequence[ProbePair], thresholds: Thresholds, level: float)
         gained,
         lost,
         p,
-        difference_interval(gained, lost, len(by_image[0]), level),
+        _difference_interval(right[1] - right[0], images, level),
         enough,
         change,
         said,
         apart,
+        said is not None and said[0] - said[1] > thresholds.disagreement + 1e-9,
         Leg(
             holds,
             len(scored),
@@ -126,6 +143,13 @@ def said_right(pairs: Sequence[ProbePair]) -> tuple[float, float] | None:
     return before, after
 
 
+def _is_apart(margins: Sequence[float], said: Sequence[float], most: float) -> bool:
+    """Do shares that are right by margin and by what was generated, (before, after), tell different stories?"""
+    rose, spoke = margins[1] - margins[0], said[1] - said[0]
+    said_already = spoke < rose / 2 and rose - spoke > most + 1e-9
+    return said_already or abs(said[1] - margins[1]) > most + 1e-9
+
+
 def no_answers(thresholds: Thresholds) -> Leg:
     """The leg of a group without foils."""
     return not_measured(thresholds.right, "No probe of this group has a foil to compare with its answer.")
@@ -134,6 +158,18 @@ def no_answers(thresholds: Thresholds) -> Leg:
 def _interval(by_image: np.ndarray, level: float) -> tuple[float, float]:
     """Interval over pictures, not probes; a picture counts by its share of right answers, sum rounded down."""
     return clopper_pearson(int(by_image.sum() + 1e-9), len(by_image), level=level)
+
+
+def keeps(group: str, before: float, after: float) -> bool:
+    """Whether the accuracy after is at least the share of that before which this kind of group must keep."""
+    return after >= KEPT_SHARE[group] * before - 1e-9
+
+
+def _difference_interval(change: np.ndarray, images: Sequence[str], level: float) -> tuple[float, float]:
+    """The interval of a change of the share of right answers; ``change`` of each probe is −1, 0 or 1."""
+    if len(set(images)) == len(images):
+        return difference_interval(int((change > 0).sum()), int((change < 0).sum()), len(images), level)
+    return bootstrap_mean(change, images, level=level)[1:]
 
 
 def difference_interval(gained: int, lost: int, images: int, level: float) -> tuple[float, float]:
@@ -162,7 +198,7 @@ def _reason(
     )
     if said is not None:
         words += (
-            f"; but {percent(said[1])} of the generated answers are right, which differs by more than "
-            f"{percent(thresholds.disagreement)}"
+            f"; but {percent(said[1])} of the generated answers are right, {percent(said[0])} before, which differs by "
+            f"more than {percent(thresholds.disagreement)}"
         )
     return words + "."

@@ -24,7 +24,7 @@ from diagnostics.measures.statistics import (
 )
 from finetune.families.parts.coverage import region_coverage
 
-TO, AWAY = "to the region", "away from the region"
+TO, AWAY, ELSEWHERE = "to the region", "away from the region", "to other places too"
 LARGEST_FACTOR = 100  # times; above it there was almost nothing before
 SALIENT, OTHERS = "equally salient places", "the other regions"
 
@@ -153,7 +153,8 @@ def attention_leg(
     *,
     why_not: str = "",
 ) -> tuple[Leg, str | None]:
-    """The leg, and the direction of the move: ``TO``, ``AWAY`` or None.
+    """The leg, and the direction of the move: ``TO``, ``AWAY``, ``ELSEWHERE`` (to the region, and not clearly to it
+    alone), or None.
 
     chance   p value of the change in enrichment, adjusted for all groups
     fallen   key layers whose attention on the region fell significantly, which the reason names
@@ -176,9 +177,9 @@ def attention_leg(
             f"{_means(reading)}, but there is no other place to compare with: attention may have moved to any object "
             "(add a second region)."
         )
-        return not_measured(thresholds.move, reason, probes), None
+        return not_measured(thresholds.move, reason, probes), ELSEWHERE
     else:
-        moved = TO if all(_is_clear(one, thresholds) for one in reading.leads) else None
+        moved = TO if all(_is_clear(one, thresholds) for one in reading.leads) else ELSEWHERE
     least = min([reading.relative, *(one.interval for one in reading.leads)], key=lambda one: one.mean)
     reason = f"{_means(reading)}; {_words(reading, chance, moved, thresholds, level)}"
     if others := [layer for layer in fallen if layer not in reading.layers or moved != AWAY]:

@@ -116,7 +116,7 @@ def rivals_of(pairs: Sequence[ProbePair], margin_nats: np.ndarray, thresholds: T
     found = []
     for name, values in shifts.items():
         nats, size = float(np.mean(list(values.values()))), float(margin_nats[list(values)].mean())
-        if nats >= thresholds.cost * size > 0:
+        if size > 0 and nats > 0 and nats >= thresholds.cost * size:
             found.append(Rival(name, nats, nats / size))
     return sorted(found, key=lambda one: -one.nats)
 

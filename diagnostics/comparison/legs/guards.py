@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from diagnostics.comparison.legs.answers import is_right
+from diagnostics.comparison.legs.answers import answers_of, is_right
 from diagnostics.comparison.legs.leg import Leg, count, not_measured, percent, percent_interval
 from diagnostics.comparison.pairs import SIDES, ProbePair, images_of
 from diagnostics.comparison.thresholds import Thresholds
-from diagnostics.measures.answers import normalised
+from diagnostics.measures.answers import normalised, says
 from diagnostics.measures.statistics import clopper_pearson
 from diagnostics.records.probes import KEPT_SHARE, NEIGHBOUR
+from diagnostics.records.record import AttentionRecord
 
 LEAST_OF_ONE_ANSWER = 5
 """Guards needed to judge one right answer separately: losing one answer among many kept ones is a bias too."""
+FREQUENT, COVERED = 0.2, 0.8
+"""A foil of this share of a group's probes needs as many guards of its own; foils that have guards must be those of
+this share of the probes."""
 
 
 def guards_leg(
@@ -24,23 +30,18 @@ def guards_leg(
     """The share of guards that are right after, for the right answer with the lowest share.
 
     A group's guards are the probes, of any group, whose right answer is the foil of one of its probes; its own probes
-    count if both answers occur as right ones ("on" and "under"). They hold if each right answer with at least 5 guards
-    reaches the share required of answers, all together keep 95 % of what was right before, and no group named
-    ``neighbour`` is broken. Guards that were wrong before and after prove nothing: None.
+    count if both answers occur as right ones ("on" and "under"). A guard is right if its margin is above 0 and what it
+    generated is no right answer of this group. They hold if each right answer with at least 5 guards reaches the share
+    required of answers, all together keep 95 % of what was right before, and no group named ``neighbour`` is broken.
+    Guards that were wrong before and after prove nothing: None.
     """
-    foils = {normalised(pair.probe.foil) for pair in groups[name] if pair.probe.foil}
-    guards = [
-        pair
-        for members in groups.values()
-        for pair in members
-        if pair.after.scores.margin_nats is not None
-        and foils & {normalised(one) for one in pair.probe.spellings}
-    ]
-    images = len(set(images_of(guards)))
-    if not foils:
+    members = [pair for pair in groups[name] if pair.probe.foil]
+    if not members:
         return not_measured(thresholds.right, "No guards: no probe of this group has a foil.")
+    guards = _guards(members, groups)
+    images = len(set(images_of([guard.pair for guard in guards])))
     if images < thresholds.probes:
-        wrong = ", ".join(sorted({pair.probe.foil for pair in groups[name] if pair.probe.foil})[:2])
+        wrong = ", ".join(sorted({str(pair.probe.foil) for pair in members})[:2])
         found = f"{count(images, 'picture')} of it" if images else "none"
         return not_measured(
             thresholds.right,
@@ -48,9 +49,11 @@ def guards_leg(
             f"answer here ({wrong}), and there is {found}.",
             len(guards),
         )
+    if unguarded := _unguarded(members, guards):
+        return not_measured(thresholds.right, unguarded, len(guards))
     value, interval, answer, before = _worst(guards, level)
     all_before, all_after = (_share(guards, side) for side in SIDES)
-    broken = [one for one in _broken(groups) if one != name]
+    broken = [one for one in _broken(groups, thresholds, level) if one != name]
     right = value >= thresholds.right - 1e-9
     fell = all_after < KEPT_SHARE[NEIGHBOUR] * all_before - 1e-9 or (not right and value < before)
     words = f"Of the {len(guards)} guards, whose right answer is the wrong one here, {percent(value)} are right after"
@@ -67,30 +70,74 @@ def guards_leg(
     return Leg(holds, len(guards), value, interval, thresholds.right, f"{words}.")
 
 
-def _worst(guards: Sequence[ProbePair], level: float) -> tuple[float, tuple[float, float], str, float]:
+class _Guard(NamedTuple):
+    """A guard, and whether it is right on each side of the comparison."""
+
+    pair: ProbePair
+    before: bool
+    after: bool
+
+
+def _guards(members: Sequence[ProbePair], groups: Mapping[str, Sequence[ProbePair]]) -> list[_Guard]:
+    """The guards of these probes that can tell: whose foil is a right answer of theirs, or that generated an answer."""
+    foils = {normalised(str(pair.probe.foil)) for pair in members}
+    answers = {normalised(one): one for pair in members for one in pair.probe.spellings}
+    found = []
+    for pair in (pair for pairs in groups.values() for pair in pairs):
+        own = {normalised(one) for one in pair.probe.spellings}
+        if pair.after.scores.margin_nats is None or not foils & own:
+            continue
+        if normalised(str(pair.probe.foil)) in answers or pair.after.scores.generated:
+            others = [words for one, words in answers.items() if one not in own]
+            found.append(_Guard(pair, *(_is_kept(pair, getattr(pair, side), others) for side in SIDES)))
+    return found
+
+
+def _is_kept(guard: ProbePair, record: AttentionRecord, others: Sequence[str]) -> bool:
+    """Is a guard right by its margin, and does it not say one of the ``others``, its group's right answers?"""
+    said = record.scores.generated
+    return is_right(record) and not all(says(said, others, own) for own in guard.probe.spellings)
+
+
+def _unguarded(members: Sequence[ProbePair], guards: Sequence[_Guard]) -> str:
+    """A sentence where most of a group's foils, or a frequent one, have too few guards; else ""."""
+    own = Counter(normalised(one) for guard in guards for one in guard.pair.probe.spellings)
+    asked = Counter(normalised(str(pair.probe.foil)) for pair in members)
+    lacking = {
+        foil: times
+        for foil, times in asked.items()
+        if own[foil] < (LEAST_OF_ONE_ANSWER if times >= FREQUENT * len(members) else 1)
+    }
+    frequent = [foil for foil, times in lacking.items() if times >= FREQUENT * len(members)]
+    if not frequent and sum(lacking.values()) <= (1 - COVERED) * len(members) + 1e-9:
+        return ""
+    worst = max(lacking, key=lacking.__getitem__)
+    named = next(pair.probe.foil for pair in members if normalised(str(pair.probe.foil)) == worst)
+    return (
+        f"No guards: {named!r} is the wrong answer of {lacking[worst]} of the {len(members)} probes here, and the "
+        f"right answer of {own[worst]} guards."
+    )
+
+
+def _worst(guards: Sequence[_Guard], level: float) -> tuple[float, tuple[float, float], str, float]:
     """Share right after, its interval over pictures, the right answer concerned ("" for all guards together), and the
     share right before."""
-    by_answer: dict[str, list[ProbePair]] = {}
-    for pair in guards:
-        by_answer.setdefault(pair.probe.answer, []).append(pair)
-    judged = {name: pairs for name, pairs in by_answer.items() if len(pairs) >= LEAST_OF_ONE_ANSWER}
-    named: list[tuple[str, Sequence[ProbePair]]] = [("", guards), *judged.items()]
-    name, pairs = min(named, key=lambda one: _share(one[1], "after"))
-    share, images = _share(pairs, "after"), len(set(images_of(pairs)))
+    by_answer: dict[str, list[_Guard]] = {}
+    for guard in guards:
+        by_answer.setdefault(guard.pair.probe.answer, []).append(guard)
+    judged = {name: of_it for name, of_it in by_answer.items() if len(of_it) >= LEAST_OF_ONE_ANSWER}
+    named: list[tuple[str, Sequence[_Guard]]] = [("", guards), *judged.items()]
+    name, of_it = min(named, key=lambda one: _share(one[1], "after"))
+    share, images = _share(of_it, "after"), len(set(images_of([guard.pair for guard in of_it])))
     interval = clopper_pearson(int(share * images + 1e-9), images, level=level)
-    return share, (min(interval[0], share), max(interval[1], share)), name, _share(pairs, "before")
+    return share, (min(interval[0], share), max(interval[1], share)), name, _share(of_it, "before")
 
 
-def _share(pairs: Sequence[ProbePair], side: str) -> float:
-    return float(np.mean([is_right(getattr(pair, side)) for pair in pairs]))
+def _share(guards: Sequence[_Guard], side: str) -> float:
+    return float(np.mean([getattr(guard, side) for guard in guards]))
 
 
-def _broken(groups: Mapping[str, Sequence[ProbePair]]) -> list[str]:
+def _broken(groups: Mapping[str, Sequence[ProbePair]], thresholds: Thresholds, level: float) -> list[str]:
     """``neighbour``, if it lost more accuracy than allowed."""
-    pairs = [pair for pair in groups.get(NEIGHBOUR, ()) if pair.after.scores.margin_nats is not None]
-    if not pairs:
-        return []
-    before, after = (
-        np.mean([is_right(getattr(pair, side)) for pair in pairs]) for side in ("before", "after")
-    )
-    return [NEIGHBOUR] if after < KEPT_SHARE[NEIGHBOUR] * before - 1e-9 else []
+    found = answers_of(groups.get(NEIGHBOUR, ()), thresholds, level)
+    return [] if found is None or found.keeps(NEIGHBOUR) else [NEIGHBOUR]

@@ -124,7 +124,7 @@ def _leg(
 def _why_no_share(patched: Sequence[ProbePair]) -> str:
     having = sum(any(one.part in (KEY_LAYERS, CONNECTOR) for one in pair.after.patches) for pair in patched)
     if having < len(patched):
-        return f"attention was put back in all language layers in only {having} of {len(patched)} probes"
+        return f"attention was put back in the key layers or the connector in only {having} of {len(patched)} probes"
     return "the margin did not rise significantly, so there is no change to carry"
 
 

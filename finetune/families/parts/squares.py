@@ -36,7 +36,7 @@ def square_tokens(start: int, side: int, size: Size, *, edges: np.ndarray | None
 
     edges   side + 1 fractions of the square, where tokens begin and end; None: all are of one size
 
-    Cells are the tokens that show any of the picture, cut to it; those of margins alone are left out. 100 × 75 pixels
+    Cells are the tokens that show any of the picture, cut to it; those of margins alone are none. 100 × 75 pixels
     in 4 × 4 tokens of 25 pixels, 12 above and 13 below: all four rows, the first and the last of 13 and 12 pixels.
     """
     longest = max(size)
@@ -45,10 +45,12 @@ def square_tokens(start: int, side: int, size: Size, *, edges: np.ndarray | None
     x, y = np.clip(edges - left, 0, size[0]), np.clip(edges - top, 0, size[1])
     rows, columns = np.flatnonzero(np.diff(y) > 0), np.flatnonzero(np.diff(x) > 0)
     row, column = (axis.reshape(-1) for axis in np.meshgrid(rows, columns, indexing="ij"))
+    places = row * side + column
     return ImageTokens(
-        positions=start + row * side + column,
+        positions=start + places,
         grid=(len(rows), len(columns)),
         cell_boxes_pixels=np.stack([x[column], y[row], x[column + 1], y[row + 1]], axis=1),
         image_size_pixels=size,
         through_connector=False,
+        margin_positions=start + np.setdiff1d(np.arange(side**2), places),
     )

@@ -162,6 +162,14 @@ def test_a_missing_layer_is_an_error_and_leaves_the_model_alone(model, arguments
     ("arguments", "message"),
     [
         ({"query_tokens": [7]}, "query token 7 does not exist; the sequence has 7 tokens"),
+        (
+            {"query_tokens": 5},
+            r"layer_0: query tokens: found the single number 5, expected positions: a list",
+        ),
+        ({"query_tokens": torch.ones(7, dtype=torch.bool)}, r"found a Bool mask.*mask\.nonzero\(\)"),
+        ({"query_tokens": [False, True]}, "found a Bool mask, expected positions"),
+        ({"query_tokens": [0.5]}, "found fractions, expected positions"),
+        ({"query_tokens": torch.zeros(1, 1, 1, dtype=torch.long)}, "found 3 axes, expected positions"),
         ({"heads": [4]}, "head 4 does not exist; expected 0 to 3"),
         ({"sequences": [2]}, "sequence 2 does not exist; expected 0 to 1"),
     ],

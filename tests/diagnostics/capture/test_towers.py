@@ -188,6 +188,77 @@ def test_knocked_out_patches_are_seen_by_none():
             assert (others.max((0, 1)) > 0).all()
 
 
+@pytest.mark.parametrize("queries", [1, 60])
+def test_a_mask_shorter_than_an_image_leaves_the_rest_alone(queries):
+    model, given = tiny(), inputs()
+    blocked = torch.zeros(1, queries, 60, dtype=torch.bool)
+    blocked[..., [0, 2]] = True
+    found = {}
+    for length in (60, 3):
+        with (
+            torch.no_grad(),
+            AttentionExtractor(model, [], images=[0], vision_layers=[1], family=Windowed()) as seen,
+            seen.knocked_out({"vision_layer_1": blocked[:, :, :length]}),
+        ):
+            model(**given)
+        found[length] = seen.attention_weights["vision_layer_1"]
+    assert np.array_equal(found[3], found[60])
+    assert np.flatnonzero((found[3][0] == 0).all((0, 1))).tolist() == [0, 2]
+
+
+def test_queries_beyond_a_mask_see_all_keys():
+    model, given = tiny(), inputs()
+    blocked = torch.zeros(1, 2, 3, dtype=torch.bool)
+    blocked[0, 1, 0] = True
+    with (
+        torch.no_grad(),
+        AttentionExtractor(model, [], images=[0], vision_layers=[1], family=Windowed()) as seen,
+        seen.knocked_out({"vision_layer_1": blocked}),
+    ):
+        model(**given)
+    rows = seen.attention_weights["vision_layer_1"][0]
+    assert np.argwhere((rows == 0).all(0)).tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize("masks", [2, 4])
+def test_a_mask_for_another_number_of_pictures_is_refused(masks):
+    """It would hide patches of pictures that it says nothing of."""
+    model, given = tiny(), inputs([*GRIDS, [1, 4, 4]])
+    blocked = torch.zeros(masks, 1, 16, dtype=torch.bool)
+    words = rf"found {masks} masks for .*the pass has 3 pictures; expected one for all, or one for each"
+    with (
+        torch.no_grad(),
+        AttentionExtractor(model, [], family=Windowed()) as seen,
+        seen.knocked_out({"vision_layer_1": blocked}),
+        pytest.raises(ValueError, match=words),
+    ):
+        model(**given)
+
+
+@pytest.mark.parametrize(
+    ("images", "tokens", "words"),
+    [
+        ([0], [60], "vision token 60 does not exist; the image has 60 tokens"),
+        ([0], [-61], "vision token -61 does not exist"),
+        ([1], [32], "vision token 32 does not exist; the image has 32 tokens"),
+        (None, torch.tensor([[1]]), "vision tokens for 1 images, expected 2"),
+        ([0], torch.tensor([[1], [2]]), "vision tokens for 2 images, expected 1"),
+        ([0], torch.ones(60, dtype=torch.bool), "vision tokens: found a Bool mask"),
+    ],
+)
+def test_patches_that_do_not_exist_are_refused(images, tokens, words):
+    """Counted around the end they would be rows of others."""
+    model, given = tiny(), inputs()
+    with (
+        torch.no_grad(),
+        AttentionExtractor(
+            model, [], images=images, vision_layers=[1], vision_tokens=tokens, family=Windowed()
+        ),
+        pytest.raises(ValueError, match=f"vision_layer_1: {words}"),
+    ):
+        model(**given)
+
+
 def test_a_tower_that_is_not_what_the_family_says_is_named():
     class Wrong(Windowed):
         def tower_sequences(self, config, layer, inputs):

@@ -218,7 +218,19 @@ def ranks_p(changes, pictures) -> float:
     """Wilcoxon's signed ranks, exact, of whole pictures; those without a change are left out."""
     sums = np.array([np.asarray(changes)[m].sum() for m in _clusters(pictures)])
     sums = sums[sums != 0]
-    return float(stats.wilcoxon(sums, method="exact").pvalue) if len(sums) else 1.0
+    if len(set(np.abs(sums))) == len(sums):
+        return float(stats.wilcoxon(sums, method="exact").pvalue) if len(sums) else 1.0
+    # Twice the ranks are whole; the coefficients of Π (1 + x^rank) count the ways to each sum of rising ones.
+    ranks = (2 * stats.rankdata(np.abs(sums))).astype(int)
+    ways = [1]
+    for rank in ranks:
+        longer = [*ways, *[0] * rank]
+        for at, count in enumerate(ways):
+            longer[at + rank] += count
+        ways = longer
+    rising = int(ranks[sums > 0].sum())
+    larger = max(rising, int(ranks.sum()) - rising)
+    return min(1.0, 2 * sum(ways[larger:]) / 2 ** len(sums))
 
 
 def adjusted(p_values: dict[Any, float]) -> dict[Any, float]:
@@ -291,7 +303,9 @@ def answers(pairs: list[Pair], asked: Json) -> Json | None:
     shares = [np.array([side[m].mean() for m in _clusters(_pictures(scored))]) for side in right]
     gained, lost = int((shares[1] > shares[0]).sum()), int((shares[1] < shares[0]).sum())
     p, pictures = coin_p(gained, lost), len(shares[0])
-    if gained + lost:
+    if pictures < len(scored):
+        difference = list(mean_interval(right[1] - right[0], _pictures(scored))[1:])
+    elif gained + lost:
         low, high = exact_share(gained, gained + lost)
         difference = [(2 * one - 1) * (gained + lost) / pictures for one in (low, high)]
     else:
@@ -315,10 +329,16 @@ def answers(pairs: list[Pair], asked: Json) -> Json | None:
             )
             for at in (0, 1)
         ]
-    apart = said is not None and abs(said[1] - after) > asked["disagreement"] + 1e-9
+    most = asked["disagreement"] + 1e-9
+    apart = said is not None and (
+        abs(said[1] - after) > most
+        or (after - before - (said[1] - said[0]) > most and 2 * (said[1] - said[0]) < after - before)
+    )
     more = p < 1 - LEVEL and gained > lost
     return {
         "json": {
+            "probes": len(scored),
+            "images": pictures,
             "before": before,
             "after": after,
             "difference": after - before,
@@ -521,7 +541,8 @@ def attention(reading: Reading | None, chance: float | None, asked: Json) -> tup
         moved = "away"
     elif sure and mean >= asked["move"]:
         if not reading.leads:
-            return leg(None, probes, None, asked["move"]), None
+            return leg(None, probes, None, asked["move"]), "elsewhere"
+        moved = "elsewhere"
         if all(one["mean"] >= asked["move"] and one["ci95"][0] > 0 for one in reading.leads):
             moved = "to"
     every = [reading.relative, *((one["mean"], *one["ci95"]) for one in reading.leads)]
@@ -755,23 +776,40 @@ def windows(pairs: list[Pair]) -> list[Json]:
 
 
 def guards(name: str, groups: dict[str, list[Pair]], asked: Json) -> Json:
-    foils = {" ".join(_words(pair.foil)) for pair in groups[name] if pair.foil}
+    own = [pair for pair in groups[name] if pair.foil]
+    foils = [" ".join(_words(pair.foil)) for pair in own]
+    answers_here = {" ".join(_words(one)): one for pair in own for one in pair.spellings}
     members = [
         pair
         for group in groups.values()
         for pair in group
-        if pair.foil is not None and foils & {" ".join(_words(one)) for one in pair.spellings}
+        if pair.foil is not None
+        and {*foils} & {" ".join(_words(one)) for one in pair.spellings}
+        and (" ".join(_words(pair.foil)) in answers_here or pair.sides[1].header["scores"]["generated"])
     ]
     if len({pair.picture for pair in members}) < asked["probes"]:
         return leg(None, len(members), None, asked["right"])
+    having = [" ".join(_words(one)) for pair in members for one in pair.spellings]
+    lacking = {
+        foil for foil in foils if having.count(foil) < (5 if foils.count(foil) >= len(foils) / 5 else 1)
+    }
+    if any(foils.count(foil) >= len(foils) / 5 for foil in lacking) or (
+        sum(foil in lacking for foil in foils) > 0.2 * len(foils) + 1e-9
+    ):
+        return leg(None, len(members), None, asked["right"])
+
+    def stays(pair: Pair, at: int) -> bool:
+        spelled = {" ".join(_words(one)) for one in pair.spellings}
+        theirs = [one for words, one in answers_here.items() if words not in spelled]
+        text = pair.sides[at].header["scores"]["generated"]
+        biased = all(_says(text, theirs, one) for one in pair.spellings) if theirs else False
+        return pair.sides[at].margin > 0 and not biased
+
     sets = [members]
     for answer in dict.fromkeys(pair.spellings[0] for pair in members):
         some = [pair for pair in members if pair.spellings[0] == answer]
         sets += [some] if len(some) >= 5 else []
-    right = [
-        [np.mean([side.margin > 0 for side in sides]) for sides in zip(*(p.sides for p in some), strict=True)]
-        for some in sets
-    ]
+    right = [[np.mean([stays(pair, at) for pair in some]) for at in (0, 1)] for some in sets]
     at = min(range(len(sets)), key=lambda one: right[one][1])
     before, value = map(float, right[at])
     enough = value >= asked["right"] - 1e-9
@@ -779,11 +817,16 @@ def guards(name: str, groups: dict[str, list[Pair]], asked: Json) -> Json:
     pictures = len(set(_pictures(sets[at])))
     low, high = exact_share(math.floor(value * pictures + 1e-9), pictures)
     if name != "neighbour" and "neighbour" in groups:
-        near = [pair.margins() for pair in groups["neighbour"] if pair.foil is not None]
-        was, now = (np.mean([one[side] > 0 for one in near]) for side in (0, 1))
-        fell = fell or bool(now < 0.95 * was - 1e-9)
+        near = answers(groups["neighbour"], asked)
+        fell = fell or bool(near is not None and _is_lost(near, 0.95, asked))
     holds = False if fell else True if enough else None
     return leg(holds, len(members), (value, min(low, value), max(high, value)), asked["right"])
+
+
+def _is_lost(found: Json, share: float, asked: Json) -> bool:
+    said = found["said"]
+    fell = said is not None and said["before"] - said["after"] > asked["disagreement"] + 1e-9
+    return fell or found["json"]["after"] < share * found["json"]["before"] - 1e-9
 
 
 def verdict(name: str, found: Json | None, legs: Json, moved: str | None, asked: Json) -> str:
@@ -794,7 +837,9 @@ def verdict(name: str, found: Json | None, legs: Json, moved: str | None, asked:
     kept = {"retention": (0.97, "forgot"), "neighbour": (0.95, "broke a neighbour")}
     if name in kept:
         share, lost = kept[name]
-        return "kept" if found["json"]["after"] >= share * found["json"]["before"] - 1e-9 else lost
+        if not found["json"]["before"]:
+            return "too few probes"
+        return lost if _is_lost(found, share, asked) else "kept"
     if found["change"] == "fewer":
         return "answers got worse"
     if found["change"] == "same":

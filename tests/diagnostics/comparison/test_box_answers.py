@@ -44,6 +44,17 @@ def test_boxes_are_counted_before_and_after(tmp_path: Path):
     assert words["now"].startswith("9 of 9 boxes right at IoU .5") and "podium" not in words["now"]
 
 
+def test_an_empty_reply_among_others_is_an_answer_without_a_box(tmp_path: Path):
+    pairs = flat(pairs_of(tmp_path, boxes=MADE))
+    for pair in pairs[1:]:
+        object.__setattr__(
+            pair, "after", replace(pair.after, scores=replace(pair.after.scores, generated=""))
+        )
+    after = box_answers(pairs)["after"]
+    assert (after["asked"], after["right"], after["no_box"]) == (9, 1, 8)
+    assert scalars(pairs)["2 answers/box_accuracy/boxes"] == pytest.approx(1 / 9)
+
+
 @pytest.mark.parametrize(
     ("answer", "unit"),
     [

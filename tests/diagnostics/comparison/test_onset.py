@@ -73,6 +73,19 @@ def test_each_began_at_its_own_step(tmp_path):
     )
 
 
+@pytest.mark.parametrize("supervised", [(3,), (1, 3)])
+def test_attention_that_a_loss_asked_for_led_nothing(tmp_path, monkeypatch, supervised):
+    """Layer 1 has the region at 3 times its area before and after, layer 3 at 9 after: only 3 was trained to look."""
+    trained = at_step
+
+    def watched(*given, **when):
+        return replace(trained(*given, **when), supervised_layers=supervised)
+
+    monkeypatch.setattr(f"{__name__}.at_step", watched)
+    attention = onset(tmp_path)["groups"]["spheres"]["attention"]
+    assert attention["state"] == (NEITHER if supervised == (3,) else "not measured")
+
+
 def test_cause_that_was_measured_at_the_ends_alone_has_no_order(tmp_path):
     spheres = onset(tmp_path, costs_at=(0, 40))["groups"]["spheres"]
     assert (spheres["cause"]["step"], spheres["cause"]["after"], spheres["cause"]["looks"]) == (40, 0, 1)

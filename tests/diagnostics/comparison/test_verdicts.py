@@ -13,7 +13,10 @@ from diagnostics.records.probes import Probe
 
 def evidence(group="towers", probes=40, images=None, after=1.0, effect_size=None) -> Evidence:
     leg = Leg(True, probes, after, (0.9, 1.0), 0.8, "A reason.")
-    answers = Answers(1.0, after, (0.9, 1), (0.9, 1), 0, 0, 1.0, (-0.1, 0.1), True, SAME, None, False, leg)
+    answers = Answers(
+        probes, images or probes, 1.0, after, (0.9, 1), (0.9, 1), 0, 0, 1.0, (-0.1, 0.1), True, SAME, None,
+        False, False, leg,
+    )  # fmt: skip
     legs = Legs(leg, *[not_measured(0.5, "Not measured.")] * 5)
     return Evidence(group, probes, images or probes, answers, None, legs, effect_size)
 

@@ -7,10 +7,12 @@ import pytest
 
 from diagnostics.comparison import intervention_costs
 from diagnostics.comparison.group_report import comparison_of
+from diagnostics.comparison.pairs import SIDES, pair_all
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.comparison.verdicts import VERDICTS
 from diagnostics.flags.compare import THRESHOLDS
 from diagnostics.records.probes import Relation
+from diagnostics.records.record import AttentionRecord
 from tests.diagnostics.comparison.made_pairs import ANSWER, FOIL, GUARDS, Made, flat, pairs_of
 
 CORRECTED = Made()
@@ -201,3 +203,97 @@ def test_the_flags_have_the_defaults_of_the_thresholds() -> None:
     """They are written twice, since reading flags must not import what takes seconds."""
     given = {name.split("_", 1)[1]: least for name, (least, _) in THRESHOLDS.items()}
     assert Thresholds(**given) == Thresholds() and set(given) == set(vars(Thresholds()))
+
+
+def group_of(tmp_path: Path, name: str = "towers", **groups: Made) -> dict:
+    return comparison_of(flat(pairs_of(tmp_path, **groups)))["groups"][name]
+
+
+@pytest.mark.parametrize("foil", ["Eiffel", ANSWER])
+def test_a_guard_that_says_the_group_s_answer_is_broken_whatever_its_margin(
+    tmp_path: Path, foil: str
+) -> None:
+    """With a third answer for its foil, its margin cannot show that everything is Pearl now; what it says can."""
+    biased = replace(GUARDS, foil=foil, said=(FOIL, ANSWER))
+    group = group_of(tmp_path, towers=CORRECTED, others=biased)
+    assert group["verdict"] == "answers changed, a guard broke" and group["legs"]["guards"]["value"] == 0.0
+    silent = replace(biased, said=("", ""))
+    group = group_of(tmp_path, towers=replace(CORRECTED, said=("", "")), others=silent)
+    told = foil == ANSWER
+    assert group["verdict"] == ("corrected" if told else "corrected, unguarded")
+    assert group["legs"]["guards"]["holds"] is (True if told else None)
+    kept = group_of(tmp_path, towers=CORRECTED, others=replace(biased, said=(FOIL, f"The {FOIL} Tower.")))
+    assert kept["verdict"] == "corrected"
+
+
+def test_guards_of_a_rare_foil_alone_guard_nothing(tmp_path: Path) -> None:
+    towers = pairs_of(tmp_path, towers=CORRECTED, rare=replace(CORRECTED, probes=1, foil="Minor"))
+    members = [*towers["towers"], *towers["rare"]]
+    for pair in members:
+        object.__setattr__(pair.probe, "group", "towers")
+    minor = pairs_of(tmp_path, minor=replace(GUARDS, answer="Minor", said=("Minor", "Minor")))
+    group = comparison_of([*members, *flat(minor)])["groups"]["towers"]
+    assert group["verdict"] == "corrected, unguarded"
+    assert group["legs"]["guards"]["reason"] == (
+        "No guards: 'Canton' is the wrong answer of 24 of the 25 probes here, and the right answer of 0 guards."
+    )
+
+
+def test_what_must_be_kept_must_be_said_too_and_have_been_right(tmp_path: Path) -> None:
+    mute = replace(GUARDS, said=(FOIL, "nonsense"))
+    group = group_of(tmp_path, "retention", towers=CORRECTED, retention=mute)
+    assert group["verdict"] == "forgot"
+    assert group["reasons"][0].endswith("; but 0 % of the generated answers are right, 100 % before.")
+    bridge = replace(mute, answer="a bridge", foil="a road", said=("a bridge", "nonsense"))
+    towers = group_of(tmp_path, towers=CORRECTED, others=GUARDS, neighbour=bridge)
+    assert towers["verdict"] == "answers changed, a guard broke"
+    never = replace(GUARDS, margins=(-4.0, -4.0), said=(ANSWER, ANSWER))
+    group = group_of(tmp_path, "retention", towers=CORRECTED, retention=never)
+    assert group["verdict"] == "too few probes" and "nothing to keep" in group["reasons"][0]
+
+
+def test_what_it_said_before_already_was_not_corrected(tmp_path: Path) -> None:
+    group = group_of(tmp_path, towers=replace(CORRECTED, said=(ANSWER, ANSWER)), others=GUARDS)
+    assert group["verdict"] == "margin and answer disagree"
+    assert "it generates the right answer" in group["warnings"][0]
+
+
+def _without_podium(record: AttentionRecord) -> AttentionRecord:
+    return replace(
+        record,
+        region_mass={"spheres": record.region_mass["spheres"]},
+        random_mass={"spheres": record.random_mass["spheres"]},
+        interventions=tuple(one for one in record.interventions if one.region == "spheres"),
+    )
+
+
+@pytest.mark.parametrize("salient", [(1.0, 8.0), None])
+def test_attention_that_rose_elsewhere_too_moved(tmp_path: Path, salient: tuple[float, float] | None) -> None:
+    same = replace(CORRECTED, margins=(-3.0, -3.0), said=(FOIL, FOIL), salient=salient)
+    pairs = flat(pairs_of(tmp_path, towers=same, others=GUARDS))
+    if salient is None:  # no other place at all
+        sides = ({pair.probe.id: _without_podium(getattr(pair, side)) for pair in pairs} for side in SIDES)
+        probes = [replace(pair.probe, regions={"spheres": pair.probe.regions["spheres"]}) for pair in pairs]
+        pairs = pair_all(probes, *sides)
+    group = comparison_of(pairs)["groups"]["towers"]
+    assert group["verdict"] == "attention moved, answers did not"
+    assert group["legs"]["attention"]["holds"] is (None if salient is None else False)
+
+
+def test_the_interval_of_a_change_holds_it_where_probes_share_pictures(tmp_path: Path) -> None:
+    """On each of 20 pictures one of four probes becomes right: a quarter, which no formula of whole pictures knows."""
+    margins = [6.0 if at % 4 == 0 else -3.0 for at in range(80)]
+    pairs = flat(pairs_of(tmp_path, towers=replace(CORRECTED, probes=80, margins=(-3.0, margins))))
+    shared = [
+        replace(pair, probe=replace(pair.probe, images=(pairs[at // 4].probe.images[0],)))
+        for at, pair in enumerate(pairs)
+    ]
+    accuracy = comparison_of(shared)["groups"]["towers"]["accuracy"]
+    assert (accuracy["probes"], accuracy["images"], accuracy["difference"]) == (80, 20, 0.25)
+    assert accuracy["ci95"][0] <= 0.25 <= accuracy["ci95"][1] < 0.5
+
+
+def test_a_rival_is_one_even_where_any_cost_is_enough(tmp_path: Path) -> None:
+    pairs = flat(pairs_of(tmp_path, towers=replace(CORRECTED, other_cost=(0.2, 12.0)), others=GUARDS))
+    group = comparison_of(pairs, thresholds=Thresholds(cost=0.0))["groups"]["towers"]
+    assert group["verdict"] == "answers and attention changed, cause does not agree"

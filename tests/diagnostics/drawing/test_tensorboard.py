@@ -223,6 +223,19 @@ def test_what_one_sink_refuses_the_others_still_get(tmp_path: Path, pairs: list[
     assert refused == ["full"] and read(tmp_path).Scalars("5 guards/accuracy/retention")[0].step == 0
 
 
+def test_a_step_is_written_again_once_it_is_forgotten(tmp_path: Path, pairs: list[ProbePair]) -> None:
+    """As where the best checkpoint is loaded at a step that was shown of the last one."""
+    board = AttentionBoard(
+        [TensorBoardSink(SummaryWriter(str(tmp_path)), tmp_path)], lambda name: nullcontext()
+    )
+    for _ in range(2):
+        board.write_step(pairs, 10)
+    assert len(read(tmp_path).Scalars("5 guards/accuracy/retention")) == 1
+    board.forget(10)
+    board.write_step(pairs, 10)
+    assert len(read(tmp_path).Scalars("5 guards/accuracy/retention")) == 2
+
+
 def test_the_log_of_a_checkpoint_is_bounded(tmp_path: Path) -> None:
     pictures = drawn_pictures(run_folder(tmp_path, per_group=4), 3)
     assert len(pictures) == 2 * 3 * 2 + 2 + 1

@@ -125,6 +125,19 @@ def test_several_pictures_and_tiles_and_margins(tmp_path):
         assert not view.tower and not view.through_tower and len(view.layers) == 2
 
 
+def test_pictures_of_one_tile_are_looked_at_beside_each_other(tmp_path):
+    """InternVL is not told which tiles make a picture: of two pictures of a tile each it gets two."""
+    tiny = LLAVAS["internvl"]
+    model, processor = tiny.model(), tiny.processor(tmp_path)
+    one, two = (write_picture(tmp_path / f"{at}.png", (16, 16), seed=at) for at in range(2))
+    regions = {"r": ((0, 0, 8, 8),)}
+    alone, both = (Probe(str(len(of)), "g", of, "?", "a", "b", regions) for of in ((one,), (one, two)))
+    [[first], [beside]] = Viewer(model, processor, family=tiny.family).look_all([alone, both])
+    assert beside.image.tiles is None and beside.tower.keys() == first.tower.keys() != set()
+    for layer, found in first.tower.items():
+        np.testing.assert_allclose(beside.tower[layer], found, atol=1e-6)
+
+
 def test_resolutions_are_shares_of_the_cells(tmp_path):
     tiny = GRID_MODEL
     model, processor = tiny.model(), tiny.processor(tmp_path)

@@ -60,6 +60,26 @@ def test_keeping_all_is_the_plain_model_and_keeping_less_is_not(name, tmp_path):
     assert (("tower", 0.5) in answers.margins) == (asker.why_no_tower == ""), tiles
 
 
+def test_margins_of_a_padded_picture_are_dropped_with_the_first_others(tmp_path, monkeypatch):
+    """A tower mixes the picture into them: an answer could be read there, whatever else is dropped."""
+    [probe] = some_probes(tmp_path, 1)
+    asker = asker_of(LLAVAS["llava-1.5"], tmp_path)
+    [image] = asker.reader.read(probe).answer.images
+    asked = []
+    ask = TrialRunner.margins_without
+    monkeypatch.setattr(
+        TrialRunner,
+        "margins_without",
+        lambda self, one, cases: asked.extend(places for places, _ in cases) or ask(self, one, cases),
+    )
+    [answers] = asker.ask_all([probe])
+    margins = set(image.margin_positions)
+    assert len(margins) > 0 and len(margins) + len(image.positions) == 25
+    assert (answers.image_tokens, answers.margin_tokens) == (len(image.positions), len(margins))
+    some = [set(places) for places in asked if len(places)]
+    assert len(some) > 5 and all(margins < places for places in some)
+
+
 def test_all_kept_is_bit_for_bit_what_the_runner_says_without_a_mask(tmp_path):
     tiny = ALL["qwen2.5-vl"]
     model, reader = tiny.model(), ProbeEncoder(tiny.family, tiny.processor(tmp_path))
@@ -87,7 +107,7 @@ def made_answers(folder, right):
     }
     return [
         ProbeAnswers(
-            probe, 9, 1.0, {point: (values[at],) for point, values in margins.items()}, {},
+            probe, 9, 0, 1.0, {point: (values[at],) for point, values in margins.items()}, {},
             dict.fromkeys(margins, (1.0, -1.0)),
         )
         for at, probe in enumerate(probes)

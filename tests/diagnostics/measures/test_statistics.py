@@ -1,8 +1,10 @@
 """Intervals, p-values and effect sizes against known cases."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, rankdata
 
 from diagnostics.measures.statistics import (
     Interval,
@@ -272,6 +274,26 @@ def test_a_share_is_a_ratio_of_means() -> None:
     assert ratio_of_means(part, rng.normal(0.1, 2, 60)) is None  # it did not rise beyond chance
     twice = ratio_of_means(np.repeat(part, 2), np.repeat(whole, 2), [at // 2 for at in range(120)])
     assert twice == pytest.approx(share)
+
+
+def test_signed_ranks_do_not_depend_on_the_order_of_ties():
+    """Every sum of ranks, counted one by one; equal differences share the mean of their ranks."""
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        changes = rng.integers(-3, 4, rng.integers(1, 10)).astype(float)
+        ranks = rankdata(np.abs(changes[changes != 0]))
+        rising = ranks[changes[changes != 0] > 0].sum()
+        larger = max(rising, ranks.sum() - rising)
+        ways = [
+            ranks[list(chosen)].sum()
+            for n in range(len(ranks) + 1)
+            for chosen in combinations(range(len(ranks)), n)
+        ]
+        expected = min(1.0, 2 * float(np.mean([way >= larger - 1e-9 for way in ways])))
+        for order in (changes, changes[::-1], np.sort(changes)):
+            assert signed_rank_p(order[:, None]).item() == pytest.approx(expected, abs=1e-12)
+    many = np.where(np.arange(140) < 80, 2.0, -2.0)[:, None]
+    assert signed_rank_p(many).item() == pytest.approx(float(binomtest(80, 140).pvalue), abs=0.02)
 
 
 def test_signed_ranks_of_differences_by_hand():

@@ -232,6 +232,34 @@ def test_a_probed_model_in_training_gives_the_same_loss_as_an_unprobed_one(proce
     assert losses(probe=True) == losses(probe=False)
 
 
+def test_key_layers_may_be_given_in_any_order(model, processor, probes, monkeypatch):
+    """Tiny models are too narrow for sinks: one is invented for each key layer, another in each."""
+    first = encoded(model, processor, probes[0], probes[0].answer).images[0].positions[0]
+
+    def of_layers(self, seen):
+        places = first + np.array(self.key_layers)[:, None]
+        return [np.arange(one.rows.shape[-1]) == places for one in seen]
+
+    monkeypatch.setattr(Prober, "_sinks", of_layers)
+    found = {
+        layers: Prober(model, processor, key_layers=layers, probes=probes, depth=SILENT).run(
+            probes[0], 0, "tiny"
+        )
+        for layers in ((0, 1, 2), (2, 0, 1))
+    }
+    rising, mixed = found.values()
+    assert rising.region_mass_without_sinks
+    for name, mass in rising.region_mass_without_sinks.items():
+        assert not np.allclose(mass, rising.region_mass[name])
+        np.testing.assert_allclose(mixed.region_mass_without_sinks[name], mass, atol=1e-6)
+    np.testing.assert_allclose(mixed.rows, rising.rows[[2, 0, 1]], atol=1e-6)
+
+
+def test_a_key_layer_named_twice_is_refused(model, processor, probes):
+    with pytest.raises(ValueError, match="key layers: found layer 2 2 times, expected each once"):
+        Prober(model, processor, key_layers=(2, 0, 2), probes=probes)
+
+
 def test_self_check_passes(model, processor, probes):
     Prober(model, processor, key_layers=KEY_LAYERS, probes=probes).self_check()
 

@@ -48,6 +48,37 @@ def test_nouns_are_exchanged_in_question_and_answer(probe):
     assert exchanged(replace(probe, phrases={"cat": "a"})) is None
 
 
+@pytest.mark.parametrize(
+    ("nouns", "question", "turned"),
+    [
+        (("cat", "table"), "Is the cat located on the table?", "Is the table located on the cat?"),
+        (("car", "carpet"), "Is the car on the carpet?", "Is the carpet on the car?"),
+        (("carpet", "car"), "Is the carpet under the car?", "Is the car under the carpet?"),
+        (("woman", "man"), "Is the man on the woman's left?", "Is the woman on the man's left?"),
+        (
+            ("车", "车站"),
+            "车在车站的左边吗?",
+            "车站在车的左边吗?",
+        ),  # no borders, and one begins with the other
+        (("猫", "桌子"), "这只猫在桌子上吗?", "这只桌子在猫上吗?"),
+    ],
+)
+def test_nouns_are_exchanged_as_whole_words(probe, nouns, question, turned):
+    one = replace(
+        probe, question=question, answer=question, phrases=dict(zip(nouns, ("a", "b"), strict=True))
+    )
+    found = exchanged(one)
+    assert (found.question, found.answer) == (turned, turned)
+    assert exchanged(found).question == question
+
+
+def test_a_noun_that_is_only_a_part_of_words_is_not_exchanged(probe):
+    assert exchanged(replace(probe, question="Are the cats on the mat?")) is None
+    assert exchanged(replace(probe, question="Is it located there?", answer="the cat is on the mat")) is None
+    turned = exchanged(replace(probe, question="Where is it?", answer="the cat is on the mat"))
+    assert turned.answer == "the mat is on the cat"
+
+
 def test_words_are_found_where_they_are_words(probe, reader):
     person = replace(probe, question="Does the person see the cat, or the mat?", answer="on the mat")
     encoded = reader.encode(person, person.answer)

@@ -10,7 +10,7 @@ from PIL import Image
 from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.pairs import ProbePair, pair_all
 from diagnostics.records.probes import Probe
-from diagnostics.report.case_studies import CaseStudy, TrainingSample, case_html, choose_cases
+from diagnostics.report.case_studies import CaseStudy, TrainingSample, _said, case_html, choose_cases
 from tests.diagnostics.comparison.made_pairs import Made, flat, pairs_of
 from tests.diagnostics.show_samples import probes, record
 
@@ -242,6 +242,14 @@ def test_a_likelier_right_answer_is_not_enough_if_the_generated_one_is_wrong(of:
     text = case_html(case, comparison["groups"][GROUP])
     assert f"Before: {own('“tower &amp; tower”', 'wrong')}" in text
     assert f"{own('“tower &amp; tower”')}, though it rates {own('“东方明珠”', 'right')} likelier than" in text
+
+
+def test_an_answer_inside_another_word_is_not_said(of: list[Probe]) -> None:
+    """ "no" in "know"."""
+    pair = speaking(made(of, {f"{GROUP}-0": (-1.0, 2.0)})[0], "I do not know")
+    denied = replace(pair, probe=replace(pair.probe, answer="no", foil="yes"))
+    assert "though it rates" in _said(denied, "after")
+    assert "though it rates" not in _said(speaking(denied, "No."), "after")
 
 
 def test_the_region_that_misled_is_shown_with_its_attention_and_cost(tmp_path: Path) -> None:

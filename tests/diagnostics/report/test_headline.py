@@ -56,6 +56,29 @@ def test_what_must_be_kept_is_one_sentence_or_named_where_it_is_lost() -> None:
     )
 
 
+def test_what_was_lost_is_not_hidden_by_as_much_that_was_gained() -> None:
+    accuracy = {"before": 0.5, "after": 0.5, "gained": 12, "lost": 12, "probes": 24, "images": 24}
+    swapped = {"verdict": "kept", "probes": 24, "images": 24, "accuracy": accuracy}
+    (claim,) = headline(comparison(retention=swapped))
+    assert claim == (
+        "",
+        "Of what had to stay right as much is right as before (12 → 12 of 24), but not the same: 12 answers were lost.",
+    )
+    (claim,) = headline(comparison(retention={**swapped, "accuracy": {**accuracy, "gained": 1, "lost": 1}}))
+    assert claim.kind == "good"
+    said = {"before": 1.0, "after": 0.0}
+    (claim,) = headline(comparison(retention={**swapped, "verdict": "forgot", "said_the_answer": said}))
+    assert claim.words.endswith("(24 → 0 of 24).")
+
+
+def test_probes_without_a_foil_are_not_counted_as_answers() -> None:
+    accuracy = {"before": 0.0, "after": 1.0, "probes": 24, "images": 24}
+    (claim,) = headline(
+        comparison(towers={"verdict": CORRECTED, "probes": 54, "images": 54, "accuracy": accuracy})
+    )
+    assert "(0 → 24 of 24)" in claim.words
+
+
 @pytest.mark.parametrize(
     ("images", "accuracy", "words"),
     [

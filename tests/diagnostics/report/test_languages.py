@@ -15,10 +15,10 @@ from diagnostics.keep.judging import judge
 from diagnostics.keep.page import keep_html
 from diagnostics.report.chinese import CHINESE
 from diagnostics.report.curve_page import curve_html
-from diagnostics.report.headline import CLAIMS
+from diagnostics.report.headline import ALL_KEPT, CLAIMS, EXCHANGED, ONE_LOST
 from diagnostics.report.languages import SWITCH_PLACE, as_written, in_both_languages, translated, untranslated
 from diagnostics.report.page import report_html, script_words
-from tests.diagnostics.comparison.made_pairs import Made, flat, pairs_of
+from tests.diagnostics.comparison.made_pairs import ANSWER, FOIL, GUARDS, Made, flat, pairs_of
 from tests.diagnostics.keep.test_program import SHARES as KEPT_SHARES
 from tests.diagnostics.keep.test_program import made_answers, study_of
 from tests.diagnostics.show_samples import probes, record, records
@@ -72,11 +72,38 @@ def test_each_place_of_the_table_is_used() -> None:
 
 
 def test_every_headline_has_its_chinese() -> None:
-    for claim in CLAIMS.values():
-        words = claim.format(question=as_written("q"), count="(0 → 3 of 4)", region=f"the {as_written('r')}")
+    for claim in (*CLAIMS.values(), ALL_KEPT, ONE_LOST, EXCHANGED):
+        words = claim.format(
+            question=as_written("q"), count="(0 → 3 of 4)", region=f"the {as_written('r')}",
+            group=as_written("g"), lost=3,
+        )  # fmt: skip
         said = translated(words)
         assert said is not None and not re.search("[A-Za-z]{3}", re.sub("<[^>]*>", "", said)), words
     assert set(script_words()) <= set(CHINESE)
+
+
+def test_every_reason_of_what_is_kept_or_guarded_has_its_chinese(tmp_path: Path) -> None:
+    """One answer of the guards worst; of a rare foil alone; lost by what it says, said before; nothing kept."""
+    mute = replace(GUARDS, said=(FOIL, "nonsense"))
+    worst = {
+        "others": replace(GUARDS, probes=20),
+        "bridges": replace(GUARDS, probes=5, answer=FOIL.upper(), margins=(4.0, -4.0)),
+    }
+    rare = replace(GUARDS, answer="Minor", said=("Minor", "Minor"))
+    for groups in (
+        {"towers": Made(), **worst},
+        {"towers": Made(), "minor": Made(probes=1, foil="Minor"), "others": rare},
+        {"towers": Made(said=(ANSWER, ANSWER)), "retention": mute},
+        {"towers": Made(), "retention": replace(GUARDS, margins=(-4.0, -4.0))},
+    ):
+        pairs = flat(pairs_of(tmp_path, **groups))
+        for pair in pairs:
+            if pair.probe.group == "minor":
+                object.__setattr__(pair.probe, "group", "towers")
+        found = comparison_of(pairs)["groups"]
+        for group in found.values():
+            for words in (*group["reasons"], *group["warnings"]):
+                assert translated(words) is not None, words
 
 
 # ---------------------------------------------------------------- whole pages

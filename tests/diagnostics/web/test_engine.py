@@ -394,6 +394,21 @@ def test_another_checkpoint_stands_in_the_same_line(embedded):
     assert ask(other, tower_question())[-1].text == "广州塔"
 
 
+def test_a_checkpoint_is_loaded_between_replies(embedded, monkeypatch):
+    """While it is loaded, transformers changes the precision of the process: no answer may be made meanwhile."""
+    where, load = [], Engine.load
+    monkeypatch.setattr(
+        Engine,
+        "load",
+        lambda *given, **how: where.append(threading.current_thread().name) or load(*given, **how),
+    )
+    embedded.with_checkpoint(engine_module.EMBEDDED)
+    assert where == ["reply"] and not embedded._queue._jobs
+    with pytest.raises(ValueError, match="nowhere"):
+        embedded.with_checkpoint("/nowhere")
+    assert ask(embedded, tower_question())[-1].text == "广州塔"
+
+
 @pytest.mark.parametrize(
     ("mode", "on_gpu", "weights", "attention", "helps"),
     [

@@ -480,6 +480,16 @@ def test_head_and_sinks_are_followed():
     assert np.argmax(seen["text"]) == np.argmax(kept)
 
 
+def test_tokens_ahead_that_a_row_sees_are_shown():
+    """PaliGemma's question sees the whole prompt: rows 7 and 8 see token 9, and nobody token 10 of the answer."""
+    trace = a_trace()
+    for rows in trace.rows.values():
+        rows[:, 1:3, 8:10] = 0.125
+    matrix = views.view(trace, REQUEST, TraceCache(2**20))["matrix"]
+    assert [[value is None for value in line] for line in matrix["values"]] == [[False] * 3 + [True]] * 3
+    assert matrix["values"][0][2] == 0.125
+
+
 def test_the_future_is_empty_and_not_nothing():
     matrix = views.view(a_trace(), REQUEST, TraceCache(2**20))["matrix"]
     assert (matrix["rows"], matrix["columns"]) == ([7, 8, 9], [7, 8, 9, 10])

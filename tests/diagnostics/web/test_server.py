@@ -335,6 +335,27 @@ def test_files_that_were_not_sent_cannot_be_named(server, guest):
     assert still_serves(server[0])
 
 
+def test_before_and_after_refuse_a_picture_in_the_chats_words(server, guest):
+    config = httpx.get(f"{server[0]}/config").json()
+    button = guest.panes["compare_go"]
+    guest.events["compare"] = next(
+        one["id"] for one in config["dependencies"] if [button, "click"] in one["targets"]
+    )
+
+    def said(path: str) -> str:
+        sent = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        return str(guest.last("compare", None, "en", "own", "own", "what is it?", sent))
+
+    for data in (b"<html>not found</html>", b"", TOWER.read_bytes()[:2000]):
+        assert "cat.png: cannot be read as a picture; use PNG or JPEG." in said(guest.upload("cat.png", data))
+    assert "found too many pixels" in said(guest.upload("bomb.png", bomb(50_000, 40_000)))
+    assert "Answers compared: 2." in said(guest.upload("tower.png", TOWER.read_bytes()))
+    for path in ("/etc/passwd", str(TOWER), str(server[2] / "log"), ""):
+        refused = said(path)
+        assert "compared" not in refused and is_discreet(refused), (path, refused)
+    assert "UnidentifiedImageError" not in (server[2] / "log").read_text()
+
+
 def test_an_invalid_or_too_large_picture_is_refused_with_a_message(server, guest):
     address = server[0]
     big = guest.client.post("/upload", files={"files": ("big.png", b"x" * (FILE_MAX_BYTES + 1))})

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from tokenizers.pre_tokenizers import Metaspace
-from transformers import LlavaConfig
+from transformers import LlavaConfig, LlavaProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.probing.prober import Prober
@@ -214,6 +215,38 @@ def test_a_processor_that_cuts_is_made_to_pad(tmp_path, caplog):
     again = FAMILY.load_processor(str(tmp_path / "again"))
     assert torch.equal(FAMILY.encode(again, conversation).media["pixel_values"], expected)
     assert not caplog.text
+
+
+def test_a_processor_that_cuts_pictures_is_refused(tmp_path):
+    """CLIP's, as AutoProcessor loads LLaVA-1.5: a spot near the border would be seen nowhere, and shown everywhere."""
+    processor = TINY.processor(tmp_path)
+    side = {"height": LLAVA_SIDE, "width": LLAVA_SIDE}
+    cuts = LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": LLAVA_SIDE}, crop_size=side),
+        processor.tokenizer,
+        patch_size=LLAVA_PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=processor.chat_template,
+    )
+    words = r"^CLIPImageProcessorPil: this processor cuts pictures to squares .*checkpoint\.load_processor$"
+    for media in (True, False):  # lengths are counted as pictures are read
+        with pytest.raises(ValueError, match=words):
+            FAMILY.encode(cuts, about(picture((90, 33))), media=media)
+
+
+def test_settings_decide_whether_a_processor_cuts_pictures(tmp_path):
+    processor = TINY.processor(tmp_path)
+    pictures = processor.image_processor
+    pictures.do_center_crop, pictures.crop_size = True, {"height": LLAVA_SIDE, "width": LLAVA_SIDE}
+    expected = FAMILY.encode(TINY.processor(tmp_path), about(picture((90, 33)))).media["pixel_values"]
+    assert torch.equal(FAMILY.encode(processor, about(picture((90, 33)))).media["pixel_values"], expected)
+    pictures.crop_size = {"height": LLAVA_SIDE, "width": LLAVA_SIDE - LLAVA_PATCH}
+    with pytest.raises(ValueError, match="cuts pictures to squares"):
+        FAMILY.encode(processor, about(picture((90, 33))))
+    pictures.do_center_crop, pictures.do_pad = False, False
+    with pytest.raises(ValueError, match="cuts pictures to squares"):
+        FAMILY.encode(processor, about(picture((90, 33))))
 
 
 def test_a_processor_without_a_required_setting_is_refused(tmp_path):

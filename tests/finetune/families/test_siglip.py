@@ -257,6 +257,8 @@ def test_gemma3_crops_are_refused(gemma3, tmp_path):
     assert family.load_processor(tmp_path / "plain").image_seq_length == 9
     processor.image_processor.do_pan_and_scan = True
     processor.save_pretrained(tmp_path / "crops")
+    with pytest.raises(ValueError, match="found do_pan_and_scan true.*set it to false"):
+        family.encode(processor, about(noise((50, 31))))
     processor.image_processor.do_pan_and_scan = None
     with pytest.raises(ValueError, match="found do_pan_and_scan true.*set it to false"):
         family.load_processor(tmp_path / "crops")

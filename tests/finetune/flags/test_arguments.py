@@ -36,7 +36,9 @@ def test_every_flag_of_the_2023_program_is_understood():
     args, lines = parse.parse([*BASE, *flags.split()])
     assert args.adaptation.lora_target_modules == ["c_attn", "attn.c_proj", "w1", "w2"]
     assert args.lora and args.adaptation.fix_vit is False and args.data.model_max_length == 512
-    assert lines == []
+    assert [line.partition(":")[0] for line in lines] == [
+        "--eval_data_path is given, but --eval_strategy is no"  # as in 2023 too, without a word
+    ]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,55 @@ def test_a_switch_takes_only_true_or_false():
 def test_contradictions_are_named(flags: tuple[str, ...], message: str):
     with pytest.raises(ValueError, match=message):
         parse.parse(flags)
+
+
+EVALUATED = (*BASE, "--eval_data_path", "d.json", "--eval_strategy", "steps")
+
+
+@pytest.mark.parametrize("more", [(), ("--eval_strategy", "no")])
+def test_evaluation_data_that_nothing_evaluates_has_a_line(more: tuple[str, ...]):
+    _, lines = parse.parse([*BASE, "--eval_data_path", "d.json", *more])
+    assert lines == [
+        "--eval_data_path is given, but --eval_strategy is no: nothing is evaluated; give --eval_strategy steps (or "
+        "epoch)"
+    ]
+    assert parse.parse(EVALUATED)[1] == []
+    assert parse.parse([*BASE, "--eval_data_path", "d.json", "--eval_on_start", "True"])[1] == []
+
+
+def test_settings_of_adapters_that_nothing_trains_have_a_line():
+    """No error: run.yaml of a run of full training has them too."""
+    given = ("--lora-r", "8", "--lora_dropout=0.1", "--lora_alpha", "16")
+    _, lines = parse.parse([*BASE, *given])
+    assert lines == [
+        "--lora_r, --lora_dropout: no effect without adapters, and this run trains none; for adapters give "
+        "--use_lora True"
+    ]
+    for adapters in (("--use_lora",), ("--q_lora", "True"), ("--vision", "lora")):
+        assert parse.parse([*BASE, *given, *adapters])[1] == []
+    Path("run.yaml").write_text("lora_alpha: 32\n")
+    assert parse.parse([*BASE, "--config", "run.yaml"])[1][0].startswith("--lora_alpha: no effect")
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "eval_exact_match", "box_iou"])
+def test_the_best_by_answers_needs_answers(metric: str):
+    best = (*EVALUATED, "--load_best_model_at_end", "True", "--metric_for_best_model", metric)
+    with pytest.raises(
+        ValueError, match=rf"--metric_for_best_model {metric}: .* give --eval_generate N as well"
+    ):
+        parse.parse(best)
+    parse.parse([*best, "--eval_generate", "8"])
+
+
+@pytest.mark.parametrize("more", [(), ("--eval_generate", "8")])
+def test_a_metric_that_no_evaluation_has_is_refused_before_training(more: tuple[str, ...]):
+    expected = "expected loss, or with --eval_generate exact_match, box_accuracy, box_iou or box_pointing"
+    with pytest.raises(ValueError, match=f"--metric_for_best_model: found 'accuracy', {expected}"):
+        parse.parse([*EVALUATED, *more, "--metric_for_best_model", "accuracy"])
+    for metric in ("loss", "eval_loss"):
+        parse.parse(
+            [*EVALUATED, *more, "--load_best_model_at_end", "True", "--metric_for_best_model", metric]
+        )
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,8 @@ def test_supervision_that_cannot_be_is_refused(flags: tuple[str, ...], message: 
     [
         ("--max_steps", "1"), ("--num_train_epochs", "0.1"), ("--save_steps", "0.25"), ("--save_total_limit", "1"),
         ("--warmup_steps", "0.1"), ("--seed", "4294967295"), ("--max_grad_norm", "inf"), ("--max_grad_norm", "0"),
-        ("--save_strategy", "no", "--save_steps", "0"), ("--model_max_length", "1"), ("--lora_dropout", "0"),
+        ("--save_strategy", "no", "--save_steps", "0"), ("--model_max_length", "1"),
+        ("--use_lora", "--lora_dropout", "0"),
         ("--dataloader_num_workers", "64"), ("--weight_decay", "0"),
     ],
 )  # fmt: skip
@@ -157,10 +158,11 @@ def test_a_command_line_that_cannot_be_read_is_one_message(flags: tuple[str, ...
 
 
 def test_a_flag_that_is_given_twice_is_said():
-    args, lines = parse.parse([*BASE, "--lora_r", "4", "--lora_r", "8", "--seed", "1", "--seed", "1"])
+    lora = [*BASE, "--use_lora"]
+    args, lines = parse.parse([*lora, "--lora_r", "4", "--lora_r", "8", "--seed", "1", "--seed", "1"])
     assert (args.adaptation.lora_r, lines) == (8, ["--lora_r: given 2 times; using the last value: 8"])
     # The usual flags of a script are no flags of its user's.
-    assert parse.parse(["--lora_r", "4", "--given", *BASE, "--lora_r", "8"])[1] == []
+    assert parse.parse(["--lora_r", "4", "--given", *lora, "--lora_r", "8"])[1] == []
 
 
 def test_dashes_in_names_are_understood_everywhere():

@@ -180,3 +180,12 @@ def test_a_tokenizer_whose_table_would_fill_the_memory_is_refused_unread(tmp_pat
     with pytest.raises(ValueError, match=f"found a token with the number {number}, expected") as refused:
         checkpoint.load_processor(tmp_path)
     assert str(refused.value).startswith(f"{file}: ")
+
+
+def test_a_skeleton_is_built_from_a_configuration_that_was_saved():
+    """``save_pretrained`` leaves the name of the precision in the model's configuration."""
+    for written in ("float32", "torch.bfloat16", torch.float16, None):
+        config = GRIDS["qwen2-vl"].model().config
+        config.dtype = written
+        found = next(checkpoint.skeleton(config).parameters())
+        assert found.is_meta and str(written or "float32").removeprefix("torch.") in str(found.dtype)

@@ -205,6 +205,17 @@ WAYS = {
 }
 
 
+def test_pixels_do_not_depend_on_the_default_precision(processor):
+    """Another thread of a server may load a model: transformers changes it meanwhile."""
+    expected = processor.image_processor.pixels(RED)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = processor.image_processor.pixels(RED)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_picture_in_any_form_has_the_same_pixels(processor, way):
     expected = processor(text="<img></img>", images=[PICTURE])["pixel_values"]

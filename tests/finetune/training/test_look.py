@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from finetune.samples.source import read
 from finetune.training import look_preview
 from finetune.training.guards import TrainingError
 from finetune.training.look import LookSettings, kl_losses, mass_losses
+from finetune.training.look_steps import LookSteps
 from finetune.training.trainer import FinetuneTrainer, build_trainer
 
 FAMILY = QwenVLFamily()
@@ -50,6 +52,14 @@ def test_kl_is_nothing_where_attention_is_the_smoothed_coverage():
     even = torch.tensor([[1 / 3, 1 / 3, 1 / 3, 0.0]])
     expected = sum(t * math.log(3 * t) for t in (0.65, 1 / 3, 1 / 60))
     assert kl_losses(even, weights, is_place).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_look_file_that_is_none_of_ours_ends_in_one_message(tmp_path: Path):
+    (tmp_path / "look.json").write_text("{}")
+    args = SimpleNamespace(output_dir=str(tmp_path))
+    steps = SimpleNamespace(settings=LookSettings(0.3, lambda: (0,)), args=args)
+    with pytest.raises(TrainingError, match=r"look\.json"):
+        LookSteps._write_down(steps)  # type: ignore[arg-type]
 
 
 def test_the_weight_rises_and_is_released():

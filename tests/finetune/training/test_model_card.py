@@ -123,6 +123,21 @@ def test_a_verdict_of_other_weights_is_not_theirs(run: Path, how: str):
     assert "Not judged" in text and "corrected" not in text and not (run / "probe.png").exists()
 
 
+def test_the_verdict_is_the_best_checkpoints_where_that_one_was_loaded(run: Path):
+    """The run's own weights are then those of the best checkpoint too, though the run ended at another step."""
+    path = run / "comparison" / "comparison.json"
+    after = json.dumps({"step": 330, "model": f"{run}: the best, checkpoint-220"})
+    path.write_text(path.read_text().replace('{"step": 330}', after))
+    judged = {}
+    for name, step in (("checkpoint-220", 220), ("checkpoint-330", 330), (".", 330), ("exported", None)):
+        folder = run / name
+        folder.mkdir(exist_ok=True)
+        model_card.write(folder, run=run, family="qwen-vl", step=step)
+        judged[name] = "**corrected, not by looking**" in (folder / "README.md").read_text()
+    assert judged == {"checkpoint-220": True, "checkpoint-330": False, ".": True, "exported": True}
+    assert (run / "checkpoint-220" / "probe.png").read_bytes() == b"s-0"
+
+
 def test_what_is_pushed_to_the_hub_carries_it(run: Path):
     """The Trainer asks for a card before it uploads the folder; of a run that is none of ours it writes its own."""
     told: list[Path] = []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import warnings
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from finetune.training import run_folder, trainer
 from tests.finetune.test_program import program, scalars  # noqa: F401  (a fixture)
@@ -149,3 +150,87 @@ def test_watching_changes_nothing_and_does_not_keep_a_signal_waiting(
     assert program.main(watched) == 0
     assert (tmp_path / "out" / "comparison" / "index.html").is_file()
     assert_same_run(tmp_path / "straight", tmp_path / "out")
+
+
+def test_an_evaluation_that_a_signal_left_out_is_made_up(
+    program: ModuleType,  # noqa: F811
+    flags: Callable[..., list[str]],
+    tmp_path: Path,
+    data_file: Path,
+):
+    """The best model is that of the run that was left alone: step 2, where the other one was stopped."""
+    each = (
+        "--eval_data_path",
+        str(data_file),
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "2",
+        "--save_steps",
+        "2",
+    )
+    best = ("--load_best_model_at_end", "True", "--greater_is_better", "True")
+    assert program.main(flags("straight", *LORA, *each, *best)) == 0
+    again = flags("out", *LORA, *each, *best)
+    assert run(program, again, signal.SIGTERM, step=1) == 143
+    state = tmp_path / "out" / "checkpoint-2" / "trainer_state.json"
+    assert "eval_loss" not in state.read_text()
+    assert program.main(again) == 0
+    assert_same_run(tmp_path / "straight", tmp_path / "out")
+    last = json.loads((tmp_path / "out" / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
+    assert last["best_global_step"] == 2
+    assert [one["step"] for one in last["log_history"] if "eval_loss" in one] == [2, 4, 6, 7]
+
+
+def test_going_on_from_an_earlier_checkpoint_leaves_no_other_branch(
+    program: ModuleType,  # noqa: F811
+    flags: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+):
+    assert program.main(flags("out", *LORA)) == 0
+    out = tmp_path / "out"
+    capsys.readouterr()
+    branch = flags("out", *LORA, "--label_smoothing_factor", "0.9", "--save_steps", "5")
+    named = [*branch, "--resume_from_checkpoint", str(out / "checkpoint-3")]
+    assert program.main([*named, "--dry_run", "True"]) == 0
+    assert (out / "checkpoint-6").exists()
+    assert run(program, named, signal.SIGTERM, step=3) == 143
+    assert [path.name for path in run_folder.checkpoints(out)] == ["checkpoint-3", "checkpoint-4"]
+    assert (out / "superseded" / "checkpoint-6" / "adapter_model.safetensors").is_file()
+    assert program.main(branch) == 0
+    assert f"resuming from {out / 'checkpoint-4'}" in capsys.readouterr().out
+    smoothed = flags("straight", *LORA, "--label_smoothing_factor", "0.9", "--save_steps", "5")
+    more = ("--resume_from_checkpoint", str(out / "checkpoint-3"))
+    assert program.main([*smoothed, *more]) == 0
+    there, here = weights(tmp_path / "straight"), weights(out)
+    assert all(torch.equal(there[name], here[name]) for name in there)
+
+
+def test_an_adapter_does_not_go_on_over_another_base_without_a_word(
+    program: ModuleType,  # noqa: F811
+    flags: Callable[..., list[str]],
+    checkpoint_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+):
+    base = shutil.copytree(checkpoint_folder, tmp_path / "base")
+    (path,) = base.glob("*.safetensors")
+    same = flags("out", *LORA, "--model_name_or_path", str(base))
+    assert run(program, same, signal.SIGTERM) == 143
+
+    def replace(scale: float) -> None:
+        save_file({name: scale * t for name, t in load_file(path).items()}, path, {"format": "pt"})
+
+    replace(1.5)
+    capsys.readouterr()
+    assert program.main(same) == 1
+    assert "holds another run:\n  model weights: " in capsys.readouterr().err
+    meant = [*same, "--resume_from_checkpoint", "True"]
+    assert program.main(meant) == 1
+    assert "this adapter was trained on other weights than" in capsys.readouterr().err
+    assert program.main([*meant, "--allow_other_base", "True"]) == 0
+    assert program.main(same) == 0
+    assert "this run is already finished" in capsys.readouterr().out
+    replace(0.5)
+    assert program.main(same) == 1

@@ -405,3 +405,92 @@ def test_temporary_files_where_no_run_of_ours_is_stay(tmp_path: Path):
     (tmp_path / ".tmpKR5cyl").write_bytes(b"")
     start(tmp_path)
     assert (tmp_path / ".tmpKR5cyl").exists()
+
+
+def test_later_checkpoints_of_a_branch_that_is_left_are_set_aside(unfinished: Path):
+    """The next start would take one of them for its newest."""
+    (line,) = run_folder.set_beyond_aside(unfinished, 50)
+    assert (
+        line
+        == f"{unfinished}: going on from step 50; later checkpoints (checkpoint-100) are in superseded/ now"
+    )
+    assert run_folder.last_complete(unfinished)[0] == unfinished / "checkpoint-50"
+    assert (unfinished / "checkpoint-1000").exists()  # half-written: passed over anyway
+    add_checkpoint(unfinished, 100)
+    run_folder.set_beyond_aside(unfinished, 50)
+    kept = ["checkpoint-100", "checkpoint-100-2"]
+    assert sorted(path.name for path in (unfinished / "superseded").iterdir()) == kept
+    assert run_folder.set_beyond_aside(unfinished, 50) == []
+    run_folder.clear(unfinished)
+    assert not (unfinished / "superseded").exists()
+
+
+def test_what_chooses_the_final_weights_is_a_mark(tmp_path: Path):
+    data = tmp_path / "d.json"
+    data.write_text("[1]")
+    base = ["--model_name_or_path", "m", "--data_path", str(data), "--use_lora", "True"]
+
+    def marks(*flags: str) -> dict:
+        return run_folder.fingerprint(parse([*base, *flags])[0], 1)
+
+    def different(before: dict, now: dict) -> list[str]:
+        return [*run_folder._differing(before, now)]
+
+    watched = ("--monitor", "True", "--probes", str(data))
+    stopped = marks(*watched, "--stop_when", "corrected", "--stop_patience", "1")
+    assert different(marks(*watched), stopped) == ["stop_patience", "stop_when"]
+    evaluation = tmp_path / "e.json"
+    evaluation.write_text("[2]")
+    at = (
+        "--eval_data_path",
+        str(evaluation),
+        "--eval_strategy",
+        "steps",
+        "--save_steps",
+        "4",
+        "--eval_steps",
+    )
+    best = ("--load_best_model_at_end", "True")
+    one, other = marks(*at, "2", *best), marks(*at, "4", *best)
+    assert different(one, other) == ["eval_steps"]
+    assert different(marks(*at, "2"), marks(*at, "4")) == []  # evaluation alone changes nothing
+    evaluation.write_text("[3]")
+    assert different(one, marks(*at, "2", *best)) == ["evaluation data sha256"]
+    # A run that was written before these were marks still resumes.
+    earlier = {name: value for name, value in one.items() if name not in run_folder._LATER_MARKS}
+    assert different(earlier | {"allow_other_base": True}, one) == []
+
+
+def test_weights_that_were_replaced_at_the_same_path_are_another_model(tmp_path: Path):
+    base = tmp_path / "base"
+    base.mkdir()
+    args, _ = parse(["--model_name_or_path", str(base), "--data_path", str(tmp_path)])
+
+    def weights(value: float) -> str | None:
+        save_file({"w": torch.full((5, 3), value)}, base / "model.safetensors")
+        return run_folder.fingerprint(args, 1)["model weights"]
+
+    assert weights(1.0) == weights(1.0) != weights(2.0)
+    cut(base / "model.safetensors")
+    assert "model weights" not in run_folder.fingerprint(args, 1)  # loading says what is wrong
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        ({"deepspeed": True}, "under DeepSpeed"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "with --lr_scheduler_type reduce_lr_on_plateau"),
+    ],
+)
+def test_rates_that_come_back_with_the_checkpoint_cannot_be_given_anew(tmp_path: Path, now: dict, words: str):
+    run_folder.write_run(tmp_path, MARKS | now, finished=False)
+    (add_checkpoint(tmp_path, 50) / "global_step50").mkdir()
+    deepspeed = "deepspeed" in now
+    options = {"resume": "True", "deepspeed": deepspeed}
+    if not deepspeed:
+        (tmp_path / "checkpoint-50" / "global_step50").rmdir()
+    with pytest.raises(
+        ValueError, match=rf"--learning_rate: found 1.0, expected 0.001: .*{words} a run that resumes cannot"
+    ):
+        start(tmp_path, MARKS | now | {"learning_rate": 1.0}, **options)
+    assert start(tmp_path, MARKS | now | {"seed": 1}, **options).how == "resume"

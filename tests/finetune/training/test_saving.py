@@ -252,3 +252,19 @@ def test_a_full_disk_at_the_end_leaves_each_file_of_the_output_whole_or_as_it_wa
     assert not (out / broken).exists() and not list(out.glob(".*.tmp"))
     assert program.main(again) == 0
     assert (out / broken).read_bytes() and (out / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("later", [[], [9]])
+@pytest.mark.parametrize(
+    ("limit", "best", "kept"), [(2, 1, [1, 5]), (3, 1, [1, 4, 5]), (1, 1, [1, 5]), (2, 5, [4, 5])]
+)
+def test_the_best_checkpoint_is_one_of_those_that_are_kept(
+    tmp_path: Path, limit: int, best: int, kept: list[int], later: list[int]
+):
+    for step in (1, 2, 3, 4, 5, *later):  # a later one is of an earlier start: no older than 5
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    trainer = SavingTrainer.__new__(SavingTrainer)
+    trainer.keep_checkpoints = limit
+    trainer.state = SimpleNamespace(best_model_checkpoint=str(tmp_path / f"checkpoint-{best}"))  # type: ignore[assignment]
+    trainer._delete_old(tmp_path / "checkpoint-5")
+    assert [run_folder.number_of(path) for path in run_folder.checkpoints(tmp_path)] == [*kept, *later]

@@ -101,3 +101,52 @@ def test_a_stop_signal_saves_even_without_scheduled_checkpoints(
     assert run_folder.last_complete(tmp_path / "out") == (tmp_path / "out" / f"checkpoint-{KILLED + 1}", [])
     assert program.main(again) == 0
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({}, "the same command resumes from it"),
+        ({"resume_from_checkpoint": "True"}, "the same command resumes from it"),
+        ({"resume_from_checkpoint": "OUT/checkpoint-7"}, "the same command resumes from it"),
+        (
+            {"overwrite_output_dir": True},
+            "the same command without --overwrite_output_dir True (it deletes every checkpoint) resumes from it",
+        ),
+        (
+            {"resume_from_checkpoint": "OUT/checkpoint-2"},
+            "the same command with --resume_from_checkpoint True in place of OUT/checkpoint-2 resumes from it",
+        ),
+        (
+            {"overwrite_output_dir": True, "resume_from_checkpoint": "best"},
+            "the same command without --overwrite_output_dir True (it deletes every checkpoint) and with "
+            "--resume_from_checkpoint True in place of best resumes from it",
+        ),
+        (
+            {"save_only_model": True},
+            "it holds weights alone (--save_only_model True), so no run resumes from it",
+        ),
+    ],
+)
+def test_what_continues_from_a_checkpoint_is_said_by_the_flags_of_the_command(
+    events, tmp_path: Path, flags: dict, words: str
+):
+    flags = {
+        name: str(tmp_path).join(v.split("OUT")) if isinstance(v, str) else v for name, v in flags.items()
+    }
+    args = TrainingArguments(output_dir=str(tmp_path), report_to="none", **flags)
+    stop = StopOnSignal()
+    stop.on_step_begin(args, *events[1:])
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Stopped) as caught:
+        stop.on_save(args, *events[1:])
+    assert words.replace("OUT", str(tmp_path)) in str(caught.value)
+
+
+def test_ctrl_c_without_a_checkpoint_to_resume_from(tmp_path: Path):
+    def said(**flags) -> str:
+        return stopping.interrupted(TrainingArguments(output_dir=str(tmp_path), report_to="none", **flags))
+
+    assert said(resume_from_checkpoint="best").endswith("so the same command starts from best again")
+    (tmp_path / "checkpoint-7").mkdir()
+    assert f"{tmp_path / 'checkpoint-7'}; it holds weights alone" in said(save_only_model=True)

@@ -343,3 +343,79 @@ def test_a_step_whose_samples_were_all_left_out_logs_no_loss(
     assert loss == pytest.approx(sum(logged.values()) / 10, rel=1e-3)
     whole = [entry["train_loss"] for entry in mean.state.log_history if "train_loss" in entry]
     assert whole == [pytest.approx(loss, rel=1e-3)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A resumed run with other flags, and evaluation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_has_the_rates_and_intervals_of_its_own_flags(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path
+):
+    saving = {"save_strategy": "steps", "save_steps": 2, "warmup_steps": 4}
+    make(checkpoint_folder, dataset, tmp_path / "a", **saving).train()
+    checkpoint = str(tmp_path / "a" / "checkpoint-2")
+
+    def resumed(**flags) -> FinetuneTrainer:
+        trainer = make(checkpoint_folder, dataset, tmp_path / "b", **{**saving, "max_steps": 5, **flags})
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer
+
+    def rates(trainer: FinetuneTrainer) -> dict[int, float]:
+        return {one["step"]: one["learning_rate"] for one in trainer.state.log_history if "loss" in one}
+
+    before, after = (
+        resumed(),
+        resumed(
+            learning_rate=1e-4,
+            weight_decay=0.3,
+            adam_beta2=0.5,
+            adam_epsilon=1e-3,
+            save_steps=1,
+            logging_steps=3,
+        ),
+    )
+    assert rates(before)[3] == pytest.approx(1e-2 * 2 / 4)
+    assert rates(after) == {1: 0.0, 2: 1e-2 / 4, 3: pytest.approx(1e-4 * 2 / 4)}
+    for group in after.optimizer.param_groups:
+        assert (group["initial_lr"], group["betas"], group["eps"]) == (1e-4, (0.9, 0.5), 1e-3)
+    assert {group["weight_decay"] for group in after.optimizer.param_groups} <= {0.0, 0.3}
+    assert max(group["weight_decay"] for group in after.optimizer.param_groups) == 0.3
+    assert (tmp_path / "b" / "checkpoint-4").exists() and after.state.save_steps == 1
+
+
+def test_a_batch_size_that_is_looked_for_is_found(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    meet, rows = FinetuneTrainer._meet, []
+
+    def small(self, batch, *, training):
+        rows.append(batch.rows)
+        if batch.rows > 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        meet(self, batch, training=training)
+
+    monkeypatch.setattr(FinetuneTrainer, "_meet", small)
+    trainer = make(checkpoint_folder, dataset, tmp_path, auto_find_batch_size=True)
+    trainer.train()
+    assert trainer.state.global_step == 2 and rows[0] == 4 and 0 < rows[-1] <= 3
+
+
+def test_an_evaluation_changes_no_step_after_it(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path
+):
+    trainer = make(checkpoint_folder, dataset, tmp_path)
+    trainer.eval_dataset = dataset
+    before = torch.get_rng_state()
+    trainer.evaluate()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_each_checkpoint_says_itself_that_attention_was_supervised(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path
+):
+    (tmp_path / "look.json").write_text("{}")
+    make(checkpoint_folder, dataset, tmp_path, save_strategy="steps", save_steps=2).train()
+    assert (tmp_path / "checkpoint-2" / "look.json").read_text() == "{}"
+    assert run_folder.damage(tmp_path / "checkpoint-2", ours=True) is None

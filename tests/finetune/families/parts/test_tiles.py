@@ -443,6 +443,23 @@ def test_knocked_out_patches_of_a_picture_are_seen_by_none_and_overviews_are_lef
         model(**inputs)
 
 
+def test_tiles_of_another_picture_are_refused(tiny, processor, model):
+    """Fewer views than expected: rows would stand at other places, and the rest of the picture get none."""
+    encoded = tiny.family.encode(processor, about(picture((90, 33))))
+    rows, columns = encoded.images[0].tiles
+    options = {"images": [0], "vision_layers": [0], "tiles": [(rows + 1, columns)], "family": tiny.family}
+    views = rows * columns + 1
+    words = (
+        rf"called with {views} sequences, expected {views + columns}, as .* tiles=… says; give the tiles of"
+    )
+    with (
+        torch.no_grad(),
+        AttentionExtractor(model, [], **options),
+        pytest.raises(ValueError, match=words),
+    ):
+        model(**padded([encoded], CPU, left=False))
+
+
 def test_tiles_by_hand():
     """1 × 2 tiles of 2 × 2 patches, then a picture that is read as one."""
     found = tower.tiled([(1, 2), None], (2, 2), overview_first=True, class_tokens=1)

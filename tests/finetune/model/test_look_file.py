@@ -1,0 +1,61 @@
+"""``look.json`` goes where the weights go, and says all that was trained on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune.model.look_file import LOOK_FILE, Supervised, carry, supervised_of, write
+
+A, B = "a" * 64, "b" * 64
+
+
+def of(folder: Path, layers: tuple[int, ...], pictures: list[str] | None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder, layers, pictures, weight=0.5, loss="kl")
+    return folder
+
+
+def test_a_checkpoint_is_its_runs_and_keeps_its_own_copy(tmp_path: Path):
+    run = of(tmp_path / "run", (2, 1), [B, A])
+    (run / "checkpoint-4").mkdir()
+    (run / "other").mkdir()
+    assert supervised_of(run / "checkpoint-4") == Supervised((1, 2), frozenset({A, B}))
+    assert supervised_of(run / "other") is None and supervised_of("Qwen/Qwen-VL-Chat") is None
+    of(run / "checkpoint-4", (7,), None)
+    assert supervised_of(run / "checkpoint-4") == Supervised((7,), None)
+
+
+def test_what_a_run_starts_from_is_united_with_what_it_trains_on(tmp_path: Path):
+    base, adapter = of(tmp_path / "base", (0,), None), of(tmp_path / "run", (3,), [A])
+    (adapter / "checkpoint-2").mkdir()
+    out = tmp_path / "out"
+    out.mkdir()
+    for _ in range(2):  # the same again where the run is resumed
+        carry(out, str(base), adapter / "checkpoint-2", None, "Qwen/Qwen-VL-Chat")
+        assert supervised_of(out) == Supervised((0, 3), frozenset({A}))
+    for _ in range(2):
+        write(out, (1, 3), [B], weight=0.25, loss="mass")
+        assert supervised_of(out) == Supervised((0, 1, 3), frozenset({A, B}))
+    content = json.loads((out / LOOK_FILE).read_text())
+    assert (content["weight"], content["loss"]) == (0.25, "mass")  # those of the newest
+
+
+def test_where_no_attention_was_trained_on_no_file_is_made(tmp_path: Path):
+    (tmp_path / "base").mkdir()
+    carry(tmp_path, tmp_path / "base", None)
+    assert not (tmp_path / LOOK_FILE).exists()
+
+
+@pytest.mark.parametrize("where", ["base", "out"])
+def test_a_file_of_another_shape_is_refused(tmp_path: Path, where: str):
+    for name in ("base", "out"):
+        of(tmp_path / name, (1,), None)
+    path = tmp_path / where / LOOK_FILE
+    path.write_text(path.read_text().replace('"kl"', '"other"'))
+    before = (tmp_path / "out" / LOOK_FILE).read_text()
+    with pytest.raises(
+        ValueError, match=rf"{where}/look\.json: loss: found .other.[^\n]*\ntrain again, or delete it"
+    ):
+        carry(tmp_path / "out", tmp_path / "base")
+    assert (tmp_path / "out" / LOOK_FILE).read_text() == before
