@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from finetune.model.checkpoint import load
+from finetune.model.look_file import supervised_of
 from finetune.training import run_folder
 from tests.finetune.conftest import with_boxes
 from tests.finetune.families.tiny_families import GRIDS
@@ -403,6 +404,23 @@ def test_two_processes_under_deepspeed_train_the_same(
     assert marker["processes"] == 2
     a, b = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "out"))
     assert all(torch.allclose(a[name], b[name], atol=2e-3) for name in a)
+
+
+def test_what_attention_was_told_goes_on_with_the_adapter(
+    program: ModuleType, flags, data_file: Path, tmp_path: Path
+):
+    """Layer 1 was supervised in the first run, layer 0 in the second, which continues it; the third names none."""
+    shutil.copytree(data_file.parent, tmp_path / "data")
+    data = with_boxes(tmp_path / "data" / data_file.name)
+    more = ("--use_lora", "True", "--data_path", str(data), "--max_steps", "2")
+    before: tuple[str, ...] = ()
+    for name, layers, known in (("one", "1", (1,)), ("two", "0", (0, 1)), ("three", "", (0, 1))):
+        looking = ("--look_weight", "0.5", "--look_layers", layers) if layers else ()
+        assert program.main(flags(*more, *before, *looking, "--output_dir", str(tmp_path / name))) == 0
+        for folder in (tmp_path / name, tmp_path / name / "checkpoint-2"):
+            supervised = supervised_of(folder)
+            assert supervised is not None and supervised.layers == known and supervised.pictures
+        before = ("--lora_weight_path", str(tmp_path / name))
 
 
 def test_epochs_of_0_train_nothing_and_say_so(program: ModuleType, flags, tmp_path: Path, capsys):
