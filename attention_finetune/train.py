@@ -156,7 +156,9 @@ def build(ready: Ready) -> Run:
             if resumed_from is not None:
                 say(*run_folder.set_beyond_aside(folder, run_folder.step_of(resumed_from)))
             with refusing():  # what it continues from may have been told where to look
-                look_file.carry(folder, args.model.model_name_or_path, args.adaptation.lora_weight_path)
+                look_file.carry(
+                    folder, args.model.model_name_or_path, args.adaptation.lora_weight_path, resumed_from
+                )
             run_folder.write_run(folder, ready.marks, finished=False)
             run_folder.write_configuration(folder, args)
             if args.data.data_fraction is not None:

@@ -409,7 +409,8 @@ def test_two_processes_under_deepspeed_train_the_same(
 def test_what_attention_was_told_goes_on_with_the_adapter(
     program: ModuleType, flags, data_file: Path, tmp_path: Path
 ):
-    """Layer 1 was supervised in the first run, layer 0 in the second, which continues it; the third names none."""
+    """Layer 1 was supervised in the first run, layer 0 in the second, which continues it; the third names none, and so
+    does one that goes on from the first in another folder."""
     shutil.copytree(data_file.parent, tmp_path / "data")
     data = with_boxes(tmp_path / "data" / data_file.name)
     more = ("--use_lora", "True", "--data_path", str(data), "--max_steps", "2")
@@ -421,6 +422,10 @@ def test_what_attention_was_told_goes_on_with_the_adapter(
             supervised = supervised_of(folder)
             assert supervised is not None and supervised.layers == known and supervised.pictures
         before = ("--lora_weight_path", str(tmp_path / name))
+    resumed = ("--resume_from_checkpoint", str(tmp_path / "one" / "checkpoint-2"), "--max_steps", "3")
+    assert program.main(flags(*more, *resumed)) == 0
+    known_there = supervised_of(tmp_path / "out")
+    assert known_there is not None and known_there.layers == (1,)
 
 
 def test_epochs_of_0_train_nothing_and_say_so(program: ModuleType, flags, tmp_path: Path, capsys):
