@@ -139,7 +139,7 @@ def _kept(group: str, answers: Answers) -> Verdict:
         one_probe = f"; with {probes} probes, one more wrong answer would fall below that line"
     elif not kept and keeps(group, before, after + 1 / probes):
         one_probe = f"; with {probes} probes, one more right answer would reach that line"
-    if answers.speech_lost and answers.said is not None:
+    if kept and answers.speech_lost and answers.said is not None:
         was, now = (percent(share) for share in answers.said)
         one_probe = f"; but {now} of the generated answers are right, {was} before"
     reason = (

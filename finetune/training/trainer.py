@@ -336,6 +336,16 @@ class FinetuneTrainer(SavingTrainer):
         if self._determine_best_metric(metrics, None):
             self.state.best_model_checkpoint = checkpoint
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Raises TrainingError for a metric that this evaluation does not have: boxes where no answer is one, say."""
+        name = self.args.metric_for_best_model
+        if name is not None and f"eval_{name.removeprefix('eval_')}" not in metrics:
+            there = ", ".join(one.removeprefix("eval_") for one in metrics if one.startswith("eval_"))
+            raise TrainingError(
+                f"--metric_for_best_model: found {name}, expected one that the evaluation of this data gives: {there}"
+            )
+        return super()._determine_best_metric(metrics, trial)
+
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         self._make_up_evaluation()  # where no step was left
         return super()._finalize_training(*args, **kwargs)

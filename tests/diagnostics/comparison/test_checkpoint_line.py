@@ -22,6 +22,11 @@ def test_targets_have_answers_and_attention_and_guards_are_kept_or_lost(tmp_path
     )
 
 
+def test_a_guard_that_says_something_else_is_lost_by_what_it_says(tmp_path: Path):
+    pairs = pairs_of(tmp_path, retention=replace(GUARDS, said=(GUARDS.answer, "nonsense")))
+    assert checkpoint_line(flat(pairs), 7) == "step 7: retention LOST (24 → 0 of 24 generated)"
+
+
 def test_what_is_not_there_is_not_said(tmp_path: Path):
     """Without regions no attention; without a foil no answers."""
     probes = pairs_of(tmp_path, towers=Made(probes=3))["towers"]

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -419,3 +420,10 @@ def test_each_checkpoint_says_itself_that_attention_was_supervised(
     make(checkpoint_folder, dataset, tmp_path, save_strategy="steps", save_steps=2).train()
     assert (tmp_path / "checkpoint-2" / "look.json").read_text() == "{}"
     assert run_folder.damage(tmp_path / "checkpoint-2", ours=True) is None
+
+
+def test_a_metric_that_the_data_does_not_give_is_named_with_those_that_it_does():
+    asked = SimpleNamespace(args=SimpleNamespace(metric_for_best_model="box_accuracy"))
+    found = {"eval_loss": 1.0, "eval_exact_match": 0.5, "epoch": 1.0}
+    with pytest.raises(TrainingError, match="found box_accuracy, expected one .*: loss, exact_match$"):
+        FinetuneTrainer._determine_best_metric(asked, found, None)
