@@ -134,17 +134,17 @@ def _kept(group: str, answers: Answers) -> Verdict:
     before, after, share, probes = answers.before, answers.after, KEPT_SHARE[group], answers.probes
     if not before:
         return Verdict(TOO_FEW, ("No probe was answered correctly before, so there is nothing to keep.",))
-    kept, one_probe = keeps(group, before, after), ""
+    kept, more = keeps(group, before, after), ""
     if kept and not keeps(group, before, after - 1 / probes):
-        one_probe = f"; with {probes} probes, one more wrong answer would fall below that line"
+        more = f"; with {probes} probes, one more wrong answer would fall below that line"
     elif not kept and keeps(group, before, after + 1 / probes):
-        one_probe = f"; with {probes} probes, one more right answer would reach that line"
+        more = f"; with {probes} probes, one more right answer would reach that line"
     if kept and answers.speech_lost and answers.said is not None:
         was, now = (percent(share) for share in answers.said)
-        one_probe = f"; but {now} of the generated answers are right, {was} before"
+        more = f"; but {now} of the generated answers are right, {was} before"
     reason = (
         f"{percent(after)} of the probes are answered correctly, {percent(before)} before: "
-        f"{'at least' if kept else 'less than'} {percent(share)} of the accuracy before{one_probe}."
+        f"{'at least' if kept else 'less than'} {percent(share)} of the accuracy before{more}."
     )
     return Verdict(KEPT if answers.keeps(group) else LOST[group], (reason,))
 

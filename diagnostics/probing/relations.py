@@ -16,7 +16,6 @@ spatial relations all the same ("AdaptVis: why is spatial reasoning hard for VLM
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -34,7 +33,7 @@ from diagnostics.records.probes import Probe, Relation
 from finetune.families import Encoded, ImageTokens, bare_model
 from finetune.families.parts.coverage import region_coverage
 from finetune.families.parts.phrases import find_span
-from finetune.samples.formats.look_at import composed
+from finetune.samples.formats.look_at import composed, whole_words
 
 CONTROLS = 16
 
@@ -77,7 +76,9 @@ def exchanged(probe: Probe) -> Probe | None:
         return None
     first, second = nouns
     other = {composed(first): second, composed(second): first}
-    either = _whole(sorted(other, key=len, reverse=True))  # the longer first: one may begin with the other
+    either = whole_words(
+        *sorted(other, key=len, reverse=True)
+    )  # the longer first: one may begin with the other
 
     def turn(text: str) -> str:
         return either.sub(lambda found: other[found[0]], composed(text))
@@ -95,12 +96,7 @@ def _is_word(noun: str, probe: Probe) -> bool:
     """Whether a noun is a whole word in the text in which ``ends_of`` reads it; True if it is in neither."""
     noun = composed(noun)
     text = next((one for one in map(composed, (probe.question, probe.answer)) if noun in one), noun)
-    return _whole([noun]).search(text) is not None
-
-
-def _whole(phrases: Sequence[str]) -> re.Pattern[str]:
-    """Any of the phrases as whole words. Only letters of Latin make words longer: Chinese sets no borders."""
-    return re.compile(rf"(?<![A-Za-z])(?:{'|'.join(map(re.escape, phrases))})(?![A-Za-z])")
+    return whole_words(noun).search(text) is not None
 
 
 def noun_phrases(probe: Probe) -> tuple[str, str] | None:

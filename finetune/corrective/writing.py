@@ -15,6 +15,7 @@ from finetune.corrective.sampling import Asked
 from finetune.corrective.scenes import Box, Question, Scene
 from finetune.files import delete_left_behind, in_place_of, writing
 from finetune.samples import source
+from finetune.samples.formats.look_at import whole_words
 
 DATA_FILE, PROBE_FILE = "corrective.json", "probes.json"
 
@@ -104,7 +105,7 @@ def _look_at(question: Question) -> list[dict[str, Any]]:
 
 def _times(answer: str, words: str) -> int:
     """How often these words are in an answer, and not a part of a longer one ("on" in "person")."""
-    return len(re.findall(rf"(?<![A-Za-z]){re.escape(words)}(?![A-Za-z])", answer))
+    return len(whole_words(words).findall(answer))
 
 
 def _probe(identity: str, asked: Asked, folder: Path) -> dict[str, Any]:

@@ -112,9 +112,14 @@ def composed(text: str) -> str:
 
 def occurrences(phrase: str, words: str) -> list[re.Match[str]]:
     """Where a phrase is in words: as a whole word ("on" is not the end of "person"), and if nowhere so, anywhere."""
-    wanted = re.escape(composed(phrase))
-    whole = [*re.finditer(rf"(?<![A-Za-z]){wanted}(?![A-Za-z])", words)]
-    return whole or [*re.finditer(wanted, words)]
+    wanted = composed(phrase)
+    return [*whole_words(wanted).finditer(words)] or [*re.finditer(re.escape(wanted), words)]
+
+
+def whole_words(*phrases: str) -> re.Pattern[str]:
+    """Any of the phrases, the first before the others, as whole words. Only letters of Latin make words longer: Chinese
+    sets no borders."""
+    return re.compile(rf"(?<![A-Za-z])(?:{'|'.join(map(re.escape, phrases))})(?![A-Za-z])")
 
 
 def _of_entries(looks: Sequence[LookAt], words: str) -> Iterator[Place]:
