@@ -24,17 +24,15 @@ def answer_warnings(pairs: Sequence[ProbePair]) -> list[str]:
         for pair in pairs
         if (pair.before.scores.margin_nats or 0.0) < 0 and pair.before.scores.generated and pair.probe.foil
     ]
-    right = [
-        pair for pair in wrong if says(pair.before.scores.generated, pair.probe.spellings, pair.probe.foil)
-    ]
-    foil = [
-        pair
-        for pair in wrong
-        if says(pair.before.scores.generated, (str(pair.probe.foil),), pair.probe.answer)
-    ]
+    foil, right, other = list[ProbePair](), list[ProbePair](), list[ProbePair]()
+    for pair in wrong:
+        said, probe = pair.before.scores.generated, pair.probe
+        if says(said, (str(probe.foil),), probe.answer):
+            foil.append(pair)
+        else:
+            (right if says(said, probe.spellings, probe.foil) else other).append(pair)
     if not wrong or len(foil) >= LEAST_SAID * len(wrong):
         return []
-    other = [pair for pair in wrong if pair not in foil and pair not in right]
     if len(right) > len(other):
         return [
             f"In {len(right)} of the {len(wrong)} probes that the model before gets wrong by margin, it generates the "

@@ -17,9 +17,7 @@ from scipy.stats import rankdata
 
 SAMPLES = 10_000
 FAMILIES = 2  # of tests per comparison: key layers, and all heads
-EXACT_TIES = (
-    100  # clusters up to which tied signed ranks are exact: each pattern of ties has a table of its own
-)
+EXACT_TIES = 100  # clusters up to which tied ranks are exact: each pattern of ties has its table
 EXACT_UP_TO = 12  # differences up to which all sign flips are tried: 4,096
 ROUNDING = 1e-4  # smaller relative changes come from another batch or kernel, not from training
 NO_EFFECT = 0.01  # standard deviations; below it no affordable number of probes would show anything
@@ -261,10 +259,8 @@ def signed_rank_p(
     for test in np.flatnonzero(counted):
         larger = int(max(rising[test], total[test] - rising[test]))
         ranks = np.sort(doubled[sums[:, test] != 0, test])
-        if (np.diff(ranks) > 0).all():
-            p_values[test] = _signed_rank_tails(int(counted[test]))[larger // 2]
-        elif counted[test] <= EXACT_TIES:
-            p_values[test] = _tied_rank_tails(tuple(ranks.tolist()))[larger]
+        if counted[test] <= EXACT_TIES or (np.diff(ranks) > 0).all():
+            p_values[test] = _signed_rank_tails(tuple(ranks.tolist()))[larger]
         else:
             beyond = (larger - total[test] / 2) / math.sqrt(float((ranks**2.0).sum()) / 4)
             p_values[test] = 2 * NormalDist().cdf(-beyond)
@@ -429,20 +425,10 @@ def _signs(clusters: int, seed: int) -> tuple[Float[np.ndarray, "flips clusters"
     return np.random.default_rng(seed).choice([-1.0, 1.0], (SAMPLES, clusters)), False
 
 
-@lru_cache(maxsize=64)
-def _signed_rank_tails(count: int) -> Float[np.ndarray, " sums"]:
-    """2 P(sum of the rising ranks ≥ w) for w = 0 … n (n + 1) / 2, each rank rising with probability ½; exact."""
-    chance = np.ones(1)
-    for rank in range(1, count + 1):
-        stays = np.concatenate([chance, np.zeros(rank)])
-        rises = np.concatenate([np.zeros(rank), chance])
-        chance = (stays + rises) / 2
-    return 2 * chance[::-1].cumsum()[::-1]
-
-
 @lru_cache(maxsize=256)
-def _tied_rank_tails(doubled: tuple[int, ...]) -> Float[np.ndarray, " sums"]:
-    """As ``_signed_rank_tails``, of given ranks, which are doubled, as is the sum that is the index."""
+def _signed_rank_tails(doubled: tuple[int, ...]) -> Float[np.ndarray, " sums"]:
+    """2 P(sum of the rising ranks ≥ w), each rank rising with probability ½; exact. Ranks are doubled, which makes mean
+    ranks of ties whole, and so is w, the index from 0 to the sum of all."""
     chance = np.zeros(sum(doubled) + 1)
     chance[0], reached = 1.0, 0
     for rank in doubled:

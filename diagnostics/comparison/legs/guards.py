@@ -103,13 +103,14 @@ def _unguarded(members: Sequence[ProbePair], guards: Sequence[_Guard]) -> str:
     """A sentence where most of a group's foils, or a frequent one, have too few guards; else ""."""
     own = Counter(normalised(one) for guard in guards for one in guard.pair.probe.spellings)
     asked = Counter(normalised(str(pair.probe.foil)) for pair in members)
+    often = FREQUENT * len(members)
     lacking = {
         foil: times
         for foil, times in asked.items()
-        if own[foil] < (LEAST_OF_ONE_ANSWER if times >= FREQUENT * len(members) else 1)
+        if own[foil] < (LEAST_OF_ONE_ANSWER if times >= often else 1)
     }
-    frequent = [foil for foil, times in lacking.items() if times >= FREQUENT * len(members)]
-    if not frequent and sum(lacking.values()) <= (1 - COVERED) * len(members) + 1e-9:
+    few = sum(lacking.values()) <= (1 - COVERED) * len(members) + 1e-9
+    if few and max(lacking.values(), default=0) < often:
         return ""
     worst = max(lacking, key=lacking.__getitem__)
     named = next(pair.probe.foil for pair in members if normalised(str(pair.probe.foil)) == worst)
