@@ -418,7 +418,7 @@ def test_slurm_starts_each_machine_with_its_number(project: Path, cluster: dict[
         (["--overwrite_output_dir", "True"], "--overwrite_output_dir"),
         (["--overwrite-output-dir=true", "--bf16"], "--overwrite_output_dir"),
         (["--save_only_model", "--data_path", "d.json"], "--save_only_model"),
-        (["--resume_from_checkpoint", "out/checkpoint-3"], "--resume_from_checkpoint out/checkpoint-3"),
+        (["--resume_from_checkpoint", "Out/checkpoint-3"], "--resume_from_checkpoint Out/checkpoint-3"),
     ],
 )
 def test_slurm_refuses_a_command_that_starts_over_when_it_is_given_again(flags, refused):
