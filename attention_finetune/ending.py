@@ -92,8 +92,8 @@ def exit_status(stations: Callable[[Sequence[str]], None], argv: Sequence[str]) 
 def _refused_words(error: Exception) -> str:
     """Where a disk refuses what is no checkpoint: pictures, curves, the run's own files."""
     return (
-        f"{refusal_words(error)}. What was saved before is unchanged: free some space, or give another --output_dir, "
-        "and run the same command again"
+        f"{refusal_words(error)}. What was saved before is unchanged: free some space and run the same command again "
+        "(without --overwrite_output_dir True, which deletes every checkpoint), or give another --output_dir"
     )
 
 

@@ -119,8 +119,9 @@ def lost() -> Path | None:
 
 def lost_words(folder: Path) -> str:
     return (
-        f"{folder}: was deleted, moved or emptied during the run; nothing more is saved there. Put it back and run the "
-        "same command again to resume, or train anew"
+        f"{folder}: was deleted, moved or emptied during the run; nothing more is saved there. Put it back and run "
+        "the same command again to resume (without --overwrite_output_dir True, which deletes every checkpoint), or "
+        "train anew"
     )
 
 

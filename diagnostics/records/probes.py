@@ -16,6 +16,7 @@ from diagnostics.records.json_files import parsed_file, shown
 from diagnostics.records.names import EXPECTED, colliding, id_fault, same_file_words
 from finetune.files import write_atomically
 from finetune.printable import one_line
+from finetune.samples.box_numbers import looks_like_fractions
 from finetune.samples.images import open_image
 from finetune.samples.spelling import bare, begins
 
@@ -335,6 +336,12 @@ def _region_faults(regions: Any, size: tuple[int, int] | None) -> Iterator[Fault
                     where,
                     f"{box}",
                     f"a box inside its image of {size[0]}×{size[1]} pixels (original, not resized)",
+                )
+            elif size and looks_like_fractions(box, size):
+                yield (
+                    where,
+                    f"{box}, which looks like fractions of the picture",
+                    f"pixels of its image of {size[0]}×{size[1]}; multiply x by {size[0]} and y by {size[1]}",
                 )
 
 

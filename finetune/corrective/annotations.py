@@ -18,8 +18,8 @@ from finetune.corrective.category_names import listed, load_json
 from finetune.corrective.scenes import AnnotatedBox, Box, Scene
 from finetune.fields import NULL, Kind, whole
 from finetune.samples import source
+from finetune.samples.box_numbers import BoxUnits, looks_like_fractions
 from finetune.samples.conversation import BoxRef, ImageRef
-from finetune.samples.formats.box_numbers import BoxUnits
 from finetune.samples.images import size_of
 from finetune.samples.workers import in_chunks
 
@@ -397,10 +397,14 @@ def _check(annotated: _Annotated) -> Scene | list[str]:
     for where, thing in annotated.things:
         box = _cut(thing.box, size)
         if box is None:
-            shown = ", ".join(f"{value:g}" for value in thing.box)
             faults.append(
-                f"{where}: found x0, y0, x1, y1 = {shown}, expected a box inside {annotated.image.name} "
+                f"{where}: found x0, y0, x1, y1 = {_numbers(thing.box)}, expected a box inside {annotated.image.name} "
                 f"({size[0]} × {size[1]} pixels)"
+            )
+        elif looks_like_fractions(thing.box, size):
+            faults.append(
+                f"{where}: found x0, y0, x1, y1 = {_numbers(thing.box)}, which looks like fractions of the picture, "
+                f"expected pixels; multiply x by {size[0]} and y by {size[1]} ({annotated.image.name})"
             )
         else:
             things.append(AnnotatedBox(thing.category, box))
@@ -408,6 +412,10 @@ def _check(annotated: _Annotated) -> Scene | list[str]:
         return faults
     digest = hashlib.sha256(annotated.image.read_bytes()).hexdigest()
     return Scene(annotated.image, size, tuple(things), annotated.crowds, digest)
+
+
+def _numbers(box: Box) -> str:
+    return ", ".join(f"{value:g}" for value in box)
 
 
 def _cut(box: Box, size: tuple[int, int]) -> Box | None:

@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from finetune.samples.box_numbers import BoxUnits
 from finetune.samples.cache import cache_folder
 from finetune.samples.conversation import Conversation, ImageRef, OnDemand, Part, VideoRef
 from finetune.samples.formats import Format, named, recognise, spread
-from finetune.samples.formats.box_numbers import BoxUnits
 from finetune.samples.formats.containers import Records, open_records
 from finetune.samples.formats.pictures import Finder, HeaderSizes, KnownSizes, Measure, NotedSizes
 from finetune.samples.formats.record import Note, Record

@@ -8,9 +8,9 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from finetune.printable import one_line
+from finetune.samples.box_numbers import BoxUnits
 from finetune.samples.conversation import Conversation
 from finetune.samples.formats import alpaca, llava, openai, qwen_vl, sharegpt
-from finetune.samples.formats.box_numbers import BoxUnits
 from finetune.samples.formats.boxes import with_boxes
 from finetune.samples.formats.record import Record, Spoken, a_kind, spelling_of
 

@@ -26,8 +26,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+from finetune.samples.box_numbers import BoxUnits, fractions, point_fractions
 from finetune.samples.conversation import BoxKey, BoxRef, ImageRef, Part, Turn, VideoRef
-from finetune.samples.formats.box_numbers import BoxUnits, fractions, point_fractions
 from finetune.samples.formats.look_at import look_at
 from finetune.samples.formats.record import Record, Spoken, a_kind, joined
 

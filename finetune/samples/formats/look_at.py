@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from finetune.samples.box_numbers import Fractions, fractions
 from finetune.samples.conversation import BoxRef, ImageRef, LookAt, Part, Turn, VideoRef
-from finetune.samples.formats.box_numbers import Fractions, fractions
 from finetune.samples.formats.record import LOOK_AT, Record, Spoken, a_kind
 from finetune.samples.formats.unread import is_empty
 

@@ -96,6 +96,10 @@ def test_a_replaced_answer_has_no_other_spellings():
         ({"images": []}, "images: found []; expected a list with at least one path"),
         ({"regions": {"spheres": [[41, 30, 63, 90]]}, "phrases": {}},
          "regions.spheres[0]: found [41, 30, 63, 90]; expected a box inside its image of 120×80 pixels"),
+        ({"regions": {"spheres": [[0.2, 0.1, 0.5, 1]]}, "phrases": {}},
+         "regions.spheres[0]: found [0.2, 0.1, 0.5, 1], which looks like fractions of the picture; expected pixels of "
+         "its image of 120×80; multiply x by 120 and y by 80"),
+        ({"regions": {"spheres": [[0, 0, 1, 1]]}, "phrases": {}}, "which looks like fractions of the picture"),
         ({"regions": {"spheres": [[-1, 30, 63, 50]]}, "phrases": {}}, "expected a box inside its image"),
         ({"regions": {"spheres": [[41, 30, 41, 52]]}, "phrases": {}},
          "regions.spheres[0]: found [41, 30, 41, 52], an empty box; expected x0 < x1"),

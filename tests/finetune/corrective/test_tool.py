@@ -153,6 +153,10 @@ def test_boxes_of_training_data_are_read_alike(rooms: Path, tmp_path: Path):
             lambda c: c["annotations"][5].update(bbox=[60, 1, 9, 9]),
             r"annotations\[5\] \(id 5\).bbox: .*60, 1, 69, 10",
         ),
+        (
+            lambda c: c["annotations"][5].update(bbox=[0.25, 0.5, 0.5, 0.5]),
+            r"0\.25, 0\.5, 0\.75, 1, which looks like fr",
+        ),
         (lambda c: c["annotations"][5].update(bbox=[1, 1, 0, 9]), r"annotations\[5\].*expected a box inside"),
         (lambda c: c["annotations"][5].update(bbox=[1, 1, 9]), "expected four numbers x, y, width, height"),
         (

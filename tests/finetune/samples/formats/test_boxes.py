@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from finetune.samples.box_numbers import fractions, point_fractions
 from finetune.samples.conversation import BoxRef, Part
-from finetune.samples.formats.box_numbers import fractions, point_fractions
 from finetune.samples.source import read
 
 WIDE, TALL = (448, 200), (30, 120)
@@ -270,7 +270,7 @@ def test_fractions_give_the_pixels_back_to_a_thousandth(size: tuple[int, int]):
 
 def test_rounding_of_a_sum_is_no_fault_a_pixel_is():
     assert fractions([0.1, 0, 448.0000001, 200], "pixels", WIDE)[2] == 1.0
-    assert fractions([-0.0000001, 0, 1, 1], "pixels", WIDE)[0] == 0.0
+    assert fractions([-0.0000001, 0, 2, 1], "pixels", WIDE)[0] == 0.0
     with pytest.raises(ValueError, match="expected it inside the picture, 448 × 200 pixels"):
         fractions([0, 0, 448.01, 200], "pixels", WIDE)
 
@@ -286,9 +286,17 @@ def test_fractions_of_the_picture_are_no_box_in_its_corner(size: tuple[int, int]
         point_fractions([0.5, box[1]], "pixels", size)
 
 
+@pytest.mark.parametrize("box", [[0, 0, 1, 1], [-1e-7, 1e-7, 1, 1 - 1e-7]])
+def test_the_whole_picture_is_no_pixel_in_its_corner(box: list[float]):
+    with pytest.raises(ValueError, match="looks like fractions"):
+        fractions(box, "pixels", WIDE)
+    # Markup is in whole thousandths.
+    assert fractions([0, 0, 1, 1], "thousandths", (1000, 1000)) == (0, 0, 0.001, 0.001)
+
+
 def test_small_boxes_are_no_fractions():
-    assert fractions([0, 0, 1, 1], "pixels", WIDE) == (0, 0, 1 / 448, 1 / 200)  # one pixel
-    assert fractions([1e-7, 0, 1, 1 - 1e-7], "pixels", WIDE)[1] == 0  # one pixel, from a sum
+    assert fractions([1, 0, 2, 1], "pixels", WIDE) == (1 / 448, 0, 2 / 448, 1 / 200)  # one pixel
+    assert fractions([1e-7, 0, 2, 1 - 1e-7], "pixels", WIDE)[1] == 0  # two pixels, from a sum
     assert fractions([0.25, 0.5, 1.25, 0.75], "pixels", WIDE)[1] == 0.0025
     assert fractions([0.5, 0.5, 1, 1], "pixels", (2, 2)) == (0.25, 0.25, 0.5, 0.5)
     assert point_fractions([1, 0], "pixels", WIDE) == (1 / 448, 0, 1 / 448, 0)

@@ -51,13 +51,23 @@ def point_fractions(numbers: Any, units: BoxUnits | None, size: tuple[int, int])
     return x / width, y / height, x / width, y / height
 
 
+def looks_like_fractions(box: Sequence[float], size: tuple[int, int]) -> bool:
+    """Whether x0 y0 x1 y1, said to be in pixels, look like fractions of the picture: all lie from 0 to 1.
+
+    As pixels that is less than the pixel in the corner, so the box 0, 0, 1, 1 is taken for the whole picture too. Of a
+    picture of 2 × 2 pixels or less it cannot be told.
+    """
+    return min(box) > -SLACK_PIXELS and max(box) <= 1 and max(size) > LEAST_SIDE
+
+
 def _check_unit(what: str, numbers: Sequence[float], units: BoxUnits | None, size: tuple[int, int]) -> None:
     """Raises ValueError for fractions of the picture: as pixels or thousandths they are a box of no size in its corner.
 
-    Numbers that miss a whole one by no more than a sum's rounding are whole.
+    Numbers that miss a whole one by no more than a sum's rounding are whole: a point may be a corner, and markup is in
+    whole thousandths.
     """
-    broken = any(abs(one - round(one)) > SLACK_PIXELS for one in numbers)
-    if broken and min(numbers) >= 0 and max(numbers) <= 1 and max(size) > LEAST_SIDE:
+    is_whole = all(abs(one - round(one)) <= SLACK_PIXELS for one in numbers)
+    if looks_like_fractions(numbers, size) and not (is_whole and (what == "point" or units != "pixels")):
         remedy = "multiply all by 1000"
         if units == "pixels":
             remedy = f"multiply x by {size[0]} and y by {size[1]} (under --box_units: or all by 1000, as thousandths)"
