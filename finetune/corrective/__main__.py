@@ -22,14 +22,22 @@ from finetune import folder_lock
 from finetune.corrective import building_questions, general_questions, relation_questions, user_templates
 from finetune.corrective.annotations import read_scenes
 from finetune.corrective.category_names import Names, named_categories, read_names
-from finetune.corrective.sampling import Asked, Topics, count, for_probes, for_training, hold_out, topics_of
+from finetune.corrective.sampling import (
+    LEAST_PROBES,
+    Asked,
+    Topics,
+    beyond_draw,
+    count,
+    for_probes,
+    for_training,
+    hold_out,
+    topics_of,
+)
 from finetune.corrective.scenes import Language, Question, Scene
 from finetune.corrective.writing import DATA_FILE, PROBE_FILE, write
 from finetune.files import check_writable, fault_words
 from finetune.printable import printable
 
-LEAST_PROBES = 20
-"""Groups with fewer probes get no verdict; ``GOOD_PROBES`` suffice for a reliable one."""
 BUILT_IN = ("relations", "spheres")
 
 Ask = Callable[[Scene, Random], Iterator[Question]]
@@ -73,7 +81,13 @@ def make(options: argparse.Namespace) -> Made:
     categories = {thing.category for scene in scenes for thing in scene.things}
     names = Names() if options.names is None else read_names(options.names, categories)
     language = None if options.language == "both" else options.language
-    asking = _asking(options, names, categories, language)
+    own = [
+        template
+        for path in options.templates
+        if path not in BUILT_IN
+        for template in user_templates.read_templates(Path(path), categories, language)
+    ]
+    asking = _asking(options, names, categories, language, own)
 
     def ask(place: int) -> list[Question]:
         rng = Random(f"ask/{options.seed}/{scenes[place].digest}")
@@ -81,9 +95,16 @@ def make(options: argparse.Namespace) -> Made:
 
     # Keeps only the topics of each picture: all questions would not fit into memory.
     topics, trained = _topics(len(scenes), ask)
+    for said in filter(None, (template.said() for template in own)):
+        print(said)
     if not trained:
         raise ValueError(_nothing(options, categories))
     train_on, held_out = hold_out(scenes, topics, options.held_out, options.seed)
+    if beyond := beyond_draw(scenes, held_out, options.held_out, options.seed):
+        print(
+            f"{beyond:,} of the held-out pictures are held out only for what is asked here: a call with other "
+            "--templates may train on them; make in one call what is trained or probed together"
+        )
     bounds = {"per_picture": options.per_picture, "most": options.most_samples, "seed": options.seed}
     training = for_training(scenes, train_on, ask, **bounds)
     probes = for_probes(scenes, topics, held_out, ask, per_group=options.probes_per_group, seed=options.seed)
@@ -135,10 +156,14 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _asking(
-    options: argparse.Namespace, names: Names, categories: set[str], language: Language | None
+    options: argparse.Namespace,
+    names: Names,
+    categories: set[str],
+    language: Language | None,
+    own: Sequence[user_templates.Template],
 ) -> list[Ask]:
     """A function for each kind of question, always including the general ones that test retention."""
-    asking: list[Ask] = []
+    asking: list[Ask] = [functools.partial(_ask_own, one, names, language) for one in own]
     for template in options.templates:
         if template == "relations":
             asking.append(
@@ -150,9 +175,6 @@ def _asking(
                     f"{options.names}: found no building; give one a foil, the name it is mistaken for"
                 )
             asking.append(lambda scene, rng: building_questions.ask(scene, names, language, rng))
-        else:
-            read = user_templates.read_templates(Path(template), categories, language)
-            asking += [functools.partial(_ask_own, one, names, language) for one in read]
     corrected = names.buildings.keys() | building_questions.evidence_names(names).keys()
     return [
         *asking,
@@ -183,7 +205,8 @@ def _nothing(options: argparse.Namespace, categories: set[str]) -> str:
     return (
         f"{options.boxes}: found no question for --templates {' '.join(options.templates)} in any picture. The "
         f"categories are {', '.join(shown)}. relations needs two categories with one box each in a picture, in an "
-        "unambiguous position; spheres needs exactly one building of --names in a picture"
+        "unambiguous position; spheres needs exactly one building of --names in a picture; a file of your own needs "
+        "things that fit, and a question with one right answer"
     )
 
 

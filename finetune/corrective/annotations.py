@@ -5,7 +5,6 @@ probes would point to the wrong places.
 """
 
 import functools
-import hashlib
 import os
 import re
 from collections import defaultdict
@@ -15,12 +14,12 @@ from typing import Any, Literal, NamedTuple
 
 from finetune import fields
 from finetune.corrective.category_names import listed, load_json
-from finetune.corrective.scenes import AnnotatedBox, Box, Scene
+from finetune.corrective.scenes import AnnotatedBox, Box, Scene, digest_of, merged
 from finetune.fields import NULL, Kind, whole
 from finetune.samples import source
 from finetune.samples.box_numbers import BoxUnits, looks_like_fractions
 from finetune.samples.conversation import BoxRef, ImageRef
-from finetune.samples.images import size_of
+from finetune.samples.images import open_image
 from finetune.samples.workers import in_chunks
 
 OnBadPicture = Literal["error", "drop"]
@@ -58,7 +57,7 @@ def read_scenes(
     on_bad_picture: OnBadPicture = "error",
     say: Callable[[str], None] = print,
 ) -> list[Scene]:
-    """The pictures with boxes in an annotation file, in its order, with their sizes and digests.
+    """The pictures with boxes in an annotation file, in its order, copies of one as one, with their sizes and digests.
 
     images           folder that picture file names are relative to
     named            categories of --names: a label of these is read as it is written there
@@ -361,11 +360,19 @@ def _by(size: tuple[int, int] | None) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class _Found(NamedTuple):
+    """A picture held against its file. With faults its scene lacks things; without a file there is none."""
+
+    where: str
+    scene: Scene | None
+    faults: list[str]
+
+
 def _checked(annotated: Sequence[_Annotated]) -> tuple[list[Scene], list[str]]:
-    """The pictures with boxes and without faults, and all faults."""
+    """The pictures with boxes and without faults, copies as one, and all faults."""
     worth = [one for one in annotated if one.things or one.crowds or one.faults]
 
-    def work(chunk: range) -> list[Scene | list[str]]:
+    def work(chunk: range) -> list[_Found]:
         return [_check(worth[index]) for index in chunk]
 
     found = [
@@ -373,27 +380,49 @@ def _checked(annotated: Sequence[_Annotated]) -> tuple[list[Scene], list[str]]:
         for _, part in in_chunks(work, len(worth), workers=None, doing="checking pictures")
         for one in part
     ]
-    scenes = [one for one in found if isinstance(one, Scene)]
-    return scenes, [fault for one in found if isinstance(one, list) for fault in one]
+    faults = [fault for one in found for fault in one.faults]
+    copies: dict[str, list[_Found]] = defaultdict(list)
+    for one in found:
+        if one.scene is not None:
+            copies[one.scene.digest].append(one)
+    scenes = []
+    for several in copies.values():
+        if broken := next((one for one in several if one.faults), None):
+            # Left alone, it would be asked whether it has what the broken entry names.
+            faults += [
+                f"{one.where}: the same picture as {broken.where}, which has a fault"
+                for one in several
+                if not one.faults
+            ]
+        else:
+            scenes.append(merged([one.scene for one in several if one.scene is not None]))
+    return scenes, faults
 
 
-def _check(annotated: _Annotated) -> Scene | list[str]:
-    faults = list(annotated.faults)
+def _check(annotated: _Annotated) -> _Found:
+    where, faults = annotated.where, list(annotated.faults)
     if not annotated.image.is_file():
-        return [*faults, f"{annotated.where}: no such picture {str(annotated.image)!r}; see --images"]
+        fault = f"{where}: no such picture {str(annotated.image)!r}; see --images"
+        return _Found(where, None, [*faults, fault])
     try:
-        size = size_of(annotated.image)
+        picture = open_image(annotated.image)
     except ValueError as error:
-        return [*faults, f"{annotated.where}: {error}"]
+        return _Found(where, None, [*faults, f"{where}: {error}"])
+    things, more = _inside(annotated, picture.size)
+    scene = Scene(annotated.image, picture.size, things, annotated.crowds, digest_of(picture))
+    return _Found(where, scene, [*faults, *more])
+
+
+def _inside(annotated: _Annotated, size: tuple[int, int]) -> tuple[tuple[AnnotatedBox, ...], list[str]]:
+    """The things whose boxes fit a picture of this size, clipped to it, and the faults of the others."""
     if annotated.size is not None and annotated.size != size:
         turned = tuple(reversed(annotated.size)) == size
         how = "it was annotated in another orientation" if turned else "it was resized after it was annotated"
         found = f"{_by(size)} pixels, annotated as {_by(annotated.size)}"
-        return [
-            *faults,
-            f"{annotated.where}: found {found}; {how}, so its boxes do not fit: use the original picture",
+        return (), [
+            f"{annotated.where}: found {found}; {how}, so its boxes do not fit: use the original picture"
         ]
-    things = []
+    things, faults = [], []
     for where, thing in annotated.things:
         box = _cut(thing.box, size)
         if box is None:
@@ -408,10 +437,7 @@ def _check(annotated: _Annotated) -> Scene | list[str]:
             )
         else:
             things.append(AnnotatedBox(thing.category, box))
-    if faults:
-        return faults
-    digest = hashlib.sha256(annotated.image.read_bytes()).hexdigest()
-    return Scene(annotated.image, size, tuple(things), annotated.crowds, digest)
+    return tuple(things), faults
 
 
 def _numbers(box: Box) -> str:

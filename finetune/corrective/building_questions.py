@@ -93,17 +93,19 @@ class _Building:
         )
 
     def _has(self, language: Language, rng: Random) -> Iterator[Question]:
-        """Yes for its own evidence; no for other buildings' evidence that is not annotated in the picture."""
+        """Yes for its own evidence; no for other buildings' evidence that is not annotated in the picture, and whose
+        name is alike to nothing that is, or that the building is known for."""
         others = {part for name in self.names.buildings.values() for part in name.evidence}
-        there = {thing.category for thing in self.scene.things} | self.scene.crowds
-        for part in sorted(self.parts.keys() | (others - there - set(self.name.evidence))):
+        known = self.scene.categories | set(self.name.evidence)
+        absent = {part for part in others - known if not self.names.alike(part, known)}
+        for part in sorted(self.parts.keys() | absent):
             yes, no = _HAS[language]
             right, wrong = (yes, no) if part in self.parts else (no, yes)
             label, against = ("yes", "no") if part in self.parts else ("no", "yes")
             yield self._about(part, "has", language, rng, right, wrong, label, against=against)
 
     def _count(self, language: Language, rng: Random) -> Iterator[Question]:
-        for part, boxes in self.parts.items():
+        for part, boxes in self._all_of_their_name():
             if len(boxes) <= MOST_COUNTED:
                 numbers, count = _NUMBERS[language], len(boxes)
                 wrong = count + 1 if count == 1 else count + rng.choice((-1, 1))
@@ -112,11 +114,14 @@ class _Building:
                 )
 
     def _find(self, language: Language, rng: Random) -> Iterator[Question]:
-        for part, boxes in self.parts.items():
+        for part, boxes in self._all_of_their_name():
             form, name = "find" if len(boxes) > 1 else "find one", self.names.word(part, language)
             phrase = name.zh if language == "zh" else name.many if len(boxes) > 1 else name.bare("en")
             answer = boxes_markup(phrase, boxes, self.scene)
             yield self._about(part, form, language, rng, answer, None, part, probed=False)
+
+    def _all_of_their_name(self) -> Iterator[tuple[str, tuple[Box, ...]]]:
+        return ((part, found) for part, found in self.parts.items() if self.names.unshared(part, self.scene))
 
     def _about(
         self,

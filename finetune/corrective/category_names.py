@@ -10,13 +10,16 @@ The 80 categories of COCO (Lin et al., arXiv 1405.0312) are known. Others come f
 """
 
 import difflib
+import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from finetune.corrective.scenes import Language
+from finetune.corrective.scenes import AnnotatedBox, Language, Scene
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,25 @@ class Name:
         if self.en.startswith("the ") or self.plural:
             return self.en
         return self.en_a or f"{'an' if self.en[0].lower() in 'aeiou' else 'a'} {self.en}"
+
+    @cached_property
+    def forms(self) -> tuple[str, ...]:
+        """One and several of it in English, as words in small letters: cat, cats."""
+        given = (self.bare("en").casefold(), self.many.casefold().removeprefix("the "))
+        return tuple(dict.fromkeys(re.sub(r"[\W_]+", " ", one).strip() or one for one in given))
+
+
+def alike(one: Name, other: Name) -> bool:
+    """Whether one name contains the other in either language, of one thing or of several: "bear" and "teddy bear",
+    "cat" and "two cats", 狗 and 热狗. A question about the one may be about the other, and its answer then wrong."""
+    pairs = itertools.product(one.forms, other.forms)
+    return any(a in b or b in a for a, b in (*pairs, (one.zh.casefold(), other.zh.casefold())))
+
+
+def _covers(one: Name, other: Name) -> bool:
+    """Whether what ``other`` names may be called ``one`` too: a black cat "the cat", a 热狗 狗, but no 网球拍 球."""
+    words = (f" {a} " in f" {b} " for a, b in itertools.product(one.forms, other.forms))
+    return any(words) or other.zh.casefold().endswith(one.zh.casefold())
 
 
 _FOOD = (
@@ -163,6 +185,24 @@ class Names:
         if language == "zh" and category not in self.given and category not in COCO:
             self.without_chinese.add(category)
         return self[category]
+
+    def alike(self, category: str, others: Iterable[str]) -> bool:
+        """Whether the name of a category is alike to that of one of the others."""
+        return any(alike(self[category], self[other]) for other in others)
+
+    def unshared(self, category: str, scene: Scene) -> bool:
+        """Whether its name means nothing of another category that is there: with "sphere" and "small sphere" annotated,
+        "the spheres" are both."""
+        others = scene.categories - {category}
+        return not any(_covers(self[category], self[other]) for other in others)
+
+    def single(self, scene: Scene) -> tuple[AnnotatedBox, ...]:
+        """Things that "the cat" identifies: one of its category, and no black cat or cats beside it."""
+        return tuple(one for one in scene.single if self.unshared(one.category, scene))
+
+    def pairs(self, scene: Scene) -> Iterator[tuple[AnnotatedBox, AnnotatedBox]]:
+        """Every ordered pair of ``single`` things."""
+        return itertools.permutations(self.single(scene), 2)
 
     @property
     def buildings(self) -> dict[str, Name]:

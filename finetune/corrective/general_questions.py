@@ -3,9 +3,11 @@
 Used only in probes of the group ``retention``, never trained: whether a category is present, yes and no equally often
 (the random setting of POPE: Li et al., "Evaluating object hallucination in large vision-language models", arXiv
 2305.10355). A category without annotation counts as absent, so absent categories are drawn from those in the annotation
-file, except the ones being corrected.
+file, except the ones being corrected and those whose name is alike to one that is there: where a teddy bear is
+annotated, nothing says that there is no bear.
 """
 
+import itertools
 from collections.abc import Collection, Iterator
 from random import Random
 
@@ -31,9 +33,9 @@ def ask(
     categories   those that questions may use
     """
     there = {thing.category for thing in scene.things}
-    absent = sorted(set(categories) - there - scene.crowds)
-    asked = [*sorted(there & set(categories)), *rng.sample(absent, min(ABSENT_ASKED, len(absent)))]
-    for category in asked:
+    unseen = sorted(set(categories) - scene.categories)
+    absent = (one for one in rng.sample(unseen, len(unseen)) if not names.alike(one, scene.categories))
+    for category in [*sorted(there & set(categories)), *itertools.islice(absent, ABSENT_ASKED)]:
         chosen = either(language, rng)
         name, (yes, no) = names.word(category, chosen), _ANSWERS[chosen]
         verb = "Are" if name.plural else "Is"

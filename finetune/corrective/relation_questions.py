@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from random import Random
 
 from finetune.corrective.box_relations import OPPOSITE, RELATIONS, holds
-from finetune.corrective.category_names import Name, Names
+from finetune.corrective.category_names import Name, Names, alike
 from finetune.corrective.scenes import AnnotatedBox, Language, Question, Scene, either, phrases_in
 from finetune.samples.markup import Box as Markup
 
@@ -90,8 +90,8 @@ def ask(
     relations   the trained ones; the others are only probed, in the group ``neighbour``
     language    None: chosen at random
     """
-    for subject, thing in scene.pairs():
-        if _alike(names[subject.category], names[thing.category]):
+    for subject, thing in names.pairs(scene):
+        if alike(names[subject.category], names[thing.category]):
             continue
         for relation in RELATIONS:
             if _may(relation, subject, thing, names):
@@ -106,12 +106,6 @@ def _placed(question: Question, trained: bool) -> Question:
     if trained:
         return question
     return Question(**{**vars(question), "group": NEIGHBOUR, "trained": False})
-
-
-def _alike(one: Name, other: Name) -> bool:
-    """Whether one name contains the other, which makes a question ambiguous: "bear" and "teddy bear", 狗 and 热狗."""
-    pairs = ((one.bare("en"), other.bare("en")), (one.zh, other.zh))
-    return any(a in b or b in a for a, b in pairs)
 
 
 def _may(relation: str, subject: AnnotatedBox, thing: AnnotatedBox, names: Names) -> bool:
@@ -220,22 +214,18 @@ class _Pair:
         return "在" + _UNDER.get(relation, _PLACES["zh"][relation]).format(o=self.other.the("zh"))
 
     def _not_there(self) -> Name | None:
-        """A thing in the picture that is certainly not on (in) the object; None if something else may be there too, so
-        that "what is on it" would have several answers."""
-        others = [
-            one
-            for one in self.scene.things
-            if one.category not in (self.subject.category, self.thing.category)
-        ]
-        able = [one for one in others if _may(self.relation, one, self.thing, self.names)]
-        crowd = any(
-            _may(self.relation, AnnotatedBox(one, self.thing.box), self.thing, self.names)
-            for one in self.scene.crowds
-        )
-        away = [one for one in others if holds(self.relation, one.box, self.thing.box) is False]
-        if crowd or not away or any(one not in away for one in able):
+        """A thing in the picture that is certainly not on (in) the object; None if anything else may be there too, so
+        that "what is on it" would have several answers. A crowd may be anywhere; and a person sits on a bench that is
+        not known to carry people."""
+        ends = (self.subject.category, self.thing.category)
+        others = [one for one in self.scene.things if one.category not in ends]
+        if self.scene.crowds or any(
+            holds(self.relation, one.box, self.thing.box) is not False for one in others
+        ):
             return None
-        return self.names.word(away[0].category, self.language)
+        foils = (one.category for one in others if not self.names.alike(one.category, ends))
+        foil = next(foils, None)
+        return None if foil is None else self.names.word(foil, self.language)
 
     def _markup(self) -> str:
         return boxes_markup(self.name.the(self.language), (self.subject.box,), self.scene)

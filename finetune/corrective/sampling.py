@@ -1,9 +1,10 @@
 """Chooses the held-out pictures, and the questions that become samples and probes."""
 
+import hashlib
 import itertools
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from typing import NamedTuple
@@ -21,13 +22,22 @@ class Asked(NamedTuple):
 
 
 Topics = frozenset[tuple[str, str]]
-"""The (group, topic) pairs that a picture has questions for."""
+"""The (group, topic) pairs that a picture has probes for."""
 Ask = Callable[[int], Sequence[Question]]
 """Index of a picture → every question about it, the same ones each time."""
 
 
+LEAST_PROBES = 20
+"""Groups with fewer probes get no verdict."""
+
+
 def topics_of(questions: Iterable[Question]) -> Topics:
-    return frozenset((question.group, question.topic) for question in questions)
+    return frozenset((question.group, question.topic) for question in questions if question.probed)
+
+
+def draw(digest: str, seed: int) -> float:
+    """A picture's number from 0 to 1, by its content and the seed alone: held out below the share."""
+    return int(hashlib.sha256(f"hold out/{seed}/{digest}".encode()).hexdigest()[:13], 16) / 16**13
 
 
 def hold_out(
@@ -35,25 +45,40 @@ def hold_out(
 ) -> tuple[list[int], list[int]]:
     """Pictures for training, and held-out pictures for probes: indices into ``scenes``, in order.
 
-    The split is stratified by topic: pictures are sorted by the topics of their questions, and every 1 / share-th is
-    held out. Copies of a file go to the same side.
+    A picture's side is its ``draw``, whatever is asked of it and of which others: two calls over the same pictures,
+    with other templates, do not train on what the other one probes. Only where a topic would go without a probe, or a
+    group without its verdict, are the next in the same order held out too (``beyond_draw``).
     """
-    copies: dict[str, list[int]] = defaultdict(list)
-    for place in sorted(topics):
-        copies[scenes[place].digest].append(place)
-    shuffled = sorted(copies)
-    random.Random(f"hold out/{seed}").shuffle(shuffled)
-
-    def asked(digest: str) -> list[tuple[str, str]]:
-        return sorted(frozenset().union(*(topics[place] for place in copies[digest])))
-
-    ordered = sorted(shuffled, key=asked)  # stable: random order within the same topics
-    exact = Fraction(str(share))
-    held = {digest for index, digest in enumerate(ordered) if int((index + 1) * exact) > int(index * exact)}
+    asked: dict[str, Topics] = defaultdict(frozenset)
+    for place, found in topics.items():
+        asked[scenes[place].digest] |= found
+    order = sorted(asked, key=lambda digest: draw(digest, seed))
+    held = {digest for digest in order if draw(digest, seed) < share}
+    for wanted, least in _needs(asked.values(), share):
+        among = [digest for digest in order if asked[digest] & wanted]
+        lacking = least - len(held.intersection(among))
+        held.update([digest for digest in among if digest not in held][: max(lacking, 0)])
     sides: tuple[list[int], list[int]] = ([], [])
-    for digest in ordered:
-        sides[digest in held].extend(copies[digest])
-    return sorted(sides[0]), sorted(sides[1])
+    for place in sorted(topics):
+        sides[scenes[place].digest in held].append(place)
+    return sides
+
+
+def _needs(asked: Collection[Topics], share: float) -> Iterator[tuple[Topics, int]]:
+    """Topics, and how many pictures of any of them have to be held out: one of a topic, and what a verdict needs of a
+    group; none where their share would not be as many."""
+    counts = Counter(topic for topics in asked for topic in topics)
+    for topic in sorted(counts):
+        yield frozenset([topic]), min(1, int(counts[topic] * Fraction(str(share))))
+    for group in sorted({group for group, _ in counts}):
+        wanted = frozenset(topic for topic in counts if topic[0] == group)
+        pictures = sum(bool(topics & wanted) for topics in asked)
+        yield wanted, LEAST_PROBES if pictures * Fraction(str(share)) >= LEAST_PROBES else 0
+
+
+def beyond_draw(scenes: Sequence[Scene], held_out: Sequence[int], share: float, seed: int) -> int:
+    """The number of held-out pictures that another call over the same pictures may train on."""
+    return len({scenes[place].digest for place in held_out if draw(scenes[place].digest, seed) >= share})
 
 
 def for_training(

@@ -1,12 +1,15 @@
 """A picture with its annotated boxes, and a question about it."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Literal, NamedTuple
+
+from PIL.Image import Image
 
 Language = Literal["zh", "en"]
 LANGUAGES: tuple[Language, ...] = ("zh", "en")
@@ -22,13 +25,18 @@ class AnnotatedBox(NamedTuple):
     box: Box
 
 
+SAME_BOX = 0.95
+"""Boxes of one category with a larger IoU are one thing, drawn twice: two annotators differ by pixels, two exports by
+rounding, and no two spheres of a tower lie this far over each other."""
+
+
 @dataclass(frozen=True)
 class Scene:
     """A picture and its annotated boxes.
 
     size      width and height of the upright picture, in pixels
     crowds    categories annotated only as a crowd
-    digest    SHA-256 of the file, equal for copies under other names
+    digest    SHA-256 of its size and pixels, equal for copies under other names and where it was saved again
     """
 
     image: Path
@@ -41,8 +49,13 @@ class Scene:
         return tuple(thing.box for thing in self.things if thing.category == category)
 
     @cached_property
+    def categories(self) -> frozenset[str]:
+        """All that is annotated in it, as a thing or as a crowd."""
+        return self.crowds | {thing.category for thing in self.things}
+
+    @cached_property
     def single(self) -> tuple[AnnotatedBox, ...]:
-        """Things that "the cat" identifies: the only one of its category, without a crowd of it."""
+        """The only things of their category, without a crowd of it."""
         counts = Counter(thing.category for thing in self.things)
         return tuple(
             thing
@@ -50,12 +63,35 @@ class Scene:
             if counts[thing.category] == 1 and thing.category not in self.crowds
         )
 
-    def pairs(self) -> Iterator[tuple[AnnotatedBox, AnnotatedBox]]:
-        """Every ordered pair of ``single`` things."""
-        for one in self.single:
-            for other in self.single:
-                if one is not other:
-                    yield one, other
+
+def digest_of(picture: Image) -> str:
+    """SHA-256 of a picture's size and RGB pixels, as a person sees it: a copy that was saved again has the same."""
+    found = hashlib.sha256(f"{picture.width} {picture.height} ".encode())
+    found.update(picture.tobytes())
+    return found.hexdigest()
+
+
+def merged(copies: Sequence[Scene]) -> Scene:
+    """What is annotated of all copies of a picture, each thing once."""
+    things = distinct(thing for one in copies for thing in one.things)
+    return replace(copies[0], things=things, crowds=frozenset().union(*(one.crowds for one in copies)))
+
+
+def distinct(things: Iterable[AnnotatedBox]) -> tuple[AnnotatedBox, ...]:
+    """Without the boxes that an earlier one of their category covers up to ``SAME_BOX``."""
+    kept: list[AnnotatedBox] = []
+    for thing in things:
+        alike = (one for one in kept if one.category == thing.category)
+        if not any(_iou(one.box, thing.box) > SAME_BOX for one in alike):
+            kept.append(thing)
+    return tuple(kept)
+
+
+def _iou(a: Box, b: Box) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a, b)]
+    return shared / (sum(areas) - shared)
 
 
 @dataclass(frozen=True)

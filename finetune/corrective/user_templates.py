@@ -8,7 +8,8 @@
        "foil": {"en": "the floor", "zh": "地板"},
        "look_at": "object"}]}
 
-subject, object    categories, or "*" for any; the picture must have exactly one of each
+subject, object    categories, or "*" for any; the picture must have exactly one of each. A question is asked only
+                   where nothing else in the picture that fits, or may fit, would give it another answer
 relation, object   optional, only together: without them the question is about the subject
 question           one wording or several per language; answer and foil in the same languages
 look_at            subject or object: where the probe's right answer should look (default: subject)
@@ -16,9 +17,11 @@ look_at            subject or object: where the probe's right answer should look
 {box subject}      <ref>the cat</ref><box>...</box>; a question with a box in its answer is trained and never probed
 """
 
+import itertools
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -35,10 +38,16 @@ _NEEDED = ("group", "subject", "question", "answer")
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _FORMS = ("", "the ", "a ", "box ")
 
+Ends = Mapping[str, AnnotatedBox]
+"""subject, and object where there is a relation."""
+
 
 @dataclass(frozen=True)
 class Template:
-    """One template. ``subject`` and ``object`` are None for any category."""
+    """One template. ``subject`` and ``object`` are None for any category.
+
+    left_out   digest of a picture and question of each that was not asked, as it has several answers there
+    """
 
     name: str
     group: str
@@ -49,21 +58,71 @@ class Template:
     answer: Mapping[str, str]
     foil: Mapping[str, str] | None
     look_at: str
+    left_out: set[tuple[str, str]] = field(default_factory=set, compare=False)
 
     def ask(self, scene: Scene, names: Names, language: Language | None, rng: Random) -> Iterator[Question]:
         """The template's question about each matching thing or pair in a picture."""
         languages = [one for one in LANGUAGES if one in self.question and language in (None, one)]
-        for ends in self._fitting(scene):
-            yield _question(self, scene, ends, names, rng.choice(languages), rng)
+        fitting = list(self._fitting(scene, names))
+        answers = self._answers(scene, names, languages) if fitting else {}
+        for ends in fitting:
+            texts = [text for text, _ in self._filled(scene, ends, names, languages)]
+            if any(len(answers[text]) > 1 for text in texts):
+                self.left_out.add((scene.digest, texts[0]))
+            else:
+                yield _question(self, scene, ends, names, rng.choice(languages), rng)
 
-    def _fitting(self, scene: Scene) -> Iterator[dict[str, AnnotatedBox]]:
+    def said(self) -> str | None:
+        """How many questions were left out, and why; None if none was."""
+        if not self.left_out:
+            return None
+        pictures = len({digest for digest, _ in self.left_out})
+        return (
+            f"{self.name}: left out {len(self.left_out):,} questions of {pictures:,} pictures that have, or may have, "
+            f"several right answers there, such as {min(text for _, text in self.left_out)!r}; expected one: name "
+            "both things in the question, or fewer categories in the template"
+        )
+
+    def _fitting(self, scene: Scene, names: Names) -> Iterator[Ends]:
         if self.relation is None:
-            yield from ({"subject": one} for one in scene.single if _fits(one, self.subject))
+            yield from ({"subject": one} for one in names.single(scene) if _fits(one, self.subject))
             return
-        for one, other in scene.pairs():
+        for one, other in names.pairs(scene):
             fits = _fits(one, self.subject) and _fits(other, self.object)
             if fits and holds(self.relation, one.box, other.box):
                 yield {"subject": one, "object": other}
+
+    def _perhaps(self, scene: Scene) -> Iterator[Ends]:
+        """All that a question might be about: also things that there are several of, that may be in the relation, or
+        that are a crowd, whose place is not known."""
+        crowds = {AnnotatedBox(one, (0, 0, *scene.size)) for one in scene.crowds}
+        things = [*scene.things, *sorted(crowds)]
+        if self.relation is None:
+            yield from ({"subject": one} for one in things if _fits(one, self.subject))
+            return
+        for one, other in itertools.permutations(things, 2):
+            if _fits(one, self.subject) and _fits(other, self.object):
+                unknown = not crowds.isdisjoint((one, other))
+                if unknown or holds(self.relation, one.box, other.box) is not False:
+                    yield {"subject": one, "object": other}
+
+    def _answers(self, scene: Scene, names: Names, languages: Sequence[Language]) -> Mapping[str, set[str]]:
+        """Every answer that may be right, by question."""
+        found: dict[str, set[str]] = defaultdict(set)
+        unseen = Names(names.given)  # a name that no question uses is not missing
+        for ends in self._perhaps(scene):
+            for text, answer in self._filled(scene, ends, unseen, languages):
+                found[text].add(answer)
+        return found
+
+    def _filled(
+        self, scene: Scene, ends: Ends, names: Names, languages: Sequence[Language]
+    ) -> Iterator[tuple[str, str]]:
+        """Each wording in each language, and its answer."""
+        for language in languages:
+            filled = _Words(scene, ends, names, language).filled
+            for wording in self.question[language]:
+                yield filled(wording), filled(self.answer[language])
 
 
 def _fits(thing: AnnotatedBox, categories: frozenset[str] | None) -> bool:
@@ -73,16 +132,12 @@ def _fits(thing: AnnotatedBox, categories: frozenset[str] | None) -> bool:
 def _question(
     template: Template,
     scene: Scene,
-    ends: Mapping[str, AnnotatedBox],
+    ends: Ends,
     names: Names,
     language: Language,
     rng: Random,
 ) -> Question:
-    words = _Words(scene, ends, names, language)
-
-    def filled(text: str) -> str:
-        return _PLACEHOLDER.sub(lambda match: words[match[1]], text)
-
+    filled = _Words(scene, ends, names, language).filled
     text, answer = filled(rng.choice(template.question[language])), filled(template.answer[language])
     look_at = ends[template.look_at].category
     said = {answer: look_at} | {names[one.category].bare(language): one.category for one in ends.values()}
@@ -110,9 +165,7 @@ def _question(
 class _Words(Mapping[str, str]):
     """Values of placeholders, looked up lazily so that only names in use can be reported missing."""
 
-    def __init__(
-        self, scene: Scene, ends: Mapping[str, AnnotatedBox], names: Names, language: Language
-    ) -> None:
+    def __init__(self, scene: Scene, ends: Ends, names: Names, language: Language) -> None:
         self.scene, self.ends, self.names, self.language = scene, ends, names, language
 
     def __getitem__(self, placeholder: str) -> str:
@@ -123,6 +176,9 @@ class _Words(Mapping[str, str]):
         if form == "box":
             return boxes_markup(name.the(self.language), (thing.box,), self.scene)
         return {"": name.bare, "the": name.the, "a": name.a}[form](self.language)
+
+    def filled(self, text: str) -> str:
+        return _PLACEHOLDER.sub(lambda match: self[match[1]], text)
 
     def __iter__(self) -> Iterator[str]:
         return (f"{form}{end}" for end in self.ends for form in _FORMS)

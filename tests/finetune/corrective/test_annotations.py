@@ -2,13 +2,16 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 
+from diagnostics.records.pictures import picture_mark
 from finetune.corrective.__main__ import main
 from finetune.corrective.annotations import read_scenes
 from finetune.corrective.scenes import Scene
@@ -44,7 +47,9 @@ def scenes(folder: Path, content: Any, **options: Any) -> list[Scene]:
 
 def marked(picture: str, *labels: str) -> dict[str, Any]:
     """A conversation with a box for each label, all at different places."""
-    boxes = ", ".join(f"<ref>{one}</ref><box>({i},0),({i + 100},200)</box>" for i, one in enumerate(labels))
+    boxes = ", ".join(
+        f"<ref>{one}</ref><box>({50 * i},0),({50 * i + 100},200)</box>" for i, one in enumerate(labels)
+    )
     turns = [{"from": "user", "value": f"<img>{picture}</img>\nwhat?"}, {"from": "assistant", "value": boxes}]
     return {"conversations": turns}
 
@@ -87,6 +92,64 @@ def test_a_file_that_is_listed_with_two_sizes_is_a_fault(folder: Path):
     words = r"images\[2\] .*: found 50 × 45 pixels, but images\[0\] .* is the same file and has 100 × 90"
     with pytest.raises(ValueError, match=words):
         scenes(folder, content)
+
+
+def saved_again(one: Path, other: Path) -> None:
+    words = PngInfo()
+    words.add_text("Software", "exported again")
+    Image.open(one).save(other, pnginfo=words)
+
+
+def turned(one: Path, other: Path) -> None:
+    """Stored on its side, with the orientation that sets it upright."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(one).transpose(Image.Transpose.ROTATE_90).save(other, exif=exif)
+
+
+@pytest.mark.parametrize("copied", [shutil.copy, saved_again, turned])
+def test_copies_of_a_picture_are_one_scene_with_all_that_is_annotated(folder: Path, copied: Any):
+    copied(folder / "a.png", folder / "b.png")
+    content = coco()
+    content["annotations"].append(
+        {"image_id": 2, "category_id": 2, "bbox": [0, 0, 9, 9], "iscrowd": 1},
+    )
+    (found,) = scenes(folder, content)
+    assert found.image.name == "a.png" and found.crowds == {"dog"} and found.categories == {"cat", "dog"}
+    assert [thing.box for thing in found.things] == [CAT, DOG]
+    assert found.digest == picture_mark(folder / "a.png") == picture_mark(folder / "b.png")
+
+
+def test_a_fault_in_one_copy_leaves_out_the_others(folder: Path):
+    """Alone, the first would be asked whether it has what the second names."""
+    shutil.copy(folder / "a.png", folder / "b.png")
+    Image.new("RGB", (100, 90), "green").save(folder / "c.png")
+    content = coco()
+    content["images"].append({"id": 3, "file_name": "c.png"})
+    content["annotations"] += [{"image_id": 2, "category_id": 2, "bbox": [95, 0, 9, 9]}]
+    content["annotations"] += [{"image_id": 3, "category_id": 1, "bbox": [10, 10, 20, 20]}]
+    said: list[str] = []
+    (found,) = scenes(folder, content, on_bad_picture="drop", say=said.append)
+    assert found.image.name == "c.png"
+    assert (
+        "images[0] (id 1, 'a.png'): the same picture as images[1] (id 2, 'b.png'), which has a fault"
+        in said[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("box", "category", "count"),
+    [
+        ([10.0, 10.2, 20, 19.9], 1, 1),  # 20 × 19.8 shared of 20 × 20.1: .985
+        ([10, 10, 19.1, 20], 1, 1),  # .955
+        ([10, 10, 18.9, 20], 1, 2),  # .945
+        ([10, 10, 20, 20], 2, 2),  # of another category
+    ],
+)
+def test_boxes_that_cover_one_another_are_one(folder: Path, box: list[float], category: int, count: int):
+    content = coco()
+    content["annotations"].append({"image_id": 1, "category_id": category, "bbox": box})
+    assert len(scenes(folder, content)[0].things) == count
 
 
 # --- labels ------------------------------------------------------------------------------------------------

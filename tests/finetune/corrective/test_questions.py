@@ -7,12 +7,21 @@ from itertools import pairwise
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
 from finetune.corrective import building_questions, general_questions, relation_questions, user_templates
 from finetune.corrective.box_relations import OPPOSITE, RELATIONS, holds
 from finetune.corrective.category_names import COCO, Name, Names, read_names
-from finetune.corrective.sampling import Asked, for_probes, for_training, hold_out, topics_of
+from finetune.corrective.sampling import (
+    Asked,
+    beyond_draw,
+    draw,
+    for_probes,
+    for_training,
+    hold_out,
+    topics_of,
+)
 from finetune.corrective.scenes import AnnotatedBox, Question, Scene
 
 # --- geometry --------------------------------------------------------------------------------------------------------
@@ -237,6 +246,24 @@ def test_only_things_that_there_is_one_of_are_asked_about():
     assert not asked(scene(("dog", CAT), ("hot dog", (300, 100, 400, 200))), "zh")  # 狗, 热狗
 
 
+APART = (500, 180, 600, 290)  # right of CAT and of BENCH
+
+
+@pytest.mark.parametrize("other", ["black cat", "cats", "two Cats", "cat, asleep"])
+@pytest.mark.parametrize("crowd", [False, True])
+def test_a_name_that_another_category_shares_is_no_single_thing(other: str, crowd: bool):
+    """Neither in relations nor in templates: "the cat" may be the black one. That one is still "the black cat"."""
+    more, crowds = ([], [other]) if crowd else ([(other, APART)], [])
+    one = scene(("cat", CAT), ("bench", BENCH), *more, crowds=crowds)
+    assert not [q for q in asked(one) if "cat" in q.regions]
+    assert crowd or (other == "cats") != any(other in q.regions for q in asked(one))
+    where = ({"en": ("Where is {the subject}?",)}, {"en": "{box subject}"}, None, "subject")
+    template = user_templates.Template("own-0", "g", frozenset(["cat"]), None, None, *where)
+    assert not list(template.ask(one, Names(), "en", Random(0)))
+    ball = scene(("sports ball", CAT), ("person", APART), ("tennis racket", BENCH))  # 球, 网球拍
+    assert [q for q in asked(ball, "zh") if "sports ball" in q.regions]
+
+
 def test_boxes_alone_put_nobody_on_a_table():
     behind = scene(("person", (100, 50, 200, 210)), ("dining table", (80, 190, 300, 300)))
     assert not asked(behind, topic="on")
@@ -256,6 +283,13 @@ def test_what_is_on_it_has_one_answer():
     )
     assert not asked(both, form="what")
     assert not asked(scene(("cat", CAT), ("bench", BENCH)), form="what")  # no wrong answer in the picture
+    sits, far = ("person", (210, 60, 280, 230)), ("person", (500, 100, 570, 280))
+    cat, behind = (("cat", CAT), ("bench", BENCH)), ("car", (150, 100, 400, 250))
+    assert asked(scene(*cat, far), form="what")[0].foil == "a person"
+    for more, crowds in (([sits, far], []), ([far, sits], []), ([behind, far], []), ([far], ["dog"])):
+        assert not asked(scene(*cat, *more, crowds=crowds), form="what")
+    lies = scene(("teddy bear", CAT), ("bench", BENCH), ("bear", (500, 100, 570, 280)))
+    assert not asked(lies, form="what")  # "a bear" is no wrong answer where a teddy bear is right
 
 
 def test_relations_that_are_not_trained_are_neighbours():
@@ -326,6 +360,38 @@ def test_presence():
     )
 
 
+@pytest.mark.parametrize(
+    ("there", "absent"),
+    [
+        ("teddy bear", "bear"), ("hot dog", "dog"), ("black cat", "cat"), ("cats", "cat"), ("cat", "two cats"),
+        ("knife", "knives"), ("person", "people"), ("Black Cat", "cat"), ("热狗", "dog"), ("狗", "hot dog"),
+        ("carrot", "car"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("crowd", [False, True])
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_nothing_is_denied_whose_name_is_alike_to_one_that_is_there(there, absent, crowd, language):
+    one = scene(("bench", BENCH), crowds=[there]) if crowd else scene((there, CAT))
+    found = list(general_questions.ask(one, Names(), {there, absent, "zebra"}, language, Random(0)))
+    denied = [q.text for q in found if q.label == "no"]
+    assert len(denied) == 1 and ("zebra" if language == "en" else "斑马") in denied[0]
+
+
+@pytest.mark.parametrize("beside", ["small sphere", "spheres", "glass sphere"])
+def test_parts_whose_names_are_alike_are_neither_denied_nor_counted(beside: str, tmp_path: Path):
+    entries = {**TOWERS, "canton tower": {**TOWERS["canton tower"], "evidence": [beside]}}
+    entries[beside] = {"zh": f"{len(beside)}号球体", "en": beside}
+    names = read_names(names_file(tmp_path, entries), entries)
+    assert set(about(scene(("canton tower", (100, 100, 200, 400)), (beside, SPHERES[0])), names, "en")) == {
+        "name", "has", "count", "find one",
+    }  # fmt: skip
+    unseen = building_questions.ask(scene(("canton tower", (100, 100, 200, 400))), names, "en", Random(0))
+    assert {q.form for q in unseen} == {"name"}  # its own are called spheres too
+    mixed = scene(*PEARL.things, (beside, (130, 220, 170, 260)))
+    asked_of = list(building_questions.ask(mixed, names, "en", Random(0)))
+    assert {(q.form, q.answer) for q in asked_of if q.form != "name"} == {("has", "yes")}
+
+
 # --- a user's own templates ------------------------------------------------------------------------------------------
 
 TEMPLATE = {
@@ -363,6 +429,59 @@ def test_own_templates(tmp_path: Path):
     found = list(second.ask(ROOM, Names(), None, Random(0)))
     assert len(found) == 4 and not any(q.probed for q in found) and {q.language for q in found} == {"en"}
     assert found[0].answer.startswith("<ref>the cat</ref><box>(")
+
+
+LEFT, MIDDLE, RIGHT, FAR = (
+    (10, 150, 60, 250),
+    (100, 150, 160, 250),
+    (300, 150, 390, 250),
+    (400, 150, 450, 250),
+)
+OVER = (90, 0, 260, 120)
+WHAT = ("What is to the left of {the object}?", "{the subject}")
+BOTH = ("Is {the subject} or something else to the left of {the object}?", "{the subject}")
+
+
+@pytest.mark.parametrize(
+    ("things", "crowds", "wording", "expected"),
+    [
+        ([("cat", LEFT), ("bench", RIGHT)], [], WHAT, ["the cat"]),
+        ([("cat", LEFT), ("dog", MIDDLE), ("bench", RIGHT)], [], WHAT, ["the cat"]),  # left of the dog
+        ([("cat", LEFT), ("dog", MIDDLE), ("bench", RIGHT)], [], BOTH, ["the cat", "the cat", "the dog"]),
+        ([("cat", LEFT), ("dog", MIDDLE), ("dog", (170, 150, 210, 250)), ("bench", RIGHT)], [], WHAT, []),
+        ([("cat", LEFT), ("dog", OVER), ("bench", RIGHT)], [], WHAT, []),  # perhaps left of it
+        ([("cat", LEFT), ("bench", RIGHT), ("dog", FAR)], [], BOTH, ["the cat", "the cat", "the bench"]),
+        ([("cat", LEFT), ("bench", RIGHT)], ["dog"], WHAT, []),
+        ([("cat", LEFT), ("bench", RIGHT)], ["bench"], WHAT, []),
+        ([("cat", LEFT), ("bench", RIGHT)], [], ("Find it.", "{box subject}"), ["the cat"]),
+        ([("cat", LEFT), ("dog", MIDDLE), ("bench", RIGHT)], [], ("Find it.", "{box subject}"), []),
+    ],
+)  # fmt: skip
+def test_a_question_with_several_answers_is_left_out(things, crowds, wording, expected):
+    given = ({"en": (wording[0],)}, {"en": wording[1]}, None, "subject")
+    template = user_templates.Template("own-0", "g", None, "left of", None, *given)
+    one = scene(*things, crowds=crowds, digest="d")
+    found = [list(template.ask(one, Names(), "en", Random(0))) for _ in range(2)][1]
+    assert sorted(re.sub("</?ref>|<box>.*", "", q.answer) for q in found) == sorted(expected)
+    if not expected and "bench" not in crowds:
+        shown = wording[0].format_map({"the object": "the bench"})
+        assert template.said().startswith("own-0: left out 1 questions of 1 pictures")
+        assert repr(shown) in template.said()
+    elif len(things) == 2:
+        assert template.said() is None
+
+
+def test_a_question_about_one_thing_has_one_answer():
+    given = ({"en": ("What animal is this?", "What is {the subject}?")}, {"en": "{subject}"}, None, "subject")
+    template = user_templates.Template("own-0", "g", frozenset(["cat", "dog"]), None, None, *given)
+    for more, crowds, count in (
+        ([], [], 1),
+        ([("dog", APART)], [], 0),
+        ([("bench", APART)], [], 1),
+        ([], ["dog"], 0),
+    ):
+        one = scene(("cat", CAT), *more, crowds=crowds)
+        assert len(list(template.ask(one, Names(), "en", Random(0)))) == count
 
 
 @pytest.mark.parametrize(
@@ -416,16 +535,65 @@ def question(topic: str, label: str = "yes", group: str = "g", **more) -> Questi
     )
 
 
-def test_every_topic_gives_its_share_and_copies_stay_together():
-    """30 pictures of one topic, 10 of another, 0.3 held out: 9 and 3. Five of them are there twice."""
-    scenes = [scene(digest=f"{i:02d}") for i in range(40)] + [scene(digest=f"{i:02d}") for i in range(5)]
-    topics = {i: topics_of([question("a" if scenes[i].digest < "30" else "b")]) for i in range(45)}
-    trained, held = hold_out(scenes, topics, 0.3, seed=0)
-    assert sorted(trained + held) == list(range(45))
-    assert not {scenes[i].digest for i in trained} & {scenes[i].digest for i in held}
-    held_digests = {scenes[i].digest for i in held}
-    assert len([d for d in held_digests if d < "30"]) == 9 and len(held_digests) == 12
-    assert hold_out(scenes, topics, 0.3, seed=0) == (trained, held) != hold_out(scenes, topics, 0.3, seed=1)
+def sides(digests: range, topic, share: float = 0.3, seed: int = 0) -> tuple[set[str], set[str], int]:
+    """Digests to train on and held out, where each picture has probes of ``topic`` of its number; and those beyond."""
+    scenes = [scene(digest=f"{i:04d}") for i in digests]
+    topics = {place: topics_of([topic(i)]) for place, i in enumerate(digests)}
+    trained, held = hold_out(scenes, topics, share, seed)
+    assert sorted(trained + held) == list(range(len(scenes)))
+    beyond = beyond_draw(scenes, held, share, seed)
+    return {scenes[i].digest for i in trained}, {scenes[i].digest for i in held}, beyond
+
+
+def test_the_side_of_a_picture_is_its_own():
+    """Whatever is asked, and of which other pictures, and where the share is larger."""
+    trained, held, beyond = sides(range(1000), lambda i: question("a"))
+    assert 250 < len(held) < 350 and beyond == 0
+    for digests, topic in (
+        (range(1000), lambda i: question(f"b{i % 7}", group="other")),
+        (range(500, 1500), lambda i: question("a" if i < 900 else "c")),
+        (range(0, 1000, 3), lambda i: question("a", probed=i % 2 == 0)),
+    ):
+        others = sides(digests, topic)
+        assert not others[0] & held and not others[1] & trained and others[2] == 0
+    assert held < sides(range(1000), lambda i: question("a"), share=0.4)[1]
+    assert held != sides(range(1000), lambda i: question("a"), seed=1)[1]
+
+
+def test_copies_stay_together():
+    scenes = [scene(digest=f"{i // 2}") for i in range(40)]
+    for side in hold_out(scenes, dict.fromkeys(range(40), topics_of([question("a")])), 0.3, seed=0):
+        assert side and all(i ^ 1 in side for i in side)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_topic_and_every_verdict_has_probes(seed: int):
+    """Beside 400 pictures, five of a rare topic that have one of the five to probe, a group of 100 that has the 20 of a
+    verdict, a topic of three that has none, and a picture whose question is never probed; taken in the same order."""
+
+    def topic(i: int) -> Question:
+        if i < 5:
+            return question("rare")
+        if i < 105:
+            return question("b", group="just enough")
+        if i < 108:
+            return question("c", group="few")
+        return question("a", probed=i > 108)
+
+    trained, held, beyond = sides(range(500), topic, share=0.2, seed=seed)
+    drawn = {f"{i:04d}" for i in range(500) if draw(f"{i:04d}", seed) < 0.2}
+    assert drawn <= held and len(held - drawn) == beyond
+    for first, last, least in ((0, 5, 1), (5, 105, 20)):
+        of_it = sorted((f"{i:04d}" for i in range(first, last)), key=lambda digest: draw(digest, seed))
+        count = max(least, len(drawn.intersection(of_it)))
+        assert held.intersection(of_it) == set(of_it[:count])
+    assert all(draw(digest, seed) < 0.2 for digest in held if digest >= "0105")
+
+
+def test_the_draw_is_even():
+    found = np.array([draw(f"{i}", 0) for i in range(2000)])
+    assert found.min() >= 0 and found.max() < 1
+    assert np.abs(np.sort(found) - np.arange(2000) / 2000).max() < 0.03
 
 
 def test_contrasting_answers_are_equally_frequent():

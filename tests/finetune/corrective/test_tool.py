@@ -47,7 +47,8 @@ def test_what_it_leaves(call, rooms: Path, tmp_path: Path, capsys):
     shown = capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [DATA_FILE, PROBE_FILE]
     data, entries = left(tmp_path / "out")
-    assert f"{len(data)} samples of 36 pictures" in shown
+    pictures = {re.search("<img>(.*?)</img>", one["conversations"][0]["value"])[1] for one in data}
+    assert f"{len(data)} samples of {len(pictures)} pictures" in shown and 24 <= len(pictures) <= 45
     assert "spatial-relation: 15 probes, expected at least 20 (recommended: 40)" in shown
     assert "a sample (room-" in shown and "a probe (room-" in shown
 
@@ -98,8 +99,8 @@ def test_it_does_not_write_over_other_files_or_leave_half_of_them(call, tmp_path
     assert [path.name for path in out.iterdir()] == [PROBE_FILE]
 
 
-def test_copies_of_a_picture_stay_on_one_side(tmp_path: Path):
-    """Every picture there is twice under other names: no content is on both sides."""
+def test_copies_of_a_picture_are_asked_about_once(tmp_path: Path):
+    """Every picture there is twice under other names: the second of each is no picture of its own."""
     pictures = {f"{name}-{i}.png": room(i) for i in range(20) for name in ("a", "b")}
     write_coco(tmp_path, pictures)
     for i in range(20):
@@ -107,9 +108,40 @@ def test_copies_of_a_picture_stay_on_one_side(tmp_path: Path):
     options = ["--images", str(tmp_path / "pictures"), "--boxes", str(tmp_path / "instances.json")]
     made = make(parser().parse_args([*options, "--held_out", "0.5", "--output_dir", str(tmp_path / "out")]))
     names = {one.scene.image.name for one in made.training}
-    assert {name[0] for name in names} == {"a", "b"}
-    held = {one.scene.image.name[1:] for one in made.probes}
-    assert len(held) == 10 and not held & {name[1:] for name in names}
+    held = {one.scene.image.name for one in made.probes}
+    assert len(made.scenes) == 20 == len(names | held) and not held & names
+    assert {name[0] for name in names | held} == {"a"}
+
+
+def test_calls_over_the_same_pictures_hold_out_the_same_ones(tmp_path: Path, capsys):
+    """Other templates, names, language and neighbours in the file: no call trains on what another one probes, but for
+    the pictures that it says it held out besides."""
+    write_towers(tmp_path, 50)
+    content = json.loads((tmp_path / "instances.json").read_text())
+    rooms = {one["id"] for one in content["images"] if one["file_name"].startswith("room")}
+    content["images"] = [one for one in content["images"] if one["id"] in rooms]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] in rooms]
+    (tmp_path / "rooms.json").write_text(json.dumps(content))
+    calls = {
+        "rooms": ["--boxes", str(tmp_path / "rooms.json")],
+        "towers": ["--boxes", str(tmp_path / "instances.json"), "--names", str(tmp_path / "names.json"),
+                   "--templates", "spheres", "relations", "--language", "zh"],
+    }  # fmt: skip
+    trained, probed = {}, {}
+    for name, more in calls.items():
+        given = ["--images", str(tmp_path / "pictures"), *more, "--output_dir", str(tmp_path / name)]
+        made = make(parser().parse_args(given))
+        trained[name], probed[name] = (
+            {one.scene.digest for one in asked} for asked in (made.training, made.probes)
+        )
+    shown = [
+        int(one)
+        for one in re.findall(
+            "^(\\d+) of the held-out pictures are held out only", capsys.readouterr().out, re.M
+        )
+    ]
+    both = set().union(*trained.values()) & set().union(*probed.values())
+    assert len(both) <= sum(shown) <= 2
 
 
 def test_boxes_of_training_data_are_read_alike(rooms: Path, tmp_path: Path):
@@ -237,7 +269,7 @@ def test_boxes_without_names_are_refused(rooms: Path, tmp_path: Path):
         (("--templates", "spheres"), "--templates spheres: needs --names"),
         (("--names", "nowhere.json"), "--names: no such file 'nowhere.json'"),
         (("--relations", "inside"), "found no question for --templates relations"),
-        (("--held_out", "0.01"), "held-out pictures give no probe; give more pictures"),
+        (("--held_out", "0.0001"), "held-out pictures give no probe; give more pictures"),
     ],
 )
 def test_faults_of_flags(more, words, call, capsys):
@@ -252,10 +284,16 @@ def test_spheres_of_towers(tmp_path: Path):
     assert main([*options, *more, "--held_out", "0.4", "--output_dir", str(tmp_path / "out")]) == 0
     data, probes = left(tmp_path / "out")
     answers = Counter(record["conversations"][1]["value"] for record in data)
-    assert answers["东方明珠"] == answers["广州塔"] == 18  # 30 of each, 0.4 of them held out
+    asked = {
+        "东方明珠": "sphere-building",
+        "广州塔": "neighbour",
+    }  # 30 pictures of each, about 0.4 of them held out
     assert answers["有"] == answers["没有"] > 0
     groups = Counter(probe["group"] for probe in probes)
-    assert groups == {"sphere-building": 12, "neighbour": 12, "building-parts": 24, "retention": 36}
+    assert set(groups) == {*asked.values(), "building-parts", "retention"}
+    for answer, group in asked.items():
+        assert answers[answer] + groups[group] == 30 and 7 <= groups[group] <= 17
+    assert groups["building-parts"] == groups["sphere-building"] + groups["neighbour"] < groups["retention"]
     kept = Counter(probe["answer"] for probe in probes if probe["group"] == "retention")
     assert kept["有"] > 8  # the rooms, which are in no training data
     assert not re.search("塔|球体", "".join(p["question"] for p in probes if p["group"] == "retention"))

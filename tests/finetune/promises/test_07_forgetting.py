@@ -61,13 +61,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_tool_probes_what_must_stay(made: Path):
     groups = groups_of(read_probes(made / "probes.json"))
-    assert {name: len(probes) for name, probes in groups.items()} == {
-        "neighbour": 30, "retention": 30, "spatial-relation": 30,
-    }  # fmt: skip
+    assert set(groups) == {"neighbour", "retention", "spatial-relation"}
+    assert all(20 <= len(probes) <= 40 for probes in groups.values())  # about half of 60 pictures, by their content
     answers = Counter(probe.answer for probe in groups["retention"])
-    assert answers["no"] + answers["没有"] == 10  # wherever something is missing: who always says yes is seen
+    assert answers["no"] + answers["没有"] >= 10  # wherever something is missing: who always says yes is seen
     answers = Counter(probe.answer for probe in groups["spatial-relation"])
-    assert answers["yes"] + answers["在"] == answers["no"] + answers["不在"] == 15
+    assert abs(answers["yes"] + answers["在"] - answers["no"] - answers["不在"]) <= 1
     assert all(probe.foil is not None for probes in groups.values() for probe in probes)
     trained = (made / "corrective.json").read_text(encoding="utf-8")
     assert not re.search(
