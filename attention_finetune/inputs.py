@@ -1,10 +1,11 @@
 """The inputs of a run: the demo's flags, an adapter to continue, the output folder, the data."""
 
+import filecmp
 import os
 import shlex
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,11 @@ def build_dataset(
     *,
     for_training: bool = True,
 ) -> dataset.ConversationDataset:
-    return dataset.build_dataset(
+    """The samples that fit, with what is said of them.
+
+    for_training   False: to evaluate on
+    """
+    built = dataset.build_dataset(
         conversations,
         processor,
         family,
@@ -213,6 +218,50 @@ def build_dataset(
         look=args.look.look_rows if args.look.supervises and for_training else None,
         say=say,
     )
+    if for_training:
+        say(*_mixed_anew(conversations, built.mixture))
+    else:
+        lines = [*evaluated_and_trained(args)]
+        built.is_held_out = not lines
+        say(*lines)
+    return built
+
+
+def _mixed_anew(
+    before: mixture.Mixture | Sequence[conversation.Conversation], after: mixture.Mixture
+) -> Iterator[str]:
+    """The table of sources once more, where samples that were left out have changed it."""
+    if isinstance(before, mixture.Mixture) and len(after.parts) > 1 and after.parts != before.parts:
+        yield f"samples were left out, so an epoch is no longer that of the table above, but:\n{after.table_text()}"
+
+
+def evaluated_and_trained(args: Arguments) -> Iterator[str]:
+    """A line for each training source that holds the file of --eval_data_path, or a copy of it."""
+    data = args.data
+    sources = [("data_path", data.data_path)] if data.data_path else []
+    for flag, texts in (("corrective_data", data.corrective_data), ("replay_data", data.replay_data)):
+        sources += [(flag, mixture.parse_source(text).path) for text in texts or ()]
+    evaluated = _files(data.eval_data_path) if data.eval_data_path else []
+    best = ", and the checkpoint that is kept as the best is the one that fits it best"
+    for flag, path in sources:
+        if any(_is_copy(one, other) for one in evaluated for other in _files(path)):
+            yield (
+                f"warning: --eval_data_path {data.eval_data_path} is trained on: --{flag} {path} holds the same data; "
+                f"its loss and answers say nothing about other data{best * args.training.load_best_model_at_end}; give "
+                "data that is not trained on, unless this is meant"
+            )
+
+
+def _files(path: str) -> list[Path]:
+    """The files of a source that hold its samples."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return [folder]
+    return sorted(one for one in folder.iterdir() if one.suffix in (".parquet", ".arrow"))
+
+
+def _is_copy(one: Path, other: Path) -> bool:
+    return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
 
 
 def require_everywhere(folder: Path | None) -> None:

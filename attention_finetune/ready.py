@@ -22,6 +22,7 @@ class Ready(NamedTuple):
     """A run that has passed every check.
 
     looked_at   SHA-256 of the pictures on which attention is supervised; None where none is, or they are not known
+    seen        SHA-256 of the judged probes' pictures that are in the training data
     """
 
     args: Arguments
@@ -33,3 +34,4 @@ class Ready(NamedTuple):
     eval_set: dataset.ConversationDataset | None
     probes: Probes
     looked_at: Collection[str] | None = None
+    seen: Collection[str] = ()

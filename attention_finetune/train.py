@@ -40,13 +40,20 @@ from attention_finetune.model import (
     rates_of,
 )
 from attention_finetune.ready import Ready
-from attention_finetune.watch import check_probes, monitor, prompt_note, read_probes, what_is_missing
+from attention_finetune.watch import (
+    check_probes,
+    monitor,
+    prompt_note,
+    read_probes,
+    seen_pictures,
+    what_is_missing,
+)
 from finetune.data import packing, subset
 from finetune.distributed import is_main, say
 from finetune.flags import deepspeed_file
 from finetune.flags import parse as flags
 from finetune.flags.arguments import Arguments
-from finetune.model import checkpoint, look_file
+from finetune.model import checkpoint, look_file, seen_file
 from finetune.samples import cache
 from finetune.training import evaluation, extension_locks, library_log, run_folder, stopping, trainer
 
@@ -124,6 +131,7 @@ def prepare(args: Arguments) -> Ready | None:
     check_probes(args, probes, processor, family)
     train_set = build_dataset(args, mixed, processor, family)
     say(*prompt_note(probes, train_set.conversations))
+    seen = seen_pictures(args, probes, train_set.conversations)
     eval_set = build_dataset(args, held_out, processor, family, for_training=False) if held_out else None
     looked_at = None
     if args.look.supervises:
@@ -135,7 +143,7 @@ def prepare(args: Arguments) -> Ready | None:
     set_seed(args.training.seed)
     model = build_model(args, family, plan)
     describe(args, model, plan, train_set)
-    return Ready(args, marks, start, model, processor, train_set, eval_set, probes, looked_at)
+    return Ready(args, marks, start, model, processor, train_set, eval_set, probes, looked_at, seen)
 
 
 def dry_run_text(written: Sequence[Path]) -> str:
@@ -155,17 +163,13 @@ def build(ready: Ready) -> Run:
         if is_main():
             if resumed_from is not None:
                 say(*run_folder.set_beyond_aside(folder, run_folder.step_of(resumed_from)))
-            with refusing():  # what it continues from may have been told where to look
-                look_file.carry(
-                    folder, args.model.model_name_or_path, args.adaptation.lora_weight_path, resumed_from
-                )
+            with refusing():  # what it continues from may have been told where to look, or seen the probes
+                origins = args.model.model_name_or_path, args.adaptation.lora_weight_path, resumed_from
+                look_file.carry(folder, *origins)
+                seen_file.carry(folder, *origins)
+                seen_file.write(folder, ready.seen)
             run_folder.write_run(folder, ready.marks, finished=False)
             run_folder.write_configuration(folder, args)
-            if args.data.data_fraction is not None:
-                kept = subset.different_samples(ready.train_set.mixture)
-                run_folder.write_json(
-                    folder / run_folder.FRACTION_FILE, {"fraction": args.data.data_fraction, "sources": kept}
-                )
         writer = trainer.summary_writer(training, run_folder.step_of(resumed_from) if resumed_from else None)
         watchers = [monitor(ready, writer)] if args.monitor.monitor else []
         built = trainer.build_trainer(
@@ -203,6 +207,8 @@ def save(run: Run) -> None:
         built.accelerator.wait_for_everyone()
         if not is_main():
             return
+        if ready.args.data.data_fraction is not None:
+            _write_counts(run)
         run_folder.write_run(run.folder, ready.marks, finished=True)
     what = "adapter" if ready.args.lora else "model"
     trained = (
@@ -212,6 +218,15 @@ def save(run: Run) -> None:
     say(
         f"{trained} and its processor are in {run.folder}{f'; {log.name} has what libraries said' if log else ''}"
     )
+
+
+def _write_counts(run: Run) -> None:
+    """How many different samples of each source were trained on, by the steps that were made."""
+    data, mixed, step = run.ready.args.data, run.ready.train_set.mixture, run.trainer.state.global_step
+    counts = subset.different_samples(mixed, run.trainer.schedule.trained(step) if step else ())
+    of = subset.chosen_sources(mixed, data.data_fraction_of)
+    content = {"fraction": data.data_fraction, "of": of, "sources": counts}
+    run_folder.write_json(run.folder / run_folder.FRACTION_FILE, content)
 
 
 def compare(run: Run) -> None:

@@ -4,16 +4,20 @@ Diagnostics is imported inside functions, so that a run without --monitor loads 
 """
 
 import shlex
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from attention_finetune.ready import SAMPLES_SHOWN_FROM, Probes, Ready
 from finetune import families
-from finetune.distributed import say
+from finetune.distributed import is_main, say
 from finetune.flags import run_file
 from finetune.flags.arguments import Arguments
-from finetune.samples import conversation
+from finetune.samples import conversation, same_pictures
 from finetune.training import stopping, trainer
+
+MOST_GROUPS_NAMED = 12
 
 
 def read_probes(args: Arguments) -> Probes:
@@ -66,6 +70,44 @@ def prompt_note(probes: Probes, trained: Sequence[conversation.Conversation]) ->
     return [
         f'probes write {"" if True in asked else "no "}"Picture 1: " before a picture, but the training data '
         f"{'does' if True in data else 'does not'}: write {wanted} in the probes to use one prompt format"
+    ]
+
+
+def seen_pictures(
+    args: Arguments, probes: Probes, trained: Sequence[conversation.Conversation]
+) -> Collection[str]:
+    """SHA-256 of the judged probes' pictures that are in the training data, found by the first process alone, which
+    says what that means; none where they are not known (streaming)."""
+    if not probes.judged or not is_main():
+        return ()
+    if args.data.streaming:
+        say(
+            "warning: streaming: whether the probes' pictures are in the training data is not looked up; what was "
+            "trained on shows no correction"
+        )
+        return ()
+    files = [path for probe in probes.judged for path in probe.images]
+    found = same_pictures.files_among(files, trained)
+    say(*seen_note(args, probes.judged, found))
+    return {*found.values()}
+
+
+def seen_note(args: Arguments, judged: Sequence[Any], found: Collection[Path]) -> list[str]:
+    """A warning that names the groups with pictures in the training data. ``found``: these pictures."""
+    shown = {probe.id: path for probe in judged for path in reversed(probe.images) if path in found}
+    if not shown:
+        return []
+    seen = Counter(probe.group for probe in judged if probe.id in shown)
+    of = Counter(probe.group for probe in judged)
+    groups = [f"{name}: {count} of {of[name]}" for name, count in seen.items()]
+    more = len(groups) - MOST_GROUPS_NAMED
+    named = ", ".join(groups[:MOST_GROUPS_NAMED]) + (f" and {more} more groups" if more > 0 else "")
+    stop, first = args.monitor.stop_when, next(iter(shown))
+    never = f"; until then, --stop_when {stop} cannot be met" if stop else ""
+    return [
+        f"warning: {args.monitor.probes}: in {len(shown)} of {len(judged)} probes a picture is in the training data "
+        f"({named}), the first is {first}: {shown[first]}. What was trained on shows no correction, so these groups "
+        f'get no verdict but "not held out": draw other probes, or take these pictures out of the data{never}'
     ]
 
 

@@ -30,12 +30,14 @@ from diagnostics.report.curve_page import HEAD, curve_html, lead, neighbour_word
 from diagnostics.report.languages import LANGUAGES
 from diagnostics.report.tables import columns
 from finetune import fields, folder_lock
-from finetune.fields import by_name, part, whole
+from finetune.fields import TEXT, by_name, items, part, whole
 from finetune.files import check_writable, fault_words, write_atomically, writing
 from finetune.printable import printable
 
 Json = dict[str, Any]
-COUNTS_SHAPE = {"sources": by_name(part({"samples": whole(), "trained": whole()}))}
+COUNTS_SHAPE = {
+    "of": items(TEXT), "sources": by_name(part({"samples": whole(), "trained": whole()})),
+}  # fmt: skip
 ROOT = Path(__file__).parents[1]
 TRAINING = "attention_finetune.train"
 OURS = {
@@ -48,8 +50,9 @@ OURS = {
     "baseline": "nothing: all runs share the first one's",
     "dry_run": "nothing: the first run is checked so before it trains",
     "streaming": "nothing: the order of the samples needs all of them",
+    "stop_when": "nothing: every run makes all its steps, or each would be judged at another moment",
 }
-"""Flags of finetune.py that the curve gives itself, and what to give instead."""
+"""Flags of finetune.py that the curve gives itself or goes without, and what to give instead."""
 SEEDS = ("seed", "data_seed")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """After which a run saves a checkpoint and stops."""
@@ -110,7 +113,7 @@ def check(fractions: Sequence[float], seeds: Sequence[int] | None, flags: Sequen
         )
     given = {token[2:].partition("=")[0].replace("-", "_") for token in flags if token.startswith("--")}
     for name in given & {*OURS}:
-        raise ValueError(f"--{name} after the --: the curve gives it to each run; expected {OURS[name]}")
+        raise ValueError(f"--{name} after the --: the curve decides it for each run; expected {OURS[name]}")
     if "monitor" in given and not _is_true(flags, "monitor"):
         raise ValueError(
             "--monitor False after the --: the curve is made of what the monitor measures; leave it out"
@@ -159,7 +162,7 @@ def curve(options: Any) -> Json:
             )
             raise RunFailedError(status)
     sources = _subsetted(output_dir / runs[0].folder)
-    points = [_point(run, output_dir, sources) for run in runs]
+    points = _with_most([_point(run, output_dir, sources) for run in runs])
     content = _content(points, sources, options)
     kept = [name for name in content["groups"] if name in KEPT_SHARE]
     charts = {one: curve_chart(content["groups"], kept, one) for one in LANGUAGES}
@@ -268,10 +271,16 @@ def _point(run: TrainingRun, output_dir: Path, sources: Sequence[str]) -> CurveP
     comparison = parsed_file(place, "comparison")
     check_comparison(comparison, str(place))
     counts = [_count_of(folder, name) for name in sources]
+    trained = sum(one["trained"] for one in counts)
+    if not trained:
+        raise ValueError(
+            f"{folder}: found no sample of {', '.join(sources)} among those that it trained on; expected at least one: "
+            "give more steps (--max_steps or --num_train_epochs), and another --output_dir"
+        )
     return CurvePoint(
         run.fraction,
         run.seed,
-        sum(one["trained"] for one in counts),
+        trained,
         sum(one["samples"] for one in counts),
         int(comparison["after"]["step"]),
         comparison,
@@ -279,16 +288,26 @@ def _point(run: TrainingRun, output_dir: Path, sources: Sequence[str]) -> CurveP
     )
 
 
+def _with_most(points: Sequence[CurvePoint]) -> list[CurvePoint]:
+    """Where few steps reach other numbers of samples with other seeds, a fraction's number is the largest of them: so
+    many are enough in all, and its seeds stay one number."""
+    most = {point.fraction: 0 for point in points}
+    for point in points:
+        most[point.fraction] = max(most[point.fraction], point.samples)
+    return [point._replace(samples=most[point.fraction]) for point in points]
+
+
 def _counts(folder: Path) -> Json:
-    """Source → how many samples it has, and how many different ones the run trained on."""
+    """What the run says of its samples: "sources", each with how many it has and how many different ones it trained
+    on, and "of", those that the fraction is of."""
     place = folder / "data_fraction.json"
     content = parsed_file(place, "count of samples")
     fields.check(content, COUNTS_SHAPE, str(place), required=("sources",))
-    return dict(content["sources"])
+    return dict(content)
 
 
 def _count_of(folder: Path, source: str) -> Json:
-    counts = _counts(folder)
+    counts = _counts(folder)["sources"]
     if source not in counts:
         raise ValueError(
             f"{folder / 'data_fraction.json'}: found no count of {source}; expected one of each source: delete the "
@@ -298,9 +317,11 @@ def _count_of(folder: Path, source: str) -> Json:
 
 
 def _subsetted(folder: Path) -> list[str]:
-    """The sources of which the run of the smallest fraction left something out."""
-    counts = _counts(folder)
-    return [name for name, one in counts.items() if one["trained"] < one["samples"]] or [*counts]
+    """The sources that the fractions are of; in files without them those that the smallest did not train on whole."""
+    content = _counts(folder)
+    counts = content["sources"]
+    part_of = [name for name, one in counts.items() if one["trained"] < one["samples"]]
+    return content.get("of") or part_of or [*counts]
 
 
 def _content(points: Sequence[CurvePoint], sources: Sequence[str], options: Any) -> Json:

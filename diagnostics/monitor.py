@@ -69,7 +69,8 @@ from finetune.distributed import decided_by_first, gathered, rank_and_world_size
 from finetune.families import bare_model, family_of
 from finetune.families.parts.modules import adapted_model
 from finetune.files import write_atomically
-from finetune.model.look_file import supervised_of
+from finetune.model.look_file import Supervised, supervised_of
+from finetune.model.seen_file import seen_of
 from finetune.samples.workers import is_data_worker_death
 
 if TYPE_CHECKING:
@@ -261,11 +262,9 @@ class AttentionMonitor(TrainerCallback):
             # The Trainer has loaded the best checkpoint: the model is not that of the last step, which may be shown.
             if self._shown is not None:
                 self._shown.forget(at.step)
-            self._probe_now(
-                replace(at, words=f"{args.output_dir}: the best, {Path(best).name}"),
-                event["model"],
-                self.depth,
-            )
+            name = Path(best).name
+            at = replace(at, words=f"{args.output_dir}: the best, {name}", best=name)
+            self._probe_now(at, event["model"], self.depth)
         else:
             self._probe_unless_complete(at, event["model"], self.depth)
         if at.first:
@@ -425,15 +424,27 @@ class AttentionMonitor(TrainerCallback):
         if not at.first:
             return
         self._baseline = self._archive.load(0)
-        beyond = self._archive.set_beyond_aside(at.step)
+        best = self._archive.best(at.step)
+        self._set_aside(at.step, best)
+        self._open_board(at)
+        if best is not None and self._shown is not None:
+            self._shown.forget(at.step)
+        self._make_up(at.step)
+
+    def _set_aside(self, step: int, best: str | None) -> None:
+        """Move away the records of later steps, and those of this one where they are of the best model, which an
+        earlier end of training had loaded."""
+        moved = self._archive.set_beyond_aside(step if best is None else step - 1)
+        where = f"their records and pictures were moved to {self.attention_dir / SUPERSEDED}"
+        if best is not None:
+            print(f"{self.attention_dir}: step {step} was measured on {best}, the best; {where}", flush=True)
+        beyond = [one for one in moved if one > step]
         if beyond:
+            listed = ", ".join(map(str, beyond))
             print(
-                f"{self.attention_dir}: steps {', '.join(map(str, beyond))} lie beyond step {at.step}, from which "
-                f"training resumes; their records and pictures were moved to {self.attention_dir / SUPERSEDED}",
+                f"{self.attention_dir}: steps {listed} lie beyond step {step}, from which training resumes; {where}",
                 flush=True,
             )
-        self._open_board(at)
-        self._make_up(at.step)
 
     @property
     def chosen_layers(self) -> tuple[int, ...]:
@@ -497,7 +508,7 @@ class AttentionMonitor(TrainerCallback):
             with self._reporting(
                 "a checkpoint could not be compared with the baseline", lacks=f"step {done}"
             ):
-                pairs = pair_all(self.probes, self._baseline, self._archive.load(done))
+                pairs = pair_all(self._judged, self._baseline, self._archive.load(done))
                 if self._shown is not None:
                     self._shown.make_up(pairs, done)
 
@@ -608,7 +619,7 @@ class AttentionMonitor(TrainerCallback):
         if not at.first:
             return {}
         with self._reporting("records could not be written", lacks=f"records of step {at.step}"):
-            self._archive.save(at.step, ordered, depth)
+            self._archive.save(at.step, ordered, depth, best=at.best)
             return ordered
         return {}
 
@@ -655,6 +666,7 @@ class AttentionMonitor(TrainerCallback):
         layers: Sequence[int],
         before: BeforeModel | None = None,
     ) -> Prober:
+        supervised, seen = decided_by_first(lambda: self._trained_on(at.step))
         return Prober(
             model,
             self.processor,
@@ -664,9 +676,17 @@ class AttentionMonitor(TrainerCallback):
             batch_size=self.batch_size,
             autocast=at.autocast,
             before=before,
-            supervised=None if at.step == 0 or self.output_dir is None else supervised_of(self.output_dir),
+            supervised=supervised,
+            seen=seen,
             reader=self._reader,
         )
+
+    def _trained_on(self, step: int) -> tuple[Supervised | None, frozenset[str]]:
+        """What the run's folder says of the trained model: its attention, and pictures of its probes. The first rank
+        alone has that folder where disks are not shared."""
+        if step == 0 or self.output_dir is None:
+            return None, frozenset()
+        return supervised_of(self.output_dir), seen_of(self.output_dir)
 
     # --- on disk ---------------------------------------------------------------------------------------------
     @property
@@ -708,11 +728,10 @@ class AttentionMonitor(TrainerCallback):
 
         lacks = f"numbers of step {step}"
         with self._reporting("a checkpoint could not be compared with the baseline", lacks=lacks):
-            pairs = pair_all(self.probes, self._baseline, records)
-            judged = [pair for pair in pairs if pair.probe in self._judged]
+            pairs = pair_all(self._judged, self._baseline, records)
             if step > 0 and not self._is_ending:  # the table of the end follows
-                print(checkpoint_line(judged, step), flush=True)
-            self._warn_of_loss(judged, step)
+                print(checkpoint_line(pairs, step), flush=True)
+            self._warn_of_loss(pairs, step)
             if self._shown is not None:
                 self._shown.step(pairs, step)
         if self._shown is not None:

@@ -42,7 +42,7 @@ from finetune.files import (
     refusal_words,
     writing,
 )
-from finetune.model import checkpoint, look_file, weights
+from finetune.model import checkpoint, look_file, seen_file, weights
 from finetune.printable import printable
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from finetune.training import model_card, run_folder
@@ -155,10 +155,14 @@ def export(
     opening: dict[str, Any] = {"base": base, "allow_other_base": allow_other_base, "cache_dir": cache_dir}
     if (Path(source) / checkpoint.MODEL_CONFIG).is_file():
         weights.require_all(Path(source))
-    checkpoint.check(source, **opening)
+    config = checkpoint.check(source, **opening)
+    opened, adapter = checkpoint.resolve(source, base=base)
+    if adapter is not None:
+        _refuse_four_bit_base(config, opened)
     origins = source, base or checkpoint.resolve(source)[0]
     for one in origins:
         look_file.supervised_of(one)  # an invalid file is refused before weights are loaded
+        seen_file.seen_of(one)
     folder = _new_folder(Path(output_dir))
     history = history_of(Path(source))
     options = {**opening, "device": device}
@@ -184,6 +188,7 @@ def export(
         _require_same(saved, effect, stored, say)
         _write_card(Path(source), partial, effect, name=folder.resolve().name)
         look_file.carry(partial, *origins)
+        seen_file.carry(partial, *origins)
         folder_lock.release(partial)
         if folder.exists():
             folder.rmdir()
@@ -224,6 +229,15 @@ def history_of(source: Path) -> History:
     marks = fields.load(path, run_folder.RUN_SHAPE, required=("marks",), remedy="copy it again")["marks"]
     dtype = torch.bfloat16 if marks.get("bf16") else torch.float16 if marks.get("fp16") else torch.float32
     return History(dtype, bool(marks.get("q_lora")))
+
+
+def _refuse_four_bit_base(config: Any, base: str) -> None:
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{base}: the adapter's base is quantised already, expected the checkpoint that it was made from: rounding "
+            "the merged weights once more would lose most of what was learned; give that one: --base FOLDER "
+            "--allow_other_base"
+        )
 
 
 def _new_folder(folder: Path) -> Path:

@@ -12,6 +12,7 @@ import jaxtyping
 import pytest
 import torch
 
+from finetune.training import extension_locks
 from tests import order
 
 # Every call of these modules is checked against its annotations, shapes included. Not by pytest's option
@@ -27,6 +28,13 @@ jaxtyping.install_import_hook(
 )
 torch.set_num_threads(1)
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_sessionstart() -> None:
+    """A test that was killed while DeepSpeed compiled left its lock behind, and others would wait for it until their
+    time is up."""
+    for root in (extension_locks.build_root(), Path(__file__).parents[1] / ".venv" / "torch_extensions"):
+        extension_locks.mend(root)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

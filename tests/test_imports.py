@@ -18,7 +18,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 # a package stand here by their own names.
 FLOORS = {
     "finetune": (
-        ("files", "printable"),
+        ("files", "percent", "printable"),
         (
             "auto_classes",
             "distributed",
@@ -132,6 +132,7 @@ def test_diagnostics_know_nothing_of_how_training_is_done():
         "qwen_vl",
         "image_arithmetic",
         "fields",
+        "percent",
         "printable",
         "scratch",
         "",

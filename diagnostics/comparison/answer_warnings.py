@@ -45,5 +45,6 @@ def answer_warnings(pairs: Sequence[ProbePair]) -> list[str]:
 
 
 def _named(pairs: Sequence[ProbePair]) -> str:
+    """The first answers, in no language; how many there are stands before them."""
     said = ", ".join(f"{p.probe.id}: {p.before.scores.generated[:40]!r}" for p in pairs[:MOST_NAMED])
-    return f"{said} and {len(pairs) - MOST_NAMED} more" if len(pairs) > MOST_NAMED else said
+    return f"{said}, …" if len(pairs) > MOST_NAMED else said

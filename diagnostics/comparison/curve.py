@@ -10,10 +10,24 @@ import numpy as np
 
 from diagnostics.comparison.legs.answers import difference_interval
 from diagnostics.comparison.verdicts import (
+    ANSWERS_ALONE,
+    ATTENTION_ALONE,
     CORRECTED,
     KEPT,
+    LEFT,
+    LOST,
+    NO_ANSWERS,
+    NO_ATTENTION,
+    NO_CAUSE,
+    NO_PICTURE,
+    NOT_HELD_OUT,
     NOT_MEDIATED,
+    NOT_MOVED,
+    OTHER_CAUSE,
+    TOO_FEW,
+    TOO_FEW_RIGHT,
     UNGUARDED,
+    WORSE,
     requirement,
 )
 from diagnostics.measures.onset import Look, look_at_numbers, look_at_shares
@@ -40,6 +54,15 @@ VERSION = 1
 QUANTITIES = ("answers", "attention", "cause")
 AS_GOOD = (CORRECTED, KEPT, UNGUARDED, NOT_MEDIATED)
 """Verdicts that hold: what a probe file cannot show (guards, mediation) is named, and asks for no more samples."""
+OF_PROBES = (TOO_FEW, NOT_HELD_OUT, NO_ANSWERS, NO_ATTENTION, NO_CAUSE, NO_PICTURE)
+"""Verdicts that say what the probes cannot show: samples to train on change nothing there."""
+DECIDED_BY = {
+    **dict.fromkeys((NOT_MOVED, ATTENTION_ALONE, WORSE, TOO_FEW_RIGHT, *LOST.values()), "answers"),
+    **dict.fromkeys((ANSWERS_ALONE, LEFT), "attention"),
+    OTHER_CAUSE: "cause",
+}
+"""Verdict → which quantity must change for it to hold. The others rest on what is not compared from number to number,
+such as guards: whether that still rises is not known."""
 BY_CHANCE = 0.05
 
 
@@ -134,14 +157,15 @@ def curve_of(points: Sequence[CurvePoint], images: Mapping[str, str]) -> Json:
                  "layer": of the enrichment, or null,
                  "neighbours": [{"from", "to", "answers", "attention", "cause": {"difference", "ci95", "p_adjusted"},
                                  "rose", "fell": [names of those beyond chance]}],
-                 "enough_from": samples or null, "conclusion": "enough", "more does not help" or "not enough yet",
-                 "words"}}
+                 "enough_from": samples or null,
+                 "conclusion": "enough", "more does not help", "not enough yet" or "not known", "words"}}
 
     Enrichment is that of one key layer in all runs, the one that the run with most samples cites; ``ci95`` of
     enrichment and cost is the interval of the change from the base, put onto the base's mean. "enough": the verdict
     holds with this number and with every larger one, in all seeds. "more does not help": it does not hold, and from the
-    last number but one to the last no quantity rose beyond chance, over the same probes, nor did a verdict change; the
-    intervals say how much could have been missed.
+    last number but one to the last no quantity rose beyond chance, over the same probes, nor did a verdict change, and
+    the quantity that decides this verdict was measured; the intervals say how much could have been missed. "not known":
+    the last verdict is that the probes are too few or were trained on, or that something was not measured.
 
     points   all of the same probes
     images   probe id → its picture, so that probes of one picture count once
@@ -241,7 +265,11 @@ def _neighbours(
             for (of, what), (look, interval) in measured.items()
             if of == pair
         }
-        sure = {what: one["difference"] for what, one in shown.items() if _is_sure(one)}
+        sure = {
+            what: one["difference"]
+            for what, one in shown.items()
+            if _is_sure(one, measured[pair, what][0].sign)
+        }
         found.append(
             {
                 "from": pair[0],
@@ -254,10 +282,11 @@ def _neighbours(
     return found
 
 
-def _is_sure(difference: Mapping[str, Any]) -> bool:
-    """By ranks and by the mean: a few probes that change much, or many that change little, are not enough alone."""
+def _is_sure(difference: Mapping[str, Any], sign: int) -> bool:
+    """By ranks and by the mean, to the same side: a few probes that change much, or many that change little, are not
+    enough alone."""
     low, high = difference["ci95"]
-    return difference["p_adjusted"] < BY_CHANCE and not low <= 0 <= high
+    return difference["p_adjusted"] < BY_CHANCE and sign != 0 and not low <= 0 <= high
 
 
 def _values(name: str, points: Sequence[CurvePoint], layer: int | None) -> dict[str, dict[str, float]]:
@@ -329,7 +358,6 @@ def _conclusion(shown: Sequence[Mapping[str, Any]], neighbours: Sequence[Mapping
         if earlier
         else ""
     )
-    last = _quoted(verdicts[numbers[-1]])
     if enough_from is not None:
         fewer = [number for number in numbers if number < enough_from]
         below = "the smallest number tried"
@@ -337,15 +365,29 @@ def _conclusion(shown: Sequence[Mapping[str, Any]], neighbours: Sequence[Mapping
             below = f"and with every larger number tried; with {fewer[-1]:,}: {_quoted(verdicts[fewer[-1]])}"
         words = f"{_samples(enough_from)} are enough: {_quoted(verdicts[enough_from])}, {below}."
         return {"enough_from": enough_from, "conclusion": "enough", "words": words + not_monotone}
-    is_flat = bool(neighbours) and not neighbours[-1]["rose"]
-    if is_flat and verdicts[numbers[-1]] == verdicts[numbers[-2]]:
-        words = (
-            f"More does not help: from {_samples(numbers[-2])} to {numbers[-1]:,} nothing rises beyond chance, and "
-            f"the verdict stays {last}."
-        )
-        return {"enough_from": None, "conclusion": "more does not help", "words": words + not_monotone}
-    words = f"Not enough yet: {last} with {_samples(numbers[-1])}, the largest number tried."
-    return {"enough_from": None, "conclusion": "not enough yet", "words": words + not_monotone}
+    conclusion, words = _falls_short(numbers, verdicts, neighbours)
+    return {"enough_from": None, "conclusion": conclusion, "words": words + not_monotone}
+
+
+def _falls_short(
+    numbers: Sequence[int], verdicts: Mapping[int, Sequence[str]], neighbours: Sequence[Mapping[str, Any]]
+) -> tuple[str, str]:
+    """The conclusion, in its name and in a sentence, where the verdicts with the largest number do not hold."""
+    found = verdicts[numbers[-1]]
+    last, samples = _quoted(found), _samples(numbers[-1])
+    if set(found) <= {*OF_PROBES}:
+        words = f"{last} with {samples}; training on more does not change that, more or other probes may"
+        return "not known", f"Not known: {words}."
+    if neighbours and found == verdicts[numbers[-2]] and _is_flat(neighbours[-1], found):
+        words = f"from {_samples(numbers[-2])} to {numbers[-1]:,} nothing rises beyond chance"
+        return "more does not help", f"More does not help: {words}, and the verdict stays {last}."
+    return "not enough yet", f"Not enough yet: {last} with {samples}, the largest number tried."
+
+
+def _is_flat(step: Mapping[str, Any], verdicts: Sequence[str]) -> bool:
+    """Did nothing rise in this step up, and was what decides these verdicts measured in it?"""
+    decides = [DECIDED_BY.get(one) for one in verdicts]
+    return not step["rose"] and all(what is not None and step[what] is not None for what in decides)
 
 
 def headline(groups: Mapping[str, Mapping[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from diagnostics.comparison.legs.attention import Reading
+from diagnostics.comparison.legs.attention import Reading, agreed_direction
 from diagnostics.comparison.pairs import SIDES, ProbePair, images_of
 from diagnostics.measures.attention import auc, entropy, iou, nss, pointing_game
 from diagnostics.measures.sinks import sink_share
@@ -41,6 +41,7 @@ class LayerEnrichment:
     without_sinks   the change with sinks left out; None if no sink was found
     relative        mean ``relative_change``: the change of a typical probe
     effect          effect size of the relative change, in standard deviations; None if undefined
+    direction       which way a significant change points: ``agreed_direction``
     """
 
     layer: int
@@ -51,6 +52,7 @@ class LayerEnrichment:
     without_sinks: Change | None
     relative: Interval
     effect: float | None
+    direction: int
 
     def json(self) -> Json:
         """The form in comparison.json."""
@@ -77,6 +79,7 @@ def enrichment_by_layer(
     found = []
     for index, layer in enumerate(members[0].layers):
         before, after = _enrichments(members, index)
+        relative = relative_change(before, after)
         found.append(
             LayerEnrichment(
                 layer=layer.layer,
@@ -85,19 +88,21 @@ def enrichment_by_layer(
                 chance=float(chances[index, 0]),
                 random=_random_enrichment(members, layer.layer),
                 without_sinks=_without_sinks(members, layer.layer, level),
-                relative=bootstrap_mean(relative_change(before, after), images, level=level),
-                effect=effect_size(relative_change(before, after), images),
+                relative=bootstrap_mean(relative, images, level=level),
+                effect=effect_size(relative, images),
+                direction=int(agreed_direction(relative, images)),
             )
         )
     return found
 
 
 def fallen_layers(by_layer: Sequence[LayerEnrichment], least: float, level: float) -> list[int]:
-    """Key layers in which attention on the region fell significantly, by a share of at least ``least``."""
+    """Key layers in which attention on the region fell significantly, by mean and ranks, by a share of at least
+    ``least``."""
     return [
         one.layer
         for one in by_layer
-        if one.chance < min(SIGNIFICANT, 1 - level) and one.relative.mean <= -least
+        if one.chance < min(SIGNIFICANT, 1 - level) and one.direction < 0 and one.relative.mean <= -least
     ]
 
 
@@ -206,14 +211,15 @@ def _masses(
 def heads(
     pairs: Sequence[ProbePair], chances: Float[np.ndarray, "layers heads"] | None, least: float
 ) -> Json | None:
-    """Heads whose attention on the region changed significantly, by at least ``least`` of the mass of region and random
-    places; smallest p first; at most 40."""
+    """Heads whose attention on the region changed significantly, by mean and ranks one way, by at least ``least`` of
+    the mass of region and random places; smallest p first; at most 40."""
     members = _tested(pairs)
     if chances is None or not members:
         return None
     before, after = (_masses(members, side) for side in SIDES)
     change = relative_change(*_head_lead(members))
-    moved = (chances < SIGNIFICANT) & (np.abs(change.mean(0)) >= least)
+    one_way = agreed_direction(change, images_of(members)) != 0
+    moved = (chances < SIGNIFICANT) & one_way & (np.abs(change.mean(0)) >= least)
     order = np.argsort(np.where(moved, chances, np.inf), axis=None, kind="stable")
     count = int(moved.sum())
     listed = []

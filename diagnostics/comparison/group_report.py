@@ -56,6 +56,7 @@ from diagnostics.comparison.pairs import (
     decisive_region,
     images_of,
     pairs_by_group,
+    trained_words,
 )
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.comparison.verdicts import Evidence, Legs, lost, verdict
@@ -158,7 +159,17 @@ def _group(name: str, context: _Context, looking: _Looking, mediation: Mediation
         guards_leg(name, groups, thresholds, level),
     )
     claim = verdict(
-        Evidence(name, len(scored), len(set(images_of(scored))), answers, moved, legs, effect), thresholds
+        Evidence(
+            name,
+            len(scored),
+            len(set(images_of(scored))),
+            answers,
+            moved,
+            legs,
+            effect,
+            trained_words(pairs),
+        ),
+        thresholds,
     )
     return {
         "probes": len(pairs),

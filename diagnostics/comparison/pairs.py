@@ -15,6 +15,7 @@ from diagnostics.comparison.maps import CellMap, LayerMaps, RegionChange
 from diagnostics.measures.attention import enrichment, jensen_shannon_nats, region_mass
 from diagnostics.measures.geometry import cells_from_row, shared_area_pixels, union_area_pixels
 from diagnostics.records.pictures import picture_mark
+from diagnostics.records.probe_marks import probe_mark
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord, Intervention
 from finetune.families.parts.coverage import Box, region_coverage
@@ -63,6 +64,11 @@ class ProbePair:
     after: AttentionRecord
     region: str | None
     layers: tuple[LayerPair, ...]
+
+    @property
+    def trained_picture(self) -> bool:
+        """Is a picture of the probe in the training data, of either model?"""
+        return any(record.trained_picture for record in (self.before, self.after))
 
     def reading(self, layer: LayerPair) -> RegionChange | None:
         """Mass and enrichment of the judged region."""
@@ -192,6 +198,17 @@ def images_of(pairs: Sequence[ProbePair]) -> list[str]:
     return [picture_mark(pair.probe.images[0]) for pair in pairs]
 
 
+def trained_words(pairs: Sequence[ProbePair], of: str = "") -> str:
+    """ "in 12 of 40 probes a picture is in the training data, the first is p-003"; "" where none is.
+
+    of   what stands behind "probes"
+    """
+    trained = [pair.probe.id for pair in pairs if pair.trained_picture]
+    if not trained:
+        return ""
+    return f"in {len(trained)} of {len(pairs)} probes{of} a picture is in the training data, the first is {trained[0]}"
+
+
 def pairs_by_group(pairs: Sequence[ProbePair]) -> dict[str, list[ProbePair]]:
     """Pairs by group, in the order in which groups appear."""
     groups: dict[str, list[ProbePair]] = {}
@@ -246,6 +263,11 @@ def _require_of(probe: Probe, record: AttentionRecord) -> None:
     if record.probe_id != probe.id:
         raise ValueError(
             f"{where}: found probe_id {record.probe_id!r}; expected {probe.id!r}, one record per probe"
+        )
+    if record.probe_mark and record.probe_mark != probe_mark(probe):
+        raise ValueError(
+            f"{where}: it was measured with another question, answer, foil, region, phrase or picture; expected "
+            "records of the same probe file and pictures: give those, or probe again"
         )
     if not record.image_tokens:
         raise ValueError(f"{where}: found no picture; expected at least one: probe again")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -27,6 +29,7 @@ from diagnostics.records.record import AttentionRecord
 from finetune.families import bare_model, family_of
 from finetune.model.checkpoint import check, load, resolve
 from finetune.model.look_file import supervised_of
+from finetune.model.seen_file import seen_of
 
 Records = Mapping[str, AttentionRecord]
 
@@ -82,6 +85,8 @@ def records_of(
     for source, folder in zip(sources, folders, strict=True):
         if folder is None:
             opening.check(source)
+    for line in order_warnings(sources):
+        print(f"warning: {line}", flush=True)
     probes = read_probes(_probe_file(probes_file, folders))
     calibration = read_probes(calibration_file) if calibration_file is not None else ()
     check_apart(calibration, probes)
@@ -112,6 +117,20 @@ def records_of(
         write_probes(probes, output_dir / "attention" / "probes.json")
     ordered = tuple(records[at] for at in range(len(sources)))
     return Found(judged, ordered, _steps(ordered, folders), why_not)
+
+
+def order_warnings(sources: Sequence[str]) -> list[str]:
+    """One line where checkpoints of one folder are not in the order of training: a shell sorts 1000 before 200."""
+    found = [
+        (Path(one).absolute(), re.fullmatch(r"(checkpoint|step)-(\d+)", Path(one).name)) for one in sources
+    ]
+    numbered = [(path, int(match[2])) for path, match in found if match is not None]
+    return [
+        f"{path.name} is given before {after.name}: charts show checkpoints in the order given, so give them in the "
+        "order of training"
+        for (path, step), (after, other) in itertools.pairwise(numbered)
+        if path.parent == after.parent and step > other
+    ][:1]
 
 
 def _why_not(folders: Sequence[Path | None], depth: MeasurementPlan) -> str | None:
@@ -192,6 +211,7 @@ def _probed(
         depth=depth,
         before=before,
         supervised=supervised_of(name),
+        seen=seen_of(name),
     )
     prober.self_check()
     print(f"{name}: {cost_words(depth, tuple(probes), len(layers), prober.allowed)}", flush=True)

@@ -26,6 +26,7 @@ NO_ATTENTION, NO_ANSWERS = "answers changed, attention not measured", "answers n
 NO_PICTURE = "answers changed, picture not measured"
 NO_CAUSE = "answers and attention changed, cause not measured"
 OTHER_CAUSE = "answers and attention changed, cause does not agree"
+NOT_HELD_OUT = "not held out"
 LOST = {RETENTION: "forgot", NEIGHBOUR: "broke a neighbour"}
 VERDICTS = (
     *(CORRECTED, NOT_BY_LOOKING, UNGUARDED, NOT_MEDIATED, DISAGREE, TOO_FEW_RIGHT, FROM_WORDS, GUARD_BROKE),
@@ -40,9 +41,10 @@ VERDICTS = (
         NO_CAUSE,
         OTHER_CAUSE,
     ),
-    *(NO_ANSWERS, KEPT, *LOST.values(), TOO_FEW),
+    *(NO_ANSWERS, KEPT, *LOST.values(), TOO_FEW, NOT_HELD_OUT),
 )
 OF_KEPT_GROUPS = (KEPT, *LOST.values())  # verdicts only of retention and neighbour
+OF_ANY_GROUP = (TOO_FEW, NOT_HELD_OUT)  # of these too; nobody would require them
 
 
 class Legs(NamedTuple):
@@ -69,6 +71,7 @@ class Evidence:
     answers      None if no probe has a foil
     moved        the significant move of attention: ``TO``, ``AWAY``, ``ELSEWHERE`` or None
     effect_size  of the claimed change (attention's, else the margin's), standard deviations
+    trained      which of its probes' pictures are in the training data, as ``trained_words`` says; "": none
     """
 
     group: str
@@ -78,6 +81,7 @@ class Evidence:
     moved: str | None
     legs: Legs
     effect_size: float | None = None
+    trained: str = ""
 
 
 class Verdict(NamedTuple):
@@ -93,16 +97,20 @@ def verdict(evidence: Evidence, thresholds: Thresholds) -> Verdict:
     The first leg that is missing or fails determines the verdict: answers, guards and picture before attention, cause
     and mediation. Groups named ``retention`` and ``neighbour`` are judged by whether they were kept: accuracy after of
     at least 97 % or 95 % of that before, and generated answers no less right than before beyond ``disagreement``.
-    Fewer than 20 probes, or 20 pictures, are too few, and so are those of which none was right before.
+    Fewer than 20 probes, or 20 pictures, are too few, and so are those of which none was right before. Where a picture
+    is in the training data, only a loss is claimed: what was trained on shows nothing else.
     """
     if evidence.answers is None:
         return Verdict(NO_ANSWERS, (evidence.legs.answers.reason,))
     if min(evidence.probes, evidence.images) < thresholds.probes:
         return Verdict(TOO_FEW, (_too_few_reason(evidence, thresholds),))
     if evidence.group in KEPT_SHARE:
-        return _kept(evidence.group, evidence.answers)
-    claim = _claim(evidence, evidence.answers)
-    return Verdict(claim, tuple(leg.reason for leg in evidence.legs))
+        found = _kept(evidence.group, evidence.answers)
+    else:
+        found = Verdict(_claim(evidence, evidence.answers), tuple(leg.reason for leg in evidence.legs))
+    if evidence.trained and found.verdict not in (TOO_FEW, WORSE, *LOST.values()):
+        return Verdict(NOT_HELD_OUT, (_not_held_out_reason(evidence.trained),))
+    return found
 
 
 def _claim(evidence: Evidence, answers: Answers) -> str:
@@ -156,6 +164,10 @@ def lost(group: str, answers: Answers | None) -> Verdict | None:
     return _kept(group, answers)
 
 
+def _not_held_out_reason(trained: str) -> str:
+    return f"{trained[0].upper()}{trained[1:]}: what was trained on says nothing of other pictures."
+
+
 def _too_few_reason(evidence: Evidence, thresholds: Thresholds) -> str:
     images, needed = evidence.images, probes_needed(evidence.effect_size)
     shared = "" if images == evidence.probes else f" on {count(images, 'picture')}"
@@ -202,7 +214,7 @@ def requirement(text: str, groups: Iterable[str]) -> dict[str, str]:
             continue
         name, equals, claim = (piece.strip() for piece in part.rpartition("="))
         possible = [
-            one for one in VERDICTS if one == TOO_FEW or (one in OF_KEPT_GROUPS) == (name in KEPT_SHARE)
+            one for one in VERDICTS if one in OF_ANY_GROUP or (one in OF_KEPT_GROUPS) == (name in KEPT_SHARE)
         ]
         if not equals or name not in names or claim not in possible:
             raise ValueError(_not_required(text, part, name if equals else None, names, possible))
@@ -230,7 +242,7 @@ def _not_required(
     elif name not in names:
         fault = f"found no group {name!r}"
     else:
-        listed = ", ".join(f'"{one}"' for one in possible if one != TOO_FEW)
+        listed = ", ".join(f'"{one}"' for one in possible if one not in OF_ANY_GROUP)
         return f"--require {text!r}: found {part!r}; expected for the group {name!r} one of {listed}"
     return f"--require {text!r}: {fault}; {forms}; the groups are {', '.join(names)}"
 
@@ -259,8 +271,8 @@ def shortfalls(
 
 
 def _deciding_reason(group: Mapping[str, Any]) -> str:
-    """The reason of the first leg that does not hold, else the first reason."""
-    legs = group.get("legs") or {}
+    """The reason of the first leg that does not hold, else the first reason; also where no leg decided."""
+    legs = {} if group["verdict"] in OF_ANY_GROUP else group.get("legs") or {}
     failing = [leg["reason"] for leg in legs.values() if leg["holds"] is not True]
     return next(iter([*failing, *group.get("reasons", ())]), "")
 

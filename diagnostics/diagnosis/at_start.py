@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 
 from torch import nn
 
+from diagnostics.comparison.legs.leg import percent
 from diagnostics.diagnosis.diagnosing import Diagnosis
 from diagnostics.diagnosis.remedies import VISION, faulty_part
 from diagnostics.diagnosis.stages import RIGHT, TOO_FEW, UNDETERMINED
@@ -54,7 +55,7 @@ def markdown(diagnosis: Diagnosis, trains: Collection[str]) -> str:
     """The table that TensorBoard shows: group, stage, reason, remedy."""
     rows = ["| group | right | the answer is lost at | why | what may mend it |", "|---|---|---|---|---|"]
     for name, one in diagnosis.groups.items():
-        right = "–" if one.evidence.accuracy is None else f"{one.evidence.accuracy:.0%}"
+        right = "–" if one.evidence.accuracy is None else percent(one.evidence.accuracy)
         warning = misplaced(one.stage.name, trains)
         remedy = f"`{one.remedy.command}`" if one.remedy.command else "–"
         cells = (name, right, one.stage.name or UNDETERMINED, one.stage.reason, remedy)

@@ -122,7 +122,7 @@ def _again(stage: Stage, model: str, probe_file: str) -> str:
 
 
 def _samples(stage: str, probes: Sequence[Probe], decides: str | None) -> str:
-    region = next((probe.main_region for probe in probes if probe.main_region), "what decides")
+    region = _region(probes)
     if stage == PRIOR:
         return "Samples that ask the same words of pictures with different right answers, as many of each."
     if stage == SAID_OTHERWISE:
@@ -146,9 +146,18 @@ def _samples(stage: str, probes: Sequence[Probe], decides: str | None) -> str:
     )
 
 
+def _region(probes: Sequence[Probe]) -> str:
+    """What must decide the answer, by its name where all probes that name a region name this one."""
+    named = {probe.main_region for probe in probes if probe.main_region}
+    if len(named) > 1:
+        return "the region that each probe names"
+    return next(iter(named), "what decides")
+
+
 def _guards(probes: Sequence[Probe]) -> str:
     foils = [probe.foil for probe in probes if probe.foil]
-    named = " or ".join(repr(one) for one in list(dict.fromkeys(foils))[:2])
+    different = list(dict.fromkeys(foils))
+    named = " or ".join(map(repr, different)) if len(different) <= 2 else "the foil of one of these probes"
     return (
         f"Keep as many samples, and at least 20 probes on as many pictures, whose right answer is {named}; and "
         "ordinary samples as --replay_data."

@@ -138,6 +138,7 @@ def probe_sheet(pair: ProbePair) -> ProbeSheet:
         step=after.step,
         before=outcome_with_box(probe, pair.region, before),
         after=outcome_with_box(probe, pair.region, after),
+        spellings=probe.spellings[1:],
     )
 
 

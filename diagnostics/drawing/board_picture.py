@@ -8,6 +8,7 @@ from __future__ import annotations
 from PIL import Image, ImageDraw
 
 from diagnostics.comparison.maps import LayerMaps, Outcome, Strip, StripPanel
+from diagnostics.drawing.cards import says_right
 from diagnostics.drawing.colours import (
     BAD,
     FAINT,
@@ -20,6 +21,7 @@ from diagnostics.drawing.colours import (
     Scale,
     difference_over,
     dim,
+    end_words,
     heat_over,
     series_scale,
     shared_scale,
@@ -65,7 +67,8 @@ def draw_drift(sheet: ProbeSheet, strip: Strip) -> Image.Image:
     for index, panel in enumerate(strip.panels):
         place = _column(index % 2), HEAD + index // 2 * high
         drawn = _heat(sheet, panel, dimmed, scale, pen, named=index == 0)
-        _panel(page, draw, drawn, place, _step_words(strip, index), panel.outcome, pen)
+        _panel(page, draw, drawn, place, _step_words(strip, index), pen)
+        _answer_line(draw, (place[0], place[1] + ABOVE + size[1] + 28), sheet, panel.outcome, pen)
         _reading_line(draw, (place[0], place[1] + ABOVE + size[1] + 58), sheet, panel, pen)
     _heat_bar(page, draw, scale, pen)
     return page
@@ -92,11 +95,12 @@ def draw_maps(sheet: ProbeSheet, maps: LayerMaps) -> Image.Image:
         drawn = heat_over(dimmed, pixels, scale.top)
         outline_regions(drawn, sheet.regions, sheet.picture.size, pen, named=column == 0)
         outline_said(drawn, outcome.box, sheet.picture.size)
-        _panel(page, draw, drawn, (_column(column), HEAD), name, outcome, pen)
+        _panel(page, draw, drawn, (_column(column), HEAD), name, pen)
+        _answer_line(draw, (_column(column), HEAD + high + 28), sheet, outcome, pen)
     below = HEAD + high + BELOW - 32
     changed = difference_over(dimmed, laid[1] - laid[0], scale.swing)
     outline_regions(changed, sheet.regions, sheet.picture.size, pen, named=False)
-    _panel(page, draw, changed, (_column(0), below), "difference", None, pen)
+    _panel(page, draw, changed, (_column(0), below), "difference", pen)
     _numbers(draw, (_column(1), below + ABOVE), maps, pen)
     _heat_bar(page, draw, scale, pen)
     return page
@@ -133,21 +137,24 @@ def _panel(
     drawn: Image.Image,
     place: tuple[int, int],
     name: str,
-    outcome: Outcome | None,
     pen: Pen,
 ) -> None:
-    """One map under its name; what the model answered below it, green where the right answer leads."""
+    """One map under its name."""
     left, top = place
     pen.write(draw, (left, top + 30), pen.fit(name, PLAIN, PANEL), PLAIN, anchor="ls")
     page.paste(drawn, (left + (PANEL - drawn.width) // 2, top + ABOVE))
-    if outcome is None:
-        return
-    margin = outcome.margin_nats
-    colour = SOFT if margin is None else GOOD if margin > 0 else BAD
+
+
+def _answer_line(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], sheet: ProbeSheet, outcome: Outcome, pen: Pen
+) -> None:
+    """Below a map: what the model answered, green where that is right, and the margin, green where the right answer
+    leads."""
+    margin, right = outcome.margin_nats, says_right(outcome, (sheet.answer, *sheet.spellings), sheet.foil)
     number = "" if margin is None else f"{margin:+.2f} nats"
-    baseline, room = top + ABOVE + drawn.height + 28, PANEL - pen.width(number, SMALL) - 12
-    pen.write(draw, (left, baseline), pen.fit(outcome.said, PLAIN, room), PLAIN, colour, anchor="ls")
-    pen.write(draw, (left + PANEL, baseline), number, SMALL, colour, anchor="rs")
+    room = PANEL - pen.width(number, SMALL) - 12
+    pen.write(draw, at, pen.fit(outcome.said, PLAIN, room), PLAIN, GOOD if right else BAD, anchor="ls")
+    pen.write(draw, (at[0] + PANEL, at[1]), number, SMALL, GOOD if (margin or 0) > 0 else BAD, anchor="rs")
 
 
 def _heat(
@@ -197,7 +204,7 @@ def _numbers(draw: ImageDraw.ImageDraw, corner: tuple[int, int], maps: LayerMaps
 
 def _heat_bar(page: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, pen: Pen) -> None:
     """The colours of the maps, at the foot: from none to the scale's end."""
-    words = f"{scale.top:.0f}× the even share"
+    words = f"{end_words(scale.top)}× the even share"
     room = round(WIDTH - 2 * MARGIN - pen.width(words, SMALL) - pen.width("0", SMALL) - 24)
     left = round(MARGIN + pen.width("0", SMALL) + 10)
     pen.write(draw, (MARGIN, page.height - 18), "0", SMALL, SOFT, anchor="ls")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from diagnostics.comparison.legs.shown import LEGEND, shown_legs
+from diagnostics.comparison.box_answers import outcome_with_box
+from diagnostics.comparison.legs.shown import FAILS, HOLDS, LEGEND, shown_legs
+from diagnostics.comparison.maps import Outcome
 from diagnostics.comparison.pairs import ProbePair
+from diagnostics.measures.answers import says
 from diagnostics.records.probes import as_asked
+from diagnostics.records.record import AttentionRecord
 
 
 class Card(NamedTuple):
@@ -32,8 +36,18 @@ class Card(NamedTuple):
         return "\n\n".join([*self.above, *(["\n".join(table)] if table else []), *self.below])
 
 
+def says_right(outcome: Outcome, spellings: Sequence[str], foil: str | None) -> bool | None:
+    """Is the generated answer right: its box where that is asked for, else its words? None if none was generated.
+
+    The margin may tell another story: a model may rate the right answer higher, and say something else.
+    """
+    if not outcome.said:
+        return None
+    return says(outcome.said, spellings, foil) if outcome.box is None else outcome.box.is_right
+
+
 def probe_card(pair: ProbePair) -> Card:
-    """The question, the right answer, and the model's answers at the start and now."""
+    """The question, the right answer, and the model's answers at the start and now, marked by what they say."""
     probe = pair.probe
     sides = (("base", pair.before), ("now", pair.after))
     words = [f"**{escaped(as_asked(probe.question))}**", f"right: {escaped(probe.answer)}"]
@@ -44,8 +58,8 @@ def probe_card(pair: ProbePair) -> Card:
         rows=tuple(
             (
                 f"{name} (step {record.step})",
-                record.scores.generated or "(not generated)",
-                _margin_words(record.scores.margin_nats),
+                _answer_words(pair, record),
+                "no foil" if record.scores.margin_nats is None else f"{record.scores.margin_nats:+.2f}",
             )
             for name, record in sides
         ),
@@ -93,7 +107,7 @@ def _escaped(text: str, marks: str) -> str:
     return "".join(f"\\{c}" if c in marks else c for c in flat)
 
 
-def _margin_words(margin: float | None) -> str:
-    if margin is None:
-        return "no foil"
-    return f"{'right' if margin > 0 else 'wrong'} · {margin:+.2f}"
+def _answer_words(pair: ProbePair, record: AttentionRecord) -> str:
+    outcome = outcome_with_box(pair.probe, pair.region, record)
+    right = says_right(outcome, pair.probe.spellings, pair.probe.foil)
+    return "(not generated)" if right is None else f"{HOLDS if right else FAILS} {outcome.said}"

@@ -57,6 +57,11 @@ def common_top(maps: Sequence[CellMap]) -> float:
     return float(max(2.0, *(np.percentile(cells.density, 99) for cells in maps)))
 
 
+def end_words(top: float) -> str:
+    """The end of a scale in digits: "2", "2.5"."""
+    return f"{top:.1f}".removesuffix(".0")
+
+
 def dim(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The original at ``size`` (width, height), greyed and darkened so that the map over it is legible."""
     small = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)

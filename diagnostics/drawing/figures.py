@@ -26,6 +26,7 @@ from diagnostics.drawing.record_rows import (
 )
 from diagnostics.records.record import AttentionRecord
 from finetune.families.base import ImageTokens
+from finetune.percent import percent_words
 from finetune.samples.images import open_image
 
 # Less is blue and more is orange, as on the probe pictures.
@@ -247,7 +248,7 @@ class AttentionVisualizer:
             panels.flat, pictures, maps, video.seconds, shares, strict=False
         ):
             shown = _overlay(axes, picture, one, density.max())
-            page.title(axes, f"{seconds:.1f} s · {share:.0%}", width=width, loc="center")
+            page.title(axes, f"{seconds:.1f} s · {percent_words(share)}", width=width, loc="center")
         for axes in panels.flat[len(frames) :]:
             axes.remove()
         page.heading(title)

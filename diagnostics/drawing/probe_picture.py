@@ -59,6 +59,7 @@ class ProbeSheet:
     picture       the original image, any size
     regions       name → boxes in pixels of the original; the first is the judged one
     base_step, step   training steps of the two models
+    spellings     of the right answer, besides ``answer``
     """
 
     probe_id: str
@@ -72,6 +73,7 @@ class ProbeSheet:
     step: int
     before: Outcome
     after: Outcome
+    spellings: tuple[str, ...] = ()
 
 
 def draw_probe(sheet: ProbeSheet, layers: Sequence[LayerMaps]) -> Image.Image:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from diagnostics.comparison.legs.leg import nats
+from finetune.percent import percent_words
 
 LINE_KINDS = 6
 """Line colours in the template; a seventh line reuses the first colour, dashed."""
@@ -333,12 +334,6 @@ def tick_words(value: float, *, plain: bool = False) -> str:
 def apart(values: Sequence[float], span: float) -> list[float]:
     """Axis labels without those that would overlap the label of zero."""
     return [value for value in dict.fromkeys(values) if value == 0 or abs(value) > span * 0.09]
-
-
-def percent_words(share: float, digits: int = 1) -> str:
-    """ "40 %", "2.5 %": 2.5 % of 40 probes is one probe."""
-    text = f"{round(share * 100, digits) + 0.0:.{digits}f}"  # 0.0: a minus before zero says nothing
-    return f"{text.removesuffix('.0') if digits else text} %"
 
 
 def inline_picture(picture: Image.Image) -> str:

@@ -28,7 +28,9 @@ from diagnostics.measures.statistics import (
     bootstrap_mean,
     effect_size,
     head_tests,
+    relative_change,
     sign_flip_p,
+    signed_rank_direction,
 )
 from diagnostics.probing.layer_choice import LEAST_PROBES
 from diagnostics.records.pictures import names_by_picture, picture_mark
@@ -74,6 +76,7 @@ class Against:
     p             of enrichment: signed ranks of its relative change, two-sided
     p_pointing    of pointing: sign flips, two-sided; both adjusted for all recipes, scopes and both measures
     effect        Cohen's d of the difference in enrichment; None if it does not vary
+    ranks         which way the signed ranks behind ``p`` lie: 1, −1 or 0
     """
 
     enrichment: Interval
@@ -81,6 +84,7 @@ class Against:
     p: float
     p_pointing: float
     effect: float | None
+    ranks: int
 
 
 @dataclass(frozen=True)
@@ -240,9 +244,10 @@ def judge(
 
     A recipe is "better" where its enrichment or its pointing is above that of the best single map of that measure, on
     the judged pictures, with p < .05 after Benjamini-Hochberg over all recipes, scopes and both measures and an
-    interval above 0, and where the other measure is not below (its interval is not); "worse" is the reverse. "too few
-    probes": fewer than 20 judged pictures, or fewer than 12 probes to choose on. Of several that are better the one
-    that was best where it was chosen is recommended.
+    interval above 0 (of enrichment the ranks lie above it too: a mean may be that of a few probes), and where the other
+    measure is not below (its interval is not); "worse" is the reverse. "too few probes": fewer than 20 judged pictures,
+    or fewer than 12 probes to choose on. Of several that are better the one that was best where it was chosen is
+    recommended.
 
     Raises ValueError if one side has no case, where cases lie on both sides with one picture, and where nothing can
     be fused.
@@ -345,13 +350,15 @@ def _judgement(contest: _Contest, adjusted: Float[np.ndarray, "recipes 2"]) -> J
 
 def _recipe_line(contest: _Contest, name: str, p: float, p_pointing: float) -> Line:
     own, pictures = contest.recipes[name], [case.picture for case in contest.judging]
-    gain = own.enrichment - contest.singles[contest.single].enrichment
+    single = contest.singles[contest.single].enrichment
+    gain = own.enrichment - single
     against = Against(
         enrichment=bootstrap_mean(gain, pictures),
         pointing=bootstrap_mean(_hits(own, contest.singles[contest.pointer]), pictures),
         p=p,
         p_pointing=p_pointing,
         effect=effect_size(gain, pictures),
+        ranks=int(signed_rank_direction(relative_change(single, own.enrichment), pictures)),
     )
     verdict = verdict_of(against) if contest.is_enough else TOO_FEW
     return Line(name, float(own.enrichment.mean()), float(own.pointed.mean()), against, verdict)
@@ -359,12 +366,16 @@ def _recipe_line(contest: _Contest, name: str, p: float, p_pointing: float) -> L
 
 def verdict_of(against: Against) -> str:
     """ "better", "worse" or "not better", as ``judge`` says."""
-    measures = ((against.enrichment, against.p), (against.pointing, against.p_pointing))
-    rises = any(interval.is_above_zero and p < SIGNIFICANT for interval, p in measures)
-    falls = any(interval.is_below_zero and p < SIGNIFICANT for interval, p in measures)
-    if rises and not any(interval.is_below_zero for interval, _ in measures):
+    gain, hits = against.enrichment, against.pointing
+    sure, pointed = (
+        against.p < SIGNIFICANT,
+        against.p_pointing < SIGNIFICANT,
+    )  # its flips test the mean itself
+    rises = (sure and gain.is_above_zero and against.ranks > 0) or (pointed and hits.is_above_zero)
+    falls = (sure and gain.is_below_zero and against.ranks < 0) or (pointed and hits.is_below_zero)
+    if rises and not (gain.is_below_zero or hits.is_below_zero):
         return BETTER
-    return WORSE if falls and not any(interval.is_above_zero for interval, _ in measures) else NOT_BETTER
+    return WORSE if falls and not (gain.is_above_zero or hits.is_above_zero) else NOT_BETTER
 
 
 def _why(contest: _Contest, chosen: Line) -> str:

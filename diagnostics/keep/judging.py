@@ -12,9 +12,17 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from diagnostics.comparison.legs.answers import difference_interval
 from diagnostics.keep.asking import ProbeAnswers
 from diagnostics.keep.rankings import BY_ATTENTION, DIVPRUNE, FIRST_TOKEN, ORDERS, RANDOM
-from diagnostics.measures.statistics import SIGNIFICANT, Interval, bootstrap_mean, holm, sign_flip_p
+from diagnostics.measures.statistics import (
+    SIGNIFICANT,
+    Interval,
+    bootstrap_mean,
+    clopper_pearson,
+    holm,
+    sign_flip_p,
+)
 from diagnostics.records.pictures import picture_mark
 from diagnostics.records.probes import ENOUGH_PROBES
 
@@ -33,7 +41,7 @@ class Gain(NamedTuple):
 class Cell(NamedTuple):
     """One order at one share.
 
-    probes        on which it was measured
+    probes        on which it was measured, and ``pictures`` that they have
     right         share of right answers, with its interval; random: mean over draws
     still_right   of the probes that are right with all tokens, the share that stay right; None without any
     margin_nats   mean margin
@@ -43,6 +51,7 @@ class Cell(NamedTuple):
     """
 
     probes: int
+    pictures: int
     right: Interval
     still_right: float | None
     margin_nats: float
@@ -52,10 +61,10 @@ class Cell(NamedTuple):
 
     @property
     def wins(self) -> bool:
-        """Does it beat random tokens and DivPrune, beyond chance?"""
-        return len(self.minus) == len(RIVALS) and all(
-            gain.difference.is_above_zero and gain.p < SIGNIFICANT for gain in self.minus.values()
-        )
+        """Does it beat random tokens and DivPrune, beyond chance and on enough pictures?"""
+        if self.pictures < ENOUGH_PROBES or len(self.minus) < len(RIVALS):
+            return False
+        return all(gain.difference.is_above_zero and gain.p < SIGNIFICANT for gain in self.minus.values())
 
 
 class Judgement(NamedTuple):
@@ -75,8 +84,6 @@ class Judgement(NamedTuple):
 
     def recommended(self) -> list[tuple[str, float]]:
         """Orders and shares that beat both rivals; none with too few pictures."""
-        if not self.measured:
-            return []
         return [
             (name, share)
             for name in BY_ATTENTION
@@ -102,7 +109,7 @@ def _judged(scope: str, answers: Sequence[ProbeAnswers], shares: Sequence[float]
         scope,
         len(answers),
         len(set(marks)),
-        bootstrap_mean(whole, marks),
+        _interval(whole, marks),
         {name: _line(name, answers, marks, shares, chance) for name in ORDERS},
         len(set(marks)) >= ENOUGH_PROBES,
     )
@@ -172,23 +179,48 @@ def _cell(
     right = _right(answers, name, share)
     there = np.isfinite(right)
     own = [one for one, is_there in zip(answers, there, strict=True) if is_there]
+    own_marks = [one for one, is_there in zip(marks, there, strict=True) if is_there]
     were_right = there & np.array([one.whole > 0 for one in answers])
     regions = [one.region_kept[name, share] for one in own if (name, share) in one.region_kept]
     return Cell(
         probes=len(own),
-        right=bootstrap_mean(right[there], [one for one, ok in zip(marks, there, strict=True) if ok]),
+        pictures=len(set(own_marks)),
+        right=_interval(right[there], own_marks),
         still_right=float(right[were_right].mean()) if were_right.any() else None,
         margin_nats=math.fsum(float(np.mean(one.margins[name, share])) for one in own) / len(own),
         region_kept=float(np.mean(regions)) if regions else None,
         minus={
             rival: Gain(
-                bootstrap_mean(*_difference(answers, marks, name, rival, share)), chance[name, share, rival]
+                _gain_interval(*_difference(answers, marks, name, rival, share)), chance[name, share, rival]
             )
             for rival in RIVALS
             if name in BY_ATTENTION
         },
         first_token=_by_first_token(own, name, share) if name in FIRST_TOKEN else None,
     )
+
+
+def _interval(right: Float[np.ndarray, " probes"], marks: Sequence[str]) -> Interval:
+    """Mean share of right answers and its interval; where no picture differs from another, which leaves a bootstrap
+    without width, the exact one of as many pictures (12 of 12: 74 % to 100 %)."""
+    found = bootstrap_mean(right, marks)
+    if found.low < found.high:
+        return found
+    pictures = len(set(marks))
+    low, high = clopper_pearson(int(found.mean * pictures + 1e-9), pictures)
+    return Interval(found.mean, min(low, found.mean), max(high, found.mean))
+
+
+def _gain_interval(gain: Float[np.ndarray, " probes"], marks: Sequence[str]) -> Interval:
+    """Mean difference of right answers and its interval; where no picture differs from another, the exact one of
+    pictures that gained and lost, in parts of what each did."""
+    found = bootstrap_mean(gain, marks)
+    if found.low < found.high:
+        return found
+    pictures, size = len(set(marks)), abs(found.mean)
+    gained, lost = pictures * (found.mean > 0), pictures * (found.mean < 0)
+    low, high = (end * (size or 1) for end in difference_interval(gained, lost, pictures, 0.95))
+    return Interval(found.mean, min(low, found.mean), max(high, found.mean))
 
 
 def _by_first_token(answers: Sequence[ProbeAnswers], name: str, share: float) -> tuple[float, float]:

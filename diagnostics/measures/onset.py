@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from diagnostics.measures.statistics import holm, mcnemar_p, signed_rank_p
+from diagnostics.measures.statistics import holm, mcnemar_p, signed_rank_direction, signed_rank_p
 
 Key = TypeVar("Key", bound=Hashable)
 ROSE, FELL, NEITHER = "rose", "fell", "not beyond chance"
@@ -18,16 +18,24 @@ ROSE, FELL, NEITHER = "rose", "fell", "not beyond chance"
 class Look(NamedTuple):
     """One comparison of a checkpoint with the base.
 
-    step     of training
-    change   mean of the paired differences from the base, in the unit of what is looked at
-    p        two-sided, that there is none
-    least    the smallest change that counts, either way
+    step        of training
+    change      mean of the paired differences from the base, in the unit of what is looked at
+    p           two-sided, that there is none
+    least       the smallest change that counts, either way
+    direction   1, −1 or 0: which way the test behind p points; None: that of the mean
     """
 
     step: int
     change: float
     p: float
     least: float = 0.0
+    direction: int | None = None
+
+    @property
+    def sign(self) -> int:
+        """1 where it rose, −1 where it fell, 0 where its mean and its test do not agree on that."""
+        mean = int(np.sign(self.change))
+        return mean if self.direction in (None, mean) else 0
 
 
 class Onset(NamedTuple):
@@ -57,7 +65,7 @@ def onsets(series: Mapping[Key, Sequence[Look]], *, base: int = 0, alpha: float 
     The p of every look is adjusted for all looks of all series (``holm``), so that where nothing changes, no onset at
     all is named in 95 of 100 trainings, however often one looked. Looks hang together, which costs power, not truth:
     Holm's bound holds under any dependence. A change that is sure and small is none: ``Look.least`` is asked as well.
-    Series without a look are left out.
+    Nor is one whose mean and whose test point to different sides (``Look.sign``). Series without a look are left out.
     """
     flat = [look for looks in series.values() for look in looks]
     adjusted = iter(holm(np.array([look.p for look in flat])))
@@ -70,7 +78,7 @@ def onsets(series: Mapping[Key, Sequence[Look]], *, base: int = 0, alpha: float 
 
 def _onset(looks: Sequence[Look], adjusted: Sequence[float], base: int, alpha: float) -> Onset:
     signs = [
-        int(np.sign(look.change)) if p < alpha and abs(look.change) >= look.least else 0
+        look.sign if p < alpha and abs(look.change) >= look.least else 0
         for look, p in zip(looks, adjusted, strict=True)
     ]
     first = next((at for at, sign in enumerate(signs) if sign), None)
@@ -98,7 +106,8 @@ def look_at_shares(
     for one, cluster in zip(differences, clusters, strict=True):
         sums[cluster] = sums.get(cluster, 0.0) + float(one)
     gained, lost = (sum(sign * value > 0 for value in sums.values()) for sign in (1, -1))
-    return Look(step, float(np.mean(differences)), mcnemar_p(gained, lost))
+    direction = int(np.sign(gained - lost))
+    return Look(step, float(np.mean(differences)), mcnemar_p(gained, lost), direction=direction)
 
 
 def look_at_numbers(
@@ -107,4 +116,4 @@ def look_at_numbers(
     """A look at numbers: do they lie higher or lower than before? Exact signed ranks over pictures."""
     differences = np.asarray(differences, np.float64)
     p = float(signed_rank_p(differences[:, None], clusters)[0])
-    return Look(step, float(differences.mean()), p, least)
+    return Look(step, float(differences.mean()), p, least, int(signed_rank_direction(differences, clusters)))

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from diagnostics.probing.layer_choice import Calibration
 from diagnostics.probing.prompts import ProbeEncoder
 from diagnostics.records.archive import RecordArchive, begun_there, fault_words, step_folder, whole_records
-from diagnostics.records.identity import ModelMarks, Run, model_difference, probe_differences, probe_marks
+from diagnostics.records.identity import ModelMarks, Run, model_difference
 from diagnostics.records.measurement_plan import MeasurementPlan
+from diagnostics.records.probe_marks import probe_differences, probe_marks
 from diagnostics.records.probes import Probe
 from finetune.families import Family
 

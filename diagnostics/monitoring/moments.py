@@ -22,12 +22,14 @@ class Moment:
     first      is this the first rank, which writes?
     autocast   dtype of mixed precision; None: the weights' own
     words      names the model for a person
+    best       the checkpoint that was loaded at the end of training, where the model is not the step's own
     """
 
     step: int
     first: bool
     autocast: torch.dtype | None
     words: str
+    best: str | None = None
 
 
 def moment(args: TrainingArguments, state: TrainerState) -> Moment:

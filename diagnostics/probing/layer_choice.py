@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from diagnostics.measures.statistics import benjamini_hochberg, effect_size, head_tests, sign_flip_p
+from diagnostics.measures.statistics import (
+    benjamini_hochberg,
+    effect_size,
+    head_tests,
+    relative_change,
+    sign_flip_p,
+    signed_rank_direction,
+)
 from diagnostics.records.pictures import names_by_picture, picture_mark
 from diagnostics.records.probes import ENOUGH_PROBES, KEPT_SHARE, Probe, groups_of
 from diagnostics.records.record import AttentionRecord
@@ -180,7 +187,9 @@ def calibrate(
     chance = benjamini_hochberg(np.array([sign_flip_p(one, pictures) for one in gain.T]))
     effects = [effect_size(one, pictures) or 0.0 for one in gain.T]
     most = max(1, min(LAYERS_WANTED, gain.shape[1] // 2))
-    found = [layer for layer in range(gain.shape[1]) if effects[layer] > 0 and chance[layer] < SIGNIFICANT]
+    # The test sums over probes and the effect is of pictures' means: pictures of many probes may set them apart.
+    stands = (chance < SIGNIFICANT) & (gain.mean(0) > 0) & (np.array(effects) > 0)
+    found = np.flatnonzero(stands).tolist()
     best = sorted(int(attending[place]) for place in sorted(found, key=lambda place: -effects[place])[:most])
     share = np.stack([record.visual_share for _, record in used]).mean(0)[attending]
     heads = tuple((int(attending[at]), head) for at, head in _heads(region, random, pictures, share))
@@ -224,7 +233,8 @@ def _heads(
     gain = region - random
     effect = gain.mean(0) / np.maximum(gain.std(0, ddof=1), 1e-12)
     looks = (share > elbow(share.ravel())) | (share.min() == share.max())
-    stands = (chance < SIGNIFICANT) & (effect > 0) & looks
+    toward = (effect > 0) & (signed_rank_direction(relative_change(random, region), pictures) > 0)
+    stands = (chance < SIGNIFICANT) & toward & looks
     order = np.argsort(-np.where(stands, effect, -np.inf), axis=None, kind="stable")[: int(stands.sum())]
     places = np.unravel_index(order[:HEADS_WANTED], effect.shape)
     return tuple((int(layer), int(head)) for layer, head in zip(*places, strict=True))

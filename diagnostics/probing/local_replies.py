@@ -67,7 +67,7 @@ def local_replies(model: nn.Module, processor: Any, probes: Sequence[Probe]) -> 
 
 
 def _reply(model: nn.Module, reader: ProbeEncoder, probe: Probe, text: str, limit: int) -> LocalReply:
-    encoded = reader.encode(probe, text or probe.answer)
+    encoded = reader.encode(probe, text or probe.answer, generated=bool(text))
     start, end = encoded.turn_spans[-1]
     image_tokens = sum(len(image.all_positions) for image in encoded.images)
     if not text:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -40,12 +40,14 @@ from diagnostics.probing.reading import PromptReader, Reading, alike, summed_nat
 from diagnostics.probing.regions import mean_coverage, salient_coverages
 from diagnostics.probing.relations import read_relation
 from diagnostics.records.measurement_plan import OTHER, QUICK, Allowed, MeasurementPlan
+from diagnostics.records.probe_marks import probe_mark
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord, Scores
 from finetune.families import Encoded, Family, ImageTokens, bare_model, family_of
 from finetune.families.parts.coverage import region_coverage
 from finetune.families.parts.modules import attending_layers, layer_words
 from finetune.model.look_file import Supervised
+from finetune.model.notes import any_of
 from finetune.model.untouched import untouched
 
 MAX_NEW_TOKENS = 16
@@ -78,6 +80,7 @@ class Prober:
     autocast     precision of mixed-precision training (bf16 or fp16 over fp32 weights); None: the weights' own
     before       the model whose attention is put back, if the plan has ``patching``; None: nothing is patched
     supervised   the attention that training supervised, which its records then state
+    seen         SHA-256 of pictures that the model was trained on, which its records then state of their probes
     reader       encodes the probes, if one is shared by several checkpoints of a model; None: one of its own
 
     Each run restores the model (``untouched``). Raises ValueError for a key layer that does not exist, has no
@@ -99,6 +102,7 @@ class Prober:
         family: Family | None = None,
         before: BeforeModel | None = None,
         supervised: Supervised | None = None,
+        seen: Collection[str] = (),
         reader: ProbeEncoder | None = None,
     ) -> None:
         self.model = bare_model(model)
@@ -115,7 +119,7 @@ class Prober:
         self.batch_size = batch_size
         self.autocast = autocast
         self.before = before
-        self.supervised = supervised
+        self.supervised, self.seen = supervised, seen
         self._sink_dimensions: dict[str, np.ndarray] | None = None
 
     @property
@@ -262,6 +266,8 @@ class Prober:
             highest_logit=whole(seen.highest_logit),
             supervised_layers=() if self.supervised is None else self.supervised.layers,
             supervised_picture=self.supervised is not None and self.supervised.saw(probe.images),
+            trained_picture=any_of(probe.images, self.seen),
+            probe_mark=probe_mark(probe),
         )
         margin = record.scores.margin_nats
         if not self.depth.curves or margin is None or not probe.regions:

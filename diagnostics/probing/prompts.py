@@ -85,10 +85,13 @@ class ProbeEncoder:
         like: Encoded | None = None,
         images: Sequence[Any] | None = None,
         max_pixels: int | None = None,
+        generated: bool = False,
     ) -> Encoded:
         """Prompt and reply. ``like`` supplies its opened pictures, so that none is opened twice; ``images`` replace the
-        probe's files; ``max_pixels`` limits the first picture only."""
-        encoded = self._encoded(probe, reply, user_parts(probe, images, max_pixels), media=like is None)
+        probe's files; ``max_pixels`` limits the first picture only; ``generated``: the reply is the model's own, which
+        need not have the form of an answer that can be learned."""
+        asked = user_parts(probe, images, max_pixels)
+        encoded = self._encoded(probe, reply, asked, media=like is None, generated=generated)
         return encoded if like is None else replace(encoded, images=like.images, media=like.media)
 
     def encode_alone(self, probe: Probe, reply: str) -> Encoded | None:
@@ -100,9 +103,15 @@ class ProbeEncoder:
             return None
 
     def _encoded(
-        self, probe: Probe, reply: str, asked: tuple[str | ImageRef, ...], *, media: bool
+        self,
+        probe: Probe,
+        reply: str,
+        asked: tuple[str | ImageRef, ...],
+        *,
+        media: bool,
+        generated: bool = False,
     ) -> Encoded:
-        turns = (Turn("user", asked), Turn("assistant", (reply,)))
+        turns = (Turn("user", asked), Turn("assistant", (reply,), trained=not generated))
         conversation = Conversation(turns, source=f"probe {probe.id}")
         encoded = self.family.encode(self.processor, conversation, media=media)
         start, end = encoded.turn_spans[-1]

@@ -23,6 +23,8 @@ from finetune.files import write_atomically
 from finetune.printable import one_line
 
 COMPLETE = "complete.json"
+BEST = "best"
+"""In ``complete.json``: the checkpoint whose model was measured in place of the step's own."""
 SUPERSEDED = "superseded"
 VERSION = 2
 KEPT_BYTES = 256 * 2**20
@@ -90,14 +92,25 @@ class RecordArchive:
         """The folder of a step's records."""
         return step_folder(self.attention_dir, step)
 
-    def save(self, step: int, records: Mapping[str, AttentionRecord], depth: MeasurementPlan) -> None:
-        """Write the records of a step, and ``complete.json`` last."""
+    def save(
+        self,
+        step: int,
+        records: Mapping[str, AttentionRecord],
+        depth: MeasurementPlan,
+        *,
+        best: str | None = None,
+    ) -> None:
+        """Write the records of a step, and ``complete.json`` last.
+
+        best   the checkpoint whose model was measured in place of the step's own
+        """
         folder = self.folder(step)
         (folder / COMPLETE).unlink(missing_ok=True)
         for name, record in records.items():
             record.save(record_path(folder, name))
         begun = {"begun": dict(self.begun)} if step == 0 and self.begun is not None else {}
-        text = json.dumps(self._marks(step) | _marks_of(depth) | begun, ensure_ascii=False)
+        other = {} if best is None else {BEST: best}
+        text = json.dumps(self._marks(step) | _marks_of(depth) | begun | other, ensure_ascii=False)
         write_atomically(folder / COMPLETE, (text + "\n").encode())
 
     def is_complete(self, step: int, depth: MeasurementPlan) -> bool:
@@ -120,6 +133,12 @@ class RecordArchive:
             return f"it holds less than {depth.name} measures"
         faults = record_faults(self.folder(step), self.probe_ids)
         return fault_words(faults) if faults else None
+
+    def best(self, step: int) -> str | None:
+        """The checkpoint whose model a step's records are of, where it is not the step's own: the best one, which was
+        loaded at the end."""
+        found = (_mark(self.folder(step)) or {}).get(BEST)
+        return None if found is None else str(found)
 
     def load(self, step: int) -> dict[str, AttentionRecord]:
         """Every record of a step, by probe."""

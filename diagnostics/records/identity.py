@@ -7,7 +7,6 @@ every checkpoint's ``trainer_state.json``.
 from __future__ import annotations
 
 import hashlib
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diagnostics.records.probe_marks import probe_marks
 from diagnostics.records.probes import Probe
 from finetune.families import bare_model
 from finetune.fields import NULL, TEXT, Shape, by_name, check, items, one_of, whole
@@ -24,7 +24,6 @@ from finetune.sharding import gathered, is_flat, whole_values
 VERSION = 1
 VALUES_READ = 65_536
 """Of a larger tensor this many evenly spaced values are read: 7 billion parameters take about a second."""
-MOST_NAMED = 5
 
 
 SHAPE: Shape = {
@@ -86,39 +85,6 @@ def new_run(model: ModelMarks, model_name: str, probes: Sequence[Probe], key_lay
     return Run(uuid.uuid4().hex, model, model_name, probe_marks(probes), tuple(key_layers))
 
 
-def probe_marks(probes: Sequence[Probe]) -> dict[str, str]:
-    """Probe id → SHA-256 of the question, the replies, what is measured, and the bytes of the pictures. The group's
-    name and the paths of the pictures may change."""
-    return {probe.id: _probe_mark(probe) for probe in probes}
-
-
-def _probe_mark(probe: Probe) -> str:
-    content = {
-        "question": probe.question,
-        "answer": probe.answer if len(probe.spellings) == 1 else probe.spellings,
-        "foil": probe.foil,
-        "regions": {
-            name: [[float(edge) for edge in box] for box in boxes] for name, boxes in probe.regions.items()
-        },
-        "phrases": dict(probe.phrases),
-        "relation": probe.relation,
-        "pictures": [hashlib.sha256(path.read_bytes()).hexdigest() for path in probe.images],
-    }
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()
-
-
-def probe_differences(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """ "probes added: a, b; probes removed: c"; None if they are the same."""
-    found = {
-        "probes added": [name for name in now if name not in before],
-        "probes removed": [name for name in before if name not in now],
-        "probes with a different question, answer, foil, region or picture": [
-            name for name in now if name in before and now[name] != before[name]
-        ],
-    }
-    return "; ".join(f"{what}: {_listed(names)}" for what, names in found.items() if names) or None
-
-
 def model_difference(before: ModelMarks, now: ModelMarks) -> str | None:
     """How the model now differs from the one that was measured first; None if it does not.
 
@@ -160,8 +126,3 @@ def _some_values(whole: Tensor) -> bytes:
         places = torch.arange(VALUES_READ, device=flat.device) * flat.numel() // VALUES_READ
         flat = flat[places]
     return flat.float().cpu().numpy().tobytes()
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more

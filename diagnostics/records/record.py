@@ -154,6 +154,8 @@ class AttentionRecord:
     highest_logit          Float32[all layers, heads]: highest attention logit of the answer query
     supervised_layers      language layers whose attention was trained on (``--look_weight``)
     supervised_picture     this probe's picture was among those it was trained on
+    trained_picture        a picture of this probe is in the training data
+    probe_mark             of the probe as it was measured (``diagnostics.records.probe_marks``); "" in older records
     maps                   name → Float32[layers, cells]: "relative", "gradient"; "rollout" Float32[1, cells]
     relation               name → Float32[…]: readings of a probe with a relation (``diagnostics.probing.relations``)
     curves                 name → Float32[points]: margins in nats while the picture is hidden or shown bit by bit
@@ -178,6 +180,8 @@ class AttentionRecord:
     patched_from: PatchSource | None = None
     supervised_layers: tuple[int, ...] = ()
     supervised_picture: bool = False
+    trained_picture: bool = False
+    probe_mark: str = ""
     random_mass: dict[str, np.ndarray] = field(default_factory=dict)
     salient_mass: dict[str, np.ndarray] = field(default_factory=dict)
     sinks: np.ndarray = field(default_factory=_nothing)
@@ -293,6 +297,8 @@ def _header(record: AttentionRecord) -> dict[str, Any]:
         "patched_from": None if record.patched_from is None else record.patched_from._asdict(),
         "supervised_layers": list(record.supervised_layers),
         "supervised_picture": record.supervised_picture,
+        "trained_picture": record.trained_picture,
+        "probe_mark": record.probe_mark,
     }
 
 
@@ -333,6 +339,8 @@ def _record(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> AttentionR
             header.get("supervised_layers", ())
         ),  # not in records from before it was known
         supervised_picture=header.get("supervised_picture", False),
+        trained_picture=header.get("trained_picture", False),
+        probe_mark=header.get("probe_mark", ""),
         **optional,
         **named,
     )

@@ -83,6 +83,10 @@ def check_header(header: Any) -> None:
     if "supervised_layers" in header:
         _list_of(header, "supervised_layers", _COUNT, "a list of layer numbers")
         _need(header, "supervised_picture", lambda one: isinstance(one, bool), "true or false")
+    if "trained_picture" in header:
+        _need(header, "trained_picture", lambda one: isinstance(one, bool), "true or false")
+    if "probe_mark" in header:
+        _need(header, "probe_mark", lambda one: isinstance(one, str), "text")
 
 
 def check_arrays(header: Mapping[str, Any], arrays: Arrays) -> None:

@@ -18,20 +18,21 @@ from PIL import Image
 
 from diagnostics.comparison.box_answers import outcome_with_box
 from diagnostics.comparison.legs.shown import FAILS, HOLDS, NOT_MEASURED, shown_legs
-from diagnostics.comparison.maps import CellMap
+from diagnostics.comparison.maps import CellMap, Outcome
 from diagnostics.comparison.pairs import SIDES, LayerPair, ProbePair, cost, pairs_by_group, related
 from diagnostics.comparison.trajectory import evenly_chosen
 from diagnostics.comparison.typical import typical_before, typical_change
 from diagnostics.drawing.archive_pictures import open_picture, picture_of
-from diagnostics.drawing.colours import common_top
+from diagnostics.drawing.cards import says_right
+from diagnostics.drawing.colours import common_top, end_words
 from diagnostics.drawing.probe_picture import fitted, map_panel, outline_boxes, outline_said
-from diagnostics.drawing.svg_charts import inline_picture, pair_of_bars, percent_words, tick_words
-from diagnostics.measures.answers import says
+from diagnostics.drawing.svg_charts import inline_picture, pair_of_bars, tick_words
 from diagnostics.records.measurement_plan import OCCLUSION
 from diagnostics.records.probes import as_asked
 from diagnostics.report.headline import MARKS
 from diagnostics.report.languages import Language, as_written
 from diagnostics.report.style import heat_gradient
+from finetune.percent import percent_words
 
 GUARDS = ("retention", "neighbour")
 """Groups that should stay as they are: they have no wrong answer to show."""
@@ -160,7 +161,8 @@ def case_html(case: CaseStudy, group: Mapping[str, Any]) -> str:
 def _side(case: CaseStudy, layer: LayerPair, side: str, cells: CellMap, top: float) -> str:
     """Before or now: what it said, where it looked, and how much."""
     pair = case.pair
-    right = _margin(pair, side) > 0
+    said_right = _says_right(pair, side)
+    right = _margin(pair, side) > 0 if said_right is None else said_right
     when = "Before" if side == "before" else "Now"
     words = {"before": "attention before", "after": "attention now"}[side]
     return (
@@ -173,18 +175,25 @@ def _side(case: CaseStudy, layer: LayerPair, side: str, cells: CellMap, top: flo
 
 
 def _said(pair: ProbePair, side: str) -> str:
-    """What it said; where it said nothing, or its answer is not what the margin says, what it rated likelier too."""
+    """What it said; what it rated likelier too, where it said nothing, or one of the two is right and the other not."""
     said, margin = getattr(pair, side).scores.generated, _margin(pair, side)
     right, foil = pair.probe.answer, pair.probe.foil or ""
     likelier, other = (right, foil) if margin > 0 else (foil, right)
-    spellings = pair.probe.spellings if margin > 0 else (foil,)
-    kind = "right" if margin > 0 else "wrong"
-    rated = f"{_quoted(likelier, kind)} likelier than {_quoted(other)}"
-    if not said:
+    rated = f"{_quoted(likelier, 'right' if margin > 0 else 'wrong')} likelier than {_quoted(other)}"
+    is_said = _says_right(pair, side)
+    if is_said is None:
         return rated
-    if says(said, spellings, other) or not margin > 0:
-        return _quoted(said, kind)
-    return f"{_quoted(said)}, though it rates {rated}"
+    quoted = _quoted(said, "right" if is_said else "wrong")
+    is_told_otherwise = margin < 0 if is_said else margin > 0  # at 0 neither is likelier
+    return f"{quoted}, though it rates {rated}" if is_told_otherwise else quoted
+
+
+def _outcome(pair: ProbePair, side: str) -> Outcome:
+    return outcome_with_box(pair.probe, pair.region, getattr(pair, side))
+
+
+def _says_right(pair: ProbePair, side: str) -> bool | None:
+    return says_right(_outcome(pair, side), pair.probe.spellings, pair.probe.foil)
 
 
 def _quoted(text: str, kind: str = "") -> str:
@@ -196,6 +205,9 @@ def _title(pair: ProbePair) -> str:
     asked, right = _quoted(as_asked(probe.question)), _quoted(probe.answer)
     if not said:
         return f"Asked {asked}, it found {_quoted(probe.foil or '')} likelier. Right is {right}."
+    if _says_right(pair, "before") and _margin(pair, "before") < 0:
+        foil = _quoted(probe.foil or "")
+        return f"Asked {asked}, it said {_quoted(said)}, which is right, though it found {foil} likelier."
     return f"Asked {asked}, it said {_quoted(said)}. Right is {right}."
 
 
@@ -203,11 +215,11 @@ def _attention_words(pair: ProbePair, layer: LayerPair, side: str, misleading: s
     reading = pair.reading(layer)
     if reading is None:
         return "Brighter means more attention."
-    share = percent_words(getattr(reading, f"mass_{side}"), 0)
+    share = percent_words(getattr(reading, f"mass_{side}"))
     words = f"{share} of its attention on the {as_written(reading.region)}"
     if misleading is None:
         return f"{words}."
-    other = percent_words(getattr(layer.readings[misleading], f"mass_{side}"), 0)
+    other = percent_words(getattr(layer.readings[misleading], f"mass_{side}"))
     return f"{words}, {other} on the {as_written(misleading)}."
 
 
@@ -219,7 +231,7 @@ def _legend(case: CaseStudy, top: float) -> str:
         boxes += f'<span><i class="box other"></i>{as_written(case.misleading)}</span>'
     return (
         f'<div class="legend"><span>attention, layer {case.layer}: 0</span><span class="ramp" '
-        f'style="background:{heat_gradient()}"></span><span>{top:.0f} times the even share</span>{boxes}</div>'
+        f'style="background:{heat_gradient()}"></span><span>{end_words(top)} times the even share</span>{boxes}</div>'
     )
 
 
@@ -368,9 +380,8 @@ def _beside(case: ProbePair, pairs: Sequence[ProbePair], layer: int) -> ProbePai
 
 def _was_right(pair: ProbePair) -> bool:
     """Was the right answer likelier before training, and did the generated answer, if there is one, say it?"""
-    scores, probe = pair.before.scores, pair.probe
-    said = not scores.generated or says(scores.generated, probe.spellings, probe.foil)
-    return scores.margin_nats is not None and scores.margin_nats > 0 and said
+    margin = pair.before.scores.margin_nats
+    return margin is not None and margin > 0 and _says_right(pair, "before") is not False
 
 
 def _matching(pair: ProbePair, samples: Sequence[TrainingSample]) -> tuple[TrainingSample, ...]:
@@ -408,11 +419,12 @@ def _beside_step(
     beside: ProbePair, layer: LayerPair, cells: CellMap, top: float, misleading: str | None
 ) -> str:
     other = misleading if misleading in beside.probe.regions else None
-    said = beside.before.scores.generated or beside.probe.answer
+    said = beside.before.scores.generated
+    told = f"It said {_quoted(said, 'right')}. " if said else ""
     return (
         '<section class="step"><h4>A similar one, right before too</h4>'
         f"{_map_picture(beside, cells, top, 'before', other, 'attention before')}"
-        f"<p>It said {_quoted(said, 'right')}. {_attention_words(beside, layer, 'before', other)}</p></section>"
+        f"<p>{told}{_attention_words(beside, layer, 'before', other)}</p></section>"
     )
 
 
@@ -424,7 +436,7 @@ def _map_picture(
     panel = map_panel(picture, boxes, cells, top, WIDTH)
     if misleading is not None:
         outline_boxes(panel, pair.probe.regions[misleading], picture.size, ORANGE, 2)
-    outline_said(panel, outcome_with_box(pair.probe, pair.region, getattr(pair, side)).box, picture.size)
+    outline_said(panel, _outcome(pair, side).box, picture.size)
     return _picture(panel, words)
 
 
@@ -432,7 +444,7 @@ def _with_said(pair: ProbePair) -> Image.Image:
     """The picture, with the box that was said before training where the right answer is a box."""
     picture = picture_of(pair)
     drawn = _sized(picture, WIDTH)
-    outline_said(drawn, outcome_with_box(pair.probe, pair.region, pair.before).box, picture.size)
+    outline_said(drawn, _outcome(pair, "before").box, picture.size)
     return drawn
 
 

@@ -17,6 +17,7 @@ _NAMES = {
     "corrected, mediation not measured": "已纠正，中介未测量",
     "it did not move": "没有变化",
     "too few probes": "探针太少",
+    "not held out": "探针图片未与训练数据分开",
     "answers got worse": "回答变差",
     "margin and answer disagree": "差距与回答不一致",
     "answers changed, too few right": "回答变了，但答对的太少",
@@ -68,6 +69,9 @@ _HEADLINE = {
         "对{q}，它给正确答案的分数更高了{n}，但实际说出来的与此不一致。"
     ),
     "It answers {q:t} correctly more often {n:t}, and still too seldom.": "答对{q}的次数变多了{n}，但仍然太少。",
+    "Pictures that judge {q:t} are in its training data {n:t}: this shows no correction.": (
+        "用来评判{q}的图片{n}就在训练数据里：这不能证明已纠正。"
+    ),
     "It now answers {q:t} correctly {n:t}, but from the words: the picture matters too little.": (
         "现在能答对{q}{n}，但只凭文字：图像的作用太小。"
     ),
@@ -319,6 +323,10 @@ _REASONS = {
     "chance does not explain the change ({s}), but a move is at least {p:n} to the region": (
         "偶然无法解释这一变化（{s}），但至少要向该区域移动 {p} 才算数"
     ),
+    "chance does not explain the change ({s}), but no move is claimed: a few probes carry the mean, and the ranks that p "
+    "judges point the other way": (
+        "偶然无法解释这一变化（{s}），但不认定有移动：均值由少数探针决定，而 p 值所依据的秩指向相反方向"
+    ),
     "chance does not explain the change ({s}), and its lead over {place:t} is {x:n} ({i:i}), at least {p:n}": (
         "偶然无法解释这一变化（{s}），并且它领先 {place} {x}（{i}），至少需 {p}"
     ),
@@ -401,6 +409,13 @@ _REASONS = {
     ),
     "; {g} is broken.": "；{g} 失守。",
     "; they were wrong before too, so they say nothing about this group.": "；它们之前也答错，因此对本组说明不了什么。",
+    "No guards held out: in {n:n} of {m:n} probes of '{g}' a picture is in the training data, the first is {id}.": (
+        "没有与训练数据分开的护栏：“{g}”的 {m} 个探针中有 {n} 个的图片在训练数据里，第一个是 {id}。"
+    ),
+    "In {n:n} of {m:n} probes a picture is in the training data, the first is {id}: what was trained on says nothing of "
+    "other pictures.": (
+        "{m} 个探针中有 {n} 个的图片在训练数据里，第一个是 {id}：训练过的图片不能说明其他图片上的情况。"
+    ),
     "No guards: no probe of this group has a foil.": "没有护栏：本组没有探针带错误答案。",
     "No guards: the right answer of at least {n:n} probes on as many pictures must be the wrong answer here ({w}), and "
     "there is {found:t}.": "没有护栏：需要至少 {n} 个图片各不相同的探针，其正确答案是这里的错误答案（{w}），而现在{found}。",
@@ -674,6 +689,21 @@ _DIAGNOSIS = {
     "As many samples of each of the two answers: the model leans to one of them, and little else is wrong.": (
         "两种答案的样本一样多：模型只是偏向其中一个，其他问题不大。"
     ),
+    "Samples in which nothing but the region that each probe names tells the two answers apart, large and small in the "
+    "picture; try more --max_pixels first where the family has them.": (
+        "只有每个探针所指的区域能区分两种答案的样本，在图中有大有小；若该模型支持 --max_pixels，请先试着调大。"
+    ),
+    "Samples in which nothing but the region that each probe names tells the two answers apart, at many places of the "
+    "picture.": "只有每个探针所指的区域能区分两种答案的样本，位于图片的各处。",
+    "Samples in which {d} contradicts the answer as often as it agrees: the answers depend on {d}, and only the region that "
+    "each probe names may tell them apart.": (
+        "{d} 与答案一致和矛盾各半的样本：回答依赖 {d}，而只应由每个探针所指的区域区分。"
+    ),
+    "Samples whose answer follows from the region that each probe names alone, with everything else in the picture varied "
+    "at random.": "答案只取决于每个探针所指区域的样本，图片其余部分随机变化。",
+    "Each answer names the boxes of the region that each probe names in look_at.": (
+        "每个回答在 look_at 中给出其探针所指区域的框。"
+    ),
     "Samples in which nothing but {r} tells the two answers apart, large and small in the picture; try more --max_pixels "
     "first where the family has them.": (
         "只有 {r} 能区分两种答案的样本，在图中有大有小；若该模型支持 --max_pixels，请先试着调大。"
@@ -690,6 +720,10 @@ _DIAGNOSIS = {
         "答案只取决于 {r} 的样本，图片其余部分随机变化。"
     ),
     "Each answer names the boxes of {r} in look_at.": "每个回答在 look_at 中给出 {r} 的框。",
+    "Keep as many samples, and at least 20 probes on as many pictures, whose right answer is the foil of one of these "
+    "probes; and ordinary samples as --replay_data.": (
+        "保留同样多正确答案为这些探针之一的错误答案的样本，以及至少 20 个图片各不相同的此类探针；并用普通样本作 --replay_data。"
+    ),
     "Keep as many samples, and at least 20 probes on as many pictures, whose right answer is {w} or {v}; and ordinary "
     "samples as --replay_data.": (
         "保留同样多正确答案为 {w} 或 {v} 的样本，以及至少 20 个图片各不相同的此类探针；并用普通样本作 --replay_data。"
@@ -820,6 +854,13 @@ _NUMBERS = {
     "<b>{a:n}</b> {b:n}": "<b>{a}</b> {b}",
 }
 
+_STUDIES = {
+    "Not known: {v:t} with {n:n} samples; training on more does not change that, more or other probes may.": (
+        "无法判断：{n} 个样本时，结论是{v}；用更多样本训练改变不了这一点，增加或更换探针才有可能。"
+    ),
+    "“Not known”: the probes cannot tell, with however many samples.": "“无法判断”是指：无论多少样本，这些探针都分辨不出。",
+}
+
 CHINESE: dict[str, str] = {
     **_NAMES,
     **_HEADLINE,
@@ -833,4 +874,5 @@ CHINESE: dict[str, str] = {
     **_NUMBERS,
     **chinese_studies.CURVE,
     **chinese_studies.KEEP,
+    **_STUDIES,
 }

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+_REPORT = {  # of the page on before and after
+    "checkpoint {n:n}": "检查点 {n}",
+    "checkpoints {n:n} to {m:n}": "检查点 {n} 至 {m}",
+    "path of its maps over checkpoints; the plane explains {n:n} % of the variance": (
+        "注意力图随检查点的轨迹；该平面解释 {n}% 的方差"
+    ),
+    "Asked {q}, it said {s}, which is right, though it found {f} likelier.": "问 {q}，它答 {s}，这是对的，但它认为 {f} 更可能。",
+}
+
 CURVE = {
+    **_REPORT,
     "Not settled for {g:w}; {a:n} of {b:n} groups have enough samples.": (
         "{g}尚无定论；{b} 组中有 {a} 组样本已经足够。"
     ),

@@ -158,7 +158,8 @@ def _limits(content: Mapping[str, Any]) -> str:
         f"{seeds}. Differences between neighbouring numbers of samples are paired over the same probes and adjusted "
         "for all of a group's (Holm); the intervals in brackets are not adjusted, and say how much could have been "
         "missed. "
-        "“More does not help” means: not beyond chance, on these probes.</p></section>"
+        "“More does not help” means: not beyond chance, on these probes. “Not known”: the probes cannot tell, with "
+        "however many samples.</p></section>"
     )
 
 

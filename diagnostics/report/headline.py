@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import html
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from diagnostics.comparison.verdicts import (
     NO_CAUSE,
     NO_PICTURE,
     NOT_BY_LOOKING,
+    NOT_HELD_OUT,
     NOT_MEDIATED,
     NOT_MOVED,
     OTHER_CAUSE,
@@ -33,11 +35,13 @@ from diagnostics.comparison.verdicts import (
     UNGUARDED,
     WORSE,
 )
-from diagnostics.drawing.svg_charts import percent_words
 from diagnostics.records.probes import KEPT_SHARE, as_asked
 from diagnostics.report.languages import as_written
+from finetune.percent import percent_words
 
 SAME_MODEL = "Before and now are the same model: nothing can have changed."
+SAME_NATS = 0.05
+"""Margins of one model, measured twice, are nearer than this: kernels may add in another order."""
 GOOD = (CORRECTED, NOT_BY_LOOKING, KEPT)
 BAD = (*LOST.values(), WORSE, GUARD_BROKE, FROM_WORDS)
 """Verdicts by the colour and mark of their pill; those that are neither stay amber."""
@@ -70,6 +74,7 @@ CLAIMS = {
     "depend on that enough.",
     NO_ANSWERS: "Whether it answers {question} correctly was not measured: no wrong answer to compare with is named.",
     TOO_FEW: "There are too few pictures to judge {question} {count}.",
+    NOT_HELD_OUT: "Pictures that judge {question} are in its training data {count}: this shows no correction.",
 }
 """Verdict → what it says to someone who has read nothing else; those of groups that must be kept stand below."""
 ALL_KEPT = "What had to stay right stayed right {count}."
@@ -108,8 +113,23 @@ def headline_html(claims: Sequence[Claim]) -> str:
 
 
 def same_model(comparison: Mapping[str, Any]) -> bool:
-    """Are both sides one model at one step?"""
-    return bool(comparison["before"] == comparison["after"])
+    """Are both sides one model: one name, and no probe answered differently?
+
+    Steps are not asked: models of ``compare`` have their places there. And a name alone does not tell: "base" is any
+    run's, and a folder may have got other weights between two measurements.
+    """
+    before, after = (_place(str(comparison[side]["model"])) for side in ("before", "after"))
+    return before == after and not any(map(_differs, comparison["probes"]))
+
+
+def _place(model: str) -> str:
+    return os.path.abspath(os.path.expanduser(model))
+
+
+def _differs(probe: Mapping[str, Any]) -> bool:
+    said, margins = (probe.get(name, {}).values() for name in ("said", "margin_nats"))
+    apart = [margin for margin in margins if margin is not None]
+    return len({*said}) > 1 or (len(apart) > 1 and abs(apart[0] - apart[1]) > SAME_NATS)
 
 
 def kind_of(verdict: str) -> str:

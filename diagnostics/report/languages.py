@@ -252,6 +252,8 @@ def translated(text: str) -> str | None:
     "40 probes" with the entry "{n} probes" → "{n} 个探针": "40 个探针".
     """
     text = " ".join(text.split()).replace("&#x27;", "'")
+    if _BOUND.search(text) and not _has_words(_bare(_BOUND.sub("", text))):
+        return _numbers(text)
     if (whole := _whole(text)) is not None:
         return whole
     sentences = _sentences(text)
@@ -296,7 +298,8 @@ def _value(text: str, kind: str) -> str | None:
 
 
 def _numbers(text: str) -> str:
-    """Chinese sets no space before %: "41 %" → "41%"; "3 to 5 %" → "3 至 5%"."""
+    """Chinese sets no space before %: "41 %" → "41%"; "3 to 5 %" → "3 至 5%"; "under 0.1 %" → "不到 0.1%"."""
+    text = _BOUND.sub(lambda bound: {"under": "不到", "over": "超过"}[bound[1]] + " ", text)
     return re.sub(
         r"(?<=\d) to (?=[-+−\d])", " 至 ", re.sub(r"(?<=\d) %", "%", text).replace("% to ", "% 至 ")
     )
@@ -310,9 +313,10 @@ class _List(NamedTuple):
 
 
 _LISTS = {"l": _List(", | and ", "、"), "s": _List("; ", "；"), "p": _List(r", (?=[a-z])", "，")}
+_BOUND = re.compile(r"\b(under|over) (?=\d)")
 _PLACE = re.compile(r"\{(\w+)(?::(\w))?\}")
 _VALUES = {
-    "n": r"[-+−–]?[\d][\d.,e+\-× %–→]*?(?: to [-+−]?[\d.,]+ ?%?)?",
+    "n": r"(?:under |over )?[-+−–]?\d(?:[\d.,e+\-× %–→]|(?:under|over) (?=\d))*?(?: to [-+−]?[\d.,]+ ?%?)?",
     "i": r"[\d.]+ % interval \S+(?: %)? to \S+(?: %)?|the same on every picture",
 }
 

@@ -16,10 +16,11 @@ from PIL import Image
 
 from diagnostics.comparison.box_answers import outcome_with_box
 from diagnostics.comparison.legs.leg import count
-from diagnostics.comparison.maps import CellMap
+from diagnostics.comparison.maps import CellMap, Outcome
 from diagnostics.comparison.pairs import ProbePair, layer_cells, pairs_by_group
 from diagnostics.comparison.trajectory import Evolution, evenly_chosen
 from diagnostics.drawing.archive_pictures import picture_of
+from diagnostics.drawing.cards import says_right
 from diagnostics.drawing.colours import difference_colours, dimming, heat_colours, series_scale
 from diagnostics.drawing.probe_picture import fitted
 from diagnostics.drawing.svg_charts import (
@@ -48,6 +49,9 @@ PICTURE_BOX = (440, 660)
 """Maximum width and height of a picture, pixels: 5 to 20 kB each, so 160 probes make a file of a few MB."""
 SLIDER_STEPS_MAX = 12
 """Checkpoints whose maps are in the file; of more, this many evenly spaced, including the first and the last."""
+LEVELS = 65535
+"""Levels of a cell, up to the highest cell of its maps. Where a sink holds half of the attention to 4096 cells, two lie
+a thirtieth of the even share apart; of 255 levels they would lie eight times the even share apart."""
 TIME_STEPS_MIN = 3  # two checkpoints are before and after, which the page shows anyway
 
 
@@ -112,7 +116,7 @@ def _margins(pairs: Sequence[ProbePair]) -> list[tuple[float, float]]:
 
 
 def _time(series: Mapping[str, Any] | None, onset: Mapping[str, Any] | None) -> str:
-    """Charts over training steps, of what was measured; nothing with fewer than three checkpoints."""
+    """Charts over checkpoints, of what was measured; nothing with fewer than three."""
     if series is None or len(series["steps"]) < TIME_STEPS_MIN:
         return ""
     steps = series["steps"]
@@ -123,7 +127,7 @@ def _time(series: Mapping[str, Any] | None, onset: Mapping[str, Any] | None) -> 
         for name, by_layer in series["enrichment"].items()
     }
     ends = shared_ends(list(attention.values()))
-    over_steps = partial(line_chart, places=steps, unit="step")
+    over_steps = partial(line_chart, places=steps, unit=_unit(onset))
     charts = [
         *([over_steps("right answers", right, ends=(0.0, 1.0), as_percent=True)] if right else []),
         *([over_steps("drift of the maps, nats", drift)] if drift else []),
@@ -140,6 +144,11 @@ def _time(series: Mapping[str, Any] | None, onset: Mapping[str, Any] | None) -> 
         "probes: 0 means the same map, 0.69 (ln 2) no overlap.</p>"
         '<section class="charts over">' + "".join(charts) + "</section>" + _onset(onset)
     )
+
+
+def _unit(onset: Mapping[str, Any] | None) -> str:
+    """What the numbers of checkpoints count: "step", or "checkpoint" where they are places."""
+    return "step" if onset is None else str(onset["unit"])
 
 
 def _onset(onset: Mapping[str, Any] | None) -> str:
@@ -170,7 +179,7 @@ def script_words() -> tuple[str, ...]:
 
 
 def _data(comparison: Mapping[str, Any], pairs: Sequence[ProbePair], evolution: Evolution | None) -> Json:
-    """What the page's script draws: pictures, maps as bytes, and the texts of each probe."""
+    """What the page's script draws: pictures, maps, and the texts of each probe."""
     judged = [group["enrichment"]["layer"] for group in comparison["groups"].values() if group["enrichment"]]
     layers = comparison["key_layers"]
     trajectories = (comparison.get("series") or {}).get("trajectories", {}) if evolution is not None else {}
@@ -184,6 +193,7 @@ def _data(comparison: Mapping[str, Any], pairs: Sequence[ProbePair], evolution: 
         "swing": _base64(difference_colours().tobytes()),
         "box": PICTURE_BOX,
         "steps": [] if evolution is None else [evolution.steps[index] for index in chosen],
+        "unit": _unit(comparison.get("onset")),
         "all_steps": [] if evolution is None else list(evolution.steps),
         "sinks": any(record.sinks.any() for pair in pairs for record in (pair.before, pair.after)),
         "probes": [
@@ -211,12 +221,14 @@ def _probe_data(pair: ProbePair, entry: Mapping[str, Any]) -> Json:
     ]
     small = picture.resize(fitted(picture.size, *PICTURE_BOX), Image.Resampling.LANCZOS)
     costs = entry["occlusion_nats"]
+    outcomes = [outcome_with_box(pair.probe, pair.region, record) for record in (pair.before, pair.after)]
     return {
         **{name: entry[name] for name in ("id", "group", "answer", "foil", "region")},
         "question": as_asked(entry["question"]),
         "said": [entry["said"]["before"], entry["said"]["after"]],
         "margin": [entry["margin_nats"]["before"], entry["margin_nats"]["after"]],
-        "said_boxes": [_said_box(pair, record, by_size) for record in (pair.before, pair.after)],
+        "said_right": [says_right(one, pair.probe.spellings, pair.probe.foil) for one in outcomes],
+        "said_boxes": [_said_box(one, by_size) for one in outcomes],
         "cost": None if costs is None else [costs["before"], costs["after"]],
         "decides": [entry["decides"][side] for side in ("before", "after")] if entry.get("decides") else None,
         "picture": inline_picture(small),
@@ -229,9 +241,9 @@ def _probe_data(pair: ProbePair, entry: Mapping[str, Any]) -> Json:
     }
 
 
-def _said_box(pair: ProbePair, record: AttentionRecord, by_size: np.ndarray) -> Json | None:
+def _said_box(outcome: Outcome, by_size: np.ndarray) -> Json | None:
     """The box in the answer, in fractions of the picture; None where the right answer is no box, or none was said."""
-    box = outcome_with_box(pair.probe, pair.region, record).box
+    box = outcome.box
     return (
         None if box is None else {"corners": _rounded(np.array(box.corners) / by_size), "right": box.is_right}
     )
@@ -283,7 +295,7 @@ def cells_without_sinks(record: AttentionRecord) -> Float[np.ndarray, "layers ce
 
 
 def _layer_data(pair: ProbePair, cells: Float[np.ndarray, "maps cells"]) -> Json:
-    """Maps as one byte per cell on one shared scale: before, after, then one for each step of the slider."""
+    """Maps on one shared scale: before, after, then one for each step of the slider."""
     image = pair.after.image_tokens[0]
     maps = [CellMap(one * one.size, image.grid, image.cell_boxes_pixels) for one in cells]
     scale = series_scale(maps)
@@ -311,7 +323,8 @@ def _reading(pair: ProbePair, cells: Float[np.ndarray, "maps cells"]) -> Json | 
 
 
 def _levels(cells: CellMap, peak: float) -> str:
-    return _base64((cells.density * (255 / max(peak, 1e-9))).round().astype(np.uint8).tobytes())
+    """Two bytes for each cell, the lower one first: its density, where ``LEVELS`` is the peak."""
+    return _base64((cells.density * (LEVELS / max(peak, 1e-9))).round().astype("<u2").tobytes())
 
 
 def _base64(content: bytes) -> str:

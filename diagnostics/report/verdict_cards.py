@@ -9,11 +9,12 @@ from typing import Any
 from diagnostics.comparison.legs.attention import LARGEST_FACTOR, OTHERS, SALIENT
 from diagnostics.comparison.legs.leg import count, listed, nats, percent
 from diagnostics.comparison.legs.shown import FAILS, HOLDS, NOT_MEASURED, ShownLeg, shown_legs
-from diagnostics.comparison.verdicts import TOO_FEW
-from diagnostics.drawing.svg_charts import Line, line_chart, pair_of_bars, percent_words, share_bars
+from diagnostics.comparison.verdicts import OF_ANY_GROUP
+from diagnostics.drawing.svg_charts import Line, line_chart, pair_of_bars, share_bars
 from diagnostics.records.measurement_plan import CONNECTOR, CURVE_SHARES, KEY_LAYERS, LANGUAGE, LAYER
 from diagnostics.report.headline import kind_of
 from diagnostics.report.languages import as_written
+from finetune.percent import percent_words
 
 HEADS_LISTED, LAYERS_LISTED = 6, 6
 _KINDS = {HOLDS: "good", FAILS: "bad", NOT_MEASURED: "unmeasured"}
@@ -97,12 +98,13 @@ def pill(verdict: str) -> str:
 
 
 def warnings(comparison: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before the first number: too few probes, weak foils, collapsed heads. As HTML."""
+    """What a reader must know before the first number: too few probes, pictures that were trained on, weak
+    foils, collapsed heads. As HTML."""
     found = [
         f"{as_written(name)}: <span>{html.escape(line, quote=False)}</span>"
         for name, group in comparison["groups"].items()
         for line in (
-            *((" ".join(group["reasons"]),) if group["verdict"] == TOO_FEW else ()),
+            *((" ".join(group["reasons"]),) if group["verdict"] in OF_ANY_GROUP else ()),
             *group.get("warnings", ()),
         )
     ]

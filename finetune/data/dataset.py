@@ -57,6 +57,7 @@ class ConversationDataset(Dataset[Sample]):
     mixture         the sources, and the order of an epoch
     source_of       Int[samples], which source each comes from
     look            which rows of answers' phrases are supervised; None: none, and ``look_at`` is not read
+    is_held_out     of evaluation data: False where it is known to be trained on as well
     kept            samples that stay in memory as they were first read: none until ``keep``
     ahead           what is computed of samples that are read together, before they are kept; None: nothing
     seconds_ahead   that this took so far
@@ -78,6 +79,7 @@ class ConversationDataset(Dataset[Sample]):
         self.source_of = mixture.source_of  # the mixture recomputes it on each access
         self.processor, self.family = processor, family
         self.max_length, self.on_bad_sample, self.look = max_length, on_bad_sample, look
+        self.is_held_out = True
         self.kept: KeptSamples[Sample] = KeptSamples(0)
         self.ahead: Ahead | None = None
         self.seconds_ahead = 0.0

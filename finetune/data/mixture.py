@@ -14,6 +14,10 @@ samples, 429 of them spheres, each seen 7 times. All spheres were seen after 60 
 of the base. The shorter one is taken. With ``spheres.json:0.3`` of 900, one pass over the base comes first: 1429
 samples, 429 of the 900 spheres, and the next 429 in the next epoch.
 
+**Of a source that is there in part** (``Source.of_all``) each sample is seen as often an epoch as with all of them. The
+part gives so much less than the share of its source, and the others what they give with all of it: a quarter of the 900
+spheres is 107 of 1107 samples. Around a part of a source without a share, the others' shares are filled up as ever.
+
 **Within a source** samples come without replacement: each pass is another permutation, and passes go on across epochs.
 Every place of every pass is computed from the seed and the epoch alone, so a run that resumes at epoch 3 needs no
 history, and processes and workers agree without talking.
@@ -133,13 +137,17 @@ def _share_faults(shares: Sequence[float | None]) -> Iterator[str]:
 
 
 class Source(NamedTuple):
-    """A source that was read. ``share`` and ``repeat`` are as in ``SourceSpec``; the base has neither."""
+    """A source that was read. ``share`` and ``repeat`` are as in ``SourceSpec``; the base has neither.
+
+    of_all   which part of the source ``conversations`` are, where each is seen as often an epoch as with all
+    """
 
     name: str
     conversations: Sequence[Conversation]
     role: SourceRole
     share: float | None = None
     repeat: int = 1
+    of_all: Fraction = Fraction(1)
 
 
 def unique_names(paths: Sequence[str]) -> list[str]:
@@ -305,12 +313,13 @@ def _exact(share: float) -> Fraction:
 
 def _seen(sources: Sequence[Source]) -> list[int]:
     """Samples of an epoch from each source, by the rule at the top of this module."""
-    counts = [len(source.conversations) * source.repeat for source in sources]
+    # with all of every source; an estimate where samples of a part were left out since
+    counts = [len(source.conversations) * source.repeat / source.of_all for source in sources]
     shares = [Fraction() if source.share is None else _exact(source.share) for source in sources]
     total = sum(shares, Fraction())
-    rest = sum(count for count, share in zip(counts, shares, strict=True) if not share)
+    rest = sum((count for count, share in zip(counts, shares, strict=True) if not share), Fraction())
     every_corrective = [
-        Fraction(count) / share
+        count / share
         for source, count, share in zip(sources, counts, shares, strict=True)
         if share and source.role == "corrective"
     ]
@@ -322,12 +331,14 @@ def _seen(sources: Sequence[Source]) -> list[int]:
         by_share = all(share or source.role == "base" for source, share in zip(sources, shares, strict=True))
         if by_share and every_corrective and max(every_corrective) < length:
             length = max(every_corrective)
-            counts = [max(1, round(length * (1 - total)))] * len(
-                sources
-            )  # of the base, the only one without share
-    return [
-        max(1, round(length * share)) if share else count for count, share in zip(counts, shares, strict=True)
-    ]
+            counts = [length * (1 - total)] * len(sources)  # of the base, the only one without share
+    given = [count * source.of_all for source, count in zip(sources, counts, strict=True)]
+    by_count = sum(count for count, share in zip(given, shares, strict=True) if not share)
+    around = by_count / (1 - total) if rest else length  # the epoch that whole sources fill up to their share
+    for place, (source, share) in enumerate(zip(sources, shares, strict=True)):
+        if share:
+            given[place] = share * (around if source.of_all == 1 else length * source.of_all)
+    return [max(1, round(count)) for count in given]
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -4,7 +4,8 @@ All samples stand in one order, drawn from the seed alone, and a fraction is its
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,19 +25,36 @@ class Subset(NamedTuple):
     name      of the source
     samples   that the source has
     kept      samples of the part: the first so many of the source's order
+    seen      samples of an epoch that are from it, with all and with the part, repetitions counted
+    epoch     samples of an epoch from all sources, with all and with the part
     """
 
     name: str
     samples: int
     kept: int
+    seen: tuple[int, int]
+    epoch: tuple[int, int]
 
     def words(self, same: Same) -> str:
         """A line for people."""
         how = {
             "steps": f"each stands in for {self.samples / self.kept:.3g}, so that an epoch is as long as with all",
-            "epochs": "an epoch is shorter",
+            "epochs": f"each is seen {self._how_often()}, and an epoch {self._how_long()}",
         }[same]
         return f"{self.name}: training on {self.kept:,} of {self.samples:,} samples; {how}"
+
+    def _how_often(self) -> str:
+        """Both numbers where they differ: an epoch takes whole samples."""
+        before, now = (
+            f"{seen / count:.3g}" for seen, count in zip(self.seen, (self.samples, self.kept), strict=True)
+        )
+        return f"{now}× an epoch, {'as with all' if now == before else f'with all {before}×'}"
+
+    def _how_long(self) -> str:
+        before, now = self.epoch
+        if now == before:
+            return f"is as long as with all, {now:,} samples"
+        return f"is shorter, {now:,} samples instead of {before:,}"
 
 
 def with_fraction(
@@ -47,28 +65,35 @@ def with_fraction(
     fraction   of the samples, above 0 and at most 1; with 1 the mixture is unchanged
     of         names of the sources; None: the corrective ones, or the base where there are none
     same       "steps": each sample that is left out has a kept one in its place, so that epochs, shares and steps stay
-               as they are and only the number of different samples changes; "epochs": it is left out, so that each
-               kept sample is seen as often as it would be with all
+               as they are and only the number of different samples changes; "epochs": it is left out, and each kept
+               sample is seen as often an epoch as with all (``Source.of_all``)
 
     Raises ValueError for a source that does not exist.
     """
-    chosen = _chosen(mixed, of)
-    sources, subsets = list[Source](), list[Subset]()
+    chosen = chosen_sources(mixed, of)
+    sources, counts = list[Source](), dict[int, tuple[int, int]]()
     for index, source in enumerate(mixed.sources):
         if source.name not in chosen:
             sources.append(source)
             continue
         count = len(source.conversations)
         kept = max(1, round(fraction * count))
-        subsets.append(Subset(source.name, count, kept))
+        counts[index] = count, kept
         if kept == count:
             sources.append(source)
             continue
         seed = np.random.SeedSequence([mixed.seed, _ORDER, index])
         order = nested_order([_answers(one) for one in source.conversations], np.random.default_rng(seed))
         places = places_of(order, kept, same)
-        sources.append(source._replace(conversations=Selected(source.conversations, places, {})))
-    return Mixture(sources, mixed.seed), tuple(subsets)
+        of_all = Fraction(kept, count) if same == "epochs" else Fraction(1)
+        selected = Selected(source.conversations, places, {})
+        sources.append(source._replace(conversations=selected, of_all=of_all))
+    part = Mixture(sources, mixed.seed)
+    epoch = sum(one.seen for one in mixed.parts), sum(one.seen for one in part.parts)
+    return part, tuple(
+        Subset(mixed.names[index], *both, (mixed.parts[index].seen, part.parts[index].seen), epoch)
+        for index, both in counts.items()
+    )
 
 
 def nested_order(kinds: Sequence[str], generator: np.random.Generator) -> Int[np.ndarray, "samples"]:
@@ -117,12 +142,23 @@ def too_small(mixed: Mixture, subsets: Sequence[Subset], samples_a_step: int) ->
     return None
 
 
-def different_samples(mixed: Mixture) -> dict[str, dict[str, int]]:
-    """Source → how many samples it has, and how many different ones of them are trained on."""
-    found = {}
+def different_samples(
+    mixed: Mixture, trained: Iterable[Int[np.ndarray, "samples"]]
+) -> dict[str, dict[str, int]]:
+    """Source → how many samples it has, and how many different ones of them were trained on.
+
+    trained   the samples of the steps that were made, as places in the mixture's conversations (``Schedule.trained``):
+              a run of few steps does not reach all that a fraction keeps
+    """
+    reached = np.zeros(len(mixed.conversations), bool)
+    for some in trained:
+        reached[some] = True
+    found, first = dict[str, dict[str, int]](), 0
     for source in mixed.sources:
         places, samples = _places(source.conversations)
-        found[source.name] = {"samples": samples, "trained": len(np.unique(places))}
+        seen = places[reached[first : first + len(places)]]
+        found[source.name] = {"samples": samples, "trained": len(np.unique(seen))}
+        first += len(places)
     return found
 
 
@@ -134,16 +170,17 @@ def _places(conversations: Sequence[Conversation]) -> tuple[Int[np.ndarray, "pla
     return places[conversations.kept], samples
 
 
-def _chosen(mixed: Mixture, of: Sequence[str] | None) -> set[str]:
+def chosen_sources(mixed: Mixture, of: Sequence[str] | None) -> list[str]:
+    """The sources that a fraction is of, as ``with_fraction`` takes them."""
     if of is None:
-        corrective = {source.name for source in mixed.sources if source.role == "corrective"}
-        return corrective or {source.name for source in mixed.sources if source.role == "base"}
+        corrective = [source.name for source in mixed.sources if source.role == "corrective"]
+        return corrective or [source.name for source in mixed.sources if source.role == "base"]
     unknown = [name for name in of if name not in mixed.names]
     if unknown:
         raise ValueError(
             f"--data_fraction_of: found {unknown[0]!r}, which is no source; expected some of {', '.join(mixed.names)}"
         )
-    return set(of)
+    return [name for name in mixed.names if name in of]
 
 
 def _answers(conversation: Conversation) -> str:

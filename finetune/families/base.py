@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -268,6 +268,49 @@ def encode_for_training(
         if not turn.trained:
             labels[start : end + 1] = IGNORED
     return replace(encoded, labels=labels)
+
+
+SHARED_SHOWN = 3  # <|im_start|>assistant\n
+
+
+class OtherContext(NamedTuple):
+    """A trained answer that is learned in another context than it is generated in.
+
+    turn      its number
+    learned   the last tokens before it as it is learned: those that differ, after a few that do not
+    prompt    and in the prompt from which it is generated
+    """
+
+    turn: int
+    learned: np.ndarray
+    prompt: np.ndarray
+
+
+def learned_elsewhere(family: Family, processor: Any, conversation: Conversation) -> Iterator[OtherContext]:
+    """The trained answers whose context is not the prompt from which they are generated. No picture is opened.
+
+    Some chat templates write an answer otherwise where the conversation goes on: Qwen3.5's leaves out the empty thought
+    that ends every prompt.
+    """
+    encoded = family.encode(processor, conversation, media=False)
+    for index, (turn, (start, _)) in enumerate(zip(conversation.turns, encoded.turn_spans, strict=True)):
+        if turn.role != "assistant" or not turn.trained or index == 0:
+            continue
+        before = replace(conversation, turns=conversation.turns[:index])
+        prompt = family.encode(processor, before, add_generation_prompt=True, media=False).input_ids
+        learned = encoded.input_ids[:start]
+        if not np.array_equal(learned, prompt):
+            shared = min(len(learned), len(prompt))
+            unlike = np.flatnonzero(learned[:shared] != prompt[:shared])
+            at = max((int(unlike[0]) if len(unlike) else shared) - SHARED_SHOWN, 0)
+            yield OtherContext(index, learned[at:], prompt[at:])
+
+
+def ignored_elsewhere(family: Family, processor: Any) -> str:
+    """A sentence on what other libraries ignore of a processor's settings, so that they read pictures otherwise; "" if
+    nothing."""
+    own = getattr(family, "ignored_elsewhere", None)  # optional, as ``looks_ahead`` is
+    return "" if own is None else own(processor)
 
 
 def image_places(family: Family, processor: Any) -> Callable[[np.ndarray], np.ndarray]:

@@ -124,6 +124,10 @@ class LlavaNextFamily:
         """Written as ``image_processor.max_pixels`` (``tiles.set_most_pixels``)."""
         tiles.set_most_pixels(processor, self.name, min_pixels=min_pixels, max_pixels=max_pixels)
 
+    def ignored_elsewhere(self, processor: Any) -> str:
+        """What other libraries ignore of the processor's settings."""
+        return tiles.ignored_elsewhere(processor, self.name)
+
     # --- rows --------------------------------------------------------------------------------------------
     def blank(self, processor: Any) -> Encoded:
         """A square of one tile's pixels, its mean colour, on the canvas that it gets: overview, tiles and newlines, so

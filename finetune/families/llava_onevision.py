@@ -153,6 +153,10 @@ class LlavaOnevisionFamily:
         """Written as ``image_processor.max_pixels`` (``tiles.set_most_pixels``)."""
         tiles.set_most_pixels(processor, self.name, min_pixels=min_pixels, max_pixels=max_pixels)
 
+    def ignored_elsewhere(self, processor: Any) -> str:
+        """What other libraries ignore of the processor's settings."""
+        return tiles.ignored_elsewhere(processor, self.name)
+
     # --- rows --------------------------------------------------------------------------------------------
     def blank(self, processor: Any) -> Encoded:
         """A square of one tile, its mean colour: overview, tile and newlines, so that all that a picture reaches is

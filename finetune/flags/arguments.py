@@ -66,7 +66,8 @@ class DataArguments:
     data_fraction_same: Literal["steps", "epochs"] = field(
         default="steps",
         metadata={"help": "With --data_fraction. steps: kept samples stand in for those left out, so that epochs, "
-                          "shares and steps stay as they are. epochs: each kept sample is seen as often as with all."},
+                          "shares and steps stay as they are. epochs: each kept sample is seen as often an epoch as "
+                          "with all; a source with a share gives so much less than its share."},
     )  # fmt: skip
     data_format: Literal["auto", "qwen-vl", "llava", "sharegpt", "openai", "alpaca"] = field(
         default="auto",

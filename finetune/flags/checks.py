@@ -92,6 +92,7 @@ def remarks(arguments: Arguments) -> Iterator[str]:
             "--eval_data_path is given, but --eval_strategy is no: nothing is evaluated; give --eval_strategy steps "
             "(or epoch)"
         )
+    yield from _idle_warmup(arguments)
     # No errors: with their defaults they stand in every file of flags that a run has written.
     defaults = {one.name: one.default for one in dataclasses.fields(chosen)}
     of_adapters = ("lora_r", "lora_alpha", "lora_dropout")
@@ -101,6 +102,24 @@ def remarks(arguments: Arguments) -> Iterator[str]:
             f"{', '.join(idle)}: no effect without adapters, and this run trains none; for adapters give "
             "--use_lora True"
         )
+
+
+_WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+
+
+def _idle_warmup(arguments: Arguments) -> Iterator[str]:
+    """One line for all ways to give it: the flag of today, that of 2023, and the default of a script."""
+    training = arguments.training
+    kind = str(training.lr_scheduler_type.value)
+    if not training.warmup_steps or kind not in _WITHOUT_WARMUP:
+        return
+    if training.deepspeed and "scheduler" in deepspeed_file.read(training.deepspeed):
+        return  # which warms up, and --lr_scheduler_type has no effect
+    remedy = "give --lr_scheduler_type constant_with_warmup, or " if kind == "constant" else ""
+    yield (
+        f"--warmup_steps {training.warmup_steps:g}: no effect with --lr_scheduler_type {kind}, which starts at the "
+        f"full rate; {remedy}leave it out (where a script gives it: --warmup_steps 0)"
+    )
 
 
 def refuse(faults: Sequence[str]) -> None:
@@ -285,15 +304,24 @@ def _check_evaluation(arguments: Arguments) -> Iterator[str]:
             "--deepspeed, or leave out --eval_generate to evaluate the loss alone"
         )
     if evaluates and training.metric_for_best_model is not None:
-        yield from _check_metric(training.metric_for_best_model, generates=chosen.eval_generate > 0)
+        generates = chosen.eval_generate > 0
+        yield from _check_metric(
+            training.metric_for_best_model, generates=generates, greater_is_better=training.greater_is_better
+        )
 
 
 _METRICS_OF_ANSWERS = ("exact_match", "box_accuracy", "box_iou", "box_pointing")
 
 
-def _check_metric(metric: str, *, generates: bool) -> Iterator[str]:
+def _check_metric(metric: str, *, generates: bool, greater_is_better: bool | None) -> Iterator[str]:
     """The Trainer looks for the metric after the first evaluation, when steps are trained."""
     name = metric.removeprefix("eval_")
+    if greater_is_better is not None and greater_is_better == (name == "loss"):
+        more = "less loss is better" if name == "loss" else "more right answers are better"
+        yield (
+            f"--greater_is_better {greater_is_better} with --metric_for_best_model {metric}: the worst checkpoint "
+            f"would be kept as the best, since {more}; leave out --greater_is_better (an older run.yaml may hold it)"
+        )
     if name in _METRICS_OF_ANSWERS and not generates:
         yield (
             f"--metric_for_best_model {metric}: is of generated answers, and none are generated; give --eval_generate "

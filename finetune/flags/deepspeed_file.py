@@ -135,13 +135,49 @@ def faults(value: str, given: Mapping[str, Any]) -> Iterator[str]:
 
 
 def remarks(value: str, given: Mapping[str, Any]) -> Iterator[str]:
-    """A line where the file makes a flag ineffective."""
+    """A line for each section of the file that makes flags ineffective, or lacks what would make them effective."""
+    config, where = read(value), name_of(value)
     clipping = given.get("max_grad_norm")
-    if "gradient_clipping" not in read(value) and clipping:
+    if "gradient_clipping" not in config and clipping:
         yield (
-            f'{name_of(value)}: no "gradient_clipping": gradients are not clipped, though --max_grad_norm is '
+            f'{where}: no "gradient_clipping": gradients are not clipped, though --max_grad_norm is '
             f'{clipping:g}; "gradient_clipping": "auto" takes the value of the flag'
         )
+    for name, replaced in (("scheduler", "lr_scheduler_type"), ("optimizer", "optim")):
+        if name in config:
+            yield f"{where}: {_replacing(name, config[name], f'--{replaced} {_word(given[replaced])}', given)}"
+
+
+_MAX, _STEPS = {"warmup_max_lr": "--learning_rate"}, {"warmup_num_steps": "--warmup_steps"}
+_OF_SCHEDULERS = {"WarmupLR": _MAX | _STEPS, "WarmupDecayLR": _MAX | _STEPS, "WarmupCosineLR": _STEPS}
+_OF_OPTIMIZERS = {
+    "lr": "--learning_rate",
+    "betas": "--adam_beta1 and --adam_beta2",
+    "eps": "--adam_epsilon",
+    "weight_decay": "--weight_decay",
+}
+"""Parameter of a section → the flags that its "auto" takes; where it is missing, DeepSpeed's own value holds."""
+
+
+def _replacing(name: str, section: Mapping[str, Any], flag: str, given: Mapping[str, Any]) -> str:
+    """What becomes of the flags beside a scheduler or optimizer of the file's own."""
+    params, kind = section.get("params", {}), section.get("type")
+    taken = _OF_OPTIMIZERS if name == "optimizer" else _OF_SCHEDULERS.get(str(kind), {})
+    idle = [
+        flag,
+        *(f'{flags} (no "{one}" in its params)' for one, flags in taken.items() if one not in params),
+    ]
+    decay = params.get("weight_decay") if name == "optimizer" else None
+    decay = given["weight_decay"] if decay == "auto" else decay
+    also = f"; biases and norms decay too, by {decay:g}" if decay else ""
+    return (
+        f'its "{name}"{f" ({kind})" if kind else ""} decides; without effect: {", ".join(idle)}{also}; remove "{name}" '
+        "from the file, so that the flags decide"
+    )
+
+
+def _word(value: Any) -> str:
+    return str(getattr(value, "value", value))
 
 
 def _unknown(config: Mapping[str, Any]) -> Iterator[str]:
@@ -229,10 +265,7 @@ def _offload(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[st
 
 def _offloaded_optimizer(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
     """DeepSpeed's CPU Adam replaces the optimizer of --optim, and is compiled when first used."""
-    field, optim = (
-        "zero_optimization.offload_optimizer",
-        str(getattr(given["optim"], "value", given["optim"])),
-    )
+    field, optim = "zero_optimization.offload_optimizer", _word(given["optim"])
     adam = optim.startswith(("adamw_torch", "adamw_bnb"))
     if "optimizer" not in config and not adam and config.get("zero_force_ds_cpu_optimizer", True):
         yield (

@@ -1,7 +1,7 @@
 """Flags of Qwen-VL's 2023 ``finetune.py`` and of transformers before version 5, translated to today's."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from finetune.flags.arguments import TrainingArguments
 from finetune.flags.argv import join_flag, split_flags
@@ -58,16 +58,19 @@ def translate(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     lines. ``--flag value``, ``--flag=value`` and a switch without a value are understood.
     """
     known = {f.name for f in dataclasses.fields(TrainingArguments)}
+    given = dict(split_flags(argv))
     translated: list[str] = []
     lines: list[str] = []
     for name, values in split_flags(argv):
-        new, notes = _translate_one(name, values, known)
+        new, notes = _translate_one(name, values, known, given)
         translated += new
         lines += notes
     return translated, lines
 
 
-def _translate_one(name: str, values: list[str], known: set[str]) -> tuple[list[str], list[str]]:
+def _translate_one(
+    name: str, values: list[str], known: set[str], given: Mapping[str, list[str]]
+) -> tuple[list[str], list[str]]:
     shown = " ".join([f"--{name}", *values])
     new_name = RENAMED.get(name)
     if name == "warmup_ratio":
@@ -78,12 +81,26 @@ def _translate_one(name: str, values: list[str], known: set[str]) -> tuple[list[
     if name in known:
         return join_flag(name, values), []
     if name in BOOLEAN_VALUES:
-        new_name, value = BOOLEAN_VALUES[name]
-        new = [f"--{new_name}", value] if _truth(name, values) else []
-        return new, [f"{shown}: is now {' '.join(new) if new else 'the default'}, and used as that"]
+        return _translate_switch(name, values, given)
     if name in DROPPED:
         return [], [f"{shown}: ignored, transformers no longer has it; {DROPPED[name]}"]
     return join_flag(name, values), []
+
+
+def _translate_switch(
+    name: str, values: list[str], given: Mapping[str, list[str]]
+) -> tuple[list[str], list[str]]:
+    """A switch as the flag that replaced it. Switched off it excludes one value: the default is then given as a flag,
+    since the value may stand in a file of flags, unless another is given."""
+    shown = " ".join([f"--{name}", *values])
+    new_name, value = BOOLEAN_VALUES[name]
+    other = given.get(new_name, [value])
+    if not _truth(name, values):
+        if other != [value]:
+            return [], [f"{shown}: is now --{new_name}, which says {' '.join(other)}"]
+        value = str(TrainingArguments.__dataclass_fields__[new_name].default)
+    new = [f"--{new_name}", value]
+    return new, [f"{shown}: is now {' '.join(new)}, and used as that"]
 
 
 def _check_share(name: str, values: list[str]) -> None:

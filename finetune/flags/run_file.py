@@ -118,7 +118,10 @@ _NOT_WRITTEN = {
     "config", "overwrite_output_dir", "resume_from_checkpoint", "dry_run",
     "local_rank", "deepspeed_plugin",  # of one process
     "gradient_checkpointing", "gradient_checkpointing_kwargs",  # old names, kept equal to the new ones
+    "greater_is_better",  # follows from the metric, which a flag beside the file may change
 }  # fmt: skip
+_USUAL_BACKEND = "inductor"
+"""transformers names it once --torch_compile is given; named by a flag it would switch compiling on."""
 
 
 def text_of(arguments: Arguments) -> str:
@@ -140,7 +143,11 @@ def values_of(arguments: Arguments) -> dict[str, Any]:
     values["include_num_input_tokens_seen"] = values["include_num_input_tokens_seen"] != "no"
     left_out = _NOT_WRITTEN | {name for name in values if name.endswith("_token")}
     if not torch.accelerator.is_available():
-        left_out |= {"use_cpu", "dataloader_pin_memory"}
+        left_out |= {"use_cpu"}
+    if values["use_cpu"]:
+        left_out |= {"dataloader_pin_memory"}  # never pinned there
+    if values["torch_compile_backend"] == _USUAL_BACKEND:
+        left_out |= {"torch_compile_backend"}
     known = help.known()
     kept = {
         name: value

@@ -37,13 +37,37 @@ OTHER_BASE = "to use it anyway, give --allow_other_base True (in training), --al
 
 
 def check_fields(folder: Path) -> Fields:
-    """The fields, each of the type and in the range that PEFT needs. Raises ValueError that names file and fields."""
+    """The fields, each of the type and in the range that PEFT needs.
+
+    Raises ValueError that names file and fields, also for a kind of adapter that PEFT opens on a changed base.
+    """
     fields = read(folder)
     faults = [*_wrong_types(fields)] or [*_wrong_values(fields)]
     if faults:
         listed = one_line("; ".join(faults), 1200)
         raise ValueError(f"{folder / ADAPTER_CONFIG}: {listed}; copy the adapter again, or correct it")
+    _refuse_changed_base(folder, fields)
     return fields
+
+
+_BASE_AS_IT_IS = ("gaussian", "orthogonal", "eva", "mica")
+"""Values of ``init_lora_weights`` with which PEFT leaves the base as it is: in training, and opening the adapter."""
+
+
+def _refuse_changed_base(folder: Path, fields: Fields) -> None:
+    """PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA train beside a base from which something was taken.
+
+    Trap: PEFT takes it again from the base that it is given, each time that it opens the adapter: with random numbers
+    for ``pissa_niter_N``, for CorDA and LoRA-GA from gradients or activations that no file holds.
+    """
+    found = fields.get("init_lora_weights")
+    if isinstance(found, str) and found.lower() not in _BASE_AS_IT_IS:
+        raise ValueError(
+            f"{folder / ADAPTER_CONFIG}: init_lora_weights: found {shown(found)}, with which PEFT changes the base's "
+            "weights whenever it opens the adapter, expected true, false, null or one of "
+            f"{', '.join(map(shown, _BASE_AS_IT_IS))}; save it once more where it was trained, as a plain LoRA: "
+            "model.save_pretrained(FOLDER, path_initial_model_for_weight_conversion=THE_ADAPTER_BEFORE_TRAINING)"
+        )
 
 
 def _wrong_types(fields: Fields) -> Iterator[str]:

@@ -33,7 +33,7 @@ from finetune.families.base import Family, flash_fault
 from finetune.families.parts.chat import BrokenTemplate
 from finetune.families.parts.modules import bare_model
 from finetune.model import adapters, checkpoint_files, hub, weights
-from finetune.model.folders import ADAPTER_CONFIG, MODEL_CONFIG, is_adapter, resolve, shortened
+from finetune.model.folders import ADAPTER_CONFIG, MODEL_CONFIG, both, is_adapter, resolve, shortened
 from finetune.model.trial import excess
 from finetune.printable import one_line
 from finetune.samples.conversation import Conversation, ImageRef, Turn
@@ -71,6 +71,7 @@ def load(
 
     Raises ValueError as ``check`` does, and if the kernel cannot be used.
     """
+    model: Any
     config = check(name_or_path, cache_dir=cache_dir, base=base, allow_other_base=allow_other_base)
     base_name, adapter = resolve(name_or_path, base=base)
     family = families.family_of(config)
@@ -88,9 +89,12 @@ def load(
     if sharded:
         _compare_whole_shapes()
     with _opened(base_name), _built(config, base_name):
-        model: nn.Module = AutoModelForImageTextToText.from_pretrained(
-            base_name, trust_remote_code=False, **options
+        model, told = AutoModelForImageTextToText.from_pretrained(
+            base_name, trust_remote_code=False, output_loading_info=True, **options
         )
+    if getattr(model, "_hf_peft_config_loaded", False):  # of the hub; a folder was refused before
+        raise ValueError(both(base_name))
+    checkpoint_files.require_whole(base_name, model, told["missing_keys"], told["unexpected_keys"])
     if sharded:
         _save_under_the_names_read(model)
     _keep_four_bit_layout(model)
@@ -116,13 +120,13 @@ def check(
     named_for_it   ``base`` is where the user keeps this adapter's base, under any name
 
     Raises ValueError if the checkpoint, or an adapter's base, is not found or of an unknown family, where files
-    are missing or truncated, and where an adapter has invalid fields, or was trained on another kind of base or other
-    weights.
+    are missing or truncated or lack tensors of the model, and where an adapter has invalid fields, or was trained on
+    another kind of base or other weights.
     """
     base_name, adapter = resolve(name_or_path, base=base)
     config = _config(base_name, cache_dir)
     families.family_of(config)
-    require_weights(base_name)
+    _require_weights(base_name, config)
     if adapter is not None:
         adapters.check_fit(adapter, lambda: skeleton(copy.deepcopy(config)), base_name)
         if not allow_other_base:
@@ -133,11 +137,20 @@ def check(
 
 
 def require_weights(base_name: str | Path) -> None:
-    """Raises ValueError, with file and remedy, where weights of a local folder are missing or truncated. Only
-    headers are read."""
-    checkpoint_files.check_weights(base_name)
-    if Path(base_name).is_dir():
-        weights.require_all(Path(base_name))
+    """Raises ValueError, with file and remedy, where weights of a local folder are missing or truncated, or lack
+    tensors of the model. Only headers are read."""
+    _require_weights(base_name, None)
+
+
+def _require_weights(base_name: str | Path, config: Any) -> None:
+    folder = Path(base_name)
+    checkpoint_files.check_weights(folder)
+    if not folder.is_dir():
+        return
+    weights.require_all(folder)
+    config = _config(str(folder), None) if config is None else config
+    if getattr(config, "quantization_config", None) is None:  # packed weights have other names
+        checkpoint_files.check_names(skeleton(copy.deepcopy(config)), folder)
 
 
 def with_adapter(model: nn.Module, adapter: str | Path, *, trainable: bool) -> "PeftModel":

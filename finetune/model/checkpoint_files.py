@@ -4,16 +4,21 @@ A wrong field otherwise ends in a library's internal error, or in hours of build
 are far above every published model; each family checks its own requirements where it reads the configuration.
 """
 
+import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging
 
-from finetune import fields
+from finetune import distributed, fields
 from finetune.families.parts.tokenizer import is_panic
 from finetune.fields import NULL, OBJECT, TEXT, TRUTH, Kind, by_name, items, number, one_of, whole
 from finetune.model import weights
@@ -212,6 +217,77 @@ def check_weights(name_or_path: str | Path) -> None:
                 f"{path}: was cut short, or holds no weights ({path.stat().st_size:,} bytes); copy it again, or take "
                 "another checkpoint"
             )
+
+
+MOST_NAMES = 5_000
+"""The loader takes a second for a thousand names; of experts saved one by one there are 30,000. Loading names what is
+missing among them."""
+
+
+def check_names(model: Any, folder: Path) -> None:
+    """Check that the weight files of a folder hold every tensor of this model, which has none itself (on the meta
+    device). Headers alone are read.
+
+    transformers' own loader is asked, with tensors without content: it knows the names of every release.
+
+    Raises ValueError as :func:`require_whole` does.
+    """
+    shapes = weights.shapes(folder)
+    if len(shapes) > MOST_NAMES:
+        return
+    found = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    options = LoadStateDictConfig(
+        device_map={"": "meta"}, weight_mapping=get_model_conversion_mapping(model, None, None)
+    )
+    with _no_bar():
+        loaded, _ = convert_and_load_state_dict_in_model(model, found, options)
+    model.tie_weights(missing_keys=loaded.missing_keys, recompute_mapping=False)
+    model._adjust_missing_and_unexpected_keys(loaded)
+    if not loaded.conversion_errors:  # else loading says what does not fit together
+        require_whole(folder, model, loaded.missing_keys, loaded.unexpected_keys)
+
+
+def require_whole(
+    place: str | Path, model: torch.nn.Module, missing: Collection[str], unexpected: Collection[str]
+) -> None:
+    """Raises ValueError where parameters of a model were not in its files: transformers fills them with random numbers
+    and only warns. Of tensors that the model does not have one line is printed.
+
+    missing, unexpected   names, as transformers' loader returns them: those of tied tensors are not missing
+    """
+    lost = [name for name, _ in model.named_parameters(remove_duplicate=False) if name in missing]
+    other = sorted(name for name in unexpected if not _WORKED_OUT.search(name))
+    if lost:
+        instead = (
+            f"found {len(other)} that it does not have, such as {one_line(other[0], 160)}; " if other else ""
+        )
+        raise ValueError(
+            f"{place}: its weights lack {len(lost)} of the model's tensors, which would be filled with random "
+            f"numbers:\n{weights.listed(lost)}\n{instead}expected each under its own name: copy or download the "
+            "checkpoint again, or save it without the wrapper that renamed them (module., _orig_mod.)"
+        )
+    if other:
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        names = one_line(", ".join(other[:3]), 480)
+        _say_once(f"{place}: tensors in its files that the model does not have, left out: {names}{more}")
+
+
+_WORKED_OUT = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|masked_bias|num_batches_tracked)$")
+"""Tables that earlier releases saved and a model works out itself."""
+
+_say_once = functools.cache(distributed.say)
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """transformers draws no progress bar."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from finetune.fields import NULL, TEXT, load, shown
 
 MODEL_CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin")
 REMEDY = "copy the adapter again, or correct the file"
 
 WHICH_FLAG = (
@@ -28,8 +29,8 @@ Fields = Mapping[str, Any]
 def resolve(name_or_path: str | Path, *, base: str | None = None) -> tuple[str, Path | None]:
     """(base checkpoint, adapter folder or None). ``base`` replaces the base that an adapter names.
 
-    Raises ValueError for a folder that holds neither a model nor an adapter, and for an adapter whose base folder is
-    missing.
+    Raises ValueError for a folder that holds neither a model nor an adapter, for one that holds both, and for an
+    adapter whose base folder is missing.
     """
     path = Path(name_or_path).expanduser()
     if not path.exists():
@@ -39,7 +40,7 @@ def resolve(name_or_path: str | Path, *, base: str | None = None) -> tuple[str, 
                 "expected a model folder, an adapter folder, or a hub name such as Qwen/Qwen-VL-Chat"
             )
         return str(name_or_path), None
-    if (path / MODEL_CONFIG).is_file():
+    if holds_model(path):
         # Absolute, because adapters write down the name of their base.
         return os.path.abspath(path), None
     if not is_adapter(path):
@@ -56,6 +57,28 @@ def resolve(name_or_path: str | Path, *, base: str | None = None) -> tuple[str, 
             "--output_dir MERGED"
         )
     return base_name, path
+
+
+def holds_model(folder: Path) -> bool:
+    """Some programs leave the base's config.json beside an adapter: without weights of a model it makes none.
+
+    Raises ValueError for a model and an adapter in one folder: transformers attaches the adapter unasked.
+    """
+    if not (folder / MODEL_CONFIG).is_file() or not is_adapter(folder):
+        return (folder / MODEL_CONFIG).is_file()
+    found = next((path.name for pattern in MODEL_FILES for path in sorted(folder.glob(pattern))), None)
+    if found is not None:
+        raise ValueError(both(str(folder), f"{MODEL_CONFIG}, {found}"))
+    return False
+
+
+def both(place: str, model: str = MODEL_CONFIG) -> str:
+    """What is said of a place that holds a model and an adapter."""
+    return (
+        f"{place}: found a model ({model}) and an adapter ({ADAPTER_CONFIG}), expected one of them: transformers "
+        "attaches the adapter unasked, and neither would be what is opened; move adapter_config.json and "
+        "adapter_model.* to a folder of their own, and give that one for the adapter, this one for the model"
+    )
 
 
 def is_adapter(folder: Path) -> bool:
@@ -90,7 +113,10 @@ def _base_of(adapter: Path) -> str:
         )
     if looks_like_a_path(base) and not os.path.exists(base):
         raise ValueError(f"{file}: its base model {shortened(base)!r} is missing; {WHICH_FLAG}")
-    return os.path.abspath(base) if os.path.exists(base) else str(base)
+    if not os.path.exists(base):
+        return str(base)
+    holds_model(Path(base))
+    return os.path.abspath(base)
 
 
 def shortened(name: str) -> str:

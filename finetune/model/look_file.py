@@ -6,15 +6,13 @@ Who judges the checkpoint has to know: attention that a loss asked for is no evi
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from finetune import fields
 from finetune.fields import NULL, TEXT, items, number, one_of, whole
-from finetune.files import write_atomically
+from finetune.model.notes import Content, Note, any_of
 from finetune.samples.conversation import ImageRef
 
 LOOK_FILE = "look.json"
@@ -38,8 +36,7 @@ class Supervised(NamedTuple):
 
     def saw(self, pictures: Collection[Path]) -> bool:
         """Was one of the pictures among them?"""
-        known = self.pictures or frozenset()
-        return any(hashlib.sha256(path.read_bytes()).hexdigest() in known for path in pictures)
+        return any_of(pictures, self.pictures or ())
 
 
 def picture_digest(ref: ImageRef) -> str:
@@ -58,19 +55,12 @@ def write(
         "layers": list(layers),
         "pictures": None if pictures is None else sorted(pictures),
     }
-    _write_united(folder, content, _read(folder))
+    NOTE.write(folder, content)
 
 
 def carry(folder: Path, *origins: str | Path | None) -> None:
-    """Say in a folder what was trained on of the models that its weights come from: of an adapter and its base, say.
-
-    Nothing is written where nothing was, and for hub names.
-
-    Raises ValueError for a file of another shape.
-    """
-    found = [_read(folder), *(_of_checkpoint(one) for one in origins if one is not None)]
-    if any(one is not None for one in found[1:]):
-        _write_united(folder, *found)
+    """Say in a folder what was trained on of the models that its weights come from: see ``Note.carry``."""
+    NOTE.carry(folder, *origins)
 
 
 def supervised_of(folder: str | Path) -> Supervised | None:
@@ -79,33 +69,21 @@ def supervised_of(folder: str | Path) -> Supervised | None:
 
     Raises ValueError for a file of another shape.
     """
-    found = _of_checkpoint(folder)
+    found = NOTE.of_checkpoint(folder)
     if found is None:
         return None
     pictures = found["pictures"]
     return Supervised(tuple(map(int, found["layers"])), None if pictures is None else frozenset(pictures))
 
 
-def _of_checkpoint(folder: str | Path) -> dict[str, Any] | None:
-    folder = Path(folder)
-    found = _read(folder)
-    if found is None and folder.name.startswith("checkpoint-"):  # of a release whose checkpoints had no copy
-        return _read(folder.absolute().parent)
-    return found
-
-
-def _read(folder: Path) -> dict[str, Any] | None:
-    path = folder / LOOK_FILE
-    return fields.load(path, SHAPE, required=tuple(SHAPE), remedy=REMEDY) if path.is_file() else None
-
-
-def _write_united(folder: Path, *contents: dict[str, Any] | None) -> None:
+def _united(found: Sequence[Content]) -> Content:
     """All layers and all pictures that are known; weight and loss are those of the first."""
-    found = [one for one in contents if one is not None]
     known = [one["pictures"] for one in found if one["pictures"] is not None]
-    united = {
+    return {
         **found[0],
         "layers": sorted({int(layer) for one in found for layer in one["layers"]}),
         "pictures": sorted({*chain(*known)}) if known else None,
     }
-    write_atomically(folder / LOOK_FILE, (json.dumps(united, indent=1) + "\n").encode())
+
+
+NOTE = Note(LOOK_FILE, SHAPE, REMEDY, _united)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from finetune import fields
 from finetune.families.parts.modules import bare_model
 from finetune.fields import TEXT, by_name, items, whole
+from finetune.model.folders import MODEL_FILES
 from finetune.printable import one_line
 from finetune.sharding import whole_shape
 
@@ -31,13 +32,16 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-MODEL_FILES = ("model*.safetensors", "pytorch_model*.bin")
 MOST_NAMES_SHOWN = 10
 
 _PEFT_COPIES = re.compile(r"\.modules_to_save\.[^.]+(?=\.)")
 _PEFT_WRAPS = re.compile(r"\.(modules_to_save\.[^.]+|base_layer)(?=\.)")
-_PEFT_NAMES = re.compile(r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.[^.]+")
+_PEFT_NAMES = re.compile(
+    r"(\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)|\.trainable_tokens_delta)\.[^.]+"
+)
+_TOKENS = ".token_adapter.trainable_tokens_delta"  # rows of the embeddings, one for each token that trained
 _PEFT_PREFIX = "base_model.model."
+_OF_AN_ADAPTER = re.compile(r"\.lora_|\.modules_to_save\.|\.trainable_tokens_delta(\.|$)")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -377,7 +381,9 @@ def misplaced(adapted: "PeftModel", adapter: Path) -> list[str]:
     homes, found = places(adapted), shapes(adapter)
     own = {name for name in homes if ".lora_" in name}
     own |= {
-        next(_peft_file_names(name)) for name, _ in adapted.named_parameters() if ".modules_to_save." in name
+        next(_peft_file_names(name))
+        for name, _ in adapted.named_parameters()
+        if ".modules_to_save." in name or ".trainable_tokens_delta." in name
     }
     missing, homeless = sorted(own - found.keys()), sorted(found.keys() - homes.keys())
     if len(missing) == len(homeless) and (not missing or _takes(adapted, found)):
@@ -402,7 +408,7 @@ def _takes(adapted: "PeftModel", found: Mapping[str, Shape]) -> bool:
         taken = set_peft_model_state_dict(adapted, stand_ins, low_cpu_mem_usage=True)
     except (KeyError, RuntimeError, ValueError):  # a name that it needs is not there
         return False
-    lacking = [name for name in taken.missing_keys if ".lora_" in name or ".modules_to_save." in name]
+    lacking = [name for name in taken.missing_keys if _OF_AN_ADAPTER.search(name)]
     return not lacking and not taken.unexpected_keys
 
 
@@ -411,7 +417,7 @@ def not_finite(adapted: "PeftModel") -> list[str]:
     return [
         f"{name}: found NaN or infinity, expected finite numbers"
         for name, tensor in adapted.named_parameters()
-        if (".lora_" in name or ".modules_to_save." in name) and not bool(tensor.isfinite().all())
+        if _OF_AN_ADAPTER.search(name) and not bool(tensor.isfinite().all())
     ]
 
 
@@ -420,6 +426,9 @@ def _expected_shape(
 ) -> Shape | None:
     """The shape that an adapter's tensor has for this base; None if the base does not say."""
     stem, dot, part = name.partition(".lora_")
+    table = modules.get(name.removesuffix(_TOKENS)) if name.endswith(_TOKENS) else None
+    if isinstance(table, nn.Embedding):
+        return (shape[0], table.embedding_dim)
     if not dot:
         own = parameters.get(_PEFT_WRAPS.sub("", name))
         return None if own is None or own.dtype == torch.uint8 else tuple(own.shape)
@@ -428,6 +437,8 @@ def _expected_shape(
         return None
     if part.startswith("A."):
         return (shape[0], module.in_features)
+    if part == "B.bias":
+        return (module.out_features,)
     if part.startswith("B."):
         return (module.out_features, shape[-1])
     return (module.out_features,) if part.startswith("magnitude") else None

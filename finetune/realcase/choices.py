@@ -44,7 +44,8 @@ class Chosen(NamedTuple):
     group: str
     language: str
     choice: int
-    """Index among its choices: 0 is right, 1 the foil."""
+    """Index among its choices: 0 is right, 1 the foil. Of several that are equally likely it is the last, not the right
+    one."""
     choices: int
     mass: tuple[float, ...]
     """Share of the attention to the picture that lies in the boxes, in the row that writes the first token of the right
@@ -92,9 +93,21 @@ def choose(model: Any, processor: Any, question: HeldOutQuestion) -> Chosen:
         rows = torch.stack([layer[0, :, row, image.all_positions].float() for layer in attentions])
         # Each head by itself, before the mean: a head that rests on the first token says little of the picture.
         mass = tuple((rows / rows.sum(-1, keepdim=True) @ covered).mean(1).tolist())
-    return Chosen(
-        question.identity, question.group, question.language, int(nats.argmax()), len(question.choices), mass
-    )
+    choice = _likeliest(nats, question.identity)
+    return Chosen(question.identity, question.group, question.language, choice, len(question.choices), mass)
+
+
+def _likeliest(nats: torch.Tensor, identity: str) -> int:
+    """Index of the likeliest answer, the last of several: the right one, which is the first, must beat all others.
+
+    Raises ValueError for numbers that are not finite: nothing is chosen then.
+    """
+    if not nats.isfinite().all():
+        raise ValueError(
+            f"question {identity}: found log probabilities {nats.tolist()} of its answers; expected finite numbers: "
+            "the model's weights are broken or its precision is too low; train again, or load it in float32"
+        )
+    return int((nats == nats.max()).nonzero()[-1])
 
 
 def _answers(

@@ -17,11 +17,17 @@ GOOD, BAD = (20, 122, 88), (190, 62, 40)
 _LABEL, _TEXT = 16, 22  # sizes of type in pixels
 _LINE = 31
 _MOST_LINES = 6
+_BOXED = "answer_card.boxed"
+"""Key of a picture's ``info``: boxes were drawn on it."""
 
 
 @dataclass(frozen=True)
 class AnswerCard:
-    """What is written and drawn; ``title`` names the sample, ``note`` says what else there is to know ("")."""
+    """What is written and drawn; ``title`` names the sample, ``note`` says what else there is to know ("").
+
+    Of more than ``MOST_PICTURES`` pictures those ``with_boxes`` are drawn, and the first of the others; the note says
+    which.
+    """
 
     pictures: Sequence[Image.Image]
     title: str
@@ -37,15 +43,16 @@ def draw_answer(card: AnswerCard) -> Image.Image:
 
     Raises ValueError if there is Chinese to be written and no font that has it.
     """
+    shown = _shown(card.pictures)
     rows = [
         ("", card.title, SOFT),
         ("question", card.question, INK),
         ("expected", card.expected, INK),
         ("answer", card.generated or "(nothing)", GOOD if card.is_right else BAD),
-        ("", card.note, SOFT),
+        ("", " · ".join(filter(None, (card.note, _left_out(shown, len(card.pictures))))), SOFT),
     ]
     pen = Pen(text_font("".join(text for _, text, _ in rows)), INK)
-    parts = [_pictures(card.pictures[:MOST_PICTURES])] if card.pictures else []
+    parts = [_pictures([card.pictures[place] for place in shown])] if shown else []
     parts += [_row(pen, label, text, colour) for label, text, colour in rows if text]
     page = Image.new("RGB", (WIDTH, 2 * MARGIN + sum(part.height for part in parts)), PAPER)
     ImageDraw.Draw(page).rectangle((0, 0, 7, page.height), fill=GOOD if card.is_right else BAD)
@@ -70,7 +77,22 @@ def with_boxes(picture: Image.Image, right: Sequence[float], said: Sequence[floa
                 min(max(value, -1), 2) * side for value, side in zip(box, drawn.size * 2, strict=True)
             )
             draw.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=colour, width=line)
+    drawn.info[_BOXED] = True
     return drawn
+
+
+def _shown(pictures: Sequence[Image.Image]) -> list[int]:
+    """Places of the pictures that a card has room for, in order: those with boxes before the others."""
+    boxed = [place for place, one in enumerate(pictures) if one.info.get(_BOXED)]
+    others = [place for place in range(len(pictures)) if place not in boxed]
+    return sorted([*boxed, *others][:MOST_PICTURES])
+
+
+def _left_out(shown: Sequence[int], count: int) -> str:
+    """ "4 of 5 pictures: 1, 2, 3, 5"; "" where all are shown."""
+    if len(shown) == count:
+        return ""
+    return f"{len(shown)} of {count} pictures: {', '.join(str(place + 1) for place in shown)}"
 
 
 def _pictures(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -33,6 +33,7 @@ from finetune.samples.videos import open_frames
 from finetune.samples.workers import is_data_worker_death
 from finetune.training.answer_card import AnswerCard, draw_answer, with_boxes
 from finetune.training.box_questions import BoxTarget, box_target, scores_by_source
+from finetune.training.guards import TrainingError
 from finetune.training.preview import short_name
 
 logger = logging.getLogger(__name__)
@@ -134,12 +135,30 @@ def _evenly(members: Sequence[int], count: int) -> list[int]:
 
 
 def questions_of(dataset: ConversationDataset, count: int) -> list[Question]:
-    """``count`` samples of the dataset as questions, or all where it has fewer."""
+    """``count`` samples of the dataset as questions, or all where it has fewer.
+
+    Streamed samples are first read here: where the dataset drops those that cannot be, others take their place.
+
+    Raises TrainingError, which names the sample, where they are not dropped, and where none is left.
+    """
     sources = source_names(dataset)
-    found = []
-    for index in choose(sources, count):
-        conversation = _up_to_answer(dataset.conversations[index])
-        found.append(_question(conversation, dataset.processor, dataset.family, sources[index]))
+    chosen = choose(sources, count)
+    picked = {*chosen}
+    others = (index for index in range(len(sources)) if index not in picked)
+    found: list[Question] = []
+    for index in chain(chosen, others):
+        if len(found) == len(chosen):
+            break
+        try:
+            conversation = _up_to_answer(dataset.conversations[index])
+            found.append(_question(conversation, dataset.processor, dataset.family, sources[index]))
+        except ValueError as error:
+            if dataset.on_bad_sample != "drop":
+                raise TrainingError(
+                    f"{error}\ncorrect this sample, or leave it out: --on_bad_sample drop"
+                ) from error
+    if chosen and not found:
+        raise TrainingError("--eval_generate: found no sample of the evaluation data that can be read")
     return found
 
 
@@ -157,7 +176,10 @@ def _up_to_answer(conversation: Conversation) -> Conversation:
 
 
 def _question(conversation: Conversation, processor: Any, family: Family, source: str) -> Question:
-    encoded = family.encode(processor, conversation, media=False)
+    try:
+        encoded = family.encode(processor, conversation, media=False)
+    except ValueError as error:
+        raise ValueError(f"{conversation.source}: {error}") from error
     answer = encoded.input_ids[slice(*encoded.turn_spans[-1])].tolist()
     expected = processor.tokenizer.decode(answer).strip()
     asked = next((turn for turn in reversed(conversation.turns) if turn.role == "user"), None)

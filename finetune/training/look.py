@@ -57,9 +57,12 @@ class LookSettings:
 class LookResult(NamedTuple):
     """Supervision of one micro-batch.
 
-    losses   of each supervised row, mean over layers, in nats: what is trained
-    mass     of each supervised row, mean over layers: the share of its attention to the picture that lies in the boxes,
-             0 to 1; of a relation, of the end that it looks at less. Without gradient
+    losses   of each supervised row, in nats: what is trained
+    mass     of each supervised row: the share of its attention to the picture that lies in the boxes, 0 to 1; of a
+             relation, of the end that it looks at less. Without gradient
+
+    Both are means over the layers in which the row sees the picture: where a window ends before it, nothing can be
+    asked. A row that sees it in none has 0.
     """
 
     losses: Float[Tensor, "rows"]
@@ -130,10 +133,16 @@ class Supervision:
             connector = connector_rows(calls[CONNECTOR], images)
             batch = batch._replace(images=places.where(batch.images >= 0, NO_TOKEN))
         found = [self._of_layer(call, batch, connector) for call in layers]
-        losses, masses = (torch.stack(column).mean(0) for column in zip(*found, strict=True))
-        return LookResult(losses, masses.detach())
+        losses, masses, sees = (torch.stack(column) for column in zip(*found, strict=True))
+        of_seeing = len(layers) / sees.sum(0).clamp(min=1).to(
+            losses
+        )  # exactly 1 where every layer sees the picture
+        return LookResult(losses.mean(0) * of_seeing, (masses.mean(0) * of_seeing).detach())
 
-    def _of_layer(self, call: Call, batch: LookBatch, connector: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _of_layer(
+        self, call: Call, batch: LookBatch, connector: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses and masses of the rows, 0 for those that see no picture in this layer; and which see it."""
         shares = image_shares(call, batch.sequences, batch.positions, batch.at, batch.tokens, batch.is_token)
         is_place = batch.is_token
         if connector is not None:
@@ -142,10 +151,8 @@ class Supervision:
         losses, masses = mass_losses(shares, batch.weights, batch.ends, self.settings.target)
         if self.settings.loss == "kl":
             losses = kl_losses(shares, batch.weights, is_place)
-        sees = (
-            shares.detach().sum(-1) > 0
-        )  # in a layer whose window ends before the picture, nothing can be asked
-        return losses * sees, masses * sees
+        sees = shares.detach().sum(-1) > 0
+        return losses * sees, masses * sees, sees
 
 
 class LookTotals(NamedTuple):

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from finetune.files import write_atomically
 from finetune.flags.parse import default_values
 from finetune.model.adapters import BASE_FILE
 from finetune.model.folders import is_adapter, looks_like_a_path
+from finetune.percent import percent_words
 from finetune.training import run_folder
 
 CARD_FILE, PICTURE_FILE = "README.md", "probe.png"
@@ -155,9 +156,9 @@ def _verdict(comparison: Mapping[str, Any] | None) -> Iterator[str]:
     ]
     for name, group in comparison["groups"].items():
         cells = [
-            _unmarked(name), str(group.get("probes", "–")), _change(group, "accuracy", "{:.0%}"),
-            _change(group, "margin_nats", "{:+.2f}"), _change(group, "enrichment", "{:.3g}×"),
-            _change(group, "occlusion_nats", "{:+.2f}"), f"**{_unmarked(str(group.get('verdict', '–')))}**",
+            _unmarked(name), str(group.get("probes", "–")), _change(group, "accuracy", percent_words),
+            _change(group, "margin_nats", "{:+.2f}".format), _change(group, "enrichment", "{:.3g}×".format),
+            _change(group, "occlusion_nats", "{:+.2f}".format), f"**{_unmarked(str(group.get('verdict', '–')))}**",
         ]  # fmt: skip
         rows.append(f"| {' | '.join(_cell(one) for one in cells)} |")
     yield "\n".join(rows)
@@ -186,12 +187,12 @@ def _legs(group: Mapping[str, Any]) -> str:
     )
 
 
-def _change(group: Mapping[str, Any], name: str, form: str) -> str:
+def _change(group: Mapping[str, Any], name: str, said: Callable[[float], str]) -> str:
     found = group.get(name)
     ends = [found.get(side) for side in ("before", "after")] if isinstance(found, dict) else []
     if len(ends) != 2 or not all(_FINITE.fits(one) for one in ends):
         return "–"
-    return " → ".join(form.format(one) for one in ends)
+    return " → ".join(said(float(one)) for one in ends if one is not None)
 
 
 def _loading(folder: Path, marks: Mapping[str, Any], family: str) -> Iterator[str]:
@@ -228,7 +229,9 @@ def _data(marks: Mapping[str, Any]) -> Iterator[str]:
         if flag in ("corrective_data", "replay_data") and isinstance(value, dict):
             share, repeat = (_number(value.get(one)) for one in ("share", "repeat"))
             much = (
-                (share and f", {share:.0%} of an epoch") or (repeat and f", {repeat:g} times an epoch") or ""
+                (share and f", {percent_words(share)} of an epoch")
+                or (repeat and f", {repeat:g} times an epoch")
+                or ""
             )
             role = flag.removesuffix("_data")
             yield _source(place, f", {role}{much}", marks.get(f"{key} sha256"))

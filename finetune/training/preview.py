@@ -24,7 +24,7 @@ from torch import nn
 from finetune.data.dataset import ConversationDataset, Sample
 from finetune.data.lengths import IGNORED, Lengths
 from finetune.data.schedule import Schedule, StepShape
-from finetune.families.base import Encoded, Family
+from finetune.families.base import Encoded, Family, OtherContext, ignored_elsewhere, learned_elsewhere
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
 from finetune.model import memory_estimate
@@ -32,6 +32,8 @@ from finetune.samples.conversation import Conversation
 
 MOST_SAMPLES_SHOWN = 3
 """Sources to show a sample from: formats and faults of corrective data and base data may differ."""
+MOST_SAMPLES_CHECKED = 64
+"""Of each source, for answers that are learned in another context than generated: its form says whether it has any."""
 BINS, BAR = 8, 40
 _IMAGE, _VIDEO = 1, 2  # of a token that is a place of one
 _TRAINED, _NOT_TRAINED, _SLOTS, _PLAIN = "\033[1;32m", "\033[2m", "\033[36m", "\033[0m"
@@ -79,7 +81,25 @@ class Preview:
             sample = self._first_of(number)
             name = short_name(dataset.conversations[sample.number])
             shown.append(sample_text(sample.encoded, dataset.processor, name=name, colour=wants_colour()))
-        return "\n".join(shown)
+        notes = [ignored_elsewhere(dataset.family, dataset.processor), self._learned_elsewhere()]
+        return "\n".join([*shown, *(f"note: {one}" for one in notes if one)])
+
+    def _learned_elsewhere(self) -> str:
+        """Which answers are learned in another context than they are generated in, by the first such sample of each
+        source's first samples; "" if none."""
+        dataset = self.dataset
+        for number in range(len(dataset.mixture.names)):
+            for index in np.flatnonzero(dataset.source_of == number)[:MOST_SAMPLES_CHECKED].tolist():
+                try:
+                    conversation = dataset.conversations[index]
+                    if sum(turn.role == "assistant" and turn.trained for turn in conversation.turns) < 2:
+                        continue
+                    found = next(learned_elsewhere(dataset.family, dataset.processor, conversation), None)
+                except ValueError:  # a sample that is left out; the others may show it
+                    continue
+                if found is not None:
+                    return elsewhere_text(found, dataset.processor, short_name(conversation))
+        return ""
 
     def lengths(self) -> str:
         """Sources, tokens per picture, and sample lengths."""
@@ -203,6 +223,19 @@ def sample_text(encoded: Encoded, processor: Any, *, name: str, colour: bool) ->
     if any("\\<" in line for line in lines):
         lines.append(_WORDS_NOTE)
     return "\n".join(lines)
+
+
+def elsewhere_text(found: OtherContext, processor: Any, name: str) -> str:
+    """What follows from an answer that is learned in another context than it is generated in."""
+    learned, prompt = (
+        visible(_spelled(ids.tolist(), processor.tokenizer)) for ids in (found.learned, found.prompt)
+    )
+    return (
+        f"{name}, turn {found.turn} (assistant): this answer and others before the last one of a conversation are "
+        f"learned after …{learned}, where prompts end in …{prompt}: the model's chat template writes answers otherwise "
+        "once the conversation goes on. Only last answers are learned as they are generated: to learn all so, make a "
+        "sample of each answer"
+    )
 
 
 def _readable(ids: np.ndarray, slots: np.ndarray, processor: Any, shade: str) -> str:

@@ -47,7 +47,7 @@ SUPERSEDED = "superseded"
 """Folder for checkpoints of a branch that was left: training went on from an earlier step."""
 OUR_FOLDERS = ("runs", "attention", "comparison", SUPERSEDED)
 OUR_FILES = re.compile(
-    r"run\.json|run\.yaml|probe\.png|libraries\.log|look\.json|data_fraction\.json|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json"
+    r"run\.json|run\.yaml|probe\.png|libraries\.log|look\.json|seen\.json|data_fraction\.json|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json"
     r"|generation_config\.json"
     r"|.*\.tiktoken|tokenizer.*|special_tokens.*|preprocessor_config\.json|processor_config\.json"
     r"|chat_template.*|training_args\.bin|trainer_state\.json|all_results\.json|README\.md"

@@ -13,7 +13,7 @@ from finetune import files, folder_lock
 from finetune.families import family_of
 from finetune.families.parts.modules import bare_model
 from finetune.flags.arguments import TrainingArguments
-from finetune.model import adapters, look_file, weights
+from finetune.model import adapters, look_file, seen_file, weights
 from finetune.model.folders import is_adapter
 from finetune.sharding import gathered, is_zero3
 from finetune.training import model_card, run_folder, stopping
@@ -55,15 +55,17 @@ class SavingTrainer(Trainer):
         if self.args.should_save:
             self.require_trained(newest)
             with self._writing(newest):
-                self._copy_look_file(newest)
+                self._copy_notes(newest)
                 run_folder.mark_complete(newest, processes=self.args.world_size)
             self._delete_old(newest)
 
-    def _copy_look_file(self, checkpoint: Path) -> None:
-        """Who judges a checkpoint that was copied out of its run has to know that attention was trained on."""
-        of_the_run = checkpoint.parent / look_file.LOOK_FILE
-        if of_the_run.is_file():
-            shutil.copy(of_the_run, checkpoint)
+    def _copy_notes(self, checkpoint: Path) -> None:
+        """Who judges a checkpoint that was copied out of its run has to know what it was trained on: its attention, and
+        pictures of its probes."""
+        for name in (look_file.LOOK_FILE, seen_file.SEEN_FILE):
+            of_the_run = checkpoint.parent / name
+            if of_the_run.is_file():
+                shutil.copy(of_the_run, checkpoint)
 
     def _require_folder(self, folder: Path, made: Path | None = None) -> None:
         """Raises TrainingError where the run's folder was deleted or replaced: a checkpoint made in a new folder would

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
@@ -36,7 +37,7 @@ from finetune.training import frozen_tower, library_log, loss, optimizer, pickle
 from finetune.training.guards import GradientCheck, TrainingError
 from finetune.training.look import LookSettings
 from finetune.training.look_steps import LookSteps
-from finetune.training.progress import Progress
+from finetune.training.progress import Progress, line
 from finetune.training.saving import SavingTrainer
 
 logger = logging.get_logger(__name__)
@@ -434,7 +435,8 @@ class FinetuneTrainer(SavingTrainer):
         """The look loss's share of the gradient, in a forward of its own before that of the step.
 
         Not in the step's own graph: DeepSpeed's engine reduces gradients at the end of every backward pass through its
-        outputs, this one too, and a forward before the step's holds no second set of activations.
+        outputs, this one too, and a forward before the step's holds no second set of activations. The bare model is
+        without the mixed precision that accelerate puts around the trained one.
         """
         bare = looking.model
         if self.is_deepspeed_enabled:  # its engine, which is gone round here, casts what it is given
@@ -447,6 +449,7 @@ class FinetuneTrainer(SavingTrainer):
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             looking.watching(rows) as calls,
+            self.accelerator.autocast(),
         ):
             nats = self._nats(self._outputs(bare, inputs, kept), kept, targets)
         assert calls is not None
@@ -681,6 +684,17 @@ def summary_writer(args: TrainingArguments, resumed_step: int | None) -> Any | N
     return SummaryWriter(str(log_folder(args)), purge_step=purge)
 
 
+class ProgressOnTrained(Progress):
+    """Progress of a run whose evaluation data is trained on too: its lines do not call that held out."""
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **event: Any
+    ) -> None:
+        words = line(logs or {}, state.global_step, state.max_steps)
+        if state.is_world_process_zero and words:
+            tqdm.write(words.replace(", held out:", ", on training data:", 1))
+
+
 def build_trainer(
     model: nn.Module,
     processor: Any,
@@ -706,7 +720,8 @@ def build_trainer(
     args.report_to = [name for name in args.report_to or [] if name != "tensorboard"]
     shown = [TensorBoardCallback(tb_writer=writer)] if writer is not None else []
     assert processor.tokenizer.pad_token_id is not None
-    progress = Progress(is_shown=not args.disable_tqdm, probe_steps=probe_steps)
+    kind = Progress if evaluation is None or evaluation.is_held_out else ProgressOnTrained
+    progress = kind(is_shown=not args.disable_tqdm, probe_steps=probe_steps)
     built = FinetuneTrainer(
         model=model,
         args=args,

@@ -1,5 +1,6 @@
 """What a comparison says, from made-up records whose numbers are known."""
 
+import hashlib
 import json
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,6 +20,7 @@ from diagnostics.probing.prober import Prober
 from diagnostics.records.archive import load_records
 from diagnostics.records.probes import Relation, write_probes
 from diagnostics.records.record import AttentionRecord, Intervention
+from finetune.model import seen_file
 from finetune.model.checkpoint import load
 from tests.diagnostics.comparison.made_pairs import GUARDS, Made, flat, pairs_of
 from tests.diagnostics.show_samples import probes, records, run_folder
@@ -338,6 +340,7 @@ def test_models_and_adapters_are_probed_and_their_records_kept(
     model.save_pretrained(adapter)
     of = tiny_probes(tmp_path)
     write_probes(of, tmp_path / "probes.json")
+    seen_file.write(adapter, [hashlib.sha256(of[1].images[0].read_bytes()).hexdigest()])
 
     out = tmp_path / "out"
     comparison = compare_sources(
@@ -352,6 +355,7 @@ def test_models_and_adapters_are_probed_and_their_records_kept(
     assert before["disc-0"].scores == alone.scores
     after = load_records(out / "attention" / "after")
     for probe_id, record in after.items():
+        assert record.trained_picture is (probe_id == "disc-1") and not before[probe_id].trained_picture
         assert record.patched_from is not None and record.patched_from.model == str(base)
         assert record.patched_from.margin_nats == pytest.approx(before[probe_id].scores.margin_nats, abs=1e-4)
         assert len(record.patches) == 5 and before[probe_id].patches == ()

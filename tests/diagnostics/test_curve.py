@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -32,8 +33,8 @@ def run_folder(tmp_path_factory) -> Path:
 class Trainings:
     """Stands in for finetune.py: leaves the files of a run, and notes what it was given."""
 
-    def __init__(self, made: Path, fails_at: float | None = None) -> None:
-        self.made, self.fails_at = made, fails_at
+    def __init__(self, made: Path, fails_at: float | None = None, reached: Any = None) -> None:
+        self.made, self.fails_at, self.reached = made, fails_at, reached
         self.given: list[dict[str, str]] = []
 
     def __call__(self, flags: list[str], launcher: str, log: Path) -> int:
@@ -51,19 +52,22 @@ class Trainings:
         write_probes(
             read_probes(self.made / "attention" / "probes.json"), folder / "attention" / "probes.json"
         )
+        kept, seed = round(fraction * SAMPLES), int(given.get("--seed", 0))
         counts = {
-            "d": {"samples": SAMPLES, "trained": round(fraction * SAMPLES)},
-            "replay": {"samples": 9, "trained": 9},
+            "d": {"samples": SAMPLES, "trained": kept if self.reached is None else self.reached(kept, seed)},
+            "replay": {"samples": 9, "trained": 5},
         }
-        (folder / "data_fraction.json").write_text(json.dumps({"fraction": fraction, "sources": counts}))
+        (folder / "data_fraction.json").write_text(
+            json.dumps({"fraction": fraction, "of": ["d"], "sources": counts})
+        )
         (folder / "run.json").write_text("{}")
         return 0
 
 
 def trained(
-    monkeypatch, made: Path, folder: Path, *flags: str, fails_at=None, training=TRAINING
+    monkeypatch, made: Path, folder: Path, *flags: str, fails_at=None, training=TRAINING, reached=None
 ) -> Trainings:
-    found = Trainings(made, fails_at)
+    found = Trainings(made, fails_at, reached)
     monkeypatch.setattr(curve, "_run", found)
     curve.main([*flags, "--output_dir", str(folder), "--", *training])
     return found
@@ -121,6 +125,26 @@ def test_seeds_and_subsets(monkeypatch, run_folder, tmp_path):
     assert json.loads((tmp_path / "curve.json").read_text())["seeds"] == [3, 4]
 
 
+def test_the_number_is_of_samples_that_were_trained_on(monkeypatch, run_folder, tmp_path, capsys):
+    """40 steps reach 36 of 100 samples with one seed and 38 with the other: 38 are enough with both."""
+    flags = ("--fractions", "0.1", "0.5", "1", "--seeds", "0", "1")
+    trained(
+        monkeypatch,
+        run_folder,
+        tmp_path / "some",
+        *flags,
+        reached=lambda kept, seed: min(kept, kept // 5 + 15 + seed),
+    )
+    content = json.loads((tmp_path / "some" / "curve.json").read_text())
+    assert [run["samples"] for run in content["runs"]] == [20, 20, 36, 36, 56, 56]
+    assert content["sources"] == ["d"] and content["groups"]["spheres"]["enough_from"] == 20
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as refused:
+        trained(monkeypatch, run_folder, tmp_path / "none", *flags, reached=lambda kept, seed: 0)
+    shown = capsys.readouterr().err
+    assert refused.value.code == 2 and "found no sample of d among those that it trained on" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -130,11 +154,12 @@ def test_seeds_and_subsets(monkeypatch, run_folder, tmp_path):
         (["--fractions", "0.5", "0.5"], "--fractions: found 0.5 several times; expected each once"),
         (["--fractions", "0.5"], "--fractions: found 1; expected at least two"),
         (["--seeds", "1", "1"], "--seeds: found 1 several times"),
-        (["--", "--output_dir", "x"], "--output_dir after the --: the curve gives it to each run"),
+        (["--", "--output_dir", "x"], "--output_dir after the --: the curve decides it for each run"),
         (["--", "--resume-from-checkpoint=True"], "--resume_from_checkpoint after the --"),
         (["--", "--data_fraction", "0.5"], "expected --fractions"),
         (["--seeds", "1", "2", "--", "--data_seed", "3"], "--data_seed after the --, and --seeds before it"),
         (["--", "data.json"], "found 'data.json'; expected flags of finetune.py"),
+        (["--", "--stop_when", "corrected"], "--stop_when after the --: the curve decides it for each run"),
         (["--", "--monitor", "False"], "--monitor False after the --"),
     ],
 )

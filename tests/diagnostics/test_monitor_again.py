@@ -409,6 +409,47 @@ def test_the_best_model_is_what_is_compared_and_shown_where_it_is_loaded(
     assert margins[2][1] == pytest.approx(margins[1][1], abs=1e-4)
 
 
+def test_going_on_after_the_best_was_loaded_measures_the_step_itself(tmp_path, processor, probes, capsys):
+    """Its records were those of the best checkpoint, and stood for the last one when training went on from there."""
+
+    class Metric(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **_) -> None:
+            metrics["eval_loss"] = float(state.global_step)  # the first checkpoint is the best
+
+    def run(folder, steps, *, best, resumed=None):
+        more = {"load_best_model_at_end": True, "greater_is_better": False} if best else {}
+        args = TrainingArguments(
+            str(folder), per_device_train_batch_size=2, use_cpu=True, report_to="none", disable_tqdm=True,
+            max_steps=steps, save_steps=2, learning_rate=1e-3, lr_scheduler_type="constant",
+            eval_strategy="steps", eval_steps=2, **more,
+        )  # fmt: skip
+        model, watcher = tiny_model(), AttentionMonitor(processor, probes, key_layers=[1])
+        samples = Samples(model, processor, probes)
+        trainer = Trainer(
+            model, args, train_dataset=samples, eval_dataset=samples, callbacks=[Metric(), watcher]
+        )
+        trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+
+    def margin(folder, step):
+        record = AttentionRecord.load(record_path(folder / "attention" / f"step-00000{step}", "disc-0"))
+        return record.scores.margin_nats
+
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    run(whole, 6, best=False)
+    run(again, 4, best=True)
+    assert margin(again, 4) == pytest.approx(margin(whole, 2), abs=1e-4)
+    run(again, 6, best=False, resumed=again / "checkpoint-4")
+    assert "step 4 was measured on checkpoint-2, the best; their records" in capsys.readouterr().out
+    assert [margin(again, step) for step in (2, 4, 6)] == pytest.approx(
+        [margin(whole, step) for step in (2, 4, 6)], abs=1e-4
+    )
+    shown = EventAccumulator(str(again / "runs"), {"scalars": 0}).Reload()
+    (*_, last) = [one for one in shown.Scalars("5 guards/margin_nats/retention") if one.step == 4]
+    other = EventAccumulator(str(whole / "runs"), {"scalars": 0}).Reload()
+    (true,) = [one for one in other.Scalars("5 guards/margin_nats/retention") if one.step == 4]
+    assert last.value == pytest.approx(true.value, abs=1e-4)
+
+
 # --- a loop of one's own ---------------------------------------------------------------------------------
 def loop(folder, processor, probes, *, steps, start=0, model=None):
     accelerator = Accelerator(cpu=True)

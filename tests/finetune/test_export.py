@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from finetune import export, folder_lock
 from finetune.families.base import Family
 from finetune.families.qwen_vl import QwenVLFamily
-from finetune.model import checkpoint, look_file
+from finetune.model import checkpoint, look_file, seen_file
 from finetune.model.adaptation import Plan, adapt
 from finetune.model.look_file import Supervised, supervised_of
 from finetune.qwen_vl import QwenVLForConditionalGeneration
@@ -113,15 +113,17 @@ def test_the_precision_of_training_is_that_of_the_export(adapter: Path, tmp_path
     assert export.export(run, tmp_path / "b", dtype=torch.float32).dtype == torch.float32
 
 
-def test_attention_that_was_trained_on_is_said_of_the_export_too(adapter: Path, tmp_path: Path):
+def test_what_was_trained_on_is_said_of_the_export_too(adapter: Path, tmp_path: Path):
     """Of a checkpoint that has no copy of its own, its run's file."""
     run = shutil.copytree(adapter, tmp_path / "run")
     look_file.write(run, (1,), ["ab" * 32], weight=0.3, loss="mass")
+    seen_file.write(run, ["cd" * 32])
     shutil.copytree(adapter, run / "checkpoint-4")
     for name in (".", "checkpoint-4"):
         exported = tmp_path / f"merged {name}"
         export.export(run / name, exported)
         assert supervised_of(exported) == supervised_of(run) == Supervised((1,), frozenset({"ab" * 32}))
+        assert seen_file.seen_of(exported) == {"cd" * 32}
 
 
 def test_attention_that_the_base_was_trained_on_is_said_of_the_export(
@@ -131,9 +133,11 @@ def test_attention_that_the_base_was_trained_on_is_said_of_the_export(
     look_file.write(base, (0,), None, weight=0.3, loss="mass")
     export.export(adapter, tmp_path / "merged", base=str(base))
     assert supervised_of(tmp_path / "merged") == Supervised((0,), None)
-    (base / "look.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"look\.json"):
-        export.export(adapter, tmp_path / "again", base=str(base), say=pytest.fail)  # at once
+    for name in ("seen.json", "look.json"):
+        (base / name).write_text("{}")
+        with pytest.raises(ValueError, match=name):
+            export.export(adapter, tmp_path / "again", base=str(base), say=pytest.fail)  # at once
+        (base / name).unlink()
 
 
 def test_an_adapter_of_a_four_bit_base_is_merged_into_the_base_itself(
@@ -148,6 +152,21 @@ def test_an_adapter_of_a_four_bit_base_is_merged_into_the_base_itself(
     merged, base = (load_file(f / "model.safetensors") for f in (tmp_path / "merged", checkpoint_folder))
     name = "transformer.h.0.mlp.c_proj.weight"  # no target: as it was published, to the bit
     assert torch.equal(merged[name], base[name])
+
+
+def test_an_adapter_of_a_base_that_is_stored_in_four_bits_is_refused_at_once(
+    adapter: Path, checkpoint_folder: Path, tmp_path: Path
+):
+    pytest.importorskip("bitsandbytes")
+    model, processor = checkpoint.load(checkpoint_folder, quantize=True)
+    model.save_pretrained(tmp_path / "four")
+    processor.save_pretrained(tmp_path / "four")
+    given = {"base": str(tmp_path / "four"), "allow_other_base": True}
+    with pytest.raises(
+        ValueError, match=r"four: the adapter's base is quantised already, expected .* --base FOLDER"
+    ):
+        export.export(adapter, tmp_path / "merged", say=pytest.fail, **given)
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_full_checkpoint_becomes_a_clean_folder(

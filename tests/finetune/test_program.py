@@ -21,8 +21,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
+from diagnostics.records.archive import load_records
 from finetune.model.checkpoint import load
 from finetune.model.look_file import supervised_of
+from finetune.model.seen_file import seen_of
 from finetune.training import run_folder
 from tests.finetune.conftest import with_boxes
 from tests.finetune.families.tiny_families import GRIDS
@@ -428,6 +430,37 @@ def test_what_attention_was_told_goes_on_with_the_adapter(
     assert known_there is not None and known_there.layers == (1,)
 
 
+def test_probes_whose_pictures_are_trained_on_are_told_and_never_held_out(
+    program: ModuleType, flags, data_file: Path, tmp_path: Path, capsys, monkeypatch
+):
+    """Of a copy of a training picture: a warning, a note that goes with the weights, and records that say so."""
+    monkeypatch.setattr("diagnostics.drawing.worker_client.Renderer", Undrawn)
+    watched = (*probe_file(tmp_path), "--key_layers", "0,1")
+    words = "in 2 of 2 probes a picture is in the training data (g: 2 of 2), the first is p-0"
+    assert program.main(flags("--use_lora", "True", *watched, "--dry_run", "True")) == 0
+    assert words not in capsys.readouterr().out
+    shutil.copy(data_file.parent / "1.png", tmp_path / "probe.png")
+    assert program.main(flags("--use_lora", "True", *watched, "--dry_run", "True")) == 0
+    assert words in capsys.readouterr().out and not (tmp_path / "out").exists()
+    assert program.main(flags("--use_lora", "True", *watched, "--max_steps", "2")) == 0
+    assert words in capsys.readouterr().out
+    for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-2"):
+        assert len(seen_of(folder)) == 1
+    for step in (0, 2):
+        records = load_records(tmp_path / "out" / "attention" / f"step-{step:06d}")
+        assert {one.trained_picture for one in records.values()} == {step > 0}
+    more = (
+        "--lora_weight_path",
+        str(tmp_path / "out"),
+        "--output_dir",
+        str(tmp_path / "more"),
+        "--max_steps",
+        "1",
+    )
+    assert program.main(flags("--use_lora", "True", *more)) == 0
+    assert seen_of(tmp_path / "more") == seen_of(tmp_path / "out")
+
+
 def test_epochs_of_0_train_nothing_and_say_so(program: ModuleType, flags, tmp_path: Path, capsys):
     assert program.main(flags("--use_lora", "True", "--max_steps", "-1", "--num_train_epochs", "0")) == 0
     shown = capsys.readouterr()
@@ -462,8 +495,10 @@ def test_the_whole_data_as_a_fraction_trains_the_same_bit_for_bit(program: Modul
     name = "adapter_model.safetensors"
     assert (whole / name).read_bytes() == (fraction / name).read_bytes()
     kept = json.loads((fraction / run_folder.FRACTION_FILE).read_text())
-    (counts,) = kept["sources"].values()
-    assert kept["fraction"] == 1 and counts["samples"] == counts["trained"]
+    ((name, counts),) = kept["sources"].items()
+    # 4 steps of 4 samples: of the samples it has, no more than they reach are said to be trained on
+    assert kept["fraction"] == 1 and kept["of"] == [name]
+    assert counts["trained"] == min(16, counts["samples"])
     assert not (whole / run_folder.FRACTION_FILE).exists()
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from diagnostics.comparison.legs.leg import Leg, listed, not_measured, percent, percent_interval, too_few
 from diagnostics.comparison.pairs import SIDES, ProbePair, images_of, nested
@@ -21,6 +21,7 @@ from diagnostics.measures.statistics import (
     head_tests,
     paired_change,
     relative_change,
+    signed_rank_direction,
 )
 from finetune.families.parts.coverage import region_coverage
 
@@ -68,6 +69,11 @@ class Reading:
     leads: tuple[Lead, ...]
     trained: str = ""
 
+    @property
+    def direction(self) -> int:
+        """Which way a significant change points: ``agreed_direction``."""
+        return int(agreed_direction(relative_change(self.before, self.after), self.images))
+
 
 class Unseen(NamedTuple):
     """What a loss on attention did not see: a model whose attention was trained on meets an attention criterion by
@@ -104,6 +110,17 @@ def unseen(pairs: Sequence[ProbePair]) -> Unseen:
             (), f"{sentence}, {every} that could be judged: where it looks there is what it was told to."
         )
     return Unseen(tuple(judged), f"{sentence}; it is judged only where it was not.")
+
+
+def agreed_direction(
+    changes: Float[np.ndarray, "probes ..."], clusters: Sequence[Hashable]
+) -> Int[np.ndarray, "*tests"]:
+    """Which way do mean and signed ranks both point? 1 up, −1 down, 0 where they differ.
+
+    The p of ``head_tests`` is of the ranks: where a few probes turn the mean, it is no evidence for the mean's sign.
+    """
+    ranks = signed_rank_direction(changes, clusters)
+    return np.where(ranks == np.sign(changes.mean(0)), ranks, 0)
 
 
 def read_attention(
@@ -154,7 +171,7 @@ def attention_leg(
     why_not: str = "",
 ) -> tuple[Leg, str | None]:
     """The leg, and the direction of the move: ``TO``, ``AWAY``, ``ELSEWHERE`` (to the region, and not clearly to it
-    alone), or None.
+    alone), or None. A move is significant only the way that mean and ranks both point.
 
     chance   p value of the change in enrichment, adjusted for all groups
     fallen   key layers whose attention on the region fell significantly, which the reason names
@@ -167,10 +184,10 @@ def attention_leg(
     if images < thresholds.probes:
         what = "Attention on a region was"
         return too_few(thresholds.move, what, images, probes, thresholds.probes), None
-    certain = chance < 1 - level
-    if certain and reading.relative.mean <= -thresholds.move:
+    direction = reading.direction if chance < 1 - level else 0
+    if direction < 0 and reading.relative.mean <= -thresholds.move:
         moved = AWAY
-    elif not (certain and reading.relative.mean >= thresholds.move):
+    elif not (direction > 0 and reading.relative.mean >= thresholds.move):
         moved = None
     elif not reading.leads:
         reason = (
@@ -220,6 +237,11 @@ def _words(reading: Reading, chance: float, moved: str | None, thresholds: Thres
     certain = chance < 1 - level
     if not certain:
         return f"the change could be due to chance ({size}, adjusted for every group)"
+    if not reading.direction:
+        return (
+            f"chance does not explain the change ({size}), but no move is claimed: a few probes carry the mean, and "
+            "the ranks that p judges point the other way"
+        )
     if reading.relative.mean < thresholds.move:
         return (
             f"chance does not explain the change ({size}), but a move is at least {percent(thresholds.move)} to the "
@@ -273,7 +295,7 @@ def _chosen(half: Sequence[ProbePair], mediated: Mediated, level: float) -> int:
     ]
     relative = relative_change(*both)
     chances = head_tests(both[0][:, :, None], both[1][:, :, None], images)[:, 0] * count
-    risen = [row for row in range(count) if chances[row] < 1 - level and relative[:, row].mean() > 0]
+    risen = np.flatnonzero((chances < 1 - level) & (agreed_direction(relative, images) > 0)).tolist()
     if not risen:
         return max(range(count), key=lambda row: bootstrap_mean(relative[:, row], images, level=level).low)
     layers = [layer.layer for layer in half[0].layers]

@@ -10,7 +10,7 @@ import numpy as np
 
 from diagnostics.comparison.legs.answers import answers_of, is_right
 from diagnostics.comparison.legs.leg import Leg, count, not_measured, percent, percent_interval
-from diagnostics.comparison.pairs import SIDES, ProbePair, images_of
+from diagnostics.comparison.pairs import SIDES, ProbePair, images_of, trained_words
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.measures.answers import normalised, says
 from diagnostics.measures.statistics import clopper_pearson
@@ -33,7 +33,8 @@ def guards_leg(
     count if both answers occur as right ones ("on" and "under"). A guard is right if its margin is above 0 and what it
     generated is no right answer of this group. They hold if each right answer with at least 5 guards reaches the share
     required of answers, all together keep 95 % of what was right before, and no group named ``neighbour`` is broken.
-    Guards that were wrong before and after prove nothing: None.
+    Guards that were wrong before and after prove nothing, and neither do those of a group whose pictures were trained
+    on, unless they broke: None.
     """
     members = [pair for pair in groups[name] if pair.probe.foil]
     if not members:
@@ -67,7 +68,17 @@ def guards_leg(
     elif not (right or fell):
         words += "; they were wrong before too, so they say nothing about this group"
     holds = False if broken or fell else True if right else None
+    if holds is not False and (trained := _not_held_out(groups, guards)):
+        return not_measured(thresholds.right, trained, len(guards))
     return Leg(holds, len(guards), value, interval, thresholds.right, f"{words}.")
+
+
+def _not_held_out(groups: Mapping[str, Sequence[ProbePair]], guards: Sequence[_Guard]) -> str:
+    """A sentence where a group of guards, or ``neighbour``, has pictures that were trained on; else ""."""
+    for name in dict.fromkeys([*(guard.pair.probe.group for guard in guards), NEIGHBOUR]):
+        if words := trained_words(groups.get(name, ()), of=f" of {name!r}"):
+            return f"No guards held out: {words}."
+    return ""
 
 
 class _Guard(NamedTuple):

@@ -59,8 +59,8 @@ class ShownLeg(NamedTuple):
 def shown_legs(group: Mapping[str, Any]) -> list[ShownLeg]:
     """The legs behind a group's verdict; none if it was judged without legs.
 
-    That applies to groups that must be kept, to groups with too few probes, and to comparisons of earlier versions;
-    their reasons are then not those of legs.
+    That applies to groups that must be kept, to groups with too few probes or pictures that were trained on, and to
+    comparisons of earlier versions; their reasons are then not those of legs.
 
     group   one of "groups" of comparison.json
     """

@@ -107,7 +107,7 @@ def writing_of(
     """
     assert isinstance(media[image], ImageRef)
     whole = BoxRef("", ((0.0, 0.0, 1.0, 1.0),), image=image, style="json")
-    asked = Conversation((Turn("user", (*media, "?")), Turn("assistant", (whole,))))
+    asked = Conversation((Turn("user", (*media, "?")), Turn("assistant", (whole,), trained=False)))
     encoded = family.encode(processor, asked, media=False)
     answer = encoded.input_ids[slice(*encoded.turn_spans[-1])].tolist()
     found = first_box(processor.tokenizer.decode(answer))

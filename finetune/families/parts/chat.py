@@ -22,6 +22,7 @@ import numpy as np
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from finetune.families.base import Encoded, ImageTokens
+from finetune.families.parts import thoughts
 from finetune.families.parts.tokenizer import is_panic
 from finetune.printable import one_line
 from finetune.samples.conversation import Conversation, Part, Role
@@ -119,6 +120,7 @@ def encode_conversation(
         video_token=video_token,
         end_of_turn=end_of_turn,
         add_generation_prompt=add_generation_prompt,
+        trained=[turn.trained for turn in conversation.turns],
     )
 
 
@@ -130,19 +132,26 @@ def encode_chat(
     end_of_turn: str,
     video_token: str | None = None,
     add_generation_prompt: bool = False,
+    trained: Sequence[bool] | None = None,
 ) -> Chat:
     """Ids as ``apply_chat_template`` and the tokenizer give them, for words without control tokens.
 
     An answer is cut from its header before byte-pair merging, as it is in generation: after a prompt that ends in a
-    line break, an answer that begins with one has a token of its own for it.
+    line break, an answer that begins with one has a token of its own for it. Where a template knows thoughts, the last
+    answer follows the prompt from which it is generated (``thoughts``).
 
     image_token   what the template writes for a picture; it is repeated
     video_token   and for a video, where its place is the template's to say
     end_of_turn   what ends an answer, and is learned with it
+    trained       of each turn, whether it is trained or measured if it is an answer; None: all are
 
-    Raises ValueError if the template refuses the conversation, leaves something of it out, or does not end an
-    answer with ``end_of_turn``.
+    Raises ValueError if the template refuses the conversation, leaves something of it out, has a trained answer
+    generated elsewhere than it writes it, or does not end an answer with ``end_of_turn``.
     """
+    habit = thoughts.habit_of(processor, functools.partial(_written, processor))
+    if habit is not None:
+        trained = [True] * len(turns) if trained is None else trained
+        turns = thoughts.written_once(turns, habit, trained=trained, generating=add_generation_prompt)
     pieces = [piece for _, content in turns for piece in content if not isinstance(piece, Picture)]
     pictures = [piece for _, content in turns for piece in content if isinstance(piece, Picture)]
     writer = _Writer(processor.tokenizer, _own_first(processor))
@@ -150,7 +159,8 @@ def encode_chat(
     shown = {image_token: iter([one for one in pictures if one.kind == "image"])}
     if video_token is not None:
         shown[video_token] = iter([one for one in pictures if one.kind == "video"])
-    for kind, value in _parsed(processor, turns, add_generation_prompt):
+    after_prompt = habit is not None and not add_generation_prompt
+    for kind, value in _parsed(processor, _rendered(processor, turns, add_generation_prompt, after_prompt)):
         if kind == "piece":
             used.append(int(value))
             writer.piece(pieces[int(value)])
@@ -319,11 +329,8 @@ def control_tokens(tokenizer: Any) -> Mapping[str, int]:
     return _controls(tokenizer, len(tokenizer)).ids
 
 
-def _parsed(
-    processor: Any, turns: Sequence[tuple[Role, Sequence[Piece]]], add_generation_prompt: bool
-) -> Iterator[tuple[str, str]]:
-    """What the template writes: ("text", …), ("control", token), ("open" | "close", turn), ("piece", number)."""
-    rendered = _rendered(processor, turns, add_generation_prompt)
+def _parsed(processor: Any, rendered: str) -> Iterator[tuple[str, str]]:
+    """What the template wrote: ("text", …), ("control", token), ("open" | "close", turn), ("piece", number)."""
     position = 0
     for match in _controls(processor.tokenizer, len(processor.tokenizer)).pattern.finditer(rendered):
         if match.start() > position:
@@ -334,8 +341,12 @@ def _parsed(
 
 
 def _rendered(
-    processor: Any, turns: Sequence[tuple[Role, Sequence[Piece]]], add_generation_prompt: bool
+    processor: Any,
+    turns: Sequence[tuple[Role, Sequence[Piece]]],
+    add_generation_prompt: bool,
+    after_prompt: bool,
 ) -> str:
+    """What the template writes of marks; ``after_prompt``: an answer at the end follows the prompt for it."""
     numbers = itertools.count()
     messages = []
     for index, (role, content) in enumerate(turns):
@@ -344,6 +355,14 @@ def _rendered(
             for piece in content
         ]
         messages.append({"role": role, "content": [_text(f"open {index}"), *parts, _text(f"close {index}")]})
+    written = _written(processor, messages, add_generation_prompt)
+    if not (after_prompt and len(turns) > 1 and turns[-1][0] == "assistant"):
+        return written
+    begin = _text(f"open {len(turns) - 1}")["text"]
+    return _written(processor, messages[:-1], True) + begin + written.partition(begin)[2]
+
+
+def _written(processor: Any, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
     try:
         return _applied(processor, messages, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:

@@ -223,7 +223,8 @@ def resized(processor: Any, opened: Sequence[Any], sizes: Sequence[Size]) -> lis
 def set_most_pixels(processor: Any, name: str, *, min_pixels: int | None, max_pixels: int | None) -> None:
     """``image_processor.max_pixels``: larger pictures are scaled down before a canvas is chosen for them.
 
-    The canvases themselves are in the model's configuration too, and must stay what they are there.
+    The canvases themselves are in the model's configuration too, and must stay what they are there. Trap: transformers
+    keeps the attribute in what it saves and loads, and never reads it (``ignored_elsewhere``).
     """
     if min_pixels is not None:
         raise ValueError(f"--min_pixels: {name} fits every picture into at least one tile; leave it out")
@@ -231,3 +232,15 @@ def set_most_pixels(processor: Any, name: str, *, min_pixels: int | None, max_pi
         if max_pixels < 1:
             raise ValueError(f"--max_pixels {max_pixels:,}: expected at least 1")
         processor.image_processor.max_pixels = max_pixels
+
+
+def ignored_elsewhere(processor: Any, name: str) -> str:
+    """Of the bound that ``set_most_pixels`` wrote, now or in the run that saved the processor; "" without one."""
+    most = getattr(processor.image_processor, "max_pixels", None)
+    if most is None:
+        return ""
+    return (
+        f"--max_pixels {most:,} of {name} holds in this project alone: transformers, vLLM and other libraries ignore "
+        f"it and read larger pictures in more tiles than were trained; there, scale pictures down to {most:,} pixels "
+        "first"
+    )

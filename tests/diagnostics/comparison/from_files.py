@@ -99,6 +99,7 @@ class Pair:
         self.ends = [entry["relation"][end] for end in ("subject", "object")] if entry["relation"] else []
         self.picture = _mark(folder / entry["images"][0])
         self.coverage = {name: self._coverage(boxes) for name, boxes in self.regions.items()}
+        self.trained = any(side.header.get("trained_picture") for side in self.sides)
         self.maps = [[side.cells(row) for row in range(len(side.layers))] for side in self.sides]
 
     def _coverage(self, boxes: list[list[float]]) -> np.ndarray:
@@ -231,6 +232,18 @@ def ranks_p(changes, pictures) -> float:
     rising = int(ranks[sums > 0].sum())
     larger = max(rising, int(ranks.sum()) - rising)
     return min(1.0, 2 * sum(ways[larger:]) / 2 ** len(sums))
+
+
+def one_way(changes, pictures) -> int:
+    """1 or −1 where the mean and the signed ranks of whole pictures both say so, else 0.
+
+    Rising ranks without falling ones are, but for a factor, the sum of signs of the Walsh averages (Tukey 1949).
+    """
+    changes = np.asarray(changes, float)
+    sums = np.array([changes[m].sum() for m in _clusters(pictures)])
+    sums = sums[sums != 0]
+    walsh = sum(np.sign(first + second) for first, second in itertools.combinations_with_replacement(sums, 2))
+    return int(np.sign(walsh)) if walsh * changes.mean() > 0 else 0
 
 
 def adjusted(p_values: dict[Any, float]) -> dict[Any, float]:
@@ -484,7 +497,9 @@ class Reading:
         pictures, count = _pictures(half), len(self.numbers)
         changes = [relative(*np.array([pair.times(row) for pair in half]).T) for row in range(count)]
         chance = [ranks_p(one, pictures) * count for one in changes]
-        risen = [row for row in range(count) if chance[row] < 1 - LEVEL and changes[row].mean() > 0]
+        risen = [
+            row for row in range(count) if chance[row] < 1 - LEVEL and one_way(changes[row], pictures) > 0
+        ]
         if not risen:
             lows = [mean_interval(one, pictures)[1] for one in changes]
             return lows.index(max(lows))
@@ -535,11 +550,11 @@ def attention(reading: Reading | None, chance: float | None, asked: Json) -> tup
     probes = len(reading.pairs)
     if len(set(reading.pictures)) < asked["probes"]:
         return leg(None, probes, None, asked["move"]), None
-    sure, mean = chance < 1 - LEVEL, reading.relative[0]
+    way = one_way(reading.changes, reading.pictures) if chance < 1 - LEVEL else 0
     moved = None
-    if sure and mean <= -asked["move"]:
+    if way < 0 and reading.relative[0] <= -asked["move"]:
         moved = "away"
-    elif sure and mean >= asked["move"]:
+    elif way > 0 and reading.relative[0] >= asked["move"]:
         if not reading.leads:
             return leg(None, probes, None, asked["move"]), "elsewhere"
         moved = "elsewhere"
@@ -630,7 +645,8 @@ def heads(pairs: list[Pair], chances: dict[tuple[int, int], float], asked: Json)
     attending, own, leads = head_leads(pairs)
     listed = []
     for (row, head), p in chances.items():
-        if p < 0.05 and abs(leads[:, row, head].mean()) >= asked["move"]:
+        lead = leads[:, row, head]
+        if p < 0.05 and one_way(lead, _pictures(pairs)) and abs(lead.mean()) >= asked["move"]:
             before, after = own[:, :, row, head].mean(1)
             listed.append(
                 {
@@ -639,9 +655,9 @@ def heads(pairs: list[Pair], chances: dict[tuple[int, int], float], asked: Json)
                     "before": float(before),
                     "after": float(after),
                     "difference": float(after - before),
-                    "relative_change": float(leads[:, row, head].mean()),
+                    "relative_change": float(lead.mean()),
                     "p_adjusted": p,
-                    "effect_size": d_z(leads[:, row, head], _pictures(pairs)),
+                    "effect_size": d_z(lead, _pictures(pairs)),
                 }
             )
     listed.sort(key=lambda one: one["p_adjusted"])
@@ -820,6 +836,9 @@ def guards(name: str, groups: dict[str, list[Pair]], asked: Json) -> Json:
         near = answers(groups["neighbour"], asked)
         fell = fell or bool(near is not None and _is_lost(near, 0.95, asked))
     holds = False if fell else True if enough else None
+    guarding = {"neighbour", *(pair.group for pair in members)}
+    if not fell and any(pair.trained for one in guarding for pair in groups.get(one, [])):
+        return leg(None, len(members), None, asked["right"])
     return leg(holds, len(members), (value, min(low, value), max(high, value)), asked["right"])
 
 
@@ -829,7 +848,7 @@ def _is_lost(found: Json, share: float, asked: Json) -> bool:
     return fell or found["json"]["after"] < share * found["json"]["before"] - 1e-9
 
 
-def verdict(name: str, found: Json | None, legs: Json, moved: str | None, asked: Json) -> str:
+def verdict(name: str, found: Json | None, legs: Json, moved: str | None, asked: Json, trained: bool) -> str:
     if found is None:
         return "answers not measured"
     if min(found["probes"], found["pictures"]) < asked["probes"]:
@@ -839,9 +858,11 @@ def verdict(name: str, found: Json | None, legs: Json, moved: str | None, asked:
         share, lost = kept[name]
         if not found["json"]["before"]:
             return "too few probes"
-        return lost if _is_lost(found, share, asked) else "kept"
+        return lost if _is_lost(found, share, asked) else "not held out" if trained else "kept"
     if found["change"] == "fewer":
         return "answers got worse"
+    if trained:
+        return "not held out"
     if found["change"] == "same":
         return "it did not move" if moved is None else "attention moved, answers did not"
     holds = {one: legs[one]["holds"] for one in legs}
@@ -966,8 +987,9 @@ def _divergence(first, second) -> float:
 def _carried_cells(first, second, grid) -> float:
     """Earth mover's distance in cells walked, as a transport problem."""
     moved = second - first
-    gives, takes = np.flatnonzero(moved < 0), np.flatnonzero(moved > 0)
-    if not len(gives):
+    rounding = 1e-8  # of single precision
+    gives, takes = np.flatnonzero(moved < -rounding), np.flatnonzero(moved > rounding)
+    if not len(gives) or not len(takes):
         return 0.0
     places = np.array(np.unravel_index(np.arange(len(first)), grid)).T
     cost = np.abs(places[gives][:, None] - places[takes]).sum(-1)
@@ -1196,7 +1218,7 @@ def _group(name, groups, reading, chance, layers, head_p, asked) -> Json:
         "drift": by_layer(pairs, drift),
         "mediation": parts,
         "legs": legs,
-        "verdict": verdict(name, found, legs, moved, asked),
+        "verdict": verdict(name, found, legs, moved, asked, any(pair.trained for pair in pairs)),
     }
 
 

@@ -38,6 +38,7 @@ class Group:
     carried            share of the margin's change that goes with each patched part, at most
     missing            chance that a probe lacks a measurement
     said               chance that a generated answer is the right one
+    trained            how many probes' pictures are in the training data
     """
 
     name: str
@@ -55,6 +56,7 @@ class Group:
     foil: str | None = "Canton"
     regions: tuple[str, ...] = ("spheres", "podium", "sky")
     related: bool = False
+    trained: int = 0
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,7 @@ def _record(
     said = group.answer if rng.random() < group.said[side] else (group.foil or "no idea")
     cells = layout.grid[0] * layout.grid[1]
     foil = None if group.foil is None else -1.0 - margin
+    number = int(probe.id.rpartition("-")[2])
     return AttentionRecord(
         probe_id=probe.id,
         group=probe.group,
@@ -247,6 +250,7 @@ def _record(
         interventions=_interventions(probe, group, layout, margin, side, rng) if foil is not None else (),
         picture_controls=_controls(margin, has, rng) if side and foil is not None else (),
         patches=_patches(group, layout, margins, rng) if side and foil is not None and group.carried else (),
+        trained_picture=side == 1 and number < group.trained,
         patched_from=(
             PatchSource("base", margins[0] + rng.normal(0, 0.01))
             if side and foil is not None and group.carried

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from diagnostics.comparison.answer_warnings import answer_warnings
 from diagnostics.comparison.group_report import comparison_of
+from diagnostics.report.languages import translated
 from tests.diagnostics.comparison.made_pairs import FOIL, Made, flat, pairs_of
 
 
@@ -19,7 +20,10 @@ def test_foils_that_the_model_before_does_not_say_are_named(tmp_path):
     assert line.startswith(
         "In 4 of the 5 probes that the model before gets wrong, it does not answer the foil (Eiffel-0: "
     )
-    assert "'Eiffel'" in line and "and 1 more" in line
+    chinese = translated(line)
+    for words in (line, chinese):
+        assert words is not None and "Eiffel-1: 'Eiffel', Eiffel-2: 'Eiffel', …" in words
+    assert "more" not in str(chinese)
     right = flat(pairs_of(tmp_path, right=replace(made, margins=(3.0, 3.0), said=("Eiffel", "Pearl"))))
     assert answer_warnings(right) == []
     assert comparison_of(said["Eiffel"])["groups"]["Eiffel"]["warnings"] == answer_warnings(said["Eiffel"])

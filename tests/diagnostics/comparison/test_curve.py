@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from diagnostics.comparison.curve import CurvePoint, curve_of, headline
+from diagnostics.comparison.curve import CurvePoint, _neighbours, curve_of, headline
 from diagnostics.comparison.group_report import comparison_of
 from tests.diagnostics.comparison.made_pairs import GUARDS, Made, flat, pairs_of
 
@@ -104,6 +104,53 @@ def test_more_does_not_help_where_nothing_rises_and_the_verdict_stays(corrected)
         corrected, point(corrected, 100, verdict=claim), point(corrected, 400, verdict=claim, cost=0.5)
     )
     assert worse["conclusion"] == "more does not help" and worse["neighbours"][0]["fell"] == ["cause"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "conclusion"),
+    [
+        ("too few probes", "not known"),
+        ("answers not measured", "not known"),
+        ("answers changed, attention not measured", "not known"),
+        ("not held out", "not known"),
+        ("it did not move", "more does not help"),
+        ("answers changed, attention did not", "more does not help"),
+        ("answers changed, a guard broke", "not enough yet"),  # guards may still rise
+        ("it answers from the words", "not enough yet"),
+        ("margin and answer disagree", "not enough yet"),
+    ],
+)
+def test_more_does_not_help_only_where_what_decides_was_compared(corrected, claim, conclusion):
+    found = spheres(corrected, point(corrected, 100, verdict=claim), point(corrected, 400, verdict=claim))
+    assert (found["enough_from"], found["conclusion"]) == (None, conclusion)
+    assert found["neighbours"][0]["rose"] == [] and f'"{claim}"' in found["words"]
+
+
+def test_more_does_not_help_is_not_said_of_what_was_not_measured(corrected):
+    claim = "answers and attention changed, cause does not agree"
+    runs = [point(corrected, samples, verdict=claim) for samples in (100, 400)]
+    assert spheres(corrected, *runs)["conclusion"] == "more does not help"
+    for run in runs:
+        for probe in run.comparison["probes"]:
+            probe["occlusion_nats"] = None
+    assert spheres(corrected, *runs)["conclusion"] == "not enough yet"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_mean_that_a_few_probes_carry_has_neither_risen_nor_fallen(sign):
+    """What hiding costs falls a little with 80 of 100 probes, and rises much with the others."""
+    costs = {100: [0.0] * 100, 400: [sign * (-0.2 if at < 80 else 5.0) for at in range(100)]}
+    points = [
+        CurvePoint(samples / 400, None, samples, 400, 50, {"probes": [
+            {"id": str(at), "group": "a", "region": None, "correct": {"after": None}, "occlusion_nats": {"after": cost}}
+            for at, cost in enumerate(of)
+        ]}, "f")
+        for samples, of in costs.items()
+    ]  # fmt: skip
+    (step,) = _neighbours("a", points, None, {str(at): str(at) for at in range(100)})
+    low, high = step["cause"]["ci95"]
+    assert step["cause"]["p_adjusted"] < 0.05 and low * high > 0 and sign * low > 0
+    assert (step["rose"], step["fell"]) == ([], [])
 
 
 def test_each_quantity_is_compared_over_the_same_probes(corrected):

@@ -1,5 +1,6 @@
 """Every number of comparison.json, recomputed from the record files by other code."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -14,6 +15,7 @@ from diagnostics.comparison.verdicts import VERDICTS
 from diagnostics.records.probes import read_probes, write_probes
 from diagnostics.records.record import AttentionRecord
 from tests.diagnostics.comparison.from_files import recomputed
+from tests.diagnostics.comparison.legs.test_attention import FALL, RISE, against_the_rest
 from tests.diagnostics.comparison.random_runs import SIDES, Group, saved_run
 from tests.diagnostics.tiny_qwen_vl import tiny_model, tiny_probes, tiny_processor
 
@@ -56,6 +58,26 @@ RUNS: dict[str, tuple[int, Thresholds, tuple[Group, ...], dict[str, str]]] = {
             "misled": "answers and attention changed, cause does not agree",
             "fled": "answers changed, attention left the region",
             "few": "too few probes",
+        },
+    ),
+    "pictures that were trained on": (
+        0,
+        Thresholds(),
+        (
+            TOWERS,
+            replace(GUARDS, trained=1),
+            replace(TOWERS, name="learnt", probes=20, pictures=20, foil="Liberty", trained=20),
+            replace(TOWERS, name="worse", probes=20, pictures=20, margins=(4.0, -4.0), trained=2),
+            replace(TOWERS, name="few", probes=9, pictures=9, trained=9),
+            Group("retention", 21, 21, (4.0, 4.0), regions=(), trained=3, said=(0.9, 0.9)),
+        ),
+        {
+            "towers": "corrected, unguarded",
+            "guards": "not held out",
+            "learnt": "not held out",
+            "worse": "answers got worse",
+            "few": "too few probes",
+            "retention": "not held out",
         },
     ),
 }
@@ -118,6 +140,15 @@ def test_every_number_is_found_again_by_other_code(name: str, tmp_path: Path) ->
     assert numbers > 4000
     assert all(group["verdict"] in VERDICTS for group in written["groups"].values())
     assert {name: written["groups"][name]["verdict"] for name in verdicts} == verdicts
+
+
+@pytest.mark.parametrize("layers", [(RISE, RISE), (FALL, FALL)])
+def test_what_a_few_probes_do_against_the_rest_is_found_again(layers: Any, tmp_path: Path) -> None:
+    pairs = against_the_rest(tmp_path, *layers)
+    write_probes([pair.probe for pair in pairs], tmp_path / "probes.json")
+    for pair, side in itertools.product(pairs, SIDES):
+        getattr(pair, side).save(tmp_path / side / f"{pair.probe.id}.safetensors")
+    assert both_ways(tmp_path)[1] > 1000
 
 
 def test_a_real_run_is_found_again(tmp_path: Path) -> None:

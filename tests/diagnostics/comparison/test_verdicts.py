@@ -4,21 +4,25 @@ correction needs: ``test_verdicts_of_groups``."""
 import pytest
 from PIL import Image
 
-from diagnostics.comparison.legs.answers import SAME, Answers
+from diagnostics.comparison.legs.answers import FEWER, MORE, SAME, Answers
 from diagnostics.comparison.legs.leg import Leg, not_measured
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.comparison.verdicts import Evidence, Legs, never_met, requirement, shortfalls, verdict
 from diagnostics.records.probes import Probe
 
+TRAINED = "in 12 of 40 probes a picture is in the training data, the first is p-003"
 
-def evidence(group="towers", probes=40, images=None, after=1.0, effect_size=None) -> Evidence:
+
+def evidence(
+    group="towers", probes=40, images=None, after=1.0, effect_size=None, change=SAME, trained=""
+) -> Evidence:
     leg = Leg(True, probes, after, (0.9, 1.0), 0.8, "A reason.")
     answers = Answers(
-        probes, images or probes, 1.0, after, (0.9, 1), (0.9, 1), 0, 0, 1.0, (-0.1, 0.1), True, SAME, None,
+        probes, images or probes, 1.0, after, (0.9, 1), (0.9, 1), 0, 0, 1.0, (-0.1, 0.1), True, change, None,
         False, False, leg,
     )  # fmt: skip
     legs = Legs(leg, *[not_measured(0.5, "Not measured.")] * 5)
-    return Evidence(group, probes, images or probes, answers, None, legs, effect_size)
+    return Evidence(group, probes, images or probes, answers, None, legs, effect_size, trained)
 
 
 def test_too_few_says_how_many_there_are_and_how_many_it_takes():
@@ -64,6 +68,32 @@ def test_what_was_known_must_be_kept(group, probes, after, expected, turn):
     assert ("one more" in result.reasons[0]) == (turn is not None) and (turn or "") in result.reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        ({"change": MORE}, "not held out"),
+        ({"change": SAME}, "not held out"),
+        ({"group": "retention"}, "not held out"),
+        ({"group": "neighbour"}, "not held out"),
+        ({"change": FEWER}, "answers got worse"),
+        ({"group": "retention", "after": 0.5}, "forgot"),
+        ({"group": "neighbour", "after": 0.5}, "broke a neighbour"),
+        ({"probes": 19}, "too few probes"),
+        ({"group": "retention", "images": 19}, "too few probes"),
+    ],
+)
+def test_what_was_trained_on_shows_only_a_loss(made, expected):
+    found, without = (verdict(evidence(**made, trained=words), Thresholds()) for words in (TRAINED, ""))
+    assert found.verdict == expected and without.verdict != "not held out"
+    if expected == "not held out":
+        assert found.reasons == (
+            "In 12 of 40 probes a picture is in the training data, the first is p-003: what was trained on says "
+            "nothing of other pictures.",
+        )
+    else:
+        assert found == without
+
+
 GROUPS = ("pearl", "塔=楼", "retention", "neighbour")
 
 
@@ -74,6 +104,7 @@ GROUPS = ("pearl", "塔=楼", "retention", "neighbour")
         ("pearl=corrected", {"pearl": "corrected"}),
         (" pearl = corrected , retention=kept", {"pearl": "corrected", "retention": "kept"}),
         ("塔=楼=it did not move", {"塔=楼": "it did not move"}),
+        ("pearl=not held out,retention=not held out", {"pearl": "not held out", "retention": "not held out"}),
         (
             "pearl=attention moved, answers did not,neighbour=kept",
             {"pearl": "attention moved, answers did not", "neighbour": "kept"},
@@ -127,6 +158,15 @@ def test_shortfalls_name_the_group_and_say_why():
     ]
     assert shortfalls({"cat": "corrected"}, groups) == [
         'cat: must be "corrected", and is not in the comparison.'
+    ]
+
+
+@pytest.mark.parametrize("claim", ["too few probes", "not held out"])
+def test_where_no_leg_decides_the_shortfall_gives_the_reason_that_does(claim):
+    legs = {"cause": {"holds": False, "reason": "Hiding the region costs too little."}}
+    groups = {"pearl": {"verdict": claim, "reasons": ["This is why."], "legs": legs}}
+    assert shortfalls(requirement("corrected", groups), groups) == [
+        f'pearl: must be "corrected", is "{claim}". This is why.'
     ]
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from diagnostics.comparison import intervention_costs
 from diagnostics.comparison.group_report import comparison_of
-from diagnostics.comparison.pairs import SIDES, pair_all
+from diagnostics.comparison.pairs import SIDES, ProbePair, pair_all
 from diagnostics.comparison.thresholds import Thresholds
-from diagnostics.comparison.verdicts import VERDICTS
+from diagnostics.comparison.verdicts import VERDICTS, shortfalls
 from diagnostics.flags.compare import THRESHOLDS
 from diagnostics.records.probes import Relation
 from diagnostics.records.record import AttentionRecord
@@ -100,6 +100,48 @@ def test_without_guards_it_is_unguarded_and_with_broken_ones_no_correction(tmp_p
     group = comparison_of(flat(pairs_of(tmp_path, towers=CORRECTED, others=GUARDS, neighbour=neighbour)))
     assert group["groups"]["towers"]["verdict"] == "answers changed, a guard broke"
     assert group["groups"]["neighbour"]["verdict"] == "broke a neighbour"
+
+
+def _trained(pairs: list[ProbePair], group: str, many: int, side: str = "after") -> list[ProbePair]:
+    """The pairs, the first ones of a group with a picture that was trained on."""
+    ids = [pair.probe.id for pair in pairs if pair.probe.group == group][:many]
+    return [
+        replace(pair, **{side: replace(getattr(pair, side), trained_picture=True)})
+        if pair.probe.id in ids
+        else pair
+        for pair in pairs
+    ]
+
+
+@pytest.mark.parametrize(("many", "side"), [(1, "after"), (1, "before"), (24, "after")])
+def test_a_picture_that_was_trained_on_shows_no_correction(tmp_path: Path, many: int, side: str) -> None:
+    pairs = _trained(flat(pairs_of(tmp_path, towers=CORRECTED, others=GUARDS)), "towers", many, side)
+    groups = comparison_of(pairs)["groups"]
+    assert groups["towers"]["verdict"] == "not held out"
+    assert groups["towers"]["reasons"] == [
+        f"In {many} of 24 probes a picture is in the training data, the first is towers-0: what was trained on says "
+        "nothing of other pictures."
+    ]
+    assert shortfalls({"towers": "corrected"}, groups)[0].endswith(groups["towers"]["reasons"][0])
+
+
+@pytest.mark.parametrize("group", ["others", "neighbour"])
+def test_guards_that_were_trained_on_guard_nothing_unless_they_broke(tmp_path: Path, group: str) -> None:
+    bridge = replace(GUARDS, answer="a bridge", foil="a road", said=("a bridge", "a bridge"))
+    made = {"towers": CORRECTED, "others": GUARDS, "neighbour": bridge}
+    assert comparison_of(flat(pairs_of(tmp_path, **made)))["groups"]["towers"]["verdict"] == "corrected"
+    pairs = _trained(flat(pairs_of(tmp_path, **made)), group, 2)
+    groups = comparison_of(pairs)["groups"]
+    assert (
+        groups["towers"]["verdict"] == "corrected, unguarded" and groups[group]["verdict"] == "not held out"
+    )
+    assert groups["towers"]["legs"]["guards"]["reason"] == (
+        f"No guards held out: in 2 of 24 probes of '{group}' a picture is in the training data, the first is {group}-0."
+    )
+    made[group] = replace(made[group], margins=(4.0, -1.0))
+    broken = comparison_of(_trained(flat(pairs_of(tmp_path, **made)), group, 2))["groups"]
+    assert broken["towers"]["verdict"] == "answers changed, a guard broke"
+    assert broken[group]["verdict"] == ("broke a neighbour" if group == "neighbour" else "answers got worse")
 
 
 def test_a_group_guards_itself_where_both_answers_are_right_in_turn(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """What a run says of the untrained model as it begins: stages of groups at fault, and parts that do not train."""
 
+from dataclasses import replace
+
 import pytest
 from torch import nn
 
@@ -54,10 +56,18 @@ def test_a_run_is_warned_where_it_trains_none_of_the_parts_at_fault(stage, train
 def test_the_table_of_tensorboard_has_a_row_for_each_group():
     rows = markdown(diagnosis(towers=NOT_SEEN, rooms=RIGHT), {"language"}).splitlines()
     assert rows[2] == (
-        "| towers | 10% | not seen | The tower does not tell \\| the answers. | `python finetune.py --vision lora` |"
+        "| towers | 10 % | not seen | The tower does not tell \\| the answers. | `python finetune.py --vision lora` |"
     )
     assert rows[3].startswith("| towers | | **warning** | the answer is lost in the vision")
-    assert rows[4].startswith("| rooms | 10% | right |") and len(rows) == 5
+    assert rows[4].startswith("| rooms | 10 % | right |") and len(rows) == 5
+
+
+@pytest.mark.parametrize(("share", "words"), [(0.004, "0.4 %"), (0.996, "99.6 %"), (1.0, "100 %")])
+def test_the_table_says_all_only_of_all(share: float, words: str):
+    found = diagnosis(rooms=RIGHT)
+    one = found.groups["rooms"]
+    groups = {"rooms": replace(one, evidence=replace(one.evidence, accuracy=share))}
+    assert f"| rooms | {words} | right |" in markdown(replace(found, groups=groups), {"language"})
 
 
 def test_what_trains_is_named_by_component():

@@ -1,5 +1,6 @@
 """From tests to a stage: each stage by evidence made up for it, and what is not claimed where a test is missing."""
 
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from diagnostics.diagnosis.remedies import faulty_part, remedy_of
 from diagnostics.diagnosis.stages import STAGES, Stage, stage_of
 from diagnostics.diagnosis.thresholds import Thresholds
 from diagnostics.records.probes import Probe
+from diagnostics.report.languages import translated
 from finetune.flags.help import known
 
 SOUND = dict.fromkeys(TESTS, True) | {"answers": False, "one shift": False, "answer state": False}
@@ -148,6 +150,34 @@ def test_a_remedy_trains_the_faulty_part_with_flags_that_exist(stage, resampler)
         assert "'Canton Tower'" in remedy.guards
         given = {word for word in shlex.split(remedy.command) if word.startswith("--")}
         assert given <= known()
+
+
+@pytest.mark.parametrize(
+    "stage", ["not seen", "seen, not passed on", "passed on, not looked at", "looked at, not used"]
+)
+@pytest.mark.parametrize("decides", [None, "podium"])
+def test_a_region_is_named_where_all_probes_share_it(stage, decides):
+    def samples(*regions):
+        probes = [replace(PROBES[0], id=one, regions={one: ((0, 0, 9, 9),)}) for one in regions]
+        more = {"decides": decides, "model": "m", "probe_file": "p", "resampler": False}
+        return remedy_of(Stage(stage, "."), probes, **more).samples
+
+    assert "dog" in samples("dog", "dog") and "dog" in samples("dog")
+    mixed = samples("dog", "cat", "dog")
+    assert "the region that each probe names" in mixed and "dog" not in mixed and "cat" not in mixed
+    assert not re.search("[a-z]{3,} [a-z]{3,}", (translated(mixed) or mixed).replace("max_pixels", ""))
+
+
+def test_guards_of_many_answers_are_not_those_of_two():
+    def guards(*foils):
+        probes = [replace(PROBES[0], id=one, foil=one) for one in foils]
+        more = {"decides": None, "model": "m", "probe_file": "p", "resampler": False}
+        return remedy_of(Stage("not seen", "."), probes, **more).guards
+
+    assert "whose right answer is 'on' or 'under'" in guards("on", "under")
+    many = guards("on", "under", "behind")
+    assert "whose right answer is the foil of one of these probes;" in many
+    assert "foil" not in str(translated(many))
 
 
 def test_a_cue_that_decides_is_what_samples_must_break():

@@ -19,6 +19,7 @@ from diagnostics.drawing.archive_pictures import (
     strip_probe,
 )
 from diagnostics.drawing.board_picture import WIDTH, draw_drift, draw_maps
+from diagnostics.drawing.colours import BAD, GOOD, end_words
 from diagnostics.drawing.sink import TaggedPicture
 from tests.diagnostics.show_samples import probes, records, run_folder
 
@@ -62,6 +63,41 @@ def test_each_panel_says_its_step(group: list[ProbePair], monkeypatch: pytest.Mo
         "now · step 20",
     ]
     assert {"广州塔", "-1.50 nats", "东方明珠", "+2.00 nats", "layer 3"} <= set(written)
+
+
+@pytest.mark.parametrize(
+    ("said", "margin", "colours"),
+    [("广州塔", 2.0, (BAD, GOOD)), ("东方明珠", -2.0, (GOOD, BAD)), ("Oriental Pearl", 2.0, (GOOD, GOOD))],
+)
+def test_words_have_the_colour_of_what_they_say_and_margins_that_of_their_sign(
+    group: list[ProbePair],
+    said: str,
+    margin: float,
+    colours: tuple[object, object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: dict[str, object] = {}
+
+    class Noting(board_picture.Pen):
+        def write(self, draw, at, text, size, colour=None, *more, **named):  # type: ignore[no-untyped-def]
+            drawn[text] = colour
+            return super().write(draw, at, text, size, colour or board_picture.INK, *more, **named)
+
+    monkeypatch.setattr(board_picture, "Pen", Noting)
+    pair = group[0]
+    probe = replace(pair.probe, spellings=("东方明珠", "Oriental Pearl"), foil="广州塔")
+    after = replace(pair.after, scores=replace(pair.after.scores, foil_nats=-1.0 - margin, generated=said))
+    sheet = probe_sheet(replace(pair, probe=probe, after=after))
+    sheet = replace(
+        sheet, foil=None, answer="Pearl", spellings=("东方明珠", "Oriental Pearl")
+    )  # written once each
+    draw_maps(replace(sheet, before=replace(sheet.before, said="")), pair.maps()[0])
+    assert (drawn[said], drawn[f"{margin:+.2f} nats"]) == colours
+
+
+@pytest.mark.parametrize(("top", "words"), [(2.0, "2"), (2.5, "2.5"), (3.46, "3.5"), (12.0, "12")])
+def test_a_scale_ends_where_its_words_say(top: float, words: str) -> None:
+    assert end_words(top) == words
 
 
 def test_a_strip_s_probe_is_typical_of_the_untrained_model_whatever_training_does(

@@ -31,7 +31,7 @@ def test_each_frame_has_its_map_its_time_and_its_share():
     weights[6 + 4] = 0.66  # the second frame's second row, second column
     figure = AttentionVisualizer().visualize_video_attention(frames(), weights, strip(), title="东方明珠")
     panels = [axes for axes in figure.axes if len(axes.images) == 2]
-    assert [axes.get_title() for axes in panels] == ["0.2 s · 12%", "1.2 s · 76%", "2.2 s · 12%"]
+    assert [axes.get_title() for axes in panels] == ["0.2 s · 12 %", "1.2 s · 76 %", "2.2 s · 12 %"]
     shown = [axes.images[1].get_array() for axes in panels]
     assert [one.shape for one in shown] == [(2, 3)] * 3
     assert np.unravel_index(np.argmax(shown[1]), (2, 3)) == (1, 1)

@@ -259,8 +259,8 @@ def test_the_overview_needs_a_region(pairs: list[ProbePair]) -> None:
 
 def test_the_card_tells_before_and_now_and_escapes_what_markdown_would_read(pairs: list[ProbePair]) -> None:
     text = probe_card(pairs[0]).markdown()
-    assert "这座塔是什么?" in text and "| base (step 0) | 广州塔 | wrong · -1.50 |" in text
-    assert "| now (step 10) | 东方明珠 | right · +2.00 |" in text and "*spheres*" in text
+    assert "这座塔是什么?" in text and "| base (step 0) | ✗ 广州塔 | -1.50 |" in text
+    assert "| now (step 10) | ✓ 东方明珠 | +2.00 |" in text and "*spheres*" in text
     assert "\\<|im\\_end\\|\\>".replace("<|", "<\\|") in probe_card(pairs[4]).markdown()
 
 

@@ -15,6 +15,9 @@ from diagnostics.fusion.judging import (
     WORSE,
     Against,
     FusionExample,
+    Score,
+    _Contest,
+    _recipe_line,
     choosing_half,
     judge,
     lessons_of,
@@ -492,8 +495,30 @@ UP, DOWN, EVEN = (0.2, 0.1, 0.3), (-0.2, -0.3, -0.1), (0.1, -0.1, 0.3)
 def test_better_means_better_in_one_measure_and_not_worse_in_the_other(
     gain, p, pointing, p_pointing, expected
 ):
-    against = Against(Interval(*gain), Interval(*pointing), p, p_pointing, None)
+    way = 1 if gain[1] > 0 else -1
+    against = Against(Interval(*gain), Interval(*pointing), p, p_pointing, None, way)
     assert verdict_of(against) == expected
+
+
+@pytest.mark.parametrize("way", [1, 0, -1])
+@pytest.mark.parametrize(("gain", "verdict", "needs"), [(UP, BETTER, 1), (DOWN, WORSE, -1)])
+def test_more_mass_is_claimed_where_mean_and_ranks_point_to_one_side(gain, verdict, needs, way):
+    against = Against(Interval(*gain), Interval(*EVEN), 0.01, 0.5, None, way)
+    assert verdict_of(against) == (verdict if way == needs else NOT_BETTER)
+
+
+def test_a_mean_that_a_few_pictures_carry_is_not_better():
+    """The fused map has less mass on the region in 80 of 100 pictures, and six times as much in the others."""
+    single, many = np.ones(100), np.where(np.arange(100) < 80, 0.8, 6.0)
+    cases = [a_case(i, np.ones(CELLS)) for i in range(100)]
+    scores = {"layer_0": Score(single, np.zeros(100, bool)), "mean": Score(many, np.zeros(100, bool))}
+    contest = _Contest(
+        ALL, tuple(cases), tuple(cases), "layer_0", "layer_0", "layer_0", Lessons("layer_0", {}), {"mean": 1.0},
+        {"layer_0": scores["layer_0"]}, {"mean": scores["mean"]}, np.array([[0.0136, 1.0]]),
+    )  # fmt: skip
+    line = _recipe_line(contest, "mean", 0.0136, 1.0)
+    assert line.against.enrichment.is_above_zero and line.against.ranks == -1
+    assert line.verdict == NOT_BETTER
 
 
 def test_chance_alone_is_seldom_called_better():

@@ -14,8 +14,8 @@ from diagnostics.keep.chart import chart_figure
 from diagnostics.keep.judging import judge
 from diagnostics.keep.page import keep_html
 from diagnostics.keep.rankings import MAP, ORDERS, RANDOM, REGION
-from diagnostics.keep.summary import Study, advice, sentence, table
-from diagnostics.measures.statistics import holm
+from diagnostics.keep.summary import Study, advice, json_of, sentence, table
+from diagnostics.measures.statistics import clopper_pearson, holm
 from diagnostics.probing.interventions import TrialRunner
 from diagnostics.probing.prober import Prober
 from diagnostics.probing.prompts import ProbeEncoder
@@ -144,7 +144,40 @@ def test_only_what_beats_random_and_divprune_is_recommended(tmp_path, right, win
 def test_too_few_pictures_recommend_nothing(tmp_path):
     found = made_answers(tmp_path, {"map": 1, "random": 0, "divprune": 0, "fastv": 0})[:19]
     [judged] = judge(found, SHARES[1:])
-    assert judged.recommended() == [] and "19 pictures are too few" in advice(study_of([judged]))
+    study = study_of([judged])
+    assert judged.recommended() == [] and "19 pictures are too few" in advice(study)
+    assert "✓" not in table(study) and 'class="won"' not in keep_html(study)
+    content = json_of(study, [])
+    assert not content["scopes"]["all probes"]["orders"]["map"]["0.5"]["wins"]
+    [enough] = judge(made_answers(tmp_path, {"map": 1, "random": 0, "divprune": 0, "fastv": 0}), SHARES[1:])
+    assert enough.cells["map"][0.5].wins and "✓" in table(study_of([enough]))
+
+
+def test_an_order_that_was_measured_on_few_pictures_does_not_win(tmp_path):
+    found = made_answers(tmp_path, {"map": 1, "tower": 1, "random": 0, "divprune": 0, "fastv": 0})
+    for one in found[19:]:
+        for share in SHARES[1:]:
+            del one.margins["tower", share]
+    [judged] = judge(found, SHARES[1:])
+    assert judged.measured and {name for name, _ in judged.recommended()} == {"map"}
+
+
+@pytest.mark.parametrize("own", [1, 0, 0.5])
+def test_where_all_pictures_agree_the_interval_is_exact(tmp_path, own):
+    """A bootstrap of 30 right answers of 30 gives 100 % to 100 %."""
+    found = made_answers(tmp_path, {"map": 1, "random": 0, "divprune": 1, "fastv": 0})
+    for one in found:
+        for share in SHARES[1:]:
+            one.margins["random", share] = (0.5, -0.5) if own == 0.5 else (own - 0.5,)
+    [judged] = judge(found, SHARES[1:])
+    most = clopper_pearson(30, 30)[0]
+    assert judged.right == (1, most, 1)
+    cells = {name: judged.cells[name][0.5] for name in ("map", "random")}
+    assert cells["random"].right == (own, *clopper_pearson(int(own * 30), 30))
+    gain, even = (cells["map"].minus[rival].difference for rival in ("random", "divprune"))
+    assert even == pytest.approx((0, most - 1, 1 - most))
+    expected = even if own == 1 else (1 - own, (2 * most - 1) * (1 - own), 1 - own)
+    assert gain == pytest.approx(expected)
 
 
 def test_an_order_is_judged_on_the_probes_that_it_was_measured_on(tmp_path):
@@ -154,7 +187,10 @@ def test_an_order_is_judged_on_the_probes_that_it_was_measured_on(tmp_path):
             del one.margins["region", share]
     [judged] = judge(found, SHARES[1:])
     assert [judged.cells[name][0.5].probes for name in ("map", "region")] == [30, 20]
-    assert judged.cells["region"][0.5].right == (1, 1, 1) and not judged.cells["region"][0.5].wins
+    assert (
+        judged.cells["region"][0.5].right == (1, *clopper_pearson(20, 20))
+        and not judged.cells["region"][0.5].wins
+    )
 
 
 def test_flags_and_what_they_set_have_the_same_defaults():

@@ -55,14 +55,28 @@ def test_answers_count_by_picture():
     # four pictures gained, none lost: 2 / 16; the two probes of the last picture cancel out
     change = np.array([1.0, 1, 1, 1, 0, 1, -1])
     look = look_at_shares(30, change, ["a", "b", "c", "d", "e", "f", "f"])
-    assert look == Look(30, pytest.approx(4 / 7), 2 / 16)
+    assert look == Look(30, pytest.approx(4 / 7), 2 / 16, direction=1)
     # one look at two probes of one picture is a look at one picture
     assert look_at_shares(1, np.array([1.0, 1.0]), ["a", "a"]).p == 1.0
 
 
 def test_numbers_are_judged_by_their_signed_ranks():
     look = look_at_numbers(30, np.array([0.1, 0.2, 0.3, 0.4]), list("abcd"), 0.05)
-    assert look == Look(30, pytest.approx(0.25), 2 / 16, 0.05)
+    assert look == Look(30, pytest.approx(0.25), 2 / 16, 0.05, direction=1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_no_direction_is_claimed_where_mean_and_test_point_to_different_sides(sign):
+    """80 of 100 fall a little and 20 rise much: p says that they fell, the mean that they rose."""
+    change = sign * np.where(np.arange(100) < 80, -0.2, 5.0)
+    look = look_at_numbers(30, change, list(range(100)), 0.0)
+    assert look.p < 0.02 and look.change * sign > 0.5 and look.direction == -sign
+    assert onsets({"a": [look]})["a"].state == NEITHER
+    # eight pictures of one probe gained, one of twenty lost
+    names = [*range(8), *[8] * 20]
+    answers = look_at_shares(30, sign * np.where(np.arange(28) < 8, 1.0, -1.0), names)
+    assert answers.p < 0.05 and answers.change * sign < 0 and answers.direction == sign
+    assert onsets({"a": [answers]})["a"].state == NEITHER
 
 
 def test_where_nothing_happens_an_onset_is_rare():

@@ -21,6 +21,7 @@ from diagnostics.measures.statistics import (
     ratio_of_means,
     relative_change,
     sign_flip_p,
+    signed_rank_direction,
     signed_rank_p,
     significant_heads,
 )
@@ -302,6 +303,25 @@ def test_signed_ranks_of_differences_by_hand():
     # four clusters that all rise, one of them of two probes; a fifth without a difference is left out
     rises = np.array([[1.0], [2.0], [3.0], [2.0], [2.0], [0.0]])
     assert signed_rank_p(rises, ["a", "b", "c", "d", "d", "e"]).item() == 2 / 16
+
+
+@pytest.mark.parametrize(
+    ("differences", "clusters", "expected"),
+    [
+        ([1.0, 2.0, -3.0], None, 0),  # ranks 1 + 2 against 3
+        ([1.0, 2.0, -4.0, 3.0], None, 1),
+        ([2.0, 2.0, -2.0], None, 1),  # ties share their rank
+        ([3.0, -4.0, 2.0, 2.0], ["a", "a", "b", "c"], 1),  # -1 has the smallest rank, 2 and 2 the others
+        ([3.0, -4.0, 2.0, 2.0], ["a", "a", "a", "b"], 1),
+        ([9.0, -1.0, -1.0, -1.0, -1.0], None, -1),  # a mean that one carries
+        ([0.0, 0.0], None, 0),
+    ],
+)
+def test_which_way_ranks_lie(differences, clusters, expected):
+    found = signed_rank_direction(np.array(differences), clusters)
+    assert found.shape == () and found == expected
+    both = np.stack([differences, np.negative(differences)], 1)[:, None]
+    assert signed_rank_direction(both, clusters).tolist() == [[expected, -expected]]
 
 
 def test_holm_by_hand():

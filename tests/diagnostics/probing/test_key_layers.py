@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diagnostics.probing.layer_choice import Calibration, calibrate, check_apart, elbow, held_out
+from diagnostics.probing.layer_choice import Calibration, _heads, calibrate, check_apart, elbow, held_out
 from tests.diagnostics.show_samples import probes, records
 
 N_LAYERS, N_HEADS = 6, 3
@@ -54,6 +54,32 @@ def test_heads_that_do_not_look_at_the_picture_are_not_chosen(tmp_path):
     share[5] = 0.0
     dim = {name: replace(record, visual_share=share) for name, record in found.items()}
     assert {layer for layer, _ in calibrate(of, dim, evenly=(1,)).heads} == {2}
+
+
+def test_heads_that_look_there_in_few_pictures_and_away_in_most_are_not_chosen():
+    random = np.ones((100, 1, 2))
+    region = np.stack([np.where(np.arange(100) < 80, 0.8, 6.0), np.full(100, 1.5)], 1)[:, None]
+    region[:, :, 1] += 0.01 * np.arange(100)[:, None]
+    assert _heads(region, random, [str(at) for at in range(100)], np.ones((1, 2))) == ((0, 1),)
+
+
+def test_layers_that_look_there_on_most_pictures_and_away_on_most_probes_are_not_chosen(tmp_path):
+    """10 pictures of 10 probes look away, 11 of one probe do not: the test is of probes, the effect of pictures."""
+    of, found = planted(tmp_path, gain=1.0, per_group=21)
+    pictures = of[:21]
+    asked, seen = [], {}
+    for at, probe in enumerate(pictures):
+        for again in range(10 if at < 10 else 1):
+            one = replace(probe, id=f"{at}-{again}", group="a", images=probe.images)
+            chance = np.full((N_LAYERS, N_HEADS), 0.1, np.float32)
+            mass = chance * np.float32((0.5 if at < 10 else 1.6) + 0.001 * again)
+            record = replace(
+                found[probe.id],
+                region_mass=dict.fromkeys(probe.regions, mass),
+                random_mass=dict.fromkeys(probe.regions, chance),
+            )
+            asked, seen = [*asked, one], {**seen, one.id: record}
+    assert not calibrate(asked, seen, evenly=(1, 3)).chosen
 
 
 def test_too_few_probes_choose_nothing(tmp_path):

@@ -23,9 +23,8 @@ from diagnostics.records.identity import (
     ModelMarks,
     model_difference,
     model_marks,
-    probe_differences,
-    probe_marks,
 )
+from diagnostics.records.probe_marks import probe_differences, probe_marks
 from diagnostics.records.probes import Probe
 
 ROOT = Path(__file__).parents[3]

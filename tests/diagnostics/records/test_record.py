@@ -117,6 +117,22 @@ def test_records_from_before_overviews_were_kept_are_read(tmp_path):
     assert same(AttentionRecord.load(path), a_record())
 
 
+def test_whether_a_picture_was_trained_on_is_kept_and_older_records_do_not_say(tmp_path):
+    path, record = tmp_path / "a.safetensors", a_record(trained_picture=True)
+    record.save(path)
+    assert same(AttentionRecord.load(path), record)
+    with safe_open(path, framework="numpy") as file:
+        header = json.loads(file.metadata()["attention_record"])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    header["trained_picture"] = 1
+    save_file(arrays, path, metadata={"attention_record": json.dumps(header)})
+    with pytest.raises(ValueError, match="trained_picture: found 1; expected true or false"):
+        AttentionRecord.load(path)
+    del header["trained_picture"]
+    save_file(arrays, path, metadata={"attention_record": json.dumps(header)})
+    assert same(AttentionRecord.load(path), a_record())
+
+
 def test_safetensors_and_numpy_alone_open_it(tmp_path):
     a_record().save(tmp_path / "a.safetensors")
     with safe_open(tmp_path / "a.safetensors", framework="numpy") as file:

@@ -11,6 +11,7 @@ from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.pairs import ProbePair, pair_all
 from diagnostics.records.probes import Probe
 from diagnostics.report.case_studies import CaseStudy, TrainingSample, _said, case_html, choose_cases
+from diagnostics.report.languages import translated
 from tests.diagnostics.comparison.made_pairs import Made, flat, pairs_of
 from tests.diagnostics.show_samples import probes, record
 
@@ -164,7 +165,7 @@ def test_a_case_has_all_its_steps_in_order(of: list[Probe], tmp_path: Path) -> N
     assert f"it said {own('“广州塔”')}. Right is {own('“东方明珠”')}.</h3>" in text
     assert f"Before: {own('“广州塔”', 'wrong')}" in text and f"Now: {own('“东方明珠”', 'right')}" in text
     assert text.count("data:image/webp;base64,") == 5
-    assert f"2 % of its attention on the {own('spheres')}." in text
+    assert f"2.2 % of its attention on the {own('spheres')}." in text
     assert f"50 % of its attention on the {own('spheres')}." in text
     assert f"It said {own('“东方明珠”', 'right')}. Brighter means more attention." in text
     assert "塔&lt;?&gt;<br><b>东方明珠 &amp; more</b>" in text and "<li>It &lt;moved&gt;.</li>" in text
@@ -241,7 +242,66 @@ def test_a_likelier_right_answer_is_not_enough_if_the_generated_one_is_wrong(of:
     (case,) = choose_cases(comparison, mumbling)
     text = case_html(case, comparison["groups"][GROUP])
     assert f"Before: {own('“tower &amp; tower”', 'wrong')}" in text
-    assert f"{own('“tower &amp; tower”')}, though it rates {own('“东方明珠”', 'right')} likelier than" in text
+    assert (
+        f"{own('“tower &amp; tower”', 'wrong')}, though it rates {own('“东方明珠”', 'right')} likelier"
+        in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "margin", "sign", "words"),
+    [
+        (
+            "Pearl",
+            -3.0,
+            "good",
+            f"{own('“Pearl”', 'right')}, though it rates {own('“Canton”', 'wrong')} likelier than",
+        ),
+        (
+            "Canton",
+            6.0,
+            "bad",
+            f"{own('“Canton”', 'wrong')}, though it rates {own('“Pearl”', 'right')} likelier than",
+        ),
+        ("Pearl", 0.0, "good", own("“Pearl”", "right")),
+        ("", -3.0, "bad", f"{own('“Canton”', 'wrong')} likelier than {own('“Pearl”')}"),
+    ],
+)
+def test_the_mark_is_that_of_what_was_said(
+    tmp_path: Path, said: str, margin: float, sign: str, words: str
+) -> None:
+    pairs = flat(pairs_of(tmp_path, towers=Made(probes=6, margins=(-3.0, margin), said=("Canton", said))))
+    comparison = comparison_of(pairs)
+    (case,) = choose_cases(comparison, pairs)
+    now = case_html(case, comparison["groups"]["towers"]).split('<section class="side">')[2]
+    assert re.findall(r'class="sign (\w+)"', now)[0] == sign
+    assert f"Now: {words}" in now and ("though" in now) == ("though" in words)
+
+
+def test_a_right_answer_before_is_not_told_as_a_wrong_one(tmp_path: Path) -> None:
+    pairs = flat(pairs_of(tmp_path, towers=Made(probes=6, said=("Pearl", "Pearl"))))
+    comparison = comparison_of(pairs)
+    (case,) = choose_cases(comparison, pairs)
+    title = case_html(case, comparison["groups"]["towers"]).split("</h3>")[0]
+    assert title.endswith(
+        f"it said {own('“Pearl”')}, which is right, though it found {own('“Canton”')} likelier."
+    )
+    assert translated(title.partition("<h3>")[2]) is not None
+
+
+@pytest.mark.parametrize(("region", "share"), [(0.0096, "under 0.1 %"), (0.12, "0.5 %"), (0.0, "0 %")])
+def test_little_attention_is_not_none_and_the_scale_ends_where_it_ends(
+    tmp_path: Path, region: float, share: str
+) -> None:
+    made = Made(probes=6, region=((region, region), (region, region)), noise=0.0, other=(2.5, 2.5))
+    pairs = flat(pairs_of(tmp_path, towers=made))
+    comparison = comparison_of(pairs)
+    (case,) = choose_cases(comparison, pairs)
+    text = case_html(case, comparison["groups"]["towers"])
+    assert f"<p>{share} of its attention on the {own('spheres')}." in text
+    assert "<span>2.5 times the even share</span>" in text
+    for words in re.findall(r"<p>([^<]* of its attention on the .*?)</p>", text):
+        assert translated(words) is not None
 
 
 def test_an_answer_inside_another_word_is_not_said(of: list[Probe]) -> None:

@@ -97,3 +97,25 @@ def test_a_model_against_itself_is_said_to_be_one() -> None:
     one = comparison(towers={"verdict": "it did not move"})
     one["after"] = one["before"]
     assert headline(one) == [("", SAME_MODEL)]
+
+
+@pytest.mark.parametrize(
+    ("after", "said", "margin", "is_same"),
+    [
+        ("towers/base", "Canton", -3.0, True),  # compare numbers its models by their places
+        ("./towers/base/", "Canton", -2.99, True),
+        ("towers/tuned", "Canton", -3.0, False),
+        ("towers/base", "Pearl", -3.0, False),  # the folder has other weights by now
+        ("towers/base", "Canton", 2.0, False),
+    ],
+)
+def test_a_model_is_known_by_its_name_and_its_answers(
+    after: str, said: str, margin: float, is_same: bool
+) -> None:
+    one = comparison(towers={"verdict": "it did not move"})
+    one["before"], one["after"] = {"model": "towers/base", "step": 0}, {"model": after, "step": 1}
+    for probe in one["probes"]:
+        probe["said"] = {"before": "Canton", "after": said}
+        probe["margin_nats"] = {"before": -3.0, "after": margin}
+    one["probes"][0]["margin_nats"] = {"before": None, "after": None}
+    assert (headline(one) == [("", SAME_MODEL)]) is is_same

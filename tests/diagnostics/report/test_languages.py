@@ -62,6 +62,16 @@ def test_places_are_filled_and_lists_set_the_chinese_way() -> None:
     assert translated("interval of something") is None  # {i:n} is a number
 
 
+def test_numbers_that_are_bounds_are_numbers() -> None:
+    assert translated("<i>under 0.1 % →</i> over 99.9 %") == "<i>不到 0.1% →</i> 超过 99.9%"
+    assert translated("under 0.1 % right, enough and more than before") == "不到 0.1% 答对：够多，且多于之前"
+    assert (
+        translated("layer 3, head 1: under 0.1 % → 40 % on the region")
+        == "第 3 层第 1 头：对该区域 不到 0.1% → 40%"
+    )
+    assert translated("under the tower") is None
+
+
 def test_each_place_of_the_table_is_used() -> None:
     for english, chinese in CHINESE.items():
         places = set(re.findall(r"\{(\w+)(?::\w)?\}", english))
@@ -158,6 +168,7 @@ def studies(folder: Path) -> list[str]:
         a_curve({"spheres": ["corrected", "corrected", "corrected"]}, seeds=[None]),
         a_curve({"a": [no, "corrected", "corrected"], "b": ["corrected", moved, "corrected"]}, seeds=[1, 2]),
         a_curve({"flat": [no, moved, moved], "c": [moved, moved, no]}, seeds=[None]),
+        a_curve({"few": [moved, "too few probes", "too few probes"]}, seeds=[None]),
     ]
     for right in ({"map": 0.9, "random": 0.4, "divprune": 0.5}, {"map": 0.5, "random": 0.4, "divprune": 0.4}):
         answers = made_answers(folder, {"fastv": 0.1, "least": 0.1, **right})

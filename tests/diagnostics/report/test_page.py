@@ -13,13 +13,16 @@ import pytest
 from PIL import Image
 
 from diagnostics.comparison.group_report import comparison_of
+from diagnostics.comparison.maps import CellMap
+from diagnostics.comparison.onset import onset_of
 from diagnostics.comparison.pairs import ProbePair, pair_all
-from diagnostics.comparison.trajectory import Evolution, evolution_of, series_of
+from diagnostics.comparison.trajectory import Evolution, evolution_of, read_series, series_of
 from diagnostics.comparison.verdicts import VERDICTS
 from diagnostics.records.probes import Probe
 from diagnostics.report import page as report_page
 from diagnostics.report.page import PICTURE_BOX, SLIDER_STEPS_MAX
 from diagnostics.report.verdict_cards import pill
+from tests.diagnostics.comparison.made_pairs import ANSWER, FOIL, Made, flat, pairs_of
 from tests.diagnostics.show_samples import LAYERS, SIZE, image_tokens, probes, record, records
 
 
@@ -174,21 +177,66 @@ def test_text_of_a_probe_can_break_nothing(page: str) -> None:
     assert probe["answer"] == "blue & <b>bright</b>" and probe["question"].endswith("<|im_end|>")
 
 
-def test_maps_are_one_byte_a_cell_on_a_shared_scale(page: str) -> None:
+def cells_of(layer: dict, side: str = "after") -> np.ndarray:  # type: ignore[type-arg]
+    """A map of the page's data, in times the even share."""
+    return levels(layer[side]) * layer["peak"] / 65535
+
+
+def levels(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), "<u2")
+
+
+def test_maps_are_two_bytes_a_cell_on_a_shared_scale(page: str) -> None:
     content = data(page)
     probe = content["probes"][0]
     assert content["layers"] == list(LAYERS) and [layer["layer"] for layer in probe["layers"]] == list(LAYERS)
     assert probe["grid"] == [4, 6] and probe["extent"] == [0, 0, 1, 1]
     layer = probe["layers"][0]
-    before, after = (
-        np.frombuffer(base64.b64decode(layer[side]), np.uint8) * layer["peak"] / 255
-        for side in ("before", "after")
-    )
+    before, after = (cells_of(layer, side) for side in ("before", "after"))
     assert (before.argmax(), after.argmax()) == (20, 8)
     assert after.max() == pytest.approx(12.0, rel=0.01) and after.mean() == pytest.approx(1.0, rel=0.03)
     assert layer["reading"]["mass"] == pytest.approx([0.5 / 23, 0.5], abs=1e-5)
     assert probe["boxes"][0] == ["spheres", [[0.33333, 0.25, 0.5, 0.5]]]
     assert len(base64.b64decode(content["heat"])) == len(base64.b64decode(content["swing"])) == 256 * 4
+
+
+@pytest.mark.parametrize("cells", [1024, 4096])
+def test_a_sink_leaves_the_other_cells_their_colours(cells: int) -> None:
+    """One cell holds half of the attention; the others stay apart by less than a level of colour is wide, of 255."""
+    density = np.linspace(0.2, 2.2, cells)
+    density[0] = cells / 2
+    side = int(cells**0.5)
+    text = report_page._levels(CellMap(density, (side, side), np.zeros((cells, 4))), density[0])
+    shown = levels(text) * density[0] / 65535
+    assert np.abs(shown - density).max() < 0.02
+
+
+def test_what_was_said_is_marked_by_itself_and_not_by_the_margin(tmp_path: Path) -> None:
+    """Before, the right answer is said and the wrong one rated likelier; now the other way round."""
+    pairs = flat(pairs_of(tmp_path, towers=Made(probes=3, said=(ANSWER, FOIL))))
+    silent = replace(pairs[2].after, scores=replace(pairs[2].after.scores, generated=""))
+    pairs[2] = replace(pairs[2], after=silent)
+    found = data(report_html(comparison_of(pairs), pairs))["probes"]
+    assert [one["said_right"] for one in found] == [[True, False], [True, False], [True, None]]
+    assert found[0]["margin"] == [-3.0, 6.0]
+
+
+@pytest.mark.parametrize(("steps", "unit"), [((0, 1, 2), "checkpoint"), ((0, 5, 30), "step")])
+def test_numbers_that_are_places_are_called_checkpoints(
+    tmp_path: Path, steps: tuple[int, ...], unit: str
+) -> None:
+    of, comparison, pairs = small(tmp_path)
+    evolution = walked(of, dict.fromkeys(steps, 8))
+    read = read_series(of, evolution)
+    comparison["series"] = series_of(of, evolution, read)
+    comparison["onset"] = onset_of(pairs, evolution.steps, read)
+    page = report_page.report_html(comparison, pairs, evolution=evolution)
+    assert data(page)["unit"] == comparison["onset"]["unit"] == unit
+    words = {"step": "步", "checkpoint": "检查点"}
+    axes = re.findall(
+        r'text-anchor="middle"><tspan lang="en">(\w+)</tspan><tspan lang="zh-CN">(.*?)</tspan>', page
+    )
+    assert set(axes) & {*words.items()} == {(unit, words[unit])}
 
 
 def test_pictures_are_inside_and_small(page: str) -> None:
@@ -427,8 +475,8 @@ def test_each_probe_has_its_maps_over_steps_on_one_scale(tmp_path: Path) -> None
     assert content["steps"] == content["all_steps"] == [0, 5, 30]
     assert probe["margins"] == pytest.approx([-1.0, -0.5, 2.0])
     layer = probe["layers"][1]
-    maps = [np.frombuffer(base64.b64decode(one), np.uint8) for one in layer["over"]]
-    assert [int(one.argmax()) for one in maps] == [20, 14, 8] and {int(one.max()) for one in maps} == {255}
+    maps = [levels(one) for one in layer["over"]]
+    assert [int(one.argmax()) for one in maps] == [20, 14, 8] and {int(one.max()) for one in maps} == {65535}
     # before and after come first among the readings, then a step each
     assert layer["reading"]["mass"] == pytest.approx([0.5 / 23, 0.5, 0.5 / 23, 0.5 / 23, 0.5], abs=1e-5)
     assert len(probe["path"]["points"]) == 3 and probe["path"]["explained"] == pytest.approx(1.0)
@@ -476,7 +524,7 @@ def test_maps_without_sinks_are_there_where_a_record_has_sinks(tmp_path: Path) -
     assert content["sinks"] is True and "bare" not in content["probes"][1]["layers"][0]
 
     def density(layer: dict) -> np.ndarray:  # type: ignore[type-arg]
-        return np.frombuffer(base64.b64decode(layer["after"]), np.uint8)[:5] * layer["peak"] / 255 / 24
+        return cells_of(layer)[:5] / 24
 
     first, second = content["probes"][0]["layers"]
     assert density(second) == pytest.approx([0.0625, 0.75, 0.0625, 0.0625, 0.0625], abs=0.005)

@@ -107,8 +107,7 @@ def by_hand(maps, rows, loss):
             if name == CONNECTOR:
                 continue
             heads = matrix[sequence, :, position, tokens]
-            if not heads.sum():  # a window that ends behind the picture
-                layers.append(heads.sum())
+            if not heads.sum():  # a window that ends behind the picture: this layer can be asked nothing
                 continue
             shares = (heads / heads.sum(-1, keepdim=True)).mean(0)
             if connector is not None:

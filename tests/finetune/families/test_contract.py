@@ -16,7 +16,7 @@ from diagnostics.probing.prompts import padded
 from finetune.data.dataset import Collator, Sample
 from finetune.data.lengths import measure
 from finetune.families import family_of
-from finetune.families.base import image_places
+from finetune.families.base import image_places, learned_elsewhere
 from finetune.families.parts.box_scores import box_scores
 from finetune.families.parts.modules import attending_layers, attention_modules, bare_model
 from finetune.model import checkpoint
@@ -186,6 +186,20 @@ def test_tokens_are_counted_without_opening_a_picture(family, processor, tmp_pat
         name: values.tolist() for name, values in full.per_token.items()
     }
     assert full.media and not counted.media
+
+
+def test_a_trained_answer_follows_the_prompt_that_it_is_generated_from(family, processor):
+    """In all but Qwen3.5 also where the conversation goes on: its template leaves out the empty thought there."""
+    asked = (ImageRef("shared/a.png", picture(50, 31)), "what?")
+    single = (Turn("user", asked), Turn("assistant", ("\nnoise",)))
+    several = (*single, Turn("user", ("and now?",)), Turn("assistant", ("more",)))
+    for turns, unlike in ((single, []), (several, [1] if "qwen3.5" in family.name else [])):
+        try:
+            found = [*learned_elsewhere(family, processor, Conversation(turns))]
+        except ValueError as error:  # PaliGemma answers one question
+            assert turns is several and "PaliGemma" in str(error)
+            continue
+        assert [one.turn for one in found] == unlike
 
 
 @pytest.mark.parametrize("size", [(50, 31), (31, 70), (90, 33)])

@@ -11,9 +11,10 @@ from transformers import LlavaNextConfig
 from diagnostics.probing.prober import Prober
 from diagnostics.records.measurement_plan import QUICK
 from diagnostics.records.probes import Probe
-from finetune.families.base import AttentionShape
+from finetune.families.base import AttentionShape, ignored_elsewhere
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Turn
 from tests.finetune.families.pictures import about, features, local_model, picture, slots
+from tests.finetune.families.tiny_families import ALL
 from tests.finetune.families.tiny_llava import (
     IMAGE,
     LLAVA_SIDE,
@@ -230,6 +231,23 @@ def test_a_bound_scales_the_picture_down_and_cells_stay_in_its_own_pixels(tmp_pa
         assert torch.equal(found.media["pixel_values"], bounded.media["pixel_values"])
     counted = FAMILY.encode(processor, about(picture((90, 61)), size_pixels=(90, 61)), media=False)
     assert counted.input_ids.tolist() == bounded.input_ids.tolist()
+
+
+@pytest.mark.parametrize("tiny", [TINY, LLAVAS["llava-onevision"]], ids=lambda tiny: tiny.family.name)
+def test_that_other_libraries_ignore_the_bound_is_told(tiny, tmp_path):
+    """transformers loads it with the rest and never reads it; a run that goes on has it from the folder."""
+    family, processor, whole = tiny.family, tiny.processor(tmp_path), picture((90, 61))
+    assert ignored_elsewhere(family, processor) == ""
+    family.set_pixel_budget(processor, min_pixels=None, max_pixels=20 * 14)
+    processor.save_pretrained(tmp_path)
+    loaded = family.load_processor(str(tmp_path))
+    ours = family.encode(loaded, about(whole)).media["pixel_values"]
+    theirs = loaded.image_processor([[whole]], return_tensors="pt")["pixel_values"]
+    assert len(ours) < len(torch.cat([*theirs]))
+    for one in (processor, loaded):
+        told = ignored_elsewhere(family, one)
+        assert told.startswith(f"--max_pixels 280 of {family.name} holds in this project alone: transformers")
+    assert ignored_elsewhere(ALL["qwen3-vl"].family, ALL["qwen3-vl"].processor(tmp_path)) == ""
 
 
 def test_impossible_budgets_are_refused(tmp_path):

@@ -49,7 +49,8 @@ def test_every_flag_of_the_2023_program_is_understood():
         (["--warmup_ratio=0.01"], ["--warmup_steps", "0.01"]),
         (["--group_by_length", "True"], ["--train_sampling_strategy", "group_by_length"]),
         (["--group_by_length"], ["--train_sampling_strategy", "group_by_length"]),
-        (["--group_by_length", "False"], []),
+        (["--group_by_length", "False"], ["--train_sampling_strategy", "random"]),
+        (["--adafactor", "False"], ["--optim", "adamw_torch"]),
         (["--no_cuda"], ["--use_cpu"]),
         (["--per_gpu_train_batch_size", "3"], ["--per_device_train_batch_size", "3"]),
         (["--save_safetensors", "True"], []),
@@ -72,6 +73,29 @@ def test_gradient_checkpointing_reaches_the_installed_version():
 def test_logging_dir_still_says_where_tensorboard_writes():
     assert log_folder(parse.parse(BASE)[0].training) == Path("output_qwen/runs")
     assert log_folder(parse.parse([*BASE, "--logging_dir", "elsewhere"])[0].training) == Path("elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "flag", "found"),
+    [
+        (
+            "train_sampling_strategy: group_by_length",
+            "--group_by_length",
+            "train_sampling_strategy",
+            "random",
+        ),
+        ("train_sampling_strategy: sequential", "--group_by_length", "train_sampling_strategy", "sequential"),
+        ("optim: adafactor", "--adafactor", "optim", "adamw_torch"),
+        ("optim: sgd", "--adafactor", "optim", "sgd"),
+    ],
+)
+def test_a_switch_that_is_off_takes_back_what_a_file_says_and_nothing_else(
+    file: str, old: str, flag: str, found: str
+):
+    Path("run.yaml").write_text(file)
+    args, lines = parse.parse([*BASE, "--config", "run.yaml", old, "False"])
+    assert str(getattr(getattr(args.training, flag), "value", getattr(args.training, flag))) == found
+    assert len(lines) == 1 and found in lines[0]
 
 
 def test_a_switch_takes_only_true_or_false():
@@ -131,6 +155,46 @@ def test_settings_of_adapters_that_nothing_trains_have_a_line():
         assert parse.parse([*BASE, *given, *adapters])[1] == []
     Path("run.yaml").write_text("lora_alpha: 32\n")
     assert parse.parse([*BASE, "--config", "run.yaml"])[1][0].startswith("--lora_alpha: no effect")
+
+
+@pytest.mark.parametrize(
+    "warmup", [("--warmup_steps", "0.1"), ("--warmup_ratio", "0.1"), ("--warmup_steps", "5")]
+)
+@pytest.mark.parametrize("kind", ["constant", "reduce_lr_on_plateau"])
+def test_a_warm_up_that_the_schedule_does_not_have_has_one_line(warmup: tuple[str, str], kind: str):
+    usual = ("--warmup_steps", "0.01", "--lr_scheduler_type", "cosine", "--given")
+    _, lines = parse.parse([*usual, *EVALUATED, *warmup, "--lr_scheduler_type", kind])
+    told = [line for line in lines if f"no effect with --lr_scheduler_type {kind}" in line]
+    assert len(told) == 1 and told[0].startswith(f"--warmup_steps {warmup[1]}: ")
+    assert ("constant_with_warmup" in told[0]) == (kind == "constant")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--warmup_steps", "5"),
+        ("--warmup_steps", "5", "--lr_scheduler_type", "constant_with_warmup"),
+        ("--lr_scheduler_type", "constant"),
+    ],
+)
+def test_a_warm_up_that_the_schedule_has_and_none_at_all_have_no_line(flags: tuple[str, ...]):
+    assert parse.parse([*BASE, *flags])[1] == []
+
+
+BEST = (*EVALUATED, "--load_best_model_at_end", "True", "--eval_generate", "8")
+
+
+@pytest.mark.parametrize(
+    ("metric", "wrong"),
+    [("loss", True), ("eval_loss", True), ("exact_match", False), ("eval_box_iou", False)],
+)
+def test_a_best_that_would_be_the_worst_is_refused(metric: str, wrong: bool):
+    flags = (*BEST, "--metric_for_best_model", metric, "--greater_is_better")
+    with pytest.raises(
+        ValueError, match=f"--greater_is_better {wrong} with --metric_for_best_model {metric}: the w"
+    ):
+        parse.parse([*flags, str(wrong)])
+    assert parse.parse([*flags, str(not wrong)])[0].training.greater_is_better is not wrong
 
 
 @pytest.mark.parametrize("metric", ["exact_match", "eval_exact_match", "box_iou"])

@@ -146,6 +146,32 @@ def test_gradients_that_will_not_be_clipped_are_said():
     assert "gradients are not clipped, though --max_grad_norm is 1" in lines[0]
 
 
+ADAM = {"type": "AdamW", "params": dict.fromkeys(("lr", "betas", "eps", "weight_decay"), "auto")}
+WARM = {"type": "WarmupLR", "params": {"warmup_max_lr": "auto", "warmup_num_steps": "auto"}}
+
+
+@pytest.mark.parametrize(
+    ("section", "flags", "words"),
+    [
+        ({"scheduler": WARM}, ("--lr_scheduler_type", "cosine"),
+         'its "scheduler" (WarmupLR) decides; without effect: --lr_scheduler_type cosine; remove "scheduler" from'),
+        ({"scheduler": {"type": "WarmupLR"}}, (),
+         '--lr_scheduler_type linear, --learning_rate (no "warmup_max_lr" in its params), --warmup_steps (no "w'),
+        ({"optimizer": ADAM}, ("--optim", "adafactor"),
+         'its "optimizer" (AdamW) decides; without effect: --optim adafactor; remove "optimizer" from the file'),
+        ({"optimizer": ADAM}, ("--weight_decay", "0.1"),
+         "without effect: --optim adamw_torch; biases and norms decay too, by 0.1; remove"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}}}, ("--weight_decay", "0.1"),
+         'adamw_torch, --adam_epsilon (no "eps" in its params), --weight_decay (no "weight_decay" in its params); rem'),
+    ],
+)  # fmt: skip
+def test_flags_that_a_section_of_the_file_replaces_have_one_line(
+    section: dict[str, Any], flags: tuple[str, ...], words: str
+):
+    _, lines = parse.parse([*BASE, write(GOOD | section), "--warmup_steps", "2", *flags])
+    assert len(lines) == 1 and words in lines[0] and lines[0].startswith("--deepspeed ds.json: its ")
+
+
 def test_json_in_the_place_of_a_file():
     args, _ = parse.parse([*BASE, json.dumps(GOOD)])
     assert args.training.hf_deepspeed_config.is_zero2()

@@ -124,6 +124,25 @@ def test_what_is_written_gives_the_same_arguments(name: str):
     assert {key: (before[key], after[key]) for key in before if before[key] != after[key]} == {}
 
 
+@pytest.mark.parametrize(
+    ("flags", "beside", "name", "found"),
+    [
+        (("--load_best_model_at_end", "True"), ("--metric_for_best_model", "exact_match", "--eval_generate", "8"),
+         "greater_is_better", True),
+        (("--load_best_model_at_end", "True", "--metric_for_best_model", "exact_match", "--eval_generate", "8"),
+         ("--metric_for_best_model", "loss"), "greater_is_better", False),
+        (("--torch_compile", "True"), ("--torch_compile", "False"), "torch_compile", False),
+    ],
+    ids=["answers", "loss", "not compiled"],
+)  # fmt: skip
+def test_what_follows_from_another_flag_follows_from_the_one_beside_the_file(flags, beside, name, found):
+    evaluated = ("--eval_data_path", "e.json", "--eval_strategy", "steps")
+    args, _ = parse.parse(["--model_name_or_path", "m", "--data_path", "d.json", *evaluated, *flags])
+    Path("written.yaml").write_text(run_file.text_of(args), encoding="utf-8")
+    again, _ = parse.parse(["--config", "written.yaml", *beside])
+    assert getattr(again.training, name) is found
+
+
 def test_what_is_written_holds_no_secret_and_nothing_of_one_start():
     flags = ["--model_name_or_path", "m", "--data_path", "d.json", "--hub_token", "hf_secret"]
     args, _ = parse.parse([*flags, "--overwrite_output_dir", "True", "--resume_from_checkpoint", "there"])

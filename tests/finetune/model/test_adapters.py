@@ -1,8 +1,10 @@
 """An adapter is trained on, merged and compared over its own base, or refused at once, in one message."""
 
 import json
+import re
 import shutil
 import socket
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -10,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from finetune import export
 from finetune.model import adapters, checkpoint
 from finetune.samples import source
 from tests.finetune.conftest import write_checkpoint
+from tests.finetune.model.test_adaptation import batch, perturb
 from tests.finetune.test_program import flags, program  # noqa: F401  (fixtures)
 
 Run = Callable[..., list[str]]
@@ -396,6 +400,81 @@ def test_fields_that_mean_nothing_are_named_with_their_file(
         checkpoint.check(adapter)
     message = str(caught.value)
     assert "adapter_config.json" in message and field in message and len(message) < 2000, message
+
+
+@pytest.mark.parametrize(
+    "kind", ["pissa", "pissa_niter_4", "OLoRA", "corda", "loftq", "lora_ga", "of_next_year"]
+)
+def test_an_adapter_that_is_opened_on_a_changed_base_is_refused(
+    program: ModuleType,  # noqa: F811
+    trained: Callable[..., Path],
+    tmp_path: Path,
+    kind: str,
+):
+    adapter = shutil.copytree(trained(program), tmp_path / "adapter")
+    change(adapter, init_lora_weights=kind)
+    expected = rf'adapter_config\.json: init_lora_weights: found "{kind}", .*path_initial_model_for_weight_conversion'
+    for opened in (checkpoint.check, checkpoint.load):
+        with pytest.raises(ValueError, match=expected):
+            opened(adapter)
+
+
+FOREIGN: dict[str, dict[str, Any]] = {
+    **{str(kind): {"init_lora_weights": kind} for kind in (False, "gaussian", "orthogonal", "eva", "mica")},
+    "biases of adapters": {"lora_bias": True, "target_modules": r"transformer\.h\.\d+\.attn\.c_attn"},
+    "tokens": {"trainable_token_indices": {"wte": [5, 9]}},
+}
+
+
+def foreign(base: Path, folder: Path, fields: dict[str, Any]) -> torch.Tensor:
+    """Writes an adapter as PEFT makes it, and returns its logits."""
+    torch.manual_seed(3)
+    model, _ = checkpoint.load(base)
+    config = {"r": 4, "target_modules": r"transformer\.h\.\d+\.mlp\.w1", **fields}
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # PEFT takes biases of adapters for shards, and EVA for a waste of memory
+        adapted = get_peft_model(model, LoraConfig(**config))
+        perturb(adapted)
+        adapted.save_pretrained(folder)
+    with torch.no_grad():
+        return adapted.eval()(**batch()).logits
+
+
+@pytest.mark.filterwarnings("ignore:.*eva:UserWarning")
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_adapters_of_other_programs_are_opened_as_they_were_saved(
+    checkpoint_folder: Path, tmp_path: Path, kind: str
+):
+    expected = foreign(checkpoint_folder, tmp_path / "adapter", FOREIGN[kind])
+    model, _ = checkpoint.load(tmp_path / "adapter")
+    base, _ = checkpoint.load(checkpoint_folder)
+    assert isinstance(model, PeftModel)
+    with torch.no_grad():
+        assert torch.equal(model(**batch()).logits, expected)
+        with model.disable_adapter():
+            assert torch.equal(model(**batch()).logits, base(**batch()).logits)
+
+
+@pytest.mark.parametrize("kind", ["biases of adapters", "tokens"])
+def test_their_tensors_are_missed_and_measured_too(checkpoint_folder: Path, tmp_path: Path, kind: str):
+    foreign(checkpoint_folder, tmp_path / "adapter", FOREIGN[kind])
+    saved = tensors(tmp_path / "adapter")
+    name = next(name for name in saved if name.endswith((".lora_B.bias", ".trainable_tokens_delta")))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    wrong = saved[name][..., 1:].contiguous()
+    shapes = f"{list(wrong.shape)} in the adapter, expected {list(saved[name].shape)}"
+    for changed, message in (
+        ({**saved, name: wrong}, f"{name}: found {shapes}"),
+        ({one: saved[one] for one in saved if one != name}, f"{name}: found none in the adapter"),
+    ):
+        save_file(changed, file, {"format": "pt"})
+        with pytest.raises(ValueError, match=re.escape(message)):
+            checkpoint.check(tmp_path / "adapter")
+    save_file({**saved, name: saved[name] * float("nan")}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"a broken adapter:\n.*found NaN or infinity"):
+        checkpoint.load(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", "{", "null", "[" * 50_000, "\udcff"])

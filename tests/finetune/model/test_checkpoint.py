@@ -1,7 +1,9 @@
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from finetune.model.adaptation import adapt
 from finetune.qwen_vl import QwenVLForConditionalGeneration, QwenVLProcessor
 from tests.finetune.conftest import write_checkpoint
 from tests.finetune.families.tiny_families import GRIDS
+from tests.finetune.families.tiny_llava import LLAVAS
 from tests.finetune.model.test_adaptation import LORA, batch, perturb
 
 
@@ -189,3 +192,152 @@ def test_a_skeleton_is_built_from_a_configuration_that_was_saved():
         config.dtype = written
         found = next(checkpoint.skeleton(config).parameters())
         assert found.is_meta and str(written or "float32").removeprefix("torch.") in str(found.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights that are not the model's
+# ---------------------------------------------------------------------------------------------------------------------
+
+LOST = "transformer.h.1.mlp.w1.weight"
+WEIGHTS = "model.safetensors"
+
+
+def rewritten(folder: Path, to: Path, rewrite: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    copied = shutil.copytree(folder, to)
+    saved = load_file(copied / WEIGHTS)
+    rewrite(saved)
+    save_file(saved, copied / WEIGHTS, {"format": "pt"})
+    return copied
+
+
+def under_a_prefix(saved: dict[str, torch.Tensor]) -> None:
+    for name in list(saved):
+        saved[f"module.{name}"] = saved.pop(name)
+
+
+LACKING = {
+    "one": (lambda saved: saved.pop(LOST), rf"lack 1 of the model's tensors.*:\n  {LOST}\nexpected each"),
+    "all": (under_a_prefix, r"(.|\n)*and \d+ more\nfound \d+ that it does not have, such as module\.lm_head"),
+}
+
+
+@pytest.mark.parametrize("way", ["early", "loading", "four bit"])
+@pytest.mark.parametrize("kind", LACKING)
+def test_tensors_that_no_file_holds_are_not_made_up(
+    checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, way: str
+):
+    rewrite, message = LACKING[kind]
+    folder = rewritten(checkpoint_folder, tmp_path / "lacking", rewrite)
+    if way == "early":
+        monkeypatch.setattr(
+            checkpoint.AutoModelForImageTextToText, "from_pretrained", lambda *_, **__: pytest.fail()
+        )
+    else:  # as for a name of the hub, of which headers are not read
+        monkeypatch.setattr(checkpoint, "_require_weights", lambda *_: None)
+    calls = {"early": [checkpoint.check, checkpoint.require_weights]}.get(way, [checkpoint.load])
+    for call in calls:
+        with pytest.raises(ValueError, match=f"{folder}: its weights {message}"):
+            call(folder, **({"quantize": True} if way == "four bit" else {}))
+
+
+def to_names_of_transformers_4(saved: dict[str, torch.Tensor], old: dict[str, str]) -> None:
+    for name in list(saved):
+        prefix = next(one for one in old if name.startswith(one))
+        saved[old[prefix] + name.removeprefix(prefix)] = saved.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("tiny", "old"),
+    [
+        (
+            GRIDS["qwen2.5-vl"],
+            {"visual.": "model.visual.", "model.": "model.language_model.", "lm_head.": "lm_head."},
+        ),
+        (
+            LLAVAS["llava-1.5"],
+            {
+                "language_model.model.": "model.language_model.",
+                "language_model.lm_head.": "lm_head.",
+                "vision_tower.": "model.vision_tower.",
+                "multi_modal_projector.": "model.multi_modal_projector.",
+            },
+        ),
+    ],
+    ids=["qwen2.5-vl", "llava-1.5"],
+)
+def test_names_of_every_release_are_known(tmp_path: Path, tiny: Any, old: dict[str, str]):
+    """They changed with transformers 4.52, and changed back."""
+    folder = tiny.write(tmp_path / "base")
+    other = rewritten(folder, tmp_path / "other", lambda saved: to_names_of_transformers_4(saved, old))
+    assert not load_file(folder / WEIGHTS).keys() - {"lm_head.weight"} & load_file(other / WEIGHTS).keys()
+    for one in (folder, other):
+        checkpoint.check(one)
+
+
+def test_tensors_that_the_model_does_not_have_are_said_once(
+    checkpoint_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    known = {"transformer.rotary_emb.inv_freq": torch.ones(2)}
+    checkpoint.load(rewritten(checkpoint_folder, tmp_path / "known", lambda saved: saved.update(known)))
+    assert capsys.readouterr().out == ""
+    more = {f"extra.{i}": torch.ones(1) for i in range(5)}
+    folder = rewritten(checkpoint_folder, tmp_path / "more", lambda saved: saved.update(more))
+    checkpoint.load(folder)
+    said = f"{folder}: tensors in its files that the model does not have, left out: "
+    assert capsys.readouterr().out == f"{said}extra.0, extra.1, extra.2 and 2 more\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A model and an adapter in one folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+BOTH = r"found a model \(config\.json, model\.safetensors\) and an adapter \(adapter_config\.json\), expected one"
+
+
+def test_an_adapter_in_the_folder_of_a_model_is_not_attached_unseen(
+    adapter: tuple[Path, torch.Tensor], checkpoint_folder: Path, tmp_path: Path
+):
+    whole = shutil.copytree(checkpoint_folder, tmp_path / "whole")
+    for path in adapter[0].glob("adapter_*"):
+        shutil.copy(path, whole)
+    other = shutil.copytree(adapter[0], tmp_path / "other")
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(whole)}))
+    opened = [
+        lambda: checkpoint.load(whole),
+        lambda: checkpoint.load(adapter[0], base=str(whole)),
+        lambda: checkpoint.load(other),
+        lambda: checkpoint.load_config(whole),
+    ]
+    for opening in opened:
+        with pytest.raises(ValueError, match=f"^{whole}: {BOTH}"):
+            opening()
+
+
+def test_an_adapter_in_a_model_of_the_hub_is_not_attached_unseen(
+    adapter: tuple[Path, torch.Tensor],
+    checkpoint_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    place = tmp_path / "models--someone--tiny"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("0" * 40)
+    snapshot = shutil.copytree(checkpoint_folder, place / "snapshots" / ("0" * 40))
+    for path in adapter[0].glob("adapter_*"):
+        shutil.copy(path, snapshot)
+    with pytest.raises(ValueError, match=r"^someone/tiny: found a model .* and an adapter"):
+        checkpoint.load("someone/tiny", cache_dir=str(tmp_path))
+
+
+def test_the_configuration_of_its_base_beside_an_adapter_makes_it_no_model(
+    adapter: tuple[Path, torch.Tensor], checkpoint_folder: Path, tmp_path: Path
+):
+    folder = shutil.copytree(adapter[0], tmp_path / "adapter")
+    shutil.copy(checkpoint_folder / "config.json", folder)
+    assert checkpoint.resolve(folder) == (str(checkpoint_folder), folder)
+    model, _ = checkpoint.load(folder)
+    assert isinstance(model, PeftModel)
+    with torch.no_grad():
+        assert torch.equal(model(**batch()).logits, adapter[1])

@@ -62,7 +62,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_tool_probes_what_must_stay(made: Path):
     groups = groups_of(read_probes(made / "probes.json"))
     assert set(groups) == {"neighbour", "retention", "spatial-relation"}
-    assert all(20 <= len(probes) <= 40 for probes in groups.values())  # about half of 60 pictures, by their content
+    assert all(
+        20 <= len(probes) <= 40 for probes in groups.values()
+    )  # about half of 60 pictures, by their content
     answers = Counter(probe.answer for probe in groups["retention"])
     assert answers["no"] + answers["没有"] >= 10  # wherever something is missing: who always says yes is seen
     answers = Counter(probe.answer for probe in groups["spatial-relation"])

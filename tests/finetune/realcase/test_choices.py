@@ -80,3 +80,22 @@ def test_an_answer_of_a_name_alone_is_written_by_the_prompts_last_row(opened):
     covered = torch.from_numpy(region_coverage(question.boxes, encoded.images[0])).float()
     expected = ((row / row.sum(-1, keepdim=True)) @ covered).mean().item()
     assert choices.choose(model, processor, question).mass[0] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("nats", "choice"),
+    [([-1.0, -2.0, -3.0], 0), ([-2.0, -1.0, -3.0], 1), ([-1.0, -1.0, -3.0], 1), ([-2.0, -2.0, -2.0], 2)],
+)
+def test_a_tie_is_not_right(opened, monkeypatch, nats, choice):
+    model, processor, questions = opened
+    question = next(one for one in questions if len(one.choices) >= 3)._replace(boxes=())
+    monkeypatch.setattr(choices, "_answers_nats", lambda *_, **__: (torch.tensor(nats), None))
+    assert choices.choose(model, processor, question).choice == choice
+
+
+def test_numbers_that_are_not_finite_choose_nothing(opened, monkeypatch):
+    model, processor, questions = opened
+    question = questions[0]._replace(boxes=())
+    monkeypatch.setattr(choices, "_answers_nats", lambda *_, **__: (torch.tensor([float("nan")] * 2), None))
+    with pytest.raises(ValueError, match=f"question {question.identity}: found log probabilities .*nan"):
+        choices.choose(model, processor, question)

@@ -33,6 +33,7 @@ from finetune.training.evaluation import (
     prompts,
     questions_of,
 )
+from finetune.training.guards import TrainingError
 from tests.finetune.families.tiny_families import ALL, Tiny
 from tests.finetune.test_program import flags, program, scalars  # noqa: F401  (fixtures)
 
@@ -146,6 +147,33 @@ def test_a_picture_is_no_part_of_the_words_that_are_shown(loaded, pictures: list
     first = several_turns(pictures[0]).turns[:2]
     [found] = questions_of(dataset(loaded[1], [Conversation(first)]), 1)
     assert (found.asked, found.expected, found.tokens) == ("what?", "blue", 4)
+
+
+class Streamed(list):
+    """Conversations of which some cannot be read."""
+
+    def __getitem__(self, place: Any) -> Any:
+        if (found := super().__getitem__(place)) is None:
+            raise ValueError(f"d.json: record {place}: no answer")
+        return found
+
+
+@pytest.mark.parametrize(
+    ("bad", "count", "asked"), [((0,), 3, [1, 2, 3]), ((1,), 2, [0, 3]), ((0, 1, 2), 4, [3])]
+)
+def test_streamed_samples_that_cannot_be_read_are_left_out_of_the_questions(loaded, bad, count, asked):
+    """Of four samples; others take their place while there are any."""
+    turns = [(Turn("user", ("what?",)), Turn("assistant", (f"answer {i}",))) for i in range(4)]
+    read = Streamed(None if i in bad else Conversation(one) for i, one in enumerate(turns))
+    data = dataset(loaded[1], read)
+    data.on_bad_sample = "drop"
+    assert sorted(one.expected for one in questions_of(data, count)) == [f"answer {i}" for i in asked]
+    data.on_bad_sample = "error"
+    with pytest.raises(TrainingError, match=r"record \d: no answer\n.*--on_bad_sample drop"):
+        questions_of(data, 4)
+    data.on_bad_sample, data.conversations = "drop", Streamed([None] * 4)
+    with pytest.raises(TrainingError, match="found no sample of the evaluation data that can be read"):
+        questions_of(data, count)
 
 
 def test_prompts_end_where_the_answer_begins_and_are_padded_on_the_left():

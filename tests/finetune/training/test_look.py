@@ -18,9 +18,10 @@ from finetune.model.adaptation import Plan, adapt
 from finetune.samples.source import read
 from finetune.training import look_preview
 from finetune.training.guards import TrainingError
-from finetune.training.look import LookSettings, kl_losses, mass_losses
+from finetune.training.look import LookSettings, Supervision, kl_losses, mass_losses
 from finetune.training.look_steps import LookSteps
 from finetune.training.trainer import FinetuneTrainer, build_trainer
+from tests.finetune.families.tiny_families import GRIDS
 
 FAMILY = QwenVLFamily()
 LEFT, RIGHT = [0, 0, 8, 14], [12, 2, 20, 12]
@@ -199,6 +200,33 @@ def test_supervision_moves_attention_into_the_boxes(checkpoint_folder, dataset, 
     assert mass[-1] > mass[0] + 0.1
 
 
+def test_its_share_of_the_gradient_is_measured_in_the_mixed_precision_of_the_run(folder, tmp_path):
+    """A connector in fp32 beside LoRA, the rest in bf16: without autocast they do not meet."""
+    tiny = GRIDS["qwen2-vl"]
+    model, processor = checkpoint.load(tiny.write(tmp_path / "model"), for_training=True)
+    conversations = read(write_look_data(folder), say=lambda _: None)
+    some = build_dataset(
+        conversations,
+        processor,
+        tiny.family,
+        max_length=500,
+        on_bad_sample="error",
+        look="first",
+        say=lambda _: None,
+    )
+    model = adapt(
+        model.bfloat16(), tiny.family, Plan(connector="full", rank=4, dropout=0.0), master_weights=True
+    )
+    args = TrainingArguments(
+        output_dir=str(tmp_path), report_to="none", max_steps=1, per_device_train_batch_size=4, logging_steps=1,
+        save_strategy="no", disable_tqdm=True, bf16=True,
+    )  # fmt: skip
+    found = build_trainer(model, processor, args, some, None, looking=looking(layers=lambda: (0,)))
+    found.train()
+    (share,) = logged(found, "look gradient norm (share)")
+    assert 0 < share < 1
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_reentrant_checkpoints_give_no_gradient_and_say_so(checkpoint_folder, dataset, tmp_path):
     changes = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
@@ -263,3 +291,39 @@ def test_values_alone_cannot_move_where_their_own_layer_looks(checkpoint_folder,
         return look_preview.check_moves(model, FAMILY, layers)
     with pytest.raises(ValueError, match=f"can move the attention of {fault}"):
         look_preview.check_moves(model, FAMILY, layers)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers that do not see the picture
+# ---------------------------------------------------------------------------------------------------------------------
+
+SEES = {"all": [(0.2, 0.8), (0.6, 0.4)], "one": [(0.2, 0.8), (0.0, 0.0)], "none": [(0.0, 0.0), (0.0, 0.0)]}
+
+
+@pytest.mark.parametrize(("seen", "mass"), [("all", 0.4), ("one", 0.2), ("none", 0.0)])
+@pytest.mark.parametrize("kind", ["mass", "kl"])
+def test_a_row_is_the_mean_over_the_layers_that_see_the_picture(seen, mass, kind, monkeypatch):
+    """The box is the first of two cells. Where all see it, the mean over all, to the bit; where one does, its own."""
+    layers = [torch.tensor([one], requires_grad=True) for one in SEES[seen]]
+    given = iter(layers)
+    monkeypatch.setattr("finetune.training.look.image_shares", lambda *_: next(given))
+    supervision = Supervision(LookSettings(1.0, lambda: (0, 1), loss=kind), torch.nn.Module(), FAMILY)
+    weights, ends = torch.tensor([[[1.0, 0.0]]]), torch.tensor([1])
+    fields = dict.fromkeys(LookBatch._fields, torch.zeros(1, 2, dtype=torch.long))
+    batch = LookBatch(**{**fields, "weights": weights, "ends": ends})
+    found = supervision.result({"layer_0": None, "layer_1": None}, batch)
+    assert found.mass.tolist() == pytest.approx([mass])
+    each = [
+        mass_losses(one, weights, ends, 0.8)[0] if kind == "mass" else kl_losses(one, weights, batch.is_token)
+        for one in layers
+        if one.sum()
+    ]
+    expected = torch.stack(each).mean(0) if each else torch.zeros(1)
+    assert torch.equal(found.losses, expected)
+    found.losses.sum().backward()
+    ours = [one.grad.clone() for one in layers]
+    if seen == "all":
+        for one in layers:
+            one.grad = None
+        expected.sum().backward()
+        assert all(torch.equal(grad, one.grad) for grad, one in zip(ours, layers, strict=True))

@@ -68,13 +68,13 @@ def test_it_has_verdict_base_data_flags_and_how_to_load(run: Path):
     assert header["library_name"] == "peft" and header["tags"] == ["attention-finetune", "qwen-vl", "lora"]
     assert "base_model" not in header  # the hub would look for a folder of ours
     assert (
-        "| sphere\\|building | 40 | 0% → 98% | -5.28 → +4.50 | 15.7× → 26× | – | **corrected, not by looking** |"
+        "| sphere\\|building | 40 | 0 % → 97.5 % | -5.28 → +4.50 | 15.7× → 26× | – | **corrected, not by looking** |"
         in text
     )
     assert "- sphere\\|building: answers ✓, picture ✓, attention ✓, cause ✗, mediation –\n" in text
     assert "- retention:" not in text  # kept rests on answers alone
     assert "`my-base` (a local folder)" in text and "- `data.json` (SHA-256 `9edf9edf9edf9edf…`)" in text
-    assert "- `pearls.json`, corrective, 30% of an epoch (SHA-256" in text and "- 32 samples a step" in text
+    assert "- `pearls.json`, corrective, 30 % of an epoch (SHA-256" in text and "- 32 samples a step" in text
     assert "use_lora: true\nlora_r: 16\nmax_steps: 330\n" in text and "seed" not in text
     assert "import finetune" in text and "PeftModel.from_pretrained(base, folder)" in text
     assert (run / "probe.png").read_bytes() == b"s-0" and "](probe.png)" in text
@@ -109,6 +109,18 @@ def test_a_base_of_the_hub_is_linked(run: Path):
         "](https://huggingface.co/Qwen/Qwen-VL-Chat)" in text
         and 'from_pretrained("Qwen/Qwen-VL-Chat")' in text
     )
+
+
+@pytest.mark.parametrize(
+    ("probes", "words"), [(250, "0.4 % → 99.6 %"), (4000, "under 0.1 % → over 99.9 %"), (1, "100 % → 0 %")]
+)
+def test_few_are_not_none_and_all_but_one_are_not_all(run: Path, probes: int, words: str):
+    path = run / "comparison" / "comparison.json"
+    found = json.loads(path.read_text())
+    found["groups"]["retention"]["accuracy"] = {"before": 1 / probes, "after": 1 - 1 / probes}
+    path.write_text(json.dumps(found))
+    model_card.write(run, run=run, family="qwen-vl", step=330)
+    assert f"| retention | 40 | {words} |" in written(run)[1]
 
 
 @pytest.mark.parametrize("how", ["another step", "broken", "none"])

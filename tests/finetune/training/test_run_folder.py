@@ -199,7 +199,7 @@ def test_content_of_unknown_origin_is_refused(tmp_path: Path):
 def test_overwriting_deletes_the_run_and_nothing_else(unfinished: Path):
     for name in ("runs", "attention", "comparison", "mine"):
         (unfinished / name).mkdir()
-    for name in ("adapter_model.safetensors", "notes.txt"):
+    for name in ("adapter_model.safetensors", "look.json", "seen.json", "notes.txt"):
         (unfinished / name).write_text("")
     assert start(unfinished, MARKS | {"seed": 1}, overwrite=True).how == "new"
     assert sorted(path.name for path in unfinished.iterdir()) == ["mine", "notes.txt", "run.lock"]

@@ -1,3 +1,4 @@
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -38,9 +39,9 @@ def make(checkpoint_folder: Path, dataset: ConversationDataset, folder: Path, **
         "output_dir": str(folder), "report_to": "none", "max_steps": 2, "per_device_train_batch_size": 4,
         "learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, "seed": 5,
     }  # fmt: skip
-    packing = changes.pop("packing", False)
+    packing, evaluation = changes.pop("packing", False), changes.pop("evaluation", None)
     args = TrainingArguments(**{**settings, **changes})
-    return build_trainer(model, processor, args, dataset, None, packing=packing)
+    return build_trainer(model, processor, args, dataset, evaluation, packing=packing)
 
 
 def losses(trainer: FinetuneTrainer) -> list[float]:
@@ -413,12 +414,33 @@ def test_an_evaluation_changes_no_step_after_it(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_each_checkpoint_says_itself_that_attention_was_supervised(
+@pytest.mark.parametrize(
+    ("is_held_out", "words"), [(True, ", held out: loss"), (False, ", on training data: loss")]
+)
+def test_only_what_is_not_trained_on_is_called_held_out(
+    checkpoint_folder: Path,
+    dataset: ConversationDataset,
+    tmp_path: Path,
+    capsys,
+    is_held_out: bool,
+    words: str,
+):
+    judged = copy.copy(dataset)
+    judged.is_held_out = is_held_out
+    trainer = make(checkpoint_folder, dataset, tmp_path, evaluation=judged)
+    trainer.evaluate()
+    said = capsys.readouterr().out
+    assert words in said and ("held out" in said) is is_held_out
+
+
+def test_each_checkpoint_says_itself_what_it_was_trained_on(
     checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path
 ):
-    (tmp_path / "look.json").write_text("{}")
+    for name in ("look.json", "seen.json"):
+        (tmp_path / name).write_text(f'["{name}"]')
     make(checkpoint_folder, dataset, tmp_path, save_strategy="steps", save_steps=2).train()
-    assert (tmp_path / "checkpoint-2" / "look.json").read_text() == "{}"
+    for name in ("look.json", "seen.json"):
+        assert (tmp_path / "checkpoint-2" / name).read_text() == f'["{name}"]'
     assert run_folder.damage(tmp_path / "checkpoint-2", ours=True) is None
 
 

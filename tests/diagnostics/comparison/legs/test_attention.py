@@ -1,13 +1,26 @@
-"""Attention that a loss asked for is no evidence: it is judged in other layers, on other pictures, or not at all."""
+"""Attention that a loss asked for is no evidence: it is judged in other layers, on other pictures, or not at all. Nor
+is a mean that a few probes turn against the rest: p is of ranks."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from diagnostics.comparison.legs.attention import attention_leg, read_attention, unseen
+from diagnostics.comparison.enrichment import (
+    enrichment_by_layer,
+    fallen_layers,
+    head_chances,
+    heads,
+    layer_chances,
+    pooled_chances,
+)
+from diagnostics.comparison.legs.attention import TO, agreed_direction, attention_leg, read_attention, unseen
 from diagnostics.comparison.legs.mediation import mediated_nats
+from diagnostics.comparison.pairs import SIDES, ProbePair
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.records.record import AttentionRecord
+from diagnostics.report.languages import translated
 from tests.diagnostics.comparison.made_pairs import Made, flat, pairs_of
 
 
@@ -63,3 +76,85 @@ def test_records_say_so_on_disk(pairs, tmp_path):
     record.save(tmp_path / "one.safetensors")
     found = AttentionRecord.load(tmp_path / "one.safetensors")
     assert (found.supervised_layers, found.supervised_picture) == ((1, 3), True)
+
+
+# ---------------------------------------------------------------- a few probes against the rest
+
+RISE, FALL = (1.2, 1.32, 0.012), (1.2, 1.08, 16.0)
+"""Before, after in most probes, after in one of eight: the mean goes with the few, the ranks with the others."""
+
+
+def against_the_rest(
+    folder: Path, *layers: tuple[float, float, float], probes: int = 40, **made
+) -> list[ProbePair]:
+    """A group whose region gets in layers 1 and 3 these times of attention: before, after in most, after in few."""
+    few = probes // 8
+    before, most, some = zip(*layers, strict=True)
+    groups = pairs_of(
+        folder,
+        most=Made(probes=probes - few, region=(before, most), **made),
+        few=Made(probes=few, region=(before, some), **made),
+    )
+    for pair in (*groups["most"], *groups["few"]):
+        for one in (pair.probe, *(getattr(pair, side) for side in SIDES)):
+            object.__setattr__(one, "group", "towers")
+    return flat(groups)
+
+
+@pytest.mark.parametrize(
+    ("changes", "clusters", "expected"),
+    [
+        ([1, 2, 3], "abc", 1),
+        ([-1, -2, -3], "abc", -1),
+        ([1] * 8 + [-9] * 2, "abcdefghij", 0),
+        ([-1] * 8 + [9] * 2, "abcdefghij", 0),
+        ([1] * 8 + [-9] * 2, "aaaaaaaabb", -1),  # the ranks are of pictures
+        ([1, -1, 2, -2], "abcd", 0),
+        ([1, -1, 2, 0], "abcd", 1),
+    ],
+)
+def test_a_direction_is_one_that_mean_and_ranks_agree_on(changes, clusters, expected):
+    assert agreed_direction(np.array(changes, float), clusters) == expected
+    both = np.stack([np.array(changes, float), -np.array(changes, float)], axis=1)[:, None]
+    assert agreed_direction(both, clusters).tolist() == [[expected, -expected]]
+
+
+def looked(pairs):
+    """The reading of a group alone, its p, its key layers, those that fell, and its heads."""
+    reading = read_attention(pairs, mediated_nats, Thresholds(), 0.95)
+    by_layer = enrichment_by_layer(pairs, layer_chances({"towers": pairs})["towers"], 0.95)
+    named = heads(pairs, head_chances({"towers": pairs})["towers"], 0.1)
+    return (
+        reading,
+        pooled_chances({"towers": reading})["towers"],
+        by_layer,
+        fallen_layers(by_layer, 0.1, 0.95),
+        named,
+    )
+
+
+@pytest.mark.parametrize(("change", "shown"), [(RISE, "-"), (FALL, "+")])
+def test_no_move_is_claimed_where_a_few_probes_turn_the_mean(tmp_path, change, shown):
+    reading, chance, _, fallen, named = looked(against_the_rest(tmp_path, change, change))
+    assert chance < 0.05 and abs(reading.relative.mean) > 0.1  # one by one, a move
+    leg, moved = attention_leg(reading, chance, fallen, Thresholds(), 0.95)
+    assert (leg.holds, moved, fallen, named["count"]) == (False, None, [], 0)
+    assert f"chance does not explain the change ({shown}" in leg.reason
+    assert leg.reason.endswith(
+        "no move is claimed: a few probes carry the mean, and the ranks that p judges point the other way."
+    )
+    assert "judges" not in (translated(leg.reason) or leg.reason)
+
+
+def test_a_layer_that_only_a_few_probes_left_did_not_fall(tmp_path):
+    reading, chance, (first, _), fallen, named = looked(against_the_rest(tmp_path, RISE, (3.0, 9.0, 9.0)))
+    assert first.chance < 0.05 and first.relative.mean < -0.1 and fallen == []
+    assert attention_leg(reading, chance, fallen, Thresholds(), 0.95)[1] == TO
+    assert {one["layer"] for one in named["significant"]} == {3}
+
+
+def test_a_layer_that_only_a_few_probes_turned_to_is_not_chosen(tmp_path):
+    """Though more of the margin goes with it."""
+    carried = {("layer", (1,)): 1.0, ("layer", (3,)): 2.4}
+    pairs = against_the_rest(tmp_path, FALL, (3.0, 9.0, 9.0), probes=80, patches=carried)
+    assert read_attention(pairs, mediated_nats, Thresholds(), 0.95).layers == (3, 3)

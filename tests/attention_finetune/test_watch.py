@@ -1,0 +1,67 @@
+"""What is said before training about probes whose pictures are trained on."""
+
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from attention_finetune.ready import Probes
+from attention_finetune.watch import seen_pictures
+from diagnostics.records.probes import Probe
+from finetune.samples.conversation import Conversation, ImageRef, Turn
+
+
+def arguments(*, streaming: bool = False, stop_when: str | None = None) -> SimpleNamespace:
+    return SimpleNamespace(
+        monitor=SimpleNamespace(probes="probes.json", stop_when=stop_when),
+        data=SimpleNamespace(streaming=streaming),
+    )
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> tuple[Probe, ...]:
+    """Two of towers, three of retention; the last one shows two pictures."""
+    found = []
+    for at, group in enumerate(("towers", "towers", "retention", "retention", "retention")):
+        path = tmp_path / f"{at}.png"
+        path.write_bytes(b"picture %d" % at)
+        images = (path,) if at < 4 else (path, tmp_path / "0.png")
+        found.append(Probe(f"p-{at}", group, images, "What?", "a", "b", {}, {}, None))
+    return tuple(found)
+
+
+def trained(*contents: bytes) -> list[Conversation]:
+    return [Conversation((Turn("user", (ImageRef("x", Path(), data=one),)),)) for one in contents]
+
+
+def test_groups_are_named_with_counts_what_it_means_and_what_to_do(judged, tmp_path, capsys):
+    seen = seen_pictures(arguments(), Probes(judged), trained(b"picture 3", b"picture 0", b"else"))
+    assert seen == {hashlib.sha256(b"picture %d" % at).hexdigest() for at in (0, 3)}
+    assert capsys.readouterr().out == (
+        "warning: probes.json: in 3 of 5 probes a picture is in the training data (towers: 1 of 2, retention: 2 of 3), "
+        f"the first is p-0: {tmp_path / '0.png'}. What was trained on shows no correction, so these groups get no "
+        'verdict but "not held out": draw other probes, or take these pictures out of the data\n'
+    )
+
+
+def test_stopping_early_cannot_be_met_then(judged, capsys):
+    seen_pictures(arguments(stop_when="corrected"), Probes(judged), trained(b"picture 1"))
+    assert capsys.readouterr().out.endswith("; until then, --stop_when corrected cannot be met\n")
+
+
+def test_many_groups_are_named_up_to_a_line(tmp_path, capsys):
+    (tmp_path / "0.png").write_bytes(b"0")
+    many = [
+        Probe(f"p-{at}", f"g{at}", (tmp_path / "0.png",), "?", "a", "b", {}, {}, None) for at in range(15)
+    ]
+    seen_pictures(arguments(), Probes(tuple(many)), trained(b"0"))
+    assert "g11: 1 of 1 and 3 more groups), the first" in capsys.readouterr().out
+
+
+def test_without_any_nothing_is_said_and_streamed_data_is_not_looked_up(judged, capsys):
+    assert not seen_pictures(arguments(), Probes(judged), trained(b"else"))
+    assert not seen_pictures(arguments(), Probes(), trained(b"picture 0"))
+    assert capsys.readouterr().out == ""
+    assert not seen_pictures(arguments(streaming=True), Probes(judged), trained(b"picture 0"))
+    assert "streaming: whether the probes' pictures are in the training data" in capsys.readouterr().out
