@@ -93,6 +93,7 @@ def remarks(arguments: Arguments) -> Iterator[str]:
             "(or epoch)"
         )
     yield from _idle_warmup(arguments)
+    yield from _worst_as_best(training)
     # No errors: with their defaults they stand in every file of flags that a run has written.
     defaults = {one.name: one.default for one in dataclasses.fields(chosen)}
     of_adapters = ("lora_r", "lora_alpha", "lora_dropout")
@@ -101,6 +102,20 @@ def remarks(arguments: Arguments) -> Iterator[str]:
         yield (
             f"{', '.join(idle)}: no effect without adapters, and this run trains none; for adapters give "
             "--use_lora True"
+        )
+
+
+def _worst_as_best(training: Any) -> Iterator[str]:
+    """transformers takes the direction from the metric, unless it is given."""
+    metric, greater = training.metric_for_best_model, training.greater_is_better
+    if not training.load_best_model_at_end or metric is None or greater is None:
+        return
+    is_loss = metric.removeprefix("eval_") == "loss"
+    if greater == is_loss:
+        more = "less loss is better" if is_loss else "more right answers are better"
+        yield (
+            f"warning: --greater_is_better {greater} with --metric_for_best_model {metric}: the worst checkpoint is "
+            f"kept as the best, since {more}; leave out --greater_is_better (an older run.yaml may hold it)"
         )
 
 
@@ -305,23 +320,15 @@ def _check_evaluation(arguments: Arguments) -> Iterator[str]:
         )
     if evaluates and training.metric_for_best_model is not None:
         generates = chosen.eval_generate > 0
-        yield from _check_metric(
-            training.metric_for_best_model, generates=generates, greater_is_better=training.greater_is_better
-        )
+        yield from _check_metric(training.metric_for_best_model, generates=generates)
 
 
 _METRICS_OF_ANSWERS = ("exact_match", "box_accuracy", "box_iou", "box_pointing")
 
 
-def _check_metric(metric: str, *, generates: bool, greater_is_better: bool | None) -> Iterator[str]:
+def _check_metric(metric: str, *, generates: bool) -> Iterator[str]:
     """The Trainer looks for the metric after the first evaluation, when steps are trained."""
     name = metric.removeprefix("eval_")
-    if greater_is_better is not None and greater_is_better == (name == "loss"):
-        more = "less loss is better" if name == "loss" else "more right answers are better"
-        yield (
-            f"--greater_is_better {greater_is_better} with --metric_for_best_model {metric}: the worst checkpoint "
-            f"would be kept as the best, since {more}; leave out --greater_is_better (an older run.yaml may hold it)"
-        )
     if name in _METRICS_OF_ANSWERS and not generates:
         yield (
             f"--metric_for_best_model {metric}: is of generated answers, and none are generated; give --eval_generate "

@@ -106,8 +106,8 @@ def test_wandb_gets_numbers_over_the_trainer_s_steps(
     assert [one[STEP] for one in strips] == [0, 10] and strips[0][STRIP].given[0].size == (7, 5)
     table = next(one for one in logged if "2 answers - sphere-building/sphere-building-0 (table)" in one)
     assert table["2 answers - sphere-building/sphere-building-0 (table)"].data[0][1:] == [
-        "广州塔",
-        "wrong · -1.50",
+        "✗ 广州塔",
+        "-1.50",
     ]
     card = next(one for one in logged if "1 verdict/sphere-building" in one)["1 verdict/sphere-building"]
     assert "<strong>corrected</strong>" in card.given[0]
@@ -232,7 +232,7 @@ def test_mlflow_takes_what_comes_after_the_trainer_ended_the_run(
         more["artifact_file"]: more["data"] for _, more in named(calls, "log_table")
         if "sphere-building-0/step-000010" in more["artifact_file"]
     }.values()  # fmt: skip
-    assert table["answer"] == ["广州塔", "东方明珠"]
+    assert table["answer"] == ["✗ 广州塔", "✓ 东方明珠"]
     assert [more["step"] for _, more in named(calls, "log_image")] == [0, 10]
     assert list(named(calls, "set_tag"))[-1][0] == ("r1", "verdict sphere-building", "corrected")
     assert not list(named(calls, "end_run"))

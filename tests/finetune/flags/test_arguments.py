@@ -188,13 +188,15 @@ BEST = (*EVALUATED, "--load_best_model_at_end", "True", "--eval_generate", "8")
     ("metric", "wrong"),
     [("loss", True), ("eval_loss", True), ("exact_match", False), ("eval_box_iou", False)],
 )
-def test_a_best_that_would_be_the_worst_is_refused(metric: str, wrong: bool):
-    flags = (*BEST, "--metric_for_best_model", metric, "--greater_is_better")
-    with pytest.raises(
-        ValueError, match=f"--greater_is_better {wrong} with --metric_for_best_model {metric}: the w"
-    ):
-        parse.parse([*flags, str(wrong)])
-    assert parse.parse([*flags, str(not wrong)])[0].training.greater_is_better is not wrong
+def test_a_best_that_is_the_worst_has_one_line(metric: str, wrong: bool):
+    flags = (*BEST, "--metric_for_best_model", metric)
+    (line,) = parse.parse([*flags, "--greater_is_better", str(wrong)])[1]
+    assert line.startswith(
+        f"warning: --greater_is_better {wrong} with --metric_for_best_model {metric}: the worst"
+    )
+    for right in ((), ("--greater_is_better", str(not wrong))):
+        args, lines = parse.parse([*flags, *right])
+        assert args.training.greater_is_better is not wrong and lines == []
 
 
 @pytest.mark.parametrize("metric", ["exact_match", "eval_exact_match", "box_iou"])
