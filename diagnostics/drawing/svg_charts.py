@@ -193,7 +193,7 @@ JITTER = 14
 
 
 def margin_charts(groups: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Margin before → now of every probe, nats: a chart for each group, all on one scale.
+    """Margin before → now of every probe, nats, as the page says above them: a chart for each group, all on one scale.
 
     Right answers are filled points, wrong ones hollow, so that they differ without colour.
     """
@@ -231,8 +231,7 @@ def _margin_chart(name: str, margins: Sequence[tuple[float, float]], ends: tuple
         f'<svg viewBox="0 0 {MARGIN_WIDTH} {MARGIN_HEIGHT}" role="img" '
         f'aria-label="{right_before} of {len(margins)} right before, {right_after} now">'
         f'<line class="zero" x1="{left - 10}" x2="{right + 10}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>{labels}'
-        f'{"".join(lines)}<text x="{left - 14}" y="{MARGIN_HEIGHT - 24}" text-anchor="end">nats</text>'
-        f'<text x="{left}" y="{MARGIN_HEIGHT - 24}" text-anchor="middle">before</text>'
+        f'{"".join(lines)}<text x="{left}" y="{MARGIN_HEIGHT - 24}" text-anchor="middle">before</text>'
         f'<text x="{right}" y="{MARGIN_HEIGHT - 24}" text-anchor="middle">now</text>'
         f'<text class="strong" x="{left}" y="{MARGIN_HEIGHT - 6}" text-anchor="middle">{right_before} right</text>'
         f'<text class="strong" x="{right}" y="{MARGIN_HEIGHT - 6}" text-anchor="middle">{right_after} right</text>'
