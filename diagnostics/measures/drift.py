@@ -6,6 +6,7 @@ visual share. Drift describes; it does not say why, nor whether it matters.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from diagnostics.measures.attention import jensen_shannon_nats
 from diagnostics.measures.geometry import Numbers
 
 SAME_TOTAL = 1e-4  # rows come from fp32 attention; a larger difference means that the two are not both shares
+MOST_KEPT = 4096  # distances that were computed: 32 MB of maps of 32 × 32
 NO_AXIS = 1e-9  # of the first axis' length: a second one below it is rounding
 
 
@@ -133,8 +135,7 @@ def wasserstein_cells(
             f"wasserstein: found totals {apart:.3g} apart, expected two maps of shares that each sum to 1; a map "
             "without any attention can't be carried"
         )
-    edges = _edges(grid)
-    distances = [_carried(difference, edges, sum(grid) - 2) for difference in differences]
+    distances = [_carried(difference.tobytes(), grid) for difference in differences]
     return np.array(distances, np.float64).reshape(first.shape[:-1])
 
 
@@ -168,6 +169,7 @@ def _upwards(direction: Float[np.ndarray, " cells"]) -> Float[np.ndarray, " cell
     return direction * np.sign(direction[heaviest])
 
 
+@lru_cache(maxsize=64)
 def _edges(grid: tuple[int, int]) -> Int[np.ndarray, "edges 2"]:
     """Pairs of cells that lie side by side or one above the other, each pair both ways round."""
     cells = np.arange(grid[0] * grid[1]).reshape(grid)
@@ -177,13 +179,15 @@ def _edges(grid: tuple[int, int]) -> Int[np.ndarray, "edges 2"]:
     return np.concatenate([once, once[:, ::-1]])
 
 
-def _carried(
-    difference: Float[np.ndarray, " cells"], edges: Int[np.ndarray, "edges 2"], furthest: int
-) -> float:
-    """Cells walked to level one difference of maps out."""
+@lru_cache(maxsize=MOST_KEPT)
+def _carried(values: bytes, grid: tuple[int, int]) -> float:
+    """Cells walked to level one difference of maps out, given as its float64 values: a checkpoint's curves, the
+    comparison and its page ask for the same ones."""
+    difference, furthest = np.frombuffer(values), sum(grid) - 2
     moved = float(np.abs(difference).sum()) / 2
     if moved == 0 or furthest == 0:
         return 0.0
+    edges = _edges(grid)
     from scipy.optimize import linprog  # half a second, and drawing never needs it
     from scipy.sparse import csr_array
 
