@@ -19,10 +19,11 @@ class Progress(TrainerCallback):
 
     is_shown     False: lines without a bar (``--disable_tqdm``)
     probe_steps  of the monitor, whose own bar follows these steps; None: it follows checkpoints alone
+    is_held_out  False: the evaluation data is trained on too, and is called so
     """
 
-    def __init__(self, *, is_shown: bool, probe_steps: int | None = None) -> None:
-        self.is_shown, self.probe_steps = is_shown, probe_steps
+    def __init__(self, *, is_shown: bool, probe_steps: int | None = None, is_held_out: bool = True) -> None:
+        self.is_shown, self.probe_steps, self.is_held_out = is_shown, probe_steps, is_held_out
         self.bar: tqdm | None = None
         self.evaluating: tqdm | None = None
         self.begun: float | None = None
@@ -94,7 +95,9 @@ class Progress(TrainerCallback):
         logs: Mapping[str, Any] | None = None,
         **event: Any,
     ) -> None:
-        if state.is_world_process_zero and (words := line(logs or {}, state.global_step, state.max_steps)):
+        if state.is_world_process_zero and (
+            words := line(logs or {}, state.global_step, state.max_steps, is_held_out=self.is_held_out)
+        ):
             tqdm.write(words)  # above a bar that is there
 
     def _make_room(self) -> None:
@@ -105,7 +108,7 @@ class Progress(TrainerCallback):
         self.bar = self.evaluating = None
 
 
-def line(logs: Mapping[str, Any], step: int, steps: int) -> str:
+def line(logs: Mapping[str, Any], step: int, steps: int, *, is_held_out: bool = True) -> str:
     """One event of the Trainer's log: ``step 10 of 330: loss 0.292, gradient norm 0.277, rate 0.00243``.
 
     A source's loss, a component's rate and the wait for data are named where they say more. "" for what nobody reads
@@ -120,7 +123,8 @@ def line(logs: Mapping[str, Any], step: int, steps: int) -> str:
     numbers = [*(_evaluated(logs) if "eval_loss" in logs else _trained(logs))]
     if not numbers:
         return ""
-    return f"step {step} of {steps}{', held out' if 'eval_loss' in logs else ''}: {', '.join(numbers)}"
+    data = ("held out" if is_held_out else "on training data") if "eval_loss" in logs else ""
+    return f"step {step} of {steps}{data and f', {data}'}: {', '.join(numbers)}"
 
 
 def _trained(logs: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
@@ -37,7 +36,7 @@ from finetune.training import frozen_tower, library_log, loss, optimizer, pickle
 from finetune.training.guards import GradientCheck, TrainingError
 from finetune.training.look import LookSettings
 from finetune.training.look_steps import LookSteps
-from finetune.training.progress import Progress, line
+from finetune.training.progress import Progress
 from finetune.training.saving import SavingTrainer
 
 logger = logging.get_logger(__name__)
@@ -684,17 +683,6 @@ def summary_writer(args: TrainingArguments, resumed_step: int | None) -> Any | N
     return SummaryWriter(str(log_folder(args)), purge_step=purge)
 
 
-class ProgressOnTrained(Progress):
-    """Progress of a run whose evaluation data is trained on too: its lines do not call that held out."""
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **event: Any
-    ) -> None:
-        words = line(logs or {}, state.global_step, state.max_steps)
-        if state.is_world_process_zero and words:
-            tqdm.write(words.replace(", held out:", ", on training data:", 1))
-
-
 def build_trainer(
     model: nn.Module,
     processor: Any,
@@ -720,8 +708,11 @@ def build_trainer(
     args.report_to = [name for name in args.report_to or [] if name != "tensorboard"]
     shown = [TensorBoardCallback(tb_writer=writer)] if writer is not None else []
     assert processor.tokenizer.pad_token_id is not None
-    kind = Progress if evaluation is None or evaluation.is_held_out else ProgressOnTrained
-    progress = kind(is_shown=not args.disable_tqdm, probe_steps=probe_steps)
+    progress = Progress(
+        is_shown=not args.disable_tqdm,
+        probe_steps=probe_steps,
+        is_held_out=evaluation is None or evaluation.is_held_out,
+    )
     built = FinetuneTrainer(
         model=model,
         args=args,
