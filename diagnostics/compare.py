@@ -24,6 +24,7 @@ from diagnostics.comparison.legs.shown import LEGEND, marks, shown_legs
 from diagnostics.comparison.legs.shown import NAMES as LEG_NAMES
 from diagnostics.comparison.onset import onset_of
 from diagnostics.comparison.pairs import pair_all
+from diagnostics.comparison.sources import records_of
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.comparison.trajectory import evolution_of, read_series, series_of
 from diagnostics.comparison.verdicts import KEPT, UNGUARDED, requirement, shortfalls
@@ -381,8 +382,6 @@ def compare_sources(
         OSError: the disk is full.
     """
     check_writable(output_dir)
-    from diagnostics.comparison.sources import records_of  # imports torch
-
     found = records_of(
         [before, *between, after],
         output_dir,

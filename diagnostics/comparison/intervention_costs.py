@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from diagnostics.comparison.pairs import SIDES, Cost, ProbePair, cost, decisive_region, images_of
+from diagnostics.measures.salience import curve_area
 from diagnostics.measures.statistics import Change, Interval, bootstrap_mean, paired_change
-from diagnostics.probing.regions import curve_area
 from diagnostics.records.measurement_plan import CURVE_SHARES, OCCLUSION
 from diagnostics.records.record import AttentionRecord
 

@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 import torch
 
-from diagnostics.comparison.sources import calibrated
+from diagnostics.comparison.probed_sources import calibrated
 from diagnostics.keep.asking import Asker, check_can_ask
 from diagnostics.keep.chart import chart_png
 from diagnostics.keep.judging import judge

@@ -110,3 +110,12 @@ def _shared_areas(
     one, two = places[:, :, None], others[None, None]
     sides = np.minimum(one[..., 2:], two[..., 2:]) - np.maximum(one[..., :2], two[..., :2])
     return np.asarray(np.clip(sides, 0, None).prod(-1).sum((1, 2)))
+
+
+def curve_area(margins: Float[np.ndarray, " points"], shares: Sequence[float]) -> float:
+    """Mean margin along a curve, nats: the trapezoid area over shares from 0 to 1.
+
+    Low for deletion and high for insertion: the map shows what the answer needs (Petsiuk et al. 2018);
+    compare with the control's.
+    """
+    return float(np.trapezoid(margins, shares))

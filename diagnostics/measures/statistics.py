@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import bdtr, betaincinv
-from scipy.stats import rankdata
 
 SAMPLES = 10_000
 FAMILIES = 2  # of tests per comparison: key layers, and all heads
@@ -278,6 +277,8 @@ def _signed_ranks(
     differences: Float[np.ndarray, "probes tests"], clusters: Sequence[Hashable] | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Sums of clusters, their ranks (doubled: mean ranks are then whole), and the sums of rising and of all ranks."""
+    from scipy.stats import rankdata  # .8 s, and drawing never needs it
+
     _, member = _clustered(np.zeros(len(differences)), clusters, "signed ranks")
     sums = _cluster_sums(differences, member)
     counted = np.count_nonzero(sums, axis=0)

@@ -187,15 +187,6 @@ def shifted_elsewhere(
     return np.roll(cells.reshape(grid), by, axis=(0, 1)).ravel()
 
 
-def curve_area(margins: Float[np.ndarray, " points"], shares: Sequence[float]) -> float:
-    """Mean margin along a curve, nats: the trapezoid area over shares from 0 to 1.
-
-    Low for deletion and high for insertion: the map shows what the answer needs (Petsiuk et al. 2018);
-    compare with the control's.
-    """
-    return float(np.trapezoid(margins, shares))
-
-
 def blocked_patches(cells: Sequence[Bool[np.ndarray, " cells"] | None]) -> Bool[Tensor, "images 1 cells"]:
     """For ``AttentionExtractor.knocked_out`` at a resampler: which patches no query of an image may read.
 

@@ -1,41 +1,35 @@
-"""Every model family this project knows. To add one: one file here, and one line in ``FAMILIES``."""
+"""Every model family this project knows. To add one: one file here, and one line in ``CLASSES``."""
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from typing import Any
 
 from finetune.families.base import Encoded, Family, ImageTokens, ModulePaths
-from finetune.families.gemma3 import Gemma3Family
-from finetune.families.idefics3 import Idefics3Family, SmolVLMFamily
-from finetune.families.internvl import InternVLFamily
-from finetune.families.llava import LlavaFamily
-from finetune.families.llava_next import LlavaNextFamily
-from finetune.families.llava_onevision import LlavaOnevisionFamily
-from finetune.families.paligemma import PaliGemmaFamily
 from finetune.families.parts.modules import attention_copies, attention_modules, bare_model, copies_of
-from finetune.families.qwen2_5_vl import Qwen25VLFamily
-from finetune.families.qwen2_vl import Qwen2VLFamily
-from finetune.families.qwen3_5 import Qwen35Family, Qwen35MoeFamily
-from finetune.families.qwen3_vl import Qwen3VLFamily, Qwen3VLMoeFamily
-from finetune.families.qwen_vl import QwenVLFamily
 
-FAMILIES: tuple[Family, ...] = (
-    QwenVLFamily(),
-    Qwen2VLFamily(),
-    Qwen25VLFamily(),
-    Qwen3VLFamily(),
-    Qwen3VLMoeFamily(),
-    Qwen35Family(),
-    Qwen35MoeFamily(),
-    LlavaFamily(),
-    LlavaNextFamily(),
-    LlavaOnevisionFamily(),
-    InternVLFamily(),
-    Gemma3Family(),
-    Idefics3Family(),
-    SmolVLMFamily(),
-    PaliGemmaFamily(),
+CLASSES = (
+    "qwen_vl.QwenVLFamily",
+    "qwen2_vl.Qwen2VLFamily",
+    "qwen2_5_vl.Qwen25VLFamily",
+    "qwen3_vl.Qwen3VLFamily",
+    "qwen3_vl.Qwen3VLMoeFamily",
+    "qwen3_5.Qwen35Family",
+    "qwen3_5.Qwen35MoeFamily",
+    "llava.LlavaFamily",
+    "llava_next.LlavaNextFamily",
+    "llava_onevision.LlavaOnevisionFamily",
+    "internvl.InternVLFamily",
+    "gemma3.Gemma3Family",
+    "idefics3.Idefics3Family",
+    "idefics3.SmolVLMFamily",
+    "paligemma.PaliGemmaFamily",
 )
+"""Module in this package and its class. ``FAMILIES`` has one object of each, made when first asked for: families need
+torch, while drawing and comparing records need no more of this package than where a picture's tokens lie."""
+
+FAMILIES: tuple[Family, ...]
 
 __all__ = [
     "FAMILIES",
@@ -52,12 +46,27 @@ __all__ = [
 ]
 
 
+def __getattr__(name: str) -> Any:
+    if name != "FAMILIES":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    homes = (path.split(".") for path in CLASSES)
+    made = tuple(getattr(import_module(f"{__name__}.{module}"), cls)() for module, cls in homes)
+    globals()["FAMILIES"] = made
+    return made
+
+
+def _known() -> tuple[Family, ...]:
+    """As an attribute of the module, which ``__getattr__`` serves, and which others may have added to."""
+    families: tuple[Family, ...] = sys.modules[__name__].FAMILIES
+    return families
+
+
 def family_of(config: Any) -> Family:
     """The family that a configuration belongs to.
 
     Raises ValueError if no family knows it, with the model type found, the families there are, and what to write.
     """
-    for family in FAMILIES:
+    for family in _known():
         if family.matches(config):
             return family
     raise unknown(getattr(config, "model_type", None), sees=hasattr(config, "vision_config"))
@@ -68,7 +77,7 @@ def unknown(model_type: object, *, sees: bool) -> ValueError:
     hint = "" if sees else " (it has no vision_config: does the model see pictures?)"
     return ValueError(
         f"no known model family for a configuration of type {model_type!r:.80}{hint}; known: "
-        f"{', '.join(family.name for family in FAMILIES)}. What is missing is one file in finetune/families/ that says "
+        f"{', '.join(family.name for family in _known())}. What is missing is one file in finetune/families/ that says "
         "where its modules are, how it reads a conversation and where its pictures lie, and one line in __init__.py: "
         "docs/add-a-family.md"
     )

@@ -10,12 +10,11 @@ from PIL import Image, ImageDraw
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import random_regions, region_mass
 from diagnostics.measures.geometry import cells_from_row
-from diagnostics.measures.salience import salient_places
+from diagnostics.measures.salience import curve_area, salient_places
 from diagnostics.probing.interventions import fills_the_picture
 from diagnostics.probing.prober import Prober
 from diagnostics.probing.prompts import ProbeEncoder, scored_span
 from diagnostics.probing.regions import (
-    curve_area,
     most_looked_at,
     region_tokens,
     shifted_elsewhere,
