@@ -67,11 +67,11 @@ class Gradient:
         x0, y0, x1, y1 = map(round, painter.corners(self.box))
         width, height = max(1, x1 - x0), max(1, y1 - y0)
         steps = max(2, min(64, height))
-        column = Image.new("RGB", (1, steps))
+        levels = bytearray()
         for step in range(steps):
-            column.putpixel((0, step), mix(self.top, self.bottom, step / (steps - 1))[:3])
-        fill = column.resize((1, height), Image.Resampling.BILINEAR).resize((width, height))
-        painter.image.paste(fill, (x0, y0))
+            levels += bytes(mix(self.top, self.bottom, step / (steps - 1)))
+        column = Image.frombytes("RGB", (1, steps), bytes(levels)).resize((1, height), Image.Resampling.BILINEAR)
+        painter.image.paste(column.resize((width, height), Image.Resampling.NEAREST), (x0, y0))
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,13 @@ def render(scene: Scene, width: int, height: int) -> Image.Image:
 
 def mix(first: Colour, second: Colour, part: float) -> Colour:
     """The colour `part` (0 to 1) of the way from the first to the second."""
-    return tuple(round(a + (b - a) * part) for a, b in zip(first[:3], second[:3], strict=True))
+    (red, green, blue), (other_red, other_green, other_blue) = first[:3], second[:3]
+    # Written out: called for every line of every gradient.
+    return (
+        round(red + (other_red - red) * part),
+        round(green + (other_green - green) * part),
+        round(blue + (other_blue - blue) * part),
+    )
 
 
 def darker(colour: Colour, part: float = 0.75) -> Colour:
