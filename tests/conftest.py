@@ -13,19 +13,16 @@ import pytest
 import torch
 
 from finetune.training import extension_locks
-from tests import order
+from tests import annotations, order
 
-# Every call of these modules is checked against its annotations, shapes included. Not by pytest's option
-# --jaxtyping-packages: it has no room for the numeric tower of PEP 484, by which an int may stand for a float.
+# Their calls are checked against their annotations.
 SHAPES_CHECKED = (
     "diagnostics.measures",
     "diagnostics.records",
     "finetune.qwen_vl.modeling",
     "finetune.qwen_vl.visual",
 )
-jaxtyping.install_import_hook(
-    SHAPES_CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-)
+annotations.check(SHAPES_CHECKED)
 torch.set_num_threads(1)
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -35,6 +32,10 @@ def pytest_sessionstart() -> None:
     time is up."""
     for root in (extension_locks.build_root(), Path(__file__).parents[1] / ".venv" / "torch_extensions"):
         extension_locks.mend(root)
+
+
+def pytest_runtest_setup() -> None:
+    annotations.next_test()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
