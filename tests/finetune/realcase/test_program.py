@@ -90,3 +90,9 @@ def test_the_reader_is_small_whole_and_for_this_checkpoint():
     assert next(shape for name, shape in shapes.items() if name.endswith("linear_1.weight")) == [576, 1536]
     config = adapters.check_fields(program.READER)
     assert config["r"] == 16 and config["modules_to_save"] == ["model.multi_modal_projector"]
+
+
+def test_a_flaw_can_be_corrected_without_supervision():
+    """Layers to supervise are refused where nothing is."""
+    assert runs.look_flags(0) == []
+    assert runs.look_flags(0.5) == ["--look_weight", "0.5", "--look_layers", "8,12,16,20,24"]
