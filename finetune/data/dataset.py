@@ -121,7 +121,7 @@ class ConversationDataset(Dataset[Sample]):
             self.seconds_ahead += time.perf_counter() - begun
             ready = [sample._replace(encoded=one) for sample, one in zip(ready, encoded, strict=True)]
         for sample in ready:
-            self.kept.offer(sample.number, sample, sample.encoded)
+            self.kept.offer(sample.number, sample, sample.encoded, look.arrays_of(sample.looks))
         return ready
 
     def _read(self, index: int) -> Sample:
@@ -389,6 +389,8 @@ class Collator:
     blank_pictures  let a blank picture follow where a batch has none, so that every process computes the same modules
     blank_video     and this a batch without videos: the tower has a call of its own for them
     packed          ``Family.packed`` for the model, where rows hold several samples; None: one sample a row
+    one_row         join the packed rows into one, [1, tokens of all], which needs no padding: of a batch of several
+                    rows flash kernels do not learn where samples begin (``packing.needs_one_row``)
     """
 
     def __init__(
@@ -399,13 +401,17 @@ class Collator:
         blank_pictures: bool = False,
         blank_video: Encoded | None = None,
         packed: Callable[[Sequence[Encoded]], Mapping[str, Tensor]] | None = None,
+        one_row: bool = False,
     ) -> None:
-        self.pad_id, self.blank, self.packed = pad_id, blank, packed
+        assert packed is not None or not one_row, "unpacked, samples of one row would see each other"
+        self.pad_id, self.blank, self.packed, self.one_row = pad_id, blank, packed, one_row
         self.must_have = [blank] * blank_pictures + ([] if blank_video is None else [blank_video])
 
     def __call__(self, rows: Sequence[Sequence[Sample | Fault]]) -> dict[str, Any]:
         read = [[one for one in row if isinstance(one, Sample)] for row in rows]
         read = [row for row in read if row]
+        if self.one_row and read:
+            read = [[sample for row in read for sample in row]]
         pieces = self._with_blank([[sample.encoded for sample in row] for row in read])
         labels = _pad([_joined([_predictable(one.labels) for one in row]) for row in pieces], IGNORED)
         batch: dict[str, Any] = {

@@ -1,6 +1,9 @@
 """Encoded samples that stay in memory from one epoch to the next, up to a limit."""
 
+from collections.abc import Iterable
 from typing import Generic, TypeVar
+
+import numpy as np
 
 from finetune.families.base import Encoded
 
@@ -32,21 +35,26 @@ class KeptSamples(Generic[Kept]):
         """The sample, if it was kept."""
         return self._kept.get(number)
 
-    def offer(self, number: int, sample: Kept, encoded: Encoded) -> None:
-        """Keep a sample that was read, if there is room. ``encoded``: what takes its memory."""
-        size = size_bytes(encoded)
+    def offer(self, number: int, sample: Kept, encoded: Encoded, beside: Iterable[np.ndarray] = ()) -> None:
+        """Keep a sample that was read, if there is room. ``encoded`` and ``beside``: what takes its memory."""
+        size = size_bytes(encoded, beside)
         if size <= self.room_bytes:
             self.room_bytes -= size
             self._kept[number] = sample
 
 
-def size_bytes(encoded: Encoded) -> int:
-    """Memory of an encoded conversation: its tensors and arrays, and what Python keeps around them."""
+def size_bytes(encoded: Encoded, beside: Iterable[np.ndarray] = ()) -> int:
+    """Memory of an encoded conversation: its tensors and arrays, and what Python keeps around them.
+
+    beside   further arrays of the sample; one that comes several times takes memory once
+    """
     media = sum(tensor.numel() * tensor.element_size() for tensor in encoded.media.values())
     arrays = [encoded.input_ids, encoded.labels, *encoded.per_token.values()]
     for image in encoded.images:
         whole = (image,) if image.overview is None else (image, image.overview)
         arrays += [array for one in whole for array in (one.positions, one.cell_boxes_pixels)]
+        arrays.append(image.margin_positions)
+    arrays += {id(array): array for array in beside}.values()
     return media + sum(array.nbytes for array in arrays) + RECORD_BYTES
 
 

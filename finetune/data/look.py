@@ -41,6 +41,12 @@ class LookRow(NamedTuple):
     images: np.ndarray
 
 
+def arrays_of(rows: Sequence[LookRow]) -> Iterator[np.ndarray]:
+    """All arrays of a sample's supervised rows; those of one sample share ``tokens`` and ``images``."""
+    for row in rows:
+        yield from (row.tokens, row.weights, row.images)
+
+
 class LookBatch(NamedTuple):
     """The supervised rows of a batch.
 
@@ -88,9 +94,26 @@ def placed(conversation: Conversation, encoded: Encoded, processor: Any, rows: R
             turn = replace(turn, parts=("".join(texts),))  # as the tokenizer reads it, which may change it
         written = written_words(turn.parts, texts)
         for look, begin, stop in places(turn):
-            tokens = tokens_of(begin, stop, written, texts)
+            tokens = _with_first_bytes(tokens_of(begin, stop, written, texts), texts)
             for token in tokens[:1] if rows == "first" else tokens:
                 yield Placed(start + token - 1, look)
+
+
+def _with_first_bytes(tokens: Sequence[int], texts: Sequence[str]) -> list[int]:
+    """The tokens of a phrase, in order, and before them those that begin its characters.
+
+    ``token_texts`` gives a character of several tokens to the one that completes it, and "" to those before; the row
+    that writes the last of them has read the others, and decides little.
+
+    Tokens 3 and 5 of texts ``["a", "", "", "鹳", "on", "b"]`` → 1, 2, 3, 5.
+    """
+    found = dict[int, None]()
+    for token in tokens:
+        begin = token
+        while begin > 0 and texts[begin - 1] == "":
+            begin -= 1
+        found |= dict.fromkeys(range(begin, token + 1))
+    return [*found]
 
 
 def look_rows(

@@ -35,10 +35,23 @@ def pack(
     return rows
 
 
+def needs_one_row(attention: str) -> bool:
+    """Must the packed rows of a batch be joined into one, for this attention kernel to keep their samples apart?
+
+    Flash kernels take no mask. transformers tells them where samples begin by positions that restart, but of a batch of
+    one row alone: of more rows, each would be one long sample, without a word (``_is_packed_sequence`` in
+    ``modeling_flash_attention_utils``). Masks of the other kernels are made of the positions of every row.
+    """
+    return "flash" in attention
+
+
 def kernel_note(attention: str, capacity: int) -> str:
     """A line about how the attention kernel separates the samples of a row."""
-    if "flash" in attention:
-        return f"--packing: {attention} keeps the samples of a row apart without a mask"
+    if needs_one_row(attention):
+        return (
+            f"--packing: {attention} keeps the samples of a row apart without a mask; the rows of a batch are joined "
+            "into one"
+        )
     return (
         f"--packing: {attention} keeps the samples of a row apart by a mask of {capacity:,} × {capacity:,} "
         f"({capacity * capacity / 2**20:,.0f} MiB), and computes over all of it; --attn_implementation "

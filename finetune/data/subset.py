@@ -187,4 +187,7 @@ def _answers(conversation: Conversation) -> str:
     """What a sample teaches to say: its kind. Samples with the same answers are of one kind."""
     turns = [turn for turn in conversation.turns if turn.role == "assistant" and turn.trained]
     parts = (part for turn in turns for part in (*turn.parts, "\n"))
-    return "".join(part.written if isinstance(part, BoxRef) else str(part) for part in parts)
+    # The label too: where phrases are placeholders, all are written alike.
+    return "".join(
+        f"{part.written} {part.label}" if isinstance(part, BoxRef) else str(part) for part in parts
+    )

@@ -32,8 +32,9 @@ from finetune.samples.conversation import Conversation
 
 MOST_SAMPLES_SHOWN = 3
 """Sources to show a sample from: formats and faults of corrective data and base data may differ."""
-MOST_SAMPLES_CHECKED = 64
-"""Of each source, for answers that are learned in another context than generated: its form says whether it has any."""
+MOST_SAMPLES_READ, MOST_SAMPLES_CHECKED = 512, 64
+"""Of each source, for answers that are learned in another context than generated: so many spread over the source are
+read, and of those with several answers so many encoded: their form says whether it has any."""
 BINS, BAR = 8, 40
 _IMAGE, _VIDEO = 1, 2  # of a token that is a place of one
 _TRAINED, _NOT_TRAINED, _SLOTS, _PLAIN = "\033[1;32m", "\033[2m", "\033[36m", "\033[0m"
@@ -85,21 +86,30 @@ class Preview:
         return "\n".join([*shown, *(f"note: {one}" for one in notes if one)])
 
     def _learned_elsewhere(self) -> str:
-        """Which answers are learned in another context than they are generated in, by the first such sample of each
-        source's first samples; "" if none."""
+        """Which answers are learned in another context than they are generated in, by the first such sample that is
+        checked; "" if none."""
         dataset = self.dataset
         for number in range(len(dataset.mixture.names)):
-            for index in np.flatnonzero(dataset.source_of == number)[:MOST_SAMPLES_CHECKED].tolist():
+            for conversation in itertools.islice(self._of_several_answers(number), MOST_SAMPLES_CHECKED):
                 try:
-                    conversation = dataset.conversations[index]
-                    if sum(turn.role == "assistant" and turn.trained for turn in conversation.turns) < 2:
-                        continue
                     found = next(learned_elsewhere(dataset.family, dataset.processor, conversation), None)
                 except ValueError:  # a sample that is left out; the others may show it
                     continue
                 if found is not None:
                     return elsewhere_text(found, dataset.processor, short_name(conversation))
         return ""
+
+    def _of_several_answers(self, source: int) -> Iterator[Conversation]:
+        """Conversations with several learned answers among some that are spread over a source: those may be anywhere
+        in it."""
+        members = np.flatnonzero(self.dataset.source_of == source)
+        for index in members[:: max(1, -(-len(members) // MOST_SAMPLES_READ))].tolist():
+            try:
+                conversation = self.dataset.conversations[index]
+            except ValueError:  # a sample that is left out; the others may show it
+                continue
+            if sum(turn.role == "assistant" and turn.trained for turn in conversation.turns) > 1:
+                yield conversation
 
     def lengths(self) -> str:
         """Sources, tokens per picture, and sample lengths."""

@@ -23,6 +23,7 @@ from transformers.utils import logging
 from finetune.data import kept_samples
 from finetune.data.dataset import MOST_NAMES_SHOWN, Collator, ConversationDataset, Rows, blank_video
 from finetune.data.look import LookBatch
+from finetune.data.packing import needs_one_row
 from finetune.data.schedule import Schedule, StepShape
 from finetune.distributed import joined, local_processes, reduced
 from finetune.families.base import Family
@@ -71,7 +72,8 @@ class Batch(NamedTuple):
 
     def weighed(self) -> str:
         samples, pictures = len(self.about["samples"]), int(self.about["pictures"])
-        return f"{samples} samples in {self.rows} rows of {self.tokens:,} tokens, {pictures} pictures"
+        rows = f"{self.rows} row{'' if self.rows == 1 else 's'}"
+        return f"{samples} samples in {rows} of {self.tokens:,} tokens, {pictures} pictures"
 
 
 def _listed(dataset: ConversationDataset, numbers: Sequence[int]) -> str:
@@ -183,6 +185,12 @@ class FinetuneTrainer(SavingTrainer):
     def _family(self) -> Family:
         return self._dataset.family
 
+    @property
+    def _attention(self) -> str:
+        """The attention kernel of the language model."""
+        config: Any = bare_model(self.model).config
+        return str(config.get_text_config()._attn_implementation)
+
     # --- data ------------------------------------------------------------------------------------------------
     def get_train_dataloader(self) -> DataLoader:
         dataset, args = self._dataset, self.args
@@ -225,6 +233,7 @@ class FinetuneTrainer(SavingTrainer):
             if must_see and may_have_videos
             else None,
             packed=packed,
+            one_row=packed is not None and needs_one_row(self._attention),
         )
         loader = DataLoader(
             Rows(dataset),

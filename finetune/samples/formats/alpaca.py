@@ -46,7 +46,7 @@ def turns(record: Record) -> list[Spoken]:
         spoken = first_placed(record, spoken, queue) if content.get("query") is not None else spoken
         queue.close()
     spoken[-1] = spoken[-1]._replace(look_at=content.get(LOOK_AT))
-    spoken = record.with_system(spoken)
+    spoken = record.with_system(spoken, queue.words)
     record.leave_unread(content, "", "", {*QUESTIONS, *ANSWERS, "input", "history", LOOK_AT, *READ_BESIDE})
     record.check(spoken)
     return spoken

@@ -6,6 +6,7 @@
     {"bbox_2d": [112, 0, 224, 100], "label": "the dog"}  pixels or thousandths, as ``box_units`` says; so is "bbox"
     {"point_2d": [112, 50], "label": "the dog"}          a point, the same; <|box_start|>(250,250)<|box_end|> is one too
     <ref-object><bbox> beside objects: {"ref": ["the dog"], "bbox": [[112, 0, 224, 100]]}    the same
+    {"bbox_2d": <bbox>, "label": "<ref-object>"} beside the same objects (ms-swift's grounding data)
 
 In a picture of 448 × 200, each of these boxes is (0.25, 0, 0.5, 0.5). Pixels refer to the upright picture, as
 a person sees it. Text between boxes stays text, so a list of JSON objects keeps its brackets and commas.
@@ -24,7 +25,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args
 
 from finetune.samples.box_numbers import BoxUnits, fractions, point_fractions
 from finetune.samples.conversation import BoxKey, BoxRef, ImageRef, Part, Turn, VideoRef
@@ -87,8 +88,13 @@ _MARK = r"</?box>|<\|(?:box|object_ref|quad)_(?:start|end)\|>"
 _LEFT_OVER = re.compile(rf"(?<!\\)(?:{_MARK})")
 _WORD = re.compile(rf"\\({_MARK}|</?ref>|<bbox>|<ref-object>)")
 _PLACEHOLDER = re.compile(r"(?<!\\)(?:(?:(?P<ref><ref-object>)\s*)?(?P<bbox><bbox>)|(?P<alone><ref-object>))")
-# Not variable names, as in an instruction: {"bbox_2d": [x1, y1, x2, y2]}
-_JSON_KEY = re.compile(r'"(bbox_2d|bbox|point_2d)"\s*:(?!\s*\[?\s*(?!NaN|Inf|null|true|false)[A-Za-z_<.…])')
+# <bbox> as the value of a key, with or without brackets or quotes around it.
+_VALUE = re.compile(r"""(?<=[{,])\s*(["'])(?P<key>[^"'{}]*)\1\s*:\s*["'\[\s]*(?P<bbox><bbox>)""")
+# Not variable names, as in an instruction: {"bbox_2d": [x1, y1, x2, y2]}. Nor placeholders, which are read apart.
+_JSON_KEY = re.compile(
+    r'"(bbox_2d|bbox|point_2d)"\s*:(?!["\[\s]*<bbox>|\s*\[?\s*(?!NaN|Inf|null|true|false)[A-Za-z_<.…])'
+)
+_NULL = "null".ljust(len("<bbox>"))  # JSON of the same length
 # What would stay text with its numbers as they are: a Python dict, and Gemini's key.
 _NO_JSON_KEY = re.compile(
     r"""('(?:bbox_2d|bbox|point_2d)'|(?P<gemini>['"]box_2d['"]))\s*:\s*[\[(][\[(\s]*-?[\d.]"""
@@ -281,7 +287,17 @@ class _Places:
     def _placeholders(self, text: str) -> Iterator[_Found]:
         if "<bbox>" not in text and "<ref-object>" not in text:
             return
+        objects = {start: (end, content, key) for start, end, content, key in self._objects_around(text)}
+        end = 0
         for match in _PLACEHOLDER.finditer(text):
+            if match.start() < end:
+                continue
+            start = max((one for one in objects if one < match.start() < objects[one][0]), default=None)
+            if start is not None:
+                end, content, held_by = objects[start]
+                if (filled := self._filled(content, held_by)) is not None:
+                    yield from self._json_object(text, start, end, filled, held_by)
+                continue
             label = self.objects.next_ref() if match["ref"] or match["alone"] else None
             if match["alone"]:
                 yield _Found(*match.span(), label or "")
@@ -293,6 +309,39 @@ class _Places:
                 yield from self._found(
                     match.span(), text, [numbers], self.units, label, image, "placeholder", key
                 )
+
+    def _objects_around(self, text: str) -> Iterator[tuple[int, int, Mapping[str, Any], BoxKey]]:
+        """Start, end, content and key of each JSON object whose box is a placeholder, null in the content. A fault for
+        the first placeholder that is another key's value, or not alone in its own: it would become a box in a box."""
+        blank, end = text.replace("<bbox>", _NULL), 0
+        for match in _VALUE.finditer(text):
+            found = None
+            if match["key"] in get_args(BoxKey):
+                found = _object_around(blank, match.start("key"), end, cast(BoxKey, match["key"]))
+            if found is None or found[2][match["key"]] is not None:
+                return self.record.fault(
+                    f"{self.at}: found {match[0].strip()!r:.80}, expected <bbox> alone or as "
+                    '{"bbox_2d": <bbox>, "label": "<ref-object>"} (or bbox, point_2d), without quotes or brackets, '
+                    "one object for each box"
+                )
+            end = found[1]
+            yield *found, cast(BoxKey, match["key"])
+
+    def _filled(self, content: Mapping[str, Any], key: BoxKey) -> Mapping[str, Any] | None:
+        """An object with what its placeholders stand for, in place of them; None if no box is left."""
+        filled, named = {**content}, content.get("image")
+        if isinstance(label := content.get("label"), str):
+            filled["label"] = re.sub("<ref-object>", lambda _: self.objects.next_ref() or "", label)
+        box = self.objects.next_box()
+        if box is None:
+            return None
+        filled[key], image = box
+        if image is not None and named not in (None, image):
+            self.record.fault(
+                f"{self.at}: found picture {named!r} in an object whose box objects.image_id has in picture {image!r}, "
+                "expected one of the two"
+            )
+        return filled if image is None else {**filled, "image": image}
 
     def _units_known(self, what: str) -> bool:
         if self.units is None and not self.asked_for_units:

@@ -48,7 +48,7 @@ def conversation(
     if not record.faults:
         found = first_placed(record, found, queue) if first else found
         queue.close()
-    found = record.with_system(found)
+    found = record.with_system(found, queue.words)
     record.leave_unread(record.content, "", "", {key, *READ_BESIDE})
     record.check(found)
     return found

@@ -4,8 +4,8 @@
      "look_at": [{"phrase": "Oriental Pearl Tower", "boxes": [[41, 30, 63, 52], [38, 70, 66, 98]]}]}
 
 Boxes are in pixels of the upright picture. A relation has ``ends`` in place of ``boxes``: the boxes of its subject, and
-those of its object. ``image`` says which picture, counted from 0, where there are several. Of a phrase that is there
-several times, the first entry is about the first, the second about the second. Without ``look_at``,
+those of its object. ``image`` says which picture, counted from 0, where there are several. A phrase has as many entries
+as it is there, the first about the first, the second about the second. Without ``look_at``,
 ``<ref>phrase</ref><box>…</box>`` in an answer says the same.
 """
 
@@ -54,11 +54,15 @@ def look_at(
             record.fault(f"{at}[{number}]: {error}")
     for phrase, entries in Counter(composed(one.phrase) for one in found).items():
         there = len(occurrences(phrase, words_of(parts)))
-        if there not in (1, entries):
+        if there != entries:
+            remedy = (
+                "put boxes to look at together into one entry, and write phrases as the answer does, in its case"
+                if entries > there
+                else "add the others, or write a longer phrase that is there once"
+            )
             record.fault(
                 f"{at}: found {entries} with the phrase {phrase!r:.80}, which the answer {words_of(parts)!r:.120} has "
-                f"{there} times, expected one for each, in order; add the others, or write a longer phrase that is "
-                "there once"
+                f"{there} time{'s' * (there != 1)}, expected one for each, in order; {remedy}"
             )
     return tuple(found)
 

@@ -1,6 +1,7 @@
 """``<image>`` in a text stands for the next picture in the record's list, ``<video>`` for the next video.
 
-A backslash keeps either as text: ``\\<image>`` is the word ``<image>``, not a picture. ``<img>path</img>`` is a picture
+A backslash keeps either as text: ``\\<image>`` is the word ``<image>``, not a picture. Without a backslash, and without
+a picture to stand for, it is a fault: the model would learn to read pictures as words. ``<img>path</img>`` is a picture
 in Qwen-VL's format alone; here it is a fault, and ``\\<img>`` the word.
 """
 
@@ -17,6 +18,7 @@ from finetune.samples.formats.record import MEDIA_KEYS, Record
 Kind = Literal["image", "video"]
 QWEN_VL_PICTURE = re.compile(r"(?<!\\)<img>(.*?)(?<!\\)</img>", re.DOTALL)
 QWEN_VL_MARK = re.compile(r"(?<!\\)</?img>")
+MEDIA_PLACE = re.compile(r"(?<!\\)<(image|video)>")
 _PLACE = re.compile(r"(\\?)<(image|video|/?img)>")
 _WORDS = {"image": "picture", "video": "video"}
 _OTHER_PLACE = re.compile(
@@ -24,15 +26,13 @@ _OTHER_PLACE = re.compile(
 )
 """Placeholders of models' own prompts, as ``<img>`` is. In data they are text; if a picture lacks a placeholder, one of
 them was meant to be it."""
-ESCAPE = "to keep it as text, put a backslash before it: \\<image>"
+_ESCAPE = "to keep it as text, put a backslash before it: \\"
 
 
 class Queue:
     """The pictures and videos beside the conversation, or inside one turn, assigned to placeholders in order.
 
     ``"<image>\\nWhat is this?"`` with ``image: "a.png"`` → ``(ImageRef("a.png"), "\\nWhat is this?")``.
-
-    In a record without videos, ``<video>`` is text.
 
     owner       the record or turn that holds their keys
     at          prefix of a key in faults: "" or ``messages[0].``
@@ -63,22 +63,44 @@ class Queue:
         """A text's words, pictures and videos in reading order.
 
         at      its field, for faults
-        alone   the turn has its pictures as parts: without a picture beside the text, ``<image>`` is text too
+        alone   the turn has its pictures as parts: each is where its part is, and ``<image>`` in its text is a fault
+                unless there are pictures beside the text too
         """
         self._check_qwen_vl(text, at)
+        if alone:
+            self._check_alone(text, at)
         position = 0
         for match in _PLACE.finditer(text):
-            kind: Kind = "video" if match[2] == "video" else "image"
+            kind = _kind(match[2])
             if match[1]:
                 yield text[position : match.start()]
                 position = match.start() + 1
             elif match[2].endswith("img"):
                 self.other_place = self.other_place or match[0]
-            elif self.media[kind] or not (alone or kind == "video"):
+            elif self.media[kind] or not alone:
                 yield text[position : match.start()]
                 yield from self.take(kind)
                 position = match.end()
         yield text[position:]
+
+    def words(self, text: str, at: str) -> Iterator[str]:
+        """A text where pictures and videos have no place; a fault where it has one of their marks."""
+        self._check_qwen_vl(text, at)
+        found = MEDIA_PLACE.search(text)
+        if found is not None:
+            self.record.fault(
+                f"{at}: found {found[0]}, expected pictures and videos in the user's turns; {_ESCAPE}{found[0]}"
+            )
+        yield _PLACE.sub(lambda place: place[0].removeprefix("\\"), text)
+
+    def _check_alone(self, text: str, at: str) -> None:
+        """A fault for a mark that stands for none of the turn's own parts, and for nothing beside the text."""
+        found = next((one for one in MEDIA_PLACE.finditer(text) if not self.media[_kind(one[1])]), None)
+        if found is not None:
+            self.record.fault(
+                f"{at}: found {found[0]} beside pictures or videos that are parts of their own, expected none in the "
+                f"text: each of them is where its part is; leave {found[0]} out; {_ESCAPE}{found[0]}"
+            )
 
     def _check_qwen_vl(self, text: str, at: str) -> None:
         """A fault for a picture in Qwen-VL's markup: its path would be trained as words, and the picture left out."""
@@ -105,13 +127,17 @@ class Queue:
         for kind, key in self.keys.items():
             there, asked = len(self.media[kind]), self.asked[kind]
             if asked != there:
-                hint = f"; {ESCAPE}" if asked > there else ""
+                hint = f"; {_ESCAPE}<{kind}>" if asked > there else ""
                 if asked < there and self.other_place:
                     hint = f"; the text has {self.other_place}, which is plain text in data: write <{kind}> instead"
                 self.record.fault(
                     f"{key}: found {_count(there, _WORDS[kind])} and {_count(asked, f'<{kind}>')} in the "
                     f"text, expected one for each {_WORDS[kind]}, where it belongs{hint}"
                 )
+
+
+def _kind(mark: str) -> Kind:
+    return "video" if mark == "video" else "image"
 
 
 def _listed(given: Any, key: str, find: Any) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 from finetune.samples.conversation import ImageRef, Role
 from finetune.samples.formats.dialogue import READ_BESIDE
-from finetune.samples.formats.placeholders import QWEN_VL_PICTURE
+from finetune.samples.formats.placeholders import MEDIA_PLACE, QWEN_VL_PICTURE
 from finetune.samples.formats.record import MEDIA_KEYS, Record, Spoken
 from finetune.samples.formats.unread import is_empty
 
@@ -19,14 +20,19 @@ SHAPE = (
     '"value": "Picture 1: <img>path</img>\\nWhat is this?"}]}'
 )
 ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
-_WORD = re.compile(r"\\(</?img>)")  # a backslash keeps it as text, as for <image> in other formats
+_WORD = re.compile(
+    r"\\(</?img>|<image>|<video>)"
+)  # a backslash keeps it as text, as for <image> in other formats
 
 
 def may_be(record: Mapping[str, Any], roles: set[str], text: str) -> bool:
     """Whether the record could be in this format."""
     if "conversations" not in record or not roles <= ROLES.keys():
         return False
-    return "<image>" not in text and not record.keys() & {"system", *itertools.chain(*MEDIA_KEYS.values())}
+    return not MEDIA_PLACE.search(text) and not record.keys() & {
+        "system",
+        *itertools.chain(*MEDIA_KEYS.values()),
+    }
 
 
 def turns(record: Record) -> list[Spoken]:
@@ -41,7 +47,7 @@ def turns(record: Record) -> list[Spoken]:
             )
     if isinstance(record.content, Mapping):
         _check_beside(record, record.content, "")
-        found = record.with_system(found)
+        found = record.with_system(found, functools.partial(_parts, record))
         record.leave_unread(record.content, "", "", {"conversations", *READ_BESIDE})
     record.check(found)
     return found
@@ -65,6 +71,12 @@ def _parts(record: Record, text: str, at: str) -> Iterator[str | ImageRef]:
             record.fault(
                 f"{at}: found {marker} without {missing}; write a picture as <img>path</img>, plain text as \\{marker}"
             )
+    if found := MEDIA_PLACE.search(text):
+        record.fault(
+            f"{at}: found {found[0]}, which is plain text in this format; expected a picture as <img>path</img> (or "
+            "--data_format llava or sharegpt, with pictures beside the text); to keep it as text, put a backslash "
+            f"before it: \\{found[0]}"
+        )
     position = 0
     for match in QWEN_VL_PICTURE.finditer(text):
         yield _WORD.sub(r"\1", text[position : match.start()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -273,8 +273,13 @@ class Record:
                     f"{turn.role_at}: two {turn.role} turns in a row; user and assistant must alternate"
                 )
 
-    def with_system(self, turns: Sequence[Spoken]) -> list[Spoken]:
-        """The turns, after the record's own ``system`` prompt if it has one."""
+    def with_system(
+        self, turns: Sequence[Spoken], parts: Callable[[str, str], Iterable[Part]]
+    ) -> list[Spoken]:
+        """The turns, after the record's own ``system`` prompt if it has one.
+
+        parts   of a text and its field: as the format reads it
+        """
         system = self.content.get("system") if isinstance(self.content, Mapping) else None
         if system is None or system == "":
             return [*turns]
@@ -283,7 +288,7 @@ class Record:
         elif turns and turns[0].role == "system":
             self.fault(f"{turns[0].role_at}: a second system turn, beside the key 'system'; leave one out")
         else:
-            return [Spoken("system", (system,), "system", "system", "system"), *turns]
+            return [Spoken("system", joined(parts(system, "system")), "system", "system", "system"), *turns]
         return [*turns]
 
     # --- what is not read --------------------------------------------------------------------------------

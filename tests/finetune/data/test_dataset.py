@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from finetune.data.dataset import Collator, ConversationDataset, Fault, Rows, Sample, build_dataset
-from finetune.data.kept_samples import room_bytes, size_bytes
+from finetune.data.kept_samples import KeptSamples, room_bytes, size_bytes
+from finetune.data.look import LookRow, arrays_of
 from finetune.data.mixture import Mixture, Source
 from finetune.families.base import Encoded
 from finetune.families.qwen_vl import QwenVLFamily
@@ -99,6 +100,17 @@ def test_kept_samples_stay_within_their_room_and_the_first_that_fit_stay(process
     assert len(dataset.kept) == 2 and dataset.kept.room_bytes >= 0
     assert dataset.kept.get(5) is not None and dataset.kept.get(6) is not None
     assert family.whole == 2 + 2 * 2 * 2  # two once, and two in each of two epochs twice
+
+
+def test_a_kept_sample_takes_the_memory_of_its_supervised_rows_too(processor, conversations):
+    plain = build(conversations, processor)[1]
+    tokens = np.arange(100)
+    looks = [LookRow(row, tokens, np.ones((2, 50)), np.array([], np.int64)) for row in range(30)]
+    more = size_bytes(plain.encoded, arrays_of(looks)) - size_bytes(plain.encoded)
+    assert more == tokens.nbytes + 30 * 2 * 50 * 8  # where the tokens are is one array for all rows
+    kept = KeptSamples(size_bytes(plain.encoded) + more - 1)
+    kept.offer(1, plain._replace(looks=tuple(looks)), plain.encoded, arrays_of(looks))
+    assert len(kept) == 0
 
 
 def test_room_for_kept_samples_is_a_share_of_what_is_free_for_all_processes():
@@ -319,6 +331,33 @@ def test_packed_rows_by_hand():
     assert batch["pixel_values"][:, 0, 0, 0].tolist() == [5.0, 4.0]
     assert batch["about"]["sources"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
     assert batch["about"]["samples"].tolist() == [4, 7, 2]
+
+
+def test_packed_rows_joined_into_one_by_hand():
+    """The same two rows as of a kernel that learns where samples begin of one row alone: nothing is padding."""
+
+    def packed(row):
+        return {"position_ids": torch.cat([torch.arange(len(one.input_ids)) for one in row])[None]}
+
+    look = LookRow(0, np.array([1]), np.array([[0.5]]), np.array([0]))
+    batch = Collator(9, BLANK, packed=packed, one_row=True)(
+        [
+            [Sample(4, encoded([1, 2, 3], [1, 2, 3]), 1), Sample(7, encoded([5, 6], [5, 6], pictures=1), 0)],
+            [Fault(5, "broken"), Sample(2, encoded([4, 8], [4, 8], pictures=1), 1, (look,))],
+        ]
+    )
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 5, 6, 4, 8]]
+    assert batch["labels"].tolist() == [[-100, 2, 3, -100, 6, -100, 8]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1]] and "attention_mask" not in batch
+    assert batch["pixel_values"][:, 0, 0, 0].tolist() == [5.0, 4.0]
+    about = batch["about"]
+    assert about["sources"].tolist() == [[1, 1, 1, 0, 0, 1, 1]] and about["samples"].tolist() == [4, 7, 2]
+    assert about["kept"].tolist() == [0, 1, 3, 5] and about["faults"] == {5: "broken"}
+    # The sample begins at token 5, after one picture.
+    assert about["look"]["sequences"].tolist() == [0] and about["look"]["positions"].tolist() == [[5]]
+    assert about["look"]["tokens"].tolist() == [[6]] and about["look"]["images"].tolist() == [[1]]
+    nothing = Collator(9, BLANK, packed=packed, one_row=True)([[Fault(3, "broken")]])
+    assert nothing["input_ids"].tolist() == [[70, 71]] and nothing["position_ids"].tolist() == [[0, 1]]
 
 
 def test_labels_are_the_content_of_the_answer_and_the_frames(processor, tmp_path: Path):

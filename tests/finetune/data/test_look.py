@@ -25,22 +25,27 @@ def rows(request, tmp_path_factory):
     family, processor = FAMILIES[request.param].family, FAMILIES[request.param].processor(folder)
     Image.new("RGB", (50, 40)).save(folder / "a.png")
 
-    def found(answer, *, supervised="first", **more):
+    def tokens(answer, *, supervised="first", **more):
+        """The texts of the answer's tokens, and of each supervised row x0 of its box and the token that it writes."""
         said = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": answer, **more}]
         (folder / "data.json").write_text(json.dumps([{"messages": said, "images": ["a.png"]}]))
         (conversation,) = read(folder / "data.json", say=lambda _: None)
         encoded = family.encode(processor, conversation, media=False)
         start, end = encoded.turn_spans[-1]
         texts = token_texts(processor.tokenizer, encoded.input_ids[start:end].tolist())
-        tokens = [
+        return texts, [
             (one.look.ends[0][0][0], one.row + 1 - start)
             for one in placed(conversation, encoded, processor, supervised)
         ]
+
+    def found(answer, **more):
+        texts, rows = tokens(answer, **more)
         return "".join(texts), [
             (left, range(len("".join(texts[:token])), len("".join(texts[: token + 1]))))
-            for left, token in tokens
+            for left, token in rows
         ]
 
+    found.tokens = tokens
     return found
 
 
@@ -96,3 +101,16 @@ def test_entries_of_one_phrase_are_at_its_occurrences(rows):
         (0.1, True),
         (0.4, True),
     ]
+
+
+@pytest.mark.parametrize("before", ["", "It is "])
+def test_a_phrase_begins_at_the_first_bytes_of_its_first_character(rows, before):
+    """Of a character of several tokens the last has its text; the row that decides is the one that writes the first."""
+    look_at = [{"phrase": "鹳雀楼", "boxes": [[5, 0, 20, 20]]}]
+    texts, ((_, first),) = rows.tokens(f"{before}鹳雀楼.", look_at=look_at)
+    start = "".join(texts).index("鹳")
+    assert first == next(at for at in range(len(texts)) if len("".join(texts[:at])) == start)
+    _, phrase = rows.tokens(f"{before}鹳雀楼.", supervised="phrase", look_at=look_at)
+    written = [token for _, token in phrase]
+    assert written == [*range(first, first + len(written))]
+    assert "".join(texts[token] for token in written).startswith("鹳雀楼")

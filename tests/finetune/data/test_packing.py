@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from finetune.data.dataset import Collator, ConversationDataset, build_dataset
-from finetune.data.packing import kernel_note, pack
+from finetune.data.packing import kernel_note, needs_one_row, pack
 from finetune.families.qwen_vl import QwenVLFamily
 from finetune.model import checkpoint
 from finetune.samples.source import read
@@ -38,7 +38,12 @@ def test_rows_are_full_near_their_place_in_the_order_and_never_over():
 
 def test_the_note_tells_what_a_mask_takes():
     assert "8,192 × 8,192 (64 MiB)" in kernel_note("sdpa", 8192)
-    assert "without a mask" in kernel_note("flash_attention_2", 8192)
+    assert "without a mask; the rows of a batch are joined into one" in kernel_note("flash_attention_2", 8192)
+
+
+def test_rows_are_joined_for_kernels_that_take_no_mask():
+    flash = ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2")
+    assert all(map(needs_one_row, flash)) and not any(map(needs_one_row, ("sdpa", "eager", "flex_attention")))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

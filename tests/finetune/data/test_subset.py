@@ -8,7 +8,7 @@ import pytest
 from finetune.data.mixture import Mixture, Source
 from finetune.data.schedule import Schedule, StepShape
 from finetune.data.subset import Subset, different_samples, nested_order, places_of, too_small, with_fraction
-from finetune.samples.conversation import Conversation, Turn
+from finetune.samples.conversation import BoxRef, Conversation, Turn
 
 
 def talk(name: str, answers: list[str]) -> list[Conversation]:
@@ -203,3 +203,16 @@ def test_a_part_that_is_smaller_than_one_step():
     part, subsets = with_fraction(mixture(), 0.1, None, "steps")
     fault = too_small(part, subsets, 8)
     assert fault is not None and "keeps 3 of the 30 samples of towers, and one step reads 6 of them" in fault
+
+
+def test_samples_whose_placeholders_stand_for_other_words_are_of_other_kinds():
+    """Thirty answers that are written alike, a third of them about dogs: so it is in each part."""
+    written = '{"bbox_2d": <bbox>, "label": "<ref-object>"}'
+    said = [
+        (BoxRef(written, ((0, 0, 0.5, 0.25),), label, 0, "json"),) for label in ["dog", "cat", "cat"] * 10
+    ]
+    towers = [
+        Conversation((Turn("user", ("?",)), Turn("assistant", one)), one[0].label or "") for one in said
+    ]
+    mixed, _ = with_fraction(Mixture([Source("towers", towers, "corrective")], 5), 0.3, None, "epochs")
+    assert Counter(kept(mixed)) == {"dog": 3, "cat": 6}

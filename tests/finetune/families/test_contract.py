@@ -15,6 +15,7 @@ from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.probing.prompts import padded
 from finetune.data.dataset import Collator, Sample
 from finetune.data.lengths import measure
+from finetune.data.packing import needs_one_row
 from finetune.families import family_of
 from finetune.families.base import image_places, learned_elsewhere
 from finetune.families.parts.box_scores import box_scores
@@ -104,11 +105,13 @@ def encoded(family, processor):
 
 def collated(family, processor, model, rows, *, packing=False, blanks=False):
     """Through the collator, as in training: each row its encoded samples."""
+    config = bare_model(model).config
     collator = Collator(
         processor.tokenizer.pad_token_id,
         family.blank(processor),
         blank_pictures=blanks,
-        packed=(lambda row: family.packed(bare_model(model).config, row)) if packing else None,
+        packed=(lambda row: family.packed(config, row)) if packing else None,
+        one_row=packing and needs_one_row(config.get_text_config()._attn_implementation),
     )
     numbers = itertools.count()
     batch = collator([[Sample(next(numbers), one) for one in row] for row in rows])

@@ -135,6 +135,21 @@ def test_samples_in_one_row_do_not_see_each_other(tiny, family, processor, model
         start += len(alone)
 
 
+def test_samples_in_two_rows_of_a_batch_do_not_see_each_other(tiny, family, processor, model, encoded):
+    """Of unequal rows, the second with a picture first: no sample's logits change with what comes before it."""
+    if tiny.unpackable:
+        return
+    rows = [[encoded[1], encoded[0]], [encoded[2], encoded[0], encoded[1]]]
+    together = logits(model, collated(family, processor, model, rows, packing=True))
+    assert together.shape[:2] == (1, sum(len(one.input_ids) for row in rows for one in row))
+    start = 0
+    for one in itertools.chain(*rows):
+        alone = logits(model, collated(family, processor, model, [[one]]))[0]
+        found = together[0, start : start + len(alone)]
+        assert (found - alone).abs().max() <= 5e-6 * alone.abs().max()
+        start += len(alone)
+
+
 def test_keys_knocked_out_are_lost_as_under_eager(family, model, eager, encoded):
     layers = attending_layers(model, family)
     for inputs in batches(encoded):

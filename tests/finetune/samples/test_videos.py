@@ -243,8 +243,12 @@ def test_pictures_and_videos_each_in_their_place(folder: Path):
     assert picture.size_pixels == (64, 48) and video.frames[0].size_pixels == (64, 48)
 
 
-def test_without_a_video_beside_it_the_mark_is_words(folder: Path):
-    [one] = quietly(written(folder, chat("what does <video> mean in HTML?", images=[])))
+def test_without_a_video_beside_it_the_mark_is_a_fault_unless_escaped(folder: Path):
+    with pytest.raises(
+        ValueError, match=r"videos: found 0 videos and 1 <video> in the text.*before it: .<video>"
+    ):
+        quietly(written(folder, chat("what does <video> mean in HTML?", videos=[])))
+    [one] = quietly(written(folder, chat("what does \\<video> mean in HTML?", images=[])))
     assert one.turns[0].parts == ("what does <video> mean in HTML?",)
 
 

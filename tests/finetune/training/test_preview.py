@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from finetune.data.dataset import build_dataset
 from finetune.data.lengths import Lengths
 from finetune.data.schedule import Schedule, StepShape
 from finetune.families.base import Encoded, ImageTokens
@@ -20,6 +22,7 @@ from finetune.model.adaptation import Plan, adapt
 from finetune.model.memory_estimate import GIB, Sharding
 from finetune.samples.conversation import Conversation, Turn
 from finetune.training.preview import (
+    Preview,
     Samples,
     histogram,
     memory_line,
@@ -35,6 +38,7 @@ from finetune.training.preview import (
     visible,
     wants_colour,
 )
+from tests.finetune.families.tiny_qwen3_5 import HYBRIDS
 from tests.finetune.test_program import flags, program  # noqa: F401  (fixtures)
 
 FAMILY = QwenVLFamily()
@@ -75,6 +79,22 @@ def test_labels_in_colour():
         f"  {DIM}      | ab{PLAIN}{CYAN}(2 image tokens){PLAIN}{DIM}c{PLAIN}",
         f"  {GREEN}train | ⏎de{PLAIN}",
     ]
+
+
+def test_answers_learned_after_another_prompt_are_told_wherever_in_a_source_they_are(tmp_path: Path):
+    tiny = HYBRIDS["qwen3.5"]
+    one = (Turn("user", ("what?",)), Turn("assistant", ("red",)))
+    conversations = [Conversation(one, f"one {i}") for i in range(99)]
+    dataset = build_dataset(
+        [*conversations, Conversation(one * 2, "several")], tiny.processor(tmp_path), tiny.family,
+        max_length=300, on_bad_sample="error", workers=1,
+    )  # fmt: skip
+    settings = TrainingArguments(output_dir=str(tmp_path), report_to="none")
+    shown = Preview(nn.Module(), dataset, settings, packing=False, precision=torch.float32)
+    assert "several" in shown.samples().partition("note: ")[2]
+    dataset.conversations = conversations
+    dataset.source_of = dataset.source_of[:-1]
+    assert "note: " not in shown.samples()
 
 
 def test_the_first_token_is_not_trained_for_nothing_predicts_it():

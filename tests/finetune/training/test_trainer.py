@@ -1,6 +1,7 @@
 import copy
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from finetune.training import trainer as trainer_module
 from finetune.training.guards import TrainingError
 from finetune.training.trainer import BatchError, FinetuneTrainer, build_trainer
 from tests.finetune.conftest import write_data
+from tests.flash_standin import standing_in, using
 
 FAMILY = QwenVLFamily()
 
@@ -187,6 +189,29 @@ def mixed(checkpoint_folder: Path, data_file: Path) -> ConversationDataset:
         Source("base", conversations, "base"), Source("spheres", conversations[9:], "corrective", None, 2)
     ]  # fmt: skip
     return build_dataset(Mixture(sources, 4), processor, FAMILY, max_length=200, on_bad_sample="error")
+
+
+@pytest.mark.parametrize("kernel", [None, 2])
+def test_rows_of_a_batch_train_as_rows_one_after_another_under_every_kernel(
+    checkpoint_folder: Path, dataset: ConversationDataset, tmp_path: Path, kernel: int | None
+):
+    """Flash kernels do not learn where the samples of several rows begin, so these are joined into one."""
+    steps, held = [], []
+    for size, accumulation in ((2, 1), (1, 2)):
+        trainer = make(
+            checkpoint_folder, dataset, tmp_path, packing=True, max_steps=1, weight_decay=0.0,
+            per_device_train_batch_size=size, gradient_accumulation_steps=accumulation,
+        )  # fmt: skip
+        with ExitStack() as flash:
+            for stand_in in () if kernel is None else (standing_in(kernel), using(trainer.model, kernel)):
+                flash.enter_context(stand_in)
+            trainer.train()
+        steps += [(e["loss"], e["grad_norm"]) for e in trainer.state.log_history if "loss" in e]
+        held.append([(one.rows, len(one.about["samples"])) for one in trainer.batches])
+    assert steps[0] == pytest.approx(steps[1], rel=1e-5)
+    rows, samples = zip(*held[1], strict=True)
+    assert rows == (1, 1) and max(samples) > 1
+    assert held[0] == [(2 if kernel is None else 1, sum(samples))]
 
 
 def test_a_packed_run_resumes_exactly_in_its_second_epoch(

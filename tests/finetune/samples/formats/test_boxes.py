@@ -226,6 +226,90 @@ def test_placeholders_take_phrases_and_boxes_in_order(folder: Path):
     ]
 
 
+MS_SWIFT = """[
+\t{"bbox_2d": <bbox>, "label": "<ref-object>"},
+\t{"label": "<ref-object>", "bbox_2d": <bbox>}
+]"""
+DOG, CAT = [0, 0, 224, 50], [112, 100, 448, 200]
+OBJECTS = {"ref": ["dog", 'a "big" cat'], "bbox": [DOG, CAT]}
+
+
+def test_an_object_around_placeholders_is_one_box(folder: Path):
+    """ms-swift's grounding data: a box put in place of <bbox> alone would be an object within an object."""
+    parts = parse(folder, "find", MS_SWIFT, "wide.png", units="pixels", objects=OBJECTS)[1:]
+    first, second = MS_SWIFT.split("\n")[1].strip("\t,"), MS_SWIFT.split("\n")[2].strip("\t")
+    assert parts == [
+        "[\n\t",
+        BoxRef(first, ((0, 0, 0.5, 0.25),), "dog", 0, "json"),
+        ",\n\t",
+        BoxRef(second, ((0.25, 0.5, 1, 1),), 'a "big" cat', 0, "json"),
+        "\n]",
+    ]
+
+
+def test_such_objects_take_phrases_and_boxes_in_their_place_among_others(folder: Path):
+    last = '{"bbox": <bbox>, "label": "the <ref-object>", "image": 1}'
+    answer = f'A <ref-object>: <bbox> and {{"point_2d": <bbox>}}; {last}'
+    objects = {"ref": ["dog", "cat"], "bbox": [DOG, [112, 50], [15, 60, 30, 120]], "image_id": [0, 0, 1]}
+    found = parse(folder, "find", answer, "wide.png", "tall.png", units="pixels", objects=objects)[1:]
+    assert [one for one in found if isinstance(one, str)] == ["A dog: ", " and ", "; "]
+    assert [(one.boxes[0], one.label, one.image, one.key) for one in found if isinstance(one, BoxRef)] == [
+        ((0, 0, 0.5, 0.25), None, 0, "bbox_2d"),
+        ((0.25, 0.25, 0.25, 0.25), None, 0, "point_2d"),
+        ((0.5, 0.5, 1, 1), "the cat", 1, "bbox"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
+def test_families_write_them_as_they_write_objects_with_numbers(folder: Path, name: str):
+    from tests.finetune.families.tiny_families import ALL
+
+    tiny, texts = ALL[name], []
+    processor = tiny.processor(folder)
+    literal = MS_SWIFT.replace("<bbox>", "%s").replace("<ref-object>", "%s") % (DOG, "dog", "cat", CAT)
+    for answer, more in ((MS_SWIFT, {"objects": {"ref": ["dog", "cat"], "bbox": [DOG, CAT]}}), (literal, {})):
+        said = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": answer}]
+        (folder / "data.json").write_text(json.dumps([{"messages": said, "images": ["wide.png"], **more}]))
+        (conversation,) = read(folder / "data.json", box_units="pixels", say=lambda _: None)
+        encoded = tiny.family.encode(processor, conversation, media=False)
+        texts.append(processor.tokenizer.decode(encoded.input_ids[slice(*encoded.turn_spans[-1])].tolist()))
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"box": <bbox>, "label": "<ref-object>"}', '{"bbox_2d": [<bbox>]}', '{"bbox_2d": [[<bbox>]]}',
+        '{"bbox_2d": "<bbox>"}', "{'bbox_2d': <bbox>, 'label': '<ref-object>'}", '{"bbox_2d": <bbox>',
+        '{"dog": <bbox>}', '{"label": "dog", "bbox_2d": <bbox> }}, "bbox": <bbox>',
+    ],
+)  # fmt: skip
+def test_a_placeholder_that_would_be_a_box_within_an_object_is_a_fault(folder: Path, answer: str):
+    objects = {"ref": ["dog"][: "<ref" in answer], "bbox": [DOG] * answer.count("<bbox>")}
+    with pytest.raises(
+        ValueError, match=r"1 fault\n.*content: found .*<bbox>.*, expected <bbox> alone or as \{"
+    ):
+        parse(folder, "find", answer, "wide.png", units="pixels", objects=objects)
+
+
+@pytest.mark.parametrize(
+    ("answer", "objects", "message"),
+    [
+        ('{"bbox_2d": <bbox>, "score": 1}', {"bbox": [DOG]}, "found 'score' beside bbox_2d"),
+        ('{"bbox_2d": <bbox>}', {"bbox": [[1, 2]]}, r"found the box \[1, 2\], expected four numbers"),
+        ('{"bbox_2d": <bbox>}', {"bbox": [DOG], "ref": ["dog"]}, "objects.ref: found 1, and 0 <ref-object>"),
+        ('{"bbox_2d": <bbox>, "label": "<ref-object>"}', {"bbox": [DOG]}, "objects.ref: found 0, and 1 <ref-object>"),
+        ('{"bbox_2d": <bbox>}', {"ref": []}, "objects.bbox: found 0, and 1 <bbox>"),
+        ('{"bbox_2d": <bbox>}', {"bbox": [None]}, "found the box None, expected four numbers"),
+        ('{"bbox_2d": <bbox>, "image": 1}', {"bbox": [DOG], "image_id": [0]}, "found picture 1 in an object whose box"),
+    ],
+)  # fmt: skip
+def test_faults_of_an_object_around_placeholders(folder: Path, answer: str, objects: Any, message: str):
+    with pytest.raises(ValueError, match=rf"1 fault\n  record 0: .*{message}"):
+        pictures = ("wide.png", "tall.png") if "image" in answer else ("wide.png",)
+        parse(folder, "find", answer, *pictures, units="pixels", objects=objects)
+
+
 # --- which picture ---------------------------------------------------------------------------------------------------
 
 

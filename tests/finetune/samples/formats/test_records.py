@@ -409,12 +409,58 @@ def test_a_mark_alone_is_words_and_named_where_a_picture_has_no_place(folder: Pa
     assert "the text has <img>, which is plain text in data: write <image> instead" in message
 
 
-def test_between_parts_that_name_their_pictures_a_place_is_words(folder: Path):
-    asked = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "How do I write an <image> tag?"}]
-    assert parts(opened(folder, {"messages": turns(("user", asked), ASKED[1])})[0])[1] == asked[1]["text"]
+@pytest.mark.parametrize("mark", ["<image>", "<video>"])
+def test_beside_parts_that_are_pictures_a_place_in_the_text_is_a_fault(folder: Path, mark: str):
+    """The model would read words where its data means a picture, and it a second time in its own place."""
+    shown = {"type": "image", "image": "a.png"}
+    for text in (f"{mark}\nWhat is this?", f"first {mark}, then {mark}"):
+        for asked in ([shown, {"type": "text", "text": text}], [{"text": text}, shown]):
+            message = refused(folder, {"messages": turns(("user", asked), ASKED[1])})
+            assert (
+                f"content[{asked[0] is shown:d}]: found {mark} beside pictures or videos that are parts"
+                in message
+            )
+            assert message.count("record 0: ") == 1 and message.endswith(
+                f"put a backslash before it: \\{mark}"
+            )
+    asked = [shown, {"type": "text", "text": f"How do I write an \\{mark} tag?"}]
+    (found,) = opened(folder, {"messages": turns(("user", asked), ASKED[1])})
+    assert parts(found) == ["a.png", f"How do I write an {mark} tag?", "A box."]
+    # Pictures beside the messages are what the marks stand for, and there must be as many.
+    asked = [shown, {"type": "text", "text": "then <image>?"}]
+    (found,) = opened(folder, {"messages": turns(("user", asked), ASKED[1]), "images": ["b.png"]})
+    assert parts(found) == ["a.png", "then ", "b.png", "?", "A box."]
     assert "found 0 pictures and 1 <image>" in refused(
         folder, {"messages": turns(("user", asked[1:]), ASKED[1])}
     )
+
+
+@pytest.mark.parametrize("mark", ["<image>", "<video>"])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": turns(("user", "MARK what?"), ASKED[1])},
+        {"messages": turns(ASKED[0], ("assistant", "a MARK tag")), "image": "a.png"},
+        {"conversations": said_by("human", "gpt", "MARK what?"), "image": None, "video": None},
+        {"conversations": said_by("human", "gpt", "MARK what?"), "images": [], "videos": []},
+        {"conversations": said_by("human", "gpt", "<image> what?", "a MARK"), "image": "a.png", "clip_id": "v_12"},
+        {"instruction": "MARK what?", "output": "A box."},
+        {"instruction": "What?", "output": "A box.", "history": [["a MARK", "yes"]]},
+        {"messages": turns(ASKED[0], ASKED[1]), "image": "a.png", "system": "a MARK is a picture"},
+        {"conversations": said_by("human", "gpt", "what?"), "system": "a MARK is a picture"},
+        {"instruction": "What?", "output": "A box.", "system": "a MARK is a picture"},
+        {"data_format": "qwen-vl", "conversations": said_by("user", "assistant", "<img>a.png</img>a MARK")},
+        {"data_format": "qwen-vl", "conversations": said_by("user", "assistant", "?"), "system": "a MARK"},
+    ],
+)  # fmt: skip
+def test_a_place_without_a_picture_is_no_words(folder: Path, record: Any, mark: str):
+    options = {"data_format": record.get("data_format", "auto")}
+    template = json.dumps({key: value for key, value in record.items() if key != "data_format"})
+    message = refused(folder, json.loads(template.replace("MARK", mark)), **options)
+    assert "1 fault\n" in message and f"put a backslash before it: \\{mark}" in message
+    (found,) = opened(folder, json.loads(template.replace("MARK", f"\\\\{mark}")), **options)
+    words = "".join(one for one in parts(found) if isinstance(one, str))
+    assert mark in words and "\\" not in words
 
 
 def test_a_dry_run_tells_control_tokens_from_words(folder: Path):
