@@ -18,6 +18,7 @@ if __name__ == "__main__":
     parser().parse_args()  # --help and wrong flags are answered before the imports below, which take seconds
 
 from diagnostics.diagnosis import Diagnosis, Thresholds, diagnose_model
+from diagnostics.diagnosis.looking import filling
 from diagnostics.diagnosis.stages import UNDETERMINED
 from diagnostics.probing.prompts import ProbeEncoder
 from diagnostics.records.probes import Probe, read_probes
@@ -82,6 +83,8 @@ def diagnose(
     model, processor = load(name, base=base, allow_other_base=allow_other_base)
     for line in ProbeEncoder(family_of(bare_model(model).config), processor).check(probes, str(probe_file)):
         print(f"warning: {line}", flush=True)
+    if (filled := filling(probes, str(probe_file))) is not None:
+        print(f"warning: {filled}", flush=True)
     diagnosis = diagnose_model(
         model,
         processor,

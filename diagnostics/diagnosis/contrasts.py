@@ -65,15 +65,16 @@ def contrast_of(name: str, groups: Mapping[str, Sequence[Probe]], *, each_answer
     inside = {id(side.probe) for side in sides}
     lenders: dict[Pair, int] = {}
     for probe in (one for group in groups.values() for one in group if id(one) not in inside):
-        pair = _guarded(probe, pairs, own)
-        if pair is None:
+        found = _guarded(probe, pairs, own)
+        if found is None:
             continue
+        pair, label = found
         boxes = _own_boxes(probe, regions.get(pair))
         if boxes is None:
             lenders[pair] = lenders.get(pair, -1) + 1
             boxes = _lent_boxes(probe, [side for side in sides if side.task == pair], lenders[pair])
-        sides.append(Side(probe, int(_key(probe.answer) == pair[0]), pair, boxes))
-    sides = _of_both(sides)
+        sides.append(Side(probe, label, pair, boxes))
+    sides = of_both(sides)
     return Contrast(
         tuple(sides), aligned, _lack(members, sides, each_answer), _place_lack(sides, each_answer)
     )
@@ -97,18 +98,18 @@ def _pair_of(probe: Probe, pairs: Sequence[Pair]) -> Pair | None:
     return next((pair for pair in pairs if set(pair) == wanted), None)
 
 
-def _guarded(probe: Probe, pairs: Sequence[Pair], own: set[str]) -> Pair | None:
-    """The pair whose wrong answer is this probe's right one."""
+def _guarded(probe: Probe, pairs: Sequence[Pair], own: set[str]) -> tuple[Pair, int] | None:
+    """The pair whose wrong answer is this probe's right one, and the label of that answer.
+
+    By the spelling that was found, since the answer itself may be written in another way. A probe that accepts both
+    answers of a pair stands on neither side of it.
+    """
     spellings = {_key(one) for one in probe.spellings}
-    return next(
-        (
-            pair
-            for pair in pairs
-            for end in pair
-            if end in spellings and (pair[0] if end == pair[1] else pair[1]) in own
-        ),
-        None,
-    )
+    for pair in pairs:
+        found = [label for label in (1, 0) if pair[1 - label] in spellings]
+        if len(found) == 1 and pair[found[0]] in own:
+            return pair, found[0]
+    return None
 
 
 def _main_regions(members: Sequence[Probe]) -> dict[Pair, str]:
@@ -141,7 +142,7 @@ def _lent_boxes(probe: Probe, lenders: Sequence[Side], turn: int) -> tuple[Box, 
     return tuple((x0 * across, y0 * down, x1 * across, y1 * down) for x0, y0, x1, y1 in lender.boxes)
 
 
-def _of_both(sides: Sequence[Side]) -> list[Side]:
+def of_both(sides: Sequence[Side]) -> list[Side]:
     """The sides of the pairs that have two pictures of each answer."""
     pictures: dict[tuple[Pair, int], set[str]] = {}
     for side in sides:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,7 @@ from diagnostics.diagnosis.evidence import Case, Evidence, evidence_of, is_at_fa
 from diagnostics.diagnosis.features import Asked, Features, features_of
 from diagnostics.diagnosis.remedies import Remedy, remedy_of
 from diagnostics.diagnosis.stages import Stage, stage_of
+from diagnostics.diagnosis.states import words_differ
 from diagnostics.diagnosis.thresholds import Thresholds
 from diagnostics.probing.prober import Prober, auto_key_layers
 from diagnostics.records.measurement_plan import OCCLUSION, PICTURES, MeasurementPlan
@@ -96,11 +98,13 @@ def diagnose_model(
     records   of these probes by this very model, with regions hidden and pictures replaced, where they are at hand
               (a monitor's step 0): they are not measured again
 
-    The model is left as it was, hooks and patches included. Raises ValueError naming the probe that it cannot read.
+    The model is left as it was, hooks and patches included. Raises ValueError naming the probe that it cannot read, and
+    the first whose margin is not finite.
     """
     thresholds, family = thresholds or Thresholds(), family_of(bare_model(model).config)
     if records is None:
         records = _probed(model, processor, probes, thresholds, name=name, progress=progress)
+    check_finite([records[probe.id] for probe in probes])
     groups = groups_of(probes)
     contrasts = {
         group: contrast_of(group, groups, each_answer=thresholds.each_answer)
@@ -144,6 +148,7 @@ def _probed(
     """Every probe with its picture replaced, and the wrong ones of groups at fault with each region hidden too."""
     prober = Prober(model, processor, key_layers=auto_key_layers(model), probes=probes, depth=ASKED)
     records = {one.probe_id: one for one in prober.run_all(0, name, progress=progress)}
+    check_finite([*records.values()])
     wrong = [
         probe
         for members in groups_of(probes).values()
@@ -152,10 +157,29 @@ def _probed(
         if probe.foil is not None and not is_right(records[probe.id])
     ]
     prober.depth = HIDDEN
+    # What was asked first stays: in other batches a margin near 0 may fall on the other side of it.
     for one in prober.run_all(0, name, probes=wrong, progress=progress):
-        controls = records[one.probe_id].picture_controls
-        records[one.probe_id] = replace(one, picture_controls=controls)
+        records[one.probe_id] = replace(records[one.probe_id], interventions=one.interventions)
     return records
+
+
+def check_finite(records: Sequence[AttentionRecord]) -> None:
+    """Raises ValueError naming the first probe with a margin that is not finite, and how many have one."""
+    found = [(one.probe_id, value) for one in records for value in _margins(one) if not isfinite(value)]
+    if found:
+        of_probes = len({probe for probe, _ in found})
+        raise ValueError(
+            f"probe {found[0][0]}: found a margin of {found[0][1]}; {of_probes} of {len(records)} probes have one that "
+            "is not finite, expected none: does the model overflow in this precision? Load it in bfloat16 or float32"
+        )
+
+
+def _margins(record: AttentionRecord) -> list[float]:
+    """Every margin of a record, nats: as asked, with a region hidden and at its controls, with the picture replaced."""
+    own = record.scores.margin_nats
+    hidden = [value for one in record.interventions for value in (one.margin_nats, *one.control_margins_nats)]
+    replaced = [one.margin_nats for one in record.picture_controls]
+    return [*([] if own is None else [own]), *hidden, *replaced]
 
 
 def _features(
@@ -181,7 +205,29 @@ def _features(
     lent: dict[str, dict[str, Features]] = {group: {} for group in contrasts}
     for (group, probe_id), found in zip(further, every[len(asked) :], strict=True):
         lent[group][probe_id] = found
-    return {one.probe.id: found for one, found in zip(asked, every, strict=False)}, lent
+    at_own = {one.probe.id: found for one, found in zip(asked, every, strict=False)}
+    return _with_blank(model, processor, contrasts, at_own, progress=progress), lent
+
+
+def _with_blank(
+    model: nn.Module,
+    processor: Any,
+    contrasts: Mapping[str, Contrast],
+    own: Mapping[str, Features],
+    *,
+    progress: bool,
+) -> dict[str, Features]:
+    """``own`` with what the words alone leave in the answer's state, of groups whose answers are asked for in different
+    words: one forward more for each of their probes."""
+    asked = {
+        side.probe.id: Asked(side.probe, None, (), blank=True)
+        for contrast in contrasts.values()
+        if words_differ((side.task, own[side.probe.id].words) for side in contrast.sides)
+        for side in contrast.sides
+    }
+    found = features_of(bare_model(model), processor, [*asked.values()], progress=progress)
+    blank = {name: one.answer for name, one in zip(asked, found, strict=True)}
+    return {name: replace(one, blank=blank.get(name)) for name, one in own.items()}
 
 
 def _named(probe: Probe) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -110,9 +110,10 @@ def evidence_of(
 
 
 def _side(side: Side, case: Case, lent: Mapping[str, Features]) -> SideCase:
-    features = lent.get(case.probe.id, case.features)
-    assert features is not None  # every side of a contrast was read
-    return SideCase(side, case, features)
+    own = case.features
+    assert own is not None  # every side of a contrast was read
+    at_place = lent.get(case.probe.id, own)
+    return SideCase(side, case, replace(at_place, blank=own.blank))
 
 
 def answers_test(members: Sequence[Case], thresholds: Thresholds) -> Leg:

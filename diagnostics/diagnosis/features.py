@@ -4,12 +4,13 @@ the state that the answer is read from."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -29,6 +30,8 @@ Regions = Mapping[str, Sequence[Box]]
 Blocks = tuple[np.ndarray, ...]
 USUAL = 16
 """Pictures, at most, from which it is taken how a resampler's tokens usually read a picture."""
+GREY = (128, 128, 128)
+"""Of blank pictures: one for all, since the mean colour of a picture may tell what it shows."""
 
 
 class Place(NamedTuple):
@@ -49,19 +52,25 @@ class Features:
     tower      what the connector is given; None where its rows cannot be told apart by cell, or no place was asked for
     tokens     the image tokens as the language model gets them; None where no place was asked for
     answer     of the answer query: what enters the last two language layers, and what the words are read from
+    words      ids of the tokens up to the answer query, those of the pictures left out
+    blank      as ``answer``, with grey pictures: what the words alone leave there; None where that was not read
     """
 
     tower: Place | None
     tokens: Place | None
     answer: Blocks
+    words: tuple[int, ...] = ()
+    blank: Blocks | None = None
 
 
 class Asked(NamedTuple):
-    """A probe, the boxes of the place to look at (None: none), and all boxes that are no background."""
+    """A probe, the boxes of the place to look at (None: none), and all boxes that are no background; ``blank``: with
+    grey pictures of the same sizes in the place of its own."""
 
     probe: Probe
     boxes: Sequence[Box] | None
     named: Sequence[Box]
+    blank: bool = False
 
 
 def features_of(
@@ -93,7 +102,16 @@ def features_of(
             placed = [one.probe for one in asked if one.boxes is not None]
             chosen = placed[:: -(-len(placed) // USUAL)] if placed else []
             run = run._replace(connector=run.usual_connector([reader.read(probe) for probe in chosen]))
-        return [run.features(reader.read(one.probe), one) for one in bar]
+        return [run.features(_read(reader, one), one) for one in bar]
+
+
+def _read(reader: ProbeEncoder, asked: Asked) -> EncodedProbe:
+    """The probe with the pictures asked for. The reply stands as far behind blank ones, which have the same sizes."""
+    read = reader.read(asked.probe)
+    if not asked.blank:
+        return read
+    pictures = [Image.new("RGB", one.image_size_pixels, GREY) for one in read.answer.images]
+    return read._replace(answer=reader.encode(asked.probe, asked.probe.answer, images=pictures))
 
 
 class _Forward(NamedTuple):
@@ -132,11 +150,11 @@ class _Forward(NamedTuple):
         assert head is not None
         answer = [hidden[f"layer_{layer}"][0, place] for layer in self.layers[-2:]]
         answer.append(head[-keep].float().cpu().numpy())
+        found = Features(None, None, tuple(answer), _words(encoded, place))
         if asked.boxes is None or not encoded.images:
-            return Features(None, None, tuple(answer))
-        return Features(
-            self._tower(encoded, asked), self._tokens(encoded, asked, hidden["layer_0"][0]), tuple(answer)
-        )
+            return found
+        tokens = self._tokens(encoded, asked, hidden["layer_0"][0])
+        return replace(found, tower=self._tower(encoded, asked), tokens=tokens)
 
     def _tower(self, encoded: Encoded, asked: Asked) -> Place | None:
         given = self.stations.connector_input
@@ -229,6 +247,15 @@ def _run(encoded: Encoded, view: ImageTokens, patches: int) -> int | None:
     begin = int(before[-1]) + 1 if len(before) else 0
     end = int(after[0]) if len(after) else len(ids)
     return begin if view.tiles is None and 0 <= end - begin - patches <= 1 else None
+
+
+def _words(encoded: Encoded, place: int) -> tuple[int, ...]:
+    """Ids of the tokens up to ``place``, without those of pictures: line breaks and margins come with their size."""
+    is_word = np.ones(place + 1, bool)
+    for image in encoded.images:
+        own = np.concatenate([image.all_positions, image.margin_positions])
+        is_word[own.min() : own.max() + 1] = False
+    return tuple(encoded.input_ids[: place + 1][is_word].tolist())
 
 
 def _numbers(states: Tensor) -> np.ndarray:

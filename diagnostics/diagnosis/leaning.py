@@ -8,7 +8,7 @@ import numpy as np
 
 from diagnostics.comparison.legs.leg import Leg, not_measured, percent
 from diagnostics.diagnosis.cases import Case, SideCase, margins_of, pictures_of, share_interval
-from diagnostics.diagnosis.contrasts import Contrast, Side
+from diagnostics.diagnosis.contrasts import Contrast, Side, of_both
 from diagnostics.diagnosis.thresholds import Thresholds
 from diagnostics.measures.answers import normalised
 from diagnostics.measures.linear_probes import balanced_accuracy
@@ -19,14 +19,19 @@ from diagnostics.records.measurement_plan import BLANK, NO_PICTURE, OTHER
 def one_shift(sides: Sequence[SideCase], contrast: Contrast, thresholds: Thresholds) -> Leg:
     """Would one number, added to every margin between two answers, make them right?
 
-    Right answers are counted on pictures that the number was not chosen on, both answers alike. A question's words may
-    give the answer away, so as many must not be right with a blank picture.
+    Right answers are counted on pictures that the number was not chosen on, both answers alike: of probes whose answer
+    and foil are a pair of the group's, where either answer has two pictures. A question's words may give the answer
+    away, so as many must not be right with a blank picture.
     """
     if contrast.lack:
         return not_measured(thresholds.right, f"Not measured: {contrast.lack}.")
-    scored = [one for one in sides if _is_of_pair(one[0])]
-    labels = np.array([side.label for side, _, _ in scored])
-    if min((labels == 0).sum(), (labels == 1).sum()) < thresholds.each_answer:
+    kept = {side.probe.id for side in of_both([one.side for one in sides if _is_of_pair(one.side)])}
+    scored = [one for one in sides if one.side.probe.id in kept]
+    labels = np.array([side.label for side, _, _ in scored], int)
+    sizes = [
+        len(set(pictures_of([case for side, case, _ in scored if side.label == label]))) for label in (0, 1)
+    ]
+    if min(sizes) < thresholds.each_answer:
         reason = "Not measured: too few guards have this group's right answer as their wrong one."
         return not_measured(thresholds.right, reason, len(scored))
     toward = _toward_first(scored, margins_of([case for _, case, _ in scored]))

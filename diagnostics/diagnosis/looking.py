@@ -7,17 +7,21 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from diagnostics.comparison.legs.leg import Leg, listed, nats_interval, not_measured, percent
+from diagnostics.comparison.legs.leg import Leg, count, listed, nats_interval, not_measured, percent
 from diagnostics.comparison.pairs import cost, related, shift
 from diagnostics.diagnosis.cases import LEVEL, Case, margins_of, pictures_of
 from diagnostics.diagnosis.thresholds import Thresholds
 from diagnostics.measures.statistics import bootstrap_mean, paired_change, ratio_of_means, relative_change
+from diagnostics.probing.interventions import MOST_OF_THE_PICTURE, fills_the_picture
 from diagnostics.records.measurement_plan import OCCLUSION
+from diagnostics.records.probes import Probe
 from finetune.families.parts.coverage import region_coverage
+from finetune.samples.images import open_image
 
 LEAST_WRONG = 5
 """Pictures of wrong answers, below which nothing is said of where they look: more than a fifth of 20 are wrong where a
 group is not right."""
+MOST_NAMED = 3
 
 
 def attention_test(wrong: Sequence[Case], thresholds: Thresholds) -> tuple[Leg, int | None]:
@@ -26,11 +30,16 @@ def attention_test(wrong: Sequence[Case], thresholds: Thresholds) -> tuple[Leg, 
     In the key layer that looks at it most, chosen on the other half of the pictures, since choosing and judging on the
     same ones would flatter. Times the area's share are averaged as relative changes, which no single probe decides: a
     probe at 40 times and three at .2 look at their regions 10 times as much in the mean, and most of them do not.
+
+    Without regions that fill their picture: whatever the answer looks at, it looks at such a region as much as its
+    area's share.
     """
-    having = [case for case in wrong if case.record.region_mass and case.record.image_tokens]
+    naming = [case for case in wrong if case.record.region_mass and case.record.image_tokens]
+    having = [case for case in naming if not _fills(case)]
     pictures = pictures_of(having)
     if len(set(pictures)) < LEAST_WRONG:
-        return not_measured(thresholds.looked, _few_wrong(pictures, "names a region"), len(having)), None
+        lack = _few_wrong(pictures, "names a region", filled=len(naming) - len(having))
+        return not_measured(thresholds.looked, lack, len(having)), None
     own = np.stack([_enrichment(case, "region_mass") for case in having])
     by_chance = np.stack([_enrichment(case, "random_mass") for case in having])
     relative = relative_change(np.ones_like(own), own)
@@ -51,10 +60,42 @@ def attention_test(wrong: Sequence[Case], thresholds: Thresholds) -> tuple[Leg, 
     return Leg(holds, len(having), typical, (low, high), thresholds.looked, f"{words}."), best
 
 
-def _few_wrong(pictures: Sequence[str], what: str) -> str:
-    return (
+def _few_wrong(pictures: Sequence[str], what: str, *, filled: int) -> str:
+    """filled: probes left out since their region fills the picture."""
+    found = len(set(pictures))
+    words = (
         f"Not measured: {LEAST_WRONG} pictures with a wrong answer are needed whose probe {what}, and there "
-        f"{'is' if len(set(pictures)) == 1 else 'are'} {len(set(pictures)) or 'none'}."
+        f"{'is' if found == 1 else 'are'} {found or 'none'}"
+    )
+    if not filled:
+        return f"{words}."
+    return f"{words} beside {count(filled, 'probe')} whose region fills the picture, so that no other place is left."
+
+
+def _fills(case: Case) -> bool:
+    boxes = case.probe.regions.get(case.probe.main_region or "")
+    images = case.record.image_tokens
+    return boxes is not None and bool(images) and fills_the_picture(boxes, images[0].image_size_pixels)
+
+
+def filling(probes: Sequence[Probe], source: str) -> str | None:
+    """A warning that names the probes whose region fills the picture; None where there are none.
+
+    source   the probe file
+    """
+    found = [
+        probe.id
+        for probe in probes
+        if probe.main_region
+        and fills_the_picture(probe.regions[probe.main_region], open_image(probe.images[0]).size)
+    ]
+    if not found:
+        return None
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return (
+        f"{source}: in {len(found)} of {len(probes)} probes the region fills the picture "
+        f"({', '.join(found[:MOST_NAMED])}{more}): over {percent(MOST_OF_THE_PICTURE)} of it, which leaves no other "
+        "place to look at or to hide: attention and hiding are not measured there; name a smaller region if you can"
     )
 
 
@@ -87,7 +128,9 @@ def hiding_test(wrong: Sequence[Case], thresholds: Thresholds) -> tuple[Leg, str
     having = [case for case in wrong if cost(case.record, OCCLUSION, case.probe.main_region) is not None]
     pictures, sizes = pictures_of(having), np.abs(margins_of(having))
     if len(set(pictures)) < LEAST_WRONG:
-        return not_measured(thresholds.cost, _few_wrong(pictures, "has a region to hide"), len(having)), None
+        filled = sum(map(_fills, wrong))
+        lack = _few_wrong(pictures, "has a region to hide", filled=filled)
+        return not_measured(thresholds.cost, lack, len(having)), None
     own = np.array([_shift(case, str(case.probe.main_region)) for case in having])
     share = ratio_of_means(own, sizes, pictures)
     if share is None:

@@ -81,8 +81,11 @@ def _on_the_way(found: Evidence) -> Stage:
         # region decides, it has arrived by one of them; and where the interval does not say whether it is looked at,
         # what has arrived says it.
         is_open = looks.ci95 is not None and looks.ci95[0] < looks.threshold <= looks.ci95[1]
-        if state.holds and (found.decides is None or is_open):
-            return Stage(NOT_USED, f"{looks.reason} {state.reason}")
+        if found.decides is None or is_open:
+            if state.holds is None:
+                return Stage(None, f"Not determined, since a test is missing. {looks.reason} {state.reason}")
+            if state.holds:
+                return Stage(NOT_USED, f"{looks.reason} {state.reason}")
         return Stage(NOT_LOOKED_AT, f"{looks.reason} {hiding.reason}")
     if found.decides is not None or hiding.holds is False:
         return Stage(NOT_USED, f"{looks.reason} {hiding.reason}")

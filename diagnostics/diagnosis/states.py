@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from diagnostics.comparison.legs.leg import Leg, count, not_measured, percent
 from diagnostics.diagnosis.cases import LEVEL, SideCase, pictures_of, share_interval
-from diagnostics.diagnosis.contrasts import Contrast
+from diagnostics.diagnosis.contrasts import Contrast, Pair
 from diagnostics.diagnosis.features import Blocks, Place
 from diagnostics.diagnosis.thresholds import Thresholds
 from diagnostics.measures.linear_probes import SHUFFLES, LinearProbe, linear_probe
 
 CHANCE = 1 - LEVEL
+
+
+def words_differ(asked: Iterable[tuple[Pair, tuple[int, ...]]]) -> bool:
+    """Do the words up to the answer differ between sides of one pair of answers? Only then may they tell it.
+
+    asked   the pair and the words of each side, as ``Features.words``
+    """
+    found = set(asked)
+    return len(found) > len({pair for pair, _ in found})
 
 
 @dataclass(frozen=True)
@@ -39,11 +48,33 @@ class StateTests:
         )
 
     def answer(self) -> Leg:
-        """Does the state that the answer is read from, whatever is said?"""
+        """Does the state that the answer is read from, whatever is said? Where the words before it differ, only if they
+        alone do not tell."""
         if self.contrast.lack:
             return self._not_measured(self.contrast.lack)
         found = self._probe(self.sides, [one.features.answer for one in self.sides])
-        return self._leg("The answer's own state", found, len(self.sides), "")
+        words = self._words_alone()
+        if words is None:
+            return self._leg("The answer's own state", found, len(self.sides), "")
+        beside = f"; with grey pictures {percent(words)}"
+        leg = self._leg("The answer's own state", found, len(self.sides), beside)
+        least = self.thresholds.told
+        if not leg.holds or words < least:
+            return leg
+        return self._not_measured(
+            "the words up to the answer tell it, whatever the picture shows: with grey pictures a linear probe of the "
+            f"answer's state gets {percent(words)} right (at {percent(least)} the words tell); ask for both answers in "
+            "the same words"
+        )
+
+    def _words_alone(self) -> float | None:
+        """Share that a linear probe gets right where all pictures are grey; None where both answers are asked for in
+        the same words, which tell nothing."""
+        if not words_differ((one.side.task, one.features.words) for one in self.sides):
+            return None
+        states = [one.features.blank for one in self.sides if one.features.blank is not None]
+        assert len(states) == len(self.sides)  # read wherever words differ
+        return self._probe(self.sides, states, shuffles=0).accuracy
 
     @property
     def _placed(self) -> list[SideCase]:

@@ -75,7 +75,8 @@ def run(
 ) -> dict[str, Judgement]:
     """Measure and judge, and write fusion.json and the pictures; returns what ``main`` prints.
 
-    calibration_file   probes of other pictures to choose on; None: one picture in two of the probes
+    calibration_file   probes of other pictures to choose on, drawn in fusion/choosing; None: one picture in two of the
+                       probes
     vision_layers      as in ``Viewer``
 
     Raises ValueError and FileNotFoundError, before any weight is loaded, for invalid input.
@@ -102,7 +103,9 @@ def run(
     write_atomically(output_dir / "fusion.json", text.encode())
     for case, chose in tqdm([*zip(cases, chooses, strict=True)], desc="drawing", unit="picture", leave=False):
         picture = draw_sheet(_sheet(case, judgements, chose=chose))
-        write_atomically(output_dir / "fusion" / file_name(case.probe.id, ".png"), encode_png(picture))
+        # Ids are unique in a file, and may recur in the other one.
+        folder = output_dir / "fusion" / ("choosing" if chose and calibration_file is not None else "")
+        write_atomically(folder / file_name(case.probe.id, ".png"), encode_png(picture))
     return judgements
 
 

@@ -151,19 +151,20 @@ class TrialRunner:
         probe = asked.probe
         if asked.foil is None or not asked.answer.images:
             return []
-        resampled = asked.answer.images[0].through_connector
-        kinds = [kind for kind in depth.kinds if resampled or kind != TOWER_KNOCKOUT]
+        image = asked.answer.images[0]
+        kinds = [kind for kind in depth.kinds if image.through_connector or kind != TOWER_KNOCKOUT]
+        has_cells = len(image.cell_boxes_pixels) > 1  # of one cell nothing would be left
+        if not has_cells:
+            kinds = [kind for kind in kinds if kind == OCCLUSION]
         trials: list[Trial] = []
         for region, boxes in probe.regions.items():
-            if fills_the_picture(boxes, asked.answer.images[0].image_size_pixels):
+            if fills_the_picture(boxes, image.image_size_pixels):
                 continue
             ways: list[tuple[str, tuple[int, int] | None]] = [(kind, None) for kind in kinds]
-            if depth.windows and region == probe.main_region:
+            if depth.windows and has_cells and region == probe.main_region:
                 count = len(language_layers(self.model, self.extractor.family))
                 ways += [(KNOCKOUT, window_of(layer, count)) for layer in key_layers]
-            others = random_regions(
-                boxes, asked.answer.images[0].image_size_pixels, count=depth.controls, name=probe.id
-            )
+            others = random_regions(boxes, image.image_size_pixels, count=depth.controls, name=probe.id)
             trials += [
                 Trial(kind, region, one, is_control=index > 0, layers=layers)
                 for kind, layers in ways
@@ -183,11 +184,16 @@ class TrialRunner:
             if trial.kind == OCCLUSION:
                 hidden = [occlude(pictures[0], trial.boxes), *pictures[1:]]
                 yield ScoredInput(self._with_pictures(asked, hidden))
-            elif trial.kind == TOWER_KNOCKOUT:
-                yield ScoredInput(asked.answer, cells=region_cells(image, trial.boxes))
-            else:
-                tokens = region_tokens(image, trial.boxes, connector)
-                yield ScoredInput(asked.answer, tokens=tokens, layers=trial.layers)
+                continue
+            try:
+                if trial.kind == TOWER_KNOCKOUT:
+                    cut = ScoredInput(asked.answer, cells=region_cells(image, trial.boxes))
+                else:
+                    tokens = region_tokens(image, trial.boxes, connector)
+                    cut = ScoredInput(asked.answer, tokens=tokens, layers=trial.layers)
+            except ValueError as error:
+                raise ValueError(f"probe {asked.probe.id}: region {trial.region!r}: {error}") from error
+            yield cut
 
     def _pictures(self, probe: Probe) -> list[Image.Image]:
         """A probe's pictures, not to be changed: those asked for last are kept open for its next trials."""

@@ -93,20 +93,20 @@ def _salient_places(
 
 
 def region_cells(image: ImageTokens, boxes: Sequence[Box]) -> Bool[np.ndarray, " cells"]:
-    """The cells of a region: those it covers most, in number equal to its area, at least one.
+    """The cells of a region: those it covers most, in number equal to its area, at least one and at most all but one.
 
-    Counted by area, so that a region and its area-matched controls lose the same number of cells.
+    Counted by area, so that a region and its area-matched controls lose the same number of cells. One is left where
+    there are few: of 2 × 2, a box over .88 of the picture would else take all.
 
-    Raises ValueError for a region that covers nothing, and for one that would leave no cell at all.
+    Raises ValueError for a region that covers nothing, and for a picture of one cell.
     """
     coverage = region_coverage(boxes, image)
-    count = max(1, round(float(coverage.sum())))
-    if coverage.max() <= 0 or count >= len(coverage):
+    if coverage.max() <= 0 or len(coverage) == 1:
         raise ValueError(
-            f"knock-out: the region covers {coverage.sum():.3g} of {len(coverage)} cells, expected more than 0 and "
-            "not all; give a box that covers a part of the picture"
+            f"knock-out: the region covers {coverage.sum():.3g} of {len(coverage)} cells, expected more than 0 of at "
+            "least 2; give a box that covers a part of the picture"
         )
-    return _most_covered(coverage, count)
+    return _most_covered(coverage, min(max(1, round(float(coverage.sum()))), len(coverage) - 1))
 
 
 def _most_covered(coverage: Float[np.ndarray, " cells"], count: int) -> Bool[np.ndarray, " cells"]:
@@ -176,15 +176,17 @@ def shifted_elsewhere(
 ) -> Float[np.ndarray, " cells"]:
     """The same map shifted on the grid, wrapping around: the control of insertion and deletion.
 
-    Every share of it hides as many cells, in the same pattern. The same ``name`` gives the same place everywhere.
+    Every share of it hides as many cells, in the same pattern. The same ``name`` gives the same place everywhere. By a
+    quarter of an axis at least, and by one cell at least where it has more than one.
     """
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    rows, columns = grid
-    by = (
-        int(rng.integers(rows // 4, rows - rows // 4 + 1)),
-        int(rng.integers(columns // 4, columns - columns // 4 + 1)),
-    )
+    by = tuple(_shift(rng, cells_along) for cells_along in grid)
     return np.roll(cells.reshape(grid), by, axis=(0, 1)).ravel()
+
+
+def _shift(rng: np.random.Generator, cells: int) -> int:
+    least = max(cells // 4, 1)
+    return int(rng.integers(least, max(cells - least, least) + 1))
 
 
 def blocked_patches(cells: Sequence[Bool[np.ndarray, " cells"] | None]) -> Bool[Tensor, "images 1 cells"]:

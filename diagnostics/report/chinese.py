@@ -785,6 +785,21 @@ _DIAGNOSIS = {
         "{what}不能区分正确与错误答案：线性探测在其他图片上 {a} 正确（{i}；至少需 {p}；一种答案 {n} 张，另一种 {m} 张），"
         "打乱标签最高 {s}。"
     ),
+    "{what:t} can tell the right answer from the wrong one: a linear probe gets {a:n} right on other pictures ({i:i}; "
+    "at least {p:n} must be; {n:n} pictures of one answer, {m:n} of the other), shuffled labels up to {s:n}; with grey pictures {b:n}.": (
+        "{what}能区分正确与错误答案：线性探测在其他图片上 {a} 正确（{i}；至少需 {p}；一种答案 {n} 张，另一种 {m} 张），"
+        "打乱标签最高 {s}；换成灰色图片 {b}。"
+    ),
+    "{what:t} cannot tell the right answer from the wrong one: a linear probe gets {a:n} right on other pictures ({i:i}; "
+    "at least {p:n} must be; {n:n} pictures of one answer, {m:n} of the other), shuffled labels up to {s:n}; with grey pictures {b:n}.": (
+        "{what}不能区分正确与错误答案：线性探测在其他图片上 {a} 正确（{i}；至少需 {p}；一种答案 {n} 张，另一种 {m} 张），"
+        "打乱标签最高 {s}；换成灰色图片 {b}。"
+    ),
+    "Not measured: the words up to the answer tell it, whatever the picture shows: with grey pictures a linear probe of the "
+    "answer's state gets {a:n} right (at {b:n} the words tell); ask for both answers in the same words.": (
+        "未测量：无论图片内容如何，回答之前的文字已透露答案：换成灰色图片，对回答状态的线性探测有 {a} 正确"
+        "（达到 {b} 即说明文字透露了答案）；请用同样的措辞询问两种答案。"
+    ),
     "The vision tower's states of the region": "视觉塔中该区域的状态",
     "The image tokens of the region": "该区域的图像词元",
     "The answer's own state": "回答自身的状态",
@@ -805,8 +820,23 @@ _DIAGNOSIS = {
     "Not measured: {n:n} pictures with a wrong answer are needed whose probe {what:t}, and there is 1.": (
         "未测量：需要 {n} 张答错且其探针{what}的图片，现有 1 张。"
     ),
-    "Not measured: {n:n} pictures with a wrong answer are needed whose probe {what:t}, and there are {m:t}.": (
+    "Not measured: {n:n} pictures with a wrong answer are needed whose probe {what:t}, and there are {m:n}.": (
         "未测量：需要 {n} 张答错且其探针{what}的图片，现有 {m} 张。"
+    ),
+    "Not measured: {n:n} pictures with a wrong answer are needed whose probe {what:t}, and there are none.": (
+        "未测量：需要 {n} 张答错且其探针{what}的图片，现在一张也没有。"
+    ),
+    "Not measured: {n:n} pictures with a wrong answer are needed whose probe {what:t}, and there is 1 beside {k:t} whose "
+    "region fills the picture, so that no other place is left.": (
+        "未测量：需要 {n} 张答错且其探针{what}的图片，现有 1 张；另有 {k}的区域占满整张图片，没有其他位置可比。"
+    ),
+    "Not measured: {n:n} pictures with a wrong answer are needed whose probe {what:t}, and there are {m:n} beside {k:t} whose "
+    "region fills the picture, so that no other place is left.": (
+        "未测量：需要 {n} 张答错且其探针{what}的图片，现有 {m} 张；另有 {k}的区域占满整张图片，没有其他位置可比。"
+    ),
+    "Not measured: {n:n} pictures with a wrong answer are needed whose probe {what:t}, and there are none beside {k:t} whose "
+    "region fills the picture, so that no other place is left.": (
+        "未测量：需要 {n} 张答错且其探针{what}的图片，现在一张也没有；另有 {k}的区域占满整张图片，没有其他位置可比。"
     ),
     "names a region": "给出区域",
     "has a region to hide": "有可遮住的区域",

@@ -1,5 +1,7 @@
 """Which probes stand on either side, and where their pictures are looked at; and constant leanings."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -48,6 +50,28 @@ def test_a_guards_own_region_of_that_name_goes_before_a_lent_one(make):
     own = [make("cars", "red", "blue", {"car": ((1, 1, 9, 9),)}) for _ in range(3)]
     guards = [make("neighbour", "blue", "red", {"car": ((20, 2, 30, 9),)}) for _ in range(3)]
     assert contrast([*own, *guards], "cars").sides[4].boxes == ((20, 2, 30, 9),)
+
+
+def accepting(probe, *spellings):
+    return replace(probe, spellings=(probe.answer, *spellings))
+
+
+def test_a_guard_stands_on_the_side_of_the_spelling_that_it_was_found_by(make):
+    own = [make("cats", *pair) for pair in (("on", "under"), ("under", "on")) for _ in range(2)]
+    guards = [
+        accepting(make("neighbour", "on the table", "in a box"), "on"),
+        accepting(make("neighbour", "below the table", "in a box"), "Under"),
+    ]
+    both = accepting(make("neighbour", "somewhere near", "in a box"), "on", "under")
+    found = contrast([*own, *guards, both], "cats", each_answer=2)
+    assert [(side.probe.id, side.label) for side in found.sides[4:]] == [
+        (guards[0].id, 1),
+        (guards[1].id, 0),
+    ]
+    canton = accepting(make("neighbour", "the one in Guangzhou", PEARL), CANTON)
+    towers = [make("towers", PEARL, CANTON) for _ in range(2)]
+    found = contrast([*towers, canton, make("neighbour", CANTON, PEARL)], each_answer=2)
+    assert [side.label for side in found.sides] == [1, 1, 0, 0]
 
 
 def test_a_group_with_both_answers_needs_no_guards_and_two_languages_are_two_tasks(make):

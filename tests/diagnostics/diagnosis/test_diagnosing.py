@@ -13,16 +13,26 @@ from PIL import Image, ImageDraw
 from diagnostics import AttentionMonitor
 from diagnostics import diagnose as program
 from diagnostics.diagnosis import Thresholds, diagnose_model
+from diagnostics.diagnosis.cases import Case, SideCase
+from diagnostics.diagnosis.contrasts import contrast_of
+from diagnostics.diagnosis.diagnosing import ASKED
+from diagnostics.diagnosis.features import Features
+from diagnostics.diagnosis.leaning import one_shift
+from diagnostics.diagnosis.looking import attention_test, filling
 from diagnostics.diagnosis.remedies import remedy_of
 from diagnostics.diagnosis.stages import STAGES
+from diagnostics.probing.prober import Prober
 from diagnostics.records.measurement_plan import OCCLUSION, PICTURES, MeasurementPlan
-from diagnostics.records.probes import Probe, write_probes
+from diagnostics.records.probes import Probe, groups_of, write_probes
 from diagnostics.report.diagnosis_page import chain_svg, diagnosis_html
+from diagnostics.report.languages import translated
 from tests.diagnostics.report.test_languages import seen
 
 SIZE = (60, 40)
 LOW = Thresholds(moved=0.0)
 """An untrained model depends on its pictures little."""
+FEW = replace(LOW, probes=2, each_answer=2)
+NO_FEATURES = Features(None, None, ())
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +151,133 @@ def test_no_english_sentence_is_left_in_the_chinese_page(sound, probes):
         left = re.findall(r"(?:\b[A-Za-z]{2,}\b[ ]+){2,}[A-Za-z]{2,}", text)
         assert not left
         assert not re.findall("[一-鿿]+", seen(page, "en"))
+
+
+def test_words_that_tell_the_answer_are_no_picture_that_reached_its_state(sound, model, processor, probes):
+    """The state tells the colours when both are asked for alike; asked in other words, it would tell the words."""
+    worded = [replace(one, question="Which hue?") if one.answer == "tan" else one for one in probes]
+    mixed = [replace(one, question="Which hue?") if at % 4 < 2 else one for at, one in enumerate(probes)]
+    alike = sound.groups["colours"].evidence.tests["answer state"]
+    otherwise, both = (
+        diagnose_model(model, processor, asked, thresholds=LOW, records=sound.records)
+        .groups["colours"]
+        .evidence.tests["answer state"]
+        for asked in (worded, mixed)
+    )
+    assert alike.holds and "grey" not in alike.reason
+    assert otherwise.holds is None and "the words up to the answer tell it" in otherwise.reason
+    assert "gets 100 % right" in otherwise.reason and translated(otherwise.reason)
+    assert both.holds and "; with grey pictures " in both.reason and translated(both.reason)
+
+
+def test_a_region_that_fills_the_picture_is_not_judged_by_where_is_looked(sound, model, processor, probes):
+    """Whatever is looked at, a whole picture gets as much as its share: that is no sign of looking elsewhere."""
+    whole = [replace(one, regions={"box": ((0, 0, 59, 39),)}) for one in probes]
+    records = {name: replace(one, interventions=()) for name, one in sound.records.items()}
+    found = diagnose_model(model, processor, whole, thresholds=LOW, records=records).groups["colours"]
+    wrong = sum(one.scores.margin_nats <= 0 for one in records.values())
+    for name in ("attention", "hiding"):
+        leg = found.evidence.tests[name]
+        assert leg.holds is None and translated(leg.reason)
+        assert f"there are none beside {wrong} probes whose region fills the picture" in leg.reason
+    assert found.stage.name is None and "fills the picture" in found.stage.reason
+    # the others are judged as if these were not there
+    some = [*whole[:30], *probes[30:]]
+    cases = [Case(one, records[one.id], None) for one in some]
+    wrong = [case for case in cases if case.record.scores.margin_nats <= 0]
+    assert attention_test(wrong, LOW) == attention_test(
+        [case for case in wrong if "foot" in case.probe.regions], LOW
+    )
+    warning = filling(some, "probes.json")
+    assert (
+        "in 30 of 40 probes the region fills the picture (p0, p1, p2 and 27 more): over 90 % of it" in warning
+    )
+    assert filling(probes, "probes.json") is None
+
+
+def test_the_program_warns_of_regions_that_fill_the_picture(
+    sound, model, processor, probes, tmp_path, monkeypatch, capsys
+):
+    write_probes(
+        [replace(one, regions={"box": ((0, 0, 59, 39),)}) for one in probes], tmp_path / "probes.json"
+    )
+    monkeypatch.setattr(program, "check", lambda name, **options: None)
+    monkeypatch.setattr(program, "load", lambda name, **options: (model, processor))
+    monkeypatch.setattr(program, "diagnose_model", lambda *arguments, **options: sound)
+    monkeypatch.setattr(program, "write", lambda *arguments, **options: None)
+    program.diagnose("tiny", tmp_path / "probes.json", tmp_path / "out")
+    assert "warning: " in (said := capsys.readouterr().out)
+    assert "probes.json: in 40 of 40 probes the region fills the picture (p0, p1, p2 and 37 more)" in said
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_margins_that_are_not_finite_are_refused(sound, model, processor, probes, value):
+    records = dict(sound.records)
+    records["p3"] = replace(records["p3"], scores=replace(records["p3"].scores, foil_nats=value))
+    controls = (records["p7"].picture_controls[0]._replace(margin_nats=value),)
+    records["p7"] = replace(records["p7"], picture_controls=controls)
+    with pytest.raises(
+        ValueError, match=r"probe p3: found a margin of -?(nan|inf); 2 of 40 probes .* overflow"
+    ):
+        diagnose_model(model, processor, probes, thresholds=LOW, records=records)
+
+
+def test_a_model_that_overflows_is_refused_before_regions_are_hidden(model, processor, probes, monkeypatch):
+    asked, run_all = [], Prober.run_all
+
+    def counted(self, *arguments, **options):
+        asked.append(self.depth.kinds)
+        return run_all(self, *arguments, **options)
+
+    monkeypatch.setattr(Prober, "run_all", counted)
+    hook = model.lm_head.register_forward_hook(lambda module, given, found: found * float("nan"))
+    try:
+        with pytest.raises(ValueError, match="probe p0: found a margin of nan; 4 of 4 probes"):
+            diagnose_model(model, processor, probes[:4], thresholds=FEW)
+    finally:
+        hook.remove()
+    assert asked == [ASKED.kinds]
+
+
+def test_a_probe_is_judged_by_what_it_was_asked_first(model, processor, probes, monkeypatch):
+    """In another batch a margin near 0 may change its sign, and what else was measured goes with the first one."""
+    passes, run_all = [], Prober.run_all
+
+    def kept(self, *arguments, **options):
+        passes.append({one.probe_id: one for one in run_all(self, *arguments, **options)})
+        return [*passes[-1].values()]
+
+    monkeypatch.setattr(Prober, "run_all", kept)
+    found = diagnose_model(model, processor, probes[:4], thresholds=FEW)
+    first, second = passes
+    assert second
+    for name, record in found.records.items():
+        assert record.scores is first[name].scores and record.rows is first[name].rows
+        assert record.interventions == (second[name].interventions if name in second else ())
+
+
+def test_guards_of_another_foil_do_not_stand_in_for_those_of_this_one(sound, probes):
+    """One shift needs the pictures of probes that have the very pair, on both sides, however many others there are."""
+    reds, tans = ([one for one in probes if one.answer == answer] for answer in ("red", "tan"))
+    others = [replace(one, group="tans") for one in tans]
+    elsewhere = [replace(one, foil="blue") for one in others]
+    two_pictures = [replace(others[at % 2], id=f"copy{at}") for at in range(12)]
+    german = [replace(one, id=f"de-{one.id}", answer="rot", foil="braun", spellings=("rot",)) for one in reds]
+    german += [
+        replace(one, id=f"de-{one.id}", answer="braun", foil="blau", spellings=("braun",)) for one in others
+    ]
+    found = []
+    for guards in (others, [*elsewhere[2:], *two_pictures], [*others, *german]):
+        contrast = contrast_of("colours", groups_of([*reds, *guards]), each_answer=10)
+        assert not contrast.lack
+        cases = [
+            Case(side.probe, sound.records.get(side.probe.id, sound.records[tans[0].id]), None)
+            for side in contrast.sides
+        ]
+        sides = [SideCase(*both, NO_FEATURES) for both in zip(contrast.sides, cases, strict=True)]
+        found.append(one_shift(sides, contrast, LOW))
+    assert found[0].holds is not None and found[0].probes == found[2].probes == 40 and found[1].holds is None
+    assert "too few guards have this group's right answer as their wrong one" in found[1].reason
 
 
 def test_the_chain_marks_where_it_is_lost():

@@ -140,3 +140,34 @@ def test_tokens_that_are_the_same_for_every_picture_tell_no_picture_from_another
     found = features_of(model, processor, asked, family=tiny.family)
     for one in found[1:]:
         np.testing.assert_array_equal(one.tokens.region[0], found[0].tokens.region[0])
+
+
+def test_blank_pictures_leave_what_the_words_alone_do(tiny, tmp_path):
+    """Two pictures of one size: their states differ, and with grey in their place they are the same."""
+    family, model, processor, probe = tiny
+    pixels = np.full((HEIGHT, WIDTH, 3), (240, 20, 30), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "red.png")
+    other = replace(probe, id="red", images=(tmp_path / "red.png",))
+    asked = [Asked(one, None, (), blank=blank) for blank in (False, True) for one in (probe, other)]
+    first, second, *blank = features_of(model, processor, asked, family=family)
+    assert not all(np.allclose(*both) for both in zip(first.answer, second.answer, strict=True))
+    for one, two in zip(blank[0].answer, blank[1].answer, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert first.words == second.words == blank[0].words
+
+
+def test_the_words_up_to_the_answer_are_the_question_and_what_both_replies_begin_with(tiny, tmp_path):
+    family, model, processor, probe = tiny
+    Image.new("RGB", (WIDTH + 20, HEIGHT), (9, 9, 9)).save(tmp_path / "wide.png")
+    asked = [
+        probe,
+        replace(probe, images=(tmp_path / "wide.png",), answer="blue", foil="red"),
+        replace(probe, question="Which hue?"),
+        replace(probe, answer="red tower", foil="red lamp"),
+    ]
+    plain, wide, hue, longer = (
+        one.words
+        for one in features_of(model, processor, [Asked(one, None, ()) for one in asked], family=family)
+    )
+    assert plain == wide != hue
+    assert longer[: len(plain)] == plain and len(longer) > len(plain)

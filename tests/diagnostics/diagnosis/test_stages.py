@@ -57,6 +57,7 @@ def evidence(decides=None, pictures=40, accuracy=0.1, **changes) -> Evidence:
         # what the answer's own state tells has arrived, if by other places
         (evidence(attention=False, answer_state=True), "looked at, not used"),
         (evidence(attention=False, answer_state=True, decides="podium"), "passed on, not looked at"),
+        (evidence(attention=False, answer_state=None, decides="podium"), "passed on, not looked at"),
         (evidence(decides="podium"), "looked at, not used"),
         (evidence(hiding=False), "looked at, not used"),
         (evidence(answer_state=True), "looked at, not used"),
@@ -75,6 +76,7 @@ def test_the_first_test_that_points_somewhere_decides(found, stage):
         (0.7, 0.99, True, "passed on, not looked at"),
         (0.7, 1.3, True, "looked at, not used"),
         (0.7, 1.3, False, "passed on, not looked at"),
+        (0.7, 1.3, None, None),
     ],
 )
 def test_where_attention_leaves_it_open_the_answers_state_says_whether_it_arrived(low, high, state, stage):
@@ -98,6 +100,8 @@ def test_where_attention_leaves_it_open_the_answers_state_says_whether_it_arrive
         (evidence(tower=None, tokens=None, picture=False), "language prior", "picture: False"),
         (evidence(picture=None, tower=False, tokens=False), "not seen", "tower: False"),
         (evidence(hiding=None, answer_state=None), None, "answer state: missing"),
+        # it may have arrived by other places, which nothing says
+        (evidence(attention=False, answer_state=None), None, "answer state: missing"),
     ],
 )
 def test_nothing_is_claimed_that_rests_on_a_test_that_is_missing(found, stage, missing):

@@ -1,6 +1,7 @@
 """What a model shows against its own full attention; the program end to end on tiny models."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +262,31 @@ def test_other_pictures_can_choose(checkpoint, tmp_path):
     assert list(found) == ["all"] and found["all"].judged_on == 6 and found["all"].chosen_on == 3
     with pytest.raises(ValueError, match="6 of their pictures are also among the probes"):
         run(str(checkpoint), tmp_path / "probes.json", tmp_path, calibration_file=tmp_path / "probes.json")
+
+
+def test_probes_of_both_files_may_have_the_same_ids(checkpoint, tmp_path):
+    judged = some_probes(tmp_path, 2)
+    choosing = [
+        replace(one, id=other.id)
+        for one, other in zip(some_probes(tmp_path, 2, group="rooms"), judged, strict=True)
+    ]
+    write_probes(judged, tmp_path / "probes.json")
+    write_probes(choosing, tmp_path / "choosing.json")
+    out = tmp_path / "out"
+    run(
+        str(checkpoint),
+        tmp_path / "probes.json",
+        out,
+        calibration_file=tmp_path / "choosing.json",
+        vision_layers=(),
+    )
+    drawn = sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
+    assert drawn == [
+        f"fusion/{name}.png" for name in ("choosing/towers-0", "choosing/towers-1", "towers-0", "towers-1")
+    ]
+    content = json.loads((out / "fusion.json").read_text(encoding="utf-8"))
+    assert [(one["id"], one["chose"]) for one in content["probes"]] == [
+        ("towers-0", True), ("towers-1", True), ("towers-0", False), ("towers-1", False)]  # fmt: skip
 
 
 def test_errors_come_before_any_weight_is_loaded(tmp_path, capsys, monkeypatch):

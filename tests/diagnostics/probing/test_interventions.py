@@ -31,11 +31,12 @@ from diagnostics.records.measurement_plan import (
     Allowed,
     cost_words,
 )
-from diagnostics.records.probes import Relation
+from diagnostics.records.probes import Probe, Relation
 from finetune.families import family_of
 from finetune.families.parts.coverage import region_coverage
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from tests.diagnostics.tiny_qwen_vl import N_LAYERS, N_QUERIES, tiny_probes
+from tests.finetune.families.tiny_families import ALL
 
 ONE_CONTROL = replace(FULL, controls=1, generate=False)
 
@@ -140,7 +141,50 @@ def test_small_pieces_by_hand():
     moved = shifted_elsewhere(cells, (4, 5), name="a")
     assert sorted(moved) == sorted(cells) and (moved != cells).all()
     assert (moved == shifted_elsewhere(cells, (4, 5), name="a")).all()
+    assert moved[:5].tolist() == [11, 12, 13, 14, 10]  # grids from 4 × 4 on keep their places
     assert fills_the_picture([(0, 0, 60, 39)], (60, 40)) and not fills_the_picture([(0, 0, 60, 30)], (60, 40))
+
+
+@pytest.mark.parametrize("grid", [(1, 2), (2, 1), (1, 3), (3, 2), (2, 3), (3, 5), (5, 3), (4, 5)])
+def test_a_map_shifted_elsewhere_is_another_map_on_the_smallest_grids_too(grid):
+    cells = np.arange(float(grid[0] * grid[1]))
+    for name in map(str, range(50)):
+        assert (shifted_elsewhere(cells, grid, name=name) != cells).all()
+
+
+def small_picture(folder, size):
+    """A model that reads a picture in one row of cells of 8 pixels, and a probe about most of the picture."""
+    tiny = ALL["qwen2-vl"]
+    processor = tiny.processor(folder)
+    pixels = size[0] * size[1]
+    processor.image_processor.size = {"shortest_edge": pixels, "longest_edge": pixels}
+    noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(noise).save(folder / "small.png")
+    box = (0.0, 0.0, size[0], 0.89 * size[1])
+    probe = Probe("small", "g", (folder / "small.png",), "What?", "cat", "dog", {"cat": (box,)})
+
+    def run(probe):
+        prober = Prober(tiny.model(), processor, key_layers=[0], probes=[probe], depth=ONE_CONTROL)
+        return prober.run(probe, 0, "tiny")
+
+    return probe, run
+
+
+def test_a_picture_of_few_cells_loses_all_but_one_and_one_of_one_cell_none(tmp_path):
+    probe, run = small_picture(tmp_path, (24, 8))
+    found = run(probe)
+    assert found.image_tokens[0].grid == (1, 3)
+    assert {one.kind for one in found.interventions} == {"occlusion", "knockout"}
+    probe, run = small_picture(tmp_path, (8, 8))
+    assert {one.kind for one in run(probe).interventions} == {"occlusion"}
+
+
+def test_a_region_beside_the_picture_is_an_error_that_names_its_probe(tmp_path):
+    probe, run = small_picture(tmp_path, (24, 8))
+    with pytest.raises(
+        ValueError, match="probe small: region 'hat': knock-out: the region covers 0 of 3 cells"
+    ):
+        run(replace(probe, regions={"hat": ((30.0, 0.0, 40.0, 8.0),)}))
 
 
 def test_a_region_that_fills_the_picture_is_not_taken_away(model, processor, probe):

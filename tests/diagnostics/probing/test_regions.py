@@ -46,9 +46,15 @@ def test_region_cells_are_as_many_as_the_area():
     assert region_cells(an_image(), [(9, 0, 21, 5)]).tolist() == [False, True, False, False, False, False]
     assert region_cells(an_image(), [(14, 0, 30, 10)]).tolist() == [False, True, True, False, False, True]
     assert region_cells(an_image(), [(29, 9, 30, 10)]).tolist() == [False] * 5 + [True]
-    for boxes in ([(40, 0, 50, 5)], [(0, 0, 30, 10)]):
-        with pytest.raises(ValueError, match="of 6 cells, expected more than 0 and not all"):
-            region_cells(an_image(), boxes)
+    with pytest.raises(ValueError, match="covers 0 of 6 cells, expected more than 0"):
+        region_cells(an_image(), [(40, 0, 50, 5)])
+
+
+def test_a_large_region_of_few_cells_leaves_the_one_that_it_covers_least():
+    """27 × 9.5 of 30 × 10 pixels are 5.1 of 6 cells; 29 × 9.8 are 5.7, which would round to all."""
+    assert region_cells(an_image(), [(3, 0, 30, 9.5)]).sum() == 5
+    assert region_cells(an_image(), [(1, 0, 30, 9.8)]).tolist() == [True] * 3 + [False] + [True] * 2
+    assert region_cells(an_image(), [(0, 0, 30, 10)]).sum() == 5
 
 
 def test_blocked_patches_leave_other_images_whole():
