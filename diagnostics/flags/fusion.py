@@ -10,7 +10,8 @@ DESCRIPTION = """Fuse several maps of one picture and test the result against th
     python -m diagnostics.fusion --model X --probes P --output_dir O [--resolutions 1 0.5]
 
 X is a model folder, an adapter folder or a hub name. O gets fusion.json, and fusion/ID.png for each probe with a
-region: picture, best single map and fused map on one colour scale.
+region: picture, best single map and fused map on one colour scale; those of --calibration_probes are in
+fusion/choosing/.
 """
 
 

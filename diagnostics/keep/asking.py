@@ -102,7 +102,10 @@ class Asker:
             return [self.ask(self.reader.read(probe)) for probe in bar]
 
     def ask(self, asked: EncodedProbe) -> ProbeAnswers:
-        """One probe's answers."""
+        """One probe's answers.
+
+        Raises ValueError for margins that are not finite.
+        """
         assert asked.foil is not None and asked.answer.images, "probes without them are left out before"
         images = asked.answer.images
         seen = self._seen(asked)
@@ -132,6 +135,11 @@ class Asker:
                 for share in self.shares
             }
             margins = wanted.margins()
+        if not np.isfinite(margins).all():
+            raise ValueError(
+                f"probe {asked.probe.id}: {np.count_nonzero(~np.isfinite(margins))} of {len(margins)} margins are not "
+                "finite, expected none: does the model overflow in this precision? Load it in bfloat16 or float32"
+            )
         weights = region_weights(asked.probe, images, seen.connector)
         return ProbeAnswers(
             asked.probe,

@@ -39,6 +39,16 @@ def asker_of(tiny, folder, **other):
     )  # fmt: skip
 
 
+def test_a_model_that_overflows_is_refused_and_not_called_wrong(tmp_path):
+    [probe] = some_probes(tmp_path, 1)
+    asker = asker_of(ALL["qwen2-vl"], tmp_path)
+    asker.model.get_output_embeddings().weight.data.fill_(float("inf"))
+    with pytest.raises(
+        ValueError, match=f"probe {probe.id}: .* margins are not finite, expected none: does the model"
+    ):
+        asker.ask_all([probe])
+
+
 @pytest.mark.parametrize("name", [*FAMILIES])
 def test_keeping_all_is_the_plain_model_and_keeping_less_is_not(name, tmp_path):
     tiny = FAMILIES[name]
