@@ -29,7 +29,15 @@ from diagnostics.diagnosis.at_start import hindrance, lines, markdown, trained_c
 from diagnostics.diagnosis.diagnosing import Diagnosis, diagnose_model
 from diagnostics.monitoring.earlier_run import EarlierRun
 from diagnostics.monitoring.failures import FAILURES, LINE_MAX, Failures
-from diagnostics.monitoring.moments import Moment, moment, name_run, runs_of
+from diagnostics.monitoring.moments import (
+    PRECISION,
+    Moment,
+    moment,
+    moment_by_hand,
+    name_run,
+    precision_difference,
+    runs_of,
+)
 from diagnostics.monitoring.stopping import Stopping
 from diagnostics.probing.before import AdapterOff, BeforeModel, NotAtHandError, is_sharded, loaded_beside
 from diagnostics.probing.layer_choice import Calibration, calibrate, check_apart, held_out
@@ -67,7 +75,7 @@ from diagnostics.records.record import AttentionRecord
 from diagnostics.report.languages import Language, check_language
 from finetune.distributed import decided_by_first, gathered, rank_and_world_size
 from finetune.families import bare_model, family_of
-from finetune.families.parts.modules import adapted_model
+from finetune.families.parts.modules import adapted_model, check_measurable
 from finetune.files import write_atomically
 from finetune.model.look_file import Supervised, supervised_of
 from finetune.model.seen_file import seen_of
@@ -222,7 +230,9 @@ class AttentionMonitor(TrainerCallback):
     ) -> None:
         """Self-check, the baseline, and what a killed run missed at the step it resumes from."""
         self.output_dir = self.output_dir or Path(str(args.output_dir))
-        at, model = moment(args, state), event["model"]
+        model = event["model"]
+        check_measurable(model)
+        at = moment(args, state, model)
         if self.trackers is None:
             self._trackers = tuple(args.report_to or ())
         if self.flags is None:
@@ -257,7 +267,7 @@ class AttentionMonitor(TrainerCallback):
     ) -> None:
         """Probe once more, with interventions, and compare with the baseline."""
         self._is_ending = True
-        at, best = moment(args, state), state.best_model_checkpoint
+        at, best = moment(args, state, event["model"]), state.best_model_checkpoint
         if args.load_best_model_at_end and best is not None:
             # The Trainer has loaded the best checkpoint: the model is not that of the last step, which may be shown.
             if self._shown is not None:
@@ -287,9 +297,8 @@ class AttentionMonitor(TrainerCallback):
             )
         if step < 0:
             raise ValueError(f"step: found {step}, expected 0 (before training) or more")
-        at = Moment(
-            step, rank_and_world_size()[0] == 0, _ambient_autocast(model), f"{self.output_dir} at step {step}"
-        )
+        check_measurable(model)
+        at = moment_by_hand(step, model, self.output_dir)
         if step == 0 or self._run is None:
             self._begin(at, model, runs=None)
             if step == 0:
@@ -326,7 +335,7 @@ class AttentionMonitor(TrainerCallback):
         prober.self_check()
         run = new_run(model_marks(model), _base_words(model), self.probes, layers)
         decided_by_first(lambda: self._make_room(run))
-        self._take(decided_by_first(lambda: run), chosen)
+        self._take(at, decided_by_first(lambda: run), chosen)
         if chosen is not None:
             decided_by_first(lambda: chosen.save(self.attention_dir / "calibration.json"))
         self._write_probes()
@@ -335,7 +344,7 @@ class AttentionMonitor(TrainerCallback):
             self._open_board(at)
             self._write_architecture(model)
             self._print_cost(prober, model)
-        if self.baseline is None or not decided_by_first(lambda: self._has_taken_over(run, model)):
+        if self.baseline is None or not decided_by_first(lambda: self._has_taken_over(at, run, model)):
             self._baseline = self._probe(replace(at, words=_base_words(model)), model, depth=self.depth)
         if at.first:
             self._show(0, self._baseline)
@@ -389,13 +398,13 @@ class AttentionMonitor(TrainerCallback):
             )
         return None
 
-    def _has_taken_over(self, run: Run, model: nn.Module) -> bool:
+    def _has_taken_over(self, at: Moment, run: Run, model: nn.Module) -> bool:
         """Take over what another run measured of this untrained model; where it measured anything else, a line says so
         and nothing is taken."""
         assert self.baseline is not None
         folder = self.baseline / "attention"
         try:
-            archive = self._left_in(folder, model).baseline_for(run)
+            archive = self._left_in(folder, at, model).baseline_for(run)
         except ValueError as error:
             print(f"{folder}: its baseline is not taken over, and the model is measured: {error}", flush=True)
             return False
@@ -416,9 +425,9 @@ class AttentionMonitor(TrainerCallback):
 
     def _go_on(self, at: Moment, model: nn.Module, runs: Sequence[str] | None) -> None:
         marks = model_marks(model)
-        earlier = self._left_in(self.attention_dir, model)
-        run, chosen = decided_by_first(lambda: earlier.to_resume(at.step, marks, self.key_layers, runs))
-        self._take(run, chosen)
+        earlier = self._left_in(self.attention_dir, at, model)
+        run, chosen = decided_by_first(lambda: earlier.to_resume(marks, self.key_layers, runs))
+        self._take(at, run, chosen)
         self._prober(at, model, self.depth, self._layers).self_check()
         self._write_probes()
         if not at.first:
@@ -457,11 +466,12 @@ class AttentionMonitor(TrainerCallback):
         assert not isinstance(self.key_layers, str)
         return tuple(self.key_layers)
 
-    def _take(self, run: Run, chosen: Calibration | None) -> None:
-        """Adopt the run, and the layers chosen at its start, from here on."""
-        self._run, self._layers = run, run.key_layers
+    def _take(self, at: Moment, run: Run, chosen: Calibration | None) -> None:
+        """Adopt the run, the layers chosen at its start, and the precision, from here on."""
+        self._run, self._layers, self._precision = run, run.key_layers, at.precision
+        begun = run.as_json() | {PRECISION: at.precision}
         self._archive = RecordArchive(
-            self.attention_dir, [probe.id for probe in self.probes], run.key_layers, run.run, run.as_json()
+            self.attention_dir, [probe.id for probe in self.probes], run.key_layers, run.run, begun
         )
         if chosen is None:
             return
@@ -496,9 +506,9 @@ class AttentionMonitor(TrainerCallback):
             flush=True,
         )
 
-    def _left_in(self, folder: Path, model: nn.Module) -> EarlierRun:
+    def _left_in(self, folder: Path, at: Moment, model: nn.Module) -> EarlierRun:
         family = family_of(bare_model(model).config)
-        return EarlierRun(folder, self.probes, self.processor, family, self.depth)
+        return EarlierRun(folder, self.probes, self.processor, family, self.depth, at)
 
     def _make_up(self, step: int) -> None:
         """Write tags and pictures of steps that were measured but not yet shown when the run was killed."""
@@ -517,7 +527,7 @@ class AttentionMonitor(TrainerCallback):
     ) -> None:
         """Probe at a checkpoint, and end training if ``stop_when`` is met."""
         depth = self.checkpoint_depth if self.stop_when is None else self.depth
-        records = self._probe_now(moment(args, state), model, depth)
+        records = self._probe_now(moment(args, state, model), model, depth)
         if self.stop_when is not None and self._everywhere(self._has_taken(records, state.global_step)):
             control.should_training_stop = True
 
@@ -596,6 +606,11 @@ class AttentionMonitor(TrainerCallback):
         A failure of the baseline is raised, also one of writing it: a run that cannot be compared should end in its
         first minute.
         """
+        if (other := precision_difference(self._precision, at.precision)) is not None:
+            error = ValueError(f"step 0 was {other}; call the monitor in one precision throughout")
+            lacks = f"records of step {at.step}"
+            self._failures.report("a checkpoint could not be probed", error, lacks=lacks)
+            return {}
         before = self._before(at, model, depth)
         prober = self._prober(at, model, depth, self._layers, before)
         outcomes = self._shared_out(
@@ -644,8 +659,8 @@ class AttentionMonitor(TrainerCallback):
             return AdapterOff(model, _base_words(model))
         if self.reference is None:
             raise NotAtHandError(
-                "every weight trains and nothing says where the untrained model is; give the monitor reference=, its "
-                "folder or name, or compare with python -m diagnostics.compare"
+                "there is no adapter to switch off, and nothing says where the untrained model is; give the monitor "
+                "reference=, its folder or name, or compare with python -m diagnostics.compare"
             )
         return loaded_beside(self.reference, model)
 
@@ -857,9 +872,3 @@ def _base_words(model: nn.Module) -> str:
     from finetune.families import bare_model
 
     return str(getattr(bare_model(model).config, "name_or_path", "") or "base")
-
-
-def _ambient_autocast(model: nn.Module) -> torch.dtype | None:
-    """The dtype of the autocast context that the caller is in; None without one."""
-    device = next(model.parameters()).device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

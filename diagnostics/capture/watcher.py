@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 
 class Proof(NamedTuple):
-    """How far rows × values are from the kernel's output, relative to it, and whether rows may sum to less than 1."""
+    """How far rows × values are from the kernel's output, relative to it; whether rows may sum to less than 1; and the
+    precision that the kernel computes in."""
 
     wrong: float
     has_sink_logits: bool = False
+    precision: torch.dtype = torch.float32
 
 
 class Watcher:
@@ -89,7 +91,7 @@ class Watcher:
         rows = attention_rows(logits, sink_logits(call))
         if owner._proof is not None:
             wrong = disagreement(rows, call.value[sequences], output[sequences], positions)
-            owner._proof[name] = Proof(wrong, sink_logits(call) is not None)
+            owner._proof[name] = Proof(wrong, sink_logits(call) is not None, computed_in(call, output))
         rows = call.by_token(rows[:, kept_heads])
         if self.is_language and owner._forwards.is_step:
             owner._store_step(name, owner._forwards.start, rows)
@@ -128,7 +130,9 @@ class Watcher:
                 if owner._proof is not None:
                     wrong = disagreement(rows, call.value[[at]], output[[at]], positions)
                     before = owner._proof.get(self.name, Proof(0.0))
-                    owner._proof[self.name] = Proof(max(wrong, before.wrong), sink_logits(call) is not None)
+                    owner._proof[self.name] = Proof(
+                        max(wrong, before.wrong), sink_logits(call) is not None, computed_in(call, output)
+                    )
                 owner._store_piece(self.name, Piece(sequence, places, rows[0]))
 
 
@@ -145,6 +149,16 @@ def check_masks(model: nn.Module, family: Family) -> None:
 
 def placed(call: Call, forwards: Forwards) -> Call:
     return call._replace(past=forwards.start, keeps_keys=forwards.keeps_keys)
+
+
+def computed_in(call: Call, output: Tensor) -> torch.dtype:
+    """The coarsest precision among what a kernel takes and gives.
+
+    Trap: not that of the model's logits, which Accelerate turns into fp32 around a forward in bf16; nor that of the
+    queries, which a rotary embedding leaves in fp32 under autocast, where the kernel rounds them itself.
+    """
+    present = (call.query.dtype, call.key.dtype, call.value.dtype, output.dtype)
+    return max(present, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def disagreement(rows: Tensor, value: Tensor, output: Tensor, positions: Tensor) -> float:

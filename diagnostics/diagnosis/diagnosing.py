@@ -23,6 +23,7 @@ from diagnostics.records.measurement_plan import OCCLUSION, PICTURES, Measuremen
 from diagnostics.records.probes import Probe, groups_of
 from diagnostics.records.record import AttentionRecord
 from finetune.families import bare_model, family_of
+from finetune.families.parts.modules import check_measurable
 
 ASKED = MeasurementPlan("diagnosis", generate=False, pictures=PICTURES)
 """What is measured of every probe, beside attention: is the answer asked of the picture?"""
@@ -99,8 +100,9 @@ def diagnose_model(
               (a monitor's step 0): they are not measured again
 
     The model is left as it was, hooks and patches included. Raises ValueError naming the probe that it cannot read, and
-    the first whose margin is not finite.
+    the first whose margin is not finite, and for a model that cannot be measured (``check_measurable``).
     """
+    check_measurable(model)
     thresholds, family = thresholds or Thresholds(), family_of(bare_model(model).config)
     if records is None:
         records = _probed(model, processor, probes, thresholds, name=name, progress=progress)

@@ -26,6 +26,7 @@ from finetune.attention.rows import attention_logits, attention_rows
 from finetune.attention.watch import Watch
 from finetune.families import Family, ImageTokens, attention_modules, bare_model, family_of
 from finetune.families.base import Tiles, TowerSequence
+from finetune.families.parts.modules import check_measurable
 from finetune.families.parts.tower import joined, patches_a_side
 from finetune.model.untouched import untouched
 
@@ -52,6 +53,7 @@ class Viewer:
         resolutions: Sequence[float] = (1.0,),
         family: Family | None = None,
     ) -> None:
+        check_measurable(model)
         self.model = bare_model(model)
         self.family = family or family_of(self.model.config)
         self.reader = ProbeEncoder(self.family, processor)

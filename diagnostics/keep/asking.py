@@ -26,7 +26,7 @@ from diagnostics.probing.prober import BATCH_SIZE
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded
 from diagnostics.records.probes import Probe
 from finetune.families import Family, ImageTokens, bare_model, family_of
-from finetune.families.parts.modules import attending_layers, language_layers, layer_words
+from finetune.families.parts.modules import attending_layers, check_measurable, language_layers, layer_words
 from finetune.families.parts.tower import patches_a_side
 from finetune.model.untouched import untouched
 
@@ -82,6 +82,7 @@ class Asker:
         batch_size: int = BATCH_SIZE,
         family: Family | None = None,
     ) -> None:
+        check_measurable(model)
         self.model = bare_model(model)
         self.family = family or family_of(self.model.config)
         check_can_ask(self.model, self.family, key_layer=key_layer, fastv_layer=fastv_layer)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from diagnostics.monitoring.moments import PRECISION, Moment, in_words, precision_difference
 from diagnostics.probing.layer_choice import Calibration
 from diagnostics.probing.prompts import ProbeEncoder
 from diagnostics.records.archive import RecordArchive, begun_there, fault_words, step_folder, whole_records
@@ -27,6 +28,7 @@ class EarlierRun:
     folder      its ``attention/``
     probes, processor, family   of this training
     depth       what is measured at both of its ends
+    at          when and in which precision this training begins or resumes
     """
 
     folder: Path
@@ -34,22 +36,22 @@ class EarlierRun:
     processor: Any
     family: Family
     depth: MeasurementPlan
+    at: Moment
 
     def to_resume(
         self,
-        step: int,
         marks: ModelMarks,
         key_layers: Literal["auto"] | Sequence[int],
         runs: Sequence[str] | None,
     ) -> tuple[Run, Calibration | None]:
         """The run, and how its layers were chosen.
 
-        runs   those that the checkpoint names from which training resumes at ``step``; None without such a checkpoint
+        runs   those that the checkpoint names from which training resumes; None without such a checkpoint
 
         Raises:
             ValueError: this training cannot resume it.
         """
-        chosen, layers = None, key_layers
+        chosen, layers, step = None, key_layers, self.at.step
         if isinstance(layers, str):
             path = self.folder / "calibration.json"
             if not path.is_file():
@@ -73,6 +75,7 @@ class EarlierRun:
             or model_difference(run.model, marks)
             or ("the checkpoint belongs to another run" if runs is not None and run.run not in runs else None)
             or archive.shortfall(0, self.depth)
+            or self._other_precision()
             or self._other_reading(archive)
         )
         if other is not None:
@@ -91,6 +94,7 @@ class EarlierRun:
             probe_differences(other.probes, run.probes)
             or ("the model before training is another" if other.model != run.model else None)
             or archive.shortfall(0, self.depth)
+            or self._other_precision()
             or self._other_reading(archive)
         )
         if differs:
@@ -99,6 +103,16 @@ class EarlierRun:
 
     def _archive(self, run: Run, layers: Sequence[int]) -> RecordArchive:
         return RecordArchive(self.folder, [probe.id for probe in self.probes], tuple(layers), run.run)
+
+    def _other_precision(self) -> str | None:
+        """Why the baseline was measured in another precision than this training would; None if it was not. Earlier
+        versions kept no note of it, and measured what Accelerate had prepared in the weights' own precision."""
+        begun, now = begun_there(self.folder), self.at.precision
+        if isinstance(begun, dict) and PRECISION in begun:
+            return precision_difference(begun[PRECISION], now)
+        if not self.at.is_prepared:
+            return None
+        return f"an earlier version, which kept no note of its precision, measured it; now it would be {in_words(now)}"
 
     def _other_reading(self, archive: RecordArchive) -> str | None:
         """Why the baseline's records do not match what would be measured now: they are broken, or tokenizer, template

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from finetune.families import Family, attention_modules, bare_model, family_of
-from finetune.families.parts.modules import adapted_model
+from finetune.families.parts.modules import adapted_model, adapter_outside
 from finetune.model.checkpoint import load
 from finetune.model.free_memory import available_bytes
 from finetune.model.memory_estimate import gibibytes
@@ -97,8 +98,8 @@ def adapter_fault(model: nn.Module) -> str | None:
             f"the adapter is merged into the weights of {len(merged)} modules, and taking it out again would round "
             "them; unmerge it before probing"
         )
-    if any(one.is_prompt_learning for one in adapted.peft_config.values()):
-        return "the adapter is a learned prompt, which probes do not use"
+    if (outside := adapter_outside(model)) is not None:
+        return f"the model has {outside}, without which it is measured"
     if is_sharded(model):
         return SHARDED
     return None
@@ -118,7 +119,14 @@ def _switched_off(adapted: Any) -> Iterator[None]:
 
     PEFT's own context manager also asks for a status, and switches on, which reads every module of the model ten times
     over, for each probe. It is left to tuners that switch in a way of their own (X-LoRA, adaption prompts).
+    transformers' own adapters have no tuner: their layers are switched one by one, as a tuner does.
     """
+    if not hasattr(adapted, "get_base_model"):
+        for module in adapted.modules():
+            if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+                module.enable_adapters(False)
+        yield
+        return
     tuner = adapted.base_model
     if getattr(type(tuner), "disable_adapter_layers", None) is not BaseTuner.disable_adapter_layers:
         with adapted.disable_adapter():

@@ -45,7 +45,7 @@ from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord, Scores
 from finetune.families import Encoded, Family, ImageTokens, bare_model, family_of
 from finetune.families.parts.coverage import region_coverage
-from finetune.families.parts.modules import attending_layers, layer_words
+from finetune.families.parts.modules import attending_layers, check_measurable, layer_words
 from finetune.model.look_file import Supervised
 from finetune.model.notes import any_of
 from finetune.model.untouched import untouched
@@ -83,7 +83,8 @@ class Prober:
     seen         SHA-256 of pictures that the model was trained on, which its records then state of their probes
     reader       encodes the probes, if one is shared by several checkpoints of a model; None: one of its own
 
-    Each run restores the model (``untouched``). Raises ValueError for a key layer that does not exist, has no
+    Each run restores the model (``untouched``). Raises ValueError for a model that cannot be measured
+    (``check_measurable``: learned prompts, offloaded weights), for a key layer that does not exist, has no
     attention map or is named twice, and, naming the probe, for an answer or phrase that cannot be located in the
     tokens.
     """
@@ -105,6 +106,7 @@ class Prober:
         seen: Collection[str] = (),
         reader: ProbeEncoder | None = None,
     ) -> None:
+        check_measurable(model)
         self.model = bare_model(model)
         self.processor = processor
         self.family = family or family_of(self.model.config)

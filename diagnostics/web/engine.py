@@ -30,6 +30,7 @@ from diagnostics.web.texts import RefusedError
 from diagnostics.web.trace import ANSWER, OTHER, QUESTION, SeenImage, Trace
 from diagnostics.web.trace_recorder import CONNECTOR
 from finetune.families import Encoded, attention_modules, bare_model, copies_of, family_of
+from finetune.families.parts.modules import check_measurable
 from finetune.families.parts.phrases import token_texts
 from finetune.model.checkpoint import check, load, resolve, skeleton
 from finetune.model.free_memory import available_bytes
@@ -81,6 +82,7 @@ class Engine:
         keep: Keep | None = None,
     ) -> None:
         assert keep is None or mode == "text", "rows of dropped tokens would be shown"
+        check_measurable(model)
         self.keep = keep
         self.model = model.eval()
         self.processor = processor

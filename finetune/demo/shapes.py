@@ -70,7 +70,9 @@ class Gradient:
         levels = bytearray()
         for step in range(steps):
             levels += bytes(mix(self.top, self.bottom, step / (steps - 1)))
-        column = Image.frombytes("RGB", (1, steps), bytes(levels)).resize((1, height), Image.Resampling.BILINEAR)
+        column = Image.frombytes("RGB", (1, steps), bytes(levels)).resize(
+            (1, height), Image.Resampling.BILINEAR
+        )
         painter.image.paste(column.resize((width, height), Image.Resampling.NEAREST), (x0, y0))
 
 

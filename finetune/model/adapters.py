@@ -129,6 +129,11 @@ def _wrong_values(fields: Fields) -> Iterator[str]:
         yield f"r: found {fields['r']}, expected at least 1"
     if not 0 <= fields.get("lora_dropout", 0.0) < 1:
         yield f"lora_dropout: found {fields['lora_dropout']:g}, expected 0 ≤ p < 1"
+    if fields.get("alora_invocation_tokens"):
+        yield (
+            f"alora_invocation_tokens: found {shown(fields['alora_invocation_tokens'])}, expected null: an aLoRA acts "
+            "only in PEFT's own forward pass, and would be measured as its base"
+        )
     for name in ("target_modules", "exclude_modules"):
         if isinstance(fields.get(name), str):
             yield from _wrong_pattern(name, fields[name])

@@ -98,7 +98,11 @@ def multiplies_in_bf16() -> bool:
 
 def look_flags(weight: float) -> list[str]:
     """None at weight 0, as where nothing is supervised finetune.py refuses layers for it."""
-    return [] if weight == 0 else ["--look_weight", f"{weight:g}", "--look_layers", ",".join(map(str, LOOK_LAYERS))]
+    return (
+        []
+        if weight == 0
+        else ["--look_weight", f"{weight:g}", "--look_layers", ",".join(map(str, LOOK_LAYERS))]
+    )
 
 
 def call(name: str, argv: Sequence[str]) -> None:

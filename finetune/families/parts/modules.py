@@ -19,27 +19,87 @@ WRAPPERS = {
     "OptimizedModule": "_orig_mod",  # torch.compile
     "CheckpointWrapper": "_checkpoint_wrapped_module",
 }
+BEYOND_LAYERS = ("XLORA", "POLY", "SHADOW")
+"""PEFT's kinds whose model has a forward pass of its own that says what its layers compute."""
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """What a distributed wrapper or torch.compile wraps; None for any other module."""
+    names = [one.__name__ for one in type(module).__mro__ if one.__name__ in WRAPPERS]
+    return getattr(module, WRAPPERS[names[0]]) if names else None
 
 
 def _below_wrappers(module: nn.Module) -> nn.Module:
-    while names := [one.__name__ for one in type(module).__mro__ if one.__name__ in WRAPPERS]:
-        module = getattr(module, WRAPPERS[names[0]])
+    while (inside := _inside(module)) is not None:
+        module = inside
     return module
+
+
+def down_to_bare(model: nn.Module) -> Iterator[nn.Module]:
+    """The model, and what each wrapper in turn wraps; ``bare_model`` is the last."""
+    yield model
+    while True:
+        inside = _inside(model)
+        if inside is None and hasattr(model, "get_base_model"):  # PeftModel
+            inside = model.get_base_model()  # type: ignore[operator]
+        if inside is None:
+            return
+        yield (model := inside)
 
 
 def bare_model(model: nn.Module) -> nn.Module:
     """The transformers model below PEFT, distributed wrappers and torch.compile."""
-    while True:
-        model = _below_wrappers(model)
-        if not hasattr(model, "get_base_model"):  # PeftModel
-            return model
-        model = model.get_base_model()  # type: ignore[operator]
+    *_, bare = down_to_bare(model)
+    return bare
 
 
 def adapted_model(model: nn.Module) -> nn.Module | None:
-    """The PeftModel below distributed wrappers and torch.compile; None if there is no adapter."""
+    """The model that has an adapter, below distributed wrappers and torch.compile: the PeftModel, or a transformers
+    model after its own ``add_adapter``; None if there is no adapter."""
     model = _below_wrappers(model)
-    return model if hasattr(model, "get_base_model") else None
+    has_one = hasattr(model, "get_base_model") or getattr(model, "_hf_peft_config_loaded", False)
+    return model if has_one else None
+
+
+def adapter_outside(model: nn.Module) -> str | None:
+    """What of an adapter works only in PEFT's forward pass, so that the bare model runs without it, in words: a learned
+    prompt (prompt tuning, prefix tuning, P-tuning, CPT), an aLoRA, a mixture of adapters (X-LoRA). None if the bare
+    model computes what the adapted one does, as with LoRA and all that lives in single layers.
+    """
+    adapted: Any = adapted_model(model)
+    if adapted is None or not hasattr(adapted, "get_base_model"):
+        return None
+    for name, config in adapted.peft_config.items():
+        kind = str(getattr(config.peft_type, "value", config.peft_type))
+        if config.is_prompt_learning:
+            return f"a learned prompt ({name}: {kind})"
+        if getattr(config, "alora_invocation_tokens", None):
+            return f"an aLoRA, which acts from its invocation tokens on ({name}: alora_invocation_tokens)"
+        if kind in BEYOND_LAYERS:
+            return f"an adapter that its own forward pass steers ({name}: {kind})"
+    return None
+
+
+def check_measurable(model: nn.Module) -> None:
+    """Refuse what cannot be measured on the bare model.
+
+    Raises:
+        ValueError: a part of the adapter works outside it (``adapter_outside``), or weights are on the meta device.
+    """
+    found = adapter_outside(model)
+    if found is not None:
+        raise ValueError(
+            f"the model has {found}, expected an adapter within its layers, such as LoRA: attention and answers are "
+            "measured on the model inside PEFT's, which runs without that part, so they would stay those of the base; "
+            "use another kind of adapter, or do without these measurements (no monitor)"
+        )
+    parameters = bare_model(model).named_parameters()
+    away = next((name for name, one in parameters if one.is_meta), None)
+    if away is not None:
+        raise ValueError(
+            f"the model's {away} is on the meta device, expected weights in memory: those that device_map offloads "
+            "cannot be told from others, nor inputs be put beside them; load the model without offloading, say in 4 bit"
+        )
 
 
 def attention_modules(model: nn.Module, family: Family) -> dict[str, nn.Module]:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import convert_to_fp32
 
 from diagnostics.capture import watcher
 from diagnostics.capture.extractor import AttentionExtractor, Call
@@ -332,6 +333,22 @@ def test_self_check_finds_rows_that_are_not_the_kernels(model, monkeypatch):
     with pytest.raises(
         ValueError, match=r"layer_0: rows × values differ from the kernel's output by .*at most 0.001"
     ):
+        self_check(model, {"input_ids": IDS}, family=FAMILY)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_self_check_judges_by_the_precision_of_the_kernel_not_of_the_logits(kernel, dtype, monkeypatch):
+    """Accelerate turns outputs under autocast into fp32; queries are fp32 there too, after the rotary embedding."""
+    model = tiny_llama(kernel)
+    inner = torch.autocast("cpu", dtype=dtype)(model.forward)
+    model.forward = lambda **inputs: convert_to_fp32(inner(**inputs))
+    assert model(input_ids=IDS).logits.dtype == torch.float32
+    self_check(model, {"input_ids": IDS}, family=FAMILY)
+    true = rows.attention_rows
+    monkeypatch.setattr(watcher, "attention_rows", lambda *a, **k: true(*a, **k).roll(1, -1))
+    with pytest.raises(ValueError, match="layer_0: rows × values differ .*, expected at most 0.03"):
         self_check(model, {"input_ids": IDS}, family=FAMILY)
 
 

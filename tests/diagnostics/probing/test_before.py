@@ -107,6 +107,20 @@ def test_trained_tokens_are_on_again_whose_layers_have_their_switch_from_their_c
     assert_as_it_was(model, was)
 
 
+def test_the_adapters_of_transformers_are_switched_off_layer_by_layer(processor, probes):
+    """``add_adapter`` makes no PeftModel and keeps no tuner."""
+    model = tiny_model()
+    settings = LoraConfig(r=2, target_modules=TARGETS, modules_to_save=["attn_pool"], init_lora_weights=False)
+    model.add_adapter(settings)
+    model.train()
+    was = state(model)
+    [base, _] = prober(tiny_model(), processor, probes, WATCH).run_all(0, "base")
+    [record, _] = prober(model, processor, probes, before=AdapterOff(model, "b")).run_all(9, "after")
+    assert record.patched_from.margin_nats == pytest.approx(base.scores.margin_nats, abs=1e-4)
+    assert abs(record.scores.margin_nats - base.scores.margin_nats) > 1e-3
+    assert_as_it_was(model, was)
+
+
 @pytest.mark.parametrize("raises", [False, True])
 def test_switching_off_leaves_no_trace_also_where_probing_raises(processor, probes, raises, monkeypatch):
     """One adapter of two is active, some of its parameters are frozen by hand, and gradients wait for a step."""

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, PeftType, PromptTuningConfig, get_peft_model
 
 from diagnostics.capture.extractor import AttentionExtractor
 from diagnostics.measures.attention import random_regions
 from diagnostics.measures.geometry import cells_from_row
+from diagnostics.monitor import AttentionMonitor
 from diagnostics.probing.prober import Prober
 from diagnostics.probing.prompts import user_parts
 from diagnostics.probing.reading import PromptReader
@@ -21,6 +23,7 @@ from finetune.samples.conversation import Conversation, ImageRef, Turn
 from tests.diagnostics.tiny_qwen_vl import N_HEADS, N_LAYERS, N_PATCHES, N_QUERIES, tiny_model, tiny_probes
 
 KEY_LAYERS = (0, 2)
+ATTENTION = r"transformer\.h\.\d+\.attn\.c_attn"
 LANGUAGE = [f"layer_{layer}" for layer in range(N_LAYERS)]
 TWO_CONTROLS = replace(QUICK, controls=2)
 SILENT = replace(WATCH, generate=False)
@@ -258,6 +261,48 @@ def test_key_layers_may_be_given_in_any_order(model, processor, probes, monkeypa
 def test_a_key_layer_named_twice_is_refused(model, processor, probes):
     with pytest.raises(ValueError, match="key layers: found layer 2 2 times, expected each once"):
         Prober(model, processor, key_layers=(2, 0, 2), probes=probes)
+
+
+def prompted(model):
+    return get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+
+
+def invoked(model):
+    return get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", target_modules=ATTENTION, alora_invocation_tokens=[3, 5])
+    )
+
+
+def mixed(model):
+    adapted = get_peft_model(model, LoraConfig(target_modules=ATTENTION))
+    adapted.peft_config["default"].peft_type = PeftType.XLORA
+    return adapted
+
+
+def offloaded(model):
+    model.transformer.h[1].attn.to("meta")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (prompted, r"has a learned prompt \(default: PROMPT_TUNING\), expected an adapter within its layers"),
+        (invoked, r"has an aLoRA, .* \(default: alora_invocation_tokens\), expected an adapter within"),
+        (mixed, r"has an adapter that its own forward pass steers \(default: XLORA\), expected"),
+        (
+            offloaded,
+            r"model's transformer.h.1.attn.c_attn.weight is on the meta device, expected weights in memory",
+        ),
+    ],
+)
+def test_a_model_that_is_more_than_the_bare_one_is_refused(changed, words, processor, probes, tmp_path):
+    model = changed(tiny_model())
+    with pytest.raises(ValueError, match=words):
+        Prober(model, processor, key_layers=[0], probes=probes)
+    with pytest.raises(ValueError, match=words):
+        AttentionMonitor(processor, probes, tmp_path / "out", key_layers=[0]).probe(0, model)
+    assert not (tmp_path / "out").exists()
 
 
 def test_self_check_passes(model, processor, probes):

@@ -10,10 +10,11 @@ import torch
 from PIL import Image, ImageOps
 
 from diagnostics.capture.extractor import AttentionExtractor
-from diagnostics.probing.prober import Prober
+from diagnostics.probing.prober import Prober, auto_key_layers
 from diagnostics.probing.prompts import ProbeEncoder, forget_positions, parted, queries, scored_span
 from diagnostics.probing.regions import region_tokens
 from diagnostics.records.measurement_plan import QUICK
+from diagnostics.records.probes import Probe
 from finetune.families import family_of
 from finetune.samples.conversation import Conversation, Turn
 from tests.diagnostics.fusion.test_program import some_probes
@@ -77,6 +78,37 @@ def test_no_positions_of_an_earlier_prompt_are_left_in_any_module(name):
         module.rope_deltas = torch.tensor([[3]])
     forget_positions(model)
     assert all(module.rope_deltas is None for module in keeping)
+
+
+INSTALLED_ONCE = ("_forward_hooks", "_output_capturing_hooks_installed")
+"""What transformers puts into a tower at its first request of hidden states, idle until the next."""
+
+
+def remembered(model):
+    """(module, attribute) → its value, tensors as lists."""
+    found = {}
+    for name, module in model.named_modules():
+        for key, value in (vars(module) | module._buffers).items():
+            if key not in ("_parameters", "_modules", "_buffers", *INSTALLED_ONCE):
+                found[name, key] = value.tolist() if isinstance(value, torch.Tensor) else repr(value)
+    return found
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_probing_leaves_nothing_in_any_module(name, tmp_path):
+    tiny = FAMILIES[name]
+    model = tiny.model().train()
+    Image.new("RGB", (60, 33), "navy").save(tmp_path / "p.png")
+    probe = Probe(
+        id="p", group="t", images=(tmp_path / "p.png",), question="what?", answer="pearl", foil="tower",
+        regions={"disc": ((4.0, 4.0, 20.0, 24.0),)},
+    )  # fmt: skip
+    before = remembered(model)
+    last = auto_key_layers(model, tiny.family)[-1:]
+    prober = Prober(model, tiny.processor(tmp_path), key_layers=last, probes=[probe], family=tiny.family)
+    prober.self_check()
+    prober.run_all(0, "tiny")
+    assert remembered(model) == before
 
 
 @pytest.mark.parametrize(

@@ -349,6 +349,7 @@ def test_a_missing_base_is_reported_with_the_flag_for_its_folder(
         ({"lora_alpha": [16]}, "lora_alpha"),
         ({"lora_dropout": "none"}, "lora_dropout"),
         ({"lora_dropout": 3}, "lora_dropout"),
+        ({"alora_invocation_tokens": [5, 7]}, "alora_invocation_tokens"),
         ({"target_modules": "("}, "target_modules"),
         ({"target_modules": {"a": 1}}, "target_modules"),
         ({"target_modules": [1, 2]}, "target_modules"),
