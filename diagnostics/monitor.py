@@ -75,7 +75,7 @@ from diagnostics.records.record import AttentionRecord
 from diagnostics.report.languages import Language, check_language
 from finetune.distributed import decided_by_first, gathered, rank_and_world_size
 from finetune.families import bare_model, family_of
-from finetune.families.parts.modules import adapted_model, check_measurable
+from finetune.families.parts.modules import adapted_model, check_identifiable, check_measurable
 from finetune.files import write_atomically
 from finetune.model.look_file import Supervised, supervised_of
 from finetune.model.seen_file import seen_of
@@ -232,6 +232,7 @@ class AttentionMonitor(TrainerCallback):
         self.output_dir = self.output_dir or Path(str(args.output_dir))
         model = event["model"]
         check_measurable(model)
+        check_identifiable(model)
         at = moment(args, state, model)
         if self.trackers is None:
             self._trackers = tuple(args.report_to or ())
@@ -298,6 +299,7 @@ class AttentionMonitor(TrainerCallback):
         if step < 0:
             raise ValueError(f"step: found {step}, expected 0 (before training) or more")
         check_measurable(model)
+        check_identifiable(model)
         at = moment_by_hand(step, model, self.output_dir)
         if step == 0 or self._run is None:
             self._begin(at, model, runs=None)

@@ -65,7 +65,7 @@ def command(
     )
     if run.arm == "look":
         # Not released at the end: a curve needs checkpoints that are alike.
-        flags += [*look_flags(look_weight), "--look_release", "0"]
+        flags += [*look_flags(look_weight), *(["--look_release", "0"] if look_weight else [])]
     return [sys.executable, str(ROOT / "finetune.py"), *flags]
 
 

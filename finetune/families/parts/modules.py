@@ -84,7 +84,8 @@ def check_measurable(model: nn.Module) -> None:
     """Refuse what cannot be measured on the bare model.
 
     Raises:
-        ValueError: a part of the adapter works outside it (``adapter_outside``), or weights are on the meta device.
+        ValueError: a part of the adapter works outside it (``adapter_outside``), or weights are on the meta device that
+            no hook fetches when they are needed, or the first weights are, to which inputs go.
     """
     found = adapter_outside(model)
     if found is not None:
@@ -93,12 +94,28 @@ def check_measurable(model: nn.Module) -> None:
             "measured on the model inside PEFT's, which runs without that part, so they would stay those of the base; "
             "use another kind of adapter, or do without these measurements (no monitor)"
         )
-    parameters = bare_model(model).named_parameters()
-    away = next((name for name, one in parameters if one.is_meta), None)
+    bare = bare_model(model)
+    for at, (name, one) in enumerate(bare.named_parameters()):
+        holder = bare.get_submodule(name.rpartition(".")[0]) if one.is_meta else None
+        if holder is not None and (at == 0 or not hasattr(holder, "_hf_hook")):
+            where = "the first weights" if at == 0 else "weights"
+            raise ValueError(
+                f"the model's {name} is on the meta device, expected {where} in memory; load the model without "
+                "offloading it, say in 4 bit"
+            )
+
+
+def check_identifiable(model: nn.Module) -> None:
+    """Refuse a model that cannot be told from others: runs are resumed and compared by marks of the weights.
+
+    Raises:
+        ValueError: weights are on the meta device, where ``device_map`` has offloaded them.
+    """
+    away = next((name for name, one in bare_model(model).named_parameters() if one.is_meta), None)
     if away is not None:
         raise ValueError(
-            f"the model's {away} is on the meta device, expected weights in memory: those that device_map offloads "
-            "cannot be told from others, nor inputs be put beside them; load the model without offloading, say in 4 bit"
+            f"the model's {away} is on the meta device, expected weights in memory: offloaded ones cannot be told from "
+            "others when a run is resumed or compared; load the model without offloading, say in 4 bit"
         )
 
 

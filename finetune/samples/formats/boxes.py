@@ -90,6 +90,10 @@ _WORD = re.compile(rf"\\({_MARK}|</?ref>|<bbox>|<ref-object>)")
 _PLACEHOLDER = re.compile(r"(?<!\\)(?:(?:(?P<ref><ref-object>)\s*)?(?P<bbox><bbox>)|(?P<alone><ref-object>))")
 # <bbox> as the value of a key, with or without brackets or quotes around it.
 _VALUE = re.compile(r"""(?<=[{,])\s*(["'])(?P<key>[^"'{}]*)\1\s*:\s*["'\[\s]*(?P<bbox><bbox>)""")
+# The key of a box right before a placeholder, in an object or not.
+_BOX_KEY_BEFORE = re.compile(
+    r"""(?:["'“](?:bbox_2d|bbox|point_2d)["'”]|bbox_2d|point_2d)\s*:\s*["'\[(\s]*$"""
+)
 # Not variable names, as in an instruction: {"bbox_2d": [x1, y1, x2, y2]}. Nor placeholders, which are read apart.
 _JSON_KEY = re.compile(
     r'"(bbox_2d|bbox|point_2d)"\s*:(?!["\[\s]*<bbox>|\s*\[?\s*(?!NaN|Inf|null|true|false)[A-Za-z_<.…])'
@@ -298,6 +302,8 @@ class _Places:
                 if (filled := self._filled(content, held_by)) is not None:
                     yield from self._json_object(text, start, end, filled, held_by)
                 continue
+            if match["bbox"] and _is_a_value(text, match.start("bbox")):
+                return self._misplaced(text[max(0, match.start() - 40) : match.end()].strip())
             label = self.objects.next_ref() if match["ref"] or match["alone"] else None
             if match["alone"]:
                 yield _Found(*match.span(), label or "")
@@ -311,21 +317,22 @@ class _Places:
                 )
 
     def _objects_around(self, text: str) -> Iterator[tuple[int, int, Mapping[str, Any], BoxKey]]:
-        """Start, end, content and key of each JSON object whose box is a placeholder, null in the content. A fault for
-        the first placeholder that is another key's value, or not alone in its own: it would become a box in a box."""
+        """Start, end, content and key of each JSON object whose box is a placeholder, null in the content."""
         blank, end = text.replace("<bbox>", _NULL), 0
         for match in _VALUE.finditer(text):
             found = None
             if match["key"] in get_args(BoxKey):
                 found = _object_around(blank, match.start("key"), end, cast(BoxKey, match["key"]))
-            if found is None or found[2][match["key"]] is not None:
-                return self.record.fault(
-                    f"{self.at}: found {match[0].strip()!r:.80}, expected <bbox> alone or as "
-                    '{"bbox_2d": <bbox>, "label": "<ref-object>"} (or bbox, point_2d), without quotes or brackets, '
-                    "one object for each box"
-                )
-            end = found[1]
-            yield *found, cast(BoxKey, match["key"])
+            if found is not None and found[2][match["key"]] is None:
+                end = found[1]
+                yield *found, cast(BoxKey, match["key"])
+
+    def _misplaced(self, words: str) -> None:
+        self.record.fault(
+            f"{self.at}: found {words!r:.80}, expected <bbox> alone or as "
+            '{"bbox_2d": <bbox>, "label": "<ref-object>"} (or bbox, point_2d), without quotes or brackets, '
+            "one object for each box"
+        )
 
     def _filled(self, content: Mapping[str, Any], key: BoxKey) -> Mapping[str, Any] | None:
         """An object with what its placeholders stand for, in place of them; None if no box is left."""
@@ -408,6 +415,34 @@ class _Places:
                 '("image": 0, objects.image_id), or write it behind its picture'
             )
         return None
+
+
+def _is_a_value(text: str, place: int) -> bool:
+    """Whether the placeholder there stands where a box would make an object within an object, or no JSON: behind the
+    key of a box, in a string, or anywhere in an object. A list of placeholders is one of boxes."""
+    if _BOX_KEY_BEFORE.search(text, max(0, place - 40), place):
+        return True
+    blank = text.replace("<bbox>", _NULL)
+    opening = max(text.rfind("{", 0, place), text.rfind("[", 0, place))
+    for _ in itertools.repeat(None, MOST_BRACES):
+        if opening < 0:
+            break
+        # As it is, JSON can hold a placeholder in a string alone.
+        if _decoded_until(text, opening) > place or (
+            text[opening] == "{" and _decoded_until(blank, opening) > place
+        ):
+            return True
+
+        opening = max(text.rfind("{", 0, opening), text.rfind("[", 0, opening))
+    return False
+
+
+def _decoded_until(text: str, start: int) -> int:
+    """The end of the JSON that begins there; 0 if none does."""
+    try:
+        return _DECODER.raw_decode(text, start)[1]
+    except (ValueError, RecursionError):
+        return 0
 
 
 def _object_around(

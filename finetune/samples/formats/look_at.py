@@ -55,16 +55,32 @@ def look_at(
     for phrase, entries in Counter(composed(one.phrase) for one in found).items():
         there = len(occurrences(phrase, words_of(parts)))
         if there != entries:
-            remedy = (
-                "put boxes to look at together into one entry, and write phrases as the answer does, in its case"
-                if entries > there
-                else "add the others, or write a longer phrase that is there once"
-            )
+            remedy = "add the others, or write a longer phrase that is there once"
+            if entries > there:
+                remedy = (
+                    "put boxes to look at together into one entry (of several pictures they cannot be: write the "
+                    "phrase once for each), and write phrases as the answer does, in its case"
+                )
             record.fault(
                 f"{at}: found {entries} with the phrase {phrase!r:.80}, which the answer {words_of(parts)!r:.120} has "
                 f"{there} time{'s' * (there != 1)}, expected one for each, in order; {remedy}"
             )
+    if not record.faults:
+        _check_apart(record, at, found, words_of(parts))
     return tuple(found)
+
+
+def _check_apart(record: Record, at: str, looks: Sequence[LookAt], words: str) -> None:
+    """A fault for two phrases that begin together: one row of attention would be taught two places."""
+    begun: dict[int, str] = {}
+    for place in _of_entries(looks, words):
+        phrase = place.look.phrase
+        if (other := begun.setdefault(place.start, phrase)) != phrase:
+            record.fault(
+                f"{at}: found the phrases {other!r:.80} and {phrase!r:.80}, which begin at one place of the answer, "
+                "expected one entry for each place; put boxes to look at together into one entry, or leave out the "
+                "words that both have"
+            )
 
 
 def of_turn(turn: Turn) -> tuple[LookAt, ...]:

@@ -20,16 +20,18 @@ SHAPE = (
     '"value": "Picture 1: <img>path</img>\\nWhat is this?"}]}'
 )
 ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
-_WORD = re.compile(
-    r"\\(</?img>|<image>|<video>)"
-)  # a backslash keeps it as text, as for <image> in other formats
+# A backslash keeps it as text, as for <image> in other formats.
+_WORD = re.compile(r"\\(</?img>|<image>|<video>)")
+_ELSEWHERE = re.compile(
+    r"(?<!\\)<image>"
+)  # a picture's place in other formats; <video> may be a word about pages
 
 
 def may_be(record: Mapping[str, Any], roles: set[str], text: str) -> bool:
     """Whether the record could be in this format."""
     if "conversations" not in record or not roles <= ROLES.keys():
         return False
-    return not MEDIA_PLACE.search(text) and not record.keys() & {
+    return not _ELSEWHERE.search(text) and not record.keys() & {
         "system",
         *itertools.chain(*MEDIA_KEYS.values()),
     }

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig, PeftType, PromptTuningConfig, get_peft_model
 
 from diagnostics.capture.extractor import AttentionExtractor
@@ -303,6 +304,19 @@ def test_a_model_that_is_more_than_the_bare_one_is_refused(changed, words, proce
     with pytest.raises(ValueError, match=words):
         AttentionMonitor(processor, probes, tmp_path / "out", key_layers=[0]).probe(0, model)
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_a_hook_fetches_are_measured_but_not_by_a_monitor(processor, probes, tmp_path):
+    """As ``device_map="auto"`` leaves a model: the first layers in memory, others offloaded."""
+    model = tiny_model().eval()
+    measured = [Prober(model, processor, key_layers=[0], probes=probes, depth=WATCH).run(probes[0], 0, "m")]
+    cpu_offload(model.transformer.h[-1], execution_device=torch.device("cpu"))
+    measured.append(
+        Prober(model, processor, key_layers=[0], probes=probes, depth=WATCH).run(probes[0], 0, "m")
+    )
+    assert measured[0].scores == measured[1].scores
+    with pytest.raises(ValueError, match="cannot be told from others when a run is resumed or compared"):
+        AttentionMonitor(processor, probes, tmp_path / "out", key_layers=[0]).probe(0, model)
 
 
 def test_self_check_passes(model, processor, probes):

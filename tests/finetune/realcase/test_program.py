@@ -95,4 +95,7 @@ def test_the_reader_is_small_whole_and_for_this_checkpoint():
 def test_a_flaw_can_be_corrected_without_supervision():
     """Layers to supervise are refused where nothing is."""
     assert runs.look_flags(0) == []
+    [run] = runs.runs_of(Path("w"), ("look",), (0,))
+    made = runs.command(run, Path("m"), Path("d"), steps=5, save_steps=5, look_weight=0, bf16=False)
+    assert not any(token.startswith("--look") for token in made)
     assert runs.look_flags(0.5) == ["--look_weight", "0.5", "--look_layers", "8,12,16,20,24"]

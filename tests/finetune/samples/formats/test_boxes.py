@@ -282,6 +282,8 @@ def test_families_write_them_as_they_write_objects_with_numbers(folder: Path, na
         '{"box": <bbox>, "label": "<ref-object>"}', '{"bbox_2d": [<bbox>]}', '{"bbox_2d": [[<bbox>]]}',
         '{"bbox_2d": "<bbox>"}', "{'bbox_2d': <bbox>, 'label': '<ref-object>'}", '{"bbox_2d": <bbox>',
         '{"dog": <bbox>}', '{"label": "dog", "bbox_2d": <bbox> }}, "bbox": <bbox>',
+        '["<bbox>"]', '"bbox_2d": <bbox>', '```json\n"bbox_2d": [<bbox>]\n```', '{bbox_2d: <bbox>}',
+        '{"answer": "dog <bbox>"}', '{"boxes": ["x", <bbox>]}', '{"a": {"b": 1}, "boxes": [[1], <bbox>]}',
     ],
 )  # fmt: skip
 def test_a_placeholder_that_would_be_a_box_within_an_object_is_a_fault(folder: Path, answer: str):
@@ -290,6 +292,13 @@ def test_a_placeholder_that_would_be_a_box_within_an_object_is_a_fault(folder: P
         ValueError, match=r"1 fault\n.*content: found .*<bbox>.*, expected <bbox> alone or as \{"
     ):
         parse(folder, "find", answer, "wide.png", units="pixels", objects=objects)
+
+
+@pytest.mark.parametrize("answer", ["[<bbox>, <bbox>]", 'Dogs, "left": <bbox>', "the bbox: <bbox>"])
+def test_lists_of_placeholders_and_words_in_quotes_are_no_objects(folder: Path, answer: str):
+    count = answer.count("<bbox>")
+    found = parse(folder, "find", answer, "wide.png", units="pixels", objects={"bbox": [DOG] * count})
+    assert sum(isinstance(part, BoxRef) for part in found) == count
 
 
 @pytest.mark.parametrize(

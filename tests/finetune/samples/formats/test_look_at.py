@@ -57,6 +57,20 @@ def test_every_format_keeps_it(folder, name):
     assert of_turn(answer) == answer.look_at
 
 
+def test_phrases_that_begin_together_would_teach_one_row_two_places(folder):
+    looks = [
+        {"phrase": "the tower", "boxes": [BOX]},
+        {"phrase": "the tower's spheres", "boxes": [[0, 0, 5, 5]]},
+    ]
+    with pytest.raises(
+        ValueError, match=r"look_at: found the phrases 'the tower' and .*, which begin at one place"
+    ):
+        answers(folder, qwen_vl(looks, "It has the tower's spheres."))
+    apart = [looks[0], looks[1] | {"phrase": "spheres"}]
+    (answer,) = answers(folder, qwen_vl(apart, "It has the tower's spheres."))
+    assert [one.phrase for one in answer.look_at] == ["the tower", "spheres"]
+
+
 def test_a_relation_has_two_ends(folder):
     (answer,) = answers(folder, qwen_vl([{"phrase": "cat", "ends": [[BOX], [[0, 0, 40, 20], BOX]]}]))
     assert answer.look_at[0].ends == ((FRACTIONS,), ((0.0, 0.0, 1.0, 1.0), FRACTIONS))

@@ -490,3 +490,12 @@ def test_half_a_surrogate_pair_is_named(folder: Path, at: str):
     with pytest.raises(ValueError, match="half of a surrogate pair") as error:
         read(folder / "data.json", workers=1, say=lambda _: None)
     assert f"record 0: {at}: found '\\ud83d' at character 3" in str(error.value)
+
+
+def test_a_word_about_pages_does_not_change_the_format_of_a_file(folder: Path):
+    """A record of Qwen-VL's format with <video> in its text is refused for that, not for being of another format."""
+    said = [{"from": "user", "value": "Which tag?"}, {"from": "assistant", "value": "Use the <video> tag."}]
+    shown = [{"from": "user", "value": "<img>a.png</img>What?"}, {"from": "assistant", "value": "A box."}]
+    (folder / "pages.json").write_text(json.dumps([{"conversations": shown}, {"conversations": said}]))
+    with pytest.raises(ValueError, match=r"record 1: .*found <video>, which is plain text in this format"):
+        read(folder / "pages.json", say=lambda _: None)
