@@ -114,7 +114,10 @@ def call(name: str, argv: Sequence[str]) -> None:
     print(f"{name}: {shlex.join(argv)}", flush=True)
     status = subprocess.run(argv, cwd=ROOT, check=False).returncode
     if status:
-        raise ValueError(f"{name} ended with status {status}; the same command goes on from there")
+        raise ValueError(
+            f"{name} ended with status {status}. What it refused stands above; where it was stopped, the same command "
+            "goes on from there"
+        )
 
 
 def checkpoints(run: Run) -> dict[int, Path]:
