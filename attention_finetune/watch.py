@@ -141,22 +141,32 @@ def monitor(ready: Ready, writer: Any) -> Any:
         language=args.monitor.report_language,
         samples=[TrainingSample(*one) for one in shown],
         tb_writer=writer,
-        reference=args.model.model_name_or_path,
+        reference=args.adaptation.lora_weight_path or args.model.model_name_or_path,
         flags=run_file.values_of(args),
     )
 
 
 def what_is_missing(ready: Ready, watcher: Any) -> str:
     """One line: which output of the monitor is missing, and how to make it."""
-    folder, name = str(ready.args.training.output_dir), str(ready.args.model.model_name_or_path)
+    args, folder = ready.args, str(ready.args.training.output_dir)
     draw = ["python", "-m", "diagnostics.render", "--attention_dir", f"{folder}/attention"]
-    compare = ["python", "-m", "diagnostics.compare", "--before", name, "--after", folder]
-    compare += ["--probes", str(ready.args.monitor.probes), "--output_dir", folder]
-    changes = stopping.changes_to_resume(ready.args.training) or " again"
-    language = ready.args.monitor.report_language
-    compare += [] if language == "en" else ["--language", language]
+    changes = stopping.changes_to_resume(args.training) or " again"
     return (
         f"the weights are saved, but {watcher.missing_words}. The same command{changes} makes the end once more, from "
         f"the last checkpoint if there is one; by hand, to draw the pictures: {shlex.join(draw)}; to compare: "
-        f"{shlex.join(compare)}"
+        f"{_compare_by_hand(args)}"
     )
+
+
+def _compare_by_hand(args: Arguments) -> str:
+    """The command that compares the run with the model that it began with, or why there is none."""
+    folder, name = str(args.training.output_dir), str(args.model.model_name_or_path)
+    further = args.adaptation.lora_weight_path
+    if further and Path(further).resolve() == Path(folder).resolve():
+        return "not possible, since the run has overwritten the adapter that it began with"
+    compare = ["python", "-m", "diagnostics.compare", "--before", further or name, "--after", folder]
+    if further:  # both adapters run on this base, whatever they name
+        compare += ["--base", name, *["--allow_other_base"] * args.adaptation.allow_other_base]
+    compare += ["--probes", str(args.monitor.probes), "--output_dir", folder]
+    language = args.monitor.report_language
+    return shlex.join(compare + ([] if language == "en" else ["--language", language]))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -39,10 +39,18 @@ from diagnostics.monitoring.moments import (
     runs_of,
 )
 from diagnostics.monitoring.stopping import Stopping
-from diagnostics.probing.before import AdapterOff, BeforeModel, NotAtHandError, is_sharded, loaded_beside
+from diagnostics.probing.before import (
+    AdapterOff,
+    BeforeModel,
+    NotAtHandError,
+    has_trained_adapter,
+    is_sharded,
+    loaded_beside,
+)
 from diagnostics.probing.layer_choice import Calibration, calibrate, check_apart, held_out
 from diagnostics.probing.prober import BATCH_SIZE, Prober, auto_key_layers
 from diagnostics.probing.prompts import ProbeEncoder, check_processor
+from diagnostics.probing.trained_on import TrainedOn, trained_on, with_base
 from diagnostics.records.archive import (
     NOT_PATCHED,
     SUPERSEDED,
@@ -77,8 +85,7 @@ from finetune.distributed import decided_by_first, gathered, rank_and_world_size
 from finetune.families import bare_model, family_of
 from finetune.families.parts.modules import adapted_model, check_identifiable, check_measurable
 from finetune.files import write_atomically
-from finetune.model.look_file import Supervised, supervised_of
-from finetune.model.seen_file import seen_of
+from finetune.model.folders import is_adapter
 from finetune.samples.workers import is_data_worker_death
 
 if TYPE_CHECKING:
@@ -91,6 +98,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 KEPT_PIXELS_BYTES = 2**28
 """Memory for pixels of probes, which stay from one checkpoint to the next."""
+WITH_ADAPTER = " with the adapter "
+"""In the name of an untrained model: it is not its base alone, since its adapter was trained before."""
 
 
 class AttentionMonitor(TrainerCallback):
@@ -117,8 +126,8 @@ class AttentionMonitor(TrainerCallback):
     tb_writer      the run's SummaryWriter, closed by its owner; None: one of its own in ``output_dir/runs``
     batch_size     as for ``Prober``
     reference      where the untrained model is, folder or hub name: its attention is put back into the trained one, and
-                   it is loaded a second time for that where memory allows. Not needed with an adapter, which is
-                   switched off instead
+                   it is loaded a second time for that where memory allows. Not needed with a new adapter, which is
+                   switched off instead; of an adapter that is trained further, the adapter's folder
     trackers       of "wandb", "swanlab", "mlflow", "trackio": those that get the same as TensorBoard; None: those that
                    the Trainer reports to (``report_to``)
     flags          of the run, for TensorBoard's HParams tab; None: the Trainer's arguments
@@ -335,7 +344,7 @@ class AttentionMonitor(TrainerCallback):
         layers = self._given_layers(chosen)
         prober = self._prober(at, model, self.depth, layers)
         prober.self_check()
-        run = new_run(model_marks(model), _base_words(model), self.probes, layers)
+        run = new_run(model_marks(model), self._untrained_words(model), self.probes, layers)
         decided_by_first(lambda: self._make_room(run))
         self._take(at, decided_by_first(lambda: run), chosen)
         if chosen is not None:
@@ -347,7 +356,7 @@ class AttentionMonitor(TrainerCallback):
             self._write_architecture(model)
             self._print_cost(prober, model)
         if self.baseline is None or not decided_by_first(lambda: self._has_taken_over(at, run, model)):
-            self._baseline = self._probe(replace(at, words=_base_words(model)), model, depth=self.depth)
+            self._baseline = self._probe(replace(at, words=self._name), model, depth=self.depth)
         if at.first:
             self._show(0, self._baseline)
         if self.diagnose:
@@ -393,7 +402,7 @@ class AttentionMonitor(TrainerCallback):
                 bare,
                 self.processor,
                 self.probes,
-                name=self.reference or _base_words(model),
+                name=self.reference or self._name,
                 probe_file=str(self.attention_dir / "probes.json"),
                 records=self._baseline,
                 progress=True,
@@ -657,14 +666,37 @@ class AttentionMonitor(TrainerCallback):
         return found if reason is None else None
 
     def _at_hand(self, model: nn.Module) -> BeforeModel:
+        if self.reference is not None and _adapter_folder(self.reference) is not None:
+            return loaded_beside(self.reference, model, base=_opened_from(model))
+        if WITH_ADAPTER in self._name:
+            raise NotAtHandError(
+                "the adapter was trained before, so the model without it is not the one that this training began "
+                "with; give the monitor reference=, the folder of that adapter, or compare with python -m "
+                "diagnostics.compare"
+            )
         if adapted_model(model) is not None:
-            return AdapterOff(model, _base_words(model))
+            with suppress(NotAtHandError) if self.reference is not None else nullcontext():
+                return AdapterOff(model, self._name)
         if self.reference is None:
             raise NotAtHandError(
                 "there is no adapter to switch off, and nothing says where the untrained model is; give the monitor "
                 "reference=, its folder or name, or compare with python -m diagnostics.compare"
             )
         return loaded_beside(self.reference, model)
+
+    @property
+    def _name(self) -> str:
+        """How the records of step 0 call the model."""
+        assert self._run is not None
+        return self._run.model_name
+
+    def _untrained_words(self, model: nn.Module) -> str:
+        """The name of the model that training begins with. Every rank must call this."""
+        base, further = _base_words(model), has_trained_adapter(model)
+        adapter = None if self.reference is None else _adapter_folder(self.reference)
+        if adapter is None and not further:
+            return base
+        return f"{base}{WITH_ADAPTER}{adapter or 'it came with'}"
 
     def _report_not_patched(self, reason: str | None) -> None:
         place = self.attention_dir / NOT_PATCHED
@@ -683,7 +715,7 @@ class AttentionMonitor(TrainerCallback):
         layers: Sequence[int],
         before: BeforeModel | None = None,
     ) -> Prober:
-        supervised, seen = decided_by_first(lambda: self._trained_on(at.step))
+        supervised, seen = decided_by_first(lambda: self._trained_on(at.step, model))
         return Prober(
             model,
             self.processor,
@@ -698,12 +730,13 @@ class AttentionMonitor(TrainerCallback):
             reader=self._reader,
         )
 
-    def _trained_on(self, step: int) -> tuple[Supervised | None, frozenset[str]]:
-        """What the run's folder says of the trained model: its attention, and pictures of its probes. The first rank
-        alone has that folder where disks are not shared."""
-        if step == 0 or self.output_dir is None:
-            return None, frozenset()
-        return supervised_of(self.output_dir), seen_of(self.output_dir)
+    def _trained_on(self, step: int, model: nn.Module) -> TrainedOn:
+        """What is noted of the model that training begins with and, once it has begun, in the run's folder: trained
+        attention, and pictures of its probes. The first rank alone has that folder where disks are not shared."""
+        places = [place for one in (self.reference, _opened_from(model)) if one for place in with_base(one)]
+        if step > 0 and self.output_dir is not None:
+            places.append(self.output_dir)
+        return trained_on(places)
 
     # --- on disk ---------------------------------------------------------------------------------------------
     @property
@@ -870,7 +903,16 @@ def _depth(depth: str | MeasurementPlan, known: Mapping[str, MeasurementPlan] = 
     return known[depth]
 
 
-def _base_words(model: nn.Module) -> str:
-    from finetune.families import bare_model
+def _opened_from(model: nn.Module) -> str | None:
+    """The folder or hub name that the weights below any adapter were read from; None where they were not."""
+    return str(getattr(bare_model(model).config, "name_or_path", "") or "") or None
 
-    return str(getattr(bare_model(model).config, "name_or_path", "") or "base")
+
+def _base_words(model: nn.Module) -> str:
+    return _opened_from(model) or "base"
+
+
+def _adapter_folder(name: str) -> Path | None:
+    """The folder of a name that is an adapter's; None for a model, and for hub names."""
+    folder = Path(name).expanduser()
+    return folder if is_adapter(folder) else None

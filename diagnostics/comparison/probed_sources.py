@@ -14,19 +14,20 @@ from diagnostics.probing.before import (
     NotAtHandError,
     OtherModel,
     difference,
+    is_base_when_off,
     require_room,
 )
 from diagnostics.probing.layer_choice import Calibration, calibrate, held_out
 from diagnostics.probing.prober import Prober, auto_key_layers
 from diagnostics.probing.prompts import ProbeEncoder
+from diagnostics.probing.trained_on import TrainedOn, trained_on, with_base
 from diagnostics.records.measurement_plan import WATCH, MeasurementPlan, cost_words
 from diagnostics.records.names import record_name
 from diagnostics.records.probes import Probe
 from diagnostics.records.record import AttentionRecord
 from finetune.families import bare_model, family_of
 from finetune.model.checkpoint import check, load, resolve
-from finetune.model.look_file import supervised_of
-from finetune.model.seen_file import seen_of
+from finetune.model.folders import read
 
 Records = Mapping[str, AttentionRecord]
 
@@ -90,7 +91,10 @@ class Models:
                     layers, judged = _calibrated(model, processor, probes, calibration, output_dir)
                 folder = output_dir / "attention" / _name(at, len(self.sources))
                 loaded = (model, processor)
-                records[at] = _probed(loaded, self.sources[at], at, probes, layers, depth, folder, before)
+                notes = trained_on(with_base(self.sources[at], base=self.base))
+                records[at] = _probed(
+                    loaded, self.sources[at], at, probes, layers, depth, folder, before, notes
+                )
             if at == 0 and lends:
                 why_not = None if not isinstance(state, nullcontext) else _lack_of_room(model)
                 kept = model if why_not is None else None
@@ -100,11 +104,7 @@ class Models:
         """Index, model, processor and probing context of each model; "before" comes first, so that key layers are
         chosen on it."""
         last = len(self.sources) - 1
-        shared = self._adapter_base(last) if self.folders[last] is None else None
-        shares = (
-            self.folders[0] is None and self._adapter_base(0) is None and _same_place(self.sources[0], shared)
-        )
-        kept = self._load(last) if shares else None
+        kept = self._load(last) if self._share_one_model() else None
         for at, folder in enumerate(self.folders):
             if folder is not None:
                 continue
@@ -118,9 +118,14 @@ class Models:
     def _load(self, at: int) -> tuple[Any, Any]:
         return load(self.sources[at], base=self.base, allow_other_base=self.allow_other_base)
 
-    def _adapter_base(self, at: int) -> str | None:
-        base, adapter = resolve(self.sources[at], base=self.base)
-        return None if adapter is None else base
+    def _share_one_model(self) -> bool:
+        """Whether "after" is an adapter that, switched off, leaves exactly "before"."""
+        if self.folders[0] is not None or self.folders[-1] is not None:
+            return False
+        base, adapter = resolve(self.sources[-1], base=self.base)
+        if adapter is None or resolve(self.sources[0], base=self.base)[1] is not None:
+            return False
+        return _same_place(self.sources[0], base) and is_base_when_off(read(adapter))
 
 
 def _before(kept: Any, after: Any, name: str) -> tuple[BeforeModel | None, str | None]:
@@ -157,6 +162,7 @@ def _probed(
     depth: MeasurementPlan,
     folder: Path,
     before: BeforeModel | None,
+    notes: TrainedOn,
 ) -> Records:
     model, processor = loaded
     prober = Prober(
@@ -166,8 +172,8 @@ def _probed(
         probes=probes,
         depth=depth,
         before=before,
-        supervised=supervised_of(name),
-        seen=seen_of(name),
+        supervised=notes.supervised,
+        seen=notes.seen,
     )
     prober.self_check()
     print(f"{name}: {cost_words(depth, tuple(probes), len(layers), prober.allowed)}", flush=True)
@@ -200,8 +206,8 @@ def calibrated(
     return calibrate(chosen_on, records, evenly=evenly)
 
 
-def _same_place(first: str, second: str | None) -> bool:
-    return second is not None and (first == second or Path(first).resolve() == Path(second).resolve())
+def _same_place(first: str, second: str) -> bool:
+    return first == second or Path(first).resolve() == Path(second).resolve()
 
 
 def _name(at: int, count: int) -> str:

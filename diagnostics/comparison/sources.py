@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diagnostics.probing.layer_choice import check_apart
+from diagnostics.probing.layer_choice import Calibration, check_apart
 from diagnostics.records.archive import load_records, why_not_patched
 from diagnostics.records.measurement_plan import MeasurementPlan
 from diagnostics.records.probes import Probe, read_probes, write_probes
@@ -48,12 +48,16 @@ def records_of(
     first. With ``patching`` in the plan, the attention of "before" is put back into "after": the former stays in memory
     if both fit; if not, or if their architectures differ, the reason is printed and nothing is patched.
 
+    Probes on which the key layers of records were chosen are not judged; a line says how many.
+
     base, allow_other_base   of adapters: as in ``finetune.model.checkpoint.load``
 
     Raises:
         ValueError: a source is neither records nor a model, there is no probe file, or layers do not match the records.
     """
     folders = [_record_folder(source) for source in sources]
+    if base is not None and None not in folders:
+        print("warning: --base is not used: all that is compared are records", flush=True)
     models = _models(sources, folders, base, allow_other_base)
     for line in order_warnings(sources):
         print(f"warning: {line}", flush=True)
@@ -68,6 +72,8 @@ def records_of(
         records |= probed.records
         judged, why_not = probed.judged, probed.why_not_patched
         write_probes(probes, output_dir / "attention" / "probes.json")
+    if calibration_file is None:
+        judged = _without_chosen_on(judged, folders, layers)
     ordered = tuple(records[at] for at in range(len(sources)))
     return Found(judged, ordered, _steps(ordered, folders), why_not)
 
@@ -110,17 +116,53 @@ def _why_not(folders: Sequence[Path | None], depth: MeasurementPlan) -> str | No
 
 
 def _given_layers(key_layers: str, records: Any) -> tuple[int, ...] | None:
-    """The layers of existing records, else the given ones; None: to be chosen."""
+    """The layers of existing records, else the given ones; None: to be chosen.
+
+    Raises ValueError for given ones that are no numbers, or others than those of the records.
+    """
+    given = None
+    if key_layers != "auto":
+        try:
+            given = tuple(int(layer) for layer in key_layers.split(","))
+        except ValueError as error:
+            raise ValueError(
+                f"--key_layers: found {key_layers!r}; expected auto, or numbers as in 8,16,24,31"
+            ) from error
     for one in records:
-        return next(iter(one.values())).layers
-    if key_layers == "auto":
-        return None
-    try:
-        return tuple(int(layer) for layer in key_layers.split(","))
-    except ValueError as error:
-        raise ValueError(
-            f"--key_layers: found {key_layers!r}; expected auto, or numbers as in 8,16,24,31"
-        ) from error
+        layers: tuple[int, ...] = next(iter(one.values())).layers
+        if given is not None and set(given) != set(layers):
+            raise ValueError(
+                f"--key_layers: found {key_layers}, expected {','.join(map(str, layers))}, the layers of the records; "
+                "leave the flag out, or compare the models instead of their records"
+            )
+        return layers
+    return given
+
+
+def _without_chosen_on(
+    probes: tuple[Probe, ...], folders: Sequence[Path | None], layers: tuple[int, ...] | None
+) -> tuple[Probe, ...]:
+    """The probes on which the layers of records were not chosen: a run keeps them out of its verdicts too.
+
+    Raises ValueError where none is left, and for a calibration that cannot be read.
+    """
+    for path in dict.fromkeys(one.parent / "calibration.json" for one in folders if one is not None):
+        if not path.is_file() or set((found := Calibration.load(path)).layers) != set(layers or ()):
+            continue
+        left = tuple(probe for probe in probes if probe.id not in found.probes)
+        if not left:
+            raise ValueError(
+                f"{path}: the key layers were chosen on all {len(probes)} probes, expected others to judge; if they "
+                "were chosen on another file, whose ids are the same, give it as --calibration_probes"
+            )
+        if len(left) < len(probes):
+            print(
+                f"{len(probes) - len(left)} of {len(probes)} probes are left out of the verdicts: the key layers were "
+                f"chosen on them ({path}); if they were chosen on another file, give it as --calibration_probes",
+                flush=True,
+            )
+        probes = left
+    return probes
 
 
 def _steps(records: Sequence[Records], folders: Sequence[Path | None]) -> tuple[int, ...]:

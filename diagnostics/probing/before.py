@@ -6,7 +6,7 @@ reason, and nothing is measured instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,12 +23,17 @@ from finetune.model.checkpoint import load
 from finetune.model.free_memory import available_bytes
 from finetune.model.memory_estimate import gibibytes
 from finetune.model.untouched import untouched
-from finetune.sharding import is_flat, is_zero3
+from finetune.sharding import gathered, is_flat, is_zero3, whole_values
 
 RESERVE_BYTES = 2**28
 """Memory left free beside a second model: activations of one probe, and its queries and keys."""
 OF_PEFT = ("_disable_adapters", "_active_adapter")
 """Attributes of PEFT's layers that change when an adapter is switched off and on."""
+WHOLLY_OFF = ("LORA", "LOHA", "LOKR", "IA3")
+"""PEFT's kinds, as adapters name them, that leave the weights of the base as they are."""
+BESIDE_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
+"""Starts of LoRA that do so too. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take a part out of the weights, again each time
+that the adapter is opened."""
 
 
 class NotAtHandError(ValueError):
@@ -57,7 +62,8 @@ class AdapterOff:
     which subtract a part from the base's weights, and not if an earlier adapter was continued. The margin of
     ``patched_from`` in records shows this.
 
-    Raises NotAtHandError for a model without an adapter, and for a merged one: unmerging rounds the weights.
+    Raises NotAtHandError for a model without an adapter, for one whose biases train too, which stay when the adapter is
+    switched off, and for a merged one: unmerging rounds the weights.
     """
 
     model: nn.Module
@@ -92,6 +98,12 @@ def adapter_fault(model: nn.Module) -> str | None:
     adapted: Any = adapted_model(model)
     if adapted is None:
         return f"found a {type(bare_model(model)).__name__} without an adapter, expected one to switch off"
+    for name, config in adapted.peft_config.items():
+        if (bias := getattr(config, "bias", "none")) != "none":
+            return (
+                f"the adapter trains biases of the base itself ({name}: bias {bias}), which stay as trained when it is "
+                "switched off"
+            )
     merged = [module for module in adapted.modules() if getattr(module, "merged", False) is True]
     if merged:
         return (
@@ -105,6 +117,49 @@ def adapter_fault(model: nn.Module) -> str | None:
     return None
 
 
+def is_base_when_off(fields: Mapping[str, Any]) -> bool:
+    """Whether a model opened with an adapter is the base, weight for weight, once the adapter is switched off; False
+    where that is not known.
+
+    fields   of the adapter's configuration (``adapter_config.json``)
+    """
+    return (
+        fields.get("peft_type") in WHOLLY_OFF
+        and fields.get("bias", "none") == "none"
+        and fields.get("init_lora_weights") in BESIDE_THE_BASE
+        and not fields.get("layer_replication")
+    )
+
+
+def has_trained_adapter(model: nn.Module) -> bool:
+    """Whether a model that has not trained yet computes something else than its base: it has a LoRA that is not zero,
+    as one that is trained further is. Every rank must call this, as in ``model_marks``.
+
+    False for starts that are not zero and leave the sum as it was (PiSSA, OLoRA), which nothing tells from a
+    LoRA that is trained further, and for flat shards (FSDP 1), which cannot be read.
+    """
+    adapted: Any = adapted_model(model)
+    if adapted is None or any(is_flat(one) for one in adapted.parameters()):
+        return False
+    beside = [
+        name
+        for name, config in adapted.peft_config.items()
+        if getattr(config, "init_lora_weights", "") in BESIDE_THE_BASE
+    ]
+    found = False
+    for module in adapted.modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        for factors in (getattr(module, name, {}) for name in ZERO_AT_FIRST):
+            for name in (one for one in module.active_adapters if one in beside and one in factors):
+                weight = getattr(factors[name], "weight", factors[name])
+                with gathered([weight]):
+                    found |= bool(whole_values(weight).any())
+    return found
+
+
+ZERO_AT_FIRST = ("lora_B", "lora_embedding_A")
+"""The factor of a LoRA that starts as zero: of linear layers, of embeddings."""
 SHARDED = "the weights are sharded over processes (ZeRO-3, FSDP); compare with python -m diagnostics.compare afterwards"
 
 
@@ -184,16 +239,22 @@ def _shape(family: Family, bare: Any, name: str) -> str:
     return f"{shape.heads} heads over {shape.key_heads} of {shape.head_width}"
 
 
-def loaded_beside(reference: str, after: nn.Module) -> OtherModel:
+def loaded_beside(reference: str, after: nn.Module, *, base: str | None = None) -> OtherModel:
     """The model before, loaded with the precision, device and kernel of the model after.
 
-    Raises NotAtHandError if weights are sharded, memory is too small, the checkpoint cannot be opened, or its
-    architecture differs.
+    base   of a ``reference`` that is an adapter: the one that it runs on here; None: the one that it names
+
+    Raises NotAtHandError if weights are sharded or in 4 bit, memory is too small, the checkpoint cannot be opened, or
+    its architecture differs.
     """
     if is_sharded(after):
         raise NotAtHandError(SHARDED)
-    require_room(after)
     bare: Any = bare_model(after)
+    if getattr(bare, "is_loaded_in_4bit", False):  # transformers writes it for 4-bit models alone
+        raise NotAtHandError(
+            "its weights are in 4 bit, and a second model beside it would be in full precision"
+        )
+    require_room(after)
     first = next(bare.parameters())
     try:
         with untouched(after):  # random states: missing weights of a checkpoint are drawn at random
@@ -202,6 +263,8 @@ def loaded_beside(reference: str, after: nn.Module) -> OtherModel:
                 dtype=first.dtype,
                 device=first.device,
                 attn_implementation=bare.config._attn_implementation,
+                base=base,
+                allow_other_base=base is not None,  # it runs on it already
             )
     except (ValueError, OSError) as error:
         raise NotAtHandError(f"{reference} could not be opened a second time: {error}") from error

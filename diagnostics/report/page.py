@@ -102,8 +102,10 @@ def _lead(comparison: Mapping[str, Any]) -> str:
 
 
 def _model_words(model: str) -> str:
-    """A path by its last two parts, the whole of it as a tooltip: /work/towers/base → towers/base."""
-    short = "/".join(model.rstrip("/").split("/")[-2:])
+    """A path by its last two parts, the whole of it as a tooltip: /work/towers/base → towers/base; likewise both paths
+    of a base and the adapter that was on it before."""
+    joint = " with the adapter "
+    short = joint.join("/".join(part.rstrip("/").split("/")[-2:]) for part in model.split(joint))
     return f'<b translate="no" title="{html.escape(model)}">{html.escape(short)}</b>'
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from attention_finetune.ready import Probes
-from attention_finetune.watch import seen_pictures
+from attention_finetune.watch import seen_pictures, what_is_missing
 from diagnostics.records.probes import Probe
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 
@@ -65,3 +65,23 @@ def test_without_any_nothing_is_said_and_streamed_data_is_not_looked_up(judged, 
     assert capsys.readouterr().out == ""
     assert not seen_pictures(arguments(streaming=True), Probes(judged), trained(b"picture 0"))
     assert "streaming: whether the probes' pictures are in the training data" in capsys.readouterr().out
+
+
+def test_the_comparison_by_hand_is_with_the_model_that_training_began_with():
+    def command(adapter: str, *, other: bool = False) -> str:
+        args = SimpleNamespace(
+            training=SimpleNamespace(output_dir="out"),
+            model=SimpleNamespace(model_name_or_path="base"),
+            adaptation=SimpleNamespace(lora_weight_path=adapter, allow_other_base=other),
+            monitor=SimpleNamespace(probes="p.json", report_language="en"),
+        )
+        ready, watcher = SimpleNamespace(args=args), SimpleNamespace(missing_words="lacks")
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("finetune.training.stopping.changes_to_resume", lambda _: "")
+            return what_is_missing(ready, watcher).partition("; to compare: ")[2]
+
+    start, end = "python -m diagnostics.compare --before ", "--probes p.json --output_dir out"
+    assert command("") == f"{start}base --after out {end}"
+    assert command("one") == f"{start}one --after out --base base {end}"
+    assert command("one", other=True) == f"{start}one --after out --base base --allow_other_base {end}"
+    assert "has overwritten the adapter that it began with" in command("./out")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 
 from diagnostics.compare import compare, compare_sources, main, table
@@ -20,7 +21,7 @@ from diagnostics.probing.prober import Prober
 from diagnostics.records.archive import load_records
 from diagnostics.records.probes import Relation, write_probes
 from diagnostics.records.record import AttentionRecord, Intervention
-from finetune.model import seen_file
+from finetune.model import look_file, seen_file
 from finetune.model.checkpoint import load
 from tests.diagnostics.comparison.made_pairs import GUARDS, Made, flat, pairs_of
 from tests.diagnostics.show_samples import probes, records, run_folder
@@ -373,6 +374,57 @@ def test_models_and_adapters_are_probed_and_their_records_kept(
         )
     with pytest.raises(ValueError, match="--key_layers: found 'x'; expected auto, or numbers"):
         compare_sources(str(base), str(adapter), out, probes_file=tmp_path / "probes.json", key_layers="x")
+
+
+def base_and_adapter(folder: Path, **options: object) -> tuple[Path, Path]:
+    """Saved: a base, and a LoRA of it whose tensors and biases have trained."""
+    base, adapter = folder / "base", folder / "adapter"
+    base.mkdir()
+    tiny_model().save_pretrained(base)
+    tiny_processor(base).save_pretrained(base)
+    model = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["c_attn"], **options))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(adapter)
+    return base, adapter
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_the_base_is_loaded_where_the_adapter_switched_off_is_not_the_base(tmp_path: Path, bias: str) -> None:
+    base, adapter = base_and_adapter(tmp_path, bias=bias)
+    of = tiny_probes(tmp_path, 2)
+    write_probes(of, tmp_path / "probes.json")
+    out = tmp_path / "out"
+    compare_sources(str(base), str(adapter), out, probes_file=tmp_path / "probes.json", key_layers="0,2")
+    before, after = (load_records(out / "attention" / name) for name in ("before", "after"))
+    alone = Prober(*load(base), key_layers=(0, 2), probes=of).run(of[0], 0, "base")
+    assert before[of[0].id].scores == alone.scores
+    for name, record in after.items():
+        assert record.patched_from is not None
+        assert record.patched_from.margin_nats == pytest.approx(before[name].scores.margin_nats, abs=1e-4)
+
+
+def test_what_the_base_of_an_adapter_was_trained_on_is_said_of_the_adapter_too(tmp_path: Path) -> None:
+    base, adapter = base_and_adapter(tmp_path)
+    of = tiny_probes(tmp_path, 2)
+    write_probes(of, tmp_path / "probes.json")
+    first, second = (hashlib.sha256(one.images[0].read_bytes()).hexdigest() for one in of)
+    seen_file.write(base, [first])
+    seen_file.write(adapter, [second])
+    look_file.write(base, [2], [first], weight=0.2, loss="mass")
+    look_file.write(adapter, [0], None, weight=0.2, loss="mass")
+    out = tmp_path / "out"
+    compare_sources(str(base), str(adapter), out, probes_file=tmp_path / "probes.json", key_layers="0,2")
+    before, after = (load_records(out / "attention" / name) for name in ("before", "after"))
+    assert [one.trained_picture for one in before.values()] == [True, False]
+    assert [one.trained_picture for one in after.values()] == [True, True]
+    assert [one.supervised_layers for one in before.values()] == [(2,)] * 2
+    assert [one.supervised_layers for one in after.values()] == [(0, 2)] * 2
+    assert [one.supervised_picture for one in after.values()] == [True, False]
 
 
 def test_a_second_model_lends_its_attention_where_it_fits(

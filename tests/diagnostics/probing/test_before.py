@@ -14,6 +14,8 @@ from diagnostics.probing.before import (
     OtherModel,
     adapter_fault,
     difference,
+    has_trained_adapter,
+    is_base_when_off,
     loaded_beside,
     require_room,
 )
@@ -186,6 +188,38 @@ def test_an_adapter_that_is_continued_began_as_another_model_than_its_base(proce
     assert abs(later.patched_from.margin_nats - step_0.scores.margin_nats) > 1e-3
 
 
+def test_only_an_adapter_beside_the_base_leaves_it_when_switched_off():
+    """Biases are trained in the base itself; PiSSA and its like take a part out of its weights."""
+    plain = {"peft_type": "LORA", "bias": "none", "init_lora_weights": True}
+    assert is_base_when_off(plain) and is_base_when_off({"peft_type": "LOHA"})
+    for other in (
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "olora"},
+        {"layer_replication": [[0, 2], [1, 3]]},
+        {"peft_type": "OSF"},
+    ):
+        assert not is_base_when_off(plain | other)
+
+
+def test_an_adapter_that_was_trained_is_told_from_a_new_one():
+    assert has_trained_adapter(adapted())
+    assert not has_trained_adapter(tiny_model())
+    for tuner in ("LoRA", "DoRA", "PiSSA", "embeddings", "IA3"):
+        assert not has_trained_adapter(get_peft_model(tiny_model(), TUNERS[tuner]("qwen-vl"))), tuner
+    model = tiny_model()
+    model.add_adapter(LoraConfig(r=2, target_modules=TARGETS, init_lora_weights=False))
+    assert has_trained_adapter(model)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_train_are_not_switched_off(bias):
+    model = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=TARGETS, bias=bias))
+    with pytest.raises(NotAtHandError, match=f"trains biases of the base itself .default: bias {bias}."):
+        AdapterOff(model, "base")
+
+
 def test_what_cannot_be_switched_off_is_refused():
     with pytest.raises(NotAtHandError, match="found a QwenVLForConditionalGeneration without an adapter"):
         AdapterOff(tiny_model(), "base")
@@ -234,3 +268,7 @@ def test_a_second_model_is_loaded_only_where_there_is_room(monkeypatch):
     with pytest.raises(NotAtHandError, match="sharded"):
         next(model.parameters()).ds_id = 0
         loaded_beside("base", model)
+    quantised = tiny_model()
+    quantised.is_loaded_in_4bit = True
+    with pytest.raises(NotAtHandError, match="in 4 bit, and a second model beside it would be in full"):
+        loaded_beside("base", quantised)
