@@ -1,5 +1,6 @@
 """The model of a run: checked without weights, then built; and what is printed about it before training."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from finetune.data import dataset
 from finetune.distributed import is_distributed, say
 from finetune.families.parts.modules import attending_layers, layer_words
 from finetune.flags.arguments import Arguments
-from finetune.model import adaptation, checkpoint, kernels
+from finetune.model import adaptation, adapters, checkpoint, kernels
 from finetune.training import library_log, preview
 
 
@@ -87,6 +88,10 @@ def build_model(args: Arguments, family: families.Family, plan: adaptation.Plan)
         cache_dir=args.model.cache_dir,
         attn_implementation=args.model.attn_implementation,
     )
+    if plan.adapter and not args.adaptation.allow_other_base:
+        # Again, for a base of which a part was still on the hub when the flags were checked.
+        name, cache = str(args.model.model_name_or_path), args.model.cache_dir
+        adapters.check_base(Path(plan.adapter), name, cache_dir=cache)
     return adaptation.adapt(model, family, plan, master_weights=not training.deepspeed)
 
 

@@ -53,7 +53,7 @@ from finetune.distributed import is_main, say
 from finetune.flags import deepspeed_file
 from finetune.flags import parse as flags
 from finetune.flags.arguments import Arguments
-from finetune.model import checkpoint, look_file, seen_file
+from finetune.model import adapters, checkpoint, look_file, seen_file
 from finetune.samples import cache
 from finetune.training import evaluation, extension_locks, library_log, run_folder, stopping, trainer
 
@@ -185,6 +185,10 @@ def build(ready: Ready) -> Run:
             probe_steps=args.monitor.probe_steps if args.monitor.monitor else None,
             callbacks=[stopping.StopOnSignal(), *evaluators(ready, writer), *watchers],
         )
+        if args.lora and training.should_save:
+            built.base_fingerprint = adapters.fingerprint_of(
+                str(args.model.model_name_or_path), args.model.cache_dir
+            )
     return Run(ready, built, writer, watchers)
 
 

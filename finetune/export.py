@@ -42,7 +42,7 @@ from finetune.files import (
     refusal_words,
     writing,
 )
-from finetune.model import checkpoint, look_file, seen_file, weights
+from finetune.model import adapters, checkpoint, look_file, seen_file, weights
 from finetune.printable import printable
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from finetune.training import model_card, run_folder
@@ -58,8 +58,8 @@ merged weight: by 1e-6, 1.2e-3 and 1.1e-2 at most, over three adapters of the de
 5e-2 to 5e-1."""
 
 KEEPING = (
-    "; its logits were compared with those of what it was made from. Verdicts are of whole pictures. With fewer image "
-    "tokens (`--keep_image_tokens` of the web demo) answers may be others: `python -m diagnostics.keep` measures it."
+    "Verdicts are of whole pictures. With fewer image tokens (`--keep_image_tokens` of the web demo) answers may be "
+    "others: `python -m diagnostics.keep` measures it."
 )
 QUESTION = "What is in the picture, and where is it?"
 PICTURE_PIXELS = (93, 61)  # width and height, not square
@@ -95,7 +95,8 @@ class Exported(NamedTuple):
 
     saved      exported model against base and adapter, in the precision of the export
     adapter    base with the adapter against base alone; None for a full model
-    four_bit   exported model against the 4-bit base with the adapter, as trained; None without QLoRA
+    four_bit   exported model against the 4-bit base with the adapter, as trained; None without QLoRA, and where a 4-bit
+               base cannot be opened
     """
 
     folder: Path
@@ -170,6 +171,7 @@ def export(
     wanted = dtype or history.dtype
     say(f"opening {source} in {_name(wanted)}")
     model, processor = checkpoint.load(source, dtype=wanted, **options)
+    other_base = None if adapter is None else _other_base(adapter, opened, **opening)
     bare: Any = bare_model(model)
     stored: torch.dtype = bare.config.dtype
     before = logits(model, processor)
@@ -186,7 +188,9 @@ def export(
         del fresh
         saved = difference(before, after)
         _require_same(saved, effect, stored, say)
-        _write_card(Path(source), partial, effect, name=folder.resolve().name)
+        four_bit = _against_four_bit(source, after, options, stored, say) if history.four_bit else None
+        note = _note(effect, four_bit, trained_in_four_bit=history.four_bit, is_other=other_base is not None)
+        _write_card(partial, model_card.Exported(Path(source), note, folder.resolve().name, other_base))
         look_file.carry(partial, *origins)
         seen_file.carry(partial, *origins)
         folder_lock.release(partial)
@@ -204,7 +208,6 @@ def export(
         folder_lock.release(partial)
         with suppress(OSError):  # it has become the folder that was wanted
             partial.rmdir()
-    four_bit = _against_four_bit(source, after, options, stored, say) if history.four_bit else None
     say(f"done: {folder} ({_gib(folder):.2f} GiB)")
     return Exported(folder, stored, saved, effect, four_bit)
 
@@ -274,13 +277,48 @@ def _empty(partial: Path) -> None:
             path.unlink()
 
 
-def _write_card(source: Path, folder: Path, effect: Difference | None, *, name: str) -> None:
-    """As of the run that trained the source. A verdict is carried over: the logits are the same."""
+def _other_base(
+    adapter: Path, opened: str, *, base: str | None, allow_other_base: bool, cache_dir: str | None
+) -> str | None:
+    """The base that was opened, where its weights are not those that the adapter was trained on; None where they are.
+
+    Asked once the base is loaded: only then is all of a base of the hub on this machine.
+
+    Raises ValueError where that is not allowed.
+    """
+    named_for_it = base is not None and not allow_other_base
+    try:
+        adapters.check_base(adapter, opened, cache_dir=cache_dir, named_for_it=named_for_it)
+    except ValueError:
+        if not allow_other_base:
+            raise
+        return opened
+    return None
+
+
+def _note(
+    effect: Difference | None, four_bit: Difference | None, *, trained_in_four_bit: bool, is_other: bool
+) -> str:
+    """What was done to the weights. ``is_other``: merged into another base than the adapter was trained on."""
+    merged = f"An adapter was merged into {'another base' if is_other else 'its base'}"
+    what = merged if effect else "The weights of a checkpoint"
+    note = f"{what}; its logits were compared with those of what it was made from."
+    if trained_in_four_bit:
+        differ = "by how much was not measured" if four_bit is None else f"by {four_bit}"
+        note += (
+            " The adapter was trained on a base in 4 bit, and merged into one that is not: logits differ from those "
+            f"over this base in 4 bit, {differ}."
+        )
+    return f"{note} {KEEPING}"
+
+
+def _write_card(folder: Path, exported: model_card.Exported) -> None:
+    """As of the run that trained the weights. A verdict is carried over: the logits are the same."""
+    source = exported.weights
     run = next((one for one in (source, source.parent) if (one / run_folder.RUN_FILE).is_file()), source)
     step = run_folder.step_of(source) if (source / run_folder.STATE_FILE).is_file() else None
     config = checkpoint.load_config(folder)
-    note = f"{'An adapter was merged into its base' if effect else 'The weights of a checkpoint'}{KEEPING}"
-    model_card.write(folder, run=run, family=families.family_of(config).name, step=step, note=note, name=name)
+    model_card.write(folder, run=run, family=families.family_of(config).name, step=step, exported=exported)
 
 
 def _effect(model: nn.Module, processor: Any, adapted: Float[Tensor, "tokens words"]) -> Difference | None:
@@ -339,10 +377,15 @@ def _against_four_bit(
     options: dict[str, Any],
     dtype: torch.dtype,
     say: Callable[[str], None],
-) -> Difference:
-    """Difference between the 4-bit base with the adapter, as trained, and the merged model."""
-    model, processor = checkpoint.load(source, dtype=dtype, quantize=True, **options)
-    found = difference(logits(model, processor), merged)
+) -> Difference | None:
+    """Difference between the 4-bit base with the adapter, as trained, and the merged model; None where this machine
+    cannot open a 4-bit base, which is said."""
+    try:
+        model, processor = checkpoint.load(source, dtype=dtype, quantize=True, **options)
+        found = difference(logits(model, processor), merged)
+    except (ImportError, RuntimeError) as error:  # no bitsandbytes; too little memory
+        say(f"not compared with the 4-bit base that the adapter was trained on: {str(error)[:300]}")
+        return None
     say(
         f"the adapter was trained on a 4-bit base and is merged into the unquantised base; logits differ by {found}. "
         "This is the quantisation error of the 4-bit base, not an error of the merge"

@@ -226,6 +226,18 @@ def test_the_usual_flags_of_each_script_on_a_gpu(
     assert (variables.get("CUDA_VISIBLE_DEVICES") == "0") == (engine is None)
 
 
+@pytest.mark.parametrize("script", TRAINING)
+def test_a_given_precision_replaces_the_usual_one(project: Path, script: str):
+    """transformers refuses both: who gave one never asked for the other."""
+    from finetune.flags.parse import expanded
+
+    for usual, given in (("fp16", "--bf16"), ("bf16", "--fp16")):
+        words, _ = run(project, script, "--data_path", "d.json", given, "True", MACHINE=f"1 8 {usual} 4321")
+        first = next(at for at, word in enumerate(words) if word.startswith("--"))
+        flags = expanded(words[first:])
+        assert [flag for flag in flags if flag in ("--bf16", "--fp16")] == [given]
+
+
 def test_every_gpu_gets_a_process(project: Path):
     words, _ = run(project, "finetune_lora_ds.sh", MACHINE="4 8 bf16 4321")
     assert words[0] == "torchrun" and value(words, "--nproc_per_node") == "4"

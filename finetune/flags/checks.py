@@ -94,15 +94,38 @@ def remarks(arguments: Arguments) -> Iterator[str]:
         )
     yield from _idle_warmup(arguments)
     yield from _worst_as_best(training)
-    # No errors: with their defaults they stand in every file of flags that a run has written.
-    defaults = {one.name: one.default for one in dataclasses.fields(chosen)}
-    of_adapters = ("lora_r", "lora_alpha", "lora_dropout")
-    idle = [f"--{name}" for name in of_adapters if getattr(chosen, name) != defaults[name]]
+    idle = _changed(chosen, ("lora_r", "lora_alpha", "lora_dropout"))
     if idle and not arguments.lora:
         yield (
             f"{', '.join(idle)}: no effect without adapters, and this run trains none; for adapters give "
             "--use_lora True"
         )
+    yield from _idle_monitoring(arguments.monitor)
+    idle = _changed(arguments.evaluation, ("eval_pictures", "eval_max_new_tokens"))
+    if idle and not arguments.evaluation.eval_generate:
+        yield f"{', '.join(idle)}: no effect without generated answers; for them give --eval_generate N"
+
+
+def _idle_monitoring(chosen: Any) -> Iterator[str]:
+    if not chosen.monitor:
+        # --stop_when is refused, and of --probes the run says that nothing is monitored.
+        names = [one.name for one in dataclasses.fields(chosen) if one.name not in ("probes", "stop_when")]
+        if idle := _changed(chosen, names):
+            yield (
+                f"{', '.join(idle)}: no effect without the monitor; to monitor give --monitor True --probes FILE"
+            )
+        return
+    if chosen.stop_when is None and (idle := _changed(chosen, ("stop_patience",))):
+        yield f"{idle[0]}: no effect without --stop_when; give --stop_when corrected, or leave it out"
+    if chosen.stop_when is not None and (idle := _changed(chosen, ("checkpoint_depth",))):
+        yield f"{idle[0]}: no effect with --stop_when, for which checkpoints are measured at --probe_depth"
+
+
+def _changed(group: Any, names: Sequence[str]) -> list[str]:
+    """Those of a group's flags that have another value than the default. Where they do nothing that is no error: with
+    their defaults they stand in every file of flags that a run has written."""
+    defaults = {one.name: one.default for one in dataclasses.fields(group)}
+    return [f"--{name}" for name in names if getattr(group, name) != defaults[name]]
 
 
 def _worst_as_best(training: Any) -> Iterator[str]:

@@ -34,6 +34,14 @@ GROUPS = (
 )
 
 
+PRECISIONS = ("bf16", "fp16")
+
+
+def _is_on(values: Sequence[str]) -> bool:
+    """``--bf16``, ``--bf16 True``: the words are those of transformers' parser."""
+    return not values or values[-1].lower() not in ("false", "no", "n", "f", "0")
+
+
 def default_values() -> dict[str, Any]:
     """Flag → its default."""
     every = [one for group in GROUPS for one in dataclasses.fields(group)]
@@ -65,8 +73,10 @@ def has_value(argv: Sequence[str], name: str) -> bool:
 
 
 def merge(defaults: Sequence[str], argv: Sequence[str]) -> list[str]:
-    """Default flags overridden by ``argv``, flag by flag."""
+    """Default flags overridden by ``argv``, flag by flag; a precision that is given replaces both by default."""
     given = {name for name, _ in split_flags(argv)}
+    if any(name in PRECISIONS and _is_on(values) for name, values in split_flags(argv)):
+        given |= {*PRECISIONS}
     kept = [
         token
         for name, values in split_flags(defaults)

@@ -18,7 +18,7 @@ from typing import Any, Literal, Union
 import torch
 from torch import nn
 
-from finetune.fields import NULL, TEXT, load, shown
+from finetune.fields import NULL, TEXT, by_name, load, shown
 from finetune.files import write_atomically
 from finetune.model import weights
 from finetune.model.folders import ADAPTER_CONFIG, Fields, read
@@ -240,17 +240,33 @@ def fingerprint(folder: Path) -> str | None:
 
 
 def fingerprint_of(name: str, cache_dir: str | None = None) -> str | None:
-    """The fingerprint of a named checkpoint; None if its weights are not on this machine."""
+    """The fingerprint of a named checkpoint; None if its weights are not on this machine, or not all of them: a
+    download that was interrupted goes on when they are loaded."""
     folder = weights.local_folder(name, cache_dir)
-    return fingerprint(folder) if folder is not None else None
+    return fingerprint(folder) if folder is not None and _has_all(folder) else None
 
 
-def write_base(folder: Path, base_name: str) -> None:
-    """Write the name and fingerprint of an adapter's base beside it."""
+def _has_all(folder: Path) -> bool:
+    """Are all the files there that the index names? Of two formats, the one that is read."""
+    kind = next((path.suffix for path in weights.weight_files(folder)), None)
+    named: set[str] = set()
+    for index in folder.glob(f"*{kind}.index.json"):
+        try:
+            named |= set(load(index, {"weight_map": by_name(TEXT)}).get("weight_map", {}).values())
+        except ValueError:
+            return False  # loading says what is wrong with it
+    return all((folder / name).is_file() for name in named)
+
+
+def write_base(folder: Path, base_name: str, taken: str | None = None) -> None:
+    """Write the name and fingerprint of an adapter's base beside it.
+
+    taken   the fingerprint, from when the base was loaded; None: it is taken now, of what has the name by default
+    """
     content = {
         "version": VERSION,
         "base_model_name_or_path": base_name,
-        "fingerprint": fingerprint_of(base_name),
+        "fingerprint": fingerprint_of(base_name) if taken is None else taken,
     }
     write_atomically(folder / BASE_FILE, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 

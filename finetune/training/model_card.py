@@ -12,21 +12,20 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from finetune import fields
-from finetune.fields import NULL, OBJECT, TEXT, by_name, items, number, whole
+from finetune.fields import TEXT, number
 from finetune.files import write_atomically
 from finetune.flags.parse import default_values
 from finetune.model.adapters import BASE_FILE
 from finetune.model.folders import is_adapter, looks_like_a_path
 from finetune.percent import percent_words
-from finetune.training import run_folder
+from finetune.training import judged, run_folder
 
 CARD_FILE, PICTURE_FILE = "README.md", "probe.png"
 GUARDS = ("retention", "neighbour")
 _FINITE = number(-1e300, 1e300)
-COMPARISON_SHAPE = {"groups": by_name(OBJECT), "after": OBJECT, "probes": items(OBJECT)}
 _NO_FLAGS = (
     "model_name_or_path",
     "data_path",
@@ -37,26 +36,47 @@ _NO_FLAGS = (
 )
 
 
+class Exported(NamedTuple):
+    """What was made of a run's weights.
+
+    weights      folder of the run or of its checkpoint that they are from
+    note         a paragraph on what was done to them
+    name         the card's title
+    other_base   the model that an adapter was merged into, where it is another than the adapter was trained on
+    """
+
+    weights: Path
+    note: str
+    name: str
+    other_base: str | None = None
+
+
 def write(
-    folder: Path, *, run: Path, family: str, step: int | None, note: str = "", name: str | None = None
+    folder: Path, *, run: Path, family: str, step: int | None, exported: Exported | None = None
 ) -> None:
     """Write the card of a saved model or adapter, and the picture that it shows.
 
-    run      the output folder of the run that trained it
-    family   name of the model's family
-    step     that the weights were saved after; the run's verdict is on its last one, or its best. None: not known
-    note     a paragraph on what was done to them since
-    name     the card's title; None: the folder's name
+    run        the output folder of the run that trained it
+    family     name of the model's family
+    step       that the weights were saved after; the run's verdict is on its last one, or its best. None: not known
+    exported   where the folder holds what was made of the run's weights; None: it holds these themselves
     """
     marks = run_folder.marks_of(run) or {}
-    comparison = _comparison_of(run, step, is_end=folder.resolve() == run.resolve())
-    picture = None if comparison is None else _picture_of(run, comparison)
+    found = judged.read(run)
+    of_these = found is not None and judged.is_of(
+        found, folder if exported is None else exported.weights, run=run, step=step
+    )
+    on_other = exported is not None and exported.other_base is not None
+    verdict = found if of_these and not on_other else None
+    picture = None if verdict is None else _picture_of(run, verdict)
     if picture is not None:
         shutil.copyfile(picture, folder / PICTURE_FILE)
+    else:  # of an earlier verdict, which may be of other weights
+        (folder / PICTURE_FILE).unlink(missing_ok=True)
     sections = [
-        _header(folder, marks, family),
-        *_title(name or folder.resolve().name, folder, marks, family, note),
-        *_verdict(comparison),
+        _header(folder, marks, family, exported),
+        *_title(folder, marks, family, exported),
+        *_verdict(verdict, marks, exported),
         *([f"![One probe: before, now, and the difference]({PICTURE_FILE})"] if picture else []),
         *_loading(folder, marks, family),
         *_training(marks),
@@ -64,44 +84,16 @@ def write(
     write_atomically(folder / CARD_FILE, ("\n\n".join(sections) + "\n").encode())
 
 
-def _comparison_of(run: Path, step: int | None, *, is_end: bool) -> dict[str, Any] | None:
-    """The run's comparison, if it is of these weights.
-
-    is_end   they are what the run ended with: of its best checkpoint, where --load_best_model_at_end chose one
-    """
-    path = run / "comparison" / "comparison.json"
-    if not path.is_file():
+def _picture_of(run: Path, verdict: judged.Judged) -> Path | None:
+    """The archive's picture of the first probe that was to be corrected, after training; it has none of what was
+    compared by hand."""
+    if verdict.end is None:
         return None
-    try:
-        found = fields.load(path, COMPARISON_SHAPE, required=tuple(COMPARISON_SHAPE))
-        fields.refuse(list(fields.faults(found["after"], {"step": whole(0) | NULL})), str(path))
-    except ValueError:
-        return None  # of another release, or broken: the card says that nothing was judged
-    judged = None if is_end else _best_of(found["after"])
-    return (
-        found if step is None or step == (found["after"].get("step") if judged is None else judged) else None
-    )
-
-
-def _best_of(after: Mapping[str, Any]) -> int | None:
-    """The step of the checkpoint that was judged in place of the last one, as the monitor words it."""
-    named = re.search(r": the best, checkpoint-([0-9]{1,18})$", str(after.get("model")))
-    return int(named[1]) if named else None
-
-
-def _picture_of(run: Path, comparison: Mapping[str, Any]) -> Path | None:
-    """The archive's picture of the first probe that was to be corrected, after training."""
     probes = sorted(
-        comparison["probes"], key=lambda one: one.get("group") in GUARDS
+        verdict.content["probes"], key=lambda one: one.get("group") in GUARDS
     )  # sorting keeps their order
     for probe in probes:
-        place = (
-            run
-            / "attention"
-            / "images"
-            / str(probe.get("id"))
-            / f"step-{int(comparison['after'].get('step') or 0):06d}.png"
-        )
+        place = run / "attention" / "images" / str(probe.get("id")) / f"step-{verdict.end:06d}.png"
         if place.is_file():
             return place
     return None
@@ -112,9 +104,10 @@ def _picture_of(run: Path, comparison: Mapping[str, Any]) -> Path | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _header(folder: Path, marks: Mapping[str, Any], family: str) -> str:
+def _header(folder: Path, marks: Mapping[str, Any], family: str, exported: Exported | None) -> str:
     """What the hub reads. A base of a local folder is not named there: the hub would look for it."""
-    base = marks.get("model_name_or_path")
+    other = None if exported is None else exported.other_base
+    base = marks.get("model_name_or_path") if other is None else other
     lines = ["---", "pipeline_tag: image-text-to-text"]
     lines += ["library_name: peft" if is_adapter(folder) else "library_name: transformers"]
     lines += [f"base_model: {json.dumps(base)}"] if _is_on_hub(base) else []
@@ -125,13 +118,19 @@ def _header(folder: Path, marks: Mapping[str, Any], family: str) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _title(name: str, folder: Path, marks: Mapping[str, Any], family: str, note: str) -> Iterator[str]:
-    yield f"# {name}"
+def _title(folder: Path, marks: Mapping[str, Any], family: str, exported: Exported | None) -> Iterator[str]:
+    yield f"# {folder.resolve().name if exported is None else exported.name}"
     what = f"An adapter of {family}" if is_adapter(folder) else f"A model of the family {family}"
     base = _public(marks.get("model_name_or_path"), "a base that is not known")
     yield f"{what}, trained on {base}.{_base_mark(folder)}"
-    if note:
-        yield note
+    if exported is None:
+        return
+    yield exported.note
+    if exported.other_base is not None:
+        yield (
+            f"It was merged into {_public(exported.other_base, 'a base that is not known')}, whose weights are others "
+            "than those that the adapter was trained on: the run's verdict is not of this model."
+        )
 
 
 def _base_mark(folder: Path) -> str:
@@ -145,11 +144,14 @@ def _base_mark(folder: Path) -> str:
     return f" The base's weights have the fingerprint `{mark[:16]}`."
 
 
-def _verdict(comparison: Mapping[str, Any] | None) -> Iterator[str]:
+def _verdict(
+    verdict: judged.Judged | None, marks: Mapping[str, Any], exported: Exported | None
+) -> Iterator[str]:
     yield "## Did the correction take?"
-    if comparison is None:
+    if verdict is None:
         yield "Not judged: there are no probes of these weights before and after training."
         return
+    comparison = verdict.content
     rows = [
         "| group | probes | right | margin, nats | attention on the region | hiding it costs, nats | verdict |",
         "|---|---|---|---|---|---|---|",
@@ -162,6 +164,9 @@ def _verdict(comparison: Mapping[str, Any] | None) -> Iterator[str]:
         ]  # fmt: skip
         rows.append(f"| {' | '.join(_cell(one) for one in cells)} |")
     yield "\n".join(rows)
+    if marks.get("q_lora") and verdict.end is not None:
+        merged = ", not on the base that it is merged into here: their logits differ, as said above"
+        yield f"Measured on the 4-bit base that the adapter was trained on{merged if exported else ''}."
     legs = [
         f"- {_cell(_unmarked(name))}: {told}"
         for name, group in comparison["groups"].items()

@@ -22,10 +22,10 @@ from finetune.flags.parse import default_values
 from finetune.model import adapters, weights
 from finetune.printable import one_line
 from finetune.samples.listing import shown
-from finetune.training import pickles
+from finetune.training import judged, pickles
 
 RUN_FILE = "run.json"
-CONFIGURATION_FILE = "run.yaml"
+CONFIGURATION_FILE = judged.CONFIGURATION_FILE
 FRACTION_FILE = "data_fraction.json"
 """With --data_fraction: how many samples each source has, and how many different ones were trained on."""
 COMPLETE_FILE = "complete.json"
@@ -44,8 +44,8 @@ STATE_SHAPE = {
     "best_model_checkpoint": TEXT | NULL, "stateful_callbacks": OBJECT | NULL,
 }  # fmt: skip
 SUPERSEDED = "superseded"
-"""Folder for checkpoints of a branch that was left: training went on from an earlier step."""
-OUR_FOLDERS = ("runs", "attention", "comparison", SUPERSEDED)
+"""Folder for checkpoints and the verdict of a branch that was left: training went on from an earlier step."""
+OUR_FOLDERS = ("runs", "attention", judged.FOLDER, SUPERSEDED)
 OUR_FILES = re.compile(
     r"run\.json|run\.yaml|probe\.png|libraries\.log|look\.json|seen\.json|data_fraction\.json|adapter_.*|model.*\.safetensors.*|pytorch_model.*|config\.json"
     r"|generation_config\.json"
@@ -522,24 +522,41 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def set_beyond_aside(folder: Path, step: int) -> list[str]:
-    """Move checkpoints of later steps into ``superseded/``, and return a line that names them, if there are any.
+    """Move checkpoints and a verdict of later steps into ``superseded/``; returns a line that names each kind found.
 
-    A run that goes on from ``step`` writes its own, and the next start would take one of another branch for its newest.
-    What was not written to its end is passed over anyway.
+    A run that goes on from ``step`` writes its own: the next start would take a checkpoint of another branch for its
+    newest, and the cards of this branch would show the other's verdict. What was not written to its end is passed over
+    anyway.
     """
     later = [one for one in checkpoints(folder) if number_of(one) > step and _read_marker(one) is not None]
     for checkpoint in later:
-        place = folder / SUPERSEDED / checkpoint.name
-        place.parent.mkdir(exist_ok=True)
-        copies = 1
-        while place.exists():  # from one checkpoint a run may go on many times
-            copies += 1
-            place = place.with_name(f"{checkpoint.name}-{copies}")
-        checkpoint.rename(place)
-    if not later:
-        return []
-    names = ", ".join(checkpoint.name for checkpoint in later)
-    return [f"{folder}: going on from step {step}; later checkpoints ({names}) are in {SUPERSEDED}/ now"]
+        _supersede(checkpoint)
+    lines = []
+    if later:
+        names = ", ".join(checkpoint.name for checkpoint in later)
+        lines.append(
+            f"{folder}: going on from step {step}; later checkpoints ({names}) are in {SUPERSEDED}/ now"
+        )
+    found = judged.read(folder)
+    if found is not None and judged.lies_beyond(found, folder, step):
+        place = _supersede(folder / judged.FOLDER)
+        of = "the run's end" if found.end is None else f"step {found.end}"
+        lines.append(
+            f"{folder}: going on from step {step}; the comparison of {of} is in "
+            f"{place.relative_to(folder)}/ now"
+        )
+    return lines
+
+
+def _supersede(path: Path) -> Path:
+    place = path.parent / SUPERSEDED / path.name
+    place.parent.mkdir(exist_ok=True)
+    copies = 1
+    while place.exists():  # from one checkpoint a run may go on many times
+        copies += 1
+        place = place.with_name(f"{path.name}-{copies}")
+    path.rename(place)
+    return place
 
 
 def number_of(checkpoint: Path) -> int:

@@ -38,6 +38,8 @@ class SavingTrainer(Trainer):
         self.run_file = (
             begun if begun.is_file() else None
         )  # None for a trainer that no program of ours started
+        self.base_fingerprint: str | None = None
+        """Of the weights that adapters are trained on, taken when they were loaded; None: taken when one is saved."""
 
     # --- writing ---------------------------------------------------------------------------------------------
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -103,7 +105,7 @@ class SavingTrainer(Trainer):
             super()._save(str(temporary), state_dict)
             files.give_usual_mode(temporary.glob("*.safetensors"))
         if base and is_adapter(folder):
-            adapters.write_base(folder, str(base))
+            adapters.write_base(folder, str(base), self.base_fingerprint)
         self._write_card(folder)
 
     def _write_card(self, folder: Path) -> None:

@@ -17,11 +17,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from finetune import export, folder_lock
 from finetune.families.base import Family
 from finetune.families.qwen_vl import QwenVLFamily
-from finetune.model import checkpoint, look_file, seen_file
+from finetune.model import adapters, checkpoint, look_file, seen_file
 from finetune.model.adaptation import Plan, adapt
 from finetune.model.look_file import Supervised, supervised_of
 from finetune.qwen_vl import QwenVLForConditionalGeneration
 from finetune.training import run_folder
+from tests.finetune.conftest import write_checkpoint
 from tests.finetune.families.tiny_siglip import SIGLIPS
 from tests.finetune.model.test_adaptation import LORA, batch, perturb
 from tests.finetune.test_program import program  # noqa: F401  (a fixture)
@@ -145,13 +146,69 @@ def test_an_adapter_of_a_four_bit_base_is_merged_into_the_base_itself(
 ):
     run = shutil.copytree(adapter, tmp_path / "run")
     write_marks(run, q_lora=True)
+    write_verdict(run, f"{run} at step 4", 4)
     lines: list[str] = []
     done = export.export(run, tmp_path / "merged", say=lines.append)
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert f"over this base in 4 bit, by {done.four_bit}." in card and "**corrected**" in card
+    assert "Measured on the 4-bit base that the adapter was trained on, not on the base" in card
     assert done.saved.share < 1e-5 < 1e-3 < done.four_bit.share
     assert "trained on a 4-bit base" in lines[-2]
     merged, base = (load_file(f / "model.safetensors") for f in (tmp_path / "merged", checkpoint_folder))
     name = "transformer.h.0.mlp.c_proj.weight"  # no target: as it was published, to the bit
     assert torch.equal(merged[name], base[name])
+
+
+def test_without_a_four_bit_base_to_compare_with_the_card_says_so(
+    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = shutil.copytree(adapter, tmp_path / "run")
+    write_marks(run, q_lora=True)
+    opened = checkpoint.load
+
+    def load(*args, quantize: bool = False, **options):
+        if quantize:
+            raise ImportError("no bitsandbytes here")
+        return opened(*args, **options)
+
+    monkeypatch.setattr(export.checkpoint, "load", load)
+    lines: list[str] = []
+    assert export.export(run, tmp_path / "merged", say=lines.append).four_bit is None
+    assert lines[-2] == (
+        "not compared with the 4-bit base that the adapter was trained on: no bitsandbytes here"
+    )
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "over this base in 4 bit, by how much was not measured." in card
+
+
+def write_verdict(run: Path, model: str, step: int) -> None:
+    (run / "comparison").mkdir(exist_ok=True)
+    groups = {"towers": {"verdict": "corrected", "probes": 40}}
+    content = {"groups": groups, "after": {"model": model, "step": step}, "probes": []}
+    (run / "comparison" / "comparison.json").write_text(json.dumps(content))
+
+
+def test_the_card_has_the_verdict_of_the_model_that_is_exported_alone(
+    adapter: Path, checkpoint_folder: Path, tmp_path: Path
+):
+    run = shutil.copytree(adapter, tmp_path / "run")
+    write_marks(run, model_name_or_path=str(checkpoint_folder), use_lora=True)
+    moved = shutil.copytree(checkpoint_folder, tmp_path / "moved")
+    other = write_checkpoint(tmp_path / "other", seed=7)
+    adapters.write_base(run, str(checkpoint_folder))
+
+    def card(**given: object) -> str:
+        shutil.rmtree(tmp_path / "merged", ignore_errors=True)
+        export.export(run, tmp_path / "merged", say=lambda _: None, **given)  # type: ignore[arg-type]
+        return (tmp_path / "merged" / "README.md").read_text()
+
+    write_verdict(run, "/elsewhere/quite-another-model", 1)
+    assert "Not judged" in card()
+    write_verdict(run, f"{run} at step 4", 4)
+    for given in ({}, {"base": str(moved), "allow_other_base": True}):
+        assert "**corrected**" in card(**given)
+    text = card(base=str(other), allow_other_base=True)
+    assert "Not judged" in text and "merged into `other` (a local folder), whose weights are others" in text
 
 
 def test_an_adapter_of_a_base_that_is_stored_in_four_bits_is_refused_at_once(

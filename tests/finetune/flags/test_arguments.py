@@ -157,6 +157,60 @@ def test_settings_of_adapters_that_nothing_trains_have_a_line():
     assert parse.parse([*BASE, "--config", "run.yaml"])[1][0].startswith("--lora_alpha: no effect")
 
 
+def test_flags_of_a_monitor_that_is_not_there_have_a_line():
+    given = ("--key_layers", "3", "--probe-depth=full", "--stop_patience", "5", "--diagnose", "False")
+    more = (
+        "--calibration_probes",
+        "d.json",
+        "--checkpoint_depth",
+        "cause",
+        "--baseline",
+        "b",
+        "--probe_steps",
+        "4",
+    )
+    (line,) = parse.parse([*BASE, *given, *more, "--report_language", "zh"])[1]
+    assert line == (
+        "--key_layers, --calibration_probes, --probe_depth, --probe_steps, --checkpoint_depth, --baseline, --diagnose, "
+        "--report_language, --stop_patience: no effect without the monitor; to monitor give --monitor True "
+        "--probes FILE"
+    )
+    watched = (*BASE, "--monitor", "True", "--probes", "d.json")
+    without_patience = (*given[:3], *given[5:], *more)
+    assert parse.parse([*watched, *without_patience])[1] == []
+    (line,) = parse.parse([*watched, *given])[1]
+    assert line.startswith("--stop_patience: no effect without --stop_when")
+    stopping = (*watched, "--stop_when", "corrected")
+    assert parse.parse([*stopping, *given])[1] == []
+    (line,) = parse.parse([*stopping, "--checkpoint_depth", "cause"])[1]
+    assert line.startswith("--checkpoint_depth: no effect with --stop_when")
+
+
+def test_settings_of_answers_that_are_not_generated_have_a_line():
+    given = ("--eval_pictures", "3", "--eval_max_new_tokens", "9")
+    (line,) = parse.parse([*EVALUATED, *given])[1]
+    assert line == (
+        "--eval_pictures, --eval_max_new_tokens: no effect without generated answers; for them give --eval_generate N"
+    )
+    assert parse.parse([*EVALUATED, *given, "--eval_generate", "8"])[1] == []
+
+
+@pytest.mark.parametrize(
+    ("usual", "given", "precision"),
+    [
+        ("--fp16 True", "--bf16 True", (True, False)),
+        ("--bf16 True", "--fp16", (False, True)),
+        ("--fp16 True", "--bf16 False", (False, True)),
+        ("--fp16 True", "--fp16 False", (False, False)),
+    ],
+)
+def test_a_given_precision_replaces_the_usual_one_of_a_script(
+    usual: str, given: str, precision: tuple[bool, bool]
+):
+    args, lines = parse.parse([*usual.split(), "--given", *BASE, *given.split()])
+    assert (args.training.bf16, args.training.fp16) == precision and lines == []
+
+
 @pytest.mark.parametrize(
     "warmup", [("--warmup_steps", "0.1"), ("--warmup_ratio", "0.1"), ("--warmup_steps", "5")]
 )

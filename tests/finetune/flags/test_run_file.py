@@ -105,7 +105,8 @@ GIVEN = {
     "sources": [
         "--corrective_data", "e.json:x2", "--replay_data", "f.json:0.3", "--gradient_checkpointing", "True",
         "--gradient_checkpointing_kwargs", '{"use_reentrant": false}', "--optim", "adafactor",
-        "--key_layers", "0,1", "--box_units", "text", "--output_dir", "a folder: 东方明珠 # 1",
+        "--monitor", "True", "--probes", "d.json", "--key_layers", "0,1",
+        "--box_units", "text", "--output_dir", "a folder: 东方明珠 # 1",
     ],
     "bare": ["--no_fix_vit", "--seed", "0", "--include_num_input_tokens_seen", "True", "--fp16", "False"],
 }  # fmt: skip

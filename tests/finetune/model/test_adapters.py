@@ -292,6 +292,93 @@ def test_an_adapter_whose_base_was_trained_since_is_refused_everywhere(
     assert not [*(tmp_path / "compared").glob("*")]
 
 
+def on_the_hub(base: Path, cache: Path, *, revision: str = "a" * 40, max_shard_size: str = "5GB") -> Path:
+    """A base as the hub's client keeps it, under the name org/tiny."""
+    place = cache / "models--org--tiny"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(revision)
+    model, processor = checkpoint.load(base)
+    model.save_pretrained(place / "snapshots" / revision, max_shard_size=max_shard_size)
+    processor.save_pretrained(place / "snapshots" / revision)
+    return place / "snapshots" / revision
+
+
+def test_a_base_of_the_hub_that_is_not_whole_yet_refuses_no_adapter(checkpoint_folder: Path, tmp_path: Path):
+    """An interrupted download: loading fetches the rest, and only then it is known which weights they are."""
+    snapshot = on_the_hub(checkpoint_folder, tmp_path / "hub", max_shard_size="60KB")
+    options: dict[str, Any] = {"cache_dir": str(tmp_path / "hub")}
+    whole = adapters.fingerprint_of("org/tiny", **options)
+    assert whole == adapters.fingerprint(checkpoint_folder)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "org/tiny"}')
+    adapters.write_base(tmp_path / "adapter", "org/tiny", whole)
+    first, *others = sorted(snapshot.glob("*.safetensors"))
+    kept = {path: path.read_bytes() for path in others}
+    for path in others:
+        path.unlink()
+    assert others and adapters.fingerprint_of("org/tiny", **options) is None
+    adapters.check_base(tmp_path / "adapter", "org/tiny", **options)
+    adapters.write_base(tmp_path / "adapter", "org/tiny", "cd" * 32)
+    for path, content in kept.items():
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="other weights than org/tiny"):
+        adapters.check_base(tmp_path / "adapter", "org/tiny", **options)
+    next(snapshot.glob("*.index.json")).write_text("{")
+    assert adapters.fingerprint_of("org/tiny", **options) is None
+
+
+def test_a_base_that_is_fetched_when_it_is_loaded_is_checked_then(
+    program: ModuleType,  # noqa: F811
+    flags: Run,  # noqa: F811
+    trained: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    """Before that, names were all that could be compared."""
+    adapter = shutil.copytree(trained(program), tmp_path / "adapter")
+    change(adapter, base_model_name_or_path="org/tiny")
+    other = write_checkpoint(tmp_path / "other", seed=7)
+    snapshot = on_the_hub(other, tmp_path / "hub", max_shard_size="60KB")
+    last = sorted(snapshot.glob("*.safetensors"))[-1]
+    content = last.read_bytes()
+    original = checkpoint.AutoModelForImageTextToText.from_pretrained
+
+    def fetched(*args: Any, **options: Any) -> Any:
+        last.write_bytes(content)
+        return original(*args, **options)
+
+    monkeypatch.setattr(checkpoint.AutoModelForImageTextToText, "from_pretrained", fetched)
+    cache = ("--cache_dir", str(tmp_path / "hub"))
+    on_it = ("--model_name_or_path", "org/tiny", "--lora_weight_path", str(adapter), *LORA[:2])
+    last.unlink()
+    assert program.main([*without(flags(), "--lora_r"), *on_it, *cache]) == 1
+    assert "other weights than org/tiny" in capsys.readouterr().err
+    last.unlink()
+    assert export.main([str(adapter), "--output_dir", str(tmp_path / "merged"), *cache]) == 1
+    assert "other weights than org/tiny" in capsys.readouterr().err and not (tmp_path / "merged").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file")  # PEFT asks the hub about the vocabulary
+def test_the_fingerprint_is_of_the_weights_in_the_runs_own_cache(
+    program: ModuleType,  # noqa: F811
+    flags: Run,  # noqa: F811
+    checkpoint_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "usual"))
+    on_the_hub(checkpoint_folder, tmp_path / "chosen")
+    on_the_hub(write_checkpoint(tmp_path / "other", seed=7), tmp_path / "usual", revision="b" * 40)
+    given = ("--model_name_or_path", "org/tiny", "--cache_dir", str(tmp_path / "chosen"))
+    assert program.main([*flags(), *given, *LORA, "--save_strategy", "steps", "--save_steps", "1"]) == 0
+    for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-1"):
+        written = json.loads((folder / adapters.BASE_FILE).read_text())["fingerprint"]
+        assert written == adapters.fingerprint(checkpoint_folder)
+
+
 def change(adapter: Path, **fields: Any) -> None:
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))

@@ -42,7 +42,8 @@ def run(tmp_path: Path) -> Path:
         ),
     }
     probes = [{"id": "r-0", "group": "retention"}, {"id": "s-0", "group": "sphere|building"}]
-    comparison = {"version": 1, "after": {"step": 330}, "groups": groups, "probes": probes}
+    after = {"model": f"{out} at step 330", "step": 330}
+    comparison = {"version": 1, "after": after, "groups": groups, "probes": probes}
     (out / "comparison").mkdir(parents=True)
     (out / "comparison" / "comparison.json").write_text(json.dumps(comparison))
     for probe in probes:
@@ -123,10 +124,25 @@ def test_few_are_not_none_and_all_but_one_are_not_all(run: Path, probes: int, wo
     assert f"| retention | 40 | {words} |" in written(run)[1]
 
 
-@pytest.mark.parametrize("how", ["another step", "broken", "none"])
+def judged_after(path: Path, model: str, step: int | None) -> None:
+    """Write another model after training into a comparison."""
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"after": {"model": model, "step": step}}))
+
+
+@pytest.mark.parametrize(
+    "how", ["another step", "another model", "another run", "a step that is not its own", "broken", "none"]
+)
 def test_a_verdict_of_other_weights_is_not_theirs(run: Path, how: str):
     path = run / "comparison" / "comparison.json"
-    if how == "broken":
+    (run / "probe.png").write_bytes(b"of an earlier verdict")
+    if how == "another model":  # as compared by hand, where steps are counted from 0
+        judged_after(path, "/elsewhere/quite-another", 330)
+    elif how == "another run":
+        judged_after(path, "/elsewhere/towers at step 330", 330)
+    elif how == "a step that is not its own":
+        judged_after(path, f"{run} at step 220", 330)
+    elif how == "broken":
         path.write_text('{"groups": [1]}')
     elif how == "none":
         path.unlink()
@@ -138,16 +154,56 @@ def test_a_verdict_of_other_weights_is_not_theirs(run: Path, how: str):
 def test_the_verdict_is_the_best_checkpoints_where_that_one_was_loaded(run: Path):
     """The run's own weights are then those of the best checkpoint too, though the run ended at another step."""
     path = run / "comparison" / "comparison.json"
-    after = json.dumps({"step": 330, "model": f"{run}: the best, checkpoint-220"})
-    path.write_text(path.read_text().replace('{"step": 330}', after))
+    judged_after(path, f"{run}: the best, checkpoint-220", 330)
     judged = {}
     for name, step in (("checkpoint-220", 220), ("checkpoint-330", 330), (".", 330), ("exported", None)):
         folder = run / name
         folder.mkdir(exist_ok=True)
-        model_card.write(folder, run=run, family="qwen-vl", step=step)
+        exported = model_card.Exported(run, "Merged.", "m") if name == "exported" else None
+        model_card.write(folder, run=run, family="qwen-vl", step=step, exported=exported)
         judged[name] = "**corrected, not by looking**" in (folder / "README.md").read_text()
     assert judged == {"checkpoint-220": True, "checkpoint-330": False, ".": True, "exported": True}
     assert (run / "checkpoint-220" / "probe.png").read_bytes() == b"s-0"
+
+
+def test_a_verdict_by_hand_is_of_the_folder_that_was_compared(run: Path):
+    path = run / "comparison" / "comparison.json"
+    checkpoint = run / "checkpoint-110"
+    checkpoint.mkdir()
+    for place, of_run, of_checkpoint in ((run, True, False), (checkpoint, False, True)):
+        judged_after(path, str(place), 1)
+        for folder, step, expected in ((run, 330, of_run), (checkpoint, 110, of_checkpoint)):
+            model_card.write(folder, run=run, family="qwen-vl", step=step)
+            assert ("Not judged" not in written(folder)[1]) is expected
+            assert not (folder / "probe.png").exists()  # the archive's pictures are the monitor's
+
+
+def test_what_was_measured_over_four_bits_says_so(run: Path):
+    run_folder.write_run(run, MARKS | {"q_lora": True}, finished=True)
+    words = "Measured on the 4-bit base that the adapter was trained on"
+    model_card.write(run, run=run, family="qwen-vl", step=330)
+    assert f"{words}." in written(run)[1]
+    merged = run.parent / "merged"
+    merged.mkdir()
+    exported = model_card.Exported(run, "Merged.", "merged")
+    model_card.write(merged, run=run, family="qwen-vl", step=None, exported=exported)
+    assert f"{words}, not on the base that it is merged into here" in written(merged)[1]
+    judged_after(
+        run / "comparison" / "comparison.json", str(run), 1
+    )  # which opens the base as it is published
+    model_card.write(run, run=run, family="qwen-vl", step=330)
+    assert "4-bit" not in written(run)[1] and "**corrected" in written(run)[1]
+
+
+def test_merged_into_another_base_it_has_that_one_and_no_verdict(run: Path):
+    exported = model_card.Exported(run, "Merged.", "merged", other_base="Qwen/Other-Base")
+    merged = run.parent / "merged"
+    merged.mkdir()
+    model_card.write(merged, run=run, family="qwen-vl", step=None, exported=exported)
+    header, text = written(merged)
+    assert header["base_model"] == "Qwen/Other-Base" and "Not judged" in text and "**corrected" not in text
+    assert "merged into [Qwen/Other-Base](https://huggingface.co/Qwen/Other-Base), whose weights are" in text
+    assert not (merged / "probe.png").exists()
 
 
 def test_what_is_pushed_to_the_hub_carries_it(run: Path):
@@ -163,8 +219,10 @@ def test_what_is_pushed_to_the_hub_carries_it(run: Path):
 
 def test_a_model_that_nothing_is_known_of(tmp_path: Path):
     """An export of somebody's checkpoint."""
-    model_card.write(tmp_path, run=tmp_path, family="qwen2-vl", step=None, note="Its weights were copied.")
+    exported = model_card.Exported(tmp_path, "Its weights were copied.", "a copy")
+    model_card.write(tmp_path, run=tmp_path, family="qwen2-vl", step=None, exported=exported)
     header, text = written(tmp_path)
+    assert text.startswith("\n# a copy\n")
     assert header["library_name"] == "transformers" and "Its weights were copied." in text
     assert "a base that is not known" in text and "left no record" in text and "```yaml" not in text
 

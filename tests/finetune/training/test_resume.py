@@ -149,6 +149,7 @@ def test_watching_changes_nothing_and_does_not_keep_a_signal_waiting(
     assert not (tmp_path / "out" / "comparison").exists()
     assert program.main(watched) == 0
     assert (tmp_path / "out" / "comparison" / "index.html").is_file()
+    assert "Not judged" not in (tmp_path / "out" / "README.md").read_text()  # it knows the monitor's words
     assert_same_run(tmp_path / "straight", tmp_path / "out")
 
 

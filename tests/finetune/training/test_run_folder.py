@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from finetune import folder_lock
+from finetune.files import write_atomically
 from finetune.flags.parse import parse
 from finetune.training import run_folder
 from finetune.training.run_folder import Start, begin
@@ -423,6 +424,21 @@ def test_later_checkpoints_of_a_branch_that_is_left_are_set_aside(unfinished: Pa
     assert run_folder.set_beyond_aside(unfinished, 50) == []
     run_folder.clear(unfinished)
     assert not (unfinished / "superseded").exists()
+
+
+def test_the_verdict_of_a_branch_that_is_left_is_set_aside(unfinished: Path):
+    """It would stand in the cards of the branch that goes on."""
+    judged = {"model": f"{unfinished} at step 100", "step": 100}
+    text = json.dumps({"groups": {}, "probes": [], "after": judged})
+    for name in ("comparison", "comparison-2"):
+        write_atomically(unfinished / "comparison" / "comparison.json", text.encode())
+        assert run_folder.set_beyond_aside(unfinished, 100) == []  # only its end is made up
+        line = run_folder.set_beyond_aside(unfinished, 50)[-1]
+        assert line == (
+            f"{unfinished}: going on from step 50; the comparison of step 100 is in superseded/{name}/ now"
+        )
+        assert not (unfinished / "comparison").exists()
+        assert (unfinished / "superseded" / name / "comparison.json").read_text() == text
 
 
 def test_what_chooses_the_final_weights_is_a_mark(tmp_path: Path):
