@@ -15,6 +15,7 @@ from diagnostics.probing.local_replies import (
     LocalReply,
     local_replies,
     pixels_per_token,
+    prompt_closes_thought,
     tokens_of_question,
 )
 from diagnostics.probing.prompts import ProbeEncoder, user_parts
@@ -36,6 +37,7 @@ CLOSE_NATS = 0.1
 FAR_NATS = 0.1
 """A larger difference in mean log-probability of the same tokens is not rounding."""
 MOST_NAMED = 3
+_THOUGHT = re.compile(r"</?think>")
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|<(?:start|end)_of_turn>|<eos>|<end_of_utterance>")
 
 
@@ -84,16 +86,29 @@ class ServedPair(NamedTuple):
 
     @property
     def lead_where_parted(self) -> float | None:
-        """Lead of the checkpoint's token, in nats, where the server's differs; None if the answers agree."""
+        """Lead of the checkpoint's token, in nats, where the server's differs; None if the answers agree.
+
+        Of a character of several tokens it is the token with the first byte that differs. Where the number of its
+        tokens leaves that open, it is the largest lead in question, which excuses nothing.
+        """
         if self.same or not self.local.tokens:
             return None
-        common = _common_length(self.local.text, self.served.text.strip())
+        texts, leads = self.local.tokens, self.local.leads
+        there = self.served.text.strip()
+        common = _common_length(self.local.text, there)
+        # The tokens may begin with a space that the text does not have.
+        parted = common + max("".join(texts).find(self.local.text), 0)
         read = 0
-        for token, lead in zip(self.local.tokens, self.local.leads, strict=True):
-            read += len(token)
-            if read > common:
-                return lead
-        return self.local.leads[-1]
+        for place, text in enumerate(texts):
+            read += len(text)
+            if read > parted:
+                if parted > read - len(
+                    text
+                ):  # not at the first character of the token, which others may begin
+                    return leads[place]
+                first = place - sum(1 for _ in takewhile(lambda one: not one, reversed(texts[:place])))
+                return _lead_of_character(leads[first : place + 1], self.local.text[common:], there[common:])
+        return leads[-1]
 
 
 class Prompt(NamedTuple):
@@ -113,11 +128,22 @@ class Checkpoint(NamedTuple):
     controls             texts of its control tokens
     repetition_penalty   of its generation_config.json, which servers apply and the prober does not
     pixels_per_token     of each probe's first picture, after the resize
+    closes_thought       whether its prompts end in an empty thought, as the server is asked to end them
+    thinking_refused     whether the server rejects requests that turn thinking off
     """
 
     controls: tuple[str, ...]
     repetition_penalty: float
     pixels_per_token: dict[str, float]
+    closes_thought: bool = False
+    thinking_refused: bool = False
+
+
+class Difference(NamedTuple):
+    """A difference in words, and the pairs whose other answers it accounts for; () if it is only a possibility."""
+
+    words: str
+    explains: Sequence[ServedPair] = ()
 
 
 def compare_with_server(
@@ -145,11 +171,17 @@ def compare_with_server(
     model, processor = load(checkpoint, base=base, allow_other_base=allow_other_base)
     family = family_of(bare_model(model).config)
     ProbeEncoder(family, processor).check(probes, str(probes_file))
+    closes_thought = prompt_closes_thought(family, processor, CONTROL_QUESTION)
+    if closes_thought:
+        client.turn_thinking_off()
+        control = _control_tokens(client)
     local = local_replies(model, processor, probes)
     asked = tqdm(probes, desc="asking the server", unit="probe", leave=False)
     served = [_ask(client, probe, local.max_new_tokens) for probe in asked]
     pairs = [ServedPair(*each) for each in zip(probes, local.replies, served, strict=True)]
-    known = _known(model, processor, probes)
+    known = _known(model, processor, probes)._replace(
+        closes_thought=closes_thought, thinking_refused=client.thinking_refused
+    )
     prompt = Prompt(tokens_of_question(family, processor, CONTROL_QUESTION), control)
     return {
         "checkpoint": checkpoint,
@@ -244,34 +276,52 @@ def _entry(pair: ServedPair) -> Json:
 
 
 def differences(pairs: Sequence[ServedPair], prompt: Prompt, known: Checkpoint) -> Iterator[str]:
-    """The differences found, one line each: what, how much, in which probes, and what to do."""
+    """The differences found, one line each: what, how much, in which probes, and what to do.
+
+    The last names the other answers that no line accounts for.
+    """
     seen = [
-        *_of_template(prompt),
+        *_of_template(pairs, prompt),
+        *_of_thinking(pairs, prompt, known),
         *_of_pictures(pairs, prompt, known),
         *_of_endings(pairs, known),
         *_of_scores(pairs),
         *_of_settings(pairs, known),
     ]
-    yield from seen
     left_out = _left_out(pairs, known)
+    seen += _of_controls(pairs, left_out, known)
+    seen += _of_rounding(pairs, left_out)
+    yield from (one.words for one in seen)
+    explained = {pair.probe.id for one in seen for pair in one.explains}
+    unexplained = [pair for pair in pairs if not pair.same and pair.probe.id not in explained]
+    if unexplained:
+        without = "and nothing above accounts for it" if seen else "without a visible cause"
+        yield (
+            f"unexplained: in {_of(unexplained, pairs)} the answers differ {without}; possible: "
+            "other weights or a missing adapter, another prompt of the same length, or sampling: compare the server's "
+            "log of the prompt and of its settings"
+        )
+
+
+def _of_controls(
+    pairs: Sequence[ServedPair], left_out: Sequence[ServedPair], known: Checkpoint
+) -> Iterator[Difference]:
     if left_out:
         tokens = sorted(_controls_in(left_out[0].local.text, known))
-        yield (
+        yield Difference(
             f"control tokens: in {_of(left_out, pairs)} the server's answer is the checkpoint's without its control "
-            f"tokens ({', '.join(tokens)}); if they are part of an answer, request it with skip_special_tokens off"
+            f"tokens ({', '.join(tokens)}); if they are part of an answer, request it with skip_special_tokens off",
+            left_out,
         )
+
+
+def _of_rounding(pairs: Sequence[ServedPair], left_out: Sequence[ServedPair]) -> Iterator[Difference]:
     close = [pair for pair in _close(pairs) if pair not in left_out]
     if close:
-        yield (
+        yield Difference(
             f"rounding: in {_of(close, pairs)} the answers diverge where the checkpoint's own token leads by less than "
-            f"{CLOSE_NATS} nats; another precision or kernel can cause that"
-        )
-    unexplained = [pair for pair in pairs if not pair.same and pair not in (*close, *left_out)]
-    if unexplained and not seen:
-        yield (
-            f"unexplained: in {_of(unexplained, pairs)} the answers differ without a visible cause; possible: other "
-            "weights or a missing adapter, another prompt of the same length, or sampling: compare the server's log of "
-            "the prompt and of its settings"
+            f"{CLOSE_NATS} nats; another precision or kernel can cause that",
+            close,
         )
 
 
@@ -286,24 +336,42 @@ def _not_compared(pairs: Sequence[ServedPair], prompt: Prompt) -> Iterator[str]:
         yield "scores: no answer starts with the same token here and at the server"
 
 
-def _of_template(prompt: Prompt) -> Iterator[str]:
+def _of_template(pairs: Sequence[ServedPair], prompt: Prompt) -> Iterator[Difference]:
     if prompt.more_tokens:
-        yield (
+        yield Difference(
             f"template: a question without a picture has {prompt.local} tokens here and {prompt.served} at the server; "
-            "another chat template or system prompt: serve the checkpoint's own (vLLM, SGLang: --chat-template)"
+            "another chat template or system prompt: serve the checkpoint's own (vLLM, SGLang: --chat-template)",
+            pairs,
         )
 
 
-def _of_pictures(pairs: Sequence[ServedPair], prompt: Prompt, known: Checkpoint) -> Iterator[str]:
+def _of_thinking(pairs: Sequence[ServedPair], prompt: Prompt, known: Checkpoint) -> Iterator[Difference]:
+    """Whether the server may think before its answers, where the checkpoint does not."""
+    thinks = [pair for pair in pairs if _THOUGHT.search(pair.served.text) and not pair.same]
+    unequal = prompt.more_tokens != 0  # or not known
+    if not known.closes_thought or not (thinks or (known.thinking_refused and unequal) or prompt.more_tokens):
+        return
+    asked = "refuses" if known.thinking_refused else "was sent"
+    found = f"; in {_of(thinks, pairs)} its answer holds a thought" if thinks else ""
+    yield Difference(
+        "thinking: the checkpoint answers without thinking, after an empty thought; the server "
+        f'{asked} chat_template_kwargs {{"enable_thinking": false}} and may think before it answers{found}: serve it '
+        "with thinking off",
+        thinks,
+    )
+
+
+def _of_pictures(pairs: Sequence[ServedPair], prompt: Prompt, known: Checkpoint) -> Iterator[Difference]:
     """Prompts whose length differs by more than the template without pictures."""
     shift = prompt.more_tokens or 0
     off = [(pair, pair.more_tokens - shift) for pair in pairs if pair.more_tokens is not None]
     off = [(pair, more) for pair, more in off if more != 0]
     unread = [pair for pair, more in off if 0 < pair.local.image_tokens <= -more]
     if unread:
-        yield (
+        yield Difference(
             f"pictures: in {_of(unread, pairs)} the server's prompt is too short for the picture's tokens, so it "
-            "drops the picture: serve the model as a vision-language model, with its own processor"
+            "drops the picture: serve the model as a vision-language model, with its own processor",
+            unread,
         )
     off = [(pair, more) for pair, more in off if pair not in unread]
     if not off:
@@ -311,9 +379,10 @@ def _of_pictures(pairs: Sequence[ServedPair], prompt: Prompt, known: Checkpoint)
     pair, more = off[0]
     constant = len(off) == len(pairs) and len({one for _, one in off}) == 1
     if constant and len({one.local.image_tokens for one in pairs}) > 1:
-        yield (
+        yield Difference(
             f"template: every prompt with a picture has {more:+d} tokens at the server, whatever the picture's size, "
-            "so it formats pictures differently: serve the checkpoint's own chat template"
+            "so it formats pictures differently: serve the checkpoint's own chat template",
+            pairs,
         )
         return
     here = pair.local.image_tokens
@@ -323,34 +392,50 @@ def _of_pictures(pairs: Sequence[ServedPair], prompt: Prompt, known: Checkpoint)
         size = f" (about {here * each:,.0f} and {(here + more) * each:,.0f} pixels after the resize)"
     is_sure = prompt.more_tokens is not None and not constant
     unsure = "" if is_sure else ", or another template around pictures (indistinguishable here)"
-    yield (
-        f"picture size: in {_of([one for one, _ in off], pairs)} the prompts differ; {pair.probe.id} has {here} tokens "
+    others = [one for one, _ in off]
+    yield Difference(
+        f"picture size: in {_of(others, pairs)} the prompts differ; {pair.probe.id} has {here} tokens "
         f"for pictures here and {here + more} at the server{size}: another resize{unsure}; give the server the "
-        "checkpoint's min_pixels and max_pixels (vLLM: --mm-processor-kwargs)"
+        "checkpoint's min_pixels and max_pixels (vLLM: --mm-processor-kwargs)",
+        others,
     )
 
 
-def _of_endings(pairs: Sequence[ServedPair], known: Checkpoint) -> Iterator[str]:
+def _of_endings(pairs: Sequence[ServedPair], known: Checkpoint) -> Iterator[Difference]:
+    """Answers that do not end where the checkpoint's do. What differs before that end has another cause."""
     seen = [
         pair for pair in pairs if _controls_in(pair.served.text, known) - _controls_in(pair.local.text, known)
     ]
     if seen:
         tokens = sorted(_controls_in(seen[0].served.text, known))
-        yield (
+        yield Difference(
             f"end tokens: in {_of(seen, pairs)} the answer contains control tokens ({', '.join(tokens)}); the server "
             "does not end answers where the checkpoint does: give it generation_config.json and tokenizer of the "
-            "checkpoint"
+            "checkpoint",
+            [pair for pair in seen if _goes_on(pair)],
         )
-    cut = [pair for pair in pairs if pair.served.finish == "length" and pair.local.ended and pair not in seen]
+    cut = [
+        pair
+        for pair in pairs
+        if pair.served.finish == "length" and pair.local.ended and pair not in seen and _goes_on(pair)
+    ]
     if cut:
-        yield (
-            f"end tokens: in {_of(cut, pairs)} the server's answer runs to the token limit, although the "
-            f"checkpoint's ends ({cut[0].probe.id}: {_short(cut[0].served.text)}); eos_token_id of the served "
-            "generation_config.json is missing or wrong"
+        yield Difference(
+            f"end tokens: in {_of(cut, pairs)} the server's answer is the checkpoint's and goes on to the token limit "
+            f"({cut[0].probe.id}: {_short(cut[0].served.text)}); eos_token_id of the served generation_config.json is "
+            "missing or wrong",
+            cut,
         )
 
 
-def _of_scores(pairs: Sequence[ServedPair]) -> Iterator[str]:
+def _goes_on(pair: ServedPair) -> bool:
+    """Whether the server's answer begins with the checkpoint's whole answer, and has more than the end of its word."""
+    here, there = _readable(pair.local.text), _readable(pair.served.text)
+    after = there[len(here) :]
+    return bool(here and after) and there.startswith(here) and not re.match("[A-Za-z0-9]", after)
+
+
+def _of_scores(pairs: Sequence[ServedPair]) -> Iterator[Difference]:
     far = [
         (pair, means)
         for pair in pairs
@@ -358,19 +443,22 @@ def _of_scores(pairs: Sequence[ServedPair]) -> Iterator[str]:
     ]
     if far:
         pair, (here, there) = max(far, key=lambda one: abs(one[1][0] - one[1][1]))
-        yield (
-            f"scores: in {_of([one for one, _ in far], pairs)} the mean log-probabilities of the same tokens differ by "
+        others = [one for one, _ in far]
+        yield Difference(
+            f"scores: in {_of(others, pairs)} the mean log-probabilities of the same tokens differ by "
             f"more than {FAR_NATS} nats, most in {pair.probe.id} ({here:.2f} here, {there:.2f} at the server): other "
-            "or quantised weights, or another prompt"
+            "or quantised weights, a missing adapter, or another prompt",
+            others,
         )
 
 
-def _of_settings(pairs: Sequence[ServedPair], known: Checkpoint) -> Iterator[str]:
+def _of_settings(pairs: Sequence[ServedPair], known: Checkpoint) -> Iterator[Difference]:
     other = [pair for pair in pairs if not pair.same]
     if other and known.repetition_penalty != 1.0:
-        yield (
+        yield Difference(
             f"generation settings: the checkpoint's generation_config.json has repetition_penalty "
-            f"{known.repetition_penalty:g}, which servers apply and the answers here do not; set it to 1 there"
+            f"{known.repetition_penalty:g}, which servers apply and the answers here do not; it may be the cause of "
+            "other answers: set it to 1 there"
         )
 
 
@@ -413,6 +501,21 @@ def _short(text: str, most: int = 40) -> str:
 def _common_length(one: str, other: str) -> int:
     """Length of the common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _lead_of_character(leads: Sequence[float], here: str, there: str) -> float:
+    """Lead of the token of the first byte in which two characters differ.
+
+    leads   of the tokens of a character, or of the single token that holds it
+    here    begins with the character; "" if the answer ends there
+    """
+    if len(leads) == 1 or not here:
+        return leads[0]
+    ours, theirs = here[0].encode(), there[:1].encode()
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=False)))
+    if same == 0 or len(leads) == len(ours):
+        return leads[same]
+    return max(leads)
 
 
 def _bare(token: str) -> str:

@@ -15,6 +15,7 @@ from diagnostics.records.measurement_plan import WATCH
 from diagnostics.records.probes import Probe
 from finetune.families import Encoded, Family, bare_model, family_of
 from finetune.families.parts.phrases import token_texts
+from finetune.families.parts.thoughts import CLOSE
 from finetune.model.untouched import untouched
 from finetune.samples.conversation import Conversation, Turn
 
@@ -97,6 +98,18 @@ def tokens_of_question(family: Family, processor: Any, question: str) -> int | N
         return family.encode(processor, conversation, media=False).turn_spans[-1][0]
     except ValueError:  # the family refuses it
         return None
+
+
+def prompt_closes_thought(family: Family, processor: Any, question: str) -> bool:
+    """Whether prompts end in an empty thought (``</think>``), so that answers are made without thinking."""
+    conversation = Conversation((Turn("user", (question,)), Turn("assistant", (question,))))
+    try:
+        encoded = family.encode(processor, conversation, media=False)
+    except ValueError:  # the family refuses a question without a picture, as no family that thinks does
+        return False
+    start = encoded.turn_spans[-1][0]
+    prompt = "".join(token_texts(processor.tokenizer, encoded.input_ids[:start].tolist()))
+    return prompt.rstrip().endswith(CLOSE)
 
 
 def pixels_per_token(model: nn.Module, size_pixels: tuple[int, int]) -> float:

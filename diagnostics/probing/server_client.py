@@ -34,6 +34,11 @@ OK, BAD, UNAUTHORISED, FORBIDDEN, MISSING, UNPROCESSABLE, LIMITED, INTERNAL = (
     200, 400, 401, 403, 404, 422, 429, 500,
 )  # fmt: skip
 REDIRECTS = range(300, 400)
+_EXTRA_NAMES = {
+    "logprobs": re.compile("logprob", re.IGNORECASE),
+    "chat_template_kwargs": re.compile("chat_template_kwargs|enable_thinking", re.IGNORECASE),
+}
+"""How a server's refusal names the fields that not every server knows."""
 _ABOUT_PICTURES = re.compile(r"image|multi-?modal|vision|picture", re.IGNORECASE)
 
 
@@ -77,6 +82,7 @@ class ServerClient:
     model             its name at the server; None: the only one listed
     timeout_seconds   per answer, from the first byte sent to the last one read
     key               sent to this address as a bearer token, never shown
+    thinking_refused  whether the server has rejected a request to turn thinking off
 
     Raises ServerError for an invalid address, or if the list of models is needed and the request fails.
     """
@@ -93,7 +99,8 @@ class ServerClient:
         self.timeout_seconds = timeout_seconds
         self._key = key
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
-        self._asks_for_nats = True
+        self._extras: dict[str, Any] = {"logprobs": True}
+        self.thinking_refused = False
         self.model = model if model is not None else self._only_model()
 
     def ask(self, parts: Sequence[str | ImageRef], *, max_tokens: int) -> ServedAnswer:
@@ -116,6 +123,13 @@ class ServerClient:
             with_picture = any(isinstance(part, ImageRef) for part in parts)
             raise ServerError(self._refusal(status, body, with_picture=with_picture), status)
         return self._answer(body)
+
+    def turn_thinking_off(self) -> None:
+        """Ask from here on for answers after an empty thought, as a Qwen3.5 checkpoint gives them.
+
+        ``thinking_refused`` says whether the server has rejected that.
+        """
+        self._extras["chat_template_kwargs"] = {"enable_thinking": False}
 
     def models(self) -> tuple[str, ...]:
         """The names of the models that the server lists. Raises ServerError if there are none."""
@@ -152,13 +166,17 @@ class ServerClient:
         return names[0]
 
     def _chat(self, request: Mapping[str, Any]) -> tuple[int, bytes]:
-        """Status and body of a chat completion, with log-probabilities if the server supports them."""
-        if self._asks_for_nats:
-            status, body = self._exchange("chat/completions", {**request, "logprobs": True})
-            if status not in (BAD, UNPROCESSABLE) or b"logprob" not in body.lower():
+        """Status and body of a chat completion, with as many of the extra fields as the server supports."""
+        while True:
+            status, body = self._exchange("chat/completions", {**request, **self._extras})
+            refused = [
+                name for name in self._extras if _EXTRA_NAMES[name].search(body.decode(errors="replace"))
+            ]
+            if status not in (BAD, UNPROCESSABLE) or not refused:
                 return status, body
-            self._asks_for_nats = False
-        return self._exchange("chat/completions", request)
+            for name in refused:
+                del self._extras[name]
+            self.thinking_refused |= "chat_template_kwargs" in refused
 
     def _exchange(self, path: str, content: Mapping[str, Any] | None) -> tuple[int, bytes]:
         """Status and body; retries after 429, with the waits of the server or of ``WAITS_SECONDS``."""

@@ -83,7 +83,7 @@ function build() {
   const all = make("button", { type: "button", className: "plain", textContent: t("all_tokens") });
   all.addEventListener("click", () => { state.tokens = state.tokens.length === facts.answer.length ? facts.answer.slice(0, 1) : [...facts.answer]; change(["overview", "box"]); });
   const body = make("div", { className: "body" },
-    section("answer", t("answer"), make("p", { className: "quiet", textContent: facts.question }), make("div", { className: "row" }, chips, all)),
+    section("answer", t("answer"), make("p", { className: "quiet", textContent: facts.question }), make("div", { className: "row" }, chips, all), ...limits(facts)),
     controls(),
     make("div", { className: "plots" },
       make("div", { className: "column" }, imagePlot(), boxPart(typed), whoPart()),
@@ -91,6 +91,10 @@ function build() {
     parts.cache = make("footer", { className: "cache" }));
   pane.replaceChildren(body);
 }
+
+/** What of the answer is missing, or its attention. */
+const limits = ({ cut, left_out }) => [cut && t("cut_answer"), left_out && t("rows_left_out").replace("{left}", left_out)]
+  .filter(Boolean).map((textContent) => make("p", { className: "note", textContent }));
 
 const section = (name, title, ...children) => make("section", { className: name }, make("h3", { textContent: title }), ...children);
 
@@ -275,8 +279,9 @@ function boxPart(typed) {
   const field = (name, value, sent = name, more = {}) => make("label", { className: "field" }, make("span", { textContent: t(name) }), make("input", { name: sent, value: typed[sent] ?? value, type: "text", autocomplete: "off", ...more }));
   parts.probe = make("form", { className: "probe", hidden: true },
     field("id", "", "id", { placeholder: t("id_made") }), field("group", "sphere-building"), field("region", "region"), field("question", state.facts.question),
-    // What the model said is what a correction is for: it stands as the wrong answer, and the right one is asked for.
-    field("right_answer", "", "answer", { required: true, placeholder: t("answer_needed") }), field("foil", state.facts.reply), make("button", { type: "submit", className: "plain", textContent: t("save_probe") }));
+    // What the model said is what a correction is for: it stands as the wrong answer, and the right one is asked for. A part of an
+    // answer is no answer.
+    field("right_answer", "", "answer", { required: true, placeholder: t("answer_needed") }), field("foil", state.facts.cut ? "" : state.facts.reply), make("button", { type: "submit", className: "plain", textContent: t("save_probe") }));
   parts.saved = make("p", { className: "words saved", role: "status", textContent: state.saved?.[state.language] ?? "" });
   parts.probe.addEventListener("submit", async (event) => {
     event.preventDefault();

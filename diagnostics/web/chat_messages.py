@@ -12,6 +12,7 @@ from finetune.samples.markup import parse_boxes, to_list_format
 
 Messages: TypeAlias = list[dict[str, Any]]
 EMPTY_ANSWER = "∅ (empty answer · 空回答)"
+CUT_ANSWER = "✂ (cut off by the token limit or by Stop · 未答完：达到词元上限或被停止)"
 _TORN_MARKUP = re.compile(r"</?(?:ref|box|quad)>")
 
 
@@ -29,6 +30,7 @@ def chat_messages(session: Session, writing: str | None = None) -> Messages:
         is_open = number == len(session.exchanges) - 1 and session.turns[-1].role == "user"
         if answer or not is_open:
             messages.append(_message("assistant", readable(answer) or EMPTY_ANSWER))
+            messages += [_message("assistant", CUT_ANSWER)] if number in session.cut else []
             if parse_boxes(answer) and at:
                 messages.append(_message("assistant", pictures.boxed(session.pictures[at - 1], answer)))
     if writing is not None:

@@ -29,7 +29,7 @@ async function open(looks) {
   state.looks = looks;
   const facts = await call("compare_facts", [state.room, looks]);
   if (!facts || state.looks !== looks) return;
-  Object.assign(state, { facts, layer: facts.layers.length - 1, head: -1, token: 0, before: 0, after: looks.length - 1 });
+  Object.assign(state, { facts, layer: facts.layers.length - 1, head: -1, token: facts.first_token, before: 0, after: looks.length - 1 });
   build();
   ask();
 }
@@ -48,8 +48,9 @@ function build() {
   parts = { layer: slider(t("layer"), moved("layer")), head: slider(t("head"), moved("head")), token: slider(t("answer_token"), moved("token")) };
   Object.assign(parts.layer.range, { min: 0, max: facts.layers.length - 1 });
   Object.assign(parts.head.range, { min: -1, max: facts.heads - 1 });
-  Object.assign(parts.token.range, { min: 0, max: facts.answer_tokens - 1, disabled: facts.answer_tokens < 2 });
+  Object.assign(parts.token.range, { min: facts.first_token, max: facts.answer_tokens - 1, disabled: facts.answer_tokens - facts.first_token < 2 });
   const controls = make("section", { className: "controls" }, parts.layer.whole, parts.head.whole, parts.token.whole);
+  if (facts.first_token) controls.append(make("p", { className: "note", textContent: t("rows_left_out").replace("{left}", facts.first_token) }));
   if (last > 1) {
     parts.frame = slider(t("checkpoint"), (value) => { state.after = value; show(); });
     Object.assign(parts.frame.range, { min: 0, max: last });
@@ -108,12 +109,13 @@ async function show() {
   for (const name of ["before", "after"]) {
     const at = state[name], map = seen[at];
     parts[`${name}Title`].textContent = `${t(name)}: ${facts.frames[at].name[state.language]}`;
-    parts[`${name}Answer`].textContent = facts.frames[at].answer;
+    const { answer, boxes, cut } = facts.frames[at];
+    parts[`${name}Answer`].textContent = cut ? `${answer} ✂ ${t("cut_answer")}` : answer;
     parts[`${name}Words`].textContent = map.cells ? `${visible(map.token)} · ${t("mass_words").replace("{mass}", percent(map.mass))}` : t("no_picture");
     parts[name].hidden = parts[`${name}Legend`].whole.hidden = !map.cells;
     if (!map.cells) continue;
     parts[`${name}Legend`].say("0", scaleWords(scale));
-    await drawCells(parts[name], facts.image, map, overPicture(scale.top));
+    await drawCells(parts[name], { ...facts.image, boxes }, map, overPicture(scale.top));
   }
   parts.differenceTitle.textContent = t("difference");
   parts.differenceAnswer.textContent = facts.frames[state.before].answer === facts.frames[state.after].answer ? t("same_answer") : t("other_answer");
@@ -127,7 +129,8 @@ async function showDifference(one, two, scale) {
   parts.differenceWords.textContent = scale === null ? "" : t("other_grid");
   if (!comparable) return;
   const swing = two.cells.map((value, cell) => value - one.cells[cell]);
-  await drawCells(parts.difference, state.facts.image, { ...two, cells: swing }, difference(scale.swing));
+  const { boxes } = state.facts.frames[state.after];
+  await drawCells(parts.difference, { ...state.facts.image, boxes }, { ...two, cells: swing }, difference(scale.swing));
   const end = `${scale.swing.toFixed(1)} ×`;
   parts.differenceLegend.say(t("swing_less").replace("{swing}", end), t("swing_more").replace("{swing}", end));
   const moved = swing.reduce((sum, value) => sum + Math.abs(value), 0) / 2 / swing.length;

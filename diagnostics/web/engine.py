@@ -245,10 +245,10 @@ class Engine:
                 adapted: Any = self.model
                 stack.enter_context(adapted.disable_adapter())
             capture = stack.enter_context(ReplyCapture(self, prompt.encoded)) if self.layers else None
-            reply, text = self._generate(prompt.encoded, job)
+            reply, text, is_whole = self._generate(prompt.encoded, job)
         if not job.left.is_set():
             trace = self._trace(prompt, reply, capture) if capture is not None and reply else None
-            job.emit(Partial(text, True, trace))
+            job.emit(Partial(text, True, trace, cut=not is_whole))
 
     def _read(self, turns: Sequence[Turn]) -> _Prompt:
         """Opens every picture once, for both the model and the screen."""
@@ -268,8 +268,9 @@ class Engine:
             most = LOW_PIXELS if most is None else min(most, LOW_PIXELS)
         return ImageRef(part.written, picture, max_pixels=most)
 
-    def _generate(self, encoded: Encoded, job: Job) -> tuple[list[int], str]:
-        """The reply's tokens without the end token, and its text; emits a partial for each token."""
+    def _generate(self, encoded: Encoded, job: Job) -> tuple[list[int], str, bool]:
+        """The reply's tokens without the end token, its text, and whether the end token came; emits a partial for each
+        token."""
         stops = self.family.stop_token_ids(self.processor)
         length = len(encoded.input_ids)
         config = GenerationConfig(
@@ -285,7 +286,8 @@ class Engine:
                 generation_config=config,
                 stopping_criteria=StoppingCriteriaList([stream]),
             )
-        return stream.reply, reply_text(self.processor.tokenizer, stream.reply).strip()
+        text = reply_text(self.processor.tokenizer, stream.reply).strip()
+        return stream.reply, text, stream.is_whole
 
     def _keeping(self, encoded: Encoded) -> AbstractContextManager[Any]:
         if self.keep is None or not encoded.images:
@@ -346,11 +348,13 @@ class _Stream(StoppingCriteria):
 
     def __init__(self, job: Job, tokenizer: Any, stops: Sequence[int]) -> None:
         self.reply: list[int] = []
+        self.is_whole = False
         self._job, self._tokenizer, self._stops = job, tokenizer, stops
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Bool[Tensor, " batch"]:
         token = int(input_ids[0, -1])
-        if token not in self._stops:
+        self.is_whole = token in self._stops
+        if not self.is_whole:
             self.reply.append(token)
             text = reply_text(self._tokenizer, self.reply)
             self._job.emit(Partial(text.rstrip(UNKNOWN).lstrip(), False, None))

@@ -179,28 +179,34 @@ class Page:
         return Step([], None, self.pane(key, None, language), "", None, "")
 
     def _answer(self, key: str, session: Session, language: Language) -> Iterator[Step]:
-        """Stream the answer. On failure the question returns to the input and ValueError is raised."""
-        session.stop.clear()
-        visit = session.visit
-        text, trace, done = "", None, False
+        """Stream the answer.
+
+        On failure the question returns to the input and ValueError is raised; it also returns if it was stopped before
+        the answer began.
+        """
+        stop, visit = session.stop, session.visit  # a reload may give the session others
+        stop.clear()
+        text, trace, done, cut = "", None, False, False
         try:
             yield Step(
                 chat_messages(session, "…"),
                 gr.update(value=None),
                 status=self._set_status(key, "chat", None, language),
             )
-            for partial in self.engine.reply(tuple(session.turns), stop=session.stop):
-                if session.visit != visit:  # a reload took the session over
+            if session.visit != visit:  # a reload took the session over
+                return
+            for partial in self.engine.reply(tuple(session.turns), stop=stop):
+                if session.visit != visit:
                     return
-                text, trace, done = partial.text, partial.trace or trace, partial.done
+                text, trace, done, cut = partial.text, partial.trace or trace, partial.done, partial.cut
                 if done:  # shown below, once it is kept: the visitor may leave at any yield
                     continue
                 words = TEXTS[language]["waiting"].format(n=partial.waiting) if partial.waiting else text
                 yield Step(chat_messages(session, words or "…"))
         except Exception as error:
-            question, uploads = session.take_back_question()
-            files = [str(session.files.original(upload)) for upload in uploads]
-            yield Step(chat_messages(session), gr.update(value={"text": question, "files": files}))
+            if session.visit != visit:  # the last question is another page's
+                return
+            yield self._taken_back(session, *session.take_back_question())
             raise _for_visitor(error) from error
         finally:
             if (
@@ -212,7 +218,11 @@ class Page:
         if not session.turns:  # cleared during generation
             yield Step([])
             return
-        session.answered(text, trace)
+        if stop.is_set() and not text:  # it was still waiting, or read its prompt
+            session.interrupt()
+            yield self._taken_back(session, *(session.draft or ("", [])))
+            return
+        session.answered(text, trace, cut=cut)
         self.sessions.make_room(key)
         pane = self.pane(key, trace.key if trace else None, language)
         yield Step(
@@ -221,6 +231,11 @@ class Page:
             question=session.exchanges[-1][0],
             picture=self._last_picture(session),
         )
+
+    def _taken_back(self, session: Session, question: str, uploads: Sequence[Upload]) -> Step:
+        """The chat without its last question, which is in the input again."""
+        files = [str(session.files.original(upload)) for upload in uploads]
+        return Step(chat_messages(session), gr.update(value={"text": question, "files": files}))
 
     def status(self, key: object, place: Place, language: Language) -> str:
         """The last message of a status line, in another language."""
@@ -252,7 +267,7 @@ class Page:
     def facts(self, key: str, trace: str) -> Json:
         """See ``views.facts``."""
         found, asked = self._trace(key, trace)
-        return views.facts(found, asked.question, asked.reply)
+        return views.facts(found, asked.question, asked.reply, cut=asked.cut)
 
     def view(self, key: str, trace: str, asked: Json) -> Json:
         """See ``views.view``."""
@@ -262,7 +277,8 @@ class Page:
         """Append a drawn box to the probe file."""
         found, asked = self._trace(key, trace)
         probe = self.probe_file.add(found, asked, _fields(written))
-        saved = Words("saved", {"id": probe.id, "n": len(self.probe_file), "file": self.probe_file.path.name})
+        what = {"id": probe.id, "n": len(self.probe_file), "file": self.probe_file.path.name}
+        saved = Words("saved_alone" if asked.earlier else "saved", what)
         return {"words": saved.both()}
 
     # --- before / after -------------------------------------------------------------------------------------------
@@ -275,8 +291,11 @@ class Page:
         If it is stopped or fails, the answers so far are shown.
         """
         traces: list[str] = []
+        session: Session | None = None
+        visit = 0
         try:
             session = self.sessions.get(key)
+            visit = session.visit
             with _one_at_a_time(session):
                 session.stop.clear()
                 if not question.strip():
@@ -284,11 +303,15 @@ class Page:
                 asked = Asked(question.strip(), "", (self._chosen(session, picture),) if picture else ())
                 for words in self._ask_each(session, chosen, asked, traces):
                     yield gr.skip(), self._set_status(key, "compare", words, language)
+                if session.visit != visit:  # a reload took the session over: nobody waits for this
+                    return
                 self.sessions.make_room(key)
             outcome = Words("compared", {"n": len(traces)})
             if len(traces) < len(chosen):
                 outcome = Words("stopped", {"n": len(traces), "of": len(chosen)})
         except Exception as error:  # the answers so far are still shown
+            if session is not None and session.visit != visit:
+                return
             outcome = words_of(_for_visitor(error))
         yield self._compare_pane(key, traces, language), self._set_status(key, "compare", outcome, language)
 
@@ -309,19 +332,20 @@ class Page:
     ) -> Iterator[Words]:
         """Yields the name of each checkpoint before it answers, and appends the key of its trace to ``traces``.
 
-        A stopped answer is not compared.
+        A stopped answer is not compared, nor is one whose page was reloaded.
         """
+        stop, visit = session.stop, session.visit  # a reload may give the session others
         names = {key: name for name, key in self.checkpoints.names()}
         turn = user_turn(asked.question, asked.pictures, 0)
         for number, key in enumerate(chosen, start=1):
             name = names.get(key, Words.of(key))
             yield Words("asking", {"name": name, "n": number, "of": len(chosen)})
-            *_, last = self.checkpoints.engine(key).reply((turn,), stop=session.stop)
-            if session.stop.is_set():
+            *_, last = self.checkpoints.engine(key).reply((turn,), stop=stop)
+            if stop.is_set() or session.visit != visit:
                 return
             if last.trace is None:
                 raise RefusedError("no_answer", name=name)
-            traces.append(session.keep(last.trace, replace(asked, reply=last.text, name=name)))
+            traces.append(session.keep(last.trace, replace(asked, reply=last.text, name=name, cut=last.cut)))
             session.compared = tuple(traces)
 
     def compare_facts(self, key: str, traces: list[str]) -> Json:
@@ -336,7 +360,7 @@ class Page:
         if not isinstance(traces, list) or not 1 <= len(traces) <= len(self.checkpoints.names()) + 1:
             raise ValueError("traces: expected a list of compared answers")
         found = [self._trace(key, trace) for trace in traces]
-        return [Frame(asked.name, readable(asked.reply), trace) for trace, asked in found]
+        return [Frame(asked.name, readable(asked.reply), trace, asked.cut) for trace, asked in found]
 
     def _trace(self, key: str, name: str) -> tuple[Trace, Asked]:
         session = self.sessions.get(key)

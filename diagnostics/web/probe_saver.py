@@ -18,7 +18,7 @@ from diagnostics.records.probes import Probe, read_probes, write_probes
 from diagnostics.web.sessions import QUESTION_MAX_CHARACTERS, Asked
 from diagnostics.web.texts import RefusedError, Words
 from diagnostics.web.trace import Trace
-from diagnostics.web.views import box_pixels
+from diagnostics.web.views import box_pixels, numbers_of_pictures
 from finetune.files import in_place_of
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,8 @@ class ProbeFile:
         self._writing = threading.Lock()
 
     def add(self, trace: Trace, asked: Asked, written: Mapping[str, Any]) -> Probe:
-        """Append one probe, and validate the whole file with the reader that every program uses.
+        """Append one probe, and validate the whole file with the reader that every program uses. It has one picture
+        and no earlier turns.
 
         written   ``id group region question answer foil`` as texts, ``image`` (index), and ``box`` in fractions of the
                   picture; an empty ``id`` is made up from the group
@@ -57,6 +58,7 @@ class ProbeFile:
         image = written.get("image")
         if not isinstance(image, int) or isinstance(image, bool) or not 0 <= image < len(asked.pictures):
             raise ValueError(f"image: found {image!r}, expected one of the {len(asked.pictures)} pictures")
+        _check_one_picture(asked, texts["question"])
         box = box_pixels(trace, written.get("box"), image)
         with self._writing:
             return self._append(texts, asked, image, box)
@@ -125,6 +127,15 @@ class ProbeFile:
 
     def __len__(self) -> int:
         return len(json.loads(self.path.read_text(encoding="utf-8"))["probes"]) if self.path.is_file() else 0
+
+
+def _check_one_picture(asked: Asked, question: str) -> None:
+    """Raises RefusedError for a question that one picture, alone and thus the first, does not answer."""
+    if (own := len(asked.pictures) - asked.before) > 1:
+        raise RefusedError("probe_pictures", found=own)
+    number = max(numbers_of_pictures(question), default=1)
+    if number > 1:
+        raise RefusedError("probe_names_picture", found=number)
 
 
 def _label(name: str) -> Words:

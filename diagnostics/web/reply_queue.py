@@ -28,12 +28,14 @@ class Partial(NamedTuple):
     done      whether this is the last partial
     trace     its attention, with the last partial; None in mode "text", and for a reply without tokens
     waiting   number of replies ahead in the queue; the text is "" until its turn
+    cut       with the last partial: whether the limit of tokens or ``stop`` ended the reply, not its end token
     """
 
     text: str
     done: bool
     trace: Trace | None
     waiting: int = 0
+    cut: bool = False
 
 
 @dataclass(eq=False)

@@ -30,12 +30,21 @@ LEFT_SECONDS = 600
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, its answer, and the pictures of the conversation until then."""
+    """A question, its answer, and the pictures of the conversation until then.
+
+    name      of the checkpoint that answered
+    cut       whether the answer was ended before its end, by the limit of tokens or by Stop
+    earlier   number of questions before this one
+    before    number of their pictures
+    """
 
     question: str
     reply: str
     pictures: tuple[Upload, ...]
-    name: Words = NO_WORDS  # of the checkpoint that answered
+    name: Words = NO_WORDS
+    cut: bool = False
+    earlier: int = 0
+    before: int = 0
 
 
 @dataclass
@@ -44,7 +53,8 @@ class Session:
 
     look       the trace of the last answer
     compared   the traces shown in before / after, in order
-    draft      a question that was interrupted by leaving the page, and its pictures
+    draft      a question without an answer, and its pictures: a reload finds it in the input
+    cut        numbers of the exchanges whose answer was ended before its end
     visit      counts pages that took over from one that was still generating
     left       when its page was closed (``time.monotonic``); None while one is open
     """
@@ -60,6 +70,7 @@ class Session:
     turns: list[Turn] = field(default_factory=list)
     exchanges: list[tuple[str, str]] = field(default_factory=list)  # (question, answer)
     pictures: list[Upload] = field(default_factory=list)
+    cut: set[int] = field(default_factory=set)
     added: list[int] = field(default_factory=list)  # number of pictures added with each question
     asked: dict[str, Asked] = field(default_factory=dict)  # by the key of its trace
     status: dict[Place, Words] = field(default_factory=dict)  # the last status lines below input and question
@@ -76,19 +87,25 @@ class Session:
             raise RefusedError("pictures_many", found=found, most=PICTURES_MAX)
         if len(self.turns) >= TURNS_MAX:
             raise RefusedError("turns_many", most=TURNS_MAX)
+        self.draft = None
         self.turns.append(user_turn(question, uploads, len(self.pictures)))
         self.exchanges.append((question, ""))
         self.pictures += uploads
         self.added.append(len(uploads))
 
-    def answered(self, text: str, trace: Trace | None) -> None:
+    def answered(self, text: str, trace: Trace | None, *, cut: bool = False) -> None:
         """Store the answer and its trace."""
         self.turns.append(Turn("assistant", (text,)))
         question = self.exchanges[-1][0]
         self.exchanges[-1] = (question, text)
+        earlier = len(self.exchanges) - 1
+        if cut:
+            self.cut.add(earlier)
         self.look = None
         if trace is not None:
-            self.look = self.keep(trace, Asked(question, text, tuple(self.pictures)))
+            before = len(self.pictures) - self.added[-1]
+            asked = Asked(question, text, tuple(self.pictures), cut=cut, earlier=earlier, before=before)
+            self.look = self.keep(trace, asked)
 
     def keep(self, trace: Trace, asked: Asked) -> str:
         """Put a trace into the cache; forget the questions of evicted traces."""
@@ -102,6 +119,7 @@ class Session:
         if self.turns and self.turns[-1].role == "assistant":
             self.turns.pop()
             self.exchanges[-1] = (self.exchanges[-1][0], "")
+            self.cut.discard(len(self.exchanges) - 1)
         return bool(self.turns)
 
     def take_back_question(self) -> tuple[str, list[Upload]]:
@@ -144,7 +162,7 @@ class Session:
         """Forget the conversation and its traces."""
         self.stop.set()
         self.look, self.compared, self.draft = None, (), None
-        for kept in (self.turns, self.exchanges, self.pictures, self.added):
+        for kept in (self.turns, self.exchanges, self.pictures, self.added, self.cut):
             kept.clear()
         self.asked.clear()
         self.status.pop("chat", None)

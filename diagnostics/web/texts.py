@@ -120,6 +120,15 @@ TEXTS: dict[Language, dict[str, str]] = {
         "not_written": "{file} could not be written (disk full, or no permission); nothing was saved. See the server "
         "log.",
         "saved": "Saved: {id} is probe {n} of {file}.",
+        "saved_alone": "Saved: {id} is probe {n} of {file}. It holds this question with this picture alone: earlier "
+        "turns and their pictures are not in it, so its answer may be another.",
+        "probe_pictures": "A probe has one picture, but this question has {found}: ask about one picture in a new "
+        "conversation, and save that.",
+        "probe_names_picture": "question: found Picture {found}, but the picture of a probe is Picture 1: write the "
+        "question for this picture alone.",
+        "cut_answer": "The answer is not whole: the token limit or Stop cut it off.",
+        "rows_left_out": "The attention of the answer's first {left} tokens is not kept: memory holds that of the last "
+        "tokens only.",
         "who_looks": "Tokens that attend to the patch",
         "no_patch": "Click a patch in the picture.",
         "who_words": "Share of each token's attention; max {most}. For pale tokens no attention was kept.",
@@ -255,6 +264,12 @@ TEXTS: dict[Language, dict[str, str]] = {
         "probes_many": "{file} 已有 {found} 个探针，达到本页的上限。",
         "not_written": "无法写入 {file}（磁盘已满或没有权限）；未保存任何内容。详见服务器日志。",
         "saved": "已保存：{id} 是 {file} 的第 {n} 个探针。",
+        "saved_alone": "已保存：{id} 是 {file} 的第 {n} 个探针。其中只有这个问题和这张图片，不含之前的对话及其图片，"
+        "因此回答可能不同。",
+        "probe_pictures": "一个探针只有一张图片，而这个问题有 {found} 张；请清空对话，就一张图片提问，再保存。",
+        "probe_names_picture": "问题：提到了图 {found}，但探针的图片是图 1；请只就这张图片来写问题。",
+        "cut_answer": "回答不完整：达到词元上限，或被停止。",
+        "rows_left_out": "没有保留回答前 {left} 个词元的注意力：内存只够保留最后的词元。",
         "who_looks": "关注这一格的词元",
         "no_patch": "请点击图片中的一格。",
         "who_words": "各词元注意力的比例；最高 {most}。浅色词元没有保留注意力。",

@@ -119,11 +119,17 @@ def part_heads(trace: Trace) -> dict[str, int]:
     }
 
 
-def facts(trace: Trace, question: str, reply: str) -> Json:
-    """The parts of a trace that sliders do not change: tokens, pictures, layers and heads."""
+def facts(trace: Trace, question: str, reply: str, *, cut: bool = False) -> Json:
+    """The parts of a trace that sliders do not change: tokens, pictures, layers and heads.
+
+    cut       whether the answer was ended before its end
+    left_out  number of tokens of the answer without a row, its first ones
+    """
     return {
         "question": question,
         "reply": reply,
+        "cut": cut,
+        "left_out": first_with_row(trace),
         "tokens": [
             {"text": text, "kind": kind} for text, kind in zip(trace.tokens, trace.kinds, strict=True)
         ],
@@ -137,9 +143,21 @@ def facts(trace: Trace, question: str, reply: str) -> Json:
     }
 
 
+def first_with_row(trace: Trace) -> int:
+    """Number of the first token of the answer whose row is kept: 0, unless not all rows of a long answer fit."""
+    return next(
+        (number for number, token in enumerate(trace.answer) if trace.has_row(token)), len(trace.answer)
+    )
+
+
+def numbers_of_pictures(question: str) -> list[int]:
+    """The numbers of the pictures that a question names ("Picture 1", "第 1 张图"), from 1."""
+    return [int(next(filter(None, match.groups()))) for match in _NAMED_PICTURE.finditer(question)]
+
+
 def about(question: str, pictures: int) -> int:
     """Index of the picture that a question is about: the one it names ("Picture 1", "第 1 张图"), else the last."""
-    named = (int(next(filter(None, match.groups()))) - 1 for match in _NAMED_PICTURE.finditer(question))
+    named = (number - 1 for number in numbers_of_pictures(question))
     return next((number for number in named if 0 <= number < pictures), max(pictures - 1, 0))
 
 
@@ -291,9 +309,14 @@ def _runs(trace: Trace) -> list[Json]:
 
 
 def _image_facts(image: SeenImage) -> Json:
+    return {"src": data_address(image.picture), "boxes": _cell_boxes(image)}
+
+
+def _cell_boxes(image: SeenImage) -> list[list[float | None]]:
+    """x0 y0 x1 y1 of each cell, as fractions of the picture."""
     width, height = image.tokens.image_size_pixels
     boxes = np.asarray(image.tokens.cell_boxes_pixels, np.float64) / (width, height, width, height)
-    return {"src": data_address(image.picture), "boxes": [_numbers(np.clip(box, 0, 1)) for box in boxes]}
+    return [_numbers(np.clip(box, 0, 1)) for box in boxes]
 
 
 def data_address(picture: Image.Image) -> str:
@@ -318,17 +341,30 @@ class Frame:
     name: Words
     reply: str
     trace: Trace
+    cut: bool = False
 
 
 def compare_facts(frames: Sequence[Frame]) -> Json:
-    """The parts that sliders do not change. Layers are those that all checkpoints have."""
+    """The parts that sliders do not change. Layers are those that all checkpoints have.
+
+    first_token   number of the first token of the answers whose rows all checkpoints have
+    """
     first = frames[0].trace
     return {
         "layers": [layer for layer in first.layers if all(layer in one.trace.layers for one in frames)],
         "heads": min(one.trace.heads for one in frames),
+        "first_token": max(first_with_row(one.trace) for one in frames),
         "answer_tokens": max(len(one.trace.answer) for one in frames),
         "image": _image_facts(first.images[0]) if first.images else None,
-        "frames": [{"name": one.name.both(), "answer": one.reply} for one in frames],
+        "frames": [
+            {
+                "name": one.name.both(),
+                "answer": one.reply,
+                "cut": one.cut,
+                "boxes": _cell_boxes(one.trace.images[0]) if one.trace.images else [],
+            }
+            for one in frames
+        ],
     }
 
 
@@ -342,7 +378,7 @@ def compare(frames: Sequence[Frame], asked: Mapping[str, Any]) -> Json:
     known = compare_facts(frames)
     layer = known["layers"][_whole("layer", asked.get("layer"), 0, len(known["layers"]) - 1)]
     head = _whole("head", asked.get("head"), -1, known["heads"] - 1)
-    number = _whole("token", asked.get("token"), 0, max(known["answer_tokens"] - 1, 0))
+    number = _whole("token", asked.get("token"), known["first_token"], max(known["answer_tokens"] - 1, 0))
     tokens = [one.trace.answer[min(number, len(one.trace.answer) - 1)] for one in frames]
     words = [
         {"token": one.trace.tokens[token], "cells": None, "mass": 0.0}

@@ -10,12 +10,20 @@ import torch
 import diagnostics.comparison.served as module
 from diagnostics.compare import main
 from diagnostics.comparison.served import Checkpoint, Prompt, ServedPair, content_of
-from diagnostics.probing.local_replies import LocalReply, local_replies, pixels_per_token, tokens_of_question
+from diagnostics.probing.local_replies import (
+    LocalReply,
+    local_replies,
+    pixels_per_token,
+    prompt_closes_thought,
+    tokens_of_question,
+)
 from diagnostics.probing.server_client import ServedAnswer, ServedToken
 from diagnostics.records.probes import Probe, write_probes
 from finetune.families import family_of
 from tests.diagnostics.stand_in_server import StandIn, completion, message, parts_of, served
 from tests.diagnostics.tiny_qwen_vl import tiny_probes
+from tests.finetune.families.tiny_families import GRIDS
+from tests.finetune.families.tiny_qwen3_5 import HYBRIDS
 
 KNOWN = Checkpoint(("<|im_end|>",), 1.0, {f"p{index}": 784.0 for index in range(4)})
 HERE = LocalReply(
@@ -113,10 +121,66 @@ def test_end_tokens():
     )
     first, second = found(seen, cut)
     assert "the answer contains control tokens (<|im_end|>)" in first and "(p0)" in first
-    assert "runs to the token limit" in second and "(p1: 'a red disc a red')" in second
+    assert "goes on to the token limit" in second and "(p1: 'a red disc a red')" in second
     content = content_of(pairs(cut, here=HERE._replace(ended=False)), ALONE, KNOWN)
     (line,) = content["differences"]
     assert line.startswith("unexplained")  # the checkpoint goes on as well
+
+
+@pytest.mark.parametrize(
+    ("text", "finish"),
+    [
+        ("The building in the picture is the Oriental", "length"),
+        ("the tower<|im_end|>", "stop"),
+        ("a red discotheque", "length"),
+    ],
+)
+def test_another_answer_is_not_taken_for_one_that_does_not_end(text, finish):
+    """A base model without its adapter says more than the checkpoint does, and is cut at the limit."""
+    *others, last = found(*[THERE._replace(text=text, finish=finish, tokens=())] * 4)
+    assert last.startswith("unexplained: in 4 of 4 probes") and "other weights or a missing adapter" in last
+    assert not any("eos_token_id" in line for line in others)
+
+
+def test_each_other_answer_is_accounted_for_by_itself():
+    resized = THERE._replace(text="b", prompt_tokens=66)
+    size, unexplained = found(THERE, resized, THERE._replace(text="b"))
+    assert size.startswith("picture size: in 1 of 3 probes (p1)")
+    assert unexplained.startswith("unexplained: in 1 of 3 probes (p2)")
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "tokens", "leads", "lead"),
+    [
+        # a tokenizer that keeps the space before the first word
+        ("Canton", "Canton Tower", (" C", "an", "ton", "</s>"), (4.0, 3.0, 0.05, 5.0), 5.0),
+        ("Canton Tower", "Canton", (" Can", "ton", " Tower", "</s>"), (4.0, 0.05, 3.0, 5.0), 3.0),
+        # 塔 is E5 A1 94, 楼 E6 A5 BC and 塕 E5 A1 95: the first byte, and the third
+        ("广塔", "广楼", ("广", "", "", "塔", "</s>"), (4.0, 0.02, 6.0, 7.0, 3.0), 0.02),
+        ("广塔", "广塕", ("广", "", "", "塔", "</s>"), (4.0, 0.02, 6.0, 7.0, 3.0), 7.0),
+        ("广塔", "广楼", ("广", "", "塔", "</s>"), (4.0, 0.02, 6.0, 3.0), 0.02),
+        ("广塔", "广塕", ("广", "", "塔", "</s>"), (4.0, 0.02, 6.0, 3.0), 6.0),  # either: the larger
+        ("广塔", "广", ("广", "", "", "塔", "</s>"), (4.0, 0.02, 6.0, 7.0, 3.0), 0.02),
+    ],
+)
+def test_the_lead_is_that_of_the_token_in_which_the_answers_part(here, there, tokens, leads, lead):
+    local = LocalReply(here, tokens, (-0.1,) * len(tokens), leads, 30, 12, True)
+    (pair,) = pairs(THERE._replace(text=there, tokens=()), here=local)
+    assert pair.lead_where_parted == lead
+
+
+def test_thinking_is_named_where_the_checkpoint_answers_without_it():
+    closed = KNOWN._replace(closes_thought=True)
+    other = THERE._replace(text="The user asks", prompt_tokens=21)
+    template, thinking = found(other, prompt=Prompt(49, 40), known=closed)
+    assert template.startswith("template: ") and "was sent chat_template_kwargs" in thinking
+    assert found(THERE, known=closed) == []
+    refused = closed._replace(thinking_refused=True)
+    assert "refuses chat_template_kwargs" in found(other, prompt=Prompt(49, 40), known=refused)[1]
+    assert found(THERE, known=refused) == []  # its template is closed as it is
+    thinks = THERE._replace(text="<think>\nA disc.\n</think>\n\na red disc")
+    (line,) = found(THERE, thinks, known=closed)
+    assert line.startswith("thinking: ") and "in 1 of 2 probes (p1) its answer holds a thought" in line
 
 
 def test_control_tokens_that_the_server_leaves_out():
@@ -147,8 +211,9 @@ def test_scores_are_of_the_tokens_before_the_answers_part():
 
 def test_the_penalty_of_servers_is_named_where_answers_differ():
     penalised = KNOWN._replace(repetition_penalty=1.05)
-    (line,) = found(THERE._replace(text="b"), known=penalised)
-    assert "repetition_penalty 1.05" in line
+    penalty, unexplained = found(THERE._replace(text="b"), known=penalised)
+    assert "repetition_penalty 1.05" in penalty and "may be the cause" in penalty
+    assert unexplained.startswith("unexplained: in 1 of 1 probes (p0)")  # a possibility accounts for nothing
     assert found(THERE, known=penalised) == []
 
 
@@ -318,11 +383,30 @@ def test_pixels_of_a_token(model):
     assert pixels_per_token(model, (60, 40)) == 64.0
 
 
+@pytest.mark.parametrize(
+    ("families", "name", "closed"), [(HYBRIDS, "qwen3.5", True), (GRIDS, "qwen3-vl", False)]
+)
+def test_prompts_that_end_in_an_empty_thought(families, name, closed, tmp_path):
+    one = families[name]
+    assert prompt_closes_thought(one.family, one.processor(tmp_path), "Is this read?") is closed
+
+
+def test_a_checkpoint_that_answers_without_thinking_asks_the_server_for_that(
+    honest, opened, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, "prompt_closes_thought", lambda *_: True)
+    main(arguments(honest, folder, tmp_path))
+    first, *others = honest.requests  # the first goes out before the checkpoint is loaded
+    assert "chat_template_kwargs" not in first and len(others) == 4
+    assert all(one["chat_template_kwargs"] == {"enable_thinking": False} for one in others)
+
+
 def test_a_family_that_reads_no_question_alone():
     def encode(*_, **__):
         raise ValueError("expected a picture")
 
     assert tokens_of_question(SimpleNamespace(encode=encode), None, "?") is None
+    assert not prompt_closes_thought(SimpleNamespace(encode=encode), None, "?")
 
 
 def test_the_random_state_is_left_alone(model, processor, probes):

@@ -79,6 +79,17 @@ def test_a_server_without_log_probabilities_is_asked_without_them(server):
     assert ["logprobs" in one for one in server.requests] == [True, False, False]
 
 
+@pytest.mark.parametrize("names", [("chat_template_kwargs",), ("logprobs", "chat_template_kwargs")])
+def test_a_server_that_cannot_turn_thinking_off_is_asked_without_that(server, names):
+    server.faults = [(422, message(f"Unsupported fields in the request: {set(names)}"), {})]
+    client = ServerClient(server.address, "tiny", timeout_seconds=5.0)
+    client.turn_thinking_off()
+    assert client.ask(["?"], max_tokens=1).text == client.ask(["?"], max_tokens=1).text == "red"
+    first, *others = server.requests
+    assert first["chat_template_kwargs"] == {"enable_thinking": False} and client.thinking_refused
+    assert all(not set(names) & set(one) for one in others) and len(others) == 2
+
+
 def test_nothing_listens_there(server):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

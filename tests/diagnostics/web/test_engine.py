@@ -228,13 +228,22 @@ def test_a_stop_ends_the_reply_within_one_token_and_its_look_is_there(processor,
     for partial in engine.reply(question(pictures[0]), stop=stop, max_new_tokens=200):
         seen.append(partial)
         stop.set()
-    assert seen[-1].done and len(seen[-1].trace.answer) <= 2
+    assert seen[-1].done and seen[-1].cut and len(seen[-1].trace.answer) <= 2
     assert len(ask(engine, question(pictures[0]))[-1].trace.answer) == 6
 
 
 def slow(engine: Engine, seconds: float = 0.05) -> None:
     """Every forward takes so long, so that a test can act in between."""
     engine.model.register_forward_hook(lambda *_: time.sleep(seconds))
+
+
+def test_a_reply_says_whether_its_end_token_ended_it(embedded):
+    turns = tower_question()
+    whole = ask(embedded, turns, tokens=64)
+    assert not whole[-1].cut and not any(one.cut for one in whole)
+    length = len(whole[-1].trace.answer)
+    assert ask(embedded, turns, tokens=length)[-1].cut  # the end token is one more
+    assert not ask(embedded, turns, tokens=length + 1)[-1].cut
 
 
 def test_who_leaves_ends_the_reply_within_one_token(processor, pictures):
@@ -403,7 +412,12 @@ def test_a_checkpoint_is_loaded_between_replies(embedded, monkeypatch):
         lambda *given, **how: where.append(threading.current_thread().name) or load(*given, **how),
     )
     embedded.with_checkpoint(engine_module.EMBEDDED)
-    assert where == ["reply"] and not embedded._queue._jobs
+    assert where == ["reply"]
+    end = time.monotonic() + 5
+    # its thread tells the result before it removes the job
+    while embedded._queue._jobs and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not embedded._queue._jobs
     with pytest.raises(ValueError, match="nowhere"):
         embedded.with_checkpoint("/nowhere")
     assert ask(embedded, tower_question())[-1].text == "广州塔"

@@ -19,7 +19,7 @@ from PIL import Image
 import web_demo_mm
 from diagnostics.records.probes import read_probes
 from diagnostics.web import handlers, sessions, uploads, views
-from diagnostics.web.chat_messages import readable
+from diagnostics.web.chat_messages import CUT_ANSWER, readable
 from diagnostics.web.checkpoints import Checkpoints, find_checkpoints
 from diagnostics.web.handlers import Page, json_errors
 from diagnostics.web.page import build, serve
@@ -79,6 +79,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.asked: list[tuple] = []
         self.words = ["a ", "a cat"]
+        self.cut = False
 
     def reply(self, turns, *, stop, max_new_tokens=0) -> Iterator[Partial]:
         self.asked.append(turns)
@@ -86,11 +87,13 @@ class FakeEngine:
             raise ValueError("the conversation is too long; clear it")
         text = ""
         for word in self.words:
+            if word == "fail":
+                raise ValueError("the model ran out of memory")
             if stop.is_set():
                 break
             text = word
             yield Partial(text, False, None)
-        yield Partial(text, True, a_trace())
+        yield Partial(text, True, a_trace(), cut=self.cut)
 
 
 @pytest.fixture
@@ -241,6 +244,40 @@ def test_stop_keeps_what_was_written(page):
     assert last[0][-1]["content"] == "a "
     assert page.sessions.get(key).exchanges == [("what?", "a ")]
     assert ask(page, key, "and now?")[-1][0][-1]["content"] == "a cat"  # stopped once, not for ever
+
+
+def test_a_stop_before_the_answer_begins_returns_the_question(page, picture):
+    """As in the queue behind another visitor: it is no empty answer of the model."""
+    key = page.sessions.open()
+    ask(page, key, "one?", picture)
+    steps = page.send(key, {"text": "two?", "files": [str(picture)]}, "en")
+    next(steps)
+    page.stop(key)
+    *_, last = steps
+    assert [one["content"] for one in last.messages[1:]] == ["one?", "a cat"]
+    assert last.message["value"]["text"] == "two?" and len(last.message["value"]["files"]) == 1
+    session = page.sessions.get(key)
+    assert [turn.role for turn in session.turns] == ["user", "assistant"] and len(session.pictures) == 1
+    assert page.resumed(key, "en")[0].message["value"]["text"] == "two?"  # also after a reload
+    steps = page.send(key, {"text": "two?", "files": []}, "en")
+    next(steps)
+    page.stop(key)
+    list(steps)
+    ask(page, key, "three?")
+    assert page.resumed(key, "en")[0].message == gr.skip()  # another question took its place
+
+
+def test_an_answer_that_was_cut_off_says_so(page):
+    key = page.sessions.open()
+    page.engine.cut = True
+    last = ask(page, key, "what?")[-1]
+    assert [one["content"] for one in last.messages] == ["what?", "a cat", CUT_ANSWER]
+    facts = page.facts(key, json.loads(last.pane)["look"])
+    assert facts["cut"] and facts["reply"] == "a cat"
+    page.engine.cut = False
+    (last,) = list(page.again(key, "en"))[-1:]
+    assert [one["content"] for one in last.messages] == ["what?", "a cat"]
+    assert not page.facts(key, json.loads(last.pane)["look"])["cut"]
 
 
 def test_an_empty_answer_is_shown_as_empty(page):
@@ -415,6 +452,52 @@ def test_a_reload_does_not_wait_for_an_answer_that_nobody_ends(page, monkeypatch
     assert list(steps) == []  # whatever it still says
     steps.close()
     assert [one for one, _ in page.sessions.get(key).exchanges] == ["and this?"]
+
+
+@pytest.mark.parametrize("words", [["a ", "fail"], ["fail"]])
+def test_an_answer_that_fails_after_a_reload_takes_nothing_of_the_new_page(page, monkeypatch, words):
+    monkeypatch.setattr(handlers, "ENDING_SECONDS", 0.01)
+    key = page.enter("")
+    ask(page, key, "one?")
+    page.engine.words = words
+    steps = page.send(key, {"text": "two?", "files": []}, "en")
+    for _ in words:
+        next(steps)
+    assert page.enter(key) == key
+    page.resumed(key, "en")
+    assert list(steps) == []
+    session = page.sessions.get(key)
+    assert session.exchanges == [("one?", "a cat")] and len(session.turns) == 2
+    assert len(page.engine.asked) == len(words)  # not asked any more if the reload came first
+
+
+def test_a_comparison_ends_with_its_page(page, monkeypatch):
+    """What its answers were cut to is not compared, and the new page can compare at once."""
+    monkeypatch.setattr(handlers, "ENDING_SECONDS", 0.01)
+    key = page.enter("")
+    steps = page.compare(key, "en", ("own", "own"), "what?", None)
+    next(steps)
+    assert page.enter(key) == key
+    list(page.compare(key, "en", ("own",) * 3, "what?", None))
+    new = page.sessions.get(key).compared
+    assert list(steps) == [] and len(new) == 3
+    assert page.sessions.get(key).compared == new
+    assert page.status(key, "compare", "en") == "Answers compared: 3."
+
+
+def test_a_comparison_that_fails_after_a_reload_says_nothing_to_the_new_page(page, monkeypatch):
+    monkeypatch.setattr(handlers, "ENDING_SECONDS", 0.01)
+    key = page.enter("")
+
+    def reloaded(turns, *, stop):
+        page.enter(key)
+        raise ValueError("the conversation is too long; clear it")
+
+    monkeypatch.setattr(page.engine, "reply", reloaded)
+    assert [words for _, words in page.compare(key, "en", ("own", "own"), "what?", None)] == [
+        "output/checkpoint-20 (1 of 2) …"
+    ]
+    assert "too long" not in page.status(key, "compare", "en")
 
 
 def test_a_closed_page_is_forgotten_after_a_while(page, monkeypatch):
@@ -608,6 +691,37 @@ def test_maps_side_by_side_end_at_the_99th_percentile_and_name_the_peak():
     assert apart["scale"]["swing"] is None and apart["scale"]["top"] == told["scale"]["top"]
 
 
+def test_tokens_without_rows_are_counted_and_not_compared():
+    """Of a long answer only the last rows fit."""
+    whole = a_trace()
+    late = replace(
+        whole, positions=whole.positions[3:], rows={at: one[:, 3:] for at, one in whole.rows.items()}
+    )
+    facts = views.facts(late, "what?", "a cat")
+    assert (facts["answer"], facts["left_out"]) == ([10], 1)
+    assert views.facts(whole, "what?", "a cat")["left_out"] == 0
+    frames = [views.Frame(NO_WORDS, "a cat", one) for one in (whole, late)]
+    known = views.compare_facts(frames)
+    assert (known["first_token"], known["answer_tokens"]) == (1, 2)
+    shown = views.compare(frames, {"layer": 0, "head": -1, "token": 1})["frames"]
+    assert [one["token"] for one in shown] == [" cat", " cat"]
+    with pytest.raises(ValueError, match="token: found 0, expected a whole number from 1 to 1"):
+        views.compare(frames, {"layer": 0, "head": -1, "token": 0})
+
+
+def test_each_checkpoint_has_the_cells_of_its_own_grid():
+    one = a_trace()
+    row, column = np.divmod(np.arange(6), 2)  # 3 × 2 cells, as many as 2 × 3
+    boxes = np.stack([column * 45, row * 10, column * 45 + 45, row * 10 + 10], 1).astype(float)
+    image = SeenImage(ImageTokens(np.arange(1, 7), (3, 2), boxes, SIZE, False), one.images[0].picture)
+    other = replace(a_trace(seed=1), images=(image,))
+    told = views.compare_facts([views.Frame(NO_WORDS, "a cat", trace) for trace in (one, other)])
+    assert [frame["boxes"][1] for frame in told["frames"]] == [
+        pytest.approx([1 / 3, 0, 2 / 3, 1 / 2], abs=1e-4),
+        pytest.approx([1 / 2, 0, 1, 1 / 4], abs=1e-4),
+    ]
+
+
 def test_the_same_question_to_both(page, picture):
     key = page.sessions.open()
     *_, (value, words) = page.compare(key, "en", ("own", "own"), "what?", str(picture))
@@ -637,6 +751,13 @@ def test_comparing_can_be_stopped_and_shows_those_that_are_done(page):
     next(steps)
     page.stop(key)
     assert list(steps) == [(gr.skip(), "Stopped; answers compared: 0 of 1.")]
+
+
+def test_answers_that_were_cut_off_are_compared_as_such(page):
+    key = page.sessions.open()
+    page.engine.cut = True
+    *_, (value, _) = page.compare(key, "en", ("own",), "what?", None)
+    assert [one["cut"] for one in page.compare_facts(key, json.loads(value)["looks"])["frames"]] == [True]
 
 
 def test_status_lines_follow_the_language(page):
@@ -794,6 +915,33 @@ def test_a_probe_that_is_not_valid_leaves_nothing(tmp_path, picture, changed, wo
     with pytest.raises(ValueError, match=re.escape(words)):
         file.add(a_trace(), asked, written(**changed))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_question_about_several_pictures_is_no_probe(tmp_path, picture):
+    file = ProbeFile(tmp_path / "probes.json")
+    uploads = (Upload.read(picture), Upload.read(picture))
+    trace = a_trace()
+    trace = replace(trace, images=trace.images * 2)
+    with pytest.raises(ValueError, match="A probe has one picture, but this question has 2"):
+        file.add(trace, Asked("which is taller?", "a cat", uploads), written())
+    later = Asked("what is in picture 2?", "a cat", uploads, earlier=1, before=1)
+    with pytest.raises(ValueError, match="found Picture 2, but the picture of a probe is Picture 1"):
+        file.add(trace, later, written(image=1, question="what is in picture 2?"))
+    assert not file.path.exists()
+    file.add(trace, later, written(image=1, question="what is in the picture?"))
+    assert len(file) == 1
+
+
+def test_a_saved_probe_says_that_earlier_turns_are_not_in_it(page, picture):
+    key = page.sessions.open()
+    looks = [
+        json.loads(ask(page, key, text, *files)[-1].pane)["look"]
+        for text, files in (("one?", [picture]), ("two?", []))
+    ]
+    first, second = (
+        page.save_probe(key, look, written(id=name))["words"] for name, look in zip("ab", looks, strict=True)
+    )
+    assert "earlier" not in first["en"] and "earlier turns" in second["en"] and "之前的对话" in second["zh"]
 
 
 def test_a_probe_file_with_faults_does_not_say_where_it_lies(tmp_path, picture):
