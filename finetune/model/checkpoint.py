@@ -95,7 +95,9 @@ def load(
     if getattr(model, "_hf_peft_config_loaded", False):  # of the hub; a folder was refused before
         raise ValueError(both(base_name))
     checkpoint_files.require_whole(base_name, model, told["missing_keys"], told["unexpected_keys"])
-    if adapter is not None and not allow_other_base:  # again: before, a part of it may still have been on the hub
+    if (
+        adapter is not None and not allow_other_base
+    ):  # again: before, a part of it may still have been on the hub
         adapters.check_base(adapter, base_name, cache_dir=cache_dir, named_for_it=base is not None)
     if sharded:
         _save_under_the_names_read(model)
