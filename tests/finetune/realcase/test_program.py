@@ -72,7 +72,7 @@ def test_checkpoints_are_found_in_order_of_their_steps(tmp_path):
 
 
 def test_a_training_that_fails_says_so():
-    with pytest.raises(ValueError, match=r"look-0 ended with status 1; the same command goes on"):
+    with pytest.raises(ValueError, match=r"look-0 ended with status 1. What it refused stands above"):
         runs.call("look-0", ["false"])
 
 
