@@ -20,6 +20,7 @@ from transformers import AutoConfig, GenerationConfig, StoppingCriteria, Stoppin
 import finetune
 from diagnostics.capture.kernel_tap import KernelTap
 from diagnostics.measures.sinks import THRESHOLD
+from diagnostics.probing.before import adapter_fault
 from diagnostics.probing.prober import auto_key_layers
 from diagnostics.probing.prompts import padded
 from diagnostics.pruning import check_can_drop, keep_image_tokens
@@ -177,13 +178,18 @@ class Engine:
 
     @property
     def has_adapter(self) -> bool:
-        """Whether it has an adapter that ``adapter_off`` can turn off."""
-        return not self._adapter_is_off and isinstance(self.model, PeftModel)
+        """Whether it has an adapter that ``adapter_off`` can turn off, so that what is left is the base: one that
+        trains biases leaves them on."""
+        is_adapted = not self._adapter_is_off and isinstance(self.model, PeftModel)
+        return is_adapted and adapter_fault(self.model) is None
 
     def adapter_off(self) -> Engine:
         """The same model with its adapter off: shares weights and queue. Raises ValueError without an adapter."""
         if not self.has_adapter:
-            raise ValueError(f"{self.name}: no adapter to turn off; use an adapter folder as the checkpoint")
+            raise ValueError(
+                f"{self.name}: no adapter to turn off; use an adapter folder as the checkpoint, or the base beside one "
+                "that trains biases, which would stay on"
+            )
         other = self._beside(self.model, self.processor, name=f"{self.name} (adapter off)")
         other._adapter_is_off = True
         return other

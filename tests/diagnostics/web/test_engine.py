@@ -372,6 +372,15 @@ def test_an_adapter_off_answers_as_the_base_does_and_on_again_as_before(processo
         base.adapter_off()
 
 
+def test_an_adapter_that_trains_biases_is_not_offered_switched_off(processor):
+    """PEFT leaves them on: what is left is not the base."""
+    lora = LoraConfig(r=2, target_modules=["c_attn"], bias="lora_only")
+    adapted = Engine(get_peft_model(tiny_model(), lora), processor, mode="full")
+    assert not adapted.has_adapter
+    with pytest.raises(ValueError, match="or the base beside one that trains biases"):
+        adapted.adapter_off()
+
+
 def test_an_adapter_with_a_connector_of_its_own_is_watched_on_and_off(processor, pictures):
     """PEFT keeps such a connector twice, and calls one of the two."""
     lora = LoraConfig(
