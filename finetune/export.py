@@ -171,7 +171,9 @@ def export(
     wanted = dtype or history.dtype
     say(f"opening {source} in {_name(wanted)}")
     model, processor = checkpoint.load(source, dtype=wanted, **options)
-    other_base = None if adapter is None else _other_base(adapter, opened, **opening)
+    is_other = (
+        adapter is not None and allow_other_base and _is_other_base(adapter, opened, cache_dir=cache_dir)
+    )
     bare: Any = bare_model(model)
     stored: torch.dtype = bare.config.dtype
     before = logits(model, processor)
@@ -189,7 +191,8 @@ def export(
         saved = difference(before, after)
         _require_same(saved, effect, stored, say)
         four_bit = _against_four_bit(source, after, options, stored, say) if history.four_bit else None
-        note = _note(effect, four_bit, trained_in_four_bit=history.four_bit, is_other=other_base is not None)
+        note = _note(effect, four_bit, trained_in_four_bit=history.four_bit, is_other=is_other)
+        other_base = opened if is_other else None
         _write_card(partial, model_card.Exported(Path(source), note, folder.resolve().name, other_base))
         look_file.carry(partial, *origins)
         seen_file.carry(partial, *origins)
@@ -277,23 +280,14 @@ def _empty(partial: Path) -> None:
             path.unlink()
 
 
-def _other_base(
-    adapter: Path, opened: str, *, base: str | None, allow_other_base: bool, cache_dir: str | None
-) -> str | None:
-    """The base that was opened, where its weights are not those that the adapter was trained on; None where they are.
-
-    Asked once the base is loaded: only then is all of a base of the hub on this machine.
-
-    Raises ValueError where that is not allowed.
-    """
-    named_for_it = base is not None and not allow_other_base
+def _is_other_base(adapter: Path, opened: str, *, cache_dir: str | None) -> bool:
+    """Are the base's weights others than those that the adapter was trained on? Opening it refuses that unless it is
+    allowed. Asked once the base is loaded: only then is all of a base of the hub on this machine."""
     try:
-        adapters.check_base(adapter, opened, cache_dir=cache_dir, named_for_it=named_for_it)
+        adapters.check_base(adapter, opened, cache_dir=cache_dir)
     except ValueError:
-        if not allow_other_base:
-            raise
-        return opened
-    return None
+        return True
+    return False
 
 
 def _note(
