@@ -19,6 +19,7 @@ from diagnostics.records.record import AttentionRecord
 from finetune.samples.conversation import Conversation, ImageRef, Turn
 from tests.finetune.families.tiny_families import GRIDS
 from tests.flash_standin import standing_in, using
+from tests.undrawn import RENDERER, Undrawn
 
 PAGE = Path(__file__).parents[2] / "docs" / "any-trainer.md"
 PLAIN, WITH_TRL, LOOP = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
@@ -51,17 +52,7 @@ def processor(tmp_path):
 def place(tmp_path, monkeypatch):
     """A folder with a checkpoint, a picture to train on, and probes; no process that draws."""
 
-    class Undrawn:
-        def __init__(self, attention_dir) -> None: ...
-        def submit(self, step) -> None: ...
-        def submit_strips(self) -> None: ...
-
-        def poll(self):
-            return []
-
-        close = poll
-
-    monkeypatch.setattr("diagnostics.drawing.worker_client.Renderer", Undrawn)
+    monkeypatch.setattr(RENDERER, Undrawn)
     TINY.model().save_pretrained(tmp_path / "tiny")
     TINY.processor(tmp_path).save_pretrained(tmp_path / "tiny")
     (tmp_path / "images").mkdir()

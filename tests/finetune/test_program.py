@@ -30,6 +30,7 @@ from tests.finetune.conftest import with_boxes
 from tests.finetune.families.tiny_families import GRIDS
 from tests.finetune.families.tiny_siglip import SIGLIPS
 from tests.finetune.model.test_adaptation import batch
+from tests.undrawn import RENDERER, Undrawn
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -201,19 +202,6 @@ def test_probes_that_the_model_cannot_read_are_told_before_weights(
     assert not (tmp_path / "out").exists()
 
 
-class Undrawn:
-    """No process that draws."""
-
-    def __init__(self, attention_dir) -> None: ...
-    def submit(self, step) -> None: ...
-    def submit_strips(self) -> None: ...
-
-    def poll(self) -> list:
-        return []
-
-    close = poll
-
-
 def test_a_run_whose_comparison_could_not_be_made_is_saved_and_ends_with_a_status(
     program: ModuleType, flags, tmp_path: Path, capsys, monkeypatch
 ):
@@ -223,7 +211,7 @@ def test_a_run_whose_comparison_could_not_be_made_is_saved_and_ends_with_a_statu
         asked.append(language)
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("diagnostics.drawing.worker_client.Renderer", Undrawn)
+    monkeypatch.setattr(RENDERER, Undrawn)
     out = tmp_path / "out"
     given = ("--use_lora", "True", *probe_file(tmp_path), "--report_language", "zh")
     with monkeypatch.context() as disk:
@@ -251,7 +239,7 @@ def test_a_run_whose_comparison_could_not_be_made_is_saved_and_ends_with_a_statu
 def test_going_on_without_the_baseline_is_one_line(
     program: ModuleType, flags, tmp_path: Path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("diagnostics.drawing.worker_client.Renderer", Undrawn)
+    monkeypatch.setattr(RENDERER, Undrawn)
     assert program.main(flags("--use_lora", "True", "--save_steps", "1")) == 0
     [*_, checkpoint] = sorted((tmp_path / "out").glob("checkpoint-*"))
     resumed = ("--resume_from_checkpoint", str(checkpoint), *probe_file(tmp_path))
@@ -434,7 +422,7 @@ def test_probes_whose_pictures_are_trained_on_are_told_and_never_held_out(
     program: ModuleType, flags, data_file: Path, tmp_path: Path, capsys, monkeypatch
 ):
     """Of a copy of a training picture: a warning, a note that goes with the weights, and records that say so."""
-    monkeypatch.setattr("diagnostics.drawing.worker_client.Renderer", Undrawn)
+    monkeypatch.setattr(RENDERER, Undrawn)
     watched = (*probe_file(tmp_path), "--key_layers", "0,1")
     words = "in 2 of 2 probes a picture is in the training data (g: 2 of 2), the first is p-0"
     assert program.main(flags("--use_lora", "True", *watched, "--dry_run", "True")) == 0

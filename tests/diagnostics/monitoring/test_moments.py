@@ -20,6 +20,7 @@ from diagnostics.records.measurement_plan import WATCH
 from diagnostics.records.probes import Probe
 from tests.finetune.families.tiny_families import GRIDS
 from tests.finetune.families.tiny_llava import LLAVAS
+from tests.undrawn import RENDERER, Undrawn
 
 TINY = {"qwen2.5-vl": GRIDS["qwen2.5-vl"], "llava-1.5": LLAVAS["llava-1.5"]}
 HALF = torch.bfloat16
@@ -27,17 +28,7 @@ HALF = torch.bfloat16
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
-    class Undrawn:
-        def __init__(self, attention_dir) -> None: ...
-        def submit(self, step) -> None: ...
-        def submit_strips(self) -> None: ...
-
-        def poll(self):
-            return []
-
-        close = poll
-
-    monkeypatch.setattr("diagnostics.drawing.worker_client.Renderer", Undrawn)
+    monkeypatch.setattr(RENDERER, Undrawn)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
