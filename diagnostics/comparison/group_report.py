@@ -58,6 +58,7 @@ from diagnostics.comparison.pairs import (
     pairs_by_group,
     trained_words,
 )
+from diagnostics.comparison.precision_warning import precision_warnings
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.comparison.verdicts import Evidence, Legs, lost, verdict
 from diagnostics.measures.statistics import Change, effect_size, paired_change, probes_needed
@@ -201,7 +202,7 @@ def _group(name: str, context: _Context, looking: _Looking, mediation: Mediation
         "sink_share": sink_share_by_layer(pairs),
         "drift_jsd_nats": mean_by_layer(pairs, lambda pair, layer: layer.drift_jsd_nats),
         "drift": mean_by_layer(pairs, drift_of),
-        "warnings": answer_warnings(pairs),
+        "warnings": [*answer_warnings(pairs), *precision_warnings(pairs)],
         "mediation": [one.json() for one in mediation.parts],
         "legs": legs.json(),
         "verdict": claim.verdict,

@@ -34,6 +34,7 @@ from diagnostics.probing.interventions import TrialRunner
 from diagnostics.probing.lenders import loan_for
 from diagnostics.probing.margins import reads_pictures_first
 from diagnostics.probing.mediation import Mediator, parts_of
+from diagnostics.probing.precision import precision_words
 from diagnostics.probing.processes import in_processes, parted, worthwhile
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, scored_span
 from diagnostics.probing.reading import PromptReader, Reading, alike, summed_nats
@@ -122,6 +123,7 @@ class Prober:
         self.autocast = autocast
         self.before = before
         self.supervised, self.seen = supervised, seen
+        self._precision = precision_words(self.model, autocast)
         self._sink_dimensions: dict[str, np.ndarray] | None = None
 
     @property
@@ -269,6 +271,7 @@ class Prober:
             supervised_layers=() if self.supervised is None else self.supervised.layers,
             supervised_picture=self.supervised is not None and self.supervised.saw(probe.images),
             trained_picture=any_of(probe.images, self.seen),
+            precision=self._precision,
             probe_mark=probe_mark(probe),
         )
         margin = record.scores.margin_nats

@@ -155,6 +155,7 @@ class AttentionRecord:
     supervised_layers      language layers whose attention was trained on (``--look_weight``)
     supervised_picture     this probe's picture was among those it was trained on
     trained_picture        a picture of this probe is in the training data
+    precision              that the model was measured in (``diagnostics.probing.precision``); "" in older records
     probe_mark             of the probe as it was measured (``diagnostics.records.probe_marks``); "" in older records
     maps                   name → Float32[layers, cells]: "relative", "gradient"; "rollout" Float32[1, cells]
     relation               name → Float32[…]: readings of a probe with a relation (``diagnostics.probing.relations``)
@@ -181,6 +182,7 @@ class AttentionRecord:
     supervised_layers: tuple[int, ...] = ()
     supervised_picture: bool = False
     trained_picture: bool = False
+    precision: str = ""
     probe_mark: str = ""
     random_mass: dict[str, np.ndarray] = field(default_factory=dict)
     salient_mass: dict[str, np.ndarray] = field(default_factory=dict)
@@ -298,6 +300,7 @@ def _header(record: AttentionRecord) -> dict[str, Any]:
         "supervised_layers": list(record.supervised_layers),
         "supervised_picture": record.supervised_picture,
         "trained_picture": record.trained_picture,
+        "precision": record.precision,
         "probe_mark": record.probe_mark,
     }
 
@@ -340,6 +343,7 @@ def _record(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> AttentionR
         ),  # not in records from before it was known
         supervised_picture=header.get("supervised_picture", False),
         trained_picture=header.get("trained_picture", False),
+        precision=header.get("precision", ""),
         probe_mark=header.get("probe_mark", ""),
         **optional,
         **named,

@@ -85,8 +85,9 @@ def check_header(header: Any) -> None:
         _need(header, "supervised_picture", lambda one: isinstance(one, bool), "true or false")
     if "trained_picture" in header:
         _need(header, "trained_picture", lambda one: isinstance(one, bool), "true or false")
-    if "probe_mark" in header:
-        _need(header, "probe_mark", lambda one: isinstance(one, str), "text")
+    for name in ("precision", "probe_mark"):
+        if name in header:
+            _need(header, name, lambda one: isinstance(one, str), "text")
 
 
 def check_arrays(header: Mapping[str, Any], arrays: Arrays) -> None:

@@ -439,6 +439,8 @@ _REASONS = {
     "first the spelling that it uses.": "按差距之前答错的 {m} 个探针中，有 {n} 个生成的已是正确答案（{said}）；请把它所用的写法放在第一个。",
     "In {n:n} of the {m:n} probes that the model before gets wrong, it does not answer the foil ({said}); use its actual "
     "answer as the foil.": "之前答错的 {m} 个探针中，有 {n} 个答的并不是所给的错误答案（{said}）；请用它实际的回答作错误答案。",
+    "The model before was measured in {a}, the model after in {b}: some of what differs is rounding; measure both in one "
+    "precision.": "之前的模型以 {a} 测量，之后的模型以 {b} 测量：差别中有一部分只是舍入；请用同一精度测量两者。",
 }
 
 _BOXES = {

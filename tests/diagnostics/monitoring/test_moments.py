@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 from diagnostics.monitor import AttentionMonitor
 from diagnostics.monitoring.moments import moment_by_hand
 from diagnostics.probing.prompts import ProbeEncoder, padded, scored_span
-from diagnostics.records.archive import COMPLETE
+from diagnostics.records.archive import COMPLETE, load_step
 from diagnostics.records.measurement_plan import WATCH
 from diagnostics.records.probes import Probe
 from tests.finetune.families.tiny_families import GRIDS
@@ -107,6 +107,8 @@ def test_a_model_that_trains_in_full_under_bf16_is_monitored(tmp_path, name):
     assert watcher.missing == []
     marks = json.loads((watcher.attention_dir / "step-000000" / COMPLETE).read_text())
     assert marks["begun"]["autocast"] == "bfloat16"
+    for record in load_step(watcher.attention_dir, 0).values():
+        assert record.precision == "float32 (autocast: bfloat16)"
 
 
 def test_the_innermost_precision_is_the_model_s(tmp_path):

@@ -71,6 +71,7 @@ def test_scores_are_those_of_the_reply_token_by_token(model, processor, probes, 
             50,
             "tiny",
         )
+        assert record.precision == "float32"
         assert record.scores.answer_nats == pytest.approx(
             nats(model, encoded(model, processor, probe, probe.answer)), abs=1e-4
         )

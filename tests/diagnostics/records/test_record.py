@@ -117,8 +117,8 @@ def test_records_from_before_overviews_were_kept_are_read(tmp_path):
     assert same(AttentionRecord.load(path), a_record())
 
 
-def test_whether_a_picture_was_trained_on_is_kept_and_older_records_do_not_say(tmp_path):
-    path, record = tmp_path / "a.safetensors", a_record(trained_picture=True)
+def test_precision_and_whether_a_picture_was_trained_on_are_kept_and_older_records_do_not_say(tmp_path):
+    path, record = tmp_path / "a.safetensors", a_record(trained_picture=True, precision="bfloat16")
     record.save(path)
     assert same(AttentionRecord.load(path), record)
     with safe_open(path, framework="numpy") as file:
@@ -128,7 +128,11 @@ def test_whether_a_picture_was_trained_on_is_kept_and_older_records_do_not_say(t
     save_file(arrays, path, metadata={"attention_record": json.dumps(header)})
     with pytest.raises(ValueError, match="trained_picture: found 1; expected true or false"):
         AttentionRecord.load(path)
-    del header["trained_picture"]
+    header |= {"trained_picture": True, "precision": 16}
+    save_file(arrays, path, metadata={"attention_record": json.dumps(header)})
+    with pytest.raises(ValueError, match="precision: found 16; expected text"):
+        AttentionRecord.load(path)
+    del header["trained_picture"], header["precision"]
     save_file(arrays, path, metadata={"attention_record": json.dumps(header)})
     assert same(AttentionRecord.load(path), a_record())
 
