@@ -53,10 +53,25 @@ def check_checkpoints(
             raise ValueError(f"--checkpoints {path}: {error}") from error
 
 
-def short_name(checkpoint: str) -> str:
-    """A checkpoint's name for visitors: the last two parts of its path, which hides the rest."""
-    parts = Path(checkpoint).parts
-    return checkpoint if len(parts) <= 2 else "/".join(parts[-2:])
+def short_name(checkpoint: str, parts: int = 2) -> str:
+    """A checkpoint's name for visitors: the last parts of its path, which hides the rest."""
+    found = Path(checkpoint).parts
+    return checkpoint if len(found) <= parts else "/".join(found[-parts:])
+
+
+def _short_names(checkpoints: Sequence[str]) -> list[str]:
+    """Short names that tell different paths apart: ``day-1/run/checkpoint-110`` beside ``day-2/run/checkpoint-110``."""
+    longest = max(len(Path(one).parts) for one in checkpoints)
+    names = [short_name(one) for one in checkpoints]
+    for parts in range(3, longest + 1):
+        if len(set(names)) == len(set(checkpoints)):
+            break
+        twice = {name for name in names if names.count(name) > 1}
+        names = [
+            short_name(one, parts) if name in twice else name
+            for name, one in zip(names, checkpoints, strict=True)
+        ]
+    return names
 
 
 def about(engine: Engine) -> Words:
@@ -83,8 +98,8 @@ class Checkpoints:
 
     def names(self) -> list[tuple[Words, str]]:
         """(label, key) of each, in training order: the model without its adapter first."""
-        own = (Words.of(short_name(self._engine.name)), "own")
-        others = [(Words.of(short_name(str(path))), key) for key, path in self._paths.items()]
+        name, *names = map(Words.of, _short_names([self._engine.name, *map(str, self._paths.values())]))
+        own, others = (name, "own"), list(zip(names, self._paths, strict=True))
         if not self._engine.has_adapter:
             return [own, *others]
         return [(Words("adapter_off", {"name": own[0]}), "adapter_off"), *others, own]

@@ -812,6 +812,14 @@ def test_one_other_checkpoint_is_kept_open(tmp_path):
     assert opened == ["a", "b", "a"]
 
 
+def test_checkpoints_of_two_runs_have_names_that_differ(tmp_path):
+    paths = [tmp_path / day / "run" / "checkpoint-20" for day in ("first", "second")]
+    others = Checkpoints(FakeEngine(), [*paths, tmp_path / "first" / "run" / "checkpoint-30"])  # type: ignore[arg-type]
+    assert [words.text("en") for words, _ in others.names()] == [
+        "output/checkpoint-20", "first/run/checkpoint-20", "second/run/checkpoint-20", "run/checkpoint-30",
+    ]  # fmt: skip
+
+
 def test_the_page_hides_checkpoint_paths(tmp_path):
     page = Page(FakeEngine(), checkpoints=[tmp_path / "runs" / "a"], folder=tmp_path)  # type: ignore[arg-type]
     told = json.dumps(build(page, attention=True).get_config_file(), default=str)
