@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from diagnostics.comparison.legs.attention import Reading, agreed_direction
-from diagnostics.comparison.pairs import SIDES, ProbePair, images_of
+from diagnostics.comparison.pairs import SIDES, ProbePair, images_of, mass_on_map
 from diagnostics.measures.attention import auc, entropy, iou, nss, pointing_game
 from diagnostics.measures.sinks import sink_share
 from diagnostics.measures.statistics import (
@@ -86,8 +86,8 @@ def enrichment_by_layer(
                 region=regions[0] if len(regions) == 1 else "each probe's own",
                 change=paired_change(before, after, images, level=level),
                 chance=float(chances[index, 0]),
-                random=_random_enrichment(members, layer.layer),
-                without_sinks=_without_sinks(members, layer.layer, level),
+                random=_random_enrichment(members, index),
+                without_sinks=_without_sinks(members, index, level),
                 relative=bootstrap_mean(relative, images, level=level),
                 effect=effect_size(relative, images),
                 direction=int(agreed_direction(relative, images)),
@@ -241,38 +241,40 @@ def heads(
     return {"tested": int(chances.size), "count": count, "significant": listed}
 
 
-def _random_enrichment(pairs: Sequence[ProbePair], layer: int) -> tuple[float, float] | None:
-    """Enrichment of area-matched random regions in a layer, mean over heads and probes, before and after."""
-    if not all(pair.region in getattr(pair, side).random_mass for pair in pairs for side in SIDES):
+def _random_enrichment(pairs: Sequence[ProbePair], row: int) -> tuple[float, float] | None:
+    """Enrichment of area-matched random regions in a key layer, mean over probes, before and after; None if any probe
+    lacks it."""
+    found = [levels for pair in pairs if (levels := _levels(pair, "random_mass", row)) is not None]
+    if len(found) < len(pairs):
         return None
-    means = [
-        np.mean([getattr(pair, side).random_mass[pair.region][layer].mean() / _share(pair) for pair in pairs])
-        for side in SIDES
-    ]
-    return float(means[0]), float(means[1])
+    before, after = np.mean(found, axis=0)
+    return float(before), float(after)
 
 
-def _without_sinks(pairs: Sequence[ProbePair], layer: int, level: float) -> Change | None:
+def _without_sinks(pairs: Sequence[ProbePair], row: int, level: float) -> Change | None:
     """The judged region's enrichment with sinks left out, in probes whose records have sinks."""
     found = [
-        pair
+        (pair, levels)
         for pair in pairs
-        if all(pair.region in getattr(pair, side).region_mass_without_sinks for side in SIDES)
+        if (levels := _levels(pair, "region_mass_without_sinks", row)) is not None
     ]
     if not found:
         return None
-    before, after = (
-        np.array(
-            [getattr(p, side).region_mass_without_sinks[p.region][layer].mean() / _share(p) for p in found]
-        )
-        for side in SIDES
-    )
-    return paired_change(before, after, images_of(found), level=level)
+    before, after = np.array([levels for _, levels in found]).T
+    return paired_change(before, after, images_of([pair for pair, _ in found]), level=level)
+
+
+def _levels(pair: ProbePair, kind: str, row: int) -> tuple[float, float] | None:
+    """Enrichment by one of the records' masses in a key layer's map, before and after; None if not measured."""
+    assert pair.region is not None
+    before, after = (mass_on_map(getattr(pair, side), kind, pair.region, row) for side in SIDES)
+    return None if before is None or after is None else (before / _share(pair), after / _share(pair))
 
 
 def localisation(pairs: Sequence[ProbePair]) -> Json | None:
     """Other measures of the same maps, mean over heads first and then over probes: pointing game, IoU, AUC, NSS, and
-    the entropy of the map, for each key layer. null without regions (or with a region that covers every cell)."""
+    the entropy of the map, for each key layer that looks at the picture. null without regions (or with a region that
+    covers every cell)."""
     found: Json = {}
     for index, layer in enumerate(pairs[0].layers):
         scores: dict[str, list[tuple[float, float]]] = {}
@@ -281,6 +283,8 @@ def localisation(pairs: Sequence[ProbePair]) -> Json | None:
             if coverage is None or coverage.min() > 0:
                 continue
             maps = pair.layers[index].before, pair.layers[index].after
+            if not (maps[0].any() and maps[1].any()):
+                continue  # a window that does not reach the picture: nothing to point with
             grid = pair.after.image_tokens[0].grid
             for name, measure in _MAP_MEASURES.items():
                 both = tuple(float(measure(cells, coverage, grid)) for cells in maps)

@@ -13,7 +13,13 @@ from jaxtyping import Float
 
 from diagnostics.comparison.maps import CellMap, LayerMaps, RegionChange
 from diagnostics.measures.attention import enrichment, jensen_shannon_nats, region_mass
-from diagnostics.measures.geometry import cells_from_row, shared_area_pixels, union_area_pixels
+from diagnostics.measures.geometry import (
+    attention_on_cells,
+    cells_from_row,
+    shared_area_pixels,
+    union_area_pixels,
+)
+from diagnostics.measures.sinks import without_sinks
 from diagnostics.records.pictures import picture_mark
 from diagnostics.records.probe_marks import probe_mark
 from diagnostics.records.probes import Probe
@@ -126,6 +132,30 @@ def layer_cells(record: AttentionRecord) -> Float[np.ndarray, "layers cells"]:
     """The answer query's attention over the first picture, mean over heads, for each key layer; rows sum to 1."""
     connector = record.connector[0] if record.connector else None
     return cells_from_row(record.rows[:, :, 0].mean(axis=1), record.image_tokens[0], connector)
+
+
+def mass_on_map(record: AttentionRecord, kind: str, region: str, row: int) -> float | None:
+    """The share of one key layer's map (``layer_cells``) that lies on other places than a region, range [0, 1].
+
+    Records keep such masses by head, each a share of the head's own attention to the picture; in the map, a mean of
+    rows, a head counts by how much it looks at the picture. Mean masses of heads are another number: of two heads with
+    .6 and .01 of their attention on the picture, the second would count as much.
+
+    kind   of ``AttentionRecord``'s masses: "random_mass", "salient_mass", "region_mass_without_sinks"
+    row    of ``record.rows``: the key layer
+
+    None where it was not measured, or where nothing lies on the picture.
+    """
+    masses = getattr(record, kind).get(region)
+    if masses is None:
+        return None
+    rows = record.rows[row, :, 0]
+    if kind == "region_mass_without_sinks":
+        rows = without_sinks(rows, record.sinks[row])
+    connector = record.connector[0] if record.connector else None
+    weights = attention_on_cells(rows, record.image_tokens[0], connector).sum(-1)
+    total = float(weights.sum())
+    return float(weights @ masses[record.layers[row]]) / total if total > 0 else None
 
 
 def cost(

@@ -38,7 +38,7 @@ from diagnostics.probing.precision import precision_words
 from diagnostics.probing.processes import in_processes, parted, worthwhile
 from diagnostics.probing.prompts import EncodedProbe, ProbeEncoder, padded, scored_span
 from diagnostics.probing.reading import PromptReader, Reading, alike, summed_nats
-from diagnostics.probing.regions import mean_coverage, salient_coverages
+from diagnostics.probing.regions import place_coverage, salient_coverages
 from diagnostics.probing.relations import read_relation
 from diagnostics.records.measurement_plan import OTHER, QUICK, Allowed, MeasurementPlan
 from diagnostics.records.probe_marks import probe_mark
@@ -397,7 +397,7 @@ def _masses(
     for name, boxes in probe.regions.items():
         if at_random:
             moved = random_regions(boxes, image.image_size_pixels, count=RANDOM_REGIONS, name=probe.id)
-            coverage = mean_coverage(moved, image)
+            coverage = place_coverage(moved, boxes, image)
         else:
             coverage = region_coverage(boxes, image)
         found[name] = region_mass(cells, coverage).astype(np.float32)

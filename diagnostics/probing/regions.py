@@ -56,17 +56,25 @@ def blank(picture: Image.Image) -> Image.Image:
 
 
 def salient_coverages(probe: Probe, image: ImageTokens) -> dict[str, Float[np.ndarray, " cells"]]:
-    """What share of each cell do a region's equally salient places (``salient_places``) cover, their mean; without
-    regions that have none. ``image``: the tokens of the first picture."""
+    """``place_coverage`` of each region's equally salient places (``salient_places``); without regions that have none.
+    ``image``: the tokens of the first picture."""
     path = probe.images[0]
     places = _salient_places(path, path.stat().st_mtime_ns, tuple(probe.regions.items()), probe.id)
-    return {region: mean_coverage(found, image) for region, found in places.items()}
+    return {name: place_coverage(found, probe.regions[name], image) for name, found in places.items()}
 
 
-def mean_coverage(regions: Sequence[Sequence[Box]], image: ImageTokens) -> Float[np.ndarray, " cells"]:
-    """What share of each cell do regions cover, their mean? Range [0, 1]. Not to be written to."""
+def place_coverage(
+    places: Sequence[Sequence[Box]], region: Sequence[Box], image: ImageTokens
+) -> Float[np.ndarray, " cells"]:
+    """The cells of places that a region is compared with: the mean of each place's own, with the region's sum.
+
+    Places have the region's area in pixels. Where cells stand for areas of different size (cut at the border, tiles
+    that overlap) they cover more or fewer cells than the region, and attention that is the same on every token would
+    differ. Places that no cell is of are left out. Not to be written to.
+    """
     layout = _Layout(np.asarray(image.cell_boxes_pixels).tobytes(), image)
-    return _mean_coverage(tuple(tuple(tuple(box) for box in boxes) for boxes in regions), layout)
+    found, own = (tuple(tuple(tuple(box) for box in boxes) for boxes in one) for one in (places, (region,)))
+    return _place_coverage(found, own[0], layout)
 
 
 @dataclass(frozen=True)
@@ -78,10 +86,12 @@ class _Layout:
 
 
 @lru_cache(maxsize=2048)  # probes and their controls recur at every checkpoint
-def _mean_coverage(
-    regions: tuple[tuple[tuple[float, ...], ...], ...], layout: _Layout
+def _place_coverage(
+    places: tuple[tuple[tuple[float, ...], ...], ...], region: tuple[tuple[float, ...], ...], layout: _Layout
 ) -> Float[np.ndarray, " cells"]:
-    return np.mean([region_coverage(one, layout.image) for one in regions], axis=0)
+    own = region_coverage(region, layout.image)
+    coverages = [one for boxes in places if (one := region_coverage(boxes, layout.image)).any()]
+    return np.mean([one * (own.sum() / one.sum()) for one in coverages or [own]], axis=0)
 
 
 @lru_cache(maxsize=8192)  # probes recur at every checkpoint, and a picture takes 10 ms

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from diagnostics.comparison.legs.leg import Leg, listed, not_measured, percent, percent_interval, too_few
-from diagnostics.comparison.pairs import SIDES, ProbePair, images_of, nested
+from diagnostics.comparison.pairs import SIDES, ProbePair, images_of, mass_on_map, nested
 from diagnostics.comparison.thresholds import Thresholds
 from diagnostics.measures.attention import enrichment
 from diagnostics.measures.statistics import (
@@ -365,11 +365,10 @@ def other_levels(pair: ProbePair, row: int) -> dict[str, tuple[float, float]]:
         rest = np.clip(region_coverage(boxes, image) - judged, 0, None)
         if rest.mean() > 0:
             found[name] = float(enrichment(layer.before, rest)), float(enrichment(layer.after, rest))
-    salient = [getattr(pair, side).salient_mass.get(pair.region) for side in SIDES]
-    if all(one is not None for one in salient):
-        share = float(judged.mean())
-        levels = [float(one[layer.layer].mean()) / share for one in salient]
-        found[SALIENT] = levels[0], levels[1]
+    share = float(judged.mean())
+    salient = [mass_on_map(getattr(pair, side), "salient_mass", pair.region, row) for side in SIDES]
+    if salient[0] is not None and salient[1] is not None:
+        found[SALIENT] = salient[0] / share, salient[1] / share
     return found
 
 

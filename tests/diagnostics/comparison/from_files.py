@@ -46,7 +46,21 @@ class Record:
 
     def cells(self, row: int) -> np.ndarray:
         """Shares over cells of the answer query's attention, mean over heads."""
-        attention = self.arrays["rows"][row, :, 0].astype(float).mean(0)
+        found = self._on_cells(self.arrays["rows"][row, :, 0].astype(float).mean(0))
+        return found / found.sum()
+
+    def on_map(self, kind: str, name: str, row: int) -> float:
+        """A mass that is kept by head, of the mean over heads: each head's, times what it has on the picture."""
+        total = mass = 0.0
+        for head, share in enumerate(self.arrays[f"{kind}/{name}"][self.layers[row]]):
+            attention = self.arrays["rows"][row, head, 0].astype(float)
+            if kind.endswith("sinks"):
+                attention = attention * (1 - self.arrays["sinks"][row])
+            looked = self._on_cells(attention).sum()
+            total, mass = total + looked, mass + looked * float(share)
+        return mass / total
+
+    def _on_cells(self, attention: np.ndarray) -> np.ndarray:
         found = attention[self.arrays["image/0/positions"]]
         if self.header["images"][0]["through_connector"]:
             found = found @ self.arrays["connector/0"].astype(float)
@@ -55,7 +69,7 @@ class Record:
             for box, place in zip(coarse, self.arrays["image/0/overview/positions"], strict=True):
                 shared = np.array([_shared(box, cell) for cell in self.boxes])
                 found = found + attention[place] * shared / shared.sum()
-        return found / found.sum()
+        return found
 
     def hidden(
         self, region: str | None, kind: str = "occlusion", layers: list[int] | None = None
@@ -521,9 +535,8 @@ class Reading:
                     places.setdefault(repr(name), {})[at] = pair.times(row, left)
             salient = [side.named("salient_mass", pair.region) for side in pair.sides]
             if salient[0] is not None and salient[1] is not None:
-                layer = self.numbers[row]
                 places.setdefault("equally salient places", {})[at] = [
-                    float(one[layer].mean()) / pair.share() for one in salient
+                    side.on_map("salient_mass", pair.region, row) / pair.share() for side in pair.sides
                 ]
         often, rare = {}, {}
         for name, one in places.items():
@@ -590,8 +603,7 @@ def key_layer(pairs: list[Pair], row: int, chance: float) -> Json:
 
     def times(kind: str, members: list[Pair]) -> list[list[float]]:
         return [
-            [side.named(kind, pair.region)[layer].mean() / pair.share() for side in pair.sides]
-            for pair in members
+            [side.on_map(kind, pair.region, row) / pair.share() for side in pair.sides] for pair in members
         ]
 
     def having(kind: str) -> list[Pair]:

@@ -7,8 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from diagnostics.probing.regions import blocked_patches, blocked_tokens, occlude, region_cells, region_tokens
+from diagnostics.probing.regions import (
+    blocked_patches,
+    blocked_tokens,
+    occlude,
+    place_coverage,
+    region_cells,
+    region_tokens,
+)
 from finetune.families.base import ImageTokens
+from finetune.families.parts.coverage import region_coverage
 
 
 def an_image(positions=range(6), *, through_connector=True) -> ImageTokens:
@@ -89,3 +97,20 @@ def test_what_follows_a_picture_follows_its_overview_too():
     expected = torch.zeros(1, 12, 12, dtype=torch.bool)
     expected[0, 10:, [6, 9]] = True
     assert torch.equal(blocked, expected)
+
+
+def test_a_control_covers_as_many_cells_as_its_region_whatever_their_size():
+    """Three cells of 12, 12 and 6 pixels across: attention that is the same on each is no more on the region."""
+    edges = ((0.0, 12.0), (12.0, 24.0), (24.0, 30.0))
+    boxes = np.array([(left, 5.0 * row, right, 5.0 * row + 5) for row in range(2) for left, right in edges])
+    image = ImageTokens(np.arange(6), (2, 3), boxes, (30, 10), True)
+    region = [(24.0, 0.0, 30.0, 5.0)]
+    places = [
+        [(0.0, 0.0, 6.0, 5.0)],
+        [(9.0, 5.0, 15.0, 10.0)],
+        [(40.0, 0.0, 46.0, 5.0)],
+    ]  # the last beside it
+    own, control = region_coverage(region, image), place_coverage(places, region, image)
+    assert own.sum() == pytest.approx(1) and control.sum() == pytest.approx(1)
+    np.testing.assert_allclose(control, [0.5, 0, 0, 0.25, 0.25, 0])
+    assert place_coverage(places[2:], region, image).sum() == pytest.approx(1)
