@@ -445,8 +445,14 @@ function drawOverview() {
   const form = state.shows === "box_enrichment" ? times : percent;
   if (state.part !== "language") { parts.overviewWords.textContent = t("overview_language").replace("{most}", form(most)); return; }
   const chosen = overview[state.layer];
-  const here = state.head < 0 ? chosen.reduce((sum, value) => sum + value, 0) / chosen.length : chosen[state.head];
+  const here = state.head < 0 ? overHeads(chosen) : chosen[state.head];
   parts.overviewWords.textContent = t("overview_words").replace("{here}", form(here)).replace("{most}", form(most));
+}
+
+/** A layer's number of the mean row, as the map is: of a box it is no mean of the heads' numbers. */
+function overHeads(chosen) {
+  const of = { box_mass: "mean_mass", box_enrichment: "mean_enrichment" }[state.shows];
+  return of && state.seen.box ? state.seen.box[of][state.layer] : chosen.reduce((sum, value) => sum + value, 0) / chosen.length;
 }
 
 function drawNumbers() {
@@ -454,14 +460,13 @@ function drawNumbers() {
   parts.probe.hidden = parts.remove.hidden = !state.box;
   if (!numbers) { parts.boxWords.textContent = t("no_box"); parts.boxTable.replaceChildren(); return; }
   const layers = state.facts.layers.language;
-  const mean = (line) => line.reduce((sum, value) => sum + value, 0) / line.length;
   parts.boxWords.textContent = t("box_words").replace("{area}", percent(numbers.area));
   const heads = numbers.mass[0].map((_, head) => head).slice(0, 32);
   const table = make("table", {}, make("thead", {}, row("th", [t("layer"), t("mean"), ...heads.map((head) => `${t("head")} ${head}`)])));
   const lines = make("tbody");
   numbers.mass.forEach((mass, i) => {
     const cell = (share, ratio) => `${percent(share)} · ${times(ratio)}`;
-    const line = row("td", [layers[i], cell(mean(mass), mean(numbers.enrichment[i])), ...heads.map((head) => cell(mass[head], numbers.enrichment[i][head]))]);
+    const line = row("td", [layers[i], cell(numbers.mean_mass[i], numbers.mean_enrichment[i]), ...heads.map((head) => cell(mass[head], numbers.enrichment[i][head]))]);
     if (i === state.layer && state.part === "language") line.className = "here";
     lines.append(line);
   });

@@ -69,10 +69,14 @@ class BoxNumbers(NamedTuple):
 
     mass         Float64[layers, heads]: share of the attention to the picture that lies in the box, 0 to 1
     enrichment   Float64[layers, heads]: ``mass`` over the box's share of the picture; 1 is uniform
+    mean_mass, mean_enrichment   Float64[layers]: of the mean row over heads, which is the map that is drawn: a head
+                 counts by how much it looks at the picture
     """
 
     mass: Float[np.ndarray, "layers heads"]
     enrichment: Float[np.ndarray, "layers heads"]
+    mean_mass: Float[np.ndarray, " layers"]
+    mean_enrichment: Float[np.ndarray, " layers"]
 
 
 def text_map(
@@ -172,8 +176,12 @@ def box_numbers(
         on_image @ token_weights(weights, seen, _connector(trace, image))
         for weights in (coverage, np.ones_like(coverage))
     )
-    mass = np.divide(inside, total, out=np.zeros_like(inside), where=total > 0)
-    return BoxNumbers(mass, mass / coverage.mean())
+    mass, mean_mass = (
+        np.divide(of_box, of_all, out=np.zeros_like(of_box), where=of_all > 0)
+        for of_box, of_all in ((inside, total), (inside.sum(-1), total.sum(-1)))
+    )
+    share = coverage.mean()
+    return BoxNumbers(mass, mass / share, mean_mass, mean_mass / share)
 
 
 def _rows(

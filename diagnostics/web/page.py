@@ -19,6 +19,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from diagnostics.web.gate import Gate
 from diagnostics.web.handlers import Page
 from diagnostics.web.layout import ASSETS, lay_out
+from diagnostics.web.sessions import SESSIONS_MAX
 from diagnostics.web.texts import TEXTS
 from diagnostics.web.uploads import FILE_MAX_BYTES, bound_waiting
 from diagnostics.web.wiring import wire
@@ -70,6 +71,8 @@ def serve(
         inbrowser=inbrowser,
         prevent_thread_lock=True,
         max_file_size=FILE_MAX_BYTES,
+        # Gradio keeps .25 MB of each page load, of 10,000 by itself; a session needs its own no longer than it lives.
+        state_session_capacity=2 * SESSIONS_MAX,
         allowed_paths=[],
         footer_links=[],
         run_history=False,

@@ -292,6 +292,8 @@ def _box(trace: Trace, request: ViewRequest) -> Json:
     return {
         "mass": [_numbers(line) for line in numbers.mass],
         "enrichment": [_numbers(line, digits=3) for line in numbers.enrichment],
+        "mean_mass": _numbers(numbers.mean_mass),
+        "mean_enrichment": _numbers(numbers.mean_enrichment, digits=3),
         "area": (x1 - x0) * (y1 - y0) / (width * height),
     }
 

@@ -206,6 +206,21 @@ def test_a_box_s_numbers_are_those_of_the_metrics(trace):
         cells = cells_from_row(rows, seen, read)
         np.testing.assert_allclose(found.mass[at], region_mass(cells, coverage), atol=1e-3)
         np.testing.assert_allclose(found.enrichment[at], enrichment(cells, coverage), atol=1e-2)
+        drawn = maps.image_map(trace, layer, -1, trace.answer).cells.ravel()
+        np.testing.assert_allclose(found.mean_mass[at], region_mass(drawn, coverage), atol=1e-3)
+        np.testing.assert_allclose(found.mean_enrichment[at], enrichment(drawn, coverage), atol=1e-2)
+
+
+def test_in_the_mean_a_head_counts_by_how_much_it_looks_at_the_picture():
+    """.6 of one head's row lies evenly on the six cells, .01 of the other's all in the box, which is one of them."""
+    trace = look_without_connector()
+    rows = {layer: np.zeros_like(one) for layer, one in trace.rows.items()}
+    for one in rows.values():
+        one[0, :, 1:7], one[1, :, 2] = 0.1, 0.01
+    found = maps.box_numbers(replace(trace, rows=rows), (20, 0, 40, 20))
+    np.testing.assert_allclose(found.mass, np.tile([1 / 6, 1], (2, 1)), rtol=1e-3)
+    np.testing.assert_allclose(found.mean_mass, (0.1 + 0.01) / 0.61, rtol=1e-3)
+    np.testing.assert_allclose(found.mean_enrichment, 6 * 0.11 / 0.61, rtol=1e-3)
 
 
 def test_who_looks_at_a_patch():

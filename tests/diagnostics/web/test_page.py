@@ -591,6 +591,7 @@ def test_a_box_in_fractions_is_pixels_of_the_original():
     assert seen["box"]["area"] == pytest.approx(1 / 6)
     assert np.allclose(seen["box"]["enrichment"], np.array(seen["box"]["mass"]) * 6, atol=1e-2)
     assert seen["overview"] == seen["box"]["mass"]
+    assert len(seen["box"]["mean_mass"]) == len(seen["box"]["mean_enrichment"]) == len(seen["box"]["mass"])
 
 
 def test_who_looks_at_a_patch():
@@ -987,6 +988,20 @@ def free_port() -> int:
     with socket.socket() as asked:
         asked.bind(("127.0.0.1", 0))
         return asked.getsockname()[1]
+
+
+def test_what_gradio_keeps_of_page_loads_is_bounded(tmp_path, monkeypatch):
+    """.25 MB of each, of 10,000 if it is not told."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "served"))
+    blocks = build(Page(FakeEngine(), folder=tmp_path), attention=True)  # type: ignore[arg-type]
+    serve(blocks, server_port=free_port(), wait=False)
+    try:
+        held, most = blocks.state_holder, 2 * sessions.SESSIONS_MAX
+        for number in range(most + 40):
+            assert held[f"visitor {number}"]
+        assert most <= len(held.session_data) <= most + 1
+    finally:
+        blocks.close(verbose=False)
 
 
 def test_no_file_of_the_machine_is_served(server, tmp_path):
