@@ -6,7 +6,9 @@ Usage and flags: ``finetune/flags/corrective.py``.
 import argparse
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -25,12 +27,15 @@ from finetune.corrective.category_names import Names, named_categories, read_nam
 from finetune.corrective.sampling import (
     LEAST_PROBES,
     Asked,
+    Subject,
     Topics,
     beyond_draw,
     count,
     for_probes,
     for_training,
     hold_out,
+    said_by_words,
+    subject_of,
     topics_of,
 )
 from finetune.corrective.scenes import Language, Question, Scene
@@ -89,13 +94,17 @@ def make(options: argparse.Namespace) -> Made:
     ]
     asking = _asking(options, names, categories, language, own)
 
-    def ask(place: int) -> list[Question]:
+    def everything(place: int) -> list[Question]:
         rng = Random(f"ask/{options.seed}/{scenes[place].digest}")
         return [question for one in asking for question in one(scenes[place], rng)]
 
     # Keeps only the topics of each picture: all questions would not fit into memory.
-    topics, trained = _topics(len(scenes), ask)
-    for said in filter(None, (template.said() for template in own)):
+    topics, trained, one_way = _topics(len(scenes), everything)
+
+    def ask(place: int) -> list[Question]:
+        return [question for question in everything(place) if subject_of(question) not in one_way]
+
+    for said in filter(None, (*(template.said() for template in own), _said(one_way))):
         print(said)
     if not trained:
         raise ValueError(_nothing(options, categories))
@@ -188,16 +197,62 @@ def _ask_own(
     return template.ask(scene, names, language, rng)
 
 
-def _topics(count: int, ask: Callable[[int], Sequence[Question]]) -> tuple[dict[int, Topics], bool]:
-    """The topics of each picture with questions, and whether any question may be trained."""
+class _OneWay(NamedTuple):
+    """What all pictures answer alike, though it is asked only in balance.
+
+    pictures   in which it was found
+    text       of one such question
+    """
+
+    pictures: tuple[int, ...]
+    text: str
+
+
+def _topics(
+    count: int, ask: Callable[[int], Sequence[Question]]
+) -> tuple[dict[int, Topics], bool, dict[Subject, _OneWay]]:
+    """The topics of each picture with questions, whether any question may be trained, and what is left out of both."""
     found: dict[int, Topics] = {}
     trained = False
+    labels: dict[Subject, set[str]] = defaultdict(set)
+    waiting: dict[Subject, list[tuple[int, Question]]] = defaultdict(list)
     for place in tqdm(range(count), desc="asking", unit="picture", delay=2):
         questions = ask(place)
-        if questions:
-            found[place] = topics_of(questions)
-            trained |= any(one.trained for one in questions)
-    return found, trained
+        for question in questions:
+            if question.only_balanced:
+                labels[subject_of(question)].add(question.label)
+                waiting[subject_of(question)].append((place, _bare(question)))
+        others = [one for one in questions if not one.only_balanced]
+        if others:
+            found[place] = topics_of(others)
+            trained |= any(one.trained for one in others)
+    for subject, answers in labels.items():
+        for place, question in waiting.pop(subject) if len(answers) > 1 else ():
+            found[place] = found.get(place, frozenset()) | topics_of([question])
+            trained |= question.trained
+    left_out = {
+        subject: _OneWay(tuple(place for place, _ in those), those[0][1].text)
+        for subject, those in waiting.items()
+    }
+    return found, trained, left_out
+
+
+def _bare(question: Question) -> Question:
+    """Without its boxes, of which there may be many."""
+    return replace(question, regions={}, phrases={}, relation=None)
+
+
+def _said(one_way: Mapping[Subject, _OneWay]) -> str | None:
+    """How many questions were left out as their answer was known before; None if none was."""
+    if not one_way:
+        return None
+    places = [place for one in one_way.values() for place in one.pictures]
+    example = max(one_way.values(), key=lambda one: (len(one.pictures), one.text)).text
+    return (
+        f"left out {len(places):,} questions of {len(set(places)):,} pictures to which all pictures give one answer, "
+        f"such as {example!r}: it could be given without looking; give pictures with another answer too (the same "
+        "things elsewhere, or other things there)"
+    )
 
 
 def _nothing(options: argparse.Namespace, categories: set[str]) -> str:
@@ -221,8 +276,10 @@ def summary(made: Made, folder: Path) -> list[str]:
     lines = [
         f"{folder / DATA_FILE}: {len(made.training):,} samples of {len(pictures[0]):,} pictures",
         *_counts(made.training, lambda one: f"{one.question.topic}, {one.question.form}"),
+        *_known_before(made.training),
         f"{folder / PROBE_FILE}: {len(made.probes):,} probes of {len(pictures[1]):,} other pictures",
         *_counts(made.probes, lambda one: one.question.group),
+        *_known_before(made.probes),
     ]
     groups = count(made.probes, lambda one: one.question.group)
     for group, probes in groups.items():
@@ -240,6 +297,19 @@ def summary(made: Made, folder: Path) -> list[str]:
         lines.append(f"{name} ({asked.scene.image.name}):")
         lines += [f"  {asked.question.text}", f"    {asked.question.answer}"]
     return lines
+
+
+def _known_before(asked: Sequence[Asked]) -> Iterator[str]:
+    """How many questions have an answer that their words make likely, as the pictures show these things one way more
+    often than the other."""
+    known = said_by_words(asked)
+    if known:
+        question = known[0].question
+        yield (
+            f"  {len(known):,} of these could be answered from their words, as the pictures show the same things more "
+            f"often one way: {question.text!r} is mostly answered {question.answer!r}; give pictures of the other way "
+            "too"
+        )
 
 
 def _counts(asked: Sequence[Asked], key: Callable[[Asked], str]) -> Iterator[str]:

@@ -151,6 +151,7 @@ class _Building:
             label=label,
             foil=foil,
             against=against,
+            about=(kind,),
             probed=probed,
             regions={**self.parts, self.category: (self.box,)},
             phrases=dict(list(found.items())[:1]),

@@ -50,6 +50,7 @@ def ask(
             label="yes" if seen else "no",
             against="no" if seen else "yes",
             foil=no if seen else yes,
+            about=(category,),
             trained=False,
             regions={category: scene.boxes_of(category)} if seen else {},
             phrases={name.bare(chosen): category} if seen else {},

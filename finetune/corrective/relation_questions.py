@@ -1,11 +1,13 @@
 """Questions about the spatial relation of two things, from their boxes.
 
 For each pair of categories with one box each: is the cat on the bench (yes and no equally often, for each relation), is
-it to the left or to the right, on which side, where is the cat, what is on the bench, and "find the cat on the bench",
-whose answer is a box. ``box_relations`` selects the pairs; ``category_names`` knows what can carry or hold what.
+it to the left or to the right, on which side, where is the cat (on the bench or below it), what is on the bench, and
+"find the cat on the bench", whose answer is a box. ``box_relations`` selects the pairs; ``category_names`` knows what
+can carry or hold what.
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from random import Random
 
 from finetune.corrective.box_relations import OPPOSITE, RELATIONS, holds
@@ -78,7 +80,7 @@ _ANSWERS: dict[Language, dict[str, dict[str, str]]] = {
     },
 }  # fmt: skip
 _ELSEWHERE = {"on": "below", "inside": "next to"}
-"""The relation of the foil, by the true relation."""
+"""The other answer to "where": the foil of the one, and the right answer in other pictures."""
 _UNDER: dict[str, str] = {"below": "{o}下面"}  # of a table, rather than somewhere lower in the picture
 
 
@@ -96,9 +98,10 @@ def ask(
         for relation in RELATIONS:
             if _may(relation, subject, thing, names):
                 verdict = holds(relation, subject.box, thing.box)
-                if verdict is not None:
+                where = _whereabouts(relation, scene, subject, thing, names)
+                if verdict is not None or where is not None:
                     pair = _Pair(scene, subject, thing, relation, names, either(language, rng))
-                    for question in pair.questions(verdict, rng):
+                    for question in pair.questions(verdict, where, rng):
                         yield _placed(question, relation in relations)
 
 
@@ -117,6 +120,31 @@ def _may(relation: str, subject: AnnotatedBox, thing: AnnotatedBox, names: Names
     return True
 
 
+def _whereabouts(
+    relation: str, scene: Scene, subject: AnnotatedBox, thing: AnnotatedBox, names: Names
+) -> str | None:
+    """What the answer to "where is the cat" says of a bench: on it, or below it where the cat is certainly on nothing
+    else; None where neither is known."""
+    if relation not in _ELSEWHERE:
+        return None
+    if holds(relation, subject.box, thing.box):
+        return relation
+    if not holds(_ELSEWHERE[relation], subject.box, thing.box):
+        return None
+    others = [one for one in scene.things if one.category != subject.category]
+    crowds = any(
+        subject.category in (*names[one].carries, *names[one].holds)
+        for one in scene.crowds - {subject.category}
+    )
+    perhaps = (
+        _may(kind, subject, one, names) and holds(kind, subject.box, one.box) is not False
+        for one in others
+        for kind in _ELSEWHERE
+        if (kind, one) != (relation, thing)
+    )
+    return None if crowds or any(perhaps) else _ELSEWHERE[relation]
+
+
 class _Pair:
     """A subject, a thing and a relation between them: the questions about it."""
 
@@ -133,27 +161,46 @@ class _Pair:
         self.names, self.language = names, language
         self.name, self.other = (names.word(one.category, language) for one in (subject, thing))
 
-    def questions(self, verdict: bool, rng: Random) -> Iterator[Question]:
+    def questions(self, verdict: bool | None, where: str | None, rng: Random) -> Iterator[Question]:
+        """``where``: the relation that an answer to "where" names; None: it is not asked."""
+        if verdict is not None:
+            yield self._yes_or_no(verdict, rng)
+        if verdict:
+            yield from self._sides(rng)
+        if where is not None:
+            yield self._asked_where(where, rng)
+        if not verdict:
+            return
+        if self.relation in _ELSEWHERE:
+            other = self._not_there()
+            if other is not None and self.subject.category != "person":  # "what" does not refer to people
+                right, wrong = self.name.a(self.language), other.a(self.language)
+                what = self._question("what", right, wrong, self.subject.category, rng)
+                yield replace(what, about=(self.thing.category,), only_balanced=True)
+        yield self._question("find", self._markup(), None, self.relation, rng, probed=False)
+
+    def _yes_or_no(self, verdict: bool, rng: Random) -> Question:
         yes, no = _YES_NO[self.language]
         answer, foil = (yes, no) if verdict else (no, yes)
         label, against = ("yes", "no") if verdict else ("no", "yes")
-        yield self._question("yes or no", answer, foil, label, rng, against=against)
-        if not verdict:
-            return
+        return self._question("yes or no", answer, foil, label, rng, against=against)
+
+    def _sides(self, rng: Random) -> Iterator[Question]:
+        """Left or right, above or below."""
         if self.relation in OPPOSITE:
             forms = ("left or right", "side") if "of" in self.relation else ("above or below",)
             for form in forms:
                 answers = _ANSWERS[self.language][form]
                 right, wrong = answers[self.relation], answers[OPPOSITE[self.relation]]
                 yield self._question(form, right, wrong, self.relation, rng, against=OPPOSITE[self.relation])
-        if self.relation in _ELSEWHERE:
-            where, elsewhere = self._where(self.relation), self._where(_ELSEWHERE[self.relation])
-            yield self._question("where", where, elsewhere, self.relation, rng)
-            other = self._not_there()
-            if other is not None and self.subject.category != "person":  # "what" does not refer to people
-                right, wrong = self.name.a(self.language), other.a(self.language)
-                yield self._question("what", right, wrong, self.relation, rng)
-        yield self._question("find", self._markup(), None, self.relation, rng, probed=False)
+
+    def _asked_where(self, where: str, rng: Random) -> Question:
+        """From the thing or from below it (beside it): asked of one of them alone, the question would be the answer."""
+        other = _ELSEWHERE[self.relation] if where == self.relation else self.relation
+        made = self._question("where", self._where(where), self._where(other), where, rng, against=other)
+        assert made.relation is not None
+        word = "下面" if where in _UNDER and self.language == "zh" else _WORDS[self.language][where]
+        return replace(made, only_balanced=True, relation={**made.relation, "phrase": word})
 
     def _question(
         self,
@@ -179,6 +226,7 @@ class _Pair:
             foil=foil,
             against=against,
             probed=probed,
+            about=(self.subject.category, self.thing.category),
             regions={thing.category: (thing.box,) for _, thing in self._named()},
             phrases=phrases_in(f"{text}\n{answer}", said),
             relation={

@@ -25,6 +25,8 @@ Topics = frozenset[tuple[str, str]]
 """The (group, topic) pairs that a picture has probes for."""
 Ask = Callable[[int], Sequence[Question]]
 """Index of a picture → every question about it, the same ones each time."""
+Subject = tuple[str, ...]
+"""Questions with the same one are worded alike: of one group, form and language, about the same categories."""
 
 
 LEAST_PROBES = 20
@@ -87,7 +89,8 @@ def for_training(
     """At most ``per_picture`` questions of each picture, at most ``most`` in total, in random order.
 
     The rarest kinds of question come first. If answers contrast (yes and no, left and right), the surplus of the more
-    frequent one is dropped, so that the form of a question does not reveal its answer.
+    frequent one is dropped, so that the form of a question does not reveal its answer: first what is surplus among
+    questions about the same things, so that their words reveal it as little as the pictures allow.
     """
     asked = itertools.islice(_evenly(_shuffled(places, seed), ask, _is_trained, per_picture, seed), most)
     chosen = _balanced([Asked(scenes[place], question) for place, question in asked])
@@ -125,14 +128,79 @@ def for_probes(
         spare = len(pool) > per_group
         if not spare:
             pool = sorted(pool, key=partial(_freedom, ask, wanted))
-        taken: set[str] = set()
-        for place, question in _evenly(pool, ask, wanted, 1, seed, patient=spare):
-            if scenes[place].digest not in taken:
-                taken.add(scenes[place].digest)
-                chosen.append(Asked(scenes[place], question))
+        chosen += _probes_of_group(scenes, pool, ask, wanted, per_group=per_group, spare=spare, seed=seed)
+    return chosen
+
+
+def _probes_of_group(
+    scenes: Sequence[Scene],
+    pool: Sequence[int],
+    ask: Ask,
+    wanted: Callable[[Question], bool],
+    *,
+    per_group: int,
+    spare: bool,
+    seed: int,
+) -> list[Asked]:
+    """One question of each picture. What is asked only in balance is asked in couples of pictures with different
+    answers; where the choice ends between the two, it is made again without the question that is left alone."""
+    couples = _couples(scenes, pool, ask, wanted)
+    pool = _side_by_side(pool, couples)
+    alone: set[tuple[int, Subject]] = set()
+
+    def askable(place: int) -> list[Question]:
+        return [
+            question
+            for question in ask(place)
+            if wanted(question) and (not question.only_balanced or _is_coupled(place, question))
+        ]
+
+    def _is_coupled(place: int, question: Question) -> bool:
+        return (place, subject_of(question)) in couples and (place, subject_of(question)) not in alone
+
+    while True:
+        taken: dict[str, tuple[int, Question]] = {}
+        for place, question in _evenly(pool, askable, wanted, 1, seed, patient=spare):
+            taken.setdefault(scenes[place].digest, (place, question))
             if len(taken) == per_group:
                 break
-    return chosen
+        found = [*taken.values()]
+        surplus = _surplus([question for _, question in found])
+        if not surplus:
+            return [Asked(scenes[place], question) for place, question in found]
+        alone |= {(found[index][0], subject_of(found[index][1])) for index in surplus}
+
+
+def _couples(
+    scenes: Sequence[Scene], pool: Sequence[int], ask: Ask, wanted: Callable[[Question], bool]
+) -> dict[tuple[int, Subject], int]:
+    """(Picture, what is asked only in balance) → the picture where the same question has another answer; as many
+    couples as there can be, of different pictures."""
+    answers: dict[Subject, list[tuple[str, int]]] = defaultdict(list)
+    met: set[str] = set()
+    for place in pool:
+        if scenes[place].digest in met:
+            continue
+        met.add(scenes[place].digest)
+        for question in ask(place):
+            if wanted(question) and question.only_balanced:
+                answers[subject_of(question)].append((question.label, place))
+    found: dict[tuple[int, Subject], int] = {}
+    for subject, those in answers.items():
+        sizes = Counter(label for label, _ in those)
+        those.sort(key=lambda one: (-sizes[one[0]], one[0]))  # the places of an answer stay in order
+        apart = max(*sizes.values(), (len(those) + 1) // 2)  # so far behind stands no answer like the first
+        for (_, one), (_, other) in zip(those, those[apart:], strict=False):
+            found |= {(one, subject): other, (other, subject): one}
+    return found
+
+
+def _side_by_side(pool: Sequence[int], couples: Mapping[tuple[int, Subject], int]) -> list[int]:
+    """The pictures in this order, but each with those that it is coupled to right behind it."""
+    partners: dict[int, list[int]] = defaultdict(list)
+    for (place, _), other in couples.items():
+        partners[place].append(other)
+    return [*dict.fromkeys(one for place in pool for one in (place, *partners[place]))]
 
 
 def _freedom(ask: Ask, wanted: Callable[[Question], bool], place: int) -> int:
@@ -157,8 +225,8 @@ def _evenly(
 ) -> Iterator[tuple[int, Question]]:
     """At most ``most`` questions of each picture, in this order, of the kinds chosen least so far.
 
-    An answer chosen less often than its opposite comes first. The least chosen kind is determined from coarse to fine:
-    by topic, then also by form, answer and language.
+    An answer chosen less often than its opposite comes first, and one chosen more often about the same things last. The
+    least chosen kind is determined from coarse to fine: by topic, then also by form, answer and language.
 
     patient   a picture whose answers are all more frequent than their opposites is deferred until after the others
     """
@@ -166,20 +234,26 @@ def _evenly(
     counts: Counter[tuple[str, ...]] = Counter()
 
     def rank(question: Question) -> list[int]:
-        contrast = _contrast(question)
+        contrast, subject = _contrast(question), subject_of(question)
+        ahead_here = 2 * counts[(*subject, question.label)] - counts[subject]
+        if question.only_balanced:
+            return [ahead_here, 0, *(counts[key] for key in _keys(question))]
         ahead = counts[(*contrast, question.label)] - counts[(*contrast, question.against or question.label)]
-        return [ahead, *(counts[key] for key in _keys(question))]
+        # Being behind there is no reason: one text would come again and again, and other forms never.
+        more = max(ahead_here, 0) if question.against else 0
+        return [ahead, more, *(counts[key] for key in _keys(question))]
 
     turns = itertools.chain(zip(places, itertools.repeat(patient)), zip(waiting, itertools.repeat(False)))
     for place, may_wait in tqdm(turns, desc="choosing", unit="picture", delay=2, total=len(places)):
         left = [question for question in ask(place) if wanted(question)]
-        if may_wait and left and min(map(rank, left))[0] > 0:
+        if may_wait and left and min(map(rank, left))[:2] > [0, 0]:
             waiting.append(place)
             continue
         random.Random(f"questions/{seed}/{place}").shuffle(left)
         for _ in range(min(most, len(left))):
             best = min(left, key=rank)
-            counts.update([*_keys(best), (*_contrast(best), best.label)])
+            subject = subject_of(best)
+            counts.update([*_keys(best), (*_contrast(best), best.label), subject, (*subject, best.label)])
             left.remove(best)
             yield place, best
 
@@ -195,19 +269,52 @@ def _keys(question: Question) -> tuple[tuple[str, ...], ...]:
 
 
 def _balanced(asked: Sequence[Asked]) -> list[Asked]:
-    """Drops the surplus of an answer over its opposite in the same language; keeps the order."""
+    """Drops the surplus of an answer over its opposite in the same language; keeps the order.
+
+    Of questions that are asked only in balance, all that is surplus about the same things; of others, that is what goes
+    first.
+    """
+    dropped = _surplus([question for _, question in asked])
+    asked = [one for index, one in enumerate(asked) if index not in dropped]
     counts = Counter(_answer_key(question, question.label) for _, question in asked if question.against)
+    one_way = _surplus([question for _, question in asked], of_all=True)
     used: Counter[tuple[str, ...]] = Counter()
-    kept: list[Asked] = []
-    for one in asked:
-        question = one.question
+    kept: list[int] = []
+    for index in sorted(range(len(asked)), key=lambda index: index in one_way):
+        question = asked[index].question
         if question.against is not None:
             own = _answer_key(question, question.label)
             used[own] += 1
             if used[own] > counts[_answer_key(question, question.against)]:
                 continue
-        kept.append(one)
-    return kept
+        kept.append(index)
+    return [asked[index] for index in sorted(kept)]
+
+
+def _surplus(questions: Sequence[Question], *, of_all: bool = False) -> set[int]:
+    """Places of those questions about the same things, worded alike, whose answer is given more often than all others
+    together: as many as it is ahead. Only of what is asked in balance alone, or of all that contrasts (``of_all``)."""
+    counted = [
+        (index, subject_of(question), question.label)
+        for index, question in enumerate(questions)
+        if question.only_balanced or (of_all and question.against is not None)
+    ]
+    totals = Counter(subject for _, subject, _ in counted)
+    answers = Counter((subject, label) for _, subject, label in counted)
+    used: Counter[tuple[Subject, str]] = Counter()
+    found: set[int] = set()
+    for index, subject, label in counted:
+        used[subject, label] += 1
+        if used[subject, label] > totals[subject] - answers[subject, label]:
+            found.add(index)
+    return found
+
+
+def said_by_words(asked: Sequence[Asked]) -> list[Asked]:
+    """The questions whose right answer their words make likely: the surplus of one answer over its opposite among
+    questions about the same things, worded alike."""
+    found = _surplus([question for _, question in asked], of_all=True)
+    return [asked[index] for index in sorted(found)]
 
 
 def _answer_key(question: Question, label: str) -> tuple[str, ...]:
@@ -218,6 +325,12 @@ def _contrast(question: Question) -> tuple[str, ...]:
     """The set within which answers contrast: yes and no for each relation, left and right over both relations."""
     topic = question.topic if question.label in ("yes", "no") else ""
     return ("contrast", question.group, topic, question.form)
+
+
+def subject_of(question: Question) -> Subject:
+    """What a question is about. Within it answers contrast once more: of all such, the words are the same."""
+    topic = question.topic if question.label in ("yes", "no") or question.only_balanced else ""
+    return ("about", question.language, question.group, topic, question.form, *question.about)
 
 
 def count(asked: Iterable[Asked], key: Callable[[Asked], str]) -> dict[str, int]:

@@ -103,6 +103,9 @@ class Question:
     form       the form of the question; forms and labels are sampled equally often
     label      the right answer among those of the form, independent of language
     against    the opposite label, trained exactly as often (no for yes, left of for right of), or None
+    about      the categories that tell it from others of its form: all of one form about the same are worded alike
+    only_balanced   whether it is left out where the pictures give what it is about one answer alone; no answer to it
+                    is trained or probed more often than all its others
     trained    whether it may be a training sample
     probed     whether it may be a probe; questions whose answer is a box may not
     regions, phrases, relation   as in the probe file
@@ -117,6 +120,8 @@ class Question:
     label: str
     foil: str | None = None
     against: str | None = None
+    about: tuple[str, ...] = ()
+    only_balanced: bool = False
     trained: bool = True
     probed: bool = True
     regions: Mapping[str, tuple[Box, ...]] = field(default_factory=dict)

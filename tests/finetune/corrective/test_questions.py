@@ -20,6 +20,7 @@ from finetune.corrective.sampling import (
     for_probes,
     for_training,
     hold_out,
+    said_by_words,
     topics_of,
 )
 from finetune.corrective.scenes import AnnotatedBox, Question, Scene
@@ -228,6 +229,40 @@ def test_sentences_in_chinese():
     questions = asked(ROOM, "zh", form="yes or no")
     assert {(q.answer, q.foil) for q in questions} == {("在", "不在"), ("不在", "在")}
     assert not re.search(r"[a-z{}]", "".join(q.text for q in asked(ROOM, "zh")))
+
+
+UNDER = (120, 340, 200, 420)  # below BENCH, 300 / 480
+
+
+def test_where_is_asked_of_what_is_below_too():
+    """Asked only where the cat is on the bench, the question would be the answer."""
+    room = scene(("cat", UNDER), ("bench", BENCH))
+    (where,) = asked(room, form="where")
+    assert (where.answer, where.foil) == ("below the bench", "on the bench")
+    assert (where.topic, where.label, where.against) == ("on", "below", "on")
+    assert where.relation == {"phrase": "below", "subject": "cat", "object": "bench"}
+    (chinese,) = asked(room, "zh", form="where")
+    assert (chinese.answer, chinese.foil) == ("在长椅下面", "在长椅上")
+    assert chinese.relation["phrase"] == "下面"
+    (beside,) = asked(scene(("banana", (100, 100, 140, 150)), ("bowl", (160, 90, 240, 150))), form="where")
+    assert (beside.answer, beside.foil) == ("next to the bowl", "inside the bowl")
+
+
+@pytest.mark.parametrize(
+    ("more", "crowds"),
+    [
+        ([("couch", (100, 400, 300, 470))], []),  # it lies on the couch
+        ([("couch", (100, 350, 300, 470))], []),  # or perhaps
+        ([], ["couch"]),
+    ],
+)
+def test_what_is_on_something_else_is_not_said_to_be_below(more, crowds):
+    assert (
+        asked(scene(("cat", UNDER), ("bench", BENCH), *more, crowds=crowds), form="where", label="below")
+        == []
+    )
+    far = scene(("cat", UNDER), ("bench", BENCH), ("couch", (400, 10, 600, 90)), crowds=["zebra"])
+    assert len(asked(far, form="where", label="below")) == 1
 
 
 def test_yes_and_no_are_true():
@@ -612,6 +647,79 @@ def test_contrasting_answers_are_equally_frequent():
     assert counts == {("on", "yes"): 10, ("on", "no"): 10, ("on", "on"): 100}
     few = for_training(scenes, range(100), ask, per_picture=3, most=50, seed=0)
     assert 10 < len(few) <= 50
+
+
+def about_two(form: str, label: str, *two: str, **more) -> Question:
+    opposite = {"on": "below", "below": "on", "left": "right", "right": "left", "yes": "no", "no": "yes"}
+    return Question(
+        "g", "on", form, "en", f"{form} {two}?", label, label, against=opposite.get(label), about=two, **more
+    )
+
+
+def where_is(place: int) -> list[Question]:
+    """The cat is on the bench in two of three pictures, the dog on the table in all, the bird never on the chair."""
+    cat = "below" if place % 3 == 0 else "on"
+    if place % 3 == 2:
+        return [about_two("where", "on", "dog", "table", only_balanced=True), question("on", "on")]
+    return [about_two("where", cat, "cat", "bench", only_balanced=True), question("on", "on")]
+
+
+def test_where_has_each_answer_as_often_for_each_two_things():
+    scenes = [scene(digest=str(i)) for i in range(90)]
+
+    def ask(place: int) -> list[Question]:
+        found = where_is(place)
+        return [about_two("where", "on", "cat", "bench", only_balanced=True)] if place >= 60 else found
+
+    chosen = for_training(scenes, range(90), ask, per_picture=3, most=None, seed=0)
+    counts = Counter(
+        (one.question.about, one.question.label) for one in chosen if one.question.form == "where"
+    )
+    assert counts == {(("cat", "bench"), "on"): 20, (("cat", "bench"), "below"): 20}
+    for per_group in (11, 30, 90):
+        topics = {i: topics_of(ask(i)) for i in range(90)}
+        probes = for_probes(scenes, topics, range(90), ask, per_group=per_group, seed=0)
+        counts = Counter((one.question.about, one.question.label) for one in probes if one.question.about)
+        assert counts[("cat", "bench"), "on"] == counts[("cat", "bench"), "below"] > 2 and len(counts) == 2
+        assert len(probes) == min(
+            per_group, 80
+        )  # of the 90 the last 30 are asked nothing else: 20 have a partner
+
+
+def test_what_has_no_answer_that_is_more_frequent_than_all_others():
+    scenes = [scene(digest=str(i)) for i in range(60)]
+
+    def ask(place: int) -> list[Question]:
+        label = "cat" if place % 3 else ("dog", "bird")[place % 2]
+        what = Question("g", "on", "what", "en", "What?", label, label, about=("bench",), only_balanced=True)
+        return [what, question("on", "on")]
+
+    chosen = for_training(scenes, range(60), ask, per_picture=2, most=None, seed=0)
+    counts = Counter(one.question.label for one in chosen if one.question.form == "what")
+    assert counts == {"cat": 20, "dog": 10, "bird": 10}
+    topics = {i: topics_of(ask(i)) for i in range(60)}
+    probes = for_probes(scenes, topics, range(60), ask, per_group=60, seed=0)
+    counts = Counter(one.question.label for one in probes if one.question.form == "what")
+    assert 9 < counts["cat"] <= counts["dog"] + counts["bird"] and len(probes) == 60
+
+
+def test_answers_are_balanced_for_each_two_things_as_far_as_there_are_pictures():
+    """The cat is mostly left of the bench, the dog right of it; what is surplus goes where one side is ahead."""
+    scenes = [scene(digest=str(i)) for i in range(100)]
+
+    def ask(place: int) -> list[Question]:
+        if place < 40:
+            return [about_two("side", "right" if place % 4 == 0 else "left", "cat", "bench")]
+        return [about_two("side", "right", "dog", "bench")] if place < 80 else [question("on", "on")]
+
+    chosen = for_training(scenes, range(100), ask, per_picture=3, most=None, seed=0)
+    counts = Counter((one.question.about[0], one.question.label) for one in chosen if one.question.about)
+    assert counts == {("cat", "left"): 30, ("cat", "right"): 10, ("dog", "right"): 20}
+    assert len(said_by_words(chosen)) == 40
+    topics = {i: topics_of(ask(i)) for i in range(100)}
+    probes = for_probes(scenes, topics, range(100), ask, per_group=40, seed=0)
+    counts = Counter((one.question.about[0], one.question.label) for one in probes if one.question.about)
+    assert counts["cat", "left"] - counts["cat", "right"] <= 4 < 8 <= counts["cat", "right"]
 
 
 def test_rare_questions_come_first():

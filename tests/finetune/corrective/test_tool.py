@@ -75,6 +75,45 @@ def test_what_it_leaves(call, rooms: Path, tmp_path: Path, capsys):
     )
 
 
+def test_where_cannot_be_told_from_the_question(tmp_path: Path, capsys):
+    """The cat is on the bench in half of the pictures and below it in the other; nothing else is ever on it."""
+    bench, cats = ("bench", [8, 20, 30, 8]), ([12, 8, 10, 14], [12, 32, 10, 14])
+    pictures = {f"{i}.png": [bench, ("cat", cats[i % 2]), ("dog", [50, 30, 10, 10])] for i in range(60)}
+    pictures |= {f"a{i}.png": [bench, ("cat", [20 + i, 8, 6, 14])] for i in range(8)}
+    write_coco(tmp_path, pictures)
+    options = ["--images", str(tmp_path / "pictures"), "--boxes", str(tmp_path / "instances.json")]
+    assert (
+        main(
+            [
+                *options,
+                "--relations",
+                "on",
+                "--language",
+                "en",
+                "--held_out",
+                "0.4",
+                "--output_dir",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
+    data, probes = left(tmp_path / "out")
+    asked = [[turn["value"].split("\n")[-1] for turn in record["conversations"]] for record in data]
+    answers = Counter(answer for text, answer in asked if "here is the cat" in text)
+    assert set(answers) == {"on the bench", "below the bench"} and len(set(answers.values())) == 1
+    probed = Counter((one["answer"], one["foil"]) for one in probes if "here is the cat" in one["question"])
+    assert probed["on the bench", "below the bench"] == probed["below the bench", "on the bench"] > 2
+    shown = capsys.readouterr().out
+    assert not [
+        text for text, _ in asked if re.search("[Ww]hat is on the bench", text)
+    ]  # a cat, in every picture
+    assert re.search(
+        r"^left out 30 questions of 30 pictures to which all pictures give one answer", shown, re.M
+    )
+    assert "could be answered from their words" in shown
+
+
 def test_the_same_call_makes_the_same_files(call, tmp_path: Path, rooms: Path):
     assert main(call()) == 0
     first = [(tmp_path / "out" / name).read_bytes() for name in (DATA_FILE, PROBE_FILE)]
