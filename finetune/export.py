@@ -45,7 +45,7 @@ from finetune.files import (
 from finetune.model import adapters, checkpoint, look_file, seen_file, weights
 from finetune.printable import printable
 from finetune.samples.conversation import Conversation, ImageRef, Turn
-from finetune.training import model_card, run_folder
+from finetune.training import lineage, model_card, run_folder
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
@@ -222,16 +222,10 @@ def export(
 
 def history_of(source: Path) -> History:
     """Precision and quantisation of the run that wrote ``source``."""
-    path = next(
-        (
-            folder / run_folder.RUN_FILE
-            for folder in (source, source.parent)
-            if (folder / run_folder.RUN_FILE).is_file()
-        ),
-        None,
-    )
-    if path is None:
+    run = lineage.run_of(source)
+    if run is None:
         return History()
+    path = run / run_folder.RUN_FILE
     marks = fields.load(path, run_folder.RUN_SHAPE, required=("marks",), remedy="copy it again")["marks"]
     dtype = torch.bfloat16 if marks.get("bf16") else torch.float16 if marks.get("fp16") else torch.float32
     return History(dtype, bool(marks.get("q_lora")))
@@ -307,9 +301,10 @@ def _note(
 
 
 def _write_card(folder: Path, exported: model_card.Exported) -> None:
-    """As of the run that trained the weights. A verdict is carried over: the logits are the same."""
+    """As of the run that trained the weights, with what they were trained on before. A verdict is carried over: the
+    logits are the same."""
     source = exported.weights
-    run = next((one for one in (source, source.parent) if (one / run_folder.RUN_FILE).is_file()), source)
+    run = lineage.run_of(source) or source
     step = run_folder.step_of(source) if (source / run_folder.STATE_FILE).is_file() else None
     config = checkpoint.load_config(folder)
     model_card.write(folder, run=run, family=families.family_of(config).name, step=step, exported=exported)

@@ -11,6 +11,7 @@ in its output folder, with the value of every flag.
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 import yaml
 
 from finetune import fields
+from finetune.data.mixture import parse_source
 from finetune.flags import help
 from finetune.flags.arguments import Arguments
 
@@ -112,6 +114,8 @@ def _word(flag: str, value: Any) -> str:
 
 HEADER = """\
 # The flags of this run, with those that nobody gave. The same run again: finetune.py --config run.yaml --output_dir NEW
+# Files and folders are named in full, so it may be called from any folder, but for pictures that the data names by a
+# path from the working directory: give --image_folder for these.
 # Not here: the hub's tokens, and flags of one start alone (--overwrite_output_dir, --resume_from_checkpoint).
 """
 _NOT_WRITTEN = {
@@ -124,9 +128,44 @@ _USUAL_BACKEND = "inductor"
 """transformers names it once --torch_compile is given; named by a flag it would switch compiling on."""
 
 
+_FILES = (
+    "data_path", "eval_data_path", "image_folder", "probes", "calibration_probes", "baseline", "lora_weight_path",
+    "cache_dir", "logging_dir",
+)  # fmt: skip
+_PERHAPS_FILES = ("model_name_or_path", "deepspeed")  # names of the hub, a configuration as JSON
+_MIXED = ("corrective_data", "replay_data")
+
+
 def text_of(arguments: Arguments) -> str:
-    """The whole configuration as a file that ``--config`` takes."""
-    return HEADER + yaml.safe_dump(values_of(arguments), sort_keys=False, allow_unicode=True, width=1000)
+    """The whole configuration as a file that ``--config`` takes, from whichever folder."""
+    values = {name: _anywhere(name, value) for name, value in values_of(arguments).items()}
+    return HEADER + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _anywhere(name: str, value: Any) -> Any:
+    """A flag's value with the files and folders that it names in full: another working directory may have others of
+    these names, which would be trained on instead.
+
+    ``output_dir`` stays as it was given: the monitor's comparison names the run so (``training.judged``).
+    """
+    if name in _MIXED:
+        return [_mixed_anywhere(one) for one in value]
+    if not isinstance(value, str) or not value:
+        return value
+    if name in _FILES or (name in _PERHAPS_FILES and os.path.exists(value)):
+        return _in_full(value)
+    return value
+
+
+def _mixed_anywhere(source: str) -> str:
+    """``towers.json:0.3`` → ``/data/towers.json:0.3``."""
+    path = parse_source(source).path
+    return f"{_in_full(path)}{source[len(path) :]}"
+
+
+def _in_full(path: str) -> str:
+    # "~/cats" is in no working directory, unless there is a folder of that name.
+    return path if path.startswith("~") and not os.path.exists(path) else os.path.abspath(path)
 
 
 def values_of(arguments: Arguments) -> dict[str, Any]:

@@ -10,18 +10,22 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import finetune.families as families
 from finetune import fields
 from finetune.fields import TEXT, number
 from finetune.files import write_atomically
 from finetune.flags.parse import default_values
+from finetune.model import weights
+from finetune.model.adaptation import component_of
 from finetune.model.adapters import BASE_FILE
 from finetune.model.folders import is_adapter, looks_like_a_path
 from finetune.percent import percent_words
 from finetune.training import judged, run_folder
+from finetune.training.lineage import Earlier, Lineage, Stint
 
 CARD_FILE, PICTURE_FILE = "README.md", "probe.png"
 GUARDS = ("retention", "neighbour")
@@ -33,7 +37,13 @@ _NO_FLAGS = (
     "replay_data",
     "lora_weight_path",
     "image_folder",
+    "resume_from_checkpoint",
+    "greater_is_better",  # follows from the metric
 )
+_PARTS = {
+    "vision": "the vision tower", "connector": "the connector", "language": "the language layers",
+    "embeddings": "the word embeddings and the output layer",
+}  # fmt: skip
 
 
 class Exported(NamedTuple):
@@ -61,7 +71,7 @@ def write(
     step       that the weights were saved after; the run's verdict is on its last one, or its best. None: not known
     exported   where the folder holds what was made of the run's weights; None: it holds these themselves
     """
-    marks = run_folder.marks_of(run) or {}
+    marks, lineage = run_folder.marks_of(run) or {}, run_folder.lineage_of(run) or Lineage((), ())
     found = judged.read(run)
     of_these = found is not None and judged.is_of(
         found, folder if exported is None else exported.weights, run=run, step=step
@@ -76,10 +86,13 @@ def write(
     sections = [
         _header(folder, marks, family, exported),
         *_title(folder, marks, family, exported),
+        *_origin(lineage),
+        *_parts(folder if exported is None else exported.weights, family),
         *_verdict(verdict, marks, exported),
         *([f"![One probe: before, now, and the difference]({PICTURE_FILE})"] if picture else []),
         *_loading(folder, marks, family),
-        *_training(marks),
+        *_training(marks, lineage, step),
+        *_best(marks, folder if exported is None else exported.weights, run),
     ]
     write_atomically(folder / CARD_FILE, ("\n\n".join(sections) + "\n").encode())
 
@@ -131,6 +144,46 @@ def _title(folder: Path, marks: Mapping[str, Any], family: str, exported: Export
             f"It was merged into {_public(exported.other_base, 'a base that is not known')}, whose weights are others "
             "than those that the adapter was trained on: the run's verdict is not of this model."
         )
+
+
+def _origin(lineage: Lineage) -> Iterator[str]:
+    if lineage.earlier:
+        yield f"Its training continued from {_model_words(lineage.earlier[-1])}: see below what that was trained on."
+
+
+def _model_words(one: Earlier) -> str:
+    """``the adapter `cats` ``, ``checkpoint-10 of `cats` ``."""
+    if _is_on_hub(one.model):
+        return f"the {one.kind} {_public(one.model, '')}"
+    place = Path(one.model)
+    if one.end is not None and place.name.startswith("checkpoint-"):
+        return f"`{_public_name(place.name)}` of `{_public_name(str(place.parent))}`"
+    return f"the {one.kind} `{_public_name(one.model)}`"
+
+
+def _parts(folder: Path, family: str) -> Iterator[str]:
+    """What an adapter holds, by its tensors' names: it may have more than the last run trained."""
+    paths = next((one.paths for one in families.FAMILIES if one.name == family), None)
+    if paths is None or not is_adapter(folder):
+        return
+    try:
+        names = [name.removeprefix("base_model.model.") for name in weights.shapes(folder)]
+    except ValueError:  # who opens it is told
+        return
+    adapted = {component_of(name.partition(".lora_")[0], paths) for name in names if ".lora_" in name}
+    full = set()
+    for name in names:
+        if ".lora_" not in name and not name.endswith(".bias"):
+            component = component_of(name, paths)
+            inside = component != "language" or name.startswith(f"{paths.language_layers}.")
+            full.add(component if inside else "embeddings")
+    held = [
+        f"{how} {' and '.join(words)}"
+        for how, found in (("adapters in", adapted), ("in full,", full))
+        if (words := [word for part, word in _PARTS.items() if part in found])
+    ]
+    if held:
+        yield f"Trained parts: {'; '.join(held)}."
 
 
 def _base_mark(folder: Path) -> str:
@@ -217,13 +270,40 @@ def _loading(folder: Path, marks: Mapping[str, Any], family: str) -> Iterator[st
     yield "\n".join(["```python", *lines, "```"])
 
 
-def _training(marks: Mapping[str, Any]) -> Iterator[str]:
+def _training(marks: Mapping[str, Any], lineage: Lineage, step: int | None) -> Iterator[str]:
+    """``step``: that the weights were saved after."""
     yield "## Trained on"
-    yield "\n".join([*_data(marks)]) or "The run that trained it left no record."
+    for one in lineage.earlier:
+        if one.stints is None:
+            yield f"Continued from {_model_words(one)}; what that was trained on is not recorded."
+        else:
+            yield f"Continued from {_model_words(one)}, which was trained on:"
+            yield "\n".join(_by_steps(one.stints, one.end)) or "no step"
+    if lineage.earlier:
+        yield "Then it was trained on:"
+    batch = [f"- {marks['samples a step']} samples a step"] if "samples a step" in marks else []
+    yield "\n".join([*_by_steps(lineage.stints, step), *batch]) or "The run that trained it left no record."
     chosen = dict(_chosen(marks))
     if chosen:
         yield "Flags other than the defaults:"
         yield "\n".join(["```yaml", *(f"{name}: {_plain(value)}" for name, value in chosen.items()), "```"])
+
+
+def _best(marks: Mapping[str, Any], weights_of: Path, run: Path) -> Iterator[str]:
+    if marks.get("load_best_model_at_end") and weights_of.resolve() == run.resolve():
+        yield "Its weights are those of the run's best checkpoint: steps after that one are not in them."
+
+
+def _by_steps(stints: Sequence[Stint], end: int | None) -> Iterator[str]:
+    """A line for each data file, with the steps in which it was trained on; ``end``: the last one, if known."""
+    there = [one for one in stints if end is None or one.after < end] or [*stints[:1]]
+    if not there:
+        return
+    for stint, after in zip(there, [*(one.after for one in there), end][1:], strict=True):
+        steps = f"steps {stint.after + 1}–{after}" if after else f"from step {stint.after + 1} on"
+        yield from (f"{line}, {steps}" for line in _data(stint.marks))
+        if not stint.whole:
+            yield f"- {steps}: whether other data was trained on before is not recorded"
 
 
 def _data(marks: Mapping[str, Any]) -> Iterator[str]:
@@ -240,8 +320,6 @@ def _data(marks: Mapping[str, Any]) -> Iterator[str]:
             )
             role = flag.removesuffix("_data")
             yield _source(place, f", {role}{much}", marks.get(f"{key} sha256"))
-    if "samples a step" in marks:
-        yield f"- {marks['samples a step']} samples a step"
 
 
 def _number(value: Any) -> float | None:
@@ -255,8 +333,11 @@ def _source(place: str, more: str, digest: Any) -> str:
 
 def _chosen(marks: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     defaults = default_values()
+    derived = [*_NO_FLAGS]
+    derived += ["deepspeed"] if not marks.get("deepspeed") else []
+    derived += ["metric_for_best_model"] if marks.get("metric_for_best_model") == "loss" else []
     for name, value in marks.items():
-        if name in defaults and name not in _NO_FLAGS and value != defaults[name] and value is not None:
+        if name in defaults and name not in derived and value != defaults[name] and value is not None:
             yield name, value
 
 

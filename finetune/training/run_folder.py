@@ -22,14 +22,14 @@ from finetune.flags.parse import default_values
 from finetune.model import adapters, weights
 from finetune.printable import one_line
 from finetune.samples.listing import shown
-from finetune.training import judged, pickles
+from finetune.training import judged, lineage, pickles
 
-RUN_FILE = "run.json"
+RUN_FILE = lineage.RUN_FILE
 CONFIGURATION_FILE = judged.CONFIGURATION_FILE
 FRACTION_FILE = "data_fraction.json"
 """With --data_fraction: how many samples each source has, and how many different ones were trained on."""
 COMPLETE_FILE = "complete.json"
-STATE_FILE = "trainer_state.json"
+STATE_FILE = lineage.STATE_FILE
 OPTIMIZER_FILES = (
     "optimizer*",
     "global_step*",
@@ -37,7 +37,11 @@ OPTIMIZER_FILES = (
     "pytorch_model_fsdp*",
 )  # torch, DeepSpeed, FSDP
 VERSION = 1
-RUN_SHAPE = {"version": one_of(VERSION), "finished": TRUTH, "marks": OBJECT, "missing": TEXT}
+RUN_SHAPE = {
+    "version": one_of(VERSION), "finished": TRUTH, "marks": OBJECT, "missing": TEXT, "lineage": OBJECT,
+}  # fmt: skip
+_REQUIRED = ("version", "finished", "marks", "missing")
+"""Of every release; ``lineage`` came later."""
 MARKER_SHAPE = {"version": one_of(VERSION), "processes": whole(1), "files": by_name(whole(0))}
 STATE_SHAPE = {
     "global_step": whole(0), "max_steps": whole(-1), "epoch": number(0) | NULL, "log_history": items(OBJECT),
@@ -98,7 +102,7 @@ def fingerprint(arguments: Arguments, world_size: int) -> dict[str, Any]:
     marks |= {name: getattr(data, name) for name in _DATA_MARKS} | {"image_folder": _place(data.image_folder)}
     marks |= {name: _plain(getattr(training, name)) for name in _TRAINING_MARKS}
     marks |= {name: getattr(arguments.monitor, name) for name in ("stop_when", "stop_patience")}
-    return marks | _evaluation_marks(arguments) | _weights_mark(arguments)
+    return marks | _evaluation_marks(arguments) | _weights_mark(arguments) | _outside_mark(arguments)
 
 
 _DATA_MARKS = (
@@ -114,8 +118,9 @@ _TRAINING_MARKS = (
 )  # fmt: skip
 
 
-_NO_MARKS = ("allow_other_base",)
-"""Permissions: they decide nothing about the result. Earlier releases wrote them down."""
+_NO_MARKS = ("allow_other_base", lineage.OUTSIDE)
+"""Where nothing differs: permissions, which decide nothing about the result (earlier releases wrote them down), and the
+checkpoint of another folder that a run began with, which it need not name again to go on."""
 
 _LATER_MARKS = (
     "stop_when", "stop_patience", "evaluation data", "evaluation data sha256", "model weights", "eval_strategy",
@@ -167,6 +172,15 @@ def _weights_mark(arguments: Arguments) -> dict[str, Any]:
     except UNREADABLE:
         return {}
     return {} if found is None else {"model weights": found}
+
+
+def _outside_mark(arguments: Arguments) -> dict[str, Any]:
+    """The checkpoint of another folder that a run goes on from."""
+    training = arguments.training
+    given = named_checkpoint(training.resume_from_checkpoint)
+    if given is None or given.resolve().parent == Path(str(training.output_dir)).resolve():
+        return {}
+    return {lineage.OUTSIDE: os.path.abspath(given)}
 
 
 def _source_marks(flag: str, text: str, *, names_alone: bool) -> dict[str, Any]:
@@ -580,11 +594,19 @@ def mark_complete(checkpoint: Path, *, processes: int) -> None:
 
 
 def write_run(folder: Path, marks: dict[str, Any], *, finished: bool, missing: str = "") -> None:
-    """Write the run's fingerprint to its folder, and what a finished run could not show."""
+    """Write the run's fingerprint to its folder, what its weights were trained on before, and what a finished run could
+    not show.
+
+    Call it with ``finished=False`` at each start, after ``set_beyond_aside``: the newest checkpoint that is left is the
+    one that training goes on from.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / RUN_FILE, {"version": VERSION, "finished": finished, "marks": marks, "missing": missing}
-    )
+    written = lineage_of(folder)
+    if written is None or not finished:
+        newest = None if written is None else last_complete(folder)[0]
+        written = lineage.begun(marks, written, 0 if newest is None else step_of(newest))
+    content = {"version": VERSION, "finished": finished, "marks": marks, "missing": missing}
+    write_json(folder / RUN_FILE, {**content, "lineage": written.to_json()})
 
 
 def write_configuration(folder: Path, arguments: Arguments) -> None:
@@ -618,11 +640,21 @@ def marks_of(folder: Path) -> dict[str, Any] | None:
     return None if found is None else found["marks"]
 
 
+def lineage_of(folder: Path) -> lineage.Lineage | None:
+    """What the weights of the run in this folder were trained on; None if no run of ours is there."""
+    found = _read_run(folder)
+    return None if found is None else lineage.of_content(found, str(folder / RUN_FILE))
+
+
 def _read_run(folder: Path) -> dict[str, Any] | None:
     path = folder / RUN_FILE
     if not path.is_file():
         return None
-    return fields.load(path, RUN_SHAPE, required=tuple(RUN_SHAPE), remedy="choose another --output_dir")
+    found: dict[str, Any] = fields.load(
+        path, RUN_SHAPE, required=_REQUIRED, remedy="choose another --output_dir"
+    )
+    lineage.of_content(found, str(path))
+    return found
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -119,8 +119,14 @@ def test_what_is_written_gives_the_same_arguments(name: str):
     Path("written.yaml").write_text(run_file.text_of(args), encoding="utf-8")
     again, lines = parse.parse(["--config", "written.yaml"])
     assert lines == []
+    here = {"data_path", "eval_data_path", "corrective_data", "replay_data", "probes"}  # named in full
     for group in ("model", "data", "adaptation", "evaluation", "monitor"):
-        assert getattr(again, group) == getattr(args, group)
+        kept, given = vars(getattr(again, group)), vars(getattr(args, group))
+        assert {key: kept[key] for key in kept if key not in here} == {
+            key: given[key] for key in given if key not in here
+        }
+        for key in here & set(given):
+            assert str(kept[key]).replace(f"{Path.cwd()}/", "") == str(given[key])
     before, after = args.training.to_dict(), again.training.to_dict()
     assert {key: (before[key], after[key]) for key in before if before[key] != after[key]} == {}
 
@@ -142,6 +148,44 @@ def test_what_follows_from_another_flag_follows_from_the_one_beside_the_file(fla
     Path("written.yaml").write_text(run_file.text_of(args), encoding="utf-8")
     again, _ = parse.parse(["--config", "written.yaml", *beside])
     assert getattr(again.training, name) is found
+
+
+def test_from_another_folder_it_names_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """There may be others of the same names, which would be trained on in silence."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    names = ["d.json", "e.json", "f.json", "a:0.5.json"]
+    for name in names:
+        (tmp_path / name).write_text("[]")
+    flags = [
+        "--model_name_or_path", "mine", "--data_path", "d.json", "--corrective_data", "e.json:0.3", "./a:0.5.json:x2",
+        "--replay_data", "f.json", "--eval_data_path", "e.json", "--image_folder", ".", "--cache_dir", "fetched",
+        "--monitor", "True", "--probes", "d.json", "--calibration_probes", "f.json", "--baseline", "mine",
+        "--logging_dir", "logs", "--output_dir", "out",
+    ]  # fmt: skip
+    args, _ = parse.parse(flags)
+    (tmp_path / "written.yaml").write_text(run_file.text_of(args), encoding="utf-8")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    for name in names:
+        Path(name).write_text("[1]")
+    again, _ = parse.parse(["--config", "../written.yaml"])
+    data, monitor = again.data, again.monitor
+    assert again.model.model_name_or_path == str(tmp_path / "mine")
+    assert again.model.cache_dir == str(tmp_path / "fetched")
+    assert (data.data_path, data.eval_data_path) == (str(tmp_path / "d.json"), str(tmp_path / "e.json"))
+    assert data.corrective_data == [f"{tmp_path}/e.json:0.3", f"{tmp_path}/a:0.5.json:x2"]
+    assert (data.replay_data, data.image_folder) == ([f"{tmp_path}/f.json"], str(tmp_path))
+    assert (monitor.probes, monitor.baseline) == (str(tmp_path / "d.json"), str(tmp_path / "mine"))
+    assert monitor.calibration_probes == str(tmp_path / "f.json")
+    assert again.training.logging_dir == str(tmp_path / "logs")
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen-VL-Chat", "m"])
+def test_names_of_the_hub_stay(name: str):
+    args, _ = parse.parse(["--model_name_or_path", name, "--data_path", "d.json"])
+    assert f"\nmodel_name_or_path: {name}\n" in run_file.text_of(args)
 
 
 def test_what_is_written_holds_no_secret_and_nothing_of_one_start():

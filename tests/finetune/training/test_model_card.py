@@ -8,11 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 from transformers import Trainer
 
 from finetune.training import model_card, run_folder
 from finetune.training.saving import SavingTrainer
+from tests.finetune.training.test_run_folder import add_checkpoint
 
 MARKS = {
     "model_name_or_path": "/home/alice/secret/my-base", "data_path": "/home/alice/towers/data.json",
@@ -240,3 +243,91 @@ def test_a_leg_that_neither_holds_nor_fails_is_left_out() -> None:
         )
         == "picture –"
     )
+
+
+def trained_on(folder: Path) -> str:
+    text = written(folder)[1]
+    return text[text.index("## Trained on") :].partition("Flags other")[0]
+
+
+def test_all_data_of_a_run_is_named_with_its_steps(run: Path):
+    add_checkpoint(run, 200)
+    other = {**MARKS, "data_path": "/home/alice/cats.json"}
+    run_folder.write_run(run, other, finished=False)
+    for step, cats in ((330, True), (200, False), (None, True)):
+        model_card.write(run, run=run, family="qwen-vl", step=step)
+        told = trained_on(run)
+        assert "- `data.json` (SHA-256 `9edf9edf9edf9edf…`), steps 1–200\n" in told
+        end = "steps 201–330" if step else "from step 201 on"
+        assert (
+            ("cats.json" in told) is (f"- `cats.json` (SHA-256 `9edf9edf9edf9edf…`), {end}\n" in told) is cats
+        )
+        assert "not recorded" not in told
+
+
+@pytest.mark.parametrize("how", ["run", "exported"])
+def test_what_it_continued_from_is_named_with_its_data(run: Path, how: str):
+    add_checkpoint(run, 200)
+    adapter = run / "checkpoint-200"
+    marks = {**MARKS, "data_path": "/home/alice/cats.json", "lora_weight_path": str(adapter)}
+    second = run.parent / "second"
+    run_folder.write_run(second, marks, finished=True)
+    folder, exported = second, None
+    if how == "exported":
+        folder, exported = run.parent / "merged", model_card.Exported(second, "Merged.", "merged")
+        folder.mkdir()
+    model_card.write(folder, run=second, family="qwen-vl", step=7, exported=exported)
+    told = trained_on(folder)
+    assert "Continued from `checkpoint-200` of `towers`, which was trained on:\n\n- `data.json`" in told
+    assert "Then it was trained on:\n\n- `cats.json` (SHA-256 `9edf9edf9edf9edf…`), steps 1–7\n" in told
+    content = (folder / "README.md").read_text()
+    assert "Its training continued from `checkpoint-200` of `towers`" in content and "alice" not in content
+
+
+def test_what_is_not_recorded_is_said(run: Path):
+    run_folder.write_run(run, MARKS | {"lora_weight_path": "somebody/cats-lora"}, finished=False)
+    model_card.write(run, run=run, family="qwen-vl", step=330)
+    assert (
+        "from the adapter [somebody/cats-lora](https://huggingface.co/somebody/cats-lora); what that was trained on is "
+        "not recorded." in trained_on(run)
+    )
+    content = json.loads((run / "run.json").read_text())
+    del content["lineage"], content["marks"]["lora_weight_path"]
+    (run / "run.json").write_text(json.dumps(content))  # as earlier releases wrote it
+    model_card.write(run, run=run, family="qwen-vl", step=330)
+    assert "- steps 1–330: whether other data was trained on before is not recorded" in trained_on(run)
+
+
+def test_an_adapter_says_which_parts_it_has(run: Path):
+    """Whichever run trained them: the last one may have left the connector as it was."""
+    stem = "base_model.model.model"
+    names = (
+        f"{stem}.visual.blocks.0.attn.qkv.lora_A.weight", f"{stem}.language_model.layers.0.mlp.up_proj.lora_A.weight",
+        f"{stem}.visual.merger.linear_fc1.weight", f"{stem}.visual.merger.linear_fc1.bias",
+        "base_model.model.lm_head.weight",
+    )  # fmt: skip
+    save_file({name: torch.zeros(5, 3) for name in names}, run / "adapter_model.safetensors")
+    model_card.write(run, run=run, family="qwen3-vl", step=330)
+    assert (
+        "\nTrained parts: adapters in the vision tower and the language layers; in full, the connector and the word "
+        "embeddings and the output layer.\n" in written(run)[1]
+    )
+
+
+def test_weights_of_the_best_checkpoint_are_said_to_lack_later_steps(run: Path):
+    words = "steps after that one are not in them"
+    run_folder.write_run(run, MARKS | {"load_best_model_at_end": True}, finished=True)
+    checkpoint = add_checkpoint(run, 220)
+    for folder, said in ((run, True), (checkpoint, False)):
+        model_card.write(folder, run=run, family="qwen-vl", step=220)
+        assert (words in written(folder)[1]) is said
+
+
+def test_flags_that_nobody_gave_are_not_on_it(run: Path):
+    derived = {"deepspeed": False, "greater_is_better": False, "metric_for_best_model": "loss"}
+    run_folder.write_run(run, MARKS | derived, finished=True)
+    model_card.write(run, run=run, family="qwen-vl", step=330)
+    assert not [name for name in derived if name in written(run)[1]]
+    run_folder.write_run(run, MARKS | {"deepspeed": True}, finished=True)
+    model_card.write(run, run=run, family="qwen-vl", step=330)
+    assert "\ndeepspeed: true\n" in written(run)[1]

@@ -1,0 +1,170 @@
+"""What a run's weights were trained on: its own data by steps, and that of the runs which it began with.
+
+``run.json`` has it beside the marks, which are of the last start alone:
+
+    {"earlier": [{"model": "/runs/cats", "kind": "adapter", "end": 12, "stints": [...]}],
+     "stints": [{"after": 0, "marks": {...}, "whole": true}, {"after": 10, "marks": {...}, "whole": true}]}
+
+Steps 1 to 10 had the data of the first marks; a start that went on from step 10 had other data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from finetune import fields
+from finetune.fields import NULL, OBJECT, TEXT, TRUTH, items, one_of, part, whole
+
+RUN_FILE, STATE_FILE = "run.json", "trainer_state.json"
+OUTSIDE = "resume_from_checkpoint"
+"""Mark of a run that went on from a checkpoint of another folder."""
+_ADAPTER, _MODEL, _CHECKPOINT = "adapter", "model", "checkpoint"
+_STINT: fields.Shape = {"after": whole(0), "marks": OBJECT, "whole": TRUTH}
+_EARLIER: fields.Shape = {
+    "model": TEXT, "kind": one_of(_ADAPTER, _MODEL, _CHECKPOINT), "end": whole(0) | NULL,
+    "stints": items(part(_STINT)) | NULL,
+}  # fmt: skip
+SHAPE: fields.Shape = {"earlier": items(part(_EARLIER)), "stints": items(part(_STINT))}
+
+
+class Stint(NamedTuple):
+    """Steps of a run that were trained with the same data.
+
+    after   the step before the first of them
+    marks   what determined them (``run_folder.fingerprint``)
+    whole   False: written by a release that kept the last marks alone, so other data may have been trained on too
+    """
+
+    after: int
+    marks: Mapping[str, Any]
+    whole: bool = True
+
+
+class Earlier(NamedTuple):
+    """A model that training began with, and what it was trained on.
+
+    model    its folder, or its name on the hub
+    kind     adapter, model or checkpoint (whose run went on in another folder)
+    end      step that its weights were saved after; None: its run's last one
+    stints   None: not recorded
+    """
+
+    model: str
+    kind: str
+    end: int | None
+    stints: tuple[Stint, ...] | None
+
+
+class Lineage(NamedTuple):
+    """What weights were trained on: ``earlier`` models, oldest first, then the ``stints`` of their own run."""
+
+    earlier: tuple[Earlier, ...]
+    stints: tuple[Stint, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "earlier": [
+                {**one._asdict(), "stints": None if one.stints is None else _listed(one.stints)}
+                for one in self.earlier
+            ],
+            "stints": _listed(self.stints),
+        }
+
+
+def _listed(stints: Sequence[Stint]) -> list[dict[str, Any]]:
+    return [{**one._asdict(), "marks": dict(one.marks)} for one in stints]
+
+
+def of_content(run: Mapping[str, Any], where: str) -> Lineage:
+    """The lineage in a ``run.json``'s content; what the marks alone say, where an earlier release wrote it.
+
+    Raises ValueError for one of another shape.
+    """
+    found = run.get("lineage")
+    if found is None:
+        marks = run["marks"]
+        adapter = marks.get("lora_weight_path")
+        unknown = (Earlier(adapter, _ADAPTER, None, None),) if isinstance(adapter, str) and adapter else ()
+        return Lineage(unknown, (Stint(0, marks, whole=False),))
+    fields.check(found, SHAPE, f"{where}: lineage", required=tuple(SHAPE))
+    for one in found["earlier"]:
+        fields.check(one, _EARLIER, f"{where}: lineage.earlier", required=tuple(_EARLIER))
+    stints = [*found["stints"], *(stint for one in found["earlier"] for stint in one["stints"] or ())]
+    for stint in stints:
+        fields.check(stint, _STINT, f"{where}: lineage.stints", required=tuple(_STINT))
+    earlier = (
+        Earlier(**{**one, "stints": None if one["stints"] is None else _read(one["stints"])})
+        for one in found["earlier"]
+    )
+    return Lineage(tuple(earlier), _read(found["stints"]))
+
+
+def _read(stints: Sequence[dict[str, Any]]) -> tuple[Stint, ...]:
+    return tuple(Stint(**one) for one in stints)
+
+
+def begun(marks: Mapping[str, Any], before: Lineage | None, step: int) -> Lineage:
+    """The lineage of a run that begins, or goes on from a step.
+
+    before   of the run that the folder holds; None where it holds none
+    step     of the checkpoint in that folder that training goes on from; 0: from none there
+    """
+    if before is None or step == 0:
+        earlier = tuple(_origins(marks))
+        after = earlier[-1].end if marks.get(OUTSIDE) else None
+        return Lineage(earlier, (Stint(after or 0, marks),))
+    kept = [one for one in before.stints if one.after < step]
+    if kept and kept[-1].whole and data_of(kept[-1].marks) == data_of(marks):
+        return before._replace(stints=tuple(kept))
+    return before._replace(stints=(*kept, Stint(step, marks)))
+
+
+def data_of(marks: Mapping[str, Any]) -> dict[str, Any]:
+    """Those marks that say what was trained on."""
+    flags = ("data_path", "data", "corrective_data", "replay_data", "data_fraction", "data_fraction_of")
+    return {name: value for name, value in marks.items() if name.partition(" ")[0] in flags}
+
+
+def run_of(weights: Path) -> Path | None:
+    """The folder of the run that a model, an adapter or a checkpoint is of; None where no run of ours is there."""
+    return next((one for one in (weights, weights.absolute().parent) if (one / RUN_FILE).is_file()), None)
+
+
+def _origins(marks: Mapping[str, Any]) -> Iterator[Earlier]:
+    """What a run begins with, and what that began with; a model that was not trained here is a base, and none."""
+    if marks.get(OUTSIDE):
+        yield from _of_weights(marks[OUTSIDE], _CHECKPOINT)
+        return
+    base, adapter = marks.get("model_name_or_path"), marks.get("lora_weight_path")
+    if base and ((Path(base) / RUN_FILE).is_file() or (Path(base) / STATE_FILE).is_file()):
+        yield from _of_weights(base, _MODEL)
+    if adapter:
+        yield from _of_weights(adapter, _ADAPTER)
+
+
+def _of_weights(name: str, kind: str) -> Iterator[Earlier]:
+    """A record that is broken or gone says nothing: training does not need it."""
+    weights = Path(name)
+    try:
+        end, run = _end(weights), run_of(weights)
+        if run is None or (run != weights and end is None):  # in a run's folder, and none of its checkpoints
+            yield Earlier(name, kind, end, None)
+            return
+        path = run / RUN_FILE
+        content = fields.load(path, {"marks": OBJECT}, required=("marks",))
+        found = of_content(content, str(path))
+    except ValueError:
+        yield Earlier(name, kind, None, None)
+        return
+    yield from found.earlier
+    yield Earlier(name, kind, end, found.stints)
+
+
+def _end(weights: Path) -> int | None:
+    """The step that a checkpoint was saved after; None for a folder that says none."""
+    path = weights / STATE_FILE
+    if not path.is_file():
+        return None
+    return int(fields.load(path, {"global_step": whole(0)}, required=("global_step",))["global_step"])

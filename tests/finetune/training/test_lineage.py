@@ -1,0 +1,128 @@
+"""What a run's weights were trained on before: other data of the same run, and the models that it began with."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.flags.parse import parse
+from finetune.training import run_folder
+from finetune.training.lineage import Lineage, Stint, begun
+from tests.finetune.training.test_run_folder import add_checkpoint
+
+CATS, DOGS, BIRDS = (
+    {"data_path": f"/data/{name}.json", "data sha256": name} for name in ("cats", "dogs", "birds")
+)
+
+
+def spans(found: Lineage | None) -> list[tuple[int, str, bool]]:
+    assert found is not None
+    return [(one.after, one.marks["data sha256"], one.whole) for one in found.stints]
+
+
+def trained(folder: Path, marks: dict[str, Any], *steps: int) -> Path:
+    """A run that goes on from what the folder holds and leaves checkpoints."""
+    run_folder.write_run(folder, marks, finished=False)
+    for step in steps:
+        add_checkpoint(folder, step)
+    run_folder.write_run(folder, marks, finished=True)
+    return folder
+
+
+def test_other_data_is_added_with_the_step_from_which_it_was_trained_on(tmp_path: Path):
+    run = trained(tmp_path / "run", CATS, 5, 10)
+    assert spans(run_folder.lineage_of(run)) == [(0, "cats", True)]
+    trained(run, CATS | {"max_steps": 12}, 11)
+    assert spans(run_folder.lineage_of(run)) == [(0, "cats", True)]
+    trained(run, DOGS, 12)
+    assert spans(run_folder.lineage_of(run)) == [(0, "cats", True), (11, "dogs", True)]
+    run_folder.set_beyond_aside(
+        run, 5
+    )  # it goes on from there with yet other data: the dogs are another branch's
+    trained(run, BIRDS)
+    assert spans(run_folder.lineage_of(run)) == [(0, "cats", True), (5, "birds", True)]
+    shutil.rmtree(run / "checkpoint-5")
+    assert spans(run_folder.lineage_of(trained(run, DOGS))) == [(0, "dogs", True)]  # begun anew
+
+
+def test_a_run_of_an_earlier_release_does_not_know_whether_there_was_other_data(tmp_path: Path):
+    run = trained(tmp_path / "run", CATS, 10)
+    content = json.loads((run / "run.json").read_text())
+    del content["lineage"]
+    (run / "run.json").write_text(json.dumps(content))
+    assert spans(run_folder.lineage_of(run)) == [(0, "cats", False)]
+    trained(run, CATS)
+    assert spans(run_folder.lineage_of(run)) == [(0, "cats", False), (10, "cats", True)]
+
+
+@pytest.mark.parametrize("as_model", [False, True])
+def test_what_it_continues_from_is_told_back_to_the_beginning(tmp_path: Path, as_model: bool):
+    key = "model_name_or_path" if as_model else "lora_weight_path"
+    first = trained(tmp_path / "first", CATS, 10)
+    second = trained(tmp_path / "second", DOGS | {key: str(first / "checkpoint-10")}, 7)
+    third = trained(tmp_path / "third", BIRDS | {key: str(second)}, 3)
+    trained(third, CATS, 4)  # and goes on
+    found = run_folder.lineage_of(third)
+    assert found is not None
+    assert [(Path(one.model).name, one.end) for one in found.earlier] == [
+        ("checkpoint-10", 10),
+        ("second", None),
+    ]
+    assert [one.stints[0].marks["data sha256"] for one in found.earlier if one.stints] == ["cats", "dogs"]
+    assert {one.kind for one in found.earlier} == {"model" if as_model else "adapter"}
+    assert spans(found) == [(0, "birds", True), (3, "cats", True)]
+
+
+def test_what_no_run_of_ours_trained_is_not_recorded_and_a_base_is_no_origin(tmp_path: Path):
+    for place in ("somebodys", "run/base"):
+        (tmp_path / place).mkdir(parents=True)
+    trained(tmp_path / "run", CATS)
+    for adapter in ("somebodys", "run/base", "hub/adapter"):
+        found = begun({"lora_weight_path": str(tmp_path / adapter)}, None, 0)
+        assert [one.stints for one in found.earlier] == [None]
+        assert begun({"model_name_or_path": str(tmp_path / adapter)}, None, 0).earlier == ()
+    broken = trained(tmp_path / "broken", CATS)
+    (broken / "run.json").write_text('{"marks": {}, "lineage": {"stints": [3], "earlier": []}}')
+    assert begun({"lora_weight_path": str(broken)}, None, 0).earlier[0].stints is None
+
+
+def test_a_run_that_goes_on_in_another_folder_has_the_steps_of_the_first(tmp_path: Path):
+    checkpoint = trained(tmp_path / "first", CATS, 10) / "checkpoint-10"
+    data = tmp_path / "d.json"
+    data.write_text("[]")
+    flags = ["--model_name_or_path", "m", "--data_path", str(data), "--use_lora", "True"]
+    given = ["--output_dir", str(tmp_path / "second"), "--resume_from_checkpoint", str(checkpoint)]
+    marks = run_folder.fingerprint(parse([*flags, *given])[0], 1)
+    found = run_folder.lineage_of(trained(tmp_path / "second", marks, 12))
+    assert found is not None and found.stints[0].after == 10
+    assert [(one.kind, one.end, one.stints and one.stints[0].marks) for one in found.earlier] == [
+        ("checkpoint", 10, CATS)
+    ]
+    plain = run_folder.fingerprint(parse([*flags, *given[:2]])[0], 1)
+    assert run_folder._differences(marks, plain) == []  # the same run, that goes on in its own folder
+    own = ["--output_dir", str(tmp_path / "first"), "--resume_from_checkpoint", str(checkpoint)]
+    assert "resume_from_checkpoint" not in run_folder.fingerprint(parse([*flags, *own])[0], 1)
+
+
+@pytest.mark.parametrize(
+    "lineage",
+    [[], {"stints": []}, {"stints": [{}], "earlier": []}, {"stints": [], "earlier": [{"model": 3}]}],
+)
+def test_a_broken_lineage_is_one_message(tmp_path: Path, lineage: Any):
+    run = trained(tmp_path / "run", CATS)
+    content = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(content | {"lineage": lineage}))
+    with pytest.raises(ValueError, match="run.json"):
+        run_folder.marks_of(run)
+
+
+def test_it_is_read_as_it_was_written(tmp_path: Path):
+    trained(tmp_path / "first", CATS, 10)
+    made = begun(DOGS | {"lora_weight_path": str(tmp_path / "first")}, None, 0)
+    run_folder.write_run(
+        tmp_path / "second", DOGS | {"lora_weight_path": str(tmp_path / "first")}, finished=False
+    )
+    assert run_folder.lineage_of(tmp_path / "second") == made
+    assert made.stints == (Stint(0, DOGS | {"lora_weight_path": str(tmp_path / "first")}),)
