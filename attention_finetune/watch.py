@@ -14,8 +14,10 @@ from finetune import families
 from finetune.distributed import is_main, say
 from finetune.flags import run_file
 from finetune.flags.arguments import Arguments
+from finetune.model.notes import any_of
+from finetune.model.run_data import RunData
 from finetune.samples import conversation, same_pictures
-from finetune.training import stopping, trainer
+from finetune.training import run_folder, stopping, trainer
 
 MOST_GROUPS_NAMED = 12
 
@@ -76,24 +78,42 @@ def prompt_note(probes: Probes, trained: Sequence[conversation.Conversation]) ->
 def seen_pictures(
     args: Arguments, probes: Probes, trained: Sequence[conversation.Conversation]
 ) -> Collection[str]:
-    """SHA-256 of the judged probes' pictures that are in the training data, found by the first process alone, which
-    says what that means; none where they are not known (streaming)."""
+    """SHA-256 of the judged probes' pictures that are in the training data, or in that of runs that this one goes on
+    from, found by the first process alone, which says what that means; those of streamed data are not known."""
     if not probes.judged or not is_main():
         return ()
+    files = [path for probe in probes.judged for path in probe.images]
+    found = dict[Path, str]()
     if args.data.streaming:
         say(
             "warning: streaming: whether the probes' pictures are in the training data is not looked up; what was "
             "trained on shows no correction"
         )
-        return ()
-    files = [path for probe in probes.judged for path in probe.images]
-    found = same_pictures.files_among(files, trained)
-    say(*seen_note(args, probes.judged, found))
-    return {*found.values()}
+    else:
+        found = same_pictures.files_among(files, trained)
+        say(*seen_note(args, probes.judged, found))
+    earlier = RunData(files).trained_on(_began_with(args))
+    more = [path for path in files if path not in found and any_of([path], earlier)]
+    say(*seen_note(args, probes.judged, more, earlier=True))
+    return {*found.values(), *earlier}
 
 
-def seen_note(args: Arguments, judged: Sequence[Any], found: Collection[Path]) -> list[str]:
-    """A warning that names the groups with pictures in the training data. ``found``: these pictures."""
+def _began_with(args: Arguments) -> list[str]:
+    """What a run goes on from, itself too: it may be resumed with other data."""
+    training = args.training
+    given = args.model.model_name_or_path, args.adaptation.lora_weight_path
+    own = None if training.overwrite_output_dir else training.output_dir
+    named = run_folder.named_checkpoint(training.resume_from_checkpoint)
+    return [str(one) for one in (*given, own, named) if one]
+
+
+def seen_note(
+    args: Arguments, judged: Sequence[Any], found: Collection[Path], *, earlier: bool = False
+) -> list[str]:
+    """A warning that names the groups with pictures in the training data. ``found``: these pictures.
+
+    earlier   the data of runs that this one goes on from
+    """
     shown = {probe.id: path for probe in judged for path in reversed(probe.images) if path in found}
     if not shown:
         return []
@@ -104,10 +124,12 @@ def seen_note(args: Arguments, judged: Sequence[Any], found: Collection[Path]) -
     named = ", ".join(groups[:MOST_GROUPS_NAMED]) + (f" and {more} more groups" if more > 0 else "")
     stop, first = args.monitor.stop_when, next(iter(shown))
     never = f"; until then, --stop_when {stop} cannot be met" if stop else ""
+    where = "was trained on by a run that this one goes on from" if earlier else "is in the training data"
+    remedy = "draw other probes" + ("" if earlier else ", or take these pictures out of the data")
     return [
-        f"warning: {args.monitor.probes}: in {len(shown)} of {len(judged)} probes a picture is in the training data "
+        f"warning: {args.monitor.probes}: in {len(shown)} of {len(judged)} probes a picture {where} "
         f"({named}), the first is {first}: {shown[first]}. What was trained on shows no correction, so these groups "
-        f'get no verdict but "not held out": draw other probes, or take these pictures out of the data{never}'
+        f'get no verdict but "not held out": {remedy}{never}'
     ]
 
 

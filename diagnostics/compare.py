@@ -55,6 +55,7 @@ def compare(
     samples: Sequence[TrainingSample] = (),
     thresholds: Thresholds | None = None,
     why_not_patched: str | None = None,
+    warnings: Sequence[str] = (),
     language: Language = "en",
 ) -> Json:
     """Compare two models' records of the same probes and write the report.
@@ -68,6 +69,7 @@ def compare(
         samples: training samples; the report shows those related to its cases.
         thresholds: what each leg of a verdict requires.
         why_not_patched: why the attention of the model before was not put back, for the verdicts' reasons.
+        warnings: what is to be known of every group.
         language: what the report shows first; it has a switch.
 
     Returns:
@@ -79,6 +81,8 @@ def compare(
     check_language(language)
     pairs = pair_all(probes, before_records, after_records)
     comparison = comparison_of(pairs, thresholds=thresholds, why_not_patched=why_not_patched)
+    for group in comparison["groups"].values():
+        group["warnings"] += warnings
     evolution = None
     if series is not None and len(series) > 1:
         evolution = evolution_of(series)
@@ -401,6 +405,7 @@ def compare_sources(
         series=series,
         thresholds=thresholds,
         why_not_patched=found.why_not_patched,
+        warnings=found.warnings,
         language=language,
     )
     return comparison

@@ -17,6 +17,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -38,7 +39,7 @@ from diagnostics.monitoring.moments import (
     precision_difference,
     runs_of,
 )
-from diagnostics.monitoring.stopping import Stopping
+from diagnostics.monitoring.stopping import Stopping, why_unjudged
 from diagnostics.probing.before import (
     AdapterOff,
     BeforeModel,
@@ -78,7 +79,7 @@ from diagnostics.records.measurement_plan import (
     MeasurementPlan,
     cost_words,
 )
-from diagnostics.records.probes import Probe, groups_of, read_probes, write_probes
+from diagnostics.records.probes import KEPT_SHARE, Probe, groups_of, read_probes, write_probes
 from diagnostics.records.record import AttentionRecord
 from diagnostics.report.languages import Language, check_language
 from finetune.distributed import decided_by_first, gathered, rank_and_world_size
@@ -86,6 +87,7 @@ from finetune.families import bare_model, family_of
 from finetune.families.parts.modules import adapted_model, check_identifiable, check_measurable
 from finetune.files import write_atomically
 from finetune.model.folders import is_adapter
+from finetune.model.run_data import RunData
 from finetune.samples.workers import is_data_worker_death
 
 if TYPE_CHECKING:
@@ -210,6 +212,7 @@ class AttentionMonitor(TrainerCallback):
             check_trackers(trackers)
         self.trackers, self.flags = trackers, flags
         self._trackers, self._flags = tuple(trackers or ()), flags or {}
+        self._supervision: tuple[Callable[[], Sequence[int]], bool] | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -228,11 +231,17 @@ class AttentionMonitor(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
     ) -> None:
-        """Begin the run of a tracker whose callback cannot do so itself."""
+        """Begin the run of a tracker whose callback cannot do so itself; of an earlier Trainer nothing counts."""
+        self._supervision = None
         if "swanlab" in (args.report_to or ()) and state.is_world_process_zero:
             from diagnostics.drawing.trackers import Swanlab
 
             Swanlab.begin_for_trainer(args.run_name)
+
+    def will_be_supervised(self, layers: Callable[[], Sequence[int]], *, connector: bool) -> None:
+        """A Trainer whose run trains on attention says where: in language layers, which may be the key layers, and in
+        the resampler."""
+        self._supervision = layers, connector
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **event: Any
@@ -341,8 +350,9 @@ class AttentionMonitor(TrainerCallback):
 
     def _begin_anew(self, at: Moment, model: nn.Module) -> None:
         chosen = None if self.key_layers != "auto" else self._calibrated(at, model)
-        layers = self._given_layers(chosen)
+        layers = self._layers = self._given_layers(chosen)
         prober = self._prober(at, model, self.depth, layers)
+        self._check_judged(at, prober)
         prober.self_check()
         run = new_run(model_marks(model), self._untrained_words(model), self.probes, layers)
         decided_by_first(lambda: self._make_room(run))
@@ -368,6 +378,27 @@ class AttentionMonitor(TrainerCallback):
 
         for sentence in never_met(self._judged) if self.stop_when is not None else ():
             print(f"warning: --stop_when {self.stop_when} cannot be met: {sentence}", flush=True)
+
+    def _check_judged(self, at: Moment, prober: Prober) -> None:
+        """Say where attention is trained on so that none of it is left to be judged.
+
+        Raises ValueError with ``stop_when``, which could never be met.
+        """
+        layers = {*(() if prober.supervised is None else prober.supervised.layers)}
+        connector = prober.looks_through_supervised
+        if self._supervision is not None:
+            asked, trains_connector = self._supervision
+            layers, connector = layers | {*asked()}, connector or trains_connector
+        why = why_unjudged(self._layers, layers, connector=connector)
+        if not why or all(name in KEPT_SHARE for name in groups_of(self.probes)):
+            return
+        if self.stop_when is not None:
+            raise ValueError(
+                f"stop_when {self.stop_when} cannot be met: attention will not be judged, since {why}; or leave out "
+                "stop_when"
+            )
+        if at.first:
+            print(f"attention will not be judged, since {why}", flush=True)
 
     def _diagnose(self, at: Moment, model: nn.Module) -> None:
         """Where does the untrained model lose the right answer, and does this run train that part?"""
@@ -439,7 +470,9 @@ class AttentionMonitor(TrainerCallback):
         earlier = self._left_in(self.attention_dir, at, model)
         run, chosen = decided_by_first(lambda: earlier.to_resume(marks, self.key_layers, runs))
         self._take(at, run, chosen)
-        self._prober(at, model, self.depth, self._layers).self_check()
+        prober = self._prober(at, model, self.depth, self._layers)
+        self._check_judged(at, prober)
+        prober.self_check()
         self._write_probes()
         if not at.first:
             return
@@ -730,13 +763,15 @@ class AttentionMonitor(TrainerCallback):
             reader=self._reader,
         )
 
+    @cached_property
+    def _run_data(self) -> RunData:
+        return RunData(path for probe in self.probes for path in probe.images)
+
     def _trained_on(self, step: int, model: nn.Module) -> TrainedOn:
         """What is noted of the model that training begins with and, once it has begun, in the run's folder: trained
         attention, and pictures of its probes. The first rank alone has that folder where disks are not shared."""
         places = [place for one in (self.reference, _opened_from(model)) if one for place in with_base(one)]
-        if step > 0 and self.output_dir is not None:
-            places.append(self.output_dir)
-        return trained_on(places)
+        return trained_on(places, self._run_data, running=self.output_dir if step > 0 else None)
 
     # --- on disk ---------------------------------------------------------------------------------------------
     @property
@@ -765,10 +800,12 @@ class AttentionMonitor(TrainerCallback):
 
     def _write_architecture(self, model: nn.Module) -> None:
         from diagnostics.inspect import architecture, markdown
+        from finetune.families.parts.processors import picture_settings
 
         with self._reporting("the architecture could not be written"):
             if self._shown is not None:
-                found = architecture(bare_model(model).config, name=_base_words(model))
+                settings = picture_settings(self.processor)
+                found = architecture(bare_model(model).config, name=_base_words(model), settings=settings)
                 self._shown.architecture(markdown(found))
 
     def _show(self, step: int, records: Mapping[str, AttentionRecord]) -> None:

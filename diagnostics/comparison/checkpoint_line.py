@@ -47,6 +47,9 @@ def _group(name: str, pairs: Sequence[ProbePair]) -> str:
 
 def _kept(name: str, answers: Answers) -> str:
     if answers.keeps(name):
+        if not answers.before and not (answers.said and answers.said[0]):
+            right = _right(0, answers.after, answers.probes) if answers.after else f"0 of {answers.probes}"
+            return f"{right} right, nothing to keep"
         return f"kept ({round(answers.after * answers.probes)} of {answers.probes})"
     if answers.speech_lost and answers.said is not None:
         return f"LOST ({_right(*answers.said, answers.probes)} generated)"

@@ -28,6 +28,7 @@ from diagnostics.records.record import AttentionRecord
 from finetune.families import bare_model, family_of
 from finetune.model.checkpoint import check, load, resolve
 from finetune.model.folders import read
+from finetune.model.run_data import RunData
 
 Records = Mapping[str, AttentionRecord]
 
@@ -78,6 +79,7 @@ class Models:
         last = len(self.sources) - 1
         lends = depth.patching and self.folders[0] is None and self.folders[last] is None
         kept: Any = None
+        notes = self._notes((*calibration, *probes))
         for at, model, processor, state in self._opened():
             before = None
             if at == last and kept is not None:
@@ -91,14 +93,22 @@ class Models:
                     layers, judged = _calibrated(model, processor, probes, calibration, output_dir)
                 folder = output_dir / "attention" / _name(at, len(self.sources))
                 loaded = (model, processor)
-                notes = trained_on(with_base(self.sources[at], base=self.base))
                 records[at] = _probed(
-                    loaded, self.sources[at], at, probes, layers, depth, folder, before, notes
+                    loaded, self.sources[at], at, probes, layers, depth, folder, before, notes[at]
                 )
             if at == 0 and lends:
                 why_not = None if not isinstance(state, nullcontext) else _lack_of_room(model)
                 kept = model if why_not is None else None
         return Probed(records, judged, why_not)
+
+    def _notes(self, probes: Sequence[Probe]) -> dict[int, TrainedOn]:
+        """What is known of each model's training, by its place; before any is loaded, for that is said first."""
+        data = RunData(path for probe in probes for path in probe.images)
+        return {
+            at: trained_on(with_base(self.sources[at], base=self.base), data)
+            for at, folder in enumerate(self.folders)
+            if folder is None
+        }
 
     def _opened(self) -> Iterator[tuple[int, Any, Any, AbstractContextManager[Any]]]:
         """Index, model, processor and probing context of each model; "before" comes first, so that key layers are

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,13 +22,14 @@ Records = Mapping[str, AttentionRecord]
 
 class Found(NamedTuple):
     """Records of each source in the given order, the probes to judge, a number to order the sources by (the training
-    step if all are records of ascending steps, else the index), and, if known, why the attention of the first was not
-    put back into the last."""
+    step if all are records of ascending steps, else the index), if known, why the attention of the first was not put
+    back into the last, and what the report must say of all groups."""
 
     probes: tuple[Probe, ...]
     records: tuple[Records, ...]
     steps: tuple[int, ...]
     why_not_patched: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def records_of(
@@ -65,6 +66,9 @@ def records_of(
     calibration = read_probes(calibration_file) if calibration_file is not None else ()
     check_apart(calibration, probes)
     records: dict[int, Records] = {at: load_records(one) for at, one in enumerate(folders) if one is not None}
+    left_out = _left_out(records.values(), (*calibration, *probes))
+    for line in left_out:
+        print(f"warning: {line}", flush=True)
     layers = _given_layers(key_layers, records.values())
     judged, why_not = probes, _why_not(folders, depth)
     if models is not None:
@@ -75,7 +79,20 @@ def records_of(
     if calibration_file is None:
         judged = _without_chosen_on(judged, folders, layers)
     ordered = tuple(records[at] for at in range(len(sources)))
-    return Found(judged, ordered, _steps(ordered, folders), why_not)
+    return Found(judged, ordered, _steps(ordered, folders), why_not, left_out)
+
+
+def _left_out(records: Iterable[Records], probes: Sequence[Probe]) -> tuple[str, ...]:
+    """One line where records are of more probes than the file has: who picks probes once their answers are known can
+    have any result."""
+    known = {probe_id for one in records for probe_id in one}
+    missing = len(known - {probe.id for probe in probes})
+    if not missing:
+        return ()
+    return (
+        f"{missing} of {len(known)} probes of the records are not in the probe file: what is picked once answers are "
+        "known can show anything; give all probes of the records, unless these were left out beforehand.",
+    )
 
 
 def _models(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from diagnostics.comparison.group_report import comparison_of
 from diagnostics.comparison.pairs import ProbePair
@@ -15,6 +15,27 @@ from diagnostics.comparison.verdicts import (
     verdict_words,
 )
 from diagnostics.measures.statistics import alpha_of_look
+
+
+def why_unjudged(key_layers: Collection[int], layers: Collection[int], *, connector: bool) -> str:
+    """Why attention will not be judged, and what to do; "" where some key layer is left.
+
+    layers     whose attention is trained on
+    connector  so is that of the resampler, through which the model looks
+    """
+    if connector:
+        return (
+            "the attention of the resampler is trained on, through which every layer looks at the picture; to have it "
+            "judged, train the language model alone (--vision frozen --connector frozen), from a model of which this "
+            "was not trained on"
+        )
+    if {*key_layers} <= {*layers}:
+        listed = ", ".join(map(str, sorted(key_layers)))
+        return (
+            f"it is trained on in every key layer ({listed}); to have it judged, name layers with --look_layers that "
+            "leave some of --key_layers"
+        )
+    return ""
 
 
 class Stopping:

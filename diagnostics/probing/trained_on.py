@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from finetune.model.folders import is_adapter, resolve
 from finetune.model.look_file import Supervised, supervised_of
+from finetune.model.run_data import RunData
 from finetune.model.seen_file import seen_of
 
 
@@ -23,19 +24,27 @@ class TrainedOn(NamedTuple):
     seen: frozenset[str]
 
 
-def trained_on(places: Iterable[str | Path]) -> TrainedOn:
+def trained_on(
+    places: Iterable[str | Path], data: RunData | None = None, *, running: Path | None = None
+) -> TrainedOn:
     """What the notes in several folders say together; hub names say nothing.
+
+    data      looks the probes' pictures up in the data of the runs that the models in these folders come from
+    running   folder of the run under way, whose notes say all that is known of its data
 
     Raises ValueError for a note of another shape.
     """
     folders = [*dict.fromkeys(map(str, places))]
+    seen = frozenset[str]() if data is None else data.trained_on(folders)
+    folders += [] if running is None or str(running) in folders else [str(running)]
     noted = [one for one in map(supervised_of, folders) if one is not None]
-    seen = frozenset().union(*map(seen_of, folders))
+    seen = seen.union(*map(seen_of, folders))
     if not noted:
         return TrainedOn(None, seen)
     layers = sorted({layer for one in noted for layer in one.layers})
     known = [one.pictures for one in noted if one.pictures is not None]
-    return TrainedOn(Supervised(tuple(layers), frozenset().union(*known) if known else None), seen)
+    looked_at = frozenset().union(*known) if known else None
+    return TrainedOn(Supervised(tuple(layers), looked_at, any(one.connector for one in noted)), seen)
 
 
 def with_base(name: str | Path, *, base: str | None = None) -> Iterator[str | Path]:

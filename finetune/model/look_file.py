@@ -1,5 +1,8 @@
 """``look.json`` beside a trained checkpoint: attention was trained on, in these layers, from these pictures.
 
+Where rows of attention are composed with that of a resampler, and it trains too, every layer's map goes through what
+the loss has moved: ``connector`` says so.
+
 Who judges the checkpoint has to know: attention that a loss asked for is no evidence that the model learned to look.
 """
 
@@ -11,7 +14,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from finetune.fields import NULL, TEXT, items, number, one_of, whole
+from finetune import fields
+from finetune.fields import NULL, TEXT, TRUTH, items, number, one_of, whole
 from finetune.model.notes import Content, Note, any_of
 from finetune.samples.conversation import ImageRef
 
@@ -20,8 +24,10 @@ VERSION = 1
 REMEDY = "train again, or delete it if no attention was trained on"
 SHAPE = {
     "version": one_of(VERSION), "weight": number(0, above=True), "loss": one_of("mass", "kl"),
-    "layers": items(whole(0)), "pictures": items(TEXT) | NULL,
+    "layers": items(whole(0)), "pictures": items(TEXT) | NULL, "connector": TRUTH,
 }  # fmt: skip
+UNSAID: Content = {"connector": True}
+"""What older notes do not say: as much as there may have been."""
 
 
 class Supervised(NamedTuple):
@@ -29,10 +35,12 @@ class Supervised(NamedTuple):
 
     layers     language layers by number
     pictures   SHA-256 of each picture's file, as far as they are known; None where none is (streamed data)
+    connector  a resampler's attention too, where the model attends through one; True where it is not known
     """
 
     layers: tuple[int, ...]
     pictures: frozenset[str] | None
+    connector: bool = True
 
     def saw(self, pictures: Collection[Path]) -> bool:
         """Was one of the pictures among them?"""
@@ -44,8 +52,23 @@ def picture_digest(ref: ImageRef) -> str:
     return hashlib.sha256(ref.path.read_bytes() if ref.data is None else ref.data).hexdigest()
 
 
+class _LookNote(Note):
+    def _read(self, folder: Path) -> Content | None:
+        path = folder / self.file
+        if not path.is_file():
+            return None
+        required = [name for name in self.shape if name not in UNSAID]
+        return UNSAID | fields.load(path, self.shape, required=required, remedy=self.remedy)
+
+
 def write(
-    folder: Path, layers: Sequence[int], pictures: Collection[str] | None, *, weight: float, loss: str
+    folder: Path,
+    layers: Sequence[int],
+    pictures: Collection[str] | None,
+    *,
+    weight: float,
+    loss: str,
+    connector: bool = True,
 ) -> None:
     """Say in the folder of a run that its attention is trained on, beside what the folder says already."""
     content = {
@@ -54,6 +77,7 @@ def write(
         "loss": loss,
         "layers": list(layers),
         "pictures": None if pictures is None else sorted(pictures),
+        "connector": connector,
     }
     NOTE.write(folder, content)
 
@@ -73,17 +97,22 @@ def supervised_of(folder: str | Path) -> Supervised | None:
     if found is None:
         return None
     pictures = found["pictures"]
-    return Supervised(tuple(map(int, found["layers"])), None if pictures is None else frozenset(pictures))
+    return Supervised(
+        tuple(map(int, found["layers"])),
+        None if pictures is None else frozenset(pictures),
+        found["connector"],
+    )
 
 
 def _united(found: Sequence[Content]) -> Content:
-    """All layers and all pictures that are known; weight and loss are those of the first."""
+    """All layers, all pictures that are known, and the connector of any; weight and loss are those of the first."""
     known = [one["pictures"] for one in found if one["pictures"] is not None]
     return {
         **found[0],
         "layers": sorted({int(layer) for one in found for layer in one["layers"]}),
         "pictures": sorted({*chain(*known)}) if known else None,
+        "connector": any(one["connector"] for one in found),
     }
 
 
-NOTE = Note(LOOK_FILE, SHAPE, REMEDY, _united)
+NOTE = _LookNote(LOOK_FILE, SHAPE, REMEDY, _united)

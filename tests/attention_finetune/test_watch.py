@@ -10,10 +10,18 @@ from attention_finetune.ready import Probes
 from attention_finetune.watch import seen_pictures, what_is_missing
 from diagnostics.records.probes import Probe
 from finetune.samples.conversation import Conversation, ImageRef, Turn
+from tests.finetune.model.a_run import a_run
 
 
-def arguments(*, streaming: bool = False, stop_when: str | None = None) -> SimpleNamespace:
+def arguments(
+    *, streaming: bool = False, stop_when: str | None = None, adapter: str = "", output_dir: str = "out"
+) -> SimpleNamespace:
     return SimpleNamespace(
+        model=SimpleNamespace(model_name_or_path="Qwen/Qwen-VL-Chat"),
+        adaptation=SimpleNamespace(lora_weight_path=adapter),
+        training=SimpleNamespace(
+            output_dir=output_dir, overwrite_output_dir=False, resume_from_checkpoint=None
+        ),
         monitor=SimpleNamespace(probes="probes.json", stop_when=stop_when),
         data=SimpleNamespace(streaming=streaming),
     )
@@ -65,6 +73,22 @@ def test_without_any_nothing_is_said_and_streamed_data_is_not_looked_up(judged, 
     assert capsys.readouterr().out == ""
     assert not seen_pictures(arguments(streaming=True), Probes(judged), trained(b"picture 0"))
     assert "streaming: whether the probes' pictures are in the training data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["adapter", "output_dir"])
+def test_what_an_earlier_run_was_trained_on_counts(judged, tmp_path, capsys, how: str):
+    """An adapter that is trained further, or a folder that is resumed with other data."""
+    run = a_run(tmp_path, [tmp_path / "1.png", tmp_path / "3.png"])
+    asked = arguments(streaming=how == "adapter", **{how: str(run)})
+    seen = seen_pictures(asked, Probes(judged), trained(b"picture 3"))
+    assert seen == {hashlib.sha256(b"picture %d" % at).hexdigest() for at in (1, 3)}
+    said = capsys.readouterr().out.splitlines()[-1]
+    both = "2 of 5" if how == "adapter" else "1 of 5"
+    assert (
+        f"in {both} probes a picture was trained on by a run that this one goes on from (towers: 1 of 2"
+        in said
+    )
+    assert said.endswith("draw other probes")
 
 
 def test_the_comparison_by_hand_is_with_the_model_that_training_began_with():

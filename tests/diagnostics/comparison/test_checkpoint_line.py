@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from diagnostics.comparison.checkpoint_line import checkpoint_line
 from tests.diagnostics.comparison.made_pairs import GUARDS, Made, flat, pairs_of
 
@@ -20,6 +22,19 @@ def test_targets_have_answers_and_attention_and_guards_are_kept_or_lost(tmp_path
         "step 110: towers 0 → 21 of 24 right, attention on spheres 3× → 9× (layer 3); neighbour kept (24 of 24); "
         "retention LOST (24 → 20 of 24)"
     )
+
+
+@pytest.mark.parametrize(
+    ("after", "said", "words"),
+    [
+        (-4.0, ("x", "x"), "0 of 24 right, nothing to keep"),
+        ([4.0] * 5 + [-4.0] * 19, ("x", "x"), "0 → 5 of 24 right, nothing to keep"),
+        (-4.0, (GUARDS.answer, "x"), "LOST (24 → 0 of 24 generated)"),
+    ],
+)
+def test_guards_that_were_never_right_are_not_called_kept(tmp_path: Path, after, said, words: str):
+    pairs = pairs_of(tmp_path, neighbour=replace(GUARDS, margins=(-4.0, after), said=said))
+    assert checkpoint_line(flat(pairs), 7) == f"step 7: neighbour {words}"
 
 
 def test_a_guard_that_says_something_else_is_lost_by_what_it_says(tmp_path: Path):

@@ -57,6 +57,23 @@ def test_probes_on_which_the_layers_of_records_were_chosen_are_not_judged(tmp_pa
     assert "left out" not in capsys.readouterr().out
 
 
+def test_probes_of_the_records_that_the_file_lacks_are_counted(tmp_path, capsys):
+    """Whoever knows the answers can leave out those that do not please; the page says it of every group, in Chinese
+    too."""
+    of = tuple(probes(tmp_path))
+    ends = records_of_run(tmp_path / "attention", of)
+    compare_sources(*ends, tmp_path / "all")
+    assert "probe file" not in capsys.readouterr().out
+    write_probes(of[:1] + of[3:], tmp_path / "picked.json")
+    comparison = compare_sources(*ends, tmp_path / "out", probes_file=tmp_path / "picked.json")
+    (line,) = {one for group in comparison["groups"].values() for one in group["warnings"] if "file" in one}
+    assert line.startswith("2 of 6 probes of the records are not in the probe file: ")
+    assert capsys.readouterr().out == f"warning: {line}\n"
+    assert all(line in group["warnings"] for group in comparison["groups"].values())
+    page = (tmp_path / "out" / "comparison" / "index.html").read_text()
+    assert line in page and "记录中的 6 个探针有 2 个不在探针文件里" in page
+
+
 def test_a_calibration_on_another_file_with_the_same_ids_needs_that_file(tmp_path):
     of = tuple(probes(tmp_path))
     attention = tmp_path / "run" / "attention"
