@@ -1,4 +1,4 @@
-"""The architecture of a model, from its configuration alone: no weights are read.
+"""The architecture of a model, from its configuration and its processor's settings: no weights are read.
 
 Usage and flags: ``diagnostics/flags/inspect.py``.
 """
@@ -6,9 +6,10 @@ Usage and flags: ``diagnostics/flags/inspect.py``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diagnostics.flags.inspect import PICTURE, TOKENS, parser
@@ -17,14 +18,18 @@ if __name__ == "__main__":
     parser().parse_args()  # handle --help and wrong flags before the slow imports below
 
 from diagnostics.records.architectures import (
+    PROCESSOR_FILES,
     Architecture,
     AttentionKind,
     Component,
     keep,
     kept,
     place_of,
+    processor_place,
     to_json,
 )
+from finetune import fields
+from finetune.fields import NULL, OBJECT
 from finetune.files import fault_words
 from finetune.image_arithmetic import ImageArithmetic
 from finetune.model.folders import MODEL_CONFIG
@@ -39,14 +44,23 @@ BYTES = 4  # per value: attention maps are fp32
 
 
 def architecture(
-    config: Any, *, name: str, tokens: int = TOKENS, picture: tuple[int, int] = PICTURE
+    config: Any,
+    *,
+    name: str,
+    tokens: int = TOKENS,
+    picture: tuple[int, int] = PICTURE,
+    settings: Mapping[str, Any] | None = None,
+    settings_of: str | None = None,
 ) -> Architecture:
     """Read a configuration.
 
-    tokens    length of the prompt for which maps are counted
-    picture   (width, height) in pixels of the example
+    tokens        length of the prompt for which maps are counted
+    picture       (width, height) in pixels of the example
+    settings      of the image processor, as ``Family.image_arithmetic`` takes them; None: not known
+    settings_of   the folder that they are from, for an error; None: the model's
 
-    Raises ValueError for a configuration of no known family, or that no model can be built from.
+    Raises ValueError for a configuration of no known family, or that no model can be built from, and for settings that
+    cannot be understood.
     """
     from finetune.families import family_of
     from finetune.model.checkpoint import skeleton
@@ -55,8 +69,11 @@ def architecture(
     family = family_of(config)
     model = skeleton(deepcopy(config))  # a model writes its kernels' names into its configuration
     # A field that building the model does not need may be of any type.
+    with understood(
+        f"{name}/{MODEL_CONFIG}" if settings is None else f"{settings_of or name}, its processor's settings"
+    ):
+        image = family.image_arithmetic(config, picture, settings)
     with understood(f"{name}/{MODEL_CONFIG}"):
-        image = family.image_arithmetic(config, picture)
         return Architecture(
             name=name,
             family=family.name,
@@ -321,9 +338,30 @@ def _inspected(name: str, tokens: int, picture: tuple[int, int]) -> Architecture
     if found is None:
         from finetune.model.checkpoint import load_config
 
-        found = architecture(load_config(name), name=name, tokens=tokens, picture=picture)
+        config, of = load_config(name), processor_place(name)
+        found = architecture(
+            config, name=name, tokens=tokens, picture=picture, settings=_settings(of), settings_of=of
+        )
         keep(place, found)
     return replace(found, name=name)
+
+
+def _settings(place: str) -> dict[str, Any] | None:
+    """Of the image processor in a folder or on the hub; None where there is none.
+
+    Raises ValueError for a file that holds no settings.
+    """
+    folder, shape = Path(place), {"image_processor": OBJECT | NULL}
+    if folder.is_dir():
+        files = [folder / name for name in PROCESSOR_FILES]
+        held, apart = (fields.load(path, shape) if path.is_file() else None for path in files)
+        return (held or {}).get("image_processor") or apart
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        return dict(ImageProcessingMixin.get_image_processor_dict(place)[0])
+    except OSError:
+        return None
 
 
 def main(argv: Sequence[str]) -> int:

@@ -218,7 +218,7 @@ def _known(model: Any, processor: Any, probes: Sequence[Probe]) -> Checkpoint:
     return Checkpoint(
         controls=tuple(dict.fromkeys([*map(str, tokenizer.all_special_tokens), *added])),
         repetition_penalty=1.0 if penalty is None else float(penalty),
-        pixels_per_token={name: pixels_per_token(model, size) for name, size in sizes.items()},
+        pixels_per_token={name: pixels_per_token(model, processor, size) for name, size in sizes.items()},
     )
 
 

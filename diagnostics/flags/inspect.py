@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-DESCRIPTION = """The architecture of a model, from its configuration alone: no weights are read.
+DESCRIPTION = """The architecture of a model, from its configuration and its processor's settings: no weights are read.
 
     python -m diagnostics.inspect Qwen/Qwen-VL-Chat
     python -m diagnostics.inspect output_qwen --mermaid

@@ -15,6 +15,7 @@ from diagnostics.records.measurement_plan import WATCH
 from diagnostics.records.probes import Probe
 from finetune.families import Encoded, Family, bare_model, family_of
 from finetune.families.parts.phrases import token_texts
+from finetune.families.parts.processors import picture_settings
 from finetune.families.parts.thoughts import CLOSE
 from finetune.model.untouched import untouched
 from finetune.samples.conversation import Conversation, Turn
@@ -112,9 +113,9 @@ def prompt_closes_thought(family: Family, processor: Any, question: str) -> bool
     return prompt.rstrip().endswith(CLOSE)
 
 
-def pixels_per_token(model: nn.Module, size_pixels: tuple[int, int]) -> float:
-    """Pixels per image token, after the family's resize."""
+def pixels_per_token(model: nn.Module, processor: Any, size_pixels: tuple[int, int]) -> float:
+    """Pixels per image token, after the processor's resize."""
     config = bare_model(model).config
-    arithmetic = family_of(config).image_arithmetic(config, size_pixels)
+    arithmetic = family_of(config).image_arithmetic(config, size_pixels, picture_settings(processor))
     width, height = arithmetic.resized_pixels
     return width * height / arithmetic.tokens

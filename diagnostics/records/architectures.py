@@ -27,6 +27,8 @@ DECIDED_BY = (
 )  # fmt: skip
 """The code of this project from which an architecture follows."""
 LIBRARIES = ("transformers", "torch")
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+"""Which of a folder's files hold how pictures are made ready."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,19 @@ def _architecture(found: Any) -> Architecture:
     )
 
 
+def processor_place(model: str) -> str:
+    """The folder or hub name whose processor goes with a model: an adapter's own, where it has one, else its base's.
+
+    Raises ValueError for a folder that holds no model.
+    """
+    base, adapter = resolve(model)
+    has_own = adapter is not None and any((adapter / name).is_file() for name in PROCESSOR_FILES)
+    return str(adapter) if has_own else base
+
+
 def place_of(model: str, *, tokens: int, picture: tuple[int, int]) -> Path | None:
-    """Where the architecture of a model folder (or of an adapter's base folder) is kept; None for a hub name.
+    """Where the architecture of a model folder (or of an adapter's base folder, with the adapter's processor) is kept;
+    None for a hub name.
 
     tokens    length of the prompt for which maps are counted
     picture   (width, height) in pixels of the example
@@ -145,6 +158,9 @@ def place_of(model: str, *, tokens: int, picture: tuple[int, int]) -> Path | Non
     if not config.is_file():
         return None
     digest = hashlib.sha256(config.read_bytes())
+    for path in (Path(processor_place(model)) / name for name in PROCESSOR_FILES):
+        content = path.read_bytes() if path.is_file() else None
+        digest.update(repr((path.name, content)).encode())
     digest.update(repr((tokens, picture, [(name, version(name)) for name in LIBRARIES])).encode())
     for pattern in DECIDED_BY:
         for source in sorted(PROJECT.glob(pattern)):

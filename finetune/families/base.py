@@ -241,8 +241,14 @@ class Family(Protocol):
         """Of the module ``layer_N``, ``visual_attn`` or ``vision_layer_N``; None: the layer has no attention map
         (linear attention)."""
 
-    def image_arithmetic(self, config: Any, size_pixels: tuple[int, int]) -> ImageArithmetic:
-        """The preprocessing of a picture of (width, height) pixels, from the configuration alone."""
+    def image_arithmetic(
+        self, config: Any, size_pixels: tuple[int, int], settings: Mapping[str, Any] | None = None
+    ) -> ImageArithmetic:
+        """The preprocessing of a picture of (width, height) pixels, without a processor.
+
+        settings   of the checkpoint's image processor, as its file has them (``parts.processors.picture_settings``);
+                   None: not known, so that where they decide, the published ones are taken, and the words say so
+        """
 
 
 @runtime_checkable

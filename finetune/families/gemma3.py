@@ -164,7 +164,9 @@ class Gemma3Family:
             return AttentionShape(text.num_attention_heads, text.num_key_value_heads, text.head_dim, looks)
         return tower_shape(config.vision_config, "patches at patches of the picture")
 
-    def image_arithmetic(self, config: Any, size_pixels: tuple[int, int]) -> ImageArithmetic:
+    def image_arithmetic(
+        self, config: Any, size_pixels: tuple[int, int], settings: Mapping[str, Any] | None = None
+    ) -> ImageArithmetic:
         vision, tokens = config.vision_config, config.mm_tokens_per_image
         side, patches, cells = vision.image_size, vision.image_size // vision.patch_size, math.isqrt(tokens)
         words = (
@@ -172,6 +174,8 @@ class Gemma3Family:
             f"of {vision.patch_size} → mean of {patches // cells} × {patches // cells} → {cells} × {cells} = "
             f"{tokens} tokens"
         )
+        if settings is not None and settings.get("do_pan_and_scan"):
+            words += "; its processor cuts crops too (do_pan_and_scan), which is refused where it trains or is probed"
         return ImageArithmetic((side, side), (patches, patches), tokens, words)
 
 

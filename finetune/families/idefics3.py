@@ -39,7 +39,7 @@ from finetune.families.base import (
 from finetune.families.parts import film_strips, idefics3_chat, tower
 from finetune.families.parts.chat import encode_conversation
 from finetune.families.parts.idefics3_chat import AROUND, END, IMAGE, OVERVIEW, views_of
-from finetune.families.parts.processors import chat_template, language_shape, tower_shape
+from finetune.families.parts.processors import PUBLISHED, chat_template, language_shape, tower_shape
 from finetune.families.parts.squares import cell_boxes
 from finetune.families.parts.tiles import Size, squeezed_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
@@ -211,15 +211,23 @@ class Idefics3Family:
             return language_shape(config.text_config)
         return tower_shape(config.vision_config, "patches at patches of the tile")
 
-    def image_arithmetic(self, config: Any, size_pixels: Size) -> ImageArithmetic:
+    def image_arithmetic(
+        self, config: Any, size_pixels: Size, settings: Mapping[str, Any] | None = None
+    ) -> ImageArithmetic:
         vision, factor = config.vision_config, config.scale_factor
         tile, side = vision.image_size, vision.image_size // vision.patch_size
-        rows, columns = tiles_of(size_pixels, self.published_longest * tile, tile)
+        longest, splits = self.published_longest * tile, True
+        if settings is not None:
+            usual = self.image_processor_class()
+            longest = (settings.get("size") or usual.size)["longest_edge"]
+            splits = settings.get("do_image_splitting", usual.do_image_splitting)
+        rows, columns = tiles_of(size_pixels, longest, tile) if splits else (1, 1)
         views = views_of((rows, columns))
         count = (side // factor) ** 2
         words = (
             f"{size_pixels[0]} × {size_pixels[1]} pixels, resized to {columns * tile} × {rows * tile} → {columns} × "
-            f"{rows} tiles of {tile}{' and an overview' if views > 1 else ''} → {side} × {side} patches of "
+            f"{rows} tiles of {tile}{' and an overview' if views > 1 else ''}"
+            f"{PUBLISHED if settings is None else ''} → {side} × {side} patches of "
             f"{vision.patch_size} each → merged {factor} × {factor} → {views} × {count} = {views * count} tokens"
         )
         return ImageArithmetic(

@@ -36,7 +36,13 @@ from finetune.families.base import (
 from finetune.families.parts import film_strips, tower
 from finetune.families.parts.boxes import in_thousandths, without_box
 from finetune.families.parts.chat import Control, Picture, Piece, Slots, encode_conversation
-from finetune.families.parts.processors import chat_template, language_shape, tower_shape, without_videos
+from finetune.families.parts.processors import (
+    PUBLISHED,
+    chat_template,
+    language_shape,
+    tower_shape,
+    without_videos,
+)
 from finetune.families.parts.squares import cell_boxes
 from finetune.families.parts.tiles import Size, squeezed_tokens
 from finetune.families.parts.tokenizer import load_tokenizer
@@ -185,15 +191,19 @@ class InternVLFamily:
             return language_shape(config.text_config)
         return tower_shape(config.vision_config, "patches at patches of their tile, and a class token")
 
-    def image_arithmetic(self, config: Any, size_pixels: Size) -> ImageArithmetic:
+    def image_arithmetic(
+        self, config: Any, size_pixels: Size, settings: Mapping[str, Any] | None = None
+    ) -> ImageArithmetic:
         pixels = config.vision_config.image_size[0]
-        rows, columns = _tiles(size_pixels, pixels, PUBLISHED_TILES)
+        bounds = PUBLISHED_TILES if settings is None else _bounds_of(settings)
+        rows, columns = _tiles(size_pixels, pixels, bounds)
         down, across = _patches(config)
         merge = round(1 / config.downsample_ratio)
         views, each = _views((rows, columns)), down * across // merge**2
         words = (
             f"{size_pixels[0]} × {size_pixels[1]} pixels, resized to {columns * pixels} × {rows * pixels} → {columns} "
-            f"× {rows} tiles of {pixels}{' and an overview' if views > 1 else ''} → {across} × {down} patches each → "
+            f"× {rows} tiles of {pixels}{' and an overview' if views > 1 else ''}"
+            f"{PUBLISHED if settings is None else ''} → {across} × {down} patches each → "
             f"merged {merge} × {merge} → {views} × {each} = {views * each} tokens"
         )
         return ImageArithmetic(
@@ -259,6 +269,14 @@ def _views(tiles: Grid) -> int:
     """Pictures that the tower sees of one: its tiles, and an overview where they are several."""
     count = tiles[0] * tiles[1]
     return count if count == 1 else count + 1
+
+
+def _bounds_of(settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Least and most tiles by the settings of a processor."""
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil as Usual
+
+    least = settings.get("min_patches", Usual.min_patches)
+    return least, settings.get("max_patches", Usual.max_patches)
 
 
 def _bounds(processor: Any, ref: ImageRef) -> tuple[int, int]:

@@ -170,7 +170,9 @@ class LlavaFamily:
             return language_shape(config.text_config)
         return tower_shape(config.vision_config, "patches at patches of the square, and a class token")
 
-    def image_arithmetic(self, config: Any, size_pixels: Size) -> ImageArithmetic:
+    def image_arithmetic(
+        self, config: Any, size_pixels: Size, settings: Mapping[str, Any] | None = None
+    ) -> ImageArithmetic:
         pixels, patch = config.vision_config.image_size, config.vision_config.patch_size
         side = pixels // patch
         rows, columns = square_tokens(0, side, size_pixels).grid

@@ -166,8 +166,10 @@ class LlavaNextFamily:
             return language_shape(config.text_config)
         return tower_shape(config.vision_config, "patches at patches of their tile, and a class token")
 
-    def image_arithmetic(self, config: Any, size_pixels: Size) -> ImageArithmetic:
-        return tiles.arithmetic(tiles.of_config(config), size_pixels)
+    def image_arithmetic(
+        self, config: Any, size_pixels: Size, settings: Mapping[str, Any] | None = None
+    ) -> ImageArithmetic:
+        return tiles.arithmetic(tiles.of_config(config), size_pixels, settings)
 
 
 def _of_processor(processor: Any) -> Tiling:

@@ -197,10 +197,12 @@ class LlavaOnevisionFamily:
             return language_shape(config.text_config)
         return tower_shape(config.vision_config, "patches at patches of their tile")
 
-    def image_arithmetic(self, config: Any, size_pixels: Size) -> ImageArithmetic:
+    def image_arithmetic(
+        self, config: Any, size_pixels: Size, settings: Mapping[str, Any] | None = None
+    ) -> ImageArithmetic:
         """Of a picture that is alone in its conversation."""
         most = _most_tiles(config.vision_aspect_ratio)
-        return tiles.arithmetic(replace(tiles.of_config(config), most_tiles=most), size_pixels)
+        return tiles.arithmetic(replace(tiles.of_config(config), most_tiles=most), size_pixels, settings)
 
 
 def processor_class() -> Any:

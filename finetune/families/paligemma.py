@@ -156,7 +156,9 @@ class PaliGemmaFamily:
             return AttentionShape(text.num_attention_heads, text.num_key_value_heads, text.head_dim, looks)
         return tower_shape(config.vision_config, "patches at patches of the picture")
 
-    def image_arithmetic(self, config: Any, size_pixels: tuple[int, int]) -> ImageArithmetic:
+    def image_arithmetic(
+        self, config: Any, size_pixels: tuple[int, int], settings: Mapping[str, Any] | None = None
+    ) -> ImageArithmetic:
         pixels, patch = config.vision_config.image_size, config.vision_config.patch_size
         side = pixels // patch
         words = (

@@ -160,7 +160,9 @@ class QwenVLFamily:
             heads, heads, config.visual["width"] // heads, "patches at patches of the picture"
         )
 
-    def image_arithmetic(self, config: Any, size_pixels: tuple[int, int]) -> ImageArithmetic:
+    def image_arithmetic(
+        self, config: Any, size_pixels: tuple[int, int], settings: Mapping[str, Any] | None = None
+    ) -> ImageArithmetic:
         side, patch, queries = (config.visual[name] for name in ("image_size", "patch_size", "n_queries"))
         cells = side // patch
         words = (

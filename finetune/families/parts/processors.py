@@ -59,6 +59,15 @@ def chat_template(
     return template
 
 
+PUBLISHED = " (with the published bounds)"
+"""Said of a size that a checkpoint's own processor may have made another."""
+
+
+def picture_settings(processor: Any) -> dict[str, Any]:
+    """What a loaded processor's file says of pictures, and what was set since."""
+    return dict(processor.image_processor.to_dict())
+
+
 class KeepsVideoSettings:
     """Goes before one of transformers' processors in a class's bases, for one without its video half: that asks for
     torchvision. What its files say of videos is kept in ``videos``, and written back."""

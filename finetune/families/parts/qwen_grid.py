@@ -28,6 +28,7 @@ from finetune.families.base import (
 )
 from finetune.families.parts import qwen_video, tower
 from finetune.families.parts.chat import Control, Picture, Piece, encode_conversation
+from finetune.families.parts.processors import PUBLISHED
 from finetune.families.parts.qwen_video import Film, rotary_positions
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Part, VideoRef
 from finetune.samples.images import open_image, size_of
@@ -249,15 +250,19 @@ class QwenGridFamily:
     def tower_looks(self, config: Any, layer: int) -> str:
         return "patches at patches of the picture"
 
-    def image_arithmetic(self, config: Any, size_pixels: Size) -> ImageArithmetic:
+    def image_arithmetic(
+        self, config: Any, size_pixels: Size, settings: Mapping[str, Any] | None = None
+    ) -> ImageArithmetic:
         vision = config.vision_config
         patch, merge = vision.patch_size, vision.spatial_merge_size
-        width, height = _resized(size_pixels, patch * merge, self.published_pixels, f"of {size_pixels}")
+        bounds = self.published_pixels if settings is None else _budget_of(settings)
+        width, height = _resized(size_pixels, patch * merge, bounds, f"of {size_pixels}")
         rows, columns = height // patch, width // patch
         tokens = rows * columns // merge**2
         words = (
-            f"{size_pixels[0]} × {size_pixels[1]} pixels, resized to {width} × {height} → {columns} × {rows} patches "
-            f"of {patch} → merged {merge} × {merge} → {columns // merge} × {rows // merge} = {tokens} tokens"
+            f"{size_pixels[0]} × {size_pixels[1]} pixels, resized to {width} × {height}"
+            f"{PUBLISHED if settings is None else ''} → {columns} × {rows} patches of {patch} → "
+            f"merged {merge} × {merge} → {columns // merge} × {rows // merge} = {tokens} tokens"
         )
         return ImageArithmetic((width, height), (rows, columns), tokens, words)
 
@@ -296,6 +301,18 @@ def _resized(size: Size, cell: int, budget: tuple[int, int], name: str) -> Size:
 def _processor_budget(processor: Any) -> tuple[int, int]:
     size = processor.image_processor.size
     return size["shortest_edge"], size["longest_edge"]
+
+
+def _budget_of(settings: Mapping[str, Any]) -> tuple[int, int]:
+    """Least and most pixels by a file, which has them in ``size`` or, as older ones, apart: then those count."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    size = settings.get("size") or Qwen2VLImageProcessorPil.size
+    least, most = settings.get("min_pixels"), settings.get("max_pixels")
+    return (
+        size["shortest_edge"] if least is None else least,
+        size["longest_edge"] if most is None else most,
+    )
 
 
 def _budget(processor: Any, ref: ImageRef | VideoRef) -> tuple[int, int]:

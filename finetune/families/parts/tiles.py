@@ -31,12 +31,22 @@ class Tiling:
     side        tokens a side of a tile
     canvases    (height, width) in pixels of those that a picture may be fitted into
     most_tiles  as many tiles' tokens as are not pooled; None: none ever are
+
+    Raises ValueError for a canvas that is not made of whole tiles.
     """
 
     pixels: int
     side: int
     canvases: Sequence[tuple[int, int]]
     most_tiles: int | None = None
+
+    def __post_init__(self) -> None:
+        for height, width in self.canvases:
+            if not height or not width or height % self.pixels or width % self.pixels:
+                raise ValueError(
+                    f"image_grid_pinpoints: found a canvas of {height} × {width} pixels, expected whole tiles of "
+                    f"{self.pixels} × {self.pixels} (the processor's size, the tower's image_size)"
+                )
 
 
 @dataclass(frozen=True)
@@ -189,16 +199,20 @@ def tiles_of_pass(config: Any, inputs: Mapping[str, Any], views: int) -> Sequenc
     ]
 
 
-def arithmetic(tiling: Tiling, size: Size) -> ImageArithmetic:
-    """Of a picture of (width, height) pixels that is tiled."""
-    found = layout(tiling, size)
+def arithmetic(tiling: Tiling, size: Size, settings: Mapping[str, Any] | None) -> ImageArithmetic:
+    """Of a picture of (width, height) pixels that is tiled; ``settings``: of the processor, which may bound its pixels
+    (published ones do not)."""
+    most = None if settings is None else settings.get("max_pixels")
+    fed = _scaled_down(size, most)
+    found = layout(tiling, fed)
     height, width = found.canvas
     rows, columns = (count * tiling.side for count in found.tiles)
+    smaller = "" if fed == size else f"scaled down to {fed[0]} × {fed[1]}, "
     pooled = "" if tiling.most_tiles is None else ", pooled where too many →"
     words = (
-        f"{size[0]} × {size[1]} pixels, fitted into {width} × {height}, tiles of {tiling.pixels} → {columns} × {rows} "
-        f"patches → {found.columns} × {found.rows} without margins{pooled} and {found.rows} newlines, after "
-        f"{tiling.side**2} of an overview = {found.tokens} tokens"
+        f"{size[0]} × {size[1]} pixels, {smaller}fitted into {width} × {height}, tiles of {tiling.pixels} → "
+        f"{columns} × {rows} patches → {found.columns} × {found.rows} without margins{pooled} "
+        f"and {found.rows} newlines, after {tiling.side**2} of an overview = {found.tokens} tokens"
     )
     return ImageArithmetic((width, height), (rows, columns), found.tokens, words)
 
@@ -206,7 +220,12 @@ def arithmetic(tiling: Tiling, size: Size) -> ImageArithmetic:
 def bounded(processor: Any, ref: ImageRef, size: Size) -> Size:
     """(width, height) with no more pixels than the processor and the picture itself allow, to the pixel below."""
     bounds = [getattr(processor.image_processor, "max_pixels", None), ref.max_pixels]
-    most = min((one for one in bounds if one is not None), default=math.prod(size))
+    return _scaled_down(size, min((one for one in bounds if one is not None), default=None))
+
+
+def _scaled_down(size: Size, most: int | None) -> Size:
+    """(width, height) with at most so many pixels, to the pixel below."""
+    most = math.prod(size) if most is None else most
     scale = min(1.0, math.sqrt(most / math.prod(size)))
     return max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
 

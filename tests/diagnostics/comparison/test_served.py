@@ -23,6 +23,7 @@ from finetune.families import family_of
 from tests.diagnostics.stand_in_server import StandIn, completion, message, parts_of, served
 from tests.diagnostics.tiny_qwen_vl import tiny_probes
 from tests.finetune.families.tiny_families import GRIDS
+from tests.finetune.families.tiny_llava import LLAVAS
 from tests.finetune.families.tiny_qwen3_5 import HYBRIDS
 
 KNOWN = Checkpoint(("<|im_end|>",), 1.0, {f"p{index}": 784.0 for index in range(4)})
@@ -378,9 +379,15 @@ def test_the_nats_of_a_reply_are_those_of_the_prober(model, processor, probes, r
     assert "".join(reply.tokens).startswith(reply.text) and reply.image_tokens == 9
 
 
-def test_pixels_of_a_token(model):
+def test_pixels_of_a_token(model, processor, tmp_path):
     # 24 × 24 pixels after the resize, in 9 queries
-    assert pixels_per_token(model, (60, 40)) == 64.0
+    assert pixels_per_token(model, processor, (60, 40)) == 64.0
+    tiny = LLAVAS["internvl"]
+    own, model = tiny.processor(tmp_path), tiny.model()
+    own.image_processor.max_patches = 1  # no tiles: a wide picture is one square
+    side = own.image_processor.size["height"]
+    tokens = own.image_seq_length
+    assert pixels_per_token(model, own, (9 * side, side)) == side * side / tokens
 
 
 @pytest.mark.parametrize(

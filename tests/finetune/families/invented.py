@@ -119,7 +119,9 @@ class InventedFamily:
         heads = part.num_attention_heads
         return AttentionShape(heads, heads, part.hidden_size // heads, "all at all")
 
-    def image_arithmetic(self, config: Any, size_pixels: tuple[int, int]) -> ImageArithmetic:
+    def image_arithmetic(
+        self, config: Any, size_pixels: tuple[int, int], settings: Mapping[str, Any] | None = None
+    ) -> ImageArithmetic:
         return ImageArithmetic((SIDE, SIDE), (CELLS, CELLS), CELLS**2, f"{CELLS} × {CELLS} tokens")
 
 

@@ -20,6 +20,7 @@ from finetune.families import family_of
 from finetune.families.base import image_places, learned_elsewhere
 from finetune.families.parts.box_scores import box_scores
 from finetune.families.parts.modules import attending_layers, attention_modules, bare_model
+from finetune.families.parts.processors import picture_settings
 from finetune.model import checkpoint
 from finetune.model.adaptation import COMPONENTS, TABLES, Plan, adapt, component_of
 from finetune.samples.conversation import BoxRef, Conversation, ImageRef, Turn
@@ -209,7 +210,7 @@ def test_a_trained_answer_follows_the_prompt_that_it_is_generated_from(family, p
 def test_encoding_the_dry_run_and_inspect_agree_on_the_tokens_of_a_picture(
     family, processor, model, size, tmp_path
 ):
-    """Inspect reads the configuration alone, and takes the published settings of a processor."""
+    """Without a processor, inspect takes the published settings."""
     settings = copy.deepcopy(processor)
     if hasattr(family, "published_pixels"):
         least, most = family.published_pixels
@@ -232,6 +233,22 @@ def test_encoding_the_dry_run_and_inspect_agree_on_the_tokens_of_a_picture(
     told = f"tokens per picture: {inspected:,} in each"
     assert picture_text(Samples([conversation], lengths, ("data",), np.zeros(1, int))) == told
     assert family.name == "qwen-vl" or len(one_id) == 1
+
+
+@pytest.mark.parametrize("max_pixels", [None, 1600, 300])
+def test_inspect_takes_the_bounds_of_a_processor(family, processor, model, max_pixels):
+    """Its own, or those that a training was given; where pictures have one size, there are none."""
+    bounded = copy.deepcopy(processor)
+    try:
+        family.set_pixel_budget(bounded, min_pixels=None, max_pixels=max_pixels)
+    except ValueError:
+        pytest.skip("pictures of this family have one size, or none so small")
+    for size in ((50, 31), (31, 70), (300, 170)):
+        turn = Turn("user", (ImageRef("a", picture(*size)), "what?"))
+        encoded = family.encode(bounded, Conversation((turn, Turn("assistant", ("noise",)))))
+        said = family.image_arithmetic(model.config, size, picture_settings(bounded))
+        assert said.tokens == image_places(family, bounded)(encoded.input_ids).sum()
+        assert "published" not in said.words
 
 
 def test_a_prompt_is_where_its_answer_begins(family, processor):

@@ -21,6 +21,7 @@ from diagnostics.records.probes import Probe
 from finetune.families import attention_modules
 from finetune.families.parts import tower
 from finetune.families.parts.coverage import region_coverage
+from finetune.families.parts.tiles import Tiling
 from tests.finetune.families.pictures import about, local_model, picture
 from tests.finetune.families.tiny_llava import LLAVAS
 from tests.finetune.families.tiny_siglip import SIGLIPS
@@ -474,6 +475,12 @@ def test_tiles_by_hand():
     [*_, last] = tower.tiled([(2, 1)], (1, 3), overview_first=False)
     assert (last.image.tolist(), last.is_overview) == ([1, 1, 1], True)
     assert tower.tiled([(2, 1)], (1, 3), overview_first=False)[1].patch.tolist() == [3, 4, 5]
+
+
+@pytest.mark.parametrize("canvas", [(20, 42), (42, 20), (43, 42), (0, 21)])
+def test_canvases_of_less_than_whole_tiles_are_refused(canvas):
+    with pytest.raises(ValueError, match=r"image_grid_pinpoints: found .*, expected whole tiles of 21 × 21"):
+        Tiling(21, 5, [(42, 21), canvas])
 
 
 def test_a_map_has_all_of_the_attention_on_the_picture(tiny, processor):
